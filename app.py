@@ -30,7 +30,12 @@ def machine() -> None:
     names = setting_of("device").choices
     ready = ready_backbones()
     with st.container(horizontal=True):
-        st.metric("Device", names[found.device.kind], help=f"{found.device.label}; {found.cores} CPU cores", border=True)
+        st.metric(
+            "Device",
+            names[found.device.kind],
+            help=f"{found.device.label}; {found.cores} CPU cores",
+            border=True,
+        )
         st.metric(
             "Precision",
             found.device.precision,
@@ -38,7 +43,9 @@ def machine() -> None:
             "Thaw uses it only there, and fp16, with a loss scale, on NVIDIA GPUs with tensor cores but without bf16.",
             border=True,
         )
-        st.metric("Free memory", size(found.free_memory), help=f"of {size(found.memory)}", border=True)
+        st.metric(
+            "Free memory", size(found.free_memory), help=f"of {size(found.memory)}", border=True
+        )
         st.metric(
             "Backbones ready",
             f"{len(ready)} of {len(backbone_names())}",
@@ -68,7 +75,8 @@ def backbones() -> None:
         column_config={
             "Million parameters": st.column_config.NumberColumn(format="%.1f"),
             "ImageNet accuracy": st.column_config.NumberColumn(
-                format="%.1f %%", help="Published accuracy of these weights on ImageNet's 1,000 classes."
+                format="%.1f %%",
+                help="Published accuracy of these weights on ImageNet's 1,000 classes.",
             ),
         },
         hide_index=True,
@@ -90,7 +98,10 @@ def recent_runs() -> None:
                 go("pages/evaluate.py" if run.judged else "pages/train.py", run.run_id)
     if runs:
         st.page_link(
-            "pages/runs.py", label=f"All {things(len(runs), 'run')}", icon=":material/table_rows:", query_params=carried()
+            "pages/runs.py",
+            label=f"All {things(len(runs), 'run')}",
+            icon=":material/table_rows:",
+            query_params=carried(),
         )
     damaged_runs(damaged)
 

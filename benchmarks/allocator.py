@@ -43,14 +43,20 @@ thread.join()
 
 def measure(side: str) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, side], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
+        [sys.executable, "-c", CHILD, side],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     speeds: dict[str, float] = json.loads(done.stdout)
     return speeds
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     rounds = [(measure("default"), measure("tuned")) for _ in range(ROUNDS)]
     for name in ("forward", "step"):
         default, tuned = ([pair[side][name] for pair in rounds] for side in (0, 1))

@@ -42,7 +42,9 @@ def seconds(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -
 
 def measure(backbone: str, device: Device) -> str:
     """One line."""
-    network = build_network(backbone, "pretrained" if backbone_info(backbone).ready else "none", 10, 0)
+    network = build_network(
+        backbone, "pretrained" if backbone_info(backbone).ready else "none", 10, 0
+    )
     device.hold(network.model)
     part = split_network(network).part(None, len(network.stages) - 1).eval()
     coarse = torch.randn(BATCH, 3, 14, 14, generator=torch.Generator().manual_seed(0))
@@ -69,7 +71,9 @@ def measure(backbone: str, device: Device) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backbones", default="efficientnet_lite0,resnet18")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     options = parser.parse_args()

@@ -42,12 +42,16 @@ def stepper(exact: bool) -> Callable[[], float]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     plain, exact = stepper(False), stepper(True)
     plain(), exact()
     times = [(plain(), exact()) for _ in range(ROUNDS)]
     bf16, mixed = (statistics.median(pair[side] for pair in times) / BATCH * 1e3 for side in (0, 1))
-    print(f"all in bf16: {bf16:.2f} ms an image; depthwise in fp32: {mixed:.2f} ms; {bf16 / mixed:.2f} times")
+    print(
+        f"all in bf16: {bf16:.2f} ms an image; depthwise in fp32: {mixed:.2f} ms; {bf16 / mixed:.2f} times"
+    )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ class Peaks:
     bandwidth: float
 
     def __str__(self) -> str:
-        rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {precision}" for precision, rate in self.matrix.items())
+        rates = ", ".join(
+            f"{rate / 1e12:.3g} TFLOP/s in {precision}" for precision, rate in self.matrix.items()
+        )
         return f"matrix peak {rates}; memory {self.bandwidth / 1e9:,.0f} GB/s"
 
 
@@ -69,7 +71,9 @@ def peaks_of(device: torch.device, side: int, copied: int) -> Peaks:
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     bandwidth = 2 * copied / min(several(lambda: target.copy_(source), device))
-    return Peaks({name: matrix_peak(dtype, device, side) for name, dtype in DTYPES.items()}, bandwidth)
+    return Peaks(
+        {name: matrix_peak(dtype, device, side) for name, dtype in DTYPES.items()}, bandwidth
+    )
 
 
 def plain_step(
@@ -77,11 +81,16 @@ def plain_step(
 ) -> Callable[[], object]:
     model = plain_loop.build(network, strategy, CLASSES).to(device).train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    images, labels = torch.randn(batch, 3, size, size, device=device), torch.zeros(batch, dtype=torch.long, device=device)
+    images, labels = (
+        torch.randn(batch, 3, size, size, device=device),
+        torch.zeros(batch, dtype=torch.long, device=device),
+    )
     return lambda: plain_loop.step(model, images, labels, optimizer, autocast)[0].item()
 
 
-def step_seconds(network: str, strategy: str, tail: Tail, batch: int, size: int, device: torch.device) -> dict[str, float]:
+def step_seconds(
+    network: str, strategy: str, tail: Tail, batch: int, size: int, device: torch.device
+) -> dict[str, float]:
     """A training step of each side, the images on the device already: the medians, the sides alternating."""
     sides = {
         PLAIN: plain_step(network, strategy, batch, size, device, autocast=False),
@@ -94,12 +103,19 @@ def step_seconds(network: str, strategy: str, tail: Tail, batch: int, size: int,
     return {side: statistics.median(one[side] for one in rounds) for side in sides}
 
 
-def job_speeds(work: Work, strategy: str, rounds: int, images: int) -> tuple[list[dict[str, float]], float]:
+def job_speeds(
+    work: Work, strategy: str, rounds: int, images: int
+) -> tuple[list[dict[str, float]], float]:
     """Training images per second of each side's whole job, by round; the seconds that Thaw trains in one epoch, of the last."""
     found, epoch = [], 0.0
-    autocast = Work(work.folder, work.network, work.epochs, work.measured, (*work.options, "--autocast"))
+    autocast = Work(
+        work.folder, work.network, work.epochs, work.measured, (*work.options, "--autocast")
+    )
     for _ in range(rounds):
-        taken = {PLAIN: other(PLAIN, work, strategy)["seconds"], AUTOCAST: other(PLAIN, autocast, strategy)["seconds"]}
+        taken = {
+            PLAIN: other(PLAIN, work, strategy)["seconds"],
+            AUTOCAST: other(PLAIN, autocast, strategy)["seconds"],
+        }
         result = thaw(work, (strategy,))
         taken[THAW], epoch = result["seconds"], result["epoch"]
         found.append({side: work.epochs * images / spent for side, spent in taken.items()})
@@ -122,7 +138,14 @@ def fitting_size(network: str, size: int) -> int:
     return size
 
 
-def measure(network: str, strategy: str, folder: Path, device: Device, peaks: Peaks, options: argparse.Namespace) -> Row:
+def measure(
+    network: str,
+    strategy: str,
+    folder: Path,
+    device: Device,
+    peaks: Peaks,
+    options: argparse.Namespace,
+) -> Row:
     """Time the steps and the jobs of one row of the table, and print what does not go into it."""
     size = fitting_size(network, options.image_size)
     tail = tail_of(network, strategy, device, options.batch, size)
@@ -137,7 +160,11 @@ def measure(network: str, strategy: str, folder: Path, device: Device, peaks: Pe
     )
     shared = ("--network", network, "--image-size", str(size), "--batch", str(options.batch))
     arguments = (*shared, "--workers", str(options.workers), "--device", device.kind)
-    settings: dict[str, Any] = {"image_size": size, "batch_size": options.batch, "device": device.kind}
+    settings: dict[str, Any] = {
+        "image_size": size,
+        "batch_size": options.batch,
+        "device": device.kind,
+    }
     work = Work(folder, network, options.epochs, options.plain_epochs, arguments, settings)
     rounds, epoch = job_speeds(work, strategy, options.rounds, options.train)
     if strategy == "feature_extraction":
@@ -158,8 +185,12 @@ def table(rows: Sequence[Row]) -> list[str]:
     ]
     for row in rows:
         speeds = " | ".join(f"{row.speeds[side]:,.0f}" for side in (PLAIN, AUTOCAST, THAW))
-        times = f"{statistics.median(row.ratios):.1f} ({min(row.ratios):.1f} to {max(row.ratios):.1f})"
-        lines.append(f"| {NETWORKS[row.network]}, {STRATEGIES[row.strategy]} | {speeds} | {times} | {row.share:.1%} |")
+        times = (
+            f"{statistics.median(row.ratios):.1f} ({min(row.ratios):.1f} to {max(row.ratios):.1f})"
+        )
+        lines.append(
+            f"| {NETWORKS[row.network]}, {STRATEGIES[row.strategy]} | {speeds} | {times} | {row.share:.1%} |"
+        )
     return lines
 
 
@@ -176,14 +207,22 @@ def machine(device: Device) -> str:
 
 def suite(arguments: Sequence[str] = ()) -> tuple[str, bool]:
     """Run pytest: its last line, and whether all went well. What failed is printed."""
-    done = subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     lines = (done.stdout + done.stderr).strip().splitlines() or ["pytest printed nothing"]
     print(*(line for line in lines if line.startswith(("FAILED", "ERROR"))), sep="\n", flush=True)
     return lines[-1].strip("= "), done.returncode == 0
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cuda", "mps", "cpu"), default="cuda")
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
@@ -192,14 +231,24 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--plain-epochs", type=int, default=2, help="how many of them the plain loop runs")
     parser.add_argument(
-        "--workers", type=int, default=4, help="processes that decode for the plain loop; torch's tutorial has 4"
+        "--plain-epochs", type=int, default=2, help="how many of them the plain loop runs"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=4,
+        help="processes that decode for the plain loop; torch's tutorial has 4",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", type=int, default=8192, help="of the matrices")
     parser.add_argument("--copied", type=int, default=1024, help="megabytes that are copied")
-    parser.add_argument("--suite", action=argparse.BooleanOptionalAction, default=True, help="run the whole test suite, too")
+    parser.add_argument(
+        "--suite",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run the whole test suite, too",
+    )
     return parser.parse_args()
 
 
@@ -208,14 +257,22 @@ def main() -> None:
     try:
         device = choose_device(options.device)
     except ConfigError as error:
-        raise SystemExit(f"Nothing was measured: {error}. --device cpu runs the same on the processor.") from None
+        raise SystemExit(
+            f"Nothing was measured: {error}. --device cpu runs the same on the processor."
+        ) from None
     print(machine(device), flush=True)
     peaks = peaks_of(device.torch_device, options.side, options.copied << 20)
     print(peaks, flush=True)
     with tempfile.TemporaryDirectory() as base:
         write_images(Path(base), options.train, options.val)
-        cases = [(network, name) for network in options.networks.split(",") for name in options.strategies.split(",")]
-        rows = [measure(network, name, Path(base), device, peaks, options) for network, name in cases]
+        cases = [
+            (network, name)
+            for network in options.networks.split(",")
+            for name in options.strategies.split(",")
+        ]
+        rows = [
+            measure(network, name, Path(base), device, peaks, options) for network, name in cases
+        ]
     words, passed = suite() if options.suite else ("not run", True)
     print(
         "",

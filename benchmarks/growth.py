@@ -30,15 +30,24 @@ print(json.dumps({"epoch": last["EpochEnded"].train_seconds, "trunk": cache.trun
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     for factor in (1, 4, 16):
         with tempfile.TemporaryDirectory() as base:
             data, run_dir = Path(base, "data"), Path(base, "run")
             run_dir.mkdir()
             write_images(data, BASE * factor, BASE * factor // 4)
-            environment = os.environ | {"THAW_HOME": base, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+            environment = os.environ | {
+                "THAW_HOME": base,
+                "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+            }
             command = [sys.executable, "-c", CHILD, str(data), str(EPOCHS), str(run_dir)]
-            measured = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+            measured = json.loads(
+                subprocess.run(
+                    command, env=environment, capture_output=True, text=True, check=True
+                ).stdout
+            )
         images = BASE * factor
         print(
             f"{images:,} training images: {measured['epoch'] / images * 1e3:.3f} ms per image in a cached epoch, "

@@ -34,7 +34,9 @@ def write_photos(folder: Path, count: int, side: int) -> None:
         photo = photos[number % 2]
         scale = random.uniform(0.2, 0.5)
         width, height = int(photo.width * scale), int(photo.height * scale)
-        x, y = (int(random.integers(0, room)) for room in (photo.width - width, photo.height - height))
+        x, y = (
+            int(random.integers(0, room)) for room in (photo.width - width, photo.height - height)
+        )
         crop = photo.crop((x, y, x + width, y + height)).rotate(random.uniform(-20, 20))
         crop.resize((side, side * 3 // 4)).save(target / f"{number:06d}.jpg", quality=88)
 
@@ -46,10 +48,22 @@ def simulated(count: int) -> Seen:
     files["class"] = files["id"].str.slice(0, 7)
     files = files.assign(split="", group="", bytes=20_000, changed=1)
     seen = asdict(
-        Look(width=320, height=240, mode="RGB", format="JPEG", brightness=120, low=20, high=220, contrast=50, sharpness=0.5)
+        Look(
+            width=320,
+            height=240,
+            mode="RGB",
+            format="JPEG",
+            brightness=120,
+            low=20,
+            high=220,
+            contrast=50,
+            sharpness=0.5,
+        )
     )
     rows = files.assign(
-        **{name: value for name, value in seen.items() if name != "thumb"}, near=np.arange(count), closeness=0.0
+        **{name: value for name, value in seen.items() if name != "thumb"},
+        near=np.arange(count),
+        closeness=0.0,
     )
     rows["content"] = random.integers(0, 2**63, count).astype("uint64")
     return Seen(Listing(Path("/simulated"), files, ()), rows)
@@ -79,7 +93,9 @@ def deep(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--side", type=int, default=320)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -89,7 +105,9 @@ def main() -> None:
         os.environ["THAW_HOME"] = home
         folder = Path(home, "photos")
         write_photos(folder, options.images, options.side)
-        with timed(f"{options.images:,} JPEGs of {options.side} pixels: looked at, compared, split, checked"):
+        with timed(
+            f"{options.images:,} JPEGs of {options.side} pixels: looked at, compared, split, checked"
+        ):
             load_dataset(folder)
         with timed("opened again"):
             dataset = load_dataset(folder)

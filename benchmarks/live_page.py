@@ -44,12 +44,26 @@ def wait_until_up(url: str) -> None:
 
 
 @contextmanager
-def app_running(home: str | Path, log: int | IO[Any] = subprocess.DEVNULL) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def app_running(
+    home: str | Path, log: int | IO[Any] = subprocess.DEVNULL
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The app on a port of its own, with a folder of its own: its address, and its process."""
     port = free_port()
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        "app.py",
+        "--server.headless=true",
+        f"--server.port={port}",
+    ]
     server = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"THAW_HOME": str(home)}, stdout=log, stderr=subprocess.STDOUT
+        command,
+        cwd=ROOT,
+        env=os.environ | {"THAW_HOME": str(home)},
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -90,12 +104,20 @@ def epoch_seconds(home: str, run: str) -> float:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     times: dict[bool, list[float]] = {True: [], False: []}
-    with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright, app_running(home) as (url, _):
+    with (
+        tempfile.TemporaryDirectory() as home,
+        sync_playwright() as playwright,
+        app_running(home) as (url, _),
+    ):
         for number in range(2 * ROUNDS):
             stays = number % 2 == 0
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=ARGUMENTS
+            )
             run = start_run(browser.new_page(viewport={"width": 1440, "height": 900}), url)
             if not stays:
                 browser.close()
@@ -103,7 +125,9 @@ def main() -> None:
             if stays:
                 browser.close()
     opened, closed = statistics.median(times[True]), statistics.median(times[False])
-    print(f"an epoch takes {opened:.2f} s with the page open, {closed:.2f} s with it closed: {opened / closed - 1:.1%} more")
+    print(
+        f"an epoch takes {opened:.2f} s with the page open, {closed:.2f} s with it closed: {opened / closed - 1:.1%} more"
+    )
 
 
 if __name__ == "__main__":

@@ -34,16 +34,26 @@ BACKBONE, STRATEGY = "efficientnet_lite0", "full"
 def write_runs(folder: Path, count: int, steps: int) -> None:
     """Finished runs of 8 epochs and so many steps, a second apart."""
     content = b"".join(
-        json.dumps(event.to_json() | {"at": 1.7e9 + at}).encode() + b"\n" for at, event in enumerate(events(steps))
+        json.dumps(event.to_json() | {"at": 1.7e9 + at}).encode() + b"\n"
+        for at, event in enumerate(events(steps))
     )
     for number in range(count):
         minutes, second = divmod(number, 60)
         hours, minute = divmod(minutes, 60)
         day, hour = divmod(hours, 24)
-        run = folder / f"202601{day + 1:02}-{hour:02}{minute:02}{second:02}-{BACKBONE}-{STRATEGY}-{number:08x}"
+        run = (
+            folder
+            / f"202601{day + 1:02}-{hour:02}{minute:02}{second:02}-{BACKBONE}-{STRATEGY}-{number:08x}"
+        )
         run.mkdir(parents=True)
         config = make_config(
-            {"data": str(folder), "backbone": BACKBONE, "strategy": STRATEGY, "epochs": EPOCHS, "seed": number}
+            {
+                "data": str(folder),
+                "backbone": BACKBONE,
+                "strategy": STRATEGY,
+                "epochs": EPOCHS,
+                "seed": number,
+            }
         )
         (run / CONFIG_FILE).write_bytes(config_bytes(config))
         (run / EVENTS_FILE).write_bytes(content)
@@ -59,7 +69,12 @@ def events(steps: int) -> list[Event]:
             weights="pretrained",
             weights_hash="0" * 16,
             strategy=STRATEGY,
-            stages=[StageRow(name=name, parameters=1000, trains=True, trained=1000, rate=1.0, thaw_epoch=1) for name in STAGES],
+            stages=[
+                StageRow(
+                    name=name, parameters=1000, trains=True, trained=1000, rate=1.0, thaw_epoch=1
+                )
+                for name in STAGES
+            ],
             trainable_parameters=9000,
             total_parameters=9000,
             classes=[str(name) for name in range(10)],
@@ -74,15 +89,25 @@ def events(steps: int) -> list[Event]:
             cache=CacheReport("memory", rows=counts["train"], bytes=1000),
         )
     ]
-    measures = {name: StageMeasure(learning_rate=1e-3, gradient_norm=1.234567, update=0.001234) for name in STAGES}
+    measures = {
+        name: StageMeasure(learning_rate=1e-3, gradient_norm=1.234567, update=0.001234)
+        for name in STAGES
+    }
     for number in range(EPOCHS * each):
         epoch, step = number // each + 1, number % each + 1
         watched = measures if number % MEASURED_EVERY == 0 else None
         images, seconds = (number + 1) * BATCH, 0.1 * (number + 1)
-        found.append(StepEnded(epoch, step, 1.2345, 1.2345, 0.75, 1e-3, images, seconds, 1.234567, BATCH, watched))
+        found.append(
+            StepEnded(
+                epoch, step, 1.2345, 1.2345, 0.75, 1e-3, images, seconds, 1.234567, BATCH, watched
+            )
+        )
         if step == each:
             found.append(EpochEnded(epoch, 0.5, 0.9, 0.6, 0.8, 0.1 * each, 0.5, seconds))
-    return [*found, RunFinished(EPOCHS, 1, 0.8, 0.6, 0.8, seconds + 10, evaluation_precision="fp32")]
+    return [
+        *found,
+        RunFinished(EPOCHS, 1, 0.8, 0.6, 0.8, seconds + 10, evaluation_precision="fp32"),
+    ]
 
 
 def listing(part: Part, folder: Path) -> None:
@@ -110,11 +135,15 @@ PARTS = {"list": listing, "pages": pages}
 def measure(count: int, steps: int) -> Found:
     with tempfile.TemporaryDirectory() as temporary:
         write_runs(folder := Path(temporary, "runs"), count, steps)
-        return {"runs": count, "steps": steps} | {name: measured("many_runs", name, folder, Path(temporary)) for name in PARTS}
+        return {"runs": count, "steps": steps} | {
+            name: measured("many_runs", name, folder, Path(temporary)) for name in PARTS
+        }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--steps", type=int, default=160, help="of each run")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)

@@ -58,7 +58,9 @@ def _noisy(image: Image.Image, random: np.random.Generator) -> Image.Image:
 
 COPIES: dict[str, Callable[[Image.Image, np.random.Generator], bytes]] = {
     "saved again": lambda image, _: encoded(image, quality=60),
-    "scaled": lambda image, _: encoded(image.resize([side * 3 // 4 for side in image.size], Image.Resampling.BILINEAR)),
+    "scaled": lambda image, _: encoded(
+        image.resize([side * 3 // 4 for side in image.size], Image.Resampling.BILINEAR)
+    ),
     "brighter": lambda image, _: encoded(ImageEnhance.Brightness(image).enhance(1.15)),
     "noise": lambda image, random: encoded(_noisy(image, random)),
 }
@@ -70,7 +72,9 @@ class Camera:
     def __init__(self, line: Line, seed: int, size: tuple[int, int] = (320, 240)) -> None:
         self.line, self.size, self.random = line, size, np.random.default_rng(seed)
         self.scale = size[0] / 320
-        coarse = Image.fromarray(self.random.integers(90, 150, (6, 8), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(self.random.integers(90, 150, (6, 8), np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
         draw = ImageDraw.Draw(coarse)
         for x, y, radius, gray in self.random.random((6, 4)):
             x, y, radius = x * size[0], y * size[1], (6 + 14 * radius) * self.scale
@@ -80,7 +84,10 @@ class Camera:
     def picture(self, *, defect: bool) -> Image.Image:
         line, random, (width, height) = self.line, self.random, self.size
         shape, surface = self._shape(), self._surface(defect)
-        angle, shift = random.normal(0, line.pose * 0.5), random.normal(0, line.pose, 2) * 3 * self.scale
+        angle, shift = (
+            random.normal(0, line.pose * 0.5),
+            random.normal(0, line.pose, 2) * 3 * self.scale,
+        )
 
         def placed(layer: Image.Image) -> np.ndarray:
             turned = layer.rotate(angle, Image.Resampling.BILINEAR, translate=tuple(shift))
@@ -88,7 +95,9 @@ class Camera:
 
         mask = placed(shape) / 255
         pixels = self.background * (1 - mask) + placed(surface) * mask
-        pixels *= (1 + random.normal(0, line.light)) * (1 + random.normal(0, line.light / 2) * np.linspace(-1, 1, width))
+        pixels *= (1 + random.normal(0, line.light)) * (
+            1 + random.normal(0, line.light / 2) * np.linspace(-1, 1, width)
+        )
         pixels += random.normal(0, line.noise, (height, width))
         return Image.fromarray(np.uint8(np.clip(pixels, 0, 255))).convert("RGB")
 
@@ -99,7 +108,16 @@ class Camera:
         draw = ImageDraw.Draw(layer)
         angles = np.linspace(0, 2 * np.pi, 120, endpoint=False)
         radius = 225 * self.scale * (1 + 0.08 * np.sign(np.sin(12 * angles)))
-        draw.polygon([*zip(width / 2 + radius * np.cos(angles), height / 2 + radius * np.sin(angles), strict=True)], fill=255)
+        draw.polygon(
+            [
+                *zip(
+                    width / 2 + radius * np.cos(angles),
+                    height / 2 + radius * np.sin(angles),
+                    strict=True,
+                )
+            ],
+            fill=255,
+        )
         for angle in (0.3, 1.9, 3.6, 5.0):
             x, y, hole = (
                 width / 2 + self.scale * 135 * np.cos(angle),
@@ -124,27 +142,40 @@ class Camera:
                 self.random.uniform(75, 180),
                 self.random.uniform(12, 24) * self.scale,
             )
-            x, y = width / 2 + self.scale * away * np.cos(angle), height / 2 + self.scale * away * np.sin(angle)
+            x, y = (
+                width / 2 + self.scale * away * np.cos(angle),
+                height / 2 + self.scale * away * np.sin(angle),
+            )
             if self.random.random() < 0.5:
-                draw.ellipse((x - extent / 2, y - extent / 2, x + extent / 2, y + extent / 2), fill=255)
+                draw.ellipse(
+                    (x - extent / 2, y - extent / 2, x + extent / 2, y + extent / 2), fill=255
+                )
             else:
-                draw.line((x - extent, y - 0.7 * extent, x + extent, y + 0.7 * extent), fill=255, width=6)
+                draw.line(
+                    (x - extent, y - 0.7 * extent, x + extent, y + 0.7 * extent), fill=255, width=6
+                )
             values = values - np.asarray(layer, float) / 255 * self.random.uniform(40, 90)
         return Image.fromarray(values.astype(np.float32))
 
 
-def write_parts(folder: Path, line: Line, count: int, seed: int, size: tuple[int, int] = (320, 240)) -> None:
+def write_parts(
+    folder: Path, line: Line, count: int, seed: int, size: tuple[int, int] = (320, 240)
+) -> None:
     """``count`` pictures of parts, three in ten with a defect, in the classes ``good`` and ``bad``."""
     camera = Camera(line, seed, size)
     for number in range(count):
         name = "bad" if number % 10 < 3 else "good"
         (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name / f"{number:05d}.jpg").write_bytes(encoded(camera.picture(defect=name == "bad")))
+        (folder / name / f"{number:05d}.jpg").write_bytes(
+            encoded(camera.picture(defect=name == "bad"))
+        )
 
 
 def write_digits(folder: Path, count: int, seed: int) -> None:
     files = sorted(digits_folder().glob("*/*.png"))
-    for file in np.random.default_rng(seed).choice(np.array(files, dtype=object), count, replace=False):
+    for file in np.random.default_rng(seed).choice(
+        np.array(files, dtype=object), count, replace=False
+    ):
         (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
         (folder / file.parent.name / file.name).write_bytes(file.read_bytes())
 
@@ -181,7 +212,11 @@ def measure(name: str, write: Callable[[Path, int], None], copies: int, seeds: i
             began = time.process_time()
             found = called(folder)
             seconds += time.process_time() - began
-            pairs, hits, planted = pairs + len(found), hits + len(found & truth), planted + len(truth)
+            pairs, hits, planted = (
+                pairs + len(found),
+                hits + len(found & truth),
+                planted + len(truth),
+            )
     precision = f"{hits / pairs:.3f}" if pairs else "none called"
     print(
         f"{name:28s} clean: {wrong} pairs called; planted: recall {hits / planted:.3f} ({hits} of {planted}), precision {precision} "
@@ -190,7 +225,9 @@ def measure(name: str, write: Callable[[Path, int], None], copies: int, seeds: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--copies", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=3)
@@ -203,7 +240,12 @@ def main() -> None:
                 write_parts(folder, line, options.images, seed)
 
             measure(name, write, options.copies, options.seeds)
-        measure("digits", lambda folder, seed: write_digits(folder, options.images, seed), options.copies, options.seeds)
+        measure(
+            "digits",
+            lambda folder, seed: write_digits(folder, options.images, seed),
+            options.copies,
+            options.seeds,
+        )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ SIDES = (64, 96, 128, 160, 192, 224, 256)  # pixels
 def smallest(family: str) -> str:
     """The architecture with the fewest parameters."""
     return min(
-        (f"{TIMM}{name}" for name in timm.list_models(module=family)), key=lambda name: known_parameters(name) or math.inf
+        (f"{TIMM}{name}" for name in timm.list_models(module=family)),
+        key=lambda name: known_parameters(name) or math.inf,
     )
 
 
@@ -61,7 +62,9 @@ def exported(name: str, side: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("words", nargs="*", help="only families with one of these in their name")
     words = parser.parse_args().words
     torch.set_num_threads(1)
@@ -71,7 +74,12 @@ def main() -> None:
             continue
         name, began = smallest(family), time.process_time()
         side = smallest_side(name)
-        row: dict[str, object] = {"family": family, "name": name, "side": side, "parameters": known_parameters(name)}
+        row: dict[str, object] = {
+            "family": family,
+            "name": name,
+            "side": side,
+            "parameters": known_parameters(name),
+        }
         try:
             found = {"kind": "exported", "difference": exported(name, side)}
         except ExportError as error:
@@ -79,7 +87,9 @@ def main() -> None:
         except FinetuneError as error:
             found = {"kind": "cannot be built", "reason": str(error)}
         kinds[str(found["kind"])] += 1
-        print(json.dumps(row | found | {"seconds": round(time.process_time() - began, 1)}), flush=True)
+        print(
+            json.dumps(row | found | {"seconds": round(time.process_time() - began, 1)}), flush=True
+        )
     print(json.dumps(dict(kinds)))
 
 

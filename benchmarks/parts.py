@@ -92,6 +92,8 @@ def measured(benchmark: str, name: str, folder: Path, home: Path) -> Found:
     """
     command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--child", name, str(folder)]
     environment = os.environ | {"THAW_HOME": str(home)}
-    done = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
     found: Found = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -75,7 +75,9 @@ class Tail:
     parameters: int
 
 
-def tail_of(backbone: str, strategy_name: str, device: Device, batch: int, image_size: int = 224) -> Tail:
+def tail_of(
+    backbone: str, strategy_name: str, device: Device, batch: int, image_size: int = 224
+) -> Tail:
     config = make_config({"data": "none", "backbone": backbone, "strategy": strategy_name})
     network = build_network(backbone, "none", CLASSES, 0)
     strategy = plan(config, network.stages)
@@ -102,11 +104,15 @@ def tail_of(backbone: str, strategy_name: str, device: Device, batch: int, image
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=32, help="images")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--side", type=int, default=4096, help="of the matrices")
-    parser.add_argument("--profile", action="store_true", help="where the step's time goes; on a processor")
+    parser.add_argument(
+        "--profile", action="store_true", help="where the step's time goes; on a processor"
+    )
     options = parser.parse_args()
     device = choose_device("cpu") if options.profile else choose_device()
     peak = matrix_peak(DTYPES[device.precision], device.torch_device, options.side)
@@ -114,7 +120,9 @@ def main() -> None:
     for name in ("last_block", "last_two_blocks"):
         tail = tail_of("resnet18", name, device, options.batch, options.image_size)
         achieved = tail.flops / statistics.median(several(tail.step, device.torch_device))
-        print(f"{name}, ResNet-18 at {options.image_size}: {achieved / 1e9:.0f} GFLOP/s, {achieved / peak:.0%} of it")
+        print(
+            f"{name}, ResNet-18 at {options.image_size}: {achieved / 1e9:.0f} GFLOP/s, {achieved / peak:.0%} of it"
+        )
         if options.profile:
             print(*profiled(tail.step, ROUNDS, peak), sep="\n")
 

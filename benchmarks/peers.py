@@ -20,7 +20,11 @@ from torchvision import datasets, models, transforms
 
 BATCH, RATE, WORKERS = 32, 1e-4, os.cpu_count() or 1
 TRANSFORM = transforms.Compose(
-    [transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+    [
+        transforms.Resize((224, 224)),
+        transforms.ToTensor(),
+        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ]
 )
 
 Fit = Callable[[], object]
@@ -41,26 +45,45 @@ def lightning(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.M
         def __init__(self, classes: int) -> None:
             super().__init__()
             self.model = models.resnet18(num_classes=classes)
-            prefixes = {"feature_extraction": ("fc",), "last_block": ("layer4", "fc"), "full": ("",)}
+            prefixes = {
+                "feature_extraction": ("fc",),
+                "last_block": ("layer4", "fc"),
+                "full": ("",),
+            }
             _train_only(self.model, prefixes[strategy])
 
-        def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _index: int) -> torch.Tensor:
+        def training_step(
+            self, batch: tuple[torch.Tensor, torch.Tensor], _index: int
+        ) -> torch.Tensor:
             images, labels = batch
             logits = self.model(images)
             loss = nn.functional.cross_entropy(logits, labels)
             self.log("train_loss", loss)
-            self.log("train_accuracy", (logits.argmax(1) == labels).float().mean(), on_step=False, on_epoch=True)
+            self.log(
+                "train_accuracy",
+                (logits.argmax(1) == labels).float().mean(),
+                on_step=False,
+                on_epoch=True,
+            )
             return loss
 
         def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _index: int) -> None:
             images, labels = batch
-            self.log("val_accuracy", (self.model(images).argmax(1) == labels).float().mean(), prog_bar=True)
+            self.log(
+                "val_accuracy",
+                (self.model(images).argmax(1) == labels).float().mean(),
+                prog_bar=True,
+            )
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=RATE)
 
-    train, val = (datasets.ImageFolder(f"{folder}/{split}", TRANSFORM) for split in ("train", "val"))
-    train_loader = DataLoader(train, BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
+    train, val = (
+        datasets.ImageFolder(f"{folder}/{split}", TRANSFORM) for split in ("train", "val")
+    )
+    train_loader = DataLoader(
+        train, BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True
+    )
     val_loader = DataLoader(val, BATCH, num_workers=WORKERS, persistent_workers=True)
     model = Classifier(len(train.classes))
     trainer = L.Trainer(max_epochs=epochs, callbacks=[LambdaCallback(on_validation_epoch_end=mark)])
@@ -69,21 +92,39 @@ def lightning(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.M
 
 def transformers(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.Module, Fit]:
     from datasets import load_dataset
-    from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainerCallback, TrainingArguments
+    from transformers import (
+        ResNetConfig,
+        ResNetForImageClassification,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
     class Marking(TrainerCallback):  # type: ignore[misc]
         def on_evaluate(self, *_: object, **__: object) -> None:
             mark()
 
     def prepare(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {"pixel_values": [TRANSFORM(image.convert("RGB")) for image in rows["image"]], "labels": rows["label"]}
+        return {
+            "pixel_values": [TRANSFORM(image.convert("RGB")) for image in rows["image"]],
+            "labels": rows["label"],
+        }
 
-    images = load_dataset("imagefolder", data_dir=folder, cache_dir=os.getcwd()).with_transform(prepare)
+    images = load_dataset("imagefolder", data_dir=folder, cache_dir=os.getcwd()).with_transform(
+        prepare
+    )
     # transformers' ResNet-18.
-    config = ResNetConfig(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", num_labels=4)
+    config = ResNetConfig(
+        hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", num_labels=4
+    )
     model: nn.Module = ResNetForImageClassification(config)
     last = "resnet.encoder.stages.3"
-    _train_only(model, {"feature_extraction": ("classifier",), "last_block": (last, "classifier"), "full": ("",)}[strategy])
+    _train_only(
+        model,
+        {"feature_extraction": ("classifier",), "last_block": (last, "classifier"), "full": ("",)}[
+            strategy
+        ],
+    )
     arguments = TrainingArguments(
         output_dir="trainer",
         num_train_epochs=epochs,
@@ -102,7 +143,9 @@ def transformers(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[n
         arguments,
         train_dataset=images["train"],
         eval_dataset=images["validation"],
-        compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())},
+        compute_metrics=lambda found: {
+            "accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())
+        },
         callbacks=[Marking()],
     )
     return model, trainer.train
@@ -137,7 +180,13 @@ def fastai(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.Modu
     model = models.resnet18(num_classes=images.c)
     # train_bn=False: unlike its default, frozen groups are frozen altogether, as on the other sides.
     learner = Learner(
-        images, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, splitter=groups, train_bn=False, wd=0.0
+        images,
+        model,
+        loss_func=CrossEntropyLossFlat(),
+        metrics=accuracy,
+        splitter=groups,
+        train_bn=False,
+        wd=0.0,
     )
     learner.freeze_to({"feature_extraction": -1, "last_block": -2, "full": 0}[strategy])
     return model, lambda: learner.fit(epochs, RATE, cbs=Callback(after_epoch=mark))
@@ -159,16 +208,27 @@ def missing(library: str) -> list[str]:
 def main(library: str, folder: str, strategy: str, epochs: int) -> None:
     ends: list[float] = []
     with redirect_stdout(sys.stderr):
-        model, fit = PEERS[library][1](folder, strategy, epochs, lambda *_: ends.append(time.perf_counter() - began))
+        model, fit = PEERS[library][1](
+            folder, strategy, epochs, lambda *_: ends.append(time.perf_counter() - began)
+        )
         began = time.perf_counter()
         fit()
         seconds = time.perf_counter() - began
-    ends = [*ends[-epochs:-1], seconds]  # Lightning validates once before it begins; some write a checkpoint at the end
-    print(json.dumps({"ends": ends, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}))
+    ends = [
+        *ends[-epochs:-1],
+        seconds,
+    ]  # Lightning validates once before it begins; some write a checkpoint at the end
+    print(
+        json.dumps(
+            {"ends": ends, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+        )
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("library", choices=PEERS)
     parser.add_argument("folder", help="holds train/ and val/, each with one subfolder per class")
     parser.add_argument("strategy", choices=("feature_extraction", "last_block", "full"))

@@ -62,7 +62,11 @@ def loaders(options: argparse.Namespace) -> tuple[DataLoader[Any], DataLoader[An
 
 
 def step(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, optimizer: torch.optim.Optimizer, autocast: bool
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    autocast: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and outputs of one batch."""
     optimizer.zero_grad()
@@ -77,7 +81,9 @@ def step(
 def main(options: argparse.Namespace) -> None:
     train_loader, val_loader = loaders(options)
     device = torch.device(options.device)
-    model = build(options.network, options.strategy, classes=len(train_loader.dataset.classes)).to(device)  # type: ignore[attr-defined]
+    model = build(options.network, options.strategy, classes=len(train_loader.dataset.classes)).to(
+        device
+    )  # type: ignore[attr-defined]
     optimizer = torch.optim.Adam(filter(lambda p: p.requires_grad, model.parameters()), lr=1e-4)
     train_size, val_size = len(train_loader.dataset), len(val_loader.dataset)  # type: ignore[arg-type]
 
@@ -92,7 +98,10 @@ def main(options: argparse.Namespace) -> None:
             correct += (outputs.argmax(1) == labels).sum().item()
         model.eval()
         val_correct = 0
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16) if options.autocast else nullcontext():
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, torch.bfloat16) if options.autocast else nullcontext(),
+        ):
             for images, labels in val_loader:
                 images, labels = images.to(device), labels.to(device)
                 val_correct += (model(images).argmax(1) == labels).sum().item()
@@ -102,18 +111,28 @@ def main(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
         ends.append(time.perf_counter() - began)
-    print(json.dumps({"ends": ends, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}))
+    print(
+        json.dumps(
+            {"ends": ends, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+        )
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", help="holds train/ and val/, each with one subfolder per class")
     parser.add_argument("strategy", choices=TRAINED["resnet18"])
     parser.add_argument("epochs", type=int)
     parser.add_argument("--network", choices=TRAINED, default="resnet18")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode; 0 is DataLoader's default")
-    parser.add_argument("--autocast", action="store_true", help="compute in bf16 where autocast does")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that decode; 0 is DataLoader's default"
+    )
+    parser.add_argument(
+        "--autocast", action="store_true", help="compute in bf16 where autocast does"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     main(parser.parse_args())

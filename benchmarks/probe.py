@@ -28,7 +28,9 @@ from finetune_core.training.logistic import linear_probe
 from finetune_core.work import Step, finish
 
 
-def features(images: int, width: int, classes: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
+def features(
+    images: int, width: int, classes: int, spread: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Float32 ``[images, width]`` and labels int64 ``[images]``."""
     made = torch.Generator().manual_seed(0)
     labels = torch.randint(classes, (images,), generator=made)
@@ -38,7 +40,9 @@ def features(images: int, width: int, classes: int, spread: float) -> tuple[torc
     return (centres[labels] + torch.randn(images, width, generator=made)) @ mixed, labels
 
 
-def timed(values: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[dict[str, float], float]:
+def timed(
+    values: torch.Tensor, labels: torch.Tensor, classes: int
+) -> tuple[dict[str, float], float]:
     """Phase -> seconds, and the C that was chosen."""
     spent: dict[str, float] = {}
     phase, at = "", time.perf_counter()
@@ -63,7 +67,9 @@ def whole_run(images: int) -> Iterator[tuple[str, float, float]]:
         config = make_config({"data": str(Path(home, "images")), "strategy": "linear_probe"})
         doing = "start"
         for event in execute(create_run(config, Path(home, "runs"))):
-            if isinstance(event, RunFinished) or (isinstance(event, Progress) and event.phase != doing):
+            if isinstance(event, RunFinished) or (
+                isinstance(event, Progress) and event.phase != doing
+            ):
                 now = np.array([time.perf_counter(), time.process_time()])
                 yield doing, *(now - at)
                 doing, at = (event.phase if isinstance(event, Progress) else ""), now
@@ -76,21 +82,29 @@ def machine() -> Iterator[None]:
     began = time.process_time()
     yield
     spent, load = time.process_time() - began, os.getloadavg()[0]
-    print(f"{spent:.1f} s of processor time on {torch.get_num_threads()} threads; load {load:.1f} on {os.cpu_count()} cores")
+    print(
+        f"{spent:.1f} s of processor time on {torch.get_num_threads()} threads; load {load:.1f} on {os.cpu_count()} cores"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--features", type=int, default=1280)
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--spread", type=float, default=0.15, help="of the classes' centres; the images' own is 1")
+    parser.add_argument(
+        "--spread", type=float, default=0.15, help="of the classes' centres; the images' own is 1"
+    )
     parser.add_argument("--run", action="store_true", help="a whole run instead, on images")
     asked = parser.parse_args()
     if asked.run:
         with machine():
             for doing, seconds, processor in whole_run(asked.images):
-                print(f"{doing:20} {seconds:6.1f} s, {processor:6.1f} s of processor time", flush=True)
+                print(
+                    f"{doing:20} {seconds:6.1f} s, {processor:6.1f} s of processor time", flush=True
+                )
         return
     values, labels = features(asked.images, asked.features, asked.classes, asked.spread)
     with machine():

@@ -22,7 +22,9 @@ from benchmarks.inspection import write_photos
 _BATCH = 32
 
 
-def measured(data: Path, home: Path, ranks: int, side: int, epochs: int) -> tuple[list[float], float]:
+def measured(
+    data: Path, home: Path, ranks: int, side: int, epochs: int
+) -> tuple[list[float], float]:
     """Seconds of training of each epoch but the first, and of all that is not training or validation."""
     settings = {
         "--strategy": "full",
@@ -46,7 +48,9 @@ def measured(data: Path, home: Path, ranks: int, side: int, epochs: int) -> tupl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=3)
@@ -66,7 +70,9 @@ def main() -> None:
                     flush=True,
                 )
     one, two = (statistics.median(found[ranks]) for ranks in (1, 2))
-    print(f"medians {one:.1f} and {two:.1f} s: two ranks train {one / two:.2f} times as fast; load {os.getloadavg()[0]:.1f}")
+    print(
+        f"medians {one:.1f} and {two:.1f} s: two ranks train {one / two:.2f} times as fast; load {os.getloadavg()[0]:.1f}"
+    )
 
 
 if __name__ == "__main__":

@@ -67,14 +67,27 @@ def middle(costs: list[Cost]) -> Cost:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3, help="of each kind, after a first one (default 3)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", type=int, default=3, help="of each kind, after a first one (default 3)"
+    )
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["THAW_HOME"] = home
         write_photos(Path(home, "images"), 60, 64)
-        usual = {"backbone": "squeezenet1_1", "weights": "none", "image_size": 32, "epochs": 1, "precision": "fp32"}
-        configs = [make_config(usual | {"data": str(Path(home, "images")), "seed": seed}) for seed in range(asked.runs + 1)]
+        usual = {
+            "backbone": "squeezenet1_1",
+            "weights": "none",
+            "image_size": 32,
+            "epochs": 1,
+            "precision": "fp32",
+        }
+        configs = [
+            make_config(usual | {"data": str(Path(home, "images")), "seed": seed})
+            for seed in range(asked.runs + 1)
+        ]
         runs_dir = Path(home, "runs")
         here, *usual_here = (trained(InProcess(), config, runs_dir) for config in configs)
         began, executor = now(), RayExecutor()

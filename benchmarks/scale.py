@@ -50,7 +50,9 @@ def new_images(random: np.random.Generator, of_class: np.ndarray) -> np.ndarray:
     """uint8 ``[n, side, side, 3]``, all of one size, of coarse colours ``[n, COARSE, COARSE, 3]``."""
     side = int(random.integers(SMALLEST, LARGEST + 1))
     at = np.arange(COARSE)
-    bilinear = np.maximum(0, 1 - np.abs(np.linspace(0, COARSE - 1, side)[:, None] - at)).astype(np.float32)
+    bilinear = np.maximum(0, 1 - np.abs(np.linspace(0, COARSE - 1, side)[:, None] - at)).astype(
+        np.float32
+    )
     coarse = 0.4 * of_class + 0.6 * random.integers(0, 256, of_class.shape).astype(np.float32)
     smooth = np.einsum("yi,nijc,xj->nyxc", bilinear, coarse, bilinear, optimize=True)
     smooth += random.integers(-NOISE, NOISE + 1, smooth.shape, np.int8)
@@ -61,13 +63,22 @@ def new_images(random: np.random.Generator, of_class: np.ndarray) -> np.ndarray:
 def png(pixels: np.ndarray) -> bytes:
     """An RGB image as a file: Pillow takes ten times as long to save so small a one."""
     height, width, _ = pixels.shape
-    lines = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)  # each begins with its filter
+    lines = np.concatenate(
+        [np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1
+    )  # each begins with its filter
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(lines.tobytes(), 1)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(lines.tobytes(), 1))
+        + chunk(b"IEND", b"")
+    )
 
 
 def index(part: Part, data: Path) -> None:
@@ -104,7 +115,11 @@ def split(part: Part, data: Path) -> None:
     with part.timed("split_and_check_again"):
         assemble(data, seen, **settings, edits=())
     with part.timed("check"):
-        found = [*copy_findings(dataset.table), *class_findings(dataset.table, dataset.classes), *image_findings(dataset.table)]
+        found = [
+            *copy_findings(dataset.table),
+            *class_findings(dataset.table, dataset.classes),
+            *image_findings(dataset.table),
+        ]
     with part.timed("fingerprint"):
         part.found["split"] = dataset.split_counts
         part.found["fingerprint_is"] = dataset.fingerprint
@@ -133,7 +148,10 @@ def edits(part: Part, data: Path) -> None:
     seen = finish(look_through(data))
     assemble(data, seen, **settings, edits=())
     changed = seen.rows["id"].iloc[::SHARE_CHANGED].tolist()
-    made = [Edit(action="relabel", paths=changed[at : at + A_PAGE], to="class0") for at in range(0, len(changed), A_PAGE)]
+    made = [
+        Edit(action="relabel", paths=changed[at : at + A_PAGE], to="class0")
+        for at in range(0, len(changed), A_PAGE)
+    ]
     with part.timed("edits_kept"):
         save_edits(data, made)
     with part.timed("edits_read"):
@@ -192,10 +210,20 @@ PARTS: dict[str, Callable[[Part, Path], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="all but index and look need the index")
-    parser.add_argument("--folder", type=Path, help="of the images and the app's own files; kept, where it is given")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=[*PARTS],
+        help="all but index and look need the index",
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="of the images and the app's own files; kept, where it is given"
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -205,7 +233,10 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         for count in options.images:
             write_images(data := folder / f"images-{count}", count)
-            parts = {name: measured("scale", name, data, folder / f"home-{count}") for name in options.parts}
+            parts = {
+                name: measured("scale", name, data, folder / f"home-{count}")
+                for name in options.parts
+            }
             print(json.dumps({"images": count, **parts}), flush=True)
 
 

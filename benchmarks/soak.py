@@ -47,7 +47,9 @@ def queue_runs(page: Page, url: str, round_number: int) -> list[str]:
     return runs
 
 
-def watch(context: BrowserContext, url: str, runs: list[str], asked: list[str]) -> list[tuple[Page, str]]:
+def watch(
+    context: BrowserContext, url: str, runs: list[str], asked: list[str]
+) -> list[tuple[Page, str]]:
     """One page a session, all open; what they ask of the server is noted in ``asked``."""
     pages = []
     for session in range(SESSIONS):
@@ -65,7 +67,9 @@ def note_frames(socket: WebSocket, run: str, asked: list[str]) -> None:
 def strays(pages: list[tuple[Page, str]], runs: list[str]) -> int:
     """Sessions that show another run than the one they have chosen."""
     return sum(
-        run not in page.url or any(page.get_by_text(other).count() for other in runs if other != run) for page, run in pages
+        run not in page.url
+        or any(page.get_by_text(other).count() for other in runs if other != run)
+        for page, run in pages
     )
 
 
@@ -91,8 +95,14 @@ def lower_its_group() -> None:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright, app_running(home) as (url, server):
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    with (
+        tempfile.TemporaryDirectory() as home,
+        sync_playwright() as playwright,
+        app_running(home) as (url, server),
+    ):
         process = psutil.Process(server.pid)
         device = FileLock(Path(home, "locks", f"{choose_device('auto').kind}.lock"))
         Path(home, "locks").mkdir()
@@ -104,7 +114,9 @@ def main() -> None:
         rates: list[float] = []
         for round_number in range(2 * ROUNDS):
             watched = round_number % 2 == 1
-            browser = playwright.chromium.launch(executable_path=humble_browser(Path(home)), args=ARGUMENTS)
+            browser = playwright.chromium.launch(
+                executable_path=humble_browser(Path(home)), args=ARGUMENTS
+            )
             lower_its_group()
             context = browser.new_context(viewport={"width": 1440, "height": 900})
             first = context.new_page()
@@ -128,15 +140,25 @@ def main() -> None:
             memory.append(process.memory_info().rss)
             every += runs
         store = RunStore(Path(home, "runs"))
-        whole = sum(store.run(run).status == "finished" and len(load_predictions(store.run(run).run_dir)) > 0 for run in every)
+        whole = sum(
+            store.run(run).status == "finished"
+            and len(load_predictions(store.run(run).run_dir)) > 0
+            for run in every
+        )
     together, alone = statistics.median(times[True]), statistics.median(times[False])
     growth = " ".join(f"{after / before - 1:+.1%}" for before, after in pairwise(memory))
     print(
         f"an epoch takes {together:.2f} s with {SESSIONS} sessions looking on, {alone:.2f} s alone: {together / alone - 1:+.1%}"
     )
-    print(f"the server's memory from round to round: {growth}, {memory[-1] / 1e9:.2f} GB at the end")
-    print(f"the sessions asked the server {statistics.mean(rates):.1f} times a second, those of runs that had ended no more")
-    print(f"whole runs: {whole} of {len(every)}; looks at a session that showed another run than its own: {wrong}")
+    print(
+        f"the server's memory from round to round: {growth}, {memory[-1] / 1e9:.2f} GB at the end"
+    )
+    print(
+        f"the sessions asked the server {statistics.mean(rates):.1f} times a second, those of runs that had ended no more"
+    )
+    print(
+        f"whole runs: {whole} of {len(every)}; looks at a session that showed another run than its own: {wrong}"
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,12 @@ from finetune_core.saved_settings import save_settings
 
 SIZE = 32  # pixels
 DEEP_SIZE = 64
-BACKBONES = ("efficientnet_lite0", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5")  # the first has its weights
+BACKBONES = (
+    "efficientnet_lite0",
+    "resnet18",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
+)  # the first has its weights
 LATEST = 12  # runs to choose from
 QUEUED = 2  # runs, at most: the one that trains, and the next
 MINUTE = 60_000  # ms
@@ -108,7 +113,9 @@ def pictures(random: Random, count: int) -> list[FilePayload]:
     found = []
     for path in random.sample(sorted(digits_folder().glob("*/*.png")), count):
         buffer = io.BytesIO()
-        ImageEnhance.Brightness(Image.open(path)).enhance(random.uniform(0.5, 1.5)).save(buffer, "PNG")
+        ImageEnhance.Brightness(Image.open(path)).enhance(random.uniform(0.5, 1.5)).save(
+            buffer, "PNG"
+        )
         found.append(FilePayload(name=path.name, mimeType="image/png", buffer=buffer.getvalue()))
     return found
 
@@ -125,7 +132,12 @@ def new_data(random: Random, per_class: int = 30) -> Path:
 
 def settings(random: Random, comparison: dict[str, Any] | None = None, **changed: Any) -> str:
     """The id of settings of a short run, as an address holds it; each has a seed of its own."""
-    one = {"image_size": SIZE, "epochs": 2, "learning_rate": 1e-3, "seed": random.randrange(10**6)} | changed
+    one = {
+        "image_size": SIZE,
+        "epochs": 2,
+        "learning_rate": 1e-3,
+        "seed": random.randrange(10**6),
+    } | changed
     return save_settings({"settings": one, "comparison": comparison or {}})
 
 
@@ -174,7 +186,9 @@ async def start_comparison(session: Session) -> None:
     strategies = ["full"] if networks else ["feature_extraction", "last_block"]
     comparison = {"strategies": strategies, "seeds": 1, "backbones": backbones}
     weights = "none" if networks else "pretrained"
-    await session.open("compare", data=session.data, settings=settings(session.random, comparison, weights=weights))
+    await session.open(
+        "compare", data=session.data, settings=settings(session.random, comparison, weights=weights)
+    )
     start = session.button(re.compile(r"^\S* ?Start \d+ runs"))
     if not await start.is_visible():
         await session.page.get_by_text("Start a comparison", exact=True).click()
@@ -192,10 +206,15 @@ async def read_comparison(session: Session) -> None:
     await session.open("compare", runs=session.random.sample(max(same.values(), key=len), 2))
     await session.page.get_by_role("heading", name=VERDICT).wait_for()
     for metric in ("Macro F1", "Log loss"):
-        await session.page.get_by_role("radio", name=metric).or_(session.button(metric)).first.click()
+        await (
+            session.page.get_by_role("radio", name=metric).or_(session.button(metric)).first.click()
+        )
         await session.settled()
     session.done["comparisons read"] += 1
-    measure, measured = session.button(re.compile(r"Measure \d+ runs?")), session.page.get_by_text("Which stage to thaw next")
+    measure, measured = (
+        session.button(re.compile(r"Measure \d+ runs?")),
+        session.page.get_by_text("Which stage to thaw next"),
+    )
     await measure.or_(measured).first.wait_for()
     await session.press(re.compile(r"Measure \d+ runs?"))
     await measured.first.wait_for()
@@ -216,7 +235,10 @@ async def explain_images(session: Session) -> None:
     await session.page.get_by_text("All images, highest loss first").click()
     await session.see(re.compile(r"loss \d"))
     await session.settled()
-    thumbnails, dialog = session.page.locator("[class*=st-key-open-losses] button"), session.page.get_by_role("dialog")
+    thumbnails, dialog = (
+        session.page.locator("[class*=st-key-open-losses] button"),
+        session.page.get_by_role("dialog"),
+    )
     for _ in range(3):
         await thumbnails.nth(session.random.randrange(await thumbnails.count())).click()
         await dialog.get_by_text(re.compile("map of")).first.wait_for()
@@ -244,14 +266,21 @@ async def see_tabs(session: Session) -> None:
     await session.button(re.compile("Measure (on|again)")).wait_for()
     if await session.press(re.compile("Measure (on|again)")):
         await session.button("Stop").wait_for()
-    await session.button(re.compile("Measure again")).and_(session.page.locator(":enabled")).wait_for()
+    await (
+        session.button(re.compile("Measure again"))
+        .and_(session.page.locator(":enabled"))
+        .wait_for()
+    )
     await session.see("Most harmful")
     session.done["robustness"] += 1
 
 
 async def analyze(session: Session) -> None:
     """A new data set: its features, the map, a linear probe by layer; then without one of its images."""
-    data, chosen = remember(new_data(session.random)), settings(session.random, image_size=DEEP_SIZE)
+    data, chosen = (
+        remember(new_data(session.random)),
+        settings(session.random, image_size=DEEP_SIZE),
+    )
     await session.open("dataset", data=data, settings=chosen)
     await session.button("Analyze with embeddings").click()
     await session.see("How well embeddings separate")
@@ -279,8 +308,14 @@ async def queue_run(session: Session) -> None:
     """A run from Configure, watched until the queue is nearly empty."""
     backbone = session.random.choice(BACKBONES)
     weights = "pretrained" if backbone == BACKBONES[0] else "none"
-    strategy = "full" if weights == "none" else session.random.choice(["last_block", "linear_probe_then_full", "bias_only"])
-    chosen = settings(session.random, backbone=backbone, weights=weights, strategy=strategy, epochs=8)
+    strategy = (
+        "full"
+        if weights == "none"
+        else session.random.choice(["last_block", "linear_probe_then_full", "bias_only"])
+    )
+    chosen = settings(
+        session.random, backbone=backbone, weights=weights, strategy=strategy, epochs=8
+    )
     await session.open("configure", data=session.data, settings=chosen)
     seed = session.page.get_by_label("Seed", exact=True)
     await seed.fill(str(session.random.randrange(10**6)))

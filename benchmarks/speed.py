@@ -34,8 +34,14 @@ STRATEGIES = ("feature_extraction", "last_block", "last_two_blocks", "full")
 PLAIN = "plain loop"
 NETWORKS = ("resnet18", "efficientnet_lite0")
 JOBS = ("feature_extraction", "last_block", "comparison", "full")
-BASELINES = {"comparison": "last_block"}  # job -> what the others train, where it is not the job itself
-TARGETS = {"last_block": 7.0, "full": 3.0, "comparison": 1.0}  # times the plain loop's speed, ResNet-18
+BASELINES = {
+    "comparison": "last_block"
+}  # job -> what the others train, where it is not the job itself
+TARGETS = {
+    "last_block": 7.0,
+    "full": 3.0,
+    "comparison": 1.0,
+}  # times the plain loop's speed, ResNet-18
 TARGETS_BY_SIZE = {(2000, 650): 32.0, (10000, 1500): 45.0}  # of feature extraction, by images
 
 THAW = """
@@ -92,9 +98,13 @@ def write_images(folder: Path, train: int, val: int) -> None:
             target = folder / split / f"class{label}"
             target.mkdir(parents=True, exist_ok=True)
             coarse = random.integers(0, 256, (8 + 2 * label, 8 + 2 * label, 3), dtype=np.uint8)
-            image = np.asarray(Image.fromarray(coarse).resize((320, 320), Image.Resampling.BICUBIC), dtype=np.int16)
+            image = np.asarray(
+                Image.fromarray(coarse).resize((320, 320), Image.Resampling.BICUBIC), dtype=np.int16
+            )
             grain = random.integers(-12, 13, image.shape, dtype=np.int16)
-            Image.fromarray(np.uint8(np.clip(image + grain, 0, 255))).save(target / f"{number:05d}.jpg", quality=90)
+            Image.fromarray(np.uint8(np.clip(image + grain, 0, 255))).save(
+                target / f"{number:05d}.jpg", quality=90
+            )
 
 
 def run(command: Sequence[str]) -> dict[str, Any]:
@@ -103,7 +113,12 @@ def run(command: Sequence[str]) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, *(part.replace("{work}", home) for part in command)],
             cwd=home,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "THAW_HOME": home, "TORCHINDUCTOR_CACHE_DIR": f"{home}/inductor"},
+            env=os.environ
+            | {
+                "PYTHONPATH": str(ROOT),
+                "THAW_HOME": home,
+                "TORCHINDUCTOR_CACHE_DIR": f"{home}/inductor",
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -125,7 +140,9 @@ def other(side: str, work: Work, strategy: str) -> dict[str, Any]:
     """The plain loop, or a peer: its ``seconds``, and how many numbers it ``trained``."""
     arguments = [str(work.folder), strategy, str(work.measured)]
     if side == PLAIN:
-        found = run(["-m", "benchmarks.plain_loop", *arguments, "--network", work.network, *work.options])
+        found = run(
+            ["-m", "benchmarks.plain_loop", *arguments, "--network", work.network, *work.options]
+        )
     else:
         found = run(["-m", "benchmarks.peers", side, *arguments])
     return found | {"seconds": all_epochs(found["ends"], work.epochs)}
@@ -134,7 +151,12 @@ def other(side: str, work: Work, strategy: str) -> dict[str, Any]:
 def thaw(work: Work, strategies: Sequence[str]) -> dict[str, Any]:
     """Thaw: its ``seconds`` in all and as ``parts`` by strategy; of the last strategy, how many numbers it ``trained`` and an ``epoch``'s
     seconds; ``peak_bytes`` of the process."""
-    settings = {"data": str(work.folder), "backbone": work.network, "epochs": work.epochs, **work.settings}
+    settings = {
+        "data": str(work.folder),
+        "backbone": work.network,
+        "epochs": work.epochs,
+        **work.settings,
+    }
     found = run(["-c", THAW, json.dumps(settings), ",".join(strategies), "{work}"])
     return found | {"seconds": found["ends"][-1]}
 
@@ -142,7 +164,9 @@ def thaw(work: Work, strategies: Sequence[str]) -> dict[str, Any]:
 Seconds = tuple[float, float]  # of another side, and of Thaw right after it
 
 
-def measure(work: Work, jobs: Sequence[str], sides: Sequence[str]) -> dict[tuple[str, str], Seconds]:
+def measure(
+    work: Work, jobs: Sequence[str], sides: Sequence[str]
+) -> dict[tuple[str, str], Seconds]:
     """One round: the seconds of each (job, side). Prints them.
 
     Raises:
@@ -157,24 +181,34 @@ def measure(work: Work, jobs: Sequence[str], sides: Sequence[str]) -> dict[tuple
         result = thaw(work, STRATEGIES if job == "comparison" else (job,))
         trained = {side: found["trained"] for side, found in others[strategy].items()}
         if job == strategy and set(trained.values()) != {result["trained"]}:
-            raise SystemExit(f"{work.network}, {job}: Thaw trains {result['trained']:,} parameters, the others {trained}")
+            raise SystemExit(
+                f"{work.network}, {job}: Thaw trains {result['trained']:,} parameters, the others {trained}"
+            )
         for side, found in others[strategy].items():
             measured[job, side] = found["seconds"], result["seconds"]
         print(described(work, job, measured, result), flush=True)
     return measured
 
 
-def described(work: Work, job: str, measured: Mapping[tuple[str, str], Seconds], result: Mapping[str, Any]) -> str:
+def described(
+    work: Work, job: str, measured: Mapping[tuple[str, str], Seconds], result: Mapping[str, Any]
+) -> str:
     """A job of one round in a line."""
-    times = ", ".join(f"{side} {seconds:.1f} s" for (other_job, side), (seconds, _) in measured.items() if other_job == job)
-    parts = ", ".join(f"{name} {part:.1f} s" for name, part in result["parts"].items())
-    trained = f"{result['trained']:,} parameters train" if job not in BASELINES else f"of it {parts}"
-    return (
-        f"  {work.network}, {job}: {times}, Thaw {result['seconds']:.1f} s; {trained}; peak {result['peak_bytes'] / 1e9:.2f} GB"
+    times = ", ".join(
+        f"{side} {seconds:.1f} s"
+        for (other_job, side), (seconds, _) in measured.items()
+        if other_job == job
     )
+    parts = ", ".join(f"{name} {part:.1f} s" for name, part in result["parts"].items())
+    trained = (
+        f"{result['trained']:,} parameters train" if job not in BASELINES else f"of it {parts}"
+    )
+    return f"  {work.network}, {job}: {times}, Thaw {result['seconds']:.1f} s; {trained}; peak {result['peak_bytes'] / 1e9:.2f} GB"
 
 
-def summary(network: str, job: str, side: str, rounds: Sequence[Seconds], size: tuple[int, int]) -> str:
+def summary(
+    network: str, job: str, side: str, rounds: Sequence[Seconds], size: tuple[int, int]
+) -> str:
     """The rounds of one job against one side in a line; the issue's target where it is about the plain loop.
 
     Args:
@@ -185,7 +219,9 @@ def summary(network: str, job: str, side: str, rounds: Sequence[Seconds], size: 
     ratios = [now / before if backwards else before / now for before, now in rounds]
     relation = f"the time of one {BASELINES[job]} of" if backwards else "as fast as"
     target = (
-        f"; {'at most ' if backwards else ''}{wanted:g} wanted" if wanted and (network, side) == ("resnet18", PLAIN) else ""
+        f"; {'at most ' if backwards else ''}{wanted:g} wanted"
+        if wanted and (network, side) == ("resnet18", PLAIN)
+        else ""
     )
     before, now = (statistics.median(pair[index] for pair in rounds) for index in (0, 1))
     return (
@@ -203,7 +239,9 @@ def present_peers() -> list[str]:
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", type=int, default=2000, help="training images")
     parser.add_argument("--val", type=int, default=650, help="validation images")
     parser.add_argument("--epochs", type=int, default=10)
@@ -211,11 +249,17 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--jobs", default=",".join(JOBS))
-    parser.add_argument("--peers", action="store_true", help="Lightning, HF Trainer and fastai on ResNet-18, where installed")
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="Lightning, HF Trainer and fastai on ResNet-18, where installed",
+    )
     options = parser.parse_args()
     options.plain_epochs = options.plain_epochs or options.epochs
     if options.peers and options.plain_epochs < min(2, options.epochs):
-        parser.error("--peers needs --plain-epochs 2 or more: a peer's first epoch also holds what starts it")
+        parser.error(
+            "--peers needs --plain-epochs 2 or more: a peer's first epoch also holds what starts it"
+        )
     return options
 
 

@@ -23,7 +23,15 @@ REST = "everything else"
 PARTS = {
     "BatchNorm": ("native_batch_norm", "batch_norm"),
     "casts and copies": ("copy_", "_to_copy"),
-    "ReLU, additions, pooling": ("threshold_backward", "clamp_min", "relu", "add", "mean", "div", "max_pool"),
+    "ReLU, additions, pooling": (
+        "threshold_backward",
+        "clamp_min",
+        "relu",
+        "add",
+        "mean",
+        "div",
+        "max_pool",
+    ),
     "gradient norm": ("linalg_vector_norm", "_foreach_norm"),
     "optimizer": ("_fused_adam", "_fused_sgd", "Optimizer.step"),
     "matrix products: wide convolutions' weights, head": ("mm", "addmm", "linear"),
@@ -96,7 +104,9 @@ def by_operator(milliseconds: Mapping[str, float]) -> dict[str, float]:
     for key, spent in milliseconds.items():
         name = key.removeprefix("aten::")
         if name not in _WITHIN_CONVOLUTIONS:
-            parts[next((part for part, begins in PARTS.items() if name.startswith(begins)), REST)] += spent
+            parts[
+                next((part for part, begins in PARTS.items() if name.startswith(begins)), REST)
+            ] += spent
     return parts
 
 

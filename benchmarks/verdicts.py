@@ -17,8 +17,20 @@ import numpy as np
 from scipy.special import expit
 
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, Measure
-from finetune_core.evaluation.comparison.paired import LEVEL, Answers, answers, holm, is_different, measured, networks_claim
-from finetune_core.evaluation.comparison.strategies import SeedVariance, seed_variances, strategies_claim
+from finetune_core.evaluation.comparison.paired import (
+    LEVEL,
+    Answers,
+    answers,
+    holm,
+    is_different,
+    measured,
+    networks_claim,
+)
+from finetune_core.evaluation.comparison.strategies import (
+    SeedVariance,
+    seed_variances,
+    strategies_claim,
+)
 
 _BATCH = 50  # trials drawn at a time
 _RESAMPLES = 300  # of the bootstrap, where a measure needs one
@@ -45,22 +57,45 @@ def drawn(
 ) -> list[list[Answers]]:
     """The arms of ``trials`` comparisons, summed up by a measure."""
     arms, most, images = len(case.seeds), max(case.seeds), case.images
-    ease = random.normal(3.5, 3, (trials, 1, 1, images)) + random.normal(0, 0.7, (trials, arms, 1, images))
-    common, own = random.normal(size=(trials, 1, most, 1)), random.normal(size=(trials, arms, most, 1))
-    effect = np.array(case.effects)[None, :, None, None] * (case.together**0.5 * common + (1 - case.together) ** 0.5 * own)
-    logits = ease + np.array(gains)[None, :, None, None] + effect + random.normal(0, 1, (trials, arms, most, images))
+    ease = random.normal(3.5, 3, (trials, 1, 1, images)) + random.normal(
+        0, 0.7, (trials, arms, 1, images)
+    )
+    common, own = (
+        random.normal(size=(trials, 1, most, 1)),
+        random.normal(size=(trials, arms, most, 1)),
+    )
+    effect = np.array(case.effects)[None, :, None, None] * (
+        case.together**0.5 * common + (1 - case.together) ** 0.5 * own
+    )
+    logits = (
+        ease
+        + np.array(gains)[None, :, None, None]
+        + effect
+        + random.normal(0, 1, (trials, arms, most, images))
+    )
     if measure is ACCURACY:
         right = random.random(logits.shape) < expit(logits)
-        return [[answers(right[trial, arm, :seeds]) for arm, seeds in enumerate(case.seeds)] for trial in range(trials)]
+        return [
+            [answers(right[trial, arm, :seeds]) for arm, seeds in enumerate(case.seeds)]
+            for trial in range(trials)
+        ]
     # Right as often as above: where the true class is ahead.
     ahead = logits + random.logistic(size=logits.shape)
     return [
-        measured(measure, *_of_classes([one[:seeds] for one, seeds in zip(trial, case.seeds, strict=True)], random), _RESAMPLES)
+        measured(
+            measure,
+            *_of_classes(
+                [one[:seeds] for one, seeds in zip(trial, case.seeds, strict=True)], random
+            ),
+            _RESAMPLES,
+        )
         for trial in ahead
     ]
 
 
-def _of_classes(ahead: Sequence[np.ndarray], random: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+def _of_classes(
+    ahead: Sequence[np.ndarray], random: np.random.Generator
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """Labels and logits of three classes: the true one ahead of a likely wrong one, the third far behind."""
     images = np.arange(ahead[0].shape[1])
     labels, likely = random.integers(0, 3, len(images)), random.integers(1, 3, len(images))
@@ -76,8 +111,15 @@ def _of_classes(ahead: Sequence[np.ndarray], random: np.random.Generator) -> tup
 def told_apart(arms: Sequence[Answers], variances: Sequence[SeedVariance | None]) -> list[bool]:
     """Which pairs of strategies are called different, as ``compare_pairs`` has it; what it also works out would take too long here."""
     places = list(combinations(range(len(arms)), 2))
-    claims = [claim for a, b in places if (claim := strategies_claim(arms[a], arms[b], (variances[a], variances[b])))]
-    apart = [is_different(claim, p) for claim, p in zip(claims, holm([claim.p for claim in claims]), strict=True)]
+    claims = [
+        claim
+        for a, b in places
+        if (claim := strategies_claim(arms[a], arms[b], (variances[a], variances[b])))
+    ]
+    apart = [
+        is_different(claim, p)
+        for claim, p in zip(claims, holm([claim.p for claim in claims]), strict=True)
+    ]
     if not any(apart):
         return apart
     networks = [networks_claim(arms[a], arms[b]) for a, b in places]
@@ -92,7 +134,10 @@ def told_apart(arms: Sequence[Answers], variances: Sequence[SeedVariance | None]
 def networks_apart(arms: Sequence[Answers]) -> list[bool]:
     """Which pairs of networks are called different."""
     claims = [networks_claim(a, b) for a, b in combinations(arms, 2)]
-    return [is_different(claim, p) for claim, p in zip(claims, holm([claim.p for claim in claims]), strict=True)]
+    return [
+        is_different(claim, p)
+        for claim, p in zip(claims, holm([claim.p for claim in claims]), strict=True)
+    ]
 
 
 def alone(arms: Sequence[Answers]) -> list[SeedVariance | None]:
@@ -110,12 +155,17 @@ def rates(
     for start in range(0, trials, _BATCH):
         for arms in drawn(case, measure, min(_BATCH, trials - start), gains, random):
             for at, variances in enumerate((seed_variances(arms), alone(arms))):
-                found[at] += any(apart and wanted for apart, wanted in zip(told_apart(arms, variances), which, strict=True))
+                found[at] += any(
+                    apart and wanted
+                    for apart, wanted in zip(told_apart(arms, variances), which, strict=True)
+                )
             spread += float(np.mean([arm.seed_variance for arm in arms])) ** 0.5
     return (*(found / trials), spread / trials)
 
 
-def network_rate(measure: Measure, arms: int, seeds: int, images: int, trials: int, random: np.random.Generator) -> float:
+def network_rate(
+    measure: Measure, arms: int, seeds: int, images: int, trials: int, random: np.random.Generator
+) -> float:
     """Of networks that are equally good, which differ in what they find hard only."""
     case, found = Case("", (seeds,) * arms, (0.0,) * arms, images), 0
     for start in range(0, trials, _BATCH):
@@ -133,12 +183,28 @@ def cases() -> list[Case]:
         for effect in (0.1, 0.6)
     ]
     unequal = ((2, 5), (2, 3, 5), (2, 2, 2, 5, 5, 5, 3, 3, 4))
-    found += [Case(f"{len(one)} arms, {min(one)} to {max(one)} seeds, effect 0.3", one, (0.3,) * len(one)) for one in unequal]
+    found += [
+        Case(f"{len(one)} arms, {min(one)} to {max(one)} seeds, effect 0.3", one, (0.3,) * len(one))
+        for one in unequal
+    ]
     for arms, seeds in ((3, 2), (3, 3), (9, 2)):
-        found.append(Case(f"{arms} arms, {seeds} seeds, half of it shared", (seeds,) * arms, (0.5,) * arms, together=0.5))
+        found.append(
+            Case(
+                f"{arms} arms, {seeds} seeds, half of it shared",
+                (seeds,) * arms,
+                (0.5,) * arms,
+                together=0.5,
+            )
+        )
         for times in (2, 4):
             effects = (*(0.2,) * (arms - 1), 0.2 * times)
-            found.append(Case(f"{arms} arms, {seeds} seeds, one spreads {times} times", (seeds,) * arms, effects))
+            found.append(
+                Case(
+                    f"{arms} arms, {seeds} seeds, one spreads {times} times",
+                    (seeds,) * arms,
+                    effects,
+                )
+            )
     found.append(Case("3 arms, 3 seeds, 2,000 images", (3,) * 3, (0.3,) * 3, images=2000))
     return found
 
@@ -146,7 +212,9 @@ def cases() -> list[Case]:
 def main(trials: int, gain: float, measure: Measure) -> None:
     random = np.random.default_rng(0)
     error = (LEVEL * (1 - LEVEL) / trials) ** 0.5
-    print(f"{trials} trials each; the standard error of a rate of 5 % is {100 * error:.1f} points\n")
+    print(
+        f"{trials} trials each; the standard error of a rate of 5 % is {100 * error:.1f} points\n"
+    )
     print("Networks that are equally good, called different: any of the pairs")
     for arms in (2, 3, 9):
         shares = [
@@ -154,19 +222,28 @@ def main(trials: int, gain: float, measure: Measure) -> None:
             for seeds in (1, 2, 3, 5)
         ]
         print(f"{arms} arms: {', '.join(shares)}", flush=True)
-    print(f"\n{'Strategies':44} equally good: any called different    one better by {gain:g} logits: told apart")
+    print(
+        f"\n{'Strategies':44} equally good: any called different    one better by {gain:g} logits: told apart"
+    )
     print(
         f"{'':44} {'pooled':>8} {'own':>8} {'± ' + ('points' if measure.share else '0.01 nats'):>12} {'pooled':>20} {'own':>8}"
     )
     for case in cases():
         arms = len(case.seeds)
         pooled, own, spread = rates(case, measure, (0.0,) * arms, trials, random)
-        seen, seen_own, _ = rates(case, measure, (gain,) + (0.0,) * (arms - 1), max(100, trials // arms), random)
-        print(f"{case.name:44} {pooled:8.1%} {own:8.1%} {100 * spread:12.1f} {seen:20.0%} {seen_own:8.0%}", flush=True)
+        seen, seen_own, _ = rates(
+            case, measure, (gain,) + (0.0,) * (arms - 1), max(100, trials // arms), random
+        )
+        print(
+            f"{case.name:44} {pooled:8.1%} {own:8.1%} {100 * spread:12.1f} {seen:20.0%} {seen_own:8.0%}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--gain", type=float, default=0.8)
     parser.add_argument("--measure", choices=MEASURES, default=ACCURACY.name)

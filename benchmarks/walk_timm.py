@@ -56,7 +56,13 @@ class Walked:
         """How well it can be cut."""
         if self.problems:
             return "cannot be used"
-        return "every cut" if all(self.cuts) and self.cuts else "some cuts" if any(self.cuts) else "no cut"
+        return (
+            "every cut"
+            if all(self.cuts) and self.cuts
+            else "some cuts"
+            if any(self.cuts)
+            else "no cut"
+        )
 
 
 def walk(name: str) -> Walked:
@@ -65,7 +71,10 @@ def walk(name: str) -> Walked:
     if model is None or built.problems:
         return built
     try:
-        boundaries, reason = trace(model, network_stages(name, CLASSES), backbone_info(name).image_size).boundaries, ""
+        boundaries, reason = (
+            trace(model, network_stages(name, CLASSES), backbone_info(name).image_size).boundaries,
+            "",
+        )
     except CannotSplit as error:
         boundaries, reason = (None,) * (len(built.stages) - 1), str(error)
     cuts = tuple(boundary is not None for boundary in boundaries)
@@ -82,14 +91,22 @@ def problems(name: str) -> tuple[str, ...]:
 def _built(name: str) -> tuple[nn.Module | None, Walked]:
     """A network with a new head, and what is found of it without its cuts; None where it cannot be built."""
     try:
-        stages, heads, side = network_stages(name, CLASSES), head_paths(name), backbone_info(name).image_size
+        stages, heads, side = (
+            network_stages(name, CLASSES),
+            head_paths(name),
+            backbone_info(name).image_size,
+        )
     except FinetuneError as error:
         return None, Walked(name, problems=(str(error),))
     model = create_on_meta(name).eval()
     for head in heads:
         replace_head(model, head, CLASSES)
     executions, output = _executed(model, side)
-    found = (*_not_covered(model, stages), *_out_of_order(stages, executions), *_wrong_head(stages, heads, output))
+    found = (
+        *_not_covered(model, stages),
+        *_out_of_order(stages, executions),
+        *_wrong_head(stages, heads, output),
+    )
     return model, Walked(name, tuple(stage.name for stage in stages), found)
 
 
@@ -97,7 +114,9 @@ def _executed(model: nn.Module, side: int) -> tuple[list[str], object]:
     """Paths of the modules that hold tensors themselves, each time they run, and what the network answers."""
     executions: list[str] = []
     hooks = [
-        module.register_forward_pre_hook(lambda _module, _inputs, path=path: executions.append(path))
+        module.register_forward_pre_hook(
+            lambda _module, _inputs, path=path: executions.append(path)
+        )
         for path, module in model.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     ]
@@ -110,7 +129,10 @@ def _executed(model: nn.Module, side: int) -> tuple[list[str], object]:
 
 def _not_covered(model: nn.Module, stages: Sequence[Stage]) -> list[str]:
     problems = []
-    for kind, there in (("parameters", model.named_parameters()), ("buffers", model.named_buffers())):
+    for kind, there in (
+        ("parameters", model.named_parameters()),
+        ("buffers", model.named_buffers()),
+    ):
         owned = Counter(name for stage in stages for name in getattr(stage, kind))
         if owned != Counter(name for name, _ in there):
             problems.append(f"not every one of its {kind} is in exactly one stage")
@@ -122,7 +144,9 @@ def _out_of_order(stages: Sequence[Stage], executions: Iterable[str]) -> list[st
         name.rpartition(".")[0]: at
         for at, stage in enumerate(stages)
         for name in stage.parameters
-        if any(name.startswith(f"{module}.") for module in stage.modules)  # else it is one of a container, which starts first
+        if any(
+            name.startswith(f"{module}.") for module in stage.modules
+        )  # else it is one of a container, which starts first
     }
     order = [stage_of[path] for path in executions if path in stage_of]
     late = next((stages[here].name for here, after in pairwise(order) if after < here), None)
@@ -131,7 +155,9 @@ def _out_of_order(stages: Sequence[Stage], executions: Iterable[str]) -> list[st
 
 def _wrong_head(stages: Sequence[Stage], heads: Sequence[str], output: object) -> list[str]:
     problems = []
-    if stages[-1].name != "head" or not all(f"{head}.weight" in stages[-1].parameters for head in heads):
+    if stages[-1].name != "head" or not all(
+        f"{head}.weight" in stages[-1].parameters for head in heads
+    ):
         problems.append("its head is not its last stage")
     if not isinstance(output, torch.Tensor) or output.shape != (2, CLASSES):
         problems.append("with a new head it does not give one number per class")
@@ -142,7 +168,9 @@ def count(architectures: Iterable[str], seconds: float) -> None:
     """Add to the table what it lacks: how many parameters each architecture has, and how many of them the head has for each class."""
     file = Path(timm_networks.__file__).with_name("timm_parameters.csv")
     with file.open(encoding="utf-8", newline="") as opened:
-        rows = {row["architecture"]: (row["body"], row["per_class"]) for row in csv.DictReader(opened)}
+        rows = {
+            row["architecture"]: (row["body"], row["per_class"]) for row in csv.DictReader(opened)
+        }
     began = time.process_time()
     for architecture in architectures:
         if architecture not in rows and time.process_time() - began < seconds:
@@ -163,13 +191,28 @@ def parameters(architecture: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help="only architectures with one of these in their name")
-    parser.add_argument("--count", action="store_true", help="add parameters to the table that it lacks")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="of counting, after which it can be gone on with")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "words", nargs="*", help="only architectures with one of these in their name"
+    )
+    parser.add_argument(
+        "--count", action="store_true", help="add parameters to the table that it lacks"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=math.inf,
+        help="of counting, after which it can be gone on with",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)  # there are no numbers to compute with
-    found = [name for name in timm.list_models() if not options.words or any(word in name for word in options.words)]
+    found = [
+        name
+        for name in timm.list_models()
+        if not options.words or any(word in name for word in options.words)
+    ]
     if options.count:
         count(found, options.seconds)
         return

@@ -10,15 +10,39 @@ from typing import TYPE_CHECKING, Any
 from finetune_core.memory import tune_allocator
 
 if TYPE_CHECKING:
-    from finetune_core.api import advise, average, compare, evaluate, export, inspect, predict, resume, train, tta
+    from finetune_core.api import (
+        advise,
+        average,
+        compare,
+        evaluate,
+        export,
+        inspect,
+        predict,
+        resume,
+        train,
+        tta,
+    )
 
-__all__ = ["advise", "average", "compare", "evaluate", "export", "inspect", "predict", "resume", "train", "tta"]
+__all__ = [
+    "advise",
+    "average",
+    "compare",
+    "evaluate",
+    "export",
+    "inspect",
+    "predict",
+    "resume",
+    "train",
+    "tta",
+]
 
 tune_allocator()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:  # modules are imported by their names, and import torch only when they are
+    if (
+        name not in __all__
+    ):  # modules are imported by their names, and import torch only when they are
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.api"), name)
 

@@ -56,7 +56,10 @@ def _any(context: typer.Context) -> None:
 @app.command("app", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def dashboard(
     context: typer.Context,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="The port; by default 8501, or the next free one.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="The port; by default 8501, or the next free one."),
+    ] = None,
 ) -> None:
     """Start the dashboard. Other options are Streamlit's: --server.headless true, --server.address 0.0.0.0, …"""
     with refused_in_words():
@@ -67,9 +70,14 @@ def dashboard(
 def backbones(
     word: Annotated[
         str,
-        typer.Argument(metavar="[WORD]", help="Only those with this in their name; or hf-hub:USER/MODEL, local-dir:FOLDER."),
+        typer.Argument(
+            metavar="[WORD]",
+            help="Only those with this in their name; or hf-hub:USER/MODEL, local-dir:FOLDER.",
+        ),
     ] = "",
-    ready: Annotated[bool, typer.Option("--ready", help="Only those whose weights are on this machine.")] = False,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Only those whose weights are on this machine.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the pretrained networks: size, licence, and whether their weights are on this machine."""
@@ -90,12 +98,15 @@ def inspect(
     settings: dict[str, str],
     deep: Annotated[
         bool,
-        typer.Option(help="Also analyze with embeddings: label errors, outliers, shift between splits, linear probe by layer."),
+        typer.Option(
+            help="Also analyze with embeddings: label errors, outliers, shift between splits, linear probe by layer."
+        ),
     ] = False,
     backbone: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The backbone whose embeddings --deep uses; by default the packaged EfficientNet-Lite0."
+            metavar="NAME",
+            help="The backbone whose embeddings --deep uses; by default the packaged EfficientNet-Lite0.",
         ),
     ] = None,
     as_is: AsIs = False,
@@ -114,15 +125,24 @@ def inspect(
 
 @app.command()
 @takes_settings(
-    ADVISED, {"backbone": "The networks to probe, with commas between them; by default all whose weights are on this machine."}
+    ADVISED,
+    {
+        "backbone": "The networks to probe, with commas between them; by default all whose weights are on this machine."
+    },
 )
 def advise(
     data: Data,
     settings: dict[str, str],
     images: Annotated[
-        int, typer.Option(metavar="N", help="Training images to probe with at most, of each class its share (20 to 5,000).")
+        int,
+        typer.Option(
+            metavar="N",
+            help="Training images to probe with at most, of each class its share (20 to 5,000).",
+        ),
     ] = 2000,
-    budget: Annotated[float, typer.Option(metavar="MIN", help="Minutes that fine-tuning one network may take.")] = 30,
+    budget: Annotated[
+        float, typer.Option(metavar="MIN", help="Minutes that fine-tuning one network may take.")
+    ] = 30,
     as_is: AsIs = False,
     as_json: AsJson = False,
 ) -> None:
@@ -143,7 +163,9 @@ def advise(
 
 @app.command()
 def fetch(
-    name: Annotated[str | None, typer.Argument(help="The data set to download; without one, all are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The data set to download; without one, all are listed.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Download a well-known public data set, or list them with sizes and licences."""
@@ -154,16 +176,32 @@ def fetch(
         if as_json:
             print_json({"public_sets": rows})
             return
-        table = Table("Name", "Images", "Classes", "Download", "On disk", "Here", Column("Licence", overflow="fold"), box=None)
+        table = Table(
+            "Name",
+            "Images",
+            "Classes",
+            "Download",
+            "On disk",
+            "Here",
+            Column("Licence", overflow="fold"),
+            box=None,
+        )
         for one in PUBLIC_SETS.values():
             here = "yes" if is_fetched(one.name) else "no"
-            numbers = (f"{one.images:,}", f"{one.classes:,}", size(one.download_bytes), size(one.disk_bytes))
+            numbers = (
+                f"{one.images:,}",
+                f"{one.classes:,}",
+                size(one.download_bytes),
+                size(one.disk_bytes),
+            )
             table.add_row(one.name, *numbers, here, escape(one.licence))
         out.print(table)
         return
     with refused_in_words():
         if name not in PUBLIC_SETS:
-            raise DataError(f"There is no public set {name!r}; `python -m finetune_core fetch` lists them.")
+            raise DataError(
+                f"There is no public set {name!r}; `python -m finetune_core fetch` lists them."
+            )
         with progress_bar() as bar:
             folder = show_work(bar, fetch_public(name), PUBLIC_SETS[name].title)
     if as_json:
@@ -178,8 +216,13 @@ def fetch(
 @takes_settings(names_in(*SECTIONS))
 def train(
     settings: dict[str, str],
-    data: Annotated[str | None, typer.Argument(help=f"{DATA_HELP} Not needed with --config.")] = None,
-    config: Annotated[Path | None, typer.Option(help="The config.json of an earlier run; other options change it.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(help=f"{DATA_HELP} Not needed with --config.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The config.json of an earlier run; other options change it."),
+    ] = None,
     by_size: Annotated[
         bool,
         typer.Option(
@@ -241,7 +284,9 @@ def resume(
 
 @app.command()
 def average(
-    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN_DIR…", help="Folders or ids of runs.")],
+    run_dirs: Annotated[
+        list[str], typer.Argument(metavar="RUN_DIR…", help="Folders or ids of runs.")
+    ],
     how: Annotated[
         str,
         typer.Option(
@@ -265,14 +310,21 @@ def average(
 @app.command()
 def evaluate(
     run_dir: RunFolder,
-    split: Annotated[str | None, typer.Option(help="test or val; by default the test images, if there are any.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="test or val; by default the test images, if there are any.")
+    ] = None,
     robustness: Annotated[
-        bool, typer.Option("--robustness", help="Also evaluate on corrupted images: blur, noise, JPEG, brightness, rotation.")
+        bool,
+        typer.Option(
+            "--robustness",
+            help="Also evaluate on corrupted images: blur, noise, JPEG, brightness, rotation.",
+        ),
     ] = False,
     fp32: Annotated[
         bool,
         typer.Option(
-            "--fp32", help="If the run was stopped in bf16: first evaluate its best epoch in fp32, and keep those predictions."
+            "--fp32",
+            help="If the run was stopped in bf16: first evaluate its best epoch in fp32, and keep those predictions.",
         ),
     ] = False,
     on: Annotated[
@@ -292,7 +344,13 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run on images it did not train on."""
-    from finetune_core.commands.evaluate import augment, evaluated_run, evaluation_json, print_evaluation, shifted_run
+    from finetune_core.commands.evaluate import (
+        augment,
+        evaluated_run,
+        evaluation_json,
+        print_evaluation,
+        shifted_run,
+    )
     from finetune_core.commands.runs import opened
     from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
 
@@ -303,7 +361,11 @@ def evaluate(
                 show_work(bar, evaluate_in_fp32(run))
         if tta is not None:
             augment(run, tta)
-        result = shifted_run(run, on, split, corrupt=robustness) if on else evaluated_run(run, split, corrupt=robustness)
+        result = (
+            shifted_run(run, on, split, corrupt=robustness)
+            if on
+            else evaluated_run(run, split, corrupt=robustness)
+        )
     if as_json:
         print_json(evaluation_json(result))
     else:
@@ -313,7 +375,10 @@ def evaluate(
 @app.command()
 @takes_settings(names_in(*SECTIONS), {name: help for name, (_, help) in COMPARED.items()})
 def compare(
-    targets: Annotated[list[str], typer.Argument(help=f"Folders or ids of runs to compare; or data to train on. {DATA_HELP}")],
+    targets: Annotated[
+        list[str],
+        typer.Argument(help=f"Folders or ids of runs to compare; or data to train on. {DATA_HELP}"),
+    ],
     settings: dict[str, str],
     find_rates: Annotated[
         bool,
@@ -324,10 +389,16 @@ def compare(
     ] = False,
     baseline: Annotated[
         bool,
-        typer.Option("--baseline", help="Also fit a linear probe, the baseline that training has to beat: it takes seconds."),
+        typer.Option(
+            "--baseline",
+            help="Also fit a linear probe, the baseline that training has to beat: it takes seconds.",
+        ),
     ] = False,
     reuse: Annotated[
-        bool, typer.Option("--reuse", help="Reuse finished runs with the same settings instead of training again.")
+        bool,
+        typer.Option(
+            "--reuse", help="Reuse finished runs with the same settings instead of training again."
+        ),
     ] = False,
     measure: Annotated[
         str, typer.Option(metavar="NAME", help=f"The metric to compare by: {', '.join(MEASURES)}.")
@@ -339,13 +410,19 @@ def compare(
             help=f"Also compare on all images of another data set with the same classes; runs that have not predicted it do so first. {DATA_HELP}",
         ),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the comparison to this HTML file.")] = None,
-    config: Annotated[Path | None, typer.Option(help="The config.json of a run, for all other settings.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the comparison to this HTML file.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The config.json of a run, for all other settings.")
+    ] = None,
     as_is: AsIs = False,
     devices: Devices = 1,
     executor: Executor = "here",
     ray_address: RayAddress = None,
-    runs_dir: Annotated[Path | None, typer.Option(help="The folder in which the runs' folders are created.")] = None,
+    runs_dir: Annotated[
+        Path | None, typer.Option(help="The folder in which the runs' folders are created.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare strategies on the same images: train them, or use finished runs, and say which one to take."""
@@ -377,9 +454,20 @@ def compare(
             runs = [opened(target) for target in targets]
         else:
             if len(targets) > 1:
-                raise ConfigError({"data": f"one data set at a time; {targets[0]} is neither the folder nor the id of a run"})
+                raise ConfigError(
+                    {
+                        "data": f"one data set at a time; {targets[0]} is neither the folder nor the id of a run"
+                    }
+                )
             with asked_executor(executor, ray_address) as trainer:
-                configs = designed(settings, targets[0], config, as_is=as_is, baseline=baseline, elsewhere=trainer.elsewhere)
+                configs = designed(
+                    settings,
+                    targets[0],
+                    config,
+                    as_is=as_is,
+                    baseline=baseline,
+                    elsewhere=trainer.elsewhere,
+                )
                 trained = train_all(
                     found_rates(configs) if find_rates else configs,
                     (runs_dir or paths.runs_dir()).resolve(),
@@ -393,13 +481,17 @@ def compare(
             raise typer.Exit(1)
         comparison = compare_runs(runs, measure)
         shifted = on_shifted(runs, on, measure) if on else None
-        following, takes = advised_next(comparison, shifted.shifted if shifted else None, timed=trained is not None)
+        following, takes = advised_next(
+            comparison, shifted.shifted if shifted else None, timed=trained is not None
+        )
         if report:
             write_report(comparison, report, shifted)
     broken = {"failed": trained.failed, "stopped": trained.stopped} if trained else {}
     if as_json:
         on_other = {"shifted": shifted.to_json()} if shifted else {}
-        print_json(comparison.to_json() | on_other | {"next": experiment_json(following, takes)} | broken)
+        print_json(
+            comparison.to_json() | on_other | {"next": experiment_json(following, takes)} | broken
+        )
     else:
         print_comparison(comparison)
         if shifted:
@@ -412,20 +504,36 @@ def compare(
 
 @app.command()
 def predict(
-    run_dir: Annotated[Path, typer.Argument(help="The folder of a run, or one that was exported as safetensors.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, folders of them, or ZIP and TAR archives of them.")],
+    run_dir: Annotated[
+        Path, typer.Argument(help="The folder of a run, or one that was exported as safetensors.")
+    ],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Image files, folders of them, or ZIP and TAR archives of them."),
+    ],
     csv: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write each image's predicted class and all probabilities to this file."),
+        typer.Option(
+            metavar="FILE",
+            help="Write each image's predicted class and all probabilities to this file.",
+        ),
     ] = None,
     unlike: Annotated[
         bool,
-        typer.Option("--unlike", help="Also flag images unlike anything in training: embeds the training images once."),
+        typer.Option(
+            "--unlike",
+            help="Also flag images unlike anything in training: embeds the training images once.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Classify images with a trained run. Files that cannot be read are reported; the others are still classified."""
-    from finetune_core.commands.predict import prediction_json, predictions_of, print_predictions, write_table
+    from finetune_core.commands.predict import (
+        prediction_json,
+        predictions_of,
+        print_predictions,
+        write_table,
+    )
 
     with refused_in_words():
         classes, predictions = predictions_of(run_dir, images, look_at_training=unlike)
@@ -448,7 +556,11 @@ def export(
     format: Annotated[str, typer.Option(metavar="NAME", help=f"The format: {', '.join(FORMATS)}.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="A new folder for the export; by default inside the run's folder."),
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="A new folder for the export; by default inside the run's folder.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -459,8 +571,17 @@ def export(
     with refused_in_words(), progress_bar() as bar:
         made = show_work(bar, exporting(opened(run_dir), format, output))
     if as_json:
-        result = {"run_id": run_dir.resolve().name, "format": format, "folder": str(made.folder), "files": list(made.files)}
-        print_json(result | {"checked": made.checked} | ({"measured": made.measured.to_json()} if made.measured else {}))
+        result = {
+            "run_id": run_dir.resolve().name,
+            "format": format,
+            "folder": str(made.folder),
+            "files": list(made.files),
+        }
+        print_json(
+            result
+            | {"checked": made.checked}
+            | ({"measured": made.measured.to_json()} if made.measured else {})
+        )
         return
     for line in made.in_words():
         out.print(escape(line))

@@ -41,7 +41,9 @@ from finetune_core.models.catalogue import PACKAGED
 from finetune_core.runs.record import reopen_run
 from finetune_core.runs.store import Run, run_folder
 
-_ADVISED = tuple(name for name in ADVISED if name != "backbone")  # ``advise`` names its networks itself
+_ADVISED = tuple(
+    name for name in ADVISED if name != "backbone"
+)  # ``advise`` names its networks itself
 
 AnyPath = str | os.PathLike[str]
 AnyRun = Run | AnyPath  # as it was returned, or its id, or its folder
@@ -58,7 +60,10 @@ def _takes_settings(names: Iterable[str]) -> Callable[[_Function], _Function]:
         fields = RunConfig.model_fields
         settings = [
             introspection.Parameter(
-                name, introspection.Parameter.KEYWORD_ONLY, default=setting_of(name).default, annotation=fields[name].annotation
+                name,
+                introspection.Parameter.KEYWORD_ONLY,
+                default=setting_of(name).default,
+                annotation=fields[name].annotation,
             )
             for name in names
         ]
@@ -98,9 +103,23 @@ def train(
         FinetuneError: when data or weights cannot be had, or the run cannot go on.
     """
     with progress_shown(progress):
-        earlier = config.model_dump() if isinstance(config, RunConfig) else settings_in_file(Path(config)) if config else None
-        wanted = asked_for(settings, None if data is None else os.fspath(data), earlier, as_is=as_is, by_size=by_size)
-        return trained(begun(wanted, Path(runs_dir) if runs_dir else paths.runs_dir(), devices=devices))
+        earlier = (
+            config.model_dump()
+            if isinstance(config, RunConfig)
+            else settings_in_file(Path(config))
+            if config
+            else None
+        )
+        wanted = asked_for(
+            settings,
+            None if data is None else os.fspath(data),
+            earlier,
+            as_is=as_is,
+            by_size=by_size,
+        )
+        return trained(
+            begun(wanted, Path(runs_dir) if runs_dir else paths.runs_dir(), devices=devices)
+        )
 
 
 def resume(run: AnyRun, *, devices: int = 1, progress: bool | None = None) -> Run:
@@ -116,7 +135,13 @@ def resume(run: AnyRun, *, devices: int = 1, progress: bool | None = None) -> Ru
         return trained(reopen_run(_opened(run).run_dir, devices=devices))
 
 
-def average(runs: Iterable[AnyRun], how: str, *, runs_dir: AnyPath | None = None, progress: bool | None = None) -> Run:
+def average(
+    runs: Iterable[AnyRun],
+    how: str,
+    *,
+    runs_dir: AnyPath | None = None,
+    progress: bool | None = None,
+) -> Run:
     """Average runs into a new one, without training.
 
     Args:
@@ -129,7 +154,9 @@ def average(runs: Iterable[AnyRun], how: str, *, runs_dir: AnyPath | None = None
         FinetuneError: when the data or weights cannot be had.
     """
     with progress_shown(progress):
-        wanted = average_of([os.fspath(one.run_dir if isinstance(one, Run) else one) for one in runs], how)
+        wanted = average_of(
+            [os.fspath(one.run_dir if isinstance(one, Run) else one) for one in runs], how
+        )
         return trained(begun(wanted, Path(runs_dir) if runs_dir else paths.runs_dir()))
 
 
@@ -182,7 +209,11 @@ def tta(run: AnyRun, how: str = FLIPS, *, progress: bool | None = None) -> list[
 
 
 def predict(
-    run: AnyRun, images: AnyPath | Iterable[AnyPath], *, unlike: bool = False, progress: bool | None = None
+    run: AnyRun,
+    images: AnyPath | Iterable[AnyPath],
+    *,
+    unlike: bool = False,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """Classify images with a trained run, or with the folder of one that was exported as safetensors.
 
@@ -200,7 +231,9 @@ def predict(
     targets = [images] if isinstance(images, str | os.PathLike) else images
     folder = run.run_dir if isinstance(run, Run) else run_folder(run)
     with progress_shown(progress):
-        classes, predictions = predictions_of(folder, [Path(target) for target in targets], look_at_training=unlike)
+        classes, predictions = predictions_of(
+            folder, [Path(target) for target in targets], look_at_training=unlike
+        )
     return to_frame(predictions, classes)
 
 
@@ -217,7 +250,12 @@ def compare(
 
 @overload
 def compare(
-    runs: Iterable[AnyRun], *, measure: str = ..., on: AnyPath, report: AnyPath | None = None, progress: bool | None = None
+    runs: Iterable[AnyRun],
+    *,
+    measure: str = ...,
+    on: AnyPath,
+    report: AnyPath | None = None,
+    progress: bool | None = None,
 ) -> ShiftComparison: ...
 
 
@@ -250,7 +288,9 @@ def compare(
         return shift or comparison
 
 
-def export(run: AnyRun, format: str, output: AnyPath | None = None, *, progress: bool | None = None) -> Exported:
+def export(
+    run: AnyRun, format: str, output: AnyPath | None = None, *, progress: bool | None = None
+) -> Exported:
     """Make a run into something that works without Thaw.
 
     Args:
@@ -261,7 +301,9 @@ def export(run: AnyRun, format: str, output: AnyPath | None = None, *, progress:
         FinetuneError: when the run cannot be exported in this form, or the folder cannot be written.
     """
     with progress_shown(progress), progress_bar() as bar:
-        return show_work(bar, exporting(_opened(run), format, None if output is None else Path(output)))
+        return show_work(
+            bar, exporting(_opened(run), format, None if output is None else Path(output))
+        )
 
 
 @_takes_settings(names_in(SPLIT))
@@ -287,7 +329,9 @@ def inspect(
     """
     with progress_shown(progress):
         if others := settings.keys() - names_in(SPLIT):
-            raise ConfigError(dict.fromkeys(sorted(others), "says nothing about how a data set is split"))
+            raise ConfigError(
+                dict.fromkeys(sorted(others), "says nothing about how a data set is split")
+            )
         return inspected(os.fspath(data), settings, deep=deep, backbone=backbone, as_is=as_is)
 
 

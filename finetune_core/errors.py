@@ -16,7 +16,9 @@ class ConfigError(FinetuneError):
 
     def __init__(self, problems: dict[str, str]) -> None:
         self.problems = dict(problems)
-        super().__init__("\n".join(f"{field}: {problem}" for field, problem in self.problems.items()))
+        super().__init__(
+            "\n".join(f"{field}: {problem}" for field, problem in self.problems.items())
+        )
 
 
 class DataError(FinetuneError):

@@ -106,7 +106,9 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = False) 
         OSError: when it cannot be opened.
     """
     if not flags & os.O_CREAT:
-        _check_mode(os.stat(path, follow_symlinks=follow).st_mode, path)  # before it is opened: devices may do something then
+        _check_mode(
+            os.stat(path, follow_symlinks=follow).st_mode, path
+        )  # before it is opened: devices may do something then
     added = (getattr(os, flag, 0) for flag in _FLAGS if not (follow and flag == "O_NOFOLLOW"))
     descriptor = os.open(path, flags | sum(added), 0o644)
     try:
@@ -147,13 +149,19 @@ def problem_with(path: Path, error: Exception) -> str:
     reason = str(error)
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        reason = ": ".join([".".join(map(str, first["loc"]))[:100], first["msg"]]) if first["loc"] else first["msg"]
+        reason = (
+            ": ".join([".".join(map(str, first["loc"]))[:100], first["msg"]])
+            if first["loc"]
+            else first["msg"]
+        )
     return f"{path.name} is damaged: {' '.join(reason.split())[:200] or type(error).__name__}"
 
 
 def _check_mode(mode: int, path: Path) -> None:
     if not stat.S_ISREG(mode):
-        raise NotRegular(errno.EINVAL, _NO_FILE.get(stat.S_IFMT(mode), "no regular file"), str(path))
+        raise NotRegular(
+            errno.EINVAL, _NO_FILE.get(stat.S_IFMT(mode), "no regular file"), str(path)
+        )
 
 
 @contextmanager

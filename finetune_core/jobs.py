@@ -75,7 +75,9 @@ class Jobs:
         self._going: dict[str, Job] = {}
         self._changing = Lock()
 
-    def start(self, key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = True) -> Job:
+    def start(
+        self, key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = True
+    ) -> Job:
         """Begin, unless it is going on already; returns the job."""
         with self._changing:
             self._going = {other: job for other, job in self._going.items() if job.working}

@@ -12,7 +12,9 @@ def escaped(words: object) -> str:
 def table(columns: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """With its columns' names above; every cell is escaped."""
     head = "".join(f"<th>{escaped(column)}</th>" for column in columns)
-    body = "".join(f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from finetune_core.errors import FinetuneError
 
-APP = Path(__file__).resolve().parent.parent / "app.py"  # the dashboard: in a checkout only, never in an installed copy
+APP = (
+    Path(__file__).resolve().parent.parent / "app.py"
+)  # the dashboard: in a checkout only, never in an installed copy
 
 
 def home() -> Path:
@@ -36,7 +38,9 @@ def _named(variable: str) -> Path | None:
         folder.exists()
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "there is no such person here"
-        raise FinetuneError(f"{variable} cannot be {named}: {reason}. Set it to a folder that can be written.") from None
+        raise FinetuneError(
+            f"{variable} cannot be {named}: {reason}. Set it to a folder that can be written."
+        ) from None
     return folder
 
 

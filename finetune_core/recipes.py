@@ -15,7 +15,10 @@ TUTORIAL_RECIPE: dict[str, Any] = {
     "augmentation": "none",
     "image_size": 224,
 }
-FEATURE_EXTRACTION_RECIPE: dict[str, Any] = TUTORIAL_RECIPE | {"strategy": "feature_extraction", "learning_rate": 1e-3}
+FEATURE_EXTRACTION_RECIPE: dict[str, Any] = TUTORIAL_RECIPE | {
+    "strategy": "feature_extraction",
+    "learning_rate": 1e-3,
+}
 # Small images and few epochs: a trained, evaluated model in well under a minute on two processor cores.
 DEMO_RECIPE: dict[str, Any] = {
     "backbone": "efficientnet_lite0",

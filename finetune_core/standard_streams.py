@@ -26,7 +26,9 @@ def with_safe_streams(command: Callable[[], None]) -> None:
             sys.stdout.flush()
     except OutputError as error:
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())  # Python flushes once more at its end, and would report the same again
+        os.dup2(
+            null, sys.stdout.fileno()
+        )  # Python flushes once more at its end, and would report the same again
         os.close(null)
         if error.errno != errno.EPIPE:  # whoever read has read enough
             sys.stderr.write(f"{error}\n")
@@ -59,13 +61,22 @@ class _Progress(io.TextIOWrapper):
 
 
 def _over(kind: type[io.TextIOWrapper], stream: TextIO) -> io.TextIOWrapper:
-    return kind(stream.buffer, stream.encoding, "backslashreplace", line_buffering=bool(stream.line_buffering))
+    return kind(
+        stream.buffer,
+        stream.encoding,
+        "backslashreplace",
+        line_buffering=bool(stream.line_buffering),
+    )
 
 
 def _fill_closed() -> None:
     """Python has no stream where a descriptor is closed, and the next file that is opened would get its number, and with it
     all that libraries print. Nothing can be written to the null device where it is opened to be read."""
-    for name, mode, flags in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
+    for name, mode, flags in (
+        ("stdin", "r", os.O_RDONLY),
+        ("stdout", "w", os.O_RDONLY),
+        ("stderr", "w", os.O_WRONLY),
+    ):
         if getattr(sys, name) is None:
             number = os.open(os.devnull, flags)  # the lowest that is free
             os.set_inheritable(number, True)

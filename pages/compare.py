@@ -10,7 +10,12 @@ from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.layer_diagnostics import measured_run
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES
 from finetune_core.evaluation.comparison.pairs import Pair
-from finetune_core.evaluation.comparison.report import arm_verdict_words, arms_table, ensemble_in_words, pairs_table
+from finetune_core.evaluation.comparison.report import (
+    arm_verdict_words,
+    arms_table,
+    ensemble_in_words,
+    pairs_table,
+)
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.evaluation.comparison.verdicts import CLAIM_HELP, CLAIMS, of_pair
 from finetune_core.figures.comparison import (
@@ -93,8 +98,13 @@ def choose(runs: list[Run]) -> list[Run]:
     gone = [run_id for run_id in asked if run_id not in by_id]
     with st.container():  # always there, so that the box below is not drawn anew
         if gone:
-            st.warning(plain(f"There is no run {', '.join(gone)} here any more."), icon=":material/link_off:")
-    before = [run_id for run_id in asked or st.session_state.get("compared_runs", []) if run_id in by_id]
+            st.warning(
+                plain(f"There is no run {', '.join(gone)} here any more."),
+                icon=":material/link_off:",
+            )
+    before = [
+        run_id for run_id in asked or st.session_state.get("compared_runs", []) if run_id in by_id
+    ]
     # The number stands inside: a label that changes with it would close the box.
     with st.expander("Which runs", icon=":material/checklist:"):
         chosen = choose_runs("Runs", runs, "runs", chosen=before or latest(runs))
@@ -140,16 +150,23 @@ def verdict(comparison: Comparison) -> None:
     """What to take, in one sentence, and how each strategy stands to it; apart from that, what is known of the networks."""
     with st.container(border=True):
         if comparison.pairs and comparison.networks:
-            st.markdown(f"{claim_badge('strategies')} :small[new images and new seeds]", help=CLAIM_HELP["strategies"])
+            st.markdown(
+                f"{claim_badge('strategies')} :small[new images and new seeds]",
+                help=CLAIM_HELP["strategies"],
+            )
         st.markdown(f"## {plain(comparison.headline)}")
         if comparison.caveat:
             st.markdown(plain(comparison.caveat))
         for one in comparison.arm_verdicts:
             color, icon = (
-                CLAIM_LOOKS["networks"] if one.about == "networks" and one.kind != "best" else STANDING_LOOKS[one.kind]
+                CLAIM_LOOKS["networks"]
+                if one.about == "networks" and one.kind != "best"
+                else STANDING_LOOKS[one.kind]
             )
             title = plain(comparison.arms[one.arm].title)
-            st.markdown(f":{color}-badge[{icon} {arm_verdict_words(one)}] **{title}**: {plain(one.words)}.")
+            st.markdown(
+                f":{color}-badge[{icon} {arm_verdict_words(one)}] **{title}**: {plain(one.words)}."
+            )
         if comparison.baseline:
             st.markdown(f":material/flag: {plain(comparison.baseline)}")
         for contradiction in comparison.published:
@@ -157,7 +174,8 @@ def verdict(comparison: Comparison) -> None:
         if comparison.networks:
             st.divider()
             st.markdown(
-                f"{claim_badge('networks')} :small[the networks trained here, on new images]", help=CLAIM_HELP["networks"]
+                f"{claim_badge('networks')} :small[the networks trained here, on new images]",
+                help=CLAIM_HELP["networks"],
             )
             st.markdown(plain(comparison.networks))
         with st.popover("Method", icon=":material/help:", type="tertiary"):
@@ -174,14 +192,16 @@ def table(columns: list[str], rows: list[list[str]], key: str) -> None:
         [dict(zip(columns, row, strict=True)) for row in rows],
         hide_index=True,
         key=key,
-        column_config={name: st.column_config.TextColumn(help=COLUMN_HELP[name]) for name in columns if name in COLUMN_HELP},
+        column_config={
+            name: st.column_config.TextColumn(help=COLUMN_HELP[name])
+            for name in columns
+            if name in COLUMN_HELP
+        },
     )
 
 
 def arms(comparison: Comparison) -> None:
-    kind = (
-        f"{number(comparison.images)} {SPLIT_WORDS[comparison.split].lower()} {'image' if comparison.images == 1 else 'images'}"
-    )
+    kind = f"{number(comparison.images)} {SPLIT_WORDS[comparison.split].lower()} {'image' if comparison.images == 1 else 'images'}"
     title = comparison.measure.title
     st.header(f"{title} on {kind}", anchor=False)
     st.plotly_chart(
@@ -203,10 +223,16 @@ def pairs(comparison: Comparison) -> None:
     if len(drawn) > MOST_PAIRS and comparison.arm_verdicts:
         first = comparison.arm_verdicts[0].arm
         drawn = [pair for pair in drawn if first in (pair.a, pair.b)]
-        st.caption(plain(f"Those of {comparison.arms[first].title}; the table holds all {len(comparison.pairs)} pairs."))
+        st.caption(
+            plain(
+                f"Those of {comparison.arms[first].title}; the table holds all {len(comparison.pairs)} pairs."
+            )
+        )
     for pair in drawn:
         words = of_pair(comparison.arms, pair)
-        st.markdown("  \n".join(f"{claim_badge(claim)} {plain(getattr(words, claim))}" for claim in CLAIMS))
+        st.markdown(
+            "  \n".join(f"{claim_badge(claim)} {plain(getattr(words, claim))}" for claim in CLAIMS)
+        )
     with st.expander("Tests and intervals"):
         table(*pairs_table(comparison), key="pairs")
 
@@ -228,10 +254,18 @@ def costs(comparison: Comparison) -> None:
         label_visibility="collapsed",
     )
     st.plotly_chart(
-        pareto(measure, comparison.arms), key=f"pareto-{measure}", alt=f"Accuracy against {COSTS[measure][0].lower()}"
+        pareto(measure, comparison.arms),
+        key=f"pareto-{measure}",
+        alt=f"Accuracy against {COSTS[measure][0].lower()}",
     )
-    hollow = " Hollow: the same runs without the cache of the frozen stages' output." if measure == "seconds" else ""
-    st.caption(f"Dotted line: Pareto front. No run is both better and cheaper than one on it.{hollow} {reason}")
+    hollow = (
+        " Hollow: the same runs without the cache of the frozen stages' output."
+        if measure == "seconds"
+        else ""
+    )
+    st.caption(
+        f"Dotted line: Pareto front. No run is both better and cheaper than one on it.{hollow} {reason}"
+    )
 
 
 def shapes(comparison: Comparison) -> None:
@@ -243,10 +277,17 @@ def shapes(comparison: Comparison) -> None:
             by_depth(comparison.arms),
             "Accuracy against the first stage that trains",
         ),
-        ("Accuracy by training set size", "data", by_data(comparison.arms), "Accuracy against the number of training images"),
+        (
+            "Accuracy by training set size",
+            "data",
+            by_data(comparison.arms),
+            "Accuracy against the number of training images",
+        ),
     ]
     drawn = [one for one in drawn if one[2]]
-    for column, (heading, key, figure, alt) in zip(st.columns(len(drawn)) if drawn else [], drawn, strict=True):
+    for column, (heading, key, figure, alt) in zip(
+        st.columns(len(drawn)) if drawn else [], drawn, strict=True
+    ):
         with column:
             st.header(heading, anchor=False)
             st.plotly_chart(figure, key=key, alt=alt)
@@ -270,7 +311,11 @@ def curves(comparison: Comparison) -> None:
     kinds: tuple[Kind, Kind] = ("loss", "accuracy")
     for column, kind in zip(st.columns(2), kinds, strict=True):
         figure = learning_curves(kind, axis, comparison.arms)
-        column.plotly_chart(figure, key=f"curves-{kind}-{axis}", alt=f"Validation {kind} of every run on shared axes")
+        column.plotly_chart(
+            figure,
+            key=f"curves-{kind}-{axis}",
+            alt=f"Validation {kind} of every run on shared axes",
+        )
 
 
 def share(comparison: Comparison, shift: ShiftComparison | None) -> None:
@@ -314,8 +359,14 @@ def measure_to_address() -> None:
 def judged_together(runs: list[Run]) -> None:
     left_out = [run for run in runs if not run.judged]
     if left_out:
-        names = "; ".join(f"{title} ({run.run_id})" for title, run in zip(run_titles(left_out), left_out, strict=True))
-        st.warning(plain(f"Left out, because they have not finished an epoch: {names}."), icon=":material/block:")
+        names = "; ".join(
+            f"{title} ({run.run_id})"
+            for title, run in zip(run_titles(left_out), left_out, strict=True)
+        )
+        st.warning(
+            plain(f"Left out, because they have not finished an epoch: {names}."),
+            icon=":material/block:",
+        )
     measure = judged_by()
     try:
         comparison = compare_runs([run for run in runs if run.judged], measure)
@@ -344,7 +395,10 @@ def judged_together(runs: list[Run]) -> None:
     what_moved([measured_run(arm.runs) for arm in comparison.arms])
 
 
-page("pages/compare.py", "Compare strategies on the same images, and see which stages were worth training.")
+page(
+    "pages/compare.py",
+    "Compare strategies on the same images, and see which stages were worth training.",
+)
 runs, damaged = store().all()
 if not runs:
     nothing_yet("No run yet. Start a comparison here, or see a single run on the sample first.")
@@ -355,12 +409,15 @@ compared = choose(runs)
 going_on = any(run.active for run in compared)
 starting = start(expanded=not going_on and len(compared) < 2)
 if going_on:
-    st.fragment(queue_panel, run_every=REFRESH)([run.run_id for run in compared], expected_seconds(compared))
+    st.fragment(queue_panel, run_every=REFRESH)(
+        [run.run_id for run in compared], expected_seconds(compared)
+    )
 elif compared:
     judged_together(compared)
 else:
     st.info(
-        f"Choose two runs or more ({things(len(runs), 'run')} to choose from), or start a comparison.", icon=":material/info:"
+        f"Choose two runs or more ({things(len(runs), 'run')} to choose from), or start a comparison.",
+        icon=":material/info:",
     )
 damaged_runs(damaged)
 next_step("pages/predict.py", "Try a run on new images", primary=not starting)

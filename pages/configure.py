@@ -50,7 +50,11 @@ def data_in_words() -> Dataset | None:
     name = data_name(data_folder())
     st.markdown(
         f"Training on **{plain(name)}**: {things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}"
-        + (f", with your changes ({plain(edits_in_words(dataset.edits))})." if edits_in_words(dataset.edits) else ".")
+        + (
+            f", with your changes ({plain(edits_in_words(dataset.edits))})."
+            if edits_in_words(dataset.edits)
+            else "."
+        )
     )
     return dataset
 
@@ -58,7 +62,9 @@ def data_in_words() -> Dataset | None:
 def draw(valid: RunConfig, problems: dict[str, str], classes: int | None) -> None:
     """Draw the strategy, even if other settings of the form are invalid."""
     try:
-        draw_strategy(valid, classes or 1000, settings.toggle_stage, rates="learning_rate" not in problems)
+        draw_strategy(
+            valid, classes or 1000, settings.toggle_stage, rates="learning_rate" not in problems
+        )
     except FinetuneError:
         st.caption("The strategy is drawn once its settings below are valid.")
     if valid.earlier_run:
@@ -67,10 +73,15 @@ def draw(valid: RunConfig, problems: dict[str, str], classes: int | None) -> Non
             icon=":material/account_tree:",
         )
     if valid.starts_from == RANDOM:
-        st.warning("The backbone starts from random weights; frozen stages stay random.", icon=":material/casino:")
+        st.warning(
+            "The backbone starts from random weights; frozen stages stay random.",
+            icon=":material/casino:",
+        )
 
 
-def what(valid: RunConfig, config: RunConfig | None, known: Known, problems: dict[str, str]) -> str | None:
+def what(
+    valid: RunConfig, config: RunConfig | None, known: Known, problems: dict[str, str]
+) -> str | None:
     """What trains: backbone and strategy; returns why nothing can be started."""
     with st.container():
         form.backbone_field(problems)
@@ -79,8 +90,12 @@ def what(valid: RunConfig, config: RunConfig | None, known: Known, problems: dic
     which_backbone(config, known.dataset)
     with st.container():
         reason = offer_weights([valid])
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-        st.markdown(f":small[{form.label('strategy')}]", help=setting_of("strategy").help, width="content")
+    with st.container(
+        horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"
+    ):
+        st.markdown(
+            f":small[{form.label('strategy')}]", help=setting_of("strategy").help, width="content"
+        )
         timing = measure_button(config, known, known.dataset) if config and known.dataset else None
     with st.container():
         if timing:
@@ -96,7 +111,9 @@ def what(valid: RunConfig, config: RunConfig | None, known: Known, problems: dic
 def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, str]) -> None:
     """How it trains: settings, and the learning-rate range test."""
     inside = {"weights", "from_run", "devices", *names_in(*ADVANCED)} & problems.keys()
-    if inside - st.session_state.get("problems_inside", set()):  # something is wrong in there that was not before
+    if inside - st.session_state.get(
+        "problems_inside", set()
+    ):  # something is wrong in there that was not before
         st.session_state[MORE_KEY] = True
     st.session_state["problems_inside"] = inside
     form.section(TRAINING, problems)
@@ -122,7 +139,9 @@ def measure_button(config: RunConfig, known: Known, dataset: Dataset) -> str:
     """Offer to time each strategy; returns the key of that job."""
     compared = comparable(config)
     complete = all(known.expects(one) for one in compared)
-    mark = hashlib.sha256("".join(one.model_dump_json() for one in compared).encode()).hexdigest()[:16]
+    mark = hashlib.sha256("".join(one.model_dump_json() for one in compared).encode()).hexdigest()[
+        :16
+    ]
     key = f"forecast:{mark}-{dataset.fingerprint}"
     reason = why_not_timed()
     st.button(
@@ -133,7 +152,11 @@ def measure_button(config: RunConfig, known: Known, dataset: Dataset) -> str:
         or "Times a few steps of every strategy on this machine and extrapolates; each finished run refines the forecast.",
         key="forecast",
         on_click=begin,
-        args=(key, "Timing a few steps of each strategy", partial(calibrate, compared, dataset, known.book, again=complete)),
+        args=(
+            key,
+            "Timing a few steps of each strategy",
+            partial(calibrate, compared, dataset, known.book, again=complete),
+        ),
     )
     return key
 
@@ -188,10 +211,18 @@ def rate_finder(config: RunConfig) -> None:
         alt="Learning-rate range test: loss against learning rate",
     )
     if curve.suggestion is None:
-        st.info("The loss did not fall within a hundred steps, so there is nothing to suggest.", icon=":material/info:")
+        st.info(
+            "The loss did not fall within a hundred steps, so there is nothing to suggest.",
+            icon=":material/info:",
+        )
     else:
         words = f"Use {curve.suggestion:g}"
-        st.button(words, icon=":material/check:", on_click=settings.set_fields, args=({"learning_rate": curve.suggestion},))
+        st.button(
+            words,
+            icon=":material/check:",
+            on_click=settings.set_fields,
+            args=({"learning_rate": curve.suggestion},),
+        )
 
 
 def about_augmentation(config: RunConfig) -> None:
@@ -199,9 +230,15 @@ def about_augmentation(config: RunConfig) -> None:
     cut = cut_index(plan(config, stages_of(config)))
     views = chosen_views(config, cut)
     if views == 0:
-        st.caption("Augmentation: a new version of each image every epoch, so the frozen stages' output cannot be cached.")
+        st.caption(
+            "Augmentation: a new version of each image every epoch, so the frozen stages' output cannot be cached."
+        )
     elif views:
-        how = "computed again each time" if why_uncached(config, cut) else "run through the frozen stages once"
+        how = (
+            "computed again each time"
+            if why_uncached(config, cut)
+            else "run through the frozen stages once"
+        )
         st.caption(
             f"Augmentation: {things(views, 'version')} of each image, {how} and used in turn (More settings changes the number)."
         )
@@ -227,17 +264,29 @@ def summary(config: RunConfig, known: Known, dataset: Dataset) -> str:
     return " · ".join(filter(None, parts))
 
 
-def start_bar(config: RunConfig | None, known: Known, problems: dict[str, str], reason: str | None) -> None:
+def start_bar(
+    config: RunConfig | None, known: Known, problems: dict[str, str], reason: str | None
+) -> None:
     """What would be started, or why nothing can be, and Start: always visible."""
-    with st.bottom.container(horizontal=True, vertical_alignment="center", border=True, key="start_bar"):
+    with st.bottom.container(
+        horizontal=True, vertical_alignment="center", border=True, key="start_bar"
+    ):
         with st.container(width="stretch", gap=None):
             if problems:
-                st.markdown(f":red[:material/error: **{things(len(problems), 'setting')} cannot be used:**]")
-                with st.container(gap=None, height=80 if len(problems) > MOST_LINES else "content", border=False):
+                st.markdown(
+                    f":red[:material/error: **{things(len(problems), 'setting')} cannot be used:**]"
+                )
+                with st.container(
+                    gap=None, height=80 if len(problems) > MOST_LINES else "content", border=False
+                ):
                     for name, problem in problems.items():
                         st.markdown(f":small[:red[{plain(form.label(name))} {plain(problem)}]]")
             elif config and known.dataset:
-                st.markdown(f":orange[:material/download:] {reason}" if reason else summary(config, known, known.dataset))
+                st.markdown(
+                    f":orange[:material/download:] {reason}"
+                    if reason
+                    else summary(config, known, known.dataset)
+                )
         pressed = st.button(
             "Start training",
             type="primary",
@@ -258,7 +307,9 @@ def start_bar(config: RunConfig | None, known: Known, problems: dict[str, str], 
 # Each part in a container of its own: whatever appears in it, the fields below keep their places, and what is typed into them.
 with st.container():
     dataset = data_in_words()
-found = settings.values((data_folder() if dataset else "") or "any", effective(dataset.edits) if dataset else ())
+found = settings.values(
+    (data_folder() if dataset else "") or "any", effective(dataset.edits) if dataset else ()
+)
 config, problems = form.checked(found, readable_roots(), dataset)
 if wrong := form.devices_problem(config):
     config, problems = None, problems | wrong

@@ -23,7 +23,10 @@ from pages.shared.data.galleries import images, map_of_images
 from pages.shared.data.network_view import fed_to_network
 from pages.shared.data.source import choose_source
 
-page("pages/dataset.py", "Choose the images to learn from, inspect them, and correct them before training.")
+page(
+    "pages/dataset.py",
+    "Choose the images to learn from, inspect them, and correct them before training.",
+)
 
 
 def overview(dataset: Dataset) -> None:
@@ -45,7 +48,9 @@ def findings(dataset: Dataset) -> None:
         analyze(dataset, "findings")
     cards(dataset, found)
     if report:
-        by_split = ", ".join(f"{SPLIT_WORDS[split].lower()} {auc:.2f}" for split, auc in report.auc.items())
+        by_split = ", ".join(
+            f"{SPLIT_WORDS[split].lower()} {auc:.2f}" for split, auc in report.auc.items()
+        )
         if by_split:
             st.caption(
                 f"How well embeddings separate a split from the training images (AUC; 0.5: chance level, 1: perfectly): {by_split}.",
@@ -62,7 +67,9 @@ def classes_and_splits(dataset: Dataset, data: str) -> None:
     )
     with st.expander("Counts and image sizes as tables"):
         st.dataframe(counts.rename(columns=SPLIT_WORDS))
-        sizes = dataset.table.groupby(["width", "height"]).size().sort_values(ascending=False).head(50)
+        sizes = (
+            dataset.table.groupby(["width", "height"]).size().sort_values(ascending=False).head(50)
+        )
         st.dataframe(sizes.rename("images").reset_index(), hide_index=True)
     widths, heights = dataset.table["width"], dataset.table["height"]
     shorter = dataset.table[["width", "height"]].min(axis=1)
@@ -98,9 +105,16 @@ def linear_probes(dataset: Dataset) -> None:
         return
     best = report.suggestion
     if best is None:
-        st.info("There are too few validation images, or too few classes, for a linear probe.", icon=":material/info:")
+        st.info(
+            "There are too few validation images, or too few classes, for a linear probe.",
+            icon=":material/info:",
+        )
         return
-    title = STRATEGIES[best.strategy].title if best.strategy != "custom" else f"Train from {best.cut} on"
+    title = (
+        STRATEGIES[best.strategy].title
+        if best.strategy != "custom"
+        else f"Train from {best.cut} on"
+    )
     with st.container(border=True):
         st.markdown(f"**Suggested: {title}.** {plain(best.reason)}")
         if st.button(
@@ -136,7 +150,9 @@ def views(dataset: Dataset, data: str) -> None:
         "Linear probe by layer": linear_probes,
         "Preprocessing": fed_to_network,
     }
-    for tab, body in zip(st.tabs(list(bodies), on_change="rerun", key="dataset_view"), bodies.values(), strict=True):
+    for tab, body in zip(
+        st.tabs(list(bodies), on_change="rerun", key="dataset_view"), bodies.values(), strict=True
+    ):
         if tab.open:
             with tab:
                 body(dataset)

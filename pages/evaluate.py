@@ -6,7 +6,11 @@ from math import isnan
 import streamlit as st
 
 from finetune_core.errors import FinetuneError
-from finetune_core.evaluation.single_run.evaluate import evaluation, precision_note, predicted_splits
+from finetune_core.evaluation.single_run.evaluate import (
+    evaluation,
+    precision_note,
+    predicted_splits,
+)
 from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
 from finetune_core.evaluation.single_run.metrics import Evaluation, confusion_order
 from finetune_core.figures.evaluation import Shares, confusion_heatmap
@@ -29,10 +33,16 @@ from pages.shared.runs.run_settings import lineage
 
 MOST_CLASSES_DRAWN = 100
 MOST_ROWS = 12  # of a table that is shown whole
-NUMBERS: dict[Shares, str] = {"images": "Images", "true": "% of true class", "predicted": "% of predicted class"}
+NUMBERS: dict[Shares, str] = {
+    "images": "Images",
+    "true": "% of true class",
+    "predicted": "% of predicted class",
+}
 ORDERS = {"name": "By name", "confusion": "By confusion"}
 
-page("pages/evaluate.py", "Evaluate a run on images it was not trained on, and look at its mistakes.")
+page(
+    "pages/evaluate.py", "Evaluate a run on images it was not trained on, and look at its mistakes."
+)
 
 
 def headline(run: Run, result: Evaluation) -> None:
@@ -56,10 +66,14 @@ def headline(run: Run, result: Evaluation) -> None:
         if can_be_evaluated(run):
             in_fp32(run)
     if run.history.fitted:
-        st.caption("These images were used for nothing before: neither to train nor to choose anything.")
+        st.caption(
+            "These images were used for nothing before: neither to train nor to choose anything."
+        )
         return
     if result.split == "test":
-        st.caption("These images were used for nothing before: neither to train nor to choose the best epoch.")
+        st.caption(
+            "These images were used for nothing before: neither to train nor to choose the best epoch."
+        )
         return
     optimistic = "The best epoch was chosen on these images, so the numbers are a little optimistic"
     if len(splits) > 1:
@@ -101,7 +115,11 @@ def confusion_matrix(run: Run, result: Evaluation) -> None:
         f"**{plain(cell_in_words(result, true, predicted))}**: {things(len(rows), 'image') if len(rows) else 'no image'}"
     )
     if len(rows):
-        caption = None if true is None or predicted is None else lambda row: f"confidence {percent(row['confidence'], 0)}"
+        caption = (
+            None
+            if true is None or predicted is None
+            else lambda row: f"confidence {percent(row['confidence'], 0)}"
+        )
         pictures(run, result, rows, f"cell-{mark}-{true}-{predicted}", caption, per_page=6)
 
 
@@ -169,7 +187,10 @@ def matrix(result: Evaluation, mark: str) -> None:
             shares,
             confusion_order(result.confusion) if order == "confusion" else None,
             # As the boxes below say: plotly's own selection is gone once the figure changes.
-            chosen=(st.session_state.get(f"true-{mark}"), st.session_state.get(f"predicted-{mark}")),
+            chosen=(
+                st.session_state.get(f"true-{mark}"),
+                st.session_state.get(f"predicted-{mark}"),
+            ),
             dark=st.context.theme.type == "dark",
         ),
         key=key,
@@ -183,7 +204,9 @@ def matrix(result: Evaluation, mark: str) -> None:
 def cell_clicked(key: str, mark: str, classes: int) -> None:
     points = st.session_state[key]["selection"]["points"]
     if points:
-        st.session_state[f"true-{mark}"], st.session_state[f"predicted-{mark}"] = divmod(int(points[0]["customdata"]), classes)
+        st.session_state[f"true-{mark}"], st.session_state[f"predicted-{mark}"] = divmod(
+            int(points[0]["customdata"]), classes
+        )
 
 
 def frequent_confusions(result: Evaluation, mark: str) -> None:
@@ -214,7 +237,12 @@ def per_class(result: Evaluation) -> None:
     table = found[["class", "recall", "precision", "f1", "images"]]
     table[["recall", "precision", "f1"]] *= 100
     table.insert(
-        2, "interval", [_interval(low, high) for low, high in zip(found["recall_low"], found["recall_high"], strict=True)]
+        2,
+        "interval",
+        [
+            _interval(low, high)
+            for low, high in zip(found["recall_low"], found["recall_high"], strict=True)
+        ],
     )
     share = "%.1f %%"
     st.dataframe(
@@ -236,9 +264,13 @@ def per_class(result: Evaluation) -> None:
                 "are often chance.",
             ),
             "precision": st.column_config.NumberColumn(
-                "Precision", help="The share of the images predicted as this class that are of this class.", format=share
+                "Precision",
+                help="The share of the images predicted as this class that are of this class.",
+                format=share,
             ),
-            "f1": st.column_config.NumberColumn("F1", help="Precision and recall in one number (harmonic mean).", format=share),
+            "f1": st.column_config.NumberColumn(
+                "F1", help="Precision and recall in one number (harmonic mean).", format=share
+            ),
         },
     )
     words = "The hardest classes come first."
@@ -291,7 +323,9 @@ try:
         "Shifted data": shifted_data,
         "Flips at test time": flips_at_test_time,
     }
-    for tab, body in zip(st.tabs(list(bodies), on_change="rerun", key="evaluate_view"), bodies.values(), strict=True):
+    for tab, body in zip(
+        st.tabs(list(bodies), on_change="rerun", key="evaluate_view"), bodies.values(), strict=True
+    ):
         if tab.open:
             with tab:
                 body(chosen, judged)

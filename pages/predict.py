@@ -12,7 +12,13 @@ from pages.shared.account import gate
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.evaluation.export import export_buttons
 from pages.shared.evaluation.live import fine_tune, live
-from pages.shared.evaluation.prediction import Classifier, load_classifier, many, offer_neighbours, show_image
+from pages.shared.evaluation.prediction import (
+    Classifier,
+    load_classifier,
+    many,
+    offer_neighbours,
+    show_image,
+)
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
@@ -31,7 +37,9 @@ INPUTS = {
 
 
 def classes_text(one: Classifier) -> str:
-    names = ", ".join(one.classes[:MOST_CLASSES]) + (", …" if len(one.classes) > MOST_CLASSES else "")
+    names = ", ".join(one.classes[:MOST_CLASSES]) + (
+        ", …" if len(one.classes) > MOST_CLASSES else ""
+    )
     return f"This network distinguishes {things(len(one.classes), 'class', 'classes')}: {names}."
 
 
@@ -50,11 +58,17 @@ def beside(runs: list[Run], chosen: Run) -> list[Run]:
     """Further runs to show the same image to; they are in the address, as ``beside``."""
     others = [run for run in runs if run.run_id != chosen.run_id]
     placeholder = "Also classify the same images with other runs"
-    return choose_runs("Compare with", others, "beside", most=MOST_BESIDE, placeholder=placeholder) if others else []
+    return (
+        choose_runs("Compare with", others, "beside", most=MOST_BESIDE, placeholder=placeholder)
+        if others
+        else []
+    )
 
 
 def presentation_link(run: Run) -> None:
-    address = f"{(st.context.url or '').split('?')[0]}?{urlencode({'present': 1, 'run': run.run_id})}"
+    address = (
+        f"{(st.context.url or '').split('?')[0]}?{urlencode({'present': 1, 'run': run.run_id})}"
+    )
     with st.expander("Share", icon=":material/co_present:"):
         st.markdown(
             "A page with this network and nothing else, for a big screen or a phone. Anyone who can reach this server can open it:"
@@ -73,7 +87,11 @@ def inputs(kind: str) -> list[tuple[str, str, bytes]]:
         photo = st.camera_input("A photo", key="camera", label_visibility="collapsed")
         return [("photo", "Photo", photo.getvalue())] if photo else []
     uploads = st.file_uploader(
-        "Images", KINDS, accept_multiple_files=True, key="images", help="They are processed in memory and not stored."
+        "Images",
+        KINDS,
+        accept_multiple_files=True,
+        key="images",
+        help="They are processed in memory and not stored.",
     )
     return [(upload.file_id, upload.name, upload.getvalue()) for upload in uploads]
 
@@ -138,11 +156,15 @@ def try_out(runs: list[Run]) -> None:
     elif kind != "live":
         given = inputs(kind)
         if not given:
-            st.info(plain(f"Upload an image. {classes_text(classifiers[0])}"), icon=":material/upload:")
+            st.info(
+                plain(f"Upload an image. {classes_text(classifiers[0])}"), icon=":material/upload:"
+            )
         for key, name, image in given:
             show_image(key, name, image, classifiers)
         if not all(one.near for one in classifiers):
-            st.caption("A network always predicts one of its classes, even for an image of something else.")
+            st.caption(
+                "A network always predicts one of its classes, even for an image of something else."
+            )
     presentation_link(chosen)
     export_buttons(chosen)
 

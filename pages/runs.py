@@ -21,7 +21,10 @@ from pages.shared.runs.trash import TRASH, to_trash
 REFRESH = 3.0  # seconds
 MOST_NAMED = 10
 
-page("pages/runs.py", "Every run on this machine: find, compare, or train again with the same settings.")
+page(
+    "pages/runs.py",
+    "Every run on this machine: find, compare, or train again with the same settings.",
+)
 
 
 def actions(chosen: list[Run], found: int) -> None:
@@ -37,7 +40,12 @@ def actions(chosen: list[Run], found: int) -> None:
             help="Select two runs or more that have ended an epoch.",
         ):
             go("pages/compare.py", runs=judged)
-        if st.button("Open", icon=":material/open_in_new:", disabled=one is None, help="Select one run.") and one:
+        if (
+            st.button(
+                "Open", icon=":material/open_in_new:", disabled=one is None, help="Select one run."
+            )
+            and one
+        ):
             go("pages/evaluate.py" if one.judged else "pages/train.py", one.run_id)
         if (
             st.button(
@@ -66,7 +74,12 @@ def delete(chosen: list[Run]) -> None:
         left = len(chosen) - len(free)
         st.markdown(f"**Move {things(len(free), 'run')} to the trash?**")
         titles = [f"- {plain(run_title(run))}" for run in free[:MOST_NAMED]]
-        st.markdown("\n".join(titles + ([f"- and {len(free) - MOST_NAMED} more"] if len(free) > MOST_NAMED else [])))
+        st.markdown(
+            "\n".join(
+                titles
+                + ([f"- and {len(free) - MOST_NAMED} more"] if len(free) > MOST_NAMED else [])
+            )
+        )
         if left:
             st.markdown(f"{things(left, 'selected run')} stay: still active, or somebody else's.")
         st.caption(TRASH)
@@ -87,7 +100,9 @@ def confirmed(run_ids: list[str]) -> None:
 
 def panel(was_active: bool) -> None:
     runs = store().runs()
-    if not runs or was_active != any(run.active for run in runs):  # it has to stop refreshing itself, or to begin
+    if not runs or was_active != any(
+        run.active for run in runs
+    ):  # it has to stop refreshing itself, or to begin
         st.rerun()
     words = search_box()
     found = matching(runs, words)

@@ -33,7 +33,10 @@ from pages.shared.runs.trash import TRASH, to_trash
 MOST_NAMED = 50  # changes to the data set, and images of one
 LOOK_AGAIN = 10.0  # seconds: whether a run that may go on has been resumed elsewhere
 
-page("pages/train.py", "Watch a run. You can close the tab: the run continues, and this page finds it again.")
+page(
+    "pages/train.py",
+    "Watch a run. You can close the tab: the run continues, and this page finds it again.",
+)
 
 
 def about(run: Run) -> None:
@@ -50,7 +53,12 @@ def about(run: Run) -> None:
             note = st.text_area("Note", run.note, max_chars=2000, help="What you tried, and why.")
             known = dict.fromkeys([*run.tags, *(tag for other in runs for tag in other.tags)])
             tags = st.multiselect(
-                "Tags", known, run.tags, max_selections=MOST_TAGS, accept_new_options=True, placeholder="Choose or type tags"
+                "Tags",
+                known,
+                run.tags,
+                max_selections=MOST_TAGS,
+                accept_new_options=True,
+                placeholder="Choose or type tags",
             )
             if st.form_submit_button("Save"):
                 attempt(lambda: store().describe(run.run_id, name, note, tags))
@@ -74,7 +82,9 @@ def data_changes(run: Run) -> None:
     changes = edits_in_words(run.config.edits)
     if not changes:
         return
-    with st.expander(f"Trained with changes to the data set: {changes}", icon=":material/edit_note:"):
+    with st.expander(
+        f"Trained with changes to the data set: {changes}", icon=":material/edit_note:"
+    ):
         for edit in run.config.edits[:MOST_NAMED]:
             st.markdown(
                 f"**{plain(edit_in_words(edit))}**: {plain(', '.join(edit.paths[:MOST_NAMED]))}"
@@ -99,9 +109,16 @@ def ending(run: Run) -> None:
         )
     if not run.judged:
         if run.status == "cancelled":
-            st.info("It was cancelled before it began. *Resume* queues it again.", icon=":material/info:")
+            st.info(
+                "It was cancelled before it began. *Resume* queues it again.",
+                icon=":material/info:",
+            )
         if run.status in ("stopped", "paused", "interrupted"):
-            at_once = "Nothing was averaged yet" if run.config.averaged else "The classifier was not fitted yet"
+            at_once = (
+                "Nothing was averaged yet"
+                if run.config.averaged
+                else "The classifier was not fitted yet"
+            )
             words = "No epoch had ended" if epochs_of(run.config) else at_once
             st.info(f"{words}, so there is nothing to evaluate.", icon=":material/info:")
         next_step("pages/configure.py", "Configure another run", primary=not run.resumable)
@@ -115,7 +132,11 @@ def ending(run: Run) -> None:
     kind = {"test": "test images, never used before", "val": "validation images"}[result.split]
     at_once = "Its head was fitted without epochs."
     if run.config.averaged:
-        at_once = "Its networks answer together." if run.config.is_ensemble else "Its weights are averaged."
+        at_once = (
+            "Its networks answer together."
+            if run.config.is_ensemble
+            else "Its weights are averaged."
+        )
     kept = f"Epoch {best} was the best and is kept." if best else at_once
     took = f" The run took {duration(end['seconds'])}." if end and end.get("seconds") else ""
     st.info(
@@ -144,7 +165,9 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
     except RunError as error:  # it was deleted, or damaged, since the page was drawn
         st.error(plain(str(error)), icon=":material/folder_off:")
         return
-    if paced != pace(run):  # only the page around it can change that, and when it ends more than this panel changes
+    if paced != pace(
+        run
+    ):  # only the page around it can change that, and when it ends more than this panel changes
         st.rerun()
     with st.container():  # of one place, whatever comes up in it: or what follows would be drawn anew, and charts flicker
         controls(run)
@@ -161,7 +184,9 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
         overlaid_charts([run, *others])
     else:
         curves(run)
-    if run.history.started and not run.config.is_ensemble:  # each of its networks has stages of its own
+    if (
+        run.history.started and not run.config.is_ensemble
+    ):  # each of its networks has stages of its own
         rate = None if run.config.averaged else run.config.learning_rate
         draw_stages(run_stages(run), rate, fits=STRATEGIES[run.config.strategy].fits)
     details(run)

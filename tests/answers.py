@@ -2,7 +2,11 @@
 
 import numpy as np
 
-from finetune_core.evaluation.single_run.shift_files import read_shift, save_shift, shifted_predictions
+from finetune_core.evaluation.single_run.shift_files import (
+    read_shift,
+    save_shift,
+    shifted_predictions,
+)
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import load_predictions, prediction_table, save_predictions
 
@@ -14,7 +18,11 @@ def answer_rightly(run: Run, right: bool, fingerprint: str = "") -> None:
         fingerprint: of another data set that it has predicted; its own images where there is none.
     """
     classes = len(run.started["classes"])
-    table = shifted_predictions(run.run_dir, fingerprint, classes) if fingerprint else load_predictions(run.run_dir, classes)
+    table = (
+        shifted_predictions(run.run_dir, fingerprint, classes)
+        if fingerprint
+        else load_predictions(run.run_dir, classes)
+    )
     labels = table["label"].to_numpy()
     logits = 5.0 * np.eye(classes)[labels if right else (labels + 1) % classes]
     answered = prediction_table(table["id"], table["split"].to_numpy(), labels, logits)

@@ -57,7 +57,11 @@ def components_found_once():
     from streamlit.components.v2 import manifest_scanner
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest_scanner, "scan_component_manifests", functools.cache(manifest_scanner.scan_component_manifests))
+        patch.setattr(
+            manifest_scanner,
+            "scan_component_manifests",
+            functools.cache(manifest_scanner.scan_component_manifests),
+        )
         yield
 
 
@@ -89,7 +93,9 @@ def write_images(root, layout, size=(40, 32), suffix=".png"):
         random = np.random.default_rng(int.from_bytes(digest[:4], "little"))
         for number in range(count):
             noise = random.normal(0, 25, (size[1], size[0], 3))
-            Image.fromarray(np.uint8(np.clip(hue + noise, 0, 255))).save(target / f"{number:03d}{suffix}")
+            Image.fromarray(np.uint8(np.clip(hue + noise, 0, 255))).save(
+                target / f"{number:03d}{suffix}"
+            )
     return Path(root)
 
 
@@ -172,7 +178,9 @@ def served(tmp_path_factory):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     yield folder, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -186,7 +194,9 @@ def processes():
     if os.name != "posix":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["finetune_core.runs.record", "timm", "streamlit.web.cli", "plotly.graph_objects", "altair"])
+    context.set_forkserver_preload(
+        ["finetune_core.runs.record", "timm", "streamlit.web.cli", "plotly.graph_objects", "altair"]
+    )
     return context
 
 
@@ -231,7 +241,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (8 * 10**9, 16 * 10**9))
     monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(total_memory=16 * 10**9, major=6, minor=1)
+        torch.cuda,
+        "get_device_properties",
+        lambda *_: SimpleNamespace(total_memory=16 * 10**9, major=6, minor=1),
     )
     monkeypatch.setattr(device.Device, "torch_device", torch.device("cpu", 0))
     monkeypatch.setattr(device.Device, "hold", noted)

@@ -81,7 +81,11 @@ def cut(path: Path, chance: random.Random) -> str:
 
 def flip(path: Path, chance: random.Random) -> str:
     content = bytearray(path.read_bytes())
-    places = [chance.randrange(len(content)) for _ in range(chance.choice([1, 1, 8, 100]))] if content else []
+    places = (
+        [chance.randrange(len(content)) for _ in range(chance.choice([1, 1, 8, 100]))]
+        if content
+        else []
+    )
     for place in places:
         content[place] ^= 1 << chance.randrange(8)
     path.write_bytes(content)
@@ -117,7 +121,11 @@ def enormous(path: Path, chance: random.Random) -> None:
 def insert(path: Path, chance: random.Random) -> str:
     content = path.read_bytes()
     at = chance.randint(0, len(content))
-    path.write_bytes(content[:at] + chance.choice([b"\0", b"\n", b"{", b"\xff\xfe", DEEP.encode(), b"x" * 100]) + content[at:])
+    path.write_bytes(
+        content[:at]
+        + chance.choice([b"\0", b"\n", b"{", b"\xff\xfe", DEEP.encode(), b"x" * 100])
+        + content[at:]
+    )
     return f"at {at}"
 
 
@@ -132,19 +140,46 @@ def fifo(path: Path, chance: random.Random) -> None:
 
 
 def link(path: Path, chance: random.Random) -> str:
-    to = chance.choice(["/dev/zero", "/etc/hostname", path.name, "..", "nowhere", *(one.name for one in path.parent.iterdir())])
+    to = chance.choice(
+        [
+            "/dev/zero",
+            "/etc/hostname",
+            path.name,
+            "..",
+            "nowhere",
+            *(one.name for one in path.parent.iterdir()),
+        ]
+    )
     path.unlink()
     path.symlink_to(to)
     return f"to {to}"
 
 
-BYTES: list[Callable] = [cut, cut, flip, flip, delete, empty, swap, garbage, zeros, enormous, insert]
+BYTES: list[Callable] = [
+    cut,
+    cut,
+    flip,
+    flip,
+    delete,
+    empty,
+    swap,
+    garbage,
+    zeros,
+    enormous,
+    insert,
+]
 KINDS: list[Callable] = [folder, fifo, link, link]
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
     """(container, key) of everything in a JSON value."""
-    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    keys = (
+        value.keys()
+        if isinstance(value, dict)
+        else range(len(value))
+        if isinstance(value, list)
+        else ()
+    )
     return [found for key in keys for found in ((value, key), *places(value[key]))]
 
 
@@ -176,8 +211,19 @@ def change_json(path: Path, chance: random.Random) -> str:
 def change_line(path: Path, chance: random.Random) -> str:
     lines = path.read_text().splitlines()
     # The first is the one that most depends on, and there are many steps.
-    at = chance.choice([number for number, line in enumerate(lines) if "Progress" not in line or chance.random() < 0.1] or [0])
-    at = next(number for number, line in enumerate(lines) if "RunStarted" in line) if chance.random() < 0.4 else at
+    at = chance.choice(
+        [
+            number
+            for number, line in enumerate(lines)
+            if "Progress" not in line or chance.random() < 0.1
+        ]
+        or [0]
+    )
+    at = (
+        next(number for number, line in enumerate(lines) if "RunStarted" in line)
+        if chance.random() < 0.4
+        else at
+    )
     lines[at], result = changed_json(lines[at], chance)
     path.write_text("\n".join(lines) + "\n")
     return (
@@ -189,13 +235,17 @@ def change_line(path: Path, chance: random.Random) -> str:
 
 def change_lines(path: Path, chance: random.Random) -> str:
     lines = path.read_text().splitlines()
-    way = chance.choice(["drop", "drop some", "twice", "shuffle", "reverse", "none", "between", "only"])
+    way = chance.choice(
+        ["drop", "drop some", "twice", "shuffle", "reverse", "none", "between", "only"]
+    )
     at = chance.randrange(len(lines))
     match way:
         case "drop":
             del lines[at]
         case "drop some":
-            kind = chance.choice(["RunStarted", "EpochEnded", "StepEnded", "RunFinished", "CheckpointSaved"])
+            kind = chance.choice(
+                ["RunStarted", "EpochEnded", "StepEnded", "RunFinished", "CheckpointSaved"]
+            )
             lines = [line for line in lines if kind not in line]
         case "twice":
             lines.insert(chance.randrange(len(lines)), lines[at])
@@ -224,19 +274,33 @@ def change_table(path: Path, chance: random.Random) -> str:
         "renamed": lambda: table.rename_columns(["x" if one == name else one for one in names]),
         "missing": lambda: table.set_column(at, name, pa.nulls(rows, table.schema.field(at).type)),
         "texts": lambda: table.set_column(at, name, pa.array(["x"] * rows)),
-        "numbers": lambda: table.set_column(at, name, pa.array([chance.choice([0, -1, 7, 2**40])] * rows)),
-        "floats": lambda: table.set_column(at, name, pa.array([chance.choice([0.5, float("nan")])] * rows)),
+        "numbers": lambda: table.set_column(
+            at, name, pa.array([chance.choice([0, -1, 7, 2**40])] * rows)
+        ),
+        "floats": lambda: table.set_column(
+            at, name, pa.array([chance.choice([0.5, float("nan")])] * rows)
+        ),
         "lists": lambda: table.set_column(at, name, pa.array([[1]] * rows)),
         "empty": lambda: table.slice(0, 0),
         "fewer": lambda: table.slice(0, chance.randint(1, rows)),
         "twice": lambda: pa.concat_tables([table, table]),
         "one split": lambda: table.set_column(
-            names.index("split"), "split", pa.array([chance.choice(["val", "test", "train", ""])] * rows)
+            names.index("split"),
+            "split",
+            pa.array([chance.choice(["val", "test", "train", ""])] * rows),
         ),
-        "wider": lambda: table.set_column(names.index("logits"), "logits", pa.array(list(np.hstack([matrix, matrix])))),
-        "narrower": lambda: table.set_column(names.index("logits"), "logits", pa.array(list(matrix[:, :1]))),
-        "not finite": lambda: table.set_column(names.index("logits"), "logits", pa.array(list(matrix * np.float32(np.inf)))),
-        "names": lambda: table.set_column(names.index("id"), "id", pa.array([f"../{one}\0" for one in range(rows)])),
+        "wider": lambda: table.set_column(
+            names.index("logits"), "logits", pa.array(list(np.hstack([matrix, matrix])))
+        ),
+        "narrower": lambda: table.set_column(
+            names.index("logits"), "logits", pa.array(list(matrix[:, :1]))
+        ),
+        "not finite": lambda: table.set_column(
+            names.index("logits"), "logits", pa.array(list(matrix * np.float32(np.inf)))
+        ),
+        "names": lambda: table.set_column(
+            names.index("id"), "id", pa.array([f"../{one}\0" for one in range(rows)])
+        ),
     }
     way = chance.choice(sorted(new))
     pq.write_table(new[way](), path, compression=chance.choice(["snappy", "gzip", "none"]))
@@ -248,20 +312,28 @@ def change_tensors(path: Path, chance: random.Random) -> str:
     tensors = load_file(path)
     name = chance.choice(sorted(tensors))
     one = tensors[name]
-    way = chance.choice(["none", "without", "renamed", "more", "shape", "type", "nan", "huge", "zeros", "scalar"])
+    way = chance.choice(
+        ["none", "without", "renamed", "more", "shape", "type", "nan", "huge", "zeros", "scalar"]
+    )
     match way:
         case "none":
             tensors.clear()
         case "without":
             del tensors[name]
         case "renamed":
-            tensors[chance.choice(["x", f"{name}/x", "optimizer/0/step", "average/x", "optimizer/x"])] = tensors.pop(name)
+            tensors[
+                chance.choice(["x", f"{name}/x", "optimizer/0/step", "average/x", "optimizer/x"])
+            ] = tensors.pop(name)
         case "more":
-            tensors[chance.choice(["x", "conv_stem.weight", "optimizer/99/step", "average/x"])] = torch.zeros(3)
+            tensors[chance.choice(["x", "conv_stem.weight", "optimizer/99/step", "average/x"])] = (
+                torch.zeros(3)
+            )
         case "shape":
             tensors[name] = torch.zeros(7, 2)
         case "type":
-            tensors[name] = one.to(chance.choice([torch.float16, torch.int64, torch.float64, torch.bool]))
+            tensors[name] = one.to(
+                chance.choice([torch.float16, torch.int64, torch.float64, torch.bool])
+            )
         case "nan":
             tensors[name] = torch.full(one.shape, torch.nan)
         case "huge":

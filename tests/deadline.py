@@ -27,7 +27,12 @@ def in_time(what):
 
 def wait_until_gone(processes):
     """Until none of them runs: one whose parent is gone, too, may stay listed for a while."""
-    wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes), "one lives on")
+    wait_until(
+        lambda: (
+            not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
+        ),
+        "one lives on",
+    )
 
 
 def wait_until(condition, what="it did not come about"):

@@ -11,11 +11,21 @@ def write_accuracies(run, split="test", images=100):
     """All of them 25 %; where a run's robustness was measured, what was measured takes that form."""
     known = known_robustness(run, split)
     even = [
-        {"corruption": one.corruption, "severity": one.severity, "accuracy": 0.25, "low": 0.2, "high": 0.3}
+        {
+            "corruption": one.corruption,
+            "severity": one.severity,
+            "accuracy": 0.25,
+            "low": 0.2,
+            "high": 0.3,
+        }
         for one in corrupted(split)
     ]
     rows = known.rows.to_dict(orient="records") if known else even
-    stored = {"predictions": predictions_changed(run.run_dir), "images": known.images if known else images, "rows": rows}
+    stored = {
+        "predictions": predictions_changed(run.run_dir),
+        "images": known.images if known else images,
+        "rows": rows,
+    }
     (run.run_dir / f"robustness-{split}.json").write_text(json.dumps(stored))
     (run.run_dir / f"robustness-{split}.parquet").unlink(missing_ok=True)
     return run

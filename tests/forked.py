@@ -19,11 +19,15 @@ def run_module(processes, module, *arguments, folder):
         A ``subprocess.CompletedProcess`` with ``stdout`` and ``stderr`` as text.
     """
     output, errors = folder / "stdout", folder / "stderr"
-    process = processes.Process(target=_as_main, args=(module, arguments, os.environ.copy(), output, errors))
+    process = processes.Process(
+        target=_as_main, args=(module, arguments, os.environ.copy(), output, errors)
+    )
     process.start()
     process.join(300)
     assert process.exitcode is not None
-    return subprocess.CompletedProcess((module, *arguments), process.exitcode, output.read_text(), errors.read_text())
+    return subprocess.CompletedProcess(
+        (module, *arguments), process.exitcode, output.read_text(), errors.read_text()
+    )
 
 
 def run_app(environment, log, options):

@@ -35,7 +35,10 @@ class Nodes:
         self.processes.remove(process)
         family = []
         with suppress(psutil.NoSuchProcess):
-            family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+            family = [
+                *psutil.Process(process.pid).children(recursive=True),
+                psutil.Process(process.pid),
+            ]
         for one in family:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
@@ -43,8 +46,21 @@ class Nodes:
         process.wait(SECONDS)
 
     def _is_started(self, host, arguments):
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, f"--node-ip-address={host}"]
-        quiet = ["--block", "--num-cpus=1", "--num-gpus=0", f"--object-store-memory={100 * 2**20}", "--disable-usage-stats"]
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            *arguments,
+            f"--node-ip-address={host}",
+        ]
+        quiet = [
+            "--block",
+            "--num-cpus=1",
+            "--num-gpus=0",
+            f"--object-store-memory={100 * 2**20}",
+            "--disable-usage-stats",
+        ]
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(
                 [*command, *quiet],

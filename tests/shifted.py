@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image
 
 
-def darkened(samples, root: Path, folder: Path, names: Mapping[str, str] | None = None, noise: float = 60) -> Path:
+def darkened(
+    samples, root: Path, folder: Path, names: Mapping[str, str] | None = None, noise: float = 60
+) -> Path:
     """Copies of images (ids below ``root``), half as bright and noisy, in ``folder``; its classes go by ``names``."""
     random = np.random.default_rng(0)
     for sample in samples:

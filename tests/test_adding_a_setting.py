@@ -21,7 +21,9 @@ HELP = "How much of the last step the next one keeps."
 @pytest.fixture(autouse=True)
 def momentum(monkeypatch):
     """One more setting."""
-    declared = setting(0.9, label="Momentum", section=OPTIMIZATION, help=HELP, share=True, ge=0, lt=1)
+    declared = setting(
+        0.9, label="Momentum", section=OPTIMIZATION, help=HELP, share=True, ge=0, lt=1
+    )
     extended = create_model("Extended", __base__=config.RunConfig, momentum=(float, declared))
     for module in (config, run_config, make):
         monkeypatch.setattr(module, "RunConfig", extended)
@@ -45,14 +47,20 @@ def test_it_is_validated_and_kept():
 def test_the_command_line_has_an_option_for_it(command):
     text = thaw(command, "--help").stdout
     assert "--momentum" in text
-    assert f"{HELP} (at least 0, less than 1; default 0.9)" in " ".join(text.replace("│", " ").split())
+    assert f"{HELP} (at least 0, less than 1; default 0.9)" in " ".join(
+        text.replace("│", " ").split()
+    )
     refused = thaw(command, "digits", "--momentum", "200 %")
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "--momentum: must be less than 1" in refused.stderr
 
 
 def test_the_form_has_a_field_for_it_in_its_section():
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300).switch_page("pages/configure.py").run()
+    at = (
+        AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
+        .switch_page("pages/configure.py")
+        .run()
+    )
     assert not at.exception
     field = at.text_input(key="form_momentum")
     assert (field.label, field.help, field.value) == ("Momentum", HELP, "0.9")
@@ -71,9 +79,13 @@ def listed_by_hand(source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict):
             inside = node.keys if isinstance(node, ast.Dict) else node.elts
-            found = [one.value for one in inside if isinstance(one, ast.Constant) and one.value in known]
+            found = [
+                one.value for one in inside if isinstance(one, ast.Constant) and one.value in known
+            ]
         elif isinstance(node, ast.FunctionDef):
-            found = [one.arg for one in (*node.args.args, *node.args.kwonlyargs) if one.arg in known]
+            found = [
+                one.arg for one in (*node.args.args, *node.args.kwonlyargs) if one.arg in known
+            ]
         else:
             continue
         if len(found) > 4:
@@ -82,7 +94,11 @@ def listed_by_hand(source):
 
 @pytest.mark.parametrize(
     "file",
-    [*ROOT.glob("pages/**/*.py"), *ROOT.glob("finetune_core/commands/*.py"), ROOT / "finetune_core" / "__main__.py"],
+    [
+        *ROOT.glob("pages/**/*.py"),
+        *ROOT.glob("finetune_core/commands/*.py"),
+        ROOT / "finetune_core" / "__main__.py",
+    ],
     ids=lambda file: file.name,
 )
 def test_no_page_and_no_command_lists_settings_by_hand(file):

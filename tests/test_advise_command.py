@@ -12,7 +12,18 @@ from finetune_core.training import logistic, timing
 from tests.test_main import thaw
 
 NAMES = ("efficientnet_lite0", "efficientnet_lite1")
-QUICK = ["--images", "24", "--image-size", "32", "--epochs", "1", "--batch-size", "8", "--precision", "fp32"]
+QUICK = [
+    "--images",
+    "24",
+    "--image-size",
+    "32",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "8",
+    "--precision",
+    "fp32",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +38,25 @@ def data(image_folder, tmp_path):
 
 
 def test_the_json_has_candidates_and_what_is_suggested(data):
-    done = thaw("advise", data, "--backbones", ",".join([*NAMES, "nonsense"]), *QUICK, "--budget", "5", "--json")
+    done = thaw(
+        "advise",
+        data,
+        "--backbones",
+        ",".join([*NAMES, "nonsense"]),
+        *QUICK,
+        "--budget",
+        "5",
+        "--json",
+    )
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
     found = json.loads(done.stdout)
-    assert {"backbone", "stage", "accuracy", "ci_low", "ci_high", "seconds", "images"} <= found["candidates"][0].keys()
+    assert {"backbone", "stage", "accuracy", "ci_low", "ci_high", "seconds", "images"} <= found[
+        "candidates"
+    ][0].keys()
     assert {one["backbone"] for one in found["candidates"]} == set(NAMES)
-    assert all(one["seconds"] > 0 and one["images"] == found["images"] == 24 for one in found["candidates"])
+    assert all(
+        one["seconds"] > 0 and one["images"] == found["images"] == 24 for one in found["candidates"]
+    )
     assert {one["backbone"] for one in found["suggested"]} == set(NAMES)
     assert all(one["strategy"] == "last_block" and one["reason"] for one in found["suggested"])
     assert (found["budget_minutes"], found["cannot_predict"]) == (5, UNKNOWN)
@@ -88,10 +112,19 @@ def test_without_names_all_that_are_ready_are_probed(data, monkeypatch):
 
 def test_the_function_gives_what_the_command_prints_and_escapes_names(data):
     advice = thaw_api.advise(
-        data, NAMES[:1], images=24, image_size=32, epochs=1, batch_size=8, precision="fp32", progress=False
+        data,
+        NAMES[:1],
+        images=24,
+        image_size=32,
+        epochs=1,
+        batch_size=8,
+        precision="fp32",
+        progress=False,
     )
     printed = json.loads(thaw("advise", data, "--backbones", NAMES[0], *QUICK, "--json").stdout)
-    assert [one["stage"] for one in advice.to_json()["candidates"]] == [one["stage"] for one in printed["candidates"]]
+    assert [one["stage"] for one in advice.to_json()["candidates"]] == [
+        one["stage"] for one in printed["candidates"]
+    ]
     assert "efficientnet_lite0" in repr(advice)
     shown = advice._repr_html_()
     assert advice.candidates[0].stage in shown

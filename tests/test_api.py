@@ -33,7 +33,10 @@ def base(image_folder_once, tmp_path_factory):
 def runs(base):
     """One of each of two strategies."""
     strategies = ("feature_extraction", "last_block")
-    return [thaw.train(base / "images", strategy=one, runs_dir=base / "runs", **QUICK) for one in strategies]
+    return [
+        thaw.train(base / "images", strategy=one, runs_dir=base / "runs", **QUICK)
+        for one in strategies
+    ]
 
 
 def cli(*arguments):
@@ -45,7 +48,9 @@ def cli(*arguments):
 @pytest.mark.slow
 def test_the_import_costs_no_torch_and_the_functions_are_listed():
     code = "import sys, finetune_core as t; print(*dir(t)); print({'torch', 'numpy', 'rich'} & {*sys.modules}); t.train; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     names, early, late = done.stdout.splitlines()
     assert {*thaw.__all__} <= {*names.split()}
     assert (early, late) == ("set()", "True")
@@ -76,7 +81,9 @@ def test_settings_are_in_the_signature_and_refused_all_at_once(base, tmp_path):
     assert "layer_decay: " in thaw.train.__doc__
     assert "learning_rate" not in inspect.signature(thaw.inspect).parameters
     with pytest.raises(ConfigError) as refused:
-        thaw.train(base / "images", epochs=0, learning_rate=-1, no_such=3, runs_dir=tmp_path / "none")
+        thaw.train(
+            base / "images", epochs=0, learning_rate=-1, no_such=3, runs_dir=tmp_path / "none"
+        )
     assert refused.value.problems.keys() == {"epochs", "learning_rate", "no_such"}
     assert not (tmp_path / "none").exists()
     with pytest.raises(ConfigError, match="epochs"):
@@ -86,7 +93,12 @@ def test_settings_are_in_the_signature_and_refused_all_at_once(base, tmp_path):
 def test_rates_of_stages_and_edits_are_taken_as_values(base, tmp_path):
     edits = [{"action": "exclude", "paths": ["red/000.png"]}]
     run = thaw.train(
-        base / "images", strategy="custom", stage_rates={"head": 2}, edits=edits, runs_dir=tmp_path, **QUICK | {"epochs": 1}
+        base / "images",
+        strategy="custom",
+        stage_rates={"head": 2},
+        edits=edits,
+        runs_dir=tmp_path,
+        **QUICK | {"epochs": 1},
     )
     assert run.config.stage_rates == {"head": 2.0}
     assert sum(run.history.started["counts"].values()) == 59
@@ -116,7 +128,9 @@ def test_flips_are_measured_once_and_agree_with_the_evaluation_without_them(runs
     first = thaw.tta(runs[0], progress=False)
     assert [one.plain.split for one in first] == ["test", "val"]
     assert first[0].plain.accuracy == thaw.evaluate(runs[0]).accuracy
-    assert first[0].claim.difference == pytest.approx(first[0].with_flips.accuracy - first[0].plain.accuracy)
+    assert first[0].claim.difference == pytest.approx(
+        first[0].with_flips.accuracy - first[0].plain.accuracy
+    )
     kept = (runs[0].run_dir / "tta-flips.parquet").stat().st_mtime_ns
     assert thaw.tta(str(runs[0].run_dir))[0].with_flips.accuracy == first[0].with_flips.accuracy
     assert (runs[0].run_dir / "tta-flips.parquet").stat().st_mtime_ns == kept
@@ -138,7 +152,15 @@ def test_predictions_are_a_table_with_what_could_not_be_read(runs, base, tmp_pat
     (tmp_path / "broken.png").write_text("hello")
     images = base / "images" / "red"
     table = thaw.predict(runs[1], [images, tmp_path / "broken.png"])
-    assert table.columns.tolist() == ["file", "class", "probability", "unlike", "problem", f"p({TAG})", "p(red)"]
+    assert table.columns.tolist() == [
+        "file",
+        "class",
+        "probability",
+        "unlike",
+        "problem",
+        f"p({TAG})",
+        "p(red)",
+    ]
     assert len(table) == 31
     named = table.iloc[:-1]
     assert named[[f"p({TAG})", "p(red)"]].sum(axis=1).tolist() == pytest.approx([1] * 30)
@@ -156,13 +178,17 @@ def test_an_export_says_where_it_is_and_predicts(runs, base, tmp_path):
     assert str(made.folder) in repr(made)
     assert made._repr_html_().count("<p>") == len(made.in_words())
     image = base / "images" / "red" / "000.png"
-    assert thaw.predict(made.folder, image)["p(red)"].tolist() == pytest.approx(thaw.predict(runs[1], image)["p(red)"].tolist())
+    assert thaw.predict(made.folder, image)["p(red)"].tolist() == pytest.approx(
+        thaw.predict(runs[1], image)["p(red)"].tolist()
+    )
 
 
 def test_a_comparison_is_that_of_the_command_and_is_written(runs, tmp_path):
     comparison = thaw.compare(runs, report=tmp_path / "report.html")
     assert comparison.to_json() == {
-        name: value for name, value in cli("compare", *(run.run_dir for run in runs)).items() if name in comparison.to_json()
+        name: value
+        for name, value in cli("compare", *(run.run_dir for run in runs)).items()
+        if name in comparison.to_json()
     }
     assert comparison.headline in repr(comparison)
     assert comparison._repr_html_() in (tmp_path / "report.html").read_text()
@@ -230,11 +256,20 @@ def test_an_interrupt_stops_in_good_order_and_resume_goes_on(base, tmp_path, mon
 
 def test_training_works_in_a_thread_which_no_signal_reaches(base, tmp_path):
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(thaw.train, base / "images", runs_dir=tmp_path, **QUICK).result().status == "finished"
+        assert (
+            pool.submit(thaw.train, base / "images", runs_dir=tmp_path, **QUICK).result().status
+            == "finished"
+        )
 
 
 def test_a_run_starts_from_one_that_is_given_as_it_was_returned(runs, base):
-    child = thaw.train(base / "images", from_run=runs[1], strategy="feature_extraction", epochs=1, runs_dir=base / "later")
+    child = thaw.train(
+        base / "images",
+        from_run=runs[1],
+        strategy="feature_extraction",
+        epochs=1,
+        runs_dir=base / "later",
+    )
     assert child.config.from_run == str(runs[1].run_dir)
     assert child.config.image_size == QUICK["image_size"]
     assert child.started["lineage"][0]["run"] == runs[1].run_id

@@ -21,10 +21,14 @@ from tests.test_documents import DOCUMENTS
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [*sorted(ROOT.glob("benchmarks/*.py")), *sorted(ROOT.glob("benchmarks/*/*.py"))]
 SCRIPTS = [
-    file.parent.name if file.stem == "__main__" else file.stem for file in FILES if '__name__ == "__main__"' in file.read_text()
+    file.parent.name if file.stem == "__main__" else file.stem
+    for file in FILES
+    if '__name__ == "__main__"' in file.read_text()
 ]
 TEXTS = [file.read_text() for file in (*DOCUMENTS, *FILES)]
-COMMANDS = [command for text in TEXTS for command in re.findall(r"^ *(python .*benchmarks.*)$", text, re.M)]
+COMMANDS = [
+    command for text in TEXTS for command in re.findall(r"^ *(python .*benchmarks.*)$", text, re.M)
+]
 
 
 def test_documents_name_benchmarks_that_exist_in_one_form():
@@ -39,7 +43,12 @@ def test_it_says_what_it_measures_and_which_options_it_takes(name, processes, tm
     done = run_module(processes, f"benchmarks.{name}", "--help", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage:")
-    used = {option for line in COMMANDS if f"benchmarks.{name} " in line for option in re.findall(r"--[\w-]+", line)}
+    used = {
+        option
+        for line in COMMANDS
+        if f"benchmarks.{name} " in line
+        for option in re.findall(r"--[\w-]+", line)
+    }
     # The options as argparse lists them, which follow the description that quotes the command.
     listed = set(re.findall(r"--[\w-]+", done.stdout.rpartition("options:")[2]))
     assert used <= listed
@@ -52,7 +61,11 @@ def test_the_plain_loop_trains_what_thaw_trains(network, strategy):
         model = plain_loop.build(network, strategy, 4)
     stages = network_stages(network, 4)
     planned = plan(make_config({"data": "none", "backbone": network, "strategy": strategy}), stages)
-    ours = {name for one, stage in zip(planned, stages, strict=True) for name in trained_parameters(one, stage)}
+    ours = {
+        name
+        for one, stage in zip(planned, stages, strict=True)
+        for name in trained_parameters(one, stage)
+    }
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == ours
 
 
@@ -65,8 +78,13 @@ def test_a_side_that_ran_few_epochs_is_counted_up_to_all_of_them():
 def test_rounds_are_summed_up_by_their_own_ratios():
     rounds = [(300.0, 10.0), (100.0, 5.0), (640.0, 16.0)]
     line = speed.summary("resnet18", "feature_extraction", speed.PLAIN, rounds, (2000, 650))
-    assert "30.00 times as fast as plain loop: 10.0 s against 300.0 s (20.00 to 40.00 in 3 rounds; 32 wanted)" in line
-    assert "45 wanted" in speed.summary("resnet18", "feature_extraction", speed.PLAIN, rounds, (10000, 1500))
+    assert (
+        "30.00 times as fast as plain loop: 10.0 s against 300.0 s (20.00 to 40.00 in 3 rounds; 32 wanted)"
+        in line
+    )
+    assert "45 wanted" in speed.summary(
+        "resnet18", "feature_extraction", speed.PLAIN, rounds, (10000, 1500)
+    )
     for network, side, size in [
         ("resnet18", speed.PLAIN, (100, 50)),
         ("efficientnet_lite0", speed.PLAIN, (2000, 650)),
@@ -81,7 +99,16 @@ def test_rounds_are_summed_up_by_their_own_ratios():
 @pytest.mark.slow
 def test_the_sides_alternate_and_train_the_same(tmp_path):
     small = ["--train", "12", "--val", "4", "--epochs", "2", "--plain-epochs", "1", "--rounds", "2"]
-    command = [sys.executable, "-m", "benchmarks.speed", *small, "--networks", "efficientnet_lite0", "--jobs", "last_block"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.speed",
+        *small,
+        "--networks",
+        "efficientnet_lite0",
+        "--jobs",
+        "last_block",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     first, one, second, two, summed = done.stdout.splitlines()
@@ -93,7 +120,9 @@ def test_the_sides_alternate_and_train_the_same(tmp_path):
 def test_generated_runs_are_finished_runs_of_so_many_steps(tmp_path):
     many_runs.write_runs(tmp_path, 3, 16)
     runs = RunStore(tmp_path).runs()
-    assert [(run.status, run.notices, run.config.seed) for run in runs] == [("finished", (), seed) for seed in (2, 1, 0)]
+    assert [(run.status, run.notices, run.config.seed) for run in runs] == [
+        ("finished", (), seed) for seed in (2, 1, 0)
+    ]
     assert [len(run.history.steps) for run in runs] == [16] * 3
     assert [len(run.history.epochs) for run in runs] == [8] * 3
 
@@ -102,11 +131,22 @@ def test_generated_runs_are_finished_runs_of_so_many_steps(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "spans"),
     [
-        ("many_runs", "--runs 3 --steps 16", ["list", "list_again", "page_runs_again", "page_train_again"]),
+        (
+            "many_runs",
+            "--runs 3 --steps 16",
+            ["list", "list_again", "page_runs_again", "page_train_again"],
+        ),
         (
             "scale",
             "--images 200",
-            ["index", "split_and_check", "page_findings_again", "edits_applied", "edit_taken_back", "rows_read_at_random"],
+            [
+                "index",
+                "split_and_check",
+                "page_findings_again",
+                "edits_applied",
+                "edit_taken_back",
+                "rows_read_at_random",
+            ],
         ),
     ],
 )
@@ -115,7 +155,12 @@ def test_growth_is_measured_part_by_part(name, options, spans):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
-    found = {span: value for part in json.loads(line).values() if isinstance(part, dict) for span, value in part.items()}
+    found = {
+        span: value
+        for part in json.loads(line).values()
+        if isinstance(part, dict)
+        for span, value in part.items()
+    }
     for span in spans:
         assert found[span]["peak_mb"] >= found["base_mb"] > 0
 
@@ -131,15 +176,22 @@ onednn_verbose,v1,primitive,exec,cpu,matmul,jit,undef,src:bf16,,,32x512:512x10,4
 
 def test_onednns_report_is_split_into_the_parts_of_a_step():
     milliseconds, flops = step_profile.by_primitive(ONEDNN.splitlines())
-    forward, backward = (step_profile.CONVOLUTIONS[kind] for kind in ("forward_training", "backward_weights"))
+    forward, backward = (
+        step_profile.CONVOLUTIONS[kind] for kind in ("forward_training", "backward_weights")
+    )
     assert milliseconds == {step_profile.REORDERS: 0.5, forward: 2.5, backward: 1.5}
     assert flops == {forward: 2 * 2 * 4 * 8 * 49 * 9, backward: 2 * 2 * 4 * 4 * 16 * 9 // 4}
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
+)
 def test_a_profile_has_every_part_of_a_step():
     model = torch.nn.Sequential(
-        torch.nn.Conv2d(32, 64, 3), torch.nn.BatchNorm2d(64), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3)
+        torch.nn.Conv2d(32, 64, 3),
+        torch.nn.BatchNorm2d(64),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(64, 64, 3),
     )
     images = torch.randn(8, 32, 16, 16)
     lines = step_profile.profiled(lambda: model(images).mean().backward(), 2, 1e12)
@@ -160,7 +212,9 @@ def test_a_tail_is_a_step_on_what_its_trunk_yields(strategy):
 
 def test_the_least_that_a_heads_epoch_moves():
     tail = peak.Tail(lambda: None, 0, torch.zeros(4, 512, dtype=torch.bfloat16), 1000)
-    assert gpu.least_seconds(tail, 10, 4, 1e6) == pytest.approx((10 * 512 * 2 + 3 * 8 * 4 * 1000) / 1e6)
+    assert gpu.least_seconds(tail, 10, 4, 1e6) == pytest.approx(
+        (10 * 512 * 2 + 3 * 8 * 4 * 1000) / 1e6
+    )
 
 
 def test_without_a_gpu_nothing_is_measured(monkeypatch):

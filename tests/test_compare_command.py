@@ -36,7 +36,17 @@ def compared(image_folder_once, tmp_path_factory):
     base = tmp_path_factory.mktemp("compare")
     data = image_folder_once(base / "images", {"red": 20, "blue <b>": 20, "violet": 20})
     choice = ("--strategies", "feature_extraction,last_block", "--seeds", "0,1")
-    arguments = ("compare", data, *choice, *FAST, "--runs-dir", base / "runs", "--report", base / "report.html", "--json")
+    arguments = (
+        "compare",
+        data,
+        *choice,
+        *FAST,
+        "--runs-dir",
+        base / "runs",
+        "--report",
+        base / "report.html",
+        "--json",
+    )
     done = thaw(*arguments)
     assert done.exit_code == 0, done.stderr
     return arguments, base / "runs", base / "report.html", json.loads(done.stdout)
@@ -54,7 +64,9 @@ def test_strategies_by_seeds_are_trained_and_compared(compared):
     assert result["pairs"][0]["about"] == "strategies"
     for claim in ("strategies", "networks"):
         assert set(result["pairs"][0][claim]) == CLAIM
-        assert result["pairs"][0][claim]["difference"] == pytest.approx(result["pairs"][0]["difference"])
+        assert result["pairs"][0][claim]["difference"] == pytest.approx(
+            result["pairs"][0]["difference"]
+        )
         assert result[claim] in result["verdict"]
     assert (result["failed"], result["stopped"]) == ([], False)
 
@@ -63,19 +75,29 @@ def test_the_next_experiment_is_told_with_its_forecast(compared):
     *_, result = compared
     following = result["next"]
     assert (following["kind"], following["inferred"]) == ("baseline", False)
-    assert [(one["strategy"], one["seed"]) for one in following["runs"]] == [("linear_probe", 0), ("linear_probe", 1)]
+    assert [(one["strategy"], one["seed"]) for one in following["runs"]] == [
+        ("linear_probe", 0),
+        ("linear_probe", 1),
+    ]
     assert "no linear probe beside it" in following["reason"]
     assert following["forecast"]["seconds"] > 0  # timed after training
-    assert not missing_in_reference({*result, *following, *following["runs"][0], *following["forecast"]})
+    assert not missing_in_reference(
+        {*result, *following, *following["runs"][0], *following["forecast"]}
+    )
 
 
 def test_what_contradicts_a_published_ordering_is_told_with_its_source(compared, tmp_path):
-    runs = [read_run(shutil.copytree(run["run_dir"], tmp_path / run["run_id"])) for run in compared[3]["runs"]]
+    runs = [
+        read_run(shutil.copytree(run["run_dir"], tmp_path / run["run_id"]))
+        for run in compared[3]["runs"]
+    ]
     for run in runs:
         answer_rightly(run, run.config.strategy == "feature_extraction")
     folders = [run.run_dir for run in runs]
     (told,) = json.loads(thaw("compare", *folders, "--json").stdout)["published"]
-    assert told.startswith("“Last block” is said to beat “Feature extraction” (Yosinski et al. 2014)")
+    assert told.startswith(
+        "“Last block” is said to beat “Feature extraction” (Yosinski et al. 2014)"
+    )
     printed = " ".join(thaw("compare", *folders).stdout.split())
     assert told in printed
     assert "Next experiment: fit a linear probe as the baseline." in printed
@@ -96,7 +118,9 @@ def test_the_report_holds_the_verdict_and_what_the_networks_looked_at_where_they
 
 
 @pytest.mark.slow
-def test_three_packaged_networks_are_compared_on_the_digits_without_a_connection(tmp_path, monkeypatch):
+def test_three_packaged_networks_are_compared_on_the_digits_without_a_connection(
+    tmp_path, monkeypatch
+):
     def no_connection(*_):
         raise OSError("there is no connection")
 
@@ -114,12 +138,23 @@ def test_three_packaged_networks_are_compared_on_the_digits_without_a_connection
         "--precision",
         "fp32",
     )
-    arguments = ("--backbones", ",".join(backbones), "--strategies", "linear_probe", "--seeds", 0, "--runs-dir", tmp_path)
+    arguments = (
+        "--backbones",
+        ",".join(backbones),
+        "--strategies",
+        "linear_probe",
+        "--seeds",
+        0,
+        "--runs-dir",
+        tmp_path,
+    )
     done = thaw("compare", "digits", *arguments, *settings, "--json")
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
     assert [run["backbone"] for run in result["runs"]] == backbones
-    assert all(run["accuracy"] > 0.7 for run in result["runs"])  # as nothing with random weights would be
+    assert all(
+        run["accuracy"] > 0.7 for run in result["runs"]
+    )  # as nothing with random weights would be
     assert len(result["pairs"]) == 3
 
 
@@ -145,7 +180,9 @@ def test_runs_are_named_by_their_ids_too(compared, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [{"cut": "block6"}, {"stage_rates": "block7=0.1,head=1"}])
-def test_a_cut_or_rates_for_stages_add_the_strategy_that_they_describe(image_folder, tmp_path, given):
+def test_a_cut_or_rates_for_stages_add_the_strategy_that_they_describe(
+    image_folder, tmp_path, given
+):
     data = str(image_folder(tmp_path, {"red": 4, "blue": 4}))
     fixed = given | {"seed": "0", "backbone": "efficientnet_lite0"}
     configs = {config.strategy: config for config in designed(fixed, data, None, as_is=True)}
@@ -154,17 +191,27 @@ def test_a_cut_or_rates_for_stages_add_the_strategy_that_they_describe(image_fol
         given.get("cut"),
         {"block7": 0.1, "head": 1} if "stage_rates" in given else None,
     )
-    assert [config.strategy for config in designed(fixed | {"strategy": "custom"}, data, None, as_is=True)] == ["custom"]
+    assert [
+        config.strategy
+        for config in designed(fixed | {"strategy": "custom"}, data, None, as_is=True)
+    ] == ["custom"]
     with pytest.raises(ConfigError, match="name that among the strategies"):
         designed(fixed | {"strategy": "full,last_block"}, data, None, as_is=True)
 
 
-@pytest.mark.parametrize(("setting", "owner"), [("lora_from", "lora"), ("features_from", "prototypes")])
-def test_a_stage_that_one_of_the_strategies_is_told_is_no_setting_of_the_others(image_folder, tmp_path, setting, owner):
+@pytest.mark.parametrize(
+    ("setting", "owner"), [("lora_from", "lora"), ("features_from", "prototypes")]
+)
+def test_a_stage_that_one_of_the_strategies_is_told_is_no_setting_of_the_others(
+    image_folder, tmp_path, setting, owner
+):
     data = str(image_folder(tmp_path / "images", {"red": 9, "blue": 9}))
     given = {"strategy": f"full,{owner}", "seed": "0", setting: "block6"}
     configs = designed(given, data, None, as_is=True)
-    assert {config.strategy: getattr(config, setting) for config in configs} == {owner: "block6", "full": None}
+    assert {config.strategy: getattr(config, setting) for config in configs} == {
+        owner: "block6",
+        "full": None,
+    }
     with pytest.raises(ConfigError, match=f"{setting}: belongs to .*{owner}"):
         designed(given | {"strategy": "full,last_block"}, data, None, as_is=True)
 
@@ -172,21 +219,36 @@ def test_a_stage_that_one_of_the_strategies_is_told_is_no_setting_of_the_others(
 def test_the_baseline_is_added_once_and_says_what_training_gained(image_folder, tmp_path):
     data = str(image_folder(tmp_path / "images", {"red": 14, "blue": 14}))
     fixed = {"strategy": "last_block", "seed": "0"}
-    assert [config.strategy for config in designed(fixed, data, None, as_is=True, baseline=True)] == [
+    assert [
+        config.strategy for config in designed(fixed, data, None, as_is=True, baseline=True)
+    ] == [
         "last_block",
         "linear_probe",
     ]
     named = fixed | {"strategy": "linear_probe,last_block"}
     assert len(designed(named, data, None, as_is=True, baseline=True)) == 2
-    arguments = ("--strategies", "last_block", "--seeds", 0, "--baseline", "--runs-dir", tmp_path / "runs")
+    arguments = (
+        "--strategies",
+        "last_block",
+        "--seeds",
+        0,
+        "--baseline",
+        "--runs-dir",
+        tmp_path / "runs",
+    )
     done = thaw("compare", data, *arguments, *FAST)
     assert done.exit_code == 0, done.stderr
     assert re.search("(a|the) linear probe (that took|by) ", " ".join(done.stdout.split()))
 
 
-def test_each_run_of_a_comparison_is_reported_as_one_that_is_trained_alone(image_folder, tmp_path, monkeypatch):
+def test_each_run_of_a_comparison_is_reported_as_one_that_is_trained_alone(
+    image_folder, tmp_path, monkeypatch
+):
     reported = []
-    monkeypatch.setattr("finetune_core.commands.train.report_to_mlflow", lambda run_dir: reported.append(run_dir) or "")
+    monkeypatch.setattr(
+        "finetune_core.commands.train.report_to_mlflow",
+        lambda run_dir: reported.append(run_dir) or "",
+    )
     data = str(image_folder(tmp_path / "images", {"red": 8, "blue": 8}))
     usual = {
         "data": data,
@@ -196,7 +258,9 @@ def test_each_run_of_a_comparison_is_reported_as_one_that_is_trained_alone(image
         "strategy": "feature_extraction",
         "precision": "fp32",
     }
-    done = train_all([make_config(usual | {"seed": seed}) for seed in (0, 1)], tmp_path / "runs", reuse=False)
+    done = train_all(
+        [make_config(usual | {"seed": seed}) for seed in (0, 1)], tmp_path / "runs", reuse=False
+    )
     assert reported == [run.run_dir for run in done.runs]
     assert len(reported) == 2
 
@@ -205,7 +269,10 @@ def test_two_runs_of_one_strategy_are_compared_with_each_other(compared):
     *_, result = compared
     some = [run["run_dir"] for run in result["runs"] if run["strategy"] == "last_block"]
     answer = json.loads(thaw("compare", *some, "--json").stdout)
-    assert {answer["pairs"][0]["a"], answer["pairs"][0]["b"]} == {"Last block · seed 0", "Last block · seed 1"}
+    assert {answer["pairs"][0]["a"], answer["pairs"][0]["b"]} == {
+        "Last block · seed 0",
+        "Last block · seed 1",
+    }
     assert answer["verdict"].startswith("These runs differ in their seeds only")
 
 
@@ -250,8 +317,12 @@ def test_other_images_are_refused(compared, image_folder, tmp_path):
         (("--fractions", "2"), "must be at most 1"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_anything_trains(compared, tmp_path, changed, problem):
-    done = thaw("compare", compared[0][1], *FAST, "--runs-dir", tmp_path / "runs", *changed, "--json")
+def test_what_cannot_be_trained_is_refused_before_anything_trains(
+    compared, tmp_path, changed, problem
+):
+    done = thaw(
+        "compare", compared[0][1], *FAST, "--runs-dir", tmp_path / "runs", *changed, "--json"
+    )
     assert done.exit_code != 0
     assert problem in " ".join(done.stderr.split())
     assert not list((tmp_path / "runs").glob("2*"))
@@ -259,7 +330,13 @@ def test_what_cannot_be_trained_is_refused_before_anything_trains(compared, tmp_
 
 def test_a_report_that_cannot_be_written_is_an_error(compared):
     *_, result = compared
-    done = thaw("compare", *(run["run_dir"] for run in result["runs"]), "--report", result["runs"][0]["run_dir"], "--json")
+    done = thaw(
+        "compare",
+        *(run["run_dir"] for run in result["runs"]),
+        "--report",
+        result["runs"][0]["run_dir"],
+        "--json",
+    )
     assert done.exit_code != 0
     assert "The report cannot be written" in done.stderr
 
@@ -278,7 +355,14 @@ def test_the_metric_can_be_chosen(compared):
 def test_strategies_are_compared_from_an_earlier_run(compared, tmp_path):
     (_, data, *_), _, _, result = compared
     parent = next(run for run in result["runs"] if run["strategy"] == "last_block")["run_dir"]
-    configs = designed({"from_run": parent, "strategy": "full,linear_probe", "seed": "0,1"}, str(data), None, as_is=False)
+    configs = designed(
+        {"from_run": parent, "strategy": "full,linear_probe", "seed": "0,1"},
+        str(data),
+        None,
+        as_is=False,
+    )
     assert {config.from_run for config in configs} == {parent}
-    assert {(config.backbone, config.image_size) for config in configs} == {("efficientnet_lite0", 32)}
+    assert {(config.backbone, config.image_size) for config in configs} == {
+        ("efficientnet_lite0", 32)
+    }
     assert len(configs) == 4

@@ -4,12 +4,22 @@ from typing import get_args
 
 import pytest
 
-from finetune_core.config import Optimizer, RunConfig, all_settings, make_config, names_in, read_config, setting_of
+from finetune_core.config import (
+    Optimizer,
+    RunConfig,
+    all_settings,
+    make_config,
+    names_in,
+    read_config,
+    setting_of,
+)
 from finetune_core.config.metadata import SECTIONS
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.recipes import DEMO_RECIPE, FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
 
-NUMBERS = [name for name, field in RunConfig.model_fields.items() if field.annotation in (int, float)]
+NUMBERS = [
+    name for name, field in RunConfig.model_fields.items() if field.annotation in (int, float)
+]
 
 
 def problems(**values):
@@ -56,7 +66,14 @@ def test_all_bad_fields_are_named_at_once():
 
 
 def test_fields_that_disagree_are_named_all_at_once():
-    found = problems(cut="layer4", val_fraction=0.5, test_fraction=0.5, schedule="cosine", epochs=1, warmup_epochs=1)
+    found = problems(
+        cut="layer4",
+        val_fraction=0.5,
+        test_fraction=0.5,
+        schedule="cosine",
+        epochs=1,
+        warmup_epochs=1,
+    )
     assert set(found) == {"strategy", "val_fraction", "warmup_epochs"}
 
 
@@ -70,12 +87,17 @@ def test_custom_strategy_needs_a_cut_or_rates_and_not_both():
     assert "strategy" in problems(strategy="custom")
     assert "strategy" in problems(strategy="custom", cut="layer4", stage_rates={"head": 1.0})
     assert make_config({"data": "x", "strategy": "custom", "cut": "layer4"}).cut == "layer4"
-    assert make_config({"data": "x", "strategy": "custom", "stage_rates": {"head": 1.0}}).stage_rates == {"head": 1.0}
+    assert make_config(
+        {"data": "x", "strategy": "custom", "stage_rates": {"head": 1.0}}
+    ).stage_rates == {"head": 1.0}
 
 
 def test_a_run_has_1_to_1000_epochs():
     assert [problems(epochs=epochs).keys() for epochs in (0, 1001)] == [{"epochs"}] * 2
-    assert [make_config({"data": "x", "epochs": epochs}).epochs for epochs in (1, 1000)] == [1, 1000]
+    assert [make_config({"data": "x", "epochs": epochs}).epochs for epochs in (1, 1000)] == [
+        1,
+        1000,
+    ]
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1001, math.nan, math.inf])
@@ -93,14 +115,25 @@ def test_recipes_are_valid(recipe):
 
 def test_the_tutorials_recipe_is_the_tutorials():
     config = make_config(TUTORIAL_RECIPE | {"data": "x"})
-    assert (config.backbone, config.strategy, config.optimizer) == ("resnet18", "last_block", "adam")
-    assert (config.learning_rate, config.batch_size, config.image_size, config.epochs) == (1e-4, 32, 224, 10)
+    assert (config.backbone, config.strategy, config.optimizer) == (
+        "resnet18",
+        "last_block",
+        "adam",
+    )
+    assert (config.learning_rate, config.batch_size, config.image_size, config.epochs) == (
+        1e-4,
+        32,
+        224,
+        10,
+    )
     extraction = make_config(FEATURE_EXTRACTION_RECIPE | {"data": "x"})
     assert (extraction.strategy, extraction.learning_rate) == ("feature_extraction", 1e-3)
 
 
 def test_a_config_survives_json(tmp_path):
-    config = make_config({"data": "x", "strategy": "custom", "stage_rates": {"head": 1.0, "layer4": 0.1}, "seed": 7})
+    config = make_config(
+        {"data": "x", "strategy": "custom", "stage_rates": {"head": 1.0, "layer4": 0.1}, "seed": 7}
+    )
     file = tmp_path / "config.json"
     file.write_text(config.model_dump_json(), encoding="utf-8")
     assert make_config(read_config(file)) == config
@@ -139,7 +172,11 @@ def test_limits_are_those_that_validation_uses(field):
 def test_every_setting_has_a_label_and_a_help_text_of_its_own():
     described = all_settings().values()
     assert all(one.label and one.help for one in described)
-    assert len({one.label for one in described}) == len({one.help for one in described}) == len(described)
+    assert (
+        len({one.label for one in described})
+        == len({one.help for one in described})
+        == len(described)
+    )
 
 
 def test_every_setting_has_a_section_but_for_what_no_form_asks_for():

@@ -34,10 +34,18 @@ from tests.deadline import SECONDS, in_time
 from tests.shifted import darkened
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = {"image_size": 32, "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
+SETTINGS = {
+    "image_size": 32,
+    "epochs": 2,
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "precision": "fp32",
+}
 SETTINGS |= {"strategy": "feature_extraction", "val_fraction": 0.25, "test_fraction": 0.25}
 CASES, PAGE_CASES = 1000, 24
-fuzzed = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+fuzzed = settings(
+    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 GOOD, BAD = "20260101-000000-good", "20260102-000000-bad"
 
 
@@ -66,7 +74,9 @@ def other(data):
 @pytest.fixture(scope="module")
 def whole(home_of_shared_fixtures, data, other, tmp_path_factory):
     """A finished run, with everything that Thaw keeps in its folder."""
-    reservation = create_run(make_config(SETTINGS | {"data": str(data)}), tmp_path_factory.mktemp("whole"))
+    reservation = create_run(
+        make_config(SETTINGS | {"data": str(data)}), tmp_path_factory.mktemp("whole")
+    )
     list(execute(reservation))
     RunStore(reservation.run_dir.parent).describe(reservation.run_dir.name, "baseline", "a note")
     run = read_run(reservation.run_dir)
@@ -84,7 +94,9 @@ def whole(home_of_shared_fixtures, data, other, tmp_path_factory):
 @pytest.fixture(scope="module")
 def halfway(home_of_shared_fixtures, data, tmp_path_factory):
     """A run that was stopped in its second epoch."""
-    reservation = create_run(make_config(SETTINGS | {"data": str(data)}), tmp_path_factory.mktemp("halfway"))
+    reservation = create_run(
+        make_config(SETTINGS | {"data": str(data)}), tmp_path_factory.mktemp("halfway")
+    )
     for event in execute(reservation):
         if isinstance(event, StepEnded) and event.epoch == 2:
             request_stop(reservation.run_dir)
@@ -96,7 +108,9 @@ def asked(*arguments, change=""):
     with in_time(change):
         done = CliRunner().invoke(app, [str(one) for one in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise AssertionError(f"{change}: {' '.join(map(str, arguments[:1]))} ended with {done.exception!r}") from done.exception
+        raise AssertionError(
+            f"{change}: {' '.join(map(str, arguments[:1]))} ended with {done.exception!r}"
+        ) from done.exception
     assert done.exit_code in (0, 1, 2), change
     assert done.exit_code == 0 or done.stderr.strip(), f"{change}: no word on what is wrong"
     assert "Traceback" not in done.output, change
@@ -134,7 +148,9 @@ def command_for(file, chance, bad, good, image, other):
 @pytest.mark.exhaustive
 @settings(fuzzed, max_examples=CASES)
 @given(chance=st.randoms(use_true_random=True))
-def test_the_command_line_names_what_is_damaged_a_thousand_times(whole, data, other, beside, chance):
+def test_the_command_line_names_what_is_damaged_a_thousand_times(
+    whole, data, other, beside, chance
+):
     damaged_one_is_named(whole, data, other, beside, chance)
 
 
@@ -154,8 +170,12 @@ def damaged_one_is_named(whole, data, other, beside, chance):
     with in_time(change):
         found, damaged = RunStore(runs).all()
     assert {one.run_id for one in (*found, *damaged)} == {GOOD, BAD}, change
-    assert [summary(run) | {"run_dir": ""} for run in found if run.run_id == GOOD] == [known | {"run_dir": ""}], change
-    command = command_for(change.partition(":")[0], chance, bad, runs / GOOD, data / "red" / "000.png", other)
+    assert [summary(run) | {"run_dir": ""} for run in found if run.run_id == GOOD] == [
+        known | {"run_dir": ""}
+    ], change
+    command = command_for(
+        change.partition(":")[0], chance, bad, runs / GOOD, data / "red" / "000.png", other
+    )
     done = asked(*command, change=change)
     if damaged and command[0] != "train" and bad in command:
         assert done.exit_code == 2, change
@@ -199,8 +219,15 @@ def test_the_pages_name_what_is_damaged(whole, data, monkeypatch):
     everything = "; ".join(done.values())
     found, damaged = RunStore(runs).all()
     assert damaged
-    for page in ("app.py", *(f"pages/{name}.py" for name in ("train", "runs", "evaluate", "compare", "predict"))):
-        named = {"run": GOOD} if page in ("pages/train.py", "pages/evaluate.py", "pages/predict.py") else {}
+    for page in (
+        "app.py",
+        *(f"pages/{name}.py" for name in ("train", "runs", "evaluate", "compare", "predict")),
+    ):
+        named = (
+            {"run": GOOD}
+            if page in ("pages/train.py", "pages/evaluate.py", "pages/predict.py")
+            else {}
+        )
         at = opened(page, everything, **named)
         text = " ".join(element.value for element in at.get("markdown")).replace("\\", "")
         assert all(one.run_id in text for one in damaged), page

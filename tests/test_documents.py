@@ -15,7 +15,9 @@ from finetune_core.training.strategies import STRATEGIES
 from tests.documents import missing_in_reference
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+)
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 CODE = re.compile(r"`([\w./-]+/[\w./-]+|[\w-]+\.(?:py|md|txt|toml))`")
 
@@ -28,14 +30,22 @@ OF_OTHERS = {"group_matcher"}  # timm's
 @cache
 def sources():
     """The code and the tests, with their files' names, as one text."""
-    files = [file for room in ("finetune_core", "pages", "benchmarks", "tests") for file in (ROOT / room).rglob("*.py")]
+    files = [
+        file
+        for room in ("finetune_core", "pages", "benchmarks", "tests")
+        for file in (ROOT / room).rglob("*.py")
+    ]
     return "\n".join(f"{file}\n{file.read_text()}" for file in files)
 
 
 @cache
 def visible_texts():
     """Every string in the app's code, without its icon."""
-    files = [ROOT / "app.py", *(ROOT / "pages").rglob("*.py"), *(ROOT / "finetune_core").rglob("*.py")]
+    files = [
+        ROOT / "app.py",
+        *(ROOT / "pages").rglob("*.py"),
+        *(ROOT / "finetune_core").rglob("*.py"),
+    ]
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     return {
         re.sub(r"^:material/\w+: ", "", node.value)
@@ -82,10 +92,15 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
 def test_files_that_are_named_exist(name):
-    files = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if ".git" not in path.parts}
+    files = {
+        path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if ".git" not in path.parts
+    }
     for named in CODE.findall((ROOT / name).read_text()):
         if "." in named.rsplit("/", 1)[-1] or named.endswith("/"):
-            assert any(f"/{file}{'/' if (ROOT / file).is_dir() else ''}".endswith(f"/{named}") for file in files), named
+            assert any(
+                f"/{file}{'/' if (ROOT / file).is_dir() else ''}".endswith(f"/{named}")
+                for file in files
+            ), named
 
 
 @pytest.mark.parametrize(
@@ -111,7 +126,11 @@ def test_names_that_look_like_code_are_in_the_code(document):
     known = {
         name: re.sub("_(low|high)$", "", name) for name in names
     }  # the ends of an interval are named after what lies in it
-    assert not [name for name, stem in known.items() if not re.search(rf"\b({name}|{stem})\b", sources(), re.I)]
+    assert not [
+        name
+        for name, stem in known.items()
+        if not re.search(rf"\b({name}|{stem})\b", sources(), re.I)
+    ]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -24,7 +24,9 @@ def runs(tmp_path):
         run_dir = tmp_path / "runs" / kept.name
         shutil.copytree(kept, run_dir)
         config = json.loads((run_dir / "config.json").read_text())
-        (run_dir / "config.json").write_text(json.dumps(config | {"data": str(tmp_path / "images")}))
+        (run_dir / "config.json").write_text(
+            json.dumps(config | {"data": str(tmp_path / "images")})
+        )
     store = RunStore(tmp_path / "runs")
     assert not store.damaged()
     return sorted(store.runs(), key=lambda run: run.run_id)

@@ -25,7 +25,13 @@ from finetune_core.inspection.learned import Probe
 
 EPOCHS = [{"epoch": n, "val_loss": 1 / n, "val_accuracy": 1 - 1 / n} for n in (1, 2, 3)]
 STEPS = [
-    {"epoch": 1 + n // 1000, "step": 1 + n % 1000, "images": 8 * (n + 1), "epoch_loss": 1.0, "epoch_accuracy": n / 3000}
+    {
+        "epoch": 1 + n // 1000,
+        "step": 1 + n % 1000,
+        "images": 8 * (n + 1),
+        "epoch_loss": 1.0,
+        "epoch_accuracy": n / 3000,
+    }
     for n in range(3000)
 ]
 
@@ -45,7 +51,13 @@ def test_training_curve_shows_both_splits_and_stays_small():
 
 
 @pytest.mark.parametrize(
-    ("epochs", "ticks"), [(1, [0, 1]), (3, [0, 1, 2, 3]), (12, [0, 2, 4, 6, 8, 10, 12]), (1000, [0, 200, 400, 600, 800, 1000])]
+    ("epochs", "ticks"),
+    [
+        (1, [0, 1]),
+        (3, [0, 1, 2, 3]),
+        (12, [0, 2, 4, 6, 8, 10, 12]),
+        (1000, [0, 200, 400, 600, 800, 1000]),
+    ],
 )
 def test_live_curves_count_whole_epochs_and_repeat_no_percentage(epochs, ticks):
     for chart in (
@@ -82,7 +94,9 @@ def test_every_cell_of_the_heatmap_follows_from_its_point():
     for x, y, cell, words in zip(points.x, points.y, points.customdata, points.text, strict=True):
         true, predicted = divmod(int(cell), 3)
         assert (order[y], order[x]) == (true, predicted)
-        assert words.startswith(f"{confusion[true, predicted]} images<br>true: {'abc'[true]}<br>predicted: {'abc'[predicted]}")
+        assert words.startswith(
+            f"{confusion[true, predicted]} images<br>true: {'abc'[true]}<br>predicted: {'abc'[predicted]}"
+        )
 
 
 def test_a_heatmap_of_very_many_classes_has_neither_labels_nor_numbers():
@@ -95,13 +109,18 @@ def evaluated(count=200):
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, count)
     logits = random.normal(size=(count, 3)) + np.eye(3)[labels]
-    table = pd.DataFrame({"id": range(count), "split": "test", "label": labels, "logits": list(logits)})
+    table = pd.DataFrame(
+        {"id": range(count), "split": "test", "label": labels, "logits": list(logits)}
+    )
     return evaluate(table, ("a", "<b>b</b>", "c")), logits, labels
 
 
 def test_curves_have_a_line_and_a_band_a_class_in_one_colour():
     result, _, _ = evaluated()
-    curves = {name: one_vs_rest(result, number, resamples=20) for number, name in enumerate(result.classes)}
+    curves = {
+        name: one_vs_rest(result, number, resamples=20)
+        for number, name in enumerate(result.classes)
+    }
     for figure, step in ((roc_curves(curves), 2), (recall_precision_curves(curves), 3)):
         bands, lines = figure.data[1::step], figure.data[step::step]
         assert [line.name for line in lines] == ["a", "&lt;b&gt;b&lt;/b&gt;", "c"]
@@ -112,20 +131,30 @@ def test_curves_have_a_line_and_a_band_a_class_in_one_colour():
             assert 0 <= min(band.y) < max(line.y) <= max(band.y) <= 1
     chance = recall_precision_curves(curves).data[2::3]
     assert [trace.y[0] for trace in chance] == list(result.per_class["images"] / result.images)
-    assert [trace.line.color for trace in chance] == [line.line.color for line in recall_precision_curves(curves).data[3::3]]
+    assert [trace.line.color for trace in chance] == [
+        line.line.color for line in recall_precision_curves(curves).data[3::3]
+    ]
 
 
 def test_a_reliability_diagram_shows_both_and_the_intervals_of_the_first():
     result, logits, labels = evaluated()
-    bins = {"as it is": calibration(logits, labels).bins, "scaled": calibration(logits / 3, labels).bins}
+    bins = {
+        "as it is": calibration(logits, labels).bins,
+        "scaled": calibration(logits / 3, labels).bins,
+    }
     figure = reliability_diagram(bins)
-    lines = {trace.name: trace for trace in figure.data if trace.type == "scatter" and trace.mode == "lines+markers"}
+    lines = {
+        trace.name: trace
+        for trace in figure.data
+        if trace.type == "scatter" and trace.mode == "lines+markers"
+    }
     assert list(lines) == ["as it is", "scaled"]
     for name, line in lines.items():
         np.testing.assert_array_equal(line.y, bins[name]["accuracy"])
     assert [line.error_y.visible for line in lines.values()] == [True, False]
     np.testing.assert_allclose(
-        lines["as it is"].y + lines["as it is"].error_y.array, bins["as it is"]["accuracy_high"].to_numpy()
+        lines["as it is"].y + lines["as it is"].error_y.array,
+        bins["as it is"]["accuracy_high"].to_numpy(),
     )
     coverage = coverage_figure(coverage_curve(result), 0.0, float("nan"))
     assert coverage.data[0].y[-1] == pytest.approx(result.accuracy)
@@ -133,13 +162,21 @@ def test_a_reliability_diagram_shows_both_and_the_intervals_of_the_first():
 
 def test_slices_and_robustness_take_any_names_and_reach_to_their_intervals():
     rows = pd.DataFrame(
-        {"slice": ["<i>", "x" * 50], "images": [1200, 3], "accuracy": [0.5, 1.0], "low": [0.4, 0.3], "high": 1.0}
+        {
+            "slice": ["<i>", "x" * 50],
+            "images": [1200, 3],
+            "accuracy": [0.5, 1.0],
+            "low": [0.4, 0.3],
+            "high": 1.0,
+        }
     )
     dots = slice_dots(rows, 0.6)
     assert list(dots.layout.yaxis.ticktext) == ["&lt;i&gt; (1,200)", "x" * 23 + "… (3)"]
     assert list(dots.data[0].error_x.arrayminus) == pytest.approx([0.1, 0.7])
     ways = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in (1, 2, 3))]
-    rows = pd.DataFrame(ways, columns=["corruption", "severity"]).assign(accuracy=0.5, low=0.4, high=0.6)
+    rows = pd.DataFrame(ways, columns=["corruption", "severity"]).assign(
+        accuracy=0.5, low=0.4, high=0.6
+    )
     lines = robustness_lines(rows, {name: one.title for name, one in CORRUPTIONS.items()}).data
     assert [line.name for line in lines] == [one.title for one in CORRUPTIONS.values()]
     assert all(len(line.x) == 4 and line.x[0] == 0 for line in lines)
@@ -153,7 +190,10 @@ def test_bars_and_counts_take_any_names():
 
 def places(**columns):
     count = len(next(iter(columns.values())))
-    return pd.DataFrame({"id": [f"a/{n}.png" for n in range(count)], "x": np.arange(count) * 1.0, "y": 0.0} | columns)
+    return pd.DataFrame(
+        {"id": [f"a/{n}.png" for n in range(count)], "x": np.arange(count) * 1.0, "y": 0.0}
+        | columns
+    )
 
 
 def test_a_map_has_a_point_an_image_that_carries_its_id():
@@ -172,7 +212,10 @@ def test_a_map_by_split_has_the_colours_that_splits_have_everywhere():
     names = {"train": "Training", "val": "Validation", "test": "Test"}
     figure = feature_map(places(split=["val", "train", "train"]), "split", names)
     colours = {trace.name: trace.marker.color for trace in figure.data}
-    assert colours == {"Training": TRAIN_COLOR, "Validation": VAL_COLOR}  # no test images, no legend for them
+    assert colours == {
+        "Training": TRAIN_COLOR,
+        "Validation": VAL_COLOR,
+    }  # no test images, no legend for them
 
 
 def test_on_a_map_of_many_classes_no_two_look_alike():
@@ -211,13 +254,19 @@ def test_a_probe_curve_without_probes_is_drawn():
 def test_bars_of_a_reliability_diagram_sit_over_their_bins(binning):
     _, logits, labels = evaluated()
     bins = calibration(logits, labels, binning).bins
-    figure = reliability_diagram({"as it is": bins, "scaled": calibration(logits / 3, labels, binning).bins})
+    figure = reliability_diagram(
+        {"as it is": bins, "scaled": calibration(logits / 3, labels, binning).bins}
+    )
     bar = next(trace for trace in figure.data if trace.type == "bar")
     np.testing.assert_allclose(bar.x - bar.width / 2, bins["low"])
     np.testing.assert_allclose(bar.x + bar.width / 2, bins["high"])
     np.testing.assert_array_equal(bar.y, bins["images"])
-    points = next(trace for trace in figure.data if trace.name == "as it is" and trace.type == "scatter")
-    assert all(low <= x <= high for low, x, high in zip(bins["low"], points.x, bins["high"], strict=True))
+    points = next(
+        trace for trace in figure.data if trace.name == "as it is" and trace.type == "scatter"
+    )
+    assert all(
+        low <= x <= high for low, x, high in zip(bins["low"], points.x, bins["high"], strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,7 +278,9 @@ def test_bars_of_a_reliability_diagram_sit_over_their_bins(binning):
     ],
 )
 def test_the_chosen_cell_row_or_column_is_outlined_where_it_stands(chosen, corners):
-    figure = confusion_heatmap(np.eye(3, dtype=int), ["a", "b", "c"], order=[2, 0, 1], chosen=chosen)
+    figure = confusion_heatmap(
+        np.eye(3, dtype=int), ["a", "b", "c"], order=[2, 0, 1], chosen=chosen
+    )
     (outline,) = figure.layout.shapes
     assert (outline.x0, outline.x1, outline.y0, outline.y1) == corners
     assert outline.line.width >= 3
@@ -246,7 +297,11 @@ def test_a_share_that_is_not_all_does_not_read_100_percent():
 
 def test_the_mixing_curve_shows_other_data_sets_beside_it():
     curve = [{"coefficient": at / 10, "accuracy": 0.5, "loss": 1.0} for at in range(11)]
-    other = {"data": "/pictures/night", "images": 9, "curve": [point | {"accuracy": 0.2} for point in curve]}
+    other = {
+        "data": "/pictures/night",
+        "images": 9,
+        "curve": [point | {"accuracy": 0.2} for point in curve],
+    }
     figure = mixing_curve(curve, 0.4, [other])
     assert [trace.name for trace in figure.data] == ["validation", "shifted: night"]
     assert figure.data[0].line.dash != figure.data[1].line.dash
@@ -255,7 +310,10 @@ def test_the_mixing_curve_shows_other_data_sets_beside_it():
 
 
 def test_the_mixing_curve_shows_every_coefficient_and_marks_the_chosen_one():
-    curve = [{"coefficient": tenth / 10, "accuracy": 0.5 + tenth / 50, "loss": 1.0} for tenth in range(11)]
+    curve = [
+        {"coefficient": tenth / 10, "accuracy": 0.5 + tenth / 50, "loss": 1.0}
+        for tenth in range(11)
+    ]
     figure = mixing_curve(curve, 0.4)
     assert list(figure.data[0].x) == [point["coefficient"] for point in curve]
     assert list(figure.data[0].y) == [point["accuracy"] for point in curve]

@@ -111,7 +111,9 @@ def test_folders_of_killed_processes_go_after_a_day(tmp_path):
         past = time.time() - hours * 3600
         os.utime(tmp_path / name, (past, past))
     with staging_folder(tmp_path, ".new-") as staging:
-        assert sorted(os.listdir(tmp_path)) == sorted([staging.name, ".new-young", ".other-old", "old"])
+        assert sorted(os.listdir(tmp_path)) == sorted(
+            [staging.name, ".new-young", ".other-old", "old"]
+        )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
@@ -126,7 +128,9 @@ def test_nothing_is_swept_through_a_link(tmp_path):
         assert os.listdir(tmp_path / "kept") == ["1.jpg"]
 
 
-def test_what_killed_processes_left_of_a_file_is_swept_when_it_is_written_again_and_nothing_else(tmp_path):
+def test_what_killed_processes_left_of_a_file_is_swept_when_it_is_written_again_and_nothing_else(
+    tmp_path,
+):
     left, fresh = tmp_path / ".c.bin-abcd_123", tmp_path / ".c.bin-efgh5678"
     others = [tmp_path / name for name in (".c.bin-note", ".d.bin-abcd_123", "c.bin-abcd_123")]
     for file in (left, fresh, *others):

@@ -23,12 +23,16 @@ def test_percent_without_decimals_is_not_rounded_to_a_perfect_score_either():
     assert formatting.percent(1, digits=0) == "100 %"
 
 
-@pytest.mark.parametrize(("difference", "said"), [(0.021, "2.1"), (-0.014, "−1.4"), (-0.0004, "0.0"), (-0.0, "0.0")])
+@pytest.mark.parametrize(
+    ("difference", "said"), [(0.021, "2.1"), (-0.014, "−1.4"), (-0.0004, "0.0"), (-0.0, "0.0")]
+)
 def test_points(difference, said):
     assert formatting.points(difference) == said
 
 
-@pytest.mark.parametrize(("count", "said"), [(0, "0"), (999, "999"), (1234, "1,234"), (11_689_512, "11.7 million")])
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0"), (999, "999"), (1234, "1,234"), (11_689_512, "11.7 million")]
+)
 def test_number(count, said):
     assert formatting.number(count) == said
 
@@ -47,14 +51,28 @@ def test_things():
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0.42, "0.4 s"), (42.4, "42 s"), (59.7, "1 min 0 s"), (130, "2 min 10 s"), (3600, "1 h 0 min"), (7380, "2 h 3 min")],
+    [
+        (0.42, "0.4 s"),
+        (42.4, "42 s"),
+        (59.7, "1 min 0 s"),
+        (130, "2 min 10 s"),
+        (3600, "1 h 0 min"),
+        (7380, "2 h 3 min"),
+    ],
 )
 def test_duration(seconds, said):
     assert formatting.duration(seconds) == said
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(0, "0 B"), (999, "999 B"), (1536, "1.5 kB"), (17_000_000, "17.0 MB"), (25_769_803_776, "25.8 GB")]
+    ("count", "said"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1536, "1.5 kB"),
+        (17_000_000, "17.0 MB"),
+        (25_769_803_776, "25.8 GB"),
+    ],
 )
 def test_size(count, said):
     assert formatting.size(count) == said

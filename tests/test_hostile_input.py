@@ -30,7 +30,18 @@ def trained(image_folder_once, tmp_path_factory):
     """(data, folder of the run) of one small run that the tests of this file share."""
     base = tmp_path_factory.mktemp("hostile")
     data = image_folder_once(base / "images", {"red": 8, "blue": 8})
-    settings = ["--epochs", 1, "--image-size", 32, "--batch-size", 8, "--strategy", "feature_extraction", "--precision", "fp32"]
+    settings = [
+        "--epochs",
+        1,
+        "--image-size",
+        32,
+        "--batch-size",
+        8,
+        "--strategy",
+        "feature_extraction",
+        "--precision",
+        "fp32",
+    ]
     done = thaw("train", data, *settings, "--runs-dir", base / "runs", "--json")
     assert done.exit_code == 0, done.stderr
     return data, Path(json.loads(done.stdout)["run_dir"])
@@ -61,12 +72,22 @@ def test_a_fifo_for_a_manifest_is_said_to_be_one(tmp_path, command, link):
 def shell(line, **more):
     """A line of the shell in which $thaw is the command line, with its output where the line sends it."""
     environment = os.environ | {"thaw": f"{sys.executable} -m finetune_core"}
-    return subprocess.run(["sh", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **more)
+    return subprocess.run(
+        ["sh", "-c", line],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **more,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-@pytest.mark.parametrize("command", ["fetch --json", "backbones", "--help"])  # less than a buffer, more, and not ours
+@pytest.mark.parametrize(
+    "command", ["fetch --json", "backbones", "--help"]
+)  # less than a buffer, more, and not ours
 def test_results_that_have_no_room_are_an_error_in_one_line(command):
     done = shell(f"$thaw {command} > /dev/full")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
@@ -119,7 +140,17 @@ with_safe_streams(command)
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
 def test_no_file_becomes_the_standard_output_that_is_closed(tmp_path):
     done = subprocess.run(
-        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", NO_STREAMS, tmp_path / "file"], cwd=ROOT
+        [
+            "sh",
+            "-c",
+            'exec "$@" <&- >&- 2>&-',
+            "sh",
+            sys.executable,
+            "-c",
+            NO_STREAMS,
+            tmp_path / "file",
+        ],
+        cwd=ROOT,
     )
     assert done.returncode == 0
     assert int((tmp_path / "file").read_text()) > 2
@@ -150,11 +181,22 @@ def test_what_commands_a_terminal_is_shown_and_not_sent(image_folder, tmp_path):
     assert r"red\x1b[31m" in done.stdout
 
 
-def test_a_home_that_cannot_be_written_costs_only_what_is_kept_there(trained, tmp_path, monkeypatch):
+def test_a_home_that_cannot_be_written_costs_only_what_is_kept_there(
+    trained, tmp_path, monkeypatch
+):
     data, run_dir = trained
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("THAW_HOME", str(tmp_path / "file"))
-    settings = ["--epochs", 1, "--image-size", 32, "--batch-size", 8, "--strategy", "feature_extraction"]
+    settings = [
+        "--epochs",
+        1,
+        "--image-size",
+        32,
+        "--batch-size",
+        8,
+        "--strategy",
+        "feature_extraction",
+    ]
     assert thaw("inspect", data).exit_code == 0
     assert thaw("predict", run_dir, data / "red" / "000.png").exit_code == 0
     assert thaw("train", data, *settings, "--runs-dir", tmp_path / "runs").exit_code == 0
@@ -169,14 +211,18 @@ def test_a_home_that_cannot_be_is_an_error_in_words(trained, monkeypatch, name):
     assert (done.exit_code, "THAW_HOME" in done.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("name", ["x" * 100_000, "/a" * 3000, "~nobody-of-that-name/a.png", "s\udcff.png"])
+@pytest.mark.parametrize(
+    "name", ["x" * 100_000, "/a" * 3000, "~nobody-of-that-name/a.png", "s\udcff.png"]
+)
 def test_an_image_whose_name_cannot_be_is_skipped_in_a_few_words(trained, name):
     done = thaw("predict", trained[1], name, trained[0] / "red" / "000.png", "--json")
     assert (done.exit_code, len(json.loads(done.stdout)["skipped"])) == (2, 1)
     assert 10 < len(done.stderr) < 5000
 
 
-@pytest.mark.parametrize("name", ["x" * 100_000, "/a" * 3000, "~nobody-of-that-name", "s\udcff", "nul\0"])
+@pytest.mark.parametrize(
+    "name", ["x" * 100_000, "/a" * 3000, "~nobody-of-that-name", "s\udcff", "nul\0"]
+)
 def test_names_that_cannot_be_are_refused_in_words(trained, name):
     data, run_dir = trained
     for command in (

@@ -37,7 +37,12 @@ def test_work_goes_on_in_its_thread_and_its_result_is_kept(gate):
     assert not job.wait(0)
     gate.set()
     assert job.wait(300)
-    assert (job.result, job.error, job.progress, job.stopping) == ("result", None, Step(3, 3, "probe"), False)
+    assert (job.result, job.error, job.progress, job.stopping) == (
+        "result",
+        None,
+        Step(3, 3, "probe"),
+        False,
+    )
 
 
 def test_the_same_work_is_done_once_for_all_who_ask(gate):

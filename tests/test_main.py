@@ -21,7 +21,18 @@ from finetune_core.runs.stop_request import request_stop
 from tests.deadline import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = ["--epochs", "2", "--image-size", "32", "--batch-size", "8", "--lr", "0.001", "--precision", "fp32"]
+QUICK = [
+    "--epochs",
+    "2",
+    "--image-size",
+    "32",
+    "--batch-size",
+    "8",
+    "--lr",
+    "0.001",
+    "--precision",
+    "fp32",
+]
 
 
 class Done(NamedTuple):
@@ -64,12 +75,23 @@ def test_train_prints_one_json_object_and_progress_elsewhere(trained):
 
 def test_the_config_of_a_run_repeats_it(trained, tmp_path):
     _, _, result, _ = trained
-    again = thaw("train", "--config", Path(result["run_dir"], "config.json"), "--runs-dir", tmp_path, "--json")
+    again = thaw(
+        "train",
+        "--config",
+        Path(result["run_dir"], "config.json"),
+        "--runs-dir",
+        tmp_path,
+        "--json",
+    )
     assert again.returncode == 0, again.stderr
     repeated = json.loads(again.stdout)
-    assert Path(repeated["run_dir"], "config.json").read_bytes() == Path(result["run_dir"], "config.json").read_bytes()
     assert (
-        Path(repeated["run_dir"], "best.safetensors").read_bytes() == Path(result["run_dir"], "best.safetensors").read_bytes()
+        Path(repeated["run_dir"], "config.json").read_bytes()
+        == Path(result["run_dir"], "config.json").read_bytes()
+    )
+    assert (
+        Path(repeated["run_dir"], "best.safetensors").read_bytes()
+        == Path(result["run_dir"], "best.safetensors").read_bytes()
     )
 
 
@@ -146,7 +168,10 @@ def test_inspect_json(trained, tmp_path):
     [
         (["train", "/not/there"], ["DATA: there is no folder"]),
         (["train"], ["DATA: is needed"]),
-        (["train", "digits", "--epochs", "0", "--lr", "-1", "--batch-size", "many"], ["--epochs", "--lr", "--batch-size"]),
+        (
+            ["train", "digits", "--epochs", "0", "--lr", "-1", "--batch-size", "many"],
+            ["--epochs", "--lr", "--batch-size"],
+        ),
         (["train", "digits", "--backbone", "resnet0", "--strategy", "last_block"], ["--backbone"]),
         (["train", "digits", "--strategy", "thaw_it_all"], ["--strategy"]),
         (["train", "digits", "--device", "cuda:9"], ["--device"]),
@@ -166,7 +191,13 @@ def test_wrong_requests_end_with_2_and_words(arguments, words):
 
 
 def test_a_single_class_is_refused_with_the_reason(image_folder, tmp_path):
-    done = thaw("train", image_folder(tmp_path / "images", {"red": 12}), *QUICK, "--runs-dir", tmp_path / "runs")
+    done = thaw(
+        "train",
+        image_folder(tmp_path / "images", {"red": 12}),
+        *QUICK,
+        "--runs-dir",
+        tmp_path / "runs",
+    )
     assert done.returncode == 2
     assert "There is only one class with training images: “red”." in " ".join(done.stderr.split())
 
@@ -190,7 +221,9 @@ def test_weights_that_cannot_be_had_name_the_way_out(trained, tmp_path, monkeypa
 @pytest.mark.slow
 def test_a_process_of_its_own_ends_with_the_same_status_and_no_traceback():
     command = [sys.executable, "-m", "finetune_core", "train", "/not/there", "--epochs", "none"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 2
     assert "--epochs: must be a whole number" in done.stderr
     assert "Traceback" not in done.stderr
@@ -213,7 +246,9 @@ def test_interrupt_stops_in_good_order(trained, tmp_path):
         str(tmp_path),
         "--json",
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_until(lambda: process.poll() is not None or list(tmp_path.glob("*/best.safetensors")))
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -225,7 +260,9 @@ def test_interrupt_stops_in_good_order(trained, tmp_path):
 
 def test_a_stopped_run_is_resumed_from_the_command_line(trained, tmp_path):
     data, *_ = trained
-    reservation = create_run(make_config({"data": str(data), "image_size": 32, "epochs": 2}), tmp_path)
+    reservation = create_run(
+        make_config({"data": str(data), "image_size": 32, "epochs": 2}), tmp_path
+    )
     request_stop(reservation.run_dir)
     list(execute(reservation))
     done = thaw("resume", reservation.run_dir, "--json")
@@ -244,17 +281,34 @@ def test_rates_for_stages_from_the_command_line(trained, tmp_path):
     config = json.loads(Path(json.loads(done.stdout)["run_dir"], "config.json").read_text())
     assert config["stage_rates"] == {"block7": 0.1, "head": 1.0}
     assert (
-        "--stage-rates" in thaw("train", data, "--strategy", "custom", "--stage-rates", "block7", "--runs-dir", tmp_path).stderr
+        "--stage-rates"
+        in thaw(
+            "train", data, "--strategy", "custom", "--stage-rates", "block7", "--runs-dir", tmp_path
+        ).stderr
     )
 
 
 def test_settings_by_the_size_of_the_data_give_way_to_what_is_said(trained, tmp_path):
     data, *_ = trained
-    done = thaw("train", data, "--by-size", "--epochs", 1, "--image-size", 32, "--runs-dir", tmp_path / "runs", "--json")
+    done = thaw(
+        "train",
+        data,
+        "--by-size",
+        "--epochs",
+        1,
+        "--image-size",
+        32,
+        "--runs-dir",
+        tmp_path / "runs",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     assert "are a small data set: 50 epochs" in done.stderr
     written = json.loads(Path(json.loads(done.stdout)["run_dir"], "config.json").read_text())
-    assert {name: written[name] for name in ("optimizer", "schedule", "learning_rate", "epochs", "image_size")} == {
+    assert {
+        name: written[name]
+        for name in ("optimizer", "schedule", "learning_rate", "epochs", "image_size")
+    } == {
         "optimizer": "sgd",
         "schedule": "step",
         "learning_rate": 0.003,
@@ -310,7 +364,10 @@ def test_a_deep_inspection_is_one_json_object(image_folder, tmp_path):
     result = json.loads(done.stdout)
     assert result["deep"]["backbone"] == "efficientnet_lite0"
     assert result["deep"]["image_size"] == 224
-    assert [one["stage"] for one in result["deep"]["probes"]] == ["stem", *(f"block{n}" for n in range(1, 8))]
+    assert [one["stage"] for one in result["deep"]["probes"]] == [
+        "stem",
+        *(f"block{n}" for n in range(1, 8)),
+    ]
     assert set(result["deep"]["suggestion"]) == {"strategy", "cut", "reason"}
     assert set(result["deep"]["auc"]) == {"val", "test"}
     in_words = thaw("inspect", data, "--deep")
@@ -353,14 +410,18 @@ def test_a_deep_inspection_where_nothing_can_be_probed(trained, small):
 
 
 def test_what_features_find_is_among_the_findings(image_folder, tmp_path, small):
-    data = image_folder(tmp_path / "images", {"train/red": 20, "train/blue": 20, "val/red": 12, "val/blue": 12})
+    data = image_folder(
+        tmp_path / "images", {"train/red": 20, "train/blue": 20, "val/red": 12, "val/blue": 12}
+    )
     for file in (data / "val").rglob("*.png"):
         ImageOps.invert(Image.open(file)).save(file)
     found = json.loads(thaw("inspect", data, "--deep", "--json").stdout)["findings"]
     shift = next(one for one in found if one["kind"] == "shift")
     assert shift["count"] == 24
     assert shift["action"] is None
-    assert "shift" not in [one["kind"] for one in json.loads(thaw("inspect", data, "--json").stdout)["findings"]]
+    assert "shift" not in [
+        one["kind"] for one in json.loads(thaw("inspect", data, "--json").stdout)["findings"]
+    ]
 
 
 def test_inspect_takes_an_archive(trained, tmp_path):
@@ -376,7 +437,10 @@ def test_inspect_takes_an_archive(trained, tmp_path):
 def test_inspect_takes_a_manifest(trained, tmp_path):
     data, *_ = trained
     files = sorted(Path(data).rglob("*.png"))
-    rows = [f"{file},{file.parent.name.upper()},{'val' if number % 4 == 0 else 'train'}" for number, file in enumerate(files)]
+    rows = [
+        f"{file},{file.parent.name.upper()},{'val' if number % 4 == 0 else 'train'}"
+        for number, file in enumerate(files)
+    ]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
     result = json.loads(thaw("inspect", tmp_path / "list.csv", "--json").stdout)
     assert result["given_splits"] is True
@@ -427,7 +491,13 @@ def test_an_unknown_backbone_ends_with_2(trained):
 def test_saved_edits_show_and_can_be_left_out(trained):
     data, *_ = trained
     ids = ("red/000.png", "red/001.png")
-    save_edits(data, [Edit(action="exclude", paths=ids), Edit(action="ignore", paths=("red", "blue <b>"), kind="few_images")])
+    save_edits(
+        data,
+        [
+            Edit(action="exclude", paths=ids),
+            Edit(action="ignore", paths=("red", "blue <b>"), kind="few_images"),
+        ],
+    )
     result = json.loads(thaw("inspect", data, "--json").stdout)
     assert result["images"] == 22
     assert [edit["action"] for edit in result["edits"]] == ["exclude", "ignore"]
@@ -442,7 +512,9 @@ def test_train_records_saved_edits_and_says_so(trained, tmp_path):
     data, *_ = trained
     excluded = Edit(action="exclude", paths=("red/000.png",))
     relabelled = Edit(action="relabel", paths=("red/001.png",), to="blue <b>")
-    save_edits(data, [excluded, Edit(action="ignore", paths=("red",), kind="few_images"), relabelled])
+    save_edits(
+        data, [excluded, Edit(action="ignore", paths=("red",), kind="few_images"), relabelled]
+    )
     done = thaw("train", data, *QUICK, "--epochs", 1, "--runs-dir", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     assert "1 image excluded, 1 image relabelled" in done.stderr
@@ -452,9 +524,16 @@ def test_train_records_saved_edits_and_says_so(trained, tmp_path):
     assert '"images": 24' not in (run / "events.jsonl").read_text()
     # The run repeats with its own edits, whatever is made of the data set since.
     save_edits(data, [])
-    again = json.loads(thaw("train", "--config", run / "config.json", "--runs-dir", tmp_path / "again", "--json").stdout)
+    again = json.loads(
+        thaw(
+            "train", "--config", run / "config.json", "--runs-dir", tmp_path / "again", "--json"
+        ).stdout
+    )
     assert json.loads(Path(again["run_dir"], "config.json").read_text()) == config
-    assert Path(again["run_dir"], "best.safetensors").read_bytes() == (run / "best.safetensors").read_bytes()
+    assert (
+        Path(again["run_dir"], "best.safetensors").read_bytes()
+        == (run / "best.safetensors").read_bytes()
+    )
 
 
 def test_train_as_is_leaves_saved_edits_out(trained, tmp_path):
@@ -463,7 +542,10 @@ def test_train_as_is_leaves_saved_edits_out(trained, tmp_path):
     done = thaw("train", data, *QUICK, "--epochs", 1, "--as-is", "--runs-dir", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     assert "excluded" not in done.stderr
-    assert json.loads(Path(json.loads(done.stdout)["run_dir"], "config.json").read_text())["edits"] == []
+    assert (
+        json.loads(Path(json.loads(done.stdout)["run_dir"], "config.json").read_text())["edits"]
+        == []
+    )
 
 
 def test_train_takes_an_archive(trained, tmp_path):
@@ -474,9 +556,13 @@ def test_train_takes_an_archive(trained, tmp_path):
     run = Path(json.loads(done.stdout)["run_dir"])
     unpacked = Path(json.loads((run / "config.json").read_text())["data"])
     assert sorted(path.name for path in unpacked.iterdir()) == ["blue <b>", "red"]
-    assert (run / "best.safetensors").read_bytes() == Path(result["run_dir"], "best.safetensors").read_bytes()
+    assert (run / "best.safetensors").read_bytes() == Path(
+        result["run_dir"], "best.safetensors"
+    ).read_bytes()
     archive.unlink()
-    again = thaw("train", "--config", run / "config.json", "--runs-dir", tmp_path / "again", "--json")
+    again = thaw(
+        "train", "--config", run / "config.json", "--runs-dir", tmp_path / "again", "--json"
+    )
     assert again.returncode == 0, again.stderr
 
 
@@ -507,7 +593,10 @@ def test_a_set_that_is_there_is_not_fetched_again(home, image_folder):
     ("arguments", "words"),
     [
         (["fetch", "imagenet"], ["no public set 'imagenet'", "fetch` lists them"]),
-        (["inspect", "cifar10"], ["CIFAR-10 is not on this machine yet", "fetch cifar10", "170.5 MB"]),
+        (
+            ["inspect", "cifar10"],
+            ["CIFAR-10 is not on this machine yet", "fetch cifar10", "170.5 MB"],
+        ),
         (["train", "cifar10"], ["CIFAR-10 is not on this machine yet"]),
     ],
 )
@@ -525,7 +614,9 @@ def test_fetching_without_a_network_ends_with_2_and_words(monkeypatch):
     assert "EuroSAT" in done.stderr
 
 
-def test_the_split_set_in_the_app_is_used_and_said_unless_an_option_or_as_is_goes_before_it(trained):
+def test_the_split_set_in_the_app_is_used_and_said_unless_an_option_or_as_is_goes_before_it(
+    trained,
+):
     data = trained[0]
     save_split(data, load_split(data) | {"val_fraction": 0.5, "test_fraction": 0.0})
     done = thaw("inspect", data, "--json")
@@ -541,7 +632,17 @@ def test_the_split_set_in_the_app_is_used_and_said_unless_an_option_or_as_is_goe
 def test_a_run_starts_from_another_one_and_says_so(trained, tmp_path):
     data, _, parent, _ = trained
     done = thaw(
-        "train", data, "--from", parent["run_dir"], "--epochs", 1, "--strategy", "full", "--runs-dir", tmp_path, "--json"
+        "train",
+        data,
+        "--from",
+        parent["run_dir"],
+        "--epochs",
+        1,
+        "--strategy",
+        "full",
+        "--runs-dir",
+        tmp_path,
+        "--json",
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -556,15 +657,30 @@ def test_a_run_starts_from_another_one_and_says_so(trained, tmp_path):
     }
     assert result["head_kept"] is True
     assert parent["started_from"] is None
-    assert f"Started from run {parent['run_id']} (last block on images, best epoch " in " ".join(done.stderr.split())
+    assert f"Started from run {parent['run_id']} (last block on images, best epoch " in " ".join(
+        done.stderr.split()
+    )
     config = json.loads((Path(result["run_dir"]) / "config.json").read_text())
-    assert (config["from_run"], config["image_size"], config["weights"]) == (parent["run_dir"], 32, "pretrained")
+    assert (config["from_run"], config["image_size"], config["weights"]) == (
+        parent["run_dir"],
+        32,
+        "pretrained",
+    )
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_another_backbone_than_that_of_the_run_to_start_from_is_refused(trained, tmp_path, command):
     data, _, parent, _ = trained
-    done = thaw(command, data, "--from", parent["run_dir"], "--backbone", "resnet18", "--runs-dir", tmp_path / "runs")
+    done = thaw(
+        command,
+        data,
+        "--from",
+        parent["run_dir"],
+        "--backbone",
+        "resnet18",
+        "--runs-dir",
+        tmp_path / "runs",
+    )
     assert done.returncode == 2
     words = " ".join(done.stderr.split())
     assert "--backbone: follows from the run to start from" in words

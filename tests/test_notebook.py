@@ -57,7 +57,9 @@ def test_bars_move_in_place_and_are_gone_at_the_end(executed):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert not [output for output in outputs if "━" in str(output)]
     # Without ipywidgets, tqdm warns when a library imports it: Thaw's own bars do without.
-    assert not [output for output in outputs if output.output_type == "stream" and "tqdm" not in output.text]
+    assert not [
+        output for output in outputs if output.output_type == "stream" and "tqdm" not in output.text
+    ]
 
 
 def test_the_notebook_is_kept_without_outputs():

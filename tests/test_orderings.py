@@ -58,10 +58,15 @@ def test_every_file_makes_configs_whose_strategies_and_settings_exist(ordering, 
 
 
 def test_every_ordering_says_where_it_can_be_tried_and_why_not_elsewhere():
-    tested = {name: (not load(name).online.why_not, not load(name).offline.why_not) for name in names()}
+    tested = {
+        name: (not load(name).online.why_not, not load(name).offline.why_not) for name in names()
+    }
     assert tested.pop("frankle_2021_norms") == (False, False)
     assert all(online for online, _ in tested.values())
-    assert {name for name, (_, offline) in tested.items() if not offline} == {"lee_2023_feature", "mai_2025_many"}
+    assert {name for name, (_, offline) in tested.items() if not offline} == {
+        "lee_2023_feature",
+        "mai_2025_many",
+    }
 
 
 def test_blocks_are_the_first_stages_the_middle_one_and_the_last_with_the_head():
@@ -193,11 +198,18 @@ def test_an_ordering_is_reproduced_where_all_of_it_is(outcomes, together):
     assert overall([Judged(BETTER, outcome, Interval(0, 0, 0)) for outcome in outcomes]) == together
 
 
-IDS = pd.DataFrame({"id": [f"{number:03d}" for number in range(100)], "class": [f"c{number % 5}" for number in range(100)]})
+IDS = pd.DataFrame(
+    {
+        "id": [f"{number:03d}" for number in range(100)],
+        "class": [f"c{number % 5}" for number in range(100)],
+    }
+)
 
 
 def setup(**images):
-    return Setup(data="digits", backbone=PACKAGED, images={"train": 30, "val": 10, "test": 20} | images)
+    return Setup(
+        data="digits", backbone=PACKAGED, images={"train": 30, "val": 10, "test": 20} | images
+    )
 
 
 def test_no_image_is_drawn_twice():
@@ -214,15 +226,22 @@ def test_no_image_is_drawn_twice():
 
 def test_mirrored_labels_are_those_of_the_target_only():
     own = dict(zip(IDS["id"], IDS["class"], strict=True))
-    for (part, _), rows in drawn(IDS, setup(source_train=30, source_val=10), Adaptation(kind="mirrored")).items():
+    for (part, _), rows in drawn(
+        IDS, setup(source_train=30, source_val=10), Adaptation(kind="mirrored")
+    ).items():
         numbers = [int(own[name][1]) for name in rows["id"]]
         wanted = [f"c{4 - number if part == 'data' else number}" for number in numbers]
         assert list(rows["class"]) == wanted
 
 
 def test_groups_are_classes_whose_members_change():
-    groups = {"even": {"source": ["C0"], "target": ["c2", "c4"]}, "odd": {"source": ["c1"], "target": ["c3"]}}
-    parts = drawn(IDS, setup(source_train=20, source_val=10), Adaptation(kind="groups", groups=groups))
+    groups = {
+        "even": {"source": ["C0"], "target": ["c2", "c4"]},
+        "odd": {"source": ["c1"], "target": ["c3"]},
+    }
+    parts = drawn(
+        IDS, setup(source_train=20, source_val=10), Adaptation(kind="groups", groups=groups)
+    )
     own = dict(zip(IDS["id"], IDS["class"], strict=True))
     seen = {part: {(own[i], c) for (p, _), rows in parts.items() if p == part for i, c in rows[["id", "class"]].values} for part in ("source", "data")}  # fmt: skip
     assert seen["source"] == {("c0", "even"), ("c1", "odd")}
@@ -267,7 +286,9 @@ def test_a_tiny_ordering_from_end_to_end(tmp_path):
         key = "wise" if run.config.averaged else run.config.strategy
         accuracies.setdefault(key, []).append(summary(run)["test_accuracy"])
     first = result.judged[0]
-    assert first.difference.value == pytest.approx(np.mean(accuracies["full"]) - np.mean(accuracies["linear_probe"]))
+    assert first.difference.value == pytest.approx(
+        np.mean(accuracies["full"]) - np.mean(accuracies["linear_probe"])
+    )
     shifted = {one.arm: one.score.value for one in result.standings if one.on == "shifted"}
     assert result.judged[1].difference.value == pytest.approx(shifted["wise"] - shifted["full"])
     again = result_of(tiny, "offline", 2, tmp_path)
@@ -288,11 +309,15 @@ def test_all_arms_go_on_from_one_run_and_one_that_was_stopped_is_gone_on_with(tm
         | {"images": {"train": 32, "val": 20, "test": 30, "source_train": 32, "source_val": 20}},
     )
     found = tried(blocks, blocks.offline, 1, tmp_path)
-    source = next(run for run in RunStore(tmp_path / "runs").runs() if run.config.strategy == "full")
+    source = next(
+        run for run in RunStore(tmp_path / "runs").runs() if run.config.strategy == "full"
+    )
     for [run] in found.arms.values():
         assert run.config.from_run == str(source.run_dir)
         assert summary(run)["head_kept"]
-    stopped = create_run(found.arms["first"][0].config.model_copy(update={"seed": 1}), tmp_path / "runs")
+    stopped = create_run(
+        found.arms["first"][0].config.model_copy(update={"seed": 1}), tmp_path / "runs"
+    )
     request_stop(stopped.run_dir)
     assert [type(event).__name__ for event in execute(stopped)] == ["RunStopped"]
     more = tried(blocks, blocks.offline, 2, tmp_path)

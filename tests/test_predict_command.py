@@ -41,7 +41,9 @@ def test_folders_archives_and_files_are_named_alike(run, new):
     result = json.loads(done.stdout)
     names = [f"red/00{number}.png" for number in range(3)]
     images = [row["image"] for row in result["predictions"]]
-    assert images == [f"{new}/new/{name}" for name in names] + [f"{new}/new.zip/{name}" for name in names] + [str(file)]
+    assert images == [f"{new}/new/{name}" for name in names] + [
+        f"{new}/new.zip/{name}" for name in names
+    ] + [str(file)]
     first = result["predictions"]
     for one, other in ((first[0], first[3]), (first[0], first[6])):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
@@ -61,7 +63,9 @@ def test_a_table_is_written_with_what_is_unlike_the_training_images(run, new):
     assert {row["unlike"] for row in rows[:3]} <= {"yes", "no"}
     assert rows[3]["problem"]
     again = json.loads(predict(run.run_dir, new / "new", "--json").stdout)
-    assert {row["unlike"] for row in again["predictions"]} <= {True, False}, "known from the first time on"
+    assert {row["unlike"] for row in again["predictions"]} <= {True, False}, (
+        "known from the first time on"
+    )
 
 
 def test_no_encoder_is_built_where_nothing_is_compared(trained_once, new, tmp_path, monkeypatch):
@@ -90,7 +94,9 @@ def test_an_export_names_images_but_knows_no_training_images(run, new, tmp_path)
     assert "is an export" in done.stderr
 
 
-@pytest.mark.parametrize(("make", "words"), [("empty", "holds no image"), ("bad.zip", "was not read")])
+@pytest.mark.parametrize(
+    ("make", "words"), [("empty", "holds no image"), ("bad.zip", "was not read")]
+)
 def test_what_cannot_be_used_is_refused_in_words(run, tmp_path, make, words):
     target = tmp_path / make
     if target.suffix:

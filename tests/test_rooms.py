@@ -29,7 +29,9 @@ ORDER = (
     "app",
 )
 STREAMLIT = {"pages.shared", "pages", "app"}
-FILES = sorted([ROOT / "app.py", *(ROOT / "finetune_core").rglob("*.py"), *(ROOT / "pages").rglob("*.py")])
+FILES = sorted(
+    [ROOT / "app.py", *(ROOT / "finetune_core").rglob("*.py"), *(ROOT / "pages").rglob("*.py")]
+)
 
 
 def room(module):
@@ -53,7 +55,9 @@ def imported(file):
 
 @pytest.mark.parametrize("file", FILES, ids=dotted)
 def test_a_room_calls_only_the_rooms_before_it(file):
-    own = "finetune_core.api" if dotted(file) == "finetune_core" else room(dotted(file))  # the package offers what the api has
+    own = (
+        "finetune_core.api" if dotted(file) == "finetune_core" else room(dotted(file))
+    )  # the package offers what the api has
     for name in imported(file):
         if name.split(".")[0] in ("finetune_core", "pages"):
             assert ORDER.index(room(name)) <= ORDER.index(own), f"{own} may not import {name}"
@@ -62,4 +66,6 @@ def test_a_room_calls_only_the_rooms_before_it(file):
 @pytest.mark.parametrize("file", FILES, ids=dotted)
 def test_only_the_pages_know_streamlit_and_they_never_import_torch(file):
     tops = {name.split(".")[0] for name in imported(file)}
-    assert not tops & ({"torch", "torchvision"} if room(dotted(file)) in STREAMLIT else {"streamlit"})
+    assert not tops & (
+        {"torch", "torchvision"} if room(dotted(file)) in STREAMLIT else {"streamlit"}
+    )

@@ -14,14 +14,18 @@ def test_what_is_saved_is_found_and_equal_values_have_one_id():
     assert save_settings({"epochs": 4}) != name
 
 
-@pytest.mark.parametrize("asked", ["", "0" * 12, "../config", "x" * 400, "ABCDEF012345", "\x00" * 12])
+@pytest.mark.parametrize(
+    "asked", ["", "0" * 12, "../config", "x" * 400, "ABCDEF012345", "\x00" * 12]
+)
 def test_an_id_under_which_nothing_is_saved_is_refused_in_words(asked):
     with pytest.raises(ConfigError, match="nothing is saved"):
         saved_settings.saved_settings(asked)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[" * 40_000, b'{"epochs": 7}', b" " * 100_000], ids=["empty", "half", "deep", "other", "big"]
+    "content",
+    [b"", b"{", b"[" * 40_000, b'{"epochs": 7}', b" " * 100_000],
+    ids=["empty", "half", "deep", "other", "big"],
 )
 def test_a_damaged_or_changed_file_is_refused(content):
     name = save_settings({"epochs": 3})

@@ -11,7 +11,12 @@ from finetune_core.__main__ import app
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.shift import compare_shift, corrupted_accuracies, corruptions_of, shifts_of
+from finetune_core.evaluation.comparison.shift import (
+    compare_shift,
+    corrupted_accuracies,
+    corruptions_of,
+    shifts_of,
+)
 from finetune_core.evaluation.single_run.corruptions import Corrupted
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import measure_robustness
@@ -23,7 +28,20 @@ from finetune_core.work import finish
 from tests.documents import missing_in_reference
 from tests.shifted import copied, darkened
 
-FAST = ("--epochs", 1, "--batch-size", 16, "--image-size", 32, "--lr", 0.003, "--precision", "fp32", "--test-fraction", 0.3)
+FAST = (
+    "--epochs",
+    1,
+    "--batch-size",
+    16,
+    "--image-size",
+    32,
+    "--lr",
+    0.003,
+    "--precision",
+    "fp32",
+    "--test-fraction",
+    0.3,
+)
 TAG = "blue [b]"  # a class whose name means something to a terminal
 
 
@@ -40,10 +58,16 @@ def compared(image_folder_once, tmp_path_factory):
     """(folder of runs, data, other data, what was printed): two strategies with two seeds each, trained and compared on both."""
     base = tmp_path_factory.mktemp("shifted")
     data = image_folder_once(base / "images", {"red": 24, TAG: 24, "violet": 24})
-    other = darkened([f"{name}/{at:03d}.png" for name in ("red", "violet") for at in range(24)], data, base / "dark")
+    other = darkened(
+        [f"{name}/{at:03d}.png" for name in ("red", "violet") for at in range(24)],
+        data,
+        base / "dark",
+    )
     darkened([f"red/{at:03d}.png" for at in range(4)], data, other, {"red": "[bold]pink"})
     choice = ("--strategies", "feature_extraction,last_block", "--seeds", "0,1")
-    done = thaw("compare", data, *choice, *FAST, "--on", other, "--runs-dir", base / "runs", "--json")
+    done = thaw(
+        "compare", data, *choice, *FAST, "--on", other, "--runs-dir", base / "runs", "--json"
+    )
     return base / "runs", data, other, json.loads(done.stdout)
 
 
@@ -70,9 +94,16 @@ def test_a_comparison_has_a_verdict_and_numbers_on_either_axis(compared, runs):
     assert shifts_of(runs).keys() == {shifted["fingerprint"]}
 
 
-def test_runs_that_have_predicted_it_are_compared_without_asking_them_again(compared, runs, monkeypatch):
-    monkeypatch.setattr("finetune_core.evaluation.single_run.shift.load_predictor", lambda *_: pytest.fail("asked again"))
-    again = json.loads(thaw("compare", *(run.run_dir for run in runs), "--on", compared[2], "--json").stdout)
+def test_runs_that_have_predicted_it_are_compared_without_asking_them_again(
+    compared, runs, monkeypatch
+):
+    monkeypatch.setattr(
+        "finetune_core.evaluation.single_run.shift.load_predictor",
+        lambda *_: pytest.fail("asked again"),
+    )
+    again = json.loads(
+        thaw("compare", *(run.run_dir for run in runs), "--on", compared[2], "--json").stdout
+    )
     assert again["shifted"]["arms"] == compared[3]["shifted"]["arms"]
 
 
@@ -103,7 +134,17 @@ def test_on_the_same_images_both_axes_say_the_same(compared, runs, tmp_path, mea
     both = compare_shift(runs, fingerprint, measure)
     own, shifted = both.own.to_json(), both.shifted.to_json()
     for one, other in zip(own["pairs"], shifted["pairs"], strict=True):
-        for name in ("difference", "ci_low", "ci_high", "p", "holm_p", "mcnemar_p", "only_a", "only_b", "image_error"):
+        for name in (
+            "difference",
+            "ci_low",
+            "ci_high",
+            "p",
+            "holm_p",
+            "mcnemar_p",
+            "only_a",
+            "only_b",
+            "image_error",
+        ):
             assert other[name] == pytest.approx(one[name], abs=1e-5), name
         assert (other["different"], other["verdict"]) == (one["different"], one["verdict"])
     assert shifted["verdict"] == own["verdict"]
@@ -133,7 +174,16 @@ def test_runs_that_left_out_other_images_are_refused_with_the_reason(compared, r
 
 
 def test_other_data_that_are_not_there_are_refused_before_anything_trains(compared, tmp_path):
-    done = thaw("compare", compared[1], *FAST, "--on", tmp_path / "nowhere", "--runs-dir", tmp_path / "runs", exit_code=2)
+    done = thaw(
+        "compare",
+        compared[1],
+        *FAST,
+        "--on",
+        tmp_path / "nowhere",
+        "--runs-dir",
+        tmp_path / "runs",
+        exit_code=2,
+    )
     assert "no folder" in done.stderr
     assert not (tmp_path / "runs").exists()
 
@@ -146,9 +196,15 @@ def test_an_evaluation_on_other_data_holds_the_runs_own_and_the_drop(compared, r
     assert (result["split"], result["images"], result["precision"]) == ("shifted", 48, "fp32")
     assert result["on"]["unknown_classes"] == {"[bold]pink": 4}
     assert result["absent_classes"] == [TAG]
-    assert result["drops"]["accuracy"]["value"] == pytest.approx(own["accuracy"] - result["accuracy"])
+    assert result["drops"]["accuracy"]["value"] == pytest.approx(
+        own["accuracy"] - result["accuracy"]
+    )
     for drop in result["drops"].values():
-        assert drop["value"] is None or drop["low"] is None or drop["low"] <= drop["value"] <= drop["high"]
+        assert (
+            drop["value"] is None
+            or drop["low"] is None
+            or drop["low"] <= drop["value"] <= drop["high"]
+        )
     assert result["drops"]["log_loss"]["value"] == pytest.approx(result["loss"] - own["loss"])
     assert not missing_in_reference({*result, *result["on"], *result["drops"]["accuracy"]})
 
@@ -159,27 +215,39 @@ def test_people_read_the_drop_with_its_interval_and_what_was_left_out(compared, 
     assert "95 % interval of the drop" in text
     assert "“[bold]pink” (4 images)" in text
     assert f"Without images here, and left out of averages: {TAG}." in text
-    assert "no folder" in thaw("evaluate", runs[0].run_dir, "--on", "/not/there", exit_code=2).stderr
+    assert (
+        "no folder" in thaw("evaluate", runs[0].run_dir, "--on", "/not/there", exit_code=2).stderr
+    )
 
 
 def test_copies_of_what_an_earlier_run_was_trained_on_are_contamination():
     shift = Shift("/other", "0" * 16, 1, ["cat"], {}, {}, 0, Copies(0, 0, 0, earlier=3))
-    assert "3 images may be copies of training images of a run that this one started from" in " ".join(left_out_in_words(shift))
+    assert (
+        "3 images may be copies of training images of a run that this one started from"
+        in " ".join(left_out_in_words(shift))
+    )
 
 
 def test_in_python_the_evaluation_is_that_of_the_command(compared, runs):
     found = finetune_core.evaluate(runs[0], on=compared[2])
     result = json.loads(thaw("evaluate", runs[0].run_dir, "--on", compared[2], "--json").stdout)
-    assert (found.accuracy, found.own.accuracy) == (result["accuracy"], result["in_distribution"]["accuracy"])
+    assert (found.accuracy, found.own.accuracy) == (
+        result["accuracy"],
+        result["in_distribution"]["accuracy"],
+    )
     assert found.drop == tuple(result["drops"]["accuracy"].values())
     assert found.drop_in_words() in repr(found)
     columns, rows = found.score_rows()
-    assert dict(zip(columns, rows[0], strict=True))["Drop"] == f"{found.drop[0]:.3f}".replace("-", "−")
+    assert dict(zip(columns, rows[0], strict=True))["Drop"] == f"{found.drop[0]:.3f}".replace(
+        "-", "−"
+    )
     assert f"{found.low:.3f} to {found.high:.3f}" in rows[0]
 
 
 def test_in_python_the_comparison_is_that_of_the_command_and_shows_itself(compared, runs, tmp_path):
-    found = finetune_core.compare([run.run_dir for run in runs], on=compared[2], report=tmp_path / "report.html")
+    found = finetune_core.compare(
+        [run.run_dir for run in runs], on=compared[2], report=tmp_path / "report.html"
+    )
     assert found.to_json() == compared[3]["shifted"]
     assert found.own.to_json()["pairs"] == compared[3]["pairs"]
     assert "<h2>Distribution shift</h2>" in (tmp_path / "report.html").read_text()

@@ -31,11 +31,22 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def data(image_folder_once, tmp_path_factory):
-    return image_folder_once(tmp_path_factory.mktemp("images"), {"red": 14, "blue": 14, "green": 14})
+    return image_folder_once(
+        tmp_path_factory.mktemp("images"), {"red": 14, "blue": 14, "green": 14}
+    )
 
 
 def torchrun(*arguments):
-    return started("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "finetune_core", *arguments)
+    return started(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "finetune_core",
+        *arguments,
+    )
 
 
 def started(*arguments, **environment):
@@ -80,7 +91,9 @@ def the_run(runs):
 
 def wait_for_epoch(runs):
     def has_one():
-        return any(b'"event": "EpochEnded"' in file.read_bytes() for file in runs.glob("*/events.jsonl"))
+        return any(
+            b'"event": "EpochEnded"' in file.read_bytes() for file in runs.glob("*/events.jsonl")
+        )
 
     wait_until(has_one, "no epoch ended")
 
@@ -98,7 +111,9 @@ def test_a_run_stops_when_it_is_asked_to_and_prints_one_object(data, tmp_path):
 def test_a_run_that_loses_a_rank_is_interrupted_and_goes_on_alone(data, tmp_path):
     process = training(data, tmp_path, epochs=1000)
     wait_for_epoch(tmp_path)
-    ranks = [one for one in psutil.Process(process.pid).children() if "finetune_core" in one.cmdline()]
+    ranks = [
+        one for one in psutil.Process(process.pid).children() if "finetune_core" in one.cmdline()
+    ]
     rank = next(one for one in ranks if one.environ()["RANK"] == "1")
     rank.kill()
     status, out, _ = ended(process)
@@ -113,7 +128,16 @@ def test_a_run_that_loses_a_rank_is_interrupted_and_goes_on_alone(data, tmp_path
 
 
 def test_two_machines_train_a_run_to_its_end_and_decode_each_image_once(data, tmp_path):
-    there = ["--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{HERE}:{free_port()}"]
+    there = [
+        "--nnodes",
+        2,
+        "--nproc-per-node",
+        1,
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        f"{HERE}:{free_port()}",
+    ]
     command = ["train", data, *options(tmp_path / "runs", strategy="last_two_blocks", epochs=2)]
     launcher = ["-m", "torch.distributed.run", *there, "-m", "finetune_core"]
     caches = [tmp_path / "cache-0", tmp_path / "cache-1"]
@@ -131,7 +155,10 @@ def test_two_machines_train_a_run_to_its_end_and_decode_each_image_once(data, tm
 
 def held(cache, kind):
     """How many rows of tables of that kind a cache has."""
-    return sum(len(b64decode(json.loads(file.read_text())["keys"])) // 8 for file in cache.glob(f"{kind}-*.json"))
+    return sum(
+        len(b64decode(json.loads(file.read_text())["keys"])) // 8
+        for file in cache.glob(f"{kind}-*.json")
+    )
 
 
 def test_a_wrong_request_is_refused_once_and_leaves_nothing(data, tmp_path):
@@ -148,7 +175,9 @@ def test_what_is_no_training_is_refused_once(data):
 
 
 def test_ctrl_c_stops_a_run_on_two_devices_after_the_step(data, tmp_path):
-    process = started("-m", "finetune_core", "train", data, *options(tmp_path, epochs=1000), "--devices", 2)
+    process = started(
+        "-m", "finetune_core", "train", data, *options(tmp_path, epochs=1000), "--devices", 2
+    )
     wait_for_epoch(tmp_path)
     os.killpg(process.pid, signal.SIGINT)
     status, out, err = ended(process)
@@ -159,7 +188,9 @@ def test_ctrl_c_stops_a_run_on_two_devices_after_the_step(data, tmp_path):
 
 
 def test_a_second_ctrl_c_breaks_off_and_leaves_no_process(data, tmp_path):
-    process = started("-m", "finetune_core", "train", data, *options(tmp_path, epochs=1000), "--devices", 2)
+    process = started(
+        "-m", "finetune_core", "train", data, *options(tmp_path, epochs=1000), "--devices", 2
+    )
     wait_for_epoch(tmp_path)
     family = psutil.Process(process.pid).children(recursive=True)
     leader = next(one for one in family if one.environ().get("RANK") == "0")

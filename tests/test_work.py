@@ -53,7 +53,10 @@ def test_steps_without_a_phase_get_one_and_the_others_keep_theirs():
         yield Step(1, None, "probe")
         return "result"
 
-    assert drained(in_phase("index", work())) == ([Step(1, 2, "index"), Step(1, None, "probe")], "result")
+    assert drained(in_phase("index", work())) == (
+        [Step(1, 2, "index"), Step(1, None, "probe")],
+        "result",
+    )
 
 
 def test_a_part_of_a_phase_counts_on_from_what_was_done_before():

@@ -8,7 +8,13 @@ from finetune_core.config import make_config
 from finetune_core.runs.record import create_run, execute
 
 NASTY = '<b>x$1$"[a](b)'  # a class whose name means something to HTML, Markdown, TeX and CSV
-QUICK = {"image_size": 32, "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}
+QUICK = {
+    "image_size": 32,
+    "epochs": 2,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "precision": "fp32",
+}
 
 
 class Trained(NamedTuple):
@@ -30,7 +36,11 @@ def train_once(base: Path, write_images) -> Trained:
         shutil.rmtree(base, ignore_errors=True)
         data = write_images(base / "images", {"red": 40, "blue": 40, NASTY: 40})
         for strategy in Trained._fields[1:]:
-            reservation = create_run(make_config(QUICK | {"data": str(data), "strategy": strategy}), base / strategy)
+            reservation = create_run(
+                make_config(QUICK | {"data": str(data), "strategy": strategy}), base / strategy
+            )
             list(execute(reservation))
         (base / "complete").touch()
-    return Trained(base / "images", *(next((base / name).iterdir()) for name in Trained._fields[1:]))
+    return Trained(
+        base / "images", *(next((base / name).iterdir()) for name in Trained._fields[1:])
+    )

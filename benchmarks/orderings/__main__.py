@@ -42,18 +42,36 @@ def main(chosen: list[str], where: Where, seeds: int | None, base: Path, as_json
     if as_json:
         print(json.dumps({"orderings": [result.to_json() for result in results]}, indent=2))
         return
-    tested = [result.ordering.name for result in results if overall(result.judged) != "could not be tested"]
+    tested = [
+        result.ordering.name
+        for result in results
+        if overall(result.judged) != "could not be tested"
+    ]
     print(f"Tested {len(tested)} of {len(results)}, {where}: {', '.join(tested) or 'none'}.")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("orderings", nargs="*", metavar="NAME", help=f"of {', '.join(names())}; all where none is named")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--offline", action="store_true", help="with what needs no connection, and say what cannot be tested so"
+        "orderings",
+        nargs="*",
+        metavar="NAME",
+        help=f"of {', '.join(names())}; all where none is named",
+    )
+    parser.add_argument(
+        "--offline",
+        action="store_true",
+        help="with what needs no connection, and say what cannot be tested so",
     )
     parser.add_argument("--seeds", type=int, help="in the place of each ordering's own")
-    parser.add_argument("--runs-dir", type=Path, default=home() / "orderings", help="where runs and their images are kept")
+    parser.add_argument(
+        "--runs-dir",
+        type=Path,
+        default=home() / "orderings",
+        help="where runs and their images are kept",
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.seeds is not None and arguments.seeds < 2:

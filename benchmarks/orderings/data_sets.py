@@ -57,7 +57,9 @@ def write_folders(ordering: Ordering, setup: Setup, dataset: Dataset, base: Path
     )
 
 
-def drawn(table: pd.DataFrame, setup: Setup, adaptation: Adaptation | None) -> dict[tuple[str, str], pd.DataFrame]:
+def drawn(
+    table: pd.DataFrame, setup: Setup, adaptation: Adaptation | None
+) -> dict[tuple[str, str], pd.DataFrame]:
     """(folder, split) -> its images, each in one of them only.
 
     Args:
@@ -76,16 +78,25 @@ def drawn(table: pd.DataFrame, setup: Setup, adaptation: Adaptation | None) -> d
     # Where both sides draw from the same images, the second goes on where the first has ended.
     shared = adaptation is None or adaptation.kind != "groups"
     taken = images.source_train + images.source_val
-    found = _cut(before, _SOURCE, {TRAIN: images.source_train, VAL: images.source_val}) if taken else {}
+    found = (
+        _cut(before, _SOURCE, {TRAIN: images.source_train, VAL: images.source_val}) if taken else {}
+    )
     rest = after.iloc[taken:] if shared else after
     return found | _cut(rest, _DATA, {TRAIN: images.train, VAL: images.val, TEST: images.test})
 
 
-def _cut(rows: pd.DataFrame, folder: str, counts: Mapping[str, int]) -> dict[tuple[str, str], pd.DataFrame]:
+def _cut(
+    rows: pd.DataFrame, folder: str, counts: Mapping[str, int]
+) -> dict[tuple[str, str], pd.DataFrame]:
     if sum(counts.values()) > len(rows):
-        raise DataError(f"The ordering takes {sum(counts.values())} images for its {folder}, and there are {len(rows)}.")
+        raise DataError(
+            f"The ordering takes {sum(counts.values())} images for its {folder}, and there are {len(rows)}."
+        )
     ends = np.cumsum(list(counts.values()))
-    return {(folder, split): rows.iloc[end - count : end] for (split, count), end in zip(counts.items(), ends, strict=True)}
+    return {
+        (folder, split): rows.iloc[end - count : end]
+        for (split, count), end in zip(counts.items(), ends, strict=True)
+    }
 
 
 def _both_sides(rows: pd.DataFrame, adaptation: Adaptation) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -94,12 +105,18 @@ def _both_sides(rows: pd.DataFrame, adaptation: Adaptation) -> tuple[pd.DataFram
         return _grouped(rows, adaptation, "source"), _grouped(rows, adaptation, "target")
     if adaptation.kind == "mirrored":
         classes = sorted(rows["class"].unique())
-        return rows, rows.assign(**{"class": rows["class"].map(dict(zip(classes, reversed(classes), strict=True)))})
+        return rows, rows.assign(
+            **{"class": rows["class"].map(dict(zip(classes, reversed(classes), strict=True)))}
+        )
     return rows, rows
 
 
 def _grouped(rows: pd.DataFrame, adaptation: Adaptation, side: str) -> pd.DataFrame:
-    names = {name.casefold(): group for group, one in adaptation.groups.items() for name in getattr(one, side)}
+    names = {
+        name.casefold(): group
+        for group, one in adaptation.groups.items()
+        for name in getattr(one, side)
+    }
     groups = rows["class"].str.casefold().map(names)
     return rows.assign(**{"class": groups})[groups.notna()]
 
@@ -113,7 +130,9 @@ def _write(ordering: Ordering, setup: Setup, dataset: Dataset, folder: Path) -> 
     adaptation = ordering.adaptation
     worse = _corrupting(adaptation.corrupted) if adaptation and adaptation.corrupted else _unchanged
     for (part, split), rows in drawn(dataset.table[["id", "class"]], setup, adaptation).items():
-        _write_images(folder / part / split, rows, dataset.root, side, worse if part == _DATA else _unchanged)
+        _write_images(
+            folder / part / split, rows, dataset.root, side, worse if part == _DATA else _unchanged
+        )
         if ordering.shift and (part, split) == (_DATA, TEST):
             _write_images(folder / _SHIFTED, rows, dataset.root, side, _corrupting(ordering.shift))
 
@@ -133,6 +152,8 @@ def _unchanged(image: Image.Image, _number: int) -> Image.Image:
 def _corrupting(how: Corrupted) -> Change:
     def change(image: Image.Image, number: int) -> Image.Image:
         corruption = CORRUPTIONS[how.corruptions[number % len(how.corruptions)]]
-        return corruption.apply(image, corruption.severities[how.severity - 1], np.random.default_rng(number))
+        return corruption.apply(
+            image, corruption.severities[how.severity - 1], np.random.default_rng(number)
+        )
 
     return change

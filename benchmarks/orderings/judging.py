@@ -102,19 +102,28 @@ def _axis(predictions: Predictions, measure: str) -> _Axis:
     pairs = compare_pairs(answered, [True] * len(arms), variances)
     return _Axis(
         dict(zip(arms, answered, strict=True)),
-        {arm: measure_interval(one, variance) for arm, one, variance in zip(arms, answered, variances, strict=True)},
+        {
+            arm: measure_interval(one, variance)
+            for arm, one, variance in zip(arms, answered, variances, strict=True)
+        },
         {(arms[pair.a], arms[pair.b]): pair.strategies for pair in pairs},
     )
 
 
 def _judged(claim: Claim, axis: _Axis | None) -> Judged:
     if axis is None:
-        return Judged(claim, "could not be tested", why=f"there are no predictions on {claim.on} images")
+        return Judged(
+            claim, "could not be tested", why=f"there are no predictions on {claim.on} images"
+        )
     forwards = (claim.better, claim.than) in axis.verdicts
     pair = (claim.better, claim.than) if forwards else (claim.than, claim.better)
     verdict = axis.verdicts.get(pair)
     if verdict is None:
-        return Judged(claim, "could not be tested", why="a claim about ways to train needs several seeds of both arms")
+        return Judged(
+            claim,
+            "could not be tested",
+            why="a claim about ways to train needs several seeds of both arms",
+        )
     one, sign = verdict.claim, 1 if forwards else -1
     low, high = sorted((sign * one.low, sign * one.high))
     difference = Interval(sign * one.difference, low, high)

@@ -11,7 +11,12 @@ _USUAL_RATE = float(RunConfig.model_fields["learning_rate"].default)
 
 
 def arm_configs(
-    ordering: Ordering, setup: Setup, data: Path, stages: Sequence[str], seeds: int, source: Path | None = None
+    ordering: Ordering,
+    setup: Setup,
+    data: Path,
+    stages: Sequence[str],
+    seeds: int,
+    source: Path | None = None,
 ) -> dict[str, list[list[RunConfig]]]:
     """Of every arm that trains, the runs of each seed.
 
@@ -26,7 +31,10 @@ def arm_configs(
     shared = _shared(setup, data) | ({"from_run": str(source)} if source else {})
     return {
         name: [
-            [make_config(shared | _of_arm(arm, setup, stages) | _seeds(arm, seed, at)) for at in range(arm.runs)]
+            [
+                make_config(shared | _of_arm(arm, setup, stages) | _seeds(arm, seed, at))
+                for at in range(arm.runs)
+            ]
             for seed in range(seeds)
         ]
         for name, arm in ordering.arms.items()
@@ -56,7 +64,11 @@ def _shared(setup: Setup, data: Path) -> dict[str, Any]:
 
 
 def _of_arm(arm: Arm, setup: Setup, stages: Sequence[str]) -> dict[str, Any]:
-    trains = {"strategy": "custom", "stage_rates": block_rates(stages, arm.block)} if arm.block else {"strategy": arm.strategy}
+    trains = (
+        {"strategy": "custom", "stage_rates": block_rates(stages, arm.block)}
+        if arm.block
+        else {"strategy": arm.strategy}
+    )
     rate = float(setup.settings.get("learning_rate", _USUAL_RATE)) * arm.rate
     return trains | {"learning_rate": rate} | arm.settings
 

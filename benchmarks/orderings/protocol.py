@@ -4,7 +4,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from finetune_core.config import setting_of
 from finetune_core.config.averaged import How
@@ -21,7 +29,16 @@ Axis = Literal["test", "shifted"]
 Where = Literal["online", "offline"]
 Block = Literal["first", "middle", "last"]
 
-_PLANNED = {"data", "backbone", "strategy", "stage_rates", "seed", "head_seed", "from_run", "averaged"}  # what ``plan`` decides
+_PLANNED = {
+    "data",
+    "backbone",
+    "strategy",
+    "stage_rates",
+    "seed",
+    "head_seed",
+    "from_run",
+    "averaged",
+}  # what ``plan`` decides
 
 
 def _known_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +104,9 @@ class Adaptation(_Fixed):
 
     @model_validator(mode="after")
     def _is_told(self) -> Self:
-        if (self.kind == "corrupted") != (self.corrupted is not None) or (self.kind == "groups") != bool(self.groups):
+        if (self.kind == "corrupted") != (self.corrupted is not None) or (
+            self.kind == "groups"
+        ) != bool(self.groups):
             raise ValueError("corruptions belong to the kind corrupted, groups to the kind groups")
         return self
 
@@ -109,8 +128,12 @@ class Setup(_Fixed):
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         images = self.images
-        if not self.why_not and not (self.data and self.backbone and images.train and images.val and images.test):
-            raise ValueError("needs data, backbone and images, or the reason why it cannot be tried")
+        if not self.why_not and not (
+            self.data and self.backbone and images.train and images.val and images.test
+        ):
+            raise ValueError(
+                "needs data, backbone and images, or the reason why it cannot be tried"
+            )
         if not self.why_not and self.data not in (SAMPLE_NAME, *PUBLIC_SETS):
             raise ValueError(f"no public set is called {self.data!r}")
         return self
@@ -136,8 +159,12 @@ class Arm(_Fixed):
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
-        if sum(map(bool, (self.strategy, self.block, self.of))) != 1 or bool(self.of) != bool(self.how):
-            raise ValueError("an arm has a strategy or a block, or is made of another arm, and then it says how")
+        if sum(map(bool, (self.strategy, self.block, self.of))) != 1 or bool(self.of) != bool(
+            self.how
+        ):
+            raise ValueError(
+                "an arm has a strategy or a block, or is made of another arm, and then it says how"
+            )
         return self
 
 
@@ -159,7 +186,11 @@ class Claim(_Fixed):
     @property
     def words(self) -> str:
         """``lp_ft > full``, or, with a margin, ``lora ≥ full − 2 points``."""
-        return f"{self.better} ≥ {self.than} − {100 * self.margin:g} points" if self.margin else f"{self.better} > {self.than}"
+        return (
+            f"{self.better} ≥ {self.than} − {100 * self.margin:g} points"
+            if self.margin
+            else f"{self.better} > {self.than}"
+        )
 
 
 class Ordering(_Fixed):
@@ -193,7 +224,9 @@ class Ordering(_Fixed):
         if unknown := (named | {arm.of for arm in self.arms.values() if arm.of}) - set(self.arms):
             raise ValueError(f"there is no arm {', '.join(sorted(unknown))}")
         if several := {name for name in named if self.arms[name].runs > 1}:
-            raise ValueError(f"{', '.join(several)} has several runs of a seed: a claim is about one made of them")
+            raise ValueError(
+                f"{', '.join(several)} has several runs of a seed: a claim is about one made of them"
+            )
         if self.shift is None and any(claim.on == "shifted" for claim in self.claims):
             raise ValueError("a claim on shifted images needs the shift")
         if not (self.online.why_not and self.offline.why_not) and not self.claims:
@@ -218,6 +251,8 @@ def load(name: str) -> Ordering:
     if name not in names():
         raise ConfigError({"ordering": f"there is no {name!r}; there are {', '.join(names())}"})
     try:
-        return Ordering.model_validate(tomllib.loads((FOLDER / f"{name}.toml").read_text()) | {"name": name})
+        return Ordering.model_validate(
+            tomllib.loads((FOLDER / f"{name}.toml").read_text()) | {"name": name}
+        )
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise ConfigError({name: str(error)}) from None

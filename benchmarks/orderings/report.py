@@ -44,7 +44,9 @@ class Result:
             "outcome": overall(self.judged),
             "why": self.why,
             "claims": [
-                one.claim.model_dump() | {"outcome": one.outcome, "p": one.p, "why": one.why} | _numbers(one)
+                one.claim.model_dump()
+                | {"outcome": one.outcome, "p": one.p, "why": one.why}
+                | _numbers(one)
                 for one in self.judged
             ],
             "arms": [asdict(one) for one in self.standings],
@@ -53,7 +55,12 @@ class Result:
     def in_words(self) -> str:
         """As Markdown."""
         ordering, setup = self.ordering, self.ordering.setup(self.where)
-        lines = [f"## {ordering.name}: {overall(self.judged)}", "", f"{ordering.authors} {ordering.year}: {ordering.claim}", ""]
+        lines = [
+            f"## {ordering.name}: {overall(self.judged)}",
+            "",
+            f"{ordering.authors} {ordering.year}: {ordering.claim}",
+            "",
+        ]
         if not self.standings:
             return "\n".join([*lines, f"Could not be tested ({self.where}): {self.why}", ""])
         images = setup.images

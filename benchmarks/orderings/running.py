@@ -55,9 +55,20 @@ def tried(ordering: Ordering, setup: Setup, seeds: int, base: Path) -> Tried:
     stages = [stage.name for stage in stages_of(source_config(ordering, setup, folders.data))]
     configs = arm_configs(ordering, setup, folders.data, stages, seeds, source)
     with_weights([config for arm in configs.values() for seed in arm for config in seed])
-    runs = {name: [[_trained(config, store) for config in members] for members in by_seed] for name, by_seed in configs.items()}
-    made = {name: [_made(arm.how, members, store) for members in runs[arm.of]] for name, arm in ordering.arms.items() if arm.of}
-    single = {name: [members[0] for members in by_seed] for name, by_seed in runs.items() if ordering.arms[name].runs == 1}
+    runs = {
+        name: [[_trained(config, store) for config in members] for members in by_seed]
+        for name, by_seed in configs.items()
+    }
+    made = {
+        name: [_made(arm.how, members, store) for members in runs[arm.of]]
+        for name, arm in ordering.arms.items()
+        if arm.of
+    }
+    single = {
+        name: [members[0] for members in by_seed]
+        for name, by_seed in runs.items()
+        if ordering.arms[name].runs == 1
+    }
     return Tried(single | made, folders.shifted)
 
 
@@ -68,16 +79,24 @@ def predictions(found: Tried) -> dict[Axis, Predictions]:
         FinetuneError: when a run's predictions cannot be read or made.
     """
     every = [run for runs in found.arms.values() for run in runs]
-    tables: dict[Axis, dict[Path, pd.DataFrame]] = {"test": {run.run_dir: _on_test(run) for run in every}}
+    tables: dict[Axis, dict[Path, pd.DataFrame]] = {
+        "test": {run.run_dir: _on_test(run) for run in every}
+    }
     if found.shifted:
         with progress_bar() as bar:
             fingerprint = show_work(bar, predict_shifted(every, str(found.shifted)))
-        tables["shifted"] = {run.run_dir: shifted_predictions(run.run_dir, fingerprint, _classes(run)) for run in every}
+        tables["shifted"] = {
+            run.run_dir: shifted_predictions(run.run_dir, fingerprint, _classes(run))
+            for run in every
+        }
     in_steps = frozenset(name for name, runs in found.arms.items() if epochs_of(runs[0].config) > 0)
     return {
         axis: Predictions(
             next(iter(of_runs.values()))["label"].to_numpy(np.int64),
-            {name: np.stack([logits_of(of_runs[run.run_dir]) for run in runs]) for name, runs in found.arms.items()},
+            {
+                name: np.stack([logits_of(of_runs[run.run_dir]) for run in runs])
+                for name, runs in found.arms.items()
+            },
             in_steps,
         )
         for axis, of_runs in tables.items()
@@ -97,8 +116,14 @@ def _trained(config: RunConfig, store: RunStore) -> Run:
     there = [run for run in store.runs() if run.config == config]
     if finished := [run for run in there if run.status == "finished"]:
         return finished[0]
-    err.print(f"{config.averaged.title if config.averaged else config.strategy}, seed {config.seed}")
-    begun = max((run for run in there if run.resumable), key=lambda run: len(run.history.epochs), default=None)
+    err.print(
+        f"{config.averaged.title if config.averaged else config.strategy}, seed {config.seed}"
+    )
+    begun = max(
+        (run for run in there if run.resumable),
+        key=lambda run: len(run.history.epochs),
+        default=None,
+    )
     run = trained(reopen_run(begun.run_dir) if begun else create_run(config, store.runs_dir))
     if run.status == "failed":
         raise RunError(f"{run.run_id} failed: {summary(run)['message']}")

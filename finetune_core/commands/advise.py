@@ -17,7 +17,13 @@ from finetune_core.work import in_phase
 
 
 def advised(
-    data: str, backbones: Sequence[str], settings: Mapping[str, Any], images: int, budget: float, *, as_is: bool
+    data: str,
+    backbones: Sequence[str],
+    settings: Mapping[str, Any],
+    images: int,
+    budget: float,
+    *,
+    as_is: bool,
 ) -> Advice:
     """Probe the networks that are named, or all whose weights are on this machine.
 
@@ -30,12 +36,19 @@ def advised(
     """
     folder = resolved(data)
     edits = () if as_is else effective(load_edits(folder))
-    base = make_config(kept_split(folder, as_is) | dict(settings) | {"data": folder, "edits": edits})
+    base = make_config(
+        kept_split(folder, as_is) | dict(settings) | {"data": folder, "edits": edits}
+    )
     with progress_bar() as bar:
         indexing = index_dataset(folder, **base.split_settings, edits=base.edits)
         dataset = show_work(bar, in_phase("index", indexing))
         own_sizes = "image_size" not in settings
-        return show_work(bar, advise(dataset, base, backbones or ready_backbones(), images, budget, own_sizes=own_sizes))
+        return show_work(
+            bar,
+            advise(
+                dataset, base, backbones or ready_backbones(), images, budget, own_sizes=own_sizes
+            ),
+        )
 
 
 def print_advice(advice: Advice) -> None:

@@ -25,4 +25,6 @@ def start_app(port: int | None, options: Sequence[str]) -> NoReturn:
         )
     chosen = [] if port is None else [f"--server.port={port}"]
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(APP), *chosen, *options])
+    os.execv(
+        sys.executable, [sys.executable, "-m", "streamlit", "run", str(APP), *chosen, *options]
+    )

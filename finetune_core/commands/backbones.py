@@ -10,7 +10,12 @@ from finetune_core.commands.runs import with_descriptions
 from finetune_core.commands.terminal import out
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import percent, short_number, size
-from finetune_core.models.catalogue import BackboneInfo, backbone_info, download_bytes, found_backbones
+from finetune_core.models.catalogue import (
+    BackboneInfo,
+    backbone_info,
+    download_bytes,
+    found_backbones,
+)
 from finetune_core.models.licences import licence_name
 from finetune_core.models.network import parameter_count
 from finetune_core.models.timm_networks import FOLDER, HUB
@@ -30,13 +35,25 @@ def listed(word: str, *, ready: bool) -> list[dict[str, Any]]:
     names = (word,) if word.startswith((HUB, FOLDER)) else found_backbones(word)
     with_descriptions(name for name in names if name.startswith(HUB))
     found = [info for info in map(backbone_info, names) if info.ready or not ready]
-    return [_row(info, _parameters(info) if len(found) <= _FEW else info.known_parameters) for info in found]
+    return [
+        _row(info, _parameters(info) if len(found) <= _FEW else info.known_parameters)
+        for info in found
+    ]
 
 
 def print_backbones(rows: list[dict[str, Any]]) -> None:
     """The rows as a table, and what it does not say."""
     name, licence = Column("Name", overflow="fold"), Column("Licence", no_wrap=True)
-    table = Table(name, "Parameters", "Pixels", "ImageNet top-1", licence, Column("Download", no_wrap=True), "Ready", box=None)
+    table = Table(
+        name,
+        "Parameters",
+        "Pixels",
+        "ImageNet top-1",
+        licence,
+        Column("Download", no_wrap=True),
+        "Ready",
+        box=None,
+    )
     for row in rows:
         table.add_row(
             escape(row["name"]),
@@ -49,7 +66,9 @@ def print_backbones(rows: list[dict[str, Any]]) -> None:
         )
     out.print(table)
     if any(row["imagenet_top1"] for row in rows):
-        out.print("ImageNet top-1 is what torchvision states for its own weights; timm and packages state none.")
+        out.print(
+            "ImageNet top-1 is what torchvision states for its own weights; timm and packages state none."
+        )
     if not rows:
         out.print("There is none. `python -m finetune_core backbones` lists all.")
 

@@ -8,7 +8,15 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Column, Table
 
-from finetune_core.commands.input import integers, kept_split, names, rates, resolved, settings_in_file, shares
+from finetune_core.commands.input import (
+    integers,
+    kept_split,
+    names,
+    rates,
+    resolved,
+    settings_in_file,
+    shares,
+)
 from finetune_core.commands.options import COMPARED
 from finetune_core.commands.runs import at_own_size, followed_by, with_descriptions, with_weights
 from finetune_core.commands.terminal import err, out, plain_table, progress_bar, show_work
@@ -43,7 +51,13 @@ from finetune_core.training.timing import calibrate
 
 
 def designed(
-    given: Mapping[str, str], data: str, config: Path | None, *, as_is: bool, baseline: bool = False, elsewhere: bool = False
+    given: Mapping[str, str],
+    data: str,
+    config: Path | None,
+    *,
+    as_is: bool,
+    baseline: bool = False,
+    elsewhere: bool = False,
 ) -> list[RunConfig]:
     """The runs of a comparison, once the weights that they begin with are here.
 
@@ -66,8 +80,15 @@ def designed(
         if "strategy" not in given:
             strategies.append("custom")
         elif "custom" not in strategies:
-            raise ConfigError(dict.fromkeys(customs, "describes the strategy custom: name that among the strategies, too"))
-    for name, owners in (("features_from", FITTED), ("lora_from", ("lora",))):  # left out of the other strategies' settings
+            raise ConfigError(
+                dict.fromkeys(
+                    customs, "describes the strategy custom: name that among the strategies, too"
+                )
+            )
+    for name, owners in (
+        ("features_from", FITTED),
+        ("lora_from", ("lora",)),
+    ):  # left out of the other strategies' settings
         if name in settings and (named_owners := [one for one in strategies if one in owners]):
             settings.setdefault("strategy", named_owners[0])
     if baseline and BASELINE not in strategies:
@@ -123,7 +144,14 @@ def print_comparison(comparison: Comparison) -> None:
     """The verdict, what is behind it, and what to know."""
     print_verdict(comparison)
     columns, rows = arms_table(comparison)
-    shown = ("Strategy", comparison.measure.title, "95 % interval", "Over seeds", "Ensemble of the seeds", "Time")
+    shown = (
+        "Strategy",
+        comparison.measure.title,
+        "95 % interval",
+        "Over seeds",
+        "Ensemble of the seeds",
+        "Time",
+    )
     columns_shown = [name for name in shown if name in columns]
     table = Table(*(Column(name, no_wrap=name != "Strategy") for name in columns_shown), box=None)
     for row in rows:
@@ -152,8 +180,13 @@ def advised_next(
     if not (experiment and experiment.configs and (timed or book.speed(experiment.configs[0]))):
         return experiment, None
     config = experiment.configs[0]
-    with suppress(FinetuneError), progress_bar() as bar:  # what cannot be timed cannot be forecast: the experiment stands
-        dataset = show_work(bar, index_dataset(config.data, **config.split_settings, edits=config.edits))
+    with (
+        suppress(FinetuneError),
+        progress_bar() as bar,
+    ):  # what cannot be timed cannot be forecast: the experiment stands
+        dataset = show_work(
+            bar, index_dataset(config.data, **config.split_settings, edits=config.edits)
+        )
         if timed:
             show_work(bar, calibrate([config], dataset, book), "Timing a few steps")
         return experiment, forecast_of(experiment, dataset, book)

@@ -71,7 +71,11 @@ def evaluation_json(result: RunEvaluation) -> dict[str, Any]:
         return _evaluation_json(result)
     drops = {row.pop("name"): row for row in _rows(result.drops)}
     own = _evaluation_json(result.own)
-    return _evaluation_json(result) | {"on": result.shift.to_json(), "in_distribution": own, "drops": drops}
+    return _evaluation_json(result) | {
+        "on": result.shift.to_json(),
+        "in_distribution": own,
+        "drops": drops,
+    }
 
 
 def _evaluation_json(result: RunEvaluation) -> dict[str, Any]:
@@ -116,7 +120,15 @@ def print_evaluation(result: RunEvaluation) -> None:
         out.print(escape(line))
     if precision_note(result.run):
         out.print("To evaluate it in fp32: --fp32.")
-    out.print(plain_table(*(result.score_rows() if isinstance(result, ShiftedEvaluation) else result.scores.in_rows())))
+    out.print(
+        plain_table(
+            *(
+                result.score_rows()
+                if isinstance(result, ShiftedEvaluation)
+                else result.scores.in_rows()
+            )
+        )
+    )
     if absences := result.absences():
         out.print(escape(absences))
     out.print(plain_table(*result.class_table()))

@@ -18,6 +18,12 @@ def asked_executor(name: str, ray_address: str | None, ranks: Ranks = ALONE) -> 
         ConfigError, RunError: as ``executor_of``.
     """
     if name == "ray":
-        err.print(escape(f"Connecting to Ray at {ray_address}" if ray_address else "Starting Ray on this machine"))
+        err.print(
+            escape(
+                f"Connecting to Ray at {ray_address}"
+                if ray_address
+                else "Starting Ray on this machine"
+            )
+        )
     with executor_of(name, ray_address, ranks) as executor:
         yield executor

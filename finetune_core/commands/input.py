@@ -45,10 +45,16 @@ def kept_split(data: str | None, as_is: bool) -> dict[str, Any]:
     """How the data set is split in the app, where a person has said so there."""
     if data is None or as_is:
         return {}
-    kept = {name: value for name, value in load_split(data).items() if value != setting_of(name).default}
+    kept = {
+        name: value for name, value in load_split(data).items() if value != setting_of(name).default
+    }
     if kept:
         listed = ", ".join(f"{option_of(name)} {value}" for name, value in kept.items())
-        err.print(escape(f"Split as it was set in the app (--as-is leaves that out, an option goes before it): {listed}"))
+        err.print(
+            escape(
+                f"Split as it was set in the app (--as-is leaves that out, an option goes before it): {listed}"
+            )
+        )
     return kept
 
 
@@ -82,7 +88,9 @@ def _numbers(field: str, text: str, read: Callable[[str], Number]) -> list[Numbe
     try:
         return [read(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise ConfigError({setting_of(field).several: f"must be numbers with commas between them, not {text!r}"}) from None
+        raise ConfigError(
+            {setting_of(field).several: f"must be numbers with commas between them, not {text!r}"}
+        ) from None
 
 
 def names(text: str) -> list[str]:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from finetune_core.inspection.deep import DeepReport
 
 
-def inspected(data: str, split: Mapping[str, Any], *, deep: bool, backbone: str | None, as_is: bool) -> Inspection:
+def inspected(
+    data: str, split: Mapping[str, Any], *, deep: bool, backbone: str | None, as_is: bool
+) -> Inspection:
     """The data set, the findings in it, and, where ``deep``, what the features of a backbone show.
 
     Args:
@@ -39,7 +41,9 @@ def inspected(data: str, split: Mapping[str, Any], *, deep: bool, backbone: str 
 
 
 def _deep(dataset: Dataset, backbone: str | None) -> "Work[DeepReport]":
-    from finetune_core.inspection.deep import inspect_deeply  # here: no other inspection needs torch
+    from finetune_core.inspection.deep import (
+        inspect_deeply,
+    )  # here: no other inspection needs torch
     from finetune_core.models.catalogue import PACKAGED, backbone_info, usual_image_size
     from finetune_core.models.weights import download, fetch_description
 

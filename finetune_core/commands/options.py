@@ -21,7 +21,9 @@ DATA_HELP = (
     "A folder with one subfolder of images per class, an archive of such a folder (.zip, .tar, .tar.gz, …), a manifest (.csv or "
     ".parquet with columns path and label), the word 'digits', or the name of a fetched public set."
 )
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else.")
+]
 AsIs = Annotated[
     bool,
     typer.Option(
@@ -30,7 +32,9 @@ AsIs = Annotated[
     ),
 ]
 Data = Annotated[str, typer.Argument(help=DATA_HELP)]
-RunsDir = Annotated[Path | None, typer.Option(help="The folder in which the run's folder is created.")]
+RunsDir = Annotated[
+    Path | None, typer.Option(help="The folder in which the run's folder is created.")
+]
 Executor = Annotated[
     str,
     typer.Option(
@@ -75,10 +79,17 @@ COMPARED = {
 ADVISED = ("backbone", *names_in(TRAINING, HARDWARE, SPLIT))
 
 _ARGUMENTS = {"data": "DATA", "averaged": "RUN_DIR"}  # fields that no option gives
-_LAST = ("executor", "ray_address", "runs_dir", "as_json")  # options of a command that its help shows after the settings
+_LAST = (
+    "executor",
+    "ray_address",
+    "runs_dir",
+    "as_json",
+)  # options of a command that its help shows after the settings
 
 
-def takes_settings(names: Iterable[str], several: Mapping[str, str] = MappingProxyType({})) -> Callable[[Command], Command]:
+def takes_settings(
+    names: Iterable[str], several: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[Command], Command]:
     """A command gets an option for each of these settings, and those that were given as ``settings``: name -> text, unchecked.
 
     The config checks them, all of them at once.
@@ -89,19 +100,27 @@ def takes_settings(names: Iterable[str], several: Mapping[str, str] = MappingPro
     declared = [setting_of(name) for name in names]
 
     def decorated(command: Command) -> Command:
-        own = [one for one in inspect.signature(command).parameters.values() if one.name != "settings"]
+        own = [
+            one for one in inspect.signature(command).parameters.values() if one.name != "settings"
+        ]
 
         @wraps(command)
         def with_settings(**given: Any) -> Any:
             found = {one.name: given.pop(one.name) for one in declared}
-            return command(**given, settings={name: text for name, text in found.items() if text is not None})
+            return command(
+                **given, settings={name: text for name, text in found.items() if text is not None}
+            )
 
         made = [_parameter(one, several.get(one.name, "")) for one in declared]
         before = [one for one in own if one.name not in _LAST]
         last = [one for one in own if one.name in _LAST]
-        signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*before, *made, *last)])
+        signature = inspect.Signature(
+            [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*before, *made, *last)]
+        )
         vars(with_settings)["__signature__"] = signature
-        with_settings.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+        with_settings.__annotations__ = {
+            one.name: one.annotation for one in signature.parameters.values()
+        }
         return with_settings
 
     return decorated
@@ -137,7 +156,11 @@ def refuse_torchrun(command: str | None) -> None:
     Raises:
         typer.Exit: in every process but a lone one; the first says why.
     """
-    if command in ("train", "resume") or "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+    if (
+        command in ("train", "resume")
+        or "TORCHELASTIC_RUN_ID" not in os.environ
+        or os.environ.get("WORLD_SIZE", "1") == "1"
+    ):
         return
     if os.environ.get("RANK", "0") == "0":
         err.print(f"torchrun is for train and resume: start {command} without it.")
@@ -152,7 +175,12 @@ def _parameter(one: Setting, several: str) -> inspect.Parameter:
         help=several or _help(one),
         rich_help_panel=one.section,
     )
-    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
+    return inspect.Parameter(
+        one.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, option],
+    )
 
 
 def _help(one: Setting) -> str:

@@ -13,7 +13,13 @@ from finetune_core.commands.runs import opened
 from finetune_core.commands.terminal import err, out, progress_bar, show_work
 from finetune_core.data.archives import is_archive, unpack_archive
 from finetune_core.errors import RunError
-from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, predict_images, to_csv, unpacking_folder
+from finetune_core.evaluation.prediction.batch import (
+    ImagePrediction,
+    images_below,
+    predict_images,
+    to_csv,
+    unpacking_folder,
+)
 from finetune_core.evaluation.prediction.neighbours import (
     Known,
     compute_neighbourhood,
@@ -54,7 +60,9 @@ def predictions_of(
         predictor, known = _run(folder, look_at_training)
     with ExitStack() as unpacked, progress_bar() as bar:
         images = [image for target in targets for image in _images(target, unpacked, bar)]
-        return predictor.classes, show_work(bar, in_phase("name", predict_images(predictor, images, known)))
+        return predictor.classes, show_work(
+            bar, in_phase("name", predict_images(predictor, images, known))
+        )
 
 
 def write_table(file: Path, predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> None:
@@ -77,7 +85,9 @@ def print_predictions(result: dict[str, Any]) -> None:
         out.print(escape(f"{row['image']}: {row['class']} ({percent(row['probability'])}){unlike}"))
 
 
-def prediction_json(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> dict[str, Any]:
+def prediction_json(
+    predictions: Sequence[ImagePrediction], classes: Sequence[str]
+) -> dict[str, Any]:
     """``predictions`` (``image, class, probability, probabilities, unlike``) and ``skipped`` (``image, problem``)."""
     return {
         "predictions": [
@@ -85,7 +95,11 @@ def prediction_json(predictions: Sequence[ImagePrediction], classes: Sequence[st
             for one in predictions
             if one.probabilities is not None
         ],
-        "skipped": [{"image": one.file, "problem": one.problem} for one in predictions if one.probabilities is None],
+        "skipped": [
+            {"image": one.file, "problem": one.problem}
+            for one in predictions
+            if one.probabilities is None
+        ],
     }
 
 

@@ -25,12 +25,21 @@ def train_arguments(config: RunConfig, config_file: Path) -> list[str]:
     if config.edits or config.from_run or config.averaged:
         return ["--config", str(config_file)]
     # The default backbone depends on what is installed, the default size of images on the backbone.
-    always = {"backbone": config.backbone} | ({"image_size": config.image_size} if _has_another_size(config) else {})
-    options = [*always.items(), *((one.name, value) for one, value in changed_settings(config) if one.name not in always)]
+    always = {"backbone": config.backbone} | (
+        {"image_size": config.image_size} if _has_another_size(config) else {}
+    )
+    options = [
+        *always.items(),
+        *((one.name, value) for one, value in changed_settings(config) if one.name not in always),
+    ]
     return [
         config.data,
         "--as-is",
-        *(part for name, value in options for part in (f"--{setting_of(name).option}", _text(value))),
+        *(
+            part
+            for name, value in options
+            for part in (f"--{setting_of(name).option}", _text(value))
+        ),
     ]
 
 

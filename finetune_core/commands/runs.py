@@ -28,7 +28,9 @@ def opened(named: str | os.PathLike[str]) -> Run:
     return run
 
 
-def followed_by(named: Run | str | os.PathLike[str], backbones: Sequence[str] = ()) -> dict[str, Any]:
+def followed_by(
+    named: Run | str | os.PathLike[str], backbones: Sequence[str] = ()
+) -> dict[str, Any]:
     """The settings that follow from the run that another one starts from: that run, its backbone, and how images become its input.
 
     Args:
@@ -42,13 +44,21 @@ def followed_by(named: Run | str | os.PathLike[str], backbones: Sequence[str] = 
     except RunError as error:
         raise ConfigError({"from_run": str(error)}) from None
     if run.active:
-        raise ConfigError({"from_run": f"the run {run.run_id} is going on: wait until it ends, or stop it"})
+        raise ConfigError(
+            {"from_run": f"the run {run.run_id} is going on: wait until it ends, or stop it"}
+        )
     own = run.config.backbone
     if others := [name for name in backbones if name != own]:
         raise ConfigError(
-            {"backbone": f"follows from the run to start from: {run.run_id} has {own}, not {', '.join(others)}; leave it out"}
+            {
+                "backbone": f"follows from the run to start from: {run.run_id} has {own}, not {', '.join(others)}; leave it out"
+            }
         )
-    return {"from_run": str(run.run_dir), "weights": PRETRAINED, "backbone": own} | run.config.input_settings
+    return {
+        "from_run": str(run.run_dir),
+        "weights": PRETRAINED,
+        "backbone": own,
+    } | run.config.input_settings
 
 
 def with_weights(configs: Sequence[RunConfig], *, elsewhere: bool = False) -> None:
@@ -64,7 +74,9 @@ def with_weights(configs: Sequence[RunConfig], *, elsewhere: bool = False) -> No
     for config in configs:
         check_config(config, elsewhere=elsewhere)
     if missing := missing_weights(configs):
-        err.print(f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} first")
+        err.print(
+            f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} first"
+        )
         with progress_bar() as bar:
             show_work(bar, fetch_weights(missing))
 

@@ -18,7 +18,14 @@ from rich.text import Text
 
 from finetune_core.commands.notebook import NotebookProgress
 from finetune_core.formatting import PHASE_WORDS, duration, percent, things
-from finetune_core.runs.log import arithmetic, devices_in_words, lineage_in_words, live_numbers, log_line, overflow
+from finetune_core.runs.log import (
+    arithmetic,
+    devices_in_words,
+    lineage_in_words,
+    live_numbers,
+    log_line,
+    overflow,
+)
 from finetune_core.training import events
 from finetune_core.work import Step, Work, finish
 
@@ -27,7 +34,9 @@ Result = TypeVar("Result")
 _silent = ContextVar("silent", default=False)
 
 # A name may hold what commands a terminal, or reorders what it shows. Lines end, and columns are parted, as ever.
-_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_COMMANDS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _LONGEST = 4000  # letters
 
 
@@ -112,8 +121,12 @@ def show_work(bar: Progress, work: Work[Result], title: str = "") -> Result:
         if step.phase not in tasks:
             if step.phase == "device":  # said once, with or without bars
                 err.print(f"{PHASE_WORDS['device']}.")
-            tasks[step.phase] = bar.add_task(PHASE_WORDS[step.phase], total=step.total, note="", visible=step.phase != "device")
-        bar.update(tasks[step.phase], completed=step.done, total=step.total, note=harmless(step.subject))
+            tasks[step.phase] = bar.add_task(
+                PHASE_WORDS[step.phase], total=step.total, note="", visible=step.phase != "device"
+            )
+        bar.update(
+            tasks[step.phase], completed=step.done, total=step.total, note=harmless(step.subject)
+        )
 
     return finish(work, draw)
 
@@ -160,7 +173,11 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
             case events.StepEnded() if started:
                 done = (event.epoch - 1) * started.steps_per_epoch + event.step
                 note = f"loss {event.epoch_loss:.3f}  accuracy {percent(event.epoch_accuracy)}"
-                bar.update(task("Training", started.epochs * started.steps_per_epoch), completed=done, note=note)
+                bar.update(
+                    task("Training", started.epochs * started.steps_per_epoch),
+                    completed=done,
+                    note=note,
+                )
             case events.EpochEnded() if started:
                 err.print(
                     f"epoch {event.epoch}/{started.epochs}: loss {event.train_loss:.4f}, accuracy {percent(event.train_accuracy)}; "
@@ -183,7 +200,9 @@ def interrupts_stop(stop: Callable[[], object]) -> Iterator[None]:
         stop()
 
     before = signal.signal(signal.SIGINT, on_interrupt)
-    if before is signal.SIG_IGN:  # by the program that has started this one, which leaves them to it
+    if (
+        before is signal.SIG_IGN
+    ):  # by the program that has started this one, which leaves them to it
         before = signal.default_int_handler
     try:
         yield
@@ -208,7 +227,11 @@ def result_in_words(result: dict[str, Any]) -> str:
     """What came of a run, from its ``summary``."""
     if result["val_accuracy"] is None:
         return f"Stopped before there was anything to evaluate. {escape(result['run_dir'])}"
-    test = f", test accuracy {percent(result['test_accuracy'])}" if result["test_accuracy"] is not None else ""
+    test = (
+        f", test accuracy {percent(result['test_accuracy'])}"
+        if result["test_accuracy"] is not None
+        else ""
+    )
     took = f" in {duration(result['seconds'])}"
     best = f"best epoch {result['best_epoch']}, " if result["best_epoch"] else ""
     return (

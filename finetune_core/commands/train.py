@@ -42,7 +42,12 @@ Reserved = tuple[Reservation, Executor]
 
 
 def asked_for(
-    given: Mapping[str, Any], data: str | None, earlier: Mapping[str, Any] | None, *, as_is: bool, by_size: bool
+    given: Mapping[str, Any],
+    data: str | None,
+    earlier: Mapping[str, Any] | None,
+    *,
+    as_is: bool,
+    by_size: bool,
 ) -> RunConfig:
     """The config of a run.
 
@@ -70,8 +75,12 @@ def asked_for(
             settings["edits"] = effective(load_edits(settings["data"]))
             if settings["edits"]:
                 changes = edits_in_words(settings["edits"])
-                err.print(f"With the changes made to this data set (--as-is leaves them out): {changes}")
-    base = (kept_split(settings.get("data"), as_is) if earlier is None else dict(earlier)) | followed
+                err.print(
+                    f"With the changes made to this data set (--as-is leaves them out): {changes}"
+                )
+    base = (
+        kept_split(settings.get("data"), as_is) if earlier is None else dict(earlier)
+    ) | followed
     if by_size:
         base |= _by_size(make_config(base | settings))
     config = make_config(base | settings)
@@ -79,7 +88,9 @@ def asked_for(
     return config if at_given_size else at_own_size(config)
 
 
-def begun(config: RunConfig, runs_dir: Path, executor: Executor | None = None, devices: int = 1) -> Reservation:
+def begun(
+    config: RunConfig, runs_dir: Path, executor: Executor | None = None, devices: int = 1
+) -> Reservation:
     """The run, reserved, once the weights that it begins with are here.
 
     Args:
@@ -106,7 +117,11 @@ def trained(reservation: Reservation, executor: Executor | None = None) -> Run:
     """
     stop = partial(request_stop, reservation.run_dir)
     try:
-        with interrupts_stop(stop), progress_bar() as bar, closing((executor or InProcess()).execute(reservation)) as events:
+        with (
+            interrupts_stop(stop),
+            progress_bar() as bar,
+            closing((executor or InProcess()).execute(reservation)) as events,
+        ):
             show_training(bar, events)
     finally:
         if warning := report_to_mlflow(reservation.run_dir):
@@ -114,7 +129,9 @@ def trained(reservation: Reservation, executor: Executor | None = None) -> Run:
     return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
 
 
-def train_to_the_end(reservation: Reservation, as_json: bool, executor: Executor | None = None) -> None:
+def train_to_the_end(
+    reservation: Reservation, as_json: bool, executor: Executor | None = None
+) -> None:
     """Train, and print what came of it; status 1 where that is no finished run."""
     with refused_in_words():
         run = trained(reservation, executor)
@@ -127,13 +144,23 @@ def train_to_the_end(reservation: Reservation, as_json: bool, executor: Executor
         raise typer.Exit(1)
 
 
-def led(reserved: Callable[[Ranks], AbstractContextManager[Reserved]], devices: int, as_json: bool) -> None:
+def led(
+    reserved: Callable[[Ranks], AbstractContextManager[Reserved]], devices: int, as_json: bool
+) -> None:
     """Train the run that is ``reserved`` on that many devices. Where torchrun has started a process for each, the first of them does what
     a process alone does, and the others take part and are silent."""
     ranks = launched()
-    with nullcontext() if ranks.leads else progress_shown(False), refused_in_words(), ranks.joined():
+    with (
+        nullcontext() if ranks.leads else progress_shown(False),
+        refused_in_words(),
+        ranks.joined(),
+    ):
         if ranks.several and devices > 1:
-            raise ConfigError({"devices": "torchrun says how many: leave this out, or start the command without torchrun"})
+            raise ConfigError(
+                {
+                    "devices": "torchrun says how many: leave this out, or start the command without torchrun"
+                }
+            )
         if ranks.leads:
             with refused_in_words(), reserved(ranks) as (reservation, executor):
                 train_to_the_end(reservation, as_json, executor)

@@ -41,7 +41,12 @@ class Trained:
 
 
 def train_all(
-    configs: Sequence[RunConfig], runs_dir: Path, *, reuse: bool, executor: Executor | None = None, devices: int = 1
+    configs: Sequence[RunConfig],
+    runs_dir: Path,
+    *,
+    reuse: bool,
+    executor: Executor | None = None,
+    devices: int = 1,
 ) -> Trained:
     """Train all runs. One that breaks does not keep the others from training; Ctrl-C stops those that train, and no other begins.
 
@@ -67,12 +72,16 @@ def train_all(
 def said_of_training(done: Trained, wanted: int) -> None:
     """On stderr: what did not train."""
     if done.stopped:
-        err.print(f"Stopped: {things(len(done.runs), 'run')} of {wanted} trained to the end; --reuse goes on from there.")
+        err.print(
+            f"Stopped: {things(len(done.runs), 'run')} of {wanted} trained to the end; --reuse goes on from there."
+        )
     if done.failed:
         err.print(f"{things(len(done.failed), 'run')} of {wanted} failed; the others are compared.")
 
 
-def _one_after_the_other(configs: Sequence[RunConfig], there: Mapping[str, Run], runs_dir: Path, devices: int) -> Trained:
+def _one_after_the_other(
+    configs: Sequence[RunConfig], there: Mapping[str, Run], runs_dir: Path, devices: int
+) -> Trained:
     runs: list[Run] = []
     failed: list[dict[str, str | int]] = []
     for number, config in enumerate(configs, 1):
@@ -95,7 +104,11 @@ def _one_after_the_other(configs: Sequence[RunConfig], there: Mapping[str, Run],
 
 
 def _beside_each_other(
-    configs: Sequence[RunConfig], there: Mapping[str, Run], runs_dir: Path, executor: Executor, devices: int
+    configs: Sequence[RunConfig],
+    there: Mapping[str, Run],
+    runs_dir: Path,
+    executor: Executor,
+    devices: int,
 ) -> Trained:
     worker, store = Worker(runs_dir, after=report_to_mlflow, executor=executor), RunStore(runs_dir)
     found: list[Run | None] = [there.get(config.model_dump_json()) for config in configs]
@@ -110,7 +123,9 @@ def _beside_each_other(
     new = iter(watched)
     ended = [before or store.run(next(new)) for before in found]
     failed = [
-        _failure(run.run_dir, run.config, (run.history.end or {}).get("message", "")) for run in ended if run.status == "failed"
+        _failure(run.run_dir, run.config, (run.history.end or {}).get("message", ""))
+        for run in ended
+        if run.status == "failed"
     ]
     stopped = any(run.status not in ("finished", "failed") for run in ended)
     return Trained([run for run in ended if run.status == "finished"], failed, stopped)
@@ -131,7 +146,9 @@ def _watch(worker: Worker, store: RunStore, titles: Mapping[str, str]) -> None:
                 _tell_places(run, titles[run_id], said)
                 if not run.active:
                     active.remove(run_id)
-                    words = (run.history.end or {}).get("message") or result_in_words(summary(run)).split("\n")[0]
+                    words = (run.history.end or {}).get("message") or result_in_words(
+                        summary(run)
+                    ).split("\n")[0]
                     err.print(f"{titles[run_id]}: {escape(words)}")
             _draw(bar, task, store, active, len(titles))
             if stop.is_set():
@@ -149,7 +166,9 @@ def _tell_places(run: Run, title: str, said: dict[str, int]) -> None:
 def _draw(bar: Progress, task: TaskID, store: RunStore, active: Sequence[str], runs: int) -> None:
     shares = [store.run(run_id).history.fraction for run_id in active]
     going = sum(share > 0 for share in shares)
-    bar.update(task, completed=runs - len(active) + sum(shares), note=f"{things(going, 'run')} training")
+    bar.update(
+        task, completed=runs - len(active) + sum(shares), note=f"{things(going, 'run')} training"
+    )
 
 
 def _stop_all(worker: Worker, active: Sequence[str]) -> None:

@@ -26,14 +26,20 @@ class Averaged(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     how: How
-    runs: tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_PATH)], ...] = Field(max_length=_MOST_RUNS)
+    runs: tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_PATH)], ...] = Field(
+        max_length=_MOST_RUNS
+    )
 
     @model_validator(mode="after")
     def _as_many_as_it_takes(self) -> Self:
         if self.how == "wise" and len(self.runs) != 1:
-            raise PydanticCustomError("runs", "WiSE-FT averages one run with what it started from: name one")
+            raise PydanticCustomError(
+                "runs", "WiSE-FT averages one run with what it started from: name one"
+            )
         if self.how != "wise" and len(set(self.runs)) < max(2, len(self.runs)):
-            raise PydanticCustomError("runs", f"{self._whole} is made of two runs or more, each named once")
+            raise PydanticCustomError(
+                "runs", f"{self._whole} is made of two runs or more, each named once"
+            )
         return self
 
     @property

@@ -28,7 +28,9 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     except ValidationError as error:
         problems = problems_in_words(error)
     # Fields that do not agree with each other are found only once each is valid: ask again without the invalid ones.
-    valid = {"data": "any"} | {name: value for name, value in values.items() if name not in problems}
+    valid = {"data": "any"} | {
+        name: value for name, value in values.items() if name not in problems
+    }
     try:
         RunConfig(**valid)
     except ConfigError as error:
@@ -63,7 +65,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(read_regular(path, _LARGEST))
     except OSError as error:
-        raise ConfigError({"config": f"{path} cannot be read: {problem_with(path, error)}"}) from None
+        raise ConfigError(
+            {"config": f"{path} cannot be read: {problem_with(path, error)}"}
+        ) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError({"config": f"{path} cannot be read as JSON: {error}"}) from None
     if not isinstance(values, dict):

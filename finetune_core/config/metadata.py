@@ -24,7 +24,9 @@ ADVANCED = (DATA, OPTIMIZATION, STOPPING, HARDWARE)  # a form folds these away
 Kind = Literal["choice", "integer", "number", "numbers", "text", "structure"]
 InScript = Literal["repeated", "irrelevant", "missing"]
 
-_THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # 1,250: one and a quarter to some, more than a thousand to others
+_THOUSANDS = re.compile(
+    r"[1-9]\d{0,2}(,\d{3})+"
+)  # 1,250: one and a quarter to some, more than a thousand to others
 _LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 _METAVARS: dict[Kind, str] = {
     "choice": "NAME",
@@ -82,7 +84,9 @@ class Setting:
         """Which values it may have; empty where that is not a matter of a few words."""
         if self.limits.keys() == {"ge", "le"}:
             return f"{self.limits['ge']} to {self.limits['le']}"
-        return ", ".join(self.choices) or ", ".join(f"{_LIMITS[name]} {value}" for name, value in self.limits.items())
+        return ", ".join(self.choices) or ", ".join(
+            f"{_LIMITS[name]} {value}" for name, value in self.limits.items()
+        )
 
 
 def setting(
@@ -138,7 +142,9 @@ def as_number(text: str, share: bool = False) -> str | float:
     elif not percent:
         return text
     try:
-        return float(f"{number}e-2" if percent else number)  # as text: 14.3 / 100 is not the number nearest to 0.143
+        return float(
+            f"{number}e-2" if percent else number
+        )  # as text: 14.3 / 100 is not the number nearest to 0.143
     except ValueError:
         return text
 
@@ -169,14 +175,20 @@ def _described(name: str, field: FieldInfo) -> Setting:
         optional=optional,
         default=None if field.is_required() else field.default,
         required=field.is_required(),
-        choices=extra.get("choices") or {value: value for value in get_args(field.annotation) if kind == "choice"},
+        choices=extra.get("choices")
+        or {value: value for value in get_args(field.annotation) if kind == "choice"},
         placeholder=extra.get("placeholder", ""),
         share=extra.get("share", False),
         several=extra.get("several", ""),
         in_script=extra.get("in_script", "missing"),
         stepwise=extra.get("stepwise", False),
         own_widgets=extra.get("own_widgets", False),
-        limits={name: value for one in field.metadata for name in _LIMITS if (value := getattr(one, name, None)) is not None},
+        limits={
+            name: value
+            for one in field.metadata
+            for name in _LIMITS
+            if (value := getattr(one, name, None)) is not None
+        },
     )
 
 
@@ -187,5 +199,10 @@ def _kind(annotation: Any) -> tuple[Kind, bool]:
     if NoneType in parts:
         (held,) = (part for part in parts if part is not NoneType)
         return _kind(held)[0], True
-    kinds: dict[Any, Kind] = {int: "integer", float: "number", str: "text", tuple[float, float, float]: "numbers"}
+    kinds: dict[Any, Kind] = {
+        int: "integer",
+        float: "number",
+        str: "text",
+        tuple[float, float, float]: "numbers",
+    }
     return kinds.get(annotation, "structure"), False

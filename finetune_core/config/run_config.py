@@ -61,12 +61,18 @@ StrategyName = Literal[
     "lora",
     "custom",
 ]
-FITTED: tuple[StrategyName, ...] = ("linear_probe", "prototypes", "nearest_neighbours")  # without epochs
+FITTED: tuple[StrategyName, ...] = (
+    "linear_probe",
+    "prototypes",
+    "nearest_neighbours",
+)  # without epochs
 BatchNorm = Literal["auto", "frozen", "statistics"]
 LoraNorms = Literal["frozen", "train"]
 ClassWeights = Literal["none", "balanced"]
 Sampling = Literal["shuffled", "balanced"]
-EarlyStoppingMetric = Literal["off", "val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"]
+EarlyStoppingMetric = Literal[
+    "off", "val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"
+]
 Interpolation = Literal["auto", "bilinear", "bicubic"]
 NearDuplicates = Literal["together", "apart"]
 
@@ -454,7 +460,11 @@ class RunConfig(BaseModel):
         label="Augmentation",
         section=TRAINING,
         help="Random changes to training images, against overfitting.",
-        choices={"none": "None", "flips": "Flips", "random_resized_crop": "Random resized crops and flips"},
+        choices={
+            "none": "None",
+            "flips": "Flips",
+            "random_resized_crop": "Random resized crops and flips",
+        },
         option="augment",
         in_script="repeated",
         stepwise=True,
@@ -662,45 +672,67 @@ class RunConfig(BaseModel):
 
     @field_validator("mean", "std", mode="wrap")
     @classmethod
-    def _three_colours(cls, value: Any, checked: ValidatorFunctionWrapHandler, field: ValidationInfo) -> Any:
+    def _three_colours(
+        cls, value: Any, checked: ValidatorFunctionWrapHandler, field: ValidationInfo
+    ) -> Any:
         """One sentence, whatever is wrong with them."""
         name = str(field.field_name)
         with suppress(ValidationError):
             found = checked(value)
-            if found is None or all((0 if name == "mean" else 0.001) <= number <= 1 for number in found):
+            if found is None or all(
+                (0 if name == "mean" else 0.001) <= number <= 1 for number in found
+            ):
                 return found
-        raise PydanticCustomError("three_numbers", f"must be three numbers {_RANGES[name]}, as in 0.485, 0.456, 0.406")
+        raise PydanticCustomError(
+            "three_numbers", f"must be three numbers {_RANGES[name]}, as in 0.485, 0.456, 0.406"
+        )
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         problems = {}
         if self.strategy == "custom":
             if (self.cut is None) == (self.stage_rates is None):
-                problems["strategy"] = "the custom strategy needs either a first stage that trains or a rate for each stage"
+                problems["strategy"] = (
+                    "the custom strategy needs either a first stage that trains or a rate for each stage"
+                )
             if self.stage_rates is not None:
                 bad = [name for name, rate in self.stage_rates.items() if not 0 <= rate <= 1000]
                 if bad:
                     problems["stage_rates"] = f"rates go from 0 to 1000; look at {', '.join(bad)}"
         elif self.cut is not None or self.stage_rates is not None:
-            problems["strategy"] = f"a first stage and rates for stages belong to the custom strategy, not to {self.strategy}"
+            problems["strategy"] = (
+                f"a first stage and rates for stages belong to the custom strategy, not to {self.strategy}"
+            )
         if self.averaged is not None and not self.is_ensemble and self.strategy in FITTED:
-            problems["averaged"] = f"weights that trained are averaged, and {self.strategy} trains none"
+            problems["averaged"] = (
+                f"weights that trained are averaged, and {self.strategy} trains none"
+            )
         if self.from_run is not None and self.weights != "pretrained":
-            problems["weights"] = "an earlier run to start from brings its own weights: choose one of the two"
+            problems["weights"] = (
+                "an earlier run to start from brings its own weights: choose one of the two"
+            )
         if self.features_from is not None and self.strategy not in FITTED:
             problems["features_from"] = f"belongs to {', '.join(FITTED)}, not to {self.strategy}"
         if self.lora_from is not None and self.strategy != "lora":
             problems["lora_from"] = f"belongs to lora, not to {self.strategy}"
         if self.l2_sp and self.strategy == "lora":
-            problems["l2_sp"] = "pulls whole weights back, and with LoRA only factors train: weight decay pulls these to zero"
+            problems["l2_sp"] = (
+                "pulls whole weights back, and with LoRA only factors train: weight decay pulls these to zero"
+            )
         if self.val_fraction + self.test_fraction >= 0.95:
-            problems["val_fraction"] = "validation and test together leave too few images to train on"
+            problems["val_fraction"] = (
+                "validation and test together leave too few images to train on"
+            )
         if self.schedule in ("cosine", "step") and self.warmup_epochs >= self.epochs:
-            problems["warmup_epochs"] = f"the warm-up must end before training does ({self.epochs} epochs)"
+            problems["warmup_epochs"] = (
+                f"the warm-up must end before training does ({self.epochs} epochs)"
+            )
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             problems["micro_batch"] = f"must not be more than the batch size ({self.batch_size})"
         if self.mixup + self.cutmix and self.views:
-            problems["views"] = "mixup and cutmix make new images in every step, so that no augmented versions are kept"
+            problems["views"] = (
+                "mixup and cutmix make new images in every step, so that no augmented versions are kept"
+            )
         if self.groups and self.groups.count("{group}") != 1:
             problems["groups"] = "must hold {group} exactly once, as in {group}_*"
         if problems:
@@ -761,4 +793,9 @@ def all_settings() -> dict[str, Setting]:
 
 def names_in(*sections: str) -> list[str]:
     """Which settings belong to these sections, in their order."""
-    return [name for section in sections for name, one in all_settings().items() if one.section == section]
+    return [
+        name
+        for section in sections
+        for name, one in all_settings().items()
+        if one.section == section
+    ]

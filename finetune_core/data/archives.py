@@ -83,7 +83,9 @@ def import_archive(source: Path | BinaryIO, name: str, limits: Limits = LIMITS) 
         return folder
 
 
-def unpack_archive(source: Path | BinaryIO, name: str, folder: Path, limits: Limits = LIMITS) -> Work[None]:
+def unpack_archive(
+    source: Path | BinaryIO, name: str, folder: Path, limits: Limits = LIMITS
+) -> Work[None]:
     """Unpack the images of a ZIP or TAR archive into an empty folder of the caller's, who clears it away.
 
     Args, Yields, Raises: as ``import_archive``.
@@ -95,7 +97,9 @@ def unpack_archive(source: Path | BinaryIO, name: str, folder: Path, limits: Lim
         yield Step(packed, packed)
 
 
-def import_files(files: Iterable[tuple[str, BinaryIO]], name: str, total: int, limits: Limits = LIMITS) -> Work[Path]:
+def import_files(
+    files: Iterable[tuple[str, BinaryIO]], name: str, total: int, limits: Limits = LIMITS
+) -> Work[Path]:
     """Write the images of a folder that was chosen in a browser into a folder of Thaw's own, all of them or none.
 
     Args:

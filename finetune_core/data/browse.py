@@ -60,7 +60,9 @@ def view_folder(folder: Path, roots: Sequence[Path], hidden: Sequence[Path] = ()
     """
     check_roots(folder, roots)
     if is_within(folder, hidden):
-        raise DataError(f"The folder {folder} is not shown to people who sign in. Choose another one.")
+        raise DataError(
+            f"The folder {folder} is not shown to people who sign in. Choose another one."
+        )
     real = Path(os.path.realpath(folder))
     try:
         with os.scandir(real) as found:
@@ -68,15 +70,21 @@ def view_folder(folder: Path, roots: Sequence[Path], hidden: Sequence[Path] = ()
     except OSError as error:
         raise DataError(f"The folder {folder} cannot be read: {error.strerror}.") from None
     up = real.parent if real.parent != real and is_within(real.parent, roots) else None
-    return FolderView(real, up, sum(map(_is_image, entries)), tuple(_subfolders(entries, roots, hidden)))
+    return FolderView(
+        real, up, sum(map(_is_image, entries)), tuple(_subfolders(entries, roots, hidden))
+    )
 
 
-def _subfolders(entries: Sequence[os.DirEntry[str]], roots: Sequence[Path], hidden: Sequence[Path]) -> Iterator[Subfolder]:
+def _subfolders(
+    entries: Sequence[os.DirEntry[str]], roots: Sequence[Path], hidden: Sequence[Path]
+) -> Iterator[Subfolder]:
     left = _MOST_IN_ALL
     for entry in entries:
         if is_noise(entry.name) or printable(entry.name) != entry.name or not _is_folder(entry):
             continue
-        if is_within(entry.path, hidden) or (entry.is_symlink() and not is_within(entry.path, roots)):
+        if is_within(entry.path, hidden) or (
+            entry.is_symlink() and not is_within(entry.path, roots)
+        ):
             continue
         most = min(left, _MOST_LOOKED_AT)
         images, looked_at = _count(entry.path, most)
@@ -104,7 +112,11 @@ def _count(folder: str, most: int) -> tuple[int, int]:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return not is_noise(entry.name) and os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not _is_folder(entry)
+    return (
+        not is_noise(entry.name)
+        and os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+        and not _is_folder(entry)
+    )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -32,7 +32,10 @@ LEAST_OF_CLASS = 4  # frames: one to validate, one to test, and two to learn fro
 _LONGEST_NAME = 60  # letters
 _DELETED = ".deleted"
 _FRAME = re.compile(r"(?P<press>[0-9a-z]{1,32})_(?P<number>\d{5})\.jpg")
-_BLOCKS = (0.7, 0.85)  # of a press that is the only one of its class: where its blocks end, as shares of its time
+_BLOCKS = (
+    0.7,
+    0.85,
+)  # of a press that is the only one of its class: where its blocks end, as shares of its time
 _FORBIDDEN = re.compile('[<>:"/\\\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
 
@@ -57,7 +60,9 @@ def recordings_folder(person: str = "") -> Path:
 def recordings(person: str = "") -> list[str]:
     """The names of what was recorded before, the latest first."""
     folder = recordings_folder(person)
-    return sorted(_subfolders(folder), key=lambda name: (folder / name).stat().st_mtime, reverse=True)
+    return sorted(
+        _subfolders(folder), key=lambda name: (folder / name).stat().st_mtime, reverse=True
+    )
 
 
 def checked_name(name: str, what: str, beside: Sequence[str] = ()) -> str:
@@ -76,7 +81,9 @@ def checked_name(name: str, what: str, beside: Sequence[str] = ()) -> str:
         raise DataError(f"The {what} needs another name: {problem}.")
     same = next((other for other in beside if other != name and _alike(other, name)), None)
     if same is not None:
-        raise DataError(f"There is a {what} “{same}” already. Write it in the same way, or choose a name that differs more.")
+        raise DataError(
+            f"There is a {what} “{same}” already. Write it in the same way, or choose a name that differs more."
+        )
     return name
 
 
@@ -84,7 +91,9 @@ def _problem(name: str) -> str:
     if not name:
         return "this one is empty"
     if _FORBIDDEN.search(name):
-        return 'it becomes a folder, whose name cannot hold / \\ : * ? " < > | or control characters'
+        return (
+            'it becomes a folder, whose name cannot hold / \\ : * ? " < > | or control characters'
+        )
     if is_noise(name) or name.endswith("."):
         return "it becomes a folder, whose name cannot begin or end with a dot, or be one that systems use themselves"
     if _RESERVED.fullmatch(name):
@@ -94,12 +103,18 @@ def _problem(name: str) -> str:
 
 def _alike(one: str, other: str) -> bool:
     """Whether a file system that ignores case would take them for the same."""
-    return unicodedata.normalize("NFC", one).casefold() == unicodedata.normalize("NFC", other).casefold()
+    return (
+        unicodedata.normalize("NFC", one).casefold()
+        == unicodedata.normalize("NFC", other).casefold()
+    )
 
 
 def frames_by_class(folder: Path) -> dict[str, list[str]]:
     """Class -> the names of its images, in the order in which they were recorded."""
-    found = {name: sorted(file.name for file in (folder / name).glob("*.jpg")) for name in _subfolders(folder)}
+    found = {
+        name: sorted(file.name for file in (folder / name).glob("*.jpg"))
+        for name in _subfolders(folder)
+    }
     return {name: files for name, files in found.items() if files}
 
 
@@ -122,12 +137,16 @@ def store(batch: Batch, person: str = "") -> Path:
     folder = parent / checked_name(batch.recording, "data set", recordings(person))
     name = checked_name(batch.class_name, "class", _subfolders(folder))
     if not batch.press:
-        raise DataError("These frames belong to no press of the record button. Reload the page, then try again.")
+        raise DataError(
+            "These frames belong to no press of the record button. Reload the page, then try again."
+        )
     with _changing, _writing(folder):
         parent.mkdir(parents=True, exist_ok=True)
         _check_room(sum(map(len, batch.frames)))
         if len(frames_by_class(folder).get(name, ())) + len(batch.frames) > MOST_OF_CLASS:
-            raise DataError(f"“{name}” has {number(MOST_OF_CLASS)} frames, which is the most. Record another class.")
+            raise DataError(
+                f"“{name}” has {number(MOST_OF_CLASS)} frames, which is the most. Record another class."
+            )
         for index, frame in enumerate(batch.frames, start=batch.first):
             write_bytes(folder / name / f"{batch.press}_{index:05d}.jpg", frame)
         _write_manifest(folder)
@@ -144,7 +163,9 @@ def delete(folder: Path, ids: Sequence[str]) -> None:
         DataError: when the folder cannot be written to.
     """
     with _changing, _writing(folder):
-        there = {f"{name}/{file}" for name, files in frames_by_class(folder).items() for file in files}
+        there = {
+            f"{name}/{file}" for name, files in frames_by_class(folder).items() for file in files
+        }
         shutil.rmtree(folder / _DELETED, ignore_errors=True)
         _move([one for one in dict.fromkeys(ids) if one in there], folder, folder / _DELETED)
         _write_manifest(folder)
@@ -158,7 +179,9 @@ def restore(folder: Path) -> None:
     """
     deleted = folder / _DELETED
     with _changing, _writing(folder):
-        ids = [f"{name}/{file}" for name, files in frames_by_class(deleted).items() for file in files]
+        ids = [
+            f"{name}/{file}" for name, files in frames_by_class(deleted).items() for file in files
+        ]
         _move(ids, deleted, folder)
         _write_manifest(folder)
 
@@ -188,7 +211,10 @@ def groups(files: Sequence[str]) -> dict[str, str]:
     if len(presses(files)) > 1 or not all(_FRAME.fullmatch(file) for file in files):
         return {file: _press_of(file) if _FRAME.fullmatch(file) else "" for file in files}
     ends = [round(share * len(files)) for share in _BLOCKS]
-    return {file: f"{_press_of(file)}.{sum(place >= end for end in ends)}" for place, file in enumerate(files)}
+    return {
+        file: f"{_press_of(file)}.{sum(place >= end for end in ends)}"
+        for place, file in enumerate(files)
+    }
 
 
 def settle_split(folder: Path) -> Work[Path]:
@@ -212,7 +238,9 @@ def settle_split(folder: Path) -> Work[Path]:
     apart = pd.factorize(table["group"].where(table["group"] != "", table["id"]))[0]
     sides = pd.Series(united(apart, table["near"].to_numpy()), index=table.index)
     together = not table.empty and int(sides.groupby(table["class"]).nunique().min()) > 1
-    save_split(manifest, load_split(manifest) | {"near_duplicates": "together" if together else "apart"})
+    save_split(
+        manifest, load_split(manifest) | {"near_duplicates": "together" if together else "apart"}
+    )
     return manifest
 
 
@@ -224,7 +252,9 @@ def _press_of(file: str) -> str:
 def _subfolders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_noise(entry.name))
+    return sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and not is_noise(entry.name)
+    )
 
 
 def _move(ids: Sequence[str], source: Path, target: Path) -> None:

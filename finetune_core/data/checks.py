@@ -13,10 +13,23 @@ from finetune_core.formatting import SPLIT_WORDS, percent, things
 
 _FEW = 10  # training images per class
 _MANY_TIMES = 10  # the largest class over the smallest
-_WHOLE_SET = 0.25  # what a quarter of the images have is the nature of the set, not a fault of single images
-_TINY, _LONG, _LARGE = 32, 3.0, 25e6  # pixels of the shorter side; longer over shorter side; pixels in all
-_DARK, _BRIGHT, _PLAIN = 40, 225, 4.0  # 95th and 5th percentile and standard deviation of the gray values, 0…255
-_BLUR_DEVIATIONS, _BLURRED = 5.0, 0.02  # below the set's median log sharpness, in robust deviations; and in itself
+_WHOLE_SET = (
+    0.25  # what a quarter of the images have is the nature of the set, not a fault of single images
+)
+_TINY, _LONG, _LARGE = (
+    32,
+    3.0,
+    25e6,
+)  # pixels of the shorter side; longer over shorter side; pixels in all
+_DARK, _BRIGHT, _PLAIN = (
+    40,
+    225,
+    4.0,
+)  # 95th and 5th percentile and standard deviation of the gray values, 0…255
+_BLUR_DEVIATIONS, _BLURRED = (
+    5.0,
+    0.02,
+)  # below the set's median log sharpness, in robust deviations; and in itself
 _FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
     "MPO": (".jpg", ".jpeg", ".mpo"),
@@ -44,14 +57,23 @@ _LEFT_OUT: dict[str, Severity] = {
 def file_findings(rows: pd.DataFrame, notes: Sequence[Note]) -> Iterator[Finding]:
     """What was left out; ``rows`` are those of the index that have a problem."""
     reasons = dict(zip(rows["id"], rows["reason"], strict=True))
-    passed = pd.DataFrame([*notes, *zip(rows["problem"], rows["id"], strict=True)], columns=["kind", "path"])
+    passed = pd.DataFrame(
+        [*notes, *zip(rows["problem"], rows["id"], strict=True)], columns=["kind", "path"]
+    )
     for kind, severity in _LEFT_OUT.items():
         paths = tuple(passed.loc[passed["kind"] == kind, "path"])
         if paths:
             first = reasons.get(paths[0], paths[0])
-            message = f"{things(len(paths), _thing(kind))} left out: {first}" + ("" if len(paths) == 1 else ", …")
+            message = f"{things(len(paths), _thing(kind))} left out: {first}" + (
+                "" if len(paths) == 1 else ", …"
+            )
             yield Finding(
-                kind, severity, f"{message}.", len(paths), paths, notes={path: reasons.get(path, "") for path in paths}
+                kind,
+                severity,
+                f"{message}.",
+                len(paths),
+                paths,
+                notes={path: reasons.get(path, "") for path in paths},
             )
 
 
@@ -61,14 +83,38 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
     sharp = _log_sharpness(table)
     found = {
         "wrong_extension": (_misnamed(table), "are not what the extension says", table["id"]),
-        "animated": (table["frames"] > 1, "have more than one frame; the first is used", table["id"]),
-        "extreme_aspect": (longer > _LONG * shorter, f"are more than {_LONG:.0f} times as long as wide", -longer / shorter),
+        "animated": (
+            table["frames"] > 1,
+            "have more than one frame; the first is used",
+            table["id"],
+        ),
+        "extreme_aspect": (
+            longer > _LONG * shorter,
+            f"are more than {_LONG:.0f} times as long as wide",
+            -longer / shorter,
+        ),
         "tiny": (shorter < _TINY, f"are smaller than {_TINY} pixels on the shorter side", shorter),
-        "over_large": (table["width"] * table["height"] > _LARGE, f"have more than {_LARGE / 1e6:.0f} million pixels", -longer),
-        "odd_mode": (~table["mode"].isin(("RGB", "L")), "are neither RGB nor 8-bit gray", table["mode"]),
+        "over_large": (
+            table["width"] * table["height"] > _LARGE,
+            f"have more than {_LARGE / 1e6:.0f} million pixels",
+            -longer,
+        ),
+        "odd_mode": (
+            ~table["mode"].isin(("RGB", "L")),
+            "are neither RGB nor 8-bit gray",
+            table["mode"],
+        ),
         "uniform": (table["contrast"] < _PLAIN, "show nearly one colour only", table["contrast"]),
-        "dark": ((table["high"] < _DARK) & (table["contrast"] >= _PLAIN), "are very dark", table["high"]),
-        "bright": ((table["low"] > _BRIGHT) & (table["contrast"] >= _PLAIN), "are very bright", -table["low"]),
+        "dark": (
+            (table["high"] < _DARK) & (table["contrast"] >= _PLAIN),
+            "are very dark",
+            table["high"],
+        ),
+        "bright": (
+            (table["low"] > _BRIGHT) & (table["contrast"] >= _PLAIN),
+            "are very bright",
+            -table["low"],
+        ),
         "blurry": (_blurred(sharp, table["contrast"]), "are much less sharp than the rest", sharp),
     }
     for kind, (mask, words, order) in found.items():
@@ -77,7 +123,9 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
             continue
         rows = rows.iloc[order[rows.index].argsort(kind="stable")]
         nature = len(rows) > _WHOLE_SET * len(table)
-        severity: Severity = "info" if nature or kind in ("wrong_extension", "over_large", "odd_mode") else "warning"
+        severity: Severity = (
+            "info" if nature or kind in ("wrong_extension", "over_large", "odd_mode") else "warning"
+        )
         notes = rows["format"] if kind == "wrong_extension" else _sizes(rows)
         yield _on_images(kind, severity, rows["id"], words, len(table), notes)
 
@@ -95,8 +143,12 @@ def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
     agreeing = exact[~conflicting]
     yield from _leaks("leakage", agreeing[_differ(agreeing, "content", "split")], "content", table)
     yield from _surplus("exact_duplicates", agreeing, "content")
-    ordered = ordered.sort_values(["rank", "closeness", "id"], ascending=[True, False, True])  # most confident first
-    near = ordered[_differ(ordered, "near", "content")]  # exact copies among them, too: they have to move with the rest
+    ordered = ordered.sort_values(
+        ["rank", "closeness", "id"], ascending=[True, False, True]
+    )  # most confident first
+    near = ordered[
+        _differ(ordered, "near", "content")
+    ]  # exact copies among them, too: they have to move with the rest
     yield from _leaks("near_leakage", near[_differ(near, "near", "split")], "near", table)
     yield from _surplus("near_duplicates", near[~near["content"].duplicated()], "near")
 
@@ -110,14 +162,22 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
     training = counts[TRAIN]
     for split, kind, words in (
         (TRAIN, "class_not_trained", "No training images for {}: the network cannot learn it."),
-        (VAL, "class_not_validated", "No validation images for {}: it is not evaluated during training."),
+        (
+            VAL,
+            "class_not_validated",
+            "No validation images for {}: it is not evaluated during training.",
+        ),
         (TEST, "class_not_tested", "No test images for {}: the test metrics do not cover it."),
     ):
         if split == TEST and counts[split].empty:  # no test at all is a choice
             continue
-        missing = tuple(name for label, name in enumerate(classes) if label not in counts[split].index)
+        missing = tuple(
+            name for label, name in enumerate(classes) if label not in counts[split].index
+        )
         if missing:
-            yield Finding(kind, "warning", words.format(some(missing)), len(missing), classes=missing)
+            yield Finding(
+                kind, "warning", words.format(some(missing)), len(missing), classes=missing
+            )
     few = tuple(classes[label] for label in training.index if training[label] < _FEW)
     if few:
         message = f"Fewer than {_FEW} training images in {some(few)}."
@@ -125,7 +185,10 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
     if len(training) > 1 and training.max() >= _MANY_TIMES * training.min():
         times = training.max() / training.min()
         message = f"The largest class has {times:.0f} times the training images of the smallest: accuracy alone is misleading."
-        extremes = (classes[training.index[int(training.argmax())]], classes[training.index[int(training.argmin())]])
+        extremes = (
+            classes[training.index[int(training.argmax())]],
+            classes[training.index[int(training.argmin())]],
+        )
         yield Finding("imbalance", "warning", message, len(extremes), classes=extremes)
     yield from _similar_names(table, classes)
 
@@ -137,7 +200,9 @@ def some(names: Sequence[str], limit: int = 3) -> str:
 
 
 def _thing(kind: str) -> str:
-    return {"no_class": "image", "empty_class": "folder", "ignored_folder": "folder"}.get(kind, "file")
+    return {"no_class": "image", "empty_class": "folder", "ignored_folder": "folder"}.get(
+        kind, "file"
+    )
 
 
 def _misnamed(table: pd.DataFrame) -> np.ndarray:
@@ -154,16 +219,27 @@ def _sizes(rows: pd.DataFrame) -> pd.Series:
         rows.groupby(["width", "height", "mode"], sort=False).ngroup(),
         rows[["width", "height", "mode"]].drop_duplicates(),
     )
-    words = [f"{w} × {h}, {mode}" for w, h, mode in zip(kinds["width"], kinds["height"], kinds["mode"], strict=True)]
+    words = [
+        f"{w} × {h}, {mode}"
+        for w, h, mode in zip(kinds["width"], kinds["height"], kinds["mode"], strict=True)
+    ]
     return pd.Series(np.array(words, dtype=object)[number], dtype=object)
 
 
-def _on_images(kind: str, severity: Severity, ids: pd.Series, words: str, total: int, notes: pd.Series) -> Finding:
+def _on_images(
+    kind: str, severity: Severity, ids: pd.Series, words: str, total: int, notes: pd.Series
+) -> Finding:
     paths = tuple(ids)
     message = f"{things(len(paths), 'image')} ({percent(len(paths) / total)}) {words}."
     if len(paths) == 1:
-        message = message.replace(" are ", " is ", 1).replace(" have ", " has ", 1).replace(" show ", " shows ", 1)
-    return Finding(kind, severity, message, len(paths), paths, notes=dict(zip(paths, notes, strict=True)))
+        message = (
+            message.replace(" are ", " is ", 1)
+            .replace(" have ", " has ", 1)
+            .replace(" show ", " shows ", 1)
+        )
+    return Finding(
+        kind, severity, message, len(paths), paths, notes=dict(zip(paths, notes, strict=True))
+    )
 
 
 def _log_sharpness(table: pd.DataFrame) -> pd.Series:
@@ -219,10 +295,23 @@ def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iter
     ]
     copied = "copied" if exact else "possibly copied"
     message = f"{things(len(sets), 'image')} {copied} across splits. {'; '.join(inflated)}."
-    gone = rows[rows["split"] != last] if exact else evaluated.sort_values(["closeness", "id"], ascending=[False, True])
+    gone = (
+        rows[rows["split"] != last]
+        if exact
+        else evaluated.sort_values(["closeness", "id"], ascending=[False, True])
+    )
     to = {} if exact else dict(zip(evaluated["id"], first[evaluated.index], strict=True))
     notes = dict(zip(rows["id"], rows["split"].map(SPLIT_WORDS), strict=True))
-    yield Finding(kind, "error" if exact else "warning", message, len(gone), tuple(gone["id"]), sets=sets, to=to, notes=notes)
+    yield Finding(
+        kind,
+        "error" if exact else "warning",
+        message,
+        len(gone),
+        tuple(gone["id"]),
+        sets=sets,
+        to=to,
+        notes=notes,
+    )
 
 
 def _surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
@@ -232,12 +321,23 @@ def _surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
         return
     sets = _sets(rows, keys)
     later = rows[rows.duplicated(keys)]
-    paths = tuple(later.sort_values(["closeness", "rank", "id"], ascending=[False, True, True])["id"])
+    paths = tuple(
+        later.sort_values(["closeness", "rank", "id"], ascending=[False, True, True])["id"]
+    )
     copies = (
-        things(len(paths), "copy", "copies") if kind == "exact_duplicates" else things(len(paths), "possible near-duplicate")
+        things(len(paths), "copy", "copies")
+        if kind == "exact_duplicates"
+        else things(len(paths), "possible near-duplicate")
     )
     message = f"{copies} of {things(len(sets), 'image')} in the same split."
-    yield Finding(kind, "warning" if kind == "exact_duplicates" else "info", message, len(paths), paths, sets=sets)
+    yield Finding(
+        kind,
+        "warning" if kind == "exact_duplicates" else "info",
+        message,
+        len(paths),
+        paths,
+        sets=sets,
+    )
 
 
 def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
@@ -245,11 +345,23 @@ def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
     plain = [re.sub(r"[^\w]|_", "", name.casefold()).removesuffix("s") or name for name in classes]
     keys: dict[str, list[int]] = {}
     for label, name in enumerate(plain):
-        shortened = {name[:at] + name[at + 1 :] for at in range(len(name)) if len(name) >= 6 and not name[at].isdigit()}
+        shortened = {
+            name[:at] + name[at + 1 :]
+            for at in range(len(name))
+            if len(name) >= 6 and not name[at].isdigit()
+        }
         for key in {name} | shortened:
             keys.setdefault(key, []).append(label)
     alike = {tuple(sorted(set(labels))) for labels in keys.values() if len(set(labels)) > 1}
-    pairs = sorted({(a, b) for labels in alike for a in labels for b in labels if a < b and _typo(plain[a], plain[b])})
+    pairs = sorted(
+        {
+            (a, b)
+            for labels in alike
+            for a in labels
+            for b in labels
+            if a < b and _typo(plain[a], plain[b])
+        }
+    )
     if not pairs:
         return
     sizes = table["label"].value_counts()
@@ -268,11 +380,22 @@ def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
         to |= dict.fromkeys(table.loc[table["label"] == small, "id"], classes[large])
     names = tuple(sorted({classes[label] for pair in pairs for label in pair}))
     message = (
-        "Possibly the same class, spelled in two ways: " + some([f"{classes[a]} and {classes[b]}" for a, b in pairs]) + "."
+        "Possibly the same class, spelled in two ways: "
+        + some([f"{classes[a]} and {classes[b]}" for a, b in pairs])
+        + "."
     )
     notes = dict(zip(table["id"], table["label"].map(dict(enumerate(classes))), strict=True))
     notes = {path: notes[path] for path in to}
-    yield Finding("similar_class_names", "warning", message, len(names), tuple(to), classes=names, to=to, notes=notes)
+    yield Finding(
+        "similar_class_names",
+        "warning",
+        message,
+        len(names),
+        tuple(to),
+        classes=names,
+        to=to,
+        notes=notes,
+    )
 
 
 def _typo(a: str, b: str) -> bool:
@@ -282,4 +405,6 @@ def _typo(a: str, b: str) -> bool:
     if len(a) == len(b):
         return sum(x != y for x, y in zip(a, b, strict=True)) <= 1
     short, long = sorted((a, b), key=len)
-    return len(long) - len(short) == 1 and any(long[:at] + long[at + 1 :] == short for at in range(len(long)))
+    return len(long) - len(short) == 1 and any(
+        long[:at] + long[at + 1 :] == short for at in range(len(long))
+    )

@@ -19,7 +19,10 @@ _NEIGHBOURS = 10
 _FALSE_SHARE = 0.05  # of the pairs that are called close, as many may be so by chance
 _SAMPLED = 1000  # images, from which the distances between different images are known
 _BLACK, _WHITE = 4, 251  # gray levels beyond which values may have been cut off
-_WINDOW, _AROUND = 4, 7  # pixels: over which differences are averaged; within which an edge excuses them
+_WINDOW, _AROUND = (
+    4,
+    7,
+)  # pixels: over which differences are averaged; within which an edge excuses them
 _EXCUSED = 0.1  # of the contrast of such an edge: what scaling and compression make of it
 _PEAK = 9.0  # standard deviations of the averaged differences
 _EDGE = 3  # pixels at the rim that are not compared
@@ -37,7 +40,9 @@ def _gray_square(path: Path, side: int) -> np.ndarray | None:
     except ImageError:
         return None
     # Bilinear: Pillow's box filter rounds its borders to whole pixels, so that a scaled copy would come out shifted.
-    return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0))
+    return np.asarray(
+        image.convert("L").resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    )
 
 
 def distance(correlation: np.ndarray) -> np.ndarray:
@@ -77,7 +82,9 @@ class ChancePairs:
         """Boolean ``[n]``: which pairs are so close that at most one in twenty of those as close is expected by chance (the
         Benjamini-Hochberg rule)."""
         order = np.argsort(distances, kind="stable")
-        enough = np.flatnonzero(self.expected(distances[order]) <= _FALSE_SHARE * np.arange(1, len(order) + 1))
+        enough = np.flatnonzero(
+            self.expected(distances[order]) <= _FALSE_SHARE * np.arange(1, len(order) + 1)
+        )
         chosen = np.zeros(len(distances), dtype=bool)
         chosen[order[: enough[-1] + 1 if len(enough) else 0]] = True
         return chosen
@@ -93,12 +100,16 @@ def chance_pairs(vectors: np.ndarray) -> ChancePairs:
     block = max(1, 20_000_000 // count)
     for start in range(0, len(sampled), block):
         correlation = sampled[start : start + block] @ vectors.T
-        closest = -np.partition(-correlation, last, axis=1)[:, : last + 1]  # the image itself among them
+        closest = -np.partition(-correlation, last, axis=1)[
+            :, : last + 1
+        ]  # the image itself among them
         near.append(np.sort(distance(closest), axis=1)[:, 1:])
     far = np.maximum(np.concatenate(near), 1e-6)
     inner = np.arange(first, last)
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, last))])
-    usual = (harmonic[last - 1] - harmonic[inner - 1]).mean()  # of log(radius / distance), times the dimension
+    usual = (
+        harmonic[last - 1] - harmonic[inner - 1]
+    ).mean()  # of log(radius / distance), times the dimension
     spread = np.log(far[:, last - 1 :] / far[:, inner - 1]).mean()
     return ChancePairs(count, last, far[:, last - 1], usual / max(spread, 1e-6))
 

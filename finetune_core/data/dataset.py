@@ -79,11 +79,15 @@ class Dataset:
     @cached_property
     def split_counts(self) -> dict[str, int]:
         """Images per split, of those in use."""
-        return {str(split): int(count) for split, count in self.table["split"].value_counts().items()}
+        return {
+            str(split): int(count) for split, count in self.table["split"].value_counts().items()
+        }
 
     def manifest(self) -> pd.DataFrame:
         """``path, label, split, group``: the data set as it stands, in the form of a manifest that Thaw reads."""
-        table = self.table[["id", "class", "split", "group"]].rename(columns={"id": "path", "class": "label"})
+        table = self.table[["id", "class", "split", "group"]].rename(
+            columns={"id": "path", "class": "label"}
+        )
         return table.drop(columns="group") if (table["group"] == "").all() else table
 
     @cached_property
@@ -95,7 +99,9 @@ class Dataset:
     def unreadable(self) -> list[str]:
         """Why each file that is not a readable image was left out, in words."""
         left_out = (
-            finding for finding in self.findings if finding.kind in ("damaged", "unreadable", "empty_file", "missing_file")
+            finding
+            for finding in self.findings
+            if finding.kind in ("damaged", "unreadable", "empty_file", "missing_file")
         )
         return [finding.notes[path] for finding in left_out for path in finding.paths]
 
@@ -108,7 +114,9 @@ class Dataset:
 def fingerprint_of(table: pd.DataFrame) -> str:
     """16 hexadecimal digits of ``id, class, split, content``, whatever the order of the rows."""
     rows = table[["id", "class", "split", "content"]].sort_values("id")
-    hashed = pd.util.hash_pandas_object(rows.astype({"id": "str", "class": "str", "split": "str"}), index=False)
+    hashed = pd.util.hash_pandas_object(
+        rows.astype({"id": "str", "class": "str", "split": "str"}), index=False
+    )
     return hashlib.sha256(hashed.to_numpy().tobytes()).hexdigest()[:16]
 
 
@@ -170,7 +178,9 @@ class Seen:
     rows: pd.DataFrame
 
 
-def look_through(data: str | Path, roots: Sequence[Path] = (), *, thumbs: bool = False) -> Work[Seen]:
+def look_through(
+    data: str | Path, roots: Sequence[Path] = (), *, thumbs: bool = False
+) -> Work[Seen]:
     """The first, slow half of ``index_dataset``; with the thumbnails of the images where they are asked for."""
     listing = list_data(data, roots)
     rows = yield from read_index(data, listing, thumbs=thumbs)
@@ -193,23 +203,40 @@ def assemble(
     broken = rows[rows["problem"] != ""]
     table = rows[rows["problem"] == ""].drop(columns="problem")
     if table.empty:
-        raise DataError(f"None of the {len(broken)} image files in {data} can be read; the first: {broken['reason'].iloc[0]}")
+        raise DataError(
+            f"None of the {len(broken)} image files in {data} can be read; the first: {broken['reason'].iloc[0]}"
+        )
     given = bool((table["split"] == splits.VAL).any())
     if groups:
-        table["group"] = table["group"].where(table["group"] != "", splits.groups_of(table["id"], groups))
+        table["group"] = table["group"].where(
+            table["group"] != "", splits.groups_of(table["id"], groups)
+        )
     rule = (val_fraction, test_fraction, split_seed, groups, near_duplicates)
-    table["split"] = table["split"].replace("", splits.TRAIN) if given else _split(data, table, rule)
+    table["split"] = (
+        table["split"].replace("", splits.TRAIN) if given else _split(data, table, rule)
+    )
     table = apply_edits(table, edits)
     if table.empty:
         raise DataError("Every image of this data set is excluded. Undo some of the changes.")
     classes = tuple(sorted(table["class"].unique()))
-    table["label"] = table["class"].map({name: index for index, name in enumerate(classes)}).astype("int64")
+    table["label"] = (
+        table["class"].map({name: index for index, name in enumerate(classes)}).astype("int64")
+    )
     table = table[[*_COLUMNS, *_SEEN]].sort_values("id", ignore_index=True)
     _refuse_unusable(data, table, near_duplicates == "together")
-    return Dataset(listing.root, classes, table, tuple(_findings(listing, broken, table, classes)), given, tuple(edits))
+    return Dataset(
+        listing.root,
+        classes,
+        table,
+        tuple(_findings(listing, broken, table, classes)),
+        given,
+        tuple(edits),
+    )
 
 
-def _findings(listing: Listing, broken: pd.DataFrame, table: pd.DataFrame, classes: tuple[str, ...]) -> list[Finding]:
+def _findings(
+    listing: Listing, broken: pd.DataFrame, table: pd.DataFrame, classes: tuple[str, ...]
+) -> list[Finding]:
     return [
         *file_findings(broken, listing.notes),
         *copy_findings(table),
@@ -218,22 +245,37 @@ def _findings(listing: Listing, broken: pd.DataFrame, table: pd.DataFrame, class
     ]
 
 
-def _split(data: str | Path, table: pd.DataFrame, rule: tuple[float, float, int, str, str]) -> pd.Series:
+def _split(
+    data: str | Path, table: pd.DataFrame, rule: tuple[float, float, int, str, str]
+) -> pd.Series:
     """Split what is for training; images that had a split by this rule before keep it, so that new files move none."""
     val_fraction, test_fraction, seed, _, near_duplicates = rule
     split = table["split"].replace("", splits.TRAIN).astype("object")
-    apart = bool((table["split"] != "").any())  # the data name their training images: a test share was not asked for
+    apart = bool(
+        (table["split"] != "").any()
+    )  # the data name their training images: a test share was not asked for
     training = table[split == splits.TRAIN]
-    file = entry_folder(data) / f"split-{hashlib.sha256(repr((*rule, apart)).encode()).hexdigest()[:12]}.parquet"
+    file = (
+        entry_folder(data)
+        / f"split-{hashlib.sha256(repr((*rule, apart)).encode()).hexdigest()[:12]}.parquet"
+    )
     before = read_table(file)
-    known = pd.Series(dtype="object") if before is None else before.drop_duplicates("id").set_index("id")["split"]
+    known = (
+        pd.Series(dtype="object")
+        if before is None
+        else before.drop_duplicates("id").set_index("id")["split"]
+    )
     kept = known.reindex(training["id"])
     groups = training["group"].where(training["group"] != "").to_numpy()
-    kept = kept.mask(kept.groupby(groups).transform("nunique") > 1)  # a group that was not one before
+    kept = kept.mask(
+        kept.groupby(groups).transform("nunique") > 1
+    )  # a group that was not one before
     if kept.notna().all():
         split.loc[training.index] = kept.to_numpy(dtype=object)
         return split
-    kept = kept.fillna(kept.groupby(groups).transform("first"))  # the group first, then what is nearly alike
+    kept = kept.fillna(
+        kept.groupby(groups).transform("first")
+    )  # the group first, then what is nearly alike
     assigned = splits.assign_splits(
         training["id"],
         training["class"],

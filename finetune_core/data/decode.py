@@ -13,14 +13,31 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from finetune_core.errors import ImageError
 from finetune_core.files import NotRegular, open_regular
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"))
+EXTENSIONS = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+    )
+)
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 # Pillow warns from this many pixels and refuses from twice as many; a warning helps nobody, so Thaw refuses both.
 MAX_PIXELS = 89_478_485
 # Here, for the whole process: filters that hold for a block only hold for every thread, too, and may stay for good.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # on damaged metadata, which is no loss
+warnings.filterwarnings(
+    "ignore", category=UserWarning, module=r"PIL\."
+)  # on damaged metadata, which is no loss
 Image.init()
 
 _ORIENTATION_TAG = 0x0112
@@ -68,7 +85,9 @@ def read_image(source: Path | bytes, shorter_side: int | None = None) -> Image.I
         return _decoded(image, shorter_side)
 
 
-def read_with_header(source: Path | bytes, shorter_side: int | None = None) -> tuple[ImageHeader, Image.Image | ImageError]:
+def read_with_header(
+    source: Path | bytes, shorter_side: int | None = None
+) -> tuple[ImageHeader, Image.Image | ImageError]:
     """What ``read_header`` and ``read_image`` give, of an image that is opened once; why it cannot be decoded in the image's place.
 
     Raises:
@@ -109,7 +128,9 @@ def read_scaled(source: Path | bytes, longer_side: int) -> Image.Image:
     image.thumbnail((longer_side, longer_side))
     if max(image.size) < longer_side:
         scale = longer_side / max(image.size)
-        image = image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.NEAREST)
+        image = image.resize(
+            [max(1, round(length * scale)) for length in image.size], Image.Resampling.NEAREST
+        )
     return image
 
 
@@ -131,7 +152,9 @@ def _header(image: Image.Image) -> ImageHeader:
     width, height = image.size
     if _lies_on_its_side(image):
         width, height = height, width
-    return ImageHeader(width, height, image.mode, image.format or "", 1 + getattr(image, "is_animated", False))
+    return ImageHeader(
+        width, height, image.mode, image.format or "", 1 + getattr(image, "is_animated", False)
+    )
 
 
 def _decoded(image: Image.Image, shorter_side: int | None) -> Image.Image:
@@ -157,7 +180,11 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     nearly anything."""
     try:
         # Opened here, or Pillow would map some files into memory, and one that shrinks meanwhile would end the process.
-        with open(open_regular(source, follow=True), "rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        with (
+            open(open_regular(source, follow=True), "rb")
+            if isinstance(source, Path)
+            else io.BytesIO(source) as file
+        ):
             _check_pixels(*_webp_canvas(file.read(30)))
             with Image.open(file, formats=FORMATS) as image:
                 _check_pixels(*image.size)
@@ -173,7 +200,9 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     except NotRegular as error:
         raise ImageError(f"{_name(source)} is {error.strerror}, not an image file") from None
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None:  # the system's, of the file itself
+        if (
+            isinstance(error, OSError) and error.filename is not None
+        ):  # the system's, of the file itself
             raise ImageError(f"{_name(source)} cannot be opened: {error.strerror}") from None
         raise ImageError(f"{_name(source)} is damaged or cut short: {error}") from None
 
@@ -218,7 +247,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _wide_to_rgb(image: Image.Image) -> Image.Image:
     """16-bit gray keeps its top 8 bits; 32-bit and floating-point gray, which has no fixed range, is stretched to it from its
     finite values. What is beyond them is white or black, and what is no number is black."""
-    with np.errstate(invalid="ignore"):  # some of what is no number is reported when it is converted
+    with np.errstate(
+        invalid="ignore"
+    ):  # some of what is no number is reported when it is converted
         gray = np.asarray(image).astype(np.float64)
     gray[np.isnan(gray)] = -np.inf
     finite = np.isfinite(gray)
@@ -228,4 +259,6 @@ def _wide_to_rgb(image: Image.Image) -> Image.Image:
     elif high > low:
         gray -= low
         gray *= 255 / (high - low)
-    return Image.fromarray(np.rint(gray.clip(0, 255, out=gray), out=gray).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(np.rint(gray.clip(0, 255, out=gray), out=gray).astype(np.uint8)).convert(
+        "RGB"
+    )

@@ -17,7 +17,10 @@ from finetune_core.work import Step, Work
 _LIKENESS, _CLOSE = 0.985, 0.97
 # More images than that which all look alike are the nature of the set (one camera, one machine): among those, copies have to stand out.
 _LARGEST_SET, _LARGEST_SHARE = 20, 0.01
-_SMALLEST_NATURE, _NATURE = 8, 0.25  # so many that they are that share of a small set look alike by nature, too
+_SMALLEST_NATURE, _NATURE = (
+    8,
+    0.25,
+)  # so many that they are that share of a small set look alike by nature, too
 _SAME = 0.003  # distance: equal pixels, but for rounding
 _PLAIN = 2.0  # gray levels: with less contrast, the thumbnail is not informative
 MOST_COMPARED = 2_000_000  # all pairs of more would take an hour
@@ -26,7 +29,11 @@ _TILE = (256, 1024)  # of the matrix of products: it stays in a core's cache
 _MOST_PAIRS = 2_000_000  # that are held: of a fixed camera's images, all pairs are alike
 _KEPT_DIRECTIONS = 31
 _COMPARED_WHOLE = 2000  # images: for no more, finding the directions takes longer than it saves
-_SIDE, _SMALL_SIDE, _MANY = 64, 32, 20_000  # pixels of a gray square; where more than so many have to be held at once
+_SIDE, _SMALL_SIDE, _MANY = (
+    64,
+    32,
+    20_000,
+)  # pixels of a gray square; where more than so many have to be held at once
 
 _ROUNDING = 1e-3
 _AT_ONCE = 10_000  # images whose vectors are held
@@ -36,7 +43,9 @@ Vectors = Callable[[np.ndarray], np.ndarray]  # positions -> unit vectors [n, d]
 Found = tuple[np.ndarray, np.ndarray]  # pairs, and how alike each is
 
 
-def near_sets(thumbs: pd.Series, content: np.ndarray, squares: Squares) -> Work[tuple[np.ndarray, np.ndarray]]:
+def near_sets(
+    thumbs: pd.Series, content: np.ndarray, squares: Squares
+) -> Work[tuple[np.ndarray, np.ndarray]]:
     """Sets of images with equal content, or that are the same image, saved again, scaled, lighter or darker, or a moment later.
 
     Args:
@@ -51,14 +60,21 @@ def near_sets(thumbs: pd.Series, content: np.ndarray, squares: Squares) -> Work[
         int64 ``[n]``: for each image the position of the first image of its set; and float ``[n]``: the correlation with the image of
         its set that it is closest to, 1 for equal content, 0 where it is alone.
     """
-    _, first, same, copies = np.unique(content, return_index=True, return_inverse=True, return_counts=True)
+    _, first, same, copies = np.unique(
+        content, return_index=True, return_inverse=True, return_counts=True
+    )
     closest = np.where(copies > 1, 1.0, 0.0)
     sets = np.arange(len(first))
     if 2 <= len(first) <= MOST_COMPARED:
         pixels = _pixels(thumbs, first)
-        telling = np.concatenate([_vectors(pixels[rows])[1] for rows in _portions(np.arange(len(first)))])
+        telling = np.concatenate(
+            [_vectors(pixels[rows])[1] for rows in _portions(np.arange(len(first)))]
+        )
         pairs, _ = yield from _alike(
-            lambda rows: _vectors(pixels[rows])[0], np.flatnonzero(telling), _LIKENESS, partial(_Connecting, len(first))
+            lambda rows: _vectors(pixels[rows])[0],
+            np.flatnonzero(telling),
+            _LIKENESS,
+            partial(_Connecting, len(first)),
         )
         del pixels
         links, likeness = yield from _verified(_connected(pairs, len(first)), first, squares)
@@ -71,7 +87,9 @@ def _pixels(thumbs: pd.Series, positions: np.ndarray) -> np.ndarray:
     """uint8 ``[n, d]``."""
     found = np.empty((len(positions), len(thumbs.iloc[0])), dtype=np.uint8)
     for at in _portions(np.arange(len(positions))):
-        found[at] = np.frombuffer(b"".join(thumbs.iloc[positions[at]]), dtype=np.uint8).reshape(len(at), -1)
+        found[at] = np.frombuffer(b"".join(thumbs.iloc[positions[at]]), dtype=np.uint8).reshape(
+            len(at), -1
+        )
     return found
 
 
@@ -169,7 +187,8 @@ class _Connecting:
     def settled(self, left: np.ndarray, right: np.ndarray) -> bool:
         """Whether all of them are in one set."""
         return len(self._sets) > 0 and bool(
-            (self._sets[left] == self._sets[left[0]]).all() and (self._sets[right] == self._sets[left[0]]).all()
+            (self._sets[left] == self._sets[left[0]]).all()
+            and (self._sets[right] == self._sets[left[0]]).all()
         )
 
     def add(self, pairs: np.ndarray, _: np.ndarray) -> None:
@@ -217,7 +236,12 @@ class _Closest:
         return pairs[order], likeness[order]
 
 
-def _alike(vectors: Vectors, rows: np.ndarray, least: float, keep: Callable[[], _Connecting] | type[_Closest]) -> Work[Found]:
+def _alike(
+    vectors: Vectors,
+    rows: np.ndarray,
+    least: float,
+    keep: Callable[[], _Connecting] | type[_Closest],
+) -> Work[Found]:
     """All pairs ``[m, 2]`` of ``rows`` whose product is at least ``least``, and the products; of too many those that are kept (``keep`` makes what collects them).
 
     Most pairs are ruled out in few dimensions: with p the part of a unit vector in the main directions and r the length of
@@ -258,7 +282,9 @@ def _alike(vectors: Vectors, rows: np.ndarray, least: float, keep: Callable[[], 
     return kept.found()
 
 
-def _products(vectors: Vectors, left: np.ndarray, right: np.ndarray, likely: np.ndarray, least: float) -> Found:
+def _products(
+    vectors: Vectors, left: np.ndarray, right: np.ndarray, likely: np.ndarray, least: float
+) -> Found:
     """Of the likely pairs (bool ``[left, right]``) those whose product is at least ``least``, and the products."""
     first, second = np.nonzero(likely)
     if len(first) > len(left) + len(right):  # then all products at once are quicker
@@ -284,12 +310,17 @@ def _shortened(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
     short = np.empty((len(rows), main.shape[1] + 1), dtype=np.float32)
     for at in _portions(np.arange(len(rows))):
         kept = vectors(rows[at]) @ main
-        short[at, :-1], short[at, -1] = kept, np.sqrt(np.maximum(0, 1 - np.square(kept).sum(axis=1)))
+        short[at, :-1], short[at, -1] = (
+            kept,
+            np.sqrt(np.maximum(0, 1 - np.square(kept).sum(axis=1))),
+        )
     return short
 
 
 def _connected(pairs: np.ndarray, count: int) -> np.ndarray:
-    links = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    links = coo_array(
+        (np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count)
+    )
     sets: np.ndarray = connected_components(links, directed=False)[1]
     return sets
 

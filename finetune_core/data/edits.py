@@ -127,7 +127,9 @@ def relabelled_class(table: pd.DataFrame, name: str, to: str) -> Edit:
     """
     paths = tuple(table.loc[table["class"] == name, "id"])
     if not paths:
-        raise DataError(f"There is no class {name!r} any more. Choose one of the classes that are listed.")
+        raise DataError(
+            f"There is no class {name!r} any more. Choose one of the classes that are listed."
+        )
     to = to.strip()
     if not to or to == name or len(to) > LONGEST_NAME or not to.isprintable():
         raise DataError(
@@ -169,4 +171,8 @@ def edits_in_words(edits: Iterable[Edit]) -> str:
     for edit in effective(edits):
         counts[edit.action] += len(edit.paths)
     words = {"exclude": "excluded", "move": "moved to another split", "relabel": "relabelled"}
-    return ", ".join(f"{things(counts[action], 'image')} {word}" for action, word in words.items() if counts[action])
+    return ", ".join(
+        f"{things(counts[action], 'image')} {word}"
+        for action, word in words.items()
+        if counts[action]
+    )

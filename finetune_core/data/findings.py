@@ -30,29 +30,52 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     # Files that were left out.
-    "unreadable": Kind("Not images", "Not in a format that Thaw reads, regardless of the file name. They are left out."),
-    "damaged": Kind("Damaged or cut short", "They cannot be decoded to the last row. They are left out."),
-    "empty_file": Kind("Empty files", "They hold nothing: a copy that was broken off, perhaps. They are left out."),
-    "missing_file": Kind("Missing files", "The manifest lists them, but the files do not exist. They are left out."),
-    "outside": Kind("Outside the data folders", "They lie where this server may not read. They are left out."),
+    "unreadable": Kind(
+        "Not images",
+        "Not in a format that Thaw reads, regardless of the file name. They are left out.",
+    ),
+    "damaged": Kind(
+        "Damaged or cut short", "They cannot be decoded to the last row. They are left out."
+    ),
+    "empty_file": Kind(
+        "Empty files", "They hold nothing: a copy that was broken off, perhaps. They are left out."
+    ),
+    "missing_file": Kind(
+        "Missing files", "The manifest lists them, but the files do not exist. They are left out."
+    ),
+    "outside": Kind(
+        "Outside the data folders", "They lie where this server may not read. They are left out."
+    ),
     "bad_name": Kind(
-        "Names that are not valid Unicode", "No table can hold such a name. Rename them; until then they are left out."
+        "Names that are not valid Unicode",
+        "No table can hold such a name. Rename them; until then they are left out.",
     ),
     "no_class": Kind("Images in no class folder", "They have no label, so they are left out."),
-    "empty_class": Kind("Folders without images", "They are left out: there is nothing to learn from."),
-    "ignored_folder": Kind("Folders beside train/ and val/", "They are left out, because train/ and val/ define the splits."),
+    "empty_class": Kind(
+        "Folders without images", "They are left out: there is nothing to learn from."
+    ),
+    "ignored_folder": Kind(
+        "Folders beside train/ and val/",
+        "They are left out, because train/ and val/ define the splits.",
+    ),
     "not_an_image": Kind("Other files", "They are left out."),
     # Files.
     "wrong_extension": Kind(
-        "Misnamed files", "The content is another format than the name says. Thaw goes by the content; other programs may not."
+        "Misnamed files",
+        "The content is another format than the name says. Thaw goes by the content; other programs may not.",
     ),
-    "animated": Kind("Animations", "Only the first frame is used, which may show something else.", "exclude"),
+    "animated": Kind(
+        "Animations", "Only the first frame is used, which may show something else.", "exclude"
+    ),
     "extreme_aspect": Kind(
-        "Extreme aspect ratio", "The network sees the centre crop only: less than a third of the image.", "exclude"
+        "Extreme aspect ratio",
+        "The network sees the centre crop only: less than a third of the image.",
+        "exclude",
     ),
     "tiny": Kind("Very small images", "Upscaled to the input size, they are blurred.", "exclude"),
     "over_large": Kind(
-        "Very large files", "Most of the time goes into decoding them, and the network sees a small version anyway."
+        "Very large files",
+        "Most of the time goes into decoding them, and the network sees a small version anyway.",
     ),
     "odd_mode": Kind(
         "Unusual colour modes",
@@ -76,7 +99,9 @@ KINDS: dict[str, Kind] = {
         guess=True,
         ranked=True,
     ),
-    "exact_duplicates": Kind("Exact copies", "They count twice, and make the set look larger than it is.", "exclude"),
+    "exact_duplicates": Kind(
+        "Exact copies", "They count twice, and make the set look larger than it is.", "exclude"
+    ),
     "near_duplicates": Kind(
         "Possible near-duplicates",
         "The same image saved again, rescaled, or taken a moment later adds little, and counts twice.",
@@ -87,11 +112,16 @@ KINDS: dict[str, Kind] = {
     # Classes.
     "single_class": Kind("Only one class", "Training needs at least two classes."),
     "class_not_trained": Kind("Classes without training images", "The network cannot learn them."),
-    "class_not_validated": Kind("Classes without validation images", "They are not evaluated during training."),
+    "class_not_validated": Kind(
+        "Classes without validation images", "They are not evaluated during training."
+    ),
     "class_not_tested": Kind("Classes without test images", "The test metrics do not cover them."),
-    "few_images": Kind("Classes with few images", "Fewer than ten images are rarely enough to learn a class."),
+    "few_images": Kind(
+        "Classes with few images", "Fewer than ten images are rarely enough to learn a class."
+    ),
     "imbalance": Kind(
-        "Class imbalance", "Accuracy alone is misleading: always predicting the largest class would be right most of the time."
+        "Class imbalance",
+        "Accuracy alone is misleading: always predicting the largest class would be right most of the time.",
     ),
     "similar_class_names": Kind(
         "Possibly one class in two spellings",
@@ -116,7 +146,11 @@ KINDS: dict[str, Kind] = {
     ),
     "uniform": Kind("Nearly uniform", "They show almost nothing.", "exclude"),
     "blurry": Kind(
-        "Possibly blurred", "They are much less sharp than the rest of the set.", "exclude", guess=True, ranked=True
+        "Possibly blurred",
+        "They are much less sharp than the rest of the set.",
+        "exclude",
+        guess=True,
+        ranked=True,
     ),
     # From embeddings.
     "shift": Kind(
@@ -199,7 +233,12 @@ class Finding:
             return (Edit(action=action, paths=tuple(paths), kind=self.kind),)
         targets = sorted({self.to[path] for path in paths})
         return tuple(
-            Edit(action=action, paths=tuple(path for path in paths if self.to[path] == target), to=target, kind=self.kind)
+            Edit(
+                action=action,
+                paths=tuple(path for path in paths if self.to[path] == target),
+                to=target,
+                kind=self.kind,
+            )
             for target in targets
         )
 
@@ -207,4 +246,8 @@ class Finding:
 def unanswered(findings: Sequence[Finding], edits: Sequence[Edit]) -> list[Finding]:
     """The findings but for those that a person chose to ignore, as long as nothing was added to them."""
     seen = ignored(edits)
-    return [one for one in findings if one.kind not in seen or not set(one.paths or one.classes) <= seen[one.kind]]
+    return [
+        one
+        for one in findings
+        if one.kind not in seen or not set(one.paths or one.classes) <= seen[one.kind]
+    ]

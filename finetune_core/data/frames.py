@@ -57,8 +57,14 @@ def read_batch(sent: Any) -> Batch:
     first, frames = sent.get("first", 0), sent.get("frames")
     if not _ID.fullmatch(batch_id) or (press and not _ID.fullmatch(press)):
         raise _refused("its id is none that a camera gives")
-    if not isinstance(first, int) or isinstance(first, bool) or not 0 <= first <= _MOST_NUMBER - MOST_FRAMES:
-        raise _refused(f"the number of its first frame is not between 0 and {number(_MOST_NUMBER - MOST_FRAMES)}")
+    if (
+        not isinstance(first, int)
+        or isinstance(first, bool)
+        or not 0 <= first <= _MOST_NUMBER - MOST_FRAMES
+    ):
+        raise _refused(
+            f"the number of its first frame is not between 0 and {number(_MOST_NUMBER - MOST_FRAMES)}"
+        )
     if not isinstance(frames, list) or not 1 <= len(frames) <= MOST_FRAMES:
         raise _refused(f"it does not hold between 1 and {MOST_FRAMES} frames")
     return Batch(batch_id, press, first, tuple(map(_jpeg, frames)), recording, class_name)
@@ -78,7 +84,9 @@ def _jpeg(text: Any) -> bytes:
         content = base64.b64decode(text, validate=True)
         header = read_header(content)
         if header.format != "JPEG" or max(header.width, header.height) > _MOST_SIDE:
-            raise _refused(f"a frame in it is no JPEG of at most {number(_MOST_SIDE)} pixels on a side")
+            raise _refused(
+                f"a frame in it is no JPEG of at most {number(_MOST_SIDE)} pixels on a side"
+            )
         read_image(content)
     except (binascii.Error, ValueError):  # letters outside ASCII are a ValueError
         raise _refused("a frame in it is not base64") from None
@@ -88,4 +96,6 @@ def _jpeg(text: Any) -> bytes:
 
 
 def _refused(reason: str) -> DataError:
-    return DataError(f"What the camera sent was not taken: {reason}. Reload the page, then try again.")
+    return DataError(
+        f"What the camera sent was not taken: {reason}. Reload the page, then try again."
+    )

@@ -66,9 +66,19 @@ def look_at(path: Path) -> Look:
     except ImageError as error:
         return Look("unreadable", _named(error, path), digest)
     if isinstance(image, ImageError):
-        return Look("damaged", _named(image, path), digest, header.width, header.height, header.mode, header.format)
+        return Look(
+            "damaged",
+            _named(image, path),
+            digest,
+            header.width,
+            header.height,
+            header.mode,
+            header.format,
+        )
     # Bilinear: a box filter rounds its borders to whole pixels, so that a copy in another size would look shifted.
-    thumb = image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0).tobytes()
+    thumb = image.resize(
+        (THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0
+    ).tobytes()
     return Look(
         "",
         "",
@@ -96,7 +106,9 @@ def _light_and_sharpness(image: Image.Image) -> tuple[float, float, float, float
         return mean, float(low), float(high), spread, 0.0
     values = pixels.astype(np.int16)
     inner = values[1:-1, 1:-1]
-    laplacian = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:] - 4 * inner
+    laplacian = (
+        values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:] - 4 * inner
+    )
     return mean, float(low), float(high), spread, float(laplacian.var(dtype=np.float32)) / spread**2
 
 

@@ -27,7 +27,9 @@ _SEEN = [field.name for field in fields(Look)]
 _THUMB = "thumb"  # two thirds of what is kept: read only where images are to be compared
 _COLUMNS = [*_IDENTITY, *_SEEN, "near", "closeness"]
 _FACTS = [name for name in _COLUMNS if name != _THUMB]
-_TYPES: dict[str, Any] = dict.fromkeys(("bytes", "changed", "near", "width", "height", "frames"), "int64") | {
+_TYPES: dict[str, Any] = dict.fromkeys(
+    ("bytes", "changed", "near", "width", "height", "frames"), "int64"
+) | {
     "content": "uint64",
     "closeness": "float64",
     _THUMB: pd.ArrowDtype(pyarrow.large_binary()),
@@ -60,7 +62,9 @@ def read_index(data: str | Path, listing: Listing, *, thumbs: bool = False) -> W
     return pd.concat([listing.files, seen], axis=1)
 
 
-def _updated(file: Path, listing: Listing, columns: list[str]) -> Work[tuple[pd.DataFrame, np.ndarray]]:
+def _updated(
+    file: Path, listing: Listing, columns: list[str]
+) -> Work[tuple[pd.DataFrame, np.ndarray]]:
     """What is known from now on, and for each listed file its row there."""
     known = _known(file, _COLUMNS)
     position = _positions(known, listing.files)
@@ -169,7 +173,9 @@ def _positions(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
         same = (known["bytes"].to_numpy()[position] == files["bytes"].to_numpy()) & (
             known["changed"].to_numpy()[position] == files["changed"].to_numpy()
         )
-        position = np.where(same & opened[position] & (files["bytes"].to_numpy() >= 0), position, -1)
+        position = np.where(
+            same & opened[position] & (files["bytes"].to_numpy() >= 0), position, -1
+        )
     return position
 
 
@@ -181,7 +187,9 @@ def _looked_at(listing: Listing, rows: np.ndarray) -> Generator[Look, None, None
 
 
 def _joined(kept: pd.DataFrame, files: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
-    fresh = pd.concat([files[_IDENTITY].reset_index(drop=True), seen], axis=1).assign(near=_UNKNOWN, closeness=0.0)
+    fresh = pd.concat([files[_IDENTITY].reset_index(drop=True), seen], axis=1).assign(
+        near=_UNKNOWN, closeness=0.0
+    )
     # Each by itself: pandas joins int64 and uint64 to float64, which cannot hold a hash.
     parts = [_typed(part) for part in (kept, fresh) if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else _typed(fresh)

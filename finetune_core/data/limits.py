@@ -44,7 +44,9 @@ class Names:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._entries = 0
-        self._known: dict[str, str] = {}  # path as a lenient file system compares it -> as given; a folder's ends with "/"
+        self._known: dict[
+            str, str
+        ] = {}  # path as a lenient file system compares it -> as given; a folder's ends with "/"
 
     def admit(self, name: str, is_folder: bool = False, kind: str = "") -> str | None:
         """Check a name; returns where below the folder it goes, or None when it is no image's.
@@ -65,7 +67,9 @@ class Names:
         self._entries += 1
         self.foresee(max(self._entries, len(self._known)))
         if kind:
-            raise DataError(f"“{printable_name(name)}” is {kind}, not a plain file. Leave it out, then try again.")
+            raise DataError(
+                f"“{printable_name(name)}” is {kind}, not a plain file. Leave it out, then try again."
+            )
         return None if is_folder or not _is_image(parts) else path
 
     def foresee(self, entries: int) -> None:
@@ -75,7 +79,9 @@ class Names:
             DataError: when that many are too many in all.
         """
         if entries > self._limits.entries:
-            raise DataError(f"it holds more than {number(self._limits.entries)} files and folders. Split it.")
+            raise DataError(
+                f"it holds more than {number(self._limits.entries)} files and folders. Split it."
+            )
 
     def _claim(self, path: str, name: str) -> None:
         key = unicodedata.normalize("NFC", path.removesuffix("/")).casefold()
@@ -83,7 +89,9 @@ class Names:
         if known is None:
             self._known[key] = path
         elif known != path or not path.endswith("/"):  # a folder may be named any number of times
-            raise DataError(f"“{printable_name(name)}” {_clash(known, path)}. Rename it or leave it out, then try again.")
+            raise DataError(
+                f"“{printable_name(name)}” {_clash(known, path)}. Rename it or leave it out, then try again."
+            )
 
 
 class Budget:
@@ -110,17 +118,25 @@ class Budget:
         limits, total = self._limits, self._spent + more
         if total > limits.total_bytes:
             raise DataError(f"it holds more than {size(limits.total_bytes)}. Split it.")
-        if self._packed is not None and limits.ratio_from_bytes < total and limits.ratio * self._packed < total:
+        if (
+            self._packed is not None
+            and limits.ratio_from_bytes < total
+            and limits.ratio * self._packed < total
+        ):
             raise DataError(
                 f"it unpacks to more than {limits.ratio} times its size, which photos never do. Unpack it yourself and check it."
             )
         free = shutil.disk_usage(data_dir()).free
         if free < more + _SPARE:
-            raise DataError(f"only {size(free)} of the disk with {data_dir()} are free, too few to go on. Make room there.")
+            raise DataError(
+                f"only {size(free)} of the disk with {data_dir()} are free, too few to go on. Make room there."
+            )
 
 
 def _is_image(parts: tuple[str, ...]) -> bool:
-    return os.path.splitext(parts[-1])[1].lower() in EXTENSIONS and not any(is_noise(part) for part in parts)
+    return os.path.splitext(parts[-1])[1].lower() in EXTENSIONS and not any(
+        is_noise(part) for part in parts
+    )
 
 
 def _clash(known: str, path: str) -> str:

@@ -18,8 +18,17 @@ from finetune_core.errors import ConfigError, DataError
 from finetune_core.files import NotRegular, check_regular
 from finetune_core.formatting import things
 
-EXPECTED = "Thaw expects one subfolder of images per class, or train/ and val/ with such subfolders."
-_COLUMNS = {"id": "str", "class": "str", "split": "str", "group": "str", "bytes": "int64", "changed": "int64"}
+EXPECTED = (
+    "Thaw expects one subfolder of images per class, or train/ and val/ with such subfolders."
+)
+_COLUMNS = {
+    "id": "str",
+    "class": "str",
+    "split": "str",
+    "group": "str",
+    "bytes": "int64",
+    "changed": "int64",
+}
 
 _ENDINGS = tuple(EXTENSIONS)
 
@@ -80,7 +89,9 @@ def list_data(data: str | Path, roots: Sequence[Path] = ()) -> Listing:
     try:
         return _listed_manifest(path, roots) if path.is_file() else _listed_folder(path, roots)
     except OSError as error:
-        raise DataError(f"{printable(str(error.filename or path))} cannot be read: {error.strerror}.") from None
+        raise DataError(
+            f"{printable(str(error.filename or path))} cannot be read: {error.strerror}."
+        ) from None
 
 
 def _listed_folder(path: Path, roots: Sequence[Path]) -> Listing:
@@ -90,7 +101,11 @@ def _listed_folder(path: Path, roots: Sequence[Path]) -> Listing:
     for folder, split in (split_folders or {top: ""}).items():
         walk.class_folders(folder, split)
     if split_folders:
-        walk.notes += [("ignored_folder", walk.relative(folder)) for folder in _subfolders(top) if folder not in split_folders]
+        walk.notes += [
+            ("ignored_folder", walk.relative(folder))
+            for folder in _subfolders(top)
+            if folder not in split_folders
+        ]
         walk.notes += [("no_class", walk.relative(file)) for file in _images_in(top)]
     if not len(walk):
         raise DataError(_nothing_found(path, walk.notes))
@@ -185,10 +200,16 @@ def _existing(data: str | Path) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"The folder {data} cannot be read: {error}.") from None
     if path.is_file():
-        raise DataError(f"{path} is neither a folder of images, nor an archive, nor a manifest (.csv or .parquet).")
+        raise DataError(
+            f"{path} is neither a folder of images, nor an archive, nor a manifest (.csv or .parquet)."
+        )
     if irregular := _irregular(path):
-        raise DataError(f"{irregular}. Give a folder with one subfolder of images per class, an archive, or a manifest.")
-    raise DataError(f"There is no folder {path}. Give a folder with one subfolder of images per class.")
+        raise DataError(
+            f"{irregular}. Give a folder with one subfolder of images per class, an archive, or a manifest."
+        )
+    raise DataError(
+        f"There is no folder {path}. Give a folder with one subfolder of images per class."
+    )
 
 
 def _listed_manifest(path: Path, roots: Sequence[Path]) -> Listing:
@@ -203,7 +224,9 @@ def _listed_manifest(path: Path, roots: Sequence[Path]) -> Listing:
     table["bytes"], table["changed"] = zip(*stats, strict=True)
     files = table[list(_COLUMNS)].astype(_COLUMNS)[keep].sort_values("id", ignore_index=True)
     if files.empty:
-        raise DataError(f"None of the images that {path.name} names lies in a folder that Thaw may read here.")
+        raise DataError(
+            f"None of the images that {path.name} names lies in a folder that Thaw may read here."
+        )
     return Listing(path.parent, files, tuple(notes))
 
 
@@ -219,7 +242,12 @@ def _unwrapped(folder: Path) -> Path:
     """Below folders that hold nothing but one other folder of folders: what packing a data set leaves around it."""
     while not _split_folders(folder):
         inner = _subfolders(folder)
-        if len(inner) != 1 or _images_in(folder) or _images_in(inner[0]) or not _subfolders(inner[0]):
+        if (
+            len(inner) != 1
+            or _images_in(folder)
+            or _images_in(inner[0])
+            or not _subfolders(inner[0])
+        ):
             return folder
         if not any(_images_in(below) or _subfolders(below) for below in _subfolders(inner[0])):
             return folder
@@ -234,21 +262,31 @@ def _split_folders(root: Path) -> dict[Path, str]:
         for folder in _subfolders(root)
         if folder.name.lower() in splits.FOLDER_NAMES
     }
-    return found if any(split == splits.TRAIN and _subfolders(folder) for folder, split in found.items()) else {}
+    return (
+        found
+        if any(split == splits.TRAIN and _subfolders(folder) for folder, split in found.items())
+        else {}
+    )
 
 
 def _same_split_inside(folder: Path) -> Path:
     """``training_set/training_set/<class>`` is packed once too often."""
     inner = _subfolders(folder)
     names = splits.FOLDER_NAMES
-    twice = len(inner) == 1 and names.get(inner[0].name.lower()) == names[folder.name.lower()] and not _images_in(folder)
+    twice = (
+        len(inner) == 1
+        and names.get(inner[0].name.lower()) == names[folder.name.lower()]
+        and not _images_in(folder)
+    )
     return inner[0] if twice else folder
 
 
 def _entries_below(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry[str], str]]:
     """(file, its path below the root) for each file that is no noise; links to folders are not followed."""
     with os.scandir(folder) as entries:
-        found = sorted((entry for entry in entries if not is_noise(entry.name)), key=lambda entry: entry.name)
+        found = sorted(
+            (entry for entry in entries if not is_noise(entry.name)), key=lambda entry: entry.name
+        )
     for entry in found:
         below = f"{prefix}/{entry.name}"
         if entry.is_dir(follow_symlinks=False):
@@ -265,12 +303,18 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    files = (entry for entry in folder.iterdir() if entry.suffix.lower() in EXTENSIONS and not is_noise(entry.name))
+    files = (
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix.lower() in EXTENSIONS and not is_noise(entry.name)
+    )
     return sorted(file for file in files if file.is_file())
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_noise(entry.name))
+    return sorted(
+        entry for entry in folder.iterdir() if entry.is_dir() and not is_noise(entry.name)
+    )
 
 
 def _nothing_found(root: Path, notes: Sequence[Note]) -> str:

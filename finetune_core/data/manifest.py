@@ -43,17 +43,27 @@ def read_manifest(path: Path) -> pd.DataFrame:
     """
     raw = _read(path)
     columns = {str(name).strip().lower(): name for name in raw.columns}
-    chosen = {ours: next((columns[name] for name in names if name in columns), None) for ours, names in _NAMES.items()}
-    missing = [theirs for ours, theirs in (("id", "path"), ("class", "label")) if chosen[ours] is None]
+    chosen = {
+        ours: next((columns[name] for name in names if name in columns), None)
+        for ours, names in _NAMES.items()
+    }
+    missing = [
+        theirs for ours, theirs in (("id", "path"), ("class", "label")) if chosen[ours] is None
+    ]
     if missing:
         found = ", ".join(printable_name(str(name)) for name in raw.columns[:_MOST_COLUMNS]) + (
             ", …" if len(raw.columns) > _MOST_COLUMNS else ""
         )
-        raise DataError(f"{path.name} needs columns path and label; there is none for {' and '.join(missing)} among: {found}.")
+        raise DataError(
+            f"{path.name} needs columns path and label; there is none for {' and '.join(missing)} among: {found}."
+        )
     if raw.empty:
         raise DataError(f"{path.name} has no rows.")
     _refuse_nested(path, raw[[name for name in chosen.values() if name is not None]])
-    table = pd.DataFrame({ours: _text(raw[name]) if name is not None else "" for ours, name in chosen.items()}, index=raw.index)
+    table = pd.DataFrame(
+        {ours: _text(raw[name]) if name is not None else "" for ours, name in chosen.items()},
+        index=raw.index,
+    )
     table["split"] = _each_value(table["split"], str.lower).map(splits.FOLDER_NAMES | {"": ""})
     table["id"] = _each_value(table["id"], lambda name: _relative(name, path.parent))
     _refuse(path, table)
@@ -68,13 +78,18 @@ def other_columns(path: Path) -> pd.DataFrame:
     """
     raw = _read(path)
     columns = {str(name).strip().lower(): name for name in raw.columns}
-    taken = [next((columns[name] for name in names if name in columns), None) for names in _NAMES.values()]
+    taken = [
+        next((columns[name] for name in names if name in columns), None)
+        for names in _NAMES.values()
+    ]
     if taken[0] is None:
         raise DataError(f"{path.name} has no column path any more.")
     rest = [name for name in raw.columns if name not in taken]
     ids = _each_value(_text(raw[taken[0]]), lambda name: _relative(name, path.parent))
     first = ~ids.duplicated()
-    table = pd.DataFrame({str(name): _text(raw[name])[first] for name in rest}, index=raw.index[first])
+    table = pd.DataFrame(
+        {str(name): _text(raw[name])[first] for name in rest}, index=raw.index[first]
+    )
     return table.set_index(pd.Index(ids[first], name="id"))
 
 
@@ -84,18 +99,26 @@ def _refuse(path: Path, table: pd.DataFrame) -> None:
         "without a label": table["class"] == "",
         "with a split other than train, val or test": table["split"].isna(),
         "that give an image twice, with different labels or splits": _contradicting(table),
-        "with a name that is not valid Unicode or holds a zero byte": ~_each_value(table["id"], _is_valid_name).astype(bool),
-        f"with a path, label or group of more than {_LONGEST:,} characters": _longest(table[["id", "class", "group"]])
+        "with a name that is not valid Unicode or holds a zero byte": ~_each_value(
+            table["id"], _is_valid_name
+        ).astype(bool),
+        f"with a path, label or group of more than {_LONGEST:,} characters": _longest(
+            table[["id", "class", "group"]]
+        )
         > _LONGEST,
     }
     problems = []
     for what, rows in wrong.items():
         lines = [str(number + 2) for number in table.index[rows]]
         if lines:
-            some = ", ".join(lines[:_SHOWN]) + (f" and {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else "")
+            some = ", ".join(lines[:_SHOWN]) + (
+                f" and {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else ""
+            )
             problems.append(f"rows {what}: {some}")
     if problems:
-        raise DataError(f"{path.name} cannot be used; {'; '.join(problems)} (the heading is row 1).")
+        raise DataError(
+            f"{path.name} cannot be used; {'; '.join(problems)} (the heading is row 1)."
+        )
 
 
 def _refuse_nested(path: Path, chosen: pd.DataFrame) -> None:
@@ -109,7 +132,9 @@ def _refuse_nested(path: Path, chosen: pd.DataFrame) -> None:
 
 def _is_nested(column: pd.Series) -> bool:
     """Whether there are lists, structs or maps in a column of Parquet."""
-    return column.dtype == object and any(issubclass(kind, np.ndarray | list | dict) for kind in set(map(type, column)))
+    return column.dtype == object and any(
+        issubclass(kind, np.ndarray | list | dict) for kind in set(map(type, column))
+    )
 
 
 def _longest(names: pd.DataFrame) -> pd.Series:
@@ -143,15 +168,22 @@ def _read(path: Path) -> pd.DataFrame:
     except Exception as error:  # the parsers raise nearly anything on what is no table
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} cannot be read as a table: {reason}") from None
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for names of rows
-        raise DataError(f"{path.name}: its rows hold more values than the heading. Put values with a comma in them in quotes.")
+    if not isinstance(
+        table.index, pd.RangeIndex
+    ):  # pandas takes what is too much for names of rows
+        raise DataError(
+            f"{path.name}: its rows hold more values than the heading. Put values with a comma in them in quotes."
+        )
     return table[((table != "") & table.notna()).any(axis=1)]
 
 
 def _separator(path: Path) -> str:
     with path.open(encoding="utf-8-sig", newline="") as file:
         heading = file.readline()
-    for separators in (",;\t|", " "):  # names of columns may hold spaces where something else separates them
+    for separators in (
+        ",;\t|",
+        " ",
+    ):  # names of columns may hold spaces where something else separates them
         with suppress(csv.Error):
             return csv.Sniffer().sniff(heading, separators).delimiter
     return ","  # of one column
@@ -159,9 +191,15 @@ def _separator(path: Path) -> str:
 
 def _text(column: pd.Series) -> pd.Series:
     """As written: a missing value is empty, and 3.0 from a column of whole numbers with gaps is 3."""
-    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all() and (column.dropna().abs() < 2**53).all():
+    if (
+        pd.api.types.is_float_dtype(column)
+        and (column.dropna() % 1 == 0).all()
+        and (column.dropna().abs() < 2**53).all()
+    ):
         column = column.astype("Int64")
-    return _each_value(column.astype("object").where(column.notna(), ""), lambda value: str(value).strip())
+    return _each_value(
+        column.astype("object").where(column.notna(), ""), lambda value: str(value).strip()
+    )
 
 
 def _each_value(column: pd.Series, change: Callable[[Any], Any]) -> pd.Series:

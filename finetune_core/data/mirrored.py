@@ -18,8 +18,12 @@ _DIRECTIONS = frozenset(
         "counterclockwise",
     ]
 )
-_DIGITS = frozenset(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
-_SYMMETRIC = frozenset("AHIMOTUVWXY08ovwx")  # letters and digits that are their own mirror image, more or less
+_DIGITS = frozenset(
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+)
+_SYMMETRIC = frozenset(
+    "AHIMOTUVWXY08ovwx"
+)  # letters and digits that are their own mirror image, more or less
 _WORD = re.compile(r"[^\W_]+")
 
 

@@ -37,7 +37,9 @@ def safe_path(name: str, depth: int) -> tuple[str, ...]:
     parts = tuple(part for part in path.split("/") if part not in ("", "."))
     problem = _problem(name, path, parts, depth)
     if problem:
-        raise DataError(f"“{printable_name(name)}” {problem}. Rename it or leave it out, then try again.")
+        raise DataError(
+            f"“{printable_name(name)}” {problem}. Rename it or leave it out, then try again."
+        )
     return parts
 
 
@@ -45,7 +47,10 @@ def printable_name(name: str) -> str:
     """A stranger's name for a message: on one line, printable, and not long."""
     if len(name) > 80:
         name = f"{name[:40]}…{name[-40:]}"
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in name
+    )
 
 
 def _problem(name: str, path: str, parts: tuple[str, ...], depth: int) -> str | None:

@@ -46,13 +46,21 @@ class Pixels:
         if held is not None:
             return indices, held.permute(0, 3, 1, 2)
         found = []
-        for index, square in in_threads(lambda index: _square(self.paths[index], self.side, self.interpolation), indices):
+        for index, square in in_threads(
+            lambda index: _square(self.paths[index], self.side, self.interpolation), indices
+        ):
             if isinstance(square, str):
                 self.lost[int(index)] = square
             else:
                 found.append((index, square))
-        squares = np.stack([square for _, square in found]) if found else np.empty((0, self.side, self.side, 3), np.uint8)
-        return np.array([index for index, _ in found], dtype=int), torch.from_numpy(squares).permute(0, 3, 1, 2)
+        squares = (
+            np.stack([square for _, square in found])
+            if found
+            else np.empty((0, self.side, self.side, 3), np.uint8)
+        )
+        return np.array([index for index, _ in found], dtype=int), torch.from_numpy(
+            squares
+        ).permute(0, 3, 1, 2)
 
     def batch(self, indices: np.ndarray) -> torch.Tensor:
         """uint8 ``[n, 3, side, side]``, in channels_last order.
@@ -62,7 +70,9 @@ class Pixels:
         """
         squares = self._held(indices)
         if squares is None:
-            read = in_threads(lambda index: read_square(self.paths[index], self.side, self.interpolation), indices)
+            read = in_threads(
+                lambda index: read_square(self.paths[index], self.side, self.interpolation), indices
+            )
             squares = torch.from_numpy(np.stack([square for _, square in read]))
         return squares.permute(0, 3, 1, 2)
 
@@ -78,7 +88,11 @@ def stored_side(image_size: int, crop: float = USUAL_CROP) -> int:
 
 
 def decode_pixels(
-    paths: Sequence[Path], keys: np.ndarray, wanted: np.ndarray, side: int, interpolation: str = BILINEAR
+    paths: Sequence[Path],
+    keys: np.ndarray,
+    wanted: np.ndarray,
+    side: int,
+    interpolation: str = BILINEAR,
 ) -> Work[Pixels]:
     """Decode those images that no run has decoded yet, in threads.
 
@@ -112,7 +126,9 @@ def decode_pixels(
                 yield Step(done, len(wanted))
             return Pixels(paths, side, None, failed, len(wanted), interpolation=interpolation)
     table = CACHE.table(name)
-    if table.missing(keys[np.setdiff1d(asked, list(failed))]).any():  # on a tight disk new rows have driven out older ones
+    if table.missing(
+        keys[np.setdiff1d(asked, list(failed))]
+    ).any():  # on a tight disk new rows have driven out older ones
         return Pixels(paths, side, None, failed, len(wanted), interpolation=interpolation)
     return Pixels(paths, side, table.lookup(keys), failed, len(wanted), interpolation=interpolation)
 
@@ -123,7 +139,9 @@ def _decoded(
     """(positions in ``wanted``, squares) in batches; what cannot be read goes to ``failed``."""
     positions: list[int] = []
     squares: list[np.ndarray] = []
-    for position, (index, square) in enumerate(applied(lambda i: _square(paths[i], side, interpolation), wanted)):
+    for position, (index, square) in enumerate(
+        applied(lambda i: _square(paths[i], side, interpolation), wanted)
+    ):
         if isinstance(square, str):
             failed[int(index)] = square
         else:

@@ -228,7 +228,9 @@ def _download(name: str, root: Path) -> dict[str, Any]:
     if name == "oxford_pets":
         return {TRAIN: PetFiles(root, "trainval", download=True), TEST: PetFiles(root, "test")}
     if name == "flowers102":
-        return {split: datasets.Flowers102(root, split, download=True, loader=Path) for split in SPLITS}
+        return {
+            split: datasets.Flowers102(root, split, download=True, loader=Path) for split in SPLITS
+        }
     if name == "eurosat":
         return {"": datasets.EuroSAT(root, download=True, loader=Path)}
     kind = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]

@@ -52,7 +52,9 @@ def remember(data: str | Path, person: str = "") -> str:
     file = entry_folder(data) / _FILE
     path = str(Path(data).expanduser().resolve())
     known = _read(file)
-    people = [*dict.fromkeys([*([person] if person else []), *(known.people if known else ())])][:_MOST_PEOPLE]
+    people = [*dict.fromkeys([*([person] if person else []), *(known.people if known else ())])][
+        :_MOST_PEOPLE
+    ]
     with suppress(OSError):  # where nothing can be written, it is not listed
         write_bytes(file, json.dumps({"path": path, "people": people}).encode())
     return data_id(data)
@@ -68,7 +70,9 @@ def source_of(wanted: str) -> str:
         return str(digits_folder())
     known = _read(entries_folder() / wanted / _FILE) if _ID.fullmatch(wanted) else None
     if known is None:
-        raise DataError(f"The data set “{wanted[:80]}” that the address names is not known here. Choose it again.")
+        raise DataError(
+            f"The data set “{wanted[:80]}” that the address names is not known here. Choose it again."
+        )
     return known.path
 
 
@@ -103,8 +107,16 @@ def _read(file: Path) -> Source | None:
         with file.open("rb") as opened:
             found: Any = json.loads(opened.read(_MOST_BYTES))
         path, people = found["path"], found["people"]
-        if not isinstance(path, str) or not isinstance(people, list) or not all(isinstance(one, str) for one in people):
+        if (
+            not isinstance(path, str)
+            or not isinstance(people, list)
+            or not all(isinstance(one, str) for one in people)
+        ):
             return None
-        return Source(data_id(path), path, tuple(people)) if entry_folder(path) == file.parent else None
+        return (
+            Source(data_id(path), path, tuple(people))
+            if entry_folder(path) == file.parent
+            else None
+        )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError):
         return None

@@ -56,9 +56,16 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, rows: torch.Tensor) -> "Layout":
         """That in which rows ``[n, *shape]`` are kept: their own order, where that is a usual one."""
-        plain, nhwc = rows.is_contiguous(), rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last)
+        plain, nhwc = (
+            rows.is_contiguous(),
+            rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last),
+        )
         channels_last = nhwc and not plain
-        return cls(tuple((rows.permute(0, 2, 3, 1) if channels_last else rows).shape[1:]), rows.dtype, channels_last)
+        return cls(
+            tuple((rows.permute(0, 2, 3, 1) if channels_last else rows).shape[1:]),
+            rows.dtype,
+            channels_last,
+        )
 
     @property
     def row_bytes(self) -> int:
@@ -122,7 +129,9 @@ class Table:
 
     def add(self, block: Block) -> None:
         """The newest row of a key counts."""
-        places = np.stack([np.full(len(block.keys), len(self.blocks)), np.arange(len(block.keys))], axis=1)
+        places = np.stack(
+            [np.full(len(block.keys), len(self.blocks)), np.arange(len(block.keys))], axis=1
+        )
         self.blocks.append(block)
         keys, before = self._known
         sorted_keys, first = np.unique(np.concatenate([block.keys[::-1], keys]), return_index=True)
@@ -171,7 +180,9 @@ class Lookup:
         """A copy of the rows of these positions on a device, as one block; the others have none there. Every one of them must be known."""
         used, numbers = self._used(positions)
         first, at_once = self.blocks[0], max(1, _SENT_AT_ONCE // self.row_bytes)
-        rows = torch.empty((len(used), *first.rows.shape[1:]), dtype=first.rows.dtype, device=device)
+        rows = torch.empty(
+            (len(used), *first.rows.shape[1:]), dtype=first.rows.dtype, device=device
+        )
         for start in range(0, len(used), at_once):
             some = used[start : start + at_once]
             rows[start : start + len(some)] = sent(self._stored(some), device)
@@ -186,7 +197,9 @@ class Lookup:
     def _used(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The different places of these positions, int64 ``[m, 2]`` in order, and for each position its number among them."""
         longest = max((len(block.keys) for block in self.blocks), default=1)
-        numbered, inverse = np.unique(self.places[positions] @ np.array([longest, 1]), return_inverse=True)
+        numbered, inverse = np.unique(
+            self.places[positions] @ np.array([longest, 1]), return_inverse=True
+        )
         return np.stack(np.divmod(numbered, longest), axis=1), inverse
 
     def _stored(self, places: np.ndarray) -> torch.Tensor:
@@ -243,7 +256,10 @@ class RowCache:
         with self._lock:
             if not self.shared or name not in self._tables:
                 return
-            known, there = {block.file for block in self._tables[name].blocks}, _files_of(self._folder(), name)
+            known, there = (
+                {block.file for block in self._tables[name].blocks},
+                _files_of(self._folder(), name),
+            )
             if None in known:
                 return
             if known <= set(there):
@@ -267,7 +283,14 @@ class RowCache:
             ("memory", lambda: self._room_in_memory(needed, keep)),
             ("disk", lambda: self._room_on_disk(needed)),
         ]
-        return next((where for where, has_room in (reversed(rooms) if self.shared else rooms) if has_room()), None)
+        return next(
+            (
+                where
+                for where, has_room in (reversed(rooms) if self.shared else rooms)
+                if has_room()
+            ),
+            None,
+        )
 
     def _room_in_memory(self, needed: int, keep: str) -> bool:
         budget = self._memory_budget()
@@ -282,7 +305,9 @@ class RowCache:
         self._evict_files(self._disk_budget() - needed)
         return True
 
-    def fill(self, name: str, keys: np.ndarray, batches: Iterator[tuple[np.ndarray, torch.Tensor]]) -> Work[Where | None]:
+    def fill(
+        self, name: str, keys: np.ndarray, batches: Iterator[tuple[np.ndarray, torch.Tensor]]
+    ) -> Work[Where | None]:
         """Add rows to a table: ``batches`` yields (positions in ``keys``, rows) until all that can be computed are.
 
         Keys that are never yielded get no row. Where the rows fit nowhere, or the disk fills up, nothing is added.
@@ -339,7 +364,9 @@ class RowCache:
             return read_regular(self._folder() / f"{name}.kept", _LARGEST_FILE)
         return None
 
-    def _writer(self, name: str, count: int, first: torch.Tensor) -> "_MemoryWriter | _DiskWriter | None":
+    def _writer(
+        self, name: str, count: int, first: torch.Tensor
+    ) -> "_MemoryWriter | _DiskWriter | None":
         layout = Layout.of(first)
         where = self.place_for(count * layout.row_bytes, name)
         if where == "memory":
@@ -356,7 +383,10 @@ class RowCache:
             return limit
         folder = self._folder()
         existing = next(path for path in (folder, *folder.parents) if path.exists())
-        return int(_DISK_SHARE * (shutil.disk_usage(existing).free + sum(size for _, size in _files(folder))))
+        return int(
+            _DISK_SHARE
+            * (shutil.disk_usage(existing).free + sum(size for _, size in _files(folder)))
+        )
 
     def _evict(self, needed: int, keep: str, budget: int) -> None:
         """Drop the least recently used tables in memory until ``needed`` bytes fit into the budget."""
@@ -496,7 +526,9 @@ def _limit(variable: str) -> int | None:
     try:
         return int(float(said) * 1e9) if said else None
     except ValueError:
-        raise ConfigError({"cache": f"{variable} must be a number of gigabytes, not {said!r}"}) from None
+        raise ConfigError(
+            {"cache": f"{variable} must be a number of gigabytes, not {said!r}"}
+        ) from None
 
 
 def _files(folder: Path) -> list[tuple[Path, int]]:

@@ -33,8 +33,16 @@ def same_classes(own: Sequence[str], theirs: Iterable[str]) -> SameClasses:
     here, there = Counter(map(_key, own)), Counter(map(_key, theirs))
     by_key = {_key(name): name for name in own}
     label_of = {name: label for label, name in enumerate(own)}
-    respelled = {name: by_key[key] for name in theirs if name not in label_of and here[key := _key(name)] == there[key] == 1}
-    labels = {name: label_of[respelled.get(name, name)] for name in theirs if name in label_of or name in respelled}
+    respelled = {
+        name: by_key[key]
+        for name in theirs
+        if name not in label_of and here[key := _key(name)] == there[key] == 1
+    }
+    labels = {
+        name: label_of[respelled.get(name, name)]
+        for name in theirs
+        if name in label_of or name in respelled
+    }
     found = set(labels.values())
     return SameClasses(
         labels,

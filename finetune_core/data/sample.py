@@ -29,7 +29,9 @@ def digits_folder() -> Path:
             _write_digits(staging)
             settle(staging, folder)
     except OSError as error:
-        raise DataError(f"The sample cannot be written to {folder}: {error}. Set THAW_HOME to a folder that can be.") from None
+        raise DataError(
+            f"The sample cannot be written to {folder}: {error}. Set THAW_HOME to a folder that can be."
+        ) from None
     return folder
 
 
@@ -40,5 +42,7 @@ def _write_digits(folder: Path) -> None:
     for label in np.unique(digits.target):
         (folder / str(label)).mkdir()
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        image = Image.fromarray(np.uint8(pixels * (255 / 16))).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        image = Image.fromarray(np.uint8(pixels * (255 / 16))).resize(
+            (_SIDE, _SIDE), Image.Resampling.BICUBIC
+        )
         image.save(folder / str(label) / f"{number:04d}.png")

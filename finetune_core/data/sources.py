@@ -85,14 +85,20 @@ def _unwrapped(name: str) -> str:
     if url is None:
         return name
     if (url["host"] or "localhost").lower() != "localhost":
-        raise DataError(f"{name} is on another machine, {url['host']}. Name a folder of the machine that Thaw runs on.")
+        raise DataError(
+            f"{name} is on another machine, {url['host']}. Name a folder of the machine that Thaw runs on."
+        )
     return url2pathname(url["path"])
 
 
 def data_roots(*, home_too: bool) -> tuple[Path, ...]:
     """The folders that the app may read: its own data, and those that THAW_DATA_ROOTS names, or, where it names none and nobody
     has to sign in, the home of whoever runs it."""
-    named = [Path(part).expanduser().resolve() for part in os.environ.get(_VARIABLE, "").split(os.pathsep) if part]
+    named = [
+        Path(part).expanduser().resolve()
+        for part in os.environ.get(_VARIABLE, "").split(os.pathsep)
+        if part
+    ]
     return (paths.data_dir(), *(named or ([Path.home()] if home_too else [])))
 
 
@@ -113,7 +119,11 @@ def check_roots(data: str | Path, roots: Sequence[Path]) -> None:
 def imported_folders() -> list[Path]:
     """What lies in the app's own data folder, the latest first."""
     folder = paths.data_dir()
-    found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")] if folder.is_dir() else []
+    found = (
+        [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        if folder.is_dir()
+        else []
+    )
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 

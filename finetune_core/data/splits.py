@@ -9,7 +9,9 @@ import pandas as pd
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL, TEST)
-SHIFTED = "shifted"  # no part of a split: the images of another data set, evaluated as if they were one
+SHIFTED = (
+    "shifted"  # no part of a split: the images of another data set, evaluated as if they were one
+)
 FOLDER_NAMES = {
     "train": TRAIN,
     "training": TRAIN,
@@ -80,10 +82,14 @@ def groups_of(ids: pd.Series, pattern: str) -> pd.Series:
 def _units(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     """One row per unit, in hashed order: ``label``, ``size``, ``known`` (the split of most of its known images, or missing)."""
     first = table.drop_duplicates("unit").set_index("unit")
-    order = first["id"].map(lambda sample: hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).hexdigest())
+    order = first["id"].map(
+        lambda sample: hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).hexdigest()
+    )
     units = pd.DataFrame({"order": order, "size": table["unit"].value_counts()})
     units["label"] = _most_frequent(table, "label")
-    units["known"] = _most_frequent(table.dropna(subset="known"), "known").astype("object").reindex(units.index)
+    units["known"] = (
+        _most_frequent(table.dropna(subset="known"), "known").astype("object").reindex(units.index)
+    )
     return units.sort_values("order", kind="stable")
 
 
@@ -120,7 +126,12 @@ def _fill_empty_splits(
             continue
         training = sum(split == TRAIN for split in chosen.values())
         spare = units[units["known"].isna()]
-        spare = spare[[chosen[unit] != name and (chosen[unit] != TRAIN or training > 1) for unit in spare.index]]
+        spare = spare[
+            [
+                chosen[unit] != name and (chosen[unit] != TRAIN or training > 1)
+                for unit in spare.index
+            ]
+        ]
         if len(spare):
             smallest, size = spare.index[int(spare["size"].argmin())], int(spare["size"].min())
             have[chosen[smallest]] -= size

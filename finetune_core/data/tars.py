@@ -46,7 +46,9 @@ def images(file: BinaryIO, names: Names, budget: Budget) -> Iterator[Image | Non
         yield None
         if header is None:
             continue
-        path = names.admit(header.name, header.isdir(), _KINDS.get(header.type, "of an unknown kind"))
+        path = names.admit(
+            header.name, header.isdir(), _KINDS.get(header.type, "of an unknown kind")
+        )
         content = stream.pieces(0 if header.isdir() else header.size)
         if path:
             yield Image(path, content)
@@ -54,7 +56,9 @@ def images(file: BinaryIO, names: Names, budget: Budget) -> Iterator[Image | Non
             yield None
     for piece in stream.rest():
         if bytes(piece).strip(b"\0"):
-            raise DataError("something follows after its end: another archive, perhaps. Pack everything into one again.")
+            raise DataError(
+                "something follows after its end: another archive, perhaps. Pack everything into one again."
+            )
         yield None
 
 
@@ -110,7 +114,9 @@ class _Packed:
         piece = self._file.read(count)
         self.silent += len(piece)
         if self.silent > _MOST_SILENT:
-            raise DataError(f"more than {size(_MOST_SILENT)} of padding or empty streams lie in it. Pack it again.")
+            raise DataError(
+                f"more than {size(_MOST_SILENT)} of padding or empty streams lie in it. Pack it again."
+            )
         return piece
 
 
@@ -144,14 +150,20 @@ class _Xz:
         return packed
 
 
-_COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": _Xz}
+_COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": _Xz,
+}
 
 
 def _unpacked(file: BinaryIO) -> Pieces:
     file.seek(0)
     head = file.read(max(map(len, _COMPRESSIONS)))
     file.seek(0)
-    unpack = next((unpack for magic, unpack in _COMPRESSIONS.items() if head.startswith(magic)), None)
+    unpack = next(
+        (unpack for magic, unpack in _COMPRESSIONS.items() if head.startswith(magic)), None
+    )
     if unpack is None:
         yield from all_of(file)
         return
@@ -171,7 +183,9 @@ def _headers(stream: _Stream) -> Iterator[tarfile.TarInfo | None]:
             raise ValueError("a negative size")
         if header.type in (*_PAX_TYPES, *_GNU_TYPES):
             if header.size > _LONGEST_EXTENSION:
-                raise DataError(f"it has a header of {size(header.size)}. Pack it again without extended attributes.")
+                raise DataError(
+                    f"it has a header of {size(header.size)}. Pack it again without extended attributes."
+                )
             extension = _extension(header.type, stream.take(header.size))
             (for_all if header.type == tarfile.XGLTYPE else for_next).update(extension)
             yield None
@@ -193,7 +207,11 @@ def _pax_records(content: bytes) -> Iterator[tuple[str, bytes]]:
         digits = content[at : at + 8].partition(b" ")[0]
         end = at + int(digits) if digits.isdigit() else 0
         keyword, _, value = content[at + len(digits) + 1 : end].partition(b"=")
-        if not value.endswith(b"\n") or end > len(content) or (keyword == b"size" and not value[:-1].isdigit()):
+        if (
+            not value.endswith(b"\n")
+            or end > len(content)
+            or (keyword == b"size" and not value[:-1].isdigit())
+        ):
             raise ValueError("a garbled header")
         if keyword in (b"path", b"size"):
             yield keyword.decode(), value[:-1]

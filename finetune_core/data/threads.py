@@ -28,7 +28,9 @@ def usable_cores() -> int:
     return os.cpu_count() or 2
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[Item, Result], None, None]:
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item]
+) -> Generator[tuple[Item, Result], None, None]:
     """(item, function(item)), in order, in two threads more than there are cores: some wait for the disk. Closing the generator drops
     what has not begun; a slow taker holds the threads up."""
     workers = min(_MOST_THREADS, usable_cores() + 2)
@@ -47,7 +49,9 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Gen
         pool.shutdown(cancel_futures=True)
 
 
-def applied(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[Item, Result], None, None]:
+def applied(
+    function: Callable[[Item], Result], items: Iterable[Item]
+) -> Generator[tuple[Item, Result], None, None]:
     """As ``in_threads``, but in this thread where that is quicker: small images take less time than threads take to hand the interpreter
     lock to each other. Measured anew every thousand items, so that files that are waited for are read by several threads."""
     left = iter(items)

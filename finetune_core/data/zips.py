@@ -108,9 +108,13 @@ def _members(file: BinaryIO, directory: _Directory, names: Names) -> Iterator[_M
     for info in _infos(file, directory, names):
         raw = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF_8 else "cp437")
         name, mode = _name(raw, info.orig_filename), info.external_attr >> 16
-        path = names.admit(name, stat.S_ISDIR(mode), _KINDS.get(stat.S_IFMT(mode), "of an unknown kind"))
+        path = names.admit(
+            name, stat.S_ISDIR(mode), _KINDS.get(stat.S_IFMT(mode), "of an unknown kind")
+        )
         if info.flag_bits & _ENCRYPTED:
-            raise DataError(f"“{printable_name(name)}” is encrypted. Pack it again without a password.")
+            raise DataError(
+                f"“{printable_name(name)}” is encrypted. Pack it again without a password."
+            )
         if info.compress_type not in _METHODS:
             raise DataError(
                 f"“{printable_name(name)}” is packed by method {info.compress_type}, which Thaw does not read. Pack it again as usual."
@@ -133,7 +137,9 @@ def _infos(file: BinaryIO, directory: _Directory, names: Names) -> list[zipfile.
         raise DataError(
             f"“{printable_name(repr(error.object)[2:-1])}” is not valid Unicode. Rename it or leave it out, then try again."
         ) from None
-    if len(infos) % 0x10000 != directory.entries % 0x10000:  # above that, some programs lose the upper digits
+    if (
+        len(infos) % 0x10000 != directory.entries % 0x10000
+    ):  # above that, some programs lose the upper digits
         raise ValueError("its directory is not complete")
     return infos
 
@@ -148,7 +154,9 @@ def _name(raw: bytes, name: str) -> str:
 
 def _start_of_content(file: BinaryIO, info: zipfile.ZipInfo, raw: bytes) -> int:
     file.seek(info.header_offset)
-    signature, _, flags, method, *_, name_length, extra_length = _LOCAL.unpack(file.read(_LOCAL.size))
+    signature, _, flags, method, *_, name_length, extra_length = _LOCAL.unpack(
+        file.read(_LOCAL.size)
+    )
     same = method == info.compress_type and file.read(name_length) == raw
     if signature != b"PK\3\4" or flags & _ENCRYPTED or not same:
         raise ValueError("an entry is not what its directory says")

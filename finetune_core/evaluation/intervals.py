@@ -13,7 +13,10 @@ def wilson(right: np.ndarray | float, images: np.ndarray | float) -> tuple[np.nd
         centre = (share + unit / 2) / (1 + unit)
         reach = np.sqrt(unit * (share * (1 - share) + unit / 4)) / (1 + unit)
     # At the ends, where rounding would leave a trace: no failure allows for all, no success for none.
-    low, high = np.where(right == 0, 0.0, centre - reach), np.where(right == images, 1.0, centre + reach)
+    low, high = (
+        np.where(right == 0, 0.0, centre - reach),
+        np.where(right == images, 1.0, centre + reach),
+    )
     return np.where(images > 0, low, np.nan), np.where(images > 0, high, np.nan)
 
 
@@ -25,7 +28,9 @@ def accuracy_interval(correct: int, images: int) -> tuple[float, float, float]:
     return correct / images, float(low), float(high)
 
 
-def difference_interval(one: tuple[float, float, float], other: tuple[float, float, float]) -> tuple[float, float, float]:
+def difference_interval(
+    one: tuple[float, float, float], other: tuple[float, float, float]
+) -> tuple[float, float, float]:
     """``one`` less ``other``, each a value with its 95 % interval, with a 95 % interval, as of samples that have nothing to do with each
     other: from the two intervals (MOVER, Zou & Donner 2008); of accuracies with Wilson's, Newcombe's (1998). NaN where one is not defined.
     """

@@ -85,18 +85,24 @@ def run_images(run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()) ->
     rows = {split: np.flatnonzero(table["split"] == split) for split in most}
     if TRAIN in rows:
         keys = sample_keys(table["id"])
-        rows[TRAIN] = subset(rows[TRAIN], table["label"].to_numpy(), keys, config.train_fraction, config.seed)
+        rows[TRAIN] = subset(
+            rows[TRAIN], table["label"].to_numpy(), keys, config.train_fraction, config.seed
+        )
     rows = {split: _sample(found, most[split]) for split, found in rows.items()}
     wanted = np.sort(np.concatenate(list(rows.values())))
     keys = table["content"].to_numpy(np.uint64)
     info = input_info(config)
-    decoding = decode_pixels(dataset.paths(table), keys, wanted, info.stored_side(config.image_size), info.interpolation)
+    decoding = decode_pixels(
+        dataset.paths(table), keys, wanted, info.stored_side(config.image_size), info.interpolation
+    )
     pixels = yield from in_phase("decode", decoding)
     rows = {split: np.setdiff1d(found, list(pixels.failed)) for split, found in rows.items()}
     for split, found in rows.items():
         if not len(found):
             raise RunError(f"None of the {split} images of {run.run_id} can be read any more.")
-    return RunImages(dataset, pixels, rows, dataset.fingerprint == (run.history.started or {}).get("fingerprint"))
+    return RunImages(
+        dataset, pixels, rows, dataset.fingerprint == (run.history.started or {}).get("fingerprint")
+    )
 
 
 def _sample(rows: np.ndarray, most: int) -> np.ndarray:

@@ -25,11 +25,23 @@ def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Work[None
     Raises:
         ExportError: with what went wrong there.
     """
-    command = [sys.executable, "-m", "finetune_core.exporters.apart", str(run.run_dir), format, *map(str, roots)]
+    command = [
+        sys.executable,
+        "-m",
+        "finetune_core.exporters.apart",
+        str(run.run_dir),
+        format,
+        *map(str, roots),
+    ]
     with (
         tempfile.TemporaryFile("w+") as problems,
         subprocess.Popen(
-            command, cwd=_PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=problems, text=True
+            command,
+            cwd=_PROJECT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=problems,
+            text=True,
         ) as process,
     ):
         try:
@@ -41,7 +53,10 @@ def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Work[None
         if process.wait():
             problems.seek(0)
             words = problems.read().strip()
-            raise ExportError(words or f"The export ended with status {process.returncode}: memory may have run out.")
+            raise ExportError(
+                words
+                or f"The export ended with status {process.returncode}: memory may have run out."
+            )
 
 
 def main(run_dir: str, format: str, *roots: str) -> None:

@@ -9,19 +9,36 @@ from typing import Any
 
 from finetune_core.config import all_settings
 from finetune_core.data.splits import TEST
-from finetune_core.evaluation.single_run.evaluate import evaluation_precision, precision_note, scores_of
+from finetune_core.evaluation.single_run.evaluate import (
+    evaluation_precision,
+    precision_note,
+    scores_of,
+)
 from finetune_core.evaluation.single_run.scores import NAMES
 from finetune_core.exporters.measure import Measured
 from finetune_core.exporters.sidecar import preprocessing
 from finetune_core.exporters.source import Source
 from finetune_core.files import write_bytes
-from finetune_core.formatting import SPLIT_WORDS, duration, learning_rate_text, number, percent, things
+from finetune_core.formatting import (
+    SPLIT_WORDS,
+    duration,
+    learning_rate_text,
+    number,
+    percent,
+    things,
+)
 from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.models.licences import licence_name
 from finetune_core.models.network import Network
 from finetune_core.models.timm_networks import shared_name
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.runs.log import arithmetic, averaged_in_words, fitted_in_words, lineage_in_words, trained_on
+from finetune_core.runs.log import (
+    arithmetic,
+    averaged_in_words,
+    fitted_in_words,
+    lineage_in_words,
+    trained_on,
+)
 from finetune_core.training.strategies import epochs_of, run_kind
 
 CARD = "README.md"
@@ -49,7 +66,9 @@ _USE = {
 }
 
 
-def write_card(source: Source, folder: Path, format: str = "card", measured: Measured | None = None) -> dict[str, Any]:
+def write_card(
+    source: Source, folder: Path, format: str = "card", measured: Measured | None = None
+) -> dict[str, Any]:
     """``README.md``: the model card, with how to use what lies beside it."""
     write_bytes(folder / CARD, card(source, format, measured).encode("utf-8", "replace"))
     return {}
@@ -61,11 +80,22 @@ def card(source: Source, format: str = "card", measured: Measured | None = None)
     Args:
         measured: of the exported file that the card goes with: then all its numbers are that file's.
     """
-    origin = f"{_measurement(source, measured)} {precision_note(source.run).replace('*', '')}".strip()
+    origin = (
+        f"{_measurement(source, measured)} {precision_note(source.run).replace('*', '')}".strip()
+    )
     if measured and measured.evaluation:
         source = replace(source, evaluation=measured.evaluation)
-    parts = [_metadata(source), _head(source), _use(source, format), _data(source), _recipe(source), _results(source, origin)]
-    return "\n\n".join([*(part for part in parts if part), _limits(source), _licence(source)]) + "\n"
+    parts = [
+        _metadata(source),
+        _head(source),
+        _use(source, format),
+        _data(source),
+        _recipe(source),
+        _results(source, origin),
+    ]
+    return (
+        "\n\n".join([*(part for part in parts if part), _limits(source), _licence(source)]) + "\n"
+    )
 
 
 def _metadata(source: Source) -> str:
@@ -100,7 +130,11 @@ def _base_model(source: Source) -> str | list[str] | None:
     """The repository that the pretrained weights are from; of an ensemble, perhaps several."""
     if source.first_weights != PRETRAINED:
         return None
-    named = [network.info.repository.partition("@")[0] for network in source.networks if network.info.repository]
+    named = [
+        network.info.repository.partition("@")[0]
+        for network in source.networks
+        if network.info.repository
+    ]
     found = list(dict.fromkeys(named))
     return found if len(found) > 1 else next(iter(found), None)
 
@@ -126,7 +160,9 @@ def _origin(source: Source) -> str:
     if source.first_weights == RANDOM:
         return f"The architecture of {name} with random weights, not pretrained{earlier}"
     if source.first_weights == PRETRAINED:
-        where = "" if source.network.info.source == "timm" else " on ImageNet"  # of which timm publishes many others
+        where = (
+            "" if source.network.info.source == "timm" else " on ImageNet"
+        )  # of which timm publishes many others
         return f"{name}, pretrained{where}{earlier}"
     return f"{name}, started from a file of weights whose training Thaw does not know{earlier}"
 
@@ -141,13 +177,20 @@ def _use(source: Source, format: str) -> str:
 
 def _data(source: Source) -> str:
     started = source.run.history.started or {}
-    counts = ", ".join(f"{number(count)} {SPLIT_WORDS[split].lower()}" for split, count in started.get("counts", {}).items())
+    counts = ", ".join(
+        f"{number(count)} {SPLIT_WORDS[split].lower()}"
+        for split, count in started.get("counts", {}).items()
+    )
     skipped = source.summary["skipped_images"]
     changes = len(source.run.config.edits)
     sentences = [
         f"{_plain(source.data_name)}: {counts} images (fingerprint `{started.get('fingerprint', '')}`).",
-        f"{things(skipped, 'image')} could not be read and {'was' if skipped == 1 else 'were'} left out." if skipped else "",
-        f"{things(changes, 'change')} had been made to the data set (images left out, moved or relabelled)." if changes else "",
+        f"{things(skipped, 'image')} could not be read and {'was' if skipped == 1 else 'were'} left out."
+        if skipped
+        else "",
+        f"{things(changes, 'change')} had been made to the data set (images left out, moved or relabelled)."
+        if changes
+        else "",
         "Where the images come from, who is in them and under which terms they may be used, Thaw does not know: say so here.",
     ]
     steps = preprocessing(source.network.info, source.image_size)
@@ -162,15 +205,23 @@ def _recipe(source: Source) -> str:
     config, summary, started = source.run.config, source.summary, source.run.history.started or {}
     default = type(config).model_fields
     changed = {name for name in default if getattr(config, name) != default[name].default}
-    changed -= set() if epochs_of(config) else {name for name, one in all_settings().items() if one.stepwise}
+    changed -= (
+        set()
+        if epochs_of(config)
+        else {name for name, one in all_settings().items() if one.stepwise}
+    )
     rows = {
         "Backbone": f"{source.backbones}{_ending(source.network)}",
         **({"Lineage": words} if (words := lineage_in_words(started)) else {}),
-        "Strategy": run_kind(config) if config.is_ensemble else f"{run_kind(config)}: {_stages(source)}",
+        "Strategy": run_kind(config)
+        if config.is_ensemble
+        else f"{run_kind(config)}: {_stages(source)}",
         "Trained": f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} weights",
         **_training(source),
         "Image size": f"{config.image_size} pixels",
-        "Arithmetic": f"trained in {arithmetic(started)} on {trained_on(started)}" if started else "unknown",
+        "Arithmetic": f"trained in {arithmetic(started)} on {trained_on(started)}"
+        if started
+        else "unknown",
         "Time": duration(summary["seconds"]) if summary["seconds"] is not None else "unknown",
     }
     hidden = {
@@ -189,14 +240,20 @@ def _recipe(source: Source) -> str:
         "precision",
         "device",
     }
-    rows |= {name: _setting(name, getattr(config, name)) for name in default if name in changed - hidden}
+    rows |= {
+        name: _setting(name, getattr(config, name)) for name in default if name in changed - hidden
+    }
     return "## Recipe\n\n| | |\n|---|---|\n" + "\n".join(
         f"| {_plain(key)} | {_plain(str(value))} |" for key, value in rows.items()
     )
 
 
 def _ending(network: Network) -> str:
-    return f", up to {network.features_from}, its features averaged over the image" if network.features_from else ""
+    return (
+        f", up to {network.features_from}, its features averaged over the image"
+        if network.features_from
+        else ""
+    )
 
 
 def _training(source: Source) -> dict[str, str]:
@@ -263,7 +320,11 @@ def _scores(source: Source) -> str:
 
 def _limits(source: Source) -> str:
     evaluation = source.evaluation
-    few = [str(row["class"]) for row in evaluation.per_class.to_dict(orient="records") if row["images"] < 10]
+    few = [
+        str(row["class"])
+        for row in evaluation.per_class.to_dict(orient="records")
+        if row["images"] < 10
+    ]
     points = [
         "These images were used for nothing before: neither to train nor to choose anything."
         if source.run.history.fitted or (source.run.history.averaged and evaluation.split == TEST)
@@ -283,9 +344,16 @@ def _limits(source: Source) -> str:
 
 
 def _licence(source: Source) -> str:
-    warning = "**For research only**: the licence of the pretrained weights rules commercial use out.\n\n"
-    research = any(network.info.research_only for network in source.networks) and source.first_weights == PRETRAINED
-    terms = " ".join(dict.fromkeys(_known_terms(source, network.info) for network in source.networks))
+    warning = (
+        "**For research only**: the licence of the pretrained weights rules commercial use out.\n\n"
+    )
+    research = (
+        any(network.info.research_only for network in source.networks)
+        and source.first_weights == PRETRAINED
+    )
+    terms = " ".join(
+        dict.fromkeys(_known_terms(source, network.info) for network in source.networks)
+    )
     return (
         f"## Licence\n\n{warning if research else ''}{terms}\n\n"
         "The licence of this fine-tuned network is for whoever trained it to choose, within those terms and those "
@@ -320,7 +388,9 @@ def _known_terms(source: Source, info: BackboneInfo) -> str:
 def _recall(row: Mapping[Hashable, Any]) -> str:
     if math.isnan(row["recall"]):
         return "–"
-    return f"{percent(row['recall'])} ({percent(row['recall_low'])} to {percent(row['recall_high'])})"
+    return (
+        f"{percent(row['recall'])} ({percent(row['recall_low'])} to {percent(row['recall_high'])})"
+    )
 
 
 def _share(value: float) -> str:

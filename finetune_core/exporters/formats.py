@@ -85,7 +85,9 @@ def export_run(run: Run, format: str, out: Path | None = None) -> Exported:
     return finish(exporting(run, format, out))
 
 
-def exporting(run: Run, format: str, out: Path | None = None, roots: Sequence[Path] = ()) -> Work[Exported]:
+def exporting(
+    run: Run, format: str, out: Path | None = None, roots: Sequence[Path] = ()
+) -> Work[Exported]:
     """Export a run into a folder: all of it, or nothing. A network is read back and asked about the images that the run was evaluated on.
 
     Args:
@@ -99,7 +101,11 @@ def exporting(run: Run, format: str, out: Path | None = None, roots: Sequence[Pa
     chosen = _format(format)
     target = _own_folder(run, format) if out is None else _new_folder(out)
     source = None if chosen.events else load_source(run, roots)
-    if source and chosen.network and any(isinstance(module, NearestNeighbours) for module in source.network.model.modules()):
+    if (
+        source
+        and chosen.network
+        and any(isinstance(module, NearestNeighbours) for module in source.network.model.modules())
+    ):
         which = "one of its networks" if source.network.members else "it"
         raise ExportError(
             f"{run.run_id} cannot be exported as a plain network: {which} classifies by its nearest training images. A linear probe can."
@@ -145,7 +151,9 @@ def finished_export(run: Run, format: str) -> Path | None:
     folder = export_folder(run, format)
     if _link_to(folder) or not folder.is_dir():
         return None
-    origin = run.run_dir / EVENTS_FILE if FORMATS[format].events else checkpoint_path(run.run_dir, BEST)
+    origin = (
+        run.run_dir / EVENTS_FILE if FORMATS[format].events else checkpoint_path(run.run_dir, BEST)
+    )
     trained = regular_file(origin)
     return folder if trained and folder.stat().st_mtime_ns >= trained.st_mtime_ns else None
 

@@ -36,14 +36,20 @@ def write_onnx(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measu
         ExportError: when a library is missing, the network cannot be converted, or onnxruntime answers otherwise than the network.
     """
     yield Step(0, None, "export")
-    backbone, model, sidecar = source.run.config.backbone, source.network.model, describe_network(source)
+    backbone, model, sidecar = (
+        source.run.config.backbone,
+        source.network.model,
+        describe_network(source),
+    )
     proto = onnx_model(backbone, model, source.image_size)
     answer = saved_onnx(backbone, proto, folder / ONNX)
     measured = yield from measure(source, f"{ONNX}, run with onnxruntime", answer)
     sidecar |= {"metrics": measured.to_json()}
     for key, value in _metadata(sidecar).items():
         proto.metadata_props.add(key=key, value=value)
-    checked = compare(model, source.image_size, "onnxruntime", saved_onnx(backbone, proto, folder / ONNX))
+    checked = compare(
+        model, source.image_size, "onnxruntime", saved_onnx(backbone, proto, folder / ONNX)
+    )
     write_sidecar(folder, sidecar | {"checked": checked}, folder / ONNX)
     return checked, measured
 
@@ -58,7 +64,9 @@ def onnx_model(backbone: str, model: nn.Module, image_size: int) -> Any:
         _needed(library)
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if held >= _LARGEST_ONNX:
-        raise ExportError(f"{backbone} is too large for one ONNX file (2 GB). Export it as safetensors.")
+        raise ExportError(
+            f"{backbone} is too large for one ONNX file (2 GB). Export it as safetensors."
+        )
     # Attention's other kernels lay their outputs out otherwise than what the exporter puts in their place, which it then cannot reshape.
     with _in_words(backbone, "ONNX"), sdpa_kernel(SDPBackend.MATH):
         program = torch.onnx.export(
@@ -84,7 +92,11 @@ def saved_onnx(backbone: str, proto: Any, file: Path) -> Answer:
     with _in_words(backbone, "ONNX"):
         onnx.save(proto, file)
         session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return _answer(backbone, "onnxruntime", lambda images: session.run(["logits"], {"image": images.contiguous().numpy()})[0])
+    return _answer(
+        backbone,
+        "onnxruntime",
+        lambda images: session.run(["logits"], {"image": images.contiguous().numpy()})[0],
+    )
 
 
 def write_program(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measured]]:
@@ -147,14 +159,23 @@ def compare(model: nn.Module, image_size: int, name: str, answer: Answer) -> dic
             expected = model(images).numpy()
         found = answer(images)
         same = found.shape == expected.shape
-        difference = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max())) if same else math.inf
+        difference = (
+            float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+            if same
+            else math.inf
+        )
         if not difference <= TOLERANCE:
             raise ExportError(
                 f"The outputs of the exported network differ from those of the trained one: at batch size {count}, {name} differs by "
                 f"{difference:.2g} of the largest logit (allowed: {TOLERANCE:g}). Nothing was kept; export it as safetensors."
             )
         worst = max(worst, difference)
-    return {"with": name, "batches": list(BATCHES), "largest_difference": worst, "tolerance": TOLERANCE}
+    return {
+        "with": name,
+        "batches": list(BATCHES),
+        "largest_difference": worst,
+        "tolerance": TOLERANCE,
+    }
 
 
 def _images(count: int, size: int) -> torch.Tensor:

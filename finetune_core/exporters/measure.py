@@ -52,9 +52,17 @@ class Measured:
             "accuracy_95_percent_interval": [evaluation.low, evaluation.high],
             "loss": evaluation.loss,
         }
-        of_run = {"images": self.run.images, "accuracy": self.run.accuracy, "precision": self.precision}
+        of_run = {
+            "images": self.run.images,
+            "accuracy": self.run.accuracy,
+            "precision": self.precision,
+        }
         if self.evaluation:
-            return metrics | {"measured_on": self.file, "labels_as_in_the_run": self.alike, "run": of_run}
+            return metrics | {
+                "measured_on": self.file,
+                "labels_as_in_the_run": self.alike,
+                "run": of_run,
+            }
         return metrics | {"measured_on": None, "not_measured_because": self.reason, "run": of_run}
 
     def in_words(self) -> str:
@@ -81,7 +89,9 @@ def measure(source: Source, file: str, answer: Answer) -> Work[Measured]:
     """
     precision = evaluation_precision(source.run)
     try:
-        images = yield from run_images(source.run, {source.evaluation.split: sys.maxsize}, source.roots)
+        images = yield from run_images(
+            source.run, {source.evaluation.split: sys.maxsize}, source.roots
+        )
     except FinetuneError:
         return Measured(file, source.evaluation, precision, reason=_NOT_THERE)
     if not images.unchanged:
@@ -89,7 +99,9 @@ def measure(source: Source, file: str, answer: Answer) -> Work[Measured]:
     rows = _evaluated_rows(source, images)
     if not len(rows):
         return Measured(file, source.evaluation, precision, reason=_NOT_THERE)
-    logits = yield from answers(images.pixels, rows, source.network.info, source.image_size, answer, "measure")
+    logits = yield from answers(
+        images.pixels, rows, source.network.info, source.image_size, answer, "measure"
+    )
     table = images.dataset.table.iloc[rows]
     evaluation = evaluate(
         prediction_table(table["id"], source.evaluation.split, table["label"].to_numpy(), logits),
@@ -104,6 +116,8 @@ def measure(source: Source, file: str, answer: Answer) -> Work[Measured]:
 def _evaluated_rows(source: Source, images: RunImages) -> np.ndarray:
     """Rows of the data set that the run was evaluated on, and that can still be read."""
     rows = images.rows[source.evaluation.split]
-    known: pd.Series = images.dataset.table["id"].iloc[rows].isin(source.evaluation.predictions["id"])
+    known: pd.Series = (
+        images.dataset.table["id"].iloc[rows].isin(source.evaluation.predictions["id"])
+    )
     readable: np.ndarray = rows[known.to_numpy()]
     return readable

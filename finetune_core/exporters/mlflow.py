@@ -65,11 +65,18 @@ def _report(run: Run) -> None:
 
     client = MlflowClient()
     there, until = _found(client, run)
-    new = [Metric(name, value, round(at * 1000), step) for name, value, step, at in _metrics(run) if at > until]
-    params = [
-        Param(name, value if isinstance(value, str) else json.dumps(value)) for name, value in shared_settings(run).items()
+    new = [
+        Metric(name, value, round(at * 1000), step)
+        for name, value, step, at in _metrics(run)
+        if at > until
     ]
-    client.log_batch(there, params=params, tags=[RunTag(name, value) for name, value in _tags(run).items()])
+    params = [
+        Param(name, value if isinstance(value, str) else json.dumps(value))
+        for name, value in shared_settings(run).items()
+    ]
+    client.log_batch(
+        there, params=params, tags=[RunTag(name, value) for name, value in _tags(run).items()]
+    )
     for start in range(0, len(new), _A_REQUEST):
         client.log_batch(there, metrics=new[start : start + _A_REQUEST])
     if new:
@@ -87,10 +94,14 @@ def _found(client: Any, run: Run) -> tuple[str, float]:
     experiment = client.get_experiment_by_name(name)
     number = experiment.experiment_id if experiment else client.create_experiment(name)
     quote = '"' if "'" in run.run_id else "'"
-    for known in client.search_runs([number], f"tags.`{_ID}` = {quote}{run.run_id}{quote}", max_results=1):
+    for known in client.search_runs(
+        [number], f"tags.`{_ID}` = {quote}{run.run_id}{quote}", max_results=1
+    ):
         return known.info.run_id, float(known.data.tags.get(_UNTIL, 0))
     began = (run.history.started or {}).get("at")
-    made = client.create_run(number, round(began * 1000) if began else None, {_ID: run.run_id}, run.name or run.run_id)
+    made = client.create_run(
+        number, round(began * 1000) if began else None, {_ID: run.run_id}, run.name or run.run_id
+    )
     return made.info.run_id, 0.0
 
 
@@ -116,6 +127,14 @@ def _tags(run: Run) -> dict[str, str]:
     row = summary(run)
     tags = {
         f"thaw.{name}": str(row[name])
-        for name in ("status", "backbone", "strategy", "device", "precision", "evaluation_precision", "trainable_parameters")
+        for name in (
+            "status",
+            "backbone",
+            "strategy",
+            "device",
+            "precision",
+            "evaluation_precision",
+            "trainable_parameters",
+        )
     }
     return tags | ({"mlflow.note.content": run.note} if run.note else {})

@@ -63,7 +63,10 @@ def write_script(source: Source, folder: Path) -> dict[str, Any]:
 def _beginning(source: Source, dataset: Dataset) -> dict[str, torch.Tensor]:
     """The network that the run began with, with its head."""
     network = beginning_of(source.run.config, dataset.classes, source.run.run_dir).network
-    return {name: tensor.detach().contiguous().clone() for name, tensor in network.model.state_dict().items()}
+    return {
+        name: tensor.detach().contiguous().clone()
+        for name, tensor in network.model.state_dict().items()
+    }
 
 
 def unrepeatable(source: Source) -> list[str]:
@@ -77,13 +80,32 @@ def unrepeatable(source: Source) -> list[str]:
         if one.in_script == "missing" and getattr(config, name) != one.default
     ]
     if config.averaged is None and not epochs_of(config):
-        problems.append("strategy: its head was fitted without epochs, and the script repeats training by epochs")
+        problems.append(
+            "strategy: its head was fitted without epochs, and the script repeats training by epochs"
+        )
     if run.status != "finished":
         problems.append(f"the run is {run.status}, not finished (resume it first)")
-    if not config.earlier_run and config.starts_from not in (PRETRAINED, RANDOM) and config.backbone.startswith("densenet"):
-        problems.append("weights: a file for a DenseNet may carry names of an earlier torchvision, which only Thaw translates")
-    if len({each.batchnorm for each, stage in _plans(source) if not each.frozen and stage.batchnorms}) > 1:
-        problems.append("batchnorm: its BatchNorm layers are treated differently from stage to stage")
+    if (
+        not config.earlier_run
+        and config.starts_from not in (PRETRAINED, RANDOM)
+        and config.backbone.startswith("densenet")
+    ):
+        problems.append(
+            "weights: a file for a DenseNet may carry names of an earlier torchvision, which only Thaw translates"
+        )
+    if (
+        len(
+            {
+                each.batchnorm
+                for each, stage in _plans(source)
+                if not each.frozen and stage.batchnorms
+            }
+        )
+        > 1
+    ):
+        problems.append(
+            "batchnorm: its BatchNorm layers are treated differently from stage to stage"
+        )
     return problems
 
 
@@ -102,11 +124,16 @@ def script(source: Source, dataset: Dataset, rows: np.ndarray) -> str:
         "score_words": "mean of the classes' " + ("recalls" if "STOP_BALANCED" in facts else "F1"),
         "mixes": ", ".join(
             f"{way}(alpha={alpha!r}, num_classes=len(classes))"
-            for way, alpha in (("MixUp", source.run.config.mixup), ("CutMix", source.run.config.cutmix))
+            for way, alpha in (
+                ("MixUp", source.run.config.mixup),
+                ("CutMix", source.run.config.cutmix),
+            )
             if alpha
         ),
     }
-    return f'"""{_docstring(source)}"""\n\n' + filled(_TEMPLATE.read_text(encoding="utf-8"), facts, texts)
+    return f'"""{_docstring(source)}"""\n\n' + filled(
+        _TEMPLATE.read_text(encoding="utf-8"), facts, texts
+    )
 
 
 def _used(source: Source) -> tuple[Dataset, np.ndarray]:
@@ -124,9 +151,17 @@ def _used(source: Source) -> tuple[Dataset, np.ndarray]:
         )
     table = dataset.table
     split, labels = table["split"].to_numpy(), table["label"].to_numpy()
-    training = subset(np.flatnonzero(split == TRAIN), labels, sample_keys(table["id"]), config.train_fraction, config.seed)
+    training = subset(
+        np.flatnonzero(split == TRAIN),
+        labels,
+        sample_keys(table["id"]),
+        config.train_fraction,
+        config.seed,
+    )
     rows = np.sort(np.concatenate([training, np.flatnonzero(split != TRAIN)]))
-    counts = {str(name): int(count) for name, count in table["split"].iloc[rows].value_counts().items()}
+    counts = {
+        str(name): int(count) for name, count in table["split"].iloc[rows].value_counts().items()
+    }
     if counts != started.get("counts"):
         raise ExportError(
             f"{source.run.run_id} left out images that could not be read while it trained; a script would stop at them. Exclude them "
@@ -222,7 +257,11 @@ def _is_random(module: nn.Module) -> bool:
     strength = getattr(module, "p", getattr(module, "drop_prob", 0.0))
     if isinstance(module, nn.MultiheadAttention):
         return bool(module.dropout > 0)
-    return ("Drop" in kind or kind == "StochasticDepth") and isinstance(strength, float) and strength > 0
+    return (
+        ("Drop" in kind or kind == "StochasticDepth")
+        and isinstance(strength, float)
+        and strength > 0
+    )
 
 
 def _constants(source: Source, facts: set[str]) -> list[str]:
@@ -241,7 +280,11 @@ def _constants(source: Source, facts: set[str]) -> list[str]:
     }
     found["INTERPOLATION"] = network.info.interpolation.upper()
     found |= {"MEAN": list(network.info.mean), "STD": list(network.info.std)}
-    found |= {"EPOCHS": config.epochs, "BATCH_SIZE": config.batch_size, "LEARNING_RATE": config.learning_rate}
+    found |= {
+        "EPOCHS": config.epochs,
+        "BATCH_SIZE": config.batch_size,
+        "LEARNING_RATE": config.learning_rate,
+    }
     optional = {
         "LORA": ("LORA_RANK", config.lora_rank),
         "DECAY": ("WEIGHT_DECAY", config.weight_decay),
@@ -259,7 +302,11 @@ def _constants(source: Source, facts: set[str]) -> list[str]:
     found["SEED"] = config.seed
     if config.head_seed is not None:
         found["HEAD_SEED"] = config.head_seed
-    lines = [f"{name} = {value!r}".replace("'", '"') for name, value in found.items() if name != "WEIGHTS_FILE"]
+    lines = [
+        f"{name} = {value!r}".replace("'", '"')
+        for name, value in found.items()
+        if name != "WEIGHTS_FILE"
+    ]
     if "FILE" in facts:
         lines.append(f"WEIGHTS_FILE = {config.starts_from!r}")
         lines.append('HEAD_TENSORS = tuple(f"{path}." for path in HEADS)')
@@ -274,11 +321,21 @@ def _stages(source: Source, facts: set[str]) -> list[str]:
     """The table of stages: (name, its modules, share of the learning rate, first epoch that trains)."""
     parts = "PARTS" in facts
     comment = ", which of its weights train" if parts else ""
-    lines = [f"STAGES = [  # name, modules, share of the learning rate (0: frozen), first epoch that trains{comment}"]
+    lines = [
+        f"STAGES = [  # name, modules, share of the learning rate (0: frozen), first epoch that trains{comment}"
+    ]
     for each, stage in _plans(source):
-        loose = [name for name in (*stage.parameters, *stage.buffers) if not _inside(name, stage.modules)]
+        loose = [
+            name for name in (*stage.parameters, *stage.buffers) if not _inside(name, stage.modules)
+        ]
         rate = 0.0 if each.frozen else each.rate
-        row = (stage.name, [*loose, *stage.modules], rate, each.thaw_epoch, *([each.part] if parts else []))
+        row = (
+            stage.name,
+            [*loose, *stage.modules],
+            rate,
+            each.thaw_epoch,
+            *([each.part] if parts else []),
+        )
         lines.append(f"    ({', '.join(json.dumps(value) for value in row)}),")
     return [*lines, "]"]
 
@@ -298,7 +355,11 @@ def _loss(config: RunConfig, facts: set[str]) -> str:
 
 def _version(source: Source) -> str:
     views = ((source.run.history.started or {}).get("cache") or {}).get("views", 0)
-    return f"(epoch - 1) % {views}  # as many versions of each image as the run had" if views else "epoch - 1"
+    return (
+        f"(epoch - 1) % {views}  # as many versions of each image as the run had"
+        if views
+        else "epoch - 1"
+    )
 
 
 def _docstring(source: Source) -> str:
@@ -316,7 +377,9 @@ def _docstring(source: Source) -> str:
 
 def _harmless(text: str) -> str:
     """For a docstring that argparse shows: without what could end it, or mean something else in it, as ``%(prog)`` does."""
-    return "".join(letter for letter in text if letter.isprintable() and letter not in '"\\').replace("%(", "% (")
+    return "".join(
+        letter for letter in text if letter.isprintable() and letter not in '"\\'
+    ).replace("%(", "% (")
 
 
 def _also(source: Source) -> str:

@@ -45,7 +45,8 @@ def _structure(network: Network, image_size: int) -> dict[str, Any]:
     """What builds a network again; of an ensemble, each of its networks, with the normalisation that it was trained with."""
     if network.members:
         members = [
-            {**_structure(one, image_size), "mean": list(one.info.mean), "std": list(one.info.std)} for one in network.members
+            {**_structure(one, image_size), "mean": list(one.info.mean), "std": list(one.info.std)}
+            for one in network.members
         ]
         return {"backbone": network.info.name, "members": members}
     return {
@@ -90,7 +91,10 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
         sidecar = json.loads(read_regular(file, _LARGEST))
     except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{file} cannot be read: {problem_with(file, error)}.") from None
-    if not isinstance(sidecar, dict) or (sidecar.get("kind"), sidecar.get("version")) != (_KIND, _VERSION):
+    if not isinstance(sidecar, dict) or (sidecar.get("kind"), sidecar.get("version")) != (
+        _KIND,
+        _VERSION,
+    ):
         raise ExportError(f"{file} was not written by this version of Thaw.")
     return sidecar
 

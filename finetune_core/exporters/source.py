@@ -56,9 +56,14 @@ class Source:
         """What the network began with, through all runs before this one: ``pretrained``, ``none``, or ``file``; of an ensemble, the first of
         file, pretrained, none that holds for one of its networks."""
         lineage = (self.run.history.started or {}).get("lineage")
-        before = str(lineage[-1]["weights"]) if lineage else "file"  # of an ensemble whose runs began differently: not known
+        before = (
+            str(lineage[-1]["weights"]) if lineage else "file"
+        )  # of an ensemble whose runs began differently: not known
         if self.network.members and self.run.history.averaged:
-            kinds = {before if one["weights"] == "run" else one["weights"] for one in self.run.history.averaged["parents"]}
+            kinds = {
+                before if one["weights"] == "run" else one["weights"]
+                for one in self.run.history.averaged["parents"]
+            }
             return next(kind for kind in ("file", PRETRAINED, RANDOM) if kind in kinds)
         if lineage:
             return before
@@ -86,11 +91,15 @@ def load_source(run: Run, roots: Sequence[Path] = ()) -> Source:
         FinetuneError: when the run is going on, has no finished epoch, or its backbone's weights are not here any more.
     """
     if run.active:
-        raise ExportError(f"The run {run.run_id} is going on. Wait until it ends, or stop it; then export it.")
+        raise ExportError(
+            f"The run {run.run_id} is going on. Wait until it ends, or stop it; then export it."
+        )
     predictor = load_predictor(run)
     info = read_info(run.run_dir, BEST)
     choose_device("cpu", "fp32").hold(predictor.network.model, torch.contiguous_format)
-    return Source(run, predictor.network, predictor.classes, info.epoch, evaluation(run), tuple(roots))
+    return Source(
+        run, predictor.network, predictor.classes, info.epoch, evaluation(run), tuple(roots)
+    )
 
 
 def data_name(run: Run) -> str:
@@ -112,6 +121,7 @@ def shared_settings(run: Run) -> dict[str, Any]:
         "backbone": shared_name(config.backbone),
         "weights": weights,
         "from_run": earlier or None,
-        "averaged": config.averaged and {"how": config.averaged.how, "runs": [_last_part(run) for run in config.averaged.runs]},
+        "averaged": config.averaged
+        and {"how": config.averaged.how, "runs": [_last_part(run) for run in config.averaged.runs]},
         "edits": len(config.edits),
     }

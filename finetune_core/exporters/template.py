@@ -15,7 +15,11 @@ def filled(template: str, facts: Collection[str], texts: Mapping[str, str]) -> s
     lines: list[str] = []
     open_parts: list[bool] = []
     for line in template.splitlines():
-        word, _, name = line.strip().removeprefix("#: ").partition(" ") if line.strip().startswith("#: ") else ("", "", "")
+        word, _, name = (
+            line.strip().removeprefix("#: ").partition(" ")
+            if line.strip().startswith("#: ")
+            else ("", "", "")
+        )
         match word:
             case "if":
                 open_parts.append(name in facts)

@@ -31,8 +31,14 @@ def write_events(run: Run, folder: Path) -> dict[str, Any]:
             "Event files need the package tensorboard, which is not installed: python -m pip install tensorboard"
         ) from None
     if not run.history.started:
-        raise ExportError(f"The run {run.run_id} has not begun: it has nothing to show in TensorBoard yet.")
-    curves = {"": by_step(run.history), "train": by_epoch(run.history, "train"), "validation": by_epoch(run.history, "val")}
+        raise ExportError(
+            f"The run {run.run_id} has not begun: it has nothing to show in TensorBoard yet."
+        )
+    curves = {
+        "": by_step(run.history),
+        "train": by_epoch(run.history, "train"),
+        "validation": by_epoch(run.history, "val"),
+    }
     for part, scalars in curves.items():
         with SummaryWriter(folder / part) as writer:
             for tag, value, step, at in scalars:
@@ -58,7 +64,11 @@ def by_step(history: History) -> Iterator[Scalar]:
 def by_epoch(history: History, split: str) -> Iterator[Scalar]:
     """Loss, accuracy, balanced accuracy and macro F1 of ``train`` or ``val``, epoch by epoch."""
     for row in history.epochs:
-        values = {"loss": row[f"{split}_loss"], "accuracy": row[f"{split}_accuracy"], **row.get(f"{split}_scores", {})}
+        values = {
+            "loss": row[f"{split}_loss"],
+            "accuracy": row[f"{split}_accuracy"],
+            **row.get(f"{split}_scores", {}),
+        }
         for name, value in values.items():
             yield f"epoch/{name}", value, row["epoch"], row["at"]
 
@@ -72,9 +82,12 @@ def step_of(history: History, row: dict[str, Any]) -> int:
 def _describe(writer: Any, run: Run) -> None:
     """The settings, as text and as hyperparameters with what came of them."""
     settings = shared_settings(run)
-    writer.add_text("config", "\n".join(f"    {line}" for line in json.dumps(settings, indent=2).splitlines()))
+    writer.add_text(
+        "config", "\n".join(f"    {line}" for line in json.dumps(settings, indent=2).splitlines())
+    )
     plain = {
-        name: value if isinstance(value, bool | int | float | str) else json.dumps(value) for name, value in settings.items()
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for name, value in settings.items()
     }
     row = summary(run)
     results = {f"result/{name}": row[name] for name in _RESULTS if row[name] is not None}

@@ -14,7 +14,13 @@ from typing_extensions import TypedDict
 from finetune_core.errors import ConfigError, ExportError, WeightsError
 from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.exporters.measure import Measured, measure
-from finetune_core.exporters.sidecar import SIDECAR, describe_network, file_hash, read_sidecar, write_sidecar
+from finetune_core.exporters.sidecar import (
+    SIDECAR,
+    describe_network,
+    file_hash,
+    read_sidecar,
+    write_sidecar,
+)
 from finetune_core.exporters.source import Source
 from finetune_core.files import is_there, open_regular, problem_with, write_bytes
 from finetune_core.models.catalogue import BackboneInfo, backbone_info, create
@@ -83,7 +89,9 @@ def write_safetensors(source: Source, folder: Path) -> Work[tuple[dict[str, Any]
     if not all(torch.equal(tensor, again[name].cpu()) for name, tensor in state.items()):
         raise AssertionError("the exported tensors are not the network's")
     measured = yield from measure(
-        source, f"{WEIGHTS}, run with PyTorch", lambda images: logits_of(exported.network.model, images, exported.device)
+        source,
+        f"{WEIGHTS}, run with PyTorch",
+        lambda images: logits_of(exported.network.model, images, exported.device),
     )
     write_sidecar(folder, sidecar | {"metrics": measured.to_json()}, folder / WEIGHTS)
     return {"tensors": len(tensors), "identical": True}, measured
@@ -120,7 +128,11 @@ def _described(sidecar: _Sidecar, classes: int, size: int) -> Network:
     Raises:
         ValueError, KeyError, ConfigError, WeightsError: when it cannot be built.
     """
-    architecture, steps, backbone_hash = sidecar["network"], sidecar["preprocessing"], sidecar["hashes"]["backbone_weights"]
+    architecture, steps, backbone_hash = (
+        sidecar["network"],
+        sidecar["preprocessing"],
+        sidecar["hashes"]["backbone_weights"],
+    )
 
     def one(name: str, last: str | None, steps: _Preprocessing) -> Network:
         info = _prepared(backbone_info(name), steps)
@@ -131,7 +143,11 @@ def _described(sidecar: _Sidecar, classes: int, size: int) -> Network:
         return one(architecture["backbone"], architecture.get("features_from"), steps)
     return joined(
         [
-            one(each["backbone"], each.get("features_from"), {**steps, "mean": each["mean"], "std": each["std"]})
+            one(
+                each["backbone"],
+                each.get("features_from"),
+                {**steps, "mean": each["mean"], "std": each["std"]},
+            )
             for each in architecture["members"]
         ]
     )
@@ -145,12 +161,22 @@ def _prepared(info: BackboneInfo, steps: _Preprocessing) -> BackboneInfo:
     """
     size, side = steps["centre_crop_to"], steps["resize_to"]
     if side < size or not all(steps["std"]):
-        raise ValueError("its preprocessing cuts more out of an image than is there, or divides by 0")
+        raise ValueError(
+            "its preprocessing cuts more out of an image than is there, or divides by 0"
+        )
     interpolation = steps.get("interpolation", info.interpolation)
-    return replace(info, mean=tuple(steps["mean"]), std=tuple(steps["std"]), crop=size / side, interpolation=interpolation)
+    return replace(
+        info,
+        mean=tuple(steps["mean"]),
+        std=tuple(steps["std"]),
+        crop=size / side,
+        interpolation=interpolation,
+    )
 
 
-def _empty(name: str, classes: int, size: int, last: str | None) -> tuple[torch.nn.Module, tuple[str, ...], tuple[Stage, ...]]:
+def _empty(
+    name: str, classes: int, size: int, last: str | None
+) -> tuple[torch.nn.Module, tuple[str, ...], tuple[Stage, ...]]:
     """A network whose weights are still to be filled in, its heads and its stages.
 
     Raises:
@@ -177,9 +203,15 @@ def _fill(model: torch.nn.Module, file: Path, expected: str | None) -> None:
         with safe_open(file, "pt") as opened:
             check_tensors(opened, model.state_dict())
             if file_hash(file) != expected:
-                raise ExportError(f"{file} is damaged, or belongs to another {SIDECAR}: its hash is not the one written there.")
+                raise ExportError(
+                    f"{file} is damaged, or belongs to another {SIDECAR}: its hash is not the one written there."
+                )
             put_tensors(model, {key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118  no mapping
     except FileNotFoundError:
-        raise ExportError(f"{file.parent} holds no {WEIGHTS}: Thaw reads exports of the format safetensors.") from None
+        raise ExportError(
+            f"{file.parent} holds no {WEIGHTS}: Thaw reads exports of the format safetensors."
+        ) from None
     except (OSError, SafetensorError, ValueError) as error:
-        raise ExportError(f"{file} does not hold this network: {problem_with(file, error)}.") from None
+        raise ExportError(
+            f"{file} does not hold this network: {problem_with(file, error)}."
+        ) from None

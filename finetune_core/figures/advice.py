@@ -12,7 +12,9 @@ MOST = len(RUN_COLORS)  # networks
 _APART = 0.06  # stages, so that intervals do not cover each other
 
 
-def probes_by_stage(candidates: Sequence[Candidate], stages: Mapping[str, Sequence[str]]) -> go.Figure:
+def probes_by_stage(
+    candidates: Sequence[Candidate], stages: Mapping[str, Sequence[str]]
+) -> go.Figure:
     """Accuracy of the probe at every stage with its interval, one line per network, the best of them.
 
     Args:
@@ -47,7 +49,11 @@ def probes_by_stage(candidates: Sequence[Candidate], stages: Mapping[str, Sequen
     same = len({tuple(stages[one.backbone]) for one in leaders}) == 1
     ticks = [label(name) if same else str(at + 1) for at, name in enumerate(longest)]
     figure.update_xaxes(
-        title_text="Stage, input to head", tickmode="array", tickvals=list(range(len(ticks))), ticktext=ticks, zeroline=False
+        title_text="Stage, input to head",
+        tickmode="array",
+        tickvals=list(range(len(ticks))),
+        ticktext=ticks,
+        zeroline=False,
     )
     reach = [end for one in candidates for end in (one.ci_low, one.ci_high)]
     figure.update_yaxes(title_text="Accuracy of the probe", **share_axis(reach))

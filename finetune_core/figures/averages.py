@@ -10,30 +10,50 @@ from finetune_core.figures.axes import share_axis
 from finetune_core.figures.style import LEGEND, MARGIN, SYMBOLS, TEST_COLOR, VAL_COLOR, WARM, label
 
 
-def mixing_curve(curve: Sequence[Mapping[str, Any]], chosen: float, shifted: Sequence[Mapping[str, Any]] = ()) -> go.Figure:
+def mixing_curve(
+    curve: Sequence[Mapping[str, Any]], chosen: float, shifted: Sequence[Mapping[str, Any]] = ()
+) -> go.Figure:
     """Validation accuracy against the mixing coefficient, the chosen one marked; dotted, that on other data sets.
 
     Args:
         curve: ``coefficient, accuracy, loss`` of each point, from the start (0) to the fine-tuned network (1).
         shifted: ``data, images, curve`` of each other data set.
     """
-    accuracies = [point["accuracy"] for one in ({"curve": curve}, *shifted) for point in one["curve"]]
+    accuracies = [
+        point["accuracy"] for one in ({"curve": curve}, *shifted) for point in one["curve"]
+    ]
     figure = go.Figure(layout={"height": 320, "margin": MARGIN, "legend": LEGEND})
     _line(figure, curve, "validation", VAL_COLOR, "solid", "circle")
     for at, one in enumerate(shifted, start=1):
-        _line(figure, one["curve"], f"shifted: {label(Path(one['data']).name)}", TEST_COLOR, "dot", SYMBOLS[at % len(SYMBOLS)])
+        _line(
+            figure,
+            one["curve"],
+            f"shifted: {label(Path(one['data']).name)}",
+            TEST_COLOR,
+            "dot",
+            SYMBOLS[at % len(SYMBOLS)],
+        )
     figure.add_vline(
         chosen,
         line={"color": WARM, "width": 2, "dash": "dash"},
         annotation_text=f"chosen: {chosen:g}",
         annotation_position="bottom left" if chosen > 0.5 else "bottom right",
     )
-    figure.update_xaxes(title_text="Mixing coefficient (0: start, 1: fine-tuned)", range=[-0.04, 1.04], dtick=0.1)
+    figure.update_xaxes(
+        title_text="Mixing coefficient (0: start, 1: fine-tuned)", range=[-0.04, 1.04], dtick=0.1
+    )
     figure.update_yaxes(title_text="Accuracy", **share_axis(accuracies))
     return figure
 
 
-def _line(figure: go.Figure, curve: Sequence[Mapping[str, Any]], name: str, color: str, dash: str, symbol: str) -> None:
+def _line(
+    figure: go.Figure,
+    curve: Sequence[Mapping[str, Any]],
+    name: str,
+    color: str,
+    dash: str,
+    symbol: str,
+) -> None:
     figure.add_scatter(
         x=[point["coefficient"] for point in curve],
         y=[point["accuracy"] for point in curve],

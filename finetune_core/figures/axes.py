@@ -24,7 +24,11 @@ def share_axis(values: Iterable[float]) -> dict[str, Any]:
     elif low < 0:
         low, high = 0.0, high - low
     pad = _PAD * (high - low)
-    return {"tickformat": PERCENT, "hoverformat": hover, "range": [max(low - pad, -pad), min(high + pad, 1 + pad)]}
+    return {
+        "tickformat": PERCENT,
+        "hoverformat": hover,
+        "range": [max(low - pad, -pad), min(high + pad, 1 + pad)],
+    }
 
 
 def whole_axis(most: float) -> dict[str, Any]:

@@ -17,9 +17,20 @@ def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
     Args:
         bins: name -> ``confidence, accuracy, accuracy_low, accuracy_high, images`` of each bin; two at most, the first with intervals.
     """
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.75, 0.25], vertical_spacing=0.05)
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, row_heights=[0.75, 0.25], vertical_spacing=0.05
+    )
     ideal = {"color": OTHER_COLOR, "dash": "dot"}
-    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=ideal, name="perfect calibration", hoverinfo="skip", row=1, col=1)
+    figure.add_scatter(
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        line=ideal,
+        name="perfect calibration",
+        hoverinfo="skip",
+        row=1,
+        col=1,
+    )
     looks = ((BEST_COLOR, "circle", "solid"), (WARM, "diamond", "dash"))
     for (name, rows), (color, symbol, dash) in zip(bins.items(), looks, strict=False):
         figure.add_scatter(
@@ -44,7 +55,10 @@ def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
             x=(rows["low"] + rows["high"]) / 2,
             y=rows["images"],
             width=rows["high"] - rows["low"],
-            customdata=[f"{percent(low)} to {percent(high)}" for low, high in zip(rows["low"], rows["high"], strict=True)],
+            customdata=[
+                f"{percent(low)} to {percent(high)}"
+                for low, high in zip(rows["low"], rows["high"], strict=True)
+            ],
             marker={"color": color, "opacity": 0.5, "line": {"width": 1, "color": color}},
             name=name,
             showlegend=False,
@@ -55,7 +69,12 @@ def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
     figure.update_xaxes(**share_axis([0, 1]))
     figure.update_xaxes(title_text="Confidence", row=2, col=1)
     figure.update_yaxes(title_text="Accuracy", **share_axis([0, 1]), row=1, col=1)
-    figure.update_yaxes(title_text="Images", **whole_axis(max(rows["images"].max() for rows in bins.values())), row=2, col=1)
+    figure.update_yaxes(
+        title_text="Images",
+        **whole_axis(max(rows["images"].max() for rows in bins.values())),
+        row=2,
+        col=1,
+    )
     figure.update_layout(height=480, margin=MARGIN, legend=LEGEND, barmode="overlay")
     return figure
 
@@ -78,9 +97,15 @@ def coverage_figure(curve: pd.DataFrame, share: float, accuracy: float) -> go.Fi
         hovertemplate=f"coverage: %{{x}}<br>selective accuracy: %{{y}}<br>confidence of at least %{{customdata:{confidence}}}<extra></extra>",
     )
     figure.add_scatter(
-        x=[share], y=[accuracy], mode="markers", marker={"size": 14, "color": WARM, "symbol": "diamond"}, hoverinfo="skip"
+        x=[share],
+        y=[accuracy],
+        mode="markers",
+        marker={"size": 14, "color": WARM, "symbol": "diamond"},
+        hoverinfo="skip",
     )
     figure.update_xaxes(title_text="Coverage", **share_axis([0, 1]))
-    figure.update_yaxes(title_text="Selective accuracy", **share_axis([*curve["accuracy"], accuracy]))
+    figure.update_yaxes(
+        title_text="Selective accuracy", **share_axis([*curve["accuracy"], accuracy])
+    )
     figure.update_layout(height=360, margin=MARGIN, showlegend=False)
     return figure

@@ -53,9 +53,16 @@ def accuracies(arms: Sequence[Arm]) -> go.Figure:
             error_x=_error(arm.score),
             hovertemplate=f"{escaped(arm.title)}: %{{x}}<extra></extra>",
         )
-    ticks = {"tickmode": "array", "tickvals": list(range(len(arms))), "ticktext": [_wrapped(arm.title) for arm in arms]}
+    ticks = {
+        "tickmode": "array",
+        "tickvals": list(range(len(arms))),
+        "ticktext": [_wrapped(arm.title) for arm in arms],
+    }
     figure.update_yaxes(range=[len(arms) - 0.5, -0.5], showgrid=False, zeroline=False, **ticks)
-    figure.update_xaxes(title_text=measure.title, **(share_axis(_ends(scores)) if measure.share else {"hoverformat": ".3f"}))
+    figure.update_xaxes(
+        title_text=measure.title,
+        **(share_axis(_ends(scores)) if measure.share else {"hoverformat": ".3f"}),
+    )
     figure.update_layout(height=110 + 48 * len(arms), margin=MARGIN, showlegend=False)
     return figure
 
@@ -81,7 +88,9 @@ def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
             )
     if axis == "seconds":
         ends = [trace.x[-1] for trace in figure.data]
-        figure.update_xaxes(title_text="Time since the run began", **_cost_axis("seconds", ends, figure))
+        figure.update_xaxes(
+            title_text="Time since the run began", **_cost_axis("seconds", ends, figure)
+        )
     else:
         figure.update_xaxes(title_text="Epoch", **whole_axis(max(_drawn(figure, "x"), default=1)))
     axis_format = share_axis(_drawn(figure, "y")) if kind == "accuracy" else {"hoverformat": ".3f"}
@@ -97,13 +106,21 @@ def offered_costs(arms: Sequence[Arm]) -> tuple[list[CostName], str]:
     """
     kinds = sorted({kind for arm in arms for kind in arm.cost.device.split(", ")})
     measured = all(arm.cost.device_bytes is not None for arm in arms)
-    memory: CostName | None = "memory_bytes" if kinds == ["cpu"] else "device_bytes" if len(kinds) == 1 and measured else None
+    memory: CostName | None = (
+        "memory_bytes"
+        if kinds == ["cpu"]
+        else "device_bytes"
+        if len(kinds) == 1 and measured
+        else None
+    )
     reason = ""
     if len(kinds) > 1:
         reason = f"Memory is not compared: these runs were trained on different devices ({', '.join(kinds)})."
     elif memory is None:
         reason = "Memory is not compared: the GPU's was not measured for all of these runs."
-    return [name for name in COSTS if name == memory or name not in ("memory_bytes", "device_bytes")], reason
+    return [
+        name for name in COSTS if name == memory or name not in ("memory_bytes", "device_bytes")
+    ], reason
 
 
 def pareto(measure: CostName, arms: Sequence[Arm]) -> go.Figure:
@@ -161,7 +178,12 @@ def against_shifted(arms: Sequence[Arm], shifted: Sequence[Interval], title: str
     ends = [end for one in (*(arm.score for arm in arms), *shifted) for end in (one.low, one.high)]
     line = [min(ends), max(ends)]
     figure.add_scatter(
-        x=line, y=line, mode="lines", line={"color": OTHER_COLOR, "width": 2, "dash": "dot"}, name="No drop", hoverinfo="skip"
+        x=line,
+        y=line,
+        mode="lines",
+        line={"color": OTHER_COLOR, "width": 2, "dash": "dot"},
+        name="No drop",
+        hoverinfo="skip",
     )
     for at, (arm, other) in enumerate(zip(arms, shifted, strict=True)):
         figure.add_scatter(
@@ -189,10 +211,24 @@ def _cost_axis(measure: CostName, compared: Sequence[float], figure: go.Figure) 
         return {"rangemode": "tozero", "ticksuffix": " s" if measure == "seconds" else ""}
     if measure == "seconds":
         ticks = [seconds for seconds in _ROUND_SECONDS if low / 2 <= seconds <= high * 2]
-        return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [_round_duration(one) for one in ticks]}
+        return {
+            "type": "log",
+            "tickmode": "array",
+            "tickvals": ticks,
+            "ticktext": [_round_duration(one) for one in ticks],
+        }
     first, last = floor(log10(low)), ceil(log10(high))
-    values = [digit * 10.0**power for power in range(first, last + 1) for digit in ((1, 3) if last - first < 4 else (1,))]
-    return {"type": "log", "tickmode": "array", "tickvals": values, "ticktext": [f"{value:,g}" for value in values]}
+    values = [
+        digit * 10.0**power
+        for power in range(first, last + 1)
+        for digit in ((1, 3) if last - first < 4 else (1,))
+    ]
+    return {
+        "type": "log",
+        "tickmode": "array",
+        "tickvals": values,
+        "ticktext": [f"{value:,g}" for value in values],
+    }
 
 
 def _round_duration(seconds: int) -> str:
@@ -212,7 +248,9 @@ def by_depth(arms: Sequence[Arm]) -> go.Figure | None:
     figure = _lines(
         arms,
         cut,
-        lambda arm: depths.index(arm.depth.trained_stages),  # evenly spaced: the names need the room
+        lambda arm: depths.index(
+            arm.depth.trained_stages
+        ),  # evenly spaced: the names need the room
         lambda arm: (arm.config.backbone, arm.config.train_fraction),
     )
     names = {arm.depth.trained_stages: arm.depth.first_stage for arm in cut}
@@ -235,7 +273,12 @@ def by_data(arms: Sequence[Arm]) -> go.Figure | None:
     ended = [arm for arm in arms if not arm.unfinished]
     if len({_training_images(arm) for arm in ended}) < 2:
         return None
-    figure = _lines(arms, ended, _training_images, lambda arm: (arm.config.strategy, arm.config.cut, arm.config.backbone))
+    figure = _lines(
+        arms,
+        ended,
+        _training_images,
+        lambda arm: (arm.config.strategy, arm.config.cut, arm.config.backbone),
+    )
     figure.update_xaxes(title_text="Training images", **whole_axis(max(_drawn(figure, "x"))))
     return figure
 
@@ -251,7 +294,10 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _lines(
-    arms: Sequence[Arm], drawn: Sequence[Arm], where: Callable[[Arm], float], group: Callable[[Arm], Hashable]
+    arms: Sequence[Arm],
+    drawn: Sequence[Arm],
+    where: Callable[[Arm], float],
+    group: Callable[[Arm], Hashable],
 ) -> go.Figure:
     figure = go.Figure()
     for key in dict.fromkeys(group(arm) for arm in drawn):
@@ -269,7 +315,12 @@ def _lines(
             },
             mode="lines+markers",
             line={"color": OTHER_COLOR, "width": 2},
-            marker={"color": [_color(n) for n in at], "symbol": [_symbol(n) for n in at], "size": 13, "opacity": 1},
+            marker={
+                "color": [_color(n) for n in at],
+                "symbol": [_symbol(n) for n in at],
+                "size": 13,
+                "opacity": 1,
+            },
             text=[escaped(arm.title) for arm in line],
             hovertemplate="%{text}: %{y}<extra></extra>",
         )
@@ -288,7 +339,11 @@ def _reach(arms: Sequence[Arm]) -> list[float]:
 
 
 def _ends(scores: Sequence[tuple[Interval, Sequence[Interval]]]) -> list[float]:
-    return [end for whole, seeds in scores for end in (whole.low, whole.high, *(seed.value for seed in seeds))]
+    return [
+        end
+        for whole, seeds in scores
+        for end in (whole.low, whole.high, *(seed.value for seed in seeds))
+    ]
 
 
 def _training_images(arm: Arm) -> int:
@@ -296,7 +351,11 @@ def _training_images(arm: Arm) -> int:
 
 
 def _uncached(cost: Cost) -> float | None:
-    return cost.uncached_seconds if cost.uncached_seconds and cost.uncached_seconds > cost.seconds else None
+    return (
+        cost.uncached_seconds
+        if cost.uncached_seconds and cost.uncached_seconds > cost.seconds
+        else None
+    )
 
 
 def _error(interval: Interval) -> dict[str, Any]:

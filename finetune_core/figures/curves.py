@@ -57,15 +57,28 @@ def training_curve(
             for row in epochs
             if row.get(scores)
         ]
-    return _curves(kind, points, {training: (TRAIN_COLOR, [2, 2]), "Validation": (VAL_COLOR, [1, 0])}, total_epochs, 2)
+    return _curves(
+        kind,
+        points,
+        {training: (TRAIN_COLOR, [2, 2]), "Validation": (VAL_COLOR, [1, 0])},
+        total_epochs,
+        2,
+    )
 
 
 def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]], epochs: int = 1) -> alt.LayerChart:
     """Validation loss or accuracy of several runs as they go on; ``runs`` are (title, EpochEnded rows), those of one title alike."""
-    points = [(title, row["epoch"], row[f"val_{kind}"], True, at) for at, (title, rows) in enumerate(runs) for row in rows]
+    points = [
+        (title, row["epoch"], row[f"val_{kind}"], True, at)
+        for at, (title, rows) in enumerate(runs)
+        for row in rows
+    ]
     dashes = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
     titles = list(dict.fromkeys(title for title, _ in runs))
-    styles = {title: (RUN_COLORS[i % len(RUN_COLORS)], dashes[i % len(dashes)]) for i, title in enumerate(titles)}
+    styles = {
+        title: (RUN_COLORS[i % len(RUN_COLORS)], dashes[i % len(dashes)])
+        for i, title in enumerate(titles)
+    }
     return _curves(kind, points, styles, epochs, 1, alt.Scale(zero=False))
 
 
@@ -95,7 +108,9 @@ def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerCh
         color=alt.Color(
             "run:N",
             scale=alt.Scale(domain=titles, range=list(RUN_COLORS[: len(titles)])),
-            legend=alt.Legend(title=None, orient="top", labelLimit=400, columns=1, symbolType="stroke"),
+            legend=alt.Legend(
+                title=None, orient="top", labelLimit=400, columns=1, symbolType="stroke"
+            ),
         ),
         detail=["run:N", "split:N"],
         tooltip=[
@@ -111,12 +126,16 @@ def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerCh
         legend=alt.Legend(title=None, orient="bottom", symbolType="stroke"),
     )
     lines = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dash)
-    marks = base.transform_filter("datum.split == 'Validation'").mark_point(filled=True, size=50, opacity=1)
+    marks = base.transform_filter("datum.split == 'Validation'").mark_point(
+        filled=True, size=50, opacity=1
+    )
     chart: alt.LayerChart = (lines + marks).properties(height=360)
     return chart
 
 
-def rate_curve(rates: Sequence[float], losses: Sequence[float], suggestion: float | None) -> go.Figure:
+def rate_curve(
+    rates: Sequence[float], losses: Sequence[float], suggestion: float | None
+) -> go.Figure:
     """Loss at ever higher learning rates, and the rate that is suggested."""
     figure = go.Figure(
         go.Scatter(
@@ -128,7 +147,11 @@ def rate_curve(rates: Sequence[float], losses: Sequence[float], suggestion: floa
         )
     )
     if suggestion is not None:
-        figure.add_vline(suggestion, line={"color": WARM, "width": 2, "dash": "dash"}, annotation_text=f"{suggestion:g}")
+        figure.add_vline(
+            suggestion,
+            line={"color": WARM, "width": 2, "dash": "dash"},
+            annotation_text=f"{suggestion:g}",
+        )
     figure.update_xaxes(type="log", title_text="Learning rate", exponentformat="power")
     figure.update_yaxes(title_text="Training loss, smoothed")
     figure.update_layout(height=320, margin={"l": 10, "r": 10, "t": 20, "b": 10})
@@ -163,14 +186,22 @@ def _curves(
             axis=alt.Axis(format=PERCENT) if percent else alt.Axis(),
         ),
         detail="line:N",
-        color=alt.Color("series:N", scale=alt.Scale(domain=names, range=[styles[n][0] for n in names]), legend=legend),
+        color=alt.Color(
+            "series:N",
+            scale=alt.Scale(domain=names, range=[styles[n][0] for n in names]),
+            legend=legend,
+        ),
         tooltip=[
             alt.Tooltip("series:N", title=" "),
             alt.Tooltip("epoch:Q", title="Epoch", format=".2~f"),
             alt.Tooltip("value:Q", title=title, format=".1%" if percent else ".3f"),
         ],
     )
-    dashes = alt.StrokeDash("series:N", scale=alt.Scale(domain=names, range=[styles[n][1] for n in names]), legend=legend)
+    dashes = alt.StrokeDash(
+        "series:N",
+        scale=alt.Scale(domain=names, range=[styles[n][1] for n in names]),
+        legend=legend,
+    )
     lines = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dashes)
     marks = base.transform_filter("datum.marked").mark_point(filled=True, size=60, opacity=1)
     chart: alt.LayerChart = (lines + marks).properties(height=320)
@@ -180,7 +211,10 @@ def _curves(
 def _epoch_axis(epochs: int) -> alt.X:
     ticks = list(range(0, epochs + 1, whole_step(epochs)))
     return alt.X(
-        "epoch:Q", title="Epoch", scale=alt.Scale(domain=[0, epochs]), axis=alt.Axis(values=ticks, format="d", labelFlush=False)
+        "epoch:Q",
+        title="Epoch",
+        scale=alt.Scale(domain=[0, epochs]),
+        axis=alt.Axis(values=ticks, format="d", labelFlush=False),
     )
 
 

@@ -7,7 +7,16 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from finetune_core.figures.axes import hover_percent, share_axis, whole_axis
-from finetune_core.figures.style import CLASS_COLORS, COLD, MARGIN, OTHER_COLOR, SPLIT_COLORS, SYMBOLS, WARM, label
+from finetune_core.figures.style import (
+    CLASS_COLORS,
+    COLD,
+    MARGIN,
+    OTHER_COLOR,
+    SPLIT_COLORS,
+    SYMBOLS,
+    WARM,
+    label,
+)
 
 
 def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> go.Figure:
@@ -53,12 +62,19 @@ def feature_map(places: pd.DataFrame, by: str, names: Mapping[str, str]) -> go.F
             customdata=rows[["id"]].to_numpy(),
             text=[label(sample, 60) for sample in rows["id"]],
             hovertemplate="%{text}<extra>%{fullData.name}</extra>",
-            marker={"size": 6 if len(places) < 3000 else 4, "color": color, "symbol": symbol, "opacity": 0.8},
+            marker={
+                "size": 6 if len(places) < 3000 else 4,
+                "color": color,
+                "symbol": symbol,
+                "opacity": 0.8,
+            },
         )
     hidden = {"showgrid": False, "zeroline": False, "showticklabels": False, "title": None}
     figure.update_xaxes(**hidden)
     figure.update_yaxes(**hidden)
-    figure.update_layout(height=560, margin=MARGIN, legend={"itemsizing": "constant"}, dragmode="lasso")
+    figure.update_layout(
+        height=560, margin=MARGIN, legend={"itemsizing": "constant"}, dragmode="lasso"
+    )
     return figure
 
 
@@ -76,10 +92,17 @@ def probe_curve(probes: Sequence[Any], cut: str) -> go.Figure:
         go.Scatter(
             x=names,
             y=[one.accuracy for one in probes],
-            error_y={"array": [one.error for one in probes], "thickness": 1.5, "color": OTHER_COLOR},
+            error_y={
+                "array": [one.error for one in probes],
+                "thickness": 1.5,
+                "color": OTHER_COLOR,
+            },
             mode="lines+markers+text",
             line={"color": OTHER_COLOR, "width": 2},
-            marker={"size": 14, "color": [COLD if at < frozen else WARM for at in range(len(names))]},
+            marker={
+                "size": 14,
+                "color": [COLD if at < frozen else WARM for at in range(len(names))],
+            },
             text=[format(one.accuracy, digits) for one in probes],
             textposition="top center",
             hovertemplate="%{x}: %{text}<extra></extra>",

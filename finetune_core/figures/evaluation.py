@@ -55,7 +55,11 @@ def confusion_heatmap(
     totals = counts.sum(axis=0 if shares == "predicted" else 1, keepdims=True)
     values = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     labelled = len(order) <= _MOST_LABELLED_CELLS
-    words = counts.astype(str) if shares == "images" else np.vectorize(_short_percent, otypes=[str])(values)
+    words = (
+        counts.astype(str)
+        if shares == "images"
+        else np.vectorize(_short_percent, otypes=[str])(values)
+    )
     # Categories are numbered, not named: two names may look the same to plotly, and "3" must not become a number.
     at = list(range(len(order)))
     figure = go.Figure(
@@ -76,20 +80,37 @@ def confusion_heatmap(
     )
     _add_cells(figure, counts, order, classes)
     _outline(figure, order, *chosen)
-    ticks: dict[str, Any] = {"tickmode": "array", "tickvals": at, "ticktext": [label(classes[one]) for one in order]}
+    ticks: dict[str, Any] = {
+        "tickmode": "array",
+        "tickvals": at,
+        "ticktext": [label(classes[one]) for one in order],
+    }
     if len(order) > _MOST_NAMED:
         ticks = {"showticklabels": False}
     # Slanting names end at their column: otherwise the last one would be cut off.
     slant = {"autotickangles": [0, -45, -90]}
-    figure.update_xaxes(title_text="Predicted", side="bottom", showgrid=False, zeroline=False, **ticks, **slant)
-    figure.update_yaxes(title_text="True", autorange="reversed", showgrid=False, zeroline=False, **ticks)
+    figure.update_xaxes(
+        title_text="Predicted", side="bottom", showgrid=False, zeroline=False, **ticks, **slant
+    )
+    figure.update_yaxes(
+        title_text="True", autorange="reversed", showgrid=False, zeroline=False, **ticks
+    )
     # Without a limit to the distance, a click anywhere in a cell finds its point.
     height = min(760, 240 + 26 * len(order))
-    figure.update_layout(margin=MARGIN, height=height, hovermode="closest", hoverdistance=-1, dragmode=False, showlegend=False)
+    figure.update_layout(
+        margin=MARGIN,
+        height=height,
+        hovermode="closest",
+        hoverdistance=-1,
+        dragmode=False,
+        showlegend=False,
+    )
     return figure
 
 
-def _add_cells(figure: go.Figure, counts: np.ndarray, order: Sequence[int], classes: Sequence[str]) -> None:
+def _add_cells(
+    figure: go.Figure, counts: np.ndarray, order: Sequence[int], classes: Sequence[str]
+) -> None:
     rows, columns = (axis.ravel() for axis in np.indices(counts.shape))
     names = [escaped(classes[one]) for one in order]
     figure.add_scatter(
@@ -108,15 +129,27 @@ def _add_cells(figure: go.Figure, counts: np.ndarray, order: Sequence[int], clas
     )
 
 
-def _outline(figure: go.Figure, order: Sequence[int], true: int | None, predicted: int | None) -> None:
+def _outline(
+    figure: go.Figure, order: Sequence[int], true: int | None, predicted: int | None
+) -> None:
     """Drawn as a shape: what plotly itself marks as selected is gone once the figure is drawn anew."""
     if true is None and predicted is None:
         return
     (top, bottom), (left, right) = (
-        (-0.5, len(order) - 0.5) if one is None else (order.index(one) - 0.5, order.index(one) + 0.5)
+        (-0.5, len(order) - 0.5)
+        if one is None
+        else (order.index(one) - 0.5, order.index(one) + 0.5)
         for one in (true, predicted)
     )
-    figure.add_shape(type="rect", x0=left, x1=right, y0=top, y1=bottom, line={"color": WARM, "width": 4}, layer="above")
+    figure.add_shape(
+        type="rect",
+        x0=left,
+        x1=right,
+        y0=top,
+        y1=bottom,
+        line={"color": WARM, "width": 4},
+        layer="above",
+    )
 
 
 def _short_percent(share: float) -> str:
@@ -137,7 +170,12 @@ def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go
             hoverinfo="skip",
         )
     )
-    figure.update_yaxes(autorange="reversed", tickmode="array", tickvals=at, ticktext=[label(name) for name in names])
+    figure.update_yaxes(
+        autorange="reversed",
+        tickmode="array",
+        tickvals=at,
+        ticktext=[label(name) for name in names],
+    )
     figure.update_xaxes(**share_axis([0, 1]) | {"range": [0, 1.02]})
     figure.update_layout(margin=MARGIN, height=60 + 34 * len(names))
     return figure
@@ -147,11 +185,18 @@ def roc_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
     """Curves by class with their bands, beside the diagonal of chance."""
     figure = go.Figure()
     figure.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", line={"color": OTHER_COLOR, "dash": "dot"}, name="chance level", hoverinfo="skip"
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        line={"color": OTHER_COLOR, "dash": "dot"},
+        name="chance level",
+        hoverinfo="skip",
     )
     for number, (name, curve) in enumerate(curves.items()):
         _add_band(figure, number, curve.roc_band, "false_positives")
-        figure.add_scatter(x=curve.roc["false_positives"], y=curve.roc["true_positives"], **_line(number, name))
+        figure.add_scatter(
+            x=curve.roc["false_positives"], y=curve.roc["true_positives"], **_line(number, name)
+        )
     return _two_shares(figure, "False positive rate", "True positive rate")
 
 
@@ -161,7 +206,9 @@ def recall_precision_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
     figure = go.Figure()
     # One entry of the legend for all of them.
     chance = {"color": OTHER_COLOR, "width": 1, "dash": "dot"}
-    figure.add_scatter(x=[None], y=[None], mode="lines", line=chance, name="chance level (prevalence)")
+    figure.add_scatter(
+        x=[None], y=[None], mode="lines", line=chance, name="chance level (prevalence)"
+    )
     for number, (name, curve) in enumerate(curves.items()):
         _add_band(figure, number, curve.recall_precision_band, "recall")
         figure.add_scatter(
@@ -174,14 +221,19 @@ def recall_precision_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
             showlegend=False,
         )
         points = curve.recall_precision
-        figure.add_scatter(x=points["recall"], y=points["precision"], **_line(number, name, shape="vh"))
+        figure.add_scatter(
+            x=points["recall"], y=points["precision"], **_line(number, name, shape="vh")
+        )
     return _two_shares(figure, "Recall", "Precision")
 
 
 def _line(number: int, name: str, shape: str = "linear") -> dict[str, Any]:
     dash = _DASHES[number // len(CLASS_COLORS) % len(_DASHES)]
     line = {"color": _class_color(number), "width": 2, "dash": dash, "shape": shape}
-    legend = {"name": label(name), "legendgroup": str(number)}  # by number: two names may begin alike
+    legend = {
+        "name": label(name),
+        "legendgroup": str(number),
+    }  # by number: two names may begin alike
     return {"mode": "lines", "line": line, "hovertemplate": "%{x}, %{y}", **legend}
 
 
@@ -218,7 +270,10 @@ def slice_dots(rows: pd.DataFrame, overall: float) -> go.Figure:
         rows: ``slice, images, accuracy, low, high``.
     """
     at = list(range(len(rows)))
-    names = [f"{label(name, 24)} ({images:,})" for name, images in zip(rows["slice"], rows["images"], strict=True)]
+    names = [
+        f"{label(name, 24)} ({images:,})"
+        for name, images in zip(rows["slice"], rows["images"], strict=True)
+    ]
     figure = go.Figure(
         go.Scatter(
             x=rows["accuracy"],
@@ -235,8 +290,13 @@ def slice_dots(rows: pd.DataFrame, overall: float) -> go.Figure:
         )
     )
     figure.add_vline(x=overall, line={"color": OTHER_COLOR, "dash": "dot"})
-    figure.update_xaxes(title_text="Accuracy, with its 95 % interval", **share_axis([*rows["low"], *rows["high"], overall]))
-    figure.update_yaxes(autorange="reversed", tickmode="array", tickvals=at, ticktext=names, zeroline=False)
+    figure.update_xaxes(
+        title_text="Accuracy, with its 95 % interval",
+        **share_axis([*rows["low"], *rows["high"], overall]),
+    )
+    figure.update_yaxes(
+        autorange="reversed", tickmode="array", tickvals=at, ticktext=names, zeroline=False
+    )
     figure.update_layout(height=90 + 36 * len(rows), margin=MARGIN)
     return figure
 
@@ -254,7 +314,8 @@ def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str]) -> go.Figure
         points = pd.concat([clean, rows[rows["corruption"] == name]])
         # A little apart, so that intervals do not hide each other.
         figure.add_scatter(
-            x=points["severity"] + (points["severity"] > 0) * 0.06 * (number - (len(titles) - 1) / 2),
+            x=points["severity"]
+            + (points["severity"] > 0) * 0.06 * (number - (len(titles) - 1) / 2),
             y=points["accuracy"],
             error_y={
                 "array": points["high"] - points["accuracy"],
@@ -268,7 +329,10 @@ def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str]) -> go.Figure
             hovertemplate="%{y}",
         )
     figure.update_xaxes(
-        tickmode="array", tickvals=[0, 1, 2, 3], ticktext=["clean", "mild", "middle", "strong"], range=[-0.15, 3.3]
+        tickmode="array",
+        tickvals=[0, 1, 2, 3],
+        ticktext=["clean", "mild", "middle", "strong"],
+        range=[-0.15, 3.3],
     )
     figure.update_yaxes(title_text="Accuracy", **share_axis([*rows["low"], *rows["high"]]))
     figure.update_layout(height=440, margin=MARGIN, legend=LEGEND)

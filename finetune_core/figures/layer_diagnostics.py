@@ -80,7 +80,9 @@ def by_stage(measure: Measure, runs: Mapping[str, Layers], places: Mapping[str, 
     for title, layers in runs.items():
         stages = layers.stages if measure.head else layers.stages[:-1]
         symbol = RUN_SYMBOLS[places[title] % len(RUN_SYMBOLS)]
-        points = [(at, getattr(stage, measure.field), stage.trains) for at, stage in enumerate(stages)]
+        points = [
+            (at, getattr(stage, measure.field), stage.trains) for at, stage in enumerate(stages)
+        ]
         points = [one for one in points if one[1] is not None]
         figure.add_scatter(
             x=[at for at, _, _ in points],
@@ -88,14 +90,21 @@ def by_stage(measure: Measure, runs: Mapping[str, Layers], places: Mapping[str, 
             name=escaped(title),
             mode="lines+markers",
             line={"color": RUN_COLORS[places[title] % len(RUN_COLORS)], "width": 2},
-            marker={"size": 10, "symbol": [symbol if trains else f"{symbol}-open" for _, _, trains in points]},
+            marker={
+                "size": 10,
+                "symbol": [symbol if trains else f"{symbol}-open" for _, _, trains in points],
+            },
             text=["trains" if trains else "frozen" for _, _, trains in points],
             hovertemplate="%{y}, %{text}",
         )
     names = [stage.name for stage in next(iter(runs.values())).stages]
     _stage_axis(figure, names if measure.head else names[:-1])
     drawn = [value for trace in figure.data for value in trace.y]
-    axis_format = {"tickformat": PERCENT, "hoverformat": hover_percent(drawn)} if measure.percent else {"hoverformat": ".3f"}
+    axis_format = (
+        {"tickformat": PERCENT, "hoverformat": hover_percent(drawn)}
+        if measure.percent
+        else {"hoverformat": ".3f"}
+    )
     figure.update_yaxes(title_text=measure.axis, rangemode="tozero", **axis_format)
     figure.update_layout(height=330, margin=MARGIN, legend=LEGEND, showlegend=len(runs) > 1)
     return figure

@@ -27,7 +27,9 @@ from finetune_core.figures.layer_diagnostics import by_stage, probe_profile
 Headed = list[tuple[str, go.Figure]]
 
 
-def whole_report(comparison: Comparison, roots: Sequence[Path] = (), shift: ShiftComparison | None = None) -> str:
+def whole_report(
+    comparison: Comparison, roots: Sequence[Path] = (), shift: ShiftComparison | None = None
+) -> str:
     """The report; takes the moments that two networks need to look at a few images: those in ``roots`` only, when given.
 
     Args:
@@ -43,14 +45,19 @@ def whole_report(comparison: Comparison, roots: Sequence[Path] = (), shift: Shif
 
 
 def _both_axes(shift: ShiftComparison) -> go.Figure:
-    return against_shifted(shift.own.arms, [arm.score for arm in shift.shifted.arms], shift.other.name)
+    return against_shifted(
+        shift.own.arms, [arm.score for arm in shift.shifted.arms], shift.other.name
+    )
 
 
 def comparison_figures(comparison: Comparison) -> Headed:
     """The figures of accuracy and its cost, each with its heading."""
     arms = comparison.arms
     found = [(f"{comparison.measure.title}, with intervals and seeds", accuracies(arms))]
-    found += [(f"Accuracy against {COSTS[measure][0].lower()}", pareto(measure, arms)) for measure in offered_costs(arms)[0]]
+    found += [
+        (f"Accuracy against {COSTS[measure][0].lower()}", pareto(measure, arms))
+        for measure in offered_costs(arms)[0]
+    ]
     found += [
         (heading, figure)
         for heading, figure in (
@@ -61,7 +68,10 @@ def comparison_figures(comparison: Comparison) -> Headed:
     ]
     axes: tuple[tuple[Axis, str], ...] = (("epoch", "by epoch"), ("seconds", "by time"))
     for axis, words in axes if any(run.history.epochs for arm in arms for run in arm.runs) else ():
-        found += [(f"Validation {kind}, {words}", learning_curves(kind, axis, arms)) for kind in ("loss", "accuracy")]
+        found += [
+            (f"Validation {kind}, {words}", learning_curves(kind, axis, arms))
+            for kind in ("loss", "accuracy")
+        ]
     return found
 
 

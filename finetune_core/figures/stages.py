@@ -20,7 +20,11 @@ TITLES: dict[Quantity, str] = {
 
 
 def stage_curve(
-    quantity: Quantity, measured: Sequence[Mapping[str, Any]], stages: Sequence[str], steps_per_epoch: int, epochs: int
+    quantity: Quantity,
+    measured: Sequence[Mapping[str, Any]],
+    stages: Sequence[str],
+    steps_per_epoch: int,
+    epochs: int,
 ) -> alt.Chart:
     """One line per stage that trains, over the epochs, on a logarithmic scale: warmer towards the head.
 
@@ -29,7 +33,9 @@ def stage_curve(
         stages: all stages, input to head.
     """
     chosen = np.unique(
-        np.linspace(0, len(measured) - 1, min(len(measured), _MOST_POINTS)).astype(int) if measured else np.empty(0, int)
+        np.linspace(0, len(measured) - 1, min(len(measured), _MOST_POINTS)).astype(int)
+        if measured
+        else np.empty(0, int)
     )
     points = [
         (stage, row["epoch"] - 1 + row["step"] / steps_per_epoch, values[quantity])
@@ -44,17 +50,29 @@ def stage_curve(
         alt.Chart(data)
         .mark_line(strokeWidth=2.2, clip=True)
         .encode(
-            x=alt.X("epoch:Q", title="Epoch", scale=alt.Scale(domain=[0, epochs]), axis=alt.Axis(tickMinStep=1, format="d")),
+            x=alt.X(
+                "epoch:Q",
+                title="Epoch",
+                scale=alt.Scale(domain=[0, epochs]),
+                axis=alt.Axis(tickMinStep=1, format="d"),
+            ),
             y=alt.Y(
                 "value:Q",
                 title=TITLES[quantity],
                 scale=alt.Scale(type="log", nice=False),
                 axis=alt.Axis(format="~g", tickCount=5),
             ),
-            color=alt.Color("stage:N", scale=alt.Scale(domain=names, range=_warmth(len(names))), legend=legend, sort=names),
+            color=alt.Color(
+                "stage:N",
+                scale=alt.Scale(domain=names, range=_warmth(len(names))),
+                legend=legend,
+                sort=names,
+            ),
             strokeDash=alt.StrokeDash(
                 "stage:N",
-                scale=alt.Scale(domain=names, range=[_DASHES[at % len(_DASHES)] for at in range(len(names))]),
+                scale=alt.Scale(
+                    domain=names, range=[_DASHES[at % len(_DASHES)] for at in range(len(names))]
+                ),
                 legend=legend,
                 sort=names,
             ),

@@ -33,7 +33,9 @@ def lay_out(features: np.ndarray) -> Work[np.ndarray]:
 
     def place() -> np.ndarray:
         some = StandardScaler().fit_transform(features)
-        reduced = PCA(min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0).fit_transform(some)
+        reduced = PCA(
+            min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0
+        ).fit_transform(some)
         if len(reduced) < 10 or not reduced.any():
             return _flat(reduced)
         layout = TSNE(

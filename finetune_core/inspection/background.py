@@ -11,7 +11,9 @@ Result = TypeVar("Result")
 _EVERY = 0.2  # seconds
 
 
-def in_background(phase: str, call: Callable[[], Result], done: Callable[[], int] = lambda: 0, total: int = 1) -> Work[Result]:
+def in_background(
+    phase: str, call: Callable[[], Result], done: Callable[[], int] = lambda: 0, total: int = 1
+) -> Work[Result]:
     """Steps of the phase until the call has returned; returns its result, raises what it raised.
 
     Closing the generator leaves the thread to finish on its own.

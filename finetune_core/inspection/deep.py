@@ -87,12 +87,17 @@ class DeepReport:
             "backbone": self.backbone,
             "image_size": self.image_size,
             "auc": self.auc,
-            "probes": [{"stage": one.stage, "accuracy": one.accuracy, "error": one.error} for one in self.probes],
+            "probes": [
+                {"stage": one.stage, "accuracy": one.accuracy, "error": one.error}
+                for one in self.probes
+            ],
             "suggestion": vars(self.suggestion) if self.suggestion else None,
         }
 
 
-def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE, *, map_too: bool = True) -> Work[DeepReport]:
+def inspect_deeply(
+    dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE, *, map_too: bool = True
+) -> Work[DeepReport]:
     """Compute every stage's features once, and analyze them.
 
     Args:
@@ -174,8 +179,13 @@ def _named(backbone: str, stages: Sequence[Stage], cut: str) -> str:
     """The ready-made strategy that trains from this stage on, if there is one."""
     at = [stage.name for stage in stages].index(cut)
     ready = (name for name, strategy in STRATEGIES.items() if strategy.classic)
-    configs = {name: make_config({"data": "any", "backbone": backbone, "strategy": name}) for name in ready}
-    return next((name for name, config in configs.items() if cut_index(plan(config, stages)) == at), "custom")
+    configs = {
+        name: make_config({"data": "any", "backbone": backbone, "strategy": name}) for name in ready
+    }
+    return next(
+        (name for name, config in configs.items() if cut_index(plan(config, stages)) == at),
+        "custom",
+    )
 
 
 def _best(probes: list[Probe]) -> int:
@@ -190,7 +200,9 @@ def _probes(features: Features, table: pd.DataFrame) -> Work[list[Probe]]:
     probes: list[Probe] = []
     for done, (stage, values) in enumerate(zip(features.stages, features.by_stage, strict=True)):
         fit = partial(probe, stage, values, labels, train, val)
-        probes.append((yield from in_background("probe", fit, partial(int, done), len(features.stages))))
+        probes.append(
+            (yield from in_background("probe", fit, partial(int, done), len(features.stages)))
+        )
     return probes
 
 
@@ -199,10 +211,14 @@ def _label_findings(
 ) -> Work[tuple[Finding | None, pd.DataFrame]]:
     labels, sets = table["label"].to_numpy(), table["near"].to_numpy()
 
-    def find_suspects() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, pd.DataFrame]:
+    def find_suspects() -> tuple[
+        np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, pd.DataFrame
+    ]:
         probabilities, kept = out_of_fold(features, labels, sets)
         suspects, alike = label_errors(probabilities, labels, kept)
-        shares = probabilities[suspects, np.searchsorted(kept, alike)] if len(suspects) else np.empty(0)
+        shares = (
+            probabilities[suspects, np.searchsorted(kept, alike)] if len(suspects) else np.empty(0)
+        )
         return (
             suspects,
             alike,
@@ -212,7 +228,9 @@ def _label_findings(
             class_predictions(probabilities, labels, kept),
         )
 
-    suspects, alike, shares, twins, agreed, predictions = yield from in_background("labels", find_suspects)
+    suspects, alike, shares, twins, agreed, predictions = yield from in_background(
+        "labels", find_suspects
+    )
     ids = table["id"].to_numpy()
     predictions.index = pd.Index(ids[predictions.index], name="id")
     predictions["predicted"] = np.array(classes, dtype=object)[predictions["predicted"]]
@@ -222,7 +240,9 @@ def _label_findings(
     names = [classes[label] for label in alike]
     notes = {
         path: f"labelled {given}, looks like {name} ({percent(share, 0)})"
-        for path, given, name, share in zip(paths, table["class"].to_numpy()[suspects], names, shares, strict=True)
+        for path, given, name, share in zip(
+            paths, table["class"].to_numpy()[suspects], names, shares, strict=True
+        )
     }
     looks = "looks" if len(paths) == 1 else "look"
     message = f"{things(len(paths), 'image')} ({percent(len(paths) / len(table))}) {looks} like another class, possibly mislabelled. The linear model agrees with {percent(agreed, 0)} of all labels; the lower that share, the more of these are its own mistakes."
@@ -241,7 +261,9 @@ def _label_findings(
     return found, predictions
 
 
-def _shift(features: np.ndarray, table: pd.DataFrame) -> Work[tuple[dict[str, float], Finding | None]]:
+def _shift(
+    features: np.ndarray, table: pd.DataFrame
+) -> Work[tuple[dict[str, float], Finding | None]]:
     auc: dict[str, float] = {}
     shifted: list[str] = []
     messages: list[str] = []
@@ -251,7 +273,9 @@ def _shift(features: np.ndarray, table: pd.DataFrame) -> Work[tuple[dict[str, fl
         rows = np.flatnonzero(table["split"] == split)
         if min(len(rows), len(train)) < _FEWEST:
             continue
-        compare = partial(two_sample_auc, features[train], features[rows], sets[np.concatenate([train, rows])])
+        compare = partial(
+            two_sample_auc, features[train], features[rows], sets[np.concatenate([train, rows])]
+        )
         score, error = yield from in_background("shift", compare)
         if np.isnan(score):
             continue
@@ -266,13 +290,22 @@ def _shift(features: np.ndarray, table: pd.DataFrame) -> Work[tuple[dict[str, fl
 
 
 def _outliers(features: Features, table: pd.DataFrame) -> Work[Finding | None]:
-    deeper = features.by_stage[len(features.by_stage) // 2 :]  # the last one alone sees little of what ImageNet does not hold
-    far, scores = yield from in_background("outliers", partial(far_away, deeper, table["near"].to_numpy()))
+    deeper = features.by_stage[
+        len(features.by_stage) // 2 :
+    ]  # the last one alone sees little of what ImageNet does not hold
+    far, scores = yield from in_background(
+        "outliers", partial(far_away, deeper, table["near"].to_numpy())
+    )
     if not len(far):
         return None
     paths = tuple(table["id"].to_numpy()[far])
-    message = f"{things(len(paths), 'image')} far from all others, possibly outliers: {some(paths)}."
-    notes = {path: f"{score:.0f} times the usual spread away" for path, score in zip(paths, scores, strict=True)}
+    message = (
+        f"{things(len(paths), 'image')} far from all others, possibly outliers: {some(paths)}."
+    )
+    notes = {
+        path: f"{score:.0f} times the usual spread away"
+        for path, score in zip(paths, scores, strict=True)
+    }
     return Finding("outliers", "warning", message, len(paths), paths, notes=notes)
 
 

@@ -74,7 +74,9 @@ def _features(dataset: Dataset, backbone: str, image_size: int, device: Device) 
     wanted = np.unique(keys, return_index=True)[1]
     needed = wanted[CACHE.table(name).missing(keys[wanted])]
     paths = dataset.paths(dataset.table)
-    decoding = decode_pixels(paths, keys, needed, network.info.stored_side(image_size), network.info.interpolation)
+    decoding = decode_pixels(
+        paths, keys, needed, network.info.stored_side(image_size), network.info.interpolation
+    )
     pixels = yield from in_phase("decode", decoding)
     needed = np.setdiff1d(needed, list(pixels.failed))
     with Compiler(device, len(needed), forward_batch(device)) as compiler:
@@ -87,7 +89,9 @@ def _features(dataset: Dataset, backbone: str, image_size: int, device: Device) 
             if (yield from in_phase("features", filling, start, len(needed))) is None:
                 break
     table = CACHE.table(name)
-    if table.missing(keys[np.setdiff1d(wanted, list(pixels.failed))]).any():  # or later blocks have driven out earlier ones
+    if table.missing(
+        keys[np.setdiff1d(wanted, list(pixels.failed))]
+    ).any():  # or later blocks have driven out earlier ones
         raise DataError(
             "There is no room for the features of these images. Make room on the disk, or let THAW_CACHE_DISK_GB allow more."
         )
@@ -134,13 +138,23 @@ def pooled_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
     """
     try:
         segments = split_network(network)
-        cuts = [stage for stage in range(1, len(network.stages)) if segments.boundaries[stage - 1] is not None]
+        cuts = [
+            stage
+            for stage in range(1, len(network.stages))
+            if segments.boundaries[stage - 1] is not None
+        ]
         parts = [segments.part(start, end) for start, end in zip([None, *cuts], cuts, strict=False)]
     except CannotSplit as error:
-        raise DataError(f"{network.info.name} cannot be analyzed: {error}. Choose another backbone.") from None
+        raise DataError(
+            f"{network.info.name} cannot be analyzed: {error}. Choose another backbone."
+        ) from None
     if not parts:
-        raise DataError(f"{network.info.name} cannot be cut between its stages. Choose another backbone.")
-    pooled = PooledStages(network, [part.eval() for part in parts], [cut - 1 for cut in cuts]).eval()
+        raise DataError(
+            f"{network.info.name} cannot be cut between its stages. Choose another backbone."
+        )
+    pooled = PooledStages(
+        network, [part.eval() for part in parts], [cut - 1 for cut in cuts]
+    ).eval()
     return pooled, tuple(network.stages[cut - 1].name for cut in cuts)
 
 
@@ -150,7 +164,9 @@ def network_inputs(
     """(rows, images as validation feeds them to the network ``[n, 3, s, s]``, on the device), batch by batch, the next one made
     meanwhile."""
     feed = validation_feed(pixels, network.info, image_size, device)
-    for batch, loaded in arriving(lambda some: (some, feed.load(some)), in_order(rows, _BATCH), device):
+    for batch, loaded in arriving(
+        lambda some: (some, feed.load(some)), in_order(rows, _BATCH), device
+    ):
         yield batch, feed.finish(loaded, batch)
 
 

@@ -34,7 +34,9 @@ class Probe:
     error: Length
 
 
-def out_of_fold(features: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def out_of_fold(
+    features: np.ndarray, labels: np.ndarray, sets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Class probabilities for every image from a linear head that has seen neither it nor its near-duplicates.
 
     Args:
@@ -60,7 +62,9 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> t
     return probabilities, kept
 
 
-def label_errors(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def label_errors(
+    probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Confident learning (Northcutt et al. 2021, as in cleanlab): the images that look like another class, most confident first.
 
     Returns:
@@ -73,7 +77,11 @@ def label_errors(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
     if len(np.unique(given)) < 2:
         return rows[:0], rows[:0]
     suspects = find_label_issues(
-        given, probabilities[rows], filter_by="prune_by_class", return_indices_ranked_by="self_confidence", n_jobs=1
+        given,
+        probabilities[rows],
+        filter_by="prune_by_class",
+        return_indices_ranked_by="self_confidence",
+        n_jobs=1,
     )
     looks_like = probabilities[rows][suspects].argmax(axis=1)
     other = looks_like != given[suspects]
@@ -88,19 +96,29 @@ def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -
     return float((kept[probabilities[rows].argmax(axis=1)] == labels[rows]).mean())
 
 
-def class_predictions(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> pd.DataFrame:
+def class_predictions(
+    probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
+) -> pd.DataFrame:
     """What each held-out image (see ``out_of_fold``) is taken for.
 
     Returns:
         By position: ``predicted`` (the most likely label), ``confidence`` (its probability), ``label_confidence`` (that of the label
         given: the self-confidence of confident learning).
     """
-    rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1)) if len(kept) > 1 else np.empty(0, dtype=int)
+    rows = (
+        np.flatnonzero(~np.isnan(probabilities).any(axis=1))
+        if len(kept) > 1
+        else np.empty(0, dtype=int)
+    )
     held_out = probabilities[rows]
     given = np.searchsorted(kept, labels[rows])
     best = held_out.argmax(axis=1) if len(rows) else rows
     every = np.arange(len(rows))
-    columns = {"predicted": kept[best], "confidence": held_out[every, best], "label_confidence": held_out[every, given]}
+    columns = {
+        "predicted": kept[best],
+        "confidence": held_out[every, best],
+        "label_confidence": held_out[every, given],
+    }
     return pd.DataFrame(columns, index=rows)
 
 
@@ -122,7 +140,11 @@ def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> t
         scores[held_out] = model.decision_function(reduced[held_out])
     error = np.sqrt((len(which) + 1) / (12 * len(first) * len(second)))
     judged_rows = ~np.isnan(scores)
-    auc = roc_auc_score(which[judged_rows], scores[judged_rows]) if len(np.unique(which[judged_rows])) == 2 else np.nan
+    auc = (
+        roc_auc_score(which[judged_rows], scores[judged_rows])
+        if len(np.unique(which[judged_rows])) == 2
+        else np.nan
+    )
     return float(auc), float(error)
 
 
@@ -148,15 +170,23 @@ def _remoteness(features: np.ndarray) -> np.ndarray:
     """
     unit = normalize(features)
     some = unit[_some(np.arange(len(unit)))]
-    reduced = PCA(min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0).fit(some).transform(unit)
+    reduced = (
+        PCA(min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0)
+        .fit(some)
+        .transform(unit)
+    )
     nearest = NearestNeighbors(n_neighbors=_NEIGHBOURS + 1).fit(reduced)
-    distance: np.ndarray = np.log(np.maximum(nearest.kneighbors(reduced)[0][:, 1:].mean(axis=1), 1e-9))
+    distance: np.ndarray = np.log(
+        np.maximum(nearest.kneighbors(reduced)[0][:, 1:].mean(axis=1), 1e-9)
+    )
     deviation = 1.4826 * np.median(np.abs(distance - np.median(distance)))
     deviations: np.ndarray = (distance - np.median(distance)) / max(deviation, 1e-6)
     return deviations
 
 
-def probe(stage: str, features: np.ndarray, labels: np.ndarray, train: np.ndarray, val: np.ndarray) -> Probe:
+def probe(
+    stage: str, features: np.ndarray, labels: np.ndarray, train: np.ndarray, val: np.ndarray
+) -> Probe:
     """Train a linear model on one stage's features of the training images, and evaluate it on the validation images.
 
     Args:
@@ -164,11 +194,19 @@ def probe(stage: str, features: np.ndarray, labels: np.ndarray, train: np.ndarra
     """
     reduced = _reduced(features, fitted_on=train)
     some = _some(train)
-    accuracy = float((_head().fit(reduced[some], labels[some]).predict(reduced[val]) == labels[val]).mean())
-    return Probe(stage, accuracy, float(np.sqrt(max(accuracy * (1 - accuracy), 1 / len(val) ** 2) / len(val))))
+    accuracy = float(
+        (_head().fit(reduced[some], labels[some]).predict(reduced[val]) == labels[val]).mean()
+    )
+    return Probe(
+        stage,
+        accuracy,
+        float(np.sqrt(max(accuracy * (1 - accuracy), 1 / len(val) ** 2) / len(val))),
+    )
 
 
-def nearest_of_class(features: np.ndarray, labels: np.ndarray, positions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def nearest_of_class(
+    features: np.ndarray, labels: np.ndarray, positions: np.ndarray, wanted: np.ndarray
+) -> np.ndarray:
     """For each position the one of the wanted class that is nearest to it in feature space."""
     reduced = _reduced(features)
     found = np.empty(len(positions), dtype=int)
@@ -176,7 +214,11 @@ def nearest_of_class(features: np.ndarray, labels: np.ndarray, positions: np.nda
         members = np.setdiff1d(np.flatnonzero(labels == label), positions)
         members = members if len(members) else np.flatnonzero(labels == label)
         here = np.flatnonzero(wanted == label)
-        nearest = NearestNeighbors(n_neighbors=1).fit(reduced[members]).kneighbors(reduced[positions[here]])[1][:, 0]
+        nearest = (
+            NearestNeighbors(n_neighbors=1)
+            .fit(reduced[members])
+            .kneighbors(reduced[positions[here]])[1][:, 0]
+        )
         found[here] = members[nearest]
     return found
 
@@ -198,7 +240,9 @@ def _reduced(features: np.ndarray, fitted_on: np.ndarray | None = None) -> np.nd
     """
     some = features[_some(np.arange(len(features)) if fitted_on is None else fitted_on)]
     directions = min(_DIMENSIONS, *some.shape)
-    pipeline = make_pipeline(StandardScaler(), PCA(directions, svd_solver="randomized", random_state=0))
+    pipeline = make_pipeline(
+        StandardScaler(), PCA(directions, svd_solver="randomized", random_state=0)
+    )
     scale = max(float(pipeline.fit_transform(some)[:, 0].std()), 1e-6)
     directed: np.ndarray = pipeline.transform(features) / scale
     return directed.astype(np.float32)

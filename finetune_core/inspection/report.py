@@ -23,7 +23,11 @@ class Inspection:
 
     def in_words(self) -> str:
         """How many images, of which sizes, and who decides on the split."""
-        dataset, widths, heights = self.dataset, self.dataset.table["width"], self.dataset.table["height"]
+        dataset, widths, heights = (
+            self.dataset,
+            self.dataset.table["width"],
+            self.dataset.table["height"],
+        )
         return (
             f"{things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}, "
             f"{widths.min()}×{heights.min()} to {widths.max()}×{heights.max()} pixels; "
@@ -37,7 +41,9 @@ class Inspection:
     def class_rows(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) with one row per class: its images by split."""
         counts = self.dataset.counts()
-        return ["Class", *counts.columns], [[str(name), *(f"{count:,}" for count in row)] for name, row in counts.iterrows()]
+        return ["Class", *counts.columns], [
+            [str(name), *(f"{count:,}" for count in row)] for name, row in counts.iterrows()
+        ]
 
     def finding_rows(self) -> list[tuple[str, str]]:
         """(severity, what was found) of each finding."""
@@ -66,7 +72,11 @@ class Inspection:
         return f"<Inspection: {self.in_words()} {things(len(self.findings), 'finding')}>"
 
     def _repr_html_(self) -> str:
-        found = table(("Severity", "Finding"), self.finding_rows()) if self.findings else paragraphs("Nothing looks wrong.")
+        found = (
+            table(("Severity", "Finding"), self.finding_rows())
+            if self.findings
+            else paragraphs("Nothing looks wrong.")
+        )
         parts = [paragraphs(self.in_words(), self.changes()), table(*self.class_rows()), found]
         if self.deep and self.deep.probes:
             parts += [table(*self.probe_rows()), paragraphs(self.advice())]
@@ -74,7 +84,11 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as ``inspect --json`` prints them."""
-        dataset, widths, heights = self.dataset, self.dataset.table["width"], self.dataset.table["height"]
+        dataset, widths, heights = (
+            self.dataset,
+            self.dataset.table["width"],
+            self.dataset.table["height"],
+        )
         values = {
             "data": str(dataset.root),
             "images": len(dataset.table),

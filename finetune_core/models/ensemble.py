@@ -17,7 +17,9 @@ def mean_log_probabilities(logits: np.ndarray) -> np.ndarray:
 
     Softmax of it is the mean itself, so it stands wherever a network's logits do. The order of the networks changes nothing.
     """
-    ordered = np.sort(log_softmax(logits.astype(np.float64), axis=2), axis=0)  # sums depend on the order of their terms
+    ordered = np.sort(
+        log_softmax(logits.astype(np.float64), axis=2), axis=0
+    )  # sums depend on the order of their terms
     mean: np.ndarray = logsumexp(ordered, axis=0) - np.log(len(logits))
     return mean
 
@@ -34,7 +36,9 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(networks)
         mean, std = _colours(infos[0])
         self.renormalised = frozenset(
-            at for at, one in enumerate(infos) if (one.mean, one.std) != (infos[0].mean, infos[0].std)
+            at
+            for at, one in enumerate(infos)
+            if (one.mean, one.std) != (infos[0].mean, infos[0].std)
         )
         for at in self.renormalised:
             own_mean, own_std = _colours(infos[at])
@@ -42,7 +46,10 @@ class Ensemble(nn.Module):
             self.register_buffer(f"shift_{at}", ((mean - own_mean) / own_std).float())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        answers = [member(self._seen(images, at)).float().log_softmax(dim=1) for at, member in enumerate(self.members)]
+        answers = [
+            member(self._seen(images, at)).float().log_softmax(dim=1)
+            for at, member in enumerate(self.members)
+        ]
         return torch.stack(answers).logsumexp(dim=0) - math.log(len(answers))
 
     def _seen(self, images: torch.Tensor, at: int) -> torch.Tensor:
@@ -53,7 +60,9 @@ class Ensemble(nn.Module):
 
 def _colours(info: BackboneInfo) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation, float64 ``[3, 1, 1]``."""
-    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (info.mean, info.std))
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (info.mean, info.std)
+    )
     return mean, std
 
 

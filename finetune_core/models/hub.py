@@ -108,7 +108,11 @@ class _Download(threading.Thread):
         name, _, revision = self.repository.partition("@")
         try:
             with contextlib.suppress(_Abandoned):
-                self.path = Path(hf_hub_download(name, self.file, revision=revision or None, tqdm_class=self._bar()))
+                self.path = Path(
+                    hf_hub_download(
+                        name, self.file, revision=revision or None, tqdm_class=self._bar()
+                    )
+                )
         except Exception as error:  # handed to whoever waits, who knows which of them is no bug
             self.error = error
 
@@ -161,7 +165,9 @@ def _in_words(error: Exception, repository: str, file: str) -> Exception:
     if isinstance(error, errors.RevisionNotFoundError):
         return WeightsError(f"{where} has no revision {repository.partition('@')[2]!r}.")
     if isinstance(error, OSError | ValueError):
-        return WeightsError(f"{file} of {repository} could not be downloaded from {where} ({_reason(error)}).")
+        return WeightsError(
+            f"{file} of {repository} could not be downloaded from {where} ({_reason(error)})."
+        )
     return error
 
 

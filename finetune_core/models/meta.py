@@ -18,7 +18,8 @@ def allocating_on_meta() -> Iterator[None]:
 
 # What weights are initialised with. On tensors without numbers it changes nothing, and torch takes long to find that out.
 _INITIALISES = {
-    getattr(torch.Tensor, name) for name in ("uniform_", "normal_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_")
+    getattr(torch.Tensor, name)
+    for name in ("uniform_", "normal_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_")
 }
 
 
@@ -27,7 +28,11 @@ class _BigTensorsOnMeta(TorchFunctionMode):
     the result back, which ``torch.device("meta")`` would forbid."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func in (torch.empty, torch.zeros, torch.ones):
@@ -46,9 +51,18 @@ def norms_keep_shapes() -> Iterator[None]:
 
 class _NormsKeepShapes(TorchFunctionMode):
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if len(args) > 1 and isinstance(args[0], torch.Tensor) and args[0].is_meta and _keeps_shape(func, args):
+        if (
+            len(args) > 1
+            and isinstance(args[0], torch.Tensor)
+            and args[0].is_meta
+            and _keeps_shape(func, args)
+        ):
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
 
@@ -59,4 +73,6 @@ def _keeps_shape(func: object, args: tuple[Any, ...]) -> bool:
     expected = args[1]
     if func is functional.layer_norm:
         return tuple(images.shape[-len(expected) :]) == tuple(expected)
-    return func is functional.batch_norm and expected is not None and images.shape[1] == len(expected)
+    return (
+        func is functional.batch_norm and expected is not None and images.shape[1] == len(expected)
+    )

@@ -12,16 +12,39 @@ import torch
 from torch import nn
 
 from finetune_core.errors import ConfigError
-from finetune_core.models.catalogue import BackboneInfo, backbone_info, check_backbone_name, create, create_on_meta
+from finetune_core.models.catalogue import (
+    BackboneInfo,
+    backbone_info,
+    check_backbone_name,
+    create,
+    create_on_meta,
+)
 from finetune_core.models.partition import CannotSplit
 from finetune_core.models.remembered import Remembered
 from finetune_core.models.stages import Stage, derive_stages, find_head, replace_head
-from finetune_core.models.timm_networks import CLASSES, MISFITS, find, headless, is_built_for_a_size, is_timm_name
+from finetune_core.models.timm_networks import (
+    CLASSES,
+    MISFITS,
+    find,
+    headless,
+    is_built_for_a_size,
+    is_timm_name,
+)
 from finetune_core.models.truncated import truncated
-from finetune_core.models.weights import PRETRAINED, RANDOM, load_weights, of_head, pretrained_timm, put_tensors, state_hash
+from finetune_core.models.weights import (
+    PRETRAINED,
+    RANDOM,
+    load_weights,
+    of_head,
+    pretrained_timm,
+    put_tensors,
+    state_hash,
+)
 from finetune_core.randomness import seeded
 
-_CLASSES = 1009  # of the head that structures are looked at with: no other dimension of a network is that
+_CLASSES = (
+    1009  # of the head that structures are looked at with: no other dimension of a network is that
+)
 _building = Lock()
 
 
@@ -101,7 +124,9 @@ def parameter_count(name: str) -> int:
     """
     if known := backbone_info(name).known_parameters:
         return known
-    return sum(stage.parameter_count for stage in network_stages(name, find(name).classes or CLASSES))
+    return sum(
+        stage.parameter_count for stage in network_stages(name, find(name).classes or CLASSES)
+    )
 
 
 def network_stages(
@@ -122,7 +147,10 @@ def network_stages(
         return _ended_stages(name, classes, *seen, features_from)
     found = _structure(name, *seen)
     *stages, head = found.stages
-    sizes = {n: size // _CLASSES * classes if n.rpartition(".")[0] in found.heads else size for n, size in head.sizes.items()}
+    sizes = {
+        n: size // _CLASSES * classes if n.rpartition(".")[0] in found.heads else size
+        for n, size in head.sizes.items()
+    }
     return (*stages, replace(head, sizes=sizes, parameter_count=sum(sizes.values())))
 
 
@@ -137,7 +165,9 @@ def _side_and_version(name: str, image_size: int | None) -> tuple[int, Hashable]
 
 
 @Remembered
-def _ended_stages(name: str, classes: int, side: int, version: Hashable, stage: str) -> tuple[Stage, ...]:
+def _ended_stages(
+    name: str, classes: int, side: int, version: Hashable, stage: str
+) -> tuple[Stage, ...]:
     model = create_on_meta(name, side) if is_timm_name(name) else create_on_meta(name)
     return ended_after(name, model, _structure(name, side, version).stages, stage, classes, side)[1]
 
@@ -146,7 +176,11 @@ def _ended_stages(name: str, classes: int, side: int, version: Hashable, stage: 
 def _structure(name: str, side: int, _version: Hashable) -> _Structure:
     if is_timm_name(name):
         model = create_on_meta(name, side, _CLASSES)
-        heads = tuple(dict.fromkeys(key.rpartition(".")[0] for key, p in model.named_parameters() if _CLASSES in p.shape))
+        heads = tuple(
+            dict.fromkeys(
+                key.rpartition(".")[0] for key, p in model.named_parameters() if _CLASSES in p.shape
+            )
+        )
     else:
         model = create_on_meta(name)
         heads = (find_head(model),)
@@ -154,17 +188,30 @@ def _structure(name: str, side: int, _version: Hashable) -> _Structure:
     if not heads:
         raise headless(name)
     if not all(isinstance(layer, nn.Linear | nn.Conv2d) for layer in layers):
-        raise ConfigError({"backbone": f"the head of {name} is no linear layer or convolution, so Thaw cannot replace it"})
+        raise ConfigError(
+            {
+                "backbone": f"the head of {name} is no linear layer or convolution, so Thaw cannot replace it"
+            }
+        )
     for head in heads:
         replace_head(model, head, _CLASSES)
     try:
-        return _Structure(heads, derive_stages(model, heads, side), all(isinstance(layer, nn.Linear) for layer in layers))
+        return _Structure(
+            heads,
+            derive_stages(model, heads, side),
+            all(isinstance(layer, nn.Linear) for layer in layers),
+        )
     except MISFITS:
         raise _cannot_take(name, side) from None
 
 
 def ended_after(
-    name: str, model: nn.Module, stages: Sequence[Stage], stage: str, classes: int, image_size: int | None
+    name: str,
+    model: nn.Module,
+    stages: Sequence[Stage],
+    stage: str,
+    classes: int,
+    image_size: int | None,
 ) -> tuple[nn.Module, tuple[Stage, ...]]:
     """A backbone up to one of its stages, with a linear head whose weights are not yet set, and its stages then. Modules are shared.
 
@@ -173,10 +220,16 @@ def ended_after(
     """
     names = [one.name for one in stages[:-1]]
     if stage not in names:
-        raise ConfigError({"features_from": f"there is no stage {stage!r}; the stages of {name} are {', '.join(names)}"})
+        raise ConfigError(
+            {
+                "features_from": f"there is no stage {stage!r}; the stages of {name} are {', '.join(names)}"
+            }
+        )
     side = image_size or _side_and_version(name, None)[0]
     try:
-        return truncated(model, stages, head_paths(name, image_size)[0], names.index(stage), classes, side)
+        return truncated(
+            model, stages, head_paths(name, image_size)[0], names.index(stage), classes, side
+        )
     except CannotSplit as error:
         raise ConfigError({"features_from": f"{name} cannot end after {stage}: {error}"}) from None
 
@@ -205,11 +258,20 @@ def _try_size(name: str, image_size: int) -> None:
 
 def _cannot_take(name: str, image_size: int) -> ConfigError:
     own = backbone_info(name).image_size
-    return ConfigError({"image_size": f"{name} cannot take images of {image_size} × {image_size} pixels; {own} works"})
+    return ConfigError(
+        {
+            "image_size": f"{name} cannot take images of {image_size} × {image_size} pixels; {own} works"
+        }
+    )
 
 
 def build_network(
-    name: str, weights: str, classes: int, seed: int, image_size: int | None = None, features_from: str | None = None
+    name: str,
+    weights: str,
+    classes: int,
+    seed: int,
+    image_size: int | None = None,
+    features_from: str | None = None,
 ) -> Network:
     """A backbone with its weights and a new head for ``classes`` classes.
 
@@ -225,10 +287,14 @@ def build_network(
         ConfigError, WeightsError.
     """
     heads, (side, version) = head_paths(name, image_size), _side_and_version(name, image_size)
-    size = side if is_timm_name(name) and is_built_for_a_size(find(name)) else None  # else it is the same for all of them
+    size = (
+        side if is_timm_name(name) and is_built_for_a_size(find(name)) else None
+    )  # else it is the same for all of them
     with _building:  # two sessions that ask at once load it once
         first_seed = seed if weights == RANDOM else 0
-        source, weights_hash = _held(name, weights, (version, _identity(name, weights)), first_seed, size, heads)
+        source, weights_hash = _held(
+            name, weights, (version, _identity(name, weights)), first_seed, size, heads
+        )
     return _with_new_head(name, source, weights_hash, classes, seed, image_size, features_from)
 
 
@@ -253,7 +319,15 @@ def network_of(
     with seeded(0):
         source = create(name, image_size).eval()
     put_tensors(source, {key: tensor for key, tensor in tensors.items() if not of_head(key, heads)})
-    return _with_new_head(name, source, state_hash(source.state_dict(), heads), classes, seed, image_size, features_from)
+    return _with_new_head(
+        name,
+        source,
+        state_hash(source.state_dict(), heads),
+        classes,
+        seed,
+        image_size,
+        features_from,
+    )
 
 
 def headed_state(name: str, classes: int, image_size: int | None = None) -> dict[str, torch.Tensor]:
@@ -265,20 +339,43 @@ def headed_state(name: str, classes: int, image_size: int | None = None) -> dict
 
 
 def _with_new_head(
-    name: str, source: nn.Module, weights_hash: str, classes: int, seed: int, image_size: int | None, features_from: str | None
+    name: str,
+    source: nn.Module,
+    weights_hash: str,
+    classes: int,
+    seed: int,
+    image_size: int | None,
+    features_from: str | None,
 ) -> Network:
     heads, stages = head_paths(name, image_size), network_stages(name, classes, image_size)
     if features_from is not None:
-        heads, (source, stages) = heads[:1], ended_after(name, source, stages, features_from, classes, image_size)
+        heads, (source, stages) = (
+            heads[:1],
+            ended_after(name, source, stages, features_from, classes, image_size),
+        )
     model = copy.deepcopy(source)
     for head in heads:
         _initialise(replace_head(model, head, classes), seed)
-    return Network(model.eval(), source, stages, heads, weights_hash, backbone_info(name), image_size, features_from)
+    return Network(
+        model.eval(),
+        source,
+        stages,
+        heads,
+        weights_hash,
+        backbone_info(name),
+        image_size,
+        features_from,
+    )
 
 
 @lru_cache(maxsize=4)
 def _held(
-    name: str, weights: str, _files: Hashable, seed: int, image_size: int | None, heads: tuple[str, ...]
+    name: str,
+    weights: str,
+    _files: Hashable,
+    seed: int,
+    image_size: int | None,
+    heads: tuple[str, ...],
 ) -> tuple[nn.Module, str]:
     info = backbone_info(name)
     with seeded(seed):

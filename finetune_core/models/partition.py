@@ -61,7 +61,9 @@ class Segments:
         if first is not None:
             copies[first] = graph.placeholder("activation")
             copies |= self.numbers
-        constants = _constants_before(nodes, _dependent(nodes, self.numbers.keys() | self.counts), begin, stop)
+        constants = _constants_before(
+            nodes, _dependent(nodes, self.numbers.keys() | self.counts), begin, stop
+        )
         if first is not None and not self.counts.isdisjoint(constants):
             copies |= dict.fromkeys(self.counts, graph.call_method("size", (copies[first], 0)))
         for node in [*constants, *nodes[begin:stop]]:
@@ -79,11 +81,18 @@ class Segments:
     def _boundary(self, stage: int) -> fx.Node:
         node = self.boundaries[stage - 1]
         if node is None:
-            raise CannotSplit("more than one value crosses from the frozen stages to those that train")
+            raise CannotSplit(
+                "more than one value crosses from the frozen stages to those that train"
+            )
         return node
 
 
-def trace(model: nn.Module, stages: Sequence[Stage], image_size: int | None = None, whole: Collection[str] = ()) -> Segments:
+def trace(
+    model: nn.Module,
+    stages: Sequence[Stage],
+    image_size: int | None = None,
+    whole: Collection[str] = (),
+) -> Segments:
     """Trace a network and find its cuts.
 
     Args:
@@ -105,7 +114,9 @@ def trace(model: nn.Module, stages: Sequence[Stage], image_size: int | None = No
     found, depends = _boundaries(root, graph, stages, known), _dependent(nodes, known)
 
     def counted(node: fx.Node) -> bool:
-        return not counts.isdisjoint(_constants_before(nodes, depends, nodes.index(node) + 1, len(nodes)))
+        return not counts.isdisjoint(
+            _constants_before(nodes, depends, nodes.index(node) + 1, len(nodes))
+        )
 
     # The number of images is that of the values that cross, where these are one per image.
     usable = [node and (node in batches or not counted(node)) for node in found]
@@ -129,27 +140,41 @@ def _sizes(
     those whose value is a tensor with one entry per image. From two passes without numbers in tensors; none where these are not
     possible."""
     try:
-        few, more = (_sizes_in_pass(root, graph, (count, 3, image_size, image_size)) for count in _COUNTS)
+        few, more = (
+            _sizes_in_pass(root, graph, (count, 3, image_size, image_size)) for count in _COUNTS
+        )
     except Exception:  # operations that need values: torch raises nearly anything
         return {}, frozenset(), frozenset()
     pairs = {node: (value, more.get(node)) for node, value in few.items()}
-    same = {node: value for node, (value, other) in pairs.items() if value == other and not isinstance(value, torch.Size)}
+    same = {
+        node: value
+        for node, (value, other) in pairs.items()
+        if value == other and not isinstance(value, torch.Size)
+    }
     counts = frozenset(node for node, pair in pairs.items() if pair == _COUNTS)
     batches = frozenset(
-        node for node, pair in pairs.items() if all(isinstance(one, torch.Size) for one in pair) and _firsts(pair) == _COUNTS
+        node
+        for node, pair in pairs.items()
+        if all(isinstance(one, torch.Size) for one in pair) and _firsts(pair) == _COUNTS
     )
     return same, counts, batches
 
 
 def _asks_a_size(node: fx.Node) -> bool:
-    return node.target in ("size", "dim", "numel") if node.op == "call_method" else node.target is getattr
+    return (
+        node.target in ("size", "dim", "numel")
+        if node.op == "call_method"
+        else node.target is getattr
+    )
 
 
 def _firsts(shapes: Sequence[Any]) -> tuple[int, ...]:
     return tuple(shape[0] if len(shape) else 0 for shape in shapes)
 
 
-def _sizes_in_pass(root: nn.Module, graph: fx.Graph, shape: tuple[int, ...]) -> dict[fx.Node, Numbers]:
+def _sizes_in_pass(
+    root: nn.Module, graph: fx.Graph, shape: tuple[int, ...]
+) -> dict[fx.Node, Numbers]:
     """Node -> its value where that is a number, or some; its shape where it is a tensor."""
     found: dict[fx.Node, Numbers] = {}
 
@@ -171,7 +196,11 @@ def _sizes_in_pass(root: nn.Module, graph: fx.Graph, shape: tuple[int, ...]) -> 
 
 
 def _boundary(
-    nodes: list[fx.Node], owners: dict[fx.Node, int], depends: set[fx.Node], root: nn.Module, stage: int
+    nodes: list[fx.Node],
+    owners: dict[fx.Node, int],
+    depends: set[fx.Node],
+    root: nn.Module,
+    stage: int,
 ) -> fx.Node | None:
     """The last position between the earlier stages' last module and the later ones' first, at which one tensor is alive:
     as late as possible, so that what has no weights (pooling before a head) is done once, too.
@@ -180,25 +209,36 @@ def _boundary(
     """
     position = {node: index for index, node in enumerate(nodes)}
     owned = [node for node in nodes if node in depends and node in owners]
-    earlier = max((position[node] for node in owned if _has_tensors(node, root) and owners[node] < stage), default=None)
+    earlier = max(
+        (position[node] for node in owned if _has_tensors(node, root) and owners[node] < stage),
+        default=None,
+    )
     later = next((position[node] for node in owned if owners[node] >= stage), None)
     if earlier is None or later is None or later <= earlier:
         return None
     for cut in range(later - 1, earlier - 1, -1):
-        crossing = (node for node in nodes[: cut + 1] if any(position[user] > cut for user in node.users))
+        crossing = (
+            node for node in nodes[: cut + 1] if any(position[user] > cut for user in node.users)
+        )
         alive = [node for node in crossing if node in depends]
         if len(alive) == 1 and _is_tensor(alive[0]):
             return alive[0]
     return None
 
 
-def _constants_before(nodes: Sequence[fx.Node], depends: set[fx.Node], begin: int, stop: int) -> list[fx.Node]:
+def _constants_before(
+    nodes: Sequence[fx.Node], depends: set[fx.Node], begin: int, stop: int
+) -> list[fx.Node]:
     """The nodes before a part that do not depend on the images, and that the part needs."""
     before = set(nodes[:begin])
     needed: set[fx.Node] = set()
     for node in reversed(nodes[:stop]):
         if node in needed or node not in before:
-            needed.update(source for source in node.all_input_nodes if source in before and source not in depends)
+            needed.update(
+                source
+                for source in node.all_input_nodes
+                if source in before and source not in depends
+            )
     return [node for node in nodes[:begin] if node in needed]
 
 
@@ -206,17 +246,27 @@ def _dependent(nodes: Sequence[fx.Node], known: Collection[fx.Node]) -> set[fx.N
     """The nodes whose value depends on the images."""
     found: set[fx.Node] = set()
     for node in nodes:
-        if node.op == "placeholder" or (node not in known and any(source in found for source in node.all_input_nodes)):
+        if node.op == "placeholder" or (
+            node not in known and any(source in found for source in node.all_input_nodes)
+        ):
             found.add(node)
     return found
 
 
-def _owners(nodes: Sequence[fx.Node], depends: set[fx.Node], stages: Sequence[Stage]) -> dict[fx.Node, int]:
+def _owners(
+    nodes: Sequence[fx.Node], depends: set[fx.Node], stages: Sequence[Stage]
+) -> dict[fx.Node, int]:
     """The stage of each module, of each tensor, and of what is computed with tensors of the network itself; the last of several."""
     owners: dict[fx.Node, int] = {}
     for node in nodes:
-        own = _stage_of(str(node.target), stages) if node.op in ("call_module", "get_attr") else None
-        used = [owners[source] for source in node.all_input_nodes if source in owners and source not in depends]
+        own = (
+            _stage_of(str(node.target), stages) if node.op in ("call_module", "get_attr") else None
+        )
+        used = [
+            owners[source]
+            for source in node.all_input_nodes
+            if source in owners and source not in depends
+        ]
         if found := [*used, *([] if own is None else [own])]:
             owners[node] = max(found)
     return owners
@@ -224,7 +274,9 @@ def _owners(nodes: Sequence[fx.Node], depends: set[fx.Node], stages: Sequence[St
 
 def _has_tensors(node: fx.Node, root: nn.Module) -> bool:
     """Whether a node runs a module that holds tensors: others, dropout say, may be shared by several stages."""
-    return node.op == "call_module" and any(True for _ in root.get_submodule(str(node.target)).state_dict())
+    return node.op == "call_module" and any(
+        True for _ in root.get_submodule(str(node.target)).state_dict()
+    )
 
 
 def _stage_of(target: str, stages: Sequence[Stage]) -> int | None:

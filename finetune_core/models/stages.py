@@ -18,7 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from finetune_core.models.meta import norms_keep_shapes
 
-_OPEN_SHARE = 0.95  # of the backbone's parameters in one child: that child is a container, not a stage
+_OPEN_SHARE = (
+    0.95  # of the backbone's parameters in one child: that child is a container, not a stage
+)
 _OPEN_RESOLUTIONS = 3  # so many resolutions among its children: a container, too
 _SAME_RESOLUTION = 0.6  # unpadded convolutions lose a few rows within what is still one resolution
 _BATCHNORM = nn.modules.batchnorm._BatchNorm
@@ -90,13 +92,20 @@ class _Unit:
         return (
             blocks >= 2
             or (blocks == 1 and isinstance(self.module, nn.Sequential))
-            or any(isinstance(child, nn.ModuleList) and len(child) > 1 for child in self.module.children())
+            or any(
+                isinstance(child, nn.ModuleList) and len(child) > 1
+                for child in self.module.children()
+            )
         )
 
 
 def find_head(model: nn.Module, image_size: int = 224) -> str:
     """Path of the final layer: the last Linear or convolution that runs. ``model`` may be on the meta device."""
-    weights = [path for path, module in _trace(model, image_size).modules.items() if isinstance(module, _WEIGHT_LAYERS)]
+    weights = [
+        path
+        for path, module in _trace(model, image_size).modules.items()
+        if isinstance(module, _WEIGHT_LAYERS)
+    ]
     return weights[-1]
 
 
@@ -116,7 +125,9 @@ def replace_head(model: nn.Module, head: str, classes: int) -> nn.Linear | nn.Co
     return new
 
 
-def derive_stages(model: nn.Module, heads: Sequence[str], image_size: int = 224) -> tuple[Stage, ...]:
+def derive_stages(
+    model: nn.Module, heads: Sequence[str], image_size: int = 224
+) -> tuple[Stage, ...]:
     """The network's stages, input to head; every parameter and buffer belongs to exactly one, the head is the last.
 
     Args:
@@ -147,7 +158,9 @@ def _distinct(stages: list[Stage]) -> list[Stage]:
     """Names that two stages share get numbers; the head's stays."""
     names = [stage.name for stage in stages]
     return [
-        replace(stage, name=f"{stage.name}_{index}") if index < len(stages) - 1 and names.count(stage.name) > 1 else stage
+        replace(stage, name=f"{stage.name}_{index}")
+        if index < len(stages) - 1 and names.count(stage.name) > 1
+        else stage
         for index, stage in enumerate(stages)
     ]
 
@@ -161,7 +174,11 @@ class _FirstUses(TorchFunctionMode):
         self.found: dict[str, int] = {}
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         for tensor in _tensors((*args, *(kwargs or {}).values())):
             if name := self.names.get(id(tensor)):
@@ -196,7 +213,10 @@ def _trace(model: nn.Module, image_size: int) -> _Trace:
         handles.append(module.register_forward_hook(partial(on_end, path=path)))
     was_training = model.training
     device = next(model.parameters()).device
-    uses = _FirstUses({id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}, started)
+    uses = _FirstUses(
+        {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())},
+        started,
+    )
     try:
         model.eval()
         with torch.no_grad(), norms_keep_shapes(), uses:  # the later one is asked first
@@ -229,7 +249,9 @@ def _units(model: nn.Module, heads: Sequence[str], trace: _Trace) -> list[_Unit]
             for path, module in trace.modules.items()
             if path not in containers and path.rpartition(".")[0] in containers
         ]
-        stacks = [unit for unit in units if unit.is_stack and unit.positions > 1]  # what follows the pooling is no block
+        stacks = [
+            unit for unit in units if unit.is_stack and unit.positions > 1
+        ]  # what follows the pooling is no block
         if len(stacks) != 1 or not _is_whole(stacks[0], model):
             return units
         containers.add(stacks[0].path)
@@ -243,7 +265,11 @@ def _is_whole(stack: _Unit, model: nn.Module) -> bool:
 
 def _containers(model: nn.Module, heads: Sequence[str], trace: _Trace) -> set[str]:
     """Paths of the modules to look into, root first: a module is opened only inside an opened one."""
-    backbone = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(tuple(f"{head}." for head in heads)))
+    backbone = sum(
+        p.numel()
+        for n, p in model.named_parameters()
+        if not n.startswith(tuple(f"{head}." for head in heads))
+    )
     resolutions: dict[str, set[int]] = {}
     for path in trace.modules:
         resolutions.setdefault(path.rpartition(".")[0], set()).add(_positions(trace.shapes[path]))
@@ -252,10 +278,17 @@ def _containers(model: nn.Module, heads: Sequence[str], trace: _Trace) -> set[st
         if path.rpartition(".")[0] not in containers or path in heads or not any(module.children()):
             continue
         share = sum(p.numel() for p in module.parameters()) / backbone
-        plain = not any(True for _ in module.parameters(recurse=False))  # attention that pools has queries of its own
+        plain = not any(
+            True for _ in module.parameters(recurse=False)
+        )  # attention that pools has queries of its own
         several = plain and len(resolutions.get(path, ())) >= _OPEN_RESOLUTIONS
         # A list of modules that the network calls one by one does not run itself.
-        if share >= _OPEN_SHARE or several or path not in trace.modules or any(h.startswith(f"{path}.") for h in heads):
+        if (
+            share >= _OPEN_SHARE
+            or several
+            or path not in trace.modules
+            or any(h.startswith(f"{path}.") for h in heads)
+        ):
             containers.add(path)
     return containers
 
@@ -263,7 +296,11 @@ def _containers(model: nn.Module, heads: Sequence[str], trace: _Trace) -> set[st
 def _group(units: list[_Unit]) -> list[list[_Unit]]:
     # Layers after the last pooling are no blocks: what comes before them is told apart by its resolution.
     blocks = [unit for unit in units if (unit.is_block or unit.is_stack) and unit.positions > 1]
-    isotropic = len(blocks) > 1 and len({unit.positions for unit in blocks}) == 1 and not any(u.is_stack for u in blocks)
+    isotropic = (
+        len(blocks) > 1
+        and len({unit.positions for unit in blocks}) == 1
+        and not any(u.is_stack for u in blocks)
+    )
     groups: list[list[_Unit]] = [[]]
     seen_block = not blocks
     for unit in units:
@@ -296,7 +333,9 @@ def _in_order(groups: list[list[_Unit]], trace: _Trace) -> list[list[_Unit]]:
 def _starts_stage(unit: _Unit, group: list[_Unit], seen_block: bool, isotropic: bool) -> bool:
     """Whether ``unit`` opens a new stage after ``group``, the stage being filled."""
     weighted = [other for other in group if other.weight_layers]
-    if not unit.weight_layers or not weighted:  # norms, activations, pools and dropout stay with what they follow
+    if (
+        not unit.weight_layers or not weighted
+    ):  # norms, activations, pools and dropout stay with what they follow
         return False
     in_stack = any(other.is_block or other.is_stack for other in weighted)
     if unit.is_stack or (unit.is_block and (isotropic or not seen_block)):
@@ -331,14 +370,26 @@ def _stage(name: str, units: list[_Unit], model: nn.Module) -> Stage:
         for key, weight in parameters.items()
         if _is_matrix(key.rpartition(".")[2], owners[key])
     }
-    return Stage(name, paths, tuple(parameters), buffers, sum(sizes.values()), sizes, norms, batchnorms, matrices)
+    return Stage(
+        name,
+        paths,
+        tuple(parameters),
+        buffers,
+        sum(sizes.values()),
+        sizes,
+        norms,
+        batchnorms,
+        matrices,
+    )
 
 
 def _is_matrix(name: str, owner: nn.Module) -> bool:
     """Whether a layer's parameter of that name is what all of its input is multiplied by."""
     if isinstance(owner, nn.MultiheadAttention):
         return name == "in_proj_weight"
-    return name == "weight" and (isinstance(owner, nn.Linear) or (isinstance(owner, nn.Conv2d) and owner.groups == 1))
+    return name == "weight" and (
+        isinstance(owner, nn.Linear) or (isinstance(owner, nn.Conv2d) and owner.groups == 1)
+    )
 
 
 def _owner(tensor: str, paths: tuple[str, ...]) -> bool:
@@ -354,7 +405,14 @@ def _with_loose_tensors(stages: list[Stage], model: nn.Module, trace: _Trace) ->
     buffers = [n for n, _ in model.named_buffers() if n not in owned]
 
     def home(name: str) -> int:
-        return next((owner for owner in reversed(owners[: trace.first_uses.get(name, 0)]) if owner is not None), 0)
+        return next(
+            (
+                owner
+                for owner in reversed(owners[: trace.first_uses.get(name, 0)])
+                if owner is not None
+            ),
+            0,
+        )
 
     for name, size in reversed(sizes.items()):
         old = stages[home(name)]
@@ -365,7 +423,9 @@ def _with_loose_tensors(stages: list[Stage], model: nn.Module, trace: _Trace) ->
             sizes={name: size, **old.sizes},
         )
     for name in reversed(buffers):
-        stages[home(name)] = replace(stages[home(name)], buffers=(name, *stages[home(name)].buffers))
+        stages[home(name)] = replace(
+            stages[home(name)], buffers=(name, *stages[home(name)].buffers)
+        )
     return tuple(stages)
 
 

@@ -32,7 +32,16 @@ _PARAMETERS = Path(__file__).with_name("timm_parameters.csv")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?", re.ASCII)
 _ARGUMENT = (bool, int, float, str, list, type(None))
 # What building, or a forward pass without numbers, raises where arguments or sizes do not fit a network.
-MISFITS = (RuntimeError, AssertionError, ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError)
+MISFITS = (
+    RuntimeError,
+    AssertionError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    ArithmeticError,
+)
 
 
 @dataclass(frozen=True)
@@ -110,9 +119,15 @@ def published() -> dict[str, str]:
     """Everything that timm publishes as safetensors and that can classify: ``timm/NAME.TAG`` -> its repository."""
     import timm
 
-    names = [name for name in timm.list_models(pretrained=True) if classifies(name.partition(".")[0])]
+    names = [
+        name for name in timm.list_models(pretrained=True) if classifies(name.partition(".")[0])
+    ]
     configs = {name: timm.get_pretrained_cfg(name) for name in names}
-    return {f"{TIMM}{name}": found.hf_hub_id for name, found in configs.items() if found and found.hf_hub_id}
+    return {
+        f"{TIMM}{name}": found.hf_hub_id
+        for name, found in configs.items()
+        if found and found.hf_hub_id
+    }
 
 
 def shared_name(name: str) -> str:
@@ -136,7 +151,9 @@ def check_name(name: str) -> None:
     elif name.startswith(HUB):
         repository = name.removeprefix(HUB)
         if not (_REPOSITORY.fullmatch(repository) and hub.is_repository(repository)):
-            raise _refused(f"{name!r} names no repository of the Hugging Face Hub: hf-hub:USER/MODEL is expected")
+            raise _refused(
+                f"{name!r} names no repository of the Hugging Face Hub: hf-hub:USER/MODEL is expected"
+            )
     elif name.startswith(FOLDER) and not name.removeprefix(FOLDER).strip():
         raise _refused(f"{name!r} names no folder: local-dir:FOLDER is expected")
 
@@ -161,7 +178,13 @@ def find(name: str) -> TimmNetwork:
             raise WeightsError(
                 f"The description of {name} is not on this machine yet: it is on {hub.page(repository)}, and fetched when a run starts."
             )
-        return TimmNetwork(name, *_described(description), repository, hub.cached(repository, WEIGHTS), str(description))
+        return TimmNetwork(
+            name,
+            *_described(description),
+            repository,
+            hub.cached(repository, WEIGHTS),
+            str(description),
+        )
     description = _in_folder(name.removeprefix(FOLDER))
     weights = description.with_name(WEIGHTS)
     return TimmNetwork(name, *_described(description), None, weights, stamp(description.resolve()))
@@ -180,7 +203,10 @@ def _in_folder(folder: str) -> Path:
 
 
 def build(
-    network: TimmNetwork, image_size: int | None = None, classes: int | None = None, file: Path | None = None
+    network: TimmNetwork,
+    image_size: int | None = None,
+    classes: int | None = None,
+    file: Path | None = None,
 ) -> nn.Module:
     """Build a network; one that is published without a head gets one.
 
@@ -195,14 +221,25 @@ def build(
     """
     import timm
 
-    source = {"source": None, "url": None, "hf_hub_id": None, "file": str(file) if file else None, "custom_load": False}
+    source = {
+        "source": None,
+        "url": None,
+        "hf_hub_id": None,
+        "file": str(file) if file else None,
+        "custom_load": False,
+    }
     head = {"num_classes": classes} if classes and not file else {}
     seen = _key(network) in _FITS_EMBEDDINGS
 
     def create() -> nn.Module:
-        options = _options(network, image_size, fits=_FITS_EMBEDDINGS.get(_key(network), False)) | head
+        options = (
+            _options(network, image_size, fits=_FITS_EMBEDDINGS.get(_key(network), False)) | head
+        )
         model: nn.Module = timm.create_model(
-            network.architecture, pretrained=file is not None, pretrained_cfg=dict(network.config) | source, **options
+            network.architecture,
+            pretrained=file is not None,
+            pretrained_cfg=dict(network.config) | source,
+            **options,
         )
         return model
 
@@ -216,7 +253,9 @@ def build(
             model.reset_classifier(CLASSES)  # type: ignore[operator]
     except MISFITS as error:
         if file:
-            raise WeightsError(f"{file} does not belong to {network.name}: {_short(error)}.") from None
+            raise WeightsError(
+                f"{file} does not belong to {network.name}: {_short(error)}."
+            ) from None
         raise ConfigError(
             {
                 "image_size": f"{network.name} cannot be built for images of {image_size or network.image_size} pixels ({_short(error)})"
@@ -247,8 +286,14 @@ def resized(
 def recipe(network: TimmNetwork, image_size: int | None = None) -> dict[str, Any]:
     """What ``timm.create_model`` is called with to build the same structure elsewhere: ``library, name, options``."""
     tag = network.config.get("tag") if network.name.startswith(TIMM) else None
-    options = _options(network, image_size, _fits_embeddings(network)) | {"num_classes": network.classes or CLASSES}
-    return {"library": "timm", "name": f"{network.architecture}.{tag}" if tag else network.architecture, "options": options}
+    options = _options(network, image_size, _fits_embeddings(network)) | {
+        "num_classes": network.classes or CLASSES
+    }
+    return {
+        "library": "timm",
+        "name": f"{network.architecture}.{tag}" if tag else network.architecture,
+        "options": options,
+    }
 
 
 def known_parameters(name: str) -> int | None:
@@ -262,7 +307,9 @@ def known_parameters(name: str) -> int | None:
 
 def classifies(architecture: str) -> bool:
     """Whether timm can put a head on an architecture: on encoders for language models it cannot, as counting their parameters has shown."""
-    _, per_class = _counted().get(architecture, (0, 1))  # of what nobody has counted, building it says so
+    _, per_class = _counted().get(
+        architecture, (0, 1)
+    )  # of what nobody has counted, building it says so
     return per_class > 0
 
 
@@ -275,7 +322,10 @@ def headless(name: str) -> ConfigError:
 def _counted() -> dict[str, tuple[int, int]]:
     """Architecture -> its parameters without those of the head, and those of the head for each class."""
     with _PARAMETERS.open(encoding="utf-8", newline="") as file:
-        return {row["architecture"]: (int(row["body"]), int(row["per_class"])) for row in csv.DictReader(file)}
+        return {
+            row["architecture"]: (int(row["body"]), int(row["per_class"]))
+            for row in csv.DictReader(file)
+        }
 
 
 def _options(network: TimmNetwork, image_size: int | None, fits: bool) -> dict[str, Any]:
@@ -298,7 +348,9 @@ def _key(network: TimmNetwork) -> tuple[str, str]:
 
 
 def _note_fitting(network: TimmNetwork, model: nn.Module) -> bool:
-    return _FITS_EMBEDDINGS.setdefault(_key(network), bool(getattr(model, "dynamic_img_size", False)))
+    return _FITS_EMBEDDINGS.setdefault(
+        _key(network), bool(getattr(model, "dynamic_img_size", False))
+    )
 
 
 def is_built_for_a_size(network: TimmNetwork) -> bool:
@@ -329,7 +381,9 @@ def _registered(name: str) -> tuple[str, dict[str, Any]]:
         config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
     except RuntimeError:
         tags = sorted(timm.models.get_arch_pretrained_cfgs(architecture))
-        raise _refused(f"timm has no weights {name!r}; those of {architecture} are called {', '.join(tags)}") from None
+        raise _refused(
+            f"timm has no weights {name!r}; those of {architecture} are called {', '.join(tags)}"
+        ) from None
     return architecture, asdict(config or timm.models.PretrainedCfg())
 
 
@@ -346,7 +400,9 @@ def _described(description: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
 
 
 @lru_cache(maxsize=64)
-def _read_description(description: Path, _version: object) -> tuple[str, dict[str, Any], dict[str, Any]] | str:
+def _read_description(
+    description: Path, _version: object
+) -> tuple[str, dict[str, Any], dict[str, Any]] | str:
     import timm
 
     try:
@@ -391,7 +447,11 @@ def _problem(config: Mapping[str, Any]) -> str:
 
 
 def _numbers(values: object) -> bool:
-    return isinstance(values, list | tuple) and len(values) == 3 and all(type(one) in (int, float) for one in values)
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(type(one) in (int, float) for one in values)
+    )
 
 
 def _refused(problem: str) -> ConfigError:

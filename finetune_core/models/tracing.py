@@ -81,7 +81,9 @@ class _Tracer(fx.Tracer):
             for name, value in vars(module).items()
             if isinstance(value, torch.Tensor)
         }
-        first = list(inspect.signature(type(self.root).forward).parameters)[1]  # what else timm's networks take has a default
+        first = list(inspect.signature(type(self.root).forward).parameters)[
+            1
+        ]  # what else timm's networks take has a default
         images = self.create_proxy("placeholder", first, (), {})
         # Functions that are marked with fx.wrap, or that timm keeps out of traces, are patched for everyone, but do the same as ever
         # unless given a proxy. The lock is for other traces alone: the first to end would take the patches away from the rest.
@@ -89,7 +91,12 @@ class _Tracer(fx.Tracer):
             _patch_wrapped_functions(patcher)
             for scope in _scopes(self.root):
                 _autowrap_check(patcher, scope, _timm_functions())
-            self.create_node("output", "output", (self.create_arg(type(self.root).forward(self.root, images)),), {})
+            self.create_node(
+                "output",
+                "output",
+                (self.create_arg(type(self.root).forward(self.root, images)),),
+                {},
+            )
         return self.graph
 
     def constants(self) -> dict[str, Any]:
@@ -110,7 +117,12 @@ class _Recording(nn.Module):
 
 
 def _recording_copy(model: nn.Module, tracer: _Tracer) -> nn.Module:
-    held = (value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor))
+    held = (
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor)
+    )
     same = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers(), held)}
     twin = copy.deepcopy(model, same)
     classes: dict[type, type] = {}

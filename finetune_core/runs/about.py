@@ -43,7 +43,9 @@ def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:
     if len(clean) > MOST_TAGS:
         raise RunError(f"A run has at most {MOST_TAGS} tags, not {len(clean)}: leave some out.")
     if long := next((tag for tag in clean if len(tag) > LONGEST_TAG), ""):
-        raise RunError(f"A tag has at most {LONGEST_TAG} letters; this one has {len(long)}: {long[:LONGEST_TAG]}…")
+        raise RunError(
+            f"A tag has at most {LONGEST_TAG} letters; this one has {len(long)}: {long[:LONGEST_TAG]}…"
+        )
     return clean
 
 

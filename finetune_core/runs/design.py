@@ -42,7 +42,9 @@ def design(
         raise ConfigError(dict.fromkeys(empty, "name at least one"))
     made = [
         make_config(
-            base.model_dump() | _strategy(base, strategy) | {"backbone": backbone, "train_fraction": share, "seed": seed}
+            base.model_dump()
+            | _strategy(base, strategy)
+            | {"backbone": backbone, "train_fraction": share, "seed": seed}
         )
         for backbone in dict.fromkeys(backbones or [base.backbone])
         for share in dict.fromkeys(fractions or [base.train_fraction])
@@ -62,7 +64,9 @@ def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
             trained.setdefault((features_of(config), config.seed), config)
     backbones = list(dict.fromkeys(config.backbone for config in trained.values()))
     by_backbone = sorted(trained.values(), key=lambda config: backbones.index(config.backbone))
-    return [make_config(config.model_dump() | _strategy(config, BASELINE)) for config in by_backbone]
+    return [
+        make_config(config.model_dump() | _strategy(config, BASELINE)) for config in by_backbone
+    ]
 
 
 def is_baseline(config: RunConfig) -> bool:
@@ -72,7 +76,9 @@ def is_baseline(config: RunConfig) -> bool:
 
 def features_of(config: RunConfig) -> str:
     """Equal for runs that start from the same features of the same training images, so that a linear probe among them is the baseline."""
-    return config.model_dump_json(include={"backbone", "weights", "from_run", "train_fraction", *config.input_settings})
+    return config.model_dump_json(
+        include={"backbone", "weights", "from_run", "train_fraction", *config.input_settings}
+    )
 
 
 def arm_of(config: RunConfig) -> str:
@@ -91,12 +97,16 @@ def by_arm(configs: Iterable[RunConfig]) -> dict[str, list[RunConfig]]:
 def with_rates(configs: Sequence[RunConfig], rates: Mapping[str, float | None]) -> list[RunConfig]:
     """The configs with the learning rate that was found for their arm (by ``arm_of``), where one was."""
     return [
-        config.model_copy(update={"learning_rate": rates[arm_of(config)]}) if rates.get(arm_of(config)) else config
+        config.model_copy(update={"learning_rate": rates[arm_of(config)]})
+        if rates.get(arm_of(config))
+        else config
         for config in configs
     ]
 
 
-def arm_seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook) -> list[float] | None:
+def arm_seconds(
+    configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook
+) -> list[float] | None:
     """What each run of one arm is expected to take: only the first pays for the frozen stages. None where the speeds were not
     measured yet."""
     alone, shared = (expected(configs[0], dataset, book, found) for found in (0, _EVERYTHING_FOUND))
@@ -120,12 +130,17 @@ def spread(arms: Sequence[Sequence[float]], machines: Sequence[int]) -> Spread:
         machines: how many runs each trains at a time; at least one place in all.
     """
     free = [(0.0, machine) for machine, places in enumerate(machines) for _ in range(places)]
-    there: dict[tuple[int, int], float] = {}  # from when on a machine has the output of an arm's frozen stages
+    there: dict[
+        tuple[int, int], float
+    ] = {}  # from when on a machine has the output of an arm's frozen stages
     saved = 0.0
     for arm, seconds in enumerate(arms):
         for _ in seconds:
             earliest = min(at for at, _ in free)
-            begins, machine = min(free, key=lambda one: (one[0] > earliest, there.get((arm, one[1]), math.inf) > earliest))
+            begins, machine = min(
+                free,
+                key=lambda one: (one[0] > earliest, there.get((arm, one[1]), math.inf) > earliest),
+            )
             takes = seconds[-1] if there.get((arm, machine), math.inf) <= begins else seconds[0]
             saved += seconds[0] - takes
             there.setdefault((arm, machine), begins + takes)
@@ -138,14 +153,18 @@ def _strategy(base: RunConfig, name: str) -> dict[str, str | None]:
         return base.for_strategy("custom") | {"cut": name.removeprefix(FROM)}
     if name == "custom":
         if base.strategy != "custom":
-            raise ConfigError({"strategies": f"custom needs the first stage that trains; write {FROM}STAGE"})
+            raise ConfigError(
+                {"strategies": f"custom needs the first stage that trains; write {FROM}STAGE"}
+            )
         return {"averaged": None}
     return base.for_strategy(name)
 
 
 def _cheapest_order(configs: list[RunConfig]) -> list[RunConfig]:
     """Shallow cuts first, because a deeper one is computed from them; what has no trunk at all comes last."""
-    cuts = {arm: cut_index(plan(some[0], stages_of(some[0]))) for arm, some in by_arm(configs).items()}
+    cuts = {
+        arm: cut_index(plan(some[0], stages_of(some[0]))) for arm, some in by_arm(configs).items()
+    }
     backbones = list(dict.fromkeys(config.backbone for config in configs))
 
     def place(config: RunConfig) -> tuple[int, bool, int]:

@@ -7,7 +7,13 @@ from typing import Any
 from finetune_core.formatting import duration, percent
 from finetune_core.markup import escaped, paragraphs, table
 
-_EPOCH_COLUMNS = ("Epoch", "Training loss", "Training accuracy", "Validation loss", "Validation accuracy")
+_EPOCH_COLUMNS = (
+    "Epoch",
+    "Training loss",
+    "Training accuracy",
+    "Validation loss",
+    "Validation accuracy",
+)
 
 
 def in_words(result: Mapping[str, Any]) -> str:
@@ -26,7 +32,9 @@ def in_words(result: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def run_html(run_id: str, run_dir: Path, result: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> str:
+def run_html(
+    run_id: str, run_dir: Path, result: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]
+) -> str:
     """The same, with a table of the epochs."""
     rows = [
         (
@@ -39,4 +47,8 @@ def run_html(run_id: str, run_dir: Path, result: Mapping[str, Any], epochs: Sequ
         for row in epochs
     ]
     head = f"<p><b>{escaped(run_id)}</b>: {escaped(in_words(result))}</p>"
-    return head + (table(_EPOCH_COLUMNS, rows) if rows else "") + paragraphs(result["message"], run_dir)
+    return (
+        head
+        + (table(_EPOCH_COLUMNS, rows) if rows else "")
+        + paragraphs(result["message"], run_dir)
+    )

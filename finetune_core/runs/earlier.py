@@ -18,7 +18,11 @@ def best_before(runs: Iterable[Run], fingerprint: str) -> dict[tuple[str, ...], 
     no way to train."""
     best: dict[tuple[str, ...], float] = {}
     for run in runs:
-        if run.status == "finished" and not run.config.averaged and run.started["fingerprint"] == fingerprint:
+        if (
+            run.status == "finished"
+            and not run.config.averaged
+            and run.started["fingerprint"] == fingerprint
+        ):
             way = way_to_train(run.config)
             best[way] = max(best.get(way, 0.0), summary(run)["val_accuracy"])
     return best

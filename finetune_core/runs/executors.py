@@ -70,7 +70,9 @@ class Executor(Protocol):
         """The machines themselves, as far as is known now; none where this process trains."""
         ...
 
-    def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+    def execute(
+        self, reservation: Reservation, roots: Sequence[Path] = ()
+    ) -> Generator[Event, None, None]:
         """See a run through to its end: as ``record.execute``."""
         ...
 
@@ -109,7 +111,9 @@ class InProcess:
     def cluster(self) -> list[Machine]:
         return []
 
-    def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+    def execute(
+        self, reservation: Reservation, roots: Sequence[Path] = ()
+    ) -> Generator[Event, None, None]:
         if reservation.devices > 1:
             return execute_together(reservation, roots)
         return execute(reservation, roots, self._ranks)
@@ -126,7 +130,9 @@ def app_executor() -> Executor:
 
 
 @contextmanager
-def executor_of(name: str, ray_address: str | None = None, ranks: Ranks = ALONE) -> Iterator[Executor]:
+def executor_of(
+    name: str, ray_address: str | None = None, ranks: Ranks = ALONE
+) -> Iterator[Executor]:
     """The executor of that name: ``here`` or ``ray``, ready to train.
 
     Args:
@@ -145,7 +151,11 @@ def executor_of(name: str, ray_address: str | None = None, ranks: Ranks = ALONE)
         yield InProcess(ranks)
         return
     if ranks.several:
-        raise ConfigError({"executor": "Ray starts the processes of a run itself: use --devices, without torchrun"})
+        raise ConfigError(
+            {
+                "executor": "Ray starts the processes of a run itself: use --devices, without torchrun"
+            }
+        )
     executor = _ray(ray_address or "")
     try:
         executor.driver()

@@ -30,7 +30,15 @@ _NOTABLE = {
     "ImagesLost",
     "MemoryShort",
 } | _ENDS
-_BEFORE_START = {"Progress", "RunStarted", "RunReopened", "RunPlaced", "ImagesSkipped", "RunStopped", "RunFailed"}
+_BEFORE_START = {
+    "Progress",
+    "RunStarted",
+    "RunReopened",
+    "RunPlaced",
+    "ImagesSkipped",
+    "RunStopped",
+    "RunFailed",
+}
 
 
 @dataclass
@@ -85,7 +93,9 @@ class History:
         ended = self._steps is None
         if ended and not self._lines.changed():
             return
-        if ended or self._lines.replaced():  # what comes after an end is held against the steps before it
+        if (
+            ended or self._lines.replaced()
+        ):  # what comes after an end is held against the steps before it
             again = History(self.run_dir)
             again._read_on()
             vars(self).update(vars(again) | {"_lock": self._lock})
@@ -121,7 +131,11 @@ class History:
         """Why the run cannot be read from its events; empty where it can."""
         if self._orphans and self.started is None:
             return f"{EVENTS_FILE} does not say how the run began"
-        if self.end and self.end["event"] == "RunFinished" and not (self.epochs or self.done_at_once):
+        if (
+            self.end
+            and self.end["event"] == "RunFinished"
+            and not (self.epochs or self.done_at_once)
+        ):
             return f"{EVENTS_FILE} has no epoch of a run that has finished"
         return self._lines.problem
 
@@ -136,7 +150,9 @@ class History:
             self._orphans += kind not in _BEFORE_START
             return kind in _BEFORE_START
         stages = row.get("stages")
-        if isinstance(stages, dict) and not stages.keys() <= {stage["name"] for stage in started["stages"]}:
+        if isinstance(stages, dict) and not stages.keys() <= {
+            stage["name"] for stage in started["stages"]
+        }:
             return False
         match kind:
             case "StepEnded":
@@ -146,11 +162,18 @@ class History:
                     and (row["epoch"], row["step"]) > self._all_steps().last
                 )
             case "EpochEnded":
-                return bool((self.epochs[-1]["epoch"] if self.epochs else 0) < row["epoch"] <= started["epochs"])
+                return bool(
+                    (self.epochs[-1]["epoch"] if self.epochs else 0)
+                    < row["epoch"]
+                    <= started["epochs"]
+                )
             case "HeadFitted" | "WeightsAveraged":
                 return bool(started["epochs"] == 0)
             case "RunResumed":
-                return bool(row["epoch"] <= started["epochs"] + 1 and row["step"] <= started["steps_per_epoch"])
+                return bool(
+                    row["epoch"] <= started["epochs"] + 1
+                    and row["step"] <= started["steps_per_epoch"]
+                )
             case "RunFinished":
                 return bool(min(1, started["epochs"]) <= row["best_epoch"] <= started["epochs"])
         return True
@@ -184,25 +207,35 @@ class History:
             self.short = row
         elif kind in _ENDS:
             self.end = row
-            if kind == "RunStopped" and self.epochs:  # stopped again before it went on, a run reports only the time since
+            if (
+                kind == "RunStopped" and self.epochs
+            ):  # stopped again before it went on, a run reports only the time since
                 self.end = row | {"seconds": max(row["seconds"], self.epochs[-1]["seconds"])}
         self.reopened = kind == "RunReopened"
         if kind != "Progress":
             self.progress = self.progress_began = None
             return
-        if self.progress is None or self.progress["phase"] != row["phase"] or row["done"] < self.progress["done"]:
+        if (
+            self.progress is None
+            or self.progress["phase"] != row["phase"]
+            or row["done"] < self.progress["done"]
+        ):
             self.progress_began = row
         self.progress = row
 
     def _is_notable(self, row: Row) -> bool:
         if row["event"] == "Progress":
-            return row["phase"] != "validate" and (self.progress is None or self.progress["phase"] != row["phase"])
+            return row["phase"] != "validate" and (
+                self.progress is None or self.progress["phase"] != row["phase"]
+            )
         return row["event"] in _NOTABLE
 
     @property
     def has_predictions(self) -> bool:
         """Whether the run has answered for its validation images: an epoch has ended, or it has finished without any."""
-        return bool(self.epochs) or (self.done_at_once is not None and (self.end or {}).get("event") == "RunFinished")
+        return bool(self.epochs) or (
+            self.done_at_once is not None and (self.end or {}).get("event") == "RunFinished"
+        )
 
     @property
     def done_at_once(self) -> Row | None:
@@ -242,7 +275,9 @@ class History:
         now, first = self.progress, self.progress_began
         if not now or not first or not now["total"] or now["done"] <= first["done"]:
             return None
-        left: float = (now["at"] - first["at"]) / (now["done"] - first["done"]) * (now["total"] - now["done"])
+        left: float = (
+            (now["at"] - first["at"]) / (now["done"] - first["done"]) * (now["total"] - now["done"])
+        )
         return left
 
     @property
@@ -250,7 +285,9 @@ class History:
         """Training and validation still to come, at the pace so far; None before the first step."""
         if not self.fraction:
             return None
-        now: float = max(self.steps[-1]["seconds"], self.epochs[-1]["seconds"] if self.epochs else 0.0)
+        now: float = max(
+            self.steps[-1]["seconds"], self.epochs[-1]["seconds"] if self.epochs else 0.0
+        )
         return now * (1 - self.fraction) / self.fraction
 
     def time_shares(self) -> dict[str, float]:

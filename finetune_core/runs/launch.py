@@ -35,10 +35,14 @@ def launch(devices: int, run: str, task: str, folder: str) -> int:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint=str(Path(folder, "rendezvous")),
-        rdzv_configs={"store_type": "file"},  # not on a port, where whoever reaches it could have pickles loaded
+        rdzv_configs={
+            "store_type": "file"
+        },  # not on a port, where whoever reaches it could have pickles loaded
         max_restarts=0,
     )
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # the processes say themselves what is wrong
     os.environ.setdefault(_THREADS, str(max(1, usable_cores() // devices)))
     try:
         elastic_launch(config, sys.executable)("-m", "finetune_core.runs.rank", run, task, folder)

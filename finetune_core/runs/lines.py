@@ -34,7 +34,9 @@ class EventLines:
         if not self.offset and not self.problem:
             return False
         now = stamp(self.path)
-        return now != self.seen and (now is None or self.seen is None or now[0] != self.seen[0] or now[1] < self.offset)
+        return now != self.seen and (
+            now is None or self.seen is None or now[0] != self.seen[0] or now[1] < self.offset
+        )
 
     def changed(self) -> bool:
         """Whether the file is not as it was when it was read."""

@@ -17,7 +17,9 @@ from finetune_core.runs.ownership import Owner, claim, has_owner_file, is_owned
 
 LOCK_TIMEOUT = 3.0  # seconds
 LOCK_FILE = "lock"
-_LOOKING = Lock()  # two threads that look at one lock would each take the other for a process that has the run
+_LOOKING = (
+    Lock()
+)  # two threads that look at one lock would each take the other for a process that has the run
 
 
 class RunLock:
@@ -103,9 +105,13 @@ def acquire_lock(run_dir: Path) -> RunLock:
         check_regular(path)
         # Whoever wrote the run's last event lets go of it a moment later, and who looks whether it is locked holds it for an instant.
         lock.acquire(timeout=LOCK_TIMEOUT, poll_interval=0.02)
-        return RunLock(lock, claim(run_dir, patience=LOCK_TIMEOUT) if has_owner_file(run_dir) else None)
+        return RunLock(
+            lock, claim(run_dir, patience=LOCK_TIMEOUT) if has_owner_file(run_dir) else None
+        )
     except NotRegular as error:
-        raise RunError(f"{path} is {error.strerror}: delete it, then the run {run_dir.name} can be locked.") from None
+        raise RunError(
+            f"{path} is {error.strerror}: delete it, then the run {run_dir.name} can be locked."
+        ) from None
     except TimeoutError:
         raise RunError(f"The run {run_dir.name} is going on already.") from None
     except RunError:
@@ -117,4 +123,6 @@ def acquire_lock(run_dir: Path) -> RunLock:
 
 
 def not_written(run_dir: Path, error: OSError) -> RunError:
-    return RunError(f"The run {run_dir.name} cannot be written to: {error}. Make room, or check who may write there.")
+    return RunError(
+        f"The run {run_dir.name} cannot be written to: {error}. Make room, or check who may write there."
+    )

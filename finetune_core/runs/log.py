@@ -5,7 +5,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from finetune_core.formatting import PHASE_WORDS, duration, mid_sentence, number, percent, size, things
+from finetune_core.formatting import (
+    PHASE_WORDS,
+    duration,
+    mid_sentence,
+    number,
+    percent,
+    size,
+    things,
+)
 from finetune_core.training.strategies import STRATEGIES
 
 Row = Mapping[str, Any]
@@ -43,7 +51,11 @@ def log_line(row: Row) -> str:
             return f"{lineage_in_words(row)} {_started(row)}".strip()
         case "RunPlaced":
             gone = row["moved_from"]
-            return f"Moved to {row['host']}: the process on {gone} that trained it is gone." if gone else f"On {row['host']}."
+            return (
+                f"Moved to {row['host']}: the process on {gone} that trained it is gone."
+                if gone
+                else f"On {row['host']}."
+            )
         case "RunResumed":
             return f"Resuming after {things(row['step'], 'step')} of epoch {row['epoch']}."
         case "ImagesSkipped":
@@ -65,13 +77,27 @@ def log_line(row: Row) -> str:
         case "WeightsAveraged":
             return averaged_in_words(row)
         case "CheckpointSaved":
-            return f"The best epoch so far: {row['epoch']}. It is kept." if row["name"] == "best" and row["epoch"] else ""
+            return (
+                f"The best epoch so far: {row['epoch']}. It is kept."
+                if row["name"] == "best" and row["epoch"]
+                else ""
+            )
         case "RunFinished":
-            evaluated = f" Validation accuracy {percent(row['val_accuracy'])}" if row.get("evaluation_precision") else ""
+            evaluated = (
+                f" Validation accuracy {percent(row['val_accuracy'])}"
+                if row.get("evaluation_precision")
+                else ""
+            )
             evaluated += f" in {row['evaluation_precision']}." if evaluated else ""
-            tested = f" Test accuracy {percent(row['test_accuracy'])}." if row["test_accuracy"] is not None else ""
+            tested = (
+                f" Test accuracy {percent(row['test_accuracy'])}."
+                if row["test_accuracy"] is not None
+                else ""
+            )
             frozen = (
-                f" {number(row['frozen_tensors'])} frozen tensors compared: none has changed." if row["frozen_tensors"] else ""
+                f" {number(row['frozen_tensors'])} frozen tensors compared: none has changed."
+                if row["frozen_tensors"]
+                else ""
             )
             kept = f"; epoch {row['best_epoch']} is kept" if row["best_epoch"] else ""
             return f"Finished after {duration(row['seconds'])}{kept}.{evaluated}{tested}{frozen}"
@@ -85,7 +111,9 @@ def log_line(row: Row) -> str:
 def overflow(row: Row) -> str:
     """What to add about the steps that an epoch has skipped, from its EpochEnded row; empty where there are none."""
     skipped = row.get("skipped_steps", 0)
-    return f"{things(skipped, 'step')} skipped, whose gradients overflowed in fp16." if skipped else ""
+    return (
+        f"{things(skipped, 'step')} skipped, whose gradients overflowed in fp16." if skipped else ""
+    )
 
 
 def fitted_in_words(row: Row) -> str:
@@ -97,9 +125,15 @@ def fitted_in_words(row: Row) -> str:
     if not row["chosen_on"]:
         return f"{words} {row['parameter']} = {row['chosen']:.2g}."
     if not row["folds"]:
-        return f"{words} Too few images to cross-validate: {row['parameter']} = {row['chosen']:.2g}."
+        return (
+            f"{words} Too few images to cross-validate: {row['parameter']} = {row['chosen']:.2g}."
+        )
     best = next((one for one in row["candidates"] if one["value"] == row["chosen"]), None)
-    scores = f": loss {best['loss']:.3f}, accuracy {percent(best['accuracy'])} on held-out training images" if best else ""
+    scores = (
+        f": loss {best['loss']:.3f}, accuracy {percent(best['accuracy'])} on held-out training images"
+        if best
+        else ""
+    )
     return (
         f"{words} {row['parameter']} = {row['chosen']:.2g} was chosen among {len(row['candidates'])} values by {row['folds']}-fold "
         f"cross-validation within {things(row['chosen_on'], 'training image')}{scores}."
@@ -114,7 +148,11 @@ def averaged_in_words(row: Row) -> str:
         of = f" of {', '.join(backbones)}" if len(backbones) > 1 else ""
         return f"The mean of the probabilities of {things(len(row['parents']), 'network')}{of}, which it keeps: {parents}."
     norms = row["batchnorm_layers"]
-    anew = f" The statistics of {things(norms, 'BatchNorm layer')} were computed anew on the training images." if norms else ""
+    anew = (
+        f" The statistics of {things(norms, 'BatchNorm layer')} were computed anew on the training images."
+        if norms
+        else ""
+    )
     if row["how"] == "wise":
         best = next(one for one in row["curve"] if one["coefficient"] == row["coefficient"])
         return (
@@ -122,8 +160,14 @@ def averaged_in_words(row: Row) -> str:
             f"{len(row['curve'])} mixing coefficients, the first with the highest validation accuracy, {percent(best['accuracy'])}.{anew}{_on_shifted(row)}"
         )
     kept = [one for one in row["ingredients"] if one["kept"]]
-    greedy = f" Kept, because they do not lower the validation accuracy of the soup: {len(kept)} of them." if kept else ""
-    return f"The mean of the weights of {things(len(row['parents']), 'run')}: {parents}.{greedy}{anew}"
+    greedy = (
+        f" Kept, because they do not lower the validation accuracy of the soup: {len(kept)} of them."
+        if kept
+        else ""
+    )
+    return (
+        f"The mean of the weights of {things(len(row['parents']), 'run')}: {parents}.{greedy}{anew}"
+    )
 
 
 def _on_shifted(row: Row) -> str:
@@ -151,7 +195,11 @@ def _started(row: Row) -> str:
         else f"frozen stages cached ({size(cache['bytes'])}{compilation})"
     )
     trained = [stage["name"] for stage in row["stages"] if stage["trains"]]
-    rates = "" if len({stage["rate"] for stage in row["stages"] if stage["trains"]}) == 1 else ", each at its own rate"
+    rates = (
+        ""
+        if len({stage["rate"] for stage in row["stages"] if stage["trains"]}) == 1
+        else ", each at its own rate"
+    )
     where = f"{row['backbone']} on {devices_in_words(row)} in {arithmetic(row)}"
     if not row["epochs"]:
         fits = STRATEGIES[row["strategy"]].fits if row["strategy"] in STRATEGIES else None
@@ -183,7 +231,11 @@ def lineage_in_words(started: Row) -> str:
 
 
 def _ancestor(one: Row) -> str:
-    strategy = mid_sentence(STRATEGIES[one["strategy"]].title) if one["strategy"] in STRATEGIES else one["strategy"]
+    strategy = (
+        mid_sentence(STRATEGIES[one["strategy"]].title)
+        if one["strategy"] in STRATEGIES
+        else one["strategy"]
+    )
     facts = [
         f"{strategy} on {one['data']}",
         f"best epoch {one['epoch']}" if one["epoch"] else "",
@@ -212,4 +264,8 @@ def trained_on(started: Mapping[str, Any]) -> str:
     """The device, or the devices, that a run trains on, from its RunStarted row."""
     label: str = started["device_label"]
     ranks = started.get("ranks", 1)
-    return label if ranks == 1 else f"{ranks} devices ({_BACKENDS.get(started['device'], 'gloo')}), each {label}"
+    return (
+        label
+        if ranks == 1
+        else f"{ranks} devices ({_BACKENDS.get(started['device'], 'gloo')}), each {label}"
+    )

@@ -60,8 +60,15 @@ class Holder:
         """Whether a process of this machine is still there; one that has ended may be listed until its parent has taken note."""
         try:
             process = psutil.Process(self.pid)
-            return bool(abs(process.create_time() - self.began) < 1 and process.status() != psutil.STATUS_ZOMBIE)
-        except (psutil.NoSuchProcess, ValueError, OverflowError):  # a number that no process has: the file may be anybody's
+            return bool(
+                abs(process.create_time() - self.began) < 1
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
+        except (
+            psutil.NoSuchProcess,
+            ValueError,
+            OverflowError,
+        ):  # a number that no process has: the file may be anybody's
             return False
 
 
@@ -81,10 +88,21 @@ class Owner:
         lost: called, in a thread of its own, once another process has taken the run over.
     """
 
-    def __init__(self, run_dir: Path, number: int, holder: Holder, before: Holder | None, lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        number: int,
+        holder: Holder,
+        before: Holder | None,
+        lost: Callable[[], None],
+    ) -> None:
         self.number, self.before, self.lost = number, before, lost
         self._file, self._holder, self._ended = _file(run_dir, number), holder, Event()
-        self._next, self._last_beat, self._is_lost = _file(run_dir, number + 1), time.monotonic(), False
+        self._next, self._last_beat, self._is_lost = (
+            _file(run_dir, number + 1),
+            time.monotonic(),
+            False,
+        )
         Thread(target=self._live, name=f"owner of {run_dir.name}", daemon=True).start()
 
     def check(self) -> None:
@@ -185,7 +203,9 @@ def this_process(task: str = "") -> Holder:
     return Holder(platform.node(), _machine(), own.pid, own.create_time(), task)
 
 
-def _take(run_dir: Path, before: int, holder: Holder | None, task: str, lost: Callable[[], None]) -> Owner | None:
+def _take(
+    run_dir: Path, before: int, holder: Holder | None, task: str, lost: Callable[[], None]
+) -> Owner | None:
     """The next owner; None where another process was faster."""
     own = this_process(task)
     try:
@@ -207,7 +227,9 @@ def _machine() -> str:
     parts = [platform.node()]
     for file in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         with suppress(OSError):
-            parts.append(os.readlink(file) if file.endswith("pid") else Path(file).read_text().strip())
+            parts.append(
+                os.readlink(file) if file.endswith("pid") else Path(file).read_text().strip()
+            )
     return " ".join(parts)
 
 
@@ -229,7 +251,9 @@ def _last(run_dir: Path) -> tuple[int, Holder | None]:
     """The highest number and who it is; 0 where nobody ever was, None where it cannot be read: it is being written, or damaged."""
     number = max(_numbers(run_dir), default=0)
     try:
-        return number, _HOLDER.validate_json(read_regular(_file(run_dir, number), _LARGEST)) if number else None
+        return number, _HOLDER.validate_json(
+            read_regular(_file(run_dir, number), _LARGEST)
+        ) if number else None
     except (OSError, ValidationError):
         return number, None
 

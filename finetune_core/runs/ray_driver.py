@@ -16,7 +16,10 @@ from typing import Any, BinaryIO
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 _LOOK, _LOOK_AT_NODES = 0.1, 1.0  # seconds
 _OBJECT_STORE = 100 * 2**20  # bytes: tasks are given and give back a few words
@@ -36,8 +39,16 @@ def connect(address: str) -> None:
     if address:
         ray.init(address, log_to_driver=False, logging_level="ERROR")
         return
-    ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE, log_to_driver=False, logging_level="ERROR")
-    if not all(ipaddress.ip_address(node["NodeManagerAddress"]).is_loopback for node in ray.nodes()):
+    ray.init(
+        "local",
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    if not all(
+        ipaddress.ip_address(node["NodeManagerAddress"]).is_loopback for node in ray.nodes()
+    ):
         ray.shutdown()
         raise RuntimeError("this version of Ray would listen beyond this machine")
 
@@ -54,7 +65,9 @@ class Driver:
         self._going: dict[ray.ObjectRef, Row] = {}
         self._groups: dict[ray.ObjectRef, PlacementGroup] = {}  # of runs that several devices train
         self._looks: dict[ray.ObjectRef, tuple[int, str]] = {}
-        self._holders: dict[str, str] = {}  # a name of what runs can share -> the node that was the last to compute it
+        self._holders: dict[
+            str, str
+        ] = {}  # a name of what runs can share -> the node that was the last to compute it
         self._nodes: list[Row] = []
         self._looked = -_LOOK_AT_NODES
 
@@ -75,18 +88,32 @@ class Driver:
         devices = request["devices"]
         share = share_of(self._nodes, gpu=request["gpu"], devices=devices)
         gpus, cores = int(share["num_gpus"]), int(share["num_cpus"])
-        run = request["run"] | {"threads": 0 if gpus else cores, "gpus": devices * gpus, "cores": devices * cores}
+        run = request["run"] | {
+            "threads": 0 if gpus else cores,
+            "gpus": devices * gpus,
+            "cores": devices * cores,
+        }
         # The machine that has the output of the frozen stages, while it has a place; the run goes elsewhere rather than wait for it.
-        node = next((self._holders[name] for name in request["shared"] if name in self._holders), None)
+        node = next(
+            (self._holders[name] for name in request["shared"] if name in self._holders), None
+        )
         options = {"name": request["task"], "max_retries": _TRIES}
         if devices > 1:
             bundles = [{"GPU": gpus, "CPU": cores} if gpus else {"CPU": cores}] * devices
-            group = placement_group(bundles, "STRICT_PACK", request["task"], _soft_target_node_id=node)
-            together = ray.remote(num_cpus=0, scheduling_strategy=PlacementGroupSchedulingStrategy(group))(_tasks)
+            group = placement_group(
+                bundles, "STRICT_PACK", request["task"], _soft_target_node_id=node
+            )
+            together = ray.remote(
+                num_cpus=0, scheduling_strategy=PlacementGroupSchedulingStrategy(group)
+            )(_tasks)
             going = together.options(**options).remote(run, request["task"], share)
             self._groups[going] = group
         else:
-            strategy = NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True) if node else "SPREAD"
+            strategy = (
+                NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
+                if node
+                else "SPREAD"
+            )
             # A process that has used a GPU keeps it, so it does one task; others keep what they have imported.
             alone = ray.remote(max_calls=gpus, scheduling_strategy=strategy)(_task)
             going = alone.options(**share, **options).remote(run, request["task"])
@@ -185,8 +212,14 @@ def _result(task: ray.ObjectRef) -> Row:
         return {"problem": "It was cancelled."}
     except ray.exceptions.RayTaskError as error:
         missing = isinstance(error.cause, ModuleNotFoundError)
-        return {"problem": f"Thaw is not installed there: {error.cause}"} if missing else {"traceback": str(error)}
-    except ray.exceptions.RayError as error:  # its process or machine is gone, and was so each time it was tried
+        return (
+            {"problem": f"Thaw is not installed there: {error.cause}"}
+            if missing
+            else {"traceback": str(error)}
+        )
+    except (
+        ray.exceptions.RayError
+    ) as error:  # its process or machine is gone, and was so each time it was tried
         return {"problem": f"Ray could not see it through: {str(error).strip().splitlines()[0]}"}
     return result
 

@@ -86,7 +86,9 @@ class RayExecutor:
         nodes = self._driver.nodes if self._driver else []
         return [Machine(node["host"], int(node["gpus"]), int(node["cpus"])) for node in nodes]
 
-    def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+    def execute(
+        self, reservation: Reservation, roots: Sequence[Path] = ()
+    ) -> Generator[Event, None, None]:
         """See a run through to its end on some machine; closed before that, it ends the task, and the run counts as interrupted.
 
         Raises:
@@ -119,7 +121,9 @@ class RayExecutor:
         """
         if "://" in self.address:
             raise ConfigError(
-                {"ray_address": f"{self.address} is no address of a cluster's head: give HOST:PORT, without ray://"}
+                {
+                    "ray_address": f"{self.address} is no address of a cluster's head: give HOST:PORT, without ray://"
+                }
             )
         if not find_spec("ray"):
             raise ConfigError({"executor": 'Ray is not installed: pip install "ray>=2.60"'})
@@ -151,7 +155,9 @@ class RayExecutor:
                 self._driver.close()
             self._driver = None
 
-    def _followed(self, driver: "_Driver", request: Row, lines: EventLines, reservation: Reservation) -> Iterator[Event]:
+    def _followed(
+        self, driver: "_Driver", request: Row, lines: EventLines, reservation: Reservation
+    ) -> Iterator[Event]:
         """The run's events, as the task writes them; of one that is stopped while Ray has no place for it, as this process does."""
         answers = driver.ask(request)
         cancelled, answer = False, None
@@ -192,9 +198,13 @@ class RayExecutor:
                 try:
                     answer = answers.get(timeout=_CHECK_SECONDS)
                 except Empty:
-                    raise RunError(f"Ray has not looked at all of its machines within {_CHECK_SECONDS:.0f} s.") from None
+                    raise RunError(
+                        f"Ray has not looked at all of its machines within {_CHECK_SECONDS:.0f} s."
+                    ) from None
                 left = answer.get("left", 0)
-                wrong = answer.get("problems") or [answer[name] for name in ("problem", "traceback") if name in answer]
+                wrong = answer.get("problems") or [
+                    answer[name] for name in ("problem", "traceback") if name in answer
+                ]
                 problems += [f"{answer.get('host', 'Ray')}: {one}." for one in wrong]
         if problems:
             raise RunError(
@@ -236,8 +246,14 @@ class _Driver:
             first = {"problem": f"it took longer than {_START_SECONDS:.0f} s"}
         if problem := first.get("problem"):
             self.close()
-            what = f"Ray's cluster at {address} cannot be reached" if address else "A local Ray cannot be started"
-            raise RunError(f"{what}: {problem}. Check the address, RAY_AUTH_TOKEN, and that all have the same version of Ray.")
+            what = (
+                f"Ray's cluster at {address} cannot be reached"
+                if address
+                else "A local Ray cannot be started"
+            )
+            raise RunError(
+                f"{what}: {problem}. Check the address, RAY_AUTH_TOKEN, and that all have the same version of Ray."
+            )
 
     @property
     def lives(self) -> bool:
@@ -302,10 +318,16 @@ _LOST = "Ray's cluster is gone. The run keeps all that it has saved: resume it."
 def _local() -> dict[str, str]:
     """What a Ray of this machine's own finds in its environment: it listens on 127.0.0.1 only, as it always does on Windows and macOS, and
     does what whoever has this token asks for."""
-    return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
 
 
-def _request(reservation: Reservation, roots: Sequence[Path], config: RunConfig, *, gpu: bool) -> Row:
+def _request(
+    reservation: Reservation, roots: Sequence[Path], config: RunConfig, *, gpu: bool
+) -> Row:
     task = f"{reservation.run_dir.name}-{secrets.token_hex(4)}"
     row = plain_row(handed_over(reservation, roots))
     return {
@@ -321,7 +343,14 @@ def _request(reservation: Reservation, roots: Sequence[Path], config: RunConfig,
 def _shared(config: RunConfig) -> list[str]:
     """Equal names, the best first, for runs that can use each other's activations: those of the same frozen stages; those of the same
     network, whose deeper cuts are computed from shallower ones."""
-    network = [config.data, config.backbone, config.weights, config.from_run, config.precision, config.input_settings]
+    network = [
+        config.data,
+        config.backbone,
+        config.weights,
+        config.from_run,
+        config.precision,
+        config.input_settings,
+    ]
     return [json.dumps([*network, config.strategy], default=str), json.dumps(network, default=str)]
 
 

@@ -33,9 +33,14 @@ def train_together(run: Row, task: str, share: dict[str, float]) -> Row:
     assert group
     world = group.bundle_count
     try:
-        with tempfile.TemporaryDirectory(prefix="thaw-ranks-") as folder:  # nobody else may write there
+        with tempfile.TemporaryDirectory(
+            prefix="thaw-ranks-"
+        ) as folder:  # nobody else may write there
             return _first_outcome(
-                [_rank_task(group, rank, share).remote(run, task, rank, world, folder) for rank in range(world)]
+                [
+                    _rank_task(group, rank, share).remote(run, task, rank, world, folder)
+                    for rank in range(world)
+                ]
             )
     except _RankGone:
         os._exit(_STATUS)
@@ -51,7 +56,9 @@ def _rank(run: Row, task: str, rank: int, world: int, folder: str) -> Row:
     from finetune_core.runs.remote import outcome, remote_run
     from finetune_core.training.ranks import Ranks
 
-    return outcome(remote_run(run), task, Ranks(rank, world, rank, world, Path(folder, "meeting-point")))
+    return outcome(
+        remote_run(run), task, Ranks(rank, world, rank, world, Path(folder, "meeting-point"))
+    )
 
 
 def _first_outcome(ranks: "list[ray.ObjectRef]") -> Row:

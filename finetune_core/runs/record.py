@@ -93,7 +93,9 @@ _LONGEST_NAME = 80
 _NAMES_TRIED = 10
 
 
-def create_run(config: RunConfig, runs_dir: Path, owner: str = "", *, elsewhere: bool = False, devices: int = 1) -> Reservation:
+def create_run(
+    config: RunConfig, runs_dir: Path, owner: str = "", *, elsewhere: bool = False, devices: int = 1
+) -> Reservation:
     """Make the folder of a new run, with its config, and lock it.
 
     Args:
@@ -120,12 +122,16 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "", *, elsewhere:
     try:
         lock.acquire(timeout=0)
         keep_earlier(config, run_dir)
-        if owner:  # before the config, without which it is no run: never one that has lost its owner
+        if (
+            owner
+        ):  # before the config, without which it is no run: never one that has lost its owner
             write_about(run_dir, About(owner=owner))
         write_bytes(run_dir / CONFIG_FILE, config_bytes(config))
     except (OSError, FinetuneError) as error:
         lock.release(force=True)
-        shutil.rmtree(run_dir, ignore_errors=True)  # no run yet, and nobody else's: this process made the folder
+        shutil.rmtree(
+            run_dir, ignore_errors=True
+        )  # no run yet, and nobody else's: this process made the folder
         if isinstance(error, OSError):
             raise _no_room(runs_dir, error) from None
         raise
@@ -134,7 +140,10 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "", *, elsewhere:
 
 def _as_file_name(backbone: str) -> str:
     """The last part of a network's name, which may be a repository or a folder."""
-    return _NO_FILE_NAME.sub("-", re.split(r"[/\\:]", backbone.rstrip("/\\"))[-1])[:_LONGEST_NAME] or "network"
+    return (
+        _NO_FILE_NAME.sub("-", re.split(r"[/\\:]", backbone.rstrip("/\\"))[-1])[:_LONGEST_NAME]
+        or "network"
+    )
 
 
 def _new_folder(runs_dir: Path, what: str) -> Path:
@@ -149,7 +158,9 @@ def _new_folder(runs_dir: Path, what: str) -> Path:
 
 
 def _no_room(runs_dir: Path, error: OSError) -> RunError:
-    return RunError(f"The run cannot be written to {runs_dir}: {error}. Choose another folder, or make room.")
+    return RunError(
+        f"The run cannot be written to {runs_dir}: {error}. Choose another folder, or make room."
+    )
 
 
 def reopen_run(run_dir: Path, *, elsewhere: bool = False, devices: int = 1) -> Reservation:
@@ -171,7 +182,9 @@ def reopen_run(run_dir: Path, *, elsewhere: bool = False, devices: int = 1) -> R
     try:
         if _is_finished(run_dir):
             lock.release()
-            raise RunError(f"The run {run_dir.name} is finished; start a new one with its config.json to train it again.")
+            raise RunError(
+                f"The run {run_dir.name} is finished; start a new one with its config.json to train it again."
+            )
         (run_dir / STOP_FILE).unlink(missing_ok=True)
         with _events_file(run_dir) as file:
             _write(file, RunReopened())
@@ -181,7 +194,9 @@ def reopen_run(run_dir: Path, *, elsewhere: bool = False, devices: int = 1) -> R
     return Reservation(run_dir, lock, resume=True, devices=devices)
 
 
-def execute(reservation: Reservation, roots: Sequence[Path] = (), ranks: Ranks = ALONE) -> Generator[Event, None, None]:
+def execute(
+    reservation: Reservation, roots: Sequence[Path] = (), ranks: Ranks = ALONE
+) -> Generator[Event, None, None]:
     """Train a reserved run to its end in this process, writing every event to its folder before it is yielded.
 
     Args:
@@ -193,7 +208,10 @@ def execute(reservation: Reservation, roots: Sequence[Path] = (), ranks: Ranks =
     """
     run_dir = reservation.run_dir
     try:
-        for path in (*(checkpoint_path(run_dir, name) for name in (START, LAST, BEST)), *(run_dir / name for name in _SAVED)):
+        for path in (
+            *(checkpoint_path(run_dir, name) for name in (START, LAST, BEST)),
+            *(run_dir / name for name in _SAVED),
+        ):
             sweep(path, older_than=0)  # the lock is held: who else has written them has been killed
         with _events_file(run_dir) as file:
             ranks.meet(_Task(str(run_dir.resolve()), reservation.resume, tuple(map(str, roots))))
@@ -223,20 +241,30 @@ def follow(ranks: Ranks) -> None:
         task = ranks.decided(_Task("", False, ()))
         run_dir = Path(task.run_dir)
         if not is_there(run_dir / CONFIG_FILE):
-            raise RunError(f"there is no {run_dir} on {platform.node()}. Keep runs in a folder that all machines see.")
+            raise RunError(
+                f"there is no {run_dir} on {platform.node()}. Keep runs in a folder that all machines see."
+            )
         config = make_config(read_config(run_dir / CONFIG_FILE))
-        for _ in fit(config, run_dir, resume=task.resume, roots=tuple(map(Path, task.roots)), ranks=ranks):
+        for _ in fit(
+            config, run_dir, resume=task.resume, roots=tuple(map(Path, task.roots)), ranks=ranks
+        ):
             pass
 
 
-def _recorded(reservation: Reservation, roots: Sequence[Path], ranks: Ranks, file: BinaryIO) -> Iterator[Event]:
+def _recorded(
+    reservation: Reservation, roots: Sequence[Path], ranks: Ranks, file: BinaryIO
+) -> Iterator[Event]:
     """The events, each once it is written, and why the run failed where it does."""
     run_dir = reservation.run_dir
     events: list[Event] = []
     try:
         config = make_config(read_config(run_dir / CONFIG_FILE))
         fitting = fit(config, run_dir, resume=reservation.resume, roots=roots, ranks=ranks)
-        training = fitting if reservation.has_device else in_turn(fitting, choose_device(config.device).kind)
+        training = (
+            fitting
+            if reservation.has_device
+            else in_turn(fitting, choose_device(config.device).kind)
+        )
         for event in _stoppable(training, run_dir):
             if isinstance(event, (RunStarted, EpochEnded, HeadFitted)):
                 events.append(event)
@@ -246,7 +274,10 @@ def _recorded(reservation: Reservation, roots: Sequence[Path], ranks: Ranks, fil
             reservation.lock.check()
             _write(file, event)
             yield event
-    except (TakenOver, RankLost):  # without a last word: somebody else has the run, or it is cut off and counts as interrupted
+    except (
+        TakenOver,
+        RankLost,
+    ):  # without a last word: somebody else has the run, or it is cut off and counts as interrupted
         raise
     except FinetuneError as error:
         _write_last(file, RunFailed(str(error), ""))
@@ -255,19 +286,27 @@ def _recorded(reservation: Reservation, roots: Sequence[Path], ranks: Ranks, fil
         _write_last(file, RunFailed(_of_files(error), ""))
         raise
     except Exception as error:
-        if _program_ends(error):  # then the run is cut off, not broken: without a last word it counts as interrupted
-            raise TrainingError(f"The program ended while {run_dir.name} was going on; resume it.") from error
+        if _program_ends(
+            error
+        ):  # then the run is cut off, not broken: without a last word it counts as interrupted
+            raise TrainingError(
+                f"The program ended while {run_dir.name} was going on; resume it."
+            ) from error
         _write_last(file, RunFailed(f"{type(error).__name__}: {error}", traceback.format_exc()))
         raise
 
 
 def _of_files(error: OSError) -> str:
-    return f"A file could not be written or read: {error}. Make room on the disk, then resume the run."
+    return (
+        f"A file could not be written or read: {error}. Make room on the disk, then resume the run."
+    )
 
 
 def _program_ends(error: Exception) -> bool:
     """When Python ends cleanly it first closes the helper threads of those that still work."""
-    return isinstance(error, RuntimeError) and str(error).startswith("cannot schedule new futures after")
+    return isinstance(error, RuntimeError) and str(error).startswith(
+        "cannot schedule new futures after"
+    )
 
 
 def _stoppable(events: Generator[Event | None, None, None], run_dir: Path) -> Iterator[Event]:
@@ -336,7 +375,9 @@ def _write(file: BinaryIO, event: Event) -> None:
         OSError: when there is no room for it.
     """
     text = json.dumps(event.to_json() | {"at": time.time()}, ensure_ascii=False)
-    line = text.encode("utf-8", "replace") + b"\n"  # a file's name may be no valid Unicode, a line of JSON has to be
+    line = (
+        text.encode("utf-8", "replace") + b"\n"
+    )  # a file's name may be no valid Unicode, a line of JSON has to be
     end = file.seek(0, os.SEEK_END)
     try:
         while line:

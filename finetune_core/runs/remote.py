@@ -59,7 +59,9 @@ class RemoteRun:
     has_device: bool = True
 
 
-def handed_over(reservation: Reservation, roots: Sequence[Path], *, has_device: bool = True) -> RemoteRun:
+def handed_over(
+    reservation: Reservation, roots: Sequence[Path], *, has_device: bool = True
+) -> RemoteRun:
     """A run of this process, for another one to take over.
 
     Raises:
@@ -67,13 +69,22 @@ def handed_over(reservation: Reservation, roots: Sequence[Path], *, has_device: 
     """
     run_dir, owner = reservation.run_dir.resolve(), reservation.lock.own()
     return RemoteRun(
-        run_dir, owner, reservation.resume, this_process().machine, paths.home(), tuple(roots), has_device=has_device
+        run_dir,
+        owner,
+        reservation.resume,
+        this_process().machine,
+        paths.home(),
+        tuple(roots),
+        has_device=has_device,
     )
 
 
 def plain_row(run: RemoteRun) -> Row:
     """As plain values, for JSON."""
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(run).items()}
+    plain = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(run).items()
+    }
     return plain | {"roots": [str(root) for root in run.roots]}
 
 
@@ -146,7 +157,13 @@ def train_here(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> None:
         RunError: when another process has the run, or it has cost too many processes their lives.
     """
     try:
-        owner = claim(run.run_dir, task=task, handed=run.owner, patience=_PATIENCE, lost=lambda: os._exit(_TAKEN_OVER))
+        owner = claim(
+            run.run_dir,
+            task=task,
+            handed=run.owner,
+            patience=_PATIENCE,
+            lost=lambda: os._exit(_TAKEN_OVER),
+        )
     except OSError as error:
         raise RunError(
             f"The run {run.run_dir.name} cannot be written to on {platform.node()}: {error}. Check who may write there."
@@ -168,9 +185,13 @@ def _train(run: RemoteRun, task: str, owner: Owner, ranks: Ranks) -> None:
         append_event(run.run_dir, RunFailed(message, ""))
         raise RunError(message)
     moved_from = owner.before.host if again and owner.before else ""
-    if run.has_device:  # else it waits for its turn as in the process that asked, on whose machine it is
+    if (
+        run.has_device
+    ):  # else it waits for its turn as in the process that asked, on whose machine it is
         append_event(run.run_dir, RunPlaced(platform.node(), task, moved_from, run.gpus, run.cores))
-    reservation = Reservation(run.run_dir, owner, resume=run.resume or again, has_device=run.has_device)
+    reservation = Reservation(
+        run.run_dir, owner, resume=run.resume or again, has_device=run.has_device
+    )
     for _ in execute(reservation, run.roots, ranks):
         pass
 

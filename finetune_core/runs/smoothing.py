@@ -8,7 +8,11 @@ _LONGEST_SPAN = 50  # steps; of short runs a twentieth
 
 
 def smoothed(
-    steps: Sequence[Mapping[str, Any]], kind: Literal["loss", "accuracy"], images: int, steps_per_epoch: int, epochs: int
+    steps: Sequence[Mapping[str, Any]],
+    kind: Literal["loss", "accuracy"],
+    images: int,
+    steps_per_epoch: int,
+    epochs: int,
 ) -> list[float]:
     """An exponential moving average over batches, one value per row, weighted by images and corrected for its start (Kingma & Ba 2015).
 

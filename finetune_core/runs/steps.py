@@ -37,7 +37,8 @@ class Steps:
     def cut(self, epoch: int, step: int) -> None:
         """Without those after a step."""
         self.rows, self.measured = (
-            [row for row in rows if _position(row) <= (epoch, step)] for rows in (self.rows, self.measured)
+            [row for row in rows if _position(row) <= (epoch, step)]
+            for rows in (self.rows, self.measured)
         )
 
 

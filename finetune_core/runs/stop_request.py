@@ -24,13 +24,17 @@ def request_stop(run_dir: Path, *, pause: bool = False) -> None:
     try:
         write_bytes(run_dir / STOP_FILE, (PAUSE if pause else _STOP).encode())
     except OSError as error:
-        raise RunError(f"The run {run_dir.name} cannot be asked to stop: {error}. Check who may write there.") from None
+        raise RunError(
+            f"The run {run_dir.name} cannot be asked to stop: {error}. Check who may write there."
+        ) from None
 
 
 def requested_stop(run_dir: Path) -> Literal["", "pause", "stop"]:
     """What was asked of a run's process since the run began, or went on; empty: nothing."""
     try:
-        return PAUSE if read_regular(run_dir / STOP_FILE, _LARGEST_STOP) == PAUSE.encode() else _STOP
+        return (
+            PAUSE if read_regular(run_dir / STOP_FILE, _LARGEST_STOP) == PAUSE.encode() else _STOP
+        )
     except FileNotFoundError:
         return ""
     except OSError:

@@ -28,7 +28,9 @@ def shown(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, An
     Raises:
         RunError: when nothing can be written there.
     """
-    files = {folder / f".thaw-check-{secrets.token_hex(8)}": secrets.token_hex(16) for folder in folders}
+    files = {
+        folder / f".thaw-check-{secrets.token_hex(8)}": secrets.token_hex(16) for folder in folders
+    }
     try:
         for file, content in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +41,9 @@ def shown(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, An
             "programs": dict(_programs()),
         }
     except OSError as error:
-        raise RunError(f"Runs cannot be kept there: {error}. Choose another folder, or make room.") from None
+        raise RunError(
+            f"Runs cannot be kept there: {error}. Choose another folder, or make room."
+        ) from None
     finally:
         for file in files:
             with suppress(OSError):
@@ -49,7 +53,9 @@ def shown(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, An
 def unseen(seen: dict[str, Any]) -> list[str]:
     """What this machine does not see, or has otherwise, in words; ``seen`` is from ``shown`` on another one."""
     problems = [
-        f"{Path(file).parent} is not the same folder there" for file, content in seen["files"].items() if _read(file) != content
+        f"{Path(file).parent} is not the same folder there"
+        for file, content in seen["files"].items()
+        if _read(file) != content
     ]
     for path, listing in seen["data"].items():
         found = _listing(path)
@@ -73,7 +79,9 @@ def _listing(path: str) -> str:
     """Changes with the names in a folder, or the size of a file; empty where there is neither."""
     try:
         if os.path.isdir(path):
-            return hashlib.sha256("\0".join(sorted(os.listdir(path))).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+            return hashlib.sha256(
+                "\0".join(sorted(os.listdir(path))).encode("utf-8", "surrogateescape")
+            ).hexdigest()[:12]
         return str(os.stat(path).st_size)
     except OSError:
         return ""

@@ -24,7 +24,17 @@ from finetune_core.training.strategies import STRATEGIES, epochs_of
 
 _TRASH = ".trash"
 
-Status = Literal["queued", "waiting", "running", "finished", "stopped", "cancelled", "paused", "failed", "interrupted"]
+Status = Literal[
+    "queued",
+    "waiting",
+    "running",
+    "finished",
+    "stopped",
+    "cancelled",
+    "paused",
+    "failed",
+    "interrupted",
+]
 
 
 @dataclass(frozen=True)
@@ -123,7 +133,11 @@ def run_folder(named: str | os.PathLike[str]) -> Path:
     """The folder of a run that a person names by that, or by its id where it is among the runs in their usual place."""
     folder = Path(named)
     among = paths.runs_dir() / folder.name
-    return among if os.fspath(named) == folder.name and not is_run_folder(folder) and is_run_folder(among) else folder
+    return (
+        among
+        if os.fspath(named) == folder.name and not is_run_folder(folder) and is_run_folder(among)
+        else folder
+    )
 
 
 def read_run(folder: Path) -> Run:
@@ -150,7 +164,9 @@ def summary(run: Run) -> dict[str, Any]:
     ``parents, ingredients, curve, coefficient, shifted, batchnorm_layers``.
     """
     started, end = run.history.started or {}, run.history.end or {}
-    best = max(run.history.epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default={})
+    best = max(
+        run.history.epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default={}
+    )
     return {
         "run_id": run.run_id,
         "run_dir": str(run.run_dir),
@@ -186,7 +202,9 @@ def _averaged(run: Run) -> dict[str, Any] | None:
     if asked is None:
         return None
     kept = ("parents", "ingredients", "curve", "coefficient", "shifted", "batchnorm_layers")
-    return {"how": asked.how, "runs": [Path(folder).name for folder in asked.runs]} | {name: done.get(name) for name in kept}
+    return {"how": asked.how, "runs": [Path(folder).name for folder in asked.runs]} | {
+        name: done.get(name) for name in kept
+    }
 
 
 class RunStore:
@@ -203,7 +221,9 @@ class RunStore:
         folders = self._folders()
         self._forget(set(folders))
         found = [self._look(folder) for folder in folders]
-        return [one for one in found if isinstance(one, Run)], [one for one in found if isinstance(one, Damaged)]
+        return [one for one in found if isinstance(one, Run)], [
+            one for one in found if isinstance(one, Damaged)
+        ]
 
     def runs(self) -> list[Run]:
         """Every readable run, the newest first."""
@@ -299,24 +319,40 @@ class RunStore:
         """
         run = self._look(self._folder(run_id))
         if by is not None and run.owner != by:
-            whose = f"belongs to {run.owner}" if run.owner else "was started without signing in, and belongs to nobody"
+            whose = (
+                f"belongs to {run.owner}"
+                if run.owner
+                else "was started without signing in, and belongs to nobody"
+            )
             raise RunError(f"The run {run_id} {whose}: only its owner deletes it.")
-        if run.active if isinstance(run, Run) else not is_link(run.run_dir) and is_locked(run.run_dir):
+        if (
+            run.active
+            if isinstance(run, Run)
+            else not is_link(run.run_dir) and is_locked(run.run_dir)
+        ):
             raise RunError(f"The run {run_id} is going on; stop it first.")
         place = self.runs_dir / _TRASH / run_id
         try:
             place.parent.mkdir(exist_ok=True)
             os.rename(run.run_dir, place)
         except OSError as error:
-            raise RunError(f"The run {run_id} cannot be moved to {place.parent}: {error}.") from None
+            raise RunError(
+                f"The run {run_id} cannot be moved to {place.parent}: {error}."
+            ) from None
         return place
 
     def _folders(self) -> list[Path]:
         try:
-            entries = [entry for entry in os.scandir(self.runs_dir) if not entry.name.startswith(".")]
+            entries = [
+                entry for entry in os.scandir(self.runs_dir) if not entry.name.startswith(".")
+            ]
         except OSError:  # no run yet
             return []
-        folders = [Path(entry.path) for entry in entries if entry.is_symlink() or is_run_folder(Path(entry.path))]
+        folders = [
+            Path(entry.path)
+            for entry in entries
+            if entry.is_symlink() or is_run_folder(Path(entry.path))
+        ]
         return sorted(folders, key=lambda path: path.name, reverse=True)
 
     def _folder(self, run_id: str) -> Path:
@@ -332,7 +368,9 @@ class RunStore:
         return folder
 
 
-_Version = tuple[Stamp | None, Stamp | None, Stamp | None]  # of what people say of a run, of its settings and its events
+_Version = tuple[
+    Stamp | None, Stamp | None, Stamp | None
+]  # of what people say of a run, of its settings and its events
 
 
 def _version(run_dir: Path) -> _Version:
@@ -374,7 +412,11 @@ def _contradiction(config: RunConfig, history: History) -> str:
         except ConfigError as error:
             return _unreadable(error)
         return ""
-    for name, value in (("backbone", config.backbone), ("strategy", config.strategy), ("epochs", epochs_of(config))):
+    for name, value in (
+        ("backbone", config.backbone),
+        ("strategy", config.strategy),
+        ("epochs", epochs_of(config)),
+    ):
         if started[name] != value:
             return f"{CONFIG_FILE} and {EVENTS_FILE} are not of the same run: they name different {name.removesuffix('s')}s"
     try:
@@ -392,7 +434,11 @@ def _status(history: History) -> Status:
         history.refresh()
     if history.end:
         stopped: Status = "stopped" if history.started else "cancelled"
-        ends: dict[str, Status] = {"RunFinished": "finished", "RunStopped": stopped, "RunFailed": "failed"}
+        ends: dict[str, Status] = {
+            "RunFinished": "finished",
+            "RunStopped": stopped,
+            "RunFailed": "failed",
+        }
         return "paused" if history.end.get("paused") else ends[history.end["event"]]
     if not locked:
         return "interrupted"

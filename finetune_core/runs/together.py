@@ -13,14 +13,24 @@ from typing import Self
 
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event
-from finetune_core.runs.remote import LOOK, RemoteRun, Row, followed, handed_over, plain_row, raise_problem
+from finetune_core.runs.remote import (
+    LOOK,
+    RemoteRun,
+    Row,
+    followed,
+    handed_over,
+    plain_row,
+    raise_problem,
+)
 from finetune_core.training.events import Event, RunFailed
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _LOST = "A process of the run has ended, perhaps because memory ran out. Resume the run, on as many devices as there are."
 
 
-def execute_together(reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+def execute_together(
+    reservation: Reservation, roots: Sequence[Path] = ()
+) -> Generator[Event, None, None]:
     """See a run through to its end on ``reservation.devices`` devices; closed before that, it ends them, and the run counts as interrupted.
 
     Raises:
@@ -31,10 +41,15 @@ def execute_together(reservation: Reservation, roots: Sequence[Path] = ()) -> Ge
     lines = EventLines(run_dir / EVENTS_FILE)
     lines.new()
     try:
-        run, task = handed_over(reservation, roots, has_device=False), f"{run_dir.name}-{secrets.token_hex(4)}"
+        run, task = (
+            handed_over(reservation, roots, has_device=False),
+            f"{run_dir.name}-{secrets.token_hex(4)}",
+        )
         with RankProcesses(run, task, reservation.devices) as processes:
             found = yield from followed(lines, lambda: processes.outcome(LOOK))
-        if "problem" in found and reservation.lock.holds():  # none of them has got as far as to take the run, and say so there
+        if (
+            "problem" in found and reservation.lock.holds()
+        ):  # none of them has got as far as to take the run, and say so there
             append_event(run_dir, RunFailed(found["problem"], ""))
         raise_problem(found, f"the run {run_dir.name}")
     finally:
@@ -50,7 +65,9 @@ class RankProcesses:
         # Not by the working directory, where a person may have files with the names of modules, and which the run's files may be named from.
         paths = {
             "PYTHONSAFEPATH": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(_PROJECT), os.environ.get("PYTHONPATH")))),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, (str(_PROJECT), os.environ.get("PYTHONPATH")))
+            ),
         }
         self._process = subprocess.Popen(
             [
@@ -82,7 +99,12 @@ class RankProcesses:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
         assert self._process.stdin
         self._process.stdin.close()  # what ends them, where they have not ended
         self._process.wait()

@@ -7,7 +7,9 @@ from finetune_core.training.events import Event, Progress, RunStopped
 from finetune_core.training.loop import StopRequested
 
 
-def in_turn(events: Generator[Event, None, None], device: str) -> Generator[Event | None, None, None]:
+def in_turn(
+    events: Generator[Event, None, None], device: str
+) -> Generator[Event | None, None, None]:
     """A run's events, once nothing else uses that kind of device.
 
     While it waits it says so once, and then yields None every second: nothing new, but a moment at which it can be stopped.

@@ -53,10 +53,22 @@ class Worker:
                 Then nothing is queued.
         """
         for info in missing_weights([config]):
-            raise ConfigError({"backbone": f"the weights of {info.name} are not on this machine: download them first"})
+            raise ConfigError(
+                {
+                    "backbone": f"the weights of {info.name} are not on this machine: download them first"
+                }
+            )
         with self._changed:
             self.executor.check(config, devices)
-            same = next((one for queue in self._queues.values() for one in queue.all() if one.config == config), None)
+            same = next(
+                (
+                    one
+                    for queue in self._queues.values()
+                    for one in queue.all()
+                    if one.config == config
+                ),
+                None,
+            )
             return same.run_id if same else self._put(self._created(config, owner, devices), config)
 
     def resume(self, run_id: str, devices: int = 1) -> None:
@@ -111,7 +123,9 @@ class Worker:
         with self._changed:
             queued = self._waiting(run_id)
             if queued is None:
-                raise RunError(f"The run {run_id} does not wait any more, so it was not cancelled. If it trains, stop it.")
+                raise RunError(
+                    f"The run {run_id} does not wait any more, so it was not cancelled. If it trains, stop it."
+                )
             self._leave(queued, pause=False)
         _end(queued.reservation)
 
@@ -132,7 +146,15 @@ class Worker:
             request_stop(self.runs_dir / run_id, pause=pause)
 
     def _waiting(self, run_id: str) -> "_Queued | None":
-        return next((one for queue in self._queues.values() for one in queue.waiting if one.run_id == run_id), None)
+        return next(
+            (
+                one
+                for queue in self._queues.values()
+                for one in queue.waiting
+                if one.run_id == run_id
+            ),
+            None,
+        )
 
     def _leave(self, queued: "_Queued", *, pause: bool) -> None:
         """Take a run out of its queue, once the request to stop it is written: where it cannot be, the run still waits."""
@@ -141,7 +163,9 @@ class Worker:
             queue.waiting = [one for one in queue.waiting if one is not queued]
 
     def _created(self, config: RunConfig, owner: str, devices: int) -> Reservation:
-        return create_run(config, self.runs_dir, owner, elsewhere=self.executor.elsewhere, devices=devices)
+        return create_run(
+            config, self.runs_dir, owner, elsewhere=self.executor.elsewhere, devices=devices
+        )
 
     def _put(self, reservation: Reservation, config: RunConfig) -> str:
         name = self.executor.queue_of(config)
@@ -156,7 +180,12 @@ class Worker:
         wanted = self.executor.places(name) + self.executor.elsewhere
         while queue.threads < min(wanted, len(queue.all())):
             queue.threads += 1
-            Thread(target=self._work, args=(name, queue), name=f"training-{name}-{queue.threads}", daemon=True).start()
+            Thread(
+                target=self._work,
+                args=(name, queue),
+                name=f"training-{name}-{queue.threads}",
+                daemon=True,
+            ).start()
 
     def _work(self, name: str, queue: "_Queue") -> None:
         """See runs through, one after the other, while a place is free."""
@@ -177,7 +206,10 @@ class Worker:
         """Whether the first run that waits can train; it is not overtaken by one that takes fewer places."""
         if not queue.waiting:
             return False
-        taken = [self.executor.places_of(one.reservation.devices) for one in (*queue.training, queue.waiting[0])]
+        taken = [
+            self.executor.places_of(one.reservation.devices)
+            for one in (*queue.training, queue.waiting[0])
+        ]
         return not queue.training or sum(taken) <= self.executor.places(name)
 
 
@@ -187,7 +219,9 @@ def _drain(run_id: str, events: Iterator[Event]) -> None:
             pass
     except FinetuneError as error:
         log.warning("run %s failed: %s", run_id, error)
-    except Exception:  # a bug in one run must not end the queue; it is in the run's events and in the log
+    except (
+        Exception
+    ):  # a bug in one run must not end the queue; it is in the run's events and in the log
         log.exception("run %s failed", run_id)
 
 

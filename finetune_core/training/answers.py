@@ -15,7 +15,9 @@ _BATCH = 32
 Answer = Callable[[torch.Tensor], np.ndarray]  # float32 [n, 3, size, size] -> [n, …]: logits, say
 
 
-def answers(pixels: Pixels, rows: np.ndarray, info: BackboneInfo, size: int, answer: Answer, phase: str) -> Work[np.ndarray]:
+def answers(
+    pixels: Pixels, rows: np.ndarray, info: BackboneInfo, size: int, answer: Answer, phase: str
+) -> Work[np.ndarray]:
     """What is answered for the images of these rows, ``[len(rows), …]``."""
 
     def batch(some: np.ndarray) -> torch.Tensor:

@@ -13,7 +13,14 @@ from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.models.weights import put_tensors
 from finetune_core.training.batchnorm import recompute_statistics
 from finetune_core.training.evaluation import predict_splits
-from finetune_core.training.events import Event, Ingredient, Mixture, Progress, ShiftedCurve, WeightsAveraged
+from finetune_core.training.events import (
+    Event,
+    Ingredient,
+    Mixture,
+    Progress,
+    ShiftedCurve,
+    WeightsAveraged,
+)
 from finetune_core.training.fitting import fit_probe
 from finetune_core.training.footprint import footprint_beside
 from finetune_core.training.job import Job
@@ -25,7 +32,9 @@ from finetune_core.training.shifted_images import ShiftedImages, shifted_images
 State = Mapping[str, torch.Tensor]
 Value = TypeVar("Value")
 
-COEFFICIENTS = tuple(tenth / 10 for tenth in range(11))  # of WiSE-FT: 0 is the start, 1 the fine-tuned network
+COEFFICIENTS = tuple(
+    tenth / 10 for tenth in range(11)
+)  # of WiSE-FT: 0 is the start, 1 the fine-tuned network
 
 
 def mean_of(states: Sequence[State]) -> dict[str, torch.Tensor]:
@@ -50,14 +59,18 @@ def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 def mixed(start: State, end: State, coefficient: float) -> dict[str, torch.Tensor]:
     """``(1 - coefficient) · start + coefficient · end``, in float64 before it is rounded; counts are those of ``end``."""
     return {
-        name: ((1 - coefficient) * start[name].double() + coefficient * last.double()).to(last.dtype)
+        name: ((1 - coefficient) * start[name].double() + coefficient * last.double()).to(
+            last.dtype
+        )
         if last.is_floating_point()
         else last
         for name, last in end.items()
     }
 
 
-def average_weights(job: Job, lost: LostImages, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+def average_weights(
+    job: Job, lost: LostImages, roots: Sequence[Path] = ()
+) -> Generator[Event, None, None]:
     """Put the average into the job's network; a run that is stopped in here starts again.
 
     Args:
@@ -91,7 +104,9 @@ def average_weights(job: Job, lost: LostImages, roots: Sequence[Path] = ()) -> G
     )
 
 
-def _soup(attempts: "_Attempts", states: Sequence[State]) -> Generator[Event, None, WeightsAveraged]:
+def _soup(
+    attempts: "_Attempts", states: Sequence[State]
+) -> Generator[Event, None, WeightsAveraged]:
     """The mean of all."""
     attempts.total = attempts.trained_on
     layers = yield from attempts.put(mean_of(states))
@@ -102,7 +117,9 @@ def _greedy_soup(
     attempts: "_Attempts", parents: Sequence[Parent], states: Sequence[State]
 ) -> Generator[Event, None, WeightsAveraged]:
     """The best network, and each further one, the more accurate first, with which the mean is not less accurate."""
-    attempts.total = len(states) * attempts.judged_on + (len(states) - 1) * (attempts.trained_on + attempts.judged_on)
+    attempts.total = len(states) * attempts.judged_on + (len(states) - 1) * (
+        attempts.trained_on + attempts.judged_on
+    )
     alone = []
     for state in states:
         put_tensors(attempts.job.network.model, state)
@@ -117,12 +134,19 @@ def _greedy_soup(
         stays = accuracy >= highest
         tried.append(Ingredient(run=parents[at].folder.name, accuracy=accuracy, kept=stays))
         if stays:
-            members, highest, best, layers = [*members, at], accuracy, attempts.kept_tensors(), changed
+            members, highest, best, layers = (
+                [*members, at],
+                accuracy,
+                attempts.kept_tensors(),
+                changed,
+            )
     put_tensors(attempts.job.network.model, best)
     return WeightsAveraged("greedy_soup", [], 0.0, layers, ingredients=tried)
 
 
-def _wise(attempts: "_Attempts", tuned: State, shifted: Sequence[ShiftedImages]) -> Generator[Event, None, WeightsAveraged]:
+def _wise(
+    attempts: "_Attempts", tuned: State, shifted: Sequence[ShiftedImages]
+) -> Generator[Event, None, WeightsAveraged]:
     """From the start with its linear probe to the fine-tuned network; kept is the first of the most accurate on the way.
 
     BatchNorm statistics are mixed as weights are: the linear probe was fitted to what the start's own make of the images. Of the accuracy on
@@ -132,7 +156,10 @@ def _wise(attempts: "_Attempts", tuned: State, shifted: Sequence[ShiftedImages])
     yield from fit_probe(attempts.job, attempts.lost)
     start, model = attempts.kept_tensors(), attempts.job.network.model
     curve: list[Mixture] = []
-    others = [ShiftedCurve(data=one.data, images=len(one.labels), curve=[], problem=one.problem) for one in shifted]
+    others = [
+        ShiftedCurve(data=one.data, images=len(one.labels), curve=[], problem=one.problem)
+        for one in shifted
+    ]
     for coefficient in COEFFICIENTS:
         put_tensors(model, mixed(start, tuned, coefficient))
         accuracy, loss = yield from attempts.judged()
@@ -140,7 +167,9 @@ def _wise(attempts: "_Attempts", tuned: State, shifted: Sequence[ShiftedImages])
         for one, other in zip(shifted, others, strict=True):
             if not one.problem:
                 accuracy, loss = one.judged(attempts.job)
-                other["curve"].append(Mixture(coefficient=coefficient, accuracy=accuracy, loss=loss))
+                other["curve"].append(
+                    Mixture(coefficient=coefficient, accuracy=accuracy, loss=loss)
+                )
     chosen = max(curve, key=lambda one: one["accuracy"])["coefficient"]
     put_tensors(model, mixed(start, tuned, chosen))
     return WeightsAveraged("wise", [], 0.0, curve=curve, coefficient=chosen, shifted=others)
@@ -175,7 +204,9 @@ class _Attempts:
     def put(self, average: State) -> Generator[Event, None, int]:
         """Weights that no step has led to; returns how many BatchNorm layers were computed anew for them."""
         put_tensors(self.job.network.model, average)
-        layers = yield from self._counted(recompute_statistics(self.job, self.lost), self.trained_on)
+        layers = yield from self._counted(
+            recompute_statistics(self.job, self.lost), self.trained_on
+        )
         return layers
 
     def judged(self) -> Generator[Event, None, tuple[float, float]]:
@@ -186,12 +217,18 @@ class _Attempts:
         loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
         return float((logits.argmax(1) == labels).mean()), loss
 
-    def _counted(self, work: Generator[Event, None, Value], images: int) -> Generator[Event, None, Value]:
+    def _counted(
+        self, work: Generator[Event, None, Value], images: int
+    ) -> Generator[Event, None, Value]:
         """The events of a part of the work, its progress as that of the whole."""
         try:
             while True:
                 event = next(work)
-                yield Progress("average", self.done + event.done, self.total) if isinstance(event, Progress) else event
+                yield (
+                    Progress("average", self.done + event.done, self.total)
+                    if isinstance(event, Progress)
+                    else event
+                )
         except StopIteration as finished:
             self.done += images
             result: Value = finished.value

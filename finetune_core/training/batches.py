@@ -22,7 +22,9 @@ from finetune_core.transfers import sent
 
 Batch = TypeVar("Batch")
 
-TOO_LARGE_A_BATCH = "for a batch of images. Choose a smaller batch size or image size."  # what to do about it
+TOO_LARGE_A_BATCH = (
+    "for a batch of images. Choose a smaller batch size or image size."  # what to do about it
+)
 
 _SMALLEST_CROP = 0.5  # of the image's area
 _WIDEST_ASPECT = 4 / 3
@@ -30,7 +32,10 @@ _WIDEST_ASPECT = 4 / 3
 
 def sample_keys(ids: Iterable[str]) -> np.ndarray:
     """One uint64 a sample id, the same on every machine."""
-    digests = (hashlib.blake2b(sample.encode("utf-8", "surrogateescape"), digest_size=8).digest() for sample in ids)
+    digests = (
+        hashlib.blake2b(sample.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        for sample in ids
+    )
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
@@ -39,20 +44,30 @@ def uniform(keys: np.ndarray, seed: int, epoch: int, draw: int) -> np.ndarray:
     with np.errstate(over="ignore"):
         mixed = keys.astype(np.uint64)
         for part in (seed, epoch, draw):
-            mixed = mixed + np.uint64(part) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
+            mixed = (
+                mixed
+                + np.uint64(part) * np.uint64(0x9E3779B97F4A7C15)
+                + np.uint64(0x9E3779B97F4A7C15)
+            )
             mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             mixed = mixed ^ (mixed >> np.uint64(31))
     return (mixed >> np.uint64(11)) * 2.0**-53
 
 
-def epoch_batches(indices: np.ndarray, keys: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def epoch_batches(
+    indices: np.ndarray, keys: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> list[np.ndarray]:
     """The epoch's shuffled batches of ``indices``. A last batch of one joins the batch before it: BatchNorm cannot train
     on a single image."""
-    return _batches(indices[np.argsort(uniform(keys[indices], seed, epoch, 0), kind="stable")], batch_size)
+    return _batches(
+        indices[np.argsort(uniform(keys[indices], seed, epoch, 0), kind="stable")], batch_size
+    )
 
 
-def subset(indices: np.ndarray, labels: np.ndarray, keys: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def subset(
+    indices: np.ndarray, labels: np.ndarray, keys: np.ndarray, fraction: float, seed: int
+) -> np.ndarray:
     """That share of each class, at least one image of it; a larger share holds a smaller one. ``indices`` stay in their order."""
     if fraction >= 1:
         return indices
@@ -60,12 +75,21 @@ def subset(indices: np.ndarray, labels: np.ndarray, keys: np.ndarray, fraction: 
     kept = np.zeros(len(indices), dtype=bool)
     for label in np.unique(labels[indices]):
         members = np.flatnonzero(labels[indices] == label)
-        kept[members[np.argsort(drawn[members], kind="stable")[: max(1, round(fraction * len(members)))]]] = True
+        kept[
+            members[
+                np.argsort(drawn[members], kind="stable")[: max(1, round(fraction * len(members)))]
+            ]
+        ] = True
     return indices[kept]
 
 
 def balanced_batches(
-    indices: np.ndarray, labels: np.ndarray, keys: np.ndarray, batch_size: int, seed: int, epoch: int
+    indices: np.ndarray,
+    labels: np.ndarray,
+    keys: np.ndarray,
+    batch_size: int,
+    seed: int,
+    epoch: int,
 ) -> list[np.ndarray]:
     """As many images as there are, equally many of each class (±1): those of small classes come several times, of large ones only
     some; over the epochs each image of a class comes as often as any other."""
@@ -77,10 +101,14 @@ def balanced_batches(
         for turn in range(-(-quota // len(members))):
             with np.errstate(over="ignore"):
                 turned = keys[members] + np.uint64(turn) * np.uint64(0xD1B54A32D192ED03)
-            order = np.argsort(uniform(turned, seed, epoch, 7), kind="stable")[: quota - turn * len(members)]
+            order = np.argsort(uniform(turned, seed, epoch, 7), kind="stable")[
+                : quota - turn * len(members)
+            ]
             chosen.append(members[order])
             places.append(uniform(turned[order], seed, epoch, 0))
-    return _batches(np.concatenate(chosen)[np.argsort(np.concatenate(places), kind="stable")], batch_size)
+    return _batches(
+        np.concatenate(chosen)[np.argsort(np.concatenate(places), kind="stable")], batch_size
+    )
 
 
 def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -128,7 +156,9 @@ def compute_alone() -> None:
     ThreadpoolController().limit(limits=1, user_api="openmp")
 
 
-def augmented(images: torch.Tensor, kind: Augmentation, keys: np.ndarray, seed: int, epoch: int, size: int) -> torch.Tensor:
+def augmented(
+    images: torch.Tensor, kind: Augmentation, keys: np.ndarray, seed: int, epoch: int, size: int
+) -> torch.Tensor:
     """Training images as this epoch sees them: uint8 ``[n, 3, side, side]`` -> uint8 ``[n, 3, size, size]``."""
     if kind == "none":
         return evaluated(images, size)
@@ -148,10 +178,15 @@ def evaluated(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def normalised(
-    images: torch.Tensor, mean: Sequence[float], std: Sequence[float], layout: torch.memory_format = torch.channels_last
+    images: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    layout: torch.memory_format = torch.channels_last,
 ) -> torch.Tensor:
     """uint8 ``[n, 3, s, s]`` -> float32, normalised."""
-    values = sent(torch.tensor([list(mean), list(std)]), images.device)  # of a list, torch makes tensors that a GPU waits for
+    values = sent(
+        torch.tensor([list(mean), list(std)]), images.device
+    )  # of a list, torch makes tensors that a GPU waits for
     pixels: torch.Tensor = F.normalize(F.to_dtype(images, torch.float32, scale=True), *values)
     return pixels.contiguous(memory_format=layout)
 
@@ -160,7 +195,12 @@ def _cropped(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor
     """Each image's box, resized: one by one on a processor, where that is ten times faster, at once elsewhere, to the same pixels."""
     if images.device.type != "cpu":
         return crops(images, sent(torch.from_numpy(boxes), images.device), size)
-    return torch.stack([F.resized_crop(image, *box, [size, size]) for image, box in zip(images, boxes.tolist(), strict=True)])
+    return torch.stack(
+        [
+            F.resized_crop(image, *box, [size, size])
+            for image, box in zip(images, boxes.tolist(), strict=True)
+        ]
+    )
 
 
 def _crop_boxes(side: int, keys: np.ndarray, seed: int, epoch: int) -> np.ndarray:

@@ -23,7 +23,9 @@ def moving_norms(job: Job) -> list[_Norm]:
     return [
         module
         for path, module in job.network.model.named_modules()
-        if isinstance(module, _Norm) and module.running_mean is not None and f"{path}.running_mean" not in frozen
+        if isinstance(module, _Norm)
+        and module.running_mean is not None
+        and f"{path}.running_mean" not in frozen
     ]
 
 

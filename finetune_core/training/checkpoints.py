@@ -45,7 +45,9 @@ class CheckpointInfo:
     weights_hash: Name
     classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=100_000)]
     fingerprint: Name = ""
-    training_state: Annotated[dict[str, Any] | None, Field(validation_alias=AliasChoices("training_state", "standing"))] = None
+    training_state: Annotated[
+        dict[str, Any] | None, Field(validation_alias=AliasChoices("training_state", "standing"))
+    ] = None
     neighbours: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     lineage: Lineage = field(default_factory=list)
 
@@ -80,8 +82,14 @@ def changing_tensors(
     state = model.state_dict()
     found = dict(low_rank.tensors)
     for stage, plan in list(zip(stages, strategy, strict=True))[cut_index(strategy) :]:
-        left_out = {*frozen_tensors(plan, stage), *factored_matrices(plan, stage)} if low_rank else ()
-        names = [name for name in (*stage.parameters, *stage.buffers) if name in state and name not in left_out]
+        left_out = (
+            {*frozen_tensors(plan, stage), *factored_matrices(plan, stage)} if low_rank else ()
+        )
+        names = [
+            name
+            for name in (*stage.parameters, *stage.buffers)
+            if name in state and name not in left_out
+        ]
         found |= {name: state[name] for name in names}
     return found
 
@@ -93,7 +101,9 @@ def put_back(changing: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Ten
         tensor.copy_(saved[name])
 
 
-def save_checkpoint(run_dir: Path, name: str, tensors: dict[str, torch.Tensor], info: CheckpointInfo) -> None:
+def save_checkpoint(
+    run_dir: Path, name: str, tensors: dict[str, torch.Tensor], info: CheckpointInfo
+) -> None:
     """Write all of it or nothing; an earlier checkpoint of that name stays until the new one is safe."""
     metadata = {"info": json.dumps(asdict(info))}
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -139,12 +149,18 @@ def load_tensors(
         if needed is not None:
             check_tensors(file, needed, allowed)
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
-        if bad := [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
+        if bad := [
+            key
+            for key, tensor in tensors.items()
+            if tensor.is_floating_point() and not tensor.isfinite().all()
+        ]:
             raise ValueError(f"numbers in {bad[0]} are not finite")
     return tensors, info
 
 
-def restore_network(network: Network, strategy: Strategy, run_dir: Path, name: str) -> CheckpointInfo:
+def restore_network(
+    network: Network, strategy: Strategy, run_dir: Path, name: str
+) -> CheckpointInfo:
     """Put a checkpoint's tensors into a network: exactly those that the strategy may change. Factors are merged into it.
 
     Raises:
@@ -159,15 +175,25 @@ def restore_network(network: Network, strategy: Strategy, run_dir: Path, name: s
     return info
 
 
-def check_frozen(network: Network, strategy: Strategy, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def check_frozen(
+    network: Network, strategy: Strategy, tensors: Mapping[str, torch.Tensor], path: Path
+) -> None:
     """
     Raises:
         RunError: when frozen tensors are not those that the run started from.
     """
     before = network.pretrained.state_dict()
-    names = [key for stage, plan in zip(network.stages, strategy, strict=True) for key in frozen_tensors(plan, stage)]
-    if changed := [key for key in names if key in tensors and not torch.equal(tensors[key], before[key])]:
-        raise RunError(f"{path} is damaged: {changed[0]} is frozen in this run, and not as it was at the start.")
+    names = [
+        key
+        for stage, plan in zip(network.stages, strategy, strict=True)
+        for key in frozen_tensors(plan, stage)
+    ]
+    if changed := [
+        key for key in names if key in tensors and not torch.equal(tensors[key], before[key])
+    ]:
+        raise RunError(
+            f"{path} is damaged: {changed[0]} is frozen in this run, and not as it was at the start."
+        )
 
 
 @contextmanager
@@ -182,12 +208,16 @@ def _opened(run_dir: Path, name: str) -> Iterator[tuple[Any, CheckpointInfo]]:
                 raise ValueError("what it says of itself is too long")
             yield file, _INFO.validate_json(text, strict=True)
     except FileNotFoundError:
-        raise RunError(_MISSING.get(name, _MISSING[BEST]).format(run_dir=run_dir, name=name)) from None
+        raise RunError(
+            _MISSING.get(name, _MISSING[BEST]).format(run_dir=run_dir, name=name)
+        ) from None
     except (OSError, SafetensorError, ValueError, MemoryError) as error:
         raise RunError(f"{run_dir}: {problem_with(path, error)}.") from None
 
 
-def check_tensors(file: Any, needed: Mapping[str, torch.Tensor], allowed: Mapping[str, torch.Tensor] | None = None) -> None:
+def check_tensors(
+    file: Any, needed: Mapping[str, torch.Tensor], allowed: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Whether a file that ``safe_open`` has opened holds the tensors that are expected. None is read for that.
 
     Raises:
@@ -195,10 +225,17 @@ def check_tensors(file: Any, needed: Mapping[str, torch.Tensor], allowed: Mappin
     """
     expected, found = {**(allowed or {}), **needed}, set(file.keys())
     if missing := needed.keys() - found:
-        raise ValueError(f"{things(len(missing), 'tensor')} of {len(needed)} are missing, {min(missing)} among them")
+        raise ValueError(
+            f"{things(len(missing), 'tensor')} of {len(needed)} are missing, {min(missing)} among them"
+        )
     if unknown := found - expected.keys():
-        raise ValueError(f"it holds {things(len(unknown), 'tensor')} that do not belong there, {min(unknown)} among them")
+        raise ValueError(
+            f"it holds {things(len(unknown), 'tensor')} that do not belong there, {min(unknown)} among them"
+        )
     for key in sorted(found):
         part = file.get_slice(key)
-        if (tuple(part.get_shape()), _KINDS.get(part.get_dtype())) != (tuple(expected[key].shape), expected[key].dtype):
+        if (tuple(part.get_shape()), _KINDS.get(part.get_dtype())) != (
+            tuple(expected[key].shape),
+            expected[key].dtype,
+        ):
             raise ValueError(f"{key} has another shape or type than in this network")

@@ -54,7 +54,10 @@ def main(folder: Path) -> None:
 
 
 def difference(
-    part: "nn.Module", compiled: "Callable[[torch.Tensor], torch.Tensor]", example: "torch.Tensor", device: "Device"
+    part: "nn.Module",
+    compiled: "Callable[[torch.Tensor], torch.Tensor]",
+    example: "torch.Tensor",
+    device: "Device",
 ) -> str:
     """What is wrong with a compiled pass, in words; empty where it may take the eager one's place."""
     import torch

@@ -83,7 +83,9 @@ class Compiler:
             self._left -= len(inputs)
             return output
 
-        one = self._passes.setdefault(part.label, _Pass(part, self._device, self._batch, self._why_not))
+        one = self._passes.setdefault(
+            part.label, _Pass(part, self._device, self._batch, self._why_not)
+        )
         return run
 
     @property
@@ -95,7 +97,12 @@ class Compiler:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         for one in self._passes.values():
             one.close()
 
@@ -119,7 +126,11 @@ class _Pass:
     @property
     def report(self) -> str:
         if self._compiled:
-            return f"compiled after {things(self._compiled_after, 'image')}" if self._compiled_after else "compiled before"
+            return (
+                f"compiled after {things(self._compiled_after, 'image')}"
+                if self._compiled_after
+                else "compiled before"
+            )
         return f"not compiled: {self._reason or 'not worth it for ' + things(self.done, 'image')}"
 
     def __call__(self, inputs: torch.Tensor, left: int) -> torch.Tensor:
@@ -128,7 +139,13 @@ class _Pass:
             self._look()
         elif whole and self._like is None:
             self._begin(inputs)
-        elif whole and not self._reason and not self._compiled and self._expected is None and len(self._seconds) > _TIMED:
+        elif (
+            whole
+            and not self._reason
+            and not self._compiled
+            and self._expected is None
+            and len(self._seconds) > _TIMED
+        ):
             self._decide(inputs, left)
         began = time.perf_counter()
         output = self._run(inputs)
@@ -150,10 +167,15 @@ class _Pass:
         self._child = self._expected = None
 
     def _begin(self, inputs: torch.Tensor) -> None:
-        self._like = torch.empty_strided(inputs.shape, inputs.stride(), dtype=inputs.dtype, device="meta")
+        self._like = torch.empty_strided(
+            inputs.shape, inputs.stride(), dtype=inputs.dtype, device="meta"
+        )
         if self._device.kind != "cpu" or self._reason:
             return
-        if self._book.compilation(self._key).saved > 0 and (kept := kept_package(self._name)) is not None:
+        if (
+            self._book.compilation(self._key).saved > 0
+            and (kept := kept_package(self._name)) is not None
+        ):
             self._load(kept)
         elif compiler() is None:
             self._reason = "there is no C++ compiler"
@@ -165,7 +187,9 @@ class _Pass:
             return
         try:
             self._child = CompilerProcess(self._part.module, inputs, self._device)
-        except Exception as error:  # pickling a module raises nearly anything; the eager pass goes on
+        except (
+            Exception
+        ) as error:  # pickling a module raises nearly anything; the eager pass goes on
             self._reason = f"it cannot be handed to another process ({type(error).__name__})"
 
     def _look(self) -> None:
@@ -193,7 +217,11 @@ class _Pass:
         self._compiled_after, self._seconds = self.done, []
 
     def _run(self, inputs: torch.Tensor) -> torch.Tensor:
-        if self._compiled and self._like is not None and (given := fitted(inputs, self._like)) is not None:
+        if (
+            self._compiled
+            and self._like is not None
+            and (given := fitted(inputs, self._like)) is not None
+        ):
             try:
                 return self._compiled(given)[: len(inputs)]
             except RuntimeError as error:
@@ -211,7 +239,9 @@ class _Pass:
         """What the time and the gain depend on."""
         shape = None if self._like is None else tuple(self._like.shape)
         device = self._device
-        return " | ".join(map(str, (device.label, device.precision, self._part.label, shape, torch.__version__)))
+        return " | ".join(
+            map(str, (device.label, device.precision, self._part.label, shape, torch.__version__))
+        )
 
     @property
     def _name(self) -> str:
@@ -220,8 +250,18 @@ class _Pass:
         shape = None if like is None else (tuple(like.shape), like.stride(), like.dtype)
         processor = sorted(torch.cpu.get_capabilities().items())
         code = [one.code for one in self._part.module.modules() if isinstance(one, fx.GraphModule)]
-        known = (self._part.label, self._part.weights(), code, shape, device.kind, device.precision, processor)
-        digest = hashlib.sha256(repr((*known, torch.get_num_threads(), torch.__version__)).encode()).hexdigest()[:16]
+        known = (
+            self._part.label,
+            self._part.weights(),
+            code,
+            shape,
+            device.kind,
+            device.precision,
+            processor,
+        )
+        digest = hashlib.sha256(
+            repr((*known, torch.get_num_threads(), torch.__version__)).encode()
+        ).hexdigest()[:16]
         return f"compiled-{digest}"
 
 
@@ -229,7 +269,11 @@ def fitted(inputs: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:
     """A batch as the compiled pass takes it, a smaller one filled up with its last image; None where it does not fit, or less than
     half of it would be used: fewer images may be all that memory holds."""
     size = len(like)
-    if inputs.shape[1:] != like.shape[1:] or inputs.dtype != like.dtype or not size < 2 * len(inputs) <= 2 * size:
+    if (
+        inputs.shape[1:] != like.shape[1:]
+        or inputs.dtype != like.dtype
+        or not size < 2 * len(inputs) <= 2 * size
+    ):
         return None
     if inputs.shape == like.shape and inputs.stride() == like.stride():
         return inputs

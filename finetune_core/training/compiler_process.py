@@ -32,7 +32,12 @@ class CompilerProcess:
         self._began, self._open = time.monotonic(), ExitStack()
         with ExitStack() as stack:
             self._folder = stack.enter_context(staging_folder(CACHE.folder, ".compiling-"))
-            request = {"part": module, "example": example, "device": device, "threads": torch.get_num_threads()}
+            request = {
+                "part": module,
+                "example": example,
+                "device": device,
+                "threads": torch.get_num_threads(),
+            }
             torch.save(request, self._folder / "request.pt")
             problems = stack.enter_context((self._folder / "problems").open("wb"))
             # What the compiler writes and reads lies in this folder: others can write to its usual one.
@@ -63,7 +68,10 @@ class CompilerProcess:
         if status < 0:
             return KILLED
         lines = (self._folder / "problems").read_text(errors="replace").split("\n")
-        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), f"it ended with status {status}")
+        return next(
+            (line.strip()[:200] for line in reversed(lines) if line.strip()),
+            f"it ended with status {status}",
+        )
 
     def close(self) -> None:
         """End the process, and all that it has started."""

@@ -142,11 +142,15 @@ def train_step(
         if together:
             _add_up(together, optimizer, forward, loss)
         norm, skipped = _descend(optimizer, rule, scale)
-    return StepResult(loss, logits, norm, skipped, scale.factor.clone() if scale else torch.zeros_like(loss), size)
+    return StepResult(
+        loss, logits, norm, skipped, scale.factor.clone() if scale else torch.zeros_like(loss), size
+    )
 
 
 @contextmanager
-def _agreed(together: Together | None, forward: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def _agreed(
+    together: Together | None, forward: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[None]:
     """Within: a pass that some ranks have no memory for fails on all of them. After it all have gradients of the same parameters.
 
     Raises:
@@ -176,7 +180,9 @@ def _agreed(together: Together | None, forward: nn.Module, optimizer: torch.opti
             parameter.grad = torch.zeros_like(parameter)
 
 
-def _add_up(together: Together, optimizer: torch.optim.Optimizer, forward: nn.Module, loss: torch.Tensor) -> None:
+def _add_up(
+    together: Together, optimizer: torch.optim.Optimizer, forward: nn.Module, loss: torch.Tensor
+) -> None:
     """Put the whole batch's gradients, loss and mean statistics in the place of this rank's."""
     statistics = _statistics(forward)
     if statistics:
@@ -191,14 +197,24 @@ def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 def _statistics(forward: nn.Module) -> list[torch.Tensor]:
     """Running means and variances that a pass in training mode moves."""
-    norms = [one for one in forward.modules() if isinstance(one, nn.modules.batchnorm._NormBase) and one.training]
-    return [kept for norm in norms for kept in (norm.running_mean, norm.running_var) if kept is not None]
+    norms = [
+        one
+        for one in forward.modules()
+        if isinstance(one, nn.modules.batchnorm._NormBase) and one.training
+    ]
+    return [
+        kept for norm in norms for kept in (norm.running_mean, norm.running_var) if kept is not None
+    ]
 
 
-def _descend(optimizer: torch.optim.Optimizer, rule: StepRule, scale: LossScale | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _descend(
+    optimizer: torch.optim.Optimizer, rule: StepRule, scale: LossScale | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The optimizer's step along the gradients that are there, unless they are not finite; their norm before clipping, and whether
     it was skipped."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [
+        p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+    ]
     gradients = [parameter.grad for parameter in parameters]
     if scale:
         scale.unscale(gradients)
@@ -217,7 +233,11 @@ def _descend(optimizer: torch.optim.Optimizer, rule: StepRule, scale: LossScale 
 @torch.no_grad()
 def _pull_back(strength: float, pulled: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> None:
     """L2-SP: add the gradient of half the squared distance from the pretrained weights."""
-    moving = [(parameter, start, parameter.grad) for parameter, start in pulled if parameter.grad is not None]
+    moving = [
+        (parameter, start, parameter.grad)
+        for parameter, start in pulled
+        if parameter.grad is not None
+    ]
     if moving:
         parameters, starts, gradients = map(list, zip(*moving, strict=True))
         torch._foreach_add_(gradients, torch._foreach_sub(parameters, starts), alpha=strength)
@@ -236,7 +256,9 @@ def _accumulated(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of the batch, ``size`` images at a time; its loss and logits. Of a rank's share: what they add to those of the whole."""
     if not len(inputs):
-        return torch.zeros((), device=device.torch_device), torch.empty(0, 1, device=device.torch_device)
+        return torch.zeros((), device=device.torch_device), torch.empty(
+            0, 1, device=device.torch_device
+        )
     weights = rule.class_weights
     losses, logits = [], []
     chance = stream(seed, device.kind)
@@ -251,7 +273,16 @@ def _accumulated(
     for some, targets in zip(parts(inputs, size), parts(labels, size), strict=True):
         with drawing_from(chance), device.autocast(), _batchnorm_in_words():
             output = forward(some).float()
-        loss = cross_entropy(output, targets, weight=weights, label_smoothing=rule.label_smoothing, reduction="sum") / whole
+        loss = (
+            cross_entropy(
+                output,
+                targets,
+                weight=weights,
+                label_smoothing=rule.label_smoothing,
+                reduction="sum",
+            )
+            / whole
+        )
         (loss * scale.factor if scale else loss).backward()
         losses.append(loss.detach())
         logits.append(output.detach())
@@ -268,7 +299,12 @@ def _weight(labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor 
 @contextmanager
 def _statistics_kept_if_it_fails(forward: nn.Module) -> Iterator[None]:
     """Within: what a pass in training mode changes beside gradients (BatchNorm's statistics) is put back if the pass fails."""
-    changing = [buffer for module in forward.modules() if module.training for buffer in module.buffers(recurse=False)]
+    changing = [
+        buffer
+        for module in forward.modules()
+        if module.training
+        for buffer in module.buffers(recurse=False)
+    ]
     before = [torch.empty_like(buffer) for buffer in changing]
     if changing:
         torch._foreach_copy_(before, changing)

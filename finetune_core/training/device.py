@@ -73,7 +73,11 @@ class Device:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Within, a network computes in the device's precision."""
-        return torch.autocast(self.kind, _DTYPES[self.precision]) if self.precision in _DTYPES else nullcontext()
+        return (
+            torch.autocast(self.kind, _DTYPES[self.precision])
+            if self.precision in _DTYPES
+            else nullcontext()
+        )
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,20 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
     """
     present = _present()
     if device != "auto" and device not in present:
-        raise ConfigError({"device": f"there is no {device} here; this machine has {', '.join(present)}"})
+        raise ConfigError(
+            {"device": f"there is no {device} here; this machine has {', '.join(present)}"}
+        )
     kind = present[0] if device == "auto" else device
     if precision == "auto":
         precision = "bf16" if _native_bf16(kind) else "fp16" if _tensor_cores(kind) else "fp32"
     elif precision == "bf16" and not _native_bf16(kind):
-        raise ConfigError({"precision": f"bf16 would be emulated on {_label(kind)}; choose auto or fp32"})
+        raise ConfigError(
+            {"precision": f"bf16 would be emulated on {_label(kind)}; choose auto or fp32"}
+        )
     elif precision == "fp16" and kind not in _WITH_FP16:
-        raise ConfigError({"precision": f"fp16 is for NVIDIA GPUs, not for {_label(kind)}; choose auto or fp32"})
+        raise ConfigError(
+            {"precision": f"fp16 is for NVIDIA GPUs, not for {_label(kind)}; choose auto or fp32"}
+        )
     return Device(kind, _label(kind), precision)
 
 
@@ -147,5 +157,7 @@ def _label(kind: str) -> str:
         return torch.cuda.get_device_name()
     if kind == "mps":
         return "Apple GPU"
-    name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    name = (
+        torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    )
     return f"{name}, {things(torch.get_num_threads(), 'thread')}"

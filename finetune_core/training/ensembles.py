@@ -14,7 +14,13 @@ from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.models.ensemble import mean_log_probabilities
 from finetune_core.models.network import Network
 from finetune_core.training.batches import sample_keys, subset
-from finetune_core.training.checkpoints import BEST, START, CheckpointInfo, read_info, save_checkpoint
+from finetune_core.training.checkpoints import (
+    BEST,
+    START,
+    CheckpointInfo,
+    read_info,
+    save_checkpoint,
+)
 from finetune_core.training.device import choose_device, numerics
 from finetune_core.training.evaluation import final_evaluation
 from finetune_core.training.events import (
@@ -38,7 +44,9 @@ from finetune_core.training.stage_plan import describe, plan, trainable_paramete
 _NO_CACHE = "no image goes through a network"
 
 
-def join_networks(config: RunConfig, run_dir: Path, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+def join_networks(
+    config: RunConfig, run_dir: Path, roots: Sequence[Path] = ()
+) -> Generator[Event, None, None]:
     """Make an ensemble of what its folder has kept of its runs: no image goes through a network. It starts again when it is stopped in here.
 
     Args:
@@ -49,14 +57,19 @@ def join_networks(config: RunConfig, run_dir: Path, roots: Sequence[Path] = ()) 
     """
     began = time.monotonic()
     check_config(config, run_dir)
-    dataset = yield from reported("index", index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots))
+    dataset = yield from reported(
+        "index",
+        index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots),
+    )
     remove_predictions(run_dir)
     yield Progress("prepare", 0, 0)
     joined = _Joined.of(config, run_dir)
     check_unchanged(dataset, joined.names, joined.parents)
     yield joined.started(config, dataset)
     table = joined.predictions()
-    yield WeightsAveraged("ensemble", joined.ancestors(), time.monotonic() - began, memory_bytes=joined.memory_bytes)
+    yield WeightsAveraged(
+        "ensemble", joined.ancestors(), time.monotonic() - began, memory_bytes=joined.memory_bytes
+    )
     save_checkpoint(run_dir, BEST, {}, joined.info(dataset))
     yield CheckpointSaved(BEST, 0)
     save_predictions(run_dir, table, FINAL_PRECISION)
@@ -92,17 +105,25 @@ class _Joined:
         """
         parents = checked_members(member_folders(config, run_dir))
         networks = [best_network(parent.config, parent.folder)[0] for parent in parents]
-        return cls([Path(run).name for run in config.averaged.runs] if config.averaged else [], parents, networks)
+        return cls(
+            [Path(run).name for run in config.averaged.runs] if config.averaged else [],
+            parents,
+            networks,
+        )
 
     @property
     def memory_bytes(self) -> int:
         states = [network.model.state_dict() for network in self.networks]
-        return sum(tensor.numel() * tensor.element_size() for state in states for tensor in state.values())
+        return sum(
+            tensor.numel() * tensor.element_size() for state in states for tensor in state.values()
+        )
 
     def predictions(self) -> pd.DataFrame:
         """``split, id, label, logits``: the logarithm of the mean probabilities."""
         tables = [parent.predictions for parent in self.parents]
-        mean = mean_log_probabilities(np.stack([np.stack(table["logits"].tolist()) for table in tables]))
+        mean = mean_log_probabilities(
+            np.stack([np.stack(table["logits"].tolist()) for table in tables])
+        )
         return tables[0].assign(logits=list(mean.astype(np.float32)))
 
     def ancestors(self) -> list[Ancestor]:
@@ -115,10 +136,19 @@ class _Joined:
     def info(self, dataset: Dataset) -> CheckpointInfo:
         """Of a checkpoint without tensors: these are the members' own."""
         first = self.networks[0]
-        return CheckpointInfo(0, self.parents[0].config.backbone, first.weights_hash, dataset.classes, dataset.fingerprint)
+        return CheckpointInfo(
+            0,
+            self.parents[0].config.backbone,
+            first.weights_hash,
+            dataset.classes,
+            dataset.fingerprint,
+        )
 
     def started(self, config: RunConfig, dataset: Dataset) -> RunStarted:
-        strategies = [plan(one.config, network.stages) for one, network in zip(self.parents, self.networks, strict=True)]
+        strategies = [
+            plan(one.config, network.stages)
+            for one, network in zip(self.parents, self.networks, strict=True)
+        ]
         first, device = self.networks[0], choose_device("cpu", FINAL_PRECISION)
         return RunStarted(
             backbone=config.backbone,
@@ -130,7 +160,9 @@ class _Joined:
                 trainable_parameters(strategy, network.stages)
                 for strategy, network in zip(strategies, self.networks, strict=True)
             ),
-            total_parameters=sum(stage.parameter_count for network in self.networks for stage in network.stages),
+            total_parameters=sum(
+                stage.parameter_count for network in self.networks for stage in network.stages
+            ),
             classes=list(dataset.classes),
             counts=self._counts(dataset),
             fingerprint=dataset.fingerprint,
@@ -151,7 +183,13 @@ class _Joined:
         table, predicted = dataset.table, self.parents[0].predictions["split"].value_counts()
         training, keys = np.flatnonzero(table["split"] == TRAIN), sample_keys(table["id"])
         used = [
-            subset(training, table["label"].to_numpy(), keys, one.config.train_fraction, one.config.seed)
+            subset(
+                training,
+                table["label"].to_numpy(),
+                keys,
+                one.config.train_fraction,
+                one.config.seed,
+            )
             for one in self.parents
         ]
         counts = Counts(train=len(np.unique(np.concatenate(used))), val=int(predicted[VAL]))
@@ -159,5 +197,8 @@ class _Joined:
 
     def _lineage(self) -> Lineage:
         """The runs before theirs, where these are the same for all of them."""
-        first, *others = [read_info(one.folder, START).lineage if one.config.earlier_run else [] for one in self.parents]
+        first, *others = [
+            read_info(one.folder, START).lineage if one.config.earlier_run else []
+            for one in self.parents
+        ]
         return first if all(other == first for other in others) else []

@@ -48,7 +48,9 @@ def logits_of(model: Forward, inputs: torch.Tensor, device: Device) -> np.ndarra
 
 
 @torch.no_grad()
-def logits_in_parts(model: Forward, inputs: torch.Tensor, device: Device, size: int) -> tuple[torch.Tensor, int]:
+def logits_in_parts(
+    model: Forward, inputs: torch.Tensor, device: Device, size: int
+) -> tuple[torch.Tensor, int]:
     """The same, still on the device, at most ``size`` images at a time, fewer where memory runs out; and how many fitted."""
     with device.autocast():
         return run_in_parts(lambda images: model(device.take(images)).float(), inputs, size)
@@ -73,14 +75,18 @@ def predict_splits(
             mine.append((rows, logits.numpy()))
         if time.monotonic() - reported >= EVENT_SECONDS:
             reported = time.monotonic()
-            yield Progress(phase, min(total, job.ranks.world * sum(len(rows) for rows, _ in mine)), total)
+            yield Progress(
+                phase, min(total, job.ranks.world * sum(len(rows) for rows, _ in mine)), total
+            )
     words = job.ranks.meet((mine, job.lost))
     yield from lost.report({row: reason for _, gone in words for row, reason in gone.items()})
     answers = _in_order(job, splits, [answer for found, _ in words for answer in found])
     answered = np.concatenate([rows for rows, _ in answers]) if answers else np.empty(0, int)
     for split in splits:
         if not np.isin(job.rows[split], answered).any():
-            raise TrainingError(f"None of the {split} images can be read any more. Put them back and resume the run.")
+            raise TrainingError(
+                f"None of the {split} images can be read any more. Put them back and resume the run."
+            )
     return answered, np.concatenate([logits for _, logits in answers])
 
 
@@ -88,7 +94,10 @@ def _in_order(
     job: Job, splits: Sequence[str], answers: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Batches of rows and logits of all ranks, as one rank alone would have come to them."""
-    order = {int(row): place for place, row in enumerate(np.concatenate([job.rows[split] for split in splits]))}
+    order = {
+        int(row): place
+        for place, row in enumerate(np.concatenate([job.rows[split] for split in splits]))
+    }
     return sorted(answers, key=lambda answer: order[int(answer[0][0])])
 
 
@@ -107,10 +116,14 @@ def _answers(job: Job, splits: Sequence[str]) -> Iterator[tuple[np.ndarray, torc
 def predicted_table(job: Job, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
     """The rows of a run's table of predictions (``prediction_table``)."""
     table = job.dataset.table
-    return prediction_table(table["id"].iloc[rows], table["split"].to_numpy()[rows], job.labels[rows], logits)
+    return prediction_table(
+        table["id"].iloc[rows], table["split"].to_numpy()[rows], job.labels[rows], logits
+    )
 
 
-def evaluate_best(job: Job, run_dir: Path, lost: LostImages) -> Generator[Event, None, FinalEvaluation]:
+def evaluate_best(
+    job: Job, run_dir: Path, lost: LostImages
+) -> Generator[Event, None, FinalEvaluation]:
     """Evaluate the best checkpoint in fp32 on the validation and test images; ``predictions.parquet`` then holds just that.
 
     Which epoch is the best was decided by the live numbers, which may be in bf16. Where those are in fp32, the validation
@@ -132,10 +145,15 @@ def evaluate_best(job: Job, run_dir: Path, lost: LostImages) -> Generator[Event,
         network, _ = best_network(job.config, run_dir)
         exact = yield from exact_job(job, network, splits)
         gone = np.setdiff1d(
-            np.concatenate([job.rows[split] for split in splits]), np.concatenate([exact.rows[s] for s in splits])
+            np.concatenate([job.rows[split] for split in splits]),
+            np.concatenate([exact.rows[s] for s in splits]),
         )
-        yield from lost.report({int(row): f"{job.dataset.table['id'].iloc[row]} cannot be read" for row in gone})
-        table = predicted_table(exact, *(yield from predict_splits(exact, splits, "evaluate", lost)))
+        yield from lost.report(
+            {int(row): f"{job.dataset.table['id'].iloc[row]} cannot be read" for row in gone}
+        )
+        table = predicted_table(
+            exact, *(yield from predict_splits(exact, splits, "evaluate", lost))
+        )
         kept = table if VAL in splits else pd.concat([kept, table], ignore_index=True)
         if job.ranks.leads:
             save_predictions(run_dir, kept, FINAL_PRECISION)
@@ -146,5 +164,9 @@ def final_evaluation(table: pd.DataFrame, seconds: float) -> FinalEvaluation:
     """What a table of predictions in fp32 is worth, and the time that they took."""
     logits, labels = np.stack(table["logits"].tolist()), table["label"].to_numpy()
     right, val = logits.argmax(1) == labels, (table["split"] == VAL).to_numpy()
-    loss = cross_entropy(torch.from_numpy(logits[val]).double(), torch.from_numpy(labels[val])).item()
-    return FinalEvaluation(float(right[val].mean()), loss, float(right[~val].mean()) if (~val).any() else None, seconds)
+    loss = cross_entropy(
+        torch.from_numpy(logits[val]).double(), torch.from_numpy(labels[val])
+    ).item()
+    return FinalEvaluation(
+        float(right[val].mean()), loss, float(right[~val].mean()) if (~val).any() else None, seconds
+    )

@@ -494,13 +494,19 @@ END_EVENTS = (RunFinished, RunStopped, RunFailed)
 
 def _row_type(event: type[Event]) -> type:
     """The event as it is written: with its kind, and when it happened."""
-    added: list[tuple[str, Any] | tuple[str, Any, Any]] = [("event", Literal[event.__name__]), ("at", Moment, 0.0)]
+    added: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+        ("event", Literal[event.__name__]),
+        ("at", Moment, 0.0),
+    ]
     return make_dataclass(event.__name__, added, bases=(event,), frozen=True, kw_only=True)
 
 
 EVENTS = tuple(Event.__subclasses__())
 _ROWS: Any = Union[tuple(map(_row_type, EVENTS))]  # noqa: UP007  built
-_RECORDS = {event.__name__: [one.name for one in fields(event) if is_dataclass(one.type)] for event in EVENTS}
+_RECORDS = {
+    event.__name__: [one.name for one in fields(event) if is_dataclass(one.type)]
+    for event in EVENTS
+}
 _LINE: TypeAdapter[Event] = TypeAdapter(Annotated[_ROWS, Field(discriminator="event")])
 
 

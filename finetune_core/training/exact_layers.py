@@ -18,7 +18,9 @@ def keep_depthwise_exact(strategy: Strategy, stages: Sequence[Stage], model: nn.
         for path in () if plan.frozen else stage.modules:
             for module in model.get_submodule(path).modules():
                 if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
-                    vars(module)["forward"] = _without_autocast(module.forward)  # of this one, not of its class
+                    vars(module)["forward"] = _without_autocast(
+                        module.forward
+                    )  # of this one, not of its class
 
 
 @contextmanager
@@ -51,7 +53,9 @@ def _forward(module: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor])
             vars(module)["forward"] = before
 
 
-def _without_autocast(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+def _without_autocast(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+) -> Callable[[torch.Tensor], torch.Tensor]:
     def exact(inputs: torch.Tensor) -> torch.Tensor:
         with torch.autocast(inputs.device.type, enabled=False):
             return forward(inputs.float())

@@ -36,7 +36,9 @@ def forward_batch(device: Device) -> int:
 
 
 def arriving(
-    load: Callable[[np.ndarray], tuple[np.ndarray, torch.Tensor]], batches: Sequence[np.ndarray], device: Device
+    load: Callable[[np.ndarray], tuple[np.ndarray, torch.Tensor]],
+    batches: Sequence[np.ndarray],
+    device: Device,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """What ``load`` gives for each batch, its tensor on the device; made, and sent, while the batches before are used.
 
@@ -55,16 +57,24 @@ def arriving(
         transfers.keep_up()
 
 
-def outputs(forward: Forward, device: Device, rows: np.ndarray, feed: Feed) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+def outputs(
+    forward: Forward, device: Device, rows: np.ndarray, feed: Feed
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """(positions in ``rows``, the network's output for them in the processor's memory), batch by batch."""
     return brought_back(_computed(forward, device, rows, feed), device)
 
 
-def _computed(forward: Forward, device: Device, rows: np.ndarray, feed: Feed) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+def _computed(
+    forward: Forward, device: Device, rows: np.ndarray, feed: Feed
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     position, size = 0, forward_batch(device)
-    for batch, loaded in arriving(lambda some: (some, feed.load(some)), in_order(rows, size), device):
+    for batch, loaded in arriving(
+        lambda some: (some, feed.load(some)), in_order(rows, size), device
+    ):
 
-        def part(numbers: torch.Tensor, batch: np.ndarray = batch, loaded: torch.Tensor = loaded) -> torch.Tensor:
+        def part(
+            numbers: torch.Tensor, batch: np.ndarray = batch, loaded: torch.Tensor = loaded
+        ) -> torch.Tensor:
             first, last = int(numbers[0]), int(numbers[-1]) + 1
             inputs = device.take(feed.finish(loaded[first:last], batch[first:last]))
             with device.autocast():

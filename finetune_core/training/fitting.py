@@ -26,9 +26,7 @@ from finetune_core.training.prototypes import prototypes
 from finetune_core.training.strategies import STRATEGIES
 
 _PARAMETERS = {"linear_probe": "C", "prototypes": "scale", "nearest_neighbours": "k"}
-_TOO_MANY_FEATURES = (
-    "to fit a head to the features of all training images. Train on a part of them, or take features of fewer channels."
-)
+_TOO_MANY_FEATURES = "to fit a head to the features of all training images. Train on a part of them, or take features of fewer channels."
 
 
 def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
@@ -41,7 +39,9 @@ def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
     head = _linear_head(job)
     rows, features, labels = yield from _training_features(job, head, lost)
     with explained(_TOO_MANY_FEATURES):
-        network, choice, logits = yield from _fitted(job, head, features, labels, sides(job.dataset.table.iloc[rows]))
+        network, choice, logits = yield from _fitted(
+            job, head, features, labels, sides(job.dataset.table.iloc[rows])
+        )
     memory = footprint_of_fit(job, features)
     yield HeadFitted(
         images=len(rows),
@@ -69,7 +69,13 @@ def fit_probe(job: Job, lost: LostImages) -> Generator[Event, None, None]:
     head = _linear_head(job)
     rows, features, labels = yield from _training_features(job, head, lost)
     with explained(_TOO_MANY_FEATURES):
-        work = linear_probe(features, labels, sides(job.dataset.table.iloc[rows]), head.out_features, job.config.seed)
+        work = linear_probe(
+            features,
+            labels,
+            sides(job.dataset.table.iloc[rows]),
+            head.out_features,
+            job.config.seed,
+        )
         fitted, _ = yield from reported("fit", work)
     _with_linear(job.network, head, fitted)
 
@@ -92,7 +98,11 @@ def _fitted(
     fits = STRATEGIES[job.config.strategy].fits
     if fits == "nearest_neighbours":
         neighbours = NearestNeighbours(features, labels, head.out_features)
-        return with_neighbours(job.network, neighbours), Choice(NEIGHBOURS, (), 0, 0), neighbours.without_themselves()
+        return (
+            with_neighbours(job.network, neighbours),
+            Choice(NEIGHBOURS, (), 0, 0),
+            neighbours.without_themselves(),
+        )
     fit = linear_probe if fits == "linear_probe" else prototypes
     work = fit(features, labels, sets, head.out_features, job.config.seed)
     fitted, choice = yield from reported("fit", work)

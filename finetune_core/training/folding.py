@@ -13,10 +13,17 @@ def scale_convolutions(part: nn.Module) -> None:
     for graph in (one for one in part.modules() if isinstance(one, fx.GraphModule)):
         modules = dict(graph.named_modules())
         called = [node for node in graph.graph.nodes if node.op == "call_module"]
-        times = {target: sum(node.target == target for node in called) for target in {node.target for node in called}}
+        times = {
+            target: sum(node.target == target for node in called)
+            for target in {node.target for node in called}
+        }
         for node in called:
             before, norm = node.args[0], modules[str(node.target)]
-            if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            if (
+                not isinstance(before, fx.Node)
+                or before.op != "call_module"
+                or len(before.users) > 1
+            ):
                 continue
             convolution = modules[str(before.target)]
             once = times[node.target] == times[before.target] == 1
@@ -33,7 +40,9 @@ def _scale(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     if convolution.bias is not None:
         shift, convolution.bias = shift + convolution.bias * scale, None
     layout = torch.channels_last
-    convolution.weight = nn.Parameter((convolution.weight * scale[:, None, None, None]).contiguous(memory_format=layout))
+    convolution.weight = nn.Parameter(
+        (convolution.weight * scale[:, None, None, None]).contiguous(memory_format=layout)
+    )
     norm.weight.fill_(1)
     norm.bias.copy_(shift)
     norm.running_mean.zero_()

@@ -10,7 +10,9 @@ FOLDS = 5
 Fold = tuple[np.ndarray, np.ndarray]
 
 
-def stratified_folds(labels: np.ndarray, sets: np.ndarray, seed: int = 0, fewest: int = FOLDS, most: int = FOLDS) -> list[Fold]:
+def stratified_folds(
+    labels: np.ndarray, sets: np.ndarray, seed: int = 0, fewest: int = FOLDS, most: int = FOLDS
+) -> list[Fold]:
     """(positions to fit on, positions to evaluate on), near-duplicates on one side; no fold without two labels to fit on.
 
     As many as there are sets, and images of the largest class, but ``most`` at most.
@@ -23,6 +25,14 @@ def stratified_folds(labels: np.ndarray, sets: np.ndarray, seed: int = 0, fewest
     if folds < fewest:
         return []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that a class has fewer images than there are folds
-        found = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, sets))
-    return [(fitted, held_out) for fitted, held_out in found if len(held_out) and len(np.unique(labels[fitted])) > 1]
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # that a class has fewer images than there are folds
+        found = list(
+            StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, sets)
+        )
+    return [
+        (fitted, held_out)
+        for fitted, held_out in found
+        if len(held_out) and len(np.unique(labels[fitted])) > 1
+    ]

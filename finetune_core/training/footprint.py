@@ -48,7 +48,9 @@ def kept_for_backward(forward: nn.Module) -> Iterator[Storages]:
         yield kept
 
 
-def footprint(job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | None, step_bytes: int) -> Footprint:
+def footprint(
+    job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | None, step_bytes: int
+) -> Footprint:
     """Of the networks, gradients, the optimizer's state, averaged weights, images and activations that are held in memory, and what a step
     keeps for its backward pass: ``step_bytes``, of one that has just been made."""
     training = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -56,7 +58,12 @@ def footprint(job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | N
         *job.network.model.state_dict().values(),
         *job.network.pretrained.state_dict().values(),
         *(parameter.grad for parameter in training if parameter.grad is not None),
-        *(value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)),
+        *(
+            value
+            for state in optimizer.state.values()
+            for value in state.values()
+            if torch.is_tensor(value)
+        ),
         *(average.tensors.values() if average else ()),
         *job.low_rank.tensors.values(),
     ]
@@ -64,7 +71,10 @@ def footprint(job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | N
     host = sum(_storages(tensor for tensor in held if tensor.device.type == "cpu").values())
     if device is None:  # the gradients that were turned into the factors', and are gone again
         host += sum(one.weight.nbytes for one in job.low_rank.factors.values())
-    return Footprint(host + sum(map(_in_memory, job.source.lookups)) + (step_bytes if device is None else 0), device)
+    return Footprint(
+        host + sum(map(_in_memory, job.source.lookups)) + (step_bytes if device is None else 0),
+        device,
+    )
 
 
 def footprint_of_fit(job: Job, features: torch.Tensor) -> Footprint:
@@ -75,9 +85,15 @@ def footprint_of_fit(job: Job, features: torch.Tensor) -> Footprint:
 
 def footprint_beside(job: Job, tensors: Iterable[torch.Tensor]) -> Footprint:
     """Of the networks of a run that takes no steps, what it holds of its images, and these tensors."""
-    own = [*job.network.model.state_dict().values(), *job.network.pretrained.state_dict().values(), *tensors]
+    own = [
+        *job.network.model.state_dict().values(),
+        *job.network.pretrained.state_dict().values(),
+        *tensors,
+    ]
     host = sum(_storages(tensor for tensor in own if tensor.device.type == "cpu").values())
-    return Footprint(host + sum(map(_in_memory, job.source.lookups)), bytes_held(job.device, step_bytes=0))
+    return Footprint(
+        host + sum(map(_in_memory, job.source.lookups)), bytes_held(job.device, step_bytes=0)
+    )
 
 
 def most(found: Sequence[Footprint], now: int | None) -> Footprint:
@@ -92,7 +108,10 @@ def most(found: Sequence[Footprint], now: int | None) -> Footprint:
 
 def _storages(tensors: Iterable[torch.Tensor]) -> Storages:
     """Each once, however many tensors share it."""
-    return {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
+    return {
+        storage.data_ptr(): storage.nbytes()
+        for storage in (tensor.untyped_storage() for tensor in tensors)
+    }
 
 
 def _in_memory(lookup: Lookup) -> int:

@@ -12,7 +12,14 @@ from finetune_core.training.device import choose_device
 from finetune_core.training.feeding import forward_batch
 from finetune_core.training.placement import room_when_idle
 from finetune_core.training.speed_book import Speed, SpeedBook
-from finetune_core.training.stage_plan import Strategy, cut_index, factored_numbers, plan, stages_of, trainable_parameters
+from finetune_core.training.stage_plan import (
+    Strategy,
+    cut_index,
+    factored_numbers,
+    plan,
+    stages_of,
+    trainable_parameters,
+)
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 from finetune_core.training.trunk import chosen_views, why_uncached
 
@@ -37,7 +44,9 @@ class Forecast:
     cache_bytes: int
 
 
-def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: float, found: int = 0) -> Forecast:
+def forecast(
+    config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: float, found: int = 0
+) -> Forecast:
     """The run's time and memory.
 
     Args:
@@ -56,7 +65,11 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
     final = (val + test) * speed.exact if speed.exact else last * (speed.forward + again)
     in_trunk = val + test - last if speed.exact else val + test
     rows = train * (chosen_views(config, cut_index(strategy)) or 1) + in_trunk
-    step = speed.forward + (speed.step - speed.forward) * _thawed_share(strategy, epochs) if epochs else speed.step
+    step = (
+        speed.forward + (speed.step - speed.forward) * _thawed_share(strategy, epochs)
+        if epochs
+        else speed.step
+    )
     epoch = train * (step + again) + (val * (speed.forward + again) if epochs else 0.0)
     missing = max(0, rows - found) if cached else 0
     decoded = 0 if cached and not missing else train + val + test
@@ -66,7 +79,9 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
     pixels = (train + val + test) * 3 * input_info(config).stored_side(config.image_size) ** 2
     weights = 4 * sum(stage.parameter_count for stage in stages)
     factored = 4 * factored_numbers(strategy, stages)
-    memory_bytes, device_bytes = _memory(config, speed, weights, trainable, factored, pixels, cache_bytes)
+    memory_bytes, device_bytes = _memory(
+        config, speed, weights, trainable, factored, pixels, cache_bytes
+    )
     return Forecast(
         config.strategy,
         trainable,
@@ -79,18 +94,31 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
 
 
 def _memory(
-    config: RunConfig, speed: Speed, weights: int, trainable: int, factored: int, pixels: int, cache_bytes: int
+    config: RunConfig,
+    speed: Speed,
+    weights: int,
+    trainable: int,
+    factored: int,
+    pixels: int,
+    cache_bytes: int,
 ) -> tuple[int, int | None]:
     """Bytes of the program's memory, and of a GPU's: None where the processor trains."""
     device = choose_device(config.device, config.precision)
-    network = weights + (8 if config.optimizer == "sgd" else 12) * trainable  # with gradients and moments
-    network += factored * (2 if device.is_gpu else 1)  # their gradients, and on a GPU what they were at the start
+    network = (
+        weights + (8 if config.optimizer == "sgd" else 12) * trainable
+    )  # with gradients and moments
+    network += factored * (
+        2 if device.is_gpu else 1
+    )  # their gradients, and on a GPU what they were at the start
     if not device.is_gpu:
         return network + speed.step_bytes + pixels + cache_bytes, None
     rows = cache_bytes or pixels
     rows = rows if rows <= room_when_idle(device) else 0
     passing = max(speed.step_bytes, forward_batch(device) * speed.forward_bytes)
-    return weights + pixels + cache_bytes - rows, network + passing + rows  # the program's: the network as published
+    return (
+        weights + pixels + cache_bytes - rows,
+        network + passing + rows,
+    )  # the program's: the network as published
 
 
 def _thawed_share(strategy: Strategy, epochs: int) -> float:
@@ -99,7 +127,9 @@ def _thawed_share(strategy: Strategy, epochs: int) -> float:
     return sum(epochs - stage.thaw_epoch + 1 for stage in training) / (epochs * len(training))
 
 
-def expected(config: RunConfig, dataset: Dataset, book: SpeedBook, found: int = 0) -> Forecast | None:
+def expected(
+    config: RunConfig, dataset: Dataset, book: SpeedBook, found: int = 0
+) -> Forecast | None:
     """The run's time and memory by what was measured on this machine; None where something was not, or where nothing trains."""
     if config.averaged:
         return None

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from finetune_core.models.stages import Stage
-from finetune_core.training.stage_plan import BatchNormMode, Strategy, factored_matrices, trained_parameters
+from finetune_core.training.stage_plan import (
+    BatchNormMode,
+    Strategy,
+    factored_matrices,
+    trained_parameters,
+)
 
 
 def trains_batchnorm(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> bool:
@@ -27,12 +32,16 @@ def apply(strategy: Strategy, stages: Sequence[Stage], model: nn.Module, epoch: 
     for stage, plan in zip(stages, strategy, strict=True):
         trains = plan.trains_in(epoch)
         batchnorm: BatchNormMode = plan.batchnorm if trains or plan.frozen else "frozen"
-        chosen = {*trained_parameters(plan, stage), *factored_matrices(plan, stage)} if trains else set()
+        chosen = (
+            {*trained_parameters(plan, stage), *factored_matrices(plan, stage)} if trains else set()
+        )
         for name in stage.parameters:
             parameters[name].requires_grad_(name in chosen)
         for path in stage.modules:
             module = model.get_submodule(path).train(trains)
-            for norm in (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+            for norm in (
+                m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            ):
                 norm.train(batchnorm != "frozen")
                 for parameter in norm.parameters() if plan.part == "all" else ():
                     parameter.requires_grad_(batchnorm == "train")

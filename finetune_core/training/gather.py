@@ -86,7 +86,10 @@ class _Plan:
     def of(cls, lacks: dict[int, np.ndarray]) -> "_Plan":
         table = np.stack(list(lacks.values()))
         giver, given = table.argmin(axis=0), table.any(axis=0) & ~table.all(axis=0)
-        return cls({rank: np.flatnonzero(given & (giver == number)) for number, rank in enumerate(lacks)}, lacks)
+        return cls(
+            {rank: np.flatnonzero(given & (giver == number)) for number, rank in enumerate(lacks)},
+            lacks,
+        )
 
     def incoming(self, machine: int) -> np.ndarray:
         """The rows that a machine gets, in order; none for a rank that is not the first of its machine."""
@@ -118,22 +121,35 @@ class _Exchange:
         """What came in each round: numbers of rows, and the rows."""
         own = self._ranks.rank
         for number in range(self.count):
-            given = {rank: rows[number * self._size :][: self._size] for rank, rows in self._plan.outgoing.items()}
+            given = {
+                rank: rows[number * self._size :][: self._size]
+                for rank, rows in self._plan.outgoing.items()
+            }
             sent = self._parcels(given.pop(own)) if own in given else {}
             numbers = (
-                {rank: rows[self._plan.lacks[own][rows]] for rank, rows in given.items()} if own in self._plan.lacks else {}
+                {rank: rows[self._plan.lacks[own][rows]] for rank, rows in given.items()}
+                if own in self._plan.lacks
+                else {}
             )
             came = self._layout.empty(sum(map(len, numbers.values())))
             places = came.split([len(rows) for rows in numbers.values()])
             if not self.agreed(True):
                 return
-            self._ranks.exchange(sent, {rank: place for rank, place in zip(numbers, places, strict=True) if len(place)})
+            self._ranks.exchange(
+                sent,
+                {rank: place for rank, place in zip(numbers, places, strict=True) if len(place)},
+            )
             yield np.concatenate([np.empty(0, int), *numbers.values()]), self._layout.read(came)
 
     def _parcels(self, given: np.ndarray) -> dict[int, torch.Tensor]:
         """What each other machine lacks of these rows, by machine."""
-        wanted = {rank: lacks[given] for rank, lacks in self._plan.lacks.items() if lacks[given].any()}
+        wanted = {
+            rank: lacks[given] for rank, lacks in self._plan.lacks.items() if lacks[given].any()
+        }
         if not wanted:
             return {}
         rows = self._layout.laid(self._lookup.batch(given))
-        return {rank: rows if some.all() else rows[torch.from_numpy(some)] for rank, some in wanted.items()}
+        return {
+            rank: rows if some.all() else rows[torch.from_numpy(some)]
+            for rank, some in wanted.items()
+        }

@@ -13,7 +13,12 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TRAIN
 from finetune_core.models.network import Network
-from finetune_core.training.batches import TOO_LARGE_A_BATCH, balanced_batches, epoch_batches, in_order
+from finetune_core.training.batches import (
+    TOO_LARGE_A_BATCH,
+    balanced_batches,
+    epoch_batches,
+    in_order,
+)
 from finetune_core.training.checkpoints import changing_tensors
 from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
@@ -73,11 +78,15 @@ class Job:
 
     def changing(self) -> dict[str, torch.Tensor]:
         """All that training may change, by name: the tensors that are in use, not copies."""
-        return changing_tensors(self.network.model, self.network.stages, self.strategy, self.low_rank)
+        return changing_tensors(
+            self.network.model, self.network.stages, self.strategy, self.low_rank
+        )
 
     def targets(self, rows: np.ndarray) -> torch.Tensor:
         """The rows' labels, int64 ``[n]``, on the device."""
-        return self._labels_there.index_select(0, sent(torch.from_numpy(rows), self._labels_there.device))
+        return self._labels_there.index_select(
+            0, sent(torch.from_numpy(rows), self._labels_there.device)
+        )
 
     @cached_property
     def _labels_there(self) -> torch.Tensor:
@@ -87,7 +96,9 @@ class Job:
         """Row numbers, batch by batch, of an epoch counted from 1."""
         rows, config = self.rows[TRAIN], self.config
         if config.sampling == "balanced":
-            return balanced_batches(rows, self.labels, self.keys, config.batch_size, config.seed, epoch)
+            return balanced_batches(
+                rows, self.labels, self.keys, config.batch_size, config.seed, epoch
+            )
         return epoch_batches(rows, self.keys, config.batch_size, config.seed, epoch)
 
     def training_inputs(self, batches: list[np.ndarray], epoch: int) -> Inputs:
@@ -100,7 +111,9 @@ class Job:
     def partners(self, batch: np.ndarray) -> int:
         """How many images beside its share of a batch a rank has, if it has any: mixing blends each with the one before it."""
         share = self.ranks.share(len(batch))
-        return int(bool(self.config.mixup or self.config.cutmix) and share.stop - share.start < len(batch))
+        return int(
+            bool(self.config.mixup or self.config.cutmix) and share.stop - share.start < len(batch)
+        )
 
     def _share(self, batch: np.ndarray, version: int) -> tuple[np.ndarray, torch.Tensor]:
         share = self.ranks.share(len(batch))
@@ -138,7 +151,10 @@ class Job:
         return self._on_device(batches, lambda rows: self.source.readable(rows, None), None)
 
     def _on_device(
-        self, batches: list[np.ndarray], load: Callable[[np.ndarray], tuple[np.ndarray, torch.Tensor]], version: int | None
+        self,
+        batches: list[np.ndarray],
+        load: Callable[[np.ndarray], tuple[np.ndarray, torch.Tensor]],
+        version: int | None,
     ) -> Inputs:
         for rows, loaded in arriving(load, batches, self.device):
             with explained(TOO_LARGE_A_BATCH):
@@ -163,11 +179,25 @@ def step_rule(job: Job) -> StepRule:
             for name in trained_parameters(plan, stage):
                 pulled.append((parameters[name], start[name].to(job.device.torch_device)))
     l2_sp = (config.l2_sp, tuple(pulled))
-    return StepRule(config.label_smoothing, weights, config.clip_norm, config.micro_batch, l2_sp, _mix(job), job.low_rank)
+    return StepRule(
+        config.label_smoothing,
+        weights,
+        config.clip_norm,
+        config.micro_batch,
+        l2_sp,
+        _mix(job),
+        job.low_rank,
+    )
 
 
-def _mix(job: Job) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None:
+def _mix(
+    job: Job,
+) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None:
     """Mixup, CutMix, or for each batch one of the two; torch's random state decides how."""
     config, classes = job.config, len(job.dataset.classes)
-    ways = [way(alpha=alpha, num_classes=classes) for way, alpha in ((MixUp, config.mixup), (CutMix, config.cutmix)) if alpha]
+    ways = [
+        way(alpha=alpha, num_classes=classes)
+        for way, alpha in ((MixUp, config.mixup), (CutMix, config.cutmix))
+        if alpha
+    ]
     return RandomChoice(ways) if ways else None

@@ -26,7 +26,10 @@ _MANY, _FEWER_FOLDS = 2_000, 3  # images from which on fewer folds say enough
 _FALLBACK = 1e-2  # of C, where there are too few images to choose by
 _WORSE = 2  # values of C in a row that do worse than the best: weaker penalties, which take the longest, are not tried then
 _FEW, _MOST = 10, 500  # iterations between two steps of progress, and of one fit
-_CHOOSING, _FINAL = 1e-4, 1e-6  # a fit ends once so many iterations have lowered the objective by less, relatively
+_CHOOSING, _FINAL = (
+    1e-4,
+    1e-6,
+)  # a fit ends once so many iterations have lowered the objective by less, relatively
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,12 @@ class Scale:
     @classmethod
     def of(cls, features: torch.Tensor) -> "Scale":
         deviation, mean = torch.std_mean(features, dim=0, correction=0)
-        return cls(mean, torch.where(deviation > 1e-6 * mean.abs().clamp(min=1e-6), deviation, torch.ones_like(deviation)))
+        return cls(
+            mean,
+            torch.where(
+                deviation > 1e-6 * mean.abs().clamp(min=1e-6), deviation, torch.ones_like(deviation)
+            ),
+        )
 
     def applied(self, features: torch.Tensor) -> torch.Tensor:
         return (features - self.mean) / self.deviation
@@ -132,8 +140,12 @@ def fitted(
         weight, bias = theta[:, :-1], theta[:, -1]
         log_shares = log_softmax(torch.addmm(bias, features, weight.T), dim=1)
         error = (log_shares.exp() - wanted) / len(labels)
-        theta.grad = torch.cat([error.T @ features + weight / (c * len(labels)), error.sum(0)[:, None]], dim=1)
-        return -(log_shares * wanted).sum() / len(labels) + weight.square().sum() / (2 * c * len(labels))
+        theta.grad = torch.cat(
+            [error.T @ features + weight / (c * len(labels)), error.sum(0)[:, None]], dim=1
+        )
+        return -(log_shares * wanted).sum() / len(labels) + weight.square().sum() / (
+            2 * c * len(labels)
+        )
 
     before = float("inf")
     for done in range(0, _MOST, _FEW):
@@ -162,13 +174,22 @@ class _Fold:
     held_labels: torch.Tensor
 
     @classmethod
-    def of(cls, features: torch.Tensor, labels: torch.Tensor, fit: np.ndarray, out: np.ndarray) -> "_Fold":
+    def of(
+        cls, features: torch.Tensor, labels: torch.Tensor, fit: np.ndarray, out: np.ndarray
+    ) -> "_Fold":
         inside, outside = (torch.from_numpy(rows).to(labels.device) for rows in (fit, out))
         scale = Scale.of(features[inside])
-        return cls(scale.applied(features[inside]), labels[inside], scale.applied(features[outside]), labels[outside])
+        return cls(
+            scale.applied(features[inside]),
+            labels[inside],
+            scale.applied(features[outside]),
+            labels[outside],
+        )
 
 
-def _choose(features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int) -> Work[Choice]:
+def _choose(
+    features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
+) -> Work[Choice]:
     """The penalty with the lowest mean cross-entropy on held-out images."""
     some = _some(len(labels), seed)
     parts = _parts(labels.cpu().numpy()[some], sets[some], seed)
@@ -179,7 +200,9 @@ def _choose(features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, clas
     return Choice(chosen, candidates, len(some), len(folds), start)
 
 
-def held_out_right(features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int) -> Work[np.ndarray]:
+def held_out_right(
+    features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
+) -> Work[np.ndarray]:
     """Which images a linear probe classifies correctly that has seen neither them nor their near-duplicates.
 
     The penalty for the images of a fold is chosen by those of the other folds, so that no image has a say in its own.
@@ -197,8 +220,13 @@ def held_out_right(features: torch.Tensor, labels: torch.Tensor, sets: np.ndarra
         DataError: when there are too few images to cross-validate.
     """
     parts = probe_folds(labels.cpu().numpy(), sets, seed)
-    tried, _ = yield from _path([_Fold.of(features, labels, fit, out) for fit, out in parts], classes)
-    losses, right = (torch.stack([getattr(one, name) for one in tried]).cpu().numpy() for name in ("losses", "right"))
+    tried, _ = yield from _path(
+        [_Fold.of(features, labels, fit, out) for fit, out in parts], classes
+    )
+    losses, right = (
+        torch.stack([getattr(one, name) for one in tried]).cpu().numpy()
+        for name in ("losses", "right")
+    )
     fold = np.repeat(np.arange(len(parts)), [len(out) for _, out in parts])
     found = np.zeros(len(labels), dtype=bool)
     for at, (_, out) in enumerate(parts):
@@ -223,7 +251,9 @@ def probe_folds(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
 
 
 def _parts(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
-    return stratified_folds(labels, sets, seed, fewest=2, most=FOLDS if len(labels) < _MANY else _FEWER_FOLDS)
+    return stratified_folds(
+        labels, sets, seed, fewest=2, most=FOLDS if len(labels) < _MANY else _FEWER_FOLDS
+    )
 
 
 @dataclass(frozen=True)
@@ -235,7 +265,11 @@ class _Tried:
     right: torch.Tensor
 
     def candidate(self) -> Candidate:
-        return {"value": self.c, "loss": float(self.losses.mean()), "accuracy": float(self.right.float().mean())}
+        return {
+            "value": self.c,
+            "loss": float(self.losses.mean()),
+            "accuracy": float(self.right.float().mean()),
+        }
 
 
 def _path(folds: Sequence[_Fold], classes: int) -> Work[tuple[list[_Tried], Linear | None]]:
@@ -269,7 +303,9 @@ def _alone(fits: int, device: torch.device) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="fit", initializer=compute_alone)
 
 
-def _refitted(features: torch.Tensor, labels: torch.Tensor, classes: int, choice: Choice) -> Work[Linear]:
+def _refitted(
+    features: torch.Tensor, labels: torch.Tensor, classes: int, choice: Choice
+) -> Work[Linear]:
     """The fit of all images, at the penalty that was chosen."""
     fit = fitted(features, labels, classes, choice.value, choice.start)
     if len(labels) > MOST_CHOSEN_ON:
@@ -284,13 +320,18 @@ def _fit_fold(classes: int, c: float, fold: _Fold, start: Linear | None) -> Line
 
 
 def _scored(c: float, folds: Sequence[_Fold], heads: Sequence[Linear]) -> _Tried:
-    logits = torch.cat([head.logits(fold.held_out) for head, fold in zip(heads, folds, strict=True)])
+    logits = torch.cat(
+        [head.logits(fold.held_out) for head, fold in zip(heads, folds, strict=True)]
+    )
     labels = torch.cat([fold.held_labels for fold in folds])
     return _Tried(c, cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels)
 
 
 def _mean(heads: Sequence[Linear]) -> Linear:
-    return Linear(torch.stack([one.weight for one in heads]).mean(0), torch.stack([one.bias for one in heads]).mean(0))
+    return Linear(
+        torch.stack([one.weight for one in heads]).mean(0),
+        torch.stack([one.bias for one in heads]).mean(0),
+    )
 
 
 def _some(images: int, seed: int) -> np.ndarray:

@@ -28,7 +28,12 @@ from finetune_core.training.device import numerics
 from finetune_core.training.device_memory import bytes_held
 from finetune_core.training.early_stopping import EarlyStopping
 from finetune_core.training.ensembles import join_networks
-from finetune_core.training.evaluation import FinalEvaluation, evaluate_best, predict_splits, predicted_table
+from finetune_core.training.evaluation import (
+    FinalEvaluation,
+    evaluate_best,
+    predict_splits,
+    predicted_table,
+)
 from finetune_core.training.events import (
     CheckpointSaved,
     Counts,
@@ -53,7 +58,13 @@ from finetune_core.training.movement import copied, is_measured, measured
 from finetune_core.training.nearest import neighbours_of
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.out_of_memory import explained
-from finetune_core.training.pending import PendingStep, ReadStep, pending_step, read_back, seconds_between_reads
+from finetune_core.training.pending import (
+    PendingStep,
+    ReadStep,
+    pending_step,
+    read_back,
+    seconds_between_reads,
+)
 from finetune_core.training.prediction_history import add_predictions
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
 from finetune_core.training.prepare import finding_rows, prepare
@@ -63,7 +74,11 @@ from finetune_core.training.schedules import learning_rate_factor, set_learning_
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import describe, frozen_tensors, trainable_parameters
 from finetune_core.training.strategies import epochs_of
-from finetune_core.training.training_state import TrainingState, restore_training_state, save_training_state
+from finetune_core.training.training_state import (
+    TrainingState,
+    restore_training_state,
+    save_training_state,
+)
 from finetune_core.training.weight_ema import WeightEMA
 
 CHECKPOINT_SECONDS = 120  # between two checkpoints within an epoch
@@ -78,7 +93,12 @@ class StopRequested(Exception):
 
 
 def fit(
-    config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequence[Path] = (), ranks: Ranks = ALONE
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    roots: Sequence[Path] = (),
+    ranks: Ranks = ALONE,
 ) -> Generator[Event, None, None]:
     """Train, validate, keep the best epoch, evaluate it in fp32; checkpoints and predictions go to ``run_dir``.
 
@@ -110,14 +130,18 @@ def fit(
         trainer = _trainer(job, run_dir)
         if resume:
             if is_there(checkpoint_path(run_dir, LAST)):
-                at = restore_training_state(job, trainer.optimizer, trainer.average, trainer.scale, run_dir)
+                at = restore_training_state(
+                    job, trainer.optimizer, trainer.average, trainer.scale, run_dir
+                )
             yield RunResumed(at.epoch, at.step)
         at.since = time.monotonic()
         while at.epoch <= config.epochs and not stopping.is_due(at.epoch - 1, at.watched_epoch):
             yield from _train(trainer, at)
             yield from _validate(trainer, at)
         final = yield from evaluate_best(job, run_dir, trainer.lost)
-        yield _finished(job, final, at.epoch - 1, at.best_epoch, time.monotonic() - began + at.seconds)
+        yield _finished(
+            job, final, at.epoch - 1, at.best_epoch, time.monotonic() - began + at.seconds
+        )
     except StopRequested as request:
         if trainer is not None:
             trainer.save(at)
@@ -125,7 +149,9 @@ def fit(
         yield RunStopped(epoch, at.best_epoch, time.monotonic() - began + at.seconds, request.pause)
 
 
-def _at_once(job: Job, run_dir: Path, began: float, roots: Sequence[Path]) -> Generator[Event, None, None]:
+def _at_once(
+    job: Job, run_dir: Path, began: float, roots: Sequence[Path]
+) -> Generator[Event, None, None]:
     """A run without epochs. Nothing of it is kept before its network is there: it resumes by starting again."""
     lost = LostImages(job)
     yield _started(job)
@@ -140,7 +166,9 @@ def _at_once(job: Job, run_dir: Path, began: float, roots: Sequence[Path]) -> Ge
     yield _finished(job, final, 0, 0, time.monotonic() - began)
 
 
-def _finished(job: Job, final: FinalEvaluation, epochs: int, best_epoch: int, seconds: float) -> RunFinished:
+def _finished(
+    job: Job, final: FinalEvaluation, epochs: int, best_epoch: int, seconds: float
+) -> RunFinished:
     return RunFinished(
         epochs,
         best_epoch,
@@ -176,7 +204,9 @@ class _Trainer:
 
     def save(self, at: TrainingState) -> CheckpointSaved:
         if self.job.ranks.leads:
-            save_training_state(self.job, self.optimizer, self.average, self.scale, at, self.run_dir)
+            save_training_state(
+                self.job, self.optimizer, self.average, self.scale, at, self.run_dir
+            )
         return CheckpointSaved(LAST, at.epoch - 1)
 
     @property
@@ -203,7 +233,16 @@ def _trainer(job: Job, run_dir: Path) -> _Trainer:
     optimizer = make_optimizer(config, job.strategy, network.stages, network.model, job.low_rank)
     average = WeightEMA(job.changing(), config.ema) if config.ema else None
     scale = loss_scale(job.device)
-    return _Trainer(job, run_dir, optimizer, average, scale, step_rule(job), LostImages(job), GradientSum(job.ranks))
+    return _Trainer(
+        job,
+        run_dir,
+        optimizer,
+        average,
+        scale,
+        step_rule(job),
+        LostImages(job),
+        GradientSum(job.ranks),
+    )
 
 
 def audit_frozen(job: Job) -> int:
@@ -249,7 +288,9 @@ def _train(trainer: _Trainer, at: TrainingState) -> Iterator[Event]:
     apply(job.strategy, job.network.stages, job.network.model, epoch)
     batches, between = job.training_batches(epoch), seconds_between_reads(job.device)
     unread = _Unread(time.monotonic() - at.train_seconds, at.elapsed)
-    for step, (rows, inputs) in enumerate(job.training_inputs(batches[at.step :], epoch), start=at.step + 1):
+    for step, (rows, inputs) in enumerate(
+        job.training_inputs(batches[at.step :], epoch), start=at.step + 1
+    ):
         own = rows[: len(rows) - job.partners(batches[step - 1])]
         words = job.ranks.meet((own, job.lost))
         lost = {row: reason for _, gone in words for row, reason in gone.items()}
@@ -267,7 +308,13 @@ def _train(trainer: _Trainer, at: TrainingState) -> Iterator[Event]:
 
 
 def _step(
-    trainer: _Trainer, epoch: int, step: int, steps: int, shares: Sequence[np.ndarray], rows: np.ndarray, inputs: torch.Tensor
+    trainer: _Trainer,
+    epoch: int,
+    step: int,
+    steps: int,
+    shares: Sequence[np.ndarray],
+    rows: np.ndarray,
+    inputs: torch.Tensor,
 ) -> PendingStep:
     """Give a step to the device; wait for nothing that comes of it.
 
@@ -277,18 +324,24 @@ def _step(
     """
     job, optimizer, config = trainer.job, trainer.optimizer, trainer.job.config
     position = (epoch - 1) * steps + step - 1
-    rate = config.learning_rate * set_learning_rate(optimizer, learning_rate_factor(config, position, steps))
+    rate = config.learning_rate * set_learning_rate(
+        optimizer, learning_rate_factor(config, position, steps)
+    )
     labels, batch = job.targets(rows), np.concatenate(shares)
     before, rule = copied(optimizer) if is_measured(step, steps) else None, trainer.step_rule
     together = None
     if job.ranks.several:
         images, drawn = [len(share) for share in shares], step_seed(config.seed, position)
         partners = len(rows) - images[job.ranks.rank]
-        together = Together(job.ranks, trainer.gradients, images, job.targets(batch), drawn, partners)
+        together = Together(
+            job.ranks, trainer.gradients, images, job.targets(batch), drawn, partners
+        )
     # Dropout's randomness depends on the step, and the rank, alone.
     with kept_for_backward(job.forward) if before else nullcontext() as kept:
         seed = step_seed(config.seed, position, job.ranks.rank)
-        done = train_step(job.forward, inputs, labels, optimizer, job.device, seed, rule, trainer.scale, together)
+        done = train_step(
+            job.forward, inputs, labels, optimizer, job.device, seed, rule, trainer.scale, together
+        )
     if trainer.average:
         with explained("to average the weights. Freeze more stages, or switch weight EMA off."):
             trainer.average.update(done.skipped if trainer.scale else None)
@@ -298,7 +351,9 @@ def _step(
         trainer.fitting.append(done.micro_batch)
     if kept is not None:
         trainer.footprints.append(footprint(job, optimizer, trainer.average, sum(kept.values())))
-    return pending_step(step, job.labels[batch], rate, done, short, measured(optimizer, before) if before else None)
+    return pending_step(
+        step, job.labels[batch], rate, done, short, measured(optimizer, before) if before else None
+    )
 
 
 def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterator[Event]:
@@ -311,14 +366,18 @@ def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterato
     diverged: TrainingError | None = None
     for place, (step, numbers) in enumerate(read_back(unread.steps, trainer.job.ranks), start=1):
         if numbers.has_diverged:
-            diverged = _diverged(trainer.job, f"at step {step.step} of epoch {at.epoch}", step.learning_rate)
+            diverged = _diverged(
+                trainer.job, f"at step {step.step} of epoch {at.epoch}", step.learning_rate
+            )
             break
         at.metrics.add(step.labels, numbers.predicted, numbers.loss)
         at.skipped += numbers.skipped
         at.stages = numbers.stages or at.stages
         if step.memory_short:
             found.append(MemoryShort(at.epoch, step.step, step.micro_batch))
-        seconds = unread.read + (at.elapsed - unread.read) * place / len(unread.steps)  # as if all had taken equally long
+        seconds = unread.read + (at.elapsed - unread.read) * place / len(
+            unread.steps
+        )  # as if all had taken equally long
         found.append(_step_ended(trainer.job, at, step, numbers, seconds))
     unread.steps.clear()
     unread.read, at.train_seconds = at.elapsed, time.monotonic() - unread.began
@@ -330,7 +389,9 @@ def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterato
         raise end
 
 
-def _step_ended(job: Job, at: TrainingState, step: PendingStep, numbers: ReadStep, seconds: float) -> StepEnded:
+def _step_ended(
+    job: Job, at: TrainingState, step: PendingStep, numbers: ReadStep, seconds: float
+) -> StepEnded:
     return StepEnded(
         at.epoch,
         step.step,
@@ -363,7 +424,9 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
     """Evaluate an epoch that is trained, keep what is worth keeping, and go on to the next one."""
     job, run_dir, epoch, began = trainer.job, trainer.run_dir, at.epoch, time.monotonic()
     if not at.metrics.seen:
-        raise TrainingError("None of the training images can be read any more. Put them back and resume the run.")
+        raise TrainingError(
+            "None of the training images can be read any more. Put them back and resume the run."
+        )
     _check_alike(job)
     with trainer.evaluating():
         rows, logits = yield from predict_splits(job, [VAL], "validate", trainer.lost)
@@ -375,7 +438,14 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
         found.add(labels, predicted, loss)
         # On disk before it is reported: whoever stops the run at one of these events finds what they speak of.
         if job.ranks.leads:
-            add_predictions(run_dir, epoch, job.dataset.table["id"].to_numpy()[rows], job.keys[rows], labels, predicted)
+            add_predictions(
+                run_dir,
+                epoch,
+                job.dataset.table["id"].to_numpy()[rows],
+                job.keys[rows],
+                labels,
+                predicted,
+            )
         saved = []
         if at.take(epoch, found.accuracy, loss, EarlyStopping.of(job.config).value(found)):
             if job.ranks.leads:
@@ -411,7 +481,11 @@ def _check_alike(job: Job) -> None:
     """
     if not job.ranks.several:
         return
-    floats = [tensor.sum(dtype=torch.float64) for tensor in job.changing().values() if tensor.is_floating_point()]
+    floats = [
+        tensor.sum(dtype=torch.float64)
+        for tensor in job.changing().values()
+        if tensor.is_floating_point()
+    ]
     if len(set(job.ranks.meet(torch.stack(floats).cpu().numpy().tobytes()))) > 1:
         raise TrainingError(
             "The processes of this run have come to different weights: their processors or libraries do not compute alike. Resume the run "
@@ -455,7 +529,9 @@ def _started(job: Job) -> RunStarted:
         head_kept=job.head_kept,
         averaged=config.averaged.how if config.averaged else None,
         ranks=job.ranks.world,
-        batchnorm="per_rank" if job.ranks.several and trains_batchnorm(job.strategy, stages, job.network.model) else "",
+        batchnorm="per_rank"
+        if job.ranks.several and trains_batchnorm(job.strategy, stages, job.network.model)
+        else "",
     )
 
 
@@ -483,7 +559,12 @@ def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:
     dataset, network = job.dataset, job.network
     neighbours = neighbours_of(network)
     info = CheckpointInfo(
-        epoch, job.config.backbone, network.weights_hash, dataset.classes, dataset.fingerprint, neighbours=neighbours
+        epoch,
+        job.config.backbone,
+        network.weights_hash,
+        dataset.classes,
+        dataset.fingerprint,
+        neighbours=neighbours,
     )
     if job.ranks.leads:
         save_checkpoint(run_dir, BEST, job.changing(), info)

@@ -93,7 +93,9 @@ class LowRank:
     @torch.no_grad()
     def unmerged(self) -> list[str]:
         """Names of the weights that are not, bit for bit, what their factors say."""
-        return [name for name, one in self.factors.items() if not torch.equal(one.weight, one.merged())]
+        return [
+            name for name, one in self.factors.items() if not torch.equal(one.weight, one.merged())
+        ]
 
 
 NONE = LowRank()
@@ -120,5 +122,9 @@ def _factors(network: Network, name: str, rank: int, scale: float, seed: int) ->
     down = nn.init.kaiming_uniform_(torch.empty(rank, columns), math.sqrt(5), generator=generator)
     there = weight.device
     return Factors(
-        weight, start.to(there), nn.Parameter(down.to(there)), nn.Parameter(torch.zeros(rows, rank, device=there)), scale
+        weight,
+        start.to(there),
+        nn.Parameter(down.to(there)),
+        nn.Parameter(torch.zeros(rows, rank, device=there)),
+        scale,
     )

@@ -41,4 +41,6 @@ def loss_scale(device: Device) -> LossScale | None:
     if device.precision != "fp16":
         return None
     where = device.torch_device
-    return LossScale(torch.full((), _FIRST, device=where), torch.zeros((), dtype=torch.int32, device=where))
+    return LossScale(
+        torch.full((), _FIRST, device=where), torch.zeros((), dtype=torch.int32, device=where)
+    )

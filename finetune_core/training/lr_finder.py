@@ -56,7 +56,9 @@ def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Work[RateCurve]:
     """
     check_config(config)  # at once, not when it is its turn
     if not epochs_of(config):
-        raise ConfigError({"strategy": "is fitted without steps, so that there is no learning rate to find"})
+        raise ConfigError(
+            {"strategy": "is fitted without steps, so that there is no learning rate to find"}
+        )
     device = choose_device(config.device, config.precision)
     return (yield from work_in_turn(_found_rate(config, roots), device.kind))
 
@@ -73,7 +75,9 @@ def _found_rate(config: RunConfig, roots: Sequence[Path]) -> Work[RateCurve]:
             yield Step(event.done, event.total or None, event.phase)
     rates, losses = yield from _rise(job)
     if len(losses) < 3:
-        raise TrainingError("The loss was not finite from the start, at the lowest rates: check the data and the weights.")
+        raise TrainingError(
+            "The loss was not finite from the start, at the lowest rates: check the data and the weights."
+        )
     return RateCurve(tuple(rates), tuple(losses), suggested(rates, losses))
 
 
@@ -90,7 +94,9 @@ def suggested(rates: list[float], losses: list[float]) -> float | None:
 def _rise(job: Job) -> Work[tuple[list[float], list[float]]]:
     config, rule, scale = job.config, step_rule(job), loss_scale(job.device)
     apply(job.strategy, job.network.stages, job.network.model, config.epochs)
-    optimizer = make_optimizer(config, job.strategy, job.network.stages, job.network.model, job.low_rank)
+    optimizer = make_optimizer(
+        config, job.strategy, job.network.stages, job.network.model, job.low_rank
+    )
     rates: list[float] = []
     losses: list[float] = []
     mean = 0.0

@@ -20,7 +20,10 @@ def is_measured(step: int, steps_per_epoch: int) -> bool:
 def copied(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]] | None:
     """What trains as it is before a step, group by group; None where memory has no room for it."""
     try:
-        return [[parameter.detach().clone() for parameter in group["params"]] for group in optimizer.param_groups]
+        return [
+            [parameter.detach().clone() for parameter in group["params"]]
+            for group in optimizer.param_groups
+        ]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -45,7 +48,9 @@ class Measured:
         squares: dict[str, list[float]] = {}
         for (stage, _), lengths in zip(self.groups, self.lengths.tolist(), strict=True):
             sums = squares.setdefault(stage, [0.0, 0.0, 0.0])
-            squares[stage] = [before + length**2 for before, length in zip(sums, lengths, strict=True)]
+            squares[stage] = [
+                before + length**2 for before, length in zip(sums, lengths, strict=True)
+            ]
         rates = dict(self.groups)
         return {
             stage: {
@@ -61,7 +66,11 @@ def measured(optimizer: torch.optim.Optimizer, before: list[list[torch.Tensor]])
     """Compare what trains with what it was before the step. Uses up ``before``."""
     groups, lengths = [], []
     for group, old in zip(optimizer.param_groups, before, strict=True):
-        moving = [(now, then) for now, then in zip(group["params"], old, strict=True) if now.grad is not None]
+        moving = [
+            (now, then)
+            for now, then in zip(group["params"], old, strict=True)
+            if now.grad is not None
+        ]
         if not moving:
             continue
         gradient = nn.utils.get_total_norm([now.grad for now, _ in moving])

@@ -39,7 +39,9 @@ class NearestNeighbours(nn.Module):
         nearest = cosines.topk(min(NEIGHBOURS, cosines.shape[1]))
         weights = (nearest.values / TEMPERATURE).softmax(dim=1)
         shares = torch.zeros(len(cosines), self.classes, dtype=weights.dtype, device=weights.device)
-        return shares.scatter_add(1, self.labels[nearest.indices], weights).clamp(min=_SMALLEST).log()
+        return (
+            shares.scatter_add(1, self.labels[nearest.indices], weights).clamp(min=_SMALLEST).log()
+        )
 
     def without_themselves(self, part: int = 1024) -> torch.Tensor:
         """What the training images are taken for by all the others."""
@@ -58,7 +60,13 @@ def with_neighbours(network: Network, head: NearestNeighbours) -> Network:
     last = network.stages[-1]
     sizes = {name: count for name, count in last.sizes.items() if not name.startswith(f"{path}.")}
     buffers = (*last.buffers, *(f"{path}.{name}" for name, _ in head.named_buffers()))
-    last = replace(last, parameters=tuple(sizes), buffers=buffers, parameter_count=sum(sizes.values()), sizes=sizes)
+    last = replace(
+        last,
+        parameters=tuple(sizes),
+        buffers=buffers,
+        parameter_count=sum(sizes.values()),
+        sizes=sizes,
+    )
     return replace(network, stages=(*network.stages[:-1], last))
 
 
@@ -76,5 +84,8 @@ def neighbours_width(network: Network, classes: int) -> int:
 def with_empty_neighbours(network: Network, images: int, width: int, classes: int) -> Network:
     """The network with a head that is to be filled from a checkpoint."""
     return with_neighbours(
-        network, NearestNeighbours(torch.zeros(images, width), torch.zeros(images, dtype=torch.int64), classes)
+        network,
+        NearestNeighbours(
+            torch.zeros(images, width), torch.zeros(images, dtype=torch.int64), classes
+        ),
     )

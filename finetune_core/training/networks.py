@@ -112,7 +112,11 @@ def keep_earlier(config: RunConfig, run_dir: Path) -> None:
         for run, folder in zip(config.averaged.runs, member_folders(config, run_dir), strict=True):
             _keep_member(Path(run), folder)
     elif config.earlier_run:
-        start = kept_start(config, Path(config.averaged.runs[0])) if config.averaged else start_of(config)
+        start = (
+            kept_start(config, Path(config.averaged.runs[0]))
+            if config.averaged
+            else start_of(config)
+        )
         save_checkpoint(run_dir, START, dict(start.tensors), start.info)
 
 
@@ -120,7 +124,8 @@ def member_folders(config: RunConfig, run_dir: Path) -> list[Path]:
     """Where an ensemble keeps what it needs of its runs, in the order in which its config names them: each holds the run's settings, best
     network and predictions, and is read as a run's folder is."""
     return [
-        run_dir / _MEMBERS / str(number) for number, _ in enumerate(config.averaged.runs if config.averaged else (), start=1)
+        run_dir / _MEMBERS / str(number)
+        for number, _ in enumerate(config.averaged.runs if config.averaged else (), start=1)
     ]
 
 
@@ -133,7 +138,9 @@ def _keep_member(run: Path, folder: Path) -> None:
         try:
             copy_regular(run / name, folder / name)
         except FileNotFoundError:
-            raise RunError(f"{run.name} has lost its {name}, so nothing can be made of it.") from None
+            raise RunError(
+                f"{run.name} has lost its {name}, so nothing can be made of it."
+            ) from None
 
 
 def kept_start(config: RunConfig, run_dir: Path) -> Start:
@@ -148,7 +155,9 @@ def kept_start(config: RunConfig, run_dir: Path) -> Start:
     return Start(tensors, info)
 
 
-def beginning_of(config: RunConfig, classes: Sequence[str], run_dir: Path | None = None) -> Beginning:
+def beginning_of(
+    config: RunConfig, classes: Sequence[str], run_dir: Path | None = None
+) -> Beginning:
     """The network that a run begins with: float32, on the processor, in eval mode.
 
     Args:
@@ -164,12 +173,19 @@ def beginning_of(config: RunConfig, classes: Sequence[str], run_dir: Path | None
     start = kept_start(config, run_dir) if run_dir else start_of(config)
     network = network_of(config.backbone, start.tensors, len(classes), *built)
     if network.weights_hash != start.info.weights_hash:
-        raise RunError(f"{checkpoint_path(run_dir or Path(), START)} is damaged: its weights are not those that it says.")
+        raise RunError(
+            f"{checkpoint_path(run_dir or Path(), START)} is damaged: its weights are not those that it says."
+        )
     kept = set(start.info.classes) == set(classes) and not STRATEGIES[config.strategy].fits
     if kept:
         order = torch.tensor([start.info.classes.index(name) for name in classes])
         put_tensors(
-            network.model, {name: tensor[order] for name, tensor in start.tensors.items() if of_head(name, network.heads)}
+            network.model,
+            {
+                name: tensor[order]
+                for name, tensor in start.tensors.items()
+                if of_head(name, network.heads)
+            },
         )
     return Beginning(replace(network, info=input_info(config)), start, kept)
 
@@ -186,12 +202,18 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
         return joined(_members(config, run_dir, info)), info
     network = beginning_of(config, info.classes, run_dir).network
     if network.weights_hash != info.weights_hash:
-        where = checkpoint_path(run_dir, START) if config.earlier_run else f"The weights of {info.backbone} on this machine"
+        where = (
+            checkpoint_path(run_dir, START)
+            if config.earlier_run
+            else f"The weights of {info.backbone} on this machine"
+        )
         raise RunError(f"{where} are not those that {run_dir.name} was trained from.")
     strategy = plan(config, network.stages)
     if STRATEGIES[config.strategy].fits == "nearest_neighbours":
         width = neighbours_width(network, len(info.classes))
-        network = with_empty_neighbours(network, _neighbours(run_dir, info, width), width, len(info.classes))
+        network = with_empty_neighbours(
+            network, _neighbours(run_dir, info, width), width, len(info.classes)
+        )
     restore_network(network, strategy, run_dir, BEST)
     network.model.eval()
     return network, info
@@ -206,7 +228,9 @@ def _members(config: RunConfig, run_dir: Path, info: CheckpointInfo) -> list[Net
     for folder in member_folders(config, run_dir):
         own, saved = read_trained(folder)
         if own.is_ensemble or saved.classes != info.classes:
-            raise RunError(f"{folder} is damaged: it is no network for the classes of {run_dir.name}.")
+            raise RunError(
+                f"{folder} is damaged: it is no network for the classes of {run_dir.name}."
+            )
         found.append(best_network(own, folder)[0])
     return found
 
@@ -257,11 +281,15 @@ def _earlier(config: RunConfig) -> tuple[Path, RunConfig]:
         )
     if last := last_used(earlier):
         raise ConfigError(
-            {"from_run": f"{folder.name} ends after {last} and lacks what follows: start from the backbone itself"}
+            {
+                "from_run": f"{folder.name} ends after {last} and lacks what follows: start from the backbone itself"
+            }
         )
     if earlier.backbone != config.backbone:
         raise ConfigError(
-            {"backbone": f"follows from the run to start from: {folder.name} has {earlier.backbone}, not {config.backbone}"}
+            {
+                "backbone": f"follows from the run to start from: {folder.name} has {earlier.backbone}, not {config.backbone}"
+            }
         )
     return folder, earlier
 
@@ -288,5 +316,8 @@ def _accuracy(folder: Path, classes: int) -> float | None:
     except RunError:
         return None
     table = table[table["split"] == VAL]
-    right = [int(logits.argmax()) == label for logits, label in zip(table["logits"], table["label"], strict=True)]
+    right = [
+        int(logits.argmax()) == label
+        for logits, label in zip(table["logits"], table["label"], strict=True)
+    ]
     return sum(right) / len(right) if right else None

@@ -15,10 +15,16 @@ _MOMENTUM = 0.9
 
 
 def make_optimizer(
-    config: RunConfig, strategy: Strategy, stages: Sequence[Stage], model: nn.Module, low_rank: LowRank = NONE
+    config: RunConfig,
+    strategy: Strategy,
+    stages: Sequence[Stage],
+    model: nn.Module,
+    low_rank: LowRank = NONE,
 ) -> torch.optim.Optimizer:
     """The config's optimizer over what the strategy trains, one group per stage, each with its ``base_lr``."""
-    groups = parameter_groups(strategy, stages, model, config.learning_rate, config.weight_decay, low_rank)
+    groups = parameter_groups(
+        strategy, stages, model, config.learning_rate, config.weight_decay, low_rank
+    )
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=_MOMENTUM, fused=True)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
@@ -29,7 +35,9 @@ def take_step(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
     """A fused optimizer's step; where ``skipped`` (float32 ``[]``, on the device) is 1, weights and state stay as they are."""
     if isinstance(optimizer, torch.optim.SGD):
         _begin_momentum(optimizer)
-    vars(optimizer)["found_inf"] = skipped  # what fused kernels look at, on the device: nobody waits for its value
+    vars(optimizer)["found_inf"] = (
+        skipped  # what fused kernels look at, on the device: nobody waits for its value
+    )
     optimizer.step()
 
 

@@ -23,7 +23,9 @@ _POSSIBLY = "could not create a primitive"  # oneDNN, where memory runs out, but
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch or numpy, on any device, says with this error that memory ran out."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or (isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES))
+    return known or (
+        isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
+    )
 
 
 def ran_out(error: BaseException) -> bool:
@@ -54,7 +56,9 @@ def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
         except (MemoryError, RuntimeError) as error:
             if not ran_out(error):
                 raise
-        size = -(-size // 2)  # after the error is gone, and with it the tensors that its traceback holds
+        size = -(
+            -size // 2
+        )  # after the error is gone, and with it the tensors that its traceback holds
     with explained("for a single image. Choose a smaller image size, or freeze more stages."):
         return work(size), size
 
@@ -64,7 +68,9 @@ def parts(tensor: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
     return tensor.tensor_split(max(1, -(-len(tensor) // size)))
 
 
-def run_in_parts(forward: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, size: int) -> tuple[torch.Tensor, int]:
+def run_in_parts(
+    forward: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, size: int
+) -> tuple[torch.Tensor, int]:
     """``forward(inputs)``, at most ``size`` images at a time, fewer where memory runs out: its output, and the size that fitted.
 
     Raises:

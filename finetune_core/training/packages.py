@@ -46,7 +46,9 @@ def load_package(content: bytes) -> Compiled:
     Raises:
         RuntimeError: when it cannot be loaded.
     """
-    with tempfile.TemporaryDirectory(prefix="thaw-package-") as folder:  # nobody else can write to it
+    with tempfile.TemporaryDirectory(
+        prefix="thaw-package-"
+    ) as folder:  # nobody else can write to it
         file = Path(folder, "package.pt2")
         file.write_bytes(content)
         # The loader itself: the functions around it import the compiler, and with it Dynamo.

@@ -28,5 +28,13 @@ def parameter_groups(
             chosen = [one for one in training if not weight_decay or (one.ndim > 1) == bool(decay)]
             if chosen:
                 rate = learning_rate * plan.rate
-                groups.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": decay, "stage": stage.name})
+                groups.append(
+                    {
+                        "params": chosen,
+                        "lr": rate,
+                        "base_lr": rate,
+                        "weight_decay": decay,
+                        "stage": stage.name,
+                    }
+                )
     return groups

@@ -22,7 +22,11 @@ from finetune_core.models.network import has_linear_head
 from finetune_core.models.weights import RANDOM, of_head
 from finetune_core.training.checkpoints import CheckpointInfo
 from finetune_core.training.networks import beginning_of, best_network, read_trained
-from finetune_core.training.predictions import FINAL_PRECISION, load_predictions, predictions_precision
+from finetune_core.training.predictions import (
+    FINAL_PRECISION,
+    load_predictions,
+    predictions_precision,
+)
 from finetune_core.training.stage_plan import frozen_tensors, plan
 from finetune_core.training.strategies import STRATEGIES
 
@@ -79,7 +83,9 @@ class Parent:
         Raises:
             RunError: when it has none, or they are damaged.
         """
-        return load_predictions(self.folder, len(self.info.classes)).sort_values(["split", "id"], ignore_index=True)
+        return load_predictions(self.folder, len(self.info.classes)).sort_values(
+            ["split", "id"], ignore_index=True
+        )
 
 
 def averaged_config(how: str, folders: Sequence[Path]) -> RunConfig:
@@ -99,7 +105,10 @@ def averaged_config(how: str, folders: Sequence[Path]) -> RunConfig:
     if not parents:
         raise ConfigError({"averaged": "name the runs to average"})
     base = min(parents, key=lambda one: str(one.folder)) if how == "ensemble" else _base(parents)
-    runs = (base, *sorted((one for one in parents if one is not base), key=lambda one: str(one.folder)))
+    runs = (
+        base,
+        *sorted((one for one in parents if one is not base), key=lambda one: str(one.folder)),
+    )
     averaged = {"how": how, "runs": [str(one.folder) for one in runs]}
     return make_config(base.config.model_dump() | {"averaged": averaged, "precision": "fp32"})
 
@@ -221,7 +230,11 @@ def _differs(one: Parent, first: Parent) -> str:
     if differing := _other_data(one, first):
         return differing
     if one.config.input_settings != first.config.input_settings:
-        changed = [key for key, value in one.config.input_settings.items() if value != first.config.input_settings[key]]
+        changed = [
+            key
+            for key, value in one.config.input_settings.items()
+            if value != first.config.input_settings[key]
+        ]
         return f"its images are prepared otherwise than those of {name}: {', '.join(changed).replace('_', ' ')}"
     if one.begun.weights_hash != first.begun.weights_hash:
         return f"it started from other weights than {name}"
@@ -256,7 +269,10 @@ def _answers_otherwise(one: Parent, first: Parent) -> str:
         return differing
     if framed := [what for what, value in _framing(one).items() if value != _framing(first)[what]]:
         return f"its images are framed otherwise than those of {name} ({', '.join(framed)}), and one network takes one image"
-    ours, theirs = one.predictions[["split", "id", "label"]], first.predictions[["split", "id", "label"]]
+    ours, theirs = (
+        one.predictions[["split", "id", "label"]],
+        first.predictions[["split", "id", "label"]],
+    )
     return "" if ours.equals(theirs) else f"it has not predicted the same images as {name}"
 
 
@@ -279,7 +295,11 @@ def _base(parents: Sequence[Parent]) -> Parent:
     ordered = sorted(parents, key=lambda parent: (len(parent.begun.frozen), str(parent.folder)))
     base = ordered[0]
     if other := next((one for one in ordered if not base.begun.frozen <= one.begun.frozen), None):
-        raise _refused({other.folder: f"it trains weights that are frozen in {base.folder.name}, and the other way round"})
+        raise _refused(
+            {
+                other.folder: f"it trains weights that are frozen in {base.folder.name}, and the other way round"
+            }
+        )
     return base
 
 

@@ -71,14 +71,30 @@ class ReadStep:
 
 
 def pending_step(
-    step: int, labels: np.ndarray, learning_rate: float, done: StepResult, memory_short: bool, measured: Measured | None
+    step: int,
+    labels: np.ndarray,
+    learning_rate: float,
+    done: StepResult,
+    memory_short: bool,
+    measured: Measured | None,
 ) -> PendingStep:
     """A step that is done, or will be."""
     numbers = torch.stack([done.loss, done.gradient_norm, done.skipped, done.loss_scale])
-    return PendingStep(step, labels, learning_rate, numbers, done.logits.argmax(1), done.micro_batch, memory_short, measured)
+    return PendingStep(
+        step,
+        labels,
+        learning_rate,
+        numbers,
+        done.logits.argmax(1),
+        done.micro_batch,
+        memory_short,
+        measured,
+    )
 
 
-def read_back(pending: Sequence[PendingStep], ranks: Ranks = ALONE) -> Iterator[tuple[PendingStep, ReadStep]]:
+def read_back(
+    pending: Sequence[PendingStep], ranks: Ranks = ALONE
+) -> Iterator[tuple[PendingStep, ReadStep]]:
     """Wait for the device, and read what came of each step; all ranks have taken the same ones."""
     if not pending:
         return
@@ -86,6 +102,8 @@ def read_back(pending: Sequence[PendingStep], ranks: Ranks = ALONE) -> Iterator[
     predicted = torch.cat([each.predicted for each in pending]).cpu().numpy()
     ends = np.cumsum([len(each.predicted) for each in pending])
     words = ranks.meet(np.split(predicted, ends[:-1]))
-    for each, (loss, norm, skipped, scale), shares in zip(pending, numbers, zip(*words, strict=True), strict=True):
+    for each, (loss, norm, skipped, scale), shares in zip(
+        pending, numbers, zip(*words, strict=True), strict=True
+    ):
         stages = each.measured.read() if each.measured and not skipped else None
         yield each, ReadStep(loss, norm, bool(skipped), scale, np.concatenate(shares), stages)

@@ -30,7 +30,9 @@ def room_when_idle(device: Device) -> int:
     return int(_SHARE * torch.cuda.get_device_properties(device.torch_device).total_memory)
 
 
-def placed(lookups: Sequence[Lookup], used: np.ndarray, device: torch.device, room: int) -> list[Lookup]:
+def placed(
+    lookups: Sequence[Lookup], used: np.ndarray, device: torch.device, room: int
+) -> list[Lookup]:
     """The lookups, on the device as long as there is room, one after the other; the others as they are.
 
     Args:

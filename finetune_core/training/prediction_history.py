@@ -49,12 +49,21 @@ class Flip:
     @property
     def turns(self) -> tuple[int, ...]:
         """The predictions without repetitions."""
-        changed = [at for at in range(1, len(self.predicted)) if self.predicted[at] != self.predicted[at - 1]]
+        changed = [
+            at
+            for at in range(1, len(self.predicted))
+            if self.predicted[at] != self.predicted[at - 1]
+        ]
         return (self.predicted[0], *(self.predicted[at] for at in changed))
 
 
 def add_predictions(
-    run_dir: Path, epoch: int, ids: np.ndarray, keys: np.ndarray, labels: np.ndarray, predicted: np.ndarray
+    run_dir: Path,
+    epoch: int,
+    ids: np.ndarray,
+    keys: np.ndarray,
+    labels: np.ndarray,
+    predicted: np.ndarray,
 ) -> None:
     """Note an epoch's predictions of the same few hundred images; an epoch that a resumed run repeats replaces its earlier entry."""
     known = _begun(ids, keys, labels)
@@ -66,7 +75,11 @@ def add_predictions(
     before = known.predicted[: epoch - 1]
     latest = before[-1] if before else known.labels
     row = tuple(by_id.get(image, last) for image, last in zip(known.ids, latest, strict=True))
-    noted = {"ids": known.ids, "labels": known.labels, "predicted": [*before, *[row] * (epoch - len(before))]}
+    noted = {
+        "ids": known.ids,
+        "labels": known.labels,
+        "predicted": [*before, *[row] * (epoch - len(before))],
+    }
     write_bytes(run_dir / PREDICTION_HISTORY_FILE, json.dumps(noted).encode())
 
 
@@ -94,7 +107,8 @@ def load_prediction_history(run_dir: Path, classes: int | None = None) -> Predic
             raise ValueError("it does not have a prediction for each image")
         if (
             classes is not None
-            and max((*found.labels, *(max(row, default=0) for row in found.predicted)), default=0) >= classes
+            and max((*found.labels, *(max(row, default=0) for row in found.predicted)), default=0)
+            >= classes
         ):
             raise ValueError("a label in it is no class")
     except FileNotFoundError:
@@ -111,7 +125,12 @@ def flips(history: PredictionHistory) -> list[Flip]:
     rows = np.array(history.predicted)
     changes = rows[1:] != rows[:-1]
     found = [
-        Flip(history.ids[at], history.labels[at], tuple(rows[:, at].tolist()), int(np.flatnonzero(changes[:, at])[-1]) + 2)
+        Flip(
+            history.ids[at],
+            history.labels[at],
+            tuple(rows[:, at].tolist()),
+            int(np.flatnonzero(changes[:, at])[-1]) + 2,
+        )
         for at in np.flatnonzero(changes.any(axis=0))
     ]
     return sorted(found, key=lambda flip: (-flip.last, -len(flip.turns), flip.id))

@@ -17,20 +17,34 @@ from finetune_core.errors import RunError
 from finetune_core.files import open_regular, problem_with, regular_file, write_bytes
 
 PREDICTIONS_FILE = "predictions.parquet"
-FINAL_PRECISION: Final = "fp32"  # of the predictions that a run ends with: what is evaluated is what ships
+FINAL_PRECISION: Final = (
+    "fp32"  # of the predictions that a run ends with: what is evaluated is what ships
+)
 Moment = Annotated[int, Field(ge=0, lt=2**63)]  # nanoseconds: what ``predictions_changed`` tells
 _COLUMNS = ["id", "split", "label", "logits"]
 _MOST_BYTES = 2**32  # of the file, and of what comes out of it
 _MOST_LOGITS = 2**29
 _LONGEST_ID, _LONGEST_SPLIT = 4096, 16  # bytes
-_CODECS = {"SNAPPY", "UNCOMPRESSED"}  # what it is written with; others can hold next to nothing that becomes enormous
+_CODECS = {
+    "SNAPPY",
+    "UNCOMPRESSED",
+}  # what it is written with; others can hold next to nothing that becomes enormous
 _PRECISION = b"thaw.precision"  # in the file's metadata
 _PRECISIONS = ("fp32", "bf16", "fp16")
 
 
-def prediction_table(ids: pd.Series, split: str | np.ndarray, labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
+def prediction_table(
+    ids: pd.Series, split: str | np.ndarray, labels: np.ndarray, logits: np.ndarray
+) -> pd.DataFrame:
     """``id, split, label, logits`` (float32 ``[classes]`` a row)."""
-    return pd.DataFrame({"id": ids.to_numpy(), "split": split, "label": labels, "logits": list(logits.astype(np.float32))})
+    return pd.DataFrame(
+        {
+            "id": ids.to_numpy(),
+            "split": split,
+            "label": labels,
+            "logits": list(logits.astype(np.float32)),
+        }
+    )
 
 
 def save_predictions(run_dir: Path, table: pd.DataFrame, precision: str) -> None:
@@ -115,11 +129,21 @@ def read_table(path: Path, splits: Collection[str], classes: int | None = None) 
     """
     try:
         with open(open_regular(path), "rb") as file:
-            found = pq.ParquetFile(file, read_dictionary=["id", "split"], page_checksum_verification=True)
+            found = pq.ParquetFile(
+                file, read_dictionary=["id", "split"], page_checksum_verification=True
+            )
             return _checked(found, splits, classes)
     except FileNotFoundError:
         raise
-    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
+    except (
+        OSError,
+        pa.ArrowException,
+        ValueError,
+        LookupError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise RunError(f"{path.parent}: {problem_with(path, error)}.") from None
 
 
@@ -142,7 +166,11 @@ def _checked(file: pq.ParquetFile, splits: Collection[str], classes: int | None)
     if pc.any(pc.not_equal(pc.list_value_length(logits), width)).as_py():
         raise ValueError("its rows do not have a logit for each class")
     found = pd.DataFrame(
-        {"id": _texts(ids, _LONGEST_ID), "split": _texts(split, _LONGEST_SPLIT), "label": labels.to_numpy().astype(np.int64)}
+        {
+            "id": _texts(ids, _LONGEST_ID),
+            "split": _texts(split, _LONGEST_SPLIT),
+            "label": labels.to_numpy().astype(np.int64),
+        }
     )
     matrix = values.to_numpy().astype(np.float32, copy=False).reshape(-1, width)
     _check_values(found, matrix, splits)
@@ -151,7 +179,10 @@ def _checked(file: pq.ParquetFile, splits: Collection[str], classes: int | None)
 
 def _width(metadata: pq.FileMetaData, classes: int | None) -> int:
     """Logits a row, from what the file says of itself, before anything large is read."""
-    rows, groups = metadata.num_rows, [metadata.row_group(at) for at in range(metadata.num_row_groups)]
+    rows, groups = (
+        metadata.num_rows,
+        [metadata.row_group(at) for at in range(metadata.num_row_groups)],
+    )
     columns = [group.column(at) for group in groups for at in range(group.num_columns)]
     if not rows:
         raise ValueError("it has no rows")
@@ -159,7 +190,11 @@ def _width(metadata: pq.FileMetaData, classes: int | None) -> int:
         raise ValueError("it is larger than can be")
     if any(column.compression not in _CODECS for column in columns):
         raise ValueError("it is compressed in another way")
-    logits = sum(column.num_values for column in columns if column.path_in_schema.partition(".")[0] == "logits")
+    logits = sum(
+        column.num_values
+        for column in columns
+        if column.path_in_schema.partition(".")[0] == "logits"
+    )
     width: int = logits // rows
     if logits > _MOST_LOGITS or width < 1 or logits != rows * width:
         raise ValueError(f"it has {logits} logits for {rows} images")
@@ -170,13 +205,18 @@ def _width(metadata: pq.FileMetaData, classes: int | None) -> int:
 
 def _texts(column: pa.ChunkedArray, longest: int) -> pd.Series:
     """A column of texts, which is looked at as a dictionary first: a long text may be repeated without end."""
-    chunks = [chunk.dictionary_encode() if not pa.types.is_dictionary(chunk.type) else chunk for chunk in column.chunks]
+    chunks = [
+        chunk.dictionary_encode() if not pa.types.is_dictionary(chunk.type) else chunk
+        for chunk in column.chunks
+    ]
     for chunk in chunks:
         if chunk.dictionary.type not in (pa.string(), pa.large_string()):
             raise ValueError("its images or splits have no names")
         if len(chunk) and (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0) > longest:
             raise ValueError("a name in it is too long")
-    texts: pd.Series = pa.chunked_array([chunk.dictionary_decode() for chunk in chunks], pa.string()).to_pandas()
+    texts: pd.Series = pa.chunked_array(
+        [chunk.dictionary_decode() for chunk in chunks], pa.string()
+    ).to_pandas()
     return texts
 
 

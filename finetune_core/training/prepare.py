@@ -56,7 +56,9 @@ _EXAMPLES = 20
 Value = TypeVar("Value")
 
 
-def check_config(config: RunConfig, run_dir: Path | None = None, *, elsewhere: bool = False) -> None:
+def check_config(
+    config: RunConfig, run_dir: Path | None = None, *, elsewhere: bool = False
+) -> None:
     """Everything that can be known to be wrong before any work is done.
 
     Args:
@@ -128,7 +130,11 @@ def check_shared(config: RunConfig, ranks: int, *, elsewhere: bool = False) -> N
             }
         )
     if not elsewhere and choose_device(config.device, config.precision).kind == "mps":
-        raise ConfigError({"devices": "an Apple GPU is the only one of its machine: train on one device, or with --device cpu"})
+        raise ConfigError(
+            {
+                "devices": "an Apple GPU is the only one of its machine: train on one device, or with --device cpu"
+            }
+        )
 
 
 def missing_weights(configs: Iterable[RunConfig]) -> list[BackboneInfo]:
@@ -224,7 +230,9 @@ def _check_equal(ranks: Ranks, fingerprint: str, weights_hash: str, device: Devi
         TrainingError: when they do not.
     """
     words = ranks.meet((fingerprint, weights_hash, device.kind, device.precision))
-    for number, what in enumerate(("images, labels or splits", "pretrained weights", "kind of device", "precision")):
+    for number, what in enumerate(
+        ("images, labels or splits", "pretrained weights", "kind of device", "precision")
+    ):
         if len({word[number] for word in words}) > 1:
             raise TrainingError(
                 f"The processes of this run do not have the same {what}. Give all machines the same data, weights and libraries, then "
@@ -244,14 +252,23 @@ def exact_job(job: Job, network: Network, splits: Sequence[str]) -> Generator[Ev
     """
     job.device.hold(network.model)
     if isinstance(job.source, TrainingImages):
-        return replace(job, network=network, device=job.device.exact, source=replace(job.source, device=job.device.exact))
+        return replace(
+            job,
+            network=network,
+            device=job.device.exact,
+            source=replace(job.source, device=job.device.exact),
+        )
     segments, cut = split_network(network), cut_index(job.strategy)
     if job.device.precision == "fp32":  # what the run has cached is exact already
-        return replace(job, network=network, source=replace(job.source, tail=segments.part(cut, None)))
+        return replace(
+            job, network=network, source=replace(job.source, tail=segments.part(cut, None))
+        )
     used = np.concatenate(list(job.rows.values()))
     unused = frozenset(np.setdiff1d(np.arange(len(job.dataset.table)), used).tolist())
     beginning, exact = Beginning(network), job.device.exact
-    prepared = _Prepared(job.config, job.dataset, beginning, job.strategy, exact, job.ranks, tuple(splits), unused)
+    prepared = _Prepared(
+        job.config, job.dataset, beginning, job.strategy, exact, job.ranks, tuple(splits), unused
+    )
     return (yield from _with_trunk(prepared, segments))
 
 
@@ -302,7 +319,9 @@ class _Prepared:
         usable = ~np.isin(np.arange(len(split)), [*failed, *self.unused])
         rows = {name: np.flatnonzero(usable & (split == name)) for name in self.splits}
         if TRAIN in rows:
-            rows[TRAIN] = subset(rows[TRAIN], self.labels, self.keys, self.config.train_fraction, self.config.seed)
+            rows[TRAIN] = subset(
+                rows[TRAIN], self.labels, self.keys, self.config.train_fraction, self.config.seed
+            )
         for name in {TRAIN, VAL} & rows.keys():
             if not len(rows[name]):
                 raise DataError(f"None of the {name} images in {self.config.data} can be decoded.")
@@ -317,7 +336,9 @@ class _Prepared:
         decoded: int,
     ) -> Job:
         used, device = np.unique(np.concatenate(list(rows.values()))), self.device
-        source = source.held_in(placed(source.lookups, used, device.torch_device, room_for_rows(device)))
+        source = source.held_in(
+            placed(source.lookups, used, device.torch_device, room_for_rows(device))
+        )
         return Job(
             self.config,
             self.dataset,
@@ -345,7 +366,9 @@ def _with_images(prepared: _Prepared, reason: str) -> Generator[Event, None, Job
     seconds = time.monotonic() - began
     views = chosen_views(prepared.config, cut_index(prepared.strategy)) or 0
     report = CacheReport("off", reason, views=views)
-    return prepared.job(prepared.rows(pixels.failed), prepared.images(pixels), report, seconds, pixels.decoded)
+    return prepared.job(
+        prepared.rows(pixels.failed), prepared.images(pixels), report, seconds, pixels.decoded
+    )
 
 
 def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, None, Job]:
@@ -359,10 +382,15 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
     tables = TrunkTables(prepared.network, prepared.device, config.image_size)
     began = time.monotonic()
     needed = [_to_decode(prepared, tables, one) for one in _passes(prepared, prepared.rows({}))]
-    if prepared.device.precision != "fp32":  # those that the best epoch is evaluated on: what cannot be read is known now
+    if (
+        prepared.device.precision != "fp32"
+    ):  # those that the best epoch is evaluated on: what cannot be read is known now
         exact = TrunkTables(prepared.network, prepared.device.exact, config.image_size)
         rows = prepared.rows({})
-        needed += [_to_decode(prepared, exact, _Pass(rows[name], prepared.content, None, "")) for name in (VAL, TEST)]
+        needed += [
+            _to_decode(prepared, exact, _Pass(rows[name], prepared.content, None, ""))
+            for name in (VAL, TEST)
+        ]
     pixels = yield from _decoded(prepared, np.unique(np.concatenate(needed)))
     decode_seconds = time.monotonic() - began
     rows = prepared.rows(pixels.failed)
@@ -377,13 +405,21 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
         "disk" if any(lookup.where == "disk" for lookup in lookups) else "memory",
         views=len(lookups) - 1,
         rows=sum(len(one.rows) for one in passes),
-        bytes=sum(len(one.rows) * lookup.row_bytes for one, lookup in zip(passes, lookups, strict=True)),
+        bytes=sum(
+            len(one.rows) * lookup.row_bytes for one, lookup in zip(passes, lookups, strict=True)
+        ),
         found=filled.found,
         trunk_seconds=filled.seconds,
         seconds_per_row=tables.seconds_per_row(cut),
         compilation=filled.compilation,
     )
-    return prepared.job(rows, CachedTrunk(tail, lookups[0], tuple(lookups[1:])), report, decode_seconds, pixels.decoded)
+    return prepared.job(
+        rows,
+        CachedTrunk(tail, lookups[0], tuple(lookups[1:])),
+        report,
+        decode_seconds,
+        pixels.decoded,
+    )
 
 
 @dataclass(frozen=True)
@@ -397,25 +433,37 @@ class _Filled:
 
 
 def _filled(
-    prepared: _Prepared, tables: TrunkTables, segments: Segments, passes: "list[_Pass]", images: TrainingImages
+    prepared: _Prepared,
+    tables: TrunkTables,
+    segments: Segments,
+    passes: "list[_Pass]",
+    images: TrainingImages,
 ) -> Generator[Event, None, _Filled | None]:
     """None where there is no room, on whichever machine."""
     cut, lookups, seconds, ranks = cut_index(prepared.strategy), [], 0.0, prepared.ranks
     shares, found = zip(*(_share(prepared, tables, one) for one in passes), strict=True)
     left = sum(len(lacking(tables, cut, one.keys, one.rows, one.view)) for one in shares)
     phase = "trunk" if TRAIN in prepared.splits else "evaluate"
-    with trunk_compiler(prepared.device, left, why_eager(prepared.config, prepared.device)) as compiler:
+    with trunk_compiler(
+        prepared.device, left, why_eager(prepared.config, prepared.device)
+    ) as compiler:
 
         def filled(one: _Pass) -> Generator[Event, None, tuple[Lookup | None, float]]:
             feed = images.feed(one.version)
-            filling = fill_trunk(tables, segments, cut, one.keys, one.rows, feed, compiler, one.view)
+            filling = fill_trunk(
+                tables, segments, cut, one.keys, one.rows, feed, compiler, one.view
+            )
             return (yield from reported(phase, filling))
 
         for one, share in zip(passes, shares, strict=True):
             lookup, spent = yield from filled(share)
-            if ranks.several and all(ranks.meet(lookup is not None)):  # the others' rows are on their machines' disks now
+            if ranks.several and all(
+                ranks.meet(lookup is not None)
+            ):  # the others' rows are on their machines' disks now
                 began = time.monotonic()
-                room = yield from reported("gather", gathered(ranks, tables.name(cut, one.view), one.keys[one.rows]))
+                room = yield from reported(
+                    "gather", gathered(ranks, tables.name(cut, one.view), one.keys[one.rows])
+                )
                 spent += time.monotonic() - began
                 lookup = (yield from filled(one))[0] if room else None
             if not all(ranks.meet(lookup is not None)) or lookup is None:
@@ -439,7 +487,9 @@ def _to_decode(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> np.ndarr
     """The rows of a pass that this machine needs the pixels of, for its share of what no machine has."""
     cut, ranks = cut_index(prepared.strategy), prepared.ranks
     new = one.rows[known_nowhere(ranks, tables.lacks(cut, one.keys[one.rows], one.view))]
-    return needs_images(tables, cut, one.keys, ranks.machine_share(new, forward_batch(prepared.device)), one.view)
+    return needs_images(
+        tables, cut, one.keys, ranks.machine_share(new, forward_batch(prepared.device)), one.view
+    )
 
 
 def _share(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> tuple[_Pass, int]:
@@ -463,7 +513,8 @@ def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
     with np.errstate(over="ignore"):
         keys = prepared.content * np.uint64(0x9E3779B97F4A7C15) + prepared.keys
     augmented = [
-        _Pass(rows[TRAIN], keys, version, f"{config.augmentation}-{config.seed}-{version}") for version in range(views)
+        _Pass(rows[TRAIN], keys, version, f"{config.augmentation}-{config.seed}-{version}")
+        for version in range(views)
     ]
     return [_Pass(kept, prepared.content, None, ""), *augmented]
 
@@ -474,14 +525,22 @@ def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, 
     ranks = prepared.ranks
 
     def decoded(rows: np.ndarray) -> Generator[Event, None, Pixels]:
-        work = decode_pixels(prepared.dataset.paths(prepared.dataset.table), prepared.content, rows, side, info.interpolation)
+        work = decode_pixels(
+            prepared.dataset.paths(prepared.dataset.table),
+            prepared.content,
+            rows,
+            side,
+            info.interpolation,
+        )
         return (yield from reported("decode", work))
 
     pixels = yield from decoded(ranks.local_share(wanted, forward_batch(prepared.device)))
     if ranks.several:
         words = ranks.meet((pixels.failed, pixels.decoded, pixels.kept is not None))
         failed = {row: reason for each, _, _ in words for row, reason in each.items()}
-        if all(kept for _, _, kept in words):  # those that the others have decoded are on the disk now
+        if all(
+            kept for _, _, kept in words
+        ):  # those that the others have decoded are on the disk now
             pixels = yield from decoded(np.setdiff1d(wanted, list(failed)))
         kept = all(ranks.meet(pixels.kept is not None))
         count = sum(count for _, count, _ in words[: ranks.local_world])
@@ -494,7 +553,12 @@ def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, 
 def finding_rows(dataset: Dataset) -> list[FindingRow]:
     """What was found in a data set, as a run records it."""
     return [
-        {"kind": finding.kind, "severity": finding.severity, "count": finding.count, "message": finding.message}
+        {
+            "kind": finding.kind,
+            "severity": finding.severity,
+            "count": finding.count,
+            "message": finding.message,
+        }
         for finding in dataset.findings
     ]
 

@@ -48,7 +48,13 @@ def network_input(image: Path | bytes, info: BackboneInfo, image_size: int) -> N
 
 
 def augmented_versions(
-    image: Path, sample: str, kind: Augmentation, seed: int, count: int, info: BackboneInfo, image_size: int
+    image: Path,
+    sample: str,
+    kind: Augmentation,
+    seed: int,
+    count: int,
+    info: BackboneInfo,
+    image_size: int,
 ) -> list[np.ndarray]:
     """The first ``count`` versions of a training image that a run with this seed trains on, uint8 ``[size, size, 3]`` each.
 
@@ -61,5 +67,7 @@ def augmented_versions(
     decoded = read_square(image, info.stored_side(image_size), info.interpolation)
     square = torch.from_numpy(decoded.copy()).permute(2, 0, 1)[None]
     keys = sample_keys([sample])
-    versions = [augmented(square, kind, keys, seed, version, image_size)[0] for version in range(count)]
+    versions = [
+        augmented(square, kind, keys, seed, version, image_size)[0] for version in range(count)
+    ]
     return [version.permute(1, 2, 0).numpy() for version in versions]

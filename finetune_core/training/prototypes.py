@@ -16,7 +16,9 @@ from finetune_core.training.folds import stratified_folds
 from finetune_core.training.logistic import Choice, Linear
 from finetune_core.work import Step, Work
 
-SCALES = tuple(10 ** (quarter / 4) for quarter in range(9))  # of the logits, relative to the usual length of a centred feature
+SCALES = tuple(
+    10 ** (quarter / 4) for quarter in range(9)
+)  # of the logits, relative to the usual length of a centred feature
 _FALLBACK = 10.0  # where there are too few images to choose by
 
 
@@ -37,12 +39,16 @@ def prototypes(
     for done, (fit, out) in enumerate(folds):
         yield Step(done, len(folds), "choose")
         inside, outside = (torch.from_numpy(rows).to(labels.device) for rows in (fit, out))
-        logits.append(class_means(features[inside], labels[inside], classes).logits(features[outside]))
+        logits.append(
+            class_means(features[inside], labels[inside], classes).logits(features[outside])
+        )
         held.append(labels[outside])
     candidates = _scored(torch.cat(logits), torch.cat(held)) if folds else ()
     chosen = min(candidates, key=lambda one: one["loss"])["value"] if candidates else _FALLBACK
     head = class_means(features, labels, classes)
-    return Linear(chosen * head.weight, chosen * head.bias), Choice(chosen, candidates, len(labels), len(folds))
+    return Linear(chosen * head.weight, chosen * head.bias), Choice(
+        chosen, candidates, len(labels), len(folds)
+    )
 
 
 def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Linear:
@@ -53,7 +59,9 @@ def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> L
     centre = features.mean(0)
     lengths = (features - centre).norm(dim=1)
     unit = normalize(features - centre)
-    weight = normalize(torch.zeros(classes, unit.shape[1], device=unit.device).index_add(0, labels, unit))
+    weight = normalize(
+        torch.zeros(classes, unit.shape[1], device=unit.device).index_add(0, labels, unit)
+    )
     usual = lengths.mean().clamp(min=1e-12)
     head = Linear(weight / usual, -(weight @ centre) / usual)
     empty = torch.bincount(labels, minlength=classes) == 0
@@ -63,5 +71,6 @@ def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> L
 def _scored(logits: torch.Tensor, labels: torch.Tensor) -> tuple[Candidate, ...]:
     accuracy = float((logits.argmax(1) == labels).float().mean())
     return tuple(
-        {"value": scale, "loss": float(cross_entropy(scale * logits, labels)), "accuracy": accuracy} for scale in SCALES
+        {"value": scale, "loss": float(cross_entropy(scale * logits, labels)), "accuracy": accuracy}
+        for scale in SCALES
     )

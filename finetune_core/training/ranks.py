@@ -27,7 +27,9 @@ from finetune_core.formatting import things
 
 Word = TypeVar("Word")
 
-_PATIENCE = timedelta(days=7)  # a run may wait for its device; that a rank has died is noticed by who launched them
+_PATIENCE = timedelta(
+    days=7
+)  # a run may wait for its device; that a rank has died is noticed by who launched them
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -60,9 +62,19 @@ class Ranks:
     """
 
     def __init__(
-        self, rank: int = 0, world: int = 1, local_rank: int = 0, local_world: int = 1, meeting_point: Path | None = None
+        self,
+        rank: int = 0,
+        world: int = 1,
+        local_rank: int = 0,
+        local_world: int = 1,
+        meeting_point: Path | None = None,
     ) -> None:
-        self.rank, self.world, self.local_rank, self.local_world = rank, world, local_rank, local_world
+        self.rank, self.world, self.local_rank, self.local_world = (
+            rank,
+            world,
+            local_rank,
+            local_world,
+        )
         self._meeting_point, self._over = meeting_point, False
 
     @property
@@ -114,7 +126,9 @@ class Ranks:
             return slice(count, count)
         return slice(self.rank * count // busy, (self.rank + 1) * count // busy)
 
-    def exchange(self, sent: Mapping[int, torch.Tensor], expected: Mapping[int, torch.Tensor]) -> None:
+    def exchange(
+        self, sent: Mapping[int, torch.Tensor], expected: Mapping[int, torch.Tensor]
+    ) -> None:
         """Send tensors to other ranks, and fill those that are expected of others: contiguous, in the processor's memory. All who take part
         have just met, and nothing is left to them that could fail: who waits for a rank does not hear why it has ended."""
         ways = [dist.P2POp(dist.isend, _bytes(tensor), rank) for rank, tensor in sent.items()]
@@ -167,16 +181,22 @@ class Ranks:
             # They have nothing to say on a network, where torch.distributed would listen.
             os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback())
             where = self._meeting_point.as_uri()
-            dist.init_process_group(backend, where, rank=self.rank, world_size=self.world, timeout=_PATIENCE)
+            dist.init_process_group(
+                backend, where, rank=self.rank, world_size=self.world, timeout=_PATIENCE
+            )
         else:
             dist.init_process_group(backend, timeout=_PATIENCE)
 
     def _part(self, reason: str) -> None:
-        with suppress(RankLost):  # where one is gone without a word, the others learn it as this one did
+        with suppress(
+            RankLost
+        ):  # where one is gone without a word, the others learn it as this one did
             if not self._over:
                 self._over = True
                 self._hear(_Left(reason))
-            self._hear(None)  # nobody goes while the first rank still writes: whoever launched them would end it, too
+            self._hear(
+                None
+            )  # nobody goes while the first rank still writes: whoever launched them would end it, too
 
 
 ALONE = Ranks()
@@ -212,7 +232,10 @@ class GradientSum:
         """Put the ranks' sum into each tensor; there is room, and all ranks have just met."""
         sizes = [tensor.numel() for tensor in tensors]
         flat = self._buffer[: sum(sizes)]
-        pieces = [piece.view(tensor.shape) for piece, tensor in zip(flat.split(sizes), tensors, strict=True)]
+        pieces = [
+            piece.view(tensor.shape)
+            for piece, tensor in zip(flat.split(sizes), tensors, strict=True)
+        ]
         torch._foreach_copy_(pieces, list(tensors))
         with _in_words():
             for sum_ in [dist.all_reduce(part, async_op=True) for part in flat.split(self.BUCKET)]:
@@ -237,7 +260,11 @@ def launched(meeting_point: Path | None = None) -> Ranks:
 def _loopback() -> str:
     """The name of the network interface that leads nowhere else."""
     interfaces: dict[str, Any] = psutil.net_if_addrs()
-    return next(name for name, addresses in interfaces.items() if any(one.address == "127.0.0.1" for one in addresses))
+    return next(
+        name
+        for name, addresses in interfaces.items()
+        if any(one.address == "127.0.0.1" for one in addresses)
+    )
 
 
 def see_one_device(local_rank: int, local_world: int) -> None:

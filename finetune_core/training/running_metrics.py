@@ -19,7 +19,9 @@ class RunningMetrics:
     """
 
     images: list[Count]
-    predicted: Annotated[list[Count], Field(validation_alias=AliasChoices("predicted", "named"))]  # of earlier versions
+    predicted: Annotated[
+        list[Count], Field(validation_alias=AliasChoices("predicted", "named"))
+    ]  # of earlier versions
     hits: list[Count]
     loss_sum: Number = field(default=0.0)
 
@@ -30,7 +32,11 @@ class RunningMetrics:
 
     def add(self, labels: np.ndarray, predicted: np.ndarray, loss: float) -> None:
         """Count a batch: int ``[n]`` each, and its mean loss."""
-        for counts, seen in ((self.images, labels), (self.predicted, predicted), (self.hits, labels[labels == predicted])):
+        for counts, seen in (
+            (self.images, labels),
+            (self.predicted, predicted),
+            (self.hits, labels[labels == predicted]),
+        ):
             for label, count in zip(*np.unique(seen, return_counts=True), strict=True):
                 counts[label] += int(count)
         self.loss_sum += loss * len(labels)
@@ -50,13 +56,29 @@ class RunningMetrics:
     @property
     def balanced_accuracy(self) -> float:
         """The mean of the classes' recalls, of those that are there."""
-        return float(np.mean([hits / images for hits, images in zip(self.hits, self.images, strict=True) if images]))
+        return float(
+            np.mean(
+                [
+                    hits / images
+                    for hits, images in zip(self.hits, self.images, strict=True)
+                    if images
+                ]
+            )
+        )
 
     @property
     def macro_f1(self) -> float:
         """The mean of the classes' F1, of those that are there or were predicted."""
         every = zip(self.images, self.predicted, self.hits, strict=True)
-        return float(np.mean([2 * hits / (images + predicted) for images, predicted, hits in every if images + predicted]))
+        return float(
+            np.mean(
+                [
+                    2 * hits / (images + predicted)
+                    for images, predicted, hits in every
+                    if images + predicted
+                ]
+            )
+        )
 
     def scores(self) -> EpochScores:
         """``balanced_accuracy`` and ``macro_f1``."""

@@ -77,7 +77,9 @@ class ShiftedImages:
         return right, cross_entropy(logits.double(), self.labels).item()
 
 
-def shifted_images(job: Job, earlier: Path, roots: Sequence[Path] = ()) -> Generator[Event, None, list[ShiftedImages]]:
+def shifted_images(
+    job: Job, earlier: Path, roots: Sequence[Path] = ()
+) -> Generator[Event, None, list[ShiftedImages]]:
     """Of the data sets that an earlier run with the job's classes has predicted, the latest; nothing fails where one is gone.
 
     Args:
@@ -99,7 +101,9 @@ def shifted_images(job: Job, earlier: Path, roots: Sequence[Path] = ()) -> Gener
 
 def _latest(folder: Path) -> list[Path]:
     try:
-        files = [Path(entry.path) for entry in os.scandir(folder) if SHIFTED_FILE.fullmatch(entry.name)]
+        files = [
+            Path(entry.path) for entry in os.scandir(folder) if SHIFTED_FILE.fullmatch(entry.name)
+        ]
         return sorted(files, key=lambda file: (-file.lstat().st_mtime_ns, file.name))[:MOST_SETS]
     except OSError:
         return []
@@ -113,7 +117,9 @@ def _said(path: Path) -> str:
     return _FACTS.validate_json(said)["data"]
 
 
-def _decoded(job: Job, data: str, table: pd.DataFrame, roots: Sequence[Path]) -> Generator[Event, None, ShiftedImages]:
+def _decoded(
+    job: Job, data: str, table: pd.DataFrame, roots: Sequence[Path]
+) -> Generator[Event, None, ShiftedImages]:
     """
     Raises:
         FinetuneError: when none of its images can be read any more, or none may be.
@@ -128,7 +134,9 @@ def _decoded(job: Job, data: str, table: pd.DataFrame, roots: Sequence[Path]) ->
     rows = rows.sample(min(MOST_IMAGES, len(rows)), random_state=0)
     info, size = job.network.info, job.config.image_size
     paths, keys = ImagePaths(seen.listing.root, rows["id"]), rows["content"].to_numpy(np.uint64)
-    decoding = decode_pixels(paths, keys, np.arange(len(rows)), info.stored_side(size), info.interpolation)
+    decoding = decode_pixels(
+        paths, keys, np.arange(len(rows)), info.stored_side(size), info.interpolation
+    )
     pixels = yield from reported("decode", decoding)
     readable = np.setdiff1d(np.arange(len(rows)), list(pixels.failed))
     if not len(readable):
@@ -139,7 +147,9 @@ def _decoded(job: Job, data: str, table: pd.DataFrame, roots: Sequence[Path]) ->
         return before(job.device.take(images)).float().cpu().numpy() if before else images.numpy()
 
     with torch.no_grad():
-        inputs = yield from reported("average", answers(pixels, readable, info, size, answer, "average"))
+        inputs = yield from reported(
+            "average", answers(pixels, readable, info, size, answer, "average")
+        )
     labels = torch.from_numpy(rows["label"].to_numpy(np.int64)[readable])
     return ShiftedImages(data, torch.from_numpy(inputs), labels)
 

@@ -85,7 +85,11 @@ class SpeedBook:
     def knows(self, config: RunConfig, dataset: Dataset) -> bool:
         """Whether all of a forecast's numbers were measured."""
         speed = self.speed(config)
-        return speed is not None and speed.step_bytes > 0 and self.decode_seconds(dataset, config.image_size) is not None
+        return (
+            speed is not None
+            and speed.step_bytes > 0
+            and self.decode_seconds(dataset, config.image_size) is not None
+        )
 
     def learn(self, config: RunConfig, speed: Speed) -> None:
         self._add("speeds", _key(config), asdict(speed))
@@ -100,13 +104,21 @@ class SpeedBook:
         if key in known:
             return known[key]
         worth = [one for one in known.values() if one.saved > 0] or [_USUAL]
-        return Compilation(*(float(np.median([getattr(one, name) for one in worth])) for name in ("seconds", "saved")))
+        return Compilation(
+            *(
+                float(np.median([getattr(one, name) for one in worth]))
+                for name in ("seconds", "saved")
+            )
+        )
 
     def learn_compilation(self, key: str, measured: Compilation) -> None:
         self._add("compilations", key, asdict(measured))
 
     def _add(self, kind: str, key: str, value: Any) -> None:
-        with suppress(OSError), FileLock(f"{self._file}.lock", timeout=_PATIENCE):  # a run is worth more than what it teaches
+        with (
+            suppress(OSError),
+            FileLock(f"{self._file}.lock", timeout=_PATIENCE),
+        ):  # a run is worth more than what it teaches
             known = _read(self._file)
             others = [(name, one) for name, one in known[kind].items() if name != key]
             known = known | {kind: dict([*others, (key, value)][-_KNOWN_SPEEDS:])}
@@ -125,7 +137,10 @@ def _parsed(file: Path, _changed: Stamp | None) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError):  # none yet, or damaged: speeds can be measured again
         known = None
     known = known if isinstance(known, dict) else {}
-    return {kind: known[kind] if isinstance(known.get(kind), dict) else {} for kind in ("speeds", "decode", "compilations")}
+    return {
+        kind: known[kind] if isinstance(known.get(kind), dict) else {}
+        for kind in ("speeds", "decode", "compilations")
+    }
 
 
 def _compilation(value: Any) -> Compilation | None:
@@ -145,7 +160,11 @@ def _is_measured(value: Any) -> bool:
 
 
 def learn_from_run(
-    book: SpeedBook, config: RunConfig, started: dict[str, Any], epochs: list[dict[str, Any]], finished: dict[str, Any]
+    book: SpeedBook,
+    config: RunConfig,
+    started: dict[str, Any],
+    epochs: list[dict[str, Any]],
+    finished: dict[str, Any],
 ) -> None:
     """Correct the book by what a run really took.
 
@@ -158,35 +177,64 @@ def learn_from_run(
     thawed = max(stage["thaw_epoch"] for stage in started["stages"])
     fitted = [row["seconds"] for row in epochs if row.get("event") == "HeadFitted"]
     whole = fitted or [row["train_seconds"] for row in epochs if row["epoch"] >= thawed]
-    if known is None or not whole:  # never calibrated: a run alone does not tell all that a forecast needs
+    if (
+        known is None or not whole
+    ):  # never calibrated: a run alone does not tell all that a forecast needs
         return
     step = float(np.median(whole)) / counts[TRAIN]
-    forward = known.forward if fitted else float(np.median([row["val_seconds"] for row in epochs])) / counts[VAL]
+    forward = (
+        known.forward
+        if fitted
+        else float(np.median([row["val_seconds"] for row in epochs])) / counts[VAL]
+    )
     if cache["where"] == "off":
         # The whole network ran: what the book calls a step leaves the trunk out.
         forward = forward if fitted else max(0.0, forward - known.trunk)
         learnt = replace(known, step=max(0.0, step - known.trunk), forward=forward)
         if known.exact:
-            learnt = replace(learnt, exact=finished["evaluation_seconds"] / (counts[VAL] + counts.get(TEST, 0)))
+            learnt = replace(
+                learnt, exact=finished["evaluation_seconds"] / (counts[VAL] + counts.get(TEST, 0))
+            )
     else:
-        trunk = cache["seconds_per_row"] if cache["trunk_seconds"] and cache["seconds_per_row"] else known.trunk
+        trunk = (
+            cache["seconds_per_row"]
+            if cache["trunk_seconds"] and cache["seconds_per_row"]
+            else known.trunk
+        )
         learnt = replace(
-            known, step=step, forward=forward, trunk=trunk, activation_bytes=cache["bytes"] // max(1, cache["rows"])
+            known,
+            step=step,
+            forward=forward,
+            trunk=trunk,
+            activation_bytes=cache["bytes"] // max(1, cache["rows"]),
         )
     book.learn(config, learnt)
     read = sum(counts.values())
     if started["decoded"] == read:
-        book.learn_decoding(started["fingerprint"], config.image_size, started["decode_seconds"] / read)
+        book.learn_decoding(
+            started["fingerprint"], config.image_size, started["decode_seconds"] / read
+        )
 
 
 def conditions(config: RunConfig) -> tuple[Any, ...]:
     """What speeds depend on beside the strategy."""
     device = choose_device(config.device, config.precision)
-    return device.label, device.precision, config.backbone, config.image_size, config.batch_size, config.optimizer
+    return (
+        device.label,
+        device.precision,
+        config.backbone,
+        config.image_size,
+        config.batch_size,
+        config.optimizer,
+    )
 
 
 def _key(config: RunConfig) -> str:
-    strategy = config.strategy if config.strategy != "custom" else f"custom {config.cut} {config.stage_rates}"
+    strategy = (
+        config.strategy
+        if config.strategy != "custom"
+        else f"custom {config.cut} {config.stage_rates}"
+    )
     strategy = f"{strategy} on {config.features_from}" if config.features_from else strategy
     if strategy == "lora":
         strategy = f"lora {config.lora_rank} from {config.lora_from}, norms {config.lora_norms}"

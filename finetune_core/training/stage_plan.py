@@ -79,15 +79,29 @@ def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:
             the last epoch.
     """
     rules = STRATEGIES[config.strategy].rules(config, [stage.name for stage in stages])
-    if (late := max(rule.thaw_epoch for rule in rules)) > (1 if STRATEGIES[config.strategy].fits else config.epochs):
-        raise ConfigError({"thaw_every": f"the last stage would thaw in epoch {late}, but there are {config.epochs}"})
-    return tuple(_stage_plan(config, rule, stage) for stage, rule in zip(stages, rules, strict=True))
+    if (late := max(rule.thaw_epoch for rule in rules)) > (
+        1 if STRATEGIES[config.strategy].fits else config.epochs
+    ):
+        raise ConfigError(
+            {
+                "thaw_every": f"the last stage would thaw in epoch {late}, but there are {config.epochs}"
+            }
+        )
+    return tuple(
+        _stage_plan(config, rule, stage) for stage, rule in zip(stages, rules, strict=True)
+    )
 
 
 def _stage_plan(config: RunConfig, rule: Rule, stage: Stage) -> StagePlan:
-    rank, scale = (config.lora_rank, config.lora_alpha / config.lora_rank) if rule.part in ("lora", "lora_norms") else (0, 0.0)
+    rank, scale = (
+        (config.lora_rank, config.lora_alpha / config.lora_rank)
+        if rule.part in ("lora", "lora_norms")
+        else (0, 0.0)
+    )
     batchnorm = _batchnorm(config, rule)
-    planned = StagePlan(stage.name, rule.rate == 0, rule.rate, rule.thaw_epoch, batchnorm, rule.part, rank, scale)
+    planned = StagePlan(
+        stage.name, rule.rate == 0, rule.rate, rule.thaw_epoch, batchnorm, rule.part, rank, scale
+    )
     if rule.rate and not _trained_count(planned, stage):  # no norms here, say
         return StagePlan(stage.name, True, 0.0, 1, "frozen")
     return planned
@@ -128,7 +142,11 @@ def frozen_tensors(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
 
 def cut_index(strategy: Strategy) -> int:
     """Index of the first stage that changes in any way; the stages before it are the trunk."""
-    return next(index for index, plan in enumerate(strategy) if not plan.frozen or plan.batchnorm != "frozen")
+    return next(
+        index
+        for index, plan in enumerate(strategy)
+        if not plan.frozen or plan.batchnorm != "frozen"
+    )
 
 
 def trainable_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
@@ -138,12 +156,17 @@ def trainable_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
 
 def factored_numbers(strategy: Strategy, stages: Sequence[Stage]) -> int:
     """Numbers in the parameters that low-rank factors change."""
-    shapes = [factored_matrices(plan, stage).values() for stage, plan in zip(stages, strategy, strict=True)]
+    shapes = [
+        factored_matrices(plan, stage).values()
+        for stage, plan in zip(stages, strategy, strict=True)
+    ]
     return sum(rows * columns for each in shapes for rows, columns in each)
 
 
 def _trained_count(plan: StagePlan, stage: Stage) -> int:
-    factors = sum(min(plan.rank, *shape) * sum(shape) for shape in factored_matrices(plan, stage).values())
+    factors = sum(
+        min(plan.rank, *shape) * sum(shape) for shape in factored_matrices(plan, stage).values()
+    )
     return factors + sum(stage.sizes[name] for name in trained_parameters(plan, stage))
 
 

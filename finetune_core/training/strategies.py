@@ -104,9 +104,13 @@ def _custom(config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
         return [Rule(float(index >= names.index(config.cut))) for index in range(len(names))]
     given = config.stage_rates or {}
     if unknown := [name for name in given if name not in names]:
-        raise ConfigError({"stage_rates": f"there is no stage {', '.join(map(repr, unknown))}; {known}"})
+        raise ConfigError(
+            {"stage_rates": f"there is no stage {', '.join(map(repr, unknown))}; {known}"}
+        )
     if not given.get("head"):
-        raise ConfigError({"stage_rates": "the head is new and has to train: give it a rate above 0"})
+        raise ConfigError(
+            {"stage_rates": "the head is new and has to train: give it a rate above 0"}
+        )
     return [Rule(given.get(name, 0.0)) for name in names]
 
 

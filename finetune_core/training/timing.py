@@ -37,11 +37,15 @@ from finetune_core.work import Step, Work
 
 _SECONDS = 0.4  # of timing for each number
 _DECODED = 48  # images
-_PASSES = 50  # steps that a fit without epochs takes as long as, until a run has shown how long it takes
+_PASSES = (
+    50  # steps that a fit without epochs takes as long as, until a run has shown how long it takes
+)
 _LARGEST_BATCH = 32  # what is timed must not be what runs out of memory
 
 
-def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook, *, again: bool = False) -> Work[None]:
+def calibrate(
+    configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook, *, again: bool = False
+) -> Work[None]:
     """Time what is not in the book yet: a few steps of each config, a few images of the data set. Each waits for its turn on the device.
 
     Args:
@@ -64,7 +68,9 @@ def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook, *
             work = _work(config)
             if work not in alike:
                 kind = choose_device(config.device, config.precision).kind
-                alike[work] = yield from work_in_turn(_measured(config, len(dataset.classes), step), kind)
+                alike[work] = yield from work_in_turn(
+                    _measured(config, len(dataset.classes), step), kind
+                )
             book.learn(config, alike[work])
     yield Step(len(configs), len(configs))
 
@@ -83,21 +89,36 @@ def _measured(config: RunConfig, classes: int, step: Step) -> Work[Speed]:
 
 def _measure(config: RunConfig, classes: int) -> Speed:
     device = choose_device(config.device, config.precision)
-    asked = PRETRAINED if config.earlier_run else config.starts_from  # the same computation, whatever they hold
+    asked = (
+        PRETRAINED if config.earlier_run else config.starts_from
+    )  # the same computation, whatever they hold
     weights = asked if asked != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
-    network = build_network(config.backbone, weights, classes, config.seed, config.image_size, last_used(config))
+    network = build_network(
+        config.backbone, weights, classes, config.seed, config.image_size, last_used(config)
+    )
     strategy = plan(config, network.stages)
     place(network, strategy, device)
     batch = min(config.batch_size, _LARGEST_BATCH)
     # A generator of its own: a run in another thread may be using torch's.
-    images = torch.randn(batch, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(config.seed))
+    images = torch.randn(
+        batch,
+        3,
+        config.image_size,
+        config.image_size,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
     images = images.to(device.torch_device, memory_format=device.layout)
     exact = 0.0
     if device.precision != "fp32":
-        exact = _seconds_an_image(_without_gradients(network.model.eval(), images, device.exact), batch)
+        exact = _seconds_an_image(
+            _without_gradients(network.model.eval(), images, device.exact), batch
+        )
     parts = _parts(network, cut_index(strategy))
     if parts is None:
-        return replace(_measure_tail(config, network, strategy, network.model, images, device, 0.0, 0), exact=exact)
+        return replace(
+            _measure_tail(config, network, strategy, network.model, images, device, 0.0, 0),
+            exact=exact,
+        )
     trunk, tail = parts
     forward = _without_gradients(trunk.eval(), images, device)
     forward_bytes = bytes_taken(device, forward) // batch
@@ -147,11 +168,19 @@ def _measure_tail(
     step_bytes = sum(kept.values()) * config.batch_size // batch
     passes = 1 if epochs_of(config) else _PASSES
     return Speed(
-        trunk_seconds, passes * _seconds_an_image(step, batch), forward, activation_bytes, step_bytes, 0.0, forward_bytes
+        trunk_seconds,
+        passes * _seconds_an_image(step, batch),
+        forward,
+        activation_bytes,
+        step_bytes,
+        0.0,
+        forward_bytes,
     )
 
 
-def _without_gradients(module: torch.nn.Module, inputs: torch.Tensor, device: Device) -> Callable[[], torch.Tensor]:
+def _without_gradients(
+    module: torch.nn.Module, inputs: torch.Tensor, device: Device
+) -> Callable[[], torch.Tensor]:
     def forward() -> torch.Tensor:
         with torch.no_grad(), device.autocast():
             output: torch.Tensor = module(inputs)

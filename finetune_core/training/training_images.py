@@ -78,5 +78,7 @@ class TrainingImages:
         if version is None:
             images = evaluated(squares, size)
         else:
-            images = augmented(squares, config.augmentation, self.keys[rows], config.seed, version, size)
+            images = augmented(
+                squares, config.augmentation, self.keys[rows], config.seed, version, size
+            )
         return normalised(images, self.info.mean, self.info.std, self.device.layout)

@@ -32,7 +32,10 @@ from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.weight_ema import WeightEMA
 
 _OPTIMIZER, _AVERAGE, _SCALE = "optimizer/", "average/", "loss_scale/"
-_SCALE_TENSORS = {f"{_SCALE}factor": torch.empty(()), f"{_SCALE}steps": torch.empty((), dtype=torch.int32)}
+_SCALE_TENSORS = {
+    f"{_SCALE}factor": torch.empty(()),
+    f"{_SCALE}steps": torch.empty((), dtype=torch.int32),
+}
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
 _STATE = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: ("momentum_buffer",)}
 
@@ -111,15 +114,30 @@ def save_training_state(
         tensors |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
     if scale:
         tensors |= {f"{_SCALE}{name}": tensor for name, tensor in scale.tensors.items()}
-    state = asdict(at) | {"seconds": at.elapsed, "since": 0.0, "averaged": average.steps if average else 0}
+    state = asdict(at) | {
+        "seconds": at.elapsed,
+        "since": 0.0,
+        "averaged": average.steps if average else 0,
+    }
     network, dataset = job.network, job.dataset
-    info = CheckpointInfo(at.epoch - 1, job.config.backbone, network.weights_hash, dataset.classes, dataset.fingerprint, state)
+    info = CheckpointInfo(
+        at.epoch - 1,
+        job.config.backbone,
+        network.weights_hash,
+        dataset.classes,
+        dataset.fingerprint,
+        state,
+    )
     save_checkpoint(run_dir, LAST, tensors, info)
     return CheckpointSaved(LAST, at.epoch - 1)
 
 
 def restore_training_state(
-    job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | None, scale: LossScale | None, run_dir: Path
+    job: Job,
+    optimizer: torch.optim.Optimizer,
+    average: WeightEMA | None,
+    scale: LossScale | None,
+    run_dir: Path,
 ) -> TrainingState:
     """Put network, average, optimizer and loss scale back to where ``last`` was written.
 
@@ -128,9 +146,13 @@ def restore_training_state(
     """
     info = read_info(run_dir, LAST)
     if info.training_state is None:
-        raise RunError(f"The run in {run_dir} was written by an earlier version, which could not resume. Start it again.")
+        raise RunError(
+            f"The run in {run_dir} was written by an earlier version, which could not resume. Start it again."
+        )
     if (info.weights_hash, info.classes) != (job.network.weights_hash, job.dataset.classes):
-        raise RunError(f"The pretrained weights or the classes have changed since the run in {run_dir} began. Start a new one.")
+        raise RunError(
+            f"The pretrained weights or the classes have changed since the run in {run_dir} began. Start a new one."
+        )
     if info.fingerprint != job.dataset.fingerprint:
         raise RunError(
             f"The images, their labels or their split have changed since the run in {run_dir} began: put them back to resume it, or "
@@ -155,7 +177,9 @@ def restore_training_state(
         raise RunError(f"{path} is damaged: a part of the optimizer's state is missing.")
     put_back(changing, tensors)
     job.low_rank.merge()
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
     _like_their_parameters(optimizer)
     if average:
         average.steps = averaged
@@ -175,10 +199,20 @@ def _position(job: Job, saved: dict[str, Any], path: Path) -> tuple[TrainingStat
     """
     try:
         averaged = _AVERAGED.validate_python(saved.get("averaged"), strict=True)
-        known = {name: value for name, value in saved.items() if name != "averaged"} | {"since": time.monotonic()}
+        known = {name: value for name, value in saved.items() if name != "averaged"} | {
+            "since": time.monotonic()
+        }
         at = _TRAINING_STATE.validate_json(json.dumps(known), strict=True)
-        steps, classes, metrics = len(job.training_batches(at.epoch)), len(job.dataset.classes), at.metrics
-        if at.epoch > job.config.epochs + 1 or at.step > steps or max(at.best_epoch, at.watched_epoch) >= at.epoch:
+        steps, classes, metrics = (
+            len(job.training_batches(at.epoch)),
+            len(job.dataset.classes),
+            at.metrics,
+        )
+        if (
+            at.epoch > job.config.epochs + 1
+            or at.step > steps
+            or max(at.best_epoch, at.watched_epoch) >= at.epoch
+        ):
             raise ValueError("the run cannot have come that far")
         if {len(metrics.images), len(metrics.predicted), len(metrics.hits)} != {classes} or (
             at.epoch > 1 and not at.best_epoch

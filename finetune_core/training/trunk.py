@@ -23,7 +23,9 @@ from finetune_core.training.strategies import epochs_of
 from finetune_core.work import Work
 
 _EPOCHS_PER_VIEW = 4
-_VERSIONS = tuple(version(library) for library in ("torch", "torchvision", "timm", "pillow"))  # what computes the activations
+_VERSIONS = tuple(
+    version(library) for library in ("torch", "torchvision", "timm", "pillow")
+)  # what computes the activations
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,22 @@ class TrunkTables:
     def name(self, cut: int, view: str = "") -> str:
         info = self.network.info
         ends = (
-            ("pooled",) if self.network.features_from and cut == len(self.network.stages) - 1 else ()
+            ("pooled",)
+            if self.network.features_from and cut == len(self.network.stages) - 1
+            else ()
         )  # else as the whole network's
-        known = (self.network.weights_hash, info.name, info.mean, info.std, self.image_size, self.device.kind, *_way(info))
-        digest = hashlib.sha256(repr((*known, self.device.precision, view, _VERSIONS, *ends)).encode()).hexdigest()[:16]
+        known = (
+            self.network.weights_hash,
+            info.name,
+            info.mean,
+            info.std,
+            self.image_size,
+            self.device.kind,
+            *_way(info),
+        )
+        digest = hashlib.sha256(
+            repr((*known, self.device.precision, view, _VERSIONS, *ends)).encode()
+        ).hexdigest()[:16]
         return f"trunk-{digest}-{cut}"
 
     def lacks(self, cut: int, keys: np.ndarray, view: str = "") -> np.ndarray:
@@ -116,7 +130,11 @@ class TrunkTables:
 
 def _way(info: BackboneInfo) -> tuple[float | str, ...]:
     """How images are cut and resized, where it is not the usual way: what was cached before it could be another is still good."""
-    return () if (info.crop, info.interpolation) == (USUAL_CROP, BILINEAR) else (info.crop, info.interpolation)
+    return (
+        ()
+        if (info.crop, info.interpolation) == (USUAL_CROP, BILINEAR)
+        else (info.crop, info.interpolation)
+    )
 
 
 def split_network(network: Network) -> Segments:
@@ -144,7 +162,9 @@ def trunk_compiler(device: Device, images: int, why_not: str) -> Compiler:
     return Compiler(device, images, forward_batch(device), why_not)
 
 
-def lacking(tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = "") -> np.ndarray:
+def lacking(
+    tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = ""
+) -> np.ndarray:
     """The wanted images whose output the cache does not hold."""
     rows: np.ndarray = wanted[tables.lacks(cut, keys[wanted], view)]
     return rows
@@ -181,24 +201,38 @@ def fill_trunk(
         began = time.monotonic()
         label = f"{tables.network.info.name} {start or 0}-{cut}"
         part = Part(segments.part(start, cut).eval(), label, lambda: tables.network.weights_hash)
-        batches = outputs(compiler.forward(part), tables.device, rows, Feed(shallower.batch) if shallower else images)
+        batches = outputs(
+            compiler.forward(part),
+            tables.device,
+            rows,
+            Feed(shallower.batch) if shallower else images,
+        )
         where: Where | None = yield from CACHE.fill(name, keys[rows], batches)
         seconds = time.monotonic() - began
         spent += seconds
         if where is None:
             return None, spent
-        if start is None and 2 * len(rows) >= len(wanted):  # of a few images, starting takes the most
+        if start is None and 2 * len(rows) >= len(
+            wanted
+        ):  # of a few images, starting takes the most
             CACHE.table(name).seconds_per_row = seconds / len(rows)
     table = CACHE.table(name)
-    if table.missing(keys[wanted]).any():  # on a tight disk the new rows have driven out those that were there
+    if table.missing(
+        keys[wanted]
+    ).any():  # on a tight disk the new rows have driven out those that were there
         return None, spent
     return table.lookup(keys), spent
 
 
-def needs_images(tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = "") -> np.ndarray:
+def needs_images(
+    tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = ""
+) -> np.ndarray:
     """The wanted images whose pixels are needed: those that neither this cut nor a shallower one has."""
     needed = lacking(tables, cut, keys, wanted, view)
-    return next((rows for start, rows, _ in _sources(tables, cut, keys, needed, view) if start is None), needed[:0])
+    return next(
+        (rows for start, rows, _ in _sources(tables, cut, keys, needed, view) if start is None),
+        needed[:0],
+    )
 
 
 def _sources(

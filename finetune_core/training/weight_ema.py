@@ -39,7 +39,9 @@ class WeightEMA:
             torch._foreach_mul_(moves, (1 - decay) * (1 - skipped))
             torch._foreach_add_(kept, moves)
         if counted:
-            torch._foreach_copy_([self.tensors[name] for name in counted], [now[name] for name in counted])
+            torch._foreach_copy_(
+                [self.tensors[name] for name in counted], [now[name] for name in counted]
+            )
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -40,7 +40,11 @@ def _with_product(module: nn.Conv2d) -> Forward:
     plain: Forward = module.forward
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
-        if not (torch.is_autocast_enabled("cpu") and torch.is_grad_enabled() and module.weight.requires_grad):
+        if not (
+            torch.is_autocast_enabled("cpu")
+            and torch.is_grad_enabled()
+            and module.weight.requires_grad
+        ):
             return plain(inputs)
         lower = torch.get_autocast_dtype("cpu")
         given = inputs.to(lower), module.weight.to(lower), module.stride, module.padding
@@ -55,21 +59,37 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
+        ctx: Any,
+        inputs: torch.Tensor,
+        weight: torch.Tensor,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
     ) -> torch.Tensor:
         ctx.save_for_backward(inputs, weight)
         ctx.stride, ctx.padding = stride, padding
         return conv2d(inputs, weight, None, stride, padding)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+    def backward(
+        ctx: Any, *gradients: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         (gradient,), (inputs, weight) = gradients, ctx.saved_tensors
         fits = gradient[:, 0].numel() * weight[0].numel() <= _LARGEST
         asked = [ctx.needs_input_grad[0], not fits, False]
         of_inputs, of_weight = None, None
         if any(asked):
             of_inputs, of_weight, _ = torch.ops.aten.convolution_backward(
-                gradient, inputs, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1, asked
+                gradient,
+                inputs,
+                weight,
+                None,
+                ctx.stride,
+                ctx.padding,
+                (1, 1),
+                False,
+                (0, 0),
+                1,
+                asked,
             )
         if fits:
             of_weight = _product(gradient, inputs, weight, ctx.stride, ctx.padding)
@@ -77,7 +97,11 @@ class _Convolution(torch.autograd.Function):
 
 
 def _product(
-    gradient: torch.Tensor, inputs: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    gradient: torch.Tensor,
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
 ) -> torch.Tensor:
     """Gradient ``[n, out, h, w]`` times the patches of the inputs ``[n, in, …]`` that made each of its positions: ``[out, in, k, k]``,
     in channels_last order as the weights are held."""
@@ -87,5 +111,7 @@ def _product(
     image, row, column, channel = padded.stride()
     shape = (count, height, width, rows, columns, channels)
     patches = padded.as_strided(shape, (image, down * row, right * column, row, column, channel))
-    found = gradient.transpose(0, 1).reshape(outputs, -1) @ patches.reshape(count * height * width, -1)
+    found = gradient.transpose(0, 1).reshape(outputs, -1) @ patches.reshape(
+        count * height * width, -1
+    )
     return found.view(outputs, rows, columns, channels).permute(0, 3, 1, 2)

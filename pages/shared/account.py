@@ -25,7 +25,13 @@ def gate() -> None:
     named = [name for name, part in st.secrets["auth"].items() if isinstance(part, Mapping)]
     for name in named or [None]:
         words = f"Sign in with {name.capitalize()}" if name else "Sign in"
-        st.button(words, type="primary", icon=":material/login:", on_click=st.login, args=(name,) if name else ())
+        st.button(
+            words,
+            type="primary",
+            icon=":material/login:",
+            on_click=st.login,
+            args=(name,) if name else (),
+        )
     st.stop()
 
 

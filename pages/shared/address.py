@@ -30,13 +30,18 @@ def sync() -> None:
 
 def carried() -> dict[str, str]:
     """What every link to a page takes along."""
-    found = {"data": st.session_state.get("data_id"), "settings": st.session_state.get("settings_id")}
+    found = {
+        "data": st.session_state.get("data_id"),
+        "settings": st.session_state.get("settings_id"),
+    }
     return {name: value for name, value in found.items() if value}
 
 
 def settings_problem() -> str:
     """Why the settings that the address named could not be taken, until some are chosen."""
-    return "" if st.session_state.get("settings_id") else st.session_state.get("settings_problem", "")
+    return (
+        "" if st.session_state.get("settings_id") else st.session_state.get("settings_problem", "")
+    )
 
 
 def _restored(asked: str) -> str:

@@ -42,7 +42,10 @@ p { margin: 4px 0; color: var(--st-text-color); font-family: var(--st-font); fon
 .strip img { flex: 0 1 54px; min-width: 0; aspect-ratio: 1; object-fit: cover; border-radius: 4px; }
 """
 _CAMERA = st.components.v2.component(
-    "thaw_camera", html=_HTML, css=_CSS, js=Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    "thaw_camera",
+    html=_HTML,
+    css=_CSS,
+    js=Path(__file__).with_suffix(".js").read_text(encoding="utf-8"),
 )
 
 
@@ -59,22 +62,32 @@ def camera(key: str, data: dict[str, Any], on_frames: Callable[[Batch], None]) -
     answered, unstored, problem = f"{key}-answered", f"{key}-unstored", f"{key}-problem"
 
     def arrived() -> None:
-        if key not in st.session_state:  # its page has just been left: the camera keeps what is not answered
+        if (
+            key not in st.session_state
+        ):  # its page has just been left: the camera keeps what is not answered
             return
         sent = st.session_state[key].frames
         for name in (unstored, problem):
             st.session_state.pop(name, None)
         if isinstance(sent, dict) and isinstance(sent.get("id"), str):
-            st.session_state[answered] = sent["id"][:100]  # also where it is refused: it would be sent again
+            st.session_state[answered] = sent["id"][
+                :100
+            ]  # also where it is refused: it would be sent again
         try:
             on_frames(read_batch(sent))
         except NotStored as error:
-            st.session_state[unstored], st.session_state[problem] = st.session_state.pop(answered), str(error)
+            st.session_state[unstored], st.session_state[problem] = (
+                st.session_state.pop(answered),
+                str(error),
+            )
         except FinetuneError as error:
             st.session_state[problem] = str(error)
 
     with st.container():  # always there, so that the camera is not drawn anew
         if words := st.session_state.get(problem):
             st.error(plain(words), icon=":material/error:")
-    known = {"answered": st.session_state.get(answered, ""), "unstored": st.session_state.get(unstored, "")}
+    known = {
+        "answered": st.session_state.get(answered, ""),
+        "unstored": st.session_state.get(unstored, ""),
+    }
     _CAMERA(data=data | known, key=key, on_frames_change=arrived)

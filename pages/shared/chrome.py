@@ -46,8 +46,17 @@ def page(path: str, sentence: str) -> None:
             st.page_link(target, label=words, icon=symbol, width="content", query_params=carried())
         if name := owner():
             help_ = f"Signed in as {plain(name)}"
-            st.button("Sign out", type="tertiary", icon=":material/logout:", key="sign-out", help=help_, on_click=st.logout)
-    st.title("Thaw" if path == "app.py" else title, icon=None if path == "app.py" else icon, anchor=False)
+            st.button(
+                "Sign out",
+                type="tertiary",
+                icon=":material/logout:",
+                key="sign-out",
+                help=help_,
+                on_click=st.logout,
+            )
+    st.title(
+        "Thaw" if path == "app.py" else title, icon=None if path == "app.py" else icon, anchor=False
+    )
     st.markdown(sentence)
     with st.container():  # always there, so that nothing below is drawn anew
         if problem := settings_problem():
@@ -57,7 +66,12 @@ def page(path: str, sentence: str) -> None:
 def next_step(path: str, label: str, *, primary: bool = True, run: str | None = None) -> None:
     """The one button that leads on."""
     st.space("small")
-    if st.button(label, type="primary" if primary else "secondary", icon=":material/arrow_forward:", key=f"to-{path}"):
+    if st.button(
+        label,
+        type="primary" if primary else "secondary",
+        icon=":material/arrow_forward:",
+        key=f"to-{path}",
+    ):
         go(path, run)
 
 

@@ -25,7 +25,11 @@ _OPENED_BY_IMAGE = """<style>
 [class*="st-key-opens-"] [class*="st-key-open-"] button::after { content: ""; position: absolute; inset: 0; }
 [class*="st-key-opens-"] [class*="st-key-open-"] p { overflow-wrap: anywhere; white-space: normal; }
 </style>"""
-_WIDTH, _PAIR_WIDTH, _SIDE_WIDTH = 120, 300, 40  # pixels, at least: of a cell, of one with two images, of an image in it
+_WIDTH, _PAIR_WIDTH, _SIDE_WIDTH = (
+    120,
+    300,
+    40,
+)  # pixels, at least: of a cell, of one with two images, of an image in it
 _MOST_COLUMNS, _MOST_PAIRS = 8, 3
 
 
@@ -55,7 +59,12 @@ def data_picture(data: str, sample: str, caption: str, alt: str) -> Picture:
 
 
 def gallery(
-    count: int, picture: Callable[[int], Picture], key: str, per_page: int = 24, *, can_open: bool = False
+    count: int,
+    picture: Callable[[int], Picture],
+    key: str,
+    per_page: int = 24,
+    *,
+    can_open: bool = False,
 ) -> str | None:
     """A grid of ``count`` labelled thumbnails, ``per_page`` at a time; ``picture`` is asked for those on show only.
 
@@ -67,7 +76,9 @@ def gallery(
         st.warning(plain(reason), icon=":material/lock:")
     if can_open:
         st.html(_OPENED_BY_IMAGE)
-    return _grid([one for one in asked if isinstance(one.path, Path)], per_page, key=key, can_open=can_open)
+    return _grid(
+        [one for one in asked if isinstance(one.path, Path)], per_page, key=key, can_open=can_open
+    )
 
 
 def chooser(
@@ -93,13 +104,28 @@ def chooser(
     counted = chosen.intersection([*ids, *partners.values()]) if chosen else set()
     here = {side.id for item in visible for side in _sides(item) if side.id}
     away = counted - here
-    elsewhere = [index for index, sample in enumerate(ids) if away & {sample, partners.get(sample)}] if away else []
+    elsewhere = (
+        [index for index, sample in enumerate(ids) if away & {sample, partners.get(sample)}]
+        if away
+        else []
+    )
     with head:
         everything = here <= chosen
         st.button(
-            "Select all shown", key=f"all-{key}", type="tertiary", disabled=everything, on_click=chosen.update, args=(here,)
+            "Select all shown",
+            key=f"all-{key}",
+            type="tertiary",
+            disabled=everything,
+            on_click=chosen.update,
+            args=(here,),
         )
-        st.button("Clear selection", key=f"none-{key}", type="tertiary", disabled=not chosen, on_click=chosen.clear)
+        st.button(
+            "Clear selection",
+            key=f"none-{key}",
+            type="tertiary",
+            disabled=not chosen,
+            on_click=chosen.clear,
+        )
         if chosen:
             hidden = len(chosen) - len(counted)
             left_out = f" {number(hidden)} more, hidden by the filter, left out." if hidden else ""
@@ -129,7 +155,12 @@ def _chosen(key: str) -> set[str]:
 
 
 def _grid(
-    visible: Sequence[Picture], per_page: int, chosen: set[str] | None = None, key: str = "", *, can_open: bool = False
+    visible: Sequence[Picture],
+    per_page: int,
+    chosen: set[str] | None = None,
+    key: str = "",
+    *,
+    can_open: bool = False,
 ) -> str | None:
     """The images, in columns that a full page fills to the last row; with boxes to tick where there is a selection.
 
@@ -142,7 +173,9 @@ def _grid(
     columns = next(count for count in range(most, 0, -1) if per_page % count == 0)
     with st.grid(columns, min_column_width=_PAIR_WIDTH if pairs else _WIDTH, gap="small"):
         for item, smalls in in_threads(_smalls, visible):
-            with st.container(gap="xxsmall", border=pairs, key=f"opens-{key}-{item.id}" if can_open else None):
+            with st.container(
+                gap="xxsmall", border=pairs, key=f"opens-{key}-{item.id}" if can_open else None
+            ):
                 ticked = chosen is not None
                 sides = _sides(item)
                 with st.grid(len(sides), min_column_width=_SIDE_WIDTH, wrap=False, gap="xsmall"):
@@ -155,19 +188,30 @@ def _grid(
                     if chosen is not None and side.id:
                         box = f"choose-{key}-{side.id}"
                         st.session_state[box] = side.id in chosen
-                        st.checkbox(plain(side.caption), key=box, on_change=_toggle, args=(chosen, side.id, box))
+                        st.checkbox(
+                            plain(side.caption),
+                            key=box,
+                            on_change=_toggle,
+                            args=(chosen, side.id, box),
+                        )
     return opened
 
 
 def _open_button(item: Picture, key: str) -> bool:
     return st.button(
-        plain(Path(item.id).name), key=f"open-{key}-{item.id}", type="tertiary", icon=":material/zoom_in:", width="stretch"
+        plain(Path(item.id).name),
+        key=f"open-{key}-{item.id}",
+        type="tertiary",
+        icon=":material/zoom_in:",
+        width="stretch",
     )
 
 
 def _draw(item: Picture, small: bytes | str, *, captioned: bool) -> None:
     if isinstance(small, bytes):
-        st.image(small, caption=plain(item.caption) if captioned else None, alt=item.alt, width="stretch")
+        st.image(
+            small, caption=plain(item.caption) if captioned else None, alt=item.alt, width="stretch"
+        )
     else:
         st.caption(plain(small))
 
@@ -177,7 +221,10 @@ def _toggle(chosen: set[str], sample: str, box: str) -> None:
 
 
 def _smalls(picture: Picture) -> list[bytes | str]:
-    return [picture_bytes(one.path) if isinstance(one.path, Path) else str(one.path) for one in _sides(picture)]
+    return [
+        picture_bytes(one.path) if isinstance(one.path, Path) else str(one.path)
+        for one in _sides(picture)
+    ]
 
 
 def _sides(picture: Picture) -> list[Picture]:

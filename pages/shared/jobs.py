@@ -65,7 +65,15 @@ def shown_outcome(key: str) -> Any:
         return None
 
 
-def offer(label: str, key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = True, **button: Any) -> Any:
+def offer(
+    label: str,
+    key: str,
+    text: str,
+    make: Callable[[], Work[Any]],
+    *,
+    kept: bool = True,
+    **button: Any,
+) -> Any:
     """A button that begins work, how far it is, and what became of it: as ``shown_outcome``.
 
     Args:
@@ -73,7 +81,14 @@ def offer(label: str, key: str, text: str, make: Callable[[], Work[Any]], *, kep
         key, text, make, kept: as for ``begin``.
     """
     button["disabled"] = bool(button.get("disabled")) or jobs().find(key) is not None
-    st.button(label, key=button.pop("button_key"), on_click=begin, args=(key, text, make), kwargs={"kept": kept}, **button)
+    st.button(
+        label,
+        key=button.pop("button_key"),
+        on_click=begin,
+        args=(key, text, make),
+        kwargs={"kept": kept},
+        **button,
+    )
     return shown_outcome(key)
 
 
@@ -128,7 +143,14 @@ def _bar(key: str, job: Job) -> DeltaGenerator:
         bar = st.progress(*_progress(job))
         note = "What was done so far is kept." if job.kept else "Nothing of it is kept."
         words = "Stopping…" if job.stopping else "Stop"
-        st.button(words, icon=":material/stop:", key=f"stop-{key}", help=note, on_click=job.stop, disabled=job.stopping)
+        st.button(
+            words,
+            icon=":material/stop:",
+            key=f"stop-{key}",
+            help=note,
+            on_click=job.stop,
+            disabled=job.stopping,
+        )
     return bar
 
 
@@ -138,4 +160,6 @@ def _progress(job: Job) -> tuple[float, str]:
     text = f"{subject}: " * bool(subject) + PHASE_WORDS.get(phase, job.text)
     spent = time.monotonic() - job.since
     left = f", about {duration(spent / done * (total - done))} left" if done and spent > 2 else ""
-    return min(1.0, done / max(1, total)), f"{text}: {done:,} of {total:,}{left}" if total > 1 else f"{text} …"
+    return min(
+        1.0, done / max(1, total)
+    ), f"{text}: {done:,} of {total:,}{left}" if total > 1 else f"{text} …"

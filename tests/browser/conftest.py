@@ -10,7 +10,12 @@ import pytest
 
 from tests.forked import run_app
 
-CHROMIUM = os.environ.get("THAW_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
+CHROMIUM = (
+    os.environ.get("THAW_CHROMIUM")
+    or shutil.which("chromium")
+    or shutil.which("chromium-browser")
+    or ""
+)
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -19,7 +24,10 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a test pattern, which may be used
+FAKE_CAMERA = [
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+]  # a test pattern, which may be used
 MINUTE = 60_000
 
 
@@ -35,8 +43,13 @@ class Server:
     def __init__(self, processes, home, port=None, options=()):
         self.port = port or unused_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        log, options = home / "server.log", ("--server.headless=true", f"--server.port={self.port}", *options)
-        self.process = processes.Process(target=run_app, args=(os.environ | {"THAW_HOME": str(home)}, log, options))
+        log, options = (
+            home / "server.log",
+            ("--server.headless=true", f"--server.port={self.port}", *options),
+        )
+        self.process = processes.Process(
+            target=run_app, args=(os.environ | {"THAW_HOME": str(home)}, log, options)
+        )
         self.process.start()
         end = time.monotonic() + 300
         while not self._healthy():
@@ -62,7 +75,9 @@ def browser():
         pytest.skip("no Chromium on this machine")
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *FAKE_CAMERA])
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*ARGUMENTS, *FAKE_CAMERA]
+        )
         yield chromium
         chromium.close()
 

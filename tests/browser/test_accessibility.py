@@ -31,7 +31,10 @@ def violations(axe):
             backgrounds.add(page.evaluate(BACKGROUND))
             for rule in axe.run(page).response["violations"]:
                 if rule["impact"] in ("serious", "critical") or rule["id"] == "heading-order":
-                    seen += [(scheme, rule["id"], node["html"], node["failureSummary"]) for node in rule["nodes"]]
+                    seen += [
+                        (scheme, rule["id"], node["html"], node["failureSummary"])
+                        for node in rule["nodes"]
+                    ]
         assert len(backgrounds) == 2, "the page did not follow the scheme"
         return seen
 
@@ -56,7 +59,9 @@ def test_a_page_with_data_and_runs_has_no_serious_violation(filled_server, page,
     assert violations(page) == []
 
 
-def test_an_opened_image_and_every_view_of_an_evaluation_have_no_serious_violation(filled_server, page, violations):
+def test_an_opened_image_and_every_view_of_an_evaluation_have_no_serious_violation(
+    filled_server, page, violations
+):
     opened(page, filled_server, "evaluate")
     page.get_by_text("All images, highest loss first").click()
     page.locator("[class*=st-key-open-losses] button").first.click()
@@ -71,7 +76,9 @@ def test_an_opened_image_and_every_view_of_an_evaluation_have_no_serious_violati
         assert (view, violations(page)) == (view, [])
 
 
-def test_the_camera_has_no_serious_violation_before_and_after_something_is_recorded(server, page, violations):
+def test_the_camera_has_no_serious_violation_before_and_after_something_is_recorded(
+    server, page, violations
+):
     opened(page, server, "dataset")
     page.get_by_text("Camera", exact=True).click()
     page.get_by_role("button", name="Turn on the camera").click()
@@ -85,7 +92,9 @@ def test_the_camera_has_no_serious_violation_before_and_after_something_is_recor
     button.filter(has_text="Recording: 8").wait_for()
     assert violations(page) == []
     page.keyboard.up(" ")
-    page.get_by_label(re.compile(r"^Frame \d+$")).first.wait_for()  # which ones are shown depends on how many were taken
+    page.get_by_label(
+        re.compile(r"^Frame \d+$")
+    ).first.wait_for()  # which ones are shown depends on how many were taken
     page.wait_for_function(QUIET)
     assert violations(page) == []
 

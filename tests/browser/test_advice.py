@@ -28,7 +28,9 @@ def test_from_the_question_to_the_verdict_against_the_baseline(server, page, no_
     queue.wait_for()
     page.get_by_text("The best probe: ").wait_for()
     page.get_by_text("It cannot predict how much fine-tuning will add").wait_for()
-    page.get_by_text(re.compile("of 150 training images; validation and test images are not used")).wait_for()
+    page.get_by_text(
+        re.compile("of 150 training images; validation and test images are not used")
+    ).wait_for()
     page.locator(".js-plotly-plot .legend", has_text="efficientnet_lite1").wait_for()
     page.get_by_text("4 runs: last block and linear probe, each with 1 seed").wait_for()
     no_error_on(page)

@@ -19,7 +19,14 @@ def seeds(image_folder, tmp_path, monkeypatch):
     found = []
     for seed in (0, 1):
         config = make_config(
-            {"data": str(folder), "image_size": 32, "epochs": 1, "batch_size": 16, "seed": seed, "head_seed": 5}
+            {
+                "data": str(folder),
+                "image_size": 32,
+                "epochs": 1,
+                "batch_size": 16,
+                "seed": seed,
+                "head_seed": 5,
+            }
         )
         reservation = create_run(config, paths.runs_dir())
         list(execute(reservation))
@@ -27,7 +34,9 @@ def seeds(image_folder, tmp_path, monkeypatch):
     return found
 
 
-def test_two_seeds_become_one_run_in_two_ways_each_of_which_is_evaluated_and_exported(seeds, server, page, no_error_on):
+def test_two_seeds_become_one_run_in_two_ways_each_of_which_is_evaluated_and_exported(
+    seeds, server, page, no_error_on
+):
     for how, button, title in (
         ("Soup", "Average their weights", "Soup of 2 runs: Last block"),
         ("Ensemble", "Average their probabilities", "Ensemble of 2 runs"),
@@ -42,7 +51,9 @@ def test_two_seeds_become_one_run_in_two_ways_each_of_which_is_evaluated_and_exp
         no_error_on(page)
 
         [made] = [
-            run for run in RunStore(paths.runs_dir()).runs() if run.config.averaged and run.config.averaged.title in title
+            run
+            for run in RunStore(paths.runs_dir()).runs()
+            if run.config.averaged and run.config.averaged.title in title
         ]
         page.goto(f"{server.url}/evaluate?run={made.run_id}")
         page.get_by_role("heading", name="Confusion matrix").wait_for()

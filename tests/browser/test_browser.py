@@ -20,7 +20,11 @@ def test_try_it_now_leads_to_an_evaluated_model_without_typing(server, page, no_
     page.get_by_role("button", name="See the evaluation").click()
     page.wait_for_url(re.compile(r"/evaluate\?run="))
     page.get_by_text("Mistakes, most confident first").wait_for()
-    accuracy = page.locator("[data-testid=stMetric]", has_text="Accuracy").locator("[data-testid=stMetricValue]").inner_text()
+    accuracy = (
+        page.locator("[data-testid=stMetric]", has_text="Accuracy")
+        .locator("[data-testid=stMetricValue]")
+        .inner_text()
+    )
     assert float(accuracy.split()[0]) > 85
     no_error_on(page)
 
@@ -37,7 +41,9 @@ def test_a_reload_in_mid_training_loses_nothing_and_stop_stops(server, page, no_
     chart.wait_for()
     chart.evaluate("node => { node.dataset.seen = 'yes' }")
     page.get_by_text(re.compile(r"Epoch ([3-9]|\d\d) of 300")).wait_for()
-    assert chart.get_attribute("data-seen") == "yes", "the chart was replaced, not updated: it flickers"
+    assert chart.get_attribute("data-seen") == "yes", (
+        "the chart was replaced, not updated: it flickers"
+    )
     (tmp_path / "runs" / parse_qs(urlsplit(address).query)["run"][0] / ABOUT_FILE).write_text("{")
     page.get_by_text("cannot be read").wait_for()
     assert chart.get_attribute("data-seen") == "yes", "a notice that comes up replaces the chart"
@@ -60,7 +66,8 @@ def test_a_reload_in_mid_training_loses_nothing_and_stop_stops(server, page, no_
 def archive(image_folder, tmp_path):
     """A ZIP with the noise of a Mac around it, a folder too many, a text that poses as an image, and a copy across splits."""
     top = image_folder(
-        tmp_path / "packed" / "pets", {f"{split}/{name}": n for split, n in SIZES.items() for name in ("red", "blue")}
+        tmp_path / "packed" / "pets",
+        {f"{split}/{name}": n for split, n in SIZES.items() for name in ("red", "blue")},
     )
     (top / "train" / "red" / "note.png").write_text("no picture")
     shutil.copy(top / "train" / "red" / "000.png", top / "val" / "red" / "copy.png")
@@ -69,7 +76,9 @@ def archive(image_folder, tmp_path):
     return shutil.make_archive(str(tmp_path / "pets"), "zip", tmp_path / "packed")
 
 
-def test_an_uploaded_archive_is_inspected_corrected_and_trained_on_and_the_run_says_so(server, page, archive, no_error_on):
+def test_an_uploaded_archive_is_inspected_corrected_and_trained_on_and_the_run_says_so(
+    server, page, archive, no_error_on
+):
     page.goto(f"{server.url}/dataset")
     page.get_by_text("Upload", exact=True).click()
     page.locator("input[type=file]").set_input_files(archive)
@@ -101,8 +110,13 @@ def test_an_uploaded_archive_is_inspected_corrected_and_trained_on_and_the_run_s
 def test_a_cold_deep_link_shows_the_page_with_the_same_links(server, page, no_error_on, name):
     page.goto(f"{server.url}/{name}")
     page.get_by_role("heading", level=1).wait_for()
-    page.wait_for_function("links => document.querySelectorAll('[data-testid=stPageLink]').length == links", arg=len(LINKS))
-    assert [text.split("\n")[-1] for text in page.locator("[data-testid=stPageLink]").all_inner_texts()] == LINKS
+    page.wait_for_function(
+        "links => document.querySelectorAll('[data-testid=stPageLink]').length == links",
+        arg=len(LINKS),
+    )
+    assert [
+        text.split("\n")[-1] for text in page.locator("[data-testid=stPageLink]").all_inner_texts()
+    ] == LINKS
     assert page.locator("[data-testid=stSidebarNav]").count() == 0
     no_error_on(page)
 
@@ -120,7 +134,9 @@ def test_nothing_is_wider_than_a_phone(shared_server, browser, name):
 
 def has_value(page, label, number):
     """A box is drawn a moment after the stages are."""
-    page.wait_for_function(f"Number(document.querySelector('input[aria-label={label}]')?.value || NaN) === {number}")
+    page.wait_for_function(
+        f"Number(document.querySelector('input[aria-label={label}]')?.value || NaN) === {number}"
+    )
 
 
 def test_a_click_on_a_drawn_stage_thaws_it_and_another_freezes_it_again(server, page, no_error_on):
@@ -132,5 +148,7 @@ def test_a_click_on_a_drawn_stage_thaws_it_and_another_freezes_it_again(server, 
     page.get_by_role("button", name=re.compile("Freeze block5")).click()
     page.get_by_role("button", name=re.compile("Let block5 train")).wait_for()
     has_value(page, "block5", "0")
-    assert page.get_by_role("button", name=re.compile("(train|Freeze) head")).count() == 0  # it is new, and has to train
+    assert (
+        page.get_by_role("button", name=re.compile("(train|Freeze) head")).count() == 0
+    )  # it is new, and has to train
     no_error_on(page)

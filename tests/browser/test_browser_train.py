@@ -17,7 +17,13 @@ def stopped(image_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("THAW_HOME", str(tmp_path))
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     folder = image_folder(tmp_path / "images", {"red": 20, "blue": 20})
-    settings = {"data": str(folder), "image_size": 32, "epochs": 1000, "batch_size": 16, "learning_rate": 1e-4}
+    settings = {
+        "data": str(folder),
+        "image_size": 32,
+        "epochs": 1000,
+        "batch_size": 16,
+        "learning_rate": 1e-4,
+    }
     reservation = create_run(make_config(settings), paths.runs_dir())
     for event in execute(reservation):
         if isinstance(event, EpochEnded):
@@ -26,7 +32,10 @@ def stopped(image_folder, tmp_path, monkeypatch):
 
 
 def wait_for_status(run_id, status):
-    wait_until(lambda: RunStore(paths.runs_dir()).run(run_id).status == status, f"not {status}: the click was lost")
+    wait_until(
+        lambda: RunStore(paths.runs_dir()).run(run_id).status == status,
+        f"not {status}: the click was lost",
+    )
 
 
 def named(page, name):
@@ -42,11 +51,15 @@ def press(page, button):
     page.mouse.up()
 
 
-def test_a_press_on_pause_or_stop_while_the_page_is_redrawn_is_not_lost(stopped, server, page, no_error_on):
+def test_a_press_on_pause_or_stop_while_the_page_is_redrawn_is_not_lost(
+    stopped, server, page, no_error_on
+):
     page.goto(f"{server.url}/train?run={stopped}")
     for name, status in (("Pause", "paused"), ("Stop", "stopped")):
         named(page, "Resume").click()
-        named(page, name).wait_for()  # drawn, while what the page showed before still stands beside it
+        named(
+            page, name
+        ).wait_for()  # drawn, while what the page showed before still stands beside it
         press(page, named(page, name))
         wait_for_status(stopped, status)
         named(page, "Resume").wait_for()
@@ -76,7 +89,9 @@ def test_buttons_stay_where_they_are_from_resume_to_stopped(stopped, server, pag
     assert {word: len(seen) for word, seen in places} == {"Resu": 1, "Paus": 1, "Stop": 1}
 
 
-def test_an_open_page_of_a_paused_run_follows_when_another_resumes_it(stopped, server, page, browser, no_error_on):
+def test_an_open_page_of_a_paused_run_follows_when_another_resumes_it(
+    stopped, server, page, browser, no_error_on
+):
     page.goto(f"{server.url}/train?run={stopped}")
     named(page, "Resume").wait_for()
     other = browser.new_page()

@@ -28,7 +28,12 @@ def video(file, colour):
         out.write(f"YUV4MPEG2 W{WIDTH} H{HEIGHT} F10:1 Ip A1:1 C420jpeg\n".encode())
         for number in range(FRAMES):
             angle = 2 * np.pi * number / FRAMES
-            inside = np.hypot(rows - HEIGHT / 2 - 40 * np.sin(angle), columns - WIDTH / 2 - 80 * np.cos(angle)) < 60
+            inside = (
+                np.hypot(
+                    rows - HEIGHT / 2 - 40 * np.sin(angle), columns - WIDTH / 2 - 80 * np.cos(angle)
+                )
+                < 60
+            )
             luma = np.where(inside, colour[0], 128) + noise.integers(-12, 12, inside.shape)
             planes = [luma, *(np.where(inside[::2, ::2], tint, 128) for tint in colour[1:])]
             out.write(b"FRAME\n" + b"".join(plane.astype(np.uint8).tobytes() for plane in planes))
@@ -41,7 +46,9 @@ def open_page(browser):
     opened = []
 
     def begin(*arguments):
-        chromium = browser.browser_type.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *arguments])
+        chromium = browser.browser_type.launch(
+            executable_path=CHROMIUM, args=[*ARGUMENTS, *arguments]
+        )
         opened.append(chromium)
         page = chromium.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(10 * MINUTE)
@@ -82,7 +89,9 @@ def count(page, button, frames):
 
 def recorded(page, name):
     """How many frames the press that has ended took."""
-    words = page.get_by_role("status").filter(has_text=re.compile(rf"\d+ frames of {name} recorded"))
+    words = page.get_by_role("status").filter(
+        has_text=re.compile(rf"\d+ frames of {name} recorded")
+    )
     words.wait_for()
     return int(re.search(r"\d+", words.inner_text())[0])
 
@@ -91,7 +100,10 @@ def hold(page, button, name, frames):
     """Record at least that many with the mouse, then as many with the keyboard; returns the number."""
     button.hover()
     taken = 0
-    for begin, end in ((page.mouse.down, page.mouse.up), (lambda: page.keyboard.down(" "), lambda: page.keyboard.up(" "))):
+    for begin, end in (
+        (page.mouse.down, page.mouse.up),
+        (lambda: page.keyboard.down(" "), lambda: page.keyboard.up(" ")),
+    ):
         button.focus()
         begin()
         count(page, button, frames)
@@ -107,11 +119,15 @@ def stored(home, name):
 
 def predicted(page, name):
     page.get_by_role("button", name="Turn on the camera").click()
-    page.locator("[data-testid=stProgress] strong", has_text=re.compile(rf"^{name} · \d+ %")).wait_for()
+    page.locator(
+        "[data-testid=stProgress] strong", has_text=re.compile(rf"^{name} · \d+ %")
+    ).wait_for()
     page.get_by_text(re.compile(r"\d+\.\d predictions per second")).wait_for()
 
 
-def test_two_classes_are_recorded_corrected_trained_on_and_classified_live(server, tmp_path, shown, no_error_on):
+def test_two_classes_are_recorded_corrected_trained_on_and_classified_live(
+    server, tmp_path, shown, no_error_on
+):
     pages = {name: shown(name) for name in ("cup", "pen")}
     for name, page in pages.items():
         taken = hold(page, open_camera(page, server, name), name, frames=15)
@@ -163,7 +179,9 @@ def test_a_press_that_is_interrupted_loses_nothing(server, tmp_path, shown, no_e
         press, _, number = file.stem.partition("_")
         presses.setdefault(press, []).append(int(number))
     assert sorted(map(len, presses.values()))[-1] >= 8
-    assert [len(numbers) >= 8 and numbers == list(range(len(numbers))) for numbers in presses.values()] == [True, True]
+    assert [
+        len(numbers) >= 8 and numbers == list(range(len(numbers))) for numbers in presses.values()
+    ] == [True, True]
     no_error_on(page)
 
 
@@ -184,7 +202,9 @@ def test_what_cannot_be_stored_waits_until_it_can(server, tmp_path, shown, no_er
     page.get_by_text(f"pen · {taken} frames · 1 recording").wait_for()
     button.filter(has_text="Hold to record pen").wait_for()
     assert button.is_enabled()
-    page.get_by_text("cannot be written to").wait_for(state="detached")  # stays until the page has been drawn to its end
+    page.get_by_text("cannot be written to").wait_for(
+        state="detached"
+    )  # stays until the page has been drawn to its end
     assert len(stored(tmp_path, "pen")) == taken
     no_error_on(page)
 
@@ -199,9 +219,17 @@ def test_a_name_that_cannot_be_a_folder_records_nothing(server, shown, no_error_
     no_error_on(page)
 
 
-def test_without_a_camera_or_a_secure_address_the_page_says_what_to_do(start, tmp_path, open_page, no_error_on):
-    server = start(tmp_path, options=("--server.enableCORS=false", "--server.enableXsrfProtection=false"))
-    rule, allowed, device = "--host-resolver-rules=MAP thaw.test 127.0.0.1", FAKE_CAMERA[1], FAKE_CAMERA[0]
+def test_without_a_camera_or_a_secure_address_the_page_says_what_to_do(
+    start, tmp_path, open_page, no_error_on
+):
+    server = start(
+        tmp_path, options=("--server.enableCORS=false", "--server.enableXsrfProtection=false")
+    )
+    rule, allowed, device = (
+        "--host-resolver-rules=MAP thaw.test 127.0.0.1",
+        FAKE_CAMERA[1],
+        FAKE_CAMERA[0],
+    )
     for arguments, address, words in (
         ([allowed], server.url, "There is no camera on this device"),
         ([device], server.url, "The browser did not allow the camera"),

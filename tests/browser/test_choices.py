@@ -20,10 +20,14 @@ def set_number(page, name, value):
 
 def has_epochs(page, number):
     """A box that was just drawn gets its number a moment later."""
-    page.wait_for_function(f"document.querySelector('input[aria-label=Epochs]')?.value === '{number}'")
+    page.wait_for_function(
+        f"document.querySelector('input[aria-label=Epochs]')?.value === '{number}'"
+    )
 
 
-def test_data_and_settings_survive_a_reload_the_back_button_and_a_second_tab(data, server, page, browser, no_error_on):
+def test_data_and_settings_survive_a_reload_the_back_button_and_a_second_tab(
+    data, server, page, browser, no_error_on
+):
     page.goto(f"{server.url}/dataset")
     page.get_by_label("Folder, archive or manifest", exact=True).fill(str(data))
     page.get_by_label("Folder, archive or manifest", exact=True).press("Enter")
@@ -74,7 +78,9 @@ def test_a_stage_that_is_toggled_by_keyboard_keeps_the_focus(server, page, no_er
 
 
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
-def test_start_is_in_sight_wherever_the_page_is_scrolled_to(shared_server, browser, no_error_on, width, height):
+def test_start_is_in_sight_wherever_the_page_is_scrolled_to(
+    shared_server, browser, no_error_on, width, height
+):
     page = browser.new_page(viewport={"width": width, "height": height})
     page.set_default_timeout(600_000)
     page.goto(f"{shared_server.url}/configure?data=digits")
@@ -92,7 +98,9 @@ def test_start_is_in_sight_wherever_the_page_is_scrolled_to(shared_server, brows
     page.close()
 
 
-def test_a_strategy_is_chosen_by_mouse_and_keyboard_and_what_it_says_follows(server, page, no_error_on):
+def test_a_strategy_is_chosen_by_mouse_and_keyboard_and_what_it_says_follows(
+    server, page, no_error_on
+):
     page.goto(f"{server.url}/configure?data=digits")
     page.get_by_text("Full fine-tuning", exact=True).first.click()
     page.get_by_text("Full fine-tuning on efficientnet_lite0").wait_for()

@@ -18,7 +18,9 @@ def quick_settings(server, page):
     page.get_by_text("2 epochs of batches of 32").wait_for()
 
 
-def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(server, page, browser, tmp_path, quick_settings, no_error_on):
+def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(
+    server, page, browser, tmp_path, quick_settings, no_error_on
+):
     for name in ("Full fine-tuning", "Linear probe"):
         page.get_by_role("button", name=name, exact=True).click()
     page.get_by_role("button", name="Start 6 runs").wait_for()
@@ -34,7 +36,9 @@ def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(server, page, b
     heading = page.get_by_role("heading", name=re.compile("on these 269 images"))
     heading.wait_for()
     verdict = heading.inner_text().strip()
-    page.get_by_text("on these 269 images").nth(2).wait_for()  # about the strategies, about the networks, and of the pair
+    page.get_by_text("on these 269 images").nth(
+        2
+    ).wait_for()  # about the strategies, about the networks, and of the pair
     assert page.get_by_text(re.compile("Take this one|Best so far")).count() == 1
     assert page.get_by_text("The networks trained here: ").count() == 1
     no_error_on(page)
@@ -56,7 +60,9 @@ def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(server, page, b
     report.context.close()
 
 
-def test_stop_all_ends_the_queue_and_what_trained_is_compared(server, page, quick_settings, no_error_on):
+def test_stop_all_ends_the_queue_and_what_trained_is_compared(
+    server, page, quick_settings, no_error_on
+):
     page.get_by_role("button", name="Start 12 runs").click()
     page.get_by_text(re.compile(r"[1-8] of 12 runs done")).wait_for()
     page.get_by_role("button", name="Stop all").click()
@@ -92,5 +98,7 @@ def test_a_linear_probe_is_fitted_and_training_is_held_against_it(data, server, 
     page.get_by_label("Seeds", exact=True).fill("1")
     page.get_by_label("Seeds", exact=True).press("Enter")
     page.get_by_role("button", name="Start 2 runs").click()
-    page.get_by_text(re.compile("(beats? the linear probe by .*|(than|from) a linear probe that took .*)[.]")).wait_for()
+    page.get_by_text(
+        re.compile("(beats? the linear probe by .*|(than|from) a linear probe that took .*)[.]")
+    ).wait_for()
     no_error_on(page)

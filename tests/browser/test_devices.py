@@ -19,9 +19,13 @@ QUICK = {
 
 
 @pytest.mark.skipif(usable_cores() < 2, reason="there is one core, so there is no choice")
-def test_a_run_on_two_devices_is_started_watched_and_evaluated(server, page, tmp_path, monkeypatch, no_error_on):
+def test_a_run_on_two_devices_is_started_watched_and_evaluated(
+    server, page, tmp_path, monkeypatch, no_error_on
+):
     monkeypatch.setenv("THAW_HOME", str(tmp_path))  # the server's
-    settings = save_settings({"settings": make_config(QUICK | {"data": "any"}).model_dump(mode="json"), "comparison": {}})
+    settings = save_settings(
+        {"settings": make_config(QUICK | {"data": "any"}).model_dump(mode="json"), "comparison": {}}
+    )
     page.goto(f"{server.url}/configure?data=digits&settings={settings}")
     page.get_by_text(re.compile(r"\b1 epoch\b")).wait_for()
     page.get_by_text("More settings", exact=True).click()

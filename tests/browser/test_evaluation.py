@@ -31,7 +31,9 @@ def run(image_folder, tmp_path, monkeypatch):
     return RunStore(paths.runs_dir()).read(reservation.run_dir)
 
 
-def test_a_click_on_a_cell_shows_its_images_and_a_measurement_can_be_broken_off(run, server, page, no_error_on):
+def test_a_click_on_a_cell_shows_its_images_and_a_measurement_can_be_broken_off(
+    run, server, page, no_error_on
+):
     result = evaluation(run)
     true, predicted = (int(one) for one in np.argwhere(result.confusion)[-1])
     page.goto(f"{server.url}/evaluate?run={run.run_id}")
@@ -39,9 +41,14 @@ def test_a_click_on_a_cell_shows_its_images_and_a_measurement_can_be_broken_off(
     area.wait_for()
     box = area.bounding_box()
     # Far from the middle of the cell, where the point lies.
-    page.mouse.click(box["x"] + box["width"] * (predicted + 0.15) / 3, box["y"] + box["height"] * (true + 0.85) / 3)
+    page.mouse.click(
+        box["x"] + box["width"] * (predicted + 0.15) / 3,
+        box["y"] + box["height"] * (true + 0.85) / 3,
+    )
     count = int(result.confusion[true, predicted])
-    page.get_by_text(re.compile(rf"(predicted correctly|predicted as \w+): {count} images?$")).wait_for()
+    page.get_by_text(
+        re.compile(rf"(predicted correctly|predicted as \w+): {count} images?$")
+    ).wait_for()
     sample = result.cell(true, predicted)["id"].iloc[0]
     page.get_by_alt_text(f"{sample}: {result.classes[true]}").first.wait_for()
 
@@ -64,7 +71,10 @@ def test_a_click_on_a_thumbnail_opens_it_where_a_layer_is_chosen_and_escape_give
     page.goto(f"{filled_server.url}/evaluate")
     page.get_by_text("All images, highest loss first").click()
     thumbnail = page.locator("[class*=st-key-opens-losses]").nth(1)
-    button, image = thumbnail.get_by_role("button", name=re.compile(r"\d+\.png$")), thumbnail.locator("img")
+    button, image = (
+        thumbnail.get_by_role("button", name=re.compile(r"\d+\.png$")),
+        thumbnail.locator("img"),
+    )
     image.scroll_into_view_if_needed()
     name, alt = button.inner_text().split("\n")[-1], image.get_attribute("alt")
     box = image.bounding_box()

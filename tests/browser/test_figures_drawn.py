@@ -38,15 +38,30 @@ def arms(folder, accuracies=(0.9925, 0.9962, 1.0), epochs=3):
         run_dir.mkdir()
         config = make_config({"data": "/pets", "train_fraction": (at + 1) / len(accuracies)})
         history = History(run_dir)
-        history.started = {"counts": {"train": at + 1, "val": 50}, "cache": {"trunk_seconds": 1.0}, "decode_seconds": 1.0}
+        history.started = {
+            "counts": {"train": at + 1, "val": 50},
+            "cache": {"trunk_seconds": 1.0},
+            "decode_seconds": 1.0,
+        }
         history.epochs = [
-            {"epoch": n, "val_accuracy": accuracy - 0.002 / n, "val_loss": 0.1 / n, "seconds": n} for n in range(1, epochs + 1)
+            {"epoch": n, "val_accuracy": accuracy - 0.002 / n, "val_loss": 0.1 / n, "seconds": n}
+            for n in range(1, epochs + 1)
         ]
         spent = Cost(10.0 + at, 30.0, 1_000_000 * (at + 1), 10**8, None, "cpu", 10**6)
         interval = Interval(accuracy, accuracy - 0.004, min(1.0, accuracy + 0.002))
         member = Member(Run(run_dir, config, history, "finished"), interval, interval, spent)
         made.append(
-            Arm(f"Arm {at}", config, (member,), interval, ACCURACY, interval, None, spent, Depth(at + 1, STAGES[-1 - at], True))
+            Arm(
+                f"Arm {at}",
+                config,
+                (member,),
+                interval,
+                ACCURACY,
+                interval,
+                None,
+                spent,
+                Depth(at + 1, STAGES[-1 - at], True),
+            )
         )
     return made
 
@@ -55,19 +70,39 @@ def nearly_perfect():
     """1,000 images of three classes, a few of them taken for the next class."""
     random = np.random.default_rng(0)
     labels = np.arange(1000) % 3
-    logits = np.eye(3)[np.where(np.arange(1000) % 250 == 0, (labels + 1) % 3, labels)] * 6 + random.normal(size=(1000, 3))
-    table = pd.DataFrame({"id": range(1000), "split": "test", "label": labels, "logits": list(logits)})
+    logits = np.eye(3)[
+        np.where(np.arange(1000) % 250 == 0, (labels + 1) % 3, labels)
+    ] * 6 + random.normal(size=(1000, 3))
+    table = pd.DataFrame(
+        {"id": range(1000), "split": "test", "label": labels, "logits": list(logits)}
+    )
     return evaluate(table, ("cat", "dog", "newt")), logits, labels
 
 
 def figures(folder):
     compare = arms(folder)
     result, logits, labels = nearly_perfect()
-    curves = {name: one_vs_rest(result, number, resamples=10) for number, name in enumerate(result.classes)}
+    curves = {
+        name: one_vs_rest(result, number, resamples=10)
+        for number, name in enumerate(result.classes)
+    }
     ways = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in (1, 2, 3))]
-    worse = pd.DataFrame(ways, columns=["corruption", "severity"]).assign(accuracy=0.995, low=0.99, high=1.0)
-    slices = pd.DataFrame({"slice": ["day", "night"], "images": 500, "accuracy": [0.996, 1.0], "low": 0.99, "high": 1.0})
-    moves = tuple(StageMove(name, at > 1, 0.0004 * at, 1 - 0.002 * at, 0.3, 0.001 * at) for at, name in enumerate(STAGES))
+    worse = pd.DataFrame(ways, columns=["corruption", "severity"]).assign(
+        accuracy=0.995, low=0.99, high=1.0
+    )
+    slices = pd.DataFrame(
+        {
+            "slice": ["day", "night"],
+            "images": 500,
+            "accuracy": [0.996, 1.0],
+            "low": 0.99,
+            "high": 1.0,
+        }
+    )
+    moves = tuple(
+        StageMove(name, at > 1, 0.0004 * at, 1 - 0.002 * at, 0.3, 0.001 * at)
+        for at, name in enumerate(STAGES)
+    )
     layers = {"one": Layers(moves, tuple(PROBES), 300, 128, 1.0)}
     coverage = coverage_curve(result)
     probed = [network("a", *np.linspace(0.985, 0.995, 9)), network("b", *np.linspace(0.98, 1.0, 9))]
@@ -76,28 +111,45 @@ def figures(folder):
         "curves-loss": comparison.learning_curves("loss", "epoch", compare),
         "curves-accuracy": comparison.learning_curves("accuracy", "epoch", compare),
         "curves-seconds": comparison.learning_curves("accuracy", "seconds", compare),
-        **{f"pareto-{measure}": comparison.pareto(measure, compare) for measure in comparison.offered_costs(compare)[0]},
-        "shifted": comparison.against_shifted(compare, [Interval(0.98, 0.96, 0.99)] * len(compare), "another camera"),
+        **{
+            f"pareto-{measure}": comparison.pareto(measure, compare)
+            for measure in comparison.offered_costs(compare)[0]
+        },
+        "shifted": comparison.against_shifted(
+            compare, [Interval(0.98, 0.96, 0.99)] * len(compare), "another camera"
+        ),
         "depth": comparison.by_depth(compare),
         "data": comparison.by_data(compare),
         "advice": probes_by_stage(ranked(probed), {one.backbone: one.stages for one in probed}),
         "counts": data.class_counts({"train": [2, 1], "val": [1, 1]}, ["cat", "dog"]),
         "probe-curve": data.probe_curve(PROBES, "layer2"),
         "probe-profile": layer_diagnostics.probe_profile(PROBES, STAGES),
-        **{f"moved-{one.field}": layer_diagnostics.by_stage(one, layers, {"one": 0}) for one in layer_diagnostics.MEASURES},
-        "confusion": evaluation.confusion_heatmap(result.confusion, result.classes, "true", chosen=(0, 1)),
+        **{
+            f"moved-{one.field}": layer_diagnostics.by_stage(one, layers, {"one": 0})
+            for one in layer_diagnostics.MEASURES
+        },
+        "confusion": evaluation.confusion_heatmap(
+            result.confusion, result.classes, "true", chosen=(0, 1)
+        ),
         "bars": evaluation.probability_bars(["cat", "dog", "newt"], [0.9998, 0.0002, 0.0]),
         "roc": evaluation.roc_curves(curves),
         "recall-precision": evaluation.recall_precision_curves(curves),
         "slices": evaluation.slice_dots(slices, 0.998),
-        "robustness": evaluation.robustness_lines(worse, {name: one.title for name, one in CORRUPTIONS.items()}),
+        "robustness": evaluation.robustness_lines(
+            worse, {name: one.title for name, one in CORRUPTIONS.items()}
+        ),
         **{
             f"reliability-{binning}": calibration_figures.reliability_diagram(
-                {"as it is": calibration(logits, labels, binning).bins, "scaled": calibration(logits / 2, labels, binning).bins}
+                {
+                    "as it is": calibration(logits, labels, binning).bins,
+                    "scaled": calibration(logits / 2, labels, binning).bins,
+                }
             )
             for binning in ("width", "mass")
         },
-        "coverage": calibration_figures.coverage_figure(coverage, 0.9, float(coverage["accuracy"].iloc[0])),
+        "coverage": calibration_figures.coverage_figure(
+            coverage, 0.9, float(coverage["accuracy"].iloc[0])
+        ),
     }
 
 
@@ -126,13 +178,20 @@ def drawn(page, tmp_path):
         parts = [
             figure.update_xaxes(automargin=True)
             .update_yaxes(automargin=True)
-            .to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"responsive": True})
+            .to_html(
+                full_html=False, include_plotlyjs=False, div_id=name, config={"responsive": True}
+            )
             for name, figure in named.items()
         ]
         file = tmp_path / "figures.html"
-        file.write_text(f"<!doctype html><meta charset=utf-8><script>{get_plotlyjs()}</script>{''.join(parts)}", "utf-8")
+        file.write_text(
+            f"<!doctype html><meta charset=utf-8><script>{get_plotlyjs()}</script>{''.join(parts)}",
+            "utf-8",
+        )
         page.goto(file.as_uri())
-        page.wait_for_function(f"document.querySelectorAll('.plot-container .main-svg').length >= {len(named)}")
+        page.wait_for_function(
+            f"document.querySelectorAll('.plot-container .main-svg').length >= {len(named)}"
+        )
         return {name: page.locator(f"#{name}").evaluate(READ) for name in named}
 
     return draw
@@ -150,7 +209,9 @@ def test_no_figure_repeats_or_cuts_off_a_tick(drawn, tmp_path, width):
             if labels and all(label.endswith("%") for label in labels):
                 assert len(labels) > 1, where
                 shares = [float(label[:-1].replace("\u2212", "-")) for label in labels]
-                if not name.startswith("moved"):  # weights can change by more than all of their length
+                if not name.startswith(
+                    "moved"
+                ):  # weights can change by more than all of their length
                     assert all(0 <= share <= 100 for share in shares), where
                     assert result["range"][1] < 1 or 100 in shares, where
 
@@ -160,10 +221,14 @@ def test_epochs_and_counts_are_whole(drawn, tmp_path):
     for epochs in (1, 3, 7, 40):
         folder = tmp_path / str(epochs)
         folder.mkdir()
-        named[f"epochs-{epochs}"] = comparison.learning_curves("loss", "epoch", arms(folder, epochs=epochs))
+        named[f"epochs-{epochs}"] = comparison.learning_curves(
+            "loss", "epoch", arms(folder, epochs=epochs)
+        )
         named[f"counts-{epochs}"] = data.class_counts({"train": [epochs, 1]}, ["cat", "dog"])
     for name, axes in drawn(named, 1440).items():
-        labels = [text for text, _ in axes["xaxis" if name.startswith("epochs") else "yaxis"]["labels"]]
+        labels = [
+            text for text, _ in axes["xaxis" if name.startswith("epochs") else "yaxis"]["labels"]
+        ]
         assert len(labels) > 1
         assert all(re.fullmatch(r"\d+", text) for text in labels), f"{name}: {labels}"
 
@@ -178,17 +243,27 @@ LUMINANCE = """color => {
 def test_numbers_can_be_read_on_every_cell_and_low_cells_are_like_the_page(page, drawn, dark):
     """Contrast as WCAG has it (4.5 to 1 for text of this size), between plotly's colour of each number and the cell below it."""
     shares = np.arange(1, 20)
-    confusion = np.diag(shares) + np.diag(20 - shares[:-1], 1) + np.diag([20 - 19], -18)  # rows of 20: 1 in 20, 2 in 20 …
+    confusion = (
+        np.diag(shares) + np.diag(20 - shares[:-1], 1) + np.diag([20 - 19], -18)
+    )  # rows of 20: 1 in 20, 2 in 20 …
     heat = evaluation.confusion_heatmap(confusion, [f"{n}" for n in range(19)], dark=dark)
     drawn({"heat": heat}, 1440)
     texts = page.locator("#heat .heatmap-label text, #heat .hm text").evaluate_all(
         f"texts => texts.filter(text => text.textContent).map(text => ({LUMINANCE})(getComputedStyle(text).fill))"
     )
     stops, colours = zip(*heat.data[0].colorscale, strict=True)
-    stops = np.array(stops) - 1e-9 * np.arange(len(stops))[::-1]  # plotly: where the scale jumps, what comes after
+    stops = (
+        np.array(stops) - 1e-9 * np.arange(len(stops))[::-1]
+    )  # plotly: where the scale jumps, what comes after
     parts = [[int(colour[at : at + 2], 16) for colour in colours] for at in (1, 3, 5)]
-    values = [value for value, word in zip(np.ravel(heat.data[0].z), np.ravel(heat.data[0].text), strict=True) if word]
-    below = [f"rgb({','.join(str(np.interp(value, stops, part)) for part in parts)})" for value in values]
+    values = [
+        value
+        for value, word in zip(np.ravel(heat.data[0].z), np.ravel(heat.data[0].text), strict=True)
+        if word
+    ]
+    below = [
+        f"rgb({','.join(str(np.interp(value, stops, part)) for part in parts)})" for value in values
+    ]
     cells = page.evaluate(f"colours => colours.map({LUMINANCE})", below)
     assert len(texts) == len(cells) > 30
     contrasts = [(max(pair) + 0.05) / (min(pair) + 0.05) for pair in zip(texts, cells, strict=True)]

@@ -13,7 +13,9 @@ RESEARCH_ONLY = "Research only: the licence of these weights rules commercial us
 def choose_row(page, row):
     """Tables are drawn on a canvas, which a transparent element lies over."""
     table = page.locator("[data-testid=stDataFrame] canvas").first
-    table.evaluate("element => element.scrollIntoView({block: 'center'})")  # not under what stays at the bottom
+    table.evaluate(
+        "element => element.scrollIntoView({block: 'center'})"
+    )  # not under what stays at the bottom
     box = table.bounding_box()
     page.mouse.click(box["x"] + MARKER, box["y"] + ROW * row + ROW / 2)
 

@@ -35,7 +35,9 @@ def marked():
     return mark
 
 
-def test_what_is_typed_right_after_the_first_change_on_a_fresh_page_stays(server, page, marked, no_error_on):
+def test_what_is_typed_right_after_the_first_change_on_a_fresh_page_stays(
+    server, page, marked, no_error_on
+):
     page.goto(f"{server.url}/configure?data=digits")
     page.get_by_text(re.compile("10 epochs")).wait_for()
     unchanged = marked(page)
@@ -57,7 +59,9 @@ def test_what_is_typed_right_after_the_first_change_on_a_fresh_page_stays(server
     no_error_on(page)
 
 
-def test_fields_stay_while_strategy_weights_and_problems_change_around_them(server, page, marked, no_error_on):
+def test_fields_stay_while_strategy_weights_and_problems_change_around_them(
+    server, page, marked, no_error_on
+):
     page.goto(f"{server.url}/configure?data=digits")
     page.get_by_text(re.compile("10 epochs")).wait_for()
     unchanged = marked(page)
@@ -69,7 +73,9 @@ def test_fields_stay_while_strategy_weights_and_problems_change_around_them(serv
     unchanged()
     page.get_by_label("head", exact=True).fill("-1")
     page.keyboard.press("Enter")
-    page.get_by_text("The strategy is drawn once").or_(page.get_by_text(re.compile("cannot be used:"))).first.wait_for()
+    page.get_by_text("The strategy is drawn once").or_(
+        page.get_by_text(re.compile("cannot be used:"))
+    ).first.wait_for()
     unchanged()
     page.get_by_text("More settings", exact=True).click()
     page.get_by_label("Starting weights", exact=True).click()

@@ -26,7 +26,11 @@ def data(tmp_path, monkeypatch):
         folder = tmp_path / "pets" / name
         folder.mkdir(parents=True)
         for number in range(6):
-            image = Image.radial_gradient("L").rotate(17 * number, translate=(20 * number, hue)).resize((96, 96))
+            image = (
+                Image.radial_gradient("L")
+                .rotate(17 * number, translate=(20 * number, hue))
+                .resize((96, 96))
+            )
             image.save(folder / f"{number}.png")
             image.save(folder / f"{number}-again.jpg", quality=70)
     return tmp_path / "pets"

@@ -70,7 +70,11 @@ def test_a_run_with_lora_is_trained_resumed_evaluated_and_exported(started, page
     assert (run.status, run.config.strategy, run.config.lora_from) == ("finished", "lora", "block7")
     assert '"RunResumed"' in (run.run_dir / "events.jsonl").read_text()
     assert any(name.endswith("lora_A") for name in load_checkpoint(run.run_dir, "best")[0])
-    accuracy = page.locator("[data-testid=stMetric]", has_text="Accuracy").locator("[data-testid=stMetricValue]").first
+    accuracy = (
+        page.locator("[data-testid=stMetric]", has_text="Accuracy")
+        .locator("[data-testid=stMetricValue]")
+        .first
+    )
     assert float(accuracy.inner_text().split()[0]) > 60
     page.get_by_text("Export", exact=True).first.click()
     for name, file in EXPORTS.items():

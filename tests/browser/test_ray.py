@@ -13,7 +13,9 @@ from tests.deadline import wait_until
 from tests.ray_nodes import AUTH, two_nodes
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray>=2.60'")
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="two nodes need two addresses of one machine")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="two nodes need two addresses of one machine"
+)
 
 
 @pytest.fixture
@@ -28,7 +30,9 @@ def ray_server(browser, start, image_folder, tmp_path, monkeypatch):
         yield start(tmp_path), data
 
 
-def test_a_comparison_on_two_workers_of_which_one_is_killed_ends_with_a_verdict(ray_server, page, tmp_path, no_error_on):
+def test_a_comparison_on_two_workers_of_which_one_is_killed_ends_with_a_verdict(
+    ray_server, page, tmp_path, no_error_on
+):
     server, data = ray_server
     page.goto(f"{server.url}/dataset")
     page.get_by_label("Folder, archive or manifest", exact=True).fill(str(data))
@@ -50,7 +54,9 @@ def test_a_comparison_on_two_workers_of_which_one_is_killed_ends_with_a_verdict(
     training = []
 
     def begun():
-        training[:] = [run for run in store.runs() if run.status == "running" and run.history.epochs]
+        training[:] = [
+            run for run in store.runs() if run.status == "running" and run.history.epochs
+        ]
         return training
 
     wait_until(begun)
@@ -62,7 +68,12 @@ def test_a_comparison_on_two_workers_of_which_one_is_killed_ends_with_a_verdict(
     no_error_on(page)
     runs = store.runs()
     assert [one.status for one in runs] == ["finished"] * 4
-    assert [place["moved_from"] != "" for place in store.run(run.run_id).history.places] == [False, True]
+    assert [place["moved_from"] != "" for place in store.run(run.run_id).history.places] == [
+        False,
+        True,
+    ]
     page.goto(f"{server.url}/train?run={run.run_id}")
-    page.get_by_text(re.compile(f"^{re.escape(run.history.places[0]['host'])}, .* · fp32|bf16")).first.wait_for()
+    page.get_by_text(
+        re.compile(f"^{re.escape(run.history.places[0]['host'])}, .* · fp32|bf16")
+    ).first.wait_for()
     no_error_on(page)

@@ -36,17 +36,23 @@ def store():
 
 def tick(page, place):
     """Click the box of the row that stands there now; 0 is the first."""
-    page.get_by_test_id("data-grid-canvas").click(position={"x": BOX, "y": ROW * (place + 1.5)}, force=True)
+    page.get_by_test_id("data-grid-canvas").click(
+        position={"x": BOX, "y": ROW * (place + 1.5)}, force=True
+    )
 
 
 def selected(page, number, shown):
-    page.get_by_text(f"{number} of {shown} run{'' if shown == 1 else 's'} selected", exact=True).wait_for()
+    page.get_by_text(
+        f"{number} of {shown} run{'' if shown == 1 else 's'} selected", exact=True
+    ).wait_for()
 
 
 def names(page, *wanted):
     """Wait until the table shows these names, from top to bottom."""
     for place, name in enumerate(wanted):
-        page.get_by_test_id(f"glide-cell-2-{place}").filter(has_text=name).wait_for(state="attached")
+        page.get_by_test_id(f"glide-cell-2-{place}").filter(has_text=name).wait_for(
+            state="attached"
+        )
 
 
 def sort_by_name(page):
@@ -87,7 +93,11 @@ def test_two_runs_are_selected_and_compared(runs, server, page, no_error_on):
     selected(page, 2, 3)
     page.get_by_role("button", name="Compare", exact=True).click()
     page.wait_for_url(
-        lambda url: "/compare?" in url and all(f"runs={run_id}" in url for run_id in runs[1:]) and runs[0] not in url
+        lambda url: (
+            "/compare?" in url
+            and all(f"runs={run_id}" in url for run_id in runs[1:])
+            and runs[0] not in url
+        )
     )
     page.get_by_text("Which runs", exact=True).click()
     page.get_by_text(re.compile("^2 of [0-9]+ runs chosen")).wait_for()
@@ -109,14 +119,18 @@ def test_deleting_asks_with_the_number_and_leaves_the_others(runs, server, page,
     no_error_on(page)
 
 
-def test_a_run_is_chosen_by_a_label_that_no_longer_holds(runs, trained_once, server, page, no_error_on):
+def test_a_run_is_chosen_by_a_label_that_no_longer_holds(
+    runs, trained_once, server, page, no_error_on
+):
     """The browser does not get what the server has drawn since: the person chooses by what is still there to be read."""
     held, messages = [], []
 
     def between(socket):
         upstream = socket.connect_to_server()
         socket.on_message(upstream.send)
-        upstream.on_message(lambda message: messages.append(message) if held else socket.send(message))
+        upstream.on_message(
+            lambda message: messages.append(message) if held else socket.send(message)
+        )
         between.socket = socket
 
     page.route_web_socket(re.compile("/_stcore/stream"), between)
@@ -132,7 +146,9 @@ def test_a_run_is_chosen_by_a_label_that_no_longer_holds(runs, trained_once, ser
     held.append(True)
     store().describe(runs[0], "renamed", "")
     request_stop(waiting.run_dir)
-    list(execute(waiting))  # it is cancelled: the live panel redraws the page, and with it every label
+    list(
+        execute(waiting)
+    )  # it is cancelled: the live panel redraws the page, and with it every label
     end = time.monotonic() + 300
     while not any(b"renamed" in message for message in messages if isinstance(message, bytes)):
         assert time.monotonic() < end
@@ -151,7 +167,9 @@ def test_a_run_is_chosen_by_a_label_that_no_longer_holds(runs, trained_once, ser
 def test_a_table_that_refreshes_itself_keeps_order_selection_and_an_open_question(
     runs, trained_once, server, page, no_error_on
 ):
-    waiting = create_run(make_config(QUICK | {"data": str(trained_once.data)}), paths.runs_dir())  # never begins
+    waiting = create_run(
+        make_config(QUICK | {"data": str(trained_once.data)}), paths.runs_dir()
+    )  # never begins
     page.goto(f"{server.url}/runs")
     selected(page, 0, 4)
     sort_by_name(page)

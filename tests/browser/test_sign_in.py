@@ -19,7 +19,10 @@ def handler_of(provider):
                 asked = {name: values[0] for name, values in parse_qs(address.query).items()}
                 provider.nonce = asked.get("nonce")
                 self.send_response(302)
-                self.send_header("Location", f"{asked['redirect_uri']}?{urlencode({'code': 'c', 'state': asked['state']})}")
+                self.send_header(
+                    "Location",
+                    f"{asked['redirect_uri']}?{urlencode({'code': 'c', 'state': asked['state']})}",
+                )
                 self.end_headers()
             else:
                 self._answer(provider.keys() if address.path == "/keys" else provider.metadata())
@@ -48,13 +51,20 @@ class Provider:
     def __init__(self):
         from joserfc.jwk import RSAKey
 
-        self.key, self.nonce = RSAKey.generate_key(2048, {"kid": "one", "use": "sig", "alg": "RS256"}), None
+        self.key, self.nonce = (
+            RSAKey.generate_key(2048, {"kid": "one", "use": "sig", "alg": "RS256"}),
+            None,
+        )
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def metadata(self):
-        places = {"authorization_endpoint": "authorize", "token_endpoint": "token", "jwks_uri": "keys"}
+        places = {
+            "authorization_endpoint": "authorize",
+            "token_endpoint": "token",
+            "jwks_uri": "keys",
+        }
         return {
             "issuer": self.url,
             **{name: f"{self.url}/{path}" for name, path in places.items()},
@@ -70,8 +80,17 @@ class Provider:
         from joserfc import jwt
 
         now = int(time.time())
-        claims = {"iss": self.url, "sub": "1", "aud": "thaw", "iat": now, "exp": now + 600, "email": "ann@example.org"}
-        signed = jwt.encode({"alg": "RS256", "kid": "one"}, claims | {"nonce": self.nonce}, self.key)
+        claims = {
+            "iss": self.url,
+            "sub": "1",
+            "aud": "thaw",
+            "iat": now,
+            "exp": now + 600,
+            "email": "ann@example.org",
+        }
+        signed = jwt.encode(
+            {"alg": "RS256", "kid": "one"}, claims | {"nonce": self.nonce}, self.key
+        )
         return {"access_token": "a", "token_type": "Bearer", "expires_in": 600, "id_token": signed}
 
 
@@ -82,7 +101,9 @@ def provider():
     running.server.shutdown()
 
 
-def test_nothing_is_shown_before_sign_in_and_everything_after_it(provider, start, free_port, page, no_error_on, tmp_path):
+def test_nothing_is_shown_before_sign_in_and_everything_after_it(
+    provider, start, free_port, page, no_error_on, tmp_path
+):
     secrets = tmp_path / "secrets.toml"
     secrets.write_text(
         f"""[auth]

@@ -9,7 +9,19 @@ from finetune_core.__main__ import app
 from finetune_core.runs.store import read_run
 from tests.documents import missing_in_reference
 
-QUICK = ["--epochs", "1", "--image-size", "32", "--batch-size", "8", "--lr", "0.001", "--precision", "fp32", "--as-is"]
+QUICK = [
+    "--epochs",
+    "1",
+    "--image-size",
+    "32",
+    "--batch-size",
+    "8",
+    "--lr",
+    "0.001",
+    "--precision",
+    "fp32",
+    "--as-is",
+]
 
 
 def thaw(*arguments):
@@ -21,7 +33,17 @@ def compared(image_folder_once, tmp_path_factory, home_of_shared_fixtures):
     """(JSON of a comparison of two seeds with one head, and what it is as text)."""
     base = tmp_path_factory.mktemp("average")
     data = image_folder_once(base / "images", {"red": 14, "blue": 14})
-    wanted = ["compare", data, *QUICK, "--strategies", "last_block", "--seeds", "0,1", "--head-seed", "4"]
+    wanted = [
+        "compare",
+        data,
+        *QUICK,
+        "--strategies",
+        "last_block",
+        "--seeds",
+        "0,1",
+        "--head-seed",
+        "4",
+    ]
     done = thaw(*wanted, "--runs-dir", base / "runs", "--json")
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
@@ -35,17 +57,27 @@ def test_a_soup_is_printed_as_a_trained_run_is(compared, tmp_path):
     result = json.loads(done.stdout)
     trained = set(compared[0]["runs"][0])
     assert set(result) <= trained
-    assert (result["status"], result["epochs"], result["averaged"]["how"]) == ("finished", 0, "soup")
+    assert (result["status"], result["epochs"], result["averaged"]["how"]) == (
+        "finished",
+        0,
+        "soup",
+    )
     assert result["averaged"]["runs"] == [run["run_id"] for run in compared[0]["runs"]]
-    assert not missing_in_reference({*result, *result["averaged"], *result["averaged"]["parents"][0]})
+    assert not missing_in_reference(
+        {*result, *result["averaged"], *result["averaged"]["parents"][0]}
+    )
     assert "The mean of the weights of 2 runs" in done.stderr
     assert read_run(result["run_dir"]).status == "finished"
 
 
 def test_what_is_tried_is_in_the_reference(compared, tmp_path):
     folders = [run["run_dir"] for run in compared[0]["runs"]]
-    greedy = json.loads(thaw("average", *folders, "--how", "greedy_soup", "--runs-dir", tmp_path, "--json").stdout)
-    wise = json.loads(thaw("average", folders[0], "--how", "wise", "--runs-dir", tmp_path, "--json").stdout)
+    greedy = json.loads(
+        thaw("average", *folders, "--how", "greedy_soup", "--runs-dir", tmp_path, "--json").stdout
+    )
+    wise = json.loads(
+        thaw("average", folders[0], "--how", "wise", "--runs-dir", tmp_path, "--json").stdout
+    )
     tried, point = greedy["averaged"]["ingredients"][0], wise["averaged"]["curve"][0]
     assert not missing_in_reference({*tried, *point})
 
@@ -65,9 +97,15 @@ def test_an_ensemble_is_printed_as_a_trained_run_is(compared, tmp_path):
 def test_a_wrong_request_is_refused_in_words_and_makes_no_run(compared, tmp_path):
     first, second = (run["run_dir"] for run in compared[0]["runs"])
     for arguments, words in (
-        ((first, second, "--how", "stew"), "--how: must be one of soup, greedy_soup, wise, ensemble, not 'stew'"),
+        (
+            (first, second, "--how", "stew"),
+            "--how: must be one of soup, greedy_soup, wise, ensemble, not 'stew'",
+        ),
         ((first, "--how", "soup"), "RUN_DIR: a soup is made of two runs or more"),
-        ((first, second, "--how", "wise"), "RUN_DIR: WiSE-FT averages one run with what it started from: name one"),
+        (
+            (first, second, "--how", "wise"),
+            "RUN_DIR: WiSE-FT averages one run with what it started from: name one",
+        ),
         ((first, tmp_path / "nowhere", "--how", "soup"), "There is no run in"),
     ):
         done = thaw("average", *arguments, "--runs-dir", tmp_path / "runs")
@@ -79,4 +117,6 @@ def test_a_wrong_request_is_refused_in_words_and_makes_no_run(compared, tmp_path
 def test_compare_says_what_the_ensemble_of_one_strategys_seeds_reaches(compared):
     result, text = compared
     assert result["ensemble"]["low"] <= result["ensemble"]["value"] <= result["ensemble"]["high"]
-    assert "Ensemble of the 2 seeds (mean of their probabilities): accuracy" in " ".join(text.split())
+    assert "Ensemble of the 2 seeds (mean of their probabilities): accuracy" in " ".join(
+        text.split()
+    )

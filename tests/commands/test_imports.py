@@ -27,8 +27,16 @@ print(*(name for name in json.loads(sys.argv[2]) if name in sys.modules))
 
 def imported(*calls):
     """Which of the heavy packages these calls of the command line import, all in one process of their own."""
-    command = [sys.executable, "-c", RUN, json.dumps([[*map(str, call)] for call in calls]), json.dumps(HEAVY)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "-c",
+        RUN,
+        json.dumps([[*map(str, call)] for call in calls]),
+        json.dumps(HEAVY),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

@@ -21,13 +21,18 @@ STAGES = ("stem", "block5", "head")
 
 def values_of(one):
     """Values that a setting may have, and some that it may not."""
-    low, high = one.limits.get("ge", one.limits.get("gt", 0)), one.limits.get("le", one.limits.get("lt", 1000))
+    low, high = (
+        one.limits.get("ge", one.limits.get("gt", 0)),
+        one.limits.get("le", one.limits.get("lt", 1000)),
+    )
     return {
         "choice": some.sampled_from(list(one.choices)),
         "integer": some.integers(low, high),
         "number": some.floats(low, high),
         "numbers": some.tuples(*[some.floats(0, 1)] * 3),
-        "text": some.text(some.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20),
+        "text": some.text(
+            some.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20
+        ),
         "structure": some.dictionaries(some.sampled_from(STAGES), some.floats(0, 10), min_size=1),
     }[one.kind]
 
@@ -36,15 +41,23 @@ def values_of(one):
 def configs(draw):
     """Settings that agree with each other, several of them not at their defaults."""
     listed = [
-        one for one in all_settings().values() if one.section and one.name not in ("backbone", "from_run", "groups", "strategy")
+        one
+        for one in all_settings().values()
+        if one.section and one.name not in ("backbone", "from_run", "groups", "strategy")
     ]
-    found = {one.name: draw(values_of(one)) for one in draw(some.lists(some.sampled_from(listed), max_size=5, unique_by=id))}
+    found = {
+        one.name: draw(values_of(one))
+        for one in draw(some.lists(some.sampled_from(listed), max_size=5, unique_by=id))
+    }
     if draw(some.booleans()):
         found["groups"] = draw(some.text(max_size=5)).replace("\0", "") + "{group}_*"
     if {"cut", "stage_rates"} & found.keys():
         found["strategy"] = "custom"
         found.pop("cut" if "stage_rates" in found else "", None)
-    found |= {"data": str(draw(some.sampled_from(("/pictures", "/it's here/a b", "/tmp/$HOME;`x`")))), "backbone": "resnet18"}
+    found |= {
+        "data": str(draw(some.sampled_from(("/pictures", "/it's here/a b", "/tmp/$HOME;`x`")))),
+        "backbone": "resnet18",
+    }
     try:
         return make_config(found)
     except ConfigError:
@@ -85,14 +98,18 @@ def test_what_was_set_for_the_data_set_meanwhile_does_not_change_it(image_folder
 
 
 def test_settings_with_changes_to_images_are_repeated_from_their_file(tmp_path):
-    config = make_config({"data": str(tmp_path), "edits": [Edit(action="exclude", paths=("a.png",))], "epochs": 2})
+    config = make_config(
+        {"data": str(tmp_path), "edits": [Edit(action="exclude", paths=("a.png",))], "epochs": 2}
+    )
     file = tmp_path / "the run" / "config.json"
     file.parent.mkdir()
     file.write_text(json.dumps(config.model_dump(mode="json")))
     assert trained_with(train_command(config, file)) == config
 
 
-@pytest.mark.parametrize(("backbone", "own"), [("timm/test_vit2", 160), ("efficientnet_lite0", 224)])
+@pytest.mark.parametrize(
+    ("backbone", "own"), [("timm/test_vit2", 160), ("efficientnet_lite0", 224)]
+)
 def test_the_size_of_images_is_repeated_whatever_the_backbones_own_is(tmp_path, backbone, own):
     for size in (own, 96, 224):
         config = make_config({"data": str(tmp_path), "backbone": backbone, "image_size": size})
@@ -114,7 +131,10 @@ def test_changes_are_written_as_the_form_shows_them():
         "strategy": "custom",
         "stage_rates": {"head": 1, "stem": 0.1},
     }
-    text = {one.label: value_in_words(one, value) for one, value in changed_settings(make_config(values))}
+    text = {
+        one.label: value_in_words(one, value)
+        for one, value in changed_settings(make_config(values))
+    }
     assert text == {
         "Strategy": "custom",
         "Learning-rate multipliers": "head 1, stem 0.1",

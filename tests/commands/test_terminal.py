@@ -32,6 +32,12 @@ def test_work_that_waits_for_the_device_says_so_once(capsys):
 
 
 def test_an_accuracy_is_never_rounded_up_to_perfect():
-    result = {"best_epoch": 2, "test_accuracy": 0.99996, "val_accuracy": 0.5, "seconds": 3.0, "status": "finished"}
+    result = {
+        "best_epoch": 2,
+        "test_accuracy": 0.99996,
+        "val_accuracy": 0.5,
+        "seconds": 3.0,
+        "status": "finished",
+    }
     words = result_in_words(result | {"evaluation_precision": "fp32", "run_dir": "/runs/one"})
     assert "validation accuracy 50.0 %, test accuracy 99.9 %" in words

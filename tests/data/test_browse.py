@@ -35,7 +35,10 @@ def test_a_folder_tells_its_subfolders_and_how_many_images_they_hold(root):
     assert view.images == 1
     assert below(view) == {"empty": (0, True), "Pets": (3, True)}
     assert [one.name for one in view.subfolders] == ["empty", "Pets"]
-    assert below(view_folder(view.subfolders[1].path, [root])) == {"cat": (2, True), "dog": (1, True)}
+    assert below(view_folder(view.subfolders[1].path, [root])) == {
+        "cat": (2, True),
+        "dog": (1, True),
+    }
 
 
 def test_the_way_up_ends_at_the_readable_folder(root):
@@ -84,7 +87,11 @@ def test_a_folder_of_thousands_is_listed_whole_and_counted_in_part(root, monkeyp
     fill(root / "0002", *(f"{number}.png" for number in range(4)))
     view = view_folder(root, [root])
     assert len(view.subfolders) == 3000
-    assert list(below(view).items())[:3] == [("0000", (20, False)), ("0001", (4, True)), ("0002", (1, False))]
+    assert list(below(view).items())[:3] == [
+        ("0000", (20, False)),
+        ("0001", (4, True)),
+        ("0002", (1, False)),
+    ]
 
 
 def test_a_folder_that_is_gone_is_said(root):

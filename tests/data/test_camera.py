@@ -48,13 +48,23 @@ def text(content):
 
 
 def sent(**changed):
-    return {"id": "a1", "press": "p1", "first": 0, "frames": [text(jpeg())], "recording": "mugs", "class": "cup"} | changed
+    return {
+        "id": "a1",
+        "press": "p1",
+        "first": 0,
+        "frames": [text(jpeg())],
+        "recording": "mugs",
+        "class": "cup",
+    } | changed
 
 
 def press(name, class_name, pictures, recording="mugs", person=""):
     """One press of the button, in batches as the browser sends them."""
     for start in range(0, len(pictures), 6):
-        folder = store(Batch("a1", name, start, tuple(pictures[start : start + 6]), recording, class_name), person)
+        folder = store(
+            Batch("a1", name, start, tuple(pictures[start : start + 6]), recording, class_name),
+            person,
+        )
     return folder
 
 
@@ -129,7 +139,9 @@ def test_a_hundred_megabytes_are_refused_before_they_are_decoded(monkeypatch):
         "\ud800",
     ],
 )
-def test_a_name_that_leads_elsewhere_or_that_some_system_refuses_is_no_class_and_no_data_set(name, home):
+def test_a_name_that_leads_elsewhere_or_that_some_system_refuses_is_no_class_and_no_data_set(
+    name, home
+):
     with pytest.raises(DataError, match="needs another name"):
         store(Batch("a1", "p1", 0, (jpeg(),), "mugs", name))
     with pytest.raises(DataError, match="needs another name"):
@@ -144,7 +156,9 @@ def test_names_that_differ_in_case_only_are_one_too_many():
         checked_name("Cup", "class", ["cup"])
 
 
-def test_frames_become_an_image_folder_with_a_manifest_and_frames_sent_again_replace_themselves(home):
+def test_frames_become_an_image_folder_with_a_manifest_and_frames_sent_again_replace_themselves(
+    home,
+):
     folder = press("p1", "cup", [jpeg(seed) for seed in range(8)])
     assert folder == home / "data" / "camera" / "mugs"
     assert press("p1", "cup", [jpeg(seed) for seed in range(8)]) == folder
@@ -191,10 +205,21 @@ def test_images_that_are_added_or_deleted_by_hand_are_in_the_manifest_that_is_tr
 
 def test_two_sessions_that_record_the_same_data_set_lose_nothing_of_each_other(home):
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda name: press(f"{name}1", name, [jpeg(seed) for seed in range(24)]), ("cup", "pen")))
+        list(
+            pool.map(
+                lambda name: press(f"{name}1", name, [jpeg(seed) for seed in range(24)]),
+                ("cup", "pen"),
+            )
+        )
     [folder] = recordings_folder().iterdir()
-    assert {name: len(files) for name, files in frames_by_class(folder).items()} == {"cup": 24, "pen": 24}
-    assert pd.read_csv(manifest_of(folder))["label"].value_counts().to_dict() == {"cup": 24, "pen": 24}
+    assert {name: len(files) for name, files in frames_by_class(folder).items()} == {
+        "cup": 24,
+        "pen": 24,
+    }
+    assert pd.read_csv(manifest_of(folder))["label"].value_counts().to_dict() == {
+        "cup": 24,
+        "pen": 24,
+    }
 
 
 def test_a_class_takes_no_more_than_the_most(home, monkeypatch):
@@ -210,7 +235,9 @@ def test_each_person_has_recordings_of_their_own(home):
     assert recordings("ann@example.org") == ["mugs"]
     assert recordings("bob@example.org") == recordings() == []
     other = press("p1", "cup", [jpeg(1)], person="bob@example.org")
-    assert (recordings_folder("ann@example.org") / "mugs" / "cup" / "p1_00000.jpg").read_bytes() == jpeg()
+    assert (
+        recordings_folder("ann@example.org") / "mugs" / "cup" / "p1_00000.jpg"
+    ).read_bytes() == jpeg()
     assert (other / "cup" / "p1_00000.jpg").read_bytes() == jpeg(1)
 
 
@@ -224,7 +251,10 @@ def test_what_was_deleted_last_comes_back(home):
     assert list(frames_by_class(folder)) == ["cup"]
     assert deleted_frames(folder) == 3
     restore(folder)
-    assert {name: len(files) for name, files in frames_by_class(folder).items()} == {"cup": 3, "pen": 3}
+    assert {name: len(files) for name, files in frames_by_class(folder).items()} == {
+        "cup": 3,
+        "pen": 3,
+    }
     assert manifest_of(folder).read_text().count("pen/") == 3
     assert deleted_frames(folder) == 0
 
@@ -234,7 +264,9 @@ def test_no_press_is_in_two_splits(home, made):
     for class_number, name in enumerate(("cup", "pen")):
         for number in range(made):
             start = 1000 * class_number + 100 * number
-            folder = press(f"{name}{number}", name, [jpeg(start + one) for one in range(9 + number)])
+            folder = press(
+                f"{name}{number}", name, [jpeg(start + one) for one in range(9 + number)]
+            )
     table = split_of(folder)
     assert (table.groupby("group")["split"].nunique() == 1).all()
     assert set(table.loc[table["class"] == "cup", "split"]) >= {"train", "val"}
@@ -274,7 +306,9 @@ def test_an_object_that_is_held_still_can_be_trained_on_all_the_same(home):
 def test_presses_that_look_alike_stay_together_while_others_are_left(home):
     for class_number, name in enumerate(("cup", "pen")):
         for number, seed in enumerate((0, 0, 50)):
-            folder = press(f"{name}{number}", name, [jpeg(100 * class_number + seed + one) for one in range(3)])
+            folder = press(
+                f"{name}{number}", name, [jpeg(100 * class_number + seed + one) for one in range(3)]
+            )
     table = split_of(folder)
     assert load_split(manifest_of(folder))["near_duplicates"] == "together"
     alike = table[table["group"].isin(["cup0", "cup1"])]

@@ -15,7 +15,14 @@ from finetune_core.errors import DataError
 from finetune_core.work import Step
 from tests.drain import drained
 
-ODD_NAMES = ["with space", "it's", 'double"quote', "<script>alert(1)</script>", "otter 🦦", "naïve, 100%"]
+ODD_NAMES = [
+    "with space",
+    "it's",
+    'double"quote',
+    "<script>alert(1)</script>",
+    "otter 🦦",
+    "naïve, 100%",
+]
 if os.name != "posix":
     ODD_NAMES = [name for name in ODD_NAMES if not set(name) & set('"<>')]
 # No "/" in a file name: the tag is closed without one.
@@ -28,12 +35,24 @@ def finding(dataset, kind):
 
 def truncated_jpeg():
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save(buffer, "JPEG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save(
+        buffer, "JPEG"
+    )
     return buffer.getvalue()[: len(buffer.getvalue()) // 2]
 
 
 def test_given_splits_are_kept(image_folder, tmp_path):
-    image_folder(tmp_path, {"train/red": 5, "train/blue": 4, "val/red": 2, "val/blue": 1, "test/red": 1, "test/blue": 1})
+    image_folder(
+        tmp_path,
+        {
+            "train/red": 5,
+            "train/blue": 4,
+            "val/red": 2,
+            "val/blue": 1,
+            "test/red": 1,
+            "test/blue": 1,
+        },
+    )
     dataset = load_dataset(tmp_path)
     assert dataset.given_splits
     assert dataset.classes == ("blue", "red")
@@ -106,7 +125,10 @@ def test_paths_of_rows_are_the_files(image_folder, tmp_path):
 def test_indexing_tells_its_progress(image_folder, tmp_path):
     image_folder(tmp_path, {"red": 4, "blue": 3})
     steps, _ = drained(index_dataset(tmp_path, val_fraction=0.2, test_fraction=0.2, split_seed=0))
-    assert steps == [*(Step(done, 7) for done in range(1, 8)), Step(7, 7)]  # looked at one by one, then compared
+    assert steps == [
+        *(Step(done, 7) for done in range(1, 8)),
+        Step(7, 7),
+    ]  # looked at one by one, then compared
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -261,7 +283,9 @@ def test_only_validation_images_can_be_read(image_folder, tmp_path):
         load_dataset(tmp_path)
 
 
-def test_splits_do_not_depend_on_where_the_folder_is_or_in_which_order_files_were_written(image_folder, tmp_path):
+def test_splits_do_not_depend_on_where_the_folder_is_or_in_which_order_files_were_written(
+    image_folder, tmp_path
+):
     image_folder(tmp_path / "one", {"red": 12, "blue": 9})
     for file in sorted((tmp_path / "one").glob("*/*.png"), reverse=True):
         target = tmp_path / "two" / file.relative_to(tmp_path / "one")
@@ -315,8 +339,12 @@ def test_images_in_no_class_folder_are_named(image_folder, tmp_path):
 
 
 def test_images_in_train_but_in_no_class_are_named(image_folder, tmp_path):
-    folder = image_folder(tmp_path / "x", {"train/red": 12, "train/blue": 12, "val/red": 3, "val/blue": 3})
-    (folder / "train" / "loose.png").write_bytes((folder / "train" / "red" / "000.png").read_bytes())
+    folder = image_folder(
+        tmp_path / "x", {"train/red": 12, "train/blue": 12, "val/red": 3, "val/blue": 3}
+    )
+    (folder / "train" / "loose.png").write_bytes(
+        (folder / "train" / "red" / "000.png").read_bytes()
+    )
     assert kinds(load_dataset(folder))["no_class"].paths == ("train/loose.png",)
 
 
@@ -326,7 +354,10 @@ def test_folders_beside_train_are_named(image_folder, tmp_path):
 
 
 def test_a_class_may_be_named_train(image_folder, tmp_path):
-    assert load_dataset(image_folder(tmp_path / "x", {"train": 12, "bus": 12})).classes == ("bus", "train")
+    assert load_dataset(image_folder(tmp_path / "x", {"train": 12, "bus": 12})).classes == (
+        "bus",
+        "train",
+    )
 
 
 def test_the_fingerprint_sees_an_image_that_was_turned(image_folder, tmp_path):
@@ -355,10 +386,14 @@ def test_files_that_are_added_move_no_others_and_the_shares_hold(image_folder, t
     for batch in ("early", "late"):
         image_folder(tmp_path / batch, {f"{batch}/red": 40})
         for number, file in enumerate(sorted((tmp_path / batch).glob("*/*/*.png"))):
-            shutil.copy(file, folder / "red" / (f"!{number}.png" if batch == "early" else f"z{number}.png"))
+            shutil.copy(
+                file, folder / "red" / (f"!{number}.png" if batch == "early" else f"z{number}.png")
+            )
         after = splits_of(folder, val_fraction=0.2, test_fraction=0.1)
         assert before.items() <= after.items()
-        red = pd.Series([split for name, split in after.items() if name.startswith("red")]).value_counts(normalize=True)
+        red = pd.Series(
+            [split for name, split in after.items() if name.startswith("red")]
+        ).value_counts(normalize=True)
         assert red.round(2).to_dict() == {"train": 0.7, "val": 0.2, "test": 0.1}
         before = after
     assert splits_of(folder, val_fraction=0.2, test_fraction=0.1) == before
@@ -366,7 +401,13 @@ def test_files_that_are_added_move_no_others_and_the_shares_hold(image_folder, t
 
 @pytest.mark.parametrize(
     "other",
-    [{"split_seed": 1}, {"val_fraction": 0.3}, {"test_fraction": 0.3}, {"near_duplicates": "apart"}, {"groups": "{group}_*"}],
+    [
+        {"split_seed": 1},
+        {"val_fraction": 0.3},
+        {"test_fraction": 0.3},
+        {"near_duplicates": "apart"},
+        {"groups": "{group}_*"},
+    ],
 )
 def test_another_rule_is_another_split_and_the_first_one_comes_back(image_folder, tmp_path, other):
     folder = image_folder(tmp_path / "x", {"red": 30, "blue": 30})
@@ -428,14 +469,21 @@ def test_groups_hold_when_images_are_added(patients):
     load_dataset(patients, groups="{group}_*")
     for number in range(12):
         darkened(patients / "red" / "p0_0.png", patients / "red" / f"p{number}_new.png")
-    assert straddling(load_dataset(patients, groups="{group}_*", near_duplicates="apart").table) == set()
+    assert (
+        straddling(load_dataset(patients, groups="{group}_*", near_duplicates="apart").table)
+        == set()
+    )
     assert straddling(load_dataset(patients, groups="{group}_*").table) == set()
 
 
 def test_groups_of_a_manifest_never_straddle_and_go_before_the_pattern(patients):
     files = sorted(file.relative_to(patients).as_posix() for file in patients.glob("*/*.png"))
     table = pd.DataFrame(
-        {"path": files, "label": [name.split("/")[0] for name in files], "group": [n % 7 for n in range(len(files))]}
+        {
+            "path": files,
+            "label": [name.split("/")[0] for name in files],
+            "group": [n % 7 for n in range(len(files))],
+        }
     )
     table.to_csv(patients / "m.csv", index=False)
     for pattern in ("", "{group}_*"):
@@ -471,7 +519,11 @@ def copied(image_folder, tmp_path):
 
 
 def apart(split):
-    return [name for name, side in split.items() if "copy" in name and side != split[name.replace("copy", "")]]
+    return [
+        name
+        for name, side in split.items()
+        if "copy" in name and side != split[name.replace("copy", "")]
+    ]
 
 
 def test_copies_and_near_duplicates_are_on_one_side_unless_they_are_to_be_apart(copied):
@@ -501,7 +553,9 @@ def test_given_splits_are_kept_whatever_is_copied(image_folder, tmp_path):
     assert (split["train/red/000.png"], split["val/red/copy.png"]) == ("train", "val")
 
 
-@pytest.mark.parametrize("why", [{"near_duplicates": "together"}, {"near_duplicates": "apart", "groups": "{group}_*"}])
+@pytest.mark.parametrize(
+    "why", [{"near_duplicates": "together"}, {"near_duplicates": "apart", "groups": "{group}_*"}]
+)
 def test_nothing_but_one_group_a_class_is_said(image_folder, tmp_path, why):
     folder = image_folder(tmp_path / "x", {"red": 1, "blue": 1})
     for name in ("red", "blue"):
@@ -544,13 +598,24 @@ def test_edits_are_applied_after_the_split_and_recorded(image_folder, tmp_path):
 
 
 @pytest.mark.parametrize("action", ["exclude", "move", "relabel"])
-def test_the_fingerprint_changes_with_an_edit_and_comes_back_without(image_folder, tmp_path, action):
+def test_the_fingerprint_changes_with_an_edit_and_comes_back_without(
+    image_folder, tmp_path, action
+):
     image_folder(tmp_path, {"train/red": 4, "train/blue": 4, "val/red": 2, "val/blue": 2})
-    edit = Edit(action=action, paths=("train/red/000.png",), to={"move": "test", "relabel": "blue"}.get(action, ""))
+    edit = Edit(
+        action=action,
+        paths=("train/red/000.png",),
+        to={"move": "test", "relabel": "blue"}.get(action, ""),
+    )
     before = load_dataset(tmp_path).fingerprint
     assert load_dataset(tmp_path, edits=[edit]).fingerprint != before
     assert load_dataset(tmp_path).fingerprint == before
-    assert load_dataset(tmp_path, edits=[Edit(action="ignore", paths=edit.paths, kind="dark")]).fingerprint == before
+    assert (
+        load_dataset(
+            tmp_path, edits=[Edit(action="ignore", paths=edit.paths, kind="dark")]
+        ).fingerprint
+        == before
+    )
 
 
 def test_a_class_whose_images_are_all_excluded_is_no_class(image_folder, tmp_path):
@@ -561,7 +626,9 @@ def test_a_class_whose_images_are_all_excluded_is_no_class(image_folder, tmp_pat
 
 def test_excluding_everything_or_all_that_trains_is_refused(image_folder, tmp_path):
     image_folder(tmp_path, {"train/red": 2, "val/red": 2})
-    trained, validated = (tuple(f"{split}/red/00{n}.png" for n in range(2)) for split in ("train", "val"))
+    trained, validated = (
+        tuple(f"{split}/red/00{n}.png" for n in range(2)) for split in ("train", "val")
+    )
     with pytest.raises(DataError, match="Every image of this data set is excluded"):
         load_dataset(tmp_path, edits=[Edit(action="exclude", paths=trained + validated)])
     with pytest.raises(DataError, match="no training image"):
@@ -573,18 +640,27 @@ def test_excluding_everything_or_all_that_trains_is_refused(image_folder, tmp_pa
 def test_a_data_set_as_a_manifest_names_groups_only_where_there_are_some(image_folder, tmp_path):
     image_folder(tmp_path, {"red": 6, "blue": 6})
     assert load_dataset(tmp_path).manifest().columns.tolist() == ["path", "label", "split"]
-    assert load_dataset(tmp_path, groups="{group}.png").manifest().columns.tolist() == ["path", "label", "split", "group"]
+    assert load_dataset(tmp_path, groups="{group}.png").manifest().columns.tolist() == [
+        "path",
+        "label",
+        "split",
+        "group",
+    ]
 
 
 def test_a_manifest_with_some_splits_leaves_the_others_to_thaw(image_folder, tmp_path):
     image_folder(tmp_path, {"red": 20, "blue": 20})
     names = [f"{name}/{n:03d}.png" for name in ("red", "blue") for n in range(20)]
-    lines = [f"{name},{name.split('/')[0]},{'test' if int(name[-6:-4]) < 5 else ''}" for name in names]
+    lines = [
+        f"{name},{name.split('/')[0]},{'test' if int(name[-6:-4]) < 5 else ''}" for name in names
+    ]
     (tmp_path / "m.csv").write_text("\n".join(["path,label,split", *lines]))
     dataset = load_dataset(tmp_path / "m.csv", val_fraction=0.2, test_fraction=0.2)
     assert not dataset.given_splits
     assert dataset.counts().loc["red"].to_dict() == {"train": 12, "val": 3, "test": 5}
-    assert {name for name in names if int(name[-6:-4]) < 5} == set(dataset.table.loc[dataset.table["split"] == "test", "id"])
+    assert {name for name in names if int(name[-6:-4]) < 5} == set(
+        dataset.table.loc[dataset.table["split"] == "test", "id"]
+    )
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "~nobody-of-that-name/x", "a\0b"])

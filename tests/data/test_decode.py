@@ -12,11 +12,24 @@ from PIL import Image, PngImagePlugin
 from PIL.GifImagePlugin import GifImageFile
 
 from finetune_core.data import decode
-from finetune_core.data.decode import ImageHeader, read_header, read_image, read_square, read_with_header, thumbnail
+from finetune_core.data.decode import (
+    ImageHeader,
+    read_header,
+    read_image,
+    read_square,
+    read_with_header,
+    thumbnail,
+)
 from finetune_core.errors import ImageError
 from tests.deadline import in_time
 
-quick = settings(deadline=None, derandomize=True, database=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 def encoded(image, kind="PNG", **options):
@@ -42,10 +55,20 @@ def turned(kind, orientation):
 
 def bare_png(width, height):
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
 
 
 # What has to be done to the stored pixels so that they are shown upright: EXIF's own definition.
@@ -88,7 +111,9 @@ def test_a_png_header_says_the_size_as_shown_where_its_exif_is_in_a_text_chunk()
     exif[0x0112] = 6
     profile = exif.tobytes()
     text = PngImagePlugin.PngInfo()
-    text.add_text("Raw profile type exif", f"\nexif\n{len(profile):8d}\n{profile.hex()}\n", zip=True)
+    text.add_text(
+        "Raw profile type exif", f"\nexif\n{len(profile):8d}\n{profile.hex()}\n", zip=True
+    )
     content = encoded(quarters(), pnginfo=text)
     header = read_header(content)
     assert (header.width, header.height) == read_image(content).size
@@ -97,7 +122,9 @@ def test_a_png_header_says_the_size_as_shown_where_its_exif_is_in_a_text_chunk()
 def test_exif_orientation_of_a_jpeg_is_undone_once():
     exif = Image.Exif()
     exif[0x0112] = 6
-    content = encoded(quarters().resize((64, 32), Image.Resampling.NEAREST), "JPEG", exif=exif, quality=95)
+    content = encoded(
+        quarters().resize((64, 32), Image.Resampling.NEAREST), "JPEG", exif=exif, quality=95
+    )
     image = read_image(content)
     assert image.size == (32, 64)
     assert image.getpixel((24, 16))[0] > 200  # red was top left, is now top right
@@ -142,7 +169,11 @@ def test_gray_with_alpha_is_laid_on_white():
 
 
 def test_cmyk_jpeg_shows_the_printed_colours():
-    for ink, expected in (((0, 255, 255, 0), (255, 0, 0)), ((0, 0, 0, 255), (0, 0, 0)), ((0, 0, 0, 0), (255, 255, 255))):
+    for ink, expected in (
+        ((0, 255, 255, 0), (255, 0, 0)),
+        ((0, 0, 0, 255), (0, 0, 0)),
+        ((0, 0, 0, 0), (255, 255, 255)),
+    ):
         decoded = read_image(encoded(Image.new("CMYK", (16, 16), ink), "JPEG", quality=95))
         np.testing.assert_allclose(decoded.getpixel((8, 8)), expected, atol=6)
 
@@ -156,7 +187,9 @@ def test_16_bit_gray_keeps_its_top_bits(kind):
 
 
 def test_floating_point_gray_is_stretched_and_a_constant_one_is_not_divided_by_zero():
-    decoded = np.asarray(read_image(encoded(Image.fromarray(np.array([[-1.0, 0.0, 1.0]], np.float32)), "TIFF")))
+    decoded = np.asarray(
+        read_image(encoded(Image.fromarray(np.array([[-1.0, 0.0, 1.0]], np.float32)), "TIFF"))
+    )
     np.testing.assert_allclose(decoded[0, :, 0], [0, 128, 255], atol=1)
     flat = np.asarray(read_image(encoded(Image.fromarray(np.full((2, 2), 7, np.float32)), "TIFF")))
     np.testing.assert_array_equal(flat, 7)
@@ -167,13 +200,21 @@ def test_what_is_beyond_any_range_is_white_or_black_and_leaves_the_rest_its_rang
     decoded = np.asarray(read_image(encoded(Image.fromarray(values), "TIFF")))
     np.testing.assert_array_equal(decoded[0, :, 0], [0, 0, 0, 128, 255, 255])
     for value, expected in ((np.inf, 255), (-np.inf, 0), (np.nan, 0)):
-        flat = np.asarray(read_image(encoded(Image.fromarray(np.full((2, 2), value, np.float32)), "TIFF")))
+        flat = np.asarray(
+            read_image(encoded(Image.fromarray(np.full((2, 2), value, np.float32)), "TIFF"))
+        )
         np.testing.assert_array_equal(flat, expected)
 
 
 def test_32_bit_integers_are_stretched_unless_they_are_16_bit_ones():
-    for values, expected in (([0, 257, 65535], [0, 1, 255]), ([-100, 0, 155], [0, 100, 255]), ([0, 1, 2**31 - 1], [0, 0, 255])):
-        decoded = np.asarray(read_image(encoded(Image.fromarray(np.array([values], np.int32)), "TIFF")))
+    for values, expected in (
+        ([0, 257, 65535], [0, 1, 255]),
+        ([-100, 0, 155], [0, 100, 255]),
+        ([0, 1, 2**31 - 1], [0, 0, 255]),
+    ):
+        decoded = np.asarray(
+            read_image(encoded(Image.fromarray(np.array([values], np.int32)), "TIFF"))
+        )
         np.testing.assert_array_equal(decoded[0, :, 0], expected)
 
 
@@ -195,11 +236,17 @@ def test_an_animation_shows_its_first_frame():
 def test_a_header_tells_one_frame_from_several(kind):
     frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue", "green")]
     assert read_header(encoded(frames[0], kind)).frames == 1
-    assert read_header(encoded(frames[0], kind, save_all=True, append_images=frames[1:])).frames == 2
+    assert (
+        read_header(encoded(frames[0], kind, save_all=True, append_images=frames[1:])).frames == 2
+    )
 
 
 def test_a_header_is_read_without_counting_the_frames_that_follow(monkeypatch):
-    monkeypatch.setattr(GifImageFile, "n_frames", property(lambda _: pytest.fail("they were counted, which takes a second")))
+    monkeypatch.setattr(
+        GifImageFile,
+        "n_frames",
+        property(lambda _: pytest.fail("they were counted, which takes a second")),
+    )
     frame = struct.pack("<B4H3B", 0x2C, 0, 0, 10, 10, 0, 2, 0)
     content = struct.pack("<6s2HB8x", b"GIF89a", 10, 10, 128) + frame * 1_000_000 + b";"
     assert read_header(content).frames == 2
@@ -208,19 +255,34 @@ def test_a_header_is_read_without_counting_the_frames_that_follow(monkeypatch):
 def test_a_file_and_its_bytes_give_the_same(tmp_path):
     file = tmp_path / "it's <b>an 🦦.png"
     file.write_bytes(encoded(quarters()))
-    np.testing.assert_array_equal(np.asarray(read_image(file)), np.asarray(read_image(file.read_bytes())))
+    np.testing.assert_array_equal(
+        np.asarray(read_image(file)), np.asarray(read_image(file.read_bytes()))
+    )
     assert read_header(file) == read_header(file.read_bytes()) == ImageHeader(16, 8, "RGB", "PNG")
 
 
 def several(kind, count):
     frames = [quarters().rotate(90 * number) for number in range(count)]
-    return encoded(frames[0], kind, **({"save_all": True, "append_images": frames[1:]} if count > 1 else {}))
+    return encoded(
+        frames[0], kind, **({"save_all": True, "append_images": frames[1:]} if count > 1 else {})
+    )
 
 
 KINDS = {
-    **{f"{kind} turned {turn}": turned(kind, turn) for kind in ("PNG", "TIFF", "WEBP", "JPEG") for turn in (1, 6, 7)},
-    **{f"{count} of {kind}": several(kind, count) for kind in ("GIF", "WEBP", "TIFF", "PNG") for count in (1, 2, 3)},
-    **{mode: encoded(quarters().convert(mode), "PNG") for mode in ("P", "L", "1", "RGBA", "LA", "I;16")},
+    **{
+        f"{kind} turned {turn}": turned(kind, turn)
+        for kind in ("PNG", "TIFF", "WEBP", "JPEG")
+        for turn in (1, 6, 7)
+    },
+    **{
+        f"{count} of {kind}": several(kind, count)
+        for kind in ("GIF", "WEBP", "TIFF", "PNG")
+        for count in (1, 2, 3)
+    },
+    **{
+        mode: encoded(quarters().convert(mode), "PNG")
+        for mode in ("P", "L", "1", "RGBA", "LA", "I;16")
+    },
     "palette of GIF": encoded(quarters().convert("P"), "GIF", transparency=0),
     "CMYK": encoded(quarters().convert("CMYK"), "JPEG"),
     "large JPEG": encoded(quarters().resize((640, 320)), "JPEG"),
@@ -265,9 +327,12 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "reader", [read_header, read_image, lambda file: read_square(file, 8), lambda file: thumbnail(file, 8)]
+    "reader",
+    [read_header, read_image, lambda file: read_square(file, 8), lambda file: thumbnail(file, 8)],
 )
-@pytest.mark.parametrize("content", [b"", b"this is no picture\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+@pytest.mark.parametrize(
+    "content", [b"", b"this is no picture\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
+)
 def test_a_file_that_is_no_image_is_refused_by_name(tmp_path, reader, content):
     file = tmp_path / "notes.jpg"
     file.write_bytes(content)
@@ -296,7 +361,9 @@ def test_a_pixel_bomb_is_refused_before_it_is_decoded(tmp_path, reader):
 
 
 def webp(kind, content):
-    return b"RIFF" + struct.pack("<I4s4sI", 12 + len(content), b"WEBP", kind, len(content)) + content
+    return (
+        b"RIFF" + struct.pack("<I4s4sI", 12 + len(content), b"WEBP", kind, len(content)) + content
+    )
 
 
 LARGE_WEBP = {  # to open the first, Pillow reserves a gigabyte
@@ -305,7 +372,9 @@ LARGE_WEBP = {  # to open the first, Pillow reserves a gigabyte
         "6f020fb5691b304e59933bd0a925cf1ad077fc580abe591400"
     ),
     "lossy": webp(b"VP8 ", struct.pack("<6s2H", b"\x30\1\0\x9d\1\x2a", 15225, 8085 | 1 << 14)),
-    "extended": webp(b"VP8X", b"\x10\0\0\0" + (15224).to_bytes(3, "little") + (8084).to_bytes(3, "little")),
+    "extended": webp(
+        b"VP8X", b"\x10\0\0\0" + (15224).to_bytes(3, "little") + (8084).to_bytes(3, "little")
+    ),
     "shortest": webp(b"VP8L", struct.pack("<BI", 0x2F, 15224 | 8084 << 14)),
 }
 
@@ -317,7 +386,9 @@ def test_a_webp_bomb_is_refused_before_pillow_opens_it(tmp_path, monkeypatch, re
     file = tmp_path / "bomb.jpg"
     file.write_bytes(LARGE_WEBP[kind])
     for source in (file, LARGE_WEBP[kind]):
-        with pytest.raises(ImageError, match=r"(bomb\.jpg|The image) claims more than 89 million pixels"):
+        with pytest.raises(
+            ImageError, match=r"(bomb\.jpg|The image) claims more than 89 million pixels"
+        ):
             reader(source)
 
 
@@ -380,7 +451,9 @@ def test_a_thumbnail_is_a_square_jpeg_with_the_whole_image_in_its_middle(size):
 
 
 def test_what_is_beside_a_letterboxed_image_is_neither_white_nor_black():
-    small = np.asarray(Image.open(io.BytesIO(thumbnail(encoded(Image.new("RGB", (38, 311), "red")), 160))))
+    small = np.asarray(
+        Image.open(io.BytesIO(thumbnail(encoded(Image.new("RGB", (38, 311), "red")), 160)))
+    )
     assert (small[:, :20] > 90).all()
     assert (small[:, :20] < 180).all()
 
@@ -401,7 +474,9 @@ SEEDS = [encoded(quarters(), kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TI
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on damaged TIFFs
 @quick
 @given(
-    st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=6), st.integers(1, 999)
+    st.sampled_from(SEEDS),
+    st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=6),
+    st.integers(1, 999),
 )
 def test_damaged_images_are_an_image_or_an_image_error(content, changes, keep):
     damaged = bytearray(content)
@@ -409,7 +484,9 @@ def test_damaged_images_are_an_image_or_an_image_error(content, changes, keep):
         damaged[position % len(damaged)] = value
     damaged = bytes(damaged[: max(1, len(damaged) * keep // 999)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # so that a damaged size does not fill the memory
+        patch.setattr(
+            Image, "MAX_IMAGE_PIXELS", 1_000_000
+        )  # so that a damaged size does not fill the memory
         try:
             image = read_image(damaged)
         except ImageError:
@@ -418,7 +495,9 @@ def test_damaged_images_are_an_image_or_an_image_error(content, changes, keep):
 
 
 @pytest.mark.parametrize(("kind", "position"), [("PNG", 36), ("PNG", 11), ("PPM", 5)])
-def test_damage_on_which_pillow_raises_other_than_oserror_is_an_image_error(tmp_path, kind, position):
+def test_damage_on_which_pillow_raises_other_than_oserror_is_an_image_error(
+    tmp_path, kind, position
+):
     content = bytearray(encoded(quarters(), kind))
     content[position] = 0
     file = tmp_path / "damaged.img"

@@ -18,7 +18,13 @@ from PIL import Image
 from finetune_core.data.decode import FORMATS, ImageHeader, read_header, read_image, thumbnail
 from finetune_core.errors import ImageError
 
-quick = settings(deadline=None, derandomize=True, database=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 ROUNDS = 60  # damaged copies of each image in each way
 MAGIC = [
@@ -43,14 +49,19 @@ def encoded(image, kind, **options):
 def picture(mode):
     """24 × 16 with something to see."""
     pixels = np.add.outer(np.arange(16) * 9, np.arange(24) * 5).astype(np.uint8)
-    return Image.fromarray(np.dstack([pixels, pixels.T.reshape(16, 24), 255 - pixels])).convert(mode)
+    return Image.fromarray(np.dstack([pixels, pixels.T.reshape(16, 24), 255 - pixels])).convert(
+        mode
+    )
 
 
 def seeds():
     exif = Image.Exif()
     exif[0x0112] = 6
     wide = Image.fromarray(np.arange(384, dtype=np.uint16).reshape(16, 24) * 170)
-    frames = {"save_all": True, "append_images": [picture("L").convert("RGB").rotate(90 * turn) for turn in (1, 2)]}
+    frames = {
+        "save_all": True,
+        "append_images": [picture("L").convert("RGB").rotate(90 * turn) for turn in (1, 2)],
+    }
     return {
         "JPEG": encoded(picture("RGB"), "JPEG", exif=exif),
         "JPEG, progressive": encoded(picture("RGB"), "JPEG", progressive=True),
@@ -64,7 +75,9 @@ def seeds():
         "TIFF": encoded(picture("RGB"), "TIFF", exif=exif),
         "TIFF, packed": encoded(picture("RGB"), "TIFF", compression="tiff_lzw"),
         "TIFF, pages": encoded(picture("L"), "TIFF", compression="tiff_adobe_deflate", **frames),
-        "TIFF, floating point": encoded(Image.fromarray(np.linspace(-1, 1, 384, dtype=np.float32).reshape(16, 24)), "TIFF"),
+        "TIFF, floating point": encoded(
+            Image.fromarray(np.linspace(-1, 1, 384, dtype=np.float32).reshape(16, 24)), "TIFF"
+        ),
         "GIF": encoded(picture("P"), "GIF"),
         "GIF, animated": encoded(picture("RGB"), "GIF", **frames),
         "BMP": encoded(picture("RGB"), "BMP"),
@@ -79,8 +92,12 @@ SEEDS = seeds()
 def assert_an_image_or_an_error(content):
     """Every reader of it gives what it promises or raises ImageError in one line."""
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        warnings.simplefilter("ignore")  # they are looked for below, where nothing of pytest's is in the way
-        patch.setattr("finetune_core.data.decode.MAX_PIXELS", 1_000_000)  # so that a damaged size does not take the memory
+        warnings.simplefilter(
+            "ignore"
+        )  # they are looked for below, where nothing of pytest's is in the way
+        patch.setattr(
+            "finetune_core.data.decode.MAX_PIXELS", 1_000_000
+        )  # so that a damaged size does not take the memory
         for read, is_good in READERS:
             try:
                 result = read(content)
@@ -88,13 +105,18 @@ def assert_an_image_or_an_error(content):
                 refusal = str(error)
             else:
                 refusal = None
-            assert refusal is None or (refusal.startswith("The image ") and len(refusal.splitlines()) == 1)
+            assert refusal is None or (
+                refusal.startswith("The image ") and len(refusal.splitlines()) == 1
+            )
             assert refusal or is_good(result)
 
 
 def is_good_header(header):
     return (
-        isinstance(header, ImageHeader) and header.width > 0 < header.height and header.format in FORMATS and header.frames > 0
+        isinstance(header, ImageHeader)
+        and header.width > 0 < header.height
+        and header.format in FORMATS
+        and header.frames > 0
     )
 
 
@@ -119,7 +141,9 @@ def flipped(content, source):
     """A few bits flipped, rather in the headers than in the pixels."""
     damaged = bytearray(content)
     for _ in range(source.randint(1, 6)):
-        position = source.randrange(len(damaged) if source.random() < 0.5 else min(64, len(damaged)))
+        position = source.randrange(
+            len(damaged) if source.random() < 0.5 else min(64, len(damaged))
+        )
         damaged[position] ^= 1 << source.randrange(8)
     return bytes(damaged)
 
@@ -133,7 +157,15 @@ def spliced(content, source):
     start = source.randrange(len(content))
     end = min(len(content), start + source.randint(1, 40))
     other = SEEDS[source.choice(sorted(SEEDS))]
-    middle = source.choice([b"", content[start:end] * 2, source.randbytes(end - start), other[start:end], bytes(end - start)])
+    middle = source.choice(
+        [
+            b"",
+            content[start:end] * 2,
+            source.randbytes(end - start),
+            other[start:end],
+            bytes(end - start),
+        ]
+    )
     return content[:start] + middle + content[end:]
 
 
@@ -161,35 +193,68 @@ def test_any_bytes_are_an_error_or_an_image(magic, content):
 @given(st.data())
 def test_any_changes_to_an_image_are_an_error_or_an_image(data):
     content = bytearray(SEEDS[data.draw(st.sampled_from(sorted(SEEDS)))])
-    for position, value in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=8)):
+    for position, value in data.draw(
+        st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=8)
+    ):
         content[position] = value
     assert_an_image_or_an_error(bytes(content))
 
 
 def png_of_size(width, height):
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
 
 
 BOMBS = {
     "PNG": png_of_size(100_000, 100_000),
     "PNG, wide": png_of_size(2**31 - 1, 1),
     "PNG, just too large": png_of_size(10_000, 8_948),
-    "GIF": struct.pack("<6sHHBBB6xcHHHHB3s", b"GIF89a", 65535, 65535, 128, 0, 0, b",", 0, 0, 65535, 65535, 0, b"\2\0;"),
+    "GIF": struct.pack(
+        "<6sHHBBB6xcHHHHB3s",
+        b"GIF89a",
+        65535,
+        65535,
+        128,
+        0,
+        0,
+        b",",
+        0,
+        0,
+        65535,
+        65535,
+        0,
+        b"\2\0;",
+    ),
     "BMP": b"BM"
     + struct.pack("<IHHI", 54, 0, 0, 54)
     + struct.pack("<IiiHHIIiiII", 40, 100_000, 100_000, 1, 24, 0, 0, 0, 0, 0, 0),
     "PPM": b"P6 100000 100000 255\n",
-    "JPEG": SEEDS["JPEG"].replace(struct.pack(">BHH", 8, 16, 24), struct.pack(">BHH", 8, 65500, 65500)),
-    "TIFF": SEEDS["TIFF"].replace(struct.pack("<HHIHH", 256, 4, 1, 24, 0), struct.pack("<HHII", 256, 4, 1, 100_000_000)),
+    "JPEG": SEEDS["JPEG"].replace(
+        struct.pack(">BHH", 8, 16, 24), struct.pack(">BHH", 8, 65500, 65500)
+    ),
+    "TIFF": SEEDS["TIFF"].replace(
+        struct.pack("<HHIHH", 256, 4, 1, 24, 0), struct.pack("<HHII", 256, 4, 1, 100_000_000)
+    ),
     "WebP": SEEDS["WebP"].replace(bytes((23, 0, 0, 15, 0, 0)), b"\xff" * 6, 1),
 }
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # decode.py's own filter ends with the collection
+@pytest.mark.filterwarnings(
+    "ignore::PIL.Image.DecompressionBombWarning"
+)  # decode.py's own filter ends with the collection
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.parametrize("read", [reader for reader, _ in READERS])
 def test_a_size_beyond_reason_is_refused_at_once(read, name):
@@ -214,7 +279,11 @@ for file in sorted(Path(sys.argv[1]).iterdir()):
 
 def warned(folder):
     """The warnings that a process of its own prints while it reads every image in a folder: nothing of pytest's hides one."""
-    finished = subprocess.run([sys.executable, "-W", "always", "-c", READ_ALL, str(folder)], capture_output=True, text=True)
+    finished = subprocess.run(
+        [sys.executable, "-W", "always", "-c", READ_ALL, str(folder)],
+        capture_output=True,
+        text=True,
+    )
     assert finished.returncode == 0
     return [line for line in finished.stderr.splitlines() if "Warning: " in line]
 
@@ -227,12 +296,16 @@ def long_exif():
 
 
 WARNING = {
-    "JPEG whose EXIF ends too early": SEEDS["JPEG"].replace(b"MM\0*\0\0\0\x08\0\x01", b"MM\0*\0\0\0\x08\0\x09"),
+    "JPEG whose EXIF ends too early": SEEDS["JPEG"].replace(
+        b"MM\0*\0\0\0\x08\0\x01", b"MM\0*\0\0\0\x08\0\x09"
+    ),
     "JPEG with a tag larger than itself": long_exif(),
     "TIFF with more entries than a tag may have": SEEDS["TIFF"].replace(
         struct.pack("<HHI", 257, 4, 1), struct.pack("<HHI", 257, 4, 2)
     ),
-    "floating-point TIFF with infinities": encoded(Image.fromarray(np.array([[np.inf, -np.inf, 0, 1]], np.float32)), "TIFF"),
+    "floating-point TIFF with infinities": encoded(
+        Image.fromarray(np.array([[np.inf, -np.inf, 0, 1]], np.float32)), "TIFF"
+    ),
     "floating-point TIFF with a signalling NaN": encoded(
         Image.fromarray(np.array([[0x7F800001, 0]], np.uint32).view(np.float32)), "TIFF"
     ),
@@ -250,7 +323,9 @@ def test_no_warning_gets_out_whatever_is_damaged(tmp_path):
         source = random.Random(name)
         for damage in (flipped, cut, spliced):
             for number in range(10):
-                (tmp_path / f"{name} {damage.__name__} {number}").write_bytes(damage(content, source))
+                (tmp_path / f"{name} {damage.__name__} {number}").write_bytes(
+                    damage(content, source)
+                )
     assert warned(tmp_path) == []
 
 

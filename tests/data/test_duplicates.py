@@ -20,7 +20,13 @@ def compared(files):
     looks = [look_at(file) for file in files]
     thumbs = pd.Series([look.thumb for look in looks], dtype="object")
     content = np.array([look.content for look in looks], dtype=np.uint64)
-    return drained(near_sets(thumbs, content, lambda positions, side: gray_squares([files[at] for at in positions], side)))[1]
+    return drained(
+        near_sets(
+            thumbs,
+            content,
+            lambda positions, side: gray_squares([files[at] for at in positions], side),
+        )
+    )[1]
 
 
 def sets_of(files):
@@ -32,7 +38,9 @@ def enlarged(thumbs):
 
     def squares(positions, side):
         for at in positions:
-            small = Image.fromarray(np.frombuffer(thumbs.iloc[at], np.uint8).reshape(12, 12, 3)).convert("L")
+            small = Image.fromarray(
+                np.frombuffer(thumbs.iloc[at], np.uint8).reshape(12, 12, 3)
+            ).convert("L")
             yield np.asarray(small.resize((side, side), Image.Resampling.BILINEAR))
 
     return squares
@@ -40,14 +48,20 @@ def enlarged(thumbs):
 
 def sets_of_vectors(pixels, content=None):
     thumbs = pd.Series([one.astype(np.uint8).tobytes() for one in pixels], dtype="object")
-    content = np.arange(len(thumbs), dtype=np.uint64) if content is None else np.array(content, dtype=np.uint64)
+    content = (
+        np.arange(len(thumbs), dtype=np.uint64)
+        if content is None
+        else np.array(content, dtype=np.uint64)
+    )
     return drained(near_sets(thumbs, content, enlarged(thumbs)))[1][0]
 
 
 def photo(seed, size=(192, 128)):
     """Light that changes slowly, and things with edges."""
     random = np.random.default_rng(seed)
-    image = Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    image = Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8)).resize(
+        size, Image.Resampling.BICUBIC
+    )
     draw = ImageDraw.Draw(image)
     for x, y, *colour in random.integers(0, 256, (12, 5)):
         left, top = x * size[0] // 256, y * size[1] // 256
@@ -65,19 +79,31 @@ def saved_again(quality):
 
 
 def scaled(factor):
-    return lambda image: image.resize([round(side * factor) for side in image.size], Image.Resampling.BILINEAR)
+    return lambda image: image.resize(
+        [round(side * factor) for side in image.size], Image.Resampling.BILINEAR
+    )
 
 
 def noisy(image):
     pixels = np.asarray(image)
-    return Image.fromarray(np.uint8(np.clip(pixels + np.random.default_rng(0).normal(0, 6, pixels.shape), 0, 255)))
+    return Image.fromarray(
+        np.uint8(np.clip(pixels + np.random.default_rng(0).normal(0, 6, pixels.shape), 0, 255))
+    )
 
 
 CHANGES = {
     **{f"JPEG quality {quality}": saved_again(quality) for quality in (30, 60, 90)},
     **{f"scaled by {factor}": scaled(factor) for factor in (0.75, 1.5)},
-    **{f"brightness × {factor}": lambda image, by=factor: ImageEnhance.Brightness(image).enhance(by) for factor in (0.7, 1.2)},
-    **{f"contrast × {factor}": lambda image, by=factor: ImageEnhance.Contrast(image).enhance(by) for factor in (0.7, 1.3)},
+    **{
+        f"brightness × {factor}": lambda image, by=factor: ImageEnhance.Brightness(image).enhance(
+            by
+        )
+        for factor in (0.7, 1.2)
+    },
+    **{
+        f"contrast × {factor}": lambda image, by=factor: ImageEnhance.Contrast(image).enhance(by)
+        for factor in (0.7, 1.3)
+    },
     "noise": noisy,
 }
 
@@ -111,7 +137,9 @@ def test_distinct_images_are_rarely_taken_for_near_duplicates(distinct):
 
 def test_a_mirrored_or_turned_image_is_another_one(tmp_path):
     files = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
-    for file, turn in zip(files, (None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180), strict=True):
+    for file, turn in zip(
+        files, (None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180), strict=True
+    ):
         image = photo(0) if turn is None else photo(0).transpose(turn)
         image.save(file)
     assert sets_of(files).tolist() == [0, 1, 2]
@@ -119,7 +147,11 @@ def test_a_mirrored_or_turned_image_is_another_one(tmp_path):
 
 def test_images_of_one_colour_each_are_no_near_duplicates(tmp_path):
     files = [tmp_path / f"{number}.png" for number in range(5)]
-    for file, colour in zip(files, [(0, 0, 0), (255, 255, 255), (200, 30, 30), (200, 31, 30), (30, 30, 200)], strict=True):
+    for file, colour in zip(
+        files,
+        [(0, 0, 0), (255, 255, 255), (200, 30, 30), (200, 31, 30), (30, 30, 200)],
+        strict=True,
+    ):
         Image.new("RGB", (40, 40), colour).save(file)
     assert sets_of(files).tolist() == [0, 1, 2, 3, 4]
 
@@ -171,7 +203,9 @@ def test_sets_do_not_depend_on_the_order_of_the_images(distinct):
     files = distinct[:120]
     order = np.random.default_rng(0).permutation(len(files))
     straight, shuffled = sets_of(files), sets_of([files[number] for number in order])
-    assert np.array_equal((straight[:, None] == straight)[np.ix_(order, order)], shuffled[:, None] == shuffled)
+    assert np.array_equal(
+        (straight[:, None] == straight)[np.ix_(order, order)], shuffled[:, None] == shuffled
+    )
 
 
 def alike(random, count, noise):
@@ -196,12 +230,20 @@ def test_among_many_images_that_look_alike_only_copies_that_stand_out_are_near_d
 
 
 def test_a_few_moments_of_one_scene_are_near_duplicates():
-    sets = sets_of_vectors([*alike(np.random.default_rng(0), 15, 5), *alike(np.random.default_rng(1), 15, 5), *unlike()])
+    sets = sets_of_vectors(
+        [
+            *alike(np.random.default_rng(0), 15, 5),
+            *alike(np.random.default_rng(1), 15, 5),
+            *unlike(),
+        ]
+    )
     assert sets[:30].tolist() == [0] * 15 + [15] * 15
 
 
 def test_where_all_images_are_of_few_scenes_their_likeness_says_nothing():
-    sets = sets_of_vectors([*alike(np.random.default_rng(0), 15, 5), *alike(np.random.default_rng(1), 15, 5)])
+    sets = sets_of_vectors(
+        [*alike(np.random.default_rng(0), 15, 5), *alike(np.random.default_rng(1), 15, 5)]
+    )
     assert len(set(sets)) == 30
 
 
@@ -221,13 +263,19 @@ def test_few_dimensions_and_few_pairs_at_a_time_lose_no_set(monkeypatch, whole, 
     monkeypatch.setattr(duplicates, "_TILE", tile)
     random = np.random.default_rng(noise)
     scenes = [alike(random, count, noise) for count in (30, 25, 6, 6, 2)]
-    pixels = np.concatenate([*scenes, alike(random, 5, 2 * noise), random.integers(0, 256, (40, 432))])
+    pixels = np.concatenate(
+        [*scenes, alike(random, 5, 2 * noise), random.integers(0, 256, (40, 432))]
+    )
     vectors, _ = duplicates._vectors(pixels.astype(np.uint8))
     products = np.triu(vectors @ vectors.T, 1)
     pairs = np.argwhere(products >= 0.985)
     keep = partial(duplicates._Connecting, len(vectors))
-    found, _ = drained(duplicates._alike(vectors.__getitem__, np.arange(len(vectors)), 0.985, keep))[1]
-    assert np.array_equal(duplicates._connected(found, len(vectors)), duplicates._connected(pairs, len(vectors)))
+    found, _ = drained(
+        duplicates._alike(vectors.__getitem__, np.arange(len(vectors)), 0.985, keep)
+    )[1]
+    assert np.array_equal(
+        duplicates._connected(found, len(vectors)), duplicates._connected(pairs, len(vectors))
+    )
 
 
 @pytest.mark.parametrize("tile", [duplicates._TILE, (7, 20), (20, 7)])
@@ -238,9 +286,17 @@ def test_all_pairs_that_are_close_are_found_in_order_with_their_products(monkeyp
     vectors, _ = duplicates._vectors(pixels.astype(np.uint8))
     rows = np.arange(len(vectors))[1::2]
     products = np.triu(vectors @ vectors.T, 1)
-    expected = np.array([(left, right) for left, right in np.argwhere(products >= 0.98) if left in rows and right in rows])
+    expected = np.array(
+        [
+            (left, right)
+            for left, right in np.argwhere(products >= 0.98)
+            if left in rows and right in rows
+        ]
+    )
     assert 100 < len(expected) < len(rows) * (len(rows) - 1) / 2
-    pairs, likeness = drained(duplicates._alike(vectors.__getitem__, rows, 0.98, duplicates._Closest))[1]
+    pairs, likeness = drained(
+        duplicates._alike(vectors.__getitem__, rows, 0.98, duplicates._Closest)
+    )[1]
     assert np.array_equal(pairs, expected)
     assert np.allclose(likeness, products[tuple(expected.T)], atol=1e-6)
 
@@ -258,8 +314,12 @@ def test_images_of_a_fixed_camera_need_no_memory_for_all_their_pairs(monkeypatch
     """Every pair of 1,500 is alike: a vector for each side of each would be 4 GB."""
     monkeypatch.setattr(duplicates, "_MOST_PAIRS", 100_000)
     einsum, connected, multiplied, kept = np.einsum, duplicates._connected, [0], []
-    monkeypatch.setattr(np, "einsum", lambda *given: multiplied.append(len(given[1])) or einsum(*given))
-    monkeypatch.setattr(duplicates, "_connected", lambda *given: kept.append(len(given[0])) or connected(*given))
+    monkeypatch.setattr(
+        np, "einsum", lambda *given: multiplied.append(len(given[1])) or einsum(*given)
+    )
+    monkeypatch.setattr(
+        duplicates, "_connected", lambda *given: kept.append(len(given[0])) or connected(*given)
+    )
     sets = sets_of_vectors(alike(np.random.default_rng(0), 1500, 1.5))
     assert len(set(sets)) == 1500  # and none is called a copy: the split may part them
     assert max(multiplied) < 100_000
@@ -268,10 +328,15 @@ def test_images_of_a_fixed_camera_need_no_memory_for_all_their_pairs(monkeypatch
 
 def test_what_is_connected_already_is_not_compared_again(monkeypatch):
     monkeypatch.setattr(duplicates, "_TILE", (10, 10))
-    products, pixels = duplicates._products, alike(np.random.default_rng(0), 1000, 1.5).astype(np.uint8)
+    products, pixels = (
+        duplicates._products,
+        alike(np.random.default_rng(0), 1000, 1.5).astype(np.uint8),
+    )
     vectors, _ = duplicates._vectors(pixels)
     compared = []
-    monkeypatch.setattr(duplicates, "_products", lambda *given: compared.append(1) or products(*given))
+    monkeypatch.setattr(
+        duplicates, "_products", lambda *given: compared.append(1) or products(*given)
+    )
     keep = partial(duplicates._Connecting, len(vectors))
     pairs, _ = drained(duplicates._alike(vectors.__getitem__, np.arange(1000), 0.985, keep))[1]
     assert len(set(duplicates._connected(pairs, 1000))) == 1
@@ -286,7 +351,11 @@ def test_more_images_than_can_be_compared_keep_their_exact_copies(monkeypatch):
 
 def test_more_that_look_alike_than_can_be_compared_are_left_and_the_others_compared(monkeypatch):
     monkeypatch.setattr(duplicates, "_MOST_ALIKE", 4)
-    pixels = [*alike(np.random.default_rng(0), 5, 1), *alike(np.random.default_rng(1), 3, 1), *unlike()]
+    pixels = [
+        *alike(np.random.default_rng(0), 5, 1),
+        *alike(np.random.default_rng(1), 3, 1),
+        *unlike(),
+    ]
     assert sets_of_vectors(pixels)[:8].tolist() == [0, 1, 2, 3, 4, 5, 5, 5]
 
 

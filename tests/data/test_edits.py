@@ -20,7 +20,13 @@ from finetune_core.data.edits import (
 from finetune_core.data.entry import entry_folder
 from finetune_core.errors import DataError
 
-TABLE = pd.DataFrame({"id": ["a", "b", "c", "d"], "class": ["x", "x", "y", "y"], "split": ["train", "val", "train", "test"]})
+TABLE = pd.DataFrame(
+    {
+        "id": ["a", "b", "c", "d"],
+        "class": ["x", "x", "y", "y"],
+        "split": ["train", "val", "train", "test"],
+    }
+)
 
 
 def exclude(*paths):
@@ -60,7 +66,10 @@ def test_moved_images_have_another_split():
 
 
 def test_relabelled_images_have_another_class_new_or_not():
-    assert applied(relabel("y", "a"), relabel("new", "d")) == AS_IT_WAS | {"a": ("y", "train"), "d": ("new", "test")}
+    assert applied(relabel("y", "a"), relabel("new", "d")) == AS_IT_WAS | {
+        "a": ("y", "train"),
+        "d": ("new", "test"),
+    }
 
 
 def test_ignoring_a_finding_changes_nothing():
@@ -74,16 +83,26 @@ def test_the_last_of_several_edits_holds():
 
 
 def test_of_one_edit_and_many_each_image_gets_its_own():
-    made = applied(relabel("new", "a", "c"), move("val", "c", "d"), relabel("x", "c"), move("test", "a"), relabel("y", "b"))
+    made = applied(
+        relabel("new", "a", "c"),
+        move("val", "c", "d"),
+        relabel("x", "c"),
+        move("test", "a"),
+        relabel("y", "b"),
+    )
     assert made == {"a": ("new", "test"), "b": ("y", "val"), "c": ("x", "val"), "d": ("y", "val")}
 
 
 def test_the_columns_keep_their_types():
-    changed = apply_edits(TABLE.astype("str"), [relabel("new", "a"), move("val", "c"), exclude("d")])
+    changed = apply_edits(
+        TABLE.astype("str"), [relabel("new", "a"), move("val", "c"), exclude("d")]
+    )
     assert changed.dtypes.tolist() == TABLE.astype("str").dtypes.tolist()
 
 
-@pytest.mark.parametrize("edits", [[exclude("a"), move("val", "a")], [relabel("y", "a"), exclude("a")]])
+@pytest.mark.parametrize(
+    "edits", [[exclude("a"), move("val", "a")], [relabel("y", "a"), exclude("a")]]
+)
 def test_what_is_excluded_stays_out_in_any_order(edits):
     assert "a" not in applied(*edits)
 
@@ -116,7 +135,12 @@ def test_there_are_three_splits_to_move_to(to):
 
 @pytest.fixture
 def edits():
-    return (exclude("a/1.png", "a/2.png"), move("val", "otter 🦦.png"), relabel("c, d", 'q".png'), ignore("dark", "a/3.png"))
+    return (
+        exclude("a/1.png", "a/2.png"),
+        move("val", "otter 🦦.png"),
+        relabel("c, d", 'q".png'),
+        ignore("dark", "a/3.png"),
+    )
 
 
 def test_edits_are_kept_in_order(tmp_path, edits):
@@ -227,8 +251,18 @@ def test_one_edit_in_words(edit, words):
 
 
 def test_all_edits_in_words():
-    edits = [move("val", "a"), exclude("b", "c"), ignore("dark", "d"), exclude("e"), move("test", "f"), relabel("x", "g")]
-    assert edits_in_words(edits) == "3 images excluded, 2 images moved to another split, 1 image relabelled"
+    edits = [
+        move("val", "a"),
+        exclude("b", "c"),
+        ignore("dark", "d"),
+        exclude("e"),
+        move("test", "f"),
+        relabel("x", "g"),
+    ]
+    assert (
+        edits_in_words(edits)
+        == "3 images excluded, 2 images moved to another split, 1 image relabelled"
+    )
     assert edits_in_words([]) == edits_in_words([ignore("dark", "d")]) == ""
 
 

@@ -22,7 +22,9 @@ def parts(request, tmp_path_factory):
 def test_different_parts_are_no_near_duplicates(parts):
     dataset = load_dataset(parts)
     assert {one.kind for one in dataset.findings} & {"near_duplicates", "near_leakage"} == set()
-    assert dataset.table["near"].nunique() == 70  # each by itself: the split is the one that was asked for
+    assert (
+        dataset.table["near"].nunique() == 70
+    )  # each by itself: the split is the one that was asked for
     assert dataset.counts().sum().tolist() == [50, 10, 10]
 
 
@@ -65,7 +67,9 @@ def gray(image):
 @pytest.mark.parametrize("seed", range(4))
 def test_noise_is_spread_and_a_scratch_is_a_peak(seed):
     random, image = np.random.default_rng(seed), picture(seed)
-    noisy = [np.uint8(np.clip(gray(image) + random.normal(0, 3, (128, 128)), 0, 255)) for _ in range(2)]
+    noisy = [
+        np.uint8(np.clip(gray(image) + random.normal(0, 3, (128, 128)), 0, 255)) for _ in range(2)
+    ]
     assert same_picture(*noisy)
     other = np.uint8(np.clip(gray(scratched(image)) + random.normal(0, 3, (128, 128)), 0, 255))
     assert not same_picture(noisy[0], other)
@@ -83,7 +87,9 @@ def test_pairs_by_chance_are_as_many_as_expected(dimension):
     vectors = unit(base + random.uniform(-1, 1, (1200, dimension)) @ ways)
     chance = chance_pairs(vectors)
     assert chance.dimension == pytest.approx(dimension, rel=0.2)
-    apart = np.sqrt(np.maximum(0, 2 - 2 * np.triu(vectors @ vectors.T, 1)[np.triu_indices(1200, 1)]))
+    apart = np.sqrt(
+        np.maximum(0, 2 - 2 * np.triu(vectors @ vectors.T, 1)[np.triu_indices(1200, 1)])
+    )
     closest = np.sort(apart)[300]
     assert 100 < chance.expected(np.array([closest]))[0] < 900
     assert not chance.outstanding(np.sort(apart)[:1000]).any()

@@ -15,11 +15,15 @@ quick = settings(deadline=None, derandomize=True, database=None, max_examples=15
 def photo(size=(160, 120), seed=0):
     """Light that changes slowly, and things with edges."""
     random = np.random.default_rng(seed)
-    image = Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    image = Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8)).resize(
+        size, Image.Resampling.BICUBIC
+    )
     draw = ImageDraw.Draw(image)
     for x, y, *colour in random.integers(0, 256, (40, 5)):
         left, top = x * size[0] // 256, y * size[1] // 256
-        draw.rectangle((left, top, left + size[0] // 9, top + size[1] // 9), tuple(map(int, colour)))
+        draw.rectangle(
+            (left, top, left + size[0] // 9, top + size[1] // 9), tuple(map(int, colour))
+        )
     return image
 
 
@@ -43,7 +47,13 @@ def look(tmp_path):
 def test_a_sound_image_has_no_problem(look):
     seen = look(photo((160, 120)), "JPEG")
     assert (seen.problem, seen.reason) == ("", "")
-    assert (seen.width, seen.height, seen.mode, seen.format, seen.frames) == (160, 120, "RGB", "JPEG", 1)
+    assert (seen.width, seen.height, seen.mode, seen.format, seen.frames) == (
+        160,
+        120,
+        "RGB",
+        "JPEG",
+        1,
+    )
 
 
 def test_an_empty_file(look):
@@ -90,7 +100,9 @@ def test_an_animation_has_more_than_one_frame(look):
     assert look(frames[0], "GIF").frames == 1
 
 
-@pytest.mark.parametrize(("orientation", "size"), [(1, (30, 20)), (3, (30, 20)), (6, (20, 30)), (8, (20, 30))])
+@pytest.mark.parametrize(
+    ("orientation", "size"), [(1, (30, 20)), (3, (30, 20)), (6, (20, 30)), (8, (20, 30))]
+)
 def test_sizes_are_those_of_the_upright_image(look, orientation, size):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -108,7 +120,12 @@ def test_the_thumbnail_is_upright_too(look):
 def test_equal_bytes_have_equal_content_and_others_do_not(look):
     one, again = look(photo()), look(photo())
     assert one == again
-    others = {one.content, look(photo(seed=1)).content, look(photo(), "JPEG").content, look(b"x").content}
+    others = {
+        one.content,
+        look(photo(seed=1)).content,
+        look(photo(), "JPEG").content,
+        look(b"x").content,
+    }
     assert len(others) == 4
     assert all(0 < content < 2**64 for content in others)
 
@@ -116,7 +133,11 @@ def test_equal_bytes_have_equal_content_and_others_do_not(look):
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16", "I", "F"])
 def test_every_mode_is_named_and_has_a_thumbnail(look, mode):
     wide = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
-    image = Image.fromarray(np.asarray(photo().convert("L")).astype(wide[mode])) if mode in wide else photo().convert(mode)
+    image = (
+        Image.fromarray(np.asarray(photo().convert("L")).astype(wide[mode]))
+        if mode in wide
+        else photo().convert(mode)
+    )
     seen = look(image, {"CMYK": "JPEG", "I": "TIFF", "F": "TIFF"}.get(mode, "PNG"))
     assert (seen.problem, seen.mode) == ("", mode)
     assert len(seen.thumb) == THUMB_SIDE * THUMB_SIDE * 3 == 432
@@ -135,7 +156,8 @@ def test_what_is_broken_has_a_thumbnail_of_the_same_length(look):
 
 def test_a_dark_and_a_bright_version(look):
     dark, usual, bright = (
-        look(photo().point(lambda value, by=by: min(255, value * by + 40 * (by > 1)))) for by in (0.1, 1, 1.6)
+        look(photo().point(lambda value, by=by: min(255, value * by + 40 * (by > 1))))
+        for by in (0.1, 1, 1.6)
     )
     assert dark.brightness < usual.brightness < bright.brightness
     assert dark.low < usual.low < bright.low
@@ -144,7 +166,9 @@ def test_a_dark_and_a_bright_version(look):
 
 
 def test_black_white_and_one_colour(look):
-    black, white, one = (look(Image.new("RGB", (50, 40), colour)) for colour in ("black", "white", (90, 90, 90)))
+    black, white, one = (
+        look(Image.new("RGB", (50, 40), colour)) for colour in ("black", "white", (90, 90, 90))
+    )
     assert (black.brightness, black.low, black.high) == (0, 0, 0)
     assert (white.brightness, white.low, white.high) == (255, 255, 255)
     assert one.brightness == one.low == one.high == pytest.approx(90, abs=1)
@@ -162,7 +186,10 @@ def test_low_and_high_leave_five_in_a_hundred_out(look):
 @pytest.mark.parametrize("size", [(96, 96), (160, 120), (900, 600)])
 def test_blur_makes_an_image_less_sharp_at_every_size(look, size):
     sharp = photo(size)
-    levels = [look(sharp.filter(ImageFilter.GaussianBlur(share * min(size)))).sharpness for share in (0, 0.01, 0.03)]
+    levels = [
+        look(sharp.filter(ImageFilter.GaussianBlur(share * min(size)))).sharpness
+        for share in (0, 0.01, 0.03)
+    ]
     assert levels[0] > 2 * levels[1] > 10 * levels[2]
 
 
@@ -176,7 +203,11 @@ SOUND = [encoded(photo((40, 30)), kind) for kind in ("JPEG", "PNG", "GIF", "BMP"
 
 
 @quick
-@given(st.sampled_from(SOUND), st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=8), st.floats(0.02, 1))
+@given(
+    st.sampled_from(SOUND),
+    st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=8),
+    st.floats(0.02, 1),
+)
 def test_whatever_a_file_holds_there_is_a_look(tmp_path_factory, content, changes, share):
     content = bytearray(content)
     for position, value in changes:

@@ -51,7 +51,12 @@ def test_a_row_says_what_a_look_says(folder):
     seen = look_at(folder / "red" / "000.png")
     row = rows.set_index("id").loc["red/000.png"]
     assert len(rows) == 12
-    assert (row["class"], row["problem"], row["content"], row["thumb"]) == ("red", "", seen.content, seen.thumb)
+    assert (row["class"], row["problem"], row["content"], row["thumb"]) == (
+        "red",
+        "",
+        seen.content,
+        seen.thumb,
+    )
     assert (row["width"], row["height"], row["sharpness"]) == (40, 32, seen.sharpness)
 
 
@@ -66,7 +71,10 @@ def test_it_is_kept_below_the_home_and_nothing_is_written_into_the_folder(home, 
 
 
 def test_data_sets_of_one_name_have_entries_of_their_own(image_folder, tmp_path):
-    one, two = (image_folder(tmp_path / place / "pets", {"red": number, "blue": 1}) for number, place in ((1, "a"), (2, "b")))
+    one, two = (
+        image_folder(tmp_path / place / "pets", {"red": number, "blue": 1})
+        for number, place in ((1, "a"), (2, "b"))
+    )
     assert entry_folder(one) != entry_folder(two)
     assert [len(indexed(data)) for data in (one, two, one)] == [2, 3, 2]
 
@@ -75,7 +83,9 @@ def test_data_sets_of_one_name_have_entries_of_their_own(image_folder, tmp_path)
 def test_entries_have_harmless_names(home, tmp_path, name):
     entry = entry_folder(tmp_path / name)
     assert entry.parent == home / "datasets"
-    assert set(entry.name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+    assert set(entry.name) <= set(
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+    )
     assert len(entry.name) <= 60
 
 
@@ -97,7 +107,9 @@ def test_thumbnails_are_read_only_where_they_are_asked_for(folder, looked):
     assert len(looked) == 12
 
 
-def test_what_is_seen_of_more_images_than_are_held_as_objects_is_in_their_order(folder, image_folder, monkeypatch):
+def test_what_is_seen_of_more_images_than_are_held_as_objects_is_in_their_order(
+    folder, image_folder, monkeypatch
+):
     monkeypatch.setattr(index, "_AT_ONCE", 5)
     indexed(folder)
     image_folder(folder, {"aqua": 7, "green": 6})
@@ -188,7 +200,9 @@ def test_an_index_of_another_version_is_made_again(folder, looked):
 def test_damaged_tables_never_stop_a_reading(tmp_path):
     """Any changed byte is noticed, or does no harm."""
     random = np.random.default_rng(0)
-    table = pd.DataFrame({"id": [f"red/{n}.png" for n in range(50)], "thumb": [random.bytes(50) for _ in range(50)]})
+    table = pd.DataFrame(
+        {"id": [f"red/{n}.png" for n in range(50)], "thumb": [random.bytes(50) for _ in range(50)]}
+    )
     write_table(tmp_path / "t.parquet", table)
     content = (tmp_path / "t.parquet").read_bytes()
     noticed = 0
@@ -198,7 +212,11 @@ def test_damaged_tables_never_stop_a_reading(tmp_path):
         (tmp_path / "t.parquet").write_bytes(changed)
         read = read_table(tmp_path / "t.parquet")
         noticed += read is None
-        assert read is None or read.to_numpy().tolist() == table.to_numpy().tolist() or set(read) != set(table)
+        assert (
+            read is None
+            or read.to_numpy().tolist() == table.to_numpy().tolist()
+            or set(read) != set(table)
+        )
     assert noticed > 200
 
 
@@ -242,7 +260,9 @@ def test_a_reading_that_was_never_begun_looks_at_nothing(folder, looked):
     assert looked == []
 
 
-def test_a_home_that_cannot_be_written_does_not_stop_the_reading(folder, tmp_path, monkeypatch, looked):
+def test_a_home_that_cannot_be_written_does_not_stop_the_reading(
+    folder, tmp_path, monkeypatch, looked
+):
     (tmp_path / "file").touch()
     monkeypatch.setenv("THAW_HOME", str(tmp_path / "file" / "home"))
     assert len(indexed(folder)) == len(indexed(folder)) == 12
@@ -262,7 +282,9 @@ def test_hashes_keep_all_their_bits_on_disk_and_among_new_rows(folder, image_fol
     def wrong():
         rows = indexed(folder)
         assert rows["content"].dtype == np.uint64
-        return [row.id for row in rows.itertuples() if row.content != look_at(folder / row.id).content]
+        return [
+            row.id for row in rows.itertuples() if row.content != look_at(folder / row.id).content
+        ]
 
     assert (indexed(folder)["content"] > 2**63).any()  # which is where int64 ends
     assert wrong() == []  # read back
@@ -278,7 +300,10 @@ def test_what_is_broken_is_looked_at_once_too(folder, looked):
     (folder / "red" / "broken.png").write_bytes(b"no image")
     (folder / "red" / "empty.png").touch()
     rows = indexed(folder).set_index("id")
-    assert rows.loc[["red/broken.png", "red/empty.png"], "problem"].tolist() == ["unreadable", "empty_file"]
+    assert rows.loc[["red/broken.png", "red/empty.png"], "problem"].tolist() == [
+        "unreadable",
+        "empty_file",
+    ]
     looked.clear()
     assert len(indexed(folder)) == 14
     assert looked == []

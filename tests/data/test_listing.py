@@ -13,7 +13,9 @@ def listed(data, **settings):
     """{id: (class, split)}, and the notes."""
     listing = list_data(data, **settings)
     files = listing.files
-    return dict(zip(files["id"], zip(files["class"], files["split"], strict=True), strict=True)), set(listing.notes)
+    return dict(
+        zip(files["id"], zip(files["class"], files["split"], strict=True), strict=True)
+    ), set(listing.notes)
 
 
 def classes(data):
@@ -22,14 +24,20 @@ def classes(data):
 
 def test_class_folders_say_the_class_and_no_split(image_folder, tmp_path):
     image_folder(tmp_path, {"red": 1, "blue/deep/down": 1})
-    assert listed(tmp_path) == ({"blue/deep/down/000.png": ("blue", ""), "red/000.png": ("red", "")}, set())
+    assert listed(tmp_path) == (
+        {"blue/deep/down/000.png": ("blue", ""), "red/000.png": ("red", "")},
+        set(),
+    )
 
 
 def test_sizes_and_times_are_the_files_own(image_folder, tmp_path):
     image_folder(tmp_path, {"red": 1})
     os.utime(tmp_path / "red" / "000.png", ns=(1, 1_234_567_891_234_567_891))
     row = list_data(tmp_path).files.iloc[0]
-    assert (row["bytes"], row["changed"]) == ((tmp_path / "red" / "000.png").stat().st_size, 1_234_567_891_234_567_891)
+    assert (row["bytes"], row["changed"]) == (
+        (tmp_path / "red" / "000.png").stat().st_size,
+        1_234_567_891_234_567_891,
+    )
 
 
 SPELLINGS = [
@@ -47,7 +55,8 @@ def test_what_people_call_the_splits(tmp_path, train, val, test):
         (tmp_path / folder / "red" / "a.png").touch()
     files, _ = listed(tmp_path)
     assert files == {
-        f"{folder}/red/a.png": ("red", split) for folder, split in ((train, "train"), (val, "val"), (test, "test"))
+        f"{folder}/red/a.png": ("red", split)
+        for folder, split in ((train, "train"), (val, "val"), (test, "test"))
     }
 
 
@@ -61,11 +70,16 @@ def test_a_split_packed_once_too_often(image_folder, tmp_path):
 
 def test_one_class_in_train_is_no_split_packed_twice(image_folder, tmp_path):
     image_folder(tmp_path, {"train/red": 1, "val/red": 1})
-    assert listed(tmp_path)[0] == {"train/red/000.png": ("red", "train"), "val/red/000.png": ("red", "val")}
+    assert listed(tmp_path)[0] == {
+        "train/red/000.png": ("red", "train"),
+        "val/red/000.png": ("red", "val"),
+    }
 
 
 @pytest.mark.parametrize("wrapping", ["pets", "pets-master/images", "a/b/c"])
-@pytest.mark.parametrize("inside", [{"red": 1, "blue": 1}, {"train/red": 1, "val/red": 1, "train/blue": 1}])
+@pytest.mark.parametrize(
+    "inside", [{"red": 1, "blue": 1}, {"train/red": 1, "val/red": 1, "train/blue": 1}]
+)
 def test_folders_around_a_data_set_are_no_classes(image_folder, tmp_path, wrapping, inside):
     image_folder(tmp_path / wrapping, inside)
     image_folder(tmp_path, {"__MACOSX": 1})
@@ -82,7 +96,9 @@ def test_a_single_class_folder_is_not_taken_for_a_wrapping(image_folder, tmp_pat
 
 
 def test_what_systems_leave_behind_is_passed_over_without_a_word(image_folder, tmp_path):
-    image_folder(tmp_path, {"red": 1, "__MACOSX/red": 1, ".cache": 1, "red/.thumbs": 1, "red/__MACOSX": 1})
+    image_folder(
+        tmp_path, {"red": 1, "__MACOSX/red": 1, ".cache": 1, "red/.thumbs": 1, "red/__MACOSX": 1}
+    )
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._000.png"):
         (tmp_path / name).touch()
         (tmp_path / "red" / name).touch()
@@ -103,7 +119,9 @@ def test_what_is_passed_over_is_noted(image_folder, tmp_path):
     }
 
 
-@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".jfif", ".Png", ".webp", ".TIFF", ".pgm", ".gif", ".bmp"])
+@pytest.mark.parametrize(
+    "suffix", [".JPG", ".jpeg", ".jfif", ".Png", ".webp", ".TIFF", ".pgm", ".gif", ".bmp"]
+)
 def test_endings_of_images_in_any_case(tmp_path, suffix):
     (tmp_path / "red").mkdir()
     (tmp_path / "red" / f"a{suffix}").touch()
@@ -121,7 +139,10 @@ OUT_OF_THE_ROOTS = {
 @pytest.mark.parametrize("what", OUT_OF_THE_ROOTS)
 def test_links_that_lead_out_of_the_roots_are_left_out_and_noted(image_folder, tmp_path, what):
     linked, noted, layout = OUT_OF_THE_ROOTS[what]
-    root, outside = image_folder(tmp_path / "root", layout), image_folder(tmp_path / "outside", {"red": 2})
+    root, outside = (
+        image_folder(tmp_path / "root", layout),
+        image_folder(tmp_path / "outside", {"red": 2}),
+    )
     (root / linked).symlink_to(outside if what == "a split" else outside / linked)
     files, notes = listed(root, roots=[root])
     assert {name for name, _ in files.values()} == {"blue"}

@@ -68,7 +68,9 @@ def test_a_heading_of_one_column_is_named_whole(write):
 
 
 def test_tabs_part_the_columns_of_a_tsv_whatever_else_is_in_it(write):
-    assert rows(write("path\tlabel\na, b; c.png\tcat\n", "images.tsv")) == [("a, b; c.png", "cat", "", "")]
+    assert rows(write("path\tlabel\na, b; c.png\tcat\n", "images.tsv")) == [
+        ("a, b; c.png", "cat", "", "")
+    ]
 
 
 def test_quotes_commas_and_marks_of_byte_order(write):
@@ -81,7 +83,9 @@ def test_labels_stay_as_they_are_written(write, label):
     assert rows(write(f"path,label\na.png,{label}\n"))[0][1] == label
 
 
-@pytest.mark.parametrize("path", ["path", "File", "FILENAME", "file_name", "filepath", "image", "id", " path "])
+@pytest.mark.parametrize(
+    "path", ["path", "File", "FILENAME", "file_name", "filepath", "image", "id", " path "]
+)
 @pytest.mark.parametrize("label", ["label", "Class", "class_name", "TARGET", "category"])
 def test_what_people_call_the_columns(write, path, label):
     assert rows(write(f"{label},width,{path}\ncat,640,a.png\n")) == [("a.png", "cat", "", "")]
@@ -105,7 +109,16 @@ def test_what_people_call_the_splits(write, column, word, split):
 
 
 @pytest.mark.parametrize(
-    "given", ["red/a.png", "./red/a.png", "red//a.png", "blue/../red/a.png", r"red\a.png", r".\red\a.png", "../here/red/a.png"]
+    "given",
+    [
+        "red/a.png",
+        "./red/a.png",
+        "red//a.png",
+        "blue/../red/a.png",
+        r"red\a.png",
+        r".\red\a.png",
+        "../here/red/a.png",
+    ],
 )
 def test_ways_to_write_one_path(tmp_path, given):
     (tmp_path / "here").mkdir()
@@ -123,7 +136,9 @@ def test_paths_out_of_the_folder_are_absolute(write, tmp_path):
     assert rows(write(f"path,label\n{outside},red\n"))[0][0] == outside
 
 
-@pytest.mark.parametrize("labels", [[3, 1], [3.0, None], pd.array([3, 1], "Int64"), pd.Categorical(["3", "1"])])
+@pytest.mark.parametrize(
+    "labels", [[3, 1], [3.0, None], pd.array([3, 1], "Int64"), pd.Categorical(["3", "1"])]
+)
 def test_labels_of_any_type_in_parquet(write, labels):
     table = pd.DataFrame({"path": ["a.png", "b.png"], "label": labels})
     if table["label"].isna().any():
@@ -134,7 +149,9 @@ def test_labels_of_any_type_in_parquet(write, labels):
 
 @pytest.mark.parametrize("label", [0.5, 1e300, float("inf"), True])
 def test_odd_labels_in_parquet_are_words(write, label):
-    assert rows(write(pd.DataFrame({"path": ["a.png"], "label": [label]}), "images.parquet"))[0][1] == str(label)
+    assert rows(write(pd.DataFrame({"path": ["a.png"], "label": [label]}), "images.parquet"))[0][
+        1
+    ] == str(label)
 
 
 NESTED = {
@@ -147,7 +164,11 @@ NESTED = {
 @pytest.mark.parametrize("what", NESTED)
 def test_lists_and_records_beside_paths_and_labels_are_text(tmp_path, what):
     file = tmp_path / "images.parquet"
-    table = {"path": pyarrow.array(["a.png", "b.png"]), "label": pyarrow.array(["cat", "dog"]), "boxes": NESTED[what]}
+    table = {
+        "path": pyarrow.array(["a.png", "b.png"]),
+        "label": pyarrow.array(["cat", "dog"]),
+        "boxes": NESTED[what],
+    }
     pyarrow.parquet.write_table(pyarrow.table(table), file)
     assert [row[:2] for row in rows(file)] == [("a.png", "cat"), ("b.png", "dog")]
     assert other_columns(file).index.tolist() == ["a.png", "b.png"]
@@ -174,7 +195,9 @@ def test_a_name_of_fifty_megabytes_is_refused_in_a_line(write, column):
 
 
 def test_numbers_of_groups_with_gaps_in_parquet(write):
-    table = pd.DataFrame({"path": ["a.png", "b.png"], "label": ["cat", "cat"], "group": [7.0, None]})
+    table = pd.DataFrame(
+        {"path": ["a.png", "b.png"], "label": ["cat", "cat"], "group": [7.0, None]}
+    )
     assert [row[3] for row in rows(write(table, "images.parquet"))] == ["7", ""]
 
 
@@ -211,7 +234,9 @@ def test_many_rows_with_one_problem_are_counted(write):
 
 @pytest.mark.parametrize("blank", ["", ","])
 def test_blank_rows_are_passed_over_but_count(write, blank):
-    assert "without a label: 5" in refused(write(f"path,label\na.png,cat\n{blank}\n{blank}\nb.png,\n"))
+    assert "without a label: 5" in refused(
+        write(f"path,label\na.png,cat\n{blank}\n{blank}\nb.png,\n")
+    )
     assert rows(write(f"path,label\na.png,cat\n{blank}\n")) == [("a.png", "cat", "", "")]
 
 
@@ -227,7 +252,9 @@ def test_a_table_without_rows(write, text):
 
 
 def test_rows_with_more_values_than_the_heading_are_not_guessed_at(write):
-    assert "more values than the heading" in refused(write("path,label\na,1.png,cat\nb,2.png,dog\n"))
+    assert "more values than the heading" in refused(
+        write("path,label\na,1.png,cat\nb,2.png,dog\n")
+    )
     assert "cannot be read as a table" in refused(write("path,label\na.png,cat\nb,2.png,dog\n"))
 
 
@@ -253,9 +280,13 @@ def test_what_is_no_table_is_refused_in_a_line_or_two(write, what, name):
 
 def test_text_in_parquet_that_is_not_unicode_is_refused(write, tmp_path):
     offsets = pyarrow.py_buffer((0).to_bytes(4, "little") + (2).to_bytes(4, "little"))
-    broken = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, offsets, pyarrow.py_buffer(b"\xff\xfe")])
+    broken = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, offsets, pyarrow.py_buffer(b"\xff\xfe")]
+    )
     file = tmp_path / "images.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"path": pyarrow.array(["a.png"]), "label": broken}), file)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"path": pyarrow.array(["a.png"]), "label": broken}), file
+    )
     assert "cannot be read as a table" in refused(file)
 
 
@@ -266,14 +297,23 @@ def test_a_zero_byte_in_a_path_is_refused(write, name):
 
 
 def test_manifests_are_known_by_their_names(tmp_path):
-    names = {"a.csv": True, "a.CSV": True, "a.tsv": True, "a.parquet": True, "a.txt": False, "csv": False}
+    names = {
+        "a.csv": True,
+        "a.CSV": True,
+        "a.tsv": True,
+        "a.parquet": True,
+        "a.txt": False,
+        "csv": False,
+    }
     assert {name: is_manifest(tmp_path / name) for name in names} == names
 
 
 def test_missing_files_are_named(image_folder, tmp_path):
     image_folder(tmp_path, {"x": 8})
     (tmp_path / "m.csv").write_text(
-        "path,label\n" + "".join(f"x/00{n}.png,{'ab'[n % 2]}\n" for n in range(8)) + "x/gone.png,a\n"
+        "path,label\n"
+        + "".join(f"x/00{n}.png,{'ab'[n % 2]}\n" for n in range(8))
+        + "x/gone.png,a\n"
     )
     dataset = load_dataset(tmp_path / "m.csv")
     assert len(dataset.table) == 8
@@ -294,7 +334,9 @@ def test_files_outside_the_roots_are_noted_by_whatever_way(image_folder, tmp_pat
 
 
 def test_nothing_within_the_roots(write, tmp_path):
-    with pytest.raises(DataError, match=r"None of the images that images\.csv names lies in a folder"):
+    with pytest.raises(
+        DataError, match=r"None of the images that images\.csv names lies in a folder"
+    ):
         list_data(write("path,label\n../a.png,a\n"), roots=[tmp_path])
 
 
@@ -305,7 +347,9 @@ if os.name != "posix":
 
 @pytest.mark.parametrize("name", ["again.csv", "again.parquet"])
 @pytest.mark.parametrize("layout", ["{}", "train/{}"])
-def test_a_data_set_written_out_as_a_manifest_is_the_same_data_set(image_folder, tmp_path, name, layout):
+def test_a_data_set_written_out_as_a_manifest_is_the_same_data_set(
+    image_folder, tmp_path, name, layout
+):
     image_folder(tmp_path, {layout.format(one): 6 for one in NAMES})
     moved, relabelled, gone = (layout.format(f"plain/00{n}.png") for n in range(3))
     edits = (
@@ -315,7 +359,9 @@ def test_a_data_set_written_out_as_a_manifest_is_the_same_data_set(image_folder,
     )
     first = load_dataset(tmp_path, groups="{group}.png", edits=edits)
     manifest = first.manifest()
-    manifest.to_csv(tmp_path / name, index=False) if name.endswith("csv") else manifest.to_parquet(tmp_path / name)
+    manifest.to_csv(tmp_path / name, index=False) if name.endswith("csv") else manifest.to_parquet(
+        tmp_path / name
+    )
     second = load_dataset(tmp_path / name)
     columns = ["id", "class", "split", "group", "label"]
     pd.testing.assert_frame_equal(first.table[columns], second.table[columns], check_dtype=False)
@@ -330,16 +376,37 @@ def test_a_data_set_written_out_as_a_manifest_is_the_same_data_set(image_folder,
 
 WORDS = st.one_of(
     st.sampled_from(
-        ["path", "label", "split", "group", "a.png", "cat", "train", "val", "", " ", "..", "/", "\\", "~", '"', "\0"]
+        [
+            "path",
+            "label",
+            "split",
+            "group",
+            "a.png",
+            "cat",
+            "train",
+            "val",
+            "",
+            " ",
+            "..",
+            "/",
+            "\\",
+            "~",
+            '"',
+            "\0",
+        ]
     ),
     st.text(st.characters(codec="utf-8"), max_size=6),
 )
 TABLES = st.lists(st.lists(WORDS, min_size=1, max_size=4), max_size=6)
-HEADINGS = st.sampled_from([["path", "label"], ["path", "label", "split"], ["label", "image", "group"], ["path"], []])
+HEADINGS = st.sampled_from(
+    [["path", "label"], ["path", "label", "split"], ["label", "image", "group"], ["path"], []]
+)
 
 
 @quick
-@given(HEADINGS, TABLES, st.sampled_from([",", ";", "\t", " "]), st.sampled_from(["m.csv", "m.tsv"]))
+@given(
+    HEADINGS, TABLES, st.sampled_from([",", ";", "\t", " "]), st.sampled_from(["m.csv", "m.tsv"])
+)
 @example([], [], ",", "m.csv")
 def test_any_table_of_text_is_read_or_refused(tmp_path_factory, heading, table, separator, name):
     text = "\n".join(separator.join(row) for row in [heading, *table])
@@ -352,7 +419,14 @@ def test_any_table_of_text_is_read_or_refused(tmp_path_factory, heading, table, 
         assert set(listing.files["split"]) <= {"", "train", "val", "test"}
 
 
-CELLS = st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.booleans(), st.binary(max_size=4), WORDS)
+CELLS = st.one_of(
+    st.none(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.booleans(),
+    st.binary(max_size=4),
+    WORDS,
+)
 
 
 @quick
@@ -372,11 +446,20 @@ def test_any_parquet_table_is_read_or_refused(tmp_path_factory, cells, third):
 
 def test_each_name_is_looked_at_once_however_often_a_manifest_gives_it(tmp_path, monkeypatch):
     file = tmp_path / "manifest.csv"
-    rows = [f"{name}/{number}.png,{name},train,{number}" for name in ("red", "blue") for number in range(20)]
+    rows = [
+        f"{name}/{number}.png,{name},train,{number}"
+        for name in ("red", "blue")
+        for number in range(20)
+    ]
     file.write_text("path,label,split,camera\n" + "\n".join(rows * 50))
     calls, really = [], os.path.normpath
-    monkeypatch.setattr("finetune_core.data.manifest.os.path.normpath", lambda path: calls.append(path) or really(path))
+    monkeypatch.setattr(
+        "finetune_core.data.manifest.os.path.normpath",
+        lambda path: calls.append(path) or really(path),
+    )
     table = read_manifest(file)
     assert (len(table), len(calls)) == (40, 40)
-    assert other_columns(file)["camera"].tolist() == [str(number) for _ in range(2) for number in range(20)]
+    assert other_columns(file)["camera"].tolist() == [
+        str(number) for _ in range(2) for number in range(20)
+    ]
     assert len(calls) == 80

@@ -8,7 +8,9 @@ from finetune_core.errors import DataError
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 
 
-@pytest.mark.parametrize("name", [".DS_Store", "._cat.jpg", ".git", "__MACOSX", "Thumbs.db", "desktop.ini"])
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "._cat.jpg", ".git", "__MACOSX", "Thumbs.db", "desktop.ini"]
+)
 def test_what_systems_leave_behind_is_noise(name):
     assert is_noise(name)
 

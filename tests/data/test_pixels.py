@@ -113,7 +113,9 @@ def test_the_stored_side_leaves_room_for_the_centre_crop():
     assert all(stored_side(size) > size for size in range(32, 1025))
 
 
-def test_images_that_new_ones_drive_out_of_a_tight_disk_are_decoded_again(image_folder, tmp_path, monkeypatch):
+def test_images_that_new_ones_drive_out_of_a_tight_disk_are_decoded_again(
+    image_folder, tmp_path, monkeypatch
+):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
     image_folder(tmp_path / "images", {"red": 3, "blue": 3})
     paths = sorted((tmp_path / "images").glob("*/*.png"))
@@ -122,4 +124,6 @@ def test_images_that_new_ones_drive_out_of_a_tight_disk_are_decoded_again(image_
     _, pixels = decoded(paths)
     for index in range(6):
         batch = pixels.batch(np.array([index]))
-        np.testing.assert_array_equal(batch[0].permute(1, 2, 0).numpy(), read_square(paths[index], 16))
+        np.testing.assert_array_equal(
+            batch[0].permute(1, 2, 0).numpy(), read_square(paths[index], 16)
+        )

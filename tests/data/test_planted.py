@@ -69,9 +69,16 @@ class Planted:
 
     def copied(self):
         source = self.source()
-        self.plant("exact_duplicates", source.replace(".png", "-copy.png"), self.content(source), source)
+        self.plant(
+            "exact_duplicates", source.replace(".png", "-copy.png"), self.content(source), source
+        )
         source = self.source()
-        self.plant("leakage", source.replace("train/", "val/").replace(".png", "-leak.png"), self.content(source), source)
+        self.plant(
+            "leakage",
+            source.replace("train/", "val/").replace(".png", "-leak.png"),
+            self.content(source),
+            source,
+        )
         source = self.source()
         _, label, name = source.split("/")
         other = CLASSES[(int(label) + 3) % 10]
@@ -81,19 +88,34 @@ class Planted:
         for kind, split in (("near_duplicates", "train/"), ("near_leakage", "val/")):
             source = self.source()
             self.plant(
-                kind, source.replace("train/", split).replace(".png", ending), NEARLY[ending](self.opened(source)), source
+                kind,
+                source.replace("train/", split).replace(".png", ending),
+                NEARLY[ending](self.opened(source)),
+                source,
             )
 
     def single_ones(self):
         self.plant("wrong_extension", "train/1/png-inside.jpg", encoded(self.noise()))
         self.plant("dark", "train/2/night.png", encoded(self.noise(levels=32)))
-        self.plant("bright", "train/3/snow.png", encoded(self.noise(levels=28).point(lambda value: 255 - value)))
-        self.plant("uniform", "train/4/wall.png", encoded(Image.new("RGB", (64, 64), (140, 150, 160))))
+        self.plant(
+            "bright",
+            "train/3/snow.png",
+            encoded(self.noise(levels=28).point(lambda value: 255 - value)),
+        )
+        self.plant(
+            "uniform", "train/4/wall.png", encoded(Image.new("RGB", (64, 64), (140, 150, 160)))
+        )
         self.plant("extreme_aspect", "val/5/banner.png", encoded(self.noise(300)))
         self.plant("tiny", "train/6/icon.png", encoded(self.noise(16, 16)))
-        film = encoded(self.noise(), "GIF", save_all=True, append_images=[self.noise(), self.noise()])
+        film = encoded(
+            self.noise(), "GIF", save_all=True, append_images=[self.noise(), self.noise()]
+        )
         self.plant("animated", "train/7/film.gif", film)
-        self.plant("odd_mode", "train/8/print.jpg", encoded(Image.merge("CMYK", [self.noise() for _ in range(4)]), "JPEG"))
+        self.plant(
+            "odd_mode",
+            "train/8/print.jpg",
+            encoded(Image.merge("CMYK", [self.noise() for _ in range(4)]), "JPEG"),
+        )
         wide = Image.fromarray(self.random.integers(0, 2**16, (64, 64), np.uint16))
         self.plant("odd_mode", "val/9/scan.png", encoded(wide))
 
@@ -142,12 +164,17 @@ def test_every_exact_leak_is_found_and_no_other(planted, dataset):
     assert all(in_one_set(dataset, "leakage", *pair) for pair in truth.items())
     assert set(finding(dataset, "leakage").paths) == set(truth.values())
     validated = (dataset.table["split"] == "val").sum()
-    assert f"up to {100 * len(truth) / validated:.1f} % too high" in finding(dataset, "leakage").message
+    assert (
+        f"up to {100 * len(truth) / validated:.1f} % too high"
+        in finding(dataset, "leakage").message
+    )
 
 
 def test_every_picture_in_two_classes_is_found_and_no_other(planted, dataset):
     truth = planted.truth["conflicting_labels"]
-    assert set(finding(dataset, "conflicting_labels").paths) == {path for pair in truth.items() for path in pair}
+    assert set(finding(dataset, "conflicting_labels").paths) == {
+        path for pair in truth.items() for path in pair
+    }
 
 
 @pytest.mark.parametrize("kind", ["near_duplicates", "near_leakage"])
@@ -160,22 +187,46 @@ def test_nine_of_ten_near_duplicates_are_found_and_few_others(planted, dataset, 
 
 
 @pytest.mark.parametrize(
-    "kind", ["wrong_extension", "dark", "bright", "uniform", "extreme_aspect", "tiny", "animated", "odd_mode"]
+    "kind",
+    [
+        "wrong_extension",
+        "dark",
+        "bright",
+        "uniform",
+        "extreme_aspect",
+        "tiny",
+        "animated",
+        "odd_mode",
+    ],
 )
 def test_each_single_defect_is_found_and_no_other(planted, dataset, kind):
     assert set(finding(dataset, kind).paths) == set(planted.truth[kind])
 
 
 def test_no_class_is_accused(dataset):
-    assert {one.kind for one in dataset.findings} & {"few_images", "imbalance", "similar_class_names", "single_class"} == set()
+    assert {one.kind for one in dataset.findings} & {
+        "few_images",
+        "imbalance",
+        "similar_class_names",
+        "single_class",
+    } == set()
 
 
 def test_the_actions_that_are_offered_clean_the_set(planted, dataset):
     edits = [edit for one in dataset.findings for edit in one.edits(one.paths)]
     after = load_dataset(planted.folder, edits=edits)
-    left = {one.kind for one in after.findings} - {"damaged", "empty_file", "unreadable", "wrong_extension", "odd_mode"}
+    left = {one.kind for one in after.findings} - {
+        "damaged",
+        "empty_file",
+        "unreadable",
+        "wrong_extension",
+        "odd_mode",
+    }
     assert left <= {"near_duplicates"}  # of what moved to training
-    again = load_dataset(planted.folder, edits=[*edits, *(edit for one in after.findings for edit in one.edits(one.paths))])
+    again = load_dataset(
+        planted.folder,
+        edits=[*edits, *(edit for one in after.findings for edit in one.edits(one.paths))],
+    )
     assert finding(again, "near_duplicates") is None
     assert finding(again, "leakage") is None
     assert finding(again, "near_leakage") is None

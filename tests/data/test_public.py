@@ -28,7 +28,11 @@ from finetune_core.errors import DataError
 from finetune_core.work import Step
 from tests.drain import drained
 
-PETS = {"Abyssinian": "Abyssinian", "american_bulldog": "American Bulldog", "Egyptian_Mau": "Egyptian Mau"}
+PETS = {
+    "Abyssinian": "Abyssinian",
+    "american_bulldog": "American Bulldog",
+    "Egyptian_Mau": "Egyptian Mau",
+}
 LAND = ["AnnualCrop", "Forest", "SeaLake"]
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -40,7 +44,9 @@ def shade(label):
 
 def pixels(label, number, width, height):
     """``[height, width]``: light and dark pixels about the class's mean, in another order in each image."""
-    signs = np.random.default_rng([label, number]).permutation(np.repeat([-15, 15], width * height // 2))
+    signs = np.random.default_rng([label, number]).permutation(
+        np.repeat([-15, 15], width * height // 2)
+    )
     return np.uint8(shade(label) + signs).reshape(height, width)
 
 
@@ -75,7 +81,10 @@ def pets():
             images[f"images/{breed}_{number}.jpg"] = jpeg(label, number)
             lists["trainval" if number < 4 else "test"] += f"{breed}_{number} {label + 1} 1 1\n"
     lists = {f"annotations/{name}.txt": text.encode() for name, text in lists.items()}
-    return {"images.tar.gz": tar(images), "annotations.tar.gz": tar(lists | {"annotations/trimaps/none.png": b""})}
+    return {
+        "images.tar.gz": tar(images),
+        "annotations.tar.gz": tar(lists | {"annotations/trimaps/none.png": b""}),
+    }
 
 
 @functools.cache
@@ -84,7 +93,12 @@ def flowers():
     numbers = np.arange(1, 4 * 102 + 1)
     labels = (numbers - 1) % 102
     return {
-        "102flowers.tgz": tar({f"jpg/image_{n:05d}.jpg": jpeg(label, n) for n, label in zip(numbers, labels, strict=True)}),
+        "102flowers.tgz": tar(
+            {
+                f"jpg/image_{n:05d}.jpg": jpeg(label, n)
+                for n, label in zip(numbers, labels, strict=True)
+            }
+        ),
         "imagelabels.mat": mat(labels=labels + 1),
         "setid.mat": mat(trnid=numbers[:204], valid=numbers[204:306], tstid=numbers[306:]),
     }
@@ -105,9 +119,15 @@ def fashion():
     files = {}
     for prefix, count in (("train", 40), ("t10k", 20)):
         labels = np.uint8(np.arange(count) % 10)
-        images = b"".join(pixels(label, number + count, 28, 28).tobytes() for number, label in enumerate(labels))
-        files[f"{prefix}-images-idx3-ubyte.gz"] = gzip.compress(struct.pack(">4I", 0x803, count, 28, 28) + images)
-        files[f"{prefix}-labels-idx1-ubyte.gz"] = gzip.compress(struct.pack(">2I", 0x801, count) + labels.tobytes())
+        images = b"".join(
+            pixels(label, number + count, 28, 28).tobytes() for number, label in enumerate(labels)
+        )
+        files[f"{prefix}-images-idx3-ubyte.gz"] = gzip.compress(
+            struct.pack(">4I", 0x803, count, 28, 28) + images
+        )
+        files[f"{prefix}-labels-idx1-ubyte.gz"] = gzip.compress(
+            struct.pack(">2I", 0x801, count) + labels.tobytes()
+        )
     return files
 
 
@@ -118,16 +138,28 @@ def cifar_batches():
         data = np.stack([np.tile(pixels(label, first, 32, 32).ravel(), 3) for label in labels])
         return pickle.dumps({"data": data, "labels": labels}, protocol=2)
 
-    batches = {f"data_batch_{number}": batch(number) for number in range(1, 6)} | {"test_batch": batch(6)}
+    batches = {f"data_batch_{number}": batch(number) for number in range(1, 6)} | {
+        "test_batch": batch(6)
+    }
     return batches | {"batches.meta": pickle.dumps({"label_names": CIFAR}, protocol=2)}
 
 
 @functools.cache
 def cifar():
-    return {"cifar-10-python.tar.gz": tar({f"cifar-10-batches-py/{n}": content for n, content in cifar_batches().items()})}
+    return {
+        "cifar-10-python.tar.gz": tar(
+            {f"cifar-10-batches-py/{n}": content for n, content in cifar_batches().items()}
+        )
+    }
 
 
-PUBLISHED = {"oxford_pets": pets, "flowers102": flowers, "eurosat": land, "fashion_mnist": fashion, "cifar10": cifar}
+PUBLISHED = {
+    "oxford_pets": pets,
+    "flowers102": flowers,
+    "eurosat": land,
+    "fashion_mnist": fashion,
+    "cifar10": cifar,
+}
 
 
 def md5(content):
@@ -142,7 +174,11 @@ def point_torchvision_at(name, files, address, monkeypatch):
     elif name == "flowers102":
         named = zip(("image", "label", "setid"), files.items(), strict=True)
         monkeypatch.setattr(datasets.Flowers102, "_download_url_prefix", f"{address}/")
-        monkeypatch.setattr(datasets.Flowers102, "_file_dict", {key: (file, md5(content)) for key, (file, content) in named})
+        monkeypatch.setattr(
+            datasets.Flowers102,
+            "_file_dict",
+            {key: (file, md5(content)) for key, (file, content) in named},
+        )
     elif name == "eurosat":
         real = datasets.utils.download_and_extract_archive
 
@@ -154,15 +190,25 @@ def point_torchvision_at(name, files, address, monkeypatch):
         monkeypatch.setattr(datasets.eurosat, "download_and_extract_archive", from_here)
     elif name == "fashion_mnist":
         monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [f"{address}/"])
-        monkeypatch.setattr(datasets.FashionMNIST, "resources", [(file, md5(content)) for file, content in files.items()])
+        monkeypatch.setattr(
+            datasets.FashionMNIST,
+            "resources",
+            [(file, md5(content)) for file, content in files.items()],
+        )
     else:
         (file, content), *_ = files.items()
         sums = {batch: md5(inside) for batch, inside in cifar_batches().items()}
         monkeypatch.setattr(datasets.CIFAR10, "url", f"{address}/{file}")
         monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(content))
-        monkeypatch.setattr(datasets.CIFAR10, "train_list", [[f"data_batch_{n}", sums[f"data_batch_{n}"]] for n in range(1, 6)])
+        monkeypatch.setattr(
+            datasets.CIFAR10,
+            "train_list",
+            [[f"data_batch_{n}", sums[f"data_batch_{n}"]] for n in range(1, 6)],
+        )
         monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-        monkeypatch.setattr(datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": sums["batches.meta"]})
+        monkeypatch.setattr(
+            datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": sums["batches.meta"]}
+        )
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -204,7 +250,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server():
     server = Server(("127.0.0.1", 0), Handler)
     server.files = {}
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     yield server
     if server.gate:
@@ -262,7 +310,9 @@ def test_a_set_is_fetched_once_as_a_folder_to_train_on(name, published, home, mo
     downloading, writing = steps[:-images], steps[-images:]
     assert {step.total for step in downloading} == {PUBLIC_SETS[name].download_bytes}
     assert downloading == sorted(downloading)
-    assert downloading[-1].done == sum(len(content) for content in server.files.values())  # what is unpacked does not count
+    assert downloading[-1].done == sum(
+        len(content) for content in server.files.values()
+    )  # what is unpacked does not count
     assert writing == [Step(done, images) for done in range(1, images + 1)]
     assert len(load_dataset(folder).table) == images
     assert capfd.readouterr() == ("", "")  # torchvision's progress bar is silent
@@ -275,9 +325,13 @@ def test_the_pets_keep_their_files_splits_and_breeds(published):
     published("oxford_pets")
     _, folder = drained(fetch_public("oxford_pets"))
     breeds = list(PETS.values())
-    assert images_by_folder(folder) == {f"train/{b}": 4 for b in breeds} | {f"test/{b}": 2 for b in breeds}
+    assert images_by_folder(folder) == {f"train/{b}": 4 for b in breeds} | {
+        f"test/{b}": 2 for b in breeds
+    }
     assert_every_image_is_of_its_class(folder, breeds)
-    assert (folder / "train/American Bulldog/american_bulldog_2.jpg").read_bytes() == jpeg(1, 2)  # not encoded again
+    assert (folder / "train/American Bulldog/american_bulldog_2.jpg").read_bytes() == jpeg(
+        1, 2
+    )  # not encoded again
 
 
 def test_the_flowers_have_three_splits_and_names_that_are_file_names(published):
@@ -286,7 +340,9 @@ def test_the_flowers_have_three_splits_and_names_that_are_file_names(published):
     counts = images_by_folder(folder)
     flowers = [title.rstrip("?") for title in datasets.Flowers102.classes]
     assert counts == {
-        f"{split}/{flower}": count for split, count in (("train", 2), ("val", 1), ("test", 1)) for flower in flowers
+        f"{split}/{flower}": count
+        for split, count in (("train", 2), ("val", 1), ("test", 1))
+        for flower in flowers
     }
     assert "train/pink-yellow dahlia" in counts
     assert_every_image_is_of_its_class(folder, flowers)
@@ -305,7 +361,9 @@ def test_fashion_is_written_from_arrays(published):
     published("fashion_mnist")
     _, folder = drained(fetch_public("fashion_mnist"))
     clothes = ["T-shirt-top", *datasets.FashionMNIST.classes[1:]]
-    assert images_by_folder(folder) == {f"train/{c}": 4 for c in clothes} | {f"test/{c}": 2 for c in clothes}
+    assert images_by_folder(folder) == {f"train/{c}": 4 for c in clothes} | {
+        f"test/{c}": 2 for c in clothes
+    }
     assert_every_image_is_of_its_class(folder, clothes)
     assert Image.open(folder / "train/Ankle boot/00009.png").size == (28, 28)
 
@@ -313,7 +371,9 @@ def test_fashion_is_written_from_arrays(published):
 def test_cifar_is_written_from_arrays(published):
     published("cifar10")
     _, folder = drained(fetch_public("cifar10"))
-    assert images_by_folder(folder) == {f"train/{c}": 5 for c in CIFAR} | {f"test/{c}": 1 for c in CIFAR}
+    assert images_by_folder(folder) == {f"train/{c}": 5 for c in CIFAR} | {
+        f"test/{c}": 1 for c in CIFAR
+    }
     assert_every_image_is_of_its_class(folder, CIFAR)
     image = Image.open(folder / "test/frog/00000.png")
     assert (image.size, image.mode) == ((32, 32), "RGB")
@@ -334,7 +394,9 @@ def test_no_network_is_said_with_a_way_out(name, home, monkeypatch):
 def test_what_was_not_published_is_refused(name, published, home):
     server = published(name)
     server.files = {file: content[:-1] + b"?" for file, content in server.files.items()}
-    with pytest.raises(DataError, match=rf"{PUBLIC_SETS[name].title[:8]}.*not found or corrupted\)"):
+    with pytest.raises(
+        DataError, match=rf"{PUBLIC_SETS[name].title[:8]}.*not found or corrupted\)"
+    ):
         drained(fetch_public(name))
     assert_nothing_is_left(home)
 
@@ -356,7 +418,9 @@ def test_a_server_that_talks_nonsense_is_said(home, monkeypatch):
                 connection.sendall(b"garbage\r\n\r\n")
 
         threading.Thread(target=answer, daemon=True).start()
-        point_torchvision_at("cifar10", cifar(), f"http://127.0.0.1:{server.getsockname()[1]}", monkeypatch)
+        point_torchvision_at(
+            "cifar10", cifar(), f"http://127.0.0.1:{server.getsockname()[1]}", monkeypatch
+        )
         with pytest.raises(DataError, match="could not be downloaded"):
             drained(fetch_public("cifar10"))
     assert_nothing_is_left(home)
@@ -391,7 +455,9 @@ def test_a_slow_disk_is_not_taken_for_a_silent_server(published, monkeypatch):
 
 def test_a_download_larger_than_known_is_never_more_than_all_of_it(published, monkeypatch):
     published("eurosat")
-    monkeypatch.setitem(PUBLIC_SETS, "eurosat", dataclasses.replace(PUBLIC_SETS["eurosat"], download_bytes=100))
+    monkeypatch.setitem(
+        PUBLIC_SETS, "eurosat", dataclasses.replace(PUBLIC_SETS["eurosat"], download_bytes=100)
+    )
     steps, _ = drained(fetch_public("eurosat"))
     assert Step(100, 100) in steps
     assert all(step.done <= step.total for step in steps)
@@ -423,7 +489,9 @@ def test_a_download_that_is_given_up_ends_and_leaves_nothing(published, home, mo
     large(server)
     server.gate = threading.Event()
     verified = []
-    monkeypatch.setattr(datasets.utils, "check_integrity", lambda path, *_: verified.append(os.path.exists(path)))
+    monkeypatch.setattr(
+        datasets.utils, "check_integrity", lambda path, *_: verified.append(os.path.exists(path))
+    )
     fetching = fetch_public("cifar10")
     while next(fetching).done == 0:
         pass
@@ -432,7 +500,9 @@ def test_a_download_that_is_given_up_ends_and_leaves_nothing(published, home, mo
     fetching.close()
     server.gate.set()
     assert_nothing_is_left(home)
-    assert verified == [False]  # before the download only: it was broken off, not brought to its end
+    assert verified == [
+        False
+    ]  # before the download only: it was broken off, not brought to its end
 
 
 def test_what_is_unpacked_after_giving_up_goes_too(published, home, monkeypatch):
@@ -474,7 +544,9 @@ def test_a_disk_that_is_full_is_said(published, home, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(DataError, match=r"Fashion-MNIST cannot be written to .*No space left on device"):
+    with pytest.raises(
+        DataError, match=r"Fashion-MNIST cannot be written to .*No space left on device"
+    ):
         drained(fetch_public("fashion_mnist"))
     assert_nothing_is_left(home)
 

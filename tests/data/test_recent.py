@@ -33,7 +33,8 @@ def test_the_sample_has_the_same_id_everywhere():
 
 
 @pytest.mark.parametrize(
-    "asked", ["", "nothing-123456789abc", "../../etc", "a/b", "x" * 500, "a\x00b", "\ud800", ".", "..", "~"]
+    "asked",
+    ["", "nothing-123456789abc", "../../etc", "a/b", "x" * 500, "a\x00b", "\ud800", ".", "..", "~"],
 )
 def test_an_id_that_is_not_known_is_refused_in_words(asked):
     with pytest.raises(DataError, match="is not known here"):
@@ -62,13 +63,17 @@ def test_a_damaged_or_foreign_note_is_no_data_set(folders, content):
     assert recent_sources([folders[0].parent], 9) == []
 
 
-def test_recent_ones_come_latest_first_and_those_gone_or_out_of_bounds_are_left_out(folders, tmp_path_factory):
+def test_recent_ones_come_latest_first_and_those_gone_or_out_of_bounds_are_left_out(
+    folders, tmp_path_factory
+):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     for age, folder in enumerate([elsewhere, *folders]):
         remember(folder)
         os.utime(entry_folder(folder) / "source.json", (age, age))
     roots = [folders[0].parent]
-    assert [one.path for one in recent_sources(roots, 9)] == [str(folder) for folder in reversed(folders)]
+    assert [one.path for one in recent_sources(roots, 9)] == [
+        str(folder) for folder in reversed(folders)
+    ]
     folders[1].rmdir()
     assert [one.path for one in recent_sources(roots, 9)] == [str(folders[2]), str(folders[0])]
 
@@ -79,7 +84,10 @@ def test_with_people_each_sees_what_they_have_opened(folders):
     remember(folders[1], "ben")
     remember(folders[1], "ann")
     remember(folders[2])
-    assert {one.path for one in recent_sources(roots, 9, "ann")} == {str(folders[0]), str(folders[1])}
+    assert {one.path for one in recent_sources(roots, 9, "ann")} == {
+        str(folders[0]),
+        str(folders[1]),
+    }
     assert {one.path for one in recent_sources(roots, 9, "ben")} == {str(folders[1])}
     assert recent_sources(roots, 9, "") == []
     assert len(recent_sources(roots, 9)) == 3
@@ -94,7 +102,9 @@ def test_a_split_is_kept_with_its_data_set(folders):
     assert load_split(folders[1]) == usual
 
 
-@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"val_fraction": 5}), json.dumps({"split_seed": "x"})])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", json.dumps({"val_fraction": 5}), json.dumps({"split_seed": "x"})]
+)
 def test_a_damaged_split_is_not_silently_another_one(folders, content):
     save_split(folders[0], load_split(folders[0]))
     (entry_folder(folders[0]) / "split.json").write_text(content)

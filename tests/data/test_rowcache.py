@@ -40,7 +40,14 @@ def filled(cache, name="t", keys=KEYS, rows=ROWS):
 
 
 @pytest.mark.parametrize(
-    "rows", [ROWS, ROWS.to(memory_format=torch.channels_last), ROWS.bfloat16(), ROWS.half(), torch.randn(20, 7)]
+    "rows",
+    [
+        ROWS,
+        ROWS.to(memory_format=torch.channels_last),
+        ROWS.bfloat16(),
+        ROWS.half(),
+        torch.randn(20, 7),
+    ],
 )
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_rows_come_back_as_they_were(cache, rows, where, monkeypatch):
@@ -97,7 +104,9 @@ def test_keys_are_distinguished_to_the_last_bit(cache, folder, disk_only):
 def test_of_two_rows_of_a_key_the_newest_counts(cache):
     filled(cache)
     filled(cache, keys=KEYS[5:8], rows=ROWS[10:13])
-    assert torch.equal(cache.table("t").lookup(KEYS).batch(np.arange(4, 9)), ROWS[[4, 10, 11, 12, 8]])
+    assert torch.equal(
+        cache.table("t").lookup(KEYS).batch(np.arange(4, 9)), ROWS[[4, 10, 11, 12, 8]]
+    )
 
 
 def test_rows_on_a_device_are_those_of_all_blocks_each_once(cache):
@@ -238,13 +247,17 @@ def test_tables_are_filled_by_several_threads_at_once(cache, monkeypatch):
         with ThreadPoolExecutor(4) as pool:
             for number in range(300):
                 filled(cache, f"held{number}", KEYS[:1], ROWS[:1])
-            places = list(pool.map(lambda n: filled(cache, f"t{n}", KEYS[:1], ROWS[:1]), range(400)))
+            places = list(
+                pool.map(lambda n: filled(cache, f"t{n}", KEYS[:1], ROWS[:1]), range(400))
+            )
     finally:
         sys.setswitchinterval(before)
     assert places == ["memory"] * 400
 
 
-def test_other_files_lie_beside_the_rows_within_the_same_budget(cache, folder, disk_only, monkeypatch):
+def test_other_files_lie_beside_the_rows_within_the_same_budget(
+    cache, folder, disk_only, monkeypatch
+):
     assert cache.stored("one") is None
     cache.store("one", b"x" * 1000)
     assert cache.stored("one") == b"x" * 1000

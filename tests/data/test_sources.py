@@ -4,7 +4,13 @@ from urllib.parse import quote
 import pytest
 
 from finetune_core.data import sample
-from finetune_core.data.sources import check_roots, data_roots, imported_folders, resolve_data, whole_path
+from finetune_core.data.sources import (
+    check_roots,
+    data_roots,
+    imported_folders,
+    resolve_data,
+    whole_path,
+)
 from finetune_core.errors import DataError
 from finetune_core.work import finish
 
@@ -13,7 +19,9 @@ def resolved(name):
     return finish(resolve_data(name))
 
 
-def test_the_word_digits_names_the_sample_unless_there_is_such_a_folder(home, tmp_path, monkeypatch):
+def test_the_word_digits_names_the_sample_unless_there_is_such_a_folder(
+    home, tmp_path, monkeypatch
+):
     monkeypatch.setattr(sample, "_write_digits", lambda folder: None)
     monkeypatch.chdir(tmp_path)
     assert resolved("digits") == str(home / "data" / "digits")

@@ -12,13 +12,19 @@ FRACTIONS = st.tuples(st.floats(0.01, 0.35), st.floats(0, 0.35))
 
 
 def images(counts):
-    rows = [(f"class{label}/{number}.png", label) for label, count in enumerate(counts) for number in range(count)]
+    rows = [
+        (f"class{label}/{number}.png", label)
+        for label, count in enumerate(counts)
+        for number in range(count)
+    ]
     return pd.Series([sample for sample, _ in rows]), pd.Series([label for _, label in rows])
 
 
 def counted(counts, val, test, seed=0):
     ids, labels = images(counts)
-    return pd.crosstab(labels, assign_splits(ids, labels, val, test, seed)).reindex(columns=[TRAIN, VAL, TEST], fill_value=0)
+    return pd.crosstab(labels, assign_splits(ids, labels, val, test, seed)).reindex(
+        columns=[TRAIN, VAL, TEST], fill_value=0
+    )
 
 
 def test_shares_hold_within_every_class():
@@ -30,7 +36,8 @@ def test_no_test_share_asked_for_gives_no_test_images():
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"), [(1, [1, 0, 0]), (2, [2, 0, 0]), (3, [2, 1, 0]), (4, [2, 1, 1]), (5, [3, 1, 1])]
+    ("count", "expected"),
+    [(1, [1, 0, 0]), (2, [2, 0, 0]), (3, [2, 1, 0]), (4, [2, 1, 1]), (5, [3, 1, 1])],
 )
 def test_small_classes_keep_training_images_first(count, expected):
     assert counted([count], 0.15, 0.15).to_numpy().tolist() == [expected]
@@ -38,7 +45,14 @@ def test_small_classes_keep_training_images_first(count, expected):
 
 def test_a_split_is_known_for_good():
     ids, labels = images([6])
-    assert assign_splits(ids, labels, 0.2, 0.2, 0).tolist() == ["train", "val", "test", "train", "train", "train"]
+    assert assign_splits(ids, labels, 0.2, 0.2, 0).tolist() == [
+        "train",
+        "val",
+        "test",
+        "train",
+        "train",
+        "train",
+    ]
 
 
 @quick
@@ -59,7 +73,12 @@ def test_a_split_does_not_depend_on_the_order_of_the_images(counts, fractions, s
     random.shuffle(order)
     split = pd.Series(assign_splits(ids, labels, *fractions, seed), index=ids)
     shuffled = pd.Series(
-        assign_splits(ids.iloc[order].reset_index(drop=True), labels.iloc[order].reset_index(drop=True), *fractions, seed),
+        assign_splits(
+            ids.iloc[order].reset_index(drop=True),
+            labels.iloc[order].reset_index(drop=True),
+            *fractions,
+            seed,
+        ),
         index=ids.iloc[order],
     )
     assert split.to_dict() == shuffled.to_dict()
@@ -75,8 +94,14 @@ def test_another_class_does_not_change_the_split_of_the_first():
 
 def test_another_seed_gives_another_split():
     ids, labels = images([60])
-    assert assign_splits(ids, labels, 0.2, 0.2, 0).tolist() == assign_splits(ids, labels, 0.2, 0.2, 0).tolist()
-    assert assign_splits(ids, labels, 0.2, 0.2, 0).tolist() != assign_splits(ids, labels, 0.2, 0.2, 1).tolist()
+    assert (
+        assign_splits(ids, labels, 0.2, 0.2, 0).tolist()
+        == assign_splits(ids, labels, 0.2, 0.2, 0).tolist()
+    )
+    assert (
+        assign_splits(ids, labels, 0.2, 0.2, 0).tolist()
+        != assign_splits(ids, labels, 0.2, 0.2, 1).tolist()
+    )
 
 
 @pytest.mark.parametrize(("count", "val", "test"), [(4, 0.4, 0.4), (10, 0.46, 0.46)])
@@ -152,7 +177,12 @@ def test_a_new_image_of_a_unit_goes_where_the_unit_is():
     ids = [*numbered(0, 30), "x/new.png"]
     split = split_of(ids[:30], ["x"] * 30, units=np.arange(30))
     for number in range(30):
-        assert split_of(ids, ["x"] * 31, units=np.array([*range(30), number]), known=split)["x/new.png"] == split[ids[number]]
+        assert (
+            split_of(ids, ["x"] * 31, units=np.array([*range(30), number]), known=split)[
+                "x/new.png"
+            ]
+            == split[ids[number]]
+        )
 
 
 def test_a_new_image_joins_the_most_where_its_unit_lies_on_both_sides():
@@ -173,12 +203,16 @@ def test_a_unit_in_two_classes_counts_for_the_one_of_most_of_its_images():
 def test_a_class_of_few_large_groups_trains_and_validates(sizes):
     units = np.repeat(np.arange(len(sizes)), sizes)
     for seed in range(5):
-        split = split_of(numbered(0, len(units)), ["x"] * len(units), units=units, seed=seed, val=0.15, test=0.15)
+        split = split_of(
+            numbered(0, len(units)), ["x"] * len(units), units=units, seed=seed, val=0.15, test=0.15
+        )
         assert {TRAIN, VAL} <= set(split.values())
 
 
 def test_a_class_of_one_group_trains():
-    assert set(split_of(numbered(0, 30), ["x"] * 30, units=np.zeros(30, dtype=int)).values()) == {TRAIN}
+    assert set(split_of(numbered(0, 30), ["x"] * 30, units=np.zeros(30, dtype=int)).values()) == {
+        TRAIN
+    }
 
 
 def test_shares_hold_for_groups_of_many_sizes():
@@ -188,14 +222,18 @@ def test_shares_hold_for_groups_of_many_sizes():
     assert shares(split) == pytest.approx([0.7, 0.2, 0.1], abs=0.01)
 
 
-UNITS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4)  # sizes of units, a class each
+UNITS = st.lists(
+    st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4
+)  # sizes of units, a class each
 
 
 @settings(quick, max_examples=60)
 @given(UNITS, FRACTIONS, st.integers(0, 2**31 - 1))
 def test_no_unit_straddles_and_whatever_can_train_and_validate_does(sizes, fractions, seed):
     ids, labels = images([sum(of_class) for of_class in sizes])
-    units = np.repeat(np.arange(sum(map(len, sizes))), [size for of_class in sizes for size in of_class])
+    units = np.repeat(
+        np.arange(sum(map(len, sizes))), [size for of_class in sizes for size in of_class]
+    )
     split = pd.Series(assign_splits(ids, labels, *fractions, seed, units))
     assert (split.groupby(units).nunique() == 1).all()
     for label, of_class in enumerate(sizes):
@@ -214,17 +252,33 @@ def test_known_images_keep_their_split_whatever_comes(data, fractions, seed):
     count = data.draw(st.integers(1, 40))
     ids = pd.Series(numbered(0, count))
     labels = pd.Series(data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)))
-    units = np.array(data.draw(st.lists(st.integers(0, 12), min_size=count, max_size=count)))  # across classes, too
+    units = np.array(
+        data.draw(st.lists(st.integers(0, 12), min_size=count, max_size=count))
+    )  # across classes, too
     then = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
     before = (
-        split_of(ids[then], labels[then], val=fractions[0], test=fractions[1], seed=seed, units=units[then])
+        split_of(
+            ids[then],
+            labels[then],
+            val=fractions[0],
+            test=fractions[1],
+            seed=seed,
+            units=units[then],
+        )
         if then.any()
         else {}
     )
-    after = split_of(ids, labels, val=fractions[0], test=fractions[1], seed=seed, units=units, known=before)
+    after = split_of(
+        ids, labels, val=fractions[0], test=fractions[1], seed=seed, units=units, known=before
+    )
     assert before.items() <= after.items()
     assert (ids.map(after).groupby(units).nunique() == 1).all()
-    assert split_of(ids, labels, val=fractions[0], test=fractions[1], seed=seed, units=units, known=after) == after
+    assert (
+        split_of(
+            ids, labels, val=fractions[0], test=fractions[1], seed=seed, units=units, known=after
+        )
+        == after
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from finetune_core.data.threads import applied, in_threads, one_blas_thread
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 3), (12, 14), (64, 32)])
-def test_files_are_read_in_two_threads_more_than_there_are_cores_for_this_process(monkeypatch, cores, threads):
+def test_files_are_read_in_two_threads_more_than_there_are_cores_for_this_process(
+    monkeypatch, cores, threads
+):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)), raising=False)
     together, readers = threading.Barrier(threads), set()
 
@@ -28,7 +30,9 @@ def test_files_are_read_in_two_threads_more_than_there_are_cores_for_this_proces
     [(0.0004, 0.0003, True), (0.004, 0.003, False), (0.004, 0.0003, False)],
     ids=["small", "large", "waited for"],
 )
-def test_items_are_spread_over_threads_where_they_are_large_or_waited_for(monkeypatch, wall, busy, here):
+def test_items_are_spread_over_threads_where_they_are_large_or_waited_for(
+    monkeypatch, wall, busy, here
+):
     clocks = {"perf_counter": 0.0, "thread_time": 0.0}
     for clock in clocks:
         monkeypatch.setattr(threads, clock, lambda clock=clock: clocks[clock])
@@ -54,7 +58,9 @@ def test_what_is_left_is_not_begun_once_nobody_takes_it():
 
 
 def blas_threads():
-    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+    return {
+        library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"
+    }
 
 
 def test_whoever_is_the_last_to_need_one_blas_thread_gives_the_others_back():

@@ -42,9 +42,16 @@ def made_run(tmp_path):
         labels = np.arange(len(correct)) % 2
         logits = np.eye(2)[np.where(correct, labels, 1 - labels)]
         ids = pd.Series([f"{names}{n:04d}.png" for n in range(len(correct))])
-        tables = [prediction_table("v" + ids, "val", labels, logits), prediction_table(ids, "test", labels, logits)]
-        order = np.random.default_rng(len(made)).permutation(len(ids))  # the order of the rows says nothing
-        save_predictions(run_dir, pd.concat([table.iloc[order] for table in tables[: 1 + tested]]), precision)
+        tables = [
+            prediction_table("v" + ids, "val", labels, logits),
+            prediction_table(ids, "test", labels, logits),
+        ]
+        order = np.random.default_rng(len(made)).permutation(
+            len(ids)
+        )  # the order of the rows says nothing
+        save_predictions(
+            run_dir, pd.concat([table.iloc[order] for table in tables[: 1 + tested]]), precision
+        )
         (run_dir / "best.safetensors").write_bytes(b"x" * 1000)
         history = History(run_dir)
         history.started = {
@@ -64,7 +71,10 @@ def made_run(tmp_path):
             "device": device,
         }
         memory = {"memory_bytes": 7, "device_bytes": device_bytes}
-        history.epochs = [{"epoch": n, "val_accuracy": n / 4, "val_loss": 1 / n, "seconds": 2.0 * n} | memory for n in (1, 2)]
+        history.epochs = [
+            {"epoch": n, "val_accuracy": n / 4, "val_loss": 1 / n, "seconds": 2.0 * n} | memory
+            for n in (1, 2)
+        ]
         history.end = {"seconds": seconds, "test_accuracy": float(correct.mean())}
         return Run(run_dir, config, history, status)
 

@@ -18,7 +18,13 @@ def sides(random, gains, seeds, images, effect, together=0.0):
     def arm(gain, count, size):
         own = random.normal(size=(count, 1))
         of_seeds = size * (together**0.5 * common[:count] + (1 - together) ** 0.5 * own)
-        logits = ease + gain + random.normal(0, 0.7, images) + of_seeds + random.normal(0, 1, (count, images))
+        logits = (
+            ease
+            + gain
+            + random.normal(0, 0.7, images)
+            + of_seeds
+            + random.normal(0, 1, (count, images))
+        )
         return random.random((count, images)) < expit(logits)
 
     return [arm(*one) for one in zip(gains, seeds, effects, strict=True)]
@@ -30,8 +36,12 @@ def logits_of_arms(random, gains, seeds, images, effect=0.0, classes=3):
     labels, ease = random.integers(0, classes, images), random.normal(1.5, 1, images)
 
     def arm(gain, count):
-        logits = random.normal(0, 0.7, (1, images, classes)) + random.normal(0, 0.7, (count, images, classes))
-        logits[:, np.arange(images), labels] += ease + gain + effect * random.normal(size=(count, 1))
+        logits = random.normal(0, 0.7, (1, images, classes)) + random.normal(
+            0, 0.7, (count, images, classes)
+        )
+        logits[:, np.arange(images), labels] += (
+            ease + gain + effect * random.normal(size=(count, 1))
+        )
         return logits
 
     return labels, [arm(*one) for one in zip(gains, seeds, strict=True)]
@@ -47,7 +57,9 @@ IMAGES = 540
 
 def right(share, seed=0):
     """Right on a share of the images; the same images for the same seed, but for a few."""
-    ease = np.random.default_rng(99).random(IMAGES) + np.random.default_rng(seed).normal(0, 0.02, IMAGES)
+    ease = np.random.default_rng(99).random(IMAGES) + np.random.default_rng(seed).normal(
+        0, 0.02, IMAGES
+    )
     return ease < share
 
 

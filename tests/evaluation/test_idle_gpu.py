@@ -33,7 +33,9 @@ def _batch(run):
 def _unlike(run):
     looks = encoder(load_predictor(run))
     near = finish(compute_neighbourhood(run, looks))
-    return partial(predict_images, looks.predictor, images_below(run.config.data)[:4], (looks, near))
+    return partial(
+        predict_images, looks.predictor, images_below(run.config.data)[:4], (looks, near)
+    )
 
 
 WORK = {
@@ -44,7 +46,9 @@ WORK = {
     "shift": lambda run: partial(predict_shifted, [run], run.config.data),
     "fp32": lambda run: partial(evaluate_in_fp32, run),
     "layers": lambda run: partial(measure_layers, [run]),
-    "features": lambda run: partial(compute_features, load_dataset(run.config.data), run.config.backbone, 32),
+    "features": lambda run: partial(
+        compute_features, load_dataset(run.config.data), run.config.backbone, 32
+    ),
 }
 
 
@@ -58,7 +62,11 @@ def test_it_has_the_gpu_until_it_ends_and_leaves_nothing_there(name, run, gpu, m
     make = WORK[name](run)
     gpu.clear()
     left = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append([module() for kind, module in gpu if kind == "cuda"]))
+    monkeypatch.setattr(
+        torch.cuda,
+        "empty_cache",
+        lambda: left.append([module() for kind, module in gpu if kind == "cuda"]),
+    )
     free = {}  # asked once a phase: whoever leaves a GPU collects garbage, which takes longer than most steps
     finish(make(), lambda step: step.phase in free or free.setdefault(step.phase, is_free()))
     assert {kind for kind, _ in gpu} == {"cuda"}

@@ -26,13 +26,17 @@ def test_an_image_in_an_allowed_folder_is_found(made_run, places):
     assert run_image(run, "own.png", [data]).read_bytes() == b"own"
 
 
-@pytest.mark.parametrize("sample", ["../elsewhere/private.png", "link.png", "{elsewhere}/private.png"])
+@pytest.mark.parametrize(
+    "sample", ["../elsewhere/private.png", "link.png", "{elsewhere}/private.png"]
+)
 def test_an_id_that_leads_out_of_the_allowed_folders_is_refused(made_run, places, sample):
     data, elsewhere = places
     run, sample = made_run([True, False], data=str(data)), sample.format(elsewhere=elsewhere)
     with pytest.raises(DataError, match="outside the folders"):
         run_image(run, sample, [data])
-    assert run_image(run, sample).read_bytes() == b"private", "on the command line, a person reads what they may"
+    assert run_image(run, sample).read_bytes() == b"private", (
+        "on the command line, a person reads what they may"
+    )
 
 
 def test_a_run_whose_data_lie_elsewhere_shows_nothing(made_run, places):
@@ -43,8 +47,13 @@ def test_a_run_whose_data_lie_elsewhere_shows_nothing(made_run, places):
 
 def test_a_report_holds_no_images_from_elsewhere(made_run, places, monkeypatch):
     data, elsewhere = places
-    runs = [made_run([True, False] * 30, data=str(elsewhere)), made_run([False] * 60, data=str(elsewhere), strategy="full")]
-    monkeypatch.setattr("finetune_core.evaluation.comparison.pictured.load_predictor", lambda run: run)
+    runs = [
+        made_run([True, False] * 30, data=str(elsewhere)),
+        made_run([False] * 60, data=str(elsewhere), strategy="full"),
+    ]
+    monkeypatch.setattr(
+        "finetune_core.evaluation.comparison.pictured.load_predictor", lambda run: run
+    )
 
     def recording(_network, image, _classes):
         raise AssertionError(f"{image} was read")

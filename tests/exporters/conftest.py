@@ -12,7 +12,14 @@ from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 
 # SGD, because Adam makes whole steps of the last digits, in which the run and its script may differ.
-TINY = {"image_size": 32, "epochs": 2, "batch_size": 8, "optimizer": "sgd", "learning_rate": 0.02, "precision": "fp32"}
+TINY = {
+    "image_size": 32,
+    "epochs": 2,
+    "batch_size": 8,
+    "optimizer": "sgd",
+    "learning_rate": 0.02,
+    "precision": "fp32",
+}
 TINY |= {"val_fraction": 0.25}
 
 
@@ -34,12 +41,17 @@ def trained(folder, runs, **settings):
 @pytest.fixture(scope="session")
 def colours(image_folder_once, tmp_path_factory):
     """Images of three classes, one of them with a name that means something to CSV and Markdown."""
-    return image_folder_once(tmp_path_factory.mktemp("colours") / "colours", {"red": 14, "blue": 14, 'a "b", |c|': 15})
+    return image_folder_once(
+        tmp_path_factory.mktemp("colours") / "colours", {"red": 14, "blue": 14, 'a "b", |c|': 15}
+    )
 
 
 @pytest.fixture(scope="session")
 def run(home_of_shared_fixtures, colours, tmp_path_factory):
-    edits = (Edit(action="relabel", paths=("red/000.png",), to="blue"), Edit(action="exclude", paths=("red/001.png",)))
+    edits = (
+        Edit(action="relabel", paths=("red/000.png",), to="blue"),
+        Edit(action="exclude", paths=("red/001.png",)),
+    )
     return trained(colours, tmp_path_factory.mktemp("runs"), edits=edits, seed=4)
 
 
@@ -65,7 +77,9 @@ else:
 def elsewhere(tmp_path_factory):
     """Runs Python code or a script in isolated mode, in another folder, where Thaw cannot be imported; returns its output."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "OMP_NUM_THREADS": "1"
+    }
 
     def python(*arguments):
         command = [sys.executable, "-I", "-c", WITHOUT_THAW, *map(str, arguments)]
@@ -73,7 +87,14 @@ def elsewhere(tmp_path_factory):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    attempts = "import finetune_core", "import finetune_core.config", "from finetune_core import api"
+    attempts = (
+        "import finetune_core",
+        "import finetune_core.config",
+        "from finetune_core import api",
+    )
     for attempt in attempts:
-        assert python("-c", f"try:\n    {attempt}\nexcept ModuleNotFoundError:\n    print('absent')") == "absent\n"
+        assert (
+            python("-c", f"try:\n    {attempt}\nexcept ModuleNotFoundError:\n    print('absent')")
+            == "absent\n"
+        )
     return python

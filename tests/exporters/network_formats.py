@@ -5,5 +5,7 @@ import pytest
 from finetune_core.exporters.catalogue import FORMATS
 
 NETWORK_FORMATS = [
-    pytest.param(name, marks=[pytest.mark.slow] if form.apart else []) for name, form in FORMATS.items() if form.network
+    pytest.param(name, marks=[pytest.mark.slow] if form.apart else [])
+    for name, form in FORMATS.items()
+    if form.network
 ]

@@ -17,7 +17,15 @@ def test_the_card_can_be_read_by_hugging_face_and_tells_the_results(run, tmp_pat
     assert outcome["accuracy"].dataset_name == "colours"
     assert card.data.pipeline_tag == "image-classification"
     assert card.data.license is None  # of the fine-tuned weights: for a person to choose
-    for part in ("## Data", "## Recipe", "## Results", "95 % interval", "## Limits", "## Licence", "Apache-2.0"):
+    for part in (
+        "## Data",
+        "## Recipe",
+        "## Results",
+        "95 % interval",
+        "## Limits",
+        "## Licence",
+        "Apache-2.0",
+    ):
         assert part in text
     table = scores(run, result.split).table.set_index("name")
     for name in ("f1_macro", "matthews_corrcoef", "cohen_kappa", "precision_macro", "ece"):
@@ -30,7 +38,14 @@ def test_the_card_can_be_read_by_hugging_face_and_tells_the_results(run, tmp_pat
 
 
 def test_random_weights_are_nobodys(train, colours, tmp_path):
-    run = train(colours, tmp_path / "runs", backbone="shufflenet_v2_x0_5", weights="none", test_fraction=0, epochs=1)
+    run = train(
+        colours,
+        tmp_path / "runs",
+        backbone="shufflenet_v2_x0_5",
+        weights="none",
+        test_fraction=0,
+        epochs=1,
+    )
     text = (export_run(run, "card").folder / "README.md").read_text()
     assert "random weights, not pretrained" in text
     assert "no one else's weights" in text
@@ -39,7 +54,9 @@ def test_random_weights_are_nobodys(train, colours, tmp_path):
 
 def test_research_only_weights_say_so_first(train, colours, tmp_path):
     config = {"input_size": [3, 160, 160], "license": "cc-by-nc-4.0"}
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": config}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "test_vit", "pretrained_cfg": config})
+    )
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "model.safetensors")
     run = train(colours, tmp_path / "runs", backbone=f"local-dir:{tmp_path}", epochs=1)
     text = (export_run(run, "card").folder / "README.md").read_text()

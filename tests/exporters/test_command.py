@@ -11,7 +11,9 @@ def thaw(*arguments):
 
 
 def test_export_and_predict_from_what_was_exported(run, colours, tmp_path):
-    done = thaw("export", run.run_dir, "--format", "safetensors", "--output", tmp_path / "out", "--json")
+    done = thaw(
+        "export", run.run_dir, "--format", "safetensors", "--output", tmp_path / "out", "--json"
+    )
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["files"] == ["README.md", "model.json", "model.safetensors", "predict.py"]
@@ -24,7 +26,10 @@ def test_export_and_predict_from_what_was_exported(run, colours, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--format", "tflite"], "there are safetensors, onnx"), (["--format", "card", "--output", "."], "is not empty")],
+    [
+        (["--format", "tflite"], "there are safetensors, onnx"),
+        (["--format", "card", "--output", "."], "is not empty"),
+    ],
 )
 def test_wrong_requests_end_with_status_2_in_words(run, arguments, words):
     done = thaw("export", run.run_dir, *arguments)

@@ -20,7 +20,9 @@ def child(run, train, colours, tmp_path_factory):
     """A run whose parent is gone."""
     base = tmp_path_factory.mktemp("lineage")
     parent = shutil.copytree(run.run_dir, base / "parents" / run.run_id)
-    made = train(colours, base / "runs", from_run=str(parent), strategy="last_block", epochs=1, seed=1)
+    made = train(
+        colours, base / "runs", from_run=str(parent), strategy="last_block", epochs=1, seed=1
+    )
     shutil.rmtree(parent)
     return made
 
@@ -28,7 +30,9 @@ def child(run, train, colours, tmp_path_factory):
 def test_a_network_is_read_back_and_names_its_lineage(child, run, tmp_path):
     folder = export_run(child, "safetensors", tmp_path / "export").folder
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(load_export(folder).network.model(images), load_predictor(child).network.model(images))
+    assert torch.equal(
+        load_export(folder).network.model(images), load_predictor(child).network.model(images)
+    )
     described = json.loads((folder / "model.json").read_text())["run"]
     assert described["lineage"][0]["run"] == described["settings"]["from_run"] == run.run_id
 
@@ -51,10 +55,20 @@ def test_the_script_repeats_it_from_the_weights_beside_it(
     data, run = colours, child
     if classes == "others":
         data = image_folder(tmp_path / "others", {"red": 14, "green": 14})
-        run = train(data, tmp_path / "runs", from_run=str(child.run_dir), strategy="feature_extraction", epochs=2)
+        run = train(
+            data,
+            tmp_path / "runs",
+            from_run=str(child.run_dir),
+            strategy="feature_extraction",
+            epochs=2,
+        )
         assert not run.started["head_kept"]
     folder = export_run(run, "script", tmp_path / "script").folder
-    assert {file.name for file in folder.iterdir()} == {"train.py", "split.csv", "start.safetensors"}
+    assert {file.name for file in folder.iterdir()} == {
+        "train.py",
+        "split.csv",
+        "start.safetensors",
+    }
     monkeypatch.setattr(sys, "argv", ["train.py", str(data), "--out", str(tmp_path / "model.pt")])
     runpy.run_path(str(folder / "train.py"), run_name="__main__")
     output, tested = metrics_in(capsys.readouterr().out)

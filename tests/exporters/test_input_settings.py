@@ -13,7 +13,12 @@ from finetune_core.exporters.formats import export_run
 from finetune_core.exporters.tensors import load_export
 from tests.exporters.test_script import SMALL, metrics_in, same
 
-OTHER = {"mean": (0.1, 0.2, 0.3), "std": (0.2, 0.3, 0.4), "crop_pct": 0.5, "interpolation": "bicubic"}
+OTHER = {
+    "mean": (0.1, 0.2, 0.3),
+    "std": (0.2, 0.3, 0.4),
+    "crop_pct": 0.5,
+    "interpolation": "bicubic",
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +33,11 @@ def images(colours):
 
 def check_preprocessing(steps):
     assert (steps["mean"], steps["std"]) == ([0.1, 0.2, 0.3], [0.2, 0.3, 0.4])
-    assert (steps["resize_to"], steps["centre_crop_to"], steps["interpolation"]) == (64, 32, "bicubic")
+    assert (steps["resize_to"], steps["centre_crop_to"], steps["interpolation"]) == (
+        64,
+        32,
+        "bicubic",
+    )
 
 
 def test_safetensors_are_read_back_with_them(other_input, images, tmp_path):
@@ -37,8 +46,15 @@ def test_safetensors_are_read_back_with_them(other_input, images, tmp_path):
     expected = load_predictor(other_input).probabilities(images)
     np.testing.assert_allclose(load_export(folder).probabilities(images), expected, atol=1e-6)
     described = json.loads((folder / "model.json").read_text())
-    for wrong in ({"resize_to": 16}, {"std": [0, 1, 1]}, {"mean": [0.5]}, {"interpolation": "magic"}):
-        (folder / "model.json").write_text(json.dumps(described | {"preprocessing": described["preprocessing"] | wrong}))
+    for wrong in (
+        {"resize_to": 16},
+        {"std": [0, 1, 1]},
+        {"mean": [0.5]},
+        {"interpolation": "magic"},
+    ):
+        (folder / "model.json").write_text(
+            json.dumps(described | {"preprocessing": described["preprocessing"] | wrong})
+        )
         with pytest.raises(ExportError, match=r"model\.json"):
             load_export(folder)
 
@@ -47,7 +63,9 @@ def test_the_program_beside_an_export_prepares_images_so(other_input, images, tm
     folder = export_run(other_input, "safetensors", tmp_path / "export").folder
     program = runpy.run_path(str(folder / "predict.py"))
     described = json.loads((folder / "model.json").read_text())
-    pixels = np.stack([program["preprocess"](image, described["preprocessing"]) for image in images])
+    pixels = np.stack(
+        [program["preprocess"](image, described["preprocessing"]) for image in images]
+    )
     answers = program["load"](described)(pixels)
     shares = np.exp(answers) / np.exp(answers).sum(1, keepdims=True)
     np.testing.assert_allclose(shares, load_predictor(other_input).probabilities(images), atol=1e-5)
@@ -57,13 +75,17 @@ def test_onnx_carries_them(other_input, tmp_path):
     import onnxruntime
 
     folder = export_run(other_input, "onnx", tmp_path / "onnx").folder
-    metadata = onnxruntime.InferenceSession(folder / "model.onnx").get_modelmeta().custom_metadata_map
+    metadata = (
+        onnxruntime.InferenceSession(folder / "model.onnx").get_modelmeta().custom_metadata_map
+    )
     check_preprocessing(json.loads(metadata["preprocessing"]))
 
 
 def test_the_script_repeats_the_run_with_them(other_input, colours, tmp_path, monkeypatch, capsys):
     folder = export_run(other_input, "script", tmp_path / "script").folder
-    monkeypatch.setattr(sys, "argv", ["train.py", str(colours), "--out", str(tmp_path / "model.pt")])
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", str(colours), "--out", str(tmp_path / "model.pt")]
+    )
     runpy.run_path(str(folder / "train.py"), run_name="__main__")
     output, _ = metrics_in(capsys.readouterr().out)
     same(output, other_input)

@@ -14,7 +14,9 @@ from finetune_core.exporters.formats import export_folder, export_run, finished_
 @pytest.fixture
 def copied(run, tmp_path):
     """A copy of the run, and somebody's folder beside it."""
-    shutil.copytree(run.run_dir, tmp_path / "runs" / run.run_id, ignore=shutil.ignore_patterns("export"))
+    shutil.copytree(
+        run.run_dir, tmp_path / "runs" / run.run_id, ignore=shutil.ignore_patterns("export")
+    )
     theirs = tmp_path / "theirs"
     (theirs / "card").mkdir(parents=True)
     (theirs / "thesis.txt").write_text("years of work")
@@ -23,7 +25,11 @@ def copied(run, tmp_path):
 
 
 def untouched(theirs):
-    return sorted(str(one.relative_to(theirs)) for one in theirs.rglob("*")) == ["card", "card/thesis.txt", "thesis.txt"]
+    return sorted(str(one.relative_to(theirs)) for one in theirs.rglob("*")) == [
+        "card",
+        "card/thesis.txt",
+        "thesis.txt",
+    ]
 
 
 @pytest.mark.parametrize("linked", ["export", "export/card"])

@@ -28,9 +28,12 @@ def test_exports_answer_as_the_run_does(low_rank, tmp_path):
     with torch.no_grad():
         wanted = network.model(images)
         assert not torch.equal(
-            network.model.get_parameter("conv_head.weight"), network.pretrained.get_parameter("conv_head.weight")
+            network.model.get_parameter("conv_head.weight"),
+            network.pretrained.get_parameter("conv_head.weight"),
         )
-        exported = load_export(export_run(low_rank, "safetensors", tmp_path / "tensors").folder).network.model
+        exported = load_export(
+            export_run(low_rank, "safetensors", tmp_path / "tensors").folder
+        ).network.model
         assert torch.equal(exported(images), wanted)
     assert exported.state_dict().keys() == network.model.state_dict().keys()
     folder = export_run(low_rank, "onnx", tmp_path / "onnx").folder
@@ -40,12 +43,22 @@ def test_exports_answer_as_the_run_does(low_rank, tmp_path):
 
 
 def test_a_run_that_starts_from_it_begins_with_what_was_learned(low_rank, colours, train, tmp_path):
-    child = train(colours, tmp_path / "runs", **LORA | {"lora_rank": 2}, from_run=str(low_rank.run_dir), epochs=1)
+    child = train(
+        colours,
+        tmp_path / "runs",
+        **LORA | {"lora_rank": 2},
+        from_run=str(low_rank.run_dir),
+        epochs=1,
+    )
     assert child.status == "finished"
     start = beginning_of(child.config, child.started["classes"], child.run_dir).network.pretrained
     learned = load_predictor(low_rank).network.model
-    names = [name for stage in network_stages("efficientnet_lite0", 3)[6:-1] for name in stage.matrices]
-    assert all(torch.equal(start.get_parameter(name), learned.get_parameter(name)) for name in names)
+    names = [
+        name for stage in network_stages("efficientnet_lite0", 3)[6:-1] for name in stage.matrices
+    ]
+    assert all(
+        torch.equal(start.get_parameter(name), learned.get_parameter(name)) for name in names
+    )
     tensors, _ = load_tensors(child.run_dir, "best")
     assert {len(tensor) for name, tensor in tensors.items() if name.endswith("lora_A")} == {2}
     ours = load_predictor(child).network.model

@@ -24,10 +24,14 @@ def reported(server, name="Thaw"):
 
 
 def curve(server, result, metric):
-    return [(point.step, point.value) for point in server.get_metric_history(result.info.run_id, metric)]
+    return [
+        (point.step, point.value) for point in server.get_metric_history(result.info.run_id, metric)
+    ]
 
 
-def test_a_run_is_reported_once_with_settings_curves_and_card(server, run, colours, tmp_path, capfd):
+def test_a_run_is_reported_once_with_settings_curves_and_card(
+    server, run, colours, tmp_path, capfd
+):
     assert report_to_mlflow(run.run_dir) == report_to_mlflow(run.run_dir) == ""
     assert capfd.readouterr().out == ""
     (result,) = reported(server)
@@ -39,7 +43,9 @@ def test_a_run_is_reported_once_with_settings_curves_and_card(server, run, colou
         for metric in ("loss", "accuracy"):
             expected = [(row["epoch"], row[f"{split}_{metric}"]) for row in run.history.epochs]
             assert curve(server, result, f"{split}_{metric}") == expected
-        expected = [(row["epoch"], row[f"{split}_scores"]["macro_f1"]) for row in run.history.epochs]
+        expected = [
+            (row["epoch"], row[f"{split}_scores"]["macro_f1"]) for row in run.history.epochs
+        ]
         assert curve(server, result, f"{split}_macro_f1") == expected
     assert len(curve(server, result, "update/head")) == len(run.history.epochs)
     for name, metric in (
@@ -49,7 +55,10 @@ def test_a_run_is_reported_once_with_settings_curves_and_card(server, run, colou
     ):
         assert result.data.metrics[metric] == run.history.end[name]
     assert result.info.end_time == round(run.history.end["at"] * 1000)
-    assert {file.path for file in server.list_artifacts(result.info.run_id)} == {"README.md", "settings.json"}
+    assert {file.path for file in server.list_artifacts(result.info.run_id)} == {
+        "README.md",
+        "settings.json",
+    }
     card = server.download_artifacts(result.info.run_id, "README.md", str(tmp_path))
     with open(card) as file:
         assert "## Licence" in (text := file.read())
@@ -64,7 +73,9 @@ def test_a_run_that_goes_on_later_is_added_to(server, run, tmp_path, monkeypatch
     lines = (run.run_dir / "events.jsonl").read_bytes().splitlines(keepends=True)
     first = next(number for number, line in enumerate(lines) if b'"EpochEnded"' in line) + 1
     (reservation.run_dir / "events.jsonl").write_bytes(b"".join(lines[:first]))
-    assert "has no 'best' checkpoint" in report_to_mlflow(reservation.run_dir)  # all but the card is there
+    assert "has no 'best' checkpoint" in report_to_mlflow(
+        reservation.run_dir
+    )  # all but the card is there
     (result,) = reported(server, "mine")
     assert (result.info.run_name, result.data.tags["mlflow.note.content"]) == ("it's", "a note")
     assert len(curve(server, result, "val_loss")) == 1
@@ -72,7 +83,9 @@ def test_a_run_that_goes_on_later_is_added_to(server, run, tmp_path, monkeypatch
         (reservation.run_dir / name).write_bytes((run.run_dir / name).read_bytes())
     assert report_to_mlflow(reservation.run_dir) == ""
     (result,) = reported(server, "mine")
-    assert curve(server, result, "val_loss") == [(row["epoch"], row["val_loss"]) for row in run.history.epochs]
+    assert curve(server, result, "val_loss") == [
+        (row["epoch"], row["val_loss"]) for row in run.history.epochs
+    ]
 
 
 def test_a_server_that_does_not_answer_is_a_warning_without_its_password(run, monkeypatch):

@@ -64,8 +64,12 @@ def pictures(colours, tmp_path_factory):
         ("safetensors", ["torch", "timm"]),
     ],
 )
-def test_the_example_names_images_as_thaw_does_without_thaw(exported, format, libraries, run, pictures, elsewhere):
-    *lines, used = elsewhere("-c", ALONE, exported(format).folder / "predict.py", *pictures).splitlines()
+def test_the_example_names_images_as_thaw_does_without_thaw(
+    exported, format, libraries, run, pictures, elsewhere
+):
+    *lines, used = elsewhere(
+        "-c", ALONE, exported(format).folder / "predict.py", *pictures
+    ).splitlines()
     assert used == str(libraries)
     predictor = load_predictor(run)
     expected = predictor.probabilities(pictures)
@@ -75,7 +79,9 @@ def test_the_example_names_images_as_thaw_does_without_thaw(exported, format, li
 
 
 @pytest.mark.slow
-def test_the_example_leaves_out_what_is_no_image_and_waits_for_nothing(exported, pictures, tmp_path):
+def test_the_example_leaves_out_what_is_no_image_and_waits_for_nothing(
+    exported, pictures, tmp_path
+):
     os.mkfifo(tmp_path / "fifo.png")
     (tmp_path / "text.png").write_text("no image")
     bad = [tmp_path / "fifo.png", tmp_path / "text.png", tmp_path / "gone.png"]
@@ -83,14 +89,23 @@ def test_the_example_leaves_out_what_is_no_image_and_waits_for_nothing(exported,
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == [str(pictures[-1])]
-    assert [line.split(" cannot be read")[0] for line in done.stderr.splitlines()] == [*map(str, bad)]
+    assert [line.split(" cannot be read")[0] for line in done.stderr.splitlines()] == [
+        *map(str, bad)
+    ]
 
 
 def test_safetensors_come_back_into_thaw_bit_for_bit(exported, run, pictures):
     before, after = load_predictor(run), load_export(exported("safetensors").folder)
     state = after.network.model.state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in before.network.model.state_dict().items())
-    assert (after.classes, after.image_size, after.network.stages) == (before.classes, 32, before.network.stages)
+    assert all(
+        torch.equal(tensor, state[name])
+        for name, tensor in before.network.model.state_dict().items()
+    )
+    assert (after.classes, after.image_size, after.network.stages) == (
+        before.classes,
+        32,
+        before.network.stages,
+    )
     np.testing.assert_array_equal(after.probabilities(pictures), before.probabilities(pictures))
 
 
@@ -113,14 +128,19 @@ def test_the_sidecar_names_no_place_on_this_machine(exported, colours, format):
     folder = exported(format).folder
     result = json.loads((folder / "model.json").read_text())
     assert result["run"]["settings"]["data"] == "colours"
-    assert str(colours.parent) not in (folder / "model.json").read_text() + (folder / "README.md").read_text()
+    assert (
+        str(colours.parent)
+        not in (folder / "model.json").read_text() + (folder / "README.md").read_text()
+    )
     assert result["preprocessing"]["resize_to"] == 37
     assert len(result["hashes"]["backbone_weights"]) == 16
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torch_export"])
-def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(run, format, tmp_path, monkeypatch):
+def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(
+    run, format, tmp_path, monkeypatch
+):
     answered = torch.nn.Module.__call__
 
     def other(module, *inputs, **named):
@@ -143,7 +163,9 @@ def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(run, for
 @pytest.mark.parametrize("library", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_library_is_named_with_what_to_install(run, library, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ExportError, match=f"{library}, which is not installed: python -m pip install"):
+    with pytest.raises(
+        ExportError, match=f"{library}, which is not installed: python -m pip install"
+    ):
         export_run(run, "onnx", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -153,7 +175,10 @@ def test_a_network_that_cannot_be_traced_says_so(run, tmp_path, monkeypatch):
         raise RuntimeError("data-dependent branching\nand a page more")
 
     monkeypatch.setattr(torch.export, "export", refuse)
-    with pytest.raises(ExportError, match=r"efficientnet_lite0 cannot be exported with torch.export \(RuntimeError: data"):
+    with pytest.raises(
+        ExportError,
+        match=r"efficientnet_lite0 cannot be exported with torch.export \(RuntimeError: data",
+    ):
         export_run(run, "torch_export", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -168,7 +193,12 @@ def test_a_damaged_export_is_refused(exported, tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ExportError, match="holds no model"):
         load_export(folder)
-    for text in ("{", "[]", '{"kind": "thaw-export", "version": 2}', '{"kind": "thaw-export", "version": 1}'):
+    for text in (
+        "{",
+        "[]",
+        '{"kind": "thaw-export", "version": 2}',
+        '{"kind": "thaw-export", "version": 1}',
+    ):
         (folder / "model.json").write_text(text)
         with pytest.raises(ExportError):
             load_export(folder)
@@ -186,7 +216,9 @@ def test_an_earlier_export_in_the_runs_folder_is_replaced_and_no_other_folder_is
     assert (tmp_path / "mine").read_text() == "kept"
 
 
-def test_a_network_that_cannot_be_exported_says_the_exporters_own_reason(run, tmp_path, monkeypatch):
+def test_a_network_that_cannot_be_exported_says_the_exporters_own_reason(
+    run, tmp_path, monkeypatch
+):
     def fails(*_, **__):
         try:
             raise ValueError("Cannot view a tensor\nwith these strides")
@@ -194,6 +226,9 @@ def test_a_network_that_cannot_be_exported_says_the_exporters_own_reason(run, tm
             raise RuntimeError("This is step 2/3 of exporting the model") from error
 
     monkeypatch.setattr("torch.onnx.export", fails)
-    with pytest.raises(ExportError, match=r"cannot be exported with ONNX \(ValueError: Cannot view a tensor\)\. Export it as"):
+    with pytest.raises(
+        ExportError,
+        match=r"cannot be exported with ONNX \(ValueError: Cannot view a tensor\)\. Export it as",
+    ):
         export_run(run, "onnx", tmp_path / "out")
     assert not list(tmp_path.iterdir())

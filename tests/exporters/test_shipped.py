@@ -38,15 +38,26 @@ def digits(tmp_path_factory):
         (folder / str(label)).mkdir(parents=True)
         for number in np.flatnonzero(given.target == label)[:60]:
             pixels = np.uint8(given.images[number] * 255 / 16)
-            Image.fromarray(pixels).resize((SIZE, SIZE)).save(folder / str(label) / f"{number:04d}.png")
+            Image.fromarray(pixels).resize((SIZE, SIZE)).save(
+                folder / str(label) / f"{number:04d}.png"
+            )
     return folder
 
 
 @pytest.fixture(scope="module")
 def bf16_run(native_bf16, home_of_shared_fixtures, digits, tmp_path_factory):
-    settings = {"data": str(digits), "precision": "bf16", "image_size": SIZE, "epochs": 2, "batch_size": 16}
+    settings = {
+        "data": str(digits),
+        "precision": "bf16",
+        "image_size": SIZE,
+        "epochs": 2,
+        "batch_size": 16,
+    }
     runs = tmp_path_factory.mktemp("runs")
-    reservation = create_run(make_config(settings | {"learning_rate": 1e-3, "test_fraction": 0.3, "strategy": "full"}), runs)
+    reservation = create_run(
+        make_config(settings | {"learning_rate": 1e-3, "test_fraction": 0.3, "strategy": "full"}),
+        runs,
+    )
     list(execute(reservation))
     return RunStore(runs).run(reservation.run_dir.name)
 
@@ -56,7 +67,10 @@ def inputs(bf16_run, digits):
     """The table of predictions, and its images as a network takes them."""
     table = load_predictions(bf16_run.run_dir)
     return table, torch.stack(
-        [network_input(digits / name, backbone_info("efficientnet_lite0"), SIZE).tensor for name in table["id"]]
+        [
+            network_input(digits / name, backbone_info("efficientnet_lite0"), SIZE).tensor
+            for name in table["id"]
+        ]
     )
 
 
@@ -70,7 +84,9 @@ def exported(bf16_run, tmp_path_factory):
 def logits_of(folder, images):
     """What an exported file answers, asked without Thaw's help where that is possible."""
     if (folder / "model.onnx").exists():
-        return onnxruntime.InferenceSession(folder / "model.onnx").run(["logits"], {"image": images.numpy()})[0]
+        return onnxruntime.InferenceSession(folder / "model.onnx").run(
+            ["logits"], {"image": images.numpy()}
+        )[0]
     if (folder / "model.pt2").exists():
         return torch.export.load(folder / "model.pt2").module()(images).detach().numpy()
     with torch.no_grad():
@@ -118,8 +134,18 @@ def test_every_place_says_the_same_number(bf16_run, inputs):
     tested = (table["split"] == "test").to_numpy()
     right = np.stack(table["logits"]).argmax(1) == table["label"].to_numpy()
     row, end = summary(bf16_run), bf16_run.history.end
-    assert row["test_accuracy"] == end["test_accuracy"] == evaluation(bf16_run).accuracy == right[tested].mean()
-    assert row["val_accuracy"] == end["val_accuracy"] == evaluation(bf16_run, "val").accuracy == right[~tested].mean()
+    assert (
+        row["test_accuracy"]
+        == end["test_accuracy"]
+        == evaluation(bf16_run).accuracy
+        == right[tested].mean()
+    )
+    assert (
+        row["val_accuracy"]
+        == end["val_accuracy"]
+        == evaluation(bf16_run, "val").accuracy
+        == right[~tested].mean()
+    )
     assert (row["precision"], row["evaluation_precision"]) == ("bf16", "fp32")
     best = bf16_run.history.epochs[end["best_epoch"] - 1]
     assert row["live_val_accuracy"] == best["val_accuracy"]
@@ -139,11 +165,16 @@ def test_a_file_that_answers_otherwise_is_stated_as_it_is(bf16_run, tmp_path, mo
     result = json.loads((folder / "model.json").read_text())["metrics"]
     assert result["accuracy"] < result["run"]["accuracy"] == evaluation(bf16_run).accuracy
     assert result["labels_as_in_the_run"] < result["images"]
-    assert f"accuracy {percent(result['accuracy'])} on {result['images']} test images" in (folder / "README.md").read_text()
+    assert (
+        f"accuracy {percent(result['accuracy'])} on {result['images']} test images"
+        in (folder / "README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("why", ["moved", "outside", "changed"])
-def test_without_the_images_the_run_s_own_numbers_are_given_as_such(bf16_run, digits, tmp_path, why):
+def test_without_the_images_the_run_s_own_numbers_are_given_as_such(
+    bf16_run, digits, tmp_path, why
+):
     roots = [tmp_path] if why == "outside" else []
     picture = next(digits.rglob("*.png"))
     kept = picture.read_bytes()
@@ -163,5 +194,8 @@ def test_without_the_images_the_run_s_own_numbers_are_given_as_such(bf16_run, di
     assert result["measured_on"] is None
     assert result["accuracy"] == result["run"]["accuracy"] == evaluation(bf16_run).accuracy
     card = re.sub(r"\\(.)", r"\1", (tmp_path / "out" / "README.md").read_text())
-    assert f"was not evaluated: {result['not_measured_because']}. The numbers are the run's own, computed in fp32." in card
+    assert (
+        f"was not evaluated: {result['not_measured_because']}. The numbers are the run's own, computed in fp32."
+        in card
+    )
     assert str(digits.parent) not in text + card

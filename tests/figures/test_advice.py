@@ -13,7 +13,11 @@ def test_each_network_has_a_line_in_the_order_of_its_stages_with_intervals():
     figure = drawn(network("a", 0.5, 0.9, 0.7), network("<b>", 0.6, 0.8, 0.95))
     assert [line.name for line in figure.data] == ["&lt;b&gt;", "a"]
     assert list(figure.data[1].y) == [0.5, 0.9, 0.7]
-    assert all(0 < end < 0.1 for line in figure.data for end in (*line.error_y.array, *line.error_y.arrayminus))
+    assert all(
+        0 < end < 0.1
+        for line in figure.data
+        for end in (*line.error_y.array, *line.error_y.arrayminus)
+    )
     assert list(figure.layout.xaxis.ticktext) == ["block0", "block1", "block2"]
     low, high = figure.layout.yaxis.range
     assert low < 0.46
@@ -21,7 +25,9 @@ def test_each_network_has_a_line_in_the_order_of_its_stages_with_intervals():
 
 
 def test_stages_of_networks_that_have_other_ones_are_numbered():
-    assert list(drawn(network("a", 0.5, 0.9), network("b", 0.6, 0.8, 0.7)).layout.xaxis.ticktext) == ["1", "2", "3"]
+    assert list(
+        drawn(network("a", 0.5, 0.9), network("b", 0.6, 0.8, 0.7)).layout.xaxis.ticktext
+    ) == ["1", "2", "3"]
 
 
 def test_of_many_networks_the_best_are_drawn_and_of_none_an_empty_figure():

@@ -6,7 +6,9 @@ import pytest
 from finetune_core.figures.axes import hover_percent, share_axis, whole_step
 
 
-@pytest.mark.parametrize("values", [[0.985, 0.993, 1.0], [0.0, 0.004], [0.2, 0.9], [1.0], [0.0], [0.5], [0.0, 1.0], []])
+@pytest.mark.parametrize(
+    "values", [[0.985, 0.993, 1.0], [0.0, 0.004], [0.2, 0.9], [1.0], [0.0], [0.5], [0.0, 1.0], []]
+)
 def test_an_axis_of_shares_has_room_for_all_and_none_for_a_tick_that_cannot_be(values):
     low, high = share_axis(values)["range"]
     assert low < min(values, default=0.5) <= max(values, default=0.5) < high
@@ -21,7 +23,8 @@ def test_an_axis_of_shares_passes_over_what_is_not_defined():
 
 
 @pytest.mark.parametrize(
-    ("most", "step"), [(0, 1), (1, 1), (6, 1), (7, 2), (12, 2), (30, 5), (60, 10), (100, 20), (12345, 5000)]
+    ("most", "step"),
+    [(0, 1), (1, 1), (6, 1), (7, 2), (12, 2), (30, 5), (60, 10), (100, 20), (12345, 5000)],
 )
 def test_counts_have_few_whole_ticks(most, step):
     assert whole_step(most) == step

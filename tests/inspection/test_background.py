@@ -28,7 +28,9 @@ def test_yields_while_it_waits_and_hands_the_result_on():
 
 
 def test_the_call_runs_in_a_thread_of_that_name():
-    assert finish(in_background("labels", lambda: threading.current_thread().name)).startswith("labels")
+    assert finish(in_background("labels", lambda: threading.current_thread().name)).startswith(
+        "labels"
+    )
 
 
 def test_what_the_call_raises_is_raised_where_it_is_waited_for():

@@ -48,7 +48,10 @@ def unmapped(monkeypatch):
 def digits():
     """Class -> files of the sample, shuffled: they are in the order of who wrote them."""
     random = np.random.default_rng(0)
-    return {folder.name: random.permutation(sorted(folder.iterdir())) for folder in sorted(digits_folder().iterdir())}
+    return {
+        folder.name: random.permutation(sorted(folder.iterdir()))
+        for folder in sorted(digits_folder().iterdir())
+    }
 
 
 def copied(digits, root, counts, change=None, skip=0):
@@ -76,15 +79,25 @@ def some_digits(digits, tmp_path):
 def swapped(digits):
     """Seed -> (report, id -> the right class of the images that were given a wrong one); None is the sample as it is."""
     seen = finish(look_through(digits_folder()))
-    rules = {"val_fraction": 0.15, "test_fraction": 0.15, "split_seed": 0, "groups": "", "near_duplicates": "together"}
+    rules = {
+        "val_fraction": 0.15,
+        "test_fraction": 0.15,
+        "split_seed": 0,
+        "groups": "",
+        "near_duplicates": "together",
+    }
     reports = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deep, "lay_out", no_map)
         patch.setattr(deep, "two_sample_auc", lambda *_: (0.5, 1.0))
         for seed in (None, 0, 1):
-            right = assemble(digits_folder(), seen, **rules, edits=()).table.set_index("id")["class"]
+            right = assemble(digits_folder(), seen, **rules, edits=()).table.set_index("id")[
+                "class"
+            ]
             wrong = {} if seed is None else _wrong_labels(right, seed)
-            edits = [Edit(action="relabel", paths=(sample,), to=label) for sample, label in wrong.items()]
+            edits = [
+                Edit(action="relabel", paths=(sample,), to=label) for sample, label in wrong.items()
+            ]
             dataset = assemble(digits_folder(), seen, **rules, edits=edits)
             report = finish(inspect_deeply(dataset, LITE, 64))
             reports[seed] = report, right[list(wrong)].to_dict()
@@ -94,7 +107,10 @@ def swapped(digits):
 def _wrong_labels(right, seed):
     random = np.random.default_rng(seed)
     chosen = random.choice(len(right), len(right) // 20, replace=False)
-    return {right.index[row]: str((int(right.iloc[row]) + random.integers(1, 10)) % 10) for row in chosen}
+    return {
+        right.index[row]: str((int(right.iloc[row]) + random.integers(1, 10)) % 10)
+        for row in chosen
+    }
 
 
 @pytest.mark.slow
@@ -150,7 +166,9 @@ def test_a_suspect_is_shown_beside_an_image_of_the_class_it_looks_like(swapped):
     assert set(finding.to.values()) <= set("0123456789")
     for suspect, twin in finding.sets:
         assert twin not in finding.paths
-        assert twin.split("/")[0] == finding.to[suspect] or twin in right  # the sample's folders are the right classes
+        assert (
+            twin.split("/")[0] == finding.to[suspect] or twin in right
+        )  # the sample's folders are the right classes
         assert f"looks like {finding.to[suspect]}" in finding.notes[suspect]
     assert finding.count == len(finding.paths)
     assert f"{finding.count} images" in finding.message
@@ -189,7 +207,9 @@ def test_a_split_of_other_pictures_is_a_shift(digits, tmp_path, unmapped, change
     assert "validation images" in shifts[0].message
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 def test_a_random_split_is_no_shift(some_digits, unmapped, seed):
     dataset = load_dataset(some_digits, val_fraction=0.25, test_fraction=0.25, split_seed=seed)
     report = finish(inspect_deeply(dataset, LITE, 64))
@@ -219,7 +239,9 @@ def test_clean_digits_hold_no_strays(swapped):
 
 
 def test_sets_of_one_kind_have_no_outliers(image_folder, tmp_path, unmapped):
-    report = finish(inspect_deeply(load_dataset(image_folder(tmp_path, {"red": 60, "blue": 60})), LITE, 64))
+    report = finish(
+        inspect_deeply(load_dataset(image_folder(tmp_path, {"red": 60, "blue": 60})), LITE, 64)
+    )
     assert found_in(report, "outliers") is None
 
 
@@ -240,9 +262,17 @@ def probes(accuracies, error=0.01, backbone=LITE):
         ([0.3, 0.4, 0.5, 0.6, 0.7, 0.9, 0.8, 0.7], "last_two_blocks", "block6"),
         ([0.3, 0.4, 0.9, 0.8, 0.7, 0.7, 0.7, 0.7], "custom", "block3"),
         ([0.9, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4], "custom", "block1"),
-        ([0.3, 0.4, 0.9, 0.895, 0.885, 0.8, 0.8, 0.8], "custom", "block4"),  # within one standard error of the best
+        (
+            [0.3, 0.4, 0.9, 0.895, 0.885, 0.8, 0.8, 0.8],
+            "custom",
+            "block4",
+        ),  # within one standard error of the best
         ([0.3, 0.4, 0.5, 0.6, 0.7, 0.807, 0.82, 0.77], "last_block", "block7"),
-        ([0.3, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9, 0.895], "last_block", "block7"),  # a plateau carries over to the end
+        (
+            [0.3, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9, 0.895],
+            "last_block",
+            "block7",
+        ),  # a plateau carries over to the end
         ([0.3, 0.4, 0.975, 0.98, 0.98, 0.98, 0.98, 0.981], "feature_extraction", "head"),
         ([1.0] * 8, "feature_extraction", "head"),
         ([0.1] * 8, "last_block", "block7"),
@@ -261,16 +291,23 @@ def test_the_reason_names_the_stage_and_its_accuracy():
     assert "train from block3 on" in reason
 
 
-@pytest.mark.parametrize("backbone", [LITE, "resnet18", "vgg11", "densenet121", "swin_t", "vit_b_16"])
+@pytest.mark.parametrize(
+    "backbone", [LITE, "resnet18", "vgg11", "densenet121", "swin_t", "vit_b_16"]
+)
 def test_every_suggestion_can_be_trained(backbone):
     stages = network_stages(backbone)
     names = [stage.name for stage in stages]
-    rising = [(np.linspace(0.1, top, len(names) - 1), len(names) - 1 - (top < 0.97)) for top in (0.99, 0.8)]
+    rising = [
+        (np.linspace(0.1, top, len(names) - 1), len(names) - 1 - (top < 0.97))
+        for top in (0.99, 0.8)
+    ]
     plateaus = [([0.9] * at + [0.6] * (len(names) - 1 - at), at) for at in range(1, len(names) - 1)]
     for accuracies, first in [*rising, *plateaus]:
         suggestion = suggest(probes(accuracies, backbone=backbone), backbone)
         cut = {"cut": suggestion.cut} if suggestion.strategy == "custom" else {}
-        config = make_config({"data": "any", "backbone": backbone, "strategy": suggestion.strategy} | cut)
+        config = make_config(
+            {"data": "any", "backbone": backbone, "strategy": suggestion.strategy} | cut
+        )
         strategy = plan(config, stages)
         assert names[cut_index(strategy)] == suggestion.cut == names[first]
         assert not strategy[-1].frozen
@@ -308,7 +345,9 @@ def test_the_map_is_the_same_again_and_keeps_neighbours_together():
 
 def test_a_map_that_is_broken_off_stops_its_thread(monkeypatch):
     monkeypatch.setattr("finetune_core.inspection.background._EVERY", 0.01)
-    monkeypatch.setattr("openTSNE.TSNE", partial(openTSNE.TSNE, n_iter=10**9))  # by itself it would not end today
+    monkeypatch.setattr(
+        "openTSNE.TSNE", partial(openTSNE.TSNE, n_iter=10**9)
+    )  # by itself it would not end today
     work = lay_out(np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32))
     next(step for step in work if step.done > 0)
     thread = next(thread for thread in threading.enumerate() if thread.name.startswith("map"))
@@ -339,7 +378,9 @@ def test_a_deep_inspection_of_digits(some_digits):
     assert {"decode", "features"} <= set(phases)
     assert all(0 <= step.done <= step.total for step in steps)
     assert (report.backbone, report.image_size) == (LITE, 64)
-    assert [one.stage for one in report.probes] == [stage.name for stage in network_stages(LITE)[:-1]]
+    assert [one.stage for one in report.probes] == [
+        stage.name for stage in network_stages(LITE)[:-1]
+    ]
     assert max(one.accuracy for one in report.probes) > 0.7
     assert set(report.auc) == {"val", "test"}
     assert sorted(report.places["id"]) == dataset.table["id"].tolist()
@@ -358,9 +399,16 @@ ODD = {
     "sixty classes of three": {f"class{n}": 3 for n in range(60)},
     "one large class": {"red": 100, "blue": 3, "green": 6},
     "splits of its own": {
-        f"{split}/{name}": n for split, n in (("train", 12), ("val", 12), ("test", 3)) for name in ("red", "blue")
+        f"{split}/{name}": n
+        for split, n in (("train", 12), ("val", 12), ("test", 3))
+        for name in ("red", "blue")
     },
-    "a class that is only validated": {"train/red": 12, "train/blue": 12, "val/red": 6, "val/green": 6},
+    "a class that is only validated": {
+        "train/red": 12,
+        "train/blue": 12,
+        "val/red": 6,
+        "val/green": 6,
+    },
     "one class trained, two validated": {"train/red": 12, "val/red": 6, "val/green": 6},
 }
 
@@ -372,7 +420,11 @@ def test_odd_data_sets_are_inspected_too(image_folder, tmp_path, layout):
 
 
 def test_a_data_set_without_test_images(image_folder, tmp_path):
-    dataset = load_dataset(image_folder(tmp_path / "images", {"red": 40, "blue": 40}), val_fraction=0.25, test_fraction=0)
+    dataset = load_dataset(
+        image_folder(tmp_path / "images", {"red": 40, "blue": 40}),
+        val_fraction=0.25,
+        test_fraction=0,
+    )
     assert set(assert_sound(dataset).auc) == {"val"}
 
 
@@ -382,7 +434,9 @@ def test_classes_of_near_duplicates_are_inspected_too(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"other": 30})
     random = np.random.default_rng(0)
     for name in ("first", "second"):
-        scene = np.asarray(Image.fromarray(np.uint8(random.integers(0, 255, (6, 6, 3)))).resize((48, 48)), float)
+        scene = np.asarray(
+            Image.fromarray(np.uint8(random.integers(0, 255, (6, 6, 3)))).resize((48, 48)), float
+        )
         (folder / name).mkdir()
         for number in range(14):
             frame = np.clip(scene + random.normal(0, 2, scene.shape), 0, 255)
@@ -391,7 +445,9 @@ def test_classes_of_near_duplicates_are_inspected_too(image_folder, tmp_path):
     assert dataset.table["near"].nunique() == 32
     report = assert_sound(dataset)
     finding = found_in(report, "label_errors")
-    assert finding is None or not any(path.startswith(("first", "second")) for path in finding.paths)
+    assert finding is None or not any(
+        path.startswith(("first", "second")) for path in finding.paths
+    )
 
 
 def test_a_validation_split_of_near_duplicates_is_compared_with_nothing(image_folder, tmp_path):
@@ -407,7 +463,9 @@ def test_plain_pictures_are_inspected_too(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(20):
-            Image.new("RGB", (32 + number, 32 + number), (100, 100, 100)).save(tmp_path / name / f"{number}.png")
+            Image.new("RGB", (32 + number, 32 + number), (100, 100, 100)).save(
+                tmp_path / name / f"{number}.png"
+            )
     report = assert_sound(load_dataset(tmp_path))
     assert found_in(report, "outliers") is None
 

@@ -49,7 +49,11 @@ def hooked(network, images, with_class_token=False):
     seen, hooks = {}, []
     for stage in network.stages[:-1]:
         module = network.model.get_submodule(stage.modules[-1])
-        hooks.append(module.register_forward_hook(lambda _m, _i, output, name=stage.name: seen.__setitem__(name, output)))
+        hooks.append(
+            module.register_forward_hook(
+                lambda _m, _i, output, name=stage.name: seen.__setitem__(name, output)
+            )
+        )
     with torch.no_grad():
         network.model(images)
     for hook in hooks:
@@ -69,7 +73,12 @@ def averaged(output, axes):
 def test_features_are_the_means_of_what_each_stage_yields(folder):
     _, found = computed(folder, 64)
     dataset = load_dataset(folder)
-    images = torch.stack([network_input(path, backbone_info(LITE), 64).tensor for path in dataset.paths(dataset.table)])
+    images = torch.stack(
+        [
+            network_input(path, backbone_info(LITE), 64).tensor
+            for path in dataset.paths(dataset.table)
+        ]
+    )
     wanted = hooked(build_network(LITE, "pretrained", 3, seed=0), images)
     assert found.stages == tuple(wanted) == ("stem", *(f"block{n}" for n in range(1, 8)))
     assert found.rows.tolist() == list(range(12))
@@ -80,7 +89,9 @@ def test_features_are_the_means_of_what_each_stage_yields(folder):
     assert found.final.shape == (12, 1280)
 
 
-@pytest.mark.parametrize(("backbone", "size"), [("resnet18", 64), pytest.param("vit_b_16", 224, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("backbone", "size"), [("resnet18", 64), pytest.param("vit_b_16", 224, marks=pytest.mark.slow)]
+)
 def test_other_structures_have_one_vector_a_stage_too(backbone, size):
     network = build_network(backbone, "none", 3, seed=0)
     pooled, stages = features.pooled_stages(network)
@@ -89,7 +100,9 @@ def test_other_structures_have_one_vector_a_stage_too(backbone, size):
         found = dict(zip(stages, pooled(images).split(pooled.widths, dim=1), strict=True))
     wanted = hooked(network, images, with_class_token=backbone == "vit_b_16")
     assert stages == tuple(wanted)
-    for stage in stages if backbone == "resnet18" else stages[1:]:  # after the stem, the class token has seen nothing
+    for stage in (
+        stages if backbone == "resnet18" else stages[1:]
+    ):  # after the stem, the class token has seen nothing
         assert found[stage].shape == wanted[stage].shape, stage
         torch.testing.assert_close(found[stage], wanted[stage], rtol=1e-4, atol=1e-5)
 
@@ -153,10 +166,15 @@ def test_a_relabelled_set_needs_nothing_new(folder):
 def test_whole_blocks_are_kept_when_it_is_broken_off(folder, monkeypatch):
     monkeypatch.setattr(features, "_KEPT_AT_ONCE", 5)
     work = compute_features(load_dataset(folder), LITE, 32)
-    assert next(step for step in work if step.phase == "features" and step.done > 5) == Step(10, 12, "features")
+    assert next(step for step in work if step.phase == "features" and step.done > 5) == Step(
+        10, 12, "features"
+    )
     work.close()
     steps, whole = computed(folder)
-    assert [step for step in steps if step.phase == "features"] == [Step(5, 7, "features"), Step(7, 7, "features")]
+    assert [step for step in steps if step.phase == "features"] == [
+        Step(5, 7, "features"),
+        Step(7, 7, "features"),
+    ]
     CACHE.clear()
     monkeypatch.undo()
     monkeypatch.setattr(device_turn, "choose_device", lambda *_: choose_device("cpu", "fp32"))
@@ -171,7 +189,9 @@ def test_exact_copies_are_computed_once(folder):
     assert steps[-1] == Step(12, 12, "features")
     ids = load_dataset(folder).table["id"].tolist()
     assert len(found.rows) == 13
-    assert np.array_equal(found.final[ids.index("red/000.png")], found.final[ids.index("red/copy.png")])
+    assert np.array_equal(
+        found.final[ids.index("red/000.png")], found.final[ids.index("red/copy.png")]
+    )
 
 
 def test_without_room_it_says_so(folder, monkeypatch):
@@ -184,7 +204,9 @@ def test_without_room_it_says_so(folder, monkeypatch):
 def test_with_room_for_some_only_it_says_so_rather_than_leave_the_others_out(folder, monkeypatch):
     monkeypatch.setattr(features, "_KEPT_AT_ONCE", 5)
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
-    monkeypatch.setenv("THAW_CACHE_DISK_GB", "0.00005")  # a block takes 0.00003, all of them 0.00008
+    monkeypatch.setenv(
+        "THAW_CACHE_DISK_GB", "0.00005"
+    )  # a block takes 0.00003, all of them 0.00008
     with pytest.raises(DataError, match="no room for the features"):
         computed(folder)
 
@@ -239,7 +261,9 @@ def test_a_network_that_cannot_be_cut_is_refused_in_words(folder, monkeypatch):
         raise CannotSplit("its structure cannot be traced (TraceError)")
 
     monkeypatch.setattr(features, "split_network", refuse)
-    with pytest.raises(DataError, match=r"cannot be analyzed: its structure.*Choose another backbone"):
+    with pytest.raises(
+        DataError, match=r"cannot be analyzed: its structure.*Choose another backbone"
+    ):
         next(compute_features(load_dataset(folder), LITE, 32))
 
 
@@ -250,7 +274,9 @@ def test_swin_is_averaged_over_the_picture_at_a_size_that_has_as_many_rows_as_ch
     with torch.no_grad():
         whole = split_network(network).part(None, 1).eval()(images)
         assert whole.shape == (1, 96, 96, 96)
-        torch.testing.assert_close(pooled(images)[:, :96], averaged(whole, (1, 2)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            pooled(images)[:, :96], averaged(whole, (1, 2)), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(("backbone", "axes"), [("resnet18", (2, 3)), ("swin_t", (1, 2))])
@@ -288,7 +314,14 @@ def test_a_network_that_is_built_for_one_size_is_averaged_at_that_size():
 
 
 @pytest.mark.parametrize(
-    "name", ["timm/vit_tiny_patch16_224", "timm/test_vit2", "timm/convit_tiny", "timm/cait_xxs24_224", LITE]
+    "name",
+    [
+        "timm/vit_tiny_patch16_224",
+        "timm/test_vit2",
+        "timm/convit_tiny",
+        "timm/cait_xxs24_224",
+        LITE,
+    ],
 )
 def test_a_linear_probe_at_a_stage_sees_the_features_that_the_analysis_saw(name):
     whole = build_network(name, "none", 3, 0, 224)
@@ -303,12 +336,18 @@ def test_a_linear_probe_at_a_stage_sees_the_features_that_the_analysis_saw(name)
             torch.testing.assert_close(network.model(images), by_stage[stage], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "timm/convit_tiny", "timm/cait_xxs24_224"])
+@pytest.mark.parametrize(
+    "name", ["timm/vit_tiny_patch16_224", "timm/convit_tiny", "timm/cait_xxs24_224"]
+)
 def test_no_stage_is_seen_by_a_class_token_that_has_not_seen_the_image(name):
     pooled, _ = features.pooled_stages(build_network(name, "none", 3, 0, 224))
     one, other = torch.rand(2, 1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        values = zip(pooled(one).split(pooled.widths, dim=1), pooled(other).split(pooled.widths, dim=1), strict=True)
+        values = zip(
+            pooled(one).split(pooled.widths, dim=1),
+            pooled(other).split(pooled.widths, dim=1),
+            strict=True,
+        )
         assert all((first != second).any() for first, second in values)
 
 
@@ -320,7 +359,9 @@ def test_a_class_token_that_is_added_late_is_no_patch_before():
     with torch.no_grad():
         found = dict(zip(stages, pooled(images).split(pooled.widths, dim=1), strict=True))
         for stage, tokens in (("block9", 196), ("block10", 197), ("block11", 197)):
-            output = segments.part(None, [one.name for one in network.stages].index(stage) + 1).eval()(images)
+            output = segments.part(
+                None, [one.name for one in network.stages].index(stage) + 1
+            ).eval()(images)
             assert output.shape[1] == tokens
             wanted = output[:, 0] if stage == "block11" else output.mean(1)
             torch.testing.assert_close(found[stage], wanted, rtol=1e-4, atol=1e-5)

@@ -28,7 +28,9 @@ def blobs(counts, dimensions=3, seed=0, apart=8.0):
 
 
 def suspects_of(features, labels, sets=None):
-    probabilities, kept = out_of_fold(features, labels, np.arange(len(labels)) if sets is None else np.asarray(sets))
+    probabilities, kept = out_of_fold(
+        features, labels, np.arange(len(labels)) if sets is None else np.asarray(sets)
+    )
     found, alike = label_errors(probabilities, labels, kept)
     return found.tolist(), alike.tolist()
 
@@ -69,8 +71,13 @@ def test_near_duplicates_with_the_same_wrong_label_do_not_vouch_for_each_other(s
     labels = np.repeat([0, 1], 60)
     features = random.normal(size=(120, 4))
     features[:, 0] += np.where(labels == 0, -4, 4)
-    copies = np.array([-6, 6, 0, 0]) + random.normal(size=(8, 4)) * 0.02  # of an unusual image of the first class
-    features, labels = np.concatenate([features, copies]).astype(np.float32), np.concatenate([labels, [1] * 8])
+    copies = (
+        np.array([-6, 6, 0, 0]) + random.normal(size=(8, 4)) * 0.02
+    )  # of an unusual image of the first class
+    features, labels = (
+        np.concatenate([features, copies]).astype(np.float32),
+        np.concatenate([labels, [1] * 8]),
+    )
     copied = set(range(120, 128))
     assert copied <= set(suspects_of(features, labels, [*range(120), *[120] * 8])[0])
     assert not copied & set(suspects_of(features, labels)[0])  # taken for eight images, they do
@@ -98,7 +105,16 @@ def test_classes_with_fewer_than_five_images_get_no_predictions():
         ([6, 6], [0, 1, 2] * 4),
         ([20, 6], [*range(20), *[20] * 6]),
     ],
-    ids=["one class", "one of two", "none large enough", "one image", "one set", "two sets", "three sets", "a class of copies"],
+    ids=[
+        "one class",
+        "one of two",
+        "none large enough",
+        "one image",
+        "one set",
+        "two sets",
+        "three sets",
+        "a class of copies",
+    ],
 )
 def test_where_nothing_can_be_predicted_nothing_is_found(counts, sets):
     assert suspects_of(*blobs(counts), [*sets]) == ([], [])
@@ -120,7 +136,9 @@ def test_features_that_tell_nothing_are_no_problem():
 
 def test_agreement_is_the_share_of_predicted_labels_that_are_likeliest():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [np.nan, np.nan]])
-    assert agreement(probabilities, np.array([4, 7, 7, 4]), np.array([4, 7])) == pytest.approx(2 / 3)
+    assert agreement(probabilities, np.array([4, 7, 7, 4]), np.array([4, 7])) == pytest.approx(
+        2 / 3
+    )
     assert np.isnan(agreement(np.empty((3, 0)), np.array([0, 1, 2]), np.array([], dtype=int)))
 
 
@@ -139,14 +157,18 @@ def test_the_surest_suspects_come_first():
 def test_alike_samples_are_not_separated():
     random = np.random.default_rng(0)
     for _ in range(10):
-        auc, error = two_sample_auc(random.normal(size=(150, 16)), random.normal(size=(50, 16)), np.arange(200))
+        auc, error = two_sample_auc(
+            random.normal(size=(150, 16)), random.normal(size=(50, 16)), np.arange(200)
+        )
         assert abs(auc - 0.5) < 4 * error
         assert error == pytest.approx(np.sqrt(201 / (12 * 150 * 50)))
 
 
 def test_samples_that_differ_are_separated():
     random = np.random.default_rng(0)
-    auc, _ = two_sample_auc(random.normal(size=(150, 16)), random.normal(size=(50, 16)) + 1.5, np.arange(200))
+    auc, _ = two_sample_auc(
+        random.normal(size=(150, 16)), random.normal(size=(50, 16)) + 1.5, np.arange(200)
+    )
     assert auc > 0.95
 
 
@@ -164,7 +186,9 @@ def test_near_duplicates_do_not_tell_the_samples_apart():
 @pytest.mark.parametrize("sets", [[0] * 42, [*range(30), *[30] * 12], [0] * 30 + [1] * 12])
 def test_what_is_only_near_duplicates_cannot_be_compared(sets):
     random = np.random.default_rng(0)
-    auc, error = two_sample_auc(random.normal(size=(30, 8)), random.normal(size=(12, 8)), np.array(sets))
+    auc, error = two_sample_auc(
+        random.normal(size=(30, 8)), random.normal(size=(12, 8)), np.array(sets)
+    )
     assert np.isnan(auc)
     assert error > 0
 
@@ -204,14 +228,20 @@ def test_copies_of_an_outlier_do_not_hide_it():
     sets = np.arange(200)
     sets[50:60] = 50
     assert far_away([features], sets)[0].tolist() == [50]
-    assert len(far_away([features], np.arange(200))[0]) == 0  # taken for ten images, they are no strays
+    assert (
+        len(far_away([features], np.arange(200))[0]) == 0
+    )  # taken for ten images, they are no strays
 
 
 @pytest.mark.parametrize("draw", ["gamma", "normal", "uniform"])
 def test_even_sets_have_no_outliers(draw):
     for seed in range(10):
         random = np.random.default_rng(seed)
-        features = random.gamma(3.0, size=(200, 32)) if draw == "gamma" else getattr(random, draw)(size=(200, 32))
+        features = (
+            random.gamma(3.0, size=(200, 32))
+            if draw == "gamma"
+            else getattr(random, draw)(size=(200, 32))
+        )
         assert len(far_away([features], np.arange(200))[0]) == 0
 
 
@@ -240,8 +270,16 @@ def test_a_probe_learns_from_training_images_and_is_evaluated_on_validation_imag
 
 def test_the_error_of_a_probe_is_the_binomial_one():
     random = np.random.default_rng(0)
-    guessing = probe("stem", random.normal(size=(300, 8)), random.integers(0, 2, 300), np.arange(200), np.arange(200, 300))
-    assert guessing.error == pytest.approx(np.sqrt(guessing.accuracy * (1 - guessing.accuracy) / 100))
+    guessing = probe(
+        "stem",
+        random.normal(size=(300, 8)),
+        random.integers(0, 2, 300),
+        np.arange(200),
+        np.arange(200, 300),
+    )
+    assert guessing.error == pytest.approx(
+        np.sqrt(guessing.accuracy * (1 - guessing.accuracy) / 100)
+    )
 
 
 def test_a_class_that_was_not_trained_counts_as_wrong():
@@ -252,14 +290,22 @@ def test_a_class_that_was_not_trained_counts_as_wrong():
 def test_suspects_are_shown_beside_the_nearest_sound_image_of_the_other_class():
     features = np.array([[0, 0], [1, 0], [9, 0], [10, 0], [0.5, 0], [9.5, 5]], np.float32)
     labels = np.array([0, 0, 1, 1, 1, 0])
-    assert nearest_of_class(features, labels, np.array([4, 5]), np.array([0, 1])).tolist()[0] in (0, 1)
+    assert nearest_of_class(features, labels, np.array([4, 5]), np.array([0, 1])).tolist()[0] in (
+        0,
+        1,
+    )
     assert nearest_of_class(features, labels, np.array([5]), np.array([1])).tolist()[0] in (2, 3)
-    assert nearest_of_class(features, labels, np.array([2, 4]), np.array([0, 0])).tolist()[0] in (1, 5)
+    assert nearest_of_class(features, labels, np.array([2, 4]), np.array([0, 0])).tolist()[0] in (
+        1,
+        5,
+    )
 
 
 def test_suspects_are_shown_beside_another_suspect_where_a_class_has_no_others():
     features, labels = blobs([4, 2])
-    assert nearest_of_class(features, labels, np.array([0, 4, 5]), np.array([1, 0, 0])).tolist()[0] in (4, 5)
+    assert nearest_of_class(features, labels, np.array([0, 4, 5]), np.array([1, 0, 0])).tolist()[
+        0
+    ] in (4, 5)
 
 
 def test_very_many_images_are_thinned_for_the_fit_and_all_predicted(monkeypatch):
@@ -281,4 +327,6 @@ def test_each_image_has_a_predicted_class_and_two_confidences():
 @pytest.mark.parametrize("kept", [[], [3]])
 def test_without_two_classes_nothing_is_predicted(kept):
     labels = np.array([3, 3, 5])
-    assert class_predictions(np.full((3, len(kept)), np.nan), labels, np.array(kept, dtype=int)).empty
+    assert class_predictions(
+        np.full((3, len(kept)), np.nan), labels, np.array(kept, dtype=int)
+    ).empty

@@ -13,7 +13,9 @@ FEATURES = np.array([[1, 0], [3, 0.3], [0, 2], [-5, 0]])
 def test_the_nearest_come_first_by_angle_and_not_by_length():
     found = Embeddings.of(IDS, FEATURES).nearest("a", 3)
     assert [sample for sample, _ in found] == ["b", "c", "d"]
-    assert [distance for _, distance in found] == pytest.approx([1 - 3 / np.hypot(3, 0.3), 1, 2], abs=2e-3)
+    assert [distance for _, distance in found] == pytest.approx(
+        [1 - 3 / np.hypot(3, 0.3), 1, 2], abs=2e-3
+    )
 
 
 def test_no_more_than_asked_for_and_never_the_image_itself():

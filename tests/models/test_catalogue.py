@@ -4,7 +4,14 @@ import torchvision
 
 from finetune_core.errors import ConfigError
 from finetune_core.models import catalogue
-from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, create, create_on_meta, default_backbone
+from finetune_core.models.catalogue import (
+    PACKAGED,
+    backbone_info,
+    backbone_names,
+    create,
+    create_on_meta,
+    default_backbone,
+)
 from finetune_core.models.licences import licence_name
 from finetune_core.models.network import parameter_count
 from finetune_core.models.timm_networks import is_timm_name
@@ -60,7 +67,10 @@ def test_licences_are_those_that_the_source_states():
     assert not backbone_info("timm/resnet18.a1_in1k").research_only
     assert backbone_info("resnet18").licence is None
     assert backbone_info("vit_h_14").research_only
-    assert [licence_name(backbone_info(name).licence) for name in ("vit_h_14", "resnet18")] == ["cc-by-nc-4.0", "not stated"]
+    assert [licence_name(backbone_info(name).licence) for name in ("vit_h_14", "resnet18")] == [
+        "cc-by-nc-4.0",
+        "not stated",
+    ]
 
 
 def test_weights_that_are_published_as_pickles_only_are_not_offered():
@@ -81,7 +91,10 @@ def test_a_name_without_a_tag_has_the_usual_weights():
     assert backbone_info("timm/resnet18.tv_in1k").repository != plain.repository
 
 
-@pytest.mark.parametrize("name", [PACKAGED, "resnet18", "squeezenet1_1", "googlenet", "timm/test_vit3", "timm/test_convnext"])
+@pytest.mark.parametrize(
+    "name",
+    [PACKAGED, "resnet18", "squeezenet1_1", "googlenet", "timm/test_vit3", "timm/test_convnext"],
+)
 def test_parameters_said_are_those_of_the_network(name):
     assert sum(p.numel() for p in create_on_meta(name).parameters()) == parameter_count(name)
 
@@ -129,9 +142,13 @@ def test_on_meta_holds_no_numbers_but_the_same_tensors(name):
 
 def test_on_meta_has_the_shapes_of_the_real_one():
     real, meta = create("squeezenet1_1").state_dict(), create_on_meta("squeezenet1_1").state_dict()
-    assert {name: tensor.shape for name, tensor in real.items()} == {name: tensor.shape for name, tensor in meta.items()}
+    assert {name: tensor.shape for name, tensor in real.items()} == {
+        name: tensor.shape for name, tensor in meta.items()
+    }
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_auxiliary_classifiers_are_not_built(name):
-    assert not [path for path, _ in create_on_meta(name).named_parameters() if "aux" in path.lower()]
+    assert not [
+        path for path, _ in create_on_meta(name).named_parameters() if "aux" in path.lower()
+    ]

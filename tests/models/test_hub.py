@@ -26,7 +26,11 @@ from finetune_core.work import finish
 
 NAME, REPOSITORY = "timm/test_vit.r160_in1k", "timm/test_vit.r160_in1k"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-GATED = {"status": 401, "X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted."}
+GATED = {
+    "status": 401,
+    "X-Error-Code": "GatedRepo",
+    "X-Error-Message": "Access to this model is restricted.",
+}
 MISSING = {"status": 401, "X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
 
 
@@ -77,7 +81,9 @@ def server(tmp_path, monkeypatch):
     server.files, server.refusals, server.asked, server.gate = {}, {}, [], threading.Event()
     server.gate.set()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(
+        "huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}"
+    )
     monkeypatch.setattr(
         "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
         f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
@@ -102,9 +108,16 @@ def weights(published, tmp_path_factory):
 
 
 def description(**changes):
-    config = {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "license": "cc-by-nc-4.0"}
+    config = {
+        "input_size": [3, 160, 160],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.5, 0.5, 0.5],
+        "license": "cc-by-nc-4.0",
+    }
     config |= {"crop_pct": 0.9, "interpolation": "bilinear"}
-    return json.dumps({"architecture": "test_vit", "num_classes": 1000, "pretrained_cfg": config} | changes).encode()
+    return json.dumps(
+        {"architecture": "test_vit", "num_classes": 1000, "pretrained_cfg": config} | changes
+    ).encode()
 
 
 def thaw(*arguments):
@@ -116,7 +129,11 @@ def thaw(*arguments):
 
 def same_but_head(model, other):
     expected = other.state_dict()
-    return all(torch.equal(t, expected[n]) for n, t in model.state_dict().items() if not n.startswith("head."))
+    return all(
+        torch.equal(t, expected[n])
+        for n, t in model.state_dict().items()
+        if not n.startswith("head.")
+    )
 
 
 def test_a_network_of_timm_is_downloaded_into_the_hubs_cache_and_loaded(server, published, weights):
@@ -143,7 +160,11 @@ def test_those_that_are_in_the_hubs_cache_are_found_in_one_look_at_it(server, we
     finish(fetch_description(f"hf-hub:{described}"))
     (tmp_path / "hub" / "version.txt").write_text("1")
     asked = [REPOSITORY, f"{REPOSITORY}@main", f"{REPOSITORY}@v1", described, missing]
-    assert hub.having(file, asked) == {REPOSITORY, f"{REPOSITORY}@main"} == {one for one in asked if hub.cached(one, file)}
+    assert (
+        hub.having(file, asked)
+        == {REPOSITORY, f"{REPOSITORY}@main"}
+        == {one for one in asked if hub.cached(one, file)}
+    )
     assert hub.having("config.json", asked) == {described}
     assert [name for name in ready_backbones() if is_timm_name(name)] == [NAME]
 
@@ -198,14 +219,19 @@ def test_a_repository_with_pickles_only_is_refused(server):
     server.files["somebody/pickled/config.json"] = description()
     name = "hf-hub:somebody/pickled"
     finish(fetch_description(name))
-    with pytest.raises(WeightsError, match=r"has no model\.safetensors\. Other formats can run code"):
+    with pytest.raises(
+        WeightsError, match=r"has no model\.safetensors\. Other formats can run code"
+    ):
         finish(download(backbone_info(name)))
     assert not [path for _, path in server.asked if path.endswith(".bin")]
 
 
 def test_a_network_by_its_repository_is_built_as_its_description_says(server, published, weights):
     name = "hf-hub:somebody/mine"
-    server.files |= {"somebody/mine/config.json": description(), "somebody/mine/model.safetensors": weights}
+    server.files |= {
+        "somebody/mine/config.json": description(),
+        "somebody/mine/model.safetensors": weights,
+    }
     with pytest.raises(WeightsError, match="not on this machine yet"):
         backbone_info(name)
     finish(fetch_description(name))
@@ -219,8 +245,14 @@ def test_a_network_by_its_repository_is_built_as_its_description_says(server, pu
 
 
 def test_a_local_folder_is_read_where_it_lies(tmp_path, published, weights):
-    (tmp_path / "config.json").write_bytes(description(num_classes=0, model_args={"num_classes": 0}))
-    headless = {name: tensor for name, tensor in published.state_dict().items() if not name.startswith("head.")}
+    (tmp_path / "config.json").write_bytes(
+        description(num_classes=0, model_args={"num_classes": 0})
+    )
+    headless = {
+        name: tensor
+        for name, tensor in published.state_dict().items()
+        if not name.startswith("head.")
+    }
     save_file(headless, tmp_path / "model.safetensors")
     name = f"local-dir:{tmp_path}"
     network = build_network(name, PRETRAINED, 3, 0)
@@ -340,13 +372,28 @@ def test_a_network_is_trained_at_the_size_that_it_was_pretrained_on_unless_anoth
     (tmp_path / "config.json").write_bytes(description())
     (tmp_path / "model.safetensors").write_bytes(weights)
     folder, name = image_folder(tmp_path / "images", {"red": 4, "blue": 4}), f"local-dir:{tmp_path}"
-    assert asked_for({"backbone": name}, str(folder), None, as_is=True, by_size=False).image_size == 160
-    assert asked_for({"backbone": name, "image_size": 96}, str(folder), None, as_is=True, by_size=False).image_size == 96
-    assert asked_for({"backbone": "resnet18"}, str(folder), None, as_is=True, by_size=False).image_size == 224
-    assert {config.image_size for config in designed({"backbone": name}, str(folder), None, as_is=True)} == {160}
+    assert (
+        asked_for({"backbone": name}, str(folder), None, as_is=True, by_size=False).image_size
+        == 160
+    )
+    assert (
+        asked_for(
+            {"backbone": name, "image_size": 96}, str(folder), None, as_is=True, by_size=False
+        ).image_size
+        == 96
+    )
+    assert (
+        asked_for({"backbone": "resnet18"}, str(folder), None, as_is=True, by_size=False).image_size
+        == 224
+    )
+    assert {
+        config.image_size for config in designed({"backbone": name}, str(folder), None, as_is=True)
+    } == {160}
 
 
-def test_inspect_looks_at_a_data_set_with_a_network_of_timm(server, image_folder, tmp_path, weights):
+def test_inspect_looks_at_a_data_set_with_a_network_of_timm(
+    server, image_folder, tmp_path, weights
+):
     server.files[f"{REPOSITORY}/model.safetensors"] = weights
     folder = image_folder(tmp_path / "images", {"red": 36, "blue": 36})
     found = thaw("inspect", folder, "--deep", "--backbone", NAME)["deep"]
@@ -356,9 +403,28 @@ def test_inspect_looks_at_a_data_set_with_a_network_of_timm(server, image_folder
 
 def test_networks_of_timm_are_compared_by_their_names(server, image_folder, tmp_path, weights):
     server.files[f"{REPOSITORY}/model.safetensors"] = weights
-    server.files |= {"somebody/mine/config.json": description(), "somebody/mine/model.safetensors": weights}
-    folder, names = image_folder(tmp_path / "images", {"red": 12, "blue": 12}), [NAME, "hf-hub:somebody/mine"]
-    quick = ("--strategies", "feature_extraction", "--seeds", 0, "--epochs", 1, "--image-size", 64, "--precision", "fp32")
-    found = thaw("compare", folder, "--backbones", ",".join(names), *quick, "--runs-dir", tmp_path / "runs")
+    server.files |= {
+        "somebody/mine/config.json": description(),
+        "somebody/mine/model.safetensors": weights,
+    }
+    folder, names = (
+        image_folder(tmp_path / "images", {"red": 12, "blue": 12}),
+        [NAME, "hf-hub:somebody/mine"],
+    )
+    quick = (
+        "--strategies",
+        "feature_extraction",
+        "--seeds",
+        0,
+        "--epochs",
+        1,
+        "--image-size",
+        64,
+        "--precision",
+        "fp32",
+    )
+    found = thaw(
+        "compare", folder, "--backbones", ",".join(names), *quick, "--runs-dir", tmp_path / "runs"
+    )
     assert sorted(run["backbone"] for run in found["runs"]) == sorted(names)
     assert (len(found["pairs"]), found["failed"]) == (1, [])

@@ -28,7 +28,11 @@ def head_of(network):
 
 
 def backbone_of(network):
-    return {n: t for n, t in network.model.state_dict().items() if not n.startswith(f"{network.heads[0]}.")}
+    return {
+        n: t
+        for n, t in network.model.state_dict().items()
+        if not n.startswith(f"{network.heads[0]}.")
+    }
 
 
 @pytest.mark.parametrize("weights", ["pretrained", "none"])
@@ -121,7 +125,9 @@ def test_what_cannot_be_built_is_refused():
         build_network(SMALL, "nowhere.pth", 2, 0)
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit_b_16", 96), ("inception_v3", 32), ("alexnet", 32)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("vit_b_16", 96), ("inception_v3", 32), ("alexnet", 32)]
+)
 def test_an_image_size_that_a_network_cannot_take_is_refused_in_words(name, size):
     with pytest.raises(ConfigError) as caught:
         check_image_size(name, size)
@@ -146,7 +152,9 @@ def test_image_sizes_that_a_network_can_take_pass(name, size):
 def test_all_that_a_page_asks_of_a_network_that_is_selected_builds_it_once(monkeypatch):
     name, built = "timm/test_vit3.r160_in1k", []
     real = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: built.append(args) or real(*args, **kwargs))
+    monkeypatch.setattr(
+        timm, "create_model", lambda *args, **kwargs: built.append(args) or real(*args, **kwargs)
+    )
     networks._structure.cache_clear()
     info = backbone_info(name)
     check_image_size(name, info.image_size)
@@ -161,21 +169,30 @@ def test_all_that_a_page_asks_of_a_network_that_is_selected_builds_it_once(monke
 @pytest.mark.parametrize(("name", "size"), [("timm/halonet_h1", 96), ("alexnet", 40)])
 def test_what_was_refused_is_refused_again_without_being_built(name, size, monkeypatch):
     built, real = [], networks.create_on_meta
-    monkeypatch.setattr(networks, "create_on_meta", lambda *args, **kwargs: built.append(args) or real(*args, **kwargs))
+    monkeypatch.setattr(
+        networks,
+        "create_on_meta",
+        lambda *args, **kwargs: built.append(args) or real(*args, **kwargs),
+    )
     said = []
     for _ in range(3):
         with pytest.raises(ConfigError) as caught:
             check_image_size(name, size)
         said.append(caught.value)
     assert len(built) == 1
-    assert said[0] is not said[1]  # else each time that it is raised would be added to its traceback
+    assert (
+        said[0] is not said[1]
+    )  # else each time that it is raised would be added to its traceback
     assert said[0].problems == said[1].problems
 
 
 @pytest.mark.parametrize("name", [PACKAGED, SMALL, "timm/test_resnet"])
 def test_a_network_that_is_the_same_for_all_sizes_is_held_once(name):
     weights = "pretrained" if name == PACKAGED else "none"
-    assert build_network(name, weights, 2, 0, 64).pretrained is build_network(name, weights, 2, 0, 96).pretrained
+    assert (
+        build_network(name, weights, 2, 0, 64).pretrained
+        is build_network(name, weights, 2, 0, 96).pretrained
+    )
 
 
 def test_a_network_that_is_built_for_a_size_is_held_for_each():
@@ -183,8 +200,12 @@ def test_a_network_that_is_built_for_a_size_is_held_for_each():
     assert few.pos_embed.shape[1] < many.pos_embed.shape[1]
 
 
-@pytest.mark.parametrize(("name", "size"), [("timm/halonet_h1", 64), ("timm/crossvit_tiny_240", 64)])
-def test_a_size_that_a_network_of_timm_is_not_built_for_is_refused_before_its_weights_are_here(name, size):
+@pytest.mark.parametrize(
+    ("name", "size"), [("timm/halonet_h1", 64), ("timm/crossvit_tiny_240", 64)]
+)
+def test_a_size_that_a_network_of_timm_is_not_built_for_is_refused_before_its_weights_are_here(
+    name, size
+):
     with pytest.raises(ConfigError) as caught:
         check_image_size(name, size)
     assert name in caught.value.problems["image_size"]

@@ -19,7 +19,9 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(("name", "size"), [*SMALL.items(), pytest.param("vit_b_16", 224, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "size"), [*SMALL.items(), pytest.param("vit_b_16", 224, marks=pytest.mark.slow)]
+)
 def test_the_parts_make_up_the_whole(name, size):
     network = build_network(name, "none", 5, 0)
     segments = trace(network.model, network.stages)
@@ -35,7 +37,9 @@ def test_the_parts_make_up_the_whole(name, size):
 
 def test_the_head_is_fed_pooled_features():
     network = build_network("resnet18", "none", 5, 0)
-    features = trace(network.model, network.stages).part(None, len(network.stages) - 1)(torch.randn(2, 3, 64, 64))
+    features = trace(network.model, network.stages).part(None, len(network.stages) - 1)(
+        torch.randn(2, 3, 64, 64)
+    )
     assert features.shape == (2, 512)
 
 
@@ -78,7 +82,9 @@ def test_what_skips_over_the_cut_says_so():
 
 def test_stages_of_a_traced_copy_are_those_of_the_network():
     model = catalogue.create_on_meta("resnet18")
-    assert [s.name for s in derive_stages(model, ("fc",))] == [s.name for s in network_stages("resnet18")]
+    assert [s.name for s in derive_stages(model, ("fc",))] == [
+        s.name for s in network_stages("resnet18")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -90,9 +96,13 @@ def test_stages_of_a_traced_copy_are_those_of_the_network():
             "timm/mvitv2_tiny", marks=pytest.mark.slow
         ),  # functions that are not traced give blocks heights and widths
         "timm/coat_lite_mini",  # blocks share position embeddings with those of their resolution
-        pytest.param("timm/eva02_tiny_patch14_336", marks=pytest.mark.slow),  # all blocks turn by the same angles
+        pytest.param(
+            "timm/eva02_tiny_patch14_336", marks=pytest.mark.slow
+        ),  # all blocks turn by the same angles
         pytest.param("timm/visformer_tiny", marks=pytest.mark.slow),  # stages share a dropout
-        pytest.param("timm/twins_pcpvt_small", marks=pytest.mark.slow),  # blocks are given how many images there are
+        pytest.param(
+            "timm/twins_pcpvt_small", marks=pytest.mark.slow
+        ),  # blocks are given how many images there are
     ],
 )
 def test_what_does_not_depend_on_the_images_does_not_stand_against_a_cut(name):
@@ -100,9 +110,13 @@ def test_what_does_not_depend_on_the_images_does_not_stand_against_a_cut(name):
     network = build_network(name, "none", 3, 0, side)
     segments = trace(network.model, network.stages, side)
     assert None not in segments.boundaries
-    images = torch.randn(5, 3, side, side, generator=torch.Generator().manual_seed(0))  # another number than was traced with
+    images = torch.randn(
+        5, 3, side, side, generator=torch.Generator().manual_seed(0)
+    )  # another number than was traced with
     with torch.no_grad():
         expected = network.model(images)
         for cut in range(1, len(network.stages)):
             activation = segments.part(None, cut)(images)
-            torch.testing.assert_close(segments.part(cut, None)(activation), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                segments.part(cut, None)(activation), expected, atol=1e-5, rtol=1e-5
+            )

@@ -11,8 +11,19 @@ from finetune_core.models.partition import trace
 from finetune_core.models.stages import derive_stages, find_head, replace_head
 from finetune_core.models.timm_networks import is_timm_name
 
-FEW = {"efficientnet_lite0", "resnet18", "googlenet", "regnet_y_400mf", "vit_b_16", "swin_t", "maxvit_t", "vgg11"}
-NAMES = [name for name in backbone_names() if not is_timm_name(name)]  # those are test_timm_walk.py's
+FEW = {
+    "efficientnet_lite0",
+    "resnet18",
+    "googlenet",
+    "regnet_y_400mf",
+    "vit_b_16",
+    "swin_t",
+    "maxvit_t",
+    "vgg11",
+}
+NAMES = [
+    name for name in backbone_names() if not is_timm_name(name)
+]  # those are test_timm_walk.py's
 
 
 def family(name):
@@ -42,7 +53,9 @@ class Walk:
         self.stages = derive_stages(self.model, (self.head,))
         self.executions = []  # paths of modules that hold tensors themselves, each time they run
         hooks = [
-            module.register_forward_pre_hook(lambda _module, _inputs, path=path: self.executions.append(path))
+            module.register_forward_pre_hook(
+                lambda _module, _inputs, path=path: self.executions.append(path)
+            )
             for path, module in self.model.named_modules()
             if any(True for _ in module.parameters(recurse=False))
         ]
@@ -74,7 +87,9 @@ def test_every_parameter_and_buffer_is_in_exactly_one_stage(walk):
 
 def test_stages_run_in_their_order(walk):
     stage_of = {
-        name.rpartition(".")[0]: index for index, stage in reversed(list(enumerate(walk.stages))) for name in stage.parameters
+        name.rpartition(".")[0]: index
+        for index, stage in reversed(list(enumerate(walk.stages)))
+        for name in stage.parameters
     }
     order = [stage_of[path] for path in walk.executions]
     assert order == sorted(order)
@@ -115,18 +130,36 @@ def test_names_are_unique_and_counts_are_right(walk):
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_stages_of_a_resnet(name):
     stages = network_stages(name, 2)
-    assert [stage.name for stage in stages] == ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
+    assert [stage.name for stage in stages] == [
+        "stem",
+        "layer1",
+        "layer2",
+        "layer3",
+        "layer4",
+        "head",
+    ]
     for stage in stages[1:-1]:
         assert stage.modules[0] == stage.name
-        assert all(parameter.startswith(f"{stage.name}.") for parameter in (*stage.parameters, *stage.buffers))
+        assert all(
+            parameter.startswith(f"{stage.name}.")
+            for parameter in (*stage.parameters, *stage.buffers)
+        )
     assert set(stages[0].parameters) == {"conv1.weight", "bn1.weight", "bn1.bias"}
-    assert set(stages[0].buffers) == {"bn1.running_mean", "bn1.running_var", "bn1.num_batches_tracked"}
+    assert set(stages[0].buffers) == {
+        "bn1.running_mean",
+        "bn1.running_var",
+        "bn1.num_batches_tracked",
+    }
     assert set(stages[-1].parameters) == {"fc.weight", "fc.bias"}
 
 
 def test_every_block_of_a_vision_transformer_is_a_stage_and_loose_tensors_are_the_stems():
     stages = network_stages("vit_b_16", 2)
-    assert [stage.name for stage in stages] == ["stem", *(f"encoder_layer_{number}" for number in range(12)), "head"]
+    assert [stage.name for stage in stages] == [
+        "stem",
+        *(f"encoder_layer_{number}" for number in range(12)),
+        "head",
+    ]
     assert {"class_token", "encoder.pos_embedding", "conv_proj.weight"} <= set(stages[0].parameters)
 
 
@@ -136,7 +169,9 @@ class SharedNothing(nn.Module):
     def __init__(self):
         super().__init__()
         self.classifier = nn.Linear(8, 1000)
-        self.late = nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, 1, 1))
+        self.late = nn.Sequential(
+            nn.Conv2d(4, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, 1, 1)
+        )
         self.early = nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1))
         self.entry = nn.Conv2d(3, 4, 3, 2, 1)
 
@@ -149,7 +184,12 @@ def test_the_order_is_that_of_the_forward_pass_not_of_the_definition():
     assert find_head(model, 32) == "classifier"
     replace_head(model, "classifier", 3)
     stages = derive_stages(model, ("classifier",), 32)
-    assert [stage.modules for stage in stages] == [("entry",), ("early",), ("late",), ("classifier",)]
+    assert [stage.modules for stage in stages] == [
+        ("entry",),
+        ("early",),
+        ("late",),
+        ("classifier",),
+    ]
     assert "late.1.running_mean" in stages[2].buffers
 
 

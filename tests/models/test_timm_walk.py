@@ -40,7 +40,9 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_a_network_of_each_family_has_stages_in_forward_order_and_a_head_that_can_be_replaced(architecture):
+def test_a_network_of_each_family_has_stages_in_forward_order_and_a_head_that_can_be_replaced(
+    architecture,
+):
     walked = walk(f"timm/{architecture}")
     assert not walked.problems
     assert len(walked.stages) >= 4
@@ -49,14 +51,22 @@ def test_a_network_of_each_family_has_stages_in_forward_order_and_a_head_that_ca
 def wrong_among(architectures):
     found = {architecture: problems(f"timm/{architecture}") for architecture in architectures}
     # What encodes images for a language model classifies nothing.
-    return {name: said for name, said in found.items() if said and not said[0].endswith("timm puts none on it")}
+    return {
+        name: said
+        for name, said in found.items()
+        if said and not said[0].endswith("timm puts none on it")
+    }
 
 
 def few_of(module):
     """Three architectures of a family, or all it has: of each third of its names the smallest."""
     names = [name for name in timm.list_models(module=module) if classifies(name)]
     thirds = (names[len(names) * third // 3 : len(names) * (third + 1) // 3] for third in range(3))
-    return [min(third, key=lambda name: known_parameters(f"timm/{name}") or math.inf) for third in thirds if third]
+    return [
+        min(third, key=lambda name: known_parameters(f"timm/{name}") or math.inf)
+        for third in thirds
+        if third
+    ]
 
 
 @pytest.mark.slow
@@ -90,13 +100,21 @@ def test_heads_are_the_layers_that_depend_on_the_number_of_classes(architecture,
 
 
 @pytest.mark.parametrize(
-    "architecture", ["vit_small_patch16_dinov3", "eva02_tiny_patch14_336", "vit_relpos_small_patch16_224", "levit_128s"]
+    "architecture",
+    [
+        "vit_small_patch16_dinov3",
+        "eva02_tiny_patch14_336",
+        "vit_relpos_small_patch16_224",
+        "levit_128s",
+    ],
 )
 def test_position_embeddings_that_all_blocks_add_do_not_stand_against_a_cut(architecture):
     assert all(walk(f"timm/{architecture}").cuts)
 
 
-@pytest.mark.parametrize("architecture", ["coat_lite_mini", pytest.param("coat_tiny", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "architecture", ["coat_lite_mini", pytest.param("coat_tiny", marks=pytest.mark.slow)]
+)
 def test_blocks_that_share_a_module_are_one_stage(architecture):
     walked = walk(f"timm/{architecture}")
     assert not walked.problems  # else the shared one would run again after later stages have
@@ -104,12 +122,20 @@ def test_blocks_that_share_a_module_are_one_stage(architecture):
 
 
 def test_the_blocks_of_a_network_with_others_after_its_pooling_are_stages_of_their_own():
-    assert sum(stage.name.startswith("block") for stage in network_stages("timm/cait_xxs24_224")) == 24 + 2
+    assert (
+        sum(stage.name.startswith("block") for stage in network_stages("timm/cait_xxs24_224"))
+        == 24 + 2
+    )
 
 
-@pytest.mark.parametrize("architecture", ["xcit_nano_12_p8_224", "vit_relpos_small_patch16_224", "mixer_s32_224", "test_vit"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["xcit_nano_12_p8_224", "vit_relpos_small_patch16_224", "mixer_s32_224", "test_vit"],
+)
 def test_blocks_that_are_no_children_of_what_runs_are_stages_of_their_own(architecture):
-    assert sum(stage.name.startswith("block") for stage in network_stages(f"timm/{architecture}")) >= 6
+    assert (
+        sum(stage.name.startswith("block") for stage in network_stages(f"timm/{architecture}")) >= 6
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,21 +153,27 @@ def test_a_network_that_is_not_cut_says_why(architecture, reason):
 
 
 @pytest.mark.parametrize(
-    "architecture", ["mvitv2_tiny", "nest_tiny", pytest.param("samvit_base_patch16", marks=pytest.mark.slow)]
+    "architecture",
+    ["mvitv2_tiny", "nest_tiny", pytest.param("samvit_base_patch16", marks=pytest.mark.slow)],
 )
 def test_functions_that_timm_keeps_out_of_traces_do_not_stand_against_a_cut(architecture):
     assert all(walk(f"timm/{architecture}").cuts)
 
 
 @pytest.mark.parametrize("counted", [True, False])
-@pytest.mark.parametrize("architecture", ["deepseek_vit_412m_enc", "qwen3_vit_88m_enc"])  # the second takes no head at all
+@pytest.mark.parametrize(
+    "architecture", ["deepseek_vit_412m_enc", "qwen3_vit_88m_enc"]
+)  # the second takes no head at all
 def test_a_network_that_cannot_classify_is_refused_in_words(architecture, counted, monkeypatch):
     if not counted:  # of a timm newer than the table
         monkeypatch.setattr(timm_networks, "_counted", dict)
         monkeypatch.setattr(timm_networks, "_registered", timm_networks._registered.__wrapped__)
     with pytest.raises(ConfigError) as caught:
         network_stages(f"timm/{architecture}")
-    assert caught.value.problems["backbone"] == f"timm/{architecture} has no head that classifies, and timm puts none on it"
+    assert (
+        caught.value.problems["backbone"]
+        == f"timm/{architecture} has no head that classifies, and timm puts none on it"
+    )
 
 
 def test_networks_that_cannot_classify_are_not_offered():
@@ -161,7 +193,9 @@ def test_only_architectures_that_timm_puts_no_head_on_are_said_to_have_none():
     for name in headless:
         with allocating_on_meta():
             model = timm.create_model(name, num_classes=UNUSUAL)
-        assert not [path for path, parameter in model.named_parameters() if UNUSUAL in parameter.shape]
+        assert not [
+            path for path, parameter in model.named_parameters() if UNUSUAL in parameter.shape
+        ]
 
 
 @pytest.mark.slow

@@ -29,7 +29,9 @@ class OwnTracer(fx.Tracer):
 
 
 def nodes(graph):
-    return [(node.op, node.name, node.target, str(node.args), str(node.kwargs)) for node in graph.nodes]
+    return [
+        (node.op, node.name, node.target, str(node.args), str(node.kwargs)) for node in graph.nodes
+    ]
 
 
 def prediction():
@@ -120,6 +122,8 @@ def test_a_traced_network_is_left_as_it_was():
     model = catalogue.create_on_meta("maxvit_t").eval()
     before = {path: (type(module), set(vars(module))) for path, module in model.named_modules()}
     root, _ = trace_graph(model)
-    assert {path: (type(module), set(vars(module))) for path, module in model.named_modules()} == before
+    assert {
+        path: (type(module), set(vars(module))) for path, module in model.named_modules()
+    } == before
     assert set(vars(root)) - set(vars(model)), "tensors that its code makes"
     assert root.stem is model.stem

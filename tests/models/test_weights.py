@@ -26,7 +26,9 @@ def test_tensors_go_into_a_network_that_asks_for_the_version_of_its_layers():
     """A plain mapping has none, and MNASNet refuses that."""
     one, other = create("mnasnet0_5"), create("mnasnet0_5")
     put_tensors(other, dict(one.state_dict()))
-    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+    assert all(
+        torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items()
+    )
     put_tensors(other, {"classifier.1.bias": torch.ones(1000)})
     assert torch.equal(other.state_dict()["classifier.1.bias"], torch.ones(1000))
 
@@ -35,7 +37,9 @@ def offered(name, content, served, tmp_path, *, backbone="resnet18"):
     """Serve ``content`` under ``name``; the backbone's entry that points there."""
     folder, address = served
     (folder / name).write_bytes(content)
-    return dataclasses.replace(backbone_info(backbone), url=f"{address}/{name}", file=tmp_path / "cache" / name)
+    return dataclasses.replace(
+        backbone_info(backbone), url=f"{address}/{name}", file=tmp_path / "cache" / name
+    )
 
 
 def answering(reply):
@@ -62,7 +66,11 @@ def small_state(seed=0):
 
 
 def equal_but_head(model, state, head):
-    return all(torch.equal(t, state[n]) for n, t in model.state_dict().items() if not n.startswith(f"{head}."))
+    return all(
+        torch.equal(t, state[n])
+        for n, t in model.state_dict().items()
+        if not n.startswith(f"{head}.")
+    )
 
 
 def test_a_real_state_dict_is_downloaded_verified_and_loaded(served, tmp_path):
@@ -115,7 +123,9 @@ def test_a_download_that_is_given_up_leaves_nothing(served, tmp_path, monkeypatc
 def test_a_download_cut_short_is_refused(tmp_path):
     whole = b"whole file of weights"
     reply = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole[:5]
-    info = dataclasses.replace(backbone_info("resnet18"), url=answering(reply), file=tmp_path / named_by_hash(whole))
+    info = dataclasses.replace(
+        backbone_info("resnet18"), url=answering(reply), file=tmp_path / named_by_hash(whole)
+    )
     with pytest.raises(WeightsError):
         list(download(info))
     assert os.listdir(tmp_path) == []
@@ -135,14 +145,18 @@ def test_no_network_is_said_with_a_way_out(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     info = dataclasses.replace(
-        backbone_info("resnet18"), url=f"http://127.0.0.1:{port}/resnet18-12345678.pth", file=tmp_path / "resnet18-12345678.pth"
+        backbone_info("resnet18"),
+        url=f"http://127.0.0.1:{port}/resnet18-12345678.pth",
+        file=tmp_path / "resnet18-12345678.pth",
     )
     refuses_with_a_way_out(info)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_file_the_server_does_not_have_is_said_with_a_way_out(served, tmp_path):
-    info = dataclasses.replace(backbone_info("resnet18"), url=f"{served[1]}/no-such-file.pth", file=tmp_path / "f.pth")
+    info = dataclasses.replace(
+        backbone_info("resnet18"), url=f"{served[1]}/no-such-file.pth", file=tmp_path / "f.pth"
+    )
     assert "File not found" in refuses_with_a_way_out(info)
 
 
@@ -152,7 +166,11 @@ def test_a_file_the_server_does_not_have_is_said_with_a_way_out(served, tmp_path
     ids=["garbage", "broken off"],
 )
 def test_a_server_that_talks_nonsense_is_said_with_a_way_out(tmp_path, reply):
-    refuses_with_a_way_out(dataclasses.replace(backbone_info("resnet18"), url=answering(reply), file=tmp_path / "f.pth"))
+    refuses_with_a_way_out(
+        dataclasses.replace(
+            backbone_info("resnet18"), url=answering(reply), file=tmp_path / "f.pth"
+        )
+    )
 
 
 def test_a_missing_package_cannot_be_downloaded():
@@ -187,7 +205,12 @@ def test_a_local_file_is_loaded_and_the_head_left_alone(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    "wrapped", [lambda s: {"state_dict": s}, lambda s: {"model": s}, lambda s: {f"module.{n}": t for n, t in s.items()}]
+    "wrapped",
+    [
+        lambda s: {"state_dict": s},
+        lambda s: {"model": s},
+        lambda s: {f"module.{n}": t for n, t in s.items()},
+    ],
 )
 def test_usual_wrappings_of_a_state_dict_are_undone(tmp_path, wrapped):
     state = small_state(1)
@@ -252,7 +275,9 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_executed(tmp_path, form):
     trap, file = tmp_path / "executed", tmp_path / "evil.pth"
     content = {"features.0.weight": Malicious(trap)}
     torch.save(content, file) if form == "torch" else file.write_bytes(pickle.dumps(content))
-    with pytest.raises(WeightsError, match=r"evil\.pth is not a file of weights that can be loaded safely"):
+    with pytest.raises(
+        WeightsError, match=r"evil\.pth is not a file of weights that can be loaded safely"
+    ):
         load_weights(create(SMALL), SMALL_HEAD, backbone_info(SMALL), str(file))
     assert not trap.exists()
     torch.load(file, weights_only=False) if form == "torch" else pickle.loads(file.read_bytes())
@@ -300,7 +325,9 @@ def test_densenets_published_names_are_understood(tmp_path):
 def test_googlenets_auxiliary_classifiers_in_the_file_are_dropped(tmp_path):
     import torchvision
 
-    published = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False).state_dict()
+    published = torchvision.models.googlenet(
+        weights=None, aux_logits=True, init_weights=False
+    ).state_dict()
     assert any(name.startswith("aux1.") for name in published)
     torch.save(published, tmp_path / "google.pth")
     model = create("googlenet")
@@ -310,9 +337,15 @@ def test_googlenets_auxiliary_classifiers_in_the_file_are_dropped(tmp_path):
 
 def test_the_hash_depends_on_names_and_numbers():
     state = {"a": torch.arange(4.0), "b": torch.tensor(3)}
-    assert state_hash(state, ("head",)) == state_hash({name: tensor.clone() for name, tensor in state.items()}, ("head",))
+    assert state_hash(state, ("head",)) == state_hash(
+        {name: tensor.clone() for name, tensor in state.items()}, ("head",)
+    )
     assert len(state_hash(state, ("head",))) == 16
-    for other in (state | {"a": torch.arange(4.0) + 1e-6}, state | {"b": torch.tensor(4)}, {"c": state["a"], "b": state["b"]}):
+    for other in (
+        state | {"a": torch.arange(4.0) + 1e-6},
+        state | {"b": torch.tensor(4)},
+        {"c": state["a"], "b": state["b"]},
+    ):
         assert state_hash(other, ("head",)) != state_hash(state, ("head",))
 
 
@@ -343,10 +376,14 @@ def test_the_packaged_weights_hash_the_same_each_time():
 def test_the_packaged_weights_recognise_real_photographs(packaged, photograph, name):
     backbone, model = packaged
     if (backbone, name) == ("efficientnet_lite2", "daisy"):
-        name = "honeycomb"  # the flower is a dahlia, and that network sees the pattern of its petals
+        name = (
+            "honeycomb"  # the flower is a dahlia, and that network sees the pattern of its petals
+        )
     info, names = backbone_info(backbone), ResNet18_Weights.DEFAULT.meta["categories"]
     side = (info.image_size, info.image_size)
-    pixels = np.array(Image.fromarray(load_sample_image(photograph)).crop((106, 0, 533, 427)).resize(side))
+    pixels = np.array(
+        Image.fromarray(load_sample_image(photograph)).crop((106, 0, 533, 427)).resize(side)
+    )
     image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     image = (image - torch.tensor(info.mean)[:, None, None]) / torch.tensor(info.std)[:, None, None]
     with torch.no_grad():

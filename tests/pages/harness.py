@@ -5,7 +5,11 @@ from pathlib import Path
 from streamlit.testing.v1 import AppTest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SECRETS = {"redirect_uri": "http://localhost:8501/oauth2callback", "cookie_secret": "x" * 32, "client_id": "thaw"}
+SECRETS = {
+    "redirect_uri": "http://localhost:8501/oauth2callback",
+    "cookie_secret": "x" * 32,
+    "client_id": "thaw",
+}
 ANN, BEN = ({"is_logged_in": True, "email": f"{name}@example.org"} for name in ("ann", "ben"))
 
 _KINDS = ("title", "header", "markdown", "caption", "info", "success", "warning", "error")
@@ -27,7 +31,9 @@ def open_page(name, *, user=None, providers=None, form=None, state=None, **query
         at.secrets["auth"], at.user = SECRETS | (providers or {}), user
     for key, value in query.items():
         at.query_params[key] = value
-    for key, value in ({f"form_{setting}": value for setting, value in (form or {}).items()} | (state or {})).items():
+    for key, value in (
+        {f"form_{setting}": value for setting, value in (form or {}).items()} | (state or {})
+    ).items():
         at.session_state[key] = value
     if name != "home":
         at.switch_page(f"pages/{name}.py")
@@ -38,7 +44,10 @@ def open_page(name, *, user=None, providers=None, form=None, state=None, **query
 
 def address(at):
     """What the address carries, to open a page with it."""
-    return {name: value if isinstance(value, str) else value[-1] for name, value in at.query_params.items()}
+    return {
+        name: value if isinstance(value, str) else value[-1]
+        for name, value in at.query_params.items()
+    }
 
 
 def words(at):

@@ -29,14 +29,19 @@ def test_before_sign_in_every_page_shows_nothing_but_the_way_in(name, run):
     at = open_page(name, user=OUTSIDE, run=named)
     assert labels(at) == ["Sign in"]
     assert not at.get("page_link")
-    text = "".join(element.value for kind in ("markdown", "caption", "title") for element in at.get(kind))
+    text = "".join(
+        element.value for kind in ("markdown", "caption", "title") for element in at.get(kind)
+    )
     assert named not in text
     assert not at.get("metric")
 
 
 def test_each_provider_has_a_button():
     providers = {name: {"client_id": name} for name in ("google", "okta")}
-    assert labels(open_page("home", user=OUTSIDE, providers=providers)) == ["Sign in with Google", "Sign in with Okta"]
+    assert labels(open_page("home", user=OUTSIDE, providers=providers)) == [
+        "Sign in with Google",
+        "Sign in with Okta",
+    ]
 
 
 def test_a_run_carries_its_owner_and_only_that_one_may_change_it(run):
@@ -44,7 +49,10 @@ def test_a_run_carries_its_owner_and_only_that_one_may_change_it(run):
     hers, his = (open_page("train", user=user, run=named) for user in (ANN, BEN))
     assert "Delete this run" in labels(hers)
     assert "Delete this run" not in labels(his)
-    assert any("ann\\@example\\.org" in caption.value or "ann@example" in caption.value for caption in his.caption)
+    assert any(
+        "ann\\@example\\.org" in caption.value or "ann@example" in caption.value
+        for caption in his.caption
+    )
     assert "Sign out" in labels(his)
 
 

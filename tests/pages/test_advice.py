@@ -28,7 +28,9 @@ def folder(image_folder, tmp_path, monkeypatch):
 def configure(folder, known):
     """``configure(…)``: the page with the box open, and other state of the session."""
 
-    return lambda **state: open_page("configure", data=known(folder), state={"advice_open": True} | state)
+    return lambda **state: open_page(
+        "configure", data=known(folder), state={"advice_open": True} | state
+    )
 
 
 @pytest.fixture
@@ -50,7 +52,17 @@ def probed(monkeypatch):
     def timed(configs, dataset, book):
         yield Step(0, 1)
         for config in configs:
-            book.learn(config, Speed(trunk=0.01, step=0.02, forward=0.01, activation_bytes=1000, step_bytes=1000, exact=0.0))
+            book.learn(
+                config,
+                Speed(
+                    trunk=0.01,
+                    step=0.02,
+                    forward=0.01,
+                    activation_bytes=1000,
+                    step_bytes=1000,
+                    exact=0.0,
+                ),
+            )
             book.learn_decoding(dataset.fingerprint, config.image_size, 0.001)
 
     monkeypatch.setattr(probes, "compute_features", features)
@@ -75,7 +87,9 @@ def table(at, column):
     return next(one.value for one in at.dataframe if column in one.value.columns)
 
 
-def test_the_ranking_is_shown_with_intervals_forecasts_and_what_it_cannot_say(configure, probed, finished):
+def test_the_ranking_is_shown_with_intervals_forecasts_and_what_it_cannot_say(
+    configure, probed, finished
+):
     at = configure(advice_networks=list(LITES))
     at = finished(at.button(key="advice_ask").click().run())
     assert [name for name, _ in probed] == list(LITES)
@@ -95,7 +109,9 @@ def test_the_ranking_is_shown_with_intervals_forecasts_and_what_it_cannot_say(co
     assert "None of these networks has a published ImageNet accuracy" in shown
 
 
-def test_all_that_are_ready_are_probed_where_none_is_named_at_the_size_that_is_chosen(configure, probed, finished):
+def test_all_that_are_ready_are_probed_where_none_is_named_at_the_size_that_is_chosen(
+    configure, probed, finished
+):
     at = configure(form_image_size=64)
     assert at.button(key="advice_ask").label == f"Probe {len(ready_backbones())} networks"
     finished(at.button(key="advice_ask").click().run())
@@ -106,7 +122,9 @@ def test_all_that_are_ready_are_probed_where_none_is_named_at_the_size_that_is_c
     assert probed == [(name, 64) for name in ready_backbones()]
 
 
-def test_a_network_that_fails_is_named_beside_the_ranking_of_the_others(configure, probed, finished, monkeypatch, tmp_path):
+def test_a_network_that_fails_is_named_beside_the_ranking_of_the_others(
+    configure, probed, finished, monkeypatch, tmp_path
+):
     def refused(*_, **__):
         raise OSError("there is <no> route")
 
@@ -122,13 +140,24 @@ def test_a_network_that_fails_is_named_beside_the_ranking_of_the_others(configur
     assert at.button(key="advice_queue").label == "Queue it with its linear probe"
 
 
-def test_both_proposals_are_queued_with_their_linear_probes_as_one_comparison(configure, probed, submitted, finished):
-    at = configure(advice_networks=list(LITES), advice_size="form", compare_seeds=2, form_epochs=3, form_strategy="full")
+def test_both_proposals_are_queued_with_their_linear_probes_as_one_comparison(
+    configure, probed, submitted, finished
+):
+    at = configure(
+        advice_networks=list(LITES),
+        advice_size="form",
+        compare_seeds=2,
+        form_epochs=3,
+        form_strategy="full",
+    )
     at = finished(at.button(key="advice_ask").click().run())
     assert "8 runs: last block and linear probe, each with 2 seeds" in words(at)
     at.button(key="advice_queue").click().run()
     assert {(one.backbone, one.strategy, one.seed, one.epochs) for one in submitted} == {
-        (name, strategy, seed, 3) for name in LITES for strategy in ("last_block", "linear_probe") for seed in (0, 1)
+        (name, strategy, seed, 3)
+        for name in LITES
+        for strategy in ("last_block", "linear_probe")
+        for seed in (0, 1)
     }
     assert at.query_params["runs"] == [f"run-{number}" for number in range(1, 9)]
 
@@ -155,7 +184,9 @@ def test_what_cannot_be_probed_at_all_is_said_in_words(configure, finished, monk
 
     monkeypatch.setattr(page, "advise", refused)
     at = finished(configure().button(key="advice_ask").click().run())
-    assert [one.value.replace("\\", "") for one in at.error] == ["There are too few *training* images."]
+    assert [one.value.replace("\\", "") for one in at.error] == [
+        "There are too few *training* images."
+    ]
     assert "advice_queue" not in {one.key for one in at.button}
 
 

@@ -22,7 +22,9 @@ def trained(image_folder_once, tmp_path_factory):
     data = image_folder_once(base / "images", {"red": 20, "blue": 20, "green": 20})
     folders = []
     for seed, head in ((0, 5), (1, 5), (2, 6)):
-        reservation = create_run(make_config(QUICK | {"data": str(data), "seed": seed, "head_seed": head}), base / "runs")
+        reservation = create_run(
+            make_config(QUICK | {"data": str(data), "seed": seed, "head_seed": head}), base / "runs"
+        )
         list(execute(reservation))
         folders.append(reservation.run_dir)
     for how, some in (("wise", folders[:1]), ("greedy_soup", folders[:2])):
@@ -78,7 +80,10 @@ def test_one_click_makes_an_ensemble_of_runs_that_began_differently(runs):
     assert store.run(made.run_id).status == "finished"
     at.run()
     assert not at.exception
-    assert "Left out, because each of its networks has stages of its own: Ensemble of 3 runs" in unescaped(at)
+    assert (
+        "Left out, because each of its networks has stages of its own: Ensemble of 3 runs"
+        in unescaped(at)
+    )
     text = unescaped(open_page("train", run=made.run_id))
     assert "The mean of the probabilities of 3 networks" in text
     assert "Its networks answer together." in text
@@ -92,7 +97,10 @@ def test_the_reason_is_shown_where_runs_cannot_be_averaged(runs):
     at.button(key="average").click().run()
     assert not at.exception
     [said] = [one.value.replace("\\", "") for one in at.error]
-    assert f"{runs[2].run_id}: its head began with other weights than that of {runs[0].run_id} (seed 6, not 5)" in said
+    assert (
+        f"{runs[2].run_id}: its head began with other weights than that of {runs[0].run_id} (seed 6, not 5)"
+        in said
+    )
     assert len(RunStore(paths.runs_dir()).runs()) == len(runs)
 
 
@@ -119,8 +127,14 @@ def test_the_run_shows_what_it_was_made_of(runs):
 
 @pytest.mark.parametrize("page", ["evaluate", "predict", "runs", "compare"])
 def test_other_pages_show_it_like_any_run(runs, page):
-    soup = next(run for run in runs if run.config.averaged and run.config.averaged.how == "greedy_soup")
-    at = open_page(page, runs=[soup.run_id]) if page == "compare" else open_page(page, run=soup.run_id)
+    soup = next(
+        run for run in runs if run.config.averaged and run.config.averaged.how == "greedy_soup"
+    )
+    at = (
+        open_page(page, runs=[soup.run_id])
+        if page == "compare"
+        else open_page(page, run=soup.run_id)
+    )
     if page == "runs":
         assert "Greedy soup of 2 runs: Last block" in set(at.dataframe[0].value["Strategy"])
 

@@ -48,7 +48,10 @@ def recorded(presses=2, classes=("cup", "pen")):
     for number, name in enumerate(classes):
         for one in range(presses):
             folder = press(
-                f"{name}{one}", name, [jpeg(1000 * number + 100 * one + frame) for frame in range(6)], recording="objects"
+                f"{name}{one}",
+                name,
+                [jpeg(1000 * number + 100 * one + frame) for frame in range(6)],
+                recording="objects",
             )
     return folder
 
@@ -66,14 +69,21 @@ def test_frames_that_arrive_are_kept_and_the_component_hears_of_it(component):
     component.sends = sent(recording="objects", frames=[text(jpeg()), text(jpeg(1))])
     at.run()
     assert component.data["answered"] == "a1"
-    assert frames_by_class(recordings_folder() / "objects") == {"cup": ["p1_00000.jpg", "p1_00001.jpg"]}
+    assert frames_by_class(recordings_folder() / "objects") == {
+        "cup": ["p1_00000.jpg", "p1_00001.jpg"]
+    }
     assert "**cup** · 2 frames · 1 recording · 2 more needed" in words(at)
 
 
-def test_what_the_disk_could_not_take_is_said_and_sent_again_until_it_is_stored(component, monkeypatch):
+def test_what_the_disk_could_not_take_is_said_and_sent_again_until_it_is_stored(
+    component, monkeypatch
+):
     at = opened(recording_class="cup")
     with monkeypatch.context() as full:
-        full.setattr("finetune_core.data.limits.shutil.disk_usage", lambda _folder: SimpleNamespace(free=1000))
+        full.setattr(
+            "finetune_core.data.limits.shutil.disk_usage",
+            lambda _folder: SimpleNamespace(free=1000),
+        )
         component.sends = sent(recording="objects")
         at.run()
     assert "The latest frames are not stored" in at.error[0].value
@@ -86,7 +96,8 @@ def test_what_the_disk_could_not_take_is_said_and_sent_again_until_it_is_stored(
 
 
 @pytest.mark.parametrize(
-    "hostile", [{"id": "a1"}, sent(frames=["?"]), sent(**{"class": "../../up"}), sent(recording="/etc"), "x"]
+    "hostile",
+    [{"id": "a1"}, sent(frames=["?"]), sent(**{"class": "../../up"}), sent(recording="/etc"), "x"],
 )
 def test_what_is_not_taken_is_said_and_answered_once(component, hostile):
     at = opened(recording_class="cup")
@@ -140,7 +151,11 @@ def test_compare_opens_the_form_with_fine_tuning_ticked(component):
     recorded()
     at = opened(recording_class="cup")
     click(at, "compare-recording")
-    assert set(at.session_state["compare_strategies"]) == {BASELINE, "feature_extraction", "last_block"}
+    assert set(at.session_state["compare_strategies"]) == {
+        BASELINE,
+        "feature_extraction",
+        "last_block",
+    }
     assert any(button.label.startswith("Start ") for button in at.button)
 
 
@@ -161,7 +176,9 @@ def test_where_people_sign_in_each_sees_their_own_recordings(component):
 
 
 def test_live_frames_are_answered_with_a_bar_for_each_class(component):
-    [kept, _] = sorted((ROOT / "tests" / "earlier_run").glob("2026*"))  # a finished run with three classes
+    [kept, _] = sorted(
+        (ROOT / "tests" / "earlier_run").glob("2026*")
+    )  # a finished run with three classes
     shutil.copytree(kept, paths.runs_dir() / kept.name)
     at = opened("predict", input_kind="live")
     assert "Turn on the camera" in at.info[0].value
@@ -186,7 +203,12 @@ def fitted(monkeypatch):
     folder = recorded()
     finish(settle_split(folder))
     config = make_config(
-        {"data": str(manifest_of(folder)), "image_size": 32, "strategy": BASELINE, "near_duplicates": "together"}
+        {
+            "data": str(manifest_of(folder)),
+            "image_size": 32,
+            "strategy": BASELINE,
+            "near_duplicates": "together",
+        }
     )
     reservation = create_run(config, paths.runs_dir())
     list(execute(reservation))
@@ -198,8 +220,14 @@ def test_a_run_on_what_was_recorded_leads_to_the_live_camera(fitted, component):
     assert component.data == {"mode": "live", "answered": "", "unstored": ""}
 
 
-def test_the_live_camera_leads_to_a_comparison_with_fine_tuning_on_the_same_images(fitted, component):
+def test_the_live_camera_leads_to_a_comparison_with_fine_tuning_on_the_same_images(
+    fitted, component
+):
     at = click(opened("predict", input_kind="live"), "compare-live")
-    assert set(at.session_state["compare_strategies"]) == {BASELINE, "feature_extraction", "last_block"}
+    assert set(at.session_state["compare_strategies"]) == {
+        BASELINE,
+        "feature_extraction",
+        "last_block",
+    }
     assert "objects\\.csv \\(24 images\\)" in words(at)
     assert any(button.label == "Start 9 runs" for button in at.button)

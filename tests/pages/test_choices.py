@@ -128,24 +128,38 @@ def test_every_link_takes_the_choices_along(folder, known, name):
     at = open_page(name, **chosen)
     links = at.get("page_link")
     assert len(links) >= 7
-    assert all(parse_qs(link.proto.query_string) == {key: [value] for key, value in chosen.items()} for link in links)
+    assert all(
+        parse_qs(link.proto.query_string) == {key: [value] for key, value in chosen.items()}
+        for link in links
+    )
     assert address(at) == chosen
 
 
 @pytest.mark.parametrize(
-    "asked", ["nothing-0123456789ab", "../../../etc", "<script>alert(1)</script>", "x" * 5000, "[a](http://b)"]
+    "asked",
+    [
+        "nothing-0123456789ab",
+        "../../../etc",
+        "<script>alert(1)</script>",
+        "x" * 5000,
+        "[a](http://b)",
+    ],
 )
 @pytest.mark.parametrize("name", ["dataset", "configure", "compare"])
 def test_an_address_that_names_no_known_data_set_says_so_and_takes_no_other(name, asked):
     at = open_page(name, data=asked)
     assert "that the address names is not known here" in unescaped(at)
-    assert not any("](http://b)" in element.value for kind in ("error", "markdown") for element in at.get(kind))
+    assert not any(
+        "](http://b)" in element.value for kind in ("error", "markdown") for element in at.get(kind)
+    )
     assert not at.metric
     assert not [label for label in labels(at) if label.startswith("Start ")]
 
 
 @pytest.mark.parametrize("name", ["dataset", "configure", "compare"])
-def test_an_address_cannot_name_data_outside_the_folders_that_may_be_read(name, folder, known, image_folder, tmp_path_factory):
+def test_an_address_cannot_name_data_outside_the_folders_that_may_be_read(
+    name, folder, known, image_folder, tmp_path_factory
+):
     secret = image_folder(tmp_path_factory.mktemp("elsewhere"), {"red": 12, "blue": 12})
     at = open_page(name, data=known(secret))
     assert "outside the folders that Thaw may read" in unescaped(at)
@@ -168,10 +182,20 @@ def test_settings_that_cannot_be_had_are_the_defaults_and_the_page_says_so(folde
 
 @pytest.mark.parametrize(
     "settings",
-    [{"epochs": -1}, {"backbone": "no-such-net"}, {"unknown": 3}, [], {"strategy": "custom", "stage_rates": {"x": -1}}],
+    [
+        {"epochs": -1},
+        {"backbone": "no-such-net"},
+        {"unknown": 3},
+        [],
+        {"strategy": "custom", "stage_rates": {"x": -1}},
+    ],
 )
 def test_settings_that_no_form_could_hold_are_refused(folder, known, settings):
-    again = open_page("configure", data=known(folder), settings=save_settings({"settings": settings, "comparison": {}}))
+    again = open_page(
+        "configure",
+        data=known(folder),
+        settings=save_settings({"settings": settings, "comparison": {}}),
+    )
     assert "The settings in this address cannot be used" in unescaped(again)
     assert again.number_input(key="form_epochs").value == 10
 
@@ -185,7 +209,11 @@ def test_settings_for_a_comparison_that_no_form_could_hold_are_passed_over(folde
         "cuts": [None],
         "rates": {"a": "b"},
     }
-    at = open_page("compare", data=known(folder), settings=save_settings({"settings": {"epochs": 2}, "comparison": bad}))
+    at = open_page(
+        "compare",
+        data=known(folder),
+        settings=save_settings({"settings": {"epochs": 2}, "comparison": bad}),
+    )
     assert at.button_group(key="compare_strategies").value == ["full"]
     assert "Start 3 runs" in labels(at)
 

@@ -30,7 +30,12 @@ def trained(image_folder_once, tmp_path_factory):
     data = image_folder_once(base / "images", {"red": 30, "blue": 30, "green": 30})
     for strategy, rate in (("feature_extraction", 1e-5), ("last_block", 3e-3)):
         for seed in (0, 1):
-            usual = QUICK | {"data": str(data), "strategy": strategy, "learning_rate": rate, "seed": seed}
+            usual = QUICK | {
+                "data": str(data),
+                "strategy": strategy,
+                "learning_rate": rate,
+                "seed": seed,
+            }
             list(execute(create_run(make_config(usual), base / "runs")))
     return data, base / "runs"
 
@@ -53,7 +58,9 @@ def test_a_published_ordering_that_a_verdict_contradicts_is_named_with_its_sourc
         answer_rightly(run, run.config.strategy == "feature_extraction")
     comparison = compare_runs(four_runs)
     said = "“Last block” is said to beat “Feature extraction” (Yosinski et al. 2014)"
-    assert f"{said}; on these {comparison.images} images it is 100.0 points worse" in unescaped(open_page("compare"))
+    assert f"{said}; on these {comparison.images} images it is 100.0 points worse" in unescaped(
+        open_page("compare")
+    )
 
 
 def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
@@ -116,7 +123,11 @@ def test_a_run_that_was_stopped_before_its_first_epoch_is_left_out_by_name(four_
         "".join(line for line in lines if "EpochEnded" not in line and "RunFinished" not in line)
     )
     at = open_page("compare", runs=[run.run_id for run in four_runs])
-    [warning] = [one.value.replace("\\", "") for one in at.warning if four_runs[0].run_id in one.value.replace("\\", "")]
+    [warning] = [
+        one.value.replace("\\", "")
+        for one in at.warning
+        if four_runs[0].run_id in one.value.replace("\\", "")
+    ]
     assert "interrupted after 0 of 1 epoch" in warning
     assert not any(run.run_id in warning for run in four_runs[1:])
     assert "Accuracy on" in unescaped(at)
@@ -162,7 +173,9 @@ def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable
     assert sorted((run.config.strategy, run.config.seed) for run in store.runs()) == [
         (strategy, seed) for strategy in ("feature_extraction", "last_block") for seed in (0, 1)
     ]
-    assert len({run.config.model_dump_json(exclude={"strategy", "seed"}) for run in store.runs()}) == 1
+    assert (
+        len({run.config.model_dump_json(exclude={"strategy", "seed"}) for run in store.runs()}) == 1
+    )
     assert sorted(at.query_params["runs"]) == sorted(run.run_id for run in store.runs())
     wait_until(lambda: not any(run.active for run in store.runs()))
     at.run()
@@ -222,7 +235,9 @@ def test_start_is_obeyed_before_anything_is_forecast(readable, monkeypatch):
     at.button_group(key="compare_strategies").set_value(["feature_extraction"])
     at.run()
     forecasts = []
-    monkeypatch.setattr("pages.shared.configure.comparison_form.arm_seconds", lambda *args: forecasts.append(args))
+    monkeypatch.setattr(
+        "pages.shared.configure.comparison_form.arm_seconds", lambda *args: forecasts.append(args)
+    )
     at.button(key="compare_start").click().run()
     assert not at.exception
     assert forecasts == []
@@ -259,12 +274,16 @@ def test_stop_all_stops_only_runs_that_one_may_change(readable, monkeypatch):
     config = QUICK | {"data": str(readable), "device": "cpu"}
     with FileLock(paths.home() / "locks" / "cpu.lock"):
         hers, his = (
-            worker().submit(make_config(config | {"seed": seed}), owner["email"]) for seed, owner in enumerate((ANN, BEN))
+            worker().submit(make_config(config | {"seed": seed}), owner["email"])
+            for seed, owner in enumerate((ANN, BEN))
         )
         at = open_page("compare", user=ANN, runs=[hers, his])
         at.button(key="stop_all").click().run()
         assert not at.exception
-        assert requested_stop(paths.runs_dir() / hers) or RunStore(paths.runs_dir()).run(hers).status == "cancelled"
+        assert (
+            requested_stop(paths.runs_dir() / hers)
+            or RunStore(paths.runs_dir()).run(hers).status == "cancelled"
+        )
         assert RunStore(paths.runs_dir()).run(his).active
         assert not requested_stop(paths.runs_dir() / his)
         worker().stop(his)
@@ -293,7 +312,11 @@ def test_memory_of_a_gpu_and_of_a_processor_are_not_on_one_axis(four_runs):
     st.cache_resource.clear()
     at.run()
     assert not at.exception
-    assert at.segmented_control(key="measure").options == ["Time", "Trainable parameters", "Size on disk"]
+    assert at.segmented_control(key="measure").options == [
+        "Time",
+        "Trainable parameters",
+        "Size on disk",
+    ]
     assert at.segmented_control(key="measure").value == "seconds"
     assert "different devices (cpu, cuda)" in unescaped(at)
     assert set(at.dataframe[0].value["GPU memory"]) == {"3.0 GB", "none"}
@@ -302,6 +325,11 @@ def test_memory_of_a_gpu_and_of_a_processor_are_not_on_one_axis(four_runs):
     st.cache_data.clear()
     st.cache_resource.clear()
     at.run()
-    assert at.segmented_control(key="measure").options == ["Time", "Trainable parameters", "GPU memory", "Size on disk"]
+    assert at.segmented_control(key="measure").options == [
+        "Time",
+        "Trainable parameters",
+        "GPU memory",
+        "Size on disk",
+    ]
     at.segmented_control(key="measure").set_value("device_bytes").run()
     assert not at.exception

@@ -33,7 +33,9 @@ def configure(folder, known):
 @pytest.fixture
 def trained(folder):
     def train(**settings):
-        reservation = create_run(make_config({"data": str(folder)} | QUICK | settings), paths.runs_dir())
+        reservation = create_run(
+            make_config({"data": str(folder)} | QUICK | settings), paths.runs_dir()
+        )
         list(execute(reservation))
         return RunStore(paths.runs_dir()).run(reservation.run_dir.name)
 
@@ -42,7 +44,9 @@ def trained(folder):
 
 def cards(at, label="Strategies"):
     drawn = (json.loads(one.proto.json) for one in at.get("bidi_component"))
-    return {card["value"]: card for one in drawn if one.get("label") == label for card in one["cards"]}
+    return {
+        card["value"]: card for one in drawn if one.get("label") == label for card in one["cards"]
+    }
 
 
 def test_each_strategy_has_a_card_with_its_share_and_its_paper_is_in_the_help(configure):
@@ -52,7 +56,9 @@ def test_each_strategy_has_a_card_with_its_share_and_its_paper_is_in_the_help(co
     assert found["full"]["facts"] == "100 % trains"
     assert found["last_block"]["strip"] == ["frozen"] * 7 + ["warm", "head"]
     assert all(one.source in found[name]["tip"] for name, one in STRATEGIES.items())
-    chosen = next(caption for caption in at.caption if STRATEGIES["last_block"].title in caption.value)
+    chosen = next(
+        caption for caption in at.caption if STRATEGIES["last_block"].title in caption.value
+    )
     assert "Yosinski" in chosen.help
     assert "Yosinski" not in unescaped(at)
 
@@ -68,7 +74,9 @@ def buttons_for_cards(monkeypatch):
     monkeypatch.setattr("pages.shared.configure.choices.choose_card", drawn)
 
 
-def test_the_image_size_follows_the_backbone_as_long_as_it_is_the_backbones_own(configure, buttons_for_cards):
+def test_the_image_size_follows_the_backbone_as_long_as_it_is_the_backbones_own(
+    configure, buttons_for_cards
+):
     at = configure(backbone="efficientnet_lite0", image_size=224)
 
     def by_card(name):
@@ -78,9 +86,16 @@ def test_the_image_size_follows_the_backbone_as_long_as_it_is_the_backbones_own(
         return at.selectbox(key="form_backbone").set_value(name).run()
 
     for choose in (by_card, in_the_list):
-        for name, size in (("efficientnet_lite1", 240), ("efficientnet_lite2", 260), ("efficientnet_lite0", 224)):
+        for name, size in (
+            ("efficientnet_lite1", 240),
+            ("efficientnet_lite2", 260),
+            ("efficientnet_lite0", 224),
+        ):
             choose(name)
-            assert (at.session_state["form_backbone"], at.number_input(key="form_image_size").value) == (name, size)
+            assert (
+                at.session_state["form_backbone"],
+                at.number_input(key="form_image_size").value,
+            ) == (name, size)
     at.number_input(key="form_image_size").set_value(128).run()
     for choose in (by_card, in_the_list):
         choose("efficientnet_lite1")
@@ -97,12 +112,24 @@ def test_a_strategy_that_cannot_run_says_why_on_its_card(configure):
 
 @pytest.mark.parametrize(
     ("strategy", "setting"),
-    [("gradual_unfreezing", "thaw_every"), ("linear_probe_then_full", "thaw_every"), ("discriminative", "layer_decay")],
+    [
+        ("gradual_unfreezing", "thaw_every"),
+        ("linear_probe_then_full", "thaw_every"),
+        ("discriminative", "layer_decay"),
+    ],
 )
 def test_only_the_strategy_that_has_them_shows_settings_of_its_own(configure, strategy, setting):
-    fields = {one.key for kind in ("number_input", "text_input") for one in configure(strategy=strategy).get(kind)}
+    fields = {
+        one.key
+        for kind in ("number_input", "text_input")
+        for one in configure(strategy=strategy).get(kind)
+    }
     assert f"form_{setting}" in fields
-    fields = {one.key for kind in ("number_input", "text_input") for one in configure(strategy="full").get(kind)}
+    fields = {
+        one.key
+        for kind in ("number_input", "text_input")
+        for one in configure(strategy="full").get(kind)
+    }
     assert f"form_{setting}" not in fields
 
 
@@ -124,7 +151,9 @@ def test_the_forecast_is_on_every_card_and_can_be_measured_again(configure, fini
 
 def test_a_forecast_for_a_gpu_says_which_memory(configure, folder, gpu):
     config = make_config({"data": "any"} | QUICK)
-    speed = Speed(trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0)
+    speed = Speed(
+        trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0
+    )
     for strategy in STRATEGIES.keys() - {"custom"}:
         SpeedBook().learn(config.model_copy(update={"strategy": strategy}), speed)
     SpeedBook().learn_decoding(load_dataset(folder).fingerprint, config.image_size, 0.001)
@@ -148,7 +177,9 @@ def test_what_was_reached_before_is_on_the_cards(configure, trained):
 def test_only_finished_runs_on_the_same_data_count(trained):
     run = trained()
     fingerprint = run.history.started["fingerprint"]
-    assert best_before([run], fingerprint) == {way_to_train(run.config): summary(run)["val_accuracy"]}
+    assert best_before([run], fingerprint) == {
+        way_to_train(run.config): summary(run)["val_accuracy"]
+    }
     assert best_before([run], "of other data") == {}
     assert best_before([replace(run, status="stopped")], fingerprint) == {}
 
@@ -175,7 +206,9 @@ def test_what_a_preset_changed_is_not_said_any_more_once_more_is_changed(configu
     assert "→" not in unescaped(at)
 
 
-def test_a_preset_warns_before_it_switches_to_a_network_whose_weights_are_missing(configure, tmp_path, monkeypatch):
+def test_a_preset_warns_before_it_switches_to_a_network_whose_weights_are_missing(
+    configure, tmp_path, monkeypatch
+):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
     assert not backbone_info("resnet18").ready
     at = configure()

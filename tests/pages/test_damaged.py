@@ -31,7 +31,9 @@ def test_every_page_names_it_and_its_reason_and_moves_it_to_the_trash(damaged, p
     assert (damaged.parent / ".trash" / damaged.name / "config.json").is_file()
 
 
-def test_beside_a_good_run_an_address_that_names_it_says_why_another_one_is_shown(damaged, trained_once):
+def test_beside_a_good_run_an_address_that_names_it_says_why_another_one_is_shown(
+    damaged, trained_once
+):
     [good] = trained_once.copied(paths.runs_dir(), "last_block")
     for page in PAGES[1:3]:
         at = open_page(page, run=damaged.name)

@@ -20,7 +20,12 @@ def opened(image_folder, tmp_path, monkeypatch, finished):
     save_edits(folder, [Edit(action="relabel", paths=WRONG, to="blue")])
 
     def show(view, *, analyzed=True):
-        at = open_page("dataset", data=remember(str(folder)), form={"image_size": 32}, state={"dataset_view": "Findings"})
+        at = open_page(
+            "dataset",
+            data=remember(str(folder)),
+            form={"image_size": 32},
+            state={"dataset_view": "Findings"},
+        )
         if analyzed:
             press(at, "Analyze with embeddings")
             finished(at)
@@ -75,7 +80,8 @@ def test_possible_label_errors_are_sorted_by_confidence_and_confirmed_case_by_ca
     assert not at.exception
     assert sorted(boxes(at, "finding-label_errors")) == sorted(found)
     confidences = [
-        float(re.search(r"\(([\d.]+) %\)", label.replace("\\", ""))[1]) for label in labels(at, "finding-label_errors")
+        float(re.search(r"\(([\d.]+) %\)", label.replace("\\", ""))[1])
+        for label in labels(at, "finding-label_errors")
     ]
     assert confidences == sorted(confidences, reverse=True)
     assert not [one.label for one in at.button if one.label.startswith("Relabel all")]
@@ -97,7 +103,11 @@ def test_of_several_selected_images_one_is_chosen(opened):
         at.checkbox(key=f"choose-browse-{sample}").check().run()
     assert not [alt for alt in alts(at) if alt.startswith("Similar image ")]
     at.selectbox(key="similar-to-browse").select("blue/000.png").run()
-    assert all(alt.startswith("Similar image blue/") for alt in alts(at) if alt.startswith("Similar image "))
+    assert all(
+        alt.startswith("Similar image blue/")
+        for alt in alts(at)
+        if alt.startswith("Similar image ")
+    )
     assert len([alt for alt in alts(at) if alt.startswith("Similar image ")]) == 8
 
 

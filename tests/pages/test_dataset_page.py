@@ -40,7 +40,9 @@ def darkened(folder, *names):
 
 
 def test_classes_with_similar_names_are_relabelled_pair_by_pair_only(image_folder, tmp_path):
-    folder = image_folder(tmp_path / "images", {"weasel": 12, "weasels": 14, "rose": 12, "roses": 13})
+    folder = image_folder(
+        tmp_path / "images", {"weasel": 12, "weasels": 14, "rose": 12, "roses": 13}
+    )
     at = opened(folder)
     assert "Relabel 12 images of weasel as weasels" in labels(at)
     assert "Relabel 12 images of rose as roses" in labels(at)
@@ -52,7 +54,9 @@ def test_classes_with_similar_names_are_relabelled_pair_by_pair_only(image_folde
 
 
 def test_possible_leakage_is_a_warning_and_moves_selected_images_only(image_folder, tmp_path):
-    folder = image_folder(tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4})
+    folder = image_folder(
+        tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4}
+    )
     for number in range(3):
         with Image.open(folder / f"train/red/00{number}.png") as image:
             image.point(lambda value: value * 0.9).save(folder / f"val/red/copy{number}.png")
@@ -61,11 +65,15 @@ def test_possible_leakage_is_a_warning_and_moves_selected_images_only(image_fold
     assert not [label for label in labels(at) if label.startswith("Move")]
     tick(at, "val/red/copy1.png", "finding-near_leakage")
     press(at, "Move to the other split the 1 selected")
-    assert load_edits(folder) == (Edit(action="move", paths=("val/red/copy1.png",), to="train", kind="near_leakage"),)
+    assert load_edits(folder) == (
+        Edit(action="move", paths=("val/red/copy1.png",), to="train", kind="near_leakage"),
+    )
 
 
 def test_exact_copies_across_splits_keep_their_one_click(image_folder, tmp_path):
-    folder = image_folder(tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4})
+    folder = image_folder(
+        tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4}
+    )
     for number in range(3):
         shutil.copy(folder / f"train/red/00{number}.png", folder / f"val/red/copy{number}.png")
     press(opened(folder), "Exclude all 3")
@@ -153,11 +161,18 @@ def test_asking_for_the_manifest_does_not_redraw_the_page_which_would_let_go_of_
     assert [one.proto.ignore_rerun for one in at.get("download_button")] == [True]
 
 
-@pytest.mark.parametrize("view", ["Findings", "Images", "Classes and splits", "Map", "Linear probe by layer", "Preprocessing"])
+@pytest.mark.parametrize(
+    "view",
+    ["Findings", "Images", "Classes and splits", "Map", "Linear probe by layer", "Preprocessing"],
+)
 def test_every_view_has_one_primary_button(folder, view):
     at = opened(folder, view)
-    assert [one.label for one in at.button if one.proto.type == "primary"] == ["Configure the training"]
-    assert ("Analyze with embeddings" in labels(at)) == (view in ("Findings", "Map", "Linear probe by layer"))
+    assert [one.label for one in at.button if one.proto.type == "primary"] == [
+        "Configure the training"
+    ]
+    assert ("Analyze with embeddings" in labels(at)) == (
+        view in ("Findings", "Map", "Linear probe by layer")
+    )
 
 
 def renaming(at, name, to):
@@ -181,7 +196,9 @@ def test_a_class_is_renamed_and_no_image_changes_its_split(folder):
     assert at.selectbox(key="rename-class").options == ["blue", "red"]
 
 
-def test_a_class_renamed_to_another_ones_name_is_merged_and_the_page_says_so_before(image_folder, tmp_path):
+def test_a_class_renamed_to_another_ones_name_is_merged_and_the_page_says_so_before(
+    image_folder, tmp_path
+):
     folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 12})
     before = split_of(folder)
     at = opened(folder, "Classes and splits")
@@ -206,14 +223,19 @@ def test_a_pair_of_copies_with_different_labels_is_shown_once_and_either_can_be_
     shutil.copy(folder / "red/003.png", folder / "blue/copy.png")
     at = opened(folder)
     start = "choose-finding-conflicting_labels-"
-    assert [one.key for one in at.checkbox if one.key.startswith(start)] == [f"{start}blue/copy.png", f"{start}red/003.png"]
+    assert [one.key for one in at.checkbox if one.key.startswith(start)] == [
+        f"{start}blue/copy.png",
+        f"{start}red/003.png",
+    ]
     assert len(at.get("image")) == 2
     tick(at, "blue/copy.png", "finding-conflicting_labels")
     press(at, "Exclude the 1 selected")
     assert load_edits(folder)[0].paths == ("blue/copy.png",)
 
 
-def test_what_is_selected_in_one_data_set_is_not_selected_in_another(folder, image_folder, tmp_path):
+def test_what_is_selected_in_one_data_set_is_not_selected_in_another(
+    folder, image_folder, tmp_path
+):
     other = image_folder(tmp_path / "others", {"red": 14, "blue": 14})
     at = opened(folder, "Images")
     tick(at, "red/000.png")
@@ -239,7 +261,9 @@ def test_a_button_of_a_change_undoes_that_one_wherever_it_has_moved(folder):
     edits = [Edit(action="exclude", paths=(f"red/00{number}.png",)) for number in range(3)]
     save_edits(folder, edits)
     at = opened(folder)
-    assert not [button for button in at.button if button.label == "Undo"]  # nothing is drawn in a box that is closed
+    assert not [
+        button for button in at.button if button.label == "Undo"
+    ]  # nothing is drawn in a box that is closed
     at.session_state["changes_box"] = True
     at.run()
     first, second, third = (button for button in at.button if button.label == "Undo")
@@ -268,7 +292,9 @@ def test_of_many_changes_the_latest_are_listed_and_the_others_on_further_pages(f
 
 
 def test_acting_on_all_and_on_the_selected_are_two_buttons(image_folder, tmp_path):
-    folder = image_folder(tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4})
+    folder = image_folder(
+        tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4}
+    )
     for number in range(2):
         shutil.copy(folder / f"train/red/00{number}.png", folder / f"val/red/copy{number}.png")
     at = opened(folder)

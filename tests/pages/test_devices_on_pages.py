@@ -13,7 +13,14 @@ from finetune_core.training.events import event_of
 from tests.deadline import wait_until
 from tests.pages.harness import address, button, open_page, press, unescaped
 
-QUICK = {"image_size": 32, "batch_size": 8, "epochs": 1, "precision": "fp32", "strategy": "feature_extraction", "device": "cpu"}
+QUICK = {
+    "image_size": 32,
+    "batch_size": 8,
+    "epochs": 1,
+    "precision": "fp32",
+    "strategy": "feature_extraction",
+    "device": "cpu",
+}
 FOUR_CORES = "Devices must be from 1 to 4"
 
 
@@ -32,7 +39,12 @@ def trained_on(monkeypatch):
     found = []
 
     def note(reservation, *_):
-        found.append((RunStore(paths.runs_dir()).run(reservation.run_dir.name).config.strategy, reservation.devices))
+        found.append(
+            (
+                RunStore(paths.runs_dir()).run(reservation.run_dir.name).config.strategy,
+                reservation.devices,
+            )
+        )
         reservation.lock.release()
         yield from ()
 
@@ -43,7 +55,9 @@ def trained_on(monkeypatch):
 
 @pytest.fixture
 def configure(folder, known):
-    return lambda devices=1, **form: open_page("configure", data=known(folder), form=QUICK | {"devices": devices} | form)
+    return lambda devices=1, **form: open_page(
+        "configure", data=known(folder), form=QUICK | {"devices": devices} | form
+    )
 
 
 def has_field(at):
@@ -67,7 +81,9 @@ def test_what_is_chosen_is_in_the_address_and_starts_the_run(configure, trained_
     assert trained_on == [("feature_extraction", 2)]
 
 
-def test_an_address_from_a_larger_machine_says_what_is_wrong_where_there_is_no_choice(configure, monkeypatch):
+def test_an_address_from_a_larger_machine_says_what_is_wrong_where_there_is_no_choice(
+    configure, monkeypatch
+):
     found = address(configure(devices=2))
     has(monkeypatch, 1)
     at = open_page("configure", **found)
@@ -108,14 +124,20 @@ def test_a_comparison_on_too_many_devices_is_not_offered(folder, known):
     assert not any(one.key == "compare_start" for one in at.button)
 
 
-@pytest.mark.parametrize(("here", "expected", "words"), [(4, 3, ", as before."), (2, 2, ", before on 3.")])
+@pytest.mark.parametrize(
+    ("here", "expected", "words"), [(4, 3, ", as before."), (2, 2, ", before on 3.")]
+)
 def test_a_run_goes_on_with_as_many_as_before_where_there_are_so_many(
     folder, trained_once, trained_on, monkeypatch, tmp_path, here, expected, words
 ):
     has(monkeypatch, here)
     [finished] = trained_once.copied(tmp_path / "finished", "feature_extraction")
-    reservation = create_run(make_config(read_config(finished / CONFIG_FILE) | {"data": str(folder)}), paths.runs_dir())
-    append_event(reservation.run_dir, replace(event_of(History(finished).refresh().started), ranks=3))
+    reservation = create_run(
+        make_config(read_config(finished / CONFIG_FILE) | {"data": str(folder)}), paths.runs_dir()
+    )
+    append_event(
+        reservation.run_dir, replace(event_of(History(finished).refresh().started), ranks=3)
+    )
     reservation.lock.release()
     at = open_page("train", run=reservation.run_dir.name)
     assert "3 devices (gloo), each " in unescaped(at)

@@ -15,7 +15,13 @@ from finetune_core.runs.store import RunStore
 from tests.pages.harness import open_page, words
 
 NASTY = '<script>alert("x")<'
-SETTINGS = {"image_size": 32, "epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "precision": "fp32"}
+SETTINGS = {
+    "image_size": 32,
+    "epochs": 3,
+    "batch_size": 8,
+    "learning_rate": 3e-3,
+    "precision": "fp32",
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +37,22 @@ def trained(image_folder_once, tmp_path_factory):
             split = "train" if number < 10 else "val" if number < 14 else "test"
             label = "blue" if name == "red" and number >= 27 else name
             rows.append(
-                {"path": path.relative_to(folder).as_posix(), "label": label, "split": split, "camera": "AB"[number % 2]}
+                {
+                    "path": path.relative_to(folder).as_posix(),
+                    "label": label,
+                    "split": split,
+                    "camera": "AB"[number % 2],
+                }
             )
         manifest = folder / "set.csv"
         pd.DataFrame(rows).to_csv(manifest, index=False)
-        for name, data, settings in (("tested", manifest, {}), ("untested", folder, {"test_fraction": 0})):
-            reservation = create_run(make_config({"data": str(data), **SETTINGS, **settings}), paths.runs_dir())
+        for name, data, settings in (
+            ("tested", manifest, {}),
+            ("untested", folder, {"test_fraction": 0}),
+        ):
+            reservation = create_run(
+                make_config({"data": str(data), **SETTINGS, **settings}), paths.runs_dir()
+            )
             list(execute(reservation))
             shutil.move(reservation.run_dir, paths.runs_dir() / name)
     return home, folder
@@ -102,8 +118,9 @@ def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(ru
     cell, before = result.cell(true, predicted), len(at.get("image"))
     shown = min(6, len(cell))
     at.selectbox(key="true-tested-test").set_value(true).run()
-    assert f"**All of {wrong['true']}, the highest loss first**: {result.confusion[true].sum()} images" in words(at).replace(
-        "\\", ""
+    assert (
+        f"**All of {wrong['true']}, the highest loss first**: {result.confusion[true].sum()} images"
+        in words(at).replace("\\", "")
     )
     at.selectbox(key="predicted-tested-test").set_value(predicted).run()
     assert len(at.get("image")) == before + shown > before
@@ -117,7 +134,9 @@ def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(ru
     assert any(caption.startswith(f"True class: {wrong['true']}") for caption in captions(at))
     assert any(caption.startswith(f"Predicted: {wrong['predicted']}") for caption in captions(at))
     layers = at.selectbox(key="layer-tested")
-    assert layers.options[-1] == "block5, 2 × 2 (last)"  # at 32 pixels the maps after it are one cell
+    assert (
+        layers.options[-1] == "block5, 2 × 2 (last)"
+    )  # at 32 pixels the maps after it are one cell
     assert layers.value == "block3"
     assert "map of 4 × 4 cells" in words(at)
 
@@ -138,8 +157,14 @@ def test_an_image_that_is_gone_is_said_and_nothing_else_breaks(trained, run):
     try:
         at = opened()
         assert "no longer exists" in words(at)
-        assert not [button for button in at.button if button.key == f"open-mistakes-tested-test-{sample}"]
-        assert [button for button in at.button if str(button.key).startswith("open-mistakes-tested-test-")]
+        assert not [
+            button for button in at.button if button.key == f"open-mistakes-tested-test-{sample}"
+        ]
+        assert [
+            button
+            for button in at.button
+            if str(button.key).startswith("open-mistakes-tested-test-")
+        ]
     finally:
         file.with_suffix(".away").rename(file)
 
@@ -160,7 +185,10 @@ def test_a_tab_is_worked_out_only_when_it_is_opened():
         cached.cache_clear()
     opened()
     opened(view="Slices")
-    assert [one.cache_info().misses for one in (evaluate._scores, evaluate._class_curves, evaluate._calibrated)] == [0, 0, 0]
+    assert [
+        one.cache_info().misses
+        for one in (evaluate._scores, evaluate._class_curves, evaluate._calibrated)
+    ] == [0, 0, 0]
 
 
 def test_all_numbers_have_intervals_and_say_what_they_leave_out():
@@ -201,7 +229,9 @@ def test_slices_offer_what_a_manifest_says():
     assert not at.exception
 
 
-def test_robustness_is_measured_once_and_stays_with_the_run_whatever_is_pressed_meanwhile(run, held_back, finished):
+def test_robustness_is_measured_once_and_stays_with_the_run_whatever_is_pressed_meanwhile(
+    run, held_back, finished
+):
     at = opened(view="Robustness")
     kept = run.run_dir / "robustness-test.parquet"
     assert not kept.exists()
@@ -219,7 +249,9 @@ def test_robustness_is_measured_once_and_stays_with_the_run_whatever_is_pressed_
     assert len(again.get("plotly_chart")) == 2
 
 
-@pytest.mark.parametrize("view", ["Mistakes", "Metrics", "Curves", "Calibration", "Slices", "Robustness"])
+@pytest.mark.parametrize(
+    "view", ["Mistakes", "Metrics", "Curves", "Calibration", "Slices", "Robustness"]
+)
 def test_names_never_become_markup(view):
     assert NASTY not in words(opened(view=view))
 
@@ -228,11 +260,15 @@ def test_the_network_can_be_exported_from_here():
     assert any("Export" in box.label for box in opened().expander)
 
 
-def test_images_outside_the_folders_that_may_be_read_are_not_shown(run, tmp_path, monkeypatch, finished):
+def test_images_outside_the_folders_that_may_be_read_are_not_shown(
+    run, tmp_path, monkeypatch, finished
+):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     at = opened()
     assert not at.get("image")
-    assert words(at).replace("\\", "").count("lies outside the folders that Thaw may read here") == 1
+    assert (
+        words(at).replace("\\", "").count("lies outside the folders that Thaw may read here") == 1
+    )
     assert not [button for button in at.button if str(button.key).startswith("open-")]
     at = opened(view="Robustness")
     at.button(key="measure").click().run(timeout=300)
@@ -253,5 +289,9 @@ def test_how_results_are_looked_at_stays_while_other_tabs_and_pages_are(run):
     at.session_state["evaluate_view"] = "Calibration"
     at.run()
     assert not at.exception
-    assert [at.segmented_control(key=key).value for key in ("shares", "order", "binning")] == ["true", "confusion", "mass"]
+    assert [at.segmented_control(key=key).value for key in ("shares", "order", "binning")] == [
+        "true",
+        "confusion",
+        "mass",
+    ]
     assert at.slider(key="threshold").value == 55

@@ -23,8 +23,15 @@ def configure(image_folder, tmp_path, monkeypatch, known):
 def folder(tmp_path):
     """A network in a folder, of those that a server may read."""
     (tmp_path / "mine").mkdir()
-    config = {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "license": "cc-by-nc-4.0"}
-    (tmp_path / "mine" / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": config}))
+    config = {
+        "input_size": [3, 160, 160],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.5, 0.5, 0.5],
+        "license": "cc-by-nc-4.0",
+    }
+    (tmp_path / "mine" / "config.json").write_text(
+        json.dumps({"architecture": "test_vit", "pretrained_cfg": config})
+    )
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "mine" / "model.safetensors")
     return tmp_path / "mine"
 
@@ -37,10 +44,15 @@ def test_networks_are_found_by_a_part_of_their_name_and_filtered(configure):
     assert len(table(configure)) > 1500
     at = configure.text_input(key="networks_search").set_value("convnextv2_atto").run()
     found = table(at)
-    assert set(found["Network"]) == {"timm/convnextv2_atto.fcmae", "timm/convnextv2_atto.fcmae_ft_in1k"}
+    assert set(found["Network"]) == {
+        "timm/convnextv2_atto.fcmae",
+        "timm/convnextv2_atto.fcmae_ft_in1k",
+    }
     assert set(found["Licence"]) == {"cc-by-nc-4.0 · research only"}
     assert not found["Ready"].any()
-    assert found["Download"].between(13, 16).all()  # megabytes of 3.4 to 3.7 M parameters in float32
+    assert (
+        found["Download"].between(13, 16).all()
+    )  # megabytes of 3.4 to 3.7 M parameters in float32
     at.text_input(key="networks_search").set_value("efficientnet_lite0")
     at.session_state["networks_filters"] = ["On this machine"]
     assert list(table(at.run())["Network"]) == ["efficientnet_lite0"]
@@ -62,7 +74,9 @@ def test_a_folder_is_named_and_used_with_its_own_size_and_its_licence_is_shown(c
     assert "Research only" in unescaped(at)
 
 
-def test_a_folder_outside_those_that_a_server_may_read_is_refused(configure, folder, tmp_path, monkeypatch):
+def test_a_folder_outside_those_that_a_server_may_read_is_refused(
+    configure, folder, tmp_path, monkeypatch
+):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path / "images"))
     at = configure.text_input(key="networks_named").set_value(f"local-dir:{folder}").run()
     assert "outside the folders" in unescaped(at)
@@ -77,7 +91,9 @@ def test_the_list_of_the_form_is_short_and_holds_what_is_chosen():
 
 def test_choosing_a_network_builds_its_structure_once(configure, folder, monkeypatch):
     built, build = [], timm_networks.build
-    monkeypatch.setattr(timm_networks, "build", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs))
+    monkeypatch.setattr(
+        timm_networks, "build", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs)
+    )
     at = configure.text_input(key="networks_named").set_value(f"local-dir:{folder}").run()
     at.button(key="networks_use_named").click().run()
     assert len(built) == 1
@@ -85,10 +101,16 @@ def test_choosing_a_network_builds_its_structure_once(configure, folder, monkeyp
     assert len(built) == 1
 
 
-def test_a_network_that_cannot_be_built_is_not_offered_for_use_and_built_once(configure, folder, monkeypatch):
+def test_a_network_that_cannot_be_built_is_not_offered_for_use_and_built_once(
+    configure, folder, monkeypatch
+):
     built, build = [], timm_networks.build
-    monkeypatch.setattr(timm_networks, "build", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs))
-    description = json.loads((folder / "config.json").read_text()) | {"model_args": {"depth": "six"}}
+    monkeypatch.setattr(
+        timm_networks, "build", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs)
+    )
+    description = json.loads((folder / "config.json").read_text()) | {
+        "model_args": {"depth": "six"}
+    }
     (folder / "config.json").write_text(json.dumps(description))
     at = configure.text_input(key="networks_named").set_value(f"local-dir:{folder}").run()
     at.number_input(key="form_epochs").set_value(3).run()

@@ -20,7 +20,10 @@ def fitted(image_folder, tmp_path, monkeypatch):
     folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 14})
 
     def train(strategy=BASELINE, **settings):
-        config = make_config({"data": str(folder), "image_size": 32, "precision": "fp32", "strategy": strategy} | settings)
+        config = make_config(
+            {"data": str(folder), "image_size": 32, "precision": "fp32", "strategy": strategy}
+            | settings
+        )
         reservation = create_run(config, paths.runs_dir())
         list(execute(reservation))
         return read_run(reservation.run_dir)
@@ -64,12 +67,22 @@ def test_a_comparison_of_runs_without_epochs_has_no_learning_curves(fitted):
 
 def test_configure_hides_what_steers_steps(known, image_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
-    at = open_page("configure", data=known(image_folder(tmp_path / "images", {"red": 14, "blue": 14})))
-    keys = {widget.key for kind in ("number_input", "text_input", "selectbox") for widget in at.get(kind)}
+    at = open_page(
+        "configure", data=known(image_folder(tmp_path / "images", {"red": 14, "blue": 14}))
+    )
+    keys = {
+        widget.key
+        for kind in ("number_input", "text_input", "selectbox")
+        for widget in at.get(kind)
+    }
     assert {"form_epochs", "form_learning_rate", "form_image_size"} <= keys
     at.session_state["form_strategy"] = "linear_probe"
     at.run()
-    keys = {widget.key for kind in ("number_input", "text_input", "selectbox") for widget in at.get(kind)}
+    keys = {
+        widget.key
+        for kind in ("number_input", "text_input", "selectbox")
+        for widget in at.get(kind)
+    }
     assert "form_image_size" in keys
     assert not keys & {
         "form_epochs",
@@ -86,11 +99,17 @@ def test_configure_hides_what_steers_steps(known, image_folder, tmp_path, monkey
     assert at.number_input(key="form_epochs").value == 10
 
 
-def test_a_stage_to_take_features_from_is_offered_to_strategies_without_epochs_only(image_folder, known, tmp_path, monkeypatch):
+def test_a_stage_to_take_features_from_is_offered_to_strategies_without_epochs_only(
+    image_folder, known, tmp_path, monkeypatch
+):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     drawn = []
-    monkeypatch.setattr("pages.shared.configure.stages._ROW", lambda data, **_: drawn.append(data["tiles"]))
-    at = open_page("configure", data=known(image_folder(tmp_path / "images", {"red": 14, "blue": 14})))
+    monkeypatch.setattr(
+        "pages.shared.configure.stages._ROW", lambda data, **_: drawn.append(data["tiles"])
+    )
+    at = open_page(
+        "configure", data=known(image_folder(tmp_path / "images", {"red": 14, "blue": 14}))
+    )
     assert not [box for box in at.selectbox if box.key == "features_from"]
     at.session_state["form_strategy"] = "prototypes"
     at.run()
@@ -99,9 +118,17 @@ def test_a_stage_to_take_features_from_is_offered_to_strategies_without_epochs_o
     assert not [tile for tile in drawn[-1] if tile["look"] == "unused"]
     box.select("block3").run()
     assert not at.exception
-    assert [tile["name"] for tile in drawn[-1] if tile["look"] == "unused"] == ["block4", "block5", "block6", "block7"]
+    assert [tile["name"] for tile in drawn[-1] if tile["look"] == "unused"] == [
+        "block4",
+        "block5",
+        "block6",
+        "block7",
+    ]
     assert [tile["word"] for tile in drawn[-1]][3:6] == ["frozen", "not used", "not used"]
-    used = sum(stage.parameter_count for stage in network_stages("efficientnet_lite0", 2, features_from="block3"))
+    used = sum(
+        stage.parameter_count
+        for stage in network_stages("efficientnet_lite0", 2, features_from="block3")
+    )
     assert f"of {number(used)} parameters" in words(at)
     at.session_state["form_strategy"] = "last_block"
     at.run()
@@ -111,11 +138,18 @@ def test_a_stage_to_take_features_from_is_offered_to_strategies_without_epochs_o
 
 def test_a_run_on_features_of_an_earlier_stage_draws_what_it_does_not_use(fitted, monkeypatch):
     drawn = []
-    monkeypatch.setattr("pages.shared.configure.stages._ROW", lambda data, **_: drawn.append(data["tiles"]))
+    monkeypatch.setattr(
+        "pages.shared.configure.stages._ROW", lambda data, **_: drawn.append(data["tiles"])
+    )
     run = fitted(features_from="block3")
     at = open_page("train", run=run.run_id)
     assert "The classifier was fitted to 40 features" in words(at)
-    assert [tile["name"] for tile in drawn[-1] if tile["look"] == "unused"] == ["block4", "block5", "block6", "block7"]
+    assert [tile["name"] for tile in drawn[-1] if tile["look"] == "unused"] == [
+        "block4",
+        "block5",
+        "block6",
+        "block7",
+    ]
     assert drawn[-1][-1]["name"] == "head"
     for page in ("evaluate", "predict", "runs"):
         open_page(page, run=run.run_id)
@@ -159,7 +193,9 @@ def test_home_offers_the_baseline_after_try_it_now():
 
 def test_no_stage_of_it_is_drawn_with_a_learning_rate(fitted, known, monkeypatch):
     drawn = []
-    monkeypatch.setattr("pages.shared.configure.stages._ROW", lambda *, data, **_: drawn.append(data["tiles"][-1]))
+    monkeypatch.setattr(
+        "pages.shared.configure.stages._ROW", lambda *, data, **_: drawn.append(data["tiles"][-1])
+    )
     run = fitted()
     at = open_page("train", run=run.run_id)
     assert "parameters are fitted (0.1 %)" in words(at)

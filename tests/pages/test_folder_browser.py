@@ -47,7 +47,9 @@ def test_folders_are_walked_down_and_up_and_one_is_used(folder):
 
 def test_several_readable_folders_can_be_chosen_from(folder, tmp_path, monkeypatch):
     (tmp_path / "more" / "birds").mkdir(parents=True)
-    monkeypatch.setenv("THAW_DATA_ROOTS", os.pathsep.join([str(folder.parent), str(tmp_path / "more")]))
+    monkeypatch.setenv(
+        "THAW_DATA_ROOTS", os.pathsep.join([str(folder.parent), str(tmp_path / "more")])
+    )
     at = open_page("dataset")
     assert offered(at) == ["birds · 0 images"]
     at.button(key=f"browse-root-{folder.parent}").click().run()
@@ -64,7 +66,9 @@ def test_a_folder_that_may_not_be_read_any_more_is_said_and_left(folder, tmp_pat
 
 
 @pytest.mark.parametrize(("user", "names"), [(None, ["pets"]), (ANN, [])])
-def test_where_people_sign_in_nobody_is_shown_what_others_have_uploaded(image_folder, monkeypatch, user, names):
+def test_where_people_sign_in_nobody_is_shown_what_others_have_uploaded(
+    image_folder, monkeypatch, user, names
+):
     image_folder(paths.data_dir() / "pets", {"red": 2, "blue": 2})
     monkeypatch.setenv("THAW_DATA_ROOTS", str(paths.home()))  # which holds the uploads
     at = open_page("dataset", user=user)

@@ -37,7 +37,9 @@ def test_a_run_is_chosen_as_the_start_and_its_backbone_follows(parent, trained_o
     assert (child.run_dir / "start.safetensors").exists()
 
 
-def test_another_backbone_and_no_run_at_all_are_refused_in_words(parent, trained_once, known, tmp_path):
+def test_another_backbone_and_no_run_at_all_are_refused_in_words(
+    parent, trained_once, known, tmp_path
+):
     at = open_page("configure", data=known(trained_once.data))
     at.session_state["more_settings"] = True
     at.selectbox(key="weights_from").set_value("An earlier run").run()
@@ -52,7 +54,11 @@ def test_another_backbone_and_no_run_at_all_are_refused_in_words(parent, trained
 
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_a_run_shows_what_it_started_from(parent, trained_once, name):
-    settings = QUICK | {"data": str(trained_once.data), "from_run": str(parent.run_dir), "epochs": 1}
+    settings = QUICK | {
+        "data": str(trained_once.data),
+        "from_run": str(parent.run_dir),
+        "epochs": 1,
+    }
     reservation = create_run(make_config(settings), paths.runs_dir())
     list(execute(reservation))
     at = open_page(name, run=reservation.run_dir.name)
@@ -62,7 +68,11 @@ def test_a_run_shows_what_it_started_from(parent, trained_once, name):
 
 
 def test_the_table_of_runs_names_it_and_finds_by_it(parent, trained_once):
-    settings = QUICK | {"data": str(trained_once.data), "from_run": str(parent.run_dir), "epochs": 1}
+    settings = QUICK | {
+        "data": str(trained_once.data),
+        "from_run": str(parent.run_dir),
+        "epochs": 1,
+    }
     list(execute(create_run(make_config(settings), paths.runs_dir())))
     at = open_page("runs")
     assert list(at.dataframe[0].value["Started from"]) == [parent.run_id, ""]

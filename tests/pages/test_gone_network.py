@@ -33,7 +33,9 @@ def write_network(folder):
     """A network of timm: what describes it, and its weights."""
     folder.mkdir(parents=True)
     config = {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}
-    (folder / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": config}))
+    (folder / "config.json").write_text(
+        json.dumps({"architecture": "test_vit", "pretrained_cfg": config})
+    )
     save_file(timm.create_model("test_vit").state_dict(), folder / "model.safetensors")
 
 
@@ -49,7 +51,9 @@ def cached_at_the_hub(hub):
 def of_another_timm(config, folder):
     """A run whose folder names an architecture that timm has no more."""
     here = EARLIER.replace("vanished_vit", "test_vit")
-    reservation = create_run(make_config(config.model_dump() | {"backbone": here, "weights": "none"}), folder)
+    reservation = create_run(
+        make_config(config.model_dump() | {"backbone": here, "weights": "none"}), folder
+    )
     list(execute(reservation))
     for name in ("config.json", "events.jsonl"):
         file = reservation.run_dir / name
@@ -69,7 +73,9 @@ def trained(tmp_path_factory, image_folder_once):
         cached_at_the_hub(base / "hub")
         for name in (f"local-dir:{base / 'mine'}", HUB):
             for settings in ({"strategy": "last_block"}, {"strategy": "feature_extraction"}):
-                config = make_config(QUICK | {"data": str(images), "backbone": name, "epochs": 1} | settings)
+                config = make_config(
+                    QUICK | {"data": str(images), "backbone": name, "epochs": 1} | settings
+                )
                 list(execute(create_run(config, base / "runs")))
                 if name == HUB:
                     of_another_timm(config, base / "runs")
@@ -110,7 +116,10 @@ def address(gone, trained, known):
         config = make_config(QUICK | {"data": "any", "backbone": gone} | changes)
         settings = config.model_dump(mode="json", exclude={"data", "edits", *names_in(SPLIT)})
         comparison = {"backbones": [gone, "resnet18"], "cuts": ["block2"]}
-        return {"settings": save_settings({"settings": settings, "comparison": comparison}), "data": known(trained / "images")}
+        return {
+            "settings": save_settings({"settings": settings, "comparison": comparison}),
+            "data": known(trained / "images"),
+        }
 
     return kept
 
@@ -129,7 +138,9 @@ def stages_drawn(at):
         *(("home", name) for name in STRATEGIES),
     ],
 )
-def test_every_page_opens_says_what_is_missing_and_keeps_the_settings(gone, address, name, strategy):
+def test_every_page_opens_says_what_is_missing_and_keeps_the_settings(
+    gone, address, name, strategy
+):
     asked = address(**STRATEGIES[strategy])
     at = open_page(name, **asked, run=runs()[0].run_id, runs=[run.run_id for run in runs()])
     if name == "compare":
@@ -155,7 +166,9 @@ def test_what_was_measured_of_a_run_is_still_there(gone):
     assert what_is_missing(gone) in unescaped(at)
 
 
-def test_nothing_can_be_started_until_another_network_is_chosen_or_it_is_back(gone, address, trained):
+def test_nothing_can_be_started_until_another_network_is_chosen_or_it_is_back(
+    gone, address, trained
+):
     at = open_page("configure", **address(strategy="custom", cut="block4"))
     assert button(at, "Start training").disabled
     assert not stages_drawn(at)
@@ -211,7 +224,11 @@ def test_a_network_that_is_gone_can_be_taken_out_of_a_comparison(gone, trained, 
 
 
 def test_boxes_that_look_at_networks_open_without_it(gone, address):
-    at = open_page("configure", state={"networks_open": True, "advice_open": True, "more_settings": True}, **address())
+    at = open_page(
+        "configure",
+        state={"networks_open": True, "advice_open": True, "more_settings": True},
+        **address(),
+    )
     assert what_is_missing(gone) in unescaped(at)
     at.text_input(key="networks_named").set_value(gone).run()
     assert not at.exception
@@ -224,6 +241,8 @@ def test_weights_that_are_gone_from_a_folder_are_missed_there_and_no_download_is
     (folder / "model.safetensors").unlink()
     monkeypatch.setenv("THAW_DATA_ROOTS", os.pathsep.join(map(str, (trained, tmp_path))))
     at = open_page("configure", **address(backbone=f"local-dir:{folder}"))
-    assert f"There are no weights at {folder / 'model.safetensors'}: put them there" in unescaped(at)
+    assert f"There are no weights at {folder / 'model.safetensors'}: put them there" in unescaped(
+        at
+    )
     assert button(at, "Start training").disabled
     assert not [label for label in labels(at) if label.startswith("Download")]

@@ -10,9 +10,9 @@ FIELDS = ("form_mean", "form_std", "form_crop_pct")
 def test_input_settings_are_the_networks_until_they_are_typed_and_survive_a_reload(folder, known):
     at = open_page("configure", data=known(folder))
     assert any("mean 0.5, 0.5, 0.5" in one.value for one in at.caption)
-    assert [(at.text_input(key=key).value, at.text_input(key=key).placeholder) for key in FIELDS] == [
-        ("", "from the network")
-    ] * 3
+    assert [
+        (at.text_input(key=key).value, at.text_input(key=key).placeholder) for key in FIELDS
+    ] == [("", "from the network")] * 3
     assert "settings" not in at.query_params
     at.text_input(key="form_mean").set_value("0.1, 0.2,0.3").run()
     at.text_input(key="form_crop_pct").set_value("90 %")

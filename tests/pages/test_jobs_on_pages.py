@@ -31,10 +31,14 @@ def held(monkeypatch):
 @pytest.fixture
 def configure(folder, known):
     """Configure, in a session of its own, on a small data set."""
-    return lambda: open_page("configure", data=known(folder), form={"image_size": 32, "batch_size": 4})
+    return lambda: open_page(
+        "configure", data=known(folder), form={"image_size": 32, "batch_size": 4}
+    )
 
 
-def test_forecast_waits_while_the_rate_finder_works_and_says_why_and_nothing_pressed_ends_it(configure, held, finished):
+def test_forecast_waits_while_the_rate_finder_works_and_says_why_and_nothing_pressed_ends_it(
+    configure, held, finished
+):
     at = configure()
     assert not button(at, "Forecast all strategies").disabled
     button(at, "Find a learning rate").click().run()
@@ -55,7 +59,9 @@ def test_forecast_waits_while_the_rate_finder_works_and_says_why_and_nothing_pre
     assert not button(at, "Forecast all strategies").disabled
 
 
-def test_what_is_asked_for_while_another_program_trains_says_that_it_waits_and_can_be_stopped(configure, device_held, finished):
+def test_what_is_asked_for_while_another_program_trains_says_that_it_waits_and_can_be_stopped(
+    configure, device_held, finished
+):
     _, line = device_held("cpu")
     at = configure()
     button(at, "Forecast all strategies").click().run()
@@ -114,7 +120,9 @@ def test_an_error_is_gone_once_the_work_begins_again(configure, monkeypatch, fin
     assert len(at.get("plotly_chart")) == 1
 
 
-def test_a_deep_look_at_the_data_goes_on_whatever_is_pressed_and_its_report_is_kept(configure, held_back, finished):
+def test_a_deep_look_at_the_data_goes_on_whatever_is_pressed_and_its_report_is_kept(
+    configure, held_back, finished
+):
     gate = held_back("pages.shared.data.analysis.inspect_deeply")
     at = configure()
     at.switch_page("pages/dataset.py").run()

@@ -11,14 +11,23 @@ from finetune_core.training.checkpoints import load_checkpoint
 from tests.deadline import wait_until
 from tests.pages.harness import address, button, open_page, unescaped, words
 
-QUICK = {"epochs": 1, "image_size": 32, "batch_size": 8, "precision": "fp32", "strategy": "lora", "learning_rate": "0.002"}
+QUICK = {
+    "epochs": 1,
+    "image_size": 32,
+    "batch_size": 8,
+    "precision": "fp32",
+    "strategy": "lora",
+    "learning_rate": "0.002",
+}
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The tiles of the last drawing of stages."""
     found = []
-    monkeypatch.setattr("pages.shared.configure.stages._ROW", lambda data, **_: found.append(data["tiles"]))
+    monkeypatch.setattr(
+        "pages.shared.configure.stages._ROW", lambda data, **_: found.append(data["tiles"])
+    )
     return found
 
 
@@ -47,13 +56,23 @@ def test_its_settings_come_with_the_strategy_and_its_stages_are_tinted(folder, k
 
 
 def test_what_does_not_fit_is_said_beside_its_field(folder, known):
-    at = open_page("configure", data=known(folder), form=QUICK | {"l2_sp": "0.1"}, state={"more_settings": True})
+    at = open_page(
+        "configure",
+        data=known(folder),
+        form=QUICK | {"l2_sp": "0.1"},
+        state={"more_settings": True},
+    )
     assert "L2-SP pulls whole weights back" in unescaped(at)
     assert button(at, "Start training").disabled
 
 
 def test_a_run_from_the_form_trains_is_evaluated_and_exported(folder, known, drawn):
-    at = open_page("configure", data=known(folder), form=QUICK | {"lora_rank": 4}, state={"lora_from": "block7"})
+    at = open_page(
+        "configure",
+        data=known(folder),
+        form=QUICK | {"lora_rank": 4},
+        state={"lora_from": "block7"},
+    )
     button(at, "Start training").click().run()
     assert not at.exception
 
@@ -64,12 +83,21 @@ def test_a_run_from_the_form_trains_is_evaluated_and_exported(folder, known, dra
     assert run().status == "finished", run().history.end
     assert (run().config.lora_from, run().config.lora_rank) == ("block7", 4)
     tensors, _ = load_checkpoint(run().run_dir, "best")
-    assert {name for name in tensors if "lora" not in name} == {"classifier.weight", "classifier.bias"}
+    assert {name for name in tensors if "lora" not in name} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
     assert [tile["look"] for tile in drawn[-1]][-2:] == ["tinted", "head"]
     for page in ("train", "evaluate", "predict", "runs"):
         open_page(page, run=run().run_id)
 
 
 def test_arms_are_told_apart_by_the_first_stage_with_factors():
-    whole, late = (make_config({"data": "x", "strategy": "lora", "lora_from": stage}) for stage in (None, "block6"))
-    assert arm_titles([whole, late]) == ["LoRA (low-rank updates)", "LoRA (low-rank updates) from block6 on"]
+    whole, late = (
+        make_config({"data": "x", "strategy": "lora", "lora_from": stage})
+        for stage in (None, "block6")
+    )
+    assert arm_titles([whole, late]) == [
+        "LoRA (low-rank updates)",
+        "LoRA (low-rank updates) from block6 on",
+    ]

@@ -21,7 +21,13 @@ def runs(image_folder, tmp_path, monkeypatch):
     """One that has hardly learned, and one that has, in the app's own folder."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     folder = image_folder(tmp_path / "images", {"red": 40, "blue": 40, NASTY: 40})
-    usual = {"data": str(folder), "image_size": 32, "batch_size": 16, "precision": "fp32", "seed": 2}
+    usual = {
+        "data": str(folder),
+        "image_size": 32,
+        "batch_size": 16,
+        "precision": "fp32",
+        "seed": 2,
+    }
     for settings in (
         {"strategy": "feature_extraction", "epochs": 1, "learning_rate": 1e-5},
         {"epochs": 2, "learning_rate": 1e-3},
@@ -40,7 +46,9 @@ def sections():
 
 
 @pytest.mark.slow
-def test_what_moved_is_measured_when_asked_for_and_stays_whatever_is_pressed_meanwhile(runs, held_back, finished):
+def test_what_moved_is_measured_when_asked_for_and_stays_whatever_is_pressed_meanwhile(
+    runs, held_back, finished
+):
     at = AppTest.from_function(sections, default_timeout=300).run()
     assert not at.exception
     assert "Which stage to thaw next" not in words(at)
@@ -69,7 +77,9 @@ def test_images_that_only_one_gets_right_are_shown_with_what_both_looked_at(runs
     at.run()
     assert not at.exception
     result = {metric.label: metric.value for metric in at.metric}
-    assert list(result.values()) == [str(n) for n in (found.both, len(found.only_a), len(found.only_b), found.neither)]
+    assert list(result.values()) == [
+        str(n) for n in (found.both, len(found.only_a), len(found.only_b), found.neither)
+    ]
     assert len(at.get("image")) == 3 * min(4, len(more))
     assert NASTY not in words(at)
 

@@ -10,7 +10,12 @@ from finetune_core.data.dataset import load_dataset
 from finetune_core.data.recent import remember
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
-from finetune_core.evaluation.comparison.next_experiment import evidence_of, forecast_in_words, forecast_of, next_experiment
+from finetune_core.evaluation.comparison.next_experiment import (
+    evidence_of,
+    forecast_in_words,
+    forecast_of,
+    next_experiment,
+)
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.inspection.learned import Probe
 from finetune_core.runs.record import create_run, execute
@@ -43,7 +48,14 @@ def trained(trained_once, data):
 @pytest.fixture
 def probe(data):
     """A linear probe, fitted in the app's own folder."""
-    list(execute(create_run(make_config(QUICK | {"data": str(data), "strategy": "linear_probe"}), paths.runs_dir())))
+    list(
+        execute(
+            create_run(
+                make_config(QUICK | {"data": str(data), "strategy": "linear_probe"}),
+                paths.runs_dir(),
+            )
+        )
+    )
     return RunStore(paths.runs_dir()).runs()[0]
 
 
@@ -74,7 +86,9 @@ def distorting(probe, data, tmp_path):
     return runs
 
 
-def test_where_training_lost_what_frozen_features_have_on_shifted_images_lp_ft_is_filled_in(distorting, data):
+def test_where_training_lost_what_frozen_features_have_on_shifted_images_lp_ft_is_filled_in(
+    distorting, data
+):
     at = open_page("compare")
     text = unescaped(at)
     assert "Train “Linear probe, then full (LP-FT)”" in text
@@ -123,6 +137,10 @@ def test_the_forecast_is_measured_when_asked_for_on_the_data_of_the_runs(probe, 
     takes = forecast_of(found, load_dataset(data, **config.split_settings), SpeedBook())
     assert takes
     assert f"Forecast: {forecast_in_words(takes)}" in unescaped(at)
-    alone = forecast_of(replace(found, configs=found.configs[:1]), load_dataset(data, **config.split_settings), SpeedBook())
+    alone = forecast_of(
+        replace(found, configs=found.configs[:1]),
+        load_dataset(data, **config.split_settings),
+        SpeedBook(),
+    )
     assert len(found.configs) == 2
     assert takes.seconds > alone.seconds

@@ -36,7 +36,9 @@ def run(trained_once, tmp_path, monkeypatch):
     def train(**settings):
         if not settings:
             return trained_once.copied(paths.runs_dir(), "last_block")[0].name
-        reservation = create_run(make_config(QUICK | {"data": str(folder)} | settings), paths.runs_dir())
+        reservation = create_run(
+            make_config(QUICK | {"data": str(folder)} | settings), paths.runs_dir()
+        )
         list(execute(reservation))
         return reservation.run_dir.name
 
@@ -65,7 +67,12 @@ def test_every_page_opens_on_an_empty_machine_and_offers_a_way_on(name):
 
 def test_home_tells_the_state_of_the_machine():
     at = open_page("home")
-    assert {metric.label for metric in at.metric} == {"Device", "Precision", "Free memory", "Backbones ready"}
+    assert {metric.label for metric in at.metric} == {
+        "Device",
+        "Precision",
+        "Free memory",
+        "Backbones ready",
+    }
     assert labels(at)[0] == "Try it now"
 
 
@@ -75,7 +82,13 @@ def test_dataset_shows_the_sample_once_it_is_taken():
     button(at, "Use the sample").click().run()
     assert at.query_params["data"] == "digits"
     result = {metric.label: metric.value for metric in at.metric}
-    assert result == {"Images": "1,797", "Classes": "10", "Training": "1,259", "Validation": "269", "Test": "269"}
+    assert result == {
+        "Images": "1,797",
+        "Classes": "10",
+        "Training": "1,259",
+        "Validation": "269",
+        "Test": "269",
+    }
     at.session_state["dataset_view"] = "Images"
     at.run()
     assert len(at.get("image")) == 24
@@ -129,7 +142,8 @@ def test_recipes_set_the_form():
         button(at, "Switch to resnet18").click().run()
     assert not at.exception
     state = {
-        name: at.session_state[f"form_{name}"] for name in ("backbone", "strategy", "optimizer", "learning_rate", "batch_size")
+        name: at.session_state[f"form_{name}"]
+        for name in ("backbone", "strategy", "optimizer", "learning_rate", "batch_size")
     }
     assert state == {
         "backbone": "resnet18",
@@ -140,9 +154,19 @@ def test_recipes_set_the_form():
     }
     assert at.session_state["form_epochs"] == 10
     assert at.session_state["form_image_size"] == 224
-    assert [tile["name"] for tile in tiles(at)] == ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
+    assert [tile["name"] for tile in tiles(at)] == [
+        "stem",
+        "layer1",
+        "layer2",
+        "layer3",
+        "layer4",
+        "head",
+    ]
     button(at, "Feature extraction").click().run()
-    assert (at.session_state["form_strategy"], at.session_state["form_learning_rate"]) == ("feature_extraction", "0.001")
+    assert (at.session_state["form_strategy"], at.session_state["form_learning_rate"]) == (
+        "feature_extraction",
+        "0.001",
+    )
 
 
 def test_bad_values_are_refused_beside_their_fields_all_at_once():
@@ -238,7 +262,9 @@ def test_train_shows_a_failure_in_words(run):
 
 
 def test_a_stopped_run_is_resumed_from_its_page(run):
-    reservation = create_run(make_config({"data": str(run.folder), "image_size": 32, "epochs": 2}), paths.runs_dir())
+    reservation = create_run(
+        make_config({"data": str(run.folder), "image_size": 32, "epochs": 2}), paths.runs_dir()
+    )
     request_stop(reservation.run_dir, pause=True)
     list(execute(reservation))
     at = open_page("train", run=reservation.run_dir.name)
@@ -283,9 +309,16 @@ def test_what_people_call_their_runs_never_becomes_markup(run):
     for name in ("home", "train", "evaluate", "compare", "predict"):
         at = open_page(name, run=first)
         kinds = ("markdown", "caption", "info", "warning", "error", "success", "header", "title")
-        texts = [element.value for kind in kinds for element in at.get(kind) if "free money" in str(element.value)]
+        texts = [
+            element.value
+            for kind in kinds
+            for element in at.get(kind)
+            if "free money" in str(element.value)
+        ]
         assert name not in ("home", "train") or texts
-        assert not any("](http" in value or "<b>" in value or ":red[" in value for value in texts), (name, texts)
+        assert not any(
+            "](http" in value or "<b>" in value or ":red[" in value for value in texts
+        ), (name, texts)
 
 
 def test_a_browser_that_lags_behind_and_sends_an_old_label_keeps_its_run(run):
@@ -317,7 +350,9 @@ def test_forecast_puts_all_strategies_side_by_side(run, finished, known):
     finished(at)
     table = at.dataframe[0].value
     assert list(table["Strategy"]) == [
-        f"▸ {one.title}" if name == "last_block" else one.title for name, one in STRATEGIES.items() if name != "custom"
+        f"▸ {one.title}" if name == "last_block" else one.title
+        for name, one in STRATEGIES.items()
+        if name != "custom"
     ]
 
 

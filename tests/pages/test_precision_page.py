@@ -15,7 +15,13 @@ def stopped(native_bf16, image_folder, home, monkeypatch, tmp_path):
     """A run that was stopped while it trained in bf16."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
-    settings = {"data": str(folder), "image_size": 32, "epochs": 2, "batch_size": 8, "precision": "bf16"}
+    settings = {
+        "data": str(folder),
+        "image_size": 32,
+        "epochs": 2,
+        "batch_size": 8,
+        "precision": "bf16",
+    }
     reservation = create_run(make_config(settings), paths.runs_dir())
     for event in execute(reservation):
         if isinstance(event, EpochEnded):

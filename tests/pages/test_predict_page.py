@@ -11,7 +11,12 @@ import pytest
 from PIL import Image
 
 from finetune_core import paths
-from finetune_core.evaluation.prediction.neighbours import Encoder, compute_neighbourhood, encoder, neighbours_changed
+from finetune_core.evaluation.prediction.neighbours import (
+    Encoder,
+    compute_neighbourhood,
+    encoder,
+    neighbours_changed,
+)
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.runs.store import RunStore
 from finetune_core.work import finish
@@ -33,12 +38,16 @@ def image_of(run, name):
 
 def checkerboard():
     buffer = io.BytesIO()
-    Image.fromarray(np.uint8(255 * np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((16, 16))))).save(buffer, "PNG")
+    Image.fromarray(np.uint8(255 * np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((16, 16))))).save(
+        buffer, "PNG"
+    )
     return buffer.getvalue()
 
 
 def give(at, *images):
-    at.file_uploader(key="images").set_value([(name, content, "image/png") for name, content in images])
+    at.file_uploader(key="images").set_value(
+        [(name, content, "image/png") for name, content in images]
+    )
     at.run()
     assert not at.exception
 
@@ -52,7 +61,9 @@ def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
     text = words(at)
     probability = load_predictor(runs[0]).probabilities([red])[0]
     classes = runs[0].history.started["classes"]
-    assert f"## {classes[probability.argmax()]} · {100 * probability.max():.1f} %" in text.replace("\\", "")
+    assert f"## {classes[probability.argmax()]} · {100 * probability.max():.1f} %" in text.replace(
+        "\\", ""
+    )
     assert len(at.get("image")) == 2, "the network input, and Grad-CAM"
     assert len(at.get("plotly_chart")) == 1
     assert any("broken" in error.value for error in at.error)
@@ -79,13 +90,19 @@ def test_images_that_were_predicted_are_not_predicted_again(runs, monkeypatch):
     computed = []
     for kind, name in ((Predictor, "probabilities"), (Encoder, "look")):
         real = getattr(kind, name)
-        monkeypatch.setattr(kind, name, lambda *args, real=real, name=name: computed.append(name) or real(*args))
+        monkeypatch.setattr(
+            kind, name, lambda *args, real=real, name=name: computed.append(name) or real(*args)
+        )
     at = open_page("predict", run=runs[0].run_id)
     give(at, ("000.png", image_of(runs[0], "blue/000.png")))
     assert sorted(computed) == ["look", "probabilities"]
     at.run()
     assert len(computed) == 2
-    give(at, ("another name.png", image_of(runs[0], "blue/000.png")), ("001.png", image_of(runs[0], "blue/001.png")))
+    give(
+        at,
+        ("another name.png", image_of(runs[0], "blue/000.png")),
+        ("001.png", image_of(runs[0], "blue/001.png")),
+    )
     assert len(computed) == 4, "one image was new"
     assert len([one for one in at.markdown if one.value.startswith("## ")]) == 2
 
@@ -116,7 +133,9 @@ def test_two_runs_say_what_they_think_of_the_same_image(runs, finished):
     finished(at)
     give(at, ("000.png", image_of(runs[0], "red/000.png")))
     assert len(at.get("plotly_chart")) == 2
-    assert len(at.get("image")) == 2 * (2 + 4), "the images that each network sees, and four of training"
+    assert len(at.get("image")) == 2 * (2 + 4), (
+        "the images that each network sees, and four of training"
+    )
     for strategy in ("last block", "feature extraction"):
         assert strategy in words(at).replace("\\", "")
 
@@ -130,7 +149,10 @@ def given(runs, monkeypatch, finished):
             archive.writestr(f"new/{number}.png", image_of(runs[0], f"red/00{number}.png"))
         archive.writestr("new/broken.png", b"hello")
     made = []
-    monkeypatch.setattr("pages.shared.evaluation.prediction.st.download_button", lambda *args, **_: made.append(args))
+    monkeypatch.setattr(
+        "pages.shared.evaluation.prediction.st.download_button",
+        lambda *args, **_: made.append(args),
+    )
 
     def name_all(button, meanwhile=lambda at: None, **query):
         at = open_page("predict", **query)
@@ -151,7 +173,12 @@ def given(runs, monkeypatch, finished):
 def test_an_archive_becomes_a_table(runs, given):
     at, rows = given("Classify", run=runs[0].run_id)
     assert "**3 images classified**, 1 could not be read." in words(at)
-    assert [row["file"] for row in rows] == ["new/0.png", "new/1.png", "new/2.png", "new/broken.png"]
+    assert [row["file"] for row in rows] == [
+        "new/0.png",
+        "new/1.png",
+        "new/2.png",
+        "new/broken.png",
+    ]
     assert all(row["class"] for row in rows[:3])
     assert rows[3]["problem"]
     assert list(at.dataframe[0].value) == ["File", "Class", "Confidence", "Note"]
@@ -159,7 +186,11 @@ def test_an_archive_becomes_a_table(runs, given):
 
 def test_an_archive_is_named_by_every_chosen_run(runs, given):
     at, rows = given("Classify with 2 networks", run=runs[0].run_id, beside=runs[1].run_id)
-    titles = ["Feature extraction", "Last block"] if "feature" in runs[0].run_id else ["Last block", "Feature extraction"]
+    titles = (
+        ["Feature extraction", "Last block"]
+        if "feature" in runs[0].run_id
+        else ["Last block", "Feature extraction"]
+    )
     paths_of = [image_of(runs[0], f"red/00{number}.png") for number in range(3)]
     predicted = []
     for run, title in zip(runs, titles, strict=True):
@@ -170,7 +201,12 @@ def test_an_archive_is_named_by_every_chosen_run(runs, given):
         assert list(at.dataframe[0].value[f"Class, {title}"]) == [*predicted[-1], ""]
     agree = sum(a == b for a, b in zip(*predicted, strict=True))
     [counts] = [one.value for one in at.markdown if "images classified" in one.value]
-    assert re.findall(r"\d+", counts) == ["3", "2", str(agree), "1"]  # images, networks, agreements, unreadable ones
+    assert re.findall(r"\d+", counts) == [
+        "3",
+        "2",
+        str(agree),
+        "1",
+    ]  # images, networks, agreements, unreadable ones
 
 
 def test_what_is_pressed_meanwhile_does_not_end_the_naming(runs, held_back, given):
@@ -227,7 +263,11 @@ def test_a_presentation_is_one_clean_page_that_shows_all_it_was_given(runs):
     assert len(at.get("image")) == 2
     give(at, *((f"{number}.png", image_of(runs[0], f"red/00{number}.png")) for number in range(3)))
     result = [one.value.replace("\\", "") for one in at.markdown]
-    assert [one for one in result if one.endswith(".png**")] == ["**2.png**", "**1.png**", "**0.png**"]
+    assert [one for one in result if one.endswith(".png**")] == [
+        "**2.png**",
+        "**1.png**",
+        "**0.png**",
+    ]
     assert len(at.get("image")) == 6
     gone = open_page("predict", run="nowhere", present="1")
     assert "Network not found" in words(gone)

@@ -18,8 +18,15 @@ from tests.pages.harness import ANN, open_page, unescaped
 @pytest.fixture
 def elsewhere(folder):
     """Ids of a run that a task on the machine ``far`` has, and of one that waits."""
-    settings = {"data": str(folder), "backbone": "squeezenet1_1", "weights": "none", "image_size": 32}
-    reservations = [create_run(make_config(settings | {"seed": seed}), paths.runs_dir()) for seed in (0, 1)]
+    settings = {
+        "data": str(folder),
+        "backbone": "squeezenet1_1",
+        "weights": "none",
+        "image_size": 32,
+    }
+    reservations = [
+        create_run(make_config(settings | {"seed": seed}), paths.runs_dir()) for seed in (0, 1)
+    ]
     append_event(reservations[0].run_dir, RunPlaced("far", "task"))
     yield [one.run_dir.name for one in reservations]
     for one in reservations:
@@ -39,7 +46,9 @@ def shared_machines(folder, trained_once, tmp_path, monkeypatch):
     for one in made:
         append_event(one.run_dir, RunPlaced("far", "task", gpus=1, cores=8))
     append_event(made[0].run_dir, replace(started, device_label="NVIDIA A2"))
-    monkeypatch.setattr("pages.shared.runs.machines.worker", lambda: SimpleNamespace(executor=Cluster()))
+    monkeypatch.setattr(
+        "pages.shared.runs.machines.worker", lambda: SimpleNamespace(executor=Cluster())
+    )
     yield
     for one in made:
         one.lock.release()
@@ -59,14 +68,18 @@ def test_the_runs_page_says_who_uses_which_machine_and_what_is_free(shared_machi
         "": "",
     }
     assert table["Owner"][2:] == ["", ""]
-    assert table["Share"] == ["1 of 4 GPUs, 8 of 30 cores"] * 2 + ["2 of 4 GPUs, 14 of 30 cores", "2 of 2 cores"]
+    assert table["Share"] == ["1 of 4 GPUs, 8 of 30 cores"] * 2 + [
+        "2 of 4 GPUs, 14 of 30 cores",
+        "2 of 2 cores",
+    ]
     assert table["Run"][2:] == ["free", "free"]
     assert "Owner" not in used()
 
 
 def test_of_a_run_of_this_machine_only_what_is_known_is_said(folder):
     reservation = create_run(
-        make_config({"data": str(folder), "backbone": "squeezenet1_1", "weights": "none"}), paths.runs_dir()
+        make_config({"data": str(folder), "backbone": "squeezenet1_1", "weights": "none"}),
+        paths.runs_dir(),
     )
     append_event(reservation.run_dir, Progress("prepare", 0, 0))
     table = used()
@@ -100,7 +113,10 @@ class Cluster(InProcess):
 
 def test_a_forecast_for_several_machines_says_what_is_saved(monkeypatch):
     executor = Machines()
-    monkeypatch.setattr("pages.shared.configure.comparison_form.worker", lambda: type("W", (), {"executor": executor}))
+    monkeypatch.setattr(
+        "pages.shared.configure.comparison_form.worker",
+        lambda: type("W", (), {"executor": executor}),
+    )
     assert _total([[100, 40, 40]]) == (
         "about 2 min 20 s, 2 runs at a time on 2 machines. Runs that find the frozen stages' output on their machine save 1 min 0 s of work"
     )

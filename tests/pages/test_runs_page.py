@@ -45,10 +45,20 @@ def test_the_table_tells_how_each_run_stands(runs):
     [table] = open_page("runs").dataframe
     rows = table.value.set_index("Run")
     assert list(rows.index) == sorted(runs, reverse=True)
-    assert [rows["Status"][run_id] for run_id in runs] == [["Finished"], ["Finished"], ["Cancelled"]]
-    assert (rows["Name"][first], list(rows["Tags"][first]), rows["Data"][first]) == ("baseline", ["paper"], "images")
+    assert [rows["Status"][run_id] for run_id in runs] == [
+        ["Finished"],
+        ["Finished"],
+        ["Cancelled"],
+    ]
+    assert (rows["Name"][first], list(rows["Tags"][first]), rows["Data"][first]) == (
+        "baseline",
+        ["paper"],
+        "images",
+    )
     assert len(rows["By epoch"][first]) == 2
-    assert rows["Accuracy"][first] == pytest.approx(100 * store().run(first).history.end["test_accuracy"])
+    assert rows["Accuracy"][first] == pytest.approx(
+        100 * store().run(first).history.end["test_accuracy"]
+    )
     low, high = rows["95 % interval"][first].removesuffix(" %").split(" – ")
     assert 0 <= float(low) < rows["Accuracy"][first] <= float(high) <= 100
     assert rows["Accuracy"].isna()[cancelled]
@@ -98,15 +108,27 @@ def test_the_settings_of_a_run_and_its_data_set_go_to_configure(runs, trained_on
     assert not at.exception
     assert at.title[0].value == "Configure"
     config = store().run(first).config
-    assert (at.session_state["form_epochs"], at.session_state["form_image_size"]) == (config.epochs, config.image_size)
+    assert (at.session_state["form_epochs"], at.session_state["form_image_size"]) == (
+        config.epochs,
+        config.image_size,
+    )
     assert at.session_state["data_path"][1] == str(trained_once.data)
-    assert at.session_state["settings_id"] in (at.query_params["settings"], at.query_params["settings"][0])
+    assert at.session_state["settings_id"] in (
+        at.query_params["settings"],
+        at.query_params["settings"][0],
+    )
 
 
-def test_a_split_that_is_another_one_now_is_said_before_the_settings_are_used_again(runs, trained_once):
-    assert not any("other settings now" in one.value for one in select(open_page("runs"), runs[0]).caption)
+def test_a_split_that_is_another_one_now_is_said_before_the_settings_are_used_again(
+    runs, trained_once
+):
+    assert not any(
+        "other settings now" in one.value for one in select(open_page("runs"), runs[0]).caption
+    )
     save_split(trained_once.data, store().run(runs[0]).config.split_settings | {"split_seed": 3})
-    assert any("other settings now" in one.value for one in select(open_page("runs"), runs[0]).caption)
+    assert any(
+        "other settings now" in one.value for one in select(open_page("runs"), runs[0]).caption
+    )
 
 
 def test_waiting_runs_go_earlier_and_later_and_are_cancelled(trained_once, monkeypatch):
@@ -117,7 +139,9 @@ def test_waiting_runs_go_earlier_and_later_and_are_cancelled(trained_once, monke
     with FileLock(paths.home() / "locks" / "cpu.lock"):
         first, *ids = [worker().submit(make_config(settings | {"seed": seed})) for seed in range(4)]
         at = open_page("runs")
-        assert [at.button(key=f"{name}-{ids[0]}").disabled for name in ("Earlier", "Later", "cancel")] == [True, False, False]
+        assert [
+            at.button(key=f"{name}-{ids[0]}").disabled for name in ("Earlier", "Later", "cancel")
+        ] == [True, False, False]
         assert at.button(key=f"Later-{ids[2]}").disabled
         at.button(key=f"Later-{ids[0]}").click().run()
         at.button(key=f"Earlier-{ids[2]}").click().run()
@@ -168,7 +192,9 @@ def test_other_runs_are_overlaid_and_the_address_keeps_them(runs):
     assert at.query_params["with"] in (second, [second])
     charts = at.get("vega_lite_chart")
     assert len(charts) == before
-    assert all("Last block" in charts[at].spec and "Feature extraction" in charts[at].spec for at in (0, 1))
+    assert all(
+        "Last block" in charts[at].spec and "Feature extraction" in charts[at].spec for at in (0, 1)
+    )
     again = open_page("train", run=first, **{"with": second})
     assert again.multiselect(key="with_box").value == [second]
 
@@ -177,7 +203,14 @@ def test_the_settings_of_a_run_are_shown_as_changes_and_copied_as_command_and_as
     at = open_page("train", run=runs[1])
     config = store().run(runs[1]).config
     changes, everything = (at.table[place].value for place in (0, 1))
-    assert set(changes.index) == {"Strategy", "Epochs", "Batch size", "Learning rate", "Image size \\(pixels\\)", "Precision"}
+    assert set(changes.index) == {
+        "Strategy",
+        "Epochs",
+        "Batch size",
+        "Learning rate",
+        "Image size \\(pixels\\)",
+        "Precision",
+    }
     assert changes.loc["Strategy"].item().startswith("Feature extraction :gray[")
     assert set(changes.index) < set(everything.index)
     command, as_json = (at.code[place].value for place in (-2, -1))

@@ -37,9 +37,13 @@ def runs(trained_once, monkeypatch, tmp_path):
 @pytest.fixture
 def dark(runs, trained_once, tmp_path):
     """Darkened test images of two of the classes, and some of a class that is unknown."""
-    ids = [one for one in evaluation(runs[0], "test").predictions["id"] if not one.startswith(NASTY)]
+    ids = [
+        one for one in evaluation(runs[0], "test").predictions["id"] if not one.startswith(NASTY)
+    ]
     folder = darkened(ids, trained_once.data, tmp_path / "dark *night*")
-    return darkened([one for one in ids if one.startswith("red")][:2], trained_once.data, folder, {"red": PINK})
+    return darkened(
+        [one for one in ids if one.startswith("red")][:2], trained_once.data, folder, {"red": PINK}
+    )
 
 
 def opened(run, **query):
@@ -60,7 +64,10 @@ def test_a_run_is_evaluated_on_another_data_set_and_the_drop_has_an_interval(run
     [shift], _ = known_shifts(run)
     found = evaluate_shifted(run, shift.fingerprint)
     drop, low, high = found.drop
-    assert metrics(at)["Drop"] == (f"{points(drop)} points", f"95 % interval {points(low)} to {points(high)}")
+    assert metrics(at)["Drop"] == (
+        f"{points(drop)} points",
+        f"95 % interval {points(low)} to {points(high)}",
+    )
     assert metrics(at)["Shifted accuracy"][0] == percent(found.accuracy)
     assert metrics(at)["In-distribution accuracy"][0] == percent(evaluation(run, "test").accuracy)
     scores, classes = (table.value for table in at.dataframe[-2:])
@@ -80,7 +87,9 @@ def test_its_mistakes_are_shown_from_the_other_data_set_and_can_be_opened(runs, 
     at = opened(runs[0])
     assert f"{len(found.mistakes)} mistakes" in unescaped(at)
     assert len(at.get("image")) == min(12, len(found.mistakes))
-    at.button(key=f"open-mistakes-{runs[0].run_id}-{found.shift.fingerprint}-{worst['id']}").click().run(timeout=300)
+    at.button(
+        key=f"open-mistakes-{runs[0].run_id}-{found.shift.fingerprint}-{worst['id']}"
+    ).click().run(timeout=300)
     assert not at.exception
     assert f"True class: **{found.classes[worst['label']]}**" in unescaped(at)
     assert not at.error
@@ -106,7 +115,12 @@ def test_what_was_predicted_is_there_at_once_and_offered_to_other_runs(runs, dar
 
 
 def test_the_address_says_which_data_set(runs, dark, trained_once, tmp_path):
-    darker = darkened(evaluation(runs[0], "test").predictions["id"], trained_once.data, tmp_path / "darker", noise=120)
+    darker = darkened(
+        evaluation(runs[0], "test").predictions["id"],
+        trained_once.data,
+        tmp_path / "darker",
+        noise=120,
+    )
     marks = [finish(predict_shifted([runs[0]], str(folder))) for folder in (dark, darker)]
     for mark, folder in zip(marks, (dark, darker), strict=True):
         at = opened(runs[0], shifted=mark)
@@ -116,10 +130,14 @@ def test_the_address_says_which_data_set(runs, dark, trained_once, tmp_path):
     at.selectbox(key="shift_box").set_value(marks[0]).run()
     assert not at.exception
     assert at.query_params["shifted"] in (marks[0], [marks[0]])
-    assert metrics(at)["Shifted accuracy"][0] == percent(evaluate_shifted(runs[0], marks[0]).accuracy)
+    assert metrics(at)["Shifted accuracy"][0] == percent(
+        evaluate_shifted(runs[0], marks[0]).accuracy
+    )
 
 
-def test_while_it_goes_on_the_page_can_be_used_and_it_can_be_stopped(runs, dark, held_back, finished):
+def test_while_it_goes_on_the_page_can_be_used_and_it_can_be_stopped(
+    runs, dark, held_back, finished
+):
     at = opened(runs[0])
     at.text_input(key="other_data").set_value(str(dark))
     gate = held_back("pages.shared.evaluation.other_data.predict_shifted")
@@ -135,7 +153,9 @@ def test_while_it_goes_on_the_page_can_be_used_and_it_can_be_stopped(runs, dark,
 @pytest.mark.parametrize("named", ["/", "nowhere", ""])
 def test_data_that_cannot_be_used_are_refused_in_words(runs, named, tmp_path, finished):
     at = opened(runs[0])
-    at.text_input(key="other_data").set_value(str(tmp_path / named) if named == "nowhere" else named)
+    at.text_input(key="other_data").set_value(
+        str(tmp_path / named) if named == "nowhere" else named
+    )
     press(at, START)
     finished(at)
     said = [error.value for error in at.error]
@@ -208,14 +228,19 @@ def test_corruptions_that_all_runs_know_are_on_the_same_axis(runs):
     assert compare_shift(compared(runs), NOISE, "log_loss").shifted.headline in unescaped(at)
 
 
-def test_corruptions_that_an_earlier_version_measured_have_no_verdict_until_they_are_measured_anew(runs):
+def test_corruptions_that_an_earlier_version_measured_have_no_verdict_until_they_are_measured_anew(
+    runs,
+):
     for run in runs:
         finish(measure_robustness(run, "test"))
     write_accuracies(runs[0])
     at = open_page("compare", shifted="corrupted-noise-3")
     found, _ = corrupted_accuracies(compare_runs(compared(runs)), NOISE)
     assert shifted_column(at) == [percent(one.value) for one in found]
-    assert f"measured the robustness of {runs[0].run_id} and kept accuracies only. Measure it again" in unescaped(at)
+    assert (
+        f"measured the robustness of {runs[0].run_id} and kept accuracies only. Measure it again"
+        in unescaped(at)
+    )
     at.segmented_control(key="judged_by").set_value("log_loss").run()
     assert not at.exception
     assert "Measure it again" in unescaped(at)
@@ -224,7 +249,9 @@ def test_corruptions_that_an_earlier_version_measured_have_no_verdict_until_they
 
 
 def shifted_column(at):
-    return next(table.value for table in at.dataframe if "Shifted" in table.value.columns)["Shifted"].tolist()
+    return next(table.value for table in at.dataframe if "Shifted" in table.value.columns)[
+        "Shifted"
+    ].tolist()
 
 
 def compared(runs):

@@ -38,7 +38,10 @@ def _step(epoch, step, **changes) -> StepEnded:
 
 
 def _lines(*events: Event) -> bytes:
-    return b"".join(json.dumps(event.to_json() | {"at": 1.7e9 + at}).encode() + b"\n" for at, event in enumerate(events))
+    return b"".join(
+        json.dumps(event.to_json() | {"at": 1.7e9 + at}).encode() + b"\n"
+        for at, event in enumerate(events)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -32,8 +32,14 @@ def runs(tmp_path, started, step, lines):
         run_dir = tmp_path / "runs" / name
         run_dir.mkdir(parents=True)
         (run_dir / "config.json").write_text(make_config(CONFIG).model_dump_json())
-        (run_dir / "about.json").write_text(json.dumps({"name": "baseline", "note": "", "owner": "ann"}))
-        result = lines(started(), step(1, 1), ENDED, events.RunStopped(1, 1, 3.0)) if content is None else content
+        (run_dir / "about.json").write_text(
+            json.dumps({"name": "baseline", "note": "", "owner": "ann"})
+        )
+        result = (
+            lines(started(), step(1, 1), ENDED, events.RunStopped(1, 1, 3.0))
+            if content is None
+            else content
+        )
         (run_dir / "events.jsonl").write_bytes(result)
         return run_dir
 
@@ -66,7 +72,9 @@ def replaced_by(kind):
 
 
 def holding(content):
-    return lambda path: path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return lambda path: path.write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
 
 
 def config(**changes):
@@ -141,7 +149,10 @@ EVENTS = {
     "a time that never was": lined(at=1e300),
     "another backbone": lined(backbone="resnet34"),
     "deep": lambda path: path.write_bytes(
-        b'{"event": "RunStarted", "stages": ' + DEEP.encode() + b"\n" + path.read_bytes().partition(b"\n")[2]
+        b'{"event": "RunStarted", "stages": '
+        + DEEP.encode()
+        + b"\n"
+        + path.read_bytes().partition(b"\n")[2]
     ),
     "larger than can be": lambda path: os.truncate(path, 2**40),
     "thousands of lines of nothing": holding(b"\n" * 20_000),
@@ -169,26 +180,39 @@ BAD_LINES = {
     "an unknown event": b'{"event": "Party"}\n',
     "deep": b'{"event": ' + DEEP.encode() + b"\n",
     "no UTF-8": b'{"event": "RunFailed", "message": "\xff", "traceback": ""}\n',
-    "an epoch beyond the last": line(events.CheckpointSaved("best", 1)).replace(b'"epoch": 1', b'"epoch": -1'),
+    "an epoch beyond the last": line(events.CheckpointSaved("best", 1)).replace(
+        b'"epoch": 1', b'"epoch": -1'
+    ),
     "another kind": line(ENDED, epoch=2, val_accuracy="0.9"),
     "no number": line(ENDED, epoch=2, val_loss=float("nan")),
     "infinite": line(ENDED, epoch=2, seconds=float("inf")),
     "more than all": line(ENDED, epoch=2, val_accuracy=1.5),
     "reported twice": line(ENDED),
     "an epoch that cannot be": line(ENDED, epoch=3),
-    "a stage that is not there": line(ENDED, epoch=2, stages={"layer9": {"learning_rate": 1, "gradient_norm": 1, "update": 1}}),
+    "a stage that is not there": line(
+        ENDED, epoch=2, stages={"layer9": {"learning_rate": 1, "gradient_norm": 1, "update": 1}}
+    ),
     "an unknown phase": line(events.Progress("index", 1, 2), phase="party"),
     "more done than there is": line(events.Progress("index", 3, 2)),
-    "a fit where there are epochs": line(events.HeadFitted(5, 3, "C", 0.1, [], 5, 0, 0.1, 1.0, 0.2)),
+    "a fit where there are epochs": line(
+        events.HeadFitted(5, 3, "C", 0.1, [], 5, 0, 0.1, 1.0, 0.2)
+    ),
     "finished without a best epoch": line(events.RunFinished(1, 0, 0.5, 1.0, None, 3.0)),
     "longer than can be": b" " * (events.LONGEST_LINE + 10) + b"\n",
 }
 
 
 @pytest.mark.parametrize("bad", BAD_LINES.values(), ids=BAD_LINES)
-def test_a_bad_line_is_left_out_and_counted_and_what_follows_is_read(runs, started, step, lines, bad):
+def test_a_bad_line_is_left_out_and_counted_and_what_follows_is_read(
+    runs, started, step, lines, bad
+):
     later = replace(ENDED, epoch=2, seconds=4.0)
-    run_dir = runs("one", lines(started(), step(1, 1), ENDED) + bad + lines(step(2, 1), later, events.RunStopped(2, 1, 5.0)))
+    run_dir = runs(
+        "one",
+        lines(started(), step(1, 1), ENDED)
+        + bad
+        + lines(step(2, 1), later, events.RunStopped(2, 1, 5.0)),
+    )
     run = read_run(run_dir)
     assert [row["epoch"] for row in run.history.epochs] == [1, 2]
     assert (run.status, run.history.skipped_lines) == ("stopped", 1)
@@ -197,7 +221,12 @@ def test_a_bad_line_is_left_out_and_counted_and_what_follows_is_read(runs, start
 
 
 def test_what_an_older_run_lacks_is_filled_in(runs, started, lines):
-    old = [json.loads(one) for one in lines(started(), ENDED, events.RunFinished(1, 1, 0.5, 1.0, None, 3.0, 9)).splitlines()]
+    old = [
+        json.loads(one)
+        for one in lines(
+            started(), ENDED, events.RunFinished(1, 1, 0.5, 1.0, None, 3.0, 9)
+        ).splitlines()
+    ]
     for name in ("cache", "decode_seconds", "decoded", "forecast"):
         del old[0][name]
     for name in ("memory_bytes", "device_bytes", "train_scores", "val_scores", "stages"):
@@ -206,9 +235,14 @@ def test_what_an_older_run_lacks_is_filled_in(runs, started, lines):
         del old[2][name]
     run = read_run(runs("old", b"".join(json.dumps(row).encode() + b"\n" for row in old)))
     assert (run.status, run.notices) == ("finished", ())
-    assert summary(run)["evaluation_precision"] == old[0]["precision"]  # it was evaluated as it trained
+    assert (
+        summary(run)["evaluation_precision"] == old[0]["precision"]
+    )  # it was evaluated as it trained
     assert run.history.time_shares()["trunk"] == 0
-    assert (run.history.epochs[0]["memory_bytes"], run.history.epochs[0]["device_bytes"]) == (0, None)
+    assert (run.history.epochs[0]["memory_bytes"], run.history.epochs[0]["device_bytes"]) == (
+        0,
+        None,
+    )
 
 
 def test_events_that_were_replaced_or_cut_short_are_read_anew(runs, started, step, lines):
@@ -282,7 +316,9 @@ def test_asking_a_run_to_stop_writes_through_no_link(runs, tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "loop", "link", "device", "socket"])
 def test_a_lock_that_is_no_file_is_neither_opened_nor_waited_for(runs, kind, monkeypatch):
-    monkeypatch.setattr("finetune_core.runs.record.check_config", lambda *_, **_named: None)  # its data are not there
+    monkeypatch.setattr(
+        "finetune_core.runs.record.check_config", lambda *_, **_named: None
+    )  # its data are not there
     run_dir = runs("one")
     replaced_by(kind)(run_dir / "lock")
     with in_time(kind):
@@ -318,7 +354,13 @@ def bounds_of(schema):
     if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
         wanted["object"] = ["maxProperties"]
     fixed = "const" in schema or "enum" in schema
-    missing = [schema] if isinstance(kind, str) and not fixed and any(key not in schema for key in wanted.get(kind, [])) else []
+    missing = (
+        [schema]
+        if isinstance(kind, str)
+        and not fixed
+        and any(key not in schema for key in wanted.get(kind, []))
+        else []
+    )
     return missing + [found for one in schema.values() for found in bounds_of(one)]
 
 

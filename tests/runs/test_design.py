@@ -7,7 +7,15 @@ from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import build_network
 from finetune_core.models.weights import RANDOM
-from finetune_core.runs.design import arm_of, arm_seconds, by_arm, design, lacking_baselines, spread, with_rates
+from finetune_core.runs.design import (
+    arm_of,
+    arm_seconds,
+    by_arm,
+    design,
+    lacking_baselines,
+    spread,
+    with_rates,
+)
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
 
@@ -15,7 +23,9 @@ BASE = make_config({"data": "/pets", "backbone": "efficientnet_lite0", "epochs":
 
 
 def test_one_run_for_every_strategy_seed_backbone_and_share():
-    configs = design(BASE, ["full", "last_block"], [0, 1, 2], ["efficientnet_lite0", "resnet18"], [0.5, 1.0])
+    configs = design(
+        BASE, ["full", "last_block"], [0, 1, 2], ["efficientnet_lite0", "resnet18"], [0.5, 1.0]
+    )
     assert len(configs) == len({config.model_dump_json() for config in configs}) == 24
     assert Counter(config.seed for config in configs) == {0: 8, 1: 8, 2: 8}
     assert {len(some) for some in by_arm(configs).values()} == {3}
@@ -24,12 +34,16 @@ def test_one_run_for_every_strategy_seed_backbone_and_share():
 def test_all_else_is_equal():
     configs = design(BASE, ["full", "feature_extraction", "from:block5"], [3, 4], [], [0.25])
     varied = {"strategy", "cut", "stage_rates", "seed", "train_fraction"}
-    assert {config.model_dump_json(exclude=varied) for config in configs} == {BASE.model_dump_json(exclude=varied)}
+    assert {config.model_dump_json(exclude=varied) for config in configs} == {
+        BASE.model_dump_json(exclude=varied)
+    }
     assert {config.split_seed for config in configs} == {BASE.split_seed}
 
 
 def test_equal_seeds_start_from_the_same_head():
-    configs = design(BASE.model_copy(update={"weights": RANDOM}), ["full", "feature_extraction"], [0, 1])
+    configs = design(
+        BASE.model_copy(update={"weights": RANDOM}), ["full", "feature_extraction"], [0, 1]
+    )
     heads = {}
     for config in configs:
         network = build_network(config.backbone, config.starts_from, 3, config.seed)
@@ -43,7 +57,9 @@ def test_equal_seeds_start_from_the_same_head():
 def test_shallow_cuts_train_first_and_what_has_no_trunk_last():
     configs = design(BASE, ["full", "feature_extraction", "last_block", "from:block5"], [0, 1])
     order = [config.cut or config.strategy for config in configs]
-    assert order == [name for name in ("block5", "last_block", "feature_extraction", "full") for _ in range(2)]
+    assert order == [
+        name for name in ("block5", "last_block", "feature_extraction", "full") for _ in range(2)
+    ]
 
 
 def test_runs_lack_one_linear_probe_per_backbone_share_and_seed():
@@ -121,7 +137,9 @@ def test_rates_that_were_found_go_to_their_arm():
 
 def test_only_the_first_run_of_an_arm_pays_for_the_frozen_stages(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"red": 20, "blue": 20})
-    base = make_config({"data": str(folder), "backbone": "efficientnet_lite0", "epochs": 4, "image_size": 32})
+    base = make_config(
+        {"data": str(folder), "backbone": "efficientnet_lite0", "epochs": 4, "image_size": 32}
+    )
     dataset, book = load_dataset(folder, **base.split_settings), SpeedBook(tmp_path / "speeds.json")
     head, full = (design(base, [name], [0, 1, 2]) for name in ("feature_extraction", "full"))
     assert arm_seconds(head, dataset, book) is None
@@ -129,7 +147,15 @@ def test_only_the_first_run_of_an_arm_pays_for_the_frozen_stages(image_folder, t
     for config in (head[0], full[0]):
         trunk = 1.0 if config is head[0] else 0.0
         book.learn(
-            config, Speed(trunk=trunk, step=0.01, forward=0.01, activation_bytes=100 if trunk else 0, step_bytes=1, exact=0.0)
+            config,
+            Speed(
+                trunk=trunk,
+                step=0.01,
+                forward=0.01,
+                activation_bytes=100 if trunk else 0,
+                step_bytes=1,
+                exact=0.0,
+            ),
         )
     first, *others = arm_seconds(head, dataset, book)
     assert others[0] == others[1]
@@ -143,7 +169,12 @@ def test_only_the_first_run_of_an_arm_pays_for_the_frozen_stages(image_folder, t
         ([[10, 4, 4]], [1], 18, 12),  # as one after the other
         ([[10, 4, 4]], [1, 1], 14, 6),  # each machine pays once for the frozen stages
         ([[10, 4, 4]], [2], 14, 6),  # the second run begins before the first has computed anything
-        ([[10, 4], [10, 4]], [1, 1], 20, 0),  # no place waits for the machine that has the frozen stages
+        (
+            [[10, 4], [10, 4]],
+            [1, 1],
+            20,
+            0,
+        ),  # no place waits for the machine that has the frozen stages
         ([[10, 10]], [1, 1], 10, 0),
         ([[5]], [3, 1], 5, 0),
     ],

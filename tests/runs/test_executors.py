@@ -34,7 +34,9 @@ def test_what_there_is_not_is_refused_in_words(name, address, words):
 def test_without_ray_it_is_said_how_to_get_it(monkeypatch, image_folder, tmp_path):
     data = image_folder(tmp_path / "images", {"red": 6, "blue": 6})
     monkeypatch.setattr(ray_executor, "find_spec", lambda _: None)
-    done = CliRunner().invoke(app, ["train", str(data), "--executor", "ray", "--runs-dir", str(tmp_path / "runs")])
+    done = CliRunner().invoke(
+        app, ["train", str(data), "--executor", "ray", "--runs-dir", str(tmp_path / "runs")]
+    )
     assert done.exit_code == 2
     assert 'pip install "ray>=2.60"' in done.stderr
     assert not (tmp_path / "runs").exists()
@@ -57,13 +59,22 @@ def test_the_app_trains_itself_without(monkeypatch):
 @pytest.fixture
 def settings(image_folder, tmp_path):
     data = image_folder(tmp_path / "images", {"red": 6, "blue": 6})
-    return {"data": str(data), "backbone": "squeezenet1_1", "weights": "none", "strategy": "full", "image_size": 32}
+    return {
+        "data": str(data),
+        "backbone": "squeezenet1_1",
+        "weights": "none",
+        "strategy": "full",
+        "image_size": 32,
+    }
 
 
 def cluster_of(*machines):
     """An executor that is connected to machines, each with so many (GPUs, cores)."""
     executor = RayExecutor()
-    nodes = [{"id": str(at), "host": f"h{at}", "gpus": gpus, "cpus": cores} for at, (gpus, cores) in enumerate(machines)]
+    nodes = [
+        {"id": str(at), "host": f"h{at}", "gpus": gpus, "cpus": cores}
+        for at, (gpus, cores) in enumerate(machines)
+    ]
     executor._driver = SimpleNamespace(nodes=nodes)
     return executor
 
@@ -76,7 +87,9 @@ def cluster_of(*machines):
         ([(0.0, 8.0), (0.0, 2.0)], "auto", 8, "no more than its 8 cores"),
     ],
 )
-def test_a_run_trains_on_as_many_devices_as_the_largest_machine_has(settings, machines, device, most, refused):
+def test_a_run_trains_on_as_many_devices_as_the_largest_machine_has(
+    settings, machines, device, most, refused
+):
     executor, config = cluster_of(*machines), make_config(settings | {"device": device})
     executor.check(config, most)
     with pytest.raises(ConfigError, match=refused):
@@ -85,12 +98,23 @@ def test_a_run_trains_on_as_many_devices_as_the_largest_machine_has(settings, ma
 
 @pytest.mark.parametrize(
     ("machines", "most"),
-    [((), 1), (((2.0, 16.0), (4.0, 64.0), (0.0, 96.0)), 4), (((0.0, 8.0), (0.0, 2.0)), 8), (((0.0, 0.0),), 1)],
+    [
+        ((), 1),
+        (((2.0, 16.0), (4.0, 64.0), (0.0, 96.0)), 4),
+        (((0.0, 8.0), (0.0, 2.0)), 8),
+        (((0.0, 0.0),), 1),
+    ],
 )
 def test_the_page_offers_as_many_devices_as_the_largest_machine_has(machines, most):
     assert cluster_of(*machines).most_devices() == most
 
 
 def test_what_runs_take_of_a_cluster_is_counted_in_gpus_where_there_are_some():
-    assert [cluster_of((2.0, 16.0), (4.0, 64.0)).places(""), cluster_of((2.0, 16.0)).places_of(2)] == [6, 2]
-    assert [cluster_of((0.0, 8.0), (0.0, 16.0)).places(""), cluster_of((0.0, 8.0)).places_of(2)] == [3, 1]
+    assert [
+        cluster_of((2.0, 16.0), (4.0, 64.0)).places(""),
+        cluster_of((2.0, 16.0)).places_of(2),
+    ] == [6, 2]
+    assert [
+        cluster_of((0.0, 8.0), (0.0, 16.0)).places(""),
+        cluster_of((0.0, 8.0)).places_of(2),
+    ] == [3, 1]

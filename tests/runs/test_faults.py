@@ -41,11 +41,19 @@ def config(image_folder, tmp_path):
         "weights": "none",
         "image_size": 64,
     }  # quick to build and to trace: there are many runs
-    settings |= {"epochs": 2, "strategy": "feature_extraction", "learning_rate": 1e-3, "precision": "fp32"}
+    settings |= {
+        "epochs": 2,
+        "strategy": "feature_extraction",
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+    }
     return make_config(settings | {"data": str(folder)})
 
 
-@pytest.mark.parametrize("name", ["replace", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fdopen", "fsync"))])
+@pytest.mark.parametrize(
+    "name",
+    ["replace", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fdopen", "fsync"))],
+)
 def test_a_full_disk_costs_nothing_that_was_there(config, tmp_path, monkeypatch, name):
     store = RunStore(tmp_path / "runs")
     faults = Faults(monkeypatch, name)
@@ -88,7 +96,9 @@ def room_for(most):
 
 
 @pytest.mark.parametrize("most", [0, 50])  # nothing of the first event fits, half of it fits
-def test_without_room_for_its_first_event_a_run_fails_in_words_and_can_be_resumed(config, tmp_path, most):
+def test_without_room_for_its_first_event_a_run_fails_in_words_and_can_be_resumed(
+    config, tmp_path, most
+):
     store = RunStore(tmp_path / "runs")
     reservation = create_run(config, store.runs_dir)
     with room_for(most), pytest.raises(TrainingError, match="Make room"):
@@ -123,7 +133,10 @@ with replacing(Path(sys.argv[1])) as file:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no such signal")
-@pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors", "predictions.parquet", "prediction_history.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["last.safetensors", "best.safetensors", "predictions.parquet", "prediction_history.json"],
+)
 def test_what_a_kill_while_saving_leaves_goes_when_the_run_goes_on(config, tmp_path, name):
     run_dir = create_run(config, tmp_path / "runs").run_dir
     subprocess.run([sys.executable, "-c", KILLED, run_dir / name], cwd=ROOT, check=False)

@@ -8,15 +8,29 @@ from finetune_core.config import make_config
 from finetune_core.runs.history import History
 from finetune_core.runs.log import arithmetic, log_line, log_lines
 from finetune_core.runs.record import create_run, execute
-from finetune_core.training.events import ImagesLost, ImagesSkipped, MemoryShort, RunFailed, RunPlaced, RunStopped
+from finetune_core.training.events import (
+    ImagesLost,
+    ImagesSkipped,
+    MemoryShort,
+    RunFailed,
+    RunPlaced,
+    RunStopped,
+)
 
 
 @pytest.fixture
 def run_dir(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
-    settings = {"data": str(folder), "image_size": 32, "batch_size": 16, "epochs": 3, "strategy": "gradual_unfreezing"}
+    settings = {
+        "data": str(folder),
+        "image_size": 32,
+        "batch_size": 16,
+        "epochs": 3,
+        "strategy": "gradual_unfreezing",
+    }
     reservation = create_run(
-        make_config(settings | {"backbone": "resnet18", "weights": "none", "epochs": 6}), tmp_path / "runs"
+        make_config(settings | {"backbone": "resnet18", "weights": "none", "epochs": 6}),
+        tmp_path / "runs",
     )
     list(execute(reservation))
     return reservation.run_dir
@@ -38,10 +52,16 @@ def test_a_whole_run_in_words(run_dir):
 
 def test_it_says_whether_the_frozen_stages_were_compiled(run_dir):
     started = History(run_dir).refresh().started
-    assert "frozen stages cached" not in log_line(started)  # gradual unfreezing trains the first stages, too
+    assert "frozen stages cached" not in log_line(
+        started
+    )  # gradual unfreezing trains the first stages, too
     cache = {"where": "memory", "bytes": 10**6, "compilation": "compiled after 96 images"}
-    assert "frozen stages cached (1.0 MB, compiled after 96 images). " in log_line(started | {"cache": cache})
-    assert "frozen stages cached (1.0 MB). " in log_line(started | {"cache": cache | {"compilation": ""}})
+    assert "frozen stages cached (1.0 MB, compiled after 96 images). " in log_line(
+        started | {"cache": cache}
+    )
+    assert "frozen stages cached (1.0 MB). " in log_line(
+        started | {"cache": cache | {"compilation": ""}}
+    )
 
 
 def test_words_for_what_goes_wrong():
@@ -56,7 +76,8 @@ def test_words_for_what_goes_wrong():
 def test_where_a_run_trains_and_that_it_moved():
     assert log_line(RunPlaced("left", "task").to_json()) == "On left."
     assert (
-        log_line(RunPlaced("right", "task", "left").to_json()) == "Moved to right: the process on left that trained it is gone."
+        log_line(RunPlaced("right", "task", "left").to_json())
+        == "Moved to right: the process on left that trained it is gone."
     )
 
 
@@ -64,7 +85,11 @@ def test_a_run_on_an_nvidia_gpu_says_how_it_computed(started):
     found = {"tf32": False, "cudnn_benchmark": True}
     row = started(device="cuda", precision="bf16", numerics=found).to_json()
     assert "on Processor in bf16 (TF32 off, cuDNN benchmark on): " in log_line(row)
-    assert arithmetic(started(numerics=found).to_json()) == arithmetic(started(device="cuda").to_json()) == "fp32"
+    assert (
+        arithmetic(started(numerics=found).to_json())
+        == arithmetic(started(device="cuda").to_json())
+        == "fp32"
+    )
 
 
 def test_tens_of_thousands_of_steps_stay_few(tmp_path, started, step, lines):
@@ -79,4 +104,8 @@ def test_tens_of_thousands_of_steps_stay_few(tmp_path, started, step, lines):
     assert len(history.steps) <= 3000
     assert len(history.measured) <= 1000
     assert len(history.notable) <= 2001
-    assert (history.steps[-1]["step"], history.measured[-1]["step"], history.lost["count"]) == (40_000, 40_000, 40_000)
+    assert (history.steps[-1]["step"], history.measured[-1]["step"], history.lost["count"]) == (
+        40_000,
+        40_000,
+        40_000,
+    )

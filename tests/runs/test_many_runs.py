@@ -10,7 +10,13 @@ from finetune_core.errors import ConfigError
 from finetune_core.runs.history import History
 from finetune_core.runs.record import create_run
 from finetune_core.runs.store import RunStore
-from finetune_core.training.events import EpochEnded, RunFinished, RunReopened, RunResumed, RunStopped
+from finetune_core.training.events import (
+    EpochEnded,
+    RunFinished,
+    RunReopened,
+    RunResumed,
+    RunStopped,
+)
 
 CONFIG = {"data": "images", "backbone": "resnet18", "strategy": "full", "epochs": 2}
 

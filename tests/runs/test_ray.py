@@ -29,7 +29,9 @@ from tests.ray_nodes import AUTH, two_nodes
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray>=2.60'")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="two nodes need two addresses of one machine"),
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="two nodes need two addresses of one machine"
+    ),
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +43,18 @@ QUICK = {
     "batch_size": 8,
     "precision": "fp32",
 }
-OPTIONS = ("--backbone", "squeezenet1_1", "--weights", "none", "--image-size", 32, "--batch-size", 8, "--precision", "fp32")
+OPTIONS = (
+    "--backbone",
+    "squeezenet1_1",
+    "--weights",
+    "none",
+    "--image-size",
+    32,
+    "--batch-size",
+    8,
+    "--precision",
+    "fp32",
+)
 # A program that looks up what a Ray keeps, and has it run a task.
 VISITOR = """
 import sys
@@ -94,7 +107,9 @@ def local():
 
 def listening(process):
     """(address, port) of each of its open doors."""
-    doors = [one.laddr for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
+    doors = [
+        one.laddr for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN
+    ]
     return [(door.ip.removeprefix("::ffff:"), door.port) for door in doors]
 
 
@@ -105,7 +120,11 @@ def owner_of(run_dir):
 
 
 def weights(run_dir):
-    return {(name, key): value for name in ("best", "last") for key, value in load_tensors(run_dir, name)[0].items()}
+    return {
+        (name, key): value
+        for name in ("best", "last")
+        for key, value in load_tensors(run_dir, name)[0].items()
+    }
 
 
 def assert_same_weights(one, other):
@@ -121,7 +140,17 @@ def undisturbed(config, folder):
 
 
 def compare(data, runs, *more):
-    arguments = ["compare", data, "--strategies", "feature_extraction,full", "--seeds", "0,1", "--epochs", 3, *OPTIONS]
+    arguments = [
+        "compare",
+        data,
+        "--strategies",
+        "feature_extraction,full",
+        "--seeds",
+        "0,1",
+        "--epochs",
+        3,
+        *OPTIONS,
+    ]
     return CliRunner().invoke(app, [*map(str, [*arguments, "--runs-dir", runs, "--json", *more])])
 
 
@@ -129,10 +158,15 @@ def verdicts(result):
     """What a comparison says, without what is of this machine and moment."""
     measured = ("arm", "accuracy", "ci_low", "ci_high", "seeds")
     arms = [{name: arm[name] for name in measured if name in arm} for arm in result["arms"]]
-    return arms, {name: result[name] for name in ("verdict", "strategies", "networks", "baseline", "pairs", "ensemble")}
+    return arms, {
+        name: result[name]
+        for name in ("verdict", "strategies", "networks", "baseline", "pairs", "ensemble")
+    }
 
 
-def test_a_comparison_on_two_workers_gives_the_verdict_of_one_process(executor, nodes, config, tmp_path):
+def test_a_comparison_on_two_workers_gives_the_verdict_of_one_process(
+    executor, nodes, config, tmp_path
+):
     data = config().data
     alone, spread = (
         compare(data, tmp_path / "alone"),
@@ -164,7 +198,9 @@ def test_a_worker_that_is_killed_changes_nothing(executor, config, tmp_path):
     assert_same_weights(run.run_dir, wanted)
 
 
-def test_a_stop_reaches_a_run_on_another_node_and_ray_goes_on_with_it_later(executor, config, tmp_path):
+def test_a_stop_reaches_a_run_on_another_node_and_ray_goes_on_with_it_later(
+    executor, config, tmp_path
+):
     wanted = undisturbed(config(epochs=6), tmp_path / "undisturbed")
     worker, store = Worker(tmp_path / "runs", executor=executor), RunStore(tmp_path / "runs")
     run_id = worker.submit(config(epochs=6))
@@ -181,7 +217,9 @@ def test_a_stop_reaches_a_run_on_another_node_and_ray_goes_on_with_it_later(exec
 def test_a_run_that_ray_has_no_place_for_is_stopped_all_the_same(executor, config, tmp_path):
     worker, store = Worker(tmp_path / "runs", executor=executor), RunStore(tmp_path / "runs")
     going = [worker.submit(config(epochs=500, seed=seed)) for seed in (0, 1)]
-    wait_until(lambda: all(store.run(one).history.started for one in going))  # else they are cancelled, not stopped
+    wait_until(
+        lambda: all(store.run(one).history.started for one in going)
+    )  # else they are cancelled, not stopped
     reservation = create_run(config(seed=2), tmp_path / "runs", elsewhere=True)
     request_stop(reservation.run_dir)
     assert [type(event).__name__ for event in executor.execute(reservation)] == ["RunStopped"]
@@ -205,12 +243,26 @@ def test_ctrl_c_stops_what_ray_trains(executor, nodes, config, tmp_path):
         *OPTIONS,
         "--json",
     ]
-    command = [sys.executable, "-m", "finetune_core", *map(str, arguments), "--runs-dir", str(tmp_path / "runs")]
+    command = [
+        sys.executable,
+        "-m",
+        "finetune_core",
+        *map(str, arguments),
+        "--runs-dir",
+        str(tmp_path / "runs"),
+    ]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     store = RunStore(tmp_path / "runs")
-    wait_until(lambda: process.poll() is not None or any(run.history.epochs for run in store.runs()))
+    wait_until(
+        lambda: process.poll() is not None or any(run.history.epochs for run in store.runs())
+    )
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 1, err
@@ -218,7 +270,9 @@ def test_ctrl_c_stops_what_ray_trains(executor, nodes, config, tmp_path):
     assert store.runs()[0].status == "stopped"
 
 
-def test_what_the_nodes_do_not_see_is_said_before_anything_trains(executor, config, tmp_path, monkeypatch):
+def test_what_the_nodes_do_not_see_is_said_before_anything_trains(
+    executor, config, tmp_path, monkeypatch
+):
     seen = {"files": {str(tmp_path / "not there"): "x"}, "data": {}, "programs": {"torch": "0.1"}}
 
     class Shown:
@@ -238,8 +292,12 @@ def test_what_the_nodes_do_not_see_is_said_before_anything_trains(executor, conf
     assert RunStore(tmp_path / "runs").runs()[0].status == "failed"
 
 
-def test_more_devices_than_the_largest_machine_has_are_refused_before_there_is_a_run(executor, config, tmp_path):
-    with pytest.raises(ConfigError, match="no machine of the cluster has 2, and a run trains on one machine"):
+def test_more_devices_than_the_largest_machine_has_are_refused_before_there_is_a_run(
+    executor, config, tmp_path
+):
+    with pytest.raises(
+        ConfigError, match="no machine of the cluster has 2, and a run trains on one machine"
+    ):
         Worker(tmp_path / "runs", executor=executor).submit(config(), devices=2)
     assert not (tmp_path / "runs").exists()
 
@@ -256,13 +314,19 @@ def test_a_node_that_dies_changes_nothing(executor, nodes, config, tmp_path):
     assert len(on_it) == 1
     wait_until(lambda: not worker.queues())
     assert [store.run(one).status for one in ids] == ["finished", "finished"]
-    assert [len(store.run(one).history.places) for one in ids] == [1 + (one in on_it) for one in ids]
+    assert [len(store.run(one).history.places) for one in ids] == [
+        1 + (one in on_it) for one in ids
+    ]
     assert_same_weights(tmp_path / "runs" / ids[0], wanted)
 
 
 def test_a_local_ray_does_nothing_for_who_does_not_have_its_token(local):
     driver = local.driver()
-    [gcs] = [one for one in psutil.Process(driver._process.pid).children(recursive=True) if one.name() == "gcs_server"]
+    [gcs] = [
+        one
+        for one in psutil.Process(driver._process.pid).children(recursive=True)
+        if one.name() == "gcs_server"
+    ]
     [(_, port)] = listening(gcs)
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
@@ -276,7 +340,10 @@ def test_a_local_ray_does_nothing_for_who_does_not_have_its_token(local):
             timeout=SECONDS,
         )
 
-    with_none, with_another = asked(), asked(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    with_none, with_another = (
+        asked(),
+        asked(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32)),
+    )
     for refused in (with_none, with_another):
         assert refused.returncode == 1
         assert "InvalidAuthToken" in refused.stderr
@@ -285,13 +352,19 @@ def test_a_local_ray_does_nothing_for_who_does_not_have_its_token(local):
     assert let_in.stdout == "a task has run\n", let_in.stderr
 
 
-def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(local, config, tmp_path, monkeypatch):
+def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(
+    local, config, tmp_path, monkeypatch
+):
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
     before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
     driver = local.driver()
     family = psutil.Process(driver._process.pid).children(recursive=True)
-    doors = [door for process in (psutil.Process(driver._process.pid), *family) for door in listening(process)]
+    doors = [
+        door
+        for process in (psutil.Process(driver._process.pid), *family)
+        for door in listening(process)
+    ]
     assert doors
     assert {ip for ip, _ in doors} == {"127.0.0.1"}
     assert 8265 not in {port for _, port in doors}, "the dashboard"
@@ -336,7 +409,12 @@ def test_two_ranks_of_which_each_is_killed_once_end_with_the_weights_that_they_h
     other = psutil.Process(other_rank(local, run_dir))
     assert {ip for ip, _ in listening(other)} == {"127.0.0.1"}
     other.kill()
-    wait_until(lambda: len(store.run(run_id).history.places) == 2 and len(store.run(run_id).history.epochs) >= 3)
+    wait_until(
+        lambda: (
+            len(store.run(run_id).history.places) == 2
+            and len(store.run(run_id).history.epochs) >= 3
+        )
+    )
     os.kill(owner_of(run_dir)["pid"], signal.SIGKILL)
     wait_until(lambda: not worker.queues())
     run = store.run(run_id)

@@ -19,7 +19,14 @@ from finetune_core.training.checkpoints import load_tensors
 from finetune_core.training.events import RunPlaced
 from tests.deadline import wait_until
 
-QUICK = {"backbone": "squeezenet1_1", "weights": "none", "strategy": "full", "image_size": 32, "batch_size": 8, "epochs": 4}
+QUICK = {
+    "backbone": "squeezenet1_1",
+    "weights": "none",
+    "strategy": "full",
+    "image_size": 32,
+    "batch_size": 8,
+    "epochs": 4,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +46,9 @@ def request_for(image_folder, tmp_path, home):
         config = make_config(QUICK | {"precision": "fp32", "data": str(data)} | changes)
         reservation = create_run(config, tmp_path / "runs", elsewhere=True)
         owners.append(claim(reservation.run_dir))
-        return RemoteRun(reservation.run_dir, owners[-1].number, False, this_process().machine, home, threads=1)
+        return RemoteRun(
+            reservation.run_dir, owners[-1].number, False, this_process().machine, home, threads=1
+        )
 
     yield make
     for owner in owners:
@@ -56,7 +65,8 @@ def weights(run_dir):
 
 def same(one, other):
     return all(
-        one[name].keys() == other[name].keys() and all((one[name][key] == other[name][key]).all() for key in one[name])
+        one[name].keys() == other[name].keys()
+        and all((one[name][key] == other[name][key]).all() for key in one[name])
         for name in one
     )
 
@@ -128,12 +138,20 @@ def test_problems_and_bugs_are_told_apart(request_for, monkeypatch, tmp_path):
         raise AssertionError("a bug")
 
     monkeypatch.setattr("finetune_core.runs.remote.train_here", broken)
-    assert "AssertionError: a bug" in outcome(request_for(data=str(tmp_path / "moved")), "task")["traceback"]
+    assert (
+        "AssertionError: a bug"
+        in outcome(request_for(data=str(tmp_path / "moved")), "task")["traceback"]
+    )
 
 
 def test_a_request_survives_json(request_for):
     request = request_for()
-    row = {**vars(request), "run_dir": str(request.run_dir), "home": str(request.home), "roots": ["/data"]}
+    row = {
+        **vars(request),
+        "run_dir": str(request.run_dir),
+        "home": str(request.home),
+        "roots": ["/data"],
+    }
     assert remote_run(row).roots == (Path("/data"),)
     assert remote_run(row).run_dir == request.run_dir
 

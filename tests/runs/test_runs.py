@@ -39,7 +39,10 @@ def config(image_folder, tmp_path):
 
 def test_the_config_is_there_before_the_first_event(config, tmp_path):
     reservation = create_run(config, tmp_path / "runs")
-    assert json.loads((reservation.run_dir / "config.json").read_text())["strategy"] == "feature_extraction"
+    assert (
+        json.loads((reservation.run_dir / "config.json").read_text())["strategy"]
+        == "feature_extraction"
+    )
     assert RunStore(tmp_path / "runs").run(reservation.run_dir.name).status == "queued"
     reservation.lock.release()
 
@@ -70,7 +73,9 @@ def test_a_run_is_named_by_anything_that_is_a_path(config):
 def test_what_is_yielded_is_what_is_written(config, tmp_path):
     reservation = create_run(config, tmp_path / "runs")
     found = list(execute(reservation))
-    lines = [json.loads(line) for line in (reservation.run_dir / "events.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (reservation.run_dir / "events.jsonl").read_text().splitlines()
+    ]
     assert [{key: value for key, value in line.items() if key != "at"} for line in lines] == [
         event.to_json() for event in found
     ]
@@ -86,7 +91,9 @@ def test_what_is_yielded_is_what_is_written(config, tmp_path):
 
 def test_a_config_that_cannot_work_leaves_no_folder(config, tmp_path):
     with pytest.raises(ConfigError) as error:
-        create_run(config.model_copy(update={"backbone": "nope", "data": "/not/there"}), tmp_path / "runs")
+        create_run(
+            config.model_copy(update={"backbone": "nope", "data": "/not/there"}), tmp_path / "runs"
+        )
     assert set(error.value.problems) == {"backbone", "data"}
     assert not (tmp_path / "runs").exists()
 
@@ -116,7 +123,11 @@ def test_failures_are_written_before_they_are_raised(config, tmp_path, monkeypat
     with pytest.raises(TrainingError):
         list(execute(reservation))
     run = RunStore(tmp_path / "runs").run(reservation.run_dir.name)
-    assert (run.status, run.history.end["message"], run.history.end["traceback"]) == ("failed", "it broke", "")
+    assert (run.status, run.history.end["message"], run.history.end["traceback"]) == (
+        "failed",
+        "it broke",
+        "",
+    )
 
 
 def test_a_bug_is_written_with_its_traceback(config, tmp_path, monkeypatch):
@@ -169,7 +180,9 @@ def test_a_killed_process_leaves_an_interrupted_run_that_can_be_read(config, tmp
     assert run.judged
 
 
-def test_readers_leave_an_unfinished_last_line_and_count_a_broken_one(tmp_path, started, step, lines):
+def test_readers_leave_an_unfinished_last_line_and_count_a_broken_one(
+    tmp_path, started, step, lines
+):
     file = tmp_path / "events.jsonl"
     second = lines(step(1, 2))
     file.write_bytes(lines(started(), step(1, 1)) + b"{broken\n[1]\n" + second[:18])
@@ -182,7 +195,9 @@ def test_readers_leave_an_unfinished_last_line_and_count_a_broken_one(tmp_path, 
 
 
 def test_pace_and_time_left(tmp_path, started, step, lines):
-    (tmp_path / "events.jsonl").write_bytes(lines(started(), *(step(1, number) for number in range(1, 6))))
+    (tmp_path / "events.jsonl").write_bytes(
+        lines(started(), *(step(1, number) for number in range(1, 6)))
+    )
     history = History(tmp_path).refresh()
     assert history.fraction == 0.25
     assert history.seconds_left == pytest.approx(15)
@@ -256,7 +271,9 @@ def test_a_queued_run_can_be_cancelled(config, tmp_path):
 def test_many_readers_at_once_see_every_step_once(tmp_path, started, step, lines):
     steps = 300
     history = History(tmp_path)
-    threads = [threading.Thread(target=lambda: [history.refresh() for _ in range(100)]) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: [history.refresh() for _ in range(100)]) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     with (tmp_path / "events.jsonl").open("ab") as file:
@@ -290,7 +307,12 @@ def test_a_run_that_was_stopped_or_paused_goes_on(config, tmp_path, pause, statu
             assert store.run(run_dir.name).status == "running"
     run = store.run(run_dir.name)
     assert (run.status, run.resumable) == ("finished", False)
-    assert [(row["epoch"], row["step"]) for row in run.history.steps] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert [(row["epoch"], row["step"]) for row in run.history.steps] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+    ]
 
 
 def test_a_finished_run_is_not_opened_again(config, tmp_path):
@@ -363,7 +385,12 @@ def test_a_run_that_is_stopped_while_it_waits_is_cancelled_and_can_be_resumed(sl
     worker.stop(ids[1])
     for run_id in ids:
         run = store.run(run_id)
-        assert (run.status, run.active, run.judged, run.resumable) == ("cancelled", False, False, True)
+        assert (run.status, run.active, run.judged, run.resumable) == (
+            "cancelled",
+            False,
+            False,
+            True,
+        )
         assert log_lines(run.history.notable)[-1].endswith("Cancelled before it began.")
     worker.resume(ids[0])
     assert store.run(ids[0]).status == "queued"
@@ -401,7 +428,9 @@ def test_one_stop_ends_a_run_that_is_queued_and_one_that_has_begun(slow_queue):
     assert store.run(first).status == "stopped"
 
 
-def test_a_pause_becomes_a_stop_even_while_the_last_checkpoint_is_written(config, tmp_path, monkeypatch):
+def test_a_pause_becomes_a_stop_even_while_the_last_checkpoint_is_written(
+    config, tmp_path, monkeypatch
+):
     reservation = create_run(config, tmp_path / "runs")
     saving = loop._Trainer.save
 
@@ -414,7 +443,10 @@ def test_a_pause_becomes_a_stop_even_while_the_last_checkpoint_is_written(config
     for event in execute(reservation):
         if isinstance(event, events.StepEnded):
             request_stop(reservation.run_dir, pause=True)
-    assert (event, requested_stop(reservation.run_dir)) == (events.RunStopped(1, 0, event.seconds), "stop")
+    assert (event, requested_stop(reservation.run_dir)) == (
+        events.RunStopped(1, 0, event.seconds),
+        "stop",
+    )
 
 
 def test_a_run_that_is_stopped_again_before_it_goes_on_keeps_its_time(config, tmp_path):
@@ -441,7 +473,10 @@ def test_a_run_is_resumed_while_its_last_process_still_lets_go_of_it(config, tmp
 def test_those_who_look_at_one_lock_do_not_take_each_other_for_its_owner(config, tmp_path):
     run_dir = stopped_run(config, tmp_path / "runs")
     seen = []
-    looking = [threading.Thread(target=lambda: seen.extend(is_locked(run_dir) for _ in range(200))) for _ in range(4)]
+    looking = [
+        threading.Thread(target=lambda: seen.extend(is_locked(run_dir) for _ in range(200)))
+        for _ in range(4)
+    ]
     for thread in looking:
         thread.start()
     for thread in looking:
@@ -501,9 +536,15 @@ while not RunStore(runs).run(name).history.epochs:
 @pytest.mark.slow
 def test_a_server_that_is_ended_in_good_order_leaves_interrupted_runs(config, tmp_path):
     settings = tmp_path / "config.json"
-    settings.write_text(config.model_copy(update={"epochs": 1000, "cache": "off"}).model_dump_json())
+    settings.write_text(
+        config.model_copy(update={"epochs": 1000, "cache": "off"}).model_dump_json()
+    )
     # However it ends: a thread in the middle of torch's work may break the last breath of the process off.
-    subprocess.run([sys.executable, "-c", TRAIN_AND_END, settings, tmp_path / "runs"], timeout=300, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", TRAIN_AND_END, settings, tmp_path / "runs"],
+        timeout=300,
+        stderr=subprocess.DEVNULL,
+    )
     [run] = RunStore(tmp_path / "runs").runs()
     assert (run.status, run.resumable) == ("interrupted", True)
 

@@ -15,7 +15,15 @@ def rows_of(losses):
         epoch, step = divmod(at, PER_EPOCH)
         mean = float(np.mean(losses[epoch * PER_EPOCH : at + 1]))
         images = (at + 1) * BATCH
-        rows.append({"epoch": epoch + 1, "step": step + 1, "images": images, "epoch_loss": mean, "epoch_accuracy": mean})
+        rows.append(
+            {
+                "epoch": epoch + 1,
+                "step": step + 1,
+                "images": images,
+                "epoch_loss": mean,
+                "epoch_accuracy": mean,
+            }
+        )
     return rows
 
 

@@ -50,7 +50,11 @@ def store(tmp_path):
 
 
 def weights(run):
-    return {(name, key): value for name in ("best", "last") for key, value in load_tensors(run.run_dir, name)[0].items()}
+    return {
+        (name, key): value
+        for name in ("best", "last")
+        for key, value in load_tensors(run.run_dir, name)[0].items()
+    }
 
 
 def trained_to_the_end(worker, store, run_id):
@@ -77,10 +81,14 @@ def test_a_run_is_paused_and_goes_on_exactly(config, worker, store):
 
 
 @pytest.mark.slow
-def test_a_run_that_waits_for_its_device_is_stopped_and_the_next_one_has_its_turn(config, worker, store):
+def test_a_run_that_waits_for_its_device_is_stopped_and_the_next_one_has_its_turn(
+    config, worker, store
+):
     first = worker.submit(config(epochs=1000), devices=2)
     wait_until(lambda: store.run(first).history.epochs)
-    reservation = create_run(config(epochs=1000, seed=1), store.runs_dir, devices=2)  # another program's
+    reservation = create_run(
+        config(epochs=1000, seed=1), store.runs_dir, devices=2
+    )  # another program's
     stream = execute_together(reservation)
     for _ in stream:
         if store.run(reservation.run_dir.name).status == "waiting":
@@ -95,7 +103,12 @@ def test_a_run_that_loses_a_rank_is_interrupted(config, worker, store):
     run_id = worker.submit(config(epochs=1000), devices=2)
     wait_until(lambda: store.run(run_id).history.epochs)
     ranks = ranks_of(psutil.Process())
-    listening = {one.laddr.ip for rank in ranks for one in rank.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+    listening = {
+        one.laddr.ip
+        for rank in ranks
+        for one in rank.net_connections("inet")
+        if one.status == psutil.CONN_LISTEN
+    }
     assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1"}
     next(one for one in ranks if one.environ()["RANK"] == "1").kill()
     run = trained_to_the_end(worker, store, run_id)
@@ -117,9 +130,13 @@ threading.Event().wait()
 def test_ranks_end_with_whoever_asked_for_them_and_the_run_goes_on_alone(config, store, tmp_path):
     settings = tmp_path / "config.json"
     settings.write_text(config(epochs=1000).model_dump_json())
-    process = subprocess.Popen([sys.executable, "-c", ASKED_FOR, settings, store.runs_dir], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", ASKED_FOR, settings, store.runs_dir], cwd=ROOT
+    )
     try:
-        wait_until(lambda: process.poll() is not None or any(run.history.epochs for run in store.runs()))
+        wait_until(
+            lambda: process.poll() is not None or any(run.history.epochs for run in store.runs())
+        )
         ranks = ranks_of(psutil.Process(process.pid))
         assert len(ranks) == 2
     finally:
@@ -148,4 +165,8 @@ def test_what_devices_cannot_share_is_refused_before_there_is_a_run(config, work
 
 
 def ranks_of(process):
-    return [one for one in process.children(recursive=True) if "finetune_core.runs.rank" in one.cmdline()]
+    return [
+        one
+        for one in process.children(recursive=True)
+        if "finetune_core.runs.rank" in one.cmdline()
+    ]

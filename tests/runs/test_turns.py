@@ -66,7 +66,9 @@ def test_it_says_that_it_waits_and_then_trains(config, other_program):
     assert isinstance(list(stream)[-1], events.RunFinished)
 
 
-def test_waiting_is_a_status_and_one_line_of_the_log_however_long_it_takes(config, other_program, looks):
+def test_waiting_is_a_status_and_one_line_of_the_log_however_long_it_takes(
+    config, other_program, looks
+):
     _, line = other_program
     reservation, store = create_run(config, paths.runs_dir()), RunStore(paths.runs_dir())
     seen = []
@@ -134,21 +136,27 @@ def on_gpu(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1)
     monkeypatch.setattr(
-        torch.cuda, "empty_cache", lambda: left.append([one() for kind, one in gpu if kind == "cuda" and one()])
+        torch.cuda,
+        "empty_cache",
+        lambda: left.append([one() for kind, one in gpu if kind == "cuda" and one()]),
     )
     return left
 
 
 @pytest.mark.parametrize("cache", ["auto", "off"])
 @pytest.mark.parametrize("end", ["finished", "stopped", "failed"])
-def test_a_run_leaves_nothing_on_the_gpu_however_it_ends(config, gpu, on_gpu, monkeypatch, end, cache):
+def test_a_run_leaves_nothing_on_the_gpu_however_it_ends(
+    config, gpu, on_gpu, monkeypatch, end, cache
+):
     def fail(*_):
         try:
             raise ValueError("a number")
         except ValueError:
             raise TrainingError("The predictions cannot be kept.") from None
 
-    reservation = create_run(config.model_copy(update={"device": "auto", "cache": cache}), paths.runs_dir())
+    reservation = create_run(
+        config.model_copy(update={"device": "auto", "cache": cache}), paths.runs_dir()
+    )
     caught = None
     if end == "failed":
         monkeypatch.setattr("finetune_core.training.loop.add_predictions", fail)
@@ -167,6 +175,10 @@ def test_a_run_leaves_nothing_on_the_gpu_however_it_ends(config, gpu, on_gpu, mo
 @pytest.mark.parametrize("work", ["rate", "calibration"])
 def test_trials_leave_nothing_on_the_gpu(config, gpu, on_gpu, work):
     config = config.model_copy(update={"device": "auto"})
-    finish(find_rate(config) if work == "rate" else calibrate([config], load_dataset(config.data), SpeedBook()))
+    finish(
+        find_rate(config)
+        if work == "rate"
+        else calibrate([config], load_dataset(config.data), SpeedBook())
+    )
     assert [kind for kind, _ in gpu].count("cuda")
     assert on_gpu == [[]]

@@ -71,8 +71,17 @@ def submitted(image_folder, tmp_path):
     def make(places, runs):
         executors.append(Somewhere(places))
         worker = Worker(tmp_path / "runs", executor=executors[-1])
-        settings = {"data": str(data), "backbone": "squeezenet1_1", "weights": "none", "image_size": 32}
-        return worker, executors[-1], [worker.submit(make_config(settings | {"seed": seed})) for seed in range(runs)]
+        settings = {
+            "data": str(data),
+            "backbone": "squeezenet1_1",
+            "weights": "none",
+            "image_size": 32,
+        }
+        return (
+            worker,
+            executors[-1],
+            [worker.submit(make_config(settings | {"seed": seed})) for seed in range(runs)],
+        )
 
     yield make
     for executor in executors:
@@ -95,7 +104,10 @@ def test_a_run_on_several_devices_waits_for_as_many_places_and_is_not_overtaken(
     worker, executor, ids = submitted(2, 2)
     wait_until(lambda: len(executor.going) == 2)
     settings = RunStore(worker.runs_dir).run(ids[0]).config.model_dump() | {"seed": 7}
-    wide, after = worker.submit(make_config(settings), devices=2), worker.submit(make_config(settings | {"seed": 8}))
+    wide, after = (
+        worker.submit(make_config(settings), devices=2),
+        worker.submit(make_config(settings | {"seed": 8})),
+    )
     executor.let_go[ids[0]].set()
     wait_until(lambda: ids[0] not in executor.going)
     executor.let_go[ids[1]].set()

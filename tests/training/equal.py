@@ -11,7 +11,10 @@ def check_equal(folder, other):
     for checkpoint in ("best", "last"):
         (mine, _), (theirs, _) = load_tensors(folder, checkpoint), load_tensors(other, checkpoint)
         assert mine.keys() == theirs.keys()
-        assert max(float((mine[name].double() - theirs[name].double()).abs().max()) for name in mine) < 1e-5
+        assert (
+            max(float((mine[name].double() - theirs[name].double()).abs().max()) for name in mine)
+            < 1e-5
+        )
     mine, theirs = load_predictions(folder), load_predictions(other)
     assert mine.drop(columns="logits").equals(theirs.drop(columns="logits"))
     assert np.abs(np.stack(mine["logits"]) - np.stack(theirs["logits"])).max() < 1e-4

@@ -104,7 +104,9 @@ def trained_on(machines, home, tasks):
     Returns:
         Each rank's ``Answer``, by name.
     """
-    ranks = [(number, local) for number, machine in enumerate(machines) for local in range(machine.ranks)]
+    ranks = [
+        (number, local) for number, machine in enumerate(machines) for local in range(machine.ranks)
+    ]
     context = multiprocessing.get_context("spawn")
     port = free_port()
     ends = [context.Pipe(duplex=False) for _ in ranks]
@@ -122,7 +124,9 @@ def trained_on(machines, home, tasks):
             "LOCAL_WORLD_SIZE": str(machines[number].ranks),
             "OMP_NUM_THREADS": "1",
         } | machines[number].environment
-        processes.append(context.Process(target=_take_part, args=(environment, tasks, line), daemon=True))
+        processes.append(
+            context.Process(target=_take_part, args=(environment, tasks, line), daemon=True)
+        )
     try:
         for process, (_, line) in zip(processes, ends, strict=True):
             process.start()
@@ -187,7 +191,9 @@ def _trained(task, ranks):
                 for file in task.gone:
                     file.unlink()
             pausing = bool(task.pause_after) and steps == task.pause_after
-            if ranks.leads and (pausing or (isinstance(event, Progress) and event.phase == task.stop_in)):
+            if ranks.leads and (
+                pausing or (isinstance(event, Progress) and event.phase == task.stop_in)
+            ):
                 answer.events.append(stream.throw(StopRequested(pause=pausing)))
                 break
     return answer
@@ -228,7 +234,9 @@ def _watched(task, ranks):
         return outputs(forward, device, rows, feed)
 
     def sending(self, sent, expected):
-        answer.sent.append({rank: tensor.numel() * tensor.element_size() for rank, tensor in sent.items()})
+        answer.sent.append(
+            {rank: tensor.numel() * tensor.element_size() for rank, tensor in sent.items()}
+        )
         if ranks.rank == 1 and len(answer.sent) == task.killed_in:
             os.kill(os.getpid(), signal.SIGKILL)
         exchange(self, sent, expected)

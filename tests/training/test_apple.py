@@ -35,7 +35,11 @@ class Looked(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
         result = operation(*arguments, **(keywords or {}))
-        tensors = [one for one in tree_leaves((arguments, keywords, result)) if isinstance(one, torch.Tensor)]
+        tensors = [
+            one
+            for one in tree_leaves((arguments, keywords, result))
+            if isinstance(one, torch.Tensor)
+        ]
         if not self.processor_too:
             assert not any(one.dtype == torch.float64 for one in tensors), f"{operation} in float64"
         if "batch_norm" in operation.name():
@@ -73,7 +77,9 @@ def apple(monkeypatch):
 @pytest.fixture
 def trained(colour_config, tmp_path):
     def train(**settings):
-        reservation = create_run(colour_config(batch_size=10, epochs=1, **settings), tmp_path / "runs")
+        reservation = create_run(
+            colour_config(batch_size=10, epochs=1, **settings), tmp_path / "runs"
+        )
         assert isinstance(list(execute(reservation))[-1], RunFinished)
         return RunStore(tmp_path / "runs").run(reservation.run_dir.name)
 
@@ -108,7 +114,9 @@ def test_timing(apple, colour_config):
     assert apple.batchnorms > 100
 
 
-@pytest.mark.parametrize("ask", [lambda run: measure_layers([run]), lambda run: measure_robustness(run, "val")])
+@pytest.mark.parametrize(
+    "ask", [lambda run: measure_layers([run]), lambda run: measure_robustness(run, "val")]
+)
 def test_what_is_asked_of_a_run_afterwards(apple, trained, ask):
     run = trained(strategy="last_two_blocks")
     apple.batchnorms, apple.processor_too = 0, True

@@ -43,7 +43,14 @@ from finetune_core.work import finish
 from tests.drain import drained
 from tests.shifted import darkened
 
-QUICK = {"epochs": 2, "batch_size": 8, "image_size": 32, "learning_rate": 1e-3, "precision": "fp32", "augmentation": "flips"}
+QUICK = {
+    "epochs": 2,
+    "batch_size": 8,
+    "image_size": 32,
+    "learning_rate": 1e-3,
+    "precision": "fp32",
+    "augmentation": "flips",
+}
 
 
 def config_of(data, **changes):
@@ -57,7 +64,9 @@ def ran(config, runs):
 
 @pytest.fixture(scope="module")
 def data(image_folder_once, tmp_path_factory):
-    return image_folder_once(tmp_path_factory.mktemp("data") / "colours", dict.fromkeys(("blue", "green", "red"), 20))
+    return image_folder_once(
+        tmp_path_factory.mktemp("data") / "colours", dict.fromkeys(("blue", "green", "red"), 20)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +102,10 @@ NUMBERS = some.floats(-(2.0**100), 2.0**100, width=32)
 def networks(draw, most=5):
     shape = draw(arrays.array_shapes(max_dims=2, max_side=4))
     count = draw(some.integers(1, most))
-    return [torch.from_numpy(draw(arrays.arrays(np.float32, shape, elements=NUMBERS))) for _ in range(count)]
+    return [
+        torch.from_numpy(draw(arrays.arrays(np.float32, shape, elements=NUMBERS)))
+        for _ in range(count)
+    ]
 
 
 def bits(tensor):
@@ -113,7 +125,9 @@ def test_the_mean_of_equal_networks_is_equal_bit_for_bit(found, count):
 def test_the_order_of_the_networks_changes_no_bit(found):
     states = [{"weight": tensor} for tensor in found]
     wanted = bits(mean_of(states)["weight"])
-    assert {bits(mean_of(list(order))["weight"]) for order in itertools.permutations(states)} == {wanted}
+    assert {bits(mean_of(list(order))["weight"]) for order in itertools.permutations(states)} == {
+        wanted
+    }
 
 
 @given(networks())
@@ -121,7 +135,10 @@ def test_it_is_the_mean(found):
     wanted = np.mean([tensor.numpy().astype(np.longdouble) for tensor in found], axis=0)
     spread = max(float(tensor.abs().max()) for tensor in found)
     np.testing.assert_allclose(
-        mean_of([{"w": t} for t in found])["w"], wanted.astype(np.float64), rtol=1e-6, atol=1e-7 * spread + 1e-44
+        mean_of([{"w": t} for t in found])["w"],
+        wanted.astype(np.float64),
+        rtol=1e-6,
+        atol=1e-7 * spread + 1e-44,
     )
 
 
@@ -139,15 +156,24 @@ def test_between_equal_networks_lies_that_network_and_the_ends_are_the_ends(foun
 def test_a_soup_is_the_mean_of_what_its_runs_may_change(seeds_once, averages_once):
     folder, seen = averages_once["soup"]
     kinds = [type(event) for event in seen if not isinstance(event, events.Progress)]
-    assert kinds == [events.RunStarted, events.WeightsAveraged, events.CheckpointSaved, events.RunFinished]
+    assert kinds == [
+        events.RunStarted,
+        events.WeightsAveraged,
+        events.CheckpointSaved,
+        events.RunFinished,
+    ]
     states, made = [best(one) for one in seeds_once], best(folder)
     assert made.keys() == states[0].keys()
     network, _ = best_network(read_run(folder).config, folder)
     norms = {name for stage in network.stages for name in stage.buffers}
-    assert any(not torch.equal(states[0][name], states[1][name]) for name in made if name not in norms)
+    assert any(
+        not torch.equal(states[0][name], states[1][name]) for name in made if name not in norms
+    )
     for name, tensor in made.items():
         if name not in norms:
-            torch.testing.assert_close(tensor, torch.stack([state[name] for state in states]).mean(0), rtol=1e-6, atol=1e-8)
+            torch.testing.assert_close(
+                tensor, torch.stack([state[name] for state in states]).mean(0), rtol=1e-6, atol=1e-8
+            )
 
 
 def test_it_is_evaluated_compared_and_says_what_it_is(seeds_once, averages_once):
@@ -174,18 +200,27 @@ def test_it_is_evaluated_compared_and_says_what_it_is(seeds_once, averages_once)
 def test_its_numbers_are_those_of_its_table_of_predictions(averages_once):
     for folder, _ in averages_once.values():
         table, row = load_predictions(folder), summary(read_run(folder))
-        right = np.array([logits.argmax() == label for logits, label in zip(table["logits"], table["label"], strict=True)])
+        right = np.array(
+            [
+                logits.argmax() == label
+                for logits, label in zip(table["logits"], table["label"], strict=True)
+            ]
+        )
         assert row["test_accuracy"] == pytest.approx(right[table["split"] == TEST].mean())
         assert row["val_accuracy"] == pytest.approx(right[table["split"] == VAL].mean())
 
 
-def test_in_whatever_order_the_runs_are_named_the_soup_is_the_same(seeds_once, averages_once, tmp_path):
+def test_in_whatever_order_the_runs_are_named_the_soup_is_the_same(
+    seeds_once, averages_once, tmp_path
+):
     for how in ("soup", "greedy_soup"):
         config = averaged_config(how, list(reversed(seeds_once)))
         assert config == read_run(averages_once[how][0]).config
         again = best(ran(config, tmp_path / "runs")[0])
         for name, tensor in best(averages_once[how][0]).items():
-            if "running" in name:  # recomputed on images: products are rounded as memory happens to lie
+            if (
+                "running" in name
+            ):  # recomputed on images: products are rounded as memory happens to lie
                 torch.testing.assert_close(again[name], tensor, rtol=1e-4, atol=1e-5)
             else:
                 assert torch.equal(again[name], tensor)
@@ -207,7 +242,10 @@ def test_what_is_exported_answers_as_its_predictions_say(averages_once, tmp_path
     assert made.measured.evaluation.accuracy == summary(run)["test_accuracy"]
     if format == "safetensors":
         network = load_export(made.folder).network
-        assert all(torch.equal(network.model.state_dict()[name], tensor) for name, tensor in best(run.run_dir).items())
+        assert all(
+            torch.equal(network.model.state_dict()[name], tensor)
+            for name, tensor in best(run.run_dir).items()
+        )
     described = json.loads((made.folder / "model.json").read_text())
     assert str(run.run_dir.parent.parent) not in json.dumps(described)
     card = (made.folder / "README.md").read_text().replace("\\", "")
@@ -215,9 +253,14 @@ def test_what_is_exported_answers_as_its_predictions_say(averages_once, tmp_path
     assert "The mean of the weights of 3 runs: run " in card
 
 
-def test_a_run_can_start_from_a_soup_and_a_soup_be_made_of_runs_that_did(seeds_once, averages_once, data, tmp_path):
+def test_a_run_can_start_from_a_soup_and_a_soup_be_made_of_runs_that_did(
+    seeds_once, averages_once, data, tmp_path
+):
     soup = averages_once["soup"][0]
-    children = [ran(config_of(data, from_run=str(soup), seed=seed, epochs=1), tmp_path / "runs")[0] for seed in range(2)]
+    children = [
+        ran(config_of(data, from_run=str(soup), seed=seed, epochs=1), tmp_path / "runs")[0]
+        for seed in range(2)
+    ]
     folder, _ = ran(averaged_config("soup", children), tmp_path / "runs")
     run = read_run(folder)
     assert run.started["lineage"][0]["run"] == soup.name
@@ -228,7 +271,11 @@ def test_a_run_can_start_from_a_soup_and_a_soup_be_made_of_runs_that_did(seeds_o
 def test_it_is_stopped_and_starts_again(seeds, tmp_path):
     reservation = create_run(averaged_config("greedy_soup", seeds), tmp_path / "runs")
     for event in execute(reservation):
-        if isinstance(event, events.Progress) and event.phase == "average" and 0 < event.done < event.total:
+        if (
+            isinstance(event, events.Progress)
+            and event.phase == "average"
+            and 0 < event.done < event.total
+        ):
             request_stop(reservation.run_dir)
     assert read_run(reservation.run_dir).status == "stopped"
     assert not read_run(reservation.run_dir).judged
@@ -243,8 +290,12 @@ def test_it_is_stopped_and_starts_again(seeds, tmp_path):
 def test_a_greedy_soup_keeps_what_does_not_lower_the_validation_accuracy(seeds_once, averages_once):
     told = summary(read_run(averages_once["greedy_soup"][0]))
     tried = told["averaged"]["ingredients"]
-    accuracies = {folder.name: read_run(folder).history.end["val_accuracy"] for folder in seeds_once}
-    assert [one["run"] for one in tried] == sorted(accuracies, key=lambda name: (-accuracies[name], name))
+    accuracies = {
+        folder.name: read_run(folder).history.end["val_accuracy"] for folder in seeds_once
+    }
+    assert [one["run"] for one in tried] == sorted(
+        accuracies, key=lambda name: (-accuracies[name], name)
+    )
     assert tried[0]["accuracy"] == pytest.approx(accuracies[tried[0]["run"]])
     highest = tried[0]["accuracy"]
     for one in tried[1:]:
@@ -259,7 +310,10 @@ def test_a_network_that_would_spoil_the_soup_is_left_out(seeds, tmp_path):
     with safe_open(spoilt, "pt") as file:
         metadata = file.metadata()
     tensors = load_file(spoilt)
-    tensors = {name: -40 * tensor if name.startswith("classifier.") else tensor for name, tensor in tensors.items()}
+    tensors = {
+        name: -40 * tensor if name.startswith("classifier.") else tensor
+        for name, tensor in tensors.items()
+    }
     save_file(tensors, spoilt, metadata)
     folder, seen = ran(averaged_config("greedy_soup", seeds), tmp_path / "runs")
     told = next(event for event in seen if isinstance(event, events.WeightsAveraged))
@@ -323,7 +377,9 @@ def test_frozen_statistics_are_not_computed(data, job_of):
 # --- WiSE-FT
 
 
-def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(seeds_once, averages_once, job_of):
+def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(
+    seeds_once, averages_once, job_of
+):
     folder, _ = averages_once["wise"]
     told = summary(read_run(folder))
     curve = told["averaged"]["curve"]
@@ -356,14 +412,21 @@ def shifted_parent(seeds, data, tmp_path):
     return seeds[0], dark
 
 
-def test_the_curve_is_drawn_on_shifted_images_and_nothing_is_chosen_by_them(shifted_parent, averages_once, tmp_path):
+def test_the_curve_is_drawn_on_shifted_images_and_nothing_is_chosen_by_them(
+    shifted_parent, averages_once, tmp_path
+):
     parent, dark = shifted_parent
     folder, _ = ran(averaged_config("wise", [parent]), tmp_path / "runs")
     told, plain = (summary(read_run(one))["averaged"] for one in (folder, averages_once["wise"][0]))
     [shifted] = told["shifted"]
     [known] = known_shifts(read_run(parent))[0]
     table = shifted_predictions(parent, known.fingerprint, 3)
-    right = np.array([logits.argmax() == label for logits, label in zip(table["logits"], table["label"], strict=True)])
+    right = np.array(
+        [
+            logits.argmax() == label
+            for logits, label in zip(table["logits"], table["label"], strict=True)
+        ]
+    )
     assert (shifted["data"], shifted["images"], shifted["problem"]) == (str(dark), len(table), "")
     assert [point["coefficient"] for point in shifted["curve"]] == list(COEFFICIENTS)
     assert shifted["curve"][-1]["accuracy"] == pytest.approx(right.mean())
@@ -420,7 +483,10 @@ def test_runs_that_cannot_be_averaged_are_refused_all_at_once(data, seeds, image
     runs = tmp_path / "others"
     first = seeds[0].name
     others = {
-        "backbone": (config_of(data, backbone="timm/test_vit2", weights="none", image_size=64, epochs=1), "its backbone is"),
+        "backbone": (
+            config_of(data, backbone="timm/test_vit2", weights="none", image_size=64, epochs=1),
+            "its backbone is",
+        ),
         "head": (
             config_of(data, head_seed=8, epochs=1),
             f"its head began with other weights than that of {first} (seed 8, not 7)",
@@ -430,10 +496,19 @@ def test_runs_that_cannot_be_averaged_are_refused_all_at_once(data, seeds, image
             config_of(data, image_size=64, epochs=1),
             f"its images are prepared otherwise than those of {first}: image size",
         ),
-        "start": (config_of(data, from_run=str(seeds[0]), epochs=1), f"it started from other weights than {first}"),
-        "split": (config_of(data, split_seed=3, epochs=1), f"its images, their labels or their split are not those of {first}"),
+        "start": (
+            config_of(data, from_run=str(seeds[0]), epochs=1),
+            f"it started from other weights than {first}",
+        ),
+        "split": (
+            config_of(data, split_seed=3, epochs=1),
+            f"its images, their labels or their split are not those of {first}",
+        ),
         "fitted": (config_of(data, strategy="linear_probe"), "its head was fitted without epochs"),
-        "lora": (config_of(data, strategy="lora", lora_from="block7", epochs=1), "it keeps low-rank factors"),
+        "lora": (
+            config_of(data, strategy="lora", lora_from="block7", epochs=1),
+            "it keeps low-rank factors",
+        ),
     }
     others["classes"] = (
         config_of(image_folder(tmp_path / "two", {"red": 14, "green": 14}), epochs=1),
@@ -461,7 +536,9 @@ def test_damaged_runs_links_and_what_is_no_run_are_refused(seeds, tmp_path):
 def test_one_run_twice_is_no_soup(seeds):
     assert "each named once" in refusal("soup", [seeds[0], seeds[0]])
     assert "two runs or more" in refusal("soup", seeds[:1])
-    with pytest.raises(ConfigError, match="how: must be one of soup, greedy_soup, wise, ensemble, not 'stew'"):
+    with pytest.raises(
+        ConfigError, match="how: must be one of soup, greedy_soup, wise, ensemble, not 'stew'"
+    ):
         averaged_config("stew", seeds)
 
 
@@ -484,7 +561,9 @@ def test_strategies_of_which_each_trains_what_the_other_freezes_are_refused(data
 
 def test_images_that_have_changed_since_end_the_run_in_words(seeds, data, tmp_path):
     moved = shutil.copytree(data, tmp_path / "colours")
-    parents = [ran(config_of(moved, seed=seed, epochs=1), tmp_path / "others")[0] for seed in range(2)]
+    parents = [
+        ran(config_of(moved, seed=seed, epochs=1), tmp_path / "others")[0] for seed in range(2)
+    ]
     config = averaged_config("soup", parents)
     (moved / "red" / "000.png").unlink()
     with pytest.raises(TrainingError, match="have changed since"):
@@ -510,4 +589,8 @@ def test_numbers_that_are_not_finite_end_the_run(seeds, tmp_path):
 
 def test_a_config_that_averages_what_nothing_trained_is_refused(data, seeds):
     with pytest.raises(ConfigError, match="linear_probe trains none"):
-        config_of(data, strategy="linear_probe", averaged={"how": "soup", "runs": [str(one) for one in seeds]})
+        config_of(
+            data,
+            strategy="linear_probe",
+            averaged={"how": "soup", "runs": [str(one) for one in seeds]},
+        )

@@ -36,13 +36,24 @@ def two_threads():
 
 
 def pictures(count, side=32):
-    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0,
+        256,
+        (count, 3, side, side),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def test_keys_are_one_a_name_and_the_same_on_every_machine():
     assert len(set(KEYS.tolist())) == len(KEYS)
-    assert sample_keys(["a.png"]).tolist() == [6266261796961190882]  # BLAKE2b, 8 bytes, little-endian
-    assert sample_keys(["a", "b"]).tolist() == [*sample_keys(["a"]).tolist(), *sample_keys(["b"]).tolist()]
+    assert sample_keys(["a.png"]).tolist() == [
+        6266261796961190882
+    ]  # BLAKE2b, 8 bytes, little-endian
+    assert sample_keys(["a", "b"]).tolist() == [
+        *sample_keys(["a"]).tolist(),
+        *sample_keys(["b"]).tolist(),
+    ]
     assert sample_keys(["a"]).dtype == np.dtype("<u8")
     assert len(sample_keys([])) == 0
 
@@ -70,7 +81,10 @@ def test_another_seed_epoch_or_draw_is_independent(other):
 
 
 def test_seed_epoch_and_draw_do_not_stand_for_each_other():
-    drawn = {tuple(uniform(KEYS[:3], *parts)) for parts in [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0), (2**31 - 1, 0, 0)]}
+    drawn = {
+        tuple(uniform(KEYS[:3], *parts))
+        for parts in [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0), (2**31 - 1, 0, 0)]
+    }
     assert len(drawn) == 5
 
 
@@ -178,7 +192,9 @@ def test_augmentation_depends_on_the_image_and_the_epoch_not_on_its_company(kind
 @pytest.mark.parametrize("kind", ["flips", "random_resized_crop"])
 def test_augmentation_differs_by_epoch_and_by_seed(kind):
     images, keys = pictures(8), KEYS[:8]
-    seen = [augmented(images, kind, keys, seed, epoch, 24) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    seen = [
+        augmented(images, kind, keys, seed, epoch, 24) for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
     assert torch.equal(seen[0], augmented(images, kind, keys, 0, 0, 24))
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
@@ -202,8 +218,12 @@ def test_flips_mirror_about_half_the_images_and_change_nothing_else():
 def test_crops_stay_inside_and_keep_half_the_area():
     side = 100
     ramp = torch.arange(side, dtype=torch.uint8)
-    images = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side), torch.zeros(side, side).byte()])
-    seen = augmented(images.expand(200, 3, side, side), "random_resized_crop", KEYS[:200], 0, 0, side).float()
+    images = torch.stack(
+        [ramp.expand(side, side), ramp[:, None].expand(side, side), torch.zeros(side, side).byte()]
+    )
+    seen = augmented(
+        images.expand(200, 3, side, side), "random_resized_crop", KEYS[:200], 0, 0, side
+    ).float()
     width = seen[:, 0].amax((1, 2)) - seen[:, 0].amin((1, 2)) + 1
     height = seen[:, 1].amax((1, 2)) - seen[:, 1].amin((1, 2)) + 1
     area = width * height / side**2

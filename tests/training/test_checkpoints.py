@@ -2,7 +2,12 @@ import pytest
 import torch
 
 from finetune_core.errors import RunError
-from finetune_core.training.checkpoints import CheckpointInfo, checkpoint_path, load_checkpoint, save_checkpoint
+from finetune_core.training.checkpoints import (
+    CheckpointInfo,
+    checkpoint_path,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 INFO = CheckpointInfo(3, "resnet18", "abc", ("a b", '<script>"', "🐸"))
 TENSORS = {"w": torch.arange(6.0).reshape(2, 3).t(), "n": torch.tensor(5)}

@@ -71,7 +71,9 @@ def test_the_book_knows_each_part_and_guesses_others_from_them():
     assert usual.seconds > 0
     assert book.compilation("a") == Compilation(12, 0.6)
     assert book.compilation("c") == Compilation(50, 0.0)
-    assert book.compilation("unknown") == Compilation(16, 0.5)  # the median of those that could be compiled
+    assert book.compilation("unknown") == Compilation(
+        16, 0.5
+    )  # the median of those that could be compiled
 
 
 @LINUX
@@ -142,7 +144,9 @@ def test_other_devices_are_left_alone(process, device):
 @pytest.mark.parametrize("missing", ["path", "CXX"])
 def test_without_a_compiler_it_says_so(monkeypatch, missing):
     SpeedBook().learn_compilation("another part", Compilation(seconds=1e-9, saved=0.5))
-    monkeypatch.setenv("PATH" if missing == "path" else "CXX", "" if missing == "path" else "no-such-compiler")
+    monkeypatch.setenv(
+        "PATH" if missing == "path" else "CXX", "" if missing == "path" else "no-such-compiler"
+    )
     with Compiler(BF16, 1000, 4) as compiler:
         assert factors(compiler, 10) == [2] * 10
     assert compiler.report == "not compiled: there is no C++ compiler"
@@ -216,7 +220,13 @@ def test_a_smaller_batch_is_filled_up_and_others_are_left_alone():
     other_strides = fitted(images.contiguous(), like)
     assert other_strides.stride() == like.stride()
     assert torch.equal(other_strides, images)
-    for unfit in (images[:4], images[:0], images.repeat(2, 1, 1, 1), images[..., :3], images.double()):
+    for unfit in (
+        images[:4],
+        images[:0],
+        images.repeat(2, 1, 1, 1),
+        images[..., :3],
+        images.double(),
+    ):
         assert fitted(unfit, like) is None
 
 
@@ -278,7 +288,9 @@ def parts():
 
     def of(name):
         if name not in made:
-            network = build_network(name, "pretrained" if name == "efficientnet_lite0" else "none", 3, 0)
+            network = build_network(
+                name, "pretrained" if name == "efficientnet_lite0" else "none", 3, 0
+            )
             network = network if name == "efficientnet_lite0" else with_statistics(network)
             network.model.to(memory_format=torch.channels_last)
             trunk = split_network(network).part(None, len(network.stages) - 1).eval()
@@ -297,8 +309,14 @@ def test_in_bf16_it_is_no_further_from_fp32_than_the_eager_pass(parts, name):
     for cells in range(4, 26, 3):  # other images than those that the compiler compared
         images = photographs(8, cells=cells)
         exact, eager, found = passes(trunk, FP32)(images), passes(trunk, BF16)(images), fast(images)
-        assert (found.shape, found.dtype, found.stride()) == (eager.shape, eager.dtype, eager.stride())
-        distances.append([((one.float() - exact).norm() / exact.norm()).item() for one in (eager, found)])
+        assert (found.shape, found.dtype, found.stride()) == (
+            eager.shape,
+            eager.dtype,
+            eager.stride(),
+        )
+        distances.append(
+            [((one.float() - exact).norm() / exact.norm()).item() for one in (eager, found)]
+        )
     usual, found = torch.tensor(distances).mean(0)
     assert 0 < found <= 1.05 * usual, "roundings are never the same"
     assert usual < 0.2, "bf16 is not compared with noise"
@@ -355,7 +373,9 @@ def test_one_that_is_further_from_fp32_is_refused():
     assert difference(part, passes(part, FP32), images, FP32) == ""
     assert "from fp32" in difference(part, passes(worse, BF16), images, BF16)
     assert "from fp32" in difference(part, passes(worse, FP32), images, FP32)
-    assert "from fp32" in difference(part, lambda images: part(images).bfloat16() * float("nan"), images, BF16)
+    assert "from fp32" in difference(
+        part, lambda images: part(images).bfloat16() * float("nan"), images, BF16
+    )
     assert "layout" in difference(part, lambda images: part(images).double(), images, BF16)
 
 
@@ -383,7 +403,13 @@ def config(image_folder, tmp_path, monkeypatch, native_bf16):
     folder = image_folder(tmp_path / "images", {"red": 24, "blue": 24})
 
     def make(**settings):
-        usual = {"data": str(folder), "image_size": 32, "batch_size": 8, "epochs": 1, "precision": "bf16"}
+        usual = {
+            "data": str(folder),
+            "image_size": 32,
+            "batch_size": 8,
+            "epochs": 1,
+            "precision": "bf16",
+        }
         return make_config(usual | {"strategy": "feature_extraction"} | settings)
 
     return make
@@ -396,7 +422,10 @@ def report(found):
 @LINUX
 def test_a_run_says_what_was_done(process, config, tmp_path):
     process.factor, process.result = 1, b"package"
-    assert report(fit(config(compile="off"), tmp_path / "off")) == "not compiled: switched off for this run"
+    assert (
+        report(fit(config(compile="off"), tmp_path / "off"))
+        == "not compiled: switched off for this run"
+    )
     CACHE.clear()
     assert "fp32" in report(fit(config(precision="fp32"), tmp_path / "fp32"))
     assert process.started == 0
@@ -425,7 +454,11 @@ def test_a_run_that_is_stopped_ends_the_process(process, config, tmp_path):
 def test_stopping_leaves_no_process_and_no_files():
     module = with_statistics(build_network("efficientnet_lite0", "pretrained", 3, 0)).model
     process = CompilerProcess(module, photographs(4), BF16)
-    wait_until(lambda: any("cc1plus" in one.name() for one in psutil.process_iter() if started_by(one, process)))
+    wait_until(
+        lambda: any(
+            "cc1plus" in one.name() for one in psutil.process_iter() if started_by(one, process)
+        )
+    )
     process.close()
     assert not [one for one in psutil.process_iter() if started_by(one, process)]
     assert not list(CACHE.folder.glob(".compiling-*"))
@@ -453,14 +486,20 @@ time.sleep(600)
 @LINUX
 @pytest.mark.slow
 def test_a_parent_that_is_killed_leaves_no_process():
-    parent = subprocess.Popen([sys.executable, "-c", KILLED_PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", KILLED_PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     group = int(parent.stdout.readline())
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
 
     def gone():
-        members = (one for one in psutil.process_iter(["status"]) if one.info["status"] != psutil.STATUS_ZOMBIE)
+        members = (
+            one
+            for one in psutil.process_iter(["status"])
+            if one.info["status"] != psutil.STATUS_ZOMBIE
+        )
         return not any(in_group(one.pid, group) for one in members)
 
     wait_until(gone, "it compiles on")

@@ -10,14 +10,24 @@ VECTORISED = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def one_by_one(images, boxes, size):
-    return torch.stack([F.resized_crop(image, *box, [size, size]) for image, box in zip(images, boxes.tolist(), strict=True)])
+    return torch.stack(
+        [
+            F.resized_crop(image, *box, [size, size])
+            for image, box in zip(images, boxes.tolist(), strict=True)
+        ]
+    )
 
 
 def every_kind_of_box(side):
     """The whole image, its corners, the smallest and the longest boxes that augmentation draws, a single pixel, and any others."""
     half = int(side / 2**0.5)
     long, short = int(side * (2 / 3) ** 0.5), int(side * (3 / 8) ** 0.5)
-    boxes = [(0, 0, side, side), (0, 0, half, half), (side - half, side - half, half, half), (side - long, 1, long, short)]
+    boxes = [
+        (0, 0, side, side),
+        (0, 0, half, half),
+        (side - half, side - half, half, half),
+        (side - long, 1, long, short),
+    ]
     boxes += [(side - short, side - long, short, long), (side - 1, 0, 1, 1), (0, side - 1, side, 1)]
     random = np.random.default_rng(side)
     lengths = random.integers(1, side + 1, (12, 2))
@@ -25,21 +35,32 @@ def every_kind_of_box(side):
     return torch.from_numpy(np.concatenate([boxes, np.concatenate([starts, lengths], axis=1)]))
 
 
-@pytest.mark.parametrize(("side", "size"), [(256, 224), (110, 96), (37, 32), (64, 64), (32, 96), (96, 32), (9, 8)])
+@pytest.mark.parametrize(
+    ("side", "size"), [(256, 224), (110, 96), (37, 32), (64, 64), (32, 96), (96, 32), (9, 8)]
+)
 @pytest.mark.parametrize("texture", ["noise", "edges", "ramp"])
 def test_a_batch_at_once_is_the_same_to_the_bit_as_one_image_after_the_other(side, size, texture):
     boxes = every_kind_of_box(side)
     generator = torch.Generator().manual_seed(side)
-    images = torch.randint(0, 256, (len(boxes), side, side, 3), dtype=torch.uint8, generator=generator)
+    images = torch.randint(
+        0, 256, (len(boxes), side, side, 3), dtype=torch.uint8, generator=generator
+    )
     if texture == "edges":
         images = (images > 127).byte() * 255
     elif texture == "ramp":
-        images = (torch.arange(side)[:, None, None] * 255 // side + images % 3).clamp(max=255).byte().expand_as(images)
+        images = (
+            (torch.arange(side)[:, None, None] * 255 // side + images % 3)
+            .clamp(max=255)
+            .byte()
+            .expand_as(images)
+        )
     images = images.permute(0, 3, 1, 2)
     wanted, found = one_by_one(images, boxes, size), crops(images, boxes, size)
     assert found.dtype == torch.uint8
     differing = (wanted.int() - found.int()).abs()
-    assert differing.max() <= (0 if VECTORISED else 1)  # without vector instructions torch's resizing computes in float
+    assert differing.max() <= (
+        0 if VECTORISED else 1
+    )  # without vector instructions torch's resizing computes in float
 
 
 def test_elsewhere_than_on_a_processor_a_batch_is_cropped_at_once():

@@ -16,16 +16,23 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in accelerators)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Imaginary")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: cuda_capability)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: cuda_bf16 or including_emulation)
         monkeypatch.setattr(
-            torch.cpu, "get_capabilities", lambda: {"cpu_name": "Imaginary CPU"} | dict.fromkeys(capabilities, True)
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True: cuda_bf16 or including_emulation,
+        )
+        monkeypatch.setattr(
+            torch.cpu,
+            "get_capabilities",
+            lambda: {"cpu_name": "Imaginary CPU"} | dict.fromkeys(capabilities, True),
         )
 
     return pretend
 
 
 @pytest.mark.parametrize(
-    ("accelerators", "kind"), [(("cuda", "mps"), "cuda"), (("mps",), "mps"), ((), "cpu"), (("cuda",), "cuda")]
+    ("accelerators", "kind"),
+    [(("cuda", "mps"), "cuda"), (("mps",), "mps"), ((), "cpu"), (("cuda",), "cuda")],
 )
 def test_cuda_then_apple_then_the_processor(machine, accelerators, kind):
     machine(*accelerators)
@@ -48,7 +55,13 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(machine, kind
 
 @pytest.mark.parametrize(
     ("capabilities", "precision"),
-    [((), "fp32"), (("avx2", "avx512_f"), "fp32"), (("avx512_bf16",), "bf16"), (("amx_bf16",), "bf16"), (("bf16",), "bf16")],
+    [
+        ((), "fp32"),
+        (("avx2", "avx512_f"), "fp32"),
+        (("avx512_bf16",), "bf16"),
+        (("amx_bf16",), "bf16"),
+        (("bf16",), "bf16"),
+    ],
 )
 def test_auto_takes_bf16_only_where_the_processor_has_it(machine, capabilities, precision):
     machine(capabilities=capabilities)
@@ -57,9 +70,16 @@ def test_auto_takes_bf16_only_where_the_processor_has_it(machine, capabilities, 
 
 @pytest.mark.parametrize(
     ("native", "capability", "precision"),
-    [(True, (8, 0), "bf16"), (False, (7, 5), "fp16"), (False, (7, 0), "fp16"), (False, (6, 1), "fp32")],
+    [
+        (True, (8, 0), "bf16"),
+        (False, (7, 5), "fp16"),
+        (False, (7, 0), "fp16"),
+        (False, (6, 1), "fp32"),
+    ],
 )
-def test_auto_does_not_take_an_emulated_bf16_on_cuda_but_fp16_where_that_is_fast(machine, native, capability, precision):
+def test_auto_does_not_take_an_emulated_bf16_on_cuda_but_fp16_where_that_is_fast(
+    machine, native, capability, precision
+):
     machine("cuda", cuda_bf16=native, cuda_capability=capability)
     assert choose_device("cuda").precision == precision
 
@@ -76,9 +96,14 @@ def test_a_precision_asked_for_is_taken(machine, precision):
         assert choose_device(kind, precision).precision == precision
 
 
-@pytest.mark.parametrize(("kind", "label"), [("cuda", "NVIDIA Imaginary"), ("mps", "Apple GPU"), ("cpu", "Imaginary CPU")])
+@pytest.mark.parametrize(
+    ("kind", "label"),
+    [("cuda", "NVIDIA Imaginary"), ("mps", "Apple GPU"), ("cpu", "Imaginary CPU")],
+)
 def test_bf16_is_refused_where_it_would_be_emulated(machine, kind, label):
-    machine("cuda", "mps", capabilities=("avx2", "avx512_f"), cuda_bf16=False, cuda_capability=(6, 1))
+    machine(
+        "cuda", "mps", capabilities=("avx2", "avx512_f"), cuda_bf16=False, cuda_capability=(6, 1)
+    )
     with pytest.raises(ConfigError) as caught:
         choose_device(kind, "bf16")
     assert list(caught.value.problems) == ["precision"]
@@ -92,7 +117,9 @@ def test_fp16_is_refused_where_there_is_no_nvidia_gpu_for_it(machine, kind, labe
     with pytest.raises(ConfigError) as caught:
         choose_device(kind, "fp16")
     assert list(caught.value.problems) == ["precision"]
-    assert caught.value.problems["precision"].startswith(f"fp16 is for NVIDIA GPUs, not for {label}")
+    assert caught.value.problems["precision"].startswith(
+        f"fp16 is for NVIDIA GPUs, not for {label}"
+    )
     assert choose_device("cuda", "fp16").precision == "fp16"
 
 
@@ -103,7 +130,9 @@ def test_labels_are_for_people(machine):
     assert choose_device("cpu").label.endswith(things(torch.get_num_threads(), "thread"))
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+)
 def test_autocast_computes_in_the_precision(native_bf16, precision, dtype):
     chosen = choose_device("cpu", precision)
     assert chosen.torch_device == torch.device("cpu")

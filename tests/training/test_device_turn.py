@@ -79,7 +79,9 @@ def test_who_waits_comes_before_who_has_just_had_it():
     again = Turn("cpu")
     assert not again.come(at_once=True)
     assert not again.come()
-    thread = threading.Thread(target=lambda: (wait_until(again.come), order.append("again"), again.leave()))
+    thread = threading.Thread(
+        target=lambda: (wait_until(again.come), order.append("again"), again.leave())
+    )
     thread.start()
     finish(work)
     thread.join()
@@ -99,9 +101,13 @@ def test_another_kind_of_device_is_free(device_held):
 
 
 @pytest.mark.parametrize(("kind", "library"), [("cuda", "torch.cuda"), ("mps", "torch.mps")])
-def test_its_memory_is_handed_back_when_the_work_has_ended_well_or_badly(kind, library, monkeypatch):
+def test_its_memory_is_handed_back_when_the_work_has_ended_well_or_badly(
+    kind, library, monkeypatch
+):
     found = []
-    monkeypatch.setattr(f"{library}.empty_cache", lambda: found.append((list(alive), Turn(kind).come(at_once=True))))
+    monkeypatch.setattr(
+        f"{library}.empty_cache", lambda: found.append((list(alive), Turn(kind).come(at_once=True)))
+    )
     alive = {}
 
     class Network:
@@ -130,7 +136,9 @@ def test_its_memory_is_handed_back_when_the_work_has_ended_well_or_badly(kind, l
     next(stopped), next(stopped)
     stopped.close()
     assert str(caught.value) == "the run"  # it is still known
-    assert found == [([], False)] * 3, "what is alive, and whether others could have the device already"
+    assert found == [([], False)] * 3, (
+        "what is alive, and whether others could have the device already"
+    )
 
 
 def test_a_processor_keeps_nothing_back(monkeypatch):

@@ -17,7 +17,9 @@ ACCURACY = {"feature_extraction": 0.2, "bias_only": 0.2, "batchnorm_only": 0.2, 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_trains_on_the_digits_and_what_is_frozen_stays(strategy, tmp_path):
-    custom = {"stage_rates": {"block3": 0.5, "block4": 1.0, "head": 1.0}} if strategy == "custom" else {}
+    custom = (
+        {"stage_rates": {"block3": 0.5, "block4": 1.0, "head": 1.0}} if strategy == "custom" else {}
+    )
     settings = {
         "data": str(digits_folder()),
         "strategy": strategy,
@@ -26,12 +28,19 @@ def test_every_strategy_trains_on_the_digits_and_what_is_frozen_stays(strategy, 
         "learning_rate": 2e-3,
         **custom,
     }
-    config = make_config(settings | {"train_fraction": 0.15, "val_fraction": 0.05, "test_fraction": 0.0, "precision": "fp32"})
+    config = make_config(
+        settings
+        | {"train_fraction": 0.15, "val_fraction": 0.05, "test_fraction": 0.0, "precision": "fp32"}
+    )
     end = list(fit(config, tmp_path))[-1]
     assert isinstance(end, events.RunFinished)
     assert end.val_accuracy >= ACCURACY.get(strategy, 0.4)
     # The audit has compared all that the strategy declares frozen; the head never is.
     stages = network_stages(config.backbone, 10)
-    declared = [name for stage, one in zip(stages, plan(config, stages), strict=True) for name in frozen_tensors(one, stage)]
+    declared = [
+        name
+        for stage, one in zip(stages, plan(config, stages), strict=True)
+        for name in frozen_tensors(one, stage)
+    ]
     assert end.frozen_tensors == len(declared)
     assert not set(declared) & set(stages[-1].parameters)

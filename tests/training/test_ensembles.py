@@ -54,7 +54,9 @@ def ran(config, runs):
 
 @pytest.fixture(scope="module")
 def data(image_folder_once, tmp_path_factory):
-    return image_folder_once(tmp_path_factory.mktemp("data") / "colours", dict.fromkeys(("blue", "green", "red"), 14))
+    return image_folder_once(
+        tmp_path_factory.mktemp("data") / "colours", dict.fromkeys(("blue", "green", "red"), 14)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,10 @@ def made_once(home_of_shared_fixtures, data, tmp_path_factory):
 @pytest.fixture
 def made(made_once, tmp_path):
     """Copies of them that a test may spoil."""
-    return {name: shutil.copytree(folder, tmp_path / "made" / folder.name) for name, folder in made_once[0].items()}
+    return {
+        name: shutil.copytree(folder, tmp_path / "made" / folder.name)
+        for name, folder in made_once[0].items()
+    }
 
 
 def logits_in(folder):
@@ -88,7 +93,9 @@ def logits_in(folder):
 def seen_by(run, network, size):
     """The images that a run has predicted, as a network gets them, in the order of ``logits_in``."""
     table, _ = logits_in(run.run_dir)
-    return torch.stack([network_input(run_image(run, sample), network.info, size).tensor for sample in table["id"]])
+    return torch.stack(
+        [network_input(run_image(run, sample), network.info, size).tensor for sample in table["id"]]
+    )
 
 
 # --- what an ensemble answers
@@ -104,7 +111,9 @@ def answers(draw, most=4):
 @settings(max_examples=60)
 def test_it_is_the_mean_of_the_probabilities_whatever_the_order(found):
     mean = mean_log_probabilities(found)
-    np.testing.assert_allclose(np.exp(mean), softmax(found.astype(np.float64), axis=2).mean(0), rtol=1e-9, atol=1e-300)
+    np.testing.assert_allclose(
+        np.exp(mean), softmax(found.astype(np.float64), axis=2).mean(0), rtol=1e-9, atol=1e-300
+    )
     for order in itertools.permutations(range(len(found))):
         assert mean_log_probabilities(found[list(order)]).tobytes() == mean.tobytes()
 
@@ -112,7 +121,9 @@ def test_it_is_the_mean_of_the_probabilities_whatever_the_order(found):
 @given(answers(most=1), some.integers(1, 9))
 def test_equal_networks_are_their_own_ensemble(found, count):
     alone = log_softmax(found[0].astype(np.float64), axis=1)
-    np.testing.assert_allclose(mean_log_probabilities(np.repeat(found, count, axis=0)), alone, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        mean_log_probabilities(np.repeat(found, count, axis=0)), alone, rtol=1e-12, atol=1e-12
+    )
 
 
 # --- it is a run
@@ -121,7 +132,12 @@ def test_equal_networks_are_their_own_ensemble(found, count):
 def test_its_predictions_are_the_mean_of_those_that_its_runs_have_left(made_once):
     made, seen = made_once
     kinds = [type(event) for event in seen if not isinstance(event, events.Progress)]
-    assert kinds == [events.RunStarted, events.WeightsAveraged, events.CheckpointSaved, events.RunFinished]
+    assert kinds == [
+        events.RunStarted,
+        events.WeightsAveraged,
+        events.CheckpointSaved,
+        events.RunFinished,
+    ]
     table, logits = logits_in(made["ensemble"])
     parents = [logits_in(made[name]) for name in ("seed 0", "seed 1", "lora", "probe")]
     assert all(one["id"].equals(table["id"]) for one, _ in parents)
@@ -131,13 +147,23 @@ def test_its_predictions_are_the_mean_of_those_that_its_runs_have_left(made_once
 
 def test_it_is_evaluated_compared_and_says_what_it_is(made_once):
     made, _ = made_once
-    run, parents = read_run(made["ensemble"]), [read_run(made[name]) for name in ("seed 0", "seed 1", "lora", "probe")]
+    run, parents = (
+        read_run(made["ensemble"]),
+        [read_run(made[name]) for name in ("seed 0", "seed 1", "lora", "probe")],
+    )
     row, (table, logits) = summary(run), logits_in(run.run_dir)
     right = (logits.argmax(1) == table["label"])[table["split"] == "test"]
-    assert (run.status, run.judged, row["epochs"], row["evaluation_precision"]) == ("finished", True, 0, "fp32")
+    assert (run.status, run.judged, row["epochs"], row["evaluation_precision"]) == (
+        "finished",
+        True,
+        0,
+        "fp32",
+    )
     assert row["test_accuracy"] == pytest.approx(right.mean())
     assert row["total_parameters"] == sum(summary(one)["total_parameters"] for one in parents)
-    assert [one["run"] for one in row["averaged"]["parents"]] == sorted(one.run_id for one in parents)
+    assert [one["run"] for one in row["averaged"]["parents"]] == sorted(
+        one.run_id for one in parents
+    )
     assert disk_bytes(run) > sum(map(disk_bytes, parents))
     assert run_titles([run]) == ["Ensemble of 4 runs"]
     assert "Ensemble of 4 runs" in [arm.title for arm in compare_runs([*parents, run]).arms]
@@ -151,7 +177,9 @@ def test_it_predicts_what_it_has_predicted_and_needs_its_runs_no_more(made, tmp_
     moved = read_run(shutil.move(run.run_dir, tmp_path / "elsewhere"))
     shutil.rmtree(tmp_path / "made")
     predictor = load_predictor(moved)
-    found = logits_of(predictor.network.model, seen_by(moved, predictor.network, 32), predictor.device)
+    found = logits_of(
+        predictor.network.model, seen_by(moved, predictor.network, 32), predictor.device
+    )
     np.testing.assert_allclose(found, logits_in(moved.run_dir)[1], atol=EXACT)
 
 
@@ -164,7 +192,9 @@ def test_in_whatever_order_its_runs_are_named_it_is_the_same(made_once):
 
 
 def onnx_answers(folder, images):
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        folder / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     return session.run(["logits"], {"image": images.numpy()})[0]
 
 
@@ -191,19 +221,28 @@ def test_its_exports_answer_logit_by_logit_what_it_has_predicted(made_once, data
         other, _ = ran(config_of(data, backbone="resnet18", weights="none"), runs)
         folder, _ = ran(averaged_config("ensemble", [made["seed 0"], other]), runs)
     run = read_run(folder)
-    onnx, program, tensors = (export_run(run, format, tmp_path / format) for format in ("onnx", "torch_export", "safetensors"))
+    onnx, program, tensors = (
+        export_run(run, format, tmp_path / format)
+        for format in ("onnx", "torch_export", "safetensors")
+    )
     exported = load_export(tensors.folder)
     images, wanted = seen_by(run, exported.network, 32), logits_in(run.run_dir)[1]
     np.testing.assert_allclose(onnx_answers(onnx.folder, images), wanted, atol=EXACT)
     np.testing.assert_allclose(program_answers(program.folder, images), wanted, atol=EXACT)
-    np.testing.assert_allclose(logits_of(exported.network.model, images, exported.device), wanted, atol=EXACT)
+    np.testing.assert_allclose(
+        logits_of(exported.network.model, images, exported.device), wanted, atol=EXACT
+    )
     np.testing.assert_allclose(example_answers(tensors.folder, images), wanted, atol=EXACT)
     assert onnx.measured.evaluation.accuracy == summary(run)["test_accuracy"]
 
 
 def test_its_card_names_its_networks_and_a_script_is_refused(made_once, tmp_path):
     run = read_run(made_once[0]["ensemble"])
-    card = (export_run(run, "card", tmp_path / "card").folder / "README.md").read_text().replace("\\", "")
+    card = (
+        (export_run(run, "card", tmp_path / "card").folder / "README.md")
+        .read_text()
+        .replace("\\", "")
+    )
     assert "| Strategy | Ensemble of 4 runs |" in card
     assert "The mean of the probabilities of 4 networks, which it keeps: run " in card
     with pytest.raises(ExportError, match="an ensemble trains nothing that could be repeated"):
@@ -231,11 +270,19 @@ def refusal(folders, how="ensemble"):
     return caught.value.problems["averaged"]
 
 
-def test_runs_that_cannot_answer_together_are_refused_all_at_once(data, made, image_folder, tmp_path):
+def test_runs_that_cannot_answer_together_are_refused_all_at_once(
+    data, made, image_folder, tmp_path
+):
     first = made["seed 0"].name
     others = {
-        "size": (config_of(data, image_size=64), f"framed otherwise than those of {first} (image size, centre crop)"),
-        "split": (config_of(data, split_seed=3), f"its images, their labels or their split are not those of {first}"),
+        "size": (
+            config_of(data, image_size=64),
+            f"framed otherwise than those of {first} (image size, centre crop)",
+        ),
+        "split": (
+            config_of(data, split_seed=3),
+            f"its images, their labels or their split are not those of {first}",
+        ),
         "classes": (
             config_of(image_folder(tmp_path / "two", {"red": 14, "green": 14})),
             f"its classes are not those of {first}",
@@ -245,7 +292,10 @@ def test_runs_that_cannot_answer_together_are_refused_all_at_once(data, made, im
     table = load_predictions(made["seed 1"])
     save_predictions(made["seed 1"], table.iloc[1:], "fp32")
     save_predictions(made["lora"], table, "bf16")
-    words |= {made["seed 1"]: f"it has not predicted the same images as {first}", made["lora"]: "evaluate it in fp32 first"}
+    words |= {
+        made["seed 1"]: f"it has not predicted the same images as {first}",
+        made["lora"]: "evaluate it in fp32 first",
+    }
     words |= {made["ensemble"]: "it is an ensemble itself: name its runs"}
     said = refusal([made["seed 0"], *words])
     parts = dict(part.split(": ", 1) for part in said.split("; "))
@@ -262,10 +312,14 @@ def test_an_ensemble_takes_two_runs_and_gives_no_weights_away(data, made):
 
 
 def test_nearest_neighbours_answer_with_others_but_are_exported_with_none(made, tmp_path):
-    folder, _ = ran(averaged_config("ensemble", [made["neighbours"], made["seed 0"]]), tmp_path / "runs")
+    folder, _ = ran(
+        averaged_config("ensemble", [made["neighbours"], made["seed 0"]]), tmp_path / "runs"
+    )
     run = read_run(folder)
     assert load_predictor(run).classes == ("blue", "green", "red")
-    with pytest.raises(ExportError, match="one of its networks classifies by its nearest training images"):
+    with pytest.raises(
+        ExportError, match="one of its networks classifies by its nearest training images"
+    ):
         export_run(run, "onnx", tmp_path / "onnx")
 
 

@@ -24,7 +24,12 @@ def eager(config, folder, names):
     """Logits of the best checkpoint in fp32, image by image, with nothing cached."""
     network, _ = best_network(config, folder)
     images = torch.stack(
-        [network_input(Path(config.data, name), backbone_info(config.backbone), config.image_size).tensor for name in names]
+        [
+            network_input(
+                Path(config.data, name), backbone_info(config.backbone), config.image_size
+            ).tensor
+            for name in names
+        ]
     )
     with torch.no_grad():
         return network.model(images).numpy()
@@ -54,7 +59,9 @@ def test_a_finished_run_holds_the_fp32_answers_of_its_best_checkpoint(config, tm
     right = table["label"] == logits.argmax(1)
     assert finished.val_accuracy == right[table["split"] == VAL].mean()
     assert finished.test_accuracy == right[table["split"] == TEST].mean()
-    losses = torch.nn.functional.cross_entropy(torch.tensor(expected), torch.tensor(table["label"]), reduction="none").numpy()
+    losses = torch.nn.functional.cross_entropy(
+        torch.tensor(expected), torch.tensor(table["label"]), reduction="none"
+    ).numpy()
     assert finished.val_loss == pytest.approx(losses[table["split"] == VAL].mean(), abs=1e-4)
 
 
@@ -85,19 +92,29 @@ def test_runs_with_the_same_trunk_compute_it_in_fp32_once(config, tmp_path):
     for seed in (0, 1):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        phases = [e.phase for e in fit(config(precision="bf16", seed=seed), folder) if isinstance(e, events.Progress)]
+        phases = [
+            e.phase
+            for e in fit(config(precision="bf16", seed=seed), folder)
+            if isinstance(e, events.Progress)
+        ]
         decoded.append((phases.count("trunk") > 0, phases.count("decode") > 0))
     assert decoded == [(True, True), (False, False)]
 
 
-def test_images_that_vanish_before_the_final_evaluation_are_counted_as_lost(config, tmp_path, monkeypatch):
+def test_images_that_vanish_before_the_final_evaluation_are_counted_as_lost(
+    config, tmp_path, monkeypatch
+):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
     monkeypatch.setenv("THAW_CACHE_DISK_GB", "0")
     config = config(precision="bf16", skip_limit=0.2)
     stream, found = fit(config, tmp_path), []
     for event in stream:
         found.append(event)
-        if isinstance(event, events.CheckpointSaved) and event.name == "last" and event.epoch == config.epochs:
+        if (
+            isinstance(event, events.CheckpointSaved)
+            and event.name == "last"
+            and event.epoch == config.epochs
+        ):
             break
     Path(config.data, load_predictions(tmp_path)["id"].iloc[0]).unlink()
     found += list(stream)

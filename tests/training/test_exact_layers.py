@@ -30,11 +30,18 @@ def prepared(config):
         {"strategy": "last_block"},
         {"strategy": "full"},
         {"strategy": "last_block", "backbone": "alexnet", "weights": "none", "image_size": 64},
-        {"strategy": "last_block", "backbone": "squeezenet1_1", "weights": "none", "image_size": 64},
+        {
+            "strategy": "last_block",
+            "backbone": "squeezenet1_1",
+            "weights": "none",
+            "image_size": 64,
+        },
     ],
     ids=["only the head", "a tail", "a network", "a tail with dropout", "a convolution"],
 )
-def test_logits_between_8_and_16_are_no_multiples_of_a_sixteenth(native_bf16, colour_config, settings):
+def test_logits_between_8_and_16_are_no_multiples_of_a_sixteenth(
+    native_bf16, colour_config, settings
+):
     job, head = prepared(colour_config(precision="bf16", **settings))
     rows, logits = finish(predict_splits(job, ["val"], "validate", LostImages(job)))
     assert len(rows) == 6
@@ -52,4 +59,8 @@ def test_a_head_trains_in_bf16_as_before(native_bf16, colour_config):
         with exact_head(job.network):
             exact = job.forward(inputs)
         after = job.forward(inputs)
-    assert (before.dtype, exact.dtype, after.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+    assert (before.dtype, exact.dtype, after.dtype) == (
+        torch.bfloat16,
+        torch.float32,
+        torch.bfloat16,
+    )

@@ -63,7 +63,10 @@ def test_without_the_cache_it_is_the_same(fitted_run):
     heads = []
     for cache in ("auto", "off"):
         folder, seen = fitted_run(cache=cache)
-        assert (next(event for event in seen if isinstance(event, events.RunStarted)).cache.where == "off") == (cache == "off")
+        assert (
+            next(event for event in seen if isinstance(event, events.RunStarted)).cache.where
+            == "off"
+        ) == (cache == "off")
         network, _ = best_network(read_run(folder).config, folder)
         heads.append(network.head_layers[0].weight)
     torch.testing.assert_close(heads[0], heads[1], atol=1e-3, rtol=1e-2)
@@ -73,12 +76,16 @@ def test_what_is_cached_of_it_is_not_taken_for_the_whole_networks(fitted_run, mo
     tables = []
     real = TrunkTables.name
     monkeypatch.setattr(
-        TrunkTables, "name", lambda self, cut, view="": tables.append((cut, name := real(self, cut, view))) or name
+        TrunkTables,
+        "name",
+        lambda self, cut, view="": tables.append((cut, name := real(self, cut, view))) or name,
     )
     fitted_run()
     ended = set(tables)
     tables.clear()
-    whole = [one for one in fitted_run("linear_probe", None)[1] if isinstance(one, events.HeadFitted)]
+    whole = [
+        one for one in fitted_run("linear_probe", None)[1] if isinstance(one, events.HeadFitted)
+    ]
     assert whole[0].features == 1280
     shared = {cut for cut, _ in ended & set(tables)}
     assert shared >= {1, 2, 3}, "of stages before the last, the tables are the same"
@@ -94,7 +101,8 @@ def test_it_is_exported_like_any_other(fitted_run, form):
         images = torch.randn(2, 3, 32, 32)
         with torch.no_grad():
             torch.testing.assert_close(
-                load_export(exported.folder).network.model(images), load_predictor(run).network.model(images)
+                load_export(exported.folder).network.model(images),
+                load_predictor(run).network.model(images),
             )
     card = (exported.folder / "README.md").read_text()
     assert "up to block3, its features averaged over the image" in card
@@ -103,15 +111,25 @@ def test_it_is_exported_like_any_other(fitted_run, form):
 
 def test_what_does_not_fit_is_refused_before_the_start(colour_config, tmp_path):
     with pytest.raises(
-        ConfigError, match="features_from: belongs to linear_probe, prototypes, nearest_neighbours, not to full"
+        ConfigError,
+        match="features_from: belongs to linear_probe, prototypes, nearest_neighbours, not to full",
     ):
         make_config({"data": "x", "strategy": "full", "features_from": "block3"})
     with pytest.raises(ConfigError, match="there is no stage 'block9'"):
-        list(execute(create_run(colour_config(strategy="linear_probe", features_from="block9"), tmp_path / "runs")))
+        list(
+            execute(
+                create_run(
+                    colour_config(strategy="linear_probe", features_from="block9"),
+                    tmp_path / "runs",
+                )
+            )
+        )
 
 
 def test_a_head_that_is_a_convolution_is_replaced_by_a_linear_one(fitted_run):
-    folder, seen = fitted_run(features_from=None, backbone="squeezenet1_1", weights="none", image_size=64)
+    folder, seen = fitted_run(
+        features_from=None, backbone="squeezenet1_1", weights="none", image_size=64
+    )
     assert isinstance(seen[-1], events.RunFinished)
     assert next(event for event in seen if isinstance(event, events.HeadFitted)).features == 512
     assert export_run(read_run(folder), "onnx").files
@@ -139,7 +157,9 @@ def test_its_forecast_is_of_the_stages_that_are_used(colour_config):
     finish(calibrate([config, whole], dataset, book))
     assert expected(config, dataset, book).trainable_parameters == 3 * (40 + 1)
     assert book.speed(config).trunk < book.speed(whole).trunk
-    assert sum(stage.parameter_count for stage in stages_of(config)) < sum(stage.parameter_count for stage in stages_of(whole))
+    assert sum(stage.parameter_count for stage in stages_of(config)) < sum(
+        stage.parameter_count for stage in stages_of(whole)
+    )
 
 
 def test_another_strategy_takes_no_stage_over_and_titles_name_it(colour_config):
@@ -151,7 +171,10 @@ def test_another_strategy_takes_no_stage_over_and_titles_name_it(colour_config):
         "last_block": None,
         "custom": None,
     }
-    assert arm_titles([config, colour_config(strategy="linear_probe")]) == ["Linear probe on block3", "Linear probe"]
+    assert arm_titles([config, colour_config(strategy="linear_probe")]) == [
+        "Linear probe on block3",
+        "Linear probe",
+    ]
 
 
 def test_the_config_knows_which_strategies_fit_a_head():

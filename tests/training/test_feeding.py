@@ -48,7 +48,10 @@ def test_where_memory_runs_out_fewer_are_finished_and_computed_at_a_time(device)
 
     output = torch.cat([rows for _, rows in outputs(forward, device, ROWS, feed(seen))])
     assert torch.equal(output, TABLE[ROWS] + torch.from_numpy(ROWS)[:, None])
-    assert [len(rows) for rows in seen] == [32, 16] + [8] * 8 + [6, 5]  # what failed is not tried again
+    assert [len(rows) for rows in seen] == [32, 16] + [8] * 8 + [
+        6,
+        5,
+    ]  # what failed is not tried again
 
 
 @pytest.mark.parametrize(("device", "ahead"), [(CPU, 1), (GPU, 2)], ids=["processor", "GPU"])
@@ -82,6 +85,9 @@ def test_nothing_trains_with_as_many_images_at_a_time_as_the_device_needs(colour
     assert forward_batch(CPU) == 32
     assert 128 <= forward_batch(CUDA) <= 256
     _, job = drained(prepare(colour_config(batch_size=8)))
-    assert (job.evaluation_batch, replace(job, device=CUDA).evaluation_batch) == (32, forward_batch(CUDA))
+    assert (job.evaluation_batch, replace(job, device=CUDA).evaluation_batch) == (
+        32,
+        forward_batch(CUDA),
+    )
     small = replace(job, config=job.config.model_copy(update={"micro_batch": 4}))
     assert replace(small, device=CUDA).evaluation_batch == 4

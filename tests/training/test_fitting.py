@@ -22,7 +22,15 @@ from finetune_core.training import events, fitting, networks
 from finetune_core.training.checkpoints import BEST, checkpoint_path, load_tensors, save_checkpoint
 from finetune_core.training.exact_layers import exact_head, without_head
 from finetune_core.training.folds import stratified_folds
-from finetune_core.training.logistic import GRID, Linear, Scale, fitted, held_out_right, linear_probe, objective
+from finetune_core.training.logistic import (
+    GRID,
+    Linear,
+    Scale,
+    fitted,
+    held_out_right,
+    linear_probe,
+    objective,
+)
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.nearest import NEIGHBOURS, TEMPERATURE, NearestNeighbours
 from finetune_core.training.networks import best_network
@@ -47,7 +55,9 @@ def clouds(images=300, features=40, classes=4, spread=0.5):
     """Correlated features of overlapping classes, float32, and labels."""
     random = np.random.default_rng(0)
     labels = random.integers(classes, size=images)
-    values = random.normal(size=(classes, features))[labels] * spread + random.normal(size=(images, features))
+    values = random.normal(size=(classes, features))[labels] * spread + random.normal(
+        size=(images, features)
+    )
     mixed = values @ random.normal(size=(features, features)) + 3
     return torch.from_numpy(mixed.astype(np.float32)), torch.from_numpy(labels)
 
@@ -57,7 +67,9 @@ def test_a_fit_is_scikit_learns_logistic_regression_at_the_same_penalty(c):
     features, labels = clouds()
     scaled = StandardScaler().fit_transform(features.numpy())
     theirs = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(scaled, labels.numpy())
-    reference = Linear(torch.from_numpy(theirs.coef_).float(), torch.from_numpy(theirs.intercept_).float())
+    reference = Linear(
+        torch.from_numpy(theirs.coef_).float(), torch.from_numpy(theirs.intercept_).float()
+    )
     standardised = Scale.of(features).applied(features)
     ours = finish(fitted(standardised, labels, 4, c))
     wanted = objective(reference, standardised, labels, c)
@@ -70,7 +82,9 @@ def test_a_fit_that_begins_at_another_penaltys_goes_on_to_its_own():
     standardised = Scale.of(features).applied(features)
     first = finish(fitted(standardised, labels, 200, 3.0, tolerance=1e-4))
     second = finish(fitted(standardised, labels, 200, 10.0, first, tolerance=1e-4))
-    assert objective(second, standardised, labels, 10.0) < 0.9 * objective(first, standardised, labels, 10.0)
+    assert objective(second, standardised, labels, 10.0) < 0.9 * objective(
+        first, standardised, labels, 10.0
+    )
 
 
 def test_standardisation_is_folded_into_the_head():
@@ -79,7 +93,10 @@ def test_standardisation_is_folded_into_the_head():
     scale = Scale.of(features)
     head = finish(fitted(scale.applied(features), labels, 4, 0.1))
     torch.testing.assert_close(
-        scale.folded_into(head).logits(features), head.logits(scale.applied(features)), atol=1e-3, rtol=1e-3
+        scale.folded_into(head).logits(features),
+        head.logits(scale.applied(features)),
+        atol=1e-3,
+        rtol=1e-3,
     )
 
 
@@ -91,7 +108,9 @@ def test_the_penalty_is_the_one_that_scikit_learn_scores_best_on_the_same_folds(
         right = 0.0
         for fit, out in stratified_folds(labels.numpy(), np.arange(300), 0):
             scaler = StandardScaler().fit(features[fit])
-            model = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(features[fit]), labels[fit])
+            model = LogisticRegression(C=c, max_iter=5000).fit(
+                scaler.transform(features[fit]), labels[fit]
+            )
             shares = model.predict_proba(scaler.transform(features[out]))
             right -= np.log(shares[np.arange(len(out)), labels[out].numpy()]).sum()
         losses[c] = right / 300
@@ -109,7 +128,9 @@ def test_images_are_held_out_with_the_penalty_that_the_other_folds_choose():
     for fit, out in parts:
         scaler, given = StandardScaler().fit(features[fit]), labels[out].numpy()
         for at, c in enumerate(GRID):
-            model = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(features[fit]), labels[fit])
+            model = LogisticRegression(C=c, max_iter=5000).fit(
+                scaler.transform(features[fit]), labels[fit]
+            )
             shares = model.predict_proba(scaler.transform(features[out]))
             losses[at, out] = -np.log(shares[np.arange(len(out)), given])
             theirs[at, out] = shares.argmax(axis=1) == given
@@ -159,7 +180,12 @@ def test_one_image_per_class_is_fitted_without_a_choice():
 def test_a_run_without_epochs_is_a_run(fitted_run):
     folder, seen = fitted_run(strategy="linear_probe")
     kinds = [type(event) for event in seen if not isinstance(event, events.Progress)]
-    assert kinds == [events.RunStarted, events.HeadFitted, events.CheckpointSaved, events.RunFinished]
+    assert kinds == [
+        events.RunStarted,
+        events.HeadFitted,
+        events.CheckpointSaved,
+        events.RunFinished,
+    ]
     phases = {event.phase for event in seen if isinstance(event, events.Progress)}
     assert {"decode", "trunk", "choose", "fit"} <= phases
     run = read_run(folder)
@@ -200,7 +226,10 @@ def test_the_head_in_the_checkpoint_predicts_what_the_fit_predicted(fitted_run, 
     network, info = best_network(read_run(folder).config, folder)
     assert info.epoch == 0
     torch.testing.assert_close(
-        network.model.get_submodule(network.heads[0])(features), head.logits(features), atol=1e-5, rtol=1e-5
+        network.model.get_submodule(network.heads[0])(features),
+        head.logits(features),
+        atol=1e-5,
+        rtol=1e-5,
     )
     assert load_predictor(read_run(folder)).classes == ("blue", "green", "red")
 
@@ -218,16 +247,25 @@ def test_without_the_cache_the_head_is_the_same(fitted_run):
 
 def test_what_steers_steps_changes_nothing(fitted_run):
     chosen = []
-    for settings in ({}, {"augmentation": "flips", "mixup": 0.2, "epochs": 1, "learning_rate": 0.5, "batch_size": 7}):
+    for settings in (
+        {},
+        {"augmentation": "flips", "mixup": 0.2, "epochs": 1, "learning_rate": 0.5, "batch_size": 7},
+    ):
         folder, seen = fitted_run(strategy="linear_probe", **settings)
-        assert next(event for event in seen if isinstance(event, events.RunStarted)).cache.where != "off"
+        assert (
+            next(event for event in seen if isinstance(event, events.RunStarted)).cache.where
+            != "off"
+        )
         network, _ = best_network(read_run(folder).config, folder)
         chosen.append(network.model.get_submodule(network.heads[0]).weight)
     torch.testing.assert_close(*chosen)
 
 
 def test_in_bf16_it_is_evaluated_in_fp32(fitted_run, native_bf16):
-    rows = [summary(read_run(fitted_run(strategy="linear_probe", precision=precision)[0])) for precision in ("fp32", "bf16")]
+    rows = [
+        summary(read_run(fitted_run(strategy="linear_probe", precision=precision)[0]))
+        for precision in ("fp32", "bf16")
+    ]
     assert [row["precision"] for row in rows] == ["fp32", "bf16"]
     assert [row["evaluation_precision"] for row in rows] == ["fp32", "fp32"]
     assert rows[1]["val_accuracy"] == pytest.approx(rows[0]["val_accuracy"], abs=0.2)
@@ -280,7 +318,9 @@ def test_a_class_without_training_images_is_never_predicted():
 def test_nearest_neighbours_are_scikit_learns():
     features, labels = clouds(images=400, spread=0.4)
     mine = NearestNeighbours(features[:300], labels[:300], 4)
-    theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    theirs = KNeighborsClassifier(
+        20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    )
     theirs.fit(features[:300].numpy(), labels[:300].numpy())
     wanted = theirs.predict_proba(features[300:].numpy())
     np.testing.assert_allclose(mine(features[300:]).exp().numpy(), wanted, atol=1e-4)
@@ -290,7 +330,9 @@ def test_nearest_neighbours_are_scikit_learns():
 def test_no_training_image_votes_for_itself():
     features, labels = clouds(images=100)
     alone = NearestNeighbours(features[1:], labels[1:], 4)(features[:1])
-    torch.testing.assert_close(NearestNeighbours(features, labels, 4).without_themselves(part=30)[:1], alone)
+    torch.testing.assert_close(
+        NearestNeighbours(features, labels, 4).without_themselves(part=30)[:1], alone
+    )
 
 
 def test_the_help_of_nearest_neighbours_states_how_they_vote():
@@ -305,7 +347,11 @@ def test_their_runs_finish_and_predict(fitted_run, strategy):
     run = read_run(folder)
     network, info = best_network(run.config, folder)
     head = network.model.get_submodule(network.heads[0])
-    assert (info.neighbours > 0) == (strategy == "nearest_neighbours") == isinstance(head, NearestNeighbours)
+    assert (
+        (info.neighbours > 0)
+        == (strategy == "nearest_neighbours")
+        == isinstance(head, NearestNeighbours)
+    )
     table = load_predictions(folder)
     images = torch.zeros(2, 3, 32, 32)
     assert network.model(images).shape == (2, 3)
@@ -320,7 +366,9 @@ def test_nearest_neighbours_say_that_they_cannot_be_exported(fitted_run):
 
 
 @pytest.mark.parametrize("times", [2, 1_000_000])
-def test_a_checkpoint_that_claims_more_neighbours_than_it_has_room_for_is_damaged(fitted_run, times, monkeypatch):
+def test_a_checkpoint_that_claims_more_neighbours_than_it_has_room_for_is_damaged(
+    fitted_run, times, monkeypatch
+):
     folder, _ = fitted_run(strategy="nearest_neighbours")
     tensors, info = load_tensors(folder, BEST)
     room = checkpoint_path(folder, BEST).stat().st_size
@@ -333,16 +381,23 @@ def test_a_checkpoint_that_claims_more_neighbours_than_it_has_room_for_is_damage
 
 def test_memory_that_runs_out_in_a_fit_is_an_error_with_advice(fitted_run, monkeypatch):
     monkeypatch.setattr(fitting, "linear_probe", lambda *_: iter([torch.empty(2**50)]))
-    with pytest.raises(TrainingError, match=r"not enough memory to fit a head .* Train on a part of them"):
+    with pytest.raises(
+        TrainingError, match=r"not enough memory to fit a head .* Train on a part of them"
+    ):
         fitted_run(strategy="linear_probe")
 
 
 def test_the_memory_of_a_fit_counts_the_features_and_their_standardised_copy(fitted_run):
     _, few = fitted_run(strategy="linear_probe", train_fraction=0.5)
     _, all_of_them = fitted_run(strategy="linear_probe")
-    one, other = (next(event for event in found if isinstance(event, events.HeadFitted)) for found in (few, all_of_them))
+    one, other = (
+        next(event for event in found if isinstance(event, events.HeadFitted))
+        for found in (few, all_of_them)
+    )
     assert other.images > one.images
-    assert other.memory_bytes - one.memory_bytes >= 2 * 4 * other.features * (other.images - one.images)
+    assert other.memory_bytes - one.memory_bytes >= 2 * 4 * other.features * (
+        other.images - one.images
+    )
 
 
 @pytest.mark.parametrize("strategy", ["linear_probe", "prototypes"])

@@ -18,12 +18,16 @@ from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.timing import calibrate
 from finetune_core.work import finish
 
-SPEED = Speed(trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0)
+SPEED = Speed(
+    trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0
+)
 
 
 @pytest.fixture
 def config(colour_config):
-    return lambda **settings: colour_config(batch_size=10, epochs=2, strategy="feature_extraction", **settings)
+    return lambda **settings: colour_config(
+        batch_size=10, epochs=2, strategy="feature_extraction", **settings
+    )
 
 
 @pytest.fixture
@@ -93,7 +97,9 @@ def test_what_lies_on_the_gpu_is_not_counted_as_the_programs_memory(stepped, mon
     assert seen.host == whole.host - step
     elsewhere = copy.deepcopy(job.network.model).to("meta")
     lookups = [lookup.on(torch.device("meta"), job.rows["train"]) for lookup in job.source.lookups]
-    moved = replace(on_gpu, network=replace(job.network, model=elsewhere), source=job.source.held_in(lookups))
+    moved = replace(
+        on_gpu, network=replace(job.network, model=elsewhere), source=job.source.held_in(lookups)
+    )
     optimizer.zero_grad()
     published = sum(tensor.nbytes for tensor in job.network.pretrained.state_dict().values())
     assert footprint(moved, optimizer, None, step).host == published
@@ -108,13 +114,21 @@ def test_a_forecast_keeps_the_two_memories_apart(config, gpu):
     training = weights + 12 * there.trainable_parameters + SPEED.step_bytes
     pixels = here.memory_bytes - training - here.cache_bytes
     assert here.device_bytes is None
-    assert (there.device_bytes, there.memory_bytes) == (training + there.cache_bytes, weights + pixels)
+    assert (there.device_bytes, there.memory_bytes) == (
+        training + there.cache_bytes,
+        weights + pixels,
+    )
     passing = forecast(config(), dataset, replace(SPEED, forward_bytes=1_000_000), 0.001)
     assert passing.device_bytes == there.device_bytes - SPEED.step_bytes + 256 * 1_000_000
-    assert (large.device_bytes, large.memory_bytes) == (training, weights + pixels + large.cache_bytes), "they are sent"
+    assert (large.device_bytes, large.memory_bytes) == (
+        training,
+        weights + pixels + large.cache_bytes,
+    ), "they are sent"
 
 
-def test_calibration_counts_what_a_pass_without_gradients_takes_of_the_gpu(config, counter, monkeypatch):
+def test_calibration_counts_what_a_pass_without_gradients_takes_of_the_gpu(
+    config, counter, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: -320_000 + 1000)
     book = SpeedBook()
     finish(calibrate([config()], load_dataset(config().data), book))

@@ -18,7 +18,9 @@ from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Step
 
-SPEED = Speed(trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0)
+SPEED = Speed(
+    trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0
+)
 
 
 @pytest.fixture
@@ -30,7 +32,14 @@ def folder(image_folder, tmp_path):
 def config(folder):
     def make(**settings):
         return make_config(
-            {"data": str(folder), "image_size": 32, "batch_size": 8, "epochs": 4, "precision": "fp32"} | settings
+            {
+                "data": str(folder),
+                "image_size": 32,
+                "batch_size": 8,
+                "epochs": 4,
+                "precision": "fp32",
+            }
+            | settings
         )
 
     return make
@@ -54,7 +63,9 @@ def test_an_uncached_run_pays_every_epoch(config, folder):
 def test_a_run_in_bf16_pays_for_its_final_evaluation_in_fp32(config, folder):
     speed = replace(SPEED, exact=0.03)
     estimate = forecast(config(precision="bf16"), load_dataset(folder), speed, 0.001)
-    once = 40 * 0.001 + 34 * 0.01 + 12 * 0.03  # the trunk's output of test images is not needed in bf16
+    once = (
+        40 * 0.001 + 34 * 0.01 + 12 * 0.03
+    )  # the trunk's output of test images is not needed in bf16
     assert estimate.seconds - 4 * estimate.epoch_seconds - once == pytest.approx(0.8)
     assert estimate.cache_bytes == 34_000
 
@@ -73,11 +84,18 @@ def test_what_is_cached_already_costs_nothing(config, folder):
 def test_stages_that_are_not_thawed_yet_cost_no_backward_pass(config, folder):
     dataset = load_dataset(folder)
     full, probe_first = (
-        forecast(config(strategy=name, thaw_every=1), dataset, replace(SPEED, activation_bytes=0, trunk=0.0), 0.001)
+        forecast(
+            config(strategy=name, thaw_every=1),
+            dataset,
+            replace(SPEED, activation_bytes=0, trunk=0.0),
+            0.001,
+        )
         for name in ("full", "linear_probe_then_full")
     )
     stages = len(network_stages(config().backbone))
-    spared = 28 * (SPEED.step - SPEED.forward) * (stages - 1) / stages  # the first of four epochs, but for the head
+    spared = (
+        28 * (SPEED.step - SPEED.forward) * (stages - 1) / stages
+    )  # the first of four epochs, but for the head
     assert full.seconds - probe_first.seconds == pytest.approx(spared)
 
 
@@ -90,7 +108,9 @@ def test_nothing_is_expected_before_all_of_it_was_measured(config, folder):
     assert expected(config(), dataset, book) == forecast(config(), dataset, SPEED, 0.001)
 
 
-def test_nothing_is_expected_of_a_device_or_a_precision_that_is_not_here(config, folder, monkeypatch):
+def test_nothing_is_expected_of_a_device_or_a_precision_that_is_not_here(
+    config, folder, monkeypatch
+):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for elsewhere in ({"precision": "bf16"}, {"device": "cuda"}):
@@ -98,8 +118,13 @@ def test_nothing_is_expected_of_a_device_or_a_precision_that_is_not_here(config,
 
 
 def test_every_strategy_that_could_run_is_comparable():
-    usual, own = make_config({"data": "x"}), make_config({"data": "x", "strategy": "custom", "cut": "block5"})
-    assert [one.strategy for one in comparable(usual)] == [name for name in STRATEGIES if name != "custom"]
+    usual, own = (
+        make_config({"data": "x"}),
+        make_config({"data": "x", "strategy": "custom", "cut": "block5"}),
+    )
+    assert [one.strategy for one in comparable(usual)] == [
+        name for name in STRATEGIES if name != "custom"
+    ]
     assert [one.strategy for one in comparable(own)] == list(STRATEGIES)
     assert [one.cut for one in comparable(own)] == [None] * (len(STRATEGIES) - 1) + ["block5"]
     short = make_config({"data": "x", "epochs": 1})
@@ -122,14 +147,20 @@ def test_calibration_fills_the_book_once_and_again_where_it_is_asked_to(config, 
     assert before[0].activation_bytes == 1280 * 4
     reading = book.decode_seconds(dataset, 32)
     list(calibrate(compared, dataset, book))
-    assert ([SpeedBook().speed(one) for one in compared], book.decode_seconds(dataset, 32)) == (before, reading)
+    assert ([SpeedBook().speed(one) for one in compared], book.decode_seconds(dataset, 32)) == (
+        before,
+        reading,
+    )
     list(calibrate(compared, dataset, book, again=True))
     assert all(book.speed(one) != old for one, old in zip(compared, before, strict=True))
     assert book.decode_seconds(dataset, 32) != reading
 
 
 def test_what_computes_the_same_is_timed_once(config, folder):
-    alike = [config(strategy=name) for name in ("full", "from_scratch", "discriminative", "linear_probe_then_full")]
+    alike = [
+        config(strategy=name)
+        for name in ("full", "from_scratch", "discriminative", "linear_probe_then_full")
+    ]
     list(calibrate([*alike, config(strategy="bias_only")], load_dataset(folder), SpeedBook()))
     assert len({SpeedBook().speed(one) for one in alike}) == 1
     assert SpeedBook().speed(config(strategy="bias_only")) != SpeedBook().speed(alike[0])
@@ -159,7 +190,9 @@ def test_a_run_corrects_the_book_and_carries_its_forecast(config, tmp_path):
     book.learn_decoding(load_dataset(config().data).fingerprint, 32, 0.001)
     second = train(1)
     assert second.forecast["cache_bytes"] == 40_000
-    assert second.forecast["seconds"] == pytest.approx(0.8 + 4 * (28 * 0.02 + 6 * 0.005) + 6 * 0.005)
+    assert second.forecast["seconds"] == pytest.approx(
+        0.8 + 4 * (28 * 0.02 + 6 * 0.005) + 6 * 0.005
+    )
     assert second.cache.found == 40
     learnt = book.speed(config())
     assert learnt.step != SPEED.step
@@ -172,10 +205,14 @@ def test_only_epochs_in_which_all_of_it_trains_correct_the_book(config, tmp_path
     book.learn_decoding(load_dataset(warming.data).fingerprint, 32, 0.001)
     found = [event.to_json() for event in execute(create_run(warming, tmp_path / "runs"))]
     last = [row for row in found if row["event"] == "EpochEnded"][-1]
-    assert book.speed(warming).step == pytest.approx(max(0.0, last["train_seconds"] / 28 - SPEED.trunk))
+    assert book.speed(warming).step == pytest.approx(
+        max(0.0, last["train_seconds"] / 28 - SPEED.trunk)
+    )
 
 
-@pytest.mark.parametrize("content", ["{broken", "[]", '{"speeds": []}', '{"speeds": {}, "decode": 3}'])
+@pytest.mark.parametrize(
+    "content", ["{broken", "[]", '{"speeds": []}', '{"speeds": {}, "decode": 3}']
+)
 def test_a_damaged_book_is_begun_again(config, home, content):
     (home / "speeds.json").write_text(content)
     assert SpeedBook().speed(config()) is None
@@ -188,8 +225,13 @@ def test_a_book_is_parsed_once_until_it_changes(config, folder, monkeypatch):
     book.learn(config(), SPEED)
     book.learn_decoding(dataset.fingerprint, 32, 0.001)
     really = json.loads
-    monkeypatch.setattr("finetune_core.training.speed_book.json.loads", lambda text: parsed.append(text) or really(text))
-    assert [expected(one, dataset, SpeedBook()) is None for one in [config(), config(batch_size=4)] * 10] == [False, True] * 10
+    monkeypatch.setattr(
+        "finetune_core.training.speed_book.json.loads",
+        lambda text: parsed.append(text) or really(text),
+    )
+    assert [
+        expected(one, dataset, SpeedBook()) is None for one in [config(), config(batch_size=4)] * 10
+    ] == [False, True] * 10
     assert len(parsed) == 1
     book.learn(config(), replace(SPEED, step=9.0))
     assert SpeedBook().speed(config()).step == 9.0
@@ -210,7 +252,9 @@ def test_the_images_of_each_split_are_counted_once(config, folder, monkeypatch):
     dataset, counted = load_dataset(folder), []
     really = pd.Series.value_counts
     monkeypatch.setattr(
-        pd.Series, "value_counts", lambda self, *more, **named: counted.append(self) or really(self, *more, **named)
+        pd.Series,
+        "value_counts",
+        lambda self, *more, **named: counted.append(self) or really(self, *more, **named),
     )
     for _ in range(3):
         forecast(config(), dataset, SPEED, 0.001)
@@ -220,7 +264,9 @@ def test_the_images_of_each_split_are_counted_once(config, folder, monkeypatch):
 def test_a_network_is_traced_once_to_time_its_trunk_and_tail(config, folder, monkeypatch):
     traced = []
     really = timing.split_network
-    monkeypatch.setattr(timing, "split_network", lambda network: traced.append(network) or really(network))
+    monkeypatch.setattr(
+        timing, "split_network", lambda network: traced.append(network) or really(network)
+    )
     list(calibrate([config()], load_dataset(folder), SpeedBook()))
     assert len(traced) == 1
 
@@ -245,7 +291,9 @@ def test_speeds_of_another_version_are_measured_again(config, home):
     (home / "speeds.json").write_text('{"speeds": {}, "decode": {}}')
     book = SpeedBook()
     book.learn(config(), SPEED)
-    (home / "speeds.json").write_text((home / "speeds.json").read_text().replace('"trunk"', '"before"'))
+    (home / "speeds.json").write_text(
+        (home / "speeds.json").read_text().replace('"trunk"', '"before"')
+    )
     assert book.speed(config()) is None
 
 
@@ -256,11 +304,18 @@ def test_a_batch_that_cannot_train_is_refused_in_words(config, folder):
 
 def test_a_run_without_epochs_has_none_in_its_forecast_and_pays_for_the_fit_once(config, folder):
     dataset = load_dataset(folder)  # 28 train, 6 val, 6 test
-    estimate = forecast(config(strategy="linear_probe", augmentation="flips"), dataset, SPEED, 0.001)
+    estimate = forecast(
+        config(strategy="linear_probe", augmentation="flips"), dataset, SPEED, 0.001
+    )
     once = 40 * 0.001 + 40 * 0.01 + 12 * 0.005
     assert estimate.epoch_seconds == 0
     assert estimate.seconds == pytest.approx(0.8 + once + 28 * 0.02)
-    in_bf16 = forecast(config(strategy="linear_probe", precision="bf16"), dataset, replace(SPEED, exact=0.03), 0.001)
+    in_bf16 = forecast(
+        config(strategy="linear_probe", precision="bf16"),
+        dataset,
+        replace(SPEED, exact=0.03),
+        0.001,
+    )
     assert in_bf16.cache_bytes == 28_000, "validation images are seen once, in fp32"
 
 
@@ -271,5 +326,7 @@ def test_a_run_without_epochs_corrects_what_a_fit_takes(config, tmp_path, cache)
     seen = list(execute(create_run(settings, tmp_path / "runs")))
     fitted = next(event for event in seen if isinstance(event, events.HeadFitted))
     learnt = book.speed(settings)
-    assert learnt.step == pytest.approx(max(0.0, fitted.seconds / 28 - (SPEED.trunk if cache == "off" else 0)))
+    assert learnt.step == pytest.approx(
+        max(0.0, fitted.seconds / 28 - (SPEED.trunk if cache == "off" else 0))
+    )
     assert learnt.forward == SPEED.forward

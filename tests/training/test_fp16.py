@@ -27,7 +27,13 @@ TOO_LARGE = 2.0**30  # the first few gradients overflow
 @pytest.fixture
 def config(colour_config, monkeypatch):
     monkeypatch.setattr(device, "_WITH_FP16", ("cuda", "cpu"))
-    usual = {"strategy": "feature_extraction", "learning_rate": 0.01, "compile": "off", "batch_size": 10, "epochs": 3}
+    usual = {
+        "strategy": "feature_extraction",
+        "learning_rate": 0.01,
+        "compile": "off",
+        "batch_size": 10,
+        "epochs": 3,
+    }
     return partial(colour_config, **usual, precision="fp16")
 
 
@@ -66,7 +72,9 @@ def test_gradients_that_overflow_are_skipped_and_halve_the_scale(config, tmp_pat
     assert found[-1].val_accuracy >= 0.8
 
 
-def test_stopped_among_steps_that_overflow_and_resumed_it_is_the_same_to_the_last_bit(config, tmp_path, monkeypatch, marks):
+def test_stopped_among_steps_that_overflow_and_resumed_it_is_the_same_to_the_last_bit(
+    config, tmp_path, monkeypatch, marks
+):
     monkeypatch.setattr(loss_scale, "_FIRST", TOO_LARGE)
     settings = config(epochs=6, ema=0.5, optimizer="sgd")
     for name in ("whole", "cut"):
@@ -88,7 +96,9 @@ def test_stopped_among_steps_that_overflow_and_resumed_it_is_the_same_to_the_las
 def test_a_scale_that_falls_below_one_is_divergence(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loss_scale, "_FIRST", TOO_LARGE)
     monkeypatch.setattr(loss_scale, "_BACKOFF", 2.0**-31)
-    with pytest.raises(TrainingError, match=r"not finite at step 1 of epoch 1.*ten times lower, or precision fp32"):
+    with pytest.raises(
+        TrainingError, match=r"not finite at step 1 of epoch 1.*ten times lower, or precision fp32"
+    ):
         list(fit(config(), tmp_path))
 
 
@@ -104,7 +114,9 @@ def test_a_scale_that_falls_below_one_is_divergence(config, tmp_path, monkeypatc
         (1.0, False, 0.0, False),
     ],
 )
-def test_an_overflow_is_divergence_only_where_the_scale_is_not_to_blame(loss, skipped, scale, diverged):
+def test_an_overflow_is_divergence_only_where_the_scale_is_not_to_blame(
+    loss, skipped, scale, diverged
+):
     assert ReadStep(loss, 0.0, skipped, scale, np.zeros(1), None).has_diverged == diverged
 
 
@@ -117,10 +129,14 @@ def test_a_step_is_that_of_fp32_whatever_the_scale(micro):
         model = nn.Linear(6, 3)
         start = torch.ones_like(model.weight)
         rule = StepRule(clip_norm=0.5, micro_batch=micro, l2_sp=(0.1, ((model.weight, start),)))
-        scale = LossScale(torch.tensor(factor), torch.zeros((), dtype=torch.int32)) if factor else None
+        scale = (
+            LossScale(torch.tensor(factor), torch.zeros((), dtype=torch.int32)) if factor else None
+        )
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
         inputs, labels = torch.randn(8, 6), torch.arange(8) % 3
-        done = train_step(model, inputs, labels, optimizer, Device("cpu", "", precision), 0, rule, scale)
+        done = train_step(
+            model, inputs, labels, optimizer, Device("cpu", "", precision), 0, rule, scale
+        )
         weights.append(model.weight.detach())
         norms.append(done.gradient_norm.item())
     for weight, norm in zip(weights[1:], norms[1:], strict=True):

@@ -21,13 +21,21 @@ from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.trunk import TrunkTables
 from finetune_core.work import finish
 
-QUICK = {"epochs": 1, "batch_size": 16, "image_size": 32, "learning_rate": 1e-3, "precision": "fp32"}
+QUICK = {
+    "epochs": 1,
+    "batch_size": 16,
+    "image_size": 32,
+    "learning_rate": 1e-3,
+    "precision": "fp32",
+}
 CLASSES = ("blue", "green", "red")
 
 
 @pytest.fixture(scope="module")
 def data(image_folder_once, tmp_path_factory):
-    return image_folder_once(tmp_path_factory.mktemp("data") / "colours", dict.fromkeys(CLASSES, 14))
+    return image_folder_once(
+        tmp_path_factory.mktemp("data") / "colours", dict.fromkeys(CLASSES, 14)
+    )
 
 
 def config_of(data, **settings):
@@ -53,16 +61,24 @@ def parent(parent_once, tmp_path):
 def same(network, other, stages):
     """Whether two networks hold the same in all of these stages."""
     one, two = network.model.state_dict(), other.model.state_dict()
-    return all(torch.equal(one[name], two[name]) for stage in stages for name in (*stage.parameters, *stage.buffers))
+    return all(
+        torch.equal(one[name], two[name])
+        for stage in stages
+        for name in (*stage.parameters, *stage.buffers)
+    )
 
 
 def test_frozen_stages_stay_as_the_earlier_run_left_them(data, parent, tmp_path):
-    child = trained(data, tmp_path / "runs", strategy="feature_extraction", from_run=str(parent.run_dir))
+    child = trained(
+        data, tmp_path / "runs", strategy="feature_extraction", from_run=str(parent.run_dir)
+    )
     before, _ = best_network(parent.config, parent.run_dir)
     after, info = best_network(child.config, child.run_dir)
     assert same(after, before, before.stages[:-1])
     assert not same(after, before, before.stages[-1:])
-    assert child.history.end["frozen_tensors"] == sum(len(s.parameters) + len(s.buffers) for s in before.stages[:-1])
+    assert child.history.end["frozen_tensors"] == sum(
+        len(s.parameters) + len(s.buffers) for s in before.stages[:-1]
+    )
     pretrained = read_run(parent.run_dir).started["weights_hash"]
     assert child.started["weights_hash"] == info.weights_hash != pretrained
 
@@ -71,7 +87,9 @@ def test_the_cache_knows_the_weights_that_the_trunk_was_computed_with(data, pare
     device = load_predictor(parent).device
     plain = beginning_of(config_of(data, strategy="feature_extraction"), CLASSES).network
     first, second = (
-        beginning_of(config_of(data, strategy=strategy, from_run=str(parent.run_dir)), CLASSES).network
+        beginning_of(
+            config_of(data, strategy=strategy, from_run=str(parent.run_dir)), CLASSES
+        ).network
         for strategy in ("feature_extraction", "last_block")
     )
     names = [TrunkTables(network, device, 32).name(3) for network in (plain, first, second)]
@@ -138,10 +156,17 @@ def test_a_run_that_waits_does_not_need_it_any_more(data, parent, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "strategy", [name for name in STRATEGIES if name not in ("custom", "full", "last_block", "feature_extraction")]
+    "strategy",
+    [
+        name
+        for name in STRATEGIES
+        if name not in ("custom", "full", "last_block", "feature_extraction")
+    ],
 )
 def test_every_strategy_can_start_from_a_run(data, parent, tmp_path, strategy):
-    child = trained(data, tmp_path / "runs", strategy=strategy, epochs=9, from_run=str(parent.run_dir))
+    child = trained(
+        data, tmp_path / "runs", strategy=strategy, epochs=9, from_run=str(parent.run_dir)
+    )
     assert child.status == "finished"
     kept = strategy not in ("from_scratch", "linear_probe", "prototypes", "nearest_neighbours")
     assert child.started["head_kept"] is kept
@@ -155,11 +180,20 @@ def test_a_chain_of_runs_tells_its_lineage(data, parent, tmp_path):
     last = trained(data, tmp_path / "runs", strategy="full", from_run=str(probe.run_dir))
     nearest, first = last.started["lineage"]
     assert (nearest["run"], nearest["epoch"], nearest["weights"]) == (probe.run_id, 0, "run")
-    assert (first["run"], first["epoch"], first["weights"]) == (parent.run_id, parent.history.end["best_epoch"], "pretrained")
+    assert (first["run"], first["epoch"], first["weights"]) == (
+        parent.run_id,
+        parent.history.end["best_epoch"],
+        "pretrained",
+    )
     assert first["accuracy"] == pytest.approx(parent.history.end["val_accuracy"])
     words = lineage_in_words(last.started)
-    assert words.startswith(f"Started from run {probe.run_id} (linear probe on colours, validation accuracy ")
-    assert f"), which started from run {parent.run_id} (full fine-tuning on colours, best epoch " in words
+    assert words.startswith(
+        f"Started from run {probe.run_id} (linear probe on colours, validation accuracy "
+    )
+    assert (
+        f"), which started from run {parent.run_id} (full fine-tuning on colours, best epoch "
+        in words
+    )
     assert words.endswith("Its head was kept.")
     assert log_line(last.started).startswith(words)
     assert summary(last)["started_from"] == nearest
@@ -167,7 +201,9 @@ def test_a_chain_of_runs_tells_its_lineage(data, parent, tmp_path):
 
 
 def test_a_learning_rate_is_found_for_a_run_that_has_no_folder_yet(data, parent):
-    assert finish(find_rate(config_of(data, strategy="feature_extraction", from_run=str(parent.run_dir)))).rates
+    assert finish(
+        find_rate(config_of(data, strategy="feature_extraction", from_run=str(parent.run_dir)))
+    ).rates
 
 
 def test_position_embeddings_are_fitted_to_another_size(data, tmp_path):
@@ -186,7 +222,8 @@ def test_position_embeddings_are_fitted_to_another_size(data, tmp_path):
     shapes = [network.model.state_dict()["pos_embed"].shape for network in (before, after)]
     assert shapes[0] != shapes[1]
     assert torch.equal(
-        after.model.state_dict()["blocks.0.attn.qkv.weight"], before.model.state_dict()["blocks.0.attn.qkv.weight"]
+        after.model.state_dict()["blocks.0.attn.qkv.weight"],
+        before.model.state_dict()["blocks.0.attn.qkv.weight"],
     )
     assert child.started["head_kept"]
 
@@ -202,7 +239,10 @@ def test_a_run_that_cannot_be_started_from_is_refused_in_words(data, parent, tmp
     runs = tmp_path / "runs"
     assert "there is no run in" in refusal(data, runs, tmp_path / "nowhere")["from_run"]
     problems = refusal(data, runs, parent.run_dir, backbone="resnet18")
-    assert problems["backbone"] == f"follows from the run to start from: {parent.run_id} has efficientnet_lite0, not resnet18"
+    assert (
+        problems["backbone"]
+        == f"follows from the run to start from: {parent.run_id} has efficientnet_lite0, not resnet18"
+    )
     (tmp_path / "link").symlink_to(parent.run_dir)
     assert "is a link" in refusal(data, runs, tmp_path / "link")["from_run"]
     checkpoint_path(parent.run_dir, "best").write_bytes(b"nothing")
@@ -215,7 +255,10 @@ def test_a_run_that_cannot_be_started_from_is_refused_in_words(data, parent, tmp
 
 def test_nearest_neighbours_are_nothing_to_start_from(data, tmp_path):
     neighbours = trained(data, tmp_path / "parents", strategy="nearest_neighbours")
-    assert "nearest training images" in refusal(data, tmp_path / "runs", neighbours.run_dir)["from_run"]
+    assert (
+        "nearest training images"
+        in refusal(data, tmp_path / "runs", neighbours.run_dir)["from_run"]
+    )
 
 
 def test_a_run_and_a_file_to_start_from_exclude_each_other(data, parent):
@@ -235,7 +278,9 @@ def test_weights_of_the_earlier_run_that_are_damaged_leave_no_folder(data, paren
 
 @pytest.mark.parametrize("way", ["missing", "cut", "changed"])
 def test_what_a_run_kept_of_its_start_is_checked(data, parent, tmp_path, way):
-    child = trained(data, tmp_path / "runs", strategy="feature_extraction", from_run=str(parent.run_dir))
+    child = trained(
+        data, tmp_path / "runs", strategy="feature_extraction", from_run=str(parent.run_dir)
+    )
     path = checkpoint_path(child.run_dir, START)
     content = bytearray(path.read_bytes())
     if way == "missing":

@@ -44,8 +44,12 @@ def tasks(make, tmp_path_factory):
     """Makes tasks, each with a folder."""
 
     def made(*, round_bytes=ROUND, **settings):
-        options = {name: settings.pop(name) for name in ("killed_in", "stop_in") if name in settings}
-        return Task(make(**settings), tmp_path_factory.mktemp("run"), round_bytes=round_bytes, **options)
+        options = {
+            name: settings.pop(name) for name in ("killed_in", "stop_in") if name in settings
+        }
+        return Task(
+            make(**settings), tmp_path_factory.mktemp("run"), round_bytes=round_bytes, **options
+        )
 
     return made
 
@@ -53,7 +57,10 @@ def tasks(make, tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(tasks, tmp_path_factory):
     """(home, tasks) of one rank; its cache is ``cache-0``."""
-    home, found = tmp_path_factory.mktemp("alone"), {"plain": tasks(), "augmented": tasks(augmentation="flips", views=2)}
+    home, found = (
+        tmp_path_factory.mktemp("alone"),
+        {"plain": tasks(), "augmented": tasks(augmentation="flips", views=2)},
+    )
     trained_on([ON_DISK], home, found)
     return home, found
 
@@ -77,7 +84,9 @@ def tables(cache):
     for name in {file.name.rsplit("-", 1)[0] for file in cache.glob("trunk-*.rows")}:
         table = RowCache(lambda: cache).table(name)
         keys = np.unique(np.concatenate([block.keys for block in table.blocks]))
-        found[name] = dict(zip(keys.tolist(), table.lookup(keys).batch(np.arange(len(keys))), strict=True))
+        found[name] = dict(
+            zip(keys.tolist(), table.lookup(keys).batch(np.arange(len(keys))), strict=True)
+        )
     return found
 
 
@@ -178,7 +187,9 @@ def test_machines_share_by_rank_and_end_where_a_rank_is_killed_meanwhile(alone, 
     assert (second, third) == (GONE, first)
 
 
-def test_a_machine_without_room_for_what_it_is_sent_has_all_train_without_the_cache(tasks, tmp_path):
+def test_a_machine_without_room_for_what_it_is_sent_has_all_train_without_the_cache(
+    tasks, tmp_path
+):
     """There is room for the rows that it computes itself, and not for those of the others, which are three times as many."""
     settings = {
         "backbone": "efficientnet_lite0",

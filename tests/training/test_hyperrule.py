@@ -23,7 +23,12 @@ def test_fewer_images_are_seen_more_often_and_only_many_are_blended(images, epoc
 
 
 def test_little_images_are_shown_smaller():
-    assert [hyperrule(1000, side).settings["image_size"] for side in (28, 95, 96, 2000)] == [128, 128, 224, 224]
+    assert [hyperrule(1000, side).settings["image_size"] for side in (28, 95, 96, 2000)] == [
+        128,
+        128,
+        224,
+        224,
+    ]
 
 
 def test_it_can_be_trained_with_and_says_why():

@@ -30,7 +30,12 @@ from finetune_core.training.trunk import _VERSIONS, TrunkTables
 from finetune_core.work import finish
 
 LITE = "efficientnet_lite0"
-OTHER = {"mean": (0.1, 0.2, 0.3), "std": (0.2, 0.3, 0.4), "crop_pct": 0.5, "interpolation": "bicubic"}
+OTHER = {
+    "mean": (0.1, 0.2, 0.3),
+    "std": (0.2, 0.3, 0.4),
+    "crop_pct": 0.5,
+    "interpolation": "bicubic",
+}
 LETTERS = {"mean": "mean", "std": "std", "crop_pct": "crop", "interpolation": "interpolation"}
 
 
@@ -77,7 +82,9 @@ def test_only_what_is_changed_changes_the_cache(colour_config):
         return TrunkTables(network, device, 32).name(3)
 
     own = backbone_info(LITE)
-    assert name() == name(mean=own.mean, std=own.std, crop_pct=own.crop, interpolation=own.interpolation)
+    assert name() == name(
+        mean=own.mean, std=own.std, crop_pct=own.crop, interpolation=own.interpolation
+    )
     others = [name(**{field: value}) for field, value in OTHER.items()]
     assert len({name(), *others}) == 5
 
@@ -98,15 +105,21 @@ def test_a_stopped_run_resumes_with_them(colour_config, tmp_path):
         if isinstance(event, EpochEnded) and event.epoch == 1:
             request_stop(reservation.run_dir)
     list(execute(reopen_run(reservation.run_dir)))
-    ours, theirs = (load_checkpoint(folder, "best")[0] for folder in (reservation.run_dir, whole.run_dir))
+    ours, theirs = (
+        load_checkpoint(folder, "best")[0] for folder in (reservation.run_dir, whole.run_dir)
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_run_that_starts_from_another_takes_them_unless_they_are_set(colour_config, tmp_path):
-    reservation = create_run(colour_config(strategy="feature_extraction", epochs=1, **OTHER), tmp_path / "runs")
+    reservation = create_run(
+        colour_config(strategy="feature_extraction", epochs=1, **OTHER), tmp_path / "runs"
+    )
     list(execute(reservation))
     data = read_run(reservation.run_dir).config.data
-    follows = asked_for({"from_run": str(reservation.run_dir)}, data, None, as_is=True, by_size=False)
+    follows = asked_for(
+        {"from_run": str(reservation.run_dir)}, data, None, as_is=True, by_size=False
+    )
     assert {name: getattr(follows, name) for name in OTHER} == OTHER
     given = {"from_run": str(reservation.run_dir), "mean": "0.5,0.5,0.5", "crop_pct": "100 %"}
     mixed = asked_for(given, data, None, as_is=True, by_size=False)
@@ -117,7 +130,10 @@ def test_the_forecast_knows_how_large_decoded_images_are(colour_config):
     speed = Speed(0.001, 0.001, 0.001, 0, 1000, 0.0)
     whole, half = (
         forecast(config, load_dataset(config.data), speed, 0.001).memory_bytes
-        for config in (colour_config(strategy="full", crop_pct=1.0), colour_config(strategy="full", crop_pct=0.5))
+        for config in (
+            colour_config(strategy="full", crop_pct=1.0),
+            colour_config(strategy="full", crop_pct=0.5),
+        )
     )
     assert half - whole == 42 * 3 * (64**2 - 32**2)
 
@@ -127,4 +143,6 @@ def test_training_images_are_prepared_so(colour_config):
     job = finish(preparing)
     rows, inputs = next(job.training_inputs(job.training_batches(1), 1))
     file = Path(job.config.data, job.dataset.table["id"].iloc[rows[0]])
-    torch.testing.assert_close(inputs[0].contiguous(), torch.from_numpy(by_hand(file)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        inputs[0].contiguous(), torch.from_numpy(by_hand(file)), atol=1e-5, rtol=1e-5
+    )

@@ -59,15 +59,25 @@ def test_frozen_means_frozen_bit_for_bit(config, tmp_path, settings):
     found = run(settings, tmp_path / "run")
     network = build_network(settings.backbone, "pretrained", 3, settings.seed)
     before = network.model.state_dict()
-    after = {name: tensor.clone() for name, tensor in before.items()} | load_checkpoint(tmp_path / "run", "last")[0]
+    after = {name: tensor.clone() for name, tensor in before.items()} | load_checkpoint(
+        tmp_path / "run", "last"
+    )[0]
     strategy = plan(settings, network.stages)
     for stage, one in zip(network.stages, strategy, strict=True):
-        changed = [n for n in (*stage.parameters, *stage.buffers) if n in before and not torch.equal(before[n], after[n])]
+        changed = [
+            n
+            for n in (*stage.parameters, *stage.buffers)
+            if n in before and not torch.equal(before[n], after[n])
+        ]
         if one.frozen:
             assert changed == []
         else:
             assert changed, f"{stage.name} trains, but nothing in it changed"
-    frozen = sum(len(s.parameters) + len(s.buffers) for s, one in zip(network.stages, strategy, strict=True) if one.frozen)
+    frozen = sum(
+        len(s.parameters) + len(s.buffers)
+        for s, one in zip(network.stages, strategy, strict=True)
+        if one.frozen
+    )
     assert of(events.RunFinished, found)[0].frozen_tensors == frozen
 
 
@@ -109,7 +119,9 @@ def test_events_tell_the_story_in_order(config, tmp_path):
     assert started.counts == {"train": 30, "val": 6, "test": 6}
     assert started.numerics == {"tf32": False, "cudnn_benchmark": False}
     assert finished.best_epoch in (1, 2)
-    assert of(events.EpochEnded, found)[finished.best_epoch - 1].val_accuracy == finished.val_accuracy
+    assert (
+        of(events.EpochEnded, found)[finished.best_epoch - 1].val_accuracy == finished.val_accuracy
+    )
 
 
 def test_it_learns_colours(config, tmp_path):
@@ -156,7 +168,9 @@ def test_a_loss_that_is_no_number_stops_the_run_in_words(config, tmp_path):
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_every_optimizer_and_schedule_trains(config, tmp_path, optimizer, schedule):
-    settings = config(optimizer=optimizer, schedule=schedule, strategy="feature_extraction", weight_decay=0.01)
+    settings = config(
+        optimizer=optimizer, schedule=schedule, strategy="feature_extraction", weight_decay=0.01
+    )
     assert isinstance(run(settings, tmp_path / "run")[-1], events.RunFinished)
 
 
@@ -171,7 +185,9 @@ def test_cosine_warms_up_and_comes_down():
 
 
 def test_bf16_trains_too(native_bf16, config, tmp_path):
-    assert isinstance(run(config(precision="bf16", epochs=1), tmp_path / "run")[-1], events.RunFinished)
+    assert isinstance(
+        run(config(precision="bf16", epochs=1), tmp_path / "run")[-1], events.RunFinished
+    )
 
 
 def test_random_weights_are_said_and_seeded(config, tmp_path):
@@ -192,7 +208,9 @@ def test_damaged_images_are_named_and_left_out(config, tmp_path):
 
 
 def test_dropout_networks_repeat_too(config, tmp_path):
-    settings = config(backbone="squeezenet1_1", weights="none", image_size=64, strategy="full", epochs=1)
+    settings = config(
+        backbone="squeezenet1_1", weights="none", image_size=64, strategy="full", epochs=1
+    )
     assert "Dropout" in str(build_network("squeezenet1_1", "none", 3, 0).model)
     for name in "ab":
         run(settings, tmp_path / name)
@@ -212,7 +230,9 @@ def test_events_are_plain_scalars(config, tmp_path):
 
 
 def test_stage_names_of_the_packaged_backbone_used_above_exist():
-    assert {"block2", "block5", "head"} <= {stage.name for stage in network_stages("efficientnet_lite0", 3)}
+    assert {"block2", "block5", "head"} <= {
+        stage.name for stage in network_stages("efficientnet_lite0", 3)
+    }
 
 
 def test_stopped_at_the_end_of_an_epoch_its_results_are_there(config, tmp_path):
@@ -243,7 +263,9 @@ def test_batchnorm_on_a_single_image_is_refused_in_words(config, tmp_path):
 
 def test_other_threads_using_torchs_randomness_change_nothing(config, tmp_path):
     """A page that builds a network while a run with dropout goes on."""
-    settings = config(backbone="squeezenet1_1", weights="none", image_size=64, strategy="full", epochs=1)
+    settings = config(
+        backbone="squeezenet1_1", weights="none", image_size=64, strategy="full", epochs=1
+    )
     run(settings, tmp_path / "alone")
     folder = tmp_path / "disturbed"
     folder.mkdir()

@@ -35,7 +35,9 @@ RANK = 3
 
 @pytest.fixture
 def config(colour_config):
-    return partial(colour_config, batch_size=10, epochs=3, strategy="lora", lora_from="block6", lora_rank=4)
+    return partial(
+        colour_config, batch_size=10, epochs=3, strategy="lora", lora_from="block6", lora_rank=4
+    )
 
 
 class Block(nn.Module):
@@ -43,7 +45,9 @@ class Block(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
 
     def forward(self, tokens):
         normed = self.norm(tokens)
@@ -80,7 +84,9 @@ NETWORKS = {
 
 
 def planned(network, **settings):
-    return plan(make_config({"data": "x", "strategy": "lora", "lora_rank": RANK} | settings), network.stages)
+    return plan(
+        make_config({"data": "x", "strategy": "lora", "lora_rank": RANK} | settings), network.stages
+    )
 
 
 def randomised(network, strategy):
@@ -105,21 +111,30 @@ def unmerged(model, factors):
             down = {"weight": one.down.view(-1, *one.weight.shape[1:])}
             down |= {"bias": torch.zeros(len(one.down))} if layer.bias is not None else {}
             up = one.up[:, :, None, None]
-            return lambda x: functional_call(own, {"weight": start}, x) + one.scale * conv2d(functional_call(own, down, x), up)
+            return lambda x: (
+                functional_call(own, {"weight": start}, x)
+                + one.scale * conv2d(functional_call(own, down, x), up)
+            )
         bias = layer.in_proj_bias if isinstance(layer, nn.MultiheadAttention) else layer.bias
         return lambda x: linear(x, start, bias) + one.scale * (x @ one.down.T) @ one.up.T
 
     def attend(project, end, heads, queries):
         count, tokens, width = queries.shape
-        parts = project(queries).view(count, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-        return (end(scaled_dot_product_attention(*parts).transpose(1, 2).reshape(count, tokens, width)),)
+        parts = (
+            project(queries).view(count, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+        )
+        return (
+            end(scaled_dot_product_attention(*parts).transpose(1, 2).reshape(count, tokens, width)),
+        )
 
     for path, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             project = beside(f"{path}.in_proj_weight", module)
             end = beside(f"{path}.out_proj.weight", module.out_proj)
             given = project, end, module.num_heads
-            module.forward = lambda queries, _keys, _values, need_weights, given=given: attend(*given, queries)
+            module.forward = lambda queries, _keys, _values, need_weights, given=given: attend(
+                *given, queries
+            )
         elif f"{path}.weight" in factors.factors:
             module.forward = beside(f"{path}.weight", module)
 
@@ -146,9 +161,14 @@ def test_a_steps_gradients_are_those_that_autograd_gives_the_factors(name):
     apply(strategy, network.stages, network.model, 1)
     network.model.eval()
     images, labels = torch.randn(4, 3, side, side), torch.tensor([0, 1, 2, 0])
-    composed = {name: (one.start + one.scale * one.up @ one.down).view_as(one.weight) for name, one in factors.factors.items()}
+    composed = {
+        name: (one.start + one.scale * one.up @ one.down).view_as(one.weight)
+        for name, one in factors.factors.items()
+    }
     pairs = [tensor for one in factors.factors.values() for tensor in (one.down, one.up)]
-    wanted = torch.autograd.grad(cross_entropy(functional_call(network.model, composed, images), labels), pairs)
+    wanted = torch.autograd.grad(
+        cross_entropy(functional_call(network.model, composed, images), labels), pairs
+    )
     cross_entropy(network.model(images), labels).backward()
     factors.take_gradients()
     for tensor, gradient in zip(pairs, wanted, strict=True):
@@ -156,9 +176,13 @@ def test_a_steps_gradients_are_those_that_autograd_gives_the_factors(name):
     assert all(one.weight.grad is None for one in factors.factors.values())
 
 
-def step_on(network, strategy, side, *, optimizer="sgd", forward=None, scale=None, device=CPU, **rule):
+def step_on(
+    network, strategy, side, *, optimizer="sgd", forward=None, scale=None, device=CPU, **rule
+):
     """One step; the factors then."""
-    config = make_config({"data": "x", "strategy": "lora", "optimizer": optimizer, "learning_rate": 0.1})
+    config = make_config(
+        {"data": "x", "strategy": "lora", "optimizer": optimizer, "learning_rate": 0.1}
+    )
     factors = low_rank(network, strategy, 0)
     apply(strategy, network.stages, network.model, 1)
     made = make_optimizer(config, strategy, network.stages, network.model, factors)
@@ -166,7 +190,14 @@ def step_on(network, strategy, side, *, optimizer="sgd", forward=None, scale=Non
     images, labels = torch.randn(6, 3, side, side), torch.arange(6) % 3
     for step in range(2):  # in the first one B is zero, so that A does not move
         done = train_step(
-            forward or network.model, images, labels, made, device, step, StepRule(low_rank=factors, **rule), scale
+            forward or network.model,
+            images,
+            labels,
+            made,
+            device,
+            step,
+            StepRule(low_rank=factors, **rule),
+            scale,
         )
     return factors, done
 
@@ -177,7 +208,11 @@ def test_what_attention_never_calls_trains_too_and_nothing_else_moves():
     factors, _ = step_on(network, strategy, side)
     assert set(factors.factors) == {
         "stem.weight",
-        *(f"blocks.{block}.attention.{name}" for block in (0, 1) for name in ("in_proj_weight", "out_proj.weight")),
+        *(
+            f"blocks.{block}.attention.{name}"
+            for block in (0, 1)
+            for name in ("in_proj_weight", "out_proj.weight")
+        ),
         *(f"blocks.{block}.mlp.{layer}.weight" for block in (0, 1) for layer in (0, 2)),
     }
     before, now = network.pretrained.state_dict(), network.model.state_dict()
@@ -223,7 +258,9 @@ def test_gradients_of_an_attempt_that_ran_out_of_memory_are_forgotten():
     other, _ = attending()
     step_on(other, planned(other), side, micro_batch=4)
     assert done.skipped == 0
-    for (name, tensor), expected in zip(network.model.state_dict().items(), other.model.state_dict().values(), strict=True):
+    for (name, tensor), expected in zip(
+        network.model.state_dict().items(), other.model.state_dict().values(), strict=True
+    ):
         torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
@@ -240,9 +277,18 @@ def test_a_step_that_is_skipped_changes_nothing(optimizer):
     network, side = attending()
     before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
     scale = LossScale(torch.tensor(1024.0), torch.zeros((), dtype=torch.int32))
-    _, done = step_on(network, planned(network), side, optimizer=optimizer, forward=Overflowing(network.model), scale=scale)
+    _, done = step_on(
+        network,
+        planned(network),
+        side,
+        optimizer=optimizer,
+        forward=Overflowing(network.model),
+        scale=scale,
+    )
     assert (done.skipped.item(), scale.factor.item()) == (1, 256)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in network.model.state_dict().items()
+    )
 
 
 def test_factors_are_counted_without_a_network_and_depthwise_convolutions_have_none():
@@ -251,16 +297,33 @@ def test_factors_are_counted_without_a_network_and_depthwise_convolutions_have_n
     assert "blocks.1.0.conv_pw.weight" in names
     assert not [name for name in names if "conv_dw" in name or "classifier" in name or "bn" in name]
     stages = network_stages("resnet18", 3)
-    settings = {"data": "x", "backbone": "resnet18", "strategy": "lora", "lora_from": "layer4", "lora_rank": 8}
+    settings = {
+        "data": "x",
+        "backbone": "resnet18",
+        "strategy": "lora",
+        "lora_from": "layer4",
+        "lora_rank": 8,
+    }
     strategy = plan(make_config(settings), stages)
-    inputs = (256 * 9, 512 * 9, 256, 512 * 9, 512 * 9)  # of layer4's five convolutions, of 512 channels each
-    assert trainable_parameters(strategy, stages) == 8 * sum(512 + each for each in inputs) + 512 * 3 + 3
+    inputs = (
+        256 * 9,
+        512 * 9,
+        256,
+        512 * 9,
+        512 * 9,
+    )  # of layer4's five convolutions, of 512 channels each
+    assert (
+        trainable_parameters(strategy, stages)
+        == 8 * sum(512 + each for each in inputs) + 512 * 3 + 3
+    )
     assert cut_index(strategy) == 4
     rows = describe(strategy, stages)
     assert [row["part"] for row in rows] == ["all"] * 4 + ["lora", "all"]
     assert rows[4]["trained"] == 8 * sum(512 + each for each in inputs)
     norms = plan(make_config(settings | {"lora_norms": "train"}), stages)
-    assert trainable_parameters(norms, stages) - trainable_parameters(strategy, stages) == 5 * 512 * 2
+    assert (
+        trainable_parameters(norms, stages) - trainable_parameters(strategy, stages) == 5 * 512 * 2
+    )
     assert [one.batchnorm for one in (strategy[4], norms[4])] == ["frozen", "train"]
 
 
@@ -278,7 +341,8 @@ def test_settings_that_do_not_fit_are_refused_by_field(colour_config):
         colour_config(strategy="lora", l2_sp=0.1)
     for stage in ("block9", "head"):
         with pytest.raises(
-            ConfigError, match=f"lora_from: there is no stage '{stage}'; the stages of efficientnet_lite0 are stem"
+            ConfigError,
+            match=f"lora_from: there is no stage '{stage}'; the stages of efficientnet_lite0 are stem",
         ):
             check_config(colour_config(strategy="lora", lora_from=stage))
     other = colour_config(strategy="lora", lora_from="block3").for_strategy("full")
@@ -295,7 +359,9 @@ def test_a_checkpoint_holds_factors_and_the_head_and_makes_a_plain_network(confi
     found = trained(settings, tmp_path / "run")
     assert isinstance(found[-1], events.RunFinished)
     tensors, info = load_tensors(tmp_path / "run", BEST)
-    kept = {name.removesuffix(".lora_A").removesuffix(".lora_B") for name in tensors if ".lora_" in name}
+    kept = {
+        name.removesuffix(".lora_A").removesuffix(".lora_B") for name in tensors if ".lora_" in name
+    }
     stages = network_stages("efficientnet_lite0", 3)
     late = {name for stage in stages[6:] for name in stage.matrices}
     norms = {name for stage in stages[6:-1] for name in (*stage.norms, *stage.buffers)}
@@ -305,14 +371,19 @@ def test_a_checkpoint_holds_factors_and_the_head_and_makes_a_plain_network(confi
         "classifier.bias",
     }
     network, _ = best_network(settings, tmp_path / "run")
-    assert network.model.state_dict().keys() == build_network("efficientnet_lite0", "none", 3, 0).model.state_dict().keys()
+    assert (
+        network.model.state_dict().keys()
+        == build_network("efficientnet_lite0", "none", 3, 0).model.state_dict().keys()
+    )
     before = network.pretrained.state_dict()
     for name in late:
         factors = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
         merged = torch.addmm(before[name].flatten(1), factors[1], factors[0], alpha=4.0)
         assert torch.equal(network.model.get_parameter(name).flatten(1), merged)
         assert not torch.equal(merged, before[name].flatten(1)), name
-    others = network.model.state_dict().keys() - late - norms - {"classifier.weight", "classifier.bias"}
+    others = (
+        network.model.state_dict().keys() - late - norms - {"classifier.weight", "classifier.bias"}
+    )
     assert all(torch.equal(network.model.state_dict()[name], before[name]) for name in others)
     assert info.epoch == found[-1].best_epoch
     assert checkpoint_path(tmp_path / "run", BEST).stat().st_size < 800_000
@@ -328,7 +399,10 @@ def test_a_checkpoint_of_another_rank_is_refused(config, tmp_path):
 
 def test_the_frozen_stages_are_cached_and_that_changes_nothing(config, tmp_path):
     cached, uncached = (trained(config(cache=how), tmp_path / how) for how in ("auto", "off"))
-    started = [next(event for event in found if isinstance(event, events.RunStarted)) for found in (cached, uncached)]
+    started = [
+        next(event for event in found if isinstance(event, events.RunStarted))
+        for found in (cached, uncached)
+    ]
     assert [event.cache.where for event in started] == ["memory", "off"]
     ours, theirs = (load_tensors(tmp_path / how, LAST)[0] for how in ("auto", "off"))
     for name in ours:
@@ -355,15 +429,29 @@ def finish_preparing(config):
 
 
 def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cache(config):
-    speed = Speed(trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0)
+    speed = Speed(
+        trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0
+    )
     job = finish_preparing(config())
     few, more = (forecast(config(lora_rank=rank), job.dataset, speed, 0.001) for rank in (1, 8))
     stages = job.network.stages
-    assert more.trainable_parameters == trainable_parameters(plan(config(lora_rank=8), stages), stages)
-    assert more.memory_bytes - few.memory_bytes == 12 * (more.trainable_parameters - few.trainable_parameters)
-    alone = forecast(config(strategy="feature_extraction", lora_from=None), job.dataset, speed, 0.001)
-    matrices = sum(rows * columns for stage in stages[6:-1] for rows, columns in stage.matrices.values())
-    beside = few.memory_bytes - 12 * few.trainable_parameters - (alone.memory_bytes - 12 * alone.trainable_parameters)
+    assert more.trainable_parameters == trainable_parameters(
+        plan(config(lora_rank=8), stages), stages
+    )
+    assert more.memory_bytes - few.memory_bytes == 12 * (
+        more.trainable_parameters - few.trainable_parameters
+    )
+    alone = forecast(
+        config(strategy="feature_extraction", lora_from=None), job.dataset, speed, 0.001
+    )
+    matrices = sum(
+        rows * columns for stage in stages[6:-1] for rows, columns in stage.matrices.values()
+    )
+    beside = (
+        few.memory_bytes
+        - 12 * few.trainable_parameters
+        - (alone.memory_bytes - 12 * alone.trainable_parameters)
+    )
     assert beside == 4 * matrices
 
 

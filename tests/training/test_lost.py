@@ -44,14 +44,18 @@ def test_an_image_that_vanishes_is_named_counted_and_left_out(uncached, tmp_path
     assert sum(isinstance(event, events.ImagesLost) for event in rest) <= 2
 
 
-def test_more_than_the_set_share_ends_the_run_with_what_to_do_and_it_resumes_once_they_are_back(uncached, tmp_path):
+def test_more_than_the_set_share_ends_the_run_with_what_to_do_and_it_resumes_once_they_are_back(
+    uncached, tmp_path
+):
     config = uncached()
     stream, _ = run_until_epoch(config, tmp_path / "run")
     files = images_of(config)
     kept = {file: file.read_bytes() for file in files[:14]}
     for file in kept:
         file.unlink()
-    with pytest.raises(TrainingError, match=r"can no longer be read, more than 2.0 %.*\. Put them back"):
+    with pytest.raises(
+        TrainingError, match=r"can no longer be read, more than 2.0 %.*\. Put them back"
+    ):
         list(stream)
     for file, content in kept.items():
         file.write_bytes(content)

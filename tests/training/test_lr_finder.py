@@ -10,7 +10,12 @@ from tests.drain import drained
 @pytest.fixture
 def config(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 14})
-    settings = {"image_size": 32, "batch_size": 10, "precision": "fp32", "strategy": "feature_extraction"}
+    settings = {
+        "image_size": 32,
+        "batch_size": 10,
+        "precision": "fp32",
+        "strategy": "feature_extraction",
+    }
     return make_config(settings | {"data": str(folder)})
 
 

@@ -29,13 +29,18 @@ def test_numbers_are_those_of_a_plain_step():
     gradient = torch.cat([layer.weight.grad.flatten(), layer.bias.grad]).norm().item()
     assert set(found) == {"head"}
     assert found["head"] == pytest.approx(
-        {"learning_rate": 0.1, "gradient_norm": gradient, "update": 0.1 * gradient / weights}, rel=1e-4
+        {"learning_rate": 0.1, "gradient_norm": gradient, "update": 0.1 * gradient / weights},
+        rel=1e-4,
     )
 
 
 def test_a_run_tells_of_every_stage_that_trains_and_of_no_other(colour_config, tmp_path):
-    config = colour_config(epochs=6, batch_size=42, strategy="gradual_unfreezing", backbone="resnet18", weights="none")
+    config = colour_config(
+        epochs=6, batch_size=42, strategy="gradual_unfreezing", backbone="resnet18", weights="none"
+    )
     emitted = [event for event in fit(config, tmp_path) if isinstance(event, events.EpochEnded)]
     assert [len(event.stages) for event in emitted] == [1, 2, 3, 4, 5, 6]
     assert list(emitted[0].stages) == ["head"]
-    assert all(row["gradient_norm"] > 0 and row["update"] > 0 for row in emitted[-1].stages.values())
+    assert all(
+        row["gradient_norm"] > 0 and row["update"] > 0 for row in emitted[-1].stages.values()
+    )

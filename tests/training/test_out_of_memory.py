@@ -69,7 +69,9 @@ def test_under_a_limit_of_the_system_smaller_parts_go_through():
     first, *later = found["tries"]
     assert first[0] == 64
     assert later == [[size] * (64 // size)] * 2  # what failed is not tried again
-    assert found["tracked"] == 3 * 64 // size  # nor does a failed pass count in BatchNorm's statistics
+    assert (
+        found["tracked"] == 3 * 64 // size
+    )  # nor does a failed pass count in BatchNorm's statistics
     assert size <= found["evaluated"] < 64
     assert found["logits"] == 64
 
@@ -81,7 +83,9 @@ def test_under_a_limit_of_the_system_smaller_parts_go_through():
         RuntimeError(
             "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."
         ),
-        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1 GB, max allowed: 9.07 GB)."),
+        RuntimeError(
+            "MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1 GB, max allowed: 9.07 GB)."
+        ),
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
@@ -108,7 +112,12 @@ class Hungry(nn.Module):
     def __init__(self, most, features=6):
         super().__init__()
         torch.manual_seed(0)
-        self.norm, self.inner, self.most, self.seen = nn.BatchNorm1d(features), nn.Linear(features, 3), most, []
+        self.norm, self.inner, self.most, self.seen = (
+            nn.BatchNorm1d(features),
+            nn.Linear(features, 3),
+            most,
+            [],
+        )
 
     def forward(self, inputs):
         self.seen.append(len(inputs))
@@ -132,7 +141,9 @@ def test_the_step_is_that_of_smaller_parts_and_a_failed_pass_leaves_no_trace():
     done = steps_on(limited, 8)
     steps_on(wanted, 8, micro=done.micro_batch)
     assert (done.micro_batch, limited.seen) == (2, [8, 4, 2, 2, 2, 2])
-    for (name, tensor), other in zip(limited.state_dict().items(), wanted.state_dict().values(), strict=True):
+    for (name, tensor), other in zip(
+        limited.state_dict().items(), wanted.state_dict().values(), strict=True
+    ):
         assert torch.equal(tensor, other), name
 
 
@@ -149,7 +160,9 @@ def test_not_even_one_image_fits():
         run_in_parts(Hungry(0).eval(), torch.zeros(5, 6), 4)
 
 
-@pytest.mark.parametrize(("message", "tries"), [("shapes differ", [8]), ("could not create a primitive", [8, 4, 2, 1])])
+@pytest.mark.parametrize(
+    ("message", "tries"), [("shapes differ", [8]), ("could not create a primitive", [8, 4, 2, 1])]
+)
 def test_other_errors_stay_what_they_are(message, tries):
     """oneDNN's words may mean a lack of memory, and are a bug where a single image fails, too."""
     seen = []
@@ -173,7 +186,12 @@ def test_outputs_of_parts_are_those_of_the_whole():
 
 @pytest.mark.parametrize(
     ("failing", "ahead", "expected"),
-    [(1, 1, [0, 1, 1, 2, 3, 4]), (3, 1, [0, 1, 2, 3, 3, 4]), (1, 2, [0, 1, 2, 1, 2, 3, 4]), (3, 2, [0, 1, 2, 3, 4, 3, 4])],
+    [
+        (1, 1, [0, 1, 1, 2, 3, 4]),
+        (3, 1, [0, 1, 2, 3, 3, 4]),
+        (1, 2, [0, 1, 2, 1, 2, 3, 4]),
+        (3, 2, [0, 1, 2, 3, 4, 3, 4]),
+    ],
 )
 def test_a_batch_that_cannot_be_made_beside_the_step_is_made_after_it(failing, ahead, expected):
     tries = []
@@ -184,7 +202,13 @@ def test_a_batch_that_cannot_be_made_beside_the_step_is_made_after_it(failing, a
             raise RuntimeError(LINUX)
         return int(rows.sum())
 
-    assert [batch for _, batch in prefetched(make, in_order(np.arange(5), 1), ahead)] == [0, 1, 2, 3, 4]
+    assert [batch for _, batch in prefetched(make, in_order(np.arange(5), 1), ahead)] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
     assert tries == expected
 
 
@@ -235,11 +259,15 @@ def limit_tail(monkeypatch, most):
     """Let no more than so many images go through a run's network or tail at a time; the numbers that tried."""
     seen = []
     forward = job.Job.forward.fget
-    monkeypatch.setattr(job.Job, "forward", property(lambda self: Limited(forward(self), most, seen)))
+    monkeypatch.setattr(
+        job.Job, "forward", property(lambda self: Limited(forward(self), most, seen))
+    )
     return seen
 
 
-def test_an_optimizer_without_room_ends_the_run_in_words_and_keeps_its_checkpoint(config, tmp_path, monkeypatch):
+def test_an_optimizer_without_room_ends_the_run_in_words_and_keeps_its_checkpoint(
+    config, tmp_path, monkeypatch
+):
     stepped = torch.optim.SGD.step
     calls = []
 
@@ -253,7 +281,9 @@ def test_an_optimizer_without_room_ends_the_run_in_words_and_keeps_its_checkpoin
     with pytest.raises(TrainingError, match=r"optimizer's step.*resume"):
         list(fit(config(optimizer="sgd", epochs=3), tmp_path))
     monkeypatch.setattr(torch.optim.SGD, "step", stepped)
-    assert isinstance(list(fit(config(optimizer="sgd", epochs=3), tmp_path, resume=True))[-1], events.RunFinished)
+    assert isinstance(
+        list(fit(config(optimizer="sgd", epochs=3), tmp_path, resume=True))[-1], events.RunFinished
+    )
 
 
 def test_a_measurement_without_room_is_left_out(monkeypatch):
@@ -262,7 +292,9 @@ def test_a_measurement_without_room_is_left_out(monkeypatch):
             self.param_groups = [{"params": params}]
 
     parameter = nn.Parameter(torch.zeros(2))
-    monkeypatch.setattr(torch.Tensor, "clone", lambda self: (_ for _ in ()).throw(RuntimeError(LINUX)))
+    monkeypatch.setattr(
+        torch.Tensor, "clone", lambda self: (_ for _ in ()).throw(RuntimeError(LINUX))
+    )
     assert movement.copied(Full([parameter])) is None
 
 

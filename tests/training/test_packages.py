@@ -7,7 +7,9 @@ import pytest
 from finetune_core.data.rowcache import CACHE
 from finetune_core.training.packages import keep_package, kept_package
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="compiled under Linux only"
+)
 
 
 def test_what_was_kept_comes_back():

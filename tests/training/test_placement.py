@@ -36,7 +36,11 @@ class Travelled(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         result = function(*arguments, **(named or {}))
-        sources = [one for one in arguments if torch.is_tensor(one) and one.device.type == "cpu" and one.ndim]
+        sources = [
+            one
+            for one in arguments
+            if torch.is_tensor(one) and one.device.type == "cpu" and one.ndim
+        ]
         if sources and torch.is_tensor(result) and result.device.type == "meta":
             self.bytes += [one.nbytes for one in sources]
         return result
@@ -52,11 +56,15 @@ def lookup(tmp_path):
 
 
 def squares():
-    return torch.randint(0, 256, (20, SIDE, SIDE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (20, SIDE, SIDE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def images(lookup, device, config):
-    return TrainingImages(Pixels([], SIDE, lookup, {}, 0), device, config, backbone_info("resnet18"), KEYS)
+    return TrainingImages(
+        Pixels([], SIDE, lookup, {}, 0), device, config, backbone_info("resnet18"), KEYS
+    )
 
 
 def test_rows_on_a_device_are_those_that_were_asked_for(lookup):
@@ -80,14 +88,23 @@ def test_equal_images_under_several_names_are_held_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("room", "where"),
-    [(0, ["cpu", "cpu"]), (7, ["cpu", "cpu"]), (19, ["cpu", "meta"]), (20, ["meta", "cpu"]), (28, ["meta", "meta"])],
+    [
+        (0, ["cpu", "cpu"]),
+        (7, ["cpu", "cpu"]),
+        (19, ["cpu", "meta"]),
+        (20, ["meta", "cpu"]),
+        (28, ["meta", "meta"]),
+    ],
 )
 def test_lookups_are_placed_on_the_device_as_long_as_there_is_room(lookup, room, where):
     row = SIDE * SIDE * 3
     both = [lookup, lookup.on(torch.device("cpu"), np.arange(8))]
     found = placed(both, np.arange(20), torch.device("meta"), room * row)
     assert [one.blocks[0].rows.device.type for one in found] == where
-    assert [one.places[:, 0].min() for one in found] == [0, -1]  # what the second one lacks, it still lacks
+    assert [one.places[:, 0].min() for one in found] == [
+        0,
+        -1,
+    ]  # what the second one lacks, it still lacks
 
 
 def test_a_device_without_room_for_them_after_all_leaves_rows_where_they_are(lookup, monkeypatch):
@@ -108,22 +125,34 @@ def test_only_a_gpu_with_memory_of_its_own_is_given_rows_and_half_of_what_is_fre
 
 @pytest.mark.parametrize("version", [None, 1])
 @pytest.mark.parametrize("kind", ["none", "flips", "random_resized_crop"])
-def test_of_rows_on_the_device_next_to_nothing_travels_and_nobody_waits(lookup, colour_config, kind, version):
+def test_of_rows_on_the_device_next_to_nothing_travels_and_nobody_waits(
+    lookup, colour_config, kind, version
+):
     config = colour_config(augmentation=kind, image_size=SIZE)
     source = images(lookup, META, config)
     held = source.held_in(placed(source.lookups, np.arange(20), META.torch_device, 10**9))
     with Travelled() as travelled:
         rows, loaded = held.readable(np.array([2, 9, 15]), version)
         found = held.finished(loaded, rows, version)
-    assert (found.device.type, found.dtype, found.shape) == ("meta", torch.float32, (3, 3, SIZE, SIZE))
+    assert (found.device.type, found.dtype, found.shape) == (
+        "meta",
+        torch.float32,
+        (3, 3, SIZE, SIZE),
+    )
     assert found.is_contiguous(memory_format=torch.channels_last)
-    assert 0 < sum(travelled.bytes) <= 200, "row numbers, boxes, flips, and the backbone's mean and deviation"
+    assert 0 < sum(travelled.bytes) <= 200, (
+        "row numbers, boxes, flips, and the backbone's mean and deviation"
+    )
 
 
 def test_what_does_not_fit_travels_as_bytes_to_be_finished_there(lookup, colour_config):
-    source = images(lookup, META, colour_config(augmentation="random_resized_crop", image_size=SIZE))
+    source = images(
+        lookup, META, colour_config(augmentation="random_resized_crop", image_size=SIZE)
+    )
     with Travelled() as travelled:
-        for rows, loaded in arriving(lambda rows: source.readable(rows, 0), [np.arange(5), np.arange(5, 10)], META):
+        for rows, loaded in arriving(
+            lambda rows: source.readable(rows, 0), [np.arange(5), np.arange(5, 10)], META
+        ):
             assert (loaded.device.type, loaded.dtype) == ("meta", torch.uint8)
             assert source.finished(loaded, rows, 0).shape == (5, 3, SIZE, SIZE)
     square = SIDE * SIDE * 3
@@ -131,7 +160,11 @@ def test_what_does_not_fit_travels_as_bytes_to_be_finished_there(lookup, colour_
 
 
 def test_images_that_are_analyzed_travel_as_bytes_too_and_are_the_same_everywhere(lookup):
-    pixels, info, rows = Pixels([], SIDE, lookup, {}, 0), backbone_info("resnet18"), np.array([3, 17, 4])
+    pixels, info, rows = (
+        Pixels([], SIDE, lookup, {}, 0),
+        backbone_info("resnet18"),
+        np.array([3, 17, 4]),
+    )
     made = [validation_feed(pixels, info, SIZE, device) for device in (CPU, GPU)]
     here, there = (feed.finish(feed.load(rows), rows) for feed in made)
     assert torch.equal(here, there)
@@ -165,15 +198,21 @@ def test_labels_on_the_device_are_indexed_there(colour_config):
 
 @pytest.mark.parametrize("kind", ["none", "flips", "random_resized_crop"])
 @pytest.mark.parametrize("room", [0, 10**9])
-def test_what_is_finished_on_the_device_is_what_a_processor_makes(lookup, colour_config, kind, room):
+def test_what_is_finished_on_the_device_is_what_a_processor_makes(
+    lookup, colour_config, kind, room
+):
     config = colour_config(augmentation=kind, image_size=SIZE)
     batches = [np.array([4, 19, 7]), np.array([8, 0])]
 
     def made(device):
         source = images(lookup, device, config)
-        source = source.held_in(placed(source.lookups, np.arange(20), device.torch_device, room if device is GPU else 0))
+        source = source.held_in(
+            placed(source.lookups, np.arange(20), device.torch_device, room if device is GPU else 0)
+        )
         for version in (None, 0, 3):
-            for rows, loaded in arriving(lambda rows, version=version: source.readable(rows, version), batches, device):
+            for rows, loaded in arriving(
+                lambda rows, version=version: source.readable(rows, version), batches, device
+            ):
                 yield source.finished(loaded, rows, version)
 
     for ours, theirs in zip(made(GPU), made(CPU), strict=True):
@@ -190,7 +229,9 @@ def test_what_is_finished_on_the_device_is_what_a_processor_makes(lookup, colour
         ({"strategy": "full"}, 0),
     ],
 )
-def test_a_run_is_the_same_wherever_its_rows_live(colour_config, tmp_path, marks, monkeypatch, settings, room):
+def test_a_run_is_the_same_wherever_its_rows_live(
+    colour_config, tmp_path, marks, monkeypatch, settings, room
+):
     config = colour_config(epochs=2, batch_size=8, **settings)
     for folder, device, allowed in (("here", CPU, 0), ("there", GPU, room)):
         monkeypatch.setattr(prepare, "choose_device", lambda *_, device=device: device)

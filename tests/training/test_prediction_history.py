@@ -6,7 +6,11 @@ import pytest
 from finetune_core.errors import RunError
 from finetune_core.training import prediction_history
 from finetune_core.training.batches import sample_keys
-from finetune_core.training.prediction_history import add_predictions, flips, load_prediction_history
+from finetune_core.training.prediction_history import (
+    add_predictions,
+    flips,
+    load_prediction_history,
+)
 
 NAMES = np.array([f"class/{number}.png" for number in range(6)])
 KEYS, LABELS = sample_keys(NAMES), np.array([0, 0, 1, 1, 2, 2])
@@ -17,7 +21,9 @@ def note(folder, epoch, predicted, rows=slice(None)):
 
 
 def test_images_that_change_are_listed_the_latest_first(tmp_path):
-    for epoch, predicted in enumerate([[0, 1, 1, 1, 0, 2], [0, 0, 1, 2, 0, 2], [0, 0, 1, 1, 0, 2]], start=1):
+    for epoch, predicted in enumerate(
+        [[0, 1, 1, 1, 0, 2], [0, 0, 1, 2, 0, 2], [0, 0, 1, 1, 0, 2]], start=1
+    ):
         note(tmp_path, epoch, predicted)
     found = flips(load_prediction_history(tmp_path))
     assert [(flip.id, flip.label, flip.turns, flip.last) for flip in found] == [

@@ -31,7 +31,11 @@ def gpu(monkeypatch):
     own = GeneratorOfAGPU(7)
     monkeypatch.setattr(torch.cuda, "default_generators", (own,))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(compute, "stream", lambda seed, kind="cpu": GeneratorOfAGPU(seed) if kind == "cuda" else stream(seed))
+    monkeypatch.setattr(
+        compute,
+        "stream",
+        lambda seed, kind="cpu": GeneratorOfAGPU(seed) if kind == "cuda" else stream(seed),
+    )
     return own
 
 
@@ -44,7 +48,15 @@ def trained(device, model=None, rule=None):
     """What a step makes of the weights of a network with dropout."""
     model = model or network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=True)
-    train_step(model, torch.ones(6, 4), torch.tensor([0, 1] * 3), optimizer, device, seed=5, rule=rule or StepRule())
+    train_step(
+        model,
+        torch.ones(6, 4),
+        torch.tensor([0, 1] * 3),
+        optimizer,
+        device,
+        seed=5,
+        rule=rule or StepRule(),
+    )
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
@@ -104,11 +116,22 @@ def test_a_step_draws_what_one_seeded_block_draws(size):
     with seeded(5):
         order = torch.randperm(6)
         for some in torch.ones(6, 4)[order].tensor_split(6 // size):
-            (nn.functional.cross_entropy(expected(some), torch.tensor([0, 1] * (size // 2)), reduction="sum") / 6).backward()
+            (
+                nn.functional.cross_entropy(
+                    expected(some), torch.tensor([0, 1] * (size // 2)), reduction="sum"
+                )
+                / 6
+            ).backward()
     torch.optim.SGD(expected.parameters(), 0.1).step()
-    rule = StepRule(micro_batch=size, mix=lambda images, labels: (images[torch.randperm(6)], labels))
+    rule = StepRule(
+        micro_batch=size, mix=lambda images, labels: (images[torch.randperm(6)], labels)
+    )
     found = trained(CPU, model, rule)
-    assert torch.allclose(found, torch.cat([parameter.detach().flatten() for parameter in expected.parameters()]), atol=1e-6)
+    assert torch.allclose(
+        found,
+        torch.cat([parameter.detach().flatten() for parameter in expected.parameters()]),
+        atol=1e-6,
+    )
 
 
 def test_a_step_leaves_the_states_of_both_devices_as_they_were(gpu):
@@ -117,7 +140,10 @@ def test_a_step_leaves_the_states_of_both_devices_as_they_were(gpu):
     rule = StepRule(mix=lambda images, labels: (images + torch.rand(()), labels))
     trained(CPU, rule=rule)
     trained(CUDA, plain, rule)
-    assert all(torch.equal(one.get_state(), state) for one, state in zip((torch.default_generator, gpu), states, strict=True))
+    assert all(
+        torch.equal(one.get_state(), state)
+        for one, state in zip((torch.default_generator, gpu), states, strict=True)
+    )
 
 
 def test_a_block_goes_on_where_the_last_one_stopped(gpu):

@@ -21,7 +21,13 @@ from tests.training.equal import check_equal
 from tests.training.rank_program import GONE, Task, trained_together
 
 # With SGD: Adam takes a whole step along a gradient that is nothing but rounding, as that of an attention's key bias.
-LAYERNORM = {"backbone": "timm/test_vit", "weights": "none", "image_size": 32, "optimizer": "sgd", "learning_rate": 1e-2}
+LAYERNORM = {
+    "backbone": "timm/test_vit",
+    "weights": "none",
+    "image_size": 32,
+    "optimizer": "sgd",
+    "learning_rate": 1e-2,
+}
 SETTINGS = {
     "feature extraction, Adam": {"strategy": "feature_extraction"},
     "last block, BatchNorm frozen": {
@@ -31,7 +37,12 @@ SETTINGS = {
         "learning_rate": 1e-2,
     },
     "biases, Adam": {"strategy": "bias_only"},
-    "norms, AdamW": {**LAYERNORM, "strategy": "batchnorm_only", "optimizer": "adamw", "learning_rate": 1e-3},
+    "norms, AdamW": {
+        **LAYERNORM,
+        "strategy": "batchnorm_only",
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+    },
     "last two blocks": {**LAYERNORM, "strategy": "last_two_blocks"},
     "gradual": {**LAYERNORM, "strategy": "gradual_unfreezing", "epochs": 9},
     "full": {**LAYERNORM, "strategy": "full"},
@@ -41,19 +52,53 @@ SETTINGS = {
     "from scratch": {**LAYERNORM, "strategy": "from_scratch"},
     "custom": {**LAYERNORM, "strategy": "custom", "cut": "block3"},
     "low rank": {**LAYERNORM, "strategy": "lora"},
-    "clipped, averaged, weighted": {**LAYERNORM, "strategy": "full", "clip_norm": 0.5, "ema": 0.9, "class_weights": "balanced"},
-    "mixed": {**LAYERNORM, "strategy": "full", "mixup": 0.4, "cutmix": 1.0, "class_weights": "balanced"},
-    "balanced, augmented": {**LAYERNORM, "augmentation": "random_resized_crop", "views": 2, "sampling": "balanced"},
-    "a part at a time": {**LAYERNORM, "strategy": "full", "micro_batch": 3, "label_smoothing": 0.1, "l2_sp": 0.01},
+    "clipped, averaged, weighted": {
+        **LAYERNORM,
+        "strategy": "full",
+        "clip_norm": 0.5,
+        "ema": 0.9,
+        "class_weights": "balanced",
+    },
+    "mixed": {
+        **LAYERNORM,
+        "strategy": "full",
+        "mixup": 0.4,
+        "cutmix": 1.0,
+        "class_weights": "balanced",
+    },
+    "balanced, augmented": {
+        **LAYERNORM,
+        "augmentation": "random_resized_crop",
+        "views": 2,
+        "sampling": "balanced",
+    },
+    "a part at a time": {
+        **LAYERNORM,
+        "strategy": "full",
+        "micro_batch": 3,
+        "label_smoothing": 0.1,
+        "l2_sp": 0.01,
+    },
 }
 
 
 @pytest.fixture(scope="module")
 def make(image_folder_once, tmp_path_factory):
     """Makes configs on 31 training images: batches of 10, 10 and 11, which two ranks cannot halve."""
-    data = image_folder_once(tmp_path_factory.mktemp("images"), {"red": 20, "blue": 13, "green": 12})
-    usual = {"data": str(data), "epochs": 3, "batch_size": 10, "image_size": 32, "learning_rate": 1e-3, "precision": "fp32"}
-    return lambda *settings, **more: make_config(functools.reduce(operator.or_, (usual, *settings, more)))
+    data = image_folder_once(
+        tmp_path_factory.mktemp("images"), {"red": 20, "blue": 13, "green": 12}
+    )
+    usual = {
+        "data": str(data),
+        "epochs": 3,
+        "batch_size": 10,
+        "image_size": 32,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+    }
+    return lambda *settings, **more: make_config(
+        functools.reduce(operator.or_, (usual, *settings, more))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +123,22 @@ def test_two_ranks_are_one(name, make, together, tmp_path):
     found, folder = together[name]
     check_equal(folder, tmp_path)
     for kind, exact, rounded in (
-        (events.StepEnded, ("epoch", "step", "images", "epoch_accuracy", "learning_rate"), ("loss", "gradient_norm")),
-        (events.EpochEnded, ("epoch", "train_accuracy", "val_accuracy", "val_scores"), ("train_loss", "val_loss")),
+        (
+            events.StepEnded,
+            ("epoch", "step", "images", "epoch_accuracy", "learning_rate"),
+            ("loss", "gradient_norm"),
+        ),
+        (
+            events.EpochEnded,
+            ("epoch", "train_accuracy", "val_accuracy", "val_scores"),
+            ("train_loss", "val_loss"),
+        ),
     ):
         mine, theirs = of_kind(kind, found), of_kind(kind, alone)
         for field in exact:
-            assert [getattr(event, field) for event in mine] == [getattr(event, field) for event in theirs]
+            assert [getattr(event, field) for event in mine] == [
+                getattr(event, field) for event in theirs
+            ]
         for field in rounded:
             assert [getattr(event, field) for event in mine] == pytest.approx(
                 [getattr(event, field) for event in theirs], abs=1e-4
@@ -131,7 +186,9 @@ def test_a_run_of_two_that_was_paused_goes_on_alone(disturbed):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_of_which_one_was_killed_goes_on_alone_or_with_three(disturbed, tmp_path_factory):
+def test_a_run_of_two_of_which_one_was_killed_goes_on_alone_or_with_three(
+    disturbed, tmp_path_factory
+):
     config, base = disturbed
     (base / "killed").mkdir()
     killed = {"killed": Task(config, base / "killed", killed_at=5)}
@@ -141,7 +198,10 @@ def test_a_run_of_two_of_which_one_was_killed_goes_on_alone_or_with_three(distur
     shutil.copytree(base / "killed", base / "resumed by three")
     assert events.RunResumed(2, 0) in list(fit(config, base / "killed", resume=True))
     tasks = {"resumed by three": Task(config, base / "resumed by three", resume=True)}
-    assert events.RunResumed(2, 0) in trained_together(3, tmp_path_factory.mktemp("home"), tasks)["resumed by three"]
+    assert (
+        events.RunResumed(2, 0)
+        in trained_together(3, tmp_path_factory.mktemp("home"), tasks)["resumed by three"]
+    )
     for name in ("killed", "resumed by three"):
         check_equal(base / name, base / "whole")
 
@@ -154,7 +214,9 @@ def troubled(image_folder_once, make, tmp_path_factory):
     reading = make(data=str(data), strategy="full", batchnorm="frozen", skip_limit=0.2, cache="off")
     tasks = {
         "little memory": Task(make(LAYERNORM, strategy="full"), base / "little memory", memory=2),
-        "training BatchNorm": Task(make(strategy="last_block", epochs=1), base / "training BatchNorm"),
+        "training BatchNorm": Task(
+            make(strategy="last_block", epochs=1), base / "training BatchNorm"
+        ),
         "lost": Task(reading, base / "lost", gone=tuple(sorted(Path(data).rglob("*.png"))[::20])),
         "diverging": Task(make(LAYERNORM, strategy="full"), base / "diverging", not_finite=True),
     }

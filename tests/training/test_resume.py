@@ -35,22 +35,47 @@ def stopped_at(config, folder, step):
 SETTINGS = {
     "head, Adam": {"strategy": "feature_extraction"},
     "last block, AdamW, cosine": {"optimizer": "adamw", "schedule": "cosine", "weight_decay": 0.01},
-    "last block, SGD, augmented": {"optimizer": "sgd", "augmentation": "random_resized_crop", "views": 2},
+    "last block, SGD, augmented": {
+        "optimizer": "sgd",
+        "augmentation": "random_resized_crop",
+        "views": 2,
+    },
     "everything, fresh versions": {"strategy": "full", "augmentation": "flips", "epochs": 2},
-    "balanced, blended": {"strategy": "full", "mixup": 0.2, "cutmix": 1.0, "sampling": "balanced", "epochs": 2},
-    "low rank, norms, averaged": {"strategy": "lora", "lora_from": "block6", "lora_norms": "train", "ema": 0.9},
-    "dropout": {"backbone": "mobilenet_v3_small", "weights": "none", "strategy": "last_two_blocks", "epochs": 2},
+    "balanced, blended": {
+        "strategy": "full",
+        "mixup": 0.2,
+        "cutmix": 1.0,
+        "sampling": "balanced",
+        "epochs": 2,
+    },
+    "low rank, norms, averaged": {
+        "strategy": "lora",
+        "lora_from": "block6",
+        "lora_norms": "train",
+        "ema": 0.9,
+    },
+    "dropout": {
+        "backbone": "mobilenet_v3_small",
+        "weights": "none",
+        "strategy": "last_two_blocks",
+        "epochs": 2,
+    },
 }
 
 
 QUICK = ("head, Adam", "last block, SGD, augmented", "low rank, norms, averaged")
 
 
-@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one not in QUICK)) for one in SETTINGS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[pytest.mark.slow] * (one not in QUICK)) for one in SETTINGS]
+)
 def test_stopped_and_resumed_is_the_same_to_the_last_bit(config, tmp_path, name, marks):
     settings = config(**SETTINGS[name])
     before = whole(settings, tmp_path / "whole")
-    end, per_epoch = before[-1], sum(isinstance(e, events.StepEnded) and e.epoch == 1 for e in before)
+    end, per_epoch = (
+        before[-1],
+        sum(isinstance(e, events.StepEnded) and e.epoch == 1 for e in before),
+    )
     for step in (per_epoch, per_epoch + 1):
         folder = tmp_path / f"stopped-{step}"
         found = stopped_at(settings, folder, step)
@@ -80,10 +105,14 @@ def test_memory_means_the_same_in_a_first_a_second_and_a_resumed_run(config, tmp
     assert first == second
     assert resumed == {epoch: first[epoch] for epoch in (2, 3)}
     assert min(first.values()) > 0
-    assert min(emitted(whole(config(strategy="full"), tmp_path / "full")).values()) > max(first.values())
+    assert min(emitted(whole(config(strategy="full"), tmp_path / "full")).values()) > max(
+        first.values()
+    )
 
 
-@pytest.mark.parametrize(("phase", "precision"), [("validate", "fp32"), ("evaluate", "fp32"), ("evaluate", "bf16")])
+@pytest.mark.parametrize(
+    ("phase", "precision"), [("validate", "fp32"), ("evaluate", "fp32"), ("evaluate", "bf16")]
+)
 @pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_stopped_or_killed_while_it_validates_or_evaluates(
     native_bf16, config, tmp_path, monkeypatch, marks, phase, precision, killed
@@ -107,7 +136,9 @@ def test_stopped_or_killed_while_it_validates_or_evaluates(
     assert predictions_precision(tmp_path / "stopped") == "fp32"
 
 
-def test_checkpoints_within_an_epoch_and_a_process_that_dies_between_them(config, tmp_path, monkeypatch, marks):
+def test_checkpoints_within_an_epoch_and_a_process_that_dies_between_them(
+    config, tmp_path, monkeypatch, marks
+):
     whole(config(), tmp_path / "whole")
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     (tmp_path / "killed").mkdir()

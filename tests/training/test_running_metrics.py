@@ -14,7 +14,9 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from finetune_core.training.running_metrics import RunningMetrics
 
 CLASSES = 5
-images = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)), min_size=1, max_size=60)
+images = st.lists(
+    st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)), min_size=1, max_size=60
+)
 
 
 @settings(deadline=None, derandomize=True, database=None)
@@ -29,7 +31,10 @@ def test_scores_are_scikit_learns_whichever_classes_are_there(pairs, size):
     assert tally.seen == len(labels)
     assert tally.accuracy == pytest.approx(accuracy_score(labels, predicted))
     assert tally.scores() == pytest.approx(
-        {"balanced_accuracy": balanced, "macro_f1": f1_score(labels, predicted, average="macro", zero_division=0)}
+        {
+            "balanced_accuracy": balanced,
+            "macro_f1": f1_score(labels, predicted, average="macro", zero_division=0),
+        }
     )
 
 
@@ -42,7 +47,9 @@ def test_the_loss_is_a_mean_over_images_not_over_batches():
 
 def test_counts_that_an_earlier_version_saved_are_read():
     read = TypeAdapter(RunningMetrics).validate_json
-    found = read('{"images": [1, 2], "named": [2, 1], "hits": [1, 1], "loss_sum": 0.5}', strict=True)
+    found = read(
+        '{"images": [1, 2], "named": [2, 1], "hits": [1, 1], "loss_sum": 0.5}', strict=True
+    )
     assert found == RunningMetrics([1, 2], [2, 1], [1, 1], 0.5)
     assert found.predicted == [2, 1]
     assert read(json.dumps(asdict(found)), strict=True) == found

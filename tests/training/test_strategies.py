@@ -11,7 +11,14 @@ from finetune_core.models.stages import Stage
 from finetune_core.training.exact_layers import keep_depthwise_exact
 from finetune_core.training.freezing import apply
 from finetune_core.training.parameter_groups import parameter_groups
-from finetune_core.training.stage_plan import StagePlan, cut_index, describe, plan, stages_of, trainable_parameters
+from finetune_core.training.stage_plan import (
+    StagePlan,
+    cut_index,
+    describe,
+    plan,
+    stages_of,
+    trainable_parameters,
+)
 
 
 def strategy_of(name, backbone="resnet18", **settings):
@@ -38,7 +45,9 @@ def test_named_strategies_train_exactly_these_stages_of_resnet(name, expected):
 
 def test_last_block_of_resnet_is_exactly_layer4_and_fc():
     stages = network_stages("resnet18", 3)
-    trained = [name for stage in stages if stage.name in ("layer4", "head") for name in stage.parameters]
+    trained = [
+        name for stage in stages if stage.name in ("layer4", "head") for name in stage.parameters
+    ]
     assert {name.split(".")[0] for name in trained} == {"layer4", "fc"}
     assert trainable_parameters(strategy_of("last_block"), stages) == 8_393_728 + 512 * 3 + 3
 
@@ -46,11 +55,20 @@ def test_last_block_of_resnet_is_exactly_layer4_and_fc():
 def test_head_first_then_everything():
     strategy = strategy_of("linear_probe_then_full", epochs=10)
     assert [one.thaw_epoch for one in strategy] == [6, 6, 6, 6, 6, 1]
-    assert [one.thaw_epoch for one in strategy_of("linear_probe_then_full", epochs=10, thaw_every=3)] == [4, 4, 4, 4, 4, 1]
+    assert [
+        one.thaw_epoch for one in strategy_of("linear_probe_then_full", epochs=10, thaw_every=3)
+    ] == [4, 4, 4, 4, 4, 1]
 
 
 def test_gradual_unfreezing_goes_from_the_head_towards_the_input():
-    assert [one.thaw_epoch for one in strategy_of("gradual_unfreezing", epochs=12)] == [11, 9, 7, 5, 3, 1]
+    assert [one.thaw_epoch for one in strategy_of("gradual_unfreezing", epochs=12)] == [
+        11,
+        9,
+        7,
+        5,
+        3,
+        1,
+    ]
 
 
 def test_a_stage_that_would_thaw_after_the_end_is_refused():
@@ -84,10 +102,14 @@ def test_a_network_without_norms_trains_its_head_alone_and_keeps_the_cache():
 def test_transformers_have_norms_and_biases_too():
     stages = network_stages("vit_b_16", 3)
     for name in ("batchnorm_only", "bias_only"):
-        assert 30_000 < trainable_parameters(strategy_of(name, backbone="vit_b_16"), stages) < 200_000
+        assert (
+            30_000 < trainable_parameters(strategy_of(name, backbone="vit_b_16"), stages) < 200_000
+        )
 
 
-@pytest.mark.parametrize(("mode", "trains"), [("auto", True), ("statistics", False), ("frozen", False)])
+@pytest.mark.parametrize(
+    ("mode", "trains"), [("auto", True), ("statistics", False), ("frozen", False)]
+)
 def test_the_batchnorm_setting_decides_for_the_stages_that_train(mode, trains):
     stages = network_stages("resnet18", 3)
     strategy = strategy_of("last_block", batchnorm=mode)
@@ -132,13 +154,27 @@ class Two(nn.Module):
 SIZES_A = {"a.0.weight": 12, "a.0.bias": 4, "a.1.weight": 4, "a.1.bias": 4}
 NORM_A = ("a.1.weight", "a.1.bias")
 TWO_STAGES = (
-    Stage("a", ("a",), tuple(SIZES_A), ("a.1.running_mean", "a.1.running_var"), 24, SIZES_A, NORM_A, NORM_A),
-    Stage("head", ("head",), ("head.weight", "head.bias"), (), 10, {"head.weight": 8, "head.bias": 2}),
+    Stage(
+        "a",
+        ("a",),
+        tuple(SIZES_A),
+        ("a.1.running_mean", "a.1.running_var"),
+        24,
+        SIZES_A,
+        NORM_A,
+        NORM_A,
+    ),
+    Stage(
+        "head", ("head",), ("head.weight", "head.bias"), (), 10, {"head.weight": 8, "head.bias": 2}
+    ),
 )
 
 
 def two(frozen=True, thaw_epoch=1, batchnorm="frozen", rate=1.0):
-    return (StagePlan("a", frozen, rate, thaw_epoch, batchnorm), StagePlan("head", False, 1.0, 1, "train"))
+    return (
+        StagePlan("a", frozen, rate, thaw_epoch, batchnorm),
+        StagePlan("head", False, 1.0, 1, "train"),
+    )
 
 
 def test_frozen_stage_has_no_gradients_and_stays_in_eval_while_the_model_trains():
@@ -152,7 +188,8 @@ def test_frozen_stage_has_no_gradients_and_stays_in_eval_while_the_model_trains(
 
 
 @pytest.mark.parametrize(
-    ("mode", "statistics_move", "affine_trains"), [("frozen", False, False), ("statistics", True, False), ("train", True, True)]
+    ("mode", "statistics_move", "affine_trains"),
+    [("frozen", False, False), ("statistics", True, False), ("train", True, True)],
 )
 def test_batchnorm_modes_of_a_frozen_stage(mode, statistics_move, affine_trains):
     model = Two()
@@ -178,13 +215,20 @@ def test_a_stage_thaws_at_its_epoch_and_not_before():
 
 def test_groups_are_one_a_stage_at_its_own_rate():
     groups = parameter_groups(two(frozen=False, rate=0.1), TWO_STAGES, Two(), 0.01, 0.0)
-    assert [(group["stage"], group["lr"]) for group in groups] == [("a", pytest.approx(0.001)), ("head", 0.01)]
+    assert [(group["stage"], group["lr"]) for group in groups] == [
+        ("a", pytest.approx(0.001)),
+        ("head", 0.01),
+    ]
 
 
 def test_weight_decay_spares_norms_and_biases():
     groups = parameter_groups(two(frozen=False, batchnorm="train"), TWO_STAGES, Two(), 0.01, 0.05)
-    decayed = [parameter for group in groups if group["weight_decay"] for parameter in group["params"]]
-    spared = [parameter for group in groups if not group["weight_decay"] for parameter in group["params"]]
+    decayed = [
+        parameter for group in groups if group["weight_decay"] for parameter in group["params"]
+    ]
+    spared = [
+        parameter for group in groups if not group["weight_decay"] for parameter in group["params"]
+    ]
     assert sorted(p.ndim for p in decayed) == [2, 4]
     assert {p.ndim for p in spared} == {1}
     assert len(decayed) + len(spared) == len(list(Two().parameters()))
@@ -205,11 +249,19 @@ def test_description_is_what_pages_draw():
 
 
 @pytest.mark.parametrize("strategy", ["last_block", "prototypes"])
-def test_stages_are_those_of_the_network_at_the_size_of_the_run_and_looked_at_once(strategy, monkeypatch):
+def test_stages_are_those_of_the_network_at_the_size_of_the_run_and_looked_at_once(
+    strategy, monkeypatch
+):
     name, side, built, real = "timm/mobilenetv4_conv_small", 32, [], networks.create_on_meta
-    monkeypatch.setattr(networks, "create_on_meta", lambda *args, **kwargs: built.append(args) or real(*args, **kwargs))
+    monkeypatch.setattr(
+        networks,
+        "create_on_meta",
+        lambda *args, **kwargs: built.append(args) or real(*args, **kwargs),
+    )
     networks._structure.cache_clear()
-    config = make_config({"data": "x", "backbone": name, "image_size": side, "strategy": strategy, "weights": "none"})
+    config = make_config(
+        {"data": "x", "backbone": name, "image_size": side, "strategy": strategy, "weights": "none"}
+    )
     stages = stages_of(config, 3)
     network = build_network(name, "none", 3, 0, side)
     assert [stage.name for stage in stages] == [stage.name for stage in network.stages]
@@ -218,7 +270,9 @@ def test_stages_are_those_of_the_network_at_the_size_of_the_run_and_looked_at_on
 
 
 def test_depthwise_convolutions_that_train_run_in_fp32_under_autocast():
-    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1))
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1)
+    )
     stages = tuple(Stage(n, (n,), (f"{n}.weight", f"{n}.bias"), (), 1) for n in "012")
     strategy = tuple(StagePlan(n, n == "0", 1.0, 1, "frozen") for n in "012")
     keep_depthwise_exact(strategy, stages, model)
@@ -227,4 +281,8 @@ def test_depthwise_convolutions_that_train_run_in_fp32_under_autocast():
         frozen = model[0](images)
         trained = model[1](frozen)
         pointwise = model[2](trained)
-    assert (frozen.dtype, trained.dtype, pointwise.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+    assert (frozen.dtype, trained.dtype, pointwise.dtype) == (
+        torch.bfloat16,
+        torch.float32,
+        torch.bfloat16,
+    )

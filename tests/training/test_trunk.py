@@ -38,7 +38,9 @@ def config(image_folder, tmp_path):
 def run(config, folder):
     folder.mkdir()
     found = list(fit(config, folder))
-    return asdict(next(event for event in found if isinstance(event, events.RunStarted)).cache), found
+    return asdict(
+        next(event for event in found if isinstance(event, events.RunStarted)).cache
+    ), found
 
 
 def same_results(a, b):
@@ -59,15 +61,28 @@ def same_results(a, b):
 
 
 LARGE = [("densenet121", 64), ("swin_t", 64), ("convnext_tiny", 64), ("vit_b_16", 224)]
-NETWORKS = [("resnet18", 64), ("efficientnet_lite0", 64), *(pytest.param(*one, marks=pytest.mark.slow) for one in LARGE)]
+NETWORKS = [
+    ("resnet18", 64),
+    ("efficientnet_lite0", 64),
+    *(pytest.param(*one, marks=pytest.mark.slow) for one in LARGE),
+]
 
 
 @pytest.mark.parametrize("backbone", ONE_OF_EACH)
 def test_cached_equals_uncached_for_each_kind_of_network_of_timm(image_folder, tmp_path, backbone):
     # BatchNorm behind 1 x 1 pixels sees one number per image: over a batch of two or three, rounding decides what it makes of them.
     folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
-    settings = {"data": str(folder), "backbone": backbone, "weights": "none", "image_size": SIDE, "batch_size": 8, "epochs": 2}
-    config = make_config(settings | {"precision": "fp32", "optimizer": "sgd", "learning_rate": 1e-3})
+    settings = {
+        "data": str(folder),
+        "backbone": backbone,
+        "weights": "none",
+        "image_size": SIDE,
+        "batch_size": 8,
+        "epochs": 2,
+    }
+    config = make_config(
+        settings | {"precision": "fp32", "optimizer": "sgd", "learning_rate": 1e-3}
+    )
     cached, _ = run(config, tmp_path / "cached")
     uncached, _ = run(config.model_copy(update={"cache": "off"}), tmp_path / "uncached")
     assert (cached["where"], uncached["where"]) == ("memory", "off")
@@ -75,11 +90,24 @@ def test_cached_equals_uncached_for_each_kind_of_network_of_timm(image_folder, t
 
 
 @pytest.mark.parametrize(("backbone", "size"), NETWORKS)
-@pytest.mark.parametrize("augmentation", [{}, {"augmentation": "random_resized_crop", "views": 2}], ids=["plain", "views"])
+@pytest.mark.parametrize(
+    "augmentation",
+    [{}, {"augmentation": "random_resized_crop", "views": 2}],
+    ids=["plain", "views"],
+)
 def test_cached_equals_uncached(image_folder, tmp_path, backbone, size, augmentation):
     folder = image_folder(tmp_path / "images", {"red": 5, "blue": 5})
-    settings = {"data": str(folder), "backbone": backbone, "weights": "none", "image_size": size, "batch_size": 4, "epochs": 2}
-    config = make_config(settings | {"precision": "fp32", "optimizer": "sgd", "learning_rate": 1e-3} | augmentation)
+    settings = {
+        "data": str(folder),
+        "backbone": backbone,
+        "weights": "none",
+        "image_size": size,
+        "batch_size": 4,
+        "epochs": 2,
+    }
+    config = make_config(
+        settings | {"precision": "fp32", "optimizer": "sgd", "learning_rate": 1e-3} | augmentation
+    )
     cached, _ = run(config, tmp_path / "cached")
     uncached, _ = run(config.model_copy(update={"cache": "off"}), tmp_path / "uncached")
     assert cached["where"] == "memory"
@@ -93,7 +121,11 @@ def test_a_second_run_computes_no_trunk_and_decodes_nothing(config, tmp_path):
     assert (first["found"], first["rows"]) == (0, 36)
     assert (second["found"], second["rows"]) == (36, 36)
     assert second["trunk_seconds"] == 0
-    assert not [event for event in found if isinstance(event, events.Progress) and event.phase in ("decode", "trunk")]
+    assert not [
+        event
+        for event in found
+        if isinstance(event, events.Progress) and event.phase in ("decode", "trunk")
+    ]
 
 
 def test_a_deeper_cut_starts_from_the_nearest_shallower_one(config, tmp_path, monkeypatch):
@@ -108,7 +140,9 @@ def test_a_deeper_cut_starts_from_the_nearest_shallower_one(config, tmp_path, mo
     monkeypatch.setattr(trunk.Segments, "part", spied)
     _, found = run(config(strategy="feature_extraction"), tmp_path / "deep")
     assert (6, 8) in starts
-    assert not [event for event in found if isinstance(event, events.Progress) and event.phase == "decode"]
+    assert not [
+        event for event in found if isinstance(event, events.Progress) and event.phase == "decode"
+    ]
     monkeypatch.undo()
     CACHE.clear()
     run(config(strategy="feature_extraction"), tmp_path / "alone")
@@ -120,7 +154,9 @@ def test_activations_that_another_session_drives_out_before_they_are_used_are_co
 ):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "1")
     run(config(strategy="last_two_blocks"), tmp_path / "shallow")
-    image_folder(tmp_path / "images", {"yellow": 5})  # they have to be decoded, which takes its time
+    image_folder(
+        tmp_path / "images", {"yellow": 5}
+    )  # they have to be decoded, which takes its time
     (tmp_path / "deep").mkdir()
     phases = []
     for event in fit(config(strategy="feature_extraction"), tmp_path / "deep"):
@@ -241,10 +277,18 @@ def test_bf16_learns_as_fp32_does(native_bf16, tmp_path):
         (tmp_path / "digits" / str(label)).mkdir(parents=True)
         for file in sorted((digits_folder() / str(label)).iterdir())[:20]:
             shutil.copy(file, tmp_path / "digits" / str(label))
-    settings = {"data": str(tmp_path / "digits"), "image_size": 48, "epochs": 3, "learning_rate": 1e-3}
+    settings = {
+        "data": str(tmp_path / "digits"),
+        "image_size": 48,
+        "epochs": 3,
+        "learning_rate": 1e-3,
+    }
     losses = []
     for precision in ("fp32", "bf16"):
-        _, found = run(make_config(settings | {"precision": precision, "val_fraction": 0.3}), tmp_path / precision)
+        _, found = run(
+            make_config(settings | {"precision": precision, "val_fraction": 0.3}),
+            tmp_path / precision,
+        )
         ended = [event for event in found if isinstance(event, events.EpochEnded)]
         losses.append([(event.train_loss, event.val_loss) for event in ended])
     exact, fast = np.array(losses)
@@ -259,7 +303,9 @@ def test_repeats_of_the_same_image_under_other_names_are_no_problem(config, tmp_
     emitted, _ = run(settings, tmp_path / "run")
     assert emitted["rows"] == 37
     assert emitted["bytes"] == 37 * 192 * 4  # block6: 192 channels of 1 × 1, float32
-    assert torch.isfinite(load_file(tmp_path / "run" / "last.safetensors")["classifier.weight"]).all()
+    assert torch.isfinite(
+        load_file(tmp_path / "run" / "last.safetensors")["classifier.weight"]
+    ).all()
 
 
 def test_a_damaged_image_does_not_cost_the_others_their_shallower_cut(config, tmp_path):
@@ -272,7 +318,9 @@ def test_a_damaged_image_does_not_cost_the_others_their_shallower_cut(config, tm
     assert emitted["rows"] == 35
 
 
-def test_rows_that_new_ones_drive_out_of_a_tight_disk_are_not_read(config, image_folder, tmp_path, monkeypatch):
+def test_rows_that_new_ones_drive_out_of_a_tight_disk_are_not_read(
+    config, image_folder, tmp_path, monkeypatch
+):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
     first, _ = run(config(epochs=1), tmp_path / "first")
     assert first["where"] == "disk"

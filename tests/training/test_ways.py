@@ -37,13 +37,21 @@ def changed(config, folder):
     """Names of the tensors of ``last`` that differ from the network before training."""
     before = build_network(config.backbone, config.starts_from, 3, config.seed).model.state_dict()
     tensors, _ = load_tensors(folder, "last")
-    return {name for name, tensor in tensors.items() if "/" not in name and not torch.equal(tensor, before[name])}
+    return {
+        name
+        for name, tensor in tensors.items()
+        if "/" not in name and not torch.equal(tensor, before[name])
+    }
 
 
 def every_strategy():
     """Those that train in ways of their own in every run of the tests, the others among the slow ones."""
     few = ("last_block", "linear_probe_then_full", "bias_only")
-    return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES if name != "custom"]
+    return [
+        name if name in few else pytest.param(name, marks=pytest.mark.slow)
+        for name in STRATEGIES
+        if name != "custom"
+    ]
 
 
 @pytest.mark.parametrize("strategy", every_strategy())
@@ -51,13 +59,28 @@ def test_every_strategy_learns_the_colours_and_passes_the_audit(config, tmp_path
     settings = config(strategy=strategy)
     end = whole(settings, tmp_path / "run")[-1]
     assert isinstance(end, events.RunFinished)
-    assert strategy == "from_scratch" or end.val_accuracy >= 0.8  # random weights learn little in nine epochs
+    assert (
+        strategy == "from_scratch" or end.val_accuracy >= 0.8
+    )  # random weights learn little in nine epochs
     assert (end.frozen_tensors > 0) == (
-        strategy not in ("full", "linear_probe_then_full", "gradual_unfreezing", "discriminative", "from_scratch")
+        strategy
+        not in (
+            "full",
+            "linear_probe_then_full",
+            "gradual_unfreezing",
+            "discriminative",
+            "from_scratch",
+        )
     )
     stages = network_stages(settings.backbone, 3)
-    declared = [name for stage, one in zip(stages, plan(settings, stages), strict=True) for name in frozen_tensors(one, stage)]
-    assert end.frozen_tensors == len(declared), "the audit has not compared all that the strategy declares frozen"
+    declared = [
+        name
+        for stage, one in zip(stages, plan(settings, stages), strict=True)
+        for name in frozen_tensors(one, stage)
+    ]
+    assert end.frozen_tensors == len(declared), (
+        "the audit has not compared all that the strategy declares frozen"
+    )
 
 
 def test_norms_only_change_norms_and_the_head(config, tmp_path):
@@ -105,7 +128,11 @@ EXTRAS = {
 
 
 @pytest.mark.parametrize(
-    "name", ["average of weights", *(pytest.param(one, marks=pytest.mark.slow) for one in list(EXTRAS)[::2])]
+    "name",
+    [
+        "average of weights",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in list(EXTRAS)[::2]),
+    ],
 )
 def test_stopped_and_resumed_is_the_same_to_the_last_bit(config, tmp_path, marks, name):
     settings = config(**{"epochs": 6} | EXTRAS[name])
@@ -117,12 +144,19 @@ def test_stopped_and_resumed_is_the_same_to_the_last_bit(config, tmp_path, marks
             break
     stream.throw(StopRequested())
     again = list(fit(settings, tmp_path / "cut", resume=True))[-1]
-    assert (again.best_epoch, again.val_loss, again.test_accuracy) == (end.best_epoch, end.val_loss, end.test_accuracy)
+    assert (again.best_epoch, again.val_loss, again.test_accuracy) == (
+        end.best_epoch,
+        end.val_loss,
+        end.test_accuracy,
+    )
     assert marks(tmp_path / "cut") == marks(tmp_path / "whole")
 
 
 def test_early_stopping_ends_the_run_after_its_patience(config, tmp_path):
-    found = whole(config(epochs=200, learning_rate=1e-7, early_stopping="val_accuracy", patience=2), tmp_path / "run")
+    found = whole(
+        config(epochs=200, learning_rate=1e-7, early_stopping="val_accuracy", patience=2),
+        tmp_path / "run",
+    )
     end = found[-1]
     assert isinstance(end, events.RunFinished)
     assert end.epochs < 200
@@ -180,7 +214,9 @@ def test_a_gradient_that_is_no_number_changes_nothing():
     assert torch.equal(model.weight, before)
 
 
-@pytest.mark.parametrize("kind", [partial(torch.optim.SGD, momentum=0.9), torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize(
+    "kind", [partial(torch.optim.SGD, momentum=0.9), torch.optim.Adam, torch.optim.AdamW]
+)
 def test_a_skipped_step_is_as_if_it_had_not_been(kind):
     def trained(gradients):
         torch.manual_seed(0)
@@ -204,7 +240,9 @@ def test_long_gradients_are_shortened():
     assert done.gradient_norm == clipped.gradient_norm
     torch.manual_seed(0)
     start = nn.Linear(6, 3)
-    moved = torch.cat([(short.weight - start.weight).flatten(), short.bias - start.bias]).norm().item()
+    moved = (
+        torch.cat([(short.weight - start.weight).flatten(), short.bias - start.bias]).norm().item()
+    )
     assert moved == pytest.approx(0.1 * 0.01, rel=1e-3)
     assert not torch.equal(free.weight, short.weight)
 
@@ -212,16 +250,29 @@ def test_long_gradients_are_shortened():
 def test_one_cycle_is_torchs():
     config = make_config({"data": "x", "schedule": "one_cycle", "epochs": 4, "learning_rate": 1.0})
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=40, cycle_momentum=False)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, total_steps=40, cycle_momentum=False
+    )
     for step in range(40):
-        assert learning_rate_factor(config, step, 10) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9), step
+        assert learning_rate_factor(config, step, 10) == pytest.approx(
+            optimizer.param_groups[0]["lr"], abs=1e-9
+        ), step
         optimizer.step()
         theirs.step()
 
 
 def test_steps_go_to_a_tenth_at_half_and_at_three_quarters():
     config = make_config({"data": "x", "schedule": "step", "epochs": 4, "warmup_epochs": 0})
-    assert [learning_rate_factor(config, step, 2) for step in range(8)] == [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert [learning_rate_factor(config, step, 2) for step in range(8)] == [
+        1,
+        1,
+        1,
+        1,
+        0.1,
+        0.1,
+        0.01,
+        0.01,
+    ]
 
 
 def test_an_average_lags_behind_and_is_put_back():
@@ -268,14 +319,26 @@ def test_blending_in_micro_batches_is_blending_the_whole_batch():
         torch.manual_seed(1)
         layer = nn.Linear(5, 3)
         rule = StepRule(class_weights=torch.tensor([1.0, 2.0, 0.5]), micro_batch=micro, mix=mix)
-        train_step(layer, inputs, labels, torch.optim.SGD(layer.parameters(), 0.1, fused=True), CPU, 7, rule)
+        train_step(
+            layer,
+            inputs,
+            labels,
+            torch.optim.SGD(layer.parameters(), 0.1, fused=True),
+            CPU,
+            7,
+            rule,
+        )
         layers.append(layer.weight)
     assert torch.allclose(*layers, atol=1e-6)
 
 
 def test_early_stopping_watches_the_chosen_metric(config, tmp_path):
-    settings = config(strategy="feature_extraction", early_stopping="val_macro_f1", patience=2, epochs=30)
-    emitted = [event for event in whole(settings, tmp_path / "run") if isinstance(event, events.EpochEnded)]
+    settings = config(
+        strategy="feature_extraction", early_stopping="val_macro_f1", patience=2, epochs=30
+    )
+    emitted = [
+        event for event in whole(settings, tmp_path / "run") if isinstance(event, events.EpochEnded)
+    ]
     scores = [event.val_scores["macro_f1"] for event in emitted]
     best = scores.index(max(scores))
     assert len(emitted) == min(30, best + 1 + 2)

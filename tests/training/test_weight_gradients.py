@@ -30,7 +30,8 @@ def changed(convolution):
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding", "size"), [(3, 1, 1, 7), (3, 2, 1, 14), (3, 2, 0, 8), ((3, 5), (1, 2), (1, 2), 9)]
+    ("kernel", "stride", "padding", "size"),
+    [(3, 1, 1, 7), (3, 2, 1, 14), (3, 2, 0, 8), ((3, 5), (1, 2), (1, 2), 9)],
 )
 def test_the_product_is_the_gradient(kernel, stride, padding, size, layout):
     generator = torch.Generator().manual_seed(0)
@@ -73,5 +74,7 @@ def test_wide_convolutions_that_train_in_bf16_use_it(precision, strategy, wanted
     config = make_config({"data": "none", "backbone": "resnet18", "strategy": strategy})
     place(network, plan(config, network.stages), Device("cpu", "", precision))
     assert {
-        path for path, module in network.model.named_modules() if isinstance(module, nn.Conv2d) and "forward" in vars(module)
+        path
+        for path, module in network.model.named_modules()
+        if isinstance(module, nn.Conv2d) and "forward" in vars(module)
     } == wanted

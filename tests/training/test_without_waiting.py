@@ -44,7 +44,9 @@ class OnlyThere(TorchDispatchMode):
     """No operation on the ``meta`` device takes a tensor of the processor's, except to copy it there."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kinds = {one.device.type for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
+        kinds = {
+            one.device.type for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)
+        }
         assert kinds != {"meta", "cpu"}, f"{func} on both"
         return func(*args, **(kwargs or {}))
 
@@ -52,7 +54,14 @@ class OnlyThere(TorchDispatchMode):
 class Waits(TorchDispatchMode):
     """Counts what has to wait for a GPU, and what has a result whose size only the GPU knows."""
 
-    waiting = (aten._local_scalar_dense, aten.is_nonzero, aten.equal, aten.nonzero, aten.masked_select, aten._unique2)
+    waiting = (
+        aten._local_scalar_dense,
+        aten.is_nonzero,
+        aten.equal,
+        aten.nonzero,
+        aten.masked_select,
+        aten._unique2,
+    )
 
     def __init__(self):
         super().__init__()
@@ -63,7 +72,10 @@ class Waits(TorchDispatchMode):
         masked = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
             one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1]
         )
-        moved = func.overloadpacket is aten._to_copy and kwargs.get("device") not in (None, args[0].device)
+        moved = func.overloadpacket is aten._to_copy and kwargs.get("device") not in (
+            None,
+            args[0].device,
+        )
         if func.overloadpacket in self.waiting or masked or moved:
             self.seen[func] += 1
         return func(*args, **kwargs)
@@ -79,7 +91,11 @@ def meta_trains(monkeypatch):
     """``meta`` as a device that trains: torch has no generator for it, allows fused optimizers on real devices only, and has no shape
     function for SGD's."""
     monkeypatch.setattr(compute, "stream", lambda seed, kind="cpu": stream(seed))
-    monkeypatch.setattr(import_module("torch.optim.optimizer"), "_get_fused_kernels_supported_devices", lambda: ["meta", "cpu"])
+    monkeypatch.setattr(
+        import_module("torch.optim.optimizer"),
+        "_get_fused_kernels_supported_devices",
+        lambda: ["meta", "cpu"],
+    )
     library = torch.library.Library("aten", "IMPL", "Meta")
     library.impl("_fused_sgd_", lambda *arguments, **settings: None)
     yield
@@ -111,7 +127,9 @@ def last_epoch(job, folder):
 def on_meta(job, precision):
     device = Device("meta", "no device", precision)
     device.hold(job.network.model)
-    source = replace(job.source, device=device) if isinstance(job.source, TrainingImages) else job.source
+    source = (
+        replace(job.source, device=device) if isinstance(job.source, TrainingImages) else job.source
+    )
     return replace(job, device=device, source=source)
 
 
@@ -131,26 +149,48 @@ def steps_on_meta(settings, folder, monkeypatch, precision="fp32"):
 
 
 @pytest.mark.parametrize("strategy", [name for name, one in STRATEGIES.items() if not one.fits])
-def test_every_strategy_trains_where_nothing_can_be_read(config, tmp_path, monkeypatch, meta_trains, strategy):
-    own = {"custom": {"stage_rates": {"block2": 1.0, "head": 1.0}}, "lora": {"l2_sp": 0.0}}.get(strategy, {})
-    settings = config(strategy=strategy, augmentation="random_resized_crop", mixup=0.2, cutmix=1.0, **(EVERYTHING | own))
+def test_every_strategy_trains_where_nothing_can_be_read(
+    config, tmp_path, monkeypatch, meta_trains, strategy
+):
+    own = {"custom": {"stage_rates": {"block2": 1.0, "head": 1.0}}, "lora": {"l2_sp": 0.0}}.get(
+        strategy, {}
+    )
+    settings = config(
+        strategy=strategy,
+        augmentation="random_resized_crop",
+        mixup=0.2,
+        cutmix=1.0,
+        **(EVERYTHING | own),
+    )
     for step in steps_on_meta(settings, tmp_path, monkeypatch):
         with pytest.raises(RuntimeError, match="meta"):
             step.numbers.tolist()
 
 
-@pytest.mark.parametrize(("optimizer", "precision"), [("adam", "fp32"), ("adamw", "fp16"), ("sgd", "fp16")])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"), [("adam", "fp32"), ("adamw", "fp16"), ("sgd", "fp16")]
+)
 def test_every_optimizer_dropout_and_the_loss_scale_train_where_nothing_can_be_read(
     config, tmp_path, monkeypatch, meta_trains, optimizer, precision
 ):
-    monkeypatch.setattr(Device, "autocast", lambda self: nullcontext())  # which knows no meta device
+    monkeypatch.setattr(
+        Device, "autocast", lambda self: nullcontext()
+    )  # which knows no meta device
     network = {"backbone": "squeezenet1_1", "weights": "none", "image_size": 64, "strategy": "full"}
-    steps_on_meta(config(optimizer=optimizer, **network, **EVERYTHING), tmp_path, monkeypatch, precision)
+    steps_on_meta(
+        config(optimizer=optimizer, **network, **EVERYTHING), tmp_path, monkeypatch, precision
+    )
 
 
 def test_meta_refuses_what_would_wait_and_what_was_left_on_the_processor():
     value = torch.ones(3, device="meta")
-    for wait in (lambda: value.sum().item(), lambda: bool(value.sum()), value.cpu, value.tolist, lambda: value[value > 0]):
+    for wait in (
+        lambda: value.sum().item(),
+        lambda: bool(value.sum()),
+        value.cpu,
+        value.tolist,
+        lambda: value[value > 0],
+    ):
         with pytest.raises((RuntimeError, NotImplementedError)):
             wait()
     with OnlyThere(), pytest.raises(AssertionError, match="on both"):
@@ -159,13 +199,21 @@ def test_meta_refuses_what_would_wait_and_what_was_left_on_the_processor():
 
 @pytest.mark.parametrize(
     ("optimizer", "precision", "strategy"),
-    [("adam", "fp16", "feature_extraction"), ("adamw", "fp32", "last_two_blocks"), ("sgd", "fp32", "last_block")],
+    [
+        ("adam", "fp16", "feature_extraction"),
+        ("adamw", "fp32", "last_two_blocks"),
+        ("sgd", "fp32", "last_block"),
+    ],
 )
-def test_nothing_is_waited_for_between_two_reads(config, tmp_path, unread, optimizer, precision, strategy):
+def test_nothing_is_waited_for_between_two_reads(
+    config, tmp_path, unread, optimizer, precision, strategy
+):
     settings = config(strategy=strategy, optimizer=optimizer, **EVERYTHING)
     waits = Waits()
     job = drained(prepare(settings))[1]
-    _, training = last_epoch(replace(job, device=replace(job.device, precision=precision)), tmp_path)
+    _, training = last_epoch(
+        replace(job, device=replace(job.device, precision=precision)), tmp_path
+    )
     with waits:
         first = next(training)  # the first event comes once all steps of the epoch are done
     (steps,) = unread
@@ -201,7 +249,9 @@ def trained(stream):
         for event in stream:
             if isinstance(event, TRAINING):
                 row = event.to_json()
-                found.append({key: row[key] for key in row if "seconds" not in key and key != "memory_bytes"})
+                found.append(
+                    {key: row[key] for key in row if "seconds" not in key and key != "memory_bytes"}
+                )
     except TrainingError as error:
         end = str(error)
     return found, end
@@ -217,14 +267,20 @@ def read_one_by_one_and_together(settings, folder, request):
     return first, reads
 
 
-def test_steps_that_are_read_together_are_those_that_are_read_one_by_one(config, tmp_path, marks, request):
-    (found, _), reads = read_one_by_one_and_together(config(epochs=2, **EVERYTHING), tmp_path, request)
+def test_steps_that_are_read_together_are_those_that_are_read_one_by_one(
+    config, tmp_path, marks, request
+):
+    (found, _), reads = read_one_by_one_and_together(
+        config(epochs=2, **EVERYTHING), tmp_path, request
+    )
     assert [len(steps) for steps in reads] == [3, 3]
     assert found[-1]["event"] == "RunFinished"
     assert marks(tmp_path / "together") == marks(tmp_path / "each")
 
 
-def test_a_stop_among_steps_that_were_read_together_comes_after_them(config, tmp_path, marks, unread):
+def test_a_stop_among_steps_that_were_read_together_comes_after_them(
+    config, tmp_path, marks, unread
+):
     settings = config(epochs=3)
     (tmp_path / "whole").mkdir()
     list(fit(settings, tmp_path / "whole"))
@@ -234,21 +290,48 @@ def test_a_stop_among_steps_that_were_read_together_comes_after_them(config, tmp
             request_stop(reservation.run_dir)
     assert event == events.RunStopped(2, 1, event.seconds)
     list(execute(reopen_run(reservation.run_dir)))
-    rows = [row for row in EventLines(reservation.run_dir / EVENTS_FILE).new() if row["event"] == "StepEnded"]
-    assert [(row["epoch"], row["step"]) for row in rows] == [(epoch, step) for epoch in (1, 2, 3) for step in (1, 2, 3)]
+    rows = [
+        row
+        for row in EventLines(reservation.run_dir / EVENTS_FILE).new()
+        if row["event"] == "StepEnded"
+    ]
+    assert [(row["epoch"], row["step"]) for row in rows] == [
+        (epoch, step) for epoch in (1, 2, 3) for step in (1, 2, 3)
+    ]
     assert marks(reservation.run_dir) == marks(tmp_path / "whole")
 
 
-def test_a_run_that_diverges_unread_ends_at_the_same_step_and_keeps_what_it_had(config, tmp_path, marks, request, monkeypatch):
-    monkeypatch.setattr(loop, "learning_rate_factor", lambda config, position, steps: 1e30 if position == steps + 1 else 1.0)
+def test_a_run_that_diverges_unread_ends_at_the_same_step_and_keeps_what_it_had(
+    config, tmp_path, marks, request, monkeypatch
+):
+    monkeypatch.setattr(
+        loop,
+        "learning_rate_factor",
+        lambda config, position, steps: 1e30 if position == steps + 1 else 1.0,
+    )
     (found, end), reads = read_one_by_one_and_together(config(batch_size=4), tmp_path, request)
     assert "not finite at step 3 of epoch 2 (learning rate 0.001)" in end
-    assert [row["step"] for row in found if row["event"] == "StepEnded"] == [1, 2, 3, 4, 5, 6, 7, 8, 1, 2]
+    assert [row["step"] for row in found if row["event"] == "StepEnded"] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        1,
+        2,
+    ]
     assert [len(steps) for steps in reads] == [8, 8], "no step was made in vain"
     assert marks(tmp_path / "together") == marks(tmp_path / "each")
 
 
 def test_steps_that_are_read_together_took_equally_long(config, tmp_path, unread):
-    seconds = [event.seconds for event in fit(config(epochs=1), tmp_path) if isinstance(event, events.StepEnded)]
+    seconds = [
+        event.seconds
+        for event in fit(config(epochs=1), tmp_path)
+        if isinstance(event, events.StepEnded)
+    ]
     assert seconds[1] - seconds[0] == pytest.approx(seconds[2] - seconds[1], abs=0.01)
     assert 0 < seconds[0] < seconds[1]

@@ -7,7 +7,13 @@ from typing import Any
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset, sides
 from finetune_core.errors import ConfigError, FinetuneError
-from finetune_core.evaluation.advice.probes import TIMED, NetworkProbes, configured, probe_network, training_sample
+from finetune_core.evaluation.advice.probes import (
+    TIMED,
+    NetworkProbes,
+    configured,
+    probe_network,
+    training_sample,
+)
 from finetune_core.evaluation.advice.proposal import Proposal, proposed
 from finetune_core.evaluation.advice.ranking import Candidate, best_stages, ranked
 from finetune_core.formatting import duration, number, percent, things
@@ -68,8 +74,14 @@ class Advice:
 
     def network_rows(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) with one row per network, by its best stage, the best first."""
-        top1 = {one.backbone: "not stated" if one.top1 is None else f"{one.top1:.1f} %" for one in self.networks}
-        rows = [[*_row(at, one), top1[one.backbone]] for at, one in enumerate(best_stages(self.candidates))]
+        top1 = {
+            one.backbone: "not stated" if one.top1 is None else f"{one.top1:.1f} %"
+            for one in self.networks
+        }
+        rows = [
+            [*_row(at, one), top1[one.backbone]]
+            for at, one in enumerate(best_stages(self.candidates))
+        ]
         return [*_COLUMNS, "ImageNet"], rows
 
     def forecast_rows(self) -> tuple[list[str], list[list[str]]]:
@@ -106,7 +118,11 @@ class Advice:
             "budget_minutes": self.budget,
             "candidates": [asdict(one) for one in self.candidates],
             "networks": [
-                {"backbone": one.backbone, "imagenet_top1": one.top1, "forecast_seconds": dict(one.forecasts)}
+                {
+                    "backbone": one.backbone,
+                    "imagenet_top1": one.top1,
+                    "forecast_seconds": dict(one.forecasts),
+                }
                 for one in self.networks
             ],
             "suggested": [asdict(one) for one in self.suggested],
@@ -157,10 +173,14 @@ def advise(
             failed.append(Failed(name, str(error)))
     candidates = ranked(networks)
     suggested = proposed(candidates, networks, 60 * budget)
-    return Advice(len(sample.table), len(folds), budget, candidates, tuple(networks), suggested, tuple(failed))
+    return Advice(
+        len(sample.table), len(folds), budget, candidates, tuple(networks), suggested, tuple(failed)
+    )
 
 
-def comparison_of(suggested: Sequence[Proposal], base: RunConfig, seeds: Sequence[int]) -> list[RunConfig]:
+def comparison_of(
+    suggested: Sequence[Proposal], base: RunConfig, seeds: Sequence[int]
+) -> list[RunConfig]:
     """The runs that compare the proposals with each other, and each with its linear probe.
 
     Args:
@@ -195,7 +215,13 @@ def _row(at: int, one: Candidate) -> list[str]:
         at: its place in the ranking.
     """
     standing = "not distinguishable" if one.like_best else f"{one.behind * 100:.1f} points behind"
-    return [one.backbone, one.stage, percent(one.accuracy), one.interval, standing if at else "best"]
+    return [
+        one.backbone,
+        one.stage,
+        percent(one.accuracy),
+        one.interval,
+        standing if at else "best",
+    ]
 
 
 def _seconds(forecast: float | None) -> str:

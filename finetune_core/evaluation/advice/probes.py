@@ -60,7 +60,9 @@ def training_sample(dataset: Dataset, images: int, seed: int) -> Dataset:
     return replace(dataset, table=table.iloc[some].reset_index(drop=True))
 
 
-def probe_network(backbone: str, base: RunConfig, dataset: Dataset, sample: Dataset, *, own_size: bool) -> Work[NetworkProbes]:
+def probe_network(
+    backbone: str, base: RunConfig, dataset: Dataset, sample: Dataset, *, own_size: bool
+) -> Work[NetworkProbes]:
     """Fit and time; weights that are not on this machine are downloaded first.
 
     Args:
@@ -84,14 +86,20 @@ def probe_network(backbone: str, base: RunConfig, dataset: Dataset, sample: Data
     right = yield from _held_out(features, sample, config.seed)
     after, forecasts = yield from _timed(config, dataset, features.stages)
     ids = sample.table["id"].to_numpy()[features.rows]
-    return NetworkProbes(backbone, config.image_size, info.top1, ids, features.stages, right, after, forecasts)
+    return NetworkProbes(
+        backbone, config.image_size, info.top1, ids, features.stages, right, after, forecasts
+    )
 
 
-def configured(base: RunConfig, backbone: str, image_size: int, strategy: str = "last_block") -> RunConfig:
+def configured(
+    base: RunConfig, backbone: str, image_size: int, strategy: str = "last_block"
+) -> RunConfig:
     """The settings of a run of this network, from its pretrained weights, on images as it was pretrained on them but for their size.
     What belongs to the strategy in ``base`` alone is left out: it may name stages of another network."""
     network = {"backbone": backbone, "weights": PRETRAINED, "from_run": None}
-    inputs = {name: setting_of(name).default for name in base.input_settings} | {"image_size": image_size}
+    inputs = {name: setting_of(name).default for name in base.input_settings} | {
+        "image_size": image_size
+    }
     return make_config(base.model_dump() | base.for_strategy(strategy) | network | inputs)
 
 
@@ -109,8 +117,14 @@ def _held_out(features: Features, sample: Dataset, seed: int) -> Work[np.ndarray
 def _timed(
     config: RunConfig, dataset: Dataset, stages: Sequence[str]
 ) -> Work[tuple[tuple[float | None, ...], dict[str, float]]]:
-    names, book = [stage.name for stage in network_stages(config.backbone, image_size=config.image_size)], SpeedBook()
-    cuts = [config.model_copy(update={"strategy": "custom", "cut": names[names.index(stage) + 1]}) for stage in stages]
+    names, book = (
+        [stage.name for stage in network_stages(config.backbone, image_size=config.image_size)],
+        SpeedBook(),
+    )
+    cuts = [
+        config.model_copy(update={"strategy": "custom", "cut": names[names.index(stage) + 1]})
+        for stage in stages
+    ]
     named = [one for one in comparable(config) if one.strategy in TIMED]
     yield from in_phase("timing", calibrate([*named, *cuts], dataset, book))
 

@@ -33,7 +33,9 @@ class Proposal:
     seconds: float | None
 
 
-def proposed(candidates: Sequence[Candidate], networks: Sequence[NetworkProbes], budget: float) -> tuple[Proposal, ...]:
+def proposed(
+    candidates: Sequence[Candidate], networks: Sequence[NetworkProbes], budget: float
+) -> tuple[Proposal, ...]:
     """Two networks, or one where there is no other that fits.
 
     Args:
@@ -69,7 +71,9 @@ def _second(networks: Sequence[NetworkProbes], first: str, budget: float) -> Pro
         networks: the best probe first.
     """
     fitting = [one for one in networks if one.forecasts.get(STRATEGY, budget) <= budget]
-    stated = sorted((one for one in fitting if one.top1 is not None), key=lambda one: -(one.top1 or 0.0))
+    stated = sorted(
+        (one for one in fitting if one.top1 is not None), key=lambda one: -(one.top1 or 0.0)
+    )
     others = [one for one in stated if one.backbone != first]
     within = f"among those whose forecast fits the budget of {budget / 60:g} min"
     if others:
@@ -86,7 +90,9 @@ def _second(networks: Sequence[NetworkProbes], first: str, budget: float) -> Pro
 
 
 def _proposal(network: NetworkProbes, by: By, reason: str) -> Proposal:
-    return Proposal(network.backbone, network.image_size, STRATEGY, by, reason, network.forecasts.get(STRATEGY))
+    return Proposal(
+        network.backbone, network.image_size, STRATEGY, by, reason, network.forecasts.get(STRATEGY)
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

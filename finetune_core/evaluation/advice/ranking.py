@@ -7,7 +7,13 @@ from functools import reduce
 import numpy as np
 
 from finetune_core.evaluation.advice.probes import NetworkProbes
-from finetune_core.evaluation.comparison.paired import answers, holm, is_different, mcnemar_p, networks_claim
+from finetune_core.evaluation.comparison.paired import (
+    answers,
+    holm,
+    is_different,
+    mcnemar_p,
+    networks_claim,
+)
 from finetune_core.evaluation.intervals import accuracy_interval
 from finetune_core.formatting import percent
 
@@ -79,7 +85,9 @@ def _corrected(right: np.ndarray) -> np.ndarray:
     return np.minimum(corrected, corrected.T)
 
 
-def _candidate(network: NetworkProbes, at: int, right: np.ndarray, best: np.ndarray, p: float) -> Candidate:
+def _candidate(
+    network: NetworkProbes, at: int, right: np.ndarray, best: np.ndarray, p: float
+) -> Candidate:
     accuracy, low, high = accuracy_interval(int(right.sum()), len(right))
     claim = networks_claim(answers(best[None]), answers(right[None]))
     return Candidate(

@@ -99,9 +99,13 @@ def unfinished(run: Run) -> str | None:
 
 def run_titles(runs: Sequence[Run]) -> list[str]:
     """What tells the runs apart, as short as can be, and which did not train to the end."""
-    titles = with_endings(arm_titles([run.config for run in runs]), [unfinished(run) for run in runs])
+    titles = with_endings(
+        arm_titles([run.config for run in runs]), [unfinished(run) for run in runs]
+    )
     if len(set(titles)) < len(titles):
-        titles = [f"{title} · seed {run.config.seed}" for title, run in zip(titles, runs, strict=True)]
+        titles = [
+            f"{title} · seed {run.config.seed}" for title, run in zip(titles, runs, strict=True)
+        ]
     if len(set(titles)) < len(titles):
         titles = [f"{title} · {run.run_id[-4:]}" for title, run in zip(titles, runs, strict=True)]
     return titles
@@ -109,7 +113,10 @@ def run_titles(runs: Sequence[Run]) -> list[str]:
 
 def with_endings(titles: Sequence[str], endings: Sequence[str | None]) -> list[str]:
     """Each title, followed by how its runs ended, where that is not at their end."""
-    return [f"{title} · {ending}" if ending else title for title, ending in zip(titles, endings, strict=True)]
+    return [
+        f"{title} · {ending}" if ending else title
+        for title, ending in zip(titles, endings, strict=True)
+    ]
 
 
 def arm_order(config: RunConfig, depth: Depth) -> tuple[str, float, int]:
@@ -120,10 +127,18 @@ def arm_order(config: RunConfig, depth: Depth) -> tuple[str, float, int]:
 def arm_titles(configs: Sequence[RunConfig]) -> list[str]:
     """What tells the configs apart, as short as can be."""
     titles = [_strategy_title(config) for config in configs]
-    for name in sorted(differing_settings(configs), key=lambda name: (name not in ("backbone", "train_fraction"), name)):
-        if name in STRATEGY_FIELDS or (name not in ("backbone", "train_fraction") and len(set(titles)) == len(titles)):
+    for name in sorted(
+        differing_settings(configs),
+        key=lambda name: (name not in ("backbone", "train_fraction"), name),
+    ):
+        if name in STRATEGY_FIELDS or (
+            name not in ("backbone", "train_fraction") and len(set(titles)) == len(titles)
+        ):
             continue
-        titles = [f"{title} · {_in_short(name, getattr(config, name))}" for title, config in zip(titles, configs, strict=True)]
+        titles = [
+            f"{title} · {_in_short(name, getattr(config, name))}"
+            for title, config in zip(titles, configs, strict=True)
+        ]
     return titles
 
 
@@ -153,7 +168,11 @@ def _in_short(name: str, value: Any) -> str:
         return f"{len(value)} changes to the data"
     if isinstance(value, tuple):
         return f"{name} {', '.join(f'{one:g}' for one in value)}"
-    return f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+    return (
+        f"{name.replace('_', ' ')} {value:g}"
+        if isinstance(value, float)
+        else f"{name.replace('_', ' ')} {value}"
+    )
 
 
 def differing_settings(configs: Sequence[RunConfig]) -> list[str]:
@@ -162,6 +181,8 @@ def differing_settings(configs: Sequence[RunConfig]) -> list[str]:
     trained = [config for config in configs if not config.averaged]
 
     def values(name: str) -> set[str]:
-        return {str(getattr(config, name)) for config in (trained if name == "precision" else configs)}
+        return {
+            str(getattr(config, name)) for config in (trained if name == "precision" else configs)
+        }
 
     return [name for name in RunConfig.model_fields if name != "seed" and len(values(name)) > 1]

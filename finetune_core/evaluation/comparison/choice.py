@@ -33,15 +33,29 @@ def choose(arms: Sequence[Arm], pairs: Sequence[Pair]) -> Choice:
     """Choose among the arms; only what is known of strategies counts."""
     comparable = tuple(at for at, arm in enumerate(arms) if arm.speaks)
     comparable = comparable if len(comparable) > 1 else ()
-    best = max(comparable or range(len(arms)), key=lambda at: (arms[at].rank, -arms[at].cost.seconds))
+    best = max(
+        comparable or range(len(arms)), key=lambda at: (arms[at].rank, -arms[at].cost.seconds)
+    )
     if not comparable:
         return Choice((), best, (), 0.0, None)
     verdicts = {(pair.a, pair.b): pair.strategies for pair in pairs if pair.strategies}
-    beaten = {b if verdict.claim.difference > 0 else a for (a, b), verdict in verdicts.items() if verdict.different}
-    alike = [(at, verdict) for at in comparable if at != best and not (verdict := _between(verdicts, at, best)).different]
+    beaten = {
+        b if verdict.claim.difference > 0 else a
+        for (a, b), verdict in verdicts.items()
+        if verdict.different
+    }
+    alike = [
+        (at, verdict)
+        for at in comparable
+        if at != best and not (verdict := _between(verdicts, at, best)).different
+    ]
     unseen = max((verdict.smallest for _, verdict in alike), default=0.0)
-    advised = min((at for at in comparable if at not in beaten), key=lambda at: arms[at].cost.seconds)
-    return Choice(comparable, best, tuple(at for at, _ in alike), unseen, None if unseen > _BLUNT else advised)
+    advised = min(
+        (at for at in comparable if at not in beaten), key=lambda at: arms[at].cost.seconds
+    )
+    return Choice(
+        comparable, best, tuple(at for at, _ in alike), unseen, None if unseen > _BLUNT else advised
+    )
 
 
 def _between(verdicts: dict[tuple[int, int], Verdict], one: int, other: int) -> Verdict:

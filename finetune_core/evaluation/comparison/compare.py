@@ -85,7 +85,9 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        return " ".join(part for part in (self.headline, self.caveat, self.baseline, self.networks) if part)
+        return " ".join(
+            part for part in (self.headline, self.caveat, self.baseline, self.networks) if part
+        )
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -96,7 +98,9 @@ class Comparison:
         return f"<Comparison of {len(self.arms)} on {things(self.images, f'{self.split} image')}: {self.verdict}>"
 
     def _repr_html_(self) -> str:
-        from finetune_core.evaluation.comparison.report import comparison_html  # which reports on comparisons
+        from finetune_core.evaluation.comparison.report import (
+            comparison_html,
+        )  # which reports on comparisons
 
         return comparison_html(self)
 
@@ -122,7 +126,9 @@ class Comparison:
         }
 
 
-def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name, on: Images = None) -> Comparison:
+def compare_runs(
+    runs: Sequence[Run], measure: str = ACCURACY.name, on: Images = None
+) -> Comparison:
     """Compare runs with each other.
 
     Args:
@@ -142,29 +148,46 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name, on: Images =
         raise RunError(f"There is nothing to compare of {', '.join(early)}: no epoch has ended.")
     keys = {run.run_dir: key_of(run, on) for run in runs}
     tables = {folder: table_of(key) for folder, key in keys.items()}
-    split = SHIFTED if on else TEST if all(TEST in set(table["split"]) for table in tables.values()) else VAL
+    split = (
+        SHIFTED
+        if on
+        else TEST
+        if all(TEST in set(table["split"]) for table in tables.values())
+        else VAL
+    )
     tables = {folder: table[table["split"] == split] for folder, table in tables.items()}
     _check_same_images(runs, tables, on)
     grouped, titles, one_strategy = _grouped(runs)
     by_arm = tuple(tuple(keys[run.run_dir] for run in group) for group in grouped)
     summaries = _summed_up(metric, by_arm, split)
     finished = [unfinished(group[0]) is None for group in grouped]
-    alike = [ended and epochs_of(group[0].config) > 0 for ended, group in zip(finished, grouped, strict=True)]
+    alike = [
+        ended and epochs_of(group[0].config) > 0
+        for ended, group in zip(finished, grouped, strict=True)
+    ]
     variances = known_variances(summaries, alike)
     ensembles = _ensembled(metric, by_arm, split)
     arms = tuple(
         replace(_arm(title, group, answered, variance, runs), ensemble=ensemble)
-        for title, group, answered, variance, ensemble in zip(titles, grouped, summaries, variances, ensembles, strict=True)
+        for title, group, answered, variance, ensemble in zip(
+            titles, grouped, summaries, variances, ensembles, strict=True
+        )
     )
     pairs = compare_pairs(summaries, finished, variances)
     choice = choose(arms, pairs)
     images = summaries[0].images
     headline, caveat = (
-        verdicts.one_strategy(arms, pairs, images) if one_strategy else verdicts.strategies(arms, pairs, choice, images)
+        verdicts.one_strategy(arms, pairs, images)
+        if one_strategy
+        else verdicts.strategies(arms, pairs, choice, images)
     )
     networks = "" if one_strategy else verdicts.networks(arms, pairs)
     arm_verdicts = () if one_strategy else verdicts.arm_verdicts(arms, pairs, choice)
-    differing = tuple(name for name in differing_settings([arm.config for arm in arms]) if name not in STRATEGY_FIELDS)
+    differing = tuple(
+        name
+        for name in differing_settings([arm.config for arm in arms])
+        if name not in STRATEGY_FIELDS
+    )
     notes = verdicts.notes(split, arms, variances, repeats)
     return Comparison(
         metric,
@@ -182,7 +205,9 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name, on: Images =
         arm_verdicts,
         notes,
         differing,
-        _ensembled(metric, (tuple(chain.from_iterable(by_arm)),), split)[0] if one_strategy else None,
+        _ensembled(metric, (tuple(chain.from_iterable(by_arm)),), split)[0]
+        if one_strategy
+        else None,
     )
 
 
@@ -196,13 +221,25 @@ def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
     for run in runs:
         groups.setdefault((arm_of(run.config), unfinished(run)), []).append(run)
     grouped = [sorted(group, key=lambda run: run.config.seed) for group in groups.values()]
-    grouped.sort(key=lambda group: (arm_order(group[0].config, run_depth(group[0])), unfinished(group[0]) or ""))
-    titles = with_endings(arm_titles([group[0].config for group in grouped]), [unfinished(group[0]) for group in grouped])
+    grouped.sort(
+        key=lambda group: (
+            arm_order(group[0].config, run_depth(group[0])),
+            unfinished(group[0]) or "",
+        )
+    )
+    titles = with_endings(
+        arm_titles([group[0].config for group in grouped]),
+        [unfinished(group[0]) for group in grouped],
+    )
     if len(grouped) > 1:
         return grouped, titles, False
     if len(runs) == 1:
         return grouped, titles, True
-    return [[run] for run in grouped[0]], [f"{titles[0]} · seed {run.config.seed}" for run in grouped[0]], True
+    return (
+        [[run] for run in grouped[0]],
+        [f"{titles[0]} · seed {run.config.seed}" for run in grouped[0]],
+        True,
+    )
 
 
 def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -211,7 +248,9 @@ def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     for run in sorted(runs, key=lambda run: run.run_id):
         latest[run.config.model_dump_json(), unfinished(run)] = run
     kept = {run.run_dir for run in latest.values()}
-    return [run for run in runs if run.run_dir in kept], [run.run_id for run in runs if run.run_dir not in kept]
+    return [run for run in runs if run.run_dir in kept], [
+        run.run_id for run in runs if run.run_dir not in kept
+    ]
 
 
 @lru_cache(maxsize=16)  # a page asks for the same ones whenever it is redrawn
@@ -223,23 +262,33 @@ def _summed_up(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) 
 
 
 @lru_cache(maxsize=16)
-def _ensembled(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -> list[Interval | None]:
+def _ensembled(
+    measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str
+) -> list[Interval | None]:
     """Of each arm of several networks."""
     found: list[Interval | None] = []
     for arm in arms:
         tables = [table[table["split"] == split] for table in map(table_of, arm)]
         logits = np.stack([logits_of(table) for table in tables])
-        found.append(ensemble_score(measure, tables[0]["label"].to_numpy(), logits) if len(arm) > 1 else None)
+        found.append(
+            ensemble_score(measure, tables[0]["label"].to_numpy(), logits) if len(arm) > 1 else None
+        )
     return found
 
 
 def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on: Images) -> None:
     def ids_of(run: Run) -> list[tuple[str, str]]:
         classes, table = run.started["classes"], tables[run.run_dir]
-        return [(name, classes[label]) for name, label in zip(table["id"], table["label"], strict=True)]
+        return [
+            (name, classes[label]) for name, label in zip(table["id"], table["label"], strict=True)
+        ]
 
     first = ids_of(runs[0])
-    others = [run.run_id for run in runs[1:] if ids_of(run) != first or not (on or _same_source(runs[0], run))]
+    others = [
+        run.run_id
+        for run in runs[1:]
+        if ids_of(run) != first or not (on or _same_source(runs[0], run))
+    ]
     if others and isinstance(on, Corrupted):
         raise RunError(
             f"These runs did not predict the same images made worse: {', '.join(others)} did not use those of {runs[0].run_id}, because "
@@ -260,10 +309,19 @@ def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on
 
 def _same_source(one: Run, other: Run) -> bool:
     """Two data sets may give their files the same names."""
-    return one.config.data == other.config.data or one.started["fingerprint"] == other.started["fingerprint"]
+    return (
+        one.config.data == other.config.data
+        or one.started["fingerprint"] == other.started["fingerprint"]
+    )
 
 
-def _arm(title: str, group: Sequence[Run], answered: Answers, variance: SeedVariance | None, runs: Sequence[Run]) -> Arm:
+def _arm(
+    title: str,
+    group: Sequence[Run],
+    answered: Answers,
+    variance: SeedVariance | None,
+    runs: Sequence[Run],
+) -> Arm:
     rate = trunk_rate(group, runs)
     members = tuple(
         Member(
@@ -297,7 +355,12 @@ def _accuracy(answered: Answers) -> Interval:
 
 
 def _score_json(measure: Measure, score: Interval) -> dict[str, Any]:
-    return {"score": score.value, "score_low": score.low, "score_high": score.high, "measure": measure.name}
+    return {
+        "score": score.value,
+        "score_low": score.low,
+        "score_high": score.high,
+        "measure": measure.name,
+    }
 
 
 def _interval_json(interval: Interval) -> dict[str, float]:
@@ -305,7 +368,11 @@ def _interval_json(interval: Interval) -> dict[str, float]:
 
 
 def _run_json(arm: Arm, member: Member) -> dict[str, Any]:
-    seed = {"arm": arm.title, "seed": member.run.config.seed, "learning_rate": member.run.config.learning_rate}
+    seed = {
+        "arm": arm.title,
+        "seed": member.run.config.seed,
+        "learning_rate": member.run.config.learning_rate,
+    }
     return (
         summary(member.run)
         | seed
@@ -341,7 +408,9 @@ def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
     """Both claims under their names; the widest that can be made, which ``about`` names, beside them."""
     words = verdicts.of_pair(arms, pair)
     networks = _claim_json(pair.measure, pair.networks, words.networks)
-    strategies = _claim_json(pair.measure, pair.strategies, words.strategies) if pair.strategies else None
+    strategies = (
+        _claim_json(pair.measure, pair.strategies, words.strategies) if pair.strategies else None
+    )
     return {
         "a": arms[pair.a].title,
         "b": arms[pair.b].title,

@@ -67,7 +67,10 @@ def cost(run: Run, rate: float | None = None) -> Cost:
         seconds,
         None if rate is None else seconds + max(0.0, passed * rate - cache["trunk_seconds"]),
         started["trainable_parameters"],
-        max(*(row["memory_bytes"] for row in measured), (started.get("forecast") or {}).get("memory_bytes", 0)),
+        max(
+            *(row["memory_bytes"] for row in measured),
+            (started.get("forecast") or {}).get("memory_bytes", 0),
+        ),
         _most([row["device_bytes"] for row in measured]),
         started["device"],
         disk_bytes(run),
@@ -76,7 +79,10 @@ def cost(run: Run, rate: float | None = None) -> Cost:
 
 def disk_bytes(run: Run) -> int:
     """Of the best checkpoint; of an ensemble, of all those that it keeps."""
-    folders = [run.run_dir, *(member_folders(run.config, run.run_dir) if run.config.is_ensemble else ())]
+    folders = [
+        run.run_dir,
+        *(member_folders(run.config, run.run_dir) if run.config.is_ensemble else ()),
+    ]
     kept = [regular_file(checkpoint_path(folder, BEST)) for folder in folders]
     return sum(file.st_size for file in kept if file)
 
@@ -97,7 +103,8 @@ def trunk_rate(arm: Sequence[Run], runs: Sequence[Run]) -> float | None:
         (-run_depth(run).trained_stages, rate)
         for run in runs
         if (rate := run.started["cache"]["seconds_per_row"])
-        and (run.config.backbone, run.config.image_size) == (arm[0].config.backbone, arm[0].config.image_size)
+        and (run.config.backbone, run.config.image_size)
+        == (arm[0].config.backbone, arm[0].config.image_size)
         and run_depth(run).trained_stages >= begun
     ]
     return max(shallower)[1] if shallower else None
@@ -142,7 +149,11 @@ def depth(config: RunConfig, names: Sequence[str] | None = None) -> Depth:
     names = names or [stage.name for stage in stages_of(config)]
     rules = STRATEGIES[config.strategy].rules(config, names)
     first = next(index for index, rule in enumerate(rules) if rule.rate > 0)
-    return Depth(len(names) - first, names[first], all(rule.rate > 0 and rule.part == "all" for rule in rules[first:]))
+    return Depth(
+        len(names) - first,
+        names[first],
+        all(rule.rate > 0 and rule.part == "all" for rule in rules[first:]),
+    )
 
 
 def run_depth(run: Run) -> Depth:

@@ -44,7 +44,9 @@ def disagreement(run_a: Run, run_b: Run) -> Disagreement:
     compare_runs([run_a, run_b])  # refuses runs on different images
     split = TEST if all(TEST in predicted_splits(run) for run in (run_a, run_b)) else VAL
     a, b = evaluation(run_a, split), evaluation(run_b, split)
-    table = _told(a.predictions).merge(_told(b.predictions), on=["id", "label"], suffixes=("_a", "_b"), validate="1:1")
+    table = _told(a.predictions).merge(
+        _told(b.predictions), on=["id", "label"], suffixes=("_a", "_b"), validate="1:1"
+    )
     right_a, right_b = table["correct_a"], table["correct_b"]
     return Disagreement(
         split,
@@ -57,11 +59,16 @@ def disagreement(run_a: Run, run_b: Run) -> Disagreement:
 
 
 def _told(predictions: pd.DataFrame) -> pd.DataFrame:
-    true = [row[label] for row, label in zip(predictions["probabilities"], predictions["label"], strict=True)]
+    true = [
+        row[label]
+        for row, label in zip(predictions["probabilities"], predictions["label"], strict=True)
+    ]
     return predictions[["id", "label", "predicted", "confidence", "correct"]].assign(true=true)
 
 
 def _clearest_first(table: pd.DataFrame) -> pd.DataFrame:
     apart = (table["true_a"] - table["true_b"]).abs()
-    order = table.assign(apart=apart).sort_values(["apart", "id"], ascending=[False, True], ignore_index=True)
+    order = table.assign(apart=apart).sort_values(
+        ["apart", "id"], ascending=[False, True], ignore_index=True
+    )
     return order[["id", "label", "predicted_a", "predicted_b", "confidence_a", "confidence_b"]]

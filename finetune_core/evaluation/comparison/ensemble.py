@@ -11,4 +11,6 @@ from finetune_core.models.ensemble import mean_log_probabilities
 def ensemble_score(measure: Measure, labels: np.ndarray, logits: np.ndarray) -> Interval:
     """What the ensemble of ``[networks, images, classes]`` reaches, in the measure's own sense, with its 95 % interval for new images: it is
     one network."""
-    return measure_interval(measured(measure, labels, [mean_log_probabilities(logits)[None]], resamples=1)[0], None)
+    return measure_interval(
+        measured(measure, labels, [mean_log_probabilities(logits)[None]], resamples=1)[0], None
+    )

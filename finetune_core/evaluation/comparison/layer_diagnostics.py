@@ -108,11 +108,16 @@ def known_layers(run: Run) -> Layers | None:
     """What was measured before, unless the run has been trained on since."""
     try:
         content = read_regular(run.run_dir / _FILE, _LARGEST)
-        measured, found = _STAMPED.validate_json(content, strict=True), _LAYERS.validate_json(content, strict=True)
+        measured, found = (
+            _STAMPED.validate_json(content, strict=True),
+            _LAYERS.validate_json(content, strict=True),
+        )
     except (OSError, ValueError):  # none, or damaged: it can be measured again
         return None
     stages = [stage["name"] for stage in run.started["stages"]] if run.history.started else []
-    known = [stage.name for stage in found.stages] == stages and {one.stage for one in found.probes} <= set(stages)
+    known = [stage.name for stage in found.stages] == stages and {
+        one.stage for one in found.probes
+    } <= set(stages)
     return found if known and measured["predictions"] == predictions_changed(run.run_dir) else None
 
 
@@ -139,7 +144,9 @@ def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Work[None
 
 def _measured(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Work[None]:
     if joined := next((run for run in runs if run.config.is_ensemble), None):
-        raise RunError(f"{joined.run_id} is an ensemble: it has no stages of its own. Measure its runs.")
+        raise RunError(
+            f"{joined.run_id} is an ensemble: it has no stages of its own. Measure its runs."
+        )
     starts: dict[str, _Start] = {}
     for run in runs:
         changed = predictions_changed(run.run_dir)
@@ -150,16 +157,22 @@ def _measured(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Wor
             starts[beginning] = yield from _start(run, start, tuned, roots)
         measured = asdict((yield from _moves(run, start, tuned, starts[beginning])))
         try:
-            write_bytes(run.run_dir / _FILE, json.dumps(measured | {"predictions": changed}).encode())
+            write_bytes(
+                run.run_dir / _FILE, json.dumps(measured | {"predictions": changed}).encode()
+            )
         except OSError as error:
-            raise RunError(f"The layer diagnostics cannot be written to {run.run_dir}: {error.strerror}.") from None
+            raise RunError(
+                f"The layer diagnostics cannot be written to {run.run_dir}: {error.strerror}."
+            ) from None
 
 
 def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
     """Debiased linear CKA of features ``[n, d]`` and ``[n, e]`` of the same ``n > 3`` images: 1 for the same but for rotation and
     scale, about 0 for unrelated ones; NaN where one of them is the same for all images."""
     grams = [_centred_gram(features.astype(np.float64)) for features in (one, other)]
-    cross, first, second = (float((a * b).sum()) for a, b in ((grams[0], grams[1]), (grams[0],) * 2, (grams[1],) * 2))
+    cross, first, second = (
+        float((a * b).sum()) for a, b in ((grams[0], grams[1]), (grams[0],) * 2, (grams[1],) * 2)
+    )
     return cross / float(np.sqrt(first * second)) if first > 0 and second > 0 else float("nan")
 
 
@@ -249,7 +262,9 @@ def _features(
 ) -> Work[tuple[np.ndarray, ...]]:
     """Float32 ``[n, d]`` for each of the stages."""
     found, done = [], 0
-    for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size, tuned.device):
+    for batch, inputs in network_inputs(
+        network, images.pixels, rows, tuned.image_size, tuned.device
+    ):
         with torch.no_grad(), tuned.device.autocast():
             found.append(pooled(inputs).float().cpu().numpy())
         done += len(batch)
@@ -269,7 +284,9 @@ def _pulls(tuned: Predictor, images: RunImages) -> Work[tuple[dict[str, float], 
     for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size, device):
         wanted = labels[batch].to(device.torch_device)
         logits = model(inputs)  # in fp32: rounding would show in a gradient of a few images
-        (nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / len(rows)).backward()
+        (
+            nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / len(rows)
+        ).backward()
         right += int((logits.argmax(1) == wanted).sum())
         done += len(batch)
         yield Step(done, len(rows), "features")
@@ -294,7 +311,9 @@ def _gradient_shares(run: Run) -> dict[str, float]:
 
 
 def _length(tensors: Any) -> float:
-    return float(sum(float(tensor.detach().cpu().double().square().sum()) for tensor in tensors) ** 0.5)
+    return float(
+        sum(float(tensor.detach().cpu().double().square().sum()) for tensor in tensors) ** 0.5
+    )
 
 
 def _defined(value: float | None) -> float | None:

@@ -44,7 +44,13 @@ class Measure:
     @property
     def unit(self) -> str:
         """Of a difference."""
-        return "points" if self.name == "accuracy" else f"points of {self.of}" if self.share else f"nats of {self.of}"
+        return (
+            "points"
+            if self.name == "accuracy"
+            else f"points of {self.of}"
+            if self.share
+            else f"nats of {self.of}"
+        )
 
     @property
     def most(self) -> float:
@@ -108,10 +114,17 @@ def f1_of(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.
 
     present, true = np.unique(labels, return_inverse=True)
     place = np.searchsorted(present, predicted)
-    place[np.take(present, place, mode="clip") != predicted] = len(present)  # a class that has no image here
+    place[np.take(present, place, mode="clip") != predicted] = len(
+        present
+    )  # a class that has no image here
     shape, images = (len(present) + 1, len(labels)), np.arange(len(labels))
-    per_class = (sparse.csr_array((np.ones(len(labels)), (place, images)), shape=shape) @ weights)[:-1]
-    hits = (sparse.csr_array(((predicted == labels).astype(float), (place, images)), shape=shape) @ weights)[:-1]
+    per_class = (sparse.csr_array((np.ones(len(labels)), (place, images)), shape=shape) @ weights)[
+        :-1
+    ]
+    hits = (
+        sparse.csr_array(((predicted == labels).astype(float), (place, images)), shape=shape)
+        @ weights
+    )[:-1]
     f1: np.ndarray = 2 * hits / (per_class + np.bincount(true)[:, None])
     return np.asarray(f1.mean(0))
 

@@ -15,7 +15,13 @@ from finetune_core.evaluation.comparison.costs import depth
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers, known_layers, measured_run
 from finetune_core.evaluation.comparison.shift import shifts_of
 from finetune_core.evaluation.comparison.strategies import Interval
-from finetune_core.evaluation.comparison.thaw_next import IDLE, STEADY, span, steady_stages, thaw_next
+from finetune_core.evaluation.comparison.thaw_next import (
+    IDLE,
+    STEADY,
+    span,
+    steady_stages,
+    thaw_next,
+)
 from finetune_core.evaluation.comparison.verdicts import pair_of, quoted
 from finetune_core.evaluation.single_run.shift_files import shift_problem
 from finetune_core.formatting import duration, memory, percent, things
@@ -45,7 +51,9 @@ class Evidence:
     def ranked(self) -> list[int]:
         """Places of the arms that trained to the end, the best first: averaged weights are no training that can be repeated or changed."""
         arms = self.own.arms
-        trained = (at for at, arm in enumerate(arms) if not arm.unfinished and not arm.config.averaged)
+        trained = (
+            at for at, arm in enumerate(arms) if not arm.unfinished and not arm.config.averaged
+        )
         return sorted(trained, key=lambda at: -arms[at].rank)
 
 
@@ -96,7 +104,11 @@ def forecast_of(experiment: Experiment, dataset: Dataset, book: SpeedBook) -> Fo
 
 def forecast_in_words(found: Forecast | None) -> str:
     """``about 2 min 10 s, 1.2 GB``; empty where there is none."""
-    return f"about {duration(found.seconds)}, {memory(found.memory_bytes, found.device_bytes)}" if found else ""
+    return (
+        f"about {duration(found.seconds)}, {memory(found.memory_bytes, found.device_bytes)}"
+        if found
+        else ""
+    )
 
 
 def experiment_json(experiment: Experiment | None, found: Forecast | None) -> dict[str, Any] | None:
@@ -105,10 +117,16 @@ def experiment_json(experiment: Experiment | None, found: Forecast | None) -> di
     if experiment is None:
         return None
     runs = [
-        config.model_dump(mode="json", include={"backbone", "strategy", "cut", "train_fraction", "seed"})
+        config.model_dump(
+            mode="json", include={"backbone", "strategy", "cut", "train_fraction", "seed"}
+        )
         for config in experiment.configs
     ]
-    forecast = {name: getattr(found, name) for name in ("seconds", "memory_bytes", "device_bytes")} if found else None
+    forecast = (
+        {name: getattr(found, name) for name in ("seconds", "memory_bytes", "device_bytes")}
+        if found
+        else None
+    )
     return {
         "kind": experiment.kind,
         "what": experiment.what,
@@ -124,10 +142,14 @@ def baseline(evidence: Evidence) -> Experiment | None:
     arms = evidence.own.arms
     lacking = lacking_baselines([run.config for arm in arms for run in arm.runs])
     for at in evidence.ranked:
-        configs = tuple(config for config in lacking if features_of(config) == features_of(arms[at].config))
+        configs = tuple(
+            config for config in lacking if features_of(config) == features_of(arms[at].config)
+        )
         if configs and epochs_of(arms[at].config):
             reason = f"{_scored(arms[at])} has no linear probe beside it, so what training gained over the frozen features is not known."
-            return Experiment("baseline", "fit a linear probe as the baseline", reason, False, configs)
+            return Experiment(
+                "baseline", "fit a linear probe as the baseline", reason, False, configs
+            )
     return None
 
 
@@ -137,7 +159,11 @@ def shift(evidence: Evidence) -> Experiment | None:
         return None
     arms = evidence.own.arms
     for tuned in (at for at in evidence.ranked if _may_distort(arms[at])):
-        for frozen in (at for at in evidence.ranked if _only_head(arms[at]) and _same_features(arms[at], arms[tuned])):
+        for frozen in (
+            at
+            for at in evidence.ranked
+            if _only_head(arms[at]) and _same_features(arms[at], arms[tuned])
+        ):
             gain, loss = (_gain(side, tuned, frozen) for side in (evidence.own, evidence.shifted))
             if gain and loss and gain.value > 0 > loss.value:
                 reason = (
@@ -151,7 +177,11 @@ def shift(evidence: Evidence) -> Experiment | None:
 def images(evidence: Evidence) -> Experiment | None:
     """More images where the best arm gained significantly by the last ones that were added."""
     arms, ranked = evidence.own.arms, evidence.ranked
-    curve = [at for at in ranked if _but_for_images(arms[at].config) == _but_for_images(arms[ranked[0]].config)]
+    curve = [
+        at
+        for at in ranked
+        if _but_for_images(arms[at].config) == _but_for_images(arms[ranked[0]].config)
+    ]
     by_share = sorted(curve, key=lambda at: arms[at].config.train_fraction)[-2:]
     if len({arms[at].config.train_fraction for at in by_share}) < 2:
         return None
@@ -168,7 +198,9 @@ def images(evidence: Evidence) -> Experiment | None:
         return Experiment("images", "label more images", reason, False, ())
     more = min(1.0, 2 * share)
     configs = tuple(_changed(run.config, train_fraction=more) for run in arms[many].runs)
-    return Experiment("images", f"train on {percent(more, 0)} of the training images", reason, False, configs)
+    return Experiment(
+        "images", f"train on {percent(more, 0)} of the training images", reason, False, configs
+    )
 
 
 def seeds(evidence: Evidence) -> Experiment | None:
@@ -187,10 +219,14 @@ def seeds(evidence: Evidence) -> Experiment | None:
     both = f"{_scored(arms[best])} and {_scored(arms[rival])}"
     counts = f"with {things(len(arms[best].members), 'seed')} and {things(len(arms[rival].members), 'seed')}"
     reason = (
-        f"{both} are not distinguishable {counts}." if pair.strategies else f"{both} cannot be compared as strategies {counts}."
+        f"{both} are not distinguishable {counts}."
+        if pair.strategies
+        else f"{both} cannot be compared as strategies {counts}."
     )
     what = f"train {quoted(arms[fewer].title)} with seed{'s' if len(new) > 1 else ''} {' and '.join(map(str, new))}"
-    return Experiment("seeds", what, reason, False, tuple(_changed(arms[fewer].config, seed=seed) for seed in new))
+    return Experiment(
+        "seeds", what, reason, False, tuple(_changed(arms[fewer].config, seed=seed) for seed in new)
+    )
 
 
 def thaw(evidence: Evidence) -> Experiment | None:
@@ -281,7 +317,9 @@ def _against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experim
     tried = any(other.config.strategy == _LP_FT and _same_features(other, arm) for other in arms)
     if arm.config.epochs > 1 and not tried:
         configs = tuple(_changed(run.config, **run.config.for_strategy(_LP_FT)) for run in arm.runs)
-        return Experiment("shift", f"train {quoted(STRATEGIES[_LP_FT].title)}", reason, False, configs)
+        return Experiment(
+            "shift", f"train {quoted(STRATEGIES[_LP_FT].title)}", reason, False, configs
+        )
     averaged = [other.config.averaged for other in arms if other.config.averaged]
     folders = {str(run.run_dir) for run in arm.runs}
     if any(one.how == "wise" and folders & set(one.runs) for one in averaged):
@@ -315,7 +353,11 @@ def _best_measured(evidence: Evidence) -> tuple[int, Layers | None]:
     """The best arm that trains everything from one stage on, or a head alone, and whose layers were measured: its place, and its layers."""
     for at in evidence.ranked:
         config, layers = evidence.own.arms[at].config, evidence.layers[at]
-        cut = STRATEGIES[config.strategy].classic or config.cut is not None or _only_head(evidence.own.arms[at])
+        cut = (
+            STRATEGIES[config.strategy].classic
+            or config.cut is not None
+            or _only_head(evidence.own.arms[at])
+        )
         if layers and cut:
             return at, layers
     return 0, None
@@ -324,7 +366,10 @@ def _best_measured(evidence: Evidence) -> tuple[int, Layers | None]:
 def _tried(evidence: Evidence, at: int, stage: str) -> bool:
     """Whether an arm trained everything from this stage on, on the same images with the same network."""
     arms = evidence.own.arms
-    return any(arm.depth.first_stage == stage and arm.depth.whole and _same_features(arm, arms[at]) for arm in arms)
+    return any(
+        arm.depth.first_stage == stage and arm.depth.whole and _same_features(arm, arms[at])
+        for arm in arms
+    )
 
 
 def _from_stage(config: RunConfig, layers: Layers, stage: str) -> RunConfig:

@@ -56,8 +56,20 @@ ORDERINGS = (
         "Lee et al. 2023",
         "where images differ in their pixels, not in what they show",
     ),
-    Ordering("bias_only", "feature_extraction", "in-distribution", "Cai et al. 2020", "with small data sets"),
-    Ordering("gradual_unfreezing", "full", "in-distribution", "Howard & Ruder 2018", "with small data sets"),
+    Ordering(
+        "bias_only",
+        "feature_extraction",
+        "in-distribution",
+        "Cai et al. 2020",
+        "with small data sets",
+    ),
+    Ordering(
+        "gradual_unfreezing",
+        "full",
+        "in-distribution",
+        "Howard & Ruder 2018",
+        "with small data sets",
+    ),
     Ordering("discriminative", "full", "in-distribution", "Howard & Ruder 2018"),
     Ordering("linear_probe_then_full", "full", "shifted", "Kumar et al. 2022"),
 )
@@ -91,7 +103,9 @@ def _contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str |
     if not verdict.different or gain > 0 or not _alike(first, second):
         return None
     size, unit, shifted = pair.measure.size, pair.measure.unit, ordering.axis == "shifted"
-    when = f"{' on shifted images' if shifted else ''}{f' {ordering.when}' if ordering.when else ''}"
+    when = (
+        f"{' on shifted images' if shifted else ''}{f' {ordering.when}' if ordering.when else ''}"
+    )
     said = f"{quoted(first.title)} is said to beat {quoted(second.title)}{when} ({ordering.source})"
     networks = "networks are" if len(first.members) > 1 else "network is"
     what = "it is" if verdict.claim.about == "strategies" else f"its {networks}"
@@ -107,4 +121,6 @@ def _alike(first: Arm, second: Arm) -> bool:
             include={"backbone", "from_run", "train_fraction", "epochs", *arm.config.input_settings}
         )
 
-    return task(first) == task(second) and not any(arm.unfinished or arm.config.averaged for arm in (first, second))
+    return task(first) == task(second) and not any(
+        arm.unfinished or arm.config.averaged for arm in (first, second)
+    )

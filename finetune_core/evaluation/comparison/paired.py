@@ -88,7 +88,11 @@ def answers(correct: np.ndarray) -> Answers:
 
 
 def measured(
-    measure: Measure, labels: np.ndarray, logits: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0
+    measure: Measure,
+    labels: np.ndarray,
+    logits: Sequence[np.ndarray],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> list[Answers]:
     """Sum up several arms by a measure.
 
@@ -102,7 +106,10 @@ def measured(
     if measure is ACCURACY:
         return [answers(one) for one in correct]
     if measure.name == "log_loss":
-        values = [np.take_along_axis(log_softmax(one, axis=2), labels[None, :, None], axis=2)[..., 0] for one in logits]
+        values = [
+            np.take_along_axis(log_softmax(one, axis=2), labels[None, :, None], axis=2)[..., 0]
+            for one in logits
+        ]
     else:
         values = [f1_values(labels, one) for one in given]
     drawn: list[list[np.ndarray]] = [[] for _ in logits]
@@ -112,10 +119,15 @@ def measured(
                 arm.append(one.mean(0) @ weights / len(labels))
             else:
                 arm.append(np.mean([f1_of(labels, network, weights) for network in some], axis=0))
-    return [summed(measure, right, one, np.concatenate(some)) for right, one, some in zip(correct, values, drawn, strict=True)]
+    return [
+        summed(measure, right, one, np.concatenate(some))
+        for right, one, some in zip(correct, values, drawn, strict=True)
+    ]
 
 
-def summed(measure: Measure, correct: np.ndarray, values: np.ndarray, drawn: np.ndarray | None) -> Answers:
+def summed(
+    measure: Measure, correct: np.ndarray, values: np.ndarray, drawn: np.ndarray | None
+) -> Answers:
     """The parts of ``Answers`` that follow from the others."""
     seeds, images = correct.shape
     by_image, by_seed = values.mean(0), values.mean(1)
@@ -123,7 +135,9 @@ def summed(measure: Measure, correct: np.ndarray, values: np.ndarray, drawn: np.
         return Answers(measure, correct, values, drawn, by_image, None, 0.0)
     rest = values - by_seed[:, None] - by_image + values.mean()
     residual = float((rest**2).sum()) / max(1, (seeds - 1) * (images - 1))
-    return Answers(measure, correct, values, drawn, by_image, float(by_seed.var(ddof=1)), residual / images)
+    return Answers(
+        measure, correct, values, drawn, by_image, float(by_seed.var(ddof=1)), residual / images
+    )
 
 
 def networks_claim(a: Answers, b: Answers) -> Claim:
@@ -137,9 +151,13 @@ def networks_claim(a: Answers, b: Answers) -> Claim:
         low, high = bootstrap(gained)
         p = sign_flip_p(np.rint(gained * a.seeds * b.seeds).astype(np.int64))
     else:
-        low, high = (float(end) for end in np.quantile(a.drawn - b.drawn, [LEVEL / 2, 1 - LEVEL / 2]))
+        low, high = (
+            float(end) for end in np.quantile(a.drawn - b.drawn, [LEVEL / 2, 1 - LEVEL / 2])
+        )
         p = random_flip_p(gained)
-    return Claim("networks", float(gained.mean()), low, high, image_variance(gained) ** 0.5, np.inf, p)
+    return Claim(
+        "networks", float(gained.mean()), low, high, image_variance(gained) ** 0.5, np.inf, p
+    )
 
 
 def image_variance(gained: np.ndarray) -> float:
@@ -150,7 +168,9 @@ def image_variance(gained: np.ndarray) -> float:
 def only_one_right(a: Answers, b: Answers) -> tuple[float, float]:
     """Images that only a network of A classifies correctly, and only one of B: means over all pairs of networks."""
     right_a, right_b = a.correct.mean(0), b.correct.mean(0)
-    only_a, only_b = (float((one * (1 - other)).sum()) for one, other in ((right_a, right_b), (right_b, right_a)))
+    only_a, only_b = (
+        float((one * (1 - other)).sum()) for one, other in ((right_a, right_b), (right_b, right_a))
+    )
     return only_a, only_b
 
 
@@ -212,7 +232,9 @@ def _random_flip_p(gained: bytes) -> float:
     for start in range(0, _FLIPS, _FLIPS_AT_ONCE):
         size = (min(_FLIPS_AT_ONCE, _FLIPS - start), -(-len(values) // 8))
         signs = np.unpackbits(random.integers(0, 256, size, np.uint8), axis=1, count=len(values))
-        reached += int((np.abs(2 * (signs.astype(np.float32) @ values) - values.sum()) >= least).sum())
+        reached += int(
+            (np.abs(2 * (signs.astype(np.float32) @ values) - values.sum()) >= least).sum()
+        )
     return (reached + 1) / (_FLIPS + 1)
 
 
@@ -226,9 +248,15 @@ def bootstrap(gained: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=1024)  # a page asks for the same ones whenever it is redrawn
-def _bootstrap(values: tuple[float, ...], counts: tuple[int, ...], seed: int) -> tuple[float, float]:
+def _bootstrap(
+    values: tuple[float, ...], counts: tuple[int, ...], seed: int
+) -> tuple[float, float]:
     images = sum(counts)
-    drawn = np.random.default_rng(seed).multinomial(images, np.divide(counts, images), size=_DRAWS) @ np.array(values) / images
+    drawn = (
+        np.random.default_rng(seed).multinomial(images, np.divide(counts, images), size=_DRAWS)
+        @ np.array(values)
+        / images
+    )
     low, high = np.quantile(drawn, [LEVEL / 2, 1 - LEVEL / 2])
     return float(low), float(high)
 

@@ -20,7 +20,11 @@ from finetune_core.evaluation.comparison.paired import (
     together,
 )
 from finetune_core.evaluation.comparison.power import seeds_needed, smallest_seen
-from finetune_core.evaluation.comparison.strategies import SeedVariance, seed_variances, strategies_claim
+from finetune_core.evaluation.comparison.strategies import (
+    SeedVariance,
+    seed_variances,
+    strategies_claim,
+)
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,24 @@ def compare_pairs(
     places = list(combinations(range(len(arms)), 2))
     variances = [one if ended else None for one, ended in zip(variances, finished, strict=True)]
     networks = [networks_claim(arms[a], arms[b]) for a, b in places]
-    strategies = [strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in places]
+    strategies = [
+        strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in places
+    ]
     # A claim about strategies is one about networks, and more: its p is never less. It matters where few images tell sides apart.
-    strategies = [one and replace(one, p=max(one.p, other.p)) for one, other in zip(strategies, networks, strict=True)]
+    strategies = [
+        one and replace(one, p=max(one.p, other.p))
+        for one, other in zip(strategies, networks, strict=True)
+    ]
     corrected = holm([claim.p for claim in networks])
     # Those with one seed so far are counted in: another seed must not take a verdict on others back.
     family = [at for at, (a, b) in enumerate(places) if finished[a] and finished[b]]
-    wider = dict(zip(family, holm([claim.p if (claim := strategies[at]) else 1.0 for at in family]), strict=True))
+    wider = dict(
+        zip(
+            family,
+            holm([claim.p if (claim := strategies[at]) else 1.0 for at in family]),
+            strict=True,
+        )
+    )
     return tuple(
         _pair(
             place,
@@ -150,7 +165,9 @@ def _pair(
     only_a, only_b = only_one_right(a, b)
     tests = mcnemar_p(a.correct, b.correct)
     of_images = image_variance(a.by_image - b.by_image)
-    discordance = (only_a + only_b) / a.images if a.measure is ACCURACY and a.seeds == b.seeds == 1 else None
+    discordance = (
+        (only_a + only_b) / a.images if a.measure is ACCURACY and a.seeds == b.seeds == 1 else None
+    )
     narrow = _verdict(networks, a, discordance)
     wide, seed_error, needed = None, None, None
     if strategies:
@@ -159,14 +176,29 @@ def _pair(
         sides = [(variance, arms[at].seeds) for at in place if (variance := variances[at])]
         seed_error = sum(one.value / seeds for one, seeds in sides) ** 0.5
         if not wide.different:
-            needed = seeds_needed(strategies.claim.difference, of_images, a.images, sides, strategies.family)
+            needed = seeds_needed(
+                strategies.claim.difference, of_images, a.images, sides, strategies.family
+            )
     share = float(np.mean(tests <= LEVEL))
     return Pair(
-        *place, a.measure, a.images, narrow, wide, together(tests), share, of_images**0.5, seed_error, needed, only_a, only_b
+        *place,
+        a.measure,
+        a.images,
+        narrow,
+        wide,
+        together(tests),
+        share,
+        of_images**0.5,
+        seed_error,
+        needed,
+        only_a,
+        only_b,
     )
 
 
 def _verdict(tested: _Tested, arm: Answers, discordance: float | None = None) -> Verdict:
     claim = tested.claim
     smallest = smallest_seen(claim, arm.images, tested.family, discordance, arm.measure)
-    return Verdict(claim, tested.holm_p, is_different(claim, tested.holm_p), smallest, tested.family)
+    return Verdict(
+        claim, tested.holm_p, is_different(claim, tested.holm_p), smallest, tested.family
+    )

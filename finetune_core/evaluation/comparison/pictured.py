@@ -40,18 +40,34 @@ def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Pictur
     try:
         disagreed = disagreement(*runs)
         networks = [load_predictor(run) for run in runs]
-        sides = (rows.head(_MOST).to_dict("records") for rows in (disagreed.only_a, disagreed.only_b))
+        sides = (
+            rows.head(_MOST).to_dict("records") for rows in (disagreed.only_a, disagreed.only_b)
+        )
         rows = [row for pair in zip_longest(*sides) for row in pair if row][:_MOST]
         for row in rows:
-            image, predicted = run_image(runs[0], row["id"], roots), [int(row["predicted_a"]), int(row["predicted_b"])]
-            seen = [explain(network, image, (name,)) for network, name in zip(networks, predicted, strict=True)]
+            image, predicted = (
+                run_image(runs[0], row["id"], roots),
+                [int(row["predicted_a"]), int(row["predicted_b"])],
+            )
+            seen = [
+                explain(network, image, (name,))
+                for network, name in zip(networks, predicted, strict=True)
+            ]
             said = [
                 f"{'✓' if name == row['label'] else '✗'} {arm.title}: {disagreed.classes[name]} ({percent(row[confidence], 0)})"
-                for arm, name, confidence in zip(arms, predicted, ("confidence_a", "confidence_b"), strict=True)
+                for arm, name, confidence in zip(
+                    arms, predicted, ("confidence_a", "confidence_b"), strict=True
+                )
             ]
-            maps = [(one.overlays[name], words) for one, name, words in zip(seen, predicted, said, strict=True)]
+            maps = [
+                (one.overlays[name], words)
+                for one, name, words in zip(seen, predicted, said, strict=True)
+            ]
             found.append(
-                Pictured(f"{disagreed.classes[row['label']]} · {row['id']}", ((seen[0].picture, "network input"), *maps))
+                Pictured(
+                    f"{disagreed.classes[row['label']]} · {row['id']}",
+                    ((seen[0].picture, "network input"), *maps),
+                )
             )
     except FinetuneError:  # what was compared is worth a report without them
         return ()

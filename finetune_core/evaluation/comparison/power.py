@@ -15,7 +15,11 @@ _MOST_SEEDS = 10  # that anybody is asked for
 
 
 def smallest_seen(
-    claim: Claim, images: int, pairs: int = 1, discordance: float | None = None, measure: Measure = ACCURACY
+    claim: Claim,
+    images: int,
+    pairs: int = 1,
+    discordance: float | None = None,
+    measure: Measure = ACCURACY,
 ) -> float:
     """The smallest true difference that this comparison would have shown four times out of five.
 
@@ -32,7 +36,11 @@ def smallest_seen(
 
 
 def seeds_needed(
-    difference: float, of_images: float, images: int, sides: Sequence[tuple[SeedVariance, int]], pairs: int = 1
+    difference: float,
+    of_images: float,
+    images: int,
+    sides: Sequence[tuple[SeedVariance, int]],
+    pairs: int = 1,
 ) -> int | None:
     """How many seeds per arm would show ``difference`` four times out of five, were it the true one; None where over ten would not.
 
@@ -55,7 +63,9 @@ def seeds_needed(
     return None
 
 
-def _with_seeds(sides: Sequence[tuple[SeedVariance, int]], count: int) -> list[tuple[SeedVariance, int]]:
+def _with_seeds(
+    sides: Sequence[tuple[SeedVariance, int]], count: int
+) -> list[tuple[SeedVariance, int]]:
     """Both sides with at least ``count`` seeds; that other arms may add to what is pooled is not counted on."""
     more = [max(0, count - seeds) for _, seeds in sides]
     shared = sum(new for new, (one, _) in zip(more, sides, strict=True) if one.pooled)
@@ -75,7 +85,9 @@ def _noncentrality(freedom: float, level: float) -> float:
     normal = critical + t_quantile(POWER, np.inf)
     if np.isinf(freedom):
         return normal
-    return float(brentq(lambda size: nct.sf(critical, freedom, size) - POWER, critical / 2, 3 * normal))
+    return float(
+        brentq(lambda size: nct.sf(critical, freedom, size) - POWER, critical / 2, 3 * normal)
+    )
 
 
 @lru_cache(maxsize=512)

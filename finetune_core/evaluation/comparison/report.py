@@ -50,7 +50,11 @@ td:first-child { min-width: 180px }
 def arm_verdict_words(one: ArmVerdict) -> str:
     """What the badge of an arm says; what is known of its networks only says so."""
     words = STANDING_WORDS[one.kind]
-    return f"{CLAIMS['networks']}: {words.lower()}" if one.about == "networks" and one.kind != "best" else words
+    return (
+        f"{CLAIMS['networks']}: {words.lower()}"
+        if one.about == "networks" and one.kind != "best"
+        else words
+    )
 
 
 def report_html(
@@ -238,7 +242,13 @@ def _runs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         for arm in comparison.arms
         for member in arm.members
     ]
-    return ["Run", "Strategy", "Seed", f"Accuracy on {things(comparison.images, 'image')}", "Time"], rows
+    return [
+        "Run",
+        "Strategy",
+        "Seed",
+        f"Accuracy on {things(comparison.images, 'image')}",
+        "Time",
+    ], rows
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -263,23 +273,31 @@ def _verdict(comparison: Comparison) -> str:
 def _pairs(comparison: Comparison) -> str:
     if not comparison.pairs:
         return ""
-    lines = "".join(f"<li>{_pair(of_pair(comparison.arms, pair))}</li>" for pair in comparison.pairs)
+    lines = "".join(
+        f"<li>{_pair(of_pair(comparison.arms, pair))}</li>" for pair in comparison.pairs
+    )
     return f"<h2>Pairwise comparison</h2><ul>{lines}</ul>{table(*pairs_table(comparison))}"
 
 
 def _pair(words: PairWords) -> str:
-    return "<br>".join(f"<b>{title}</b>: {escaped(getattr(words, claim))}" for claim, title in CLAIMS.items())
+    return "<br>".join(
+        f"<b>{title}</b>: {escaped(getattr(words, claim))}" for claim, title in CLAIMS.items()
+    )
 
 
 def _moved(comparison: Comparison, figures: Headed) -> str:
     """What moved, where it was measured, and which stage to thaw next."""
-    known = [(arm, layers) for arm in comparison.arms if (layers := known_layers(measured_run(arm.runs)))]
+    known = [
+        (arm, layers) for arm in comparison.arms if (layers := known_layers(measured_run(arm.runs)))
+    ]
     if not known:
         return f"<h2>Layer diagnostics</h2><p>{escaped(_NOT_MEASURED)}</p>"
     lines = []
     for arm, layers in known:
         advice = thaw_next(layers)
-        lines.append(f"<li><b>{escaped(arm.title)}</b>: {escaped(advice.what)}. {escaped(advice.reason)}</li>")
+        lines.append(
+            f"<li><b>{escaped(arm.title)}</b>: {escaped(advice.what)}. {escaped(advice.reason)}</li>"
+        )
     drawn = "".join(_figure(f"moved-{at}", "h3", *one) for at, one in enumerate(figures))
     return f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>{''.join(lines)}</ul>{drawn}"
 
@@ -315,8 +333,16 @@ def _pictured(pictures: Sequence[Pictured]) -> str:
 
 def _figure(name: str, level: str, heading: str, figure: go.Figure) -> str:
     # By itself, plotly cuts off what the thin margins of a page have no room for.
-    whole = go.Figure(figure).update_xaxes(automargin=True).update_yaxes(automargin=True).update_layout(template="plotly_white")
+    whole = (
+        go.Figure(figure)
+        .update_xaxes(automargin=True)
+        .update_yaxes(automargin=True)
+        .update_layout(template="plotly_white")
+    )
     drawn = whole.to_html(
-        full_html=False, include_plotlyjs=False, div_id=name, config={"displaylogo": False, "responsive": True}
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=name,
+        config={"displaylogo": False, "responsive": True},
     )
     return f'<{level}>{escaped(heading)}</{level}><div class="figure">{drawn}</div>'

@@ -11,7 +11,12 @@ from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.intervals import wilson
 from finetune_core.evaluation.single_run.corruptions import CLEAN, Corrupted, corrupted
 from finetune_core.evaluation.single_run.robustness_files import Robustness, known_robustness
-from finetune_core.evaluation.single_run.shift_files import MOST_LISTED, Shift, known_shifts, read_shift
+from finetune_core.evaluation.single_run.shift_files import (
+    MOST_LISTED,
+    Shift,
+    known_shifts,
+    read_shift,
+)
 from finetune_core.evaluation.single_run.shifted import drop_of, left_out_in_words
 from finetune_core.runs.store import Run
 
@@ -32,11 +37,18 @@ class ShiftComparison:
     @property
     def drops(self) -> tuple[Interval, ...]:
         """By how much each arm is worse on the other images, with its 95 % interval."""
-        return tuple(drop_between(one, other.score) for one, other in zip(self.own.arms, self.shifted.arms, strict=True))
+        return tuple(
+            drop_between(one, other.score)
+            for one, other in zip(self.own.arms, self.shifted.arms, strict=True)
+        )
 
     def left_out(self) -> list[str]:
         """What of the data set was left out, or is known from training, run by run where that differs."""
-        return left_out_of(_runs(self.shifted), self.other.fingerprint) if isinstance(self.other, Shift) else []
+        return (
+            left_out_of(_runs(self.shifted), self.other.fingerprint)
+            if isinstance(self.other, Shift)
+            else []
+        )
 
     def in_rows(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) with one row per arm, for a reader."""
@@ -46,7 +58,10 @@ class ShiftComparison:
         return f"<{self.own!r}, on {self.other.described}: {self.shifted!r}>"
 
     def _repr_html_(self) -> str:
-        from finetune_core.evaluation.comparison.report import comparison_html, shift_html  # which reports on comparisons
+        from finetune_core.evaluation.comparison.report import (
+            comparison_html,
+            shift_html,
+        )  # which reports on comparisons
 
         return comparison_html(self.own) + shift_html(self)
 
@@ -60,7 +75,9 @@ class ShiftComparison:
         return self.other.to_json() | self.shifted.to_json() | {"drops": drops}
 
 
-def compare_shift(runs: Sequence[Run], on: str | Corrupted, measure: str = ACCURACY.name) -> ShiftComparison:
+def compare_shift(
+    runs: Sequence[Run], on: str | Corrupted, measure: str = ACCURACY.name
+) -> ShiftComparison:
     """Compare runs on both axes.
 
     Args:
@@ -71,10 +88,14 @@ def compare_shift(runs: Sequence[Run], on: str | Corrupted, measure: str = ACCUR
         RunError: when one has not predicted those images, or they did not predict the same images of either.
     """
     own, shifted = compare_runs(runs, measure), compare_runs(runs, measure, on)
-    return ShiftComparison(own, shifted, on if isinstance(on, Corrupted) else read_shift(_runs(own)[0], on))
+    return ShiftComparison(
+        own, shifted, on if isinstance(on, Corrupted) else read_shift(_runs(own)[0], on)
+    )
 
 
-def both_axes(arms: Sequence[Arm], shifted: Sequence[Interval]) -> tuple[list[str], list[list[str]]]:
+def both_axes(
+    arms: Sequence[Arm], shifted: Sequence[Interval]
+) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) with one row per arm, for a reader: its score on its own images, on others, and the drop, with intervals."""
     columns = [
         "Strategy",
@@ -88,7 +109,11 @@ def both_axes(arms: Sequence[Arm], shifted: Sequence[Interval]) -> tuple[list[st
     rows = []
     for arm, other in zip(arms, shifted, strict=True):
         cells, measure = [arm.title], arm.measure
-        for one, text in ((arm.score, measure.formatted), (other, measure.formatted), (drop_between(arm, other), measure.size)):
+        for one, text in (
+            (arm.score, measure.formatted),
+            (other, measure.formatted),
+            (drop_between(arm, other), measure.size),
+        ):
             cells += [text(one.value), f"{text(one.low)} to {text(one.high)}"]
         rows.append(cells)
     return columns, rows
@@ -113,7 +138,11 @@ def shifts_of(runs: Sequence[Run]) -> dict[str, Shift]:
 
 def left_out_of(runs: Sequence[Run], fingerprint: str) -> list[str]:
     """``left_out_in_words`` of all runs that have predicted a data set, each thing once."""
-    return list(dict.fromkeys(line for run in runs for line in left_out_in_words(read_shift(run, fingerprint))))
+    return list(
+        dict.fromkeys(
+            line for run in runs for line in left_out_in_words(read_shift(run, fingerprint))
+        )
+    )
 
 
 def corruptions_of(comparison: Comparison) -> list[Corrupted]:
@@ -148,7 +177,9 @@ def corrupted_accuracies(comparison: Comparison, which: Corrupted) -> tuple[list
 
 
 def _accuracy(known: Robustness, which: Corrupted) -> float:
-    row = (known.rows["corruption"] == which.corruption) & (known.rows["severity"] == which.severity)
+    row = (known.rows["corruption"] == which.corruption) & (
+        known.rows["severity"] == which.severity
+    )
     return float(known.rows.loc[row, "accuracy"].iloc[0])
 
 

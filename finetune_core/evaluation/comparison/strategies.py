@@ -77,14 +77,25 @@ def seed_variances(arms: Sequence[Answers]) -> list[SeedVariance | None]:
     freedom = np.array([arm.seeds - 1 for arm in several])
     odd = _spread_more(found, max(0.0, _mean(found - chance, freedom)) + chance, freedom)
     kept = odd >= LEFT_OUT
-    pooled, shared = max(0.0, _mean((found - chance)[kept], freedom[kept])), int(freedom[kept].sum())
+    pooled, shared = (
+        max(0.0, _mean((found - chance)[kept], freedom[kept])),
+        int(freedom[kept].sum()),
+    )
     alone = {id(arm) for arm, p in zip(several, odd, strict=True) if p < OWN}
-    return [None if arm.seed_variance is None else _of_arm(arm, pooled, shared, id(arm) in alone) for arm in arms]
+    return [
+        None if arm.seed_variance is None else _of_arm(arm, pooled, shared, id(arm) in alone)
+        for arm in arms
+    ]
 
 
 def _of_arm(arm: Answers, pooled: float, freedom: int, alone: bool) -> SeedVariance:
     if alone:
-        return SeedVariance(max(0.0, (arm.seed_variance or 0.0) - arm.chance), arm.chance, arm.seeds - 1, pooled=False)
+        return SeedVariance(
+            max(0.0, (arm.seed_variance or 0.0) - arm.chance),
+            arm.chance,
+            arm.seeds - 1,
+            pooled=False,
+        )
     return SeedVariance(pooled, arm.chance, freedom, pooled=True)
 
 
@@ -106,7 +117,9 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float((values * weights).sum() / weights.sum())
 
 
-def strategies_claim(a: Answers, b: Answers, variances: tuple[SeedVariance | None, SeedVariance | None]) -> Claim | None:
+def strategies_claim(
+    a: Answers, b: Answers, variances: tuple[SeedVariance | None, SeedVariance | None]
+) -> Claim | None:
     """Of the two strategies, on new images and with new seeds, by Student's t; None where one side has one seed."""
     if variances[0] is None or variances[1] is None:
         return None
@@ -118,21 +131,32 @@ def strategies_claim(a: Answers, b: Answers, variances: tuple[SeedVariance | Non
     reach = t_quantile(1 - LEVEL / 2, freedom) * error
     most = a.measure.most
     low, high = max(-most, difference - reach), min(most, difference + reach)
-    return Claim("strategies", difference, low, high, error, freedom, p_of_t(difference, error, freedom))
+    return Claim(
+        "strategies", difference, low, high, error, freedom, p_of_t(difference, error, freedom)
+    )
 
 
-def total_variance(of_images: float, images: int, sides: Sequence[tuple[SeedVariance, int]]) -> tuple[float, float]:
+def total_variance(
+    of_images: float, images: int, sides: Sequence[tuple[SeedVariance, int]]
+) -> tuple[float, float]:
     """(V, its degrees of freedom) of a mean or of a difference of means.
 
     Args:
         of_images: image_variance. sides: (variance, number of seeds) of each arm.
     """
     from_seeds = sum(one.value / seeds for one, seeds in sides)
-    variance = max(of_images + from_seeds, from_seeds + sum(one.chance / seeds for one, seeds in sides))
+    variance = max(
+        of_images + from_seeds, from_seeds + sum(one.chance / seeds for one, seeds in sides)
+    )
     shared = [one for one, _ in sides if one.pooled]
     parts = [(of_images, images - 1)]
-    parts += [(sum((one.value + one.chance) / seeds for one, seeds in sides if one.pooled), one.freedom) for one in shared[:1]]
-    parts += [((one.value + one.chance) / seeds, one.freedom) for one, seeds in sides if not one.pooled]
+    parts += [
+        (sum((one.value + one.chance) / seeds for one, seeds in sides if one.pooled), one.freedom)
+        for one in shared[:1]
+    ]
+    parts += [
+        ((one.value + one.chance) / seeds, one.freedom) for one, seeds in sides if not one.pooled
+    ]
     uncertain = sum(part**2 / freedom for part, freedom in parts if freedom > 0)
     return variance, max(1.0, variance**2 / uncertain) if uncertain > 0 else np.inf
 
@@ -145,14 +169,21 @@ def accuracy_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
     """
     share, worth, freedom, beyond = arm.mean, float(arm.images), np.inf, 0.0
     if variance is not None and arm.images > 1:
-        total, total_freedom = total_variance(image_variance(arm.by_image), arm.images, [(variance, arm.seeds)])
+        total, total_freedom = total_variance(
+            image_variance(arm.by_image), arm.images, [(variance, arm.seeds)]
+        )
         if total > 0 and 0 < share < 1:
             worth, freedom = share * (1 - share) / total, total_freedom
         elif total > 0:
             beyond = t_quantile(1 - LEVEL / 2, total_freedom) * total**0.5
     quantile = t_quantile(1 - LEVEL / 2, freedom)
     centre = (share + quantile**2 / (2 * worth)) / (1 + quantile**2 / worth)
-    reach = quantile / (1 + quantile**2 / worth) * (share * (1 - share) / worth + quantile**2 / (4 * worth**2)) ** 0.5 + beyond
+    reach = (
+        quantile
+        / (1 + quantile**2 / worth)
+        * (share * (1 - share) / worth + quantile**2 / (4 * worth**2)) ** 0.5
+        + beyond
+    )
     return Interval(share, max(0.0, centre - reach), min(1.0, centre + reach))
 
 

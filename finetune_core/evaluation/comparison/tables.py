@@ -8,12 +8,21 @@ from typing import NamedTuple
 import pandas as pd
 
 from finetune_core.evaluation.single_run.corruptions import Corrupted
-from finetune_core.evaluation.single_run.robustness_files import corrupted_predictions, robustness_changed
-from finetune_core.evaluation.single_run.shift_files import read_shift, shift_changed, shifted_predictions
+from finetune_core.evaluation.single_run.robustness_files import (
+    corrupted_predictions,
+    robustness_changed,
+)
+from finetune_core.evaluation.single_run.shift_files import (
+    read_shift,
+    shift_changed,
+    shifted_predictions,
+)
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import load_predictions, predictions_changed
 
-Images = str | Corrupted | None  # the fingerprint of another data set; own images made worse; None: a run's own images
+Images = (
+    str | Corrupted | None
+)  # the fingerprint of another data set; own images made worse; None: a run's own images
 
 
 class Key(NamedTuple):

@@ -44,18 +44,22 @@ def thaw_next(layers: Layers) -> Advice:
     probes = [one for one in layers.probes if names.index(one.stage) <= names.index(deepest)]
     if not probes or probes[-1].stage != deepest:
         return Advice(
-            None, "nothing advised", "No linear model could be evaluated on the features of the deepest frozen stage."
+            None,
+            "nothing advised",
+            "No linear model could be evaluated on the features of the deepest frozen stage.",
         )
     last, best = probes[-1], max(probes, key=lambda one: one.accuracy)
-    finding = (
-        f"A linear model on the features of {deepest} classifies {percent(last.accuracy)} of the validation images correctly."
-    )
+    finding = f"A linear model on the features of {deepest} classifies {percent(last.accuracy)} of the validation images correctly."
     if deepest_good(probes) is last:
         why = f"No earlier stage does better by more than one standard error (± {points(best.error)} points), so this cannot tell whether thawing it helps."
         return Advice(None, "nothing advised", f"{finding} {why}")
     better = f"The best classifies {percent(best.accuracy)} (± {points(best.error)} points), on those of {best.stage}: more than one standard error better."
     behind = layers.stages[names.index(deepest) + 1]
-    if behind is not layers.stages[-1] and behind.gradient_share is not None and behind.gradient_share < IDLE:
+    if (
+        behind is not layers.stages[-1]
+        and behind.gradient_share is not None
+        and behind.gradient_share < IDLE
+    ):
         idle = f"But {behind.name}, which trains behind it, got {percent(behind.gradient_share)} of the gradient only: training does not reach for earlier stages."
         return Advice(None, "nothing advised", f"{finding} {better} {idle}")
     return Advice(deepest, f"thaw {deepest} next", f"{finding} {better}{_fitted(layers)}")

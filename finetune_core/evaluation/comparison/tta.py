@@ -7,7 +7,13 @@ import numpy as np
 
 from finetune_core.data.checks import some
 from finetune_core.data.mirrored import directional
-from finetune_core.evaluation.comparison.paired import Claim, answers, is_different, networks_claim, only_one_right
+from finetune_core.evaluation.comparison.paired import (
+    Claim,
+    answers,
+    is_different,
+    networks_claim,
+    only_one_right,
+)
 from finetune_core.evaluation.single_run.evaluate import evaluation, predicted_splits
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
 from finetune_core.evaluation.single_run.tta import FLIPS, with_flips
@@ -37,7 +43,11 @@ class Augmented:
     def in_words(self) -> str:
         """The accuracy with flips, by how much it differs, and whether that can be told from chance: one sentence."""
         found, claim = self.with_flips, self.claim
-        verdict = ("better" if claim.difference > 0 else "worse") if self.different else "not distinguishable from without"
+        verdict = (
+            ("better" if claim.difference > 0 else "worse")
+            if self.different
+            else "not distinguishable from without"
+        )
         return (
             f"With flips: accuracy {percent(found.accuracy)} on {things(found.images, f'{SPLIT_WORDS[found.split].lower()} image')}, "
             f"{points(claim.difference)} points against without (95 % interval {points(claim.low)} to {points(claim.high)}, McNemar p = "
@@ -85,7 +95,11 @@ def tta_json(run: Run) -> dict[str, Any] | None:
     found = augmented(run)
     if not found:
         return None
-    return {"how": FLIPS, "warnings": flip_warnings(run), "splits": [one.to_json() for one in found]}
+    return {
+        "how": FLIPS,
+        "warnings": flip_warnings(run),
+        "splits": [one.to_json() for one in found],
+    }
 
 
 def flip_warnings(run: Run) -> list[str]:
@@ -97,12 +111,24 @@ def flip_warnings(run: Run) -> list[str]:
             "digits. This is a guess from the names; the paired test on these images decides."
         )
     if run.config.augmentation == "none" and not run.config.averaged:
-        found.append("It was not trained on mirror images (Augmentation: none), so it may not know them.")
+        found.append(
+            "It was not trained on mirror images (Augmentation: none), so it may not know them."
+        )
     return found
 
 
 def _of_split(plain: Evaluation, flipped: Evaluation) -> Augmented:
-    both = plain.predictions[["id", "correct"]].merge(flipped.predictions[["id", "correct"]], on="id", validate="1:1")
-    without, having = (answers(both[column].to_numpy(bool)[None]) for column in ("correct_x", "correct_y"))
+    both = plain.predictions[["id", "correct"]].merge(
+        flipped.predictions[["id", "correct"]], on="id", validate="1:1"
+    )
+    without, having = (
+        answers(both[column].to_numpy(bool)[None]) for column in ("correct_x", "correct_y")
+    )
     only_with, only_without = only_one_right(having, without)
-    return Augmented(plain, flipped, networks_claim(having, without), int(np.rint(only_with)), int(np.rint(only_without)))
+    return Augmented(
+        plain,
+        flipped,
+        networks_claim(having, without),
+        int(np.rint(only_with)),
+        int(np.rint(only_without)),
+    )

@@ -62,7 +62,10 @@ def _claim(names: Sequence[tuple[str, bool]], verdict: Verdict, pair: Pair) -> s
     if verdict.claim.difference < 0:
         (b, _), (a, many), low, high = *names, -high, -low
     measure = pair.measure
-    on, span = f"on these {things(pair.images, 'image')}", f"{measure.size(low)} to {measure.size(high)}"
+    on, span = (
+        f"on these {things(pair.images, 'image')}",
+        f"{measure.size(low)} to {measure.size(high)}",
+    )
     if verdict.different:
         return f"{a} {'beat' if many else 'beats'} {b} by {measure.size(abs(verdict.claim.difference))} {measure.unit} ({span}) {on}."
     if verdict.smallest >= measure.most:
@@ -76,7 +79,9 @@ def _claim(names: Sequence[tuple[str, bool]], verdict: Verdict, pair: Pair) -> s
     return f"{a} and {b} are not distinguishable {on}; {unseen}.{luck}"
 
 
-def strategies(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice, images: int) -> tuple[str, str]:
+def strategies(
+    arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice, images: int
+) -> tuple[str, str]:
     """(what to take, in one sentence; what else to know, or nothing)."""
     on = _on(arms, images)
     silent = [arm for arm in arms if not arm.speaks]
@@ -91,14 +96,20 @@ def strategies(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice, image
                 f"The strategies cannot be compared yet {on}: each has one seed only.",
                 "Train at least one more seed of each, better two.",
             )
-        return f"The strategies cannot be compared yet {on}: {_silent(silent)}.", _what_to_train(silent)
+        return f"The strategies cannot be compared yet {on}: {_silent(silent)}.", _what_to_train(
+            silent
+        )
     top, alike = quoted(arms[choice.best].title), choice.alike
     if choice.advised is None:
         measure = arms[0].measure
         limit = (
-            f"Differences under {measure.size(choice.unseen)} {measure.unit}" if choice.unseen < measure.most else "Differences"
+            f"Differences under {measure.size(choice.unseen)} {measure.unit}"
+            if choice.unseen < measure.most
+            else "Differences"
         )
-        bluntest = max((pair_of(pairs, choice.best, at) for at in alike), key=lambda pair: pair.widest.smallest)
+        bluntest = max(
+            (pair_of(pairs, choice.best, at) for at in alike), key=lambda pair: pair.widest.smallest
+        )
         rest = f"{limit} between strategies would hardly show. {top} did best so far. {_advice(bluntest, arms)}"
         return f"Too little evidence to choose {on}.", f"{rest} {unheard}".strip()
     take = quoted(arms[choice.advised].title)
@@ -106,9 +117,17 @@ def strategies(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice, image
         return f"Take {take}: it beats every other one {on}.", unheard
     if choice.advised == choice.best:
         others = _listed([quoted(arms[at].title) for at in alike])
-        rest = f"{others} cannot be told apart from it, but cost{'s' if len(alike) == 1 else ''} more."
-        return f"Take {take}: it did best {on}, and nothing cheaper does as well.", f"{rest} {unheard}".strip()
-    return f"Take {take}: the cheapest that cannot be told apart from the best, {top}, {on}.", unheard
+        rest = (
+            f"{others} cannot be told apart from it, but cost{'s' if len(alike) == 1 else ''} more."
+        )
+        return (
+            f"Take {take}: it did best {on}, and nothing cheaper does as well.",
+            f"{rest} {unheard}".strip(),
+        )
+    return (
+        f"Take {take}: the cheapest that cannot be told apart from the best, {top}, {on}.",
+        unheard,
+    )
 
 
 def networks(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
@@ -116,10 +135,18 @@ def networks(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
     if len(pairs) == 1:
         return f"The networks trained here: {of_pair(arms, pairs[0]).networks}"
     best = max(range(len(arms)), key=lambda at: (arms[at].rank, -arms[at].cost.seconds))
-    beaten = [at for at in range(len(arms)) if at != best and pair_of(pairs, best, at).networks.different]
+    beaten = [
+        at for at in range(len(arms)) if at != best and pair_of(pairs, best, at).networks.different
+    ]
     alike = [at for at in range(len(arms)) if at != best and at not in beaten]
     many = len(arms[best].members) > 1
-    claims = [f"{'beat' if many else 'beats'} those of {_listed([quoted(arms[at].title) for at in beaten])}"] if beaten else []
+    claims = (
+        [
+            f"{'beat' if many else 'beats'} those of {_listed([quoted(arms[at].title) for at in beaten])}"
+        ]
+        if beaten
+        else []
+    )
     if alike:
         claims.append(
             f"{'are' if many else 'is'} not distinguishable from those of {_listed([quoted(arms[at].title) for at in alike])}"
@@ -133,7 +160,11 @@ def baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
     found = []
     for at, probe in enumerate(arms):
         alike = features_of(probe.config)
-        trained = [place for place, arm in enumerate(arms) if epochs_of(arm.config) and features_of(arm.config) == alike]
+        trained = [
+            place
+            for place, arm in enumerate(arms)
+            if epochs_of(arm.config) and features_of(arm.config) == alike
+        ]
         if is_baseline(probe.config) and trained:
             found.append(_against(arms, pairs, at, trained))
     return " ".join(found)
@@ -141,7 +172,10 @@ def baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
 
 def _against(arms: Sequence[Arm], pairs: Sequence[Pair], at: int, trained: Sequence[int]) -> str:
     between = {place: pair_of(pairs, at, place) for place in trained}
-    gains = {place: pair.difference if pair.a == place else -pair.difference for place, pair in between.items()}
+    gains = {
+        place: pair.difference if pair.a == place else -pair.difference
+        for place, pair in between.items()
+    }
     better = [place for place in trained if between[place].widest.different and gains[place] > 0]
     plain, took = arms[at].title == STRATEGIES[BASELINE].title, duration(arms[at].cost.seconds)
     if better:
@@ -152,7 +186,11 @@ def _against(arms: Sequence[Arm], pairs: Sequence[Pair], at: int, trained: Seque
         verb = "beat" if about_networks and len(arm.members) > 1 else "beats"
         probe = "the linear probe" if plain else quoted(arms[at].title)
         return f"{name[0].upper()}{name[1:]} {verb} {probe} by {pair.measure.size(gains[best])} {pair.measure.unit}."
-    probe = f"a linear probe that took {took}" if plain else f"{quoted(arms[at].title)}, which took {took}"
+    probe = (
+        f"a linear probe that took {took}"
+        if plain
+        else f"{quoted(arms[at].title)}, which took {took}"
+    )
     alike = [place for place in trained if not between[place].widest.different]
     if not alike:
         return f"Everything you trained does worse than {probe}."
@@ -162,24 +200,36 @@ def _against(arms: Sequence[Arm], pairs: Sequence[Pair], at: int, trained: Seque
 
 def one_strategy(arms: Sequence[Arm], pairs: Sequence[Pair], images: int) -> tuple[str, str]:
     """Runs of one strategy, each on its own: how far apart chance alone puts them."""
-    on, more, measure = _on(arms, images), "Add another strategy to compare it with.", arms[0].measure
+    on, more, measure = (
+        _on(arms, images),
+        "Add another strategy to compare it with.",
+        arms[0].measure,
+    )
     values = [arm.score.value for arm in arms]
     if len(arms) == 1:
         return f"{quoted(arms[0].title)}: {measure.formatted(values[0])} {on}.", more
     apart = sum(pair.networks.different for pair in pairs)
-    differences = f"{apart} of {things(len(pairs), 'pair')} can be told apart" if apart else "no two can be told apart"
+    differences = (
+        f"{apart} of {things(len(pairs), 'pair')} can be told apart"
+        if apart
+        else "no two can be told apart"
+    )
     ended = f" (all {arms[0].unfinished})" if arms[0].unfinished else ""
     spread = f"{measure.formatted(min(values))} to {measure.formatted(max(values))} {on}"
     return f"These runs differ in their seeds only{ended}: {spread}; {differences}.", more
 
 
-def arm_verdicts(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice) -> tuple[ArmVerdict, ...]:
+def arm_verdicts(
+    arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice
+) -> tuple[ArmVerdict, ...]:
     """How each arm stands to the one to take, which comes first, then the better before the worse. Where there is too little to
     choose by, to the best."""
     first = choice.best if choice.advised is None else choice.advised
     order = sorted(range(len(arms)), key=lambda at: (at != first, -arms[at].rank))
     about: About = "strategies" if choice.comparable else "networks"
-    found = [ArmVerdict(first, about, "best" if choice.advised is None else "taken", _did(arms[first]))]
+    found = [
+        ArmVerdict(first, about, "best" if choice.advised is None else "taken", _did(arms[first]))
+    ]
     for at in order[1:]:
         pair = pair_of(pairs, first, at)
         verdict, measure = pair.widest, pair.measure
@@ -196,7 +246,12 @@ def arm_verdicts(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice) -> 
     return tuple(found)
 
 
-def notes(split: str, arms: Sequence[Arm], variances: Sequence[SeedVariance | None], repeats: Sequence[str]) -> tuple[str, ...]:
+def notes(
+    split: str,
+    arms: Sequence[Arm],
+    variances: Sequence[SeedVariance | None],
+    repeats: Sequence[str],
+) -> tuple[str, ...]:
     """The limits of the numbers."""
     found = []
     if split == VAL and any(epochs_of(arm.config) for arm in arms):
@@ -224,14 +279,20 @@ def notes(split: str, arms: Sequence[Arm], variances: Sequence[SeedVariance | No
         )
     if any(len(arm.members) < 3 for arm in arms):
         found.append("Three seeds or more for each tell a better strategy from a lucky run.")
-    apart = [quoted(arm.title) for arm, one in zip(arms, variances, strict=True) if one and not one.pooled and arm.speaks]
+    apart = [
+        quoted(arm.title)
+        for arm, one in zip(arms, variances, strict=True)
+        if one and not one.pooled and arm.speaks
+    ]
     if apart:
         found.append(
             f"The seeds of {_listed(apart)} spread more than those of the others, so {'its' if len(apart) == 1 else 'their'} own spread "
             "counts, not that of all."
         )
     if repeats:
-        found.append(f"Left out, because a later run has the same settings and seed: {_listed(repeats)}.")
+        found.append(
+            f"Left out, because a later run has the same settings and seed: {_listed(repeats)}."
+        )
     return tuple(found)
 
 
@@ -239,7 +300,9 @@ def errors_in_words(pair: Pair) -> str:
     """Where the uncertainty comes from, seeds kept apart from images."""
     size = pair.measure.size
     images = f"± {size(pair.image_error)} from the images"
-    return images if pair.seed_error is None else f"{images}, ± {size(pair.seed_error)} from the seeds"
+    return (
+        images if pair.seed_error is None else f"{images}, ± {size(pair.seed_error)} from the seeds"
+    )
 
 
 def pair_of(pairs: Sequence[Pair], one: int, other: int) -> Pair:
@@ -262,7 +325,11 @@ def _did(arm: Arm) -> str:
 
 def _networks_of(arm: Arm) -> str:
     count = len(arm.members)
-    return f"the network of {quoted(arm.title)}" if count == 1 else f"the {count} networks of {quoted(arm.title)}"
+    return (
+        f"the network of {quoted(arm.title)}"
+        if count == 1
+        else f"the {count} networks of {quoted(arm.title)}"
+    )
 
 
 def _why_silent(arm: Arm) -> str:
@@ -272,7 +339,11 @@ def _why_silent(arm: Arm) -> str:
 def _silent(arms: Sequence[Arm]) -> str:
     """Which arms cannot speak for their strategies: what they have in common is said once."""
     single = [quoted(arm.title) for arm in arms if not arm.unfinished]
-    parts = [f"{_listed(single)} {'has' if len(single) == 1 else 'have'} one seed only"] if single else []
+    parts = (
+        [f"{_listed(single)} {'has' if len(single) == 1 else 'have'} one seed only"]
+        if single
+        else []
+    )
     cut = [quoted(arm.title) for arm in arms if arm.unfinished]
     parts += [f"{_listed(cut)} did not train to the end"] if cut else []
     return " and ".join(parts)
@@ -282,7 +353,11 @@ def _what_to_train(silent: Sequence[Arm]) -> str:
     """Which runs would make the strategies comparable."""
     single = [quoted(arm.title) for arm in silent if not arm.unfinished]
     more = f"Train at least one more seed of {_listed(single)}, better two." if single else ""
-    return f"{more} Resume what did not train to the end.".strip() if len(single) < len(silent) else more
+    return (
+        f"{more} Resume what did not train to the end.".strip()
+        if len(single) < len(silent)
+        else more
+    )
 
 
 def _settled_by(pair: Pair) -> str:
@@ -299,10 +374,12 @@ def _advice(pair: Pair, arms: Sequence[Arm]) -> str:
     few = min(len(arms[at].members) for at in (pair.a, pair.b))
     if (pair.seed_error or 0.0) > pair.image_error:
         return f"Most of the uncertainty comes from the seeds (± {seeds} {unit}; images: ± {images}): train more seeds.{_settled_by(pair)}"
-    more = " Two seeds say little about the spread between seeds: train three or more." if few == 2 else ""
-    return (
-        f"Most of the uncertainty comes from the images (± {images} {unit}; seeds: ± {seeds}): evaluate on more images.{more}"
+    more = (
+        " Two seeds say little about the spread between seeds: train three or more."
+        if few == 2
+        else ""
     )
+    return f"Most of the uncertainty comes from the images (± {images} {unit}; seeds: ± {seeds}): evaluate on more images.{more}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -57,10 +57,16 @@ def images_below(folder: Path) -> list[tuple[str, Path]]:
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not is_noise(name))
-        paths = (Path(parent, name) for name in sorted(files) if not is_noise(name) and Path(name).suffix.lower() in EXTENSIONS)
+        paths = (
+            Path(parent, name)
+            for name in sorted(files)
+            if not is_noise(name) and Path(name).suffix.lower() in EXTENSIONS
+        )
         found += [(path.relative_to(folder).as_posix(), path) for path in paths]
     if not found:
-        raise DataError(f"{printable_name(folder.name)} holds no image. Thaw reads {', '.join(sorted(EXTENSIONS))}.")
+        raise DataError(
+            f"{printable_name(folder.name)} holds no image. Thaw reads {', '.join(sorted(EXTENSIONS))}."
+        )
     return found
 
 
@@ -88,7 +94,9 @@ def predict_images(
     return (yield from on_idle_device(on, FINAL_PRECISION))
 
 
-def _predicted(predictor: Predictor, images: Sequence[tuple[str, Path]], known: Known | None) -> Work[list[ImagePrediction]]:
+def _predicted(
+    predictor: Predictor, images: Sequence[tuple[str, Path]], known: Known | None
+) -> Work[list[ImagePrediction]]:
     predictions: list[ImagePrediction] = []
 
     def read(image: tuple[str, Path]) -> torch.Tensor | str:
@@ -104,7 +112,9 @@ def _predicted(predictor: Predictor, images: Sequence[tuple[str, Path]], known: 
             squares = [square for _, square in some if not isinstance(square, str)]
             found = iter(evaluated(torch.stack(squares)) if squares else ())
             predictions += [
-                ImagePrediction(name, None, problem=square) if isinstance(square, str) else ImagePrediction(name, *next(found))
+                ImagePrediction(name, None, problem=square)
+                if isinstance(square, str)
+                else ImagePrediction(name, *next(found))
                 for (name, _), square in some
             ]
             yield Step(len(predictions), len(images))
@@ -122,7 +132,10 @@ class Answers:
     @property
     def top(self) -> list[str]:
         """The most likely class of each image; empty where it could not be read."""
-        return ["" if one.probabilities is None else self.classes[int(one.probabilities.argmax())] for one in self.predictions]
+        return [
+            "" if one.probabilities is None else self.classes[int(one.probabilities.argmax())]
+            for one in self.predictions
+        ]
 
 
 def to_frame(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> pd.DataFrame:
@@ -135,8 +148,12 @@ def to_frame(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> 
             rows.append([one.file, None, None, one.unlike, one.problem, *[None] * len(classes)])
         else:
             best = int(found.argmax())
-            rows.append([one.file, classes[best], found[best], one.unlike, one.problem, *found.tolist()])
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(["probability", *columns[5:]], "float64"))
+            rows.append(
+                [one.file, classes[best], found[best], one.unlike, one.problem, *found.tolist()]
+            )
+    return pd.DataFrame(rows, columns=columns).astype(
+        dict.fromkeys(["probability", *columns[5:]], "float64")
+    )
 
 
 def to_csv(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> bytes:

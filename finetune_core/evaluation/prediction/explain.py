@@ -19,10 +19,15 @@ from finetune_core.training.preview import network_input
 
 _SIDE = 320  # pixels of an overlay
 _STRONGEST = 0.65  # how much of the picture the greatest heat covers
-_COARSE, _FINE = 2, 4  # cells along a side: a map so small says next to nothing of where; one that does
+_COARSE, _FINE = (
+    2,
+    4,
+)  # cells along a side: a map so small says next to nothing of where; one that does
 _MOST_EXTRA_TOKENS = 8  # class token, distillation token, registers
 # Plasma: its light grows evenly from cold to hot, also for the colour-blind and in print.
-_COLORS = np.array([[int(part, 16) for part in (c[1:3], c[3:5], c[5:7])] for c in sequential.Plasma], dtype=float)
+_COLORS = np.array(
+    [[int(part, 16) for part in (c[1:3], c[3:5], c[5:7])] for c in sequential.Plasma], dtype=float
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,9 @@ class _Layout:
         return torch.cat([output[:, : self.extra], picture.flatten(2).transpose(1, 2)], dim=1)
 
 
-def explain(predictor: Predictor, image: Path | bytes, classes: Sequence[int], layer: str | None = None) -> Explanation:
+def explain(
+    predictor: Predictor, image: Path | bytes, classes: Sequence[int], layer: str | None = None
+) -> Explanation:
     """Lay over an image what in it speaks for each of some classes.
 
     The predictor's network is copied, not touched: other threads may use it meanwhile.
@@ -102,8 +109,14 @@ def explain(predictor: Predictor, image: Path | bytes, classes: Sequence[int], l
     model = copy.deepcopy(predictor.network.model).eval().requires_grad_(False)
     square = predictor.device.take(seen.tensor[None])
     stages = {stage.name: stage.modules for stage in predictor.network.stages[:-1]}
-    layouts, probabilities = _layouts(model, [path for paths in stages.values() for path in paths], square)
-    mapped = {stage: kept for stage, paths in stages.items() if (kept := [path for path in paths if path in layouts])}
+    layouts, probabilities = _layouts(
+        model, [path for paths in stages.values() for path in paths], square
+    )
+    mapped = {
+        stage: kept
+        for stage, paths in stages.items()
+        if (kept := [path for path in paths if path in layouts])
+    }
     layers = {stage: layouts[paths[-1]].side for stage, paths in mapped.items()}
     asked = _by_default(layers) if layer is None else [layer] if layer in layers else []
     for stage, path in [(one, path) for one in asked for path in reversed(mapped[one])]:
@@ -113,11 +126,18 @@ def explain(predictor: Predictor, image: Path | bytes, classes: Sequence[int], l
             break
     else:
         which = "none of its stages has" if layer is None else f"{layer} does not pass to the head"
-        raise RunError(f"There is no Grad-CAM for {predictor.network.info.name}: {which} a spatial feature map.")
-    heat = {one: _stretched(each, predictor.image_size) for one, each in zip(classes, maps.clamp(min=0), strict=True)}
+        raise RunError(
+            f"There is no Grad-CAM for {predictor.network.info.name}: {which} a spatial feature map."
+        )
+    heat = {
+        one: _stretched(each, predictor.image_size)
+        for one, each in zip(classes, maps.clamp(min=0), strict=True)
+    }
     picture = Image.fromarray(seen.image).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     overlays = {one: _jpeg(_laid_over(picture, each)) for one, each in heat.items()}
-    return Explanation(_jpeg(picture), overlays, heat, layer, layouts[path].side, layers, probabilities)
+    return Explanation(
+        _jpeg(picture), overlays, heat, layer, layouts[path].side, layers, probabilities
+    )
 
 
 def _by_default(layers: dict[str, int]) -> list[str]:
@@ -127,7 +147,9 @@ def _by_default(layers: dict[str, int]) -> list[str]:
     return backwards[fine:] if backwards and layers[backwards[0]] <= _COARSE else backwards
 
 
-def _layouts(model: nn.Module, paths: Sequence[str], square: torch.Tensor) -> tuple[dict[str, _Layout], np.ndarray]:
+def _layouts(
+    model: nn.Module, paths: Sequence[str], square: torch.Tensor
+) -> tuple[dict[str, _Layout], np.ndarray]:
     """Which of the modules yield a picture of more than one cell, in forward order, and the class probabilities."""
     found: dict[str, _Layout] = {}
 
@@ -137,7 +159,9 @@ def _layouts(model: nn.Module, paths: Sequence[str], square: torch.Tensor) -> tu
             found[path] = layout
 
     handles = [
-        model.get_submodule(path).register_forward_hook(lambda _module, _inputs, output, path=path: look(path, output))
+        model.get_submodule(path).register_forward_hook(
+            lambda _module, _inputs, output, path=path: look(path, output)
+        )
         for path in paths
     ]
     with torch.no_grad():
@@ -161,7 +185,9 @@ def _layout(output: torch.Tensor) -> _Layout | None:
     return None
 
 
-def _class_maps(model: nn.Module, path: str, layout: _Layout, square: torch.Tensor, classes: Sequence[int]) -> torch.Tensor:
+def _class_maps(
+    model: nn.Module, path: str, layout: _Layout, square: torch.Tensor, classes: Sequence[int]
+) -> torch.Tensor:
     """Grad-CAM of each class before its ReLU: float32 ``[classes, side, side]`` on the CPU."""
     from captum.attr import LayerGradCam  # here: it takes a while to import
 
@@ -174,7 +200,9 @@ def _class_maps(model: nn.Module, path: str, layout: _Layout, square: torch.Tens
     handle = model.get_submodule(path).register_forward_hook(through_picture)
     try:
         inputs = square.repeat(len(classes), 1, 1, 1)
-        maps: torch.Tensor = LayerGradCam(model, picture).attribute(inputs, target=list(classes), relu_attributions=False)
+        maps: torch.Tensor = LayerGradCam(model, picture).attribute(
+            inputs, target=list(classes), relu_attributions=False
+        )
     finally:
         handle.remove()
     return maps[:, 0].detach().float().cpu()
@@ -182,16 +210,22 @@ def _class_maps(model: nn.Module, path: str, layout: _Layout, square: torch.Tens
 
 def _stretched(cells: torch.Tensor, side: int) -> np.ndarray:
     """A map brought to the picture's size and to 0…1."""
-    smooth = F.interpolate(cells[None, None], size=(side, side), mode="bilinear", align_corners=False)[0, 0]
+    smooth = F.interpolate(
+        cells[None, None], size=(side, side), mode="bilinear", align_corners=False
+    )[0, 0]
     return (smooth / smooth.max().clamp(min=1e-12)).numpy()
 
 
 def _laid_over(picture: Image.Image, heat: np.ndarray) -> Image.Image:
-    heat = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BILINEAR)).clip(0, 1)
+    heat = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BILINEAR)).clip(
+        0, 1
+    )
     steps = np.linspace(0, 1, len(_COLORS))
     color = np.stack([np.interp(heat, steps, _COLORS[:, channel]) for channel in range(3)], axis=-1)
     cover = _STRONGEST * heat[..., None]
-    return Image.fromarray(np.rint(np.asarray(picture) * (1 - cover) + color * cover).astype(np.uint8))
+    return Image.fromarray(
+        np.rint(np.asarray(picture) * (1 - cover) + color * cover).astype(np.uint8)
+    )
 
 
 def _jpeg(picture: Image.Image) -> bytes:

@@ -82,7 +82,9 @@ class Encoder:
             own = self.body(images)
             logits = self.head(own)
             parts = [own] if self.start is None else [own, self.start(images)]
-        unit = torch.stack([torch.nn.functional.normalize(part.flatten(1).float(), dim=1) for part in parts], dim=1)
+        unit = torch.stack(
+            [torch.nn.functional.normalize(part.flatten(1).float(), dim=1) for part in parts], dim=1
+        )
         return unit.cpu().numpy(), logits.float().cpu().double().softmax(1).numpy()
 
     def look(self, image: Path | bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -149,7 +151,9 @@ def encoder(predictor: Predictor) -> Encoder:
     """
     network = predictor.network
     if network.members:
-        raise RunError("An ensemble has no features to compare images with: each of its networks has its own.")
+        raise RunError(
+            "An ensemble has no features to compare images with: each of its networks has its own."
+        )
     last = len(network.stages) - 1
     try:
         segments = split_network(network)
@@ -159,7 +163,9 @@ def encoder(predictor: Predictor) -> Encoder:
             before = predictor.device.hold(copy.deepcopy(network.pretrained).eval())
             start = trace(before, network.stages, network.image_size).part(None, last).eval()
     except CannotSplit as error:
-        raise RunError(f"{network.info.name} has no features to compare images with: {error}.") from None
+        raise RunError(
+            f"{network.info.name} has no features to compare images with: {error}."
+        ) from None
     return Encoder(predictor, body, head, start)
 
 
@@ -167,7 +173,12 @@ def _moved(predictor: Predictor) -> bool:
     """Whether training changed anything but the head."""
     network = predictor.network
     now, before = network.model.state_dict(), network.pretrained.state_dict()
-    names = [name for stage in network.stages[:-1] for name in (*stage.parameters, *stage.buffers) if name in now]
+    names = [
+        name
+        for stage in network.stages[:-1]
+        for name in (*stage.parameters, *stage.buffers)
+        if name in now
+    ]
     return any(not torch.equal(now[name].cpu(), before[name].cpu()) for name in names)
 
 
@@ -224,7 +235,9 @@ def _neighbourhood(kept: dict[str, np.ndarray], looks: Encoder) -> Neighbourhood
     )
     if not valid:
         raise ValueError("these are no features of training images")
-    return Neighbourhood(ids, labels, features.astype(np.float32), np.sort(usual, axis=1), bool(kept["unchanged"]))
+    return Neighbourhood(
+        ids, labels, features.astype(np.float32), np.sort(usual, axis=1), bool(kept["unchanged"])
+    )
 
 
 def neighbours_changed(run: Run) -> int:
@@ -233,7 +246,9 @@ def neighbours_changed(run: Run) -> int:
     return found.st_mtime_ns if found else 0
 
 
-def compute_neighbourhood(run: Run, looks: Encoder, roots: Sequence[Path] = ()) -> Work[Neighbourhood]:
+def compute_neighbourhood(
+    run: Run, looks: Encoder, roots: Sequence[Path] = ()
+) -> Work[Neighbourhood]:
     """Run the training and validation images through the network once, on the GPU where nothing uses it, and keep what comes out in the
     run's folder.
 
@@ -249,7 +264,9 @@ def compute_neighbourhood(run: Run, looks: Encoder, roots: Sequence[Path] = ()) 
     images = yield from run_images(run, _MOST, roots)
     train, val = images.rows[TRAIN], images.rows[VAL]
     rows = np.concatenate([train, val])
-    features = yield from on_idle_device(lambda device: _features(looks.on(device), images, rows), FINAL_PRECISION)
+    features = yield from on_idle_device(
+        lambda device: _features(looks.on(device), images, rows), FINAL_PRECISION
+    )
     table = images.dataset.table.iloc[train]
     ids, labels = table["id"].to_numpy(str), table["label"].to_numpy(np.int64)
     near = features[: len(train)]
@@ -268,14 +285,18 @@ def compute_neighbourhood(run: Run, looks: Encoder, roots: Sequence[Path] = ()) 
     try:
         write_bytes(run.run_dir / _FILE, buffer.getvalue())
     except OSError as error:
-        raise RunError(f"The features of its images cannot be written to {run.run_dir}: {error}.") from None
+        raise RunError(
+            f"The features of its images cannot be written to {run.run_dir}: {error}."
+        ) from None
     return made
 
 
 def _features(looks: Encoder, images: RunImages, rows: np.ndarray) -> Work[np.ndarray]:
     predictor, found = looks.predictor, []
     done = 0
-    for batch, inputs in network_inputs(predictor.network, images.pixels, rows, predictor.image_size, predictor.device):
+    for batch, inputs in network_inputs(
+        predictor.network, images.pixels, rows, predictor.image_size, predictor.device
+    ):
         found.append(looks.features(inputs)[0])
         done += len(batch)
         yield Step(done, len(rows), "features")

@@ -39,7 +39,9 @@ class Predictor:
             ImageError: when one of them cannot be read.
         """
         info = self.network.info
-        return self.probabilities_of(torch.stack([network_input(image, info, self.image_size).tensor for image in images]))
+        return self.probabilities_of(
+            torch.stack([network_input(image, info, self.image_size).tensor for image in images])
+        )
 
     def probabilities_of(self, squares: torch.Tensor, forward: Forward | None = None) -> np.ndarray:
         """The same of normalised images ``[n, 3, image_size, image_size]``.
@@ -62,7 +64,11 @@ class Predictor:
     def part(self) -> Part:
         """The whole network, to be compiled."""
         network = self.network
-        return Part(network.model, f"{network.info.name} whole", lambda: state_hash(network.model.state_dict()))
+        return Part(
+            network.model,
+            f"{network.info.name} whole",
+            lambda: state_hash(network.model.state_dict()),
+        )
 
 
 def load_predictor(run: Run, device: Device | None = None) -> Predictor:
@@ -89,8 +95,14 @@ def _check_same_run(run: Run, info: CheckpointInfo) -> None:
     """
     started = run.history.started or {}
     recorded = (info.backbone, info.classes, info.fingerprint or started.get("fingerprint"))
-    wanted = (run.config.backbone, tuple(started.get("classes", info.classes)), started.get("fingerprint", recorded[2]))
+    wanted = (
+        run.config.backbone,
+        tuple(started.get("classes", info.classes)),
+        started.get("fingerprint", recorded[2]),
+    )
     epochs = epochs_of(run.config)
     if recorded != wanted or not min(1, epochs) <= info.epoch <= epochs:
         path = checkpoint_path(run.run_dir, BEST)
-        raise RunError(f"{path} is damaged: it says that it is of another run, with other classes, images or settings.")
+        raise RunError(
+            f"{path} is damaged: it says that it is of another run, with other classes, images or settings."
+        )

@@ -11,7 +11,9 @@ _TAILS = (2.5, 97.5)  # percentiles
 Binning = Literal["width", "mass"]
 
 
-def bins_of(confidence: np.ndarray, binning: Binning = "width", bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:
+def bins_of(
+    confidence: np.ndarray, binning: Binning = "width", bins: int = BINS
+) -> tuple[np.ndarray, np.ndarray]:
     """The borders of the bins, and the bin of each image.
 
     Args:
@@ -28,7 +30,9 @@ def bins_of(confidence: np.ndarray, binning: Binning = "width", bins: int = BINS
 def gap_rows(confidence: np.ndarray, correct: np.ndarray, bin_of: np.ndarray) -> sparse.csr_array:
     """``[bins, n]``: times the images' weights, each bin's part of the calibration error, with its sign."""
     gaps = (correct - confidence) / len(confidence)
-    return sparse.csr_array((gaps, (bin_of, np.arange(len(gaps)))), shape=(bin_of.max() + 1, len(gaps)))
+    return sparse.csr_array(
+        (gaps, (bin_of, np.arange(len(gaps)))), shape=(bin_of.max() + 1, len(gaps))
+    )
 
 
 def ece_interval(gaps: np.ndarray, drawn: np.ndarray) -> tuple[float, float]:

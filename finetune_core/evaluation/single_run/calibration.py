@@ -9,7 +9,13 @@ from scipy.special import log_softmax, softmax
 
 from finetune_core.data.splits import VAL
 from finetune_core.evaluation.intervals import wilson
-from finetune_core.evaluation.single_run.binning import BINS, Binning, bins_of, ece_interval, gap_rows
+from finetune_core.evaluation.single_run.binning import (
+    BINS,
+    Binning,
+    bins_of,
+    ece_interval,
+    gap_rows,
+)
 from finetune_core.evaluation.single_run.metrics import logits_of
 from finetune_core.evaluation.single_run.scores import RESAMPLES, resampled
 
@@ -59,7 +65,11 @@ class Scaling:
 
 
 def calibration(
-    logits: np.ndarray, labels: np.ndarray, binning: Binning = "width", bins: int = BINS, resamples: int = RESAMPLES
+    logits: np.ndarray,
+    labels: np.ndarray,
+    binning: Binning = "width",
+    bins: int = BINS,
+    resamples: int = RESAMPLES,
 ) -> Calibration:
     """Compare the confidence of predictions with how often they are right.
 
@@ -72,7 +82,9 @@ def calibration(
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     edges, bin_of = bins_of(confidence, binning, bins)
     rows = pd.DataFrame({"bin": bin_of, "confidence": confidence, "correct": correct})
-    table = rows.groupby("bin").agg(confidence=("confidence", "mean"), right=("correct", "sum"), images=("correct", "size"))
+    table = rows.groupby("bin").agg(
+        confidence=("confidence", "mean"), right=("correct", "sum"), images=("correct", "size")
+    )
     right = table.pop("right").to_numpy()
     table["accuracy"] = right / table["images"]
     table["accuracy_low"], table["accuracy_high"] = wilson(right, table["images"].to_numpy())
@@ -80,8 +92,14 @@ def calibration(
     table.insert(1, "high", edges[np.minimum(table.index + 1, len(edges) - 1)])
     gaps = gap_rows(confidence, correct, bin_of)
     of_bins, drawn = gaps.sum(1), [gaps @ weights for weights in resampled(labels, resamples, 0)]
-    low, high = ece_interval(of_bins, np.concatenate(drawn, axis=1)) if drawn else (float("nan"), float("nan"))
-    return Calibration(table.reset_index(drop=True), float(np.abs(of_bins).sum()), low, high, _loss(logits, labels))
+    low, high = (
+        ece_interval(of_bins, np.concatenate(drawn, axis=1))
+        if drawn
+        else (float("nan"), float("nan"))
+    )
+    return Calibration(
+        table.reset_index(drop=True), float(np.abs(of_bins).sum()), low, high, _loss(logits, labels)
+    )
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -89,7 +107,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
-        lambda inverse: _loss(logits * inverse, labels), bounds=(1 / _HIGHEST, 1 / _LOWEST), method="bounded"
+        lambda inverse: _loss(logits * inverse, labels),
+        bounds=(1 / _HIGHEST, 1 / _LOWEST),
+        method="bounded",
     )
     return float(1 / found.x)
 
@@ -113,7 +133,9 @@ def scale(table: pd.DataFrame, split: str) -> Scaling | None:
     first = _half(rows["id"])
     temperatures = tuple(fit_temperature(logits[~half], labels[~half]) for half in (first, ~first))
     at = np.where(first, *temperatures)
-    return Scaling("halves", temperatures, (int((~first).sum()), int(first.sum())), logits / at[:, None])
+    return Scaling(
+        "halves", temperatures, (int((~first).sum()), int(first.sum())), logits / at[:, None]
+    )
 
 
 def _half(ids: pd.Series) -> np.ndarray:

@@ -48,7 +48,9 @@ class Known:
         earlier = int((self.earlier & used).sum())
         if not self.looked:
             return Copies(None, None, None, self.problem, earlier)
-        training, near, validation = (int((one & used).sum()) for one in (self.left_out, self.near, self.validation))
+        training, near, validation = (
+            int((one & used).sum()) for one in (self.left_out, self.near, self.validation)
+        )
         return Copies(training, near, validation, self.problem, earlier)
 
 
@@ -77,11 +79,18 @@ def look_for_copies(run: Run, other: OtherData, roots: Sequence[Path] = ()) -> W
     exact, near = yield from _copies(own, table, other)
     validation = other.table["content"].isin(table.loc[table["split"] == VAL, "content"]).to_numpy()
     if own.fingerprint != run.started["fingerprint"]:
-        problems.insert(0, "The run's own images have changed since: copies of the training images of now were looked for.")
-    return Known(exact, near & ~exact, earlier & ~exact & ~near, validation & ~exact, " ".join(problems))
+        problems.insert(
+            0,
+            "The run's own images have changed since: copies of the training images of now were looked for.",
+        )
+    return Known(
+        exact, near & ~exact, earlier & ~exact & ~near, validation & ~exact, " ".join(problems)
+    )
 
 
-def _of_earlier_runs(run: Run, other: OtherData, roots: Sequence[Path]) -> Work[tuple[np.ndarray, list[str]]]:
+def _of_earlier_runs(
+    run: Run, other: OtherData, roots: Sequence[Path]
+) -> Work[tuple[np.ndarray, list[str]]]:
     """Bool ``[n]``: copies of what the runs before this one trained on; and what could not be looked for."""
     found, problems = np.zeros(len(other.table), dtype=bool), []
     looked_at = {_which(run.config)}
@@ -95,7 +104,9 @@ def _of_earlier_runs(run: Run, other: OtherData, roots: Sequence[Path]) -> Work[
                 exact, near = yield from _copies(*(yield from _images(run.config, roots)), other)
                 found |= exact | near
         except FinetuneError as error:
-            problems.append(f"Copies of the training images of the run that it started from were not looked for: {error}")
+            problems.append(
+                f"Copies of the training images of the run that it started from were not looked for: {error}"
+            )
             break
     return found, problems
 
@@ -122,7 +133,9 @@ def _images(config: RunConfig, roots: Sequence[Path]) -> Work[tuple[Dataset, pd.
     return own, own.table.merge(seen.rows[["id", "thumb"]], on="id")
 
 
-def _copies(own: Dataset, table: pd.DataFrame, other: OtherData) -> Work[tuple[np.ndarray, np.ndarray]]:
+def _copies(
+    own: Dataset, table: pd.DataFrame, other: OtherData
+) -> Work[tuple[np.ndarray, np.ndarray]]:
     """Bool ``[n]`` each: which of the other images are one of the training images; which are that, or nearly."""
     training = table[table["split"] == TRAIN]
     exact = other.table["content"].isin(training["content"]).to_numpy()
@@ -131,11 +144,15 @@ def _copies(own: Dataset, table: pd.DataFrame, other: OtherData) -> Work[tuple[n
 
 def _near(training: pd.DataFrame, root: Path, other: OtherData) -> Work[np.ndarray]:
     count = len(training)
-    both = pd.concat([training[["thumb", "content"]], other.table[["thumb", "content"]]], ignore_index=True)
+    both = pd.concat(
+        [training[["thumb", "content"]], other.table[["thumb", "content"]]], ignore_index=True
+    )
     own, others = ImagePaths(root, training["id"]), other.paths
 
     def squares(positions: np.ndarray, side: int) -> Iterator[np.ndarray | None]:
-        return gray_squares([own[at] if at < count else others[at - count] for at in positions], side)
+        return gray_squares(
+            [own[at] if at < count else others[at - count] for at in positions], side
+        )
 
     sets, _ = yield from near_sets(both["thumb"], both["content"].to_numpy(np.uint64), squares)
     return np.isin(sets[count:], sets[:count])

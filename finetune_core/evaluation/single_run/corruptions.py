@@ -33,7 +33,9 @@ def _jpeg(image: Image.Image, quality: float, _: np.random.Generator) -> Image.I
 
 def _brightness(image: Image.Image, more: float, _: np.random.Generator) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
-    return Image.merge("HSV", (hue, saturation, value.point(lambda level: min(255, round(level + 255 * more))))).convert("RGB")
+    return Image.merge(
+        "HSV", (hue, saturation, value.point(lambda level: min(255, round(level + 255 * more))))
+    ).convert("RGB")
 
 
 def _rotation(image: Image.Image, degrees: float, random: np.random.Generator) -> Image.Image:
@@ -59,7 +61,9 @@ class Corruption:
 
 CORRUPTIONS = {
     "blur": Corruption("Gaussian blur", (1, 3, 6), "pixels, standard deviation at 224", _blur),
-    "noise": Corruption("Gaussian noise", (0.08, 0.18, 0.38), "of the range, standard deviation", _noise),
+    "noise": Corruption(
+        "Gaussian noise", (0.08, 0.18, 0.38), "of the range, standard deviation", _noise
+    ),
     "jpeg": Corruption("JPEG", (25, 15, 7), "quality", _jpeg),
     "brightness": Corruption("Brightness", (0.1, 0.3, 0.5), "of the range, brighter", _brightness),
     "rotation": Corruption("Rotation", (10, 25, 45), "degrees", _rotation),
@@ -115,4 +119,9 @@ def made_worse(squares: np.ndarray, which: Corrupted, seed: int) -> np.ndarray:
     corruption = CORRUPTIONS[which.corruption]
     random = np.random.default_rng([seed, which.severity])
     amount = corruption.severities[which.severity - 1]
-    return np.stack([np.asarray(corruption.apply(Image.fromarray(square), amount, random)) for square in squares])
+    return np.stack(
+        [
+            np.asarray(corruption.apply(Image.fromarray(square), amount, random))
+            for square in squares
+        ]
+    )

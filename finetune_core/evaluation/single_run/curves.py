@@ -33,7 +33,9 @@ class OneVsRest:
     recall_precision_band: pd.DataFrame
 
 
-def one_vs_rest(result: Evaluation, label: int, resamples: int = BAND_RESAMPLES, seed: int = 0) -> OneVsRest | None:
+def one_vs_rest(
+    result: Evaluation, label: int, resamples: int = BAND_RESAMPLES, seed: int = 0
+) -> OneVsRest | None:
     """The curves of a class; None where they are not defined: all images are of this class, or none is.
 
     Bands are percentile-bootstrap intervals of what is on the vertical axis (Macskassy & Provost 2004: vertical averaging); images are
@@ -91,7 +93,11 @@ def coverage_curve(result: Evaluation) -> pd.DataFrame:
     confidence, selected = rows["confidence"].to_numpy(), np.arange(1, len(rows) + 1)
     last = np.append(confidence[1:] != confidence[:-1], True)
     table = pd.DataFrame(
-        {"coverage": selected / len(rows), "accuracy": rows["correct"].to_numpy().cumsum() / selected, "threshold": confidence}
+        {
+            "coverage": selected / len(rows),
+            "accuracy": rows["correct"].to_numpy().cumsum() / selected,
+            "threshold": confidence,
+        }
     )
     return thinned(table[last].reset_index(drop=True))
 
@@ -118,4 +124,6 @@ def thinned(curve: pd.DataFrame, points: int = _POINTS) -> pd.DataFrame:
     """At most so many rows, evenly spread, the first and the last among them."""
     if len(curve) <= points:
         return curve
-    return curve.iloc[np.linspace(0, len(curve) - 1, points).round().astype(int)].reset_index(drop=True)
+    return curve.iloc[np.linspace(0, len(curve) - 1, points).round().astype(int)].reset_index(
+        drop=True
+    )

@@ -10,12 +10,22 @@ import pandas as pd
 from finetune_core.evaluation.single_run.binning import Binning
 from finetune_core.evaluation.single_run.calibration import Calibration, Scaling, calibration, scale
 from finetune_core.evaluation.single_run.curves import OneVsRest, one_vs_rest
-from finetune_core.evaluation.single_run.metrics import Evaluation, arrays_of, evaluate, evaluated_splits, logits_of
+from finetune_core.evaluation.single_run.metrics import (
+    Evaluation,
+    arrays_of,
+    evaluate,
+    evaluated_splits,
+    logits_of,
+)
 from finetune_core.evaluation.single_run.scores import RESAMPLES, Scores, score
 from finetune_core.evaluation.single_run.slices import Facts, facts_changed, image_facts, slices
 from finetune_core.files import Stamp
 from finetune_core.runs.store import Run
-from finetune_core.training.predictions import load_predictions, predictions_changed, predictions_precision
+from finetune_core.training.predictions import (
+    load_predictions,
+    predictions_changed,
+    predictions_precision,
+)
 
 _MANY = 500_000  # probabilities: more of them, and a thousand resamples take many seconds, though intervals are narrow anyway
 _FEWER_RESAMPLES = 200
@@ -36,13 +46,17 @@ def predicted_splits(run: Run) -> list[str]:
     Raises:
         RunError: when it has none.
     """
-    return evaluated_splits(_table(run.run_dir, predictions_changed(run.run_dir), len(_classes(run))))
+    return evaluated_splits(
+        _table(run.run_dir, predictions_changed(run.run_dir), len(_classes(run)))
+    )
 
 
 def evaluation_precision(run: Run) -> str | None:
     """The precision that a run's predictions were computed in; of earlier versions, that of the run itself. None where nothing
     tells."""
-    return _precision(run.run_dir, predictions_changed(run.run_dir)) or (run.history.started or {}).get("precision")
+    return _precision(run.run_dir, predictions_changed(run.run_dir)) or (
+        run.history.started or {}
+    ).get("precision")
 
 
 def precision_note(run: Run) -> str:
@@ -66,7 +80,9 @@ def scores(run: Run, split: str) -> Scores:
 def scores_of(result: Evaluation) -> Scores:
     """The same of an evaluation that is at hand."""
     rows = result.predictions
-    return _scored(rows["label"].to_numpy(), np.stack(rows["probabilities"].tolist()), rows["loss"].to_numpy())
+    return _scored(
+        rows["label"].to_numpy(), np.stack(rows["probabilities"].tolist()), rows["loss"].to_numpy()
+    )
 
 
 def class_curves(run: Run, split: str, label: int) -> OneVsRest | None:
@@ -94,7 +110,9 @@ def calibrated(run: Run, split: str, binning: Binning = "width") -> Calibrated:
         RunError: when the run has no predictions for it.
     """
     evaluation(run, split)
-    return _calibrated(run.run_dir, predictions_changed(run.run_dir), len(_classes(run)), split, binning)
+    return _calibrated(
+        run.run_dir, predictions_changed(run.run_dir), len(_classes(run)), split, binning
+    )
 
 
 def sliced(run: Run, split: str) -> tuple[Facts, pd.DataFrame]:
@@ -122,7 +140,9 @@ def _precision(run_dir: Path, _changed: int) -> str | None:
 
 
 @lru_cache(maxsize=16)
-def _evaluated(run_dir: Path, changed: int, classes: tuple[str, ...], split: str | None) -> Evaluation:
+def _evaluated(
+    run_dir: Path, changed: int, classes: tuple[str, ...], split: str | None
+) -> Evaluation:
     return evaluate(_table(run_dir, changed, len(classes)), classes, split)
 
 
@@ -142,7 +162,11 @@ def _resamples(probabilities: int) -> int:
 
 @lru_cache(maxsize=16)
 def _sliced(
-    run_dir: Path, changed: tuple[int, Stamp | None, Stamp | None], classes: tuple[str, ...], split: str, data: str
+    run_dir: Path,
+    changed: tuple[int, Stamp | None, Stamp | None],
+    classes: tuple[str, ...],
+    split: str,
+    data: str,
 ) -> tuple[Facts, pd.DataFrame]:
     result = _evaluated(run_dir, changed[0], classes, split)
     facts = image_facts(data, result.predictions["id"])
@@ -150,12 +174,16 @@ def _sliced(
 
 
 @lru_cache(maxsize=64)
-def _class_curves(run_dir: Path, changed: int, classes: tuple[str, ...], split: str, label: int) -> OneVsRest | None:
+def _class_curves(
+    run_dir: Path, changed: int, classes: tuple[str, ...], split: str, label: int
+) -> OneVsRest | None:
     return one_vs_rest(_evaluated(run_dir, changed, classes, split), label)
 
 
 @lru_cache(maxsize=16)
-def _calibrated(run_dir: Path, changed: int, classes: int, split: str, binning: Binning) -> Calibrated:
+def _calibrated(
+    run_dir: Path, changed: int, classes: int, split: str, binning: Binning
+) -> Calibrated:
     return calibrated_of(_table(run_dir, changed, classes), split, binning)
 
 
@@ -167,4 +195,6 @@ def calibrated_of(table: pd.DataFrame, split: str, binning: Binning = "width") -
     def calibrated_as(some: np.ndarray) -> Calibration:
         return calibration(some, labels, binning, resamples=_resamples(some.size))
 
-    return Calibrated(calibrated_as(logits), scaled, calibrated_as(scaled.logits) if scaled else None)
+    return Calibrated(
+        calibrated_as(logits), scaled, calibrated_as(scaled.logits) if scaled else None
+    )

@@ -20,13 +20,22 @@ from finetune_core.training.answers import Answer, answers
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
 from finetune_core.training.evaluation import logits_of
-from finetune_core.training.predictions import FINAL_PRECISION, load_predictions, prediction_table, save_predictions
+from finetune_core.training.predictions import (
+    FINAL_PRECISION,
+    load_predictions,
+    prediction_table,
+    save_predictions,
+)
 from finetune_core.work import Work
 
 
 def can_be_evaluated(run: Run) -> bool:
     """Whether ``evaluate_in_fp32`` has something to do: the run has ended, evaluated in another precision."""
-    return run.history.end is not None and run.judged and evaluation_precision(run) not in (None, FINAL_PRECISION)
+    return (
+        run.history.end is not None
+        and run.judged
+        and evaluation_precision(run) not in (None, FINAL_PRECISION)
+    )
 
 
 def evaluate_in_fp32(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
@@ -49,10 +58,14 @@ def _evaluated(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
     def answer(inputs: torch.Tensor) -> np.ndarray:
         return logits_of(predictor.network.model, inputs, predictor.device)
 
-    save_predictions(run.run_dir, (yield from predicted_again(run, predictor, answer, roots)), FINAL_PRECISION)
+    save_predictions(
+        run.run_dir, (yield from predicted_again(run, predictor, answer, roots)), FINAL_PRECISION
+    )
 
 
-def predicted_again(run: Run, predictor: Predictor, answer: Answer, roots: Sequence[Path]) -> Work[pd.DataFrame]:
+def predicted_again(
+    run: Run, predictor: Predictor, answer: Answer, roots: Sequence[Path]
+) -> Work[pd.DataFrame]:
     """A table of predictions (``prediction_table``) of the images that a run was evaluated on, by another answer.
 
     Args:
@@ -63,13 +76,21 @@ def predicted_again(run: Run, predictor: Predictor, answer: Answer, roots: Seque
     """
     images = yield from run_images(run, dict.fromkeys(predicted_splits(run), sys.maxsize), roots)
     if not images.unchanged:
-        raise RunError(f"The images, their labels or their split have changed since {run.run_id} was trained. Put them back.")
+        raise RunError(
+            f"The images, their labels or their split have changed since {run.run_id} was trained. Put them back."
+        )
     before = load_predictions(run.run_dir, len(predictor.classes))
     rows = np.concatenate(list(images.rows.values()))
     rows = rows[images.dataset.table["id"].iloc[rows].isin(before["id"]).to_numpy()]
     if gone := len(before) - len(rows):
-        raise RunError(f"{things(gone, 'image')} of {run.run_id} cannot be read any more. Put them back.")
+        raise RunError(
+            f"{things(gone, 'image')} of {run.run_id} cannot be read any more. Put them back."
+        )
 
-    logits = yield from answers(images.pixels, rows, predictor.network.info, predictor.image_size, answer, "evaluate")
+    logits = yield from answers(
+        images.pixels, rows, predictor.network.info, predictor.image_size, answer, "evaluate"
+    )
     table: pd.DataFrame = images.dataset.table.iloc[rows]
-    return prediction_table(table["id"], table["split"].to_numpy(), table["label"].to_numpy(), logits)
+    return prediction_table(
+        table["id"], table["split"].to_numpy(), table["label"].to_numpy(), logits
+    )

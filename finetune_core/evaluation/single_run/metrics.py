@@ -54,12 +54,36 @@ class Evaluation:
 
     def class_table(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) with one row per class, formatted for a reader."""
-        columns = ["Class", "Precision", "Recall", "Recall, 95 % interval", "F1", "Images", *AREAS.values()]
+        columns = [
+            "Class",
+            "Precision",
+            "Recall",
+            "Recall, 95 % interval",
+            "F1",
+            "Images",
+            *AREAS.values(),
+        ]
         rows = []
         for row in self.per_class.to_dict("records"):
-            interval = f"{_percent(row['recall_low'])} to {_percent(row['recall_high'])}" if row["images"] else NOT_DEFINED
-            shares = [_percent(row["precision"]), _percent(row["recall"]), interval, _percent(row["f1"])]
-            rows.append([row["class"], *shares, f"{row['images']:,}", *(share_text(row[area]) for area in AREAS)])
+            interval = (
+                f"{_percent(row['recall_low'])} to {_percent(row['recall_high'])}"
+                if row["images"]
+                else NOT_DEFINED
+            )
+            shares = [
+                _percent(row["precision"]),
+                _percent(row["recall"]),
+                interval,
+                _percent(row["f1"]),
+            ]
+            rows.append(
+                [
+                    row["class"],
+                    *shares,
+                    f"{row['images']:,}",
+                    *(share_text(row[area]) for area in AREAS),
+                ]
+            )
         return columns, rows
 
     @property
@@ -71,7 +95,9 @@ class Evaluation:
     @property
     def top_losses(self) -> pd.DataFrame:
         """All predictions, the worst first: an image whose true class was given next to no probability."""
-        return self.predictions.sort_values(["loss", "id"], ascending=[False, True], ignore_index=True)
+        return self.predictions.sort_values(
+            ["loss", "id"], ascending=[False, True], ignore_index=True
+        )
 
     @property
     def hardest(self) -> pd.DataFrame:
@@ -94,7 +120,9 @@ class Evaluation:
         order = np.argsort(-wrong[rows, columns], kind="stable")[:count]
         names = np.array(self.classes, dtype=object)
         rows, columns = rows[order], columns[order]
-        return pd.DataFrame({"true": names[rows], "predicted": names[columns], "images": wrong[rows, columns]})
+        return pd.DataFrame(
+            {"true": names[rows], "predicted": names[columns], "images": wrong[rows, columns]}
+        )
 
 
 def evaluated_splits(table: pd.DataFrame) -> list[str]:
@@ -118,8 +146,12 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     from sklearn.metrics import precision_recall_fscore_support
 
     split = split or evaluated_splits(table)[0]
-    if split not in evaluated_splits(table):  # asked of names first: a column of text refuses to look for a lone surrogate
-        raise RunError(f"The run has no predictions for {split} images; it has {', '.join(evaluated_splits(table))}.")
+    if split not in evaluated_splits(
+        table
+    ):  # asked of names first: a column of text refuses to look for a lone surrogate
+        raise RunError(
+            f"The run has no predictions for {split} images; it has {', '.join(evaluated_splits(table))}."
+        )
     rows = table[table["split"] == split].reset_index(drop=True)
     labels, probabilities, losses = arrays_of(rows)
     predicted = probabilities.argmax(1)
@@ -127,7 +159,9 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     accuracy, low, high = accuracy_interval(int(correct.sum()), len(rows))
     confusion = _confusion(labels, predicted, len(classes))
     every = np.arange(len(classes))
-    precision, recall, f1, images = precision_recall_fscore_support(labels, predicted, labels=every, zero_division=np.nan)
+    precision, recall, f1, images = precision_recall_fscore_support(
+        labels, predicted, labels=every, zero_division=np.nan
+    )
     recall_low, recall_high = wilson(np.diag(confusion), images)
     columns = {
         "class": classes,
@@ -185,7 +219,9 @@ def confusion_order(confusion: np.ndarray) -> list[int]:
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     far = 1 - (shares + shares.T) / 2
     np.fill_diagonal(far, 0)
-    order: list[int] = leaves_list(linkage(squareform(far, checks=False), "average", optimal_ordering=True)).tolist()
+    order: list[int] = leaves_list(
+        linkage(squareform(far, checks=False), "average", optimal_ordering=True)
+    ).tolist()
     return order
 
 

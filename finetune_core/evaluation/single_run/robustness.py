@@ -29,7 +29,9 @@ MOST_IMAGES = 200
 _BATCH = 32
 
 
-def measure_robustness(run: Run, split: str, seed: int = 0, roots: Sequence[Path] = ()) -> Work[Robustness]:
+def measure_robustness(
+    run: Run, split: str, seed: int = 0, roots: Sequence[Path] = ()
+) -> Work[Robustness]:
     """Ask a run's best network about images of a split that get worse and worse, on the GPU where nothing uses it, and keep the answers in
     the run's folder.
 
@@ -45,7 +47,9 @@ def measure_robustness(run: Run, split: str, seed: int = 0, roots: Sequence[Path
     return (yield from on_idle_device(partial(_measured, run, split, seed, roots), FINAL_PRECISION))
 
 
-def _measured(run: Run, split: str, seed: int, roots: Sequence[Path], device: Device) -> Work[Robustness]:
+def _measured(
+    run: Run, split: str, seed: int, roots: Sequence[Path], device: Device
+) -> Work[Robustness]:
     changed = predictions_changed(run.run_dir)
     predictor = load_predictor(run, device)
     ids, squares, labels = _sample(run, predictor, split, seed, roots)

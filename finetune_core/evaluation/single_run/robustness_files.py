@@ -70,7 +70,12 @@ class Robustness:
 
 
 def save_robustness(
-    run: Run, split: str, ids: Sequence[str], labels: np.ndarray, logits: Sequence[np.ndarray], changed: int
+    run: Run,
+    split: str,
+    ids: Sequence[str],
+    labels: np.ndarray,
+    logits: Sequence[np.ndarray],
+    changed: int,
 ) -> Robustness:
     """Keep what was predicted in the run's folder.
 
@@ -127,12 +132,16 @@ def _version(run_dir: Path, split: str, classes: int) -> tuple[Path, str, int, S
 
 
 @lru_cache(maxsize=64)  # a page asks for all of a comparison's runs whenever it is redrawn
-def _known(run_dir: Path, split: str, classes: int, version: Stamp | None, changed: int) -> Robustness:
+def _known(
+    run_dir: Path, split: str, classes: int, version: Stamp | None, changed: int
+) -> Robustness:
     return _summed_up(_table(run_dir, split, classes, version, changed), split)
 
 
 @lru_cache(maxsize=64)
-def _table(run_dir: Path, split: str, classes: int, _version: Stamp | None, changed: int) -> pd.DataFrame:
+def _table(
+    run_dir: Path, split: str, classes: int, _version: Stamp | None, changed: int
+) -> pd.DataFrame:
     """
     Args:
         changed: ``predictions_changed`` of the run as it is now.
@@ -145,14 +154,25 @@ def _table(run_dir: Path, split: str, classes: int, _version: Stamp | None, chan
         of = fact_of(path, _FACT)
         table = read_table(path, ways, classes)
     except FileNotFoundError:
-        raise RunError(f"{run_dir.name}: what it predicts for corrupted images is not kept. Measure its robustness.") from None
+        raise RunError(
+            f"{run_dir.name}: what it predicts for corrupted images is not kept. Measure its robustness."
+        ) from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{run_dir.name}: {problem_with(path, error)}. Measure its robustness again.") from None
+        raise RunError(
+            f"{run_dir.name}: {problem_with(path, error)}. Measure its robustness again."
+        ) from None
     if of != str(changed).encode():
-        raise RunError(f"{run_dir.name}: {path.name} is of an earlier state of the run. Measure its robustness again.")
-    images = [table.loc[table["split"] == way, ["id", "label"]].sort_values("id", ignore_index=True) for way in ways]
+        raise RunError(
+            f"{run_dir.name}: {path.name} is of an earlier state of the run. Measure its robustness again."
+        )
+    images = [
+        table.loc[table["split"] == way, ["id", "label"]].sort_values("id", ignore_index=True)
+        for way in ways
+    ]
     if not all(images[0].equals(other) for other in images):
-        raise RunError(f"{run_dir.name}: {path.name} is damaged: it does not hold the same images everywhere.")
+        raise RunError(
+            f"{run_dir.name}: {path.name} is damaged: it does not hold the same images everywhere."
+        )
     return table
 
 
@@ -162,7 +182,9 @@ def _summed_up(table: pd.DataFrame, split: str) -> Robustness:
         some = table[table["split"] == which.key]
         right = int((logits_of(some).argmax(1) == some["label"].to_numpy()).sum())
         rows.append((which.corruption, which.severity, *accuracy_interval(right, len(some))))
-    return Robustness(split, len(table) // len(rows), pd.DataFrame(rows, columns=_COLUMNS), predicted=True)
+    return Robustness(
+        split, len(table) // len(rows), pd.DataFrame(rows, columns=_COLUMNS), predicted=True
+    )
 
 
 def _of_earlier_version(run: Run, split: str) -> Robustness | None:

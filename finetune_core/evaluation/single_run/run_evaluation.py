@@ -48,7 +48,9 @@ class RunEvaluation(Evaluation):
 
     def caveats(self) -> list[str]:
         """What to know before the numbers are read."""
-        chosen = "The best epoch was chosen on these images, so the numbers are a little optimistic."
+        chosen = (
+            "The best epoch was chosen on these images, so the numbers are a little optimistic."
+        )
         notes = [chosen] if self.split == VAL and not self.run.history.fitted else []
         return [*notes, *filter(None, [precision_note(self.run).replace("*", "")])]
 
@@ -78,13 +80,20 @@ class RunEvaluation(Evaluation):
             return columns, []
         right = self.robustness.rows.set_index(["corruption", "severity"])["accuracy"]
         rows = [
-            [corruption.title, *(percent(one) for one in (right[CLEAN, 0], *(right[name, n] for n in (1, 2, 3))))]
+            [
+                corruption.title,
+                *(percent(one) for one in (right[CLEAN, 0], *(right[name, n] for n in (1, 2, 3)))),
+            ]
             for name, corruption in CORRUPTIONS.items()
         ]
         return columns, rows
 
     def _repr_html_(self) -> str:
-        parts = [paragraphs(self.in_words(), *self.caveats()), table(*self.scores.in_rows()), paragraphs(self.absences())]
+        parts = [
+            paragraphs(self.in_words(), *self.caveats()),
+            table(*self.scores.in_rows()),
+            paragraphs(self.absences()),
+        ]
         parts += [table(*self.class_table()), paragraphs(*self.details())]
         return "".join(parts) + (table(*self.robustness_rows()) if self.robustness else "")
 

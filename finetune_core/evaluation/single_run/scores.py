@@ -55,7 +55,11 @@ class Scores:
     def in_rows(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) with one row per number, formatted for a reader."""
         rows = [
-            [NAMES[row["name"]], share_text(row["value"]), f"{share_text(row['low'])} to {share_text(row['high'])}"]
+            [
+                NAMES[row["name"]],
+                share_text(row["value"]),
+                f"{share_text(row['low'])} to {share_text(row['high'])}",
+            ]
             for row in self.table.to_dict("records")
         ]
         return ["Metric", "Value", "95 % interval"], rows
@@ -67,7 +71,11 @@ def share_text(value: float) -> str:
 
 
 def score(
-    labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    losses: np.ndarray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Scores:
     """All numbers of a split, with percentile-bootstrap intervals (Efron 1979).
 
@@ -87,11 +95,19 @@ def score(
     class_low, class_high = _interval([one for _, one, _ in drawn], of_class)
     if drawn:
         place = parts.names.index("ece")
-        low[place], high[place] = ece_interval(gaps[:, 0], np.concatenate([one for _, _, one in drawn], axis=1))
+        low[place], high[place] = ece_interval(
+            gaps[:, 0], np.concatenate([one for _, _, one in drawn], axis=1)
+        )
     bounds = {"": of_class[:, :, 0], "_low": class_low, "_high": class_high}
     return Scores(
         pd.DataFrame({"name": parts.names, "value": value[:, 0], "low": low, "high": high}),
-        pd.DataFrame({f"{name}{suffix}": bound[:, at] for at, name in enumerate(AREAS) for suffix, bound in bounds.items()}),
+        pd.DataFrame(
+            {
+                f"{name}{suffix}": bound[:, at]
+                for at, name in enumerate(AREAS)
+                for suffix, bound in bounds.items()
+            }
+        ),
         tuple(np.flatnonzero(parts.support == 0).tolist()),
         resamples,
     )
@@ -115,9 +131,14 @@ def resampled(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndar
     at_once = max(1, _CELLS // len(labels))
     for first in range(0, resamples, at_once):
         columns = min(at_once, resamples - first)
-        picked = order[starts[:, None] + (random.random((len(labels), columns)) * sizes[:, None]).astype(np.int64)]
+        picked = order[
+            starts[:, None]
+            + (random.random((len(labels), columns)) * sizes[:, None]).astype(np.int64)
+        ]
         cells = picked * columns + np.arange(columns)
-        yield np.bincount(cells.ravel(), minlength=cells.size).reshape(cells.shape).astype(np.float64)
+        yield (
+            np.bincount(cells.ravel(), minlength=cells.size).reshape(cells.shape).astype(np.float64)
+        )
 
 
 class _Parts:
@@ -134,7 +155,9 @@ class _Parts:
         tops = [k for k in _TOP if k < self.classes]
         squares = (probabilities**2).sum(1) - 2 * probabilities[images, labels] + 1
         # One row per number that is a mean over images: accuracy first.
-        self.means = np.stack([place == 0, *(place < k for k in tops), losses, squares]).astype(np.float64)
+        self.means = np.stack([place == 0, *(place < k for k in tops), losses, squares]).astype(
+            np.float64
+        )
         self.mean_names = ["accuracy", *(f"top_{k}_accuracy" for k in tops), "log_loss", "brier"]
         right = images[place == 0]
         shape = (self.classes, self.count)
@@ -142,7 +165,9 @@ class _Parts:
         self.predicted = sparse.csr_array((np.ones(self.count), (predicted, images)), shape=shape)
         confidence = probabilities[images, predicted]
         self.gaps = gap_rows(confidence, place == 0, bins_of(confidence)[1])
-        self.rankings = [_Ranking(labels == label, probabilities[:, label]) for label in range(self.classes)]
+        self.rankings = [
+            _Ranking(labels == label, probabilities[:, label]) for label in range(self.classes)
+        ]
 
     @property
     def names(self) -> list[str]:
@@ -168,7 +193,9 @@ class _Parts:
             "precision_macro": precision.mean(0),
             "recall_macro": recall,  # the same number
             "f1_macro": f1.mean(0),
-            "f1_micro": means["accuracy"],  # every image has one label and gets one: the same number
+            "f1_micro": means[
+                "accuracy"
+            ],  # every image has one label and gets one: the same number
             "f1_weighted": (f1 * support[self.present]).sum(0) / self.count,
             **self._agreement(means["accuracy"], predicted),
             "roc_auc": _mean_of_defined(of_class[:, 0]),
@@ -181,11 +208,15 @@ class _Parts:
         """Beyond chance (Cohen 1960; Gorodkin 2004), from shares; not defined of a single class."""
         true, given = self.support / self.count, predicted / self.count
         if self.present.sum() < 2:
-            return dict.fromkeys(("matthews_corrcoef", "cohen_kappa"), np.full(accuracy.shape, np.nan))
+            return dict.fromkeys(
+                ("matthews_corrcoef", "cohen_kappa"), np.full(accuracy.shape, np.nan)
+            )
         chance = true @ given
         spread = np.sqrt((1 - true @ true) * np.maximum(1 - (given**2).sum(0), 0))
         # Who gives every image the same class knows nothing: 0, as in scikit-learn.
-        matthews = np.divide(accuracy - chance, spread, out=np.zeros_like(accuracy), where=spread > 1e-12)
+        matthews = np.divide(
+            accuracy - chance, spread, out=np.zeros_like(accuracy), where=spread > 1e-12
+        )
         return {"matthews_corrcoef": matthews, "cohen_kappa": (accuracy - chance) / (1 - chance)}
 
 
@@ -209,9 +240,15 @@ class _Ranking:
         inside, outside = np.flatnonzero(positive), np.flatnonzero(~positive)
         step = np.searchsorted(values, probability[inside])
         # 0: below the lowest, 1: equal to it, 2: between it and the next, …
-        gap = np.searchsorted(values, probability[outside], "left") + np.searchsorted(values, probability[outside], "right")
-        self.by_step = sparse.csr_array((np.ones(len(inside)), (step, inside)), shape=(self.steps, len(positive)))
-        self.by_gap = sparse.csr_array((np.ones(len(outside)), (gap, outside)), shape=(2 * self.steps + 1, len(positive)))
+        gap = np.searchsorted(values, probability[outside], "left") + np.searchsorted(
+            values, probability[outside], "right"
+        )
+        self.by_step = sparse.csr_array(
+            (np.ones(len(inside)), (step, inside)), shape=(self.steps, len(positive))
+        )
+        self.by_gap = sparse.csr_array(
+            (np.ones(len(outside)), (gap, outside)), shape=(2 * self.steps + 1, len(positive))
+        )
 
     def areas(self, weights: np.ndarray) -> np.ndarray:
         """``[2, resamples]``: area under the ROC curve (ties count half), average precision (a step function, as in scikit-learn)."""

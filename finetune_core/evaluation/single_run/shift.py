@@ -22,7 +22,11 @@ from finetune_core.training.answers import answers
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
 from finetune_core.training.evaluation import logits_of
-from finetune_core.training.predictions import FINAL_PRECISION, prediction_table, predictions_changed
+from finetune_core.training.predictions import (
+    FINAL_PRECISION,
+    prediction_table,
+    predictions_changed,
+)
 from finetune_core.work import Work, in_phase, with_subject
 
 
@@ -77,7 +81,9 @@ def _kept(run: Run, other: OtherData, known: dict[str, Known], roots: Sequence[P
             "there is nothing to evaluate on."
         )
     shift = _shift(run, other, matched, known[key].copies(of_class))
-    yield from on_idle_device(partial(_predicted, run, other, rows, matched, shift), FINAL_PRECISION)
+    yield from on_idle_device(
+        partial(_predicted, run, other, rows, matched, shift), FINAL_PRECISION
+    )
 
 
 def _shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies) -> Shift:
@@ -85,7 +91,9 @@ def _shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies) -> 
     return Shift(
         other.data,
         other.fingerprint,
-        predictions_changed(run.run_dir),  # before the network is read: one that is trained on meanwhile is another one
+        predictions_changed(
+            run.run_dir
+        ),  # before the network is read: one that is trained on meanwhile is another one
         list(run.started["classes"]),
         matched.respelled,
         {name: int(counts[name]) for name in matched.unknown},
@@ -94,11 +102,15 @@ def _shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies) -> 
     )
 
 
-def _predicted(run: Run, other: OtherData, rows: np.ndarray, matched: SameClasses, shift: Shift, device: Device) -> Work[None]:
+def _predicted(
+    run: Run, other: OtherData, rows: np.ndarray, matched: SameClasses, shift: Shift, device: Device
+) -> Work[None]:
     predictor = load_predictor(run, device)
     info = predictor.network.info
     keys = other.table["content"].to_numpy(np.uint64)
-    decoding = decode_pixels(other.paths, keys, rows, info.stored_side(predictor.image_size), info.interpolation)
+    decoding = decode_pixels(
+        other.paths, keys, rows, info.stored_side(predictor.image_size), info.interpolation
+    )
     pixels: Pixels = yield from in_phase("decode", decoding)
     rows = np.setdiff1d(rows, list(pixels.failed))
     if not len(rows):

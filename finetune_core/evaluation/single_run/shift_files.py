@@ -17,7 +17,13 @@ from finetune_core.errors import RunError
 from finetune_core.files import Stamp, problem_with, stamp
 from finetune_core.runs.store import Run
 from finetune_core.training.events import Classes, Count, Name, Text
-from finetune_core.training.predictions import Moment, fact_of, predictions_changed, read_table, write_table
+from finetune_core.training.predictions import (
+    Moment,
+    fact_of,
+    predictions_changed,
+    read_table,
+    write_table,
+)
 from finetune_core.training.shifted_images import SHIFT_FACTS, SHIFTED_FILE
 
 MOST_LISTED = 100  # data sets per run
@@ -103,9 +109,15 @@ def save_shift(run: Run, shift: Shift, table: pd.DataFrame) -> None:
         RunError: when it cannot be written.
     """
     try:
-        write_table(_file(run.run_dir, shift.fingerprint), table, {SHIFT_FACTS: json.dumps(asdict(shift)).encode()})
+        write_table(
+            _file(run.run_dir, shift.fingerprint),
+            table,
+            {SHIFT_FACTS: json.dumps(asdict(shift)).encode()},
+        )
     except OSError as error:
-        raise RunError(f"The predictions cannot be kept in {run.run_dir}: {error.strerror}.") from None
+        raise RunError(
+            f"The predictions cannot be kept in {run.run_dir}: {error.strerror}."
+        ) from None
 
 
 def known_shifts(run: Run) -> tuple[list[Shift], list[str]]:
@@ -138,9 +150,13 @@ def read_shift(run: Run, fingerprint: str) -> Shift:
     except FileNotFoundError:
         raise RunError(f"{run.run_id} has not predicted that data set yet.") from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{run.run_id}: {problem_with(path, error)}. Evaluate the run on that data set again.") from None
+        raise RunError(
+            f"{run.run_id}: {problem_with(path, error)}. Evaluate the run on that data set again."
+        ) from None
     if shift.fingerprint != fingerprint or shift.classes != list(run.started["classes"]):
-        raise RunError(f"{run.run_id}: {path.name} is damaged: it is of another run or data set. Delete it.")
+        raise RunError(
+            f"{run.run_id}: {path.name} is damaged: it is of another run or data set. Delete it."
+        )
     if shift.predictions != predictions_changed(run.run_dir):
         raise RunError(
             f"{run.run_id}: {path.name} is of an earlier state of the run ({shift.name}). Evaluate the run on that data set again."
@@ -196,7 +212,9 @@ def _file(run_dir: Path, fingerprint: str) -> Path:
 
 def _files(run: Run) -> list[Path]:
     try:
-        names = sorted(entry.name for entry in os.scandir(run.run_dir) if SHIFTED_FILE.fullmatch(entry.name))
+        names = sorted(
+            entry.name for entry in os.scandir(run.run_dir) if SHIFTED_FILE.fullmatch(entry.name)
+        )
     except OSError:
         return []
     return [run.run_dir / name for name in names[:MOST_LISTED]]

@@ -11,16 +11,30 @@ import pandas as pd
 
 from finetune_core.data.splits import SHIFTED
 from finetune_core.evaluation.intervals import difference_interval
-from finetune_core.evaluation.single_run.evaluate import Calibrated, calibrated_of, predicted_splits, scores_of
+from finetune_core.evaluation.single_run.evaluate import (
+    Calibrated,
+    calibrated_of,
+    predicted_splits,
+    scores_of,
+)
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
 from finetune_core.evaluation.single_run.robustness_files import known_robustness
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation, evaluate_run
 from finetune_core.evaluation.single_run.scores import NAMES, NOT_DEFINED, Scores, share_text
-from finetune_core.evaluation.single_run.shift_files import Shift, read_shift, shift_changed, shifted_predictions
+from finetune_core.evaluation.single_run.shift_files import (
+    Shift,
+    read_shift,
+    shift_changed,
+    shifted_predictions,
+)
 from finetune_core.files import Stamp
 from finetune_core.formatting import SPLIT_WORDS, percent, points, things
 from finetune_core.runs.store import Run
-from finetune_core.training.predictions import FINAL_PRECISION, load_predictions, predictions_changed
+from finetune_core.training.predictions import (
+    FINAL_PRECISION,
+    load_predictions,
+    predictions_changed,
+)
 
 Measured = tuple[float, float, float]  # a value, and the ends of its 95 % interval
 
@@ -76,12 +90,17 @@ class ShiftedEvaluation(RunEvaluation):
             "Drop",
             "95 % interval (drop)",
         ]
-        sides = [_by_name(one.scores.table) | {"accuracy": _accuracy(one)} for one in (self.own, self)]
+        sides = [
+            _by_name(one.scores.table) | {"accuracy": _accuracy(one)} for one in (self.own, self)
+        ]
         rows = []
         for name, drop in _by_name(self.drops).items():
             cells = [NAMES[name]]
             for value, low, high in (sides[0][name], sides[1][name], drop):
-                cells += [share_text(value), "" if np.isnan(low) else f"{share_text(low)} to {share_text(high)}"]
+                cells += [
+                    share_text(value),
+                    "" if np.isnan(low) else f"{share_text(low)} to {share_text(high)}",
+                ]
             rows.append([cell.replace("-", "−") if at else cell for at, cell in enumerate(cells)])
         return columns, rows
 
@@ -96,12 +115,19 @@ class ShiftedEvaluation(RunEvaluation):
             "Drop",
             "95 % interval (drop)",
         ]
-        both = self.per_class.merge(self.own.per_class, left_index=True, right_index=True, suffixes=("", "_own"))
+        both = self.per_class.merge(
+            self.own.per_class, left_index=True, right_index=True, suffixes=("", "_own")
+        )
         rows = []
         for one in both[both["images"] > 0].sort_values(["recall", "class"]).to_dict("records"):
             here, own = _recall(one), _recall(one, "_own")
             drop = drop_of(own, here)
-            cells = [one["class"], f"{one['images']:,}", percent(here[0]), f"{percent(here[1])} to {percent(here[2])}"]
+            cells = [
+                one["class"],
+                f"{one['images']:,}",
+                percent(here[0]),
+                f"{percent(here[1])} to {percent(here[2])}",
+            ]
             if np.isnan(own[0]):
                 rows.append([*cells, NOT_DEFINED, NOT_DEFINED, ""])
             else:
@@ -145,7 +171,9 @@ def data_of(run: Run, result: Evaluation) -> str:
 def drop_of(own: Measured, shifted: Measured, *, lower_is_better: bool = False) -> Measured:
     """By how much a number is worse on other images: positive where it is, with a 95 % interval, as of images that have nothing to do with
     each other. Of the same images made worse the interval is wider than it need be."""
-    return difference_interval(shifted, own) if lower_is_better else difference_interval(own, shifted)
+    return (
+        difference_interval(shifted, own) if lower_is_better else difference_interval(own, shifted)
+    )
 
 
 def left_out_in_words(shift: Shift) -> list[str]:
@@ -155,13 +183,17 @@ def left_out_in_words(shift: Shift) -> list[str]:
         named = ", ".join(f"“{theirs}” as “{ours}”" for theirs, ours in shift.respelled.items())
         found.append(f"Class names that differ in case or spaces were matched: {named}.")
     if shift.unknown:
-        named = ", ".join(f"“{name}” ({things(count, 'image')})" for name, count in shift.unknown.items())
+        named = ", ".join(
+            f"“{name}” ({things(count, 'image')})" for name, count in shift.unknown.items()
+        )
         found.append(f"Left out, because the run has no such class: {named}.")
     if shift.unreadable:
         found.append(f"Left out, because they cannot be read: {things(shift.unreadable, 'image')}.")
     copies = shift.copies
     if copies.training:
-        found.append(f"Left out, because they are exact copies of training images: {things(copies.training, 'image')}.")
+        found.append(
+            f"Left out, because they are exact copies of training images: {things(copies.training, 'image')}."
+        )
     if copies.near:
         found.append(
             f"Contamination: {things(copies.near, 'image')} may be near-copies of training images; they are not left out, and "
@@ -187,7 +219,11 @@ def _evaluated(
     table = shifted_predictions(run_dir, fingerprint, len(classes))
     result = evaluate(table, classes, SHIFTED)
     own = load_predictions(run_dir, len(classes))
-    return result, scores_of(result), calibrated_of(pd.concat([own, table], ignore_index=True), SHIFTED)
+    return (
+        result,
+        scores_of(result),
+        calibrated_of(pd.concat([own, table], ignore_index=True), SHIFTED),
+    )
 
 
 def _drops(own: RunEvaluation, result: Evaluation, found: Scores) -> pd.DataFrame:
@@ -202,11 +238,15 @@ def _drops(own: RunEvaluation, result: Evaluation, found: Scores) -> pd.DataFram
     ]
     # Of the accuracy from Wilson's intervals, which are better for few images.
     rows[both["name"].tolist().index("accuracy")] = drop_of(_accuracy(own), _accuracy(result))
-    return pd.DataFrame(rows, columns=["value", "low", "high"]).assign(name=both["name"])[["name", "value", "low", "high"]]
+    return pd.DataFrame(rows, columns=["value", "low", "high"]).assign(name=both["name"])[
+        ["name", "value", "low", "high"]
+    ]
 
 
 def _by_name(table: pd.DataFrame) -> dict[str, Measured]:
-    return {row["name"]: (row["value"], row["low"], row["high"]) for row in table.to_dict("records")}
+    return {
+        row["name"]: (row["value"], row["low"], row["high"]) for row in table.to_dict("records")
+    }
 
 
 def _accuracy(result: Evaluation) -> Measured:

@@ -22,7 +22,9 @@ _PARTS = 4  # of what is measured in numbers
 _MOST_VALUES = 10
 _SEEN: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "Shorter side (pixels)": lambda seen: seen[["width", "height"]].min(axis=1),
-    "Longer to shorter side": lambda seen: seen[["width", "height"]].max(axis=1) / seen[["width", "height"]].min(axis=1),
+    "Longer to shorter side": lambda seen: (
+        seen[["width", "height"]].max(axis=1) / seen[["width", "height"]].min(axis=1)
+    ),
     "File size (bytes)": lambda seen: seen["bytes"],
     "Brightness (0 to 255)": lambda seen: seen["brightness"],
     "Contrast": lambda seen: seen["contrast"],
@@ -60,7 +62,9 @@ def image_facts(data: str | Path, ids: pd.Series) -> Facts:
         columns = columns | {name: _as_numbers(extra[name]) for name in own}
     table = pd.DataFrame(columns)
     varied = [name for name in table.columns if table[name].nunique() > 1]
-    return Facts(table[varied].reset_index(drop=True), tuple(name for name in own if name in varied))
+    return Facts(
+        table[varied].reset_index(drop=True), tuple(name for name in own if name in varied)
+    )
 
 
 def facts_changed(data: str | Path) -> tuple[Stamp | None, Stamp | None]:
@@ -81,9 +85,20 @@ def slices(result: Evaluation, facts: pd.DataFrame) -> pd.DataFrame:
     rows, chances, better = [], [], []
     for name in facts.columns:
         for words, inside in _cut(facts[name]):
-            rows.append((name, words, int(inside.sum()), *accuracy_interval(int(correct[inside].sum()), int(inside.sum()))))
+            rows.append(
+                (
+                    name,
+                    words,
+                    int(inside.sum()),
+                    *accuracy_interval(int(correct[inside].sum()), int(inside.sum())),
+                )
+            )
             chances.append(_chance(correct, inside))
-            better.append(correct[inside].mean() > correct[~inside].mean() if 0 < inside.sum() < len(inside) else False)
+            better.append(
+                correct[inside].mean() > correct[~inside].mean()
+                if 0 < inside.sum() < len(inside)
+                else False
+            )
     table = pd.DataFrame(rows, columns=["by", "slice", "images", "accuracy", "low", "high"])
     return table.assign(verdict=_verdicts(np.array(chances), np.array(better, dtype=bool)))
 
@@ -97,7 +112,10 @@ def _cut(values: pd.Series) -> list[tuple[str, np.ndarray]]:
             words = [f"{_number(low)} to {_number(high)}" for low, high in pairwise(edges)]
             slices_ = [(words[part], (parts == part).to_numpy()) for part in range(len(words))]
         else:
-            slices_ = [(_number(value), (values == value).to_numpy()) for value in np.sort(values.dropna().unique())]
+            slices_ = [
+                (_number(value), (values == value).to_numpy())
+                for value in np.sort(values.dropna().unique())
+            ]
     else:
         values = values.mask(values == "")
         frequent = values.value_counts().index[:_MOST_VALUES]
@@ -125,7 +143,9 @@ def _verdicts(chances: np.ndarray, better: np.ndarray) -> np.ndarray:
     enough = ~np.isnan(chances)
     if enough.any():
         clear = false_discovery_control(chances[enough]) < _ALPHA
-        verdicts[enough] = np.where(clear, np.where(better[enough], "better", "worse"), "no clear difference")
+        verdicts[enough] = np.where(
+            clear, np.where(better[enough], "better", "worse"), "no clear difference"
+        )
     return verdicts
 
 

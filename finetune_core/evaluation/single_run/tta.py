@@ -22,7 +22,14 @@ from finetune_core.runs.store import Run
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
 from finetune_core.training.evaluation import logits_of
-from finetune_core.training.predictions import FINAL_PRECISION, Moment, fact_of, predictions_changed, read_table, write_table
+from finetune_core.training.predictions import (
+    FINAL_PRECISION,
+    Moment,
+    fact_of,
+    predictions_changed,
+    read_table,
+    write_table,
+)
 from finetune_core.work import Work
 
 FLIPS = "flips"
@@ -79,21 +86,33 @@ def _predicted(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
     changed, predictor = predictions_changed(run.run_dir), load_predictor(run, device)
 
     def answer(inputs: torch.Tensor) -> np.ndarray:
-        both = [logits_of(predictor.network.model, one, predictor.device) for one in (inputs, inputs.flip(-1))]
+        both = [
+            logits_of(predictor.network.model, one, predictor.device)
+            for one in (inputs, inputs.flip(-1))
+        ]
         return mean_log_probabilities(np.stack(both))
 
     table = yield from predicted_again(run, predictor, answer, roots)
     try:
-        write_table(run.run_dir / _FILE, table, {_FACTS: json.dumps({"predictions": changed}).encode()})
+        write_table(
+            run.run_dir / _FILE, table, {_FACTS: json.dumps({"predictions": changed}).encode()}
+        )
     except OSError as error:
-        raise RunError(f"The predictions cannot be kept in {run.run_dir}: {error.strerror}.") from None
+        raise RunError(
+            f"The predictions cannot be kept in {run.run_dir}: {error.strerror}."
+        ) from None
 
 
 @lru_cache(maxsize=16)  # a page asks whenever it is redrawn
-def _read(path: Path, _version: Stamp | None, predictions: int, classes: int) -> pd.DataFrame | None:
+def _read(
+    path: Path, _version: Stamp | None, predictions: int, classes: int
+) -> pd.DataFrame | None:
     try:
         said = fact_of(path, _FACTS)
-        if len(said) > _LONGEST or _KEPT.validate_json(said, strict=True)["predictions"] != predictions:
+        if (
+            len(said) > _LONGEST
+            or _KEPT.validate_json(said, strict=True)["predictions"] != predictions
+        ):
             return None
         return read_table(path, (VAL, TEST), classes)
     except (OSError, ValueError, RunError):  # none, or damaged: it can be measured again

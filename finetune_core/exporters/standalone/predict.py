@@ -20,10 +20,14 @@ def preprocess(path, steps):
     """An image file -> float32 [3, size, size], as the network was trained on it."""
     side, size = steps["resize_to"], steps["centre_crop_to"]
     with Image.open(path) as image:
-        image.draft("RGB", (side, side))  # decode a large JPEG at a smaller scale; other formats take no notice
+        image.draft(
+            "RGB", (side, side)
+        )  # decode a large JPEG at a smaller scale; other formats take no notice
         image.load()
         image = to_rgb(ImageOps.exif_transpose(image))
-    square = np.asarray(ImageOps.fit(image, (side, side), Image.Resampling[steps["interpolation"].upper()]))
+    square = np.asarray(
+        ImageOps.fit(image, (side, side), Image.Resampling[steps["interpolation"].upper()])
+    )
     edge = round((side - size) / 2)
     pixels = square[edge : edge + size, edge : edge + size].astype(np.float32) / 255
     pixels = (pixels - np.float32(steps["mean"])) / np.float32(steps["std"])
@@ -37,7 +41,9 @@ def to_rgb(image):
         gray[np.isnan(gray)] = -np.inf
         finite = np.isfinite(gray)
         low, high = gray.min(where=finite, initial=np.inf), gray.max(where=finite, initial=-np.inf)
-        if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and 255 < high <= 65535):
+        if image.mode.startswith("I;16") or (
+            image.mode == "I" and low >= 0 and 255 < high <= 65535
+        ):
             gray = gray / 257
         elif high > low:
             gray = (gray - low) * 255 / (high - low)
@@ -76,7 +82,11 @@ def rebuild(network, classes):
     """The network's structure from the library that defines it, filled with model.safetensors."""
     from safetensors.torch import load_file
 
-    model = ensemble(network["members"], classes) if "members" in network else structure(network, classes)
+    model = (
+        ensemble(network["members"], classes)
+        if "members" in network
+        else structure(network, classes)
+    )
     state = model.state_dict()  # with the versions of its layers, which a file of tensors lacks
     state.update(load_file(FOLDER / "model.safetensors"))
     model.load_state_dict(state)
@@ -152,7 +162,15 @@ def main():
         probabilities = np.exp(logits - logits.max())
         probabilities /= probabilities.sum()
         best = int(probabilities.argmax())
-        print(json.dumps({"image": path, "class": info["classes"][best], "probability": float(probabilities[best])}))
+        print(
+            json.dumps(
+                {
+                    "image": path,
+                    "class": info["classes"][best],
+                    "probability": float(probabilities[best]),
+                }
+            )
+        )
     return status
 
 

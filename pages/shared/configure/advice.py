@@ -10,7 +10,16 @@ import streamlit as st
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import FinetuneError
-from finetune_core.evaluation.advice.advise import BUDGET, FEWEST, IMAGES, MOST, UNKNOWN, Advice, advise, comparison_of
+from finetune_core.evaluation.advice.advise import (
+    BUDGET,
+    FEWEST,
+    IMAGES,
+    MOST,
+    UNKNOWN,
+    Advice,
+    advise,
+    comparison_of,
+)
 from finetune_core.figures.advice import MOST as MOST_DRAWN
 from finetune_core.figures.advice import probes_by_stage
 from finetune_core.formatting import duration, things
@@ -93,7 +102,10 @@ def _ask(config: RunConfig, dataset: Dataset) -> None:
             [_OWN, _FORM],
             default=_OWN,
             required=True,
-            format_func={_OWN: "Each network's own", _FORM: f"{config.image_size} pixels"}.__getitem__,
+            format_func={
+                _OWN: "Each network's own",
+                _FORM: f"{config.image_size} pixels",
+            }.__getitem__,
             key=_SIZE,
             persist_state="session",
         )
@@ -102,9 +114,13 @@ def _ask(config: RunConfig, dataset: Dataset) -> None:
     ]  # of others the outcome says why
     if missing:
         names, about = ", ".join(plain(info.name) for info in missing), download_size(missing)
-        st.caption(f":material/download: The weights of {names} are downloaded first{f' (about {about})' if about else ''}.")
+        st.caption(
+            f":material/download: The weights of {names} are downloaded first{f' (about {about})' if about else ''}."
+        )
     asked = named or ready
-    work = partial(advise, dataset, config, asked, int(images), float(budget), own_sizes=size == _OWN)
+    work = partial(
+        advise, dataset, config, asked, int(images), float(budget), own_sizes=size == _OWN
+    )
     question = f"{config.model_dump_json()}{asked}{images}{budget}{size}"
     key = f"advice:{hashlib.sha256(question.encode()).hexdigest()[:16]}-{dataset.fingerprint}"
     reason = why_not_timed()
@@ -138,7 +154,9 @@ def _wait(dataset: Dataset) -> None:
 def _show(advice: Advice) -> None:
     """The ranking, and which networks could not be probed."""
     for one in advice.failed:
-        st.warning(f"**{plain(one.backbone)}** was left out: {plain(one.reason)}", icon=":material/block:")
+        st.warning(
+            f"**{plain(one.backbone)}** was left out: {plain(one.reason)}", icon=":material/block:"
+        )
     if advice.candidates:
         _table(*advice.network_rows(), key="advice_ranking")
         st.caption(plain(advice.in_words()))
@@ -176,7 +194,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], key: str) -> N
         [dict(zip(columns, row, strict=True)) for row in rows],
         hide_index=True,
         key=key,
-        column_config={name: st.column_config.TextColumn(help=notes[name]) for name in columns if name in notes},
+        column_config={
+            name: st.column_config.TextColumn(help=notes[name]) for name in columns if name in notes
+        },
     )
 
 

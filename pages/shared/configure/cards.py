@@ -70,7 +70,10 @@ export default function ({ data, parentElement, setTriggerValue }) {
 }
 """
 _CARDS = st.components.v2.component(
-    "thaw_cards", html='<div class="cards"><div class="grid" role="radiogroup"></div></div>', css=_CSS, js=_JS
+    "thaw_cards",
+    html='<div class="cards"><div class="grid" role="radiogroup"></div></div>',
+    css=_CSS,
+    js=_JS,
 )
 
 
@@ -95,7 +98,9 @@ class Card:
     tip: str = ""
 
 
-def choose_card(label: str, cards: Sequence[Card], chosen: str, on_choice: Callable[[str], None], key: str) -> None:
+def choose_card(
+    label: str, cards: Sequence[Card], chosen: str, on_choice: Callable[[str], None], key: str
+) -> None:
     """Draw the cards.
 
     Args:

@@ -52,7 +52,9 @@ class Known:
         key = config.model_dump_json(exclude={"edits"})
         if key not in self._forecasts:
             self._forecasts[key] = None
-            with suppress(FinetuneError):  # a stage of another backbone is named, say: its card says nothing of the time
+            with suppress(
+                FinetuneError
+            ):  # a stage of another backbone is named, say: its card says nothing of the time
                 self._forecasts[key] = expected(config, self.dataset, self.book)
         return self._forecasts[key]
 
@@ -74,7 +76,13 @@ def strategy_cards(config: RunConfig, known: Known) -> None:
     """All strategies, and when the chosen one pays."""
     cards = [_strategy_card(name, config, known) for name in STRATEGIES]
     chosen = st.session_state[settings.key("strategy")]
-    choose_card("Strategies", cards, chosen, lambda name: settings.set_fields({"strategy": name}), "strategy_cards")
+    choose_card(
+        "Strategies",
+        cards,
+        chosen,
+        lambda name: settings.set_fields({"strategy": name}),
+        "strategy_cards",
+    )
     one = STRATEGIES[chosen]
     st.caption(f"**{one.title}**: {one.help}", help=f"{plain(one.source)}.")
 
@@ -94,14 +102,22 @@ def _backbone_card(name: str, config: RunConfig, known: Known) -> Card:
         return Card(name, name, line="not on this machine", before=_before(best))
     size = parameters_of(info)
     count = f"{short_number(size)} parameters" if size else "size not known"
-    lacking = "no weights" if why_no_download(info) else f"download {download_size([info])}".rstrip()
+    lacking = (
+        "no weights" if why_no_download(info) else f"download {download_size([info])}".rstrip()
+    )
     top1 = f" · {info.top1:.1f} % on ImageNet" if info.top1 else ""
     research = " · research only" if info.research_only else ""
     return Card(
         name,
         name,
         line=f"{count}{top1}{research}",
-        facts=_costs(known.expects(config.model_copy(update=settings.for_backbone(name, config.backbone, config.image_size))))
+        facts=_costs(
+            known.expects(
+                config.model_copy(
+                    update=settings.for_backbone(name, config.backbone, config.image_size)
+                )
+            )
+        )
         or ("" if info.ready else lacking),
         before=_before(best),
     )
@@ -121,7 +137,11 @@ def _strategy_card(name: str, config: RunConfig, known: Known) -> Card:
         rows = describe(plan(other, stages), stages)
     except ConfigError as error:
         # What is wrong with the network itself is said beside its fields, once.
-        said = [problem for field, problem in error.problems.items() if field not in ("backbone", "image_size")]
+        said = [
+            problem
+            for field, problem in error.problems.items()
+            if field not in ("backbone", "image_size")
+        ]
         return Card(name, strategy.title, strategy.summary, facts="; ".join(said), tip=card.tip)
     except WeightsError:
         return card
@@ -145,7 +165,11 @@ def _share(fits: Fit | None, share: float) -> str:
 
 
 def _costs(forecast: Forecast | None) -> str:
-    return f"{duration(forecast.seconds)} · {memory(forecast.memory_bytes, forecast.device_bytes)}" if forecast else ""
+    return (
+        f"{duration(forecast.seconds)} · {memory(forecast.memory_bytes, forecast.device_bytes)}"
+        if forecast
+        else ""
+    )
 
 
 def _before(share: float | None) -> str:

@@ -48,7 +48,9 @@ def start_form() -> list[str] | None:
     dataset = form.chosen_dataset()
     if dataset is None:
         return None
-    base, problems = form.checked(settings.values(data_folder(), effective(dataset.edits)), readable_roots(), dataset)
+    base, problems = form.checked(
+        settings.values(data_folder(), effective(dataset.edits)), readable_roots(), dataset
+    )
     if wrong := form.devices_problem():
         base, problems = None, problems | wrong
     _summary(base, problems, dataset)
@@ -57,10 +59,20 @@ def start_form() -> list[str] | None:
     wanted = _choices(base)
     try:
         configs = design(
-            base, wanted.strategies, range(base.seed, base.seed + wanted.seeds), wanted.backbones, wanted.fractions
+            base,
+            wanted.strategies,
+            range(base.seed, base.seed + wanted.seeds),
+            wanted.backbones,
+            wanted.fractions,
         )
     except ConfigError as error:
-        st.info(plain(" ".join(f"{form.label(name)}: {problem}." for name, problem in error.problems.items())))
+        st.info(
+            plain(
+                " ".join(
+                    f"{form.label(name)}: {problem}." for name, problem in error.problems.items()
+                )
+            )
+        )
         return None
     except WeightsError as error:
         st.info(plain(str(error)))
@@ -90,7 +102,10 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
         st.error(plain(problems["data"]), icon=":material/error:")
     elif base is None:
         listed = " ".join(f"{form.label(field)} {problem}." for field, problem in problems.items())
-        st.error(plain(f"The settings of the Configure page are invalid. {listed}"), icon=":material/error:")
+        st.error(
+            plain(f"The settings of the Configure page are invalid. {listed}"),
+            icon=":material/error:",
+        )
     else:
         st.markdown(
             plain(
@@ -98,7 +113,11 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
                 f"{base.batch_size}, learning rate {base.learning_rate:g} ({base.schedule.replace('_', ' ')}, {base.optimizer}), "
                 f"{base.image_size} pixels, augmentation {base.augmentation.replace('_', ' ')}. All share the split; for equal seeds also the "
                 "new head and the order of the images."
-                + (f" Each trains {form.on_devices()}, those without epochs on one." if form.on_devices() else "")
+                + (
+                    f" Each trains {form.on_devices()}, those without epochs on one."
+                    if form.on_devices()
+                    else ""
+                )
             )
         )
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -110,7 +129,11 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
             query_params=carried(),
         )
         quick = {name: DEMO_RECIPE[name] for name in ("epochs", "image_size")}
-        if sample and base is not None and any(getattr(base, name) > value for name, value in quick.items()):
+        if (
+            sample
+            and base is not None
+            and any(getattr(base, name) > value for name, value in quick.items())
+        ):
             st.button(
                 "Quick settings for the sample",
                 type="tertiary",
@@ -122,7 +145,11 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
 
 
 def _start(base: RunConfig) -> str:
-    return f"{base.backbone} as the run {Path(base.from_run).name} left it" if base.from_run else base.backbone
+    return (
+        f"{base.backbone} as the run {Path(base.from_run).name} left it"
+        if base.from_run
+        else base.backbone
+    )
 
 
 def _choices(base: RunConfig) -> Wanted:
@@ -157,7 +184,9 @@ def _choices(base: RunConfig) -> Wanted:
     )
     with st.expander("Backbones, training fractions, cuts"):
         backbones, fractions, cuts = _more_choices(base)
-    return Wanted([*chosen, *(f"{FROM}{stage}" for stage in cuts)], int(seeds), backbones, fractions)
+    return Wanted(
+        [*chosen, *(f"{FROM}{stage}" for stage in cuts)], int(seeds), backbones, fractions
+    )
 
 
 def _add_baseline() -> None:
@@ -233,10 +262,8 @@ def _total(forecasts: Sequence[Sequence[float]]) -> str:
         if found.saved
         else ""
     )
-    return (
-        f"about {duration(found.seconds)}, {sum(machines)} runs at a time on {things(len(machines), 'machine')}.{saves}".rstrip(
-            "."
-        )
+    return f"about {duration(found.seconds)}, {sum(machines)} runs at a time on {things(len(machines), 'machine')}.{saves}".rstrip(
+        "."
     )
 
 
@@ -255,7 +282,9 @@ def queued(configs: Sequence[RunConfig]) -> list[str] | None:
     """The ids of the runs; None where one of them cannot work, and the page says why."""
     try:
         with st.spinner("Queueing"):
-            return [submit(config, settings.devices() if epochs_of(config) else 1) for config in configs]
+            return [
+                submit(config, settings.devices() if epochs_of(config) else 1) for config in configs
+            ]
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
     return None
@@ -266,7 +295,9 @@ def _preparing_buttons(configs: Sequence[RunConfig], dataset: Dataset) -> tuple[
     reason = why_not_timed()
     firsts = [some[0] for some in by_arm(configs).values()]
     known = all(SpeedBook().knows(config, dataset) for config in firsts)
-    mark = hashlib.sha256("".join(config.model_dump_json() for config in firsts).encode()).hexdigest()[:16]
+    mark = hashlib.sha256(
+        "".join(config.model_dump_json() for config in firsts).encode()
+    ).hexdigest()[:16]
     timing, search = f"forecast:{mark}-{dataset.fingerprint}", f"rates-each:{mark}"
     st.button(
         "Forecast",
@@ -275,7 +306,11 @@ def _preparing_buttons(configs: Sequence[RunConfig], dataset: Dataset) -> tuple[
         help=reason,
         key="compare_forecast",
         on_click=begin,
-        args=(timing, "Timing a few steps of each", partial(calibrate, firsts, dataset, SpeedBook())),
+        args=(
+            timing,
+            "Timing a few steps of each",
+            partial(calibrate, firsts, dataset, SpeedBook()),
+        ),
     )
     st.button(
         "Find a learning rate for each",
@@ -286,7 +321,11 @@ def _preparing_buttons(configs: Sequence[RunConfig], dataset: Dataset) -> tuple[
         args=(search, "Trying learning rates", partial(_search, firsts, readable_roots())),
     )
     if st.session_state["compared_rates"]:
-        st.button("One rate for all", on_click=st.session_state["compared_rates"].clear, key="compare_one_rate")
+        st.button(
+            "One rate for all",
+            on_click=st.session_state["compared_rates"].clear,
+            key="compare_one_rate",
+        )
     return timing, search
 
 

@@ -54,7 +54,11 @@ def split_fields(data: str) -> None:
 
     def changed() -> None:
         if not _split_problems():
-            answered(lambda: save_split(data, make_config(_split_widgets() | {"data": data}).split_settings))
+            answered(
+                lambda: save_split(
+                    data, make_config(_split_widgets() | {"data": data}).split_settings
+                )
+            )
 
     section(SPLIT, problems, changed)
     if problems:
@@ -73,7 +77,9 @@ def _split_problems() -> dict[str, str]:
     return {}
 
 
-def checked(found: dict[str, Any], roots: Sequence[Path], dataset: Dataset | None) -> tuple[RunConfig | None, dict[str, str]]:
+def checked(
+    found: dict[str, Any], roots: Sequence[Path], dataset: Dataset | None
+) -> tuple[RunConfig | None, dict[str, str]]:
     """The config, where the data set can be trained with it, and the problems by field; a file of weights, and a folder with a
     network, has to lie in one of the folders."""
     try:
@@ -97,7 +103,9 @@ def checked(found: dict[str, Any], roots: Sequence[Path], dataset: Dataset | Non
     return config, {}
 
 
-def section(name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
+def section(
+    name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None
+) -> None:
     """The fields of a section of the settings side by side, those without a widget of their own kind left out."""
     with st.grid("auto", min_column_width=200, gap="small"):
         for field in fields_in(name):
@@ -127,7 +135,11 @@ def devices_problem(config: RunConfig | None = None) -> dict[str, str]:
     devices, executor = settings.devices(), worker().executor
     most = executor.most_devices()
     if not 1 <= devices <= most:
-        return {"devices": f"must be from 1 to {most}, which one machine has" if most > 1 else "must be 1: there is only one"}
+        return {
+            "devices": f"must be from 1 to {most}, which one machine has"
+            if most > 1
+            else "must be 1: there is only one"
+        }
     try:
         if config:
             executor.check(config, devices)
@@ -153,7 +165,9 @@ def fields_in(section: str) -> list[str]:
     """The settings of a section that have a widget, and that the chosen strategy obeys."""
     stepwise = fits() is None
     return [
-        name for name in names_in(section) if name not in settings.NO_WIDGETS and (stepwise or not setting_of(name).stepwise)
+        name
+        for name in names_in(section)
+        if name not in settings.NO_WIDGETS and (stepwise or not setting_of(name).stepwise)
     ]
 
 
@@ -163,7 +177,9 @@ def fits() -> Fit | None:
     return STRATEGIES[chosen].fits if chosen else None
 
 
-def setting_field(name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
+def setting_field(
+    name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None
+) -> None:
     """The widget that suits what a setting holds, and beneath it what is wrong with it."""
     one = setting_of(name)
     usual: dict[str, Any] = {
@@ -174,10 +190,14 @@ def setting_field(name: str, problems: dict[str, str], on_change: Callable[[], N
         "on_change": on_change,
     }
     if one.kind == "choice":
-        st.selectbox(options=list(one.choices), format_func=lambda option: one.choices[option], **usual)
+        st.selectbox(
+            options=list(one.choices), format_func=lambda option: one.choices[option], **usual
+        )
     elif one.kind == "integer":
         # Without limits of the widget's own: the config says what is wrong, in words.
-        empty: dict[str, Any] = {"value": None, "placeholder": one.placeholder} if one.optional else {}
+        empty: dict[str, Any] = (
+            {"value": None, "placeholder": one.placeholder} if one.optional else {}
+        )
         st.number_input(step=1, **empty, **usual)
     else:  # a number is typed as text, so that 1e-4 and 20 % can be written
         st.text_input(placeholder=one.placeholder or None, **usual)
@@ -199,7 +219,9 @@ def backbone_field(problems: dict[str, str]) -> None:
     )
     try:
         info = backbone_info(chosen)
-    except ConfigError as error:  # said even where the settings have other problems, which come first
+    except (
+        ConfigError
+    ) as error:  # said even where the settings have other problems, which come first
         _problem("backbone", error.problems | problems)
     except WeightsError as error:
         _problem("backbone", {"backbone": str(error)} | problems)
@@ -220,7 +242,12 @@ def strategy_settings(problems: dict[str, str]) -> None:
                 _stage_widget(name)
             elif name not in settings.NO_WIDGETS:
                 setting_field(name, problems)
-        own = [name for one in STRATEGIES.values() for name in one.settings if name in settings.NO_WIDGETS]
+        own = [
+            name
+            for one in STRATEGIES.values()
+            for name in one.settings
+            if name in settings.NO_WIDGETS
+        ]
         for name in ("strategy", *dict.fromkeys(own)):
             _problem(name, problems)
 
@@ -230,7 +257,12 @@ def weights_field(problems: dict[str, str]) -> None:
     st.session_state.setdefault("weights_from", settings.PRETRAINED_WEIGHTS)
     chosen = st.selectbox(
         label("weights"),
-        [settings.PRETRAINED_WEIGHTS, settings.EARLIER_RUN, settings.FILE_OF_WEIGHTS, settings.RANDOM_WEIGHTS],
+        [
+            settings.PRETRAINED_WEIGHTS,
+            settings.EARLIER_RUN,
+            settings.FILE_OF_WEIGHTS,
+            settings.RANDOM_WEIGHTS,
+        ],
         key="weights_from",
         persist_state="session",
         on_change=_follow_run,
@@ -259,7 +291,9 @@ def _run_field() -> None:
     st.selectbox(
         label("from_run"),
         options,
-        format_func=lambda folder: labels[by_folder[folder].run_id] if folder in by_folder else folder,
+        format_func=lambda folder: (
+            labels[by_folder[folder].run_id] if folder in by_folder else folder
+        ),
         key="weights_run",
         persist_state="session",
         on_change=_follow_run,
@@ -313,7 +347,15 @@ def _stage_widget(name: str) -> None:
     names, one = settings.stage_names()[:-1], setting_of(name)
     if st.session_state.get(name) not in names:
         st.session_state[name] = None
-    st.selectbox(one.label, names, None, placeholder=one.placeholder, help=one.help, key=name, persist_state="session")
+    st.selectbox(
+        one.label,
+        names,
+        None,
+        placeholder=one.placeholder,
+        help=one.help,
+        key=name,
+        persist_state="session",
+    )
 
 
 def label(name: str) -> str:

@@ -28,7 +28,12 @@ from pages.shared.configure import settings
 from pages.shared.data.chosen import readable_roots
 from pages.shared.jobs import offer
 
-_OPEN, _SEARCH, _FILTERS, _NAMED = "networks_open", "networks_search", "networks_filters", "networks_named"
+_OPEN, _SEARCH, _FILTERS, _NAMED = (
+    "networks_open",
+    "networks_search",
+    "networks_filters",
+    "networks_named",
+)
 _READY, _COMMERCIAL = "On this machine", "Exclude research-only"
 _SIZES = {"Any size": None, "Up to 10 M": 1e7, "Up to 30 M": 3e7, "Up to 100 M": 1e8}
 _RESEARCH_ONLY = "Research only: the licence of these weights rules commercial use out."
@@ -79,7 +84,10 @@ def _table() -> None:
     shown = st.dataframe(
         {
             "Network": [info.name for info in infos],
-            "Licence": [licence_name(info.licence) + (" · research only" if info.research_only else "") for info in infos],
+            "Licence": [
+                licence_name(info.licence) + (" · research only" if info.research_only else "")
+                for info in infos
+            ],
             "Million parameters": [(info.known_parameters or 0) / 1e6 or None for info in infos],
             "Pixels": [info.image_size for info in infos],
             "ImageNet accuracy": [info.top1 for info in infos],
@@ -119,8 +127,15 @@ def _megabytes(info: BackboneInfo) -> float | None:
 
 def _wanted() -> tuple[str, list[str], str]:
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        word = st.text_input("Search", key=_SEARCH, placeholder="dinov3, convnext, mobilenetv4, …", persist_state="session")
-        largest = st.selectbox("Size", list(_SIZES), key="networks_size", persist_state="session", width=150)
+        word = st.text_input(
+            "Search",
+            key=_SEARCH,
+            placeholder="dinov3, convnext, mobilenetv4, …",
+            persist_state="session",
+        )
+        largest = st.selectbox(
+            "Size", list(_SIZES), key="networks_size", persist_state="session", width=150
+        )
     filters = st.pills(
         "Only",
         [_READY, _COMMERCIAL],
@@ -157,7 +172,12 @@ def _by_name() -> None:
         if not is_described(name):
             look_up(name, "named")
         elif network_stages(name):
-            st.button(f"Use {plain(name)}", key="networks_use_named", on_click=settings.use_backbone, args=(name,))
+            st.button(
+                f"Use {plain(name)}",
+                key="networks_use_named",
+                on_click=settings.use_backbone,
+                args=(name,),
+            )
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
 

@@ -89,7 +89,9 @@ def _by_size(dataset: Dataset) -> Preset:
 
 def _button(preset: Preset) -> None:
     lacking = _lacking(preset)
-    note = f" **Its weights are not on this machine: about {lacking} to download.**" if lacking else ""
+    note = (
+        f" **Its weights are not on this machine: about {lacking} to download.**" if lacking else ""
+    )
     pressed = st.button(
         preset.title,
         key=f"preset-{preset.title}",
@@ -119,7 +121,9 @@ def _confirm(preset: Preset, lacking: str) -> None:
         f"downloaded before training can start. *Tutorial, no download* uses {PACKAGED}, which is here."
     )
     with st.container(horizontal=True):
-        switch = st.button(f"Switch to {name}", on_click=_apply, args=(preset,), key="preset-anyway")
+        switch = st.button(
+            f"Switch to {name}", on_click=_apply, args=(preset,), key="preset-anyway"
+        )
         cancel = st.button("Cancel", key="preset-cancel")
     if switch or cancel:
         st.rerun()
@@ -150,7 +154,8 @@ def _changes(applied: _Applied) -> None:
     changed = [
         f"{one.label} {form.value_text(one, applied.before[key])} → **{form.value_text(one, applied.after[key])}**"
         for name, one in all_settings().items()
-        if (key := settings.key(name)) in applied.after and applied.before[key] != applied.after[key]
+        if (key := settings.key(name)) in applied.after
+        and applied.before[key] != applied.after[key]
     ]
     if applied.before["weights_from"] != applied.after["weights_from"]:
         changed.append(
@@ -158,6 +163,16 @@ def _changes(applied: _Applied) -> None:
         )
     listed = " · ".join(changed) if changed else "no change"
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f":material/check: *{applied.title}*: {listed}.", width="content" if len(changed) < 4 else "stretch")
+        st.markdown(
+            f":material/check: *{applied.title}*: {listed}.",
+            width="content" if len(changed) < 4 else "stretch",
+        )
         if changed:
-            st.button("Undo", type="tertiary", icon=":material/undo:", key="preset-undo", on_click=_undo, args=(applied,))
+            st.button(
+                "Undo",
+                type="tertiary",
+                icon=":material/undo:",
+                key="preset-undo",
+                on_click=_undo,
+                args=(applied,),
+            )

@@ -11,7 +11,12 @@ from finetune_core.config.metadata import HARDWARE, SPLIT, numbers_text
 from finetune_core.config.run_config import FITTED
 from finetune_core.data.entry import load_split
 from finetune_core.errors import ConfigError, FinetuneError
-from finetune_core.models.catalogue import backbone_info, check_backbone_name, default_backbone, usual_image_size
+from finetune_core.models.catalogue import (
+    backbone_info,
+    check_backbone_name,
+    default_backbone,
+    usual_image_size,
+)
 from finetune_core.models.network import network_stages
 from finetune_core.models.timm_networks import TIMM
 from finetune_core.models.weights import PRETRAINED, RANDOM
@@ -28,7 +33,11 @@ COMPARISON: dict[str, Any] = {
     "fractions": [],
     "cuts": [],
 }
-FINE_TUNING = [BASELINE, "feature_extraction", "last_block"]  # what a classifier on frozen features is compared with
+FINE_TUNING = [
+    BASELINE,
+    "feature_extraction",
+    "last_block",
+]  # what a classifier on frozen features is compared with
 
 NO_WIDGETS = tuple(
     name for name, one in all_settings().items() if one.own_widgets
@@ -169,7 +178,9 @@ def as_set() -> RunConfig:
 def image_size() -> int | None:
     """Of the form, pixels; None where it cannot be used."""
     with suppress(ConfigError):
-        return make_config({"data": "any", "image_size": st.session_state.get(key("image_size"))}).image_size
+        return make_config(
+            {"data": "any", "image_size": st.session_state.get(key("image_size"))}
+        ).image_size
     return None
 
 
@@ -192,7 +203,11 @@ def valid_config(found: Mapping[str, Any]) -> RunConfig:
         try:
             return make_config(left)
         except ConfigError as error:
-            bad = (error.problems.keys() & left.keys()) or ({"cut", "stage_rates"} & left.keys()) or left.keys() - {"data"}
+            bad = (
+                (error.problems.keys() & left.keys())
+                or ({"cut", "stage_rates"} & left.keys())
+                or left.keys() - {"data"}
+            )
             left = {name: value for name, value in left.items() if name not in bad}
 
 
@@ -221,7 +236,10 @@ def restore(wanted: str) -> None:
         settings, comparison = saved.get("settings"), saved.get("comparison")
         if not isinstance(settings, dict) or not isinstance(comparison, dict):
             raise ConfigError({"settings": f"what was saved under “{wanted}” are no settings"})
-        config = make_config({name: value for name, value in settings.items() if name not in _NOT_KEPT} | {"data": "any"})
+        config = make_config(
+            {name: value for name, value in settings.items() if name not in _NOT_KEPT}
+            | {"data": "any"}
+        )
         _check_could_be(config.backbone)
     except ConfigError:
         _show(make_config({"data": "any"} | _at_first()), {})
@@ -242,7 +260,9 @@ def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
     """Set all widgets."""
     set_fields({name: value for name, value in _kept(config).items() if name not in NO_WIDGETS})
     known = {PRETRAINED: PRETRAINED_WEIGHTS, RANDOM: RANDOM_WEIGHTS}
-    st.session_state["weights_from"] = EARLIER_RUN if config.from_run else known.get(config.weights, FILE_OF_WEIGHTS)
+    st.session_state["weights_from"] = (
+        EARLIER_RUN if config.from_run else known.get(config.weights, FILE_OF_WEIGHTS)
+    )
     st.session_state["weights_file"] = "" if config.weights in known else config.weights
     st.session_state["weights_run"] = config.from_run
     st.session_state["custom_how"] = EVERY_STAGE if config.stage_rates is not None else FROM_STAGE
@@ -253,7 +273,9 @@ def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
         stage = getattr(config, setting)
         st.session_state[setting] = stage if stage in names else None
     for name in names:
-        st.session_state[rate_key(name)] = float((config.stage_rates or {"head": 1.0}).get(name, 0.0))
+        st.session_state[rate_key(name)] = float(
+            (config.stage_rates or {"head": 1.0}).get(name, 0.0)
+        )
     for name, options in {
         "strategies": list(STRATEGIES),
         "backbones": [one for one in comparison.get("backbones") or [] if _can_be(one)],
@@ -279,9 +301,15 @@ def _widgets() -> dict[str, Any]:
     fill_in()
     found = {name: st.session_state.get(key(name)) for name in defaults() if name not in NO_WIDGETS}
     found |= _weights()
-    if found["strategy"] in FITTED and (last := st.session_state.get("features_from")) in stage_names():
+    if (
+        found["strategy"] in FITTED
+        and (last := st.session_state.get("features_from")) in stage_names()
+    ):
         found["features_from"] = last
-    if found["strategy"] == "lora" and (first := st.session_state.get("lora_from")) in stage_names():
+    if (
+        found["strategy"] == "lora"
+        and (first := st.session_state.get("lora_from")) in stage_names()
+    ):
         found["lora_from"] = first
     return found | _custom_strategy() if found["strategy"] == "custom" else found
 
@@ -291,7 +319,11 @@ def _custom_strategy() -> dict[str, Any]:
     if st.session_state.get("custom_how", FROM_STAGE) == FROM_STAGE:
         cut = st.session_state.get("custom_cut")
         return {"cut": cut if cut in names else last_block(names)}
-    return {"stage_rates": {name: st.session_state.get(rate_key(name), float(name == "head")) for name in names}}
+    return {
+        "stage_rates": {
+            name: st.session_state.get(rate_key(name), float(name == "head")) for name in names
+        }
+    }
 
 
 def last_block(names: Sequence[str]) -> str:

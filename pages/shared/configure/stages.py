@@ -82,7 +82,9 @@ export default function ({ data, parentElement, setTriggerValue }) {
   while (row.children.length > data.tiles.length) row.lastElementChild.remove()
 }
 """
-_ROW = st.components.v2.component("thaw_stages", html='<div class="row" role="list"></div>', css=_CSS, js=_JS)
+_ROW = st.components.v2.component(
+    "thaw_stages", html='<div class="row" role="list"></div>', css=_CSS, js=_JS
+)
 
 
 def draw_strategy(
@@ -103,7 +105,9 @@ def draw_strategy(
     """
     stages = stages_of(config, classes)
     rows = with_unused(describe(plan(config, stages), stages), config)
-    draw_stages(rows, config.learning_rate if rates else None, on_click, STRATEGIES[config.strategy].fits)
+    draw_stages(
+        rows, config.learning_rate if rates else None, on_click, STRATEGIES[config.strategy].fits
+    )
 
 
 def with_unused(stages: Sequence[Mapping[str, Any]], config: RunConfig) -> list[Mapping[str, Any]]:
@@ -113,10 +117,20 @@ def with_unused(stages: Sequence[Mapping[str, Any]], config: RunConfig) -> list[
         ConfigError, WeightsError: when the backbone is not known any more.
     """
     used = {stage["name"] for stage in stages}
-    whole = network_stages(config.backbone, image_size=config.image_size) if last_used(config) else ()
+    whole = (
+        network_stages(config.backbone, image_size=config.image_size) if last_used(config) else ()
+    )
     unused = [stage for stage in whole if stage.name not in used]
     rows = [
-        {"name": stage.name, "parameters": 0, "trains": False, "rate": 0.0, "thaw_epoch": 1, "unused": True} for stage in unused
+        {
+            "name": stage.name,
+            "parameters": 0,
+            "trains": False,
+            "rate": 0.0,
+            "thaw_epoch": 1,
+            "unused": True,
+        }
+        for stage in unused
     ]
     return [*stages[:-1], *rows, *stages[-1:]]
 
@@ -141,13 +155,22 @@ def draw_stages(
         if on_click and (name := st.session_state[key].clicked):
             on_click(name, [dict(stage) for stage in stages])
 
-    tiles = [_tile(stage, index == len(stages) - 1, learning_rate, fits) for index, stage in enumerate(stages)]
-    _ROW(data={"tiles": tiles, "clickable": on_click is not None}, key=key, on_clicked_change=clicked)
-    trained = sum(stage.get("trained", stage["parameters"] if stage["trains"] else 0) for stage in stages)
+    tiles = [
+        _tile(stage, index == len(stages) - 1, learning_rate, fits)
+        for index, stage in enumerate(stages)
+    ]
+    _ROW(
+        data={"tiles": tiles, "clickable": on_click is not None}, key=key, on_clicked_change=clicked
+    )
+    trained = sum(
+        stage.get("trained", stage["parameters"] if stage["trains"] else 0) for stage in stages
+    )
     total = sum(stage["parameters"] for stage in stages)
     share = percent(trained / total, 0 if trained == total else 1)
     caption = f"**{number(trained)}** of {number(total)} parameters {'are fitted' if fits else 'train'} ({share})."
-    if any(tile["look"] == "tinted" for tile in tiles):  # factors come on top of the network's own parameters
+    if any(
+        tile["look"] == "tinted" for tile in tiles
+    ):  # factors come on top of the network's own parameters
         caption = f"**{number(trained)}** parameters train, {share} of the network's {number(total)}: LoRA's factors beside frozen weights."
     if fits == "nearest_neighbours":
         caption = "Nothing trains: the training images' features stand in for the head."
@@ -161,12 +184,24 @@ def look(stage: Mapping[str, Any], is_head: bool) -> str:
         return "unused"
     if stage["trains"] and stage.get("part", "all") in ("lora", "lora_norms"):
         return "tinted"
-    return "frozen" if not stage["trains"] else "head" if is_head else "thaws" if stage["thaw_epoch"] > 1 else "warm"
+    return (
+        "frozen"
+        if not stage["trains"]
+        else "head"
+        if is_head
+        else "thaws"
+        if stage["thaw_epoch"] > 1
+        else "warm"
+    )
 
 
-def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float | None, fits: Fit | None) -> dict[str, str]:
+def _tile(
+    stage: Mapping[str, Any], is_head: bool, learning_rate: float | None, fits: Fit | None
+) -> dict[str, str]:
     style = look(stage, is_head)
-    share = stage.get("trained", 0) / (stage["parameters"] or 1)  # of an unused stage none are counted
+    share = stage.get("trained", 0) / (
+        stage["parameters"] or 1
+    )  # of an unused stage none are counted
     words = {
         "unused": "not used",
         "frozen": "frozen",

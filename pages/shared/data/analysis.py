@@ -26,7 +26,9 @@ def analyze(dataset: Dataset, key: str) -> None:
     """The button that computes features; a report of a data set that was changed since is not shown any more."""
     _, image_size = backbone_and_size()
     ready = ready_backbones()
-    begun = st.session_state.get(f"embeddings-{dataset.fingerprint}", "")  # the tabs' boxes may say something else since
+    begun = st.session_state.get(
+        f"embeddings-{dataset.fingerprint}", ""
+    )  # the tabs' boxes may say something else since
     going = jobs().find(begun) is not None
     with st.container(horizontal=True, vertical_alignment="bottom"):
         place = st.empty()
@@ -39,7 +41,11 @@ def analyze(dataset: Dataset, key: str) -> None:
             icon=":material/troubleshoot:",
             key=f"embeddings-{key}",
             on_click=_begin,
-            args=(dataset.fingerprint, f"embeddings:{dataset.fingerprint}:{backbone}:{image_size}", work),
+            args=(
+                dataset.fingerprint,
+                f"embeddings:{dataset.fingerprint}:{backbone}:{image_size}",
+                work,
+            ),
             disabled=going,
         )
     st.caption(

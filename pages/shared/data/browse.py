@@ -28,11 +28,15 @@ def choose_folder(take: Callable[[Path], None]) -> None:
         DataError: when the open folder cannot be read any more.
     """
     hidden = (paths.data_dir(),) if sign_in_asked() else ()
-    roots = tuple(root for root in readable_roots() if root.is_dir() and not is_within(root, hidden))
+    roots = tuple(
+        root for root in readable_roots() if root.is_dir() and not is_within(root, hidden)
+    )
     if not roots:
         return
     with st.container(border=True, key="folder-browser"):
-        st.session_state.setdefault("browse_at", str(roots[-1]))  # the app's own folder is the first
+        st.session_state.setdefault(
+            "browse_at", str(roots[-1])
+        )  # the app's own folder is the first
         try:
             here = _viewed(st.session_state["browse_at"], roots, hidden)
         except DataError:
@@ -47,15 +51,31 @@ def _head(here: FolderView, roots: tuple[Path, ...], take: Callable[[Path], None
     others = [root for root in roots if root != here.path]
     with st.container(horizontal=True, vertical_alignment="center"):
         up, at = here.up, str(here.path)
-        st.button("Up", icon=":material/arrow_upward:", key="browse-up", disabled=up is None, on_click=_go, args=(str(up),))
+        st.button(
+            "Up",
+            icon=":material/arrow_upward:",
+            key="browse-up",
+            disabled=up is None,
+            on_click=_go,
+            args=(str(up),),
+        )
         st.markdown(
             f":material/folder_open: **{plain(at)}** · {things(here.images, 'image')}, {things(len(here.subfolders), 'subfolder')}",
             width="stretch",
         )
         for root in others if up is None else []:
-            st.button(plain(str(root)), icon=":material/folder:", key=f"browse-root-{root}", on_click=_go, args=(str(root),))
+            st.button(
+                plain(str(root)),
+                icon=":material/folder:",
+                key=f"browse-root-{root}",
+                on_click=_go,
+                args=(str(root),),
+            )
         if st.button(
-            "Use this folder", icon=":material/check:", key="browse-take", disabled=not (here.images or here.subfolders)
+            "Use this folder",
+            icon=":material/check:",
+            key="browse-take",
+            disabled=not (here.images or here.subfolders),
         ):
             take(here.path)
 

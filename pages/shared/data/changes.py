@@ -35,7 +35,10 @@ def last_change(edits: Sequence[Edit]) -> None:
     last = st.session_state.get("last_change", ())
     if not last or not set(last) <= set(edits):
         return
-    words = plain("; ".join(edit_in_words(edit) for edit in last[:_SHOWN]) + (", …" if len(last) > _SHOWN else ""))
+    words = plain(
+        "; ".join(edit_in_words(edit) for edit in last[:_SHOWN])
+        + (", …" if len(last) > _SHOWN else "")
+    )
     if st.session_state.pop("change_is_new", False):
         st.toast(f"{words}. *Undo* is at the foot of the window.", icon=":material/check:")
     with st.bottom, st.container(horizontal=True, vertical_alignment="center"):
@@ -48,7 +51,11 @@ def changes(edits: Sequence[Edit]) -> None:
     if not edits:
         return
     summary = edits_in_words(edits)
-    words = f"Changes to this data set: {summary}" if summary else f"{things(len(edits), 'finding')} left as they are"
+    words = (
+        f"Changes to this data set: {summary}"
+        if summary
+        else f"{things(len(edits), 'finding')} left as they are"
+    )
     st.markdown(f":material/edit_note: {plain(words)}")
     # The numbers stand above: a label that changes with each change that is undone would close the box.
     box = st.expander("All changes", key="changes_box", on_change="rerun")
@@ -60,8 +67,17 @@ def changes(edits: Sequence[Edit]) -> None:
         for edit in (listed[index] for index in page_of(len(listed), "changes-page", _LISTED)):
             mark = hashlib.sha256(edit.model_dump_json().encode()).hexdigest()[:16]
             with st.container(horizontal=True, vertical_alignment="center"):
-                st.markdown(plain(f"{edit_in_words(edit)}{_reason(edit)}: {some(edit.paths)}"), width="stretch")
-                st.button("Undo", key=f"undo-{mark}", icon=":material/undo:", on_click=undo, args=((edit,),))
+                st.markdown(
+                    plain(f"{edit_in_words(edit)}{_reason(edit)}: {some(edit.paths)}"),
+                    width="stretch",
+                )
+                st.button(
+                    "Undo",
+                    key=f"undo-{mark}",
+                    icon=":material/undo:",
+                    on_click=undo,
+                    args=((edit,),),
+                )
         st.button("Undo all", key="undo-all", type="tertiary", on_click=undo, args=(tuple(edits),))
 
 
@@ -83,10 +99,19 @@ def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
             unselect(key, paths)
 
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.button(f"Exclude {things(len(paths), 'image')}", key=f"{key}-exclude", on_click=act, args=("exclude",))
-        st.selectbox("Split", SPLITS, key=f"{key}-split", format_func=SPLIT_WORDS.__getitem__, width=140)
+        st.button(
+            f"Exclude {things(len(paths), 'image')}",
+            key=f"{key}-exclude",
+            on_click=act,
+            args=("exclude",),
+        )
+        st.selectbox(
+            "Split", SPLITS, key=f"{key}-split", format_func=SPLIT_WORDS.__getitem__, width=140
+        )
         st.button("Move there", key=f"{key}-move", on_click=act, args=("move", f"{key}-split"))
-        st.selectbox("Class", dataset.classes, key=f"{key}-class", accept_new_options=True, width=200)
+        st.selectbox(
+            "Class", dataset.classes, key=f"{key}-class", accept_new_options=True, width=200
+        )
         st.button("Relabel", key=f"{key}-relabel", on_click=act, args=("relabel", f"{key}-class"))
 
 
@@ -99,11 +124,19 @@ def rename_class(dataset: Dataset) -> None:
         help_ = "The name of another class merges the two. No image changes its split, and the files stay as they are."
         to = st.text_input("New name", key=key, width=240, help=help_).strip()
         merging = to != name and to in dataset.classes
-        words, icon = (f"Merge into {to}", ":material/merge:") if merging else ("Rename", ":material/edit:")
-        st.button(plain(words), icon=icon, key="rename", on_click=_rename, args=(dataset, name, key))
+        words, icon = (
+            (f"Merge into {to}", ":material/merge:") if merging else ("Rename", ":material/edit:")
+        )
+        st.button(
+            plain(words), icon=icon, key="rename", on_click=_rename, args=(dataset, name, key)
+        )
     if merging:
         counts = dataset.table["class"].value_counts()
-        st.caption(plain(f"{things(counts[name], 'image')} of {name} join the {number(counts[to])} of {to}."))
+        st.caption(
+            plain(
+                f"{things(counts[name], 'image')} of {name} join the {number(counts[to])} of {to}."
+            )
+        )
 
 
 def _rename(dataset: Dataset, name: str, key: str) -> None:

@@ -97,8 +97,18 @@ def recent_list(sources: Sequence[Source], *, lead_to: str | None = None) -> Non
     """
     for source in sources:
         path = Path(source.path)
-        with st.container(horizontal=True, vertical_alignment="center", border=True, key=f"recent-{source.data_id}"):
-            st.markdown(f":material/photo_library: **{plain(path.name)}** · {plain(str(path.parent))}", width="stretch")
-            pressed = st.button("Open", key=f"open-{source.data_id}", on_click=choose_id, args=(source.data_id,))
+        with st.container(
+            horizontal=True,
+            vertical_alignment="center",
+            border=True,
+            key=f"recent-{source.data_id}",
+        ):
+            st.markdown(
+                f":material/photo_library: **{plain(path.name)}** · {plain(str(path.parent))}",
+                width="stretch",
+            )
+            pressed = st.button(
+                "Open", key=f"open-{source.data_id}", on_click=choose_id, args=(source.data_id,)
+            )
         if pressed and lead_to:
             go(lead_to)

@@ -53,7 +53,9 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
     settings = settings or load_split(root)
     edits = load_edits(root)
     seen = None if again else _looked_through().get(root)
-    place = st.container()  # always there, so that nothing below is drawn anew once there is nothing to wait for
+    place = (
+        st.container()
+    )  # always there, so that nothing below is drawn anew once there is nothing to wait for
     if seen is None:
         job = f"look:{root}"
         if again:
@@ -86,7 +88,14 @@ def keep_report(dataset: Dataset, report: DeepReport) -> None:
 
 def report_of(dataset: Dataset) -> DeepReport | None:
     """The latest deep inspection of these images, if this process has made one."""
-    return next((report for (mark, *_), report in reversed(list(_reports().items())) if mark == dataset.fingerprint), None)
+    return next(
+        (
+            report
+            for (mark, *_), report in reversed(list(_reports().items()))
+            if mark == dataset.fingerprint
+        ),
+        None,
+    )
 
 
 def _keep(held: dict[Key, Value], key: Key, value: Value) -> None:

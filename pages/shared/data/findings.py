@@ -19,9 +19,16 @@ _LOOKS: dict[Severity, tuple[Color, str]] = {
     "info": ("gray", ":material/info:"),
 }
 _ORDER = {"error": 0, "warning": 1, "info": 2}
-_VERBS: dict[Action, str] = {"exclude": "Exclude", "move": "Move to the other split", "relabel": "Relabel"}
+_VERBS: dict[Action, str] = {
+    "exclude": "Exclude",
+    "move": "Move to the other split",
+    "relabel": "Relabel",
+}
 _PER_PAGE = 6
-_ORDERS = {"label": "Label confidence, lowest first", "confidence": "Prediction confidence, highest first"}
+_ORDERS = {
+    "label": "Label confidence, lowest first",
+    "confidence": "Prediction confidence, highest first",
+}
 _MOST_LISTED = 1000  # paths sent to the browser
 _BORDER = 3  # images shown on each side of a threshold
 
@@ -54,7 +61,9 @@ def _card(dataset: Dataset, finding: Finding) -> None:
         beside = set(partners.values())
         leads = [path for path in pictured if path not in beside] if beside else pictured
         key = f"finding-{finding.kind}"
-        chosen = chooser(leads, lambda index: picture(leads[index], partners), key, _PER_PAGE, partners)
+        chosen = chooser(
+            leads, lambda index: picture(leads[index], partners), key, _PER_PAGE, partners
+        )
         if kind.ranked and kind.action and len(pictured) > 1:
             _several(finding, kind.action, pictured, picture)
         _answers(finding, chosen)
@@ -80,24 +89,40 @@ def _in_order(finding: Finding, paths: Sequence[str]) -> Sequence[str]:
         key=f"order-{finding.kind}",
         persist_state="session",
     )
-    return paths if by == "label" else sorted(paths, key=finding.confidence.__getitem__, reverse=True)
+    return (
+        paths if by == "label" else sorted(paths, key=finding.confidence.__getitem__, reverse=True)
+    )
 
 
 def _pictures(dataset: Dataset, finding: Finding) -> Callable[..., Picture]:
     """Makes the picture of an image of a finding, beside what it is to be compared with, or beside its partner, which can be selected."""
     classes = dataset.by_id["class"]
-    beside = {path: next(other for other in one if other != path) for one in finding.sets for path in one[1:] + one[:1]}
+    beside = {
+        path: next(other for other in one if other != path)
+        for one in finding.sets
+        for path in one[1:] + one[:1]
+    }
 
     def picture(path: str, partners: Mapping[str, str] = MappingProxyType({})) -> Picture:
         note = finding.notes.get(path) or classes.loc[path]
         twin = beside.get(path)
-        other = Picture(dataset.root / twin, f"{twin} ({classes.loc[twin]})", twin, partners.get(path, "")) if twin else None
-        return Picture(dataset.root / path, f"{path}: {note}" if twin else note, f"{path}: {note}", path, other)
+        other = (
+            Picture(
+                dataset.root / twin, f"{twin} ({classes.loc[twin]})", twin, partners.get(path, "")
+            )
+            if twin
+            else None
+        )
+        return Picture(
+            dataset.root / path, f"{path}: {note}" if twin else note, f"{path}: {note}", path, other
+        )
 
     return picture
 
 
-def _several(finding: Finding, action: Action, paths: Sequence[str], picture: Callable[[str], Picture]) -> None:
+def _several(
+    finding: Finding, action: Action, paths: Sequence[str], picture: Callable[[str], Picture]
+) -> None:
     """The first so many of a list sorted by confidence, with those at its border: what a threshold does is seen before it is used."""
     with st.expander("Several at once"):
         count = st.slider(
@@ -148,9 +173,16 @@ def _as_text(finding: Finding) -> None:
     names = finding.paths or finding.classes
     if names:
         shown = names[:_MOST_LISTED]
-        words = f"All {number(len(names))}" if len(shown) == len(names) else f"{number(len(shown))} of {number(len(names))}"
+        words = (
+            f"All {number(len(names))}"
+            if len(shown) == len(names)
+            else f"{number(len(shown))} of {number(len(names))}"
+        )
         with st.expander(words if len(names) > 1 else "Which one"):
-            st.dataframe([{"Path": path, "Why": finding.notes.get(path, "")} for path in shown], hide_index=True)
+            st.dataframe(
+                [{"Path": path, "Why": finding.notes.get(path, "")} for path in shown],
+                hide_index=True,
+            )
 
 
 def _answers(finding: Finding, chosen: set[str]) -> None:
@@ -162,7 +194,9 @@ def _answers(finding: Finding, chosen: set[str]) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if action and paths:
             targets = {finding.to[path] for path in paths} if action == "relabel" else set()
-            words = f"{_VERBS[action]} {_which(paths, chosen)}" + (f" as {min(targets)}" if len(targets) == 1 else "")
+            words = f"{_VERBS[action]} {_which(paths, chosen)}" + (
+                f" as {min(targets)}" if len(targets) == 1 else ""
+            )
             # A click that was on its way to all of them must not act on those that were selected meanwhile, nor the other way round.
             key = f"act-{'selected' if chosen else 'all'}-{finding.kind}"
             st.button(plain(words), key=key, on_click=_act, args=(finding, paths))
@@ -172,7 +206,13 @@ def _answers(finding: Finding, chosen: set[str]) -> None:
 
 
 def _leave(finding: Finding) -> None:
-    st.button("Leave as it is", key=f"ignore-{finding.kind}", type="tertiary", on_click=_ignore, args=(finding,))
+    st.button(
+        "Leave as it is",
+        key=f"ignore-{finding.kind}",
+        type="tertiary",
+        on_click=_ignore,
+        args=(finding,),
+    )
 
 
 def _act(finding: Finding, paths: Sequence[str]) -> None:
@@ -182,7 +222,9 @@ def _act(finding: Finding, paths: Sequence[str]) -> None:
 
 def _ignore(finding: Finding) -> None:
     """A callback."""
-    change_undoably(Edit(action="ignore", paths=finding.paths or finding.classes, kind=finding.kind))
+    change_undoably(
+        Edit(action="ignore", paths=finding.paths or finding.classes, kind=finding.kind)
+    )
 
 
 def _which(paths: Sequence[str], chosen: set[str]) -> str:

@@ -39,11 +39,28 @@ def images(dataset: Dataset) -> None:
     orders = [*_ORDERS, *(_BY_CONFIDENCE if report else ())]
     with st.container(horizontal=True):
         split = st.selectbox(
-            "Split", ["", *in_use], format_func=lambda s: SPLIT_WORDS.get(s, "All"), width=180, **_kept("split")
+            "Split",
+            ["", *in_use],
+            format_func=lambda s: SPLIT_WORDS.get(s, "All"),
+            width=180,
+            **_kept("split"),
         )
-        name = st.selectbox("Class", ["", *dataset.classes], format_func=lambda s: s or "All", width=260, **_kept("class"))
+        name = st.selectbox(
+            "Class",
+            ["", *dataset.classes],
+            format_func=lambda s: s or "All",
+            width=260,
+            **_kept("class"),
+        )
         part = st.text_input("Name contains", width=220, **_kept("name"))
-        order = st.selectbox("Sort by", orders, format_func=_TITLES.__getitem__, width=260, help=_HELP, **_kept("order"))
+        order = st.selectbox(
+            "Sort by",
+            orders,
+            format_func=_TITLES.__getitem__,
+            width=260,
+            help=_HELP,
+            **_kept("order"),
+        )
     rows = dataset.table
     rows = rows[rows["split"] == split] if split else rows
     rows = rows[rows["class"] == name] if name else rows
@@ -68,14 +85,24 @@ def _sorted(rows: pd.DataFrame, order: str, predictions: pd.DataFrame | None) ->
     ids = rows["id"]
     if predictions is not None:
         confidence = ids.map(predictions["label_confidence"])
-        ids = ids.loc[confidence.sort_values(ascending=order == "unsure", kind="stable", na_position="last").index]
+        ids = ids.loc[
+            confidence.sort_values(
+                ascending=order == "unsure", kind="stable", na_position="last"
+            ).index
+        ]
     elif order == "class":
-        ids = ids.iloc[rows.groupby("label").cumcount().argsort(kind="stable")]  # all classes on the first page
+        ids = ids.iloc[
+            rows.groupby("label").cumcount().argsort(kind="stable")
+        ]  # all classes on the first page
     return ids.tolist()
 
 
 def _selection(
-    dataset: Dataset, ids: Sequence[str], key: str, per_page: int, predictions: pd.DataFrame | None = None
+    dataset: Dataset,
+    ids: Sequence[str],
+    key: str,
+    per_page: int,
+    predictions: pd.DataFrame | None = None,
 ) -> set[str]:
     """A gallery to select from; with what each image is taken for, where it is sorted by that."""
     classes, splits = dataset.by_id["class"], dataset.by_id["split"]
@@ -85,7 +112,10 @@ def _selection(
         name, split = classes.loc[sample], SPLIT_WORDS[splits.loc[sample]].lower()
         words = f"{name} · {split}"
         if predictions is not None and sample in predictions.index:
-            likeliest, sure, own = (predictions[one].loc[sample] for one in ("predicted", "confidence", "label_confidence"))
+            likeliest, sure, own = (
+                predictions[one].loc[sample]
+                for one in ("predicted", "confidence", "label_confidence")
+            )
             other = "" if likeliest == name else f", predicted {likeliest} ({percent(sure, 0)})"
             words = f"{name} ({percent(own, 0)}){other} · {split}"
         return Picture(dataset.root / sample, words, f"{sample}, class {name}", sample)
@@ -104,7 +134,11 @@ def _similar(dataset: Dataset, chosen: set[str], key: str) -> None:
     sample: str | None = samples[0]
     if len(samples) > 1:
         sample = st.selectbox(
-            "Similar images to", samples, index=None, key=f"similar-to-{key}", placeholder="Choose a selected image"
+            "Similar images to",
+            samples,
+            index=None,
+            key=f"similar-to-{key}",
+            placeholder="Choose a selected image",
         )
     if sample is None:
         return
@@ -115,7 +149,9 @@ def _similar(dataset: Dataset, chosen: set[str], key: str) -> None:
         other, distance = near[index]
         name, split = classes.loc[other], SPLIT_WORDS[splits.loc[other]].lower()
         alt = f"Similar image {other}, class {name}, distance {distance:.2f}"
-        return Picture(dataset.root / other, f"{name} · {split} · distance {distance:.2f}", alt, other)
+        return Picture(
+            dataset.root / other, f"{name} · {split} · distance {distance:.2f}", alt, other
+        )
 
     with st.container(border=True):
         st.markdown(
@@ -145,7 +181,11 @@ def map_of_images(dataset: Dataset) -> None:
         f"{things(len(places), 'image')}: images with similar features of {report.backbone} are close together. Click a point, or draw "
         "around some (box or lasso, at the top right), to see the images. Distances between distant groups mean little."
     )
-    names = {split: SPLIT_WORDS[split] for split in SPLITS} if by == "split" else {name: name for name in dataset.classes}
+    names = (
+        {split: SPLIT_WORDS[split] for split in SPLITS}
+        if by == "split"
+        else {name: name for name in dataset.classes}
+    )
     event = st.plotly_chart(
         feature_map(places, by, names),
         key=f"map-{by}",

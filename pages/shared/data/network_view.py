@@ -39,7 +39,12 @@ def fed_to_network(dataset: Dataset) -> None:
         original = picture_bytes(dataset.root / chosen, _SIDE)
         if isinstance(original, bytes):
             width, height = dataset.by_id.loc[chosen, ["width", "height"]]
-            st.image(original, caption=f"Original: {width} × {height} pixels", width=_SIDE, alt=f"{chosen}, the whole image")
+            st.image(
+                original,
+                caption=f"Original: {width} × {height} pixels",
+                width=_SIDE,
+                alt=f"{chosen}, the whole image",
+            )
         else:
             st.caption(plain(original), width=_SIDE)
         st.image(
@@ -73,10 +78,14 @@ def _augmentations(dataset: Dataset, chosen: str, info: BackboneInfo, size: int)
         return
     seed = st.session_state["form_seed"]
     seed = seed if isinstance(seed, int) and 0 <= seed < 2**31 else 0
-    others = [sample for sample in dataset.table.groupby("label").head(1)["id"] if sample != chosen][:3]
+    others = [
+        sample for sample in dataset.table.groupby("label").head(1)["id"] if sample != chosen
+    ][:3]
     for sample in (chosen, *others):
         try:
-            versions = augmented_versions(dataset.root / sample, sample, kind, seed, _VERSIONS, info, size)
+            versions = augmented_versions(
+                dataset.root / sample, sample, kind, seed, _VERSIONS, info, size
+            )
         except FinetuneError as error:
             st.error(plain(str(error)))
             continue
@@ -84,6 +93,11 @@ def _augmentations(dataset: Dataset, chosen: str, info: BackboneInfo, size: int)
             for number_, version in enumerate(versions, start=1):
                 with st.container():
                     st.image(
-                        version, width="stretch", alt=f"{sample}, augmented version {number_}", caption=f"version {number_}"
+                        version,
+                        width="stretch",
+                        alt=f"{sample}, augmented version {number_}",
+                        caption=f"version {number_}",
                     )
-    st.caption("Exactly these images are used by a run with this seed: one version per epoch, or in turn.")
+    st.caption(
+        "Exactly these images are used by a run with this seed: one version per epoch, or in turn."
+    )

@@ -48,7 +48,12 @@ def record() -> None:
     with left:
         camera(
             "record-camera",
-            {"mode": "record", "recording": name, "class_name": class_name, "ready": bool(name) and _ready(name)},
+            {
+                "mode": "record",
+                "recording": name,
+                "class_name": class_name,
+                "ready": bool(name) and _ready(name),
+            },
             _arrived,
         )
         st.caption(
@@ -112,10 +117,24 @@ def _classes(folder: Path, class_name: str) -> None:
     for name, files in frames_by_class(folder).items():
         with st.container(horizontal=True, vertical_alignment="center", key=f"recorded-{name}"):
             made = len(presses(files))
-            words = f"**{plain(name)}** · {things(len(files), 'frame')} · {things(made, 'recording')}"
-            few = f" · {LEAST_OF_CLASS - len(files)} more needed" if len(files) < LEAST_OF_CLASS else ""
+            words = (
+                f"**{plain(name)}** · {things(len(files), 'frame')} · {things(made, 'recording')}"
+            )
+            few = (
+                f" · {LEAST_OF_CLASS - len(files)} more needed"
+                if len(files) < LEAST_OF_CLASS
+                else ""
+            )
             st.markdown(
-                words + (few or (" · record it once more, or its accuracy will be too high" if made == 1 else "")),
+                words
+                + (
+                    few
+                    or (
+                        " · record it once more, or its accuracy will be too high"
+                        if made == 1
+                        else ""
+                    )
+                ),
                 width="stretch",
             )
             st.button(
@@ -177,10 +196,18 @@ def _undo(folder: Path) -> None:
     with st.container():
         if problem := st.session_state.pop("recording_problem", None):
             st.error(plain(problem), icon=":material/error:")
-        if st.session_state.get("frames_deleted_from") == folder and (count := deleted_frames(folder)):
+        if st.session_state.get("frames_deleted_from") == folder and (
+            count := deleted_frames(folder)
+        ):
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.markdown(f":material/delete: {things(count, 'frame')} deleted.", width="content")
-                st.button("Undo", key="undo-delete", icon=":material/undo:", on_click=_restore, args=(folder,))
+                st.button(
+                    "Undo",
+                    key="undo-delete",
+                    icon=":material/undo:",
+                    on_click=_restore,
+                    args=(folder,),
+                )
 
 
 def _restore(folder: Path) -> None:
@@ -194,7 +221,9 @@ def _restore(folder: Path) -> None:
 def _onward(folder: Path) -> None:
     """What can be done once two classes are there."""
     ready = _ready(folder.name)
-    lacking = None if ready else f"Record two classes with at least {LEAST_OF_CLASS} frames each first."
+    lacking = (
+        None if ready else f"Record two classes with at least {LEAST_OF_CLASS} frames each first."
+    )
     with st.container(horizontal=True):
         train = st.button(
             "Train on it",
@@ -216,7 +245,11 @@ def _onward(folder: Path) -> None:
             args=(settings.FINE_TUNING,),
         )
         inspect = st.button(
-            "Inspect the images", key="use-recording", icon=":material/photo_library:", disabled=not ready, help=lacking
+            "Inspect the images",
+            key="use-recording",
+            icon=":material/photo_library:",
+            disabled=not ready,
+            help=lacking,
         )
     if not (train or compare or inspect):
         return

@@ -25,7 +25,12 @@ from pages.shared.data.datasets import answered
 from pages.shared.data.recording import record
 from pages.shared.jobs import begin, forget, outcome, wait_for
 
-_SOURCES = {"folder": "On the server", "upload": "Upload", "public": "Public data sets", "camera": "Camera"}
+_SOURCES = {
+    "folder": "On the server",
+    "upload": "Upload",
+    "public": "Public data sets",
+    "camera": "Camera",
+}
 _KINDS = {"archive": "A ZIP or TAR", "directory": "A folder"}
 FOLDERS = "One subfolder of images per class; or train/ and val/ (and test/, if you like) with such subfolders."
 
@@ -67,7 +72,9 @@ def _ways() -> None:
         persist_state="session",
         label_visibility="collapsed",
     )
-    {"folder": _folder, "upload": _upload, "public": _public, "camera": record}[st.session_state["data_source"]]()
+    {"folder": _folder, "upload": _upload, "public": _public, "camera": record}[
+        st.session_state["data_source"]
+    ]()
 
 
 def _chosen(data: Path) -> NoReturn:
@@ -94,7 +101,11 @@ def _folder() -> None:
     check_roots(path, readable_roots())
     if is_archive(path.name) and path.is_file():
         packed = path
-        path = _awaited(f"import:{path}:{path.stat().st_mtime_ns}", lambda: import_archive(packed, packed.name), "Unpacking")
+        path = _awaited(
+            f"import:{path}:{path.stat().st_mtime_ns}",
+            lambda: import_archive(packed, packed.name),
+            "Unpacking",
+        )
     elif not is_data(path):
         raise DataError(f"There is no folder, archive or manifest {path}.")
     st.session_state["data_named"] = True
@@ -112,12 +123,17 @@ def _upload() -> None:
         persist_state="session",
     )
     if kind == "archive":
-        given = st.file_uploader("A ZIP or TAR with your images", type=list(ARCHIVE_SUFFIXES), help=FOLDERS)
+        given = st.file_uploader(
+            "A ZIP or TAR with your images", type=list(ARCHIVE_SUFFIXES), help=FOLDERS
+        )
         if given is not None:
             _once(f"import:{given.file_id}", lambda: import_archive(given, given.name), "Unpacking")
     else:
         files = st.file_uploader(
-            "A folder with your images", accept_multiple_files="directory", type=sorted(EXTENSIONS), help=FOLDERS
+            "A folder with your images",
+            accept_multiple_files="directory",
+            type=sorted(EXTENSIONS),
+            help=FOLDERS,
         )
         if files:
             name = files[0].name.replace("\\", "/").split("/")[0]
@@ -155,7 +171,11 @@ def _uploaded_before() -> None:
 def _public() -> None:
     names = list(PUBLIC_SETS)
     name = st.selectbox(
-        "Public data set", names, format_func=lambda one: PUBLIC_SETS[one].title, key="public_name", persist_state="session"
+        "Public data set",
+        names,
+        format_func=lambda one: PUBLIC_SETS[one].title,
+        key="public_name",
+        persist_state="session",
     )
     one = PUBLIC_SETS[name]
     st.markdown(
@@ -169,7 +189,9 @@ def _public() -> None:
     else:
         words = f"Download ({size(one.download_bytes)}, {size(one.disk_bytes)} on the disk)"
         download = (key, one.title, partial(fetch_public, name))
-        st.button(words, icon=":material/download:", on_click=begin, args=download, kwargs={"kept": False})
+        st.button(
+            words, icon=":material/download:", on_click=begin, args=download, kwargs={"kept": False}
+        )
     if outcome(key):
         forget(key)
         _chosen(public_folder(name))

@@ -15,7 +15,12 @@ from finetune_core.training.strategies import epochs_of
 from pages.shared.chrome import plain
 from pages.shared.runs.backend import submit
 
-WAYS: dict[How, str] = {"greedy_soup": "Greedy soup", "soup": "Soup", "ensemble": "Ensemble", "wise": "WiSE-FT"}
+WAYS: dict[How, str] = {
+    "greedy_soup": "Greedy soup",
+    "soup": "Soup",
+    "ensemble": "Ensemble",
+    "wise": "WiSE-FT",
+}
 _HELP = (
     "Greedy soup: the mean of the weights of those networks that do not lower the validation accuracy, the best first. Soup: of all of "
     "them (both Wortsman et al. 2022, Model soups). Ensemble: the mean of their probabilities; all networks stay, so it predicts as slowly "
@@ -23,7 +28,10 @@ _HELP = (
     "chosen on validation images (Wortsman et al. 2022, Robust fine-tuning of zero-shot models)."
 )
 _ALL = "All of these runs"
-_BUTTONS: dict[How, str] = {"wise": "Average its weights", "ensemble": "Average their probabilities"}
+_BUTTONS: dict[How, str] = {
+    "wise": "Average its weights",
+    "ensemble": "Average their probabilities",
+}
 _TOO_FEW: dict[How, str] = {
     "wise": "WiSE-FT takes a run that has trained in epochs.",
     "ensemble": "An ensemble takes two runs or more.",
@@ -36,10 +44,15 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
     Args:
         runs: those that are compared.
     """
-    trained, answering = [run for run in runs if epochs_of(run.config)], [run for run in runs if not run.config.is_ensemble]
+    trained, answering = (
+        [run for run in runs if epochs_of(run.config)],
+        [run for run in runs if not run.config.is_ensemble],
+    )
     if not trained and len(answering) < 2:
         return None
-    with st.expander("Average weights or probabilities", icon=":material/blender:", key="average_box"):
+    with st.expander(
+        "Average weights or probabilities", icon=":material/blender:", key="average_box"
+    ):
         st.caption(
             "One run from several, without training: it takes a moment. A soup predicts as fast as one of its networks, and takes runs that "
             "began with the same head: give *Seed of the head* a number before you train several seeds. An ensemble takes any runs that have "
@@ -55,7 +68,11 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
             persist_state="session",
             help=_HELP,
         )
-        offered = _single(trained) if how == "wise" else _several(answering if how == "ensemble" else trained)
+        offered = (
+            _single(trained)
+            if how == "wise"
+            else _several(answering if how == "ensemble" else trained)
+        )
         if not offered:
             st.caption(_TOO_FEW.get(how, "A soup takes two runs or more."))
             return None
@@ -72,7 +89,10 @@ def _queued(how: How, runs: Sequence[Run]) -> str | None:
             return submit(averaged_config(how, [run.run_dir for run in runs]))
     except FinetuneError as error:
         problems = getattr(error, "problems", {"": str(error)})
-        st.error(plain(f"These runs cannot be averaged. {'; '.join(problems.values())}."), icon=":material/error:")
+        st.error(
+            plain(f"These runs cannot be averaged. {'; '.join(problems.values())}."),
+            icon=":material/error:",
+        )
         return None
 
 

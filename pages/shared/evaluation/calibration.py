@@ -13,7 +13,10 @@ from finetune_core.figures.calibration import coverage_figure, reliability_diagr
 from finetune_core.formatting import number, percent, things
 from finetune_core.runs.store import Run
 
-_BINNINGS: dict[Binning, str] = {"width": f"{BINS} of equal width", "mass": f"{BINS} of equally many images"}
+_BINNINGS: dict[Binning, str] = {
+    "width": f"{BINS} of equal width",
+    "mass": f"{BINS} of equally many images",
+}
 _PER_BIN = 20  # images: with fewer, what is called an error is chance for the most part
 _ECE = (
     "Expected calibration error: mean gap between confidence and accuracy over the bins above, weighted by their number of images. "
@@ -24,7 +27,10 @@ _ECE = (
 def calibration(run: Run, result: Evaluation) -> None:
     """Calibration, and selective prediction."""
     if len(result.classes) < 2:
-        st.info("With a single class, confidence is always 100 %: there is nothing to calibrate.", icon=":material/info:")
+        st.info(
+            "With a single class, confidence is always 100 %: there is nothing to calibrate.",
+            icon=":material/info:",
+        )
         return
     st.markdown(
         "**Reliability diagram**",
@@ -103,9 +109,7 @@ def _scaling_in_words(scaled: Scaling | None) -> str:
     if scaled is None:
         return f"Too few images to fit a temperature on: it takes {FEWEST} other than those it is evaluated on."
     if scaled.source == "val":
-        text = (
-            f"The temperature was fitted on the {number(scaled.images[0])} validation images, none of which are in this figure."
-        )
+        text = f"The temperature was fitted on the {number(scaled.images[0])} validation images, none of which are in this figure."
     else:
         text = f"A temperature must not be evaluated on the images it was fitted on, so each half of these was scaled with the temperature of the other half ({number(scaled.images[0])} and {number(scaled.images[1])} images)."
     if scaled.at_limit:
@@ -132,9 +136,19 @@ def _coverage(result: Evaluation) -> None:
             help=f"{things(selected.images, 'image')} of {number(result.images)}",
             border=True,
         )
-        st.metric("Selective accuracy", "–" if isnan(selected.accuracy) else percent(selected.accuracy), border=True)
-        interval = "–" if isnan(selected.accuracy) else f"{percent(selected.low)} to {percent(selected.high)}"
-        st.metric("95 % interval", interval, help="Of the selective accuracy (Wilson).", border=True)
+        st.metric(
+            "Selective accuracy",
+            "–" if isnan(selected.accuracy) else percent(selected.accuracy),
+            border=True,
+        )
+        interval = (
+            "–"
+            if isnan(selected.accuracy)
+            else f"{percent(selected.low)} to {percent(selected.high)}"
+        )
+        st.metric(
+            "95 % interval", interval, help="Of the selective accuracy (Wilson).", border=True
+        )
     st.plotly_chart(
         coverage_figure(coverage_curve(result), selected.share, selected.accuracy),
         key="coverage",

@@ -10,7 +10,11 @@ import streamlit as st
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.comparison.arms import run_titles
 from finetune_core.evaluation.comparison.disagree import Disagreement, disagreement
-from finetune_core.evaluation.comparison.layer_diagnostics import Layers, known_layers, measure_layers
+from finetune_core.evaluation.comparison.layer_diagnostics import (
+    Layers,
+    known_layers,
+    measure_layers,
+)
 from finetune_core.evaluation.comparison.thaw_next import RULE, Advice, thaw_next
 from finetune_core.figures.layer_diagnostics import MEASURES, by_stage, probe_profile
 from finetune_core.formatting import SPLIT_WORDS, percent, things
@@ -30,11 +34,19 @@ def what_moved(runs: Sequence[Run]) -> None:
         runs: evaluated ones: one per arm, in the order of the arms, whose colours and symbols they get.
     """
     st.header(
-        "Layer diagnostics", anchor=False, help="How training changed each stage of the network, and which stage to thaw next."
+        "Layer diagnostics",
+        anchor=False,
+        help="How training changed each stage of the network, and which stage to thaw next.",
     )
-    joined = [title for run, title in zip(runs, run_titles(runs), strict=True) if run.config.is_ensemble]
+    joined = [
+        title for run, title in zip(runs, run_titles(runs), strict=True) if run.config.is_ensemble
+    ]
     if joined:
-        st.caption(plain(f"Left out, because each of its networks has stages of its own: {', '.join(joined)}."))
+        st.caption(
+            plain(
+                f"Left out, because each of its networks has stages of its own: {', '.join(joined)}."
+            )
+        )
     runs = [run for run in runs if not run.config.is_ensemble]
     titles = run_titles(runs)
     known = {run.run_id: known_layers(run) for run in runs}
@@ -80,7 +92,9 @@ def _stages(backbone: str, measured: dict[str, Layers], places: dict[str, int]) 
             advised.setdefault(thaw_next(layers), []).append(title)
         for advice, titles in advised.items():
             icon = ":material/local_fire_department:" if advice.stage else ":material/drag_handle:"
-            st.markdown(f"{icon} {plain(', '.join(titles))}: **{plain(advice.what)}**. {plain(advice.reason)}")
+            st.markdown(
+                f"{icon} {plain(', '.join(titles))}: **{plain(advice.what)}**. {plain(advice.reason)}"
+            )
     with right:
         if first.probes:
             st.markdown(
@@ -97,7 +111,9 @@ def _stages(backbone: str, measured: dict[str, Layers], places: dict[str, int]) 
                 "Not available: too few validation images for a linear model, or a network that cannot be cut between its stages."
             )
     for start in range(0, len(MEASURES), 2):
-        for column, measure in zip(st.columns(2, gap="medium"), MEASURES[start : start + 2], strict=True):
+        for column, measure in zip(
+            st.columns(2, gap="medium"), MEASURES[start : start + 2], strict=True
+        ):
             with column:
                 st.markdown(f"**{measure.title}**", help=measure.help)
                 st.plotly_chart(
@@ -139,7 +155,9 @@ def disagreements(runs: Sequence[Run]) -> None:
     if found.only_a.empty and found.only_b.empty:
         st.caption(f"They classify the same of these {things(found.images, 'image')} correctly.")
         return
-    box = st.expander("Images with Grad-CAM", icon=":material/compare:", key="disagree_box", on_change="rerun")
+    box = st.expander(
+        "Images with Grad-CAM", icon=":material/compare:", key="disagree_box", on_change="rerun"
+    )
     if box.open:
         with box:
             _images(found, (run_a, run_b), (title_a, title_b))
@@ -165,7 +183,11 @@ def _two_of(runs: Sequence[Run], titles: dict[str, str]) -> tuple[Run, Run]:
 
 @st.fragment
 def _images(found: Disagreement, runs: tuple[Run, Run], titles: tuple[str, str]) -> None:
-    sides = {title: rows for title, rows in zip(titles, (found.only_a, found.only_b), strict=True) if len(rows)}
+    sides = {
+        title: rows
+        for title, rows in zip(titles, (found.only_a, found.only_b), strict=True)
+        if len(rows)
+    }
     mark = "-".join(run.run_id[-4:] for run in runs)
     side = st.segmented_control(
         "Which",
@@ -190,7 +212,9 @@ def _images(found: Disagreement, runs: tuple[Run, Run], titles: tuple[str, str])
     )
 
 
-def _image(found: Disagreement, row: pd.Series, runs: tuple[Run, Run], titles: tuple[str, str]) -> None:
+def _image(
+    found: Disagreement, row: pd.Series, runs: tuple[Run, Run], titles: tuple[str, str]
+) -> None:
     true = found.classes[row["label"]]
     with st.container(border=True):
         st.markdown(f"**{plain(true)}** · {plain(row['id'])}")
@@ -203,7 +227,11 @@ def _image(found: Disagreement, row: pd.Series, runs: tuple[Run, Run], titles: t
                     st.error(plain(str(error)), icon=":material/broken_image:")
                     continue
                 if number == 0:
-                    st.image(seen.picture, caption="network input", alt=f"{row['id']}, class {true}")
+                    st.image(
+                        seen.picture, caption="network input", alt=f"{row['id']}, class {true}"
+                    )
                 sign = "✓" if predicted == row["label"] else "✗"
                 words = f"{sign} {title}: {found.classes[predicted]} ({percent(row[f'confidence_{letter}'], 0)})"
-                st.image(seen.overlays[predicted], caption=plain(words), alt=f"{row['id']}, {words}")
+                st.image(
+                    seen.overlays[predicted], caption=plain(words), alt=f"{row['id']}, {words}"
+                )

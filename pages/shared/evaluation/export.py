@@ -30,7 +30,11 @@ def _rows(run: Run) -> None:
                     icon=":material/build:",
                     help=f"Made from {'the events' if form.events else 'the best epoch'} of this run, and stored in the run's folder.",
                     on_click=begin,
-                    args=(key, f"Exporting {form.title}", partial(export_from_app, run, name, readable_roots())),
+                    args=(
+                        key,
+                        f"Exporting {form.title}",
+                        partial(export_from_app, run, name, readable_roots()),
+                    ),
                     kwargs={"kept": False},
                 )
                 download = st.empty()
@@ -39,7 +43,9 @@ def _rows(run: Run) -> None:
                 archive = f"{run.run_id}-{name}"
                 download.download_button(
                     "Download ZIP",
-                    partial(zipped, folder, archive),  # packed when it is asked for, not at every look at the page
+                    partial(
+                        zipped, folder, archive
+                    ),  # packed when it is asked for, not at every look at the page
                     file_name=f"{archive}.zip",
                     mime="application/zip",
                     key=f"download-{archive}",

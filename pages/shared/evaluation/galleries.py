@@ -18,7 +18,10 @@ def mistakes(run: Run, result: Evaluation) -> None:
     by = st.segmented_control(
         "Order",
         ["confidence", "loss"],
-        format_func={"confidence": "Mistakes, most confident first", "loss": "All images, highest loss first"}.__getitem__,
+        format_func={
+            "confidence": "Mistakes, most confident first",
+            "loss": "All images, highest loss first",
+        }.__getitem__,
         default="confidence",
         required=True,
         key="mistakes-by",
@@ -27,7 +30,13 @@ def mistakes(run: Run, result: Evaluation) -> None:
     )
     mark = f"{run.run_id}-{result.shift.fingerprint if isinstance(result, ShiftedEvaluation) else result.split}"
     if by == "loss":
-        pictures(run, result, result.top_losses, f"losses-{mark}", lambda row: f"{_named(result, row)}, loss {row['loss']:.2f}")
+        pictures(
+            run,
+            result,
+            result.top_losses,
+            f"losses-{mark}",
+            lambda row: f"{_named(result, row)}, loss {row['loss']:.2f}",
+        )
         return
     wrong = result.mistakes
     if wrong.empty:
@@ -55,7 +64,9 @@ def pictures(
 
     def picture(index: int) -> Picture:
         row = rows.iloc[index]
-        return data_picture(data_of(run, result), row["id"], caption(row), f"{row['id']}: {_in_words(result, row)}")
+        return data_picture(
+            data_of(run, result), row["id"], caption(row), f"{row['id']}: {_in_words(result, row)}"
+        )
 
     st.caption("Click an image to see it large, with its probabilities and Grad-CAM.")
     opened = gallery(len(rows), picture, key=key, per_page=per_page, can_open=True)

@@ -52,7 +52,9 @@ def live(classifiers: Sequence[Classifier]) -> None:
             [answer(predictor(one.run), one.known, batch.frames[-1]) for one in classifiers],
         )
 
-    bars, picture = st.columns([4, 5], gap="medium")  # in this order, so that a narrow screen shows both
+    bars, picture = st.columns(
+        [4, 5], gap="medium"
+    )  # in this order, so that a narrow screen shows both
     of, answers = st.session_state.get(f"{_KEY}-answers", ((), []))
     with picture:
         camera(_KEY, {"mode": "live"}, arrived)
@@ -83,4 +85,7 @@ def _bars(one: Classifier, found: Answer) -> None:
         st.progress(rest, text=f"{number(folded)} other classes · {percent(rest, 0)}")
     with st.container():  # always there, so that nothing below is drawn anew
         if found.unlike:
-            st.warning("Unlike anything in training: do not trust this prediction.", icon=":material/travel_explore:")
+            st.warning(
+                "Unlike anything in training: do not trust this prediction.",
+                icon=":material/travel_explore:",
+            )

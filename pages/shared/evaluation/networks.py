@@ -21,7 +21,11 @@ def predictor(run: Run) -> Predictor:
 
 
 def explanation(
-    run: Run, sample: str, classes: tuple[int, ...], layer: str | None = None, data: str | None = None
+    run: Run,
+    sample: str,
+    classes: tuple[int, ...],
+    layer: str | None = None,
+    data: str | None = None,
 ) -> Explanation:
     """Grad-CAM of some classes over an image, on the output of a stage (``explain`` chooses it when None).
 
@@ -31,7 +35,14 @@ def explanation(
     Raises:
         FinetuneError: when the image is gone, damaged or may not be read, or the backbone or stage has no spatial feature map.
     """
-    return _explanation(run.run_id, predictions_changed(run.run_dir), data or run.config.data, sample, classes, layer)
+    return _explanation(
+        run.run_id,
+        predictions_changed(run.run_dir),
+        data or run.config.data,
+        sample,
+        classes,
+        layer,
+    )
 
 
 # A run that was trained on has other weights under the same name: its predictions were written anew.
@@ -41,6 +52,8 @@ def _predictor(run_id: str, changed: int) -> Predictor:
 
 
 @st.cache_data(max_entries=100, show_spinner="Computing Grad-CAM")
-def _explanation(run_id: str, changed: int, data: str, sample: str, classes: tuple[int, ...], layer: str | None) -> Explanation:
+def _explanation(
+    run_id: str, changed: int, data: str, sample: str, classes: tuple[int, ...], layer: str | None
+) -> Explanation:
     image = data_image(data, sample, readable_roots())
     return explain(predictor(store().run(run_id)), image, classes, layer)

@@ -49,7 +49,9 @@ def draw_next(comparison: Comparison, shift: ShiftComparison | None) -> list[str
         what = experiment.what[0].upper() + experiment.what[1:]
         st.markdown(f":material/science: **{plain(what)}**. {plain(experiment.reason)}")
         if experiment.inferred:
-            st.caption("Inferred from features and gradients, not measured: confirm it with a comparison.")
+            st.caption(
+                "Inferred from features and gradients, not measured: confirm it with a comparison."
+            )
         if experiment.configs:
             _forecast(experiment)
             if experiment.kind == "baseline":

@@ -68,7 +68,9 @@ def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
         help="The parts of an image that speak for a class (Selvaraju et al. 2017). It shows where, not why, and coarsely.",
     )
     likeliest = row["probabilities"].argsort()[::-1][:2]
-    classes = tuple(dict.fromkeys([int(row["label"]), int(row["predicted"]), *map(int, likeliest)]))[:2]
+    classes = tuple(
+        dict.fromkeys([int(row["label"]), int(row["predicted"]), *map(int, likeliest)])
+    )[:2]
     try:
         data = data_of(run, result)
         seen = explanation(run, row["id"], classes, data=data)
@@ -79,12 +81,28 @@ def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
         st.error(plain(str(error)), icon=":material/error:")
         return
     with st.grid(1 + len(classes), min_column_width=_HEAT_WIDTH, gap="small"):
-        st.image(seen.picture, caption="Network input", width="stretch", alt=f"{row['id']}, network input")
+        st.image(
+            seen.picture,
+            caption="Network input",
+            width="stretch",
+            alt=f"{row['id']}, network input",
+        )
         for one in classes:
             name = result.classes[one]
-            role = "True class" if one == row["label"] else "Predicted" if one == row["predicted"] else "Second"
+            role = (
+                "True class"
+                if one == row["label"]
+                else "Predicted"
+                if one == row["predicted"]
+                else "Second"
+            )
             words = f"{role}: {name} ({percent(row['probabilities'][one], 0)})"
-            st.image(seen.overlays[one], caption=plain(words), width="stretch", alt=f"{row['id']}: what speaks for {name}")
+            st.image(
+                seen.overlays[one],
+                caption=plain(words),
+                width="stretch",
+                alt=f"{row['id']}: what speaks for {name}",
+            )
     dark = [result.classes[one] for one in classes if not seen.heat[one].any()]
     if dark:
         st.caption(plain(f"No evidence in the image for {' or '.join(dark)}."))
@@ -98,7 +116,9 @@ def _layer(run: Run, seen: Explanation) -> str:
     *_, last = layers = list(seen.layers)
 
     def words(name: str) -> str:
-        return f"{name}, {seen.layers[name]} × {seen.layers[name]}{' (last)' if name == last else ''}"
+        return (
+            f"{name}, {seen.layers[name]} × {seen.layers[name]}{' (last)' if name == last else ''}"
+        )
 
     chosen = st.selectbox(
         "Layer",
@@ -113,5 +133,7 @@ def _layer(run: Run, seen: Explanation) -> str:
     )
     if seen.coarse and seen.layer != last:
         side = seen.layers[last]
-        st.caption(f"The last of these maps has {side} × {side} cells: too few to localize, so {seen.layer} is the default.")
+        st.caption(
+            f"The last of these maps has {side} × {side} cells: too few to localize, so {seen.layer} is the default."
+        )
     return chosen

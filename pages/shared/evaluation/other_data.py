@@ -29,7 +29,11 @@ _HELP = (
 def evaluate_on_other(runs: Sequence[Run]) -> None:
     """Draw the box in which another data set is named, and the button that has the runs predict it (``taken``)."""
     st.text_input(
-        "Other folder, archive or manifest", key=_FIELD, persist_state="session", placeholder="~/other-pictures", help=_HELP
+        "Other folder, archive or manifest",
+        key=_FIELD,
+        persist_state="session",
+        placeholder="~/other-pictures",
+        help=_HELP,
     )
     own = {os.path.abspath(run.config.data) for run in runs}
     others = [source.path for source in recent_data() if source.path not in own]
@@ -38,7 +42,12 @@ def evaluate_on_other(runs: Sequence[Run]) -> None:
             st.caption("Recent:", width="content")
             for path in others:
                 st.button(
-                    plain(Path(path).name), key=f"other-{path}", type="tertiary", help=plain(path), on_click=_name, args=(path,)
+                    plain(Path(path).name),
+                    key=f"other-{path}",
+                    type="tertiary",
+                    help=plain(path),
+                    on_click=_name,
+                    args=(path,),
                 )
     st.button(
         "Evaluate on these images",
@@ -54,7 +63,12 @@ def ask(runs: Sequence[Run], data: str) -> None:
     """Have runs predict another data set, those that have it as it is now left out (a callback)."""
     key = f"shift:{data}:{_mark(runs)}"
     st.session_state[_mark(runs)] = key
-    begin(key, "Predicting other images", partial(predict_shifted, runs, data, readable_roots()), kept=len(runs) > 1)
+    begin(
+        key,
+        "Predicting other images",
+        partial(predict_shifted, runs, data, readable_roots()),
+        kept=len(runs) > 1,
+    )
 
 
 def going_on(runs: Sequence[Run]) -> bool:
@@ -91,7 +105,13 @@ def chosen_shift(titles: Mapping[str, str]) -> str:
     asked = st.query_params.get(PARAMETER)
     # The address wins, so that a link, a reload and the back button all show what they say.
     st.session_state["shift_box"] = asked if asked in titles else next(iter(titles))
-    chosen = st.selectbox("Shifted data", list(titles), format_func=titles.__getitem__, key="shift_box", on_change=_to_address)
+    chosen = st.selectbox(
+        "Shifted data",
+        list(titles),
+        format_func=titles.__getitem__,
+        key="shift_box",
+        on_change=_to_address,
+    )
     if asked != chosen:
         st.query_params[PARAMETER] = chosen
     return chosen
@@ -100,7 +120,9 @@ def chosen_shift(titles: Mapping[str, str]) -> str:
 def named_apart(names: Mapping[str, str]) -> dict[str, str]:
     """Fingerprint -> name, those that several have followed by what tells them apart."""
     several = [name for name in names.values() if list(names.values()).count(name) > 1]
-    return {mark: f"{name} ({mark[:6]})" if name in several else name for mark, name in names.items()}
+    return {
+        mark: f"{name} ({mark[:6]})" if name in several else name for mark, name in names.items()
+    }
 
 
 def _ask(runs: Sequence[Run]) -> None:

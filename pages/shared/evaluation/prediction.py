@@ -87,7 +87,9 @@ def load_classifier(run: Run, title: str) -> Classifier:
     classes = predictor(run).classes
     changed = predictions_changed(run.run_dir)
     looks = _encoder(run.run_id, changed)
-    return Classifier(run, title, classes, looks, _near(run.run_id, changed, neighbours_changed(run)))
+    return Classifier(
+        run, title, classes, looks, _near(run.run_id, changed, neighbours_changed(run))
+    )
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -121,7 +123,9 @@ def _explained(run_id: str, changed: int, image: bytes, classes: tuple[int, ...]
     return explain(predictor(store().run(run_id)), image, classes)
 
 
-def offer_neighbours(classifiers: list[Classifier], label: str = "Show nearest training images") -> None:
+def offer_neighbours(
+    classifiers: list[Classifier], label: str = "Show nearest training images"
+) -> None:
     """Offer to compute the training images' features for networks that have none yet.
 
     Args:
@@ -149,7 +153,13 @@ def _neighbourhoods(classifiers: Sequence[Classifier], roots: Sequence[Path]) ->
 
 
 def show_image(
-    key: str, name: str, image: bytes, classifiers: list[Classifier], *, brief: bool = False, heading: bool = True
+    key: str,
+    name: str,
+    image: bytes,
+    classifiers: list[Classifier],
+    *,
+    brief: bool = False,
+    heading: bool = True,
 ) -> None:
     """Draw the predictions of one or more networks for an image.
 
@@ -162,7 +172,11 @@ def show_image(
         if heading:
             st.markdown(f"**{plain(name)}**")
         for one, column in zip(
-            classifiers, st.columns(len(classifiers), gap="medium") if len(classifiers) > 1 else [st.container()], strict=True
+            classifiers,
+            st.columns(len(classifiers), gap="medium")
+            if len(classifiers) > 1
+            else [st.container()],
+            strict=True,
         ):
             with column:
                 if len(classifiers) > 1:
@@ -189,7 +203,9 @@ def _answer(key: str, name: str, image: bytes, one: Classifier, narrow: bool) ->
             "are. Do not trust the prediction.",
             icon=":material/travel_explore:",
         )
-    pictures, bars = (st.container(), st.container()) if narrow else st.columns([2, 3], gap="medium")
+    pictures, bars = (
+        (st.container(), st.container()) if narrow else st.columns([2, 3], gap="medium")
+    )
     with pictures:
         _grad_cam(name, image, one, int(order[0]))
     with bars:
@@ -227,7 +243,9 @@ def _neighbours(key: str, one: Classifier, seen: Seen) -> None:
 
     gallery(len(rows), picture, key=f"near-{key}", per_page=_NEAREST)
     if not seen.near.unchanged:
-        st.caption("The data set has changed since the run, so these may not all have been trained on.")
+        st.caption(
+            "The data set has changed since the run, so these may not all have been trained on."
+        )
 
 
 def many(classifiers: Sequence[Classifier]) -> None:
@@ -262,10 +280,17 @@ def many(classifiers: Sequence[Classifier]) -> None:
     )
 
 
-def _says_less(classifiers: Sequence[Classifier], predictions: Sequence[Sequence[ImagePrediction]]) -> bool:
+def _says_less(
+    classifiers: Sequence[Classifier], predictions: Sequence[Sequence[ImagePrediction]]
+) -> bool:
     """Whether neighbours have become known since, so that predicting again would flag images unlike anything in training."""
     sides = zip(classifiers, predictions, strict=True)
-    return any(one.near and row.unlike is None for one, rows in sides for row in rows if row.probabilities is not None)
+    return any(
+        one.near and row.unlike is None
+        for one, rows in sides
+        for row in rows
+        if row.probabilities is not None
+    )
 
 
 def _predictions(
@@ -279,7 +304,9 @@ def _predictions(
 
 
 def _with_each(
-    classifiers: Sequence[Classifier], networks: Sequence[Predictor], images: Sequence[tuple[str, Path]]
+    classifiers: Sequence[Classifier],
+    networks: Sequence[Predictor],
+    images: Sequence[tuple[str, Path]],
 ) -> Work[list[list[ImagePrediction]]]:
     answers: list[list[ImagePrediction]] = []
     for one, network in zip(classifiers, networks, strict=True):
@@ -289,9 +316,14 @@ def _with_each(
     return answers
 
 
-def _table(classifiers: Sequence[Classifier], stem: str, predictions: Sequence[Sequence[ImagePrediction]]) -> None:
+def _table(
+    classifiers: Sequence[Classifier], stem: str, predictions: Sequence[Sequence[ImagePrediction]]
+) -> None:
     titles = run_titles([one.run for one in classifiers]) if len(classifiers) > 1 else [""]
-    answers = [Answers(title, one.classes, rows) for title, one, rows in zip(titles, classifiers, predictions, strict=True)]
+    answers = [
+        Answers(title, one.classes, rows)
+        for title, one, rows in zip(titles, classifiers, predictions, strict=True)
+    ]
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"{_in_words(answers)}.", width="stretch")
         st.download_button(
@@ -308,10 +340,16 @@ def _table(classifiers: Sequence[Classifier], stem: str, predictions: Sequence[S
         mark = f", {one.title}" if one.title else ""
         table[f"Class{mark}"] = one.top
         table[f"Confidence{mark}"] = [
-            None if row.probabilities is None else 100 * float(row.probabilities.max()) for row in one.predictions
+            None if row.probabilities is None else 100 * float(row.probabilities.max())
+            for row in one.predictions
         ]
-        table[f"Note{mark}"] = [row.problem or ("unlike anything in training" if row.unlike else "") for row in one.predictions]
-        columns[f"Confidence{mark}"] = st.column_config.ProgressColumn(min_value=0, max_value=100, format="%.1f %%")
+        table[f"Note{mark}"] = [
+            row.problem or ("unlike anything in training" if row.unlike else "")
+            for row in one.predictions
+        ]
+        columns[f"Confidence{mark}"] = st.column_config.ProgressColumn(
+            min_value=0, max_value=100, format="%.1f %%"
+        )
     st.dataframe(table, hide_index=True, height=360, key="predictions-table", column_config=columns)
     for one in answers:
         counts = Counter(name for name in one.top if name).most_common(12)
@@ -324,11 +362,16 @@ def _in_words(answers: Sequence[Answers]) -> str:
     readable = sum(row.probabilities is not None for row in first)
     text = f"**{things(readable, 'image')} classified**"
     if len(answers) > 1:
-        alike = sum(bool(tops[0]) and len(set(tops)) == 1 for tops in zip(*(one.top for one in answers), strict=True))
+        alike = sum(
+            bool(tops[0]) and len(set(tops)) == 1
+            for tops in zip(*(one.top for one in answers), strict=True)
+        )
         text += f" by {things(len(answers), 'network')}, which agree on {number(alike)}"
     elif unlike := sum(bool(row.unlike) for row in first):
         text += f", {number(unlike)} unlike anything in training"
-    return text + (f", {number(len(first) - readable)} could not be read" if readable < len(first) else "")
+    return text + (
+        f", {number(len(first) - readable)} could not be read" if readable < len(first) else ""
+    )
 
 
 def _short(name: str) -> str:

@@ -26,7 +26,14 @@ from finetune_core.formatting import things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
 from pages.shared.evaluation.claims import claim_badge
-from pages.shared.evaluation.other_data import ask, chosen_shift, evaluate_on_other, going_on, named_apart, taken
+from pages.shared.evaluation.other_data import (
+    ask,
+    chosen_shift,
+    evaluate_on_other,
+    going_on,
+    named_apart,
+    taken,
+)
 
 _HELP = (
     "Strategies that do as well as each other on images like those they were trained on may differ on other ones. Shifted images are those of "
@@ -52,7 +59,9 @@ def distribution_shift(comparison: Comparison) -> ShiftComparison | None:
     if titles:
         chosen = chosen_shift(titles)
         which = corrupted.get(chosen)
-        found = _corrupted(comparison, which) if which else _shifted(comparison, runs, shifts[chosen])
+        found = (
+            _corrupted(comparison, which) if which else _shifted(comparison, runs, shifts[chosen])
+        )
     else:
         st.markdown("None of these runs was evaluated on shifted images yet.")
     with st.expander("Evaluate on another data set", icon=":material/add_photo_alternate:"):
@@ -61,9 +70,13 @@ def distribution_shift(comparison: Comparison) -> ShiftComparison | None:
 
 
 def _shifted(comparison: Comparison, runs: Sequence[Run], shift: Shift) -> ShiftComparison | None:
-    problems = {run.run_id: problem for run in runs if (problem := shift_problem(run, shift.fingerprint))}
+    problems = {
+        run.run_id: problem for run in runs if (problem := shift_problem(run, shift.fingerprint))
+    }
     if problems:
-        st.markdown(f"{things(len(problems), 'run')} of {len(runs)} cannot be compared on {plain(shift.data)} yet.")
+        st.markdown(
+            f"{things(len(problems), 'run')} of {len(runs)} cannot be compared on {plain(shift.data)} yet."
+        )
         for problem in problems.values():
             st.caption(plain(problem))
         st.button(
@@ -104,10 +117,16 @@ def _compared(comparison: Comparison, on: str | Corrupted) -> ShiftComparison | 
 
 def _verdicts(found: ShiftComparison) -> None:
     """One line per claim, of either axis."""
-    sides = {"In-distribution": found.own, f"Shifted, {things(found.shifted.images, 'image')}": found.shifted}
+    sides = {
+        "In-distribution": found.own,
+        f"Shifted, {things(found.shifted.images, 'image')}": found.shifted,
+    }
     with st.container(border=True):
         for title, side in sides.items():
-            lines = [f"**{title}**", f"{claim_badge('strategies')} {plain(f'{side.headline} {side.caveat}'.strip())}"]
+            lines = [
+                f"**{title}**",
+                f"{claim_badge('strategies')} {plain(f'{side.headline} {side.caveat}'.strip())}",
+            ]
             lines += [f"{claim_badge('networks')} {plain(side.networks)}"] if side.networks else []
             st.markdown("  \n".join(lines))
         for contradiction in found.shifted.published:
@@ -120,7 +139,11 @@ def _pairs(shifted: Comparison) -> None:
     with st.expander("Pairs, tests and intervals on the shifted images"):
         for pair in shifted.pairs[:_MOST_PAIRS]:
             words = of_pair(shifted.arms, pair)
-            st.markdown("  \n".join(f"{claim_badge(claim)} {plain(getattr(words, claim))}" for claim in CLAIMS))
+            st.markdown(
+                "  \n".join(
+                    f"{claim_badge(claim)} {plain(getattr(words, claim))}" for claim in CLAIMS
+                )
+            )
         _table(*pairs_table(shifted), key="shift-pairs")
 
 
@@ -130,7 +153,9 @@ def _accuracies_only(comparison: Comparison, which: Corrupted, earlier: Sequence
         found, images = corrupted_accuracies(comparison, which)
         _scatter(comparison, found, which.name)
         _table(*both_axes(comparison.arms, found), key="shift-corrupted")
-        st.caption(f"On {things(images, 'image')}. Intervals of the corrupted accuracy are over images (Wilson).")
+        st.caption(
+            f"On {things(images, 'image')}. Intervals of the corrupted accuracy are over images (Wilson)."
+        )
     names = ", ".join(run.run_id for run in earlier)
     st.info(
         plain(

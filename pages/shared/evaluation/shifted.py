@@ -5,12 +5,23 @@ import streamlit as st
 from finetune_core.errors import RunError
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.evaluation.single_run.shift_files import Shift, known_shifts
-from finetune_core.evaluation.single_run.shifted import ShiftedEvaluation, evaluate_shifted, left_out_in_words
+from finetune_core.evaluation.single_run.shifted import (
+    ShiftedEvaluation,
+    evaluate_shifted,
+    left_out_in_words,
+)
 from finetune_core.formatting import SPLIT_WORDS, percent, points, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
 from pages.shared.evaluation.galleries import mistakes
-from pages.shared.evaluation.other_data import ask, chosen_shift, evaluate_on_other, going_on, named_apart, taken
+from pages.shared.evaluation.other_data import (
+    ask,
+    chosen_shift,
+    evaluate_on_other,
+    going_on,
+    named_apart,
+    taken,
+)
 
 _DROP = (
     "How much worse it is on the shifted data: in-distribution less shifted; of log loss, Brier score and ECE, what they rise by. Its "
@@ -53,7 +64,9 @@ def shifted_data(run: Run, result: Evaluation) -> None:
     _table(*found.score_rows(), key="shifted-scores")
     st.markdown("**By class**, the least recalled first")
     _table(*found.class_rows(), key="shifted-classes")
-    st.caption("Intervals as on the other tabs: Wilson's of accuracy and recall, percentile bootstrap of the rest.")
+    st.caption(
+        "Intervals as on the other tabs: Wilson's of accuracy and recall, percentile bootstrap of the rest."
+    )
     st.markdown("**Mistakes**")
     mistakes(run, found)
 

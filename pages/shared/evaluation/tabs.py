@@ -63,7 +63,9 @@ def all_scores(run: Run, result: Evaluation) -> None:
     ]
     st.dataframe(rows, hide_index=True, height="content")
     if found.absent:
-        names = ", ".join(result.classes[label] for label in found.absent[:8]) + (", …" if len(found.absent) > 8 else "")
+        names = ", ".join(result.classes[label] for label in found.absent[:8]) + (
+            ", …" if len(found.absent) > 8 else ""
+        )
         st.caption(
             plain(
                 f"There are no images of {things(len(found.absent), 'class', 'classes')} here ({names}): means leave them out."
@@ -79,7 +81,9 @@ def all_scores(run: Run, result: Evaluation) -> None:
 def _value(name: str, value: float) -> str:
     if isnan(value):
         return "not defined"
-    return percent(value) if name.startswith(_SHARES) or name.endswith("accuracy") else f"{value:.3f}"
+    return (
+        percent(value) if name.startswith(_SHARES) or name.endswith("accuracy") else f"{value:.3f}"
+    )
 
 
 def _range(name: str, low: float, high: float) -> str:
@@ -90,7 +94,10 @@ def curves(run: Run, result: Evaluation) -> None:
     """ROC and precision-recall, one class against the others."""
     defined = result.per_class.dropna(subset=["roc_auc", "average_precision"])
     if defined.empty:
-        st.info("These curves are one-vs-rest: here all images are of one class.", icon=":material/info:")
+        st.info(
+            "These curves are one-vs-rest: here all images are of one class.",
+            icon=":material/info:",
+        )
         return
     hardest = defined.sort_values("average_precision").index.tolist()
     chosen = st.multiselect(
@@ -110,7 +117,11 @@ def curves(run: Run, result: Evaluation) -> None:
         drawn = {one: curve for one in chosen if (curve := class_curves(run, result.split, one))}
         areas = scores(run, result.split)
     _two_curves({result.classes[one]: curve for one, curve in drawn.items()})
-    st.dataframe(_areas(result, areas), hide_index=True, height="content" if len(hardest) <= _MOST_CURVES else 320)
+    st.dataframe(
+        _areas(result, areas),
+        hide_index=True,
+        height="content" if len(hardest) <= _MOST_CURVES else 320,
+    )
     text = f"Shaded: pointwise 95 % intervals (percentile bootstrap within classes, {number(BAND_RESAMPLES)} resamples)."
     few = [result.classes[one] for one in drawn if result.per_class["images"].loc[one] < FEW]
     if few:
@@ -146,7 +157,9 @@ def _two_curves(drawn: dict[str, OneVsRest]) -> None:
 
 def _areas(result: Evaluation, found: Scores) -> pd.DataFrame:
     """Areas under both curves by class, the hardest first."""
-    rows = found.classes.assign(Class=result.classes, Images=result.per_class["images"]).sort_values("average_precision")
+    rows = found.classes.assign(
+        Class=result.classes, Images=result.per_class["images"]
+    ).sort_values("average_precision")
     table = rows[["Class", "Images"]].copy()
     table["Prevalence"] = [percent(share) for share in table["Images"] / result.images]
     for name, title in AREAS.items():
@@ -180,7 +193,11 @@ def by_slice(run: Run, result: Evaluation) -> None:
         help="Metadata of each image, and the columns of a manifest. Numbers are binned by quartile.",
     )
     visible = table[table["by"] == by]
-    st.plotly_chart(slice_dots(visible, result.accuracy), key="slices", alt=f"Accuracy by {by}, with 95 % intervals")
+    st.plotly_chart(
+        slice_dots(visible, result.accuracy),
+        key="slices",
+        alt=f"Accuracy by {by}, with 95 % intervals",
+    )
     few = (visible["images"] < FEW).any()
     st.caption(
         "The dotted line is the accuracy on all images; the number behind a name is how many there are. "
@@ -190,7 +207,9 @@ def by_slice(run: Run, result: Evaluation) -> None:
 
 
 def robustness(run: Run, result: Evaluation) -> None:
-    st.markdown("The same images, corrupted with increasing severity: blur, noise, JPEG, brightness, rotation.")
+    st.markdown(
+        "The same images, corrupted with increasing severity: blur, noise, JPEG, brightness, rotation."
+    )
     known = known_robustness(run, result.split)
     images = min(MOST_IMAGES, result.images)
     words = "Measure again" if known else f"Measure on {things(images, 'image')}"
@@ -218,7 +237,8 @@ def robustness(run: Run, result: Evaluation) -> None:
         alt="Accuracy by kind and severity of corruption",
     )
     amounts = "; ".join(
-        f"{one.title} {', '.join(f'{amount:g}' for amount in one.severities)} ({one.unit})" for one in CORRUPTIONS.values()
+        f"{one.title} {', '.join(f'{amount:g}' for amount in one.severities)} ({one.unit})"
+        for one in CORRUPTIONS.values()
     )
     st.caption(
         f"{things(known.images, 'image')} of {number(result.images)}, drawn with a fixed seed. Computed in fp32. "

@@ -16,7 +16,9 @@ from pages.shared.jobs import offer
 
 def flips_at_test_time(run: Run, _result: Evaluation) -> None:
     """Draw what was measured, and the button that has it measured; both splits, whichever is chosen above."""
-    st.markdown("The mean of the probabilities of each image and its mirror image, against those of the image alone.")
+    st.markdown(
+        "The mean of the probabilities of each image and its mirror image, against those of the image alone."
+    )
     for warning in flip_warnings(run):
         st.caption(f":material/warning: {plain(warning)}")
     found = augmented(run)

@@ -37,8 +37,15 @@ def differs_now(run: Run) -> str:
     what = [
         words
         for words, then, current in zip(
-            ("split", "changes to images"), (run.config.split_settings, run.config.edits), now, strict=True
+            ("split", "changes to images"),
+            (run.config.split_settings, run.config.edits),
+            now,
+            strict=True,
         )
         if then != current
     ]
-    return f"Its data set has other settings now ({' and '.join(what)}): a new run uses those." if what else ""
+    return (
+        f"Its data set has other settings now ({' and '.join(what)}): a new run uses those."
+        if what
+        else ""
+    )

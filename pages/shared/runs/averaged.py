@@ -20,16 +20,24 @@ def averaged(run: Run) -> None:
     st.markdown(plain(averaged_in_words(done)))
     if done["ingredients"]:
         rows = [
-            {"Run": one["run"], "Validation accuracy with it": percent(one["accuracy"]), "Kept": "yes" if one["kept"] else "no"}
+            {
+                "Run": one["run"],
+                "Validation accuracy with it": percent(one["accuracy"]),
+                "Kept": "yes" if one["kept"] else "no",
+            }
             for one in done["ingredients"]
         ]
         with st.expander("Networks that were tried", icon=":material/table:"):
             st.dataframe(rows, hide_index=True)
-            st.caption("In this order, the best network first. Test images play no part in the choice.")
+            st.caption(
+                "In this order, the best network first. Test images play no part in the choice."
+            )
     if done["curve"]:
         alt = "Validation accuracy against the mixing coefficient of WiSE-FT, and accuracy on other data sets where they were predicted"
         others = [one for one in done["shifted"] if one["curve"]]
-        st.plotly_chart(mixing_curve(done["curve"], done["coefficient"], others), key="mixing", alt=alt)
+        st.plotly_chart(
+            mixing_curve(done["curve"], done["coefficient"], others), key="mixing", alt=alt
+        )
         st.caption(
             "Of equally accurate coefficients the smallest is taken, which stays closest to the start. "
             + (

@@ -38,7 +38,9 @@ def controls(run: Run) -> None:
             known = [where, *([arithmetic(started)] if started else []), run.run_id]
             st.caption(plain(" · ".join(known)), width="stretch")
         if not mine:
-            st.caption(plain(f"started by {run.owner}" if run.owner else "started without signing in"))
+            st.caption(
+                plain(f"started by {run.owner}" if run.owner else "started without signing in")
+            )
     show_problem()
 
 
@@ -50,9 +52,17 @@ _ICONS = {"pause": ":material/pause:", "stop": ":material/stop:", "resume": ":ma
 def _resume_button(run: Run) -> None:
     before, devices = devices_before(run), devices_again(run)
     where = (
-        f" On {things(devices, 'device')}, {'as before' if devices == before else f'before on {before}'}." if before > 1 else ""
+        f" On {things(devices, 'device')}, {'as before' if devices == before else f'before on {before}'}."
+        if before > 1
+        else ""
     )
-    _button("Resume", "resume", "primary", lambda: worker().resume(run.run_id, devices), help=_RESUME + where)
+    _button(
+        "Resume",
+        "resume",
+        "primary",
+        lambda: worker().resume(run.run_id, devices),
+        help=_RESUME + where,
+    )
 
 
 def _stop_buttons(run: Run) -> None:
@@ -104,7 +114,13 @@ def _place(run: Run) -> None:
         return
     st.caption(f"place {place[0]} of {place[1]}")
     if place[0] > 1:
-        st.button("Earlier", icon=":material/arrow_upward:", key="earlier", on_click=worker().move, args=(run.run_id, -1))
+        st.button(
+            "Earlier",
+            icon=":material/arrow_upward:",
+            key="earlier",
+            on_click=worker().move,
+            args=(run.run_id, -1),
+        )
 
 
 def attempt(act: Callable[[], object]) -> None:

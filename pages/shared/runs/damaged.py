@@ -19,12 +19,20 @@ def damaged_runs(damaged: Sequence[Damaged]) -> None:
     show_problem()
     if not damaged:
         return
-    with st.expander(things(len(damaged), "damaged run"), icon=":material/folder_off:", expanded=len(damaged) <= 3):
-        st.caption("These run folders cannot be read, so they are left out everywhere. No other run is affected.")
+    with st.expander(
+        things(len(damaged), "damaged run"),
+        icon=":material/folder_off:",
+        expanded=len(damaged) <= 3,
+    ):
+        st.caption(
+            "These run folders cannot be read, so they are left out everywhere. No other run is affected."
+        )
         for one in damaged[:_MOST]:
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.badge("Damaged", color="red", icon=":material/folder_off:")
-                st.markdown(f"**{plain(_shortened(one.run_id))}**: {plain(one.reason)}", width="stretch")
+                st.markdown(
+                    f"**{plain(_shortened(one.run_id))}**: {plain(one.reason)}", width="stretch"
+                )
                 if may_change(one):
                     st.button(
                         "Move to the trash",

@@ -29,7 +29,10 @@ def baseline_now() -> None:
     """The button that fits the baseline to the same sample."""
     name = STRATEGIES[BASELINE].title
     if st.button(
-        f"Fit the baseline: {name.lower()}", icon=":material/flag:", key="try_baseline", help=STRATEGIES[BASELINE].help
+        f"Fit the baseline: {name.lower()}",
+        icon=":material/flag:",
+        key="try_baseline",
+        help=STRATEGIES[BASELINE].help,
     ):
         _start(DEMO_RECIPE | {"strategy": BASELINE})
 

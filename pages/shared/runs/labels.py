@@ -38,14 +38,18 @@ def run_title(run: Run) -> str:
     began = run_began(run)
     when = f"{began:%d %b %H:%M}" if began else run.run_id
     strategy = mid_sentence(run_kind(run.config))
-    return " · ".join(filter(None, (run.name, when, data_in_short(run.config), run.config.backbone, strategy)))
+    return " · ".join(
+        filter(None, (run.name, when, data_in_short(run.config), run.config.backbone, strategy))
+    )
 
 
 def run_label(run: Run) -> str:
     """A run in a list: its title, how it stands, its accuracy, and the end of its id, so that no two look alike."""
     accuracy = run_accuracy(run) if run.judged else None
     score = percent(accuracy.value) if accuracy else ""
-    return " · ".join(filter(None, (run_title(run), STATUS_WORDS[run.status][0].lower(), score, run.run_id[-4:])))
+    return " · ".join(
+        filter(None, (run_title(run), STATUS_WORDS[run.status][0].lower(), score, run.run_id[-4:]))
+    )
 
 
 def run_labels(runs: Iterable[Run]) -> dict[str, str]:

@@ -16,7 +16,11 @@ from finetune_core.training.prediction_history import Flip, flips, load_predicti
 from pages.shared.chrome import plain
 from pages.shared.images import Picture, gallery, run_picture
 
-_NUMBERS: dict[Kind, str] = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro F1"}
+_NUMBERS: dict[Kind, str] = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+}
 _MEANINGS: dict[Kind, str] = {
     "accuracy": "Share of images classified correctly.",
     "balanced_accuracy": "Mean of the classes' recalls: each class counts the same.",
@@ -66,7 +70,9 @@ def bar(run: Run) -> None:
     else:
         left = history.seconds_left
         epoch = f"Epoch {steps[-1]['epoch']} of {run.started['epochs']}"
-        st.progress(history.fraction, epoch + (f", about {duration(left)} left" if left is not None else ""))
+        st.progress(
+            history.fraction, epoch + (f", about {duration(left)} left" if left is not None else "")
+        )
 
 
 def numbers(run: Run) -> None:
@@ -76,12 +82,29 @@ def numbers(run: Run) -> None:
         if history.steps:
             note = "Of the latest batches: a moving average, as in the curve."
             st.metric("Training loss", f"{_latest(run, 'loss'):.3f}", help=note, border=True)
-            st.metric("Training accuracy", percent(_latest(run, "accuracy")), help=note, border=True)
+            st.metric(
+                "Training accuracy", percent(_latest(run, "accuracy")), help=note, border=True
+            )
         if last:
-            st.metric("Validation loss", f"{last['val_loss']:.3f}", help=f"After epoch {last['epoch']}.", border=True)
-            st.metric("Validation accuracy", percent(last["val_accuracy"]), help=f"After epoch {last['epoch']}.", border=True)
+            st.metric(
+                "Validation loss",
+                f"{last['val_loss']:.3f}",
+                help=f"After epoch {last['epoch']}.",
+                border=True,
+            )
+            st.metric(
+                "Validation accuracy",
+                percent(last["val_accuracy"]),
+                help=f"After epoch {last['epoch']}.",
+                border=True,
+            )
         if run.status == "running" and history.images_per_second:
-            st.metric("Images per second", number(history.images_per_second), help="Training images, recently.", border=True)
+            st.metric(
+                "Images per second",
+                number(history.images_per_second),
+                help="Training images, recently.",
+                border=True,
+            )
         if run.status == "running" and last:
             note = "What this run's own tensors take: the networks, the optimizer, images or activations in memory, and what a step keeps for its backward pass. The rest of the program is not counted, nor what is on a GPU."
             st.metric("Memory", size(last["memory_bytes"]), help=note, border=True)
@@ -100,7 +123,8 @@ def fit_chosen(run: Run) -> None:
         return
     rows = [
         {
-            fitted["parameter"]: f"{one['value']:.2g}" + (" (chosen)" if one["value"] == fitted["chosen"] else ""),
+            fitted["parameter"]: f"{one['value']:.2g}"
+            + (" (chosen)" if one["value"] == fitted["chosen"] else ""),
             "Held-out loss": f"{one['loss']:.4f}",
             "Held-out accuracy": percent(one["accuracy"]),
         }
@@ -108,12 +132,18 @@ def fit_chosen(run: Run) -> None:
     ]
     with st.expander("Values that were tried", icon=":material/table:"):
         st.dataframe(rows, hide_index=True)
-        st.caption("On training images that the fit had not seen. Validation and test images play no part in the choice.")
+        st.caption(
+            "On training images that the fit had not seen. Validation and test images play no part in the choice."
+        )
 
 
 def _latest(run: Run, kind: Literal["loss", "accuracy"]) -> float:
     started = run.started
-    images, steps_per_epoch, epochs = started["counts"]["train"], started["steps_per_epoch"], started["epochs"]
+    images, steps_per_epoch, epochs = (
+        started["counts"]["train"],
+        started["steps_per_epoch"],
+        started["epochs"],
+    )
     return smoothed(run.history.steps, kind, images, steps_per_epoch, epochs)[-1]
 
 
@@ -161,16 +191,25 @@ def curves(run: Run) -> None:
 def _training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> None:
     started, history = _run.started, _run.history
     figure = training_curve(
-        kind, history.steps, history.epochs, started["counts"]["train"], started["steps_per_epoch"], started["epochs"]
+        kind,
+        history.steps,
+        history.epochs,
+        started["counts"]["train"],
+        started["steps_per_epoch"],
+        started["epochs"],
     )
-    st.altair_chart(figure, alt=f"{kind.replace('_', ' ')} by epoch, for training and validation images")
+    st.altair_chart(
+        figure, alt=f"{kind.replace('_', ' ')} by epoch, for training and validation images"
+    )
 
 
 @st.cache_data(ttl=12, max_entries=200, show_spinner=False)
 def _stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -> None:
     started = _run.started
     names = [stage["name"] for stage in started["stages"]]
-    figure = stage_curve(quantity, _run.history.measured, names, started["steps_per_epoch"], started["epochs"])
+    figure = stage_curve(
+        quantity, _run.history.measured, names, started["steps_per_epoch"], started["epochs"]
+    )
     st.altair_chart(figure, alt=f"{quantity.replace('_', ' ')} of each stage by epoch")
 
 
@@ -219,7 +258,9 @@ def _flips(run: Run) -> None:
         return
     changed, classes = flips(history), run.started["classes"]
     if not changed:
-        st.caption(f"None of the {number(len(history.ids))} tracked validation images has changed its predicted class.")
+        st.caption(
+            f"None of the {number(len(history.ids))} tracked validation images has changed its predicted class."
+        )
         return
     st.caption(
         f"{things(len(changed), 'image')} of the {number(len(history.ids))} tracked validation images changed their predicted class, the latest first. Images that keep flipping are hard, mislabelled, or show two things."
@@ -243,7 +284,10 @@ def _flip_in_words(flip: Flip, classes: list[str]) -> str:
 def _log(run: Run) -> None:
     lines = log_lines(run.history.notable)
     st.code(
-        "\n".join(reversed(lines)) or "No events yet.", language=None, height=min(400, 60 + 24 * len(lines)), wrap_lines=True
+        "\n".join(reversed(lines)) or "No events yet.",
+        language=None,
+        height=min(400, 60 + 24 * len(lines)),
+        wrap_lines=True,
     )
 
 
@@ -258,12 +302,19 @@ def _engine(run: Run) -> None:
         "validate": "Validating",
         "evaluate": "Final evaluation",
     }
-    st.markdown("**Timing** · " + " · ".join(f"{names[part]} {duration(spent)}" for part, spent in shares.items()))
+    st.markdown(
+        "**Timing** · "
+        + " · ".join(f"{names[part]} {duration(spent)}" for part, spent in shares.items())
+    )
     if cache["where"] == "off":
         st.caption(plain(f"No cache: {cache['reason']}."))
     else:
         place = {"memory": "in memory", "disk": "on disk"}[cache["where"]]
-        views = f", {things(cache['views'], 'augmented version')} of each training image" if cache["views"] else ""
+        views = (
+            f", {things(cache['views'], 'augmented version')} of each training image"
+            if cache["views"]
+            else ""
+        )
         saved = history.saved_seconds()
         found = (
             f"{percent(cache['found'] / cache['rows'], 0)} of it was cached before."
@@ -275,12 +326,18 @@ def _engine(run: Run) -> None:
         st.caption(plain(text + (f" Saved so far: {duration(saved)}." if saved else "")))
     expected, end = run.started["forecast"], history.end
     if expected and end and end.get("seconds") and history.epochs:
-        epoch = sum(row["train_seconds"] + row["val_seconds"] for row in history.epochs) / len(history.epochs)
+        epoch = sum(row["train_seconds"] + row["val_seconds"] for row in history.epochs) / len(
+            history.epochs
+        )
         st.caption(
             f"Forecast and actual: {duration(expected['seconds'])}, {duration(end['seconds'])} in total; "
             f"{duration(expected['epoch_seconds'])}, {duration(epoch)} per epoch; "
             f"{_compared('memory_bytes', expected, history.epochs)} of memory; "
-            + (f"{on_gpu} of GPU memory; " if (on_gpu := _compared("device_bytes", expected, history.epochs)) else "")
+            + (
+                f"{on_gpu} of GPU memory; "
+                if (on_gpu := _compared("device_bytes", expected, history.epochs))
+                else ""
+            )
             + f"{size(expected['cache_bytes'])}, {size(cache['bytes'])} of cache."
         )
 
@@ -288,4 +345,8 @@ def _engine(run: Run) -> None:
 def _compared(name: str, expected: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
     """The expected and the greatest number of bytes; empty where one of them is not known."""
     taken = [row[name] for row in epochs if row[name] is not None]
-    return f"{size(expected[name])}, {size(max(taken))}" if taken and expected.get(name) is not None else ""
+    return (
+        f"{size(expected[name])}, {size(max(taken))}"
+        if taken and expected.get(name) is not None
+        else ""
+    )

@@ -27,7 +27,9 @@ def machines_in_use(runs: Sequence[Run]) -> None:
     table = pd.DataFrame(_rows(training, _by_host(worker().executor.cluster())))
     known = [name for name in table if table[name].any()]
     st.dataframe(
-        table[known], hide_index=True, alt=f"Table of {things(len(training), 'run')} that train, and what is free beside them"
+        table[known],
+        hide_index=True,
+        alt=f"Table of {things(len(training), 'run')} that train, and what is free beside them",
     )
 
 
@@ -49,7 +51,9 @@ def _by_host(machines: Sequence[Machine]) -> dict[str, Machine]:
     found: dict[str, Machine] = {}
     for one in machines:
         before = found.get(one.host, Machine(one.host, 0, 0))
-        found[one.host] = replace(before, gpus=before.gpus + one.gpus, cores=before.cores + one.cores)
+        found[one.host] = replace(
+            before, gpus=before.gpus + one.gpus, cores=before.cores + one.cores
+        )
     return found
 
 
@@ -59,7 +63,14 @@ def _host(run: Run) -> str:
 
 def _row(run: Run, host: str, machine: Machine | None) -> dict[str, str]:
     device = trained_on(run.history.started) if run.history.started else ""
-    return _columns(host, device, _share(run, machine), run_title(run), run.owner, percent(run.history.fraction, 0))
+    return _columns(
+        host,
+        device,
+        _share(run, machine),
+        run_title(run),
+        run.owner,
+        percent(run.history.fraction, 0),
+    )
 
 
 def _columns(host: str, device: str, share: str, run: str, owner: str, done: str) -> dict[str, str]:
@@ -70,7 +81,12 @@ def _columns(host: str, device: str, share: str, run: str, owner: str, done: str
 def _share(run: Run, machine: Machine | None) -> str:
     """What of its machine it has to itself; empty where that is not known."""
     place = run.history.places[-1] if run.history.places else {"gpus": 0, "cores": 0}
-    return _of(place["gpus"], machine.gpus if machine else 0, place["cores"], machine.cores if machine else 0)
+    return _of(
+        place["gpus"],
+        machine.gpus if machine else 0,
+        place["cores"],
+        machine.cores if machine else 0,
+    )
 
 
 def _left(machine: Machine, runs: Sequence[Run]) -> str:
@@ -78,7 +94,9 @@ def _left(machine: Machine, runs: Sequence[Run]) -> str:
     places = [run.history.places[-1] for run in runs]
     if any(place["cores"] == 0 for place in places):
         return ""
-    gpus, cores = (getattr(machine, name) - sum(place[name] for place in places) for name in ("gpus", "cores"))
+    gpus, cores = (
+        getattr(machine, name) - sum(place[name] for place in places) for name in ("gpus", "cores")
+    )
     return _of(max(0, gpus), machine.gpus, max(0, cores), machine.cores)
 
 

@@ -14,7 +14,9 @@ def overlaid(run: Run, runs: Sequence[Run]) -> list[Run]:
     """The box that chooses some of ``runs`` besides the one that is looked at; those that are chosen."""
     others = [one for one in runs if one.run_id != run.run_id and one.history.epochs]
     placeholder = "Overlay the curves of other runs"
-    return choose_runs("Overlay other runs", others, "with", most=MOST_OVERLAID - 1, placeholder=placeholder)
+    return choose_runs(
+        "Overlay other runs", others, "with", most=MOST_OVERLAID - 1, placeholder=placeholder
+    )
 
 
 def overlaid_charts(runs: list[Run]) -> None:
@@ -25,5 +27,6 @@ def overlaid_charts(runs: list[Run]) -> None:
     for column, kind in zip(st.columns(2), kinds, strict=True):
         with column:
             st.altair_chart(
-                overlaid_curves(kind, lines), alt=f"{kind} by epoch of {', '.join(titles)}, for training and validation images"
+                overlaid_curves(kind, lines),
+                alt=f"{kind} by epoch of {', '.join(titles)}, for training and validation images",
             )

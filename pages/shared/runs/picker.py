@@ -9,7 +9,9 @@ from pages.shared.chrome import plain
 from pages.shared.runs.labels import meant, run_labels
 
 
-def choose_run(runs: list[Run], damaged: Sequence[Damaged] = (), *, prefer_active: bool = False) -> Run:
+def choose_run(
+    runs: list[Run], damaged: Sequence[Damaged] = (), *, prefer_active: bool = False
+) -> Run:
     """A box to choose one of ``runs`` (at least one); the choice is in the page's address, and taken to other pages.
 
     Args:
@@ -21,12 +23,18 @@ def choose_run(runs: list[Run], damaged: Sequence[Damaged] = (), *, prefer_activ
     # Always drawn: a click in a fragment is dropped where that is no longer the same element of its page.
     with st.container():
         if asked is not None and asked not in by_id:
-            reason = next((f": it is damaged, {one.reason}" for one in damaged if one.run_id == asked), "")
+            reason = next(
+                (f": it is damaged, {one.reason}" for one in damaged if one.run_id == asked), ""
+            )
             st.warning(
-                plain(f"There is no run {asked} to show here{reason}; this is the latest one instead."),
+                plain(
+                    f"There is no run {asked} to show here{reason}; this is the latest one instead."
+                ),
                 icon=":material/link_off:",
             )
-    active = next((run.run_id for run in reversed(runs) if run.active), None) if prefer_active else None
+    active = (
+        next((run.run_id for run in reversed(runs) if run.active), None) if prefer_active else None
+    )
     current = asked or active or st.session_state.get("selected_run")
     # The address wins, so that a link, a reload and the back button all show what they say.
     st.session_state["run_box"] = current if current in by_id else runs[0].run_id

@@ -51,12 +51,21 @@ def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
     if not active:
         st.rerun()
     left = _seconds_left(runs, expected)
-    words = f"{len(runs) - len(active)} of {things(len(runs), 'run')} done" + (f", about {duration(left)} left" if left else "")
+    words = f"{len(runs) - len(active)} of {things(len(runs), 'run')} done" + (
+        f", about {duration(left)} left" if left else ""
+    )
     with st.container(horizontal=True, vertical_alignment="center"):
         st.progress(_share_done(runs, expected), words)
         mine = [run for run in active if may_change(run)]
         stopping = all(requested_stop(run.run_dir) for run in mine)
-        st.button("Stop all", icon=":material/stop:", key="stop_all", disabled=stopping, on_click=_stop, args=(mine,))
+        st.button(
+            "Stop all",
+            icon=":material/stop:",
+            key="stop_all",
+            disabled=stopping,
+            on_click=_stop,
+            args=(mine,),
+        )
         if len(mine) < len(active):
             st.caption(f"{things(len(active) - len(mine), 'run')} of others")
     show_problem()
@@ -71,7 +80,11 @@ def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
             alt="Validation accuracy of each run as it trains",
         )
     st.dataframe(
-        [_row(titles[arm_of(run.config)], run, placed=any(one.history.places for one in runs)) for run in runs], hide_index=True
+        [
+            _row(titles[arm_of(run.config)], run, placed=any(one.history.places for one in runs))
+            for run in runs
+        ],
+        hide_index=True,
     )
     st.caption("Close the tab if you like: the queue goes on, and this address shows it again.")
 
@@ -111,21 +124,32 @@ def _arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def _share_done(runs: Sequence[Run], expected: dict[str, float]) -> float:
     """Of the whole time, where it is known, else of the runs."""
     weights = [expected.get(run.run_id, 1.0) if expected else 1.0 for run in runs]
-    done = [weight * (run.history.fraction if run.active else 1.0) for run, weight in zip(runs, weights, strict=True)]
+    done = [
+        weight * (run.history.fraction if run.active else 1.0)
+        for run, weight in zip(runs, weights, strict=True)
+    ]
     return min(1.0, sum(done) / sum(weights))
 
 
 def _seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> float | None:
     """Of all active runs; one that waits takes as long as others of its arm did, or as was forecast, or as all did. None where
     nothing tells."""
-    took = {run.run_id: run.history.end["seconds"] for run in runs if run.status == "finished" and run.history.end}
+    took = {
+        run.run_id: run.history.end["seconds"]
+        for run in runs
+        if run.status == "finished" and run.history.end
+    }
     left = 0.0
     for arm in _arms(runs).values():
         usual = [took[run.run_id] for run in arm if run.run_id in took]
         for run in arm:
             if not run.active:
                 continue
-            forecast = median(usual) if usual else expected.get(run.run_id) or (median(took.values()) if took else None)
+            forecast = (
+                median(usual)
+                if usual
+                else expected.get(run.run_id) or (median(took.values()) if took else None)
+            )
             seconds = run.history.seconds_left or forecast
             if seconds is None:
                 return None

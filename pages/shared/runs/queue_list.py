@@ -18,7 +18,9 @@ def queue_list(runs: list[Run]) -> None:
     """Nothing where no run waits."""
     by_id = {run.run_id: run for run in runs}
     queues = [
-        waiting for ids in worker().queues() if (waiting := [by_id[run_id] for run_id in ids if _waits(by_id.get(run_id))])
+        waiting
+        for ids in worker().queues()
+        if (waiting := [by_id[run_id] for run_id in ids if _waits(by_id.get(run_id))])
     ]
     if queues:
         st.header("Queue", anchor=False)
@@ -33,7 +35,9 @@ def _waits(run: Run | None) -> bool:
 
 def _line(run: Run, place: int, places: int) -> None:
     mine, run_id = may_change(run), run.run_id
-    with st.container(horizontal=True, vertical_alignment="center", border=True, key=f"queued-{run_id}"):
+    with st.container(
+        horizontal=True, vertical_alignment="center", border=True, key=f"queued-{run_id}"
+    ):
         for label, icon, step, possible in (
             ("Earlier", "arrow_upward", -1, place > 1),
             ("Later", "arrow_downward", 1, place < places),
@@ -55,4 +59,7 @@ def _line(run: Run, place: int, places: int) -> None:
             args=(lambda: worker().cancel(run_id),),
         )
         whose = f" · {plain(run.owner)}" if run.owner and sign_in_asked() else ""
-        st.markdown(f"**{place}** · {plain(run_title(run))} · seed {run.config.seed}{whose}", width="stretch")
+        st.markdown(
+            f"**{place}** · {plain(run_title(run))} · seed {run.config.seed}{whose}",
+            width="stretch",
+        )

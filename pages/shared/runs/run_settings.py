@@ -23,11 +23,15 @@ def run_settings(run: Run) -> None:
     """As changes against the defaults, then all of them, as a command line and as JSON."""
     config = run.config
     changes = changed_settings(config)
-    with st.expander(f"Settings of this run: {len(changes)} not at their default", icon=":material/tune:"):
+    with st.expander(
+        f"Settings of this run: {len(changes)} not at their default", icon=":material/tune:"
+    ):
         if changes:
             st.table(
                 {
-                    plain(one.label): f"{form.value_text(one, value)} :gray[(default {form.value_text(one, one.default)})]"
+                    plain(
+                        one.label
+                    ): f"{form.value_text(one, value)} :gray[(default {form.value_text(one, one.default)})]"
                     for one, value in changes
                 },
                 border="horizontal",
@@ -37,7 +41,9 @@ def run_settings(run: Run) -> None:
         else:
             st.markdown("All settings are at their defaults.")
         if st.button(
-            "Use these settings again", icon=":material/replay:", help="The settings and the data set go to Configure."
+            "Use these settings again",
+            icon=":material/replay:",
+            help="The settings and the data set go to Configure.",
         ):
             use_again(run)
         if words := differs_now(run):
@@ -45,11 +51,19 @@ def run_settings(run: Run) -> None:
         st.markdown("**Command line**")
         st.code(train_command(config, run.run_dir / CONFIG_FILE), language="bash", wrap_lines=True)
         if edits := edits_in_words(config.edits):
-            st.caption(plain(f"The command names the run's file, because changes to single images have no option: {edits}."))
+            st.caption(
+                plain(
+                    f"The command names the run's file, because changes to single images have no option: {edits}."
+                )
+            )
         elif config.averaged:
-            st.caption("The command names the run's file, which holds the runs whose weights are averaged.")
+            st.caption(
+                "The command names the run's file, which holds the runs whose weights are averaged."
+            )
         elif config.from_run:
-            st.caption("The command names the run's file, because other settings follow from the run to start from.")
+            st.caption(
+                "The command names the run's file, because other settings follow from the run to start from."
+            )
         with st.container(horizontal=True):
             _everything(config)
         st.caption(plain(f"Run folder: {run.run_dir}"))
@@ -70,4 +84,6 @@ def _everything(config: RunConfig) -> None:
     with st.popover("JSON", icon=":material/data_object:"):
         st.code(config.model_dump_json(indent=2, exclude={"edits"}), language="json")
         if config.edits:
-            st.caption(f"Without the changes to single images, which {CONFIG_FILE} in the run's folder holds.")
+            st.caption(
+                f"Without the changes to single images, which {CONFIG_FILE} in the run's folder holds."
+            )

@@ -42,7 +42,9 @@ def matching(runs: Sequence[Run], words: str) -> list[Run]:
 def selected(visible: Sequence[Run]) -> list[Run]:
     """Those of the visible runs that are selected; what is not visible is selected no more."""
     by_id = {run.run_id: run for run in visible}
-    st.session_state[_SELECTED] = [run_id for run_id in st.session_state.get(_SELECTED, []) if run_id in by_id]
+    st.session_state[_SELECTED] = [
+        run_id for run_id in st.session_state.get(_SELECTED, []) if run_id in by_id
+    ]
     return [by_id[run_id] for run_id in st.session_state[_SELECTED]]
 
 
@@ -59,14 +61,20 @@ def table(visible: Sequence[Run]) -> None:
         height="auto" if len(visible) <= 10 else 560,
         on_select=lambda: _take_selection(key, ids),
         selection_mode="multi-row",
-        selection_default={"selection": {"rows": [ids.index(run_id) for run_id in st.session_state.get(_SELECTED, [])]}},
+        selection_default={
+            "selection": {
+                "rows": [ids.index(run_id) for run_id in st.session_state.get(_SELECTED, [])]
+            }
+        },
         column_config=_columns(visible),
         alt=f"Table of {things(len(visible), 'run')}",
     )
 
 
 def _take_selection(key: str, ids: Sequence[str]) -> None:
-    st.session_state[_SELECTED] = [ids[row] for row in st.session_state[key]["selection"]["rows"] if row < len(ids)]
+    st.session_state[_SELECTED] = [
+        ids[row] for row in st.session_state[key]["selection"]["rows"] if row < len(ids)
+    ]
 
 
 def _text(run: Run) -> str:
@@ -116,12 +124,19 @@ def _columns(visible: Sequence[Run]) -> dict[str, Any]:
     return {
         "Status": column.MultiselectColumn(options=looks, color=list(looks.values()), pinned=True),
         "Accuracy": column.NumberColumn(
-            format="%.1f %%", help="On test images, where the run has some and has finished; else on validation images, so far."
+            format="%.1f %%",
+            help="On test images, where the run has some and has finished; else on validation images, so far.",
         ),
-        "95 % interval": column.TextColumn(help="Wilson's interval for the accuracy on other such images."),
+        "95 % interval": column.TextColumn(
+            help="Wilson's interval for the accuracy on other such images."
+        ),
         "Images": column.TextColumn(help="The images of the accuracy."),
         "By epoch": column.LineChartColumn(
-            y_min=0, y_max=1, width=100, color=VAL_COLOR, help="Validation accuracy by epoch, from 0 to 100 %."
+            y_min=0,
+            y_max=1,
+            width=100,
+            color=VAL_COLOR,
+            help="Validation accuracy by epoch, from 0 to 100 %.",
         ),
         "Time": column.NumberColumn(format="compact", help="Hours, minutes, seconds."),
         "Strategy": column.TextColumn(width=180),

@@ -53,7 +53,9 @@ def striped(root, images=24):
             wave = 90 * np.sin(np.arange(32) * random.uniform(0.8, 1.6) + random.uniform(0, 6))
             grid = wave[:, None] if name == "across" else wave[None, :]
             noise = random.normal(0, 40, (32, 32, 3))
-            Image.fromarray(np.uint8(np.clip(128 + grid[..., None] + noise, 0, 255))).save(root / name / f"{number:03d}.png")
+            Image.fromarray(np.uint8(np.clip(128 + grid[..., None] + noise, 0, 255))).save(
+                root / name / f"{number:03d}.png"
+            )
     return root
 
 
@@ -63,12 +65,19 @@ def folder(tmp_path):
 
 
 def settings(folder, **changed):
-    return make_config({"data": str(folder), "image_size": 32, "epochs": 2, "batch_size": 8, "precision": "fp32"} | changed)
+    return make_config(
+        {"data": str(folder), "image_size": 32, "epochs": 2, "batch_size": 8, "precision": "fp32"}
+        | changed
+    )
 
 
 def advised(folder, *backbones, images=200, **options):
     """(steps, advice)."""
-    return drained(advise(load_dataset(folder), settings(folder), backbones, images, own_sizes=False, **options))
+    return drained(
+        advise(
+            load_dataset(folder), settings(folder), backbones, images, own_sizes=False, **options
+        )
+    )
 
 
 @pytest.mark.slow
@@ -87,18 +96,29 @@ def test_three_pretrained_networks_are_probed_at_every_stage_and_ranked(folder):
     assert all(a.accuracy >= b.accuracy for a, b in pairwise(advice.candidates))
     assert advice.candidates[0].accuracy > 0.8
     assert [set(one.forecasts) for one in advice.networks] == [set(TIMED)] * 3
-    assert all(one.forecasts["full"] > one.forecasts["feature_extraction"] for one in advice.networks)
+    assert all(
+        one.forecasts["full"] > one.forecasts["feature_extraction"] for one in advice.networks
+    )
     assert len({one.backbone for one in advice.suggested}) == 2
     phases = [step.phase for step in steps if step.subject == "efficientnet_lite1 (2 of 3)"]
     assert list(dict.fromkeys(phases)) == ["features", "probe", "timing"]
-    assert {step.phase for step in steps} == {"decode", "features", "probe", "timing"}  # decoded once for all
+    assert {step.phase for step in steps} == {
+        "decode",
+        "features",
+        "probe",
+        "timing",
+    }  # decoded once for all
 
 
 def test_validation_and_test_images_are_never_touched(folder, monkeypatch):
     read = []
     for module in (pixels, timing):
         real = module.read_square
-        monkeypatch.setattr(module, "read_square", lambda path, *rest, real=real: read.append(path) or real(path, *rest))
+        monkeypatch.setattr(
+            module,
+            "read_square",
+            lambda path, *rest, real=real: read.append(path) or real(path, *rest),
+        )
     _, advice = advised(folder, LITES[0])
     table = load_dataset(folder).table
     training = table[table["split"] == TRAIN]
@@ -108,8 +128,12 @@ def test_validation_and_test_images_are_never_touched(folder, monkeypatch):
 
 def test_a_probe_never_sees_the_image_that_it_is_asked_about(folder, untimed):
     table = load_dataset(folder).table
-    for path in folder.rglob("*.png"):  # nothing left that could be learned, but a thousand features to learn it by heart with
-        noise = np.random.default_rng(int(path.stem) + 100 * (path.parent.name == "down")).integers(0, 255, (32, 32, 3))
+    for path in folder.rglob(
+        "*.png"
+    ):  # nothing left that could be learned, but a thousand features to learn it by heart with
+        noise = np.random.default_rng(int(path.stem) + 100 * (path.parent.name == "down")).integers(
+            0, 255, (32, 32, 3)
+        )
         Image.fromarray(np.uint8(noise)).save(path)
     assert len(table) > 40
     _, advice = advised(folder, LITES[0])
@@ -136,7 +160,9 @@ def test_only_so_many_images_are_probed(folder, untimed):
     assert {one.images for one in advice.candidates} == {20}
 
 
-def test_a_network_that_fails_is_named_with_its_reason_and_ends_no_other(folder, untimed, monkeypatch, tmp_path):
+def test_a_network_that_fails_is_named_with_its_reason_and_ends_no_other(
+    folder, untimed, monkeypatch, tmp_path
+):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
     def refused(*_, **__):
@@ -152,7 +178,9 @@ def test_a_network_that_fails_is_named_with_its_reason_and_ends_no_other(folder,
     assert [one.backbone for one in advice.suggested] == [LITES[0]]
 
 
-def test_a_size_that_one_network_cannot_take_ends_no_other_and_downloads_nothing(folder, untimed, monkeypatch):
+def test_a_size_that_one_network_cannot_take_ends_no_other_and_downloads_nothing(
+    folder, untimed, monkeypatch
+):
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("downloaded"))
     _, advice = advised(folder, "vit_b_16", LITES[0])
     (failed,) = advice.failed
@@ -163,7 +191,9 @@ def test_a_size_that_one_network_cannot_take_ends_no_other_and_downloads_nothing
 def test_each_network_gets_images_of_its_own_size_unless_one_is_named(folder, untimed):
     base = settings(folder)
     sizes = [
-        finish(advise(load_dataset(folder), base, [LITES[0]], 20, own_sizes=own)).networks[0].image_size
+        finish(advise(load_dataset(folder), base, [LITES[0]], 20, own_sizes=own))
+        .networks[0]
+        .image_size
         for own in (False, True)
     ]
     assert sizes == [32, 224]
@@ -187,7 +217,8 @@ def test_it_waits_for_its_turn_on_the_device_and_stops_meanwhile(folder, device_
 
 
 @pytest.mark.parametrize(
-    ("images", "budget", "field"), [(19, 30, "images"), (5_001, 30, "images"), (100, 0, "budget"), (100, np.inf, "budget")]
+    ("images", "budget", "field"),
+    [(19, 30, "images"), (5_001, 30, "images"), (100, 0, "budget"), (100, np.inf, "budget")],
 )
 def test_numbers_out_of_bounds_are_refused(folder, images, budget, field):
     with pytest.raises(ConfigError) as refused:
@@ -203,13 +234,24 @@ def test_nothing_to_probe_is_refused(folder, image_folder, tmp_path):
 
 
 def test_the_proposals_become_one_comparison_with_their_linear_probes(folder, untimed):
-    base = settings(folder, strategy="full", from_run="/runs/earlier", interpolation="bicubic", learning_rate=3e-4)
+    base = settings(
+        folder,
+        strategy="full",
+        from_run="/runs/earlier",
+        interpolation="bicubic",
+        learning_rate=3e-4,
+    )
     advice = finish(advise(load_dataset(folder), base, LITES[:2], 40, own_sizes=False))
     configs = comparison_of(advice.suggested, base, [0, 1])
     assert {(one.backbone, one.strategy, one.seed) for one in configs} == {
-        (name, strategy, seed) for name in LITES[:2] for strategy in ("last_block", "linear_probe") for seed in (0, 1)
+        (name, strategy, seed)
+        for name in LITES[:2]
+        for strategy in ("last_block", "linear_probe")
+        for seed in (0, 1)
     }
-    changed = {(one.starts_from, one.learning_rate, one.image_size, one.interpolation) for one in configs}
+    changed = {
+        (one.starts_from, one.learning_rate, one.image_size, one.interpolation) for one in configs
+    }
     assert changed == {("pretrained", 3e-4, 32, "auto")}
 
 

@@ -33,10 +33,19 @@ def network(name, *accuracies, seconds=60.0, top1=None, images=IMAGES, after=Non
 
 def test_the_most_accurate_comes_first_with_wilsons_interval_and_its_forecast():
     first, *others = ranked([network("a", 0.5, 0.7), network("b", 0.6, 0.9, after=(30.0, 20.0))])
-    assert (first.backbone, first.stage, first.images, first.seconds) == ("b", "block1", IMAGES, 20.0)
+    assert (first.backbone, first.stage, first.images, first.seconds) == (
+        "b",
+        "block1",
+        IMAGES,
+        20.0,
+    )
     assert (first.accuracy, first.ci_low, first.ci_high) == accuracy_interval(360, IMAGES)
     assert (first.behind, first.p, first.like_best) == (0.0, 1.0, True)
-    assert [(one.backbone, one.stage) for one in others] == [("a", "block1"), ("b", "block0"), ("a", "block0")]
+    assert [(one.backbone, one.stage) for one in others] == [
+        ("a", "block1"),
+        ("b", "block0"),
+        ("a", "block0"),
+    ]
     assert [one.behind for one in others] == pytest.approx([0.2, 0.3, 0.4])
     assert not any(one.like_best for one in others)
 
@@ -63,7 +72,16 @@ def test_the_more_candidates_the_more_it_takes_to_be_distinguished():
 
     def of(*stages):
         names = tuple(map(str, range(len(stages))))
-        return NetworkProbes("a", 32, None, np.arange(IMAGES).astype(str), names, np.stack(stages), (1.0,) * len(stages), {})
+        return NetworkProbes(
+            "a",
+            32,
+            None,
+            np.arange(IMAGES).astype(str),
+            names,
+            np.stack(stages),
+            (1.0,) * len(stages),
+            {},
+        )
 
     assert not ranked([of(best, worse)])[1].like_best
     assert all(one.like_best for one in ranked([of(best, worse, best, best)]))
@@ -71,7 +89,11 @@ def test_the_more_candidates_the_more_it_takes_to_be_distinguished():
 
 def test_equally_accurate_ones_are_ordered_by_time():
     same = network("a", 0.8, 0.8, after=(90.0, 30.0))
-    assert [one.seconds for one in ranked([same, network("b", 0.8, after=(None,))])] == [30.0, 90.0, None]
+    assert [one.seconds for one in ranked([same, network("b", 0.8, after=(None,))])] == [
+        30.0,
+        90.0,
+        None,
+    ]
 
 
 def test_networks_are_compared_on_the_images_that_all_could_read():
@@ -87,9 +109,18 @@ def suggestions(networks, budget=120.0):
 
 
 def test_the_best_probe_and_the_best_published_accuracy_within_the_budget():
-    networks = [network("a", 0.9, top1=70.0), network("b", 0.5, top1=80.0), network("c", 0.6, top1=85.0, seconds=600.0)]
+    networks = [
+        network("a", 0.9, top1=70.0),
+        network("b", 0.5, top1=80.0),
+        network("c", 0.6, top1=85.0, seconds=600.0),
+    ]
     first, second = suggestions(networks)
-    assert (first.backbone, first.by, first.strategy, first.seconds) == ("a", "probe", "last_block", 60.0)
+    assert (first.backbone, first.by, first.strategy, first.seconds) == (
+        "a",
+        "probe",
+        "last_block",
+        60.0,
+    )
     assert "90.0 % of the held-out images" in first.reason
     assert (second.backbone, second.by) == ("b", "published")
     assert "80.0 %" in second.reason
@@ -98,7 +129,11 @@ def test_the_best_probe_and_the_best_published_accuracy_within_the_budget():
 
 
 def test_where_both_are_the_same_network_the_next_one_is_taken_and_said():
-    networks = [network("a", 0.9, top1=85.0), network("b", 0.5, top1=70.0), network("c", 0.4, top1=80.0)]
+    networks = [
+        network("a", 0.9, top1=85.0),
+        network("b", 0.5, top1=70.0),
+        network("c", 0.4, top1=80.0),
+    ]
     first, second = suggestions(networks)
     assert (first.backbone, second.backbone) == ("a", "c")
     assert "a has the best published ImageNet accuracy, too (85.0 %)" in second.reason
@@ -115,7 +150,12 @@ def test_where_no_accuracy_is_published_that_is_said_and_the_next_best_probe_tak
 
 
 def test_what_is_alike_or_above_the_budget_is_said_of_the_best_probe():
-    networks = [network("a", 0.9, seconds=600.0), network("b", 0.89, seconds=600.0), network("c", 0.89), network("d", 0.5)]
+    networks = [
+        network("a", 0.9, seconds=600.0),
+        network("b", 0.89, seconds=600.0),
+        network("c", 0.89),
+        network("d", 0.5),
+    ]
     first, second = suggestions(networks)
     assert "Not distinguishable from b and c." in first.reason
     assert "10 min 0 s, is above the budget of 2 min" in first.reason
@@ -124,8 +164,13 @@ def test_what_is_alike_or_above_the_budget_is_said_of_the_best_probe():
 
 def test_one_network_or_none_makes_fewer_proposals():
     assert [one.backbone for one in suggestions([network("a", 0.9)])] == ["a"]
-    assert [one.backbone for one in suggestions([network("a", 0.9), network("b", 0.8, seconds=600.0)])] == ["a"]
-    assert [one.backbone for one in suggestions([network("a", 0.9), network("b", 0.8, last_block=False)])] == ["a", "b"]
+    assert [
+        one.backbone for one in suggestions([network("a", 0.9), network("b", 0.8, seconds=600.0)])
+    ] == ["a"]
+    assert [
+        one.backbone
+        for one in suggestions([network("a", 0.9), network("b", 0.8, last_block=False)])
+    ] == ["a", "b"]
     assert proposed((), (), 60.0) == ()
 
 

@@ -25,9 +25,13 @@ def right(share, images=200):
 def arms(made_run):
     """A cheap one, a better one that costs a hundred times as much, and a dear one that is no better."""
     runs = [
-        made_run(right(share), seconds=3.0, strategy="feature_extraction", seed=seed) for seed, share in ((0, 0.7), (1, 0.72))
+        made_run(right(share), seconds=3.0, strategy="feature_extraction", seed=seed)
+        for seed, share in ((0, 0.7), (1, 0.72))
     ]
-    runs += [made_run(right(0.9), seconds=300.0, trunk_rate=2.0), made_run(right(0.8), seconds=900.0, strategy="full")]
+    runs += [
+        made_run(right(0.9), seconds=300.0, trunk_rate=2.0),
+        made_run(right(0.8), seconds=900.0, strategy="full"),
+    ]
     return compare_runs(runs).arms
 
 
@@ -47,9 +51,13 @@ def test_on_the_frontier_nothing_is_better_and_cheaper(points, front):
 def test_pareto_shows_each_arm_its_interval_and_what_the_cache_saved(arms):
     figure = pareto("seconds", arms)
     named = {trace.name: trace for trace in figure.data if trace.mode == "markers"}
-    assert {name: trace.x[0] for name, trace in named.items()} == {arm.title: arm.cost.seconds for arm in arms}
+    assert {name: trace.x[0] for name, trace in named.items()} == {
+        arm.title: arm.cost.seconds for arm in arms
+    }
     for arm in arms:
-        assert named[arm.title].y[0] + named[arm.title].error_y.array[0] == pytest.approx(arm.accuracy.high)
+        assert named[arm.title].y[0] + named[arm.title].error_y.array[0] == pytest.approx(
+            arm.accuracy.high
+        )
     saved = [trace for trace in figure.data if trace.mode == "lines+markers"]
     assert [trace.name for trace in saved] == ["Feature extraction", "Last block"]
     assert saved[1].x[1] == pytest.approx(arms[1].cost.uncached_seconds)
@@ -66,7 +74,9 @@ def test_other_costs_have_no_hollow_markers(arms):
 def test_colours_and_symbols_stay_with_the_arm(arms):
     dots = [trace for trace in accuracies(arms).data if trace.error_x.array is not None]
     costs = [trace for trace in pareto("seconds", arms).data if trace.mode == "markers"]
-    curves = list({trace.name: trace for trace in learning_curves("loss", "epoch", arms).data}.values())
+    curves = list(
+        {trace.name: trace for trace in learning_curves("loss", "epoch", arms).data}.values()
+    )
     for at in range(len(arms)):
         assert dots[at].marker.color == costs[at].marker.color == curves[at].line.color
         assert dots[at].marker.symbol == costs[at].marker.symbol == curves[at].marker.symbol
@@ -78,7 +88,10 @@ def test_curves_show_every_seed_once_in_the_legend_by_epoch_and_by_clock(arms):
     assert sum(trace.showlegend for trace in by_epoch.data) == 3
     assert list(by_epoch.data[0].x) == [1, 2]
     assert by_clock.layout.xaxis.type is None
-    assert list(by_clock.data[0].x) == [5.0, 7.0]  # three seconds of decoding and frozen stages come before the first step
+    assert list(by_clock.data[0].x) == [
+        5.0,
+        7.0,
+    ]  # three seconds of decoding and frozen stages come before the first step
 
 
 def test_depth_is_drawn_where_arms_are_cut_differently(arms, made_run):
@@ -91,7 +104,12 @@ def test_depth_is_drawn_where_arms_are_cut_differently(arms, made_run):
 
 def test_data_are_drawn_where_arms_had_more_or_less_of_them(arms, made_run):
     assert by_data(arms) is None
-    less = compare_runs([made_run(right(share), train_fraction=part) for part, share in ((0.25, 0.7), (0.5, 0.8), (1.0, 0.9))])
+    less = compare_runs(
+        [
+            made_run(right(share), train_fraction=part)
+            for part, share in ((0.25, 0.7), (0.5, 0.8), (1.0, 0.9))
+        ]
+    )
     figure = by_data(less.arms)
     assert list(figure.data[0].x) == [50, 100, 200]
     assert list(figure.data[0].y) == pytest.approx([0.7, 0.8, 0.9])
@@ -121,14 +139,18 @@ def test_what_was_stopped_is_no_point_of_depth_or_of_data(made_run):
         ([("cuda", 5), ("cuda", None)], None, "not measured"),  # by an earlier version
     ],
 )
-def test_memory_is_an_axis_only_where_one_kind_of_device_trained_all_of_them(made_run, devices, offered, reason):
+def test_memory_is_an_axis_only_where_one_kind_of_device_trained_all_of_them(
+    made_run, devices, offered, reason
+):
     runs = [
         made_run(right(0.9), strategy=strategy, device=kind, device_bytes=size)
         for strategy, (kind, size) in zip(("last_block", "full"), devices, strict=True)
     ]
     arms = compare_runs(runs).arms
     names, why = offered_costs(arms)
-    assert [name for name in names if name in ("memory_bytes", "device_bytes")] == ([offered] if offered else [])
+    assert [name for name in names if name in ("memory_bytes", "device_bytes")] == (
+        [offered] if offered else []
+    )
     assert reason in why
     assert bool(reason) == bool(why)
     for name in names:
@@ -136,14 +158,21 @@ def test_memory_is_an_axis_only_where_one_kind_of_device_trained_all_of_them(mad
 
 
 def test_seeds_that_different_devices_trained_have_no_gpu_memory_in_common(made_run):
-    runs = [made_run(right(0.9), seed=seed, device=kind, device_bytes=5) for seed, kind in enumerate(("cuda", "mps"))]
-    [arm, _] = compare_runs([*runs, made_run(right(0.8), strategy="full", device="cuda", device_bytes=7)]).arms
+    runs = [
+        made_run(right(0.9), seed=seed, device=kind, device_bytes=5)
+        for seed, kind in enumerate(("cuda", "mps"))
+    ]
+    [arm, _] = compare_runs(
+        [*runs, made_run(right(0.8), strategy="full", device="cuda", device_bytes=7)]
+    ).arms
     assert (arm.cost.device, arm.cost.device_bytes) == ("cuda, mps", None)
     assert "different devices" in offered_costs([arm])[1]
 
 
 def test_in_distribution_against_shifted_has_both_intervals_and_a_line_of_no_drop(arms):
-    shifted = [Interval(0.4 + 0.1 * at, 0.35 + 0.1 * at, 0.52 + 0.1 * at) for at in range(len(arms))]
+    shifted = [
+        Interval(0.4 + 0.1 * at, 0.35 + 0.1 * at, 0.52 + 0.1 * at) for at in range(len(arms))
+    ]
     figure = against_shifted(arms, shifted, "<i>night")
     line, *points = figure.data
     assert list(line.x) == list(line.y)
@@ -153,5 +182,9 @@ def test_in_distribution_against_shifted_has_both_intervals_and_a_line_of_no_dro
         assert point.y[0] + point.error_y.array[0] == pytest.approx(other.high)
     assert figure.layout.xaxis.range == figure.layout.yaxis.range
     assert figure.layout.yaxis.title.text == "Accuracy, &lt;i&gt;night"
-    markers = {trace.name: trace.marker for trace in pareto("seconds", arms).data if trace.mode == "markers"}
+    markers = {
+        trace.name: trace.marker
+        for trace in pareto("seconds", arms).data
+        if trace.mode == "markers"
+    }
     assert [point.marker.color for point in points] == [markers[arm.title].color for arm in arms]

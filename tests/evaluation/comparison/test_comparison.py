@@ -6,7 +6,13 @@ from finetune_core.config import make_config
 from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison.arms import arm_titles, differing_settings
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.costs import cost, run_depth, timeline, trunk_rate, usual_cost
+from finetune_core.evaluation.comparison.costs import (
+    cost,
+    run_depth,
+    timeline,
+    trunk_rate,
+    usual_cost,
+)
 from finetune_core.evaluation.comparison.report import arms_table
 from finetune_core.figures.report import comparison_figures, whole_report
 from tests.documents import missing_in_reference
@@ -25,7 +31,10 @@ def test_runs_become_arms_pairs_and_advice(three_strategies):
     assert pair_of(result, "Last block", "Full fine-tuning")["different"]
     assert not pair_of(result, "Last block", "Feature extraction")["different"]
     assert result["advised"] == "Feature extraction"
-    assert all(name in result["strategies"] for name in ("“Feature extraction”", "“Last block”", f" {IMAGES} "))
+    assert all(
+        name in result["strategies"]
+        for name in ("“Feature extraction”", "“Last block”", f" {IMAGES} ")
+    )
     assert result["verdict"] == f"{result['strategies']} {result['networks']}"
     for pair in result["pairs"]:
         assert pair["ci_low"] <= pair["difference"] <= pair["ci_high"]
@@ -41,12 +50,17 @@ def test_every_field_is_in_the_json_reference(three_strategies):
 
 def test_averages_have_no_precision_of_a_training_to_differ_in():
     bf16, fp32 = (make_config({"data": "x", "precision": one}) for one in ("bf16", "fp32"))
-    average = make_config({"data": "x", "precision": "fp32", "averaged": {"how": "soup", "runs": ["a", "b"]}})
+    average = make_config(
+        {"data": "x", "precision": "fp32", "averaged": {"how": "soup", "runs": ["a", "b"]}}
+    )
     assert differing_settings([bf16, average]) == ["averaged"]
     assert differing_settings([bf16, fp32, average]) == ["precision", "averaged"]
 
 
-@pytest.mark.parametrize("other", [{"names": "other"}, {"classes": ("dog", "cat")}, {"data": "/elsewhere"}, {"images": 300}])
+@pytest.mark.parametrize(
+    "other",
+    [{"names": "other"}, {"classes": ("dog", "cat")}, {"data": "/elsewhere"}, {"images": 300}],
+)
 def test_runs_on_different_images_are_refused_by_name(made_run, other):
     one = made_run(right(0.9))
     two = made_run(right(0.9)[: other.pop("images", IMAGES)], strategy="full", **other)
@@ -64,35 +78,58 @@ def test_without_test_images_of_all_the_validation_images_are_used_and_that_is_s
         "Last block": (1, None),
         "Full fine-tuning · stopped after 2 of 10 epochs": (1, "stopped after 2 of 10 epochs"),
     }
-    assert any("stopped after 2 of 10 epochs" in note and "seed 0" in note for note in compared.notes)
+    assert any(
+        "stopped after 2 of 10 epochs" in note and "seed 0" in note for note in compared.notes
+    )
     assert all(arm.title in compared.headline for arm in compared.arms)
 
 
 def test_the_same_seed_again_is_no_second_seed(made_run):
-    first, again, other = made_run(right(0.9)), made_run(right(0.9)), made_run(right(0.8), strategy="full")
+    first, again, other = (
+        made_run(right(0.9)),
+        made_run(right(0.9)),
+        made_run(right(0.8), strategy="full"),
+    )
     compared = compare_runs([first, again, other])
     assert [len(arm.members) for arm in compared.arms] == [1, 1]
-    assert any(first.run_id in note and "later run has the same settings" in note for note in compared.notes)
+    assert any(
+        first.run_id in note and "later run has the same settings" in note
+        for note in compared.notes
+    )
 
 
 def test_costs_come_from_the_folder(made_run):
     run = made_run(right(0.9), seconds=12.0)
     result = cost(run, 0.1)
-    assert (result.seconds, result.memory_bytes, result.disk_bytes, result.trainable_parameters) == (12.0, 7, 1000, 100)
+    assert (
+        result.seconds,
+        result.memory_bytes,
+        result.disk_bytes,
+        result.trainable_parameters,
+    ) == (12.0, 7, 1000, 100)
     assert result.uncached_seconds == pytest.approx(12.0 + 2 * 250 * 0.1 - 2.0)
     assert [row["seconds"] for row in timeline(run)] == [5.0, 7.0]
     assert cost(run).uncached_seconds is None
 
 
 def test_memory_that_was_used_again_is_taken_from_the_forecast(made_run):
-    first, second = (made_run(right(0.9), seed=seed, forecast={"memory_bytes": size}) for seed, size in ((0, 5), (1, 900)))
+    first, second = (
+        made_run(right(0.9), seed=seed, forecast={"memory_bytes": size})
+        for seed, size in ((0, 5), (1, 900))
+    )
     assert [cost(run).memory_bytes for run in (first, second)] == [7, 900]
     assert usual_cost([cost(first), cost(second)]).memory_bytes == 900
 
 
 def test_what_the_cache_saved_follows_from_the_deepest_cut_that_was_timed(made_run):
-    head, block = made_run(right(0.9), strategy="feature_extraction"), made_run(right(0.9), trunk_rate=0.1)
-    two, full = made_run(right(0.9), strategy="last_two_blocks", trunk_rate=0.05), made_run(right(0.9), strategy="full")
+    head, block = (
+        made_run(right(0.9), strategy="feature_extraction"),
+        made_run(right(0.9), trunk_rate=0.1),
+    )
+    two, full = (
+        made_run(right(0.9), strategy="last_two_blocks", trunk_rate=0.05),
+        made_run(right(0.9), strategy="full"),
+    )
     runs = [head, block, two, full]
     assert [trunk_rate([run], runs) for run in runs] == [0.1, 0.1, 0.05, 0.0]
     assert trunk_rate([head], [head, full]) is None
@@ -129,8 +166,14 @@ def test_titles_say_what_tells_the_arms_apart_and_no_more():
         "Last block · efficientnet_lite0 · 25 % of the data",
     ]
     assert titles({"strategy": "custom", "cut": "layer3"}) == ["Custom from layer3 on"]
-    assert titles({"from_run": "/at/home/runs/earlier"}, {}) == ["Last block · from run earlier", "Last block · from no run"]
-    assert titles({"mean": (0.5, 0.25, 0)}, {}) == ["Last block · mean 0.5, 0.25, 0", "Last block · mean None"]
+    assert titles({"from_run": "/at/home/runs/earlier"}, {}) == [
+        "Last block · from run earlier",
+        "Last block · from no run",
+    ]
+    assert titles({"mean": (0.5, 0.25, 0)}, {}) == [
+        "Last block · mean 0.5, 0.25, 0",
+        "Last block · mean None",
+    ]
 
 
 def test_the_report_is_one_file_that_asks_for_nothing_and_takes_nothing_for_markup(made_run):
@@ -154,5 +197,8 @@ def test_a_gpus_memory_has_a_column_of_its_own(made_run):
     here = made_run(right(0.8), strategy="full")
     columns, rows = arms_table(compare_runs([on_gpu, here]))
     found = [dict(zip(columns, row, strict=True)) for row in rows]
-    assert [(row["Memory"], row["GPU memory"]) for row in found] == [("7 B", "3.0 GB"), ("7 B", "none")]
+    assert [(row["Memory"], row["GPU memory"]) for row in found] == [
+        ("7 B", "3.0 GB"),
+        ("7 B", "none"),
+    ]
     assert "GPU memory" not in arms_table(compare_runs([here, made_run(right(0.9))]))[0]

@@ -38,7 +38,11 @@ def arms(made_run):
     """Two strategies, two seeds each: alike on their own images, one of them much better on noisy ones."""
     shares = {"feature_extraction": 0.8, "full": 0.5}
     return [
-        (made_run(right(0.9, seed), strategy=name, seed=seed), right(0.9, seed), right(share, 10 * at + seed))
+        (
+            made_run(right(0.9, seed), strategy=name, seed=seed),
+            right(0.9, seed),
+            right(share, 10 * at + seed),
+        )
         for at, (name, share) in enumerate(shares.items())
         for seed in (0, 1)
     ]
@@ -47,7 +51,12 @@ def arms(made_run):
 def test_the_verdict_is_that_of_the_same_answers_to_any_images(arms, made_run):
     runs = [measured(*arm) for arm in arms]
     both = compare_shift(runs, NOISE)
-    same = compare_runs([made_run(noisy, strategy=run.config.strategy, seed=run.config.seed) for run, _, noisy in arms])
+    same = compare_runs(
+        [
+            made_run(noisy, strategy=run.config.strategy, seed=run.config.seed)
+            for run, _, noisy in arms
+        ]
+    )
     mine, theirs = both.shifted.to_json(), same.to_json()
     assert mine["split"] == "shifted"
     assert [arm["accuracy"] for arm in mine["arms"]] == [arm["accuracy"] for arm in theirs["arms"]]
@@ -57,9 +66,15 @@ def test_the_verdict_is_that_of_the_same_answers_to_any_images(arms, made_run):
     assert mine["pairs"][0]["strategies"]["different"]
     assert not both.own.to_json()["pairs"][0]["strategies"]["different"]
     assert [drop.value for drop in both.drops] == pytest.approx(
-        [own.score.value - other.score.value for own, other in zip(both.own.arms, both.shifted.arms, strict=True)]
+        [
+            own.score.value - other.score.value
+            for own, other in zip(both.own.arms, both.shifted.arms, strict=True)
+        ]
     )
-    assert not any(pair["networks"]["different"] for pair in compare_shift(runs, BLUR).shifted.to_json()["pairs"])
+    assert not any(
+        pair["networks"]["different"]
+        for pair in compare_shift(runs, BLUR).shifted.to_json()["pairs"]
+    )
 
 
 @pytest.mark.parametrize("measure", ["macro_f1", "log_loss"])
@@ -77,7 +92,9 @@ def test_accuracies_are_the_same_with_and_without_predictions(arms):
     found, images = corrupted_accuracies(comparison, NOISE)
     assert images == IMAGES
     shifted = compare_shift(runs, NOISE).shifted
-    assert [one.value for one in found] == pytest.approx([arm.accuracy.value for arm in shifted.arms])
+    assert [one.value for one in found] == pytest.approx(
+        [arm.accuracy.value for arm in shifted.arms]
+    )
     write_accuracies(runs[1])
     assert corruptions_of(comparison) == corrupted("test")[1:]
     assert of_accuracies_only(comparison) == [runs[1]]
@@ -98,7 +115,11 @@ def test_runs_that_could_not_read_the_same_images_are_refused(arms):
 def test_corrupted_images_are_not_held_against_what_was_published_of_other_data_sets(made_run):
     wins, loses = right(0.9, 1), right(0.4, 2)
     runs = [
-        measured(made_run(wins, strategy=strategy, seed=seed), wins, wins if strategy == "full" else loses)
+        measured(
+            made_run(wins, strategy=strategy, seed=seed),
+            wins,
+            wins if strategy == "full" else loses,
+        )
         for strategy in ("full", "linear_probe_then_full")
         for seed in (0, 1)
     ]

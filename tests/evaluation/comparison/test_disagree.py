@@ -16,7 +16,10 @@ def test_every_image_is_on_one_side_whatever_the_order_of_the_rows(made_run):
 
     assert numbered(found.only_a) == np.flatnonzero(right[0] & ~right[1]).tolist()
     assert numbered(found.only_b) == np.flatnonzero(~right[0] & right[1]).tolist()
-    assert (found.both, found.neither) == ((right[0] & right[1]).sum(), (~right[0] & ~right[1]).sum())
+    assert (found.both, found.neither) == (
+        (right[0] & right[1]).sum(),
+        (~right[0] & ~right[1]).sum(),
+    )
     assert found.images == 60
     assert found.split == "test"
     assert (found.only_a["predicted_a"] == found.only_a["label"]).all()
@@ -47,9 +50,14 @@ def test_the_clearest_cases_come_first_and_say_how_sure_each_run_is(made_run):
 
 
 def test_where_one_run_has_no_test_images_the_validation_images_are_taken(made_run):
-    found = disagreement(made_run([True, False]), made_run([False, True], strategy="full", tested=False))
+    found = disagreement(
+        made_run([True, False]), made_run([False, True], strategy="full", tested=False)
+    )
     assert found.split == "val"
-    assert (found.only_a["id"].tolist(), found.only_b["id"].tolist()) == (["vimage0000.png"], ["vimage0001.png"])
+    assert (found.only_a["id"].tolist(), found.only_b["id"].tolist()) == (
+        ["vimage0000.png"],
+        ["vimage0001.png"],
+    )
 
 
 def test_runs_on_different_images_are_refused(made_run):

@@ -38,9 +38,18 @@ STRATEGIES = ("feature_extraction", "last_block")
 @pytest.fixture(scope="module")
 def trained(image_folder_once, tmp_path_factory):
     """Strategy -> its run, measured; and what was measured."""
-    folder = image_folder_once(tmp_path_factory.mktemp("images"), {"red": 40, "green": 40, "blue": 40})
+    folder = image_folder_once(
+        tmp_path_factory.mktemp("images"), {"red": 40, "green": 40, "blue": 40}
+    )
     runs_dir = tmp_path_factory.mktemp("runs")
-    usual = {"data": str(folder), "image_size": 32, "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}
+    usual = {
+        "data": str(folder),
+        "image_size": 32,
+        "epochs": 2,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+    }
     runs = {}
     for strategy in STRATEGIES:
         reservation = create_run(make_config(usual | {"strategy": strategy}), runs_dir)
@@ -84,7 +93,9 @@ def test_changes_are_those_of_the_checkpoint(trained, layers):
     moved = layers["last_block"].stages
     assert [stage.name for stage in moved] == [stage.name for stage in tuned.stages]
     for result, stage in zip(moved, tuned.stages, strict=True):
-        now = torch.cat([tuned.model.get_parameter(name).detach().ravel() for name in stage.parameters])
+        now = torch.cat(
+            [tuned.model.get_parameter(name).detach().ravel() for name in stage.parameters]
+        )
         then = torch.cat([start[name].ravel() for name in stage.parameters])
         assert result.change == pytest.approx(float((now - then).norm() / then.norm()), rel=1e-4)
     last, head = moved[-2:]
@@ -96,13 +107,21 @@ def test_changes_are_those_of_the_checkpoint(trained, layers):
 
 def test_gradient_shares_are_those_that_the_run_recorded(trained, layers):
     rows = trained[0]["last_block"].history.epochs
-    squares = [{name: one["gradient_norm"] ** 2 for name, one in row["stages"].items()} for row in rows]
-    shares = {stage.name: stage.gradient_share for stage in layers["last_block"].stages if stage.gradient_share is not None}
+    squares = [
+        {name: one["gradient_norm"] ** 2 for name, one in row["stages"].items()} for row in rows
+    ]
+    shares = {
+        stage.name: stage.gradient_share
+        for stage in layers["last_block"].stages
+        if stage.gradient_share is not None
+    }
     assert sum(shares.values()) == pytest.approx(1)
     assert len(shares) == 2
     for name, share in shares.items():
         assert share == pytest.approx(np.mean([row[name] / sum(row.values()) for row in squares]))
-    assert [stage.gradient_share for stage in layers["feature_extraction"].stages if stage.trains] == [1.0]
+    assert [
+        stage.gradient_share for stage in layers["feature_extraction"].stages if stage.trains
+    ] == [1.0]
 
 
 def test_the_pull_is_the_gradient_of_the_mean_loss_relative_to_the_weights(trained, layers):
@@ -111,15 +130,27 @@ def test_the_pull_is_the_gradient_of_the_mean_loss_relative_to_the_weights(train
     images = finish(run_images(run, {"train": 500}))
     rows = images.rows["train"]
     assert layers["last_block"].pulled == len(rows)
-    inputs = torch.cat([batch for _, batch in network_inputs(predictor.network, images.pixels, rows, 32, predictor.device)])
+    inputs = torch.cat(
+        [
+            batch
+            for _, batch in network_inputs(
+                predictor.network, images.pixels, rows, 32, predictor.device
+            )
+        ]
+    )
     model = predictor.network.model.eval().requires_grad_(True)
     labels = torch.tensor(images.dataset.table["label"].to_numpy()[rows])
     logits = model(inputs)
     torch.nn.functional.cross_entropy(logits, labels).backward()
-    assert layers["last_block"].fitted == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+    assert layers["last_block"].fitted == pytest.approx(
+        float((logits.argmax(1) == labels).float().mean())
+    )
     for result, stage in zip(layers["last_block"].stages, predictor.network.stages, strict=True):
         own = [model.get_parameter(name) for name in stage.parameters]
-        gradient = torch.cat([one.grad.ravel() for one in own]).norm() / torch.cat([one.detach().ravel() for one in own]).norm()
+        gradient = (
+            torch.cat([one.grad.ravel() for one in own]).norm()
+            / torch.cat([one.detach().ravel() for one in own]).norm()
+        )
         assert result.pull == pytest.approx(float(gradient), rel=1e-2), stage.name
 
 
@@ -127,7 +158,14 @@ def test_probes_that_end_after_different_stages_do_not_share_a_beginning(trained
     usual = trained[0]["last_block"].config
     runs = []
     for stage in ("block3", "block5"):
-        config = make_config({"data": usual.data, "image_size": 32, "strategy": "linear_probe", "features_from": stage})
+        config = make_config(
+            {
+                "data": usual.data,
+                "image_size": 32,
+                "strategy": "linear_probe",
+                "features_from": stage,
+            }
+        )
         reservation = create_run(config, tmp_path)
         list(execute(reservation))
         runs.append(RunStore(tmp_path).read(reservation.run_dir))
@@ -198,7 +236,9 @@ def test_likeness_is_blind_to_rotation_scale_and_offset_only():
 
 def test_unrelated_features_are_unlike_although_images_are_fewer():
     """The usual, biased estimate says 0.9 here."""
-    result = [linear_cka(features(50, 800, seed), features(50, 800, 100 + seed)) for seed in range(20)]
+    result = [
+        linear_cka(features(50, 800, seed), features(50, 800, 100 + seed)) for seed in range(20)
+    ]
     assert abs(np.mean(result)) < 0.03
 
 
@@ -206,7 +246,10 @@ def test_likeness_is_built_on_the_unbiased_hsic_of_its_definition():
     """Song et al. 2012, equation 4: a mean over all quadruples of different images."""
 
     def hsic(k, n):
-        terms = [k[0][i, j] * (k[1][i, j] + k[1][q, r] - 2 * k[1][i, q]) for i, j, q, r in permutations(range(n), 4)]
+        terms = [
+            k[0][i, j] * (k[1][i, j] + k[1][q, r] - 2 * k[1][i, q])
+            for i, j, q, r in permutations(range(n), 4)
+        ]
         return np.mean(terms)
 
     one, other = features(7, 3, 0), features(7, 2, 1) + features(7, 3, 0)[:, :2]
@@ -220,15 +263,27 @@ NAMES = ("stem", "block1", "block2", "block3", "block4", "block5", "block6", "bl
 
 def made(first_trained, accuracies, fitted=0.9, likeness=1.0, error=0.01):
     moves = [
-        StageMove(name, at >= first_trained, 0.1, likeness, None, 0.01 * (1 + at)) for at, name in enumerate((*NAMES, "head"))
+        StageMove(name, at >= first_trained, 0.1, likeness, None, 0.01 * (1 + at))
+        for at, name in enumerate((*NAMES, "head"))
     ]
-    probes = tuple(Probe(name, accuracy, error) for name, accuracy in zip(NAMES, accuracies, strict=False))
+    probes = tuple(
+        Probe(name, accuracy, error) for name, accuracy in zip(NAMES, accuracies, strict=False)
+    )
     return Layers(tuple(moves), probes, 100, 100, fitted)
 
 
 PEAK_AT_BLOCK5 = (0.6, 0.7, 0.8, 0.85, 0.93, 0.96, 0.94, 0.88)
 RISING = (0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96)
-BLOCK6_JUST_BEST = (0.5, 0.6, 0.7, 0.75, 0.78, 0.807, 0.82, 0.77)  # block5 within the standard error of 2.2 points
+BLOCK6_JUST_BEST = (
+    0.5,
+    0.6,
+    0.7,
+    0.75,
+    0.78,
+    0.807,
+    0.82,
+    0.77,
+)  # block5 within the standard error of 2.2 points
 
 
 def stages_in(sentence):
@@ -239,7 +294,9 @@ def test_the_deepest_frozen_stage_thaws_next_where_an_earlier_one_is_better_by_m
     advice = thaw_next(made(8, PEAK_AT_BLOCK5))
     assert (advice.stage, advice.what) == ("block7", "thaw block7 next")
     assert stages_in(advice.reason) == {"block5", "block7"}
-    assert [number in advice.reason for number in ("88.0 %", "96.0 %", "± 1.0 points")] == [True] * 3
+    assert [number in advice.reason for number in ("88.0 %", "96.0 %", "± 1.0 points")] == [
+        True
+    ] * 3
     assert thaw_next(made(7, PEAK_AT_BLOCK5)).stage == "block6"
     assert thaw_next(made(6, PEAK_AT_BLOCK5)).stage is None
 
@@ -273,20 +330,29 @@ def test_features_that_get_better_to_the_last_frozen_stage_give_no_reason_to_tha
 
 def test_the_gradient_of_frozen_stages_plays_no_part_and_its_chart_says_so():
     pulled = made(8, RISING)
-    strong = replace(pulled, stages=tuple(replace(stage, pull=stage.pull * 100) for stage in pulled.stages))
+    strong = replace(
+        pulled, stages=tuple(replace(stage, pull=stage.pull * 100) for stage in pulled.stages)
+    )
     assert thaw_next(strong) == thaw_next(pulled)
     help_text = next(measure.help for measure in MEASURES if measure.field == "pull")
     assert "plays no part" in help_text
 
 
 def with_gradient_shares(layers, shares):
-    return replace(layers, stages=tuple(replace(stage, gradient_share=shares.get(stage.name)) for stage in layers.stages))
+    return replace(
+        layers,
+        stages=tuple(
+            replace(stage, gradient_share=shares.get(stage.name)) for stage in layers.stages
+        ),
+    )
 
 
 def test_where_the_stage_behind_hardly_trained_no_earlier_one_is_advised():
     """The share of the gradient that a stage got while it trained, unlike the pull of a frozen one, was measured on what training did."""
     result = made(7, PEAK_AT_BLOCK5)
-    assert thaw_next(with_gradient_shares(result, {"block7": 0.011, "head": 0.989})).stage == "block6"
+    assert (
+        thaw_next(with_gradient_shares(result, {"block7": 0.011, "head": 0.989})).stage == "block6"
+    )
     advice = thaw_next(with_gradient_shares(result, {"block7": 0.004, "head": 0.996}))
     assert (advice.stage, advice.what) == (None, "nothing advised")
     assert "block7, which trains behind it, got 0.4 % of the gradient only" in advice.reason
@@ -294,7 +360,9 @@ def test_where_the_stage_behind_hardly_trained_no_earlier_one_is_advised():
 
 
 def test_the_head_alone_always_gets_all_of_the_gradient_which_says_nothing():
-    assert thaw_next(with_gradient_shares(made(8, PEAK_AT_BLOCK5), {"head": 0.001})).stage == "block7"
+    assert (
+        thaw_next(with_gradient_shares(made(8, PEAK_AT_BLOCK5), {"head": 0.001})).stage == "block7"
+    )
 
 
 def test_little_is_expected_where_everything_is_classified_correctly():

@@ -12,8 +12,20 @@ from sklearn.metrics import f1_score, log_loss
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, f1_of, f1_values
-from finetune_core.evaluation.comparison.paired import LEVEL, is_different, measured, networks_claim, random_flip_p, sign_flip_p
-from finetune_core.evaluation.comparison.strategies import image_variance, measure_interval, seed_variances, strategies_claim
+from finetune_core.evaluation.comparison.paired import (
+    LEVEL,
+    is_different,
+    measured,
+    networks_claim,
+    random_flip_p,
+    sign_flip_p,
+)
+from finetune_core.evaluation.comparison.strategies import (
+    image_variance,
+    measure_interval,
+    seed_variances,
+    strategies_claim,
+)
 from finetune_core.figures.report import whole_report
 from tests.evaluation.simulated import logits_of_arms, most_by_chance, pair_of, right
 
@@ -22,17 +34,23 @@ OTHERS = [MEASURES["macro_f1"], MEASURES["log_loss"]]
 
 @given(some.integers(2, 5), some.integers(3, 40), some.integers(0, 10_000))
 @settings(max_examples=40, deadline=None)
-def test_pseudo_values_have_macro_f1_for_their_mean_and_a_resample_is_scikit_learns(classes, count, seed):
+def test_pseudo_values_have_macro_f1_for_their_mean_and_a_resample_is_scikit_learns(
+    classes, count, seed
+):
     random = np.random.default_rng(seed)
     labels, predicted = random.integers(0, classes, count), random.integers(0, classes + 1, count)
     present = np.unique(labels)
 
     def expected(rows):
-        return f1_score(labels[rows], predicted[rows], labels=present, average="macro", zero_division=0)
+        return f1_score(
+            labels[rows], predicted[rows], labels=present, average="macro", zero_division=0
+        )
 
     every = np.arange(count)
     assert f1_values(labels, predicted[None]).mean() == pytest.approx(expected(every))
-    drawn = np.concatenate([random.choice(np.flatnonzero(labels == one), (labels == one).sum()) for one in present])
+    drawn = np.concatenate(
+        [random.choice(np.flatnonzero(labels == one), (labels == one).sum()) for one in present]
+    )
     weights = np.bincount(drawn, minlength=count)[:, None].astype(float)
     assert f1_of(labels, predicted, weights)[0] == pytest.approx(expected(drawn))
 
@@ -57,7 +75,9 @@ def test_scores_are_scikit_learns_and_the_bootstrap_is_of_the_measure_itself(mea
     for arm, one in zip(arms, probabilities, strict=True):
         value = measure_interval(arm, seed_variances([arm])[0])
         single = [
-            log_loss(labels, network) if measure.lower_is_better else f1_score(labels, network.argmax(1), average="macro")
+            log_loss(labels, network)
+            if measure.lower_is_better
+            else f1_score(labels, network.argmax(1), average="macro")
             for network in one
         ]
         assert value.value == pytest.approx(np.mean(single))
@@ -89,7 +109,9 @@ def test_equally_good_arms_are_rarely_called_different(measure, seeds):
         claim = networks_claim(*arms)
         found[0] += is_different(claim, claim.p)
         if min(seeds) > 1:
-            arms = measured(measure, *logits_of_arms(random, (0.0, 0.0), seeds, 240, effect=0.3), resamples=2)
+            arms = measured(
+                measure, *logits_of_arms(random, (0.0, 0.0), seeds, 240, effect=0.3), resamples=2
+            )
             wider = strategies_claim(*arms, tuple(seed_variances(arms)))
             found[1] += is_different(wider, wider.p)
     assert (found <= most_by_chance(trials, LEVEL)).all()

@@ -48,7 +48,10 @@ def test_a_strategy_that_is_worse_than_it_is_said_to_be_is_named_with_source_and
 def test_it_does_not_matter_which_of_the_two_stands_first(made_run):
     compared = compare_runs(runs_of(made_run, {"full": 0.80, "first_block": 0.70}))
     turned = compare_runs(runs_of(made_run, {"from_scratch": 0.90, "full": 0.80}))
-    assert "“First block” is said to beat “Full fine-tuning” where images differ" in compared.published[0]
+    assert (
+        "“First block” is said to beat “Full fine-tuning” where images differ"
+        in compared.published[0]
+    )
     assert "“Full fine-tuning” is said to beat “From scratch” (" in turned.published[0]
 
 
@@ -68,7 +71,12 @@ def test_nothing_is_said_without_a_significant_verdict_against_it(made_run, shar
 
 def test_nothing_is_said_of_arms_that_differ_in_more_than_the_strategy_or_were_stopped(made_run):
     shares = {"feature_extraction": 0.90, "last_block": 0.80}
-    for settings in ({"train_fraction": 0.25}, {"epochs": 5}, {"image_size": 96}, {"backbone": "resnet18"}):
+    for settings in (
+        {"train_fraction": 0.25},
+        {"epochs": 5},
+        {"image_size": 96},
+        {"backbone": "resnet18"},
+    ):
         assert compare_runs(runs_of(made_run, shares, **settings)).published == (), settings
     for status, said in (("finished", 1), ("stopped", 0)):
         runs = [
@@ -79,18 +87,36 @@ def test_nothing_is_said_of_arms_that_differ_in_more_than_the_strategy_or_were_s
 
 
 def test_published_are_accuracies_so_nothing_is_said_of_other_metrics(made_run):
-    assert compare_runs(runs_of(made_run, {"feature_extraction": 0.90, "last_block": 0.80}), "log_loss").published == ()
+    assert (
+        compare_runs(
+            runs_of(made_run, {"feature_extraction": 0.90, "last_block": 0.80}), "log_loss"
+        ).published
+        == ()
+    )
 
 
 def test_with_one_seed_the_networks_speak(made_run):
-    [sentence] = compare_runs(runs_of(made_run, {"feature_extraction": 0.90, "last_block": 0.80}, seeds=1)).published
+    [sentence] = compare_runs(
+        runs_of(made_run, {"feature_extraction": 0.90, "last_block": 0.80}, seeds=1)
+    ).published
     assert f"on these {IMAGES} images its network is " in sentence
 
 
 def test_on_shifted_images_only_what_is_said_of_those_counts(made_run):
-    runs = runs_of(made_run, {"feature_extraction": 0.95, "last_block": 0.80, "full": 0.70, "linear_probe_then_full": 0.60})
+    runs = runs_of(
+        made_run,
+        {
+            "feature_extraction": 0.95,
+            "last_block": 0.80,
+            "full": 0.70,
+            "linear_probe_then_full": 0.60,
+        },
+    )
     compared = compare_runs(runs)
     [sentence] = against_published(compared.arms, compared.pairs, SHIFTED)
-    assert "(LP-FT)” is said to beat “Full fine-tuning” on shifted images (Kumar et al. 2022)" in sentence
+    assert (
+        "(LP-FT)” is said to beat “Full fine-tuning” on shifted images (Kumar et al. 2022)"
+        in sentence
+    )
     assert f"on these {IMAGES} shifted images it is " in sentence
     assert "Kumar" not in " ".join(compared.published)

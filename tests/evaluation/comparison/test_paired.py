@@ -38,7 +38,9 @@ def test_mcnemar_is_statsmodels_and_the_sign_flip_test_is_mcnemar_for_two_networ
 @settings(max_examples=40, deadline=None)
 def test_the_sign_flip_test_is_scipys_permutation_test(units):
     units = np.array(units)
-    expected = stats.permutation_test((units,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
+    expected = stats.permutation_test(
+        (units,), np.sum, permutation_type="samples", n_resamples=np.inf
+    ).pvalue
     assert sign_flip_p(units) == pytest.approx(expected, abs=1e-9)
 
 
@@ -46,13 +48,17 @@ def test_the_sign_flip_test_is_scipys_permutation_test(units):
 @given(some.lists(some.floats(0, 1), min_size=1, max_size=15))
 @settings(max_examples=20, deadline=None)
 def test_holm_is_statsmodels(p_values):
-    np.testing.assert_allclose(holm(p_values), multipletests(p_values, method="holm")[1], atol=1e-12)
+    np.testing.assert_allclose(
+        holm(p_values), multipletests(p_values, method="holm")[1], atol=1e-12
+    )
 
 
 def test_bootstrap_is_scipys():
     random = np.random.default_rng(3)
     gained = random.choice([-1, 0, 1], p=[0.05, 0.85, 0.1], size=400)
-    expected = stats.bootstrap((gained,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
+    expected = stats.bootstrap(
+        (gained,), np.mean, method="percentile", n_resamples=10_000, rng=1
+    ).confidence_interval
     assert bootstrap(gained) == pytest.approx((expected.low, expected.high), abs=0.004)
     assert bootstrap(gained) == bootstrap(gained)
 
@@ -86,23 +92,34 @@ def test_exchanging_the_sides_turns_everything_round():
     a, b = (answers(side) for side in sides(np.random.default_rng(1), (0.4, 0.0), (2, 3), 300, 0.3))
     one, other = networks_claim(a, b), networks_claim(b, a)
     assert (one.difference, one.p) == pytest.approx((-other.difference, other.p))
-    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=4e-3)  # its draws are others
+    assert (one.low, one.high) == pytest.approx(
+        (-other.high, -other.low), abs=4e-3
+    )  # its draws are others
 
 
 @pytest.mark.parametrize("seeds", [(1, 1), (2, 1), (3, 3)])
 def test_networks_that_are_equally_good_are_rarely_called_different(seeds):
     random, trials = np.random.default_rng(sum(seeds)), 150
-    claims = [networks_claim(*(answers(side) for side in sides(random, (0, 0), seeds, 300, 0.0))) for _ in range(trials)]
+    claims = [
+        networks_claim(*(answers(side) for side in sides(random, (0, 0), seeds, 300, 0.0)))
+        for _ in range(trials)
+    ]
     assert sum(is_different(claim, claim.p) for claim in claims) <= most_by_chance(trials, LEVEL)
 
 
-@pytest.mark.parametrize(("images", "discordance", "pairs"), [(540, 0.06, 1), (540, 0.06, 3), (150, 0.2, 1)])
-def test_the_smallest_difference_of_two_networks_is_found_at_the_power_stated(images, discordance, pairs):
+@pytest.mark.parametrize(
+    ("images", "discordance", "pairs"), [(540, 0.06, 1), (540, 0.06, 3), (150, 0.2, 1)]
+)
+def test_the_smallest_difference_of_two_networks_is_found_at_the_power_stated(
+    images, discordance, pairs
+):
     random, trials, found = np.random.default_rng(5), 1000, 0
     claim = networks_claim(*(answers(side) for side in sides(random, (0, 0), (1, 1), images, 0.0)))
     least = smallest_seen(claim, images, pairs, discordance)
     ahead, behind = (discordance + least) / 2, (discordance - least) / 2
-    for only_a, only_b, _ in random.multinomial(images, [ahead, behind, 1 - discordance], size=trials):
+    for only_a, only_b, _ in random.multinomial(
+        images, [ahead, behind, 1 - discordance], size=trials
+    ):
         found += stats.binomtest(only_a, only_a + only_b).pvalue <= LEVEL / pairs
     assert found / trials == pytest.approx(POWER, abs=0.04)
 

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from finetune_core.evaluation.comparison.paired import LEVEL, answers, holm, image_variance, is_different
+from finetune_core.evaluation.comparison.paired import (
+    LEVEL,
+    answers,
+    holm,
+    image_variance,
+    is_different,
+)
 from finetune_core.evaluation.comparison.pairs import compare_pairs, known_variances
 from finetune_core.evaluation.comparison.power import POWER, seeds_needed, smallest_seen
 from finetune_core.evaluation.comparison.strategies import (
@@ -27,8 +33,14 @@ def arms_of(random, gains, seeds, images=300, effect=0.3, **more):
 
 def called_different(arms, variances):
     """Which pairs Student's t and Holm's correction call different."""
-    claims = [strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in combinations(range(len(arms)), 2)]
-    return [is_different(claim, p) for claim, p in zip(claims, holm([claim.p for claim in claims]), strict=True)]
+    claims = [
+        strategies_claim(arms[a], arms[b], (variances[a], variances[b]))
+        for a, b in combinations(range(len(arms)), 2)
+    ]
+    return [
+        is_different(claim, p)
+        for claim, p in zip(claims, holm([claim.p for claim in claims]), strict=True)
+    ]
 
 
 def each_alone(arms):
@@ -127,7 +139,8 @@ def test_pooling_finds_true_differences_that_each_pairs_own_seeds_do_not_show(ar
     for _ in range(trials):
         drawn = arms_of(random, (gain, *(0,) * (arms - 1)), (seeds,) * arms, effect=0.15)
         found += [
-            any(called_different(drawn, variances)[: arms - 1]) for variances in (seed_variances(drawn), each_alone(drawn))
+            any(called_different(drawn, variances)[: arms - 1])
+            for variances in (seed_variances(drawn), each_alone(drawn))
         ]
     pooled, alone = found
     assert pooled - alone > 0.2 * trials
@@ -140,7 +153,10 @@ def test_a_true_difference_of_strategies_is_found_at_the_power_stated():
         arms = arms_of(random, (0.75, 0.0), (3, 3), images=540, effect=0.15)
         claims.append(strategies_claim(*arms, tuple(seed_variances(arms))))
     truth, result = (
-        np.mean(values) for values in zip(*((one.difference, smallest_seen(one, 540)) for one in claims), strict=True)
+        np.mean(values)
+        for values in zip(
+            *((one.difference, smallest_seen(one, 540)) for one in claims), strict=True
+        )
     )
     assert truth == pytest.approx(result, rel=0.1), "the case is meant to be just big enough"
     assert np.mean([claim.p <= LEVEL for claim in claims]) == pytest.approx(POWER, abs=0.1)
@@ -183,7 +199,9 @@ def test_accuracy_of_one_run_has_wilsons_interval():
 
 def test_accuracy_over_seeds_holds_the_truth_nineteen_times_out_of_twenty():
     random, trials = np.random.default_rng(2), 300
-    truth = np.mean([arms_of(random, (0,), (1,), images=4000, effect=0.4)[0].mean for _ in range(300)])
+    truth = np.mean(
+        [arms_of(random, (0,), (1,), images=4000, effect=0.4)[0].mean for _ in range(300)]
+    )
     missed = 0
     for _ in range(trials):
         arms = arms_of(random, (0, 0), (3, 3), effect=0.4)
@@ -202,7 +220,10 @@ def test_perfect_seeds_are_not_certain():
 @pytest.mark.parametrize("right", [True, False])
 def test_an_arm_without_any_spread_of_its_own_has_an_interval_from_the_seeds_of_the_others(right):
     random = np.random.default_rng(0)
-    spread = [answers(np.array([random.random(200) < share for share in (0.3, 0.5, 0.8)])) for _ in range(3)]
+    spread = [
+        answers(np.array([random.random(200) < share for share in (0.3, 0.5, 0.8)]))
+        for _ in range(3)
+    ]
     same = answers(np.full((3, 200), right))
     variance = seed_variances([*spread, same])[3]
     assert variance.pooled

@@ -9,7 +9,12 @@ import torch
 from scipy.special import softmax
 from scipy.stats import binomtest
 
-from finetune_core.commands.evaluate import augment, evaluated_run, evaluation_json, print_evaluation
+from finetune_core.commands.evaluate import (
+    augment,
+    evaluated_run,
+    evaluation_json,
+    print_evaluation,
+)
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.evaluation.comparison.tta import augmented, flip_warnings, tta_json
 from finetune_core.evaluation.prediction.predictor import load_predictor
@@ -37,13 +42,21 @@ def flipped(flipped_once, tmp_path):
 def test_it_is_the_mean_over_the_image_and_its_mirror_image(flipped):
     predictor, table = load_predictor(flipped), with_flips(flipped)
     some = table.iloc[:: len(table) // 5]
-    inputs = [network_input(run_image(flipped, one), predictor.network.info, predictor.image_size).tensor for one in some["id"]]
-    straight, mirrored = (predictor.probabilities_of(torch.stack(each)) for each in (inputs, [one.flip(-1) for one in inputs]))
+    inputs = [
+        network_input(run_image(flipped, one), predictor.network.info, predictor.image_size).tensor
+        for one in some["id"]
+    ]
+    straight, mirrored = (
+        predictor.probabilities_of(torch.stack(each))
+        for each in (inputs, [one.flip(-1) for one in inputs])
+    )
     assert np.abs(straight - mirrored).max() > 1e-4
     found = softmax(np.stack(some["logits"].tolist()).astype(np.float64), axis=1)
     np.testing.assert_allclose(found, (straight + mirrored) / 2, atol=1e-5)
     own = load_predictions(flipped.run_dir)
-    assert set(zip(table["split"], table["id"], strict=True)) == set(zip(own["split"], own["id"], strict=True))
+    assert set(zip(table["split"], table["id"], strict=True)) == set(
+        zip(own["split"], own["id"], strict=True)
+    )
 
 
 def test_the_paired_test_is_mcnemars_on_both_splits(flipped):
@@ -61,12 +74,18 @@ def test_the_paired_test_is_mcnemars_on_both_splits(flipped):
         assert (one.only_with, one.only_without) == (gained, lost)
         assert one.with_flips.accuracy == pytest.approx(having.mean())
         assert one.claim.difference == pytest.approx(having.mean() - without.mean())
-        assert one.claim.p == pytest.approx(binomtest(gained, gained + lost).pvalue if gained + lost else 1.0)
+        assert one.claim.p == pytest.approx(
+            binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+        )
 
 
 def test_a_large_gain_is_told_from_chance_and_a_small_one_is_not(made_run):
     right = np.arange(120) % 2 == 0
-    run, better, alike = made_run(right), made_run(right | (np.arange(120) < 60)), made_run(right | (np.arange(120) < 4))
+    run, better, alike = (
+        made_run(right),
+        made_run(right | (np.arange(120) < 60)),
+        made_run(right | (np.arange(120) < 4)),
+    )
     words = []
     for other in (better, alike):
         keep_as_flips(run, other)
@@ -105,7 +124,9 @@ def test_what_is_asked_for_wrongly_is_refused(flipped):
 
 
 def test_the_command_prints_it_and_every_field_is_in_the_reference(flipped, capsys):
-    result = json.loads(json.dumps(evaluation_json(evaluated_run(flipped, None, corrupt=False)), allow_nan=False))
+    result = json.loads(
+        json.dumps(evaluation_json(evaluated_run(flipped, None, corrupt=False)), allow_nan=False)
+    )
     assert result["tta"]["how"] == "flips"
     assert not missing_in_reference({"tta", *result["tta"], *result["tta"]["splits"][0]})
     print_evaluation(evaluated_run(flipped, None, corrupt=False))

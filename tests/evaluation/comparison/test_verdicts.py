@@ -19,7 +19,10 @@ def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_show
     for claim, verb in (("strategies", "beats"), ("networks", "beat")):
         words = better[claim]["verdict"]
         assert (
-            words.index("“Feature extraction”") < words.index(f" {verb} ") < words.index("“Full fine-tuning”") < words.index(by)
+            words.index("“Feature extraction”")
+            < words.index(f" {verb} ")
+            < words.index("“Full fine-tuning”")
+            < words.index(by)
         )
         assert f" {IMAGES} images" in words
         assert words in better["verdict"]
@@ -47,8 +50,13 @@ def test_what_another_arm_beats_is_not_advised_however_cheap(made_run):
     cheap, middle = right(0.83), right(0.86)
     swinging = [right(share) for share in (0.84, 0.92, 0.87, 0.90, 0.85)]
     runs = [made_run(cheap, seconds=1.0, seed=seed) for seed in range(5)]
-    runs += [made_run(middle, seconds=5.0, strategy="last_two_blocks", seed=seed) for seed in range(5)]
-    runs += [made_run(side, seconds=9.0, strategy="full", seed=seed) for seed, side in enumerate(swinging)]
+    runs += [
+        made_run(middle, seconds=5.0, strategy="last_two_blocks", seed=seed) for seed in range(5)
+    ]
+    runs += [
+        made_run(side, seconds=9.0, strategy="full", seed=seed)
+        for seed, side in enumerate(swinging)
+    ]
     compared = compare_runs(runs)
     result = compared.to_json()
     assert compared.arms[compared.best].title == "Full fine-tuning"
@@ -63,19 +71,26 @@ def test_with_one_seed_only_the_networks_can_be_compared(made_run):
     pair = compared.to_json()["pairs"][0]
     assert (pair["about"], pair["strategies"]) == ("networks", None)
     assert pair["networks"]["different"]
-    assert [pair["mcnemar_p"], pair["networks"]["p"]] == pytest.approx([mcnemar_p(a[None], b[None])[0, 0]] * 2)
+    assert [pair["mcnemar_p"], pair["networks"]["p"]] == pytest.approx(
+        [mcnemar_p(a[None], b[None])[0, 0]] * 2
+    )
     assert not any(arm.speaks for arm in compared.arms)
     for words in (compared.headline, compared.caveat, compared.networks):
         assert words.index("“Last block”") < words.index("“Full fine-tuning”")
     assert pair["networks"]["verdict"] in compared.networks
     assert compared.advised is None
-    assert [(one.about, one.kind) for one in compared.arm_verdicts] == [("networks", "best"), ("networks", "worse")]
+    assert [(one.about, one.kind) for one in compared.arm_verdicts] == [
+        ("networks", "best"),
+        ("networks", "worse"),
+    ]
     assert any("Three seeds or more" in note for note in compared.notes)
 
 
 def test_many_strategies_of_one_seed_each_are_not_all_named(made_run):
     names = ("feature_extraction", "last_block", "full")
-    compared = compare_runs([made_run(right(0.9, seed), strategy=name) for seed, name in enumerate(names)])
+    compared = compare_runs(
+        [made_run(right(0.9, seed), strategy=name) for seed, name in enumerate(names)]
+    )
     assert not any(arm.speaks for arm in compared.arms)
     assert compared.caveat
     assert not any(arm.title in compared.headline + compared.caveat for arm in compared.arms)
@@ -96,7 +111,10 @@ def frozen_and_full(made_run):
         "full": ([*range(24), *range(100, 137)], [*range(24), *range(105, 147)]),
     }
     return [
-        [made_run(answers_with([*some]), strategy=strategy, seed=seed) for seed, some in enumerate(sets)]
+        [
+            made_run(answers_with([*some]), strategy=strategy, seed=seed)
+            for seed, some in enumerate(sets)
+        ]
         for strategy, sets in wrong.items()
     ]
 
@@ -141,16 +159,22 @@ def test_more_evidence_in_the_same_direction_never_takes_the_claim_about_network
     assert all(pair["networks"]["different"] for pair in pairs)
     assert [pair["strategies"] is None for pair in pairs] == [True, True, False, False]
     assert [one.advised is None for one in said[:2]] == [True, True]
-    assert all(pair["networks"]["verdict"] in one.networks for pair, one in zip(pairs, said, strict=True))
+    assert all(
+        pair["networks"]["verdict"] in one.networks for pair, one in zip(pairs, said, strict=True)
+    )
 
 
-def test_with_one_arm_of_a_single_seed_the_others_are_compared_as_strategies(three_strategies, made_run):
+def test_with_one_arm_of_a_single_seed_the_others_are_compared_as_strategies(
+    three_strategies, made_run
+):
     single = made_run(right(0.95, 5), strategy="last_two_blocks", seconds=30.0)
     comparison = compare_runs([*three_strategies, single])
     assert comparison.arms[comparison.advised].title == "Feature extraction"
     assert "“Feature extraction”" in comparison.headline
     assert "“Last two blocks”" in comparison.caveat
-    kinds = {comparison.arms[one.arm].title: (one.about, one.kind) for one in comparison.arm_verdicts}
+    kinds = {
+        comparison.arms[one.arm].title: (one.about, one.kind) for one in comparison.arm_verdicts
+    }
     assert kinds["Last two blocks"] == ("networks", "better")
     assert kinds["Full fine-tuning"] == ("strategies", "worse")
 
@@ -172,8 +196,15 @@ def test_so_few_images_advise_nothing(made_run):
 def test_more_of_what_the_larger_error_comes_from_is_advised(made_run):
     """Seeds 20 points apart on 2,000 images are no reason to look for more images."""
     order = np.random.default_rng(0).permutation(2000)
-    swinging = [(1300, "last_block", 0), (1700, "last_block", 1), (1250, "full", 0), (1600, "full", 1)]
-    compared = compare_runs([made_run(order < n, strategy=name, seed=seed) for n, name, seed in swinging])
+    swinging = [
+        (1300, "last_block", 0),
+        (1700, "last_block", 1),
+        (1250, "full", 0),
+        (1600, "full", 1),
+    ]
+    compared = compare_runs(
+        [made_run(order < n, strategy=name, seed=seed) for n, name, seed in swinging]
+    )
     pair = compared.to_json()["pairs"][0]
     assert pair["seed_error"] > pair["image_error"]
     assert "Most of the uncertainty comes from the seeds" in compared.caveat
@@ -210,31 +241,44 @@ def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
     assert [("stopped" in title) for title in titles] == [False, False, True, True]
 
 
-def test_a_stopped_run_changes_nothing_of_what_is_said_of_the_strategies(three_strategies, made_run):
+def test_a_stopped_run_changes_nothing_of_what_is_said_of_the_strategies(
+    three_strategies, made_run
+):
     """It cannot be compared as one, so nothing is corrected for it."""
     alone = compare_runs(three_strategies)
-    stopped = [made_run(right(share), seed=seed, status="stopped") for seed, share in ((7, 0.3), (8, 0.8))]
+    stopped = [
+        made_run(right(share), seed=seed, status="stopped") for seed, share in ((7, 0.3), (8, 0.8))
+    ]
     beside = compare_runs([*three_strategies, *stopped])
     assert beside.headline == alone.headline
-    assert [pair.strategies for pair in beside.pairs if pair.strategies] == [pair.strategies for pair in alone.pairs]
+    assert [pair.strategies for pair in beside.pairs if pair.strategies] == [
+        pair.strategies for pair in alone.pairs
+    ]
     assert {pair.networks.family for pair in beside.pairs} == {6}
 
 
 def test_runs_of_equal_settings_and_seed_have_titles_of_their_own(made_run):
     runs = [made_run(right(0.9), status=status) for status in ("stopped", "stopped", "finished")]
-    twins = [replace(run, run_dir=run.run_dir.with_name(f"{run.run_id[:-4]}{n:04x}")) for n, run in enumerate(runs)]
+    twins = [
+        replace(run, run_dir=run.run_dir.with_name(f"{run.run_id[:-4]}{n:04x}"))
+        for n, run in enumerate(runs)
+    ]
     assert len(set(run_titles(twins))) == 3
 
 
 def test_stopped_runs_of_many_seeds_say_so(made_run):
-    compared = compare_runs([made_run(right(0.9, seed), seed=seed, status="stopped") for seed in (0, 1)])
+    compared = compare_runs(
+        [made_run(right(0.9, seed), seed=seed, status="stopped") for seed in (0, 1)]
+    )
     assert [arm.unfinished for arm in compared.arms] == ["stopped after 2 of 10 epochs"] * 2
     assert compared.headline.count("stopped after 2 of 10 epochs") == 1
 
 
 def test_runs_of_one_strategy_are_compared_with_each_other(made_run):
     compared = compare_runs([made_run(right(0.9, seed), seed=seed) for seed in (0, 1, 2)])
-    assert [arm.title for arm in compared.arms] == [f"Last block · seed {seed}" for seed in (0, 1, 2)]
+    assert [arm.title for arm in compared.arms] == [
+        f"Last block · seed {seed}" for seed in (0, 1, 2)
+    ]
     assert len(compared.pairs) == 3
     assert not any(pair.networks.different for pair in compared.pairs)
     assert "seeds" in compared.verdict
@@ -244,7 +288,12 @@ def test_runs_of_one_strategy_are_compared_with_each_other(made_run):
 
 def test_one_strategy_alone_is_not_the_one_to_take(made_run):
     compared = compare_runs([made_run(right(0.9))])
-    assert (compared.pairs, compared.arm_verdicts, compared.advised, compared.networks) == ((), (), None, "")
+    assert (compared.pairs, compared.arm_verdicts, compared.advised, compared.networks) == (
+        (),
+        (),
+        None,
+        "",
+    )
     assert "Add another strategy" in compared.verdict
     assert "Take this one" not in whole_report(compared)
     assert "★" not in whole_report(compared)

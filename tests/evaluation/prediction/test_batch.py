@@ -10,7 +10,13 @@ import pytest
 from finetune_core.data.archives import unpack_archive
 from finetune_core.errors import DataError
 from finetune_core.evaluation.prediction import batch
-from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, predict_images, to_csv, unpacking_folder
+from finetune_core.evaluation.prediction.batch import (
+    ImagePrediction,
+    images_below,
+    predict_images,
+    to_csv,
+    unpacking_folder,
+)
 from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.paths import data_dir
@@ -43,7 +49,9 @@ def strangers(image_folder, tmp_path):
 
 def test_every_image_is_classified_in_order_and_damaged_ones_are_reported(predictor, strangers):
     images = images_below(strangers)
-    assert [name for name, _ in images] == [f"a/{n:03d}.png" for n in range(20)] + [f"b/red/{n:03d}.png" for n in range(20)]
+    assert [name for name, _ in images] == [f"a/{n:03d}.png" for n in range(20)] + [
+        f"b/red/{n:03d}.png" for n in range(20)
+    ]
     steps, predictions = drained(predict_images(predictor, images))
     assert steps == [Step(32, 40), Step(40, 40)]
     assert [one.file for one in predictions] == [name for name, _ in images]
@@ -53,12 +61,16 @@ def test_every_image_is_classified_in_order_and_damaged_ones_are_reported(predic
     assert {one.unlike for one in predictions} == {None}
     readable = [one for one in predictions if one.probabilities is not None]
     alone = predictor.probabilities([strangers / one.file for one in readable])
-    np.testing.assert_allclose(np.stack([one.probabilities for one in readable]), alone, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        np.stack([one.probabilities for one in readable]), alone, rtol=1e-3, atol=1e-5
+    )
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
 @pytest.mark.parametrize("known", [False, True])
-def test_the_network_is_compiled_where_that_pays(run, predictor, strangers, compiling, monkeypatch, known):
+def test_the_network_is_compiled_where_that_pays(
+    run, predictor, strangers, compiling, monkeypatch, known
+):
     looks = encoder(predictor)
     given = (looks, drained(compute_neighbourhood(run, looks))[1]) if known else None
     images = images_below(strangers)
@@ -73,10 +85,14 @@ def test_the_network_is_compiled_where_that_pays(run, predictor, strangers, comp
     for ours, theirs in zip(found, eager, strict=True):
         assert (ours.file, ours.unlike) == (theirs.file, theirs.unlike)
         if ours.probabilities is not None:
-            np.testing.assert_allclose(ours.probabilities, theirs.probabilities, rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(
+                ours.probabilities, theirs.probabilities, rtol=1e-3, atol=1e-5
+            )
 
 
-def test_with_the_training_images_known_each_is_said_to_be_like_them_or_not(run, predictor, strangers):
+def test_with_the_training_images_known_each_is_said_to_be_like_them_or_not(
+    run, predictor, strangers
+):
     looks = encoder(predictor)
     _, near = drained(compute_neighbourhood(run, looks))
     images = images_below(Path(run.config.data))
@@ -103,7 +119,12 @@ def test_the_table_reads_back_and_starts_no_formula():
     ]
     text = to_csv(predictions, ("+cat", "dog")).decode()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    assert [row["file"] for row in rows] == ["'=cmd|' /C calc'!A0.png", 'täst, "x"\n.png', "gone.png", "plain.png"]
+    assert [row["file"] for row in rows] == [
+        "'=cmd|' /C calc'!A0.png",
+        'täst, "x"\n.png',
+        "gone.png",
+        "plain.png",
+    ]
     assert [row["class"] for row in rows] == ["dog", "'+cat", "", "'+cat"]
     assert [row["unlike"] for row in rows] == ["yes", "no", "", ""]
     assert [row["probability"] for row in rows] == ["0.750000", "0.900000", "", "0.500000"]

@@ -23,12 +23,21 @@ SIZE = 64
 def predictor_of(model, size=SIZE):
     """A network that is in no catalogue, seen through ResNet-18's preprocessing."""
     head = find_head(model, size)
-    network = Network(model.eval(), model, derive_stages(model, (head,), size), (head,), "", backbone_info("resnet18"))
+    network = Network(
+        model.eval(),
+        model,
+        derive_stages(model, (head,), size),
+        (head,),
+        "",
+        backbone_info("resnet18"),
+    )
     return Predictor(network, ("a", "b"), choose_device("cpu", "fp32"), size)
 
 
 def built(name):
-    return Predictor(build_network(name, "none", 3, seed=0), ("a", "b", "c"), choose_device("cpu", "fp32"), SIZE)
+    return Predictor(
+        build_network(name, "none", 3, seed=0), ("a", "b", "c"), choose_device("cpu", "fp32"), SIZE
+    )
 
 
 def png(pixels):
@@ -66,7 +75,9 @@ def test_the_heat_lies_on_the_bright_patch_that_decides_the_class():
     row, column = np.unravel_index(explanation.heat[1].argmax(), explanation.heat[1].shape)
     assert 40 <= row <= 60
     assert 4 <= column <= 24
-    assert explanation.heat[1][41:59, 5:23].sum() > 0.7 * explanation.heat[1].sum(), "on a thirteenth of the picture"
+    assert explanation.heat[1][41:59, 5:23].sum() > 0.7 * explanation.heat[1].sum(), (
+        "on a thirteenth of the picture"
+    )
     assert explanation.heat[1][:24].max() == explanation.heat[1][:, 40:].max() == 0
     assert explanation.heat[0].max() == 0, "nothing in it speaks for the other class"
     assert explanation.probabilities.argmax() == 1
@@ -87,9 +98,13 @@ def test_real_backbones_are_explained_and_left_exactly_as_they_were(name):
         assert heat.min() >= 0
         assert heat.max() in (0, pytest.approx(1))
     assert (
-        Image.open(io.BytesIO(explanation.overlays[2])).size == Image.open(io.BytesIO(explanation.picture)).size == (320, 320)
+        Image.open(io.BytesIO(explanation.overlays[2])).size
+        == Image.open(io.BytesIO(explanation.picture)).size
+        == (320, 320)
     )
-    np.testing.assert_allclose(explanation.probabilities, predictor.probabilities([image])[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        explanation.probabilities, predictor.probabilities([image])[0], rtol=1e-5
+    )
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == needing
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -98,7 +113,10 @@ def test_real_backbones_are_explained_and_left_exactly_as_they_were(name):
 
 def test_threads_get_what_they_would_get_alone():
     predictor = built("resnet18")
-    images = [png(np.random.default_rng(seed).integers(0, 255, (70, 70, 3), dtype=np.uint8)) for seed in range(6)]
+    images = [
+        png(np.random.default_rng(seed).integers(0, 255, (70, 70, 3), dtype=np.uint8))
+        for seed in range(6)
+    ]
     alone = [explain(predictor, image, [0, 1, 2]) for image in images]
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(lambda image: explain(predictor, image, [0, 1, 2]), images))
@@ -109,8 +127,12 @@ def test_threads_get_what_they_would_get_alone():
 
 def test_a_class_token_is_looked_past_to_the_last_map_that_the_head_uses():
     torch.manual_seed(0)
-    model = VisionTransformer(SIZE, 8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=2)
-    nn.init.normal_(model.heads.head.weight)  # torchvision starts it at nought, and then no patch speaks for anything
+    model = VisionTransformer(
+        SIZE, 8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=2
+    )
+    nn.init.normal_(
+        model.heads.head.weight
+    )  # torchvision starts it at nought, and then no patch speaks for anything
     explanation = explain(predictor_of(model), noise(), [0, 1])
     assert explanation.cells == 8
     assert max(heat.max() for heat in explanation.heat.values()) == pytest.approx(1)
@@ -124,7 +146,9 @@ def test_channels_last_are_understood():
     assert max(heat.max() for heat in explanation.heat.values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("size", "layer", "cells"), [(64, "layer3", 4), (96, "layer4", 3), (32, "layer2", 4)])
+@pytest.mark.parametrize(
+    ("size", "layer", "cells"), [(64, "layer3", 4), (96, "layer4", 3), (32, "layer2", 4)]
+)
 def test_where_the_last_map_has_four_cells_an_earlier_one_is_explained(size, layer, cells):
     predictor = replace(built("resnet18"), image_size=size)
     explanation = explain(predictor, noise(), [0])
@@ -139,7 +163,11 @@ def test_any_layer_can_be_asked_for_and_the_heat_is_computed_on_its_map():
     last, early = (explain(predictor, noise(), [0, 1], layer) for layer in ("layer4", "layer1"))
     assert (last.layer, last.cells) == ("layer4", 2)
     assert (early.layer, early.cells) == ("layer1", 16)
-    assert early.layers == last.layers == {"stem": 16, "layer1": 16, "layer2": 8, "layer3": 4, "layer4": 2}
+    assert (
+        early.layers
+        == last.layers
+        == {"stem": 16, "layer1": 16, "layer2": 8, "layer3": 4, "layer4": 2}
+    )
     assert not np.allclose(early.heat[0], last.heat[0])
     with pytest.raises(RunError, match="head does not pass"):
         explain(predictor, noise(), [0], "head")

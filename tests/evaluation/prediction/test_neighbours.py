@@ -44,7 +44,12 @@ def files(run, kind):
 
 
 def test_a_training_image_is_nearest_to_itself(run, looks, near):
-    assert len(near.ids) == len(near.labels) == len(near.features) == run.history.started["counts"]["train"]
+    assert (
+        len(near.ids)
+        == len(near.labels)
+        == len(near.features)
+        == run.history.started["counts"]["train"]
+    )
     assert near.features.shape[1] == 2, "the network's own features, and those from before training"
     np.testing.assert_allclose(np.linalg.norm(near.features, axis=2), 1, atol=1e-5)
     for row in (0, len(near.ids) // 2, len(near.ids) - 1):
@@ -130,7 +135,9 @@ def test_images_outside_the_readable_folders_are_refused(run, looks, tmp_path):
         drained(compute_neighbourhood(run, looks, (tmp_path,)))
 
 
-def test_what_training_has_drawn_towards_a_class_is_still_recognised_by_the_pretrained_features(near):
+def test_what_training_has_drawn_towards_a_class_is_still_recognised_by_the_pretrained_features(
+    near,
+):
     """An image that the trained network takes for a perfect member, and that was far from all before."""
     inside = near.features[0].copy()
     assert not near.unlike(inside[None])[0]

@@ -22,7 +22,10 @@ def test_a_reloaded_network_says_what_the_run_said(run):
     files = [Path(run.config.data, name) for name in result.predictions["id"]]
     predictor = load_predictor(run)
     np.testing.assert_allclose(
-        predictor.probabilities(files), np.stack(result.predictions["probabilities"]), rtol=1e-4, atol=1e-6
+        predictor.probabilities(files),
+        np.stack(result.predictions["probabilities"]),
+        rtol=1e-4,
+        atol=1e-6,
     )
     assert predictor.classes == classes
 
@@ -30,7 +33,9 @@ def test_a_reloaded_network_says_what_the_run_said(run):
 def test_uploaded_bytes_are_treated_like_files(run):
     file = next(Path(run.config.data, "red").iterdir())
     predictor = load_predictor(run)
-    np.testing.assert_array_equal(predictor.probabilities([file]), predictor.probabilities([file.read_bytes()]))
+    np.testing.assert_array_equal(
+        predictor.probabilities([file]), predictor.probabilities([file.read_bytes()])
+    )
 
 
 def test_what_is_no_image_is_refused(run):

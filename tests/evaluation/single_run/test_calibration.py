@@ -11,7 +11,9 @@ def drawn(count=4000, classes=4, seed=0, factor=1.0):
     """Labels drawn from the very probabilities, and logits that say so, or that are too sure by ``factor``."""
     random = np.random.default_rng(seed)
     logits = random.normal(size=(count, classes)) * 2
-    labels = (softmax(logits, axis=1).cumsum(1) < random.random((count, 1))).sum(1).clip(max=classes - 1)
+    labels = (
+        (softmax(logits, axis=1).cumsum(1) < random.random((count, 1))).sum(1).clip(max=classes - 1)
+    )
     return logits * factor, labels
 
 
@@ -20,7 +22,9 @@ def predictions(splits, factor=3.0):
     for seed, (split, count) in enumerate(splits.items()):
         logits, labels = drawn(count, seed=seed, factor=factor)
         ids = [f"{split}/{n}.png" for n in range(count)]
-        parts.append(pd.DataFrame({"id": ids, "split": split, "label": labels, "logits": list(logits)}))
+        parts.append(
+            pd.DataFrame({"id": ids, "split": split, "label": labels, "logits": list(logits)})
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -30,7 +34,9 @@ def test_bins_are_scikit_learns():
     correct = probabilities.argmax(1) == labels
     for ours, theirs in (("width", "uniform"), ("mass", "quantile")):
         found = calibration(logits, labels, ours).bins
-        accuracy, confidence = calibration_curve(correct, probabilities.max(1), n_bins=15, strategy=theirs)
+        accuracy, confidence = calibration_curve(
+            correct, probabilities.max(1), n_bins=15, strategy=theirs
+        )
         np.testing.assert_allclose(found["accuracy"], accuracy)
         np.testing.assert_allclose(found["confidence"], confidence)
         assert found["images"].sum() == len(labels)
@@ -45,7 +51,10 @@ def test_the_error_of_a_known_case():
     assert found.ece == pytest.approx((10 * 0.2 + 10 * 0.0) / 20)
     assert found.bins["images"].tolist() == [10, 10]
     wilson = found.bins[["accuracy", "accuracy_low", "accuracy_high"]].to_numpy().tolist()
-    assert wilson == [pytest.approx((0.6, 0.3127, 0.8318), abs=1e-4), pytest.approx((0.7, 0.3968, 0.8922), abs=1e-4)]
+    assert wilson == [
+        pytest.approx((0.6, 0.3127, 0.8318), abs=1e-4),
+        pytest.approx((0.7, 0.3968, 0.8922), abs=1e-4),
+    ]
 
 
 def test_a_well_calibrated_network_needs_no_temperature():
@@ -63,7 +72,9 @@ def test_the_test_split_is_scaled_by_the_validation_images_alone():
     assert found.temperatures == (pytest.approx(fit_temperature(logits, labels)),)
     test_logits, test_labels = drawn(1000, seed=1, factor=3.0)
     np.testing.assert_allclose(found.logits, test_logits / found.temperatures[0])
-    assert calibration(found.logits, test_labels).ece < calibration(test_logits, test_labels).ece / 3
+    assert (
+        calibration(found.logits, test_labels).ece < calibration(test_logits, test_labels).ece / 3
+    )
     shuffled = table.assign(label=np.where(table["split"] == "test", 0, table["label"]))
     assert scale(shuffled, "test").temperatures == found.temperatures  # no look at what is reported
 
@@ -78,13 +89,22 @@ def test_validation_alone_is_scaled_half_by_half():
     other, labels = np.stack(table["logits"])[~first], table["label"].to_numpy()[~first]
     assert found.temperatures[0] == pytest.approx(fit_temperature(other, labels))
     backwards = scale(table.iloc[::-1], "val")
-    np.testing.assert_allclose(backwards.logits[::-1], found.logits)  # whatever the order of the rows
+    np.testing.assert_allclose(
+        backwards.logits[::-1], found.logits
+    )  # whatever the order of the rows
 
 
 def test_too_few_images_and_a_single_class_are_not_scaled():
     assert scale(predictions({"val": 5}), "val") is None
     assert scale(predictions({"val": 5, "test": 20}), "test") is None
-    one = pd.DataFrame({"id": [f"{n}" for n in range(99)], "split": "val", "label": 0, "logits": [np.zeros(1)] * 99})
+    one = pd.DataFrame(
+        {
+            "id": [f"{n}" for n in range(99)],
+            "split": "val",
+            "label": 0,
+            "logits": [np.zeros(1)] * 99,
+        }
+    )
     assert scale(one, "val") is None
 
 
@@ -101,7 +121,9 @@ def test_one_image_and_equal_confidences_are_binned(binning):
     assert calibration(np.zeros((9, 1)), np.zeros(9, dtype=int), binning).ece == 0
 
 
-@pytest.mark.parametrize(("factor", "count"), [(1.0, 100), (1.0, 800), (1.5, 100), (3.0, 100), (3.0, 800)])
+@pytest.mark.parametrize(
+    ("factor", "count"), [(1.0, 100), (1.0, 800), (1.5, 100), (3.0, 100), (3.0, 800)]
+)
 def test_the_interval_of_the_error_holds_the_truth_however_well_calibrated(factor, count):
     """Plain percentiles of a bootstrap hold the error of a calibrated network in none of a hundred cases."""
     logits, labels = drawn(200_000, seed=99, factor=factor)

@@ -58,7 +58,9 @@ def test_what_the_run_before_was_trained_on_is_counted_and_said_but_not_left_out
 
 
 def test_images_that_both_know_are_the_runs_own(parent, mixed):
-    same = replace(parent, config=parent.config.model_copy(update={"from_run": str(parent.run_dir)}))
+    same = replace(
+        parent, config=parent.config.model_copy(update={"from_run": str(parent.run_dir)})
+    )
     _, copies, _ = looked(same, mixed)
     assert (copies.training, copies.near, copies.earlier) == (4, 1, 0)
 
@@ -76,7 +78,9 @@ def test_a_run_before_that_is_gone_is_said(child, parent, mixed, ids):
     assert copies.training == 0  # its own were
 
 
-def test_a_run_elsewhere_and_data_that_may_not_be_read_are_not_looked_into(child, parent, mixed, trained_once, tmp_path):
+def test_a_run_elsewhere_and_data_that_may_not_be_read_are_not_looked_into(
+    child, parent, mixed, trained_once, tmp_path
+):
     elsewhere = shutil.move(parent.run_dir, tmp_path / "elsewhere")
     config = child.config.model_copy(update={"from_run": str(elsewhere)})
     moved = replace(child, config=config)

@@ -4,7 +4,12 @@ import pytest
 from scipy.stats import norm
 from sklearn import metrics as oracle
 
-from finetune_core.evaluation.single_run.curves import coverage_curve, one_vs_rest, selective_prediction, thinned
+from finetune_core.evaluation.single_run.curves import (
+    coverage_curve,
+    one_vs_rest,
+    selective_prediction,
+    thinned,
+)
 from finetune_core.evaluation.single_run.metrics import evaluate
 
 
@@ -12,7 +17,14 @@ def evaluated(count=3000, classes=3, seed=0):
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, count)
     logits = random.normal(size=(count, classes)) + np.eye(classes)[labels]
-    table = pd.DataFrame({"id": [f"{n}.png" for n in range(count)], "split": "test", "label": labels, "logits": list(logits)})
+    table = pd.DataFrame(
+        {
+            "id": [f"{n}.png" for n in range(count)],
+            "split": "test",
+            "label": labels,
+            "logits": list(logits),
+        }
+    )
     return evaluate(table, tuple("abcdefgh"[:classes]))
 
 
@@ -23,14 +35,18 @@ def test_few_points_draw_the_same_areas():
     assert len(curve.roc) <= 300
     assert curve.prevalence == row["images"] / result.images
     assert len(curve.recall_precision) <= 300
-    assert oracle.auc(curve.roc["false_positives"], curve.roc["true_positives"]) == pytest.approx(row["roc_auc"], abs=0.003)
+    assert oracle.auc(curve.roc["false_positives"], curve.roc["true_positives"]) == pytest.approx(
+        row["roc_auc"], abs=0.003
+    )
     area = oracle.auc(curve.recall_precision["recall"], curve.recall_precision["precision"])
     assert area == pytest.approx(row["average_precision"], abs=0.01)
 
 
 def test_a_curve_of_one_class_only_is_not_defined():
     assert one_vs_rest(evaluated(5, 1), 0) is None
-    table = pd.DataFrame({"id": ["x", "y"], "split": "val", "label": 0, "logits": [np.zeros(2)] * 2})
+    table = pd.DataFrame(
+        {"id": ["x", "y"], "split": "val", "label": 0, "logits": [np.zeros(2)] * 2}
+    )
     assert one_vs_rest(evaluate(table, ("a", "b")), 1) is None
 
 
@@ -49,9 +65,14 @@ def test_bands_are_those_of_curves_that_scikit_learn_draws_of_resamples():
         precision, recall, _ = oracle.precision_recall_curve(labels[rows] == 1, probability[rows])
         found.append(np.interp(0.25, false, true))
         precise.append(precision[recall >= 0.5 - 1e-9][-1])
-    for band, at, outcome in ((curve.roc_band, 0.25, found), (curve.recall_precision_band, 0.5, precise)):
+    for band, at, outcome in (
+        (curve.roc_band, 0.25, found),
+        (curve.recall_precision_band, 0.5, precise),
+    ):
         row = band[np.isclose(band.iloc[:, 0], at)].iloc[0]
-        np.testing.assert_allclose(row[["low", "high"]].to_numpy(float), np.percentile(outcome, (2.5, 97.5)), atol=0.02)
+        np.testing.assert_allclose(
+            row[["low", "high"]].to_numpy(float), np.percentile(outcome, (2.5, 97.5)), atol=0.02
+        )
 
 
 @pytest.mark.slow
@@ -62,18 +83,26 @@ def test_95_of_100_bands_hold_the_true_curve():
         labels = np.repeat([0, 1], 100)
         score = random.normal(size=200) + 1.5 * labels
         logits = np.stack([np.zeros(200), score], axis=1)
-        table = pd.DataFrame({"id": range(200), "split": "test", "label": labels, "logits": list(logits)})
-        row = one_vs_rest(evaluate(table, ("a", "b")), 1, resamples=200, seed=trial).roc_band.iloc[20]
+        table = pd.DataFrame(
+            {"id": range(200), "split": "test", "label": labels, "logits": list(logits)}
+        )
+        row = one_vs_rest(evaluate(table, ("a", "b")), 1, resamples=200, seed=trial).roc_band.iloc[
+            20
+        ]
         held.append(row["low"] <= norm.cdf(1.5 - norm.isf(0.2)) <= row["high"])
     assert 0.89 <= np.mean(held) <= 0.99
 
 
 def test_a_band_narrows_with_images_and_holds_its_own_curve():
-    wide, narrow = (one_vs_rest(evaluated(count), 1, resamples=100).roc_band for count in (100, 3000))
+    wide, narrow = (
+        one_vs_rest(evaluated(count), 1, resamples=100).roc_band for count in (100, 3000)
+    )
     assert (narrow["high"] - narrow["low"]).mean() < (wide["high"] - wide["low"]).mean() / 3
     curve = one_vs_rest(evaluated(), 1)
     band = curve.roc_band[1:]  # at nought, a curve goes straight up
-    inside = np.interp(band["false_positives"], curve.roc["false_positives"], curve.roc["true_positives"])
+    inside = np.interp(
+        band["false_positives"], curve.roc["false_positives"], curve.roc["true_positives"]
+    )
     thinning = 0.003
     assert (band["low"] <= inside + thinning).all()
     assert (inside <= band["high"] + thinning).all()
@@ -82,11 +111,16 @@ def test_a_band_narrows_with_images_and_holds_its_own_curve():
 def test_who_names_everything_is_as_accurate_as_ever():
     result = evaluated()
     curve = coverage_curve(result)
-    assert (curve["coverage"].iloc[-1], curve["accuracy"].iloc[-1]) == (1, pytest.approx(result.accuracy))
+    assert (curve["coverage"].iloc[-1], curve["accuracy"].iloc[-1]) == (
+        1,
+        pytest.approx(result.accuracy),
+    )
     assert curve["threshold"].is_monotonic_decreasing
     middle = curve.iloc[len(curve) // 2]
     selected = selective_prediction(result, middle["threshold"])
-    assert (selected.share, selected.accuracy) == pytest.approx((middle["coverage"], middle["accuracy"]))
+    assert (selected.share, selected.accuracy) == pytest.approx(
+        (middle["coverage"], middle["accuracy"])
+    )
     assert selected.low < selected.accuracy < selected.high
 
 

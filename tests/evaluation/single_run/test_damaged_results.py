@@ -30,18 +30,28 @@ from finetune_core.training.training_state import restore_training_state
 from finetune_core.work import finish
 
 # block7 stays frozen between two that train, so that the checkpoint holds frozen tensors.
-SETTINGS = {"image_size": 32, "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
+SETTINGS = {
+    "image_size": 32,
+    "epochs": 2,
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "precision": "fp32",
+}
 SETTINGS |= {"strategy": "custom", "stage_rates": {"block6": 0.1, "head": 1.0}}
 
 
 @pytest.fixture(scope="module")
 def data(image_folder_once, tmp_path_factory):
-    return image_folder_once(tmp_path_factory.mktemp("damaged") / "images", {"red": 10, "blue": 10, "green": 10})
+    return image_folder_once(
+        tmp_path_factory.mktemp("damaged") / "images", {"red": 10, "blue": 10, "green": 10}
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
-    reservation = create_run(make_config(SETTINGS | {"data": str(data)}), tmp_path_factory.mktemp("finished"))
+    reservation = create_run(
+        make_config(SETTINGS | {"data": str(data)}), tmp_path_factory.mktemp("finished")
+    )
     list(execute(reservation))
     return reservation.run_dir
 
@@ -49,7 +59,9 @@ def finished(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def stopped(data, tmp_path_factory):
     """In the middle of its second epoch."""
-    reservation = create_run(make_config(SETTINGS | {"data": str(data)}), tmp_path_factory.mktemp("stopped"))
+    reservation = create_run(
+        make_config(SETTINGS | {"data": str(data)}), tmp_path_factory.mktemp("stopped")
+    )
     for event in execute(reservation):
         if isinstance(event, events.StepEnded) and event.epoch == 2:
             request_stop(reservation.run_dir)
@@ -95,17 +107,25 @@ TABLES = {
     "no rows": lambda table: table.slice(0, 0),
     "no labels": lambda table: table.drop_columns("label"),
     "labels that are texts": column("label", lambda labels: pa.array([str(one) for one in labels])),
-    "a label that is no class": column("label", lambda labels: pa.array([99, *labels.to_pylist()[1:]])),
+    "a label that is no class": column(
+        "label", lambda labels: pa.array([99, *labels.to_pylist()[1:]])
+    ),
     "a negative label": column("label", lambda labels: pa.array([-1, *labels.to_pylist()[1:]])),
-    "a label that is missing": column("label", lambda labels: pa.array([None, *labels.to_pylist()[1:]])),
+    "a label that is missing": column(
+        "label", lambda labels: pa.array([None, *labels.to_pylist()[1:]])
+    ),
     "an unknown split": column("split", lambda splits: pa.array(["train"] * len(splits))),
     "an image twice": lambda table: pa.concat_tables([table, table.slice(0, 1)]),
-    "an image elsewhere": column("id", lambda ids: pa.array(["../../secret.png", *ids.to_pylist()[1:]])),
+    "an image elsewhere": column(
+        "id", lambda ids: pa.array(["../../secret.png", *ids.to_pylist()[1:]])
+    ),
     "a name without end": column("id", lambda ids: pa.array(["x" * 100_000, *ids.to_pylist()[1:]])),
     "numbers for names": column("id", lambda ids: pa.array(range(len(ids)))),
     "a logit too few": logits(lambda matrix: matrix[:, 1:]),
     "a logit too many": logits(lambda matrix: np.hstack([matrix, matrix[:, :1]])),
-    "rows of different lengths": column("logits", lambda rows: pa.array([[1.0] * 4, [1.0] * 2, *rows.to_pylist()[2:]])),
+    "rows of different lengths": column(
+        "logits", lambda rows: pa.array([[1.0] * 4, [1.0] * 2, *rows.to_pylist()[2:]])
+    ),
     "logits that are texts": column("logits", lambda rows: pa.array([["a", "b", "c"]] * len(rows))),
     "one number for logits": column("logits", lambda rows: pa.array([1.0] * len(rows))),
     "no number": logits(with_first(np.nan)),
@@ -125,7 +145,9 @@ def test_a_table_that_holds_no_predictions_of_this_run_is_refused(run_dir, chang
 def test_a_table_that_would_become_enormous_is_refused_before_it_is_read(run_dir, monkeypatch):
     file = run_dir / "predictions.parquet"
     table, rows = pq.read_table(file), 400_000
-    many = pa.table({name: table[name].take(pa.array(np.zeros(rows, int))) for name in table.schema.names})
+    many = pa.table(
+        {name: table[name].take(pa.array(np.zeros(rows, int))) for name in table.schema.names}
+    )
     file.write_bytes(written(many, compression="zstd"))
     assert file.stat().st_size < 1e6
     monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("it was read"))
@@ -149,7 +171,11 @@ def test_a_flipped_bit_in_the_numbers_is_found(run_dir):
 
 def test_predictions_are_read_through_no_link_and_wait_for_no_fifo(run_dir, finished):
     file = run_dir / "predictions.parquet"
-    for place in (lambda: file.symlink_to(finished / file.name), lambda: os.mkfifo(file), file.mkdir):
+    for place in (
+        lambda: file.symlink_to(finished / file.name),
+        lambda: os.mkfifo(file),
+        file.mkdir,
+    ):
         file.unlink()
         place()
         assert predictions_changed(run_dir) == 0
@@ -172,13 +198,17 @@ def rewritten(path, change_tensors=lambda tensors: None, **info):
     """Change a checkpoint in place."""
     tensors, _ = load_tensors(path.parent, path.stem)
     with path.open("rb") as file:
-        result = json.loads(json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]["info"])
+        result = json.loads(
+            json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]["info"]
+        )
     change_tensors(tensors)
     save_file(tensors, path, {"info": json.dumps(result | info)})
 
 
 def frozen_one(tensors):
-    name = next(key for key in tensors if key.startswith("blocks.6") and key.endswith("conv_pw.weight"))
+    name = next(
+        key for key in tensors if key.startswith("blocks.6") and key.endswith("conv_pw.weight")
+    )
     tensors[name] = tensors[name] + 1e-4
 
 
@@ -253,7 +283,9 @@ def test_an_undamaged_run_predicts_as_before(run_dir):
     result = evaluation(run)
     files = [Path(run.config.data, name) for name in result.predictions["id"]]
     outcome = load_predictor(run).probabilities(files)
-    np.testing.assert_allclose(outcome, np.stack(result.predictions["probabilities"]), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        outcome, np.stack(result.predictions["probabilities"]), rtol=1e-4, atol=1e-6
+    )
 
 
 def state(**changes):
@@ -270,7 +302,9 @@ def tensors(change):
 
 def optimizer_of(shape):
     def change(tensors):
-        key = next(key for key, tensor in tensors.items() if key.endswith("/exp_avg") and tensor.ndim > 1)
+        key = next(
+            key for key, tensor in tensors.items() if key.endswith("/exp_avg") and tensor.ndim > 1
+        )
         tensors[key] = torch.zeros(shape)
 
     return change
@@ -278,11 +312,17 @@ def optimizer_of(shape):
 
 LASTS = {
     "no tensors": tensors(lambda tensors: tensors.clear()),
-    "no average was kept": tensors(lambda tensors: tensors.update({"average/classifier.bias": torch.zeros(3)})),
+    "no average was kept": tensors(
+        lambda tensors: tensors.update({"average/classifier.bias": torch.zeros(3)})
+    ),
     "the optimizer's of another shape": tensors(optimizer_of(3)),
     "half of the optimizer's": tensors(lambda tensors: tensors.pop("optimizer/0/exp_avg")),
-    "of a parameter that is not there": tensors(lambda tensors: tensors.update({"optimizer/9999/step": torch.tensor(1.0)})),
-    "of no parameter": tensors(lambda tensors: tensors.update({"optimizer/a/b/c": torch.tensor(1.0)})),
+    "of a parameter that is not there": tensors(
+        lambda tensors: tensors.update({"optimizer/9999/step": torch.tensor(1.0)})
+    ),
+    "of no parameter": tensors(
+        lambda tensors: tensors.update({"optimizer/a/b/c": torch.tensor(1.0)})
+    ),
     "frozen ones that were changed": tensors(frozen_one),
     "no position": lambda path: rewritten(path, training_state={}),
     "beyond the end": state(epoch=9),
@@ -290,7 +330,9 @@ LASTS = {
     "a step of another kind": state(step="two"),
     "no number": state(best_accuracy=float("nan")),
     "no count": state(metrics=None),
-    "a count of other classes": state(metrics={"images": [1], "predicted": [1], "hits": [1], "loss_sum": 1.0}),
+    "a count of other classes": state(
+        metrics={"images": [1], "predicted": [1], "hits": [1], "loss_sum": 1.0}
+    ),
     "a best epoch to come": state(best_epoch=2),
 }
 
@@ -310,10 +352,15 @@ def test_a_run_does_not_go_on_from_a_checkpoint_that_is_not_its_own(job, stopped
     before = {name: tensor.clone() for name, tensor in job[0].network.model.state_dict().items()}
     with pytest.raises(RunError, match=r"last\.safetensors"):
         restore_training_state(*job, None, None, tmp_path)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in job[0].network.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name])
+        for name, tensor in job[0].network.model.state_dict().items()
+    )
 
 
-def test_a_run_whose_checkpoint_is_damaged_fails_in_words_and_keeps_its_best_epoch(stopped, tmp_path):
+def test_a_run_whose_checkpoint_is_damaged_fails_in_words_and_keeps_its_best_epoch(
+    stopped, tmp_path
+):
     run_dir = shutil.copytree(stopped, tmp_path / "run")
     os.truncate(run_dir / "last.safetensors", 1000)
     with pytest.raises(RunError, match=r"last\.safetensors"):

@@ -13,18 +13,36 @@ RIGHT = np.arange(120) % 5 > 0  # 80 %
 
 def test_everything_that_the_page_says_is_in_the_json(made_run):
     run = write_accuracies(made_run(RIGHT, classes=("cat", "dog")))
-    result = json.loads(json.dumps(evaluation_json(evaluated_run(run, None, corrupt=False)), allow_nan=False))
+    result = json.loads(
+        json.dumps(evaluation_json(evaluated_run(run, None, corrupt=False)), allow_nan=False)
+    )
     assert (result["split"], result["images"], result["accuracy"]) == ("test", 120, 0.8)
     assert result["scores"]["accuracy"]["value"] == 0.8
-    assert result["per_class"][0]["roc_auc_low"] <= result["per_class"][0]["roc_auc"] <= result["per_class"][0]["roc_auc_high"]
-    assert result["per_class"][0]["recall_low"] < result["per_class"][0]["recall"] < result["per_class"][0]["recall_high"]
-    assert {"matthews_corrcoef", "cohen_kappa", "precision_macro", "recall_macro", "ece"} <= set(result["scores"])
-    assert result["calibration"]["ece_low"] <= result["calibration"]["ece"] <= result["calibration"]["ece_high"]
+    assert (
+        result["per_class"][0]["roc_auc_low"]
+        <= result["per_class"][0]["roc_auc"]
+        <= result["per_class"][0]["roc_auc_high"]
+    )
+    assert (
+        result["per_class"][0]["recall_low"]
+        < result["per_class"][0]["recall"]
+        < result["per_class"][0]["recall_high"]
+    )
+    assert {"matthews_corrcoef", "cohen_kappa", "precision_macro", "recall_macro", "ece"} <= set(
+        result["scores"]
+    )
+    assert (
+        result["calibration"]["ece_low"]
+        <= result["calibration"]["ece"]
+        <= result["calibration"]["ece_high"]
+    )
     assert result["scores"]["ece"]["high"] == pytest.approx(result["calibration"]["ece_high"])
     sure = math.e / (1 + math.e)
     assert result["calibration"]["ece"] == pytest.approx(0.8 - sure)
     assert result["calibration"]["fitted_on"] == "val"
-    assert result["calibration"]["temperatures"] == [pytest.approx(1 / math.log(4), rel=1e-3)]  # at which it is 80 % sure
+    assert result["calibration"]["temperatures"] == [
+        pytest.approx(1 / math.log(4), rel=1e-3)
+    ]  # at which it is 80 % sure
     assert result["calibration"]["ece_scaled"] == pytest.approx(0, abs=1e-3)
     assert len(result["robustness"]) == 16
     assert result["slices"] == []  # nobody has looked at these images
@@ -32,8 +50,15 @@ def test_everything_that_the_page_says_is_in_the_json(made_run):
 
 def test_every_field_is_in_the_json_reference(made_run):
     result = evaluation_json(evaluated_run(write_accuracies(made_run(RIGHT)), None, corrupt=False))
-    rows = (result["scores"]["accuracy"], result["calibration"], result["per_class"][0], result["robustness"][0])
-    assert not missing_in_reference({*result, *result["scores"], *(name for row in rows for name in row)})
+    rows = (
+        result["scores"]["accuracy"],
+        result["calibration"],
+        result["per_class"][0],
+        result["robustness"][0],
+    )
+    assert not missing_in_reference(
+        {*result, *result["scores"], *(name for row in rows for name in row)}
+    )
 
 
 def test_what_is_not_defined_is_null(made_run):

@@ -26,7 +26,13 @@ from finetune_core.training.predictions import load_predictions
 def stopped(native_bf16, image_folder, tmp_path):
     """``stopped()``: the run as it stands now."""
     folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12, "green": 12})
-    settings = {"data": str(folder), "image_size": 32, "epochs": 2, "batch_size": 8, "precision": "bf16"}
+    settings = {
+        "data": str(folder),
+        "image_size": 32,
+        "epochs": 2,
+        "batch_size": 8,
+        "precision": "bf16",
+    }
     reservation = create_run(make_config(settings), tmp_path / "runs")
     for event in execute(reservation):
         if isinstance(event, EpochEnded):
@@ -36,7 +42,11 @@ def stopped(native_bf16, image_folder, tmp_path):
 
 def test_it_then_holds_the_fp32_answers_of_its_best_epoch_and_still_goes_on(stopped):
     run = stopped()
-    assert (run.status, evaluation_precision(run), can_be_evaluated(run)) == ("stopped", "bf16", True)
+    assert (run.status, evaluation_precision(run), can_be_evaluated(run)) == (
+        "stopped",
+        "bf16",
+        True,
+    )
     done = CliRunner().invoke(app, ["evaluate", str(run.run_dir), "--fp32", "--json"])
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
@@ -45,15 +55,23 @@ def test_it_then_holds_the_fp32_answers_of_its_best_epoch_and_still_goes_on(stop
     assert (precision_note(run), can_be_evaluated(run)) == ("", False)
     table = load_predictions(run.run_dir)
     logits = np.stack(table["logits"]).astype(float)
-    expected = load_predictor(run).probabilities([Path(run.config.data, name) for name in table["id"]])
-    np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), expected, atol=1e-5)
+    expected = load_predictor(run).probabilities(
+        [Path(run.config.data, name) for name in table["id"]]
+    )
+    np.testing.assert_allclose(
+        np.exp(logits) / np.exp(logits).sum(1, keepdims=True), expected, atol=1e-5
+    )
     assert result["accuracy"] == (expected.argmax(1) == table["label"]).mean()
     list(execute(reopen_run(run.run_dir)))
-    assert stopped().history.end["evaluation_precision"] == evaluation_precision(stopped()) == "fp32"
+    assert (
+        stopped().history.end["evaluation_precision"] == evaluation_precision(stopped()) == "fp32"
+    )
     assert set(load_predictions(run.run_dir)["split"]) == {"val", "test"}
 
 
-def test_it_is_refused_where_its_images_may_not_be_read_have_changed_or_it_goes_on(stopped, tmp_path, monkeypatch):
+def test_it_is_refused_where_its_images_may_not_be_read_have_changed_or_it_goes_on(
+    stopped, tmp_path, monkeypatch
+):
     monkeypatch.setattr(locks, "LOCK_TIMEOUT", 0)
     run = stopped()
     before = (run.run_dir / "predictions.parquet").read_bytes()

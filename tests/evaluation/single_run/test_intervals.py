@@ -33,6 +33,8 @@ def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says():
     held = 0
     for _ in range(2000):
         right = random.binomial([60, 90], [0.9, 0.7])
-        _, low, high = difference_interval(accuracy_interval(int(right[0]), 60), accuracy_interval(int(right[1]), 90))
+        _, low, high = difference_interval(
+            accuracy_interval(int(right[0]), 60), accuracy_interval(int(right[1]), 90)
+        )
         held += low <= 0.2 <= high
     assert 0.93 < held / 2000 < 0.98

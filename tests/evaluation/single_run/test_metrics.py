@@ -21,7 +21,14 @@ def table():
     logits = random.normal(size=(90, 4)).astype(np.float32)
     logits[np.arange(90), labels] += 1.5
     split = np.array(["val"] * 40 + ["test"] * 50)
-    return pd.DataFrame({"id": [f"{n}.png" for n in range(90)], "split": split, "label": labels, "logits": list(logits)})
+    return pd.DataFrame(
+        {
+            "id": [f"{n}.png" for n in range(90)],
+            "split": split,
+            "label": labels,
+            "logits": list(logits),
+        }
+    )
 
 
 def test_the_test_split_is_the_one_to_believe(table):
@@ -38,8 +45,12 @@ def test_everything_agrees_with_scikit_learn(table):
     labels, predicted = rows["label"], logits.argmax(1)
     assert result.accuracy == oracle.accuracy_score(labels, predicted)
     assert result.loss == pytest.approx(oracle.log_loss(labels, probabilities, labels=[0, 1, 2, 3]))
-    np.testing.assert_array_equal(result.confusion, oracle.confusion_matrix(labels, predicted, labels=[0, 1, 2, 3]))
-    report = oracle.classification_report(labels, predicted, labels=[0, 1, 2, 3], output_dict=True, zero_division=0)
+    np.testing.assert_array_equal(
+        result.confusion, oracle.confusion_matrix(labels, predicted, labels=[0, 1, 2, 3])
+    )
+    report = oracle.classification_report(
+        labels, predicted, labels=[0, 1, 2, 3], output_dict=True, zero_division=0
+    )
     for index, row in result.per_class.iterrows():
         outcome = report[str(index)]
         expected = (
@@ -55,17 +66,28 @@ def test_everything_agrees_with_scikit_learn(table):
 def test_per_class_metrics_are_scikit_learns_and_absent_classes_have_none(width, count, seed, data):
     random = np.random.default_rng(seed)
     present = random.choice(width, data.draw(st.integers(1, width)), replace=False)
-    labels, logits = random.choice(present, count), random.integers(-2, 3, (count, width)).astype(np.float32)
-    table = pd.DataFrame({"id": range(count), "split": "test", "label": labels, "logits": list(logits)})
+    labels, logits = (
+        random.choice(present, count),
+        random.integers(-2, 3, (count, width)).astype(np.float32),
+    )
+    table = pd.DataFrame(
+        {"id": range(count), "split": "test", "label": labels, "logits": list(logits)}
+    )
     result = evaluate(table, tuple("abcdef"[:width]))
     predicted, every = logits.argmax(1), np.arange(width)
-    np.testing.assert_array_equal(result.confusion, oracle.confusion_matrix(labels, predicted, labels=every))
-    outcome = oracle.precision_recall_fscore_support(labels, predicted, labels=every, zero_division=0)
+    np.testing.assert_array_equal(
+        result.confusion, oracle.confusion_matrix(labels, predicted, labels=every)
+    )
+    outcome = oracle.precision_recall_fscore_support(
+        labels, predicted, labels=every, zero_division=0
+    )
     precision, recall, f1, images = (np.asarray(one, dtype=float) for one in outcome)
     precision[result.confusion.sum(0) == 0] = nan
     recall[images == 0] = f1[images == 0] = nan
     expected = np.stack([precision, recall, f1, images], axis=1)
-    np.testing.assert_allclose(result.per_class[["precision", "recall", "f1", "images"]].to_numpy(float), expected)
+    np.testing.assert_allclose(
+        result.per_class[["precision", "recall", "f1", "images"]].to_numpy(float), expected
+    )
     assert result.per_class.loc[images == 0, ["roc_auc", "average_precision"]].isna().all(axis=None)
     share = result.per_class[["recall_low", "recall", "recall_high"]].to_numpy()[images > 0]
     assert (np.diff(share, axis=1) >= 0).all()
@@ -76,14 +98,25 @@ def test_per_class_metrics_are_scikit_learns_and_absent_classes_have_none(width,
 def test_shares_in_the_table_of_classes_are_written_as_everywhere_else(table):
     result = evaluate(table, CLASSES)
     _, rows = result.class_table()
-    assert rows[0][1:3] == [percent(result.per_class["precision"][0]), percent(result.per_class["recall"][0])]
-    assert rows[0][3] == f"{percent(result.per_class['recall_low'][0])} to {percent(result.per_class['recall_high'][0])}"
+    assert rows[0][1:3] == [
+        percent(result.per_class["precision"][0]),
+        percent(result.per_class["recall"][0]),
+    ]
+    assert (
+        rows[0][3]
+        == f"{percent(result.per_class['recall_low'][0])} to {percent(result.per_class['recall_high'][0])}"
+    )
     assert rows[3][2] == "not defined"
 
 
 def test_wilson_interval_of_a_known_case():
     table = pd.DataFrame(
-        {"id": range(10), "split": "val", "label": 0, "logits": [np.array([9.0, 0.0])] * 8 + [np.array([0.0, 9.0])] * 2}
+        {
+            "id": range(10),
+            "split": "val",
+            "label": 0,
+            "logits": [np.array([9.0, 0.0])] * 8 + [np.array([0.0, 9.0])] * 2,
+        }
     )
     result = evaluate(table, ("a", "b"))
     of_class = result.per_class.iloc[0]
@@ -99,14 +132,18 @@ def test_mistakes_come_with_the_most_confident_first(table):
 
 
 def test_a_class_that_was_never_named_has_no_precision():
-    table = pd.DataFrame({"id": ["x", "y"], "split": "val", "label": [0, 1], "logits": [np.array([2.0, 1.0])] * 2})
+    table = pd.DataFrame(
+        {"id": ["x", "y"], "split": "val", "label": [0, 1], "logits": [np.array([2.0, 1.0])] * 2}
+    )
     row = evaluate(table, ("a", "b")).per_class.iloc[1]
     assert np.isnan(row["precision"])
     assert (row["recall"], row["f1"]) == (0, 0)
 
 
 def test_losses_are_finite_where_probabilities_vanish():
-    table = pd.DataFrame({"id": ["x", "y"], "split": "val", "label": [0, 1], "logits": [np.array([0.0, 2000.0])] * 2})
+    table = pd.DataFrame(
+        {"id": ["x", "y"], "split": "val", "label": [0, 1], "logits": [np.array([0.0, 2000.0])] * 2}
+    )
     result = evaluate(table, ("a", "b"))
     assert result.top_losses[["id", "loss"]].to_numpy().tolist() == [["x", 2000.0], ["y", 0.0]]
     assert result.loss == 1000
@@ -149,7 +186,9 @@ def test_any_number_of_classes_has_an_order(classes):
 
 
 def test_a_single_class_is_evaluated_without_a_warning(recwarn):
-    table = pd.DataFrame({"id": ["x", "y"], "split": "val", "label": 0, "logits": [np.array([1.0])] * 2})
+    table = pd.DataFrame(
+        {"id": ["x", "y"], "split": "val", "label": 0, "logits": [np.array([1.0])] * 2}
+    )
     result = evaluate(table, ("only",))
     assert (result.accuracy, result.loss) == (1.0, 0.0)
     assert not [warning for warning in recwarn if "sklearn" in str(warning.filename)]

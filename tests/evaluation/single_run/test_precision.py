@@ -4,7 +4,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.single_run.evaluate import evaluation, evaluation_precision, precision_note
+from finetune_core.evaluation.single_run.evaluate import (
+    evaluation,
+    evaluation_precision,
+    precision_note,
+)
 
 RIGHT = [True, False] * 20
 
@@ -31,11 +35,15 @@ def test_comparing_a_run_that_stopped_in_bf16_with_finished_ones_is_noted(made_r
 
 
 @pytest.mark.parametrize(("precision", "noted"), [("bf16", True), ("fp32", False), (None, False)])
-def test_predictions_of_an_earlier_version_are_in_the_precision_of_the_run(made_run, precision, noted):
+def test_predictions_of_an_earlier_version_are_in_the_precision_of_the_run(
+    made_run, precision, noted
+):
     run = made_run(RIGHT)
     file = run.run_dir / "predictions.parquet"
     table = pq.read_table(file)
-    metadata = {key: value for key, value in table.schema.metadata.items() if not key.startswith(b"thaw")}
+    metadata = {
+        key: value for key, value in table.schema.metadata.items() if not key.startswith(b"thaw")
+    }
     pq.write_table(table.replace_schema_metadata(metadata), file)
     run.history.started["precision"] = precision
     assert evaluation_precision(run) == precision

@@ -32,9 +32,15 @@ def test_images_are_named_at_every_severity_and_the_result_stays_in_the_folder(r
     assert steps[-1] == Step(16 * plain.images, 16 * plain.images)
     assert steps == sorted(steps)
     clean = result.rows.iloc[0]
-    assert (clean["corruption"], clean["severity"], clean["accuracy"]) == ("none", 0, plain.accuracy)
+    assert (clean["corruption"], clean["severity"], clean["accuracy"]) == (
+        "none",
+        0,
+        plain.accuracy,
+    )
     assert (clean["low"], clean["high"]) == pytest.approx((plain.low, plain.high))
-    assert result.rows.groupby("corruption").size().to_dict() == {"none": 1} | dict.fromkeys(CORRUPTIONS, 3)
+    assert result.rows.groupby("corruption").size().to_dict() == {"none": 1} | dict.fromkeys(
+        CORRUPTIONS, 3
+    )
     known = known_robustness(run, "test")
     assert known.images == plain.images
     assert known.rows.equals(result.rows)
@@ -51,7 +57,9 @@ def test_the_network_is_compiled_where_that_pays(run, compiling, monkeypatch):
     found = finish(measure_robustness(run, "test"))
     assert (started, compiling.started) == (0, 1)
     assert compiling.used > 0
-    assert found.rows.iloc[0].equals(eager.rows.iloc[0])  # noise is drawn batch by batch, the clean images are the same
+    assert found.rows.iloc[0].equals(
+        eager.rows.iloc[0]
+    )  # noise is drawn batch by batch, the clean images are the same
 
 
 def test_what_was_broken_off_or_is_of_another_training_does_not_count(run):
@@ -84,7 +92,9 @@ def test_accuracies_that_an_earlier_version_kept_count_unless_they_are_damaged(r
         file.write_text(damaged)
         assert known_robustness(run, "val") is None
     file.write_text(json.dumps(result))
-    assert evaluated_run(run, "val", corrupt=True).robustness.predicted  # measured anew when it is asked for
+    assert evaluated_run(
+        run, "val", corrupt=True
+    ).robustness.predicted  # measured anew when it is asked for
 
 
 def test_images_that_are_gone_are_named_as_the_reason(run, tmp_path):

@@ -13,7 +13,10 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.corruptions import Corrupted, corrupted
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import measure_robustness
-from finetune_core.evaluation.single_run.robustness_files import corrupted_predictions, known_robustness
+from finetune_core.evaluation.single_run.robustness_files import (
+    corrupted_predictions,
+    known_robustness,
+)
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
 from tests.evaluation.single_run.test_damaged_results import TABLES, column, written
@@ -35,7 +38,9 @@ def stored(measured, tmp_path):
     return run, run.run_dir / "robustness-test.parquet"
 
 
-def test_the_predictions_are_those_behind_the_accuracies_and_the_clean_ones_those_of_the_run(stored):
+def test_the_predictions_are_those_behind_the_accuracies_and_the_clean_ones_those_of_the_run(
+    stored,
+):
     run, _ = stored
     rows = known_robustness(run, "test").rows.set_index(["corruption", "severity"])["accuracy"]
     for which in corrupted("test"):
@@ -48,12 +53,17 @@ def test_the_predictions_are_those_behind_the_accuracies_and_the_clean_ones_thos
     logits = np.stack(clean["logits"]).astype(float)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(probabilities, np.stack(own[clean["id"]]), atol=1e-5)
-    assert not np.allclose(logits, np.stack(corrupted_predictions(run.run_dir, NOISE, 3)["logits"]), atol=0.1)
+    assert not np.allclose(
+        logits, np.stack(corrupted_predictions(run.run_dir, NOISE, 3)["logits"]), atol=0.1
+    )
 
 
 def test_nothing_is_predicted_to_read_them(stored, monkeypatch):
     run, _ = stored
-    monkeypatch.setattr("finetune_core.evaluation.single_run.robustness.load_predictor", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(
+        "finetune_core.evaluation.single_run.robustness.load_predictor",
+        lambda *_: pytest.fail("asked again"),
+    )
     assert known_robustness(run, "test").predicted
     assert load_predictor  # what measuring would call
 
@@ -61,7 +71,9 @@ def test_nothing_is_predicted_to_read_them(stored, monkeypatch):
 DAMAGE = TABLES | {
     "a way too few": lambda table: table.filter(pa.compute.not_equal(table["split"], "noise-3")),
     "other images in one way": lambda table: table.slice(1),
-    "an unknown way": column("split", lambda ways: pa.array([one.replace("noise", "fog") for one in ways.to_pylist()])),
+    "an unknown way": column(
+        "split", lambda ways: pa.array([one.replace("noise", "fog") for one in ways.to_pylist()])
+    ),
 }
 
 
@@ -86,7 +98,11 @@ def test_what_is_of_an_earlier_state_of_the_run_does_not_count(stored):
 
 def test_no_link_is_followed_and_no_fifo_waited_for(stored, measured):
     run, file = stored
-    for place in (lambda: file.symlink_to(measured / file.name), lambda: os.mkfifo(file), file.mkdir):
+    for place in (
+        lambda: file.symlink_to(measured / file.name),
+        lambda: os.mkfifo(file),
+        file.mkdir,
+    ):
         file.unlink()
         place()
         assert known_robustness(run, "test") is None

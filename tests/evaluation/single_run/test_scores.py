@@ -18,7 +18,11 @@ def tables(draw):
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     present = random.choice(width, draw(st.integers(1, width)), replace=False)
     labels = random.choice(present, count)
-    logits = random.integers(-3, 4, (count, width)) / 2 if draw(st.booleans()) else random.normal(size=(count, width)) * 3
+    logits = (
+        random.integers(-3, 4, (count, width)) / 2
+        if draw(st.booleans())
+        else random.normal(size=(count, width)) * 3
+    )
     return labels, logits
 
 
@@ -48,17 +52,31 @@ def test_every_number_is_scikit_learns(table):
         expected = {
             "accuracy": oracle.accuracy_score(labels, predicted),
             "balanced_accuracy": oracle.balanced_accuracy_score(labels, predicted),
-            "precision_macro": oracle.precision_score(labels, predicted, labels=present, average="macro", zero_division=0),
-            "recall_macro": oracle.recall_score(labels, predicted, labels=present, average="macro", zero_division=0),
-            "matthews_corrcoef": oracle.matthews_corrcoef(labels, predicted) if len(present) > 1 else np.nan,
-            "cohen_kappa": oracle.cohen_kappa_score(labels, predicted) if len(present) > 1 else np.nan,
+            "precision_macro": oracle.precision_score(
+                labels, predicted, labels=present, average="macro", zero_division=0
+            ),
+            "recall_macro": oracle.recall_score(
+                labels, predicted, labels=present, average="macro", zero_division=0
+            ),
+            "matthews_corrcoef": oracle.matthews_corrcoef(labels, predicted)
+            if len(present) > 1
+            else np.nan,
+            "cohen_kappa": oracle.cohen_kappa_score(labels, predicted)
+            if len(present) > 1
+            else np.nan,
             "f1_macro": averages["macro"],
             "f1_weighted": averages["weighted"],
-            "f1_micro": oracle.f1_score(labels, predicted, labels=every, average="micro", zero_division=0),
-            "log_loss": oracle.log_loss(labels, probabilities, labels=every) if len(every) > 1 else 0,
+            "f1_micro": oracle.f1_score(
+                labels, predicted, labels=every, average="micro", zero_division=0
+            ),
+            "log_loss": oracle.log_loss(labels, probabilities, labels=every)
+            if len(every) > 1
+            else 0,
             "brier": np.mean(((probabilities - np.eye(len(every))[labels]) ** 2).sum(1)),
         }
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert {name: found[name] for name in expected} == pytest.approx(
+        expected, abs=1e-12, nan_ok=True
+    )
 
 
 @given(tables())
@@ -72,7 +90,9 @@ def test_ranking_numbers_are_scikit_learns_and_not_defined_without_the_class(tab
         positive = labels == label
         assert (label in found.absent) == (not positive.any())
         if positive.any():
-            assert row["average_precision"] == pytest.approx(oracle.average_precision_score(positive, probabilities[:, label]))
+            assert row["average_precision"] == pytest.approx(
+                oracle.average_precision_score(positive, probabilities[:, label])
+            )
         else:
             assert np.isnan(row["average_precision"])
         if positive.any() and not positive.all():
@@ -80,24 +100,36 @@ def test_ranking_numbers_are_scikit_learns_and_not_defined_without_the_class(tab
             assert row["roc_auc"] == pytest.approx(defined[-1])
         else:
             assert np.isnan(row["roc_auc"])
-    assert values(found)["roc_auc"] == pytest.approx(np.mean(defined) if defined else np.nan, nan_ok=True)
+    assert values(found)["roc_auc"] == pytest.approx(
+        np.mean(defined) if defined else np.nan, nan_ok=True
+    )
 
 
 def test_averages_over_classes_are_scikit_learns_where_all_are_present():
     random = np.random.default_rng(1)
     labels, logits = random.integers(0, 7, 400), random.normal(size=(400, 7))
-    found, probabilities = values(scored(labels, logits, resamples=0)), np.exp(log_softmax(logits, axis=1))
-    assert found["roc_auc"] == pytest.approx(oracle.roc_auc_score(labels, probabilities, multi_class="ovr"))
-    assert found["average_precision"] == pytest.approx(oracle.average_precision_score(np.eye(7)[labels], probabilities))
+    found, probabilities = (
+        values(scored(labels, logits, resamples=0)),
+        np.exp(log_softmax(logits, axis=1)),
+    )
+    assert found["roc_auc"] == pytest.approx(
+        oracle.roc_auc_score(labels, probabilities, multi_class="ovr")
+    )
+    assert found["average_precision"] == pytest.approx(
+        oracle.average_precision_score(np.eye(7)[labels], probabilities)
+    )
     for k in (3, 5):
         assert found[f"top_{k}_accuracy"] == oracle.top_k_accuracy_score(labels, probabilities, k=k)
 
 
 @pytest.mark.parametrize(
-    ("classes", "tops"), [(1, []), (2, []), (3, []), (4, ["top_3_accuracy"]), (6, ["top_3_accuracy", "top_5_accuracy"])]
+    ("classes", "tops"),
+    [(1, []), (2, []), (3, []), (4, ["top_3_accuracy"]), (6, ["top_3_accuracy", "top_5_accuracy"])],
 )
 def test_only_so_many_guesses_as_leave_something_to_miss(classes, tops):
-    found = scored(np.zeros(5, dtype=int), np.random.default_rng(0).normal(size=(5, classes)), resamples=10)
+    found = scored(
+        np.zeros(5, dtype=int), np.random.default_rng(0).normal(size=(5, classes)), resamples=10
+    )
     assert [name for name in found.table["name"] if name.startswith("top_")] == tops
     assert set(found.table["name"]) <= set(NAMES)
 
@@ -114,16 +146,33 @@ def test_intervals_are_those_of_resampling_within_classes():
     logits = random.normal(size=(100, 3)) + 1.2 * np.eye(3)[labels]
     probabilities = np.exp(log_softmax(logits, axis=1))
     places = [np.flatnonzero(labels == label) for label in range(3)]
-    drawn = [np.concatenate([random.choice(place, len(place)) for place in places]) for _ in range(800)]
+    drawn = [
+        np.concatenate([random.choice(place, len(place)) for place in places]) for _ in range(800)
+    ]
     plain = {
-        "accuracy": [oracle.accuracy_score(labels[rows], probabilities[rows].argmax(1)) for rows in drawn],
-        "f1_macro": [oracle.f1_score(labels[rows], probabilities[rows].argmax(1), average="macro") for rows in drawn[:400]],
-        "roc_auc": [oracle.roc_auc_score(labels[rows], probabilities[rows], multi_class="ovr") for rows in drawn[:400]],
-        "precision_macro": [
-            oracle.precision_score(labels[rows], probabilities[rows].argmax(1), average="macro") for rows in drawn[:400]
+        "accuracy": [
+            oracle.accuracy_score(labels[rows], probabilities[rows].argmax(1)) for rows in drawn
         ],
-        "matthews_corrcoef": [oracle.matthews_corrcoef(labels[rows], probabilities[rows].argmax(1)) for rows in drawn[:400]],
-        "cohen_kappa": [oracle.cohen_kappa_score(labels[rows], probabilities[rows].argmax(1)) for rows in drawn[:400]],
+        "f1_macro": [
+            oracle.f1_score(labels[rows], probabilities[rows].argmax(1), average="macro")
+            for rows in drawn[:400]
+        ],
+        "roc_auc": [
+            oracle.roc_auc_score(labels[rows], probabilities[rows], multi_class="ovr")
+            for rows in drawn[:400]
+        ],
+        "precision_macro": [
+            oracle.precision_score(labels[rows], probabilities[rows].argmax(1), average="macro")
+            for rows in drawn[:400]
+        ],
+        "matthews_corrcoef": [
+            oracle.matthews_corrcoef(labels[rows], probabilities[rows].argmax(1))
+            for rows in drawn[:400]
+        ],
+        "cohen_kappa": [
+            oracle.cohen_kappa_score(labels[rows], probabilities[rows].argmax(1))
+            for rows in drawn[:400]
+        ],
     }
     table = scored(labels, logits, resamples=4000).table.set_index("name")
     for name, found in plain.items():
@@ -140,7 +189,11 @@ def test_95_of_100_intervals_hold_the_truth():
     for trial in range(300):
         labels = np.repeat([0, 1], 100)
         logits = np.stack([np.zeros(200), random.normal(size=200) + 2 * (labels - 0.5)], axis=1)
-        row = scored(labels, logits, resamples=300, seed=trial).table.set_index("name").loc["accuracy"]
+        row = (
+            scored(labels, logits, resamples=300, seed=trial)
+            .table.set_index("name")
+            .loc["accuracy"]
+        )
         held += row["low"] <= 0.8413 <= row["high"]  # the normal distribution function at 1
     assert 0.91 <= held / 300 <= 0.98
 
@@ -158,11 +211,15 @@ def test_a_resample_in_parts_is_the_same_size(monkeypatch):
     random = np.random.default_rng(5)
     labels, logits = random.integers(0, 3, 30), random.normal(size=(30, 3))
     table = scored(labels, logits, resamples=99).table.set_index("name")
-    assert table.at["accuracy", "low"] < table.at["accuracy", "value"] < table.at["accuracy", "high"]
+    assert (
+        table.at["accuracy", "low"] < table.at["accuracy", "value"] < table.at["accuracy", "high"]
+    )
 
 
 def test_agreement_beyond_chance_is_not_defined_of_a_single_class_and_nought_of_a_single_answer():
-    one = values(scored(np.zeros(9, dtype=int), np.random.default_rng(0).normal(size=(9, 3)), resamples=5))
+    one = values(
+        scored(np.zeros(9, dtype=int), np.random.default_rng(0).normal(size=(9, 3)), resamples=5)
+    )
     assert np.isnan([one["matthews_corrcoef"], one["cohen_kappa"]]).all()
     same = values(scored(np.arange(9) % 3, np.tile([2.0, 1.0, 0.0], (9, 1)), resamples=0))
     assert (same["matthews_corrcoef"], same["cohen_kappa"]) == (0, pytest.approx(0))
@@ -173,4 +230,6 @@ def test_the_calibration_error_and_its_interval_are_those_of_the_reliability_dia
     labels, logits = random.integers(0, 3, 300), random.normal(size=(300, 3)) * 2
     row = scored(labels, logits).table.set_index("name").loc["ece"]
     found = calibration(logits, labels)
-    assert row[["value", "low", "high"]].tolist() == pytest.approx([found.ece, found.ece_low, found.ece_high])
+    assert row[["value", "low", "high"]].tolist() == pytest.approx(
+        [found.ece, found.ece_low, found.ece_high]
+    )

@@ -15,7 +15,11 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run import shift
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.shift import predict_shifted
-from finetune_core.evaluation.single_run.shift_files import known_shifts, read_shift, shifted_predictions
+from finetune_core.evaluation.single_run.shift_files import (
+    known_shifts,
+    read_shift,
+    shifted_predictions,
+)
 from finetune_core.evaluation.single_run.shifted import evaluate_shifted
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
@@ -54,7 +58,9 @@ def test_the_same_images_in_another_folder_get_the_same_answers(run, ids, traine
     assert (copies.training, copies.near, copies.validation, copies.problem) == (0, 0, 0, "")
 
 
-def test_worse_images_are_predicted_as_predict_does_and_cost_accuracy(run, ids, trained_once, tmp_path):
+def test_worse_images_are_predicted_as_predict_does_and_cost_accuracy(
+    run, ids, trained_once, tmp_path
+):
     folder = darkened(ids["test"], trained_once.data, tmp_path / "dark", noise=110)
     steps, fingerprint = drained(predict_shifted([run], str(folder)))
     assert {"index", "copies", "decode", "evaluate"} <= {step.phase for step in steps}
@@ -63,19 +69,27 @@ def test_worse_images_are_predicted_as_predict_does_and_cost_accuracy(run, ids, 
     probabilities = load_predictor(run).probabilities([folder / sample for sample in table["id"]])
     rows = result.predictions.set_index("id").loc[table["id"]]
     np.testing.assert_allclose(np.stack(rows["probabilities"]), probabilities, atol=1e-5)
-    assert [result.classes[label] for label in table["label"]] == [sample.split("/")[0] for sample in table["id"]]
+    assert [result.classes[label] for label in table["label"]] == [
+        sample.split("/")[0] for sample in table["id"]
+    ]
     own = evaluation(run, "test")
     assert result.accuracy < own.accuracy
     assert result.drop[0] == pytest.approx(own.accuracy - result.accuracy)
-    assert result.drops.set_index("name").loc["log_loss", "value"] > 0  # worse, although the number is higher
+    assert (
+        result.drops.set_index("name").loc["log_loss", "value"] > 0
+    )  # worse, although the number is higher
     assert result.calibrated.scaling is None or result.calibrated.scaling.source == "val"
 
 
-def test_a_data_set_is_predicted_once_until_it_changes(run, ids, trained_once, tmp_path, monkeypatch):
+def test_a_data_set_is_predicted_once_until_it_changes(
+    run, ids, trained_once, tmp_path, monkeypatch
+):
     folder = darkened(ids["test"], trained_once.data, tmp_path / "dark")
     first = finish(predict_shifted([run], str(folder)))
     load, loaded = shift.load_predictor, []
-    monkeypatch.setattr(shift, "load_predictor", lambda *given: loaded.append(given) or load(*given))
+    monkeypatch.setattr(
+        shift, "load_predictor", lambda *given: loaded.append(given) or load(*given)
+    )
     assert finish(predict_shifted([run], str(folder))) == first
     assert not loaded
     moved = folder.rename(tmp_path / "moved")  # what counts is what is in it
@@ -89,7 +103,9 @@ def test_a_data_set_is_predicted_once_until_it_changes(run, ids, trained_once, t
     assert len(shifted_predictions(run.run_dir, second, 3)) == len(ids["test"]) - 1
 
 
-def test_classes_are_matched_and_what_is_unknown_or_missing_is_named(run, ids, trained_once, tmp_path):
+def test_classes_are_matched_and_what_is_unknown_or_missing_is_named(
+    run, ids, trained_once, tmp_path
+):
     samples = [sample for sample in ids["test"] if not sample.startswith(NASTY)]
     folder = darkened(samples, trained_once.data, tmp_path / "other", {"red": " RED "})
     darkened(samples[:3], trained_once.data, folder, dict.fromkeys(("red", "blue"), "violet"))
@@ -104,7 +120,9 @@ def test_classes_are_matched_and_what_is_unknown_or_missing_is_named(run, ids, t
     assert NASTY in said
 
 
-def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(run, ids, trained_once, tmp_path):
+def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(
+    run, ids, trained_once, tmp_path
+):
     folder = darkened(ids["test"], trained_once.data, tmp_path / "mixed")
     copied([f"{sample}" for sample in ids["train"][:4]], trained_once.data, folder)
     copied(ids["val"][:2], trained_once.data, folder)
@@ -128,7 +146,9 @@ def test_the_whole_data_set_of_the_run_leaves_what_it_did_not_train_on(run, ids,
     assert result.shift.copies.training == len(ids["train"])
 
 
-def test_a_run_whose_images_are_gone_says_that_copies_were_not_looked_for(run, ids, trained_once, tmp_path):
+def test_a_run_whose_images_are_gone_says_that_copies_were_not_looked_for(
+    run, ids, trained_once, tmp_path
+):
     folder = darkened(ids["test"], trained_once.data, tmp_path / "dark")
     config = run.config.model_copy(update={"data": str(tmp_path / "gone")})
     (run.run_dir / "config.json").write_text(config.model_dump_json())
@@ -145,7 +165,9 @@ def test_what_cannot_be_read_is_left_out_and_counted(run, ids, trained_once, tmp
     assert (result.images, result.shift.unreadable) == (len(ids["test"]), 1)
 
 
-def test_data_that_nothing_can_be_evaluated_on_are_refused_in_words(run, ids, trained_once, tmp_path, image_folder):
+def test_data_that_nothing_can_be_evaluated_on_are_refused_in_words(
+    run, ids, trained_once, tmp_path, image_folder
+):
     with pytest.raises(DataError, match="none of the classes"):
         predicted(run, image_folder(tmp_path / "others", {"violet": 3, "pink": 3}))
     with pytest.raises(DataError, match="exact copy of one of its training images"):
@@ -155,7 +177,9 @@ def test_data_that_nothing_can_be_evaluated_on_are_refused_in_words(run, ids, tr
     assert known_shifts(run) == ([], [])
 
 
-def test_what_lies_outside_the_readable_folders_is_refused_even_packed(run, ids, trained_once, tmp_path):
+def test_what_lies_outside_the_readable_folders_is_refused_even_packed(
+    run, ids, trained_once, tmp_path
+):
     folder = darkened(ids["test"], trained_once.data, tmp_path / "outside" / "dark")
     packed = shutil.make_archive(str(tmp_path / "outside" / "dark"), "zip", folder)
     roots = [trained_once.data.parent]
@@ -163,18 +187,25 @@ def test_what_lies_outside_the_readable_folders_is_refused_even_packed(run, ids,
         with pytest.raises(DataError, match="lies outside the folders"):
             predicted(run, data, roots=roots)
     inside = shutil.copyfile(packed, tmp_path / "dark.zip")
-    result = predicted(run, inside, roots=[tmp_path, trained_once.data.parent, os.environ["THAW_HOME"]])
+    result = predicted(
+        run, inside, roots=[tmp_path, trained_once.data.parent, os.environ["THAW_HOME"]]
+    )
     assert result.images == len(ids["test"])
 
 
-def test_splits_of_the_other_data_do_not_count_and_a_manifest_will_do(run, ids, trained_once, tmp_path):
+def test_splits_of_the_other_data_do_not_count_and_a_manifest_will_do(
+    run, ids, trained_once, tmp_path
+):
     half = len(ids["test"]) // 2
     folder = tmp_path / "split"
     darkened(ids["test"][:half], trained_once.data, folder / "train")
     darkened(ids["test"][half:], trained_once.data, folder / "val")
     result = predicted(run, folder)
     assert result.images == len(ids["test"])
-    rows = [f"{sample},{'red' if at % 2 else 'blue'}" for at, sample in enumerate(result.predictions["id"])]
+    rows = [
+        f"{sample},{'red' if at % 2 else 'blue'}"
+        for at, sample in enumerate(result.predictions["id"])
+    ]
     (folder / "set.csv").write_text("\n".join(["path,label", *rows]))
     named = predicted(run, folder / "set.csv")
     assert named.per_class.set_index("class")["images"].to_dict() == {
@@ -184,7 +215,9 @@ def test_splits_of_the_other_data_do_not_count_and_a_manifest_will_do(run, ids, 
     }
 
 
-def test_work_that_is_broken_off_keeps_nothing_and_several_runs_are_named(trained_once, ids, tmp_path):
+def test_work_that_is_broken_off_keeps_nothing_and_several_runs_are_named(
+    trained_once, ids, tmp_path
+):
     runs = [read_run(folder) for folder in trained_once.copied(tmp_path / "runs")]
     folder = darkened(ids["test"], trained_once.data, tmp_path / "dark")
     work = predict_shifted(runs, str(folder))
@@ -192,6 +225,10 @@ def test_work_that_is_broken_off_keeps_nothing_and_several_runs_are_named(traine
     work.close()
     assert [known_shifts(run) for run in runs] == [([], [])] * 2
     steps, fingerprint = drained(predict_shifted(runs, str(folder)))
-    assert {step.subject for step in steps if step.phase == "evaluate"} == {run.run_id for run in runs}
+    assert {step.subject for step in steps if step.phase == "evaluate"} == {
+        run.run_id for run in runs
+    }
     assert [read_shift(run, fingerprint).data for run in runs] == [str(folder)] * 2
-    assert {step.subject for step in steps if step.phase == "copies"} == {runs[0].run_id}  # once: both have the same images
+    assert {step.subject for step in steps if step.phase == "copies"} == {
+        runs[0].run_id
+    }  # once: both have the same images

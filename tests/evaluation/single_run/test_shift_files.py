@@ -12,7 +12,12 @@ from finetune_core.errors import RunError
 from finetune_core.evaluation.single_run import shift_files
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.shift import predict_shifted
-from finetune_core.evaluation.single_run.shift_files import known_shifts, lacking_shift, read_shift, shifted_predictions
+from finetune_core.evaluation.single_run.shift_files import (
+    known_shifts,
+    lacking_shift,
+    read_shift,
+    shifted_predictions,
+)
 from finetune_core.evaluation.single_run.shifted import evaluate_shifted
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
@@ -49,7 +54,9 @@ def with_facts(file, change):
     file.write_bytes(written(table.replace_schema_metadata(metadata | {b"thaw.shift": raw})))
 
 
-def test_what_is_stored_is_listed_without_its_table_and_survives_a_copy(stored, predicted, monkeypatch):
+def test_what_is_stored_is_listed_without_its_table_and_survives_a_copy(
+    stored, predicted, monkeypatch
+):
     run, _, fingerprint = stored
     monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("it was read"))
     [known], problems = known_shifts(run)
@@ -136,7 +143,9 @@ def test_no_link_is_followed_and_no_fifo_waited_for(stored, predicted):
     file.unlink()
     file.symlink_to(original)
     before = original.read_bytes()
-    finish(predict_shifted([run], str(predicted[1])))  # takes the place of the link, not of what it leads to
+    finish(
+        predict_shifted([run], str(predicted[1]))
+    )  # takes the place of the link, not of what it leads to
     assert not file.is_symlink()
     assert original.read_bytes() == before
     assert len(shifted_predictions(run.run_dir, fingerprint, 3)) > 0
@@ -187,7 +196,9 @@ def test_whatever_stands_in_its_place_is_used_or_named_and_never_waited_for(stor
     run, file, fingerprint = stored
     chance, whole = random.Random(seed), file.read_bytes()
     for number in range(12):
-        shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink(missing_ok=True)
+        shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink(
+            missing_ok=True
+        )
         file.write_bytes(whole)
         way = chance.choice([*BYTES, *KINDS, *[change_table] * 12])
         change = f"{number}: {way.__name__} {way(file, chance)}"

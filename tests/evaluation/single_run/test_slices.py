@@ -18,14 +18,18 @@ def evaluated(correct, ids=None):
     """An evaluation of two classes whose images are right where they are said to be."""
     logits = [np.array([1.0, 0.0] if right else [0.0, 1.0]) for right in correct]
     ids = [f"{n}.png" for n in range(len(correct))] if ids is None else ids
-    return evaluate(pd.DataFrame({"id": ids, "split": "test", "label": 0, "logits": logits}), ("a", "b"))
+    return evaluate(
+        pd.DataFrame({"id": ids, "split": "test", "label": 0, "logits": logits}), ("a", "b")
+    )
 
 
 def test_a_true_difference_is_reported_and_chance_is_not():
     random = np.random.default_rng(0)
     dark = np.arange(400) < 100
     right = np.where(dark, random.random(400) < 0.5, random.random(400) < 0.95)
-    facts = pd.DataFrame({"light": np.where(dark, "dark", "bright"), "coin": random.choice(["heads", "tails"], 400)})
+    facts = pd.DataFrame(
+        {"light": np.where(dark, "dark", "bright"), "coin": random.choice(["heads", "tails"], 400)}
+    )
     table = slices(evaluated(right), facts).set_index("slice")
     assert table.loc[["dark", "bright", "heads", "tails"], "verdict"].tolist() == [
         "worse",
@@ -42,21 +46,36 @@ def test_false_alarms_are_rare():
     alarms = 0
     for _ in range(40):
         facts = pd.DataFrame({name: random.normal(size=200) for name in "abc"})
-        alarms += slices(evaluated(random.random(200) < 0.8), facts)["verdict"].isin(["worse", "better"]).any()
+        alarms += (
+            slices(evaluated(random.random(200) < 0.8), facts)["verdict"]
+            .isin(["worse", "better"])
+            .any()
+        )
     assert alarms <= 6  # of 40 at 5 %: more happens once in 250 times
 
 
 def test_few_images_are_not_compared():
     right = np.array([False] * 5 + [True] * 95)
-    table = slices(evaluated(right), pd.DataFrame({"kind": ["rare"] * 5 + ["usual"] * 95})).set_index("slice")
-    assert table["verdict"].tolist() == ["few images", "few images"]  # nor are the others compared with those five
+    table = slices(
+        evaluated(right), pd.DataFrame({"kind": ["rare"] * 5 + ["usual"] * 95})
+    ).set_index("slice")
+    assert table["verdict"].tolist() == [
+        "few images",
+        "few images",
+    ]  # nor are the others compared with those five
     assert slices(evaluated([True]), pd.DataFrame({"kind": ["x"]}))["images"].tolist() == [1]
     assert slices(evaluated([True]), pd.DataFrame(index=range(1))).empty
 
 
 def test_numbers_are_cut_into_quarters_and_every_image_is_in_one():
-    table = slices(evaluated([True] * 100), pd.DataFrame({"size": np.arange(100.0), "level": np.arange(100) % 2}))
-    assert table.groupby("by")["images"].apply(list).to_dict() == {"level": [50, 50], "size": [25, 25, 25, 25]}
+    table = slices(
+        evaluated([True] * 100),
+        pd.DataFrame({"size": np.arange(100.0), "level": np.arange(100) % 2}),
+    )
+    assert table.groupby("by")["images"].apply(list).to_dict() == {
+        "level": [50, 50],
+        "size": [25, 25, 25, 25],
+    }
     assert table.loc[table["by"] == "level", "slice"].tolist() == ["0", "1"]
 
 
@@ -73,7 +92,13 @@ def manifest(image_folder, tmp_path):
     image_folder(tmp_path, {"red/large": 5}, size=(90, 64))
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
     rows = [
-        {"Path": name, "label": name.split("/")[0], "camera": "AB"[n % 2], "weight": f"{n}.5" if n else "", "same": "x"}
+        {
+            "Path": name,
+            "label": name.split("/")[0],
+            "camera": "AB"[n % 2],
+            "weight": f"{n}.5" if n else "",
+            "same": "x",
+        }
         for n, name in enumerate(files)
     ]
     path = tmp_path / "set.csv"
@@ -106,16 +131,27 @@ def test_a_run_is_sliced_once_until_its_manifest_changes(image_folder, tmp_path,
     manifest = tmp_path / "set.csv"
 
     def written(column):
-        rows = [{"path": name, "label": name.split("/")[0], column: "AB"[n % 2]} for n, name in enumerate(files)]
+        rows = [
+            {"path": name, "label": name.split("/")[0], column: "AB"[n % 2]}
+            for n, name in enumerate(files)
+        ]
         pd.DataFrame(rows).to_csv(manifest, index=False)
 
     written("camera")
-    settings = {"data": str(manifest), "epochs": 1, "image_size": 32, "batch_size": 8, "strategy": "feature_extraction"}
+    settings = {
+        "data": str(manifest),
+        "epochs": 1,
+        "image_size": 32,
+        "batch_size": 8,
+        "strategy": "feature_extraction",
+    }
     reservation = create_run(make_config(settings), tmp_path / "runs")
     list(execute(reservation))
     run, read = read_run(reservation.run_dir), []
     really = evaluate_module.image_facts
-    monkeypatch.setattr(evaluate_module, "image_facts", lambda *given: read.append(given) or really(*given))
+    monkeypatch.setattr(
+        evaluate_module, "image_facts", lambda *given: read.append(given) or really(*given)
+    )
     assert "camera" in sliced(run, "val")[0].own
     sliced(run, "val")
     assert len(read) == 1
