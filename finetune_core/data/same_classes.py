@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from finetune_core.data.checks import some
+
 
 @dataclass(frozen=True)
 class SameClasses:
@@ -20,6 +22,19 @@ class SameClasses:
     respelled: dict[str, str]
     unknown: tuple[str, ...]
     missing: tuple[str, ...]
+
+
+def describe_class_difference(classes: Sequence[str], reference: Sequence[str]) -> str:
+    """Return how a list of classes differs from another one, as ``has “a” and lacks “b”``.
+
+    Networks number their outputs by this list, so the order counts, too. Empty where both are equal.
+    """
+    if list(classes) == list(reference):
+        return ""
+    new = [f"“{name}”" for name in classes if name not in set(reference)]
+    gone = [f"“{name}”" for name in reference if name not in set(classes)]
+    parts = [f"has {some(new)}" if new else "", f"lacks {some(gone)}" if gone else ""]
+    return " and ".join(filter(None, parts)) or "has the same classes in another order"
 
 
 def same_classes(own: Sequence[str], theirs: Iterable[str]) -> SameClasses:

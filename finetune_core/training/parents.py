@@ -16,6 +16,7 @@ import torch
 from finetune_core.config import RunConfig, make_config
 from finetune_core.config.averaged import Averaged, How
 from finetune_core.data.dataset import Dataset
+from finetune_core.data.same_classes import describe_class_difference
 from finetune_core.errors import ConfigError, FinetuneError, TrainingError
 from finetune_core.models.catalogue import input_info
 from finetune_core.models.network import has_linear_head
@@ -247,8 +248,8 @@ def _differs(one: Parent, first: Parent) -> str:
 
 def _other_data(one: Parent, first: Parent) -> str:
     """In what its images or classes differ from those of the first; empty where they do not."""
-    if one.info.classes != first.info.classes:
-        return f"its classes are not those of {first.folder.name}"
+    if difference := describe_class_difference(one.info.classes, first.info.classes):
+        return f"its classes are not those of {first.folder.name}: it {difference}"
     if one.info.fingerprint != first.info.fingerprint:
         return f"its images, their labels or their split are not those of {first.folder.name}"
     return ""

@@ -20,13 +20,14 @@ from typing_extensions import TypedDict
 from finetune_core.data.dataset import look_through
 from finetune_core.data.image_paths import ImagePaths
 from finetune_core.data.pixels import decode_pixels
+from finetune_core.data.same_classes import describe_class_difference
 from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.models.partition import Segments
 from finetune_core.training.answers import answers
 from finetune_core.training.evaluation import logits_in_parts
-from finetune_core.training.events import Event
+from finetune_core.training.events import Classes, Event
 from finetune_core.training.job import Job
 from finetune_core.training.predictions import fact_of, read_table
 from finetune_core.training.prepare import reported
@@ -44,6 +45,7 @@ class _Facts(TypedDict):
     """What is needed of what such a file says of its data set."""
 
     data: Annotated[str, Field(max_length=10_000)]
+    classes: Classes
 
 
 _FACTS = TypeAdapter(_Facts)
@@ -89,8 +91,13 @@ def shifted_images(
     found = []
     for path in _latest(earlier):
         try:
-            data, table = _said(path), read_table(path, (SHIFTED,), len(job.dataset.classes))
+            facts = _read_facts(path)
+            data, table = facts["data"], read_table(path, (SHIFTED,), len(facts["classes"]))
         except (OSError, ValueError, FinetuneError):  # damaged: the earlier run's own page says so
+            continue
+        if difference := describe_class_difference(facts["classes"], job.dataset.classes):
+            reason = f"The run that predicted {data} {difference}."
+            found.append(ShiftedImages(data, torch.empty(0), torch.empty(0), reason))
             continue
         try:
             found.append((yield from _decoded(job, data, table, roots)))
@@ -109,12 +116,16 @@ def _latest(folder: Path) -> list[Path]:
         return []
 
 
-def _said(path: Path) -> str:
-    """Which data set a file is of."""
+def _read_facts(path: Path) -> _Facts:
+    """Read which data set a file of predictions is of, and by which classes its labels count.
+
+    Raises:
+        OSError, ValueError: when the file is missing or damaged.
+    """
     said = fact_of(path, SHIFT_FACTS)
     if len(said) > _LONGEST_FACTS:
         raise ValueError("what it says of its data set is too long")
-    return _FACTS.validate_json(said)["data"]
+    return _FACTS.validate_json(said)
 
 
 def _decoded(

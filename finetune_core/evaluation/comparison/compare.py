@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from finetune_core.data.checks import some
+from finetune_core.data.same_classes import describe_class_difference
 from finetune_core.data.splits import SHIFTED, TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison import verdicts
@@ -138,14 +140,15 @@ def compare_runs(
 
     Raises:
         ConfigError: when there is no such measure.
-        RunError: when one has no predictions, or when they were not evaluated on the same images.
+        RunError: when one has no predictions, when their class lists differ, or when they were not evaluated on the same images.
     """
     metric = measure_of(measure)
-    runs, repeats = _without_repeats(runs)
     if not runs:
         raise RunError("There is no run to compare.")
     if early := [run.run_id for run in runs if not run.history.has_predictions]:
         raise RunError(f"There is nothing to compare of {', '.join(early)}: no epoch has ended.")
+    _check_same_classes(runs)
+    runs, repeats = _without_repeats(runs)
     keys = {run.run_dir: key_of(run, on) for run in runs}
     tables = {folder: table_of(key) for folder, key in keys.items()}
     split = (
@@ -276,18 +279,46 @@ def _ensembled(
     return found
 
 
-def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on: Images) -> None:
-    def ids_of(run: Run) -> list[tuple[str, str]]:
-        classes, table = run.started["classes"], tables[run.run_dir]
-        return [
-            (name, classes[label]) for name, label in zip(table["id"], table["label"], strict=True)
-        ]
+def _check_same_classes(runs: Sequence[Run]) -> None:
+    """Check that all runs have one list of classes, in one order.
 
-    first = ids_of(runs[0])
+    Labels and logits are numbered by that list. Classes without an image among the evaluated ones
+    count, too: they shift the numbers of those behind them.
+
+    Raises:
+        RunError: when they do not.
+    """
+    first = runs[0]
+    differences = [
+        f"{run.run_id} {difference}"
+        for run in runs[1:]
+        if (
+            difference := describe_class_difference(
+                run.started["classes"], first.started["classes"]
+            )
+        )
+    ]
+    if differences:
+        raise RunError(
+            "These runs know different classes, so their predictions cannot be compared. "
+            f"Against {first.run_id}: {some(differences)}. Compare runs that were trained on the "
+            "same classes: train again where classes were added, removed or renamed since."
+        )
+
+
+def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on: Images) -> None:
+    """Check that all runs, which know the same classes, have predicted the same images.
+
+    Raises:
+        RunError: when they have not.
+    """
+    evaluated = {folder: table[["id", "label"]].to_numpy() for folder, table in tables.items()}
+    first = evaluated[runs[0].run_dir]
     others = [
         run.run_id
         for run in runs[1:]
-        if ids_of(run) != first or not (on or _same_source(runs[0], run))
+        if not np.array_equal(evaluated[run.run_dir], first)
+        or not (on or _same_source(runs[0], run))
     ]
     if others and isinstance(on, Corrupted):
         raise RunError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from finetune_core.data.splits import TEST, VAL
+from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.single_run.evaluate import evaluation, predicted_splits
 from finetune_core.runs.store import Run
@@ -39,14 +40,20 @@ def disagreement(run_a: Run, run_b: Run) -> Disagreement:
     """Lay the predictions of two runs side by side.
 
     Raises:
-        RunError: when one has no predictions, or when they were not evaluated on the same images.
+        RunError: when one has no predictions, when their class lists differ, or when they were not evaluated on the same images.
     """
-    compare_runs([run_a, run_b])  # refuses runs on different images
+    compare_runs([run_a, run_b])  # refuses runs with other classes or images
     split = TEST if all(TEST in predicted_splits(run) for run in (run_a, run_b)) else VAL
     a, b = evaluation(run_a, split), evaluation(run_b, split)
     table = _told(a.predictions).merge(
         _told(b.predictions), on=["id", "label"], suffixes=("_a", "_b"), validate="1:1"
     )
+    # Of two runs with equal settings the comparison looks at the later one only.
+    if not len(table) == a.images == b.images:
+        raise RunError(
+            f"{run_a.run_id} and {run_b.run_id} were not evaluated on the same images, so there is "
+            "nothing to lay side by side. Choose runs on the same data with the same split."
+        )
     right_a, right_b = table["correct_a"], table["correct_b"]
     return Disagreement(
         split,

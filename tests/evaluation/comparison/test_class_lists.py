@@ -1,0 +1,88 @@
+"""Runs whose class lists differ, on the same validation and test images."""
+
+import shutil
+
+import pytest
+
+import finetune_core
+from finetune_core.config import make_config
+from finetune_core.errors import ConfigError, RunError
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.comparison.disagree import disagreement
+from finetune_core.evaluation.comparison.shift import compare_shift
+from finetune_core.evaluation.single_run.shift import predict_shifted
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import read_run
+from finetune_core.training.parents import averaged_config
+from finetune_core.work import finish
+from tests.trained import QUICK
+
+# Classes that have training images only, of each run: the evaluated images and their classes'
+# names are those of every other run.
+TRAINING_ONLY = {"aaa": ("aaa",), "zzz": ("zzz",), "both": ("aaa", "zzz")}
+
+
+@pytest.fixture(scope="module")
+def found(home_of_shared_fixtures, image_folder_once, tmp_path_factory):
+    """Runs by their names in ``TRAINING_ONLY``, all trained on one path; and another data set."""
+    base = tmp_path_factory.mktemp("classes")
+    data = image_folder_once(
+        base / "data",
+        {f"{split}/{name}": 6 for split in ("train", "val", "test") for name in ("blue", "red")},
+    )
+    runs = {}
+    for key, extra in TRAINING_ONLY.items():
+        image_folder_once(data, {f"train/{name}": 6 for name in extra})
+        config = make_config(QUICK | {"data": str(data), "strategy": "linear_probe", "seed": 0})
+        reservation = create_run(config, base / "runs")
+        list(execute(reservation))
+        runs[key] = read_run(reservation.run_dir)
+        for name in extra:
+            shutil.rmtree(data / "train" / name)
+    return runs, image_folder_once(base / "other", {"blue": 5, "red": 5})
+
+
+def names_of(run):
+    return list(run.started["classes"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("aaa", "zzz", "has “zzz” and lacks “aaa”"),
+        ("zzz", "aaa", "has “aaa” and lacks “zzz”"),
+        ("both", "zzz", "lacks “aaa”"),
+        ("zzz", "both", "has “aaa”"),
+    ],
+)
+def test_runs_with_other_classes_are_refused_and_the_classes_are_named(found, one, other, said):
+    runs, images = found
+    pair = [runs[one], runs[other]]
+    assert names_of(pair[0]) != names_of(pair[1])
+    fingerprint = finish(predict_shifted(pair, str(images)))
+    for compare in (
+        compare_runs,
+        lambda runs: compare_runs(runs, "log_loss"),
+        lambda runs: compare_runs(runs, on=fingerprint),
+        lambda runs: compare_shift(runs, fingerprint),
+        lambda runs: disagreement(*runs),
+        finetune_core.compare,
+    ):
+        with pytest.raises(RunError, match="different classes") as caught:
+            compare(pair)
+        assert said in str(caught.value)
+        assert pair[1].run_id in str(caught.value)
+
+
+def test_ensembles_name_the_classes_that_differ(found):
+    runs, _ = found
+    with pytest.raises(ConfigError) as caught:
+        averaged_config("ensemble", [runs["both"].run_dir, runs["zzz"].run_dir])
+    said = f"its classes are not those of {runs['both'].run_id}: it lacks “aaa”"
+    assert said in caught.value.problems["averaged"]
+
+
+def test_the_order_of_the_classes_counts(made_run):
+    cats, dogs = made_run([True] * 9), made_run([True] * 9, classes=("dog", "cat"), seed=1)
+    with pytest.raises(RunError, match="the same classes in another order"):
+        compare_runs([cats, dogs])
