@@ -31,7 +31,7 @@ from finetune_core.evaluation.comparison.costs import cost, run_depth, trunk_rat
 from finetune_core.evaluation.comparison.ensemble import ensemble_score
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, measure_of
 from finetune_core.evaluation.comparison.orderings import against_published
-from finetune_core.evaluation.comparison.paired import Answers, answers, measured, summed
+from finetune_core.evaluation.comparison.paired import Answers, answers, measured
 from finetune_core.evaluation.comparison.pairs import Pair, Verdict, compare_pairs, known_variances
 from finetune_core.evaluation.comparison.strategies import (
     Interval,
@@ -357,11 +357,11 @@ def _arm(
     members = tuple(
         Member(
             run,
-            accuracy_interval(answers(right[None]), None),
-            measure_interval(summed(answered.measure, right[None], row[None], None), None),
+            accuracy_interval(answers(answered.correct[at : at + 1]), None),
+            measure_interval(answered.alone(at), None),
             cost(run, rate),
         )
-        for run, right, row in zip(group, answered.correct, answered.values, strict=True)
+        for at, run in enumerate(group)
     )
     deviation = None if answered.seed_variance is None else answered.seed_variance**0.5
     costs = usual_cost([member.cost for member in members])

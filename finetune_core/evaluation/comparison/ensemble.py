@@ -12,5 +12,5 @@ def ensemble_score(measure: Measure, labels: np.ndarray, logits: np.ndarray) -> 
     """What the ensemble of ``[networks, images, classes]`` reaches, in the measure's own sense, with its 95 % interval for new images: it is
     one network."""
     return measure_interval(
-        measured(measure, labels, [mean_log_probabilities(logits)[None]], resamples=1)[0], None
+        measured(measure, labels, [mean_log_probabilities(logits)[None]])[0], None
     )

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, f1_of, f1_values
-from finetune_core.evaluation.single_run.scores import RESAMPLES, resampled
+from finetune_core.evaluation.single_run.scores import resampled, resamples_for
 
 LEVEL = 0.05  # the share of "different" verdicts between what does not differ
 _DRAWS = 10_000
@@ -38,7 +38,8 @@ class Answers:
         seed_variance: of the seeds' means (``ddof=1``); None with one seed.
         chance: the part of ``seed_variance`` that which images there are explains: networks of equal accuracy differ by as much on
             as few images. The mean square of the interaction of seeds and images, divided by the images.
-        drawn: of another measure than accuracy, its mean over the networks in each resample ``[resamples]``; the same for all arms.
+        drawn: of another measure than accuracy, its value for each network in each resample ``[seeds, resamples]``; the resamples are the
+            same for all arms.
     """
 
     measure: Measure
@@ -60,6 +61,12 @@ class Answers:
     @property
     def mean(self) -> float:
         return float(self.by_image.mean())
+
+    def alone(self, network: int) -> "Answers":
+        """Return the answers of one network, by its place."""
+        one = slice(network, network + 1)
+        drawn = None if self.drawn is None else self.drawn[one]
+        return summed(self.measure, self.correct[one], self.values[one], drawn)
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ def measured(
     measure: Measure,
     labels: np.ndarray,
     logits: Sequence[np.ndarray],
-    resamples: int = RESAMPLES,
+    resamples: int | None = None,
     seed: int = 0,
 ) -> list[Answers]:
     """Sum up several arms by a measure.
@@ -99,7 +106,8 @@ def measured(
     Args:
         labels: int ``[images]``.
         logits: of each arm, float ``[seeds, images, classes]``.
-        resamples: for the intervals of other measures than accuracy; images are drawn as for ``scores.score``, the same for all arms.
+        resamples: for the intervals of other measures than accuracy; as many as ``scores.score`` draws when None. Images are drawn as
+            there, the same for all arms.
     """
     given = [one.argmax(2) for one in logits]
     correct = [one == labels for one in given]
@@ -113,14 +121,15 @@ def measured(
     else:
         values = [f1_values(labels, one) for one in given]
     drawn: list[list[np.ndarray]] = [[] for _ in logits]
-    for weights in resampled(labels, resamples, seed):
+    count = resamples_for(logits[0][0].size) if resamples is None else resamples
+    for weights in resampled(labels, count, seed):
         for arm, some, one in zip(drawn, given, values, strict=True):
             if measure.name == "log_loss":
-                arm.append(one.mean(0) @ weights / len(labels))
+                arm.append(one @ weights / len(labels))
             else:
-                arm.append(np.mean([f1_of(labels, network, weights) for network in some], axis=0))
+                arm.append(np.stack([f1_of(labels, network, weights) for network in some]))
     return [
-        summed(measure, right, one, np.concatenate(some))
+        summed(measure, right, one, np.concatenate(some, axis=1))
         for right, one, some in zip(correct, values, drawn, strict=True)
     ]
 
@@ -151,13 +160,17 @@ def networks_claim(a: Answers, b: Answers) -> Claim:
         low, high = bootstrap(gained)
         p = sign_flip_p(np.rint(gained * a.seeds * b.seeds).astype(np.int64))
     else:
-        low, high = (
-            float(end) for end in np.quantile(a.drawn - b.drawn, [LEVEL / 2, 1 - LEVEL / 2])
-        )
+        low, high = percentile_interval(a.drawn.mean(0) - b.drawn.mean(0))
         p = random_flip_p(gained)
     return Claim(
         "networks", float(gained.mean()), low, high, image_variance(gained) ** 0.5, np.inf, p
     )
+
+
+def percentile_interval(drawn: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the 95 % percentile interval of ``[resamples]``."""
+    low, high = np.quantile(drawn, [LEVEL / 2, 1 - LEVEL / 2])
+    return float(low), float(high)
 
 
 def image_variance(gained: np.ndarray) -> float:
@@ -257,8 +270,7 @@ def _bootstrap(
         @ np.array(values)
         / images
     )
-    low, high = np.quantile(drawn, [LEVEL / 2, 1 - LEVEL / 2])
-    return float(low), float(high)
+    return percentile_interval(drawn)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -35,7 +35,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune_core.evaluation.comparison.measures import ACCURACY
-from finetune_core.evaluation.comparison.paired import LEVEL, Answers, Claim, image_variance
+from finetune_core.evaluation.comparison.paired import (
+    LEVEL,
+    Answers,
+    Claim,
+    image_variance,
+    percentile_interval,
+)
 
 OWN = 0.15  # level of the test at which an arm keeps its own variance
 LEFT_OUT = 0.01  # and at which it does not count in the pool either
@@ -188,10 +194,16 @@ def accuracy_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
 
 
 def measure_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
-    """The measure of an arm, in its own sense, with an interval for other images and, given several seeds, other seeds: Wilson's of
-    accuracy, Student's t of the others."""
+    """Return the measure of an arm, in its own sense, with its 95 % interval.
+
+    The interval is for other images and, given several seeds, other seeds. Of accuracy it is Wilson's.
+    Of another measure it is that of ``scores.score`` for one network (bootstrap), and Student's t for
+    the mean of several.
+    """
     if arm.measure is ACCURACY:
         return accuracy_interval(arm, variance)
+    if arm.seeds == 1 and arm.drawn is not None:
+        return Interval(*arm.measure.own(arm.mean, *percentile_interval(arm.drawn[0])))
     total, freedom = image_variance(arm.by_image), np.inf
     if variance is not None and arm.images > 1:
         total, freedom = total_variance(total, arm.images, [(variance, arm.seeds)])

@@ -17,7 +17,7 @@ from finetune_core.evaluation.single_run.metrics import (
     evaluated_splits,
     logits_of,
 )
-from finetune_core.evaluation.single_run.scores import RESAMPLES, Scores, score
+from finetune_core.evaluation.single_run.scores import Scores, resamples_for, score
 from finetune_core.evaluation.single_run.slices import Facts, facts_changed, image_facts, slices
 from finetune_core.files import Stamp
 from finetune_core.runs.store import Run
@@ -26,9 +26,6 @@ from finetune_core.training.predictions import (
     predictions_changed,
     predictions_precision,
 )
-
-_MANY = 500_000  # probabilities: more of them, and a thousand resamples take many seconds, though intervals are narrow anyway
-_FEWER_RESAMPLES = 200
 
 
 def evaluation(run: Run, split: str | None = None) -> Evaluation:
@@ -131,7 +128,8 @@ def _classes(run: Run) -> tuple[str, ...]:
 
 @lru_cache(maxsize=16)
 def _table(run_dir: Path, _changed: int, classes: int) -> pd.DataFrame:
-    return load_predictions(run_dir, classes)
+    # By id, as comparisons sort them: a bootstrap depends on the order of the images.
+    return load_predictions(run_dir, classes).sort_values("id", ignore_index=True)
 
 
 @lru_cache(maxsize=256)
@@ -153,11 +151,7 @@ def _scores(run_dir: Path, changed: int, classes: int, split: str) -> Scores:
 
 
 def _scored(labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray) -> Scores:
-    return score(labels, probabilities, losses, _resamples(probabilities.size))
-
-
-def _resamples(probabilities: int) -> int:
-    return RESAMPLES if probabilities <= _MANY else _FEWER_RESAMPLES
+    return score(labels, probabilities, losses, resamples_for(probabilities.size))
 
 
 @lru_cache(maxsize=16)
@@ -193,7 +187,7 @@ def calibrated_of(table: pd.DataFrame, split: str, binning: Binning = "width") -
     labels, logits = rows["label"].to_numpy(), logits_of(rows)
 
     def calibrated_as(some: np.ndarray) -> Calibration:
-        return calibration(some, labels, binning, resamples=_resamples(some.size))
+        return calibration(some, labels, binning, resamples=resamples_for(some.size))
 
     return Calibrated(
         calibrated_as(logits), scaled, calibrated_as(scaled.logits) if scaled else None

@@ -1,4 +1,8 @@
-"""The numbers that sum up a split, each with a bootstrap interval. Written for many resamples at once: one column per resample."""
+"""The numbers that sum up a split, each with its interval.
+
+Shares of images have Wilson's interval, all others that of a bootstrap, which is written for many
+resamples at once: one column per resample.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,9 +11,12 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from finetune_core.evaluation.intervals import wilson
 from finetune_core.evaluation.single_run.binning import BINS, bins_of, ece_interval, gap_rows
 
 RESAMPLES = 1000
+# Of more probabilities, a thousand resamples take many seconds, though intervals are narrow anyway.
+_MANY, _FEWER_RESAMPLES = 500_000, 200
 LEVEL = 0.95
 TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # percentiles
 _TOP = (3, 5)
@@ -33,6 +40,10 @@ NAMES = {
     "ece": f"Expected calibration error (ECE, {BINS} bins)",
 }
 NOT_DEFINED = "not defined"
+# Shares of all images: counts, for which Wilson's interval is better than a bootstrap's where images
+# are few. Accuracy and micro F1 are one number, so they have one interval.
+SHARES = ("accuracy", "f1_micro", *(f"top_{k}_accuracy" for k in _TOP))
+INTERVALS = "Wilson's of accuracy, top-k accuracy and micro F1, percentile bootstrap within classes of the rest"
 AREAS = {"roc_auc": "ROC AUC", "average_precision": "Average precision"}  # of one class
 
 
@@ -65,6 +76,11 @@ class Scores:
         return ["Metric", "Value", "95 % interval"], rows
 
 
+def resamples_for(probabilities: int) -> int:
+    """Return how many resamples an interval is drawn from, given images times classes."""
+    return RESAMPLES if probabilities <= _MANY else _FEWER_RESAMPLES
+
+
 def share_text(value: float) -> str:
     """To three digits; NaN stands for what is not defined."""
     return NOT_DEFINED if np.isnan(value) else f"{value:.3f}"
@@ -77,9 +93,9 @@ def score(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Scores:
-    """All numbers of a split, with percentile-bootstrap intervals (Efron 1979).
+    """Compute all numbers of a split, with 95 % intervals.
 
-    Images are drawn with replacement *within each class*, so that a class never vanishes: the intervals speak of other images,
+    Those of ``SHARES`` are Wilson's (1927), all others percentiles of a bootstrap (Efron 1979). Images are drawn with replacement *within each class*, so that a class never vanishes: the intervals speak of other images,
     not of another mix of classes. A class with one image adds no spread.
 
     Args:
@@ -98,6 +114,9 @@ def score(
         low[place], high[place] = ece_interval(
             gaps[:, 0], np.concatenate([one for _, _, one in drawn], axis=1)
         )
+        shares = [place for place, name in enumerate(parts.names) if name in SHARES]
+        right = np.rint(value[shares, 0] * len(labels))
+        low[shares], high[shares] = wilson(right, len(labels))
     bounds = {"": of_class[:, :, 0], "_low": class_low, "_high": class_high}
     return Scores(
         pd.DataFrame({"name": parts.names, "value": value[:, 0], "low": low, "high": high}),

@@ -90,9 +90,7 @@ class ShiftedEvaluation(RunEvaluation):
             "Drop",
             "95 % interval (drop)",
         ]
-        sides = [
-            _by_name(one.scores.table) | {"accuracy": _accuracy(one)} for one in (self.own, self)
-        ]
+        sides = [_by_name(one.scores.table) for one in (self.own, self)]
         rows = []
         for name, drop in _by_name(self.drops).items():
             cells = [NAMES[name]]
@@ -236,8 +234,6 @@ def _drops(own: RunEvaluation, result: Evaluation, found: Scores) -> pd.DataFram
         )
         for row in both.to_dict("records")
     ]
-    # Of the accuracy from Wilson's intervals, which are better for few images.
-    rows[both["name"].tolist().index("accuracy")] = drop_of(_accuracy(own), _accuracy(result))
     return pd.DataFrame(rows, columns=["value", "low", "high"]).assign(name=both["name"])[
         ["name", "value", "low", "high"]
     ]

@@ -4,6 +4,7 @@ import streamlit as st
 
 from finetune_core.errors import RunError
 from finetune_core.evaluation.single_run.metrics import Evaluation
+from finetune_core.evaluation.single_run.scores import INTERVALS
 from finetune_core.evaluation.single_run.shift_files import Shift, known_shifts
 from finetune_core.evaluation.single_run.shifted import (
     ShiftedEvaluation,
@@ -64,9 +65,7 @@ def shifted_data(run: Run, result: Evaluation) -> None:
     _table(*found.score_rows(), key="shifted-scores")
     st.markdown("**By class**, the least recalled first")
     _table(*found.class_rows(), key="shifted-classes")
-    st.caption(
-        "Intervals as on the other tabs: Wilson's of accuracy and recall, percentile bootstrap of the rest."
-    )
+    st.caption(f"Intervals as on the other tabs: {INTERVALS}; Wilson's of recall.")
     st.markdown("**Mistakes**")
     mistakes(run, found)
 

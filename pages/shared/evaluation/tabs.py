@@ -12,7 +12,7 @@ from finetune_core.evaluation.single_run.evaluate import class_curves, scores, s
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.evaluation.single_run.robustness import MOST_IMAGES, measure_robustness
 from finetune_core.evaluation.single_run.robustness_files import known_robustness
-from finetune_core.evaluation.single_run.scores import AREAS, NAMES, Scores
+from finetune_core.evaluation.single_run.scores import AREAS, INTERVALS, NAMES, Scores
 from finetune_core.evaluation.single_run.slices import FEW
 from finetune_core.figures.evaluation import (
     recall_precision_curves,
@@ -72,9 +72,9 @@ def all_scores(run: Run, result: Evaluation) -> None:
             )
         )
     st.caption(
-        f"Intervals: percentile bootstrap; images were drawn from these with replacement, within each class, {number(found.resamples)} times "
-        "(that of the ECE is corrected for its bias). They say what other images could have shown, not what another training run could have. "
-        "The interval at the top of the page is Wilson's, which is better for few images."
+        f"Intervals: {INTERVALS}: images were drawn with replacement {number(found.resamples)} times "
+        "(that of the ECE is corrected for its bias). They say what other images could have shown, "
+        "not what another training run could have."
     )
 
 

@@ -26,6 +26,7 @@ from finetune_core.evaluation.comparison.strategies import (
     seed_variances,
     strategies_claim,
 )
+from finetune_core.evaluation.single_run.evaluate import scores
 from finetune_core.figures.report import whole_report
 from tests.evaluation.simulated import logits_of_arms, most_by_chance, pair_of, right
 
@@ -115,6 +116,28 @@ def test_equally_good_arms_are_rarely_called_different(measure, seeds):
             wider = strategies_claim(*arms, tuple(seed_variances(arms)))
             found[1] += is_different(wider, wider.p)
     assert (found <= most_by_chance(trials, LEVEL)).all()
+
+
+@pytest.mark.parametrize(
+    ("measure", "score"),
+    [("accuracy", "accuracy"), ("macro_f1", "f1_macro"), ("log_loss", "log_loss")],
+)
+def test_one_network_has_the_interval_of_its_evaluation(made_run, measure, score):
+    """Alone, as a seed of an arm of several, and as an ensemble."""
+    runs = [made_run(right(0.9)[:60], seed=seed) for seed in range(2)]
+    runs += [made_run(right(0.8)[:60], strategy="full")]
+    compared = compare_runs(runs, measure)
+    singles = [member for arm in compared.arms for member in arm.members]
+    for member in singles:
+        wanted = scores(member.run, "test").table.set_index("name").loc[score]
+        found = member.score
+        assert (found.value, found.low, found.high) == pytest.approx(tuple(wanted), abs=1e-9)
+    (alone,) = [arm for arm in compared.arms if len(arm.members) == 1]
+    assert alone.score == alone.members[0].score
+    # Networks that answer alike are their own ensemble.
+    (twice,) = [arm for arm in compared.arms if len(arm.members) == 2]
+    assert twice.ensemble.low == pytest.approx(twice.members[0].score.low)
+    assert twice.ensemble.high == pytest.approx(twice.members[0].score.high)
 
 
 @pytest.mark.parametrize("name", ["macro_f1", "log_loss"])

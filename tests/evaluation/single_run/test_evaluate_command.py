@@ -44,6 +44,10 @@ def test_everything_that_the_page_says_is_in_the_json(made_run):
         pytest.approx(1 / math.log(4), rel=1e-3)
     ]  # at which it is 80 % sure
     assert result["calibration"]["ece_scaled"] == pytest.approx(0, abs=1e-3)
+    for name in ("accuracy", "f1_micro"):
+        row = result["scores"][name]
+        ends = [result["accuracy_low"], result["accuracy_high"]]
+        assert [row["low"], row["high"]] == pytest.approx(ends)
     assert len(result["robustness"]) == 16
     assert result["slices"] == []  # nobody has looked at these images
 
