@@ -270,7 +270,8 @@ def compare(
     """Compare runs on the same images, and say which strategy to use.
 
     Args:
-        measure: what the verdict is about: ``accuracy``, ``macro_f1``, ``log_loss``.
+        measure: what the verdict is about: ``accuracy``, ``macro_f1``, ``log_loss``. The ``difference`` of a pair is its first arm less
+            its second, so of log loss a negative one speaks for the first.
         on: also compare on another data set with the same classes, as ``train`` takes it, which runs that have not yet predict first;
             the result is then a ``ShiftComparison``: the ``Comparison`` on the runs' own images as ``own``, that on the others as
             ``shifted``, and what each strategy loses between them as ``drops``.

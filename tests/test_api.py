@@ -128,7 +128,7 @@ def test_flips_are_measured_once_and_agree_with_the_evaluation_without_them(runs
     first = thaw.tta(runs[0], progress=False)
     assert [one.plain.split for one in first] == ["test", "val"]
     assert first[0].plain.accuracy == thaw.evaluate(runs[0]).accuracy
-    assert first[0].claim.difference == pytest.approx(
+    assert first[0].claim.gain == pytest.approx(
         first[0].with_flips.accuracy - first[0].plain.accuracy
     )
     kept = (runs[0].run_dir / "tta-flips.parquet").stat().st_mtime_ns

@@ -126,7 +126,7 @@ def _judged(claim: Claim, axis: _Axis | None) -> Judged:
         )
     one, sign = verdict.claim, 1 if forwards else -1
     low, high = sorted((sign * one.low, sign * one.high))
-    difference = Interval(sign * one.difference, low, high)
+    difference = Interval(sign * one.gain, low, high)
     return Judged(claim, _outcome(claim, difference, verdict.different), difference, verdict.holm_p)
 
 

@@ -99,7 +99,7 @@ def _candidate(
         high,
         network.after[at],
         len(right),
-        claim.difference,
+        claim.gain,
         p,
         not is_different(claim, p),
     )

@@ -40,7 +40,7 @@ def choose(arms: Sequence[Arm], pairs: Sequence[Pair]) -> Choice:
         return Choice((), best, (), 0.0, None)
     verdicts = {(pair.a, pair.b): pair.strategies for pair in pairs if pair.strategies}
     beaten = {
-        b if verdict.claim.difference > 0 else a
+        b if verdict.claim.gain > 0 else a
         for (a, b), verdict in verdicts.items()
         if verdict.different
     }

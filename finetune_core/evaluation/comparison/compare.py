@@ -461,9 +461,9 @@ def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
 
 
 def _claim_json(measure: Measure, verdict: Verdict, words: str) -> dict[str, Any]:
-    """In the measure's own sense: of log loss, a negative difference speaks for the first."""
+    """Return a claim with the difference of the measure itself: of log loss, a negative one speaks for the first."""
     claim = verdict.claim
-    difference, low, high = measure.own(claim.difference, claim.low, claim.high)
+    difference, low, high = measure.own(claim.gain, claim.low, claim.high)
     return {
         "difference": difference,
         "ci_low": low,

@@ -58,7 +58,7 @@ class Measure:
         return 1.0 if self.share else np.inf
 
     def own(self, gain: float, low: float, high: float) -> tuple[float, float, float]:
-        """A gain and its interval as a difference of the measure itself; of a difference, the gain."""
+        """Turn a gain and its interval into a difference of the measure itself, or a difference into a gain."""
         return (-gain, -high, -low) if self.lower_is_better else (gain, low, high)
 
 

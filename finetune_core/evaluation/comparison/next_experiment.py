@@ -294,8 +294,8 @@ def _gain(side: Comparison, one: int, other: int) -> Interval | None:
     if not pair.widest.different:
         return None
     if pair.a == one:
-        return Interval(claim.difference, claim.low, claim.high)
-    return Interval(-claim.difference, -claim.high, -claim.low)
+        return Interval(claim.gain, claim.low, claim.high)
+    return Interval(-claim.gain, -claim.high, -claim.low)
 
 
 def _sized(side: Comparison, gain: Interval) -> str:

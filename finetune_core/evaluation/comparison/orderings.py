@@ -95,7 +95,7 @@ def _contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str |
     """What was measured against an ordering, in words; None where the pair is another, or nothing that is significant speaks against it."""
     first, second = arms[pair.a], arms[pair.b]
     verdict = pair.widest
-    gain, low, high = verdict.claim.difference, verdict.claim.low, verdict.claim.high
+    gain, low, high = verdict.claim.gain, verdict.claim.low, verdict.claim.high
     if (first.config.strategy, second.config.strategy) == (ordering.worse, ordering.better):
         first, second, gain, low, high = second, first, -gain, -high, -low
     if (first.config.strategy, second.config.strategy) != (ordering.better, ordering.worse):

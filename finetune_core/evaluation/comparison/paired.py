@@ -71,17 +71,17 @@ class Answers:
 
 @dataclass(frozen=True)
 class Claim:
-    """By how much A is better than B: of accuracy, that of A less that of B.
+    """By how much A is better than B, of every metric: of log loss, that of B less that of A.
 
     Attributes:
-        difference, low, high: with its 95 % interval.
+        gain, low, high: with its 95 % interval. ``Measure.own`` turns it into the difference A less B of the metric itself.
         error: its standard error.
         freedom: degrees of freedom of ``error``; infinite for networks.
         p: of the hypothesis that there is no difference.
     """
 
     about: About
-    difference: float
+    gain: float
     low: float
     high: float
     error: float

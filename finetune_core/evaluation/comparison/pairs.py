@@ -79,7 +79,8 @@ class Pair:
 
     @property
     def difference(self) -> float:
-        return self.networks.claim.difference
+        """Mean score of the first less that of the second: of log loss, negative where the first is better."""
+        return self.measure.own(self.networks.claim.gain, 0, 0)[0]
 
     @property
     def widest(self) -> Verdict:
@@ -177,7 +178,7 @@ def _pair(
         seed_error = sum(one.value / seeds for one, seeds in sides) ** 0.5
         if not wide.different:
             needed = seeds_needed(
-                strategies.claim.difference, of_images, a.images, sides, strategies.family
+                strategies.claim.gain, of_images, a.images, sides, strategies.family
             )
     share = float(np.mean(tests <= LEVEL))
     return Pair(

@@ -208,7 +208,7 @@ def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             f"{comparison.arms[pair.a].title} − {comparison.arms[pair.b].title}",
-            pair.measure.size(pair.measure.own(pair.difference, 0, 0)[0]),
+            pair.measure.size(pair.difference),
             _span(pair, pair.strategies) if pair.strategies else "not compared yet",
             _chance(pair.strategies.holm_p) if pair.strategies else "–",
             _span(pair, pair.networks),
@@ -222,7 +222,7 @@ def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _span(pair: Pair, verdict: Verdict) -> str:
-    _, low, high = pair.measure.own(verdict.claim.difference, verdict.claim.low, verdict.claim.high)
+    _, low, high = pair.measure.own(verdict.claim.gain, verdict.claim.low, verdict.claim.high)
     return f"{pair.measure.size(low)} to {pair.measure.size(high)}"
 
 

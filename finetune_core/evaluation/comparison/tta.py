@@ -44,13 +44,13 @@ class Augmented:
         """The accuracy with flips, by how much it differs, and whether that can be told from chance: one sentence."""
         found, claim = self.with_flips, self.claim
         verdict = (
-            ("better" if claim.difference > 0 else "worse")
+            ("better" if claim.gain > 0 else "worse")
             if self.different
             else "not distinguishable from without"
         )
         return (
             f"With flips: accuracy {percent(found.accuracy)} on {things(found.images, f'{SPLIT_WORDS[found.split].lower()} image')}, "
-            f"{points(claim.difference)} points against without (95 % interval {points(claim.low)} to {points(claim.high)}, McNemar p = "
+            f"{points(claim.gain)} points against without (95 % interval {points(claim.low)} to {points(claim.high)}, McNemar p = "
             f"{claim.p:.2g}): {verdict}."
         )
 
@@ -65,7 +65,7 @@ class Augmented:
             "loss": found.loss,
             "accuracy_without": self.plain.accuracy,
             "loss_without": self.plain.loss,
-            "difference": self.claim.difference,
+            "difference": self.claim.gain,
             "difference_low": self.claim.low,
             "difference_high": self.claim.high,
             "p": self.claim.p,

@@ -59,7 +59,7 @@ def of_pair(arms: Sequence[Arm], pair: Pair) -> PairWords:
 def _claim(names: Sequence[tuple[str, bool]], verdict: Verdict, pair: Pair) -> str:
     """The better one first. names: (what to call it, whether that is a plural)."""
     (a, many), (b, _), low, high = *names, verdict.claim.low, verdict.claim.high
-    if verdict.claim.difference < 0:
+    if verdict.claim.gain < 0:
         (b, _), (a, many), low, high = *names, -high, -low
     measure = pair.measure
     on, span = (
@@ -67,7 +67,7 @@ def _claim(names: Sequence[tuple[str, bool]], verdict: Verdict, pair: Pair) -> s
         f"{measure.size(low)} to {measure.size(high)}",
     )
     if verdict.different:
-        return f"{a} {'beat' if many else 'beats'} {b} by {measure.size(abs(verdict.claim.difference))} {measure.unit} ({span}) {on}."
+        return f"{a} {'beat' if many else 'beats'} {b} by {measure.size(abs(verdict.claim.gain))} {measure.unit} ({span}) {on}."
     if verdict.smallest >= measure.most:
         few = "images" if verdict.claim.about == "networks" else "images and seeds"
         unseen = f"so few {few} can hardly show any difference"
@@ -173,7 +173,7 @@ def baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
 def _against(arms: Sequence[Arm], pairs: Sequence[Pair], at: int, trained: Sequence[int]) -> str:
     between = {place: pair_of(pairs, at, place) for place in trained}
     gains = {
-        place: pair.difference if pair.a == place else -pair.difference
+        place: pair.networks.claim.gain * (1 if pair.a == place else -1)
         for place, pair in between.items()
     }
     better = [place for place in trained if between[place].widest.different and gains[place] > 0]
@@ -233,7 +233,7 @@ def arm_verdicts(
     for at in order[1:]:
         pair = pair_of(pairs, first, at)
         verdict, measure = pair.widest, pair.measure
-        gained = verdict.claim.difference if pair.a == at else -verdict.claim.difference
+        gained = verdict.claim.gain if pair.a == at else -verdict.claim.gain
         kind: Standing = "alike" if not verdict.different else "better" if gained > 0 else "worse"
         low, high = sorted(abs(value) for value in (verdict.claim.low, verdict.claim.high))
         if verdict.different:

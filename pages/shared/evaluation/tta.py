@@ -40,7 +40,7 @@ def flips_at_test_time(run: Run, _result: Evaluation) -> None:
                 "Images": SPLIT_WORDS[one.plain.split],
                 "Without": percent(one.plain.accuracy),
                 "With flips": percent(one.with_flips.accuracy),
-                "Difference (points)": points(one.claim.difference),
+                "Difference (points)": points(one.claim.gain),
                 "95 % interval": f"{points(one.claim.low)} to {points(one.claim.high)}",
                 "McNemar p": f"{one.claim.p:.2g}",
                 "Loss without": f"{one.plain.loss:.3f}",

@@ -85,7 +85,7 @@ def test_scores_are_scikit_learns_and_the_bootstrap_is_of_the_measure_itself(mea
         assert value.low < value.value < value.high
         assert arm.seed_variance == pytest.approx(np.var(single, ddof=1))
     claim = networks_claim(arms[1], arms[0])
-    assert claim.low < claim.difference < claim.high
+    assert claim.low < claim.gain < claim.high
     assert (claim.high - claim.low) / (2 * 1.96) == pytest.approx(claim.error, rel=0.15)
     assert claim.p < 0.01
 
@@ -140,6 +140,11 @@ def test_one_network_has_the_interval_of_its_evaluation(made_run, measure, score
     assert twice.ensemble.high == pytest.approx(twice.members[0].score.high)
 
 
+def _places(compared, pair):
+    titles = [arm.title for arm in compared.arms]
+    return titles.index(pair["a"]), titles.index(pair["b"])
+
+
 @pytest.mark.parametrize("name", ["macro_f1", "log_loss"])
 def test_a_comparison_uses_the_chosen_metric_and_says_so(three_strategies, name):
     compared = compare_runs(three_strategies, name)
@@ -150,6 +155,10 @@ def test_a_comparison_uses_the_chosen_metric_and_says_so(three_strategies, name)
     assert better["different"]
     sign = -1 if (better["a"] == "Feature extraction") == measure.lower_is_better else 1
     assert better["difference"] * sign > 0
+    (pair,) = [one for one in compared.pairs if (one.a, one.b) == _places(compared, better)]
+    scores_of_both = [compared.arms[at].score.value for at in (pair.a, pair.b)]
+    assert pair.difference == pytest.approx(better["difference"])
+    assert pair.difference == pytest.approx(scores_of_both[0] - scores_of_both[1])
     assert better["ci_low"] <= better["difference"] <= better["ci_high"]
     assert " beats " in better["strategies"]["verdict"]
     assert measure.unit in better["strategies"]["verdict"]

@@ -124,9 +124,9 @@ def test_lp_ft_comes_next_where_training_won_on_its_own_images_and_lost_on_shift
     for one, run in zip(found.configs, arm(own, "full").runs, strict=True):
         assert differs_in(one, run) == [{"strategy"}]
     gain, loss = (side.pairs[0].strategies.claim for side in (own, shifted))
-    assert f"beats “Linear probe” by {points(abs(gain.difference))} points" in found.reason
+    assert f"beats “Linear probe” by {points(abs(gain.gain))} points" in found.reason
     assert (
-        f"{points(abs(loss.difference))} points ({points(loss.low)} to {points(loss.high)}) worse on 540 shifted images"
+        f"{points(abs(loss.gain))} points ({points(loss.low)} to {points(loss.high)}) worse on 540 shifted images"
         in found.reason
     )
     assert not found.inferred
@@ -213,7 +213,7 @@ def test_more_images_come_next_while_the_curve_rises(compared, made_run):
     ]
     claim = evidence.own.pairs[0].strategies.claim
     assert (
-        f"From 25 % to 40 % of the training images, “Last block” gained {points(abs(claim.difference))} points ("
+        f"From 25 % to 40 % of the training images, “Last block” gained {points(abs(claim.gain))} points ("
         in found.reason
     )
 

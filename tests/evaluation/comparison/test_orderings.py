@@ -35,7 +35,7 @@ def test_each_ordering_is_of_strategies_that_there_are_and_its_source_is_one_tha
 def test_a_strategy_that_is_worse_than_it_is_said_to_be_is_named_with_source_and_interval(made_run):
     compared = compare_runs(runs_of(made_run, {"feature_extraction": 0.90, "last_block": 0.80}))
     claim = compared.pairs[0].strategies.claim
-    loss, low, high = (points(value) for value in (claim.difference, claim.low, claim.high))
+    loss, low, high = (points(value) for value in (claim.gain, claim.low, claim.high))
     [sentence] = compared.published
     assert sentence == (
         f"“Last block” is said to beat “Feature extraction” (Yosinski et al. 2014); on these {IMAGES} images it is {loss} points worse "

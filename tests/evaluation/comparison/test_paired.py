@@ -91,7 +91,7 @@ def test_one_network_a_side_is_mcnemars_test_and_knows_no_seeds():
 def test_exchanging_the_sides_turns_everything_round():
     a, b = (answers(side) for side in sides(np.random.default_rng(1), (0.4, 0.0), (2, 3), 300, 0.3))
     one, other = networks_claim(a, b), networks_claim(b, a)
-    assert (one.difference, one.p) == pytest.approx((-other.difference, other.p))
+    assert (one.gain, one.p) == pytest.approx((-other.gain, other.p))
     assert (one.low, one.high) == pytest.approx(
         (-other.high, -other.low), abs=4e-3
     )  # its draws are others
@@ -127,5 +127,5 @@ def test_the_smallest_difference_of_two_networks_is_found_at_the_power_stated(
 def test_so_few_images_can_show_nothing():
     alike = [answers(np.ones((1, 4), bool))] * 2
     claim = networks_claim(*alike)
-    assert (claim.difference, claim.p, smallest_seen(claim, 4, discordance=0.0)) == (0.0, 1.0, 1.0)
+    assert (claim.gain, claim.p, smallest_seen(claim, 4, discordance=0.0)) == (0.0, 1.0, 1.0)
     assert networks_claim(answers(np.ones((2, 1), bool)), answers(np.zeros((2, 1), bool))).p == 1.0

@@ -154,9 +154,7 @@ def test_a_true_difference_of_strategies_is_found_at_the_power_stated():
         claims.append(strategies_claim(*arms, tuple(seed_variances(arms))))
     truth, result = (
         np.mean(values)
-        for values in zip(
-            *((one.difference, smallest_seen(one, 540)) for one in claims), strict=True
-        )
+        for values in zip(*((one.gain, smallest_seen(one, 540)) for one in claims), strict=True)
     )
     assert truth == pytest.approx(result, rel=0.1), "the case is meant to be just big enough"
     assert np.mean([claim.p <= LEVEL for claim in claims]) == pytest.approx(POWER, abs=0.1)

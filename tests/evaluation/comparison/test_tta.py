@@ -73,7 +73,7 @@ def test_the_paired_test_is_mcnemars_on_both_splits(flipped):
         gained, lost = int((having & ~without).sum()), int((without & ~having).sum())
         assert (one.only_with, one.only_without) == (gained, lost)
         assert one.with_flips.accuracy == pytest.approx(having.mean())
-        assert one.claim.difference == pytest.approx(having.mean() - without.mean())
+        assert one.claim.gain == pytest.approx(having.mean() - without.mean())
         assert one.claim.p == pytest.approx(
             binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
         )
