@@ -363,7 +363,7 @@ class RunConfig(BaseModel):
         1.0,
         label="Training fraction",
         section=DATA,
-        help="The share of the training images that is used, class by class; a larger share contains a smaller one. Shows what more data "
+        help="The share of the training images that is used, class by class, drawn by the seed; of one seed, a larger share contains a smaller one. Shows what more data "
         "would be worth.",
         share=True,
         several="fractions",
@@ -635,7 +635,7 @@ class RunConfig(BaseModel):
         0,
         label="Seed",
         section=TRAINING,
-        help="Decides the new head's first weights, the shuffling and the augmentation.",
+        help="Decides the new head's first weights, the shuffling and the augmentation, and which share of the images is drawn.",
         several="seeds",
         in_script="repeated",
         ge=0,
@@ -646,7 +646,8 @@ class RunConfig(BaseModel):
         label="Seed of the head",
         section=OPTIMIZATION,
         help="Seed of the new head's first weights alone. Keep it equal where runs of several seeds are to be averaged: these then "
-        "differ in the order of the images, augmentation and dropout only. Empty: the seed.",
+        "differ in the order of the images, augmentation and dropout only. They also have to train on all images: a share of them is "
+        "drawn by the seed. Empty: the seed.",
         placeholder="the seed",
         in_script="repeated",
         stepwise=True,

@@ -18,6 +18,7 @@ from finetune_core.config.averaged import Averaged, How
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.same_classes import describe_class_difference
 from finetune_core.errors import ConfigError, FinetuneError, TrainingError
+from finetune_core.formatting import percent
 from finetune_core.models.catalogue import input_info
 from finetune_core.models.network import has_linear_head
 from finetune_core.models.weights import RANDOM, of_head
@@ -237,6 +238,8 @@ def _differs(one: Parent, first: Parent) -> str:
             if value != first.config.input_settings[key]
         ]
         return f"its images are prepared otherwise than those of {name}: {', '.join(changed).replace('_', ' ')}"
+    if differing := _other_subset(one.config, first.config):
+        return f"{differing} of {name}: average runs that trained on the same images"
     if one.begun.weights_hash != first.begun.weights_hash:
         return f"it started from other weights than {name}"
     head = first.begun.head
@@ -252,6 +255,25 @@ def _other_data(one: Parent, first: Parent) -> str:
         return f"its classes are not those of {first.folder.name}: it {difference}"
     if one.info.fingerprint != first.info.fingerprint:
         return f"its images, their labels or their split are not those of {first.folder.name}"
+    return ""
+
+
+def _other_subset(config: RunConfig, first: RunConfig) -> str:
+    """Return how the training images that a run drew differ from those of the first, or an empty string.
+
+    A share of the training images is drawn by the seed. A soup of such runs would have seen more images
+    than its settings say, and its BatchNorm statistics would be those of one run's share.
+    """
+    if config.train_fraction != first.train_fraction:
+        return (
+            f"it trained on {percent(config.train_fraction)} of the training images, not on the "
+            f"{percent(first.train_fraction)}"
+        )
+    if config.train_fraction < 1 and config.seed != first.seed:
+        return (
+            f"its seed {config.seed} drew other {percent(config.train_fraction)} of the training images "
+            f"(--train-fraction) than seed {first.seed}"
+        )
     return ""
 
 

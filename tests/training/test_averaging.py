@@ -504,6 +504,10 @@ def test_runs_that_cannot_be_averaged_are_refused_all_at_once(data, seeds, image
             config_of(data, split_seed=3, epochs=1),
             f"its images, their labels or their split are not those of {first}",
         ),
+        "share": (
+            config_of(data, train_fraction=0.5, epochs=1),
+            f"it trained on 50.0 % of the training images, not on the 100.0 % of {first}",
+        ),
         "fitted": (config_of(data, strategy="linear_probe"), "its head was fitted without epochs"),
         "lora": (
             config_of(data, strategy="lora", lora_from="block7", epochs=1),
@@ -520,6 +524,19 @@ def test_runs_that_cannot_be_averaged_are_refused_all_at_once(data, seeds, image
     assert parts.keys() == {folder.name for folder in folders}
     for folder, words in folders.items():
         assert words in parts[folder.name]
+
+
+def test_seeds_that_drew_other_shares_of_the_images_make_no_soup(data, tmp_path):
+    """An ensemble of them says how many images it has seen; a soup has the settings of one of them."""
+    shares = [
+        ran(config_of(data, seed=seed, train_fraction=0.5, epochs=1), tmp_path)[0]
+        for seed in (0, 1)
+    ]
+    drew = "its seed 1 drew other 50.0 % of the training images (--train-fraction) than seed 0"
+    for how in ("soup", "greedy_soup"):
+        assert drew in refusal(how, shares)
+    assert averaged_config("wise", shares[:1]).train_fraction == 0.5
+    assert averaged_config("ensemble", shares).averaged.how == "ensemble"
 
 
 def test_damaged_runs_links_and_what_is_no_run_are_refused(seeds, tmp_path):
