@@ -69,12 +69,13 @@ def test_a_run_is_evaluated_on_another_data_set_and_the_drop_has_an_interval(run
         f"95 % interval {points(low)} to {points(high)}",
     )
     assert metrics(at)["Shifted accuracy"][0] == percent(found.accuracy)
-    assert metrics(at)["In-distribution accuracy"][0] == percent(evaluation(run, "test").accuracy)
+    assert metrics(at)["In-distribution accuracy"][0] == percent(found.own.accuracy)
     scores, classes = (table.value for table in at.dataframe[-2:])
     assert {"Accuracy", "Balanced accuracy", "F1 (macro)", "Log loss"} <= set(scores["Metric"])
     assert sorted(classes["Class"]) == ["blue", "red"]
     assert f"“{PINK}” (2 images)" in unescaped(at)
     assert f"left out of averages: {NASTY}" in unescaped(at)
+    assert "compared on the 2 classes that both have images of" in unescaped(at)
     assert PINK not in words(at)  # escaped
     assert NASTY not in words(at)
     assert [source.path for source in recent_sources([dark.parent], 5)] == [str(dark)]
