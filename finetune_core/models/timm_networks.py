@@ -458,12 +458,12 @@ def _constructor_arguments(architecture: str) -> frozenset[str]:
         model = timm.create_model(architecture)
     names: set[str] = set()
     for one in inspect.getmro(type(model)):
-        declared = inspect.signature(one.__init__).parameters.values()
+        declared = inspect.signature(one).parameters.values()
         names |= {each.name for each in declared if each.kind is not each.VAR_KEYWORD}
         if not any(each.kind is each.VAR_KEYWORD for each in declared) or one is nn.Module:
             break
     # Where the tensors are and in which type is the run's to choose.
-    return frozenset(names - {"self", "args", "device", "dtype"})
+    return frozenset(names - {"args", "device", "dtype"})
 
 
 def _is_plain(value: object, depth: int = 2) -> bool:
