@@ -1,8 +1,8 @@
 """Writing files and folders so that a reader, or a crash, never meets half of one; reading what may not be what it seems."""
 
 import errno
-import glob
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -12,14 +12,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock
 from pydantic import ValidationError
 
 from finetune_core.formatting import size
 
 Stamp = tuple[int, int, int]  # inode, bytes, nanoseconds
 
-_LEFT_SECONDS = 24 * 3600
+# What Thaw makes and deletes beside other people's files is named like this, and with eight
+# random letters at the end.
+_OWN = ".thaw-"
 _IDLE_SECONDS = 3600.0
+# Between making a staging folder and locking its marker, another process must not take it for left.
+_YOUNG_SECONDS = 60
+_MARKER = "lock"
 # Not every system has all of these. A FIFO without a writer would be waited for, a link leads anywhere.
 _FLAGS = ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY")
 _NO_FILE = {
@@ -165,21 +171,30 @@ def _check_mode(mode: int, path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes ``path``'s place when the block ends well, and vanishes when it does not.
+def replacing(path: Path, *, make_folder: bool = True) -> Iterator[BinaryIO]:
+    """Open a file that takes ``path``'s place when the block ends well, and vanishes when not.
 
-    Written beside, flushed, synced, renamed; then the folder is synced, so that the rename survives a power cut. What processes
-    that were killed meanwhile have left is swept.
+    It is written beside ``path``, flushed, synced and renamed. Then the folder is synced, so that
+    the rename survives a power cut. Files that killed processes have left are swept first.
+
+    Args:
+        make_folder: make the folder where there is none.
+
+    Raises:
+        FileNotFoundError: when there is no folder and ``make_folder`` is False.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{_OWN}{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
+            # By its descriptor: another user of the folder may have put a link in its place.
+            if hasattr(os, "fchmod"):
+                os.fchmod(handle, 0o644)
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+            os.fsync(handle)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -188,20 +203,34 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def sweep(path: Path, older_than: float = _IDLE_SECONDS) -> None:
-    """Delete what processes that were killed while they were ``replacing`` a file have left beside it.
+    """Delete what processes that were killed while ``replacing`` a file have left beside it.
 
     Args:
         older_than: seconds since anything was written to it; 0 where nobody can be writing.
     """
-    for left in path.parent.glob(f".{glob.escape(path.name)}-{'?' * 8}"):
-        with suppress(OSError):  # another process sweeps, too
-            if time.time() - left.lstat().st_mtime >= older_than:
+    for left in _own_entries(path.parent, path.name):
+        found = regular_file(left)
+        if found and time.time() - found.st_mtime >= older_than:
+            with suppress(OSError):  # another process sweeps, too
                 left.unlink()
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write all of a file or none of it."""
-    with replacing(path) as file:
+def _own_entries(parent: Path, name: str) -> list[Path]:
+    """Return what lies in a folder under names that ``tempfile`` gives for our prefix and a name."""
+    pattern = re.compile(rf"{re.escape(_OWN + name)}-[a-z0-9_]{{8}}")
+    try:
+        return [parent / one for one in os.listdir(parent) if pattern.fullmatch(one)]
+    except OSError:
+        return []
+
+
+def write_bytes(path: Path, content: bytes, *, make_folder: bool = True) -> None:
+    """Write all of a file or none of it.
+
+    Raises:
+        FileNotFoundError: when there is no folder and ``make_folder`` is False.
+    """
+    with replacing(path, make_folder=make_folder) as file:
         file.write(content)
 
 
@@ -217,22 +246,65 @@ def copy_regular(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A folder in ``parent`` to fill and to ``settle``; gone when the block ends, with all that was not settled.
+def staging_folder(parent: Path, purpose: str) -> Iterator[Path]:
+    """A folder to fill and to ``settle`` beside; gone when the block ends, if it was not settled.
 
-    Folders of that prefix that are older than a day were left by processes that were killed: they go first.
+    It lies in a folder ``.thaw-PURPOSE-XXXXXXXX`` of ``parent`` that nobody else can enter, next to
+    a marker that is locked until the block ends. Folders of that kind whose marker nobody holds
+    were left by processes that were killed: they go first.
+
+    Args:
+        purpose: a word.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.glob(f"{prefix}*"):
-        with suppress(FileNotFoundError):  # another process sweeps, too
-            if time.time() - left.lstat().st_mtime > _LEFT_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    for left in _own_entries(parent, purpose):
+        _delete_left(left)
+    own = Path(tempfile.mkdtemp(prefix=f"{_OWN}{purpose}-", dir=parent))
+    folder = own / "new"
     try:
-        folder.chmod(0o755)
-        yield folder
+        with FileLock(own / _MARKER, thread_local=False):
+            folder.mkdir()
+            folder.chmod(0o755)
+            yield folder
     finally:
+        # The marker goes last: without it, what a kill leaves would not be known for ours.
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """A staging folder in the system's temporary folder, for what no other user may see or change.
+
+    Raises:
+        OSError: when other users can rename what is in the system's temporary folder.
+    """
+    parent = Path(tempfile.gettempdir())
+    if os.name == "posix":
+        found = parent.stat()
+        shared = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
+        if shared or found.st_uid not in (0, os.getuid()):
+            raise PermissionError(errno.EPERM, "other users can rename what is there", str(parent))
+    with staging_folder(parent, purpose) as folder:
+        yield folder
+
+
+def _delete_left(folder: Path) -> None:
+    """Delete a staging folder that was made by this user and that no living process holds."""
+    try:
+        found = os.lstat(folder)
+        if not stat.S_ISDIR(found.st_mode) or time.time() - found.st_mtime < _YOUNG_SECONDS:
+            return
+        if os.name == "posix" and found.st_uid != os.getuid():
+            return
+        if not regular_file(folder / _MARKER):
+            os.rmdir(folder)  # it was killed before it could make the marker, so it is empty
+            return
+        with FileLock(folder / _MARKER).acquire(timeout=0):
+            shutil.rmtree(folder / "new", ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    except (OSError, TimeoutError):  # a living process holds it, or another one sweeps, too
+        return
 
 
 def settle(staged: Path, folder: Path) -> None:

@@ -29,6 +29,29 @@ def cache_dir() -> Path:
     return _named("THAW_CACHE_DIR") or home() / "cache"
 
 
+def rows_dir() -> Path:
+    """Thaw's own folder in the cache, one for each user: nothing beside it is touched.
+
+    Raises:
+        FinetuneError: when a variable names what cannot be a folder.
+    """
+    return cache_dir() / f"thaw-rows{_of_user()}"
+
+
+def private_dir() -> Path:
+    """The folder of what no other user may see or change; never below a shared cache.
+
+    Raises:
+        FinetuneError: when THAW_HOME names what cannot be a folder.
+    """
+    return home() / f"private{_of_user()}"
+
+
+def _of_user() -> str:
+    """A number of the user, where systems have them: several may share a folder."""
+    return f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+
+
 def _named(variable: str) -> Path | None:
     named = os.environ.get(variable)
     if not named:

@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune_core import paths
 from finetune_core.errors import ConfigError
-from finetune_core.files import write_bytes
+from finetune_core.files import is_there, read_regular, regular_file, write_bytes
 
 MOST_FILES = 1000
 _MOST_BYTES = 50_000
@@ -23,7 +23,7 @@ def save_settings(values: Mapping[str, Any]) -> str:
     found = hashlib.sha256(content).hexdigest()[:12]
     file = _file(found)
     with suppress(OSError):  # where nothing can be written, a reload begins with the defaults
-        if file.is_file():
+        if regular_file(file):
             file.touch()
         elif len(content) <= _MOST_BYTES:
             _make_room(file.parent)
@@ -38,11 +38,10 @@ def saved_settings(wanted: str) -> dict[str, Any]:
         ConfigError: when there is nothing of that id, or it is damaged.
     """
     file = _file(wanted)
-    if not _ID.fullmatch(wanted) or not file.is_file():
+    if not _ID.fullmatch(wanted) or not is_there(file):
         raise ConfigError({"settings": f"nothing is saved under “{wanted[:80]}”"})
     try:
-        with file.open("rb") as opened:
-            content = opened.read(_MOST_BYTES + 1)
+        content = read_regular(file, _MOST_BYTES)
         values = json.loads(content)
     except (OSError, ValueError, RecursionError):
         raise ConfigError({"settings": f"what was saved under “{wanted}” is damaged"}) from None
@@ -57,8 +56,8 @@ def _file(name: str) -> Path:
 
 def _make_room(folder: Path) -> None:
     """Those not used for the longest time go."""
-    files = list(folder.glob("*.json"))
+    files = [file for file in folder.glob("*.json") if _ID.fullmatch(file.stem)]
     if len(files) < MOST_FILES:
         return
-    for file in sorted(files, key=lambda one: one.stat().st_mtime)[: len(files) - MOST_FILES + 1]:
+    for file in sorted(files, key=lambda one: one.lstat().st_mtime)[: len(files) - MOST_FILES + 1]:
         file.unlink(missing_ok=True)

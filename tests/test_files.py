@@ -1,9 +1,21 @@
 import os
+import re
+import stat
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from finetune_core.files import replacing, settle, staging_folder, write_bytes
+from finetune_core.files import (
+    replacing,
+    settle,
+    staging_folder,
+    temporary_folder,
+    write_bytes,
+)
+from tests.other_user import AS_ROOT, as_another_user, open_to_all
 
 
 def test_write_bytes_writes_the_whole_file_and_makes_its_folders(tmp_path):
@@ -59,9 +71,9 @@ def test_the_file_can_be_read_by_others(tmp_path):
 
 
 def test_a_staged_folder_is_there_once_it_is_settled(tmp_path):
-    with staging_folder(tmp_path / "data", ".new-") as staging:
-        assert staging.parent == tmp_path / "data"
-        assert staging.name.startswith(".new-")
+    with staging_folder(tmp_path / "data", "new") as staging:
+        assert staging.parent.parent == tmp_path / "data"
+        assert re.fullmatch(r"\.thaw-new-.{8}", staging.parent.name)
         (staging / "1.jpg").write_bytes(b"x")
         settle(staging, tmp_path / "data" / "pets")
     assert os.listdir(tmp_path / "data") == ["pets"]
@@ -70,13 +82,13 @@ def test_a_staged_folder_is_there_once_it_is_settled(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
 def test_a_staged_folder_can_be_read_by_others(tmp_path):
-    with staging_folder(tmp_path, ".new-") as staging:
+    with staging_folder(tmp_path, "new") as staging:
         settle(staging, tmp_path / "pets")
     assert (tmp_path / "pets").stat().st_mode & 0o777 == 0o755
 
 
 def stage_halfway(parent, error):
-    with staging_folder(parent, ".new-") as staging:
+    with staging_folder(parent, "new") as staging:
         (staging / "cat").mkdir()
         (staging / "cat" / "1.jpg").write_bytes(b"half of")
         raise error
@@ -90,7 +102,7 @@ def test_a_block_that_fails_leaves_no_staging_folder(tmp_path, error):
 
 
 def test_whoever_settled_first_wins(tmp_path):
-    with staging_folder(tmp_path, ".new-") as staging:
+    with staging_folder(tmp_path, "new") as staging:
         (staging / "mine").mkdir()
         (tmp_path / "pets" / "theirs").mkdir(parents=True)
         settle(staging, tmp_path / "pets")
@@ -100,39 +112,137 @@ def test_whoever_settled_first_wins(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "pets").write_bytes(b"")
-    with staging_folder(tmp_path, ".new-") as staging, pytest.raises(OSError, match="pets"):
+    with staging_folder(tmp_path, "new") as staging, pytest.raises(OSError, match="pets"):
         settle(staging, tmp_path / "pets")
 
 
-def test_folders_of_killed_processes_go_after_a_day(tmp_path):
-    for name, hours in ((".new-old", 25), (".new-young", 23), (".other-old", 25), ("old", 25)):
-        (tmp_path / name / "cat").mkdir(parents=True)
-        (tmp_path / name / "cat" / "1.jpg").write_bytes(b"x")
-        past = time.time() - hours * 3600
-        os.utime(tmp_path / name, (past, past))
-    with staging_folder(tmp_path, ".new-") as staging:
-        assert sorted(os.listdir(tmp_path)) == sorted(
-            [staging.name, ".new-young", ".other-old", "old"]
-        )
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from finetune_core.files import staging_folder
+
+with staging_folder(Path(sys.argv[1]), "new") as folder:
+    (folder / "half").write_bytes(bytes(1000))
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def staging_process(folder, how):
+    return subprocess.Popen(
+        [sys.executable, "-c", KILLED, folder, how],
+        cwd=Path(__file__).parent.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+
+def aged(folder):
+    os.utime(folder, (time.time() - 120,) * 2)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such signal")
+def test_folders_of_killed_processes_go_those_of_living_ones_and_of_others_stay(tmp_path):
+    staging_process(tmp_path, "killed").communicate()
+    (left,) = tmp_path.iterdir()
+    living = staging_process(tmp_path, "living")
+    assert living.stdout.readline() == b"ready\n"
+    (held,) = set(tmp_path.iterdir()) - {left}
+    others = [".new-mybackup", ".thaw-new-mybackup1", ".thaw-new-backup_1", ".thaw-other-abcd_123"]
+    for name in others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(b"x")
+    for folder in tmp_path.iterdir():
+        aged(folder)
+    with staging_folder(tmp_path, "new") as staging:
+        there = {one.name for one in tmp_path.iterdir()}
+        assert there == {staging.parent.name, held.name, *others}
+        assert (held / "new" / "half").exists()
+    living.communicate()
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
 def test_nothing_is_swept_through_a_link(tmp_path):
     (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "1.jpg").write_bytes(b"x")
+    (tmp_path / "kept" / "lock").write_bytes(b"")
     (tmp_path / "data").mkdir()
-    link = tmp_path / "data" / ".new-link"
+    link = tmp_path / "data" / ".thaw-new-abcd_123"
     link.symlink_to(tmp_path / "kept")
     os.utime(link, (0, 0), follow_symlinks=False)
-    with staging_folder(tmp_path / "data", ".new-"):
-        assert os.listdir(tmp_path / "kept") == ["1.jpg"]
+    with staging_folder(tmp_path / "data", "new"):
+        assert os.listdir(tmp_path / "kept") == ["lock"]
+        assert link.is_symlink()
+
+
+@AS_ROOT
+def test_what_is_staged_is_out_of_reach_of_other_users(tmp_path):
+    open_to_all(tmp_path)
+    with staging_folder(tmp_path, "new") as staging:
+        assert as_another_user(lambda: os.listdir(tmp_path))
+        assert not as_another_user(lambda: os.listdir(staging))
+        assert not as_another_user(lambda: (staging / "mine").write_bytes(b""))
+
+
+@AS_ROOT
+def test_a_staging_folder_of_another_user_is_left_alone(tmp_path):
+    open_to_all(tmp_path)
+    theirs = tmp_path / ".thaw-new-abcd_123"
+
+    def make():
+        theirs.mkdir()
+        (theirs / "lock").write_bytes(b"")
+        aged(theirs)
+
+    assert as_another_user(make)
+    with staging_folder(tmp_path, "new"):
+        pass
+    assert (theirs / "lock").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_a_temporary_folder_that_others_can_replace_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with temporary_folder("code") as folder:
+        assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+    tmp_path.chmod(0o777)
+    with pytest.raises(PermissionError), temporary_folder("code"):
+        pass
+    tmp_path.chmod(0o1777)
+    with temporary_folder("code"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
+def test_a_link_in_the_place_of_a_half_written_file_is_not_followed(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"mine")
+    secret.chmod(0o600)
+    (tmp_path / "shared").mkdir()
+    with replacing(tmp_path / "shared" / "c.bin") as file:
+        file.write(b"new")
+        (half,) = (tmp_path / "shared").iterdir()
+        half.unlink()
+        half.symlink_to(secret)
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert secret.read_bytes() == b"mine"
+
+
+def test_a_folder_that_was_deleted_is_not_made_again_where_that_is_not_wanted(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_bytes(tmp_path / "run" / "c.bin", b"x", make_folder=False)
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_killed_processes_left_of_a_file_is_swept_when_it_is_written_again_and_nothing_else(
     tmp_path,
 ):
-    left, fresh = tmp_path / ".c.bin-abcd_123", tmp_path / ".c.bin-efgh5678"
-    others = [tmp_path / name for name in (".c.bin-note", ".d.bin-abcd_123", "c.bin-abcd_123")]
+    left, fresh = tmp_path / ".thaw-c.bin-abcd_123", tmp_path / ".thaw-c.bin-efgh5678"
+    names = (".c.bin-20240131", ".thaw-c.bin-note", ".thaw-d.bin-abcd_123", "c.bin-abcd_123")
+    others = [tmp_path / name for name in names]
     for file in (left, fresh, *others):
         file.write_bytes(b"half")
     for file in (left, *others):

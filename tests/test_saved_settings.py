@@ -34,6 +34,31 @@ def test_a_damaged_or_changed_file_is_refused(content):
         saved_settings.saved_settings(name)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="files that only POSIX has")
+@pytest.mark.parametrize("make", [os.mkfifo, lambda file: file.symlink_to("/dev/zero")])
+def test_what_is_no_regular_file_is_refused(make):
+    name = save_settings({"epochs": 3})
+    file = paths.home() / "settings" / f"{name}.json"
+    file.unlink()
+    make(file)
+    with pytest.raises(ConfigError, match="damaged"):
+        saved_settings.saved_settings(name)
+    assert save_settings({"epochs": 3}) == name
+    assert saved_settings.saved_settings(name) == {"epochs": 3}
+
+
+def test_files_of_other_names_are_not_deleted(monkeypatch):
+    monkeypatch.setattr(saved_settings, "MOST_FILES", 2)
+    folder = paths.home() / "settings"
+    folder.mkdir(parents=True)
+    (folder / "annotations.json").write_bytes(b"mine")
+    os.utime(folder / "annotations.json", (0, 0))
+    for number in range(4):
+        save_settings({"epochs": number})
+    assert (folder / "annotations.json").read_bytes() == b"mine"
+    assert len(list(folder.iterdir())) == 3
+
+
 def test_their_number_is_bounded_and_those_in_use_stay(monkeypatch):
     monkeypatch.setattr(saved_settings, "MOST_FILES", 5)
     folder = paths.home() / "settings"

@@ -43,7 +43,7 @@ def write_folders(ordering: Ordering, setup: Setup, dataset: Dataset, base: Path
     folder = base / f"{setup.data}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         try:
-            with staging_folder(base, ".writing-") as staging:
+            with staging_folder(base, "writing") as staging:
                 _write(ordering, setup, dataset, staging / folder.name)
                 settle(staging / folder.name, folder)
         except OSError as error:

@@ -30,7 +30,7 @@ from finetune_core.work import Step, Work
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
-_STAGING = ".staging-"
+_STAGING = "unpacking"
 _SILENT_PIECES = 64  # that may come out of few packed bytes before whoever waits hears something
 
 # What the decompressors, struct, zipfile and TarInfo raise on bytes that are not what they should be.

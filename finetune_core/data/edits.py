@@ -15,10 +15,11 @@ from finetune_core.config.edit import LONGEST_NAME
 from finetune_core.data.entry import entry_folder
 from finetune_core.data.splits import SPLITS
 from finetune_core.errors import DataError
-from finetune_core.files import Stamp, problem_with, stamp, write_bytes
+from finetune_core.files import Stamp, is_there, problem_with, read_regular, stamp, write_bytes
 from finetune_core.formatting import SPLIT_WORDS, things
 
 _FILE = "edits.json"
+_LARGEST = 2**28  # bytes
 _EDITS = TypeAdapter(tuple[Edit, ...])
 _changing = Lock()  # of this process: two sessions must not write over each other
 
@@ -30,7 +31,7 @@ def load_edits(data: str | Path) -> tuple[Edit, ...]:
         DataError: when the file that holds them is damaged: they must not be forgotten silently.
     """
     file = entry_folder(data) / _FILE
-    if not file.is_file():
+    if not is_there(file):
         return ()
     try:
         return _read(file, stamp(file.resolve()))
@@ -42,7 +43,7 @@ def load_edits(data: str | Path) -> tuple[Edit, ...]:
 
 @lru_cache(maxsize=4)  # asked for whenever a page is drawn; there may be a hundred thousand
 def _read(file: Path, _version: Stamp | None) -> tuple[Edit, ...]:
-    return _EDITS.validate_json(file.read_bytes())
+    return _EDITS.validate_json(read_regular(file.resolve(), _LARGEST))
 
 
 def add_edits(data: str | Path, edits: Sequence[Edit]) -> None:

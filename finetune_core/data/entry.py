@@ -14,7 +14,7 @@ from finetune_core import paths
 from finetune_core.config import make_config, names_in, read_config
 from finetune_core.config.metadata import SPLIT
 from finetune_core.errors import ConfigError, DataError
-from finetune_core.files import replacing, write_bytes
+from finetune_core.files import open_regular, replacing, write_bytes
 
 _SPLIT = "split.json"
 
@@ -67,7 +67,8 @@ def save_split(data: str | Path, settings: Mapping[str, Any]) -> None:
 def read_table(file: Path, columns: list[str] | None = None) -> pd.DataFrame | None:
     """A Parquet file of the entry, or some of its columns; None where there is none, or it is damaged: it can always be made again."""
     try:
-        return pd.read_parquet(file, columns=columns, page_checksum_verification=True)
+        with open(open_regular(file, follow=True), "rb") as opened:
+            return pd.read_parquet(opened, columns=columns, page_checksum_verification=True)
     except Exception:  # on damaged bytes the reader raises nearly anything
         return None
 

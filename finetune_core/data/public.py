@@ -141,7 +141,7 @@ def fetch_public(name: str) -> Work[Path]:
     if is_fetched(name):
         return folder
     try:
-        with staging_folder(folder.parent, ".fetching-") as staging:
+        with staging_folder(folder.parent, "fetching") as staging:
             download = _Download(public, staging)
             try:
                 download.start()
@@ -185,8 +185,9 @@ class _Download(threading.Thread):
         except Exception as error:
             self.error = error
         finally:
-            if self.abandoned.is_set():  # what was written since whoever waited cleared up
-                shutil.rmtree(self.staging, ignore_errors=True)
+            if self.abandoned.is_set():
+                # What was written since whoever waited cleared up, with the folders around it.
+                shutil.rmtree(self.staging.parent, ignore_errors=True)
 
 
 class _NoBar:

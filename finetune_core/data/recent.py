@@ -14,7 +14,7 @@ from finetune_core.data.entry import entries_folder, entry_folder
 from finetune_core.data.listing import is_within
 from finetune_core.data.sample import SAMPLE_NAME, digits_folder
 from finetune_core.errors import DataError
-from finetune_core.files import write_bytes
+from finetune_core.files import read_regular, regular_file, write_bytes
 
 _FILE = "source.json"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -84,8 +84,9 @@ def recent_sources(roots: Sequence[Path], most: int, person: str | None = None) 
         most: of them.
         person: when given, only what they have opened themselves.
     """
-    files = [(file.stat().st_mtime, file) for file in entries_folder().glob(f"*/{_FILE}")]
-    known = (_read(file) for _, file in sorted(files, reverse=True))
+    files = entries_folder().glob(f"*/{_FILE}")
+    dated = [(found.st_mtime, file) for file in files if (found := regular_file(file))]
+    known = (_read(file) for _, file in sorted(dated, reverse=True))
     sample = data_id(paths.data_dir() / SAMPLE_NAME)
     found = (
         one
@@ -101,11 +102,8 @@ def recent_sources(roots: Sequence[Path], most: int, person: str | None = None) 
 
 def _read(file: Path) -> Source | None:
     """What an entry says of its source; None where it is damaged, or was not made for this entry."""
-    if not file.is_file():
-        return None
     try:
-        with file.open("rb") as opened:
-            found: Any = json.loads(opened.read(_MOST_BYTES))
+        found: Any = json.loads(read_regular(file, _MOST_BYTES))
         path, people = found["path"], found["people"]
         if (
             not isinstance(path, str)

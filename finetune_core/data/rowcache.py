@@ -2,14 +2,17 @@
 
 Decoded images and activations live here: in memory while they fit a budget taken from what is free, else in checksummed
 files within a disk budget, else nowhere, and then the caller computes them again each time. Tables that nobody uses make
-room for new ones, the least recently used first. Other files that take long to make lie beside them, within the same budget.
+room for new ones, the least recently used first.
 """
 
 import base64
+import errno
 import json
 import math
 import os
+import re
 import shutil
+import stat
 import time
 import zlib
 from collections import OrderedDict
@@ -24,10 +27,11 @@ from weakref import WeakSet
 import numpy as np
 import psutil
 import torch
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
 
 from finetune_core import paths
 from finetune_core.errors import ConfigError
-from finetune_core.files import read_regular, write_bytes
+from finetune_core.files import open_regular, read_regular, regular_file, write_bytes
 from finetune_core.transfers import sent
 from finetune_core.work import Step, Work
 
@@ -37,7 +41,13 @@ _MEMORY_SHARE = 0.5  # of free memory, what the cache holds counted as free
 _DISK_SHARE = 0.25  # of the free disk, likewise
 _LEFTOVER_SECONDS = 3600
 _SENT_AT_ONCE = 2**26  # bytes
-_LARGEST_FILE = 2**31  # bytes
+_LARGEST_DESCRIPTION = 2**28  # bytes; a row takes eleven
+# The marker of a cache (https://bford.info/cachedir), which backups leave out.
+_MARKER = "CACHEDIR.TAG"
+_TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
+# Rows that Thaw has cached. Delete this folder at any time while Thaw does not run.
+"""
+_OURS = re.compile(r"thaw-(?P<table>.+)-[0-9a-f]{8}\.(?P<kind>rows|json|part)")
 _MEMORY_VARIABLE, _DISK_VARIABLE = "THAW_CACHE_MEMORY_GB", "THAW_CACHE_DISK_GB"
 
 
@@ -346,24 +356,6 @@ class RowCache:
         self.table(name).add(block)
         return writer.where
 
-    @property
-    def folder(self) -> Path:
-        """Where the files are."""
-        return self._folder()
-
-    def store(self, name: str, content: bytes) -> None:
-        """Keep a file, unless there is no room for it on the disk."""
-        with suppress(OSError):
-            if len(content) <= self._disk_budget():
-                self._evict_files(self._disk_budget() - len(content))
-                write_bytes(self._folder() / f"{name}.kept", content)
-
-    def stored(self, name: str) -> bytes | None:
-        """What was kept under that name, by anybody who may write to the folder; None where there is nothing."""
-        with suppress(OSError):
-            return read_regular(self._folder() / f"{name}.kept", _LARGEST_FILE)
-        return None
-
     def _writer(
         self, name: str, count: int, first: torch.Tensor
     ) -> "_MemoryWriter | _DiskWriter | None":
@@ -442,11 +434,11 @@ class _DiskWriter:
 
     def __init__(self, folder: Path, name: str, layout: Layout) -> None:
         self._layout = layout
-        folder.mkdir(parents=True, exist_ok=True)
+        _claim(folder)
         _delete_leftovers(folder)
-        self._final = folder / f"{name}-{os.urandom(4).hex()}.rows"
+        self._final = folder / f"thaw-{name}-{os.urandom(4).hex()}.rows"
         self._temporary = self._final.with_suffix(".part")
-        self._file = self._temporary.open("wb")
+        self._file = self._temporary.open("xb")
         self._checksum = 0
 
     def write(self, rows: torch.Tensor) -> None:
@@ -465,7 +457,8 @@ class _DiskWriter:
             "channels_last": self._layout.channels_last,
             "checksum": self._checksum,
         }
-        self._final.with_suffix(".json").write_text(json.dumps(described))
+        with self._final.with_suffix(".json").open("x") as file:
+            json.dump(described, file)
         self._temporary.rename(self._final)
         rows = _mapped(self._final, (len(keys), *self._layout.shape), self._layout.dtype)
         return Block(keys, rows, self._final, self._layout.channels_last)
@@ -477,44 +470,119 @@ class _DiskWriter:
         _delete(self._final)
 
 
+def _claim(folder: Path) -> None:
+    """Make the folder of rows, with the marker that says so.
+
+    Raises:
+        OSError: when it cannot be made, or somebody else's folder has its name.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if _is_ours(folder):
+        return
+    # Another process may be making the marker just now.
+    if any(_MARKER not in name for name in os.listdir(folder)) or not _is_own_folder(folder):
+        raise FileExistsError(errno.EEXIST, "it is somebody else's", str(folder))
+    write_bytes(folder / _MARKER, _TAG)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether Thaw has made a folder for its rows."""
+    with suppress(OSError):
+        return _is_own_folder(folder) and read_regular(folder / _MARKER, len(_TAG)) == _TAG
+    return False
+
+
+def _is_own_folder(folder: Path) -> bool:
+    found = os.lstat(folder)
+    return stat.S_ISDIR(found.st_mode) and (os.name != "posix" or found.st_uid == os.getuid())
+
+
+def _ours(folder: Path) -> list[tuple[Path, "re.Match[str]"]]:
+    """Return the files that Thaw has made in its folder of rows, by name."""
+    with suppress(FileNotFoundError):  # somebody has emptied the cache just now
+        if _is_ours(folder):
+            found = ((name, _OURS.fullmatch(name)) for name in sorted(os.listdir(folder)))
+            return [(folder / name, match) for name, match in found if match]
+    return []
+
+
 def _files_of(folder: Path, name: str) -> list[Path]:
     """The files of a table, in order."""
-    return sorted(folder.glob(f"{name}-*.rows")) if folder.is_dir() else []
+    return [
+        file for file, match in _ours(folder) if match["kind"] == "rows" and match["table"] == name
+    ]
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What is written of a file of rows.
+
+    Attributes:
+        keys: uint64, little-endian, in base64.
+        shape: of a row.
+        checksum: CRC-32 of the rows.
+    """
+
+    keys: str
+    shape: list[PositiveInt]
+    dtype: str
+    channels_last: bool
+    checksum: NonNegativeInt
+
+
+_DESCRIBED = TypeAdapter(_Described)
 
 
 def _blocks_on_disk(files: list[Path]) -> Iterator[Block]:
     """What another process left; files that are damaged or half written are dropped."""
     for file in files:
         try:
-            described = json.loads(file.with_suffix(".json").read_text())
-            keys = _keys(described["keys"])
-            dtype = getattr(torch, described["dtype"])
-            rows = _mapped(file, (len(keys), *described["shape"]), dtype)
-            if _checksum(file) != described["checksum"]:
-                raise ValueError("checksum")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+            block = _block_on_disk(file)
+        except (OSError, ValueError, RuntimeError):
             _delete(file)
             continue
-        yield Block(keys, rows, file, described["channels_last"])
+        yield block
 
 
-def _keys(described: str | list[int]) -> np.ndarray:
-    """As they are written now, or as numbers, which earlier versions wrote."""
-    if isinstance(described, list):
-        return np.array(described, dtype=np.uint64)
+def _block_on_disk(file: Path) -> Block:
+    """Map a file of rows.
+
+    Raises:
+        OSError: when it or its description cannot be read, or is no regular file.
+        ValueError: when it is not as described, or the description is damaged.
+        RuntimeError: when it cannot be mapped.
+    """
+    described = _DESCRIBED.validate_json(
+        read_regular(file.with_suffix(".json"), _LARGEST_DESCRIPTION), strict=True
+    )
+    keys = _keys(described.keys)
+    dtype = getattr(torch, described.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError("type")
+    if described.channels_last and len(described.shape) != 3:
+        raise ValueError("layout")
+    rows = _mapped(file, (len(keys), *described.shape), dtype)
+    if _checksum(file) != described.checksum:
+        raise ValueError("checksum")
+    return Block(keys, rows, file, described.channels_last)
+
+
+def _keys(described: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(described, validate=True), dtype="<u8").astype(np.uint64)
 
 
 def _mapped(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    count = int(np.prod(shape, dtype=np.int64))
-    if file.stat().st_size != count * torch.empty(0, dtype=dtype).element_size():
+    count, found = math.prod(shape), regular_file(file)
+    if not count or found is None or found.st_size != count * dtype.itemsize:
         raise ValueError("size")
     return torch.from_file(str(file), shared=False, size=count, dtype=dtype).view(shape)
 
 
 def _checksum(file: Path) -> int:
     checksum = 0
-    with file.open("rb") as opened:
+    with open(open_regular(file), "rb") as opened:
         while chunk := opened.read(1 << 24):
             checksum = zlib.crc32(chunk, checksum)
     return checksum
@@ -532,12 +600,13 @@ def _limit(variable: str) -> int | None:
 
 
 def _files(folder: Path) -> list[tuple[Path, int]]:
-    """The files of rows and the others, the oldest first, with their bytes. Others may delete some meanwhile."""
+    """The files of rows, the oldest first, with their bytes. Others may delete some meanwhile."""
     found = []
-    for file in (*folder.glob("*.rows"), *folder.glob("*.kept")):
-        with suppress(FileNotFoundError):
-            status = file.stat()
-            found.append((status.st_mtime, file, status.st_size))
+    for file, match in _ours(folder):
+        if match["kind"] == "rows":
+            with suppress(FileNotFoundError):
+                status = file.lstat()
+                found.append((status.st_mtime, file, status.st_size))
     return [(file, size) for _, file, size in sorted(found)]
 
 
@@ -549,11 +618,11 @@ def _delete(file: Path) -> None:
 
 def _delete_leftovers(folder: Path) -> None:
     """What processes that were killed have left half written, once it is old enough not to be somebody's work."""
-    for file in (*folder.glob("*.part"), *folder.glob("*.json")):
+    for file, match in _ours(folder):
         with suppress(OSError):
-            lost = file.suffix == ".part" or not file.with_suffix(".rows").exists()
-            if lost and time.time() - file.stat().st_mtime > _LEFTOVER_SECONDS:
+            lost = match["kind"] == "part" or not file.with_suffix(".rows").exists()
+            if lost and time.time() - file.lstat().st_mtime > _LEFTOVER_SECONDS:
                 file.unlink()
 
 
-CACHE = RowCache(paths.cache_dir)
+CACHE = RowCache(paths.rows_dir)

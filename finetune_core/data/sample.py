@@ -25,7 +25,7 @@ def digits_folder() -> Path:
     if folder.is_dir():
         return folder
     try:
-        with staging_folder(folder.parent, f".{SAMPLE_NAME}-") as staging:
+        with staging_folder(folder.parent, SAMPLE_NAME) as staging:
             _write_digits(staging)
             settle(staging, folder)
     except OSError as error:

@@ -1,7 +1,7 @@
 """An export in a process of its own, for an app that trains meanwhile: tracing changes torch's global state.
 
 ``python -m finetune_core.exporters.apart RUN FORMAT [ROOT…]`` exports into the run's own folder, and says how far it is on stdout:
-one JSON list per ``Step``. What goes wrong is said on stderr.
+one JSON list per ``Step``. What goes wrong is said on stderr. It ends when its stdin does: it never outlives the app.
 """
 
 import json
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune_core.errors import ExportError, FinetuneError
+from finetune_core.lifeline import end_with_stdin
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.work import Step, Work
 
@@ -38,10 +39,11 @@ def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Work[None
         subprocess.Popen(
             command,
             cwd=_PROJECT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # held open, and never written to
             stdout=subprocess.PIPE,
             stderr=problems,
             text=True,
+            start_new_session=True,
         ) as process,
     ):
         try:
@@ -49,6 +51,7 @@ def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Work[None
                 yield Step(*json.loads(line))
         except GeneratorExit:
             process.terminate()
+            process.wait()  # before its stdin is closed, so that it can clear up
             raise
         if process.wait():
             problems.seek(0)
@@ -73,4 +76,5 @@ def main(run_dir: str, format: str, *roots: str) -> None:
 
 
 if __name__ == "__main__":
+    end_with_stdin()
     main(*sys.argv[1:])

@@ -112,7 +112,7 @@ def exporting(
         )
     measured: Measured | None = None
     try:
-        with staging_folder(target.parent, ".export-") as staging:
+        with staging_folder(target.parent, "export") as staging:
             made = staging / "new"
             made.mkdir()
             checked = _WRITERS[format](source or run, made)

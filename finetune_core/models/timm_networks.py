@@ -4,6 +4,7 @@ timm is imported when one of them is asked for. What it publishes only as pickle
 """
 
 import csv
+import inspect
 import json
 import re
 import tempfile
@@ -30,7 +31,16 @@ CLASSES = 1000  # of the head that is put on networks published without one
 _LARGEST = 2**22  # bytes of a config.json
 _PARAMETERS = Path(__file__).with_name("timm_parameters.csv")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?", re.ASCII)
-_ARGUMENT = (bool, int, float, str, list, type(None))
+# Where timm reads weights from. Thaw names the file itself.
+_SOURCES = {
+    "url",
+    "file",
+    "state_dict",
+    "hf_hub_id",
+    "hf_hub_filename",
+    "source",
+    "custom_load",
+}
 # What building, or a forward pass without numbers, raises where arguments or sizes do not fit a network.
 MISFITS = (
     RuntimeError,
@@ -419,9 +429,12 @@ def _read_description(
         return f"{architecture} has no head that classifies, and timm puts none on it"
     if not isinstance(config, dict) or not isinstance(arguments, dict):
         return "its pretrained_cfg and model_args have to be JSON objects"
-    if not all(isinstance(value, _ARGUMENT) for value in arguments.values()):
+    if not all(map(_is_plain, arguments.values())):
         return "its model_args hold more than numbers, words and lists of them"
-    known = {one.name for one in fields(timm.models.PretrainedCfg)}
+    if arguments and (unknown := sorted(arguments.keys() - _constructor_arguments(architecture))):
+        names = ", ".join(map(repr, unknown))[:200]
+        return f"its model_args name {names}, which the network {architecture} does not take"
+    known = {one.name for one in fields(timm.models.PretrainedCfg)} - _SOURCES
     usual = asdict(timm.models.PretrainedCfg())
     config = usual | {key: value for key, value in config.items() if key in known}
     if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
@@ -430,6 +443,34 @@ def _read_description(
         if source.get("num_classes") is not None:
             config["num_classes"] = source["num_classes"]
     return (architecture, config, arguments) if not (problem := _problem(config)) else problem
+
+
+@lru_cache(maxsize=64)
+def _constructor_arguments(architecture: str) -> frozenset[str]:
+    """Return the names of the arguments that the class of an architecture declares.
+
+    ``timm.create_model`` takes more names than these, and opens files for some of them
+    (``checkpoint_path``, ``pretrained_cfg_overlay``, ``cache_dir``).
+    """
+    import timm
+
+    with allocating_on_meta():
+        model = timm.create_model(architecture)
+    names: set[str] = set()
+    for one in inspect.getmro(type(model)):
+        declared = inspect.signature(one).parameters.values()
+        names |= {each.name for each in declared if each.kind is not each.VAR_KEYWORD}
+        if not any(each.kind is each.VAR_KEYWORD for each in declared) or one is nn.Module:
+            break
+    # Where the tensors are and in which type is the run's to choose.
+    return frozenset(names - {"args", "device", "dtype"})
+
+
+def _is_plain(value: object, depth: int = 2) -> bool:
+    """Return whether a value is a number, a word, a truth value, None, or a list of such."""
+    if isinstance(value, list):
+        return depth > 0 and all(_is_plain(one, depth - 1) for one in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _problem(config: Mapping[str, Any]) -> str:

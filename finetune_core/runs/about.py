@@ -65,4 +65,4 @@ def read_about(run_dir: Path) -> About:
 
 
 def write_about(run_dir: Path, about: About) -> None:
-    write_bytes(run_dir / ABOUT_FILE, json.dumps(asdict(about)).encode())
+    write_bytes(run_dir / ABOUT_FILE, json.dumps(asdict(about)).encode(), make_folder=False)

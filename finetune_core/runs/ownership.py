@@ -125,7 +125,8 @@ class Owner:
         self._ended.set()
         if self.holds():
             with suppress(OSError):  # then it counts as gone as soon as this process is
-                write_bytes(self._file, _written(replace(self._holder, released=True)))
+                content = _written(replace(self._holder, released=True))
+                write_bytes(self._file, content, make_folder=False)
 
     def _live(self) -> None:
         while not self._ended.wait(BEAT):

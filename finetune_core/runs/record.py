@@ -126,7 +126,7 @@ def create_run(
             owner
         ):  # before the config, without which it is no run: never one that has lost its owner
             write_about(run_dir, About(owner=owner))
-        write_bytes(run_dir / CONFIG_FILE, config_bytes(config))
+        write_bytes(run_dir / CONFIG_FILE, config_bytes(config), make_folder=False)
     except (OSError, FinetuneError) as error:
         lock.release(force=True)
         shutil.rmtree(

@@ -22,7 +22,8 @@ def request_stop(run_dir: Path, *, pause: bool = False) -> None:
         RunError: when nothing can be written there.
     """
     try:
-        write_bytes(run_dir / STOP_FILE, (PAUSE if pause else _STOP).encode())
+        content = (PAUSE if pause else _STOP).encode()
+        write_bytes(run_dir / STOP_FILE, content, make_folder=False)
     except OSError as error:
         raise RunError(
             f"The run {run_dir.name} cannot be asked to stop: {error}. Check who may write there."

@@ -107,7 +107,8 @@ def save_checkpoint(
     """Write all of it or nothing; an earlier checkpoint of that name stays until the new one is safe."""
     metadata = {"info": json.dumps(asdict(info))}
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    write_bytes(checkpoint_path(run_dir, name), save(tensors, metadata))
+    content = save(tensors, metadata)
+    write_bytes(checkpoint_path(run_dir, name), content, make_folder=False)
 
 
 def read_info(run_dir: Path, name: str) -> CheckpointInfo:

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from finetune_core.data.rowcache import CACHE
-from finetune_core.files import staging_folder
+from finetune_core.files import temporary_folder
 from finetune_core.training.device import Device
 
 KILLED = "the compiler was killed, perhaps because memory ran out"
@@ -31,7 +30,8 @@ class CompilerProcess:
     def __init__(self, module: nn.Module, example: torch.Tensor, device: Device) -> None:
         self._began, self._open = time.monotonic(), ExitStack()
         with ExitStack() as stack:
-            self._folder = stack.enter_context(staging_folder(CACHE.folder, ".compiling-"))
+            # What lies there is unpickled and run, so no other user may reach it.
+            self._folder = stack.enter_context(temporary_folder("compiling"))
             request = {
                 "part": module,
                 "example": example,

@@ -121,8 +121,15 @@ def keep_earlier(config: RunConfig, run_dir: Path) -> None:
 
 
 def member_folders(config: RunConfig, run_dir: Path) -> list[Path]:
-    """Where an ensemble keeps what it needs of its runs, in the order in which its config names them: each holds the run's settings, best
-    network and predictions, and is read as a run's folder is."""
+    """Return where an ensemble keeps what it needs of its runs, in the order of its config.
+
+    Each folder holds a run's settings, best network and predictions, and is read as a run directory.
+
+    Raises:
+        RunError: when a link leads to them.
+    """
+    if is_link(run_dir / _MEMBERS):
+        raise RunError(f"{run_dir / _MEMBERS} is a link, which is not followed.")
     return [
         run_dir / _MEMBERS / str(number)
         for number, _ in enumerate(config.averaged.runs if config.averaged else (), start=1)

@@ -80,7 +80,8 @@ def add_predictions(
         "labels": known.labels,
         "predicted": [*before, *[row] * (epoch - len(before))],
     }
-    write_bytes(run_dir / PREDICTION_HISTORY_FILE, json.dumps(noted).encode())
+    content = json.dumps(noted).encode()
+    write_bytes(run_dir / PREDICTION_HISTORY_FILE, content, make_folder=False)
 
 
 def _begun(ids: np.ndarray, keys: np.ndarray, labels: np.ndarray) -> PredictionHistory:

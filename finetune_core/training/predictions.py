@@ -62,7 +62,7 @@ def write_table(path: Path, table: pd.DataFrame, facts: Mapping[bytes, bytes]) -
     stored = stored.replace_schema_metadata({**stored.schema.metadata, **facts})
     buffer = io.BytesIO()
     pq.write_table(stored, buffer, write_page_checksum=True)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue(), make_folder=False)
 
 
 def remove_predictions(run_dir: Path) -> None:

@@ -16,10 +16,11 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError
-from finetune_core.files import Stamp, stamp, write_bytes
+from finetune_core.files import Stamp, read_regular, stamp, write_bytes
 from finetune_core.training.device import choose_device
 
 _KNOWN_SPEEDS = 200
+_LARGEST = 2**24  # bytes of the book
 _PATIENCE = 10  # seconds, for others that write to the book
 
 
@@ -133,8 +134,9 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
 @lru_cache(maxsize=4)
 def _parsed(file: Path, _changed: Stamp | None) -> dict[str, dict[str, Any]]:
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or damaged: speeds can be measured again
+        known = json.loads(read_regular(file, _LARGEST))
+    # None yet, or damaged: speeds can be measured again.
+    except (OSError, ValueError, RecursionError):
         known = None
     known = known if isinstance(known, dict) else {}
     return {

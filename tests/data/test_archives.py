@@ -9,7 +9,6 @@ import stat
 import struct
 import tarfile
 import tempfile
-import time
 import tracemalloc
 import unicodedata
 import zipfile
@@ -1290,7 +1289,7 @@ def test_the_same_name_with_other_content_is_another_folder(home):
 
 def test_another_import_of_the_same_that_was_first_wins(home):
     slow = import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip")
-    while not list(home.glob("data/.staging-*/cat")):
+    while not list(home.glob("data/.thaw-unpacking-*/new/cat")):
         next(slow)
     folder = finish(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip"))
     (folder / "first").write_bytes(b"")
@@ -1393,7 +1392,7 @@ def test_an_interruption_at_any_moment_leaves_nothing(home, kind, end):
         steps = started(kind)
         for _ in range(moment):
             next(steps)
-        staged += bool(list(home.glob("data/.staging-*")))
+        staged += bool(list(home.glob("data/.thaw-unpacking-*")))
         if end == "close":
             steps.close()
         elif end == "drop":
@@ -1403,20 +1402,9 @@ def test_an_interruption_at_any_moment_leaves_nothing(home, kind, end):
                 steps.throw(end("enough"))
         if any((home / "data").iterdir()):  # the last moment is after the end
             assert moment == moments - 1
-            assert not list(home.glob("data/.staging-*"))
+            assert not list(home.glob("data/.thaw-unpacking-*"))
             return
     assert staged > 0
-
-
-def test_staging_folders_of_killed_processes_go_after_a_day(home):
-    for name, hours in ((".staging-old", 25), (".staging-new", 23), ("old", 25)):
-        folder = home / "data" / name / "cat"
-        folder.mkdir(parents=True)
-        (folder / "1.jpg").write_bytes(PIXELS)
-        past = time.time() - hours * 3600
-        os.utime(folder.parent, (past, past))
-    folder = finish(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip"))
-    assert sorted(os.listdir(home / "data")) == sorted([".staging-new", "old", folder.name])
 
 
 # --- Files from a browser --------------------------------------------------------------------------------------------------

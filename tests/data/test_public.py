@@ -496,7 +496,7 @@ def test_a_download_that_is_given_up_ends_and_leaves_nothing(published, home, mo
     while next(fetching).done == 0:
         pass
     (staging,) = (home / "data").iterdir()
-    assert staging.name.startswith(".fetching-")
+    assert staging.name.startswith(".thaw-fetching-")
     fetching.close()
     server.gate.set()
     assert_nothing_is_left(home)
@@ -566,16 +566,6 @@ def test_a_bug_stays_visible(home, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         drained(fetch_public("cifar10"))
     assert_nothing_is_left(home)
-
-
-def test_what_killed_processes_left_goes_after_a_day(published, home):
-    published("eurosat")
-    for name, hours in ((".fetching-old", 25), (".fetching-new", 23)):
-        (home / "data" / name / "download").mkdir(parents=True)
-        past = time.time() - hours * 3600
-        os.utime(home / "data" / name, (past, past))
-    drained(fetch_public("eurosat"))
-    assert sorted(os.listdir(home / "data")) == [".fetching-new", "eurosat"]
 
 
 def test_another_process_that_was_first_wins(published, home):

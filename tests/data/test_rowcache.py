@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from finetune_core import paths
 from finetune_core.data.rowcache import RowCache
 from finetune_core.errors import ConfigError
 from finetune_core.work import finish
 
 KEYS = np.arange(10, 30, dtype=np.uint64)
 ROWS = torch.randn(20, 3, 4, 4)
+MARKER = "CACHEDIR.TAG"
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_an_abandoned_fill_leaves_nothing(cache, folder, disk_only):
     stream = cache.fill("t", KEYS, batches())
     next(stream)
     stream.close()
-    assert list(folder.iterdir()) == []
+    assert set(os.listdir(folder)) <= {MARKER}
     assert cache.table("t").missing(KEYS).all()
 
 
@@ -83,13 +85,6 @@ def test_another_process_finds_rows_on_disk(cache, folder, disk_only):
     filled(cache)
     again = RowCache(lambda: folder).table("t")
     assert torch.equal(again.lookup(KEYS).batch(np.arange(20)), ROWS)
-
-
-def test_rows_whose_keys_an_earlier_version_wrote_as_numbers_are_found(cache, folder, disk_only):
-    filled(cache)
-    file = next(folder.glob("*.json"))
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"keys": KEYS.tolist()}))
-    assert torch.equal(RowCache(lambda: folder).table("t").lookup(KEYS).batch(np.arange(20)), ROWS)
 
 
 def test_keys_are_distinguished_to_the_last_bit(cache, folder, disk_only):
@@ -141,13 +136,59 @@ def other_keys(file):
     file.with_suffix(".json").write_text(json.dumps(described))
 
 
+def in_its_place(make):
+    def damage(file):
+        file.with_suffix(".json").unlink()
+        make(file.with_suffix(".json"))
+
+    return damage
+
+
+def described_as(**fields):
+    def damage(file):
+        text = json.loads(file.with_suffix(".json").read_text()) | fields
+        kept = {name: value for name, value in text.items() if value is not None}
+        file.with_suffix(".json").write_text(json.dumps(kept))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        in_its_place(os.mkfifo),
+        in_its_place(lambda file: file.symlink_to("/dev/zero")),
+        in_its_place(lambda file: file.write_text("[" * 100_000)),
+        in_its_place(lambda file: file.write_text("[]")),
+        lambda file: (file.unlink(), os.mkfifo(file)),
+        described_as(channels_last=None),
+        described_as(channels_last=True, shape=[48]),
+        described_as(checksum=None),
+        described_as(shape=[2**70]),
+        described_as(shape=[10**400]),
+        described_as(shape=[-3, -4, 4]),
+        described_as(shape=3),
+        described_as(dtype="load"),
+        described_as(dtype=["float32"]),
+        described_as(keys=[10, 11]),
+        described_as(keys=""),
+    ],
+)
+@pytest.mark.skipif(os.name != "posix", reason="files that only POSIX has")
+def test_a_file_that_is_none_of_ours_is_dropped(cache, folder, disk_only, damage):
+    filled(cache)
+    damage(next(folder.glob("*.rows")))
+    assert RowCache(lambda: folder).table("t").missing(KEYS).all()
+    assert filled(RowCache(lambda: folder)) == "disk"
+
+
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_short, without_description, other_keys])
 def test_a_damaged_file_is_noticed_dropped_and_filled_again(cache, folder, disk_only, damage):
     filled(cache)
     damage(next(folder.glob("*.rows")))
     again = RowCache(lambda: folder)
     assert again.table("t").missing(KEYS).all()
-    assert list(folder.iterdir()) == []
+    assert os.listdir(folder) == [MARKER]
     assert filled(again) == "disk"
     assert torch.equal(again.table("t").lookup(KEYS).batch(np.arange(20)), ROWS)
 
@@ -158,7 +199,7 @@ def test_a_full_disk_means_nowhere_and_leaves_nothing(cache, folder, disk_only, 
 
     monkeypatch.setattr("os.fsync", full)
     assert filled(cache) is None
-    assert list(folder.iterdir()) == []
+    assert set(os.listdir(folder)) <= {MARKER}
     assert cache.table("t").missing(KEYS).all()
 
 
@@ -185,7 +226,7 @@ def test_the_oldest_files_make_room_on_disk(cache, folder, disk_only, monkeypatc
     monkeypatch.setenv("THAW_CACHE_DISK_GB", str(1.5 * size / 1e9))
     filled(cache, "old")
     filled(cache, "new")
-    assert [file.name.split("-")[0] for file in folder.glob("*.rows")] == ["new"]
+    assert [file.name.split("-")[1] for file in folder.glob("*.rows")] == ["new"]
 
 
 def test_rows_that_a_run_still_reads_count_towards_the_budget(cache, monkeypatch):
@@ -223,14 +264,54 @@ def test_evicted_files_are_forgotten_and_free_their_space(cache, folder, disk_on
 
 
 def test_old_leftovers_of_killed_processes_are_cleared_away(cache, folder, disk_only):
-    folder.mkdir()
-    (folder / "t-dead.part").write_bytes(b"half")
-    (folder / "t-gone.json").write_text("{}")
+    filled(cache)
+    (folder / "thaw-t-deaddead.part").write_bytes(b"half")
+    (folder / "thaw-t-90909090.json").write_text("{}")
+    others = {"annotations.json", "download.part", "big.rows", "thaw-notes.json"}
+    for name in others:
+        (folder / name).write_bytes(b"somebody's")
     for file in folder.iterdir():
         os.utime(file, (0, 0))
-    (folder / "t-alive.part").write_bytes(b"half")
-    filled(cache)
-    assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".part", ".rows"]
+    (folder / "thaw-t-a11fea11.part").write_bytes(b"half")
+    filled(cache, "another")
+    left = {name for name in os.listdir(folder) if name.startswith("thaw-t-")}
+    assert len(left) == 3
+    assert {name[-5:] for name in left} == {".rows", ".json", ".part"}
+    assert others < set(os.listdir(folder))
+
+
+def test_no_file_of_somebody_else_is_deleted(tmp_path, disk_only, monkeypatch):
+    """As where THAW_CACHE_DIR names a folder that holds other things, too."""
+    monkeypatch.setenv("THAW_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", str(1.5 * ROWS.numel() * 4 / 1e9))
+    names = ["annotations.json", "download.part", "table.rows", "thaw-x-00000000.rows"]
+    for name in names:
+        (tmp_path / name).write_bytes(bytes(10**6))
+        os.utime(tmp_path / name, (0, 0))
+    cache = RowCache(paths.rows_dir)
+    for name in ("one", "two"):
+        assert filled(cache, name) == "disk"
+    assert {*names, paths.rows_dir().name} == set(os.listdir(tmp_path))
+    assert len(list(paths.rows_dir().glob("*.rows"))) == 1
+
+
+def occupy(folder):
+    folder.mkdir()
+    (folder / "thaw-t-00000000.rows").write_bytes(b"mine")
+
+
+def link(folder):
+    (folder.parent / "mine").mkdir()
+    (folder.parent / "mine" / "thaw-t-00000000.rows").write_bytes(b"mine")
+    (folder.parent / "mine" / MARKER).write_bytes(b"Signature: 8a477f597d28d172789f06886806bc55")
+    folder.symlink_to("mine")
+
+
+@pytest.mark.parametrize("take", [occupy, link])
+def test_a_folder_of_somebody_else_is_not_used(cache, folder, disk_only, take):
+    take(folder)
+    assert filled(cache) is None
+    assert (folder / "thaw-t-00000000.rows").read_bytes() == b"mine"
 
 
 def test_a_limit_that_is_no_number_is_said_in_words(cache, monkeypatch):
@@ -253,27 +334,3 @@ def test_tables_are_filled_by_several_threads_at_once(cache, monkeypatch):
     finally:
         sys.setswitchinterval(before)
     assert places == ["memory"] * 400
-
-
-def test_other_files_lie_beside_the_rows_within_the_same_budget(
-    cache, folder, disk_only, monkeypatch
-):
-    assert cache.stored("one") is None
-    cache.store("one", b"x" * 1000)
-    assert cache.stored("one") == b"x" * 1000
-    monkeypatch.setenv("THAW_CACHE_DISK_GB", str(1500 / 1e9))
-    cache.store("too large", b"x" * 1600)
-    assert cache.stored("too large") is None
-    assert cache.stored("one") is not None, "what can never be kept drives nothing out"
-    os.utime(folder / "one.kept", (1, 1))
-    cache.store("two", b"x" * 1000)
-    assert cache.stored("two") is not None
-    assert cache.stored("one") is None, "the oldest makes room"
-
-
-def test_rows_drive_out_other_files(cache, disk_only, monkeypatch):
-    cache.store("one", b"x" * 1000)
-    size = ROWS.numel() * ROWS.element_size()
-    monkeypatch.setenv("THAW_CACHE_DISK_GB", str((size + 500) / 1e9))
-    assert filled(cache) == "disk"
-    assert cache.stored("one") is None

@@ -1,16 +1,24 @@
 """The page's buttons: made on a click, handed over as a ZIP, said in words where it cannot be."""
 
 import io
+import os
 import shutil
+import subprocess
+import sys
+import time
 import zipfile
+from pathlib import Path
 
+import psutil
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from finetune_core.errors import ExportError
 from finetune_core.exporters import formats
-from finetune_core.work import Step
+from finetune_core.work import Step, finish
 from pages.shared.jobs import jobs
+
+ROOT = Path(__file__).parents[2]
 
 
 def page(run_dir):
@@ -84,3 +92,46 @@ def test_an_export_that_is_stopped_ends_its_process_and_leaves_nothing(run, open
     assert next(steps).phase == "export"
     steps.close()  # returns once the process has ended
     assert not any((run.run_dir / "export").iterdir())
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from finetune_core.exporters.apart import export_apart
+from finetune_core.runs.store import RunStore
+
+run = Path(sys.argv[1])
+for step in export_apart(RunStore(run.parent).read(run), "onnx"):
+    print(step, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="no such signal")
+def test_an_export_ends_with_the_app_and_the_next_one_clears_up(run, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, run.run_dir],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout.readline()
+    (child,) = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.communicate()
+    child.wait(20)  # an export takes longer
+    (left,) = (run.run_dir / "export").glob(".thaw-export-*")
+    os.utime(left, (time.time() - 120,) * 2)
+    finish(formats.exporting(run, "card"))
+    assert not list((run.run_dir / "export").glob(".thaw-*"))
+
+
+def test_what_lies_beside_a_new_export_stays(run, tmp_path):
+    for name in (".export-mybackup", ".thaw-export-mybackup"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    formats.export_run(run, "card", tmp_path / "card")
+    assert sorted(os.listdir(tmp_path)) == [".export-mybackup", ".thaw-export-mybackup", "card"]

@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import timm
@@ -297,6 +299,86 @@ def test_a_description_that_cannot_be_used_is_refused_in_words(tmp_path, content
     with pytest.raises(ConfigError) as caught:
         backbone_info(f"local-dir:{tmp_path}")
     assert said in caught.value.problems["backbone"]
+
+
+class Harmful:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint_path", "pretrained_cfg_overlay", "pretrained", "cache_dir", "pruned"]
+)
+def test_a_description_cannot_have_files_opened(tmp_path, monkeypatch, name):
+    torch.save({"state_dict": Harmful(tmp_path / "ran")}, tmp_path / "model.pth")
+    opened = []
+    monkeypatch.setattr(
+        "timm.models._helpers.load_state_dict", lambda *file, **_: opened.append(file)
+    )
+    (tmp_path / "config.json").write_bytes(
+        description(model_args={name: str(tmp_path / "model.pth"), "depth": 6})
+    )
+    with pytest.raises(ConfigError) as caught:
+        head_paths(f"local-dir:{tmp_path}")
+    assert f"its model_args name '{name}', which" in caught.value.problems["backbone"]
+    assert not opened
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_description_cannot_name_where_weights_come_from(tmp_path, published, weights):
+    config = json.loads(description())
+    config["pretrained_cfg"] |= {
+        "state_dict": {"head.weight": [0.0]},
+        "file": "/etc/hostname",
+        "source": "local-dir",
+        "custom_load": True,
+        "hf_hub_id": "somebody/else",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    model = build_network(f"local-dir:{tmp_path}", PRETRAINED, 3, 0).model
+    assert same_but_head(model, published)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("test_vit", {"depth": 2, "global_pool": "avg", "no_embed_class": True}),
+        ("deit_tiny_distilled_patch16_224", {"depth": 1}),
+        ("test_resnet", {"drop_rate": 0.1, "layers": [1, 1, 1, 1]}),
+    ],
+)
+def test_arguments_of_the_architecture_itself_are_admitted(tmp_path, architecture, arguments):
+    (tmp_path / "config.json").write_bytes(
+        description(architecture=architecture, model_args=arguments)
+    )
+    options = build_recipe(f"local-dir:{tmp_path}", 96)["options"]
+    assert options["num_classes"] == 1000
+    assert arguments.items() <= options.items()
+
+
+def test_no_constructor_of_timm_takes_what_its_builder_opens_files_for():
+    opening = {
+        name
+        for function in (timm.create_model, timm.models.build_model_with_cfg)
+        for name, one in inspect.signature(function).parameters.items()
+        if one.kind is not one.VAR_KEYWORD
+    }
+    networks = {
+        found
+        for name in timm.list_models()
+        if isinstance(
+            found := inspect.signature(timm.model_entrypoint(name)).return_annotation, type
+        )
+    }
+    assert len(networks) > 60
+    taken = {name for one in networks for name in inspect.signature(one.__init__).parameters}
+    assert taken & opening == set()
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from finetune_core.errors import RunError, TrainingError
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.store import RunStore
 from finetune_core.training.checkpoints import load_tensors
+from finetune_core.training.events import StepEnded
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,6 +113,17 @@ def test_without_room_for_its_first_event_a_run_fails_in_words_and_can_be_resume
 def test_without_room_for_its_config_no_folder_is_left(config, tmp_path):
     with room_for(10), pytest.raises(RunError, match="make room"):
         create_run(config, tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_run_whose_folder_is_deleted_ends_and_is_not_made_again(config, tmp_path):
+    reservation = create_run(config, tmp_path / "runs")
+    training = execute(reservation)
+    while not isinstance(next(training), StepEnded):
+        pass
+    shutil.rmtree(reservation.run_dir)
+    with pytest.raises(TrainingError, match="No such file"):
+        list(training)
     assert list((tmp_path / "runs").iterdir()) == []
 
 

@@ -29,6 +29,7 @@ from finetune_core.training.packages import load_package
 from finetune_core.training.speed_book import Compilation, SpeedBook
 from finetune_core.training.trunk import split_network
 from tests.deadline import wait_until
+from tests.other_user import AS_ROOT, as_another_user, open_to_all
 
 ROOT = Path(__file__).resolve().parents[2]
 BF16, FP32 = Device("cpu", "CPU", "bf16"), Device("cpu", "CPU", "fp32")
@@ -237,7 +238,7 @@ def test_a_forged_one_is_compiled_again(process):
         with Compiler(BF16, 1000, 4) as compiler:
             assert factors(compiler, 7)[0] == 2  # too few to measure what it saves
         assert (process.started, compiler.report[:15]) == (tries, "compiled after ")
-        (file,) = CACHE.folder.glob("*.kept")
+        (file,) = paths.private_dir().glob("*.pt2")
         file.write_bytes(bytes(32) + b"package")
 
 
@@ -379,8 +380,39 @@ def test_one_that_is_further_from_fp32_is_refused():
     assert "layout" in difference(part, lambda images: part(images).double(), images, BF16)
 
 
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The system's temporary folder, empty."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
 @LINUX
-def test_a_part_that_cannot_be_compiled_says_why():
+@AS_ROOT
+def test_other_users_do_not_get_at_what_is_handed_to_the_compiler(temporary, tmp_path, monkeypatch):
+    for variable in ("THAW_HOME", "THAW_CACHE_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+        (tmp_path / variable).mkdir()
+        open_to_all(tmp_path / variable)
+    open_to_all(tmp_path)
+    temporary.chmod(0o1777)
+    process = CompilerProcess(nn.Conv2d(3, 8, 3).eval(), torch.zeros(2, 3, 16, 16), BF16)
+    try:
+        (request,) = tmp_path.rglob("request.pt")
+        (private,) = temporary.iterdir()
+        assert request.is_relative_to(private)
+        assert not as_another_user(request.read_bytes)
+        assert not as_another_user(lambda: request.with_name("package.pt2").write_bytes(b"evil"))
+        assert not as_another_user(lambda: private.rename(private.with_name("away")))
+    finally:
+        process.close()
+    assert not list(temporary.iterdir())
+
+
+@LINUX
+def test_a_part_that_cannot_be_compiled_says_why(temporary):
     class Refusing(nn.Module):
         def __reduce__(self):
             raise TypeError("it stays here")
@@ -393,7 +425,7 @@ def test_a_part_that_cannot_be_compiled_says_why():
         for _ in range(10):
             forward(torch.ones(4, 2))
     assert "another process (TypeError)" in compiler.report
-    assert not list(CACHE.folder.glob(".compiling-*"))
+    assert not list(temporary.iterdir())
 
 
 @pytest.fixture
@@ -451,7 +483,7 @@ def test_a_run_that_is_stopped_ends_the_process(process, config, tmp_path):
 
 @LINUX
 @pytest.mark.slow
-def test_stopping_leaves_no_process_and_no_files():
+def test_stopping_leaves_no_process_and_no_files(temporary):
     module = with_statistics(build_network("efficientnet_lite0", "pretrained", 3, 0)).model
     process = CompilerProcess(module, photographs(4), BF16)
     wait_until(
@@ -461,7 +493,7 @@ def test_stopping_leaves_no_process_and_no_files():
     )
     process.close()
     assert not [one for one in psutil.process_iter() if started_by(one, process)]
-    assert not list(CACHE.folder.glob(".compiling-*"))
+    assert not list(temporary.iterdir())
 
 
 def started_by(one, process):

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import os
 import shutil
 
 import hypothesis.strategies as some
@@ -331,6 +332,17 @@ def test_a_member_that_is_lost_or_damaged_is_named(made):
         load_predictor(run)
     shutil.rmtree(member)
     with pytest.raises(FinetuneError, match="there is no run in"):
+        load_predictor(run)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
+def test_a_link_in_the_place_of_its_networks_is_not_followed(made):
+    run = read_run(made["ensemble"])
+    load_predictor(run)
+    folder = run.run_dir / "members"
+    folder.rename(folder.with_name("away"))
+    folder.symlink_to("away")
+    with pytest.raises(RunError, match="members is a link"):
         load_predictor(run)
 
 

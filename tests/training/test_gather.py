@@ -81,8 +81,9 @@ def two(alone, tasks, tmp_path_factory):
 def tables(cache):
     """Name -> {key: row} of a machine's cached activations."""
     found = {}
-    for name in {file.name.rsplit("-", 1)[0] for file in cache.glob("trunk-*.rows")}:
-        table = RowCache(lambda: cache).table(name)
+    (rows,) = cache.glob("thaw-rows*")
+    for name in {file.name.rsplit("-", 1)[0] for file in rows.glob("thaw-trunk-*.rows")}:
+        table = RowCache(lambda: rows).table(name.removeprefix("thaw-"))
         keys = np.unique(np.concatenate([block.keys for block in table.blocks]))
         found[name] = dict(
             zip(keys.tolist(), table.lookup(keys).batch(np.arange(len(keys))), strict=True)

@@ -325,7 +325,7 @@ def test_rows_that_new_ones_drive_out_of_a_tight_disk_are_not_read(
     first, _ = run(config(epochs=1), tmp_path / "first")
     assert first["where"] == "disk"
     image_folder(tmp_path / "images", {"yellow": 12})
-    room = sum(file.stat().st_size for file in (paths.home() / "cache").glob("*.rows"))
+    room = sum(file.stat().st_size for file in paths.rows_dir().glob("*.rows"))
     monkeypatch.setenv("THAW_CACHE_DISK_GB", str(0.9 * room / 1e9))
     CACHE.clear()
     emitted, _ = run(config(epochs=1), tmp_path / "tight")
@@ -333,5 +333,5 @@ def test_rows_that_new_ones_drive_out_of_a_tight_disk_are_not_read(
     run(config(epochs=1, cache="off"), tmp_path / "uncached")
     same_results(tmp_path / "tight", tmp_path / "uncached")
     assert emitted["where"] == "disk"
-    kept = sum(file.stat().st_size for file in (paths.home() / "cache").glob("*.rows"))
+    kept = sum(file.stat().st_size for file in paths.rows_dir().glob("*.rows"))
     assert 0 < kept <= 0.9 * room, "the old rows have made room for the new ones"

@@ -1,11 +1,13 @@
 """What a run cost, read back from its folder: time with and without the cache, memory, disk; and how deep it was cut."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from finetune_core.config import RunConfig
+from finetune_core.errors import RunError
 from finetune_core.files import regular_file
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, checkpoint_path
@@ -79,10 +81,10 @@ def cost(run: Run, rate: float | None = None) -> Cost:
 
 def disk_bytes(run: Run) -> int:
     """Of the best checkpoint; of an ensemble, of all those that it keeps."""
-    folders = [
-        run.run_dir,
-        *(member_folders(run.config, run.run_dir) if run.config.is_ensemble else ()),
-    ]
+    folders = [run.run_dir]
+    if run.config.is_ensemble:
+        with suppress(RunError):  # its folder of networks is a link
+            folders += member_folders(run.config, run.run_dir)
     kept = [regular_file(checkpoint_path(folder, BEST)) for folder in folders]
     return sum(file.st_size for file in kept if file)
 

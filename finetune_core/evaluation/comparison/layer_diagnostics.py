@@ -157,9 +157,8 @@ def _measured(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Wor
             starts[beginning] = yield from _start(run, start, tuned, roots)
         measured = asdict((yield from _moves(run, start, tuned, starts[beginning])))
         try:
-            write_bytes(
-                run.run_dir / _FILE, json.dumps(measured | {"predictions": changed}).encode()
-            )
+            content = json.dumps(measured | {"predictions": changed}).encode()
+            write_bytes(run.run_dir / _FILE, content, make_folder=False)
         except OSError as error:
             raise RunError(
                 f"The layer diagnostics cannot be written to {run.run_dir}: {error.strerror}."

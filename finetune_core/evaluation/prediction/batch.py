@@ -72,7 +72,7 @@ def images_below(folder: Path) -> list[tuple[str, Path]]:
 
 def unpacking_folder() -> AbstractContextManager[Path]:
     """A folder to unpack an archive of images into; gone when the block ends."""
-    return staging_folder(data_dir(), ".naming-")
+    return staging_folder(data_dir(), "naming")
 
 
 def predict_images(

@@ -283,7 +283,7 @@ def compute_neighbourhood(
         unchanged=images.unchanged,
     )
     try:
-        write_bytes(run.run_dir / _FILE, buffer.getvalue())
+        write_bytes(run.run_dir / _FILE, buffer.getvalue(), make_folder=False)
     except OSError as error:
         raise RunError(
             f"The features of its images cannot be written to {run.run_dir}: {error}."
