@@ -33,6 +33,7 @@ from finetune_core.commands.options import (
 )
 from finetune_core.commands.terminal import (
     err,
+    on_one_line,
     out,
     print_json,
     progress_bar,
@@ -556,7 +557,7 @@ def predict(
     elif not csv:
         print_predictions(result)
     for skipped in result["skipped"]:
-        err.print(escape(skipped["problem"]))
+        err.print(escape(on_one_line(skipped["problem"])))
     if result["skipped"]:
         raise typer.Exit(2)
 

@@ -10,7 +10,7 @@ import numpy as np
 from rich.markup import escape
 
 from finetune_core.commands.runs import opened
-from finetune_core.commands.terminal import err, out, progress_bar, show_work
+from finetune_core.commands.terminal import err, on_one_line, out, progress_bar, show_work
 from finetune_core.data.archives import is_archive, unpack_archive
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.batch import (
@@ -80,7 +80,7 @@ def print_predictions(result: dict[str, Any]) -> None:
     for row in result["predictions"]:
         unlike = ", unlike anything in training" if row["unlike"] else ""
         line = f"{row['image']}: {row['class']} ({percent(row['probability'])}){unlike}"
-        out.print(escape(line))
+        out.print(escape(on_one_line(line)))
 
 
 def prediction_json(
