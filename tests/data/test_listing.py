@@ -1,4 +1,5 @@
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def classes(data):
     return sorted(set(list_data(data).files["class"]))
 
 
+@links
 def test_a_tree_deeper_than_pythons_recursion_is_listed(image_folder, tmp_path):
     deep = tmp_path / "red"
     deep.mkdir()
@@ -35,7 +37,10 @@ def test_a_tree_deeper_than_pythons_recursion_is_listed(image_folder, tmp_path):
     finally:
         os.chdir(before)
     image_folder(tmp_path, {"blue": 1})
-    found = list_data(tmp_path).files
+    try:
+        found = list_data(tmp_path).files
+    finally:
+        subprocess.run(["rm", "-r", str(deep)], check=True)  # Python's own way recurses
     assert sorted(found["class"]) == ["blue", "red"]
     assert found["id"].max().count("/") == 1401
 
