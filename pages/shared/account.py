@@ -84,7 +84,8 @@ def gate() -> None:
         return
     st.title("Thaw", anchor=False)
     st.markdown("Fine-tune pretrained image classifiers. Sign in to continue.")
-    for name in _providers(auth) or [None]:
+    names: list[str | None] = [*_providers(auth)]
+    for name in names or [None]:
         words = f"Sign in with {name.capitalize()}" if name else "Sign in"
         st.button(
             words,
