@@ -31,12 +31,20 @@ from finetune_core.commands.options import (
     refused_in_words,
     takes_settings,
 )
-from finetune_core.commands.terminal import err, out, print_json, progress_bar, show_work
+from finetune_core.commands.terminal import (
+    err,
+    on_one_line,
+    out,
+    print_json,
+    progress_bar,
+    show_work,
+)
 from finetune_core.config import names_in
 from finetune_core.config.metadata import SECTIONS, SPLIT
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, measure_of
 from finetune_core.exporters.catalogue import FORMATS
+from finetune_core.files import check_output
 from finetune_core.formatting import size
 from finetune_core.standard_streams import with_safe_streams
 
@@ -448,6 +456,8 @@ def compare(
     trained = None
     with refused_in_words():
         measure_of(measure)  # refused before anything trains
+        if report:
+            check_output(report, "report")
         if on:
             list_data(resolved(on))
         if is_run_folder(run_folder(targets[0])):
@@ -536,6 +546,8 @@ def predict(
     )
 
     with refused_in_words():
+        if csv:
+            check_output(csv, "csv")
         classes, predictions = predictions_of(run_dir, images, look_at_training=unlike)
         if csv:
             write_table(csv, predictions, classes)
@@ -545,7 +557,7 @@ def predict(
     elif not csv:
         print_predictions(result)
     for skipped in result["skipped"]:
-        err.print(escape(skipped["problem"]))
+        err.print(escape(on_one_line(skipped["problem"])))
     if result["skipped"]:
         raise typer.Exit(2)
 

@@ -36,6 +36,7 @@ from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation
 from finetune_core.evaluation.single_run.tta import FLIPS
 from finetune_core.exporters.formats import Exported, exporting
+from finetune_core.files import check_output
 from finetune_core.inspection.report import Inspection
 from finetune_core.models.catalogue import PACKAGED
 from finetune_core.runs.record import reopen_run
@@ -280,6 +281,8 @@ def compare(
     Raises:
         FinetuneError: when there is no such measure, the runs were not evaluated on the same images, or the other data set cannot be used.
     """
+    if report is not None:
+        check_output(Path(report), "report")
     with progress_shown(progress):
         opened_runs = [_opened(run) for run in runs]
         shift = None if on is None else on_shifted(opened_runs, os.fspath(on), measure)

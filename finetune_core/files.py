@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -15,6 +16,7 @@ from typing import BinaryIO
 from filelock import FileLock
 from pydantic import ValidationError
 
+from finetune_core.errors import ConfigError
 from finetune_core.formatting import size
 
 Stamp = tuple[int, int, int]  # inode, bytes, nanoseconds
@@ -325,3 +327,80 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_output(path: Path, option: str) -> None:
+    """Check that a file which a person named may be written: before hours of work for its content.
+
+    Args:
+        option: the setting that named the file.
+
+    Raises:
+        ConfigError: when anything but a writable regular file is there.
+    """
+    with _output_problems(path, option):
+        _owner_and_mode(path)
+
+
+def write_output(path: Path, content: bytes, option: str) -> None:
+    """Write a file that a person named, all of it or nothing.
+
+    A new file has the permissions that the umask leaves. An earlier one keeps its owner and permissions.
+
+    Args:
+        option: the setting that named the file.
+
+    Raises:
+        ConfigError: as ``check_output``, and when the file cannot be written.
+    """
+    with _output_problems(path, option):
+        kept = _owner_and_mode(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name[:100]}-{secrets.token_hex(4)}")
+        try:
+            # Unlike mkstemp, "x" leaves the permissions to the umask.
+            with open(beside, "xb") as file:
+                if kept and os.name == "posix":
+                    _keep_owner_and_mode(file.fileno(), kept)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def _output_problems(path: Path, option: str) -> Iterator[None]:
+    try:
+        yield
+    except NotRegular as error:
+        problem = f"{path} is {error.strerror}. Name a regular file, or a new one."
+    except OSError as error:
+        problem = f"{path} cannot be written: {error.strerror}."
+    except ValueError as error:
+        problem = f"{path} cannot be written: {error}."
+    else:
+        return
+    raise ConfigError({option: problem})
+
+
+def _owner_and_mode(path: Path) -> os.stat_result | None:
+    """Return what is known of a file that can be written, or None where there is none."""
+    try:
+        descriptor = open_regular(path, os.O_WRONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _keep_owner_and_mode(descriptor: int, kept: os.stat_result) -> None:
+    made = os.fstat(descriptor)
+    if (made.st_uid, made.st_gid) != (kept.st_uid, kept.st_gid):
+        os.fchown(descriptor, kept.st_uid, kept.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(kept.st_mode))

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from finetune_core.errors import ConfigError
 from finetune_core.files import (
+    check_output,
     replacing,
     settle,
     staging_folder,
     temporary_folder,
     write_bytes,
+    write_output,
 )
 from tests.other_user import AS_ROOT, as_another_user, open_to_all
 
@@ -249,3 +252,76 @@ def test_what_killed_processes_left_of_a_file_is_swept_when_it_is_written_again_
         os.utime(file, (time.time() - 7200,) * 2)
     write_bytes(tmp_path / "c.bin", b"whole")
     assert set(tmp_path.iterdir()) == {fresh, *others, tmp_path / "c.bin"}
+
+
+def permissions(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_an_output_that_a_person_named_keeps_its_permissions_and_a_new_one_follows_the_umask(
+    tmp_path,
+):
+    private, shared, new = (tmp_path / name for name in ("private", "shared", "a/new"))
+    for file, mode in ((private, 0o600), (shared, 0o664)):
+        file.write_text("old")
+        file.chmod(mode)
+    before = os.umask(0o077)
+    try:
+        for file in (private, shared, new):
+            write_output(file, b"new", "csv")
+    finally:
+        os.umask(before)
+    assert {file.read_text() for file in (private, shared, new)} == {"new"}
+    assert [permissions(file) for file in (private, shared, new)] == [0o600, 0o664, 0o600]
+    assert sorted(os.listdir(tmp_path)) == ["a", "private", "shared"]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away"
+)
+def test_an_output_keeps_its_owner(tmp_path):
+    file = tmp_path / "theirs"
+    file.write_text("old")
+    os.chown(file, 4321, 4322)
+    file.chmod(0o640)
+    write_output(file, b"new", "csv")
+    found = file.stat()
+    assert (found.st_uid, found.st_gid, permissions(file)) == (4321, 4322, 0o640)
+
+
+def make_device(path):
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 7))  # as /dev/full
+    except OSError:
+        pytest.skip("no devices can be made here")
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (make_device, "a device"),
+        (os.mkfifo, "a FIFO"),
+        (os.mkdir, "a folder"),
+        (lambda path: path.symlink_to(path.with_name("target")), "a link"),
+        (lambda path: path.symlink_to(path.with_name("gone")), "a link"),
+    ],
+)
+def test_an_output_replaces_regular_files_only(tmp_path, make, problem):
+    (tmp_path / "target").write_text("old")
+    named = tmp_path / "out.csv"
+    make(named)
+    before = os.lstat(named)
+    for check in (lambda: check_output(named, "csv"), lambda: write_output(named, b"new", "csv")):
+        with pytest.raises(ConfigError, match=f"^csv: .*out.csv is {problem}"):
+            check()
+    assert os.lstat(named).st_ino == before.st_ino
+    assert os.lstat(named).st_mode == before.st_mode
+    assert (tmp_path / "target").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["out.csv", "target"]
+
+
+@pytest.mark.parametrize("name", ["nul\0byte", "n" * 300])
+def test_an_output_whose_name_no_system_takes_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_output(tmp_path / name, b"", "report")
+    assert not os.listdir(tmp_path)

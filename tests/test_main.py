@@ -123,6 +123,41 @@ def test_predict_reports_what_it_cannot_read_and_names_the_rest(trained, tmp_pat
     assert "text.jpg" in done.stderr
 
 
+def test_results_are_written_into_regular_files_only_and_keep_permissions(trained, tmp_path):
+    data, _, result, _ = trained
+    image = next(Path(data, "red").iterdir())
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / "link").symlink_to("target")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("link", "fifo"):
+        for arguments in (
+            ["predict", result["run_dir"], image, "--csv"],
+            ["compare", result["run_dir"], "--report"],
+        ):
+            done = thaw(*arguments, tmp_path / name)
+            assert done.returncode == 2
+            assert f"is a {name if name == 'link' else 'FIFO'}" in " ".join(done.stderr.split())
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "fifo").is_fifo()
+    assert (tmp_path / "target").read_text() == "mine"
+    (tmp_path / "target").chmod(0o600)
+    assert thaw("predict", result["run_dir"], image, "--csv", tmp_path / "target").returncode == 0
+    assert (tmp_path / "target").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "target").read_text().startswith("file,")
+
+
+def test_an_export_keeps_the_permissions_of_the_empty_folder_and_follows_no_link(trained, tmp_path):
+    _, _, result, _ = trained
+    (tmp_path / "empty").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("empty")
+    command = ["export", result["run_dir"], "--format", "card", "--output"]
+    done = thaw(*command, tmp_path / "link")
+    assert done.returncode == 2
+    assert "is a link" in " ".join(done.stderr.split())
+    assert thaw(*command, tmp_path / "empty").returncode == 0
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o700
+
+
 def test_plain_words_for_people(trained):
     _, _, result, _ = trained
     done = thaw("evaluate", result["run_dir"])

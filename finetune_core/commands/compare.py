@@ -24,7 +24,7 @@ from finetune_core.config import RunConfig, make_config
 from finetune_core.config.run_config import FITTED
 from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import effective, load_edits
-from finetune_core.errors import ConfigError, FinetuneError, RunError
+from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.next_experiment import (
     Experiment,
@@ -39,7 +39,7 @@ from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_s
 from finetune_core.evaluation.comparison.verdicts import CLAIMS, of_pair
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.figures.report import whole_report
-from finetune_core.files import write_bytes
+from finetune_core.files import write_output
 from finetune_core.formatting import things
 from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.design import by_arm, design, with_rates
@@ -230,16 +230,13 @@ def print_shifted(found: ShiftComparison) -> None:
 
 
 def write_report(comparison: Comparison, file: Path, shift: ShiftComparison | None = None) -> None:
-    """The comparison as one HTML file.
+    """Write the comparison as one HTML file.
 
     Args:
         shift: the same runs on another data set.
 
     Raises:
-        RunError: when it cannot be written.
+        ConfigError: when the file cannot be written.
     """
-    try:
-        write_bytes(file, whole_report(comparison, shift=shift).encode())
-    except OSError as error:
-        raise RunError(f"The report cannot be written to {file}: {error}.") from None
+    write_output(file, whole_report(comparison, shift=shift).encode(), "report")
     err.print(escape(f"The report is in {file}."))

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from rich.markup import escape
 
-from finetune_core.commands.terminal import out, plain_table, progress_bar, show_work
+from finetune_core.commands.terminal import on_one_line, out, plain_table, progress_bar, show_work
 from finetune_core.evaluation.comparison.tta import augmented, flip_warnings, tta_json
 from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.evaluate import evaluation, precision_note
@@ -118,7 +118,7 @@ def _evaluation_json(result: RunEvaluation) -> dict[str, Any]:
 def print_evaluation(result: RunEvaluation) -> None:
     """The same for people, with slices only where a difference is clear."""
     for line in (result.in_words(), *result.caveats()):
-        out.print(escape(line))
+        out.print(escape(on_one_line(line)))
     if precision_note(result.run):
         out.print("To evaluate it in fp32: --fp32.")
     out.print(
@@ -131,13 +131,13 @@ def print_evaluation(result: RunEvaluation) -> None:
         )
     )
     if absences := result.absences():
-        out.print(escape(absences))
+        out.print(escape(on_one_line(absences)))
     out.print(plain_table(*result.class_table()))
     for line in result.details():
-        out.print(escape(line))
+        out.print(escape(on_one_line(line)))
     flips = augmented(result.run)
     for line in [*(flip_warnings(result.run) if flips else ()), *(one.in_words() for one in flips)]:
-        out.print(escape(line))
+        out.print(escape(on_one_line(line)))
     known = result.own if isinstance(result, ShiftedEvaluation) else result
     if known.robustness:
         out.print(plain_table(*known.robustness_rows()))

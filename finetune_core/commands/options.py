@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from finetune_core.commands.terminal import err
+from finetune_core.commands.terminal import err, on_one_line
 from finetune_core.config import names_in, setting_of
 from finetune_core.config.metadata import HARDWARE, SPLIT, TRAINING, Setting
 from finetune_core.errors import ConfigError, FinetuneError, TrainingError
@@ -143,10 +143,10 @@ def refused_in_words() -> Iterator[None]:
         yield
     except ConfigError as error:
         for field, problem in error.problems.items():
-            err.print(escape(f"{option_of(field)}: {problem}"))
+            err.print(escape(on_one_line(f"{option_of(field)}: {problem}")))
         raise typer.Exit(2) from None
     except FinetuneError as error:
-        err.print(escape(str(error)))
+        err.print(escape(on_one_line(str(error))))
         raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from rich.markup import escape
 
 from finetune_core.commands.runs import opened
-from finetune_core.commands.terminal import err, out, progress_bar, show_work
+from finetune_core.commands.terminal import err, on_one_line, out, progress_bar, show_work
 from finetune_core.data.archives import is_archive, unpack_archive
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.batch import (
@@ -29,7 +29,7 @@ from finetune_core.evaluation.prediction.neighbours import (
 )
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.exporters.tensors import is_export, load_export
-from finetune_core.files import write_bytes
+from finetune_core.files import write_output
 from finetune_core.formatting import percent, things
 from finetune_core.work import in_phase
 
@@ -69,12 +69,9 @@ def write_table(file: Path, predictions: Sequence[ImagePrediction], classes: Seq
     """Write what each image is taken for as CSV, and say so.
 
     Raises:
-        RunError: when it cannot be written.
+        ConfigError: when it cannot be written.
     """
-    try:
-        write_bytes(file, to_csv(predictions, classes))
-    except OSError as error:
-        raise RunError(f"{file} cannot be written: {error.strerror}.") from None
+    write_output(file, to_csv(predictions, classes), "csv")
     err.print(escape(f"{things(len(predictions), 'image')} in {file}"))
 
 
@@ -82,7 +79,8 @@ def print_predictions(result: dict[str, Any]) -> None:
     """One line for each of the ``predictions``."""
     for row in result["predictions"]:
         unlike = ", unlike anything in training" if row["unlike"] else ""
-        out.print(escape(f"{row['image']}: {row['class']} ({percent(row['probability'])}){unlike}"))
+        line = f"{row['image']}: {row['class']} ({percent(row['probability'])}){unlike}"
+        out.print(escape(on_one_line(line)))
 
 
 def prediction_json(

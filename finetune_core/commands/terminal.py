@@ -54,6 +54,11 @@ def harmless(text: str) -> str:
     return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def on_one_line(text: str) -> str:
+    """Return a name for a terminal with its line ends and tabs shown, too."""
+    return harmless(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 class _Messages(_Console):
     """Where progress and problems go."""
 
@@ -90,7 +95,7 @@ def plain_table(columns: Iterable[str | Column], rows: Iterable[Iterable[str]]) 
     """Without lines; what is in it is shown as it is."""
     made = Table(*columns, box=None)
     for row in rows:
-        made.add_row(*map(escape, row))
+        made.add_row(*(escape(on_one_line(cell)) for cell in row))
     return made
 
 
@@ -115,7 +120,7 @@ def show_work(bar: Progress, work: Work[Result], title: str = "") -> Result:
     Args:
         title: stands at the bar of steps without a phase, which is there from the start.
     """
-    tasks = {"": bar.add_task(harmless(title), total=None, note="")} if title else {}
+    tasks = {"": bar.add_task(on_one_line(title), total=None, note="")} if title else {}
 
     def draw(step: Step) -> None:
         if step.phase not in tasks:
@@ -125,7 +130,7 @@ def show_work(bar: Progress, work: Work[Result], title: str = "") -> Result:
                 PHASE_WORDS[step.phase], total=step.total, note="", visible=step.phase != "device"
             )
         bar.update(
-            tasks[step.phase], completed=step.done, total=step.total, note=harmless(step.subject)
+            tasks[step.phase], completed=step.done, total=step.total, note=on_one_line(step.subject)
         )
 
     return finish(work, draw)

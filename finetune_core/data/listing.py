@@ -282,17 +282,21 @@ def _same_split_inside(folder: Path) -> Path:
 
 
 def _entries_below(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """(file, its path below the root) for each file that is no noise; links to folders are not followed."""
-    with os.scandir(folder) as entries:
-        found = sorted(
-            (entry for entry in entries if not is_noise(entry.name)), key=lambda entry: entry.name
-        )
-    for entry in found:
-        below = f"{prefix}/{entry.name}"
+    """Yield (file, its path below the root) for each file that is no noise; links to folders are not followed."""
+    # A stack instead of recursion: a tree may be deeper than Python's limit.
+    waiting = _last_entry_first(folder, prefix)
+    while waiting:
+        entry, below = waiting.pop()
         if entry.is_dir(follow_symlinks=False):
-            yield from _entries_below(Path(entry.path), below)
+            waiting += _last_entry_first(entry.path, below)
         elif not _leads_to_folder(entry):
             yield entry, below
+
+
+def _last_entry_first(folder: str | Path, prefix: str) -> list[tuple[os.DirEntry[str], str]]:
+    with os.scandir(folder) as entries:
+        found = [(entry, f"{prefix}/{entry.name}") for entry in entries if not is_noise(entry.name)]
+    return sorted(found, key=lambda one: one[0].name, reverse=True)
 
 
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:

@@ -23,7 +23,9 @@ _NAMES = {
     "group": ("group",),
 }
 _SHOWN = 5
-_MOST_COLUMNS = 20
+_MOST_NAMED = 20  # columns in a message
+# pandas takes milliseconds per column, and longer the more of them have the same name: 60,000 took 90 s.
+_MOST_COLUMNS = 1000
 _LONGEST = 32_767  # characters; no system takes a longer path
 
 
@@ -51,8 +53,8 @@ def read_manifest(path: Path) -> pd.DataFrame:
         theirs for ours, theirs in (("id", "path"), ("class", "label")) if chosen[ours] is None
     ]
     if missing:
-        found = ", ".join(printable_name(str(name)) for name in raw.columns[:_MOST_COLUMNS]) + (
-            ", …" if len(raw.columns) > _MOST_COLUMNS else ""
+        found = ", ".join(printable_name(str(name)) for name in raw.columns[:_MOST_NAMED]) + (
+            ", …" if len(raw.columns) > _MOST_NAMED else ""
         )
         raise DataError(
             f"{path.name} needs columns path and label; there is none for {' and '.join(missing)} among: {found}."
@@ -121,6 +123,14 @@ def _refuse(path: Path, table: pd.DataFrame) -> None:
         )
 
 
+def _refuse_wide(path: Path, columns: int) -> None:
+    if columns > _MOST_COLUMNS:
+        raise DataError(
+            f"{path.name} has {columns:,} columns; a manifest has at most {_MOST_COLUMNS:,}. "
+            "Leave out those that say nothing of the images."
+        )
+
+
 def _refuse_nested(path: Path, chosen: pd.DataFrame) -> None:
     nested = [str(name) for name in chosen.columns if _is_nested(chosen[name])]
     if nested:
@@ -153,18 +163,24 @@ def _is_valid_name(name: str) -> bool:
 def _read(path: Path) -> pd.DataFrame:
     try:
         if path.suffix.lower() == ".parquet":
+            _refuse_wide(path, len(pyarrow.parquet.read_schema(path).names))
             table = pyarrow.parquet.read_table(path)
             table.validate(full=True)  # Arrow itself lets text pass that is not UTF-8
             read: pd.DataFrame = table.to_pandas(ignore_metadata=True)
             return read
+        separator = "\t" if path.suffix.lower() == ".tsv" else _separator(path)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            _refuse_wide(path, len(next(csv.reader(file, delimiter=separator), [])))
         table = pd.read_csv(
             path,
             dtype=str,
             keep_default_na=False,
-            sep="\t" if path.suffix.lower() == ".tsv" else _separator(path),
+            sep=separator,
             encoding="utf-8-sig",
             skip_blank_lines=False,  # they count as rows
         )
+    except DataError:
+        raise
     except Exception as error:  # the parsers raise nearly anything on what is no table
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} cannot be read as a table: {reason}") from None

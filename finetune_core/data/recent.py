@@ -1,6 +1,7 @@
 """Data sets by a short id that an address can hold: which folder or manifest it stands for, and which were opened lately."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_core import paths
+from finetune_core.data.camera import CAMERA, recordings_folder
 from finetune_core.data.entry import entries_folder, entry_folder
 from finetune_core.data.listing import is_within
+from finetune_core.data.public import PUBLIC_SETS
 from finetune_core.data.sample import SAMPLE_NAME, digits_folder
 from finetune_core.errors import DataError
 from finetune_core.files import read_regular, regular_file, write_bytes
@@ -74,6 +77,36 @@ def source_of(wanted: str) -> str:
             f"The data set “{wanted[:80]}” that the address names is not known here. Choose it again."
         )
     return known.path
+
+
+def check_private(data: str | Path, person: str) -> None:
+    """Refuse what others have brought into the app's own folder, where people sign in.
+
+    The sample and public data sets are everybody's. A recording is its maker's, and an upload or
+    unpacked archive belongs to those who brought it (``remember``).
+
+    Raises:
+        DataError: when a path, links followed, is another person's, or holds the app's own folder.
+    """
+    real, own = (Path(os.path.realpath(path)) for path in (data, paths.data_dir()))
+    if not _is_shown(real, own, person):
+        raise DataError(
+            f"The folder {data} is not shown to people who sign in. Choose another one."
+        )
+
+
+def _is_shown(real: Path, own: Path, person: str) -> bool:
+    if not real.is_relative_to(own):
+        return not own.is_relative_to(real)
+    name = next(iter(real.relative_to(own).parts), "")
+    if name == SAMPLE_NAME or name in PUBLIC_SETS:
+        return True
+    if not (name and person):
+        return False
+    if name == CAMERA:
+        return real.is_relative_to(os.path.realpath(recordings_folder(person)))
+    known = _read(entry_folder(own / name) / _FILE)
+    return known is not None and person in known.people
 
 
 def recent_sources(roots: Sequence[Path], most: int, person: str | None = None) -> list[Source]:

@@ -589,14 +589,17 @@ def _checksum(file: Path) -> int:
 
 
 def _limit(variable: str) -> int | None:
-    """Bytes that the environment allows; None where it does not say."""
-    said = os.environ.get(variable)
+    """Return the bytes that the environment allows, or None where the variable is not set."""
+    said = os.environ.get(variable, "").strip()
     try:
-        return int(float(said) * 1e9) if said else None
-    except ValueError:
+        limit = int(float(said) * 1e9) if said else None
+    except (ValueError, OverflowError):  # words, nan; inf
+        limit = -1
+    if limit is not None and limit < 0:
         raise ConfigError(
-            {"cache": f"{variable} must be a number of gigabytes, not {said!r}"}
-        ) from None
+            {"cache": f"{variable} must be a number of gigabytes, 0 or more, not {said!r}"}
+        )
+    return limit
 
 
 def _files(folder: Path) -> list[tuple[Path, int]]:

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import stat
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from finetune_core.exporters.script import write_script
 from finetune_core.exporters.source import load_source
 from finetune_core.exporters.tensorboard import write_events
 from finetune_core.exporters.tensors import write_safetensors
-from finetune_core.files import regular_file, staging_folder
+from finetune_core.files import is_link, regular_file, staging_folder
 from finetune_core.markup import paragraphs
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.store import Run
@@ -120,6 +121,8 @@ def exporting(
                 checked, measured = yield from checked
                 write_card(source, made, format, measured)
                 shutil.copyfile(_EXAMPLE, made / _EXAMPLE.name)
+            if target.is_dir():
+                made.chmod(stat.S_IMODE(target.stat().st_mode))
             if os.path.lexists(target):
                 target.rename(staging / "old")
             made.rename(target)
@@ -174,10 +177,12 @@ def _files(folder: Path) -> list[Path]:
 
 def _new_folder(out: Path) -> Path:
     try:
-        target = out.expanduser().resolve()
+        target, linked = out.expanduser().resolve(), is_link(out.expanduser())
         taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     except (OSError, RuntimeError, ValueError) as error:
         raise ExportError(f"{out} cannot be written to: {error}.") from None
+    if linked:
+        raise ExportError(f"{out} is a link, which is not followed: name the folder itself.")
     if taken:
         raise ExportError(f"{target} is there already and is not empty: name a new folder.")
     return target

@@ -9,6 +9,7 @@ from threading import Condition, Thread
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.files import is_there
+from finetune_core.runs.about import read_about
 from finetune_core.runs.executors import Executor, InProcess
 from finetune_core.runs.record import Reservation, create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
@@ -42,7 +43,7 @@ class Worker:
         self._changed = Condition()
 
     def submit(self, config: RunConfig, owner: str = "", devices: int = 1) -> str:
-        """Queue a run; returns its id. The same settings that wait or train already are not queued again: a second click.
+        """Queue a run; returns its id. The same settings of the same owner that wait or train already are not queued again: a second click.
 
         Args:
             owner: who asks, where people sign in.
@@ -65,7 +66,7 @@ class Worker:
                     one
                     for queue in self._queues.values()
                     for one in queue.all()
-                    if one.config == config
+                    if one.config == config and _belongs_to(one, owner)
                 ),
                 None,
             )
@@ -228,6 +229,13 @@ def _drain(run_id: str, events: Iterator[Event]) -> None:
 def _end(reservation: Reservation) -> None:
     """Write that a run has ended which was asked to stop before it could begin, or go on."""
     _drain(reservation.run_dir.name, execute(replace(reservation, has_device=True)))
+
+
+def _belongs_to(queued: "_Queued", owner: str) -> bool:
+    try:
+        return read_about(queued.reservation.run_dir).owner == owner
+    except RunError:  # a damaged file names nobody
+        return False
 
 
 @dataclass(frozen=True)

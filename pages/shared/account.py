@@ -1,29 +1,91 @@
-"""Who is there: sign-in through Streamlit's own OpenID Connect, where the server's secrets have an ``[auth]`` section."""
+"""Sign-in through Streamlit's own OpenID Connect, for servers whose secrets have an ``[auth]`` section."""
 
+import logging
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import streamlit as st
+from streamlit import config
 from streamlit.errors import StreamlitSecretNotFoundError
 
+from finetune_core.errors import FinetuneError
 from finetune_core.runs.store import Damaged, Run
+
+log = logging.getLogger(__name__)
+
+_SHARED_KEYS = ("redirect_uri", "cookie_secret")
+_PROVIDER_KEYS = ("client_id", "client_secret", "server_metadata_url")
+
+
+class SignInError(FinetuneError):
+    """The settings of sign-in cannot be used. The message is for the operator, not for visitors."""
+
+
+@dataclass
+class Seen:
+    """State of this process. It is not in Streamlit's cache, which any browser can clear.
+
+    Attributes:
+        sign_in: whether there has been an ``[auth]`` section since the server was started.
+        problem: the last one that was logged.
+    """
+
+    sign_in: bool = False
+    problem: str = ""
+
+
+_SEEN = Seen()
 
 
 def sign_in_asked() -> bool:
-    """Whether people have to sign in on this server."""
+    """Return whether people have to sign in on this server: also while its settings cannot be used."""
     try:
-        return "auth" in st.secrets
-    except StreamlitSecretNotFoundError:
-        return False
+        return read_auth() is not None
+    except SignInError:
+        return True
+
+
+def read_auth() -> Mapping[str, Any] | None:
+    """Return the ``[auth]`` section of the server's secrets, or None on a server without sign-in.
+
+    Raises:
+        SignInError: when secrets are there that cannot be read, the section is incomplete, or it
+            has gone since this server was started.
+    """
+    secrets = _read_secrets()
+    if "auth" in secrets:
+        _SEEN.sign_in = True
+        return _checked(secrets["auth"])
+    if _SEEN.sign_in:
+        raise SignInError(
+            "The [auth] section of the secrets has gone while the server was running. "
+            "Put it back, or restart the server to run it without sign-in."
+        )
+    return None
 
 
 def gate() -> None:
-    """Where people have to sign in, and this one has not: offer that, and show nothing else."""
-    if not sign_in_asked() or st.user.is_logged_in:
+    """Stop the page, with a way to sign in, for a visitor who has to and has not."""
+    try:
+        auth = read_auth()
+    except SignInError as error:
+        _log_once(str(error))
+        st.title("Thaw", anchor=False)
+        st.error(
+            "The sign-in settings of this server cannot be used. Nothing is shown until its operator has "
+            "corrected them. The server's log says what is wrong.",
+            icon=":material/lock:",
+        )
+        st.stop()
+    _SEEN.problem = ""
+    if auth is None or st.user.is_logged_in:
         return
     st.title("Thaw", anchor=False)
     st.markdown("Fine-tune pretrained image classifiers. Sign in to continue.")
-    named = [name for name, part in st.secrets["auth"].items() if isinstance(part, Mapping)]
-    for name in named or [None]:
+    names: list[str | None] = [*_providers(auth)]
+    for name in names or [None]:
         words = f"Sign in with {name.capitalize()}" if name else "Sign in"
         st.button(
             words,
@@ -46,3 +108,64 @@ def owner() -> str:
 def may_change(run: Run | Damaged) -> bool:
     """Whether this session may stop, rename or delete a run: with sign-in, its owner only."""
     return not sign_in_asked() or (run.owner != "" and run.owner == owner())
+
+
+def _read_secrets() -> Mapping[str, Any]:
+    places: list[str] = config.get_option("secrets.files")
+    named = config.is_manually_set("secrets.files")
+    for place in places:
+        # Streamlit passes over a file that is not there, and takes a dangling link for one.
+        if not os.path.exists(place) and (named or os.path.lexists(place)):
+            raise SignInError(f"The secrets file {place} is not there. Put it back.")
+    try:
+        return st.secrets.to_dict()
+    except (StreamlitSecretNotFoundError, OSError, ValueError, RecursionError) as error:
+        # Streamlit has one exception for "no file anywhere" and "a file that cannot be parsed".
+        if isinstance(error, StreamlitSecretNotFoundError) and not any(map(_is_there, places)):
+            return {}
+        reason = " ".join(str(error).split())[:300]
+        raise SignInError(f"The server's secrets cannot be read: {reason}. Correct them.") from None
+
+
+def _is_there(place: str) -> bool:
+    """Return whether there is such a file; a place that cannot be looked into counts as one."""
+    try:
+        os.lstat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _checked(auth: Any) -> Mapping[str, Any]:
+    if not isinstance(auth, Mapping):
+        raise SignInError(
+            "auth in the secrets is no section. Write it as [auth], with its keys below."
+        )
+    providers = {f"auth.{name}": auth[name] for name in _providers(auth)} or {"auth": auth}
+    missing = [f"auth.{key}" for key in _SHARED_KEYS if not _is_given(auth, key)]
+    for name, section in providers.items():
+        missing += [f"{name}.{key}" for key in _PROVIDER_KEYS if not _is_given(section, key)]
+    if missing:
+        raise SignInError(f"The secrets lack {', '.join(missing)}. Add what is missing.")
+    return auth
+
+
+def _providers(auth: Mapping[str, Any]) -> list[str]:
+    return [
+        name for name, part in auth.items() if isinstance(part, Mapping) and name != "client_kwargs"
+    ]
+
+
+def _is_given(section: Mapping[str, Any], key: str) -> bool:
+    value = section.get(key)
+    # A public client (PKCE) has an empty secret.
+    return isinstance(value, str) and (bool(value.strip()) or key == "client_secret")
+
+
+def _log_once(problem: str) -> None:
+    """Log a problem when it is new, so that visitors cannot fill the log."""
+    if problem != _SEEN.problem:
+        _SEEN.problem = problem
+        log.error("%s Until then no page is shown.", problem)

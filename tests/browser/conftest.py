@@ -16,6 +16,7 @@ CHROMIUM = (
     or shutil.which("chromium-browser")
     or ""
 )
+REBOUND = "evil.example"  # a name of another site, which leads to this machine
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -23,6 +24,7 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1",
 ]
 FAKE_CAMERA = [
     "--use-fake-device-for-media-stream",

@@ -8,7 +8,12 @@ from urllib.parse import parse_qs, urlencode, urlparse
 
 import pytest
 
+from tests.browser.conftest import MINUTE
+from tests.browser.test_browser import PAGES
+
 pytest.importorskip("authlib")
+
+UNUSABLE = "The sign-in settings of this server cannot be used."
 
 
 def handler_of(provider):
@@ -101,11 +106,11 @@ def provider():
     running.server.shutdown()
 
 
-def test_nothing_is_shown_before_sign_in_and_everything_after_it(
-    provider, start, free_port, page, no_error_on, tmp_path
-):
-    secrets = tmp_path / "secrets.toml"
-    secrets.write_text(
+@pytest.fixture
+def secrets(provider, free_port, tmp_path):
+    """The file with the secrets of a server on ``free_port``."""
+    file = tmp_path / "secrets.toml"
+    file.write_text(
         f"""[auth]
 redirect_uri = "http://127.0.0.1:{free_port}/oauth2callback"
 cookie_secret = "{"s" * 40}"
@@ -114,6 +119,12 @@ client_secret = "secret"
 server_metadata_url = "{provider.url}/.well-known/openid-configuration"
 """
     )
+    return file
+
+
+def test_nothing_is_shown_before_sign_in_and_everything_after_it(
+    secrets, start, free_port, page, no_error_on, tmp_path
+):
     server = start(tmp_path, free_port, [f"--secrets.files={secrets}"])
     page.goto(f"{server.url}/train")
     page.get_by_role("button", name="Sign in").wait_for()
@@ -125,3 +136,35 @@ server_metadata_url = "{provider.url}/.well-known/openid-configuration"
     page.get_by_role("button", name="Sign out").click()
     page.get_by_role("button", name="Sign in").wait_for()
     assert page.locator("[data-testid=stPageLink]").count() == 0
+
+
+def test_secrets_that_break_while_the_server_runs_stop_every_page(
+    secrets, start, free_port, page, no_error_on, tmp_path
+):
+    server = start(tmp_path, free_port, [f"--secrets.files={secrets}"])
+    page.goto(f"{server.url}/runs")
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("button", name="Sign out").wait_for()
+    visitor = page.context.browser.new_page()  # who has not signed in
+    visitor.set_default_timeout(10 * MINUTE)
+    whole = secrets.read_text()
+    secrets.write_text(whole.replace('client_id = "thaw"', 'client_id = "thaw'))
+    visitor.goto(f"{server.url}/runs")
+    visitor.get_by_role("button", name="Sign in").or_(visitor.get_by_text(UNUSABLE)).wait_for()
+    while not visitor.get_by_text(UNUSABLE).count():  # until the server has looked at the file
+        visitor.reload()
+        visitor.get_by_role("button", name="Sign in").or_(visitor.get_by_text(UNUSABLE)).wait_for()
+    page.get_by_role("link", name="Dataset").click()  # warm: without loading the page anew
+    page.get_by_text(UNUSABLE).wait_for()
+    for shown in (page, visitor):
+        for name in PAGES:
+            shown.goto(f"{server.url}/{name}")
+            shown.get_by_text(UNUSABLE).wait_for()
+            assert shown.locator("[data-testid=stPageLink], [data-testid=stButton]").count() == 0
+            assert "client_id" not in shown.content()
+            no_error_on(shown)
+    assert "secrets.toml" in (tmp_path / "server.log").read_text()
+    secrets.write_text(whole)
+    visitor.reload()
+    visitor.get_by_role("button", name="Sign in").wait_for()
+    visitor.close()

@@ -1,4 +1,15 @@
-from finetune_core.commands.terminal import progress_bar, result_in_words, show_work
+import pytest
+import typer
+
+from finetune_core.commands.options import refused_in_words
+from finetune_core.commands.terminal import (
+    out,
+    plain_table,
+    progress_bar,
+    result_in_words,
+    show_work,
+)
+from finetune_core.errors import ConfigError, DataError
 from finetune_core.formatting import PHASE_WORDS
 from finetune_core.work import Step
 
@@ -29,6 +40,33 @@ def test_work_that_waits_for_the_device_says_so_once(capsys):
     show_work(bar, work())
     assert capsys.readouterr().err.splitlines() == [f"{PHASE_WORDS['device']}."]
     assert [task.description for task in bar.tasks if task.visible] == [PHASE_WORDS["rates"]]
+
+
+FORGED = "cat\nred: 100 images\tok\r\x1b[2J"
+SHOWN = "cat\\nred: 100 images\\tok\\r\\x1b[2J"
+
+
+def test_a_name_with_line_ends_stays_on_its_line_in_tables_and_bars(capsys):
+    out.print(plain_table(["Class", "Images"], [[FORGED, "7"], ["dog", "8"]]))
+    table = capsys.readouterr().out
+    assert len(table.splitlines()) == 3
+    assert SHOWN in table
+    bar = progress_bar()
+
+    def work():
+        yield Step(1, 2, "index", FORGED)
+
+    show_work(bar, work(), FORGED)
+    assert bar.tasks[0].description == SHOWN
+    assert bar.tasks[1].fields["note"] == SHOWN
+
+
+def test_a_name_with_line_ends_stays_on_its_line_in_errors(capsys):
+    for error in (DataError(FORGED), ConfigError({"data": FORGED})):
+        with pytest.raises(typer.Exit), refused_in_words():
+            raise error
+        [line] = capsys.readouterr().err.splitlines()
+        assert SHOWN in line
 
 
 def test_an_accuracy_is_never_rounded_up_to_perfect():

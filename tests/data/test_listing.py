@@ -1,4 +1,5 @@
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,28 @@ def listed(data, **settings):
 
 def classes(data):
     return sorted(set(list_data(data).files["class"]))
+
+
+@links
+def test_a_tree_deeper_than_pythons_recursion_is_listed(image_folder, tmp_path):
+    deep = tmp_path / "red"
+    deep.mkdir()
+    before = os.getcwd()
+    try:
+        os.chdir(deep)  # the whole path is too long for one call
+        for _ in range(1400):
+            os.mkdir("d")
+            os.chdir("d")
+        image_folder(Path("."), {".": 1})
+    finally:
+        os.chdir(before)
+    image_folder(tmp_path, {"blue": 1})
+    try:
+        found = list_data(tmp_path).files
+    finally:
+        subprocess.run(["rm", "-r", str(deep)], check=True)  # Python's own way recurses
+    assert sorted(found["class"]) == ["blue", "red"]
+    assert found["id"].max().count("/") == 1401
 
 
 def test_class_folders_say_the_class_and_no_split(image_folder, tmp_path):

@@ -49,6 +49,24 @@ def test_paths_labels_splits_and_groups(write):
     assert rows(file) == [("a.png", "cat", "train", "p1"), ("b.png", "dog", "val", "")]
 
 
+@pytest.mark.parametrize("name", ["images.csv", "images.tsv", "images.parquet"])
+def test_a_table_of_far_too_many_columns_is_refused_before_it_is_read(write, name, monkeypatch):
+    def read(*_, **__):
+        raise AssertionError("the table was read")
+
+    for reader in ("pandas.read_csv", "pyarrow.parquet.read_table"):
+        monkeypatch.setattr(reader, read)
+    names = ["path", "label", *(["x"] * 60_000 if "parquet" not in name else map(str, range(1000)))]
+    if "parquet" in name:
+        file = write(pd.DataFrame([["a"] * len(names)], columns=names), name)
+    else:
+        separator = "\t" if "tsv" in name else ","
+        file = write(separator.join(names) + "\n" + separator.join("a" * len(names)) + "\n", name)
+    assert f"has {len(names):,} columns; a manifest has at most 1,000" in refused(file)
+    with pytest.raises(DataError, match="columns; a manifest has at most"):
+        other_columns(file)
+
+
 def test_splits_and_groups_may_be_left_out(write):
     assert rows(write("label,path\ncat,a.png\n")) == [("a.png", "cat", "", "")]
 

@@ -3,8 +3,17 @@ import os
 
 import pytest
 
+from finetune_core import paths
+from finetune_core.data.camera import recordings_folder
 from finetune_core.data.entry import entry_folder, load_split, save_split
-from finetune_core.data.recent import data_id, recent_sources, remember, source_of
+from finetune_core.data.public import PUBLIC_SETS
+from finetune_core.data.recent import (
+    check_private,
+    data_id,
+    recent_sources,
+    remember,
+    source_of,
+)
 from finetune_core.data.sample import SAMPLE_NAME, digits_folder
 from finetune_core.errors import DataError
 
@@ -23,6 +32,26 @@ def test_an_id_stands_for_its_folder_and_is_fit_for_an_address(folders):
         assert name == data_id(folder)
         assert name.replace("-", "").replace("_", "").isascii()
         assert source_of(name) == str(folder)
+
+
+def test_what_was_brought_into_the_apps_folder_is_shown_to_its_owners_only(tmp_path):
+    own = paths.data_dir()
+    upload, unknown, recording = own / "pets-0123abcd", own / "old", recordings_folder("ann") / "x"
+    shared = [own / SAMPLE_NAME, own / next(iter(PUBLIC_SETS)), tmp_path]
+    for folder in (upload / "red", unknown, recording, *shared):
+        folder.mkdir(parents=True, exist_ok=True)
+    remember(upload, "ann")
+    (tmp_path / "link").symlink_to(upload)
+    for folder in (upload, upload / "red", tmp_path / "link", recording):
+        check_private(folder, "ann")
+        for other in ("ben", ""):
+            with pytest.raises(DataError, match="not shown to people who sign in"):
+                check_private(folder, other)
+    for folder in (unknown, own, own.parent, recording.parents[1], recordings_folder("ben") / ".."):
+        with pytest.raises(DataError, match="not shown to people who sign in"):
+            check_private(folder, "ann")
+    for folder in shared:
+        check_private(folder, "ben")
 
 
 def test_the_sample_has_the_same_id_everywhere():

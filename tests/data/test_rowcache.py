@@ -320,6 +320,16 @@ def test_a_limit_that_is_no_number_is_said_in_words(cache, monkeypatch):
         filled(cache)
 
 
+@pytest.mark.parametrize("variable", ["THAW_CACHE_MEMORY_GB", "THAW_CACHE_DISK_GB"])
+@pytest.mark.parametrize("said", ["lots", "inf", "-inf", "nan", "-1", "1e400", "1,5"])
+def test_a_limit_that_cannot_be_one_names_its_variable(
+    cache, monkeypatch, disk_only, variable, said
+):
+    monkeypatch.setenv(variable, said)
+    with pytest.raises(ConfigError, match=f"{variable} must be a number of gigabytes"):
+        filled(cache)
+
+
 def test_tables_are_filled_by_several_threads_at_once(cache, monkeypatch):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "1")
     before = sys.getswitchinterval()

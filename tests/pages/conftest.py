@@ -8,6 +8,7 @@ import streamlit as st
 
 from finetune_core.data.recent import remember
 from finetune_core.work import Step
+from pages.shared import account
 from pages.shared.jobs import jobs
 
 
@@ -18,8 +19,9 @@ def _end_all():
 
 
 @pytest.fixture(autouse=True)
-def fresh_process_state(components_found_once):
+def fresh_process_state(components_found_once, monkeypatch):
     """What the pages hold once a process belongs to another test's folder."""
+    monkeypatch.setattr(account, "_SEEN", account.Seen())
     st.cache_resource.clear()
     st.cache_data.clear()
     yield

@@ -9,6 +9,8 @@ SECRETS = {
     "redirect_uri": "http://localhost:8501/oauth2callback",
     "cookie_secret": "x" * 32,
     "client_id": "thaw",
+    "client_secret": "secret",
+    "server_metadata_url": "http://localhost/.well-known/openid-configuration",
 }
 ANN, BEN = ({"is_logged_in": True, "email": f"{name}@example.org"} for name in ("ann", "ben"))
 

@@ -1,14 +1,32 @@
 """Sign-in: nothing before it, and whose a run is, after it. The provider's side is in the browser tests."""
 
 import pytest
+import streamlit as st
+from streamlit import config
+from streamlit.config_option import ConfigOption
 
 from finetune_core import paths
 from finetune_core.runs.about import About, write_about
 from finetune_core.runs.store import RunStore
-from tests.pages.harness import ANN, BEN, button, labels, open_page
+from pages.shared import account
+from tests.pages.harness import ANN, BEN, SECRETS, button, labels, open_page, words
 
 PAGES = ("dataset", "configure", "train", "evaluate", "compare", "predict", "runs")
 OUTSIDE = {"is_logged_in": False}
+PROVIDER = {key: SECRETS[key] for key in ("client_id", "client_secret", "server_metadata_url")}
+AUTH = "\n".join(["[auth]", *(f'{key} = "{value}"' for key, value in SECRETS.items()), ""])
+UNUSABLE = {
+    "a lost quote": AUTH.replace('thaw"', "thaw"),
+    "a broken header": AUTH.replace("[auth]", "[auth"),
+    "no UTF-8": AUTH.encode() + b"\xff",
+    "nested too deeply": "x = " + "[" * 100_000,
+    "no section": "auth = true\n",
+    "a list": AUTH.replace("[auth]", "[[auth]]"),
+    "an empty section": "[auth]\n",
+    "no cookie secret": AUTH.replace("cookie_secret", "cookie_secert"),
+    "a provider without its keys": AUTH + '[auth.google]\nclient_id = "x"\n',
+    "a number for text": AUTH.replace(f'"{SECRETS["client_id"]}"', "1"),
+}
 
 
 @pytest.fixture
@@ -36,8 +54,90 @@ def test_before_sign_in_every_page_shows_nothing_but_the_way_in(name, run):
     assert not at.get("metric")
 
 
+@pytest.fixture
+def secrets(tmp_path):
+    """``secrets(content)``: write the file that the server reads its secrets from (None: delete it); returns its path."""
+    file, before = tmp_path / "secrets.toml", config.get_option("secrets.files")
+
+    def place(files):
+        config.set_option("secrets.files", files, ConfigOption.DEFAULT_DEFINITION)
+        st.secrets._reset()
+
+    def write(content):
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        place([str(tmp_path / "global" / "secrets.toml"), str(file)])
+        return file
+
+    yield write
+    place(before)
+
+
+@pytest.mark.parametrize("why", UNUSABLE)
+def test_secrets_that_cannot_be_used_stop_every_page(secrets, run, why):
+    secrets(UNUSABLE[why])
+    named = run("ann@example.org")
+    for name in ("home", *PAGES):
+        nothing_but_a_message(open_page(name, run=named), named)
+
+
+@pytest.mark.parametrize("place", ["a folder", "a dangling link", "named but not there"])
+def test_a_secrets_file_that_cannot_be_opened_stops_every_page(secrets, tmp_path, run, place):
+    other, named = secrets("[other]\nkey = 1\n"), run("ann@example.org")
+    file = tmp_path / "global" / "secrets.toml"
+    file.parent.mkdir()
+    if place == "a folder":
+        file.mkdir()
+    elif place == "a dangling link":
+        file.symlink_to(tmp_path / "gone")
+    else:
+        config.set_option("secrets.files", [str(other), str(file)])
+    for name in ("home", *PAGES):
+        nothing_but_a_message(open_page(name, run=named), named)
+
+
+@pytest.mark.parametrize("content", [None, "", "[other]\nkey = 1\n"])
+def test_sign_in_that_has_been_there_does_not_go_away_while_the_server_runs(secrets, run, content):
+    secrets(AUTH)
+    named = run("ann@example.org")
+    assert labels(open_page("runs")) == ["Sign in"]
+    secrets(content)
+    st.cache_resource.clear()  # as a browser can ask for
+    nothing_but_a_message(open_page("runs", run=named), named)
+    assert account.sign_in_asked()
+    secrets(AUTH)
+    assert labels(open_page("runs")) == ["Sign in"]
+
+
+def test_the_operator_is_told_once_what_is_wrong_and_visitors_are_not(secrets, caplog):
+    file = secrets(UNUSABLE["a lost quote"])
+    for _ in range(2):
+        assert str(file) not in words(open_page("runs"))
+    [told] = [record for record in caplog.records if record.name == account.__name__]
+    assert str(file) in told.message
+    assert "line 4" in told.message
+
+
+def test_without_secrets_nobody_is_asked(secrets):
+    secrets(None)
+    assert not account.sign_in_asked()
+    secrets("[other]\nkey = 1\n")
+    assert not account.sign_in_asked()
+
+
+def nothing_but_a_message(at, named):
+    """A page shows that sign-in cannot be used, and nothing else."""
+    [error] = at.error
+    assert "sign-in settings of this server cannot be used" in error.value
+    assert named not in words(at)
+    assert not labels(at)
+    assert not at.get("page_link")
+    assert not at.get("metric")
+
+
 def test_each_provider_has_a_button():
-    providers = {name: {"client_id": name} for name in ("google", "okta")}
+    providers = {name: PROVIDER | {"client_id": name} for name in ("google", "okta")}
     assert labels(open_page("home", user=OUTSIDE, providers=providers)) == [
         "Sign in with Google",
         "Sign in with Okta",

@@ -1,11 +1,19 @@
 """The folder browser of the Dataset page, and what a person may paste into the field beside it."""
 
 import os
+import shutil
 
 import pytest
 
 from finetune_core import paths
-from tests.pages.harness import ANN, open_page, words
+from finetune_core.data.recent import data_id, recent_sources, remember
+from finetune_core.data.sample import SAMPLE_NAME
+from finetune_core.errors import DataError
+from finetune_core.work import finish
+from pages.shared.configure import settings
+from pages.shared.evaluation import other_data
+from pages.shared.jobs import jobs
+from tests.pages.harness import ANN, BEN, open_page, words
 
 
 @pytest.fixture
@@ -79,6 +87,80 @@ def test_where_people_sign_in_nobody_is_shown_what_others_have_uploaded(
     at.run()
     assert [option.split(" · ")[0] for option in offered(at)] == names
     assert ("not shown to people who sign in" in words(at)) == (user is not None)
+
+
+@pytest.fixture
+def uploads(image_folder):
+    """Uploads of two people, by name: what they chose after they had uploaded it."""
+    made = {}
+    for user in (ANN, BEN):
+        name = user["email"].split("@")[0]
+        made[name] = image_folder(paths.data_dir() / f"{name}-0123abcd", {"red": 14, "blue": 14})
+        remember(made[name], user["email"])
+    return made
+
+
+@pytest.mark.parametrize(
+    "named", ["{}", "{}/red", "file://{}", "{link}", "{up}", "{home}", "{ben}/../{name}"]
+)
+def test_where_people_sign_in_nobody_types_the_path_of_anothers_upload(
+    uploads, folder, monkeypatch, named
+):
+    roots = os.pathsep.join([str(folder.parent), str(paths.home())])
+    monkeypatch.setenv("THAW_DATA_ROOTS", roots)
+    ann, link = uploads["ann"], folder.parent / "link"
+    link.symlink_to(ann)
+    path = named.format(
+        ann, link=link, up=ann.parent, home=paths.home(), ben=uploads["ben"], name=ann.name
+    )
+    at = open_page("dataset", user=BEN)
+    at.text_input(key="data_folder").set_value(path).run()
+    assert not at.exception
+    assert "not shown to people who sign in" in words(at)
+    assert images(at) is None
+
+
+def test_where_people_sign_in_an_address_opens_ones_own_upload_only(uploads):
+    named = data_id(uploads["ann"])
+    assert images(open_page("dataset", user=ANN, data=named)) == "28"
+    for page in ("dataset", "configure"):
+        at = open_page(page, user=BEN, data=named)
+        assert "not shown to people who sign in" in words(at)
+        assert images(at) is None
+    assert source_people(uploads["ann"]) == (ANN["email"],)
+
+
+def test_where_people_sign_in_no_run_predicts_anothers_upload(uploads):
+    work = other_data._predicted([], str(uploads["ann"]), [paths.data_dir()], BEN["email"])
+    with pytest.raises(DataError, match="not shown to people who sign in"):
+        finish(work)
+
+
+def test_where_people_sign_in_weights_are_not_taken_from_anothers_upload(uploads):
+    weights = uploads["ann"] / "w.safetensors"
+    weights.touch()
+    named = {"weights_from": settings.FILE_OF_WEIGHTS, "weights_file": str(weights)}
+    at = open_page("configure", user=BEN, state=named, data=SAMPLE_NAME)
+    assert "not shown to people who sign in" in words(at)
+
+
+def source_people(data):
+    return next(
+        one.people
+        for one in recent_sources([paths.data_dir()], 9, ANN["email"])
+        if one.path == str(data)
+    )
+
+
+def test_an_archive_on_the_server_belongs_to_who_opens_it(folder, tmp_path):
+    packed = shutil.make_archive(str(folder.parent / "pets"), "zip", folder)
+    at = open_page("dataset", user=BEN)
+    at.text_input(key="data_folder").set_value(packed).run()
+    for job in jobs().all():
+        job.wait()
+    at.run()
+    assert not at.exception
+    assert images(at) == "28"
 
 
 @pytest.mark.parametrize("written", ["'{}'", '"{}"', "file://{}"])

@@ -359,6 +359,17 @@ def test_a_second_click_starts_no_second_run(slow_queue):
     worker.stop(once)
 
 
+def test_the_same_settings_of_another_person_are_a_run_of_their_own(slow_queue):
+    worker, _, config = slow_queue
+    again = make_config(config.model_dump() | {"seed": 77})
+    hers, his = (worker.submit(again, f"{name}@example.org") for name in ("ann", "ben"))
+    assert hers != his
+    assert worker.submit(again, "ben@example.org") == his
+    assert RunStore(worker.runs_dir).run(his).owner == "ben@example.org"
+    for run_id in (hers, his):
+        worker.cancel(run_id)
+
+
 def test_waiting_runs_have_places_can_go_earlier_and_can_be_stopped(slow_queue):
     worker, store, config = slow_queue
     second, third = (worker.submit(config.model_copy(update={"seed": seed})) for seed in (1, 2))

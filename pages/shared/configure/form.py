@@ -24,7 +24,7 @@ from finetune_core.training.strategies import STRATEGIES, Fit
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
 from pages.shared.configure.networks import about_network, look_up, name_and_size, offered
-from pages.shared.data.chosen import chosen_data, data_folder, offer_data
+from pages.shared.data.chosen import check_open, chosen_data, data_folder, offer_data
 from pages.shared.data.datasets import answered, current_dataset
 from pages.shared.runs.backend import store, worker
 from pages.shared.runs.labels import run_labels
@@ -87,9 +87,9 @@ def checked(
         if config.earlier_run:
             check_roots(config.earlier_run, [paths.runs_dir(), *roots])
         elif config.starts_from not in (PRETRAINED, RANDOM):
-            check_roots(config.weights, roots)
+            check_open(config.weights)
         if config.backbone.startswith(FOLDER):
-            check_roots(config.backbone.removeprefix(FOLDER), roots)
+            check_open(config.backbone.removeprefix(FOLDER))
         check_config(config)
     except ConfigError as error:
         return None, error.problems

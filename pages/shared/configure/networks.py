@@ -6,7 +6,6 @@ from functools import partial
 import streamlit as st
 
 from finetune_core.config import setting_of
-from finetune_core.data.sources import check_roots
 from finetune_core.errors import FinetuneError
 from finetune_core.formatting import percent
 from finetune_core.models.catalogue import (
@@ -25,7 +24,7 @@ from finetune_core.models.timm_networks import FOLDER, HUB, is_described, is_tim
 from finetune_core.models.weights import fetch_description
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
-from pages.shared.data.chosen import readable_roots
+from pages.shared.data.chosen import check_open
 from pages.shared.jobs import offer
 
 _OPEN, _SEARCH, _FILTERS, _NAMED = (
@@ -168,7 +167,7 @@ def _by_name() -> None:
     try:
         check_backbone_name(name)
         if name.startswith(FOLDER):
-            check_roots(name.removeprefix(FOLDER), readable_roots())
+            check_open(name.removeprefix(FOLDER))
         if not is_described(name):
             look_up(name, "named")
         elif network_stages(name):

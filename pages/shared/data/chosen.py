@@ -5,7 +5,14 @@ from pathlib import Path
 
 import streamlit as st
 
-from finetune_core.data.recent import Source, data_id, recent_sources, remember, source_of
+from finetune_core.data.recent import (
+    Source,
+    check_private,
+    data_id,
+    recent_sources,
+    remember,
+    source_of,
+)
 from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.data.sources import check_roots, data_roots
 from finetune_core.errors import DataError
@@ -20,6 +27,17 @@ def readable_roots() -> tuple[Path, ...]:
     return data_roots(home_too=not sign_in_asked())
 
 
+def check_open(path: str | Path) -> None:
+    """Refuse what this session's person may not open, by whichever way it was named.
+
+    Raises:
+        DataError: when it lies outside the readable folders, or is what another person has brought.
+    """
+    check_roots(path, readable_roots())
+    if sign_in_asked():
+        check_private(path, owner())
+
+
 def chosen_data() -> str:
     """The folder or manifest that is chosen; empty where none is.
 
@@ -31,7 +49,7 @@ def chosen_data() -> str:
         return ""
     held = st.session_state.get("data_path")  # beside its id: also where nothing can be written
     path = held[1] if held and held[0] == wanted else source_of(wanted)
-    check_roots(path, readable_roots())
+    check_open(path)
     st.session_state["data_path"] = (wanted, path)
     return path
 
@@ -50,7 +68,7 @@ def choose_data(data: str) -> None:
     Raises:
         DataError: when it may not be read.
     """
-    check_roots(data, readable_roots())
+    check_open(data)
     st.session_state["data_id"] = remember(data, owner())
     st.session_state["data_path"] = (st.session_state["data_id"], data)
 

@@ -12,15 +12,16 @@ from finetune_core.data.camera import CAMERA
 from finetune_core.data.decode import EXTENSIONS
 from finetune_core.data.listing import is_data
 from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched, public_folder
+from finetune_core.data.recent import remember
 from finetune_core.data.sample import SAMPLE_NAME
-from finetune_core.data.sources import check_roots, imported_folders, whole_path
+from finetune_core.data.sources import imported_folders, whole_path
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.formatting import number, size
 from finetune_core.work import Work
-from pages.shared.account import sign_in_asked
+from pages.shared.account import owner, sign_in_asked
 from pages.shared.chrome import plain
 from pages.shared.data.browse import choose_folder
-from pages.shared.data.chosen import choose_data, data_folder, offer_data, readable_roots
+from pages.shared.data.chosen import check_open, choose_data, data_folder, offer_data
 from pages.shared.data.datasets import answered
 from pages.shared.data.recording import record
 from pages.shared.jobs import begin, forget, outcome, wait_for
@@ -98,7 +99,7 @@ def _folder() -> None:
         choose_folder(_chosen)
         return
     path = whole_path(named)
-    check_roots(path, readable_roots())
+    check_open(path)
     if is_archive(path.name) and path.is_file():
         packed = path
         path = _awaited(
@@ -106,6 +107,7 @@ def _folder() -> None:
             lambda: import_archive(packed, packed.name),
             "Unpacking",
         )
+        remember(path, owner())
     elif not is_data(path):
         raise DataError(f"There is no folder, archive or manifest {path}.")
     st.session_state["data_named"] = True
@@ -206,6 +208,7 @@ def _once(key: str, make: Callable[[], Work[Path]], words: str) -> None:
     made = st.session_state.setdefault("imported", set())
     if key not in made:
         folder = _awaited(key, make, words)
+        remember(folder, owner())
         made.add(key)
         _chosen(folder)
 

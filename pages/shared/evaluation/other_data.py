@@ -7,12 +7,14 @@ from pathlib import Path
 
 import streamlit as st
 
-from finetune_core.data.recent import remember
+from finetune_core.data.recent import check_private, remember
+from finetune_core.data.sources import whole_path
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.evaluation.single_run.shift_files import read_shift
 from finetune_core.runs.store import Run
-from pages.shared.account import owner
+from finetune_core.work import Work
+from pages.shared.account import owner, sign_in_asked
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots, recent_data
 from pages.shared.jobs import begin, forget, jobs, outcome
@@ -66,9 +68,17 @@ def ask(runs: Sequence[Run], data: str) -> None:
     begin(
         key,
         "Predicting other images",
-        partial(predict_shifted, runs, data, readable_roots()),
+        partial(_predicted, runs, data, readable_roots(), owner() if sign_in_asked() else None),
         kept=len(runs) > 1,
     )
+
+
+def _predicted(
+    runs: Sequence[Run], data: str, roots: Sequence[Path], person: str | None
+) -> Work[str]:
+    if person is not None and (path := whole_path(data)).exists():
+        check_private(path, person)
+    return (yield from predict_shifted(runs, data, roots))
 
 
 def going_on(runs: Sequence[Run]) -> bool:
