@@ -160,9 +160,10 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                 started = event
                 if event.weights == "none":
                     err.print("The backbone starts from random weights.")
+                verb = "are fitted" if event.epochs == 0 and event.trainable_parameters else "train"
                 err.print(
                     f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of {event.total_parameters:,} parameters "
-                    f"train on {escape(devices_in_words(event.to_json()))} in {arithmetic(event.to_json())}"
+                    f"{verb} on {escape(devices_in_words(event.to_json()))} in {arithmetic(event.to_json())}"
                 )
                 if words := lineage_in_words(event.to_json()):
                     err.print(escape(words))

@@ -72,7 +72,12 @@ from finetune_core.training.ranks import ALONE, GradientSum, Ranks
 from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import describe, frozen_tensors, trainable_parameters
+from finetune_core.training.stage_plan import (
+    describe,
+    frozen_tensors,
+    total_parameters,
+    trainable_parameters,
+)
 from finetune_core.training.strategies import epochs_of
 from finetune_core.training.training_state import (
     TrainingState,
@@ -510,7 +515,7 @@ def _started(job: Job) -> RunStarted:
         strategy=config.strategy,
         stages=describe(job.strategy, stages),
         trainable_parameters=trainable_parameters(job.strategy, stages),
-        total_parameters=sum(stage.parameter_count for stage in stages),
+        total_parameters=total_parameters(job.strategy, stages),
         classes=list(dataset.classes),
         counts=_counts(job),
         fingerprint=dataset.fingerprint,

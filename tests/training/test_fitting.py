@@ -373,6 +373,12 @@ def test_their_runs_finish_and_predict(fitted_run, strategy):
     images = torch.zeros(2, 3, 32, 32)
     assert network.model(images).shape == (2, 3)
     assert (np.stack(table["logits"].tolist()).argmax(1) == table["label"]).mean() > 0.8
+    row = summary(run)
+    told = sum(one["parameters"] for one in run.history.started["stages"])
+    own = sum(one.numel() for one in network.model.parameters())
+    assert row["total_parameters"] == told == own
+    assert row["trainable_parameters"] == sum(one.numel() for one in head.parameters())
+    assert (row["trainable_parameters"] == 0) == (strategy == "nearest_neighbours")
 
 
 def test_nearest_neighbours_say_that_they_cannot_be_exported(fitted_run):
