@@ -161,12 +161,12 @@ def _at_once(
     lost = LostImages(job)
     yield _started(job)
     remove_predictions(run_dir)  # of a network that was there before the run was cut off
-    network = job.network
+    trained = job
     if job.config.averaged:
         yield from average_weights(job, lost, roots)
     else:
-        network = yield from fit_head(job, lost)
-    yield _save_best(replace(job, network=network), run_dir, 0)
+        trained = replace(job, network=(yield from fit_head(job, lost)))
+    yield _save_best(trained, run_dir, 0)
     final = yield from evaluate_best(job, run_dir, lost)
     yield _finished(job, final, 0, 0, time.monotonic() - began)
 
