@@ -58,4 +58,5 @@ def effective_images(right: np.ndarray, sets: np.ndarray) -> np.ndarray:
     # them as equal (Kish 1965, Survey Sampling).
     equal = float((sizes**2).sum()) / images
     effect = np.divide(clustered, alone, out=np.full(len(right), equal), where=alone > 0)
-    return images / np.maximum(effect, 1.0)
+    effective: np.ndarray = images / np.maximum(effect, 1.0)
+    return effective

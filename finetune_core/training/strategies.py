@@ -142,7 +142,8 @@ STRATEGIES: dict[str, NamedStrategy] = {
     "prototypes": NamedStrategy(
         "Prototypes (nearest class mean)",
         "Each class is represented by the mean of its features.",
-        "For a few images per class, where there is too little to fit: the nearest centroid (class mean) of centred, normalised features.",
+        "For a few images per class, where there is too little to fit: the nearest centroid (class mean) by cosine similarity. Features are not "
+        "centred, which did better on most of what was measured.",
         "Wang et al. 2019, SimpleShot",
         _last(1),
         settings=("features_from",),

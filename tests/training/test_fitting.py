@@ -34,7 +34,7 @@ from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.nearest import NEIGHBOURS, TEMPERATURE, NearestNeighbours
 from finetune_core.training.networks import best_network
 from finetune_core.training.predictions import load_predictions
-from finetune_core.training.prototypes import prototypes
+from finetune_core.training.prototypes import class_means, prototypes
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.work import finish
 
@@ -317,12 +317,22 @@ def test_a_head_that_is_left_out_stays_left_out_within_exact_head():
 def test_prototypes_are_scikit_learns_nearest_centroids_and_a_linear_head():
     features, labels = clouds(spread=0.4)
     head, choice = finish(prototypes(features, labels, np.arange(300), 4, seed=0))
-    unit = normalize((features - features.mean(0)).numpy())
+    unit = normalize(features.numpy())
     means = normalize(NearestCentroid().fit(unit, labels).centroids_)
     theirs = NearestCentroid().fit(means, np.arange(4)).predict(unit)
     assert (head.logits(features).argmax(1).numpy() == theirs).all()
     assert choice.value == min(choice.candidates, key=lambda one: one["loss"])["value"]
     assert len({one["loss"] for one in choice.candidates}) == len(choice.candidates)
+
+
+def test_prototypes_do_not_depend_on_how_many_images_the_other_classes_have():
+    features, labels = clouds(spread=0.4)
+    more = torch.cat([torch.arange(300), (labels == 0).nonzero().flatten().repeat(20)])
+    plain, weighted = (
+        class_means(features[rows], labels[rows], 4) for rows in (torch.arange(300), more)
+    )
+    alike = plain.logits(features).argmax(1) == weighted.logits(features).argmax(1)
+    assert alike.all()
 
 
 def test_a_class_without_training_images_is_never_predicted():
