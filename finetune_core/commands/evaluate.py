@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from rich.markup import escape
 
-from finetune_core.commands.terminal import out, plain_table, progress_bar, show_work
+from finetune_core.commands.terminal import out, print_table, progress_bar, show_work
 from finetune_core.evaluation.comparison.tta import augmented, flip_warnings, tta_json
 from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.evaluate import evaluation, precision_note
@@ -120,18 +120,11 @@ def print_evaluation(result: RunEvaluation) -> None:
         out.print(escape(line))
     if precision_note(result.run):
         out.print("To evaluate it in fp32: --fp32.")
-    out.print(
-        plain_table(
-            *(
-                result.score_rows()
-                if isinstance(result, ShiftedEvaluation)
-                else result.scores.in_rows()
-            )
-        )
-    )
+    shifted = isinstance(result, ShiftedEvaluation)
+    print_table(*(result.score_rows() if shifted else result.scores.in_rows()))
     if absences := result.absences():
         out.print(escape(absences))
-    out.print(plain_table(*result.class_table()))
+    print_table(*result.class_table())
     for line in result.details():
         out.print(escape(line))
     flips = augmented(result.run)
@@ -139,7 +132,7 @@ def print_evaluation(result: RunEvaluation) -> None:
         out.print(escape(line))
     known = result.own if isinstance(result, ShiftedEvaluation) else result
     if known.robustness:
-        out.print(plain_table(*known.robustness_rows()))
+        print_table(*known.robustness_rows())
 
 
 def _with_areas(result: RunEvaluation) -> pd.DataFrame:
