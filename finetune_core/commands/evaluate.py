@@ -120,8 +120,10 @@ def print_evaluation(result: RunEvaluation) -> None:
         out.print(escape(line))
     if precision_note(result.run):
         out.print("To evaluate it in fp32: --fp32.")
-    shifted = isinstance(result, ShiftedEvaluation)
-    print_table(*(result.score_rows() if shifted else result.scores.in_rows()))
+    if isinstance(result, ShiftedEvaluation):
+        print_table(*result.score_rows())
+    else:
+        print_table(*result.scores.in_rows())
     if absences := result.absences():
         out.print(escape(absences))
     print_table(*result.class_table())
