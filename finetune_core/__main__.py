@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
 
 from finetune_core import paths
 from finetune_core.commands.app import start_app
@@ -36,6 +35,7 @@ from finetune_core.commands.terminal import (
     on_one_line,
     out,
     print_json,
+    print_table,
     progress_bar,
     show_work,
 )
@@ -184,26 +184,22 @@ def fetch(
         if as_json:
             print_json({"public_sets": rows})
             return
-        table = Table(
-            "Name",
-            "Images",
-            "Classes",
-            "Download",
-            "On disk",
-            "Here",
-            Column("Licence", overflow="fold"),
-            box=None,
+        print_table(
+            ["Name", "Images", "Classes", "Download", "On disk", "Here", "Licence"],
+            [
+                [
+                    one.name,
+                    f"{one.images:,}",
+                    f"{one.classes:,}",
+                    size(one.download_bytes),
+                    size(one.disk_bytes),
+                    "yes" if is_fetched(one.name) else "no",
+                    one.licence,
+                ]
+                for one in PUBLIC_SETS.values()
+            ],
+            prose=["Licence"],
         )
-        for one in PUBLIC_SETS.values():
-            here = "yes" if is_fetched(one.name) else "no"
-            numbers = (
-                f"{one.images:,}",
-                f"{one.classes:,}",
-                size(one.download_bytes),
-                size(one.disk_bytes),
-            )
-            table.add_row(one.name, *numbers, here, escape(one.licence))
-        out.print(table)
         return
     with refused_in_words():
         if name not in PUBLIC_SETS:

@@ -1,6 +1,7 @@
 """Acting as another user of the machine, which only root can."""
 
 import os
+import stat
 
 import pytest
 
@@ -11,7 +12,7 @@ NOBODY = 65534
 
 
 def as_another_user(function):
-    """Whether a process of another user calls a function to its end."""
+    """Return whether a process of another user calls a function to its end."""
     child = os.fork()
     if not child:
         status = 1
@@ -27,6 +28,8 @@ def as_another_user(function):
 
 
 def open_to_all(folder):
-    """Let other users into a folder of pytest's, and let them write there."""
-    for one in (folder, *folder.parents[:2]):
-        one.chmod(0o777)
+    """Let other users write to a folder of pytest's, and let them through the folders around it."""
+    folder.chmod(0o777)
+    for around in folder.parents:
+        if not around.stat().st_mode & stat.S_IXOTH:
+            around.chmod(0o711)

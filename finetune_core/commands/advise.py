@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Column, Table
 
 from finetune_core.commands.input import kept_split, resolved
-from finetune_core.commands.terminal import err, out, plain_table, progress_bar, show_work
+from finetune_core.commands.terminal import err, out, print_table, progress_bar, show_work
 from finetune_core.config import make_config
 from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import effective, load_edits
@@ -55,16 +54,11 @@ def print_advice(advice: Advice) -> None:
     """The ranking, what is proposed, and what no probe can tell; on stderr the networks that failed."""
     if advice.candidates:
         out.print(escape(advice.in_words()))
-        out.print(_named_rows(*advice.network_rows()))
+        print_table(*advice.network_rows(), names=2)
         out.print("Forecast of a run:")
-        out.print(_named_rows(*advice.forecast_rows()))
+        print_table(*advice.forecast_rows())
         for number, one in enumerate(advice.suggested, 1):
             out.print(f"{number}. [bold]{escape(one.backbone)}[/bold]: {escape(one.reason)}")
         out.print(escape(UNKNOWN))
     for failed in advice.failed:
         err.print(escape(f"{failed.backbone} was left out: {failed.reason}"))
-
-
-def _named_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column, the networks' names, is never cut."""
-    return plain_table([Column(columns[0], no_wrap=True), *columns[1:]], rows)

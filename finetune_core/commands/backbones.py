@@ -3,11 +3,8 @@
 from contextlib import suppress
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Column, Table
-
 from finetune_core.commands.runs import with_descriptions
-from finetune_core.commands.terminal import out
+from finetune_core.commands.terminal import out, print_table
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import percent, short_number, size
 from finetune_core.models.catalogue import (
@@ -43,28 +40,21 @@ def listed(word: str, *, ready: bool) -> list[dict[str, Any]]:
 
 def print_backbones(rows: list[dict[str, Any]]) -> None:
     """The rows as a table, and what it does not say."""
-    name, licence = Column("Name", overflow="fold"), Column("Licence", no_wrap=True)
-    table = Table(
-        name,
-        "Parameters",
-        "Pixels",
-        "ImageNet top-1",
-        licence,
-        Column("Download", no_wrap=True),
-        "Ready",
-        box=None,
+    print_table(
+        ["Name", "Parameters", "Ready", "Licence", "Pixels", "Download", "ImageNet top-1"],
+        [
+            [
+                row["name"],
+                short_number(row["parameters"]) if row["parameters"] else "–",
+                "yes" if row["ready"] else "no",
+                licence_name(row["licence"]) + ("\nresearch only" if row["research_only"] else ""),
+                str(row["image_size"]),
+                f"~{size(row['download_bytes'])}" if row["download_bytes"] else "–",
+                percent(row["imagenet_top1"] / 100) if row["imagenet_top1"] else "",
+            ]
+            for row in rows
+        ],
     )
-    for row in rows:
-        table.add_row(
-            escape(row["name"]),
-            short_number(row["parameters"]) if row["parameters"] else "–",
-            str(row["image_size"]),
-            percent(row["imagenet_top1"] / 100) if row["imagenet_top1"] else "",
-            licence_name(row["licence"]) + ("\nresearch only" if row["research_only"] else ""),
-            f"~{size(row['download_bytes'])}" if row["download_bytes"] else "–",
-            "yes" if row["ready"] else "no",
-        )
-    out.print(table)
     if any(row["imagenet_top1"] for row in rows):
         out.print(
             "ImageNet top-1 is what torchvision states for its own weights; timm and packages state none."

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Column, Table
 
 from finetune_core.commands.input import (
     integers,
@@ -19,7 +18,7 @@ from finetune_core.commands.input import (
 )
 from finetune_core.commands.options import COMPARED
 from finetune_core.commands.runs import at_own_size, followed_by, with_descriptions, with_weights
-from finetune_core.commands.terminal import err, out, plain_table, progress_bar, show_work
+from finetune_core.commands.terminal import err, out, print_table, progress_bar, show_work
 from finetune_core.config import RunConfig, make_config
 from finetune_core.config.run_config import FITTED
 from finetune_core.data.dataset import index_dataset
@@ -154,10 +153,9 @@ def print_comparison(comparison: Comparison) -> None:
         "Time",
     )
     columns_shown = [name for name in shown if name in columns]
-    table = Table(*(Column(name, no_wrap=name != "Strategy") for name in columns_shown), box=None)
-    for row in rows:
-        table.add_row(*(escape(row[columns.index(name)]) for name in columns_shown))
-    out.print(table)
+    print_table(
+        columns_shown, [[row[columns.index(name)] for name in columns_shown] for row in rows]
+    )
     if together := ensemble_in_words(comparison):
         out.print(escape(together))
     for pair in comparison.pairs:
@@ -224,7 +222,7 @@ def print_shifted(found: ShiftComparison) -> None:
     shifted = found.shifted
     out.print(escape(f"\nOn {things(shifted.images, 'shifted image')} of {found.other.described}:"))
     print_verdict(shifted)
-    out.print(plain_table(*found.in_rows()))
+    print_table(*found.in_rows())
     for line in found.left_out():
         out.print(escape(line))
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from rich.markup import escape
 
-from finetune_core.commands.terminal import on_one_line, out, plain_table, progress_bar, show_work
+from finetune_core.commands.terminal import on_one_line, out, print_table, progress_bar, show_work
 from finetune_core.evaluation.comparison.tta import augmented, flip_warnings, tta_json
 from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.evaluate import evaluation, precision_note
@@ -121,18 +121,13 @@ def print_evaluation(result: RunEvaluation) -> None:
         out.print(escape(on_one_line(line)))
     if precision_note(result.run):
         out.print("To evaluate it in fp32: --fp32.")
-    out.print(
-        plain_table(
-            *(
-                result.score_rows()
-                if isinstance(result, ShiftedEvaluation)
-                else result.scores.in_rows()
-            )
-        )
-    )
+    if isinstance(result, ShiftedEvaluation):
+        print_table(*result.score_rows())
+    else:
+        print_table(*result.scores.in_rows())
     if absences := result.absences():
         out.print(escape(on_one_line(absences)))
-    out.print(plain_table(*result.class_table()))
+    print_table(*result.class_table())
     for line in result.details():
         out.print(escape(on_one_line(line)))
     flips = augmented(result.run)
@@ -140,7 +135,7 @@ def print_evaluation(result: RunEvaluation) -> None:
         out.print(escape(on_one_line(line)))
     known = result.own if isinstance(result, ShiftedEvaluation) else result
     if known.robustness:
-        out.print(plain_table(*known.robustness_rows()))
+        print_table(*known.robustness_rows())
 
 
 def _with_areas(result: RunEvaluation) -> pd.DataFrame:

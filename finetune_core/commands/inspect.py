@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from finetune_core.commands.input import kept_split, resolved
-from finetune_core.commands.terminal import on_one_line, out, plain_table, progress_bar, show_work
+from finetune_core.commands.terminal import on_one_line, out, print_table, progress_bar, show_work
 from finetune_core.config import make_config
 from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.edits import load_edits
@@ -59,13 +59,13 @@ def print_inspection(inspection: Inspection) -> None:
     out.print(inspection.in_words())
     if changes := inspection.changes():
         out.print(escape(changes))
-    out.print(plain_table(*inspection.class_rows()))
+    print_table(*inspection.class_rows())
     for severity, message in inspection.finding_rows():
         out.print(f"[bold]{severity}[/bold]: {escape(on_one_line(message))}")
     if not inspection.findings:
         out.print("Nothing looks wrong.")
     if inspection.deep and inspection.deep.probes:
-        out.print(plain_table(*inspection.probe_rows()))
+        print_table(*inspection.probe_rows())
         out.print(escape(inspection.advice()))
     for line in inspection.shifts():
         out.print(line)

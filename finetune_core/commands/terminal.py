@@ -5,14 +5,16 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segments
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -91,12 +93,54 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
 
 
-def plain_table(columns: Iterable[str | Column], rows: Iterable[Iterable[str]]) -> Table:
-    """Without lines; what is in it is shown as it is."""
-    made = Table(*columns, box=None)
-    for row in rows:
-        made.add_row(*(escape(on_one_line(cell)) for cell in row))
-    return made
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    names: int = 1,
+    prose: Collection[str] = (),
+) -> None:
+    """Print a table in which no cell is cut or wrapped.
+
+    A terminal shows the first columns that fit, and a line says which ones are left out. Where the
+    output is piped, all columns are printed.
+
+    Args:
+        names: how many of the first columns are never left out.
+        prose: columns whose cells may wrap.
+    """
+    cells = [[on_one_line(cell) for cell in row] for row in rows]
+    columns_of_cells = list(zip(*cells, strict=True)) or [()] * len(columns)
+    natural, least = [], []
+    for at, (title, column) in enumerate(zip(columns, columns_of_cells, strict=True)):
+        words = [word for cell in column for word in cell.split()] if title in prose else column
+        header = [title] if at < names else title.split()
+        natural.append(_longest([title, *column]))
+        least.append(_longest([*header, *words]))
+    shown, room = len(columns), out.width if out.is_terminal else sum(natural) + 2 * len(columns)
+    while shown > names and sum(least[:shown]) + 2 * shown > room:
+        shown -= 1
+    widths = least[:shown]
+    spare = room - sum(widths) - 2 * shown
+    for at in range(shown):
+        more = min(max(spare, 0), natural[at] - widths[at])
+        widths[at] += more
+        spare -= more
+    made = Table(
+        *(Column(title, width=width) for title, width in zip(columns, widths, strict=False)),
+        box=None,
+    )
+    for row in cells:
+        made.add_row(*map(escape, row[:shown]))
+    total = sum(widths) + 2 * shown
+    # Names may be wider than the terminal, which wraps them: nothing is lost when they are copied.
+    out.print(Segments(out.render(made, out.options.update(width=total, max_width=total))))
+    if left_out := columns[shown:]:
+        out.print(f"Not shown, for lack of room: {', '.join(left_out)}.")
+
+
+def _longest(texts: Iterable[str]) -> int:
+    return max(map(cell_len, texts), default=0)
 
 
 def progress_bar() -> Progress:
@@ -165,9 +209,10 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                 started = event
                 if event.weights == "none":
                     err.print("The backbone starts from random weights.")
+                verb = "are fitted" if event.epochs == 0 and event.trainable_parameters else "train"
                 err.print(
                     f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of {event.total_parameters:,} parameters "
-                    f"train on {escape(devices_in_words(event.to_json()))} in {arithmetic(event.to_json())}"
+                    f"{verb} on {escape(devices_in_words(event.to_json()))} in {arithmetic(event.to_json())}"
                 )
                 if words := lineage_in_words(event.to_json()):
                     err.print(escape(words))

@@ -196,7 +196,7 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
             f"{_name(source)} claims more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller first"
         ) from None
     except FileNotFoundError:
-        raise ImageError(f"{_name(source)} is not there any more") from None
+        raise ImageError(f"{_name(source)} is not there") from None
     except NotRegular as error:
         raise ImageError(f"{_name(source)} is {error.strerror}, not an image file") from None
     except Exception as error:

@@ -5,11 +5,17 @@ import numpy as np
 _QUANTILE = 1.959963984540054  # of the normal distribution, at 97.5 %
 
 
-def wilson(right: np.ndarray | float, images: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-    """95 % intervals (Wilson 1927) of shares ``right / images``; NaN of no images."""
+def wilson(
+    right: np.ndarray | float, images: np.ndarray | float, quantile: float = _QUANTILE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return intervals (Wilson 1927) of shares ``right / images``; NaN of no images.
+
+    Args:
+        quantile: half the interval's width in standard errors; by default the interval has 95 %.
+    """
     right, images = np.asarray(right, dtype=float), np.asarray(images, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        share, unit = right / images, _QUANTILE**2 / images
+        share, unit = right / images, quantile**2 / images
         centre = (share + unit / 2) / (1 + unit)
         reach = np.sqrt(unit * (share * (1 - share) + unit / 4)) / (1 + unit)
     # At the ends, where rounding would leave a trace: no failure allows for all, no success for none.

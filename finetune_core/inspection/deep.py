@@ -10,7 +10,7 @@ import pandas as pd
 
 from finetune_core.config import make_config
 from finetune_core.data.checks import some
-from finetune_core.data.dataset import Dataset
+from finetune_core.data.dataset import Dataset, sides
 from finetune_core.data.findings import Finding
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.formatting import SPLIT_WORDS, percent, things
@@ -194,12 +194,12 @@ def _best(probes: list[Probe]) -> int:
 
 def _probes(features: Features, table: pd.DataFrame) -> Work[list[Probe]]:
     train, val = (np.flatnonzero(table["split"] == split) for split in (TRAIN, VAL))
-    labels = table["label"].to_numpy()
+    labels, sets = table["label"].to_numpy(), sides(table)
     if len(val) < _FEWEST or len(np.unique(labels[train])) < 2:
         return []
     probes: list[Probe] = []
     for done, (stage, values) in enumerate(zip(features.stages, features.by_stage, strict=True)):
-        fit = partial(probe, stage, values, labels, train, val)
+        fit = partial(probe, stage, values, labels, sets, train, val)
         probes.append(
             (yield from in_background("probe", fit, partial(int, done), len(features.stages)))
         )

@@ -12,6 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
+from finetune_core.inspection.clusters import effective_images
 from finetune_core.training.events import Length, Name, Share
 from finetune_core.training.folds import FOLDS, stratified_folds
 
@@ -185,23 +186,26 @@ def _remoteness(features: np.ndarray) -> np.ndarray:
 
 
 def probe(
-    stage: str, features: np.ndarray, labels: np.ndarray, train: np.ndarray, val: np.ndarray
+    stage: str,
+    features: np.ndarray,
+    labels: np.ndarray,
+    sets: np.ndarray,
+    train: np.ndarray,
+    val: np.ndarray,
 ) -> Probe:
     """Train a linear model on one stage's features of the training images, and evaluate it on the validation images.
 
     Args:
+        sets: int ``[n]``, equal for near-duplicates and images of one group, which count once in
+            the standard error.
         train, val: positions.
     """
     reduced = _reduced(features, fitted_on=train)
     some = _some(train)
-    accuracy = float(
-        (_head().fit(reduced[some], labels[some]).predict(reduced[val]) == labels[val]).mean()
-    )
-    return Probe(
-        stage,
-        accuracy,
-        float(np.sqrt(max(accuracy * (1 - accuracy), 1 / len(val) ** 2) / len(val))),
-    )
+    right = _head().fit(reduced[some], labels[some]).predict(reduced[val]) == labels[val]
+    accuracy, images = float(right.mean()), float(effective_images(right[None], sets[val])[0])
+    error = np.sqrt(max(accuracy * (1 - accuracy), 1 / images**2) / images)
+    return Probe(stage, accuracy, float(error))
 
 
 def nearest_of_class(

@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_core.data.splits import TRAIN, VAL
-from finetune_core.models.weights import put_tensors
 from finetune_core.training.batchnorm import recompute_statistics
+from finetune_core.training.checkpoints import put_back
 from finetune_core.training.evaluation import predict_splits
 from finetune_core.training.events import (
     Event,
@@ -122,7 +122,7 @@ def _greedy_soup(
     )
     alone = []
     for state in states:
-        put_tensors(attempts.job.network.model, state)
+        attempts.load(state)
         accuracy, _ = yield from attempts.judged()
         alone.append(accuracy)
     order = sorted(range(len(states)), key=lambda at: (-alone[at], str(parents[at].folder)))
@@ -140,7 +140,7 @@ def _greedy_soup(
                 attempts.kept_tensors(),
                 changed,
             )
-    put_tensors(attempts.job.network.model, best)
+    attempts.load(best)
     return WeightsAveraged("greedy_soup", [], 0.0, layers, ingredients=tried)
 
 
@@ -150,18 +150,19 @@ def _wise(
     """From the start with its linear probe to the fine-tuned network; kept is the first of the most accurate on the way.
 
     BatchNorm statistics are mixed as weights are: the linear probe was fitted to what the start's own make of the images. Of the accuracy on
-    other data sets the curve is kept, too; validation images alone decide.
+    other data sets the curve is kept, too; validation images alone decide. With LoRA the mixture of
+    merged weights is ``(1 - c) W0 + c (W0 + scale · B A)``, which keeps its rank.
     """
     attempts.total = len(COEFFICIENTS) * attempts.judged_on
     yield from fit_probe(attempts.job, attempts.lost)
-    start, model = attempts.kept_tensors(), attempts.job.network.model
+    start = attempts.kept_tensors() | attempts.job.low_rank.at_start(tuned)
     curve: list[Mixture] = []
     others = [
         ShiftedCurve(data=one.data, images=len(one.labels), curve=[], problem=one.problem)
         for one in shifted
     ]
     for coefficient in COEFFICIENTS:
-        put_tensors(model, mixed(start, tuned, coefficient))
+        attempts.load(mixed(start, tuned, coefficient))
         accuracy, loss = yield from attempts.judged()
         curve.append(Mixture(coefficient=coefficient, accuracy=accuracy, loss=loss))
         for one, other in zip(shifted, others, strict=True):
@@ -171,7 +172,7 @@ def _wise(
                     Mixture(coefficient=coefficient, accuracy=accuracy, loss=loss)
                 )
     chosen = max(curve, key=lambda one: one["accuracy"])["coefficient"]
-    put_tensors(model, mixed(start, tuned, chosen))
+    attempts.load(mixed(start, tuned, chosen))
     return WeightsAveraged("wise", [], 0.0, curve=curve, coefficient=chosen, shifted=others)
 
 
@@ -201,9 +202,14 @@ class _Attempts:
         """A copy of all that the run may change, as it is in the network now, on the processor."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self.job.changing().items()}
 
+    def load(self, state: State) -> None:
+        """Put what the run may change into the network. LoRA's factors are merged."""
+        put_back(self.job.changing(), state)
+        self.job.low_rank.merge()
+
     def put(self, average: State) -> Generator[Event, None, int]:
         """Weights that no step has led to; returns how many BatchNorm layers were computed anew for them."""
-        put_tensors(self.job.network.model, average)
+        self.load(average)
         layers = yield from self._counted(
             recompute_statistics(self.job, self.lost), self.trained_on
         )

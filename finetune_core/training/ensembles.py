@@ -39,7 +39,7 @@ from finetune_core.training.networks import ancestor, best_network, member_folde
 from finetune_core.training.parents import Parent, check_unchanged, checked_members
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
 from finetune_core.training.prepare import check_config, finding_rows, reported
-from finetune_core.training.stage_plan import describe, plan, trainable_parameters
+from finetune_core.training.stage_plan import describe, plan, total_parameters, trainable_parameters
 
 _NO_CACHE = "no image goes through a network"
 
@@ -161,7 +161,8 @@ class _Joined:
                 for strategy, network in zip(strategies, self.networks, strict=True)
             ),
             total_parameters=sum(
-                stage.parameter_count for network in self.networks for stage in network.stages
+                total_parameters(strategy, network.stages)
+                for strategy, network in zip(strategies, self.networks, strict=True)
             ),
             classes=list(dataset.classes),
             counts=self._counts(dataset),

@@ -1,7 +1,9 @@
-"""Multinomial logistic regression by L-BFGS: a linear probe, its L2 penalty chosen by cross-validation.
+"""Logistic regression by L-BFGS: a linear probe whose L2 penalty is chosen by cross-validation.
 
-The objective is that of scikit-learn's ``LogisticRegression``: with ``C``, the inverse of the penalty, the cross-entropy of n images
-is ``sum / n + |weight|² / (2 C n)``; the bias is free. Features are standardised, and that is folded back into weight and bias.
+The objective is that of scikit-learn's ``LogisticRegression``. ``C`` is the inverse strength of the
+penalty: the mean cross-entropy of n images, plus ``|weight|² / (2 C n)``. The bias is not penalised.
+With two classes scikit-learn fits a single weight vector ``w``, and ``|weight|²`` is ``|w|²``.
+Features are standardised, and the standardisation is folded into weight and bias.
 """
 
 from collections.abc import Sequence
@@ -87,9 +89,19 @@ class Scale:
 
 
 def objective(head: Linear, features: torch.Tensor, labels: torch.Tensor, c: float) -> float:
-    """What a fit minimises, on standardised features."""
+    """Return the value that a fit minimises, on standardised features."""
     loss = cross_entropy(head.logits(features), labels)
-    return float(loss + head.weight.square().sum() / (2 * c * len(labels)))
+    return float(loss + _penalty_strength(len(head.weight), len(labels), c) * _squares(head.weight))
+
+
+def _penalty_strength(classes: int, images: int, c: float) -> float:
+    """Return the factor of the sum of squared weights in the objective."""
+    # A softmax of two classes divides w into -w/2 and w/2, whose squares sum to |w|²/2.
+    return (2 if classes == 2 else 1) / (2 * c * images)
+
+
+def _squares(weight: torch.Tensor) -> torch.Tensor:
+    return weight.square().sum()
 
 
 def linear_probe(
@@ -118,19 +130,22 @@ def fitted(
     start: Linear | None = None,
     tolerance: float = _FINAL,
 ) -> Work[Linear]:
-    """The fit at one penalty.
+    """Fit at one penalty.
 
     Args:
         features: standardised.
-        start: from which it begins; from zero where there is none.
+        start: weights and bias to begin with, zero by default.
+        tolerance: relative decrease of the objective in ``_FEW`` iterations below which the fit
+            ends.
     """
     theta = _joined(start, features, classes).requires_grad_()
     wanted = one_hot(labels, classes).to(features.dtype)
+    strength = _penalty_strength(classes, len(labels), c)
     optimizer = torch.optim.LBFGS(
         [theta],
         max_iter=_FEW,
         history_size=10,
-        tolerance_grad=1e-6,
+        tolerance_grad=min(1e-6, tolerance),
         tolerance_change=0,  # its first step is so short that it would end there
         line_search_fn="strong_wolfe",
     )
@@ -141,11 +156,9 @@ def fitted(
         log_shares = log_softmax(torch.addmm(bias, features, weight.T), dim=1)
         error = (log_shares.exp() - wanted) / len(labels)
         theta.grad = torch.cat(
-            [error.T @ features + weight / (c * len(labels)), error.sum(0)[:, None]], dim=1
+            [error.T @ features + 2 * strength * weight, error.sum(0)[:, None]], dim=1
         )
-        return -(log_shares * wanted).sum() / len(labels) + weight.square().sum() / (
-            2 * c * len(labels)
-        )
+        return -(log_shares * wanted).sum() / len(labels) + strength * _squares(weight)
 
     before = float("inf")
     for done in range(0, _MOST, _FEW):

@@ -72,7 +72,12 @@ from finetune_core.training.ranks import ALONE, GradientSum, Ranks
 from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import describe, frozen_tensors, trainable_parameters
+from finetune_core.training.stage_plan import (
+    describe,
+    frozen_tensors,
+    total_parameters,
+    trainable_parameters,
+)
 from finetune_core.training.strategies import epochs_of
 from finetune_core.training.training_state import (
     TrainingState,
@@ -156,12 +161,12 @@ def _at_once(
     lost = LostImages(job)
     yield _started(job)
     remove_predictions(run_dir)  # of a network that was there before the run was cut off
-    network = job.network
+    trained = job
     if job.config.averaged:
         yield from average_weights(job, lost, roots)
     else:
-        network = yield from fit_head(job, lost)
-    yield _save_best(replace(job, network=network), run_dir, 0)
+        trained = replace(job, network=(yield from fit_head(job, lost)))
+    yield _save_best(trained, run_dir, 0)
     final = yield from evaluate_best(job, run_dir, lost)
     yield _finished(job, final, 0, 0, time.monotonic() - began)
 
@@ -510,7 +515,7 @@ def _started(job: Job) -> RunStarted:
         strategy=config.strategy,
         stages=describe(job.strategy, stages),
         trainable_parameters=trainable_parameters(job.strategy, stages),
-        total_parameters=sum(stage.parameter_count for stage in stages),
+        total_parameters=total_parameters(job.strategy, stages),
         classes=list(dataset.classes),
         counts=_counts(job),
         fingerprint=dataset.fingerprint,

@@ -67,6 +67,17 @@ class LowRank:
             for kind, tensor in (("lora_A", one.down), ("lora_B", one.up))
         }
 
+    def at_start(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the factors A of ``tensors`` and B = 0, which change no weight.
+
+        Between these and ``tensors`` lie the factors of all weights on the straight line from W0
+        to W: ``W0 + coefficient · scale · B · A`` is ``B`` times the coefficient.
+        """
+        return {
+            name: tensors[name] if name.endswith(".lora_A") else torch.zeros_like(tensors[name])
+            for name in self.tensors
+        }
+
     def parameters(self, names: Mapping[str, object]) -> Iterator[nn.Parameter]:
         """What trains for the weights of these names."""
         for name in names:

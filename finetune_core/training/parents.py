@@ -22,7 +22,7 @@ from finetune_core.formatting import percent
 from finetune_core.models.catalogue import input_info
 from finetune_core.models.network import has_linear_head
 from finetune_core.models.weights import RANDOM, of_head
-from finetune_core.training.checkpoints import CheckpointInfo
+from finetune_core.training.checkpoints import BEST, CheckpointInfo, load_checkpoint
 from finetune_core.training.networks import beginning_of, best_network, read_trained
 from finetune_core.training.predictions import (
     FINAL_PRECISION,
@@ -69,13 +69,16 @@ class Parent:
         return _Begun(network.weights_hash, head, frozen)
 
     def tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """These parameters and buffers of its best network, on the processor.
+        """Return parameters, buffers and factors of the run's best network, on the processor.
 
         Raises:
             FinetuneError: when its checkpoint, or the weights that it began with, are missing or damaged.
         """
         network, _ = best_network(self.config, self.folder)
         state = network.model.state_dict()
+        # The network holds LoRA's merged weights. Its factors are in the checkpoint alone.
+        if any(name not in state for name in names):
+            state |= load_checkpoint(self.folder, BEST)[0]
         return {name: state[name].detach() for name in names}
 
     @cached_property
@@ -213,7 +216,7 @@ def _unfit(how: str, parent: Parent) -> str:
         return _not_predicted(parent)
     if STRATEGIES[config.strategy].fits:
         return "its head was fitted without epochs, so no weights have trained"
-    if config.strategy == "lora":
+    if config.strategy == "lora" and how != "wise":
         return "it keeps low-rank factors, and the mean of such products is none of that rank"
     if how != "wise":
         return ""

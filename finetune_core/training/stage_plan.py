@@ -25,8 +25,10 @@ class StagePlan:
         thaw_epoch: the epoch, counted from 1, from which it trains.
         batchnorm: ``frozen`` keeps running statistics and affine weights; ``statistics`` lets the statistics follow the
             data; ``train`` trains the affine weights, too.
-        part: which of its weights train: all, those of its normalisation layers, its biases (those of norms among them), or, with LoRA,
-            factors of what is added to its matrices; ``lora_norms``: its normalisation layers, too.
+        part: which of its weights train: all, those of its normalisation layers, its biases (those
+            of norms among them), or, with LoRA, factors of what is added to its matrices.
+            ``lora_norms``: its normalisation layers, too. ``none``: the stage is replaced by one
+            that has no parameters, as the head of k-NN is.
         rank, scale: with LoRA: of those factors, at most, and what their product is multiplied by.
     """
 
@@ -102,7 +104,8 @@ def _stage_plan(config: RunConfig, rule: Rule, stage: Stage) -> StagePlan:
     planned = StagePlan(
         stage.name, rule.rate == 0, rule.rate, rule.thaw_epoch, batchnorm, rule.part, rank, scale
     )
-    if rule.rate and not _trained_count(planned, stage):  # no norms here, say
+    # A stage may have no norms, say.
+    if rule.rate and rule.part != "none" and not _trained_count(planned, stage):
         return StagePlan(stage.name, True, 0.0, 1, "frozen")
     return planned
 
@@ -150,8 +153,17 @@ def cut_index(strategy: Strategy) -> int:
 
 
 def trainable_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
-    """Numbers that train, at the end of the run at the latest."""
+    """Return how many numbers the data decide: trained by the end of the run, or fitted.
+
+    A linear probe and prototypes fit the head's weight and bias. k-NN has no parameters: it
+    stores the training images' features.
+    """
     return sum(_trained_count(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
+
+
+def total_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
+    """Return how many parameters the run's network has."""
+    return sum(_parameter_count(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
 
 
 def factored_numbers(strategy: Strategy, stages: Sequence[Stage]) -> int:
@@ -163,7 +175,13 @@ def factored_numbers(strategy: Strategy, stages: Sequence[Stage]) -> int:
     return sum(rows * columns for each in shapes for rows, columns in each)
 
 
+def _parameter_count(plan: StagePlan, stage: Stage) -> int:
+    return 0 if plan.part == "none" else stage.parameter_count
+
+
 def _trained_count(plan: StagePlan, stage: Stage) -> int:
+    if plan.part == "none":
+        return 0
     factors = sum(
         min(plan.rank, *shape) * sum(shape) for shape in factored_matrices(plan, stage).values()
     )
@@ -175,7 +193,7 @@ def describe(strategy: Strategy, stages: Sequence[Stage]) -> list[StageRow]:
     return [
         {
             "name": stage.name,
-            "parameters": stage.parameter_count,
+            "parameters": _parameter_count(plan, stage),
             "trains": not plan.frozen,
             "trained": _trained_count(plan, stage),
             "rate": plan.rate,

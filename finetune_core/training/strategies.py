@@ -8,7 +8,7 @@ from finetune_core.config import RunConfig
 from finetune_core.config.run_config import StrategyName
 from finetune_core.errors import ConfigError
 
-Part = Literal["all", "norms", "biases", "lora", "lora_norms"]
+Part = Literal["all", "norms", "biases", "lora", "lora_norms", "none"]
 Fit = Literal["linear_probe", "prototypes", "nearest_neighbours"]
 
 
@@ -55,6 +55,11 @@ def _last(count: int) -> Rules:
         return [Rule(float(index >= first)) for index in range(len(names))]
 
     return rules
+
+
+def _stored(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
+    """Replace the head by stored features, which are no parameters."""
+    return [*[Rule(0.0)] * (len(names) - 1), Rule(1.0, part="none")]
 
 
 def _first_block(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
@@ -137,7 +142,8 @@ STRATEGIES: dict[str, NamedStrategy] = {
     "prototypes": NamedStrategy(
         "Prototypes (nearest class mean)",
         "Each class is represented by the mean of its features.",
-        "For a few images per class, where there is too little to fit: the nearest centroid (class mean) of centred, normalised features.",
+        "For a few images per class, where there is too little to fit: the nearest centroid (class mean) by cosine similarity. Features are not "
+        "centred, which did better on most of what was measured.",
         "Wang et al. 2019, SimpleShot",
         _last(1),
         settings=("features_from",),
@@ -150,7 +156,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "similarity vote, weighted by it at a temperature of 0.07. It needs the training images' features to predict, so it cannot be "
         "exported as a plain network.",
         "Caron et al. 2021, DINO",
-        _last(1),
+        _stored,
         settings=("features_from",),
         fits="nearest_neighbours",
     ),

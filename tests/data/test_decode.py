@@ -348,7 +348,7 @@ def test_a_format_that_is_not_listed_is_refused(tmp_path):
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path):
-    with pytest.raises(ImageError, match=r"gone\.png is not there"):
+    with pytest.raises(ImageError, match=r"^gone\.png is not there$"):  # it may never have been
         read_image(tmp_path / "gone.png")
 
 

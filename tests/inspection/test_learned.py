@@ -261,11 +261,11 @@ def test_equal_features_have_no_outliers():
 def test_a_probe_learns_from_training_images_and_is_evaluated_on_validation_images():
     features, labels = blobs([30, 30])
     train, val = np.arange(0, 60, 2), np.arange(1, 60, 2)
-    perfect = probe("layer1", features, labels, train, val)
+    perfect = probe("layer1", features, labels, np.arange(60), train, val)
     assert (perfect.stage, perfect.accuracy) == ("layer1", 1.0)
     assert perfect.error == pytest.approx(1 / 30**1.5)  # not 0, which would claim certainty
     wrong = np.where(np.isin(np.arange(60), val), 1 - labels, labels)
-    assert probe("layer1", features, wrong, train, val).accuracy == 0
+    assert probe("layer1", features, wrong, np.arange(60), train, val).accuracy == 0
 
 
 def test_the_error_of_a_probe_is_the_binomial_one():
@@ -274,6 +274,7 @@ def test_the_error_of_a_probe_is_the_binomial_one():
         "stem",
         random.normal(size=(300, 8)),
         random.integers(0, 2, 300),
+        np.arange(300),
         np.arange(200),
         np.arange(200, 300),
     )
@@ -282,9 +283,25 @@ def test_the_error_of_a_probe_is_the_binomial_one():
     )
 
 
+def test_near_duplicates_count_once_in_the_error_of_a_probe():
+    random = np.random.default_rng(0)
+    features, labels = random.normal(size=(300, 8)), random.integers(0, 2, 300)
+    train, val = np.arange(200), np.arange(200, 300)
+    alone = probe("stem", features, labels, np.arange(300), train, val)
+    copies = np.concatenate([train, val.repeat(4)])
+    copied = probe(
+        "stem", features[copies], labels[copies], copies, train, np.arange(200, len(copies))
+    )
+    assert copied.accuracy == alone.accuracy
+    assert copied.error == pytest.approx(alone.error, rel=0.02)
+
+
 def test_a_class_that_was_not_trained_counts_as_wrong():
     features, labels = blobs([30, 30, 10])
-    assert probe("stem", features, labels, np.arange(60), np.arange(50, 70)).accuracy == 0.5
+    assert (
+        probe("stem", features, labels, np.arange(70), np.arange(60), np.arange(50, 70)).accuracy
+        == 0.5
+    )
 
 
 def test_suspects_are_shown_beside_the_nearest_sound_image_of_the_other_class():

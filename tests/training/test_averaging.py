@@ -28,7 +28,7 @@ from finetune_core.runs.log import averaged_in_words, log_lines
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run, summary
-from finetune_core.training import events
+from finetune_core.training import averaging, events
 from finetune_core.training.averaging import COEFFICIENTS, mean_of, mixed
 from finetune_core.training.batchnorm import moving_norms, recompute_statistics
 from finetune_core.training.checkpoints import BEST, checkpoint_path, load_checkpoint
@@ -462,6 +462,51 @@ def test_shifted_images_that_are_gone_or_may_not_be_read_are_said(shifted_parent
         assert (one["images"], one["curve"]) == (0, [])
         assert one["problem"]
     assert "dark could not be predicted" in averaged_in_words(done)
+
+
+@pytest.fixture(scope="module")
+def lora_once(home_of_shared_fixtures, data, tmp_path_factory):
+    """The folder of a LoRA run."""
+    config = config_of(data, strategy="lora", lora_from="block6", lora_norms="train")
+    return ran(config, tmp_path_factory.mktemp("lora"))[0]
+
+
+def test_between_a_lora_run_and_its_start_lie_weights_of_its_rank(lora_once, tmp_path, monkeypatch):
+    monkeypatch.setattr(averaging, "COEFFICIENTS", (0.4,))
+    folder, _ = ran(averaged_config("wise", [lora_once]), tmp_path / "runs")
+    parent, run = read_run(lora_once), read_run(folder)
+    assert (run.status, summary(run)["averaged"]["coefficient"]) == ("finished", 0.4)
+    network = best_network(run.config, folder)[0]
+    start, now = network.pretrained.state_dict(), network.model.state_dict()
+    tuned = best_network(parent.config, lora_once)[0].model.state_dict()
+    moved = 0
+    for name, tensor in now.items():
+        if tensor.is_floating_point() and not name.startswith("classifier"):
+            wanted = 0.6 * start[name] + 0.4 * tuned[name]
+            torch.testing.assert_close(tensor, wanted, rtol=1e-4, atol=1e-6)
+            moved += not torch.equal(start[name], tuned[name])
+    assert moved > 10
+    kept = load_file(checkpoint_path(folder, BEST))
+    factors = {name: tensor for name, tensor in kept.items() if ".lora_" in name}
+    assert factors.keys() == {name for name in best(lora_once) if ".lora_" in name}
+
+
+def test_wise_of_a_lora_run_is_a_run_like_any_other(lora_once, tmp_path):
+    folder, _ = ran(averaged_config("wise", [lora_once]), tmp_path / "runs")
+    run, parent = read_run(folder), read_run(lora_once)
+    curve = summary(run)["averaged"]["curve"]
+    assert curve[-1]["accuracy"] == pytest.approx(parent.history.end["val_accuracy"])
+    assert curve[-1]["loss"] == pytest.approx(parent.history.end["val_loss"], rel=1e-4)
+    assert summary(run)["val_accuracy"] == pytest.approx(max(one["accuracy"] for one in curve))
+    for format in ("safetensors", "onnx"):
+        made = export_run(run, format, tmp_path / format)
+        assert made.measured.evaluation.accuracy == summary(run)["test_accuracy"]
+    loaded, network = (
+        load_export(tmp_path / "safetensors").network,
+        best_network(run.config, folder)[0],
+    )
+    for name, tensor in network.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor)
 
 
 def test_what_wise_cannot_be_made_of_is_refused(data, seeds, tmp_path):

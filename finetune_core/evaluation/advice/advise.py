@@ -66,10 +66,18 @@ class Advice:
     failed: tuple[Failed, ...]
 
     def in_words(self) -> str:
-        """What was measured."""
+        """Return what was measured, in sentences."""
+        images = self.candidates[0].images if self.candidates else self.images
+        groups = self.candidates[0].groups if self.candidates else images
+        copies = (
+            f" Near-duplicates and groups count once: {number(groups)} of {number(images)} images."
+            if groups < images
+            else ""
+        )
         return (
             f"Linear probes on the frozen features of {things(len(self.networks), 'network')}, cross-validated in {self.folds} folds of "
-            f"{things(self.images, 'training image')}; validation and test images are not used. Intervals: 95 %, over images."
+            f"{things(self.images, 'training image')}; validation and test images are not used."
+            f"{copies} The 95 % intervals hold for all stages together, the best one included."
         )
 
     def network_rows(self) -> tuple[list[str], list[list[str]]]:

@@ -32,6 +32,7 @@ class NetworkProbes:
         image_size: side of its input, pixels.
         top1: published ImageNet accuracy of its weights, percent; None where their source states none.
         ids: of the images, ``[n]``.
+        sets: int ``[n]``, equal for near-duplicates and images of one group.
         stages: input to the last one before the head.
         right: bool ``[stages, n]``: which images the probe of a stage classifies correctly that has seen neither them nor their
             near-duplicates.
@@ -43,6 +44,7 @@ class NetworkProbes:
     image_size: int
     top1: float | None
     ids: np.ndarray
+    sets: np.ndarray
     stages: tuple[str, ...]
     right: np.ndarray
     after: tuple[float | None, ...]
@@ -85,9 +87,17 @@ def probe_network(
     features = yield from compute_features(sample, backbone, config.image_size)
     right = yield from _held_out(features, sample, config.seed)
     after, forecasts = yield from _timed(config, dataset, features.stages)
-    ids = sample.table["id"].to_numpy()[features.rows]
+    images = sample.table.iloc[features.rows]
     return NetworkProbes(
-        backbone, config.image_size, info.top1, ids, features.stages, right, after, forecasts
+        backbone,
+        config.image_size,
+        info.top1,
+        images["id"].to_numpy(),
+        sides(images),
+        features.stages,
+        right,
+        after,
+        forecasts,
     )
 
 

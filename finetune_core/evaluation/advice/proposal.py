@@ -53,7 +53,7 @@ def proposed(
 
 def _best_probe(leaders: Sequence[Candidate], network: NetworkProbes, budget: float) -> Proposal:
     best = leaders[0]
-    reason = f"The best probe: {percent(best.accuracy)} of the held-out images (95 % interval {best.interval}), on the features of {best.stage}."
+    reason = f"The best probe: {percent(best.accuracy)} of the held-out images (95 % interval {best.interval}, corrected for choosing the best), on the features of {best.stage}."
     alike = [one.backbone for one in leaders[1:] if one.like_best]
     if alike:
         reason += f" Not distinguishable from {_listed(alike)}."

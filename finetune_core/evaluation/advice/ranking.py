@@ -1,4 +1,7 @@
-"""The probes of all networks and stages, ranked by accuracy on the same images, and what cannot be distinguished from the best."""
+"""The probes of all networks and stages, ranked by accuracy on the same images.
+
+Near-duplicates and images of a group are one unit of every interval and test.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +10,10 @@ from functools import reduce
 import numpy as np
 
 from finetune_core.evaluation.advice.probes import NetworkProbes
-from finetune_core.evaluation.comparison.paired import (
-    answers,
-    holm,
-    is_different,
-    mcnemar_p,
-    networks_claim,
-)
-from finetune_core.evaluation.intervals import accuracy_interval
+from finetune_core.evaluation.advice.simultaneous import simultaneous_intervals
+from finetune_core.evaluation.comparison.paired import LEVEL, bootstrap, holm, sign_flip_p
 from finetune_core.formatting import percent
+from finetune_core.inspection.clusters import cluster_sums
 
 
 @dataclass(frozen=True)
@@ -24,11 +22,15 @@ class Candidate:
 
     Attributes:
         image_size: side of the network's input, pixels.
-        accuracy, ci_low, ci_high: of the held-out images, with its 95 % interval (Wilson) over images.
+        accuracy, ci_low, ci_high: share of the held-out images, with its 95 % interval. The
+            intervals of all candidates hold together, so that of the best one holds, too.
         seconds: the forecast of training all that comes after the stage; None where nothing could be timed.
         images: how many were held out.
+        groups: how many of them are independent: near-duplicates and images of a group count once.
         behind: by how much the best one is more accurate.
-        p: of there being no difference to the best one: exact McNemar test, corrected over all pairs of candidates (Holm); 1 of the best.
+        p: of there being no difference to the best one: exact sign-flip test over groups (McNemar's
+            test where each is one image), corrected over all pairs of candidates (Holm). 1 of the
+            best one.
         like_best: whether no difference to the best one shows.
     """
 
@@ -40,6 +42,7 @@ class Candidate:
     ci_high: float
     seconds: float | None
     images: int
+    groups: int
     behind: float
     p: float
     like_best: bool
@@ -57,15 +60,33 @@ def ranked(networks: Sequence[NetworkProbes]) -> tuple[Candidate, ...]:
         return ()
     shared = reduce(np.intersect1d, [network.ids for network in networks])
     right = np.concatenate([network.right[:, np.isin(network.ids, shared)] for network in networks])
+    sets = networks[0].sets[np.isin(networks[0].ids, shared)]
     seconds = [network.after[at] for network, at in places]
     order = np.lexsort(([np.inf if one is None else one for one in seconds], -right.mean(axis=1)))
     best = int(order[0])
-    corrected = _corrected(right)[best]
+    sums = cluster_sums(right.astype(np.int64), sets)
+    corrected = _corrected(sums)[best]
+    low, high = simultaneous_intervals(right, sets)
     found = []
     for at in order:
-        p = 1.0 if at == best else float(corrected[at])
         network, stage = places[at]
-        found.append(_candidate(network, stage, right[at], right[best], p))
+        p = 1.0 if at == best else float(corrected[at])
+        found.append(
+            Candidate(
+                network.backbone,
+                network.stages[stage],
+                network.image_size,
+                float(right[at].mean()),
+                float(low[at]),
+                float(high[at]),
+                network.after[stage],
+                right.shape[1],
+                sums.shape[1],
+                float(right[best].mean() - right[at].mean()),
+                p,
+                not _is_different(sums[best] - sums[at], p),
+            )
+        )
     return tuple(found)
 
 
@@ -77,29 +98,19 @@ def best_stages(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(first.values())
 
 
-def _corrected(right: np.ndarray) -> np.ndarray:
-    """p of each pair ``[candidates, candidates]``, corrected over all of them: which one is the best was not known before."""
-    pairs = np.triu_indices(len(right), 1)
-    corrected = np.ones((len(right), len(right)))
-    corrected[pairs] = holm(mcnemar_p(right, right)[pairs].tolist())
+def _corrected(sums: np.ndarray) -> np.ndarray:
+    """Return the p-value of each pair, corrected over all pairs: the best was not known before.
+
+    Args:
+        sums: int ``[candidates, groups]``, how many images of each group are correct.
+    """
+    pairs = np.triu_indices(len(sums), 1)
+    corrected = np.ones((len(sums), len(sums)))
+    corrected[pairs] = holm([sign_flip_p(sums[a] - sums[b]) for a, b in zip(*pairs, strict=True)])
     return np.minimum(corrected, corrected.T)
 
 
-def _candidate(
-    network: NetworkProbes, at: int, right: np.ndarray, best: np.ndarray, p: float
-) -> Candidate:
-    accuracy, low, high = accuracy_interval(int(right.sum()), len(right))
-    claim = networks_claim(answers(best[None]), answers(right[None]))
-    return Candidate(
-        network.backbone,
-        network.stages[at],
-        network.image_size,
-        accuracy,
-        low,
-        high,
-        network.after[at],
-        len(right),
-        claim.gain,
-        p,
-        not is_different(claim, p),
-    )
+def _is_different(gained: np.ndarray, p: float) -> bool:
+    """Return whether p is at most 5 % and the bootstrap interval over groups leaves 0 out."""
+    low, high = bootstrap(gained)
+    return p <= LEVEL and not low <= 0 <= high

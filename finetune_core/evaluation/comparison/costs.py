@@ -154,7 +154,7 @@ def depth(config: RunConfig, names: Sequence[str] | None = None) -> Depth:
     return Depth(
         len(names) - first,
         names[first],
-        all(rule.rate > 0 and rule.part == "all" for rule in rules[first:]),
+        all(rule.rate > 0 and rule.part in ("all", "none") for rule in rules[first:]),
     )
 
 

@@ -21,6 +21,7 @@ from pydantic import Field, TypeAdapter
 from torch import nn
 from typing_extensions import TypedDict
 
+from finetune_core.data.dataset import sides
 from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.errors import DataError, RunError
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
@@ -211,12 +212,15 @@ def _start(run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]) ->
         return _Start(images, (), (), ())
     train, val = images.rows[TRAIN], images.rows[VAL]
     by_stage = yield from _features(pooled, begun, tuned, images, np.concatenate([train, val]))
-    labels = images.dataset.table["label"].to_numpy()[np.concatenate([train, val])]
+    table = images.dataset.table.iloc[np.concatenate([train, val])]
+    labels, sets = table["label"].to_numpy(), sides(table)
     places = np.arange(len(labels))
     probes: list[Probe] = []
     if len(val) >= _FEWEST and len(np.unique(labels[: len(train)])) > 1:
         for done, (stage, values) in enumerate(zip(stages, by_stage, strict=True)):
-            fit = partial(probe, stage, values, labels, places[: len(train)], places[len(train) :])
+            fit = partial(
+                probe, stage, values, labels, sets, places[: len(train)], places[len(train) :]
+            )
             probes.append((yield from in_background("probe", fit, partial(int, done), len(stages))))
     return _Start(images, stages, by_stage, tuple(probes))
 

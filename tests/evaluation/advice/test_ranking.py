@@ -13,7 +13,16 @@ from finetune_core.evaluation.intervals import accuracy_interval
 IMAGES = 400
 
 
-def network(name, *accuracies, seconds=60.0, top1=None, images=IMAGES, after=None, last_block=True):
+def network(
+    name,
+    *accuracies,
+    seconds=60.0,
+    top1=None,
+    images=IMAGES,
+    after=None,
+    last_block=True,
+    copies=1,
+):
     """One whose stages are right on so many of the images, each on images of its own choice."""
     random = np.random.default_rng(len(name) + sum(map(ord, name)))
     right = np.zeros((len(accuracies), images), dtype=bool)
@@ -23,15 +32,16 @@ def network(name, *accuracies, seconds=60.0, top1=None, images=IMAGES, after=Non
         name,
         32,
         top1,
-        np.array([f"{number:04d}.png" for number in range(images)], dtype=object),
+        np.array([f"{number:04d}.png" for number in range(images * copies)], dtype=object),
+        np.arange(images).repeat(copies),
         tuple(f"block{number}" for number in range(len(accuracies))),
-        right,
+        right.repeat(copies, axis=1),
         after or tuple(10.0 for _ in accuracies),
         {"last_block": seconds} if last_block else {},
     )
 
 
-def test_the_most_accurate_comes_first_with_wilsons_interval_and_its_forecast():
+def test_the_most_accurate_comes_first_with_its_interval_and_its_forecast():
     first, *others = ranked([network("a", 0.5, 0.7), network("b", 0.6, 0.9, after=(30.0, 20.0))])
     assert (first.backbone, first.stage, first.images, first.seconds) == (
         "b",
@@ -39,7 +49,9 @@ def test_the_most_accurate_comes_first_with_wilsons_interval_and_its_forecast():
         IMAGES,
         20.0,
     )
-    assert (first.accuracy, first.ci_low, first.ci_high) == accuracy_interval(360, IMAGES)
+    accuracy, low, high = accuracy_interval(360, IMAGES)
+    assert (first.accuracy, first.groups) == (accuracy, IMAGES)
+    assert low - 0.02 < first.ci_low < low < high < first.ci_high < high + 0.02
     assert (first.behind, first.p, first.like_best) == (0.0, 1.0, True)
     assert [(one.backbone, one.stage) for one in others] == [
         ("a", "block1"),
@@ -61,6 +73,17 @@ def test_p_is_mcnemars_corrected_over_all_pairs():
     assert found["a", "block1"] == pytest.approx(corrected[1, 2])
 
 
+def test_copies_of_the_images_make_nothing_more_certain():
+    plain = ranked([network("a", 0.90), network("b", 0.82)])
+    copied = ranked([network("a", 0.90, copies=4), network("b", 0.82, copies=4)])
+    assert plain[1].like_best == copied[1].like_best
+    for one, other in zip(plain, copied, strict=True):
+        assert (other.images, other.groups) == (4 * one.images, one.images)
+        assert other.p == pytest.approx(one.p)
+        assert other.accuracy == pytest.approx(one.accuracy)
+        assert (other.ci_low, other.ci_high) == pytest.approx((one.ci_low, one.ci_high), abs=2e-3)
+
+
 def test_a_small_difference_is_not_distinguishable_from_the_best():
     best, second, third = ranked([network("a", 0.90), network("b", 0.89), network("c", 0.6)])
     assert (best.backbone, second.backbone, third.backbone) == ("a", "b", "c")
@@ -77,6 +100,7 @@ def test_the_more_candidates_the_more_it_takes_to_be_distinguished():
             32,
             None,
             np.arange(IMAGES).astype(str),
+            np.arange(IMAGES),
             names,
             np.stack(stages),
             (1.0,) * len(stages),

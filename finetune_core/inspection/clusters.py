@@ -1,0 +1,62 @@
+"""Accuracy of images that are not independent of each other: near-duplicates, and images of a group.
+
+Such images form clusters, and the sample consists of clusters. A share of images is then as exact
+as that of fewer independent ones, the effective sample size (Korn & Graubard 1998, Confidence
+intervals for proportions with small expected number of positive counts estimated from survey data).
+"""
+
+import numpy as np
+
+
+def cluster_sums(values: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    """Sum ``values`` within each cluster.
+
+    Args:
+        values: ``[candidates, n]``.
+        sets: int ``[n]``, equal for images of one cluster.
+
+    Returns:
+        ``[candidates, clusters]``.
+    """
+    order = np.argsort(sets, kind="stable")
+    starts = np.flatnonzero(np.diff(sets[order], prepend=sets[order[0]] - 1))
+    sums: np.ndarray = np.add.reduceat(values[:, order], starts, axis=1)
+    return sums
+
+
+def cluster_residuals(right: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    """Return by how much each cluster holds more correct images than its size lets expect.
+
+    Args:
+        right: bool ``[candidates, n]``.
+        sets: as for ``cluster_sums``.
+
+    Returns:
+        float ``[candidates, clusters]``. The linearised share of a candidate is their sum, over n.
+    """
+    return cluster_sums(right - right.mean(axis=1, keepdims=True), sets)
+
+
+def effective_images(right: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    """Return how many independent images would give shares of the same standard error.
+
+    Args:
+        right: bool ``[candidates, n]``, the images that each candidate classifies correctly.
+        sets: as for ``cluster_sums``.
+
+    Returns:
+        float ``[candidates]``, n where each cluster is one image, and never more than n.
+    """
+    images, sizes = right.shape[1], np.unique(sets, return_counts=True)[1]
+    if len(sizes) == images:
+        return np.full(len(right), float(images))
+    share = right.mean(axis=1)
+    alone = images * share * (1 - share) * images / (images - 1)
+    clustered = (cluster_residuals(right, sets) ** 2).sum(axis=1)
+    clustered *= len(sizes) / max(1, len(sizes) - 1)
+    # Where all images or none are correct nothing shows how alike a cluster's images are: count
+    # them as equal (Kish 1965, Survey Sampling).
+    equal = float((sizes**2).sum()) / images
+    effect = np.divide(clustered, alone, out=np.full(len(right), equal), where=alone > 0)
+    effective: np.ndarray = images / np.maximum(effect, 1.0)
+    return effective

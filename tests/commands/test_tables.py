@@ -1,0 +1,153 @@
+"""Tables of the command line in a terminal of 80 columns, and piped: names are never cut."""
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from finetune_core.__main__ import app
+from finetune_core.commands.advise import print_advice
+from finetune_core.commands.terminal import out, print_table
+from finetune_core.data.public import PUBLIC_SETS
+from finetune_core.evaluation.advice.advise import Advice
+from finetune_core.evaluation.advice.probes import NetworkProbes
+from finetune_core.evaluation.advice.ranking import Candidate
+from finetune_core.models.catalogue import found_backbones
+from finetune_core.training.strategies import STRATEGIES
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = "a_class_whose_name_takes_half_of_the_width"
+FAST = ("--epochs", 1, "--batch-size", 16, "--image-size", 32, "--lr", 0.003, "--precision", "fp32")
+
+
+@pytest.fixture(params=["terminal", "piped"])
+def printed(request, monkeypatch):
+    """Return what has been printed, as a terminal of 80 columns or a pipe gets it."""
+    file = io.StringIO()
+    monkeypatch.setattr(out, "_file", file)
+    monkeypatch.setattr(out, "_width", 80)
+    monkeypatch.setattr(out, "_force_terminal", request.param == "terminal")
+
+    def text():
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
+        if request.param == "terminal":
+            table = [line.rstrip() for line in plain.splitlines() if "  " in line.strip()]
+            assert max(map(len, table), default=0) <= 80
+        return plain
+
+    text.terminal = request.param == "terminal"
+    return text
+
+
+def thaw(*arguments):
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0
+
+
+def test_columns_that_do_not_fit_are_left_out_from_the_right_and_named(printed):
+    rows = [["a" * 56, "12.5 %", "10.0 to 15.0 %", "an hour"], ["b", "1", "2", "3"]]
+    print_table(["Strategy", "Accuracy", "95 % interval", "Time"], rows)
+    text = printed()
+    assert f" {'a' * 56}  12.5 %" in text
+    if printed.terminal:
+        assert "15.0 %" not in text
+        assert "Not shown, for lack of room: 95 % interval, Time." in text
+    else:
+        assert "10.0 to 15.0 %  an hour" in text
+        assert "Not shown" not in text
+
+
+def test_headers_wrap_before_a_column_is_left_out(printed):
+    columns = ["Name", *["Ensemble of the seeds"] * 5]
+    print_table(columns, [["a" * 18, *["1"] * 5]])
+    assert "Not shown" not in printed()
+
+
+def test_a_name_that_is_wider_than_the_terminal_stays_whole(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(out, "_file", file)
+    monkeypatch.setattr(out, "_width", 80)
+    monkeypatch.setattr(out, "_force_terminal", True)
+    print_table(["Name", "Ready"], [["hf-hub:" + "x" * 100, "yes"]])
+    assert "hf-hub:" + "x" * 100 in file.getvalue()
+
+
+def test_a_table_without_rows_has_its_header(printed):
+    print_table(["Name", "Value"], [])
+    assert "Name" in printed()
+
+
+def test_public_sets_with_their_licences(printed):
+    thaw("fetch")
+    words = printed().split()
+    assert PUBLIC_SETS.keys() <= set(words)
+    for one in PUBLIC_SETS.values():
+        assert set(one.licence.split()) <= set(words)
+
+
+def test_networks(printed):
+    thaw("backbones", "vit_base_patch1")
+    text = printed()
+    names = found_backbones("vit_base_patch1")
+    assert any(len(name) > 45 for name in names)
+    assert all(f" {name} " in text for name in names)
+
+
+def test_advice(printed):
+    name = "timm/vit_giant_patch14_reg4_dinov2.lvd142m"
+    one = Candidate(name, "blocks.10", 32, 0.5, 0.4, 0.6, 60.0, 100, 100, 0.0, 1.0, like_best=True)
+    probes = NetworkProbes(name, 32, None, None, None, ("blocks.10",), None, (60.0,), {})
+    print_advice(Advice(100, 5, 30.0, (one,), (probes,), (), ()))
+    lines = printed().splitlines()
+    assert sum(name in line for line in lines) == 2
+    assert any(re.search(rf"{re.escape(name)} +blocks\.10 +50\.0 %", line) for line in lines)
+
+
+@pytest.mark.slow
+def test_inspection_comparison_and_evaluation(printed, image_folder, tmp_path):
+    data = image_folder(tmp_path / "data", {LONG: 14, "red": 14})
+    thaw("inspect", data)
+    strategies = "linear_probe,discriminative"
+    thaw("compare", data, "--strategies", strategies, *FAST, "--runs-dir", tmp_path / "runs")
+    thaw("evaluate", next((tmp_path / "runs").glob("*-discriminative-*")))
+    text = printed()
+    assert len(re.findall(rf"^ {LONG} ", text, re.MULTILINE)) == 2
+    for name in ("linear_probe", "discriminative"):
+        title = re.escape(STRATEGIES[name].title)
+        assert re.search(rf"^ {title}( ★)? +\d", text, re.MULTILINE), text
+    assert "Accuracy" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("piped", [True, False])
+def test_a_real_terminal_of_80_columns_and_a_real_pipe(piped):
+    master, terminal = pty.openpty()
+    command = [sys.executable, "-m", "finetune_core", "backbones", "vit_base_patch1"]
+    environment = os.environ | {"COLUMNS": "80", "TERM": "xterm"}
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if piped else terminal,
+    )
+    os.close(terminal)
+    with open(master, "rb", buffering=0) if not piped else child.stdout as file:
+        found = bytearray()
+        try:
+            while some := file.read(4096):
+                found += some
+        except OSError:  # the terminal's other end is closed
+            pass
+    assert child.wait() == 0
+    text = found.decode()
+    assert all(f" {name} " in text for name in found_backbones("vit_base_patch1"))
+    assert ("ImageNet top-1" in text.splitlines()[0]) == piped
