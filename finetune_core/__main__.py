@@ -481,23 +481,23 @@ def compare(
             raise typer.Exit(1)
         comparison = compare_runs(runs, measure)
         shifted = on_shifted(runs, on, measure) if on else None
-        following, takes = advised_next(
-            comparison, shifted.shifted if shifted else None, timed=trained is not None
-        )
+        following, takes, none = advised_next(comparison, shifted, timed=trained is not None)
         if report:
             write_report(comparison, report, shifted)
     broken = {"failed": trained.failed, "stopped": trained.stopped} if trained else {}
     if as_json:
         on_other = {"shifted": shifted.to_json()} if shifted else {}
         print_json(
-            comparison.to_json() | on_other | {"next": experiment_json(following, takes)} | broken
+            comparison.to_json()
+            | on_other
+            | {"next": experiment_json(following, takes), "no_next_reason": none or None}
+            | broken
         )
     else:
         print_comparison(comparison)
         if shifted:
             print_shifted(shifted)
-        if following:
-            print_next(following, takes)
+        print_next(following, takes, none)
     if trained and (trained.failed or trained.stopped):
         raise typer.Exit(1)
 

@@ -71,9 +71,23 @@ def test_strategies_by_seeds_are_trained_and_compared(compared):
     assert (result["failed"], result["stopped"]) == ([], False)
 
 
+def test_where_no_next_experiment_stands_out_that_is_said(compared, tmp_path):
+    """A linear probe alone lacks no baseline, and has no rival that more seeds could tell from it."""
+    arguments, *_ = compared
+    usual = ("--strategy", "linear_probe", "--image-size", 32, "--runs-dir", tmp_path, "--json")
+    run_dir = json.loads(thaw("train", arguments[1], *usual).stdout)["run_dir"]
+    result = json.loads(thaw("compare", run_dir, "--json").stdout)
+    assert result["next"] is None
+    assert result["no_next_reason"].startswith("None stands out from the verdicts.")
+    assert not missing_in_reference({"no_next_reason"})
+    printed = " ".join(thaw("compare", run_dir).stdout.split())
+    assert f"Next experiment: {result['no_next_reason']}" in printed
+
+
 def test_the_next_experiment_is_told_with_its_forecast(compared):
     *_, result = compared
     following = result["next"]
+    assert result["no_next_reason"] is None
     assert (following["kind"], following["inferred"]) == ("baseline", False)
     assert [(one["strategy"], one["seed"]) for one in following["runs"]] == [
         ("linear_probe", 0),

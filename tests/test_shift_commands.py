@@ -1,6 +1,7 @@
 """``evaluate --on`` and ``compare --on``: runs on the images of another data set, beside their own."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,9 +82,12 @@ def test_a_comparison_has_a_verdict_and_numbers_on_either_axis(compared, runs):
     shifted = result["shifted"]
     assert (result["split"], shifted["split"], shifted["images"]) == ("test", "shifted", 48)
     assert [arm["arm"] for arm in shifted["arms"]] == [arm["arm"] for arm in result["arms"]]
-    for one, worse, drop in zip(result["arms"], shifted["arms"], shifted["drops"], strict=True):
+    own = shifted["in_distribution"]
+    assert shifted["compared_classes"] == ["red", "violet"]
+    assert own["images"] == result["images"] - sum(shifted["own_only_classes"].values())
+    for one, worse, drop in zip(own["arms"], shifted["arms"], shifted["drops"], strict=True):
         assert drop["arm"] == one["arm"]
-        assert drop["value"] == pytest.approx(one["accuracy"] - worse["accuracy"])
+        assert drop["value"] == pytest.approx(one["value"] - worse["accuracy"])
         assert drop["low"] <= drop["value"] <= drop["high"]
         assert worse["ci_low"] <= worse["accuracy"] <= worse["ci_high"]
     assert shifted["pairs"][0]["strategies"]["verdict"] in shifted["pairs"][0]["verdict"]
@@ -130,7 +134,10 @@ def test_people_read_both_verdicts(compared, runs):
 @pytest.mark.parametrize("measure", ["accuracy", "macro_f1", "log_loss"])
 def test_on_the_same_images_both_axes_say_the_same(compared, runs, tmp_path, measure):
     ids = evaluation(runs[0], "test").predictions["id"]
-    fingerprint = finish(predict_shifted(runs, str(copied(ids, compared[1], tmp_path / "same"))))
+    folder = copied(ids, compared[1], tmp_path / "same")
+    for file in folder.rglob("*.png"):  # exact copies would be left out
+        file.write_bytes(file.read_bytes() + b"\0")
+    fingerprint = finish(predict_shifted(runs, str(folder)))
     both = compare_shift(runs, fingerprint, measure)
     own, shifted = both.own.to_json(), both.shifted.to_json()
     for one, other in zip(own["pairs"], shifted["pairs"], strict=True):
@@ -155,21 +162,24 @@ def test_on_the_same_images_both_axes_say_the_same(compared, runs, tmp_path, mea
 def test_of_log_loss_a_drop_is_what_it_rises_by(compared, runs):
     fingerprint = compared[3]["shifted"]["fingerprint"]
     both = compare_shift(runs, fingerprint, "log_loss")
-    for arm, other, drop in zip(both.own.arms, both.shifted.arms, both.drops, strict=True):
+    for arm, other, drop in zip(both.matched.arms, both.shifted.arms, both.drops, strict=True):
         assert drop.value == pytest.approx(other.score.value - arm.score.value)
 
 
 def test_runs_that_left_out_other_images_are_refused_with_the_reason(compared, runs, tmp_path):
     data, other = compared[1], compared[2]
-    split = thaw("train", data, *FAST, "--split-seed", 5, "--runs-dir", tmp_path / "runs", "--json")
-    trained = json.loads(split.stdout)["run_dir"]
+    table = load_dataset(data, test_fraction=0.3).table
+    half = copied(table["id"][::2], data, tmp_path / "half")
+    done = thaw("train", half, *FAST, "--runs-dir", tmp_path / "runs", "--json")
+    trained = json.loads(done.stdout)["run_dir"]
     done = thaw("compare", runs[0].run_dir, trained, "--on", other, "--json", exit_code=2)
     assert "not evaluated on the same images" in " ".join(done.stderr.split())
-    table = load_dataset(data, test_fraction=0.3).table
     mixed = copied(table["id"], data, tmp_path / "mixed")
+    darkened(table["id"][:4], data, tmp_path / "dark")
+    shutil.copytree(tmp_path / "dark", mixed / "red" / "dark")
     elsewhere = RunStore(Path(trained).parent).run(Path(trained).name)
     fingerprint = finish(predict_shifted([runs[0], elsewhere], str(mixed)))
-    with pytest.raises(Exception, match="copies of training images"):
+    with pytest.raises(Exception, match="copies of its own images"):
         compare_runs([runs[0], elsewhere], on=fingerprint)
 
 
@@ -192,12 +202,14 @@ def test_an_evaluation_on_other_data_holds_the_runs_own_and_the_drop(compared, r
     done = thaw("evaluate", runs[0].run_dir, "--on", compared[2], "--json")
     result = json.loads(done.stdout)
     own = json.loads(thaw("evaluate", runs[0].run_dir, "--json").stdout)
-    assert result["in_distribution"] == own
+    restricted = result["in_distribution"]
+    assert result["own_only_classes"] == {TAG: own["images"] - restricted["images"]}
+    assert restricted.keys() == own.keys()
     assert (result["split"], result["images"], result["precision"]) == ("shifted", 48, "fp32")
     assert result["on"]["unknown_classes"] == {"[bold]pink": 4}
     assert result["absent_classes"] == [TAG]
     assert result["drops"]["accuracy"]["value"] == pytest.approx(
-        own["accuracy"] - result["accuracy"]
+        restricted["accuracy"] - result["accuracy"]
     )
     for drop in result["drops"].values():
         assert (
@@ -205,7 +217,9 @@ def test_an_evaluation_on_other_data_holds_the_runs_own_and_the_drop(compared, r
             or drop["low"] is None
             or drop["low"] <= drop["value"] <= drop["high"]
         )
-    assert result["drops"]["log_loss"]["value"] == pytest.approx(result["loss"] - own["loss"])
+    assert result["drops"]["log_loss"]["value"] == pytest.approx(
+        result["loss"] - restricted["loss"]
+    )
     assert not missing_in_reference({*result, *result["on"], *result["drops"]["accuracy"]})
 
 

@@ -29,6 +29,7 @@ from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.next_experiment import (
     Experiment,
     evidence_of,
+    explain_none,
     forecast_in_words,
     forecast_of,
     next_experiment,
@@ -168,17 +169,22 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def advised_next(
-    comparison: Comparison, shifted: Comparison | None, *, timed: bool
-) -> tuple[Experiment | None, Forecast | None]:
-    """The next experiment, and its forecast where the speeds are known and the data are still there.
+    comparison: Comparison, shift: ShiftComparison | None, *, timed: bool
+) -> tuple[Experiment | None, Forecast | None, str]:
+    """Return the next experiment, its forecast, and why there is none (empty where there is one).
+
+    There is a forecast where the speeds are known and the data are still there.
 
     Args:
-        shifted: the same runs on another data set.
+        shift: the same runs on another data set.
         timed: time a few steps of it where its speed is not known.
     """
-    experiment, book = next_experiment(evidence_of(comparison, shifted)), SpeedBook()
-    if not (experiment and experiment.configs and (timed or book.speed(experiment.configs[0]))):
-        return experiment, None
+    evidence, book = evidence_of(comparison, shift), SpeedBook()
+    experiment = next_experiment(evidence)
+    if experiment is None:
+        return None, None, explain_none(evidence)
+    if not (experiment.configs and (timed or book.speed(experiment.configs[0]))):
+        return experiment, None, ""
     config = experiment.configs[0]
     with (
         suppress(FinetuneError),
@@ -189,12 +195,15 @@ def advised_next(
         )
         if timed:
             show_work(bar, calibrate([config], dataset, book), "Timing a few steps")
-        return experiment, forecast_of(experiment, dataset, book)
-    return experiment, None
+        return experiment, forecast_of(experiment, dataset, book), ""
+    return experiment, None, ""
 
 
-def print_next(experiment: Experiment, found: Forecast | None) -> None:
-    """The next experiment, its reason and its forecast."""
+def print_next(experiment: Experiment | None, found: Forecast | None, none: str) -> None:
+    """Print the next experiment with its reason and its forecast, or why there is none."""
+    if experiment is None:
+        out.print(escape(f"\nNext experiment: {none}"))
+        return
     takes = f" Forecast: {forecast_in_words(found)}." if found else ""
     out.print(escape(f"\nNext experiment: {experiment.what}. {experiment.reason}{takes}"))
 

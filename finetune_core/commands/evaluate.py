@@ -73,6 +73,7 @@ def evaluation_json(result: RunEvaluation) -> dict[str, Any]:
     own = _evaluation_json(result.own)
     return _evaluation_json(result) | {
         "on": result.shift.to_json(),
+        **result.shared.to_json(),
         "in_distribution": own,
         "drops": drops,
     }

@@ -46,7 +46,7 @@ def whole_report(
 
 def _both_axes(shift: ShiftComparison) -> go.Figure:
     return against_shifted(
-        shift.own.arms, [arm.score for arm in shift.shifted.arms], shift.other.name
+        shift.matched.arms, [arm.score for arm in shift.shifted.arms], shift.other.name
     )
 
 

@@ -69,12 +69,13 @@ def test_a_run_is_evaluated_on_another_data_set_and_the_drop_has_an_interval(run
         f"95 % interval {points(low)} to {points(high)}",
     )
     assert metrics(at)["Shifted accuracy"][0] == percent(found.accuracy)
-    assert metrics(at)["In-distribution accuracy"][0] == percent(evaluation(run, "test").accuracy)
+    assert metrics(at)["In-distribution accuracy"][0] == percent(found.own.accuracy)
     scores, classes = (table.value for table in at.dataframe[-2:])
     assert {"Accuracy", "Balanced accuracy", "F1 (macro)", "Log loss"} <= set(scores["Metric"])
     assert sorted(classes["Class"]) == ["blue", "red"]
     assert f"“{PINK}” (2 images)" in unescaped(at)
     assert f"left out of averages: {NASTY}" in unescaped(at)
+    assert "compared on the 2 classes that both have images of" in unescaped(at)
     assert PINK not in words(at)  # escaped
     assert NASTY not in words(at)
     assert [source.path for source in recent_sources([dark.parent], 5)] == [str(dark)]
@@ -192,7 +193,9 @@ def test_compare_has_two_axes_once_the_missing_runs_are_evaluated(runs, dark, fi
     text = unescaped(at)
     assert both.shifted.headline in text
     assert both.shifted.networks in text
-    assert text.count(both.own.headline) == 2  # at the top, and beside the other one
+    # At the top on all classes; beside the shifted verdict on those that both sides have.
+    assert both.own.headline in text
+    assert both.matched.headline in text
     tables = [table.value for table in at.dataframe]
     columns, rows = both.in_rows()
     assert any(list(table.columns) == columns and table.values.tolist() == rows for table in tables)

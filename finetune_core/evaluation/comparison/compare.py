@@ -1,6 +1,6 @@
 """Several runs on the same images -> arms, pairs, and a verdict. Runs that differ in nothing but the seed are one arm."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain
@@ -129,7 +129,10 @@ class Comparison:
 
 
 def compare_runs(
-    runs: Sequence[Run], measure: str = ACCURACY.name, on: Images = None
+    runs: Sequence[Run],
+    measure: str = ACCURACY.name,
+    on: Images = None,
+    classes: Collection[str] | None = None,
 ) -> Comparison:
     """Compare runs with each other.
 
@@ -137,6 +140,7 @@ def compare_runs(
         measure: by what, one of ``MEASURES``.
         on: which images all of them have predicted: the fingerprint of another data set (``predict_shifted``), or their own made worse
             (``measure_robustness``); their own when None.
+        classes: compare on the images of these only; on all when None.
 
     Raises:
         ConfigError: when there is no such measure.
@@ -149,7 +153,7 @@ def compare_runs(
         raise RunError(f"There is nothing to compare of {', '.join(early)}: no epoch has ended.")
     _check_same_classes(runs)
     runs, repeats = _without_repeats(runs)
-    keys = {run.run_dir: key_of(run, on) for run in runs}
+    keys = {run.run_dir: key_of(run, on, classes) for run in runs}
     tables = {folder: table_of(key) for folder, key in keys.items()}
     split = (
         SHIFTED
@@ -328,8 +332,7 @@ def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on
     if others and on:
         raise RunError(
             f"These runs did not predict the same images of the other data set: of {', '.join(others)} others were left out than of "
-            f"{runs[0].run_id}, because they are copies of training images or could not be read. Compare runs that trained on the same "
-            "images."
+            f"{runs[0].run_id}, because they are copies of its own images or could not be read. Compare runs on the same images."
         )
     if others:
         raise RunError(

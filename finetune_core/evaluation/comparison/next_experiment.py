@@ -10,10 +10,10 @@ from finetune_core.config import RunConfig, make_config
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.comparison.arms import Arm, arm_titles
-from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
+from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.costs import depth
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers, known_layers, measured_run
-from finetune_core.evaluation.comparison.shift import shifts_of
+from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift, shifts_of
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.comparison.thaw_next import (
     IDLE,
@@ -39,12 +39,12 @@ class Evidence:
     """What the rules look at.
 
     Attributes:
-        shifted: the same arms in the same order, on another data set; None where not all have predicted one.
+        shift: the same arms in the same order, on another data set; None where not all have predicted one.
         layers: of each arm; None where they were not measured.
     """
 
     own: Comparison
-    shifted: Comparison | None
+    shift: ShiftComparison | None
     layers: tuple[Layers | None, ...]
 
     @property
@@ -75,19 +75,31 @@ class Experiment:
     configs: tuple[RunConfig, ...]
 
 
-def evidence_of(comparison: Comparison, shifted: Comparison | None = None) -> Evidence:
+def evidence_of(comparison: Comparison, shift: ShiftComparison | None = None) -> Evidence:
     """What is known of a comparison's runs; nothing is computed anew but verdicts.
 
     Args:
-        shifted: the same runs compared on another data set; where there is none, on the first that all of them have predicted.
+        shift: the same runs compared on another data set; where there is none, on the first that all of them have predicted.
     """
     layers = tuple(known_layers(measured_run(arm.runs)) for arm in comparison.arms)
-    return Evidence(comparison, shifted or _shifted(comparison), layers)
+    return Evidence(comparison, shift or _shifted(comparison), layers)
 
 
 def next_experiment(evidence: Evidence) -> Experiment | None:
     """By the first of ``RULES`` that has something to say; None where none has."""
     return next((found for rule in RULES.values() if (found := rule(evidence))), None)
+
+
+def explain_none(evidence: Evidence) -> str:
+    """Say why there is no next experiment, in one or two sentences."""
+    if not evidence.ranked:
+        return "None: no run here trained to the end, so there is nothing to build on."
+    if any(evidence.layers):
+        return "None stands out: neither the verdicts nor the layer diagnostics ask for one."
+    return (
+        "None stands out from the verdicts. The layer diagnostics of the Compare page, once measured, "
+        "say whether to thaw another stage."
+    )
 
 
 def forecast_of(experiment: Experiment, dataset: Dataset, book: SpeedBook) -> Forecast | None:
@@ -155,8 +167,9 @@ def baseline(evidence: Evidence) -> Experiment | None:
 
 def shift(evidence: Evidence) -> Experiment | None:
     """LP-FT, or WiSE-FT, where training beat frozen features on images like the training images and lost to them on shifted ones."""
-    if not evidence.shifted:
+    if not evidence.shift:
         return None
+    own, shifted = evidence.shift.matched, evidence.shift.shifted
     arms = evidence.own.arms
     for tuned in (at for at in evidence.ranked if _may_distort(arms[at])):
         for frozen in (
@@ -164,11 +177,11 @@ def shift(evidence: Evidence) -> Experiment | None:
             for at in evidence.ranked
             if _only_head(arms[at]) and _same_features(arms[at], arms[tuned])
         ):
-            gain, loss = (_gain(side, tuned, frozen) for side in (evidence.own, evidence.shifted))
+            gain, loss = (_gain(side, tuned, frozen) for side in (own, shifted))
             if gain and loss and gain.value > 0 > loss.value:
                 reason = (
-                    f"{quoted(arms[tuned].title)} beats {quoted(arms[frozen].title)} by {_sized(evidence.own, gain)} on their own images, but is "
-                    f"{_sized(evidence.own, loss)} worse on {things(evidence.shifted.images, 'shifted image')}."
+                    f"{quoted(arms[tuned].title)} beats {quoted(arms[frozen].title)} by {_sized(own, gain)} on their own images, but is "
+                    f"{_sized(own, loss)} worse on {things(shifted.images, 'shifted image')}."
                 )
                 return _against_distortion(arms, tuned, reason)
     return None
@@ -276,14 +289,14 @@ HELP = (
 )
 
 
-def _shifted(comparison: Comparison) -> Comparison | None:
+def _shifted(comparison: Comparison) -> ShiftComparison | None:
     """The same arms on another data set that all of the runs have predicted; None where there is none."""
     runs = [run for arm in comparison.arms for run in arm.runs]
     for fingerprint in shifts_of(runs):
         if any(shift_problem(run, fingerprint) for run in runs):
             continue
-        with suppress(RunError):  # they left different images out
-            return compare_runs(runs, comparison.measure.name, fingerprint)
+        with suppress(RunError):  # they left different images out, or have no class in common
+            return compare_shift(runs, fingerprint, comparison.measure.name)
     return None
 
 

@@ -1,16 +1,18 @@
 """Arms on two axes: on their own images, and on other ones, which are another data set or their own images made worse."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune_core.evaluation.comparison.arms import Arm
 from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.strategies import Interval
+from finetune_core.evaluation.comparison.tables import key_of, table_of
 from finetune_core.evaluation.intervals import wilson
 from finetune_core.evaluation.single_run.corruptions import CLEAN, Corrupted, corrupted
 from finetune_core.evaluation.single_run.robustness_files import Robustness, known_robustness
+from finetune_core.evaluation.single_run.shared_classes import SharedClasses, shared_classes
 from finetune_core.evaluation.single_run.shift_files import (
     MOST_LISTED,
     Shift,
@@ -23,36 +25,42 @@ from finetune_core.runs.store import Run
 
 @dataclass(frozen=True, repr=False)
 class ShiftComparison:
-    """Runs compared on their own images, and on other ones.
+    """Runs compared on their own images, and on other ones. All have the same arms in the same order, by the same measure.
 
     Attributes:
-        own, shifted: the same arms in the same order, by the same measure.
+        own: on all of their own images.
+        matched: on their own images of the classes that both sides have; ``own`` where that is all of them.
+        shifted: on the other images of these classes.
         other: which images the other ones are: a data set, as the first run knows it, or the runs' own made worse.
+        shared: the classes that both sides have, and what is left out of either for their sake.
     """
 
     own: Comparison
+    matched: Comparison
     shifted: Comparison
     other: Shift | Corrupted
+    shared: SharedClasses
 
     @property
     def drops(self) -> tuple[Interval, ...]:
-        """By how much each arm is worse on the other images, with its 95 % interval."""
+        """By how much each arm is worse on the other images than on its own of the same classes, with its 95 % interval."""
         return tuple(
             drop_between(one, other.score)
-            for one, other in zip(self.own.arms, self.shifted.arms, strict=True)
+            for one, other in zip(self.matched.arms, self.shifted.arms, strict=True)
         )
 
     def left_out(self) -> list[str]:
-        """What of the data set was left out, or is known from training, run by run where that differs."""
-        return (
+        """Return what of either side was left out, or is known from training, run by run where that differs."""
+        of_data = (
             left_out_of(_runs(self.shifted), self.other.fingerprint)
             if isinstance(self.other, Shift)
             else []
         )
+        return [*of_data, *self.shared.in_words()]
 
     def in_rows(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) with one row per arm, for a reader."""
-        return both_axes(self.own.arms, [arm.score for arm in self.shifted.arms])
+        return both_axes(self.matched.arms, [arm.score for arm in self.shifted.arms])
 
     def __repr__(self) -> str:
         return f"<{self.own!r}, on {self.other.described}: {self.shifted!r}>"
@@ -66,13 +74,26 @@ class ShiftComparison:
         return comparison_html(self.own) + shift_html(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the comparison on the other images, as ``Comparison.to_json``, with what these are (``Shift.to_json``), and
-        ``drops`` (``arm, value, low, high``)."""
+        """Return plain values.
+
+        The comparison on the other images (``Comparison.to_json``), what these are (``Shift.to_json``),
+        which classes are compared, ``in_distribution`` (``images``, and the ``arms`` on their own images of
+        these classes) and ``drops``: of each arm ``arm, value, low, high``.
+        """
+        arms = self.matched.arms
+        own = {
+            "images": self.matched.images,
+            "arms": [{"arm": arm.title} | asdict(arm.score) for arm in arms],
+        }
         drops = [
-            {"arm": arm.title, "value": drop.value, "low": drop.low, "high": drop.high}
-            for arm, drop in zip(self.own.arms, self.drops, strict=True)
+            {"arm": arm.title} | asdict(drop) for arm, drop in zip(arms, self.drops, strict=True)
         ]
-        return self.other.to_json() | self.shifted.to_json() | {"drops": drops}
+        return (
+            self.other.to_json()
+            | self.shifted.to_json()
+            | self.shared.to_json()
+            | {"in_distribution": own, "drops": drops}
+        )
 
 
 def compare_shift(
@@ -85,12 +106,21 @@ def compare_shift(
 
     Raises:
         ConfigError: when there is no such measure.
-        RunError: when one has not predicted those images, or they did not predict the same images of either.
+        RunError: when one has not predicted those images, when they did not predict the same images of either, or when both sides have
+            no class in common.
     """
-    own, shifted = compare_runs(runs, measure), compare_runs(runs, measure, on)
-    return ShiftComparison(
-        own, shifted, on if isinstance(on, Corrupted) else read_shift(_runs(own)[0], on)
+    own = compare_runs(runs, measure)
+    first = _runs(own)[0]
+    own_table, other_table = (table_of(key_of(first, images)) for images in (None, on))
+    shared = shared_classes(
+        first.started["classes"],
+        own_table.loc[own_table["split"] == own.split, "label"].to_numpy(),
+        other_table["label"].to_numpy(),
     )
+    matched = compare_runs(runs, measure, classes=shared.names) if shared.own_only else own
+    shifted = compare_runs(runs, measure, on, shared.names)
+    other = on if isinstance(on, Corrupted) else read_shift(first, on)
+    return ShiftComparison(own, matched, shifted, other, shared)
 
 
 def both_axes(
@@ -120,7 +150,7 @@ def both_axes(
 
 
 def drop_between(arm: Arm, other: Interval) -> Interval:
-    """By how much an arm's score is worse on other images: positive where it is, as of images that have nothing to do with each other."""
+    """Return by how much an arm's score is worse on other images, as ``drop_of`` does."""
     ends = ((one.value, one.low, one.high) for one in (arm.score, other))
     return Interval(*drop_of(*ends, lower_is_better=arm.measure.lower_is_better))
 

@@ -1,6 +1,6 @@
 """The tables of predictions that runs are compared by: of their own images, of another data set, or of their own images made worse."""
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -26,16 +26,24 @@ Images = (
 
 
 class Key(NamedTuple):
-    """Which table of a run, as it is now: of the same ``version``, it is the same table."""
+    """Which table of a run, as it is now: of the same ``version``, it is the same table.
+
+    Attributes:
+        labels: only images of these classes; of all when None.
+    """
 
     run_dir: Path
     version: Hashable
     classes: int
     images: Images
+    labels: tuple[int, ...] | None = None
 
 
-def key_of(run: Run, images: Images) -> Key:
-    """Which table of predictions.
+def key_of(run: Run, images: Images, classes: Collection[str] | None = None) -> Key:
+    """Return which table of predictions is meant.
+
+    Args:
+        classes: names of those whose images count; all when None.
 
     Raises:
         RunError: when the run has not predicted that data set as it is now.
@@ -46,7 +54,11 @@ def key_of(run: Run, images: Images) -> Key:
     elif images:
         read_shift(run, images)
         version = shift_changed(run, images)
-    return Key(run.run_dir, version, len(run.started["classes"]), images)
+    names = run.started["classes"]
+    labels = None
+    if classes is not None:
+        labels = tuple(label for label, name in enumerate(names) if name in classes)
+    return Key(run.run_dir, version, len(names), images, labels)
 
 
 @lru_cache(maxsize=64)
@@ -56,7 +68,10 @@ def table_of(key: Key) -> pd.DataFrame:
     Raises:
         RunError: when there is none, or it is damaged.
     """
-    run_dir, _, classes, images = key
+    if key.labels is not None:
+        table = table_of(key._replace(labels=None))
+        return table[table["label"].isin(key.labels)].reset_index(drop=True)
+    run_dir, _, classes, images, _ = key
     if isinstance(images, Corrupted):
         return corrupted_predictions(run_dir, images, classes)
     if images:

@@ -1,4 +1,4 @@
-"""Which images of another data set a run has been trained or validated on: its own, and those of the runs that it started from."""
+"""Which images of another data set a run knows: its own, and those that the runs before it were trained on."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from finetune_core.data.dataset import Dataset, assemble, look_through
 from finetune_core.data.duplicates import near_sets
 from finetune_core.data.image_paths import ImagePaths
 from finetune_core.data.sources import check_roots
-from finetune_core.data.splits import TRAIN, VAL
+from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.single_run.other_data import OtherData
 from finetune_core.evaluation.single_run.shift_files import Copies
@@ -28,30 +28,38 @@ class Known:
     """What a run knows of another data set's images: bool ``[n]`` each, of which an image is in the first that holds only.
 
     Attributes:
-        left_out: exact copies of training images.
+        training: exact copies of training images.
+        validation: exact copies of validation images.
+        test: exact copies of test images.
         near: near-copies of training images.
         earlier: copies, exact and near ones, of training images of the runs that it started from.
-        validation: exact copies of validation images; may be in ``near`` and ``earlier``, too.
         problem: what could not be looked for, in words.
         looked: whether the run's own images could be looked at.
     """
 
-    left_out: np.ndarray
+    training: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
     near: np.ndarray
     earlier: np.ndarray
-    validation: np.ndarray
     problem: str = ""
     looked: bool = True
+
+    @property
+    def own(self) -> np.ndarray:
+        """Exact copies of the run's own images, which are left out: they are no other data."""
+        return np.asarray(self.training | self.validation | self.test)
 
     def copies(self, used: np.ndarray) -> Copies:
         """Of the images that a run's classes leave (bool ``[n]``)."""
         earlier = int((self.earlier & used).sum())
         if not self.looked:
-            return Copies(None, None, None, self.problem, earlier)
-        training, near, validation = (
-            int((one & used).sum()) for one in (self.left_out, self.near, self.validation)
+            return Copies(None, None, None, None, self.problem, earlier)
+        training, near, validation, test = (
+            int((one & used).sum())
+            for one in (self.training, self.near, self.validation, self.test)
         )
-        return Copies(training, near, validation, self.problem, earlier)
+        return Copies(training, near, validation, test, self.problem, earlier)
 
 
 def same_images(run: Run) -> str:
@@ -74,17 +82,19 @@ def look_for_copies(run: Run, other: OtherData, roots: Sequence[Path] = ()) -> W
     try:
         own, table = yield from _images(run.config, roots)
     except FinetuneError as error:
-        problems.insert(0, f"Copies of training images were not looked for: {error}")
-        return Known(none, none, earlier, none, " ".join(problems), looked=False)
+        problems.insert(0, f"Copies of the run's own images were not looked for: {error}")
+        return Known(none, none, none, none, earlier, " ".join(problems), looked=False)
     exact, near = yield from _copies(own, table, other)
-    validation = other.table["content"].isin(table.loc[table["split"] == VAL, "content"]).to_numpy()
+    validation = _exact(table, VAL, other) & ~exact
+    test = _exact(table, TEST, other) & ~exact & ~validation
+    known = exact | validation | test
     if own.fingerprint != run.started["fingerprint"]:
         problems.insert(
             0,
-            "The run's own images have changed since: copies of the training images of now were looked for.",
+            "The run's own images have changed since: copies of its images of now were looked for.",
         )
     return Known(
-        exact, near & ~exact, earlier & ~exact & ~near, validation & ~exact, " ".join(problems)
+        exact, validation, test, near & ~known, earlier & ~known & ~near, " ".join(problems)
     )
 
 
@@ -137,9 +147,13 @@ def _copies(
     own: Dataset, table: pd.DataFrame, other: OtherData
 ) -> Work[tuple[np.ndarray, np.ndarray]]:
     """Bool ``[n]`` each: which of the other images are one of the training images; which are that, or nearly."""
-    training = table[table["split"] == TRAIN]
-    exact = other.table["content"].isin(training["content"]).to_numpy()
+    training, exact = table[table["split"] == TRAIN], _exact(table, TRAIN, other)
     return exact, (yield from in_phase("copies", _near(training, own.root, other)))
+
+
+def _exact(table: pd.DataFrame, split: str, other: OtherData) -> np.ndarray:
+    """Bool ``[n]``: exact copies of a split's images."""
+    return other.table["content"].isin(table.loc[table["split"] == split, "content"]).to_numpy()
 
 
 def _near(training: pd.DataFrame, root: Path, other: OtherData) -> Work[np.ndarray]:

@@ -46,7 +46,7 @@ def predict_shifted(runs: Sequence[Run], data: str, roots: Sequence[Path] = ()) 
         The data set's fingerprint.
 
     Raises:
-        DataError: when it cannot be read, has none of a run's classes, or nothing but copies of training images.
+        DataError: when it cannot be read, has none of a run's classes, or nothing but copies of its own images.
         FinetuneError: when a run has no network or no predictions, or cannot be written to.
     """
     other = yield from look_at(data, roots)
@@ -74,10 +74,10 @@ def _kept(run: Run, other: OtherData, known: dict[str, Known], roots: Sequence[P
     if key not in known:
         known[key] = yield from look_for_copies(run, other, roots)
     of_class = other.table["class"].isin(list(matched.labels)).to_numpy()
-    rows = np.flatnonzero(of_class & ~known[key].left_out)
+    rows = np.flatnonzero(of_class & ~known[key].own)
     if not len(rows):
         raise DataError(
-            f"Every image of {other.data} that has a class of {run.run_id} is an exact copy of one of its training images: "
+            f"Every image of {other.data} that has a class of {run.run_id} is an exact copy of one of its own images: "
             "there is nothing to evaluate on."
         )
     shift = _shift(run, other, matched, known[key].copies(of_class))
@@ -99,6 +99,7 @@ def _shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies) -> 
         {name: int(counts[name]) for name in matched.unknown},
         other.unreadable,
         copies,
+        without_own=True,
     )
 
 

@@ -37,7 +37,9 @@ class Copies:
     Attributes:
         training: exact copies of training images, which are left out.
         near: near-copies of training images, which are not.
-        validation: exact copies of validation images, which are not left out either.
+        validation: exact copies of validation images, which are left out.
+        test: exact copies of test images, which are left out: they are not shifted, and a drop from the run's own test images to
+            themselves is none.
         problem: why images could not be looked at, or not as they were; empty where they could.
         earlier: copies, exact and near ones, of training images of the runs that it started from, which are not left out.
     """
@@ -45,6 +47,7 @@ class Copies:
     training: Count | None
     near: Count | None
     validation: Count | None
+    test: Count | None = None
     problem: Text = ""
     earlier: Count = 0
 
@@ -61,6 +64,8 @@ class Shift:
         respelled: name of a class there -> here, where they differ in case or spaces.
         unknown: class that the run has not -> its images, which are left out.
         unreadable: images that were left out because they cannot be decoded.
+        without_own: whether exact copies of all of the run's own images were left out. Earlier versions left out those of training
+            images only.
     """
 
     data: Name
@@ -71,6 +76,7 @@ class Shift:
     unknown: Annotated[dict[Name, Count], Field(max_length=100_000)]
     unreadable: Count
     copies: Copies
+    without_own: bool = False
 
     @property
     def name(self) -> str:
@@ -95,6 +101,7 @@ class Shift:
             "near_copies": copies.near,
             "earlier_copies": copies.earlier,
             "validation_copies": copies.validation,
+            "test_copies": copies.test,
             "copies_problem": copies.problem or None,
         }
 
@@ -156,6 +163,11 @@ def read_shift(run: Run, fingerprint: str) -> Shift:
     if shift.fingerprint != fingerprint or shift.classes != list(run.started["classes"]):
         raise RunError(
             f"{run.run_id}: {path.name} is damaged: it is of another run or data set. Delete it."
+        )
+    if not shift.without_own:
+        raise RunError(
+            f"{run.run_id}: {path.name} is of an earlier version of Thaw, which did not leave out copies of the run's own test images "
+            f"({shift.name}). Evaluate the run on that data set again."
         )
     if shift.predictions != predictions_changed(run.run_dir):
         raise RunError(

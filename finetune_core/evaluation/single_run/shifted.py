@@ -1,7 +1,7 @@
 """A run on the images of another data set, beside its own test images: the same numbers of both, and by how much the other one is worse."""
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from finetune_core.evaluation.single_run.evaluate import (
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
 from finetune_core.evaluation.single_run.robustness_files import known_robustness
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation, evaluate_run
-from finetune_core.evaluation.single_run.scores import NAMES, NOT_DEFINED, Scores, share_text
+from finetune_core.evaluation.single_run.scores import NAMES, Scores, share_text
+from finetune_core.evaluation.single_run.shared_classes import SharedClasses, shared_classes
 from finetune_core.evaluation.single_run.shift_files import (
     Shift,
     read_shift,
     shift_changed,
     shifted_predictions,
 )
+from finetune_core.evaluation.single_run.slices import image_facts, slices
 from finetune_core.files import Stamp
 from finetune_core.formatting import SPLIT_WORDS, percent, points, things
 from finetune_core.runs.store import Run
@@ -43,17 +45,21 @@ LOWER_IS_BETTER = ("log_loss", "brier", "ece")
 
 @dataclass(frozen=True, repr=False)
 class ShiftedEvaluation(RunEvaluation):
-    """An evaluation on the images of another data set. The temperature of ``calibrated`` was fitted on the run's own validation
-    images; ``slices`` are empty.
+    """An evaluation on the images of another data set, beside one on the run's own images.
+
+    Both are restricted to the classes that both have images of. The temperature of ``calibrated`` was
+    fitted on the run's own validation images; ``slices`` are empty.
 
     Attributes:
         shift: which data set, and what of it is left out.
-        own: the same run on its own images.
+        shared: the classes that are compared, and what is left out of either side for their sake.
+        own: the same run on its own images; ``robustness`` is that of all its classes.
         drops: one row per number of ``scores.table`` that both have: ``name``, and by how much it is worse here, ``value, low, high``:
             own less shifted, or, where lower is better, shifted less own.
     """
 
     shift: Shift
+    shared: SharedClasses
     own: RunEvaluation
     drops: pd.DataFrame
 
@@ -70,6 +76,8 @@ class ShiftedEvaluation(RunEvaluation):
         """By how much the accuracy is lower here than on the run's own images, in one sentence."""
         value, low, high = self.drop
         own = f"{percent(self.own.accuracy)} on {things(self.own.images, f'{SPLIT_WORDS[self.own.split].lower()} image')}"
+        if not self.shared.complete:
+            own += f" of the same {things(len(self.shared.names), 'class', 'classes')}"
         how = f"{points(abs(value))} points {'below' if value >= 0 else 'above'} the {own}"
         return f"{how} (95 % interval of the drop {points(low)} to {points(high)} points)"
 
@@ -77,7 +85,7 @@ class ShiftedEvaluation(RunEvaluation):
         return f"{super().in_words()}, {self.drop_in_words()}"
 
     def caveats(self) -> list[str]:
-        return [*self.own.caveats(), *left_out_in_words(self.shift)]
+        return [*self.own.caveats(), *left_out_in_words(self.shift), *self.shared.in_words()]
 
     def score_rows(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) with one row per number: in-distribution, shifted, and the drop, each with its interval, for a reader."""
@@ -126,11 +134,8 @@ class ShiftedEvaluation(RunEvaluation):
                 percent(here[0]),
                 f"{percent(here[1])} to {percent(here[2])}",
             ]
-            if np.isnan(own[0]):
-                rows.append([*cells, NOT_DEFINED, NOT_DEFINED, ""])
-            else:
-                span = f"{points(drop[1])} to {points(drop[2])}"
-                rows.append([*cells, percent(own[0]), points(drop[0]), span])
+            span = f"{points(drop[1])} to {points(drop[2])}"
+            rows.append([*cells, percent(own[0]), points(drop[0]), span])
         return columns, rows
 
 
@@ -141,13 +146,19 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
         split: of its own images, to compare with; the least biased one when None.
 
     Raises:
-        RunError: when it has not predicted that data set or its own images, or what it predicted is damaged.
+        RunError: when it has not predicted that data set or its own images, when what it predicted is damaged, or when both have no
+            class in common.
     """
     split = split or predicted_splits(run)[0]
     own = evaluate_run(run, split, known_robustness(run, split))
     shift = read_shift(run, fingerprint)
     changed = predictions_changed(run.run_dir), shift_changed(run, fingerprint)
-    result, found, confidence = _evaluated(run.run_dir, fingerprint, changed, tuple(shift.classes))
+    shared = _shared(run.run_dir, fingerprint, changed, own.classes, split)
+    result, found, confidence = _evaluated(
+        run.run_dir, fingerprint, changed, own.classes, shared.labels
+    )
+    if shared.own_only:
+        own = _restricted(run, own, shared)
     return ShiftedEvaluation(
         **vars(result),
         run=run,
@@ -156,6 +167,7 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
         slices=own.slices.iloc[:0],
         robustness=None,
         shift=shift,
+        shared=shared,
         own=own,
         drops=_drops(own, result, found),
     )
@@ -167,8 +179,11 @@ def data_of(run: Run, result: Evaluation) -> str:
 
 
 def drop_of(own: Measured, shifted: Measured, *, lower_is_better: bool = False) -> Measured:
-    """By how much a number is worse on other images: positive where it is, with a 95 % interval, as of images that have nothing to do with
-    each other. Of the same images made worse the interval is wider than it need be."""
+    """Return by how much a number is worse on other images: positive where it is, with a 95 % interval.
+
+    The interval is that of two samples that share no image: exact copies of a run's own images are
+    left out of the others. Of its own images made worse it is wider than need be.
+    """
     return (
         difference_interval(shifted, own) if lower_is_better else difference_interval(own, shifted)
     )
@@ -188,9 +203,10 @@ def left_out_in_words(shift: Shift) -> list[str]:
     if shift.unreadable:
         found.append(f"Left out, because they cannot be read: {things(shift.unreadable, 'image')}.")
     copies = shift.copies
-    if copies.training:
+    own = {"training": copies.training, "validation": copies.validation, "test": copies.test}
+    if counts := [f"{things(count, f'{split} image')}" for split, count in own.items() if count]:
         found.append(
-            f"Left out, because they are exact copies of training images: {things(copies.training, 'image')}."
+            f"Left out, because they are exact copies of the run's own images: {', '.join(counts)}."
         )
     if copies.near:
         found.append(
@@ -202,19 +218,63 @@ def left_out_in_words(shift: Shift) -> list[str]:
             f"Contamination: {things(copies.earlier, 'image')} may be copies of training images of a run that this one started from; they "
             "are not left out, and can make the accuracy look better than it is."
         )
-    if copies.validation:
-        found.append(
-            f"Exact copies of the run's validation images, which are not left out: {things(copies.validation, 'image')}."
-        )
     return [*found, *filter(None, [copies.problem])]
+
+
+@lru_cache(maxsize=64)
+def _shared(
+    run_dir: Path,
+    fingerprint: str,
+    _changed: tuple[int, Stamp | None],
+    classes: tuple[str, ...],
+    split: str,
+) -> SharedClasses:
+    own = load_predictions(run_dir, len(classes))
+    return shared_classes(
+        classes,
+        own.loc[own["split"] == split, "label"].to_numpy(),
+        shifted_predictions(run_dir, fingerprint, len(classes))["label"].to_numpy(),
+    )
+
+
+def _restricted(run: Run, own: RunEvaluation, shared: SharedClasses) -> RunEvaluation:
+    """Return a run's evaluation on its own images of the shared classes."""
+    changed = predictions_changed(run.run_dir)
+    result, found, confidence = _own_evaluated(
+        run.run_dir, changed, own.classes, own.split, shared.labels
+    )
+    facts = image_facts(run.config.data, result.predictions["id"])
+    return replace(
+        own,
+        **vars(result),
+        scores=found,
+        calibrated=confidence,
+        slices=slices(result, facts.table),
+    )
+
+
+@lru_cache(maxsize=16)
+def _own_evaluated(
+    run_dir: Path, _changed: int, classes: tuple[str, ...], split: str, labels: tuple[int, ...]
+) -> tuple[Evaluation, Scores, Calibrated]:
+    """Evaluate a run's own images of some classes; the temperature is fitted on images of all."""
+    table = load_predictions(run_dir, len(classes)).sort_values("id", ignore_index=True)
+    table = table[(table["split"] != split) | table["label"].isin(labels)].reset_index(drop=True)
+    result = evaluate(table, classes, split)
+    return result, scores_of(result), calibrated_of(table, split)
 
 
 @lru_cache(maxsize=16)
 def _evaluated(
-    run_dir: Path, fingerprint: str, _changed: tuple[int, Stamp | None], classes: tuple[str, ...]
+    run_dir: Path,
+    fingerprint: str,
+    _changed: tuple[int, Stamp | None],
+    classes: tuple[str, ...],
+    labels: tuple[int, ...],
 ) -> tuple[Evaluation, Scores, Calibrated]:
-    """What takes a moment, once for each table of predictions."""
+    """Evaluate the shifted images of some classes, once for each table of predictions."""
     table = shifted_predictions(run_dir, fingerprint, len(classes))
+    table = table[table["label"].isin(labels)].reset_index(drop=True)
     result = evaluate(table, classes, SHIFTED)
     own = load_predictions(run_dir, len(classes))
     return (

@@ -14,6 +14,7 @@ from finetune_core.evaluation.comparison.next_experiment import (
     HELP,
     Experiment,
     evidence_of,
+    explain_none,
     forecast_in_words,
     forecast_of,
     next_experiment,
@@ -39,12 +40,12 @@ def draw_next(comparison: Comparison, shift: ShiftComparison | None) -> list[str
     Returns:
         The ids of the linear probes that were queued at a press just now.
     """
-    evidence = evidence_of(comparison, shift.shifted if shift else None)
+    evidence = evidence_of(comparison, shift)
     experiment = next_experiment(evidence)
     with st.container(border=True):
         st.markdown("**Next experiment**", help=HELP)
         if experiment is None:
-            st.markdown(_nothing(measured=any(evidence.layers)))
+            st.markdown(explain_none(evidence))
             return []
         what = experiment.what[0].upper() + experiment.what[1:]
         st.markdown(f":material/science: **{plain(what)}**. {plain(experiment.reason)}")
@@ -60,12 +61,6 @@ def draw_next(comparison: Comparison, shift: ShiftComparison | None) -> list[str
             if changed := differs_now(comparison.arms[0].runs[0]):
                 st.caption(plain(changed))
     return []
-
-
-def _nothing(*, measured: bool) -> str:
-    if measured:
-        return "None stands out: neither the verdicts nor the layer diagnostics ask for one."
-    return "None stands out from the verdicts. The layer diagnostics below, once measured, say whether to thaw another stage."
 
 
 def _fit(configs: Sequence[RunConfig]) -> list[str]:

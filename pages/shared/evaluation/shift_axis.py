@@ -106,7 +106,7 @@ def _compared(comparison: Comparison, on: str | Corrupted) -> ShiftComparison | 
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return None
-    _scatter(found.own, [arm.score for arm in found.shifted.arms], found.other.name)
+    _scatter(found.matched, [arm.score for arm in found.shifted.arms], found.other.name)
     _verdicts(found)
     _table(*found.in_rows(), key="shift-arms")
     for line in found.left_out():
@@ -118,7 +118,7 @@ def _compared(comparison: Comparison, on: str | Corrupted) -> ShiftComparison | 
 def _verdicts(found: ShiftComparison) -> None:
     """One line per claim, of either axis."""
     sides = {
-        "In-distribution": found.own,
+        f"In-distribution, {things(found.matched.images, 'image')}": found.matched,
         f"Shifted, {things(found.shifted.images, 'image')}": found.shifted,
     }
     with st.container(border=True):

@@ -5,7 +5,7 @@ import streamlit as st
 from finetune_core.errors import RunError
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.evaluation.single_run.scores import INTERVALS
-from finetune_core.evaluation.single_run.shift_files import Shift, known_shifts
+from finetune_core.evaluation.single_run.shift_files import known_shifts
 from finetune_core.evaluation.single_run.shifted import (
     ShiftedEvaluation,
     evaluate_shifted,
@@ -25,9 +25,10 @@ from pages.shared.evaluation.other_data import (
 )
 
 _DROP = (
-    "How much worse it is on the shifted data: in-distribution less shifted; of log loss, Brier score and ECE, what they rise by. Its "
-    "interval is that of two sets of images that have nothing to do with each other (Newcombe; MOVER for the other metrics): where one "
-    "holds the other's images, made worse, it is wider than need be."
+    "How much worse it is on the shifted data, on images of the same classes: in-distribution less "
+    "shifted; of log loss, Brier score and ECE, what they rise by. Its interval is that of two samples "
+    "that share no image (Newcombe; MOVER for the other metrics): exact copies of the run's own images "
+    "are left out. Where one side holds the other's images, made worse, it is wider than need be."
 )
 
 
@@ -60,7 +61,7 @@ def shifted_data(run: Run, result: Evaluation) -> None:
         )
         return
     _headline(found)
-    left_out(shifts[chosen], found.absences())
+    left_out(found)
     st.markdown("**All metrics**")
     _table(*found.score_rows(), key="shifted-scores")
     st.markdown("**By class**, the least recalled first")
@@ -70,10 +71,11 @@ def shifted_data(run: Run, result: Evaluation) -> None:
     mistakes(run, found)
 
 
-def left_out(shift: Shift, absences: str) -> None:
-    """What of a data set was left out, and what else is to be known of it."""
-    st.caption(plain(shift.data))
-    for line in filter(None, [*left_out_in_words(shift), absences]):
+def left_out(found: ShiftedEvaluation) -> None:
+    """Draw which classes are compared, what of either side was left out, and what else is to be known."""
+    st.caption(plain(found.shift.data))
+    lines = [*found.shared.in_words(), *left_out_in_words(found.shift), found.absences()]
+    for line in filter(None, lines):
         st.markdown(f"- {plain(line)}")
 
 

@@ -13,6 +13,9 @@ from finetune_core.evaluation.comparison.next_experiment import (
     experiment_json,
     next_experiment,
 )
+from finetune_core.evaluation.comparison.shift import ShiftComparison
+from finetune_core.evaluation.single_run.corruptions import Corrupted
+from finetune_core.evaluation.single_run.shared_classes import SharedClasses
 from finetune_core.formatting import percent, points
 from finetune_core.inspection.learned import Probe
 from finetune_core.runs.design import arm_of
@@ -23,6 +26,9 @@ FALLING, RISING = (
     (0.6, 0.9, 0.8),
     (0.6, 0.8, 0.9),
 )  # accuracy of linear models on the features of the stages
+
+NOISE = Corrupted("test", "noise", 3)
+EVERY_CLASS = SharedClasses((0, 1), ("cat", "dog"), {}, {})
 
 
 @pytest.fixture
@@ -41,10 +47,11 @@ def compared(made_run):
 
 
 def seen(comparison, shifted=None, layers=None):
-    """Evidence; ``layers`` by strategy."""
+    """Evidence; ``shifted``: the same arms on other images of the same classes; ``layers`` by strategy."""
+    shift = shifted and ShiftComparison(comparison, comparison, shifted, NOISE, EVERY_CLASS)
     return Evidence(
         comparison,
-        shifted,
+        shift,
         tuple((layers or {}).get(arm.config.strategy) for arm in comparison.arms),
     )
 

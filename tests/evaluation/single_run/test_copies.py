@@ -53,7 +53,7 @@ def looked(run, data, roots=()):
 def test_what_the_run_before_was_trained_on_is_counted_and_said_but_not_left_out(child, mixed, ids):
     known, copies, names = looked(child, mixed)
     assert set(names[known.earlier]) == {*ids["train"][:4], "red/nearly.png"}
-    assert not known.left_out.any()
+    assert not known.own.any()
     assert (copies.training, copies.near, copies.earlier) == (0, 0, 5)
 
 

@@ -45,7 +45,11 @@ def predicted(run, data, **settings):
 
 
 def test_the_same_images_in_another_folder_get_the_same_answers(run, ids, trained_once, tmp_path):
-    result = predicted(run, copied(ids["test"], trained_once.data, tmp_path / "same"))
+    # Another byte makes another image of the same pixels: exact copies are left out.
+    folder = copied(ids["test"], trained_once.data, tmp_path / "same")
+    for file in folder.rglob("*.png"):
+        file.write_bytes(file.read_bytes() + b"\0")
+    result = predicted(run, folder)
     own = evaluation(run, "test")
     assert (result.split, result.images, result.accuracy) == ("shifted", own.images, own.accuracy)
     assert result.confusion.tolist() == own.confusion.tolist()
@@ -55,7 +59,8 @@ def test_the_same_images_in_another_folder_get_the_same_answers(run, ids, traine
     assert result.drop[1] < 0 < result.drop[2]
     assert result.precision == "fp32"
     copies = result.shift.copies
-    assert (copies.training, copies.near, copies.validation, copies.problem) == (0, 0, 0, "")
+    counted = (copies.training, copies.near, copies.validation, copies.test, copies.problem)
+    assert counted == (0, 0, 0, 0, "")
 
 
 def test_worse_images_are_predicted_as_predict_does_and_cost_accuracy(
@@ -126,24 +131,26 @@ def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(
     folder = darkened(ids["test"], trained_once.data, tmp_path / "mixed")
     copied([f"{sample}" for sample in ids["train"][:4]], trained_once.data, folder)
     copied(ids["val"][:2], trained_once.data, folder)
+    copied(ids["test"][:3], trained_once.data, folder / "again")
+    for file in (folder / "again").rglob("*.png"):
+        file.rename(folder / file.parent.name / f"again-{file.name}")
+    shutil.rmtree(folder / "again")
     lighter = np.asarray(Image.open(trained_once.data / ids["train"][5]), dtype=float) * 0.9
     Image.fromarray(np.uint8(lighter)).save(folder / "red" / "nearly.png")
     result = predicted(run, folder)
     copies = result.shift.copies
-    assert (copies.training, copies.near, copies.validation) == (4, 1, 2)
+    assert (copies.training, copies.near, copies.validation, copies.test) == (4, 1, 2, 3)
     used = set(result.predictions["id"])
-    assert used.isdisjoint(ids["train"][:4])
-    assert {"red/nearly.png", *ids["val"][:2]} <= used
+    assert used == {"red/nearly.png", *ids["test"]}  # the darkened ones
     said = " ".join(result.caveats())
-    assert "exact copies of training images: 4 images" in said
+    counts = "4 training images, 2 validation images, 3 test images"
+    assert f"exact copies of the run's own images: {counts}." in said
     assert "1 image may be near-copies of training images" in said
-    assert "copies of the run's validation images, which are not left out: 2 images" in said
 
 
-def test_the_whole_data_set_of_the_run_leaves_what_it_did_not_train_on(run, ids, trained_once):
-    result = predicted(run, trained_once.data)
-    assert set(result.predictions["id"]) == {*ids["test"], *ids["val"]}
-    assert result.shift.copies.training == len(ids["train"])
+def test_the_runs_own_data_set_holds_no_other_images(run, trained_once):
+    with pytest.raises(DataError, match="exact copy of one of its own images"):
+        predicted(run, trained_once.data)
 
 
 def test_a_run_whose_images_are_gone_says_that_copies_were_not_looked_for(
@@ -170,7 +177,7 @@ def test_data_that_nothing_can_be_evaluated_on_are_refused_in_words(
 ):
     with pytest.raises(DataError, match="none of the classes"):
         predicted(run, image_folder(tmp_path / "others", {"violet": 3, "pink": 3}))
-    with pytest.raises(DataError, match="exact copy of one of its training images"):
+    with pytest.raises(DataError, match="exact copy of one of its own images"):
         predicted(run, copied(ids["train"][:3], trained_once.data, tmp_path / "copies"))
     with pytest.raises(DataError, match="no folder"):
         predicted(run, tmp_path / "nowhere")

@@ -65,6 +65,15 @@ def test_what_is_stored_is_listed_without_its_table_and_survives_a_copy(
     assert known.classes == sorted(["red", "blue", NASTY])
 
 
+def test_what_an_earlier_version_kept_with_the_runs_own_images_is_predicted_anew(stored, predicted):
+    run, file, fingerprint = stored
+    with_facts(file, lambda facts: {k: v for k, v in facts.items() if k != "without_own"})
+    [problem] = known_shifts(run)[1]
+    assert "earlier version" in problem
+    assert finish(predict_shifted([run], str(predicted[1]))) == fingerprint
+    assert known_shifts(run)[1] == []
+
+
 @pytest.mark.parametrize("change", TABLES.values(), ids=TABLES)
 def test_a_table_that_holds_no_predictions_is_named_and_computed_anew(stored, predicted, change):
     run, file, fingerprint = stored
