@@ -177,7 +177,7 @@ def evaluate(
         robustness: also classify the images blurred, noisy, compressed, brighter and rotated.
         fp32: of a run that was stopped in bf16, first have its best epoch evaluated in fp32, and keep that.
         on: another data set with the same classes, as ``train`` takes it; the result is then a ``ShiftedEvaluation``, which has the
-            run's own images as ``own``.
+            run's own images as ``own``. Both count images of the classes that both have only (``shared``).
 
     Raises:
         RunError: when the run has no predictions for the split.
@@ -275,7 +275,7 @@ def compare(
             its second, so of log loss a negative one speaks for the first.
         on: also compare on another data set with the same classes, as ``train`` takes it, which runs that have not yet predict first;
             the result is then a ``ShiftComparison``: the ``Comparison`` on the runs' own images as ``own``, that on the others as
-            ``shifted``, and what each strategy loses between them as ``drops``.
+            ``shifted``, and what each strategy loses on the classes that both have as ``drops``.
         report: write the comparison to this HTML file.
 
     Raises:
