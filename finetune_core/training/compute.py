@@ -19,12 +19,14 @@ from finetune_core.training.optimizers import take_step
 from finetune_core.training.out_of_memory import explained, halving, parts, ran_out
 from finetune_core.training.ranks import GradientSum, Ranks
 from finetune_core.training.stage_plan import Strategy
-from finetune_core.training.weight_gradients import use_products
+from finetune_core.training.weight_gradients import slice_trained, use_products
 
 
 def place(network: Network, strategy: Strategy, device: Device) -> None:
     """Move a network to its device, in the memory layout and with the exceptions that are fastest there."""
     device.hold(network.model)
+    if device.kind == "cpu":
+        slice_trained(strategy, network.stages, network.model)
     if device.kind == "cpu" and device.precision == "bf16":
         keep_depthwise_exact(strategy, network.stages, network.model)
         use_products(strategy, network.stages, network.model)
