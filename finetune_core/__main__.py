@@ -31,10 +31,16 @@ from finetune_core.commands.options import (
     refused_in_words,
     takes_settings,
 )
-from finetune_core.commands.terminal import err, out, print_json, progress_bar, show_work
+from finetune_core.commands.terminal import (
+    err,
+    out,
+    print_json,
+    progress_bar,
+    show_work,
+)
 from finetune_core.config import names_in
 from finetune_core.config.metadata import SECTIONS, SPLIT
-from finetune_core.errors import ConfigError, DataError
+from finetune_core.errors import ConfigError, DataError, OutOfMemory, is_out_of_memory
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, measure_of
 from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.formatting import size
@@ -588,8 +594,19 @@ def export(
 
 
 def main(program: str = "thaw") -> None:
-    """The command line as a program of that name."""
-    with_safe_streams(lambda: app(prog_name=program))
+    """Run the command line as a program of that name."""
+    with_safe_streams(lambda: _run(program))
+
+
+def _run(program: str) -> None:
+    try:
+        app(prog_name=program)
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # Commands import torch when they run, so memory can also run out outside of their work.
+        err.print(escape(str(OutOfMemory())))
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from finetune_core.errors import TrainingError
+from finetune_core.errors import TrainingError, ran_out
 from finetune_core.models.network import Network
 from finetune_core.randomness import drawing_from, stream
 from finetune_core.training.device import Device
@@ -16,7 +16,7 @@ from finetune_core.training.exact_layers import keep_depthwise_exact
 from finetune_core.training.lora import NONE, LowRank
 from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.optimizers import take_step
-from finetune_core.training.out_of_memory import explained, halving, parts, ran_out
+from finetune_core.training.out_of_memory import explained, halving, parts
 from finetune_core.training.ranks import GradientSum, Ranks
 from finetune_core.training.stage_plan import Strategy
 from finetune_core.training.weight_gradients import slice_trained, use_products
