@@ -1,7 +1,7 @@
 """A network put on its device, and the one training step: forward, loss, backward, step."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -140,9 +140,10 @@ def train_step(
     with explained(
         "for the optimizer's step. Freeze more stages, or choose SGD. Then start again, or resume from the last checkpoint."
     ):
-        rule.low_rank.take_gradients()
-        if together:
-            _add_up(together, optimizer, forward, loss)
+        with together.ranks.breaking_off() if together else nullcontext():
+            rule.low_rank.take_gradients()
+            if together:
+                _add_up(together, optimizer, forward, loss)
         norm, skipped = _descend(optimizer, rule, scale)
     return StepResult(
         loss, logits, norm, skipped, scale.factor.clone() if scale else torch.zeros_like(loss), size
