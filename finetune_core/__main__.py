@@ -32,6 +32,7 @@ from finetune_core.commands.options import (
     takes_settings,
 )
 from finetune_core.commands.terminal import (
+    abort_on_first_interrupt,
     err,
     out,
     print_json,
@@ -595,6 +596,7 @@ def export(
 
 def main(program: str = "thaw") -> None:
     """Run the command line as a program of that name."""
+    abort_on_first_interrupt()
     with_safe_streams(lambda: _run(program))
 
 
