@@ -3,6 +3,7 @@
     python -m benchmarks.walk_timm                  # all of them: a line each, and how many of which kind
     python -m benchmarks.walk_timm vit_small convnext
     python -m benchmarks.walk_timm --count          # completes finetune_core/models/timm_parameters.csv instead
+    python -m benchmarks.walk_timm --train          # two full fine-tuning steps of each family's smallest instead
 
 A network that cannot be cut between two stages trains without the cache where its strategy would cut it there.
 """
@@ -11,6 +12,10 @@ import argparse
 import csv
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,13 +27,17 @@ import timm
 import torch
 from torch import nn
 
+from finetune_core.config import make_config
 from finetune_core.errors import FinetuneError
 from finetune_core.models import timm_networks
 from finetune_core.models.catalogue import backbone_info, create_on_meta
 from finetune_core.models.meta import norms_keep_shapes
-from finetune_core.models.network import head_paths, network_stages
+from finetune_core.models.network import build_network, head_paths, network_stages
 from finetune_core.models.partition import CannotSplit, trace
 from finetune_core.models.stages import Stage, replace_head
+from finetune_core.training.compute import place, train_step
+from finetune_core.training.device import Device
+from finetune_core.training.stage_plan import plan
 
 CLASSES = 7
 UNUSUAL = 1009  # classes: no other dimension of a network is as large as that
@@ -164,6 +173,57 @@ def _wrong_head(stages: Sequence[Stage], heads: Sequence[str], output: object) -
     return problems
 
 
+def smallest(module: str) -> str | None:
+    """Return the architecture with the fewest parameters in a module of timm that classifies, or None."""
+    names = [name for name in timm.list_models(module=module) if timm_networks.classifies(name)]
+    return min(
+        names,
+        key=lambda name: timm_networks.known_parameters(f"{timm_networks.TIMM}{name}") or math.inf,
+        default=None,
+    )
+
+
+def train_apart(name: str, precision: str) -> str:
+    """Take two full fine-tuning steps in a process of their own.
+
+    Returns:
+        What went wrong, or an empty text.
+    """
+    code = "import sys; from benchmarks.walk_timm import train; train(*sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, name, precision],
+        # Freed memory is overwritten, so that a kernel that writes out of bounds is noticed.
+        env=os.environ | {"MALLOC_PERTURB_": "165"},
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode < 0:
+        return signal.Signals(-done.returncode).name
+    return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
+
+
+def train(name: str, precision: str) -> None:
+    """Take two full fine-tuning steps on the processor, from random weights.
+
+    Raises:
+        ArithmeticError: when a gradient is not finite.
+    """
+    device = Device("cpu", "", precision)
+    info = backbone_info(name)
+    network = build_network(name, "none", CLASSES, 0, info.image_size)
+    config = make_config({"data": "none", "backbone": name, "strategy": "full"})
+    place(network, plan(config, network.stages), device)
+    model = network.model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, fused=True)
+    images = torch.randn(2, 3, info.image_size, info.image_size)
+    images = images.contiguous(memory_format=device.layout)
+    for step in range(2):
+        done = train_step(model, images, torch.arange(2), optimizer, device, step)
+        if not done.gradient_norm.isfinite():
+            raise ArithmeticError("its gradient is not finite")
+
+
 def count(architectures: Iterable[str], seconds: float) -> None:
     """Add to the table what it lacks: how many parameters each architecture has, and how many of them the head has for each class."""
     file = Path(timm_networks.__file__).with_name("timm_parameters.csv")
@@ -190,6 +250,18 @@ def parameters(architecture: str) -> tuple[int, int]:
     return sum(map(math.prod, sizes)) - heads, heads // UNUSUAL
 
 
+def walk_training(words: Sequence[str]) -> None:
+    """Print a line for each family's smallest architecture and precision: what went wrong, if anything."""
+    for module in timm.list_modules():
+        name = smallest(module)
+        if name is None or (words and not any(word in name for word in words)):
+            continue
+        for precision in ("fp32", "bf16"):
+            problem = train_apart(f"{timm_networks.TIMM}{name}", precision)
+            row = {"name": name, "precision": precision, "problem": problem}
+            print(json.dumps(row), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -206,7 +278,13 @@ def main() -> None:
         default=math.inf,
         help="of counting, after which it can be gone on with",
     )
+    parser.add_argument(
+        "--train", action="store_true", help="take steps on the smallest architecture per family"
+    )
     options = parser.parse_args()
+    if options.train:
+        walk_training(options.words)
+        return
     torch.set_num_threads(1)  # there are no numbers to compute with
     found = [
         name

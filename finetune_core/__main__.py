@@ -31,6 +31,7 @@ from finetune_core.commands.options import (
     takes_settings,
 )
 from finetune_core.commands.terminal import (
+    abort_on_first_interrupt,
     err,
     on_one_line,
     out,
@@ -41,7 +42,7 @@ from finetune_core.commands.terminal import (
 )
 from finetune_core.config import names_in
 from finetune_core.config.metadata import SECTIONS, SPLIT
-from finetune_core.errors import ConfigError, DataError
+from finetune_core.errors import ConfigError, DataError, OutOfMemory, is_out_of_memory
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, measure_of
 from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.files import check_output
@@ -596,8 +597,20 @@ def export(
 
 
 def main(program: str = "thaw") -> None:
-    """The command line as a program of that name."""
-    with_safe_streams(lambda: app(prog_name=program))
+    """Run the command line as a program of that name."""
+    abort_on_first_interrupt()
+    with_safe_streams(lambda: _run(program))
+
+
+def _run(program: str) -> None:
+    try:
+        app(prog_name=program)
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # Commands import torch when they run, so memory can also run out outside of their work.
+        err.print(escape(str(OutOfMemory())))
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

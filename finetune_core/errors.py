@@ -1,6 +1,20 @@
 """The errors that a person can do something about. Anything else that is raised is a bug and stays visible."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch on Linux and macOS; Error code 12
+    "not enough memory",  # torch on Windows
+    "out of memory",  # Apple's GPU, and CUDA
+    "ALLOC_FAILED",  # cuBLAS and cuDNN
+    "bad_alloc",  # C++
+    "Cannot allocate memory",  # the system, where a library hands its words on
+    "failed to map segment from shared object",  # the dynamic linker
+    "can't start new thread",  # a thread's stack takes memory, too
+)
+_POSSIBLY = "could not create a primitive"  # oneDNN, where memory runs out, but not only there
 
 
 class FinetuneError(Exception):
@@ -41,6 +55,16 @@ class TrainingError(FinetuneError):
     """A run that had started could not go on."""
 
 
+class OutOfMemory(FinetuneError):
+    """Work that needs more memory than there is."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "There is not enough memory for this. Nothing that was saved is lost. Close other programs, "
+            "or choose a smaller network, smaller images or fewer of them, then start it again."
+        )
+
+
 class ExportError(FinetuneError):
     """A run cannot be exported in this form, or an exported folder cannot be read."""
 
@@ -58,3 +82,28 @@ class OutputError(FinetuneError):
         super().__init__(
             f"The results cannot be written to standard output: {reason}. Send them elsewhere, then run the command again."
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether Python, torch or numpy, on any device, reports with this error that memory ran out."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(message in str(error) for message in _OUT_OF_MEMORY)
+    )
+
+
+def ran_out(error: BaseException) -> bool:
+    """Return whether memory ran out, for an error within a network, where oneDNN does not say so."""
+    return is_out_of_memory(error) or _POSSIBLY in str(error)
+
+
+@contextmanager
+def memory_errors_explained() -> Iterator[None]:
+    """Raise OutOfMemory for memory that runs out in the block, in whatever way a library reports it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemory from error

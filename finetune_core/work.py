@@ -3,6 +3,8 @@
 from collections.abc import Callable, Generator
 from typing import NamedTuple, TypeVar
 
+from finetune_core.errors import memory_errors_explained
+
 T = TypeVar("T")
 
 
@@ -30,11 +32,15 @@ def finish(work: Work[T], on_step: Callable[[Step], None] | None = None) -> T:
 
     Args:
         on_step: gets each step; where it raises, the work is closed.
+
+    Raises:
+        OutOfMemory: when memory runs out and the work does not explain it itself.
     """
     try:
         while True:
             try:
-                step = next(work)
+                with memory_errors_explained():
+                    step = next(work)
             except StopIteration as finished:
                 result: T = finished.value
                 return result

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from base64 import b64decode
 from pathlib import Path
 
@@ -187,19 +188,53 @@ def test_ctrl_c_stops_a_run_on_two_devices_after_the_step(data, tmp_path):
     assert (run.started["ranks"], run.resumable) == (2, True)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_five_ctrl_c_at_once_stop_a_run_with_one_message(command, devices, data, tmp_path):
+    process = started(
+        "-m", "finetune_core", command, data, *options(tmp_path, epochs=1000), "--devices", devices
+    )
+    wait_for_epoch(tmp_path)
+    for _ in range(5):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.05)  # else the system merges them
+    status, _, err = ended(process)
+    assert status != 0
+    assert (err.count("Stopping after this step"), err.count("Traceback")) == (1, 0), err
+    run = the_run(tmp_path)
+    assert (run.status, run.resumable) == ("stopped", True)
+
+
+def test_five_ctrl_c_before_the_training_abort_with_one_word(data, tmp_path):
+    process = started("-X", "importtime", "-m", "finetune_core", "train", data, *options(tmp_path))
+    wait_for_import(process, "torch")
+    for _ in range(5):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.05)
+    status, out, err = ended(process)
+    assert (status != 0, out) == (True, "")
+    assert (err.count("Aborted"), err.count("Traceback")) == (1, 0), err
+
+
+def wait_for_import(process, module):
+    """Read the lines of ``-X importtime`` until a module has been imported."""
+    assert any(line.split("|")[-1].strip() == module for line in process.stderr)
+
+
 def test_a_second_ctrl_c_breaks_off_and_leaves_no_process(data, tmp_path):
     process = started(
         "-m", "finetune_core", "train", data, *options(tmp_path, epochs=1000), "--devices", 2
     )
     wait_for_epoch(tmp_path)
     family = psutil.Process(process.pid).children(recursive=True)
-    leader = next(one for one in family if one.environ().get("RANK") == "0")
+    leader = next(one for one in family if one.cmdline()[-2:] == ["0", "2"])
     leader.suspend()  # so that it does not stop
-    for _ in range(2):
+
+    def breaks_off():
         os.killpg(process.pid, signal.SIGINT)
-        wait_until(lambda: (the_run(tmp_path).run_dir / "stop").exists())
-    process.wait(SECONDS)
-    leader.resume()
+        return process.poll() is not None
+
+    wait_until(breaks_off)  # by a signal that comes late enough to be a second one
     status, out, _ = ended(process)
     assert (status != 0, out) == (True, "")
     wait_until_gone(family)

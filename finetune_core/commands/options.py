@@ -15,7 +15,12 @@ from rich.markup import escape
 from finetune_core.commands.terminal import err, on_one_line
 from finetune_core.config import names_in, setting_of
 from finetune_core.config.metadata import HARDWARE, SPLIT, TRAINING, Setting
-from finetune_core.errors import ConfigError, FinetuneError, TrainingError
+from finetune_core.errors import (
+    ConfigError,
+    FinetuneError,
+    OutOfMemory,
+    TrainingError,
+)
 
 DATA_HELP = (
     "A folder with one subfolder of images per class, an archive of such a folder (.zip, .tar, .tar.gz, …), a manifest (.csv or "
@@ -138,7 +143,10 @@ def option_of(field: str) -> str:
 
 @contextmanager
 def refused_in_words() -> Iterator[None]:
-    """A wrong request ends with status 2, a run that broke with 1; both in words. A bug keeps its traceback."""
+    """End a wrong request with status 2, and broken or oversized work with 1, each with a message.
+
+    A bug keeps its traceback.
+    """
     try:
         yield
     except ConfigError as error:
@@ -147,7 +155,7 @@ def refused_in_words() -> Iterator[None]:
         raise typer.Exit(2) from None
     except FinetuneError as error:
         err.print(escape(on_one_line(str(error))))
-        raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
+        raise typer.Exit(1 if isinstance(error, (TrainingError, OutOfMemory)) else 2) from None
 
 
 def refuse_torchrun(command: str | None) -> None:

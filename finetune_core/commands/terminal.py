@@ -5,9 +5,11 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, TypeVar
 
 from rich.cells import cell_len
@@ -40,6 +42,7 @@ _COMMANDS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _LONGEST = 4000  # letters
+_BURST = 1.0  # seconds
 
 
 class _Console(Console):
@@ -237,27 +240,48 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                     err.print(note)
 
 
+def abort_on_first_interrupt() -> None:
+    """Have the first Ctrl-C abort this program, and later ones ignored: they would break its cleanup."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _abort)
+
+
+def _abort(*_: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def interrupts_stop(stop: Callable[[], object]) -> Iterator[None]:
-    """Ctrl-C calls ``stop``; a second one breaks off. Signals reach the main thread only: elsewhere nothing changes."""
+    """Call ``stop`` at the first Ctrl-C, and abort at another one that follows more than a second later.
+
+    Keys that are pressed in quick succession count as one. Signals reach the main thread only: in
+    other threads nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asked_at: float | None = None
 
-    def on_interrupt(*_: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        err.print("Stopping after this step; Ctrl-C again breaks off.")
-        stop()
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal asked_at
+        if asked_at is None:
+            asked_at = time.monotonic()
+            err.print("Stopping after this step; Ctrl-C again breaks off.")
+            stop()
+        elif time.monotonic() - asked_at > _BURST:
+            signal.signal(signal.SIGINT, before)
+            before(number, frame)
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    if (
-        before is signal.SIG_IGN
-    ):  # by the program that has started this one, which leaves them to it
-        before = signal.default_int_handler
+    found = signal.signal(signal.SIGINT, on_interrupt)
+    # A program that ignores Ctrl-C and started this one leaves it to this one.
+    before = found if callable(found) else signal.default_int_handler
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        # Not where ``before`` has ended this block: it may have chosen another handler for the rest.
+        if signal.getsignal(signal.SIGINT) is on_interrupt:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from finetune_core.errors import WeightsError
+from finetune_core.errors import OutOfMemory, WeightsError, memory_errors_explained
 from finetune_core.files import replacing
 from finetune_core.models import hub, timm_networks
 from finetune_core.models.catalogue import PACKAGED, BackboneInfo
@@ -180,11 +180,14 @@ def of_head(name: str, heads: Sequence[str]) -> bool:
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
     try:
-        state = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
+        with memory_errors_explained():
+            state = (
+                load_file(file)
+                if file.suffix == ".safetensors"
+                else torch.load(file, map_location="cpu", weights_only=True)
+            )
+    except OutOfMemory:
+        raise
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{file} cannot be read: {error}") from None
     except Exception as error:  # torch.load raises nearly anything on bytes that are no state dict

@@ -1,54 +1,52 @@
-"""Starts one process per device of this machine, and sees to it that all of them end: what torchrun does, without typing it.
+"""Start one process per device of this machine, and see all of them through.
 
-``python -m finetune_core.runs.launch DEVICES RUN TASK FOLDER``, a process of its own (``together.py`` starts it), because torch's launcher
-replaces handlers of signals, which only a main thread may do. Each process it starts runs ``rank.py``, and has this one's stdin and stdout.
+``python -m finetune_core.runs.launch DEVICES RUN TASK`` is a process of its own, started by
+``together.py``. It leads a process group, which ends with its stdin. Each process that it starts runs
+``rank.py`` and inherits its stdin and stdout.
 """
 
-import logging
 import os
+import signal
+import subprocess
 import sys
-import uuid
-from pathlib import Path
-
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from finetune_core.data.threads import usable_cores
 from finetune_core.lifeline import end_with_stdin
+from finetune_core.training.ranks import meeting_point
 
 _THREADS = "OMP_NUM_THREADS"
 
 
-def launch(devices: int, run: str, task: str, folder: str) -> int:
-    """Have so many ranks train a run, and wait for them; where one dies, the others are ended.
+def launch(devices: int, run: str, task: str) -> int:
+    """Train a run with one rank per device, and wait for the ranks. When one dies, kill the others.
 
     Args:
-        run, task, folder: as ``rank.main`` takes them.
+        devices: how many ranks.
+        run: as for ``rank.main``.
+        task: as for ``rank.main``.
 
     Returns:
-        The exit status: 0, or 1 where one has died.
+        The exit status: 0, or 1 when a rank has died.
     """
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=devices,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint=str(Path(folder, "rendezvous")),
-        rdzv_configs={
-            "store_type": "file"
-        },  # not on a port, where whoever reaches it could have pickles loaded
-        max_restarts=0,
-    )
-    logging.getLogger("torch.distributed.elastic").setLevel(
-        logging.CRITICAL
-    )  # the processes say themselves what is wrong
     os.environ.setdefault(_THREADS, str(max(1, usable_cores() // devices)))
-    try:
-        elastic_launch(config, sys.executable)("-m", "finetune_core.runs.rank", run, task, folder)
-    except ChildFailedError:
-        return 1
-    return 0
+    with meeting_point() as place:
+        command = [sys.executable, "-m", "finetune_core.runs.rank", run, task, str(place)]
+        ranks = [
+            subprocess.Popen([*command, str(rank), str(devices)]).pid for rank in range(devices)
+        ]
+        return _wait_for_all(ranks)
+
+
+def _wait_for_all(pids: list[int]) -> int:
+    running, failed = set(pids), False
+    while running:
+        pid, status = os.wait()
+        running.discard(pid)
+        if status and not failed:
+            failed = True
+            for other in running:
+                os.kill(other, signal.SIGKILL)
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""One of the processes that train a run together: ``python -m finetune_core.runs.rank RUN TASK FOLDER``, as torch's launcher starts it.
+"""Train a run as one of its ranks: ``python -m finetune_core.runs.rank RUN TASK PLACE RANK WORLD``.
 
-It ends when its stdin does, so it never outlives who asked for it, even where the launcher has been killed. The first rank says on stdout
-what came of the run, ``remote.outcome`` as JSON; all else that is printed goes to stderr.
+``launch.py`` starts this process in its own process group, which ends when the app or command that
+asked for the run does. Rank 0 writes the outcome to stdout, as JSON; everything else that is printed
+goes to stderr.
 """
 
 import json
@@ -9,22 +10,23 @@ import os
 import sys
 from pathlib import Path
 
-from finetune_core.lifeline import end_with_stdin
 from finetune_core.runs.remote import outcome, remote_run
-from finetune_core.training.ranks import launched, see_one_device
+from finetune_core.training.ranks import Ranks, see_one_device
 
 
-def main(run: str, task: str, folder: str) -> None:
+def main(run: str, task: str, place: str, rank: str, world: str) -> None:
     """Take part in a run.
 
     Args:
         run: a RemoteRun, as JSON.
         task: as for ``remote.outcome``.
-        folder: in which the processes find each other; nobody else may write there.
+        place: path of the ``meeting_point``.
+        rank: number of this process.
+        world: number of processes.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    ranks = launched(Path(folder, "meeting-point"))
+    ranks = Ranks(int(rank), int(world), int(rank), int(world), Path(place))
     see_one_device(ranks.local_rank, ranks.local_world)
     found = outcome(remote_run(json.loads(run)), task, ranks)
     if ranks.leads:
@@ -32,8 +34,11 @@ def main(run: str, task: str, folder: str) -> None:
             json.dump(found, answers)
     elif "traceback" in found:  # the first rank knows the last line of it only
         sys.stderr.write(found["traceback"])
+    elif ranks.broke_off:
+        sys.stderr.write(f"Rank {rank} of {world}: {found['problem']}\n")
+    if ranks.broke_off:
+        sys.exit(1)  # so that ranks that still wait for this one are killed
 
 
 if __name__ == "__main__":
-    end_with_stdin()
     main(*sys.argv[1:])

@@ -5,13 +5,14 @@ them begin anew: from the last checkpoint, on another machine if need be.
 """
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from finetune_core.training.ranks import meeting_point
 
 Row = dict[str, Any]
 
@@ -33,12 +34,10 @@ def train_together(run: Row, task: str, share: dict[str, float]) -> Row:
     assert group
     world = group.bundle_count
     try:
-        with tempfile.TemporaryDirectory(
-            prefix="thaw-ranks-"
-        ) as folder:  # nobody else may write there
+        with meeting_point() as place:
             return _first_outcome(
                 [
-                    _rank_task(group, rank, share).remote(run, task, rank, world, folder)
+                    _rank_task(group, rank, share).remote(run, task, rank, world, str(place))
                     for rank in range(world)
                 ]
             )
@@ -52,13 +51,11 @@ def _rank_task(group: PlacementGroup, rank: int, share: dict[str, float]) -> Any
     return ray.remote(max_calls=1)(_rank).options(**share, max_retries=0, scheduling_strategy=place)
 
 
-def _rank(run: Row, task: str, rank: int, world: int, folder: str) -> Row:
+def _rank(run: Row, task: str, rank: int, world: int, place: str) -> Row:
     from finetune_core.runs.remote import outcome, remote_run
     from finetune_core.training.ranks import Ranks
 
-    return outcome(
-        remote_run(run), task, Ranks(rank, world, rank, world, Path(folder, "meeting-point"))
-    )
+    return outcome(remote_run(run), task, Ranks(rank, world, rank, world, Path(place)))
 
 
 def _first_outcome(ranks: "list[ray.ObjectRef]") -> Row:

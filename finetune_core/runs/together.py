@@ -61,7 +61,6 @@ class RankProcesses:
 
     def __init__(self, run: RemoteRun, task: str, devices: int) -> None:
         self._answer = tempfile.TemporaryFile()  # noqa: SIM115  closed with the block
-        self._folder = tempfile.TemporaryDirectory(prefix="thaw-ranks-")
         # Not by the working directory, where a person may have files with the names of modules, and which the run's files may be named from.
         paths = {
             "PYTHONSAFEPATH": "1",
@@ -77,7 +76,6 @@ class RankProcesses:
                 str(devices),
                 json.dumps(plain_row(run)),
                 task,
-                self._folder.name,
             ],
             env=os.environ | paths,
             stdin=subprocess.PIPE,
@@ -109,4 +107,3 @@ class RankProcesses:
         self._process.stdin.close()  # what ends them, where they have not ended
         self._process.wait()
         self._answer.close()
-        self._folder.cleanup()

@@ -16,8 +16,9 @@ from threadpoolctl import ThreadpoolController
 from torchvision.transforms.v2 import functional as F
 
 from finetune_core.config import Augmentation
+from finetune_core.errors import is_out_of_memory
 from finetune_core.training.crops import crops
-from finetune_core.training.out_of_memory import explained, is_out_of_memory
+from finetune_core.training.out_of_memory import explained
 from finetune_core.transfers import sent
 
 Batch = TypeVar("Batch")

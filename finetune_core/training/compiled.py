@@ -18,11 +18,11 @@ from typing import Self
 import torch
 from torch import fx, nn
 
+from finetune_core.errors import is_out_of_memory
 from finetune_core.formatting import things
 from finetune_core.training.compiler_process import KILLED, CompilerProcess
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import Forward
-from finetune_core.training.out_of_memory import is_out_of_memory
 from finetune_core.training.packages import Compiled, keep_package, kept_package, load_package
 from finetune_core.training.speed_book import Compilation, SpeedBook
 

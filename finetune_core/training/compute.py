@@ -1,14 +1,14 @@
 """A network put on its device, and the one training step: forward, loss, backward, step."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from finetune_core.errors import TrainingError
+from finetune_core.errors import TrainingError, ran_out
 from finetune_core.models.network import Network
 from finetune_core.randomness import drawing_from, stream
 from finetune_core.training.device import Device
@@ -16,15 +16,17 @@ from finetune_core.training.exact_layers import keep_depthwise_exact
 from finetune_core.training.lora import NONE, LowRank
 from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.optimizers import take_step
-from finetune_core.training.out_of_memory import explained, halving, parts, ran_out
+from finetune_core.training.out_of_memory import explained, halving, parts
 from finetune_core.training.ranks import GradientSum, Ranks
 from finetune_core.training.stage_plan import Strategy
-from finetune_core.training.weight_gradients import use_products
+from finetune_core.training.weight_gradients import slice_trained, use_products
 
 
 def place(network: Network, strategy: Strategy, device: Device) -> None:
     """Move a network to its device, in the memory layout and with the exceptions that are fastest there."""
     device.hold(network.model)
+    if device.kind == "cpu":
+        slice_trained(strategy, network.stages, network.model)
     if device.kind == "cpu" and device.precision == "bf16":
         keep_depthwise_exact(strategy, network.stages, network.model)
         use_products(strategy, network.stages, network.model)
@@ -138,9 +140,10 @@ def train_step(
     with explained(
         "for the optimizer's step. Freeze more stages, or choose SGD. Then start again, or resume from the last checkpoint."
     ):
-        rule.low_rank.take_gradients()
-        if together:
-            _add_up(together, optimizer, forward, loss)
+        with together.ranks.breaking_off() if together else nullcontext():
+            rule.low_rank.take_gradients()
+            if together:
+                _add_up(together, optimizer, forward, loss)
         norm, skipped = _descend(optimizer, rule, scale)
     return StepResult(
         loss, logits, norm, skipped, scale.factor.clone() if scale else torch.zeros_like(loss), size

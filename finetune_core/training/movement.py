@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from finetune_core.errors import is_out_of_memory
 from finetune_core.training.events import StageMeasure
-from finetune_core.training.out_of_memory import is_out_of_memory
 
 _AN_EPOCH = 5  # measurements: each copies what trains
 

@@ -6,31 +6,9 @@ from typing import TypeVar
 
 import torch
 
-from finetune_core.errors import TrainingError
+from finetune_core.errors import TrainingError, ran_out
 
 Result = TypeVar("Result")
-
-_MESSAGES = (
-    "can't allocate memory",  # torch on Linux and macOS; Error code 12
-    "not enough memory",  # torch on Windows
-    "out of memory",  # Apple's GPU, and CUDA outside of torch's own allocator
-    "ALLOC_FAILED",  # cuBLAS and cuDNN
-    "bad_alloc",  # C++
-)
-_POSSIBLY = "could not create a primitive"  # oneDNN, where memory runs out, but not only there
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or numpy, on any device, says with this error that memory ran out."""
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or (
-        isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
-    )
-
-
-def ran_out(error: BaseException) -> bool:
-    """The same, in the middle of a network, where what may be short of memory is taken to be."""
-    return is_out_of_memory(error) or _POSSIBLY in str(error)
 
 
 @contextmanager
@@ -39,7 +17,7 @@ def explained(advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if not ran_out(error):
             raise
         raise TrainingError(f"There is not enough memory {advice}") from None
 

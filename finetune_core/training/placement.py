@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from finetune_core.data.rowcache import Lookup
+from finetune_core.errors import is_out_of_memory
 from finetune_core.training.device import Device
-from finetune_core.training.out_of_memory import is_out_of_memory
 
 # What a step takes is known after the first one only, and on a full device it would have to be cut into parts. Half leaves each step as
 # much as the rows have; a batch of those that do not fit is sent in less time than most networks take for it.

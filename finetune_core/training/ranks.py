@@ -8,10 +8,13 @@ A process that is alone is a rank, too: then every function here gives back what
 """
 
 import os
+import sys
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +25,7 @@ import torch.distributed as dist
 
 from finetune_core.data.rowcache import CACHE
 from finetune_core.data.threads import usable_cores
-from finetune_core.errors import ConfigError, TrainingError
+from finetune_core.errors import ConfigError, TrainingError, is_out_of_memory
 from finetune_core.formatting import things
 
 Word = TypeVar("Word")
@@ -55,10 +58,11 @@ class Ranks:
         rank: 0 leads: it alone writes to the run's folder and speaks to people.
         world: how many there are.
         local_rank, local_world: the same among those of this machine, whose ranks follow one another.
+        broke_off: whether this rank has failed where it could not tell the others.
 
     Args:
-        meeting_point: a file of this machine through which they find each other, not there yet, when whoever started them has given each
-            its device; else torchrun has, and says where.
+        place: the ``meeting_point`` of the ranks, when the process that started them has given each
+            its device. None under torchrun, which says where they find each other.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class Ranks:
         world: int = 1,
         local_rank: int = 0,
         local_world: int = 1,
-        meeting_point: Path | None = None,
+        place: Path | None = None,
     ) -> None:
         self.rank, self.world, self.local_rank, self.local_world = (
             rank,
@@ -75,7 +79,7 @@ class Ranks:
             local_rank,
             local_world,
         )
-        self._meeting_point, self._over = meeting_point, False
+        self._place, self._over, self.broke_off = place, False, False
 
     @property
     def several(self) -> bool:
@@ -99,7 +103,8 @@ class Ranks:
         """
         if not self.several:
             return [word]
-        words = self._hear(word)
+        with self.breaking_off():
+            words = self._hear(word)
         self._over = any(isinstance(said, _Left) for said in words)
         if isinstance(words[0], _Left):
             raise LeaderEnded
@@ -133,7 +138,7 @@ class Ranks:
         have just met, and nothing is left to them that could fail: who waits for a rank does not hear why it has ended."""
         ways = [dist.P2POp(dist.isend, _bytes(tensor), rank) for rank, tensor in sent.items()]
         ways += [dist.P2POp(dist.irecv, _bytes(tensor), rank) for rank, tensor in expected.items()]
-        with _in_words():
+        with self.breaking_off(), _in_words():
             for work in dist.batch_isend_irecv(ways) if ways else ():
                 work.wait()
 
@@ -160,7 +165,7 @@ class Ranks:
         if not self.several:
             yield
             return
-        if not self._meeting_point:
+        if not self._place:
             see_one_device(self.local_rank, self.local_world)
         CACHE.shared = True
         with _in_words():
@@ -173,21 +178,41 @@ class Ranks:
         else:
             self._part("")
         finally:
-            dist.destroy_process_group()
+            # Else the end of the process closes the connections: NCCL would wait for the others here.
+            if not self.broke_off:
+                dist.destroy_process_group()
+
+    @contextmanager
+    def breaking_off(self) -> Iterator[None]:
+        """Mark this rank as broken when the block fails, in which the others wait for it.
+
+        Such a rank cannot tell the others why: they hear no words before their sum or exchange ends.
+        Its process has to end with a status other than 0. That closes its connections, on which the
+        others fail, too, and whoever launched them ends those that do not notice.
+        """
+        try:
+            yield
+        except Exception:
+            self._over = self.broke_off = self.several
+            raise
 
     def _find_each_other(self) -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        if self._meeting_point:
+        if self._place:
             # They have nothing to say on a network, where torch.distributed would listen.
             os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback())
-            where = self._meeting_point.as_uri()
+            # Not as a URI: torch does not decode one, and waits for the wrong file.
+            store = dist.FileStore(str(self._place), self.world)
+            store.set_timeout(_PATIENCE)
             dist.init_process_group(
-                backend, where, rank=self.rank, world_size=self.world, timeout=_PATIENCE
+                backend, store=store, rank=self.rank, world_size=self.world, timeout=_PATIENCE
             )
         else:
             dist.init_process_group(backend, timeout=_PATIENCE)
 
     def _part(self, reason: str) -> None:
+        if self.broke_off:
+            return
         with suppress(
             RankLost
         ):  # where one is gone without a word, the others learn it as this one did
@@ -243,18 +268,29 @@ class GradientSum:
         torch._foreach_copy_(list(tensors), pieces)
 
 
-def launched(meeting_point: Path | None = None) -> Ranks:
-    """What torchrun has made of this process; it is alone where torchrun has not started it.
+@contextmanager
+def meeting_point() -> Iterator[Path]:
+    """Yield a file through which the ranks of this machine find each other within the block.
 
-    Args:
-        meeting_point: as for ``Ranks``, in the place of what torchrun says.
+    No other user can open it. On Linux it has no name in the file system, so that a process that is
+    killed leaves nothing behind.
     """
+    if sys.platform == "linux":
+        with tempfile.TemporaryFile() as file:
+            yield Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+    else:
+        with tempfile.TemporaryDirectory(prefix="thaw-ranks-") as folder:
+            yield Path(folder, "meeting-point")
+
+
+def launched() -> Ranks:
+    """Return this process's place among those that torchrun started, or ``ALONE`` without torchrun."""
     if not dist.is_torchelastic_launched():
         return ALONE
     rank, world, local_rank, local_world = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
-    return Ranks(rank, world, local_rank, local_world, meeting_point)
+    return Ranks(rank, world, local_rank, local_world)
 
 
 def _loopback() -> str:
@@ -301,8 +337,15 @@ def most_devices() -> int:
 def _gpus() -> list[str]:
     """The NVIDIA GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them; CUDA is not asked for anything."""
     if named := os.environ.get(_VISIBLE):
-        return [name.strip() for name in named.split(",")]
+        names = takewhile(_names_gpu, (name.strip() for name in named.split(",")))
+        # CUDA shows no GPU at all where one is named twice.
+        return [] if len(set(found := list(names))) < len(found) else found
     return [] if named == "" else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _names_gpu(name: str) -> bool:
+    """Return whether CUDA takes ``name`` for a GPU. It ignores the first other name and all after it."""
+    return name.isdecimal() or name.startswith(("GPU-", "MIG-"))
 
 
 @contextmanager
@@ -310,6 +353,17 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if not _is_connection_error(error):
+            raise
+        reason = str(error).partition("\n")[0]
         raise RankLost(
-            "Another process of the run has ended, or cannot be reached. Resume the run, on as many devices as there are."
+            "Another process of the run has ended, or cannot be reached. Resume the run, on as many "
+            f"devices as there are. ({reason})"
         ) from error
+
+
+def _is_connection_error(error: RuntimeError) -> bool:
+    """Return whether torch.distributed reports a peer that is gone. gloo has no class for it."""
+    if is_out_of_memory(error):
+        return False
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

@@ -1,8 +1,13 @@
-"""The weights' gradient of wide convolutions in bf16 on a processor, as one product of matrices: oneDNN's own kernel takes longer, most of
-all where other programs use the same cores (``benchmarks/weight_gradients.py``)."""
+"""Weight gradients of convolutions on a processor, where oneDNN's own kernel is slow or wrong.
 
-from collections.abc import Callable, Sequence
-from typing import Any
+- Wide convolutions in bf16: one product of matrices. oneDNN takes longer, most of all where other
+  programs use the same cores (``benchmarks/weight_gradients.py``).
+- Strided 1 × 1 convolutions of few channels: the images are sliced first. oneDNN writes out of
+  bounds (github.com/uxlfoundation/oneDNN/issues/6035).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -13,17 +18,45 @@ from finetune_core.training.stage_plan import Strategy
 
 _CHANNELS = 512  # of the output, at least: with fewer, copying the patches takes longer than the product saves
 _LARGEST = 1 << 26  # numbers in the patches of a batch, at most
+_FEW_CHANNELS = 16  # float32 in an AVX-512 register; with AVX2 the faulty kernel needs fewer than 8
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def use_products(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> None:
     """Have the wide convolutions of the stages that train compute their weights' gradient as a product, wherever autocast is on."""
+    for module in _trained_modules(strategy, stages, model):
+        if _is_plain(module) and _gains(module):
+            vars(module)["forward"] = _with_product(module)  # of this one, not of its class
+
+
+def slice_trained(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> None:
+    """Apply ``slice_before_convolution`` to the stages that train."""
+    slice_before_convolution(_trained_modules(strategy, stages, model))
+
+
+def slice_before_convolution(modules: Iterable[nn.Module]) -> None:
+    """Replace strided 1 × 1 convolutions of few channels by slicing and a convolution of stride 1.
+
+    The output is the same, and the faulty kernel for the weights' gradient is not used. Only passes
+    that compute this gradient change.
+    """
+    for module in modules:
+        if _is_plain(module) and _is_faulty(module):
+            vars(module)["forward"] = _with_slices(module)
+
+
+def _trained_modules(
+    strategy: Strategy, stages: Sequence[Stage], model: nn.Module
+) -> Iterator[nn.Module]:
     for stage, plan in zip(stages, strategy, strict=True):
         for path in () if plan.frozen else stage.modules:
-            for module in model.get_submodule(path).modules():
-                if isinstance(module, nn.Conv2d) and _gains(module):
-                    vars(module)["forward"] = _with_product(module)  # of this one, not of its class
+            yield from model.get_submodule(path).modules()
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Return whether a module convolves with its own weight: subclasses may standardise it."""
+    return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
 
 
 def _gains(module: nn.Conv2d) -> bool:
@@ -34,6 +67,27 @@ def _gains(module: nn.Conv2d) -> bool:
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
     )
+
+
+def _is_faulty(module: nn.Conv2d) -> bool:
+    return (
+        module.in_channels < _FEW_CHANNELS
+        and (module.kernel_size, module.groups) == ((1, 1), 1)
+        and max(module.stride) > 1
+        and module.padding in ((0, 0), "valid")
+    )
+
+
+def _with_slices(module: nn.Conv2d) -> Forward:
+    plain: Forward = module.forward
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        if not (torch.is_grad_enabled() and module.weight.requires_grad):
+            return plain(inputs)
+        down, right = module.stride
+        return conv2d(inputs[..., ::down, ::right], module.weight, module.bias)
+
+    return forward
 
 
 def _with_product(module: nn.Conv2d) -> Forward:

@@ -5,7 +5,7 @@ import math
 import pytest
 import timm
 
-from benchmarks.walk_timm import UNUSUAL, problems, walk
+from benchmarks.walk_timm import UNUSUAL, problems, smallest, train_apart, walk
 from finetune_core.errors import ConfigError
 from finetune_core.models import timm_networks
 from finetune_core.models.catalogue import backbone_names, create_on_meta
@@ -81,6 +81,21 @@ def test_three_architectures_of_every_family_have_them(module):
 @pytest.mark.parametrize("module", timm.list_modules())
 def test_every_architecture_of_timm_has_them(module):
     assert not wrong_among(timm.list_models(module=module))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("architecture", ["fastvit_t8", "test_vit"])
+def test_a_network_takes_full_fine_tuning_steps(architecture, precision):
+    assert not train_apart(f"timm/{architecture}", precision)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("module", timm.list_modules())
+def test_the_smallest_network_of_every_family_takes_full_fine_tuning_steps(module, precision):
+    name = smallest(module)
+    assert name is None or not train_apart(f"timm/{name}", precision)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -103,17 +104,36 @@ def test_a_run_that_loses_a_rank_is_interrupted(config, worker, store):
     run_id = worker.submit(config(epochs=1000), devices=2)
     wait_until(lambda: store.run(run_id).history.epochs)
     ranks = ranks_of(psutil.Process())
-    listening = {
-        one.laddr.ip
-        for rank in ranks
-        for one in rank.net_connections("inet")
-        if one.status == psutil.CONN_LISTEN
-    }
-    assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1"}
-    next(one for one in ranks if one.environ()["RANK"] == "1").kill()
+    next(one for one in ranks if one.cmdline()[-2:] == ["1", "2"]).kill()
     run = trained_to_the_end(worker, store, run_id)
     assert (run.status, run.resumable) == ("interrupted", True)
     wait_until_gone(ranks)
+
+
+@pytest.mark.slow
+def test_ranks_listen_on_loopback_only_and_leave_nothing_in_the_temporary_folder(
+    config, worker, store, tmp_path, monkeypatch
+):
+    """Its name holds a space and a letter that a URI would encode."""
+    folder = tmp_path / "für Läufe"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    run_id = worker.submit(config(epochs=1000), devices=2)
+    wait_until(lambda: store.run(run_id).history.epochs or not worker.queues())
+    family = psutil.Process().children(recursive=True)
+    assert len(ranks_of(psutil.Process())) == 2
+    listening = {
+        one.laddr.ip
+        for process in family
+        for one in process.net_connections("inet")
+        if one.status == psutil.CONN_LISTEN
+    }
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+    family[0].kill()  # the launcher, before it can clean up
+    wait_until_gone(family)
+    assert trained_to_the_end(worker, store, run_id).status == "interrupted"
+    assert not list(folder.iterdir())
 
 
 ASKED_FOR = """

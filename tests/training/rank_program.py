@@ -37,6 +37,8 @@ class Task:
         gone: files that vanish when the first epoch has ended.
         memory: images for which the second rank has memory at a time; 0: as many as it gets.
         not_finite: whether the second rank's loss is not.
+        sum_without_memory: whether the second rank's memory runs out when gradients are summed, which
+            ends the ranks.
         killed_at: the step before which the second rank is killed; this ends the ranks, too.
         round_bytes: in how large rounds machines exchange rows; 0: as usual.
         killed_in: the round of such an exchange in which the second rank is killed.
@@ -50,6 +52,7 @@ class Task:
     gone: tuple[Path, ...] = ()
     memory: int = 0
     not_finite: bool = False
+    sum_without_memory: bool = False
     killed_at: int = 0
     round_bytes: int = 0
     killed_in: int = 0
@@ -218,7 +221,13 @@ def _troubled(task, ranks):
     with pytest.MonkeyPatch.context() as patch:
         if ranks.rank == 1:
             patch.setattr(compute, "cross_entropy", troubled)
+        if ranks.rank == 1 and task.sum_without_memory:
+            patch.setattr(compute, "_add_up", _without_memory)
         yield
+
+
+def _without_memory(*_):
+    raise MemoryError
 
 
 @contextmanager

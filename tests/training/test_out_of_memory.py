@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from finetune_core.data.rowcache import CACHE
-from finetune_core.errors import TrainingError
+from finetune_core.errors import TrainingError, is_out_of_memory
 from finetune_core.training import evaluation, events, job, movement
 from finetune_core.training.batches import in_order, prefetched
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
 from finetune_core.training.loop import fit
-from finetune_core.training.out_of_memory import halving, is_out_of_memory, parts, run_in_parts
+from finetune_core.training.out_of_memory import halving, parts, run_in_parts
 from finetune_core.training.prepare import prepare
 from tests.drain import drained
 
@@ -74,6 +74,44 @@ def test_under_a_limit_of_the_system_smaller_parts_go_through():
     )  # nor does a failed pass count in BatchNorm's statistics
     assert size <= found["evaluated"] < 64
     assert found["logits"] == 64
+
+
+UNDER_A_LIMIT = """
+import resource, sys
+import psutil
+import finetune_core.__main__ as command, torch
+import finetune_core.evaluation.advice.advise, finetune_core.inspection.deep  # what is imported once is there
+from finetune_core.training import device_turn
+
+usual = device_turn.on_idle_device
+
+def limited(*arguments):
+    most = psutil.Process().memory_info().vms + (20 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+    return usual(*arguments)
+
+from finetune_core.inspection import features
+features.on_idle_device = limited
+sys.argv = ["thaw", *sys.argv[1:]]
+command.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
+@pytest.mark.parametrize("command", [["inspect", "--deep"], ["advise"]], ids=" ".join)
+def test_an_inspection_without_memory_says_so_and_leaves_the_data(command, image_folder, tmp_path):
+    data = image_folder(tmp_path / "images", {"red": 12, "blue": 12}, size=(256, 256))
+    before = sorted(data.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", UNDER_A_LIMIT, command[0], data, *command[1:]],
+        capture_output=True,
+        text=True,
+    )
+    assert "There is not enough memory" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (1, 2)
+    assert sorted(data.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -160,20 +198,29 @@ def test_not_even_one_image_fits():
         run_in_parts(Hungry(0).eval(), torch.zeros(5, 6), 4)
 
 
-@pytest.mark.parametrize(
-    ("message", "tries"), [("shapes differ", [8]), ("could not create a primitive", [8, 4, 2, 1])]
-)
-def test_other_errors_stay_what_they_are(message, tries):
-    """oneDNN's words may mean a lack of memory, and are a bug where a single image fails, too."""
+def test_other_errors_stay_what_they_are():
+    seen = failing("shapes differ", RuntimeError)
+    assert seen == [8]
+
+
+def test_onednn_without_memory_for_a_single_image_says_what_to_do():
+    seen = failing("could not create a primitive", TrainingError)
+    assert seen == [8, 4, 2, 1]
+
+
+def failing(message, expected):
+    """The sizes that are tried of work that always fails with this message."""
     seen = []
 
     def fail(size):
         seen.append(size)
         raise RuntimeError(message)
 
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(
+        expected, match="for a single image" if expected is TrainingError else message
+    ):
         halving(fail, 8)
-    assert seen == tries
+    return seen
 
 
 def test_outputs_of_parts_are_those_of_the_whole():

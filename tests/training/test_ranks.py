@@ -2,20 +2,30 @@
 
 import functools
 import operator
+import os
 import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 from finetune_core.config import make_config
+from finetune_core.data.threads import usable_cores
 from finetune_core.errors import ConfigError
 from finetune_core.training import events
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import check_devices
-from finetune_core.training.ranks import ALONE, Ranks, launched
+from finetune_core.training.ranks import (
+    ALONE,
+    RankLost,
+    Ranks,
+    launched,
+    most_devices,
+    see_one_device,
+)
 from finetune_core.training.strategies import STRATEGIES
 from tests.training.equal import check_equal
 from tests.training.rank_program import GONE, Task, trained_together
@@ -258,6 +268,16 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_with_the_reason(troubled
 
 
 @pytest.mark.slow
+def test_a_rank_without_memory_for_the_sum_ends_all_at_once(make, tmp_path):
+    (tmp_path / "run").mkdir()
+    task = Task(make(LAYERNORM, strategy="full"), tmp_path / "run", sum_without_memory=True)
+    first, second = trained_together(2, tmp_path, {"run": task})["run"]
+    assert "Another process of the run has ended" in first
+    assert "gloo" in first  # the reason
+    assert "not enough memory for the optimizer's step" in second
+
+
+@pytest.mark.slow
 def test_a_run_says_whose_statistics_batchnorm_trains_on(troubled):
     found, tasks = troubled
     assert of_kind(events.RunStarted, found["training BatchNorm"])[0].batchnorm == "per_rank"
@@ -300,6 +320,49 @@ def test_a_process_that_torchrun_has_not_started_is_alone(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")  # of another launcher
     assert launched() is ALONE
     assert ALONE.meet("word") == ["word"]
+
+
+@pytest.mark.parametrize(
+    ("named", "visible"),
+    [
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("0,1,-1,2", ["0", "1"]),
+        ("1, 0", ["1", "0"]),
+        ("0,,1", ["0"]),
+        (",0", []),
+        ("1,1", []),
+        ("GPU-8932f937,MIG-41b1,x,0", ["GPU-8932f937", "MIG-41b1"]),
+    ],
+)
+def test_gpus_are_those_that_cuda_shows(named, visible, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert most_devices() == (len(visible) or usable_cores())
+    if visible:
+        see_one_device(len(visible) - 1, len(visible))
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == visible[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset"), True),
+        (dist.DistNetworkError("The client socket has failed to connect"), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:1] std::bad_alloc"), False),
+        (RuntimeError("Invalid function argument"), False),
+    ],
+)
+def test_only_errors_of_a_connection_mean_that_a_rank_is_lost(error, lost, monkeypatch):
+    def fail(*_):
+        raise error
+
+    ranks = Ranks(0, 2, 0, 2)
+    monkeypatch.setattr(dist, "all_gather_object", fail)
+    with pytest.raises(RankLost if lost else RuntimeError) as caught:
+        ranks.meet("word")
+    assert str(error) in str(caught.value)
+    assert isinstance(caught.value, RankLost) == lost
+    assert ranks.broke_off
 
 
 def test_what_has_no_steps_is_not_distributed(make):

@@ -38,6 +38,7 @@ from finetune_core.training.device_turn import on_idle_device
 from finetune_core.training.events import Count, Length, Name, Number, Share
 from finetune_core.training.networks import beginning_of
 from finetune_core.training.predictions import Moment, predictions_changed
+from finetune_core.training.weight_gradients import slice_before_convolution
 from finetune_core.work import Step, Work
 
 _FILE = "layers.json"
@@ -282,6 +283,7 @@ def _pulls(tuned: Predictor, images: RunImages) -> Work[tuple[dict[str, float], 
     rows = np.sort(np.random.default_rng(0).choice(rows, min(_PULLED, len(rows)), replace=False))
     labels = torch.from_numpy(images.dataset.table["label"].to_numpy(np.int64).copy())
     model = network.model.eval().requires_grad_(True)
+    slice_before_convolution(model.modules())
     model.zero_grad()
     right, done = 0, 0
     for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size, device):
