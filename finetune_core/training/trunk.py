@@ -243,8 +243,9 @@ def _sources(
     sources: list[tuple[int | None, np.ndarray, Lookup | None]] = []
     for shallower in range(cut - 1, 0, -1):
         table = CACHE.table(tables.name(shallower, view))
-        lacking = table.missing(keys[needed])
+        lookup = table.lookup(keys)
+        lacking = lookup.missing[needed]
         if not lacking.all():
-            sources.append((shallower, needed[~lacking], table.lookup(keys)))
+            sources.append((shallower, needed[~lacking], lookup))
             needed = needed[lacking]
     return [*sources, (None, needed, None)] if len(needed) else sources
