@@ -28,6 +28,7 @@ from finetune_core.training.lora import LowRank, low_rank
 from finetune_core.training.out_of_memory import explained
 from finetune_core.training.ranks import ALONE, Ranks
 from finetune_core.training.stage_plan import Strategy, trained_parameters
+from finetune_core.training.strategies import epochs_of
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import CachedTrunk
 from finetune_core.transfers import sent
@@ -157,7 +158,9 @@ class Job:
     @property
     def evaluation_batch(self) -> int:
         """Images that are evaluated at a time."""
-        return self.config.micro_batch or max(forward_batch(self.device), self.config.batch_size)
+        if self.config.micro_batch or not epochs_of(self.config):
+            return self.config.micro_batch or forward_batch(self.device)
+        return max(forward_batch(self.device), self.config.batch_size)
 
     @property
     def lost(self) -> dict[int, str]:

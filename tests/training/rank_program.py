@@ -246,9 +246,9 @@ def _watched(task, ranks):
 
     answer, outputs, exchange = Answer(), trunk.outputs, Ranks.exchange
 
-    def computing(forward, device, rows, feed):
+    def computing(forward, device, rows, feed, **options):
         answer.computed.extend(rows.tolist())
-        return outputs(forward, device, rows, feed)
+        return outputs(forward, device, rows, feed, **options)
 
     def sending(self, sent, expected):
         answer.sent.append(
