@@ -1,5 +1,6 @@
 """Batches of which the last ranks get no image: they train what one rank does, whatever holds the images."""
 
+import functools
 from itertools import count
 
 import numpy as np
@@ -63,6 +64,12 @@ def cases():
 
 
 CASES = cases()
+_STORAGES = list(STORAGE)
+SAMPLE = [
+    *(f"{name}, {_STORAGES[place % len(STORAGE)]}" for place, name in enumerate(WITH_STEPS)),
+    *(name for name in CASES if name.startswith("full") and "batches" in name),
+]
+WORLDS = (2, 3)
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +92,17 @@ def task_of(data, tmp_path_factory):
     return make
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def together(request, task_of, tmp_path_factory):
-    """How many ranks there are, and name -> (task, events) of the runs that they have trained."""
-    tasks = {name: task_of(*case) for name, case in CASES.items()}
-    found = trained_together(request.param, tmp_path_factory.mktemp("home"), tasks)
-    return request.param, {name: (task, found[name]) for name, task in tasks.items()}
+@pytest.fixture(scope="module")
+def together(task_of, tmp_path_factory):
+    """Trains cases on ranks, all of them at once; returns name -> (task, events)."""
+
+    @functools.cache
+    def train(ranks, names):
+        tasks = {name: task_of(*CASES[name]) for name in names}
+        found = trained_together(ranks, tmp_path_factory.mktemp("home"), tasks)
+        return {name: (task, found[name]) for name, task in tasks.items()}
+
+    return train
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +124,8 @@ def of_kind(kind, found):
     return [event for event in found if isinstance(event, kind)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_ranks_without_an_image_train_what_one_rank_does(name, together, alone):
-    ranks, runs = together
+def check_one_rank(ranks, name, runs, alone):
+    """Check that ranks have trained what one rank does: the same images, weights, predictions."""
     task, found = runs[name]
     folder, expected = alone(CASES[name][0])
     assert of_kind(events.RunStarted, found)[0].ranks == ranks
@@ -123,6 +133,22 @@ def test_ranks_without_an_image_train_what_one_rank_does(name, together, alone):
         event.images for event in of_kind(events.StepEnded, expected)
     ]
     check_equal(task.folder, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", WORLDS)
+@pytest.mark.parametrize("name", SAMPLE)
+def test_ranks_without_an_image_train_what_one_rank_does(ranks, name, together, alone):
+    check_one_rank(ranks, name, together(ranks, tuple(SAMPLE)), alone)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("ranks", WORLDS)
+@pytest.mark.parametrize("name", CASES)
+def test_in_every_case_ranks_without_an_image_train_what_one_rank_does(
+    ranks, name, together, alone
+):
+    check_one_rank(ranks, name, together(ranks, tuple(CASES)), alone)
 
 
 @pytest.mark.slow
@@ -160,7 +186,7 @@ def test_batchnorm_trains_where_a_rank_has_no_image(task_of, tmp_path_factory):
 
 def test_the_batches_leave_ranks_with_none_one_and_two_images():
     sizes = {size for batch in (1, 2, 3, 4) for size in (batch, TRAINING % batch) if size}
-    for world in (2, 3):
+    for world in WORLDS:
         shares = {
             len(range(size)[Ranks(rank, world).share(size)])
             for size in sizes
