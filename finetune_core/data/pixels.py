@@ -53,14 +53,8 @@ class Pixels:
                 self.lost[int(index)] = square
             else:
                 found.append((index, square))
-        squares = (
-            np.stack([square for _, square in found])
-            if found
-            else np.empty((0, self.side, self.side, 3), np.uint8)
-        )
-        return np.array([index for index, _ in found], dtype=int), torch.from_numpy(
-            squares
-        ).permute(0, 3, 1, 2)
+        squares = self._stacked([square for _, square in found])
+        return np.array([index for index, _ in found], dtype=int), squares.permute(0, 3, 1, 2)
 
     def batch(self, indices: np.ndarray) -> torch.Tensor:
         """uint8 ``[n, 3, side, side]``, in channels_last order.
@@ -73,8 +67,13 @@ class Pixels:
             read = in_threads(
                 lambda index: read_square(self.paths[index], self.side, self.interpolation), indices
             )
-            squares = torch.from_numpy(np.stack([square for _, square in read]))
+            squares = self._stacked([square for _, square in read])
         return squares.permute(0, 3, 1, 2)
+
+    def _stacked(self, squares: list[np.ndarray]) -> torch.Tensor:
+        """Stack squares to uint8 ``[n, side, side, 3]``; ``n`` may be 0."""
+        stacked = np.stack(squares) if squares else np.empty((0, self.side, self.side, 3), np.uint8)
+        return torch.from_numpy(stacked)
 
     def _held(self, indices: np.ndarray) -> torch.Tensor | None:
         """Their squares, where all of them were decoded for this; the others are read when they are asked for."""

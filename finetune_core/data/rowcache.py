@@ -18,9 +18,9 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from typing import Literal, NamedTuple
 from weakref import WeakSet
 
@@ -120,45 +120,69 @@ class Block:
         return self.rows.numel() * self.rows.element_size()
 
 
-@dataclass
-class Table:
-    """All rows of one kind; ``seconds_per_row`` is what computing one took, None before any was.
+class _Contents(NamedTuple):
+    """The rows of a table at one moment. Adding rows makes another one.
 
-    Where each row is stands in two arrays, sorted by key: as a dict of tuples it takes ten times the memory.
+    The place of each row is kept in two arrays: a dict of tuples takes ten times the memory.
+
+    Attributes:
+        keys: uint64 ``[n]``, sorted.
+        places: int64 ``[n, 2]``: block and row of each key.
     """
 
-    name: str
-    blocks: list[Block] = field(default_factory=list)
-    seconds_per_row: float | None = None
-    _known: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.uint64), np.empty((0, 2), np.int64))
+    blocks: tuple[Block, ...] = ()
+    keys: np.ndarray = np.empty(0, np.uint64)
+    places: np.ndarray = np.empty((0, 2), np.int64)
 
-    def missing(self, keys: np.ndarray) -> np.ndarray:
-        """Boolean ``[n]``: which keys have no row yet."""
-        absent: np.ndarray = self._places(keys)[:, 0] < 0
-        return absent
-
-    def add(self, block: Block) -> None:
-        """The newest row of a key counts."""
-        places = np.stack(
-            [np.full(len(block.keys), len(self.blocks)), np.arange(len(block.keys))], axis=1
+    def with_block(self, block: Block) -> "_Contents":
+        """Return the contents with a block more, whose rows replace those of equal keys."""
+        count = len(block.keys)
+        places = np.stack([np.full(count, len(self.blocks)), np.arange(count)], axis=1)
+        keys, first = np.unique(np.concatenate([block.keys[::-1], self.keys]), return_index=True)
+        return _Contents(
+            (*self.blocks, block), keys, np.concatenate([places[::-1], self.places])[first]
         )
-        self.blocks.append(block)
-        keys, before = self._known
-        sorted_keys, first = np.unique(np.concatenate([block.keys[::-1], keys]), return_index=True)
-        self._known = sorted_keys, np.concatenate([places[::-1], before])[first]
 
     def lookup(self, keys: np.ndarray) -> "Lookup":
-        return Lookup(tuple(self.blocks), self._places(keys))
-
-    def _places(self, keys: np.ndarray) -> np.ndarray:
-        """int64 ``[n, 2]``: block and row; -1 where there is none."""
-        known, places = self._known
         found = np.full((len(keys), 2), -1)
-        if len(known):
-            at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-            here = known[at] == keys
-            found[here] = places[at[here]]
-        return found
+        if len(self.keys):
+            position = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+            known = self.keys[position] == keys
+            found[known] = self.places[position[known]]
+        return Lookup(self.blocks, found)
+
+
+class Table:
+    """All rows of one kind. Any thread may read them while others add some.
+
+    Attributes:
+        seconds_per_row: time that computing one row took, None before any was computed.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seconds_per_row: float | None = None
+        # Readers take this reference once, so blocks and places always belong together. The lock
+        # keeps one of two threads from replacing what the other has just added.
+        self._contents = _Contents()
+        self._lock = Lock()
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        return self._contents.blocks
+
+    def missing(self, keys: np.ndarray) -> np.ndarray:
+        """Return which keys have no row yet, boolean ``[n]``."""
+        return self.lookup(keys).missing
+
+    def add(self, block: Block) -> None:
+        """Add rows. The newest row of a key counts."""
+        with self._lock:
+            self._contents = self._contents.with_block(block)
+
+    def lookup(self, keys: np.ndarray) -> "Lookup":
+        """Return the rows that the table holds now, by position in ``keys``."""
+        return self._contents.lookup(keys)
 
 
 @dataclass(frozen=True)
@@ -171,6 +195,12 @@ class Lookup:
 
     blocks: tuple[Block, ...]
     places: np.ndarray
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Positions without a row, as boolean ``[n]``."""
+        absent: np.ndarray = self.places[:, 0] < 0
+        return absent
 
     def has(self, positions: np.ndarray) -> bool:
         """Whether every one of them has a row."""
@@ -213,10 +243,10 @@ class Lookup:
         return np.stack(np.divmod(numbered, longest), axis=1), inverse
 
     def _stored(self, places: np.ndarray) -> torch.Tensor:
-        """The rows at ``places``, in the blocks' layout."""
+        """The rows at ``places``, in the blocks' layout; ``[0, *shape]`` where there are none."""
         used = np.unique(places[:, 0])
-        first = self.blocks[int(used[0])]
-        if len(used) == 1:
+        first = self.blocks[int(used[0]) if len(used) else 0]
+        if len(used) <= 1:
             return first.gather(places[:, 1])
         found = torch.empty((len(places), *first.rows.shape[1:]), dtype=first.rows.dtype)
         for number in used:
@@ -226,7 +256,7 @@ class Lookup:
 
     @property
     def row_bytes(self) -> int:
-        return self.blocks[0].bytes // len(self.blocks[0].keys) if self.blocks else 0
+        return self.blocks[0].layout.row_bytes if self.blocks else 0
 
     @property
     def where(self) -> Where:
@@ -343,8 +373,6 @@ class RowCache:
             if writer is None:
                 return "memory"
             block = writer.finish(np.concatenate(order))
-            with self._lock:
-                self._alive.add(block)
         except OSError:  # the disk is full, or gone
             if writer:
                 writer.discard()
@@ -353,7 +381,9 @@ class RowCache:
             if writer:
                 writer.discard()
             raise
-        self.table(name).add(block)
+        with self._lock:  # else the table could be evicted before the block is in it
+            self._alive.add(block)
+            self.table(name).add(block)
         return writer.where
 
     def _writer(

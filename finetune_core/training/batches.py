@@ -193,8 +193,11 @@ def normalised(
 
 
 def _cropped(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
-    """Each image's box, resized: one by one on a processor, where that is ten times faster, at once elsewhere, to the same pixels."""
-    if images.device.type != "cpu":
+    """Resize each image's box, to the same pixels everywhere.
+
+    Images go one by one on a processor, where that is ten times faster, and all at once elsewhere.
+    """
+    if images.device.type != "cpu" or not len(images):
         return crops(images, sent(torch.from_numpy(boxes), images.device), size)
     return torch.stack(
         [

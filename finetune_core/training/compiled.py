@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +27,7 @@ from finetune_core.training.feeding import Forward
 from finetune_core.training.packages import Compiled, keep_package, kept_package, load_package
 from finetune_core.training.speed_book import Compilation, SpeedBook
 
+_LIBRARIES = ("torch", "torchvision", "timm", "thaw")  # whose code a package is compiled from
 _TIMED = 3  # batches that are timed before anything is decided; the first of all also allocates
 
 
@@ -259,10 +261,19 @@ class _Pass:
             device.precision,
             processor,
         )
+        libraries = [_version(library) for library in _LIBRARIES]
         digest = hashlib.sha256(
-            repr((*known, torch.get_num_threads(), torch.__version__)).encode()
+            repr((*known, torch.get_num_threads(), libraries)).encode()
         ).hexdigest()[:16]
         return f"compiled-{digest}"
+
+
+def _version(library: str) -> str:
+    """Return the version of an installed library; empty where it runs from a folder."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
 
 
 def fitted(inputs: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:

@@ -2,7 +2,8 @@
 
 Bit for bit what torch makes of one uint8 image after the other on a processor with vector instructions: its resizing (antialiased,
 bilinear, first along rows, then along columns) multiplies by whole numbers and rounds after each direction. Whole numbers below 2²⁴ are
-exact in float32, too, in whatever order they are added up.
+exact in float32, too, in whatever order they are added up. Sums stay below while crops are reduced at most four times; beyond, they are
+added up in float64.
 """
 
 import math
@@ -10,6 +11,7 @@ import math
 import torch
 
 _LARGEST_WEIGHT = 2**15 - 0.5
+_FLOAT32_REDUCTION = 4  # weights add up to 2¹⁶ at most, so sums over uint8 pixels stay below 2²⁴
 
 
 def crops(images: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
@@ -20,10 +22,13 @@ def crops(images: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
     """
     count, channels, side, _ = images.shape
     top, left, height, width = boxes.unbind(1)
-    pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
-    across, unit = _weights(left, width, size, side)
+    # Apple's GPU has no float64: there a pixel may be off by one.
+    reduced = side > _FLOAT32_REDUCTION * size and images.device.type != "mps"
+    exact = torch.float64 if reduced else torch.float32
+    pixels = images.to(exact, memory_format=torch.contiguous_format)
+    across, unit = (one.to(exact) for one in _weights(left, width, size, side))
     pixels = _rounded(pixels.flatten(1, 2) @ across.mT, unit).view(count, channels, side, size)
-    down, unit = _weights(top, height, size, side)
+    down, unit = (one.to(exact) for one in _weights(top, height, size, side))
     return _rounded(down[:, None] @ pixels, unit[:, None]).to(torch.uint8)
 
 

@@ -10,9 +10,11 @@ import psutil
 import torch
 from torch import nn
 
+from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import things
 from finetune_core.training.events import Numerics
+from finetune_core.training.strategies import epochs_of
 
 # TF32 keeps 10 bits of each factor in "fp32", on recent NVIDIA GPUs only, and for convolutions by default. cuDNN has the older
 # setting: torch.export raises where only the newer ones are set.
@@ -114,6 +116,18 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
             {"precision": f"fp16 is for NVIDIA GPUs, not for {_label(kind)}; choose auto or fp32"}
         )
     return Device(kind, _label(kind), precision)
+
+
+def device_for_run(config: RunConfig) -> Device:
+    """Return the device that a run computes on.
+
+    A head that is fitted is evaluated on fp32 features, so it is fitted to fp32 features, too.
+
+    Raises:
+        ConfigError: as ``choose_device``.
+    """
+    device = choose_device(config.device, config.precision)
+    return device if epochs_of(config) else device.exact
 
 
 def numerics() -> Numerics:

@@ -15,7 +15,7 @@ from finetune_core.errors import TrainingError
 from finetune_core.training.device import Device
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.exact_layers import exact_head
-from finetune_core.training.feeding import Forward, brought_back
+from finetune_core.training.feeding import Forward, brought_back, padded
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
 from finetune_core.training.networks import best_network
@@ -57,10 +57,13 @@ def logits_in_parts(
 
 
 def predict_splits(
-    job: Job, splits: Sequence[str], phase: str, lost: LostImages
+    job: Job, splits: Sequence[str], phase: str, lost: LostImages, *, pad: bool = False
 ) -> Generator[Event, None, tuple[np.ndarray, np.ndarray]]:
     """Rows int ``[n]`` and logits float32 ``[n, classes]`` of the splits' readable images, in the table's order within each; in the
     run's precision, but the head in fp32. Ranks predict a share of them each, and all get all.
+
+    Args:
+        pad: compute batches of one size only, as the cached trunk's output is computed.
 
     Raises:
         TrainingError: when none of a split's images can be read, or too many are lost.
@@ -68,7 +71,7 @@ def predict_splits(
     job.network.model.eval()
     mine: list[tuple[np.ndarray, np.ndarray]] = []
     reported, total = time.monotonic(), sum(len(job.rows[split]) for split in splits)
-    for rows, logits in brought_back(_answers(job, splits), job.device):
+    for rows, logits in brought_back(_answers(job, splits, pad), job.device):
         if not job.ranks.several:  # else all report together, below
             yield from lost.report(job.lost)
         if len(rows):
@@ -101,16 +104,19 @@ def _in_order(
     return sorted(answers, key=lambda answer: order[int(answer[0][0])])
 
 
-def _answers(job: Job, splits: Sequence[str]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+def _answers(
+    job: Job, splits: Sequence[str], pad: bool
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Rows and their logits, on the device, batch by batch; none of a batch whose images are all lost."""
     size = job.evaluation_batch
     for split in splits:
         for rows, inputs in job.evaluation_inputs(split):
             logits = torch.empty(0)
             if len(rows):
+                given = padded(inputs, size) if pad else inputs
                 with exact_head(job.network):
-                    logits, size = logits_in_parts(job.forward, inputs, job.device, size)
-            yield rows, logits
+                    logits, size = logits_in_parts(job.forward, given, job.device, size)
+            yield rows, logits[: len(rows)]
 
 
 def predicted_table(job: Job, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:

@@ -57,15 +57,42 @@ def arriving(
         transfers.keep_up()
 
 
+def padded(inputs: torch.Tensor, size: int) -> torch.Tensor:
+    """Fill a batch up to ``size`` with its last image, in the layout that it has.
+
+    Kernels are chosen by shape, and different ones round differently. In batches of one size an
+    image's output does not depend on how many others happen to be computed with it.
+    """
+    if len(inputs) >= size:
+        return inputs
+    nhwc = inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last)
+    whole = torch.empty(
+        (size, *inputs.shape[1:]),
+        dtype=inputs.dtype,
+        device=inputs.device,
+        memory_format=torch.channels_last if nhwc else torch.contiguous_format,
+    )
+    whole[: len(inputs)] = inputs
+    whole[len(inputs) :] = inputs[-1]
+    return whole
+
+
 def outputs(
-    forward: Forward, device: Device, rows: np.ndarray, feed: Feed
+    forward: Forward, device: Device, rows: np.ndarray, feed: Feed, *, pad: bool = False
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """(positions in ``rows``, the network's output for them in the processor's memory), batch by batch."""
-    return brought_back(_computed(forward, device, rows, feed), device)
+    """Compute the network's output for rows, batch by batch.
+
+    Args:
+        pad: compute batches of one size only, unless memory runs out.
+
+    Yields:
+        Positions in ``rows``, and the output for them in the processor's memory.
+    """
+    return brought_back(_computed(forward, device, rows, feed, pad), device)
 
 
 def _computed(
-    forward: Forward, device: Device, rows: np.ndarray, feed: Feed
+    forward: Forward, device: Device, rows: np.ndarray, feed: Feed, pad: bool
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     position, size = 0, forward_batch(device)
     for batch, loaded in arriving(
@@ -78,11 +105,14 @@ def _computed(
             first, last = int(numbers[0]), int(numbers[-1]) + 1
             inputs = device.take(feed.finish(loaded[first:last], batch[first:last]))
             with device.autocast():
-                return forward(inputs)
+                return forward(padded(inputs, len(numbers)))
 
+        # Positions after the last image stand for that image again.
+        count = size if pad else len(batch)
+        numbers = torch.arange(max(count, len(batch))).clamp(max=len(batch) - 1)
         with torch.no_grad():
-            output, size = run_in_parts(part, torch.arange(len(batch)), size)
-        yield np.arange(position, position + len(batch)), output
+            output, size = run_in_parts(part, numbers, size)
+        yield np.arange(position, position + len(batch)), output[: len(batch)]
         del output  # it must not stay while the next one is computed
         position += len(batch)
 

@@ -85,7 +85,7 @@ def _training_features(
 ) -> Generator[Event, None, tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
     """Rows of the readable training images, what goes into the head for each, float32 ``[n, d]``, and their labels, on the device."""
     with without_head(job.network):
-        rows, found = yield from predict_splits(job, [TRAIN], "features", lost)
+        rows, found = yield from predict_splits(job, [TRAIN], "features", lost, pad=True)
     if found.shape[1:] != (head.in_features,):
         raise _no_place(job)
     return rows, torch.from_numpy(found).to(job.device.torch_device), job.targets(rows)

@@ -8,7 +8,7 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import input_info
-from finetune_core.training.device import choose_device
+from finetune_core.training.device import device_for_run
 from finetune_core.training.feeding import forward_batch
 from finetune_core.training.placement import room_when_idle
 from finetune_core.training.speed_book import Speed, SpeedBook
@@ -103,7 +103,7 @@ def _memory(
     cache_bytes: int,
 ) -> tuple[int, int | None]:
     """Bytes of the program's memory, and of a GPU's: None where the processor trains."""
-    device = choose_device(config.device, config.precision)
+    device = device_for_run(config)
     network = (
         weights + (8 if config.optimizer == "sgd" else 12) * trainable
     )  # with gradients and moments

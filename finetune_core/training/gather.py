@@ -48,9 +48,11 @@ def gathered(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
         return True
     CACHE.look_again(name)
     table = CACHE.table(name)
-    lookup, lacks = table.lookup(keys), table.missing(keys)
-    layout = table.blocks[0].layout if table.blocks else None
-    words = ranks.meet(_Stock(np.packbits(lacks), layout) if ranks.local_rank == 0 else None)
+    # All of it from one lookup: another thread may add rows to the table meanwhile.
+    lookup = table.lookup(keys)
+    layout = lookup.blocks[0].layout if lookup.blocks else None
+    stock = _Stock(np.packbits(lookup.missing), layout) if ranks.local_rank == 0 else None
+    words = ranks.meet(stock)
     stocks = {rank: stock for rank, stock in enumerate(words) if stock}
     layouts = {stock.layout for stock in stocks.values() if stock.layout}
     if len(layouts) != 1:

@@ -28,6 +28,7 @@ from finetune_core.training.lora import LowRank, low_rank
 from finetune_core.training.out_of_memory import explained
 from finetune_core.training.ranks import ALONE, Ranks
 from finetune_core.training.stage_plan import Strategy, trained_parameters
+from finetune_core.training.strategies import epochs_of
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import CachedTrunk
 from finetune_core.transfers import sent
@@ -117,7 +118,7 @@ class Job:
 
     def _share(self, batch: np.ndarray, version: int) -> tuple[np.ndarray, torch.Tensor]:
         share = self.ranks.share(len(batch))
-        own, loaded = self.source.readable(batch[share], version)
+        own, loaded = self._trainable(batch[share], version)
         if not (len(own) and self.partners(batch)):
             return own, loaded
         for before in np.roll(batch, -share.start)[::-1]:
@@ -126,29 +127,45 @@ class Job:
                 break
         return np.concatenate([own, partner]), torch.cat([loaded, image])
 
+    def _trainable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
+        """Return the readable rows and what is sent to the device for them.
+
+        A single image that is left of several is dropped: BatchNorm cannot train on it.
+        """
+        left, loaded = self.source.readable(rows, version)
+        if len(left) == 1 < len(rows):
+            return left[:0], loaded[:0]
+        return left, loaded
+
     def evaluation_inputs(self, split: str) -> Inputs:
         """(row numbers, what ``forward`` takes, on the device) of this rank's batches of a split's images, in the table's order and without
         augmentation: every so many of all, because a batch is computed to the last bit as it is by one rank alone."""
         batches = in_order(self.rows[split], self.evaluation_batch)
-        return self._unaugmented(batches[self.ranks.rank :: self.ranks.world])
+        return self._on_device(
+            batches[self.ranks.rank :: self.ranks.world],
+            lambda rows: self.source.readable(rows, None),
+            None,
+        )
 
     def plain_training_inputs(self) -> Inputs:
-        """The same for the batches of the first epoch without augmentation, of a run without epochs: others may have cached augmented
-        versions only."""
-        return self._unaugmented(self.training_batches(1))
+        """Return the batches of the first epoch without augmentation, to recompute statistics on.
+
+        Only a run without epochs has them: others may have cached augmented versions only.
+        """
+        batches = self.training_batches(1)
+        return self._on_device(batches, lambda rows: self._trainable(rows, None), None)
 
     @property
     def evaluation_batch(self) -> int:
         """Images that are evaluated at a time."""
-        return self.config.micro_batch or max(forward_batch(self.device), self.config.batch_size)
+        if self.config.micro_batch or not epochs_of(self.config):
+            return self.config.micro_batch or forward_batch(self.device)
+        return max(forward_batch(self.device), self.config.batch_size)
 
     @property
     def lost(self) -> dict[int, str]:
         """Row -> why its image can no longer be read."""
         return dict(self.source.pixels.lost) if isinstance(self.source, TrainingImages) else {}
-
-    def _unaugmented(self, batches: list[np.ndarray]) -> Inputs:
-        return self._on_device(batches, lambda rows: self.source.readable(rows, None), None)
 
     def _on_device(
         self,

@@ -35,10 +35,29 @@ def take_step(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
     """A fused optimizer's step; where ``skipped`` (float32 ``[]``, on the device) is 1, weights and state stay as they are."""
     if isinstance(optimizer, torch.optim.SGD):
         _begin_momentum(optimizer)
+    _lay_out_gradients(optimizer)
     vars(optimizer)["found_inf"] = (
         skipped  # what fused kernels look at, on the device: nobody waits for its value
     )
     optimizer.step()
+
+
+def _lay_out_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Give each gradient exactly the strides of its parameter.
+
+    CUDA's fused kernels compare strides, also those of dimensions of size 1, which mean nothing.
+    There the gradients of weight-standardised convolutions differ: 13 of 93 in timm's test_nfnet.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is None or gradient.stride() == parameter.stride():
+                continue
+            strides = zip(parameter.shape, gradient.stride(), parameter.stride(), strict=True)
+            if all(given == wanted for size, given, wanted in strides if size > 1):
+                parameter.grad = gradient.as_strided(parameter.shape, parameter.stride())
+            else:
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def _begin_momentum(optimizer: torch.optim.SGD) -> None:

@@ -23,7 +23,7 @@ from finetune_core.models.partition import CannotSplit, Segments
 from finetune_core.models.weights import PRETRAINED, RANDOM, download
 from finetune_core.training.batches import sample_keys, subset
 from finetune_core.training.compute import place
-from finetune_core.training.device import Device, choose_device
+from finetune_core.training.device import Device, choose_device, device_for_run
 from finetune_core.training.device_memory import count_anew
 from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
 from finetune_core.training.feeding import forward_batch
@@ -192,7 +192,7 @@ def prepare(
     if dataset.unreadable:
         yield _skipped(dataset.unreadable)
     yield from _one_first(ranks, _weights(config))
-    device = choose_device(config.device, config.precision)
+    device = device_for_run(config)
     beginning = beginning_of(config, dataset.classes, run_dir)
     network = beginning.network
     _check_equal(ranks, dataset.fingerprint, network.weights_hash, device)

@@ -17,7 +17,7 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError
 from finetune_core.files import Stamp, read_regular, stamp, write_bytes
-from finetune_core.training.device import choose_device
+from finetune_core.training.device import device_for_run
 
 _KNOWN_SPEEDS = 200
 _LARGEST = 2**24  # bytes of the book
@@ -220,7 +220,7 @@ def learn_from_run(
 
 def conditions(config: RunConfig) -> tuple[Any, ...]:
     """What speeds depend on beside the strategy."""
-    device = choose_device(config.device, config.precision)
+    device = device_for_run(config)
     return (
         device.label,
         device.precision,

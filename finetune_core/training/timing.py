@@ -21,7 +21,7 @@ from finetune_core.models.network import Network, build_network
 from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.compute import StepRule, place, train_step
-from finetune_core.training.device import Device, choose_device
+from finetune_core.training.device import Device, device_for_run
 from finetune_core.training.device_memory import bytes_taken
 from finetune_core.training.device_turn import work_in_turn
 from finetune_core.training.footprint import kept_for_backward
@@ -67,7 +67,7 @@ def calibrate(
         if again or not book.knows(config, dataset):
             work = _work(config)
             if work not in alike:
-                kind = choose_device(config.device, config.precision).kind
+                kind = device_for_run(config).kind
                 alike[work] = yield from work_in_turn(
                     _measured(config, len(dataset.classes), step), kind
                 )
@@ -88,7 +88,7 @@ def _measured(config: RunConfig, classes: int, step: Step) -> Work[Speed]:
 
 
 def _measure(config: RunConfig, classes: int) -> Speed:
-    device = choose_device(config.device, config.precision)
+    device = device_for_run(config)
     asked = (
         PRETRAINED if config.earlier_run else config.starts_from
     )  # the same computation, whatever they hold

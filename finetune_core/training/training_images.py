@@ -59,11 +59,8 @@ class TrainingImages:
         )
 
     def readable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
-        """Those of the rows whose file can still be read, and what is sent to the device; none where BatchNorm would be left with one
-        of several."""
+        """Return the rows whose file can still be read, and what is sent to the device for them."""
         left, squares = self.pixels.readable(rows)
-        if len(left) < min(2, len(rows)):
-            return left[:0], torch.empty(0)
         return left, self._loaded(left, squares, version)
 
     def finished(self, loaded: torch.Tensor, rows: np.ndarray, version: int | None) -> torch.Tensor:

@@ -206,6 +206,8 @@ def fill_trunk(
             tables.device,
             rows,
             Feed(shallower.batch) if shallower else images,
+            # In fp32 a row is the same to the bit, whichever run has computed it.
+            pad=tables.device.precision == "fp32",
         )
         where: Where | None = yield from CACHE.fill(name, keys[rows], batches)
         seconds = time.monotonic() - began
@@ -243,8 +245,9 @@ def _sources(
     sources: list[tuple[int | None, np.ndarray, Lookup | None]] = []
     for shallower in range(cut - 1, 0, -1):
         table = CACHE.table(tables.name(shallower, view))
-        lacking = table.missing(keys[needed])
+        lookup = table.lookup(keys)
+        lacking = lookup.missing[needed]
         if not lacking.all():
-            sources.append((shallower, needed[~lacking], table.lookup(keys)))
+            sources.append((shallower, needed[~lacking], lookup))
             needed = needed[lacking]
     return [*sources, (None, needed, None)] if len(needed) else sources

@@ -127,3 +127,11 @@ def test_images_that_new_ones_drive_out_of_a_tight_disk_are_decoded_again(
         np.testing.assert_array_equal(
             batch[0].permute(1, 2, 0).numpy(), read_square(paths[index], 16)
         )
+
+
+def test_no_images_have_no_squares(paths, place):
+    _, pixels = decoded(paths)
+    nothing = np.empty(0, int)
+    assert pixels.batch(nothing).shape == (0, 3, 16, 16)
+    left, squares = pixels.readable(nothing)
+    assert (len(left), squares.shape) == (0, (0, 3, 16, 16))

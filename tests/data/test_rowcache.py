@@ -344,3 +344,47 @@ def test_tables_are_filled_by_several_threads_at_once(cache, monkeypatch):
     finally:
         sys.setswitchinterval(before)
     assert places == ["memory"] * 400
+
+
+def rows_named_after(keys):
+    """Rows that tell whose they are: each holds nothing but its key."""
+    return torch.from_numpy(keys.astype(np.float32))[:, None].expand(-1, 3).contiguous()
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_threads_that_fill_one_table_never_read_each_others_rows(cache, where, monkeypatch):
+    if where == "disk":
+        monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
+    threads, fills, images = 4, 60, 5
+    keys = np.random.default_rng(0).permutation(threads * fills * images).astype(np.uint64)
+
+    def fill_and_read(portion):
+        table = cache.table("t")
+        own = keys[np.arange(len(keys)) % threads == portion]
+        for end in range(images, len(own) + 1, images):
+            some, known = own[end - images : end], own[:end]
+            assert finish(cache.fill("t", some, batches(rows_named_after(some)))) == where
+            assert not table.missing(known).any()
+            read = table.lookup(known).batch(np.arange(len(known)))
+            assert torch.equal(read, rows_named_after(known))
+            found = table.lookup(keys)
+            there = np.flatnonzero(found.places[:, 0] >= 0)
+            assert torch.equal(found.batch(there), rows_named_after(keys[there]))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns often
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill_and_read, range(threads)))
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_no_positions_have_no_rows(cache):
+    filled(cache)
+    nothing = np.empty(0, int)
+    lookup = cache.table("t").lookup(KEYS)
+    for held in (lookup, lookup.on(torch.device("cpu"), nothing)):
+        assert held.batch(nothing).shape == (0, 3, 4, 4)
+        assert held.bytes_of(nothing) == 0
+        assert held.row_bytes == 3 * 4 * 4 * 4

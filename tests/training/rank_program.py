@@ -43,6 +43,8 @@ class Task:
         round_bytes: in how large rounds machines exchange rows; 0: as usual.
         killed_in: the round of such an exchange in which the second rank is killed.
         stop_in: a phase in which the run is asked to stop; this ends the ranks, too.
+        environment: variables that are set while the run trains.
+        room: bytes of cached rows that every rank's device has room for; None: as many as it says.
     """
 
     config: RunConfig
@@ -57,6 +59,8 @@ class Task:
     round_bytes: int = 0
     killed_in: int = 0
     stop_in: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    room: int | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ def _trained(task, ranks):
     from finetune_core.training.events import EpochEnded, Progress, StepEnded
     from finetune_core.training.loop import StopRequested, fit
 
-    with _troubled(task, ranks), _watched(task, ranks) as answer:
+    with _set_up(task), _troubled(task, ranks), _watched(task, ranks) as answer:
         stream, steps = fit(task.config, task.folder, resume=task.resume, ranks=ranks), 0
         for event in stream:
             answer.events.append(event)
@@ -200,6 +204,19 @@ def _trained(task, ranks):
                 answer.events.append(stream.throw(StopRequested(pause=pausing)))
                 break
     return answer
+
+
+@contextmanager
+def _set_up(task):
+    """Set a task's environment variables and the room for its rows, on every rank."""
+    from finetune_core.training import prepare
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in task.environment.items():
+            patch.setenv(name, value)
+        if task.room is not None:
+            patch.setattr(prepare, "room_for_rows", lambda device: task.room)
+        yield
 
 
 @contextmanager
@@ -238,9 +255,9 @@ def _watched(task, ranks):
 
     answer, outputs, exchange = Answer(), trunk.outputs, Ranks.exchange
 
-    def computing(forward, device, rows, feed):
+    def computing(forward, device, rows, feed, **options):
         answer.computed.extend(rows.tolist())
-        return outputs(forward, device, rows, feed)
+        return outputs(forward, device, rows, feed, **options)
 
     def sending(self, sent, expected):
         answer.sent.append(

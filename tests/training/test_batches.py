@@ -200,6 +200,14 @@ def test_augmentation_differs_by_epoch_and_by_seed(kind):
     assert not torch.equal(seen[0], seen[2])
 
 
+@pytest.mark.parametrize("kind", ["none", "flips", "random_resized_crop"])
+def test_a_share_without_images_is_augmented_and_normalised_like_any_other(kind):
+    nothing = torch.empty(0, 3, 37, 37, dtype=torch.uint8)
+    seen = augmented(nothing, kind, np.empty(0, np.uint64), seed=0, epoch=1, size=32)
+    assert (seen.dtype, seen.shape) == (torch.uint8, (0, 3, 32, 32))
+    assert normalised(seen, [0.5] * 3, [0.5] * 3).shape == (0, 3, 32, 32)
+
+
 def test_no_augmentation_is_the_centre_crop():
     images = pictures(3, 32)
     assert torch.equal(augmented(images, "none", KEYS[:3], 0, 0, 24), images[..., 4:28, 4:28])

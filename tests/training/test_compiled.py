@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -91,8 +93,11 @@ def test_it_is_eager_until_the_package_is_there(process):
 
 
 @LINUX
-@pytest.mark.parametrize("changed", ["label", "weights", "batch", "precision", "threads"])
-def test_a_package_is_for_what_it_was_made_for_only(process, changed):
+@pytest.mark.parametrize(
+    "changed",
+    ["label", "weights", "batch", "precision", "threads", "torch", "torchvision", "timm", "thaw"],
+)
+def test_a_package_is_for_what_it_was_made_for_only(process, changed, monkeypatch):
     process.result = b"package"
     with Compiler(BF16, 1000, 4) as compiler:
         assert factors(compiler, 7)[-1] == 3  # too few to measure what it saves
@@ -100,6 +105,12 @@ def test_a_package_is_for_what_it_was_made_for_only(process, changed):
     try:
         if changed == "threads":
             torch.set_num_threads(threads + 1)
+        installed = metadata.distribution
+        monkeypatch.setattr(
+            metadata,
+            "distribution",
+            lambda name: SimpleNamespace(version="x") if name == changed else installed(name),
+        )
         batch = 5 if changed == "batch" else 4
         with Compiler(FP32 if changed == "precision" else BF16, 1000, batch) as compiler:
             weights = "others" if changed == "weights" else "weights"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from finetune_core.data.dataset import load_dataset
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.training import evaluation, events
@@ -121,3 +122,23 @@ def test_images_that_vanish_before_the_final_evaluation_are_counted_as_lost(
     assert [event.count for event in found if isinstance(event, events.ImagesLost)] == [1]
     assert isinstance(found[-1], events.RunFinished)
     assert len(load_predictions(tmp_path)) == 11
+
+
+def test_the_only_image_left_of_a_split_is_evaluated(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", "0")
+    config = config(precision="fp32", cache="off", skip_limit=0.5)
+    stream, found = fit(config, tmp_path), []
+    for event in stream:
+        found.append(event)
+        if isinstance(event, events.EpochEnded):
+            break
+    dataset = load_dataset(config.data).table
+    validated = dataset.loc[dataset["split"] == VAL, "id"].tolist()
+    for name in validated[1:]:
+        Path(config.data, name).unlink()
+    found += list(stream)
+    lost = [event.count for event in found if isinstance(event, events.ImagesLost)]
+    assert lost[-1] == len(validated) - 1
+    second = [event for event in found if isinstance(event, events.EpochEnded)][1]
+    assert second.val_accuracy in (0, 1)

@@ -8,6 +8,7 @@ import torch
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import Feed, arriving, forward_batch, outputs
 from finetune_core.training.prepare import prepare
+from finetune_core.transfers import Transfers
 from tests.drain import drained
 from tests.training.pretended import GPU
 
@@ -91,3 +92,10 @@ def test_nothing_trains_with_as_many_images_at_a_time_as_the_device_needs(colour
     )
     small = replace(job, config=job.config.model_copy(update={"micro_batch": 4}))
     assert replace(small, device=CUDA).evaluation_batch == 4
+
+
+def test_what_is_on_the_processor_is_not_brought_back_through_a_gpus_stream(monkeypatch):
+    transfers = Transfers(torch.device("cpu"))
+    monkeypatch.setattr(transfers, "_stream", object())  # anything that used it would fail
+    nothing = torch.empty(0)
+    assert transfers.to_processor(nothing)() is nothing

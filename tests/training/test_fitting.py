@@ -10,6 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import StandardScaler, normalize
 
 from finetune_core.data.dataset import load_dataset
+from finetune_core.data.rowcache import CACHE
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, DataError, ExportError, RunError, TrainingError
 from finetune_core.evaluation.prediction.predictor import load_predictor
@@ -251,15 +252,31 @@ def test_the_head_in_the_checkpoint_predicts_what_the_fit_predicted(fitted_run, 
     assert load_predictor(read_run(folder)).classes == ("blue", "green", "red")
 
 
-def test_without_the_cache_the_head_is_the_same(fitted_run):
-    heads = []
-    for cache in ("auto", "off"):
-        folder, seen = fitted_run(strategy="linear_probe", cache=cache)
+def test_the_head_is_the_same_to_the_bit_whatever_is_in_the_cache(fitted_run):
+    def head(**settings):
+        folder, seen = fitted_run(strategy="linear_probe", **settings)
         started = next(event for event in seen if isinstance(event, events.RunStarted))
-        assert (started.cache.where == "off") == (cache == "off")
-        network, _ = best_network(read_run(folder).config, folder)
-        heads.append(network.model.get_submodule(network.heads[0]).weight)
-    torch.testing.assert_close(heads[0], heads[1], atol=1e-3, rtol=1e-2)
+        return load_tensors(folder, BEST)[0], started.cache
+
+    usual = {"precision": "fp32"}
+    CACHE.clear()
+    cold, _ = head(**usual)
+    warm, report = head(**usual)
+    assert report.found == report.rows
+    uncached, report = head(**usual, cache="off", batch_size=64)
+    assert report.where == "off"
+    CACHE.clear()
+    head(**usual, train_fraction=0.3)
+    after_a_part, report = head(**usual)
+    assert 0 < report.found < report.rows
+    CACHE.clear()
+    list(
+        fitted_run(**usual, strategy="feature_extraction", epochs=1, augmentation="flips", views=1)
+    )
+    after_views, report = head(**usual)
+    assert 0 < report.found < report.rows
+    for other in (warm, uncached, after_a_part, after_views):
+        assert all(torch.equal(other[name], tensor) for name, tensor in cold.items())
 
 
 def test_what_steers_steps_changes_nothing(fitted_run):
@@ -278,14 +295,18 @@ def test_what_steers_steps_changes_nothing(fitted_run):
     torch.testing.assert_close(*chosen)
 
 
-def test_in_bf16_it_is_evaluated_in_fp32(fitted_run, native_bf16):
-    rows = [
-        summary(read_run(fitted_run(strategy="linear_probe", precision=precision)[0]))
-        for precision in ("fp32", "bf16")
+@pytest.mark.parametrize("strategy", [name for name, one in STRATEGIES.items() if one.fits])
+def test_it_is_fitted_to_the_fp32_features_that_it_is_evaluated_on(
+    fitted_run, native_bf16, strategy
+):
+    folders = [
+        fitted_run(strategy=strategy, precision=precision)[0] for precision in ("fp32", "bf16")
     ]
-    assert [row["precision"] for row in rows] == ["fp32", "bf16"]
+    rows = [summary(read_run(folder)) for folder in folders]
+    assert [row["precision"] for row in rows] == ["fp32", "fp32"]
     assert [row["evaluation_precision"] for row in rows] == ["fp32", "fp32"]
-    assert rows[1]["val_accuracy"] == pytest.approx(rows[0]["val_accuracy"], abs=0.2)
+    exact, asked_for_bf16 = (load_tensors(folder, BEST)[0] for folder in folders)
+    assert all(torch.equal(asked_for_bf16[name], tensor) for name, tensor in exact.items())
 
 
 def test_it_stops_between_fits_and_starts_again(colour_config, tmp_path):

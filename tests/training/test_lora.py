@@ -14,7 +14,7 @@ from finetune_core.errors import ConfigError, RunError
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network, network_stages
 from finetune_core.models.stages import derive_stages
-from finetune_core.training import events
+from finetune_core.training import events, lora
 from finetune_core.training.checkpoints import BEST, LAST, checkpoint_path, load_tensors
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
@@ -416,6 +416,21 @@ def test_the_audit_sees_a_weight_that_is_not_what_its_factors_say(config, tmp_pa
     name = next(iter(job.low_rank.factors))
     with torch.no_grad():
         job.network.model.get_parameter(name).view(-1)[0] += 1e-6
+    assert job.low_rank.unmerged() == [name]
+
+
+def test_the_audit_allows_rounding_where_products_do_not_repeat(config, monkeypatch):
+    job = finish_preparing(config())
+    job.low_rank.merge()
+    name = next(iter(job.low_rank.factors))
+    weight = job.network.model.get_parameter(name)
+    monkeypatch.setattr(lora, "_REPEATABLE", ())
+    largest = float(weight.detach().abs().max())
+    with torch.no_grad():
+        weight.view(-1)[0] += 1e-6 * largest
+    assert not job.low_rank.unmerged()
+    with torch.no_grad():
+        weight.view(-1)[0] += 1e-4 * largest
     assert job.low_rank.unmerged() == [name]
 
 

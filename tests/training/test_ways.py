@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from finetune_core.config import make_config
 from finetune_core.models.network import build_network, network_stages
@@ -214,9 +215,43 @@ def test_a_gradient_that_is_no_number_changes_nothing():
     assert torch.equal(model.weight, before)
 
 
-@pytest.mark.parametrize(
-    "kind", [partial(torch.optim.SGD, momentum=0.9), torch.optim.Adam, torch.optim.AdamW]
-)
+OPTIMIZERS = [partial(torch.optim.SGD, momentum=0.9), torch.optim.Adam, torch.optim.AdamW]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_gradients_lie_exactly_as_their_parameters_when_a_fused_optimizer_sees_them(
+    kind, monkeypatch
+):
+    model = Device("cpu", "", "fp32").hold(build_network("timm/test_nfnet", "none", 3, 0, 32).model)
+    images = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    optimizer = kind(model.parameters(), lr=0.1, fused=True)
+    cross_entropy(model.train()(images), torch.tensor([0, 1])).backward()
+    trained = [one for one in model.parameters() if one.grad is not None]
+    before = [one.grad.clone(memory_format=torch.contiguous_format) for one in trained]
+    assert sum(one.grad.stride() != one.stride() for one in trained) > 5
+    seen = []
+    monkeypatch.setattr(optimizer, "step", lambda: seen.extend(one.grad for one in trained))
+    take_step(optimizer, torch.tensor(0.0))
+    assert all(
+        gradient.stride() == one.stride() and torch.equal(gradient, wanted)
+        for gradient, one, wanted in zip(seen, trained, before, strict=True)
+    )
+    monkeypatch.undo()
+    take_step(optimizer, torch.tensor(0.0))
+    kept = [(one, value) for one in trained for value in optimizer.state[one].values()]
+    assert all(value.stride() == one.stride() for one, value in kept if value.shape == one.shape)
+
+
+def test_a_gradient_in_another_layout_is_copied_into_that_of_its_parameter():
+    parameter = nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    parameter.grad = torch.randn(4, 3, 2, 2)
+    wanted = parameter.detach() - 0.1 * parameter.grad
+    take_step(torch.optim.SGD([parameter], lr=0.1, fused=True), torch.tensor(0.0))
+    assert parameter.grad.stride() == parameter.stride()
+    torch.testing.assert_close(parameter.detach(), wanted)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_skipped_step_is_as_if_it_had_not_been(kind):
     def trained(gradients):
         torch.manual_seed(0)
