@@ -8,6 +8,8 @@ from urllib.parse import parse_qs, urlencode, urlparse
 
 import pytest
 
+from tests.ports import free_port
+
 pytest.importorskip("authlib")
 
 
@@ -102,19 +104,19 @@ def provider():
 
 
 def test_nothing_is_shown_before_sign_in_and_everything_after_it(
-    provider, start, free_port, page, no_error_on, tmp_path
+    provider, start, page, no_error_on, tmp_path
 ):
-    secrets = tmp_path / "secrets.toml"
+    secrets, port = tmp_path / "secrets.toml", free_port()
     secrets.write_text(
         f"""[auth]
-redirect_uri = "http://127.0.0.1:{free_port}/oauth2callback"
+redirect_uri = "http://127.0.0.1:{port}/oauth2callback"
 cookie_secret = "{"s" * 40}"
 client_id = "thaw"
 client_secret = "secret"
 server_metadata_url = "{provider.url}/.well-known/openid-configuration"
 """
     )
-    server = start(tmp_path, free_port, [f"--secrets.files={secrets}"])
+    server = start(tmp_path, port, [f"--secrets.files={secrets}"])
     page.goto(f"{server.url}/train")
     page.get_by_role("button", name="Sign in").wait_for()
     assert page.locator("[data-testid=stPageLink]").count() == 0

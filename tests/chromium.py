@@ -1,0 +1,23 @@
+"""Chromium, and how tests start it."""
+
+import os
+import shutil
+
+CHROMIUM = (
+    os.environ.get("THAW_CHROMIUM")
+    or shutil.which("chromium")
+    or shutil.which("chromium-browser")
+    or ""
+)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# The camera shows a test pattern, and may be used without being asked.
+FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+
+MINUTE = 60_000  # milliseconds, as Playwright counts
