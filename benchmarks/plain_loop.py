@@ -81,9 +81,8 @@ def step(
 def main(options: argparse.Namespace) -> None:
     train_loader, val_loader = loaders(options)
     device = torch.device(options.device)
-    model = build(options.network, options.strategy, classes=len(train_loader.dataset.classes)).to(
-        device
-    )  # type: ignore[attr-defined]
+    classes = len(train_loader.dataset.classes)  # type: ignore[attr-defined]
+    model = build(options.network, options.strategy, classes=classes).to(device)
     optimizer = torch.optim.Adam(filter(lambda p: p.requires_grad, model.parameters()), lr=1e-4)
     train_size, val_size = len(train_loader.dataset), len(val_loader.dataset)  # type: ignore[arg-type]
 

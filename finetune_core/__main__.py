@@ -48,6 +48,7 @@ from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.files import check_output
 from finetune_core.formatting import size
 from finetune_core.standard_streams import with_safe_streams
+from finetune_core.version import __version__
 
 app = typer.Typer(
     help="Fine-tune pretrained image classifiers, and find out which layers were worth training.",
@@ -57,8 +58,22 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        out.print(f"thaw {__version__}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def _any(context: typer.Context) -> None:
+def _any(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
     refuse_torchrun(context.invoked_subcommand)
 
 
@@ -69,10 +84,13 @@ def dashboard(
         int | None,
         typer.Option(min=1, max=65535, help="The port; by default 8501, or the next free one."),
     ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Whether a browser is opened.")
+    ] = True,
 ) -> None:
     """Start the dashboard. Other options are Streamlit's: --server.headless true, --server.address 0.0.0.0, …"""
     with refused_in_words():
-        start_app(port, context.args)
+        start_app(port, browser, context.args)
 
 
 @app.command()

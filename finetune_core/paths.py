@@ -1,27 +1,49 @@
-"""Where Thaw keeps what it writes: its checkout, or the folder that THAW_HOME names; what only saves time, also where THAW_CACHE_DIR says."""
+"""Where the dashboard is, and where Thaw writes.
+
+Thaw writes below the folder that THAW_HOME names, else into its checkout, else into ``~/.thaw``.
+What only saves time goes where THAW_CACHE_DIR says.
+"""
 
 import os
 from pathlib import Path
 
 from finetune_core.errors import FinetuneError
 
-APP = (
-    Path(__file__).resolve().parent.parent / "app.py"
-)  # the dashboard: in a checkout only, never in an installed copy
+_PACKAGE = Path(__file__).resolve().parent
+_CHECKOUT = _PACKAGE.parent
+
+
+def dashboard() -> Path:
+    """Return the script that Streamlit runs: in a wheel inside the package, else in the checkout.
+
+    Raises:
+        FinetuneError: when there is none.
+    """
+    for script in (_PACKAGE / "dashboard" / "app.py", _CHECKOUT / "app.py"):
+        if script.is_file():
+            return script
+    raise FinetuneError(
+        f"The dashboard is missing from {_PACKAGE}. Install Thaw again, as a wheel or with "
+        "`pip install -e .` in a checkout."
+    )
 
 
 def home() -> Path:
-    """The folder below which Thaw writes: ``THAW_HOME``, else the checkout, else ``.thaw`` in the person's own folder.
+    """Return the folder below which Thaw writes.
 
     Raises:
         FinetuneError: when THAW_HOME names what cannot be a folder.
     """
-    return _named("THAW_HOME") or (APP.parent if APP.is_file() else Path.home() / ".thaw")
+    if named := _named("THAW_HOME"):
+        return named
+    return _CHECKOUT if _is_checkout() else Path.home() / ".thaw"
 
 
 def cache_dir() -> Path:
-    """Where activations and decoded images go that do not fit into memory: ``THAW_CACHE_DIR``, a folder on a disk of this machine where
-    THAW_HOME is not; else ``cache`` in ``home``.
+    """Return where activations and decoded images go that do not fit into memory.
+
+    That is ``THAW_CACHE_DIR``, for a disk of this machine where THAW_HOME is on none, else
+    ``cache`` in ``home``.
 
     Raises:
         FinetuneError: when a variable names what cannot be a folder.
@@ -75,3 +97,8 @@ def runs_dir() -> Path:
 def data_dir() -> Path:
     """Where the bundled samples are written, and where the app looks for data sets first."""
     return home() / "data"
+
+
+def _is_checkout() -> bool:
+    """Return whether this package lies in a checkout. Site-packages may hold an ``app.py``, too."""
+    return (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "app.py").is_file()

@@ -23,6 +23,7 @@ from filelock import FileLock
 from PIL import Image
 
 from finetune_core.data.rowcache import CACHE
+from tests.chromium import ARGUMENTS, CHROMIUM, FAKE_CAMERA
 
 HUES = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
 
@@ -186,6 +187,19 @@ def served(tmp_path_factory):
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM:
+        pytest.skip("no Chromium on this machine")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*ARGUMENTS, *FAKE_CAMERA]
+        )
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,140 +1,218 @@
-"""The package: what ``pip install -e .`` makes of a checkout, and the command that it gives."""
+"""The package: the wheel in an empty environment, and what ``pip install -e .`` makes of a checkout."""
 
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
-import sysconfig
 import time
+import tomllib
 import urllib.request
+import zipfile
+from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
 
+from finetune_core.version import __version__
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parent.parent
 
-pytestmark = pytest.mark.slow  # an environment of its own, and processes that start anew
+pytestmark = pytest.mark.slow  # builds, environments of their own, processes that start anew
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A copy of the checkout, installed into an environment of its own, which sees what is installed here, too: (checkout, bin)."""
-    pytest.importorskip("setuptools", minversion="77")
-    base = tmp_path_factory.mktemp("package")
-    checkout = base / "checkout"
-    checkout.mkdir()
-    for name in ("finetune_core", "pages", ".streamlit"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("app.py", "pyproject.toml", "requirements.txt", "README.md"):
-        shutil.copy(ROOT / name, checkout)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", base / "env"], check=True)
-    python = base / "env" / "bin" / "python"
-    [packages] = (base / "env").glob("lib/python*/site-packages")
-    (packages / "outer.pth").write_text(sysconfig.get_path("purelib"))
-    command = [
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-e",
-        checkout,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return checkout, python.parent
+def requirements(name):
+    """Return the requirements that a file lists itself."""
+    lines = (ROOT / name).read_text().splitlines()
+    return {line.lower().replace("_", "-") for line in lines if not line.startswith("-r ")}
 
 
 def run(command, cwd, **environment):
-    without_home = {
+    """Run a command with nothing of this process's Thaw in its environment."""
+    inherited = {
         name: value for name, value in os.environ.items() if name not in ("THAW_HOME", "PYTHONPATH")
     }
     return subprocess.run(
         command,
         cwd=cwd,
-        env=without_home | environment,
+        env=inherited | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
-def test_an_editable_install_gives_the_command_the_types_and_the_home(installed, tmp_path):
-    checkout, binaries = installed
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from the sdist that is built from the checkout."""
+    pytest.importorskip("build")
+    target = tmp_path_factory.mktemp("dist")
+    done = run([sys.executable, "-m", "build", "--no-isolation", "--outdir", target, ROOT], target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = target.glob("thaw-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The programs of an environment that holds the wheel and what the wheel requires."""
+    environment = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    done = run(
+        [environment / "bin" / "python", "-m", "pip", "install", "-q", "--no-compile", wheel],
+        environment,
+    )
+    if "No matching distribution" in done.stderr and "Failed to establish" in done.stderr:
+        pytest.skip("the package index cannot be reached")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return environment / "bin"
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Start the dashboard with a command and its options: (command, options) -> address."""
+    servers = []
+
+    def start(command, *options):
+        port = free_port()
+        with open(tmp_path / "log", "wb") as log:
+            server = subprocess.Popen(
+                [command, "app", "--no-browser", "--port", str(port), *options],
+                cwd=tmp_path,
+                env=os.environ | {"THAW_HOME": str(tmp_path / "home")},
+                stdout=log,
+                stderr=log,
+            )
+        servers.append(server)
+        return server, f"http://127.0.0.1:{port}"
+
+    yield start
+    for server in servers:
+        server.kill()
+        server.wait()
+
+
+def wait_until_healthy(server, address, log):
+    """Return what the health endpoint answers, once it does."""
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        assert server.poll() is None, log.read_text()
+        try:
+            return urllib.request.urlopen(f"{address}/_stcore/health", timeout=300).read()
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+def test_wheel_holds_the_package_with_the_dashboard_in_it(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {
+        "finetune_core",
+        f"thaw-{__version__}.dist-info",
+    }
+    pages = [ROOT / "app.py", ROOT / ".streamlit" / "config.toml"]
+    pages += [path for path in (ROOT / "pages").rglob("*.*") if path.suffix in (".py", ".js")]
+    assert {f"finetune_core/dashboard/{path.relative_to(ROOT)}" for path in pages} == {
+        name for name in names if name.startswith("finetune_core/dashboard/")
+    }
+    assert "finetune_core/py.typed" in names
+    assert "finetune_core/exporters/standalone/train.template" in names
+
+
+def test_wheel_requires_the_requirements_and_offers_the_extras(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    (info,) = tmp_path.glob("*.dist-info")
+    required = PathDistribution(info).requires
+    lines = [line.lower().replace("_", "-").replace(" ", "") for line in required]
+    assert {line for line in lines if ";" not in line} == requirements("requirements.txt")
+    for extra in ("ray", "tensorboard", "mlflow"):
+        (line,) = requirements(f"requirements/{extra}.txt")
+        assert f"{line};extra=='{extra}'" in lines
+    dev = {line.split(";")[0] for line in lines if line.endswith("extra=='dev'")}
+    assert requirements("requirements-dev.txt") < dev
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert set(build) <= requirements(
+        "requirements-dev.txt"
+    )  # the wheel is built without isolation
+
+
+def test_installed_wheel_trains_and_writes_below_the_persons_home(installed, tmp_path):
+    assert run([installed / "thaw", "--version"], tmp_path).stdout == f"thaw {__version__}\n"
+    command = [installed / "thaw", "train", "digits", "--epochs", "1", "--image-size", "32"]
+    done = run(command, tmp_path, HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / ".thaw" / "runs").glob("*/best.safetensors"))
+
+
+def test_installed_wheel_serves_the_dashboard_and_tries_it_now(installed, serve, browser, tmp_path):
+    server, address = serve(installed / "thaw")
+    assert wait_until_healthy(server, address, tmp_path / "log") == b"ok"
+    page = browser.new_page()
+    page.set_default_timeout(600_000)
+    page.goto(address)
+    page.get_by_role("button", name="Try it now").click()
+    page.wait_for_url(re.compile(r"/train\?run="))
+    page.get_by_role("button", name="See the evaluation").click()
+    page.get_by_text("Mistakes, most confident first").wait_for()
+    assert page.locator("[data-testid=stException]").count() == 0
+
+
+@pytest.fixture(scope="module")
+def editable(tmp_path_factory):
+    """A copy of the checkout, installed editable beside what is installed here: (checkout, bin)."""
+    pytest.importorskip("hatchling")
+    base = tmp_path_factory.mktemp("package")
+    checkout = base / "checkout"
+    checkout.mkdir()
+    for name in ("finetune_core", "pages", ".streamlit", "requirements"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (*ROOT.glob("requirements*.txt"), *map(ROOT.joinpath, ("app.py", "README.md"))):
+        shutil.copy(path, checkout)
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", base / "env"], check=True)
+    python = base / "env" / "bin" / "python"
+    [packages] = (base / "env").glob("lib/python*/site-packages")
+    (packages / "outer.pth").write_text("\n".join(path for path in sys.path if path))
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "-e", checkout]
+    done = run([sys.executable, "-m", "pip", "--python", python, "install", *options], base)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return checkout, python.parent
+
+
+def test_editable_install_gives_the_command_and_the_checkout_as_home(editable, tmp_path):
+    checkout, binaries = editable
     done = run([binaries / "thaw", "train", "/not/there"], tmp_path)
     assert done.returncode == 2
     assert "DATA: there is no folder" in done.stderr
-    result = "import finetune_core, pathlib, finetune_core.paths as p; print(pathlib.Path(finetune_core.__path__[0], 'py.typed').is_file(), p.home())"
+    result = "import finetune_core.paths as p; print(p.home(), p.dashboard())"
     assert run([binaries / "python", "-c", result], tmp_path).stdout.split() == [
-        "True",
         str(checkout),
+        str(checkout / "app.py"),
     ]
 
 
-def test_what_is_installed_depends_on_the_requirements_and_on_nothing_else(installed, tmp_path):
-    _, binaries = installed
-    result = "import importlib.metadata as m; print(*(one for one in m.requires('thaw') if 'extra ==' not in one), sep='\\n')"
-    assert (
-        run([binaries / "python", "-c", result], tmp_path).stdout.split()
-        == (ROOT / "requirements.txt").read_text().split()
-    )
-
-
-def test_the_app_command_starts_the_dashboard_with_streamlits_own_options(installed, tmp_path):
-    _, binaries = installed
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        binaries / "thaw",
-        "app",
-        "--port",
-        str(port),
-        "--server.headless",
-        "true",
-        "--server.baseUrlPath",
-        "cold",
-    ]
-    with open(tmp_path / "log", "wb") as log:
-        server = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=os.environ | {"THAW_HOME": str(tmp_path)},
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        answer, end = None, time.monotonic() + 300
-        while answer is None and time.monotonic() < end:
-            assert server.poll() is None, (tmp_path / "log").read_text()
-            try:
-                answer = urllib.request.urlopen(
-                    f"http://127.0.0.1:{port}/cold/_stcore/health", timeout=300
-                ).read()
-            except OSError:
-                time.sleep(0.1)
-        assert answer == b"ok"
-    finally:
-        server.terminate()
-        server.wait()
+def test_app_command_becomes_streamlit_with_its_options(editable, serve, tmp_path):
+    _, binaries = editable
+    server, address = serve(binaries / "thaw", "--server.baseUrlPath", "cold")
+    assert wait_until_healthy(server, f"{address}/cold", tmp_path / "log") == b"ok"
+    server.terminate()
+    server.wait()
     with pytest.raises(OSError, match="refused"):  # the command was the server, not its parent
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/cold/_stcore/health", timeout=300)
+        urllib.request.urlopen(f"{address}/cold/_stcore/health", timeout=300)
 
 
-def test_without_a_checkout_the_app_command_says_what_to_do(tmp_path):
+def test_package_without_dashboard_says_what_to_do(tmp_path):
     shutil.copytree(
         ROOT / "finetune_core",
         tmp_path / "finetune_core",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
+    (tmp_path / "app.py").touch()  # some other package's: this is no checkout
+    result = "import finetune_core.paths as p; print(p.home())"
+    command = [sys.executable, "-c", result]
+    assert run(command, tmp_path, HOME="/nobody").stdout.strip() == "/nobody/.thaw"
+    (tmp_path / "app.py").unlink()
     done = run([sys.executable, "-m", "finetune_core", "app"], tmp_path)
     assert done.returncode == 2
-    assert "pip install -e ." in done.stderr
-    result = "import finetune_core.paths as p; print(p.home())"
-    assert (
-        run([sys.executable, "-c", result], tmp_path, HOME="/nobody").stdout.strip()
-        == "/nobody/.thaw"
-    )
+    assert "The dashboard is missing" in done.stderr

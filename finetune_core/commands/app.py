@@ -1,30 +1,26 @@
-"""What the ``app`` command does: starts the dashboard, which lies beside ``finetune_core`` in the checkout."""
+"""The ``app`` command: starts the dashboard."""
 
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from finetune_core.errors import FinetuneError
-from finetune_core.paths import APP
+from finetune_core.paths import dashboard
 
 
-def start_app(port: int | None, options: Sequence[str]) -> NoReturn:
+def start_app(port: int | None, browser: bool, options: Sequence[str]) -> NoReturn:
     """Become Streamlit, so that signals reach it and its exit status is the command's.
 
     Args:
-        options: Streamlit's own, as typed.
+        port: the port to listen on; None for Streamlit's own choice.
+        browser: whether a browser is opened.
+        options: Streamlit's own options, as typed.
 
     Raises:
         FinetuneError: when the dashboard is not there.
     """
-    if not APP.is_file():
-        raise FinetuneError(
-            f"There is no dashboard at {APP}: it is part of the checkout, not of the installed package. Install with "
-            "`pip install -e .` in a checkout, and keep that where it is."
-        )
     chosen = [] if port is None else [f"--server.port={port}"]
+    chosen += [] if browser else ["--server.headless=true"]
+    script = str(dashboard())
     sys.stdout.flush()
-    os.execv(
-        sys.executable, [sys.executable, "-m", "streamlit", "run", str(APP), *chosen, *options]
-    )
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", script, *chosen, *options])

@@ -1,54 +1,24 @@
-"""A browser and servers of the app for it; without Chromium, these tests are skipped."""
+"""Servers of the app for a browser."""
 
 import os
-import shutil
-import socket
 import time
 import urllib.request
 
 import pytest
 
+from tests.chromium import MINUTE
 from tests.forked import run_app
-
-CHROMIUM = (
-    os.environ.get("THAW_CHROMIUM")
-    or shutil.which("chromium")
-    or shutil.which("chromium-browser")
-    or ""
-)
-REBOUND = "evil.example"  # a name of another site, which leads to this machine
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1",
-]
-FAKE_CAMERA = [
-    "--use-fake-device-for-media-stream",
-    "--use-fake-ui-for-media-stream",
-]  # a test pattern, which may be used
-MINUTE = 60_000
-
-
-def unused_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.ports import free_port
 
 
 class Server:
     """The app on a port of its own, with a folder of its own."""
 
     def __init__(self, processes, home, port=None, options=()):
-        self.port = port or unused_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        log, options = (
-            home / "server.log",
-            ("--server.headless=true", f"--server.port={self.port}", *options),
-        )
+        log = home / "server.log"
+        options = ("--server.headless=true", f"--server.port={self.port}", *options)
         self.process = processes.Process(
             target=run_app, args=(os.environ | {"THAW_HOME": str(home)}, log, options)
         )
@@ -71,19 +41,6 @@ class Server:
         assert not self.process.is_alive()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("no Chromium on this machine")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*ARGUMENTS, *FAKE_CAMERA]
-        )
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def start(browser, processes):
     """Starts servers that end with the test: (home, port, options) -> server."""
@@ -104,8 +61,8 @@ def server(start, tmp_path):
 
 
 @pytest.fixture
-def free_port():
-    return unused_port()
+def port():
+    return free_port()
 
 
 @pytest.fixture(scope="module")

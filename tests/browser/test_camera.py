@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.browser.conftest import ARGUMENTS, CHROMIUM, FAKE_CAMERA, MINUTE
+from tests.chromium import ARGUMENTS, CHROMIUM, FAKE_CAMERA, MINUTE
 from tests.deadline import wait_until
 
 WIDTH, HEIGHT, FRAMES = 320, 240, 30

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.browser.conftest import REBOUND
+from tests.chromium import REBOUND
 from tests.handshake import status, websocket_status
 
 FIELD = "Folder, archive or manifest"

@@ -10,7 +10,7 @@ import pytest
 from finetune_core import paths
 from finetune_core.runs.store import RunStore
 from finetune_core.training.checkpoints import load_checkpoint
-from tests.browser.conftest import MINUTE
+from tests.chromium import MINUTE
 
 playwright = pytest.importorskip("playwright.sync_api")
 

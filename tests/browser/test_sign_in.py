@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, urlencode, urlparse
 
 import pytest
 
-from tests.browser.conftest import MINUTE
 from tests.browser.test_browser import PAGES
+from tests.chromium import MINUTE
 
 pytest.importorskip("authlib")
 
@@ -107,12 +107,12 @@ def provider():
 
 
 @pytest.fixture
-def secrets(provider, free_port, tmp_path):
-    """The file with the secrets of a server on ``free_port``."""
+def secrets(provider, port, tmp_path):
+    """The file with the secrets of a server on ``port``."""
     file = tmp_path / "secrets.toml"
     file.write_text(
         f"""[auth]
-redirect_uri = "http://127.0.0.1:{free_port}/oauth2callback"
+redirect_uri = "http://127.0.0.1:{port}/oauth2callback"
 cookie_secret = "{"s" * 40}"
 client_id = "thaw"
 client_secret = "secret"
@@ -123,9 +123,9 @@ server_metadata_url = "{provider.url}/.well-known/openid-configuration"
 
 
 def test_nothing_is_shown_before_sign_in_and_everything_after_it(
-    secrets, start, free_port, page, no_error_on, tmp_path
+    secrets, start, port, page, no_error_on, tmp_path
 ):
-    server = start(tmp_path, free_port, [f"--secrets.files={secrets}"])
+    server = start(tmp_path, port, [f"--secrets.files={secrets}"])
     page.goto(f"{server.url}/train")
     page.get_by_role("button", name="Sign in").wait_for()
     assert page.locator("[data-testid=stPageLink]").count() == 0
@@ -139,9 +139,9 @@ def test_nothing_is_shown_before_sign_in_and_everything_after_it(
 
 
 def test_secrets_that_break_while_the_server_runs_stop_every_page(
-    secrets, start, free_port, page, no_error_on, tmp_path
+    secrets, start, port, page, no_error_on, tmp_path
 ):
-    server = start(tmp_path, free_port, [f"--secrets.files={secrets}"])
+    server = start(tmp_path, port, [f"--secrets.files={secrets}"])
     page.goto(f"{server.url}/runs")
     page.get_by_role("button", name="Sign in").click()
     page.get_by_role("button", name="Sign out").wait_for()

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from tests.browser.conftest import unused_port
 from tests.handshake import status, websocket_status
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def started(tmp_path):
     running = []
 
     def start(*options):
-        port = unused_port()
+        port = free_port()
         command = [sys.executable, "-m", "finetune_core", "app", "--port", str(port)]
         with (tmp_path / "log").open("wb") as log:
             process = subprocess.Popen(
