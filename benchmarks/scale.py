@@ -63,9 +63,8 @@ def new_images(random: np.random.Generator, of_class: np.ndarray) -> np.ndarray:
 def png(pixels: np.ndarray) -> bytes:
     """An RGB image as a file: Pillow takes ten times as long to save so small a one."""
     height, width, _ = pixels.shape
-    lines = np.concatenate(
-        [np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1
-    )  # each begins with its filter
+    # each begins with its filter
+    lines = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (

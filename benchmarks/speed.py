@@ -34,14 +34,14 @@ STRATEGIES = ("feature_extraction", "last_block", "last_two_blocks", "full")
 PLAIN = "plain loop"
 NETWORKS = ("resnet18", "efficientnet_lite0")
 JOBS = ("feature_extraction", "last_block", "comparison", "full")
-BASELINES = {
-    "comparison": "last_block"
-}  # job -> what the others train, where it is not the job itself
+# job -> what the others train, where it is not the job itself
+BASELINES = {"comparison": "last_block"}
+# times the plain loop's speed, ResNet-18
 TARGETS = {
     "last_block": 7.0,
     "full": 3.0,
     "comparison": 1.0,
-}  # times the plain loop's speed, ResNet-18
+}
 TARGETS_BY_SIZE = {(2000, 650): 32.0, (10000, 1500): 45.0}  # of feature extraction, by images
 
 THAW = """

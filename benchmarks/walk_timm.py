@@ -153,9 +153,8 @@ def _out_of_order(stages: Sequence[Stage], executions: Iterable[str]) -> list[st
         name.rpartition(".")[0]: at
         for at, stage in enumerate(stages)
         for name in stage.parameters
-        if any(
-            name.startswith(f"{module}.") for module in stage.modules
-        )  # else it is one of a container, which starts first
+        # else it is one of a container, which starts first
+        if any(name.startswith(f"{module}.") for module in stage.modules)
     }
     order = [stage_of[path] for path in executions if path in stage_of]
     late = next((stages[here].name for here, after in pairwise(order) if after < here), None)

@@ -40,9 +40,8 @@ tune_allocator()
 
 
 def __getattr__(name: str) -> Any:
-    if (
-        name not in __all__
-    ):  # modules are imported by their names, and import torch only when they are
+    # modules are imported by their names, and import torch only when they are
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.api"), name)
 

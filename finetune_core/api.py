@@ -42,9 +42,8 @@ from finetune_core.models.catalogue import PACKAGED
 from finetune_core.runs.record import reopen_run
 from finetune_core.runs.store import Run, run_folder
 
-_ADVISED = tuple(
-    name for name in ADVISED if name != "backbone"
-)  # ``advise`` names its networks itself
+# ``advise`` names its networks itself
+_ADVISED = tuple(name for name in ADVISED if name != "backbone")
 
 AnyPath = str | os.PathLike[str]
 AnyRun = Run | AnyPath  # as it was returned, or its id, or its folder

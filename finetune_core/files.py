@@ -114,9 +114,8 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = False) 
         OSError: when it cannot be opened.
     """
     if not flags & os.O_CREAT:
-        _check_mode(
-            os.stat(path, follow_symlinks=follow).st_mode, path
-        )  # before it is opened: devices may do something then
+        # before it is opened: devices may do something then
+        _check_mode(os.stat(path, follow_symlinks=follow).st_mode, path)
     added = (getattr(os, flag, 0) for flag in _FLAGS if not (follow and flag == "O_NOFOLLOW"))
     descriptor = os.open(path, flags | sum(added), 0o644)
     try:

@@ -26,9 +26,8 @@ def with_safe_streams(command: Callable[[], None]) -> None:
             sys.stdout.flush()
     except OutputError as error:
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(
-            null, sys.stdout.fileno()
-        )  # Python flushes once more at its end, and would report the same again
+        # Python flushes once more at its end, and would report the same again
+        os.dup2(null, sys.stdout.fileno())
         os.close(null)
         if error.errno != errno.EPIPE:  # whoever read has read enough
             sys.stderr.write(f"{error}\n")

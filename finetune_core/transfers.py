@@ -40,9 +40,8 @@ class Transfers:
         def arrived() -> torch.Tensor:
             computing = torch.cuda.current_stream(self._device)
             computing.wait_event(copied)
-            copy.record_stream(
-                computing
-            )  # its memory must not be used again before that is done with it
+            # its memory must not be used again before that is done with it
+            copy.record_stream(computing)
             return copy
 
         return arrived

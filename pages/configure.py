@@ -111,9 +111,8 @@ def what(
 def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, str]) -> None:
     """How it trains: settings, and the learning-rate range test."""
     inside = {"weights", "from_run", "devices", *names_in(*ADVANCED)} & problems.keys()
-    if inside - st.session_state.get(
-        "problems_inside", set()
-    ):  # something is wrong in there that was not before
+    # something is wrong in there that was not before
+    if inside - st.session_state.get("problems_inside", set()):
         st.session_state[MORE_KEY] = True
     st.session_state["problems_inside"] = inside
     form.section(TRAINING, problems)

@@ -100,9 +100,8 @@ def confirmed(run_ids: list[str]) -> None:
 
 def panel(was_active: bool) -> None:
     runs = store().runs()
-    if not runs or was_active != any(
-        run.active for run in runs
-    ):  # it has to stop refreshing itself, or to begin
+    # it has to stop refreshing itself, or to begin
+    if not runs or was_active != any(run.active for run in runs):
         st.rerun()
     words = search_box()
     found = matching(runs, words)

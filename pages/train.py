@@ -165,9 +165,8 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
     except RunError as error:  # it was deleted, or damaged, since the page was drawn
         st.error(plain(str(error)), icon=":material/folder_off:")
         return
-    if paced != pace(
-        run
-    ):  # only the page around it can change that, and when it ends more than this panel changes
+    # only the page around it can change that, and when it ends more than this panel changes
+    if paced != pace(run):
         st.rerun()
     with st.container():  # of one place, whatever comes up in it: or what follows would be drawn anew, and charts flicker
         controls(run)
@@ -184,9 +183,8 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
         overlaid_charts([run, *others])
     else:
         curves(run)
-    if (
-        run.history.started and not run.config.is_ensemble
-    ):  # each of its networks has stages of its own
+    # each of its networks has stages of its own
+    if run.history.started and not run.config.is_ensemble:
         rate = None if run.config.averaged else run.config.learning_rate
         draw_stages(run_stages(run), rate, fits=STRATEGIES[run.config.strategy].fits)
     details(run)

@@ -166,9 +166,8 @@ def test_three_packaged_networks_are_compared_on_the_digits_without_a_connection
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
     assert [run["backbone"] for run in result["runs"]] == backbones
-    assert all(
-        run["accuracy"] > 0.7 for run in result["runs"]
-    )  # as nothing with random weights would be
+    # as nothing with random weights would be
+    assert all(run["accuracy"] > 0.7 for run in result["runs"])
     assert len(result["pairs"]) == 3
 
 

@@ -123,9 +123,8 @@ def test_labels_that_are_named_are_shown_somewhere(document):
 def test_names_that_look_like_code_are_in_the_code(document):
     words = {word for code in in_backticks(document) for word in re.findall(r"[A-Za-z_]\w*", code)}
     names = {word for word in words if "_" in word or re.search("[a-z][A-Z]", word)} - OF_OTHERS
-    known = {
-        name: re.sub("_(low|high)$", "", name) for name in names
-    }  # the ends of an interval are named after what lies in it
+    # the ends of an interval are named after what lies in it
+    known = {name: re.sub("_(low|high)$", "", name) for name in names}
     assert not [
         name
         for name, stem in known.items()

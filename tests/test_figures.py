@@ -212,10 +212,11 @@ def test_a_map_by_split_has_the_colours_that_splits_have_everywhere():
     names = {"train": "Training", "val": "Validation", "test": "Test"}
     figure = feature_map(places(split=["val", "train", "train"]), "split", names)
     colours = {trace.name: trace.marker.color for trace in figure.data}
+    # no test images, no legend for them
     assert colours == {
         "Training": TRAIN_COLOR,
         "Validation": VAL_COLOR,
-    }  # no test images, no legend for them
+    }
 
 
 def test_on_a_map_of_many_classes_no_two_look_alike():

@@ -85,9 +85,8 @@ def shell(line, **more):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-@pytest.mark.parametrize(
-    "command", ["fetch --json", "backbones", "--help"]
-)  # less than a buffer, more, and not ours
+# less than a buffer, more, and not ours
+@pytest.mark.parametrize("command", ["fetch --json", "backbones", "--help"])
 def test_results_that_have_no_room_are_an_error_in_one_line(command):
     done = shell(f"$thaw {command} > /dev/full")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

@@ -132,9 +132,8 @@ def test_wheel_requires_the_requirements_and_offers_the_extras(wheel, tmp_path):
     dev = {line.split(";")[0] for line in lines if line.endswith("extra=='dev'")}
     assert requirements("requirements-dev.txt") < dev
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    assert set(build) <= requirements(
-        "requirements-dev.txt"
-    )  # the wheel is built without isolation
+    # the wheel is built without isolation
+    assert set(build) <= requirements("requirements-dev.txt")
 
 
 def test_installed_wheel_trains_and_writes_below_the_persons_home(installed, tmp_path):

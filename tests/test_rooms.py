@@ -55,9 +55,8 @@ def imported(file):
 
 @pytest.mark.parametrize("file", FILES, ids=dotted)
 def test_a_room_calls_only_the_rooms_before_it(file):
-    own = (
-        "finetune_core.api" if dotted(file) == "finetune_core" else room(dotted(file))
-    )  # the package offers what the api has
+    # the package offers what the api has
+    own = "finetune_core.api" if dotted(file) == "finetune_core" else room(dotted(file))
     for name in imported(file):
         if name.split(".")[0] in ("finetune_core", "pages"):
             assert ORDER.index(room(name)) <= ORDER.index(own), f"{own} may not import {name}"

@@ -29,6 +29,7 @@ Axis = Literal["test", "shifted"]
 Where = Literal["online", "offline"]
 Block = Literal["first", "middle", "last"]
 
+# what ``plan`` decides
 _PLANNED = {
     "data",
     "backbone",
@@ -38,7 +39,7 @@ _PLANNED = {
     "head_seed",
     "from_run",
     "averaged",
-}  # what ``plan`` decides
+}
 
 
 def _known_settings(settings: dict[str, Any]) -> dict[str, Any]:

@@ -85,10 +85,11 @@ def designed(
                     customs, "describes the strategy custom: name that among the strategies, too"
                 )
             )
+    # left out of the other strategies' settings
     for name, owners in (
         ("features_from", FITTED),
         ("lora_from", ("lora",)),
-    ):  # left out of the other strategies' settings
+    ):
         if name in settings and (named_owners := [one for one in strategies if one in owners]):
             settings.setdefault("strategy", named_owners[0])
     if baseline and BASELINE not in strategies:
@@ -101,9 +102,8 @@ def designed(
     usual = {"backbone": default_backbone()} | kept_split(settings["data"], as_is)
     with_descriptions(backbones)
     base = make_config((settings_in_file(config) if config else usual) | followed | settings)
-    if (
-        len(backbones) == 1 and not followed and config is None and "image_size" not in settings
-    ):  # several are compared at one size
+    # several are compared at one size
+    if len(backbones) == 1 and not followed and config is None and "image_size" not in settings:
         base = at_own_size(base.model_copy(update={"backbone": backbones[0]}))
     configs = design(
         base,
@@ -184,10 +184,11 @@ def advised_next(
     if not (experiment.configs and (timed or book.speed(experiment.configs[0]))):
         return experiment, None, ""
     config = experiment.configs[0]
+    # what cannot be timed cannot be forecast: the experiment stands
     with (
         suppress(FinetuneError),
         progress_bar() as bar,
-    ):  # what cannot be timed cannot be forecast: the experiment stands
+    ):
         dataset = show_work(
             bar, index_dataset(config.data, **config.split_settings, edits=config.edits)
         )

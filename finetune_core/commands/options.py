@@ -84,12 +84,13 @@ COMPARED = {
 ADVISED = ("backbone", *names_in(TRAINING, HARDWARE, SPLIT))
 
 _ARGUMENTS = {"data": "DATA", "averaged": "RUN_DIR"}  # fields that no option gives
+# options of a command that its help shows after the settings
 _LAST = (
     "executor",
     "ray_address",
     "runs_dir",
     "as_json",
-)  # options of a command that its help shows after the settings
+)
 
 
 def takes_settings(

@@ -24,9 +24,8 @@ ADVANCED = (DATA, OPTIMIZATION, STOPPING, HARDWARE)  # a form folds these away
 Kind = Literal["choice", "integer", "number", "numbers", "text", "structure"]
 InScript = Literal["repeated", "irrelevant", "missing"]
 
-_THOUSANDS = re.compile(
-    r"[1-9]\d{0,2}(,\d{3})+"
-)  # 1,250: one and a quarter to some, more than a thousand to others
+# 1,250: one and a quarter to some, more than a thousand to others
+_THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")
 _LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 _METAVARS: dict[Kind, str] = {
     "choice": "NAME",
@@ -142,9 +141,8 @@ def as_number(text: str, share: bool = False) -> str | float:
     elif not percent:
         return text
     try:
-        return float(
-            f"{number}e-2" if percent else number
-        )  # as text: 14.3 / 100 is not the number nearest to 0.143
+        # as text: 14.3 / 100 is not the number nearest to 0.143
+        return float(f"{number}e-2" if percent else number)
     except ValueError:
         return text
 

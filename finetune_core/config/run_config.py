@@ -61,11 +61,12 @@ StrategyName = Literal[
     "lora",
     "custom",
 ]
+# without epochs
 FITTED: tuple[StrategyName, ...] = (
     "linear_probe",
     "prototypes",
     "nearest_neighbours",
-)  # without epochs
+)
 BatchNorm = Literal["auto", "frozen", "statistics"]
 LoraNorms = Literal["frozen", "train"]
 ClassWeights = Literal["none", "balanced"]

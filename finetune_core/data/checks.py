@@ -16,20 +16,23 @@ _MANY_TIMES = 10  # the largest class over the smallest
 _WHOLE_SET = (
     0.25  # what a quarter of the images have is the nature of the set, not a fault of single images
 )
+# pixels of the shorter side; longer over shorter side; pixels in all
 _TINY, _LONG, _LARGE = (
     32,
     3.0,
     25e6,
-)  # pixels of the shorter side; longer over shorter side; pixels in all
+)
+# 95th and 5th percentile and standard deviation of the gray values, 0…255
 _DARK, _BRIGHT, _PLAIN = (
     40,
     225,
     4.0,
-)  # 95th and 5th percentile and standard deviation of the gray values, 0…255
+)
+# below the set's median log sharpness, in robust deviations; and in itself
 _BLUR_DEVIATIONS, _BLURRED = (
     5.0,
     0.02,
-)  # below the set's median log sharpness, in robust deviations; and in itself
+)
 _FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
     "MPO": (".jpg", ".jpeg", ".mpo"),
@@ -132,9 +135,8 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
 
 def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
     """Copies and near-duplicates, across splits first: those inflate a score."""
-    alike = table[
-        table["content"].duplicated(keep=False) | table["near"].duplicated(keep=False)
-    ]  # few, as a rule, of a million
+    # few, as a rule, of a million
+    alike = table[table["content"].duplicated(keep=False) | table["near"].duplicated(keep=False)]
     rank = alike["split"].map({split: number for number, split in enumerate(SPLITS)})
     ordered = alike.assign(rank=rank).sort_values(["rank", "id"])
     exact = ordered[ordered["content"].duplicated(keep=False)]
@@ -143,12 +145,10 @@ def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
     agreeing = exact[~conflicting]
     yield from _leaks("leakage", agreeing[_differ(agreeing, "content", "split")], "content", table)
     yield from _surplus("exact_duplicates", agreeing, "content")
-    ordered = ordered.sort_values(
-        ["rank", "closeness", "id"], ascending=[True, False, True]
-    )  # most confident first
-    near = ordered[
-        _differ(ordered, "near", "content")
-    ]  # exact copies among them, too: they have to move with the rest
+    # most confident first
+    ordered = ordered.sort_values(["rank", "closeness", "id"], ascending=[True, False, True])
+    # exact copies among them, too: they have to move with the rest
+    near = ordered[_differ(ordered, "near", "content")]
     yield from _leaks("near_leakage", near[_differ(near, "near", "split")], "near", table)
     yield from _surplus("near_duplicates", near[~near["content"].duplicated()], "near")
 

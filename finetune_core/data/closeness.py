@@ -19,10 +19,11 @@ _NEIGHBOURS = 10
 _FALSE_SHARE = 0.05  # of the pairs that are called close, as many may be so by chance
 _SAMPLED = 1000  # images, from which the distances between different images are known
 _BLACK, _WHITE = 4, 251  # gray levels beyond which values may have been cut off
+# pixels: over which differences are averaged; within which an edge excuses them
 _WINDOW, _AROUND = (
     4,
     7,
-)  # pixels: over which differences are averaged; within which an edge excuses them
+)
 _EXCUSED = 0.1  # of the contrast of such an edge: what scaling and compression make of it
 _PEAK = 9.0  # standard deviations of the averaged differences
 _EDGE = 3  # pixels at the rim that are not compared
@@ -100,16 +101,14 @@ def chance_pairs(vectors: np.ndarray) -> ChancePairs:
     block = max(1, 20_000_000 // count)
     for start in range(0, len(sampled), block):
         correlation = sampled[start : start + block] @ vectors.T
-        closest = -np.partition(-correlation, last, axis=1)[
-            :, : last + 1
-        ]  # the image itself among them
+        # the image itself among them
+        closest = -np.partition(-correlation, last, axis=1)[:, : last + 1]
         near.append(np.sort(distance(closest), axis=1)[:, 1:])
     far = np.maximum(np.concatenate(near), 1e-6)
     inner = np.arange(first, last)
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, last))])
-    usual = (
-        harmonic[last - 1] - harmonic[inner - 1]
-    ).mean()  # of log(radius / distance), times the dimension
+    # of log(radius / distance), times the dimension
+    usual = (harmonic[last - 1] - harmonic[inner - 1]).mean()
     spread = np.log(far[:, last - 1 :] / far[:, inner - 1]).mean()
     return ChancePairs(count, last, far[:, last - 1], usual / max(spread, 1e-6))
 

@@ -251,9 +251,8 @@ def _split(
     """Split what is for training; images that had a split by this rule before keep it, so that new files move none."""
     val_fraction, test_fraction, seed, _, near_duplicates = rule
     split = table["split"].replace("", splits.TRAIN).astype("object")
-    apart = bool(
-        (table["split"] != "").any()
-    )  # the data name their training images: a test share was not asked for
+    # the data name their training images: a test share was not asked for
+    apart = bool((table["split"] != "").any())
     training = table[split == splits.TRAIN]
     file = (
         entry_folder(data)
@@ -267,15 +266,13 @@ def _split(
     )
     kept = known.reindex(training["id"])
     groups = training["group"].where(training["group"] != "").to_numpy()
-    kept = kept.mask(
-        kept.groupby(groups).transform("nunique") > 1
-    )  # a group that was not one before
+    # a group that was not one before
+    kept = kept.mask(kept.groupby(groups).transform("nunique") > 1)
     if kept.notna().all():
         split.loc[training.index] = kept.to_numpy(dtype=object)
         return split
-    kept = kept.fillna(
-        kept.groupby(groups).transform("first")
-    )  # the group first, then what is nearly alike
+    # the group first, then what is nearly alike
+    kept = kept.fillna(kept.groupby(groups).transform("first"))
     assigned = splits.assign_splits(
         training["id"],
         training["class"],

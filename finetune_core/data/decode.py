@@ -35,9 +35,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485
 # Here, for the whole process: filters that hold for a block only hold for every thread, too, and may stay for good.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings(
-    "ignore", category=UserWarning, module=r"PIL\."
-)  # on damaged metadata, which is no loss
+# on damaged metadata, which is no loss
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.init()
 
 _ORIENTATION_TAG = 0x0112
@@ -200,9 +199,8 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     except NotRegular as error:
         raise ImageError(f"{_name(source)} is {error.strerror}, not an image file") from None
     except Exception as error:
-        if (
-            isinstance(error, OSError) and error.filename is not None
-        ):  # the system's, of the file itself
+        # the system's, of the file itself
+        if isinstance(error, OSError) and error.filename is not None:
             raise ImageError(f"{_name(source)} cannot be opened: {error.strerror}") from None
         raise ImageError(f"{_name(source)} is damaged or cut short: {error}") from None
 
@@ -247,9 +245,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _wide_to_rgb(image: Image.Image) -> Image.Image:
     """16-bit gray keeps its top 8 bits; 32-bit and floating-point gray, which has no fixed range, is stretched to it from its
     finite values. What is beyond them is white or black, and what is no number is black."""
-    with np.errstate(
-        invalid="ignore"
-    ):  # some of what is no number is reported when it is converted
+    # some of what is no number is reported when it is converted
+    with np.errstate(invalid="ignore"):
         gray = np.asarray(image).astype(np.float64)
     gray[np.isnan(gray)] = -np.inf
     finite = np.isfinite(gray)

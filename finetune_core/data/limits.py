@@ -44,9 +44,8 @@ class Names:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._entries = 0
-        self._known: dict[
-            str, str
-        ] = {}  # path as a lenient file system compares it -> as given; a folder's ends with "/"
+        # path as a lenient file system compares it -> as given; a folder's ends with "/"
+        self._known: dict[str, str] = {}
 
     def admit(self, name: str, is_folder: bool = False, kind: str = "") -> str | None:
         """Check a name; returns where below the folder it goes, or None when it is no image's.

@@ -184,9 +184,8 @@ def _read(path: Path) -> pd.DataFrame:
     except Exception as error:  # the parsers raise nearly anything on what is no table
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} cannot be read as a table: {reason}") from None
-    if not isinstance(
-        table.index, pd.RangeIndex
-    ):  # pandas takes what is too much for names of rows
+    # pandas takes what is too much for names of rows
+    if not isinstance(table.index, pd.RangeIndex):
         raise DataError(
             f"{path.name}: its rows hold more values than the heading. Put values with a comma in them in quotes."
         )
@@ -196,10 +195,11 @@ def _read(path: Path) -> pd.DataFrame:
 def _separator(path: Path) -> str:
     with path.open(encoding="utf-8-sig", newline="") as file:
         heading = file.readline()
+    # names of columns may hold spaces where something else separates them
     for separators in (
         ",;\t|",
         " ",
-    ):  # names of columns may hold spaces where something else separates them
+    ):
         with suppress(csv.Error):
             return csv.Sniffer().sniff(heading, separators).delimiter
     return ","  # of one column

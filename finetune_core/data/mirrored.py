@@ -21,9 +21,8 @@ _DIRECTIONS = frozenset(
 _DIGITS = frozenset(
     ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 )
-_SYMMETRIC = frozenset(
-    "AHIMOTUVWXY08ovwx"
-)  # letters and digits that are their own mirror image, more or less
+# letters and digits that are their own mirror image, more or less
+_SYMMETRIC = frozenset("AHIMOTUVWXY08ovwx")
 _WORD = re.compile(r"[^\W_]+")
 
 

@@ -125,9 +125,8 @@ def decode_pixels(
                 yield Step(done, len(wanted))
             return Pixels(paths, side, None, failed, len(wanted), interpolation=interpolation)
     table = CACHE.table(name)
-    if table.missing(
-        keys[np.setdiff1d(asked, list(failed))]
-    ).any():  # on a tight disk new rows have driven out older ones
+    # on a tight disk new rows have driven out older ones
+    if table.missing(keys[np.setdiff1d(asked, list(failed))]).any():
         return Pixels(paths, side, None, failed, len(wanted), interpolation=interpolation)
     return Pixels(paths, side, table.lookup(keys), failed, len(wanted), interpolation=interpolation)
 

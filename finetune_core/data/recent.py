@@ -118,7 +118,7 @@ def recent_sources(roots: Sequence[Path], most: int, person: str | None = None) 
         person: when given, only what they have opened themselves.
     """
     files = entries_folder().glob(f"*/{_FILE}")
-    dated = [(found.st_mtime, file) for file in files if (found := regular_file(file))]
+    dated = [(status.st_mtime, file) for file in files if (status := regular_file(file))]
     known = (_read(file) for _, file in sorted(dated, reverse=True))
     sample = data_id(paths.data_dir() / SAMPLE_NAME)
     found = (

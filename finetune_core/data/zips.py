@@ -137,9 +137,8 @@ def _infos(file: BinaryIO, directory: _Directory, names: Names) -> list[zipfile.
         raise DataError(
             f"“{printable_name(repr(error.object)[2:-1])}” is not valid Unicode. Rename it or leave it out, then try again."
         ) from None
-    if (
-        len(infos) % 0x10000 != directory.entries % 0x10000
-    ):  # above that, some programs lose the upper digits
+    # above that, some programs lose the upper digits
+    if len(infos) % 0x10000 != directory.entries % 0x10000:
         raise ValueError("its directory is not complete")
     return infos
 

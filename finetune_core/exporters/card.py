@@ -160,9 +160,8 @@ def _origin(source: Source) -> str:
     if source.first_weights == RANDOM:
         return f"The architecture of {name} with random weights, not pretrained{earlier}"
     if source.first_weights == PRETRAINED:
-        where = (
-            "" if source.network.info.source == "timm" else " on ImageNet"
-        )  # of which timm publishes many others
+        # of which timm publishes many others
+        where = "" if source.network.info.source == "timm" else " on ImageNet"
         return f"{name}, pretrained{where}{earlier}"
     return f"{name}, started from a file of weights whose training Thaw does not know{earlier}"
 

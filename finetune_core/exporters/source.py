@@ -56,9 +56,8 @@ class Source:
         """What the network began with, through all runs before this one: ``pretrained``, ``none``, or ``file``; of an ensemble, the first of
         file, pretrained, none that holds for one of its networks."""
         lineage = (self.run.history.started or {}).get("lineage")
-        before = (
-            str(lineage[-1]["weights"]) if lineage else "file"
-        )  # of an ensemble whose runs began differently: not known
+        # of an ensemble whose runs began differently: not known
+        before = str(lineage[-1]["weights"]) if lineage else "file"
         if self.network.members and self.run.history.averaged:
             kinds = {
                 before if one["weights"] == "run" else one["weights"]

@@ -248,9 +248,8 @@ def by_depth(arms: Sequence[Arm]) -> go.Figure | None:
     figure = _lines(
         arms,
         cut,
-        lambda arm: depths.index(
-            arm.depth.trained_stages
-        ),  # evenly spaced: the names need the room
+        # evenly spaced: the names need the room
+        lambda arm: depths.index(arm.depth.trained_stages),
         lambda arm: (arm.config.backbone, arm.config.train_fraction),
     )
     names = {arm.depth.trained_stages: arm.depth.first_stage for arm in cut}

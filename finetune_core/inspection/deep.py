@@ -290,9 +290,8 @@ def _shift(
 
 
 def _outliers(features: Features, table: pd.DataFrame) -> Work[Finding | None]:
-    deeper = features.by_stage[
-        len(features.by_stage) // 2 :
-    ]  # the last one alone sees little of what ImageNet does not hold
+    # the last one alone sees little of what ImageNet does not hold
+    deeper = features.by_stage[len(features.by_stage) // 2 :]
     far, scores = yield from in_background(
         "outliers", partial(far_away, deeper, table["near"].to_numpy())
     )

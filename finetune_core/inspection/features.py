@@ -89,9 +89,8 @@ def _features(dataset: Dataset, backbone: str, image_size: int, device: Device) 
             if (yield from in_phase("features", filling, start, len(needed))) is None:
                 break
     table = CACHE.table(name)
-    if table.missing(
-        keys[np.setdiff1d(wanted, list(pixels.failed))]
-    ).any():  # or later blocks have driven out earlier ones
+    # or later blocks have driven out earlier ones
+    if table.missing(keys[np.setdiff1d(wanted, list(pixels.failed))]).any():
         raise DataError(
             "There is no room for the features of these images. Make room on the disk, or let THAW_CACHE_DISK_GB allow more."
         )

@@ -17,9 +17,8 @@ def mean_log_probabilities(logits: np.ndarray) -> np.ndarray:
 
     Softmax of it is the mean itself, so it stands wherever a network's logits do. The order of the networks changes nothing.
     """
-    ordered = np.sort(
-        log_softmax(logits.astype(np.float64), axis=2), axis=0
-    )  # sums depend on the order of their terms
+    # sums depend on the order of their terms
+    ordered = np.sort(log_softmax(logits.astype(np.float64), axis=2), axis=0)
     mean: np.ndarray = logsumexp(ordered, axis=0) - np.log(len(logits))
     return mean
 

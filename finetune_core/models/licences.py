@@ -2,9 +2,8 @@
 
 # As the Hugging Face Hub and timm name them. Their own texts decide; this is what is shown before anything is downloaded.
 _RESEARCH_ONLY = {"fair-noncommercial-research-license", "apple-amlr", "seer-license"}
-_ADDRESSES = {
-    "https://github.com/facebookresearch/SWAG/blob/main/LICENSE": "cc-by-nc-4.0"
-}  # that torchvision gives
+# that torchvision gives
+_ADDRESSES = {"https://github.com/facebookresearch/SWAG/blob/main/LICENSE": "cc-by-nc-4.0"}
 
 
 def licence_name(licence: str | None) -> str:

@@ -287,9 +287,8 @@ def build_network(
         ConfigError, WeightsError.
     """
     heads, (side, version) = head_paths(name, image_size), _side_and_version(name, image_size)
-    size = (
-        side if is_timm_name(name) and is_built_for_a_size(find(name)) else None
-    )  # else it is the same for all of them
+    # else it is the same for all of them
+    size = side if is_timm_name(name) and is_built_for_a_size(find(name)) else None
     with _building:  # two sessions that ask at once load it once
         first_seed = seed if weights == RANDOM else 0
         source, weights_hash = _held(

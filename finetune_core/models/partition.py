@@ -69,9 +69,8 @@ class Segments:
         for node in [*constants, *nodes[begin:stop]]:
             if node.op == "output":
                 graph.output(fx.map_arg(node.args[0], copies.__getitem__))
-            elif node not in copies and copies.keys() >= set(
-                node.all_input_nodes
-            ):  # else it asks for sizes before the part: numbers
+            elif node not in copies and copies.keys() >= set(node.all_input_nodes):
+                # else it asks for sizes before the part: numbers
                 copies[node] = graph.node_copy(node, copies.__getitem__)
         if last is not None:
             graph.output(copies[last])

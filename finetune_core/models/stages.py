@@ -249,9 +249,8 @@ def _units(model: nn.Module, heads: Sequence[str], trace: _Trace) -> list[_Unit]
             for path, module in trace.modules.items()
             if path not in containers and path.rpartition(".")[0] in containers
         ]
-        stacks = [
-            unit for unit in units if unit.is_stack and unit.positions > 1
-        ]  # what follows the pooling is no block
+        # what follows the pooling is no block
+        stacks = [unit for unit in units if unit.is_stack and unit.positions > 1]
         if len(stacks) != 1 or not _is_whole(stacks[0], model):
             return units
         containers.add(stacks[0].path)
@@ -278,9 +277,8 @@ def _containers(model: nn.Module, heads: Sequence[str], trace: _Trace) -> set[st
         if path.rpartition(".")[0] not in containers or path in heads or not any(module.children()):
             continue
         share = sum(p.numel() for p in module.parameters()) / backbone
-        plain = not any(
-            True for _ in module.parameters(recurse=False)
-        )  # attention that pools has queries of its own
+        # attention that pools has queries of its own
+        plain = not any(True for _ in module.parameters(recurse=False))
         several = plain and len(resolutions.get(path, ())) >= _OPEN_RESOLUTIONS
         # A list of modules that the network calls one by one does not run itself.
         if (
@@ -333,9 +331,8 @@ def _in_order(groups: list[list[_Unit]], trace: _Trace) -> list[list[_Unit]]:
 def _starts_stage(unit: _Unit, group: list[_Unit], seen_block: bool, isotropic: bool) -> bool:
     """Whether ``unit`` opens a new stage after ``group``, the stage being filled."""
     weighted = [other for other in group if other.weight_layers]
-    if (
-        not unit.weight_layers or not weighted
-    ):  # norms, activations, pools and dropout stay with what they follow
+    # norms, activations, pools and dropout stay with what they follow
+    if not unit.weight_layers or not weighted:
         return False
     in_stack = any(other.is_block or other.is_stack for other in weighted)
     if unit.is_stack or (unit.is_block and (isotropic or not seen_block)):

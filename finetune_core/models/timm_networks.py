@@ -317,9 +317,8 @@ def known_parameters(name: str) -> int | None:
 
 def classifies(architecture: str) -> bool:
     """Whether timm can put a head on an architecture: on encoders for language models it cannot, as counting their parameters has shown."""
-    _, per_class = _counted().get(
-        architecture, (0, 1)
-    )  # of what nobody has counted, building it says so
+    # of what nobody has counted, building it says so
+    _, per_class = _counted().get(architecture, (0, 1))
     return per_class > 0
 
 

@@ -81,9 +81,8 @@ class _Tracer(fx.Tracer):
             for name, value in vars(module).items()
             if isinstance(value, torch.Tensor)
         }
-        first = list(inspect.signature(type(self.root).forward).parameters)[
-            1
-        ]  # what else timm's networks take has a default
+        # what else timm's networks take has a default
+        first = list(inspect.signature(type(self.root).forward).parameters)[1]
         images = self.create_proxy("placeholder", first, (), {})
         # Functions that are marked with fx.wrap, or that timm keeps out of traces, are patched for everyone, but do the same as ever
         # unless given a proxy. The lock is for other traces alone: the first to end would take the patches away from the rest.

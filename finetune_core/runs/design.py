@@ -130,9 +130,8 @@ def spread(arms: Sequence[Sequence[float]], machines: Sequence[int]) -> Spread:
         machines: how many runs each trains at a time; at least one place in all.
     """
     free = [(0.0, machine) for machine, places in enumerate(machines) for _ in range(places)]
-    there: dict[
-        tuple[int, int], float
-    ] = {}  # from when on a machine has the output of an arm's frozen stages
+    # from when on a machine has the output of an arm's frozen stages
+    there: dict[tuple[int, int], float] = {}
     saved = 0.0
     for arm, seconds in enumerate(arms):
         for _ in seconds:

@@ -93,9 +93,8 @@ class History:
         ended = self._steps is None
         if ended and not self._lines.changed():
             return
-        if (
-            ended or self._lines.replaced()
-        ):  # what comes after an end is held against the steps before it
+        # what comes after an end is held against the steps before it
+        if ended or self._lines.replaced():
             again = History(self.run_dir)
             again._read_on()
             vars(self).update(vars(again) | {"_lock": self._lock})
@@ -207,9 +206,8 @@ class History:
             self.short = row
         elif kind in _ENDS:
             self.end = row
-            if (
-                kind == "RunStopped" and self.epochs
-            ):  # stopped again before it went on, a run reports only the time since
+            # stopped again before it went on, a run reports only the time since
+            if kind == "RunStopped" and self.epochs:
                 self.end = row | {"seconds": max(row["seconds"], self.epochs[-1]["seconds"])}
         self.reopened = kind == "RunReopened"
         if kind != "Progress":

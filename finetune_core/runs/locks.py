@@ -17,9 +17,8 @@ from finetune_core.runs.ownership import Owner, claim, has_owner_file, is_owned
 
 LOCK_TIMEOUT = 3.0  # seconds
 LOCK_FILE = "lock"
-_LOOKING = (
-    Lock()
-)  # two threads that look at one lock would each take the other for a process that has the run
+# two threads that look at one lock would each take the other for a process that has the run
+_LOOKING = Lock()
 
 
 class RunLock:

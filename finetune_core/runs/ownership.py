@@ -68,7 +68,8 @@ class Holder:
             psutil.NoSuchProcess,
             ValueError,
             OverflowError,
-        ):  # a number that no process has: the file may be anybody's
+        ):
+            # a number that no process has: the file may be anybody's
             return False
 
 

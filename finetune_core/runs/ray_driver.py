@@ -65,9 +65,8 @@ class Driver:
         self._going: dict[ray.ObjectRef, Row] = {}
         self._groups: dict[ray.ObjectRef, PlacementGroup] = {}  # of runs that several devices train
         self._looks: dict[ray.ObjectRef, tuple[int, str]] = {}
-        self._holders: dict[
-            str, str
-        ] = {}  # a name of what runs can share -> the node that was the last to compute it
+        # a name of what runs can share -> the node that was the last to compute it
+        self._holders: dict[str, str] = {}
         self._nodes: list[Row] = []
         self._looked = -_LOOK_AT_NODES
 
@@ -217,9 +216,8 @@ def _result(task: ray.ObjectRef) -> Row:
             if missing
             else {"traceback": str(error)}
         )
-    except (
-        ray.exceptions.RayError
-    ) as error:  # its process or machine is gone, and was so each time it was tried
+    except ray.exceptions.RayError as error:
+        # its process or machine is gone, and was so each time it was tried
         return {"problem": f"Ray could not see it through: {str(error).strip().splitlines()[0]}"}
     return result
 

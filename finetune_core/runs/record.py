@@ -122,16 +122,14 @@ def create_run(
     try:
         lock.acquire(timeout=0)
         keep_earlier(config, run_dir)
-        if (
-            owner
-        ):  # before the config, without which it is no run: never one that has lost its owner
+        # before the config, without which it is no run: never one that has lost its owner
+        if owner:
             write_about(run_dir, About(owner=owner))
         write_bytes(run_dir / CONFIG_FILE, config_bytes(config), make_folder=False)
     except (OSError, FinetuneError) as error:
         lock.release(force=True)
-        shutil.rmtree(
-            run_dir, ignore_errors=True
-        )  # no run yet, and nobody else's: this process made the folder
+        # no run yet, and nobody else's: this process made the folder
+        shutil.rmtree(run_dir, ignore_errors=True)
         if isinstance(error, OSError):
             raise _no_room(runs_dir, error) from None
         raise
@@ -277,7 +275,8 @@ def _recorded(
     except (
         TakenOver,
         RankLost,
-    ):  # without a last word: somebody else has the run, or it is cut off and counts as interrupted
+    ):
+        # without a last word: somebody else has the run, or it is cut off and counts as interrupted
         raise
     except FinetuneError as error:
         _write_last(file, RunFailed(str(error), ""))
@@ -286,9 +285,8 @@ def _recorded(
         _write_last(file, RunFailed(_of_files(error), ""))
         raise
     except Exception as error:
-        if _program_ends(
-            error
-        ):  # then the run is cut off, not broken: without a last word it counts as interrupted
+        # then the run is cut off, not broken: without a last word it counts as interrupted
+        if _program_ends(error):
             raise TrainingError(
                 f"The program ended while {run_dir.name} was going on; resume it."
             ) from error
@@ -375,9 +373,8 @@ def _write(file: BinaryIO, event: Event) -> None:
         OSError: when there is no room for it.
     """
     text = json.dumps(event.to_json() | {"at": time.time()}, ensure_ascii=False)
-    line = (
-        text.encode("utf-8", "replace") + b"\n"
-    )  # a file's name may be no valid Unicode, a line of JSON has to be
+    # a file's name may be no valid Unicode, a line of JSON has to be
+    line = text.encode("utf-8", "replace") + b"\n"
     end = file.seek(0, os.SEEK_END)
     try:
         while line:

@@ -185,9 +185,8 @@ def _train(run: RemoteRun, task: str, owner: Owner, ranks: Ranks) -> None:
         append_event(run.run_dir, RunFailed(message, ""))
         raise RunError(message)
     moved_from = owner.before.host if again and owner.before else ""
-    if (
-        run.has_device
-    ):  # else it waits for its turn as in the process that asked, on whose machine it is
+    # else it waits for its turn as in the process that asked, on whose machine it is
+    if run.has_device:
         append_event(run.run_dir, RunPlaced(platform.node(), task, moved_from, run.gpus, run.cores))
     reservation = Reservation(
         run.run_dir, owner, resume=run.resume or again, has_device=run.has_device

@@ -368,9 +368,8 @@ class RunStore:
         return folder
 
 
-_Version = tuple[
-    Stamp | None, Stamp | None, Stamp | None
-]  # of what people say of a run, of its settings and its events
+# of what people say of a run, of its settings and its events
+_Version = tuple[Stamp | None, Stamp | None, Stamp | None]
 
 
 def _version(run_dir: Path) -> _Version:

@@ -47,9 +47,8 @@ def execute_together(
         )
         with RankProcesses(run, task, reservation.devices) as processes:
             found = yield from followed(lines, lambda: processes.outcome(LOOK))
-        if (
-            "problem" in found and reservation.lock.holds()
-        ):  # none of them has got as far as to take the run, and say so there
+        # none of them has got as far as to take the run, and say so there
+        if "problem" in found and reservation.lock.holds():
             append_event(run_dir, RunFailed(found["problem"], ""))
         raise_problem(found, f"the run {run_dir.name}")
     finally:

@@ -220,9 +220,8 @@ def _drain(run_id: str, events: Iterator[Event]) -> None:
             pass
     except FinetuneError as error:
         log.warning("run %s failed: %s", run_id, error)
-    except (
-        Exception
-    ):  # a bug in one run must not end the queue; it is in the run's events and in the log
+    except Exception:
+        # a bug in one run must not end the queue; it is in the run's events and in the log
         log.exception("run %s failed", run_id)
 
 

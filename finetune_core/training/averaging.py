@@ -32,9 +32,8 @@ from finetune_core.training.shifted_images import ShiftedImages, shifted_images
 State = Mapping[str, torch.Tensor]
 Value = TypeVar("Value")
 
-COEFFICIENTS = tuple(
-    tenth / 10 for tenth in range(11)
-)  # of WiSE-FT: 0 is the start, 1 the fine-tuned network
+# of WiSE-FT: 0 is the start, 1 the fine-tuned network
+COEFFICIENTS = tuple(tenth / 10 for tenth in range(11))
 
 
 def mean_of(states: Sequence[State]) -> dict[str, torch.Tensor]:

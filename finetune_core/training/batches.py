@@ -185,9 +185,8 @@ def normalised(
     layout: torch.memory_format = torch.channels_last,
 ) -> torch.Tensor:
     """uint8 ``[n, 3, s, s]`` -> float32, normalised."""
-    values = sent(
-        torch.tensor([list(mean), list(std)]), images.device
-    )  # of a list, torch makes tensors that a GPU waits for
+    # of a list, torch makes tensors that a GPU waits for
+    values = sent(torch.tensor([list(mean), list(std)]), images.device)
     pixels: torch.Tensor = F.normalize(F.to_dtype(images, torch.float32, scale=True), *values)
     return pixels.contiguous(memory_format=layout)
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from types import TracebackType
 from typing import Self
 
@@ -26,8 +26,10 @@ from finetune_core.training.device import Device
 from finetune_core.training.feeding import Forward
 from finetune_core.training.packages import Compiled, keep_package, kept_package, load_package
 from finetune_core.training.speed_book import Compilation, SpeedBook
+from finetune_core.version import __version__
 
-_LIBRARIES = ("torch", "torchvision", "timm", "thaw")  # whose code a package is compiled from
+# A package is compiled from code of these and of Thaw.
+_LIBRARIES = ("torch", "torchvision", "timm")
 _TIMED = 3  # batches that are timed before anything is decided; the first of all also allocates
 
 
@@ -189,9 +191,8 @@ class _Pass:
             return
         try:
             self._child = CompilerProcess(self._part.module, inputs, self._device)
-        except (
-            Exception
-        ) as error:  # pickling a module raises nearly anything; the eager pass goes on
+        except Exception as error:
+            # pickling a module raises nearly anything; the eager pass goes on
             self._reason = f"it cannot be handed to another process ({type(error).__name__})"
 
     def _look(self) -> None:
@@ -261,19 +262,11 @@ class _Pass:
             device.precision,
             processor,
         )
-        libraries = [_version(library) for library in _LIBRARIES]
+        libraries = [__version__, *map(version, _LIBRARIES)]
         digest = hashlib.sha256(
             repr((*known, torch.get_num_threads(), libraries)).encode()
         ).hexdigest()[:16]
         return f"compiled-{digest}"
-
-
-def _version(library: str) -> str:
-    """Return the version of an installed library; empty where it runs from a folder."""
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return ""
 
 
 def fitted(inputs: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:

@@ -37,9 +37,8 @@ def _weights(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What each of ``side`` pixels counts in each of ``size`` made from ``length`` of them: whole numbers, float32 ``[n, size, side]``;
     and what they add up to, ``[n, 1, 1]``, but for rounding."""
-    exact = (
-        torch.float32 if start.device.type == "mps" else torch.float64
-    )  # which Apple's GPU lacks: weights may be off by one
+    # which Apple's GPU lacks: weights may be off by one
+    exact = torch.float32 if start.device.type == "mps" else torch.float64
     start, length = start[:, None], length[:, None]
     scale = length.to(exact) / size
     reach = scale.clamp(min=1)

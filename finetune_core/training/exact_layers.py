@@ -18,9 +18,8 @@ def keep_depthwise_exact(strategy: Strategy, stages: Sequence[Stage], model: nn.
         for path in () if plan.frozen else stage.modules:
             for module in model.get_submodule(path).modules():
                 if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
-                    vars(module)["forward"] = _without_autocast(
-                        module.forward
-                    )  # of this one, not of its class
+                    # of this one, not of its class
+                    vars(module)["forward"] = _without_autocast(module.forward)
 
 
 @contextmanager

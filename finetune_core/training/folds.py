@@ -25,9 +25,8 @@ def stratified_folds(
     if folds < fewest:
         return []
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # that a class has fewer images than there are folds
+        # that a class has fewer images than there are folds
+        warnings.simplefilter("ignore", UserWarning)
         found = list(
             StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, sets)
         )

@@ -104,21 +104,20 @@ def _memory(
 ) -> tuple[int, int | None]:
     """Bytes of the program's memory, and of a GPU's: None where the processor trains."""
     device = device_for_run(config)
-    network = (
-        weights + (8 if config.optimizer == "sgd" else 12) * trainable
-    )  # with gradients and moments
-    network += factored * (
-        2 if device.is_gpu else 1
-    )  # their gradients, and on a GPU what they were at the start
+    # with gradients and moments
+    network = weights + (8 if config.optimizer == "sgd" else 12) * trainable
+    # their gradients, and on a GPU what they were at the start
+    network += factored * (2 if device.is_gpu else 1)
     if not device.is_gpu:
         return network + speed.step_bytes + pixels + cache_bytes, None
     rows = cache_bytes or pixels
     rows = rows if rows <= room_when_idle(device) else 0
     passing = max(speed.step_bytes, forward_batch(device) * speed.forward_bytes)
+    # the program's: the network as published
     return (
         weights + pixels + cache_bytes - rows,
         network + passing + rows,
-    )  # the program's: the network as published
+    )
 
 
 def _thawed_share(strategy: Strategy, epochs: int) -> float:

@@ -190,9 +190,8 @@ def step_rule(job: Job) -> StepRule:
     pulled = []
     if config.l2_sp:
         parameters, start = dict(network.model.named_parameters()), network.pretrained.state_dict()
-        for stage, plan in zip(
-            network.stages[:-1], job.strategy[:-1], strict=True
-        ):  # the head is new, as a rule: nothing to go back to
+        # the head is new, as a rule: nothing to go back to
+        for stage, plan in zip(network.stages[:-1], job.strategy[:-1], strict=True):
             for name in trained_parameters(plan, stage):
                 pulled.append((parameters[name], start[name].to(job.device.torch_device)))
     l2_sp = (config.l2_sp, tuple(pulled))

@@ -28,10 +28,11 @@ _MANY, _FEWER_FOLDS = 2_000, 3  # images from which on fewer folds say enough
 _FALLBACK = 1e-2  # of C, where there are too few images to choose by
 _WORSE = 2  # values of C in a row that do worse than the best: weaker penalties, which take the longest, are not tried then
 _FEW, _MOST = 10, 500  # iterations between two steps of progress, and of one fit
+# a fit ends once so many iterations have lowered the objective by less, relatively
 _CHOOSING, _FINAL = (
     1e-4,
     1e-6,
-)  # a fit ends once so many iterations have lowered the objective by less, relatively
+)
 
 
 @dataclass(frozen=True)

@@ -380,9 +380,8 @@ def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterato
         at.stages = numbers.stages or at.stages
         if step.memory_short:
             found.append(MemoryShort(at.epoch, step.step, step.micro_batch))
-        seconds = unread.read + (at.elapsed - unread.read) * place / len(
-            unread.steps
-        )  # as if all had taken equally long
+        # as if all had taken equally long
+        seconds = unread.read + (at.elapsed - unread.read) * place / len(unread.steps)
         found.append(_step_ended(trainer.job, at, step, numbers, seconds))
     unread.steps.clear()
     unread.read, at.train_seconds = at.elapsed, time.monotonic() - unread.began

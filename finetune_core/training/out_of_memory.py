@@ -34,9 +34,8 @@ def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
         except (MemoryError, RuntimeError) as error:
             if not ran_out(error):
                 raise
-        size = -(
-            -size // 2
-        )  # after the error is gone, and with it the tensors that its traceback holds
+        # after the error is gone, and with it the tensors that its traceback holds
+        size = -(-size // 2)
     with explained("for a single image. Choose a smaller image size, or freeze more stages."):
         return work(size), size
 

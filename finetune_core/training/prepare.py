@@ -382,9 +382,8 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
     tables = TrunkTables(prepared.network, prepared.device, config.image_size)
     began = time.monotonic()
     needed = [_to_decode(prepared, tables, one) for one in _passes(prepared, prepared.rows({}))]
-    if (
-        prepared.device.precision != "fp32"
-    ):  # those that the best epoch is evaluated on: what cannot be read is known now
+    # those that the best epoch is evaluated on: what cannot be read is known now
+    if prepared.device.precision != "fp32":
         exact = TrunkTables(prepared.network, prepared.device.exact, config.image_size)
         rows = prepared.rows({})
         needed += [
@@ -457,9 +456,8 @@ def _filled(
 
         for one, share in zip(passes, shares, strict=True):
             lookup, spent = yield from filled(share)
-            if ranks.several and all(
-                ranks.meet(lookup is not None)
-            ):  # the others' rows are on their machines' disks now
+            # the others' rows are on their machines' disks now
+            if ranks.several and all(ranks.meet(lookup is not None)):
                 began = time.monotonic()
                 room = yield from reported(
                     "gather", gathered(ranks, tables.name(cut, one.view), one.keys[one.rows])
@@ -538,9 +536,8 @@ def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, 
     if ranks.several:
         words = ranks.meet((pixels.failed, pixels.decoded, pixels.kept is not None))
         failed = {row: reason for each, _, _ in words for row, reason in each.items()}
-        if all(
-            kept for _, _, kept in words
-        ):  # those that the others have decoded are on the disk now
+        # those that the others have decoded are on the disk now
+        if all(kept for _, _, kept in words):
             pixels = yield from decoded(np.setdiff1d(wanted, list(failed)))
         kept = all(ranks.meet(pixels.kept is not None))
         count = sum(count for _, count, _ in words[: ranks.local_world])

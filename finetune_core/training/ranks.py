@@ -30,9 +30,8 @@ from finetune_core.formatting import things
 
 Word = TypeVar("Word")
 
-_PATIENCE = timedelta(
-    days=7
-)  # a run may wait for its device; that a rank has died is noticed by who launched them
+# a run may wait for its device; that a rank has died is noticed by who launched them
+_PATIENCE = timedelta(days=7)
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -202,7 +201,7 @@ class Ranks:
             # They have nothing to say on a network, where torch.distributed would listen.
             os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback())
             # Not as a URI: torch does not decode one, and waits for the wrong file.
-            store = dist.FileStore(str(self._place), self.world)
+            store = dist.FileStore(str(self._place), self.world)  # type: ignore[attr-defined]
             store.set_timeout(_PATIENCE)
             dist.init_process_group(
                 backend, store=store, rank=self.rank, world_size=self.world, timeout=_PATIENCE
@@ -213,15 +212,13 @@ class Ranks:
     def _part(self, reason: str) -> None:
         if self.broke_off:
             return
-        with suppress(
-            RankLost
-        ):  # where one is gone without a word, the others learn it as this one did
+        # where one is gone without a word, the others learn it as this one did
+        with suppress(RankLost):
             if not self._over:
                 self._over = True
                 self._hear(_Left(reason))
-            self._hear(
-                None
-            )  # nobody goes while the first rank still writes: whoever launched them would end it, too
+            # nobody goes while the first rank still writes: whoever launched them would end it, too
+            self._hear(None)
 
 
 ALONE = Ranks()

@@ -19,9 +19,8 @@ class RunningMetrics:
     """
 
     images: list[Count]
-    predicted: Annotated[
-        list[Count], Field(validation_alias=AliasChoices("predicted", "named"))
-    ]  # of earlier versions
+    # of earlier versions
+    predicted: Annotated[list[Count], Field(validation_alias=AliasChoices("predicted", "named"))]
     hits: list[Count]
     loss_sum: Number = field(default=0.0)
 

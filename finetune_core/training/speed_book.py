@@ -116,10 +116,11 @@ class SpeedBook:
         self._add("compilations", key, asdict(measured))
 
     def _add(self, kind: str, key: str, value: Any) -> None:
+        # a run is worth more than what it teaches
         with (
             suppress(OSError),
             FileLock(f"{self._file}.lock", timeout=_PATIENCE),
-        ):  # a run is worth more than what it teaches
+        ):
             known = _read(self._file)
             others = [(name, one) for name, one in known[kind].items() if name != key]
             known = known | {kind: dict([*others, (key, value)][-_KNOWN_SPEEDS:])}
@@ -179,9 +180,8 @@ def learn_from_run(
     thawed = max(stage["thaw_epoch"] for stage in started["stages"])
     fitted = [row["seconds"] for row in epochs if row.get("event") == "HeadFitted"]
     whole = fitted or [row["train_seconds"] for row in epochs if row["epoch"] >= thawed]
-    if (
-        known is None or not whole
-    ):  # never calibrated: a run alone does not tell all that a forecast needs
+    # never calibrated: a run alone does not tell all that a forecast needs
+    if known is None or not whole:
         return
     step = float(np.median(whole)) / counts[TRAIN]
     forward = (

@@ -89,9 +89,8 @@ def _measured(config: RunConfig, classes: int, step: Step) -> Work[Speed]:
 
 def _measure(config: RunConfig, classes: int) -> Speed:
     device = device_for_run(config)
-    asked = (
-        PRETRAINED if config.earlier_run else config.starts_from
-    )  # the same computation, whatever they hold
+    # the same computation, whatever they hold
+    asked = PRETRAINED if config.earlier_run else config.starts_from
     weights = asked if asked != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
     network = build_network(
         config.backbone, weights, classes, config.seed, config.image_size, last_used(config)

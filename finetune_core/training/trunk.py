@@ -23,9 +23,8 @@ from finetune_core.training.strategies import epochs_of
 from finetune_core.work import Work
 
 _EPOCHS_PER_VIEW = 4
-_VERSIONS = tuple(
-    version(library) for library in ("torch", "torchvision", "timm", "pillow")
-)  # what computes the activations
+# what computes the activations
+_VERSIONS = tuple(version(library) for library in ("torch", "torchvision", "timm", "pillow"))
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,12 @@ class TrunkTables:
 
     def name(self, cut: int, view: str = "") -> str:
         info = self.network.info
+        # else as the whole network's
         ends = (
             ("pooled",)
             if self.network.features_from and cut == len(self.network.stages) - 1
             else ()
-        )  # else as the whole network's
+        )
         known = (
             self.network.weights_hash,
             info.name,
@@ -214,14 +214,12 @@ def fill_trunk(
         spent += seconds
         if where is None:
             return None, spent
-        if start is None and 2 * len(rows) >= len(
-            wanted
-        ):  # of a few images, starting takes the most
+        # of a few images, starting takes the most
+        if start is None and 2 * len(rows) >= len(wanted):
             CACHE.table(name).seconds_per_row = seconds / len(rows)
     table = CACHE.table(name)
-    if table.missing(
-        keys[wanted]
-    ).any():  # on a tight disk the new rows have driven out those that were there
+    # on a tight disk the new rows have driven out those that were there
+    if table.missing(keys[wanted]).any():
         return None, spent
     return table.lookup(keys), spent
 

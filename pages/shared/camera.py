@@ -62,17 +62,15 @@ def camera(key: str, data: dict[str, Any], on_frames: Callable[[Batch], None]) -
     answered, unstored, problem = f"{key}-answered", f"{key}-unstored", f"{key}-problem"
 
     def arrived() -> None:
-        if (
-            key not in st.session_state
-        ):  # its page has just been left: the camera keeps what is not answered
+        # its page has just been left: the camera keeps what is not answered
+        if key not in st.session_state:
             return
         sent = st.session_state[key].frames
         for name in (unstored, problem):
             st.session_state.pop(name, None)
         if isinstance(sent, dict) and isinstance(sent.get("id"), str):
-            st.session_state[answered] = sent["id"][
-                :100
-            ]  # also where it is refused: it would be sent again
+            # also where it is refused: it would be sent again
+            st.session_state[answered] = sent["id"][:100]
         try:
             on_frames(read_batch(sent))
         except NotStored as error:

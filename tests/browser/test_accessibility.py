@@ -92,9 +92,8 @@ def test_the_camera_has_no_serious_violation_before_and_after_something_is_recor
     button.filter(has_text="Recording: 8").wait_for()
     assert violations(page) == []
     page.keyboard.up(" ")
-    page.get_by_label(
-        re.compile(r"^Frame \d+$")
-    ).first.wait_for()  # which ones are shown depends on how many were taken
+    # which ones are shown depends on how many were taken
+    page.get_by_label(re.compile(r"^Frame \d+$")).first.wait_for()
     page.wait_for_function(QUIET)
     assert violations(page) == []
 

@@ -148,7 +148,6 @@ def test_a_click_on_a_drawn_stage_thaws_it_and_another_freezes_it_again(server, 
     page.get_by_role("button", name=re.compile("Freeze block5")).click()
     page.get_by_role("button", name=re.compile("Let block5 train")).wait_for()
     has_value(page, "block5", "0")
-    assert (
-        page.get_by_role("button", name=re.compile("(train|Freeze) head")).count() == 0
-    )  # it is new, and has to train
+    # it is new, and has to train
+    assert page.get_by_role("button", name=re.compile("(train|Freeze) head")).count() == 0
     no_error_on(page)

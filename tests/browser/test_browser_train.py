@@ -57,9 +57,8 @@ def test_a_press_on_pause_or_stop_while_the_page_is_redrawn_is_not_lost(
     page.goto(f"{server.url}/train?run={stopped}")
     for name, status in (("Pause", "paused"), ("Stop", "stopped")):
         named(page, "Resume").click()
-        named(
-            page, name
-        ).wait_for()  # drawn, while what the page showed before still stands beside it
+        # drawn, while what the page showed before still stands beside it
+        named(page, name).wait_for()
         press(page, named(page, name))
         wait_for_status(stopped, status)
         named(page, "Resume").wait_for()

@@ -202,9 +202,8 @@ def test_what_cannot_be_stored_waits_until_it_can(server, tmp_path, shown, no_er
     page.get_by_text(f"pen · {taken} frames · 1 recording").wait_for()
     button.filter(has_text="Hold to record pen").wait_for()
     assert button.is_enabled()
-    page.get_by_text("cannot be written to").wait_for(
-        state="detached"
-    )  # stays until the page has been drawn to its end
+    # stays until the page has been drawn to its end
+    page.get_by_text("cannot be written to").wait_for(state="detached")
     assert len(stored(tmp_path, "pen")) == taken
     no_error_on(page)
 

@@ -36,9 +36,8 @@ def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(
     heading = page.get_by_role("heading", name=re.compile("on these 269 images"))
     heading.wait_for()
     verdict = heading.inner_text().strip()
-    page.get_by_text("on these 269 images").nth(
-        2
-    ).wait_for()  # about the strategies, about the networks, and of the pair
+    # about the strategies, about the networks, and of the pair
+    page.get_by_text("on these 269 images").nth(2).wait_for()
     assert page.get_by_text(re.compile("Take this one|Best so far")).count() == 1
     assert page.get_by_text("The networks trained here: ").count() == 1
     no_error_on(page)

@@ -209,9 +209,8 @@ def test_no_figure_repeats_or_cuts_off_a_tick(drawn, tmp_path, width):
             if labels and all(label.endswith("%") for label in labels):
                 assert len(labels) > 1, where
                 shares = [float(label[:-1].replace("\u2212", "-")) for label in labels]
-                if not name.startswith(
-                    "moved"
-                ):  # weights can change by more than all of their length
+                # weights can change by more than all of their length
+                if not name.startswith("moved"):
                     assert all(0 <= share <= 100 for share in shares), where
                     assert result["range"][1] < 1 or 100 in shares, where
 
@@ -243,18 +242,16 @@ LUMINANCE = """color => {
 def test_numbers_can_be_read_on_every_cell_and_low_cells_are_like_the_page(page, drawn, dark):
     """Contrast as WCAG has it (4.5 to 1 for text of this size), between plotly's colour of each number and the cell below it."""
     shares = np.arange(1, 20)
-    confusion = (
-        np.diag(shares) + np.diag(20 - shares[:-1], 1) + np.diag([20 - 19], -18)
-    )  # rows of 20: 1 in 20, 2 in 20 …
+    # rows of 20: 1 in 20, 2 in 20 …
+    confusion = np.diag(shares) + np.diag(20 - shares[:-1], 1) + np.diag([20 - 19], -18)
     heat = evaluation.confusion_heatmap(confusion, [f"{n}" for n in range(19)], dark=dark)
     drawn({"heat": heat}, 1440)
     texts = page.locator("#heat .heatmap-label text, #heat .hm text").evaluate_all(
         f"texts => texts.filter(text => text.textContent).map(text => ({LUMINANCE})(getComputedStyle(text).fill))"
     )
     stops, colours = zip(*heat.data[0].colorscale, strict=True)
-    stops = (
-        np.array(stops) - 1e-9 * np.arange(len(stops))[::-1]
-    )  # plotly: where the scale jumps, what comes after
+    # plotly: where the scale jumps, what comes after
+    stops = np.array(stops) - 1e-9 * np.arange(len(stops))[::-1]
     parts = [[int(colour[at : at + 2], 16) for colour in colours] for at in (1, 3, 5)]
     values = [
         value

@@ -2,10 +2,11 @@
 
 from tests.deadline import wait_until
 
+# pixels: the height of a row of Streamlit's tables, the header's included; the middle of the column to select by
 ROW, MARKER = (
     35,
     20,
-)  # pixels: the height of a row of Streamlit's tables, the header's included; the middle of the column to select by
+)
 
 RESEARCH_ONLY = "Research only: the licence of these weights rules commercial use out."
 
@@ -13,9 +14,8 @@ RESEARCH_ONLY = "Research only: the licence of these weights rules commercial us
 def choose_row(page, row):
     """Tables are drawn on a canvas, which a transparent element lies over."""
     table = page.locator("[data-testid=stDataFrame] canvas").first
-    table.evaluate(
-        "element => element.scrollIntoView({block: 'center'})"
-    )  # not under what stays at the bottom
+    # not under what stays at the bottom
+    table.evaluate("element => element.scrollIntoView({block: 'center'})")
     box = table.bounding_box()
     page.mouse.click(box["x"] + MARKER, box["y"] + ROW * row + ROW / 2)
 

@@ -146,9 +146,8 @@ def test_a_run_is_chosen_by_a_label_that_no_longer_holds(
     held.append(True)
     store().describe(runs[0], "renamed", "")
     request_stop(waiting.run_dir)
-    list(
-        execute(waiting)
-    )  # it is cancelled: the live panel redraws the page, and with it every label
+    # it is cancelled: the live panel redraws the page, and with it every label
+    list(execute(waiting))
     end = time.monotonic() + 300
     while not any(b"renamed" in message for message in messages if isinstance(message, bytes)):
         assert time.monotonic() < end
@@ -167,9 +166,8 @@ def test_a_run_is_chosen_by_a_label_that_no_longer_holds(
 def test_a_table_that_refreshes_itself_keeps_order_selection_and_an_open_question(
     runs, trained_once, server, page, no_error_on
 ):
-    waiting = create_run(
-        make_config(QUICK | {"data": str(trained_once.data)}), paths.runs_dir()
-    )  # never begins
+    # never begins
+    waiting = create_run(make_config(QUICK | {"data": str(trained_once.data)}), paths.runs_dir())
     page.goto(f"{server.url}/runs")
     selected(page, 0, 4)
     sort_by_name(page)

@@ -869,9 +869,8 @@ def test_a_chain_of_headers_is_followed_without_recursion(layers):
 
 
 def test_extended_headers_are_read_in_linear_time(tmp_path):
-    header = member(
-        "P", b"1" * 1_000_000 + b" ", b"x"
-    )  # takes tarfile's regular expression half an hour
+    # takes tarfile's regular expression half an hour
+    header = member("P", b"1" * 1_000_000 + b" ", b"x")
     with in_time("a long extended header"):
         assert_refused(
             lambda: import_archive(io.BytesIO(header + END), "a.tar"), tmp_path, "garbled"

@@ -484,9 +484,8 @@ def test_damaged_images_are_an_image_or_an_image_error(content, changes, keep):
         damaged[position % len(damaged)] = value
     damaged = bytes(damaged[: max(1, len(damaged) * keep // 999)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Image, "MAX_IMAGE_PIXELS", 1_000_000
-        )  # so that a damaged size does not fill the memory
+        # so that a damaged size does not fill the memory
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
         try:
             image = read_image(damaged)
         except ImageError:

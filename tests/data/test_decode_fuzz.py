@@ -92,12 +92,10 @@ SEEDS = seeds()
 def assert_an_image_or_an_error(content):
     """Every reader of it gives what it promises or raises ImageError in one line."""
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        warnings.simplefilter(
-            "ignore"
-        )  # they are looked for below, where nothing of pytest's is in the way
-        patch.setattr(
-            "finetune_core.data.decode.MAX_PIXELS", 1_000_000
-        )  # so that a damaged size does not take the memory
+        # they are looked for below, where nothing of pytest's is in the way
+        warnings.simplefilter("ignore")
+        # so that a damaged size does not take the memory
+        patch.setattr("finetune_core.data.decode.MAX_PIXELS", 1_000_000)
         for read, is_good in READERS:
             try:
                 result = read(content)
@@ -252,9 +250,8 @@ BOMBS = {
 }
 
 
-@pytest.mark.filterwarnings(
-    "ignore::PIL.Image.DecompressionBombWarning"
-)  # decode.py's own filter ends with the collection
+# decode.py's own filter ends with the collection
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.parametrize("read", [reader for reader, _ in READERS])
 def test_a_size_beyond_reason_is_refused_at_once(read, name):

@@ -22,9 +22,8 @@ def parts(request, tmp_path_factory):
 def test_different_parts_are_no_near_duplicates(parts):
     dataset = load_dataset(parts)
     assert {one.kind for one in dataset.findings} & {"near_duplicates", "near_leakage"} == set()
-    assert (
-        dataset.table["near"].nunique() == 70
-    )  # each by itself: the split is the one that was asked for
+    # each by itself: the split is the one that was asked for
+    assert dataset.table["near"].nunique() == 70
     assert dataset.counts().sum().tolist() == [50, 10, 10]
 
 

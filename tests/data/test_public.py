@@ -310,9 +310,8 @@ def test_a_set_is_fetched_once_as_a_folder_to_train_on(name, published, home, mo
     downloading, writing = steps[:-images], steps[-images:]
     assert {step.total for step in downloading} == {PUBLIC_SETS[name].download_bytes}
     assert downloading == sorted(downloading)
-    assert downloading[-1].done == sum(
-        len(content) for content in server.files.values()
-    )  # what is unpacked does not count
+    # what is unpacked does not count
+    assert downloading[-1].done == sum(len(content) for content in server.files.values())
     assert writing == [Step(done, images) for done in range(1, images + 1)]
     assert len(load_dataset(folder).table) == images
     assert capfd.readouterr() == ("", "")  # torchvision's progress bar is silent
@@ -329,9 +328,8 @@ def test_the_pets_keep_their_files_splits_and_breeds(published):
         f"test/{b}": 2 for b in breeds
     }
     assert_every_image_is_of_its_class(folder, breeds)
-    assert (folder / "train/American Bulldog/american_bulldog_2.jpg").read_bytes() == jpeg(
-        1, 2
-    )  # not encoded again
+    # not encoded again
+    assert (folder / "train/American Bulldog/american_bulldog_2.jpg").read_bytes() == jpeg(1, 2)
 
 
 def test_the_flowers_have_three_splits_and_names_that_are_file_names(published):
@@ -500,9 +498,8 @@ def test_a_download_that_is_given_up_ends_and_leaves_nothing(published, home, mo
     fetching.close()
     server.gate.set()
     assert_nothing_is_left(home)
-    assert verified == [
-        False
-    ]  # before the download only: it was broken off, not brought to its end
+    # before the download only: it was broken off, not brought to its end
+    assert verified == [False]
 
 
 def test_what_is_unpacked_after_giving_up_goes_too(published, home, monkeypatch):

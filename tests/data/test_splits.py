@@ -222,9 +222,8 @@ def test_shares_hold_for_groups_of_many_sizes():
     assert shares(split) == pytest.approx([0.7, 0.2, 0.1], abs=0.01)
 
 
-UNITS = st.lists(
-    st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4
-)  # sizes of units, a class each
+# sizes of units, a class each
+UNITS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4)
 
 
 @settings(quick, max_examples=60)
@@ -252,9 +251,8 @@ def test_known_images_keep_their_split_whatever_comes(data, fractions, seed):
     count = data.draw(st.integers(1, 40))
     ids = pd.Series(numbered(0, count))
     labels = pd.Series(data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)))
-    units = np.array(
-        data.draw(st.lists(st.integers(0, 12), min_size=count, max_size=count))
-    )  # across classes, too
+    # across classes, too
+    units = np.array(data.draw(st.lists(st.integers(0, 12), min_size=count, max_size=count)))
     then = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
     before = (
         split_of(

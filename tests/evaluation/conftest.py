@@ -46,9 +46,8 @@ def made_run(tmp_path):
             prediction_table("v" + ids, "val", labels, logits),
             prediction_table(ids, "test", labels, logits),
         ]
-        order = np.random.default_rng(len(made)).permutation(
-            len(ids)
-        )  # the order of the rows says nothing
+        # the order of the rows says nothing
+        order = np.random.default_rng(len(made)).permutation(len(ids))
         save_predictions(
             run_dir, pd.concat([table.iloc[order] for table in tables[: 1 + tested]]), precision
         )

@@ -166,9 +166,8 @@ def test_a_suspect_is_shown_beside_an_image_of_the_class_it_looks_like(swapped):
     assert set(finding.to.values()) <= set("0123456789")
     for suspect, twin in finding.sets:
         assert twin not in finding.paths
-        assert (
-            twin.split("/")[0] == finding.to[suspect] or twin in right
-        )  # the sample's folders are the right classes
+        # the sample's folders are the right classes
+        assert twin.split("/")[0] == finding.to[suspect] or twin in right
         assert f"looks like {finding.to[suspect]}" in finding.notes[suspect]
     assert finding.count == len(finding.paths)
     assert f"{finding.count} images" in finding.message
@@ -262,17 +261,19 @@ def probes(accuracies, error=0.01, backbone=LITE):
         ([0.3, 0.4, 0.5, 0.6, 0.7, 0.9, 0.8, 0.7], "last_two_blocks", "block6"),
         ([0.3, 0.4, 0.9, 0.8, 0.7, 0.7, 0.7, 0.7], "custom", "block3"),
         ([0.9, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4], "custom", "block1"),
+        # within one standard error of the best
         (
             [0.3, 0.4, 0.9, 0.895, 0.885, 0.8, 0.8, 0.8],
             "custom",
             "block4",
-        ),  # within one standard error of the best
+        ),
         ([0.3, 0.4, 0.5, 0.6, 0.7, 0.807, 0.82, 0.77], "last_block", "block7"),
+        # a plateau carries over to the end
         (
             [0.3, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9, 0.895],
             "last_block",
             "block7",
-        ),  # a plateau carries over to the end
+        ),
         ([0.3, 0.4, 0.975, 0.98, 0.98, 0.98, 0.98, 0.981], "feature_extraction", "head"),
         ([1.0] * 8, "feature_extraction", "head"),
         ([0.1] * 8, "last_block", "block7"),
@@ -345,9 +346,8 @@ def test_the_map_is_the_same_again_and_keeps_neighbours_together():
 
 def test_a_map_that_is_broken_off_stops_its_thread(monkeypatch):
     monkeypatch.setattr("finetune_core.inspection.background._EVERY", 0.01)
-    monkeypatch.setattr(
-        "openTSNE.TSNE", partial(openTSNE.TSNE, n_iter=10**9)
-    )  # by itself it would not end today
+    # by itself it would not end today
+    monkeypatch.setattr("openTSNE.TSNE", partial(openTSNE.TSNE, n_iter=10**9))
     work = lay_out(np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32))
     next(step for step in work if step.done > 0)
     thread = next(thread for thread in threading.enumerate() if thread.name.startswith("map"))

@@ -100,9 +100,8 @@ def test_other_structures_have_one_vector_a_stage_too(backbone, size):
         found = dict(zip(stages, pooled(images).split(pooled.widths, dim=1), strict=True))
     wanted = hooked(network, images, with_class_token=backbone == "vit_b_16")
     assert stages == tuple(wanted)
-    for stage in (
-        stages if backbone == "resnet18" else stages[1:]
-    ):  # after the stem, the class token has seen nothing
+    # after the stem, the class token has seen nothing
+    for stage in stages if backbone == "resnet18" else stages[1:]:
         assert found[stage].shape == wanted[stage].shape, stage
         torch.testing.assert_close(found[stage], wanted[stage], rtol=1e-4, atol=1e-5)
 
@@ -204,9 +203,8 @@ def test_without_room_it_says_so(folder, monkeypatch):
 def test_with_room_for_some_only_it_says_so_rather_than_leave_the_others_out(folder, monkeypatch):
     monkeypatch.setattr(features, "_KEPT_AT_ONCE", 5)
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
-    monkeypatch.setenv(
-        "THAW_CACHE_DISK_GB", "0.00005"
-    )  # a block takes 0.00003, all of them 0.00008
+    # a block takes 0.00003, all of them 0.00008
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", "0.00005")
     with pytest.raises(DataError, match="no room for the features"):
         computed(folder)
 

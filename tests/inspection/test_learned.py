@@ -71,9 +71,8 @@ def test_near_duplicates_with_the_same_wrong_label_do_not_vouch_for_each_other(s
     labels = np.repeat([0, 1], 60)
     features = random.normal(size=(120, 4))
     features[:, 0] += np.where(labels == 0, -4, 4)
-    copies = (
-        np.array([-6, 6, 0, 0]) + random.normal(size=(8, 4)) * 0.02
-    )  # of an unusual image of the first class
+    # of an unusual image of the first class
+    copies = np.array([-6, 6, 0, 0]) + random.normal(size=(8, 4)) * 0.02
     features, labels = (
         np.concatenate([features, copies]).astype(np.float32),
         np.concatenate([labels, [1] * 8]),
@@ -228,9 +227,8 @@ def test_copies_of_an_outlier_do_not_hide_it():
     sets = np.arange(200)
     sets[50:60] = 50
     assert far_away([features], sets)[0].tolist() == [50]
-    assert (
-        len(far_away([features], np.arange(200))[0]) == 0
-    )  # taken for ten images, they are no strays
+    # taken for ten images, they are no strays
+    assert len(far_away([features], np.arange(200))[0]) == 0
 
 
 @pytest.mark.parametrize("draw", ["gamma", "normal", "uniform"])

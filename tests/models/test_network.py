@@ -180,9 +180,8 @@ def test_what_was_refused_is_refused_again_without_being_built(name, size, monke
             check_image_size(name, size)
         said.append(caught.value)
     assert len(built) == 1
-    assert (
-        said[0] is not said[1]
-    )  # else each time that it is raised would be added to its traceback
+    # else each time that it is raised would be added to its traceback
+    assert said[0] is not said[1]
     assert said[0].problems == said[1].problems
 
 

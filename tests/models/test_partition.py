@@ -92,17 +92,14 @@ def test_stages_of_a_traced_copy_are_those_of_the_network():
     [
         "timm/test_vit_relpos",  # all blocks add one position bias
         "timm/xcit_nano_12_p8_224",  # blocks are given height and width
-        pytest.param(
-            "timm/mvitv2_tiny", marks=pytest.mark.slow
-        ),  # functions that are not traced give blocks heights and widths
+        # functions that are not traced give blocks heights and widths
+        pytest.param("timm/mvitv2_tiny", marks=pytest.mark.slow),
         "timm/coat_lite_mini",  # blocks share position embeddings with those of their resolution
-        pytest.param(
-            "timm/eva02_tiny_patch14_336", marks=pytest.mark.slow
-        ),  # all blocks turn by the same angles
+        # all blocks turn by the same angles
+        pytest.param("timm/eva02_tiny_patch14_336", marks=pytest.mark.slow),
         pytest.param("timm/visformer_tiny", marks=pytest.mark.slow),  # stages share a dropout
-        pytest.param(
-            "timm/twins_pcpvt_small", marks=pytest.mark.slow
-        ),  # blocks are given how many images there are
+        # blocks are given how many images there are
+        pytest.param("timm/twins_pcpvt_small", marks=pytest.mark.slow),
     ],
 )
 def test_what_does_not_depend_on_the_images_does_not_stand_against_a_cut(name):
@@ -110,9 +107,8 @@ def test_what_does_not_depend_on_the_images_does_not_stand_against_a_cut(name):
     network = build_network(name, "none", 3, 0, side)
     segments = trace(network.model, network.stages, side)
     assert None not in segments.boundaries
-    images = torch.randn(
-        5, 3, side, side, generator=torch.Generator().manual_seed(0)
-    )  # another number than was traced with
+    # another number than was traced with
+    images = torch.randn(5, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = network.model(images)
         for cut in range(1, len(network.stages)):

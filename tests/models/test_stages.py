@@ -21,9 +21,8 @@ FEW = {
     "maxvit_t",
     "vgg11",
 }
-NAMES = [
-    name for name in backbone_names() if not is_timm_name(name)
-]  # those are test_timm_walk.py's
+# those are test_timm_walk.py's
+NAMES = [name for name in backbone_names() if not is_timm_name(name)]
 
 
 def family(name):

@@ -176,9 +176,8 @@ def test_functions_that_timm_keeps_out_of_traces_do_not_stand_against_a_cut(arch
 
 
 @pytest.mark.parametrize("counted", [True, False])
-@pytest.mark.parametrize(
-    "architecture", ["deepseek_vit_412m_enc", "qwen3_vit_88m_enc"]
-)  # the second takes no head at all
+# the second takes no head at all
+@pytest.mark.parametrize("architecture", ["deepseek_vit_412m_enc", "qwen3_vit_88m_enc"])
 def test_a_network_that_cannot_classify_is_refused_in_words(architecture, counted, monkeypatch):
     if not counted:  # of a timm newer than the table
         monkeypatch.setattr(timm_networks, "_counted", dict)

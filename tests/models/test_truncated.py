@@ -83,9 +83,8 @@ def test_every_tensor_is_the_whole_networks_and_belongs_to_one_of_its_stages(nam
         assert all(torch.equal(state[key], before[key]) for key in frozen)
         assert isinstance(network.head_layers[0], nn.Linear)
         assert network.head_layers[0].out_features == 3
-        assert (
-            network_stages(name, 3, SIDE, whole.stages[last].name) == network.stages
-        )  # without building its weights
+        # without building its weights
+        assert network_stages(name, 3, SIDE, whole.stages[last].name) == network.stages
         assert network.weights_hash == whole.weights_hash
 
 

@@ -176,9 +176,8 @@ def test_where_people_sign_in_each_sees_their_own_recordings(component):
 
 
 def test_live_frames_are_answered_with_a_bar_for_each_class(component):
-    [kept, _] = sorted(
-        (ROOT / "tests" / "earlier_run").glob("2026*")
-    )  # a finished run with three classes
+    # a finished run with three classes
+    [kept, _] = sorted((ROOT / "tests" / "earlier_run").glob("2026*"))
     shutil.copytree(kept, paths.runs_dir() / kept.name)
     at = opened("predict", input_kind="live")
     assert "Turn on the camera" in at.info[0].value

@@ -261,9 +261,8 @@ def test_a_button_of_a_change_undoes_that_one_wherever_it_has_moved(folder):
     edits = [Edit(action="exclude", paths=(f"red/00{number}.png",)) for number in range(3)]
     save_edits(folder, edits)
     at = opened(folder)
-    assert not [
-        button for button in at.button if button.label == "Undo"
-    ]  # nothing is drawn in a box that is closed
+    # nothing is drawn in a box that is closed
+    assert not [button for button in at.button if button.label == "Undo"]
     at.session_state["changes_box"] = True
     at.run()
     first, second, third = (button for button in at.button if button.label == "Undo")

@@ -134,9 +134,8 @@ def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(ru
     assert any(caption.startswith(f"True class: {wrong['true']}") for caption in captions(at))
     assert any(caption.startswith(f"Predicted: {wrong['predicted']}") for caption in captions(at))
     layers = at.selectbox(key="layer-tested")
-    assert (
-        layers.options[-1] == "block5, 2 × 2 (last)"
-    )  # at 32 pixels the maps after it are one cell
+    # at 32 pixels the maps after it are one cell
+    assert layers.options[-1] == "block5, 2 × 2 (last)"
     assert layers.value == "block3"
     assert "map of 4 × 4 cells" in words(at)
 

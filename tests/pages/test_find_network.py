@@ -50,9 +50,8 @@ def test_networks_are_found_by_a_part_of_their_name_and_filtered(configure):
     }
     assert set(found["Licence"]) == {"cc-by-nc-4.0 · research only"}
     assert not found["Ready"].any()
-    assert (
-        found["Download"].between(13, 16).all()
-    )  # megabytes of 3.4 to 3.7 M parameters in float32
+    # megabytes of 3.4 to 3.7 M parameters in float32
+    assert found["Download"].between(13, 16).all()
     at.text_input(key="networks_search").set_value("efficientnet_lite0")
     at.session_state["networks_filters"] = ["On this machine"]
     assert list(table(at.run())["Network"]) == ["efficientnet_lite0"]

@@ -201,12 +201,13 @@ def test_an_archive_is_named_by_every_chosen_run(runs, given):
         assert list(at.dataframe[0].value[f"Class, {title}"]) == [*predicted[-1], ""]
     agree = sum(a == b for a, b in zip(*predicted, strict=True))
     [counts] = [one.value for one in at.markdown if "images classified" in one.value]
+    # images, networks, agreements, unreadable ones
     assert re.findall(r"\d+", counts) == [
         "3",
         "2",
         str(agree),
         "1",
-    ]  # images, networks, agreements, unreadable ones
+    ]
 
 
 def test_what_is_pressed_meanwhile_does_not_end_the_naming(runs, held_back, given):

@@ -235,9 +235,8 @@ def test_what_an_older_run_lacks_is_filled_in(runs, started, lines):
         del old[2][name]
     run = read_run(runs("old", b"".join(json.dumps(row).encode() + b"\n" for row in old)))
     assert (run.status, run.notices) == ("finished", ())
-    assert (
-        summary(run)["evaluation_precision"] == old[0]["precision"]
-    )  # it was evaluated as it trained
+    # it was evaluated as it trained
+    assert summary(run)["evaluation_precision"] == old[0]["precision"]
     assert run.history.time_shares()["trunk"] == 0
     assert (run.history.epochs[0]["memory_bytes"], run.history.epochs[0]["device_bytes"]) == (
         0,
@@ -316,9 +315,8 @@ def test_asking_a_run_to_stop_writes_through_no_link(runs, tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "loop", "link", "device", "socket"])
 def test_a_lock_that_is_no_file_is_neither_opened_nor_waited_for(runs, kind, monkeypatch):
-    monkeypatch.setattr(
-        "finetune_core.runs.record.check_config", lambda *_, **_named: None
-    )  # its data are not there
+    # its data are not there
+    monkeypatch.setattr("finetune_core.runs.record.check_config", lambda *_, **_named: None)
     run_dir = runs("one")
     replaced_by(kind)(run_dir / "lock")
     with in_time(kind):

@@ -38,11 +38,12 @@ class Faults:
 @pytest.fixture
 def config(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
+    # quick to build and to trace: there are many runs
     settings = {
         "backbone": "squeezenet1_1",
         "weights": "none",
         "image_size": 64,
-    }  # quick to build and to trace: there are many runs
+    }
     settings |= {
         "epochs": 2,
         "strategy": "feature_extraction",

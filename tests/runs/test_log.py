@@ -52,9 +52,8 @@ def test_a_whole_run_in_words(run_dir):
 
 def test_it_says_whether_the_frozen_stages_were_compiled(run_dir):
     started = History(run_dir).refresh().started
-    assert "frozen stages cached" not in log_line(
-        started
-    )  # gradual unfreezing trains the first stages, too
+    # gradual unfreezing trains the first stages, too
+    assert "frozen stages cached" not in log_line(started)
     cache = {"where": "memory", "bytes": 10**6, "compilation": "compiled after 96 images"}
     assert "frozen stages cached (1.0 MB, compiled after 96 images). " in log_line(
         started | {"cache": cache}

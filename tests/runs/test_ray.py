@@ -217,9 +217,8 @@ def test_a_stop_reaches_a_run_on_another_node_and_ray_goes_on_with_it_later(
 def test_a_run_that_ray_has_no_place_for_is_stopped_all_the_same(executor, config, tmp_path):
     worker, store = Worker(tmp_path / "runs", executor=executor), RunStore(tmp_path / "runs")
     going = [worker.submit(config(epochs=500, seed=seed)) for seed in (0, 1)]
-    wait_until(
-        lambda: all(store.run(one).history.started for one in going)
-    )  # else they are cancelled, not stopped
+    # else they are cancelled, not stopped
+    wait_until(lambda: all(store.run(one).history.started for one in going))
     reservation = create_run(config(seed=2), tmp_path / "runs", elsewhere=True)
     request_stop(reservation.run_dir)
     assert [type(event).__name__ for event in executor.execute(reservation)] == ["RunStopped"]

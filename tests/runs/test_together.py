@@ -87,9 +87,8 @@ def test_a_run_that_waits_for_its_device_is_stopped_and_the_next_one_has_its_tur
 ):
     first = worker.submit(config(epochs=1000), devices=2)
     wait_until(lambda: store.run(first).history.epochs)
-    reservation = create_run(
-        config(epochs=1000, seed=1), store.runs_dir, devices=2
-    )  # another program's
+    # another program's
+    reservation = create_run(config(epochs=1000, seed=1), store.runs_dir, devices=2)
     stream = execute_together(reservation)
     for _ in stream:
         if store.run(reservation.run_dir.name).status == "waiting":

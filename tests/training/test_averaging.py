@@ -218,9 +218,8 @@ def test_in_whatever_order_the_runs_are_named_the_soup_is_the_same(
         assert config == read_run(averages_once[how][0]).config
         again = best(ran(config, tmp_path / "runs")[0])
         for name, tensor in best(averages_once[how][0]).items():
-            if (
-                "running" in name
-            ):  # recomputed on images: products are rounded as memory happens to lie
+            # recomputed on images: products are rounded as memory happens to lie
+            if "running" in name:
                 torch.testing.assert_close(again[name], tensor, rtol=1e-4, atol=1e-5)
             else:
                 assert torch.equal(again[name], tensor)
@@ -396,9 +395,8 @@ def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(
     drained(fit_probe(probe, LostImages(probe)))
     start, end = probe.network.model.state_dict(), best(seeds_once[0])
     for name, tensor in best(folder).items():
-        if tensor.is_floating_point() and not name.startswith(
-            "classifier"
-        ):  # a probe of separable classes ends elsewhere each time
+        # a probe of separable classes ends elsewhere each time
+        if tensor.is_floating_point() and not name.startswith("classifier"):
             wanted = start[name] + first["coefficient"] * (end[name] - start[name])
             torch.testing.assert_close(tensor, wanted, rtol=1e-4, atol=1e-5)
 

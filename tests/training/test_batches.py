@@ -47,9 +47,8 @@ def pictures(count, side=32):
 
 def test_keys_are_one_a_name_and_the_same_on_every_machine():
     assert len(set(KEYS.tolist())) == len(KEYS)
-    assert sample_keys(["a.png"]).tolist() == [
-        6266261796961190882
-    ]  # BLAKE2b, 8 bytes, little-endian
+    # BLAKE2b, 8 bytes, little-endian
+    assert sample_keys(["a.png"]).tolist() == [6266261796961190882]
     assert sample_keys(["a", "b"]).tolist() == [
         *sample_keys(["a"]).tolist(),
         *sample_keys(["b"]).tolist(),

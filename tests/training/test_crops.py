@@ -59,9 +59,8 @@ def test_a_batch_at_once_is_the_same_to_the_bit_as_one_image_after_the_other(sid
     wanted, found = one_by_one(images, boxes, size), crops(images, boxes, size)
     assert found.dtype == torch.uint8
     differing = (wanted.int() - found.int()).abs()
-    assert differing.max() <= (
-        0 if VECTORISED else 1
-    )  # without vector instructions torch's resizing computes in float
+    # without vector instructions torch's resizing computes in float
+    assert differing.max() <= (0 if VECTORISED else 1)
 
 
 def test_elsewhere_than_on_a_processor_a_batch_is_cropped_at_once():

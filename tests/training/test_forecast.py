@@ -63,9 +63,8 @@ def test_an_uncached_run_pays_every_epoch(config, folder):
 def test_a_run_in_bf16_pays_for_its_final_evaluation_in_fp32(config, folder):
     speed = replace(SPEED, exact=0.03)
     estimate = forecast(config(precision="bf16"), load_dataset(folder), speed, 0.001)
-    once = (
-        40 * 0.001 + 34 * 0.01 + 12 * 0.03
-    )  # the trunk's output of test images is not needed in bf16
+    # the trunk's output of test images is not needed in bf16
+    once = 40 * 0.001 + 34 * 0.01 + 12 * 0.03
     assert estimate.seconds - 4 * estimate.epoch_seconds - once == pytest.approx(0.8)
     assert estimate.cache_bytes == 34_000
 
@@ -93,9 +92,8 @@ def test_stages_that_are_not_thawed_yet_cost_no_backward_pass(config, folder):
         for name in ("full", "linear_probe_then_full")
     )
     stages = len(network_stages(config().backbone))
-    spared = (
-        28 * (SPEED.step - SPEED.forward) * (stages - 1) / stages
-    )  # the first of four epochs, but for the head
+    # the first of four epochs, but for the head
+    spared = 28 * (SPEED.step - SPEED.forward) * (stages - 1) / stages
     assert full.seconds - probe_first.seconds == pytest.approx(spared)
 
 

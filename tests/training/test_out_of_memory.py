@@ -69,9 +69,8 @@ def test_under_a_limit_of_the_system_smaller_parts_go_through():
     first, *later = found["tries"]
     assert first[0] == 64
     assert later == [[size] * (64 // size)] * 2  # what failed is not tried again
-    assert (
-        found["tracked"] == 3 * 64 // size
-    )  # nor does a failed pass count in BatchNorm's statistics
+    # nor does a failed pass count in BatchNorm's statistics
+    assert found["tracked"] == 3 * 64 // size
     assert size <= found["evaluated"] < 64
     assert found["logits"] == 64
 

@@ -156,9 +156,8 @@ def test_problems_are_in_words(tmp_path):
 def test_an_image_is_resized_as_the_network_was_pretrained(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
-    fed = network_input(
-        tmp_path / "noise.png", backbone_info("timm/vit_small_patch16_dinov3"), 64
-    )  # all of the square, bicubic
+    # all of the square, bicubic
+    fed = network_input(tmp_path / "noise.png", backbone_info("timm/vit_small_patch16_dinov3"), 64)
     expected = np.asarray(ImageOps.fit(Image.fromarray(noise), (64, 64), Image.Resampling.BICUBIC))
     assert np.abs(fed.image.astype(int) - expected).max() <= 1  # through the normalisation and back
     assert (

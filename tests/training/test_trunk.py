@@ -154,9 +154,8 @@ def test_activations_that_another_session_drives_out_before_they_are_used_are_co
 ):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "1")
     run(config(strategy="last_two_blocks"), tmp_path / "shallow")
-    image_folder(
-        tmp_path / "images", {"yellow": 5}
-    )  # they have to be decoded, which takes its time
+    # they have to be decoded, which takes its time
+    image_folder(tmp_path / "images", {"yellow": 5})
     (tmp_path / "deep").mkdir()
     phases = []
     for event in fit(config(strategy="feature_extraction"), tmp_path / "deep"):

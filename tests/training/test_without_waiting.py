@@ -173,9 +173,8 @@ def test_every_strategy_trains_where_nothing_can_be_read(
 def test_every_optimizer_dropout_and_the_loss_scale_train_where_nothing_can_be_read(
     config, tmp_path, monkeypatch, meta_trains, optimizer, precision
 ):
-    monkeypatch.setattr(
-        Device, "autocast", lambda self: nullcontext()
-    )  # which knows no meta device
+    # which knows no meta device
+    monkeypatch.setattr(Device, "autocast", lambda self: nullcontext())
     network = {"backbone": "squeezenet1_1", "weights": "none", "image_size": 64, "strategy": "full"}
     steps_on_meta(
         config(optimizer=optimizer, **network, **EVERYTHING), tmp_path, monkeypatch, precision

@@ -100,9 +100,10 @@ class Comparison:
         return f"<Comparison of {len(self.arms)} on {things(self.images, f'{self.split} image')}: {self.verdict}>"
 
     def _repr_html_(self) -> str:
+        # which reports on comparisons
         from finetune_core.evaluation.comparison.report import (
             comparison_html,
-        )  # which reports on comparisons
+        )
 
         return comparison_html(self)
 

@@ -114,9 +114,8 @@ def f1_of(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.
 
     present, true = np.unique(labels, return_inverse=True)
     place = np.searchsorted(present, predicted)
-    place[np.take(present, place, mode="clip") != predicted] = len(
-        present
-    )  # a class that has no image here
+    # a class that has no image here
+    place[np.take(present, place, mode="clip") != predicted] = len(present)
     shape, images = (len(present) + 1, len(labels)), np.arange(len(labels))
     per_class = (sparse.csr_array((np.ones(len(labels)), (place, images)), shape=shape) @ weights)[
         :-1

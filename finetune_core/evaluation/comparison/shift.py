@@ -66,10 +66,11 @@ class ShiftComparison:
         return f"<{self.own!r}, on {self.other.described}: {self.shifted!r}>"
 
     def _repr_html_(self) -> str:
+        # which reports on comparisons
         from finetune_core.evaluation.comparison.report import (
             comparison_html,
             shift_html,
-        )  # which reports on comparisons
+        )
 
         return comparison_html(self.own) + shift_html(self)
 

@@ -20,9 +20,8 @@ from finetune_core.evaluation.single_run.shift_files import (
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import load_predictions, predictions_changed
 
-Images = (
-    str | Corrupted | None
-)  # the fingerprint of another data set; own images made worse; None: a run's own images
+# the fingerprint of another data set; own images made worse; None: a run's own images
+Images = str | Corrupted | None
 
 
 class Key(NamedTuple):

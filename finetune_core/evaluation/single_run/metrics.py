@@ -146,9 +146,8 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     from sklearn.metrics import precision_recall_fscore_support
 
     split = split or evaluated_splits(table)[0]
-    if split not in evaluated_splits(
-        table
-    ):  # asked of names first: a column of text refuses to look for a lone surrogate
+    # asked of names first: a column of text refuses to look for a lone surrogate
+    if split not in evaluated_splits(table):
         raise RunError(
             f"The run has no predictions for {split} images; it has {', '.join(evaluated_splits(table))}."
         )

@@ -212,9 +212,8 @@ class _Parts:
             "precision_macro": precision.mean(0),
             "recall_macro": recall,  # the same number
             "f1_macro": f1.mean(0),
-            "f1_micro": means[
-                "accuracy"
-            ],  # every image has one label and gets one: the same number
+            # every image has one label and gets one: the same number
+            "f1_micro": means["accuracy"],
             "f1_weighted": (f1 * support[self.present]).sum(0) / self.count,
             **self._agreement(means["accuracy"], predicted),
             "roc_auc": _mean_of_defined(of_class[:, 0]),

@@ -91,9 +91,8 @@ def _shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies) -> 
     return Shift(
         other.data,
         other.fingerprint,
-        predictions_changed(
-            run.run_dir
-        ),  # before the network is read: one that is trained on meanwhile is another one
+        # before the network is read: one that is trained on meanwhile is another one
+        predictions_changed(run.run_dir),
         list(run.started["classes"]),
         matched.respelled,
         {name: int(counts[name]) for name in matched.unknown},

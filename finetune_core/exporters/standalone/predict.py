@@ -20,9 +20,8 @@ def preprocess(path, steps):
     """An image file -> float32 [3, size, size], as the network was trained on it."""
     side, size = steps["resize_to"], steps["centre_crop_to"]
     with Image.open(path) as image:
-        image.draft(
-            "RGB", (side, side)
-        )  # decode a large JPEG at a smaller scale; other formats take no notice
+        # decode a large JPEG at a smaller scale; other formats take no notice
+        image.draft("RGB", (side, side))
         image.load()
         image = to_rgb(ImageOps.exif_transpose(image))
     square = np.asarray(

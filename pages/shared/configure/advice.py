@@ -109,9 +109,10 @@ def _ask(config: RunConfig, dataset: Dataset) -> None:
             key=_SIZE,
             persist_state="session",
         )
+    # of others the outcome says why
     missing = [
         info for info in map(backbone_info, filter(settings.is_known, named)) if not info.ready
-    ]  # of others the outcome says why
+    ]
     if missing:
         names, about = ", ".join(plain(info.name) for info in missing), download_size(missing)
         st.caption(

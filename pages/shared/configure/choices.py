@@ -52,9 +52,8 @@ class Known:
         key = config.model_dump_json(exclude={"edits"})
         if key not in self._forecasts:
             self._forecasts[key] = None
-            with suppress(
-                FinetuneError
-            ):  # a stage of another backbone is named, say: its card says nothing of the time
+            # a stage of another backbone is named, say: its card says nothing of the time
+            with suppress(FinetuneError):
                 self._forecasts[key] = expected(config, self.dataset, self.book)
         return self._forecasts[key]
 

@@ -219,9 +219,8 @@ def backbone_field(problems: dict[str, str]) -> None:
     )
     try:
         info = backbone_info(chosen)
-    except (
-        ConfigError
-    ) as error:  # said even where the settings have other problems, which come first
+    except ConfigError as error:
+        # said even where the settings have other problems, which come first
         _problem("backbone", error.problems | problems)
     except WeightsError as error:
         _problem("backbone", {"backbone": str(error)} | problems)

@@ -57,9 +57,8 @@ def about_network(info: BackboneInfo) -> None:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
     page = f" [{info.repository}]({info.page})" if info.page and info.repository else ""
     badge = f":{'orange' if info.research_only else 'gray'}-badge[:material/gavel: {plain(licence_name(info.licence))}]"
-    st.markdown(
-        f"{badge}{page}", help="The licence of the weights, as their source states it."
-    )  # a caption's grey is too faint for it
+    # a caption's grey is too faint for it
+    st.markdown(f"{badge}{page}", help="The licence of the weights, as their source states it.")
     st.caption(
         f"Pretrained at {info.image_size} pixels, {percent(info.crop)} of the image, {info.interpolation}; mean {mean}, std {std}"
     )

@@ -33,21 +33,22 @@ COMPARISON: dict[str, Any] = {
     "fractions": [],
     "cuts": [],
 }
+# what a classifier on frozen features is compared with
 FINE_TUNING = [
     BASELINE,
     "feature_extraction",
     "last_block",
-]  # what a classifier on frozen features is compared with
+]
 
-NO_WIDGETS = tuple(
-    name for name, one in all_settings().items() if one.own_widgets
-)  # several widgets together make one, or none does
+# several widgets together make one, or none does
+NO_WIDGETS = tuple(name for name, one in all_settings().items() if one.own_widgets)
+# where to start from
 PRETRAINED_WEIGHTS, EARLIER_RUN, FILE_OF_WEIGHTS, RANDOM_WEIGHTS = (
     "Pretrained",
     "An earlier run",
     "A file",
     "Random",
-)  # where to start from
+)
 _NOT_KEPT = {"data", "edits", *names_in(SPLIT)}  # they belong to the data set
 _MOST_RATES = 200
 _MOST_DEVICES = 10_000  # far more than any machine has

@@ -168,9 +168,8 @@ def draw_stages(
     total = sum(stage["parameters"] for stage in stages)
     share = percent(trained / total, 0 if trained == total else 1)
     caption = f"**{number(trained)}** of {number(total)} parameters {'are fitted' if fits else 'train'} ({share})."
-    if any(
-        tile["look"] == "tinted" for tile in tiles
-    ):  # factors come on top of the network's own parameters
+    # factors come on top of the network's own parameters
+    if any(tile["look"] == "tinted" for tile in tiles):
         caption = f"**{number(trained)}** parameters train, {share} of the network's {number(total)}: LoRA's factors beside frozen weights."
     if fits == "nearest_neighbours":
         caption = "Nothing trains: the training images' features stand in for the head."
@@ -199,9 +198,8 @@ def _tile(
     stage: Mapping[str, Any], is_head: bool, learning_rate: float | None, fits: Fit | None
 ) -> dict[str, str]:
     style = look(stage, is_head)
-    share = stage.get("trained", 0) / (
-        stage["parameters"] or 1
-    )  # of an unused stage none are counted
+    # of an unused stage none are counted
+    share = stage.get("trained", 0) / (stage["parameters"] or 1)
     words = {
         "unused": "not used",
         "frozen": "frozen",

@@ -26,9 +26,8 @@ def analyze(dataset: Dataset, key: str) -> None:
     """The button that computes features; a report of a data set that was changed since is not shown any more."""
     _, image_size = backbone_and_size()
     ready = ready_backbones()
-    begun = st.session_state.get(
-        f"embeddings-{dataset.fingerprint}", ""
-    )  # the tabs' boxes may say something else since
+    # the tabs' boxes may say something else since
+    begun = st.session_state.get(f"embeddings-{dataset.fingerprint}", "")
     going = jobs().find(begun) is not None
     with st.container(horizontal=True, vertical_alignment="bottom"):
         place = st.empty()

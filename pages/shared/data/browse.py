@@ -34,9 +34,8 @@ def choose_folder(take: Callable[[Path], None]) -> None:
     if not roots:
         return
     with st.container(border=True, key="folder-browser"):
-        st.session_state.setdefault(
-            "browse_at", str(roots[-1])
-        )  # the app's own folder is the first
+        # the app's own folder is the first
+        st.session_state.setdefault("browse_at", str(roots[-1]))
         try:
             here = _viewed(st.session_state["browse_at"], roots, hidden)
         except DataError:

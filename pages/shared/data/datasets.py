@@ -53,9 +53,8 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
     settings = settings or load_split(root)
     edits = load_edits(root)
     seen = None if again else _looked_through().get(root)
-    place = (
-        st.container()
-    )  # always there, so that nothing below is drawn anew once there is nothing to wait for
+    # always there, so that nothing below is drawn anew once there is nothing to wait for
+    place = st.container()
     if seen is None:
         job = f"look:{root}"
         if again:

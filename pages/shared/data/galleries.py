@@ -91,9 +91,8 @@ def _sorted(rows: pd.DataFrame, order: str, predictions: pd.DataFrame | None) ->
             ).index
         ]
     elif order == "class":
-        ids = ids.iloc[
-            rows.groupby("label").cumcount().argsort(kind="stable")
-        ]  # all classes on the first page
+        # all classes on the first page
+        ids = ids.iloc[rows.groupby("label").cumcount().argsort(kind="stable")]
     return ids.tolist()
 
 

@@ -43,9 +43,8 @@ def _rows(run: Run) -> None:
                 archive = f"{run.run_id}-{name}"
                 download.download_button(
                     "Download ZIP",
-                    partial(
-                        zipped, folder, archive
-                    ),  # packed when it is asked for, not at every look at the page
+                    # packed when it is asked for, not at every look at the page
+                    partial(zipped, folder, archive),
                     file_name=f"{archive}.zip",
                     mime="application/zip",
                     key=f"download-{archive}",

@@ -52,9 +52,8 @@ def live(classifiers: Sequence[Classifier]) -> None:
             [answer(predictor(one.run), one.known, batch.frames[-1]) for one in classifiers],
         )
 
-    bars, picture = st.columns(
-        [4, 5], gap="medium"
-    )  # in this order, so that a narrow screen shows both
+    # in this order, so that a narrow screen shows both
+    bars, picture = st.columns([4, 5], gap="medium")
     of, answers = st.session_state.get(f"{_KEY}-answers", ((), []))
     with picture:
         camera(_KEY, {"mode": "live"}, arrived)

@@ -102,12 +102,13 @@ def test_three_pretrained_networks_are_probed_at_every_stage_and_ranked(folder):
     assert len({one.backbone for one in advice.suggested}) == 2
     phases = [step.phase for step in steps if step.subject == "efficientnet_lite1 (2 of 3)"]
     assert list(dict.fromkeys(phases)) == ["features", "probe", "timing"]
+    # decoded once for all
     assert {step.phase for step in steps} == {
         "decode",
         "features",
         "probe",
         "timing",
-    }  # decoded once for all
+    }
 
 
 def test_validation_and_test_images_are_never_touched(folder, monkeypatch):
@@ -128,9 +129,8 @@ def test_validation_and_test_images_are_never_touched(folder, monkeypatch):
 
 def test_a_probe_never_sees_the_image_that_it_is_asked_about(folder, untimed):
     table = load_dataset(folder).table
-    for path in folder.rglob(
-        "*.png"
-    ):  # nothing left that could be learned, but a thousand features to learn it by heart with
+    # nothing left that could be learned, but a thousand features to learn it by heart with
+    for path in folder.rglob("*.png"):
         noise = np.random.default_rng(int(path.stem) + 100 * (path.parent.name == "down")).integers(
             0, 255, (32, 32, 3)
         )

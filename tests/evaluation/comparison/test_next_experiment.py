@@ -22,10 +22,11 @@ from finetune_core.runs.design import arm_of
 from tests.evaluation.conftest import STAGES
 from tests.evaluation.simulated import right
 
+# accuracy of linear models on the features of the stages
 FALLING, RISING = (
     (0.6, 0.9, 0.8),
     (0.6, 0.8, 0.9),
-)  # accuracy of linear models on the features of the stages
+)
 
 NOISE = Corrupted("test", "noise", 3)
 EVERY_CLASS = SharedClasses((0, 1), ("cat", "dog"), {}, {})

@@ -92,9 +92,8 @@ def test_exchanging_the_sides_turns_everything_round():
     a, b = (answers(side) for side in sides(np.random.default_rng(1), (0.4, 0.0), (2, 3), 300, 0.3))
     one, other = networks_claim(a, b), networks_claim(b, a)
     assert (one.gain, one.p) == pytest.approx((-other.gain, other.p))
-    assert (one.low, one.high) == pytest.approx(
-        (-other.high, -other.low), abs=4e-3
-    )  # its draws are others
+    # its draws are others
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=4e-3)
 
 
 @pytest.mark.parametrize("seeds", [(1, 1), (2, 1), (3, 3)])

@@ -190,9 +190,10 @@ def test_no_number_of_seeds_is_asked_for_where_the_images_are_too_few():
 
 def test_accuracy_of_one_run_has_wilsons_interval():
     interval = accuracy_interval(answers(np.array([[True] * 8 + [False] * 2])), None)
+    # Wilson 1927, 8 of 10
     assert (interval.value, interval.low, interval.high) == pytest.approx(
         (0.8, 0.4902, 0.9433), abs=1e-4
-    )  # Wilson 1927, 8 of 10
+    )
 
 
 def test_accuracy_over_seeds_holds_the_truth_nineteen_times_out_of_twenty():

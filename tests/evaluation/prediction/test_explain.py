@@ -130,9 +130,8 @@ def test_a_class_token_is_looked_past_to_the_last_map_that_the_head_uses():
     model = VisionTransformer(
         SIZE, 8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=2
     )
-    nn.init.normal_(
-        model.heads.head.weight
-    )  # torchvision starts it at nought, and then no patch speaks for anything
+    # torchvision starts it at nought, and then no patch speaks for anything
+    nn.init.normal_(model.heads.head.weight)
     explanation = explain(predictor_of(model), noise(), [0, 1])
     assert explanation.cells == 8
     assert max(heat.max() for heat in explanation.heat.values()) == pytest.approx(1)

@@ -89,9 +89,8 @@ def test_validation_alone_is_scaled_half_by_half():
     other, labels = np.stack(table["logits"])[~first], table["label"].to_numpy()[~first]
     assert found.temperatures[0] == pytest.approx(fit_temperature(other, labels))
     backwards = scale(table.iloc[::-1], "val")
-    np.testing.assert_allclose(
-        backwards.logits[::-1], found.logits
-    )  # whatever the order of the rows
+    # whatever the order of the rows
+    np.testing.assert_allclose(backwards.logits[::-1], found.logits)
 
 
 def test_too_few_images_and_a_single_class_are_not_scaled():

@@ -57,9 +57,8 @@ def test_the_network_is_compiled_where_that_pays(run, compiling, monkeypatch):
     found = finish(measure_robustness(run, "test"))
     assert (started, compiling.started) == (0, 1)
     assert compiling.used > 0
-    assert found.rows.iloc[0].equals(
-        eager.rows.iloc[0]
-    )  # noise is drawn batch by batch, the clean images are the same
+    # noise is drawn batch by batch, the clean images are the same
+    assert found.rows.iloc[0].equals(eager.rows.iloc[0])
 
 
 def test_what_was_broken_off_or_is_of_another_training_does_not_count(run):
@@ -92,9 +91,8 @@ def test_accuracies_that_an_earlier_version_kept_count_unless_they_are_damaged(r
         file.write_text(damaged)
         assert known_robustness(run, "val") is None
     file.write_text(json.dumps(result))
-    assert evaluated_run(
-        run, "val", corrupt=True
-    ).robustness.predicted  # measured anew when it is asked for
+    # measured anew when it is asked for
+    assert evaluated_run(run, "val", corrupt=True).robustness.predicted
 
 
 def test_images_that_are_gone_are_named_as_the_reason(run, tmp_path):

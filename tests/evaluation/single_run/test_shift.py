@@ -80,9 +80,8 @@ def test_worse_images_are_predicted_as_predict_does_and_cost_accuracy(
     own = evaluation(run, "test")
     assert result.accuracy < own.accuracy
     assert result.drop[0] == pytest.approx(own.accuracy - result.accuracy)
-    assert (
-        result.drops.set_index("name").loc["log_loss", "value"] > 0
-    )  # worse, although the number is higher
+    # worse, although the number is higher
+    assert result.drops.set_index("name").loc["log_loss", "value"] > 0
     assert result.calibrated.scaling is None or result.calibrated.scaling.source == "val"
 
 
@@ -236,6 +235,5 @@ def test_work_that_is_broken_off_keeps_nothing_and_several_runs_are_named(
         run.run_id for run in runs
     }
     assert [read_shift(run, fingerprint).data for run in runs] == [str(folder)] * 2
-    assert {step.subject for step in steps if step.phase == "copies"} == {
-        runs[0].run_id
-    }  # once: both have the same images
+    # once: both have the same images
+    assert {step.subject for step in steps if step.phase == "copies"} == {runs[0].run_id}

@@ -152,9 +152,8 @@ def test_no_link_is_followed_and_no_fifo_waited_for(stored, predicted):
     file.unlink()
     file.symlink_to(original)
     before = original.read_bytes()
-    finish(
-        predict_shifted([run], str(predicted[1]))
-    )  # takes the place of the link, not of what it leads to
+    # takes the place of the link, not of what it leads to
+    finish(predict_shifted([run], str(predicted[1])))
     assert not file.is_symlink()
     assert original.read_bytes() == before
     assert len(shifted_predictions(run.run_dir, fingerprint, 3)) > 0
