@@ -501,8 +501,7 @@ def _share(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> tuple[_Pass,
 def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
     config = prepared.config
     if prepared.device.precision != "fp32":  # test images are seen once, in fp32: see ``exact_job``
-        once = {TEST} if epochs_of(config) else {VAL, TEST}
-        rows = {name: found for name, found in rows.items() if name not in once}
+        rows = {name: found for name, found in rows.items() if name != TEST}
     views = chosen_views(config, cut_index(prepared.strategy))
     if views is None or TRAIN not in rows:
         return [_Pass(np.sort(np.concatenate(list(rows.values()))), prepared.content, None, "")]
