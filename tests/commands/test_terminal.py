@@ -3,8 +3,7 @@ import typer
 
 from finetune_core.commands.options import refused_in_words
 from finetune_core.commands.terminal import (
-    out,
-    plain_table,
+    print_table,
     progress_bar,
     result_in_words,
     show_work,
@@ -47,7 +46,7 @@ SHOWN = "cat\\nred: 100 images\\tok\\r\\x1b[2J"
 
 
 def test_a_name_with_line_ends_stays_on_its_line_in_tables_and_bars(capsys):
-    out.print(plain_table(["Class", "Images"], [[FORGED, "7"], ["dog", "8"]]))
+    print_table(["Class", "Images"], [[FORGED, "7"], ["dog", "8"]])
     table = capsys.readouterr().out
     assert len(table.splitlines()) == 3
     assert SHOWN in table
