@@ -28,13 +28,19 @@ from tests.chromium import ARGUMENTS, CHROMIUM, FAKE_CAMERA
 HUES = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
+LONG = ("browser", "ray", "processes", "fuzz", "train", "packaging", "exhaustive")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What needs a browser or is exhaustive is slow; files with slow tests come first, so that at the end no worker is left alone with one."""
+    """Mark tests that need a browser, and put files with long tests first.
+
+    Long tests that start late would leave one worker alone with them. Runs before ``-m`` chooses.
+    """
     for item in items:
-        if "browser" in item.fixturenames or item.get_closest_marker("exhaustive"):
-            item.add_marker("slow")
-    first = {item.path for item in items if item.get_closest_marker("slow")}
+        if "browser" in item.fixturenames:
+            item.add_marker("browser")
+    first = {item.path for item in items if any(map(item.get_closest_marker, LONG))}
     items.sort(key=lambda item: item.path not in first)
 
 

@@ -45,7 +45,7 @@ def cli(*arguments):
     return json.loads(done.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_the_import_costs_no_torch_and_the_functions_are_listed():
     code = "import sys, finetune_core as t; print(*dir(t)); print({'torch', 'numpy', 'rich'} & {*sys.modules}); t.train; print('torch' in sys.modules)"
     done = subprocess.run(
@@ -196,7 +196,7 @@ def test_a_comparison_is_that_of_the_command_and_is_written(runs, tmp_path):
         thaw.compare(runs, measure="beauty")
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_an_average_is_a_run_that_names_those_it_is_made_of(runs, base, tmp_path):
     made = thaw.average(runs, "soup", runs_dir=tmp_path, progress=False)
     assert (made.status, made.config.strategy) == ("finished", "last_block")

@@ -37,7 +37,7 @@ def test_documents_name_benchmarks_that_exist_in_one_form():
     assert {name[1] for name in named} == set(SCRIPTS)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_it_says_what_it_measures_and_which_options_it_takes(name, processes, tmp_path):
     done = run_module(processes, f"benchmarks.{name}", "--help", folder=tmp_path)
@@ -96,7 +96,7 @@ def test_rounds_are_summed_up_by_their_own_ratios():
     assert "at most 1 wanted" in line
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_the_sides_alternate_and_train_the_same(tmp_path):
     small = ["--train", "12", "--val", "4", "--epochs", "2", "--plain-epochs", "1", "--rounds", "2"]
     command = [
@@ -127,7 +127,7 @@ def test_generated_runs_are_finished_runs_of_so_many_steps(tmp_path):
     assert [len(run.history.epochs) for run in runs] == [8] * 3
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("name", "options", "spans"),
     [
@@ -229,7 +229,7 @@ def test_a_network_that_takes_one_size_only_gets_it():
     assert (gpu.fitting_size("resnet18", 64), gpu.fitting_size("vit_b_16", 64)) == (64, 224)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_the_gpu_benchmark_works_on_a_processor():
     small = (
         "--device cpu --no-suite --networks resnet18 --strategies last_block --workers 0 --side 128 --copied 8 "
@@ -244,7 +244,7 @@ def test_the_gpu_benchmark_works_on_a_processor():
     assert "Tests: not run." in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_the_suite_is_reported():
     words, passed = gpu.suite(["-n0", "tests/test_formatting.py"])
     assert passed

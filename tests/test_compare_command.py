@@ -131,7 +131,7 @@ def test_the_report_holds_the_verdict_and_what_the_networks_looked_at_where_they
     assert page.count("<h2>Disagreements</h2>") == bool(apart)
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_three_packaged_networks_are_compared_on_the_digits_without_a_connection(
     tmp_path, monkeypatch
 ):

@@ -154,7 +154,7 @@ def test_the_command_line_names_what_is_damaged_a_thousand_times(
     damaged_one_is_named(whole, data, other, beside, chance)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @settings(fuzzed, max_examples=CASES // 5)
 @given(chance=st.randoms(use_true_random=True))
 def test_the_command_line_names_what_is_damaged(whole, data, other, beside, chance):
@@ -183,7 +183,7 @@ def damaged_one_is_named(whole, data, other, beside, chance):
     assert evaluation(read_run(runs / GOOD)).accuracy == json.loads(said)["accuracy"], change
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @settings(fuzzed, max_examples=15)
 @given(chance=st.randoms(use_true_random=True))
 def test_a_damaged_run_is_resumed_or_refused(halfway, tmp_path_factory, chance):
@@ -206,7 +206,7 @@ def opened(page, change, **query):
     return at
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 def test_the_pages_name_what_is_damaged(whole, data, monkeypatch):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(data.parent))
     chance, runs, done = random.Random(0), paths.runs_dir(), {}

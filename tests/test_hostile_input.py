@@ -83,7 +83,7 @@ def shell(line, **more):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 # less than a buffer, more, and not ours
 @pytest.mark.parametrize("command", ["fetch --json", "backbones", "--help"])
@@ -93,7 +93,7 @@ def test_results_that_have_no_room_are_an_error_in_one_line(command):
     assert os.strerror(errno.ENOSPC) in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
 @pytest.mark.parametrize("command", ["fetch", "fetch --json"])
 def test_results_for_a_closed_stdout_are_an_error_in_one_line(command):
@@ -102,7 +102,7 @@ def test_results_for_a_closed_stdout_are_an_error_in_one_line(command):
     assert "closed" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
 def test_a_reader_that_stops_early_gets_no_error():
     done = shell("{ $thaw backbones; echo $? >&2; } | true")
@@ -110,7 +110,7 @@ def test_a_reader_that_stops_early_gets_no_error():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "<&- 2>&-"])
 def test_progress_that_cannot_be_written_changes_neither_result_nor_status(trained, where):
     data, _ = trained
@@ -155,7 +155,7 @@ def test_no_file_becomes_the_standard_output_that_is_closed(tmp_path):
     assert int((tmp_path / "file").read_text()) > 2
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_name_that_no_encoding_holds_is_shown_escaped(image_folder, tmp_path):
     data = image_folder(tmp_path / "images", {"grün": 12, "red": 12})
     done = subprocess.run(

@@ -253,7 +253,7 @@ def test_weights_that_cannot_be_had_name_the_way_out(trained, tmp_path, monkeypa
         assert not (tmp_path / "runs").exists(), "a run was made that cannot begin"
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_process_of_its_own_ends_with_the_same_status_and_no_traceback():
     command = [sys.executable, "-m", "finetune_core", "train", "/not/there", "--epochs", "none"]
     done = subprocess.run(
@@ -264,7 +264,7 @@ def test_a_process_of_its_own_ends_with_the_same_status_and_no_traceback():
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_interrupt_stops_in_good_order(trained, tmp_path):
     data, *_ = trained

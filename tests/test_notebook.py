@@ -36,7 +36,7 @@ def output_of(notebook, code):
     return "".join(output.get("data", {}).get("text/html", "") for output in cell.outputs)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_every_cell_shows_its_result_as_html(executed):
     notebook, _ = executed
     assert "1,797 images in 10 classes" in output_of(notebook, "thaw.inspect")
@@ -49,7 +49,7 @@ def test_every_cell_shows_its_result_as_html(executed):
     assert "onnxruntime" in output_of(notebook, "thaw.export")
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_bars_move_in_place_and_are_gone_at_the_end(executed):
     notebook, redrawn = executed
     assert any("Training" in one and "loss" in one for one in redrawn)

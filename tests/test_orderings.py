@@ -273,7 +273,7 @@ def test_a_public_set_that_cannot_be_fetched_is_a_result(monkeypatch, tmp_path):
     assert result.judged == untested(load("kumar_2022").claims, "There is no connection.")
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_a_tiny_ordering_from_end_to_end(tmp_path):
     tiny = ordering()
     result = result_of(tiny, "offline", 2, tmp_path)
@@ -298,7 +298,7 @@ def test_a_tiny_ordering_from_end_to_end(tmp_path):
     assert "| full > probe | test images |" in result.in_words()
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_all_arms_go_on_from_one_run_and_one_that_was_stopped_is_gone_on_with(tmp_path):
     blocks = ordering(
         shift=None,

@@ -19,7 +19,7 @@ from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytestmark = pytest.mark.slow  # builds, environments of their own, processes that start anew
+pytestmark = pytest.mark.packaging  # builds, environments of their own, processes that start anew
 
 
 def requirements(name):

@@ -18,7 +18,7 @@ from finetune_core.runs.store import read_run
 from tests.deadline import SECONDS, wait_until, wait_until_gone
 from tests.ports import HERE, free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.processes
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "backbone": "timm/test_vit",

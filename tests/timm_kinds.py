@@ -15,6 +15,6 @@ KINDS = {
 }
 SIDE = 64
 ONE_OF_EACH = [
-    pytest.param(name, id=kind, marks=[] if kind == "ViT with registers" else [pytest.mark.slow])
+    pytest.param(name, id=kind, marks=[] if kind == "ViT with registers" else [pytest.mark.train])
     for kind, name in KINDS.items()
 ]

@@ -43,14 +43,14 @@ def started(tmp_path):
         process.wait(300)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_the_command_accepts_the_names_of_this_machine_only(started):
     port = started()
     assert websocket_status(port, "localhost") == 101
     assert websocket_status(port, "thaw.example.org") == 403
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_other_names_are_added_as_options(started):
     names = ("thaw.example.org", "192.168.0.7")
     port = started(*(f"--server.allowedHosts={name}" for name in names))

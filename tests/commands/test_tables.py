@@ -111,7 +111,7 @@ def test_advice(printed):
     assert any(re.search(rf"{re.escape(name)} +blocks\.10 +50\.0 %", line) for line in lines)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_inspection_comparison_and_evaluation(printed, image_folder, tmp_path):
     data = image_folder(tmp_path / "data", {LONG: 14, "red": 14})
     thaw("inspect", data)
@@ -126,7 +126,7 @@ def test_inspection_comparison_and_evaluation(printed, image_folder, tmp_path):
     assert "Accuracy" in text
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("piped", [True, False])
 def test_a_real_terminal_of_80_columns_and_a_real_pipe(piped):
     master, terminal = pty.openpty()

@@ -1102,7 +1102,7 @@ def test_names_in_a_zip_in_either_encoding(raw, flags, name):
     ) == [name]
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 def test_more_entries_than_a_short_directory_can_count():
     """Programs that know no 64-bit fields lose the upper digits."""
     entries = [entry(f"{number}.txt", b"", method=0) for number in range(0x10000)]
@@ -1163,7 +1163,7 @@ def test_a_tar_in_several_compressed_streams_with_padding():
         assert files_in(finish(import_archive(io.BytesIO(b"".join(parts)), "a.tar"))) == TWO
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize(
     ("kind", "what"),
     [

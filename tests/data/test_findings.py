@@ -409,7 +409,7 @@ CELLS = st.tuples(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @quick
 @given(
     st.lists(CELLS, min_size=1, max_size=12), st.lists(st.integers(0, 3), min_size=6, max_size=6)

@@ -202,7 +202,7 @@ def test_lists_and_records_for_a_path_label_or_split_are_refused(tmp_path, what,
     assert f"images.parquet holds lists or records in {column};" in refused(file)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize("column", ["path", "label", "group"])
 def test_a_name_of_fifty_megabytes_is_refused_in_a_line(write, column):
     table = pd.DataFrame({"path": ["a.png", "b.png"], "label": "cat", "group": "one"})

@@ -64,7 +64,7 @@ def test_every_image_has_a_split_and_every_class_trains(counts, fractions, seed)
     assert ((table[VAL] >= 1) == (table.sum(axis=1) >= 3)).all()
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @quick
 @given(COUNTS, FRACTIONS, st.integers(0, 2**31 - 1), st.randoms(use_true_random=False))
 def test_a_split_does_not_depend_on_the_order_of_the_images(counts, fractions, seed, random):
@@ -244,7 +244,7 @@ def test_no_unit_straddles_and_whatever_can_train_and_validate_does(sizes, fract
         assert TEST not in set(split)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @settings(quick, max_examples=50)
 @given(st.data(), FRACTIONS, st.integers(0, 1000))
 def test_known_images_keep_their_split_whatever_comes(data, fractions, seed):

@@ -5,7 +5,7 @@ import pytest
 from finetune_core.exporters.catalogue import FORMATS
 
 NETWORK_FORMATS = [
-    pytest.param(name, marks=[pytest.mark.slow] if form.apart else [])
+    pytest.param(name, marks=[pytest.mark.train] if form.apart else [])
     for name, form in FORMATS.items()
     if form.network
 ]

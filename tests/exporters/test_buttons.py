@@ -69,7 +69,7 @@ def test_what_goes_wrong_is_said_on_the_page(run, opened, monkeypatch):
     assert [error.value for error in opened.error] == [r"Cannot \*be\* made\."]
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_graphs_are_made_in_another_process_that_says_what_is_wrong(run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     steps = list(formats.export_from_app(run, "torch_export", []))
@@ -85,7 +85,7 @@ def test_graphs_are_made_in_another_process_that_says_what_is_wrong(run, monkeyp
         (run.run_dir / "hidden").rename(run.run_dir / "best.safetensors")
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_an_export_that_is_stopped_ends_its_process_and_leaves_nothing(run, opened, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     steps = formats.export_from_app(run, "onnx", [])
@@ -107,7 +107,7 @@ for step in export_apart(RunStore(run.parent).read(run), "onnx"):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.skipif(os.name != "posix", reason="no such signal")
 def test_an_export_ends_with_the_app_and_the_next_one_clears_up(run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

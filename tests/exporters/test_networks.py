@@ -55,7 +55,7 @@ def pictures(colours, tmp_path_factory):
     return [*sorted(folder.iterdir()), colours / "red" / "005.png"]
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("format", "libraries"),
     [
@@ -78,7 +78,7 @@ def test_the_example_names_images_as_thaw_does_without_thaw(
     np.testing.assert_allclose([row["probability"] for row in result], expected.max(1), atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_the_example_leaves_out_what_is_no_image_and_waits_for_nothing(
     exported, pictures, tmp_path
 ):
@@ -109,7 +109,7 @@ def test_safetensors_come_back_into_thaw_bit_for_bit(exported, run, pictures):
     np.testing.assert_array_equal(after.probabilities(pictures), before.probabilities(pictures))
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_onnx_takes_any_batch_and_carries_what_it_needs(exported):
     result = exported("onnx")
     assert result.checked["batches"][0] == 1
@@ -136,7 +136,7 @@ def test_the_sidecar_names_no_place_on_this_machine(exported, colours, format):
     assert len(result["hashes"]["backbone_weights"]) == 16
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("format", ["onnx", "torch_export"])
 def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(
     run, format, tmp_path, monkeypatch

@@ -102,7 +102,7 @@ def same(result, run):
         assert found == pytest.approx(expected, rel=2e-3, abs=2e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_it_gets_the_same_accuracy_where_thaw_cannot_be_imported(run, colours, elsewhere, tmp_path):
     folder = export_run(run, "script", tmp_path / "script").folder
     result, tested = metrics_in(
@@ -118,7 +118,7 @@ def test_it_gets_the_same_accuracy_where_thaw_cannot_be_imported(run, colours, e
         pytest.param(
             settings,
             id=name,
-            marks=[pytest.mark.slow] * (name.startswith(("norms", "frozen", "stop by"))),
+            marks=[pytest.mark.processes] * (name.startswith(("norms", "frozen", "stop by"))),
         )
         for name, settings in MANY_SETTINGS.items()
     ],

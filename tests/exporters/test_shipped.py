@@ -93,7 +93,7 @@ def logits_of(folder, images):
         return load_export(folder).network.model(images).numpy()
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_the_table_of_predictions_holds_what_predict_answers(bf16_run, digits, inputs):
     table, _ = inputs
     logits = np.stack(table["logits"]).astype(np.float64)

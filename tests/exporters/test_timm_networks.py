@@ -24,7 +24,7 @@ def test_an_export_of_a_timm_network_answers_as_the_run_does(train, colours, tmp
     assert json.loads((folder / "model.json").read_text())["network"]["library"] == "timm"
 
 
-@pytest.mark.slow
+@pytest.mark.train
 @pytest.mark.parametrize("backbone", ONE_OF_EACH)
 def test_a_timm_network_goes_to_onnx(train, colours, tmp_path, backbone):
     import onnxruntime
@@ -41,7 +41,7 @@ def test_a_timm_network_goes_to_onnx(train, colours, tmp_path, backbone):
     torch.testing.assert_close(torch.from_numpy(logits), expected.detach(), atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_the_example_beside_an_export_rebuilds_the_network_without_thaw(
     train, colours, tmp_path, elsewhere
 ):
@@ -62,7 +62,7 @@ def test_the_example_beside_an_export_rebuilds_the_network_without_thaw(
     assert found["probability"] == pytest.approx(probabilities.max(), abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_the_script_of_a_run_on_a_timm_network_repeats_it_without_thaw(
     train, colours, tmp_path, elsewhere
 ):

@@ -113,7 +113,7 @@ def _wrong_labels(right, seed):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.train
 @pytest.mark.parametrize("seed", [0, 1])
 def test_most_swapped_labels_are_found_in_a_list_that_is_worth_reading(swapped, seed):
     report, right = swapped[seed]
@@ -207,7 +207,7 @@ def test_a_split_of_other_pictures_is_a_shift(digits, tmp_path, unmapped, change
 
 
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.train) for seed in (1, 2))]
 )
 def test_a_random_split_is_no_shift(some_digits, unmapped, seed):
     dataset = load_dataset(some_digits, val_fraction=0.25, test_fraction=0.25, split_seed=seed)
@@ -356,7 +356,7 @@ def test_a_map_that_is_broken_off_stops_its_thread(monkeypatch):
     assert not thread.is_alive()
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_of_very_many_images_a_sample_is_mapped(some_digits, monkeypatch):
     monkeypatch.setattr(deep, "MOST_MAPPED", 30)
     dataset = load_dataset(some_digits)

@@ -90,7 +90,7 @@ def test_features_are_the_means_of_what_each_stage_yields(folder):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "size"), [("resnet18", 64), pytest.param("vit_b_16", 224, marks=pytest.mark.slow)]
+    ("backbone", "size"), [("resnet18", 64), pytest.param("vit_b_16", 224, marks=pytest.mark.train)]
 )
 def test_other_structures_have_one_vector_a_stage_too(backbone, size):
     network = build_network(backbone, "none", 3, seed=0)

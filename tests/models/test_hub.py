@@ -206,7 +206,7 @@ def test_a_repository_that_is_not_there_or_private_is_said_to_be(server):
         finish(fetch_description("hf-hub:nobody/nothing"))
 
 
-@pytest.mark.slow  # the Hub's client tries again for a while
+@pytest.mark.train  # the Hub's client tries again for a while
 def test_an_unreachable_hub_names_page_file_and_packaged_network(server):
     server.shutdown()
     server.server_close()

@@ -20,7 +20,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [*SMALL.items(), pytest.param("vit_b_16", 224, marks=pytest.mark.slow)]
+    ("name", "size"), [*SMALL.items(), pytest.param("vit_b_16", 224, marks=pytest.mark.train)]
 )
 def test_the_parts_make_up_the_whole(name, size):
     network = build_network(name, "none", 5, 0)
@@ -93,13 +93,13 @@ def test_stages_of_a_traced_copy_are_those_of_the_network():
         "timm/test_vit_relpos",  # all blocks add one position bias
         "timm/xcit_nano_12_p8_224",  # blocks are given height and width
         # functions that are not traced give blocks heights and widths
-        pytest.param("timm/mvitv2_tiny", marks=pytest.mark.slow),
+        pytest.param("timm/mvitv2_tiny", marks=pytest.mark.train),
         "timm/coat_lite_mini",  # blocks share position embeddings with those of their resolution
         # all blocks turn by the same angles
-        pytest.param("timm/eva02_tiny_patch14_336", marks=pytest.mark.slow),
-        pytest.param("timm/visformer_tiny", marks=pytest.mark.slow),  # stages share a dropout
+        pytest.param("timm/eva02_tiny_patch14_336", marks=pytest.mark.train),
+        pytest.param("timm/visformer_tiny", marks=pytest.mark.train),  # stages share a dropout
         # blocks are given how many images there are
-        pytest.param("timm/twins_pcpvt_small", marks=pytest.mark.slow),
+        pytest.param("timm/twins_pcpvt_small", marks=pytest.mark.train),
     ],
 )
 def test_what_does_not_depend_on_the_images_does_not_stand_against_a_cut(name):

@@ -35,7 +35,7 @@ def marks(name):
     if name in FEW:
         return ()
     relatives = sorted(one for one in NAMES if family(one) == family(name))
-    return pytest.mark.slow if name in (relatives[0], relatives[-1]) else pytest.mark.exhaustive
+    return pytest.mark.train if name in (relatives[0], relatives[-1]) else pytest.mark.exhaustive
 
 
 EVERY_BACKBONE = [pytest.param(name, marks=marks(name)) for name in NAMES]

@@ -69,7 +69,7 @@ def few_of(module):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.train
 @pytest.mark.parametrize("module", timm.list_modules())
 def test_three_architectures_of_every_family_have_them(module):
     few = few_of(module)
@@ -83,7 +83,7 @@ def test_every_architecture_of_timm_has_them(module):
     assert not wrong_among(timm.list_models(module=module))
 
 
-@pytest.mark.slow
+@pytest.mark.train
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("architecture", ["fastvit_t8", "test_vit"])
 def test_a_network_takes_full_fine_tuning_steps(architecture, precision):
@@ -128,7 +128,7 @@ def test_position_embeddings_that_all_blocks_add_do_not_stand_against_a_cut(arch
 
 
 @pytest.mark.parametrize(
-    "architecture", ["coat_lite_mini", pytest.param("coat_tiny", marks=pytest.mark.slow)]
+    "architecture", ["coat_lite_mini", pytest.param("coat_tiny", marks=pytest.mark.train)]
 )
 def test_blocks_that_share_a_module_are_one_stage(architecture):
     walked = walk(f"timm/{architecture}")
@@ -169,7 +169,7 @@ def test_a_network_that_is_not_cut_says_why(architecture, reason):
 
 @pytest.mark.parametrize(
     "architecture",
-    ["mvitv2_tiny", "nest_tiny", pytest.param("samvit_base_patch16", marks=pytest.mark.slow)],
+    ["mvitv2_tiny", "nest_tiny", pytest.param("samvit_base_patch16", marks=pytest.mark.train)],
 )
 def test_functions_that_timm_keeps_out_of_traces_do_not_stand_against_a_cut(architecture):
     assert all(walk(f"timm/{architecture}").cuts)
@@ -200,7 +200,7 @@ def test_a_product_of_tensors_can_be_what_crosses_a_cut():
     assert all(walk("timm/ese_vovnet19b_dw").cuts)  # its stages end in gates
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_only_architectures_that_timm_puts_no_head_on_are_said_to_have_none():
     headless = [name for name in timm.list_models() if not classifies(name)]
     assert headless
@@ -212,7 +212,7 @@ def test_only_architectures_that_timm_puts_no_head_on_are_said_to_have_none():
         ]
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_the_parameters_that_are_listed_are_those_of_the_networks():
     names = [name for name in timm.list_models() if classifies(name)]
     counted = [name for name in names if known_parameters(f"timm/{name}")]

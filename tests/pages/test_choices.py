@@ -100,7 +100,7 @@ def test_settings_nobody_has_touched_need_no_place_in_the_address(folder, known)
     assert set(address(at)) == {"data"}
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_what_was_set_up_to_be_compared_survives_a_reload(folder, known, finished):
     at = open_page("configure", data=known(folder))
     at.number_input(key="form_image_size").set_value(32)

@@ -154,7 +154,7 @@ def form_for(data):
     return open_page("compare", data=remember(data), form=QUICK)
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable, finished):
     at = form_for(readable)
     at.button_group(key="compare_strategies").set_value(["feature_extraction", "last_block"])
@@ -183,7 +183,7 @@ def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable
     assert compare_runs(store.runs()).headline in unescaped(at)
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_a_rate_is_searched_for_each_strategy_and_can_be_taken_back(readable, finished):
     at = form_for(readable)
     at.button_group(key="compare_strategies").set_value(["feature_extraction", "last_block"])

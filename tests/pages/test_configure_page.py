@@ -133,7 +133,7 @@ def test_only_the_strategy_that_has_them_shows_settings_of_its_own(configure, st
     assert f"form_{setting}" not in fields
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_the_forecast_is_on_every_card_and_can_be_measured_again(configure, finished):
     at = configure(epochs=10)
     assert " s · " not in cards(at)["full"]["facts"]

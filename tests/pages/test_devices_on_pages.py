@@ -147,7 +147,7 @@ def test_a_run_goes_on_with_as_many_as_before_where_there_are_so_many(
     assert trained_on == [("feature_extraction", expected)]
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_on_two_devices_is_started_and_seen_to_its_end(configure, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     at = press(configure(devices=2), "Start training")

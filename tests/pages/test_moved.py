@@ -45,7 +45,7 @@ def sections():
     disagreements(compared)
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_what_moved_is_measured_when_asked_for_and_stays_whatever_is_pressed_meanwhile(
     runs, held_back, finished
 ):
@@ -67,7 +67,7 @@ def test_what_moved_is_measured_when_asked_for_and_stays_whatever_is_pressed_mea
     assert "Feature extraction" in words(again)
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_images_that_only_one_gets_right_are_shown_with_what_both_looked_at(runs):
     found = disagreement(*runs)
     more = max((found.only_a, found.only_b), key=len)

@@ -340,7 +340,7 @@ def test_a_renamed_run_folder_is_listed_like_any_other(run):
     assert "correct" in words(open_page("train", run="baseline"))
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_forecast_puts_all_strategies_side_by_side(run, finished, known):
     at = open_page("configure", data=known(run.folder))
     at.number_input(key="form_image_size").set_value(32)
@@ -365,7 +365,7 @@ def closer(run_id, what):
     return at
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_train_says_where_the_time_went_and_what_the_cache_did(run):
     def result(run_id):
         return words(closer(run_id, "Timing")).replace("\\", "")

@@ -55,7 +55,7 @@ def config(image_folder, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["replace", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fdopen", "fsync"))],
+    ["replace", *(pytest.param(name, marks=pytest.mark.train) for name in ("fdopen", "fsync"))],
 )
 def test_a_full_disk_costs_nothing_that_was_there(config, tmp_path, monkeypatch, name):
     store = RunStore(tmp_path / "runs")

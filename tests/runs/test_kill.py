@@ -70,8 +70,8 @@ def process_for(processes, run_dir):
     ("backbone", "weights", "enough"),
     [
         ("squeezenet1_1", "none", 2),
-        pytest.param("squeezenet1_1", "none", 30, marks=pytest.mark.slow),
-        pytest.param(PACKAGED, PRETRAINED, 6, marks=pytest.mark.slow),
+        pytest.param("squeezenet1_1", "none", 30, marks=pytest.mark.processes),
+        pytest.param(PACKAGED, PRETRAINED, 6, marks=pytest.mark.processes),
     ],
 )
 def test_kills_lose_nothing(config, processes, tmp_path, enough):

@@ -28,7 +28,7 @@ from tests.ray_nodes import AUTH, two_nodes
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray>=2.60'")
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.ray,
     pytest.mark.skipif(
         sys.platform != "linux", reason="two nodes need two addresses of one machine"
     ),

@@ -544,7 +544,7 @@ while not RunStore(runs).run(name).history.epochs:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_server_that_is_ended_in_good_order_leaves_interrupted_runs(config, tmp_path):
     settings = tmp_path / "config.json"
     settings.write_text(

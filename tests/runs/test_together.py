@@ -63,7 +63,7 @@ def trained_to_the_end(worker, store, run_id):
     return store.run(run_id)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_is_paused_and_goes_on_exactly(config, worker, store):
     whole = trained_to_the_end(worker, store, worker.submit(config(epochs=8), devices=2))
     assert (whole.status, whole.started["ranks"]) == ("finished", 2)
@@ -81,7 +81,7 @@ def test_a_run_is_paused_and_goes_on_exactly(config, worker, store):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_that_waits_for_its_device_is_stopped_and_the_next_one_has_its_turn(
     config, worker, store
 ):
@@ -98,7 +98,7 @@ def test_a_run_that_waits_for_its_device_is_stopped_and_the_next_one_has_its_tur
     assert trained_to_the_end(worker, store, first).status == "stopped"
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_that_loses_a_rank_is_interrupted(config, worker, store):
     run_id = worker.submit(config(epochs=1000), devices=2)
     wait_until(lambda: store.run(run_id).history.epochs)
@@ -109,7 +109,7 @@ def test_a_run_that_loses_a_rank_is_interrupted(config, worker, store):
     wait_until_gone(ranks)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_ranks_listen_on_loopback_only_and_leave_nothing_in_the_temporary_folder(
     config, worker, store, tmp_path, monkeypatch
 ):
@@ -145,7 +145,7 @@ threading.Event().wait()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_ranks_end_with_whoever_asked_for_them_and_the_run_goes_on_alone(config, store, tmp_path):
     settings = tmp_path / "config.json"
     settings.write_text(config(epochs=1000).model_dump_json())

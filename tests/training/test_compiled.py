@@ -314,7 +314,7 @@ def parts():
 
 
 @LINUX
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("name", NETWORKS)
 def test_in_bf16_it_is_no_further_from_fp32_than_the_eager_pass(parts, name):
     trunk, _, fast = parts(name)
@@ -336,14 +336,14 @@ def test_in_bf16_it_is_no_further_from_fp32_than_the_eager_pass(parts, name):
 
 
 @LINUX
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_filled_up_batch_gives_what_a_whole_one_does(parts):
     _, images, fast = parts("resnet18")
     assert torch.equal(fast(fitted(images[:5], images))[:5], fast(images)[:5])
 
 
 @LINUX
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("threads", [1, 3])
 def test_several_threads_may_use_it_at_once(parts, threads):
     _, images, fast = parts("resnet18")
@@ -367,7 +367,7 @@ def test_several_threads_may_use_it_at_once(parts, threads):
 
 
 @LINUX
-@pytest.mark.slow
+@pytest.mark.processes
 def test_in_fp32_it_gives_the_same_labels(parts):
     network = with_statistics(build_network("resnet18", "none", 3, 0))
     model = network.model.to(memory_format=torch.channels_last).eval()
@@ -494,7 +494,7 @@ def test_a_run_that_is_stopped_ends_the_process(process, config, tmp_path):
 
 
 @LINUX
-@pytest.mark.slow
+@pytest.mark.processes
 def test_stopping_leaves_no_process_and_no_files(temporary):
     module = with_statistics(build_network("efficientnet_lite0", "pretrained", 3, 0)).model
     process = CompilerProcess(module, photographs(4), BF16)
@@ -528,7 +528,7 @@ time.sleep(600)
 
 
 @LINUX
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_parent_that_is_killed_leaves_no_process():
     parent = subprocess.Popen(
         [sys.executable, "-c", KILLED_PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True

@@ -14,7 +14,7 @@ from finetune_core.training.strategies import STRATEGIES
 ACCURACY = {"feature_extraction": 0.2, "bias_only": 0.2, "batchnorm_only": 0.2, "from_scratch": 0.0}
 
 
-@pytest.mark.slow
+@pytest.mark.train
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_trains_on_the_digits_and_what_is_frozen_stays(strategy, tmp_path):
     custom = (

@@ -135,7 +135,7 @@ def check_one_rank(ranks, name, runs, alone):
     check_equal(task.folder, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("ranks", WORLDS)
 @pytest.mark.parametrize("name", SAMPLE)
 def test_ranks_without_an_image_train_what_one_rank_does(ranks, name, together, alone):
@@ -151,7 +151,7 @@ def test_in_every_case_ranks_without_an_image_train_what_one_rank_does(
     check_one_rank(ranks, name, together(ranks, tuple(CASES)), alone)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_goes_on_with_a_batch_of_which_the_second_rank_has_nothing(
     task_of, alone, tmp_path_factory
 ):
@@ -173,7 +173,7 @@ def test_a_run_goes_on_with_a_batch_of_which_the_second_rank_has_nothing(
         check_equal(task.folder, alone({"strategy": name.split(",")[0]})[0])
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_batchnorm_trains_where_a_rank_has_no_image(task_of, tmp_path_factory):
     settings = {"strategy": "full", "backbone": "timm/test_resnet"}
     tasks = {name: task_of(settings, STORAGE[name]) for name in ("uncached", "decoded anew")}

@@ -133,7 +133,7 @@ def test_every_strategy_that_could_run_is_comparable():
     }
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_calibration_fills_the_book_once_and_again_where_it_is_asked_to(config, folder):
     dataset, book = load_dataset(folder), SpeedBook()
     compared = [config(strategy=name) for name in ("feature_extraction", "last_block", "full")]

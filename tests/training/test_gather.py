@@ -13,7 +13,7 @@ from finetune_core.training.loop import fit
 from tests.training.equal import check_equal
 from tests.training.rank_program import GONE, Machine, Task, trained_on
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.processes
 ON_DISK = Machine(environment={"THAW_CACHE_MEMORY_GB": "0"})  # where the test can read it
 IN_MEMORY = Machine(environment={"THAW_CACHE_DISK_GB": "0"})
 COUNTS = {"red": 50, "blue": 40, "green": 38}

@@ -58,7 +58,7 @@ print(json.dumps({"size": size, "tries": tries, "tracked": tracked, "evaluated":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
 def test_under_a_limit_of_the_system_smaller_parts_go_through():
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
@@ -96,7 +96,7 @@ command.main()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
 @pytest.mark.parametrize("command", [["inspect", "--deep"], ["advise"]], ids=" ".join)
 def test_an_inspection_without_memory_says_so_and_leaves_the_data(command, image_folder, tmp_path):

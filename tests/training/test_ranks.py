@@ -126,7 +126,7 @@ def of_kind(kind, found):
     return [event for event in found if isinstance(event, kind)]
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("name", SETTINGS)
 def test_two_ranks_are_one(name, make, together, tmp_path):
     alone = list(fit(make(SETTINGS[name]), tmp_path))
@@ -181,13 +181,13 @@ def disturbed(make, tmp_path_factory):
     return config, base
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_of_one_goes_on_with_two(disturbed):
     _, base = disturbed
     check_equal(base / "resumed by two", base / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_of_two_that_was_paused_goes_on_alone(disturbed):
     config, base = disturbed
     resumed = list(fit(config, base / "paused by two", resume=True))
@@ -195,7 +195,7 @@ def test_a_run_of_two_that_was_paused_goes_on_alone(disturbed):
     check_equal(base / "paused by two", base / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_of_two_of_which_one_was_killed_goes_on_alone_or_with_three(
     disturbed, tmp_path_factory
 ):
@@ -238,7 +238,7 @@ def troubled(image_folder_once, make, tmp_path_factory):
         return trained_together(2, tmp_path_factory.mktemp("home"), tasks), tasks
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_where_one_rank_is_short_of_memory_all_take_smaller_parts(troubled, tmp_path):
     found, tasks = troubled
     task = tasks["little memory"]
@@ -249,7 +249,7 @@ def test_where_one_rank_is_short_of_memory_all_take_smaller_parts(troubled, tmp_
     assert {event.micro_batch for event in of_kind(events.StepEnded, found["little memory"])} == {2}
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_an_image_that_is_lost_is_named_once_whichever_rank_misses_it(troubled):
     found, tasks = troubled
     lost = of_kind(events.ImagesLost, found["lost"])
@@ -260,14 +260,14 @@ def test_an_image_that_is_lost_is_named_once_whichever_rank_misses_it(troubled):
     assert all(before.images <= after.images for before, after in pairwise(steps))
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all_with_the_reason(troubled):
     found, _ = troubled
     assert len(found["diverging"]) == 2
     assert all("not finite" in reason for reason in found["diverging"])
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_rank_without_memory_for_the_sum_ends_all_at_once(make, tmp_path):
     (tmp_path / "run").mkdir()
     task = Task(make(LAYERNORM, strategy="full"), tmp_path / "run", sum_without_memory=True)
@@ -277,7 +277,7 @@ def test_a_rank_without_memory_for_the_sum_ends_all_at_once(make, tmp_path):
     assert "not enough memory for the optimizer's step" in second
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_says_whose_statistics_batchnorm_trains_on(troubled):
     found, tasks = troubled
     assert of_kind(events.RunStarted, found["training BatchNorm"])[0].batchnorm == "per_rank"

@@ -67,7 +67,7 @@ QUICK = ("head, Adam", "last block, SGD, augmented", "low rank, norms, averaged"
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(one, marks=[pytest.mark.slow] * (one not in QUICK)) for one in SETTINGS]
+    "name", [pytest.param(one, marks=[pytest.mark.train] * (one not in QUICK)) for one in SETTINGS]
 )
 def test_stopped_and_resumed_is_the_same_to_the_last_bit(config, tmp_path, name, marks):
     settings = config(**SETTINGS[name])
@@ -113,7 +113,7 @@ def test_memory_means_the_same_in_a_first_a_second_and_a_resumed_run(config, tmp
 @pytest.mark.parametrize(
     ("phase", "precision"), [("validate", "fp32"), ("evaluate", "fp32"), ("evaluate", "bf16")]
 )
-@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.train)])
 def test_stopped_or_killed_while_it_validates_or_evaluates(
     native_bf16, config, tmp_path, monkeypatch, marks, phase, precision, killed
 ):

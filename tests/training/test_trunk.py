@@ -64,7 +64,7 @@ LARGE = [("densenet121", 64), ("swin_t", 64), ("convnext_tiny", 64), ("vit_b_16"
 NETWORKS = [
     ("resnet18", 64),
     ("efficientnet_lite0", 64),
-    *(pytest.param(*one, marks=pytest.mark.slow) for one in LARGE),
+    *(pytest.param(*one, marks=pytest.mark.train) for one in LARGE),
 ]
 
 
@@ -167,7 +167,7 @@ def test_activations_that_another_session_drives_out_before_they_are_used_are_co
     assert phases[:3] == ["index", "decode", "trunk"]
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_activations_that_another_session_drives_out_while_they_are_used_stay_readable(
     config, image_folder, tmp_path, monkeypatch
 ):
@@ -267,7 +267,7 @@ def test_a_damaged_image_is_left_out_of_the_cache_too(config, tmp_path):
     assert [event.count for event in found if isinstance(event, events.ImagesSkipped)] == [1]
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_bf16_learns_as_fp32_does(native_bf16, tmp_path):
     """The losses of every epoch on 200 digits, to a tenth: accuracies of so few images would differ by single ones."""
     from finetune_core.data.sample import digits_folder

@@ -49,7 +49,7 @@ def every_strategy():
     """Those that train in ways of their own in every run of the tests, the others among the slow ones."""
     few = ("last_block", "linear_probe_then_full", "bias_only")
     return [
-        name if name in few else pytest.param(name, marks=pytest.mark.slow)
+        name if name in few else pytest.param(name, marks=pytest.mark.train)
         for name in STRATEGIES
         if name != "custom"
     ]
@@ -131,7 +131,7 @@ EXTRAS = {
     "name",
     [
         "average of weights",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in list(EXTRAS)[::2]),
+        *(pytest.param(one, marks=pytest.mark.train) for one in list(EXTRAS)[::2]),
     ],
 )
 def test_stopped_and_resumed_is_the_same_to_the_last_bit(config, tmp_path, marks, name):
@@ -163,7 +163,7 @@ def test_early_stopping_ends_the_run_after_its_patience(config, tmp_path):
     assert end.epochs == end.best_epoch + 2
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_a_strong_pull_keeps_weights_near_their_start(config, tmp_path):
     far, near = config(epochs=3), config(epochs=3, l2_sp=50, optimizer="sgd", learning_rate=1e-2)
     assert _moved(near, tmp_path / "near") < 0.3 * _moved(
@@ -327,7 +327,7 @@ def test_an_average_lags_behind_and_is_put_back():
 @pytest.mark.parametrize(
     "blend",
     [
-        *(pytest.param(one, marks=pytest.mark.slow) for one in ({"mixup": 0.3}, {"cutmix": 1.0})),
+        *(pytest.param(one, marks=pytest.mark.train) for one in ({"mixup": 0.3}, {"cutmix": 1.0})),
         {"mixup": 0.3, "cutmix": 1.0, "class_weights": "balanced"},
     ],
 )

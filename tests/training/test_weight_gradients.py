@@ -105,7 +105,7 @@ def test_wide_convolutions_that_train_in_bf16_use_it(precision, strategy, wanted
     } == wanted
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("backbone", ["fastvit_t8", "mobileone_s0", "repvgg_a0"])
 def test_networks_with_strided_pointwise_stems_survive_full_steps(backbone):
     """oneDNN's kernel writes out of bounds here, with AVX2 and AVX-512."""

@@ -80,7 +80,7 @@ def advised(folder, *backbones, images=200, **options):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_three_pretrained_networks_are_probed_at_every_stage_and_ranked(folder):
     steps, advice = advised(folder, *LITES)
     assert advice.failed == ()

@@ -193,7 +193,7 @@ def test_the_run_of_an_arm_that_was_measured_stands_for_it(trained):
     assert measured_run([new]) is new
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_the_report_holds_what_moved_where_it_was_measured_and_else_says_that_it_was_not(trained):
     compared = compare_runs(list(trained[0].values()))
     page = whole_report(compared)

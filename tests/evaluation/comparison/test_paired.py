@@ -44,7 +44,7 @@ def test_the_sign_flip_test_is_scipys_permutation_test(units):
     assert sign_flip_p(units) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @given(some.lists(some.floats(0, 1), min_size=1, max_size=15))
 @settings(max_examples=20, deadline=None)
 def test_holm_is_statsmodels(p_values):

@@ -76,7 +76,7 @@ def test_the_encoder_says_what_the_network_says(run, looks):
         looks.look(b"hello")
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_images_unlike_any_training_image_are_separated_from_the_others(run, looks, near):
     buffer = io.BytesIO()
     board = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((16, 16)))

@@ -75,7 +75,7 @@ def test_bands_are_those_of_curves_that_scikit_learn_draws_of_resamples():
         )
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_95_of_100_bands_hold_the_true_curve():
     random = np.random.default_rng(3)
     held = []

@@ -153,7 +153,7 @@ def test_shares_of_images_have_wilsons_interval_and_equal_numbers_have_equal_one
     assert table.loc["recall_macro"].equals(table.loc["balanced_accuracy"])
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_intervals_are_those_of_resampling_within_classes():
     random = np.random.default_rng(2)
     labels = np.repeat([0, 1, 2], [60, 30, 10])
@@ -193,7 +193,7 @@ def test_intervals_are_those_of_resampling_within_classes():
         assert table.at[name, "low"] <= table.at[name, "value"] <= table.at[name, "high"]
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_95_of_100_intervals_hold_the_truth():
     random = np.random.default_rng(3)
     held = 0
