@@ -76,7 +76,7 @@ def anchors(document):
 
 def test_the_readme_is_short():
     lines = (ROOT / "README.md").read_text().splitlines()
-    assert len(lines) <= 130
+    assert len(lines) <= 110
     assert max(map(len, lines)) <= 100
 
 
