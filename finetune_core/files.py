@@ -276,14 +276,15 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
     """A staging folder in the system's temporary folder, for what no other user may see or change.
 
     Raises:
-        OSError: when other users can rename what is in the system's temporary folder.
+        OSError: when other users can rename that folder, what is in it, or a folder above it.
     """
-    parent = Path(tempfile.gettempdir())
-    if os.name == "posix":
-        found = parent.stat()
+    # Resolved once: another user could change a link in it later.
+    parent = Path(tempfile.gettempdir()).resolve()
+    for one in (parent, *parent.parents) if os.name == "posix" else ():
+        found = one.stat()
         shared = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
         if shared or found.st_uid not in (0, os.getuid()):
-            raise PermissionError(errno.EPERM, "other users can rename what is there", str(parent))
+            raise PermissionError(errno.EPERM, "other users can rename what is there", str(one))
     with staging_folder(parent, purpose) as folder:
         yield folder
 

@@ -253,10 +253,18 @@ def test_a_temporary_folder_that_others_can_replace_is_not_used(tmp_path, monkey
     tmp_path.chmod(0o777)
     with pytest.raises(PermissionError), temporary_folder("code"):
         pass
-    tmp_path.chmod(0o1777)
-    with temporary_folder("code"):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(inner))
+    with pytest.raises(PermissionError), temporary_folder("code"):
         pass
-    assert os.listdir(tmp_path) == []
+    tmp_path.chmod(0o1777)
+    for place in (inner, tmp_path):
+        monkeypatch.setattr("tempfile.tempdir", str(place))
+        with temporary_folder("code"):
+            pass
+    assert os.listdir(tmp_path) == ["inner"]
+    assert os.listdir(inner) == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
