@@ -3,6 +3,7 @@
 Commands import what they run when they run: torch alone takes seconds, and ``--help`` needs none of it.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -626,8 +627,9 @@ def _run(program: str) -> None:
     except (MemoryError, RuntimeError, OSError, ImportError) as error:
         if not is_out_of_memory(error):
             raise
-        # Commands import torch when they run, so memory can also run out outside of their work.
-        err.print(escape(str(OutOfMemory())))
+        # Commands import torch when they run, so memory can also run out outside of their work. It may
+        # then be too short for what Rich imports when it prints.
+        sys.stderr.write(f"{OutOfMemory()}\n")
         raise SystemExit(1) from None
 
 

@@ -262,15 +262,13 @@ def staging_folder(parent: Path, purpose: str) -> Iterator[Path]:
         _delete_left(left)
     own = Path(tempfile.mkdtemp(prefix=f"{_OWN}{purpose}-", dir=parent))
     folder = own / "new"
-    try:
-        with FileLock(own / _MARKER, thread_local=False):
-            folder.mkdir()
-            folder.chmod(0o755)
-            yield folder
-    finally:
-        # The marker goes last: without it, what a kill leaves would not be known for ours.
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(own, ignore_errors=True)
+    with _held_folder(own) as held:
+        try:
+            with FileLock(own / _MARKER, thread_local=False):
+                _make_readable_folder(folder, held)
+                yield folder
+        finally:
+            _delete_staging(own, held)
 
 
 @contextmanager
@@ -278,32 +276,83 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
     """A staging folder in the system's temporary folder, for what no other user may see or change.
 
     Raises:
-        OSError: when other users can rename what is in the system's temporary folder.
+        OSError: when other users can rename that folder, what is in it, or a folder above it.
     """
-    parent = Path(tempfile.gettempdir())
-    if os.name == "posix":
-        found = parent.stat()
+    # Resolved once: another user could change a link in it later.
+    parent = Path(tempfile.gettempdir()).resolve()
+    for one in (parent, *parent.parents) if os.name == "posix" else ():
+        found = one.stat()
         shared = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
         if shared or found.st_uid not in (0, os.getuid()):
-            raise PermissionError(errno.EPERM, "other users can rename what is there", str(parent))
+            raise PermissionError(errno.EPERM, "other users can rename what is there", str(one))
     with staging_folder(parent, purpose) as folder:
         yield folder
+
+
+@contextmanager
+def _held_folder(folder: Path) -> Iterator[int | None]:
+    """Open a folder, but no link to one. Yields its descriptor, or None where systems have none.
+
+    Raises:
+        OSError: when it is no folder of this user's.
+    """
+    if os.name != "posix":
+        yield None
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(descriptor).st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "it is another user's", str(folder))
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _make_readable_folder(folder: Path, parent: int | None) -> None:
+    """Make a folder that others can read, whatever the umask is.
+
+    Args:
+        parent: descriptor of the folder around it. By its path, another user could put a link in the
+            place of what was made, and have the permissions of another file changed.
+    """
+    if parent is None:
+        folder.mkdir()
+        return
+    os.mkdir(folder.name, dir_fd=parent)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(folder.name, flags, dir_fd=parent)
+    try:
+        os.fchmod(descriptor, 0o755)
+    finally:
+        os.close(descriptor)
+
+
+def _delete_staging(folder: Path, held: int | None) -> None:
+    """Delete a staging folder, and nothing that another user of ``parent`` has put in its place.
+
+    Args:
+        held: its descriptor.
+    """
+    inside = folder if held is None else Path()
+    # The marker goes last: without it, what a kill leaves would not be known for ours.
+    shutil.rmtree(inside / "new", ignore_errors=True, dir_fd=held)
+    with suppress(OSError):
+        os.unlink(inside / _MARKER, dir_fd=held)
+    with suppress(OSError):
+        os.rmdir(folder)
 
 
 def _delete_left(folder: Path) -> None:
     """Delete a staging folder that was made by this user and that no living process holds."""
     try:
-        found = os.lstat(folder)
-        if not stat.S_ISDIR(found.st_mode) or time.time() - found.st_mtime < _YOUNG_SECONDS:
+        if time.time() - os.lstat(folder).st_mtime < _YOUNG_SECONDS:
             return
-        if os.name == "posix" and found.st_uid != os.getuid():
-            return
-        if not regular_file(folder / _MARKER):
-            os.rmdir(folder)  # it was killed before it could make the marker, so it is empty
-            return
-        with FileLock(folder / _MARKER).acquire(timeout=0):
-            shutil.rmtree(folder / "new", ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        with _held_folder(folder) as held:
+            if not regular_file(folder / _MARKER):
+                os.rmdir(folder)  # it was killed before it could make the marker, so it is empty
+                return
+            with FileLock(folder / _MARKER).acquire(timeout=0):
+                _delete_staging(folder, held)
     except (OSError, TimeoutError):  # a living process holds it, or another one sweeps, too
         return
 

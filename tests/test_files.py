@@ -90,6 +90,46 @@ def test_a_staged_folder_can_be_read_by_others(tmp_path):
     assert (tmp_path / "pets").stat().st_mode & 0o777 == 0o755
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
+def test_permissions_are_not_changed_through_a_link_in_the_place_of_the_staging_folder(
+    tmp_path, monkeypatch
+):
+    secret, mkdir = tmp_path / "secret", os.mkdir
+    secret.write_bytes(b"mine")
+    secret.chmod(0o600)
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    (evil / "new").symlink_to(secret)
+
+    def swap_after(name, *arguments, **options):
+        mkdir(name, *arguments, **options)
+        if Path(name).name == "new":
+            (own,) = (tmp_path / "shared").iterdir()
+            own.rename(tmp_path / "shared" / "taken")
+            evil.rename(own)
+
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setattr("os.mkdir", swap_after)
+    with staging_folder(tmp_path / "shared", "new"):
+        pass
+    assert not evil.exists()
+    assert permissions(secret) == 0o600
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
+def test_nothing_is_deleted_through_a_link_in_the_place_of_the_staging_folder(tmp_path):
+    mail = tmp_path / "mail" / "new" / "1"
+    mail.parent.mkdir(parents=True)
+    mail.write_bytes(b"kept")
+    (tmp_path / "shared").mkdir()
+    with staging_folder(tmp_path / "shared", "new") as staging:
+        (staging / "1.jpg").write_bytes(b"x")
+        staging.parent.rename(tmp_path / "shared" / "taken")
+        staging.parent.symlink_to(tmp_path / "mail")
+    assert mail.read_bytes() == b"kept"
+    assert os.listdir(tmp_path / "shared" / "taken") == []
+
+
 def stage_halfway(parent, error):
     with staging_folder(parent, "new") as staging:
         (staging / "cat").mkdir()
@@ -213,10 +253,18 @@ def test_a_temporary_folder_that_others_can_replace_is_not_used(tmp_path, monkey
     tmp_path.chmod(0o777)
     with pytest.raises(PermissionError), temporary_folder("code"):
         pass
-    tmp_path.chmod(0o1777)
-    with temporary_folder("code"):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(inner))
+    with pytest.raises(PermissionError), temporary_folder("code"):
         pass
-    assert os.listdir(tmp_path) == []
+    tmp_path.chmod(0o1777)
+    for place in (inner, tmp_path):
+        monkeypatch.setattr("tempfile.tempdir", str(place))
+        with temporary_folder("code"):
+            pass
+    assert os.listdir(tmp_path) == ["inner"]
+    assert os.listdir(inner) == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")

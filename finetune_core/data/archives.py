@@ -209,6 +209,9 @@ def _write(image: Image, folder: Path, limits: Limits) -> Pieces:
     path.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with path.open("xb") as file:
+        # By its descriptor: where others can rename folders, the path may lead to another file.
+        if hasattr(os, "fchmod"):
+            os.fchmod(file.fileno(), 0o644)
         for piece in _checked(image.content):
             written += len(piece)
             if written > limits.file_bytes:
@@ -217,7 +220,6 @@ def _write(image: Image, folder: Path, limits: Limits) -> Pieces:
                 )
             file.write(piece)
             yield piece
-    path.chmod(0o644)
 
 
 def _finish(staging: Path, folder: Path) -> None:

@@ -117,6 +117,9 @@ def _read_secrets() -> Mapping[str, Any]:
         # Streamlit passes over a file that is not there, and takes a dangling link for one.
         if not os.path.exists(place) and (named or os.path.lexists(place)):
             raise SignInError(f"The secrets file {place} is not there. Put it back.")
+        # Streamlit would wait for a FIFO, with every page of the server.
+        if os.path.exists(place) and not (os.path.isfile(place) or os.path.isdir(place)):
+            raise SignInError(f"The secrets file {place} is no regular file. Replace it by one.")
     try:
         return st.secrets.to_dict()
     except (StreamlitSecretNotFoundError, OSError, ValueError, RecursionError) as error:

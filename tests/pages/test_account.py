@@ -1,5 +1,7 @@
 """Sign-in: nothing before it, and whose a run is, after it. The provider's side is in the browser tests."""
 
+import os
+
 import pytest
 import streamlit as st
 from streamlit import config
@@ -82,13 +84,15 @@ def test_secrets_that_cannot_be_used_stop_every_page(secrets, run, why):
         nothing_but_a_message(open_page(name, run=named), named)
 
 
-@pytest.mark.parametrize("place", ["a folder", "a dangling link", "named but not there"])
+@pytest.mark.parametrize("place", ["a folder", "a FIFO", "a dangling link", "named but not there"])
 def test_a_secrets_file_that_cannot_be_opened_stops_every_page(secrets, tmp_path, run, place):
     other, named = secrets("[other]\nkey = 1\n"), run("ann@example.org")
     file = tmp_path / "global" / "secrets.toml"
     file.parent.mkdir()
     if place == "a folder":
         file.mkdir()
+    elif place == "a FIFO":
+        os.mkfifo(file)
     elif place == "a dangling link":
         file.symlink_to(tmp_path / "gone")
     else:

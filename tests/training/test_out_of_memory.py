@@ -113,6 +113,32 @@ def test_an_inspection_without_memory_says_so_and_leaves_the_data(command, image
     assert sorted(data.rglob("*")) == before
 
 
+WITHOUT_MEMORY_FOR_IMPORTS = """
+import builtins, sys
+import finetune_core.__main__ as command
+
+usual = builtins.__import__
+
+def limited(name, *arguments):
+    if name not in sys.modules:
+        raise MemoryError
+    return usual(name, *arguments)
+
+builtins.__import__ = limited
+sys.argv = ["thaw", "advise", "digits"]
+command.main()
+"""
+
+
+def test_a_command_without_memory_for_its_imports_says_so():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY_FOR_IMPORTS], capture_output=True, text=True
+    )
+    assert done.stderr.startswith("There is not enough memory")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+
+
 @pytest.mark.parametrize(
     "error",
     [
