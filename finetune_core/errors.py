@@ -84,10 +84,17 @@ class OutputError(FinetuneError):
         )
 
 
+# The dynamic linker's words for a library that does not fit into the address space.
+_UNMAPPED = "failed to map segment from shared object"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether Python, torch or numpy, on any device, reports with this error that memory ran out."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
+    if isinstance(error, ImportError):
+        # On a disk from which nothing may be run, another reason follows.
+        return str(error).endswith(_UNMAPPED) or f"{_UNMAPPED}: Cannot allocate" in str(error)
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(message in str(error) for message in _OUT_OF_MEMORY)
     )

@@ -211,6 +211,8 @@ def sweep(path: Path, older_than: float = _IDLE_SECONDS) -> None:
     """
     for left in _own_entries(path.parent, path.name):
         found = regular_file(left)
+        if found and os.name == "posix" and found.st_uid != os.getuid():
+            continue
         if found and time.time() - found.st_mtime >= older_than:
             with suppress(OSError):  # another process sweeps, too
                 left.unlink()
@@ -404,7 +406,8 @@ def write_output(path: Path, content: bytes, option: str) -> None:
     with _output_problems(path, option):
         kept = _owner_and_mode(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name[:100]}-{secrets.token_hex(4)}")
+        sweep(path)
+        beside = path.with_name(f"{_OWN}{path.name[:100]}-{secrets.token_hex(4)}")
         try:
             # Unlike mkstemp, "x" leaves the permissions to the umask.
             with open(beside, "xb") as file:

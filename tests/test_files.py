@@ -302,6 +302,24 @@ def test_what_killed_processes_left_of_a_file_is_swept_when_it_is_written_again_
     assert set(tmp_path.iterdir()) == {fresh, *others, tmp_path / "c.bin"}
 
 
+def test_what_killed_processes_left_of_an_output_is_swept(tmp_path):
+    left = tmp_path / ".thaw-report.html-0123abcd"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    write_output(tmp_path / "report.html", b"whole", "--report")
+    assert os.listdir(tmp_path) == ["report.html"]
+
+
+@AS_ROOT
+def test_a_half_written_file_of_another_user_is_left_alone(tmp_path):
+    open_to_all(tmp_path)
+    theirs = tmp_path / ".thaw-c.bin-abcd_123"
+    assert as_another_user(lambda: theirs.write_bytes(b"theirs"))
+    os.utime(theirs, (0, 0))
+    write_bytes(tmp_path / "c.bin", b"mine")
+    assert theirs.read_bytes() == b"theirs"
+
+
 def permissions(path):
     return stat.S_IMODE(path.stat().st_mode)
 

@@ -153,6 +153,7 @@ def test_a_command_without_memory_for_its_imports_says_so():
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError("std::bad_alloc"),
+        ImportError("libtorch_python.so: failed to map segment from shared object"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
         np._core._exceptions._ArrayMemoryError((1,), np.dtype(float)),
     ],
