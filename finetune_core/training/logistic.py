@@ -26,13 +26,13 @@ GRID = tuple(10 ** (half / 2) for half in range(-10, 3))  # of C, the strongest 
 MOST_CHOSEN_ON = 5_000  # images: the best penalty hardly depends on the others, and each fit takes longer with them
 _MANY, _FEWER_FOLDS = 2_000, 3  # images from which on fewer folds say enough
 _FALLBACK = 1e-2  # of C, where there are too few images to choose by
-_WORSE = 2  # values of C in a row that do worse than the best: weaker penalties, which take the longest, are not tried then
+# The path ends after so many values of C in a row whose loss is higher than the lowest by so much,
+# relatively: weaker penalties, which take the longest, are not tried then. Below that share losses
+# differ by chance, at strong penalties above all, where every head answers the classes' shares.
+_WORSE, _CLEARLY = 2, 0.01
 _FEW, _MOST = 10, 500  # iterations between two steps of progress, and of one fit
-# a fit ends once so many iterations have lowered the objective by less, relatively
-_CHOOSING, _FINAL = (
-    1e-4,
-    1e-6,
-)
+# A fit ends once ``_FEW`` iterations have lowered the objective by less, relatively.
+_CHOOSING, _FINAL = 1e-4, 1e-6
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ def _path(folds: Sequence[_Fold], classes: int) -> Work[tuple[list[_Tried], Line
         return [], None
     tried: list[_Tried] = []
     heads: Sequence[Linear | None] = [None] * len(folds)
-    best, lowest, start = 0, float("inf"), None
+    worse, lowest, start = 0, float("inf"), None
     with _alone(len(folds), folds[0].labels.device) as pool:
         for c in GRID:
             found: list[Linear] = []
@@ -303,9 +303,10 @@ def _path(folds: Sequence[_Fold], classes: int) -> Work[tuple[list[_Tried], Line
             heads = found
             tried.append(_scored(c, folds, found))
             loss = float(tried[-1].losses.mean())
+            worse = worse + 1 if loss > (1 + _CLEARLY) * lowest else 0
             if loss < lowest:
-                best, lowest, start = len(tried) - 1, loss, _mean(found)
-            elif len(tried) - 1 - best >= _WORSE:
+                lowest, start = loss, _mean(found)
+            elif worse >= _WORSE:
                 break
     return tried, start
 

@@ -160,6 +160,22 @@ def test_images_are_held_out_with_the_penalty_that_the_other_folds_choose(classe
     assert (right == wanted).mean() > 0.98
 
 
+@pytest.mark.parametrize("mislabelled", [2, 4, 6])
+def test_losses_that_chance_makes_worse_do_not_end_the_search_for_a_penalty(mislabelled):
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 22)
+    shown = np.where(
+        np.isin(np.arange(44), random.permutation(44)[:mislabelled]), 1 - labels, labels
+    )
+    clear = 20 * shown[:, None] + random.normal(0, 1, (44, 1))
+    right = finish(
+        held_out_right(
+            torch.tensor(clear, dtype=torch.float32), torch.tensor(labels), np.arange(44), 2, 0
+        )
+    )
+    assert right.sum() == 44 - mislabelled
+
+
 def test_what_has_no_pattern_is_held_out_by_chance_and_a_copy_would_give_it_away():
     random = np.random.default_rng(0)
     features = torch.tensor(random.normal(size=(90, 200)), dtype=torch.float32).repeat(2, 1)

@@ -60,7 +60,7 @@ def test_an_uncached_run_pays_every_epoch(config, folder):
     assert estimate.cache_bytes == 0
 
 
-def test_a_run_in_bf16_pays_for_its_final_evaluation_in_fp32(config, folder):
+def test_a_run_in_bf16_pays_for_its_final_evaluation_in_fp32(native_bf16, config, folder):
     speed = replace(SPEED, exact=0.03)
     estimate = forecast(config(precision="bf16"), load_dataset(folder), speed, 0.001)
     # the trunk's output of test images is not needed in bf16
