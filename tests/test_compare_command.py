@@ -308,7 +308,8 @@ def test_for_people_the_verdict_comes_first(compared):
 
 def test_other_images_are_refused(compared, image_folder, tmp_path):
     *_, result = compared
-    data = image_folder(tmp_path / "others", {"red": 20, "blue <b>": 20}, suffix=".bmp")
+    layout = {"red": 20, "blue <b>": 20, "violet": 20}
+    data = image_folder(tmp_path / "others", layout, suffix=".bmp")
     other = json.loads(thaw("train", data, *FAST, "--runs-dir", tmp_path / "runs", "--json").stdout)
     done = thaw("compare", result["runs"][0]["run_dir"], other["run_dir"], "--json")
     assert done.exit_code != 0

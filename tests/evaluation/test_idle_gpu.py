@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from PIL import Image
 
 from finetune_core.data.dataset import load_dataset
 from finetune_core.evaluation.comparison.layer_diagnostics import measure_layers
@@ -38,12 +39,22 @@ def _unlike(run):
     )
 
 
+def _other_images(run):
+    """Write images of the run's classes that are not its own; return their folder."""
+    folder = run.run_dir.parent / "others"
+    for name in run.started["classes"]:
+        (folder / name).mkdir(parents=True)
+        for shade in (100, 200):
+            Image.new("RGB", (40, 32), (shade, 0, shade)).save(folder / name / f"{shade}.png")
+    return str(folder)
+
+
 WORK = {
     "batch": _batch,
     "batch with neighbours": _unlike,
     "neighbours": lambda run: partial(compute_neighbourhood, run, encoder(load_predictor(run))),
     "robustness": lambda run: partial(measure_robustness, run, "val"),
-    "shift": lambda run: partial(predict_shifted, [run], run.config.data),
+    "shift": lambda run: partial(predict_shifted, [run], _other_images(run)),
     "fp32": lambda run: partial(evaluate_in_fp32, run),
     "layers": lambda run: partial(measure_layers, [run]),
     "features": lambda run: partial(

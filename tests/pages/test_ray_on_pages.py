@@ -59,7 +59,7 @@ def used(user=None):
 
 
 def test_the_runs_page_says_who_uses_which_machine_and_what_is_free(shared_machines):
-    table = used(ANN)
+    without_sign_in, table = used(), used(ANN)
     assert table["Machine"] == ["far", "far", "far", "near"]
     # Which of two that were made within a second comes first is chance.
     assert dict(zip(table["Owner"], table["Device"], strict=True)) == {
@@ -73,7 +73,7 @@ def test_the_runs_page_says_who_uses_which_machine_and_what_is_free(shared_machi
         "2 of 2 cores",
     ]
     assert table["Run"][2:] == ["free", "free"]
-    assert "Owner" not in used()
+    assert "Owner" not in without_sign_in
 
 
 def test_of_a_run_of_this_machine_only_what_is_known_is_said(folder):
