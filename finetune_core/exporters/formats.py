@@ -3,7 +3,6 @@
 import io
 import os
 import shutil
-import stat
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from finetune_core.exporters.script import write_script
 from finetune_core.exporters.source import load_source
 from finetune_core.exporters.tensorboard import write_events
 from finetune_core.exporters.tensors import write_safetensors
-from finetune_core.files import is_link, regular_file, staging_folder
+from finetune_core.files import copy_folder_mode, is_link, regular_file, staging_folder
 from finetune_core.markup import paragraphs
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.store import Run
@@ -122,7 +121,7 @@ def exporting(
                 write_card(source, made, format, measured)
                 shutil.copyfile(_EXAMPLE, made / _EXAMPLE.name)
             if target.is_dir():
-                made.chmod(stat.S_IMODE(target.stat().st_mode))
+                copy_folder_mode(target, made)
             if os.path.lexists(target):
                 target.rename(staging / "old")
             made.rename(target)
