@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_core.errors import ExportError
+from finetune_core.errors import ExportError, is_out_of_memory
 from finetune_core.exporters.apart import export_apart
 from finetune_core.exporters.card import write_card
 from finetune_core.exporters.catalogue import FORMATS, Format
@@ -126,6 +126,8 @@ def exporting(
                 target.rename(staging / "old")
             made.rename(target)
     except OSError as error:
+        if is_out_of_memory(error):
+            raise
         raise ExportError(f"The export cannot be written to {target}: {error}") from None
     files = tuple(file.relative_to(target).as_posix() for file in _files(target))
     return Exported(format, target, files, checked, measured)
