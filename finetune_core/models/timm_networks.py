@@ -7,7 +7,6 @@ import csv
 import inspect
 import json
 import re
-import tempfile
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, lru_cache
@@ -20,7 +19,14 @@ from torch import nn
 
 from finetune_core.data.decode import BICUBIC, INTERPOLATIONS
 from finetune_core.errors import ConfigError, WeightsError
-from finetune_core.files import is_file, is_folder, problem_with, read_regular, stamp
+from finetune_core.files import (
+    is_file,
+    is_folder,
+    problem_with,
+    read_regular,
+    stamp,
+    temporary_folder,
+)
 from finetune_core.models import hub
 from finetune_core.models.meta import allocating_on_meta
 
@@ -290,8 +296,8 @@ def resized(
         ConfigError: when it cannot be built for that size.
         WeightsError: when the tensors do not belong to it.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, WEIGHTS)
+    with temporary_folder("resizing") as folder:
+        file = folder / WEIGHTS
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
         config = {**network.config, "num_classes": classes}
         return build(replace(network, config=config), image_size, file=file).state_dict()

@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -280,6 +281,21 @@ def test_position_embeddings_are_fitted_to_another_size(tmp_path, published, wei
         pretrained_cfg_overlay={"file": str(tmp_path / "model.safetensors"), "hf_hub_id": None},
     )
     assert torch.equal(positions, again.state_dict()["pos_embed"])
+
+
+def test_weights_that_a_kill_left_while_they_were_resized_are_swept(
+    tmp_path, monkeypatch, published
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / ".thaw-resizing-0123abcd"
+    (left / "new").mkdir(parents=True)
+    (left / "lock").touch()
+    os.utime(left, (0, 0))
+    tensors = timm_networks.resized(
+        timm_networks.find("timm/test_vit.r160_in1k"), published.state_dict(), 1000, 96
+    )
+    assert tensors["pos_embed"].shape == (1, 36 + 1, 64)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
