@@ -3,6 +3,7 @@
 Commands import what they run when they run: torch alone takes seconds, and ``--help`` needs none of it.
 """
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -618,12 +619,19 @@ def export(
 def main(program: str = "thaw") -> None:
     """Run the command line as a program of that name."""
     abort_on_first_interrupt()
-    with_safe_streams(lambda: _run(program))
+    try:
+        with_safe_streams(lambda: _run(program))
+    finally:
+        # What libraries do at exit would end in a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run(program: str) -> None:
     try:
         app(prog_name=program)
+    except KeyboardInterrupt:
+        # Typer answers only those that come while a command runs, not while it reads the signatures.
+        raise SystemExit(130) from None
     except (MemoryError, RuntimeError, OSError, ImportError) as error:
         if not is_out_of_memory(error):
             raise

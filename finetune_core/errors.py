@@ -10,6 +10,7 @@ _OUT_OF_MEMORY = (
     "out of memory",  # Apple's GPU, and CUDA
     "ALLOC_FAILED",  # cuBLAS and cuDNN
     "bad_alloc",  # C++
+    "Failed to allocate memory",  # onnxruntime
     "Cannot allocate memory",  # the system, where a library hands its words on
     "failed to map segment from shared object",  # the dynamic linker
     "can't start new thread",  # a thread's stack takes memory, too
@@ -110,7 +111,7 @@ def memory_errors_explained() -> Iterator[None]:
     """Raise OutOfMemory for memory that runs out in the block, in whatever way a library reports it."""
     try:
         yield
-    except (MemoryError, RuntimeError, OSError) as error:
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
         if not ran_out(error):
             raise
         raise OutOfMemory from error

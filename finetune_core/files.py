@@ -329,6 +329,20 @@ def _make_readable_folder(folder: Path, parent: int | None) -> None:
         os.close(descriptor)
 
 
+def copy_folder_mode(source: Path, target: Path) -> None:
+    """Give a folder of this user's the permissions of another folder.
+
+    Raises:
+        OSError: when ``target`` is no folder of this user's.
+    """
+    mode = stat.S_IMODE(source.stat().st_mode)
+    with _held_folder(target) as held:
+        if held is None:
+            target.chmod(mode)
+        else:
+            os.fchmod(held, mode)
+
+
 def _delete_staging(folder: Path, held: int | None) -> None:
     """Delete a staging folder, and nothing that another user of ``parent`` has put in its place.
 

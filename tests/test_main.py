@@ -293,6 +293,27 @@ def test_interrupt_stops_in_good_order(trained, tmp_path):
     assert "Traceback" not in stderr
 
 
+INTERRUPTED_OUTSIDE_OF_COMMANDS = """
+import signal
+import finetune_core.__main__ as command
+
+def interrupted(**_):
+    for _ in range(5):
+        signal.raise_signal(signal.SIGINT)
+
+command.app = interrupted
+command.main()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_several_interrupts_before_a_command_runs_end_with_one_message():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_OUTSIDE_OF_COMMANDS], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Aborted.\n")
+
+
 def test_a_stopped_run_is_resumed_from_the_command_line(trained, tmp_path):
     data, *_ = trained
     reservation = create_run(

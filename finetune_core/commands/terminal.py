@@ -1,13 +1,14 @@
 """What the command line looks like on a terminal: results on stdout, bars and problems on stderr."""
 
 import json
+import os
 import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any, TypeVar
@@ -248,6 +249,9 @@ def abort_on_first_interrupt() -> None:
 
 def _abort(*_: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not by the stream: the signal may have come while something was written to it.
+    with suppress(OSError):
+        os.write(2, b"Aborted.\n")
     raise KeyboardInterrupt
 
 

@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_core.errors import ExportError, FinetuneError
+from finetune_core.errors import ExportError, FinetuneError, memory_errors_explained
 from finetune_core.lifeline import end_with_stdin
 from finetune_core.runs.store import Run, RunStore
-from finetune_core.work import Step, Work
+from finetune_core.work import Step, Work, finish
 
 _PROJECT = Path(__file__).resolve().parents[2]
 
@@ -63,16 +63,20 @@ def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Work[None
 
 
 def main(run_dir: str, format: str, *roots: str) -> None:
-    from finetune_core.exporters.formats import exporting
-
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # cleanly: half an export leaves nothing
     try:
+        with memory_errors_explained():
+            from finetune_core.exporters.formats import exporting
+
         run = RunStore(Path(run_dir).parent).read(Path(run_dir))
-        for step in exporting(run, format, roots=[Path(root) for root in roots]):
-            sys.stdout.write(f"{json.dumps(step)}\n")
-            sys.stdout.flush()
+        finish(exporting(run, format, roots=[Path(root) for root in roots]), _report)
     except FinetuneError as error:
         sys.exit(str(error))
+
+
+def _report(step: Step) -> None:
+    sys.stdout.write(f"{json.dumps(step)}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 import io
 import os
 import shutil
-import stat
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_core.errors import ExportError
+from finetune_core.errors import ExportError, is_out_of_memory
 from finetune_core.exporters.apart import export_apart
 from finetune_core.exporters.card import write_card
 from finetune_core.exporters.catalogue import FORMATS, Format
@@ -20,7 +19,7 @@ from finetune_core.exporters.script import write_script
 from finetune_core.exporters.source import load_source
 from finetune_core.exporters.tensorboard import write_events
 from finetune_core.exporters.tensors import write_safetensors
-from finetune_core.files import is_link, regular_file, staging_folder
+from finetune_core.files import copy_folder_mode, is_link, regular_file, staging_folder
 from finetune_core.markup import paragraphs
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.store import Run
@@ -122,11 +121,13 @@ def exporting(
                 write_card(source, made, format, measured)
                 shutil.copyfile(_EXAMPLE, made / _EXAMPLE.name)
             if target.is_dir():
-                made.chmod(stat.S_IMODE(target.stat().st_mode))
+                copy_folder_mode(target, made)
             if os.path.lexists(target):
                 target.rename(staging / "old")
             made.rename(target)
     except OSError as error:
+        if is_out_of_memory(error):
+            raise
         raise ExportError(f"The export cannot be written to {target}: {error}") from None
     files = tuple(file.relative_to(target).as_posix() for file in _files(target))
     return Exported(format, target, files, checked, measured)

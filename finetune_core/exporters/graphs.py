@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from finetune_core.errors import ExportError
+from finetune_core.errors import ExportError, OutOfMemory, ran_out
 from finetune_core.exporters.measure import Measured, measure
 from finetune_core.exporters.sidecar import SIDECAR, describe_network, write_sidecar
 from finetune_core.exporters.source import Source
@@ -198,10 +198,13 @@ def _needed(library: str) -> Any:
         ) from None
 
 
-def _failed(backbone: str, name: str, error: Exception) -> ExportError:
+def _failed(backbone: str, name: str, error: Exception) -> ExportError | OutOfMemory:
     cause: BaseException = error
-    while cause.__cause__:  # exporters wrap what happened in what they were doing
+    # Exporters wrap what happened in what they were doing. onnxruntime has errors of its own types.
+    while not (memory := ran_out(cause) or ran_out(RuntimeError(str(cause)))) and cause.__cause__:
         cause = cause.__cause__
+    if memory:
+        return OutOfMemory()
     lines = str(cause).strip().splitlines() or [""]
     return ExportError(
         f"{backbone} cannot be exported with {name} ({type(cause).__name__}: {lines[0][:200]}). "

@@ -7,7 +7,6 @@ import csv
 import inspect
 import json
 import re
-import tempfile
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, lru_cache
@@ -20,7 +19,14 @@ from torch import nn
 
 from finetune_core.data.decode import BICUBIC, INTERPOLATIONS
 from finetune_core.errors import ConfigError, WeightsError
-from finetune_core.files import is_file, is_folder, problem_with, read_regular, stamp
+from finetune_core.files import (
+    is_file,
+    is_folder,
+    problem_with,
+    read_regular,
+    stamp,
+    temporary_folder,
+)
 from finetune_core.models import hub
 from finetune_core.models.meta import allocating_on_meta
 
@@ -29,6 +35,10 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
 CLASSES = 1000  # of the head that is put on networks published without one
 
 _LARGEST = 2**22  # bytes of a config.json
+# Of what model_args may ask for. Building a network takes time and memory for each of its blocks.
+_LARGEST_NUMBER = 2**16
+_MOST_BLOCKS = 1024
+_COUNTS_BLOCKS = re.compile("depth|layers|blocks|block_config|stages|levels")
 _PARAMETERS = Path(__file__).with_name("timm_parameters.csv")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?", re.ASCII)
 # Where timm reads weights from. Thaw names the file itself.
@@ -286,8 +296,8 @@ def resized(
         ConfigError: when it cannot be built for that size.
         WeightsError: when the tensors do not belong to it.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, WEIGHTS)
+    with temporary_folder("resizing") as folder:
+        file = folder / WEIGHTS
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
         config = {**network.config, "num_classes": classes}
         return build(replace(network, config=config), image_size, file=file).state_dict()
@@ -433,6 +443,8 @@ def _read_description(
     if arguments and (unknown := sorted(arguments.keys() - _constructor_arguments(architecture))):
         names = ", ".join(map(repr, unknown))[:200]
         return f"its model_args name {names}, which the network {architecture} does not take"
+    if problem := _excess(arguments):
+        return problem
     known = {one.name for one in fields(timm.models.PretrainedCfg)} - _SOURCES
     usual = asdict(timm.models.PretrainedCfg())
     config = usual | {key: value for key, value in config.items() if key in known}
@@ -470,6 +482,25 @@ def _is_plain(value: object, depth: int = 2) -> bool:
     if isinstance(value, list):
         return depth > 0 and all(_is_plain(one, depth - 1) for one in value)
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def _excess(arguments: Mapping[str, Any]) -> str:
+    """Return what is wrong with the numbers among ``model_args``; empty where nothing is."""
+    for name, value in arguments.items():
+        # The number of classes has a limit of its own.
+        numbers = [] if name == "num_classes" else _numbers_in(value)
+        # Not "any … >", which NaN would pass.
+        if not all(abs(number) <= _LARGEST_NUMBER for number in numbers):
+            return f"the {name} of its model_args has to stay within ±{_LARGEST_NUMBER:,}"
+        if _COUNTS_BLOCKS.search(name) and sum(map(abs, numbers)) > _MOST_BLOCKS:
+            return f"the {name} of its model_args has to add up to {_MOST_BLOCKS:,} at most"
+    return ""
+
+
+def _numbers_in(value: object) -> list[float]:
+    if isinstance(value, list):
+        return [number for one in value for number in _numbers_in(one)]
+    return [value] if isinstance(value, int | float) else []
 
 
 def _problem(config: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from finetune_core.data.rowcache import CACHE
 from finetune_core.data.threads import usable_cores
 from finetune_core.errors import ConfigError, TrainingError, is_out_of_memory
+from finetune_core.files import temporary_folder
 from finetune_core.formatting import things
 
 Word = TypeVar("Word")
@@ -276,8 +277,8 @@ def meeting_point() -> Iterator[Path]:
         with tempfile.TemporaryFile() as file:
             yield Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
     else:
-        with tempfile.TemporaryDirectory(prefix="thaw-ranks-") as folder:
-            yield Path(folder, "meeting-point")
+        with temporary_folder("ranks") as folder:
+            yield folder / "meeting-point"
 
 
 def launched() -> Ranks:

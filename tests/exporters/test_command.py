@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
@@ -35,3 +36,33 @@ def test_wrong_requests_end_with_status_2_in_words(run, arguments, words):
     done = thaw("export", run.run_dir, *arguments)
     assert done.exit_code == 2
     assert words in " ".join(done.stderr.split())
+
+
+def run_out(*_, **__):
+    bytearray(1 << 60)
+
+
+def run_out_within_the_exporter(*_, **__):
+    try:
+        torch.empty(1 << 60)
+    except RuntimeError as error:
+        raise torch.onnx.OnnxExporterError("Failed to export the model.") from error
+
+
+@pytest.mark.parametrize(
+    ("function", "memory", "format"),
+    [
+        ("torch.onnx.export", run_out, "onnx"),
+        ("torch.onnx.export", run_out_within_the_exporter, "onnx"),
+        ("onnx.save", run_out, "onnx"),
+        ("torch.export.export", run_out, "torch_export"),
+    ],
+)
+def test_an_export_without_memory_says_so_and_leaves_nothing(
+    run, tmp_path, monkeypatch, function, memory, format
+):
+    monkeypatch.setattr(function, memory)
+    done = thaw("export", run.run_dir, "--format", format, "--output", tmp_path / "out")
+    assert done.stderr.startswith("There is not enough memory")
+    assert done.exit_code == 1
+    assert not list(tmp_path.iterdir())

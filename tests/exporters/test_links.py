@@ -2,12 +2,15 @@
 
 import dataclasses
 import io
+import os
 import shutil
+import stat
 import zipfile
 
 import pytest
 
 from finetune_core.errors import ExportError
+from finetune_core.exporters import formats
 from finetune_core.exporters.formats import export_folder, export_run, finished_export, zipped
 
 
@@ -42,6 +45,25 @@ def test_an_export_through_a_link_is_refused_and_deletes_nothing(copied, linked)
         export_run(run, "card")
     assert untouched(theirs)
     assert finished_export(run, "card") is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
+def test_permissions_are_not_changed_through_a_link_in_the_place_of_a_new_export(
+    copied, tmp_path, monkeypatch
+):
+    run, theirs = copied
+    theirs.chmod(0o700)
+    (tmp_path / "out").mkdir(mode=0o755)
+
+    def swap(_, made):
+        made.rmdir()
+        made.symlink_to(theirs)
+
+    monkeypatch.setitem(formats._WRITERS, "card", swap)
+    with pytest.raises(ExportError, match="cannot be written"):
+        export_run(run, "card", tmp_path / "out")
+    assert stat.S_IMODE(theirs.stat().st_mode) == 0o700
+    assert untouched(theirs)
 
 
 def test_a_file_in_the_place_of_an_export_is_replaced(copied):

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import inspect
 import json
+import math
+import os
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +21,7 @@ from finetune_core.__main__ import app
 from finetune_core.commands.compare import designed
 from finetune_core.commands.train import asked_for
 from finetune_core.errors import ConfigError, WeightsError
-from finetune_core.models import hub
+from finetune_core.models import hub, timm_networks
 from finetune_core.models.catalogue import PACKAGED, backbone_info, build_recipe, ready_backbones
 from finetune_core.models.network import build_network, head_paths
 from finetune_core.models.timm_networks import is_timm_name
@@ -281,6 +283,21 @@ def test_position_embeddings_are_fitted_to_another_size(tmp_path, published, wei
     assert torch.equal(positions, again.state_dict()["pos_embed"])
 
 
+def test_weights_that_a_kill_left_while_they_were_resized_are_swept(
+    tmp_path, monkeypatch, published
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / ".thaw-resizing-0123abcd"
+    (left / "new").mkdir(parents=True)
+    (left / "lock").touch()
+    os.utime(left, (0, 0))
+    tensors = timm_networks.resized(
+        timm_networks.find("timm/test_vit.r160_in1k"), published.state_dict(), 1000, 96
+    )
+    assert tensors["pos_embed"].shape == (1, 36 + 1, 64)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -343,6 +360,29 @@ def test_a_description_cannot_name_where_weights_come_from(tmp_path, published, 
     (tmp_path / "model.safetensors").write_bytes(weights)
     model = build_network(f"local-dir:{tmp_path}", PRETRAINED, 3, 0).model
     assert same_but_head(model, published)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "said"),
+    [
+        ("test_vit", {"depth": 10**7}, "depth of its model_args has to stay within ±65,536"),
+        ("test_vit", {"embed_dim": -(10**5)}, "embed_dim of its model_args has to stay"),
+        ("test_vit", {"img_size": [96, 10**30]}, "img_size of its model_args has to stay"),
+        ("test_vit", {"mlp_ratio": math.inf}, "mlp_ratio of its model_args has to stay"),
+        ("test_vit", {"drop_rate": math.nan}, "drop_rate of its model_args has to stay"),
+        ("test_vit", {"depth": 5000}, "depth of its model_args has to add up to 1,024"),
+        ("test_resnet", {"layers": [600, 600, 1, 1]}, "layers of its model_args has to add up"),
+    ],
+)
+def test_a_description_cannot_ask_for_a_network_without_end(
+    tmp_path, monkeypatch, architecture, arguments, said
+):
+    content = description(architecture=architecture, model_args=arguments)
+    (tmp_path / "config.json").write_bytes(content)
+    monkeypatch.setattr(timm_networks, "build", lambda *_, **__: pytest.fail("it is built"))
+    with pytest.raises(ConfigError) as caught:
+        head_paths(f"local-dir:{tmp_path}")
+    assert said in caught.value.problems["backbone"]
 
 
 @pytest.mark.parametrize(

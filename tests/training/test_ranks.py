@@ -23,6 +23,7 @@ from finetune_core.training.ranks import (
     RankLost,
     Ranks,
     launched,
+    meeting_point,
     most_devices,
     see_one_device,
 )
@@ -370,3 +371,18 @@ def test_what_has_no_steps_is_not_distributed(make):
         check_devices(make(strategy="linear_probe"), 2)
     check_devices(make(strategy="linear_probe"), 1)
     check_devices(make(strategy="feature_extraction"), 2)
+
+
+def test_the_meeting_point_of_a_killed_process_is_swept_where_it_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / ".thaw-ranks-0123abcd"
+    (left / "new").mkdir(parents=True)
+    (left / "lock").touch()
+    os.utime(left, (0, 0))
+    with meeting_point() as place:
+        place.touch()
+        assert not left.exists()
+        (own,) = tmp_path.iterdir()
+        assert own.name.startswith(".thaw-ranks-")
+    assert not list(tmp_path.iterdir())
