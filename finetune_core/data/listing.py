@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from finetune_core import paths
 from finetune_core.data import splits
 from finetune_core.data.decode import EXTENSIONS
 from finetune_core.data.manifest import is_manifest, read_manifest
@@ -118,6 +119,25 @@ def is_within(path: str | Path, roots: Sequence[Path]) -> bool:
     return any(real.is_relative_to(os.path.realpath(root)) for root in roots)
 
 
+def may_hold(root: Path, file: str | Path, roots: Sequence[Path]) -> bool:
+    """Return whether a data set may hold a file.
+
+    The file has to lie below one of the roots, links followed. A file in the app's own data folder
+    also has to lie in the data set's folder: uploads of several people are side by side there, and
+    a link or manifest in one must not open another.
+
+    Args:
+        root: the data set's folder.
+        roots: the folders that may be read; empty where all may.
+    """
+    if not roots:
+        return True
+    real, own = (Path(os.path.realpath(path)) for path in (file, paths.data_dir()))
+    if not is_within(real, roots):
+        return False
+    return not real.is_relative_to(own) or real.is_relative_to(os.path.realpath(root))
+
+
 class _Walk:
     """Collects the files of one folder, column by column: of a million files, as many rows would be objects."""
 
@@ -141,7 +161,7 @@ class _Walk:
     def class_folders(self, folder: Path, split: str) -> None:
         self.notes += [("no_class", self.relative(file)) for file in _images_in(folder)]
         for class_folder in _subfolders(folder):
-            if self.roots and not is_within(class_folder, self.roots):
+            if not may_hold(self.root, class_folder, self.roots):
                 self.notes.append(("outside", self.relative(class_folder)))
                 continue
             before = len(self)
@@ -160,7 +180,7 @@ class _Walk:
     def _image(self, entry: os.DirEntry[str], sample: str, name: str, split: str) -> None:
         if printable(sample) != sample:
             self.notes.append(("bad_name", printable(sample)))
-        elif self.roots and entry.is_symlink() and not is_within(entry.path, self.roots):
+        elif entry.is_symlink() and not may_hold(self.root, entry.path, self.roots):
             self.notes.append(("outside", sample))
         else:
             size, time = _size_and_time(entry)
@@ -216,7 +236,7 @@ def _listed_manifest(path: Path, roots: Sequence[Path]) -> Listing:
     table = read_manifest(path)
     notes, keep, stats = [], [], []
     for sample in table["id"]:
-        inside = not roots or is_within(path.parent / sample, roots)
+        inside = may_hold(path.parent, path.parent / sample, roots)
         keep.append(inside)
         stats.append(_size_and_time(path.parent / sample) if inside else (-1, 0))
         if not inside:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from finetune_core.data.dataset import Dataset, index_dataset
-from finetune_core.data.listing import image_root
+from finetune_core.data.listing import image_root, may_hold
 from finetune_core.data.pixels import Pixels, decode_pixels
 from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import TRAIN
-from finetune_core.errors import RunError
+from finetune_core.errors import DataError, RunError
 from finetune_core.models.catalogue import input_info
 from finetune_core.runs.store import Run
 from finetune_core.training.batches import sample_keys, subset
@@ -55,10 +55,13 @@ def data_image(data: str, sample: str, roots: Sequence[Path] = ()) -> Path:
     Raises:
         DataError: when it may not be read.
     """
-    file = image_root(data) / sample
+    root = image_root(data)
+    file = root / sample
     if roots:
         check_roots(data, roots)
         check_roots(file, roots)
+    if not may_hold(root, file, roots):
+        raise DataError(f"The image {sample} does not lie in its data set's folder.")
     return file
 
 

@@ -120,6 +120,29 @@ def test_where_people_sign_in_nobody_types_the_path_of_anothers_upload(
     assert images(at) is None
 
 
+@pytest.mark.parametrize("way", ["manifest", "links"])
+def test_what_one_person_brings_does_not_lead_into_anothers_upload(
+    uploads, folder, monkeypatch, way
+):
+    roots = os.pathsep.join([str(folder.parent), str(paths.home())])
+    monkeypatch.setenv("THAW_DATA_ROOTS", roots)
+    if way == "manifest":
+        named = uploads["ben"] / "theirs.csv"
+        files = sorted(uploads["ann"].rglob("*.png"))
+        rows = [f"{file},{file.parent.name}" for file in files]
+        named.write_text("\n".join(["path,label", *rows]))
+    else:
+        named = folder.parent / "mine"
+        named.mkdir()
+        for name in ("red", "blue"):
+            (named / name).symlink_to(uploads["ann"] / name)
+    at = open_page("dataset", user=BEN)
+    at.text_input(key="data_folder").set_value(str(named)).run()
+    assert not at.exception
+    assert [error.value for error in at.error]
+    assert not images(at)
+
+
 def test_where_people_sign_in_an_address_opens_ones_own_upload_only(uploads):
     named = data_id(uploads["ann"])
     assert images(open_page("dataset", user=ANN, data=named)) == "28"
