@@ -155,10 +155,10 @@ def test_two_machines_train_a_run_to_its_end_and_decode_each_image_once(data, tm
 
 
 def held(cache, kind):
-    """How many rows of tables of that kind a cache has."""
+    """Return how many rows of tables of that kind a cache has."""
     return sum(
         len(b64decode(json.loads(file.read_text())["keys"])) // 8
-        for file in cache.glob(f"{kind}-*.json")
+        for file in cache.glob(f"thaw-rows*/thaw-{kind}-*.json")
     )
 
 
