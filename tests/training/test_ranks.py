@@ -47,7 +47,8 @@ SETTINGS = {
         "optimizer": "sgd",
         "learning_rate": 1e-2,
     },
-    "biases, Adam": {"strategy": "bias_only"},
+    # Adam would make whole steps of gradients that are nothing but rounding.
+    "biases": {"strategy": "bias_only", "optimizer": "sgd", "learning_rate": 1e-2},
     "norms, AdamW": {
         **LAYERNORM,
         "strategy": "batchnorm_only",
