@@ -353,7 +353,8 @@ def _in_words() -> Iterator[None]:
     except RuntimeError as error:
         if not _is_connection_error(error):
             raise
-        reason = str(error).partition("\n")[0]
+        # Behind the reason gloo gives advice on debugging.
+        reason = str(error).partition("\n")[0].partition(". This is typically")[0]
         raise RankLost(
             "Another process of the run has ended, or cannot be reached. Resume the run, on as many "
             f"devices as there are. ({reason})"
