@@ -209,5 +209,6 @@ def test_a_machine_without_room_for_what_it_is_sent_has_all_train_without_the_ca
     for answer in answers:
         assert started(answer).cache.where == "off"
         assert "neither into memory nor onto the disk" in started(answer).cache.reason
+    (tmp_path / "alone").mkdir()
     list(fit(found["together"].config, tmp_path / "alone"))
     check_equal(found["together"].folder, tmp_path / "alone")
