@@ -409,7 +409,9 @@ def test_other_users_do_not_get_at_what_is_handed_to_the_compiler(temporary, tmp
         (tmp_path / variable).mkdir()
         open_to_all(tmp_path / variable)
     open_to_all(tmp_path)
-    temporary.chmod(0o1777)
+    # Sticky, as a system's temporary folder is: in others nothing is handed over at all.
+    for shared in (tmp_path, temporary):
+        shared.chmod(0o1777)
     process = CompilerProcess(nn.Conv2d(3, 8, 3).eval(), torch.zeros(2, 3, 16, 16), BF16)
     try:
         (request,) = tmp_path.rglob("request.pt")
