@@ -58,7 +58,10 @@ def visible_texts():
 def commands():
     """The command line: command -> its options."""
     return {
-        name: {"--help", *(option for one in made.params for option in one.opts)}
+        name: {
+            "--help",
+            *(option for one in made.params for option in (*one.opts, *one.secondary_opts)),
+        }
         for name, made in get_command(app).commands.items()
     }
 
