@@ -215,10 +215,7 @@ def main(library: str, folder: str, strategy: str, epochs: int) -> None:
         fit()
         seconds = time.perf_counter() - began
     # Lightning validates once before it begins; some write a checkpoint at the end
-    ends = [
-        *ends[-epochs:-1],
-        seconds,
-    ]
+    ends = [*ends[-epochs:-1], seconds]
     print(
         json.dumps(
             {"ends": ends, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}

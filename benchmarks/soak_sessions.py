@@ -24,12 +24,7 @@ from finetune_core.saved_settings import save_settings
 SIZE = 32  # pixels
 DEEP_SIZE = 64
 # the first has its weights
-BACKBONES = (
-    "efficientnet_lite0",
-    "resnet18",
-    "mobilenet_v3_small",
-    "shufflenet_v2_x0_5",
-)
+BACKBONES = ("efficientnet_lite0", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5")
 LATEST = 12  # runs to choose from
 QUEUED = 2  # runs, at most: the one that trains, and the next
 MINUTE = 60_000  # ms

@@ -37,11 +37,7 @@ JOBS = ("feature_extraction", "last_block", "comparison", "full")
 # job -> what the others train, where it is not the job itself
 BASELINES = {"comparison": "last_block"}
 # times the plain loop's speed, ResNet-18
-TARGETS = {
-    "last_block": 7.0,
-    "full": 3.0,
-    "comparison": 1.0,
-}
+TARGETS = {"last_block": 7.0, "full": 3.0, "comparison": 1.0}
 TARGETS_BY_SIZE = {(2000, 650): 32.0, (10000, 1500): 45.0}  # of feature extraction, by images
 
 THAW = """

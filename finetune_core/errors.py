@@ -4,6 +4,8 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# The dynamic linker's words for a library that does not fit into the address space.
+_UNMAPPED = "failed to map segment from shared object"
 _OUT_OF_MEMORY = (
     "can't allocate memory",  # torch on Linux and macOS; Error code 12
     "not enough memory",  # torch on Windows
@@ -12,7 +14,7 @@ _OUT_OF_MEMORY = (
     "bad_alloc",  # C++
     "Failed to allocate memory",  # onnxruntime
     "Cannot allocate memory",  # the system, where a library hands its words on
-    "failed to map segment from shared object",  # the dynamic linker
+    _UNMAPPED,
     "can't start new thread",  # a thread's stack takes memory, too
 )
 _POSSIBLY = "could not create a primitive"  # oneDNN, where memory runs out, but not only there
@@ -83,10 +85,6 @@ class OutputError(FinetuneError):
         super().__init__(
             f"The results cannot be written to standard output: {reason}. Send them elsewhere, then run the command again."
         )
-
-
-# The dynamic linker's words for a library that does not fit into the address space.
-_UNMAPPED = "failed to map segment from shared object"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -234,10 +234,7 @@ def test_the_baseline_is_added_once_and_says_what_training_gained(image_folder, 
     fixed = {"strategy": "last_block", "seed": "0"}
     assert [
         config.strategy for config in designed(fixed, data, None, as_is=True, baseline=True)
-    ] == [
-        "last_block",
-        "linear_probe",
-    ]
+    ] == ["last_block", "linear_probe"]
     named = fixed | {"strategy": "linear_probe,last_block"}
     assert len(designed(named, data, None, as_is=True, baseline=True)) == 2
     arguments = (

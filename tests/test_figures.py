@@ -213,10 +213,7 @@ def test_a_map_by_split_has_the_colours_that_splits_have_everywhere():
     figure = feature_map(places(split=["val", "train", "train"]), "split", names)
     colours = {trace.name: trace.marker.color for trace in figure.data}
     # no test images, no legend for them
-    assert colours == {
-        "Training": TRAIN_COLOR,
-        "Validation": VAL_COLOR,
-    }
+    assert colours == {"Training": TRAIN_COLOR, "Validation": VAL_COLOR}
 
 
 def test_on_a_map_of_many_classes_no_two_look_alike():

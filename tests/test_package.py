@@ -34,12 +34,7 @@ def run(command, cwd, **environment):
         name: value for name, value in os.environ.items() if name not in ("THAW_HOME", "PYTHONPATH")
     }
     return subprocess.run(
-        command,
-        cwd=cwd,
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
+        command, cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=900
     )
 
 

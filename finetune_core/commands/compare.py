@@ -86,10 +86,7 @@ def designed(
                 )
             )
     # left out of the other strategies' settings
-    for name, owners in (
-        ("features_from", FITTED),
-        ("lora_from", ("lora",)),
-    ):
+    for name, owners in (("features_from", FITTED), ("lora_from", ("lora",))):
         if name in settings and (named_owners := [one for one in strategies if one in owners]):
             settings.setdefault("strategy", named_owners[0])
     if baseline and BASELINE not in strategies:
@@ -185,10 +182,7 @@ def advised_next(
         return experiment, None, ""
     config = experiment.configs[0]
     # what cannot be timed cannot be forecast: the experiment stands
-    with (
-        suppress(FinetuneError),
-        progress_bar() as bar,
-    ):
+    with suppress(FinetuneError), progress_bar() as bar:
         dataset = show_work(
             bar, index_dataset(config.data, **config.split_settings, edits=config.edits)
         )

@@ -42,9 +42,7 @@ def inspected(
 
 def _deep(dataset: Dataset, backbone: str | None) -> "Work[DeepReport]":
     # here: no other inspection needs torch
-    from finetune_core.inspection.deep import (
-        inspect_deeply,
-    )
+    from finetune_core.inspection.deep import inspect_deeply
     from finetune_core.models.catalogue import PACKAGED, backbone_info, usual_image_size
     from finetune_core.models.weights import download, fetch_description
 

@@ -15,12 +15,7 @@ from rich.markup import escape
 from finetune_core.commands.terminal import err, on_one_line
 from finetune_core.config import names_in, setting_of
 from finetune_core.config.metadata import HARDWARE, SPLIT, TRAINING, Setting
-from finetune_core.errors import (
-    ConfigError,
-    FinetuneError,
-    OutOfMemory,
-    TrainingError,
-)
+from finetune_core.errors import ConfigError, FinetuneError, OutOfMemory, TrainingError
 
 DATA_HELP = (
     "A folder with one subfolder of images per class, an archive of such a folder (.zip, .tar, .tar.gz, …), a manifest (.csv or "
@@ -85,12 +80,7 @@ ADVISED = ("backbone", *names_in(TRAINING, HARDWARE, SPLIT))
 
 _ARGUMENTS = {"data": "DATA", "averaged": "RUN_DIR"}  # fields that no option gives
 # options of a command that its help shows after the settings
-_LAST = (
-    "executor",
-    "ray_address",
-    "runs_dir",
-    "as_json",
-)
+_LAST = ("executor", "ray_address", "runs_dir", "as_json")
 
 
 def takes_settings(

@@ -62,11 +62,7 @@ StrategyName = Literal[
     "custom",
 ]
 # without epochs
-FITTED: tuple[StrategyName, ...] = (
-    "linear_probe",
-    "prototypes",
-    "nearest_neighbours",
-)
+FITTED: tuple[StrategyName, ...] = ("linear_probe", "prototypes", "nearest_neighbours")
 BatchNorm = Literal["auto", "frozen", "statistics"]
 LoraNorms = Literal["frozen", "train"]
 ClassWeights = Literal["none", "balanced"]

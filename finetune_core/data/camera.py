@@ -33,10 +33,7 @@ _LONGEST_NAME = 60  # letters
 _DELETED = ".deleted"
 _FRAME = re.compile(r"(?P<press>[0-9a-z]{1,32})_(?P<number>\d{5})\.jpg")
 # of a press that is the only one of its class: where its blocks end, as shares of its time
-_BLOCKS = (
-    0.7,
-    0.85,
-)
+_BLOCKS = (0.7, 0.85)
 _FORBIDDEN = re.compile('[<>:"/\\\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
 

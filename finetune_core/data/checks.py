@@ -17,22 +17,11 @@ _WHOLE_SET = (
     0.25  # what a quarter of the images have is the nature of the set, not a fault of single images
 )
 # pixels of the shorter side; longer over shorter side; pixels in all
-_TINY, _LONG, _LARGE = (
-    32,
-    3.0,
-    25e6,
-)
+_TINY, _LONG, _LARGE = (32, 3.0, 25e6)
 # 95th and 5th percentile and standard deviation of the gray values, 0…255
-_DARK, _BRIGHT, _PLAIN = (
-    40,
-    225,
-    4.0,
-)
+_DARK, _BRIGHT, _PLAIN = (40, 225, 4.0)
 # below the set's median log sharpness, in robust deviations; and in itself
-_BLUR_DEVIATIONS, _BLURRED = (
-    5.0,
-    0.02,
-)
+_BLUR_DEVIATIONS, _BLURRED = (5.0, 0.02)
 _FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
     "MPO": (".jpg", ".jpeg", ".mpo"),

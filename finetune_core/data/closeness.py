@@ -20,10 +20,7 @@ _FALSE_SHARE = 0.05  # of the pairs that are called close, as many may be so by 
 _SAMPLED = 1000  # images, from which the distances between different images are known
 _BLACK, _WHITE = 4, 251  # gray levels beyond which values may have been cut off
 # pixels: over which differences are averaged; within which an edge excuses them
-_WINDOW, _AROUND = (
-    4,
-    7,
-)
+_WINDOW, _AROUND = (4, 7)
 _EXCUSED = 0.1  # of the contrast of such an edge: what scaling and compression make of it
 _PEAK = 9.0  # standard deviations of the averaged differences
 _EDGE = 3  # pixels at the rim that are not compared

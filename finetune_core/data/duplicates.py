@@ -18,10 +18,7 @@ _LIKENESS, _CLOSE = 0.985, 0.97
 # More images than that which all look alike are the nature of the set (one camera, one machine): among those, copies have to stand out.
 _LARGEST_SET, _LARGEST_SHARE = 20, 0.01
 # so many that they are that share of a small set look alike by nature, too
-_SMALLEST_NATURE, _NATURE = (
-    8,
-    0.25,
-)
+_SMALLEST_NATURE, _NATURE = (8, 0.25)
 _SAME = 0.003  # distance: equal pixels, but for rounding
 _PLAIN = 2.0  # gray levels: with less contrast, the thumbnail is not informative
 MOST_COMPARED = 2_000_000  # all pairs of more would take an hour
@@ -31,11 +28,7 @@ _MOST_PAIRS = 2_000_000  # that are held: of a fixed camera's images, all pairs 
 _KEPT_DIRECTIONS = 31
 _COMPARED_WHOLE = 2000  # images: for no more, finding the directions takes longer than it saves
 # pixels of a gray square; where more than so many have to be held at once
-_SIDE, _SMALL_SIDE, _MANY = (
-    64,
-    32,
-    20_000,
-)
+_SIDE, _SMALL_SIDE, _MANY = (64, 32, 20_000)
 
 _ROUNDING = 1e-3
 _AT_ONCE = 10_000  # images whose vectors are held

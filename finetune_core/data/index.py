@@ -29,11 +29,7 @@ _COLUMNS = [*_IDENTITY, *_SEEN, "near", "closeness"]
 _FACTS = [name for name in _COLUMNS if name != _THUMB]
 _TYPES: dict[str, Any] = dict.fromkeys(
     ("bytes", "changed", "near", "width", "height", "frames"), "int64"
-) | {
-    "content": "uint64",
-    "closeness": "float64",
-    _THUMB: pd.ArrowDtype(pyarrow.large_binary()),
-}
+) | {"content": "uint64", "closeness": "float64", _THUMB: pd.ArrowDtype(pyarrow.large_binary())}
 _AT_ONCE = 10_000  # looks held as objects
 _UNKNOWN = -1  # the near set of a file that was not compared yet
 

@@ -196,10 +196,7 @@ def _separator(path: Path) -> str:
     with path.open(encoding="utf-8-sig", newline="") as file:
         heading = file.readline()
     # names of columns may hold spaces where something else separates them
-    for separators in (
-        ",;\t|",
-        " ",
-    ):
+    for separators in (",;\t|", " "):
         with suppress(csv.Error):
             return csv.Sniffer().sniff(heading, separators).delimiter
     return ","  # of one column

@@ -170,11 +170,7 @@ def _curves(
     data = pd.DataFrame(points, columns=["series", "epoch", "value", "marked", "line"])
     names = list(styles)
     legend = alt.Legend(
-        title=None,
-        orient="top",
-        labelLimit=400,
-        columns=legend_columns,
-        symbolType="stroke",
+        title=None, orient="top", labelLimit=400, columns=legend_columns, symbolType="stroke"
     )
     percent, title = kind != "loss", _TITLES[kind]
     base = alt.Chart(data).encode(

@@ -32,10 +32,7 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) ->
     most = max((sum(of_class) for of_class in zip(*counts.values(), strict=True)), default=0)
     figure.update_yaxes(title_text="Images", **whole_axis(most))
     figure.update_layout(
-        barmode="stack",
-        height=320,
-        margin=MARGIN,
-        legend={"orientation": "h", "y": 1.12},
+        barmode="stack", height=320, margin=MARGIN, legend={"orientation": "h", "y": 1.12}
     )
     return figure
 

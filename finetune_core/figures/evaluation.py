@@ -231,10 +231,7 @@ def _line(number: int, name: str, shape: str = "linear") -> dict[str, Any]:
     dash = _DASHES[number // len(CLASS_COLORS) % len(_DASHES)]
     line = {"color": _class_color(number), "width": 2, "dash": dash, "shape": shape}
     # by number: two names may begin alike
-    legend = {
-        "name": label(name),
-        "legendgroup": str(number),
-    }
+    legend = {"name": label(name), "legendgroup": str(number)}
     return {"mode": "lines", "line": line, "hovertemplate": "%{x}, %{y}", **legend}
 
 

@@ -4,10 +4,7 @@ import html
 
 COLD, WARM = "#5aa9d6", "#f08a3c"  # frozen, training
 # distinct in light, dark and for the colour-blind; dashes distinguish them, too
-TRAIN_COLOR, VAL_COLOR = (
-    "#8b73d6",
-    "#1fa287",
-)
+TRAIN_COLOR, VAL_COLOR = ("#8b73d6", "#1fa287")
 TEST_COLOR = "#7d8590"
 SPLIT_COLORS = {"train": TRAIN_COLOR, "val": VAL_COLOR, "test": TEST_COLOR}
 # Runs get neither the cold and warm of stages nor the colours of the splits.

@@ -42,15 +42,7 @@ _COUNTS_BLOCKS = re.compile("depth|layers|blocks|block_config|stages|levels")
 _PARAMETERS = Path(__file__).with_name("timm_parameters.csv")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?", re.ASCII)
 # Where timm reads weights from. Thaw names the file itself.
-_SOURCES = {
-    "url",
-    "file",
-    "state_dict",
-    "hf_hub_id",
-    "hf_hub_filename",
-    "source",
-    "custom_load",
-}
+_SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"}
 # What building, or a forward pass without numbers, raises where arguments or sizes do not fit a network.
 MISFITS = (
     RuntimeError,

@@ -13,12 +13,7 @@ from finetune_core.models.stages import Stage
 Places = tuple[int, ...]
 
 # as timm and torchvision name tokens that are no part of the image
-_PREFIXES = {
-    "cls_token",
-    "class_token",
-    "dist_token",
-    "reg_token",
-}
+_PREFIXES = {"cls_token", "class_token", "dist_token", "reg_token"}
 
 
 def truncated(

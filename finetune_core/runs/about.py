@@ -9,11 +9,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from finetune_core.errors import RunError
-from finetune_core.files import (
-    problem_with,
-    read_regular,
-    write_bytes,
-)
+from finetune_core.files import problem_with, read_regular, write_bytes
 
 ABOUT_FILE = "about.json"
 MOST_TAGS, LONGEST_TAG = 20, 40

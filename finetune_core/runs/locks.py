@@ -8,11 +8,7 @@ from threading import Lock
 from filelock import FileLock
 
 from finetune_core.errors import RunError
-from finetune_core.files import (
-    NotRegular,
-    check_regular,
-    regular_file,
-)
+from finetune_core.files import NotRegular, check_regular, regular_file
 from finetune_core.runs.ownership import Owner, claim, has_owner_file, is_owned
 
 LOCK_TIMEOUT = 3.0  # seconds

@@ -64,11 +64,7 @@ class Holder:
                 abs(process.create_time() - self.began) < 1
                 and process.status() != psutil.STATUS_ZOMBIE
             )
-        except (
-            psutil.NoSuchProcess,
-            ValueError,
-            OverflowError,
-        ):
+        except (psutil.NoSuchProcess, ValueError, OverflowError):
             # a number that no process has: the file may be anybody's
             return False
 

@@ -21,13 +21,7 @@ from filelock import FileLock
 from finetune_core.config import CONFIG_FILE, RunConfig, config_bytes, make_config, read_config
 from finetune_core.data.listing import printable
 from finetune_core.errors import FinetuneError, RunError, TrainingError
-from finetune_core.files import (
-    is_link,
-    is_there,
-    open_regular,
-    sweep,
-    write_bytes,
-)
+from finetune_core.files import is_link, is_there, open_regular, sweep, write_bytes
 from finetune_core.runs.about import About, write_about
 from finetune_core.runs.locks import LOCK_FILE, RunLock, acquire_lock, not_written
 from finetune_core.runs.ownership import TakenOver
@@ -272,10 +266,7 @@ def _recorded(
             reservation.lock.check()
             _write(file, event)
             yield event
-    except (
-        TakenOver,
-        RankLost,
-    ):
+    except (TakenOver, RankLost):
         # without a last word: somebody else has the run, or it is cut off and counts as interrupted
         raise
     except FinetuneError as error:

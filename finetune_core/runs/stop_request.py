@@ -4,10 +4,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from finetune_core.errors import RunError
-from finetune_core.files import (
-    read_regular,
-    write_bytes,
-)
+from finetune_core.files import read_regular, write_bytes
 
 PAUSE: Final = "pause"
 _STOP: Final = "stop"

@@ -114,10 +114,7 @@ def _memory(
     rows = rows if rows <= room_when_idle(device) else 0
     passing = max(speed.step_bytes, forward_batch(device) * speed.forward_bytes)
     # the program's: the network as published
-    return (
-        weights + pixels + cache_bytes - rows,
-        network + passing + rows,
-    )
+    return (weights + pixels + cache_bytes - rows, network + passing + rows)
 
 
 def _thawed_share(strategy: Strategy, epochs: int) -> float:

@@ -26,10 +26,7 @@ _MOST_BYTES = 2**32  # of the file, and of what comes out of it
 _MOST_LOGITS = 2**29
 _LONGEST_ID, _LONGEST_SPLIT = 4096, 16  # bytes
 # what it is written with; others can hold next to nothing that becomes enormous
-_CODECS = {
-    "SNAPPY",
-    "UNCOMPRESSED",
-}
+_CODECS = {"SNAPPY", "UNCOMPRESSED"}
 _PRECISION = b"thaw.precision"  # in the file's metadata
 _PRECISIONS = ("fp32", "bf16", "fp16")
 

@@ -117,10 +117,7 @@ class SpeedBook:
 
     def _add(self, kind: str, key: str, value: Any) -> None:
         # a run is worth more than what it teaches
-        with (
-            suppress(OSError),
-            FileLock(f"{self._file}.lock", timeout=_PATIENCE),
-        ):
+        with suppress(OSError), FileLock(f"{self._file}.lock", timeout=_PATIENCE):
             known = _read(self._file)
             others = [(name, one) for name, one in known[kind].items() if name != key]
             known = known | {kind: dict([*others, (key, value)][-_KNOWN_SPEEDS:])}

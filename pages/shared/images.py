@@ -26,11 +26,7 @@ _OPENED_BY_IMAGE = """<style>
 [class*="st-key-opens-"] [class*="st-key-open-"] p { overflow-wrap: anywhere; white-space: normal; }
 </style>"""
 # pixels, at least: of a cell, of one with two images, of an image in it
-_WIDTH, _PAIR_WIDTH, _SIDE_WIDTH = (
-    120,
-    300,
-    40,
-)
+_WIDTH, _PAIR_WIDTH, _SIDE_WIDTH = (120, 300, 40)
 _MOST_COLUMNS, _MOST_PAIRS = 8, 3
 
 

@@ -3,10 +3,7 @@
 from tests.deadline import wait_until
 
 # pixels: the height of a row of Streamlit's tables, the header's included; the middle of the column to select by
-ROW, MARKER = (
-    35,
-    20,
-)
+ROW, MARKER = (35, 20)
 
 RESEARCH_ONLY = "Research only: the licence of these weights rules commercial use out."
 

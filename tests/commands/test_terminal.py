@@ -2,12 +2,7 @@ import pytest
 import typer
 
 from finetune_core.commands.options import refused_in_words
-from finetune_core.commands.terminal import (
-    print_table,
-    progress_bar,
-    result_in_words,
-    show_work,
-)
+from finetune_core.commands.terminal import print_table, progress_bar, result_in_words, show_work
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.formatting import PHASE_WORDS
 from finetune_core.work import Step

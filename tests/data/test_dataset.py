@@ -126,10 +126,7 @@ def test_indexing_tells_its_progress(image_folder, tmp_path):
     image_folder(tmp_path, {"red": 4, "blue": 3})
     steps, _ = drained(index_dataset(tmp_path, val_fraction=0.2, test_fraction=0.2, split_seed=0))
     # looked at one by one, then compared
-    assert steps == [
-        *(Step(done, 7) for done in range(1, 8)),
-        Step(7, 7),
-    ]
+    assert steps == [*(Step(done, 7) for done in range(1, 8)), Step(7, 7)]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)

@@ -91,15 +91,7 @@ def test_exif_orientation_turns_the_pixels(orientation, kind):
     np.testing.assert_array_equal(np.asarray(read_image(turned(kind, orientation))), expected)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "PNG",
-        "WEBP",
-        "JPEG",
-        "TIFF",
-    ],
-)
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "TIFF"])
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_a_header_says_the_size_as_shown(orientation, kind):
     header = read_header(turned(kind, orientation))

@@ -7,13 +7,7 @@ from finetune_core import paths
 from finetune_core.data.camera import recordings_folder
 from finetune_core.data.entry import entry_folder, load_split, save_split
 from finetune_core.data.public import PUBLIC_SETS
-from finetune_core.data.recent import (
-    check_private,
-    data_id,
-    recent_sources,
-    remember,
-    source_of,
-)
+from finetune_core.data.recent import check_private, data_id, recent_sources, remember, source_of
 from finetune_core.data.sample import SAMPLE_NAME, digits_folder
 from finetune_core.errors import DataError
 

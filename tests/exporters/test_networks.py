@@ -58,11 +58,7 @@ def pictures(colours, tmp_path_factory):
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("format", "libraries"),
-    [
-        ("onnx", ["onnxruntime"]),
-        ("torch_export", ["torch"]),
-        ("safetensors", ["torch", "timm"]),
-    ],
+    [("onnx", ["onnxruntime"]), ("torch_export", ["torch"]), ("safetensors", ["torch", "timm"])],
 )
 def test_the_example_names_images_as_thaw_does_without_thaw(
     exported, format, libraries, run, pictures, elsewhere

@@ -262,18 +262,10 @@ def probes(accuracies, error=0.01, backbone=LITE):
         ([0.3, 0.4, 0.9, 0.8, 0.7, 0.7, 0.7, 0.7], "custom", "block3"),
         ([0.9, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4], "custom", "block1"),
         # within one standard error of the best
-        (
-            [0.3, 0.4, 0.9, 0.895, 0.885, 0.8, 0.8, 0.8],
-            "custom",
-            "block4",
-        ),
+        ([0.3, 0.4, 0.9, 0.895, 0.885, 0.8, 0.8, 0.8], "custom", "block4"),
         ([0.3, 0.4, 0.5, 0.6, 0.7, 0.807, 0.82, 0.77], "last_block", "block7"),
         # a plateau carries over to the end
-        (
-            [0.3, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9, 0.895],
-            "last_block",
-            "block7",
-        ),
+        ([0.3, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9, 0.895], "last_block", "block7"),
         ([0.3, 0.4, 0.975, 0.98, 0.98, 0.98, 0.98, 0.981], "feature_extraction", "head"),
         ([1.0] * 8, "feature_extraction", "head"),
         ([0.1] * 8, "last_block", "block7"),

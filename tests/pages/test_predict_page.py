@@ -202,12 +202,7 @@ def test_an_archive_is_named_by_every_chosen_run(runs, given):
     agree = sum(a == b for a, b in zip(*predicted, strict=True))
     [counts] = [one.value for one in at.markdown if "images classified" in one.value]
     # images, networks, agreements, unreadable ones
-    assert re.findall(r"\d+", counts) == [
-        "3",
-        "2",
-        str(agree),
-        "1",
-    ]
+    assert re.findall(r"\d+", counts) == ["3", "2", str(agree), "1"]
 
 
 def test_what_is_pressed_meanwhile_does_not_end_the_naming(runs, held_back, given):

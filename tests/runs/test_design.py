@@ -170,12 +170,7 @@ def test_only_the_first_run_of_an_arm_pays_for_the_frozen_stages(image_folder, t
         ([[10, 4, 4]], [1, 1], 14, 6),  # each machine pays once for the frozen stages
         ([[10, 4, 4]], [2], 14, 6),  # the second run begins before the first has computed anything
         # no place waits for the machine that has the frozen stages
-        (
-            [[10, 4], [10, 4]],
-            [1, 1],
-            20,
-            0,
-        ),
+        ([[10, 4], [10, 4]], [1, 1], 20, 0),
         ([[10, 10]], [1, 1], 10, 0),
         ([[5]], [3, 1], 5, 0),
     ],

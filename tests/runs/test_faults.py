@@ -39,11 +39,7 @@ class Faults:
 def config(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
     # quick to build and to trace: there are many runs
-    settings = {
-        "backbone": "squeezenet1_1",
-        "weights": "none",
-        "image_size": 64,
-    }
+    settings = {"backbone": "squeezenet1_1", "weights": "none", "image_size": 64}
     settings |= {
         "epochs": 2,
         "strategy": "feature_extraction",

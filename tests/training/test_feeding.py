@@ -50,10 +50,7 @@ def test_where_memory_runs_out_fewer_are_finished_and_computed_at_a_time(device)
     output = torch.cat([rows for _, rows in outputs(forward, device, ROWS, feed(seen))])
     assert torch.equal(output, TABLE[ROWS] + torch.from_numpy(ROWS)[:, None])
     # what failed is not tried again
-    assert [len(rows) for rows in seen] == [32, 16] + [8] * 8 + [
-        6,
-        5,
-    ]
+    assert [len(rows) for rows in seen] == [32, 16] + [8] * 8 + [6, 5]
 
 
 @pytest.mark.parametrize(("device", "ahead"), [(CPU, 1), (GPU, 2)], ids=["processor", "GPU"])

@@ -306,13 +306,7 @@ def test_factors_are_counted_without_a_network_and_depthwise_convolutions_have_n
     }
     strategy = plan(make_config(settings), stages)
     # of layer4's five convolutions, of 512 channels each
-    inputs = (
-        256 * 9,
-        512 * 9,
-        256,
-        512 * 9,
-        512 * 9,
-    )
+    inputs = (256 * 9, 512 * 9, 256, 512 * 9, 512 * 9)
     assert (
         trainable_parameters(strategy, stages)
         == 8 * sum(512 + each for each in inputs) + 512 * 3 + 3

@@ -102,10 +102,7 @@ def test_lookups_are_placed_on_the_device_as_long_as_there_is_room(lookup, room,
     found = placed(both, np.arange(20), torch.device("meta"), room * row)
     assert [one.blocks[0].rows.device.type for one in found] == where
     # what the second one lacks, it still lacks
-    assert [one.places[:, 0].min() for one in found] == [
-        0,
-        -1,
-    ]
+    assert [one.places[:, 0].min() for one in found] == [0, -1]
 
 
 def test_a_device_without_room_for_them_after_all_leaves_rows_where_they_are(lookup, monkeypatch):

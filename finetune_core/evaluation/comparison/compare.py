@@ -101,9 +101,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         # which reports on comparisons
-        from finetune_core.evaluation.comparison.report import (
-            comparison_html,
-        )
+        from finetune_core.evaluation.comparison.report import comparison_html
 
         return comparison_html(self)
 

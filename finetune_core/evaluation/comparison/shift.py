@@ -67,10 +67,7 @@ class ShiftComparison:
 
     def _repr_html_(self) -> str:
         # which reports on comparisons
-        from finetune_core.evaluation.comparison.report import (
-            comparison_html,
-            shift_html,
-        )
+        from finetune_core.evaluation.comparison.report import comparison_html, shift_html
 
         return comparison_html(self.own) + shift_html(self)
 

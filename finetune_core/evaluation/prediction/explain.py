@@ -20,10 +20,7 @@ from finetune_core.training.preview import network_input
 _SIDE = 320  # pixels of an overlay
 _STRONGEST = 0.65  # how much of the picture the greatest heat covers
 # cells along a side: a map so small says next to nothing of where; one that does
-_COARSE, _FINE = (
-    2,
-    4,
-)
+_COARSE, _FINE = (2, 4)
 _MOST_EXTRA_TOKENS = 8  # class token, distillation token, registers
 # Plasma: its light grows evenly from cold to hot, also for the colour-blind and in print.
 _COLORS = np.array(

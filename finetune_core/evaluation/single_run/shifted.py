@@ -245,11 +245,7 @@ def _restricted(run: Run, own: RunEvaluation, shared: SharedClasses) -> RunEvalu
     )
     facts = image_facts(run.config.data, result.predictions["id"])
     return replace(
-        own,
-        **vars(result),
-        scores=found,
-        calibrated=confidence,
-        slices=slices(result, facts.table),
+        own, **vars(result), scores=found, calibrated=confidence, slices=slices(result, facts.table)
     )
 
 

@@ -34,11 +34,7 @@ COMPARISON: dict[str, Any] = {
     "cuts": [],
 }
 # what a classifier on frozen features is compared with
-FINE_TUNING = [
-    BASELINE,
-    "feature_extraction",
-    "last_block",
-]
+FINE_TUNING = [BASELINE, "feature_extraction", "last_block"]
 
 # several widgets together make one, or none does
 NO_WIDGETS = tuple(name for name, one in all_settings().items() if one.own_widgets)

@@ -103,12 +103,7 @@ def test_three_pretrained_networks_are_probed_at_every_stage_and_ranked(folder):
     phases = [step.phase for step in steps if step.subject == "efficientnet_lite1 (2 of 3)"]
     assert list(dict.fromkeys(phases)) == ["features", "probe", "timing"]
     # decoded once for all
-    assert {step.phase for step in steps} == {
-        "decode",
-        "features",
-        "probe",
-        "timing",
-    }
+    assert {step.phase for step in steps} == {"decode", "features", "probe", "timing"}
 
 
 def test_validation_and_test_images_are_never_touched(folder, monkeypatch):

@@ -14,14 +14,7 @@ IMAGES = 400
 
 
 def network(
-    name,
-    *accuracies,
-    seconds=60.0,
-    top1=None,
-    images=IMAGES,
-    after=None,
-    last_block=True,
-    copies=1,
+    name, *accuracies, seconds=60.0, top1=None, images=IMAGES, after=None, last_block=True, copies=1
 ):
     """One whose stages are right on so many of the images, each on images of its own choice."""
     random = np.random.default_rng(len(name) + sum(map(ord, name)))

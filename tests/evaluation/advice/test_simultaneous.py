@@ -21,13 +21,7 @@ def guesses(random, candidates=8, groups=80, copies=4, alike=0.95, accuracy=0.5)
 
 
 @pytest.mark.parametrize(
-    "data",
-    [
-        {},
-        {"copies": 1},
-        {"candidates": 27, "accuracy": 0.8},
-        {"groups": 12, "copies": 6},
-    ],
+    "data", [{}, {"copies": 1}, {"candidates": 27, "accuracy": 0.8}, {"groups": 12, "copies": 6}]
 )
 def test_the_interval_of_the_best_covers_its_true_accuracy(data):
     random, truth = np.random.default_rng(0), data.get("accuracy", 0.5)

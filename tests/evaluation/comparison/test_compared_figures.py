@@ -89,10 +89,7 @@ def test_curves_show_every_seed_once_in_the_legend_by_epoch_and_by_clock(arms):
     assert list(by_epoch.data[0].x) == [1, 2]
     assert by_clock.layout.xaxis.type is None
     # three seconds of decoding and frozen stages come before the first step
-    assert list(by_clock.data[0].x) == [
-        5.0,
-        7.0,
-    ]
+    assert list(by_clock.data[0].x) == [5.0, 7.0]
 
 
 def test_depth_is_drawn_where_arms_are_cut_differently(arms, made_run):

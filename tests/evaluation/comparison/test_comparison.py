@@ -57,10 +57,7 @@ def test_averages_have_no_precision_of_a_training_to_differ_in():
     assert differing_settings([bf16, fp32, average]) == ["precision", "averaged"]
 
 
-@pytest.mark.parametrize(
-    "other",
-    [{"names": "other"}, {"data": "/elsewhere"}, {"images": 300}],
-)
+@pytest.mark.parametrize("other", [{"names": "other"}, {"data": "/elsewhere"}, {"images": 300}])
 def test_runs_on_different_images_are_refused_by_name(made_run, other):
     one = made_run(right(0.9))
     two = made_run(right(0.9)[: other.pop("images", IMAGES)], strategy="full", **other)

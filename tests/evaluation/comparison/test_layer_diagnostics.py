@@ -275,16 +275,7 @@ def made(first_trained, accuracies, fitted=0.9, likeness=1.0, error=0.01):
 PEAK_AT_BLOCK5 = (0.6, 0.7, 0.8, 0.85, 0.93, 0.96, 0.94, 0.88)
 RISING = (0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96)
 # block5 within the standard error of 2.2 points
-BLOCK6_JUST_BEST = (
-    0.5,
-    0.6,
-    0.7,
-    0.75,
-    0.78,
-    0.807,
-    0.82,
-    0.77,
-)
+BLOCK6_JUST_BEST = (0.5, 0.6, 0.7, 0.75, 0.78, 0.807, 0.82, 0.77)
 
 
 def stages_in(sentence):

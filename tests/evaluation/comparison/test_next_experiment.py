@@ -23,10 +23,7 @@ from tests.evaluation.conftest import STAGES
 from tests.evaluation.simulated import right
 
 # accuracy of linear models on the features of the stages
-FALLING, RISING = (
-    (0.6, 0.9, 0.8),
-    (0.6, 0.8, 0.9),
-)
+FALLING, RISING = ((0.6, 0.9, 0.8), (0.6, 0.8, 0.9))
 
 NOISE = Corrupted("test", "noise", 3)
 EVERY_CLASS = SharedClasses((0, 1), ("cat", "dog"), {}, {})
@@ -51,9 +48,7 @@ def seen(comparison, shifted=None, layers=None):
     """Evidence; ``shifted``: the same arms on other images of the same classes; ``layers`` by strategy."""
     shift = shifted and ShiftComparison(comparison, comparison, shifted, NOISE, EVERY_CLASS)
     return Evidence(
-        comparison,
-        shift,
-        tuple((layers or {}).get(arm.config.strategy) for arm in comparison.arms),
+        comparison, shift, tuple((layers or {}).get(arm.config.strategy) for arm in comparison.arms)
     )
 
 

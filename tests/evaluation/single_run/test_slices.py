@@ -60,10 +60,7 @@ def test_few_images_are_not_compared():
         evaluated(right), pd.DataFrame({"kind": ["rare"] * 5 + ["usual"] * 95})
     ).set_index("slice")
     # nor are the others compared with those five
-    assert table["verdict"].tolist() == [
-        "few images",
-        "few images",
-    ]
+    assert table["verdict"].tolist() == ["few images", "few images"]
     assert slices(evaluated([True]), pd.DataFrame({"kind": ["x"]}))["images"].tolist() == [1]
     assert slices(evaluated([True]), pd.DataFrame(index=range(1))).empty
 
