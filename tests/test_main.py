@@ -183,7 +183,7 @@ def test_backbones_can_be_searched(tmp_path, monkeypatch):
     assert {"convnextv2_atto" in row["name"] for row in rows} == {True}
     assert {row["parameters"] > 3e6 for row in rows} == {True}  # of few they are counted
     table = thaw("backbones", "convnextv2_atto.fcmae_ft").stdout
-    assert "research only" in table
+    assert "· research only" in table
     assert "top-1 is what torchvision states" not in table
     table = thaw("backbones", "resnet18").stdout
     assert "69.8 %" in table

@@ -47,7 +47,7 @@ def print_backbones(rows: list[dict[str, Any]]) -> None:
                 row["name"],
                 short_number(row["parameters"]) if row["parameters"] else "–",
                 "yes" if row["ready"] else "no",
-                licence_name(row["licence"]) + ("\nresearch only" if row["research_only"] else ""),
+                licence_name(row["licence"]) + (" · research only" if row["research_only"] else ""),
                 str(row["image_size"]),
                 f"~{size(row['download_bytes'])}" if row["download_bytes"] else "–",
                 percent(row["imagenet_top1"] / 100) if row["imagenet_top1"] else "",
