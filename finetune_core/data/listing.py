@@ -2,7 +2,7 @@
 
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +119,8 @@ def is_within(path: str | Path, roots: Sequence[Path]) -> bool:
     return any(real.is_relative_to(os.path.realpath(root)) for root in roots)
 
 
-def may_hold(root: Path, file: str | Path, roots: Sequence[Path]) -> bool:
-    """Return whether a data set may hold a file.
+def holds(root: Path, roots: Sequence[Path]) -> Callable[[str | Path], bool]:
+    """Return a function that says of a file whether a data set may hold it.
 
     The file has to lie below one of the roots, links followed. A file in the app's own data folder
     also has to lie in the data set's folder: uploads of several people are side by side there, and
@@ -130,19 +130,25 @@ def may_hold(root: Path, file: str | Path, roots: Sequence[Path]) -> bool:
         root: the data set's folder.
         roots: the folders that may be read; empty where all may.
     """
-    if not roots:
-        return True
-    real, own = (Path(os.path.realpath(path)) for path in (file, paths.data_dir()))
-    if not is_within(real, roots):
-        return False
-    return not real.is_relative_to(own) or real.is_relative_to(os.path.realpath(root))
+    # Resolved once: a manifest may name a million files.
+    own, base, *readable = (
+        Path(os.path.realpath(path)) for path in (paths.data_dir(), root, *roots)
+    )
+
+    def may_hold(file: str | Path) -> bool:
+        real = Path(os.path.realpath(file))
+        if not any(map(real.is_relative_to, readable)):
+            return False
+        return not real.is_relative_to(own) or real.is_relative_to(base)
+
+    return may_hold if roots else lambda _: True
 
 
 class _Walk:
     """Collects the files of one folder, column by column: of a million files, as many rows would be objects."""
 
     def __init__(self, root: Path, roots: Sequence[Path]) -> None:
-        self.root, self.roots = root, roots
+        self.root, self._may_hold = root, holds(root, roots)
         self.notes: list[Note] = []
         self._ids: list[str] = []
         self._classes: list[str] = []
@@ -161,7 +167,7 @@ class _Walk:
     def class_folders(self, folder: Path, split: str) -> None:
         self.notes += [("no_class", self.relative(file)) for file in _images_in(folder)]
         for class_folder in _subfolders(folder):
-            if not may_hold(self.root, class_folder, self.roots):
+            if not self._may_hold(class_folder):
                 self.notes.append(("outside", self.relative(class_folder)))
                 continue
             before = len(self)
@@ -180,7 +186,7 @@ class _Walk:
     def _image(self, entry: os.DirEntry[str], sample: str, name: str, split: str) -> None:
         if printable(sample) != sample:
             self.notes.append(("bad_name", printable(sample)))
-        elif entry.is_symlink() and not may_hold(self.root, entry.path, self.roots):
+        elif entry.is_symlink() and not self._may_hold(entry.path):
             self.notes.append(("outside", sample))
         else:
             size, time = _size_and_time(entry)
@@ -233,10 +239,10 @@ def _existing(data: str | Path) -> Path:
 
 
 def _listed_manifest(path: Path, roots: Sequence[Path]) -> Listing:
-    table = read_manifest(path)
+    table, may_hold = read_manifest(path), holds(path.parent, roots)
     notes, keep, stats = [], [], []
     for sample in table["id"]:
-        inside = may_hold(path.parent, path.parent / sample, roots)
+        inside = may_hold(path.parent / sample)
         keep.append(inside)
         stats.append(_size_and_time(path.parent / sample) if inside else (-1, 0))
         if not inside:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune_core.data.dataset import Dataset, index_dataset
-from finetune_core.data.listing import image_root, may_hold
+from finetune_core.data.listing import holds, image_root
 from finetune_core.data.pixels import Pixels, decode_pixels
 from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import TRAIN
@@ -60,7 +60,7 @@ def data_image(data: str, sample: str, roots: Sequence[Path] = ()) -> Path:
     if roots:
         check_roots(data, roots)
         check_roots(file, roots)
-    if not may_hold(root, file, roots):
+    if not holds(root, roots)(file):
         raise DataError(f"The image {sample} does not lie in its data set's folder.")
     return file
 
