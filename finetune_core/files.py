@@ -8,8 +8,9 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -171,8 +172,16 @@ def _check_mode(mode: int, path: Path) -> None:
         )
 
 
+def _make_readable(descriptor: int) -> None:
+    """Let everybody read a file, whatever the umask is."""
+    if hasattr(os, "fchmod"):
+        os.fchmod(descriptor, 0o644)
+
+
 @contextmanager
-def replacing(path: Path, *, make_folder: bool = True) -> Iterator[BinaryIO]:
+def replacing(
+    path: Path, *, make_folder: bool = True, set_mode: Callable[[int], None] = _make_readable
+) -> Iterator[BinaryIO]:
     """Open a file that takes ``path``'s place when the block ends well, and vanishes when not.
 
     It is written beside ``path``, flushed, synced and renamed. Then the folder is synced, so that
@@ -180,6 +189,8 @@ def replacing(path: Path, *, make_folder: bool = True) -> Iterator[BinaryIO]:
 
     Args:
         make_folder: make the folder where there is none.
+        set_mode: sets the file's permissions, by its descriptor: another user of the folder may have
+            put a link in its place. Before that they are what the umask leaves.
 
     Raises:
         FileNotFoundError: when there is no folder and ``make_folder`` is False.
@@ -187,20 +198,23 @@ def replacing(path: Path, *, make_folder: bool = True) -> Iterator[BinaryIO]:
     if make_folder:
         path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path)
-    handle, name = tempfile.mkstemp(prefix=f"{_OWN}{path.name}-", dir=path.parent)
+    beside = path.with_name(f"{_OWN}{_start(path.name)}-{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            # By its descriptor: another user of the folder may have put a link in its place.
-            if hasattr(os, "fchmod"):
-                os.fchmod(handle, 0o644)
+        with open(beside, "xb") as file:
+            set_mode(file.fileno())
             yield file
             file.flush()
-            os.fsync(handle)
-        os.replace(name, path)
+            os.fsync(file.fileno())
+        os.replace(beside, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _start(name: str) -> str:
+    """Return as much of a name as leaves room for more: systems admit 255 bytes."""
+    return name[:50]
 
 
 def sweep(path: Path, older_than: float = _IDLE_SECONDS) -> None:
@@ -209,7 +223,7 @@ def sweep(path: Path, older_than: float = _IDLE_SECONDS) -> None:
     Args:
         older_than: seconds since anything was written to it; 0 where nobody can be writing.
     """
-    for left in _own_entries(path.parent, path.name):
+    for left in _own_entries(path.parent, _start(path.name)):
         found = regular_file(left)
         if found and os.name == "posix" and found.st_uid != os.getuid():
             continue
@@ -418,23 +432,9 @@ def write_output(path: Path, content: bytes, option: str) -> None:
         ConfigError: as ``check_output``, and when the file cannot be written.
     """
     with _output_problems(path, option):
-        kept = _owner_and_mode(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path)
-        beside = path.with_name(f"{_OWN}{path.name[:100]}-{secrets.token_hex(4)}")
-        try:
-            # Unlike mkstemp, "x" leaves the permissions to the umask.
-            with open(beside, "xb") as file:
-                if kept and os.name == "posix":
-                    _keep_owner_and_mode(file.fileno(), kept)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+        set_mode = partial(_keep_owner_and_mode, _owner_and_mode(path))
+        with replacing(path, set_mode=set_mode) as file:
+            file.write(content)
 
 
 @contextmanager
@@ -464,7 +464,9 @@ def _owner_and_mode(path: Path) -> os.stat_result | None:
         os.close(descriptor)
 
 
-def _keep_owner_and_mode(descriptor: int, kept: os.stat_result) -> None:
+def _keep_owner_and_mode(kept: os.stat_result | None, descriptor: int) -> None:
+    if kept is None or os.name != "posix":
+        return
     made = os.fstat(descriptor)
     if (made.st_uid, made.st_gid) != (kept.st_uid, kept.st_gid):
         os.fchown(descriptor, kept.st_uid, kept.st_gid)
