@@ -199,15 +199,16 @@ def _needed(library: str) -> Any:
 
 
 def _failed(backbone: str, name: str, error: Exception) -> ExportError | OutOfMemory:
-    cause: BaseException = error
-    # Exporters wrap what happened in what they were doing. onnxruntime has errors of its own types.
-    while not (memory := ran_out(cause) or ran_out(RuntimeError(str(cause)))) and cause.__cause__:
-        cause = cause.__cause__
-    if memory:
+    causes: list[BaseException] = [error]  # exporters wrap what happened in what they were doing
+    while cause := causes[-1].__cause__:
+        causes.append(cause)
+    # onnxruntime has errors of its own types.
+    if any(ran_out(one) or ran_out(RuntimeError(str(one))) for one in causes):
         return OutOfMemory()
-    lines = str(cause).strip().splitlines() or [""]
+    first = causes[-1]
+    lines = str(first).strip().splitlines() or [""]
     return ExportError(
-        f"{backbone} cannot be exported with {name} ({type(cause).__name__}: {lines[0][:200]}). "
+        f"{backbone} cannot be exported with {name} ({type(first).__name__}: {lines[0][:200]}). "
         "Export it as safetensors instead."
     )
 
