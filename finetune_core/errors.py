@@ -105,7 +105,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_errors_explained() -> Iterator[None]:
+def explain_memory_errors() -> Iterator[None]:
     """Raise OutOfMemory for memory that runs out in the block, in whatever way a library reports it."""
     try:
         yield

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator
 from typing import NamedTuple, TypeVar
 
-from finetune_core.errors import memory_errors_explained
+from finetune_core.errors import explain_memory_errors
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def finish(work: Work[T], on_step: Callable[[Step], None] | None = None) -> T:
     try:
         while True:
             try:
-                with memory_errors_explained():
+                with explain_memory_errors():
                     step = next(work)
             except StopIteration as finished:
                 result: T = finished.value

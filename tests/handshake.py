@@ -1,4 +1,4 @@
-"""What a server of the app answers to plain HTTP requests that name a host of the sender's choice."""
+"""Plain HTTP requests to a server of the app, with a host of the sender's choice."""
 
 import http.client
 

@@ -1,4 +1,4 @@
-"""What will be run lies where no other user can read or write it, whoever owns the folders around."""
+"""Private files are out of reach of other users, whoever owns the folders around them."""
 
 import os
 import re

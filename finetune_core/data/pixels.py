@@ -53,7 +53,7 @@ class Pixels:
                 self.lost[int(index)] = square
             else:
                 found.append((index, square))
-        squares = self._stacked([square for _, square in found])
+        squares = self._stack([square for _, square in found])
         return np.array([index for index, _ in found], dtype=int), squares.permute(0, 3, 1, 2)
 
     def batch(self, indices: np.ndarray) -> torch.Tensor:
@@ -67,10 +67,10 @@ class Pixels:
             read = in_threads(
                 lambda index: read_square(self.paths[index], self.side, self.interpolation), indices
             )
-            squares = self._stacked([square for _, square in read])
+            squares = self._stack([square for _, square in read])
         return squares.permute(0, 3, 1, 2)
 
-    def _stacked(self, squares: list[np.ndarray]) -> torch.Tensor:
+    def _stack(self, squares: list[np.ndarray]) -> torch.Tensor:
         """Stack squares to uint8 ``[n, side, side, 3]``; ``n`` may be 0."""
         stacked = np.stack(squares) if squares else np.empty((0, self.side, self.side, 3), np.uint8)
         return torch.from_numpy(stacked)

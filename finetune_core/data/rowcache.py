@@ -547,7 +547,7 @@ def _files_of(folder: Path, name: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Described:
-    """What is written of a file of rows.
+    """Description of a file of rows, as it is written beside the file.
 
     Attributes:
         keys: uint64, little-endian, in base64.

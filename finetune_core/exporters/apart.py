@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_core.errors import ExportError, FinetuneError, memory_errors_explained
+from finetune_core.errors import ExportError, FinetuneError, explain_memory_errors
 from finetune_core.lifeline import end_with_stdin
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.work import Step, Work, finish
@@ -65,7 +65,7 @@ def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Work[None
 def main(run_dir: str, format: str, *roots: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # cleanly: half an export leaves nothing
     try:
-        with memory_errors_explained():
+        with explain_memory_errors():
             from finetune_core.exporters.formats import exporting
 
         run = RunStore(Path(run_dir).parent).read(Path(run_dir))

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from finetune_core.errors import OutOfMemory, WeightsError, memory_errors_explained
+from finetune_core.errors import OutOfMemory, WeightsError, explain_memory_errors
 from finetune_core.files import replacing
 from finetune_core.models import hub, timm_networks
 from finetune_core.models.catalogue import PACKAGED, BackboneInfo
@@ -180,7 +180,7 @@ def of_head(name: str, heads: Sequence[str]) -> bool:
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
     try:
-        with memory_errors_explained():
+        with explain_memory_errors():
             state = (
                 load_file(file)
                 if file.suffix == ".safetensors"

@@ -15,7 +15,7 @@ from finetune_core.errors import TrainingError
 from finetune_core.training.device import Device
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.exact_layers import exact_head
-from finetune_core.training.feeding import Forward, brought_back, padded
+from finetune_core.training.feeding import Forward, brought_back, pad_batch
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
 from finetune_core.training.networks import best_network
@@ -113,7 +113,7 @@ def _answers(
         for rows, inputs in job.evaluation_inputs(split):
             logits = torch.empty(0)
             if len(rows):
-                given = padded(inputs, size) if pad else inputs
+                given = pad_batch(inputs, size) if pad else inputs
                 with exact_head(job.network):
                     logits, size = logits_in_parts(job.forward, given, job.device, size)
             yield rows, logits[: len(rows)]

@@ -57,7 +57,7 @@ def arriving(
         transfers.keep_up()
 
 
-def padded(inputs: torch.Tensor, size: int) -> torch.Tensor:
+def pad_batch(inputs: torch.Tensor, size: int) -> torch.Tensor:
     """Fill a batch up to ``size`` with its last image, in the layout that it has.
 
     Kernels are chosen by shape, and different ones round differently. In batches of one size an
@@ -105,7 +105,7 @@ def _computed(
             first, last = int(numbers[0]), int(numbers[-1]) + 1
             inputs = device.take(feed.finish(loaded[first:last], batch[first:last]))
             with device.autocast():
-                return forward(padded(inputs, len(numbers)))
+                return forward(pad_batch(inputs, len(numbers)))
 
         # Positions after the last image stand for that image again.
         count = size if pad else len(batch)

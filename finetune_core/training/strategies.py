@@ -57,7 +57,7 @@ def _last(count: int) -> Rules:
     return rules
 
 
-def _stored(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
+def _store_features(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
     """Replace the head by stored features, which are no parameters."""
     return [*[Rule(0.0)] * (len(names) - 1), Rule(1.0, part="none")]
 
@@ -156,7 +156,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "similarity vote, weighted by it at a temperature of 0.07. It needs the training images' features to predict, so it cannot be "
         "exported as a plain network.",
         "Caron et al. 2021, DINO",
-        _stored,
+        _store_features,
         settings=("features_from",),
         fits="nearest_neighbours",
     ),

@@ -57,7 +57,7 @@ def read_auth() -> Mapping[str, Any] | None:
     secrets = _read_secrets()
     if "auth" in secrets:
         _SEEN.sign_in = True
-        return _checked(secrets["auth"])
+        return _check_auth(secrets["auth"])
     if _SEEN.sign_in:
         raise SignInError(
             "The [auth] section of the secrets has gone while the server was running. "
@@ -141,7 +141,7 @@ def _is_there(place: str) -> bool:
     return True
 
 
-def _checked(auth: Any) -> Mapping[str, Any]:
+def _check_auth(auth: Any) -> Mapping[str, Any]:
     if not isinstance(auth, Mapping):
         raise SignInError(
             "auth in the secrets is no section. Write it as [auth], with its keys below."

@@ -1,4 +1,4 @@
-"""What is kept of data sets is read as input: whatever lies in a file's place, nobody waits for it."""
+"""Files that are kept about data sets are input: nobody waits for a FIFO in the place of one."""
 
 import os
 

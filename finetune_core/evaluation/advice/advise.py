@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset, sides
-from finetune_core.errors import ConfigError, FinetuneError, memory_errors_explained
+from finetune_core.errors import ConfigError, FinetuneError, explain_memory_errors
 from finetune_core.evaluation.advice.probes import (
     TIMED,
     NetworkProbes,
@@ -174,7 +174,7 @@ def advise(
         subject = f"{name} ({place} of {len(names)})" if len(names) > 1 else name
         try:
             probing = probe_network(name, base, dataset, sample, own_size=own_sizes)
-            with memory_errors_explained():
+            with explain_memory_errors():
                 networks.append((yield from with_subject(subject, probing)))
         except ConfigError as error:
             failed.append(Failed(name, ". ".join(error.problems.values())))

@@ -65,7 +65,7 @@ def ranked(networks: Sequence[NetworkProbes]) -> tuple[Candidate, ...]:
     order = np.lexsort(([np.inf if one is None else one for one in seconds], -right.mean(axis=1)))
     best = int(order[0])
     sums = cluster_sums(right.astype(np.int64), sets)
-    corrected = _corrected(sums)[best]
+    corrected = _correct_for_pairs(sums)[best]
     low, high = simultaneous_intervals(right, sets)
     found = []
     for at in order:
@@ -98,7 +98,7 @@ def best_stages(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(first.values())
 
 
-def _corrected(sums: np.ndarray) -> np.ndarray:
+def _correct_for_pairs(sums: np.ndarray) -> np.ndarray:
     """Return the p-value of each pair, corrected over all pairs: the best was not known before.
 
     Args:

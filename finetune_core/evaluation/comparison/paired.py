@@ -71,7 +71,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Claim:
-    """By how much A is better than B, of every metric: of log loss, that of B less that of A.
+    """Difference by which A is better than B. Of log loss it is B less A.
 
     Attributes:
         gain, low, high: with its 95 % interval. ``Measure.own`` turns it into the difference A less B of the metric itself.

@@ -43,7 +43,7 @@ class ShiftComparison:
 
     @property
     def drops(self) -> tuple[Interval, ...]:
-        """By how much each arm is worse on the other images than on its own of the same classes, with its 95 % interval."""
+        """Drop of each arm from its own images to the others of the same classes, with 95 % intervals."""
         return tuple(
             drop_between(one, other.score)
             for one, other in zip(self.matched.arms, self.shifted.arms, strict=True)

@@ -36,7 +36,7 @@ class SharedClasses:
 
     @property
     def complete(self) -> bool:
-        """Whether both sides have images of the same classes, so that nothing is left out."""
+        """Return whether both sides have images of the same classes, so that nothing is left out."""
         return not self.own_only and not self.shifted_only
 
     def in_words(self) -> list[str]:
@@ -49,12 +49,12 @@ class SharedClasses:
         if self.own_only:
             found.append(
                 "Left out of the run's own images, because no shifted image is of these classes: "
-                f"{_counted(self.own_only)}."
+                f"{_list_images(self.own_only)}."
             )
         if self.shifted_only:
             found.append(
                 "Left out of the shifted images, because none of the run's own images here is of "
-                f"these classes: {_counted(self.shifted_only)}."
+                f"these classes: {_list_images(self.shifted_only)}."
             )
         return found
 
@@ -97,7 +97,7 @@ def shared_classes(
     return SharedClasses(tuple(labels), tuple(classes[at] for at in labels), own_only, shifted_only)
 
 
-def _counted(images: dict[str, int]) -> str:
+def _list_images(images: dict[str, int]) -> str:
     return some(
         [f"“{name}” ({things(count, 'image')})" for name, count in images.items()], _MOST_NAMED
     )

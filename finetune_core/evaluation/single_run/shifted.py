@@ -153,12 +153,12 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
     own = evaluate_run(run, split, known_robustness(run, split))
     shift = read_shift(run, fingerprint)
     changed = predictions_changed(run.run_dir), shift_changed(run, fingerprint)
-    shared = _shared(run.run_dir, fingerprint, changed, own.classes, split)
+    shared = _find_shared_classes(run.run_dir, fingerprint, changed, own.classes, split)
     result, found, confidence = _evaluated(
         run.run_dir, fingerprint, changed, own.classes, shared.labels
     )
     if shared.own_only:
-        own = _restricted(run, own, shared)
+        own = _restrict(run, own, shared)
     return ShiftedEvaluation(
         **vars(result),
         run=run,
@@ -222,7 +222,7 @@ def left_out_in_words(shift: Shift) -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def _shared(
+def _find_shared_classes(
     run_dir: Path,
     fingerprint: str,
     _changed: tuple[int, Stamp | None],
@@ -237,10 +237,10 @@ def _shared(
     )
 
 
-def _restricted(run: Run, own: RunEvaluation, shared: SharedClasses) -> RunEvaluation:
+def _restrict(run: Run, own: RunEvaluation, shared: SharedClasses) -> RunEvaluation:
     """Return a run's evaluation on its own images of the shared classes."""
     changed = predictions_changed(run.run_dir)
-    result, found, confidence = _own_evaluated(
+    result, found, confidence = _evaluate_own(
         run.run_dir, changed, own.classes, own.split, shared.labels
     )
     facts = image_facts(run.config.data, result.predictions["id"])
@@ -250,7 +250,7 @@ def _restricted(run: Run, own: RunEvaluation, shared: SharedClasses) -> RunEvalu
 
 
 @lru_cache(maxsize=16)
-def _own_evaluated(
+def _evaluate_own(
     run_dir: Path, _changed: int, classes: tuple[str, ...], split: str, labels: tuple[int, ...]
 ) -> tuple[Evaluation, Scores, Calibrated]:
     """Evaluate a run's own images of some classes; the temperature is fitted on images of all."""
