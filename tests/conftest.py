@@ -2,14 +2,12 @@
 
 import functools
 import gc
-import hashlib
 import http.server
 import multiprocessing
 import os
 import sys
 import threading
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -17,16 +15,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # are imported, which read it once, and inherited by the processes that tests start.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
-import numpy as np
 import pytest
-from filelock import FileLock
-from PIL import Image
 
 from finetune_core.data.rowcache import CACHE
+from tests import factories
 from tests.chromium import ARGUMENTS, CHROMIUM, FAKE_CAMERA
-
-HUES = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
-
 
 LONG = ("browser", "ray", "processes", "fuzz", "train", "packaging", "exhaustive")
 
@@ -74,9 +67,11 @@ def components_found_once():
 
 @pytest.fixture(autouse=True, scope="session")
 def home_of_shared_fixtures(tmp_path_factory):
-    """What a whole file's fixtures write, before any test has a home of its own."""
+    """A home for what fixtures of whole files write, and a folder that all test processes share."""
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THAW_HOME", str(tmp_path_factory.mktemp("shared-home")))
+        factories.Shared.folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
         yield
 
 
@@ -89,31 +84,14 @@ def home(tmp_path_factory, monkeypatch):
     return folder
 
 
-def write_images(root, layout, size=(40, 32), suffix=".png"):
-    """Write ``layout`` (class folder -> how many images) below ``root``; returns ``root``."""
-    for folder, count in layout.items():
-        target = Path(root, folder)
-        target.mkdir(parents=True, exist_ok=True)
-        name = target.name
-        digest = hashlib.sha256(folder.encode()).digest()
-        hue = np.array(HUES.get(name, tuple(digest[:3])))
-        random = np.random.default_rng(int.from_bytes(digest[:4], "little"))
-        for number in range(count):
-            noise = random.normal(0, 25, (size[1], size[0], 3))
-            Image.fromarray(np.uint8(np.clip(hue + noise, 0, 255))).save(
-                target / f"{number:03d}{suffix}"
-            )
-    return Path(root)
-
-
 @pytest.fixture
 def image_folder():
-    return write_images
+    return factories.image_folder
 
 
 @pytest.fixture(scope="session")
 def image_folder_once():
-    return write_images
+    return factories.image_folder
 
 
 @pytest.fixture(scope="module")
@@ -162,14 +140,11 @@ def compiling(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def trained_once(home_of_shared_fixtures, tmp_path_factory):
-    """What ``tests/trained.py`` holds: trained by the first of all processes that needs it."""
+def trained_once(home_of_shared_fixtures):
+    """Two runs of the packaged network; see ``tests/trained.py``."""
     from tests.trained import train_once  # and torch with it, which many tests do without
 
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with FileLock(shared / "trained.lock"):
-        return train_once(shared / "trained", write_images)
+    return train_once()
 
 
 @pytest.fixture(scope="module")

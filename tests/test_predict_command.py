@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from finetune_core.__main__ import app
 from finetune_core.exporters.formats import export_run
 from finetune_core.runs.store import read_run
-from tests.trained import NASTY
+from tests.factories import NASTY
 
 
 @pytest.fixture(scope="module")

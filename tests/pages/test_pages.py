@@ -16,8 +16,9 @@ from finetune_core.training.strategies import STRATEGIES
 from pages.shared.chrome import _UNDER_WHITE
 from pages.shared.images import _OPENED_BY_IMAGE
 from tests.deadline import wait_until
+from tests.factories import NASTY
 from tests.pages.harness import button, labels, open_page, words
-from tests.trained import NASTY, QUICK
+from tests.trained import QUICK
 
 PAGES = ("dataset", "configure", "train", "evaluate", "compare", "predict", "runs")
 

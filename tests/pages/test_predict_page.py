@@ -20,8 +20,8 @@ from finetune_core.evaluation.prediction.neighbours import (
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.runs.store import RunStore
 from finetune_core.work import finish
+from tests.factories import NASTY
 from tests.pages.harness import open_page, press, words
-from tests.trained import NASTY
 
 
 @pytest.fixture

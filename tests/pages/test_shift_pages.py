@@ -16,9 +16,9 @@ from finetune_core.formatting import percent, points
 from finetune_core.runs.store import RunStore
 from finetune_core.work import finish
 from tests.earlier_robustness import write_accuracies
+from tests.factories import NASTY
 from tests.pages.harness import button, labels, open_page, press, unescaped, words
 from tests.shifted import darkened
-from tests.trained import NASTY
 
 PINK = "pink <i>*x*"  # a class that no run has
 START = "Evaluate on these images"

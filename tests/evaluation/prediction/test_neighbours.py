@@ -15,7 +15,7 @@ from finetune_core.evaluation.prediction.neighbours import (
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.runs.store import read_run
 from tests.drain import drained
-from tests.trained import NASTY
+from tests.factories import NASTY
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.metrics import evaluate
 from finetune_core.runs.store import read_run
 from finetune_core.training.predictions import load_predictions
-from tests.trained import NASTY
+from tests.factories import NASTY
 
 
 @pytest.fixture

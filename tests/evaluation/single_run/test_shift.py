@@ -24,8 +24,8 @@ from finetune_core.evaluation.single_run.shifted import evaluate_shifted
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
 from tests.drain import drained
+from tests.factories import NASTY
 from tests.shifted import copied, darkened
-from tests.trained import NASTY
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from finetune_core.work import finish
 from tests.damage import BYTES, KINDS, change_table
 from tests.deadline import in_time
 from tests.evaluation.single_run.test_damaged_results import TABLES, written
+from tests.factories import NASTY
 from tests.shifted import darkened
-from tests.trained import NASTY
 
 
 @pytest.fixture(scope="module")
