@@ -3,7 +3,6 @@
 import functools
 import gc
 import http.server
-import multiprocessing
 import os
 import sys
 import threading
@@ -20,6 +19,7 @@ import pytest
 from finetune_core.data.rowcache import CACHE
 from tests import factories
 from tests.chromium import ARGUMENTS, CHROMIUM, FAKE_CAMERA
+from tests.forked import forkserver
 
 LONG = ("browser", "ray", "processes", "fuzz", "train", "packaging", "exhaustive")
 
@@ -186,13 +186,7 @@ def browser():
 @pytest.fixture(scope="session")
 def processes():
     """Processes that start with the large libraries loaded, where that can be, but with no thread of torch's yet."""
-    if os.name != "posix":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["finetune_core.runs.record", "timm", "streamlit.web.cli", "plotly.graph_objects", "altair"]
-    )
-    return context
+    return forkserver()
 
 
 @pytest.fixture

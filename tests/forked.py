@@ -1,5 +1,6 @@
 """Programs in processes that have the large libraries already: importing them takes longer than much of what tests do with them."""
 
+import multiprocessing
 import os
 import runpy
 import subprocess
@@ -7,6 +8,20 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def forkserver():
+    """Return the context of processes that start with the large libraries imported.
+
+    None of torch's threads runs in them yet. Without ``fork`` every process imports them anew.
+    """
+    if os.name != "posix":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["finetune_core.runs.record", "timm", "streamlit.web.cli", "plotly.graph_objects", "altair"]
+    )
+    return context
 
 
 def run_module(processes, module, *arguments, folder):
@@ -32,13 +47,13 @@ def run_module(processes, module, *arguments, folder):
 
 def run_app(environment, log, options):
     """``streamlit run app.py`` until the process is told to end; what it prints goes to ``log``."""
-    _take_over(environment, log, log)
+    take_over(environment, log, log)
     from streamlit.web.cli import main
 
     main(["run", "app.py", *options], prog_name="streamlit")
 
 
-def _take_over(environment, output, errors):
+def take_over(environment, output, errors):
     """Be a program that was started in the checkout, with this environment, and prints into these files."""
     os.environ.clear()
     os.environ.update(environment)
@@ -51,6 +66,11 @@ def _take_over(environment, output, errors):
 
 
 def _as_main(module, arguments, environment, output, errors):
-    _take_over(environment, output, errors)
+    take_over(environment, output, errors)
+    run_as_main(module, arguments)
+
+
+def run_as_main(module, arguments):
+    """Run a module as ``python -m`` does, in a process that runs nothing else."""
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
