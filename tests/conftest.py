@@ -190,25 +190,24 @@ def processes():
 
 
 @pytest.fixture
-def device_held(processes, home):
-    """``device_held("cpu")``: a process that uses that kind of device until it hears a word, and the line to it."""
-    from tests.other_program import use_device  # and torch with it, which many tests do without
+def device_held(home):
+    """Use a kind of device, as another program would; returns (its turn, the line to it).
 
-    started = []
+    Whatever is sent down the line ends that. Locks keep apart their owners, in one process too.
+    """
+    from finetune_core.training.device_turn import Turn  # and torch, which many tests do without
+
+    turns = []
 
     def hold(kind):
-        line, far_end = processes.Pipe()
-        process = processes.Process(target=use_device, args=(far_end, str(home), kind))
-        process.start()
-        started.append(process)
-        assert line.poll(300)
-        assert line.recv() == "taken"
-        return process, line
+        turn = Turn(kind)
+        assert turn.come()
+        turns.append(turn)
+        return turn, SimpleNamespace(send=lambda word: turn.leave())
 
     yield hold
-    for process in started:
-        process.kill()
-        process.join(300)
+    for turn in turns:
+        turn.leave()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from finetune_core.training.loop import fit
 from finetune_core.training.out_of_memory import halving, parts, run_in_parts
 from finetune_core.training.prepare import prepare
 from tests.drain import drained
+from tests.factories import tiny_config
 
 CPU = Device("cpu", "CPU", "fp32")
 LINUX = (
@@ -166,8 +167,8 @@ def test_it_is_known_by_the_words_of_every_device(error):
 
 
 @pytest.fixture
-def config(colour_config):
-    return lambda **settings: colour_config(**({"batch_size": 10, "epochs": 2} | settings))
+def config():
+    return lambda **settings: tiny_config(**{"batch_size": 10} | settings)
 
 
 class Hungry(nn.Module):
