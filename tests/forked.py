@@ -1,11 +1,18 @@
 """Programs in processes that have the large libraries already: importing them takes longer than much of what tests do with them."""
 
+import math
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+import pytest
+
+from tests.deadline import SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,3 +81,51 @@ def run_as_main(module, arguments):
     """Run a module as ``python -m`` does, in a process that runs nothing else."""
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+class Command:
+    """``thaw ARGUMENTS`` in a forked process that leads a process group and prints into files.
+
+    Args:
+        folder: of the files.
+        environment: variables beside those of this process.
+        burst: seconds within which several Ctrl-C count as one.
+    """
+
+    def __init__(self, folder, *arguments, environment=(), burst=math.inf):
+        self._files = folder / "stdout", folder / "stderr"
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment)
+        self._process = forkserver().Process(
+            target=_be_command, args=(environment, *self._files, [*map(str, arguments)], burst)
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    def has_ended(self):
+        return not self._process.is_alive()
+
+    def interrupt(self):
+        """Send what Ctrl-C sends, and return whether the command has ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGINT)
+        return self.has_ended()
+
+    def end(self):
+        """Return (status, stdout, stderr)."""
+        self._process.join(SECONDS)
+        if self._process.is_alive():
+            os.killpg(self.pid, signal.SIGKILL)
+            pytest.fail("it does not end")
+        return self._process.exitcode, *(file.read_text() for file in self._files)
+
+
+def _be_command(environment, output, errors, arguments, burst):
+    os.setsid()
+    take_over(environment, output, errors)
+    import torch
+
+    from finetune_core.commands import terminal
+
+    torch.set_num_threads(1)
+    terminal._BURST = burst
+    run_as_main("finetune_core", arguments)

@@ -1,4 +1,4 @@
-"""Ranks in forked processes of one thread each, which train one run after the other.
+"""Ranks in forked processes, of one thread each unless asked otherwise, that train run after run.
 
 They are told of each other as torchrun tells its processes, and start without importing torch anew.
 """
@@ -173,7 +173,7 @@ def _take_part(environment, tasks, line):
     from finetune_core.errors import TrainingError
     from finetune_core.training.ranks import LeaderEnded, launched
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     ranks = launched()
     with suppress(LeaderEnded, TrainingError), ranks.joined():
         for task in tasks.values():
