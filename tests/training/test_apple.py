@@ -107,6 +107,7 @@ def test_timing(apple):
     assert apple.batchnorms > 20
 
 
+@pytest.mark.train
 def test_what_is_asked_of_a_run_afterwards(apple, tmp_path):
     run = train_small(tmp_path, strategy="last_two_blocks")
     for work in (measure_layers([run]), measure_robustness(run, "val")):
@@ -122,6 +123,7 @@ def test_what_is_asked_of_a_run_afterwards(apple, tmp_path):
     assert apple.batchnorms > 20
 
 
+@pytest.mark.train
 def test_the_features_of_a_data_set(apple):
     finish(compute_features(load_dataset(shared_images()), PACKAGED, 32))
     assert apple.batchnorms > 49

@@ -67,6 +67,7 @@ def test_gradients_that_overflow_are_skipped_and_halve_the_scale(config, tmp_pat
     assert found[-1].val_accuracy >= 0.8
 
 
+@pytest.mark.train
 def test_stopped_among_steps_that_overflow_and_resumed_it_is_the_same_to_the_last_bit(
     config, tmp_path, monkeypatch, marks
 ):
