@@ -1,4 +1,4 @@
-"""Programs in processes that have the large libraries already: importing them takes longer than much of what tests do with them."""
+"""Programs in forked processes, which need not import the large libraries anew."""
 
 import math
 import multiprocessing
@@ -32,10 +32,11 @@ def forkserver():
 
 
 def run_module(processes, module, *arguments, folder):
-    """``python -m module arguments`` in the checkout, to its end; what it prints is kept in ``folder``.
+    """Run ``python -m module arguments`` in the checkout to its end, and keep its output.
 
     Args:
         processes: the fixture of that name.
+        folder: where ``stdout`` and ``stderr`` are kept.
 
     Returns:
         A ``subprocess.CompletedProcess`` with ``stdout`` and ``stderr`` as text.
@@ -53,7 +54,7 @@ def run_module(processes, module, *arguments, folder):
 
 
 def run_app(environment, log, options):
-    """``streamlit run app.py`` until the process is told to end; what it prints goes to ``log``."""
+    """Run ``streamlit run app.py`` until the process is told to end; output goes to ``log``."""
     take_over(environment, log, log)
     from streamlit.web.cli import main
 
@@ -61,7 +62,7 @@ def run_app(environment, log, options):
 
 
 def take_over(environment, output, errors):
-    """Be a program that was started in the checkout, with this environment, and prints into these files."""
+    """Be a program that is started in the checkout with this environment and these output files."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)

@@ -1,4 +1,4 @@
-"""Commands on two devices: what a user sees, and what is left when a process dies or is interrupted.
+"""Commands on two devices: what a user sees, and what is left when a process is lost or stopped.
 
 Where a launcher does not matter, ranks are forked processes that are told of each other as torchrun
 tells its processes.

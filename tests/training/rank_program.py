@@ -36,8 +36,8 @@ class Task:
         gone: files that vanish when the first epoch has ended.
         memory: images for which the second rank has memory at a time; 0: as many as it gets.
         not_finite: whether the second rank's loss is not.
-        sum_without_memory: whether the second rank's memory runs out when gradients are summed, which
-            ends the ranks.
+        sum_without_memory: whether the second rank's memory runs out when gradients are summed.
+            This ends the ranks.
         killed_at: the step before which the second rank is killed; this ends the ranks, too.
         round_bytes: in how large rounds machines exchange rows; 0: as usual.
         killed_in: the round of such an exchange in which the second rank is killed.

@@ -35,7 +35,7 @@ from tests.training.rank_program import GONE, Task, train_together
 # Adam takes a whole step along a gradient that is nothing but rounding, as that of an attention's
 # key bias.
 SGD = {"optimizer": "sgd", "learning_rate": 1e-2}
-# BatchNorm trains on the statistics of each rank: what is to be equal has LayerNorm, or trains none.
+# BatchNorm trains on the statistics of each rank: what is to be equal trains none.
 LAYERNORM = {"backbone": "timm/test_vit", "weights": "none"} | SGD
 FULL = LAYERNORM | {"strategy": "full"}
 BALANCED = {"class_weights": "balanced"}
