@@ -68,14 +68,14 @@ def test_a_run_that_loses_its_processes_goes_on_exactly(worker, store, tmp_path,
 
     The name of the temporary folder holds a space and a letter that a URI would encode.
     """
-    folder = tmp_path / "für Läufe"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", None)
     config = together_config(epochs=40)
     (tmp_path / "whole").mkdir()
     whole = {"whole": Task(config, tmp_path / "whole")}
     train_together(2, tmp_path, whole)
+    folder = tmp_path / "für Läufe"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     run_id = worker.submit(config, devices=2)
     wait_until(lambda: store.run(run_id).history.epochs or not worker.queues())
     ranks = ranks_of(psutil.Process())

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from finetune_core.errors import TrainingError
+from finetune_core.models.catalogue import PACKAGED
 from finetune_core.randomness import stream
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE, create_run, execute, reopen_run
@@ -325,7 +326,9 @@ def test_a_run_that_diverges_unread_ends_at_the_same_step_and_keeps_what_it_had(
         "learning_rate_factor",
         lambda config, position, steps: 1e30 if position == steps + 1 else 1.0,
     )
-    (found, end), reads = read_one_by_one_and_together(config(batch_size=4), tmp_path, request)
+    # when a step as large diverges depends on the network
+    settings = config(batch_size=4, backbone=PACKAGED)
+    (found, end), reads = read_one_by_one_and_together(settings, tmp_path, request)
     assert "not finite at step 3 of epoch 2 (learning rate 0.001)" in end
     steps = [row["step"] for row in found if row["event"] == "StepEnded"]
     assert steps == [*range(1, 9), 1, 2]
