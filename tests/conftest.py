@@ -3,7 +3,6 @@
 import functools
 import gc
 import http.server
-import multiprocessing
 import os
 import sys
 import threading
@@ -20,6 +19,7 @@ import pytest
 from finetune_core.data.rowcache import CACHE
 from tests import factories
 from tests.chromium import ARGUMENTS, CHROMIUM, FAKE_CAMERA
+from tests.forked import forkserver
 
 LONG = ("browser", "ray", "processes", "fuzz", "train", "packaging", "exhaustive")
 
@@ -186,35 +186,28 @@ def browser():
 @pytest.fixture(scope="session")
 def processes():
     """Processes that start with the large libraries loaded, where that can be, but with no thread of torch's yet."""
-    if os.name != "posix":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["finetune_core.runs.record", "timm", "streamlit.web.cli", "plotly.graph_objects", "altair"]
-    )
-    return context
+    return forkserver()
 
 
 @pytest.fixture
-def device_held(processes, home):
-    """``device_held("cpu")``: a process that uses that kind of device until it hears a word, and the line to it."""
-    from tests.other_program import use_device  # and torch with it, which many tests do without
+def device_held(home):
+    """Use a kind of device, as another program would; returns (its turn, the line to it).
 
-    started = []
+    Whatever is sent down the line ends that. Locks keep apart their owners, in one process too.
+    """
+    from finetune_core.training.device_turn import Turn  # and torch, which many tests do without
+
+    turns = []
 
     def hold(kind):
-        line, far_end = processes.Pipe()
-        process = processes.Process(target=use_device, args=(far_end, str(home), kind))
-        process.start()
-        started.append(process)
-        assert line.poll(300)
-        assert line.recv() == "taken"
-        return process, line
+        turn = Turn(kind)
+        assert turn.come()
+        turns.append(turn)
+        return turn, SimpleNamespace(send=lambda word: turn.leave())
 
     yield hold
-    for process in started:
-        process.kill()
-        process.join(300)
+    for turn in turns:
+        turn.leave()
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 import psutil
 
-SECONDS = 300  # far more than anything here takes, on a busy machine too: only what waits for ever is longer
+# Far more than anything here takes, on a busy machine too: only what waits for ever is longer.
+SECONDS = 600
 
 
 @contextmanager

@@ -1,19 +1,42 @@
-"""Programs in processes that have the large libraries already: importing them takes longer than much of what tests do with them."""
+"""Programs in forked processes, which need not import the large libraries anew."""
 
+import math
+import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+import pytest
+
+from tests.deadline import SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def forkserver():
+    """Return the context of processes that start with the large libraries imported.
+
+    None of torch's threads runs in them yet. Without ``fork`` every process imports them anew.
+    """
+    if os.name != "posix":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["finetune_core.runs.record", "timm", "streamlit.web.cli", "plotly.graph_objects", "altair"]
+    )
+    return context
+
+
 def run_module(processes, module, *arguments, folder):
-    """``python -m module arguments`` in the checkout, to its end; what it prints is kept in ``folder``.
+    """Run ``python -m module arguments`` in the checkout to its end, and keep its output.
 
     Args:
         processes: the fixture of that name.
+        folder: where ``stdout`` and ``stderr`` are kept.
 
     Returns:
         A ``subprocess.CompletedProcess`` with ``stdout`` and ``stderr`` as text.
@@ -31,15 +54,15 @@ def run_module(processes, module, *arguments, folder):
 
 
 def run_app(environment, log, options):
-    """``streamlit run app.py`` until the process is told to end; what it prints goes to ``log``."""
-    _take_over(environment, log, log)
+    """Run ``streamlit run app.py`` until the process is told to end; output goes to ``log``."""
+    take_over(environment, log, log)
     from streamlit.web.cli import main
 
     main(["run", "app.py", *options], prog_name="streamlit")
 
 
-def _take_over(environment, output, errors):
-    """Be a program that was started in the checkout, with this environment, and prints into these files."""
+def take_over(environment, output, errors):
+    """Be a program that is started in the checkout with this environment and these output files."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
@@ -51,6 +74,59 @@ def _take_over(environment, output, errors):
 
 
 def _as_main(module, arguments, environment, output, errors):
-    _take_over(environment, output, errors)
+    take_over(environment, output, errors)
+    run_as_main(module, arguments)
+
+
+def run_as_main(module, arguments):
+    """Run a module as ``python -m`` does, in a process that runs nothing else."""
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+class Command:
+    """``thaw ARGUMENTS`` in a forked process that leads a process group and prints into files.
+
+    Args:
+        folder: of the files.
+        environment: variables beside those of this process.
+        burst: seconds within which several Ctrl-C count as one.
+    """
+
+    def __init__(self, folder, *arguments, environment=(), burst=math.inf):
+        self._files = folder / "stdout", folder / "stderr"
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment)
+        self._process = forkserver().Process(
+            target=_be_command, args=(environment, *self._files, [*map(str, arguments)], burst)
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    def has_ended(self):
+        return not self._process.is_alive()
+
+    def interrupt(self):
+        """Send what Ctrl-C sends, and return whether the command has ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGINT)
+        return self.has_ended()
+
+    def end(self):
+        """Return (status, stdout, stderr)."""
+        self._process.join(SECONDS)
+        if self._process.is_alive():
+            os.killpg(self.pid, signal.SIGKILL)
+            pytest.fail("it does not end")
+        return self._process.exitcode, *(file.read_text() for file in self._files)
+
+
+def _be_command(environment, output, errors, arguments, burst):
+    os.setsid()
+    take_over(environment, output, errors)
+    import torch
+
+    from finetune_core.commands import terminal
+
+    torch.set_num_threads(1)
+    terminal._BURST = burst
+    run_as_main("finetune_core", arguments)

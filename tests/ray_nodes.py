@@ -23,15 +23,16 @@ class Nodes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        # Ray takes 127.0.0.1 for the machine's own address on a network, which it may not have; this one it leaves as it is.
+        # Ray takes 127.0.0.1 for the machine's address on a network, which it may not have. This
+        # address it leaves as it is.
         self.address, self.processes = f"127.0.0.2:{self.port}", []
 
     def start(self, host, *arguments):
-        """A node; Ray gives it 30 s, which may be too short on a busy machine: then it is tried again."""
+        """Start a node. Ray gives it 30 s, too few on a busy machine: then it is tried again."""
         wait_until(lambda: self._is_started(host, arguments), "the node does not start")
 
     def kill(self, process):
-        """The node as if its machine had lost its power: all of its processes at once."""
+        """Kill all processes of a node at once, as if its machine had lost its power."""
         self.processes.remove(process)
         family = []
         with suppress(psutil.NoSuchProcess):

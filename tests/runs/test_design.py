@@ -1,3 +1,5 @@
+"""Which runs a comparison trains, in which order, and what they are forecast to take."""
+
 from collections import Counter
 
 import pytest
@@ -18,6 +20,7 @@ from finetune_core.runs.design import (
 )
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
+from tests.factories import shared_images, tiny_config
 
 BASE = make_config({"data": "/pets", "backbone": "efficientnet_lite0", "epochs": 4})
 
@@ -135,11 +138,9 @@ def test_rates_that_were_found_go_to_their_arm():
     }
 
 
-def test_only_the_first_run_of_an_arm_pays_for_the_frozen_stages(image_folder, tmp_path):
-    folder = image_folder(tmp_path / "images", {"red": 20, "blue": 20})
-    base = make_config(
-        {"data": str(folder), "backbone": "efficientnet_lite0", "epochs": 4, "image_size": 32}
-    )
+def test_only_the_first_run_of_an_arm_pays_for_the_frozen_stages(tmp_path):
+    folder = shared_images(red=20, blue=20)
+    base = tiny_config(folder, epochs=4)
     dataset, book = load_dataset(folder, **base.split_settings), SpeedBook(tmp_path / "speeds.json")
     head, full = (design(base, [name], [0, 1, 2]) for name in ("feature_extraction", "full"))
     assert arm_seconds(head, dataset, book) is None
@@ -148,14 +149,7 @@ def test_only_the_first_run_of_an_arm_pays_for_the_frozen_stages(image_folder, t
         trunk = 1.0 if config is head[0] else 0.0
         book.learn(
             config,
-            Speed(
-                trunk=trunk,
-                step=0.01,
-                forward=0.01,
-                activation_bytes=100 if trunk else 0,
-                step_bytes=1,
-                exact=0.0,
-            ),
+            Speed(trunk, 0.01, 0.01, 100 if trunk else 0, 1, 0.0),
         )
     first, *others = arm_seconds(head, dataset, book)
     assert others[0] == others[1]

@@ -6,11 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
-from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
 from finetune_core.runs import ray_executor
 from finetune_core.runs.executors import InProcess, app_executor, executor_of
 from finetune_core.runs.ray_executor import RayExecutor
+from tests.factories import shared_images, tiny_config
 
 
 def test_this_process_trains_unless_another_executor_is_named():
@@ -31,12 +31,10 @@ def test_what_there_is_not_is_refused_in_words(name, address, words):
         pass
 
 
-def test_without_ray_it_is_said_how_to_get_it(monkeypatch, image_folder, tmp_path):
-    data = image_folder(tmp_path / "images", {"red": 6, "blue": 6})
+def test_without_ray_it_is_said_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(ray_executor, "find_spec", lambda _: None)
-    done = CliRunner().invoke(
-        app, ["train", str(data), "--executor", "ray", "--runs-dir", str(tmp_path / "runs")]
-    )
+    arguments = ["--executor", "ray", "--runs-dir", str(tmp_path / "runs")]
+    done = CliRunner().invoke(app, ["train", str(shared_images()), *arguments])
     assert done.exit_code == 2
     assert 'pip install "ray>=2.60"' in done.stderr
     assert not (tmp_path / "runs").exists()
@@ -54,18 +52,6 @@ def test_the_app_takes_its_executor_from_the_environment(monkeypatch, named, add
 def test_the_app_trains_itself_without(monkeypatch):
     monkeypatch.delenv("THAW_RAY_ADDRESS", raising=False)
     assert isinstance(app_executor(), InProcess)
-
-
-@pytest.fixture
-def settings(image_folder, tmp_path):
-    data = image_folder(tmp_path / "images", {"red": 6, "blue": 6})
-    return {
-        "data": str(data),
-        "backbone": "squeezenet1_1",
-        "weights": "none",
-        "strategy": "full",
-        "image_size": 32,
-    }
 
 
 def cluster_of(*machines):
@@ -88,9 +74,9 @@ def cluster_of(*machines):
     ],
 )
 def test_a_run_trains_on_as_many_devices_as_the_largest_machine_has(
-    settings, machines, device, most, refused
+    machines, device, most, refused
 ):
-    executor, config = cluster_of(*machines), make_config(settings | {"device": device})
+    executor, config = cluster_of(*machines), tiny_config(strategy="full", device=device)
     executor.check(config, most)
     with pytest.raises(ConfigError, match=refused):
         executor.check(config, most + 1)

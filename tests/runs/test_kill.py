@@ -1,108 +1,112 @@
-"""kill -9 at any moment: every run can be read, and resumed to the very weights of one that was never killed."""
+"""kill -9 at any moment: a run can be read, and resumed to the weights of one never killed."""
 
-import hashlib
 import os
-import random
-import time
+import signal
 
 import pytest
 
-from finetune_core.config import make_config
+from finetune_core import files
 from finetune_core.models.catalogue import PACKAGED
-from finetune_core.models.weights import PRETRAINED
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.store import RunStore
 from finetune_core.training import loop
-from finetune_core.training.checkpoints import load_tensors
+from tests.factories import shared_images, tiny_config, train
+from tests.training.equal import check_identical
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX processes")
-
-
-@pytest.fixture
-def config(image_folder, tmp_path, backbone, weights):
-    folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 14})
-    settings = {
-        "backbone": backbone,
-        "weights": weights,
-        "image_size": 64,
-        "batch_size": 10,
-        "epochs": 3,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "schedule": "cosine",
-    }
-    return make_config(settings | {"data": str(folder)})
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="POSIX processes"),
+    pytest.mark.processes,
+]
 
 
-def train(run_dir, started):
-    """Go on with a run whose last process died; a checkpoint after every step, so that many are hit."""
+def train_until(run_dir, moment):
+    """Go on with a run until its process is killed at a moment.
+
+    The moments are each event, and before and after each file is published or flushed. A checkpoint
+    follows every step.
+    """
+    passed = 0
+
+    def pass_moment():
+        nonlocal passed
+        passed += 1
+        if passed == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def surrounded(function):
+        def call(*arguments, **named):
+            pass_moment()
+            result = function(*arguments, **named)
+            pass_moment()
+            return result
+
+        return call
+
     loop.CHECKPOINT_SECONDS = 0
-    reservation = reopen_run(run_dir)
-    started.set()
-    for _ in execute(reservation):
-        pass
+    files.os.replace, files.os.fsync = surrounded(os.replace), surrounded(os.fsync)
+    for _ in execute(reopen_run(run_dir)):
+        pass_moment()
 
 
-def marks(run_dir):
-    digest = hashlib.sha256()
-    for name in ("last", "best"):
-        tensors, _ = load_tensors(run_dir, name)
-        for key in sorted(tensors):
-            digest.update(key.encode() + tensors[key].numpy().tobytes())
-    return digest.hexdigest()
+def kill_at(processes, run_dir, moment):
+    """Return whether the process that goes on with the run lived until that moment."""
+    process = processes.Process(target=train_until, args=(run_dir, moment))
+    process.start()
+    process.join(300)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
 
 
-def new_run(config, runs):
-    reservation = create_run(config, runs)
+def config_of(**changes):
+    usual = {"batch_size": 10, "epochs": 3, "schedule": "cosine"}
+    return tiny_config(shared_images(), **usual | changes)
+
+
+def new_run(config, runs_dir):
+    reservation = create_run(config, runs_dir)
     reservation.lock.release()
     return reservation.run_dir
 
 
-def process_for(processes, run_dir):
-    started = processes.Event()
-    process = processes.Process(target=train, args=(run_dir, started))
-    process.start()
-    assert started.wait(300)
-    return process
+def check_whole(run, whole):
+    """Check that a run that was killed has become the one that was not."""
+    assert run.status == "finished"
+    check_identical(run.run_dir, whole.run_dir)
+    assert [row["epoch"] for row in run.history.epochs] == [1, 2, 3]
+    steps = [(row["epoch"], row["step"]) for row in run.history.steps]
+    assert steps == sorted(set(steps)), "steps are reported twice"
+
+
+@pytest.mark.journey
+def test_a_run_that_is_killed_once_is_resumed_to_the_same_weights(processes, tmp_path):
+    config, store = config_of(), RunStore(tmp_path / "runs")
+    run_dir = new_run(config, store.runs_dir)
+    assert kill_at(processes, run_dir, 92)
+    run = store.run(run_dir.name)
+    assert (run.status, run.judged, run.resumable) == ("interrupted", True, True)
+    list(execute(reopen_run(run_dir)))
+    check_whole(store.run(run_dir.name), train(config, tmp_path / "whole"))
 
 
 @pytest.mark.parametrize(
-    ("backbone", "weights", "enough"),
+    ("changes", "step"),
     [
-        ("squeezenet1_1", "none", 2),
-        pytest.param("squeezenet1_1", "none", 30, marks=pytest.mark.processes),
-        pytest.param(PACKAGED, PRETRAINED, 6, marks=pytest.mark.processes),
+        ({}, 9),
+        ({"strategy": "full"}, 17),
+        pytest.param({}, 1, marks=pytest.mark.exhaustive),
+        pytest.param({"backbone": PACKAGED}, 5, marks=pytest.mark.exhaustive),
     ],
 )
-def test_kills_lose_nothing(config, processes, tmp_path, enough):
-    random.seed(0)
-    store = RunStore(tmp_path / "runs")
-    whole = new_run(config, store.runs_dir)
-    process = process_for(processes, whole)
-    began = time.monotonic()
-    process.join()
-    usual = time.monotonic() - began
-    wanted, kills = marks(whole), 0
-    while kills < enough:
-        run_dir = new_run(config, store.runs_dir)
-        # A run that is cut into ever longer pieces is hit at its start, in mid-epoch, while it writes, and at its end.
-        for share in (0.2, 0.5, 0.8, 1.0, 1.0, 1.0):
-            process = process_for(processes, run_dir)
-            time.sleep(random.uniform(0, share * usual))
-            if not process.is_alive():
-                break
-            process.kill()
-            process.join()
-            kills += 1
-            status = store.run(run_dir.name).status
-            assert status in ("interrupted", "finished"), "a killed run cannot be read"
-            if status == "finished":  # killed on its way out
-                break
-        if store.run(run_dir.name).status != "finished":
-            process_for(processes, run_dir).join()
+def test_a_run_that_is_killed_again_and_again_loses_nothing(processes, tmp_path, changes, step):
+    """Each life is a few moments longer, so that all kinds of moments are hit."""
+    config, store = config_of(**changes), RunStore(tmp_path / "runs")
+    run_dir, moment, kills = new_run(config, store.runs_dir), 1, 0
+    while kill_at(processes, run_dir, moment):
+        kills += 1
+        moment += step
         run = store.run(run_dir.name)
-        assert run.status == "finished"
-        assert marks(run_dir) == wanted
-        assert [row["epoch"] for row in run.history.epochs] == list(range(1, config.epochs + 1))
-        steps = [(row["epoch"], row["step"]) for row in run.history.steps]
-        assert steps == sorted(set(steps)), "steps are reported twice"
+        if run.status == "finished":  # killed on its way out
+            break
+        assert run.status == "interrupted", "a killed run cannot be read"
+    assert kills > 5
+    check_whole(store.run(run_dir.name), train(config, tmp_path / "whole"))

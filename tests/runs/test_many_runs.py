@@ -17,6 +17,7 @@ from finetune_core.training.events import (
     RunResumed,
     RunStopped,
 )
+from tests.factories import shared_images
 
 CONFIG = {"data": "images", "backbone": "resnet18", "strategy": "full", "epochs": 2}
 
@@ -96,8 +97,8 @@ def test_a_run_that_was_deleted_is_forgotten(run_of):
     assert history() is None
 
 
-def test_settings_that_could_not_be_read_again_make_no_run(image_folder, tmp_path):
-    folder = image_folder(tmp_path / "images", {"red": 4, "blue": 4})
+def test_settings_that_could_not_be_read_again_make_no_run(tmp_path):
+    folder = shared_images(red=4, blue=4)
     paths = tuple(f"red/{number:0200d}.png" for number in range(170_000))
     config = make_config({"data": str(folder), "edits": [Edit(action="exclude", paths=paths)]})
     with pytest.raises(ConfigError, match=r"37\.4 MB, of which 33\.6 MB can be read"):

@@ -14,7 +14,7 @@ from finetune_core.errors import RunError
 from finetune_core.runs import ownership
 from finetune_core.runs.locks import acquire_lock, is_locked
 from finetune_core.runs.ownership import TakenOver, claim, is_owned, this_process
-from tests.deadline import in_time, wait_until
+from tests.deadline import wait_until
 
 
 def elsewhere(run_dir, number=1, **changes):
@@ -32,10 +32,20 @@ def hold(run_dir, line):
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Owners that say often that they live, and are not long waited for."""
-    monkeypatch.setattr(ownership, "BEAT", 0.05)
-    monkeypatch.setattr(ownership, "STALE", 0.6)
+def clock(monkeypatch):
+    """The clock by which owners are stale; ``sleep`` lets it go on."""
+
+    class Clock:
+        now, time = 0.0, staticmethod(time.time)
+
+        def monotonic(self):
+            return self.now
+
+        def sleep(self, seconds):
+            self.now += seconds
+
+    monkeypatch.setattr(ownership, "time", Clock())
+    return ownership.time
 
 
 def test_who_owns_a_run_is_asked_and_gives_it_back(tmp_path):
@@ -64,6 +74,7 @@ def test_a_local_process_does_not_get_a_run_that_a_task_has(tmp_path, monkeypatc
     assert not is_locked(tmp_path)
 
 
+@pytest.mark.processes
 def test_the_run_of_a_killed_process_is_taken_over_at_once(tmp_path, processes):
     line, far_end = processes.Pipe()
     process = processes.Process(target=hold, args=(tmp_path, far_end))
@@ -91,17 +102,15 @@ def test_a_process_that_has_ended_has_nothing_though_its_parent_has_not_noticed(
     child.wait()
 
 
-def test_an_owner_on_another_machine_is_waited_for_as_long_as_its_file_changes(tmp_path, quick):
+def test_an_owner_on_another_machine_is_waited_for_as_long_as_its_file_changes(tmp_path, clock):
     file = elsewhere(tmp_path)
-    began = time.monotonic()
-    while time.monotonic() - began < 2 * ownership.STALE:
-        os.utime(file)
+    for beat in range(4):
+        os.utime(file, (beat, time.time()))
         assert is_owned(tmp_path)
         with pytest.raises(RunError, match="on far"):
             claim(tmp_path)
-        time.sleep(0.02)
-    with in_time("a stale owner"):
-        owner = claim(tmp_path, patience=300)
+        clock.sleep(0.9 * ownership.STALE)
+    owner = claim(tmp_path, patience=ownership.STALE)
     assert owner.number == 2
     owner.release()
 
@@ -111,15 +120,18 @@ def test_one_that_has_not_been_seen_for_long_is_gone_at_the_first_look(tmp_path)
     assert not is_owned(tmp_path)
 
 
-def test_two_that_wait_for_a_stale_owner_do_not_both_get_the_run(tmp_path, quick):
+def test_two_that_wait_for_a_stale_owner_do_not_both_get_the_run(tmp_path, clock):
     elsewhere(tmp_path)
-    wait_until(lambda: not is_owned(tmp_path))
+    assert is_owned(tmp_path)
+    clock.sleep(ownership.STALE)
+    assert not is_owned(tmp_path)
     first = ownership._take(tmp_path, 1, None, "a", lambda: None)
     assert ownership._take(tmp_path, 1, None, "b", lambda: None) is None
     first.release()
 
 
-def test_an_owner_that_lost_the_run_notices_and_touches_nothing(tmp_path, quick):
+def test_an_owner_that_lost_the_run_notices_and_touches_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(ownership, "BEAT", 0.05)
     lost = []
     owner = claim(tmp_path, lost=lambda: lost.append(True))
     owner.check()
@@ -167,10 +179,11 @@ def test_a_run_that_a_task_had_can_be_given_to_the_next_one(tmp_path):
     task.release()
 
 
-def test_a_file_that_is_no_owner_s_counts_while_it_is_new(tmp_path, quick):
+def test_a_file_that_is_no_owner_s_counts_while_it_is_new(tmp_path, clock):
     (tmp_path / "owner-7.json").write_text("{")
     assert is_owned(tmp_path)
-    wait_until(lambda: not is_owned(tmp_path))
+    clock.sleep(ownership.STALE)
+    assert not is_owned(tmp_path)
     owner = claim(tmp_path)
     assert owner.number == 8
     owner.release()

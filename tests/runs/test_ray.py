@@ -1,4 +1,4 @@
-"""Runs that Ray trains, on two nodes of this machine: spread, killed, moved, stopped; and a Ray of this machine's own."""
+"""Runs that Ray trains: on two nodes of this machine, and by a Ray of this machine's own."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import secrets
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,17 +13,19 @@ import torch
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
-from finetune_core.config import make_config
 from finetune_core.errors import ConfigError, RunError
-from finetune_core.runs.executors import InProcess, executor_of
+from finetune_core.runs.executors import executor_of
 from finetune_core.runs.ray_executor import RayExecutor
-from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.record import create_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
 from finetune_core.runs.worker import Worker
-from finetune_core.training.checkpoints import load_tensors
 from tests.deadline import SECONDS, wait_until
+from tests.factories import shared_images, tiny_config, trained_run
+from tests.forked import Command
 from tests.ray_nodes import AUTH, two_nodes
+from tests.training.equal import check_identical
+from tests.training.rank_program import Machine, Task, train_on
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray>=2.60'")
 pytestmark = [
@@ -34,33 +35,18 @@ pytestmark = [
     ),
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
-QUICK = {
-    "backbone": "squeezenet1_1",
-    "weights": "none",
-    "strategy": "full",
-    "image_size": 32,
-    "batch_size": 8,
-    "precision": "fp32",
-}
 OPTIONS = (
-    "--backbone",
-    "squeezenet1_1",
-    "--weights",
-    "none",
-    "--image-size",
-    32,
-    "--batch-size",
-    8,
-    "--precision",
-    "fp32",
+    *("--backbone", "timm/test_resnet", "--weights", "none", "--image-size", 32),
+    *("--batch-size", 8, "--precision", "fp32", "--json"),
 )
+LONG = 50  # epochs, of which the last are far off when a test has seen the first
 # A program that looks up what a Ray keeps, and has it run a task.
 VISITOR = """
 import sys
 import ray
 from ray._raylet import GcsClient
-GcsClient(address=sys.argv[1]).internal_kv_keys(b"", b"")  # ray.init says of a refusal only that it could not connect
+# ray.init says of a refusal only that it could not connect.
+GcsClient(address=sys.argv[1]).internal_kv_keys(b"", b"")
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
 print(ray.get(ray.remote(num_cpus=0)(lambda: "a task has run").remote()))
 """
@@ -91,10 +77,24 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def ray_images():
+    return shared_images(red=20, blue=20)
+
+
+def ray_config(**changes):
+    return tiny_config(ray_images(), strategy="full", batch_size=8, **changes)
+
+
 @pytest.fixture
-def config(image_folder, tmp_path):
-    data = image_folder(tmp_path / "images", {"red": 20, "blue": 20})
-    return lambda **changes: make_config(QUICK | {"data": str(data)} | changes)
+def worker(tmp_path, request):
+    """The queue of the executor that the test asks for."""
+    names = {"executor", "local"} & {*request.fixturenames}
+    return Worker(tmp_path / "runs", executor=request.getfixturevalue(*names))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(tmp_path / "runs")
 
 
 @pytest.fixture(scope="module")
@@ -119,39 +119,19 @@ def owner_of(run_dir):
     return json.loads(files[-1].read_text())
 
 
-def weights(run_dir):
-    return {
-        (name, key): value
-        for name in ("best", "last")
-        for key, value in load_tensors(run_dir, name)[0].items()
-    }
+def wait_for_epochs(store, *run_ids, more_than=0):
+    wait_until(lambda: all(len(store.run(run_id).history.epochs) > more_than for run_id in run_ids))
 
 
-def assert_same_weights(one, other):
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+def wait_for_end(worker, store, run_id):
+    wait_until(lambda: not worker.queues())
+    return store.run(run_id)
 
 
-def undisturbed(config, folder):
-    reservation = create_run(config, folder)
-    list(execute(reservation))
-    return reservation.run_dir
-
-
-def compare(data, runs, *more):
-    arguments = [
-        "compare",
-        data,
-        "--strategies",
-        "feature_extraction,full",
-        "--seeds",
-        "0,1",
-        "--epochs",
-        3,
-        *OPTIONS,
-    ]
-    return CliRunner().invoke(app, [*map(str, [*arguments, "--runs-dir", runs, "--json", *more])])
+def compare(runs, *more):
+    arguments = ["compare", ray_images(), "--strategies", "feature_extraction,full"]
+    arguments += ["--seeds", "0,1", "--epochs", 2, *OPTIONS, "--runs-dir", runs, *more]
+    return CliRunner().invoke(app, [*map(str, arguments)])
 
 
 def verdicts(result):
@@ -164,14 +144,9 @@ def verdicts(result):
     }
 
 
-def test_a_comparison_on_two_workers_gives_the_verdict_of_one_process(
-    executor, nodes, config, tmp_path
-):
-    data = config().data
-    alone, spread = (
-        compare(data, tmp_path / "alone"),
-        compare(data, tmp_path / "ray", "--executor", "ray", "--ray-address", nodes.address),
-    )
+def test_a_comparison_on_two_workers_gives_the_verdict_of_one_process(executor, nodes, tmp_path):
+    alone = compare(tmp_path / "alone")
+    spread = compare(tmp_path / "ray", "--executor", "ray", "--ray-address", nodes.address)
     assert (alone.exit_code, spread.exit_code) == (0, 0), spread.stderr
     ours, theirs = (json.loads(done.stdout) for done in (alone, spread))
     assert verdicts(ours) == verdicts(theirs)
@@ -182,44 +157,33 @@ def test_a_comparison_on_two_workers_gives_the_verdict_of_one_process(
         by_config[run.config.model_dump_json()] = run.run_dir
     assert len(processes) >= 2
     for run in RunStore(tmp_path / "alone").runs():
-        assert_same_weights(run.run_dir, by_config[run.config.model_dump_json()])
+        check_identical(run.run_dir, by_config[run.config.model_dump_json()])
 
 
-def test_a_worker_that_is_killed_changes_nothing(executor, config, tmp_path):
-    wanted = undisturbed(config(epochs=6), tmp_path / "undisturbed")
-    worker, store = Worker(tmp_path / "runs", executor=executor), RunStore(tmp_path / "runs")
-    run_id = worker.submit(config(epochs=6))
-    wait_until(lambda: store.run(run_id).history.epochs)
-    os.kill(owner_of(tmp_path / "runs" / run_id)["pid"], signal.SIGKILL)
-    wait_until(lambda: not worker.queues())
-    run = store.run(run_id)
-    assert run.status == "finished", run.history.end
-    assert [bool(place["moved_from"]) for place in run.history.places] == [False, True]
-    assert_same_weights(run.run_dir, wanted)
-
-
-def test_a_stop_reaches_a_run_on_another_node_and_ray_goes_on_with_it_later(
-    executor, config, tmp_path
+def test_a_run_whose_worker_is_killed_and_that_is_paused_ends_with_the_same_weights(
+    executor, worker, store
 ):
-    wanted = undisturbed(config(epochs=6), tmp_path / "undisturbed")
-    worker, store = Worker(tmp_path / "runs", executor=executor), RunStore(tmp_path / "runs")
-    run_id = worker.submit(config(epochs=6))
-    wait_until(lambda: store.run(run_id).history.epochs)
+    config = ray_config(epochs=LONG)
+    run_id = worker.submit(config)
+    wait_for_epochs(store, run_id)
+    os.kill(owner_of(store.runs_dir / run_id)["pid"], signal.SIGKILL)
+    wait_until(lambda: len(store.run(run_id).history.places) == 2)
+    wait_for_epochs(store, run_id, more_than=len(store.run(run_id).history.epochs))
     worker.stop(run_id, pause=True)
-    wait_until(lambda: not worker.queues())
-    assert store.run(run_id).status == "paused"
+    run = wait_for_end(worker, store, run_id)
+    assert run.status == "paused"
+    assert [bool(place["moved_from"]) for place in run.history.places] == [False, True]
     worker.resume(run_id)
-    wait_until(lambda: not worker.queues())
-    assert store.run(run_id).status == "finished"
-    assert_same_weights(tmp_path / "runs" / run_id, wanted)
+    run = wait_for_end(worker, store, run_id)
+    assert run.status == "finished", run.history.end
+    check_identical(run.run_dir, trained_run(config).run_dir)
 
 
-def test_a_run_that_ray_has_no_place_for_is_stopped_all_the_same(executor, config, tmp_path):
-    worker, store = Worker(tmp_path / "runs", executor=executor), RunStore(tmp_path / "runs")
-    going = [worker.submit(config(epochs=500, seed=seed)) for seed in (0, 1)]
+def test_a_run_that_ray_has_no_place_for_is_stopped_all_the_same(executor, worker, store):
+    going = [worker.submit(ray_config(epochs=2000, seed=seed)) for seed in (0, 1)]
     # else they are cancelled, not stopped
     wait_until(lambda: all(store.run(one).history.started for one in going))
-    reservation = create_run(config(seed=2), tmp_path / "runs", elsewhere=True)
+    reservation = create_run(ray_config(seed=2), store.runs_dir, elsewhere=True)
     request_stop(reservation.run_dir)
     assert [type(event).__name__ for event in executor.execute(reservation)] == ["RunStopped"]
     for one in going:
@@ -229,48 +193,20 @@ def test_a_run_that_ray_has_no_place_for_is_stopped_all_the_same(executor, confi
     assert store.run(reservation.run_dir.name).status == "cancelled"
 
 
-def test_ctrl_c_stops_what_ray_trains(executor, nodes, config, tmp_path):
-    arguments = [
-        "train",
-        config().data,
-        "--executor",
-        "ray",
-        "--ray-address",
-        nodes.address,
-        "--epochs",
-        500,
-        *OPTIONS,
-        "--json",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "finetune_core",
-        *map(str, arguments),
-        "--runs-dir",
-        str(tmp_path / "runs"),
-    ]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    store = RunStore(tmp_path / "runs")
-    wait_until(
-        lambda: process.poll() is not None or any(run.history.epochs for run in store.runs())
-    )
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=SECONDS)
-    assert process.returncode == 1, err
+def test_ctrl_c_stops_what_ray_trains(executor, nodes, store, tmp_path):
+    arguments = ["train", ray_images(), "--executor", "ray", "--ray-address", nodes.address]
+    arguments += ["--epochs", 2000, *OPTIONS, "--runs-dir", store.runs_dir]
+    command = Command(tmp_path, *arguments)
+    wait_until(lambda: command.has_ended() or any(run.history.epochs for run in store.runs()))
+    command.interrupt()
+    status, out, err = command.end()
+    assert status == 1, err
     assert json.loads(out)["status"] == "stopped"
     assert store.runs()[0].status == "stopped"
 
 
 def test_what_the_nodes_do_not_see_is_said_before_anything_trains(
-    executor, config, tmp_path, monkeypatch
+    executor, store, tmp_path, monkeypatch
 ):
     seen = {"files": {str(tmp_path / "not there"): "x"}, "data": {}, "programs": {"torch": "0.1"}}
 
@@ -283,32 +219,30 @@ def test_what_the_nodes_do_not_see_is_said_before_anything_trains(
 
     monkeypatch.setattr("finetune_core.runs.ray_executor.shown", Shown)
     monkeypatch.setattr(executor, "_checked", set())
-    reservation = create_run(config(epochs=1), tmp_path / "runs", elsewhere=True)
+    reservation = create_run(ray_config(), store.runs_dir, elsewhere=True)
     with pytest.raises(RunError, match="Not every machine") as caught:
         list(executor.execute(reservation))
     assert str(caught.value).count("is not the same folder there") == 2  # each node says it
     assert "not 0.1" in str(caught.value)
-    assert RunStore(tmp_path / "runs").runs()[0].status == "failed"
+    assert store.runs()[0].status == "failed"
 
 
 def test_more_devices_than_the_largest_machine_has_are_refused_before_there_is_a_run(
-    executor, config, tmp_path
+    executor, worker, store
 ):
-    with pytest.raises(
-        ConfigError, match="no machine of the cluster has 2, and a run trains on one machine"
-    ):
-        Worker(tmp_path / "runs", executor=executor).submit(config(), devices=2)
-    assert not (tmp_path / "runs").exists()
+    message = "no machine of the cluster has 2, and a run trains on one machine"
+    with pytest.raises(ConfigError, match=message):
+        worker.submit(ray_config(), devices=2)
+    assert not store.runs_dir.exists()
 
 
-def test_a_node_that_dies_changes_nothing(executor, nodes, config, tmp_path):
+def test_a_node_that_dies_changes_nothing(executor, nodes, worker, store):
     """The last test of the cluster: one node is left."""
-    wanted = undisturbed(config(epochs=12), tmp_path / "undisturbed")
-    worker, store = Worker(tmp_path / "runs", executor=executor), RunStore(tmp_path / "runs")
-    ids = [worker.submit(config(epochs=12, seed=seed)) for seed in (0, 1)]
-    wait_until(lambda: all(store.run(one).history.epochs for one in ids))
+    configs = [ray_config(epochs=LONG, seed=seed) for seed in (0, 1)]
+    ids = [worker.submit(config) for config in configs]
+    wait_for_epochs(store, *ids)
     dying = {one.pid for one in psutil.Process(nodes.processes[1].pid).children(recursive=True)}
-    on_it = [one for one in ids if owner_of(tmp_path / "runs" / one)["pid"] in dying]
+    on_it = [one for one in ids if owner_of(store.runs_dir / one)["pid"] in dying]
     nodes.kill(nodes.processes[1])
     assert len(on_it) == 1
     wait_until(lambda: not worker.queues())
@@ -316,7 +250,8 @@ def test_a_node_that_dies_changes_nothing(executor, nodes, config, tmp_path):
     assert [len(store.run(one).history.places) for one in ids] == [
         1 + (one in on_it) for one in ids
     ]
-    assert_same_weights(tmp_path / "runs" / ids[0], wanted)
+    moved = on_it[0]
+    check_identical(store.runs_dir / moved, trained_run(configs[ids.index(moved)]).run_dir)
 
 
 def test_a_local_ray_does_nothing_for_who_does_not_have_its_token(local):
@@ -332,7 +267,8 @@ def test_a_local_ray_does_nothing_for_who_does_not_have_its_token(local):
     def asked(**auth):
         return subprocess.run(
             [sys.executable, "-c", VISITOR, f"127.0.0.1:{port}"],
-            # Without this Ray takes 127.0.0.1 for the machine's own address on a network, where nobody listens.
+            # Without this Ray takes 127.0.0.1 for the machine's address on a network, where nobody
+            # listens.
             env=plain | auth | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
             capture_output=True,
             text=True,
@@ -351,9 +287,58 @@ def test_a_local_ray_does_nothing_for_who_does_not_have_its_token(local):
     assert let_in.stdout == "a task has run\n", let_in.stderr
 
 
-def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(
-    local, config, tmp_path, monkeypatch
+def other_rank(local, run_dir):
+    """The process of the second rank of a run: not the one that has it."""
+    first = owner_of(run_dir)["pid"]
+    family = psutil.Process(local.driver()._process.pid).children(recursive=True)
+    ranks = [one.pid for one in family if one.cmdline()[:1] == ["ray::_rank"]]
+    assert first in ranks
+    return next(pid for pid in ranks if pid != first)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two ranks need two cores")
+def test_two_ranks_of_which_each_is_killed_once_end_with_the_weights_without_ray(
+    local, worker, store, tmp_path
 ):
+    local.driver()
+    [machine] = local.cluster()
+    share = machine.cores // 2
+    threads = {"OMP_NUM_THREADS": str(min(share, psutil.cpu_count(logical=False) or share))}
+    config = ray_config(epochs=LONG, batchnorm="frozen")
+    (tmp_path / "whole").mkdir()
+    train_on([Machine(2, threads)], tmp_path, {"whole": Task(config, tmp_path / "whole")})
+    run_id = worker.submit(config, devices=2)
+    wait_for_epochs(store, run_id)
+    other = psutil.Process(other_rank(local, store.runs_dir / run_id))
+    assert {ip for ip, _ in listening(other)} == {"127.0.0.1"}
+    other.kill()
+    wait_until(lambda: len(store.run(run_id).history.places) == 2)
+    wait_for_epochs(store, run_id, more_than=len(store.run(run_id).history.epochs))
+    os.kill(owner_of(store.runs_dir / run_id)["pid"], signal.SIGKILL)
+    run = wait_for_end(worker, store, run_id)
+    assert run.status == "finished", run.history.end
+    assert run.started["ranks"] == 2
+    assert [bool(place["moved_from"]) for place in run.history.places] == [False, True, True]
+    assert {place["cores"] for place in run.history.places} == {2 * share}
+    check_identical(run.run_dir, tmp_path / "whole")
+
+
+def test_a_run_whose_ray_is_gone_is_interrupted_and_can_be_resumed(local, worker, store):
+    run_id = worker.submit(ray_config(epochs=2000))
+    wait_for_epochs(store, run_id)
+    local.driver()._process.kill()
+    wait_until(lambda: not worker.queues())
+    wait_until(lambda: store.run(run_id).status == "interrupted")
+    worker.resume(run_id)  # a new Ray is started
+    wait_until(lambda: store.run(run_id).status == "running")
+    worker.stop(run_id)
+    run = wait_for_end(worker, store, run_id)
+    assert run.status == "stopped"
+    assert (run.run_dir / "best.safetensors").exists()
+
+
+def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(local, store, monkeypatch):
+    """The last test of the local Ray, which ends."""
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
     before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
@@ -372,68 +357,11 @@ def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(
     assert [len(token) for token in tokens] == [64]
     assert dict(os.environ) == before
     assert signal.getsignal(signal.SIGTERM) == handler
-    reservation = create_run(config(epochs=50), tmp_path / "runs", elsewhere=True)
+    reservation = create_run(ray_config(epochs=LONG), store.runs_dir, elsewhere=True)
     for event in local.execute(reservation):
         if type(event).__name__ == "RunStarted":
             request_stop(reservation.run_dir)
-    assert RunStore(tmp_path / "runs").runs()[0].status == "stopped"
+    assert store.runs()[0].status == "stopped"
     local.close()
-    gone, alive = psutil.wait_procs(family, 60)
+    gone, alive = psutil.wait_procs(family, SECONDS)
     assert not alive, gone
-
-
-def other_rank(local, run_dir):
-    """The process of the second rank of a run: not the one that has it."""
-    first = owner_of(run_dir)["pid"]
-    family = psutil.Process(local.driver()._process.pid).children(recursive=True)
-    ranks = [one.pid for one in family if one.cmdline()[:1] == ["ray::_rank"]]
-    assert first in ranks
-    return next(pid for pid in ranks if pid != first)
-
-
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two ranks need two cores")
-def test_two_ranks_of_which_each_is_killed_once_end_with_the_weights_that_they_have_without_ray(
-    local, config, tmp_path, monkeypatch
-):
-    local.driver()
-    [machine] = local.cluster()
-    share = machine.cores // 2
-    monkeypatch.setenv("OMP_NUM_THREADS", str(min(share, psutil.cpu_count(logical=False) or share)))
-    wanted = create_run(config(epochs=6), tmp_path / "wanted", devices=2)
-    list(InProcess().execute(wanted))
-    worker, store = Worker(tmp_path / "runs", executor=local), RunStore(tmp_path / "runs")
-    run_id = worker.submit(config(epochs=6), devices=2)
-    run_dir = tmp_path / "runs" / run_id
-    wait_until(lambda: store.run(run_id).history.epochs)
-    other = psutil.Process(other_rank(local, run_dir))
-    assert {ip for ip, _ in listening(other)} == {"127.0.0.1"}
-    other.kill()
-    wait_until(
-        lambda: (
-            len(store.run(run_id).history.places) == 2
-            and len(store.run(run_id).history.epochs) >= 3
-        )
-    )
-    os.kill(owner_of(run_dir)["pid"], signal.SIGKILL)
-    wait_until(lambda: not worker.queues())
-    run = store.run(run_id)
-    assert run.status == "finished", run.history.end
-    assert run.started["ranks"] == 2
-    assert [bool(place["moved_from"]) for place in run.history.places] == [False, True, True]
-    assert {place["cores"] for place in run.history.places} == {2 * share}
-    assert_same_weights(run_dir, wanted.run_dir)
-
-
-def test_a_run_whose_ray_is_gone_is_interrupted_and_can_be_resumed(local, config, tmp_path):
-    worker, store = Worker(tmp_path / "runs", executor=local), RunStore(tmp_path / "runs")
-    run_id = worker.submit(config(epochs=50))
-    wait_until(lambda: store.run(run_id).history.epochs)
-    local.driver()._process.kill()
-    wait_until(lambda: not worker.queues())
-    wait_until(lambda: store.run(run_id).status == "interrupted")
-    worker.resume(run_id)  # a new Ray is started
-    wait_until(lambda: store.run(run_id).status == "running")
-    worker.stop(run_id)
-    wait_until(lambda: not worker.queues())
-    assert store.run(run_id).status == "stopped"
-    assert Path(tmp_path, "runs", run_id, "best.safetensors").exists()

@@ -1,4 +1,4 @@
-"""What a task does with a run's folder, without Ray: it is tried again, and the run goes on exactly, once."""
+"""A task and a run's folder, without Ray: it is tried again, and the run goes on exactly."""
 
 import os
 import signal
@@ -7,26 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from finetune_core.config import make_config
 from finetune_core.data.rowcache import CACHE
+from finetune_core.errors import RunError
+from finetune_core.runs import record
 from finetune_core.runs.ownership import claim, this_process
 from finetune_core.runs.record import append_event, create_run
 from finetune_core.runs.remote import MOST_TRIES, RemoteRun, outcome, remote_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.storage import shown, unseen
 from finetune_core.runs.store import RunStore
-from finetune_core.training.checkpoints import load_tensors
-from finetune_core.training.events import RunPlaced
-from tests.deadline import wait_until
-
-QUICK = {
-    "backbone": "squeezenet1_1",
-    "weights": "none",
-    "strategy": "full",
-    "image_size": 32,
-    "batch_size": 8,
-    "epochs": 4,
-}
+from finetune_core.training.events import EpochEnded, RunPlaced
+from tests.factories import image_folder, shared_images, tiny_config
+from tests.training.equal import check_identical
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +29,13 @@ def own_settings(monkeypatch):
 
 
 @pytest.fixture
-def request_for(image_folder, tmp_path, home):
-    """Makes a run and its request, as whoever asks does; it is handed over by this process."""
-    data = image_folder(tmp_path / "images", {"red": 20, "blue": 20})
+def request_for(tmp_path, home):
+    """Make a run and its request, as the process that asks does, which is this one."""
     owners = []
 
     def make(**changes):
-        config = make_config(QUICK | {"precision": "fp32", "data": str(data)} | changes)
+        config = tiny_config(shared_images(red=20, blue=20), batch_size=8, epochs=3)
+        config = config.model_copy(update=changes)
         reservation = create_run(config, tmp_path / "runs", elsewhere=True)
         owners.append(claim(reservation.run_dir))
         return RemoteRun(
@@ -55,42 +47,38 @@ def request_for(image_folder, tmp_path, home):
         owner.release()
 
 
-def trained_by_a_task(request):
+def die_after_an_epoch(request):
+    """Be the process of a task, which is killed when an epoch has ended."""
+    fit = record.fit
+
+    def fit_until_killed(*arguments, **named):
+        for event in fit(*arguments, **named):
+            yield event
+            if isinstance(event, EpochEnded):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    record.fit = fit_until_killed
     outcome(request, "task")
 
 
-def weights(run_dir):
-    return {name: load_tensors(run_dir, name)[0] for name in ("best", "last")}
-
-
-def same(one, other):
-    return all(
-        one[name].keys() == other[name].keys()
-        and all((one[name][key] == other[name][key]).all() for key in one[name])
-        for name in one
-    )
-
-
+@pytest.mark.processes
 def test_a_task_whose_process_is_killed_goes_on_when_it_is_tried_again(request_for, processes):
     whole, cut = request_for(), request_for()
     assert outcome(whole, "whole") == {}
-    process = processes.Process(target=trained_by_a_task, args=(cut,))
+    process = processes.Process(target=die_after_an_epoch, args=(cut,))
     process.start()
-    store = RunStore(cut.run_dir.parent)
-    wait_until(lambda: store.run(cut.run_dir.name).history.epochs)
-    os.kill(process.pid, signal.SIGKILL)
     process.join(300)
-    before = store.run(cut.run_dir.name).history
-    assert before.end is None, "it was killed too late"
+    store = RunStore(cut.run_dir.parent)
+    assert len(store.run(cut.run_dir.name).history.epochs) == 1
     assert outcome(cut, "task") == {}
     run = store.run(cut.run_dir.name)
     assert run.status == "finished"
-    assert same(weights(whole.run_dir), weights(cut.run_dir))
+    check_identical(whole.run_dir, cut.run_dir)
     assert [place["moved_from"] == "" for place in run.history.places] == [True, False]
     assert {place["task"] for place in run.history.places} == {"task"}
     steps = [(row["epoch"], row["step"]) for row in run.history.steps]
     assert steps == sorted(set(steps))
-    assert [row["epoch"] for row in run.history.epochs] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in run.history.epochs] == [1, 2, 3]
 
 
 def test_a_task_that_had_ended_does_nothing_when_it_is_tried_again(request_for):
@@ -130,18 +118,16 @@ def test_a_task_does_not_take_a_run_that_another_process_has(request_for, monkey
 
 
 def test_problems_and_bugs_are_told_apart(request_for, monkeypatch, tmp_path):
-    request = request_for()
-    (tmp_path / "images").rename(tmp_path / "moved")
+    data = image_folder(tmp_path / "images", {"red": 6, "blue": 6})
+    request, other = request_for(data=str(data)), request_for()
+    data.rename(tmp_path / "moved")
     assert "images" in outcome(request, "task")["problem"]
 
     def broken(*_):
         raise AssertionError("a bug")
 
     monkeypatch.setattr("finetune_core.runs.remote.train_here", broken)
-    assert (
-        "AssertionError: a bug"
-        in outcome(request_for(data=str(tmp_path / "moved")), "task")["traceback"]
-    )
+    assert "AssertionError: a bug" in outcome(other, "task")["traceback"]
 
 
 def test_a_request_survives_json(request_for):
@@ -156,7 +142,7 @@ def test_a_request_survives_json(request_for):
     assert remote_run(row).run_dir == request.run_dir
 
 
-def test_another_machine_has_to_see_the_same_folders_data_and_programs(tmp_path, image_folder):
+def test_another_machine_has_to_see_the_same_folders_data_and_programs(tmp_path):
     data = image_folder(tmp_path / "images", {"red": 1, "blue": 1})
     runs = tmp_path / "runs"
     with shown([runs], [str(data)]) as seen:
@@ -177,8 +163,6 @@ def test_another_machine_has_to_see_the_same_folders_data_and_programs(tmp_path,
 
 
 def test_what_cannot_be_written_to_is_refused_in_words(tmp_path):
-    from finetune_core.errors import RunError
-
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be kept there"), shown([tmp_path / "file"], []):
         pass

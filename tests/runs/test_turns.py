@@ -1,12 +1,12 @@
 """A run waits while another program uses its device, says so, and can be stopped meanwhile."""
 
+import os
 import threading
 
 import pytest
 import torch
 
 from finetune_core import paths
-from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import TrainingError
 from finetune_core.runs.log import log_lines
@@ -21,27 +21,18 @@ from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.timing import calibrate
 from finetune_core.work import finish
 from tests.deadline import wait_until
+from tests.factories import shared_images, tiny_config
 
 
 @pytest.fixture
-def config(image_folder, tmp_path):
-    folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
-    return make_config(
-        {
-            "data": str(folder),
-            "image_size": 32,
-            "batch_size": 8,
-            "epochs": 1,
-            "strategy": "feature_extraction",
-            "device": "cpu",
-        }
+def config():
+    return tiny_config(
+        shared_images(red=10, blue=10),
+        batch_size=8,
+        epochs=1,
+        strategy="feature_extraction",
+        device="cpu",
     )
-
-
-@pytest.fixture
-def other_program(device_held):
-    """A process that uses the processor until it hears a word; both of them."""
-    return device_held("cpu")
 
 
 @pytest.fixture
@@ -58,18 +49,10 @@ def looks(monkeypatch):
     return found
 
 
-def test_it_says_that_it_waits_and_then_trains(config, other_program):
-    _, line = other_program
-    stream = execute(create_run(config, paths.runs_dir()))
-    assert next(stream) == events.Progress("device", 0, 0)
-    line.send("let go")
-    assert isinstance(list(stream)[-1], events.RunFinished)
-
-
 def test_waiting_is_a_status_and_one_line_of_the_log_however_long_it_takes(
-    config, other_program, looks
+    config, device_held, looks
 ):
-    _, line = other_program
+    _, line = device_held("cpu")
     reservation, store = create_run(config, paths.runs_dir()), RunStore(paths.runs_dir())
     seen = []
     thread = threading.Thread(target=lambda: seen.extend(execute(reservation)))
@@ -85,15 +68,27 @@ def test_waiting_is_a_status_and_one_line_of_the_log_however_long_it_takes(
     assert sum("Waiting" in line for line in log_lines(run.history.notable)) == 1
 
 
-def test_a_program_that_is_killed_holds_up_nobody(config, other_program):
-    process, _ = other_program
+def use_processor(line, home):
+    os.environ["THAW_HOME"] = str(home)  # where the lock is
+    assert Turn("cpu").come()
+    line.send("taken")
+    line.poll(300)
+
+
+@pytest.mark.processes
+def test_a_program_that_is_killed_holds_up_nobody(config, processes, home):
+    line, far_end = processes.Pipe()
+    process = processes.Process(target=use_processor, args=(far_end, home))
+    process.start()
+    assert line.poll(300)
     stream = execute(create_run(config, paths.runs_dir()))
     assert next(stream) == events.Progress("device", 0, 0)
     process.kill()
     assert isinstance(list(stream)[-1], events.RunFinished)
 
 
-def test_a_waiting_run_can_be_stopped(config, other_program):
+def test_a_waiting_run_can_be_stopped(config, device_held, looks):
+    device_held("cpu")
     reservation = create_run(config, paths.runs_dir())
     stream = execute(reservation)
     next(stream)
@@ -143,8 +138,10 @@ def on_gpu(gpu, monkeypatch):
     return left
 
 
-@pytest.mark.parametrize("cache", ["auto", "off"])
-@pytest.mark.parametrize("end", ["finished", "stopped", "failed"])
+@pytest.mark.parametrize(
+    ("end", "cache"),
+    [("finished", "auto"), ("finished", "off"), ("stopped", "off"), ("failed", "auto")],
+)
 def test_a_run_leaves_nothing_on_the_gpu_however_it_ends(
     config, gpu, on_gpu, monkeypatch, end, cache
 ):

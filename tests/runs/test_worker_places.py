@@ -4,11 +4,11 @@ from threading import Event, Lock
 
 import pytest
 
-from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
 from finetune_core.runs.store import RunStore
 from finetune_core.runs.worker import Worker
 from tests.deadline import wait_until
+from tests.factories import shared_images, tiny_config
 
 
 class Somewhere:
@@ -62,26 +62,19 @@ class Somewhere:
             return not self.going
 
 
+def place_config(seed=0):
+    return tiny_config(shared_images(red=6, blue=6), seed=seed)
+
+
 @pytest.fixture
-def submitted(image_folder, tmp_path):
-    """Makes (worker, executor, ids of runs that were given to it)."""
-    data = image_folder(tmp_path / "images", {"red": 6, "blue": 6})
+def submitted(tmp_path):
+    """Make (worker, executor, ids of runs that were given to it)."""
     executors = []
 
     def make(places, runs):
         executors.append(Somewhere(places))
         worker = Worker(tmp_path / "runs", executor=executors[-1])
-        settings = {
-            "data": str(data),
-            "backbone": "squeezenet1_1",
-            "weights": "none",
-            "image_size": 32,
-        }
-        return (
-            worker,
-            executors[-1],
-            [worker.submit(make_config(settings | {"seed": seed})) for seed in range(runs)],
-        )
+        return worker, executors[-1], [worker.submit(place_config(seed)) for seed in range(runs)]
 
     yield make
     for executor in executors:
@@ -103,11 +96,7 @@ def test_as_many_train_as_there_are_places_and_the_others_wait_in_their_order(su
 def test_a_run_on_several_devices_waits_for_as_many_places_and_is_not_overtaken(submitted):
     worker, executor, ids = submitted(2, 2)
     wait_until(lambda: len(executor.going) == 2)
-    settings = RunStore(worker.runs_dir).run(ids[0]).config.model_dump() | {"seed": 7}
-    wide, after = (
-        worker.submit(make_config(settings), devices=2),
-        worker.submit(make_config(settings | {"seed": 8})),
-    )
+    wide, after = worker.submit(place_config(7), devices=2), worker.submit(place_config(8))
     executor.let_go[ids[0]].set()
     wait_until(lambda: ids[0] not in executor.going)
     executor.let_go[ids[1]].set()
@@ -120,9 +109,8 @@ def test_a_run_on_several_devices_waits_for_as_many_places_and_is_not_overtaken(
 def test_what_the_executor_refuses_is_no_run(submitted):
     worker, executor, ids = submitted(1, 1)
     wait_until(lambda: executor.going == ids)
-    settings = RunStore(worker.runs_dir).run(ids[0]).config.model_dump() | {"seed": 7}
     with pytest.raises(ConfigError, match="too many"):
-        worker.submit(make_config(settings), devices=2)
+        worker.submit(place_config(7), devices=2)
     wait_until(executor.has_ended)
     wait_until(lambda: not worker.queues())
     with pytest.raises(ConfigError, match="too many"):

@@ -1,6 +1,7 @@
 """When two runs are one to rounding."""
 
 import numpy as np
+import torch
 
 from finetune_core.training.checkpoints import load_tensors
 from finetune_core.training.predictions import load_predictions
@@ -18,3 +19,11 @@ def check_equal(folder, other):
     mine, theirs = load_predictions(folder), load_predictions(other)
     assert mine.drop(columns="logits").equals(theirs.drop(columns="logits"))
     assert np.abs(np.stack(mine["logits"]) - np.stack(theirs["logits"])).max() < 1e-4
+
+
+def check_identical(folder, other):
+    """Check that every tensor in both checkpoints is the same to the bit."""
+    for checkpoint in ("best", "last"):
+        (mine, _), (theirs, _) = load_tensors(folder, checkpoint), load_tensors(other, checkpoint)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)

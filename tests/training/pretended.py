@@ -1,10 +1,10 @@
-"""A processor that is treated like a GPU: batches are finished where a GPU would, rows are held where a GPU would hold them."""
+"""A processor that is treated like a GPU: it finishes batches and holds rows where a GPU would."""
 
 from finetune_core.training.device import Device
 
 
 class PretendedGPU(Device):
-    """Its tensors, arithmetic and random numbers are the processor's, so that its results must be the processor's, too."""
+    """Its tensors, arithmetic and random numbers are the processor's, and so are its results."""
 
     @property
     def is_gpu(self) -> bool:

@@ -1,7 +1,9 @@
-"""Ranks in processes of their own, one thread each, which train one run after the other: what torchrun would start, started faster."""
+"""Ranks in forked processes, of one thread each unless asked otherwise, that train run after run.
+
+They are told of each other as torchrun tells its processes, and start without importing torch anew.
+"""
 
 import math
-import multiprocessing
 import os
 import signal
 import traceback
@@ -13,16 +15,13 @@ import pytest
 
 from finetune_core.config import RunConfig
 from tests.deadline import in_time
+from tests.forked import forkserver
 from tests.ports import HERE, free_port
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Ranks with a cache folder of their own.
-
-    Attributes:
-        environment: of their processes.
-    """
+    """Ranks with a cache folder of their own, and their environment variables."""
 
     ranks: int = 1
     environment: dict[str, str] = field(default_factory=dict)
@@ -37,8 +36,8 @@ class Task:
         gone: files that vanish when the first epoch has ended.
         memory: images for which the second rank has memory at a time; 0: as many as it gets.
         not_finite: whether the second rank's loss is not.
-        sum_without_memory: whether the second rank's memory runs out when gradients are summed, which
-            ends the ranks.
+        sum_without_memory: whether the second rank's memory runs out when gradients are summed.
+            This ends the ranks.
         killed_at: the step before which the second rank is killed; this ends the ranks, too.
         round_bytes: in how large rounds machines exchange rows; 0: as usual.
         killed_in: the round of such an exchange in which the second rank is killed.
@@ -65,14 +64,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a rank has to say of a task.
+    """The result of a task on one rank.
 
     Attributes:
         events: what its ``fit`` yielded.
-        computed: the images that it sent through frozen stages, pass by pass, in its order.
-        sent: bytes that it sent to each other rank, exchange by exchange.
-        error: why the run failed, in words; ``GONE`` of a rank that is killed.
-        bug: a traceback, where nothing of this should have happened.
+        computed: rows of the images that went through frozen stages here, pass by pass.
+        sent: other rank -> bytes sent to that rank, one entry per exchange.
+        error: message of the error that ended the run; ``GONE`` of a rank that is killed.
+        bug: traceback of an error that no test expects.
     """
 
     events: list = field(default_factory=list)
@@ -85,41 +84,61 @@ class Answer:
 GONE = "gone"
 
 
-def trained_together(world, home, tasks):
+def train_together(world, home, tasks):
     """Train runs on that many ranks of one machine.
 
     Args:
         home: the ranks' THAW_HOME.
-        tasks: by name, one after the other.
+        tasks: name -> ``Task``, which are trained one after the other.
 
     Returns:
-        What the first rank's ``fit`` yields, by name; for a run that fails, which ends the ranks, each rank's error in words.
+        name -> events of rank 0; of a run that fails, which ends the ranks, the error of each rank.
     """
-    answers = trained_on([Machine(world)], home, tasks)
+    answers = train_on([Machine(world)], home, tasks)
     return {
         name: first.events if first.error is None else [one.error for one in (first, *others)]
         for name, (first, *others) in answers.items()
     }
 
 
-def trained_on(machines, home, tasks):
-    """Train runs on the ranks of several machines.
+def train_on(machines, home, tasks):
+    """Train runs on the ranks of several machines, whose caches are ``cache-NUMBER`` in ``home``.
 
     Args:
-        home, tasks: as above; each machine's cache is ``cache-NUMBER`` in ``home``.
+        home: as for ``train_together``.
+        tasks: as for ``train_together``.
 
     Returns:
-        Each rank's ``Answer``, by name.
+        name -> the ``Answer`` of each rank.
     """
+    context = forkserver()
+    environments = list(environments_of(machines, home))
+    ends = [context.Pipe(duplex=False) for _ in environments]
+    processes = [
+        context.Process(target=_take_part, args=(environment, tasks, line), daemon=True)
+        for environment, (_, line) in zip(environments, ends, strict=True)
+    ]
+    try:
+        for process, (_, line) in zip(processes, ends, strict=True):
+            process.start()
+            line.close()
+        found = {name: _hear(ends, name) for name in tasks}
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            process.kill()
+    return found
+
+
+def environments_of(machines, home):
+    """Yield the environment variables of each rank."""
     ranks = [
         (number, local) for number, machine in enumerate(machines) for local in range(machine.ranks)
     ]
-    context = multiprocessing.get_context("spawn")
     port = free_port()
-    ends = [context.Pipe(duplex=False) for _ in ranks]
-    processes = []
-    for rank, ((number, local), (_, line)) in enumerate(zip(ranks, ends, strict=True)):
-        environment = {
+    for rank, (number, local) in enumerate(ranks):
+        yield {
             "THAW_HOME": str(home),
             "THAW_CACHE_DIR": str(home / f"cache-{number}"),
             "TORCHELASTIC_RUN_ID": "tests",
@@ -131,23 +150,9 @@ def trained_on(machines, home, tasks):
             "LOCAL_WORLD_SIZE": str(machines[number].ranks),
             "OMP_NUM_THREADS": "1",
         } | machines[number].environment
-        processes.append(
-            context.Process(target=_take_part, args=(environment, tasks, line), daemon=True)
-        )
-    try:
-        for process, (_, line) in zip(processes, ends, strict=True):
-            process.start()
-            line.close()
-        found = {name: _heard(ends, name) for name in tasks}
-        for process in processes:
-            process.join()
-    finally:
-        for process in processes:
-            process.kill()
-    return found
 
 
-def _heard(ends, name):
+def _hear(ends, name):
     with in_time(f"ranks that train {name}"):
         answers = [_answer(end) for end, _ in ends]
     assert not (bugs := [answer.bug for answer in answers if answer.bug]), "\n".join(bugs)
@@ -168,12 +173,12 @@ def _take_part(environment, tasks, line):
     from finetune_core.errors import TrainingError
     from finetune_core.training.ranks import LeaderEnded, launched
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     ranks = launched()
     with suppress(LeaderEnded, TrainingError), ranks.joined():
         for task in tasks.values():
             try:
-                line.send(_trained(task, ranks))
+                line.send(_train(task, ranks))
             except LeaderEnded:  # what the first rank has to say of it counts
                 line.send(Answer())
                 raise
@@ -185,11 +190,11 @@ def _take_part(environment, tasks, line):
                 raise
 
 
-def _trained(task, ranks):
+def _train(task, ranks):
     from finetune_core.training.events import EpochEnded, Progress, StepEnded
     from finetune_core.training.loop import StopRequested, fit
 
-    with _set_up(task), _troubled(task, ranks), _watched(task, ranks) as answer:
+    with _set_up(task), _trouble(task, ranks), _watching(task, ranks) as answer:
         stream, steps = fit(task.config, task.folder, resume=task.resume, ranks=ranks), 0
         for event in stream:
             answer.events.append(event)
@@ -208,7 +213,7 @@ def _trained(task, ranks):
 
 @contextmanager
 def _set_up(task):
-    """Set a task's environment variables and the room for its rows, on every rank."""
+    """Set the environment variables and the room for rows of a task."""
     from finetune_core.training import prepare
 
     with pytest.MonkeyPatch.context() as patch:
@@ -220,8 +225,8 @@ def _set_up(task):
 
 
 @contextmanager
-def _troubled(task, ranks):
-    """What goes wrong on the second rank."""
+def _trouble(task, ranks):
+    """Let go wrong on the second rank what the task says."""
     from finetune_core.training import compute
 
     usual, steps = compute.cross_entropy, 0
@@ -248,8 +253,8 @@ def _without_memory(*_):
 
 
 @contextmanager
-def _watched(task, ranks):
-    """An answer that is told what the rank computes and sends."""
+def _watching(task, ranks):
+    """Yield the answer, which notes what the rank computes and sends."""
     from finetune_core.training import gather, trunk
     from finetune_core.training.ranks import Ranks
 

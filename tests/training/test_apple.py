@@ -1,4 +1,4 @@
-"""Apple's GPU, by a processor that stands in for it: no BatchNorm there sees channels_last, and nothing there is float64."""
+"""Apple's GPU, for which a processor stands in: BatchNorm sees no channels_last, and no float64."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,18 +16,17 @@ from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.robustness import measure_robustness
 from finetune_core.inspection.features import compute_features
-from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import RunStore
+from finetune_core.models.catalogue import PACKAGED
 from finetune_core.training import compute
 from finetune_core.training.device import Device
-from finetune_core.training.events import RunFinished
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.timing import calibrate
 from finetune_core.work import finish
+from tests.factories import shared_images, tiny_config, train
 
 
 class Looked(TorchDispatchMode):
-    """Within: every operation is one of Apple's GPU, unless the processor computes some, too."""
+    """Checks every operation as one of Apple's GPU, unless the processor computes some, too."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +49,7 @@ class Looked(TorchDispatchMode):
 
 @pytest.fixture
 def apple(monkeypatch):
-    """A machine with Apple's GPU, whose forward and backward passes are looked at."""
+    """A machine with Apple's GPU, whose forward and backward passes are checked."""
     looked = Looked()
     autocast, accumulated = Device.autocast, compute._accumulated
 
@@ -74,16 +73,10 @@ def apple(monkeypatch):
     return looked
 
 
-@pytest.fixture
-def trained(colour_config, tmp_path):
-    def train(**settings):
-        reservation = create_run(
-            colour_config(batch_size=10, epochs=1, **settings), tmp_path / "runs"
-        )
-        assert isinstance(list(execute(reservation))[-1], RunFinished)
-        return RunStore(tmp_path / "runs").run(reservation.run_dir.name)
-
-    return train
+def train_small(runs_dir, **settings):
+    run = train(tiny_config(batch_size=10, epochs=1, **settings), runs_dir)
+    assert run.history.started["device"] == "mps"
+    return run
 
 
 @pytest.mark.parametrize(
@@ -103,36 +96,34 @@ def trained(colour_config, tmp_path):
     ],
     ids=["cached", "uncached", "full"],
 )
-def test_a_run(apple, trained, settings):
-    assert trained(**settings).history.started["device"] == "mps"
-    assert apple.batchnorms > 100
+def test_a_run(apple, tmp_path, settings):
+    assert train_small(tmp_path, **settings).status == "finished"
+    assert apple.batchnorms > 20
 
 
-def test_timing(apple, colour_config):
-    config = colour_config(strategy="last_two_blocks")
+def test_timing(apple):
+    config = tiny_config(strategy="last_two_blocks")
     finish(calibrate([config], load_dataset(config.data), SpeedBook()))
-    assert apple.batchnorms > 100
+    assert apple.batchnorms > 20
 
 
-@pytest.mark.parametrize(
-    "ask", [lambda run: measure_layers([run]), lambda run: measure_robustness(run, "val")]
-)
-def test_what_is_asked_of_a_run_afterwards(apple, trained, ask):
-    run = trained(strategy="last_two_blocks")
-    apple.batchnorms, apple.processor_too = 0, True
-    with apple:
-        finish(ask(run))
-    assert apple.batchnorms > 100
-
-
-def test_the_images_and_the_features_of_a_data_set(apple, trained):
-    run = trained(strategy="last_two_blocks")
-    apple.batchnorms = 0
-    finish(compute_features(load_dataset(run.config.data), run.config.backbone, 32))
-    assert apple.batchnorms > 49
-    apple.batchnorms = 0
+@pytest.mark.train
+def test_what_is_asked_of_a_run_afterwards(apple, tmp_path):
+    run = train_small(tmp_path, strategy="last_two_blocks")
+    for work in (measure_layers([run]), measure_robustness(run, "val")):
+        apple.batchnorms, apple.processor_too = 0, True
+        with apple:
+            finish(work)
+        assert apple.batchnorms > 20
+    apple.batchnorms, apple.processor_too = 0, False
     looks = encoder(load_predictor(run))
     images = [(file.name, file) for file in sorted(Path(run.config.data, "red").iterdir())]
     known = looks, finish(compute_neighbourhood(run, looks))
     assert len(finish(predict_images(looks.predictor, images, known))) == 14
-    assert apple.batchnorms > 100
+    assert apple.batchnorms > 20
+
+
+@pytest.mark.train
+def test_the_features_of_a_data_set(apple):
+    finish(compute_features(load_dataset(shared_images()), PACKAGED, 32))
+    assert apple.batchnorms > 49

@@ -1,14 +1,11 @@
-"""Compiled forward passes: when they are made, that they are as close to fp32 as eager ones, and that nothing is left behind."""
+"""Compiled forward passes: when they are made and used, how exact they are, and what is left."""
 
 import copy
 import json
 import os
-import signal
-import subprocess
 import sys
 import threading
 from importlib import metadata
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -17,7 +14,6 @@ import torch
 from torch import nn
 
 from finetune_core import paths
-from finetune_core.config import make_config
 from finetune_core.data.rowcache import CACHE
 from finetune_core.models.network import build_network
 from finetune_core.training import compiled, events, feeding
@@ -31,12 +27,18 @@ from finetune_core.training.packages import load_package
 from finetune_core.training.speed_book import Compilation, SpeedBook
 from finetune_core.training.trunk import split_network
 from tests.deadline import wait_until
+from tests.factories import TINY_BACKBONE, shared_images, tiny_config
 from tests.other_user import AS_ROOT, as_another_user, open_to_all
 
-ROOT = Path(__file__).resolve().parents[2]
 BF16, FP32 = Device("cpu", "CPU", "bf16"), Device("cpu", "CPU", "fp32")
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
-NETWORKS = ["efficientnet_lite0", "resnet18", "mobilenet_v3_small"]
+NETWORKS = [
+    TINY_BACKBONE,
+    *(
+        pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in ("efficientnet_lite0", "resnet18", "mobilenet_v3_small")
+    ),
+]
 
 
 class Doubling(nn.Module):
@@ -46,15 +48,24 @@ class Doubling(nn.Module):
 
 @pytest.fixture
 def process(compiling):
-    """The package multiplies what is doubled by one and a half."""
+    """A compiler whose package multiplies what is doubled by one and a half."""
     compiling.factor = 1.5
     return compiling
 
 
-def factors(compiler, count, batch=4, label="part"):
-    """What a part makes of ones, batch by batch: 2 where it is eager, 3 where it is compiled."""
-    forward = compiler.forward(Part(Doubling(), label, lambda: "weights"))
+def factors(compiler, count, batch=4, label="part", weights="weights"):
+    """Return what a part makes of ones, per batch: 2 where it is eager, 3 where it is compiled."""
+    forward = compiler.forward(Part(Doubling(), label, lambda: weights))
     return [int(forward(torch.ones(batch, 2)).unique().item()) for _ in range(count)]
+
+
+def factors_and_report(count, images=1000, device=BF16, batch=4, **part):
+    with Compiler(device, images, batch) as compiler:
+        found = factors(compiler, count, batch, **part)
+    return found, compiler.report
+
+
+EAGER = [2] * 10
 
 
 def test_it_pays_when_it_saves_more_than_it_takes():
@@ -86,9 +97,8 @@ def test_it_is_eager_until_the_package_is_there(process):
         process.result = b"package"
         assert factors(compiler, 3) == [3] * 3
     assert compiler.report == "compiled after 80 images"
-    with Compiler(BF16, 1000, 4) as compiler:
-        assert factors(compiler, 2) == [3, 3]
-    assert (compiler.report, process.started) == ("compiled before", 1)
+    assert factors_and_report(2) == ([3, 3], "compiled before")
+    assert process.started == 1
 
 
 @LINUX
@@ -98,8 +108,7 @@ def test_it_is_eager_until_the_package_is_there(process):
 )
 def test_a_package_is_for_what_it_was_made_for_only(process, changed, monkeypatch):
     process.result = b"package"
-    with Compiler(BF16, 1000, 4) as compiler:
-        assert factors(compiler, 7)[-1] == 3  # too few to measure what it saves
+    assert factors_and_report(7)[0][-1] == 3  # too few to measure what it saves
     threads = torch.get_num_threads()
     try:
         if changed == "threads":
@@ -112,11 +121,13 @@ def test_a_package_is_for_what_it_was_made_for_only(process, changed, monkeypatc
             "distribution",
             lambda name: SimpleNamespace(version="x") if name == changed else installed(name),
         )
-        batch = 5 if changed == "batch" else 4
-        with Compiler(FP32 if changed == "precision" else BF16, 1000, batch) as compiler:
-            weights = "others" if changed == "weights" else "weights"
-            part = Part(Doubling(), "another" if changed == "label" else "part", lambda: weights)
-            assert int(compiler.forward(part)(torch.ones(batch, 2))[0, 0]) == 2
+        others = {
+            "label": {"label": "another"},
+            "weights": {"weights": "others"},
+            "batch": {"batch": 5},
+            "precision": {"device": FP32},
+        }
+        assert factors_and_report(1, **others.get(changed, {}))[0] == [2]
     finally:
         torch.set_num_threads(threads)
 
@@ -124,55 +135,41 @@ def test_a_package_is_for_what_it_was_made_for_only(process, changed, monkeypatc
 @LINUX
 def test_a_package_that_saved_nothing_is_not_used_again(process):
     process.result = b"package"
-    with Compiler(BF16, 1000, 4) as compiler:
-        assert factors(compiler, 9)[-1] == 3
-    (key,) = [key for key in known_compilations() if key != "another part"]
+    assert factors_and_report(9)[0][-1] == 3
+    known = json.loads((paths.home() / "speeds.json").read_text())["compilations"]
+    (key,) = [key for key in known if key != "another part"]
     SpeedBook().learn_compilation(key, Compilation(seconds=10, saved=-0.1))
-    with Compiler(BF16, 10**9, 4) as compiler:
-        assert factors(compiler, 9) == [2] * 9
+    assert factors_and_report(10, images=10**9)[0] == EAGER
     assert process.started == 1
-
-
-def known_compilations():
-    return json.loads((paths.home() / "speeds.json").read_text())["compilations"]
 
 
 def test_few_images_are_not_worth_it(process):
     SpeedBook().learn_compilation("another part", Compilation(seconds=10, saved=0.5))
-    with Compiler(BF16, 40, 4) as compiler:
-        assert factors(compiler, 10) == [2] * 10
+    report = "not compiled: not worth it for 40 images"
+    assert factors_and_report(10, images=40) == (EAGER, report)
     assert process.started == 0
-    assert compiler.report == "not compiled: not worth it for 40 images"
 
 
 @pytest.mark.parametrize("device", [Device("cuda", "GPU", "bf16"), Device("mps", "GPU", "fp32")])
 def test_other_devices_are_left_alone(process, device):
-    with Compiler(device, 1000, 4) as compiler:
-        assert factors(compiler, 10) == [2] * 10
-    assert process.started == 0
-    assert "processors" in compiler.report
+    found, report = factors_and_report(10, device=device)
+    assert (found, process.started) == (EAGER, 0)
+    assert "processors" in report
 
 
 @LINUX
-@pytest.mark.parametrize("missing", ["path", "CXX"])
-def test_without_a_compiler_it_says_so(monkeypatch, missing):
+@pytest.mark.parametrize(("variable", "value"), [("PATH", ""), ("CXX", "no-such-compiler")])
+def test_without_a_compiler_it_says_so(monkeypatch, variable, value):
     SpeedBook().learn_compilation("another part", Compilation(seconds=1e-9, saved=0.5))
-    monkeypatch.setenv(
-        "PATH" if missing == "path" else "CXX", "" if missing == "path" else "no-such-compiler"
-    )
-    with Compiler(BF16, 1000, 4) as compiler:
-        assert factors(compiler, 10) == [2] * 10
-    assert compiler.report == "not compiled: there is no C++ compiler"
+    monkeypatch.setenv(variable, value)
+    assert factors_and_report(10) == (EAGER, "not compiled: there is no C++ compiler")
 
 
 @LINUX
 def test_what_failed_is_said_and_not_tried_again(process):
     process.result = "SomeError: it does not work"
-    with Compiler(BF16, 1000, 4) as compiler:
-        assert factors(compiler, 10) == [2] * 10
-    assert compiler.report == "not compiled: SomeError: it does not work"
-    with Compiler(BF16, 10**9, 4) as compiler:
-        assert factors(compiler, 10) == [2] * 10
+    assert factors_and_report(10) == (EAGER, "not compiled: SomeError: it does not work")
+    assert factors_and_report(10, images=10**9)[0] == EAGER
     assert process.started == 1
 
 
@@ -180,39 +177,36 @@ def test_what_failed_is_said_and_not_tried_again(process):
 def test_a_compiler_that_was_killed_may_be_tried_again(process):
     process.result = KILLED
     for tries in (1, 2):
-        with Compiler(BF16, 1000, 4) as compiler:
-            factors(compiler, 10)
+        _, report = factors_and_report(10)
         assert process.started == tries
-    assert "memory" in compiler.report
+    assert "memory" in report
 
 
 @LINUX
 def test_what_is_not_ready_at_the_end_is_ended(process):
-    with Compiler(BF16, 1000, 4) as compiler:
-        factors(compiler, 10)
-        assert process.closed == 0
+    assert factors_and_report(10) == (EAGER, "not compiled: it was not ready in time")
     assert process.closed == 1
-    assert compiler.report == "not compiled: it was not ready in time"
+
+
+def fail_with(message):
+    def fail(inputs):
+        raise RuntimeError(message)
+
+    return lambda content: fail
 
 
 @LINUX
 def test_a_compiled_pass_that_fails_gives_way_to_the_eager_one(process, monkeypatch):
-    def failing(inputs):
-        raise RuntimeError("run_func_( container_handle_, ...) API call failed")
-
-    monkeypatch.setattr(compiled, "load_package", lambda content: failing)
+    failing = fail_with("run_func_( container_handle_, ...) API call failed")
+    monkeypatch.setattr(compiled, "load_package", failing)
     process.result = b"package"
-    with Compiler(BF16, 1000, 4) as compiler:
-        assert factors(compiler, 10) == [2] * 10
-    assert compiler.report == "not compiled: the compiled pass failed"
+    assert factors_and_report(10) == (EAGER, "not compiled: the compiled pass failed")
 
 
 @LINUX
 def test_where_memory_runs_out_smaller_parts_go_through_the_eager_pass(process, monkeypatch):
-    def hungry(inputs):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-    monkeypatch.setattr(compiled, "load_package", lambda content: hungry)
+    hungry = fail_with("DefaultCPUAllocator: can't allocate memory")
+    monkeypatch.setattr(compiled, "load_package", hungry)
     process.result = b"package"
     with Compiler(BF16, 1000, 4) as compiler:
         forward = compiler.forward(Part(Doubling(), "part", lambda: "weights"))
@@ -233,29 +227,22 @@ def test_a_smaller_batch_is_filled_up_and_others_are_left_alone():
     other_strides = fitted(images.contiguous(), like)
     assert other_strides.stride() == like.stride()
     assert torch.equal(other_strides, images)
-    for unfit in (
-        images[:4],
-        images[:0],
-        images.repeat(2, 1, 1, 1),
-        images[..., :3],
-        images.double(),
-    ):
-        assert fitted(unfit, like) is None
+    unfit = images[:4], images[:0], images.repeat(2, 1, 1, 1), images[..., :3], images.double()
+    assert [fitted(one, like) for one in unfit] == [None] * 5
 
 
 @LINUX
 def test_a_forged_one_is_compiled_again(process):
     process.result = b"package"
     for tries in (1, 2):
-        with Compiler(BF16, 1000, 4) as compiler:
-            assert factors(compiler, 7)[0] == 2  # too few to measure what it saves
-        assert (process.started, compiler.report[:15]) == (tries, "compiled after ")
+        found, report = factors_and_report(7)  # too few to measure what it saves
+        assert (found[0], process.started, report[:15]) == (2, tries, "compiled after ")
         (file,) = paths.private_dir().glob("*.pt2")
         file.write_bytes(bytes(32) + b"package")
 
 
-def with_statistics(network):
-    """Random BatchNorms that are no identities: folding them away is then something that can go wrong."""
+def randomize_statistics(network):
+    """Make BatchNorms that are no identities: folding them away is something that can go wrong."""
     generator = torch.Generator().manual_seed(0)
     for module in network.model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -267,20 +254,21 @@ def with_statistics(network):
     return network
 
 
-def photographs(count, size=96, cells=12):
-    """Smooth noise, so many cells of it: neighbouring pixels are alike, as in photographs."""
+def photographs(cells=12, count=8, size=96):
+    """Return smooth noise, in which neighbouring pixels are alike, as in photographs."""
     coarse = torch.randn(count, 3, cells, cells, generator=torch.Generator().manual_seed(cells))
     images = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def package(module, example, device):
-    process = CompilerProcess(module, example, device)
+def compile_module(module, device):
+    """Return the compiled forward pass of a module for ``photographs()``."""
+    process = CompilerProcess(module, photographs(), device)
     try:
         wait_until(lambda: process.ended() is not None, "it compiles for ever")
         ended = process.ended()
         assert isinstance(ended, bytes), ended
-        return ended
+        return load_package(ended)
     finally:
         process.close()
 
@@ -296,18 +284,18 @@ def passes(module, device):
 
 @pytest.fixture(scope="module")
 def parts():
-    """Trunk and images of a network, and the trunk compiled for eight of them in bf16; each is compiled once."""
+    """Return the trunk of a network, and the trunk compiled in bf16; each is compiled once."""
     made = {}
 
     def of(name):
         if name not in made:
-            network = build_network(
-                name, "pretrained" if name == "efficientnet_lite0" else "none", 3, 0
-            )
-            network = network if name == "efficientnet_lite0" else with_statistics(network)
+            if name == "efficientnet_lite0":
+                network = build_network(name, "pretrained", 3, 0)
+            else:
+                network = randomize_statistics(build_network(name, "none", 3, 0))
             network.model.to(memory_format=torch.channels_last)
             trunk = split_network(network).part(None, len(network.stages) - 1).eval()
-            made[name] = trunk, photographs(8), load_package(package(trunk, photographs(8), BF16))
+            made[name] = trunk, compile_module(trunk, BF16)
         return made[name]
 
     return of
@@ -317,10 +305,10 @@ def parts():
 @pytest.mark.processes
 @pytest.mark.parametrize("name", NETWORKS)
 def test_in_bf16_it_is_no_further_from_fp32_than_the_eager_pass(parts, name):
-    trunk, _, fast = parts(name)
+    trunk, fast = parts(name)
     distances = []
     for cells in range(4, 26, 3):  # other images than those that the compiler compared
-        images = photographs(8, cells=cells)
+        images = photographs(cells)
         exact, eager, found = passes(trunk, FP32)(images), passes(trunk, BF16)(images), fast(images)
         assert (found.shape, found.dtype, found.stride()) == (
             eager.shape,
@@ -338,7 +326,8 @@ def test_in_bf16_it_is_no_further_from_fp32_than_the_eager_pass(parts, name):
 @LINUX
 @pytest.mark.processes
 def test_a_filled_up_batch_gives_what_a_whole_one_does(parts):
-    _, images, fast = parts("resnet18")
+    _, fast = parts(TINY_BACKBONE)
+    images = photographs()
     assert torch.equal(fast(fitted(images[:5], images))[:5], fast(images)[:5])
 
 
@@ -346,8 +335,9 @@ def test_a_filled_up_batch_gives_what_a_whole_one_does(parts):
 @pytest.mark.processes
 @pytest.mark.parametrize("threads", [1, 3])
 def test_several_threads_may_use_it_at_once(parts, threads):
-    _, images, fast = parts("resnet18")
-    wanted, found, before = fast(images), {}, torch.get_num_threads()
+    _, fast = parts(TINY_BACKBONE)
+    images, found, before = photographs(), {}, torch.get_num_threads()
+    wanted = fast(images)
 
     def run(number):
         with torch.no_grad():
@@ -368,12 +358,12 @@ def test_several_threads_may_use_it_at_once(parts, threads):
 
 @LINUX
 @pytest.mark.processes
-def test_in_fp32_it_gives_the_same_labels(parts):
-    network = with_statistics(build_network("resnet18", "none", 3, 0))
+def test_in_fp32_it_gives_the_same_labels():
+    network = randomize_statistics(build_network(TINY_BACKBONE, "none", 3, 0))
     model = network.model.to(memory_format=torch.channels_last).eval()
-    fast, images = load_package(package(model, photographs(8), FP32)), photographs(8)
-    torch.testing.assert_close(fast(images), passes(model, FP32)(images), rtol=1e-4, atol=1e-4)
-    assert torch.equal(fast(images).argmax(1), passes(model, FP32)(images).argmax(1))
+    found, wanted = compile_module(model, FP32)(photographs()), passes(model, FP32)(photographs())
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.argmax(1), wanted.argmax(1))
 
 
 def test_one_that_is_further_from_fp32_is_refused():
@@ -401,8 +391,15 @@ def temporary(tmp_path, monkeypatch):
     return folder
 
 
+def compile_a_little(device=BF16):
+    """Start to compile what takes long enough to be ended meanwhile."""
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU()).eval()
+    return CompilerProcess(module, torch.zeros(2, 3, 16, 16), device)
+
+
 @LINUX
 @AS_ROOT
+@pytest.mark.processes
 def test_other_users_do_not_get_at_what_is_handed_to_the_compiler(temporary, tmp_path, monkeypatch):
     for variable in ("THAW_HOME", "THAW_CACHE_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
@@ -412,7 +409,7 @@ def test_other_users_do_not_get_at_what_is_handed_to_the_compiler(temporary, tmp
     # Sticky, as a system's temporary folder is: in others nothing is handed over at all.
     for shared in (tmp_path, temporary):
         shared.chmod(0o1777)
-    process = CompilerProcess(nn.Conv2d(3, 8, 3).eval(), torch.zeros(2, 3, 16, 16), BF16)
+    process = compile_a_little()
     try:
         (request,) = tmp_path.rglob("request.pt")
         (private,) = temporary.iterdir()
@@ -442,23 +439,54 @@ def test_a_part_that_cannot_be_compiled_says_why(temporary):
     assert not list(temporary.iterdir())
 
 
+def members(group):
+    """Return the names of the living processes of a process group."""
+    found = []
+    for one in psutil.process_iter(["name", "status"]):
+        try:
+            if os.getpgid(one.pid) == group and one.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(one.info["name"])
+        except ProcessLookupError:
+            pass
+    return found
+
+
+@LINUX
+@pytest.mark.processes
+def test_stopping_leaves_no_process_and_no_files(temporary):
+    process = compile_a_little()
+    group = process._process.pid
+    wait_until(lambda: any("cc1plus" in name for name in members(group)))
+    process.close()
+    assert not members(group)
+    assert not list(temporary.iterdir())
+
+
+def compile_until_killed(line):
+    line.send(compile_a_little()._process.pid)
+    line.poll(300)
+
+
+@LINUX
+@pytest.mark.processes
+def test_a_parent_that_is_killed_leaves_no_process(processes):
+    line, far_end = processes.Pipe()
+    parent = processes.Process(target=compile_until_killed, args=(far_end,))
+    parent.start()
+    assert line.poll(300)
+    group = line.recv()
+    assert members(group)
+    parent.kill()
+    parent.join(300)
+    wait_until(lambda: not members(group), "it compiles on")
+
+
 @pytest.fixture
-def config(image_folder, tmp_path, monkeypatch, native_bf16):
-    """A run in bf16 on images that are few, but more than a batch of the trunk's pass, which is made small."""
+def config(monkeypatch, native_bf16):
+    """Make configs of runs in bf16, on more images than a pass of the trunk takes at a time."""
     monkeypatch.setattr(feeding, "_BATCH", 4)
-    folder = image_folder(tmp_path / "images", {"red": 24, "blue": 24})
-
-    def make(**settings):
-        usual = {
-            "data": str(folder),
-            "image_size": 32,
-            "batch_size": 8,
-            "epochs": 1,
-            "precision": "bf16",
-        }
-        return make_config(usual | {"strategy": "feature_extraction"} | settings)
-
-    return make
+    usual = {"epochs": 1, "batch_size": 8, "precision": "bf16", "strategy": "feature_extraction"}
+    return lambda **settings: tiny_config(shared_images(red=24, blue=24), **usual | settings)
 
 
 def report(found):
@@ -468,15 +496,14 @@ def report(found):
 @LINUX
 def test_a_run_says_what_was_done(process, config, tmp_path):
     process.factor, process.result = 1, b"package"
-    assert (
-        report(fit(config(compile="off"), tmp_path / "off"))
-        == "not compiled: switched off for this run"
-    )
+    for folder in ("off", "fp32", "run"):
+        (tmp_path / folder).mkdir()
+    off = report(fit(config(compile="off"), tmp_path / "off"))
+    assert off == "not compiled: switched off for this run"
     CACHE.clear()
     assert "fp32" in report(fit(config(precision="fp32"), tmp_path / "fp32"))
     assert process.started == 0
     CACHE.clear()
-    (tmp_path / "run").mkdir()
     found = list(fit(config(), tmp_path / "run"))
     assert report(found) == "compiled after 20 images"
     assert isinstance(found[-1], events.RunFinished)
@@ -484,8 +511,7 @@ def test_a_run_says_what_was_done(process, config, tmp_path):
 
 @LINUX
 def test_a_run_that_is_stopped_ends_the_process(process, config, tmp_path):
-    (tmp_path / "run").mkdir()
-    running = fit(config(), tmp_path / "run")
+    running = fit(config(), tmp_path)
     while not process.started:
         assert isinstance(next(running), events.Progress | events.ImagesSkipped)
     assert process.closed == 0
@@ -493,66 +519,3 @@ def test_a_run_that_is_stopped_ends_the_process(process, config, tmp_path):
     assert isinstance(stopped, events.RunStopped)
     running.close()
     assert process.closed == 1
-
-
-@LINUX
-@pytest.mark.processes
-def test_stopping_leaves_no_process_and_no_files(temporary):
-    module = with_statistics(build_network("efficientnet_lite0", "pretrained", 3, 0)).model
-    process = CompilerProcess(module, photographs(4), BF16)
-    wait_until(
-        lambda: any(
-            "cc1plus" in one.name() for one in psutil.process_iter() if started_by(one, process)
-        )
-    )
-    process.close()
-    assert not [one for one in psutil.process_iter() if started_by(one, process)]
-    assert not list(temporary.iterdir())
-
-
-def started_by(one, process):
-    """Whether a process belongs to the group of the one that compiles, and lives."""
-    try:
-        return os.getpgid(one.pid) == process._process.pid and one.status() != psutil.STATUS_ZOMBIE
-    except (ProcessLookupError, psutil.NoSuchProcess):
-        return False
-
-
-KILLED_PARENT = """
-import time, torch
-from torch import nn
-from finetune_core.training.compiler_process import CompilerProcess
-from finetune_core.training.device import Device
-process = CompilerProcess(nn.Conv2d(3, 8, 3).eval(), torch.zeros(2, 3, 16, 16), Device("cpu", "CPU", "bf16"))
-print(process._process.pid, flush=True)
-time.sleep(600)
-"""
-
-
-@LINUX
-@pytest.mark.processes
-def test_a_parent_that_is_killed_leaves_no_process():
-    parent = subprocess.Popen(
-        [sys.executable, "-c", KILLED_PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    group = int(parent.stdout.readline())
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.wait()
-    parent.stdout.close()
-
-    def gone():
-        members = (
-            one
-            for one in psutil.process_iter(["status"])
-            if one.info["status"] != psutil.STATUS_ZOMBIE
-        )
-        return not any(in_group(one.pid, group) for one in members)
-
-    wait_until(gone, "it compiles on")
-
-
-def in_group(pid, group):
-    try:
-        return os.getpgid(pid) == group
-    except ProcessLookupError:
-        return False

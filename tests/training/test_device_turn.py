@@ -15,6 +15,7 @@ from finetune_core.training.timing import calibrate
 from finetune_core.work import Step, finish
 from tests.deadline import wait_until
 from tests.drain import drained
+from tests.factories import tiny_config
 
 WAITS = Step(0, None, "device")
 
@@ -25,8 +26,8 @@ def quickly(monkeypatch):
 
 
 @pytest.fixture
-def config(colour_config):
-    return colour_config(batch_size=10, strategy="feature_extraction", device="cpu")
+def config():
+    return tiny_config(batch_size=10, strategy="feature_extraction", device="cpu")
 
 
 def test_the_rate_finder_waits_for_another_program(config, device_held):

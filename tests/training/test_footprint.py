@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from finetune_core.training.prepare import prepare
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.timing import calibrate
 from finetune_core.work import finish
+from tests.drain import drained
+from tests.factories import tiny_config
 
 SPEED = Speed(
     trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0
@@ -24,15 +27,13 @@ SPEED = Speed(
 
 
 @pytest.fixture
-def config(colour_config):
-    return lambda **settings: colour_config(
-        batch_size=10, epochs=2, strategy="feature_extraction", **settings
-    )
+def config():
+    return partial(tiny_config, batch_size=10, strategy="feature_extraction")
 
 
 @pytest.fixture
 def counter(gpu, monkeypatch):
-    """The GPU's allocator: a peak that grows with every look at it, and begins anew when it is told to; which device was asked for."""
+    """The GPU's allocator: a peak that grows with every look at it, and the devices asked for."""
     state = {"peak": 10**9, "asked": []}
 
     def reset(device):
@@ -70,13 +71,7 @@ def test_on_a_processor_there_is_no_other_memory(config, tmp_path):
 @pytest.fixture
 def stepped(config):
     """A job, its optimizer, and what a step has kept."""
-    preparing = prepare(config())
-    while True:
-        try:
-            next(preparing)
-        except StopIteration as finished:
-            job = finished.value
-            break
+    _, job = drained(prepare(config()))
     optimizer = make_optimizer(job.config, job.strategy, job.network.stages, job.network.model)
     _, inputs = next(job.training_inputs(job.training_batches(1), 1))
     with kept_for_backward(job.forward) as kept:

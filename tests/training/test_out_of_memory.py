@@ -19,6 +19,7 @@ from finetune_core.training.loop import fit
 from finetune_core.training.out_of_memory import halving, parts, run_in_parts
 from finetune_core.training.prepare import prepare
 from tests.drain import drained
+from tests.factories import image_folder, tiny_config
 
 CPU = Device("cpu", "CPU", "fp32")
 LINUX = (
@@ -98,8 +99,12 @@ command.main()
 
 @pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
-@pytest.mark.parametrize("command", [["inspect", "--deep"], ["advise"]], ids=" ".join)
-def test_an_inspection_without_memory_says_so_and_leaves_the_data(command, image_folder, tmp_path):
+@pytest.mark.parametrize(
+    "command",
+    [["inspect", "--deep"], pytest.param(["advise"], marks=pytest.mark.exhaustive)],
+    ids=" ".join,
+)
+def test_an_inspection_without_memory_says_so_and_leaves_the_data(command, tmp_path):
     data = image_folder(tmp_path / "images", {"red": 12, "blue": 12}, size=(256, 256))
     before = sorted(data.rglob("*"))
     done = subprocess.run(
@@ -130,6 +135,7 @@ command.main()
 """
 
 
+@pytest.mark.processes
 def test_a_command_without_memory_for_its_imports_says_so():
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_MEMORY_FOR_IMPORTS], capture_output=True, text=True
@@ -166,8 +172,8 @@ def test_it_is_known_by_the_words_of_every_device(error):
 
 
 @pytest.fixture
-def config(colour_config):
-    return lambda **settings: colour_config(**({"batch_size": 10, "epochs": 2} | settings))
+def config():
+    return lambda **settings: tiny_config(**{"batch_size": 10} | settings)
 
 
 class Hungry(nn.Module):

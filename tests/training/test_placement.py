@@ -1,4 +1,7 @@
-"""Where a run's rows live, and what travels to a device that computes: on torch's meta device and on a processor that is treated like a GPU."""
+"""Where a run's rows live, and what travels to a device that computes.
+
+The devices are torch's ``meta`` and a processor that is treated like a GPU.
+"""
 
 from dataclasses import replace
 
@@ -20,6 +23,7 @@ from finetune_core.training.training_images import TrainingImages, validation_fe
 from finetune_core.training.trunk import CachedTrunk
 from finetune_core.work import finish
 from tests.drain import drained
+from tests.factories import tiny_config
 from tests.training.pretended import GPU
 
 CPU, META = Device("cpu", "CPU", "fp32"), Device("meta", "nothing but shapes", "fp32")
@@ -28,7 +32,10 @@ KEYS = sample_keys(str(number) for number in range(20))
 
 
 class Travelled(TorchDispatchMode):
-    """Bytes that go from the processor to the device, one entry per tensor. Whoever waits for a value on the meta device gets an error."""
+    """Notes the bytes of each tensor that goes from the processor to the ``meta`` device.
+
+    To wait for a value on that device is an error.
+    """
 
     def __init__(self):
         super().__init__()
@@ -123,10 +130,8 @@ def test_only_a_gpu_with_memory_of_its_own_is_given_rows_and_half_of_what_is_fre
 
 @pytest.mark.parametrize("version", [None, 1])
 @pytest.mark.parametrize("kind", ["none", "flips", "random_resized_crop"])
-def test_of_rows_on_the_device_next_to_nothing_travels_and_nobody_waits(
-    lookup, colour_config, kind, version
-):
-    config = colour_config(augmentation=kind, image_size=SIZE)
+def test_of_rows_on_the_device_next_to_nothing_travels_and_nobody_waits(lookup, kind, version):
+    config = tiny_config(augmentation=kind, image_size=SIZE)
     source = images(lookup, META, config)
     held = source.held_in(placed(source.lookups, np.arange(20), META.torch_device, 10**9))
     with Travelled() as travelled:
@@ -143,10 +148,8 @@ def test_of_rows_on_the_device_next_to_nothing_travels_and_nobody_waits(
     )
 
 
-def test_what_does_not_fit_travels_as_bytes_to_be_finished_there(lookup, colour_config):
-    source = images(
-        lookup, META, colour_config(augmentation="random_resized_crop", image_size=SIZE)
-    )
+def test_what_does_not_fit_travels_as_bytes_to_be_finished_there(lookup):
+    source = images(lookup, META, tiny_config(augmentation="random_resized_crop", image_size=SIZE))
     with Travelled() as travelled:
         for rows, loaded in arriving(
             lambda rows: source.readable(rows, 0), [np.arange(5), np.arange(5, 10)], META
@@ -183,8 +186,8 @@ def test_activations_on_the_device_are_indexed_there(lookup):
         assert travelled.bytes == [3 * 8]
 
 
-def test_labels_on_the_device_are_indexed_there(colour_config):
-    _, job = drained(prepare.prepare(colour_config(batch_size=8)))
+def test_labels_on_the_device_are_indexed_there():
+    _, job = drained(prepare.prepare(tiny_config(batch_size=8)))
     rows = job.training_batches(1)[0]
     assert job.targets(rows).tolist() == job.labels[rows].tolist()
     there = replace(job, device=META)
@@ -196,10 +199,8 @@ def test_labels_on_the_device_are_indexed_there(colour_config):
 
 @pytest.mark.parametrize("kind", ["none", "flips", "random_resized_crop"])
 @pytest.mark.parametrize("room", [0, 10**9])
-def test_what_is_finished_on_the_device_is_what_a_processor_makes(
-    lookup, colour_config, kind, room
-):
-    config = colour_config(augmentation=kind, image_size=SIZE)
+def test_what_is_finished_on_the_device_is_what_a_processor_makes(lookup, kind, room):
+    config = tiny_config(augmentation=kind, image_size=SIZE)
     batches = [np.array([4, 19, 7]), np.array([8, 0])]
 
     def made(device):
@@ -221,16 +222,14 @@ def test_what_is_finished_on_the_device_is_what_a_processor_makes(
 @pytest.mark.parametrize(
     ("settings", "room"),
     [
-        ({}, 10**9),
+        pytest.param({}, 10**9, marks=pytest.mark.exhaustive),
         ({"augmentation": "random_resized_crop", "views": 2}, 20_000),  # one of three tables
         ({"cache": "off", "augmentation": "flips"}, 10**9),
-        ({"strategy": "full"}, 0),
+        pytest.param({"strategy": "full"}, 0, marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_run_is_the_same_wherever_its_rows_live(
-    colour_config, tmp_path, marks, monkeypatch, settings, room
-):
-    config = colour_config(epochs=2, batch_size=8, **settings)
+def test_a_run_is_the_same_wherever_its_rows_live(tmp_path, marks, monkeypatch, settings, room):
+    config = tiny_config(epochs=2, batch_size=8, **settings)
     for folder, device, allowed in (("here", CPU, 0), ("there", GPU, room)):
         monkeypatch.setattr(prepare, "choose_device", lambda *_, device=device: device)
         monkeypatch.setattr(prepare, "room_for_rows", lambda _, allowed=allowed: allowed)

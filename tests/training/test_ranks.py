@@ -1,7 +1,6 @@
-"""Two ranks train what one does: to rounding, on the same images, with the same events, and the same table in the end."""
+"""Several ranks train what one does: to rounding, on the same images, with the same events."""
 
 import functools
-import operator
 import os
 import shutil
 from itertools import pairwise
@@ -11,9 +10,10 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from finetune_core.config import make_config
 from finetune_core.data.threads import usable_cores
 from finetune_core.errors import ConfigError
+from finetune_core.runs.lines import EventLines
+from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.training import events
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.predictions import load_predictions
@@ -28,224 +28,281 @@ from finetune_core.training.ranks import (
     see_one_device,
 )
 from finetune_core.training.strategies import STRATEGIES
+from tests.factories import image_folder, shared_images, tiny_config, trained_run
 from tests.training.equal import check_equal
-from tests.training.rank_program import GONE, Task, trained_together
+from tests.training.rank_program import GONE, Task, train_together
 
-# With SGD: Adam takes a whole step along a gradient that is nothing but rounding, as that of an attention's key bias.
-LAYERNORM = {
-    "backbone": "timm/test_vit",
-    "weights": "none",
-    "image_size": 32,
-    "optimizer": "sgd",
-    "learning_rate": 1e-2,
-}
-SETTINGS = {
+# Adam takes a whole step along a gradient that is nothing but rounding, as that of an attention's
+# key bias.
+SGD = {"optimizer": "sgd", "learning_rate": 1e-2}
+# BatchNorm trains on the statistics of each rank: what is to be equal trains none.
+LAYERNORM = {"backbone": "timm/test_vit", "weights": "none"} | SGD
+FULL = LAYERNORM | {"strategy": "full"}
+BALANCED = {"class_weights": "balanced"}
+AUGMENTED = {"augmentation": "random_resized_crop", "views": 2}
+# Batches of 10, 10 and 11 images, which two ranks cannot halve.
+ON_TWO = {
     "feature extraction, Adam": {"strategy": "feature_extraction"},
-    "last block, BatchNorm frozen": {
-        "strategy": "last_block",
-        "batchnorm": "frozen",
-        "optimizer": "sgd",
-        "learning_rate": 1e-2,
-    },
-    # Adam would make whole steps of gradients that are nothing but rounding.
-    "biases": {"strategy": "bias_only", "optimizer": "sgd", "learning_rate": 1e-2},
-    "norms, AdamW": {
-        **LAYERNORM,
-        "strategy": "batchnorm_only",
-        "optimizer": "adamw",
-        "learning_rate": 1e-3,
-    },
-    "last two blocks": {**LAYERNORM, "strategy": "last_two_blocks"},
-    "gradual": {**LAYERNORM, "strategy": "gradual_unfreezing", "epochs": 9},
-    "full": {**LAYERNORM, "strategy": "full"},
-    "discriminative": {**LAYERNORM, "strategy": "discriminative"},
-    "linear then full": {**LAYERNORM, "strategy": "linear_probe_then_full"},
-    "first block": {**LAYERNORM, "strategy": "first_block"},
-    "from scratch": {**LAYERNORM, "strategy": "from_scratch"},
-    "custom": {**LAYERNORM, "strategy": "custom", "cut": "block3"},
-    "low rank": {**LAYERNORM, "strategy": "lora"},
-    "clipped, averaged, weighted": {
-        **LAYERNORM,
-        "strategy": "full",
-        "clip_norm": 0.5,
-        "ema": 0.9,
-        "class_weights": "balanced",
-    },
-    "mixed": {
-        **LAYERNORM,
-        "strategy": "full",
-        "mixup": 0.4,
-        "cutmix": 1.0,
-        "class_weights": "balanced",
-    },
-    "balanced, augmented": {
-        **LAYERNORM,
-        "augmentation": "random_resized_crop",
-        "views": 2,
-        "sampling": "balanced",
-    },
-    "a part at a time": {
-        **LAYERNORM,
-        "strategy": "full",
-        "micro_batch": 3,
-        "label_smoothing": 0.1,
-        "l2_sp": 0.01,
-    },
+    "BatchNorm frozen": SGD | {"strategy": "last_block", "batchnorm": "frozen"},
+    "norms, AdamW": LAYERNORM
+    | {"strategy": "batchnorm_only", "optimizer": "adamw", "learning_rate": 1e-3},
+    "gradual": LAYERNORM | {"strategy": "gradual_unfreezing", "epochs": 9},
+    "full": FULL,
+    "mixed": FULL | BALANCED | {"mixup": 0.4, "cutmix": 1.0},
+    "balanced, augmented": LAYERNORM | AUGMENTED | {"sampling": "balanced"},
+    "a part at a time": FULL | {"micro_batch": 3, "label_smoothing": 0.1, "l2_sp": 0.01},
 }
+# Batches of 4, 4 and 3 images, and smaller ones, of which the last of three ranks gets none.
+STRATEGY_SETTINGS = {
+    "custom": {"cut": "block3"},
+    "full": BALANCED | {"ema": 0.9, "clip_norm": 0.5},
+    "first_block": {"mixup": 0.4, "cutmix": 1.0},
+    "last_block": AUGMENTED,
+    "bias_only": {"augmentation": "random_resized_crop"},
+    "gradual_unfreezing": {"epochs": 9},
+    "linear_probe_then_full": {"epochs": 2},
+    "discriminative": {"sampling": "balanced", "augmentation": "flips"},
+}
+NOTHING_KEPT = {"THAW_CACHE_MEMORY_GB": "0", "THAW_CACHE_DISK_GB": "0"}
+STORAGE = {
+    "cached": {},
+    "uncached": {"cache": "off"},
+    "decoded anew": {"cache": "off", "environment": NOTHING_KEPT},
+    "on the device": {"room": 2**30},
+    "pixels on the device": {"cache": "off", "room": 2**30},
+}
+WITH_STEPS = [name for name, strategy in STRATEGIES.items() if not strategy.fits]
+CASES = {name: (2, name) for name in ON_TWO} | {
+    f"{strategy}, {storage}, batches of {size}, {ranks} ranks": (ranks, strategy, storage, size)
+    for strategy in WITH_STEPS
+    for storage in STORAGE
+    for size in (4, 3, 2, 1)
+    for ranks in (2, 3)
+    if size == 4 or strategy in ("last_block", "full", "lora")
+}
+JOURNEY = ["full"]
+SAMPLE = [
+    *(name for name in ON_TWO if name not in JOURNEY),
+    "feature_extraction, cached, batches of 4, 3 ranks",
+    "last_two_blocks, uncached, batches of 4, 3 ranks",
+    "discriminative, decoded anew, batches of 4, 3 ranks",
+    "bias_only, on the device, batches of 4, 3 ranks",
+    "linear_probe_then_full, pixels on the device, batches of 4, 3 ranks",
+    "last_block, decoded anew, batches of 3, 3 ranks",
+    "lora, uncached, batches of 2, 3 ranks",
+    "full, cached, batches of 1, 3 ranks",
+]
+EVERYTHING_ELSE = [name for name in CASES if name not in (*JOURNEY, *SAMPLE)]
+
+
+def marks_of(name):
+    if name in EVERYTHING_ELSE:
+        return pytest.mark.exhaustive
+    return [pytest.mark.processes] + [pytest.mark.journey] * (name in JOURNEY)
+
+
+def small_config(**settings):
+    """Return a config on 31 training images."""
+    return tiny_config(shared_images(red=20, blue=13, green=12), batch_size=10, **settings)
+
+
+def few_config(strategy, batch_size=4, **settings):
+    """Return a config on 11 training images."""
+    more = {"epochs": 1} | STRATEGY_SETTINGS.get(strategy, {}) | settings
+    data = shared_images(red=7, blue=5, green=4)
+    return tiny_config(data, **LAYERNORM | more, strategy=strategy, batch_size=batch_size)
+
+
+def config_of(name, **settings):
+    """Return the config of a case, without how its rows are stored."""
+    if name in ON_TWO:
+        return small_config(**ON_TWO[name])
+    _, strategy, _, size = CASES[name]
+    return few_config(strategy, size, **settings)
 
 
 @pytest.fixture(scope="module")
-def make(image_folder_once, tmp_path_factory):
-    """Makes configs on 31 training images: batches of 10, 10 and 11, which two ranks cannot halve."""
-    data = image_folder_once(
-        tmp_path_factory.mktemp("images"), {"red": 20, "blue": 13, "green": 12}
-    )
-    usual = {
-        "data": str(data),
-        "epochs": 3,
-        "batch_size": 10,
-        "image_size": 32,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-    }
-    return lambda *settings, **more: make_config(
-        functools.reduce(operator.or_, (usual, *settings, more))
-    )
+def new_task(tmp_path_factory):
+    """Make a task with a run directory of its own."""
+
+    def make(config, **how):
+        return Task(config, tmp_path_factory.mktemp("run"), **how)
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def together(make, tmp_path_factory):
-    """Name -> (events, folder) of a run on two ranks."""
-    base = tmp_path_factory.mktemp("together")
-    tasks = {name: Task(make(settings), base / name) for name, settings in SETTINGS.items()}
-    for task in tasks.values():
-        task.folder.mkdir()
-    found = trained_together(2, tmp_path_factory.mktemp("home"), tasks)
-    return {name: (found[name], task.folder) for name, task in tasks.items()}
+def train(tmp_path_factory):
+    return lambda ranks, tasks: train_together(ranks, tmp_path_factory.mktemp("home"), tasks)
+
+
+@pytest.fixture(scope="module")
+def together(new_task, train):
+    """Train the cases of a group on as many ranks: (group, ranks) -> name -> (task, events)."""
+
+    def make(name):
+        how = {} if name in ON_TWO else dict(STORAGE[CASES[name][2]])
+        cache = {"cache": how.pop("cache")} if "cache" in how else {}
+        return new_task(config_of(name, **cache), **how)
+
+    @functools.cache
+    def train_group(names, ranks):
+        tasks = {name: make(name) for name in names if CASES[name][0] == ranks}
+        found = train(ranks, tasks)
+        return {name: (task, found[name]) for name, task in tasks.items()}
+
+    return train_group
 
 
 def of_kind(kind, found):
     return [event for event in found if isinstance(event, kind)]
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize("name", SETTINGS)
-def test_two_ranks_are_one(name, make, together, tmp_path):
-    alone = list(fit(make(SETTINGS[name]), tmp_path))
-    found, folder = together[name]
-    check_equal(folder, tmp_path)
-    for kind, exact, rounded in (
-        (
-            events.StepEnded,
-            ("epoch", "step", "images", "epoch_accuracy", "learning_rate"),
-            ("loss", "gradient_norm"),
-        ),
-        (
-            events.EpochEnded,
-            ("epoch", "train_accuracy", "val_accuracy", "val_scores"),
-            ("train_loss", "val_loss"),
-        ),
-    ):
-        mine, theirs = of_kind(kind, found), of_kind(kind, alone)
-        for field in exact:
-            assert [getattr(event, field) for event in mine] == [
-                getattr(event, field) for event in theirs
-            ]
-        for field in rounded:
-            assert [getattr(event, field) for event in mine] == pytest.approx(
-                [getattr(event, field) for event in theirs], abs=1e-4
-            )
-    started, end = of_kind(events.RunStarted, found)[0], found[-1]
-    assert (started.ranks, started.batchnorm) == (2, "")
-    assert (end.best_epoch, end.test_accuracy) == (alone[-1].best_epoch, alone[-1].test_accuracy)
+EXACT = {
+    "StepEnded": ("epoch", "step", "images", "epoch_accuracy", "learning_rate"),
+    "EpochEnded": ("epoch", "train_accuracy", "val_accuracy", "val_scores"),
+    "RunFinished": ("best_epoch", "test_accuracy"),
+}
+ROUNDED = {"StepEnded": ("loss", "gradient_norm"), "EpochEnded": ("train_loss", "val_loss")}
+
+
+def values(rows, kind, field):
+    return [row[field] for row in rows if row["event"] == kind]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in CASES])
+def test_ranks_train_what_one_rank_does(name, together):
+    group = next(names for names in (JOURNEY, SAMPLE, EVERYTHING_ELSE) if name in names)
+    task, found = together(tuple(group), CASES[name][0])[name]
+    alone = trained_run(config_of(name)).run_dir
+    check_equal(task.folder, alone)
+    ours = [event.to_json() for event in found]
+    theirs = EventLines(alone / EVENTS_FILE).new()
+    for kind, fields in EXACT.items():
+        for field in fields:
+            assert values(ours, kind, field) == values(theirs, kind, field), field
+    for kind, fields in ROUNDED.items():
+        for field in fields:
+            expected = pytest.approx(values(theirs, kind, field), abs=1e-4)
+            assert values(ours, kind, field) == expected, field
+    started = of_kind(events.RunStarted, found)[0]
+    assert (started.ranks, started.batchnorm) == (CASES[name][0], "")
+
+
+def test_every_strategy_with_steps_is_tried_on_ranks_without_an_image():
+    assert {case[1] for name, case in CASES.items() if name not in ON_TWO} == set(WITH_STEPS)
+    sizes = {size for batch in (1, 2, 3, 4) for size in (batch, 11 % batch) if size}
+    for world in (2, 3):
+        shares = {
+            len(range(size)[Ranks(rank, world).share(size)])
+            for size in sizes
+            for rank in range(world)
+        }
+        assert {0, 1, 2} <= shares
 
 
 @pytest.fixture(scope="module")
-def disturbed(make, tmp_path_factory):
-    """(config, folder), below which is, by name, a run that two ranks resumed, or paused."""
-    base = tmp_path_factory.mktemp("disturbed")
-    config = make(LAYERNORM, strategy="full", ema=0.9)
-    for name in ("whole", "resumed by two", "paused by two"):
-        (base / name).mkdir()
-    list(fit(config, base / "whole"))
-    stream, steps = fit(config, base / "resumed by two"), 0
+def disturbed(new_task, train):
+    """Name -> task of a run that two ranks resumed, or paused."""
+    config = small_config(**FULL, ema=0.9)
+    tasks = {
+        "resumed": new_task(config, resume=True),
+        "paused": new_task(config, pause_after=5),
+    }
+    stop_after(4, tasks["resumed"])
+    assert train(2, tasks)["paused"][-1].paused
+    return tasks
+
+
+def stop_after(steps, task):
+    """Train so many steps of a task's run on one rank, and stop it."""
+    stream, done = fit(task.config, task.folder), 0
     for event in stream:
-        steps += isinstance(event, events.StepEnded)
-        if steps == 4:
+        done += isinstance(event, events.StepEnded)
+        if done == steps:
             assert isinstance(stream.throw(StopRequested()), events.RunStopped)
             break
-    tasks = {
-        "resumed by two": Task(config, base / "resumed by two", resume=True),
-        "paused by two": Task(config, base / "paused by two", pause_after=5),
-    }
-    found = trained_together(2, tmp_path_factory.mktemp("home"), tasks)
-    assert found["paused by two"][-1].paused
-    return config, base
+
+
+def check_whole(task):
+    """Check that a run that was disturbed is the one that was not."""
+    check_equal(task.folder, trained_run(task.config).run_dir)
 
 
 @pytest.mark.processes
 def test_a_run_of_one_goes_on_with_two(disturbed):
-    _, base = disturbed
-    check_equal(base / "resumed by two", base / "whole")
+    check_whole(disturbed["resumed"])
 
 
 @pytest.mark.processes
 def test_a_run_of_two_that_was_paused_goes_on_alone(disturbed):
-    config, base = disturbed
-    resumed = list(fit(config, base / "paused by two", resume=True))
-    assert events.RunResumed(2, 2) in resumed
-    check_equal(base / "paused by two", base / "whole")
+    task = disturbed["paused"]
+    assert events.RunResumed(2, 2) in list(fit(task.config, task.folder, resume=True))
+    check_whole(task)
 
 
 @pytest.mark.processes
 def test_a_run_of_two_of_which_one_was_killed_goes_on_alone_or_with_three(
-    disturbed, tmp_path_factory
+    new_task, train, tmp_path
 ):
-    config, base = disturbed
-    (base / "killed").mkdir()
-    killed = {"killed": Task(config, base / "killed", killed_at=5)}
-    first, second = trained_together(2, tmp_path_factory.mktemp("home"), killed)["killed"]
+    task = new_task(small_config(**FULL, ema=0.9), killed_at=5)
+    first, second = train(2, {"killed": task})["killed"]
     assert "Another process of the run has ended" in first
     assert second == GONE
-    shutil.copytree(base / "killed", base / "resumed by three")
-    assert events.RunResumed(2, 0) in list(fit(config, base / "killed", resume=True))
-    tasks = {"resumed by three": Task(config, base / "resumed by three", resume=True)}
-    assert (
-        events.RunResumed(2, 0)
-        in trained_together(3, tmp_path_factory.mktemp("home"), tasks)["resumed by three"]
-    )
-    for name in ("killed", "resumed by three"):
-        check_equal(base / name, base / "whole")
-
-
-@pytest.fixture(scope="module")
-def troubled(image_folder_once, make, tmp_path_factory):
-    """What two ranks report, by name, of runs in which something goes wrong."""
-    base = tmp_path_factory.mktemp("troubled")
-    data = image_folder_once(base / "vanishing", {"red": 14, "blue": 14, "green": 14})
-    reading = make(data=str(data), strategy="full", batchnorm="frozen", skip_limit=0.2, cache="off")
-    tasks = {
-        "little memory": Task(make(LAYERNORM, strategy="full"), base / "little memory", memory=2),
-        "training BatchNorm": Task(
-            make(strategy="last_block", epochs=1), base / "training BatchNorm"
-        ),
-        "lost": Task(reading, base / "lost", gone=tuple(sorted(Path(data).rglob("*.png"))[::20])),
-        "diverging": Task(make(LAYERNORM, strategy="full"), base / "diverging", not_finite=True),
-    }
-    for task in tasks.values():
-        task.folder.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("THAW_CACHE_MEMORY_GB", "0")
-        patch.setenv("THAW_CACHE_DISK_GB", "0")
-        return trained_together(2, tmp_path_factory.mktemp("home"), tasks), tasks
+    three = Task(task.config, Path(shutil.copytree(task.folder, tmp_path / "run")), resume=True)
+    assert events.RunResumed(2, 0) in list(fit(task.config, task.folder, resume=True))
+    assert events.RunResumed(2, 0) in train(3, {"three": three})["three"]
+    check_whole(task)
+    check_whole(three)
 
 
 @pytest.mark.processes
-def test_where_one_rank_is_short_of_memory_all_take_smaller_parts(troubled, tmp_path):
-    found, tasks = troubled
-    task = tasks["little memory"]
-    list(fit(task.config, tmp_path))
-    check_equal(task.folder, tmp_path)
+def test_a_run_goes_on_with_a_batch_of_which_the_second_rank_has_nothing(new_task, train):
+    tasks = {}
+    for strategy, storage in (("feature_extraction", "cached"), ("lora", "decoded anew")):
+        how = {"environment": NOTHING_KEPT} if storage == "decoded anew" else {}
+        tasks[strategy] = new_task(few_config(strategy), resume=True, **how)
+        stop_after(2, tasks[strategy])
+    found = train(2, tasks)
+    for name, task in tasks.items():
+        assert of_kind(events.RunResumed, found[name]) == [events.RunResumed(1, 2)]
+        check_whole(task)
+
+
+@pytest.mark.processes
+def test_batchnorm_trains_on_the_statistics_of_each_rank_with_images(new_task, train):
+    config = tiny_config(shared_images(red=7, blue=5, green=4), strategy="full", batch_size=4)
+    tasks = {
+        storage: new_task(config, environment=STORAGE[storage].get("environment", {}))
+        for storage in ("uncached", "decoded anew")
+    }
+    found = train(3, tasks)
+    for name, task in tasks.items():
+        assert of_kind(events.RunStarted, found[name])[0].batchnorm == "per_rank"
+        assert isinstance(found[name][-1], events.RunFinished)
+        assert np.isfinite([event.loss for event in of_kind(events.StepEnded, found[name])]).all()
+        assert load_predictions(task.folder)["id"].is_unique
+
+
+@pytest.fixture(scope="module")
+def troubled(new_task, train, tmp_path_factory):
+    """(name -> task, name -> report) of runs of two ranks in which something goes wrong."""
+    folder = tmp_path_factory.mktemp("vanishing")
+    data = image_folder(folder, {"red": 14, "blue": 14, "green": 14})
+    reading = tiny_config(data, **FULL, batch_size=10, skip_limit=0.2, cache="off", epochs=3)
+    gone = tuple(sorted(data.rglob("*.png"))[::20])
+    tasks = {
+        "little memory": new_task(small_config(**FULL), memory=2, environment=NOTHING_KEPT),
+        "lost": new_task(reading, gone=gone, environment=NOTHING_KEPT),
+        "diverging": new_task(small_config(**FULL), not_finite=True),
+    }
+    return tasks, train(2, tasks)
+
+
+@pytest.mark.processes
+def test_where_one_rank_is_short_of_memory_all_take_smaller_parts(troubled):
+    tasks, found = troubled
+    check_whole(tasks["little memory"])
     short = of_kind(events.MemoryShort, found["little memory"])
     assert [event.micro_batch for event in short] == [2]
     assert {event.micro_batch for event in of_kind(events.StepEnded, found["little memory"])} == {2}
@@ -253,7 +310,7 @@ def test_where_one_rank_is_short_of_memory_all_take_smaller_parts(troubled, tmp_
 
 @pytest.mark.processes
 def test_an_image_that_is_lost_is_named_once_whichever_rank_misses_it(troubled):
-    found, tasks = troubled
+    tasks, found = troubled
     lost = of_kind(events.ImagesLost, found["lost"])
     assert lost[-1].count == len(tasks["lost"].gone) == 3
     assert sorted(lost[-1].examples) == sorted(set(lost[-1].examples))
@@ -264,26 +321,18 @@ def test_an_image_that_is_lost_is_named_once_whichever_rank_misses_it(troubled):
 
 @pytest.mark.processes
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all_with_the_reason(troubled):
-    found, _ = troubled
+    _, found = troubled
     assert len(found["diverging"]) == 2
     assert all("not finite" in reason for reason in found["diverging"])
 
 
 @pytest.mark.processes
-def test_a_rank_without_memory_for_the_sum_ends_all_at_once(make, tmp_path):
-    (tmp_path / "run").mkdir()
-    task = Task(make(LAYERNORM, strategy="full"), tmp_path / "run", sum_without_memory=True)
-    first, second = trained_together(2, tmp_path, {"run": task})["run"]
+def test_a_rank_without_memory_for_the_sum_ends_all_at_once(new_task, train):
+    task = new_task(small_config(**FULL), sum_without_memory=True)
+    first, second = train(2, {"run": task})["run"]
     assert "Another process of the run has ended" in first
     assert "gloo" in first  # the reason
     assert "not enough memory for the optimizer's step" in second
-
-
-@pytest.mark.processes
-def test_a_run_says_whose_statistics_batchnorm_trains_on(troubled):
-    found, tasks = troubled
-    assert of_kind(events.RunStarted, found["training BatchNorm"])[0].batchnorm == "per_rank"
-    assert load_predictions(tasks["training BatchNorm"].folder)["id"].is_unique
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
@@ -310,11 +359,6 @@ def test_ranks_compute_whole_batches_and_each_row_once(machines):
         assert sorted(np.concatenate(shares).tolist()) == rows.tolist()
         firsts = {int(share[start]) for share in shares for start in range(0, len(share), 10)}
         assert firsts == set(range(100, 175, 10))
-
-
-def test_every_strategy_with_steps_is_tried_on_two_ranks(make):
-    tried = {make(settings).strategy for settings in SETTINGS.values()}
-    assert tried == {name for name, strategy in STRATEGIES.items() if not strategy.fits}
 
 
 def test_a_process_that_torchrun_has_not_started_is_alone(monkeypatch):
@@ -367,11 +411,11 @@ def test_only_errors_of_a_connection_mean_that_a_rank_is_lost(error, lost, monke
     assert ranks.broke_off
 
 
-def test_what_has_no_steps_is_not_distributed(make):
+def test_what_has_no_steps_is_not_distributed():
     with pytest.raises(ConfigError, match="no steps"):
-        check_devices(make(strategy="linear_probe"), 2)
-    check_devices(make(strategy="linear_probe"), 1)
-    check_devices(make(strategy="feature_extraction"), 2)
+        check_devices(tiny_config(strategy="linear_probe"), 2)
+    check_devices(tiny_config(strategy="linear_probe"), 1)
+    check_devices(tiny_config(strategy="feature_extraction"), 2)
 
 
 def test_the_meeting_point_of_a_killed_process_is_swept_where_it_has_a_name(tmp_path, monkeypatch):
