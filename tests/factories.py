@@ -89,7 +89,8 @@ def tiny_weights() -> Path:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network = timm.create_model(TINY_BACKBONE.removeprefix("timm/"))
+            # Residual branches that end in zeros would have no gradient.
+            network = timm.create_model(TINY_BACKBONE.removeprefix("timm/"), zero_init_last=False)
         save_file(network.state_dict(), target)
 
     return _make_once("tiny.safetensors", make)
