@@ -113,8 +113,10 @@ def tiny_config(data: Path | str | None = None, **changes):
         "learning_rate": 1e-3,
         "precision": "fp32",
     }
-    if "backbone" not in changes and "from_run" not in changes:
-        usual |= {"backbone": TINY_BACKBONE, "weights": str(tiny_weights())}
+    if "backbone" not in changes:
+        usual["backbone"] = TINY_BACKBONE
+        if "from_run" not in changes:
+            usual["weights"] = str(tiny_weights())
     return make_config(usual | changes)
 
 

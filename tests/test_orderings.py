@@ -22,6 +22,7 @@ from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.training.stage_plan import plan, stages_of
+from tests.factories import TINY_BACKBONE
 
 CLASSES, IMAGES = 3, 400
 BETTER = Claim(better="a", than="b", on="test")
@@ -76,6 +77,9 @@ def test_blocks_are_the_first_stages_the_middle_one_and_the_last_with_the_head()
     assert list(block_rates(stages, "last")) == ["layer4", "head"]
 
 
+TINY = {"epochs": 1, "image_size": 32, "precision": "fp32", "learning_rate": 1e-3}
+
+
 def ordering(**changes):
     given = {
         "name": "tiny",
@@ -97,9 +101,9 @@ def ordering(**changes):
         "online": {"why_not": "There is no connection."},
         "offline": {
             "data": "digits",
-            "backbone": PACKAGED,
+            "backbone": TINY_BACKBONE,
             "images": {"train": 32, "val": 20, "test": 30},
-            "settings": {"epochs": 1, "image_size": 32, "precision": "fp32", "learning_rate": 1e-3},
+            "settings": TINY | {"weights": "none"},
         },
     }
     return Ordering.model_validate(given | changes)
@@ -167,13 +171,10 @@ def test_a_claim_holds_is_reversed_or_cannot_be_told(claim, rights, outcome):
     }
 
 
-def test_one_seed_speaks_for_no_way_to_train():
+def test_claims_without_other_seeds_or_shifted_predictions_are_not_tested():
     [judged], _ = judge([BETTER], predictions(1, a=390, b=200))
     assert (judged.outcome, judged.difference) == ("could not be tested", None)
     assert "seeds" in judged.why
-
-
-def test_without_shifted_predictions_a_claim_on_them_is_not_tested():
     [judged], _ = judge([Claim(better="a", than="b", on="shifted")], predictions(3, a=390, b=200))
     assert judged.outcome == "could not be tested"
 
@@ -212,7 +213,7 @@ def setup(**images):
     )
 
 
-def test_no_image_is_drawn_twice():
+def test_no_image_is_drawn_twice_and_mirrored_labels_are_those_of_the_target_only():
     parts = drawn(IDS, setup(source_train=30, source_val=10), Adaptation(kind="mirrored"))
     assert {key: len(rows) for key, rows in parts.items()} == {
         ("source", "train"): 30,
@@ -222,13 +223,8 @@ def test_no_image_is_drawn_twice():
         ("data", "test"): 20,
     }
     assert len(set(pd.concat(parts.values())["id"])) == 100
-
-
-def test_mirrored_labels_are_those_of_the_target_only():
     own = dict(zip(IDS["id"], IDS["class"], strict=True))
-    for (part, _), rows in drawn(
-        IDS, setup(source_train=30, source_val=10), Adaptation(kind="mirrored")
-    ).items():
+    for (part, _), rows in parts.items():
         numbers = [int(own[name][1]) for name in rows["id"]]
         wanted = [f"c{4 - number if part == 'data' else number}" for number in numbers]
         assert list(rows["class"]) == wanted
@@ -302,11 +298,19 @@ def test_a_tiny_ordering_from_end_to_end(tmp_path):
 def test_all_arms_go_on_from_one_run_and_one_that_was_stopped_is_gone_on_with(tmp_path):
     blocks = ordering(
         shift=None,
-        adaptation={"kind": "corrupted", "corrupted": {"corruptions": ["noise"], "severity": 2}},
+        adaptation={
+            "kind": "corrupted",
+            "corrupted": {"corruptions": ["noise"], "severity": 2},
+            "source_settings": {"weights": "none"},
+        },
         arms={"first": {"block": "first"}, "last": {"block": "last"}},
         claims=[{"better": "first", "than": "last", "on": "test"}],
-        offline=ordering().offline.model_dump()
-        | {"images": {"train": 32, "val": 20, "test": 30, "source_train": 32, "source_val": 20}},
+        offline={
+            "data": "digits",
+            "backbone": TINY_BACKBONE,
+            "images": {"train": 32, "val": 20, "test": 30, "source_train": 32, "source_val": 20},
+            "settings": TINY,
+        },
     )
     found = tried(blocks, blocks.offline, 1, tmp_path)
     source = next(

@@ -20,7 +20,6 @@ from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
 from finetune_core.training.forecast import forecast
 from finetune_core.training.freezing import apply
-from finetune_core.training.loop import fit
 from finetune_core.training.lora import low_rank
 from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.networks import best_network
@@ -28,16 +27,17 @@ from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import check_config, prepare
 from finetune_core.training.speed_book import Speed
 from finetune_core.training.stage_plan import cut_index, describe, plan, trainable_parameters
+from finetune_core.work import finish
+from tests.factories import TINY_BACKBONE, tiny_config
+from tests.training.fits import fit_all, only
 
 CPU = Device("cpu", "a processor", "fp32")
 RANK = 3
 
 
 @pytest.fixture
-def config(colour_config):
-    return partial(
-        colour_config, batch_size=10, epochs=3, strategy="lora", lora_from="block6", lora_rank=4
-    )
+def config():
+    return partial(tiny_config, epochs=1, strategy="lora", lora_from="layer3", lora_rank=4)
 
 
 class Block(nn.Module):
@@ -79,7 +79,7 @@ def attending():
 NETWORKS = {
     "nn.MultiheadAttention": attending,
     "ViT of timm": lambda: (build_network("timm/test_vit", "none", 3, 0, 64), 64),
-    "CNN": lambda: (build_network("efficientnet_lite0", "none", 3, 0), 64),
+    "CNN": lambda: (build_network("timm/test_efficientnet", "none", 3, 0), 64),
 }
 
 
@@ -329,120 +329,79 @@ def test_a_rank_beyond_a_matrix_is_its_own():
     assert {one.scale for one in factors.factors.values()} == {0.5}
 
 
-def test_settings_that_do_not_fit_are_refused_by_field(colour_config):
+def test_settings_that_do_not_fit_are_refused_by_field(config):
     with pytest.raises(ConfigError, match="lora_from: belongs to lora, not to full"):
-        colour_config(strategy="full", lora_from="block3")
+        config(strategy="full")
     with pytest.raises(ConfigError, match="l2_sp: pulls whole weights back"):
-        colour_config(strategy="lora", l2_sp=0.1)
-    for stage in ("block9", "head"):
-        with pytest.raises(
-            ConfigError,
-            match=f"lora_from: there is no stage '{stage}'; the stages of efficientnet_lite0 are stem",
-        ):
-            check_config(colour_config(strategy="lora", lora_from=stage))
-    other = colour_config(strategy="lora", lora_from="block3").for_strategy("full")
-    assert other["lora_from"] is None
-
-
-def trained(config, folder):
-    folder.mkdir()
-    return list(fit(config, folder))
+        config(l2_sp=0.1)
+    for stage in ("layer9", "head"):
+        said = f"lora_from: there is no stage '{stage}'; the stages of {TINY_BACKBONE} are conv1"
+        with pytest.raises(ConfigError, match=said):
+            check_config(config(lora_from=stage))
+    assert config().for_strategy("full")["lora_from"] is None
 
 
 def test_a_checkpoint_holds_factors_and_the_head_and_makes_a_plain_network(config, tmp_path):
     settings = config(lora_norms="train")
-    found = trained(settings, tmp_path / "run")
+    found = fit_all(settings, tmp_path)
     assert isinstance(found[-1], events.RunFinished)
-    tensors, info = load_tensors(tmp_path / "run", BEST)
-    kept = {
-        name.removesuffix(".lora_A").removesuffix(".lora_B") for name in tensors if ".lora_" in name
-    }
-    stages = network_stages("efficientnet_lite0", 3)
-    late = {name for stage in stages[6:] for name in stage.matrices}
-    norms = {name for stage in stages[6:-1] for name in (*stage.norms, *stage.buffers)}
-    assert kept == late
-    assert tensors.keys() - {f"{name}.lora_{kind}" for name in kept for kind in "AB"} == norms | {
-        "classifier.weight",
-        "classifier.bias",
-    }
-    network, _ = best_network(settings, tmp_path / "run")
-    assert (
-        network.model.state_dict().keys()
-        == build_network("efficientnet_lite0", "none", 3, 0).model.state_dict().keys()
-    )
-    before = network.pretrained.state_dict()
-    for name in late:
-        factors = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
-        merged = torch.addmm(before[name].flatten(1), factors[1], factors[0], alpha=4.0)
-        assert torch.equal(network.model.get_parameter(name).flatten(1), merged)
+    tensors, info = load_tensors(tmp_path, BEST)
+    network, _ = best_network(settings, tmp_path)
+    late = network.stages[3:-1]
+    matrices = {name for stage in late for name in stage.matrices}
+    norms = {name for stage in late for name in (*stage.norms, *stage.buffers)}
+    head = {"fc.weight", "fc.bias"}
+    factors = {f"{name}.lora_{kind}" for name in matrices for kind in "AB"}
+    assert tensors.keys() == factors | norms | head
+    before, now = network.pretrained.state_dict(), network.model.state_dict()
+    plain = build_network(TINY_BACKBONE, "none", 3, 0, 32).model.state_dict()
+    assert now.keys() == plain.keys()
+    for name in matrices:
+        down, up = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
+        merged = torch.addmm(before[name].flatten(1), up, down, alpha=4.0)
+        assert torch.equal(now[name].flatten(1), merged)
         assert not torch.equal(merged, before[name].flatten(1)), name
-    others = (
-        network.model.state_dict().keys() - late - norms - {"classifier.weight", "classifier.bias"}
-    )
-    assert all(torch.equal(network.model.state_dict()[name], before[name]) for name in others)
+    others = now.keys() - matrices - norms - head
+    assert all(torch.equal(now[name], before[name]) for name in others)
     assert info.epoch == found[-1].best_epoch
-    assert checkpoint_path(tmp_path / "run", BEST).stat().st_size < 800_000
-
-
-def test_a_checkpoint_of_another_rank_is_refused(config, tmp_path):
-    trained(config(epochs=1), tmp_path / "run")
+    assert checkpoint_path(tmp_path, BEST).stat().st_size < 150_000
     with pytest.raises(RunError, match=r"lora_A has another shape"):
-        best_network(config(epochs=1, lora_rank=2), tmp_path / "run")
+        best_network(config(lora_norms="train", lora_rank=2), tmp_path)
     with pytest.raises(RunError, match="tensors of"):
-        best_network(config(epochs=1, lora_from="block5"), tmp_path / "run")
+        best_network(config(lora_norms="train", lora_from="layer2"), tmp_path)
 
 
 def test_the_frozen_stages_are_cached_and_that_changes_nothing(config, tmp_path):
-    cached, uncached = (trained(config(cache=how), tmp_path / how) for how in ("auto", "off"))
-    started = [
-        next(event for event in found if isinstance(event, events.RunStarted))
-        for found in (cached, uncached)
-    ]
-    assert [event.cache.where for event in started] == ["memory", "off"]
+    for where, how in (("memory", "auto"), ("off", "off")):
+        found = fit_all(config(cache=how), tmp_path / how)
+        assert only(events.RunStarted, found)[0].cache.where == where
     ours, theirs = (load_tensors(tmp_path / how, LAST)[0] for how in ("auto", "off"))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_the_audit_sees_a_weight_that_is_not_what_its_factors_say(config, tmp_path, monkeypatch):
-    job = finish_preparing(config())
-    job.low_rank.merge()
-    assert not job.low_rank.unmerged()
-    name = next(iter(job.low_rank.factors))
-    with torch.no_grad():
-        job.network.model.get_parameter(name).view(-1)[0] += 1e-6
-    assert job.low_rank.unmerged() == [name]
-
-
-def test_the_audit_allows_rounding_where_products_do_not_repeat(config, monkeypatch):
-    job = finish_preparing(config())
-    job.low_rank.merge()
-    name = next(iter(job.low_rank.factors))
-    weight = job.network.model.get_parameter(name)
-    monkeypatch.setattr(lora, "_REPEATABLE", ())
-    largest = float(weight.detach().abs().max())
-    with torch.no_grad():
-        weight.view(-1)[0] += 1e-6 * largest
-    assert not job.low_rank.unmerged()
-    with torch.no_grad():
-        weight.view(-1)[0] += 1e-4 * largest
-    assert job.low_rank.unmerged() == [name]
-
-
-def finish_preparing(config):
-    stream = prepare(config)
-    while True:
-        try:
-            next(stream)
-        except StopIteration as end:
-            return end.value
+@pytest.mark.parametrize("repeats", [True, False])
+def test_the_audit_sees_a_weight_that_is_not_what_its_factors_say(config, monkeypatch, repeats):
+    """Rounding is allowed where products do not repeat."""
+    factors, network = (job := finish(prepare(config()))).low_rank, job.network
+    factors.merge()
+    assert not factors.unmerged()
+    if not repeats:
+        monkeypatch.setattr(lora, "_REPEATABLE", ())
+    name = next(iter(factors.factors))
+    weight = network.model.get_parameter(name).detach()
+    largest = float(weight.abs().max())
+    weight.view(-1)[0] += 1e-6 * largest
+    assert factors.unmerged() == ([name] if repeats else [])
+    weight.view(-1)[0] += 1e-4 * largest
+    assert factors.unmerged() == [name]
 
 
 def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cache(config):
     speed = Speed(
         trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0
     )
-    job = finish_preparing(config())
+    job = finish(prepare(config()))
     few, more = (forecast(config(lora_rank=rank), job.dataset, speed, 0.001) for rank in (1, 8))
     stages = job.network.stages
     assert more.trainable_parameters == trainable_parameters(
@@ -455,7 +414,7 @@ def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cac
         config(strategy="feature_extraction", lora_from=None), job.dataset, speed, 0.001
     )
     matrices = sum(
-        rows * columns for stage in stages[6:-1] for rows, columns in stage.matrices.values()
+        rows * columns for stage in stages[3:-1] for rows, columns in stage.matrices.values()
     )
     beside = (
         few.memory_bytes
