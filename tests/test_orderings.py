@@ -1,4 +1,4 @@
-"""The suite of published orderings: its files, what they are made into, how claims are judged, and a tiny one from end to end."""
+"""Published orderings: their files, the configs of them, how claims are judged, and a tiny one."""
 
 import json
 
@@ -22,7 +22,7 @@ from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.training.stage_plan import plan, stages_of
-from tests.factories import TINY_BACKBONE
+from tests.factories import TINY_BACKBONE, tiny_weights
 
 CLASSES, IMAGES = 3, 400
 BETTER = Claim(better="a", than="b", on="test")
@@ -80,6 +80,14 @@ def test_blocks_are_the_first_stages_the_middle_one_and_the_last_with_the_head()
 TINY = {"epochs": 1, "image_size": 32, "precision": "fp32", "learning_rate": 1e-3}
 
 
+ARMS = {
+    "probe": {"strategy": "linear_probe"},
+    "full": {"strategy": "full"},
+    "wise": {"of": "full", "how": "wise"},
+}
+IMAGES_ONE = {"train": 1, "val": 1, "test": 1}
+
+
 def ordering(**changes):
     given = {
         "name": "tiny",
@@ -89,11 +97,7 @@ def ordering(**changes):
         "claim": "None.",
         "seeds": 2,
         "shift": {"corruptions": ["noise", "blur"], "severity": 3},
-        "arms": {
-            "probe": {"strategy": "linear_probe"},
-            "full": {"strategy": "full"},
-            "wise": {"of": "full", "how": "wise"},
-        },
+        "arms": ARMS,
         "claims": [
             {"better": "full", "than": "probe", "on": "test"},
             {"better": "wise", "than": "full", "on": "shifted"},
@@ -103,7 +107,7 @@ def ordering(**changes):
             "data": "digits",
             "backbone": TINY_BACKBONE,
             "images": {"train": 32, "val": 20, "test": 30},
-            "settings": TINY | {"weights": "none"},
+            "settings": TINY | {"weights": str(tiny_weights())},
         },
     }
     return Ordering.model_validate(given | changes)
@@ -113,17 +117,20 @@ def ordering(**changes):
     "changes",
     [
         {"claims": [{"better": "full", "than": "nobody", "on": "test"}]},
-        {"arms": {"probe": {"strategy": "no_such"}, "full": {"strategy": "full"}, "wise": {"of": "full", "how": "wise"}}},
+        {"arms": ARMS | {"probe": {"strategy": "no_such"}}},
         {"shift": None},
         {"shift": {"corruptions": ["snow"], "severity": 1}},
         {"adaptation": {"kind": "mirrored", "source_settings": {"no_such": 1}}},
         {"seeds": 1},
         {"online": {"data": "digits"}},
-        {"online": {"data": "imagenet", "backbone": PACKAGED, "images": {"train": 1, "val": 1, "test": 1}}},
-        {"arms": {"probe": {"strategy": "linear_probe"}, "full": {"strategy": "full", "settings": {"no_such": 1}}, "wise": {"of": "full", "how": "wise"}}},
-        {"arms": {"probe": {"strategy": "linear_probe"}, "full": {"strategy": "full", "runs": 2}, "wise": {"of": "full", "how": "soup"}}},
+        {"online": {"data": "imagenet", "backbone": PACKAGED, "images": IMAGES_ONE}},
+        {"arms": ARMS | {"full": {"strategy": "full", "settings": {"no_such": 1}}}},
+        {
+            "arms": ARMS
+            | {"full": {"strategy": "full", "runs": 2}, "wise": {"of": "full", "how": "soup"}}
+        },
     ],
-)  # fmt: skip
+)
 def test_what_is_no_ordering_is_refused(changes):
     assert ordering().claims
     with pytest.raises(ValidationError):
@@ -136,7 +143,7 @@ def test_an_ordering_that_is_not_there_is_refused_with_those_that_are():
 
 
 def predictions(seeds, **rights):
-    """Arms that are right on the first images, as many as said; each seed is wrong on another one of these."""
+    """Arms that are right on the first images; each seed is wrong on another one of these."""
     random = np.random.default_rng(0)
     labels = random.integers(0, CLASSES, IMAGES)
     logits = {}
@@ -239,7 +246,9 @@ def test_groups_are_classes_whose_members_change():
         IDS, setup(source_train=20, source_val=10), Adaptation(kind="groups", groups=groups)
     )
     own = dict(zip(IDS["id"], IDS["class"], strict=True))
-    seen = {part: {(own[i], c) for (p, _), rows in parts.items() if p == part for i, c in rows[["id", "class"]].values} for part in ("source", "data")}  # fmt: skip
+    seen = {"source": set(), "data": set()}
+    for (part, _), rows in parts.items():
+        seen[part] |= {(own[name], group) for name, group in rows[["id", "class"]].values}
     assert seen["source"] == {("c0", "even"), ("c1", "odd")}
     assert seen["data"] == {("c2", "even"), ("c4", "even"), ("c3", "odd")}
 
@@ -301,7 +310,7 @@ def test_all_arms_go_on_from_one_run_and_one_that_was_stopped_is_gone_on_with(tm
         adaptation={
             "kind": "corrupted",
             "corrupted": {"corruptions": ["noise"], "severity": 2},
-            "source_settings": {"weights": "none"},
+            "source_settings": {"weights": str(tiny_weights())},
         },
         arms={"first": {"block": "first"}, "last": {"block": "last"}},
         claims=[{"better": "first", "than": "last", "on": "test"}],

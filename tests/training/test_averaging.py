@@ -325,8 +325,8 @@ def test_frozen_statistics_are_not_computed():
 # --- WiSE-FT
 
 
-def check_curve(run, parent):
-    """Compare the ends of a curve with the tuned network, its chosen point with the run; return it."""
+def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(seeds_once, averages_once):
+    run, parent = read_run(averages_once["wise"][0]), read_run(seeds_once[0])
     told = summary(run)
     curve = told["averaged"]["curve"]
     assert [point["coefficient"] for point in curve] == list(COEFFICIENTS)
@@ -334,19 +334,14 @@ def check_curve(run, parent):
     assert curve[-1]["loss"] == pytest.approx(parent.history.end["val_loss"], rel=1e-4)
     highest = max(point["accuracy"] for point in curve)
     first = next(point for point in curve if point["accuracy"] == highest)
-    assert told["averaged"]["coefficient"] == first["coefficient"]
+    coefficient = told["averaged"]["coefficient"]
+    assert coefficient == first["coefficient"]
     assert told["val_accuracy"] == pytest.approx(highest)
     assert told["val_loss"] == pytest.approx(first["loss"], rel=1e-4)
-    return first["coefficient"]
-
-
-def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(seeds_once, averages_once):
-    folder, _ = averages_once["wise"]
-    coefficient = check_curve(read_run(folder), read_run(seeds_once[0]))
-    probe = job_of(read_run(folder).config)
+    probe = job_of(run.config)
     finish(fit_probe(probe, LostImages(probe)))
     start, end = probe.network.model.state_dict(), best(seeds_once[0])
-    for name, tensor in best(folder).items():
+    for name, tensor in best(run.run_dir).items():
         # a probe of separable classes ends elsewhere each time
         if tensor.is_floating_point() and not name.startswith("fc."):
             wanted = start[name] + coefficient * (end[name] - start[name])
@@ -420,11 +415,11 @@ LORA = {"strategy": "lora", "lora_from": "layer4", "lora_norms": "train", **FLIP
 @pytest.mark.train
 def test_between_a_lora_run_and_its_start_lie_weights_of_its_rank(tmp_path, monkeypatch):
     monkeypatch.setattr(averaging, "COEFFICIENTS", (0.4,))
-    parent = trained_run(**LORA)
-    folder, _ = record_run(averaged_config("wise", [parent.run_dir]), tmp_path / "runs")
-    run = read_run(folder)
+    lora = {"strategy": "lora", "lora_from": "layer4", "lora_norms": "train"}
+    parent = trained_run(**lora, **FLIPPED)
+    run = read_run(record_run(averaged_config("wise", [parent.run_dir]), tmp_path / "runs")[0])
     assert (run.status, summary(run)["averaged"]["coefficient"]) == ("finished", 0.4)
-    network = best_network(run.config, folder)[0]
+    network = best_network(run.config, run.run_dir)[0]
     start, now = network.pretrained.state_dict(), network.model.state_dict()
     tuned = best_network(parent.config, parent.run_dir)[0].model.state_dict()
     moved = 0
@@ -434,22 +429,12 @@ def test_between_a_lora_run_and_its_start_lie_weights_of_its_rank(tmp_path, monk
             torch.testing.assert_close(tensor, wanted, rtol=1e-4, atol=1e-6)
             moved += not torch.equal(start[name], tuned[name])
     assert moved > 4
-    kept = load_file(checkpoint_path(folder, BEST))
-    factors = {name for name in kept if ".lora_" in name}
+    factors = {name for name in load_file(checkpoint_path(run.run_dir, BEST)) if ".lora_" in name}
     assert factors == {name for name in best(parent.run_dir) if ".lora_" in name} != set()
-
-
-@pytest.mark.train
-def test_wise_of_a_lora_run_is_a_run_like_any_other(tmp_path):
-    parent = trained_run(**LORA)
-    folder, _ = record_run(averaged_config("wise", [parent.run_dir]), tmp_path / "runs")
-    run = read_run(folder)
-    check_curve(run, parent)
     made = export_run(run, "safetensors", tmp_path / "export")
     assert made.measured.evaluation.accuracy == summary(run)["test_accuracy"]
     loaded = load_export(made.folder).network.model.state_dict()
-    for name, tensor in best_network(run.config, folder)[0].model.state_dict().items():
-        assert torch.equal(loaded[name], tensor)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in now.items())
 
 
 # --- refusals
@@ -506,7 +491,7 @@ def test_runs_that_cannot_be_averaged_are_refused_all_at_once(seeds_once, tmp_pa
 
 
 def test_seeds_that_drew_other_shares_of_the_images_make_no_soup(seeds_once, tmp_path):
-    """An ensemble of them says how many images it has seen; a soup has the settings of one of them."""
+    """An ensemble says how many images it has seen; a soup has the settings of one run."""
     shares = [edited(folder, tmp_path, train_fraction=0.5) for folder in seeds_once[:2]]
     drew = "its seed 1 drew other 50.0 % of the training images (--train-fraction) than seed 0"
     for how in ("soup", "greedy_soup"):

@@ -262,7 +262,7 @@ def test_a_larger_share_holds_a_smaller_one_and_keeps_the_shares_of_the_classes(
     assert not np.array_equal(subset(every, LABELS, KEYS, 0.3, seed=2), kept[0.3])
 
 
-def test_balanced_epochs_hold_as_many_of_each_class_and_in_the_end_every_image_as_often():
+def test_balanced_epochs_hold_as_many_of_each_class_and_every_image_as_often():
     every = np.arange(len(LABELS))
     seen = np.zeros(len(LABELS), dtype=int)
     for epoch in range(60):

@@ -71,7 +71,7 @@ def logits_in(folder):
 
 
 def seen_by(run, network):
-    """The images that a run has predicted, as a network gets them, in the order of ``logits_in``."""
+    """The images that a run has predicted as a network gets them, ordered as ``logits_in``."""
     inputs = [
         network_input(run_image(run, sample), network.info, run.config.image_size)
         for sample in logits_in(run.run_dir)[0]["id"]

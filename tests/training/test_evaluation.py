@@ -1,4 +1,4 @@
-"""The final evaluation: whatever a run trains in, its best checkpoint is evaluated in fp32, as Predict computes."""
+"""Whatever a run trains in, its best checkpoint is evaluated in fp32, as Predict computes."""
 
 from pathlib import Path
 

@@ -19,7 +19,7 @@ ROWS = np.random.default_rng(0).permutation(200)[:75]
 
 
 def feed(rows_seen):
-    """Loads rows of a table; finishing adds to each its own number, so that another row's would show."""
+    """Load rows of a table; finishing adds to each its own number, which tells rows apart."""
 
     def finish(loaded, rows):
         rows_seen.append(rows.tolist())

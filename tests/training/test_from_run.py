@@ -1,4 +1,4 @@
-"""A run that starts from another one keeps its weights, its head where the classes match, and nothing of its folder."""
+"""A run starts from the weights of another one, its head included where the classes match."""
 
 import shutil
 

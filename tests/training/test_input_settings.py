@@ -1,4 +1,4 @@
-"""Mean, standard deviation, crop and interpolation follow from the network, or from what a person has set: everywhere."""
+"""Mean, deviation, crop and interpolation are the network's, or those that were set."""
 
 from functools import partial
 from hashlib import sha256

@@ -26,7 +26,7 @@ SQUEEZENET = {
 
 
 def test_trunk_statistics_do_not_drift_in_the_live_model(tmp_path, monkeypatch):
-    """The checkpoint leaves the trunk out, so the audit inside the run looks at the live tensors: break it."""
+    """The checkpoint leaves the trunk out: the audit within the run looks at live tensors."""
     original = loop.apply
 
     def careless(strategy, stages, model, epoch):
@@ -96,22 +96,16 @@ def test_events_tell_the_story_in_order_and_in_plain_scalars(tmp_path):
     assert load_checkpoint(tmp_path, "best")[1].epoch == finished.best_epoch
 
 
-def test_stop_ends_in_good_order_and_keeps_the_best_epoch(tmp_path):
-    _, training = fit_until(tiny_config(epochs=50), tmp_path, ends_step(2, 1))
-    last = training.throw(StopRequested())
-    assert isinstance(last, events.RunStopped)
-    assert (last.epoch, last.best_epoch) == (2, 1)
+@pytest.mark.parametrize("last", [ends_epoch(1), ends_step(2, 1)], ids=["epoch", "step"])
+def test_stop_ends_in_good_order_and_keeps_the_best_epoch(tmp_path, last):
+    seen, training = fit_until(tiny_config(epochs=50), tmp_path, last)
+    stopped = training.throw(StopRequested())
+    assert isinstance(stopped, events.RunStopped)
+    assert (stopped.epoch, stopped.best_epoch) == (seen[-1].epoch, 1)
     assert list(training) == []
     assert load_checkpoint(tmp_path, "best")[1].epoch == 1
     table = load_predictions(tmp_path)
     assert (set(table["split"]), len(table)) == ({"val"}, 6)
-
-
-def test_stopped_at_the_end_of_an_epoch_its_results_are_there(tmp_path):
-    _, training = fit_until(tiny_config(), tmp_path, ends_epoch())
-    assert training.throw(StopRequested()).best_epoch == 1
-    assert load_checkpoint(tmp_path, "best")[1].epoch == 1
-    assert len(load_predictions(tmp_path)) == 6
 
 
 def test_stop_before_the_first_step_leaves_nothing(tmp_path):

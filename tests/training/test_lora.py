@@ -1,4 +1,4 @@
-"""LoRA: the weights that a network holds are their start and their factors, and nothing else of it moves."""
+"""LoRA: weights are their start and their factors, and nothing else of a network moves."""
 
 import copy
 from functools import partial
@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.functional import conv2d, cross_entropy, linear, scaled_dot_product_attention
 
 from finetune_core.config import make_config
+from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network, network_stages
@@ -101,7 +102,7 @@ def randomised(network, strategy):
 
 
 def unmerged(model, factors):
-    """Have a network's layers compute what they did at the start, and the factors' part beside it."""
+    """Have layers compute what they did at the start, and the factors' part beside it."""
 
     def beside(name, layer):
         one = factors.factors[name]
@@ -224,71 +225,59 @@ def test_what_attention_never_calls_trains_too_and_nothing_else_moves():
         assert torch.equal(now[name], one.merged())
 
 
-def test_parts_of_a_batch_and_a_loss_scale_make_the_same_step():
-    def weights(**how):
-        network, side = attending()
-        step_on(network, planned(network), side, **how)
-        return network.model.state_dict()
+def weights_after(network=None, **how):
+    """Names and weights of the small transformer after a step."""
+    network = network or attending()[0]
+    _, done = step_on(network, planned(network), 32, **how)
+    return network.model.state_dict(), done
 
-    usual = weights()
-    scale = LossScale(torch.tensor(1024.0), torch.zeros((), dtype=torch.int32))
-    for other in (weights(micro_batch=2), weights(scale=scale)):
-        for name, tensor in usual.items():
-            torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
-    clipped = weights(clip_norm=1e-3)
+
+def loss_scale():
+    return LossScale(torch.tensor(1024.0), torch.zeros((), dtype=torch.int32))
+
+
+def check_close(found, wanted):
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+class Wrapped(nn.Module):
+    """A network times ``factor``, whose memory ends once, in pass ``ends``."""
+
+    def __init__(self, inner, factor=1.0, ends=0):
+        super().__init__()
+        self.inner, self.factor, self.ends, self.passes = inner, factor, ends, 0
+
+    def forward(self, images):
+        self.passes += 1
+        if self.passes == self.ends:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.inner(images) * self.factor
+
+
+def test_parts_of_a_batch_and_a_loss_scale_make_the_same_step():
+    usual, _ = weights_after()
+    for how in ({"micro_batch": 2}, {"scale": loss_scale()}):
+        check_close(weights_after(**how)[0], usual)
+    clipped, _ = weights_after(clip_norm=1e-3)
     assert not torch.allclose(clipped["head.weight"], usual["head.weight"], atol=1e-3)
 
 
 def test_gradients_of_an_attempt_that_ran_out_of_memory_are_forgotten():
-    class Short(nn.Module):
-        """Memory that ends in the second part of a batch, once."""
-
-        def __init__(self, inner):
-            super().__init__()
-            self.inner, self.passes = inner, 0
-
-        def forward(self, images):
-            self.passes += 1
-            if self.passes == 2:
-                raise torch.OutOfMemoryError("out of memory")
-            return self.inner(images)
-
-    network, side = attending()
-    _, done = step_on(network, planned(network), side, forward=Short(network.model), micro_batch=4)
-    other, _ = attending()
-    step_on(other, planned(other), side, micro_batch=4)
+    network, _ = attending()
+    found, done = weights_after(network, forward=Wrapped(network.model, ends=2), micro_batch=4)
     assert done.skipped == 0
-    for (name, tensor), expected in zip(
-        network.model.state_dict().items(), other.model.state_dict().values(), strict=True
-    ):
-        torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5, msg=name)
+    check_close(found, weights_after(micro_batch=4)[0])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_step_that_is_skipped_changes_nothing(optimizer):
-    class Overflowing(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, images):
-            return self.inner(images) * torch.inf
-
-    network, side = attending()
+    network, _ = attending()
     before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
-    scale = LossScale(torch.tensor(1024.0), torch.zeros((), dtype=torch.int32))
-    _, done = step_on(
-        network,
-        planned(network),
-        side,
-        optimizer=optimizer,
-        forward=Overflowing(network.model),
-        scale=scale,
-    )
+    overflowing, scale = Wrapped(network.model, factor=torch.inf), loss_scale()
+    now, done = weights_after(network, optimizer=optimizer, forward=overflowing, scale=scale)
     assert (done.skipped.item(), scale.factor.item()) == (1, 256)
-    assert all(
-        torch.equal(tensor, before[name]) for name, tensor in network.model.state_dict().items()
-    )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in now.items())
 
 
 def test_factors_are_counted_without_a_network_and_depthwise_convolutions_have_none():
@@ -297,28 +286,20 @@ def test_factors_are_counted_without_a_network_and_depthwise_convolutions_have_n
     assert "blocks.1.0.conv_pw.weight" in names
     assert not [name for name in names if "conv_dw" in name or "classifier" in name or "bn" in name]
     stages = network_stages("resnet18", 3)
-    settings = {
-        "data": "x",
-        "backbone": "resnet18",
-        "strategy": "lora",
-        "lora_from": "layer4",
-        "lora_rank": 8,
-    }
-    strategy = plan(make_config(settings), stages)
-    # of layer4's five convolutions, of 512 channels each
-    inputs = (256 * 9, 512 * 9, 256, 512 * 9, 512 * 9)
-    assert (
-        trainable_parameters(strategy, stages)
-        == 8 * sum(512 + each for each in inputs) + 512 * 3 + 3
+    settings = {"data": "x", "backbone": "resnet18", "strategy": "lora", "lora_rank": 8}
+    strategy, norms = (
+        plan(make_config(settings | {"lora_from": "layer4"} | more), stages)
+        for more in ({}, {"lora_norms": "train"})
     )
+    # of layer4's five convolutions, of 512 channels each
+    factors = 8 * sum(512 + inputs for inputs in (256 * 9, 512 * 9, 256, 512 * 9, 512 * 9))
+    counted = trainable_parameters(strategy, stages)
+    assert counted == factors + 512 * 3 + 3
     assert cut_index(strategy) == 4
     rows = describe(strategy, stages)
     assert [row["part"] for row in rows] == ["all"] * 4 + ["lora", "all"]
-    assert rows[4]["trained"] == 8 * sum(512 + each for each in inputs)
-    norms = plan(make_config(settings | {"lora_norms": "train"}), stages)
-    assert (
-        trainable_parameters(norms, stages) - trainable_parameters(strategy, stages) == 5 * 512 * 2
-    )
+    assert rows[4]["trained"] == factors
+    assert trainable_parameters(norms, stages) - counted == 5 * 512 * 2
     assert [one.batchnorm for one in (strategy[4], norms[4])] == ["frozen", "train"]
 
 
@@ -398,30 +379,20 @@ def test_the_audit_sees_a_weight_that_is_not_what_its_factors_say(config, monkey
 
 
 def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cache(config):
-    speed = Speed(
-        trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0
-    )
-    job = finish(prepare(config()))
-    few, more = (forecast(config(lora_rank=rank), job.dataset, speed, 0.001) for rank in (1, 8))
-    stages = job.network.stages
-    assert more.trainable_parameters == trainable_parameters(
-        plan(config(lora_rank=8), stages), stages
-    )
-    assert more.memory_bytes - few.memory_bytes == 12 * (
-        more.trainable_parameters - few.trainable_parameters
-    )
-    alone = forecast(
-        config(strategy="feature_extraction", lora_from=None), job.dataset, speed, 0.001
-    )
-    matrices = sum(
-        rows * columns for stage in stages[3:-1] for rows, columns in stage.matrices.values()
-    )
-    beside = (
-        few.memory_bytes
-        - 12 * few.trainable_parameters
-        - (alone.memory_bytes - 12 * alone.trainable_parameters)
-    )
-    assert beside == 4 * matrices
+    speed, dataset = Speed(0.01, 0.02, 0.005, 1000, 5_000_000, 0.0), load_dataset(config().data)
+    stages = network_stages(TINY_BACKBONE, 3, 32)
+
+    def memory(**settings):
+        """Bytes, but for those of parameters that train."""
+        found = forecast(config(**settings), dataset, speed, 0.001)
+        counted = trainable_parameters(plan(config(**settings), stages), stages)
+        assert found.trainable_parameters == counted
+        return found.memory_bytes - 12 * counted
+
+    assert memory(lora_rank=1) == memory(lora_rank=8)
+    matrices = [shape for stage in stages[3:-1] for shape in stage.matrices.values()]
+    beside = memory() - memory(strategy="feature_extraction", lora_from=None)
+    assert beside == 4 * sum(rows * columns for rows, columns in matrices)
 
 
 def test_the_seed_decides_the_first_factors():

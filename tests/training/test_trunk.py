@@ -42,10 +42,10 @@ def phases(found):
 
 
 def same_results(a, b):
-    """Weights to 1e-5 relative (1e-6 an element where they are sums that nearly cancel), predictions identical.
+    """Weights to 1e-5 (1e-6 an element where sums nearly cancel), predictions identical.
 
-    Of runs with SGD: batches of other sizes are added up in another order, and Adam makes whole steps of a gradient that is nothing
-    but such rounding.
+    The runs have SGD: batches of other sizes are added up in another order, and Adam makes whole
+    steps of a gradient that is nothing but such rounding.
     """
     ours, theirs = load_file(a / "last.safetensors"), load_file(b / "last.safetensors")
     assert ours.keys() == theirs.keys()
@@ -71,7 +71,7 @@ VIEWS = {"augmentation": "random_resized_crop", "views": 2}
 
 @pytest.mark.parametrize("backbone", ONE_OF_EACH)
 def test_cached_equals_uncached_for_each_kind_of_network_of_timm(tmp_path, backbone):
-    # BatchNorm behind 1 x 1 pixels sees one number per image: over a batch of two or three, rounding decides what it makes of them.
+    # BatchNorm behind 1 x 1 pixels sees one number per image: in a batch of two, rounding decides.
     check_cached(tmp_path, backbone, SIDE, images=shared_images(red=12, blue=12))
 
 
@@ -128,7 +128,7 @@ def test_a_deeper_cut_starts_from_the_nearest_shallower_one(tmp_path, monkeypatc
 
 
 @pytest.mark.train
-def test_activations_that_another_session_drives_out_before_they_are_used_are_computed_again(
+def test_activations_that_are_driven_out_before_they_are_used_are_computed_again(
     images, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "1")
@@ -147,7 +147,7 @@ def test_activations_that_another_session_drives_out_before_they_are_used_are_co
 
 
 @pytest.mark.train
-def test_activations_that_another_session_drives_out_while_they_are_used_stay_readable(
+def test_activations_that_are_driven_out_while_they_are_used_stay_readable(
     images, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "1")
@@ -262,7 +262,7 @@ def test_rows_that_new_ones_drive_out_of_a_tight_disk_are_not_read(images, tmp_p
 
 @pytest.mark.train
 def test_bf16_learns_as_fp32_does(native_bf16, tmp_path):
-    """The losses of every epoch on 200 digits, to a tenth: accuracies of so few images would differ by single ones."""
+    """Losses on 200 digits, to a tenth: accuracies of so few would differ by single images."""
     from finetune_core.data.sample import digits_folder
 
     for label in range(10):

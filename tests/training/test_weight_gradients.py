@@ -40,7 +40,7 @@ CHANGED = {"layer4.0.conv1", "layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2
 
 
 def gradients(convolution, images, autocast):
-    """Of a loss that weighs each output differently: towards the weights, and towards the images."""
+    """Gradients of a loss that weighs each output differently: of weights, and of images."""
     images = images.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = convolution(images)
