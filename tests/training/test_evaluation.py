@@ -42,11 +42,16 @@ def eager(config, folder, names):
     "settings",
     [
         {"precision": "bf16"},
-        {"precision": "bf16", "strategy": "feature_extraction"},
-        {"precision": "bf16", "augmentation": "flips", "views": 2, "ema": 0.9},
-        {"precision": "fp32"},
         {"precision": "fp32", "strategy": "full", "ema": 0.9},
-        pytest.param({"precision": "bf16", "cache": "off"}, marks=pytest.mark.train),
+        *(
+            pytest.param(one, marks=pytest.mark.train)
+            for one in (
+                {"precision": "bf16", "strategy": "feature_extraction"},
+                {"precision": "bf16", "augmentation": "flips", "views": 2, "ema": 0.9},
+                {"precision": "bf16", "cache": "off"},
+                {"precision": "fp32"},
+            )
+        ),
     ],
     ids=lambda settings: " ".join(f"{value}" for value in settings.values()),
 )

@@ -53,6 +53,7 @@ def test_the_network_ends_after_that_stage_and_is_evaluated(strategy):
     assert (np.stack(table["logits"].tolist()).argmax(1) == table["label"]).mean() > 0.8
 
 
+@pytest.mark.train
 def test_without_the_cache_the_head_is_the_same():
     runs = [fitted_run(cache=cache) for cache in ("auto", "off")]
     assert [run.started["cache"]["where"] == "off" for run in runs] == [False, True]
@@ -60,6 +61,7 @@ def test_without_the_cache_the_head_is_the_same():
     torch.testing.assert_close(*heads, atol=1e-3, rtol=1e-2)
 
 
+@pytest.mark.train
 def test_what_is_cached_of_it_is_not_taken_for_the_whole_networks(monkeypatch, tmp_path):
     tables, real = [], TrunkTables.name
 
@@ -68,10 +70,10 @@ def test_what_is_cached_of_it_is_not_taken_for_the_whole_networks(monkeypatch, t
         return tables[-1][1]
 
     monkeypatch.setattr(TrunkTables, "name", note)
-    record_run(tiny_config(strategy="linear_probe", features_from=STAGE), tmp_path)
+    record_run(tiny_config(strategy="prototypes", features_from=STAGE), tmp_path)
     ended = set(tables)
     tables.clear()
-    _, seen = record_run(tiny_config(strategy="linear_probe"), tmp_path)
+    _, seen = record_run(tiny_config(strategy="prototypes"), tmp_path)
     assert only(events.HeadFitted, seen)[0].features == 96
     shared = {cut for cut, _ in ended & set(tables)}
     assert shared >= {1, 2}, "of stages before the last, the tables are the same"
@@ -107,14 +109,16 @@ def test_what_does_not_fit_is_refused_before_the_start(tmp_path):
         list(execute(create_run(config, tmp_path)))
 
 
+@pytest.mark.train
 def test_a_head_that_is_a_convolution_is_replaced_by_a_linear_one(tmp_path):
     squeezenet = {"backbone": "squeezenet1_1", "weights": "none", "image_size": 64}
-    run = trained_run(strategy="linear_probe", **squeezenet)
+    run = trained_run(strategy="prototypes", **squeezenet)
     assert run.status == "finished"
     exported = export_run(run, "safetensors", tmp_path)
     assert load_export(exported.folder).network.head_layers[0].weight.shape == (3, 512)
 
 
+@pytest.mark.train
 def test_an_image_is_explained_by_the_stages_that_are_there():
     run = fitted_run()
     dataset = load_dataset(run.config.data)

@@ -96,6 +96,7 @@ def test_other_classes_get_a_new_head_on_the_same_weights(parent_once):
     assert same(found.network, plain, plain.stages[-1:])  # by the seed, as in any run
 
 
+@pytest.mark.train
 def test_a_run_waits_trains_and_predicts_without_the_run_that_it_started_from(parent, tmp_path):
     reservation = create_run(config_from(parent), tmp_path / "runs")
     shutil.rmtree(parent.run_dir)
@@ -137,6 +138,7 @@ def strategies():
     return [*few, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in rest)]
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("strategy", strategies())
 def test_every_strategy_can_start_from_a_run(parent_once, tmp_path, strategy):
     epochs = {"linear_probe_then_full": 2, "gradual_unfreezing": 6}.get(strategy, 1)
@@ -156,7 +158,7 @@ def test_a_chain_of_runs_tells_its_lineage(parent_once):
     best_epoch = parent_once.history.end["best_epoch"]
     assert [nearest[key] for key in ("run", "epoch", "weights")] == [probe.run_id, 0, "run"]
     assert [first[key] for key in ("run", "epoch")] == [parent_once.run_id, best_epoch]
-    assert first["weights"] == parent_once.config.starts_from
+    assert first["weights"] == "file"
     assert first["accuracy"] == pytest.approx(parent_once.history.end["val_accuracy"])
     words = lineage_in_words(last.started)
     data = parent_once.config.data.rpartition("/")[2]
@@ -170,6 +172,7 @@ def test_a_chain_of_runs_tells_its_lineage(parent_once):
     assert summary(parent_once)["started_from"] is None
 
 
+@pytest.mark.train
 def test_a_learning_rate_is_found_for_a_run_that_has_no_folder_yet(parent_once):
     assert finish(find_rate(config_from(parent_once, strategy="feature_extraction"))).rates
 

@@ -43,6 +43,7 @@ def same_tensors(one, other):
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.train
 def test_the_same_seed_gives_identical_weights_and_another_does_not(tmp_path):
     augmented = {"augmentation": "random_resized_crop", "strategy": "last_two_blocks", "epochs": 1}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -51,6 +52,7 @@ def test_the_same_seed_gives_identical_weights_and_another_does_not(tmp_path):
     assert not same_tensors(tmp_path / "a", tmp_path / "c")
 
 
+@pytest.mark.train
 def test_a_run_with_dropout_repeats_whatever_other_threads_draw(tmp_path):
     """As a page does that builds a network meanwhile."""
     assert "Dropout" in str(build_network("squeezenet1_1", "none", 3, 0).model)

@@ -64,7 +64,6 @@ SETTINGS = {
         "strategy": "last_two_blocks",
     },
 }
-PLAIN = ("head, Adam, images prepared otherwise", "low rank, norms, averaged")
 
 
 @pytest.fixture
@@ -86,7 +85,11 @@ def check_same(tmp_path, marks):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(one, marks=[pytest.mark.train] * (one not in PLAIN)) for one in SETTINGS]
+    "name",
+    [
+        pytest.param(one, marks=[pytest.mark.train] * (not one.startswith("head")))
+        for one in SETTINGS
+    ],
 )
 def test_stopped_within_an_epoch_and_resumed_is_the_same_to_the_last_bit(
     tmp_path, name, check_same
@@ -100,6 +103,7 @@ def test_stopped_within_an_epoch_and_resumed_is_the_same_to_the_last_bit(
     assert only(events.RunResumed, after) == [events.RunResumed(2, 1)]
 
 
+@pytest.mark.train
 def test_stopped_after_the_last_step_of_an_epoch_is_the_same_to_the_last_bit(tmp_path, check_same):
     config = tiny_config(**BATCHED)
     after = stop_and_resume(config, tmp_path / "stopped", ends_step(1, 3))
@@ -120,11 +124,12 @@ def test_memory_means_the_same_in_a_first_and_a_second_run(tmp_path):
     assert min(emitted("full", strategy="full")) > max(first)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("phase", "precision", "killed"),
     [
-        pytest.param("validate", "fp32", False, marks=pytest.mark.train),
-        pytest.param("evaluate", "fp32", True, marks=pytest.mark.train),
+        ("validate", "fp32", False),
+        ("evaluate", "fp32", True),
         ("evaluate", "bf16", False),
         pytest.param("validate", "bf16", True, marks=pytest.mark.exhaustive),
     ],
@@ -146,6 +151,7 @@ def test_stopped_or_killed_while_it_validates_or_evaluates(
     check_same(config, tmp_path / "cut", list(fit(config, tmp_path / "cut", resume=True)))
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("seconds", [0, loop.CHECKPOINT_SECONDS])
 def test_a_process_that_dies_goes_on_from_the_last_checkpoint(
     tmp_path, monkeypatch, check_same, seconds
@@ -168,6 +174,7 @@ def test_without_a_checkpoint_a_run_starts_again(tmp_path):
     assert isinstance(found[-1], events.RunFinished)
 
 
+@pytest.mark.train
 def test_other_classes_or_images_than_before_are_refused(tmp_path):
     images = image_folder(tmp_path / "images", {"red": 8, "blue": 8})
     config = tiny_config(images)

@@ -210,12 +210,12 @@ def test_on_disk_or_without_any_room_the_results_are_the_same(tmp_path, monkeypa
     run(config(), tmp_path / "memory")
     CACHE.clear()
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
+    with monkeypatch.context() as tight:
+        tight.setenv("THAW_CACHE_DISK_GB", "0")
+        emitted, _ = run(config(), tmp_path / "uncached")
+    assert "neither into memory nor onto the disk" in emitted["reason"]
     emitted, _ = run(config(), tmp_path / "disk")
     assert emitted["where"] == "disk"
-    CACHE.clear()
-    monkeypatch.setenv("THAW_CACHE_DISK_GB", "0")
-    emitted, _ = run(config(), tmp_path / "uncached")
-    assert "neither into memory nor onto the disk" in emitted["reason"]
     for other in ("disk", "uncached"):
         same_results(tmp_path / "memory", tmp_path / other)
 
