@@ -91,7 +91,7 @@ def networks(draw, most=4):
 
 
 @given(networks())
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 def test_the_mean_is_the_mean_whatever_the_order_of_the_networks(found):
     states = [{"weight": tensor} for tensor in found]
     mean = mean_of(states)["weight"]
@@ -103,7 +103,7 @@ def test_the_mean_is_the_mean_whatever_the_order_of_the_networks(found):
 
 
 @given(networks(most=1), some.integers(1, 9), some.floats(0, 1))
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 def test_averages_of_equal_networks_are_equal_and_the_ends_are_the_ends(found, count, coefficient):
     state, other = {"w": found[0], "num_batches_tracked": torch.tensor(5)}, {"w": found[0] + 1}
     mean = mean_of([state] * count)
@@ -449,7 +449,9 @@ def refusal(how, folders):
 def edited(run_dir, runs_dir, **changes):
     """A copy of a run whose settings say something else."""
     folder = copy_run(run_dir, runs_dir / str(len(list(runs_dir.glob("*")))))
-    folder = folder.rename(folder.with_name(f"{folder.name}-{'-'.join(changes)}"))
+    folder = folder.rename(
+        folder.with_name(f"{folder.name}-{'-'.join(map(str, changes.values()))}")
+    )
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return folder

@@ -89,7 +89,7 @@ def answers(draw, most=4):
 
 
 @given(answers())
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 def test_an_ensemble_is_the_mean_of_the_probabilities_whatever_the_order(found):
     mean = mean_log_probabilities(found)
     wanted = softmax(found.astype(np.float64), axis=2).mean(0)
@@ -99,7 +99,7 @@ def test_an_ensemble_is_the_mean_of_the_probabilities_whatever_the_order(found):
 
 
 @given(answers(most=1), some.integers(1, 9))
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 def test_equal_networks_are_their_own_ensemble(found, count):
     alone = log_softmax(found[0].astype(np.float64), axis=1)
     together = mean_log_probabilities(np.repeat(found, count, axis=0))

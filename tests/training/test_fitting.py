@@ -159,6 +159,7 @@ def test_losses_that_chance_makes_worse_do_not_end_the_search_for_a_penalty():
     assert right.sum() == 44 - mislabelled
 
 
+@pytest.mark.train
 def test_what_has_no_pattern_is_held_out_by_chance_and_a_copy_would_give_it_away():
     random = np.random.default_rng(0)
     features = torch.tensor(random.normal(size=(42, 50)), dtype=torch.float32).repeat(2, 1)
@@ -283,6 +284,7 @@ def test_heads_are_fitted_to_the_fp32_features_that_they_are_evaluated_on(
         assert torch.equal(asked_for_bf16[name], tensor)
 
 
+@pytest.mark.train
 def test_a_fit_stops_between_fits_and_starts_again(tmp_path):
     reservation = create_run(tiny_config(strategy="linear_probe"), tmp_path / "runs")
     seen = []

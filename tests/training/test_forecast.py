@@ -151,6 +151,7 @@ def test_settings_that_compute_the_same_are_timed_and_traced_once(config, folder
     assert torch.equal(torch.get_rng_state(), before)  # which a run may be drawing from
 
 
+@pytest.mark.train
 def test_a_fit_without_epochs_is_timed_as_many_steps_of_the_head(config, folder, monkeypatch):
     monkeypatch.setattr(timing, "_PASSES", 10**9)  # no timing is so far off
     head, probe = (config(strategy=name) for name in ("feature_extraction", "linear_probe"))
@@ -180,6 +181,7 @@ def test_a_run_corrects_the_book_and_carries_its_forecast(config, tmp_path):
     assert (learnt.trunk, learnt.step_bytes) == (SPEED.trunk, SPEED.step_bytes)
 
 
+@pytest.mark.train
 def test_only_epochs_in_which_all_of_it_trains_correct_the_book(config, tmp_path):
     warming = config(strategy="linear_probe_then_full", thaw_every=1, epochs=2)
     book = SpeedBook()

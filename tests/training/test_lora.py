@@ -352,6 +352,7 @@ def test_a_checkpoint_holds_factors_and_the_head_and_makes_a_plain_network(confi
         best_network(config(lora_norms="train", lora_from="layer2"), tmp_path)
 
 
+@pytest.mark.train
 def test_the_frozen_stages_are_cached_and_that_changes_nothing(config, tmp_path):
     for where, how in (("memory", "auto"), ("off", "off")):
         found = fit_all(config(cache=how), tmp_path / how)

@@ -38,6 +38,7 @@ def test_an_image_that_vanishes_is_named_counted_and_left_out(config, tmp_path):
     assert len(lost) <= 2
 
 
+@pytest.mark.train
 def test_too_many_end_the_run_with_advice_and_it_resumes_once_they_are_back(config, tmp_path):
     settings = config()
     _, training = fit_until(settings, tmp_path / "run", ends_epoch())

@@ -9,6 +9,7 @@ from tests.drain import drained
 from tests.factories import tiny_config
 
 
+@pytest.mark.train
 def test_the_loss_falls_then_rises_and_a_rate_between_is_suggested_each_time_the_same():
     config = tiny_config(strategy="feature_extraction")
     steps, curve = drained(find_rate(config))

@@ -35,6 +35,7 @@ def test_numbers_are_those_of_a_plain_step():
     )
 
 
+@pytest.mark.train
 def test_a_run_tells_of_every_stage_that_trains_and_of_no_other(tmp_path):
     config = tiny_config(epochs=6, batch_size=42, strategy="gradual_unfreezing")
     ended = only(events.EpochEnded, fit_all(config, tmp_path))
