@@ -325,6 +325,7 @@ def test_frozen_statistics_are_not_computed():
 # --- WiSE-FT
 
 
+@pytest.mark.train
 def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(seeds_once, averages_once):
     run, parent = read_run(averages_once["wise"][0]), read_run(seeds_once[0])
     told = summary(run)

@@ -230,6 +230,7 @@ def refusal(folders, how="ensemble"):
     return caught.value.problems["averaged"]
 
 
+@pytest.mark.train
 def test_runs_that_cannot_answer_together_are_refused_all_at_once(made):
     first, two = made["seed 0"].name, shared_images(red=14, green=14)
     said = {
@@ -261,6 +262,7 @@ def test_an_ensemble_takes_two_runs_and_gives_no_weights_away(made_once, tmp_pat
         create_run(tiny_config(from_run=str(made["ensemble"])), tmp_path)
 
 
+@pytest.mark.train
 def test_nearest_neighbours_answer_with_others_but_are_exported_with_none(made_once, tmp_path):
     neighbours = trained_run(strategy="nearest_neighbours").run_dir
     config = averaged_config("ensemble", [neighbours, made_once[0]["seed 0"]])

@@ -271,6 +271,7 @@ def test_the_head_is_the_same_to_the_bit_whatever_is_in_the_cache(tmp_path):
         assert all(torch.equal(other[name], tensor) for name, tensor in cold.items())
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("strategy", [name for name, one in STRATEGIES.items() if one.fits])
 def test_heads_are_fitted_to_the_fp32_features_that_they_are_evaluated_on(
     native_bf16, strategy, tmp_path

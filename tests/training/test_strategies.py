@@ -40,6 +40,7 @@ def test_every_strategy_trains_what_it_declares_and_nothing_else(strategy, tmp_p
     check_training(tmp_path, monkeypatch, strategy=strategy, epochs=EPOCHS.get(strategy, 1))
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     "settings",
     [{"stage_rates": {"layer1": 1.0, "head": 1.0}}, {"batchnorm": "statistics"}],
