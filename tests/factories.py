@@ -89,7 +89,8 @@ def tiny_weights() -> Path:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network = timm.create_model(TINY_BACKBONE.removeprefix("timm/"))
+            # Residual branches that end in zeros would have no gradient.
+            network = timm.create_model(TINY_BACKBONE.removeprefix("timm/"), zero_init_last=False)
         save_file(network.state_dict(), target)
 
     return _make_once("tiny.safetensors", make)
@@ -112,8 +113,10 @@ def tiny_config(data: Path | str | None = None, **changes):
         "learning_rate": 1e-3,
         "precision": "fp32",
     }
-    if "backbone" not in changes and "from_run" not in changes:
-        usual |= {"backbone": TINY_BACKBONE, "weights": str(tiny_weights())}
+    if "backbone" not in changes:
+        usual["backbone"] = TINY_BACKBONE
+        if "from_run" not in changes:
+            usual["weights"] = str(tiny_weights())
     return make_config(usual | changes)
 
 

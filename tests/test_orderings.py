@@ -1,4 +1,4 @@
-"""The suite of published orderings: its files, what they are made into, how claims are judged, and a tiny one from end to end."""
+"""Published orderings: their files, the configs of them, how claims are judged, and a tiny one."""
 
 import json
 
@@ -22,6 +22,7 @@ from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.training.stage_plan import plan, stages_of
+from tests.factories import TINY_BACKBONE, tiny_weights
 
 CLASSES, IMAGES = 3, 400
 BETTER = Claim(better="a", than="b", on="test")
@@ -76,6 +77,17 @@ def test_blocks_are_the_first_stages_the_middle_one_and_the_last_with_the_head()
     assert list(block_rates(stages, "last")) == ["layer4", "head"]
 
 
+TINY = {"epochs": 1, "image_size": 32, "precision": "fp32", "learning_rate": 1e-3}
+
+
+ARMS = {
+    "probe": {"strategy": "linear_probe"},
+    "full": {"strategy": "full"},
+    "wise": {"of": "full", "how": "wise"},
+}
+IMAGES_ONE = {"train": 1, "val": 1, "test": 1}
+
+
 def ordering(**changes):
     given = {
         "name": "tiny",
@@ -85,11 +97,7 @@ def ordering(**changes):
         "claim": "None.",
         "seeds": 2,
         "shift": {"corruptions": ["noise", "blur"], "severity": 3},
-        "arms": {
-            "probe": {"strategy": "linear_probe"},
-            "full": {"strategy": "full"},
-            "wise": {"of": "full", "how": "wise"},
-        },
+        "arms": ARMS,
         "claims": [
             {"better": "full", "than": "probe", "on": "test"},
             {"better": "wise", "than": "full", "on": "shifted"},
@@ -97,9 +105,9 @@ def ordering(**changes):
         "online": {"why_not": "There is no connection."},
         "offline": {
             "data": "digits",
-            "backbone": PACKAGED,
+            "backbone": TINY_BACKBONE,
             "images": {"train": 32, "val": 20, "test": 30},
-            "settings": {"epochs": 1, "image_size": 32, "precision": "fp32", "learning_rate": 1e-3},
+            "settings": TINY | {"weights": str(tiny_weights())},
         },
     }
     return Ordering.model_validate(given | changes)
@@ -109,17 +117,20 @@ def ordering(**changes):
     "changes",
     [
         {"claims": [{"better": "full", "than": "nobody", "on": "test"}]},
-        {"arms": {"probe": {"strategy": "no_such"}, "full": {"strategy": "full"}, "wise": {"of": "full", "how": "wise"}}},
+        {"arms": ARMS | {"probe": {"strategy": "no_such"}}},
         {"shift": None},
         {"shift": {"corruptions": ["snow"], "severity": 1}},
         {"adaptation": {"kind": "mirrored", "source_settings": {"no_such": 1}}},
         {"seeds": 1},
         {"online": {"data": "digits"}},
-        {"online": {"data": "imagenet", "backbone": PACKAGED, "images": {"train": 1, "val": 1, "test": 1}}},
-        {"arms": {"probe": {"strategy": "linear_probe"}, "full": {"strategy": "full", "settings": {"no_such": 1}}, "wise": {"of": "full", "how": "wise"}}},
-        {"arms": {"probe": {"strategy": "linear_probe"}, "full": {"strategy": "full", "runs": 2}, "wise": {"of": "full", "how": "soup"}}},
+        {"online": {"data": "imagenet", "backbone": PACKAGED, "images": IMAGES_ONE}},
+        {"arms": ARMS | {"full": {"strategy": "full", "settings": {"no_such": 1}}}},
+        {
+            "arms": ARMS
+            | {"full": {"strategy": "full", "runs": 2}, "wise": {"of": "full", "how": "soup"}}
+        },
     ],
-)  # fmt: skip
+)
 def test_what_is_no_ordering_is_refused(changes):
     assert ordering().claims
     with pytest.raises(ValidationError):
@@ -132,7 +143,7 @@ def test_an_ordering_that_is_not_there_is_refused_with_those_that_are():
 
 
 def predictions(seeds, **rights):
-    """Arms that are right on the first images, as many as said; each seed is wrong on another one of these."""
+    """Arms that are right on the first images; each seed is wrong on another one of these."""
     random = np.random.default_rng(0)
     labels = random.integers(0, CLASSES, IMAGES)
     logits = {}
@@ -167,13 +178,10 @@ def test_a_claim_holds_is_reversed_or_cannot_be_told(claim, rights, outcome):
     }
 
 
-def test_one_seed_speaks_for_no_way_to_train():
+def test_claims_without_other_seeds_or_shifted_predictions_are_not_tested():
     [judged], _ = judge([BETTER], predictions(1, a=390, b=200))
     assert (judged.outcome, judged.difference) == ("could not be tested", None)
     assert "seeds" in judged.why
-
-
-def test_without_shifted_predictions_a_claim_on_them_is_not_tested():
     [judged], _ = judge([Claim(better="a", than="b", on="shifted")], predictions(3, a=390, b=200))
     assert judged.outcome == "could not be tested"
 
@@ -212,7 +220,7 @@ def setup(**images):
     )
 
 
-def test_no_image_is_drawn_twice():
+def test_no_image_is_drawn_twice_and_mirrored_labels_are_those_of_the_target_only():
     parts = drawn(IDS, setup(source_train=30, source_val=10), Adaptation(kind="mirrored"))
     assert {key: len(rows) for key, rows in parts.items()} == {
         ("source", "train"): 30,
@@ -222,13 +230,8 @@ def test_no_image_is_drawn_twice():
         ("data", "test"): 20,
     }
     assert len(set(pd.concat(parts.values())["id"])) == 100
-
-
-def test_mirrored_labels_are_those_of_the_target_only():
     own = dict(zip(IDS["id"], IDS["class"], strict=True))
-    for (part, _), rows in drawn(
-        IDS, setup(source_train=30, source_val=10), Adaptation(kind="mirrored")
-    ).items():
+    for (part, _), rows in parts.items():
         numbers = [int(own[name][1]) for name in rows["id"]]
         wanted = [f"c{4 - number if part == 'data' else number}" for number in numbers]
         assert list(rows["class"]) == wanted
@@ -243,7 +246,9 @@ def test_groups_are_classes_whose_members_change():
         IDS, setup(source_train=20, source_val=10), Adaptation(kind="groups", groups=groups)
     )
     own = dict(zip(IDS["id"], IDS["class"], strict=True))
-    seen = {part: {(own[i], c) for (p, _), rows in parts.items() if p == part for i, c in rows[["id", "class"]].values} for part in ("source", "data")}  # fmt: skip
+    seen = {"source": set(), "data": set()}
+    for (part, _), rows in parts.items():
+        seen[part] |= {(own[name], group) for name, group in rows[["id", "class"]].values}
     assert seen["source"] == {("c0", "even"), ("c1", "odd")}
     assert seen["data"] == {("c2", "even"), ("c4", "even"), ("c3", "odd")}
 
@@ -302,11 +307,19 @@ def test_a_tiny_ordering_from_end_to_end(tmp_path):
 def test_all_arms_go_on_from_one_run_and_one_that_was_stopped_is_gone_on_with(tmp_path):
     blocks = ordering(
         shift=None,
-        adaptation={"kind": "corrupted", "corrupted": {"corruptions": ["noise"], "severity": 2}},
+        adaptation={
+            "kind": "corrupted",
+            "corrupted": {"corruptions": ["noise"], "severity": 2},
+            "source_settings": {"weights": str(tiny_weights())},
+        },
         arms={"first": {"block": "first"}, "last": {"block": "last"}},
         claims=[{"better": "first", "than": "last", "on": "test"}],
-        offline=ordering().offline.model_dump()
-        | {"images": {"train": 32, "val": 20, "test": 30, "source_train": 32, "source_val": 20}},
+        offline={
+            "data": "digits",
+            "backbone": TINY_BACKBONE,
+            "images": {"train": 32, "val": 20, "test": 30, "source_train": 32, "source_val": 20},
+            "settings": TINY,
+        },
     )
     found = tried(blocks, blocks.offline, 1, tmp_path)
     source = next(

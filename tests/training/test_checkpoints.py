@@ -1,3 +1,5 @@
+"""Checkpoints are read as they were written, or said to be missing or damaged."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Crops of a whole batch are those of single images."""
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ def one_by_one(images, boxes, size):
 
 
 def every_kind_of_box(side):
-    """The whole image, its corners, the smallest and the longest boxes that augmentation draws, a single pixel, and any others."""
+    """The whole image, corners, the extremes of what augmentation draws, one pixel, and others."""
     half = int(side / 2**0.5)
     long, short = int(side * (2 / 3) ** 0.5), int(side * (3 / 8) ** 0.5)
     boxes = [
@@ -37,7 +39,7 @@ def every_kind_of_box(side):
 
 @pytest.mark.parametrize(
     ("side", "size"),
-    [(256, 224), (110, 96), (37, 32), (64, 64), (32, 96), (96, 32), (9, 8), (200, 32), (300, 16)],
+    [(256, 224), (37, 32), (64, 64), (32, 96), (9, 8), (300, 16)],
 )
 @pytest.mark.parametrize("texture", ["noise", "edges", "ramp"])
 def test_a_batch_at_once_is_the_same_to_the_bit_as_one_image_after_the_other(side, size, texture):

@@ -1,4 +1,4 @@
-"""Ensembles: what they answer, that they need their runs no more, what they are exported as, and which runs cannot answer together."""
+"""Ensembles: what they answer and are exported as, and which runs cannot answer together."""
 
 import importlib.util
 import itertools
@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as arrays
 from scipy.special import log_softmax, softmax
 
-from finetune_core.config import make_config
 from finetune_core.errors import ConfigError, ExportError, FinetuneError, RunError
 from finetune_core.evaluation.comparison.arms import run_titles
 from finetune_core.evaluation.comparison.compare import compare_runs
@@ -27,9 +26,10 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.run_images import run_image
 from finetune_core.exporters.formats import export_run
 from finetune_core.exporters.tensors import load_export
+from finetune_core.models.catalogue import input_info
 from finetune_core.models.ensemble import mean_log_probabilities
 from finetune_core.runs.log import log_lines
-from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.record import create_run
 from finetune_core.runs.store import read_run, summary
 from finetune_core.training import events
 from finetune_core.training.checkpoints import BEST, checkpoint_path
@@ -38,52 +38,31 @@ from finetune_core.training.parents import averaged_config
 from finetune_core.training.predictions import load_predictions, save_predictions
 from finetune_core.training.preview import network_input
 from finetune_core.work import finish
+from tests.factories import copy_run, shared_images, tiny_config, trained_run
+from tests.training.fits import record_run
 
-QUICK = {"epochs": 1, "batch_size": 8, "image_size": 32, "learning_rate": 1e-3, "precision": "fp32"}
 OTHER_NORMALISATION = {"mean": (0.3, 0.4, 0.5), "std": (0.2, 0.3, 0.4)}
 EXACT = 2e-4  # of a logit: products are rounded otherwise by other kernels, and a cached trunk
-
-
-def config_of(data, **changes):
-    return make_config(QUICK | {"data": str(data)} | changes)
-
-
-def ran(config, runs):
-    reservation = create_run(config, runs)
-    return reservation.run_dir, list(execute(reservation))
+MEMBERS = {
+    "seed 0": {"head_seed": 7},
+    "lora": {"strategy": "lora", "lora_from": "layer4", **OTHER_NORMALISATION},
+    "probe": {"strategy": "linear_probe"},
+}
 
 
 @pytest.fixture(scope="module")
-def data(image_folder_once, tmp_path_factory):
-    return image_folder_once(
-        tmp_path_factory.mktemp("data") / "colours", dict.fromkeys(("blue", "green", "red"), 14)
-    )
-
-
-@pytest.fixture(scope="module")
-def made_once(home_of_shared_fixtures, data, tmp_path_factory):
-    """Runs by what they are: two seeds, one with LoRA whose images are normalised otherwise, a linear probe, nearest neighbours; and an
-    ensemble of the first four, with its events."""
-    runs = tmp_path_factory.mktemp("runs")
-    wanted = {
-        "seed 0": config_of(data, head_seed=7),
-        "seed 1": config_of(data, head_seed=7, seed=1),
-        "lora": config_of(data, strategy="lora", lora_from="block7", **OTHER_NORMALISATION),
-        "probe": config_of(data, strategy="linear_probe"),
-        "neighbours": config_of(data, strategy="nearest_neighbours"),
-    }
-    made = {name: ran(config, runs)[0] for name, config in wanted.items()}
-    made["ensemble"], seen = ran(averaged_config("ensemble", list(made.values())[:4]), runs)
+def made_once(home_of_shared_fixtures, tmp_path_factory):
+    """Three runs, one with images that are normalised otherwise; their ensemble, and its events."""
+    made = {name: trained_run(**changes).run_dir for name, changes in MEMBERS.items()}
+    config = averaged_config("ensemble", list(made.values()))
+    made["ensemble"], seen = record_run(config, tmp_path_factory.mktemp("runs"))
     return made, seen
 
 
 @pytest.fixture
 def made(made_once, tmp_path):
     """Copies of them that a test may spoil."""
-    return {
-        name: shutil.copytree(folder, tmp_path / "made" / folder.name)
-        for name, folder in made_once[0].items()
-    }
+    return {name: copy_run(folder, tmp_path / "made") for name, folder in made_once[0].items()}
 
 
 def logits_in(folder):
@@ -91,12 +70,13 @@ def logits_in(folder):
     return table, np.stack(table["logits"].tolist())
 
 
-def seen_by(run, network, size):
-    """The images that a run has predicted, as a network gets them, in the order of ``logits_in``."""
-    table, _ = logits_in(run.run_dir)
-    return torch.stack(
-        [network_input(run_image(run, sample), network.info, size).tensor for sample in table["id"]]
-    )
+def seen_by(run, network):
+    """The images that a run has predicted as a network gets them, ordered as ``logits_in``."""
+    inputs = [
+        network_input(run_image(run, sample), network.info, run.config.image_size)
+        for sample in logits_in(run.run_dir)[0]["id"]
+    ]
+    return torch.stack([one.tensor for one in inputs])
 
 
 # --- what an ensemble answers
@@ -109,22 +89,21 @@ def answers(draw, most=4):
 
 
 @given(answers())
-@settings(max_examples=60)
-def test_it_is_the_mean_of_the_probabilities_whatever_the_order(found):
+@settings(deadline=None, max_examples=40)
+def test_an_ensemble_is_the_mean_of_the_probabilities_whatever_the_order(found):
     mean = mean_log_probabilities(found)
-    np.testing.assert_allclose(
-        np.exp(mean), softmax(found.astype(np.float64), axis=2).mean(0), rtol=1e-9, atol=1e-300
-    )
+    wanted = softmax(found.astype(np.float64), axis=2).mean(0)
+    np.testing.assert_allclose(np.exp(mean), wanted, rtol=1e-9, atol=1e-300)
     for order in itertools.permutations(range(len(found))):
         assert mean_log_probabilities(found[list(order)]).tobytes() == mean.tobytes()
 
 
 @given(answers(most=1), some.integers(1, 9))
+@settings(deadline=None, max_examples=40)
 def test_equal_networks_are_their_own_ensemble(found, count):
     alone = log_softmax(found[0].astype(np.float64), axis=1)
-    np.testing.assert_allclose(
-        mean_log_probabilities(np.repeat(found, count, axis=0)), alone, rtol=1e-12, atol=1e-12
-    )
+    together = mean_log_probabilities(np.repeat(found, count, axis=0))
+    np.testing.assert_allclose(together, alone, rtol=1e-12, atol=1e-12)
 
 
 # --- it is a run
@@ -140,53 +119,40 @@ def test_its_predictions_are_the_mean_of_those_that_its_runs_have_left(made_once
         events.RunFinished,
     ]
     table, logits = logits_in(made["ensemble"])
-    parents = [logits_in(made[name]) for name in ("seed 0", "seed 1", "lora", "probe")]
+    parents = [logits_in(made[name]) for name in MEMBERS]
     assert all(one["id"].equals(table["id"]) for one, _ in parents)
     wanted = np.mean([softmax(one.astype(np.float64), axis=1) for _, one in parents], axis=0)
     np.testing.assert_allclose(softmax(logits.astype(np.float64), axis=1), wanted, atol=1e-6)
 
 
-def test_it_is_evaluated_compared_and_says_what_it_is(made_once):
+def test_an_ensemble_is_evaluated_compared_and_says_what_it_is(made_once):
     made, _ = made_once
-    run, parents = (
-        read_run(made["ensemble"]),
-        [read_run(made[name]) for name in ("seed 0", "seed 1", "lora", "probe")],
-    )
+    run, parents = read_run(made["ensemble"]), [read_run(made[name]) for name in MEMBERS]
     row, (table, logits) = summary(run), logits_in(run.run_dir)
     right = (logits.argmax(1) == table["label"])[table["split"] == "test"]
-    assert (run.status, run.judged, row["epochs"], row["evaluation_precision"]) == (
-        "finished",
-        True,
-        0,
-        "fp32",
-    )
+    assert (run.status, run.judged) == ("finished", True)
+    assert (row["epochs"], row["evaluation_precision"]) == (0, "fp32")
     assert row["test_accuracy"] == pytest.approx(right.mean())
     assert row["total_parameters"] == sum(summary(one)["total_parameters"] for one in parents)
-    assert [one["run"] for one in row["averaged"]["parents"]] == sorted(
-        one.run_id for one in parents
-    )
+    named = {one["run"] for one in row["averaged"]["parents"]}
+    assert named == {one.run_id for one in parents}
     assert disk_bytes(run) > sum(map(disk_bytes, parents))
-    assert run_titles([run]) == ["Ensemble of 4 runs"]
-    assert "Ensemble of 4 runs" in [arm.title for arm in compare_runs([*parents, run]).arms]
+    assert run_titles([run]) == ["Ensemble of 3 runs"]
+    assert "Ensemble of 3 runs" in [arm.title for arm in compare_runs([*parents, run]).arms]
     text = "\n".join(log_lines(run.history.notable))
     assert "no image goes through a network" in text
     assert all(one.run_id in text for one in parents)
+    reverse = averaged_config("ensemble", [made[name] for name in reversed(MEMBERS)])
+    assert reverse == run.config
 
 
-def test_it_predicts_what_it_has_predicted_and_needs_its_runs_no_more(made, tmp_path):
-    run = read_run(made["ensemble"])
-    moved = read_run(shutil.move(run.run_dir, tmp_path / "elsewhere"))
+def test_it_predicts_what_it_has_predicted_without_its_runs(made, tmp_path):
+    moved = read_run(shutil.move(made["ensemble"], tmp_path / "elsewhere"))
     shutil.rmtree(tmp_path / "made")
     predictor = load_predictor(moved)
-    found = logits_of(
-        predictor.network.model, seen_by(moved, predictor.network, 32), predictor.device
-    )
+    images = seen_by(moved, predictor.network)
+    found = logits_of(predictor.network.model, images, predictor.device)
     np.testing.assert_allclose(found, logits_in(moved.run_dir)[1], atol=EXACT)
-
-
-def test_in_whatever_order_its_runs_are_named_it_is_the_same(made_once):
-    folders = [made_once[0][name] for name in ("probe", "lora", "seed 1", "seed 0")]
-    assert averaged_config("ensemble", folders) == read_run(made_once[0]["ensemble"]).config
 
 
 # --- what it is exported as
@@ -211,41 +177,34 @@ def program_answers(folder, images):
     return torch.export.load(folder / "model.pt2").module()(images).detach().numpy()
 
 
-@pytest.mark.parametrize("of", ["ensemble", "of two backbones", "soup"])
-def test_its_exports_answer_logit_by_logit_what_it_has_predicted(made_once, data, tmp_path, of):
-    made, runs = made_once[0], tmp_path / "runs"
-    if of == "ensemble":
-        folder = made["ensemble"]
-    elif of == "soup":
-        folder, _ = ran(averaged_config("soup", [made["seed 0"], made["seed 1"]]), runs)
-    else:
-        other, _ = ran(config_of(data, backbone="resnet18", weights="none"), runs)
-        folder, _ = ran(averaged_config("ensemble", [made["seed 0"], other]), runs)
-    run = read_run(folder)
-    onnx, program, tensors = (
-        export_run(run, format, tmp_path / format)
-        for format in ("onnx", "torch_export", "safetensors")
-    )
+@pytest.mark.train
+def test_exports_of_two_backbones_answer_what_their_ensemble_has_predicted(made_once, tmp_path):
+    info = input_info(tiny_config())
+    framing = {"interpolation": info.interpolation, "crop_pct": info.crop}
+    other = {"backbone": "timm/test_byobnet", "weights": "none", "epochs": 1}
+    other = trained_run(**other, **framing, **OTHER_NORMALISATION)
+    config = averaged_config("ensemble", [made_once[0]["seed 0"], other.run_dir])
+    run = read_run(record_run(config, tmp_path / "runs")[0])
+    formats = ("onnx", "torch_export", "safetensors")
+    onnx, program, tensors = (export_run(run, name, tmp_path / name) for name in formats)
     exported = load_export(tensors.folder)
-    images, wanted = seen_by(run, exported.network, 32), logits_in(run.run_dir)[1]
-    np.testing.assert_allclose(onnx_answers(onnx.folder, images), wanted, atol=EXACT)
-    np.testing.assert_allclose(program_answers(program.folder, images), wanted, atol=EXACT)
-    np.testing.assert_allclose(
-        logits_of(exported.network.model, images, exported.device), wanted, atol=EXACT
-    )
-    np.testing.assert_allclose(example_answers(tensors.folder, images), wanted, atol=EXACT)
+    images, wanted = seen_by(run, exported.network), logits_in(run.run_dir)[1]
+    for found in (
+        onnx_answers(onnx.folder, images),
+        program_answers(program.folder, images),
+        logits_of(exported.network.model, images, exported.device),
+        example_answers(tensors.folder, images),
+    ):
+        np.testing.assert_allclose(found, wanted, atol=EXACT)
     assert onnx.measured.evaluation.accuracy == summary(run)["test_accuracy"]
 
 
 def test_its_card_names_its_networks_and_a_script_is_refused(made_once, tmp_path):
     run = read_run(made_once[0]["ensemble"])
-    card = (
-        (export_run(run, "card", tmp_path / "card").folder / "README.md")
-        .read_text()
-        .replace("\\", "")
-    )
-    assert "| Strategy | Ensemble of 4 runs |" in card
-    assert "The mean of the probabilities of 4 networks, which it keeps: run " in card
+    exported = export_run(run, "card", tmp_path / "card")
+    card = (exported.folder / "README.md").read_text().replace("\\", "")
+    assert "| Strategy | Ensemble of 3 runs |" in card
+    assert "The mean of the probabilities of 3 networks, which it keeps: run " in card
     with pytest.raises(ExportError, match="an ensemble trains nothing that could be repeated"):
         export_run(run, "script", tmp_path / "script")
 
@@ -271,56 +230,46 @@ def refusal(folders, how="ensemble"):
     return caught.value.problems["averaged"]
 
 
-def test_runs_that_cannot_answer_together_are_refused_all_at_once(
-    data, made, image_folder, tmp_path
-):
-    first = made["seed 0"].name
-    others = {
-        "size": (
-            config_of(data, image_size=64),
-            f"framed otherwise than those of {first} (image size, centre crop)",
+@pytest.mark.train
+def test_runs_that_cannot_answer_together_are_refused_all_at_once(made):
+    first, two = made["seed 0"].name, shared_images(red=14, green=14)
+    said = {
+        trained_run(image_size=64, epochs=1).run_dir: (
+            f"framed otherwise than those of {first} (image size, centre crop)"
         ),
-        "split": (
-            config_of(data, split_seed=3),
-            f"its images, their labels or their split are not those of {first}",
+        trained_run(split_seed=3, epochs=1).run_dir: (
+            f"its images, their labels or their split are not those of {first}"
         ),
-        "classes": (
-            config_of(image_folder(tmp_path / "two", {"red": 14, "green": 14})),
-            f"its classes are not those of {first}",
-        ),
-    }
-    words = {ran(config, tmp_path / "others")[0]: reason for config, reason in others.values()}
-    table = load_predictions(made["seed 1"])
-    save_predictions(made["seed 1"], table.iloc[1:], "fp32")
-    save_predictions(made["lora"], table, "bf16")
-    words |= {
-        made["seed 1"]: f"it has not predicted the same images as {first}",
+        trained_run(tiny_config(two, epochs=1)).run_dir: f"its classes are not those of {first}",
+        made["probe"]: f"it has not predicted the same images as {first}",
         made["lora"]: "evaluate it in fp32 first",
+        made["ensemble"]: "it is an ensemble itself: name its runs",
     }
-    words |= {made["ensemble"]: "it is an ensemble itself: name its runs"}
-    said = refusal([made["seed 0"], *words])
-    parts = dict(part.split(": ", 1) for part in said.split("; "))
-    assert parts.keys() == {folder.name for folder in words}
-    for folder, reason in words.items():
-        assert reason in parts[folder.name]
+    table = load_predictions(made["probe"])
+    save_predictions(made["probe"], table.iloc[1:], "fp32")
+    save_predictions(made["lora"], table, "bf16")
+    reasons = dict(part.split(": ", 1) for part in refusal([made["seed 0"], *said]).split("; "))
+    assert reasons.keys() == {folder.name for folder in said}
+    for folder, words in said.items():
+        assert words in reasons[folder.name]
 
 
-def test_an_ensemble_takes_two_runs_and_gives_no_weights_away(data, made):
+def test_an_ensemble_takes_two_runs_and_gives_no_weights_away(made_once, tmp_path):
+    made, _ = made_once
     assert "an ensemble is made of two runs or more" in refusal([made["seed 0"]])
     assert "no weights of its own" in refusal([made["ensemble"], made["seed 0"]], "soup")
     with pytest.raises(ConfigError, match="is an ensemble: start from one of its runs"):
-        create_run(config_of(data, from_run=str(made["ensemble"])), made["ensemble"].parent)
+        create_run(tiny_config(from_run=str(made["ensemble"])), tmp_path)
 
 
-def test_nearest_neighbours_answer_with_others_but_are_exported_with_none(made, tmp_path):
-    folder, _ = ran(
-        averaged_config("ensemble", [made["neighbours"], made["seed 0"]]), tmp_path / "runs"
-    )
-    run = read_run(folder)
+@pytest.mark.train
+def test_nearest_neighbours_answer_with_others_but_are_exported_with_none(made_once, tmp_path):
+    neighbours = trained_run(strategy="nearest_neighbours").run_dir
+    config = averaged_config("ensemble", [neighbours, made_once[0]["seed 0"]])
+    run = read_run(record_run(config, tmp_path / "runs")[0])
     assert load_predictor(run).classes == ("blue", "green", "red")
-    with pytest.raises(
-        ExportError, match="one of its networks classifies by its nearest training images"
-    ):
+    reason = "one of its networks classifies by its nearest training images"
+    with pytest.raises(ExportError, match=reason):
         export_run(run, "onnx", tmp_path / "onnx")
 
 
@@ -347,8 +296,8 @@ def test_a_link_in_the_place_of_its_networks_is_not_followed(made):
 
 
 def test_a_run_that_has_lost_its_network_makes_no_folder(made, tmp_path):
-    config = averaged_config("ensemble", [made["seed 0"], made["seed 1"]])
-    checkpoint_path(made["seed 1"], BEST).unlink()
+    config = averaged_config("ensemble", [made["seed 0"], made["probe"]])
+    checkpoint_path(made["probe"], BEST).unlink()
     with pytest.raises(FinetuneError, match=r"best\.safetensors|'best' checkpoint"):
         create_run(config, tmp_path / "runs")
     assert not any((tmp_path / "runs").glob("*"))

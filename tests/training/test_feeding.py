@@ -9,7 +9,8 @@ from finetune_core.training.device import Device
 from finetune_core.training.feeding import Feed, arriving, forward_batch, outputs
 from finetune_core.training.prepare import prepare
 from finetune_core.transfers import Transfers
-from tests.drain import drained
+from finetune_core.work import finish as finish_work
+from tests.factories import tiny_config
 from tests.training.pretended import GPU
 
 CPU, CUDA = Device("cpu", "a processor", "fp32"), Device("cuda", "NVIDIA Imaginary", "fp32")
@@ -18,7 +19,7 @@ ROWS = np.random.default_rng(0).permutation(200)[:75]
 
 
 def feed(rows_seen):
-    """Loads rows of a table; finishing adds to each its own number, so that another row's would show."""
+    """Load rows of a table; finishing adds to each its own number, which tells rows apart."""
 
     def finish(loaded, rows):
         rows_seen.append(rows.tolist())
@@ -80,14 +81,12 @@ def test_an_output_is_copied_from_a_gpu_while_the_next_one_is_computed(device, c
     coming.close()
 
 
-def test_nothing_trains_with_as_many_images_at_a_time_as_the_device_needs(colour_config):
+def test_nothing_trains_with_as_many_images_at_a_time_as_the_device_needs():
     assert forward_batch(CPU) == 32
     assert 128 <= forward_batch(CUDA) <= 256
-    _, job = drained(prepare(colour_config(batch_size=8)))
-    assert (job.evaluation_batch, replace(job, device=CUDA).evaluation_batch) == (
-        32,
-        forward_batch(CUDA),
-    )
+    job = finish_work(prepare(tiny_config(batch_size=8)))
+    assert job.evaluation_batch == 32
+    assert replace(job, device=CUDA).evaluation_batch == forward_batch(CUDA)
     small = replace(job, config=job.config.model_copy(update={"micro_batch": 4}))
     assert replace(small, device=CUDA).evaluation_batch == 4
 

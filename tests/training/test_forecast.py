@@ -1,6 +1,6 @@
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -9,14 +9,15 @@ import torch
 from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import TrainingError
-from finetune_core.models.network import network_stages
-from finetune_core.runs.record import create_run, execute
 from finetune_core.training import events, timing
 from finetune_core.training.forecast import comparable, expected, forecast
 from finetune_core.training.speed_book import Speed, SpeedBook
+from finetune_core.training.stage_plan import stages_of
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Step
+from tests.factories import shared_images, tiny_config
+from tests.training.fits import only, record_run
 
 SPEED = Speed(
     trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0
@@ -24,54 +25,36 @@ SPEED = Speed(
 
 
 @pytest.fixture
-def folder(image_folder, tmp_path):
-    return image_folder(tmp_path / "images", {"red": 20, "blue": 20})
+def folder():
+    return shared_images(red=20, blue=20)  # 28 to train on, 6 to validate, 6 to test
 
 
 @pytest.fixture
 def config(folder):
-    def make(**settings):
-        return make_config(
-            {
-                "data": str(folder),
-                "image_size": 32,
-                "batch_size": 8,
-                "epochs": 4,
-                "precision": "fp32",
-            }
-            | settings
-        )
-
-    return make
+    return partial(tiny_config, folder, batch_size=8, epochs=4)
 
 
-def test_a_cached_run_pays_for_the_trunk_once(config, folder):
-    dataset = load_dataset(folder)  # 28 train, 6 val, 6 test
-    estimate = forecast(config(), dataset, SPEED, 0.001)
-    assert estimate.epoch_seconds == pytest.approx(28 * 0.02 + 6 * 0.005)
-    once = 40 * 0.001 + 40 * 0.01 + 6 * 0.005
-    assert estimate.seconds - 4 * estimate.epoch_seconds - once == pytest.approx(0.8)
-    assert estimate.cache_bytes == 40_000
-
-
-def test_an_uncached_run_pays_every_epoch(config, folder):
-    estimate = forecast(config(cache="off"), load_dataset(folder), SPEED, 0.001)
-    assert estimate.epoch_seconds == pytest.approx(28 * 0.03 + 6 * 0.015)
-    assert estimate.cache_bytes == 0
-
-
-def test_a_run_in_bf16_pays_for_its_final_evaluation_in_fp32(native_bf16, config, folder):
-    speed = replace(SPEED, exact=0.03)
-    estimate = forecast(config(precision="bf16"), load_dataset(folder), speed, 0.001)
-    # the trunk's output of test images is not needed in bf16
-    once = 40 * 0.001 + 34 * 0.01 + 12 * 0.03
-    assert estimate.seconds - 4 * estimate.epoch_seconds - once == pytest.approx(0.8)
-    assert estimate.cache_bytes == 34_000
-
-
-def test_views_are_passed_through_the_trunk_each(config, folder):
-    estimate = forecast(config(augmentation="flips", views=3), load_dataset(folder), SPEED, 0.001)
-    assert estimate.cache_bytes == (28 * 3 + 12) * 1000
+@pytest.mark.parametrize(
+    ("settings", "epoch", "once", "cached"),
+    [
+        ({}, 28 * 0.02 + 6 * 0.005, 40 * 0.011 + 6 * 0.005, 40),
+        ({"cache": "off"}, 28 * 0.03 + 6 * 0.015, None, 0),
+        # the trunk's output of test images is not needed in bf16, and the end is in fp32
+        ({"precision": "bf16"}, 28 * 0.02 + 6 * 0.005, 40 * 0.001 + 34 * 0.01 + 12 * 0.03, 34),
+        ({"augmentation": "flips", "views": 3}, None, None, 28 * 3 + 12),
+        # a fit is paid for once, and there are no epochs
+        ({"strategy": "linear_probe"}, 0, 40 * 0.011 + 12 * 0.005 + 28 * 0.02, 40),
+    ],
+    ids=["cached", "uncached", "bf16", "views", "fitted"],
+)
+def test_a_run_pays_for_its_epochs_and_once_for_its_trunk(
+    native_bf16, config, folder, settings, epoch, once, cached
+):
+    speed = replace(SPEED, exact=0.03 if "precision" in settings else 0.0)
+    estimate = forecast(config(**settings), load_dataset(folder), speed, 0.001)
+    assert estimate.cache_bytes == cached * 1000
+    assert epoch is None or estimate.epoch_seconds == pytest.approx(epoch)
+    assert once is None or estimate.seconds == pytest.approx(0.8 + 4 * (epoch or 0) + once)
 
 
 def test_what_is_cached_already_costs_nothing(config, folder):
@@ -91,7 +74,7 @@ def test_stages_that_are_not_thawed_yet_cost_no_backward_pass(config, folder):
         )
         for name in ("full", "linear_probe_then_full")
     )
-    stages = len(network_stages(config().backbone))
+    stages = len(stages_of(config()))
     # the first of four epochs, but for the head
     spared = 28 * (SPEED.step - SPEED.forward) * (stages - 1) / stages
     assert full.seconds - probe_first.seconds == pytest.approx(spared)
@@ -142,7 +125,7 @@ def test_calibration_fills_the_book_once_and_again_where_it_is_asked_to(config, 
     before = [SpeedBook().speed(one) for one in compared]
     assert all(speed.step > 0 for speed in before)
     assert before[-1].trunk == 0
-    assert before[0].activation_bytes == 1280 * 4
+    assert before[0].activation_bytes == 96 * 4
     reading = book.decode_seconds(dataset, 32)
     list(calibrate(compared, dataset, book))
     assert ([SpeedBook().speed(one) for one in compared], book.decode_seconds(dataset, 32)) == (
@@ -154,32 +137,33 @@ def test_calibration_fills_the_book_once_and_again_where_it_is_asked_to(config, 
     assert book.decode_seconds(dataset, 32) != reading
 
 
-def test_what_computes_the_same_is_timed_once(config, folder):
-    alike = [
-        config(strategy=name)
-        for name in ("full", "from_scratch", "discriminative", "linear_probe_then_full")
-    ]
-    list(calibrate([*alike, config(strategy="bias_only")], load_dataset(folder), SpeedBook()))
+def test_settings_that_compute_the_same_are_timed_and_traced_once(config, folder, monkeypatch):
+    traced, really = [], timing.split_network
+    monkeypatch.setattr(
+        timing, "split_network", lambda network: traced.append(network) or really(network)
+    )
+    alike = [config(strategy=name) for name in ("full", "from_scratch", "discriminative")]
+    other, before = config(strategy="last_block"), torch.get_rng_state()
+    list(calibrate([*alike, other], load_dataset(folder), SpeedBook()))
     assert len({SpeedBook().speed(one) for one in alike}) == 1
-    assert SpeedBook().speed(config(strategy="bias_only")) != SpeedBook().speed(alike[0])
+    assert SpeedBook().speed(other) != SpeedBook().speed(alike[0])
+    assert len(traced) == 1  # for a trunk and its tail
+    assert torch.equal(torch.get_rng_state(), before)  # which a run may be drawing from
 
 
-def test_a_fit_without_epochs_is_not_timed_as_one_pass_of_the_head(config, folder):
+@pytest.mark.train
+def test_a_fit_without_epochs_is_timed_as_many_steps_of_the_head(config, folder, monkeypatch):
+    monkeypatch.setattr(timing, "_PASSES", 10**9)  # no timing is so far off
     head, probe = (config(strategy=name) for name in ("feature_extraction", "linear_probe"))
     list(calibrate([head, probe], load_dataset(folder), SpeedBook()))
-    assert SpeedBook().speed(probe).step > 5 * SpeedBook().speed(head).step
+    assert SpeedBook().speed(probe).step > 1000 * SpeedBook().speed(head).step
 
 
-def test_timing_draws_nothing_from_the_randomness_that_a_run_may_be_using(config, folder):
-    before = torch.get_rng_state()
-    list(calibrate([config()], load_dataset(folder), SpeedBook()))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
+@pytest.mark.train
 def test_a_run_corrects_the_book_and_carries_its_forecast(config, tmp_path):
     def train(seed):
-        found = list(execute(create_run(config(seed=seed), tmp_path / "runs")))
-        return next(event for event in found if isinstance(event, events.RunStarted))
+        _, found = record_run(config(seed=seed), tmp_path / "runs")
+        return only(events.RunStarted, found)[0]
 
     assert train(0).forecast is None
     assert SpeedBook().speed(config()) is None
@@ -197,25 +181,16 @@ def test_a_run_corrects_the_book_and_carries_its_forecast(config, tmp_path):
     assert (learnt.trunk, learnt.step_bytes) == (SPEED.trunk, SPEED.step_bytes)
 
 
+@pytest.mark.train
 def test_only_epochs_in_which_all_of_it_trains_correct_the_book(config, tmp_path):
-    book, warming = SpeedBook(), config(strategy="linear_probe_then_full", thaw_every=3)
+    warming = config(strategy="linear_probe_then_full", thaw_every=1, epochs=2)
+    book = SpeedBook()
     book.learn(warming, SPEED)
     book.learn_decoding(load_dataset(warming.data).fingerprint, 32, 0.001)
-    found = [event.to_json() for event in execute(create_run(warming, tmp_path / "runs"))]
-    last = [row for row in found if row["event"] == "EpochEnded"][-1]
-    assert book.speed(warming).step == pytest.approx(
-        max(0.0, last["train_seconds"] / 28 - SPEED.trunk)
-    )
-
-
-@pytest.mark.parametrize(
-    "content", ["{broken", "[]", '{"speeds": []}', '{"speeds": {}, "decode": 3}']
-)
-def test_a_damaged_book_is_begun_again(config, home, content):
-    (home / "speeds.json").write_text(content)
-    assert SpeedBook().speed(config()) is None
-    SpeedBook().learn(config(), SPEED)
-    assert SpeedBook().speed(config()) == SPEED
+    _, found = record_run(warming, tmp_path)
+    last = only(events.EpochEnded, found)[-1].to_json()
+    taken = last["train_seconds"] / 28 - SPEED.trunk
+    assert book.speed(warming).step == pytest.approx(max(0.0, taken))
 
 
 def test_a_book_is_parsed_once_until_it_changes(config, folder, monkeypatch):
@@ -236,16 +211,6 @@ def test_a_book_is_parsed_once_until_it_changes(config, folder, monkeypatch):
     assert len(parsed) == 2
 
 
-@pytest.mark.parametrize("seconds", ["NaN", "Infinity", "1" + "0" * 400, '"fast"', "[1]"])
-def test_a_decoding_time_that_is_no_number_counts_as_not_measured(config, folder, home, seconds):
-    dataset, book = load_dataset(folder), SpeedBook()
-    book.learn(config(), SPEED)
-    book.learn_decoding(dataset.fingerprint, 32, 0.125)
-    (home / "speeds.json").write_text((home / "speeds.json").read_text().replace("0.125", seconds))
-    assert book.decode_seconds(dataset, 32) is None
-    assert expected(config(), dataset, book) is None
-
-
 def test_the_images_of_each_split_are_counted_once(config, folder, monkeypatch):
     dataset, counted = load_dataset(folder), []
     really = pd.Series.value_counts
@@ -259,40 +224,13 @@ def test_the_images_of_each_split_are_counted_once(config, folder, monkeypatch):
     assert len(counted) == 1
 
 
-def test_a_network_is_traced_once_to_time_its_trunk_and_tail(config, folder, monkeypatch):
-    traced = []
-    really = timing.split_network
-    monkeypatch.setattr(
-        timing, "split_network", lambda network: traced.append(network) or really(network)
-    )
-    list(calibrate([config()], load_dataset(folder), SpeedBook()))
-    assert len(traced) == 1
-
-
-def test_what_several_learn_at_once_is_all_kept(home):
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda side: SpeedBook().learn_decoding("images", side, 0.001), range(40)))
-    known = json.loads((home / "speeds.json").read_text())["decode"]
-    assert set(known) == {f"images-{side}" for side in range(40)}
-
-
 def test_a_book_that_cannot_be_written_costs_no_run(config, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("read-only")
 
     monkeypatch.setattr("finetune_core.training.speed_book.write_bytes", refuse)
-    found = list(execute(create_run(config(epochs=1), tmp_path / "runs")))
+    _, found = record_run(config(epochs=1), tmp_path)
     assert isinstance(found[-1], events.RunFinished)
-
-
-def test_speeds_of_another_version_are_measured_again(config, home):
-    (home / "speeds.json").write_text('{"speeds": {}, "decode": {}}')
-    book = SpeedBook()
-    book.learn(config(), SPEED)
-    (home / "speeds.json").write_text(
-        (home / "speeds.json").read_text().replace('"trunk"', '"before"')
-    )
-    assert book.speed(config()) is None
 
 
 def test_a_batch_that_cannot_train_is_refused_in_words(config, folder):
@@ -300,22 +238,12 @@ def test_a_batch_that_cannot_train_is_refused_in_words(config, folder):
         list(calibrate([config(batch_size=1)], load_dataset(folder), SpeedBook()))
 
 
-def test_a_run_without_epochs_has_none_in_its_forecast_and_pays_for_the_fit_once(config, folder):
-    dataset = load_dataset(folder)  # 28 train, 6 val, 6 test
-    estimate = forecast(
-        config(strategy="linear_probe", augmentation="flips"), dataset, SPEED, 0.001
-    )
-    once = 40 * 0.001 + 40 * 0.01 + 12 * 0.005
-    assert estimate.epoch_seconds == 0
-    assert estimate.seconds == pytest.approx(0.8 + once + 28 * 0.02)
-
-
 @pytest.mark.parametrize("cache", ["auto", "off"])
 def test_a_run_without_epochs_corrects_what_a_fit_takes(config, tmp_path, cache):
     settings, book = config(strategy="prototypes", cache=cache), SpeedBook()
     book.learn(settings, SPEED)
-    seen = list(execute(create_run(settings, tmp_path / "runs")))
-    fitted = next(event for event in seen if isinstance(event, events.HeadFitted))
+    _, seen = record_run(settings, tmp_path)
+    (fitted,) = only(events.HeadFitted, seen)
     learnt = book.speed(settings)
     assert learnt.step == pytest.approx(
         max(0.0, fitted.seconds / 28 - (SPEED.trunk if cache == "off" else 0))

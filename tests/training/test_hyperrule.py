@@ -1,3 +1,5 @@
+"""Settings that follow from the number and size of the images."""
+
 import pytest
 
 from finetune_core.config import make_config

@@ -1,5 +1,6 @@
-"""Mean, standard deviation, crop and interpolation follow from the network, or from what a person has set: everywhere."""
+"""Mean, deviation, crop and interpolation are the network's, or those that were set."""
 
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,12 +15,7 @@ from finetune_core.data.decode import read_square
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.run_images import run_images
 from finetune_core.models.catalogue import backbone_info, input_info
-from finetune_core.runs.record import create_run, execute, reopen_run
-from finetune_core.runs.stop_request import request_stop
-from finetune_core.runs.store import read_run
-from finetune_core.training.checkpoints import load_checkpoint
 from finetune_core.training.device import choose_device
-from finetune_core.training.events import EpochEnded
 from finetune_core.training.forecast import forecast
 from finetune_core.training.networks import beginning_of
 from finetune_core.training.predictions import load_predictions
@@ -28,8 +24,10 @@ from finetune_core.training.preview import network_input
 from finetune_core.training.speed_book import Speed
 from finetune_core.training.trunk import _VERSIONS, TrunkTables
 from finetune_core.work import finish
+from tests.factories import tiny_config, trained_run
 
 LITE = "efficientnet_lite0"
+lite = partial(tiny_config, backbone=LITE)
 OTHER = {
     "mean": (0.1, 0.2, 0.3),
     "std": (0.2, 0.3, 0.4),
@@ -53,32 +51,27 @@ def by_hand(file):
 
 
 @pytest.mark.parametrize("cache", ["auto", "off"])
-def test_a_run_trains_evaluates_and_predicts_on_images_prepared_so(colour_config, tmp_path, cache):
-    config = colour_config(strategy="feature_extraction", epochs=1, cache=cache, **OTHER)
-    reservation = create_run(config, tmp_path / "runs")
-    list(execute(reservation))
-    run = read_run(reservation.run_dir)
+def test_a_run_trains_evaluates_and_predicts_on_images_prepared_so(cache):
+    run = trained_run(strategy="feature_extraction", epochs=1, cache=cache, **OTHER)
     predictor = load_predictor(run)
     images = finish(run_images(run, {"val": 5}))
-    table, rows = images.dataset.table, images.rows["val"]
-    files = [Path(config.data, name) for name in table["id"].iloc[rows]]
+    ids = images.dataset.table["id"].iloc[images.rows["val"]]
+    files = [Path(run.config.data, name) for name in ids]
     fed = torch.from_numpy(np.stack([by_hand(file) for file in files]))
     shown = torch.stack([network_input(file, predictor.network.info, 32).tensor for file in files])
     torch.testing.assert_close(shown, fed, atol=1e-5, rtol=1e-5)
     assert (images.pixels.side, images.pixels.interpolation) == (64, "bicubic")
-    expected = torch.softmax(predictor.network.model(fed), dim=1).detach().numpy()
-    np.testing.assert_allclose(predictor.probabilities(files), expected, atol=1e-5)
+    logits = predictor.network.model(fed).detach()
+    np.testing.assert_allclose(predictor.probabilities(files), logits.softmax(1), atol=1e-5)
     stored = load_predictions(run.run_dir).set_index("id")["logits"]
-    logits = predictor.network.model(fed).detach().numpy()
-    for name, answer in zip(table["id"].iloc[rows], logits, strict=True):
-        np.testing.assert_allclose(stored[name], answer, atol=1e-4)
+    np.testing.assert_allclose(np.stack(stored[ids].tolist()), logits, atol=1e-4)
 
 
-def test_only_what_is_changed_changes_the_cache(colour_config):
+def test_only_what_is_changed_changes_the_cache():
     device = choose_device("cpu", "fp32")
 
     def name(**settings):
-        network = beginning_of(colour_config(**settings), ("a", "b")).network
+        network = beginning_of(lite(**settings), ("a", "b")).network
         return TrunkTables(network, device, 32).name(3)
 
     own = backbone_info(LITE)
@@ -89,57 +82,37 @@ def test_only_what_is_changed_changes_the_cache(colour_config):
     assert len({name(), *others}) == 5
 
 
-def test_the_name_of_an_unchanged_trunk_is_that_of_earlier_versions(colour_config):
-    network = beginning_of(colour_config(), ("a", "b")).network
+def test_the_name_of_an_unchanged_trunk_is_that_of_earlier_versions():
+    network = beginning_of(lite(), ("a", "b")).network
     known = (network.weights_hash, LITE, (0.5,) * 3, (0.5,) * 3, 32, "cpu", "fp32", "", _VERSIONS)
     digest = sha256(repr(known).encode()).hexdigest()[:16]
     assert TrunkTables(network, choose_device("cpu", "fp32"), 32).name(3) == f"trunk-{digest}-3"
 
 
-def test_a_stopped_run_resumes_with_them(colour_config, tmp_path):
-    config = colour_config(strategy="last_block", epochs=3, **OTHER)
-    whole = create_run(config, tmp_path / "whole")
-    list(execute(whole))
-    reservation = create_run(config, tmp_path / "runs")
-    for event in execute(reservation):
-        if isinstance(event, EpochEnded) and event.epoch == 1:
-            request_stop(reservation.run_dir)
-    list(execute(reopen_run(reservation.run_dir)))
-    ours, theirs = (
-        load_checkpoint(folder, "best")[0] for folder in (reservation.run_dir, whole.run_dir)
-    )
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-def test_a_run_that_starts_from_another_takes_them_unless_they_are_set(colour_config, tmp_path):
-    reservation = create_run(
-        colour_config(strategy="feature_extraction", epochs=1, **OTHER), tmp_path / "runs"
-    )
-    list(execute(reservation))
-    data = read_run(reservation.run_dir).config.data
-    follows = asked_for(
-        {"from_run": str(reservation.run_dir)}, data, None, as_is=True, by_size=False
-    )
+def test_a_run_that_starts_from_another_takes_them_unless_they_are_set():
+    parent = trained_run(strategy="feature_extraction", epochs=1, **OTHER)
+    start, data = {"from_run": str(parent.run_dir)}, parent.config.data
+    follows = asked_for(start, data, None, as_is=True, by_size=False)
     assert {name: getattr(follows, name) for name in OTHER} == OTHER
-    given = {"from_run": str(reservation.run_dir), "mean": "0.5,0.5,0.5", "crop_pct": "100 %"}
+    given = start | {"mean": "0.5,0.5,0.5", "crop_pct": "100 %"}
     mixed = asked_for(given, data, None, as_is=True, by_size=False)
     assert (mixed.mean, mixed.std, mixed.crop_pct) == ((0.5,) * 3, OTHER["std"], 1.0)
 
 
-def test_the_forecast_knows_how_large_decoded_images_are(colour_config):
+def test_the_forecast_knows_how_large_decoded_images_are():
     speed = Speed(0.001, 0.001, 0.001, 0, 1000, 0.0)
     whole, half = (
         forecast(config, load_dataset(config.data), speed, 0.001).memory_bytes
         for config in (
-            colour_config(strategy="full", crop_pct=1.0),
-            colour_config(strategy="full", crop_pct=0.5),
+            tiny_config(strategy="full", crop_pct=1.0),
+            tiny_config(strategy="full", crop_pct=0.5),
         )
     )
     assert half - whole == 42 * 3 * (64**2 - 32**2)
 
 
-def test_training_images_are_prepared_so(colour_config):
-    preparing = prepare(colour_config(strategy="full", augmentation="none", **OTHER))
+def test_training_images_are_prepared_so():
+    preparing = prepare(tiny_config(strategy="full", augmentation="none", **OTHER))
     job = finish(preparing)
     rows, inputs = next(job.training_inputs(job.training_batches(1), 1))
     file = Path(job.config.data, job.dataset.table["id"].iloc[rows[0]])

@@ -1,4 +1,4 @@
-"""LoRA: the weights that a network holds are their start and their factors, and nothing else of it moves."""
+"""LoRA: weights are their start and their factors, and nothing else of a network moves."""
 
 import copy
 from functools import partial
@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.functional import conv2d, cross_entropy, linear, scaled_dot_product_attention
 
 from finetune_core.config import make_config
+from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network, network_stages
@@ -20,7 +21,6 @@ from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
 from finetune_core.training.forecast import forecast
 from finetune_core.training.freezing import apply
-from finetune_core.training.loop import fit
 from finetune_core.training.lora import low_rank
 from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.networks import best_network
@@ -28,16 +28,17 @@ from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import check_config, prepare
 from finetune_core.training.speed_book import Speed
 from finetune_core.training.stage_plan import cut_index, describe, plan, trainable_parameters
+from finetune_core.work import finish
+from tests.factories import TINY_BACKBONE, tiny_config
+from tests.training.fits import fit_all, only
 
 CPU = Device("cpu", "a processor", "fp32")
 RANK = 3
 
 
 @pytest.fixture
-def config(colour_config):
-    return partial(
-        colour_config, batch_size=10, epochs=3, strategy="lora", lora_from="block6", lora_rank=4
-    )
+def config():
+    return partial(tiny_config, epochs=1, strategy="lora", lora_from="layer3", lora_rank=4)
 
 
 class Block(nn.Module):
@@ -79,6 +80,7 @@ def attending():
 NETWORKS = {
     "nn.MultiheadAttention": attending,
     "ViT of timm": lambda: (build_network("timm/test_vit", "none", 3, 0, 64), 64),
+    # Its convolutions pad in their own way.
     "CNN": lambda: (build_network("efficientnet_lite0", "none", 3, 0), 64),
 }
 
@@ -101,7 +103,7 @@ def randomised(network, strategy):
 
 
 def unmerged(model, factors):
-    """Have a network's layers compute what they did at the start, and the factors' part beside it."""
+    """Have layers compute what they did at the start, and the factors' part beside it."""
 
     def beside(name, layer):
         one = factors.factors[name]
@@ -224,71 +226,59 @@ def test_what_attention_never_calls_trains_too_and_nothing_else_moves():
         assert torch.equal(now[name], one.merged())
 
 
-def test_parts_of_a_batch_and_a_loss_scale_make_the_same_step():
-    def weights(**how):
-        network, side = attending()
-        step_on(network, planned(network), side, **how)
-        return network.model.state_dict()
+def weights_after(network=None, **how):
+    """Names and weights of the small transformer after a step."""
+    network = network or attending()[0]
+    _, done = step_on(network, planned(network), 32, **how)
+    return network.model.state_dict(), done
 
-    usual = weights()
-    scale = LossScale(torch.tensor(1024.0), torch.zeros((), dtype=torch.int32))
-    for other in (weights(micro_batch=2), weights(scale=scale)):
-        for name, tensor in usual.items():
-            torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
-    clipped = weights(clip_norm=1e-3)
+
+def loss_scale():
+    return LossScale(torch.tensor(1024.0), torch.zeros((), dtype=torch.int32))
+
+
+def check_close(found, wanted):
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+class Wrapped(nn.Module):
+    """A network times ``factor``, whose memory ends once, in pass ``ends``."""
+
+    def __init__(self, inner, factor=1.0, ends=0):
+        super().__init__()
+        self.inner, self.factor, self.ends, self.passes = inner, factor, ends, 0
+
+    def forward(self, images):
+        self.passes += 1
+        if self.passes == self.ends:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.inner(images) * self.factor
+
+
+def test_parts_of_a_batch_and_a_loss_scale_make_the_same_step():
+    usual, _ = weights_after()
+    for how in ({"micro_batch": 2}, {"scale": loss_scale()}):
+        check_close(weights_after(**how)[0], usual)
+    clipped, _ = weights_after(clip_norm=1e-3)
     assert not torch.allclose(clipped["head.weight"], usual["head.weight"], atol=1e-3)
 
 
 def test_gradients_of_an_attempt_that_ran_out_of_memory_are_forgotten():
-    class Short(nn.Module):
-        """Memory that ends in the second part of a batch, once."""
-
-        def __init__(self, inner):
-            super().__init__()
-            self.inner, self.passes = inner, 0
-
-        def forward(self, images):
-            self.passes += 1
-            if self.passes == 2:
-                raise torch.OutOfMemoryError("out of memory")
-            return self.inner(images)
-
-    network, side = attending()
-    _, done = step_on(network, planned(network), side, forward=Short(network.model), micro_batch=4)
-    other, _ = attending()
-    step_on(other, planned(other), side, micro_batch=4)
+    network, _ = attending()
+    found, done = weights_after(network, forward=Wrapped(network.model, ends=2), micro_batch=4)
     assert done.skipped == 0
-    for (name, tensor), expected in zip(
-        network.model.state_dict().items(), other.model.state_dict().values(), strict=True
-    ):
-        torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5, msg=name)
+    check_close(found, weights_after(micro_batch=4)[0])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_step_that_is_skipped_changes_nothing(optimizer):
-    class Overflowing(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, images):
-            return self.inner(images) * torch.inf
-
-    network, side = attending()
+    network, _ = attending()
     before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
-    scale = LossScale(torch.tensor(1024.0), torch.zeros((), dtype=torch.int32))
-    _, done = step_on(
-        network,
-        planned(network),
-        side,
-        optimizer=optimizer,
-        forward=Overflowing(network.model),
-        scale=scale,
-    )
+    overflowing, scale = Wrapped(network.model, factor=torch.inf), loss_scale()
+    now, done = weights_after(network, optimizer=optimizer, forward=overflowing, scale=scale)
     assert (done.skipped.item(), scale.factor.item()) == (1, 256)
-    assert all(
-        torch.equal(tensor, before[name]) for name, tensor in network.model.state_dict().items()
-    )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in now.items())
 
 
 def test_factors_are_counted_without_a_network_and_depthwise_convolutions_have_none():
@@ -297,28 +287,20 @@ def test_factors_are_counted_without_a_network_and_depthwise_convolutions_have_n
     assert "blocks.1.0.conv_pw.weight" in names
     assert not [name for name in names if "conv_dw" in name or "classifier" in name or "bn" in name]
     stages = network_stages("resnet18", 3)
-    settings = {
-        "data": "x",
-        "backbone": "resnet18",
-        "strategy": "lora",
-        "lora_from": "layer4",
-        "lora_rank": 8,
-    }
-    strategy = plan(make_config(settings), stages)
-    # of layer4's five convolutions, of 512 channels each
-    inputs = (256 * 9, 512 * 9, 256, 512 * 9, 512 * 9)
-    assert (
-        trainable_parameters(strategy, stages)
-        == 8 * sum(512 + each for each in inputs) + 512 * 3 + 3
+    settings = {"data": "x", "backbone": "resnet18", "strategy": "lora", "lora_rank": 8}
+    strategy, norms = (
+        plan(make_config(settings | {"lora_from": "layer4"} | more), stages)
+        for more in ({}, {"lora_norms": "train"})
     )
+    # of layer4's five convolutions, of 512 channels each
+    factors = 8 * sum(512 + inputs for inputs in (256 * 9, 512 * 9, 256, 512 * 9, 512 * 9))
+    counted = trainable_parameters(strategy, stages)
+    assert counted == factors + 512 * 3 + 3
     assert cut_index(strategy) == 4
     rows = describe(strategy, stages)
     assert [row["part"] for row in rows] == ["all"] * 4 + ["lora", "all"]
-    assert rows[4]["trained"] == 8 * sum(512 + each for each in inputs)
-    norms = plan(make_config(settings | {"lora_norms": "train"}), stages)
-    assert (
-        trainable_parameters(norms, stages) - trainable_parameters(strategy, stages) == 5 * 512 * 2
-    )
+    assert rows[4]["trained"] == factors
+    assert trainable_parameters(norms, stages) - counted == 5 * 512 * 2
     assert [one.batchnorm for one in (strategy[4], norms[4])] == ["frozen", "train"]
 
 
@@ -329,140 +311,90 @@ def test_a_rank_beyond_a_matrix_is_its_own():
     assert {one.scale for one in factors.factors.values()} == {0.5}
 
 
-def test_settings_that_do_not_fit_are_refused_by_field(colour_config):
+def test_settings_that_do_not_fit_are_refused_by_field(config):
     with pytest.raises(ConfigError, match="lora_from: belongs to lora, not to full"):
-        colour_config(strategy="full", lora_from="block3")
+        config(strategy="full")
     with pytest.raises(ConfigError, match="l2_sp: pulls whole weights back"):
-        colour_config(strategy="lora", l2_sp=0.1)
-    for stage in ("block9", "head"):
-        with pytest.raises(
-            ConfigError,
-            match=f"lora_from: there is no stage '{stage}'; the stages of efficientnet_lite0 are stem",
-        ):
-            check_config(colour_config(strategy="lora", lora_from=stage))
-    other = colour_config(strategy="lora", lora_from="block3").for_strategy("full")
-    assert other["lora_from"] is None
-
-
-def trained(config, folder):
-    folder.mkdir()
-    return list(fit(config, folder))
+        config(l2_sp=0.1)
+    for stage in ("layer9", "head"):
+        said = f"lora_from: there is no stage '{stage}'; the stages of {TINY_BACKBONE} are conv1"
+        with pytest.raises(ConfigError, match=said):
+            check_config(config(lora_from=stage))
+    assert config().for_strategy("full")["lora_from"] is None
 
 
 def test_a_checkpoint_holds_factors_and_the_head_and_makes_a_plain_network(config, tmp_path):
     settings = config(lora_norms="train")
-    found = trained(settings, tmp_path / "run")
+    found = fit_all(settings, tmp_path)
     assert isinstance(found[-1], events.RunFinished)
-    tensors, info = load_tensors(tmp_path / "run", BEST)
-    kept = {
-        name.removesuffix(".lora_A").removesuffix(".lora_B") for name in tensors if ".lora_" in name
-    }
-    stages = network_stages("efficientnet_lite0", 3)
-    late = {name for stage in stages[6:] for name in stage.matrices}
-    norms = {name for stage in stages[6:-1] for name in (*stage.norms, *stage.buffers)}
-    assert kept == late
-    assert tensors.keys() - {f"{name}.lora_{kind}" for name in kept for kind in "AB"} == norms | {
-        "classifier.weight",
-        "classifier.bias",
-    }
-    network, _ = best_network(settings, tmp_path / "run")
-    assert (
-        network.model.state_dict().keys()
-        == build_network("efficientnet_lite0", "none", 3, 0).model.state_dict().keys()
-    )
-    before = network.pretrained.state_dict()
-    for name in late:
-        factors = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
-        merged = torch.addmm(before[name].flatten(1), factors[1], factors[0], alpha=4.0)
-        assert torch.equal(network.model.get_parameter(name).flatten(1), merged)
+    tensors, info = load_tensors(tmp_path, BEST)
+    network, _ = best_network(settings, tmp_path)
+    late = network.stages[3:-1]
+    matrices = {name for stage in late for name in stage.matrices}
+    norms = {name for stage in late for name in (*stage.norms, *stage.buffers)}
+    head = {"fc.weight", "fc.bias"}
+    factors = {f"{name}.lora_{kind}" for name in matrices for kind in "AB"}
+    assert tensors.keys() == factors | norms | head
+    before, now = network.pretrained.state_dict(), network.model.state_dict()
+    plain = build_network(TINY_BACKBONE, "none", 3, 0, 32).model.state_dict()
+    assert now.keys() == plain.keys()
+    for name in matrices:
+        down, up = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
+        merged = torch.addmm(before[name].flatten(1), up, down, alpha=4.0)
+        assert torch.equal(now[name].flatten(1), merged)
         assert not torch.equal(merged, before[name].flatten(1)), name
-    others = (
-        network.model.state_dict().keys() - late - norms - {"classifier.weight", "classifier.bias"}
-    )
-    assert all(torch.equal(network.model.state_dict()[name], before[name]) for name in others)
+    others = now.keys() - matrices - norms - head
+    assert all(torch.equal(now[name], before[name]) for name in others)
     assert info.epoch == found[-1].best_epoch
-    assert checkpoint_path(tmp_path / "run", BEST).stat().st_size < 800_000
-
-
-def test_a_checkpoint_of_another_rank_is_refused(config, tmp_path):
-    trained(config(epochs=1), tmp_path / "run")
+    assert checkpoint_path(tmp_path, BEST).stat().st_size < 150_000
     with pytest.raises(RunError, match=r"lora_A has another shape"):
-        best_network(config(epochs=1, lora_rank=2), tmp_path / "run")
+        best_network(config(lora_norms="train", lora_rank=2), tmp_path)
     with pytest.raises(RunError, match="tensors of"):
-        best_network(config(epochs=1, lora_from="block5"), tmp_path / "run")
+        best_network(config(lora_norms="train", lora_from="layer2"), tmp_path)
 
 
+@pytest.mark.train
 def test_the_frozen_stages_are_cached_and_that_changes_nothing(config, tmp_path):
-    cached, uncached = (trained(config(cache=how), tmp_path / how) for how in ("auto", "off"))
-    started = [
-        next(event for event in found if isinstance(event, events.RunStarted))
-        for found in (cached, uncached)
-    ]
-    assert [event.cache.where for event in started] == ["memory", "off"]
+    for where, how in (("memory", "auto"), ("off", "off")):
+        found = fit_all(config(cache=how), tmp_path / how)
+        assert only(events.RunStarted, found)[0].cache.where == where
     ours, theirs = (load_tensors(tmp_path / how, LAST)[0] for how in ("auto", "off"))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_the_audit_sees_a_weight_that_is_not_what_its_factors_say(config, tmp_path, monkeypatch):
-    job = finish_preparing(config())
-    job.low_rank.merge()
-    assert not job.low_rank.unmerged()
-    name = next(iter(job.low_rank.factors))
-    with torch.no_grad():
-        job.network.model.get_parameter(name).view(-1)[0] += 1e-6
-    assert job.low_rank.unmerged() == [name]
-
-
-def test_the_audit_allows_rounding_where_products_do_not_repeat(config, monkeypatch):
-    job = finish_preparing(config())
-    job.low_rank.merge()
-    name = next(iter(job.low_rank.factors))
-    weight = job.network.model.get_parameter(name)
-    monkeypatch.setattr(lora, "_REPEATABLE", ())
-    largest = float(weight.detach().abs().max())
-    with torch.no_grad():
-        weight.view(-1)[0] += 1e-6 * largest
-    assert not job.low_rank.unmerged()
-    with torch.no_grad():
-        weight.view(-1)[0] += 1e-4 * largest
-    assert job.low_rank.unmerged() == [name]
-
-
-def finish_preparing(config):
-    stream = prepare(config)
-    while True:
-        try:
-            next(stream)
-        except StopIteration as end:
-            return end.value
+@pytest.mark.parametrize("repeats", [True, False])
+def test_the_audit_sees_a_weight_that_is_not_what_its_factors_say(config, monkeypatch, repeats):
+    """Rounding is allowed where products do not repeat."""
+    factors, network = (job := finish(prepare(config()))).low_rank, job.network
+    factors.merge()
+    assert not factors.unmerged()
+    if not repeats:
+        monkeypatch.setattr(lora, "_REPEATABLE", ())
+    name = next(iter(factors.factors))
+    weight = network.model.get_parameter(name).detach()
+    largest = float(weight.abs().max())
+    weight.view(-1)[0] += 1e-6 * largest
+    assert factors.unmerged() == ([name] if repeats else [])
+    weight.view(-1)[0] += 1e-4 * largest
+    assert factors.unmerged() == [name]
 
 
 def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cache(config):
-    speed = Speed(
-        trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0
-    )
-    job = finish_preparing(config())
-    few, more = (forecast(config(lora_rank=rank), job.dataset, speed, 0.001) for rank in (1, 8))
-    stages = job.network.stages
-    assert more.trainable_parameters == trainable_parameters(
-        plan(config(lora_rank=8), stages), stages
-    )
-    assert more.memory_bytes - few.memory_bytes == 12 * (
-        more.trainable_parameters - few.trainable_parameters
-    )
-    alone = forecast(
-        config(strategy="feature_extraction", lora_from=None), job.dataset, speed, 0.001
-    )
-    matrices = sum(
-        rows * columns for stage in stages[6:-1] for rows, columns in stage.matrices.values()
-    )
-    beside = (
-        few.memory_bytes
-        - 12 * few.trainable_parameters
-        - (alone.memory_bytes - 12 * alone.trainable_parameters)
-    )
-    assert beside == 4 * matrices
+    speed, dataset = Speed(0.01, 0.02, 0.005, 1000, 5_000_000, 0.0), load_dataset(config().data)
+    stages = network_stages(TINY_BACKBONE, 3, 32)
+
+    def memory(**settings):
+        """Bytes, but for those of parameters that train."""
+        found = forecast(config(**settings), dataset, speed, 0.001)
+        counted = trainable_parameters(plan(config(**settings), stages), stages)
+        assert found.trainable_parameters == counted
+        return found.memory_bytes - 12 * counted
+
+    assert memory(lora_rank=1) == memory(lora_rank=8)
+    matrices = [shape for stage in stages[3:-1] for shape in stage.matrices.values()]
+    beside = memory() - memory(strategy="feature_extraction", lora_from=None)
+    assert beside == 4 * sum(rows * columns for rows, columns in matrices)
 
 
 def test_the_seed_decides_the_first_factors():

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from finetune_core.training import events
-from finetune_core.training.loop import fit
 from finetune_core.training.movement import copied, is_measured, measured
+from tests.factories import tiny_config
+from tests.training.fits import fit_all, only
 
 
 def test_five_steps_an_epoch_are_measured_the_last_among_them():
@@ -34,13 +35,10 @@ def test_numbers_are_those_of_a_plain_step():
     )
 
 
-def test_a_run_tells_of_every_stage_that_trains_and_of_no_other(colour_config, tmp_path):
-    config = colour_config(
-        epochs=6, batch_size=42, strategy="gradual_unfreezing", backbone="resnet18", weights="none"
-    )
-    emitted = [event for event in fit(config, tmp_path) if isinstance(event, events.EpochEnded)]
-    assert [len(event.stages) for event in emitted] == [1, 2, 3, 4, 5, 6]
-    assert list(emitted[0].stages) == ["head"]
-    assert all(
-        row["gradient_norm"] > 0 and row["update"] > 0 for row in emitted[-1].stages.values()
-    )
+@pytest.mark.train
+def test_a_run_tells_of_every_stage_that_trains_and_of_no_other(tmp_path):
+    config = tiny_config(epochs=6, batch_size=42, strategy="gradual_unfreezing")
+    ended = only(events.EpochEnded, fit_all(config, tmp_path))
+    assert [len(event.stages) for event in ended] == [1, 2, 3, 4, 5, 6]
+    assert list(ended[0].stages) == ["head"]
+    assert all(row["gradient_norm"] > 0 and row["update"] > 0 for row in ended[-1].stages.values())

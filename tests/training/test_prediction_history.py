@@ -1,4 +1,4 @@
-"""Which images a run changes its mind about, epoch by epoch, through a resume and beside a damaged file."""
+"""Which images a run changes its mind about, through a resume and beside a damaged file."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Runs on different devices draw random numbers without waiting for each other, and none disturbs another's."""
+"""Runs on different devices draw random numbers without waiting, and disturb no other run."""
 
 import threading
 
@@ -61,7 +61,7 @@ def trained(device, model=None, rule=None):
 
 
 def beside(held, work):
-    """The result of ``work()`` while another thread is within ``held``; None where it does not end."""
+    """Return ``work()`` while another thread is within ``held``; None if it does not end."""
     entered, leave, found = threading.Event(), threading.Event(), []
 
     def hold():

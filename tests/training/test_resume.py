@@ -1,189 +1,188 @@
 """A run that is stopped anywhere and resumed ends with the very weights of one that never was."""
 
-from functools import partial
-
 import pytest
 
 from finetune_core.errors import RunError
 from finetune_core.training import evaluation, events, loop
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.predictions import load_predictions, predictions_precision
+from tests.factories import image_folder, tiny_config
+from tests.training.fits import (
+    ends_epoch,
+    ends_step,
+    fit_all,
+    fit_until,
+    only,
+    stop_and_resume,
+)
 
-
-@pytest.fixture
-def config(colour_config):
-    return partial(colour_config, batch_size=10, epochs=3)
-
-
-def whole(config, folder):
-    folder.mkdir()
-    return list(fit(config, folder))
-
-
-def stopped_at(config, folder, step):
-    """Train until ``step`` steps are done in all, stop, and resume to the end; the events of the second part."""
-    folder.mkdir()
-    stream, done = fit(config, folder), 0
-    for event in stream:
-        done += isinstance(event, events.StepEnded)
-        if isinstance(event, events.StepEnded) and done == step:
-            break
-    assert isinstance(stream.throw(StopRequested()), events.RunStopped)
-    return list(fit(config, folder, resume=True))
-
+BATCHED = {"batch_size": 10}  # three steps an epoch
 
 SETTINGS = {
-    "head, Adam": {"strategy": "feature_extraction"},
-    "last block, AdamW, cosine": {"optimizer": "adamw", "schedule": "cosine", "weight_decay": 0.01},
+    "head, Adam, images prepared otherwise": {
+        "strategy": "feature_extraction",
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.2, 0.3, 0.4),
+        "crop_pct": 0.5,
+        "interpolation": "bicubic",
+    },
+    "low rank, norms, averaged": {
+        "strategy": "lora",
+        "lora_from": "layer4",
+        "lora_norms": "train",
+        "ema": 0.9,
+    },
+    "balanced, blended, everything else": {
+        "strategy": "full",
+        "mixup": 0.2,
+        "cutmix": 1.0,
+        "sampling": "balanced",
+        "optimizer": "sgd",
+        "label_smoothing": 0.1,
+        "class_weights": "balanced",
+        "clip_norm": 0.5,
+        "micro_batch": 4,
+        "schedule": "one_cycle",
+        "l2_sp": 0.1,
+    },
     "last block, SGD, augmented": {
         "optimizer": "sgd",
         "augmentation": "random_resized_crop",
         "views": 2,
     },
-    "everything, fresh versions": {"strategy": "full", "augmentation": "flips", "epochs": 2},
-    "balanced, blended": {
-        "strategy": "full",
-        "mixup": 0.2,
-        "cutmix": 1.0,
-        "sampling": "balanced",
-        "epochs": 2,
-    },
-    "low rank, norms, averaged": {
-        "strategy": "lora",
-        "lora_from": "block6",
-        "lora_norms": "train",
-        "ema": 0.9,
+    "thawing, AdamW, cosine, fresh versions": {
+        "strategy": "linear_probe_then_full",
+        "thaw_every": 1,
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "weight_decay": 0.01,
+        "augmentation": "flips",
     },
     "dropout": {
         "backbone": "mobilenet_v3_small",
         "weights": "none",
         "strategy": "last_two_blocks",
-        "epochs": 2,
     },
 }
 
 
-QUICK = ("head, Adam", "last block, SGD, augmented", "low rank, norms, averaged")
+@pytest.fixture
+def check_same(tmp_path, marks):
+    """``check_same(config, ending)``: a training that went on equals one that was never stopped."""
+
+    def check(config, resumed, ending):
+        whole = fit_all(config, tmp_path / "whole")
+        wanted, end = whole[-1], ending[-1]
+        assert isinstance(end, events.RunFinished)
+        assert marks(resumed) == marks(tmp_path / "whole")
+        assert load_predictions(resumed).equals(load_predictions(tmp_path / "whole"))
+        assert predictions_precision(resumed) == "fp32"
+        for key in ("best_epoch", "val_loss", "test_accuracy"):
+            assert getattr(end, key) == getattr(wanted, key)
+        return whole
+
+    return check
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(one, marks=[pytest.mark.train] * (one not in QUICK)) for one in SETTINGS]
+    "name",
+    [
+        pytest.param(one, marks=[pytest.mark.train] * (not one.startswith("head")))
+        for one in SETTINGS
+    ],
 )
-def test_stopped_and_resumed_is_the_same_to_the_last_bit(config, tmp_path, name, marks):
-    settings = config(**SETTINGS[name])
-    before = whole(settings, tmp_path / "whole")
-    end, per_epoch = (
-        before[-1],
-        sum(isinstance(e, events.StepEnded) and e.epoch == 1 for e in before),
-    )
-    for step in (per_epoch, per_epoch + 1):
-        folder = tmp_path / f"stopped-{step}"
-        found = stopped_at(settings, folder, step)
-        assert marks(folder) == marks(tmp_path / "whole"), step
-        assert (found[-1].best_epoch, found[-1].val_loss) == (end.best_epoch, end.val_loss)
-        assert load_predictions(folder).equals(load_predictions(tmp_path / "whole"))
+def test_stopped_within_an_epoch_and_resumed_is_the_same_to_the_last_bit(
+    tmp_path, name, check_same
+):
+    config = tiny_config(**BATCHED | SETTINGS[name])
+    after = stop_and_resume(config, tmp_path / "stopped", ends_step(2, 1))
+    before = check_same(config, tmp_path / "stopped", after)
+    (epoch,), wanted = only(events.EpochEnded, after), only(events.EpochEnded, before)[1]
+    for key in ("epoch", "train_loss", "train_accuracy", "val_loss"):
+        assert getattr(epoch, key) == getattr(wanted, key) is not None
+    assert only(events.RunResumed, after) == [events.RunResumed(2, 1)]
 
 
-def test_the_numbers_of_an_epoch_that_was_cut_in_two_are_those_of_the_whole(config, tmp_path):
-    before = whole(config(), tmp_path / "whole")
-    after = stopped_at(config(), tmp_path / "stopped", 2)
-    emitted = [e for e in after if isinstance(e, events.EpochEnded)]
-    wanted = [e for e in before if isinstance(e, events.EpochEnded)]
-    assert [(e.epoch, e.train_loss, e.train_accuracy, e.val_loss) for e in emitted] == [
-        (e.epoch, e.train_loss, e.train_accuracy, e.val_loss) for e in wanted
-    ]
-    assert [e for e in after if isinstance(e, events.RunResumed)] == [events.RunResumed(1, 2)]
+@pytest.mark.train
+def test_stopped_after_the_last_step_of_an_epoch_is_the_same_to_the_last_bit(tmp_path, check_same):
+    config = tiny_config(**BATCHED)
+    after = stop_and_resume(config, tmp_path / "stopped", ends_step(1, 3))
+    before = check_same(config, tmp_path / "stopped", after)
+    memory = [only(events.EpochEnded, found)[-1].memory_bytes for found in (before, after)]
+    assert memory[0] == memory[1] > 0
 
 
-def test_memory_means_the_same_in_a_first_a_second_and_a_resumed_run(config, tmp_path):
-    def emitted(stream):
-        return {e.epoch: e.memory_bytes for e in stream if isinstance(e, events.EpochEnded)}
+@pytest.mark.train
+def test_memory_means_the_same_in_a_first_and_a_second_run(tmp_path):
+    def emitted(folder, **settings):
+        ended = only(events.EpochEnded, fit_all(tiny_config(**settings), tmp_path / folder))
+        return [event.memory_bytes for event in ended]
 
-    first = emitted(whole(config(), tmp_path / "first"))
-    second = emitted(whole(config(), tmp_path / "second"))
-    resumed = emitted(stopped_at(config(), tmp_path / "resumed", 4))
-    assert first == second
-    assert resumed == {epoch: first[epoch] for epoch in (2, 3)}
-    assert min(first.values()) > 0
-    assert min(emitted(whole(config(strategy="full"), tmp_path / "full")).values()) > max(
-        first.values()
-    )
+    first = emitted("first")
+    assert first == emitted("second")
+    assert min(first) > 0
+    assert min(emitted("full", strategy="full")) > max(first)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
-    ("phase", "precision"), [("validate", "fp32"), ("evaluate", "fp32"), ("evaluate", "bf16")]
+    ("phase", "precision", "killed"),
+    [
+        ("validate", "fp32", False),
+        ("evaluate", "fp32", True),
+        ("evaluate", "bf16", False),
+        pytest.param("validate", "bf16", True, marks=pytest.mark.exhaustive),
+    ],
 )
-@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.train)])
 def test_stopped_or_killed_while_it_validates_or_evaluates(
-    native_bf16, config, tmp_path, monkeypatch, marks, phase, precision, killed
+    native_bf16, tmp_path, monkeypatch, check_same, phase, precision, killed
 ):
     monkeypatch.setattr(evaluation, "EVENT_SECONDS", 0)
-    config = config(precision=precision)
-    whole(config, tmp_path / "whole")
-    (tmp_path / "stopped").mkdir()
-    stream = fit(config, tmp_path / "stopped")
-    for event in stream:
-        if isinstance(event, events.Progress) and event.phase == phase:
-            break
+    config = tiny_config(precision=precision)
+    _, training = fit_until(
+        config,
+        tmp_path / "cut",
+        lambda event: isinstance(event, events.Progress) and event.phase == phase,
+    )
     if killed:
-        stream.close()  # nothing is written any more
+        training.close()  # nothing is written any more
     else:
-        assert isinstance(stream.throw(StopRequested()), events.RunStopped)
-    end = list(fit(config, tmp_path / "stopped", resume=True))[-1]
-    assert isinstance(end, events.RunFinished)
-    assert marks(tmp_path / "stopped") == marks(tmp_path / "whole")
-    assert load_predictions(tmp_path / "stopped").equals(load_predictions(tmp_path / "whole"))
-    assert predictions_precision(tmp_path / "stopped") == "fp32"
+        assert isinstance(training.throw(StopRequested()), events.RunStopped)
+    check_same(config, tmp_path / "cut", list(fit(config, tmp_path / "cut", resume=True)))
 
 
-def test_checkpoints_within_an_epoch_and_a_process_that_dies_between_them(
-    config, tmp_path, monkeypatch, marks
+@pytest.mark.train
+@pytest.mark.parametrize("seconds", [0, loop.CHECKPOINT_SECONDS])
+def test_a_process_that_dies_goes_on_from_the_last_checkpoint(
+    tmp_path, monkeypatch, check_same, seconds
 ):
-    whole(config(), tmp_path / "whole")
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
-    (tmp_path / "killed").mkdir()
-    stream = fit(config(), tmp_path / "killed")
-    for event in stream:
-        if isinstance(event, events.StepEnded) and (event.epoch, event.step) == (2, 2):
-            break
-    stream.close()  # nothing is written any more
-    found = list(fit(config(), tmp_path / "killed", resume=True))
-    assert events.RunResumed(2, 2) in found
-    assert marks(tmp_path / "killed") == marks(tmp_path / "whole")
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
+    config = tiny_config(**BATCHED)
+    _, training = fit_until(
+        config, tmp_path / "killed", ends_epoch(2) if seconds else ends_step(2, 2)
+    )
+    training.close()  # nothing is written any more
+    found = list(fit(config, tmp_path / "killed", resume=True))
+    assert events.RunResumed(2, 0 if seconds else 2) in found
+    assert [event.epoch for event in only(events.EpochEnded, found)] == [2]  # told again
+    check_same(config, tmp_path / "killed", found)
 
 
-def test_without_a_checkpoint_it_starts_again(config, tmp_path, marks):
-    whole(config(), tmp_path / "whole")
-    (tmp_path / "killed").mkdir()
-    found = list(fit(config(), tmp_path / "killed", resume=True))
+def test_without_a_checkpoint_a_run_starts_again(tmp_path):
+    found = fit_all(tiny_config(epochs=1), tmp_path, resume=True)
     assert events.RunResumed(1, 0) in found
-    assert marks(tmp_path / "killed") == marks(tmp_path / "whole")
+    assert isinstance(found[-1], events.RunFinished)
 
 
-def test_other_classes_than_before_are_refused(config, image_folder, tmp_path):
-    stopped_at(config(), tmp_path / "stopped", 1)
-    image_folder(tmp_path / "images", {"yellow": 14})
-    with pytest.raises(RunError, match="classes have changed"):
-        list(fit(config(), tmp_path / "stopped", resume=True))
-
-
-def test_other_images_than_before_are_refused(config, image_folder, tmp_path):
-    stopped_at(config(), tmp_path / "stopped", 1)
-    image_folder(tmp_path / "images", {"red": 15})
+@pytest.mark.train
+def test_other_classes_or_images_than_before_are_refused(tmp_path):
+    images = image_folder(tmp_path / "images", {"red": 8, "blue": 8})
+    config = tiny_config(images)
+    _, training = fit_until(config, tmp_path / "run", ends_step(1, 1))
+    training.throw(StopRequested())
+    image_folder(images, {"red": 9})
     with pytest.raises(RunError, match="The images, their labels or their split have changed"):
-        list(fit(config(), tmp_path / "stopped", resume=True))
-
-
-def test_a_process_that_dies_before_an_epoch_is_saved_tells_it_again(config, tmp_path, marks):
-    before = whole(config(), tmp_path / "whole")
-    (tmp_path / "killed").mkdir()
-    stream = fit(config(), tmp_path / "killed")
-    for event in stream:
-        if isinstance(event, events.EpochEnded) and event.epoch == 2:
-            break
-    stream.close()
-    found = list(fit(config(), tmp_path / "killed", resume=True))
-    emitted = [event.epoch for event in found if isinstance(event, events.EpochEnded)]
-    assert emitted == [2, 3]
-    assert found[-1].best_epoch == before[-1].best_epoch
-    assert marks(tmp_path / "killed") == marks(tmp_path / "whole")
+        list(fit(config, tmp_path / "run", resume=True))
+    image_folder(images, {"yellow": 8})
+    with pytest.raises(RunError, match="classes have changed"):
+        list(fit(config, tmp_path / "run", resume=True))

@@ -1,3 +1,5 @@
+"""Strategies: what they train by plan, and that a training does what the plan says."""
+
 import pytest
 import torch
 from torch import nn
@@ -8,17 +10,100 @@ from finetune_core.models import network as networks
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import build_network, network_stages
 from finetune_core.models.stages import Stage
+from finetune_core.runs.store import read_run
+from finetune_core.training import events, loop
+from finetune_core.training.checkpoints import LAST, load_tensors
 from finetune_core.training.exact_layers import keep_depthwise_exact
 from finetune_core.training.freezing import apply
+from finetune_core.training.nearest import NearestNeighbours
 from finetune_core.training.parameter_groups import parameter_groups
+from finetune_core.training.predictions import load_predictions
 from finetune_core.training.stage_plan import (
     StagePlan,
     cut_index,
     describe,
+    frozen_tensors,
     plan,
     stages_of,
     trainable_parameters,
 )
+from finetune_core.training.strategies import STRATEGIES
+from tests.factories import TINY_BACKBONE, tiny_config
+from tests.training.fits import ends_epoch, fit_all, fit_until, record_run
+
+EPOCHS = {"linear_probe_then_full": 2, "gradual_unfreezing": 6}  # until all of it trains
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_trains_what_it_declares_and_nothing_else(strategy, tmp_path, monkeypatch):
+    check_training(tmp_path, monkeypatch, strategy=strategy, epochs=EPOCHS.get(strategy, 1))
+
+
+@pytest.mark.train
+@pytest.mark.parametrize(
+    "settings",
+    [{"stage_rates": {"layer1": 1.0, "head": 1.0}}, {"batchnorm": "statistics"}],
+    ids=str,
+)
+def test_stages_frozen_behind_one_that_trains_stay(settings, tmp_path, monkeypatch):
+    strategy = "custom" if "stage_rates" in settings else "last_two_blocks"
+    check_training(tmp_path, monkeypatch, strategy=strategy, epochs=1, **settings)
+
+
+def check_training(tmp_path, monkeypatch, **settings):
+    audited, real = [], loop.audit_frozen
+    monkeypatch.setattr(loop, "audit_frozen", lambda job: audited.append(job) or real(job))
+    if settings["strategy"] == "custom" and "stage_rates" not in settings:
+        settings["cut"] = "layer3"
+    config = tiny_config(**settings)
+    folder, seen = record_run(config, tmp_path)
+    assert isinstance(seen[-1], events.RunFinished)
+    run = read_run(folder)
+    assert (run.status, run.judged) == ("finished", True)
+    assert set(load_predictions(folder)["split"]) == {"val", "test"}
+    network = audited[-1].network
+    start = "none" if settings["strategy"] == "from_scratch" else config.starts_from
+    before = build_network(TINY_BACKBONE, start, 3, config.seed, 32).model.state_dict()
+    now = network.model.state_dict()
+    frozen = 0
+    for stage, planned in zip(network.stages, plan(config, network.stages), strict=True):
+        if stage.name == "head" and isinstance(network.head_layers[0], NearestNeighbours):
+            continue  # stored features in the place of the head
+        kept = set(frozen_tensors(planned, stage))
+        frozen += len(kept)
+        changed = {
+            name
+            for name in (*stage.parameters, *stage.buffers)
+            if not torch.equal(now[name], before[name])
+        }
+        assert not changed & kept
+        assert planned.frozen or changed, f"{stage.name} trains, but nothing in it changed"
+        if settings["strategy"] == "bias_only" and stage.name != "head":
+            assert all(name.endswith("bias") for name in changed)
+        if settings["strategy"] == "batchnorm_only" and stage.name != "head":
+            assert changed <= {*stage.norms, *stage.buffers}
+            assert any("running_mean" in name for name in changed)
+    assert seen[-1].frozen_tensors == frozen
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(
+            name,
+            marks=getattr(
+                pytest.mark,
+                "train" if name in ("last_block", "linear_probe_then_full") else "exhaustive",
+            ),
+        )
+        for name in STRATEGIES
+        if name not in ("custom", "from_scratch")
+    ],
+)
+def test_every_strategy_learns_colours_from_pretrained_weights(strategy, tmp_path):
+    config = tiny_config(backbone="efficientnet_lite0", strategy=strategy, epochs=9, batch_size=10)
+    assert fit_all(config, tmp_path)[-1].val_accuracy >= 0.8
 
 
 def strategy_of(name, backbone="resnet18", **settings):
@@ -31,116 +116,82 @@ def training_stages(strategy):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "settings", "expected"),
     [
-        ("feature_extraction", ["head"]),
-        ("last_block", ["layer4", "head"]),
-        ("last_two_blocks", ["layer3", "layer4", "head"]),
-        ("full", ["stem", "layer1", "layer2", "layer3", "layer4", "head"]),
+        ("feature_extraction", {}, "head"),
+        ("last_block", {}, "layer4 head"),
+        ("last_two_blocks", {}, "layer3 layer4 head"),
+        ("full", {}, "stem layer1 layer2 layer3 layer4 head"),
+        ("first_block", {}, "stem layer1 head"),
+        ("custom", {"cut": "layer2"}, "layer2 layer3 layer4 head"),
+        ("custom", {"stage_rates": {"layer1": 0.5, "head": 2.0}}, "layer1 head"),
+        ("batchnorm_only", {"backbone": "alexnet"}, "head"),
     ],
 )
-def test_named_strategies_train_exactly_these_stages_of_resnet(name, expected):
-    assert training_stages(strategy_of(name)) == expected
+def test_strategies_train_exactly_these_stages(name, settings, expected):
+    strategy = strategy_of(name, **settings)
+    assert training_stages(strategy) == expected.split()
+    names = [one.stage for one in strategy]
+    assert cut_index(strategy) == names.index(expected.split()[0])  # the rest is cached
 
 
-def test_last_block_of_resnet_is_exactly_layer4_and_fc():
-    stages = network_stages("resnet18", 3)
-    trained = [
-        name for stage in stages if stage.name in ("layer4", "head") for name in stage.parameters
-    ]
-    assert {name.split(".")[0] for name in trained} == {"layer4", "fc"}
-    assert trainable_parameters(strategy_of("last_block"), stages) == 8_393_728 + 512 * 3 + 3
+@pytest.mark.parametrize(
+    ("name", "settings", "epochs"),
+    [
+        ("linear_probe_then_full", {"epochs": 10}, [6, 6, 6, 6, 6, 1]),
+        ("linear_probe_then_full", {"epochs": 10, "thaw_every": 3}, [4, 4, 4, 4, 4, 1]),
+        ("gradual_unfreezing", {"epochs": 12}, [11, 9, 7, 5, 3, 1]),
+    ],
+)
+def test_stages_thaw_from_the_head_towards_the_input(name, settings, epochs):
+    assert [one.thaw_epoch for one in strategy_of(name, **settings)] == epochs
 
 
-def test_head_first_then_everything():
-    strategy = strategy_of("linear_probe_then_full", epochs=10)
-    assert [one.thaw_epoch for one in strategy] == [6, 6, 6, 6, 6, 1]
-    assert [
-        one.thaw_epoch for one in strategy_of("linear_probe_then_full", epochs=10, thaw_every=3)
-    ] == [4, 4, 4, 4, 4, 1]
-
-
-def test_gradual_unfreezing_goes_from_the_head_towards_the_input():
-    assert [one.thaw_epoch for one in strategy_of("gradual_unfreezing", epochs=12)] == [
-        11,
-        9,
-        7,
-        5,
-        3,
-        1,
-    ]
-
-
-def test_a_stage_that_would_thaw_after_the_end_is_refused():
-    with pytest.raises(ConfigError) as error:
-        strategy_of("gradual_unfreezing", epochs=5)
-    assert list(error.value.problems) == ["thaw_every"]
-
-
-def test_rates_fall_towards_the_input():
+def test_rates_fall_towards_the_input_or_are_as_they_are_set():
     rates = [one.rate for one in strategy_of("discriminative", layer_decay=0.5)]
     assert rates == [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1]
+    custom = strategy_of("custom", stage_rates={"layer1": 0.5, "head": 2.0})
+    assert [one.rate for one in custom] == [0, 0.5, 0, 0, 0, 2.0]
 
 
-def test_the_first_block_is_the_stem_and_the_stage_after_it():
-    assert training_stages(strategy_of("first_block")) == ["stem", "layer1", "head"]
-
-
-def test_norms_only_and_biases_only_count_what_they_train():
-    stages = network_stages("resnet18", 3)
+@pytest.mark.parametrize(
+    ("name", "settings", "counted"),
+    [
+        ("last_block", {}, 8_393_728),
+        ("last_block", {"batchnorm": "auto"}, 8_393_728),
+        ("last_block", {"batchnorm": "statistics"}, 8_393_728 - 5 * 512 * 2),
+        ("last_block", {"batchnorm": "frozen"}, 8_393_728 - 5 * 512 * 2),
+        ("batchnorm_only", {}, 9600),
+        ("bias_only", {}, 4800),
+    ],
+)
+def test_parameters_that_train_are_counted_beside_those_of_the_head(name, settings, counted):
+    strategy = strategy_of(name, **settings)
     head = 512 * 3 + 3
-    assert trainable_parameters(strategy_of("batchnorm_only"), stages) == 9600 + head
-    assert trainable_parameters(strategy_of("bias_only"), stages) == 4800 + head
-
-
-def test_a_network_without_norms_trains_its_head_alone_and_keeps_the_cache():
-    strategy = strategy_of("batchnorm_only", backbone="alexnet")
-    assert training_stages(strategy) == ["head"]
-    assert cut_index(strategy) == len(strategy) - 1
+    assert trainable_parameters(strategy, network_stages("resnet18", 3)) == counted + head
+    mode = settings.get("batchnorm", "auto")
+    assert name != "last_block" or strategy[-2].batchnorm == {"auto": "train"}.get(mode, mode)
 
 
 def test_transformers_have_norms_and_biases_too():
     stages = network_stages("vit_b_16", 3)
     for name in ("batchnorm_only", "bias_only"):
-        assert (
-            30_000 < trainable_parameters(strategy_of(name, backbone="vit_b_16"), stages) < 200_000
-        )
+        strategy = strategy_of(name, backbone="vit_b_16")
+        assert 30_000 < trainable_parameters(strategy, stages) < 200_000
 
 
 @pytest.mark.parametrize(
-    ("mode", "trains"), [("auto", True), ("statistics", False), ("frozen", False)]
-)
-def test_the_batchnorm_setting_decides_for_the_stages_that_train(mode, trains):
-    stages = network_stages("resnet18", 3)
-    strategy = strategy_of("last_block", batchnorm=mode)
-    assert strategy[-2].batchnorm == {"auto": "train"}.get(mode, mode)
-    counted = trainable_parameters(strategy, stages)
-    assert counted == 8_393_728 + 512 * 3 + 3 - (0 if trains else 5 * 512 * 2)
-
-
-def test_custom_cut_trains_from_that_stage_on():
-    strategy = strategy_of("custom", cut="layer2")
-    assert training_stages(strategy) == ["layer2", "layer3", "layer4", "head"]
-    assert cut_index(strategy) == 2
-
-
-def test_custom_rates_freeze_what_they_do_not_name():
-    strategy = strategy_of("custom", stage_rates={"layer1": 0.5, "head": 2.0})
-    assert training_stages(strategy) == ["layer1", "head"]
-    assert [one.rate for one in strategy] == [0, 0.5, 0, 0, 0, 2.0]
-
-
-@pytest.mark.parametrize(
-    ("settings", "field"),
+    ("name", "settings", "field"),
     [
-        ({"cut": "layer9"}, "cut"),
-        ({"stage_rates": {"layer9": 1, "head": 1}}, "stage_rates"),
-        ({"stage_rates": {"layer4": 1}}, "stage_rates"),
+        ("custom", {"cut": "layer9"}, "cut"),
+        ("custom", {"stage_rates": {"layer9": 1, "head": 1}}, "stage_rates"),
+        ("custom", {"stage_rates": {"layer4": 1}}, "stage_rates"),
+        ("gradual_unfreezing", {"epochs": 5}, "thaw_every"),  # a stage would thaw after the end
     ],
 )
-def test_custom_strategies_that_do_not_fit_are_refused_by_field(settings, field):
+def test_settings_that_do_not_fit_are_refused_by_field(name, settings, field):
     with pytest.raises(ConfigError) as error:
-        strategy_of("custom", **settings)
+        strategy_of(name, **settings)
     assert list(error.value.problems) == [field]
 
 
@@ -153,20 +204,11 @@ class Two(nn.Module):
 
 SIZES_A = {"a.0.weight": 12, "a.0.bias": 4, "a.1.weight": 4, "a.1.bias": 4}
 NORM_A = ("a.1.weight", "a.1.bias")
+BUFFERS_A = ("a.1.running_mean", "a.1.running_var")
+SIZES_HEAD = {"head.weight": 8, "head.bias": 2}
 TWO_STAGES = (
-    Stage(
-        "a",
-        ("a",),
-        tuple(SIZES_A),
-        ("a.1.running_mean", "a.1.running_var"),
-        24,
-        SIZES_A,
-        NORM_A,
-        NORM_A,
-    ),
-    Stage(
-        "head", ("head",), ("head.weight", "head.bias"), (), 10, {"head.weight": 8, "head.bias": 2}
-    ),
+    Stage("a", ("a",), tuple(SIZES_A), BUFFERS_A, 24, SIZES_A, NORM_A, NORM_A),
+    Stage("head", ("head",), tuple(SIZES_HEAD), (), 10, SIZES_HEAD),
 )
 
 
@@ -205,12 +247,10 @@ def test_batchnorm_modes_of_a_frozen_stage(mode, statistics_move, affine_trains)
 def test_a_stage_thaws_at_its_epoch_and_not_before():
     model = Two()
     strategy = two(frozen=False, thaw_epoch=3, batchnorm="train")
-    apply(strategy, TWO_STAGES, model, epoch=2)
-    assert not model.a.training
-    assert not any(parameter.requires_grad for parameter in model.a.parameters())
-    apply(strategy, TWO_STAGES, model, epoch=3)
-    assert model.a.training
-    assert all(parameter.requires_grad for parameter in model.a.parameters())
+    for epoch, trains in ((2, False), (3, True)):
+        apply(strategy, TWO_STAGES, model, epoch)
+        assert model.a.training == trains
+        assert {parameter.requires_grad for parameter in model.a.parameters()} == {trains}
 
 
 def test_groups_are_one_a_stage_at_its_own_rate():
@@ -223,14 +263,16 @@ def test_groups_are_one_a_stage_at_its_own_rate():
 
 def test_weight_decay_spares_norms_and_biases():
     groups = parameter_groups(two(frozen=False, batchnorm="train"), TWO_STAGES, Two(), 0.01, 0.05)
-    decayed = [
-        parameter for group in groups if group["weight_decay"] for parameter in group["params"]
-    ]
-    spared = [
-        parameter for group in groups if not group["weight_decay"] for parameter in group["params"]
-    ]
-    assert sorted(p.ndim for p in decayed) == [2, 4]
-    assert {p.ndim for p in spared} == {1}
+    decayed, spared = (
+        [
+            one.ndim
+            for group in groups
+            if bool(group["weight_decay"]) == on
+            for one in group["params"]
+        ]
+        for on in (True, False)
+    )
+    assert (sorted(decayed), set(spared)) == ([2, 4], {1})
     assert len(decayed) + len(spared) == len(list(Two().parameters()))
 
 
@@ -248,10 +290,7 @@ def test_description_is_what_pages_draw():
     assert (rows[1]["trains"], rows[1]["trained"]) == (True, 10)
 
 
-@pytest.mark.parametrize("strategy", ["last_block", "prototypes"])
-def test_stages_are_those_of_the_network_at_the_size_of_the_run_and_looked_at_once(
-    strategy, monkeypatch
-):
+def test_stages_are_those_of_the_network_at_the_size_of_the_run_and_looked_at_once(monkeypatch):
     name, side, built, real = "timm/mobilenetv4_conv_small", 32, [], networks.create_on_meta
     monkeypatch.setattr(
         networks,
@@ -259,10 +298,9 @@ def test_stages_are_those_of_the_network_at_the_size_of_the_run_and_looked_at_on
         lambda *args, **kwargs: built.append(args) or real(*args, **kwargs),
     )
     networks._structure.cache_clear()
-    config = make_config(
-        {"data": "x", "backbone": name, "image_size": side, "strategy": strategy, "weights": "none"}
-    )
-    stages = stages_of(config, 3)
+    for strategy in ("last_block", "prototypes"):
+        settings = {"backbone": name, "image_size": side, "strategy": strategy, "weights": "none"}
+        stages = stages_of(make_config({"data": "x"} | settings), 3)
     network = build_network(name, "none", 3, 0, side)
     assert [stage.name for stage in stages] == [stage.name for stage in network.stages]
     assert len(stages) < len(network_stages(name, 3))  # at its own size it has more
@@ -276,13 +314,23 @@ def test_depthwise_convolutions_that_train_run_in_fp32_under_autocast():
     stages = tuple(Stage(n, (n,), (f"{n}.weight", f"{n}.bias"), (), 1) for n in "012")
     strategy = tuple(StagePlan(n, n == "0", 1.0, 1, "frozen") for n in "012")
     keep_depthwise_exact(strategy, stages, model)
-    images = torch.randn(1, 4, 8, 8)
+    found, output = [], torch.randn(1, 4, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        frozen = model[0](images)
-        trained = model[1](frozen)
-        pointwise = model[2](trained)
-    assert (frozen.dtype, trained.dtype, pointwise.dtype) == (
-        torch.bfloat16,
-        torch.float32,
-        torch.bfloat16,
-    )
+        for layer in model:
+            output = layer(output)
+            found.append(output.dtype)
+    assert found == [torch.bfloat16, torch.float32, torch.bfloat16]
+
+
+def test_stages_are_what_they_were_until_they_thaw(tmp_path):
+    config = tiny_config(strategy="linear_probe_then_full", epochs=2, thaw_every=1)
+    before = build_network(TINY_BACKBONE, config.starts_from, 3, config.seed, 32).model.state_dict()
+    _, training = fit_until(config, tmp_path, ends_epoch(2))  # what is kept is of the first epoch
+    kept, _ = load_tensors(tmp_path, LAST)
+    changed = {
+        name
+        for name, tensor in kept.items()
+        if "/" not in name and not torch.equal(tensor, before[name])
+    }
+    assert changed == {"fc.weight", "fc.bias"}
+    training.close()

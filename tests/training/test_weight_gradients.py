@@ -1,3 +1,5 @@
+"""Gradients of weights as products and of slices are those of the convolutions."""
+
 import os
 import subprocess
 import sys
@@ -38,7 +40,7 @@ CHANGED = {"layer4.0.conv1", "layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2
 
 
 def gradients(convolution, images, autocast):
-    """Of a loss that weighs each output differently: towards the weights, and towards the images."""
+    """Gradients of a loss that weighs each output differently: of weights, and of images."""
     images = images.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = convolution(images)
@@ -106,7 +108,16 @@ def test_wide_convolutions_that_train_in_bf16_use_it(precision, strategy, wanted
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("backbone", ["fastvit_t8", "mobileone_s0", "repvgg_a0"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "repvgg_a0",
+        *(
+            pytest.param(one, marks=pytest.mark.exhaustive)
+            for one in ("fastvit_t8", "mobileone_s0")
+        ),
+    ],
+)
 def test_networks_with_strided_pointwise_stems_survive_full_steps(backbone):
     """oneDNN's kernel writes out of bounds here, with AVX2 and AVX-512."""
     done = subprocess.run(
