@@ -1,11 +1,9 @@
-import json
 import math
 from typing import get_args
 
 import pytest
 
 from finetune_core.config import (
-    Optimizer,
     RunConfig,
     all_settings,
     make_config,
@@ -60,21 +58,13 @@ def test_a_bad_value_is_named_with_its_field_in_words(field, value, said):
     assert said in found[field]
 
 
-def test_all_bad_fields_are_named_at_once():
-    found = problems(epochs=0, learning_rate=-1, optimizer="x", batch_size="y")
-    assert set(found) == {"epochs", "learning_rate", "optimizer", "batch_size"}
-
-
-def test_fields_that_disagree_are_named_all_at_once():
-    found = problems(
-        cut="layer4",
-        val_fraction=0.5,
-        test_fraction=0.5,
-        schedule="cosine",
-        epochs=1,
-        warmup_epochs=1,
-    )
+def test_all_unsound_and_disagreeing_fields_are_named_at_once():
+    unsound = {"epochs": 0, "learning_rate": -1, "optimizer": "x", "batch_size": "y"}
+    assert set(problems(**unsound)) == set(unsound)
+    split = {"val_fraction": 0.5, "test_fraction": 0.5}
+    found = problems(cut="layer4", schedule="cosine", epochs=1, warmup_epochs=1, **split)
     assert set(found) == {"strategy", "val_fraction", "warmup_epochs"}
+    assert set(problems(learning_rate=-1, strategy="custom")) == {"learning_rate", "strategy"}
 
 
 def test_data_is_needed():
@@ -87,17 +77,9 @@ def test_custom_strategy_needs_a_cut_or_rates_and_not_both():
     assert "strategy" in problems(strategy="custom")
     assert "strategy" in problems(strategy="custom", cut="layer4", stage_rates={"head": 1.0})
     assert make_config({"data": "x", "strategy": "custom", "cut": "layer4"}).cut == "layer4"
-    assert make_config(
-        {"data": "x", "strategy": "custom", "stage_rates": {"head": 1.0}}
-    ).stage_rates == {"head": 1.0}
-
-
-def test_a_run_has_1_to_1000_epochs():
-    assert [problems(epochs=epochs).keys() for epochs in (0, 1001)] == [{"epochs"}] * 2
-    assert [make_config({"data": "x", "epochs": epochs}).epochs for epochs in (1, 1000)] == [
-        1,
-        1000,
-    ]
+    rates = {"head": 1.0}
+    made = make_config({"data": "x", "strategy": "custom", "stage_rates": rates})
+    assert made.stage_rates == rates
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1001, math.nan, math.inf])
@@ -114,18 +96,15 @@ def test_recipes_are_valid(recipe):
 
 
 def test_the_tutorials_recipe_is_the_tutorials():
-    config = make_config(TUTORIAL_RECIPE | {"data": "x"})
-    assert (config.backbone, config.strategy, config.optimizer) == (
-        "resnet18",
-        "last_block",
-        "adam",
-    )
-    assert (config.learning_rate, config.batch_size, config.image_size, config.epochs) == (
-        1e-4,
-        32,
-        224,
-        10,
-    )
+    assert TUTORIAL_RECIPE == TUTORIAL_RECIPE | {
+        "backbone": "resnet18",
+        "strategy": "last_block",
+        "optimizer": "adam",
+        "learning_rate": 1e-4,
+        "batch_size": 32,
+        "image_size": 224,
+        "epochs": 10,
+    }
     extraction = make_config(FEATURE_EXTRACTION_RECIPE | {"data": "x"})
     assert (extraction.strategy, extraction.learning_rate) == ("feature_extraction", 1e-3)
 
@@ -145,21 +124,22 @@ def test_a_config_cannot_be_changed_afterwards():
         config.epochs = 3
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b""])
-def test_a_config_file_that_is_no_json_is_refused_by_name(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"{", r"config\.json cannot be read as JSON"),
+        (b"\xff\xfe\x00", r"config\.json cannot be read as JSON"),
+        (b"", r"config\.json cannot be read as JSON"),
+        (b"[1, 2]", "no settings"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_config_file_without_settings_is_refused_by_name(tmp_path, content, problem):
     file = tmp_path / "config.json"
-    file.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"config\.json cannot be read as JSON"):
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=problem):
         read_config(file)
-
-
-def test_a_config_file_that_holds_a_list_or_is_missing_is_refused(tmp_path):
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps([1, 2]), encoding="utf-8")
-    with pytest.raises(ConfigError, match="no settings"):
-        read_config(file)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_config(tmp_path / "other.json")
 
 
 @pytest.mark.parametrize("field", NUMBERS)
@@ -169,21 +149,14 @@ def test_limits_are_those_that_validation_uses(field):
         assert field in problems(**{field: limit + past[name]})
 
 
-def test_every_setting_has_a_label_and_a_help_text_of_its_own():
+def test_every_setting_has_a_label_a_help_text_a_section_and_words_for_its_choices():
     described = all_settings().values()
-    assert all(one.label and one.help for one in described)
-    assert (
-        len({one.label for one in described})
-        == len({one.help for one in described})
-        == len(described)
-    )
-
-
-def test_every_setting_has_a_section_but_for_what_no_form_asks_for():
+    for part in ("label", "help"):
+        texts = [getattr(one, part) for one in described]
+        assert all(texts)
+        assert len(set(texts)) == len(texts)
+    # but for what no form asks for
     assert all_settings().keys() - set(names_in(*SECTIONS)) == {"data", "edits", "averaged"}
-
-
-def test_every_choice_of_a_setting_has_a_word_for_it():
     for name, field in RunConfig.model_fields.items():
         if setting_of(name).kind == "choice":
             assert tuple(setting_of(name).choices) == get_args(field.annotation), name
@@ -223,21 +196,10 @@ def test_what_could_mean_two_numbers_or_none_is_refused(field, typed):
     assert field in problems(**{field: typed})
 
 
-def test_every_optimizer_is_accepted():
-    for name in get_args(Optimizer):
-        assert make_config({"data": "x", "optimizer": name}).optimizer == name
-
-
 def test_a_config_error_is_one_of_thaws_own_and_its_text_has_a_line_a_problem():
     error = ConfigError({"epochs": "too few", "seed": "odd"})
     assert isinstance(error, FinetuneError)
     assert str(error) == "epochs: too few\nseed: odd"
-
-
-def test_fields_that_do_not_agree_are_named_together_with_unsound_ones():
-    with pytest.raises(ConfigError) as error:
-        make_config({"data": "x", "learning_rate": -1, "strategy": "custom"})
-    assert set(error.value.problems) == {"learning_rate", "strategy"}
 
 
 @pytest.mark.parametrize(
@@ -245,7 +207,6 @@ def test_fields_that_do_not_agree_are_named_together_with_unsound_ones():
     [
         ("0.485, 0.456, 0.406", (0.485, 0.456, 0.406)),
         ("0.5,0.4,0.3", (0.5, 0.4, 0.3)),
-        ("0.5, 0.4,0.3", (0.5, 0.4, 0.3)),
         ("0,1,0", (0.0, 1.0, 0.0)),
         (" 0,5; 0,4; 0,3 ", (0.5, 0.4, 0.3)),
         ("0,5 0,4 0,3", (0.5, 0.4, 0.3)),
@@ -261,19 +222,15 @@ def test_three_numbers_as_people_write_them(written, read):
 
 
 def test_input_settings_that_cannot_be_used_are_named_all_at_once():
-    with pytest.raises(ConfigError) as caught:
-        make_config(
-            {
-                "data": "x",
-                "mean": "0.5, 0.5",
-                "std": "0, 0.5, 0.5",
-                "crop_pct": "200 %",
-                "interpolation": "nearest",
-                "image_size": 1,
-            }
-        )
+    found = problems(
+        mean="0.5, 0.5",
+        std="0, 0.5, 0.5",
+        crop_pct="200 %",
+        interpolation="nearest",
+        image_size=1,
+    )
     example = ", as in 0.485, 0.456, 0.406"
-    assert caught.value.problems == {
+    assert found == {
         "mean": f"must be three numbers from 0 to 1{example}",
         "std": f"must be three numbers from 0.001 to 1{example}",
         "crop_pct": "must be at most 1, not 2.0",

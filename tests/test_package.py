@@ -5,16 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 import urllib.request
 import zipfile
+from contextlib import suppress
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
 
 from finetune_core.version import __version__
+from tests.deadline import wait_until
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,42 +65,6 @@ def installed(wheel, tmp_path_factory):
     return environment / "bin"
 
 
-@pytest.fixture
-def serve(tmp_path):
-    """Start the dashboard with a command and its options: (command, options) -> address."""
-    servers = []
-
-    def start(command, *options):
-        port = free_port()
-        with open(tmp_path / "log", "wb") as log:
-            server = subprocess.Popen(
-                [command, "app", "--no-browser", "--port", str(port), *options],
-                cwd=tmp_path,
-                env=os.environ | {"THAW_HOME": str(tmp_path / "home")},
-                stdout=log,
-                stderr=log,
-            )
-        servers.append(server)
-        return server, f"http://127.0.0.1:{port}"
-
-    yield start
-    for server in servers:
-        server.kill()
-        server.wait()
-
-
-def wait_until_healthy(server, address, log):
-    """Return what the health endpoint answers, once it does."""
-    end = time.monotonic() + 300
-    while time.monotonic() < end:
-        assert server.poll() is None, log.read_text()
-        try:
-            return urllib.request.urlopen(f"{address}/_stcore/health", timeout=300).read()
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(log.read_text())
-
-
 def test_wheel_holds_the_package_with_the_dashboard_in_it(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {
@@ -139,61 +104,63 @@ def test_installed_wheel_trains_and_writes_below_the_persons_home(installed, tmp
     assert list((tmp_path / ".thaw" / "runs").glob("*/best.safetensors"))
 
 
-def test_installed_wheel_serves_the_dashboard_and_tries_it_now(installed, serve, browser, tmp_path):
-    server, address = serve(installed / "thaw")
-    assert wait_until_healthy(server, address, tmp_path / "log") == b"ok"
-    page = browser.new_page()
-    page.set_default_timeout(600_000)
-    page.goto(address)
-    page.get_by_role("button", name="Try it now").click()
-    page.wait_for_url(re.compile(r"/train\?run="))
-    page.get_by_role("button", name="See the evaluation").click()
-    page.get_by_text("Mistakes, most confident first").wait_for()
-    assert page.locator("[data-testid=stException]").count() == 0
+def test_installed_wheel_serves_the_dashboard_and_tries_it_now(installed, browser, tmp_path):
+    port, log = free_port(), tmp_path / "log"
+    address = f"http://127.0.0.1:{port}"
+    options = ["--no-browser", "--port", str(port)]
+    with log.open("wb") as file:
+        server = subprocess.Popen(
+            [installed / "thaw", "app", *options],
+            cwd=tmp_path,
+            env=os.environ | {"THAW_HOME": str(tmp_path / "home")},
+            stdout=file,
+            stderr=file,
+        )
+
+    def answers():
+        assert server.poll() is None, log.read_text()
+        with suppress(OSError), urllib.request.urlopen(f"{address}/_stcore/health") as answer:
+            return answer.read() == b"ok"
+
+    try:
+        wait_until(answers, "the dashboard does not answer")
+        page = browser.new_page()
+        page.set_default_timeout(600_000)
+        page.goto(address)
+        page.get_by_role("button", name="Try it now").click()
+        page.wait_for_url(re.compile(r"/train\?run="))
+        page.get_by_role("button", name="See the evaluation").click()
+        page.get_by_text("Mistakes, most confident first").wait_for()
+        assert page.locator("[data-testid=stException]").count() == 0
+    finally:
+        server.terminate()  # the command is the server, not its parent
+        server.wait(300)
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{address}/_stcore/health")
 
 
-@pytest.fixture(scope="module")
-def editable(tmp_path_factory):
-    """A copy of the checkout, installed editable beside what is installed here: (checkout, bin)."""
+def test_editable_install_gives_the_command_and_the_checkout_as_home(tmp_path):
     pytest.importorskip("hatchling")
-    base = tmp_path_factory.mktemp("package")
-    checkout = base / "checkout"
-    checkout.mkdir()
+    checkout, environment = tmp_path / "checkout", tmp_path / "env"
     for name in ("finetune_core", "pages", ".streamlit", "requirements"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in (*ROOT.glob("requirements*.txt"), *map(ROOT.joinpath, ("app.py", "README.md"))):
+    names = ("app.py", "README.md", "pyproject.toml")
+    for path in (*ROOT.glob("requirements*.txt"), *map(ROOT.joinpath, names)):
         shutil.copy(path, checkout)
-    shutil.copy(ROOT / "pyproject.toml", checkout)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", base / "env"], check=True)
-    python = base / "env" / "bin" / "python"
-    [packages] = (base / "env").glob("lib/python*/site-packages")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    [packages] = environment.glob("lib/python*/site-packages")
+    # beside what is installed here: nothing is installed twice
     (packages / "outer.pth").write_text("\n".join(path for path in sys.path if path))
+    python = environment / "bin" / "python"
     options = ["--no-deps", "--no-build-isolation", "--no-index", "-e", checkout]
-    done = run([sys.executable, "-m", "pip", "--python", python, "install", *options], base)
+    done = run([sys.executable, "-m", "pip", "--python", python, "install", *options], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    return checkout, python.parent
-
-
-def test_editable_install_gives_the_command_and_the_checkout_as_home(editable, tmp_path):
-    checkout, binaries = editable
-    done = run([binaries / "thaw", "train", "/not/there"], tmp_path)
+    done = run([environment / "bin" / "thaw", "train", "/not/there"], tmp_path)
     assert done.returncode == 2
     assert "DATA: there is no folder" in done.stderr
     result = "import finetune_core.paths as p; print(p.home(), p.dashboard())"
-    assert run([binaries / "python", "-c", result], tmp_path).stdout.split() == [
-        str(checkout),
-        str(checkout / "app.py"),
-    ]
-
-
-def test_app_command_becomes_streamlit_with_its_options(editable, serve, tmp_path):
-    _, binaries = editable
-    server, address = serve(binaries / "thaw", "--server.baseUrlPath", "cold")
-    assert wait_until_healthy(server, f"{address}/cold", tmp_path / "log") == b"ok"
-    server.terminate()
-    server.wait()
-    with pytest.raises(OSError, match="refused"):  # the command was the server, not its parent
-        urllib.request.urlopen(f"{address}/cold/_stcore/health", timeout=300)
+    printed = run([python, "-c", result], tmp_path).stdout.split()
+    assert printed == [str(checkout), str(checkout / "app.py")]
 
 
 def test_package_without_dashboard_says_what_to_do(tmp_path):

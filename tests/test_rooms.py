@@ -1,13 +1,12 @@
-"""The order of the rooms: each imports from the rooms before it, never from those after it."""
+"""The order of the packages: each imports from the packages before it, never from those after."""
 
 import ast
+import functools
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "finetune_core",  # files, errors, formatting: what every room needs
+    "finetune_core",  # files, errors, formatting: what every package needs
     "finetune_core.config",
     "finetune_core.data",
     "finetune_core.models",
@@ -29,13 +28,10 @@ ORDER = (
     "app",
 )
 STREAMLIT = {"pages.shared", "pages", "app"}
-FILES = sorted(
-    [ROOT / "app.py", *(ROOT / "finetune_core").rglob("*.py"), *(ROOT / "pages").rglob("*.py")]
-)
 
 
-def room(module):
-    """The innermost room that a dotted name lies in."""
+def package_of(module):
+    """Return the innermost package of ``ORDER`` that a dotted name lies in."""
     return max((name for name in ORDER if f"{module}.".startswith(f"{name}.")), key=len)
 
 
@@ -44,27 +40,40 @@ def dotted(file):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(file):
-    """What a file imports, wherever in it: dotted names."""
-    for node in ast.walk(ast.parse(file.read_text())):
+def find_imports(file):
+    """Yield the dotted names that a file imports, wherever in it."""
+    statements = ast.parse(file.read_text()).body
+    for node in statements:  # and those inside of it, which are appended
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            statements += getattr(node, part, ())
 
 
-@pytest.mark.parametrize("file", FILES, ids=dotted)
-def test_a_room_calls_only_the_rooms_before_it(file):
-    # the package offers what the api has
-    own = "finetune_core.api" if dotted(file) == "finetune_core" else room(dotted(file))
-    for name in imported(file):
-        if name.split(".")[0] in ("finetune_core", "pages"):
-            assert ORDER.index(room(name)) <= ORDER.index(own), f"{own} may not import {name}"
+@functools.cache
+def imports():
+    """Return (module, dotted name that it imports) of everything in the product."""
+    files = [ROOT / "app.py"]
+    files += [file for name in ("finetune_core", "pages") for file in (ROOT / name).rglob("*.py")]
+    return [(dotted(file), name) for file in files for name in find_imports(file)]
 
 
-@pytest.mark.parametrize("file", FILES, ids=dotted)
-def test_only_the_pages_know_streamlit_and_they_never_import_torch(file):
-    tops = {name.split(".")[0] for name in imported(file)}
-    assert not tops & (
-        {"torch", "torchvision"} if room(dotted(file)) in STREAMLIT else {"streamlit"}
-    )
+def test_a_package_imports_only_from_the_packages_before_it():
+    def position(module):
+        # the package itself offers what the api has
+        return ORDER.index("finetune_core.api" if module == "finetune_core" else package_of(module))
+
+    own = [pair for pair in imports() if pair[1].split(".")[0] in ("finetune_core", "pages")]
+    assert len(own) > 1000
+    wrong = [(a, b) for a, b in own if ORDER.index(package_of(b)) > position(a)]
+    assert wrong == []
+
+
+def test_only_the_pages_know_streamlit_and_they_never_import_torch():
+    def forbidden(module):
+        on_pages = package_of(module) in STREAMLIT
+        return {"torch", "torchvision"} if on_pages else {"streamlit"}
+
+    assert [(a, b) for a, b in imports() if b.split(".")[0] in forbidden(a)] == []

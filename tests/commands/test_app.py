@@ -3,56 +3,50 @@
 import os
 import subprocess
 import sys
-import time
+from contextlib import suppress
 
 import pytest
 
+from finetune_core.paths import dashboard
+from tests.command_line import thaw
+from tests.deadline import wait_until
 from tests.handshake import status, websocket_status
 from tests.ports import free_port
 
 
-@pytest.fixture
-def started(tmp_path):
-    """``started(*options)``: the command in another folder; returns its port once it answers."""
-    running = []
-
-    def start(*options):
-        port = free_port()
-        command = [sys.executable, "-m", "finetune_core", "app", "--port", str(port)]
-        with (tmp_path / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [*command, "--server.headless", "true", *options],
-                cwd=tmp_path,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | {"HOME": str(tmp_path)},
-            )
-        running.append(process)
-        while True:
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            try:
-                if status(port, "/_stcore/health", "localhost") == 200:
-                    return port
-            except OSError:
-                time.sleep(0.2)
-
-    yield start
-    for process in running:
-        process.terminate()
-        process.wait(300)
-
-
 @pytest.mark.processes
-def test_the_command_accepts_the_names_of_this_machine_only(started):
-    port = started()
-    assert websocket_status(port, "localhost") == 101
-    assert websocket_status(port, "thaw.example.org") == 403
+def test_the_command_accepts_the_names_of_this_machine_only(tmp_path):
+    port, log = free_port(), tmp_path / "log"
+    command = [sys.executable, "-m", "finetune_core", "app", "--no-browser", "--port", str(port)]
+    with log.open("wb") as file:
+        environment = os.environ | {"HOME": str(tmp_path)}
+        server = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment,
+        )
+
+    def answers():
+        assert server.poll() is None, log.read_text()
+        with suppress(OSError):
+            return status(port, "/_stcore/health", "localhost") == 200
+
+    try:
+        wait_until(answers, "the server does not answer")
+        assert websocket_status(port, "localhost") == 101
+        assert websocket_status(port, "thaw.example.org") == 403
+    finally:
+        server.kill()
+        server.wait(300)
 
 
-@pytest.mark.processes
-def test_other_names_are_added_as_options(started):
-    names = ("thaw.example.org", "192.168.0.7")
-    port = started(*(f"--server.allowedHosts={name}" for name in names))
-    assert [websocket_status(port, name) for name in names] == [101, 101]
-    assert websocket_status(port, "evil.example") == 403
+def test_the_process_becomes_streamlit_with_its_options(monkeypatch):
+    started = []
+    monkeypatch.setattr("os.execv", lambda _, arguments: started.append(arguments))
+    names = ["--server.allowedHosts=thaw.example.org", "--server.allowedHosts", "192.168.0.7"]
+    thaw("app", "--port", 8600, "--no-browser", *names)
+    own = ["run", str(dashboard()), "--server.port=8600", "--server.headless=true"]
+    assert started == [[sys.executable, "-m", "streamlit", *own, *names]]

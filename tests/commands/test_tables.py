@@ -4,14 +4,9 @@ import io
 import os
 import pty
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from finetune_core.__main__ import app
 from finetune_core.commands.advise import print_advice
 from finetune_core.commands.terminal import out, print_table
 from finetune_core.data.public import PUBLIC_SETS
@@ -20,10 +15,10 @@ from finetune_core.evaluation.advice.probes import NetworkProbes
 from finetune_core.evaluation.advice.ranking import Candidate
 from finetune_core.models.catalogue import found_backbones
 from finetune_core.training.strategies import STRATEGIES
+from tests.command_line import thaw
+from tests.factories import shared_images, tiny_config, trained_run
 
-ROOT = Path(__file__).resolve().parents[2]
 LONG = "a_class_whose_name_takes_half_of_the_width"
-FAST = ("--epochs", 1, "--batch-size", 16, "--image-size", 32, "--lr", 0.003, "--precision", "fp32")
 
 
 @pytest.fixture(params=["terminal", "piped"])
@@ -34,22 +29,15 @@ def printed(request, monkeypatch):
     monkeypatch.setattr(out, "_width", 80)
     monkeypatch.setattr(out, "_force_terminal", request.param == "terminal")
 
-    def text():
+    def text(widest=80):
         plain = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
         if request.param == "terminal":
             table = [line.rstrip() for line in plain.splitlines() if "  " in line.strip()]
-            assert max(map(len, table), default=0) <= 80
+            assert max(map(len, table), default=0) <= widest
         return plain
 
     text.terminal = request.param == "terminal"
     return text
-
-
-def thaw(*arguments):
-    result = CliRunner().invoke(app, [*map(str, arguments)])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0
 
 
 def test_columns_that_do_not_fit_are_left_out_from_the_right_and_named(printed):
@@ -71,13 +59,10 @@ def test_headers_wrap_before_a_column_is_left_out(printed):
     assert "Not shown" not in printed()
 
 
-def test_a_name_that_is_wider_than_the_terminal_stays_whole(monkeypatch):
-    file = io.StringIO()
-    monkeypatch.setattr(out, "_file", file)
-    monkeypatch.setattr(out, "_width", 80)
-    monkeypatch.setattr(out, "_force_terminal", True)
-    print_table(["Name", "Ready"], [["hf-hub:" + "x" * 100, "yes"]])
-    assert "hf-hub:" + "x" * 100 in file.getvalue()
+def test_a_name_that_is_wider_than_the_terminal_stays_whole(printed):
+    name = "hf-hub:" + "x" * 100
+    print_table(["Name", "Ready"], [[name, "yes"]])
+    assert name in printed(widest=108)
 
 
 def test_a_table_without_rows_has_its_header(printed):
@@ -86,7 +71,7 @@ def test_a_table_without_rows_has_its_header(printed):
 
 
 def test_public_sets_with_their_licences(printed):
-    thaw("fetch")
+    assert thaw("fetch").returncode == 0
     words = printed().split()
     assert PUBLIC_SETS.keys() <= set(words)
     for one in PUBLIC_SETS.values():
@@ -94,7 +79,7 @@ def test_public_sets_with_their_licences(printed):
 
 
 def test_networks(printed):
-    thaw("backbones", "vit_base_patch1")
+    assert thaw("backbones", "vit_base_patch1").returncode == 0
     text = printed()
     names = found_backbones("vit_base_patch1")
     assert any(len(name) > 45 for name in names)
@@ -111,43 +96,29 @@ def test_advice(printed):
     assert any(re.search(rf"{re.escape(name)} +blocks\.10 +50\.0 %", line) for line in lines)
 
 
-@pytest.mark.processes
-def test_inspection_comparison_and_evaluation(printed, image_folder, tmp_path):
-    data = image_folder(tmp_path / "data", {LONG: 14, "red": 14})
-    thaw("inspect", data)
-    strategies = "linear_probe,discriminative"
-    thaw("compare", data, "--strategies", strategies, *FAST, "--runs-dir", tmp_path / "runs")
-    thaw("evaluate", next((tmp_path / "runs").glob("*-discriminative-*")))
+def test_inspection_comparison_and_evaluation(printed):
+    data = shared_images(**{LONG: 14, "red": 14})
+    strategies = ("linear_probe", "discriminative")
+    runs = [trained_run(tiny_config(data, strategy=one)).run_dir for one in strategies]
+    for arguments in (["inspect", data], ["compare", *runs], ["evaluate", runs[1]]):
+        assert thaw(*arguments).returncode == 0
     text = printed()
     assert len(re.findall(rf"^ {LONG} ", text, re.MULTILINE)) == 2
-    for name in ("linear_probe", "discriminative"):
+    for name in strategies:
         title = re.escape(STRATEGIES[name].title)
         assert re.search(rf"^ {title}( ★)? +\d", text, re.MULTILINE), text
     assert "Accuracy" in text
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("piped", [True, False])
-def test_a_real_terminal_of_80_columns_and_a_real_pipe(piped):
-    master, terminal = pty.openpty()
-    command = [sys.executable, "-m", "finetune_core", "backbones", "vit_base_patch1"]
-    environment = os.environ | {"COLUMNS": "80", "TERM": "xterm"}
-    child = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if piped else terminal,
-    )
-    os.close(terminal)
-    with open(master, "rb", buffering=0) if not piped else child.stdout as file:
-        found = bytearray()
-        try:
-            while some := file.read(4096):
-                found += some
-        except OSError:  # the terminal's other end is closed
-            pass
-    assert child.wait() == 0
-    text = found.decode()
-    assert all(f" {name} " in text for name in found_backbones("vit_base_patch1"))
-    assert ("ImageNet top-1" in text.splitlines()[0]) == piped
+def test_a_real_terminal_of_80_columns_and_a_real_pipe_are_told_apart(monkeypatch, piped):
+    far_end, near_end = os.pipe() if piped else pty.openpty()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    with open(near_end, "w") as file, open(far_end, "rb", buffering=0) as read:
+        monkeypatch.setattr(out, "_file", file)
+        print_table(["Name", "Last column"], [["x" * 90, "yes"]])
+        file.flush()
+        text = read.read(4096).decode()
+    assert "x" * 90 in text
+    assert ("Last column" in text.splitlines()[0]) == piped

@@ -190,7 +190,9 @@ def accuracy_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
         * (share * (1 - share) / worth + quantile**2 / (4 * worth**2)) ** 0.5
         + beyond
     )
-    return Interval(share, max(0.0, centre - reach), min(1.0, centre + reach))
+    # At the ends rounding would leave the share itself outside.
+    low, high = min(share, centre - reach), max(share, centre + reach)
+    return Interval(share, max(0.0, low), min(1.0, high))
 
 
 def measure_interval(arm: Answers, variance: SeedVariance | None) -> Interval:

@@ -255,3 +255,10 @@ def test_an_arm_that_was_stopped_is_compared_by_its_networks_only():
     assert [pair.networks.family for pair in pairs] == [3, 3, 3]
     assert pairs[0].strategies.family == 1
     assert variances[:2] == seed_variances(arms[:2])
+
+
+def test_the_interval_of_an_arm_that_is_always_right_or_wrong_holds_its_accuracy():
+    for images in range(1, 40):
+        for right in (True, False):
+            interval = accuracy_interval(answers(np.full((1, images), right)), None)
+            assert interval.low <= interval.value <= interval.high
