@@ -1,4 +1,4 @@
-"""Programs in processes that have the large libraries already: importing them takes longer than much of what tests do with them."""
+"""Programs in processes that have imported the large libraries already."""
 
 import os
 import runpy
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_module(processes, module, *arguments, folder):
-    """``python -m module arguments`` in the checkout, to its end; what it prints is kept in ``folder``.
+    """Run ``python -m module arguments`` in the checkout; keep what it prints in ``folder``.
 
     Args:
         processes: the fixture of that name.
@@ -31,7 +31,7 @@ def run_module(processes, module, *arguments, folder):
 
 
 def run_app(environment, log, options):
-    """``streamlit run app.py`` until the process is told to end; what it prints goes to ``log``."""
+    """Run ``streamlit run app.py`` until the process is ended, and print into ``log``."""
     _take_over(environment, log, log)
     from streamlit.web.cli import main
 
@@ -39,7 +39,7 @@ def run_app(environment, log, options):
 
 
 def _take_over(environment, output, errors):
-    """Be a program that was started in the checkout, with this environment, and prints into these files."""
+    """Become a program that is started in the checkout and prints into these files."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
