@@ -23,4 +23,8 @@ ARGUMENTS = [
 # The camera shows a test pattern, and may be used without being asked.
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
-MINUTE = 60_000  # milliseconds, as Playwright counts
+# Milliseconds. Far more than a page takes on a busy machine: only what never comes takes as long.
+TIMEOUT = 300_000
+
+# A page that the server has drawn to its end.
+SETTLED = "[data-testid=stApp][data-test-script-state=notRunning]"

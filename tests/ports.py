@@ -1,4 +1,4 @@
-"""Where the processes of a test meet."""
+"""Ports at which the processes of a test meet."""
 
 import socket
 
@@ -6,7 +6,7 @@ HERE = "127.0.0.1"
 
 
 def free_port():
-    """A port of this machine that nobody listens on, a moment ago."""
+    """Return a port of this machine on which nobody listened a moment ago."""
     with socket.socket() as free:
         free.bind((HERE, 0))
         return free.getsockname()[1]

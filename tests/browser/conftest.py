@@ -1,39 +1,57 @@
-"""Servers of the app for a browser."""
+"""Servers of the app, and pages that must never show an exception."""
 
 import os
-import time
 import urllib.request
 
 import pytest
 
-from tests.chromium import MINUTE
+from finetune_core.data.recent import remember
+from finetune_core.runs.stop_request import request_stop
+from finetune_core.runs.store import RunStore
+from finetune_core.saved_settings import save_settings
+from tests import factories
+from tests.chromium import ARGUMENTS, CHROMIUM, TIMEOUT
+from tests.deadline import wait_until
 from tests.forked import run_app
 from tests.ports import free_port
 
+REPORT_EXCEPTIONS = """new MutationObserver(() => {
+    for (const node of document.querySelectorAll('[data-testid=stException]'))
+        reportException(node.innerText)
+}).observe(document, {childList: true, subtree: true})"""
+
 
 class Server:
-    """The app on a port of its own, with a folder of its own."""
+    """The app on a port of its own, with a home of its own."""
 
     def __init__(self, processes, home, port=None, options=()):
-        self.port = port or free_port()
+        self.home, self.port = home, port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.store = RunStore(home / "runs")
+        roots = os.environ.get("THAW_DATA_ROOTS", str(factories.Shared.folder))
+        environment = os.environ | {"THAW_HOME": str(home), "THAW_DATA_ROOTS": roots}
         log = home / "server.log"
         options = ("--server.headless=true", f"--server.port={self.port}", *options)
-        self.process = processes.Process(
-            target=run_app, args=(os.environ | {"THAW_HOME": str(home)}, log, options)
-        )
+        self.process = processes.Process(target=run_app, args=(environment, log, options))
         self.process.start()
-        end = time.monotonic() + 300
-        while not self._healthy():
-            assert self.process.is_alive(), log.read_text()
-            assert time.monotonic() < end
-            time.sleep(0.2)
 
-    def _healthy(self):
-        try:
-            return urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=2).status == 200
-        except OSError:
-            return False
+        def is_healthy():
+            assert self.process.is_alive(), log.read_text()
+            try:
+                answer = urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=2)
+            except OSError:
+                return False
+            return answer.status == 200
+
+        wait_until(is_healthy, "the server does not answer")
+
+    def address(self, page, data=None, **changes):
+        """Return the address of ``page`` with ``data`` and the settings of ``tiny_config``."""
+        config = factories.tiny_config(data, **changes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("THAW_HOME", str(self.home))
+            settings = save_settings({"settings": config.model_dump(mode="json"), "comparison": {}})
+            return f"{self.url}/{page}?data={remember(config.data)}&settings={settings}"
 
     def close(self):
         self.process.terminate()
@@ -43,60 +61,83 @@ class Server:
 
 @pytest.fixture
 def start(browser, processes):
-    """Starts servers that end with the test: (home, port, options) -> server."""
+    """Start servers that end with the test: ``start(home, port, options)``."""
     running = []
 
-    def begin(home, port=None, options=()):
-        running.append(Server(processes, home, port, options))
+    def start_server(*args, **kwargs):
+        running.append(Server(processes, *args, **kwargs))
         return running[-1]
 
-    yield begin
+    yield start_server
     for server in running:
         server.close()
 
 
-@pytest.fixture
-def server(start, tmp_path):
-    return start(tmp_path)
-
-
-@pytest.fixture
-def port():
-    return free_port()
-
-
-@pytest.fixture(scope="module")
-def shared_server(browser, processes, tmp_path_factory):
+@pytest.fixture(scope="session")
+def _shared_server(processes, tmp_path_factory):
     running = Server(processes, tmp_path_factory.mktemp("shared"))
     yield running
     running.close()
 
 
-@pytest.fixture(scope="module")
-def filled_server(browser, processes, trained_once, tmp_path_factory):
-    """One with two finished runs, which its pages compare."""
-    home = tmp_path_factory.mktemp("filled")
-    trained_once.copied(home / "runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("THAW_DATA_ROOTS", str(trained_once.data))
-        running = Server(processes, home)
-    yield running
-    running.close()
+@pytest.fixture
+def server(browser, _shared_server):
+    """A server for tests that name their runs and data, which other tests have left there too."""
+    yield _shared_server
+    for run in _shared_server.store.runs():
+        if run.active:
+            request_stop(run.run_dir)
+
+
+@pytest.fixture(scope="session")
+def filled(_shared_server, trained_once):
+    """Two runs on ``server`` that no test may change: their names."""
+    return [run_dir.name for run_dir in trained_once.copied(_shared_server.home / "runs")]
 
 
 @pytest.fixture
-def page(browser):
-    opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.set_default_timeout(10 * MINUTE)  # a core may be slow, old, and shared
-    yield opened
-    opened.close()
+def tab(browser):
+    """Open pages: ``tab()``, or, in a Chromium that is started for it, ``tab(argument, …)``.
+
+    The test fails if any of them ever shows an exception.
+    """
+    opened, started, exceptions = [], [], []
+
+    def open_tab(*arguments, width=1280, height=900):
+        chromium = browser
+        if arguments:
+            chromium = browser.browser_type.launch(
+                executable_path=CHROMIUM, args=[*ARGUMENTS, *arguments]
+            )
+            started.append(chromium)
+        page = chromium.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(TIMEOUT)
+        page.expose_function("reportException", lambda text: exceptions.append(text))
+        page.add_init_script(REPORT_EXCEPTIONS)
+        opened.append(page)
+        return page
+
+    yield open_tab
+    for page in opened:
+        page.evaluate("0")  # what was reported last is received with the answer
+        page.close()
+    for chromium in started:
+        chromium.close()
+    assert exceptions == []
 
 
 @pytest.fixture
-def no_error_on():
-    """``no_error_on(page)``: nothing on it is a traceback."""
+def page(tab):
+    return tab()
 
-    def check(page):
-        assert page.locator("[data-testid=stException]").count() == 0
 
-    return check
+@pytest.fixture
+def set_number(page):
+    """``set_number(label, value)``: type into a field and press Enter."""
+
+    def fill(label, value):
+        box = page.get_by_label(label, exact=True)
+        box.fill(str(value))
+        box.press("Enter")
+
+    return fill
