@@ -8,7 +8,7 @@ from finetune_core.training.predictions import predictions_changed
 
 
 def write_accuracies(run, split="test", images=100):
-    """All of them 25 %; where a run's robustness was measured, what was measured takes that form."""
+    """Write what was measured in the earlier form, or accuracies of 25 %."""
     known = known_robustness(run, split)
     even = [
         {

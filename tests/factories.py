@@ -96,6 +96,23 @@ def tiny_weights() -> Path:
     return _make_once("tiny.safetensors", make)
 
 
+@functools.cache
+def tiny_folder(architecture: str = "test_resnet") -> str:
+    """Return a backbone: a tiny network of timm in a folder of its own, ready as if downloaded."""
+
+    def make(target: Path) -> None:
+        import timm
+        from safetensors.torch import save_file
+
+        target.mkdir()
+        described = {"architecture": architecture, "pretrained_cfg": {"input_size": [3, 160, 160]}}
+        (target / "config.json").write_text(json.dumps(described))
+        network = timm.create_model(architecture)
+        save_file(network.state_dict(), target / "model.safetensors")
+
+    return f"local-dir:{_make_once(f'folder-{architecture}', make)}"
+
+
 def tiny_config(data: Path | str | None = None, **changes):
     """Return a config of two short epochs of the tiny network on ``data``.
 

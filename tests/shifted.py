@@ -11,7 +11,7 @@ from PIL import Image
 def darkened(
     samples, root: Path, folder: Path, names: Mapping[str, str] | None = None, noise: float = 60
 ) -> Path:
-    """Copies of images (ids below ``root``), half as bright and noisy, in ``folder``; its classes go by ``names``."""
+    """Copy images (ids below ``root``), half as bright and noisy; ``names`` renames classes."""
     random = np.random.default_rng(0)
     for sample in samples:
         pixels = np.asarray(Image.open(root / sample).convert("RGB"), dtype=float)

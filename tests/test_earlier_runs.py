@@ -1,4 +1,4 @@
-"""Runs that an earlier version wrote still open, predict and go on: ``earlier_run/`` holds one that finished and one that was killed."""
+"""Runs of an earlier version, one finished and one killed, open, predict and go on."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ KEPT = Path(__file__).parent / "earlier_run"
 
 @pytest.fixture
 def runs(tmp_path):
-    """The two runs, finished and interrupted, as somebody has them whose images lie in a folder of this test."""
+    """The two runs, finished and interrupted, whose images lie in a folder of this test."""
     shutil.copytree(KEPT / "images", tmp_path / "images")
     for kept in sorted(KEPT.glob("2026*")):
         run_dir = tmp_path / "runs" / kept.name

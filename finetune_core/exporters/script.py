@@ -308,7 +308,10 @@ def _constants(source: Source, facts: set[str]) -> list[str]:
         if name != "WEIGHTS_FILE"
     ]
     if "FILE" in facts:
-        lines.append(f"WEIGHTS_FILE = {config.starts_from!r}")
+        quoted = repr(config.starts_from)
+        if '"' not in quoted:
+            quoted = quoted.replace("'", '"')
+        lines.append(f"WEIGHTS_FILE = {quoted}")
         lines.append('HEAD_TENSORS = tuple(f"{path}." for path in HEADS)')
     if facts & {"FIXED_STATISTICS", "FIXED_AFFINE"}:
         lines.append("BATCHNORM = nn.modules.batchnorm._BatchNorm")

@@ -16,7 +16,7 @@ CLASSES = ("cat", "dog")
 
 @pytest.fixture
 def made_run(tmp_path):
-    """``made_run(correct, strategy=…, …)``: a finished run that is right on the images where ``correct`` is true."""
+    """``made_run(correct, …)``: a finished run that is right where ``correct`` is true."""
     made = []
 
     def make(

@@ -1,16 +1,21 @@
-"""Simulated answers of networks to images, for tests of the statistics and of what is said of them."""
+"""Simulated answers of networks to images, for tests of statistics and of verdicts."""
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit
 from scipy.stats import binom
 
 
 def sides(random, gains, seeds, images, effect, together=0.0):
-    """Who is right, bool ``[seeds, images]`` of each arm, better by each of ``gains`` (logits): most images are easy, a few hard, and
-    not the same for all arms; a seed is better or worse altogether (``effect``; one for all arms, or one each), and with each image.
+    """Return who is right, bool ``[seeds, images]`` of each arm.
+
+    Most images are easy, a few are hard, and not the same ones for all arms.
 
     Args:
-        seeds: of each arm. together: the share of the seeds' variance that equal seeds have in common.
+        gains: how much better each arm is, in logits.
+        seeds: number of seeds of each arm.
+        effect: standard deviation of a seed's own gain; one for all arms, or one each.
+        together: share of the seeds' variance that equal seeds have in common.
     """
     ease, common = random.normal(3.5, 3, images), random.normal(size=(max(seeds), 1))
     effects = np.broadcast_to(effect, len(seeds))
@@ -31,8 +36,11 @@ def sides(random, gains, seeds, images, effect, together=0.0):
 
 
 def logits_of_arms(random, gains, seeds, images, effect=0.0, classes=3):
-    """Labels ``[images]``, and logits ``[seeds, images, classes]`` of each arm: the true class is ahead by what an image is easy, by each
-    arm's gain, and by what a seed is better or worse altogether (``effect``)."""
+    """Return labels ``[images]``, and logits ``[seeds, images, classes]`` of each arm.
+
+    The true class is ahead by how easy an image is, by the arm's gain, and by the seed's own
+    gain, whose standard deviation is ``effect``.
+    """
     labels, ease = random.integers(0, classes, images), random.normal(1.5, 1, images)
 
     def arm(gain, count):
@@ -65,3 +73,10 @@ def right(share, seed=0):
 
 def pair_of(result, *names):
     return next(pair for pair in result["pairs"] if {pair["a"], pair["b"]} == set(names))
+
+
+def table_of(labels, logits, split="val"):
+    """Return predictions for images that are called ``0.png`` and so on."""
+    ids = [f"{number}.png" for number in range(len(logits))]
+    logits = [np.asarray(row, dtype=float) for row in logits]
+    return pd.DataFrame({"id": ids, "split": split, "label": labels, "logits": logits})

@@ -1,4 +1,4 @@
-"""What computes with a trained network takes the GPU only where nothing uses it, and leaves nothing there; exports never need it."""
+"""Work with a trained network takes the GPU only where nothing uses it, and leaves it empty."""
 
 from functools import partial
 
@@ -19,11 +19,13 @@ from finetune_core.inspection.features import compute_features
 from finetune_core.runs.store import read_run
 from finetune_core.training.device_turn import Turn
 from finetune_core.work import finish
+from tests.factories import copy_run, trained_run
 
 
 @pytest.fixture
-def run(trained_once, tmp_path):
-    return read_run(*trained_once.copied(tmp_path / "runs", "last_block"))
+def run(tmp_path):
+    original = trained_run(strategy="last_block", epochs=1)
+    return read_run(copy_run(original.run_dir, tmp_path / "runs"))
 
 
 def _batch(run):
@@ -58,7 +60,7 @@ WORK = {
     "fp32": lambda run: partial(evaluate_in_fp32, run),
     "layers": lambda run: partial(measure_layers, [run]),
     "features": lambda run: partial(
-        compute_features, load_dataset(run.config.data), run.config.backbone, 32
+        compute_features, load_dataset(run.config.data), "efficientnet_lite0", 32
     ),
 }
 
@@ -68,6 +70,7 @@ def is_free():
         return turn.come(at_once=True)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("name", WORK)
 def test_it_has_the_gpu_until_it_ends_and_leaves_nothing_there(name, run, gpu, monkeypatch):
     make = WORK[name](run)
@@ -78,7 +81,8 @@ def test_it_has_the_gpu_until_it_ends_and_leaves_nothing_there(name, run, gpu, m
         "empty_cache",
         lambda: left.append([module() for kind, module in gpu if kind == "cuda"]),
     )
-    free = {}  # asked once a phase: whoever leaves a GPU collects garbage, which takes longer than most steps
+    # asked once a phase: leaving a GPU collects garbage, which takes longer than most steps
+    free = {}
     finish(make(), lambda step: step.phase in free or free.setdefault(step.phase, is_free()))
     assert {kind for kind, _ in gpu} == {"cuda"}
     assert False in free.values()
@@ -87,17 +91,18 @@ def test_it_has_the_gpu_until_it_ends_and_leaves_nothing_there(name, run, gpu, m
     assert is_free()
 
 
-@pytest.mark.parametrize("name", WORK)
-def test_it_takes_the_processor_while_another_program_has_the_gpu(name, run, gpu, device_held):
-    make = WORK[name](run)
+@pytest.mark.processes
+def test_it_takes_the_processor_while_another_program_has_the_gpu(run, gpu, device_held):
+    works = [WORK[name](run) for name in ("batch", "layers")]
     gpu.clear()
     device_held("cuda")
-    finish(make())
+    for work in works:
+        finish(work())
     assert {kind for kind, _ in gpu} <= {"cpu"}
 
 
 def test_what_the_pages_hold_and_what_is_exported_is_never_on_the_gpu(run, gpu):
     assert load_predictor(run).device.kind == "cpu"
-    for form in ("safetensors", "onnx", "script"):
+    for form in ("safetensors", "script"):
         export_run(run, form)
     assert {kind for kind, _ in gpu} == {"cpu"}

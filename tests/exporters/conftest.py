@@ -1,26 +1,21 @@
-"""One small trained run that the tests of this folder share, and an interpreter that knows nothing of Thaw."""
+"""The runs that are exported here, and an interpreter that knows nothing of Thaw."""
 
 import os
+import re
+import runpy
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from finetune_core.config import Edit, make_config
-from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import RunStore
+from finetune_core.config import Edit
+from finetune_core.exporters.formats import export_run
+from finetune_core.runs.store import read_run
+from tests.factories import copy_run, shared_images, tiny_config, trained_run
 
-# SGD, because Adam makes whole steps of the last digits, in which the run and its script may differ.
-TINY = {
-    "image_size": 32,
-    "epochs": 2,
-    "batch_size": 8,
-    "optimizer": "sgd",
-    "learning_rate": 0.02,
-    "precision": "fp32",
-}
-TINY |= {"val_fraction": 0.25}
+# Adam makes whole steps of the last digits, in which a run and its script may differ.
+SGD = {"optimizer": "sgd", "learning_rate": 0.02, "batch_size": 8, "val_fraction": 0.25}
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -32,35 +27,28 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def trained(folder, runs, **settings):
-    reservation = create_run(make_config(TINY | {"data": str(folder)} | settings), runs)
-    list(execute(reservation))
-    return RunStore(runs).run(reservation.run_dir.name)
+def colours():
+    """Return images of three classes, one with a name that means something to CSV and Markdown."""
+    return shared_images(**{"red": 14, "blue": 14, 'a "b", |c|': 15})
+
+
+def train_shared(**settings):
+    """Train a run on ``colours()`` by SGD, once a session."""
+    return trained_run(tiny_config(colours(), **SGD | settings))
 
 
 @pytest.fixture(scope="session")
-def colours(image_folder_once, tmp_path_factory):
-    """Images of three classes, one of them with a name that means something to CSV and Markdown."""
-    return image_folder_once(
-        tmp_path_factory.mktemp("colours") / "colours", {"red": 14, "blue": 14, 'a "b", |c|': 15}
-    )
-
-
-@pytest.fixture(scope="session")
-def run(home_of_shared_fixtures, colours, tmp_path_factory):
+def run(home_of_shared_fixtures, tmp_path_factory):
+    """A copy of a run of the tiny network; its images were edited."""
     edits = (
         Edit(action="relabel", paths=("red/000.png",), to="blue"),
         Edit(action="exclude", paths=("red/001.png",)),
     )
-    return trained(colours, tmp_path_factory.mktemp("runs"), edits=edits, seed=4)
+    original = train_shared(edits=edits, seed=4)
+    return read_run(copy_run(original.run_dir, tmp_path_factory.mktemp("runs")))
 
 
-@pytest.fixture(scope="session")
-def train():
-    return trained
-
-
-# Isolated mode still finds what is installed, Thaw perhaps included: so its import is blocked by name.
+# Isolated mode finds what is installed, perhaps Thaw too, so its import is blocked by name.
 WITHOUT_THAW = """
 import runpy, sys
 sys.modules["finetune_core"] = None
@@ -75,26 +63,69 @@ else:
 
 @pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory):
-    """Runs Python code or a script in isolated mode, in another folder, where Thaw cannot be imported; returns its output."""
+    """A function that runs Python code or a script where Thaw cannot be imported."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
-        "OMP_NUM_THREADS": "1"
-    }
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def python(*arguments):
-        command = [sys.executable, "-I", "-c", WITHOUT_THAW, *map(str, arguments)]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", WITHOUT_THAW, *map(str, arguments)],
+            cwd=folder,
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    attempts = (
-        "import finetune_core",
-        "import finetune_core.config",
-        "from finetune_core import api",
-    )
-    for attempt in attempts:
-        assert (
-            python("-c", f"try:\n    {attempt}\nexcept ModuleNotFoundError:\n    print('absent')")
-            == "absent\n"
-        )
+    for attempt in ("import finetune_core.config", "from finetune_core import api"):
+        code = f"try:\n    {attempt}\nexcept ModuleNotFoundError:\n    print('absent')"
+        assert python("-c", code) == "absent\n"
     return python
+
+
+def metrics_in(text):
+    """Return losses and accuracy of each epoch, and the test accuracy, as a script printed them."""
+    line = r"epoch \d+: loss ([\d.]+), validation loss ([\d.]+), accuracy ([\d.]+)"
+    epochs = [tuple(map(float, row)) for row in re.findall(line, text)]
+    return epochs, float(re.search(r"test accuracy ([\d.]+)", text)[1])
+
+
+def check_same(result, run):
+    names = ("train_loss", "val_loss", "val_accuracy")
+    expected = [tuple(row[name] for name in names) for row in run.history.epochs]
+    for ours, theirs in zip(result, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-3, abs=2e-4)
+
+
+def check_style(file):
+    for command in (
+        ["check", "--select", "E4,E7,E9,F,B,RUF100"],
+        ["format", "--check", "--line-length", "128"],
+    ):
+        ruff = [sys.executable, "-m", "ruff", *command, "--isolated", file]
+        done = subprocess.run(ruff, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture
+def repeat(tmp_path, monkeypatch, capsys):
+    """A function that exports a run's script, runs it, and compares its numbers with the run's.
+
+    It returns the script, its names, and the accuracies that it printed of evaluations.
+    """
+
+    def check(run, data=None):
+        file = export_run(run, "script", tmp_path / "script").folder / "train.py"
+        arguments = ["train.py", str(data or colours()), "--out", str(tmp_path / "model.pt")]
+        monkeypatch.setattr(sys, "argv", arguments)
+        names = runpy.run_path(str(file), run_name="__main__")
+        text = capsys.readouterr().out
+        output, tested = metrics_in(text)
+        if run.config.precision != "bf16":
+            check_same(output, run)
+            assert tested == pytest.approx(run.history.end["test_accuracy"], abs=0.01)
+        check_style(file)
+        return file, names, re.findall(r"(?:validation|test) accuracy ([\d.]+)", text)
+
+    return check

@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core.errors import ExportError
 from finetune_core.exporters import formats
+from finetune_core.exporters.apart import export_apart
 from finetune_core.work import Step, finish
 from pages.shared.jobs import jobs
 
@@ -31,64 +32,71 @@ def page(run_dir):
 
 
 @pytest.fixture
-def opened(run):
+def click(run):
+    """A function that opens the page, clicks a format, and returns the page once that has ended."""
     shutil.rmtree(run.run_dir / "export", ignore_errors=True)
-    at = AppTest.from_function(page, args=(str(run.run_dir),), default_timeout=300)
-    at.run()
+    at = AppTest.from_function(page, args=(str(run.run_dir),), default_timeout=300).run()
     assert not at.exception
-    return at
+    assert not at.get("download_button")
+
+    def clicked(format):
+        at.button(key=f"export-{run.run_id}-{format}").click().run()
+        for job in jobs().all():
+            job.wait()
+        at.run()
+        assert not at.exception
+        return at
+
+    return clicked
 
 
-def clicked(at, key):
-    """The page once what the click began has ended."""
-    at.button(key=key).click().run()
-    for job in jobs().all():
-        job.wait()
-    at.run()
-    assert not at.exception
-    return at
-
-
-def test_a_click_makes_it_and_offers_the_zip(run, opened):
-    key = f"export-{run.run_id}-card"
-    assert not opened.get("download_button")
-    clicked(opened, key)
-    assert [button.proto.label for button in opened.get("download_button")] == ["Download ZIP"]
+def test_a_click_makes_it_and_offers_the_zip(run, click):
+    buttons = click("card").get("download_button")
+    assert [button.proto.label for button in buttons] == ["Download ZIP"]
     folder = formats.finished_export(run, "card")
     with zipfile.ZipFile(io.BytesIO(formats.zipped(folder, "mine"))) as archive:
         assert archive.namelist() == ["mine/README.md"]
 
 
-def test_what_goes_wrong_is_said_on_the_page(run, opened, monkeypatch):
+def test_what_goes_wrong_is_said_on_the_page(click, monkeypatch):
     def fail(*_, **__):
         yield Step(0, None, "export")
         raise ExportError("Cannot *be* made.")
 
     monkeypatch.setattr(formats, "exporting", fail)
-    clicked(opened, f"export-{run.run_id}-script")
-    assert [error.value for error in opened.error] == [r"Cannot \*be\* made\."]
+    assert [error.value for error in click("script").error] == [r"Cannot \*be\* made\."]
+
+
+def test_graphs_are_made_in_another_process_and_no_other_format(run, monkeypatch):
+    monkeypatch.setattr(formats, "export_apart", lambda _, format, *__: iter([Step(1, 1, format)]))
+    apart = {
+        name
+        for name in formats.FORMATS
+        if list(formats.export_from_app(run, name, []))[-1].phase == name
+    }
+    assert apart == {"onnx", "torch_export"}
 
 
 @pytest.mark.processes
-def test_graphs_are_made_in_another_process_that_says_what_is_wrong(run, monkeypatch):
+def test_another_process_exports_or_says_what_is_wrong(run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    steps = list(formats.export_from_app(run, "torch_export", []))
-    assert steps[0].phase == "export"
+    steps = list(export_apart(run, "safetensors"))
     assert steps[-1] == Step(6, 6, "measure")
-    assert (formats.finished_export(run, "torch_export") / "model.pt2").is_file()
+    assert (formats.finished_export(run, "safetensors") / "model.safetensors").is_file()
     (run.run_dir / "best.safetensors").rename(run.run_dir / "hidden")
     try:
-        assert formats.finished_export(run, "torch_export") is None
+        assert formats.finished_export(run, "safetensors") is None
         with pytest.raises(ExportError, match="has no 'best' checkpoint"):
-            list(formats.export_from_app(run, "torch_export", []))
+            list(export_apart(run, "safetensors"))
     finally:
         (run.run_dir / "hidden").rename(run.run_dir / "best.safetensors")
 
 
 @pytest.mark.processes
-def test_an_export_that_is_stopped_ends_its_process_and_leaves_nothing(run, opened, monkeypatch):
+def test_an_export_that_is_stopped_ends_its_process_and_leaves_nothing(run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    steps = formats.export_from_app(run, "onnx", [])
+    shutil.rmtree(run.run_dir / "export", ignore_errors=True)
+    steps = export_apart(run, "onnx")
     assert next(steps).phase == "export"
     steps.close()  # returns once the process has ended
     assert not any((run.run_dir / "export").iterdir())
@@ -121,17 +129,17 @@ def test_an_export_ends_with_the_app_and_the_next_one_clears_up(run, monkeypatch
     (child,) = psutil.Process(parent.pid).children()
     parent.kill()
     parent.communicate()
-    child.wait(20)  # an export takes longer
+    child.wait(300)
     (left,) = (run.run_dir / "export").glob(".thaw-export-*")
     os.utime(left, (time.time() - 120,) * 2)
     finish(formats.exporting(run, "card"))
     assert not list((run.run_dir / "export").glob(".thaw-*"))
+    assert formats.finished_export(run, "onnx") is None
 
 
 def test_what_lies_beside_a_new_export_stays(run, tmp_path):
     for name in (".export-mybackup", ".thaw-export-mybackup"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "lock").mkdir()
+        (tmp_path / name / "lock").mkdir(parents=True)
         os.utime(tmp_path / name, (0, 0))
     formats.export_run(run, "card", tmp_path / "card")
     assert sorted(os.listdir(tmp_path)) == [".export-mybackup", ".thaw-export-mybackup", "card"]

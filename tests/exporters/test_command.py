@@ -5,13 +5,14 @@ import torch
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
+from tests.exporters.conftest import colours
 
 
 def thaw(*arguments):
     return CliRunner().invoke(app, [*map(str, arguments)])
 
 
-def test_export_and_predict_from_what_was_exported(run, colours, tmp_path):
+def test_export_and_predict_from_what_was_exported(run, tmp_path):
     done = thaw(
         "export", run.run_dir, "--format", "safetensors", "--output", tmp_path / "out", "--json"
     )
@@ -19,7 +20,7 @@ def test_export_and_predict_from_what_was_exported(run, colours, tmp_path):
     result = json.loads(done.stdout)
     assert result["files"] == ["README.md", "model.json", "model.safetensors", "predict.py"]
     assert result["checked"]["identical"]
-    images = sorted(colours.glob("red/*.png"))[:3]
+    images = sorted(colours().glob("red/*.png"))[:3]
     of_run = json.loads(thaw("predict", run.run_dir, *images, "--json").stdout)
     of_export = json.loads(thaw("predict", result["folder"], *images, "--json").stdout)
     assert of_export["predictions"] == of_run["predictions"]

@@ -1,4 +1,4 @@
-"""A run's folder may come from anywhere: nothing below it that leads elsewhere is written to, deleted or handed out."""
+"""Nothing that a link below a run's folder leads to is written, deleted or handed out."""
 
 import dataclasses
 import io
@@ -17,22 +17,18 @@ from finetune_core.exporters.formats import export_folder, export_run, finished_
 @pytest.fixture
 def copied(run, tmp_path):
     """A copy of the run, and somebody's folder beside it."""
-    shutil.copytree(
-        run.run_dir, tmp_path / "runs" / run.run_id, ignore=shutil.ignore_patterns("export")
-    )
+    folder = tmp_path / "runs" / run.run_id
+    shutil.copytree(run.run_dir, folder, ignore=shutil.ignore_patterns("export"))
     theirs = tmp_path / "theirs"
     (theirs / "card").mkdir(parents=True)
     (theirs / "thesis.txt").write_text("years of work")
     (theirs / "card" / "thesis.txt").write_text("years of work")
-    return dataclasses.replace(run, run_dir=tmp_path / "runs" / run.run_id), theirs
+    return dataclasses.replace(run, run_dir=folder), theirs
 
 
 def untouched(theirs):
-    return sorted(str(one.relative_to(theirs)) for one in theirs.rglob("*")) == [
-        "card",
-        "card/thesis.txt",
-        "thesis.txt",
-    ]
+    found = sorted(str(one.relative_to(theirs)) for one in theirs.rglob("*"))
+    return found == ["card", "card/thesis.txt", "thesis.txt"]
 
 
 @pytest.mark.parametrize("linked", ["export", "export/card"])

@@ -1,8 +1,5 @@
-"""What is exported of a run with LoRA, and what starts from it, has merged weights under the backbone's own names."""
+"""Exports of a run with LoRA have merged weights under the backbone's own names."""
 
-import numpy as np
-import onnxruntime
-import pytest
 import torch
 
 from finetune_core.evaluation.prediction.predictor import load_predictor
@@ -11,57 +8,48 @@ from finetune_core.exporters.tensors import load_export
 from finetune_core.models.network import network_stages
 from finetune_core.training.checkpoints import load_tensors
 from finetune_core.training.networks import beginning_of
+from tests.exporters.conftest import SGD, colours, train_shared
+from tests.factories import TINY_BACKBONE, tiny_config, train
 
-LORA = {"strategy": "lora", "lora_rank": 4, "lora_from": "block6"}
-
-
-@pytest.fixture(scope="module")
-def low_rank(colours, train, tmp_path_factory):
-    run = train(colours, tmp_path_factory.mktemp("low-rank"), **LORA)
-    assert run.status == "finished"
-    return run
+LORA = {"strategy": "lora", "lora_from": "layer3", "learning_rate": 0.1}
 
 
-def test_exports_answer_as_the_run_does(low_rank, tmp_path):
+def train_low_rank():
+    return train_shared(**LORA, lora_rank=4)
+
+
+def names_of_matrices():
+    stages = {stage.name: stage for stage in network_stages(TINY_BACKBONE, 3)}
+    return [name for stage in ("layer3", "layer4") for name in stages[stage].matrices]
+
+
+def test_exports_answer_as_the_run_does(tmp_path):
+    """All formats export the model of ``load_predictor``; ``test_networks.py`` tests the others."""
+    run = train_low_rank()
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    network = load_predictor(low_rank).network
+    network = load_predictor(run).network
+    exported = load_export(export_run(run, "safetensors", tmp_path / "out").folder).network.model
+    assert exported.state_dict().keys() == network.pretrained.state_dict().keys()
     with torch.no_grad():
-        wanted = network.model(images)
-        assert not torch.equal(
-            network.model.get_parameter("conv_head.weight"),
-            network.pretrained.get_parameter("conv_head.weight"),
-        )
-        exported = load_export(
-            export_run(low_rank, "safetensors", tmp_path / "tensors").folder
-        ).network.model
-        assert torch.equal(exported(images), wanted)
-    assert exported.state_dict().keys() == network.model.state_dict().keys()
-    folder = export_run(low_rank, "onnx", tmp_path / "onnx").folder
-    session = onnxruntime.InferenceSession(next(folder.glob("*.onnx")))
-    (answer, *_) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    np.testing.assert_allclose(answer, wanted, atol=1e-4)
+        assert torch.equal(exported(images), network.model(images))
+    changed = {
+        name
+        for name, start in network.pretrained.named_parameters()
+        if not torch.equal(exported.get_parameter(name), start)
+    }
+    assert changed & set(names_of_matrices())
 
 
-def test_a_run_that_starts_from_it_begins_with_what_was_learned(low_rank, colours, train, tmp_path):
-    child = train(
-        colours,
-        tmp_path / "runs",
-        **LORA | {"lora_rank": 2},
-        from_run=str(low_rank.run_dir),
-        epochs=1,
-    )
-    assert child.status == "finished"
+def test_a_run_that_starts_from_it_begins_with_what_was_learned(tmp_path):
+    parent = train_low_rank()
+    started = LORA | {"lora_rank": 2, "from_run": str(parent.run_dir)}
+    started |= {"backbone": TINY_BACKBONE, "epochs": 1}
+    child = train(tiny_config(colours(), **SGD | started), tmp_path)
     start = beginning_of(child.config, child.started["classes"], child.run_dir).network.pretrained
-    learned = load_predictor(low_rank).network.model
-    names = [
-        name for stage in network_stages("efficientnet_lite0", 3)[6:-1] for name in stage.matrices
-    ]
-    assert all(
-        torch.equal(start.get_parameter(name), learned.get_parameter(name)) for name in names
-    )
+    learned, ours = (load_predictor(one).network.model for one in (parent, child))
     tensors, _ = load_tensors(child.run_dir, "best")
     assert {len(tensor) for name, tensor in tensors.items() if name.endswith("lora_A")} == {2}
-    ours = load_predictor(child).network.model
-    for name in names:
+    for name in names_of_matrices():
+        assert torch.equal(start.get_parameter(name), learned.get_parameter(name))
         change = (ours.get_parameter(name) - start.get_parameter(name)).detach().flatten(1).double()
         assert torch.linalg.matrix_rank(change, rtol=1e-4) <= 2, name

@@ -1,4 +1,4 @@
-"""What a tracking server gets of a run. MLflow is not among the requirements: without it, only its absence is tested."""
+"""What a tracking server gets of a run; without MLflow only its absence is tested."""
 
 import sys
 
@@ -7,6 +7,7 @@ import pytest
 from finetune_core.exporters.mlflow import report_to_mlflow
 from finetune_core.runs.record import create_run
 from finetune_core.runs.store import RunStore
+from tests.exporters.conftest import colours
 
 
 @pytest.fixture
@@ -29,16 +30,14 @@ def curve(server, result, metric):
     ]
 
 
-def test_a_run_is_reported_once_with_settings_curves_and_card(
-    server, run, colours, tmp_path, capfd
-):
+def test_a_run_is_reported_once_with_settings_curves_and_card(server, run, tmp_path, capfd):
     assert report_to_mlflow(run.run_dir) == report_to_mlflow(run.run_dir) == ""
     assert capfd.readouterr().out == ""
     (result,) = reported(server)
     assert result.info.status == "FINISHED"
     assert result.data.tags["thaw.run_id"] == result.info.run_name == run.run_id
     assert result.data.params["learning_rate"] == "0.02"
-    assert result.data.params["data"] == "colours"
+    assert result.data.params["data"] == colours().name
     for split in ("train", "val"):
         for metric in ("loss", "accuracy"):
             expected = [(row["epoch"], row[f"{split}_{metric}"]) for row in run.history.epochs]
@@ -62,7 +61,7 @@ def test_a_run_is_reported_once_with_settings_curves_and_card(
     card = server.download_artifacts(result.info.run_id, "README.md", str(tmp_path))
     with open(card) as file:
         assert "## Licence" in (text := file.read())
-    assert str(colours.parent) not in text + str(result.data)
+    assert str(colours().parent) not in text + str(result.data)
 
 
 def test_a_run_that_goes_on_later_is_added_to(server, run, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from finetune_core.errors import ExportError
 from finetune_core.exporters.formats import export_run, finished_export, zipped
 from finetune_core.runs.record import create_run
 from finetune_core.runs.store import RunStore
+from tests.exporters.conftest import colours
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_steps_are_counted_over_the_run_and_stages_written(folder, run):
 def test_settings_are_there_as_text_and_as_hyperparameters_with_results(folder, run):
     found = read(folder)
     settings = json.loads(found.Tensors("config/text_summary")[0].tensor_proto.string_val[0])
-    assert (settings["seed"], settings["data"]) == (4, "colours")
+    assert (settings["seed"], settings["data"]) == (4, colours().name)
     result = HParamsPluginData.FromString(
         found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     )
@@ -88,10 +89,10 @@ def test_settings_are_there_as_text_and_as_hyperparameters_with_results(folder, 
     )
 
 
-def test_files_do_not_name_this_machine_and_travel_whole(folder, colours):
+def test_files_do_not_name_this_machine_and_travel_whole(folder):
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     assert not [file for file in files if socket.gethostname() in file.name]
-    assert not [file for file in files if str(colours.parent).encode() in file.read_bytes()]
+    assert not [file for file in files if str(colours().parent).encode() in file.read_bytes()]
     with zipfile.ZipFile(BytesIO(zipped(folder, "mine"))) as archive:
         assert archive.namelist() == [
             f"mine/{file.relative_to(folder).as_posix()}" for file in files

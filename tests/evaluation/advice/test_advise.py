@@ -1,4 +1,4 @@
-"""Advice on small data sets: real packaged networks, one of timm with random weights, and networks that fail."""
+"""Advice on small data sets: tiny networks, a pretrained one, and networks that fail."""
 
 from itertools import pairwise
 
@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune_core.config import make_config
 from finetune_core.data import pixels
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.splits import TRAIN
@@ -22,20 +21,21 @@ from finetune_core.training.device import choose_device
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.work import Step, finish
 from tests.drain import drained
+from tests.factories import shared_images, tiny_config, tiny_folder
 
-LITES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+PRETRAINED = "efficientnet_lite0"
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(device_turn, "choose_device", lambda *_: choose_device("cpu", "fp32"))
     monkeypatch.setattr(timing, "_SECONDS", 0.0)
-    monkeypatch.setattr(logistic, "GRID", logistic.GRID[::4])
+    monkeypatch.setattr(logistic, "GRID", logistic.GRID[len(logistic.GRID) // 2 :][:1])
 
 
 @pytest.fixture
 def untimed(monkeypatch):
-    """Every strategy takes a minute; timing each of them takes longer than the rest of a test."""
+    """Every strategy takes a minute: to time each of them takes longer than the rest of a test."""
 
     def timed(_config, _dataset, stages):
         yield Step(0, 1, "timing")
@@ -60,53 +60,50 @@ def striped(root, images=24):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return striped(tmp_path / "stripes")
+def folder():
+    return shared_images(red=24, blue=24)
 
 
 def settings(folder, **changed):
-    return make_config(
-        {"data": str(folder), "image_size": 32, "epochs": 2, "batch_size": 8, "precision": "fp32"}
-        | changed
-    )
+    return tiny_config(folder, batch_size=8, **changed)
 
 
-def advised(folder, *backbones, images=200, **options):
-    """(steps, advice)."""
-    return drained(
-        advise(
-            load_dataset(folder), settings(folder), backbones, images, own_sizes=False, **options
-        )
-    )
+def advise_on(folder, *backbones, images=200, base=None, **options):
+    """Return (steps, advice)."""
+    base = base or settings(folder)
+    work = advise(load_dataset(folder), base, backbones, images, own_sizes=False, **options)
+    return drained(work)
 
 
 @pytest.mark.train
-def test_three_pretrained_networks_are_probed_at_every_stage_and_ranked(folder):
-    steps, advice = advised(folder, *LITES)
+def test_networks_are_probed_at_every_stage_and_ranked(tmp_path):
+    folder = striped(tmp_path / "stripes")
+    names = (PRETRAINED, tiny_folder(), tiny_folder("test_vit"))
+    steps, advice = advise_on(folder, *names)
     assert advice.failed == ()
     assert {(one.backbone, one.stage) for one in advice.candidates} == {
-        (name, stage.name) for name in LITES for stage in network_stages(name)[:-1]
+        (name, stage.name) for name in names for stage in network_stages(name)[:-1]
     }
-    training = load_dataset(folder).split_counts[TRAIN]
-    assert advice.images == training
+    assert {advice.images} == {one.images for one in advice.candidates}
+    assert advice.images == load_dataset(folder).split_counts[TRAIN]
     for one in advice.candidates:
-        assert one.images == training
         assert 0 <= one.ci_low < one.accuracy <= one.ci_high <= 1 or one.accuracy == 1.0
         assert one.seconds > 0
     assert all(a.accuracy >= b.accuracy for a, b in pairwise(advice.candidates))
-    assert advice.candidates[0].accuracy > 0.8
+    best = next(one for one in advice.candidates if one.backbone == PRETRAINED)
+    assert best.accuracy > 0.8
     assert [set(one.forecasts) for one in advice.networks] == [set(TIMED)] * 3
-    assert all(
-        one.forecasts["full"] > one.forecasts["feature_extraction"] for one in advice.networks
-    )
+    forecasts = advice.networks[0].forecasts
+    assert forecasts["full"] > forecasts["feature_extraction"]
     assert len({one.backbone for one in advice.suggested}) == 2
-    phases = [step.phase for step in steps if step.subject == "efficientnet_lite1 (2 of 3)"]
+    phases = [step.phase for step in steps if "(2 of 3)" in (step.subject or "")]
     assert list(dict.fromkeys(phases)) == ["features", "probe", "timing"]
     # decoded once for all
     assert {step.phase for step in steps} == {"decode", "features", "probe", "timing"}
 
 
-def test_validation_and_test_images_are_never_touched(folder, monkeypatch):
+@pytest.mark.train
+def test_validation_and_test_images_are_never_touched_and_timing_is_kept(folder, monkeypatch):
     read = []
     for module in (pixels, timing):
         real = module.read_square
@@ -115,29 +112,33 @@ def test_validation_and_test_images_are_never_touched(folder, monkeypatch):
             "read_square",
             lambda path, *rest, real=real: read.append(path) or real(path, *rest),
         )
-    _, advice = advised(folder, LITES[0])
+    network = tiny_folder()
+    _, advice = advise_on(folder, network)
     table = load_dataset(folder).table
     training = table[table["split"] == TRAIN]
     assert {path.relative_to(folder).as_posix() for path in read} == set(training["id"])
     assert set(advice.networks[0].ids) == set(training["id"])
+    timed = settings(folder, backbone=network)
+    assert SpeedBook().speed(timed) is not None
+    monkeypatch.setattr(timing, "_measure", lambda *_: pytest.fail("timed again"))
+    assert advise_on(folder, network)[1].candidates[0].seconds > 0
 
 
-def test_a_probe_never_sees_the_image_that_it_is_asked_about(folder, untimed):
-    table = load_dataset(folder).table
-    # nothing left that could be learned, but a thousand features to learn it by heart with
-    for path in folder.rglob("*.png"):
-        noise = np.random.default_rng(int(path.stem) + 100 * (path.parent.name == "down")).integers(
-            0, 255, (32, 32, 3)
-        )
-        Image.fromarray(np.uint8(noise)).save(path)
-    assert len(table) > 40
-    _, advice = advised(folder, LITES[0])
+@pytest.mark.train
+def test_a_probe_never_sees_the_image_that_it_is_asked_about(tmp_path, untimed):
+    """Nothing can be learned of noise, but there are enough features to learn it by heart."""
+    random = np.random.default_rng(0)
+    for number in range(48):
+        target = tmp_path / "noise" / ("across", "down")[number % 2] / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(target)
+    _, advice = advise_on(tmp_path / "noise", tiny_folder())
     assert np.mean([one.accuracy for one in advice.candidates]) < 0.75
     assert all(one.ci_low < 0.75 for one in advice.candidates)
 
 
-def test_the_sample_is_stratified_seeded_and_no_larger_than_asked_for(image_folder, tmp_path):
-    dataset = load_dataset(image_folder(tmp_path / "images", {"red": 60, "blue": 30, "green": 12}))
+def test_the_sample_is_stratified_seeded_and_no_larger_than_asked_for():
+    dataset = load_dataset(shared_images(red=60, blue=30, green=12))
     some, again, other = (training_sample(dataset, 30, seed).table for seed in (0, 0, 1))
     assert set(some["split"]) == {TRAIN}
     assert some["id"].tolist() == again["id"].tolist() != other["id"].tolist()
@@ -149,66 +150,42 @@ def test_the_sample_is_stratified_seeded_and_no_larger_than_asked_for(image_fold
     assert len(training_sample(dataset, 5_000, 0).table) == whole.sum()
 
 
-def test_only_so_many_images_are_probed(folder, untimed):
-    _, advice = advised(folder, LITES[0], images=20)
-    assert advice.images == 20
-    assert {one.images for one in advice.candidates} == {20}
-
-
-def test_a_network_that_fails_is_named_with_its_reason_and_ends_no_other(
+def test_networks_that_fail_are_named_with_their_reasons_and_end_no_other(
     folder, untimed, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
-    def refused(*_, **__):
+    def refuse(request, *_, **__):
+        assert "vit_b_16" not in str(request)
         raise OSError("no route")
 
-    monkeypatch.setattr("urllib.request.urlopen", refused)
-    _, advice = advised(folder, "resnet18", "nonsense", LITES[0])
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    network = tiny_folder()
+    _, advice = advise_on(folder, "resnet18", "nonsense", "vit_b_16", network, images=20)
     reasons = {one.backbone: one.reason for one in advice.failed}
+    assert set(reasons) == {"resnet18", "nonsense", "vit_b_16"}
     assert "could not be downloaded" in reasons["resnet18"]
     assert "there is no backbone 'nonsense'" in reasons["nonsense"]
-    assert set(reasons) == {"resnet18", "nonsense"}
-    assert {one.backbone for one in advice.candidates} == {LITES[0]}
-    assert [one.backbone for one in advice.suggested] == [LITES[0]]
-
-
-def test_a_size_that_one_network_cannot_take_ends_no_other_and_downloads_nothing(
-    folder, untimed, monkeypatch
-):
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("downloaded"))
-    _, advice = advised(folder, "vit_b_16", LITES[0])
-    (failed,) = advice.failed
-    assert failed.reason == "vit_b_16 cannot take images of 32 × 32 pixels; 224 works"
-    assert {one.backbone for one in advice.candidates} == {LITES[0]}
+    assert reasons["vit_b_16"] == "vit_b_16 cannot take images of 32 × 32 pixels; 224 works"
+    assert {one.backbone for one in advice.candidates} == {network}
+    assert [one.backbone for one in advice.suggested] == [network]
+    # no more images than asked for
+    assert (advice.images, {one.images for one in advice.candidates}) == (20, {20})
 
 
 def test_each_network_gets_images_of_its_own_size_unless_one_is_named(folder, untimed):
-    base = settings(folder)
-    sizes = [
-        finish(advise(load_dataset(folder), base, [LITES[0]], 20, own_sizes=own))
-        .networks[0]
-        .image_size
-        for own in (False, True)
-    ]
-    assert sizes == [32, 224]
+    base, dataset = settings(folder), load_dataset(folder)
+    works = [advise(dataset, base, [tiny_folder()], 20, own_sizes=own) for own in (False, True)]
+    assert [finish(work).networks[0].image_size for work in works] == [32, 160]
 
 
-def test_what_was_timed_is_not_timed_again(folder, monkeypatch):
-    advised(folder, LITES[0])
-    before = SpeedBook().speed(settings(folder))
-    monkeypatch.setattr(timing, "_measure", lambda *_: pytest.fail("timed again"))
-    _, advice = advised(folder, LITES[0])
-    assert before is not None
-    assert advice.candidates[0].seconds > 0
-
-
+@pytest.mark.processes
 def test_it_waits_for_its_turn_on_the_device_and_stops_meanwhile(folder, device_held):
-    _process, _line = device_held("cpu")
-    work = advise(load_dataset(folder), settings(folder), [LITES[0]], 40, own_sizes=False)
-    assert next(step for step in work if step.phase == "device").subject == LITES[0]
+    device_held("cpu")
+    work = advise(load_dataset(folder), settings(folder), [tiny_folder()], 40, own_sizes=False)
+    assert next(step for step in work if step.phase == "device").subject == tiny_folder()
     work.close()
-    assert SpeedBook().speed(settings(folder)) is None
+    assert SpeedBook().speed(settings(folder, backbone=tiny_folder())) is None
 
 
 @pytest.mark.parametrize(
@@ -217,37 +194,36 @@ def test_it_waits_for_its_turn_on_the_device_and_stops_meanwhile(folder, device_
 )
 def test_numbers_out_of_bounds_are_refused(folder, images, budget, field):
     with pytest.raises(ConfigError) as refused:
-        advised(folder, LITES[0], images=images, budget=budget)
+        advise_on(folder, tiny_folder(), images=images, budget=budget)
     assert list(refused.value.problems) == [field]
 
 
-def test_nothing_to_probe_is_refused(folder, image_folder, tmp_path):
+def test_nothing_to_probe_is_refused(folder):
     with pytest.raises(ConfigError, match="name at least one"):
-        advised(folder)
+        advise_on(folder)
     with pytest.raises(DataError, match="only one class"):
-        advised(image_folder(tmp_path / "one", {"red": 20}), LITES[0])
+        advise_on(shared_images(red=20), tiny_folder())
 
 
-def test_the_proposals_become_one_comparison_with_their_linear_probes(folder, untimed):
-    base = settings(
-        folder,
-        strategy="full",
-        from_run="/runs/earlier",
-        interpolation="bicubic",
-        learning_rate=3e-4,
-    )
-    advice = finish(advise(load_dataset(folder), base, LITES[:2], 40, own_sizes=False))
-    configs = comparison_of(advice.suggested, base, [0, 1])
+def suggest(*names):
+    return [Proposal(name, 32, "last_block", "probe", "The best probe.", None) for name in names]
+
+
+def test_the_proposals_become_one_comparison_with_their_linear_probes(folder):
+    names = (PRETRAINED, "resnet18")
+    changed = {"strategy": "full", "interpolation": "bicubic", "learning_rate": 3e-4}
+    base = settings(folder, from_run="/runs/earlier", **changed)
+    configs = comparison_of(suggest(*names), base, [0, 1])
     assert {(one.backbone, one.strategy, one.seed) for one in configs} == {
         (name, strategy, seed)
-        for name in LITES[:2]
+        for name in names
         for strategy in ("last_block", "linear_probe")
         for seed in (0, 1)
     }
-    changed = {
+    found = {
         (one.starts_from, one.learning_rate, one.image_size, one.interpolation) for one in configs
     }
-    assert changed == {("pretrained", 3e-4, 32, "auto")}
+    assert found == {("pretrained", 3e-4, 32, "auto")}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +236,7 @@ def test_the_proposals_become_one_comparison_with_their_linear_probes(folder, un
 )
 def test_settings_of_a_strategy_do_not_stand_against_another_network(folder, untimed, own):
     base = settings(folder, backbone="resnet18", **own)
-    advice = finish(advise(load_dataset(folder), base, LITES[:1], 40, own_sizes=False))
+    _, advice = advise_on(folder, tiny_folder("test_vit"), base=base, images=20)
     assert advice.failed == ()
     configs = comparison_of(advice.suggested, base, [0])
     assert {(one.strategy, one.cut, one.stage_rates, one.features_from) for one in configs} == {
@@ -269,6 +245,5 @@ def test_settings_of_a_strategy_do_not_stand_against_another_network(folder, unt
 
 
 def test_a_network_whose_head_is_a_convolution_is_compared_with_its_linear_probe_too(folder):
-    suggested = Proposal("squeezenet1_1", 64, "last_block", "probe", "The best probe.", None)
-    configs = comparison_of([suggested], settings(folder), [0])
+    configs = comparison_of(suggest("squeezenet1_1"), settings(folder, image_size=64), [0])
     assert {one.strategy for one in configs} == {"last_block", "linear_probe"}

@@ -90,7 +90,7 @@ def test_an_ensemble_of_probes_is_no_baseline(made_run):
 
 
 def test_seeds_of_a_probe_do_not_make_other_seeds_look_alike(made_run):
-    """A probe is the same with every seed: pooled with the others it would halve what their seeds seem to add."""
+    """A probe is the same with every seed: pooled, it would halve the seeds' share."""
     trained = [
         made_run(right(share + gain), strategy=name, seed=seed)
         for name, share in (("last_block", 0.85), ("full", 0.80))

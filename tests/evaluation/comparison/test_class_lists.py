@@ -5,41 +5,33 @@ import shutil
 import pytest
 
 import finetune_core
-from finetune_core.config import make_config
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.disagree import disagreement
 from finetune_core.evaluation.comparison.shift import compare_shift
 from finetune_core.evaluation.single_run.shift import predict_shifted
-from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import read_run
 from finetune_core.training.parents import averaged_config
 from finetune_core.work import finish
-from tests.trained import QUICK
+from tests.factories import image_folder, tiny_config, train
 
-# Classes that have training images only, of each run: the evaluated images and their classes'
-# names are those of every other run.
+# Classes of each run that have training images only: all runs are evaluated on the same images.
 TRAINING_ONLY = {"aaa": ("aaa",), "zzz": ("zzz",), "both": ("aaa", "zzz")}
 
 
 @pytest.fixture(scope="module")
-def found(home_of_shared_fixtures, image_folder_once, tmp_path_factory):
+def found(home_of_shared_fixtures, tmp_path_factory):
     """Runs by their names in ``TRAINING_ONLY``, all trained on one path; and another data set."""
     base = tmp_path_factory.mktemp("classes")
-    data = image_folder_once(
-        base / "data",
-        {f"{split}/{name}": 6 for split in ("train", "val", "test") for name in ("blue", "red")},
-    )
+    splits = ("train", "val", "test")
+    layout = {f"{split}/{name}": 6 for split in splits for name in ("blue", "red")}
+    data = image_folder(base / "data", layout)
     runs = {}
     for key, extra in TRAINING_ONLY.items():
-        image_folder_once(data, {f"train/{name}": 6 for name in extra})
-        config = make_config(QUICK | {"data": str(data), "strategy": "linear_probe", "seed": 0})
-        reservation = create_run(config, base / "runs")
-        list(execute(reservation))
-        runs[key] = read_run(reservation.run_dir)
+        image_folder(data, {f"train/{name}": 6 for name in extra})
+        runs[key] = train(tiny_config(data, epochs=1), base / "runs")
         for name in extra:
             shutil.rmtree(data / "train" / name)
-    return runs, image_folder_once(base / "other", {"blue": 5, "red": 5})
+    return runs, image_folder(base / "other", {"blue": 5, "red": 5})
 
 
 def names_of(run):

@@ -82,28 +82,19 @@ def test_without_test_images_of_all_the_validation_images_are_used_and_that_is_s
 
 
 def test_the_same_seed_again_is_no_second_seed(made_run):
-    first, again, other = (
-        made_run(right(0.9)),
-        made_run(right(0.9)),
-        made_run(right(0.8), strategy="full"),
-    )
+    first, again = made_run(right(0.9)), made_run(right(0.9))
+    other = made_run(right(0.8), strategy="full")
     compared = compare_runs([first, again, other])
     assert [len(arm.members) for arm in compared.arms] == [1, 1]
-    assert any(
-        first.run_id in note and "later run has the same settings" in note
-        for note in compared.notes
-    )
+    (note,) = (note for note in compared.notes if first.run_id in note)
+    assert "later run has the same settings" in note
 
 
 def test_costs_come_from_the_folder(made_run):
     run = made_run(right(0.9), seconds=12.0)
     result = cost(run, 0.1)
-    assert (
-        result.seconds,
-        result.memory_bytes,
-        result.disk_bytes,
-        result.trainable_parameters,
-    ) == (12.0, 7, 1000, 100)
+    assert (result.seconds, result.memory_bytes, result.disk_bytes) == (12.0, 7, 1000)
+    assert result.trainable_parameters == 100
     assert result.uncached_seconds == pytest.approx(12.0 + 2 * 250 * 0.1 - 2.0)
     assert [row["seconds"] for row in timeline(run)] == [5.0, 7.0]
     assert cost(run).uncached_seconds is None
@@ -119,15 +110,9 @@ def test_memory_that_was_used_again_is_taken_from_the_forecast(made_run):
 
 
 def test_what_the_cache_saved_follows_from_the_deepest_cut_that_was_timed(made_run):
-    head, block = (
-        made_run(right(0.9), strategy="feature_extraction"),
-        made_run(right(0.9), trunk_rate=0.1),
-    )
-    two, full = (
-        made_run(right(0.9), strategy="last_two_blocks", trunk_rate=0.05),
-        made_run(right(0.9), strategy="full"),
-    )
-    runs = [head, block, two, full]
+    rates = {"feature_extraction": None, "last_block": 0.1, "last_two_blocks": 0.05, "full": None}
+    runs = [made_run(right(0.9), strategy=name, trunk_rate=rate) for name, rate in rates.items()]
+    head, *_, full = runs
     assert [trunk_rate([run], runs) for run in runs] == [0.1, 0.1, 0.05, 0.0]
     assert trunk_rate([head], [head, full]) is None
     assert cost(full, 0.0).uncached_seconds == cost(full, 0.0).seconds

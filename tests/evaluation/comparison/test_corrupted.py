@@ -21,7 +21,7 @@ NOISE, BLUR = Corrupted("test", "noise", 3), Corrupted("test", "blur", 1)
 
 
 def measured(run, correct, noisy, images=IMAGES):
-    """A run's robustness, kept: right where ``correct`` says, and on noisy images (severity 3) where ``noisy`` does."""
+    """Keep a run's robustness: ``noisy`` says where it is right at noise 3, ``correct`` elsewhere."""
     labels = np.arange(images) % 2
 
     def logits(answers):
@@ -35,7 +35,7 @@ def measured(run, correct, noisy, images=IMAGES):
 
 @pytest.fixture
 def arms(made_run):
-    """Two strategies, two seeds each: alike on their own images, one of them much better on noisy ones."""
+    """Two strategies, two seeds each: alike on own images, far apart on noisy ones."""
     shares = {"feature_extraction": 0.8, "full": 0.5}
     return [
         (

@@ -64,8 +64,3 @@ def test_equal_settings_do_not_hide_different_images(made_run):
     one, other = made_run([True] * 4), made_run([True] * 4, names="other")
     with pytest.raises(RunError, match="not evaluated on the same images"):
         disagreement(one, other)
-
-
-def test_runs_on_different_images_are_refused(made_run):
-    with pytest.raises(RunError, match="same images"):
-        disagreement(made_run([True] * 4), made_run([True] * 4, names="other", strategy="full"))

@@ -59,20 +59,13 @@ def test_it_stands_beside_each_strategy_with_its_interval(made_run):
     )
     assert arms["Full fine-tuning"].ensemble is None
     columns, rows = arms_table(comparison)
-    cells = dict(
-        zip(
-            [row[0].removesuffix(" ★") for row in rows],
-            [row[columns.index("Ensemble of the seeds")] for row in rows],
-            strict=True,
-        )
-    )
+    place = columns.index("Ensemble of the seeds")
+    cells = {row[0].removesuffix(" ★"): row[place] for row in rows}
     assert cells["Full fine-tuning"] == "one seed"
     assert cells["Last block"].startswith(f"{100 * found.value:.1f} % (")
     result = comparison.to_json()
-    assert [arm["ensemble"] and arm["ensemble"]["value"] for arm in result["arms"]] == [
-        found.value,
-        None,
-    ]
+    values = [arm["ensemble"] and arm["ensemble"]["value"] for arm in result["arms"]]
+    assert values == [found.value, None]
     assert result["ensemble"] is None
     json.dumps(result, allow_nan=False)
 

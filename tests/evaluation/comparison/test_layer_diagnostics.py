@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy.stats import ortho_group
 
-from finetune_core.config import make_config
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.layer_diagnostics import (
@@ -28,33 +27,20 @@ from finetune_core.inspection.deep import suggest
 from finetune_core.inspection.features import network_inputs
 from finetune_core.inspection.learned import Probe
 from finetune_core.models.network import build_network
-from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import RunStore
+from finetune_core.runs.store import read_run
 from finetune_core.work import finish
+from tests.factories import copy_run, shared_images, tiny_config, train, trained_run
 
 STRATEGIES = ("feature_extraction", "last_block")
 
 
 @pytest.fixture(scope="module")
-def trained(image_folder_once, tmp_path_factory):
-    """Strategy -> its run, measured; and what was measured."""
-    folder = image_folder_once(
-        tmp_path_factory.mktemp("images"), {"red": 40, "green": 40, "blue": 40}
-    )
+def trained(home_of_shared_fixtures, tmp_path_factory):
+    """Runs by strategy, measured; and the steps of measuring."""
     runs_dir = tmp_path_factory.mktemp("runs")
-    usual = {
-        "data": str(folder),
-        "image_size": 32,
-        "epochs": 2,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-    }
-    runs = {}
-    for strategy in STRATEGIES:
-        reservation = create_run(make_config(usual | {"strategy": strategy}), runs_dir)
-        list(execute(reservation))
-        runs[strategy] = RunStore(runs_dir).read(reservation.run_dir)
+    data = shared_images(red=40, green=40, blue=40)
+    originals = {name: trained_run(tiny_config(data, strategy=name)) for name in STRATEGIES}
+    runs = {name: read_run(copy_run(run.run_dir, runs_dir)) for name, run in originals.items()}
     assert not any(known_layers(run) for run in runs.values())
     return runs, list(measure_layers(list(runs.values())))
 
@@ -86,17 +72,22 @@ def test_frozen_stages_have_not_moved_at_all(layers):
             assert stage.pull > 0, "it would move if it could"
 
 
+def start_of(run):
+    """Return the weights that a run of the tiny network began with."""
+    network = build_network(run.config.backbone, run.config.weights, 3, run.config.seed)
+    return network.model.state_dict()
+
+
 def test_changes_are_those_of_the_checkpoint(trained, layers):
     run = trained[0]["last_block"]
-    tuned = load_predictor(run).network
-    start = build_network(run.config.backbone, "pretrained", 3, run.config.seed).model.state_dict()
+    tuned, start = load_predictor(run).network, start_of(run)
     moved = layers["last_block"].stages
     assert [stage.name for stage in moved] == [stage.name for stage in tuned.stages]
     for result, stage in zip(moved, tuned.stages, strict=True):
-        now = torch.cat(
-            [tuned.model.get_parameter(name).detach().ravel() for name in stage.parameters]
+        now, then = (
+            torch.cat([weights[name].detach().ravel() for name in stage.parameters])
+            for weights in (tuned.model.state_dict(), start)
         )
-        then = torch.cat([start[name].ravel() for name in stage.parameters])
         assert result.change == pytest.approx(float((now - then).norm() / then.norm()), rel=1e-4)
     last, head = moved[-2:]
     assert last.trains
@@ -106,71 +97,47 @@ def test_changes_are_those_of_the_checkpoint(trained, layers):
 
 
 def test_gradient_shares_are_those_that_the_run_recorded(trained, layers):
-    rows = trained[0]["last_block"].history.epochs
     squares = [
-        {name: one["gradient_norm"] ** 2 for name, one in row["stages"].items()} for row in rows
+        {name: one["gradient_norm"] ** 2 for name, one in row["stages"].items()}
+        for row in trained[0]["last_block"].history.epochs
     ]
-    shares = {
-        stage.name: stage.gradient_share
-        for stage in layers["last_block"].stages
-        if stage.gradient_share is not None
-    }
+    moved = layers["last_block"].stages
+    shares = {one.name: one.gradient_share for one in moved if one.gradient_share is not None}
     assert sum(shares.values()) == pytest.approx(1)
     assert len(shares) == 2
     for name, share in shares.items():
         assert share == pytest.approx(np.mean([row[name] / sum(row.values()) for row in squares]))
-    assert [
-        stage.gradient_share for stage in layers["feature_extraction"].stages if stage.trains
-    ] == [1.0]
+    frozen = layers["feature_extraction"].stages
+    assert [stage.gradient_share for stage in frozen if stage.trains] == [1.0]
 
 
 def test_the_pull_is_the_gradient_of_the_mean_loss_relative_to_the_weights(trained, layers):
-    run = trained[0]["last_block"]
+    run, result = trained[0]["last_block"], layers["last_block"]
     predictor = load_predictor(run)
     images = finish(run_images(run, {"train": 500}))
     rows = images.rows["train"]
-    assert layers["last_block"].pulled == len(rows)
-    inputs = torch.cat(
-        [
-            batch
-            for _, batch in network_inputs(
-                predictor.network, images.pixels, rows, 32, predictor.device
-            )
-        ]
-    )
+    assert result.pulled == len(rows)
+    batches = network_inputs(predictor.network, images.pixels, rows, 32, predictor.device)
     model = predictor.network.model.eval().requires_grad_(True)
     labels = torch.tensor(images.dataset.table["label"].to_numpy()[rows])
-    logits = model(inputs)
+    logits = model(torch.cat([batch for _, batch in batches]))
     torch.nn.functional.cross_entropy(logits, labels).backward()
-    assert layers["last_block"].fitted == pytest.approx(
-        float((logits.argmax(1) == labels).float().mean())
-    )
-    for result, stage in zip(layers["last_block"].stages, predictor.network.stages, strict=True):
+    fitted = float((logits.argmax(1) == labels).float().mean())
+    assert result.fitted == pytest.approx(fitted)
+    for moved, stage in zip(result.stages, predictor.network.stages, strict=True):
         own = [model.get_parameter(name) for name in stage.parameters]
-        gradient = (
-            torch.cat([one.grad.ravel() for one in own]).norm()
-            / torch.cat([one.detach().ravel() for one in own]).norm()
-        )
-        assert result.pull == pytest.approx(float(gradient), rel=1e-2), stage.name
+        gradient = torch.cat([one.grad.ravel() for one in own]).norm()
+        weights = torch.cat([one.detach().ravel() for one in own]).norm()
+        assert moved.pull == pytest.approx(float(gradient / weights), rel=1e-2), stage.name
 
 
 def test_probes_that_end_after_different_stages_do_not_share_a_beginning(trained, tmp_path):
-    usual = trained[0]["last_block"].config
-    runs = []
-    for stage in ("block3", "block5"):
-        config = make_config(
-            {
-                "data": usual.data,
-                "image_size": 32,
-                "strategy": "linear_probe",
-                "features_from": stage,
-            }
-        )
-        reservation = create_run(config, tmp_path)
-        list(execute(reservation))
-        runs.append(RunStore(tmp_path).read(reservation.run_dir))
+    data = trained[0]["last_block"].config.data
+    stages = ("layer2", "layer3")
+    probe = {"strategy": "linear_probe"}
+    runs = [train(tiny_config(data, **probe, features_from=stage), tmp_path) for stage in stages]
     list(measure_layers(runs))
-    assert [known_layers(run).stages[-2].name for run in runs] == ["block3", "block5"]
+    assert [known_layers(run).stages[-2].name for run in runs] == [*stages]
 
 
 def test_what_is_kept_belongs_to_the_weights(trained):
@@ -194,7 +161,7 @@ def test_the_run_of_an_arm_that_was_measured_stands_for_it(trained):
 
 
 @pytest.mark.train
-def test_the_report_holds_what_moved_where_it_was_measured_and_else_says_that_it_was_not(trained):
+def test_the_report_holds_what_moved_or_says_that_it_was_not_measured(trained):
     compared = compare_runs(list(trained[0].values()))
     page = whole_report(compared)
     section = page[page.index("<h2>Layer diagnostics</h2>") : page.index("<h2>Runs</h2>")]
@@ -262,14 +229,12 @@ NAMES = ("stem", "block1", "block2", "block3", "block4", "block5", "block6", "bl
 
 
 def made(first_trained, accuracies, fitted=0.9, likeness=1.0, error=0.01):
-    moves = [
+    moves = (
         StageMove(name, at >= first_trained, 0.1, likeness, None, 0.01 * (1 + at))
         for at, name in enumerate((*NAMES, "head"))
-    ]
-    probes = tuple(
-        Probe(name, accuracy, error) for name, accuracy in zip(NAMES, accuracies, strict=False)
     )
-    return Layers(tuple(moves), probes, 100, 100, fitted)
+    probes = (Probe(name, one, error) for name, one in zip(NAMES, accuracies, strict=False))
+    return Layers(tuple(moves), tuple(probes), 100, 100, fitted)
 
 
 PEAK_AT_BLOCK5 = (0.6, 0.7, 0.8, 0.85, 0.93, 0.96, 0.94, 0.88)
@@ -282,19 +247,17 @@ def stages_in(sentence):
     return {name for name in NAMES if name in sentence}
 
 
-def test_the_deepest_frozen_stage_thaws_next_where_an_earlier_one_is_better_by_more_than_a_standard_error():
+def test_the_deepest_frozen_stage_thaws_where_an_earlier_one_is_clearly_better():
     advice = thaw_next(made(8, PEAK_AT_BLOCK5))
     assert (advice.stage, advice.what) == ("block7", "thaw block7 next")
     assert stages_in(advice.reason) == {"block5", "block7"}
-    assert [number in advice.reason for number in ("88.0 %", "96.0 %", "± 1.0 points")] == [
-        True
-    ] * 3
+    assert all(number in advice.reason for number in ("88.0 %", "96.0 %", "± 1.0 points"))
     assert thaw_next(made(7, PEAK_AT_BLOCK5)).stage == "block6"
     assert thaw_next(made(6, PEAK_AT_BLOCK5)).stage is None
 
 
 def test_advice_agrees_with_the_probes_drawn_beside_it():
-    """Once: ``block5 names 80.7 % and deeper stages do worse``, beside block6 at 82.0 %, and ``thaw block7 next`` with ``train from block6 on``."""
+    """Once, texts beside each other named block5, block6 and block7 as the place to train from."""
     result = made(8, BLOCK6_JUST_BEST, error=0.022)
     advice = thaw_next(result)
     assert advice.stage == "block7"
@@ -322,39 +285,28 @@ def test_features_that_get_better_to_the_last_frozen_stage_give_no_reason_to_tha
 
 def test_the_gradient_of_frozen_stages_plays_no_part_and_its_chart_says_so():
     pulled = made(8, RISING)
-    strong = replace(
-        pulled, stages=tuple(replace(stage, pull=stage.pull * 100) for stage in pulled.stages)
-    )
-    assert thaw_next(strong) == thaw_next(pulled)
+    stages = tuple(replace(stage, pull=stage.pull * 100) for stage in pulled.stages)
+    assert thaw_next(replace(pulled, stages=stages)) == thaw_next(pulled)
     help_text = next(measure.help for measure in MEASURES if measure.field == "pull")
     assert "plays no part" in help_text
 
 
-def with_gradient_shares(layers, shares):
-    return replace(
-        layers,
-        stages=tuple(
-            replace(stage, gradient_share=shares.get(stage.name)) for stage in layers.stages
-        ),
-    )
+def advise(first_trained, **shares):
+    """Return the advice where the stages had ``shares`` of the gradient while they trained."""
+    layers = made(first_trained, PEAK_AT_BLOCK5)
+    stages = (replace(one, gradient_share=shares.get(one.name)) for one in layers.stages)
+    return thaw_next(replace(layers, stages=tuple(stages)))
 
 
 def test_where_the_stage_behind_hardly_trained_no_earlier_one_is_advised():
-    """The share of the gradient that a stage got while it trained, unlike the pull of a frozen one, was measured on what training did."""
-    result = made(7, PEAK_AT_BLOCK5)
-    assert (
-        thaw_next(with_gradient_shares(result, {"block7": 0.011, "head": 0.989})).stage == "block6"
-    )
-    advice = thaw_next(with_gradient_shares(result, {"block7": 0.004, "head": 0.996}))
+    """Unlike the pull of a frozen stage, this share was measured on what training did."""
+    assert advise(7, block7=0.011, head=0.989).stage == "block6"
+    advice = advise(7, block7=0.004, head=0.996)
     assert (advice.stage, advice.what) == (None, "nothing advised")
     assert "block7, which trains behind it, got 0.4 % of the gradient only" in advice.reason
     assert "less than 1 % of the gradient" in RULE
-
-
-def test_the_head_alone_always_gets_all_of_the_gradient_which_says_nothing():
-    assert (
-        thaw_next(with_gradient_shares(made(8, PEAK_AT_BLOCK5), {"head": 0.001})).stage == "block7"
-    )
+    # the head alone always gets all of it, which says nothing
+    assert advise(8, head=0.001).stage == "block7"
 
 
 def test_little_is_expected_where_everything_is_classified_correctly():

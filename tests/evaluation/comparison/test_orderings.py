@@ -15,7 +15,7 @@ from tests.evaluation.simulated import IMAGES, right
 
 
 def runs_of(made_run, shares, seeds=3, **settings):
-    """Runs of each strategy, right on about that share of the images; ``settings`` of the last strategy only."""
+    """Make runs right on these shares; ``settings`` are those of the last strategy only."""
     last = list(shares)[-1]
     return [
         made_run(right(share, seed), strategy=name, seed=seed, **(settings if name == last else {}))
@@ -24,7 +24,7 @@ def runs_of(made_run, shares, seeds=3, **settings):
     ]
 
 
-def test_each_ordering_is_of_strategies_that_there_are_and_its_source_is_one_that_their_help_cites():
+def test_each_ordering_is_of_known_strategies_and_its_source_is_cited_by_their_help():
     for one in ORDERINGS:
         assert {one.better, one.worse} <= set(get_args(StrategyName))
         assert any(one.source in STRATEGIES[name].source for name in (one.better, one.worse)), one
@@ -38,8 +38,8 @@ def test_a_strategy_that_is_worse_than_it_is_said_to_be_is_named_with_source_and
     loss, low, high = (points(value) for value in (claim.gain, claim.low, claim.high))
     [sentence] = compared.published
     assert sentence == (
-        f"“Last block” is said to beat “Feature extraction” (Yosinski et al. 2014); on these {IMAGES} images it is {loss} points worse "
-        f"({low} to {high})."
+        "“Last block” is said to beat “Feature extraction” (Yosinski et al. 2014); "
+        f"on these {IMAGES} images it is {loss} points worse ({low} to {high})."
     )
     assert compared.to_json()["published"] == [sentence]
     assert "Yosinski et al. 2014" in comparison_html(compared)

@@ -96,7 +96,8 @@ def test_exchanging_the_sides_turns_everything_round():
     assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=4e-3)
 
 
-@pytest.mark.parametrize("seeds", [(1, 1), (2, 1), (3, 3)])
+@pytest.mark.train
+@pytest.mark.parametrize("seeds", [(2, 1), pytest.param((3, 3), marks=pytest.mark.exhaustive)])
 def test_networks_that_are_equally_good_are_rarely_called_different(seeds):
     random, trials = np.random.default_rng(sum(seeds)), 150
     claims = [
@@ -106,8 +107,10 @@ def test_networks_that_are_equally_good_are_rarely_called_different(seeds):
     assert sum(is_different(claim, claim.p) for claim in claims) <= most_by_chance(trials, LEVEL)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
-    ("images", "discordance", "pairs"), [(540, 0.06, 1), (540, 0.06, 3), (150, 0.2, 1)]
+    ("images", "discordance", "pairs"),
+    [(540, 0.06, 3), pytest.param(150, 0.2, 1, marks=pytest.mark.exhaustive)],
 )
 def test_the_smallest_difference_of_two_networks_is_found_at_the_power_stated(
     images, discordance, pairs

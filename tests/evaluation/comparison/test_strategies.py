@@ -1,4 +1,4 @@
-"""The claim about strategies: seeds pooled over all arms, held to 5 % by simulation. The large one is ``benchmarks/verdicts.py``."""
+"""The claim about strategies, held to 5 % by simulation, as in ``benchmarks/verdicts.py``."""
 
 from itertools import combinations
 
@@ -95,22 +95,23 @@ def test_one_seeds_luck_with_the_same_seeds_again_is_no_seed_error():
 
 
 def test_no_kind_of_luck_is_less_than_none():
-    """Seeds that happen to agree leave the images' error, images that happen to agree the seeds'."""
+    """Seeds that agree leave the images' error; images that agree leave the seeds'."""
     variances = SeedVariance(0.0, 1e-4, 2, pooled=True)
     assert total_variance(5e-4, 300, [(variances, 2), (variances, 2)])[0] == 5e-4
     assert total_variance(0.0, 300, [(variances, 2), (variances, 2)])[0] == 1e-4
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("seeds", "effect", "more"),
     [
         ((2, 2), 0.6, {}),
-        ((3, 3), 0.2, {}),
-        ((4, 4), 0.6, {}),
-        ((2, 5), 0.6, {}),
+        pytest.param(*((3, 3), 0.2, {}), marks=pytest.mark.exhaustive),
+        pytest.param(*((4, 4), 0.6, {}), marks=pytest.mark.exhaustive),
+        pytest.param(*((2, 5), 0.6, {}), marks=pytest.mark.exhaustive),
         ((2, 3, 5), 0.3, {}),
-        ((5, 5, 5), 0.6, {"images": 100}),
-        ((2,) * 4, 0.6, {"together": 0.5}),
+        pytest.param(*((5, 5, 5), 0.6, {"images": 100}), marks=pytest.mark.exhaustive),
+        pytest.param(*((2,) * 4, 0.6, {"together": 0.5}), marks=pytest.mark.exhaustive),
         ((3,) * 4, (0.3, 0.3, 0.3, 0.6), {}),
     ],
 )
@@ -123,8 +124,9 @@ def test_a_a_equal_strategies_with_other_seeds_are_rarely_called_different(seeds
     assert wrong <= most_by_chance(trials, LEVEL)
 
 
-@pytest.mark.parametrize("seeds", [(2,) * 9, (2, 2, 2, 3, 3, 3, 4, 4, 5)])
-def test_a_a_over_the_36_pairs_of_nine_strategies(seeds):
+@pytest.mark.train
+def test_a_a_over_the_36_pairs_of_nine_strategies():
+    seeds = (2, 2, 2, 3, 3, 3, 4, 4, 5)
     random, trials = np.random.default_rng(36), 200
     wrong = 0
     for _ in range(trials):
@@ -133,7 +135,10 @@ def test_a_a_over_the_36_pairs_of_nine_strategies(seeds):
     assert wrong <= most_by_chance(trials, LEVEL)
 
 
-@pytest.mark.parametrize(("arms", "seeds", "gain"), [(2, 2, 1.2), (3, 3, 0.9), (9, 3, 0.9)])
+@pytest.mark.train
+@pytest.mark.parametrize(
+    ("arms", "seeds", "gain"), [(2, 2, 1.2), pytest.param(3, 3, 0.9, marks=pytest.mark.exhaustive)]
+)
 def test_pooling_finds_true_differences_that_each_pairs_own_seeds_do_not_show(arms, seeds, gain):
     random, trials, found = np.random.default_rng(arms), 60, np.zeros(2)
     for _ in range(trials):
@@ -146,6 +151,7 @@ def test_pooling_finds_true_differences_that_each_pairs_own_seeds_do_not_show(ar
     assert pooled - alone > 0.2 * trials
 
 
+@pytest.mark.train
 def test_a_true_difference_of_strategies_is_found_at_the_power_stated():
     random, trials = np.random.default_rng(9), 250
     claims = []
@@ -161,7 +167,7 @@ def test_a_true_difference_of_strategies_is_found_at_the_power_stated():
 
 
 def test_two_seeds_and_a_thousand_images_show_five_points():
-    """Each pair of networks clearly apart, and yet ``under 10.4 points would hardly show``: so it was with each pair's own seeds."""
+    """With each pair's own seeds, clearly different networks would hardly have shown it."""
     random, pooled, before = np.random.default_rng(3), [], []
     for _ in range(30):
         arms = arms_of(random, (0.85, 0.0), (2, 2), images=1000, effect=0.1)
@@ -196,6 +202,7 @@ def test_accuracy_of_one_run_has_wilsons_interval():
     )
 
 
+@pytest.mark.train
 def test_accuracy_over_seeds_holds_the_truth_nineteen_times_out_of_twenty():
     random, trials = np.random.default_rng(2), 300
     truth = np.mean(
@@ -239,7 +246,7 @@ def test_the_images_error_is_that_of_the_mean_gain():
 
 
 def test_a_claim_about_strategies_is_never_made_where_the_one_about_their_networks_fails():
-    """Five images that all seeds agree on leave Student's t no doubt, but five coins fall alike often enough."""
+    """Five images leave Student's t no doubt, but five coins often fall alike."""
     arms = [answers(np.full((2, 5), right)) for right in (True, False)]
     pair = compare_pairs(arms, [True, True], seed_variances(arms))[0]
     assert pair.strategies.claim.p == pair.networks.claim.p == pytest.approx(2 / 2**5)

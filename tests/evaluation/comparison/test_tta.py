@@ -1,4 +1,4 @@
-"""Flips at test time: what is averaged, the paired test, that it is kept with the run, and when it is refused or warned of."""
+"""Flips at test time: their mean, the paired test, how they are kept, and warnings."""
 
 import json
 import shutil

@@ -12,50 +12,45 @@ from finetune_core.figures.report import whole_report
 from tests.evaluation.simulated import IMAGES, pair_of, right
 
 
+def points(value):
+    return f"{abs(value) * 100:.1f} points"
+
+
 def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_shown(three_strategies):
-    result = compare_runs(three_strategies).to_json()
+    compared = compare_runs(three_strategies)
+    result = compared.to_json()
     better = pair_of(result, "Feature extraction", "Full fine-tuning")
-    by = f"{abs(better['difference']) * 100:.1f} points"
+    by = points(better["difference"])
     for claim, verb in (("strategies", "beats"), ("networks", "beat")):
         words = better[claim]["verdict"]
-        assert (
-            words.index("“Feature extraction”")
-            < words.index(f" {verb} ")
-            < words.index("“Full fine-tuning”")
-            < words.index(by)
-        )
+        parts = ("“Feature extraction”", f" {verb} ", "“Full fine-tuning”", by)
+        places = [words.index(part) for part in parts]
+        assert places == sorted(places)
         assert f" {IMAGES} images" in words
         assert words in better["verdict"]
     alike = pair_of(result, "Feature extraction", "Last block")
     assert not alike["different"]
-    assert f"under {alike['smallest_seen'] * 100:.1f} points" in alike["verdict"]
-
-
-def test_each_arm_is_described_against_the_one_to_take(three_strategies):
-    compared = compare_runs(three_strategies)
-    assert [(compared.arms[one.arm].title, one.kind) for one in compared.arm_verdicts] == [
-        ("Feature extraction", "taken"),
-        ("Last block", "alike"),
-        ("Full fine-tuning", "worse"),
-    ]
-    assert "3.0 s" in compared.arm_verdicts[0].words
-    alike = pair_of(compared.to_json(), "Feature extraction", "Last block")
-    assert f"under {alike['smallest_seen'] * 100:.1f} points" in compared.arm_verdicts[1].words
-    lost = pair_of(compared.to_json(), "Feature extraction", "Full fine-tuning")
-    assert f"{abs(lost['difference']) * 100:.1f} points worse" in compared.arm_verdicts[2].words
+    unseen = f"under {points(alike['smallest_seen'])}"
+    assert unseen in alike["verdict"]
+    # each arm is described against the one to take
+    taken, other, worse = compared.arm_verdicts
+    titles = [compared.arms[one.arm].title for one in compared.arm_verdicts]
+    assert titles == ["Feature extraction", "Last block", "Full fine-tuning"]
+    assert [taken.kind, other.kind, worse.kind] == ["taken", "alike", "worse"]
+    assert "3.0 s" in taken.words
+    assert unseen in other.words
+    assert f"{by} worse" in worse.words
 
 
 def test_what_another_arm_beats_is_not_advised_however_cheap(made_run):
-    """The best varies so much by its seed that it cannot be distinguished from the cheap one; the middle one can."""
-    cheap, middle = right(0.83), right(0.86)
+    """The best varies so much by seed that only the middle one is distinguished from the cheap."""
     swinging = [right(share) for share in (0.84, 0.92, 0.87, 0.90, 0.85)]
-    runs = [made_run(cheap, seconds=1.0, seed=seed) for seed in range(5)]
-    runs += [
-        made_run(middle, seconds=5.0, strategy="last_two_blocks", seed=seed) for seed in range(5)
-    ]
-    runs += [
-        made_run(side, seconds=9.0, strategy="full", seed=seed)
-        for seed, side in enumerate(swinging)
+    arms = {"last_block": [right(0.83)] * 5, "last_two_blocks": [right(0.86)] * 5, "full": swinging}
+    seconds = {"last_block": 1.0, "last_two_blocks": 5.0, "full": 9.0}
+    runs = [
+        made_run(correct, seconds=seconds[name], strategy=name, seed=seed)
+        for name, seeds in arms.items()
+        for seed, correct in enumerate(seeds)
     ]
     compared = compare_runs(runs)
     result = compared.to_json()
@@ -105,7 +100,7 @@ def answers_with(wrong, images=600):
 
 @pytest.fixture
 def frozen_and_full(made_run):
-    """Two runs of feature extraction, and two of everything: 3.7 points worse with its first seed, 4.1 with both."""
+    """Two runs each: all layers are 3.7 points worse with the first seed, 4.1 with both."""
     wrong = {
         "feature_extraction": (range(48), range(30)),
         "full": ([*range(24), *range(100, 137)], [*range(24), *range(105, 147)]),
@@ -120,7 +115,7 @@ def frozen_and_full(made_run):
 
 
 def test_a_second_seed_does_not_turn_the_verdict_round(frozen_and_full):
-    """Before, the headline went from ``beats by 3.7 (1.5 to 5.9)``, about networks, to ``not distinguishable``, about strategies."""
+    """Once, "beats by 3.7" of networks became "not distinguishable" of strategies."""
     frozen, (first, second) = frozen_and_full
     before, after = compare_runs([*frozen, first]), compare_runs([*frozen, first, second])
     earlier, later = (one.to_json()["pairs"][0] for one in (before, after))
@@ -141,8 +136,7 @@ def test_a_second_seed_does_not_turn_the_verdict_round(frozen_and_full):
 
 
 def test_more_evidence_in_the_same_direction_never_takes_the_claim_about_networks_back(made_run):
-    """Each further seed is better, or worse, by as much as those before: whatever becomes of the strategies, of which each headline speaks,
-    what is said of the networks stays."""
+    """Each further seed is better, or worse, by as much as those before."""
     random = np.random.default_rng(0)
     ease = random.normal(3.5, 3, 400)
 
@@ -179,46 +173,37 @@ def test_with_one_arm_of_a_single_seed_the_others_are_compared_as_strategies(
     assert kinds["Full fine-tuning"] == ("strategies", "worse")
 
 
-def test_so_few_images_advise_nothing(made_run):
-    runs = [
-        made_run(np.arange(12) < n - seed, strategy=name, seed=seed)
-        for n, name in ((9, "last_block"), (8, "full"))
-        for seed in (0, 1)
+def first_right(made_run, images, counts):
+    """Return runs of two seeds of each strategy, which are right on so many images."""
+    order = np.random.default_rng(0).permutation(images)
+    return [
+        made_run(order < count, strategy=name, seed=seed)
+        for name, seeds in counts.items()
+        for seed, count in enumerate(seeds)
     ]
-    compared = compare_runs(runs)
+
+
+def test_so_few_images_advise_nothing_but_more_images(made_run):
+    counts = {"last_block": (9, 8), "full": (8, 7)}
+    compared = compare_runs(first_right(made_run, 12, counts))
     assert " 12 images" in compared.headline
     assert compared.arms[compared.best].title == "Last block"
     assert "“Last block”" in compared.caveat
     assert [one.kind for one in compared.arm_verdicts] == ["best", "alike"]
     assert compared.to_json()["advised"] is None
+    same = {"last_block": (9, 9), "full": (8, 8)}
+    few = compare_runs(first_right(made_run, 12, same)).caveat
+    assert "Most of the uncertainty comes from the images" in few
+    assert "evaluate on more images" in few
 
 
-def test_more_of_what_the_larger_error_comes_from_is_advised(made_run):
-    """Seeds 20 points apart on 2,000 images are no reason to look for more images."""
-    order = np.random.default_rng(0).permutation(2000)
-    swinging = [
-        (1300, "last_block", 0),
-        (1700, "last_block", 1),
-        (1250, "full", 0),
-        (1600, "full", 1),
-    ]
-    compared = compare_runs(
-        [made_run(order < n, strategy=name, seed=seed) for n, name, seed in swinging]
-    )
+def test_seeds_that_are_far_apart_on_many_images_ask_for_more_seeds_only(made_run):
+    counts = {"last_block": (1300, 1700), "full": (1250, 1600)}
+    compared = compare_runs(first_right(made_run, 2000, counts))
     pair = compared.to_json()["pairs"][0]
     assert pair["seed_error"] > pair["image_error"]
     assert "Most of the uncertainty comes from the seeds" in compared.caveat
-    assert "train more seeds" in compared.caveat
     assert "images." not in compared.caveat.split("train more seeds")[1]
-    few = compare_runs(
-        [
-            made_run(np.arange(12) < n, strategy=name, seed=seed)
-            for n, name in ((9, "last_block"), (8, "full"))
-            for seed in (0, 1)
-        ]
-    )
-    assert "Most of the uncertainty comes from the images" in few.caveat
-    assert "evaluate on more images" in few.caveat
 
 
 def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
@@ -288,12 +273,8 @@ def test_runs_of_one_strategy_are_compared_with_each_other(made_run):
 
 def test_one_strategy_alone_is_not_the_one_to_take(made_run):
     compared = compare_runs([made_run(right(0.9))])
-    assert (compared.pairs, compared.arm_verdicts, compared.advised, compared.networks) == (
-        (),
-        (),
-        None,
-        "",
-    )
+    assert compared.pairs == compared.arm_verdicts == ()
+    assert (compared.advised, compared.networks) == (None, "")
     assert "Add another strategy" in compared.verdict
     assert "Take this one" not in whole_report(compared)
     assert "★" not in whole_report(compared)

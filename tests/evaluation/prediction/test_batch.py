@@ -23,6 +23,7 @@ from finetune_core.paths import data_dir
 from finetune_core.runs.store import read_run
 from finetune_core.work import Step
 from tests.drain import drained
+from tests.factories import image_folder
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def predictor(run):
 
 
 @pytest.fixture
-def strangers(image_folder, tmp_path):
+def strangers(tmp_path):
     """Forty images in folders, one of them damaged, among things that are no images."""
     folder = image_folder(tmp_path / "new", {"b/red": 20, "a": 20})
     Path(folder, "b", "red", "003.png").write_bytes(b"hello")
@@ -60,14 +61,13 @@ def test_every_image_is_classified_in_order_and_damaged_ones_are_reported(predic
     assert broken[0].problem
     assert {one.unlike for one in predictions} == {None}
     readable = [one for one in predictions if one.probabilities is not None]
+    found = np.stack([one.probabilities for one in readable])
     alone = predictor.probabilities([strangers / one.file for one in readable])
-    np.testing.assert_allclose(
-        np.stack([one.probabilities for one in readable]), alone, rtol=1e-3, atol=1e-5
-    )
+    np.testing.assert_allclose(found, alone, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("known", [False, pytest.param(True, marks=pytest.mark.train)])
 def test_the_network_is_compiled_where_that_pays(
     run, predictor, strangers, compiling, monkeypatch, known
 ):
@@ -119,18 +119,13 @@ def test_the_table_reads_back_and_starts_no_formula():
     ]
     text = to_csv(predictions, ("+cat", "dog")).decode()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    assert [row["file"] for row in rows] == [
-        "'=cmd|' /C calc'!A0.png",
-        'täst, "x"\n.png',
-        "gone.png",
-        "plain.png",
-    ]
+    files = ["'=cmd|' /C calc'!A0.png", 'täst, "x"\n.png', "gone.png", "plain.png"]
+    assert [row["file"] for row in rows] == files
     assert [row["class"] for row in rows] == ["dog", "'+cat", "", "'+cat"]
     assert [row["unlike"] for row in rows] == ["yes", "no", "", ""]
     assert [row["probability"] for row in rows] == ["0.750000", "0.900000", "", "0.500000"]
     assert rows[2]["problem"] == "'@it is gone"
-    assert rows[0]["p(+cat)"] == "0.250000"
-    assert rows[0]["p(dog)"] == "0.750000"
+    assert (rows[0]["p(+cat)"], rows[0]["p(dog)"]) == ("0.250000", "0.750000")
 
 
 def test_an_archive_is_unpacked_named_and_cleared_away(predictor, strangers, tmp_path):

@@ -21,26 +21,15 @@ def test_a_reloaded_network_says_what_the_run_said(run):
     result = evaluate(load_predictions(run.run_dir), classes)
     files = [Path(run.config.data, name) for name in result.predictions["id"]]
     predictor = load_predictor(run)
-    np.testing.assert_allclose(
-        predictor.probabilities(files),
-        np.stack(result.predictions["probabilities"]),
-        rtol=1e-4,
-        atol=1e-6,
-    )
+    found = predictor.probabilities(files)
+    expected = np.stack(result.predictions["probabilities"])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     assert predictor.classes == classes
-
-
-def test_uploaded_bytes_are_treated_like_files(run):
-    file = next(Path(run.config.data, "red").iterdir())
-    predictor = load_predictor(run)
-    np.testing.assert_array_equal(
-        predictor.probabilities([file]), predictor.probabilities([file.read_bytes()])
-    )
-
-
-def test_what_is_no_image_is_refused(run):
+    # uploaded bytes are treated like files
+    uploaded = predictor.probabilities([files[0].read_bytes()])
+    np.testing.assert_array_equal(uploaded, predictor.probabilities(files[:1]))
     with pytest.raises(ImageError):
-        load_predictor(run).probabilities([b"hello"])
+        predictor.probabilities([b"hello"])
 
 
 def test_other_backbone_weights_than_the_runs_are_refused(run, monkeypatch):

@@ -5,10 +5,11 @@ from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 
 from finetune_core.evaluation.single_run.calibration import calibration, fit_temperature, scale
+from tests.evaluation.simulated import table_of
 
 
 def drawn(count=4000, classes=4, seed=0, factor=1.0):
-    """Labels drawn from the very probabilities, and logits that say so, or that are too sure by ``factor``."""
+    """Return logits and labels that are drawn from them; too sure by ``factor``."""
     random = np.random.default_rng(seed)
     logits = random.normal(size=(count, classes)) * 2
     labels = (
@@ -96,15 +97,7 @@ def test_validation_alone_is_scaled_half_by_half():
 def test_too_few_images_and_a_single_class_are_not_scaled():
     assert scale(predictions({"val": 5}), "val") is None
     assert scale(predictions({"val": 5, "test": 20}), "test") is None
-    one = pd.DataFrame(
-        {
-            "id": [f"{n}" for n in range(99)],
-            "split": "val",
-            "label": 0,
-            "logits": [np.zeros(1)] * 99,
-        }
-    )
-    assert scale(one, "val") is None
+    assert scale(table_of([0] * 99, [[0]] * 99), "val") is None
 
 
 def test_images_that_are_all_right_do_not_settle_a_temperature():
@@ -120,11 +113,17 @@ def test_one_image_and_equal_confidences_are_binned(binning):
     assert calibration(np.zeros((9, 1)), np.zeros(9, dtype=int), binning).ece == 0
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
-    ("factor", "count"), [(1.0, 100), (1.0, 800), (1.5, 100), (3.0, 100), (3.0, 800)]
+    ("factor", "count"),
+    [(1.0, 100), (3.0, 800)]
+    + [
+        pytest.param(*one, marks=pytest.mark.exhaustive)
+        for one in ((1.0, 800), (1.5, 100), (3.0, 100))
+    ],
 )
 def test_the_interval_of_the_error_holds_the_truth_however_well_calibrated(factor, count):
-    """Plain percentiles of a bootstrap hold the error of a calibrated network in none of a hundred cases."""
+    """Plain percentiles of a bootstrap never hold the error of a calibrated network."""
     logits, labels = drawn(200_000, seed=99, factor=factor)
     truth, trials, held = calibration(logits, labels, resamples=0).ece, 120, 0
     for trial in range(trials):

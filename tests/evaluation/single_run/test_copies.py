@@ -36,7 +36,7 @@ def child(parent, image_folder, tmp_path):
 
 @pytest.fixture
 def mixed(ids, trained_once, tmp_path):
-    """Darkened test images, four training images of the first run, and one that is nearly a fifth."""
+    """Darkened test images, four training images of the first run, and nearly a fifth."""
     folder = darkened(ids["test"], trained_once.data, tmp_path / "mixed")
     copied(ids["train"][:4], trained_once.data, folder)
     lighter = np.asarray(Image.open(trained_once.data / ids["train"][5]), dtype=float) * 0.9

@@ -11,21 +11,14 @@ from finetune_core.evaluation.single_run.curves import (
     thinned,
 )
 from finetune_core.evaluation.single_run.metrics import evaluate
+from tests.evaluation.simulated import table_of
 
 
 def evaluated(count=3000, classes=3, seed=0):
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, count)
     logits = random.normal(size=(count, classes)) + np.eye(classes)[labels]
-    table = pd.DataFrame(
-        {
-            "id": [f"{n}.png" for n in range(count)],
-            "split": "test",
-            "label": labels,
-            "logits": list(logits),
-        }
-    )
-    return evaluate(table, tuple("abcdefgh"[:classes]))
+    return evaluate(table_of(labels, logits, "test"), tuple("abcdefgh"[:classes]))
 
 
 def test_few_points_draw_the_same_areas():
@@ -44,12 +37,10 @@ def test_few_points_draw_the_same_areas():
 
 def test_a_curve_of_one_class_only_is_not_defined():
     assert one_vs_rest(evaluated(5, 1), 0) is None
-    table = pd.DataFrame(
-        {"id": ["x", "y"], "split": "val", "label": 0, "logits": [np.zeros(2)] * 2}
-    )
-    assert one_vs_rest(evaluate(table, ("a", "b")), 1) is None
+    assert one_vs_rest(evaluate(table_of([0, 0], [[0, 0]] * 2), ("a", "b")), 1) is None
 
 
+@pytest.mark.train
 def test_bands_are_those_of_curves_that_scikit_learn_draws_of_resamples():
     result = evaluated(600)
     labels = result.predictions["label"].to_numpy()
@@ -83,12 +74,8 @@ def test_95_of_100_bands_hold_the_true_curve():
         labels = np.repeat([0, 1], 100)
         score = random.normal(size=200) + 1.5 * labels
         logits = np.stack([np.zeros(200), score], axis=1)
-        table = pd.DataFrame(
-            {"id": range(200), "split": "test", "label": labels, "logits": list(logits)}
-        )
-        row = one_vs_rest(evaluate(table, ("a", "b")), 1, resamples=200, seed=trial).roc_band.iloc[
-            20
-        ]
+        result = evaluate(table_of(labels, logits, "test"), ("a", "b"))
+        row = one_vs_rest(result, 1, resamples=200, seed=trial).roc_band.iloc[20]
         held.append(row["low"] <= norm.cdf(1.5 - norm.isf(0.2)) <= row["high"])
     assert 0.89 <= np.mean(held) <= 0.99
 
@@ -111,10 +98,8 @@ def test_a_band_narrows_with_images_and_holds_its_own_curve():
 def test_who_names_everything_is_as_accurate_as_ever():
     result = evaluated()
     curve = coverage_curve(result)
-    assert (curve["coverage"].iloc[-1], curve["accuracy"].iloc[-1]) == (
-        1,
-        pytest.approx(result.accuracy),
-    )
+    last = curve.iloc[-1]
+    assert (last["coverage"], last["accuracy"]) == (1, pytest.approx(result.accuracy))
     assert curve["threshold"].is_monotonic_decreasing
     middle = curve.iloc[len(curve) // 2]
     selected = selective_prediction(result, middle["threshold"])
@@ -125,14 +110,7 @@ def test_who_names_everything_is_as_accurate_as_ever():
 
 
 def test_images_of_equal_confidence_are_named_together():
-    table = pd.DataFrame(
-        {
-            "id": list("wxyz"),
-            "split": "val",
-            "label": [0, 1, 0, 1],
-            "logits": [np.array([1.0, 0.0])] * 3 + [np.array([0.0, 3.0])],
-        }
-    )
+    table = table_of([0, 1, 0, 1], [[1, 0]] * 3 + [[0, 3]])
     curve = coverage_curve(evaluate(table, ("a", "b")))
     assert curve["coverage"].tolist() == [0.25, 1.0]
     assert curve["accuracy"].tolist() == [1.0, 0.75]

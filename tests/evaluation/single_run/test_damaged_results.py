@@ -1,4 +1,4 @@
-"""Predictions and checkpoints are input, too: what is not this run's is refused by name, before anything large is read."""
+"""Predictions and checkpoints are input: a run refuses others by name, before it reads much."""
 
 import io
 import json
@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from finetune_core.config import make_config
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation
@@ -28,40 +27,25 @@ from finetune_core.training.predictions import load_predictions, predictions_cha
 from finetune_core.training.prepare import prepare
 from finetune_core.training.training_state import restore_training_state
 from finetune_core.work import finish
+from tests.factories import shared_images, tiny_config, trained_run
 
-# block7 stays frozen between two that train, so that the checkpoint holds frozen tensors.
-SETTINGS = {
-    "image_size": 32,
-    "epochs": 2,
-    "batch_size": 8,
-    "learning_rate": 1e-3,
-    "precision": "fp32",
-}
-SETTINGS |= {"strategy": "custom", "stage_rates": {"block6": 0.1, "head": 1.0}}
+# layer4 stays frozen between two that train, so that the checkpoint holds frozen tensors.
+SETTINGS = {"strategy": "custom", "stage_rates": {"layer3": 0.1, "head": 1.0}, "batch_size": 8}
+
+
+def config():
+    return tiny_config(shared_images(red=10, blue=10, green=10), **SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def data(image_folder_once, tmp_path_factory):
-    return image_folder_once(
-        tmp_path_factory.mktemp("damaged") / "images", {"red": 10, "blue": 10, "green": 10}
-    )
+def finished(home_of_shared_fixtures):
+    return trained_run(config()).run_dir
 
 
 @pytest.fixture(scope="module")
-def finished(data, tmp_path_factory):
-    reservation = create_run(
-        make_config(SETTINGS | {"data": str(data)}), tmp_path_factory.mktemp("finished")
-    )
-    list(execute(reservation))
-    return reservation.run_dir
-
-
-@pytest.fixture(scope="module")
-def stopped(data, tmp_path_factory):
-    """In the middle of its second epoch."""
-    reservation = create_run(
-        make_config(SETTINGS | {"data": str(data)}), tmp_path_factory.mktemp("stopped")
-    )
+def stopped(home_of_shared_fixtures, tmp_path_factory):
+    """A run that was stopped in its second epoch."""
+    reservation = create_run(config(), tmp_path_factory.mktemp("stopped"))
     for event in execute(reservation):
         if isinstance(event, events.StepEnded) and event.epoch == 2:
             request_stop(reservation.run_dir)
@@ -71,6 +55,13 @@ def stopped(data, tmp_path_factory):
 @pytest.fixture
 def run_dir(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
+
+
+def remove(path):
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    else:
+        path.unlink()
 
 
 def written(table, **options):
@@ -132,6 +123,8 @@ TABLES = {
     "infinity": logits(with_first(np.inf)),
     "another table": lambda _: pa.table({"a": [1]}),
 }
+# one for each step of the check, for files that hold such a table too
+SOME_TABLES = ("no rows", "a negative label", "a logit too few", "no number", "another table")
 
 
 @pytest.mark.parametrize("change", TABLES.values(), ids=TABLES)
@@ -171,19 +164,17 @@ def test_a_flipped_bit_in_the_numbers_is_found(run_dir):
 
 def test_predictions_are_read_through_no_link_and_wait_for_no_fifo(run_dir, finished):
     file = run_dir / "predictions.parquet"
+    file.unlink()
     for place in (
         lambda: file.symlink_to(finished / file.name),
         lambda: os.mkfifo(file),
         file.mkdir,
     ):
-        file.unlink()
         place()
         assert predictions_changed(run_dir) == 0
         with pytest.raises(RunError, match=r"predictions\.parquet is a"):
             load_predictions(run_dir)
-        if file.is_dir() and not file.is_symlink():
-            file.rmdir()
-            file.touch()
+        remove(file)
 
 
 def test_a_table_of_an_earlier_version_is_read_as_before(run_dir):
@@ -198,17 +189,14 @@ def rewritten(path, change_tensors=lambda tensors: None, **info):
     """Change a checkpoint in place."""
     tensors, _ = load_tensors(path.parent, path.stem)
     with path.open("rb") as file:
-        result = json.loads(
-            json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]["info"]
-        )
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    result = json.loads(header["__metadata__"]["info"])
     change_tensors(tensors)
     save_file(tensors, path, {"info": json.dumps(result | info)})
 
 
 def frozen_one(tensors):
-    name = next(
-        key for key in tensors if key.startswith("blocks.6") and key.endswith("conv_pw.weight")
-    )
+    name = "layer4.0.conv1.weight"
     tensors[name] = tensors[name] + 1e-4
 
 
@@ -225,7 +213,7 @@ TENSORS = {
     "one too few": (lambda tensors: tensors.pop(next(iter(tensors))), "1 tensor of"),
     "one too many": (lambda tensors: tensors.update(extra=torch.zeros(3)), "do not belong there"),
     "of a stage before the cut": (
-        lambda tensors: tensors.update({"conv_stem.weight": torch.zeros(32, 3, 3, 3)}),
+        lambda tensors: tensors.update({"conv1.0.weight": torch.zeros(32, 3, 3, 3)}),
         "do not belong there",
     ),
     "of another shape": (first(lambda tensor: tensor[:1].clone()), "another shape"),
@@ -242,24 +230,20 @@ def test_a_checkpoint_with_other_tensors_than_the_run_trains_is_refused(run_dir,
         load_predictor(read_run(run_dir))
 
 
+WRONG = {
+    "classes": [["blue", "green"], "blue", [1, 2, 3], ["cat", "dog", "cow"]],
+    "backbone": ["resnet18"],
+    "epoch": [-1, 10**30, "two"],
+    "fingerprint": ["other"],
+    "weights_hash": [None],
+}
+
+
 @pytest.mark.parametrize(
-    "info",
-    [
-        {"classes": ["blue", "green"]},
-        {"classes": "blue"},
-        {"classes": [1, 2, 3]},
-        {"classes": ["cat", "dog", "cow"]},
-        {"backbone": "resnet18"},
-        {"epoch": -1},
-        {"epoch": 10**30},
-        {"epoch": "two"},
-        {"fingerprint": "other"},
-        {"weights_hash": None},
-    ],
-    ids=str,
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
 )
-def test_a_checkpoint_that_says_it_is_of_another_run_is_refused(run_dir, info):
-    rewritten(run_dir / "best.safetensors", **info)
+def test_a_checkpoint_that_says_it_is_of_another_run_is_refused(run_dir, name, value):
+    rewritten(run_dir / "best.safetensors", **{name: value})
     with pytest.raises(RunError, match=r"best\.safetensors is damaged"):
         load_predictor(read_run(run_dir))
 
@@ -282,10 +266,9 @@ def test_an_undamaged_run_predicts_as_before(run_dir):
     run = read_run(run_dir)
     result = evaluation(run)
     files = [Path(run.config.data, name) for name in result.predictions["id"]]
-    outcome = load_predictor(run).probabilities(files)
-    np.testing.assert_allclose(
-        outcome, np.stack(result.predictions["probabilities"]), rtol=1e-4, atol=1e-6
-    )
+    expected = np.stack(result.predictions["probabilities"])
+    found = load_predictor(run).probabilities(files)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def state(**changes):
@@ -313,7 +296,7 @@ def optimizer_of(shape):
 LASTS = {
     "no tensors": tensors(lambda tensors: tensors.clear()),
     "no average was kept": tensors(
-        lambda tensors: tensors.update({"average/classifier.bias": torch.zeros(3)})
+        lambda tensors: tensors.update({"average/fc.bias": torch.zeros(3)})
     ),
     "the optimizer's of another shape": tensors(optimizer_of(3)),
     "half of the optimizer's": tensors(lambda tensors: tensors.pop("optimizer/0/exp_avg")),
@@ -349,13 +332,12 @@ def job(stopped):
 def test_a_run_does_not_go_on_from_a_checkpoint_that_is_not_its_own(job, stopped, tmp_path, damage):
     shutil.copy(stopped / "last.safetensors", tmp_path)
     damage(tmp_path / "last.safetensors")
-    before = {name: tensor.clone() for name, tensor in job[0].network.model.state_dict().items()}
+    model = job[0].network.model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(RunError, match=r"last\.safetensors"):
         restore_training_state(*job, None, None, tmp_path)
-    assert all(
-        torch.equal(tensor, before[name])
-        for name, tensor in job[0].network.model.state_dict().items()
-    )
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
 
 
 def test_a_run_whose_checkpoint_is_damaged_fails_in_words_and_keeps_its_best_epoch(

@@ -1,15 +1,17 @@
 """A run that was stopped while it trained in bf16 can be evaluated in fp32 on request."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from filelock import FileLock
+from scipy.special import softmax
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
-from finetune_core.config import make_config
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision, precision_note
@@ -20,33 +22,31 @@ from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
 from finetune_core.training.events import EpochEnded
 from finetune_core.training.predictions import load_predictions
+from tests.factories import copy_run, shared_images, tiny_config
 
 
-@pytest.fixture
-def stopped(native_bf16, image_folder, tmp_path):
-    """``stopped()``: the run as it stands now."""
-    folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12, "green": 12})
-    settings = {
-        "data": str(folder),
-        "image_size": 32,
-        "epochs": 2,
-        "batch_size": 8,
-        "precision": "bf16",
-    }
-    reservation = create_run(make_config(settings), tmp_path / "runs")
+@pytest.fixture(scope="module")
+def stopped_once(native_bf16, home_of_shared_fixtures, tmp_path_factory):
+    """A run that trained in bf16 and was stopped after its first epoch."""
+    data = shared_images(red=12, blue=12, green=12)
+    reservation = create_run(tiny_config(data, precision="bf16"), tmp_path_factory.mktemp("runs"))
     for event in execute(reservation):
         if isinstance(event, EpochEnded):
             request_stop(reservation.run_dir)
-    return lambda: RunStore(tmp_path / "runs").run(reservation.run_dir.name)
+    return reservation.run_dir
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """``stopped()``: a copy of the run as it stands now."""
+    copy = copy_run(stopped_once, tmp_path / "runs")
+    return lambda: RunStore(copy.parent).run(copy.name)
 
 
 def test_it_then_holds_the_fp32_answers_of_its_best_epoch_and_still_goes_on(stopped):
     run = stopped()
-    assert (run.status, evaluation_precision(run), can_be_evaluated(run)) == (
-        "stopped",
-        "bf16",
-        True,
-    )
+    found = (run.status, evaluation_precision(run), can_be_evaluated(run))
+    assert found == ("stopped", "bf16", True)
     done = CliRunner().invoke(app, ["evaluate", str(run.run_dir), "--fp32", "--json"])
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
@@ -55,17 +55,13 @@ def test_it_then_holds_the_fp32_answers_of_its_best_epoch_and_still_goes_on(stop
     assert (precision_note(run), can_be_evaluated(run)) == ("", False)
     table = load_predictions(run.run_dir)
     logits = np.stack(table["logits"]).astype(float)
-    expected = load_predictor(run).probabilities(
-        [Path(run.config.data, name) for name in table["id"]]
-    )
-    np.testing.assert_allclose(
-        np.exp(logits) / np.exp(logits).sum(1, keepdims=True), expected, atol=1e-5
-    )
+    images = [Path(run.config.data, name) for name in table["id"]]
+    expected = load_predictor(run).probabilities(images)
+    np.testing.assert_allclose(softmax(logits, axis=1), expected, atol=1e-5)
     assert result["accuracy"] == (expected.argmax(1) == table["label"]).mean()
     list(execute(reopen_run(run.run_dir)))
-    assert (
-        stopped().history.end["evaluation_precision"] == evaluation_precision(stopped()) == "fp32"
-    )
+    run = stopped()
+    assert run.history.end["evaluation_precision"] == evaluation_precision(run) == "fp32"
     assert set(load_predictions(run.run_dir)["split"]) == {"val", "test"}
 
 
@@ -79,7 +75,9 @@ def test_it_is_refused_where_its_images_may_not_be_read_have_changed_or_it_goes_
         list(evaluate_in_fp32(run, [tmp_path / "elsewhere"]))
     with FileLock(run.run_dir / "lock"), pytest.raises(RunError, match="is going on"):
         list(evaluate_in_fp32(run))
-    next(Path(run.config.data).rglob("*.png")).unlink()
+    fewer = shutil.copytree(run.config.data, tmp_path / "fewer")
+    next(fewer.rglob("*.png")).unlink()
+    changed = replace(run, config=run.config.model_copy(update={"data": str(fewer)}))
     with pytest.raises(RunError, match="have changed"):
-        list(evaluate_in_fp32(run))
+        list(evaluate_in_fp32(changed))
     assert (run.run_dir / "predictions.parquet").read_bytes() == before

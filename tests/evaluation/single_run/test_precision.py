@@ -1,4 +1,4 @@
-"""Predictions that were not computed in fp32, as networks are used, say so wherever they are evaluated."""
+"""Predictions that were not computed in fp32 say so wherever they are evaluated."""
 
 import pyarrow.parquet as pq
 import pytest

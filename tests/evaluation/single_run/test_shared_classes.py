@@ -1,4 +1,4 @@
-"""Shifted images of some of a run's classes: both sides are restricted to the classes that both have."""
+"""Shifted images of some of a run's classes: both sides are restricted to the shared ones."""
 
 import numpy as np
 import pandas as pd

@@ -24,7 +24,7 @@ from finetune_core.evaluation.single_run.shifted import evaluate_shifted
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
 from tests.drain import drained
-from tests.factories import NASTY
+from tests.factories import NASTY, shared_images
 from tests.shifted import copied, darkened
 
 
@@ -113,8 +113,9 @@ def test_classes_are_matched_and_what_is_unknown_or_missing_is_named(
     samples = [sample for sample in ids["test"] if not sample.startswith(NASTY)]
     folder = darkened(samples, trained_once.data, tmp_path / "other", {"red": " RED "})
     darkened(samples[:3], trained_once.data, folder, dict.fromkeys(("red", "blue"), "violet"))
+    (folder / "blue" / "broken.png").write_bytes(b"no image")
     result = predicted(run, folder)
-    assert result.images == len(samples)
+    assert (result.images, result.shift.unreadable) == (len(samples), 1)
     assert result.shift.respelled == {" RED ": "red"}
     assert result.shift.unknown == {"violet": 3}
     assert [result.classes[label] for label in result.scores.absent] == [NASTY]
@@ -128,7 +129,7 @@ def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(
     run, ids, trained_once, tmp_path
 ):
     folder = darkened(ids["test"], trained_once.data, tmp_path / "mixed")
-    copied([f"{sample}" for sample in ids["train"][:4]], trained_once.data, folder)
+    copied(ids["train"][:4], trained_once.data, folder)
     copied(ids["val"][:2], trained_once.data, folder)
     copied(ids["test"][:3], trained_once.data, folder / "again")
     for file in (folder / "again").rglob("*.png"):
@@ -147,11 +148,6 @@ def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(
     assert "1 image may be near-copies of training images" in said
 
 
-def test_the_runs_own_data_set_holds_no_other_images(run, trained_once):
-    with pytest.raises(DataError, match="exact copy of one of its own images"):
-        predicted(run, trained_once.data)
-
-
 def test_a_run_whose_images_are_gone_says_that_copies_were_not_looked_for(
     run, ids, trained_once, tmp_path
 ):
@@ -164,22 +160,18 @@ def test_a_run_whose_images_are_gone_says_that_copies_were_not_looked_for(
     assert any("were not looked for" in line for line in result.caveats())
 
 
-def test_what_cannot_be_read_is_left_out_and_counted(run, ids, trained_once, tmp_path):
-    folder = darkened(ids["test"], trained_once.data, tmp_path / "dark")
-    (folder / "red" / "broken.png").write_bytes(b"no image")
-    result = predicted(run, folder)
-    assert (result.images, result.shift.unreadable) == (len(ids["test"]), 1)
-
-
 def test_data_that_nothing_can_be_evaluated_on_are_refused_in_words(
-    run, ids, trained_once, tmp_path, image_folder
+    run, ids, trained_once, tmp_path
 ):
-    with pytest.raises(DataError, match="none of the classes"):
-        predicted(run, image_folder(tmp_path / "others", {"violet": 3, "pink": 3}))
-    with pytest.raises(DataError, match="exact copy of one of its own images"):
-        predicted(run, copied(ids["train"][:3], trained_once.data, tmp_path / "copies"))
-    with pytest.raises(DataError, match="no folder"):
-        predicted(run, tmp_path / "nowhere")
+    copies = copied(ids["train"][:3], trained_once.data, tmp_path / "copies")
+    for data, said in (
+        (shared_images(violet=3, pink=3), "none of the classes"),
+        (copies, "exact copy of one of its own images"),
+        (trained_once.data, "exact copy of one of its own images"),
+        (tmp_path / "nowhere", "no folder"),
+    ):
+        with pytest.raises(DataError, match=said):
+            predicted(run, data)
     assert known_shifts(run) == ([], [])
 
 
@@ -188,15 +180,13 @@ def test_what_lies_outside_the_readable_folders_is_refused_even_packed(
 ):
     folder = darkened(ids["test"], trained_once.data, tmp_path / "outside" / "dark")
     packed = shutil.make_archive(str(tmp_path / "outside" / "dark"), "zip", folder)
-    roots = [trained_once.data.parent]
+    roots = [trained_once.data]
     for data in (folder, packed):
         with pytest.raises(DataError, match="lies outside the folders"):
             predicted(run, data, roots=roots)
     inside = shutil.copyfile(packed, tmp_path / "dark.zip")
-    result = predicted(
-        run, inside, roots=[tmp_path, trained_once.data.parent, os.environ["THAW_HOME"]]
-    )
-    assert result.images == len(ids["test"])
+    roots += [tmp_path, os.environ["THAW_HOME"]]
+    assert predicted(run, inside, roots=roots).images == len(ids["test"])
 
 
 def test_splits_of_the_other_data_do_not_count_and_a_manifest_will_do(
@@ -208,17 +198,11 @@ def test_splits_of_the_other_data_do_not_count_and_a_manifest_will_do(
     darkened(ids["test"][half:], trained_once.data, folder / "val")
     result = predicted(run, folder)
     assert result.images == len(ids["test"])
-    rows = [
-        f"{sample},{'red' if at % 2 else 'blue'}"
-        for at, sample in enumerate(result.predictions["id"])
-    ]
+    samples = result.predictions["id"]
+    rows = [f"{sample},{('blue', 'red')[at % 2]}" for at, sample in enumerate(samples)]
     (folder / "set.csv").write_text("\n".join(["path,label", *rows]))
-    named = predicted(run, folder / "set.csv")
-    assert named.per_class.set_index("class")["images"].to_dict() == {
-        "blue": -(-len(rows) // 2),
-        "red": len(rows) // 2,
-        NASTY: 0,
-    }
+    counts = predicted(run, folder / "set.csv").per_class.set_index("class")["images"].to_dict()
+    assert counts == {"blue": -(-len(rows) // 2), "red": len(rows) // 2, NASTY: 0}
 
 
 def test_work_that_is_broken_off_keeps_nothing_and_several_runs_are_named(

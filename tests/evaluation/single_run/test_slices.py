@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.manifest import other_columns
 from finetune_core.errors import DataError
@@ -10,17 +9,14 @@ from finetune_core.evaluation.single_run import evaluate as evaluate_module
 from finetune_core.evaluation.single_run.evaluate import sliced
 from finetune_core.evaluation.single_run.metrics import evaluate
 from finetune_core.evaluation.single_run.slices import image_facts, slices
-from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import read_run
+from tests.evaluation.simulated import table_of
+from tests.factories import image_folder, tiny_config, train
 
 
-def evaluated(correct, ids=None):
+def evaluated(correct):
     """An evaluation of two classes whose images are right where they are said to be."""
     logits = [np.array([1.0, 0.0] if right else [0.0, 1.0]) for right in correct]
-    ids = [f"{n}.png" for n in range(len(correct))] if ids is None else ids
-    return evaluate(
-        pd.DataFrame({"id": ids, "split": "test", "label": 0, "logits": logits}), ("a", "b")
-    )
+    return evaluate(table_of(0, logits, "test"), ("a", "b"))
 
 
 def test_a_true_difference_is_reported_and_chance_is_not():
@@ -41,6 +37,7 @@ def test_a_true_difference_is_reported_and_chance_is_not():
     assert table.at["dark", "low"] < right[dark].mean() < table.at["dark", "high"]
 
 
+@pytest.mark.train
 def test_false_alarms_are_rare():
     random = np.random.default_rng(1)
     alarms = 0
@@ -85,7 +82,7 @@ def test_many_names_and_missing_ones_are_put_together():
 
 
 @pytest.fixture
-def manifest(image_folder, tmp_path):
+def manifest(tmp_path):
     image_folder(tmp_path, {"red": 10, "blue": 10}, size=(40, 32))
     image_folder(tmp_path, {"red/large": 5}, size=(90, 64))
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
@@ -123,7 +120,7 @@ def test_data_that_are_gone_leave_nothing_to_slice_by(manifest):
     assert image_facts(str(manifest), pd.Series(["red/001.png"])).own == ()
 
 
-def test_a_run_is_sliced_once_until_its_manifest_changes(image_folder, tmp_path, monkeypatch):
+def test_a_run_is_sliced_once_until_its_manifest_changes(tmp_path, monkeypatch):
     image_folder(tmp_path, {"red": 16, "blue": 16})
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
     manifest = tmp_path / "set.csv"
@@ -136,16 +133,7 @@ def test_a_run_is_sliced_once_until_its_manifest_changes(image_folder, tmp_path,
         pd.DataFrame(rows).to_csv(manifest, index=False)
 
     written("camera")
-    settings = {
-        "data": str(manifest),
-        "epochs": 1,
-        "image_size": 32,
-        "batch_size": 8,
-        "strategy": "feature_extraction",
-    }
-    reservation = create_run(make_config(settings), tmp_path / "runs")
-    list(execute(reservation))
-    run, read = read_run(reservation.run_dir), []
+    run, read = train(tiny_config(manifest, epochs=1), tmp_path / "runs"), []
     really = evaluate_module.image_facts
     monkeypatch.setattr(
         evaluate_module, "image_facts", lambda *given: read.append(given) or really(*given)
