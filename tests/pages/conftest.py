@@ -2,17 +2,19 @@
 
 import os
 import threading
+from contextlib import ExitStack
 from pydoc import locate
 
 import pytest
 import streamlit as st
 from filelock import FileLock
 from streamlit.runtime.scriptrunner.script_cache import ScriptCache
-from streamlit.testing.v1 import local_script_runner
+from streamlit.testing.v1 import AppTest, local_script_runner
 
 from finetune_core import paths
 from finetune_core.data.recent import remember
 from finetune_core.runs.store import read_run
+from finetune_core.training.device import choose_device
 from finetune_core.work import Step
 from pages.shared import account
 from pages.shared.jobs import jobs
@@ -22,11 +24,22 @@ from tests.factories import shared_images
 
 
 @pytest.fixture(scope="session")
-def pages_compiled_once():
-    """Streamlit's test harness parses and compiles app.py and the page on every run."""
-    cache = ScriptCache()
+def strict_harness():
+    """Have every run of a page fail its test where the page shows an exception.
+
+    Streamlit's harness also parses and compiles app.py and the page on every run: here it does so
+    once.
+    """
+    cache, run = ScriptCache(), AppTest._run
+
+    def run_without_exception(self, *args, **settings):
+        run(self, *args, **settings)
+        assert not self.exception
+        return self
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local_script_runner, "ScriptCache", lambda: cache)
+        patch.setattr(AppTest, "_run", run_without_exception)
         yield
 
 
@@ -43,7 +56,7 @@ def _end_runs():
 
 
 @pytest.fixture(autouse=True)
-def fresh_process_state(components_found_once, pages_compiled_once, monkeypatch):
+def fresh_process_state(components_found_once, strict_harness, monkeypatch):
     """What the pages hold once a process belongs to another test's folder."""
     monkeypatch.setattr(account, "_SEEN", account.Seen())
     st.cache_resource.clear()
@@ -89,9 +102,7 @@ def finished():
     def wait(at):
         for job in jobs().all():
             job.wait()
-        at.run()
-        assert not at.exception
-        return at
+        return at.run()
 
     return wait
 
@@ -133,9 +144,12 @@ def drawn(monkeypatch):
 
 @pytest.fixture
 def device_is_taken(monkeypatch):
-    """The lock of another program that uses the processor: runs that are started wait for it."""
+    """Another program uses the devices, until ``close``: runs that are started wait for it."""
     monkeypatch.setattr("finetune_core.training.device_turn._POLL", 0.05)
-    (paths.home() / "locks").mkdir(parents=True, exist_ok=True)
-    with FileLock(paths.home() / "locks" / "cpu.lock") as lock:
-        yield lock
+    locks = paths.home() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as taken:
+        for kind in {"cpu", choose_device().kind}:
+            taken.enter_context(FileLock(locks / f"{kind}.lock"))
+        yield taken
         _end_runs()

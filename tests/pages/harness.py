@@ -45,9 +45,7 @@ def open_page(name, *, user=None, providers=None, form=None, state=None, **query
         at.session_state[key] = value
     if name != "home":
         at.switch_page(f"pages/{name}.py")
-    at.run()
-    assert not at.exception
-    return at
+    return at.run()
 
 
 def address(at):
@@ -110,6 +108,4 @@ def place_run(run, name):
 
 
 def press(at, label):
-    button(at, label).click().run()
-    assert not at.exception
-    return at
+    return button(at, label).click().run()

