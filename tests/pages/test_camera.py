@@ -1,5 +1,6 @@
 """Dataset → Camera and Predict → Live camera, with what the component would send."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from finetune_core.training.strategies import BASELINE
 from finetune_core.work import finish
 from pages.shared import camera
 from tests.data.test_camera import jpeg, press, sent, text
-from tests.factories import tiny_config, train, trained_run
+from tests.factories import tiny_config, tiny_weights, train, trained_run
 from tests.pages.harness import ANN, open_page, place_run, words
 
 FINE_TUNING = {BASELINE, "feature_extraction", "last_block"}
@@ -174,7 +175,8 @@ def test_live_frames_are_answered_with_a_bar_for_each_class(component):
 
 
 def test_a_run_on_a_recording_leads_to_the_live_camera_and_to_a_comparison(component, monkeypatch):
-    monkeypatch.setenv("THAW_DATA_ROOTS", str(paths.data_dir()))
+    roots = (paths.data_dir(), tiny_weights().parent)
+    monkeypatch.setenv("THAW_DATA_ROOTS", os.pathsep.join(map(str, roots)))
     folder = recorded()
     finish(settle_split(folder))
     train(

@@ -1,6 +1,7 @@
 """What a user has chosen is kept: data and settings in the address, the split with the data."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,6 +9,7 @@ from finetune_core import paths
 from finetune_core.data.entry import entry_folder, load_split
 from finetune_core.runs.store import RunStore
 from finetune_core.saved_settings import save_settings
+from finetune_core.work import Step
 from tests.factories import image_folder
 from tests.pages.harness import (
     ANN,
@@ -110,18 +112,24 @@ def test_what_cannot_be_used_is_not_kept_but_all_else_is(folder, known):
     assert set(address(again)) == {"data"}
 
 
-def test_what_was_set_up_to_be_compared_survives_a_reload(folder, known):
+def test_what_was_set_up_to_be_compared_survives_a_reload(folder, known, finished, monkeypatch):
+    def find_rate(*_):
+        yield Step(0, 1)
+        return SimpleNamespace(suggestion=0.00123)
+
+    monkeypatch.setattr("pages.shared.configure.comparison_form.find_rate", find_rate)
     at = open_page("compare", data=known(folder), form={"image_size": 32, "batch_size": 4})
     at.button_group(key="compare_strategies").set_value(["feature_extraction"])
     at.number_input(key="compare_seeds").set_value(2)
     at.multiselect(key="compare_cuts").set_value(["block6"])
-    at.session_state["compare_rates"] = {"feature_extraction": 0.00123}
     at.run()
-    rates = list(at.dataframe[0].value["Learning rate"])
+    press(at, "Find a learning rate for each")
+    finished(at)
+    assert set(at.dataframe[0].value["Learning rate"]) == {"0.00123"}
     assert "One rate for all" in labels(at)
     again = reloaded("compare", at)
     assert "Start 4 runs" in labels(again)
-    assert list(again.dataframe[0].value["Learning rate"]) == rates
+    assert set(again.dataframe[0].value["Learning rate"]) == {"0.00123"}
 
 
 def settings_problem(at):
