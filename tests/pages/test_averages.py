@@ -39,6 +39,7 @@ def wait_for_new():
     return made
 
 
+@pytest.mark.train
 def test_one_click_makes_a_soup_of_an_arms_seeds(runs):
     at = compared(runs[:2])
     [option] = at.selectbox(key="average_of_greedy_soup").options
@@ -54,6 +55,7 @@ def test_one_click_makes_a_soup_of_an_arms_seeds(runs):
     assert at.selectbox(key="average_of_soup").options == [option]
 
 
+@pytest.mark.train
 def test_one_click_makes_an_ensemble_of_runs_that_began_differently(runs):
     at = compared(runs)
     at.button_group(key="average_how").set_value("ensemble").run()
@@ -92,6 +94,7 @@ def test_a_single_run_is_for_wise_alone(runs):
     assert at.button(key="average").label == "Average its weights"
 
 
+@pytest.mark.train
 def test_a_soup_shows_what_it_was_made_of_on_all_pages(runs):
     soup = average("greedy_soup", runs[:2])
     at = open_page("train", run=soup.run_id)
@@ -108,6 +111,7 @@ def test_a_soup_shows_what_it_was_made_of_on_all_pages(runs):
     assert at.session_state["form_head_seed"] == 5
 
 
+@pytest.mark.train
 def test_wise_shows_its_mixing_coefficients(runs):
     at = open_page("train", run=average("wise", runs[:1]).run_id)
     assert "WiSE-FT" in unescaped(at)

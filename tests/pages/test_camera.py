@@ -174,6 +174,7 @@ def test_live_frames_are_answered_with_a_bar_for_each_class(component):
     assert component.data["answered"] == "a2"
 
 
+@pytest.mark.train
 def test_a_run_on_a_recording_leads_to_the_live_camera_and_to_a_comparison(component, monkeypatch):
     roots = (paths.data_dir(), tiny_weights().parent)
     monkeypatch.setenv("THAW_DATA_ROOTS", os.pathsep.join(map(str, roots)))

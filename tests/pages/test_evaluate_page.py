@@ -200,6 +200,7 @@ def test_calibration_says_what_the_temperature_was_fitted_on(run):
     assert len(at.get("plotly_chart")) == 3
 
 
+@pytest.mark.train
 def test_robustness_is_measured_once_and_kept_whatever_is_pressed_meanwhile(
     run, held_back, finished
 ):
@@ -254,6 +255,7 @@ def test_how_results_are_looked_at_stays_while_other_tabs_and_pages_are(run):
     assert at.slider(key="threshold").value == 55
 
 
+@pytest.mark.train
 def test_flips_at_test_time_are_measured_at_a_click_and_shown_again(runs, finished):
     query = {"run": runs[0].run_id, "state": {"evaluate_view": "Flips at test time"}}
     at = open_page("evaluate", **query)

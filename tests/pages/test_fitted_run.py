@@ -115,6 +115,7 @@ def test_a_comparison_starts_with_the_baseline_unless_it_is_taken_off(known):
     assert "compare_baseline" not in keys(at)
 
 
+@pytest.mark.train
 def test_one_click_fits_the_baseline_of_runs_that_were_compared_without_one():
     runs = [place("last_block", seed=seed) for seed in range(2)]
     at = open_page("compare", runs=[run.run_id for run in runs])

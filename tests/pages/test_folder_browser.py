@@ -7,7 +7,6 @@ import pytest
 
 from finetune_core import paths
 from finetune_core.data.recent import data_id, recent_sources, remember
-from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.errors import DataError
 from finetune_core.work import finish
 from pages.shared.configure import settings
@@ -158,7 +157,7 @@ def test_where_people_sign_in_weights_are_not_taken_from_anothers_upload(uploads
     weights = uploads["ann"] / "w.safetensors"
     weights.touch()
     named = {"weights_from": settings.FILE_OF_WEIGHTS, "weights_file": str(weights)}
-    at = open_page("configure", user=BEN, state=named, data=SAMPLE_NAME)
+    at = open_page("configure", user=BEN, state=named, data=known(uploads["ben"]))
     assert "not shown to people who sign in" in words(at)
 
 

@@ -53,6 +53,7 @@ def test_another_backbone_and_no_run_at_all_are_refused_in_words(parent, known, 
     assert button(at, "Start training").disabled
 
 
+@pytest.mark.train
 def test_pages_say_what_a_run_started_from(parent):
     child = train(
         tiny_config(from_run=str(parent.run_dir), backbone=parent.config.backbone, epochs=1),

@@ -108,6 +108,7 @@ def test_where_nothing_stands_out_the_page_says_what_could_tell(probe):
     assert FILL_IN not in labels(at)
 
 
+@pytest.mark.train
 def test_the_forecast_is_measured_when_asked_for_on_the_data_of_the_runs(
     probe, last_block, finished
 ):

@@ -80,6 +80,7 @@ def test_neighbours_stand_beside_an_image_and_strangers_are_flagged(runs, held_b
     assert "Nearest training images" in words(again), "it is kept for the next time"
 
 
+@pytest.mark.train
 def test_images_that_were_predicted_are_not_predicted_again(runs, monkeypatch):
     finish(compute_neighbourhood(runs[0], encoder(load_predictor(runs[0]))))
     computed = []
@@ -102,6 +103,7 @@ def test_images_that_were_predicted_are_not_predicted_again(runs, monkeypatch):
     assert len([one for one in at.markdown if one.value.startswith("## ")]) == 2
 
 
+@pytest.mark.train
 def test_two_runs_say_what_they_think_of_the_same_image(runs, finished):
     at = open_page("predict", run=runs[0].run_id, beside=runs[1].run_id)
     press(at, "Show nearest training images")
@@ -182,6 +184,7 @@ def test_an_archive_becomes_a_table_whatever_is_pressed_meanwhile(runs, held_bac
     assert list(at.dataframe[0].value) == ["File", "Class", "Confidence", "Note"]
 
 
+@pytest.mark.train
 def test_neighbours_that_become_known_meanwhile_do_not_end_the_classification(
     runs, held_back, given, finished
 ):

@@ -100,6 +100,7 @@ def test_its_mistakes_are_shown_from_the_other_data_set_and_can_be_opened(runs, 
     assert "no longer exists" in unescaped(at.run())
 
 
+@pytest.mark.train
 def test_data_that_one_run_has_predicted_are_offered_to_other_runs(runs, dark, finished):
     finish(predict_shifted([runs[0]], str(dark)))
     remember(str(dark))
@@ -162,6 +163,7 @@ def test_data_that_cannot_be_used_are_refused_in_words(runs, tmp_path, finished)
     assert known_shifts(runs[0]) == ([], [])
 
 
+@pytest.mark.train
 def test_damaged_predictions_are_named_and_can_be_made_again(runs, dark, finished):
     run = runs[0]
     fingerprint = finish(predict_shifted([run], str(dark)))
@@ -200,6 +202,7 @@ def test_compare_has_two_axes_once_the_missing_runs_are_evaluated(runs, dark, fi
     assert PINK not in words(at)
 
 
+@pytest.mark.train
 def test_compare_evaluates_all_runs_on_a_data_set_that_is_named_there(runs, dark, finished):
     at = open_page("compare")
     assert "None of these runs was evaluated on shifted images yet." in unescaped(at)
@@ -212,6 +215,7 @@ def test_compare_evaluates_all_runs_on_a_data_set_that_is_named_there(runs, dark
     assert compare_shift(compared(runs), fingerprint, "log_loss").shifted.headline in unescaped(at)
 
 
+@pytest.mark.train
 def test_corruptions_that_all_runs_know_are_on_the_same_axis(runs):
     finish(measure_robustness(runs[0], "test"))
     assert "None of these runs" in unescaped(open_page("compare"))
@@ -226,6 +230,7 @@ def test_corruptions_that_all_runs_know_are_on_the_same_axis(runs):
     assert compare_shift(compared(runs), NOISE, "log_loss").shifted.headline in unescaped(at)
 
 
+@pytest.mark.train
 def test_corruptions_of_an_earlier_version_have_no_verdict_until_measured_again(runs):
     write_accuracies(runs[0], images=evaluation(runs[0], "test").images)
     finish(measure_robustness(runs[1], "test"))
