@@ -1,4 +1,4 @@
-"""A setting is declared once: what a new field of the config says of itself is all that the form and the command line need."""
+"""A setting is declared once: the form and the command line need nothing but its field."""
 
 import ast
 import runpy
@@ -29,12 +29,6 @@ def momentum(monkeypatch):
         monkeypatch.setattr(module, "RunConfig", extended)
 
 
-def thaw(*arguments):
-    """A command line that is made anew, as it is when a program starts."""
-    app = runpy.run_path(str(ROOT / "finetune_core" / "__main__.py"))["app"]
-    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
-
-
 def test_it_is_validated_and_kept():
     assert config.make_config({"data": "x"}).momentum == 0.9
     made = config.make_config({"data": "x", "momentum": "95 %"})
@@ -43,14 +37,18 @@ def test_it_is_validated_and_kept():
         config.make_config({"data": "x", "momentum": 2})
 
 
-@pytest.mark.parametrize("command", ["train", "compare"])
-def test_the_command_line_has_an_option_for_it(command):
-    text = thaw(command, "--help").stdout
-    assert "--momentum" in text
-    assert f"{HELP} (at least 0, less than 1; default 0.9)" in " ".join(
-        text.replace("│", " ").split()
-    )
-    refused = thaw(command, "digits", "--momentum", "200 %")
+def test_the_command_line_has_an_option_for_it():
+    # made anew, as it is when a program starts
+    app = runpy.run_path(str(ROOT / "finetune_core" / "__main__.py"))["app"]
+
+    def thaw(*arguments):
+        return CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+
+    for command in ("train", "compare"):
+        text = " ".join(thaw(command, "--help").stdout.replace("│", " ").split())
+        assert "--momentum" in text
+        assert f"{HELP} (at least 0, less than 1; default 0.9)" in text
+    refused = thaw("train", "digits", "--momentum", "200 %")
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "--momentum: must be less than 1" in refused.stderr
 
@@ -92,14 +90,11 @@ def listed_by_hand(source):
             yield node.lineno, found
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
+def test_no_page_and_no_command_lists_settings_by_hand():
+    files = [
         *ROOT.glob("pages/**/*.py"),
         *ROOT.glob("finetune_core/commands/*.py"),
         ROOT / "finetune_core" / "__main__.py",
-    ],
-    ids=lambda file: file.name,
-)
-def test_no_page_and_no_command_lists_settings_by_hand(file):
-    assert not list(listed_by_hand(file.read_text(encoding="utf-8")))
+    ]
+    found = {file.name: list(listed_by_hand(file.read_text(encoding="utf-8"))) for file in files}
+    assert not {name: lists for name, lists in found.items() if lists}

@@ -182,7 +182,7 @@ def backbone_info(name: str) -> BackboneInfo:
             licence="apache-2.0",
             package=package.module.replace("_", "-"),
         )
-    weights = torchvision.models.get_model_weights(name).DEFAULT
+    weights = _torchvision_weights(name)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
     top1 = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
     # torchvision states a licence only for weights that have another one than its code's.
@@ -196,6 +196,13 @@ def backbone_info(name: str) -> BackboneInfo:
         IMAGENET_STD,
         licence=weights.meta.get("license"),
     )
+
+
+@cache
+def _torchvision_weights(name: str) -> torchvision.models.WeightsEnum:
+    # torchvision reads the signature of the function that builds the network on every call. A page
+    # asks for all of its networks.
+    return torchvision.models.get_model_weights(name).DEFAULT
 
 
 @cache

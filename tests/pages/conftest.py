@@ -1,40 +1,92 @@
 """What the tests of pages share."""
 
+import os
 import threading
+from contextlib import ExitStack
 from pydoc import locate
 
 import pytest
 import streamlit as st
+from filelock import FileLock
+from streamlit.runtime.scriptrunner.script_cache import ScriptCache
+from streamlit.testing.v1 import AppTest, local_script_runner
 
+from finetune_core import paths
 from finetune_core.data.recent import remember
+from finetune_core.runs.store import read_run
+from finetune_core.training.device import choose_device
 from finetune_core.work import Step
 from pages.shared import account
 from pages.shared.jobs import jobs
+from pages.shared.runs import backend
+from tests.deadline import wait_until
+from tests.factories import shared_images
 
 
-def _end_all():
-    for job in jobs().all():
-        job.stop()
-        job.wait()
+@pytest.fixture(scope="session")
+def strict_harness():
+    """Have every run of a page fail its test where the page shows an exception.
+
+    Streamlit's harness also parses and compiles app.py and the page on every run: here it does so
+    once.
+    """
+    cache, run = ScriptCache(), AppTest._run
+
+    def run_without_exception(self, *args, **settings):
+        run(self, *args, **settings)
+        assert not self.exception
+        return self
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_script_runner, "ScriptCache", lambda: cache)
+        patch.setattr(AppTest, "_run", run_without_exception)
+        yield
+
+
+def _end_runs():
+    """Stop what the pages have started, which would go on in the next test's folders."""
+    worker = backend.worker()
+
+    def stop_all():
+        for run_id in [run_id for queue in worker.queues() for run_id in reversed(queue)]:
+            worker.stop(run_id)
+        return not worker.queues()
+
+    wait_until(stop_all, "a run goes on")
 
 
 @pytest.fixture(autouse=True)
-def fresh_process_state(components_found_once, monkeypatch):
+def fresh_process_state(components_found_once, strict_harness, monkeypatch):
     """What the pages hold once a process belongs to another test's folder."""
     monkeypatch.setattr(account, "_SEEN", account.Seen())
     st.cache_resource.clear()
     st.cache_data.clear()
     yield
-    _end_all()
+    _end_runs()
+    for job in jobs().all():
+        job.stop()
+        job.wait()
     st.cache_resource.clear()
     st.cache_data.clear()
 
 
 @pytest.fixture
-def folder(image_folder, tmp_path, monkeypatch):
-    """A small data set, which the pages may read."""
-    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
-    return image_folder(tmp_path / "images", {"red": 12, "blue": 12})
+def folder(monkeypatch):
+    """A small data set that the pages may read and no test may change."""
+    images = shared_images(red=12, blue=12)
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(images))
+    return images
+
+
+@pytest.fixture
+def runs(trained_once, tmp_path, monkeypatch):
+    """A run of Last block and one of Feature extraction, copied into the app's own folder.
+
+    The pages may read their images, and ``tmp_path``.
+    """
+    roots = (trained_once.data, tmp_path)
+    monkeypatch.setenv("THAW_DATA_ROOTS", os.pathsep.join(map(str, roots)))
+    return [read_run(run_dir) for run_dir in trained_once.copied(paths.runs_dir())]
 
 
 @pytest.fixture
@@ -50,16 +102,17 @@ def finished():
     def wait(at):
         for job in jobs().all():
             job.wait()
-        at.run()
-        assert not at.exception
-        return at
+        return at.run()
 
     return wait
 
 
 @pytest.fixture
 def held_back(monkeypatch):
-    """``held_back("pages.shared.evaluation.prediction.predict_images")``: that work waits before its first step until what is returned is set."""
+    """``held_back("module.function")``: make that work wait until the returned event is set.
+
+    It waits after its first step.
+    """
     gates = []
 
     def hold(name):
@@ -77,3 +130,26 @@ def held_back(monkeypatch):
     yield hold
     for gate in gates:
         gate.set()
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The tiles of each drawing of stages, the latest last."""
+    found = []
+    monkeypatch.setattr(
+        "pages.shared.configure.stages._ROW", lambda *, data, **_: found.append(data["tiles"])
+    )
+    return found
+
+
+@pytest.fixture
+def device_is_taken(monkeypatch):
+    """Another program uses the devices, until ``close``: runs that are started wait for it."""
+    monkeypatch.setattr("finetune_core.training.device_turn._POLL", 0.05)
+    locks = paths.home() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as taken:
+        for kind in {"cpu", choose_device().kind}:
+            taken.enter_context(FileLock(locks / f"{kind}.lock"))
+        yield taken
+        _end_runs()

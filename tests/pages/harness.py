@@ -1,8 +1,14 @@
 """Pages in Streamlit's own test harness: opened, read, and pressed."""
 
+import shutil
 from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
+
+from finetune_core import paths
+from finetune_core.runs.store import read_run
+from pages.shared.configure.settings import RANDOM_WEIGHTS
+from tests.factories import TINY_BACKBONE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECRETS = {
@@ -39,9 +45,7 @@ def open_page(name, *, user=None, providers=None, form=None, state=None, **query
         at.session_state[key] = value
     if name != "home":
         at.switch_page(f"pages/{name}.py")
-    at.run()
-    assert not at.exception
-    return at
+    return at.run()
 
 
 def address(at):
@@ -71,7 +75,37 @@ def button(at, label):
     return next(button for button in at.button if button.label == label)
 
 
+def primary(at):
+    """The labels of the primary buttons."""
+    return [button.label for button in at.button if button.proto.type == "primary"]
+
+
+def metrics(at):
+    """Label -> value."""
+    return {metric.label: metric.value for metric in at.metric}
+
+
+def keys(at, *kinds):
+    """The keys of all widgets of some kinds."""
+    return {widget.key for kind in kinds or ("button",) for widget in at.get(kind)}
+
+
+def tiny_form(**changes):
+    """Settings of a short run of the tiny network for a form, and the state of the session."""
+    form = {
+        "backbone": TINY_BACKBONE,
+        "image_size": 32,
+        "batch_size": 16,
+        "epochs": 1,
+        "precision": "fp32",
+    }
+    return form | changes, {"weights_from": RANDOM_WEIGHTS}
+
+
+def place_run(run, name):
+    """Copy a run into the app's own folder under another name and return the copy."""
+    return read_run(Path(shutil.copytree(run.run_dir, paths.runs_dir() / name)))
+
+
 def press(at, label):
-    button(at, label).click().run()
-    assert not at.exception
-    return at
+    return button(at, label).click().run()

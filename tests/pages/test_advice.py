@@ -7,21 +7,25 @@ import torch
 from finetune_core.errors import DataError
 from finetune_core.evaluation.advice import probes
 from finetune_core.inspection.features import Features
-from finetune_core.models.catalogue import ready_backbones, usual_image_size
 from finetune_core.runs.worker import Worker
 from finetune_core.training.speed_book import Speed
 from finetune_core.work import Step
 from pages.shared.configure import advice as page
+from tests.factories import shared_images
 from tests.pages.harness import open_page, words
 
 LITES = ("efficientnet_lite0", "efficientnet_lite1")
 STAGES = ("stem", "block1")
+SPEED = Speed(
+    trunk=0.01, step=0.02, forward=0.01, activation_bytes=1000, step_bytes=1000, exact=0.0
+)
 
 
 @pytest.fixture
-def folder(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
-    return image_folder(tmp_path / "images", {"red": 30, "blue": 30})
+def folder(monkeypatch):
+    images = shared_images(red=30, blue=30)
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(images.parent))
+    return images
 
 
 @pytest.fixture
@@ -35,8 +39,11 @@ def configure(folder, known):
 
 @pytest.fixture
 def probed(monkeypatch):
-    """(network, size of its images) of each whose features were computed. They are made up: those of ``block1`` tell the classes apart,
-    but for a few images more with each network."""
+    """(network, size of its images) of each whose features were computed.
+
+    They are made up: those of ``block1`` tell the classes apart, but for a few images more with
+    each network.
+    """
     asked = []
 
     def features(sample, backbone, image_size):
@@ -52,17 +59,7 @@ def probed(monkeypatch):
     def timed(configs, dataset, book):
         yield Step(0, 1)
         for config in configs:
-            book.learn(
-                config,
-                Speed(
-                    trunk=0.01,
-                    step=0.02,
-                    forward=0.01,
-                    activation_bytes=1000,
-                    step_bytes=1000,
-                    exact=0.0,
-                ),
-            )
+            book.learn(config, SPEED)
             book.learn_decoding(dataset.fingerprint, config.image_size, 0.001)
 
     monkeypatch.setattr(probes, "compute_features", features)
@@ -87,8 +84,9 @@ def table(at, column):
     return next(one.value for one in at.dataframe if column in one.value.columns)
 
 
+@pytest.mark.train
 def test_the_ranking_is_shown_with_intervals_forecasts_and_what_it_cannot_say(
-    configure, probed, finished
+    configure, probed, finished, known
 ):
     at = configure(advice_networks=list(LITES))
     at = finished(at.button(key="advice_ask").click().run())
@@ -108,18 +106,38 @@ def test_the_ranking_is_shown_with_intervals_forecasts_and_what_it_cannot_say(
     assert "The best probe" in shown
     assert "None of these networks has a published ImageNet accuracy" in shown
 
+    # The answer stays while settings change, and goes with its data.
+    at.session_state["form_epochs"] = 7
+    at.run()
+    assert len(table(at, "Against the best")) == 2
+    at.session_state["data_id"] = known(shared_images(red=12, blue=12))
+    at.run()
+    assert not [one for one in at.dataframe if "Against the best" in one.value.columns]
+    assert "advice_queue" not in {one.key for one in at.button}
 
-def test_all_that_are_ready_are_probed_where_none_is_named_at_the_size_that_is_chosen(
-    configure, probed, finished
+
+def test_all_that_are_ready_are_probed_at_the_chosen_size_where_none_is_named(
+    configure, finished, monkeypatch
 ):
+    asked = []
+
+    def note(_dataset, config, networks, *_, own_sizes):
+        asked.append((config.image_size, networks, own_sizes))
+        raise DataError("There are too few *training* images.")
+        yield
+
+    monkeypatch.setattr(page, "ready_backbones", lambda: list(LITES))
+    monkeypatch.setattr(page, "advise", note)
     at = configure(form_image_size=64)
-    assert at.button(key="advice_ask").label == f"Probe {len(ready_backbones())} networks"
+    assert at.button(key="advice_ask").label == "Probe 2 networks"
     finished(at.button(key="advice_ask").click().run())
-    assert probed == [(name, usual_image_size(name)) for name in ready_backbones()]
-    probed.clear()
+    assert [one.value.replace("\\", "") for one in at.error] == [
+        "There are too few *training* images."
+    ]
+    assert "advice_queue" not in {one.key for one in at.button}
     at.session_state["advice_size"] = "form"
     finished(at.run().button(key="advice_ask").click().run())
-    assert probed == [(name, 64) for name in ready_backbones()]
+    assert asked == [(64, list(LITES), True), (64, list(LITES), False)]
 
 
 def test_a_network_that_fails_is_named_beside_the_ranking_of_the_others(
@@ -140,6 +158,7 @@ def test_a_network_that_fails_is_named_beside_the_ranking_of_the_others(
     assert at.button(key="advice_queue").label == "Queue it with its linear probe"
 
 
+@pytest.mark.train
 def test_both_proposals_are_queued_with_their_linear_probes_as_one_comparison(
     configure, probed, submitted, finished
 ):
@@ -160,34 +179,6 @@ def test_both_proposals_are_queued_with_their_linear_probes_as_one_comparison(
         for seed in (0, 1)
     }
     assert at.query_params["runs"] == [f"run-{number}" for number in range(1, 9)]
-
-
-def test_the_answer_stays_while_settings_change_and_goes_with_its_data(
-    configure, probed, finished, image_folder, tmp_path, known
-):
-    at = configure(advice_networks=list(LITES))
-    at = finished(at.button(key="advice_ask").click().run())
-    at.session_state["form_epochs"] = 7
-    at.run()
-    assert len(table(at, "Against the best")) == 2
-    at.session_state["data_id"] = known(image_folder(tmp_path / "other", {"red": 20, "green": 20}))
-    at.run()
-    assert not at.exception
-    assert not [one for one in at.dataframe if "Against the best" in one.value.columns]
-    assert "advice_queue" not in {one.key for one in at.button}
-
-
-def test_what_cannot_be_probed_at_all_is_said_in_words(configure, finished, monkeypatch):
-    def refused(*_, **__):
-        raise DataError("There are too few *training* images.")
-        yield
-
-    monkeypatch.setattr(page, "advise", refused)
-    at = finished(configure().button(key="advice_ask").click().run())
-    assert [one.value.replace("\\", "") for one in at.error] == [
-        "There are too few *training* images."
-    ]
-    assert "advice_queue" not in {one.key for one in at.button}
 
 
 def test_it_asks_for_data_first():

@@ -1,4 +1,4 @@
-"""Configure: cards say what is known before anything is chosen, presets say what they changed, Start stays in sight."""
+"""Configure: cards, forecasts, presets, fields and their problems, and Start."""
 
 import json
 from dataclasses import replace
@@ -6,40 +6,43 @@ from dataclasses import replace
 import pytest
 import streamlit as st
 
-from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import ConfigError
+from finetune_core.evaluation.comparison.arms import arm_titles
 from finetune_core.models.catalogue import backbone_info
+from finetune_core.models.network import network_stages
 from finetune_core.runs.earlier import best_before, way_to_train
-from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import RunStore, summary
+from finetune_core.runs.store import summary
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared.configure.choices import Known
-from tests.pages.harness import button, open_page, unescaped
+from tests.factories import TINY_BACKBONE, tiny_config, trained_run
+from tests.pages.harness import (
+    address,
+    button,
+    keys,
+    open_page,
+    place_run,
+    press,
+    primary,
+    tiny_form,
+    unescaped,
+    words,
+)
 
 QUICK = {"image_size": 32, "batch_size": 8, "epochs": 2, "precision": "fp32"}
+INPUT_FIELDS = ("form_mean", "form_std", "form_crop_pct")
 
 
 @pytest.fixture
 def configure(folder, known):
-    def opened(**form):
-        return open_page("configure", data=known(folder), form=QUICK | form)
+    """``configure(state, **form)``: the page with settings in its form."""
+
+    def opened(state=None, **form):
+        return open_page("configure", data=known(folder), form=QUICK | form, state=state)
 
     return opened
-
-
-@pytest.fixture
-def trained(folder):
-    def train(**settings):
-        reservation = create_run(
-            make_config({"data": str(folder)} | QUICK | settings), paths.runs_dir()
-        )
-        list(execute(reservation))
-        return RunStore(paths.runs_dir()).run(reservation.run_dir.name)
-
-    return train
 
 
 def cards(at, label="Strategies"):
@@ -56,11 +59,16 @@ def test_each_strategy_has_a_card_with_its_share_and_its_paper_is_in_the_help(co
     assert found["full"]["facts"] == "100 % trains"
     assert found["last_block"]["strip"] == ["frozen"] * 7 + ["warm", "head"]
     assert all(one.source in found[name]["tip"] for name, one in STRATEGIES.items())
-    chosen = next(
-        caption for caption in at.caption if STRATEGIES["last_block"].title in caption.value
-    )
-    assert "Yosinski" in chosen.help
+    title = STRATEGIES["last_block"].title
+    assert "Yosinski" in next(one for one in at.caption if title in one.value).help
     assert "Yosinski" not in unescaped(at)
+    assert primary(at) == ["Start training"]
+
+
+def test_a_strategy_that_cannot_run_says_why_on_its_card(configure):
+    found = cards(configure(epochs=1))
+    assert "would thaw in epoch 2" in found["linear_probe_then_full"]["facts"]
+    assert found["full"]["facts"] == "100 % trains"
 
 
 @pytest.fixture
@@ -85,68 +93,62 @@ def test_the_image_size_follows_the_backbone_as_long_as_it_is_the_backbones_own(
     def in_the_list(name):
         return at.selectbox(key="form_backbone").set_value(name).run()
 
-    for choose in (by_card, in_the_list):
-        for name, size in (
-            ("efficientnet_lite1", 240),
-            ("efficientnet_lite2", 260),
-            ("efficientnet_lite0", 224),
-        ):
-            choose(name)
-            assert (
-                at.session_state["form_backbone"],
-                at.number_input(key="form_image_size").value,
-            ) == (name, size)
+    def size():
+        return at.number_input(key="form_image_size").value
+
+    for choose, name, own in (
+        (by_card, "efficientnet_lite1", 240),
+        (in_the_list, "efficientnet_lite0", 224),
+    ):
+        choose(name)
+        assert (at.session_state["form_backbone"], size()) == (name, own)
     at.number_input(key="form_image_size").set_value(128).run()
     for choose in (by_card, in_the_list):
         choose("efficientnet_lite1")
-        choose("efficientnet_lite0")
-        assert at.number_input(key="form_image_size").value == 128
-    assert not at.exception
+        assert size() == 128
+        at.session_state["form_backbone"] = "efficientnet_lite0"
 
 
-def test_a_strategy_that_cannot_run_says_why_on_its_card(configure):
-    found = cards(configure(epochs=1))
-    assert "would thaw in epoch 2" in found["linear_probe_then_full"]["facts"]
-    assert found["full"]["facts"] == "100 % trains"
-
-
-@pytest.mark.parametrize(
-    ("strategy", "setting"),
-    [
-        ("gradual_unfreezing", "thaw_every"),
-        ("linear_probe_then_full", "thaw_every"),
-        ("discriminative", "layer_decay"),
-    ],
-)
-def test_only_the_strategy_that_has_them_shows_settings_of_its_own(configure, strategy, setting):
-    fields = {
-        one.key
-        for kind in ("number_input", "text_input")
-        for one in configure(strategy=strategy).get(kind)
-    }
-    assert f"form_{setting}" in fields
-    fields = {
-        one.key
-        for kind in ("number_input", "text_input")
-        for one in configure(strategy="full").get(kind)
-    }
-    assert f"form_{setting}" not in fields
+def test_only_the_strategy_that_has_them_shows_settings_of_its_own(configure):
+    at = configure(strategy="full")
+    own = {"gradual_unfreezing": "form_thaw_every", "discriminative": "form_layer_decay"}
+    assert not keys(at, "number_input", "text_input") & set(own.values())
+    for strategy, setting in own.items():
+        at.session_state["form_strategy"] = strategy
+        at.run()
+        assert keys(at, "number_input", "text_input") & set(own.values()) == {setting}
 
 
 @pytest.mark.train
-def test_the_forecast_is_on_every_card_and_can_be_measured_again(configure, finished):
-    at = configure(epochs=10)
+def test_the_forecast_is_on_every_card_and_can_be_measured_again(folder, known, finished):
+    form, state = tiny_form(epochs=10, batch_size=4)
+    at = open_page("configure", data=known(folder), form=form, state=state)
     assert " s · " not in cards(at)["full"]["facts"]
-    button(at, "Forecast all strategies").click().run()
+    press(at, "Forecast all strategies")
     finished(at)
     assert all("MB" in card["facts"] for name, card in cards(at).items() if name != "custom")
-    assert "MB" in cards(at, "Backbones")["efficientnet_lite0"]["facts"]
+    assert "MB" in cards(at, "Backbones")[TINY_BACKBONE]["facts"]
     assert "training images · 10 epochs · about " in unescaped(at)
-    config = make_config({"data": "any"} | QUICK | {"epochs": 10})
-    before = SpeedBook().speed(config)
-    button(at, "Measure again").click().run()
+    assert list(at.dataframe[0].value["Strategy"]) == [
+        f"▸ {one.title}" if name == "last_block" else one.title
+        for name, one in STRATEGIES.items()
+        if name != "custom"
+    ]
+    measured = SpeedBook.speed
+    before = {name: measured(SpeedBook(), config) for name, config in timed(form).items()}
+    press(at, "Measure again")
     finished(at)
-    assert SpeedBook().speed(config) != before
+    after = {name: measured(SpeedBook(), config) for name, config in timed(form).items()}
+    assert before["full"]
+    assert after != before
+
+
+def timed(form):
+    """Strategy -> the config that its forecast times."""
+    return {
+        name: make_config({"data": "any", "weights": "none", "strategy": name} | form)
+        for name in ("full", "last_block")
+    }
 
 
 def test_a_forecast_for_a_gpu_says_which_memory(configure, folder, gpu):
@@ -161,71 +163,6 @@ def test_a_forecast_for_a_gpu_says_which_memory(configure, folder, gpu):
     assert "MB of GPU memory" in cards(at)["last_block"]["facts"]
     assert "MB of GPU memory" in unescaped(at)
     assert {"Memory", "GPU memory"} <= set(at.dataframe[0].value.columns)
-
-
-def test_what_was_reached_before_is_on_the_cards(configure, trained):
-    assert cards(configure())["last_block"]["before"] == ""
-    first, second = trained(), trained(seed=1)
-    share = max(summary(run)["val_accuracy"] for run in (first, second)) * 100
-    at = configure()
-    assert cards(at)["last_block"]["before"] == f"best run: {share:.1f} %"
-    assert cards(at)["full"]["before"] == ""
-    assert cards(at, "Backbones")["efficientnet_lite0"]["before"] == f"best run: {share:.1f} %"
-    assert cards(configure(backbone="squeezenet1_1"))["last_block"]["before"] == ""
-
-
-def test_only_finished_runs_on_the_same_data_count(trained):
-    run = trained()
-    fingerprint = run.history.started["fingerprint"]
-    assert best_before([run], fingerprint) == {
-        way_to_train(run.config): summary(run)["val_accuracy"]
-    }
-    assert best_before([run], "of other data") == {}
-    assert best_before([replace(run, status="stopped")], fingerprint) == {}
-
-
-def test_a_preset_says_what_it_changed_and_is_taken_back(configure):
-    at = configure(learning_rate="0.01")
-    button(at, "Tutorial, no download").click().run()
-    assert not at.exception
-    assert "Learning rate 0.01 → **0.0001**" in unescaped(at)
-    assert "Epochs 2 → **10**" in unescaped(at)
-    assert "Backbone efficientnet" not in unescaped(at)
-    button(at, "Undo").click().run()
-    assert not at.exception
-    assert at.text_input(key="form_learning_rate").value == "0.01"
-    assert at.number_input(key="form_epochs").value == 2
-    assert "→" not in unescaped(at)
-
-
-def test_what_a_preset_changed_is_not_said_any_more_once_more_is_changed(configure):
-    at = configure()
-    button(at, "Tutorial, no download").click().run()
-    assert "Epochs 2 → **10**" in unescaped(at)
-    at.number_input(key="form_epochs").set_value(3).run()
-    assert "→" not in unescaped(at)
-
-
-def test_a_preset_warns_before_it_switches_to_a_network_whose_weights_are_missing(
-    configure, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
-    assert not backbone_info("resnet18").ready
-    at = configure()
-    button(at, "The tutorial's recipe").click().run()
-    assert at.session_state["form_backbone"] == "efficientnet_lite0"
-    assert "46.8 MB have to be downloaded" in unescaped(at)
-    button(at, "Switch to resnet18").click().run()
-    assert not at.exception
-    assert at.session_state["form_backbone"] == "resnet18"
-    assert button(at, "Start training").disabled
-    button(at, "Feature extraction").click().run()  # no switch: nothing to warn of
-    assert at.session_state["form_strategy"] == "feature_extraction"
-
-
-def test_the_page_has_one_primary_button(configure):
-    primary = [one.label for one in configure().button if one.proto.type == "primary"]
-    assert primary == ["Start training"]
 
 
 def test_a_forecast_is_computed_once_and_none_where_the_strategy_does_not_fit(monkeypatch):
@@ -243,3 +180,186 @@ def test_a_forecast_is_computed_once_and_none_where_the_strategy_does_not_fit(mo
     for one in (config, config.model_copy(update={"backbone": "resnet18"})) * 2:
         assert known.expects(one) == (None if one.backbone == "resnet18" else "some time")
     assert asked == [config.backbone, "resnet18"]
+
+
+def test_what_was_reached_before_is_on_the_cards(folder, known):
+    form, state = tiny_form()
+
+    def opened(**changes):
+        return open_page("configure", data=known(folder), form=form | changes, state=state)
+
+    assert cards(opened())["full"]["before"] == ""
+    config = tiny_config(folder, strategy="full", weights="none")
+    runs = [
+        place_run(trained_run(config.model_copy(update={"seed": seed})), f"run-{seed}")
+        for seed in (0, 1)
+    ]
+    share = max(summary(run)["val_accuracy"] for run in runs) * 100
+    at = opened()
+    assert cards(at)["full"]["before"] == f"best run: {share:.1f} %"
+    assert cards(at)["last_block"]["before"] == ""
+    assert cards(at, "Backbones")[TINY_BACKBONE]["before"] == f"best run: {share:.1f} %"
+    assert cards(opened(backbone="squeezenet1_1"))["full"]["before"] == ""
+
+
+def test_only_finished_runs_on_the_same_data_count():
+    run = trained_run()
+    fingerprint = run.history.started["fingerprint"]
+    expected = {way_to_train(run.config): summary(run)["val_accuracy"]}
+    assert best_before([run], fingerprint) == expected
+    assert best_before([run], "of other data") == {}
+    assert best_before([replace(run, status="stopped")], fingerprint) == {}
+
+
+def test_a_preset_says_what_it_changed_until_it_is_taken_back_or_more_is_changed(configure):
+    at = configure(learning_rate="0.01")
+    press(at, "Tutorial, no download")
+    assert "Learning rate 0.01 → **0.0001**" in unescaped(at)
+    assert "Epochs 2 → **10**" in unescaped(at)
+    assert "Backbone efficientnet" not in unescaped(at)
+    press(at, "Undo")
+    assert at.text_input(key="form_learning_rate").value == "0.01"
+    assert at.number_input(key="form_epochs").value == 2
+    assert "→" not in unescaped(at)
+    press(at, "Tutorial, no download")
+    at.number_input(key="form_epochs").set_value(3).run()
+    assert "→" not in unescaped(at)
+
+
+def test_a_preset_warns_before_it_switches_to_a_network_whose_weights_are_missing(
+    configure, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    assert not backbone_info("resnet18").ready
+    at = configure()
+    press(at, "The tutorial's recipe")
+    assert at.session_state["form_backbone"] == "efficientnet_lite0"
+    assert "46.8 MB have to be downloaded" in unescaped(at)
+    press(at, "Switch to resnet18")
+    assert button(at, "Start training").disabled
+    recipe = {
+        "backbone": "resnet18",
+        "strategy": "last_block",
+        "optimizer": "adam",
+        "learning_rate": "0.0001",
+        "batch_size": 32,
+        "epochs": 10,
+        "image_size": 224,
+    }
+    assert {name: at.session_state[f"form_{name}"] for name in recipe} == recipe
+    # no switch of the network: nothing to warn of
+    press(at, "Feature extraction")
+    assert at.session_state["form_strategy"] == "feature_extraction"
+    assert at.session_state["form_learning_rate"] == "0.001"
+
+
+def looks(drawn):
+    return [tile["look"] for tile in drawn[-1]]
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_the_strategy_is_drawn_and_stays_drawn_whatever_is_wrong(configure, drawn, data):
+    at = configure() if data else open_page("configure")
+    assert looks(drawn) == ["frozen"] * 7 + ["warm", "head"]
+    at.text_input(key="form_learning_rate").set_value("fast")
+    at.text_input(key="form_weight_decay").set_value("-1")
+    at.number_input(key="form_epochs").set_value(-1)
+    at.number_input(key="form_image_size").set_value(5)
+    at.number_input(key="form_batch_size").set_value(0)
+    at.run()
+    assert looks(drawn) == ["frozen"] * 7 + ["warm", "head"]
+    assert {tile["rate"] for tile in drawn[-1]} == {"unchanged", "rate ?"}
+    assert "Epochs must be at least 1" in words(at)
+    assert "Batch size must be at least 1" in words(at)
+    assert "Learning rate must be a number" in words(at)
+    if data:
+        assert "5 settings cannot be used" in words(at)
+        assert button(at, "Start training").disabled
+
+
+def test_a_custom_strategy_is_drawn_by_its_first_stage_that_trains(configure, drawn):
+    at = configure(strategy="feature_extraction")
+    assert looks(drawn) == ["frozen"] * 8 + ["head"]
+    assert "2,562" in words(at)
+    at.session_state["form_strategy"] = "custom"
+    at.run()
+    at.selectbox(key="custom_cut").set_value("block3").run()
+    assert looks(drawn) == ["frozen"] * 3 + ["warm"] * 5 + ["head"]
+
+
+def test_an_error_inside_more_settings_opens_it_and_errors_are_listed_beside_start(configure):
+    at = configure(epochs=10, schedule="cosine")
+    at.text_input(key="form_warmup_epochs").set_value("3").run()
+    assert at.session_state["more_settings"] is False
+    at.number_input(key="form_epochs").set_value(2).run()
+    assert at.session_state["more_settings"] is True
+    text = unescaped(at)
+    assert "1 setting cannot be used" in text
+    assert text.count("the warm-up must end") == 2  # beside its field, and beside the button
+    at.session_state["more_settings"] = False
+    at.run()
+    assert at.session_state["more_settings"] is False, "it was closed on purpose"
+
+
+def test_input_settings_are_the_networks_until_they_are_typed_and_survive_a_reload(configure):
+    at = configure()
+    assert any("mean 0.5, 0.5, 0.5" in one.value for one in at.caption)
+    fields = [at.text_input(key=key) for key in INPUT_FIELDS]
+    assert [(field.value, field.placeholder) for field in fields] == [("", "from the network")] * 3
+    at.text_input(key="form_mean").set_value("0.1, 0.2,0.3").run()
+    at.text_input(key="form_crop_pct").set_value("90 %").run()
+    again = open_page("configure", **address(at))
+    shown = [again.text_input(key=key).value for key in INPUT_FIELDS]
+    assert shown == ["0.1, 0.2, 0.3", "", "0.9"]
+    for key in INPUT_FIELDS:
+        again.text_input(key=key).set_value(" ")
+    again.run()
+    empty = open_page("configure", **address(again))
+    assert [empty.text_input(key=key).value for key in INPUT_FIELDS] == ["", "", ""]
+    assert not button(empty, "Start training").disabled
+
+
+def test_what_is_wrong_with_input_settings_is_said_beside_them_all_at_once(configure):
+    at = configure(mean="0.1, 0.2", std="0, 0, 0")
+    assert "Input mean must be three numbers from 0 to 1" in unescaped(at)
+    assert "Input standard deviation must be three numbers from 0.001 to 1" in unescaped(at)
+    assert button(at, "Start training").disabled
+
+
+def test_lora_shows_its_settings_and_tints_its_stages(configure, drawn):
+    at = configure(strategy="lora")
+    assert at.number_input(key="form_lora_rank").value == 8
+    assert at.text_input(key="form_lora_alpha").value == "16"
+    assert at.selectbox(key="form_lora_norms").value == "frozen"
+    box = at.selectbox(key="lora_from")
+    assert (box.value, box.options[0], box.options[-1]) == (None, "stem", "block7")
+    assert looks(drawn) == ["tinted"] * 8 + ["head"]
+    box.select("block6").run()
+    assert looks(drawn) == ["frozen"] * 6 + ["tinted"] * 2 + ["head"]
+    stage = network_stages("efficientnet_lite0", 2)[6]
+    trained = sum(min(8, *shape) * sum(shape) for shape in stage.matrices.values())
+    assert drawn[-1][6]["word"] == f"LoRA {100 * trained / stage.parameter_count:.1f} %"
+    assert "LoRA's factors beside frozen weights" in words(at)
+    again = open_page("configure", **address(at))
+    assert again.selectbox(key="lora_from").value == "block6"
+    again.session_state["form_strategy"] = "full"
+    again.run()
+    assert "lora_from" not in keys(again, "selectbox")
+    assert "LoRA" not in words(again)
+
+
+def test_lora_with_a_setting_that_does_not_fit_is_refused_beside_its_field(configure):
+    at = configure({"more_settings": True}, strategy="lora", l2_sp="0.1")
+    assert "L2-SP pulls whole weights back" in unescaped(at)
+    assert button(at, "Start training").disabled
+
+
+def test_arms_of_lora_are_told_apart_by_the_first_stage_with_factors():
+    whole, late = (
+        make_config({"data": "x", "strategy": "lora", "lora_from": stage})
+        for stage in (None, "block6")
+    )
+    assert arm_titles([whole, late]) == [
+        "LoRA (low-rank updates)",
+        "LoRA (low-rank updates) from block6 on",
+    ]

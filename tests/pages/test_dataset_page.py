@@ -1,5 +1,6 @@
-"""Findings and selections on the Dataset page: what can be done in one click, what is confirmed case by case, and the way back."""
+"""Dataset: findings and selections, galleries after the analysis, classes and splits."""
 
+import re
 import shutil
 
 import numpy as np
@@ -10,17 +11,34 @@ from finetune_core.config import Edit
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.edits import load_edits, save_edits
 from finetune_core.data.recent import remember
-from tests.pages.harness import button, labels, open_page, press, words
+from tests.factories import NASTY, image_folder
+from tests.pages.harness import (
+    address,
+    button,
+    keys,
+    labels,
+    metrics,
+    open_page,
+    press,
+    primary,
+    unescaped,
+    words,
+)
 
-
-@pytest.fixture(autouse=True)
-def readable(tmp_path, monkeypatch):
-    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+WRONG = ("red/003.png", "red/007.png", "red/011.png", "red/015.png")
+SPLIT = {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4}
 
 
 @pytest.fixture
-def folder(image_folder, tmp_path):
-    return image_folder(tmp_path / "images", {"red": 14, "blue": 14})
+def made(tmp_path, monkeypatch):
+    """``made(**layout)``: an image folder that the pages may read and a test may change."""
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    return lambda layout, name="images": image_folder(tmp_path / name, layout)
+
+
+@pytest.fixture
+def folder(made):
+    return made({"red": 14, "blue": 14})
 
 
 def opened(folder, view="Findings", page="dataset"):
@@ -29,23 +47,60 @@ def opened(folder, view="Findings", page="dataset"):
 
 def tick(at, sample, key="browse"):
     at.checkbox(key=f"choose-{key}-{sample}").check().run()
-    assert not at.exception
 
 
-def darkened(folder, *names):
-    """Images that are nearly black, each darker than the one before."""
+def select_box(at, label):
+    return next(one for one in at.selectbox if one.label == label)
+
+
+def acts(at, verb):
+    return [label for label in labels(at) if label.startswith(verb)]
+
+
+def excluded(folder):
+    return [edit.paths for edit in load_edits(folder)]
+
+
+def darken(folder, *names):
+    """Write images that are nearly black, each darker than the one before."""
     random = np.random.default_rng(0)
     for number, name in enumerate(names):
         Image.fromarray(random.integers(0, 38 - 3 * number, (32, 40), np.uint8)).save(folder / name)
 
 
-def test_classes_with_similar_names_are_relabelled_pair_by_pair_only(image_folder, tmp_path):
-    folder = image_folder(
-        tmp_path / "images", {"weasel": 12, "weasels": 14, "rose": 12, "roses": 13}
-    )
+@pytest.mark.fuzz
+def test_the_sample_is_shown_once_it_is_taken():
+    at = open_page("dataset")
+    assert not at.metric
+    press(at, "Use the sample")
+    assert at.query_params["data"] == "digits"
+    assert metrics(at) == {
+        "Images": "1,797",
+        "Classes": "10",
+        "Training": "1,259",
+        "Validation": "269",
+        "Test": "269",
+    }
+    at.session_state["dataset_view"] = "Images"
+    at.run()
+    assert len(at.get("image")) == 24
+
+
+def test_what_is_wrong_with_a_folder_is_named(made):
+    folder = made({"red": 12, NASTY: 12})
+    (folder / "red" / "text.jpg").write_text("hello")
+    victim = folder / "red" / "000.png"
+    victim.write_bytes(victim.read_bytes()[:1500])
+    at = opened(folder)
+    assert "text\\.jpg is not an image" in words(at)
+    assert "damaged or cut short" in words(at)
+    assert NASTY not in words(at)
+
+
+def test_classes_with_similar_names_are_relabelled_pair_by_pair_only(made):
+    folder = made({"weasel": 12, "weasels": 14, "rose": 12, "roses": 13})
     at = opened(folder)
     assert "Relabel 12 images of weasel as weasels" in labels(at)
-    assert "Relabel 12 images of rose as roses" in labels(at)
     assert not [label for label in labels(at) if "all" in label.lower()]
     press(at, "Relabel 12 images of rose as roses")
     edit = load_edits(folder)[-1]
@@ -53,16 +108,14 @@ def test_classes_with_similar_names_are_relabelled_pair_by_pair_only(image_folde
     assert {path.split("/")[0] for path in edit.paths} == {"rose"}
 
 
-def test_possible_leakage_is_a_warning_and_moves_selected_images_only(image_folder, tmp_path):
-    folder = image_folder(
-        tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4}
-    )
+def test_possible_leakage_is_a_warning_and_moves_selected_images_only(made):
+    folder = made(SPLIT)
     for number in range(3):
         with Image.open(folder / f"train/red/00{number}.png") as image:
             image.point(lambda value: value * 0.9).save(folder / f"val/red/copy{number}.png")
     at = opened(folder)
     assert "Possible leakage" in words(at)
-    assert not [label for label in labels(at) if label.startswith("Move")]
+    assert not acts(at, "Move")
     tick(at, "val/red/copy1.png", "finding-near_leakage")
     press(at, "Move to the other split the 1 selected")
     assert load_edits(folder) == (
@@ -70,68 +123,84 @@ def test_possible_leakage_is_a_warning_and_moves_selected_images_only(image_fold
     )
 
 
-def test_exact_copies_across_splits_keep_their_one_click(image_folder, tmp_path):
-    folder = image_folder(
-        tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4}
-    )
+def test_exact_copies_across_splits_are_excluded_all_at_once_or_those_selected(made):
+    folder = made(SPLIT)
     for number in range(3):
         shutil.copy(folder / f"train/red/00{number}.png", folder / f"val/red/copy{number}.png")
-    press(opened(folder), "Exclude all 3")
-    assert load_edits(folder)[0].paths == tuple(f"train/red/00{number}.png" for number in range(3))
+    at = opened(folder)
+    assert at.button(key="act-all-leakage").label == "Exclude all 3"
+    tick(at, "train/red/001.png", "finding-leakage")
+    assert at.button(key="act-selected-leakage").label == "Exclude the 1 selected"
+    assert "act-all-leakage" not in keys(at)
+    at.checkbox(key="choose-finding-leakage-train/red/001.png").uncheck().run()
+    press(at, "Exclude all 3")
+    assert excluded(folder) == [tuple(f"train/red/00{number}.png" for number in range(3))]
 
 
 def test_a_guess_is_acted_on_beyond_a_threshold_only_when_its_border_was_shown(folder):
-    darkened(folder, "red/a.png", "red/b.png", "red/c.png", "red/d.png")
+    darken(folder, "red/a.png", "red/b.png", "red/c.png", "red/d.png")
     at = opened(folder)
     assert "Possibly too dark: 4" in words(at)
-    assert not [label for label in labels(at) if label.startswith("Exclude")]
+    assert not acts(at, "Exclude")
     at.slider(key="several-dark").set_value(2).run()
     assert "First ones excluded" in words(at)
     press(at, "Exclude these 2")
-    assert load_edits(folder)[0].paths == ("red/d.png", "red/c.png")
+    assert excluded(folder) == [("red/d.png", "red/c.png")]
 
 
-def test_a_selection_that_a_filter_hides_is_not_changed(folder):
+def test_a_selection_that_a_filter_hides_is_not_changed_and_comes_back(folder):
     at = opened(folder, "Images")
     tick(at, "red/000.png")
     tick(at, "blue/000.png")
-    assert "Exclude 2 images" in labels(at)
-    next(box for box in at.selectbox if box.label == "Class").select_index(1).run()
-    assert "Exclude 1 image" in labels(at)
+    assert acts(at, "Exclude") == ["Exclude 2 images"]
+    select_box(at, "Class").select("blue").run()
     press(at, "Exclude 1 image")
-    assert load_edits(folder)[0].paths == ("blue/000.png",)
-    next(box for box in at.selectbox if box.label == "Class").select_index(0).run()
-    assert "Exclude 1 image" in labels(at)  # what was hidden is selected still, and on show again
+    assert excluded(folder) == [("blue/000.png",)]
+    # Filters stay while another tab is open.
+    for view in ("Classes and splits", "Images"):
+        at.session_state["dataset_view"] = view
+        at.run()
+    assert select_box(at, "Class").value == "blue"
+    select_box(at, "Class").select_index(0).run()
+    assert acts(at, "Exclude") == ["Exclude 1 image"]
 
 
-def test_a_selection_on_another_page_is_shown(folder):
+def test_a_selection_on_another_page_is_shown_and_all_shown_can_be_selected(folder):
     at = opened(folder, "Images")
     tick(at, "red/000.png")
     at.session_state["browse"] = 2
     at.run()
     assert "Selected on other pages:" in words(at)
-    assert at.checkbox(key="choose-browse-red/000.png").value
     at.checkbox(key="choose-browse-red/000.png").uncheck().run()
     assert "Selected on other pages:" not in words(at)
-
-
-def test_all_that_are_shown_can_be_selected_and_cleared(folder):
-    at = press(opened(folder, "Images"), "Select all shown")
+    at.session_state["browse"] = 1
+    at.run()
+    press(at, "Select all shown")
     assert "Exclude 24 images" in labels(at)  # of 28: those on the first page
     press(at, "Clear selection")
-    assert not [label for label in labels(at) if label.startswith("Exclude")]
+    assert not acts(at, "Exclude")
 
 
-def test_every_change_can_be_undone_right_after_it(folder):
+def test_what_is_selected_in_one_data_set_is_not_selected_in_another(folder, made):
+    other = made({"red": 14, "blue": 14}, "others")
+    at = opened(folder, "Images")
+    tick(at, "red/000.png")
+    for data, selected in ((other, False), (folder, True)):
+        at.session_state["data_id"] = remember(str(data))
+        at.run()
+        assert at.checkbox(key="choose-browse-red/000.png").value == selected
+
+
+def test_the_latest_change_can_be_undone_right_after_it(folder):
     save_edits(folder, [Edit(action="exclude", paths=("red/005.png",))])
     at = opened(folder, "Images")
-    assert "undo-last" not in [button.key for button in at.button]
+    assert "undo-last" not in keys(at)
     tick(at, "red/000.png")
     press(at, "Exclude 1 image")
     assert [toast.value.startswith("1 image excluded") for toast in at.toast] == [True]
     at.button(key="undo-last").click().run()
-    assert [edit.paths for edit in load_edits(folder)] == [("red/005.png",)]
-    assert "undo-last" not in [button.key for button in at.button]
+    assert excluded(folder) == [("red/005.png",)]
+    assert "undo-last" not in keys(at)
     assert not at.toast
 
 
@@ -143,131 +212,20 @@ def test_leaving_a_finding_as_it_is_can_be_undone_right_after_it(folder):
     assert load_edits(folder) == ()
 
 
-def test_a_single_class_cannot_be_trained_and_the_page_says_why(image_folder, tmp_path):
-    at = opened(image_folder(tmp_path / "images", {"red": 12}), page="configure")
-    start = button(at, "Start training")
-    assert start.disabled
-    assert "images\\: “red”" in words(at)
-
-
-def test_no_comparison_is_started_on_a_single_class_and_the_page_says_why(image_folder, tmp_path):
-    at = opened(image_folder(tmp_path / "images", {"red": 12}), page="compare")
-    assert not [button for button in at.button if button.label.startswith("Start")]
-    assert "images\\: “red”" in words(at)
-
-
-def test_asking_for_the_manifest_does_not_redraw_the_page_which_would_let_go_of_the_file(folder):
-    at = opened(folder, "Classes and splits")
-    assert [one.proto.ignore_rerun for one in at.get("download_button")] == [True]
-
-
-@pytest.mark.parametrize(
-    "view",
-    ["Findings", "Images", "Classes and splits", "Map", "Linear probe by layer", "Preprocessing"],
-)
-def test_every_view_has_one_primary_button(folder, view):
-    at = opened(folder, view)
-    assert [one.label for one in at.button if one.proto.type == "primary"] == [
-        "Configure the training"
-    ]
-    assert ("Analyze with embeddings" in labels(at)) == (
-        view in ("Findings", "Map", "Linear probe by layer")
-    )
-
-
-def renaming(at, name, to):
-    at.selectbox(key="rename-class").select(name).run()
-    at.text_input(key=f"rename-to-{name}").set_value(to)
-    at.button(key="rename").click().run()
-    assert not at.exception
-    return at
-
-
-def split_of(folder):
-    return load_dataset(folder, edits=load_edits(folder)).by_id["split"].to_dict()
-
-
-def test_a_class_is_renamed_and_no_image_changes_its_split(folder):
-    before = split_of(folder)
-    at = renaming(opened(folder, "Classes and splits"), "red", "crimson")
-    assert at.selectbox(key="rename-class").options == ["blue", "crimson"]
-    assert split_of(folder) == before
-    at.button(key="undo-last").click().run()
-    assert at.selectbox(key="rename-class").options == ["blue", "red"]
-
-
-def test_a_class_renamed_to_another_ones_name_is_merged_and_the_page_says_so_before(
-    image_folder, tmp_path
-):
-    folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 12})
-    before = split_of(folder)
-    at = opened(folder, "Classes and splits")
-    at.selectbox(key="rename-class").select("red").run()
-    at.text_input(key="rename-to-red").set_value("blue").run()
-    assert at.button(key="rename").label == "Merge into blue"
-    assert "14 images of red join the 14 of blue" in words(at)
-    at.button(key="rename").click().run()
-    assert at.selectbox(key="rename-class").options == ["blue", "green"]
-    assert split_of(folder) == before
-    at.button(key="undo-last").click().run()
-    assert at.selectbox(key="rename-class").options == ["blue", "green", "red"]
-
-
-def test_a_name_that_no_class_can_have_is_said(folder):
-    at = renaming(opened(folder, "Classes and splits"), "red", "x" * 1001)
-    assert "cannot be renamed" in words(at)
-    assert load_edits(folder) == ()
-
-
-def test_a_pair_of_copies_with_different_labels_is_shown_once_and_either_can_be_selected(folder):
-    shutil.copy(folder / "red/003.png", folder / "blue/copy.png")
-    at = opened(folder)
-    start = "choose-finding-conflicting_labels-"
-    assert [one.key for one in at.checkbox if one.key.startswith(start)] == [
-        f"{start}blue/copy.png",
-        f"{start}red/003.png",
-    ]
-    assert len(at.get("image")) == 2
-    tick(at, "blue/copy.png", "finding-conflicting_labels")
-    press(at, "Exclude the 1 selected")
-    assert load_edits(folder)[0].paths == ("blue/copy.png",)
-
-
-def test_what_is_selected_in_one_data_set_is_not_selected_in_another(
-    folder, image_folder, tmp_path
-):
-    other = image_folder(tmp_path / "others", {"red": 14, "blue": 14})
-    at = opened(folder, "Images")
-    tick(at, "red/000.png")
-    at.session_state["data_id"] = remember(str(other))
-    at.run()
-    assert not at.checkbox(key="choose-browse-red/000.png").value
-    at.session_state["data_id"] = remember(str(folder))
-    at.run()
-    assert at.checkbox(key="choose-browse-red/000.png").value
-
-
-def test_filters_stay_while_another_tab_is_looked_at(folder):
-    at = opened(folder, "Images")
-    next(box for box in at.selectbox if box.label == "Class").select("red").run()
-    at.session_state["dataset_view"] = "Classes and splits"
-    at.run()
-    at.session_state["dataset_view"] = "Images"
-    at.run()
-    assert next(box for box in at.selectbox if box.label == "Class").value == "red"
+def undo_buttons(at):
+    return [one for one in at.button if one.label == "Undo"]
 
 
 def test_a_button_of_a_change_undoes_that_one_wherever_it_has_moved(folder):
     edits = [Edit(action="exclude", paths=(f"red/00{number}.png",)) for number in range(3)]
     save_edits(folder, edits)
     at = opened(folder)
-    # nothing is drawn in a box that is closed
-    assert not [button for button in at.button if button.label == "Undo"]
+    assert not undo_buttons(at), "nothing is drawn in a box that is closed"
     at.session_state["changes_box"] = True
     at.run()
-    first, second, third = (button for button in at.button if button.label == "Undo")
+    first, second, third = undo_buttons(at)
     first.click().run()
-    assert [button.key for button in at.button if button.label == "Undo"] == [second.key, third.key]
+    assert [one.key for one in undo_buttons(at)] == [second.key, third.key]
     at.button(key=third.key).click().run()
     assert load_edits(folder) == (edits[1],)
 
@@ -278,29 +236,91 @@ def test_of_many_changes_the_latest_are_listed_and_the_others_on_further_pages(f
     at = opened(folder)
     at.session_state["changes_box"] = True
     at.run()
-    undo = [button for button in at.button if button.label == "Undo"]
-    assert len(undo) == 20
-    undo[0].click().run()
+    assert len(undo_buttons(at)) == 20
+    undo_buttons(at)[0].click().run()
     assert load_edits(folder) == tuple(edits[:-1])
     at.session_state["changes-page"] = 3
     at.run()
-    last = [button for button in at.button if button.label == "Undo"]
-    assert len(last) == 9
-    last[-1].click().run()
+    assert len(undo_buttons(at)) == 9
+    undo_buttons(at)[-1].click().run()
     assert load_edits(folder) == tuple(edits[1:-1])
 
 
-def test_acting_on_all_and_on_the_selected_are_two_buttons(image_folder, tmp_path):
-    folder = image_folder(
-        tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4}
-    )
-    for number in range(2):
-        shutil.copy(folder / f"train/red/00{number}.png", folder / f"val/red/copy{number}.png")
+def test_nothing_is_trained_on_a_single_class_and_the_page_says_why(made):
+    folder = made({"red": 12})
+    at = opened(folder, page="configure")
+    assert button(at, "Start training").disabled
+    assert "images\\: “red”" in words(at)
+    at = opened(folder, page="compare")
+    assert not acts(at, "Start")
+    assert "images\\: “red”" in words(at)
+
+
+@pytest.mark.parametrize(
+    "view",
+    ["Findings", "Images", "Classes and splits", "Map", "Linear probe by layer", "Preprocessing"],
+)
+def test_every_view_has_one_primary_button(folder, view):
+    at = opened(folder, view)
+    assert primary(at) == ["Configure the training"]
+    needs_analysis = view in ("Findings", "Map", "Linear probe by layer")
+    assert ("Analyze with embeddings" in labels(at)) == needs_analysis
+    if view == "Classes and splits":
+        # Drawing the page anew would let go of the file.
+        assert [one.proto.ignore_rerun for one in at.get("download_button")] == [True]
+    if view == "Preprocessing":
+        assert [alt.rpartition(", ")[2] for alt in alts(at)[:2]] == [
+            "the whole image",
+            "network input",
+        ]
+
+
+def rename(at, name, to):
+    at.selectbox(key="rename-class").select(name).run()
+    at.text_input(key=f"rename-to-{name}").set_value(to).run()
+    return at.button(key="rename").label
+
+
+def split_of(folder):
+    return load_dataset(folder, edits=load_edits(folder)).by_id["split"].to_dict()
+
+
+@pytest.mark.parametrize(
+    ("to", "label", "left"),
+    [
+        ("crimson", "Rename", ["blue", "crimson", "green"]),
+        ("blue", "Merge into blue", ["blue", "green"]),
+    ],
+)
+def test_a_class_is_renamed_or_merged_and_no_image_changes_its_split(made, to, label, left):
+    folder = made({"red": 14, "blue": 14, "green": 12})
+    before = split_of(folder)
+    at = opened(folder, "Classes and splits")
+    assert rename(at, "red", to) == label
+    assert ("14 images of red join the 14 of blue" in words(at)) == (to == "blue")
+    at.button(key="rename").click().run()
+    assert at.selectbox(key="rename-class").options == left
+    assert split_of(folder) == before
+    at.button(key="undo-last").click().run()
+    assert at.selectbox(key="rename-class").options == ["blue", "green", "red"]
+
+
+def test_a_name_that_no_class_can_have_is_said(folder):
+    at = opened(folder, "Classes and splits")
+    rename(at, "red", "x" * 1001)
+    at.button(key="rename").click().run()
+    assert "cannot be renamed" in words(at)
+    assert load_edits(folder) == ()
+
+
+def test_a_pair_of_copies_with_different_labels_is_shown_once(folder):
+    shutil.copy(folder / "red/003.png", folder / "blue/copy.png")
     at = opened(folder)
-    assert at.button(key="act-all-leakage").label == "Exclude all 2"
-    tick(at, "train/red/001.png", "finding-leakage")
-    assert at.button(key="act-selected-leakage").label == "Exclude the 1 selected"
-    assert "act-all-leakage" not in [button.key for button in at.button]
+    assert boxes(at, "finding-conflicting_labels") == ["blue/copy.png", "red/003.png"]
+    assert len(at.get("image")) == 2
+    tick(at, "blue/copy.png", "finding-conflicting_labels")
+    press(at, "Exclude the 1 selected")
+    assert excluded(folder) == [("blue/copy.png",)]
 
 
 def test_folders_are_not_walked_behind_a_closed_box(folder):
@@ -309,3 +329,94 @@ def test_folders_are_not_walked_behind_a_closed_box(folder):
     at.session_state[f"source-{folder}"] = True
     at.run()
     assert [box for box in at.selectbox if box.label == "Open a subfolder"]
+
+
+@pytest.fixture
+def mislabelled(made):
+    """Four images of red are labelled blue."""
+    folder = made({"red": 30, "blue": 30})
+    save_edits(folder, [Edit(action="relabel", paths=WRONG, to="blue")])
+    return folder
+
+
+def boxes(at, key):
+    """Ids of the images that can be selected, in the order drawn."""
+    start = f"choose-{key}-"
+    return [one.key.removeprefix(start) for one in at.checkbox if one.key.startswith(start)]
+
+
+def box_labels(at, key):
+    return [one.label for one in at.checkbox if one.key.startswith(f"choose-{key}-")]
+
+
+def alts(at):
+    return [one.alt for element in at.get("image") for one in element.proto.imgs]
+
+
+def similar(at):
+    """The alternative texts of similar images, which stand below the gallery."""
+    found = [alt for alt in alts(at) if alt.startswith("Similar image ")]
+    assert found == alts(at)[len(alts(at)) - len(found) :]
+    return found
+
+
+@pytest.mark.train
+def test_the_analysis_sorts_images_by_confidence_and_finds_similar_ones(mislabelled, finished):
+    at = opened(mislabelled, "Images")
+    assert select_box(at, "Sort by").options == ["Class, in turn", "Name"]
+    tick(at, "red/000.png")
+    assert "Similar images are shown after *Analyze with embeddings*" in words(at)
+    at.checkbox(key="choose-browse-red/000.png").uncheck().run()
+    at.session_state["form_image_size"], at.session_state["dataset_view"] = 32, "Findings"
+    at.run()
+    press(at, "Analyze with embeddings")
+    finished(at)
+
+    found = boxes(at, "finding-label_errors")
+    assert len(found) >= 2
+    assert set(found) <= set(WRONG)
+    at.segmented_control(key="order-label_errors").set_value("confidence").run()
+    assert sorted(boxes(at, "finding-label_errors")) == sorted(found)
+    shown = [label.replace("\\", "") for label in box_labels(at, "finding-label_errors")]
+    confidences = [float(re.search(r"\(([\d.]+) %\)", label)[1]) for label in shown]
+    assert confidences == sorted(confidences, reverse=True)
+    assert not acts(at, "Relabel all")
+    assert len(load_edits(mislabelled)) == 1
+
+    at.session_state["dataset_view"] = "Images"
+    at.run()
+    select_box(at, "Sort by").select("unsure").run()
+    assert set(boxes(at, "browse")[:4]) == set(WRONG)
+    assert all("predicted red" in label for label in box_labels(at, "browse")[:4])
+    select_box(at, "Sort by").select("sure").run()
+    assert not set(boxes(at, "browse")) & set(WRONG)
+    select_box(at, "Sort by").select("name").run()
+    assert boxes(at, "browse") == sorted(boxes(at, "browse"))
+
+    select_box(at, "Sort by").select_index(0).run()
+    tick(at, "red/000.png")
+    assert "Similar to red/000" in unescaped(at)
+    assert len(similar(at)) == 8
+    assert all(alt.startswith("Similar image red/") for alt in similar(at))
+    assert all("distance 0." in alt for alt in similar(at))
+    tick(at, "blue/000.png")
+    assert similar(at) == []
+    at.selectbox(key="similar-to-browse").select("blue/000.png").run()
+    assert len(similar(at)) == 8
+    assert all(alt.startswith("Similar image blue/") for alt in similar(at))
+
+
+@pytest.mark.train
+def test_a_long_analysis_goes_on_whatever_is_pressed_and_is_kept(folder, held_back, finished):
+    gate = held_back("pages.shared.data.analysis.inspect_deeply")
+    at = opened(folder)
+    at.session_state["form_image_size"] = 32
+    press(at, "Analyze with embeddings")
+    at.switch_page("pages/runs.py").run()
+    at.switch_page("pages/dataset.py").run()
+    assert button(at, "Analyze with embeddings").disabled
+    assert "Stop" in labels(at)
+    gate.set()
+    finished(at)
+    assert not {"Analyze with embeddings", "Stop"} & set(labels(at))
+    assert address(at)["data"] == remember(str(folder))

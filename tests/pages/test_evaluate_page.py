@@ -1,80 +1,67 @@
-"""The Evaluate page, run by Streamlit's own test harness against runs that were trained on a few coloured images."""
+"""Evaluate: headline, confusions, mistakes, and each tab, on a few coloured images."""
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from finetune_core import paths
-from finetune_core.config import make_config
+from finetune_core.evaluation.comparison.tta import augmented
 from finetune_core.evaluation.single_run import evaluate
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
-from tests.pages.harness import open_page, words
+from finetune_core.training.events import EpochEnded
+from tests.factories import image_folder, tiny_config, train
+from tests.pages.harness import button, keys, metrics, open_page, press, unescaped, words
 
 NASTY = '<script>alert("x")<'
-SETTINGS = {
-    "image_size": 32,
-    "epochs": 3,
-    "batch_size": 8,
-    "learning_rate": 3e-3,
-    "precision": "fp32",
-}
 
 
 @pytest.fixture(scope="module")
-def trained(image_folder_once, tmp_path_factory):
-    """Where runs and data are: ``tested`` has test images, none of the nasty class, some wrongly labelled; ``untested`` has none."""
+def trained(tmp_path_factory):
+    """(home, images): ``tested`` has no test images of the nasty class, ``untested`` has none.
+
+    Three images of ``tested`` have a wrong label.
+    """
     home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("images")
+    image_folder(folder, {"red": 30, "blue": 30, NASTY: 14})
+    rows = []
+    for path in sorted(folder.rglob("*.png")):
+        name, number = path.parent.name, int(path.stem)
+        split = "train" if number < 10 else "val" if number < 14 else "test"
+        label = "blue" if name == "red" and number >= 27 else name
+        rows.append((path.relative_to(folder).as_posix(), label, split, "AB"[number % 2]))
+    manifest = folder / "set.csv"
+    pd.DataFrame(rows, columns=["path", "label", "split", "camera"]).to_csv(manifest, index=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THAW_HOME", str(home))
-        image_folder_once(folder, {"red": 30, "blue": 30, NASTY: 14})
-        rows = []
-        for path in sorted(folder.rglob("*.png")):
-            name, number = path.parent.name, int(path.stem)
-            split = "train" if number < 10 else "val" if number < 14 else "test"
-            label = "blue" if name == "red" and number >= 27 else name
-            rows.append(
-                {
-                    "path": path.relative_to(folder).as_posix(),
-                    "label": label,
-                    "split": split,
-                    "camera": "AB"[number % 2],
-                }
-            )
-        manifest = folder / "set.csv"
-        pd.DataFrame(rows).to_csv(manifest, index=False)
-        for name, data, settings in (
-            ("tested", manifest, {}),
-            ("untested", folder, {"test_fraction": 0}),
+        usual = {"strategy": "full", "epochs": 3, "batch_size": 8, "learning_rate": 3e-3}
+        for name, config in (
+            ("tested", tiny_config(manifest, **usual)),
+            ("untested", tiny_config(folder, test_fraction=0, **usual)),
         ):
-            reservation = create_run(
-                make_config({"data": str(data), **SETTINGS, **settings}), paths.runs_dir()
-            )
-            list(execute(reservation))
-            shutil.move(reservation.run_dir, paths.runs_dir() / name)
+            run = train(config, paths.runs_dir())
+            run.run_dir.rename(paths.runs_dir() / name)
     return home, folder
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def in_its_home(trained, monkeypatch):
     monkeypatch.setenv("THAW_HOME", str(trained[0]))
     monkeypatch.setenv("THAW_DATA_ROOTS", str(trained[1]))
 
 
 @pytest.fixture
-def run(trained):
+def run(trained, in_its_home):
     return RunStore(trained[0] / "runs").run("tested")
 
 
 def opened(run_id="tested", view="Mistakes"):
-    return open_page("evaluate", run=run_id, state={"evaluate_view": view})
-
-
-def metrics(at):
-    return {metric.label: metric.value for metric in at.metric}
+    at = open_page("evaluate", run=run_id, state={"evaluate_view": view})
+    assert NASTY not in words(at)
+    return at
 
 
 def captions(at):
@@ -88,6 +75,8 @@ def tables(at):
 def test_the_headline_is_of_the_test_images_and_validation_is_called_optimistic(run):
     at = opened()
     result = evaluation(run, "test")
+    assert metrics(at).keys() == {"Accuracy", "95 % interval", "Loss", "Images"}
+    assert any("Export" in box.label for box in at.expander)
     assert metrics(at)["Images"] == str(result.images) == "32"
     assert "used for nothing before" in words(at)
     at.session_state["evaluate_split"] = "val"
@@ -98,7 +87,7 @@ def test_the_headline_is_of_the_test_images_and_validation_is_called_optimistic(
     assert "There are no test images." in untested.warning[0].value
 
 
-def test_classes_stand_with_the_hardest_first_and_absent_ones_have_no_numbers():
+def test_classes_stand_with_the_hardest_first_and_absent_ones_have_no_numbers(run):
     at = opened()
     table = tables(at)[0]
     assert table["recall"].dropna().is_monotonic_increasing
@@ -118,31 +107,24 @@ def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(ru
     cell, before = result.cell(true, predicted), len(at.get("image"))
     shown = min(6, len(cell))
     at.selectbox(key="true-tested-test").set_value(true).run()
-    assert (
-        f"**All of {wrong['true']}, the highest loss first**: {result.confusion[true].sum()} images"
-        in words(at).replace("\\", "")
-    )
+    images = result.confusion[true].sum()
+    assert f"**All of {wrong['true']}, the highest loss first**: {images} images" in unescaped(at)
     at.selectbox(key="predicted-tested-test").set_value(predicted).run()
     assert len(at.get("image")) == before + shown > before
     sample = cell["id"].iloc[0]
     thumbnail = at.button(key=f"open-cell-tested-test-{true}-{predicted}-{sample}")
     assert thumbnail.label.replace("\\", "") == Path(sample).name
     thumbnail.click().run(timeout=300)
-    assert not at.exception
     assert len(at.get("image")) == before + shown + 4
     assert sample in captions(at)
     assert any(caption.startswith(f"True class: {wrong['true']}") for caption in captions(at))
     assert any(caption.startswith(f"Predicted: {wrong['predicted']}") for caption in captions(at))
     layers = at.selectbox(key="layer-tested")
     # at 32 pixels the maps after it are one cell
-    assert layers.options[-1] == "block5, 2 × 2 (last)"
-    assert layers.value == "block3"
+    assert layers.options[-1] == "layer3, 2 × 2 (last)"
+    assert layers.value == "layer2"
     assert "map of 4 × 4 cells" in words(at)
-
-
-def test_an_empty_cell_is_said_to_be_empty(run):
-    at = opened()
-    nasty = evaluation(run, "test").classes.index(NASTY)
+    nasty = result.classes.index(NASTY)
     at.selectbox(key="true-tested-test").set_value(nasty)
     at.selectbox(key="predicted-tested-test").set_value(nasty)
     at.run()
@@ -156,14 +138,9 @@ def test_an_image_that_is_gone_is_said_and_nothing_else_breaks(trained, run):
     try:
         at = opened()
         assert "no longer exists" in words(at)
-        assert not [
-            button for button in at.button if button.key == f"open-mistakes-tested-test-{sample}"
-        ]
-        assert [
-            button
-            for button in at.button
-            if str(button.key).startswith("open-mistakes-tested-test-")
-        ]
+        opens = [key for key in keys(at) if str(key).startswith("open-mistakes-tested-test-")]
+        assert opens
+        assert f"open-mistakes-tested-test-{sample}" not in opens
     finally:
         file.with_suffix(".away").rename(file)
 
@@ -179,18 +156,19 @@ def test_mistakes_or_highest_losses(run):
     assert captions(at)[0].endswith(f"loss {result.top_losses['loss'].iloc[0]:.2f}")
 
 
-def test_a_tab_is_worked_out_only_when_it_is_opened():
+def test_a_tab_is_worked_out_only_when_it_is_opened(run):
     for cached in (evaluate._scores, evaluate._class_curves, evaluate._calibrated):
         cached.cache_clear()
     opened()
-    opened(view="Slices")
+    at = opened(view="Slices")
+    assert "camera" in at.selectbox(key="by-tested-test").options
     assert [
         one.cache_info().misses
         for one in (evaluate._scores, evaluate._class_curves, evaluate._calibrated)
     ] == [0, 0, 0]
 
 
-def test_all_numbers_have_intervals_and_say_what_they_leave_out():
+def test_all_numbers_have_intervals_and_say_what_they_leave_out(run):
     at = opened(view="Metrics")
     table = tables(at)[1].set_index("Metric")
     assert len(table) == 14
@@ -200,7 +178,7 @@ def test_all_numbers_have_intervals_and_say_what_they_leave_out():
     assert "There are no images of 1 class here" in words(at)
 
 
-def test_curves_of_the_hardest_classes_and_the_areas_of_all():
+def test_curves_of_the_hardest_classes_and_the_areas_of_all(run):
     at = opened(view="Curves")
     assert len(at.get("plotly_chart")) == 3
     areas = tables(at)[1].set_index("Class")
@@ -211,7 +189,7 @@ def test_curves_of_the_hardest_classes_and_the_areas_of_all():
     assert len(at.get("plotly_chart")) == 1
 
 
-def test_calibration_says_what_the_temperature_was_fitted_on():
+def test_calibration_says_what_the_temperature_was_fitted_on(run):
     at = opened(view="Calibration")
     error = next(metric for metric in at.metric if metric.label == "ECE")
     assert error.delta.startswith("95 % interval ")
@@ -222,13 +200,8 @@ def test_calibration_says_what_the_temperature_was_fitted_on():
     assert len(at.get("plotly_chart")) == 3
 
 
-def test_slices_offer_what_a_manifest_says():
-    at = opened(view="Slices")
-    assert "camera" in at.selectbox(key="by-tested-test").options
-    assert not at.exception
-
-
-def test_robustness_is_measured_once_and_stays_with_the_run_whatever_is_pressed_meanwhile(
+@pytest.mark.train
+def test_robustness_is_measured_once_and_kept_whatever_is_pressed_meanwhile(
     run, held_back, finished
 ):
     at = opened(view="Robustness")
@@ -248,27 +221,14 @@ def test_robustness_is_measured_once_and_stays_with_the_run_whatever_is_pressed_
     assert len(again.get("plotly_chart")) == 2
 
 
-@pytest.mark.parametrize(
-    "view", ["Mistakes", "Metrics", "Curves", "Calibration", "Slices", "Robustness"]
-)
-def test_names_never_become_markup(view):
-    assert NASTY not in words(opened(view=view))
-
-
-def test_the_network_can_be_exported_from_here():
-    assert any("Export" in box.label for box in opened().expander)
-
-
 def test_images_outside_the_folders_that_may_be_read_are_not_shown(
     run, tmp_path, monkeypatch, finished
 ):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     at = opened()
     assert not at.get("image")
-    assert (
-        words(at).replace("\\", "").count("lies outside the folders that Thaw may read here") == 1
-    )
-    assert not [button for button in at.button if str(button.key).startswith("open-")]
+    assert unescaped(at).count("lies outside the folders that Thaw may read here") == 1
+    assert not [key for key in keys(at) if str(key).startswith("open-")]
     at = opened(view="Robustness")
     at.button(key="measure").click().run(timeout=300)
     finished(at)
@@ -287,10 +247,40 @@ def test_how_results_are_looked_at_stays_while_other_tabs_and_pages_are(run):
     at.switch_page("pages/evaluate.py")
     at.session_state["evaluate_view"] = "Calibration"
     at.run()
-    assert not at.exception
     assert [at.segmented_control(key=key).value for key in ("shares", "order", "binning")] == [
         "true",
         "confusion",
         "mass",
     ]
     assert at.slider(key="threshold").value == 55
+
+
+@pytest.mark.train
+def test_flips_at_test_time_are_measured_at_a_click_and_shown_again(runs, finished):
+    query = {"run": runs[0].run_id, "state": {"evaluate_view": "Flips at test time"}}
+    at = open_page("evaluate", **query)
+    assert "It was not trained on mirror images" in unescaped(at)
+    press(at, "Evaluate with flips")
+    finished(at)
+    lines = [one.in_words() for one in augmented(runs[0])]
+    assert len(lines) == 2
+    for page in (at, open_page("evaluate", **query)):
+        assert all(line in unescaped(page) for line in lines)
+        assert button(page, "Measure again")
+
+
+def test_a_run_stopped_in_bf16_says_so_and_one_click_evaluates_it_in_fp32(
+    native_bf16, folder, finished
+):
+    reservation = create_run(tiny_config(folder, precision="bf16"), paths.runs_dir())
+    for event in execute(reservation):
+        if isinstance(event, EpochEnded):
+            request_stop(reservation.run_dir)
+    captions = [one.value for one in open_page("train").caption]
+    assert any("metrics of each epoch are computed in bf16" in caption for caption in captions)
+    at = open_page("evaluate", run=reservation.run_dir.name)
+    assert any("Computed in bf16" in warning.value for warning in at.warning)
+    press(at, "Evaluate in fp32")
+    finished(at)
+    assert not any("Computed in bf16" in warning.value for warning in at.warning)
+    assert "Evaluate in fp32" not in [one.label for one in at.button]

@@ -1,11 +1,10 @@
-"""The next experiment on Compare: named with its reason and forecast, filled in on Configure, never started from there."""
+"""The next experiment on Compare: its reason and forecast, filled in on Configure, not started."""
 
 from dataclasses import replace
 
 import pytest
 
 from finetune_core import paths
-from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.recent import remember
 from finetune_core.evaluation.comparison.compare import compare_runs
@@ -18,49 +17,37 @@ from finetune_core.evaluation.comparison.next_experiment import (
 )
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.inspection.learned import Probe
-from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.work import finish
 from tests.answers import answer_rightly
-from tests.pages.harness import labels, open_page, press, unescaped
+from tests.factories import Shared, shared_images, trained_run
+from tests.pages.harness import labels, open_page, place_run, press, unescaped
 from tests.shifted import darkened
-from tests.trained import QUICK
 
 FILL_IN = "Fill in on Configure"
 
 
-@pytest.fixture
-def data(trained_once, monkeypatch):
-    monkeypatch.setenv("THAW_DATA_ROOTS", str(trained_once.data.parent))
-    paths.runs_dir().mkdir(parents=True)
-    return trained_once.data
+@pytest.fixture(autouse=True)
+def readable(monkeypatch):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(Shared.folder))
 
 
 @pytest.fixture
-def trained(trained_once, data):
-    """A run of Last block and one of Feature extraction."""
-    trained_once.copied(paths.runs_dir())
-    return RunStore(paths.runs_dir()).runs()
+def probe():
+    """A linear probe in the app's own folder."""
+    return place_run(trained_run(strategy="linear_probe"), "probe")
 
 
 @pytest.fixture
-def probe(data):
-    """A linear probe, fitted in the app's own folder."""
-    list(
-        execute(
-            create_run(
-                make_config(QUICK | {"data": str(data), "strategy": "linear_probe"}),
-                paths.runs_dir(),
-            )
-        )
-    )
-    return RunStore(paths.runs_dir()).runs()[0]
+def last_block():
+    """A run of Last block in the app's own folder."""
+    return place_run(trained_run(strategy="last_block"), "last-block")
 
 
-def test_a_baseline_that_is_missing_is_offered_once(trained, data):
-    found = next_experiment(evidence_of(compare_runs(trained)))
+def test_a_baseline_that_is_missing_is_offered_once(last_block):
+    found = next_experiment(evidence_of(compare_runs([last_block])))
     at = open_page("compare")
     text = unescaped(at)
     assert "Fit a linear probe as the baseline" in text
@@ -70,25 +57,21 @@ def test_a_baseline_that_is_missing_is_offered_once(trained, data):
 
 
 @pytest.fixture
-def distorting(probe, data, tmp_path):
-    """A linear probe and a run of Last block, made to answer as if training had paid on its own images only; and the other data."""
-    config = make_config(QUICK | {"data": str(data), "strategy": "last_block"})
-    list(execute(create_run(config, paths.runs_dir())))
-    runs = RunStore(paths.runs_dir()).runs()
+def distorting(probe, last_block, tmp_path):
+    """Both runs, made to answer as if training had paid on its own images only."""
+    runs = [probe, last_block]
     tested = load_predictions(probe.run_dir)
     tested = tested.loc[tested["split"] == "test", "id"]
-    other = darkened(tested, data, tmp_path / "dark")
+    other = darkened(tested, shared_images(), tmp_path / "dark")
     for run in runs:
-        answer_rightly(run, run.config.strategy == "last_block")
+        answer_rightly(run, run is last_block)
     fingerprint = finish(predict_shifted(runs, str(other)))
     for run in runs:
-        answer_rightly(run, run.config.strategy == "linear_probe", fingerprint)
+        answer_rightly(run, run is probe, fingerprint)
     return runs
 
 
-def test_where_training_lost_what_frozen_features_have_on_shifted_images_lp_ft_is_filled_in(
-    distorting, data
-):
+def test_where_training_lost_accuracy_on_shifted_images_lp_ft_is_filled_in(distorting):
     at = open_page("compare")
     text = unescaped(at)
     assert "Train “Linear probe, then full (LP-FT)”" in text
@@ -97,9 +80,9 @@ def test_where_training_lost_what_frozen_features_have_on_shifted_images_lp_ft_i
     press(at, FILL_IN)
     assert at.title[0].value == "Configure"
     assert at.session_state["form_strategy"] == "linear_probe_then_full"
-    assert at.session_state["form_image_size"] == QUICK["image_size"]
-    assert at.session_state["data_path"][1] == str(data)
-    assert len(RunStore(paths.runs_dir()).runs()) == len(distorting)
+    assert at.session_state["form_image_size"] == distorting[1].config.image_size
+    assert at.session_state["data_path"][1] == str(shared_images())
+    assert len(RunStore(paths.runs_dir()).runs()) == 2
 
 
 def falling(run):
@@ -113,7 +96,7 @@ def falling(run):
 def test_what_is_inferred_says_so(probe, monkeypatch):
     monkeypatch.setattr("finetune_core.evaluation.comparison.next_experiment.known_layers", falling)
     at = open_page("compare")
-    assert "Thaw block7 next" in unescaped(at)
+    assert "Thaw layer4 next" in unescaped(at)
     assert "Inferred from features and gradients" in unescaped(at)
     press(at, FILL_IN)
     assert at.session_state["form_strategy"] == "last_block"
@@ -125,22 +108,20 @@ def test_where_nothing_stands_out_the_page_says_what_could_tell(probe):
     assert FILL_IN not in labels(at)
 
 
-def test_the_forecast_is_measured_when_asked_for_on_the_data_of_the_runs(probe, data, finished):
-    config = make_config(QUICK | {"data": str(data), "strategy": "last_block", "seed": 1})
-    list(execute(create_run(config, paths.runs_dir())))
+@pytest.mark.train
+def test_the_forecast_is_measured_when_asked_for_on_the_data_of_the_runs(
+    probe, last_block, finished
+):
     assert "while other data are chosen" in unescaped(open_page("compare"))
-    at = open_page("compare", state={"data_id": remember(str(data), None)})
+    at = open_page("compare", state={"data_id": remember(str(shared_images()), None)})
     assert "Forecast: " not in unescaped(at)
     press(at, "Forecast")
     finished(at)
-    found = next_experiment(evidence_of(compare_runs(RunStore(paths.runs_dir()).runs())))
-    takes = forecast_of(found, load_dataset(data, **config.split_settings), SpeedBook())
+    found = next_experiment(evidence_of(compare_runs([probe, last_block])))
+    dataset = load_dataset(shared_images(), **last_block.config.split_settings)
+    takes = forecast_of(found, dataset, SpeedBook())
     assert takes
     assert f"Forecast: {forecast_in_words(takes)}" in unescaped(at)
-    alone = forecast_of(
-        replace(found, configs=found.configs[:1]),
-        load_dataset(data, **config.split_settings),
-        SpeedBook(),
-    )
+    alone = forecast_of(replace(found, configs=found.configs[:1]), dataset, SpeedBook())
     assert len(found.configs) == 2
     assert takes.seconds > alone.seconds

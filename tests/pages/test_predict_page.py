@@ -1,4 +1,4 @@
-"""Predict, run by Streamlit's own test harness over a real run."""
+"""Predict: single images with their reasons, neighbours, archives, and the presentation."""
 
 import csv
 import io
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune_core import paths
 from finetune_core.evaluation.prediction.neighbours import (
     Encoder,
     compute_neighbourhood,
@@ -18,18 +17,9 @@ from finetune_core.evaluation.prediction.neighbours import (
     neighbours_changed,
 )
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
-from finetune_core.runs.store import RunStore
 from finetune_core.work import finish
 from tests.factories import NASTY
-from tests.pages.harness import open_page, press, words
-
-
-@pytest.fixture
-def runs(trained_once, monkeypatch):
-    """Two runs on the same images, in the app's own folder."""
-    monkeypatch.setenv("THAW_DATA_ROOTS", str(trained_once.data))
-    trained_once.copied(paths.runs_dir())
-    return RunStore(paths.runs_dir()).runs()
+from tests.pages.harness import labels, open_page, press, unescaped, words
 
 
 def image_of(run, name):
@@ -49,21 +39,18 @@ def give(at, *images):
         [(name, content, "image/png") for name, content in images]
     )
     at.run()
-    assert not at.exception
 
 
 def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
     at = open_page("predict", run=runs[0].run_id)
-    assert "This network distinguishes 3 classes" in words(at)
-    assert NASTY not in words(at)
+    assert any(f"?present=1&run={runs[0].run_id}" in code.value for code in at.code)
     red = image_of(runs[0], "red/000.png")
     give(at, (f"{NASTY}.png", red), ("broken.png", b"hello"))
     text = words(at)
     probability = load_predictor(runs[0]).probabilities([red])[0]
     classes = runs[0].history.started["classes"]
-    assert f"## {classes[probability.argmax()]} · {100 * probability.max():.1f} %" in text.replace(
-        "\\", ""
-    )
+    best = f"## {classes[probability.argmax()]} · {100 * probability.max():.1f} %"
+    assert best in unescaped(at)
     assert len(at.get("image")) == 2, "the network input, and Grad-CAM"
     assert len(at.get("plotly_chart")) == 1
     assert any("broken" in error.value for error in at.error)
@@ -71,20 +58,29 @@ def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
     assert "A network always predicts one of its classes" in text
 
 
-def test_known_training_images_stand_beside_a_new_one_and_strangers_are_flagged(runs, finished):
+def test_neighbours_stand_beside_an_image_and_strangers_are_flagged(runs, held_back, finished):
+    gate = held_back("pages.shared.evaluation.prediction.compute_neighbourhood")
     at = open_page("predict", run=runs[0].run_id)
     press(at, "Show nearest training images")
-    finished(at)
-    assert "Show nearest training images" not in [button.label for button in at.button]
     give(at, ("000.png", image_of(runs[0], "blue/000.png")))
+    assert "## " in words(at), "an upload does not wait, and does not end what is computed"
+    assert "Stop" in labels(at)
+    assert neighbours_changed(runs[0]) == 0
+    gate.set()
+    finished(at)
+    assert neighbours_changed(runs[0])
+    assert "Show nearest training images" not in labels(at)
     assert "Nearest training images" in words(at)
     assert len(at.get("image")) == 6
     assert "Unlike anything" not in words(at)
     give(at, ("board.png", checkerboard()))
     assert "Unlike anything in training" in words(at)
-    assert "Nearest training images" in words(opened_again(runs[0])), "it is kept for the next time"
+    again = open_page("predict", run=runs[0].run_id)
+    give(again, ("000.png", image_of(runs[0], "blue/000.png")))
+    assert "Nearest training images" in words(again), "it is kept for the next time"
 
 
+@pytest.mark.train
 def test_images_that_were_predicted_are_not_predicted_again(runs, monkeypatch):
     finish(compute_neighbourhood(runs[0], encoder(load_predictor(runs[0]))))
     computed = []
@@ -107,42 +103,25 @@ def test_images_that_were_predicted_are_not_predicted_again(runs, monkeypatch):
     assert len([one for one in at.markdown if one.value.startswith("## ")]) == 2
 
 
-def opened_again(run):
-    at = open_page("predict", run=run.run_id)
-    give(at, ("000.png", image_of(run, "blue/000.png")))
-    return at
-
-
-def test_an_upload_does_not_end_what_is_computed_of_the_training_images(runs, held_back, finished):
-    gate = held_back("pages.shared.evaluation.prediction.compute_neighbourhood")
-    at = open_page("predict", run=runs[0].run_id)
-    press(at, "Show nearest training images")
-    give(at, ("000.png", image_of(runs[0], "blue/000.png")))
-    assert "## " in words(at)
-    assert any(button.label == "Stop" for button in at.button)
-    assert neighbours_changed(runs[0]) == 0
-    gate.set()
-    finished(at)
-    assert neighbours_changed(runs[0])
-    assert "Nearest training images" in words(at)
-
-
+@pytest.mark.train
 def test_two_runs_say_what_they_think_of_the_same_image(runs, finished):
     at = open_page("predict", run=runs[0].run_id, beside=runs[1].run_id)
     press(at, "Show nearest training images")
     finished(at)
     give(at, ("000.png", image_of(runs[0], "red/000.png")))
     assert len(at.get("plotly_chart")) == 2
-    assert len(at.get("image")) == 2 * (2 + 4), (
-        "the images that each network sees, and four of training"
-    )
-    for strategy in ("last block", "feature extraction"):
-        assert strategy in words(at).replace("\\", "")
+    # what each network sees, Grad-CAM, and four training images
+    assert len(at.get("image")) == 2 * (2 + 4)
+    assert "last block" in unescaped(at)
+    assert "feature extraction" in unescaped(at)
 
 
 @pytest.fixture
 def given(runs, monkeypatch, finished):
-    """``given(button, meanwhile, **query)``: the page after an archive of three images and a broken one was named, and what its CSV holds."""
+    """``given(button, meanwhile, **query)``: classify an archive of three images and a broken one.
+
+    Returns the page and the rows of its CSV.
+    """
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for number in range(3):
@@ -170,27 +149,9 @@ def given(runs, monkeypatch, finished):
     return name_all
 
 
-def test_an_archive_becomes_a_table(runs, given):
-    at, rows = given("Classify", run=runs[0].run_id)
-    assert "**3 images classified**, 1 could not be read." in words(at)
-    assert [row["file"] for row in rows] == [
-        "new/0.png",
-        "new/1.png",
-        "new/2.png",
-        "new/broken.png",
-    ]
-    assert all(row["class"] for row in rows[:3])
-    assert rows[3]["problem"]
-    assert list(at.dataframe[0].value) == ["File", "Class", "Confidence", "Note"]
-
-
 def test_an_archive_is_named_by_every_chosen_run(runs, given):
     at, rows = given("Classify with 2 networks", run=runs[0].run_id, beside=runs[1].run_id)
-    titles = (
-        ["Feature extraction", "Last block"]
-        if "feature" in runs[0].run_id
-        else ["Last block", "Feature extraction"]
-    )
+    titles = ["Last block", "Feature extraction"]
     paths_of = [image_of(runs[0], f"red/00{number}.png") for number in range(3)]
     predicted = []
     for run, title in zip(runs, titles, strict=True):
@@ -205,20 +166,26 @@ def test_an_archive_is_named_by_every_chosen_run(runs, given):
     assert re.findall(r"\d+", counts) == ["3", "2", str(agree), "1"]
 
 
-def test_what_is_pressed_meanwhile_does_not_end_the_naming(runs, held_back, given):
+def test_an_archive_becomes_a_table_whatever_is_pressed_meanwhile(runs, held_back, given):
     gate = held_back("pages.shared.evaluation.prediction.predict_images")
 
     def press_on(at):
         at.selectbox(key="run_box").set_value(runs[0].run_id).run()
         assert at.button(key="classify").disabled
-        assert any(button.label == "Stop" for button in at.button)
+        assert "Stop" in labels(at)
         gate.set()
 
-    at, _ = given("Classify", press_on, run=runs[0].run_id)
-    assert "**3 images classified**" in words(at)
+    at, rows = given("Classify", press_on, run=runs[0].run_id)
+    assert "**3 images classified**, 1 could not be read." in words(at)
+    files = [f"new/{name}.png" for name in (0, 1, 2, "broken")]
+    assert [row["file"] for row in rows] == files
+    assert all(row["class"] for row in rows[:3])
+    assert rows[3]["problem"]
+    assert list(at.dataframe[0].value) == ["File", "Class", "Confidence", "Note"]
 
 
-def test_neighbours_that_become_known_meanwhile_do_not_lose_the_naming_and_it_can_be_done_again(
+@pytest.mark.train
+def test_neighbours_that_become_known_meanwhile_do_not_end_the_classification(
     runs, held_back, given, finished
 ):
     gate = held_back("pages.shared.evaluation.prediction.predict_images")
@@ -229,11 +196,11 @@ def test_neighbours_that_become_known_meanwhile_do_not_lose_the_naming_and_it_ca
         gate.set()
 
     at, rows = given("Classify", another_session, run=runs[0].run_id)
-    assert "**3 images classified**, 1 could not be read." in words(at)
+    assert "**3 images classified**" in words(at)
     assert {row["unlike"] for row in rows} == {""}
     press(at, "Classify again")
     finished(at)
-    assert not any(button.label.startswith("Classify") for button in at.button)
+    assert not [label for label in labels(at) if label.startswith("Classify")]
 
 
 def test_an_archive_that_is_none_is_refused_in_words(runs, finished):
@@ -258,18 +225,9 @@ def test_a_presentation_is_one_clean_page_that_shows_all_it_was_given(runs):
     assert "## " in words(at)
     assert len(at.get("image")) == 2
     give(at, *((f"{number}.png", image_of(runs[0], f"red/00{number}.png")) for number in range(3)))
-    result = [one.value.replace("\\", "") for one in at.markdown]
-    assert [one for one in result if one.endswith(".png**")] == [
-        "**2.png**",
-        "**1.png**",
-        "**0.png**",
-    ]
+    names = [one for one in unescaped(at).splitlines() if one.endswith(".png**")]
+    assert names == ["**2.png**", "**1.png**", "**0.png**"]
     assert len(at.get("image")) == 6
     gone = open_page("predict", run="nowhere", present="1")
     assert "Network not found" in words(gone)
     assert not gone.file_uploader
-
-
-def test_the_page_hands_out_the_address_of_the_presentation(runs):
-    at = open_page("predict", run=runs[0].run_id)
-    assert any(f"?present=1&run={runs[0].run_id}" in code.value for code in at.code)

@@ -1,4 +1,4 @@
-"""Pages say where runs train that tasks on other machines have, and forecast what several machines take."""
+"""Pages say on which machines runs train, and forecast what several machines take."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -6,52 +6,49 @@ from types import SimpleNamespace
 import pytest
 
 from finetune_core import paths
-from finetune_core.config import CONFIG_FILE, make_config, read_config
 from finetune_core.runs.executors import InProcess, Machine
-from finetune_core.runs.history import History
 from finetune_core.runs.record import append_event, create_run
 from finetune_core.training.events import Progress, RunPlaced, event_of
 from pages.shared.configure.comparison_form import _total
+from tests.factories import tiny_config, trained_run
 from tests.pages.harness import ANN, open_page, unescaped
 
 
 @pytest.fixture
-def elsewhere(folder):
-    """Ids of a run that a task on the machine ``far`` has, and of one that waits."""
-    settings = {
-        "data": str(folder),
-        "backbone": "squeezenet1_1",
-        "weights": "none",
-        "image_size": 32,
-    }
-    reservations = [
-        create_run(make_config(settings | {"seed": seed}), paths.runs_dir()) for seed in (0, 1)
-    ]
-    append_event(reservations[0].run_dir, RunPlaced("far", "task"))
-    yield [one.run_dir.name for one in reservations]
-    for one in reservations:
+def reserve(folder):
+    """``reserve(seed, owner)``: a run that this process has reserved and does not begin."""
+    made = []
+
+    def create(seed, owner=""):
+        made.append(create_run(tiny_config(folder, seed=seed), paths.runs_dir(), owner))
+        return made[-1].run_dir
+
+    yield create
+    for one in made:
         one.lock.release()
 
 
 @pytest.fixture
-def shared_machines(folder, trained_once, tmp_path, monkeypatch):
+def elsewhere(reserve):
+    """Ids of a run that a task on the machine ``far`` has, and of one that waits."""
+    run_dirs = [reserve(seed) for seed in (0, 1)]
+    append_event(run_dirs[0], RunPlaced("far", "task"))
+    return [run_dir.name for run_dir in run_dirs]
+
+
+@pytest.fixture
+def shared_machines(reserve, monkeypatch):
     """Two people's runs train on ``far``, of which the first has begun; ``near`` is idle."""
-    [finished] = trained_once.copied(tmp_path / "finished", "feature_extraction")
-    started = event_of(History(finished).refresh().started)
-    settings = read_config(finished / CONFIG_FILE) | {"data": str(folder)}
-    made = [
-        create_run(make_config(settings | {"seed": seed}), paths.runs_dir(), owner)
-        for seed, owner in enumerate(("ben@example.org", "ann@example.org"))
+    run_dirs = [
+        reserve(seed, owner) for seed, owner in enumerate(("ben@example.org", "ann@example.org"))
     ]
-    for one in made:
-        append_event(one.run_dir, RunPlaced("far", "task", gpus=1, cores=8))
-    append_event(made[0].run_dir, replace(started, device_label="NVIDIA A2"))
+    for run_dir in run_dirs:
+        append_event(run_dir, RunPlaced("far", "task", gpus=1, cores=8))
+    started = event_of(trained_run().history.started)
+    append_event(run_dirs[0], replace(started, device_label="NVIDIA A2"))
     monkeypatch.setattr(
         "pages.shared.runs.machines.worker", lambda: SimpleNamespace(executor=Cluster())
     )
-    yield
-    for one in made:
-        one.lock.release()
 
 
 def used(user=None):
@@ -76,14 +73,9 @@ def test_the_runs_page_says_who_uses_which_machine_and_what_is_free(shared_machi
     assert "Owner" not in without_sign_in
 
 
-def test_of_a_run_of_this_machine_only_what_is_known_is_said(folder):
-    reservation = create_run(
-        make_config({"data": str(folder), "backbone": "squeezenet1_1", "weights": "none"}),
-        paths.runs_dir(),
-    )
-    append_event(reservation.run_dir, Progress("prepare", 0, 0))
+def test_of_a_run_of_this_machine_only_what_is_known_is_said(reserve):
+    append_event(reserve(0), Progress("prepare", 0, 0))
     table = used()
-    reservation.lock.release()
     assert table.keys() == {"Machine", "Run", "Done"}
     assert table["Machine"] == ["this machine"]
 
@@ -92,12 +84,9 @@ def test_the_train_page_names_the_machine(elsewhere):
     assert f"far · {elsewhere[0]}" in unescaped(open_page("train", run=elsewhere[0]))
 
 
-def test_the_table_of_a_comparison_says_where_each_run_trains(elsewhere):
-    at = open_page("compare", runs=elsewhere)
-    assert sorted(at.dataframe[0].value["Trains on"]) == ["far", "–"]
-
-
-def test_the_table_says_nothing_of_machines_where_there_is_one(elsewhere):
+def test_the_table_of_a_comparison_says_where_each_run_trains_if_not_all_here(elsewhere):
+    table = open_page("compare", runs=elsewhere).dataframe[0].value
+    assert sorted(table["Trains on"]) == ["far", "–"]
     assert "Trains on" not in open_page("compare", runs=elsewhere[1:]).dataframe[0].value.columns
 
 
@@ -118,7 +107,8 @@ def test_a_forecast_for_several_machines_says_what_is_saved(monkeypatch):
         lambda: type("W", (), {"executor": executor}),
     )
     assert _total([[100, 40, 40]]) == (
-        "about 2 min 20 s, 2 runs at a time on 2 machines. Runs that find the frozen stages' output on their machine save 1 min 0 s of work"
+        "about 2 min 20 s, 2 runs at a time on 2 machines. "
+        "Runs that find the frozen stages' output on their machine save 1 min 0 s of work"
     )
     monkeypatch.setattr(executor, "machines", lambda: [1])
     assert _total([[100, 40, 40]]) == "about 3 min 0 s"

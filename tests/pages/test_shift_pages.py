@@ -1,9 +1,10 @@
-"""Shifted data on Evaluate and Compare, run by Streamlit's own test harness against real runs."""
+"""Shifted data on Evaluate and Compare."""
+
+from pathlib import Path
 
 import pytest
 
-from finetune_core import paths
-from finetune_core.data.recent import recent_sources
+from finetune_core.data.recent import recent_sources, remember
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.shift import compare_shift, corrupted_accuracies
 from finetune_core.evaluation.single_run.corruptions import Corrupted
@@ -13,11 +14,11 @@ from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.evaluation.single_run.shift_files import known_shifts, lacking_shift
 from finetune_core.evaluation.single_run.shifted import evaluate_shifted
 from finetune_core.formatting import percent, points
-from finetune_core.runs.store import RunStore
 from finetune_core.work import finish
+from tests.answers import answer_rightly
 from tests.earlier_robustness import write_accuracies
-from tests.factories import NASTY
-from tests.pages.harness import button, labels, open_page, press, unescaped, words
+from tests.factories import NASTY, shared_images, tiny_config, trained_run
+from tests.pages.harness import button, labels, open_page, place_run, press, unescaped, words
 from tests.shifted import darkened
 
 PINK = "pink <i>*x*"  # a class that no run has
@@ -26,50 +27,50 @@ NOISE = Corrupted("test", "noise", 3)
 
 
 @pytest.fixture
-def runs(trained_once, monkeypatch, tmp_path):
-    """Both runs, in the app's own folder; their images may be read, and what lies in ``tmp_path``."""
-    paths.runs_dir().mkdir(parents=True)
-    trained_once.copied(paths.runs_dir())
-    monkeypatch.setenv("THAW_DATA_ROOTS", f"{trained_once.data.parent}:{tmp_path}")
-    return RunStore(paths.runs_dir()).runs()
+def runs(tmp_path, monkeypatch):
+    """A run of Last block and one of Feature extraction, in the app's own folder."""
+    data = shared_images(**{"red": 20, "blue": 20, NASTY: 20})
+    monkeypatch.setenv("THAW_DATA_ROOTS", f"{data}:{tmp_path}")
+    return [
+        place_run(trained_run(tiny_config(data, strategy=strategy)), name)
+        for strategy, name in (("feature_extraction", "earlier"), ("last_block", "later"))
+    ]
 
 
 @pytest.fixture
-def dark(runs, trained_once, tmp_path):
+def dark(runs, tmp_path):
     """Darkened test images of two of the classes, and some of a class that is unknown."""
-    ids = [
-        one for one in evaluation(runs[0], "test").predictions["id"] if not one.startswith(NASTY)
-    ]
-    folder = darkened(ids, trained_once.data, tmp_path / "dark *night*")
-    return darkened(
-        [one for one in ids if one.startswith("red")][:2], trained_once.data, folder, {"red": PINK}
-    )
+    tested, data = evaluation(runs[0], "test").predictions["id"], Path(runs[0].config.data)
+    known = [sample for sample in tested if not sample.startswith(NASTY)]
+    folder = darkened(known, data, tmp_path / "dark *night*")
+    red = [sample for sample in known if sample.startswith("red")]
+    return darkened(red[:2], data, folder, {"red": PINK})
 
 
 def opened(run, **query):
     return open_page("evaluate", run=run.run_id, state={"evaluate_view": "Shifted data"}, **query)
 
 
-def metrics(at):
+def deltas(at):
     return {metric.label: (metric.value, metric.delta) for metric in at.metric}
 
 
 def test_a_run_is_evaluated_on_another_data_set_and_the_drop_has_an_interval(runs, dark, finished):
     run = runs[0]
     at = opened(run)
-    assert "Drop" not in metrics(at)
+    assert "Drop" not in deltas(at)
     at.text_input(key="other_data").set_value(str(dark))
     press(at, START)
     finished(at)
     [shift], _ = known_shifts(run)
     found = evaluate_shifted(run, shift.fingerprint)
     drop, low, high = found.drop
-    assert metrics(at)["Drop"] == (
+    assert deltas(at)["Drop"] == (
         f"{points(drop)} points",
         f"95 % interval {points(low)} to {points(high)}",
     )
-    assert metrics(at)["Shifted accuracy"][0] == percent(found.accuracy)
-    assert metrics(at)["In-distribution accuracy"][0] == percent(found.own.accuracy)
+    assert deltas(at)["Shifted accuracy"][0] == percent(found.accuracy)
+    assert deltas(at)["In-distribution accuracy"][0] == percent(found.own.accuracy)
     scores, classes = (table.value for table in at.dataframe[-2:])
     assert {"Accuracy", "Balanced accuracy", "F1 (macro)", "Log loss"} <= set(scores["Metric"])
     assert sorted(classes["Class"]) == ["blue", "red"]
@@ -83,42 +84,39 @@ def test_a_run_is_evaluated_on_another_data_set_and_the_drop_has_an_interval(run
 
 
 def test_its_mistakes_are_shown_from_the_other_data_set_and_can_be_opened(runs, dark):
-    found = evaluate_shifted(runs[0], finish(predict_shifted([runs[0]], str(dark))))
+    fingerprint = finish(predict_shifted([runs[0]], str(dark)))
+    answer_rightly(runs[0], False, fingerprint)
+    found = evaluate_shifted(runs[0], fingerprint)
     worst = found.mistakes.iloc[0]
     at = opened(runs[0])
     assert f"{len(found.mistakes)} mistakes" in unescaped(at)
     assert len(at.get("image")) == min(12, len(found.mistakes))
-    at.button(
-        key=f"open-mistakes-{runs[0].run_id}-{found.shift.fingerprint}-{worst['id']}"
-    ).click().run(timeout=300)
-    assert not at.exception
+    at.button(key=f"open-mistakes-{runs[0].run_id}-{fingerprint}-{worst['id']}").click().run()
     assert f"True class: **{found.classes[worst['label']]}**" in unescaped(at)
     assert not at.error
     assert "Grad-CAM" in words(at)
     at.segmented_control(key="mistakes-by").set_value("loss").run()
-    assert not at.exception
     (dark / found.top_losses.iloc[0]["id"]).unlink()
     assert "no longer exists" in unescaped(at.run())
 
 
-def test_what_was_predicted_is_there_at_once_and_offered_to_other_runs(runs, dark, finished):
-    at = opened(runs[0])
-    at.text_input(key="other_data").set_value(str(dark))
-    press(at, START)
-    finished(at)
-    assert "Drop" in metrics(opened(runs[0]))
+@pytest.mark.train
+def test_data_that_one_run_has_predicted_are_offered_to_other_runs(runs, dark, finished):
+    finish(predict_shifted([runs[0]], str(dark)))
+    remember(str(dark))
+    assert "Drop" in deltas(opened(runs[0]))
     other = opened(runs[1])
-    assert "Drop" not in metrics(other)
+    assert "Drop" not in deltas(other)
     other.button(key=f"other-{dark}").click().run()
     press(other, START)
     finished(other)
-    assert "Drop" in metrics(other)
+    assert "Drop" in deltas(other)
 
 
-def test_the_address_says_which_data_set(runs, dark, trained_once, tmp_path):
+def test_the_address_says_which_data_set(runs, dark, tmp_path):
     darker = darkened(
         evaluation(runs[0], "test").predictions["id"],
-        trained_once.data,
+        Path(runs[0].config.data),
         tmp_path / "darker",
         noise=120,
     )
@@ -129,9 +127,8 @@ def test_the_address_says_which_data_set(runs, dark, trained_once, tmp_path):
         assert str(folder) in unescaped(at)
     assert set(at.selectbox(key="shift_box").options) == {"dark *night*", "darker"}
     at.selectbox(key="shift_box").set_value(marks[0]).run()
-    assert not at.exception
     assert at.query_params["shifted"] in (marks[0], [marks[0]])
-    assert metrics(at)["Shifted accuracy"][0] == percent(
+    assert deltas(at)["Shifted accuracy"][0] == percent(
         evaluate_shifted(runs[0], marks[0]).accuracy
     )
 
@@ -151,20 +148,22 @@ def test_while_it_goes_on_the_page_can_be_used_and_it_can_be_stopped(
     assert not button(at, START).disabled
 
 
-@pytest.mark.parametrize("named", ["/", "nowhere", ""])
-def test_data_that_cannot_be_used_are_refused_in_words(runs, named, tmp_path, finished):
+def test_data_that_cannot_be_used_are_refused_in_words(runs, tmp_path, finished):
     at = opened(runs[0])
-    at.text_input(key="other_data").set_value(
-        str(tmp_path / named) if named == "nowhere" else named
-    )
-    press(at, START)
-    finished(at)
-    said = [error.value for error in at.error]
-    assert len(said) == bool(named)
-    assert not named or "no folder" in said[0] or "lies outside the folders" in said[0]
+    for named, problems in (
+        ("", []),
+        ("/", ["lies outside the folders"]),
+        (str(tmp_path / "nowhere"), ["no folder"]),
+    ):
+        at.text_input(key="other_data").set_value(named)
+        press(at, START)
+        finished(at)
+        assert len(at.error) == len(problems)
+        assert all(problem in at.error[0].value for problem in problems)
     assert known_shifts(runs[0]) == ([], [])
 
 
+@pytest.mark.train
 def test_damaged_predictions_are_named_and_can_be_made_again(runs, dark, finished):
     run = runs[0]
     fingerprint = finish(predict_shifted([run], str(dark)))
@@ -177,7 +176,7 @@ def test_damaged_predictions_are_named_and_can_be_made_again(runs, dark, finishe
     press(at, "Evaluate again")
     finished(at)
     assert not at.error
-    assert "Drop" in metrics(at)
+    assert "Drop" in deltas(at)
     file.write_bytes(b"PAR1")
     assert any("is damaged" in warning.value.replace("\\", "") for warning in opened(run).warning)
 
@@ -203,6 +202,7 @@ def test_compare_has_two_axes_once_the_missing_runs_are_evaluated(runs, dark, fi
     assert PINK not in words(at)
 
 
+@pytest.mark.train
 def test_compare_evaluates_all_runs_on_a_data_set_that_is_named_there(runs, dark, finished):
     at = open_page("compare")
     assert "None of these runs was evaluated on shifted images yet." in unescaped(at)
@@ -211,11 +211,11 @@ def test_compare_evaluates_all_runs_on_a_data_set_that_is_named_there(runs, dark
     finished(at)
     assert [len(known_shifts(run)[0]) for run in runs] == [1, 1]
     at.segmented_control(key="judged_by").set_value("log_loss").run()
-    assert not at.exception
     fingerprint = known_shifts(runs[0])[0][0].fingerprint
     assert compare_shift(compared(runs), fingerprint, "log_loss").shifted.headline in unescaped(at)
 
 
+@pytest.mark.train
 def test_corruptions_that_all_runs_know_are_on_the_same_axis(runs):
     finish(measure_robustness(runs[0], "test"))
     assert "None of these runs" in unescaped(open_page("compare"))
@@ -227,25 +227,19 @@ def test_corruptions_that_all_runs_know_are_on_the_same_axis(runs):
     assert shifted_column(at) == [percent(arm.score.value) for arm in both.shifted.arms]
     assert both.shifted.networks in unescaped(at)
     at.segmented_control(key="judged_by").set_value("log_loss").run()
-    assert not at.exception
     assert compare_shift(compared(runs), NOISE, "log_loss").shifted.headline in unescaped(at)
 
 
-def test_corruptions_that_an_earlier_version_measured_have_no_verdict_until_they_are_measured_anew(
-    runs,
-):
-    for run in runs:
-        finish(measure_robustness(run, "test"))
-    write_accuracies(runs[0])
+@pytest.mark.train
+def test_corruptions_of_an_earlier_version_have_no_verdict_until_measured_again(runs):
+    write_accuracies(runs[0], images=evaluation(runs[0], "test").images)
+    finish(measure_robustness(runs[1], "test"))
     at = open_page("compare", shifted="corrupted-noise-3")
     found, _ = corrupted_accuracies(compare_runs(compared(runs)), NOISE)
     assert shifted_column(at) == [percent(one.value) for one in found]
-    assert (
-        f"measured the robustness of {runs[0].run_id} and kept accuracies only. Measure it again"
-        in unescaped(at)
-    )
+    assert f"measured the robustness of {runs[0].run_id} and kept accuracies only" in unescaped(at)
+    assert "Measure it again" in unescaped(at)
     at.segmented_control(key="judged_by").set_value("log_loss").run()
-    assert not at.exception
     assert "Measure it again" in unescaped(at)
     finish(measure_robustness(runs[0], "test"))
     assert "Measure it again" not in unescaped(open_page("compare", shifted="corrupted-noise-3"))

@@ -1,21 +1,38 @@
-"""The Train page of runs that wait: what for, and that they can be paused and stopped there."""
+"""Train: a finished run, one that waits, its closer looks, its name, tags and settings."""
 
+import inspect
+import json
 from types import SimpleNamespace
 
 import pytest
-from filelock import FileLock
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
+from finetune_core.errors import TrainingError
 from finetune_core.formatting import PHASE_WORDS
-from finetune_core.runs.record import create_run
-from finetune_core.runs.stop_request import requested_stop
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.stop_request import request_stop, requested_stop
 from finetune_core.runs.store import RunStore
 from pages.shared.runs.backend import worker
+from pages.shared.runs.labels import run_label
 from pages.shared.runs.live import pace
 from tests.deadline import wait_until
-from tests.pages.harness import open_page, words
+from tests.factories import tiny_config, train, trained_run
+from tests.pages.harness import (
+    address,
+    labels,
+    open_page,
+    place_run,
+    press,
+    primary,
+    unescaped,
+    words,
+)
+
+
+def store():
+    return RunStore(paths.runs_dir())
 
 
 def bars(at):
@@ -23,38 +40,46 @@ def bars(at):
 
 
 def wait_for_status(run_id, *statuses):
-    wait_until(lambda: RunStore(paths.runs_dir()).run(run_id).status in statuses, statuses)
+    wait_until(lambda: store().run(run_id).status in statuses, statuses)
 
 
 @pytest.fixture
-def two_runs(image_folder, tmp_path, monkeypatch):
+def two_waiting(folder, device_is_taken):
     """Ids of a run that waits for another program's turn, and of one that is queued behind it."""
-    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
-    monkeypatch.setattr("finetune_core.training.device_turn._POLL", 0.05)
-    settings = {
-        "data": str(image_folder(tmp_path / "images", {"red": 9, "blue": 9})),
-        "image_size": 32,
-        "device": "cpu",
-    }
-    (paths.home() / "locks").mkdir(parents=True)
-    with FileLock(paths.home() / "locks" / "cpu.lock"):
-        ids = [worker().submit(make_config(settings | {"seed": seed})) for seed in (0, 1)]
-        wait_for_status(ids[0], "waiting")
-        yield ids
-        for run_id in ids:
-            worker().stop(run_id)
-        wait_for_status(ids[0], "cancelled", "paused")
+    ids = [worker().submit(tiny_config(folder, device="cpu", seed=seed)) for seed in (0, 1)]
+    wait_for_status(ids[0], "waiting")
+    return ids
 
 
-def test_a_run_that_waits_for_another_program_says_so_and_not_that_it_trains(two_runs):
-    at = open_page("train", run=two_runs[0])
+@pytest.fixture
+def reserved(folder):
+    """A run that this process has reserved and does not begin."""
+    reservation = create_run(tiny_config(folder), paths.runs_dir())
+    yield reservation.run_dir
+    reservation.lock.release()
+
+
+def test_a_run_that_waits_for_another_program_says_so_and_not_that_it_trains(two_waiting):
+    at = open_page("train", run=two_waiting[0])
     assert "Waiting for the device" in words(at)
     assert "Training" not in words(at)
     assert bars(at) == [PHASE_WORDS["device"]]
-    at = open_page("train", run=two_runs[1])
+    at = open_page("train", run=two_waiting[1])
     assert "Queued" in words(at)
     assert "place 1 of 1" in words(at)
     assert bars(at) == ["Waiting for the run before it"]
+
+
+@pytest.mark.parametrize(("key", "status"), [("pause", "paused"), ("stop", "cancelled")])
+def test_a_run_is_paused_and_stopped_by_the_same_buttons_wherever_it_waits(
+    two_waiting, key, status
+):
+    for run_id in reversed(two_waiting):
+        at = open_page("train", run=run_id)
+        assert [one.label for one in at.button if one.key in ("pause", "stop")] == ["Pause", "Stop"]
+        at.button(key=key).click().run()
+        wait_for_status(run_id, status)
+        assert "Resume" in labels(open_page("train", run=run_id))
 
 
 def bar_while_waiting(run_id):
@@ -67,19 +92,10 @@ def bar_while_waiting(run_id):
     bar(replace(RunStore(paths.runs_dir()).run(run_id), status="waiting"))
 
 
-def test_a_run_whose_turn_comes_while_its_page_is_drawn_has_a_bar(image_folder, tmp_path):
+def test_a_run_whose_turn_comes_while_its_page_is_drawn_has_a_bar(reserved):
     """Another session may have read its later events meanwhile."""
-    settings = {
-        "data": str(image_folder(tmp_path / "images", {"red": 9, "blue": 9})),
-        "image_size": 32,
-    }
-    reservation = create_run(make_config(settings), paths.runs_dir())
-    at = AppTest.from_function(
-        bar_while_waiting, args=(reservation.run_dir.name,), default_timeout=300
-    ).run()
-    assert not at.exception
+    at = AppTest.from_function(bar_while_waiting, args=(reserved.name,), default_timeout=300).run()
     assert bars(at) == [PHASE_WORDS["device"]]
-    reservation.lock.release()
 
 
 def live_memory(run_id):
@@ -106,12 +122,8 @@ def live_memory(run_id):
     _engine(run)
 
 
-def test_a_gpus_memory_is_shown_apart_from_the_programs(trained_once):
-    trained_once.copied(paths.runs_dir(), "last_block")
-    at = AppTest.from_function(
-        live_memory, args=(trained_once.last_block.name,), default_timeout=300
-    ).run()
-    assert not at.exception
+def test_a_gpus_memory_is_shown_apart_from_the_programs(runs):
+    at = AppTest.from_function(live_memory, args=(runs[0].run_id,), default_timeout=300).run()
     shown = [(metric.label, metric.value) for metric in at.metric if "emory" in metric.label]
     assert shown == [("Memory", "500.0 MB"), ("GPU memory", "6.0 GB"), ("Memory", "500.0 MB")]
     on_gpu, here = (one.value for one in at.caption if one.value.startswith("Forecast and actual"))
@@ -119,24 +131,8 @@ def test_a_gpus_memory_is_shown_apart_from_the_programs(trained_once):
     assert "GPU" not in here
 
 
-@pytest.mark.parametrize(("key", "status"), [("pause", "paused"), ("stop", "cancelled")])
-def test_a_run_is_paused_and_stopped_by_the_same_buttons_wherever_it_waits(two_runs, key, status):
-    for run_id in reversed(two_runs):
-        at = open_page("train", run=run_id)
-        assert [button.label for button in at.button if button.key in ("pause", "stop")] == [
-            "Pause",
-            "Stop",
-        ]
-        at.button(key=key).click().run()
-        assert not at.exception
-        wait_for_status(run_id, status)
-        assert "Resume" in [button.label for button in open_page("train", run=run_id).button]
-
-
-def test_a_pause_that_was_asked_for_can_still_be_made_a_stop(image_folder, tmp_path):
-    folder = image_folder(tmp_path / "images", {"red": 9, "blue": 9})
-    reservation = create_run(make_config({"data": str(folder), "image_size": 32}), paths.runs_dir())
-    at = open_page("train", run=reservation.run_dir.name)
+def test_a_pause_that_was_asked_for_can_still_be_made_a_stop(reserved):
+    at = open_page("train", run=reserved.name)
     at.button(key="pause").click().run()
     buttons = {key: at.button(key=key) for key in ("pause", "stop")}
     assert [(one.label, one.disabled) for one in buttons.values()] == [
@@ -144,19 +140,149 @@ def test_a_pause_that_was_asked_for_can_still_be_made_a_stop(image_folder, tmp_p
         ("Stop", False),
     ]
     buttons["stop"].click().run()
-    assert requested_stop(reservation.run_dir) == "stop"
+    assert requested_stop(reserved) == "stop"
     assert (at.button(key="stop").label, at.button(key="stop").disabled) == ("Stopping…", True)
-    reservation.lock.release()
 
 
 def test_a_long_run_is_watched_less_closely_and_one_that_has_ended_not_at_all():
     def watched(active, *seconds):
-        return pace(
-            SimpleNamespace(
-                active=active, history=SimpleNamespace(steps=[{"seconds": at} for at in seconds])
-            )
-        )
+        history = SimpleNamespace(steps=[{"seconds": at} for at in seconds])
+        return pace(SimpleNamespace(active=active, history=history))
 
     assert watched(True) == watched(True, 1, 59)
     assert watched(True, 1, 61) > watched(True, 1)
     assert watched(False, 61) is None
+
+
+def test_a_stopped_run_is_resumed_from_its_page(folder):
+    reservation = create_run(tiny_config(folder, epochs=1), paths.runs_dir())
+    request_stop(reservation.run_dir, pause=True)
+    list(execute(reservation))
+    at = open_page("train", run=reservation.run_dir.name)
+    assert primary(at) == ["Resume"]
+    press(at, "Resume")
+    wait_for_status(reservation.run_dir.name, "finished")
+    assert "Resume" not in labels(open_page("train", run=reservation.run_dir.name))
+
+
+def test_a_finished_run_is_shown_with_its_interval(runs):
+    at = open_page("train", run=runs[0].run_id)
+    assert "95 % interval" in words(at)
+    assert "frozen stages are bit for bit what they were" in words(at)
+    assert primary(at) == ["See the evaluation"]
+
+
+def test_a_failure_is_shown_in_words(folder, monkeypatch):
+    def fail(*_, **__):
+        raise TrainingError("The loss is not finite.")
+        yield
+
+    monkeypatch.setattr("finetune_core.runs.record.fit", fail)
+    with pytest.raises(TrainingError):
+        train(tiny_config(folder), paths.runs_dir())
+    assert "not finite" in words(open_page("train"))
+
+
+def closer(run, what):
+    """The Train page with one of the closer looks at a run open."""
+    return open_page("train", run=run.run_id, state={"closer": what})
+
+
+def test_closer_looks_show_stages_flips_and_a_log():
+    run = place_run(trained_run(strategy="last_block", epochs=3), "three-epochs")
+    assert len(closer(run, "Stages").get("vega_lite_chart")) == 5
+    assert "class" in words(closer(run, "Prediction flips"))
+    log = closer(run, "Log").code[0].value.splitlines()
+    assert "Finished after" in log[0]  # the latest first
+    assert sum("Epoch" in line for line in log) == 3
+
+
+@pytest.mark.train
+def test_timing_says_where_the_time_went_and_what_the_cache_did(folder):
+    def told(**settings):
+        run = train(tiny_config(folder, epochs=1, **settings), paths.runs_dir())
+        return unescaped(closer(run, "Timing"))
+
+    first, second = (told(strategy="last_block", seed=seed) for seed in (1, 2))
+    assert "Computing the frozen stages (once)" in first
+    assert "Frozen stages: not compiled: " in first
+    assert "100 % of it was cached before" in second
+    assert "compiled" not in second
+    assert "nothing is frozen" in told(strategy="full")
+
+
+def test_a_browser_that_sends_a_label_from_before_a_renaming_keeps_its_run(runs):
+    first, second = runs
+    at = open_page("evaluate", run=first.run_id)
+    before = run_label(store().run(second.run_id))
+    assert "finished" in before
+    store().describe(second.run_id, "another name", "")
+    at.run()
+    box = at.selectbox(key="run_box")
+    assert before not in box.options
+    for label, run in ((before, second), ("what nothing was ever called", second)):
+        box = at.selectbox(key="run_box")
+        box.options.append(label)
+        box.select(label).run()
+        assert address(at)["run"] == run.run_id
+        assert at.selectbox(key="run_box").value == run.run_id
+        assert "There is no run" not in words(at)
+
+
+def test_a_run_gets_tags_where_it_gets_its_name(runs):
+    first, second = (run.run_id for run in runs)
+    store().describe(second, "", "", ["paper"])
+    at = open_page("train", run=first)
+    tags = next(one for one in at.multiselect if one.label == "Tags")
+    assert tags.options == ["paper"]
+    tags.select("paper")
+    press(at, "Save")
+    assert store().run(first).tags == ("paper",)
+    assert any("paper" in one.value for one in at.markdown)
+
+
+def test_other_runs_are_overlaid_and_the_address_keeps_them(runs):
+    first, second = (run.run_id for run in runs)
+    at = open_page("train", run=first)
+    before = len(at.get("vega_lite_chart"))
+    at.multiselect(key="with_box").select(second).run()
+    assert address(at)["with"] == second
+    charts = at.get("vega_lite_chart")
+    assert len(charts) == before
+    assert all(
+        title in charts[at].spec for at in (0, 1) for title in ("Last block", "Feature extraction")
+    )
+    again = open_page("train", run=first, **{"with": second})
+    assert again.multiselect(key="with_box").value == [second]
+
+
+def test_the_runs_to_overlay_are_chosen_outside_the_panel_that_refreshes_itself(runs, monkeypatch):
+    within = []
+
+    def chosen(*_, **__):
+        within.append("live" in [frame.function for frame in inspect.stack()])
+        return []
+
+    monkeypatch.setattr("pages.shared.runs.overlay.choose_runs", chosen)
+    open_page("train", run=runs[0].run_id)
+    assert within == [False]
+
+
+def test_settings_of_a_run_are_shown_as_changes_and_copied_as_command_and_json(runs):
+    config = runs[1].config
+    at = open_page("train", run=runs[1].run_id)
+    changes, everything = (at.table[place].value for place in (0, 1))
+    assert set(changes.index) == {
+        "Strategy",
+        "Epochs",
+        "Batch size",
+        "Learning rate",
+        "Image size \\(pixels\\)",
+        "Precision",
+    }
+    assert changes.loc["Strategy"].item().startswith("Feature extraction :gray[")
+    assert set(changes.index) < set(everything.index)
+    command, as_json = (at.code[place].value for place in (-2, -1))
+    assert command.split()[:4] == ["thaw", "train", config.data, "--as-is"]
+    assert "--strategy feature_extraction " in command
+    assert make_config(json.loads(as_json)) == config

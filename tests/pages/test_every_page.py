@@ -1,0 +1,189 @@
+"""Every page: opened in each state of the machine; hostile names, links and damaged runs."""
+
+import json
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+
+from finetune_core import paths
+from finetune_core.runs.store import RunStore
+from pages.shared.chrome import _UNDER_WHITE, PAGES
+from pages.shared.images import _OPENED_BY_IMAGE
+from tests.factories import NASTY
+from tests.pages.harness import address, labels, metrics, open_page, unescaped, words
+
+TITLES = {"home" if path == "app.py" else Path(path).stem: title for path, title, _ in PAGES}
+HOSTILE = "[free money](https://example.org) <b>:red[x]"
+# state -> page -> the text or the label that a user looks for there
+WANTED = {
+    "empty": {
+        "home": "Try it now",
+        "dataset": "Use the sample",
+        "configure": "Use the sample",
+        "train": "Try it now",
+        "runs": "Try it now",
+        "evaluate": "Try it now",
+        "compare": "Use the sample",
+        "predict": "Try it now",
+    },
+    "data": {
+        "home": "Recent data sets",
+        "dataset": "Configure the training",
+        "configure": "Start training",
+        "train": "Try it now",
+        "runs": "Try it now",
+        "evaluate": "Try it now",
+        "compare": "Start 12 runs",
+        "predict": "Try it now",
+    },
+    "runs": {
+        "home": "Latest runs",
+        "dataset": "Use the sample",
+        "configure": "Use the sample",
+        "train": "See the evaluation",
+        "runs": "0 of 2 runs selected",
+        "evaluate": "Per-class metrics",
+        "compare": "Accuracy on",
+        "predict": "This network distinguishes 3 classes",
+    },
+}
+
+
+@pytest.mark.parametrize("state", WANTED)
+@pytest.mark.parametrize("page", TITLES)
+def test_page_opens_with_its_title_and_what_is_looked_for(page, state, request, known):
+    query = {"data": known(request.getfixturevalue("folder"))} if state == "data" else {}
+    if state == "runs":
+        for run in request.getfixturevalue("runs"):
+            RunStore(paths.runs_dir()).describe(run.run_id, HOSTILE, f"note {HOSTILE}")
+    at = open_page(page, **query)
+    assert [title.value for title in at.title] == ["Thaw" if page == "home" else TITLES[page]]
+    assert at.button, "nothing to press"
+    # A page that is new has no entry yet.
+    assert WANTED[state].get(page, "") in "\n".join([unescaped(at), *labels(at)])
+    becomes_no_markup(at)
+    links = at.get("page_link")
+    assert len(links) >= len(TITLES) - 1
+    carried = {key: [value] for key, value in query.items()}
+    assert all(parse_qs(link.proto.query_string) == carried for link in links)
+
+
+def becomes_no_markup(at):
+    """Names of classes and runs are shown as they are."""
+    assert NASTY not in words(at)
+    assert {element.proto.body for element in at.get("html")} <= {_UNDER_WHITE, _OPENED_BY_IMAGE}
+    named = [line for line in words(at).splitlines() if "free money" in line]
+    assert not any(mark in line for line in named for mark in ("](http", "<b>", ":red["))
+
+
+def test_names_of_runs_are_shown(runs):
+    RunStore(paths.runs_dir()).describe(runs[0].run_id, HOSTILE, f"note {HOSTILE}")
+    for page in ("home", "train"):
+        at = open_page(page, run=runs[0].run_id)
+        assert "free money" in unescaped(at)
+        becomes_no_markup(at)
+
+
+def test_home_tells_the_state_of_the_machine_and_offers_two_first_runs():
+    at = open_page("home")
+    assert metrics(at).keys() == {"Device", "Precision", "Free memory", "Backbones ready"}
+    assert labels(at)[:2] == ["Try it now", "Fit the baseline: linear probe"]
+
+
+def test_a_renamed_run_folder_is_listed_like_any_other(runs):
+    runs[0].run_dir.rename(paths.runs_dir() / "baseline")
+    assert "baseline" in words(open_page("home"))
+    assert "correct" in words(open_page("train", run="baseline"))
+
+
+def test_every_link_takes_the_settings_along(folder, known):
+    at = open_page("configure", data=known(folder))
+    at.number_input(key="form_epochs").set_value(3).run()
+    chosen = address(at)
+    at = open_page("train", **chosen)
+    assert address(at) == chosen
+    expected = {key: [value] for key, value in chosen.items()}
+    links = at.get("page_link")
+    assert all(parse_qs(link.proto.query_string) == expected for link in links)
+
+
+NEEDING_DATA = ("dataset", "configure", "compare")
+
+
+def offers_nothing_to_train(at):
+    return not at.metric and not [label for label in labels(at) if label.startswith("Start ")]
+
+
+def test_with_nothing_chosen_nothing_can_be_trained():
+    for page in NEEDING_DATA:
+        at = open_page(page)
+        assert offers_nothing_to_train(at)
+        assert "data" not in address(at)
+    assert not (paths.data_dir() / "digits").exists()
+
+
+@pytest.mark.parametrize(
+    ("page", "asked"),
+    [
+        ("dataset", "nothing-0123456789ab"),
+        ("configure", "../../../etc"),
+        ("compare", "<script>alert(1)</script>"),
+        ("configure", "x" * 5000),
+        ("dataset", "[a](http://b)"),
+    ],
+)
+def test_an_address_that_names_no_known_data_says_so_and_takes_no_other(page, asked):
+    at = open_page(page, data=asked)
+    assert "that the address names is not known here" in unescaped(at)
+    assert "](http://b)" not in words(at)
+    assert offers_nothing_to_train(at)
+
+
+def test_an_address_cannot_name_data_outside_the_folders_that_may_be_read(
+    folder, known, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    for page in NEEDING_DATA:
+        at = open_page(page, data=known(folder))
+        assert "outside the folders that Thaw may read" in unescaped(at)
+        assert offers_nothing_to_train(at)
+        assert not at.get("image")
+        assert f"open-{known(folder)}" not in [one.key for one in at.button]
+
+
+@pytest.fixture
+def damaged():
+    """The folder of a run whose config is a list."""
+    run_dir = paths.runs_dir() / "20990101-000000-bad"
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.json").write_text("[1]")
+    return run_dir
+
+
+def test_a_damaged_run_is_named_with_its_reason_and_moved_to_the_trash(damaged):
+    for page in ("home", "train", "evaluate", "compare", "predict", "runs"):
+        at = open_page(page)
+        assert "20990101" in words(at)
+        assert "holds no settings" in words(at)
+    at.button(key=f"trash-{damaged.name}").click().run()
+    assert not damaged.exists()
+    assert "20990101" not in words(at)
+    assert (damaged.parent / ".trash" / damaged.name / "config.json").is_file()
+
+
+def test_an_address_of_a_damaged_run_says_why_another_one_is_shown(runs, damaged):
+    for page in ("train", "evaluate"):
+        at = open_page(page, run=damaged.name)
+        assert "it is damaged" in unescaped(at)
+        assert address(at)["run"] in {run.run_id for run in runs}
+
+
+def test_lines_of_events_that_were_left_out_are_reported_beside_the_run(runs):
+    with (runs[0].run_dir / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "EpochEnded"}) + "\n")
+    assert "1 line of events" in unescaped(open_page("train", run=runs[0].run_id))
+
+
+def test_an_unknown_run_in_the_address_is_said_and_not_fatal(runs):
+    assert "There is no run" in words(open_page("train", run="no-such-run"))
