@@ -191,14 +191,6 @@ def ordinary_zip(files=TWO, compression=zipfile.ZIP_DEFLATED):
     return buffer.getvalue()
 
 
-def test_hand_made_zip_is_what_the_standard_library_reads():
-    content = zipped(entry("cat/1.jpg"), entry("é.png", b"x", method=0), wide=2)
-    archive = zipfile.ZipFile(io.BytesIO(content))
-    assert archive.testzip() is None
-    assert archive.read("cat/1.jpg") == PIXELS
-    assert archive.namelist() == ["cat/1.jpg", "é.png"]
-
-
 # --- TAR, by hand ---------------------------------------------------------------------------------
 
 END = bytes(1024)
@@ -251,7 +243,11 @@ def ordinary_tar(files=TWO, form=tarfile.PAX_FORMAT):
     return buffer.getvalue()
 
 
-def test_hand_made_tar_is_what_the_standard_library_reads():
+def test_hand_made_archives_are_what_the_standard_library_reads():
+    content = zipped(entry("cat/1.jpg"), entry("é.png", b"x", method=0), wide=2)
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    assert archive.testzip() is None
+    assert archive.namelist() == ["cat/1.jpg", "é.png"]
     named = long_name(b"a/" * 60 + b"2.jpg") + member("short")
     content = member("cat/1.jpg") + named + pax(path="é.jpg".encode()) + member("s") + END
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
@@ -335,20 +331,20 @@ WIDE = 0xFFFFFFFF  # "see the extra field"
 LOCATOR = struct.pack("<4sLQL", b"PK\6\7", 0, 0, 1)
 
 
-def lone(content=PIXELS, **options):
+def zip_one(content=PIXELS, **options):
     return zipped(entry("a.jpg", content, **options))
 
 
-def beside(name="a.jpg", content=PIXELS, **options):
+def zip_two(name="a.jpg", content=PIXELS, **options):
     return zipped(GOOD_ENTRY, entry(name, content, **options))
 
 
-def sized(length, *numbers):
+def extra_field(length, *numbers):
     """Write an extra field of 64-bit numbers that says how long it is."""
     return struct.pack(f"<2H{len(numbers)}Q", 1, length, *numbers)
 
 
-def many(count, name="{}.jpg", content=PIXELS):
+def list_entries(count, name="{}.jpg", content=PIXELS):
     return [entry(name.format(number), content) for number in range(count)]
 
 
@@ -369,91 +365,97 @@ def share_content():
 ZIPS = {
     "symbolic link": {
         "symbolic link": zipped(entry("l.jpg", LINK, mode=LINK_MODE)),
-        "link that is no image": beside("readme", LINK, mode=LINK_MODE),
+        "link that is no image": zip_two("readme", LINK, mode=LINK_MODE),
     },
     "(both a file and a folder|symbolic link)": {
         "link, then a file through it": zipped(
             entry("out", LINK, method=0, mode=LINK_MODE), entry("out/evil.jpg")
         )
     },
-    "named pipe": {"named pipe": beside("p.jpg", b"", mode=stat.S_IFIFO | 0o644)},
+    "named pipe": {"named pipe": zip_two("p.jpg", b"", mode=stat.S_IFIFO | 0o644)},
     "device": {
-        "character device": beside("d.jpg", b"", mode=stat.S_IFCHR | 0o644),
-        "block device": beside("d.jpg", b"", mode=stat.S_IFBLK | 0o644),
+        "character device": zip_two("d.jpg", b"", mode=stat.S_IFCHR | 0o644),
+        "block device": zip_two("d.jpg", b"", mode=stat.S_IFBLK | 0o644),
     },
-    "socket": {"socket": beside("s.jpg", b"", mode=stat.S_IFSOCK | 0o644)},
-    "unknown kind": {"unknown kind": beside("s.jpg", b"", mode=0o050644)},
+    "socket": {"socket": zip_two("s.jpg", b"", mode=stat.S_IFSOCK | 0o644)},
+    "unknown kind": {"unknown kind": zip_two("s.jpg", b"", mode=0o050644)},
     "control characters": {
-        "NUL": beside(b"cat/a.jpg\0../../x"),
-        "NUL before a suffix": beside(b"cat/a.txt\0.jpg"),
-        "control character in DOS letters": beside(b"\x01\xe9.jpg", flags=0),
+        "NUL": zip_two(b"cat/a.jpg\0../../x"),
+        "NUL before a suffix": zip_two(b"cat/a.txt\0.jpg"),
+        "control character in DOS letters": zip_two(b"\x01\xe9.jpg", flags=0),
     },
-    "is no name": {"no name": beside(b"")},
-    "not valid Unicode": {"not the UTF-8 that it claims": beside(b"caf\xe9.jpg", flags=0x800)},
+    "is no name": {"no name": zip_two(b"")},
+    "not valid Unicode": {"not the UTF-8 that it claims": zip_two(b"caf\xe9.jpg", flags=0x800)},
     "encrypted": {
-        "encrypted": beside(flags=0x801),
-        "strongly encrypted": beside(flags=0x841),
-        "masked headers": beside(flags=0x2800),
-        "encrypted text": beside("a.txt", flags=0x801),
+        "encrypted": zip_two(flags=0x801),
+        "strongly encrypted": zip_two(flags=0x841),
+        "masked headers": zip_two(flags=0x2800),
+        "encrypted text": zip_two("a.txt", flags=0x801),
     },
     "method 12": {
-        "bzip2": beside(method=12),
-        "bzip2 bomb that says it is none": lone(ZEROS, method=12, says={"size": 1000}),
+        "bzip2": zip_two(method=12),
+        "bzip2 bomb that says it is none": zip_one(ZEROS, method=12, says={"size": 1000}),
     },
-    "method 9": {"Deflate64": beside(method=9)},
-    "method 14": {"LZMA": beside(method=14)},
-    "method 99": {"AES": beside(method=99)},
-    "method 1234": {"unknown method": beside(method=1234)},
+    "method 9": {"Deflate64": zip_two(method=9)},
+    "method 14": {"LZMA": zip_two(method=14)},
+    "method 99": {"AES": zip_two(method=99)},
+    "method 1234": {"unknown method": zip_two(method=1234)},
     "not what its directory says": {
-        "another name inside": lone(local={"name": b"../a.jp"}),
-        "encrypted, says the entry only": lone(local={"flags": 1}),
-        "another method inside": lone(local={"method": 0}),
+        "another name inside": zip_one(local={"name": b"../a.jp"}),
+        "encrypted, says the entry only": zip_one(local={"flags": 1}),
+        "another method inside": zip_one(local={"method": 0}),
     },
     "Bad CRC": {
-        "size too small": lone(says={"size": 10}),
-        "size too small in both": lone(says={"size": 10}, local={"size": 10}),
-        "size nought": lone(says={"size": 0}),
-        "stored, two sizes": lone(method=0, says={"size": 2000}),
-        "wrong checksum": lone(says={"crc": 1}),
-        "bomb that says it is none": lone(ZEROS, says={"size": 1000}, local={"size": 1000}),
+        "size too small": zip_one(says={"size": 10}),
+        "size too small in both": zip_one(says={"size": 10}, local={"size": 10}),
+        "size nought": zip_one(says={"size": 0}),
+        "stored, two sizes": zip_one(method=0, says={"size": 2000}),
+        "wrong checksum": zip_one(says={"crc": 1}),
+        "bomb that says it is none": zip_one(ZEROS, says={"size": 1000}, local={"size": 1000}),
     },
     "smaller than it says": {
-        "size too large": lone(says={"size": 5000}),
-        "size too large, stored": lone(method=0, says={"size": 5000}),
+        "size too large": zip_one(says={"size": 5000}),
+        "size too large, stored": zip_one(method=0, says={"size": 5000}),
     },
     "more than 200.0 kB": {
-        "size far too large": lone(says={"size": WIDE - 1}),
-        "size in the extra field": lone(says={"size": WIDE}, extra=sized(8, 1 << 62)),
-        "large in all": zipped(*many(5, content=PIXELS * 14)),
+        "size far too large": zip_one(says={"size": WIDE - 1}),
+        "size in the extra field": zip_one(says={"size": WIDE}, extra=extra_field(8, 1 << 62)),
+        "large in all": zipped(*list_entries(5, content=PIXELS * 14)),
     },
     "Corrupt zip64": {
-        "extra field too short": lone(says={"size": WIDE, "packed": WIDE}, extra=sized(8, 3000))
+        "extra field too short": zip_one(
+            says={"size": WIDE, "packed": WIDE}, extra=extra_field(8, 3000)
+        )
     },
     "damaged": {
-        "extra field longer than itself": lone(says={"size": WIDE}, extra=sized(800, 3000)),
-        "packed too small": lone(says={"packed": 100}),
-        "garbage for Deflate": lone(packed=b"\xff" * 500),
+        "extra field longer than itself": zip_one(
+            says={"size": WIDE}, extra=extra_field(800, 3000)
+        ),
+        "packed too small": zip_one(says={"packed": 100}),
+        "garbage for Deflate": zip_one(packed=b"\xff" * 500),
         "directory too short": zipped(GOOD_ENTRY, entry("a.jpg"), span=58),
         "locator and hardly more": b"PK\3\4" + LOCATOR + zipped(),
     },
-    "larger than 50.0 kB|more than 50 times|more than 200": {"bomb": lone(ZEROS)},
-    "more than 50 times its size": {"bomb of many": zipped(*many(4, content=bytes(40_000)))},
-    "“a.jpg” is larger than 50.0 kB": {"one large file": lone(PIXELS * 20)},
+    "larger than 50.0 kB|more than 50 times|more than 200": {"bomb": zip_one(ZEROS)},
+    "more than 50 times its size": {
+        "bomb of many": zipped(*list_entries(4, content=bytes(40_000)))
+    },
+    "“a.jpg” is larger than 50.0 kB": {"one large file": zip_one(PIXELS * 20)},
     "overlap": {
-        "packed too large": lone(says={"packed": 100_000}),
+        "packed too large": zip_one(says={"packed": 100_000}),
         "the same content twice": share_content(),
-        "an entry past the end": beside(offset=0x7FFFFFFF),
-        "an entry far past the end": beside(offset=WIDE, extra=sized(8, (1 << 64) - 1)),
+        "an entry past the end": zip_two(offset=0x7FFFFFFF),
+        "an entry far past the end": zip_two(offset=WIDE, extra=extra_field(8, (1 << 64) - 1)),
     },
     "overlap|not what its directory says": {
         "an entry inside another": nest_entries(),
-        "an entry in the directory": beside(offset=3100),
+        "an entry in the directory": zip_two(offset=3100),
         "no header at its place": zipped(entry("a.jpg"), entry("b.jpg", offset=2000)),
     },
     "more than 20 files": {
-        "too many": zipped(*many(21)),
-        "too many, hidden": zipped(*many(21), count=1),
-        "too many folders": zipped(*many(6, "{}/a/b/c.jpg")),
+        "too many": zipped(*list_entries(21)),
+        "too many, hidden": zipped(*list_entries(21), count=1),
+        "too many folders": zipped(*list_entries(6, "{}/a/b/c.jpg")),
         "one folder too many times": zipped(GOOD_ENTRY, *[entry("cat/", b"")] * 20),
         "claims too many": zipped(GOOD_ENTRY, count=60_000),
         "claims far too many": zipped(GOOD_ENTRY, wide=1 << 60),
@@ -513,7 +515,7 @@ def sparse_old():
     return bytes(header) + bytes(512)
 
 
-def link(name, kind=b"2"):
+def write_link(name, kind=b"2"):
     return block(name, kind=kind, link=LINK)
 
 
@@ -523,19 +525,19 @@ def members(count, name="{}.jpg", content=b"x"):
 
 TARS = {
     "symbolic link": {
-        "symbolic link": link("l.jpg"),
-        "link, then a file through it": link("out") + member("out/evil.jpg"),
-        "link that is no image": GOOD + link("readme"),
-        "link among noise": GOOD + link(".git/HEAD"),
+        "symbolic link": write_link("l.jpg"),
+        "link, then a file through it": write_link("out") + member("out/evil.jpg"),
+        "link that is no image": GOOD + write_link("readme"),
+        "link among noise": GOOD + write_link(".git/HEAD"),
         "link with a long target": member("././@LongLink", LINK * 50, b"K")
         + block("l.jpg", kind=b"2"),
         "link by an extended header": pax(linkpath=b"/etc/passwd") + block("l.jpg", kind=b"2"),
     },
     "both a file and a folder": {
-        "link over a file": member("out/1.jpg") + link("out") + member("out/evil.jpg")
+        "link over a file": member("out/1.jpg") + write_link("out") + member("out/evil.jpg")
     },
     "hard link": {
-        "hard link": link("h.jpg", b"1"),
+        "hard link": write_link("h.jpg", b"1"),
         "hard link to a good file": GOOD + block("h.jpg", kind=b"1", link=b"cat/good.jpg"),
     },
     "device": {
@@ -671,7 +673,7 @@ def test_tar_bomb_is_refused_after_a_bounded_part_of_it(tmp_path, kind, name):
 @pytest.mark.parametrize("claim", [16_000_000, 1_900_000])
 def test_zip_bomb_is_refused_after_a_bounded_part_of_it(tmp_path, claim):
     """One that is honest, and one that claims a size that would pass."""
-    archive = lone(bytes(16_000_000), says={"size": claim})
+    archive = zip_one(bytes(16_000_000), says={"size": claim})
     with within_memory(12_000_000):
         assert_archive_refused(
             archive, tmp_path, "more than 200 times its size|Bad CRC", "a.zip", BOMB_LIMITS
@@ -854,7 +856,10 @@ def pipe_zip():
 
 def zip_of_wide_fields():
     other = struct.pack("<2H4s", 0x5455, 4, b"time")
-    says, extra = {"size": WIDE, "packed": WIDE}, other + sized(24, len(PIXELS), len(PIXELS), 0)
+    says, extra = (
+        {"size": WIDE, "packed": WIDE},
+        other + extra_field(24, len(PIXELS), len(PIXELS), 0),
+    )
     return zipped(entry("1.jpg", method=0, says=says, offset=WIDE, extra=extra), wide=1)
 
 
