@@ -72,6 +72,7 @@ def test_live_curves_count_whole_epochs_and_repeat_no_percentage(epochs, ticks):
 def test_curves_work_before_anything_has_happened():
     training_curve("loss", [], [], 80, 10, 5).to_json()
     compared_curve("loss", []).to_json()
+    probe_curve([], "head").to_json()
 
 
 def test_confusion_heatmap_keeps_the_counts_and_escapes_names():
@@ -244,10 +245,6 @@ def test_a_probe_curve_is_cold_before_the_cut_and_warm_from_it_on(cut, cold):
     assert not set(colours[:cold]) & set(colours[cold:])
 
 
-def test_a_probe_curve_without_probes_is_drawn():
-    probe_curve([], "head").to_json()
-
-
 @pytest.mark.parametrize("binning", ["width", "mass"])
 def test_bars_of_a_reliability_diagram_sit_over_their_bins(binning):
     _, logits, labels = evaluated()
@@ -282,9 +279,6 @@ def test_the_chosen_cell_row_or_column_is_outlined_where_it_stands(chosen, corne
     (outline,) = figure.layout.shapes
     assert (outline.x0, outline.x1, outline.y0, outline.y1) == corners
     assert outline.line.width >= 3
-
-
-def test_nothing_is_outlined_before_a_cell_is_chosen():
     assert not confusion_heatmap(np.eye(3, dtype=int), ["a", "b", "c"]).layout.shapes
 
 
@@ -293,27 +287,18 @@ def test_a_share_that_is_not_all_does_not_read_100_percent():
     assert np.array(cells).tolist() == [["99%", "1%"], ["", "100%"]]
 
 
-def test_the_mixing_curve_shows_other_data_sets_beside_it():
-    curve = [{"coefficient": at / 10, "accuracy": 0.5, "loss": 1.0} for at in range(11)]
-    other = {
-        "data": "/pictures/night",
-        "images": 9,
-        "curve": [point | {"accuracy": 0.2} for point in curve],
-    }
-    figure = mixing_curve(curve, 0.4, [other])
-    assert [trace.name for trace in figure.data] == ["validation", "shifted: night"]
-    assert figure.data[0].line.dash != figure.data[1].line.dash
-    low, high = figure.layout.yaxis.range
-    assert low <= 0.2 <= 0.5 <= high
-
-
-def test_the_mixing_curve_shows_every_coefficient_and_marks_the_chosen_one():
-    curve = [
-        {"coefficient": tenth / 10, "accuracy": 0.5 + tenth / 50, "loss": 1.0}
-        for tenth in range(11)
-    ]
+def test_mixing_curve_marks_the_chosen_coefficient_and_shows_other_data_sets():
+    tenths = range(11)
+    curve = [{"coefficient": n / 10, "accuracy": 0.5 + n / 50, "loss": 1.0} for n in tenths]
     figure = mixing_curve(curve, 0.4)
     assert list(figure.data[0].x) == [point["coefficient"] for point in curve]
     assert list(figure.data[0].y) == [point["accuracy"] for point in curve]
     assert figure.layout.shapes[0].x0 == figure.layout.shapes[0].x1 == 0.4
     assert figure.layout.annotations[0].text == "chosen: 0.4"
+    night = [point | {"accuracy": 0.2} for point in curve]
+    other = {"data": "/pictures/night", "images": 9, "curve": night}
+    figure = mixing_curve(curve, 0.4, [other])
+    assert [trace.name for trace in figure.data] == ["validation", "shifted: night"]
+    assert figure.data[0].line.dash != figure.data[1].line.dash
+    low, high = figure.layout.yaxis.range
+    assert low <= 0.2 <= 0.7 <= high

@@ -78,7 +78,7 @@ def test_links_below_are_not_counted(root, tmp_path):
 
 
 def test_a_folder_of_thousands_is_listed_whole_and_counted_in_part(root, monkeypatch):
-    for number in range(3000):
+    for number in range(1000):
         (root / f"{number:04}").mkdir()
     fill(root / "0000", *(f"{number}.png" for number in range(30)))
     monkeypatch.setattr(browse, "_MOST_LOOKED_AT", 20)
@@ -86,7 +86,7 @@ def test_a_folder_of_thousands_is_listed_whole_and_counted_in_part(root, monkeyp
     fill(root / "0001", *(f"{number}.png" for number in range(4)))
     fill(root / "0002", *(f"{number}.png" for number in range(4)))
     view = view_folder(root, [root])
-    assert len(view.subfolders) == 3000
+    assert len(view.subfolders) == 1000
     assert list(below(view).items())[:3] == [
         ("0000", (20, False)),
         ("0001", (4, True)),

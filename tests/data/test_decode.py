@@ -1,13 +1,9 @@
 import io
 import os
 import struct
-import warnings
-import zlib
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from PIL.GifImagePlugin import GifImageFile
 
@@ -22,14 +18,6 @@ from finetune_core.data.decode import (
 )
 from finetune_core.errors import ImageError
 from tests.deadline import in_time
-
-quick = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    max_examples=150,
-    suppress_health_check=[HealthCheck.too_slow],
-)
 
 
 def encoded(image, kind="PNG", **options):
@@ -51,24 +39,6 @@ def turned(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encoded(quarters(), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
-
-
-def bare_png(width, height):
-    def chunk(kind, content):
-        return (
-            struct.pack(">I", len(content))
-            + kind
-            + content
-            + struct.pack(">I", zlib.crc32(kind + content))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0"))
-        + chunk(b"IEND", b"")
-    )
 
 
 # What has to be done to the stored pixels so that they are shown upright: EXIF's own definition.
@@ -123,98 +93,71 @@ def test_exif_orientation_of_a_jpeg_is_undone_once():
     assert 0x0112 not in image.getexif()
 
 
-def test_grayscale_becomes_three_equal_channels():
-    image = read_image(encoded(Image.new("L", (4, 4), 77), "JPEG", quality=100))
-    assert image.mode == "RGB"
-    assert image.getpixel((1, 1)) == (77, 77, 77)
-
-
 def test_palette_shows_its_colours():
     image = read_image(encoded(quarters().quantize(4)))
     assert image.mode == "RGB"
     np.testing.assert_allclose(np.asarray(image, int), np.asarray(quarters(), int), atol=3)
 
 
-def test_transparent_palette_entry_shows_white():
-    image = Image.new("P", (2, 1), 0)
+def row(mode, *values):
+    """Build an image of one row of pixels."""
+    image = Image.new(mode, (len(values), 1))
+    image.putdata(values)
+    return image
+
+
+def numbers(dtype, *values):
+    return Image.fromarray(np.array([values], dtype))
+
+
+def palette():
+    image = row("P", 0, 1)
     image.putpalette([10, 20, 30, 200, 100, 50])
-    image.putpixel((1, 0), 1)
-    decoded = read_image(encoded(image, transparency=0))
-    assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 100, 50)]
+    return image
 
 
-def test_transparency_is_laid_on_white():
-    image = Image.new("RGBA", (3, 1))
-    image.putdata([(255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 0, 128)])
-    decoded = read_image(encoded(image))
-    assert decoded.mode == "RGB"
-    assert decoded.getpixel((0, 0)) == (255, 0, 0)
-    assert decoded.getpixel((1, 0)) == (255, 255, 255)
-    assert abs(decoded.getpixel((2, 0))[0] - 127) <= 1
+def ink(*values):
+    return encoded(Image.new("CMYK", (16, 16), values), "JPEG", quality=95)
 
 
-def test_gray_with_alpha_is_laid_on_white():
-    image = Image.new("LA", (2, 1))
-    image.putdata([(30, 255), (30, 0)])
-    decoded = read_image(encoded(image))
-    assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(30, 30, 30), (255, 255, 255)]
+WIDE, INF = (0, 257 * 10, 257 * 128, 65535), np.inf
+# Name -> content, and the pixels that are shown.
+SHOWN = {
+    "gray": (encoded(Image.new("L", (4, 4), 77), "JPEG", quality=100), [77]),
+    "transparent palette entry": (encoded(palette(), transparency=0), [255, (200, 100, 50)]),
+    "transparency": (
+        encoded(row("RGBA", (255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 0, 128))),
+        [(255, 0, 0), 255, 127],
+    ),
+    "gray with alpha": (encoded(row("LA", (30, 255), (30, 0))), [30, 255]),
+    "one bit": (encoded(row("1", 0, 255)), [0, 255]),
+    "printed red": (ink(0, 255, 255, 0), [(255, 0, 0)]),
+    "printed black": (ink(0, 0, 0, 255), [0]),
+    "no ink": (ink(0, 0, 0, 0), [255]),
+    "16-bit PNG": (encoded(numbers(np.uint16, *WIDE)), [0, 10, 128, 255]),
+    "16-bit TIFF": (encoded(numbers(np.uint16, *WIDE), "TIFF"), [0, 10, 128, 255]),
+    "floats": (encoded(numbers(np.float32, -1, 0, 1), "TIFF"), [0, 128, 255]),
+    "floats of one value": (encoded(numbers(np.float32, 7, 7), "TIFF"), [7, 7]),
+    "floats beyond any range": (
+        encoded(numbers(np.float32, np.nan, -INF, -3e38, 0, 3e38, INF), "TIFF"),
+        [0, 0, 0, 128, 255, 255],
+    ),
+    "infinity": (encoded(numbers(np.float32, INF, INF), "TIFF"), [255, 255]),
+    "minus infinity": (encoded(numbers(np.float32, -INF, -INF), "TIFF"), [0, 0]),
+    "no number": (encoded(numbers(np.float32, np.nan, np.nan), "TIFF"), [0, 0]),
+    "16-bit integers of 32 bits": (encoded(numbers(np.int32, 0, 257, 65535), "TIFF"), [0, 1, 255]),
+    "negative integers": (encoded(numbers(np.int32, -100, 0, 155), "TIFF"), [0, 100, 255]),
+    "large integers": (encoded(numbers(np.int32, 0, 1, 2**31 - 1), "TIFF"), [0, 0, 255]),
+}
 
 
-def test_cmyk_jpeg_shows_the_printed_colours():
-    for ink, expected in (
-        ((0, 255, 255, 0), (255, 0, 0)),
-        ((0, 0, 0, 255), (0, 0, 0)),
-        ((0, 0, 0, 0), (255, 255, 255)),
-    ):
-        decoded = read_image(encoded(Image.new("CMYK", (16, 16), ink), "JPEG", quality=95))
-        np.testing.assert_allclose(decoded.getpixel((8, 8)), expected, atol=6)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bit_gray_keeps_its_top_bits(kind):
-    values = np.array([[0, 257 * 10, 257 * 128, 65535]], np.uint16)
-    decoded = np.asarray(read_image(encoded(Image.fromarray(values), kind)))
-    np.testing.assert_array_equal(decoded[0, :, 0], [0, 10, 128, 255])
-    np.testing.assert_array_equal(decoded[..., 0], decoded[..., 2])
-
-
-def test_floating_point_gray_is_stretched_and_a_constant_one_is_not_divided_by_zero():
-    decoded = np.asarray(
-        read_image(encoded(Image.fromarray(np.array([[-1.0, 0.0, 1.0]], np.float32)), "TIFF"))
-    )
-    np.testing.assert_allclose(decoded[0, :, 0], [0, 128, 255], atol=1)
-    flat = np.asarray(read_image(encoded(Image.fromarray(np.full((2, 2), 7, np.float32)), "TIFF")))
-    np.testing.assert_array_equal(flat, 7)
-
-
-def test_what_is_beyond_any_range_is_white_or_black_and_leaves_the_rest_its_range():
-    values = np.array([[np.nan, -np.inf, -3e38, 0, 3e38, np.inf]], np.float32)
-    decoded = np.asarray(read_image(encoded(Image.fromarray(values), "TIFF")))
-    np.testing.assert_array_equal(decoded[0, :, 0], [0, 0, 0, 128, 255, 255])
-    for value, expected in ((np.inf, 255), (-np.inf, 0), (np.nan, 0)):
-        flat = np.asarray(
-            read_image(encoded(Image.fromarray(np.full((2, 2), value, np.float32)), "TIFF"))
-        )
-        np.testing.assert_array_equal(flat, expected)
-
-
-def test_32_bit_integers_are_stretched_unless_they_are_16_bit_ones():
-    for values, expected in (
-        ([0, 257, 65535], [0, 1, 255]),
-        ([-100, 0, 155], [0, 100, 255]),
-        ([0, 1, 2**31 - 1], [0, 0, 255]),
-    ):
-        decoded = np.asarray(
-            read_image(encoded(Image.fromarray(np.array([values], np.int32)), "TIFF"))
-        )
-        np.testing.assert_array_equal(decoded[0, :, 0], expected)
-
-
-def test_one_bit_images_are_black_and_white():
-    image = Image.new("1", (2, 1))
-    image.putpixel((1, 0), 1)
-    decoded = read_image(encoded(image))
-    assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
+@pytest.mark.parametrize(("content", "expected"), SHOWN.values(), ids=SHOWN)
+def test_pixels_of_every_kind_are_shown_in_8_bits_of_rgb(content, expected):
+    image = read_image(content)
+    assert image.mode == "RGB"
+    shown = np.asarray(image, int)[0, : len(expected)]
+    expected = [np.broadcast_to(colour, 3) for colour in expected]
+    np.testing.assert_allclose(shown, expected, atol=6 if len(shown) == 1 else 1)
 
 
 def test_an_animation_shows_its_first_frame():
@@ -282,12 +225,13 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("side", [None, 5, 96])
-def test_header_and_image_at_once_are_those_that_are_read_apart(kind, side):
-    header, image = read_with_header(KINDS[kind], side)
-    apart = read_image(KINDS[kind], side)
-    assert header == read_header(KINDS[kind])
-    assert (image.mode, image.size, image.tobytes()) == (apart.mode, apart.size, apart.tobytes())
+def test_header_and_image_at_once_are_those_that_are_read_apart(kind):
+    for side in (None, 5, 96):
+        header, image = read_with_header(KINDS[kind], side)
+        apart = read_image(KINDS[kind], side)
+        assert header == read_header(KINDS[kind])
+        shown = image.mode, image.size, image.tobytes()
+        assert shown == (apart.mode, apart.size, apart.tobytes())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -344,14 +288,6 @@ def test_a_missing_file_is_refused_by_name(tmp_path):
         read_image(tmp_path / "gone.png")
 
 
-@pytest.mark.parametrize("reader", [read_header, read_image])
-def test_a_pixel_bomb_is_refused_before_it_is_decoded(tmp_path, reader):
-    file = tmp_path / "bomb.png"
-    file.write_bytes(bare_png(50_000, 50_000))
-    with pytest.raises(ImageError, match=r"bomb\.png claims more than 89 million pixels"):
-        reader(file)
-
-
 def webp(kind, content):
     return (
         b"RIFF" + struct.pack("<I4s4sI", 12 + len(content), b"WEBP", kind, len(content)) + content
@@ -392,15 +328,6 @@ def test_a_webp_claims_the_size_that_it_has(monkeypatch, options):
     monkeypatch.setattr(Image, "open", None)
     with pytest.raises(ImageError, match="claims more than"):
         read_header(content)
-
-
-def test_the_pixel_limit_does_not_hang_on_warning_filters(tmp_path):
-    file = tmp_path / "bomb.png"
-    file.write_bytes(bare_png(10_000, 10_000))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(ImageError, match="claims more than"):
-            read_header(file)
 
 
 def test_the_pixel_limit_is_pillows():
@@ -448,41 +375,6 @@ def test_what_is_beside_a_letterboxed_image_is_neither_white_nor_black():
     )
     assert (small[:, :20] > 90).all()
     assert (small[:, :20] < 180).all()
-
-
-@quick
-@given(st.binary(max_size=200))
-def test_arbitrary_bytes_are_an_image_or_an_image_error(content):
-    for reader in (read_header, read_image):
-        try:
-            reader(content)
-        except ImageError:
-            continue
-
-
-SEEDS = [encoded(quarters(), kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on damaged TIFFs
-@quick
-@given(
-    st.sampled_from(SEEDS),
-    st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=6),
-    st.integers(1, 999),
-)
-def test_damaged_images_are_an_image_or_an_image_error(content, changes, keep):
-    damaged = bytearray(content)
-    for position, value in changes:
-        damaged[position % len(damaged)] = value
-    damaged = bytes(damaged[: max(1, len(damaged) * keep // 999)])
-    with pytest.MonkeyPatch.context() as patch:
-        # so that a damaged size does not fill the memory
-        patch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
-        try:
-            image = read_image(damaged)
-        except ImageError:
-            return
-    assert image.mode == "RGB"
 
 
 @pytest.mark.parametrize(("kind", "position"), [("PNG", 36), ("PNG", 11), ("PPM", 5)])

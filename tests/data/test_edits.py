@@ -1,8 +1,5 @@
-import json
-
 import pandas as pd
 import pytest
-from pydantic import ValidationError
 
 from finetune_core.config import Edit
 from finetune_core.data.edits import (
@@ -53,44 +50,34 @@ def applied(*edits):
 AS_IT_WAS = {"a": ("x", "train"), "b": ("x", "val"), "c": ("y", "train"), "d": ("y", "test")}
 
 
-def test_no_edits_change_nothing():
-    assert applied() == AS_IT_WAS
+@pytest.mark.parametrize(
+    ("edits", "changed"),
+    [
+        ([], {}),
+        ([ignore("dark", "a")], {}),
+        ([move("test", "a", "b")], {"a": ("x", "test"), "b": ("x", "test")}),
+        ([relabel("y", "a"), relabel("new", "d")], {"a": ("y", "train"), "d": ("new", "test")}),
+        # the last holds
+        ([relabel("y", "a"), relabel("z", "a")], {"a": ("z", "train")}),
+        ([relabel("z", "a"), relabel("y", "a")], {"a": ("y", "train")}),
+        ([move("val", "a"), relabel("z", "a"), move("test", "a")], {"a": ("z", "test")}),
+        (
+            [relabel("new", "a", "c"), move("val", "c", "d"), relabel("x", "c"), move("test", "a")],
+            {"a": ("new", "test"), "c": ("x", "val"), "d": ("y", "val")},
+        ),
+        # unknown paths are passed over
+        ([exclude("gone"), move("val", "gone"), relabel("y", "gone")], {}),
+        ([relabel("z", "gone", "a", "gone too")], {"a": ("z", "train")}),
+    ],
+)
+def test_edits_change_the_images_they_name(edits, changed):
+    assert applied(*edits) == AS_IT_WAS | changed
 
 
-def test_excluded_images_are_gone():
+def test_excluded_images_are_gone_in_any_order():
     assert set(applied(exclude("a", "d"))) == {"b", "c"}
-
-
-def test_moved_images_have_another_split():
-    assert applied(move("test", "a", "b")) == AS_IT_WAS | {"a": ("x", "test"), "b": ("x", "test")}
-
-
-def test_relabelled_images_have_another_class_new_or_not():
-    assert applied(relabel("y", "a"), relabel("new", "d")) == AS_IT_WAS | {
-        "a": ("y", "train"),
-        "d": ("new", "test"),
-    }
-
-
-def test_ignoring_a_finding_changes_nothing():
-    assert applied(ignore("dark", "a")) == AS_IT_WAS
-
-
-def test_the_last_of_several_edits_holds():
-    assert applied(relabel("y", "a"), relabel("z", "a"))["a"] == ("z", "train")
-    assert applied(relabel("z", "a"), relabel("y", "a"))["a"] == ("y", "train")
-    assert applied(move("val", "a"), relabel("z", "a"), move("test", "a"))["a"] == ("z", "test")
-
-
-def test_of_one_edit_and_many_each_image_gets_its_own():
-    made = applied(
-        relabel("new", "a", "c"),
-        move("val", "c", "d"),
-        relabel("x", "c"),
-        move("test", "a"),
-        relabel("y", "b"),
-    )
-    assert made == {"a": ("new", "test"), "b": ("y", "val"), "c": ("x", "val"), "d": ("y", "val")}
+    assert "a" not in applied(exclude("a"), move("val", "a"))
+    assert "a" not in applied(relabel("y", "a"), exclude("a"))
 
 
 def test_the_columns_keep_their_types():
@@ -98,22 +85,6 @@ def test_the_columns_keep_their_types():
         TABLE.astype("str"), [relabel("new", "a"), move("val", "c"), exclude("d")]
     )
     assert changed.dtypes.tolist() == TABLE.astype("str").dtypes.tolist()
-
-
-@pytest.mark.parametrize(
-    "edits", [[exclude("a"), move("val", "a")], [relabel("y", "a"), exclude("a")]]
-)
-def test_what_is_excluded_stays_out_in_any_order(edits):
-    assert "a" not in applied(*edits)
-
-
-@pytest.mark.parametrize("edit", [exclude("gone"), move("val", "gone"), relabel("y", "gone")])
-def test_unknown_paths_are_passed_over(edit):
-    assert applied(edit) == AS_IT_WAS
-
-
-def test_known_paths_among_unknown_ones_are_not():
-    assert applied(relabel("z", "gone", "a", "gone too")) == AS_IT_WAS | {"a": ("z", "train")}
 
 
 def test_the_table_that_was_given_stays_as_it_is():
@@ -218,16 +189,6 @@ def test_a_failure_while_writing_leaves_the_edits_that_were_there(tmp_path, monk
     assert load_edits(tmp_path) == edits
 
 
-def test_edits_survive_json():
-    edit = move("val", "a", "b")
-    assert Edit(**json.loads(edit.model_dump_json())) == edit
-
-
-def test_there_are_four_actions():
-    with pytest.raises(ValidationError):
-        Edit(action="delete", paths=("a",))
-
-
 def test_ignored_paths_are_gathered_by_kind():
     edits = [ignore("dark", "a"), ignore("dark", "b"), ignore("tiny", "a"), exclude("c")]
     assert ignored(edits) == {"dark": {"a", "b"}, "tiny": {"a"}}
@@ -237,32 +198,17 @@ def test_a_run_records_what_changes_the_training(edits):
     assert effective(edits) == edits[:3]
 
 
-@pytest.mark.parametrize(
-    ("edit", "words"),
-    [
-        (exclude("a", "b", "c"), "3 images excluded"),
-        (move("val", "a"), "1 image moved to validation"),
-        (relabel("cat", "a"), "1 image relabelled as cat"),
-        (ignore("dark", "a", "b"), "2 images left as they are"),
-    ],
-)
-def test_one_edit_in_words(edit, words):
-    assert edit_in_words(edit) == words
-
-
-def test_all_edits_in_words():
-    edits = [
-        move("val", "a"),
-        exclude("b", "c"),
-        ignore("dark", "d"),
-        exclude("e"),
-        move("test", "f"),
-        relabel("x", "g"),
-    ]
-    assert (
-        edits_in_words(edits)
-        == "3 images excluded, 2 images moved to another split, 1 image relabelled"
-    )
+def test_edits_are_said_in_words_one_by_one_and_together():
+    edits = {
+        "3 images excluded": exclude("a", "b", "c"),
+        "1 image moved to validation": move("val", "a"),
+        "1 image relabelled as cat": relabel("cat", "a"),
+        "2 images left as they are": ignore("dark", "a", "b"),
+    }
+    assert [edit_in_words(edit) for edit in edits.values()] == list(edits)
+    all_edits = [*edits.values(), move("test", "f")]
+    said = "3 images excluded, 2 images moved to another split, 1 image relabelled"
+    assert edits_in_words(all_edits) == said
     assert edits_in_words([]) == edits_in_words([ignore("dark", "d")]) == ""
 
 
@@ -271,26 +217,16 @@ def renamed(name, to, *before):
     return applied(*before, relabelled_class(table, name, to))
 
 
-def test_a_renamed_class_is_gone_and_its_images_keep_their_split():
+def test_renamed_class_is_gone_or_merged_and_its_images_keep_their_split():
     assert renamed("x", " new ") == AS_IT_WAS | {"a": ("new", "train"), "b": ("new", "val")}
-
-
-def test_a_class_renamed_to_another_one_is_merged_into_it():
     assert {row[0] for row in renamed("x", "y").values()} == {"y"}
+    whole = {"a": ("z", "train"), "c": ("z", "train"), "d": ("z", "test")}
+    assert renamed("y", "z", relabel("y", "a")) == AS_IT_WAS | whole
 
 
-def test_a_class_that_was_merged_is_renamed_whole():
-    assert renamed("y", "z", relabel("y", "a")) == {
-        name: (("x" if name == "b" else "z"), AS_IT_WAS[name][1]) for name in AS_IT_WAS
-    }
-
-
-@pytest.mark.parametrize("to", ["", "  ", "x", " x ", "a\nb", "n" * 1001])
-def test_a_name_that_no_class_can_have_is_refused(to):
-    with pytest.raises(DataError, match="cannot be renamed"):
-        relabelled_class(TABLE, "x", to)
-
-
-def test_a_class_that_is_gone_cannot_be_renamed():
+def test_name_that_no_class_can_have_and_a_class_that_is_gone_are_refused():
+    for to in ("", "  ", "x", " x ", "a\nb", "n" * 1001):
+        with pytest.raises(DataError, match="cannot be renamed"):
+            relabelled_class(TABLE, "x", to)
     with pytest.raises(DataError, match="no class 'w'"):
         relabelled_class(TABLE, "w", "new")

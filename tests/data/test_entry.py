@@ -43,16 +43,12 @@ def test_tables(put, tmp_path):
         assert read_table(file).to_dict("list") == {"a": [1]}
 
 
-def test_split(put, tmp_path):
+@pytest.mark.parametrize("load", [load_split, load_edits])
+def test_split_and_edits(put, tmp_path, load):
     put("split.json")
-    with pytest.raises(DataError, match=r"Repair or delete"):
-        load_split(tmp_path)
-
-
-def test_edits(put, tmp_path):
     put("edits.json")
     with pytest.raises(DataError, match=r"Repair or delete"):
-        load_edits(tmp_path)
+        load(tmp_path)
 
 
 def test_source(put, tmp_path):
@@ -64,7 +60,18 @@ def test_source(put, tmp_path):
     assert recent_sources([tmp_path.parent], 10) == []
 
 
-def test_a_split_that_was_saved_is_read_again(tmp_path):
-    split = load_split(tmp_path)
-    save_split(tmp_path, split)
-    assert load_split(tmp_path) == split
+def test_split_is_kept_with_its_data_set(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    usual = load_split(one)
+    wanted = usual | {"val_fraction": 0.3, "split_seed": 7, "groups": "{group}_*"}
+    save_split(one, wanted)
+    assert load_split(one) == wanted
+    assert load_split(other) == usual
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"val_fraction": 5}', '{"split_seed": "x"}'])
+def test_damaged_split_is_not_silently_another_one(tmp_path, content):
+    save_split(tmp_path, load_split(tmp_path))
+    (entry_folder(tmp_path) / "split.json").write_text(content)
+    with pytest.raises(DataError, match="Repair or delete that file"):
+        load_split(tmp_path)

@@ -12,22 +12,22 @@ SIZE = (240, 180)
 MOVING = ["parts laid by hand", "parts in a fixture"]
 
 
-@pytest.fixture(scope="module", params=LINES)
-def parts(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parts") / "images"
-    write_parts(folder, LINES[request.param], 70, 0, SIZE)
-    return folder
-
-
-def test_different_parts_are_no_near_duplicates(parts):
-    dataset = load_dataset(parts)
-    assert {one.kind for one in dataset.findings} & {"near_duplicates", "near_leakage"} == set()
+@pytest.mark.train
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(line, marks=() if line in MOVING else pytest.mark.exhaustive) for line in LINES],
+)
+def test_different_parts_are_no_near_duplicates(tmp_path, line):
+    write_parts(tmp_path / "parts", LINES[line], 70, 0, SIZE)
+    dataset = load_dataset(tmp_path / "parts")
+    assert not {one.kind for one in dataset.findings} & {"near_duplicates", "near_leakage"}
     # each by itself: the split is the one that was asked for
     assert dataset.table["near"].nunique() == 70
     assert dataset.counts().sum().tolist() == [50, 10, 10]
 
 
-@pytest.mark.parametrize("line", MOVING)
+@pytest.mark.train
+@pytest.mark.parametrize("line", MOVING[:1])
 def test_copies_among_parts_are_found_and_no_others(tmp_path, line):
     write_parts(tmp_path / "images", LINES[line], 70, 1, SIZE)
     truth = {frozenset(pair) for pair in plant(tmp_path / "images", 8, 1).items()}
@@ -46,6 +46,7 @@ def scratched(image):
     return image
 
 
+@pytest.mark.train
 def test_a_small_scratch_makes_it_another_part(tmp_path):
     """Among pictures that are unlike both, so that this one place alone can tell."""
     (tmp_path / "part").mkdir()
@@ -63,7 +64,7 @@ def gray(image):
     return np.asarray(image.convert("L").resize((128, 128), Image.Resampling.BILINEAR))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_noise_is_spread_and_a_scratch_is_a_peak(seed):
     random, image = np.random.default_rng(seed), picture(seed)
     noisy = [

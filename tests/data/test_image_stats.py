@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
-from finetune_core.data.image_stats import THUMB_SIDE, Look, look_at
+from finetune_core.data.image_stats import THUMB_SIDE, look_at
 
-quick = settings(deadline=None, derandomize=True, database=None, max_examples=150)
+quick = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 
 
 def photo(size=(160, 120), seed=0):
@@ -44,30 +44,32 @@ def look(tmp_path):
     return looked
 
 
-def test_a_sound_image_has_no_problem(look):
+def test_sound_image_has_no_problem(look):
     seen = look(photo((160, 120)), "JPEG")
     assert (seen.problem, seen.reason) == ("", "")
-    assert (seen.width, seen.height, seen.mode, seen.format, seen.frames) == (
-        160,
-        120,
-        "RGB",
-        "JPEG",
-        1,
-    )
+    assert (seen.width, seen.height, seen.mode, seen.format) == (160, 120, "RGB", "JPEG")
+    assert seen.frames == 1
 
 
-def test_an_empty_file(look):
-    assert look(b"") == Look("empty_file", "picture.png is empty (0 bytes)")
+# What lies at the path -> the problem, and its reason.
+PROBLEMS = {
+    "empty": (lambda file: file.touch(), "empty_file", "a.png is empty (0 bytes)"),
+    "missing": (lambda file: None, "missing_file", "a.png is not there"),
+    "text": (lambda file: file.write_text("not a picture"), "unreadable", "a.png"),
+    "folder": (lambda file: file.mkdir(), "unreadable", "a.png"),
+    "pipe": (os.mkfifo, "unreadable", "a.png"),
+}
 
 
-def test_a_file_that_is_not_there(tmp_path):
-    assert look_at(tmp_path / "gone.png") == Look("missing_file", "gone.png is not there")
-
-
-def test_text_with_the_name_of_an_image(look):
-    seen = look(b"not a picture at all", "JPG")
-    assert seen.problem == "unreadable"
-    assert "picture.jpg" in seen.reason
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
+@pytest.mark.parametrize(("put", "problem", "reason"), PROBLEMS.values(), ids=PROBLEMS)
+def test_what_is_no_image_has_a_problem_and_a_thumbnail(tmp_path, put, problem, reason):
+    put(tmp_path / "a.png")
+    seen = look_at(tmp_path / "a.png")
+    assert seen.problem == problem
+    assert reason in seen.reason
+    assert len(seen.thumb) == 432
+    assert look_at(tmp_path / ("a" * 300 + ".png")).problem == "unreadable"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
@@ -79,39 +81,18 @@ def test_an_image_that_is_cut_short_is_damaged_and_its_header_is_known(look, kin
     assert (seen.width, seen.height, seen.format) == (160, 120, kind)
 
 
-def test_a_folder_that_is_named_like_an_image(tmp_path):
-    (tmp_path / "a.png").mkdir()
-    assert look_at(tmp_path / "a.png").problem == "unreadable"
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
-def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "a.png")
-    assert look_at(tmp_path / "a.png").problem == "unreadable"
-
-
-def test_a_name_that_is_too_long(tmp_path):
-    assert look_at(tmp_path / ("a" * 300 + ".png")).problem == "unreadable"
-
-
 def test_an_animation_has_more_than_one_frame(look):
     frames = [photo((30, 20), seed) for seed in range(3)]
     assert look(frames[0], "GIF", save_all=True, append_images=frames[1:]).frames > 1
     assert look(frames[0], "GIF").frames == 1
 
 
-@pytest.mark.parametrize(
-    ("orientation", "size"), [(1, (30, 20)), (3, (30, 20)), (6, (20, 30)), (8, (20, 30))]
-)
-def test_sizes_are_those_of_the_upright_image(look, orientation, size):
+def test_size_and_thumbnail_are_those_of_the_upright_image(look):
     exif = Image.Exif()
-    exif[0x0112] = orientation
-    seen = look(Image.new("RGB", (30, 20)), "JPEG", exif=exif)
-    assert (seen.width, seen.height) == size
-
-
-def test_the_thumbnail_is_upright_too(look):
-    exif = Image.Exif()
+    for orientation, size in ((1, (30, 20)), (3, (30, 20)), (6, (20, 30)), (8, (20, 30))):
+        exif[0x0112] = orientation
+        seen = look(Image.new("RGB", (30, 20)), "JPEG", exif=exif)
+        assert (seen.width, seen.height) == size
     exif[0x0112] = 6
     turned = look(photo().transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
     assert turned.thumb == look(photo()).thumb
@@ -143,15 +124,11 @@ def test_every_mode_is_named_and_has_a_thumbnail(look, mode):
     assert len(seen.thumb) == THUMB_SIDE * THUMB_SIDE * 3 == 432
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 500), (500, 3), (12, 12), (3000, 20)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 3), (12, 12)])
 def test_any_shape_has_a_thumbnail_and_finite_numbers(look, size):
     seen = look(photo(size))
     assert len(seen.thumb) == 432
     assert np.isfinite([seen.brightness, seen.low, seen.high, seen.contrast, seen.sharpness]).all()
-
-
-def test_what_is_broken_has_a_thumbnail_of_the_same_length(look):
-    assert len(look(b"").thumb) == len(look(b"x").thumb) == 432
 
 
 def test_a_dark_and_a_bright_version(look):
@@ -183,7 +160,7 @@ def test_low_and_high_leave_five_in_a_hundred_out(look):
     assert (seen.low, seen.high) == (120, 120)
 
 
-@pytest.mark.parametrize("size", [(96, 96), (160, 120), (900, 600)])
+@pytest.mark.parametrize("size", [(96, 96), (400, 300)])
 def test_blur_makes_an_image_less_sharp_at_every_size(look, size):
     sharp = photo(size)
     levels = [
@@ -202,6 +179,7 @@ def test_less_contrast_is_not_blur(look):
 SOUND = [encoded(photo((40, 30)), kind) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")]
 
 
+@pytest.mark.fuzz
 @quick
 @given(
     st.sampled_from(SOUND),

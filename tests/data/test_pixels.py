@@ -9,6 +9,7 @@ from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import ImageError
 from finetune_core.work import Step
 from tests.drain import drained
+from tests.factories import image_folder
 
 LIMITS = {"memory": {}, "disk": {"MEMORY": "0"}, "nowhere": {"MEMORY": "0", "DISK": "0"}}
 
@@ -29,7 +30,7 @@ def place(request, monkeypatch):
 
 
 @pytest.fixture
-def paths(image_folder, tmp_path):
+def paths(tmp_path):
     image_folder(tmp_path, {"red": 3, "blue": 2})
     return sorted(tmp_path.glob("*/*.png"))
 
@@ -41,32 +42,29 @@ def decoded(paths, side=16, wanted=None):
     return drained(decode_pixels(paths, keys, wanted, side))
 
 
-def test_a_batch_holds_the_images_asked_for(paths, place):
-    _, pixels = decoded(paths)
+def test_batch_holds_the_images_asked_for(paths, place):
+    steps, pixels = decoded(paths)
+    assert steps[-1] == Step(5, 5)
+    assert steps == sorted(set(steps))
     assert pixels.failed == {}
     batch = pixels.batch(np.array([3, 0, 4]))
     assert batch.shape == (3, 3, 16, 16)
     assert batch.dtype == torch.uint8
+    assert batch.is_contiguous(memory_format=torch.channels_last)
     for image, index in zip(batch, (3, 0, 4), strict=True):
         np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), read_square(paths[index], 16))
+    batch.zero_()  # changes nothing that is kept
+    assert pixels.batch(np.array([3, 0, 4])).any()
 
 
-def test_a_batch_is_in_channels_last_order(paths, place):
+def test_no_images_are_no_error(paths, place):
     _, pixels = decoded(paths)
-    assert pixels.batch(np.array([3, 0])).is_contiguous(memory_format=torch.channels_last)
-
-
-def test_changing_a_batch_does_not_change_what_is_kept(paths, place):
-    _, pixels = decoded(paths)
-    before = pixels.batch(np.arange(5)).clone()
-    pixels.batch(np.arange(5)).zero_()
-    assert torch.equal(pixels.batch(np.arange(5)), before)
-
-
-def test_progress_counts_up_to_all_images(paths, place):
-    steps, _ = decoded(paths)
-    assert steps[-1] == Step(5, 5)
-    assert steps == sorted(set(steps))
+    nothing = np.empty(0, int)
+    assert pixels.batch(nothing).shape == (0, 3, 16, 16)
+    left, squares = pixels.readable(nothing)
+    assert (len(left), squares.shape) == (0, (0, 3, 16, 16))
+    steps, pixels = decoded([])
+    assert (steps, pixels.failed) == ([], {})
 
 
 def test_an_image_that_cannot_be_read_is_named_and_the_others_are_there(paths, place):
@@ -87,12 +85,6 @@ def test_a_file_that_is_gone_later_is_an_image_error_where_nothing_is_kept(paths
         pixels.batch(np.array([0, 1]))
 
 
-def test_no_images_are_no_error():
-    steps, pixels = decoded([])
-    assert steps == []
-    assert pixels.failed == {}
-
-
 def test_images_decoded_before_are_not_decoded_again_and_changed_ones_are(paths):
     decoded(paths)
     assert decoded(paths)[0] == []
@@ -100,11 +92,7 @@ def test_images_decoded_before_are_not_decoded_again_and_changed_ones_are(paths)
     steps, pixels = decoded(paths)
     assert steps == [Step(1, 1)]
     assert torch.equal(pixels.batch(np.array([0])), pixels.batch(np.array([4])))
-
-
-def test_another_side_is_another_image(paths):
-    decoded(paths, 16)
-    _, pixels = decoded(paths, 24)
+    _, pixels = decoded(paths, 24)  # another side is another image
     assert pixels.batch(np.array([0])).shape == (1, 3, 24, 24)
 
 
@@ -113,9 +101,7 @@ def test_the_stored_side_leaves_room_for_the_centre_crop():
     assert all(stored_side(size) > size for size in range(32, 1025))
 
 
-def test_images_that_new_ones_drive_out_of_a_tight_disk_are_decoded_again(
-    image_folder, tmp_path, monkeypatch
-):
+def test_images_that_new_ones_drive_out_of_a_tight_disk_are_decoded_again(tmp_path, monkeypatch):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
     image_folder(tmp_path / "images", {"red": 3, "blue": 3})
     paths = sorted((tmp_path / "images").glob("*/*.png"))
@@ -127,11 +113,3 @@ def test_images_that_new_ones_drive_out_of_a_tight_disk_are_decoded_again(
         np.testing.assert_array_equal(
             batch[0].permute(1, 2, 0).numpy(), read_square(paths[index], 16)
         )
-
-
-def test_no_images_have_no_squares(paths, place):
-    _, pixels = decoded(paths)
-    nothing = np.empty(0, int)
-    assert pixels.batch(nothing).shape == (0, 3, 16, 16)
-    left, squares = pixels.readable(nothing)
-    assert (len(left), squares.shape) == (0, (0, 3, 16, 16))

@@ -10,6 +10,7 @@ from PIL import Image, ImageEnhance
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.sample import digits_folder
 
+pytestmark = pytest.mark.train
 CLASSES = [str(digit) for digit in range(10)]
 
 
@@ -129,12 +130,8 @@ def planted(home_of_shared_fixtures, tmp_path_factory):
         for ending in NEARLY:
             done.nearly_copied(ending)
     done.single_ones()
+    done.dataset = load_dataset(done.folder)
     return done
-
-
-@pytest.fixture(scope="module")
-def dataset(planted):
-    return load_dataset(planted.folder)
 
 
 def finding(dataset, kind):
@@ -145,88 +142,48 @@ def in_one_set(dataset, kind, *paths):
     return any(set(paths) <= set(one) for one in finding(dataset, kind).sets)
 
 
-@pytest.mark.parametrize("kind", ["damaged", "empty_file", "unreadable"])
-def test_every_corrupt_file_is_found_and_no_other(planted, dataset, kind):
-    found = finding(dataset, kind)
-    assert set(found.paths) == set(planted.truth[kind])
-    assert found.count == len(planted.truth[kind]) >= 8
-    assert not set(found.paths) & set(dataset.table["id"])
+SINGLE = ["wrong_extension", "dark", "bright", "uniform", "extreme_aspect", "tiny", "animated"]
 
 
-def test_every_exact_copy_within_a_class_is_found_and_no_other(planted, dataset):
-    truth = planted.truth["exact_duplicates"]
-    assert all(in_one_set(dataset, "exact_duplicates", *pair) for pair in truth.items())
-    assert finding(dataset, "exact_duplicates").count == len(truth)
+def test_every_defect_is_found_and_no_other(planted):
+    dataset, truth = planted.dataset, planted.truth
+    for kind in ("damaged", "empty_file", "unreadable"):
+        found = finding(dataset, kind)
+        assert set(found.paths) == set(truth[kind])
+        assert found.count == len(truth[kind]) >= 8
+        assert not set(found.paths) & set(dataset.table["id"])
+    for kind in (*SINGLE, "odd_mode"):
+        assert set(finding(dataset, kind).paths) == set(truth[kind])
+    accusations = {"few_images", "imbalance", "similar_class_names", "single_class"}
+    assert not {one.kind for one in dataset.findings} & accusations
 
 
-def test_every_exact_leak_is_found_and_no_other(planted, dataset):
-    truth = planted.truth["leakage"]
-    assert all(in_one_set(dataset, "leakage", *pair) for pair in truth.items())
-    assert set(finding(dataset, "leakage").paths) == set(truth.values())
-    validated = (dataset.table["split"] == "val").sum()
-    assert (
-        f"up to {100 * len(truth) / validated:.1f} % too high"
-        in finding(dataset, "leakage").message
-    )
+def test_every_copy_is_found_and_no_other(planted):
+    dataset, truth = planted.dataset, planted.truth
+    for kind in ("exact_duplicates", "leakage"):
+        assert all(in_one_set(dataset, kind, *pair) for pair in truth[kind].items())
+    assert finding(dataset, "exact_duplicates").count == len(truth["exact_duplicates"])
+    leaks = finding(dataset, "leakage")
+    assert set(leaks.paths) == set(truth["leakage"].values())
+    share = len(truth["leakage"]) / (dataset.table["split"] == "val").sum()
+    assert f"up to {100 * share:.1f} % too high" in leaks.message
+    conflicts = truth["conflicting_labels"]
+    assert set(finding(dataset, "conflicting_labels").paths) == {*conflicts, *conflicts.values()}
+    for kind in ("near_duplicates", "near_leakage"):
+        assert len(truth[kind]) == 24
+        found = [in_one_set(dataset, kind, *pair) for pair in truth[kind].items()]
+        assert np.mean(found) >= 0.9
+        others = set(finding(dataset, kind).paths) - set(truth[kind]) - set(truth[kind].values())
+        assert len(others) < 0.03 * len(dataset.table)
 
 
-def test_every_picture_in_two_classes_is_found_and_no_other(planted, dataset):
-    truth = planted.truth["conflicting_labels"]
-    assert set(finding(dataset, "conflicting_labels").paths) == {
-        path for pair in truth.items() for path in pair
-    }
-
-
-@pytest.mark.parametrize("kind", ["near_duplicates", "near_leakage"])
-def test_nine_of_ten_near_duplicates_are_found_and_few_others(planted, dataset, kind):
-    truth = planted.truth[kind]
-    assert len(truth) == 24
-    assert np.mean([in_one_set(dataset, kind, *pair) for pair in truth.items()]) >= 0.9
-    others = set(finding(dataset, kind).paths) - set(truth) - set(truth.values())
-    assert len(others) < 0.03 * len(dataset.table)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "wrong_extension",
-        "dark",
-        "bright",
-        "uniform",
-        "extreme_aspect",
-        "tiny",
-        "animated",
-        "odd_mode",
-    ],
-)
-def test_each_single_defect_is_found_and_no_other(planted, dataset, kind):
-    assert set(finding(dataset, kind).paths) == set(planted.truth[kind])
-
-
-def test_no_class_is_accused(dataset):
-    assert {one.kind for one in dataset.findings} & {
-        "few_images",
-        "imbalance",
-        "similar_class_names",
-        "single_class",
-    } == set()
-
-
-def test_the_actions_that_are_offered_clean_the_set(planted, dataset):
-    edits = [edit for one in dataset.findings for edit in one.edits(one.paths)]
+def test_actions_that_are_offered_clean_the_set(planted):
+    edits = [edit for one in planted.dataset.findings for edit in one.edits(one.paths)]
     after = load_dataset(planted.folder, edits=edits)
-    left = {one.kind for one in after.findings} - {
-        "damaged",
-        "empty_file",
-        "unreadable",
-        "wrong_extension",
-        "odd_mode",
-    }
+    kept = {"damaged", "empty_file", "unreadable", "wrong_extension", "odd_mode"}
+    left = {one.kind for one in after.findings} - kept
     assert left <= {"near_duplicates"}  # of what moved to training
-    again = load_dataset(
-        planted.folder,
-        edits=[*edits, *(edit for one in after.findings for edit in one.edits(one.paths))],
-    )
-    assert finding(again, "near_duplicates") is None
-    assert finding(again, "leakage") is None
-    assert finding(again, "near_leakage") is None
+    edits += [edit for one in after.findings for edit in one.edits(one.paths)]
+    again = load_dataset(planted.folder, edits=edits)
+    for kind in ("near_duplicates", "leakage", "near_leakage"):
+        assert finding(again, kind) is None

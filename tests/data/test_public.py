@@ -279,17 +279,6 @@ def often(monkeypatch):
     monkeypatch.setattr(public, "_EVERY", 0.02)
 
 
-def images_by_folder(folder):
-    """Folder below ``folder`` -> files in it."""
-    return Counter(file.parent.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
-
-
-def assert_every_image_is_of_its_class(folder, classes):
-    for file in folder.rglob("*.*"):
-        with Image.open(file) as image:
-            assert abs(np.asarray(image).mean() - shade(classes.index(file.parent.name))) < 1
-
-
 def assert_nothing_is_left(home):
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("fetch ")]
     for thread in threads:
@@ -298,83 +287,69 @@ def assert_nothing_is_left(home):
     assert os.listdir(home / "data") == []
 
 
+def count_by_split(classes, **splits):
+    return {f"{split}/{name}": count for split, count in splits.items() for name in classes}
+
+
+BREEDS = list(PETS.values())
+FLOWERS = [title.rstrip("?") for title in datasets.Flowers102.classes]
+CLOTHES = ["T-shirt-top", *datasets.FashionMNIST.classes[1:]]
+# Set -> classes in the order of their labels, images by folder, and a file with its content.
+EXPECTED = {
+    "oxford_pets": (BREEDS, count_by_split(BREEDS, train=4, test=2)),
+    "flowers102": (FLOWERS, count_by_split(FLOWERS, train=2, val=1, test=1)),
+    "eurosat": (LAND, dict.fromkeys(LAND, 5)),  # no splits of its own
+    "fashion_mnist": (CLOTHES, count_by_split(CLOTHES, train=4, test=2)),
+    "cifar10": (CIFAR, count_by_split(CIFAR, train=5, test=1)),
+}
+# Files that are copied, not encoded again.
+COPIED = {
+    "oxford_pets": ("train/American Bulldog/american_bulldog_2.jpg", jpeg(1, 2)),
+    "eurosat": ("Forest/Forest_3.jpg", jpeg(1, 3)),
+}
+# Files that are written from arrays.
+WRITTEN = {
+    "fashion_mnist": ("train/Ankle boot/00009.png", (28, 28)),
+    "cifar10": ("test/frog/00000.png", (32, 32)),
+}
+
+
 @pytest.mark.parametrize("name", PUBLIC_SETS)
-def test_a_set_is_fetched_once_as_a_folder_to_train_on(name, published, home, monkeypatch, capfd):
+def test_set_is_fetched_once_as_a_folder_to_train_on(name, published, home, monkeypatch, capfd):
     server = published(name)
     assert not is_fetched(name)
     steps, folder = drained(fetch_public(name))
     assert folder == public_folder(name) == home / "data" / name
     assert is_fetched(name)
     assert os.listdir(home / "data") == [name]  # no staging folder beside it
-    images = len([file for file in folder.rglob("*") if file.is_file()])
+
+    classes, counts = EXPECTED[name]
+    images = sum(counts.values())
     downloading, writing = steps[:-images], steps[-images:]
     assert {step.total for step in downloading} == {PUBLIC_SETS[name].download_bytes}
     assert downloading == sorted(downloading)
     # what is unpacked does not count
     assert downloading[-1].done == sum(len(content) for content in server.files.values())
     assert writing == [Step(done, images) for done in range(1, images + 1)]
-    assert len(load_dataset(folder).table) == images
     assert capfd.readouterr() == ("", "")  # torchvision's progress bar is silent
+
+    files = list(folder.rglob("*.*"))
+    assert Counter(file.parent.relative_to(folder).as_posix() for file in files) == counts
+    for file in files:
+        with Image.open(file) as image:
+            assert abs(np.asarray(image).mean() - shade(classes.index(file.parent.name))) < 1
+    if name in COPIED:
+        path, content = COPIED[name]
+        assert (folder / path).read_bytes() == content
+    if name in WRITTEN:
+        path, size = WRITTEN[name]
+        assert Image.open(folder / path).size == size
+    dataset = load_dataset(folder)
+    assert len(dataset.table) == images
+    assert dataset.given_splits == (name == "flowers102")  # which alone has all three
 
     monkeypatch.setattr(public, "_download", None)
     assert drained(fetch_public(name)) == ([], folder)
-
-
-def test_the_pets_keep_their_files_splits_and_breeds(published):
-    published("oxford_pets")
-    _, folder = drained(fetch_public("oxford_pets"))
-    breeds = list(PETS.values())
-    assert images_by_folder(folder) == {f"train/{b}": 4 for b in breeds} | {
-        f"test/{b}": 2 for b in breeds
-    }
-    assert_every_image_is_of_its_class(folder, breeds)
-    # not encoded again
-    assert (folder / "train/American Bulldog/american_bulldog_2.jpg").read_bytes() == jpeg(1, 2)
-
-
-def test_the_flowers_have_three_splits_and_names_that_are_file_names(published):
-    published("flowers102")
-    _, folder = drained(fetch_public("flowers102"))
-    counts = images_by_folder(folder)
-    flowers = [title.rstrip("?") for title in datasets.Flowers102.classes]
-    assert counts == {
-        f"{split}/{flower}": count
-        for split, count in (("train", 2), ("val", 1), ("test", 1))
-        for flower in flowers
-    }
-    assert "train/pink-yellow dahlia" in counts
-    assert_every_image_is_of_its_class(folder, flowers)
-    assert load_dataset(folder).given_splits
-
-
-def test_eurosat_has_no_splits_of_its_own(published):
-    published("eurosat")
-    _, folder = drained(fetch_public("eurosat"))
-    assert images_by_folder(folder) == dict.fromkeys(LAND, 5)
-    assert_every_image_is_of_its_class(folder, LAND)
-    assert (folder / "Forest/Forest_3.jpg").read_bytes() == jpeg(1, 3)
-
-
-def test_fashion_is_written_from_arrays(published):
-    published("fashion_mnist")
-    _, folder = drained(fetch_public("fashion_mnist"))
-    clothes = ["T-shirt-top", *datasets.FashionMNIST.classes[1:]]
-    assert images_by_folder(folder) == {f"train/{c}": 4 for c in clothes} | {
-        f"test/{c}": 2 for c in clothes
-    }
-    assert_every_image_is_of_its_class(folder, clothes)
-    assert Image.open(folder / "train/Ankle boot/00009.png").size == (28, 28)
-
-
-def test_cifar_is_written_from_arrays(published):
-    published("cifar10")
-    _, folder = drained(fetch_public("cifar10"))
-    assert images_by_folder(folder) == {f"train/{c}": 5 for c in CIFAR} | {
-        f"test/{c}": 1 for c in CIFAR
-    }
-    assert_every_image_is_of_its_class(folder, CIFAR)
-    image = Image.open(folder / "test/frog/00000.png")
-    assert (image.size, image.mode) == ((32, 32), "RGB")
 
 
 @pytest.mark.parametrize("name", PUBLIC_SETS)

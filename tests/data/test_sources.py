@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ from finetune_core.data.sources import (
 )
 from finetune_core.errors import DataError
 from finetune_core.work import finish
+from tests.factories import image_folder
 
 
 def resolved(name):
@@ -44,9 +46,7 @@ def test_a_public_set_that_is_not_here_says_how_to_get_it(home, tmp_path, monkey
     assert resolved("cifar10") == str(home / "data" / "cifar10")
 
 
-def test_an_archive_is_what_it_unpacks_to(home, image_folder, tmp_path):
-    import shutil
-
+def test_an_archive_is_what_it_unpacks_to(home, tmp_path):
     image_folder(tmp_path / "images", {"red": 2, "blue": 2})
     archive = shutil.make_archive(str(tmp_path / "pets"), "zip", tmp_path / "images")
     folder = Path(resolved(archive))
@@ -76,20 +76,11 @@ def test_what_lies_outside_the_roots_is_refused_by_whatever_way(tmp_path, way):
         check_roots(tmp_path / "root" / way, [tmp_path / "root"])
 
 
-@pytest.mark.parametrize(
-    "written",
-    [
-        "'{path}'",
-        '"{path}"',
-        "“{path}”",
-        "  {path} ",
-        "file://{url}",
-        "file:{url}",
-        "FILE://localhost{url}",
-        "'file://{url}'",
-    ],
-)
-def test_a_path_in_quotes_or_as_a_file_url_is_that_path(tmp_path, written):
+WRITTEN = ["'{path}'", '"{path}"', "“{path}”", "  {path} ", "file://{url}", "file:{url}"]
+
+
+@pytest.mark.parametrize("written", [*WRITTEN, "FILE://localhost{url}", "'file://{url}'"])
+def test_path_in_quotes_or_as_a_file_url_is_that_path(tmp_path, written):
     folder = tmp_path / "my pets 100% #1 é"
     folder.mkdir()
     name = written.format(path=folder, url=quote(str(folder)))
@@ -103,17 +94,11 @@ def test_a_quote_or_a_percent_sign_in_a_plain_name_stays(tmp_path, monkeypatch, 
     assert whole_path(name) == tmp_path / name
 
 
-def test_a_file_url_of_another_machine_is_refused():
+def test_file_urls_of_other_machines_and_of_no_file_are_refused(tmp_path):
     with pytest.raises(DataError, match="another machine, nas"):
         whole_path("file://nas/pets")
-
-
-def test_a_file_url_that_no_file_can_have_is_refused():
     with pytest.raises(DataError, match="cannot be read"):
         whole_path("file:///pets%00")
-
-
-def test_a_file_url_is_held_against_the_roots_like_any_path(tmp_path):
     (tmp_path / "root").mkdir()
     with pytest.raises(DataError, match="THAW_DATA_ROOTS"):
         check_roots(whole_path(f"file://{tmp_path}/root/%2e%2e/elsewhere"), [tmp_path / "root"])

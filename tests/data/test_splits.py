@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from finetune_core.data.splits import TEST, TRAIN, VAL, assign_splits, groups_of
 
-quick = settings(deadline=None, derandomize=True, database=None, max_examples=100)
+quick = settings(deadline=None, derandomize=True, database=None, max_examples=30)
 COUNTS = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 FRACTIONS = st.tuples(st.floats(0.01, 0.35), st.floats(0, 0.35))
 
@@ -27,20 +27,22 @@ def counted(counts, val, test, seed=0):
     )
 
 
-def test_shares_hold_within_every_class():
-    assert counted([100, 20], 0.2, 0.1).to_numpy().tolist() == [[70, 20, 10], [14, 4, 2]]
-
-
-def test_no_test_share_asked_for_gives_no_test_images():
-    assert counted([50, 5], 0.2, 0.0)[TEST].sum() == 0
-
-
 @pytest.mark.parametrize(
-    ("count", "expected"),
-    [(1, [1, 0, 0]), (2, [2, 0, 0]), (3, [2, 1, 0]), (4, [2, 1, 1]), (5, [3, 1, 1])],
+    ("counts", "shares", "expected"),
+    [
+        ([100, 20], (0.2, 0.1), [[70, 20, 10], [14, 4, 2]]),
+        ([50, 5], (0.2, 0.0), [[40, 10, 0], [4, 1, 0]]),
+        # training images come first
+        ([1], (0.15, 0.15), [[1, 0, 0]]),
+        ([2], (0.15, 0.15), [[2, 0, 0]]),
+        ([3], (0.15, 0.15), [[2, 1, 0]]),
+        ([4], (0.15, 0.15), [[2, 1, 1]]),
+        ([5], (0.15, 0.15), [[3, 1, 1]]),
+        ([4], (0.4, 0.4), [[1, 2, 1]]),
+    ],
 )
-def test_small_classes_keep_training_images_first(count, expected):
-    assert counted([count], 0.15, 0.15).to_numpy().tolist() == [expected]
+def test_shares_hold_within_every_class_and_each_trains(counts, shares, expected):
+    assert counted(counts, *shares).to_numpy().tolist() == expected
 
 
 def test_a_split_is_known_for_good():
@@ -55,6 +57,7 @@ def test_a_split_is_known_for_good():
     ]
 
 
+@pytest.mark.fuzz
 @quick
 @given(COUNTS, FRACTIONS, st.integers(0, 2**31 - 1))
 def test_every_image_has_a_split_and_every_class_trains(counts, fractions, seed):
@@ -90,23 +93,6 @@ def test_another_class_does_not_change_the_split_of_the_first():
     alone = assign_splits(ids, labels, 0.2, 0.2, 3)
     together = assign_splits(more_ids, more_labels, 0.2, 0.2, 3)
     assert together[:20].tolist() == alone.tolist()
-
-
-def test_another_seed_gives_another_split():
-    ids, labels = images([60])
-    assert (
-        assign_splits(ids, labels, 0.2, 0.2, 0).tolist()
-        == assign_splits(ids, labels, 0.2, 0.2, 0).tolist()
-    )
-    assert (
-        assign_splits(ids, labels, 0.2, 0.2, 0).tolist()
-        != assign_splits(ids, labels, 0.2, 0.2, 1).tolist()
-    )
-
-
-@pytest.mark.parametrize(("count", "val", "test"), [(4, 0.4, 0.4), (10, 0.46, 0.46)])
-def test_large_shares_still_leave_a_training_image(count, val, test):
-    assert counted([count], val, test)[TRAIN].item() >= 1
 
 
 def split_of(ids, labels, *, val=0.2, test=0.1, seed=0, **settings):
@@ -170,19 +156,17 @@ def test_known_splits_may_come_as_a_column_with_gaps():
 @pytest.mark.parametrize("other", [{"seed": 1}, {"val": 0.3}, {"test": 0.2}])
 def test_another_seed_or_share_is_another_split(other):
     ids = numbered(0, 100)
+    assert split_of(ids, ["x"] * 100) == split_of(ids, ["x"] * 100)
     assert split_of(ids, ["x"] * 100) != split_of(ids, ["x"] * 100, **other)
 
 
-def test_a_new_image_of_a_unit_goes_where_the_unit_is():
+def test_new_image_of_a_unit_goes_where_the_unit_is():
     ids = [*numbered(0, 30), "x/new.png"]
     split = split_of(ids[:30], ["x"] * 30, units=np.arange(30))
-    for number in range(30):
-        assert (
-            split_of(ids, ["x"] * 31, units=np.array([*range(30), number]), known=split)[
-                "x/new.png"
-            ]
-            == split[ids[number]]
-        )
+    for number in range(0, 30, 3):
+        units = np.array([*range(30), number])
+        after = split_of(ids, ["x"] * 31, units=units, known=split)
+        assert after["x/new.png"] == split[ids[number]]
 
 
 def test_a_new_image_joins_the_most_where_its_unit_lies_on_both_sides():
@@ -199,20 +183,14 @@ def test_a_unit_in_two_classes_counts_for_the_one_of_most_of_its_images():
     assert split["x/0009.png"] == split["y/0000.png"] == split["y/0001.png"]
 
 
-@pytest.mark.parametrize("sizes", [[30, 30], [100, 3], [50, 40, 30], [1, 60, 60], [2, 1]])
+@pytest.mark.parametrize("sizes", [[30, 30], [100, 3], [1, 60, 60], [2, 1]])
 def test_a_class_of_few_large_groups_trains_and_validates(sizes):
     units = np.repeat(np.arange(len(sizes)), sizes)
-    for seed in range(5):
+    for seed in range(3):
         split = split_of(
             numbered(0, len(units)), ["x"] * len(units), units=units, seed=seed, val=0.15, test=0.15
         )
         assert {TRAIN, VAL} <= set(split.values())
-
-
-def test_a_class_of_one_group_trains():
-    assert set(split_of(numbered(0, 30), ["x"] * 30, units=np.zeros(30, dtype=int)).values()) == {
-        TRAIN
-    }
 
 
 def test_shares_hold_for_groups_of_many_sizes():
@@ -226,7 +204,8 @@ def test_shares_hold_for_groups_of_many_sizes():
 UNITS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4)
 
 
-@settings(quick, max_examples=60)
+@pytest.mark.fuzz
+@quick
 @given(UNITS, FRACTIONS, st.integers(0, 2**31 - 1))
 def test_no_unit_straddles_and_whatever_can_train_and_validate_does(sizes, fractions, seed):
     ids, labels = images([sum(of_class) for of_class in sizes])
@@ -245,7 +224,7 @@ def test_no_unit_straddles_and_whatever_can_train_and_validate_does(sizes, fract
 
 
 @pytest.mark.fuzz
-@settings(quick, max_examples=50)
+@quick
 @given(st.data(), FRACTIONS, st.integers(0, 1000))
 def test_known_images_keep_their_split_whatever_comes(data, fractions, seed):
     count = data.draw(st.integers(1, 40))
@@ -303,8 +282,3 @@ def test_known_images_keep_their_split_whatever_comes(data, fractions, seed):
 )
 def test_groups_from_names(pattern, name, group):
     assert groups_of(pd.Series([name], dtype="str"), pattern).tolist() == [group]
-
-
-def test_names_of_which_none_fits_are_in_no_group():
-    assert groups_of(pd.Series(["a.png", "b.png"], dtype="str"), "{group}_*").tolist() == ["", ""]
-    assert groups_of(pd.Series([], dtype="str"), "{group}_*").tolist() == []

@@ -12,13 +12,13 @@ from finetune_core.inspection.features import compute_features
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import build_network
 from finetune_core.models.partition import CannotSplit
-from finetune_core.models.truncated import averaged_over, pool
 from finetune_core.training import device_turn, feeding
 from finetune_core.training.device import choose_device
 from finetune_core.training.preview import network_input
 from finetune_core.training.trunk import split_network
 from finetune_core.work import Step
 from tests.drain import drained
+from tests.factories import image_folder
 
 LITE = "efficientnet_lite0"
 
@@ -29,7 +29,7 @@ def exact(monkeypatch):
 
 
 @pytest.fixture
-def folder(image_folder, tmp_path):
+def folder(tmp_path):
     return image_folder(tmp_path / "images", {"red": 4, "blue": 4, "green": 4})
 
 
@@ -89,9 +89,8 @@ def test_features_are_the_means_of_what_each_stage_yields(folder):
     assert found.final.shape == (12, 1280)
 
 
-@pytest.mark.parametrize(
-    ("backbone", "size"), [("resnet18", 64), pytest.param("vit_b_16", 224, marks=pytest.mark.train)]
-)
+@pytest.mark.train
+@pytest.mark.parametrize(("backbone", "size"), [("resnet18", 64), ("vit_b_16", 224)])
 def test_other_structures_have_one_vector_a_stage_too(backbone, size):
     network = build_network(backbone, "none", 3, seed=0)
     pooled, stages = features.pooled_stages(network)
@@ -116,50 +115,30 @@ def test_features_before_the_head_are_what_the_head_gets():
         torch.testing.assert_close(head(last), network.model(images))
 
 
-@pytest.mark.parametrize(
-    ("shape", "axes"),
-    [
-        ((2, 5), ()),
-        ((2, 7, 5), (1,)),
-        ((2, 5, 4, 4), (2, 3)),
-        ((2, 4, 4, 5), (1, 2)),
-        ((2, 5, 1, 1), (2, 3)),
-        ((2, 1, 1, 5), (1, 2)),
-    ],
-)
-def test_averages_of_vectors_tokens_and_both_kinds_of_maps(shape, axes):
-    output = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    assert averaged_over(output.shape) == axes
-    found = pool(output, False, 0, axes)
-    assert found.shape == (2, 5)
-    torch.testing.assert_close(found, output.mean(axes) if axes else output)
-
-
-def test_a_second_time_nothing_is_decoded_or_computed(folder, monkeypatch):
+def test_only_images_that_are_new_are_decoded_and_computed(folder, monkeypatch):
     steps, first = computed(folder)
     assert {step.phase for step in steps} == {"decode", "features"}
     assert steps[-1] == Step(12, 12, "features")
-    monkeypatch.setattr("finetune_core.data.pixels.read_square", None)
-    steps, second = computed(folder)
-    assert steps == []
-    same(first, second)
-
-
-def test_images_that_were_added_are_the_only_ones_computed(folder, image_folder):
-    _, before = computed(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune_core.data.pixels.read_square", None)
+        steps, second = computed(folder)
+        assert steps == []
+        same(first, second)
+        (folder / "red").rename(folder / "aardvark")
+        steps, relabelled = computed(folder)
+        assert steps == []
+        assert np.array_equal(np.sort(first.final, axis=0), np.sort(relabelled.final, axis=0))
     image_folder(folder, {"yellow": 3})
+    copy = folder / "aardvark" / "copy.png"
+    copy.write_bytes((folder / "aardvark" / "000.png").read_bytes())
     steps, after = computed(folder)
     assert [step for step in steps if step.phase == "features"] == [Step(3, 3, "features")]
-    assert len(after.rows) == 15
-    assert np.array_equal(after.final[:12], before.final)  # yellow comes last
-
-
-def test_a_relabelled_set_needs_nothing_new(folder):
-    _, first = computed(folder)
-    (folder / "red").rename(folder / "aardvark")
-    steps, second = computed(folder)
-    assert steps == []
-    assert np.array_equal(np.sort(first.final, axis=0), np.sort(second.final, axis=0))
+    assert len(after.rows) == 16
+    ids = load_dataset(folder).table["id"].tolist()
+    places = [ids.index(f"aardvark/{name}.png") for name in ("000", "copy")]
+    assert np.array_equal(*after.final[places])
+    kept = [ids.index(name) for name in ids if "yellow" not in name and "copy" not in name]
+    assert np.array_equal(after.final[kept], relabelled.final)
 
 
 def test_whole_blocks_are_kept_when_it_is_broken_off(folder, monkeypatch):
@@ -181,31 +160,13 @@ def test_whole_blocks_are_kept_when_it_is_broken_off(folder, monkeypatch):
     assert whole.final == pytest.approx(at_once.final, rel=1e-4, abs=1e-4)
 
 
-def test_exact_copies_are_computed_once(folder):
-    original = folder / "red" / "000.png"
-    (folder / "red" / "copy.png").write_bytes(original.read_bytes())
-    steps, found = computed(folder)
-    assert steps[-1] == Step(12, 12, "features")
-    ids = load_dataset(folder).table["id"].tolist()
-    assert len(found.rows) == 13
-    assert np.array_equal(
-        found.final[ids.index("red/000.png")], found.final[ids.index("red/copy.png")]
-    )
-
-
-def test_without_room_it_says_so(folder, monkeypatch):
-    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
-    monkeypatch.setenv("THAW_CACHE_DISK_GB", "0")
-    with pytest.raises(DataError, match=r"no room for the features.*THAW_CACHE_DISK_GB"):
-        computed(folder)
-
-
-def test_with_room_for_some_only_it_says_so_rather_than_leave_the_others_out(folder, monkeypatch):
+# A block takes 0.00003 GB, all of them 0.00008.
+@pytest.mark.parametrize("disk", ["0", "0.00005"], ids=["no room", "room for some"])
+def test_without_room_for_all_it_says_so(folder, monkeypatch, disk):
     monkeypatch.setattr(features, "_KEPT_AT_ONCE", 5)
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
-    # a block takes 0.00003, all of them 0.00008
-    monkeypatch.setenv("THAW_CACHE_DISK_GB", "0.00005")
-    with pytest.raises(DataError, match="no room for the features"):
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", disk)
+    with pytest.raises(DataError, match=r"no room for the features.*THAW_CACHE_DISK_GB"):
         computed(folder)
 
 
@@ -232,40 +193,35 @@ def test_another_size_is_another_table(folder):
     same(small, again)
 
 
-def test_what_cannot_be_decoded_any_more_is_missing(folder):
+def test_images_that_cannot_be_decoded_any_more_are_missing(folder):
     dataset = load_dataset(folder)
     gone = dataset.table["id"].tolist().index("green/002.png")
     (folder / "green/002.png").unlink()
     _, found = drained(compute_features(dataset, LITE, 32))
     assert found.rows.tolist() == [row for row in range(12) if row != gone]
     assert len(found.final) == 11
-
-
-def test_nothing_that_can_be_decoded_is_an_error_in_words(folder):
-    dataset = load_dataset(folder)
     for file in folder.rglob("*.png"):
         file.unlink()
+    CACHE.clear()
     with pytest.raises(DataError, match="None of the images could be decoded"):
         list(compute_features(dataset, LITE, 32))
 
 
-def test_a_size_that_the_network_cannot_take_is_refused_before_any_work(folder):
-    with pytest.raises(ConfigError, match="vit_b_16 cannot take images of 64"):
-        next(compute_features(load_dataset(folder), "vit_b_16", 64))
-
-
-def test_a_network_that_cannot_be_cut_is_refused_in_words(folder, monkeypatch):
+def test_network_that_cannot_take_the_size_or_be_cut_is_refused(folder, monkeypatch):
     def refuse(_network):
         raise CannotSplit("its structure cannot be traced (TraceError)")
 
+    dataset = load_dataset(folder)
+    with pytest.raises(ConfigError, match="vit_b_16 cannot take images of 64"):
+        next(compute_features(dataset, "vit_b_16", 64))
     monkeypatch.setattr(features, "split_network", refuse)
-    with pytest.raises(
-        DataError, match=r"cannot be analyzed: its structure.*Choose another backbone"
-    ):
-        next(compute_features(load_dataset(folder), LITE, 32))
+    message = r"cannot be analyzed: its structure.*Choose another backbone"
+    with pytest.raises(DataError, match=message):
+        next(compute_features(dataset, LITE, 32))
 
 
-def test_swin_is_averaged_over_the_picture_at_a_size_that_has_as_many_rows_as_channels():
+@pytest.mark.train
+def test_swin_is_averaged_over_the_picture_where_rows_are_as_many_as_channels():
     network = build_network("swin_t", "none", 3, seed=1)
     pooled, _ = features.pooled_stages(network)
     images = torch.rand(1, 3, 384, 384, generator=torch.Generator().manual_seed(0))
@@ -277,7 +233,10 @@ def test_swin_is_averaged_over_the_picture_at_a_size_that_has_as_many_rows_as_ch
         )
 
 
-@pytest.mark.parametrize(("backbone", "axes"), [("resnet18", (2, 3)), ("swin_t", (1, 2))])
+@pytest.mark.parametrize(
+    ("backbone", "axes"),
+    [("timm/test_resnet", (2, 3)), pytest.param("swin_t", (1, 2), marks=pytest.mark.train)],
+)
 def test_stages_are_the_cuts_of_a_cached_trunk(backbone, axes):
     network = build_network(backbone, "none", 3, seed=1)
     pooled, stages = features.pooled_stages(network)
@@ -314,52 +273,52 @@ def test_a_network_that_is_built_for_one_size_is_averaged_at_that_size():
 @pytest.mark.parametrize(
     "name",
     [
-        "timm/vit_tiny_patch16_224",
-        "timm/test_vit2",
-        "timm/convit_tiny",
-        "timm/cait_xxs24_224",
         LITE,
+        "timm/test_vit2",
+        pytest.param("timm/convit_tiny", marks=pytest.mark.train),
+        pytest.param("timm/cait_xxs24_224", marks=pytest.mark.train),
+        pytest.param("timm/vit_tiny_patch16_224", marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_linear_probe_at_a_stage_sees_the_features_that_the_analysis_saw(name):
-    whole = build_network(name, "none", 3, 0, 224)
+    whole = build_network(name, "none", 3, 0, 64)
     pooled, stages = features.pooled_stages(whole)
-    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         by_stage = dict(zip(stages, pooled(images).split(pooled.widths, dim=1), strict=True))
     for stage in (stages[0], stages[len(stages) // 2], stages[-1]):
-        network = build_network(name, "none", 3, 0, 224, stage)
+        network = build_network(name, "none", 3, 0, 64, stage)
         network.model.set_submodule(network.heads[0], torch.nn.Identity())
         with torch.no_grad():
             torch.testing.assert_close(network.model(images), by_stage[stage], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "name", ["timm/vit_tiny_patch16_224", "timm/convit_tiny", "timm/cait_xxs24_224"]
+    "name",
+    [
+        "timm/test_vit",
+        pytest.param("timm/convit_tiny", marks=pytest.mark.train),
+        pytest.param("timm/cait_xxs24_224", marks=pytest.mark.train),
+    ],
 )
 def test_no_stage_is_seen_by_a_class_token_that_has_not_seen_the_image(name):
-    pooled, _ = features.pooled_stages(build_network(name, "none", 3, 0, 224))
-    one, other = torch.rand(2, 1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    pooled, _ = features.pooled_stages(build_network(name, "none", 3, 0, 64))
+    images = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        values = zip(
-            pooled(one).split(pooled.widths, dim=1),
-            pooled(other).split(pooled.widths, dim=1),
-            strict=True,
-        )
-        assert all((first != second).any() for first, second in values)
+        one, other = (pooled(image).split(pooled.widths, dim=1) for image in images)
+    assert all((first != second).any() for first, second in zip(one, other, strict=True))
 
 
-def test_a_class_token_that_is_added_late_is_no_patch_before():
-    network = build_network("timm/convit_tiny", "none", 3, 0, 224)
+def test_class_token_that_is_added_late_is_no_patch_before():
+    network = build_network("timm/convit_tiny", "none", 3, 0, 64)
     pooled, stages = features.pooled_stages(network)
-    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     segments = split_network(network)
+    names = [one.name for one in network.stages]
     with torch.no_grad():
         found = dict(zip(stages, pooled(images).split(pooled.widths, dim=1), strict=True))
-        for stage, tokens in (("block9", 196), ("block10", 197), ("block11", 197)):
-            output = segments.part(
-                None, [one.name for one in network.stages].index(stage) + 1
-            ).eval()(images)
+        for stage, tokens in (("block9", 16), ("block10", 17), ("block11", 17)):
+            output = segments.part(None, names.index(stage) + 1).eval()(images)
             assert output.shape[1] == tokens
             wanted = output[:, 0] if stage == "block11" else output.mean(1)
             torch.testing.assert_close(found[stage], wanted, rtol=1e-4, atol=1e-5)

@@ -43,7 +43,7 @@ def test_every_image_is_predicted_correctly_where_classes_are_far_apart():
     assert (probabilities.argmax(axis=1) == labels).all()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_swapped_labels_are_found_with_the_class_that_they_look_like(seed):
     features, labels = blobs([200, 200, 200], seed=seed)
     swapped = np.random.default_rng(seed).choice(600, 30, replace=False)
@@ -65,9 +65,8 @@ def test_two_classes_are_enough():
     assert suspects_of(features, labels) == ([3], [0])
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_near_duplicates_with_the_same_wrong_label_do_not_vouch_for_each_other(seed):
-    random = np.random.default_rng(seed)
+def test_near_duplicates_with_the_same_wrong_label_do_not_vouch_for_each_other():
+    random = np.random.default_rng(0)
     labels = np.repeat([0, 1], 60)
     features = random.normal(size=(120, 4))
     features[:, 0] += np.where(labels == 0, -4, 4)
@@ -92,29 +91,19 @@ def test_classes_with_fewer_than_five_images_get_no_predictions():
     assert suspects_of(features, labels) == ([0], [0])
 
 
-@pytest.mark.parametrize(
-    ("counts", "sets"),
-    [
-        ([30], range(30)),
-        ([30, 4], range(34)),
-        ([4, 4, 4], range(12)),
-        ([1], [0]),
-        ([6, 6], [0] * 12),
-        ([6, 6], [0] * 6 + [1] * 6),
-        ([6, 6], [0, 1, 2] * 4),
-        ([20, 6], [*range(20), *[20] * 6]),
-    ],
-    ids=[
-        "one class",
-        "one of two",
-        "none large enough",
-        "one image",
-        "one set",
-        "two sets",
-        "three sets",
-        "a class of copies",
-    ],
-)
+NOTHING_TO_PREDICT = {
+    "one class": ([30], range(30)),
+    "one of two": ([30, 4], range(34)),
+    "none large enough": ([4, 4, 4], range(12)),
+    "one image": ([1], [0]),
+    "one set": ([6, 6], [0] * 12),
+    "two sets": ([6, 6], [0] * 6 + [1] * 6),
+    "three sets": ([6, 6], [0, 1, 2] * 4),
+    "a class of copies": ([20, 6], [*range(20), *[20] * 6]),
+}
+
+
+@pytest.mark.parametrize(("counts", "sets"), NOTHING_TO_PREDICT.values(), ids=NOTHING_TO_PREDICT)
 def test_where_nothing_can_be_predicted_nothing_is_found(counts, sets):
     assert suspects_of(*blobs(counts), [*sets]) == ([], [])
 
@@ -155,7 +144,7 @@ def test_the_surest_suspects_come_first():
 
 def test_alike_samples_are_not_separated():
     random = np.random.default_rng(0)
-    for _ in range(10):
+    for _ in range(3):
         auc, error = two_sample_auc(
             random.normal(size=(150, 16)), random.normal(size=(50, 16)), np.arange(200)
         )
@@ -233,7 +222,7 @@ def test_copies_of_an_outlier_do_not_hide_it():
 
 @pytest.mark.parametrize("draw", ["gamma", "normal", "uniform"])
 def test_even_sets_have_no_outliers(draw):
-    for seed in range(10):
+    for seed in range(4):
         random = np.random.default_rng(seed)
         features = (
             random.gamma(3.0, size=(200, 32))
@@ -302,18 +291,17 @@ def test_a_class_that_was_not_trained_counts_as_wrong():
     )
 
 
-def test_suspects_are_shown_beside_the_nearest_sound_image_of_the_other_class():
+@pytest.mark.parametrize(
+    ("suspects", "classes", "beside"),
+    [([4, 5], [0, 1], (0, 1)), ([5], [1], (2, 3)), ([2, 4], [0, 0], (1, 5))],
+)
+def test_suspect_is_shown_beside_the_nearest_sound_image_of_the_other_class(
+    suspects, classes, beside
+):
     features = np.array([[0, 0], [1, 0], [9, 0], [10, 0], [0.5, 0], [9.5, 5]], np.float32)
     labels = np.array([0, 0, 1, 1, 1, 0])
-    assert nearest_of_class(features, labels, np.array([4, 5]), np.array([0, 1])).tolist()[0] in (
-        0,
-        1,
-    )
-    assert nearest_of_class(features, labels, np.array([5]), np.array([1])).tolist()[0] in (2, 3)
-    assert nearest_of_class(features, labels, np.array([2, 4]), np.array([0, 0])).tolist()[0] in (
-        1,
-        5,
-    )
+    found = nearest_of_class(features, labels, np.array(suspects), np.array(classes))
+    assert found.tolist()[0] in beside
 
 
 def test_suspects_are_shown_beside_another_suspect_where_a_class_has_no_others():

@@ -27,6 +27,7 @@ from finetune_core.models.network import build_network, head_paths
 from finetune_core.models.timm_networks import is_timm_name
 from finetune_core.models.weights import PRETRAINED, download, fetch_description
 from finetune_core.work import finish
+from tests.factories import shared_images
 
 NAME, REPOSITORY = "timm/test_vit.r160_in1k", "timm/test_vit.r160_in1k"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -363,20 +364,19 @@ def test_a_description_cannot_name_where_weights_come_from(tmp_path, published, 
 
 
 @pytest.mark.parametrize(
-    ("architecture", "arguments", "said"),
+    ("arguments", "said"),
     [
-        ("test_vit", {"depth": 10**7}, "depth of its model_args has to stay within ±65,536"),
-        ("test_vit", {"embed_dim": -(10**5)}, "embed_dim of its model_args has to stay"),
-        ("test_vit", {"img_size": [96, 10**30]}, "img_size of its model_args has to stay"),
-        ("test_vit", {"mlp_ratio": math.inf}, "mlp_ratio of its model_args has to stay"),
-        ("test_vit", {"drop_rate": math.nan}, "drop_rate of its model_args has to stay"),
-        ("test_vit", {"depth": 5000}, "depth of its model_args has to add up to 1,024"),
-        ("test_resnet", {"layers": [600, 600, 1, 1]}, "layers of its model_args has to add up"),
+        ({"depth": 10**7}, "depth of its model_args has to stay within ±65,536"),
+        ({"embed_dim": -(10**5)}, "embed_dim of its model_args has to stay"),
+        ({"img_size": [96, 10**30]}, "img_size of its model_args has to stay"),
+        ({"mlp_ratio": math.inf}, "mlp_ratio of its model_args has to stay"),
+        ({"drop_rate": math.nan}, "drop_rate of its model_args has to stay"),
+        ({"depth": 5000}, "depth of its model_args has to add up to 1,024"),
+        ({"layers": [600, 600, 1, 1]}, "layers of its model_args has to add up"),
     ],
 )
-def test_a_description_cannot_ask_for_a_network_without_end(
-    tmp_path, monkeypatch, architecture, arguments, said
-):
+def test_description_cannot_ask_for_a_network_without_end(tmp_path, monkeypatch, arguments, said):
+    architecture = "test_resnet" if "layers" in arguments else "test_vit"
     content = description(architecture=architecture, model_args=arguments)
     (tmp_path / "config.json").write_bytes(content)
     monkeypatch.setattr(timm_networks, "build", lambda *_, **__: pytest.fail("it is built"))
@@ -446,23 +446,12 @@ def test_a_folder_is_looked_at_again_when_what_describes_it_has_changed(tmp_path
     assert head_paths(name) == ("head",)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "timm/no_such_network",
-        "timm/test_vit.no_such_tag",
-        "hf-hub:nothing",
-        "hf-hub:a/../b",
-        "hf-hub:user/model.git",
-        "hf-hub:a--b/c",
-        "hf-hub:user/-model",
-        "hf-hub:user/model@../../other",
-        "hf-hub:user/model@/etc/hostname",
-        "local-dir: ",
-        "local-dir:~nobody/mine",
-        "local-dir:a\0b",
-    ],
-)
+NOBODYS = ["timm/no_such_network", "timm/test_vit.no_such_tag", "local-dir: ", "local-dir:a\0b"]
+NOBODYS += ["local-dir:~nobody/mine", "hf-hub:nothing", "hf-hub:a/../b", "hf-hub:user/model.git"]
+NOBODYS += ["hf-hub:a--b/c", "hf-hub:user/-model", "hf-hub:user/model@../../other"]
+
+
+@pytest.mark.parametrize("name", [*NOBODYS, "hf-hub:user/model@/etc/hostname"])
 def test_names_that_can_be_nobodys_are_refused(name):
     with pytest.raises(ConfigError) as caught:
         backbone_info(name)
@@ -488,65 +477,38 @@ def test_a_download_that_is_given_up_ends_and_is_not_taken_for_whole(server, wei
     assert hub.cached(REPOSITORY, "model.safetensors") is None
 
 
-def test_a_network_is_trained_at_the_size_that_it_was_pretrained_on_unless_another_is_named(
-    tmp_path, image_folder, published, weights
-):
+def test_network_is_trained_at_its_own_size_unless_another_is_named(tmp_path, weights):
     (tmp_path / "config.json").write_bytes(description())
     (tmp_path / "model.safetensors").write_bytes(weights)
-    folder, name = image_folder(tmp_path / "images", {"red": 4, "blue": 4}), f"local-dir:{tmp_path}"
-    assert (
-        asked_for({"backbone": name}, str(folder), None, as_is=True, by_size=False).image_size
-        == 160
-    )
-    assert (
-        asked_for(
-            {"backbone": name, "image_size": 96}, str(folder), None, as_is=True, by_size=False
-        ).image_size
-        == 96
-    )
-    assert (
-        asked_for({"backbone": "resnet18"}, str(folder), None, as_is=True, by_size=False).image_size
-        == 224
-    )
-    assert {
-        config.image_size for config in designed({"backbone": name}, str(folder), None, as_is=True)
-    } == {160}
+    folder, name = str(shared_images(red=4, blue=4)), f"local-dir:{tmp_path}"
+    for settings, size in (
+        ({"backbone": name}, 160),
+        ({"backbone": name, "image_size": 96}, 96),
+        ({"backbone": "resnet18"}, 224),
+    ):
+        config = asked_for(settings, folder, None, as_is=True, by_size=False)
+        assert config.image_size == size
+    designs = designed({"backbone": name}, folder, None, as_is=True)
+    assert {config.image_size for config in designs} == {160}
 
 
-def test_inspect_looks_at_a_data_set_with_a_network_of_timm(
-    server, image_folder, tmp_path, weights
-):
+@pytest.mark.train
+def test_inspect_looks_at_a_data_set_with_a_network_of_timm(server, weights):
     server.files[f"{REPOSITORY}/model.safetensors"] = weights
-    folder = image_folder(tmp_path / "images", {"red": 36, "blue": 36})
+    folder = shared_images(red=36, blue=36)
     found = thaw("inspect", folder, "--deep", "--backbone", NAME)["deep"]
     assert found["backbone"] == NAME
     assert [probe["stage"] for probe in found["probes"]][:2] == ["stem", "block1"]
 
 
-def test_networks_of_timm_are_compared_by_their_names(server, image_folder, tmp_path, weights):
+@pytest.mark.train
+def test_networks_of_timm_are_compared_by_their_names(server, tmp_path, weights):
     server.files[f"{REPOSITORY}/model.safetensors"] = weights
-    server.files |= {
-        "somebody/mine/config.json": description(),
-        "somebody/mine/model.safetensors": weights,
-    }
-    folder, names = (
-        image_folder(tmp_path / "images", {"red": 12, "blue": 12}),
-        [NAME, "hf-hub:somebody/mine"],
-    )
-    quick = (
-        "--strategies",
-        "feature_extraction",
-        "--seeds",
-        0,
-        "--epochs",
-        1,
-        "--image-size",
-        64,
-        "--precision",
-        "fp32",
-    )
-    found = thaw(
-        "compare", folder, "--backbones", ",".join(names), *quick, "--runs-dir", tmp_path / "runs"
-    )
+    mine = {"config.json": description(), "model.safetensors": weights}
+    server.files |= {f"somebody/mine/{name}": content for name, content in mine.items()}
+    folder, names = shared_images(red=12, blue=12), [NAME, "hf-hub:somebody/mine"]
+    quick = ["--strategies", "feature_extraction", "--seeds", 0, "--epochs", 1]
+    quick += ["--image-size", 64, "--precision", "fp32", "--runs-dir", tmp_path / "runs"]
+    found = thaw("compare", folder, "--backbones", ",".join(names), *quick)
     assert sorted(run["backbone"] for run in found["runs"]) == sorted(names)
     assert (len(found["pairs"]), found["failed"]) == (1, [])

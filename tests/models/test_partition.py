@@ -8,21 +8,21 @@ from finetune_core.models.partition import CannotSplit, trace
 from finetune_core.models.stages import Stage, derive_stages
 from tests.timm_kinds import SIDE
 
-SMALL = {
-    "resnet18": 64,
-    "efficientnet_lite0": 64,
-    "densenet121": 64,
-    "convnext_tiny": 64,
-    "regnet_y_400mf": 64,
-    "swin_t": 64,
-    "googlenet": 64,
-}
+DEAR = ["densenet121", "swin_t", "googlenet"]
+EXHAUSTIVE = ["convnext_tiny", "regnet_y_400mf", "vit_b_16"]
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [*SMALL.items(), pytest.param("vit_b_16", 224, marks=pytest.mark.train)]
+    "name",
+    [
+        "efficientnet_lite0",
+        "timm/test_resnet",
+        *(pytest.param(name, marks=pytest.mark.train) for name in DEAR),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in EXHAUSTIVE),
+    ],
 )
-def test_the_parts_make_up_the_whole(name, size):
+def test_the_parts_make_up_the_whole(name):
+    size = 224 if name == "vit_b_16" else 64
     network = build_network(name, "none", 5, 0)
     segments = trace(network.model, network.stages)
     images = torch.randn(2, 3, size, size)
@@ -91,15 +91,17 @@ def test_stages_of_a_traced_copy_are_those_of_the_network():
     "name",
     [
         "timm/test_vit_relpos",  # all blocks add one position bias
-        "timm/xcit_nano_12_p8_224",  # blocks are given height and width
+        # blocks are given height and width
+        pytest.param("timm/xcit_nano_12_p8_224", marks=pytest.mark.train),
+        # blocks share position embeddings with those of their resolution
+        pytest.param("timm/coat_lite_mini", marks=pytest.mark.train),
         # functions that are not traced give blocks heights and widths
-        pytest.param("timm/mvitv2_tiny", marks=pytest.mark.train),
-        "timm/coat_lite_mini",  # blocks share position embeddings with those of their resolution
+        pytest.param("timm/mvitv2_tiny", marks=pytest.mark.exhaustive),
         # all blocks turn by the same angles
-        pytest.param("timm/eva02_tiny_patch14_336", marks=pytest.mark.train),
-        pytest.param("timm/visformer_tiny", marks=pytest.mark.train),  # stages share a dropout
+        pytest.param("timm/eva02_tiny_patch14_336", marks=pytest.mark.exhaustive),
+        pytest.param("timm/visformer_tiny", marks=pytest.mark.exhaustive),  # share a dropout
         # blocks are given how many images there are
-        pytest.param("timm/twins_pcpvt_small", marks=pytest.mark.train),
+        pytest.param("timm/twins_pcpvt_small", marks=pytest.mark.exhaustive),
     ],
 )
 def test_what_does_not_depend_on_the_images_does_not_stand_against_a_cut(name):

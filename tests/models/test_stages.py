@@ -1,4 +1,5 @@
-import re
+"""Stages: which tensors and modules they hold, and in which order they run."""
+
 from collections import Counter
 
 import pytest
@@ -11,159 +12,107 @@ from finetune_core.models.partition import trace
 from finetune_core.models.stages import derive_stages, find_head, replace_head
 from finetune_core.models.timm_networks import is_timm_name
 
-FEW = {
-    "efficientnet_lite0",
-    "resnet18",
-    "googlenet",
-    "regnet_y_400mf",
-    "vit_b_16",
-    "swin_t",
-    "maxvit_t",
-    "vgg11",
-}
-# those are test_timm_walk.py's
-NAMES = [name for name in backbone_names() if not is_timm_name(name)]
+# Networks of kinds that differ: residual, a transformer, with auxiliary heads, plain, with windows.
+PLAIN = {"efficientnet_lite0", "resnet18"}
+FEW = {"googlenet", "regnet_y_400mf", "vit_b_16", "swin_t", "maxvit_t", "vgg11"}
+# Those of timm are in test_timm_networks.py.
+EVERY_BACKBONE = [
+    pytest.param(
+        name,
+        marks=() if name in PLAIN else pytest.mark.train if name in FEW else pytest.mark.exhaustive,
+    )
+    for name in backbone_names()
+    if not is_timm_name(name)
+]
 
 
-def family(name):
-    """resnet18, resnet50 -> resnet"""
-    return re.match("[a-z]+", name)[0]
+def record_executions(model):
+    """Return the output of a forward pass and the paths of the modules with tensors, as they ran."""
+    executions, hooks = [], []
+    for path, module in model.named_modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            hook = lambda _module, _inputs, path=path: executions.append(path)  # noqa: E731
+            hooks.append(module.register_forward_pre_hook(hook))
+    with torch.no_grad():
+        output = model(torch.empty(2, 3, 224, 224, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return output, executions
 
 
-def marks(name):
-    """Some of different kinds in every run of the tests, of each family the first and the last among the slow ones."""
-    if name in FEW:
-        return ()
-    relatives = sorted(one for one in NAMES if family(one) == family(name))
-    return pytest.mark.train if name in (relatives[0], relatives[-1]) else pytest.mark.exhaustive
+@pytest.mark.parametrize("name", EVERY_BACKBONE)
+def test_stages_hold_every_tensor_once_in_forward_order_and_end_in_the_head(name):
+    model = create_on_meta(name).eval()
+    head = find_head(model)
+    old_head = model.get_submodule(head)
+    replace_head(model, head, 7)
+    stages = derive_stages(model, (head,))
+    output, executions = record_executions(model)
 
-
-EVERY_BACKBONE = [pytest.param(name, marks=marks(name)) for name in NAMES]
-
-
-class Walk:
-    """One backbone with a head for 7 classes, its stages, and what a forward pass shows of it."""
-
-    def __init__(self, name):
-        self.model = create_on_meta(name).eval()
-        self.head = find_head(self.model)
-        self.old_head = self.model.get_submodule(self.head)
-        replace_head(self.model, self.head, 7)
-        self.stages = derive_stages(self.model, (self.head,))
-        self.executions = []  # paths of modules that hold tensors themselves, each time they run
-        hooks = [
-            module.register_forward_pre_hook(
-                lambda _module, _inputs, path=path: self.executions.append(path)
-            )
-            for path, module in self.model.named_modules()
-            if any(True for _ in module.parameters(recurse=False))
-        ]
-        with torch.no_grad():
-            self.output = self.model(torch.empty(2, 3, 224, 224, device="meta"))
-        for hook in hooks:
-            hook.remove()
-
-
-@pytest.fixture(scope="module", params=EVERY_BACKBONE)
-def walk(request):
-    return Walk(request.param)
-
-
-def test_every_backbone_can_be_cut_between_any_two_stages(walk):
-    segments = trace(walk.model, walk.stages)
-    assert None not in segments.boundaries
-    cut = len(walk.stages) // 2
-    activation = segments.part(None, cut)(torch.empty(2, 3, 224, 224, device="meta"))
-    assert segments.part(cut, None)(activation).shape == walk.output.shape
-
-
-def test_every_parameter_and_buffer_is_in_exactly_one_stage(walk):
-    parameters = Counter(name for stage in walk.stages for name in stage.parameters)
-    buffers = Counter(name for stage in walk.stages for name in stage.buffers)
-    assert parameters == Counter(name for name, _ in walk.model.named_parameters())
-    assert buffers == Counter(name for name, _ in walk.model.named_buffers())
-
-
-def test_stages_run_in_their_order(walk):
-    stage_of = {
-        name.rpartition(".")[0]: index
-        for index, stage in reversed(list(enumerate(walk.stages)))
-        for name in stage.parameters
-    }
-    order = [stage_of[path] for path in walk.executions]
-    assert order == sorted(order)
-    assert set(order) == set(range(len(walk.stages)))
-
-
-def test_modules_belong_to_one_stage_and_are_all_there(walk):
-    owned = [path for stage in walk.stages for path in stage.modules]
-    assert len(owned) == len(set(owned))
-    assert not [(a, b) for a in owned for b in owned if a.startswith(f"{b}.")]
-    assert all(isinstance(walk.model.get_submodule(path), nn.Module) for path in owned)
-
-
-def test_the_head_is_last_and_is_the_new_layer_alone(walk):
-    assert walk.stages[-1].name == "head"
-    assert set(walk.stages[-1].parameters) == {f"{walk.head}.weight", f"{walk.head}.bias"}
-    assert walk.stages[-1].buffers == ()
-    assert walk.executions[-1] == walk.head
-
-
-def test_the_replaced_head_gives_a_score_a_class(walk):
-    assert isinstance(walk.output, torch.Tensor)
-    assert walk.output.shape == (2, 7)
-    new = walk.model.get_submodule(walk.head)
-    assert type(new) is type(walk.old_head)
-    assert walk.old_head.weight.shape[0] == 1000
-    assert new.weight.shape == (7, *walk.old_head.weight.shape[1:])
-
-
-def test_names_are_unique_and_counts_are_right(walk):
-    assert len({stage.name for stage in walk.stages}) == len(walk.stages) >= 4
-    sizes = {name: parameter.numel() for name, parameter in walk.model.named_parameters()}
-    for stage in walk.stages:
+    assert len({stage.name for stage in stages}) == len(stages) >= 4
+    parameters = Counter(name for stage in stages for name in stage.parameters)
+    buffers = Counter(name for stage in stages for name in stage.buffers)
+    assert parameters == Counter(name for name, _ in model.named_parameters())
+    assert buffers == Counter(name for name, _ in model.named_buffers())
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    for stage in stages:
         assert stage.sizes == {name: sizes[name] for name in stage.parameters}
         assert stage.parameter_count == sum(stage.sizes.values()) > 0
 
+    owned = [path for stage in stages for path in stage.modules]
+    assert len(owned) == len(set(owned))
+    assert not [(a, b) for a in owned for b in owned if a.startswith(f"{b}.")]
+    assert all(isinstance(model.get_submodule(path), nn.Module) for path in owned)
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_stages_of_a_resnet(name):
-    stages = network_stages(name, 2)
-    assert [stage.name for stage in stages] == [
-        "stem",
-        "layer1",
-        "layer2",
-        "layer3",
-        "layer4",
-        "head",
-    ]
+    stage_of = {
+        name.rpartition(".")[0]: index
+        for index, stage in reversed(list(enumerate(stages)))
+        for name in stage.parameters
+    }
+    order = [stage_of[path] for path in executions]
+    assert order == sorted(order)
+    assert set(order) == set(range(len(stages)))
+
+    assert stages[-1].name == "head"
+    assert set(stages[-1].parameters) == {f"{head}.weight", f"{head}.bias"}
+    assert stages[-1].buffers == ()
+    assert executions[-1] == head
+    new_head = model.get_submodule(head)
+    assert type(new_head) is type(old_head)
+    assert old_head.weight.shape[0] == 1000
+    assert new_head.weight.shape == (7, *old_head.weight.shape[1:])
+    assert output.shape == (2, 7)
+
+    segments = trace(model, stages)
+    assert None not in segments.boundaries
+    cut = len(stages) // 2
+    activation = segments.part(None, cut)(torch.empty(2, 3, 224, 224, device="meta"))
+    assert segments.part(cut, None)(activation).shape == output.shape
+
+
+def test_stages_of_a_resnet_are_its_layers_between_stem_and_head():
+    stages = network_stages("resnet18", 2)
+    layers = ["layer1", "layer2", "layer3", "layer4"]
+    assert [stage.name for stage in stages] == ["stem", *layers, "head"]
     for stage in stages[1:-1]:
         assert stage.modules[0] == stage.name
-        assert all(
-            parameter.startswith(f"{stage.name}.")
-            for parameter in (*stage.parameters, *stage.buffers)
-        )
+        tensors = (*stage.parameters, *stage.buffers)
+        assert all(tensor.startswith(f"{stage.name}.") for tensor in tensors)
     assert set(stages[0].parameters) == {"conv1.weight", "bn1.weight", "bn1.bias"}
-    assert set(stages[0].buffers) == {
-        "bn1.running_mean",
-        "bn1.running_var",
-        "bn1.num_batches_tracked",
-    }
+    statistics = {"bn1.running_mean", "bn1.running_var", "bn1.num_batches_tracked"}
+    assert set(stages[0].buffers) == statistics
     assert set(stages[-1].parameters) == {"fc.weight", "fc.bias"}
 
 
-def test_every_block_of_a_vision_transformer_is_a_stage_and_loose_tensors_are_the_stems():
+def test_blocks_of_a_vision_transformer_are_stages_and_loose_tensors_the_stems():
     stages = network_stages("vit_b_16", 2)
-    assert [stage.name for stage in stages] == [
-        "stem",
-        *(f"encoder_layer_{number}" for number in range(12)),
-        "head",
-    ]
+    blocks = [f"encoder_layer_{number}" for number in range(12)]
+    assert [stage.name for stage in stages] == ["stem", *blocks, "head"]
     assert {"class_token", "encoder.pos_embedding", "conv_proj.weight"} <= set(stages[0].parameters)
 
 
-class SharedNothing(nn.Module):
-    """Modules are defined in another order than they run in."""
+class Shuffled(nn.Module):
+    """A network whose modules are defined in another order than they run in."""
 
     def __init__(self):
         super().__init__()
@@ -178,8 +127,8 @@ class SharedNothing(nn.Module):
         return self.classifier(self.late(self.early(self.entry(images))).mean((2, 3)))
 
 
-def test_the_order_is_that_of_the_forward_pass_not_of_the_definition():
-    model = SharedNothing()
+def test_order_of_stages_is_that_of_the_forward_pass_not_of_the_definition():
+    model = Shuffled()
     assert find_head(model, 32) == "classifier"
     replace_head(model, "classifier", 3)
     stages = derive_stages(model, ("classifier",), 32)
@@ -193,7 +142,7 @@ def test_the_order_is_that_of_the_forward_pass_not_of_the_definition():
 
 
 def test_deriving_stages_changes_neither_mode_nor_buffers_nor_hooks():
-    model = SharedNothing().train()
+    model = Shuffled().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     derive_stages(model, (find_head(model, 32),), 32)
     assert all(module.training for module in model.modules())

@@ -6,79 +6,88 @@ from torch import nn
 
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import build_network, network_stages
+from finetune_core.models.truncated import averaged_over, pool
 from finetune_core.training.trunk import split_network
 
 SIDE = 64
+IMAGES = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
 
-def ended(name, stage):
+def end_after(name, stage):
     return build_network(name, "none", 3, 0, SIDE, stage)
 
 
-def up_to(network, stage):
-    """What the whole network's stages up to that one yield for two images, and the images."""
-    images = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+def run_to(name, stage):
+    """Return what the whole network's stages up to that one yield."""
+    network = build_network(name, "none", 3, 0, SIDE)
     last = [one.name for one in network.stages].index(stage) + 1
     with torch.no_grad():
-        return split_network(network).part(None, last).eval()(images), images
+        return split_network(network).part(None, last).eval()(IMAGES)
 
 
-def features_of(network, images):
+def features_of(network):
     network.model.set_submodule(network.heads[0], nn.Identity())
     with torch.no_grad():
-        return network.model(images)
+        return network.model(IMAGES)
 
 
 @pytest.mark.parametrize(
-    ("name", "stage", "over"),
+    ("name", "stage", "select"),
     [
-        ("efficientnet_lite0", "stem", (2, 3)),
-        ("efficientnet_lite0", "block5", (2, 3)),
-        ("resnet18", "layer2", (2, 3)),
-        ("squeezenet1_1", "block3", (2, 3)),  # whose own head is a convolution
-        ("timm/mixer_s32_224", "block2", (1,)),
+        ("efficientnet_lite0", "stem", lambda maps: maps.mean((2, 3))),
+        ("efficientnet_lite0", "block5", lambda maps: maps.mean((2, 3))),
+        # whose own head is a convolution
+        ("squeezenet1_1", "block3", lambda maps: maps.mean((2, 3))),
+        ("timm/test_vit", "block2", lambda tokens: tokens[:, 0]),  # as the whole network does
+        pytest.param(
+            "timm/mixer_s32_224", "block2", lambda tokens: tokens.mean(1), marks=pytest.mark.train
+        ),
     ],
 )
-def test_its_head_sees_the_mean_of_that_stage(name, stage, over):
-    wanted, images = up_to(build_network(name, "none", 3, 0, SIDE), stage)
-    torch.testing.assert_close(
-        features_of(ended(name, stage), images), wanted.mean(over), atol=1e-5, rtol=1e-4
-    )
+def test_head_sees_the_mean_of_its_stage_or_the_class_token(name, stage, select):
+    wanted = select(run_to(name, stage))
+    torch.testing.assert_close(features_of(end_after(name, stage)), wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_it_looks_at_the_class_token_where_the_whole_network_does():
-    name = "timm/vit_tiny_patch16_224"
-    wanted, images = up_to(build_network(name, "none", 3, 0, SIDE), "block3")
-    torch.testing.assert_close(
-        features_of(ended(name, "block3"), images), wanted[:, 0], atol=1e-5, rtol=1e-4
-    )
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((2, 5), ()),
+        ((2, 7, 5), (1,)),
+        ((2, 5, 4, 4), (2, 3)),
+        ((2, 4, 4, 5), (1, 2)),
+        ((2, 5, 1, 1), (2, 3)),
+        ((2, 1, 1, 5), (1, 2)),
+    ],
+)
+def test_averages_are_over_tokens_and_both_kinds_of_maps(shape, axes):
+    output = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    assert averaged_over(output.shape) == axes
+    found = pool(output, False, 0, axes)
+    assert found.shape == (2, 5)
+    torch.testing.assert_close(found, output.mean(axes) if axes else output)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "efficientnet_lite0",
-        "resnet18",
         "squeezenet1_1",
-        "timm/convnext_atto",
-        "timm/vit_tiny_patch16_224",
+        "timm/test_vit",
+        pytest.param("efficientnet_lite0", marks=pytest.mark.train),
+        pytest.param("timm/convnext_atto", marks=pytest.mark.train),
+        pytest.param("resnet18", marks=pytest.mark.exhaustive),
     ],
 )
-def test_every_tensor_is_the_whole_networks_and_belongs_to_one_of_its_stages(name):
+def test_tensors_are_the_whole_networks_and_belong_to_one_of_its_stages(name):
     whole = build_network(name, "none", 3, 0, SIDE)
     for last in (0, len(whole.stages) // 2, len(whole.stages) - 2):
-        network = ended(name, whole.stages[last].name)
+        network = end_after(name, whole.stages[last].name)
         state, before = network.model.state_dict(), network.pretrained.state_dict()
-        assert [stage.name for stage in network.stages] == [
-            *(stage.name for stage in whole.stages[: last + 1]),
-            "head",
-        ]
-        assert sorted(state) == sorted(
-            key for stage in network.stages for key in (*stage.parameters, *stage.buffers)
-        )
-        frozen = [
-            key for stage in network.stages[:-1] for key in (*stage.parameters, *stage.buffers)
-        ]
+        kept = [stage.name for stage in whole.stages[: last + 1]]
+        assert [stage.name for stage in network.stages] == [*kept, "head"]
+        tensors = [(*stage.parameters, *stage.buffers) for stage in network.stages]
+        assert sorted(state) == sorted(key for stage in tensors for key in stage)
+        frozen = [key for stage in tensors[:-1] for key in stage]
         assert frozen
         assert all(torch.equal(state[key], before[key]) for key in frozen)
         assert isinstance(network.head_layers[0], nn.Linear)
@@ -88,17 +97,26 @@ def test_every_tensor_is_the_whole_networks_and_belongs_to_one_of_its_stages(nam
         assert network.weights_hash == whole.weights_hash
 
 
-def test_a_stage_that_is_not_there_and_one_that_it_cannot_end_after_are_refused():
-    with pytest.raises(
-        ConfigError,
-        match="features_from: there is no stage 'block3'; the stages of resnet18 are stem, layer1",
-    ):
-        network_stages("resnet18", features_from="block3")
-    with pytest.raises(ConfigError, match="features_from: there is no stage 'head'"):
-        network_stages("resnet18", features_from="head")
-    for stage, why in (("stem", "more than one value crosses"), ("block1", "is not one tensor")):
-        with pytest.raises(
-            ConfigError,
-            match=f"features_from: timm/crossvit_tiny_240 cannot end after {stage}: .*{why}",
-        ):
-            network_stages("timm/crossvit_tiny_240", features_from=stage)
+CROSSVIT = "timm/crossvit_9_240"
+KNOWN = "the stages of resnet18 are stem, layer1"
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "reason"),
+    [
+        ("resnet18", "block3", f"there is no stage 'block3'; {KNOWN}"),
+        ("resnet18", "head", "there is no stage 'head'"),
+        *(
+            pytest.param(
+                CROSSVIT,
+                stage,
+                f"{CROSSVIT} cannot end after {stage}: .*{why}",
+                marks=pytest.mark.train,
+            )
+            for stage, why in (("stem", "more than one value"), ("block1", "is not one tensor"))
+        ),
+    ],
+)
+def test_stage_that_a_network_cannot_end_after_is_refused(name, stage, reason):
+    with pytest.raises(ConfigError, match=f"features_from: {reason}"):
+        network_stages(name, features_from=stage)

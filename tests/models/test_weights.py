@@ -94,16 +94,11 @@ def test_a_real_state_dict_is_downloaded_verified_and_loaded(served, tmp_path):
     assert not torch.equal(model.fc.weight, published["fc.weight"])
 
 
-def test_a_download_with_another_hash_is_refused_and_nothing_is_left(served, tmp_path):
+def test_refused_download_keeps_the_file_that_was_there(served, tmp_path):
     info = offered("resnet18-00000000.pth", b"not what was published", served, tmp_path)
     with pytest.raises(WeightsError, match=r"resnet18-00000000\.pth is damaged"):
         list(download(info))
     assert os.listdir(info.file.parent) == []
-
-
-def test_a_refused_download_keeps_the_file_that_was_there(served, tmp_path):
-    info = offered("resnet18-00000000.pth", b"not what was published", served, tmp_path)
-    info.file.parent.mkdir()
     info.file.write_bytes(b"before")
     with pytest.raises(WeightsError):
         list(download(info))
@@ -131,51 +126,41 @@ def test_a_download_cut_short_is_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def refuses_with_a_way_out(info):
+def point_nowhere(served):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"http://127.0.0.1:{free.getsockname()[1]}/resnet18-12345678.pth"
+
+
+BROKEN_OFF = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc"
+UNREACHABLE = {
+    "no network": (point_nowhere, ""),
+    "no such file": (lambda served: f"{served[1]}/no-such-file.pth", "File not found"),
+    "garbage": (lambda served: answering(b"garbage\r\n\r\n"), ""),
+    "broken off": (lambda served: answering(BROKEN_OFF), ""),
+}
+
+
+@pytest.mark.parametrize(("address", "reason"), UNREACHABLE.values(), ids=UNREACHABLE)
+def test_download_that_fails_is_said_with_a_way_out(served, tmp_path, address, reason):
+    file = tmp_path / "resnet18-12345678.pth"
+    info = dataclasses.replace(backbone_info("resnet18"), url=address(served), file=file)
     with pytest.raises(WeightsError) as caught:
         list(download(info))
-    said = str(caught.value)
-    assert info.name in said
-    assert PACKAGED in said
-    assert "--weights" in said
-    return said
-
-
-def test_no_network_is_said_with_a_way_out(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    info = dataclasses.replace(
-        backbone_info("resnet18"),
-        url=f"http://127.0.0.1:{port}/resnet18-12345678.pth",
-        file=tmp_path / "resnet18-12345678.pth",
-    )
-    refuses_with_a_way_out(info)
+    for words in (info.name, PACKAGED, "--weights", reason):
+        assert words in str(caught.value)
     assert os.listdir(tmp_path) == []
-
-
-def test_a_file_the_server_does_not_have_is_said_with_a_way_out(served, tmp_path):
-    info = dataclasses.replace(
-        backbone_info("resnet18"), url=f"{served[1]}/no-such-file.pth", file=tmp_path / "f.pth"
-    )
-    assert "File not found" in refuses_with_a_way_out(info)
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc"],
-    ids=["garbage", "broken off"],
-)
-def test_a_server_that_talks_nonsense_is_said_with_a_way_out(tmp_path, reply):
-    refuses_with_a_way_out(
-        dataclasses.replace(
-            backbone_info("resnet18"), url=answering(reply), file=tmp_path / "f.pth"
-        )
-    )
 
 
 def test_a_missing_package_cannot_be_downloaded():
     with pytest.raises(WeightsError, match=PACKAGED):
         list(download(dataclasses.replace(backbone_info(PACKAGED), file=None)))
+
+
+def load_small(file, source=None):
+    """Load a file of weights into a new network of ``SMALL``, and return the network."""
+    model = create(SMALL)
+    load_weights(model, SMALL_HEAD, source or backbone_info(SMALL), str(file))
+    return model
 
 
 def test_weights_that_are_not_there_are_said_with_a_way_out(tmp_path):
@@ -204,28 +189,24 @@ def test_a_local_file_is_loaded_and_the_head_left_alone(tmp_path, suffix):
     assert torch.equal(model.classifier[1].weight, head)
 
 
+def replace_head(state):
+    del state[f"{SMALL_HEAD[0]}.bias"]
+    return state | {f"{SMALL_HEAD[0]}.weight": torch.zeros(3, 512, 1, 1)}
+
+
 @pytest.mark.parametrize(
-    "wrapped",
+    "change",
     [
         lambda s: {"state_dict": s},
         lambda s: {"model": s},
         lambda s: {f"module.{n}": t for n, t in s.items()},
+        replace_head,
     ],
 )
-def test_usual_wrappings_of_a_state_dict_are_undone(tmp_path, wrapped):
+def test_usual_wrappings_and_another_head_do_not_matter(tmp_path, change):
     state = small_state(1)
-    torch.save(wrapped(state), tmp_path / "mine.pth")
-    model = create(SMALL)
-    load_weights(model, SMALL_HEAD, backbone_info(SMALL), str(tmp_path / "mine.pth"))
-    assert equal_but_head(model, state, *SMALL_HEAD)
-
-
-def test_a_head_for_other_classes_in_the_file_does_not_matter(tmp_path):
-    state = small_state(1)
-    state[f"{SMALL_HEAD[0]}.weight"] = torch.zeros(3, 512, 1, 1)
-    del state[f"{SMALL_HEAD[0]}.bias"]
-    torch.save(state, tmp_path / "mine.pth")
-    load_weights(create(SMALL), SMALL_HEAD, backbone_info(SMALL), str(tmp_path / "mine.pth"))
+    torch.save(change(dict(state)), tmp_path / "mine.pth")
+    assert equal_but_head(load_small(tmp_path / "mine.pth"), state, *SMALL_HEAD)
 
 
 def lacking(state):
@@ -255,10 +236,10 @@ def test_a_file_of_another_network_is_refused_and_the_model_left_alone(tmp_path,
     assert state_hash(model.state_dict(), "none") == before
 
 
-def test_another_architectures_file_is_refused(tmp_path):
+def test_file_of_another_architecture_is_refused(tmp_path):
     torch.save(create("shufflenet_v2_x0_5").state_dict(), tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=f"does not belong to {SMALL}"):
-        load_weights(create(SMALL), SMALL_HEAD, backbone_info(SMALL), str(tmp_path / "other.pth"))
+        load_small(tmp_path / "other.pth")
 
 
 class Malicious:
@@ -286,25 +267,28 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_executed(tmp_path, form):
 
 @pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"this is no file of weights"])
-def test_a_file_of_anything_is_refused_by_name(tmp_path, name, content):
+def test_file_of_anything_is_refused_by_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=name.replace(".", r"\.")):
-        load_weights(create(SMALL), SMALL_HEAD, backbone_info(SMALL), str(tmp_path / name))
+        load_small(tmp_path / name)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, torch.zeros(3)])
-def test_a_file_that_holds_no_state_dict_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([1, 2], "no state dict"),
+        ({"a": 1}, "no state dict"),
+        (torch.zeros(3), "no state dict"),
+        ({0: torch.zeros(1)}, "."),  # any reason: names that are none
+    ],
+)
+def test_file_that_holds_no_state_dict_is_refused(tmp_path, content, reason):
     torch.save(content, tmp_path / "mine.pth")
-    with pytest.raises(WeightsError, match="no state dict"):
-        load_weights(create(SMALL), SMALL_HEAD, backbone_info(SMALL), str(tmp_path / "mine.pth"))
+    with pytest.raises(WeightsError, match=reason):
+        load_small(tmp_path / "mine.pth")
 
 
-def test_a_dict_of_tensors_without_names_is_refused(tmp_path):
-    torch.save({0: torch.zeros(1)}, tmp_path / "mine.pth")
-    with pytest.raises(WeightsError):
-        load_weights(create(SMALL), SMALL_HEAD, backbone_info(SMALL), str(tmp_path / "mine.pth"))
-
-
+@pytest.mark.train
 def test_densenets_published_names_are_understood(tmp_path):
     torch.manual_seed(3)
     state = create("densenet121").state_dict()
@@ -322,6 +306,7 @@ def test_densenets_published_names_are_understood(tmp_path):
     assert equal_but_head(model, state, "classifier")
 
 
+@pytest.mark.train
 def test_googlenets_auxiliary_classifiers_in_the_file_are_dropped(tmp_path):
     import torchvision
 
@@ -372,6 +357,7 @@ def test_the_packaged_weights_hash_the_same_each_time():
     assert len(hashes) == 1
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(("photograph", "name"), [("china.jpg", "palace"), ("flower.jpg", "daisy")])
 def test_the_packaged_weights_recognise_real_photographs(packaged, photograph, name):
     backbone, model = packaged
