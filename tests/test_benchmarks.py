@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, many_runs, peak, plain_loop, speed, step_profile
+from benchmarks import gpu, peak, plain_loop, scale, speed
 from finetune_core.config import make_config
 from finetune_core.models.network import network_stages
 from finetune_core.runs.store import RunStore
@@ -118,7 +118,7 @@ def test_the_sides_alternate_and_train_the_same(tmp_path):
 
 
 def test_generated_runs_are_finished_runs_of_so_many_steps(tmp_path):
-    many_runs.write_runs(tmp_path, 3, 16)
+    scale.write_runs(tmp_path, 3, 16)
     runs = RunStore(tmp_path).runs()
     assert [(run.status, run.notices, run.config.seed) for run in runs] == [
         ("finished", (), seed) for seed in (2, 1, 0)
@@ -132,7 +132,7 @@ def test_generated_runs_are_finished_runs_of_so_many_steps(tmp_path):
     ("name", "options", "spans"),
     [
         (
-            "many_runs",
+            "scale",
             "--runs 3 --steps 16",
             ["list", "list_again", "page_runs_again", "page_train_again"],
         ),
@@ -163,40 +163,6 @@ def test_growth_is_measured_part_by_part(name, options, spans):
     }
     for span in spans:
         assert found[span]["peak_mb"] >= found["base_mb"] > 0
-
-
-ONEDNN = """\
-onednn_verbose,v1,info,oneDNN v3.12.0
-onednn_verbose,v1,primitive,exec,cpu,reorder,jit:uni,undef,src:bf16 dst:bf16,attr-scratchpad:user,,512x512x3x3,0.5
-onednn_verbose,v1,primitive,exec,cpu,convolution,jit,forward_training,src:bf16,,alg:convolution_direct,mb2_ic4oc8_ih7oh7kh3sh1dh0ph1_iw7ow7kw3sw1dw0pw1,2.5
-onednn_verbose,v1,primitive,exec,cpu,convolution,jit,backward_weights,src:bf16,,alg:convolution_direct,mb2_g4ic4oc4_ih9oh4kh3sh2dh0ph0_iw9ow4kw3sw2dw0pw0,1.5
-onednn_verbose,v1,primitive,exec,cpu,matmul,jit,undef,src:bf16,,,32x512:512x10,4
-"""
-
-
-def test_onednns_report_is_split_into_the_parts_of_a_step():
-    milliseconds, flops = step_profile.by_primitive(ONEDNN.splitlines())
-    forward, backward = (
-        step_profile.CONVOLUTIONS[kind] for kind in ("forward_training", "backward_weights")
-    )
-    assert milliseconds == {step_profile.REORDERS: 0.5, forward: 2.5, backward: 1.5}
-    assert flops == {forward: 2 * 2 * 4 * 8 * 49 * 9, backward: 2 * 2 * 4 * 4 * 16 * 9 // 4}
-
-
-@pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
-)
-def test_a_profile_has_every_part_of_a_step():
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(32, 64, 3),
-        torch.nn.BatchNorm2d(64),
-        torch.nn.ReLU(),
-        torch.nn.Conv2d(64, 64, 3),
-    )
-    images = torch.randn(8, 32, 16, 16)
-    lines = step_profile.profiled(lambda: model(images).mean().backward(), 2, 1e12)
-    parts = {line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")}
-    assert {*step_profile.CONVOLUTIONS.values(), "BatchNorm", "ReLU, additions, pooling"} <= parts
 
 
 @pytest.mark.parametrize("strategy", ["feature_extraction", "full"])
