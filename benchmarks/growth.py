@@ -1,60 +1,108 @@
-"""How a cached run's cost grows with the data: the same job on 1, 4 and 16 times as many images.
+"""Cost of the same run on 1, 4 and 16 times as many images, or on one and two ranks.
 
-python -m benchmarks.growth
+    python -m benchmarks.growth
+    python -m benchmarks.growth --ranks
+    python -m benchmarks.growth --ranks --side 224
+
+With ``--ranks``, full fine-tuning on one rank and on two, a thread each, in turns. The machine has
+to be idle: in every step a rank waits for the slower one.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks.speed import write_images
 
-BASE, EPOCHS = 400, 3
 CHILD = """
 import json, resource, sys
-from pathlib import Path
-from finetune_core.config import make_config
-from finetune_core.training.loop import fit
-settings = {"data": sys.argv[1], "strategy": "last_block", "weights": "none", "epochs": int(sys.argv[2]), "image_size": 96}
-events = list(fit(make_config(settings), Path(sys.argv[3])))
-last = {type(event).__name__: event for event in events}
-cache = last["RunStarted"].cache
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"epoch": last["EpochEnded"].train_seconds, "trunk": cache.trunk_seconds, "where": cache.where,
-                  "bytes": cache.bytes, "peak": peak}))
+from finetune_core.__main__ import main
+sys.argv[1:] = ["train", *sys.argv[1:], "--json"]
+try:
+    main()
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
-def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    for factor in (1, 4, 16):
-        with tempfile.TemporaryDirectory() as base:
-            data, run_dir = Path(base, "data"), Path(base, "run")
-            run_dir.mkdir()
-            write_images(data, BASE * factor, BASE * factor // 4)
-            environment = os.environ | {
-                "THAW_HOME": base,
-                "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
-            }
-            command = [sys.executable, "-c", CHILD, str(data), str(EPOCHS), str(run_dir)]
-            measured = json.loads(
-                subprocess.run(
-                    command, env=environment, capture_output=True, text=True, check=True
-                ).stdout
-            )
-        images = BASE * factor
-        print(
-            f"{images:,} training images: {measured['epoch'] / images * 1e3:.3f} ms per image in a cached epoch, "
-            f"{measured['trunk'] / (images * 1.25) * 1e3:.2f} ms once for the trunk; cache {measured['bytes'] / 1e6:.0f} MB {measured['where']}, "
-            f"peak {measured['peak'] / 1e9:.2f} GB",
-            flush=True,
+def train(data: Path, threads: int = 0, **settings: object) -> tuple[Any, list[Any], int]:
+    """Train a run of three epochs in a process of its own, with empty caches.
+
+    Args:
+        threads: of each rank; 0 leaves the choice to torch.
+
+    Returns:
+        Its first event, those that ended an epoch, and the process's largest memory in bytes.
+    """
+    options = ["--epochs", "3"]
+    for name, value in settings.items():
+        options += [f"--{name.replace('_', '-')}", str(value)]
+    with tempfile.TemporaryDirectory() as home:
+        environment = os.environ | {"THAW_HOME": home}
+        if threads:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, str(data), *options],
+            cwd=Path(__file__).resolve().parent.parent,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
+        result, _, peak = done.stdout.strip().rpartition("\n")
+        text = Path(json.loads(result)["run_dir"], "events.jsonl").read_text()
+    events = [json.loads(line) for line in text.splitlines()]
+    first = next(event for event in events if event["event"] == "RunStarted")
+    return first, [event for event in events if event["event"] == "EpochEnded"], int(peak)
+
+
+def measure_images(data: Path, images: int) -> str:
+    write_images(data, images, images // 4)
+    first, epochs, peak = train(data, strategy="last_block", weights="none", image_size=96)
+    cache = first["cache"]
+    return (
+        f"{images:,} training images: {epochs[-1]['train_seconds'] / images * 1e3:.3f} ms per "
+        f"image in a cached epoch, {cache['trunk_seconds'] / (images * 1.25) * 1e3:.2f} ms once "
+        f"for the trunk; cache {cache['bytes'] / 1e6:.0f} MB {cache['where']}, peak {peak / 1e9:.2f} GB"
+    )
+
+
+def measure_ranks(data: Path, images: int, side: int, turns: int) -> str:
+    write_images(data, images, images // 4)
+    settings = {"strategy": "full", "batchnorm": "frozen", "precision": "fp32", "device": "cpu"}
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(turns):
+        for ranks, found in seconds.items():
+            _, epochs, _ = train(data, threads=1, image_size=side, devices=ranks, **settings)
+            found += [epoch["train_seconds"] for epoch in epochs[1:]]
+    one, two = map(statistics.median, seconds.values())
+    return (
+        f"an epoch takes {one:.1f} s on one rank, {two:.1f} s on two: {one / two:.2f} times as "
+        f"fast; load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=400, help="training images, the fewest")
+    parser.add_argument("--ranks", action="store_true", help="two ranks against one instead")
+    parser.add_argument("--side", type=int, default=128, help="pixels, with --ranks")
+    parser.add_argument("--turns", type=int, default=2, help="with --ranks")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.ranks:
+            print(measure_ranks(Path(folder), options.images, options.side, options.turns))
+            return
+        for images in (options.images, 4 * options.images, 16 * options.images):
+            print(measure_images(Path(folder, str(images)), images), flush=True)
 
 
 if __name__ == "__main__":

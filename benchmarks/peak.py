@@ -1,35 +1,76 @@
-"""The tail's training step against the machine's measured matrix peak in the same precision.
+"""Share of the machine's matrix peak that a training step reaches, and what each optimisation adds.
 
-python -m benchmarks.peak
-python -m benchmarks.peak --profile     # and where the step's time goes, on a processor
+    python -m benchmarks.peak
+    python -m benchmarks.peak --without products depthwise compiled allocator
+
+The peak is measured, in the precision of the step. With ``--without``, each optimisation for
+processors is switched off and on in turns, and the ratio of each turn counts.
 """
 
 import argparse
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.step_profile import profiled
 from finetune_core.config import make_config
+from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import build_network
+from finetune_core.training import compute
+from finetune_core.training.compiler_process import CompilerProcess
 from finetune_core.training.compute import place, train_step
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.freezing import apply
 from finetune_core.training.optimizers import make_optimizer
+from finetune_core.training.packages import load_package
 from finetune_core.training.stage_plan import cut_index, plan
 from finetune_core.training.trunk import split_network
 
 ROUNDS, CLASSES = 9, 10
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CPU = torch.device("cpu")
+
+# Optimisation of a step -> the function in training/compute.py, backbone, strategy, image size.
+IN_STEPS = {
+    "products": ("use_products", "resnet18", "last_block", 224),
+    "depthwise": ("keep_depthwise_exact", "efficientnet_lite0", "full", 96),
+}
+COMPILED = ("efficientnet_lite0", "resnet18")
+
+# Prints the seconds of a ResNet-18 step in a worker thread. finetune_core tunes the allocator.
+ALLOCATOR = """
+import sys, threading, time
+if sys.argv[1] == "tuned":
+    import finetune_core
+import torch, torchvision
+
+def work():
+    model = torchvision.models.resnet18().to(memory_format=torch.channels_last)
+    images = torch.randn(int(sys.argv[2]), 3, 224, 224).to(memory_format=torch.channels_last)
+    model(images).sum().backward()
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < 3:
+        model(images).sum().backward()
+        steps += 1
+    print((time.perf_counter() - began) / steps)
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """How long the device takes, from when it has nothing else to do until it is done."""
+    """Time ``run`` on a device that has nothing else to do, until the device is done."""
     if device.type == "cuda":
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -47,20 +88,20 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def several(run: Callable[[], object], device: torch.device) -> list[float]:
-    """The seconds of ``ROUNDS`` runs after one that warms up."""
+    """Time ``ROUNDS`` runs after one that warms up."""
     run()
     return [seconds(run, device) for _ in range(ROUNDS)]
 
 
 def matrix_peak(dtype: torch.dtype, device: torch.device, side: int) -> float:
-    """FLOP/s of the product of two square matrices, the best of several."""
+    """Measure the FLOP/s of the product of two square matrices, the best of several."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / min(several(lambda: a @ b, device))
 
 
 @dataclass(frozen=True)
 class Tail:
-    """What trains of a network, put together as a run does it.
+    """The trained part of a network, put together as a run does it.
 
     Attributes:
         step: one training step on ``inputs``.
@@ -103,6 +144,72 @@ def tail_of(
     return Tail(step, counter.get_total_flops(), inputs, trained)
 
 
+def compare_step(name: str, batch: int) -> Iterator[str]:
+    """Compare a bf16 training step with and without an optimisation of ``IN_STEPS``."""
+    function, backbone, strategy, size = IN_STEPS[name]
+    device = choose_device("cpu", "bf16")
+    with patch.object(compute, function):
+        plain = tail_of(backbone, strategy, device, batch, size).step
+    ours = tail_of(backbone, strategy, device, batch, size).step
+    plain(), ours()
+    ratio = speedup(partial(seconds, plain, CPU), partial(seconds, ours, CPU))
+    yield f"{name}: {backbone}, {strategy}, {size} pixels: {ratio}"
+
+
+def compare_compiled(batch: int) -> Iterator[str]:
+    """Compare the compiled forward pass through the frozen stages with the eager one."""
+    device = choose_device("cpu")
+    for backbone in COMPILED:
+        ready = backbone_info(backbone).ready
+        network = build_network(backbone, "pretrained" if ready else "none", CLASSES, 0)
+        device.hold(network.model)
+        part = split_network(network).part(None, len(network.stages) - 1).eval()
+        images = torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+        process = CompilerProcess(part, images, device)
+        try:
+            while (package := process.ended()) is None:
+                time.sleep(0.05)
+            if isinstance(package, str):
+                raise SystemExit(f"{backbone} was not compiled: {package}")
+            eager, compiled = partial(part, images), partial(load_package(package), images)
+        finally:
+            process.close()
+        with torch.no_grad(), device.autocast():
+            eager(), compiled()
+            ratio = speedup(partial(seconds, eager, CPU), partial(seconds, compiled, CPU))
+        yield f"compiled: {backbone}, {device.precision}: {ratio}; took {process.elapsed:.0f} s"
+
+
+def compare_allocator(batch: int) -> Iterator[str]:
+    """Compare fp32 steps of ResNet-18 with and without ``finetune_core/memory.py``."""
+
+    def step_seconds(side: str) -> float:
+        command = [sys.executable, "-c", ALLOCATOR, side, str(batch)]
+        root = Path(__file__).resolve().parent.parent
+        return float(subprocess.run(command, cwd=root, stdout=subprocess.PIPE, check=True).stdout)
+
+    ratio = speedup(partial(step_seconds, "default"), partial(step_seconds, "tuned"))
+    yield f"allocator: {ratio}"
+
+
+def speedup(without: Callable[[], float], used: Callable[[], float]) -> str:
+    """Describe the median of the ratios of two times that are measured in turns."""
+    turns = [(without(), used()) for _ in range(ROUNDS)]
+    before, now = (statistics.median(turn[side] for turn in turns) * 1e3 for side in (0, 1))
+    ratios = sorted(one / other for one, other in turns)
+    return (
+        f"{before:.1f} ms without, {now:.1f} ms with: {statistics.median(ratios):.2f} times as "
+        f"fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
+
+
+COMPARISONS: dict[str, Callable[[int], Iterator[str]]] = {
+    **{name: partial(compare_step, name) for name in IN_STEPS},
+    "compiled": compare_compiled,
+    "allocator": compare_allocator,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -111,20 +218,28 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--side", type=int, default=4096, help="of the matrices")
     parser.add_argument(
-        "--profile", action="store_true", help="where the step's time goes; on a processor"
+        "--without",
+        nargs="+",
+        choices=COMPARISONS,
+        metavar="NAME",
+        help=f"what these optimisations add instead: {', '.join(COMPARISONS)}",
     )
     options = parser.parse_args()
-    device = choose_device("cpu") if options.profile else choose_device()
+    if options.without:
+        for name in options.without:
+            for line in COMPARISONS[name](options.batch):
+                print(line, flush=True)
+        return
+    device = choose_device()
     peak = matrix_peak(DTYPES[device.precision], device.torch_device, options.side)
     print(f"matrix peak in {device.precision}: {peak / 1e9:.0f} GFLOP/s")
-    for name in ("last_block", "last_two_blocks"):
-        tail = tail_of("resnet18", name, device, options.batch, options.image_size)
+    for strategy in ("last_block", "last_two_blocks"):
+        tail = tail_of("resnet18", strategy, device, options.batch, options.image_size)
         achieved = tail.flops / statistics.median(several(tail.step, device.torch_device))
         print(
-            f"{name}, ResNet-18 at {options.image_size}: {achieved / 1e9:.0f} GFLOP/s, {achieved / peak:.0%} of it"
+            f"{strategy}, ResNet-18 at {options.image_size}: {achieved / 1e9:.0f} GFLOP/s, "
+            f"{achieved / peak:.0%} of it"
         )
-        if options.profile:
-            print(*profiled(tail.step, ROUNDS, peak), sep="\n")
 
 
 if __name__ == "__main__":

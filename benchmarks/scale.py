@@ -1,36 +1,113 @@
-"""How the cost of knowing a data set grows with its images: each part in a process of its own, on 10⁴, 10⁵, … generated images.
+"""Growth of cost with the number of images in a data set, and of runs in a folder.
 
-Prints one JSON object per number of images: for each part its seconds of wall clock (``wall_s``) and of processor time (``cpu_s``), and
-the process's largest memory before and after it (``base_mb``, ``peak_mb``).
+    python -m benchmarks.scale --images 10000 100000
+    python -m benchmarks.scale --runs 1000 10000
 
-python -m benchmarks.scale [--images 10000 100000] [--parts index …] [--folder FOLDER]
+Prints one JSON object per number. Each part of a benchmark runs in a process of its own: for each
+span its seconds of wall clock (``wall_s``) and of processor time (``cpu_s``), and the process's
+largest memory before and after it in MB (``base_mb``, ``peak_mb``). Images and runs are generated;
+runs have settings and events only, neither checkpoints nor predictions.
 """
 
 import argparse
 import json
 import os
+import resource
 import struct
+import subprocess
+import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.parts import Part, app_at, draw, measured, run_child
-from finetune_core.config import make_config
+from finetune_core.config import CONFIG_FILE, config_bytes, make_config
 from finetune_core.work import finish
 
+if TYPE_CHECKING:  # else each part imports what it needs: its memory is measured
+    from streamlit.testing.v1 import AppTest
+
+    from finetune_core.training.events import Event
+
+ROOT = Path(__file__).resolve().parent.parent
 CLASSES, SMALLEST, LARGEST = 10, 28, 40  # pixels
 COARSE, NOISE = 5, 12  # colours a side, which are blended; gray levels
 BLOCK = 1000  # images of one size: among them an exact copy, and one that is darker
 VALUES, BATCH = 512, 1024  # of a cached row; rows that are read at once
 SHARE_CHANGED, A_PAGE = 10, 24  # every tenth image; images
 READY = ".ready"
+EPOCHS, MEASURED_EVERY, RUN_BATCH = 8, 10, 32  # of a generated run
+STAGES = ("stem", *(f"block{number}" for number in range(1, 8)), "head")
+BACKBONE, STRATEGY = "efficientnet_lite0", "full"
+
+
+def memory_mb() -> float:
+    """Return the largest size that this process has had."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+class Part:
+    """Spans of wall clock and processor time, measured in a process of their own."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {"base_mb": round(memory_mb())}
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.found[name] = {
+            "wall_s": round(time.perf_counter() - wall, 3),
+            "cpu_s": round(time.process_time() - cpu, 3),
+            "peak_mb": round(memory_mb()),
+        }
+
+
+def app_at(page: str) -> "AppTest":
+    """Return the app at a page (``pages/runs.py``), to be drawn without a browser."""
+    from streamlit.testing.v1 import AppTest
+
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=3600)
+    app.switch_page(page)
+    return app
+
+
+def draw(part: Part, app: "AppTest", name: str) -> None:
+    """Draw the page twice, the first time and again, and count what is sent to the browser."""
+    from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+    from streamlit.testing.v1.local_script_runner import LocalScriptRunner
+
+    sent = [0]
+    messages = LocalScriptRunner.forward_msgs
+
+    def counted(runner: LocalScriptRunner) -> list[ForwardMsg]:
+        found = messages(runner)
+        sent[0] = sum(message.ByteSize() for message in found)
+        return found
+
+    LocalScriptRunner.forward_msgs = counted  # type: ignore[assignment, method-assign]
+    try:
+        for span in (name, f"{name}_again"):
+            with part.timed(span):
+                app.run()
+            if app.exception:
+                raise RuntimeError(app.exception[0].message)
+            part.found[span]["sent_kb"] = round(sent[0] / 1e3)
+    finally:
+        LocalScriptRunner.forward_msgs = messages  # type: ignore[method-assign]
 
 
 def write_images(folder: Path, count: int) -> None:
-    """PNGs of 28 to 40 pixels in ten classes, each a mixture of its class's colours and of its own; done once in a folder."""
+    """Write PNGs of 28 to 40 pixels in ten classes, unless the folder has them.
+
+    Each image mixes the colours of its class with colours of its own.
+    """
     if (folder / READY).exists():
         return
     random = np.random.default_rng(0)
@@ -47,7 +124,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def new_images(random: np.random.Generator, of_class: np.ndarray) -> np.ndarray:
-    """uint8 ``[n, side, side, 3]``, all of one size, of coarse colours ``[n, COARSE, COARSE, 3]``."""
+    """Return uint8 ``[n, side, side, 3]`` for the classes' colours ``[n, COARSE, COARSE, 3]``."""
     side = int(random.integers(SMALLEST, LARGEST + 1))
     at = np.arange(COARSE)
     bilinear = np.maximum(0, 1 - np.abs(np.linspace(0, COARSE - 1, side)[:, None] - at)).astype(
@@ -61,7 +138,7 @@ def new_images(random: np.random.Generator, of_class: np.ndarray) -> np.ndarray:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """An RGB image as a file: Pillow takes ten times as long to save so small a one."""
+    """Encode an RGB image. Pillow takes ten times as long for images this small."""
     height, width, _ = pixels.shape
     # each begins with its filter
     lines = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
@@ -81,28 +158,15 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def index(part: Part, data: Path) -> None:
-    """Look at every file, compare the images, keep the index."""
+    """Read every file, compare the images, keep the index."""
     from finetune_core.data.dataset import look_through
 
     with part.timed("index"):
         finish(look_through(data))
 
 
-def look(part: Part, data: Path) -> None:
-    """The share of the index that lists files, and that looks at them: without comparing, keeping nothing."""
-    from finetune_core.data.image_stats import look_at
-    from finetune_core.data.listing import list_data
-    from finetune_core.data.threads import applied
-
-    with part.timed("list"):
-        listing = list_data(data)
-    with part.timed("look"):
-        for _ in applied(look_at, (listing.root / sample for sample in listing.files["id"])):
-            pass
-
-
 def split(part: Part, data: Path) -> None:
-    """Open the index that is there, then split and check: the first time, and as after each change."""
+    """Open the index again, then split and check, the first time and again."""
     from finetune_core.data.checks import class_findings, copy_findings, image_findings
     from finetune_core.data.dataset import assemble, look_through
 
@@ -126,7 +190,7 @@ def split(part: Part, data: Path) -> None:
 
 
 def page(part: Part, data: Path) -> None:
-    """The Dataset page itself, without a browser: opened, then drawn again with a page of images, a filter, and the findings."""
+    """Draw three views of the Dataset page, without a browser."""
     from finetune_core.data.recent import remember
 
     os.environ["THAW_DATA_ROOTS"] = str(data.parent)
@@ -138,7 +202,7 @@ def page(part: Part, data: Path) -> None:
 
 
 def edits(part: Part, data: Path) -> None:
-    """A tenth of the images relabelled, in changes of a page of images each: kept, read, applied, one more made and taken back."""
+    """Relabel a tenth of the images, a page of images per change."""
     from finetune_core.config import Edit
     from finetune_core.data.dataset import assemble, look_through
     from finetune_core.data.edits import add_edits, load_edits, remove_edits, save_edits
@@ -165,7 +229,7 @@ def edits(part: Part, data: Path) -> None:
 
 
 def rows(part: Part, data: Path) -> None:
-    """Cached features of every image, written to the disk, read back in order and in a random order, and found by another process."""
+    """Write cached features of every image to the disk, and read them in a random order."""
     import torch
 
     from finetune_core.data.index import known_images
@@ -198,45 +262,195 @@ def rows(part: Part, data: Path) -> None:
             lookup.batch(order[start : start + BATCH])
 
 
+def write_runs(folder: Path, count: int, steps: int) -> None:
+    """Write finished runs of 8 epochs and so many steps, a second apart."""
+    from finetune_core.runs.record import EVENTS_FILE
+
+    content = b"".join(
+        json.dumps(event.to_json() | {"at": 1.7e9 + at}).encode() + b"\n"
+        for at, event in enumerate(events(steps))
+    )
+    for number in range(count):
+        minutes, second = divmod(number, 60)
+        hours, minute = divmod(minutes, 60)
+        day, hour = divmod(hours, 24)
+        at = f"202601{day + 1:02}-{hour:02}{minute:02}{second:02}"
+        run = folder / f"{at}-{BACKBONE}-{STRATEGY}-{number:08x}"
+        run.mkdir(parents=True)
+        config = make_config(
+            {
+                "data": str(folder),
+                "backbone": BACKBONE,
+                "strategy": STRATEGY,
+                "epochs": EPOCHS,
+                "seed": number,
+            }
+        )
+        (run / CONFIG_FILE).write_bytes(config_bytes(config))
+        (run / EVENTS_FILE).write_bytes(content)
+
+
+def events(steps: int) -> list["Event"]:
+    """Return the events of one run."""
+    from finetune_core.training.events import (
+        CacheReport,
+        Counts,
+        EpochEnded,
+        RunFinished,
+        RunStarted,
+        StageMeasure,
+        StageRow,
+        StepEnded,
+    )
+
+    each = -(-steps // EPOCHS)
+    counts = Counts(train=each * RUN_BATCH, val=200, test=200)
+    found: list[Event] = [
+        RunStarted(
+            backbone=BACKBONE,
+            weights="pretrained",
+            weights_hash="0" * 16,
+            strategy=STRATEGY,
+            stages=[
+                StageRow(
+                    name=name, parameters=1000, trains=True, trained=1000, rate=1.0, thaw_epoch=1
+                )
+                for name in STAGES
+            ],
+            trainable_parameters=9000,
+            total_parameters=9000,
+            classes=[str(name) for name in range(10)],
+            counts=counts,
+            fingerprint="0" * 16,
+            findings=[],
+            epochs=EPOCHS,
+            steps_per_epoch=each,
+            device="cpu",
+            device_label="Processor",
+            precision="fp32",
+            cache=CacheReport("memory", rows=counts["train"], bytes=1000),
+        )
+    ]
+    measures = {
+        name: StageMeasure(learning_rate=1e-3, gradient_norm=1.234567, update=0.001234)
+        for name in STAGES
+    }
+    for number in range(EPOCHS * each):
+        epoch, step = number // each + 1, number % each + 1
+        watched = measures if number % MEASURED_EVERY == 0 else None
+        images, seconds = (number + 1) * RUN_BATCH, 0.1 * (number + 1)
+        found.append(
+            StepEnded(
+                epoch,
+                step,
+                1.2345,
+                1.2345,
+                0.75,
+                1e-3,
+                images,
+                seconds,
+                1.234567,
+                RUN_BATCH,
+                watched,
+            )
+        )
+        if step == each:
+            found.append(EpochEnded(epoch, 0.5, 0.9, 0.6, 0.8, 0.1 * each, 0.5, seconds))
+    return [
+        *found,
+        RunFinished(EPOCHS, 1, 0.8, 0.6, 0.8, seconds + 10, evaluation_precision="fp32"),
+    ]
+
+
+def listing(part: Part, folder: Path) -> None:
+    """Read all runs, the first time and again."""
+    from finetune_core.runs.store import RunStore
+
+    store = RunStore(folder)
+    for name in ("list", "list_again"):
+        with part.timed(name):
+            runs, damaged = store.all()
+        if damaged:
+            raise RuntimeError(damaged[0].reason)
+    part.found["runs"] = len(runs)
+
+
+def run_pages(part: Part, _: Path) -> None:
+    """Draw the pages Runs and Train."""
+    for name in ("runs", "train"):
+        draw(part, app_at(f"pages/{name}.py"), f"page_{name}")
+
+
 PARTS: dict[str, Callable[[Part, Path], None]] = {
-    "look": look,
     "index": index,
     "split": split,
     "page": page,
     "edits": edits,
     "rows": rows,
 }
+RUN_PARTS: dict[str, Callable[[Part, Path], None]] = {"list": listing, "pages": run_pages}
+
+
+def measured(name: str, data: Path, home: Path) -> Any:
+    """Measure a part in a process of its own.
+
+    Args:
+        data: what the part works on.
+        home: folder of the app's own files.
+    """
+    command = [sys.executable, "-m", "benchmarks.scale", "--child", name, str(data)]
+    environment = os.environ | {"THAW_HOME": str(home)}
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_images(count: int, parts: list[str], folder: Path) -> None:
+    write_images(data := folder / f"images-{count}", count)
+    found = {name: measured(name, data, folder / f"home-{count}") for name in parts}
+    print(json.dumps({"images": count, **found}), flush=True)
+
+
+def measure_runs(count: int, steps: int) -> None:
+    with tempfile.TemporaryDirectory() as home:
+        write_runs(data := Path(home, "runs"), count, steps)
+        found = {name: measured(name, data, Path(home)) for name in RUN_PARTS}
+    print(json.dumps({"runs": count, "steps": steps, **found}), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--images", type=int, nargs="+", default=[])
+    parser.add_argument("--runs", type=int, nargs="+", default=[])
     parser.add_argument(
         "--parts",
         nargs="+",
         choices=PARTS,
         default=[*PARTS],
-        help="all but index and look need the index",
+        help="of the benchmark of images; all but index need the index",
     )
     parser.add_argument(
         "--folder", type=Path, help="of the images and the app's own files; kept, where it is given"
     )
+    parser.add_argument("--steps", type=int, default=160, help="of each run")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        run_child(PARTS, options.child[0], Path(options.child[1]))
+        name, data = options.child
+        part = Part()
+        (PARTS | RUN_PARTS)[name](part, Path(data))
+        print(json.dumps(part.found))
         return
+    if not options.images and not options.runs:
+        parser.error("name numbers of images, or of runs")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
         for count in options.images:
-            write_images(data := folder / f"images-{count}", count)
-            parts = {
-                name: measured("scale", name, data, folder / f"home-{count}")
-                for name in options.parts
-            }
-            print(json.dumps({"images": count, **parts}), flush=True)
+            measure_images(count, options.parts, options.folder or Path(temporary))
+    for count in options.runs:
+        measure_runs(count, options.steps)
 
 
 if __name__ == "__main__":

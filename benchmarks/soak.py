@@ -1,165 +1,244 @@
-"""Eight browser sessions that look on while three queued runs train: what they cost, what they see, and what they leave behind.
+"""Eight browser sessions at once on five pages of the app, while runs train.
 
-Each round queues three runs; every second round eight sessions of a browser on this machine, at the lowest priority, watch them,
-each the run that it has chosen. It prints the time of an epoch with and without them, the server's memory, whether every
-run is whole, and whether any session has ever shown another run than its own.
+    python -m benchmarks.soak --minutes 10
 
-python -m benchmarks.soak        (needs Chromium)
+Needs Chromium. Prints what each session has done, the growth of the server's memory, and every
+problem: a traceback in the server's log, an exception or error on a page, a failed or damaged run,
+a visit that was given up, a session that did nothing. With a problem the exit status is 1.
 """
 
 import argparse
+import asyncio
+import os
+import re
 import shutil
-import statistics
+import socket
+import subprocess
+import sys
 import tempfile
 import time
-from functools import partial
-from itertools import pairwise
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
+from random import Random
+from typing import IO, Any
 
 import psutil
-from filelock import FileLock
-from playwright.sync_api import BrowserContext, Page, WebSocket, sync_playwright
+from playwright.async_api import Browser, BrowserContext, async_playwright
+from playwright.async_api import Error as BrowserError
 
-from benchmarks.live_page import ARGUMENTS, app_running, epoch_seconds, run_shown
+from benchmarks.soak_sessions import BACKBONES, MINUTE, SESSIONS, SIZE, Session, new_data
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.data.recent import remember
+from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
-from finetune_core.training.device import choose_device
-from finetune_core.training.predictions import load_predictions
 
-SESSIONS, RUNS, ROUNDS, EPOCHS = 8, 3, 2, 6
-
-
-def queue_runs(page: Page, url: str, round_number: int) -> list[str]:
-    """Three runs that differ in their seed, each queued from the page."""
-    runs = []
-    for seed in range(RUNS):
-        page.goto(f"{url}/configure")
-        page.get_by_role("button", name="Use the sample").click()
-        page.get_by_text("Start training").wait_for()
-        page.get_by_label("Image size (pixels)", exact=True).fill("64")
-        page.get_by_label("Epochs", exact=True).fill(str(EPOCHS))
-        page.get_by_label("Seed", exact=True).fill(str(10 * round_number + seed))
-        page.get_by_label("Seed", exact=True).press("Enter")
-        page.get_by_text("Full fine-tuning", exact=True).first.click()
-        page.wait_for_timeout(3000)
-        page.get_by_text("Start training").click()
-        page.wait_for_url("**/train?run=*")
-        runs.append(run_shown(page))
-    return runs
+ROOT = Path(__file__).resolve().parent.parent
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+PATIENCE = 4 * MINUTE
+WATCH_BOXES = """
+const seen = new WeakSet();
+new MutationObserver(() => {
+    const boxes = '[data-testid=stException], [data-testid=stAlertContentError]';
+    for (const box of document.querySelectorAll(boxes)) {
+        if (seen.has(box)) continue;
+        seen.add(box);
+        setTimeout(() => window.boxSeen(box.dataset.testid, box.innerText), 200);
+    }
+}).observe(document, {childList: true, subtree: true});
+"""
+TRACEBACK = re.compile(
+    r"^.*Traceback \(most recent call last\).*\n(?:^(?:[ \t│].*)?\n)*(?:^\S.*\n?)?", re.MULTILINE
+)
 
 
-def watch(
-    context: BrowserContext, url: str, runs: list[str], asked: list[str]
-) -> list[tuple[Page, str]]:
-    """One page a session, all open; what they ask of the server is noted in ``asked``."""
-    pages = []
-    for session in range(SESSIONS):
-        page, run = context.new_page(), runs[session % len(runs)]
-        page.on("websocket", partial(note_frames, run=run, asked=asked))
-        page.goto(f"{url}/train?run={run}")
-        pages.append((page, run))
-    return pages
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
-def note_frames(socket: WebSocket, run: str, asked: list[str]) -> None:
-    socket.on("framesent", lambda _: asked.append(run))
+def wait_until_up(url: str) -> None:
+    """Raise TimeoutError when the app does not answer within a minute."""
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(f"{url}/_stcore/health", timeout=2)
+            return
+        except OSError:
+            time.sleep(0.3)
+    raise TimeoutError(url)
 
 
-def strays(pages: list[tuple[Page, str]], runs: list[str]) -> int:
-    """Sessions that show another run than the one they have chosen."""
-    return sum(
-        run not in page.url
-        or any(page.get_by_text(other).count() for other in runs if other != run)
-        for page, run in pages
+@contextmanager
+def app_running(home: str | Path, log: IO[Any]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run the app on a port and in a folder of its own; yield its address and its process."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        "app.py",
+        "--server.headless=true",
+        f"--server.port={port}",
+    ]
+    server = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"THAW_HOME": str(home)},
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_up(url)
+        yield url, server
+    finally:
+        server.terminate()
+        server.wait()
 
 
-def all_ended(home: str, runs: list[str]) -> bool:
-    store = RunStore(Path(home, "runs"))
-    return not any(store.run(run).active for run in runs)
+def train_first(data: Path) -> None:
+    """Train a run of each backbone, so that the sessions have something to look at."""
+    for backbone in BACKBONES:
+        own = backbone == BACKBONES[0]
+        given = {
+            "weights": "pretrained" if own else "none",
+            "strategy": "last_block" if own else "full",
+        }
+        usual = {"data": str(data), "image_size": SIZE, "epochs": 2, "learning_rate": 1e-3}
+        for _ in execute(
+            create_run(make_config(usual | given | {"backbone": backbone}), paths.runs_dir())
+        ):
+            pass
 
 
-def humble_browser(folder: Path) -> str:
-    """A way to start Chromium so that all its threads take only what is left over: the sessions stand for other machines."""
-    script = folder / "chromium"
-    script.write_text(f'#!/bin/sh\nexec chrt --idle 0 nice -n 19 {shutil.which("chromium")} "$@"\n')
-    script.chmod(0o755)
-    return str(script)
+async def open_session(
+    context: BrowserContext, name: str, url: str, data: str, seed: int
+) -> Session:
+    page = await context.new_page()
+    page.set_default_timeout(PATIENCE)
+    session = Session(
+        name, SESSIONS[name], page, url, RunStore(paths.runs_dir()), data, Random(f"{seed} {name}")
+    )
+    await page.expose_function(
+        "boxSeen", lambda kind, text: session.problems.append(f"{kind}: {text}")
+    )
+    await page.add_init_script(WATCH_BOXES)
+    return session
 
 
-def lower_its_group() -> None:
-    """Where Linux groups processes by session, each group has a niceness of its own."""
-    for process in psutil.Process().children(recursive=True):
-        group = Path(f"/proc/{process.pid}/autogroup")
-        if "chrom" in process.name() and group.exists():
-            group.write_text("19")
+async def work(session: Session, pictures: Path | None) -> None:
+    """Make one visit after the other.
 
-
-def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    with (
-        tempfile.TemporaryDirectory() as home,
-        sync_playwright() as playwright,
-        app_running(home) as (url, server),
-    ):
-        process = psutil.Process(server.pid)
-        device = FileLock(Path(home, "locks", f"{choose_device('auto').kind}.lock"))
-        Path(home, "locks").mkdir()
-        times: dict[bool, list[float]] = {True: [], False: []}
-        wrong = 0
-        every: list[str] = []
-        asked: list[str] = []
-        memory: list[int] = []
-        rates: list[float] = []
-        for round_number in range(2 * ROUNDS):
-            watched = round_number % 2 == 1
-            browser = playwright.chromium.launch(
-                executable_path=humble_browser(Path(home)), args=ARGUMENTS
+    Args:
+        pictures: where to keep what the window shows when a visit is given up.
+    """
+    for visit in cycle(session.visits):
+        try:
+            await visit(session)
+        except BrowserError as error:
+            session.problems.append(
+                f"{visit.__name__} on {session.page.url} was given up: {error.message}"
             )
-            lower_its_group()
-            context = browser.new_context(viewport={"width": 1440, "height": 900})
-            first = context.new_page()
-            with device:  # the runs wait for us, while the sessions open
-                runs = queue_runs(first, url, round_number)
-                first.close()
-                pages = watch(context, url, runs, asked) if watched else []
-            asked.clear()
-            began = time.monotonic()
-            if not watched:
-                browser.close()
-            while not all_ended(home, runs):
-                time.sleep(2)
-                if watched:
-                    pages[0][0].wait_for_timeout(1000)  # lets the browser's events through
-                    wrong += strays(pages, runs)
-            if watched:
-                rates.append(len(asked) / (time.monotonic() - began))
-                browser.close()
-            times[watched] += [epoch_seconds(home, run) for run in runs]
-            memory.append(process.memory_info().rss)
-            every += runs
-        store = RunStore(Path(home, "runs"))
-        whole = sum(
-            store.run(run).status == "finished"
-            and len(load_predictions(store.run(run).run_dir)) > 0
-            for run in every
-        )
-    together, alone = statistics.median(times[True]), statistics.median(times[False])
-    growth = " ".join(f"{after / before - 1:+.1%}" for before, after in pairwise(memory))
+            if pictures:
+                name = f"{session.name}, {len(session.problems)}.png"
+                await session.page.screenshot(path=pictures / name, full_page=True)
+
+
+async def watch_training(looks: list[bool]) -> None:
+    """Note every second whether a run is training."""
+    store = RunStore(paths.runs_dir())
+    while True:
+        looks.append(any(run.status == "running" for run in store.runs()))
+        await asyncio.sleep(1)
+
+
+async def soak(
+    browser: Browser, url: str, data: str, options: argparse.Namespace
+) -> tuple[list[Session], list[bool]]:
+    """Let all sessions work until the time is over.
+
+    Returns:
+        The sessions, and for each second whether a run was training.
+    """
+    contexts = [
+        await browser.new_context(viewport={"width": 1280, "height": 900}) for _ in SESSIONS
+    ]
+    sessions = [
+        await open_session(*one, url, data, options.seed)
+        for one in zip(contexts, SESSIONS, strict=True)
+    ]
+    looks: list[bool] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(60 * options.minutes):
+            await asyncio.gather(
+                *(work(session, options.pictures) for session in sessions), watch_training(looks)
+            )
+    return sessions, looks
+
+
+def summary(sessions: list[Session], log: str) -> list[str]:
+    """Print what was done; return what was wrong."""
+    wrong = [f"server's log: {found.strip()}" for found in TRACEBACK.findall(log)]
+    for session in sessions:
+        done = ", ".join(f"{name} {times}" for name, times in sorted(session.done.items()))
+        print(f"{session.name}: {session.done.total()} actions ({done})")
+        wrong += [f"{session.name}: {problem}" for problem in session.problems]
+        if not session.done:
+            wrong.append(f"{session.name}: nothing was done")
+    runs, damaged = RunStore(paths.runs_dir()).all()
     print(
-        f"an epoch takes {together:.2f} s with {SESSIONS} sessions looking on, {alone:.2f} s alone: {together / alone - 1:+.1%}"
+        f"runs: {len(runs)}, of which {sum(run.status == 'finished' for run in runs)} have finished"
+    )
+    ends = [(run, run.history.end) for run in runs if run.status == "failed"]
+    wrong += [f"run {run.run_id} failed: {end['message']}" for run, end in ends if end]
+    return wrong + [f"run {one.run_id} is damaged: {one.reason}" for one in damaged]
+
+
+async def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--pictures", type=Path, help="a folder, for what windows showed when a visit was given up"
+    )
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["THAW_HOME"] = home
+        data = new_data(Random(options.seed))
+        train_first(data)
+        with Path(home, "server.log").open("w+") as log:
+            with app_running(home, log) as (url, server):
+                async with async_playwright() as playwright:
+                    browser = await playwright.chromium.launch(
+                        executable_path=shutil.which("chromium"), args=ARGUMENTS
+                    )
+                    process = psutil.Process(server.pid)
+                    before = process.memory_info().rss
+                    sessions, looks = await soak(browser, url, remember(data), options)
+                    after = process.memory_info().rss if server.poll() is None else 0
+                    await browser.close()
+                ended = server.poll()
+            log.seek(0)
+            wrong = summary(sessions, log.read())
+    wrong += [f"the server ended by itself, with status {ended}"] if ended is not None else []
+    print(
+        f"{options.minutes:g} minutes; a run was training in {sum(looks) / len(looks):.0%} of the "
+        f"time; the server's memory grew from {before / 1e9:.2f} to {after / 1e9:.2f} GB"
     )
     print(
-        f"the server's memory from round to round: {growth}, {memory[-1] / 1e9:.2f} GB at the end"
+        "\n".join([f"{len(wrong)} problems:", *wrong])
+        if wrong
+        else "no exception, no error, nothing given up"
     )
-    print(
-        f"the sessions asked the server {statistics.mean(rates):.1f} times a second, those of runs that had ended no more"
-    )
-    print(
-        f"whole runs: {whole} of {len(every)}; looks at a session that showed another run than its own: {wrong}"
-    )
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(asyncio.run(main()))

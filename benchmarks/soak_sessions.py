@@ -1,4 +1,4 @@
-"""What the sessions of ``soak_pages.py`` do: each function is one visit to a page, with everything that a person does there."""
+"""Visits of the sessions of ``soak.py``: each function does on one page all that a person does there."""
 
 import io
 import re

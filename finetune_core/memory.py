@@ -2,7 +2,7 @@
 
 A convolutional network allocates and frees hundreds of megabytes per step. By default glibc hands each block back to the
 system, which then has to clear every page again at the next step: on two CPU cores that takes more time than the
-arithmetic (``benchmarks/allocator.py``).
+arithmetic (``benchmarks/peak.py --without allocator``).
 """
 
 import ctypes

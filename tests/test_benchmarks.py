@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gpu, speed
+from benchmarks import gpu, scale, speed
+from finetune_core.runs.store import RunStore
 from tests.test_documents import DOCUMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +84,16 @@ def test_the_sides_train_the_same():
     assert title == "round 1"
     assert "1,022,724 parameters train" in measured
     assert summed.startswith("efficientnet_lite0, last_block: ")
+
+
+def test_generated_runs_are_finished_and_have_their_steps(tmp_path):
+    scale.write_runs(tmp_path, 3, 16)
+    runs = RunStore(tmp_path).runs()
+    assert [(run.status, run.notices, run.config.seed) for run in runs] == [
+        ("finished", (), seed) for seed in (2, 1, 0)
+    ]
+    assert [len(run.history.steps) for run in runs] == [16] * 3
+    assert [len(run.history.epochs) for run in runs] == [8] * 3
 
 
 @pytest.mark.processes

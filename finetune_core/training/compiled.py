@@ -1,7 +1,7 @@
 """Forward passes without gradients, compiled where that pays: eager until the package is there, compiled from then on.
 
 Training steps gain nothing from it (forward and backward are both bound by the same convolutions). Measured on processors only:
-``benchmarks/compiled.py``.
+``benchmarks/peak.py --without compiled``.
 """
 
 import hashlib

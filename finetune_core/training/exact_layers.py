@@ -12,8 +12,11 @@ from finetune_core.training.stage_plan import Strategy
 
 
 def keep_depthwise_exact(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> None:
-    """Run the depthwise convolutions of the stages that train in fp32: in bf16 their backward pass on a processor takes longer than
-    all the others together (``benchmarks/depthwise.py``)."""
+    """Run the depthwise convolutions of the stages that train in fp32.
+
+    In bf16 their backward pass on a processor takes longer than that of all other layers together
+    (``benchmarks/peak.py --without depthwise``).
+    """
     for stage, plan in zip(stages, strategy, strict=True):
         for path in () if plan.frozen else stage.modules:
             for module in model.get_submodule(path).modules():

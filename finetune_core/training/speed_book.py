@@ -60,7 +60,7 @@ class Compilation:
     saved: float
 
 
-_USUAL = Compilation(seconds=40.0, saved=0.3)  # benchmarks/compiled.py, on two cores
+_USUAL = Compilation(seconds=40.0, saved=0.3)  # benchmarks/peak.py --without compiled, two cores
 
 
 class SpeedBook:

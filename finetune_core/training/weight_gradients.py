@@ -1,7 +1,7 @@
 """Weight gradients of convolutions on a processor, where oneDNN's own kernel is slow or wrong.
 
 - Wide convolutions in bf16: one product of matrices. oneDNN takes longer, most of all where other
-  programs use the same cores (``benchmarks/weight_gradients.py``).
+  programs use the same cores (``benchmarks/peak.py --without products``).
 - Strided 1 × 1 convolutions of few channels: the images are sliced first. oneDNN writes out of
   bounds (github.com/uxlfoundation/oneDNN/issues/6035).
 """
