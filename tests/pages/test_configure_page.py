@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import streamlit as st
 
+from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import ConfigError
@@ -13,10 +14,12 @@ from finetune_core.evaluation.comparison.arms import arm_titles
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import network_stages
 from finetune_core.runs.earlier import best_before, way_to_train
-from finetune_core.runs.store import summary
+from finetune_core.runs.store import RunStore, summary
+from finetune_core.training.checkpoints import load_checkpoint
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared.configure.choices import Known
+from tests.deadline import wait_until
 from tests.factories import TINY_BACKBONE, tiny_config, trained_run
 from tests.pages.harness import (
     address,
@@ -346,6 +349,18 @@ def test_lora_shows_its_settings_and_tints_its_stages(configure, drawn):
     again.run()
     assert "lora_from" not in keys(again, "selectbox")
     assert "LoRA" not in words(again)
+
+
+@pytest.mark.train
+def test_lora_is_trained_as_the_form_says(configure):
+    at = configure({"lora_from": "block7"}, strategy="lora", lora_rank=4, epochs=1)
+    button(at, "Start training").click().run()
+    wait_until(lambda: all(run.history.end for run in RunStore(paths.runs_dir()).runs()))
+    (run,) = RunStore(paths.runs_dir()).runs()
+    assert (run.status, run.config.lora_from, run.config.lora_rank) == ("finished", "block7", 4)
+    tensors, _ = load_checkpoint(run.run_dir, "best")
+    whole = {name for name in tensors if "lora" not in name}
+    assert whole == {"classifier.weight", "classifier.bias"}
 
 
 def test_lora_with_a_setting_that_does_not_fit_is_refused_beside_its_field(configure):
