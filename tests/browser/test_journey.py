@@ -33,8 +33,8 @@ def test_a_newcomer_trains_evaluates_predicts_and_exports(server, page):
     page.get_by_alt_text(f"{seven.name}: Grad-CAM: 7").wait_for()
 
     page.get_by_text("Export", exact=True).first.click()
-    page.locator("[class*=st-key-export-][class*=-safetensors] button").click()
+    page.locator("[class*=st-key-export-][class*=-safetensors] button").first.click()
     with page.expect_download() as download:
-        page.locator("[class*=st-key-download-][class*=-safetensors] button").click()
+        page.locator("[class*=st-key-download-][class*=-safetensors] button").first.click()
     names = zipfile.ZipFile(download.value.path()).namelist()
     assert any(name.endswith("/model.safetensors") for name in names)
