@@ -10,9 +10,10 @@ from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.training.events import EpochEnded
 from tests.deadline import wait_until
-from tests.factories import tiny_config
+from tests.factories import shared_images, tiny_config
 
-EPOCHS = 20_000  # no test waits for the last one
+EPOCHS = 999  # of half a second: no test waits for the last one
+LONG = {"epochs": EPOCHS, "image_size": 64, "batch_size": 4}
 EPOCH = f"Epoch [0-9]+ of {EPOCHS}"
 FOLLOW_BUTTONS = """() => {
     const places = window.places = {}
@@ -32,6 +33,10 @@ FOLLOW_BUTTONS = """() => {
 }"""
 
 
+def many_images():
+    return shared_images(red=100, blue=100)
+
+
 def button(page, name):
     return page.get_by_role("button", name=name, exact=True)
 
@@ -41,7 +46,7 @@ def query(page):
 
 
 def test_an_open_page_follows_its_run_through_reloads_and_other_pages(server, page):
-    page.goto(server.address("configure", epochs=EPOCHS))
+    page.goto(server.address("configure", many_images(), **LONG))
     page.get_by_text("Start training").click()
     page.wait_for_url(re.compile(r"/train\?.*run="))
     address = query(page)
@@ -71,7 +76,7 @@ def test_an_open_page_follows_its_run_through_reloads_and_other_pages(server, pa
 def stopped(server, monkeypatch):
     """The name of a long run on ``server`` that was stopped after its first epoch."""
     monkeypatch.setenv("THAW_HOME", str(server.home))
-    reservation = create_run(tiny_config(epochs=EPOCHS), server.home / "runs")
+    reservation = create_run(tiny_config(many_images(), **LONG), server.home / "runs")
     for event in execute(reservation):
         if isinstance(event, EpochEnded):
             request_stop(reservation.run_dir)

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.exporters.formats import export_run
 from finetune_core.exporters.tensors import load_export
+from finetune_core.models.catalogue import PACKAGED
 from tests.exporters.conftest import SGD, colours, train_shared
 from tests.factories import copy_run, shared_images, tiny_config, train
 
@@ -18,10 +19,10 @@ from tests.factories import copy_run, shared_images, tiny_config, train
 def child(tmp_path_factory):
     """A run whose parent is gone."""
     base = tmp_path_factory.mktemp("lineage")
-    original = train_shared(backbone="efficientnet_lite0")
+    original = train_shared(backbone=PACKAGED)
     parent = copy_run(original.run_dir, base / "parents")
     started = {"from_run": str(parent), "strategy": "last_block", "epochs": 1, "seed": 1}
-    made = train(tiny_config(colours(), **SGD | started), base / "runs")
+    made = train(tiny_config(colours(), backbone=PACKAGED, **SGD | started), base / "runs")
     shutil.rmtree(parent)
     return made, original.run_id
 
@@ -55,7 +56,7 @@ def test_the_script_repeats_it_from_the_weights_beside_it(classes, child, tmp_pa
     if classes == "others":
         data = shared_images(red=14, green=14)
         started = {"from_run": str(run.run_dir), "strategy": "feature_extraction"}
-        run = train(tiny_config(data, **SGD | started), tmp_path / "runs")
+        run = train(tiny_config(data, backbone=PACKAGED, **SGD | started), tmp_path / "runs")
         assert not run.started["head_kept"]
     file, *_ = repeat(run, data)
     names = {one.name for one in file.parent.iterdir()}

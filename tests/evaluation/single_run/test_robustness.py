@@ -51,7 +51,8 @@ def test_images_are_named_at_every_severity_and_the_result_stays_in_the_folder(r
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
 @pytest.mark.train
-def test_the_network_is_compiled_where_that_pays(run, compiling, monkeypatch):
+def test_the_network_is_compiled_where_that_pays(trained_once, tmp_path, compiling, monkeypatch):
+    run = read_run(*trained_once.copied(tmp_path, "last_block"))
     eager = finish(measure_robustness(run, "test"))
     assert compiling.started == 0
     compiling.result = b"package"
