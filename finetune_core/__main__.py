@@ -593,7 +593,7 @@ def export(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a run for use without Thaw: weights, ONNX, a training script, a model card, curves for TensorBoard."""
+    """Export a run for use without Thaw."""
     from finetune_core.commands.runs import opened
     from finetune_core.exporters.formats import exporting
 

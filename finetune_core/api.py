@@ -28,13 +28,14 @@ from finetune_core.config.metadata import SECTIONS, SPLIT
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.advice.advise import BUDGET, IMAGES, Advice
 from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
-from finetune_core.evaluation.comparison.measures import ACCURACY
+from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.evaluation.comparison.tta import Augmented, augmented
 from finetune_core.evaluation.prediction.batch import to_frame
 from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation
 from finetune_core.evaluation.single_run.tta import FLIPS
+from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.exporters.formats import Exported, exporting
 from finetune_core.files import check_output
 from finetune_core.inspection.report import Inspection
@@ -70,6 +71,18 @@ def _takes_settings(names: Iterable[str]) -> Callable[[_Function], _Function]:
         vars(function)["__signature__"] = signature.replace(parameters=[*own, *settings])
         listed = "\n".join(f"        {name}: {setting_of(name).help}" for name in names)
         function.__doc__ = f"{introspection.cleandoc(function.__doc__ or '')}\n\nSettings:\n{introspection.cleandoc(listed)}"
+        return function
+
+    return decorated
+
+
+def _fill_docstring(**names: Iterable[str]) -> Callable[[_Function], _Function]:
+    """Put lists of names into a function's docstring: ``{formats}`` with ``formats=FORMATS``."""
+
+    def decorated(function: _Function) -> _Function:
+        for name, values in names.items():
+            listed = ", ".join(f"``{value}``" for value in values)
+            function.__doc__ = (function.__doc__ or "").replace(f"{{{name}}}", listed)
         return function
 
     return decorated
@@ -259,6 +272,7 @@ def compare(
 ) -> ShiftComparison: ...
 
 
+@_fill_docstring(measures=MEASURES)
 def compare(
     runs: Iterable[AnyRun],
     *,
@@ -270,7 +284,7 @@ def compare(
     """Compare runs on the same images, and say which strategy to use.
 
     Args:
-        measure: what the verdict is about: ``accuracy``, ``macro_f1``, ``log_loss``. The ``difference`` of a pair is its first arm less
+        measure: what the verdict is about: {measures}. The ``difference`` of a pair is its first arm less
             its second, so of log loss a negative one speaks for the first.
         on: also compare on another data set with the same classes, as ``train`` takes it, which runs that have not yet predict first;
             the result is then a ``ShiftComparison``: the ``Comparison`` on the runs' own images as ``own``, that on the others as
@@ -291,13 +305,14 @@ def compare(
         return shift or comparison
 
 
+@_fill_docstring(formats=FORMATS)
 def export(
     run: AnyRun, format: str, output: AnyPath | None = None, *, progress: bool | None = None
 ) -> Exported:
     """Make a run into something that works without Thaw.
 
     Args:
-        format: ``safetensors``, ``onnx``, ``torch_export``, ``script``, ``card`` or ``tensorboard``.
+        format: one of {formats}.
         output: a new folder for it; in the run's own folder when None.
 
     Raises:

@@ -15,6 +15,7 @@ from finetune_core.evaluation.single_run.evaluate import (
     scores_of,
 )
 from finetune_core.evaluation.single_run.scores import NAMES
+from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.exporters.measure import Measured
 from finetune_core.exporters.sidecar import preprocessing
 from finetune_core.exporters.source import Source
@@ -56,14 +57,6 @@ _SCORES = (
     "brier",
     "ece",
 )
-_USE = {
-    "safetensors": "`model.safetensors` holds every tensor, `model.json` the classes and the preprocessing. Thaw reads the folder back "
-    "(`python -m finetune_core predict FOLDER IMAGE…`).",
-    "onnx": "`model.onnx` takes `image`, float32 `[batch, 3, {size}, {size}]` with any batch size, and gives `logits`; classes and "
-    "preprocessing are in its metadata and in `model.json`.",
-    "torch_export": "`torch.export.load('model.pt2').module()` takes float32 `[batch, 3, {size}, {size}]` with any batch size, and gives "
-    "logits; classes and preprocessing are in `model.json`.",
-}
 
 
 def write_card(
@@ -167,11 +160,12 @@ def _origin(source: Source) -> str:
 
 
 def _use(source: Source, format: str) -> str:
-    if format not in _USE:
+    usage = FORMATS[format].usage.format(size=source.image_size)
+    if not usage:
         return ""
     if format == "safetensors" and any(network.features_from for network in source.networks):
-        return f"## Use\n\n{_USE[format]} The network ends after a stage, so its structure is in no library: only Thaw can read these weights."
-    return f"## Use\n\n    python predict.py IMAGE…\n\n{_USE[format].format(size=source.image_size)} Neither needs Thaw."
+        return f"## Use\n\n{usage} The network ends after a stage, so its structure is in no library: only Thaw can read these weights."
+    return f"## Use\n\n    python predict.py IMAGE…\n\n{usage} Neither needs Thaw."
 
 
 def _data(source: Source) -> str:

@@ -4,7 +4,7 @@ import io
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,8 @@ from finetune_core.errors import ExportError, is_out_of_memory
 from finetune_core.exporters.apart import export_apart
 from finetune_core.exporters.card import write_card
 from finetune_core.exporters.catalogue import FORMATS, Format
-from finetune_core.exporters.graphs import write_onnx, write_program
 from finetune_core.exporters.measure import Measured
-from finetune_core.exporters.script import write_script
 from finetune_core.exporters.source import load_source
-from finetune_core.exporters.tensorboard import write_events
-from finetune_core.exporters.tensors import write_safetensors
 from finetune_core.files import copy_folder_mode, is_link, regular_file, staging_folder
 from finetune_core.markup import paragraphs
 from finetune_core.runs.record import EVENTS_FILE
@@ -28,18 +24,6 @@ from finetune_core.training.nearest import NearestNeighbours
 from finetune_core.work import Work, finish
 
 _EXAMPLE = Path(__file__).with_name("standalone") / "predict.py"
-
-
-# Each puts its files into a folder, and returns what was checked. It takes a ``Source``, or, of a format made of events, the ``Run``.
-# Of one that holds the network it is ``Work`` that returns what was checked and what the file was measured to be worth.
-_WRITERS: dict[str, Callable[[Any, Path], Any]] = {
-    "safetensors": write_safetensors,
-    "onnx": write_onnx,
-    "torch_export": write_program,
-    "script": write_script,
-    "card": write_card,
-    "tensorboard": write_events,
-}
 
 
 @dataclass(frozen=True)
@@ -115,7 +99,7 @@ def exporting(
         with staging_folder(target.parent, "export") as staging:
             made = staging / "new"
             made.mkdir()
-            checked = _WRITERS[format](source or run, made)
+            checked = chosen.load_writer()(source or run, made)
             if source and chosen.network:
                 checked, measured = yield from checked
                 write_card(source, made, format, measured)

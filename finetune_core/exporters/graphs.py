@@ -16,13 +16,14 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from finetune_core.errors import ExportError, OutOfMemory, ran_out
+from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.exporters.measure import Measured, measure
 from finetune_core.exporters.sidecar import SIDECAR, describe_network, write_sidecar
 from finetune_core.exporters.source import Source
 from finetune_core.training.answers import Answer
 from finetune_core.work import Step, Work
 
-ONNX, PROGRAM = "model.onnx", "model.pt2"
+ONNX, PROGRAM = FORMATS["onnx"].file, FORMATS["torch_export"].file
 BATCHES = (1, 2, 5)  # traced with 2: any other shows that the batch is dynamic
 TOLERANCE = 1e-4  # largest difference of two logits, as a share of the largest logit
 _LARGEST_ONNX = 2**31 - 1  # bytes: what one protobuf message may hold

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from finetune_core.errors import ConfigError, ExportError, WeightsError
 from finetune_core.evaluation.prediction.predictor import Predictor
+from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.exporters.measure import Measured, measure
 from finetune_core.exporters.sidecar import (
     SIDECAR,
@@ -35,7 +36,7 @@ from finetune_core.training.evaluation import logits_of
 from finetune_core.training.events import Classes, Name
 from finetune_core.work import Step, Work
 
-WEIGHTS = "model.safetensors"
+WEIGHTS = FORMATS["safetensors"].file
 
 
 _Colours = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]

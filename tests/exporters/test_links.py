@@ -10,7 +10,6 @@ import zipfile
 import pytest
 
 from finetune_core.errors import ExportError
-from finetune_core.exporters import formats
 from finetune_core.exporters.formats import export_folder, export_run, finished_export, zipped
 
 
@@ -59,7 +58,7 @@ def test_permissions_are_not_changed_through_a_link_in_the_place_of_a_new_export
         made.rmdir()
         made.symlink_to(theirs)
 
-    monkeypatch.setitem(formats._WRITERS, "card", swap)
+    monkeypatch.setattr("finetune_core.exporters.card.write_card", swap)
     with pytest.raises(ExportError, match="cannot be written"):
         export_run(run, "card", tmp_path / "out")
     assert stat.S_IMODE(theirs.stat().st_mode) == 0o700

@@ -56,19 +56,30 @@ def to_rgb(image):
 
 
 def load(info):
-    """A function: float32 [batch, 3, size, size] -> logits [batch, classes]."""
-    if (FOLDER / "model.onnx").exists():
-        import onnxruntime
+    """Return a function: float32 [batch, 3, size, size] -> logits [batch, classes]."""
+    name = next(name for name in LOADERS if (FOLDER / name).exists())
+    return LOADERS[name](FOLDER / name, info)
 
-        session = onnxruntime.InferenceSession(FOLDER / "model.onnx")
-        return lambda images: session.run(["logits"], {"image": images})[0]
 
+def load_onnx(file, info):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file)
+    return lambda images: session.run(["logits"], {"image": images})[0]
+
+
+def load_program(file, info):
     import torch
 
-    if (FOLDER / "model.pt2").exists():
-        model = torch.export.load(FOLDER / "model.pt2").module()
-    else:
-        model = rebuild(info["network"], len(info["classes"]))
+    return without_gradients(torch.export.load(file).module())
+
+
+def load_weights(file, info):
+    return without_gradients(rebuild(file, info["network"], len(info["classes"])))
+
+
+def without_gradients(model):
+    import torch
 
     @torch.no_grad()
     def forward(images):
@@ -77,8 +88,11 @@ def load(info):
     return forward
 
 
-def rebuild(network, classes):
-    """The network's structure from the library that defines it, filled with model.safetensors."""
+LOADERS = {"model.onnx": load_onnx, "model.pt2": load_program, "model.safetensors": load_weights}
+
+
+def rebuild(file, network, classes):
+    """Take the network's structure from the library that defines it, and fill it with weights."""
     from safetensors.torch import load_file
 
     model = (
@@ -87,7 +101,7 @@ def rebuild(network, classes):
         else structure(network, classes)
     )
     state = model.state_dict()  # with the versions of its layers, which a file of tensors lacks
-    state.update(load_file(FOLDER / "model.safetensors"))
+    state.update(load_file(file))
     model.load_state_dict(state)
     return model.eval()
 
