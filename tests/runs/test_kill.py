@@ -108,5 +108,5 @@ def test_a_run_that_is_killed_again_and_again_loses_nothing(processes, tmp_path,
         if run.status == "finished":  # killed on its way out
             break
         assert run.status == "interrupted", "a killed run cannot be read"
-    assert kills > 5
+    assert kills > 3
     check_whole(store.run(run_dir.name), train(config, tmp_path / "whole"))
