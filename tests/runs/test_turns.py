@@ -70,7 +70,8 @@ def test_waiting_is_a_status_and_one_line_of_the_log_however_long_it_takes(
 
 def use_processor(line, home):
     os.environ["THAW_HOME"] = str(home)  # where the lock is
-    assert Turn("cpu").come()
+    turn = Turn("cpu")  # lets go once nothing refers to it
+    assert turn.come()
     line.send("taken")
     line.poll(300)
 
