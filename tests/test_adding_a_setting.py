@@ -37,6 +37,7 @@ def test_it_is_validated_and_kept():
         config.make_config({"data": "x", "momentum": 2})
 
 
+@pytest.mark.train
 def test_the_command_line_has_an_option_for_it():
     # made anew, as it is when a program starts
     app = runpy.run_path(str(ROOT / "finetune_core" / "__main__.py"))["app"]

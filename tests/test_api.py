@@ -56,6 +56,7 @@ def test_a_function_is_no_module_whatever_was_imported_and_other_names_are_refus
         _ = thaw.torch
 
 
+@pytest.mark.train
 def test_a_config_is_trained_with_changes_and_the_run_shows_itself(runs, tmp_path):
     changes = {"seed": 1, "epochs": 1}
     run = thaw.train(config=runs[0].run_dir / "config.json", runs_dir=tmp_path, **changes)
@@ -161,6 +162,7 @@ def test_an_export_says_where_it_is_and_predicts(runs, images, tmp_path):
     assert thaw.predict(made.folder, image)["p(red)"].tolist() == pytest.approx(expected)
 
 
+@pytest.mark.train
 def test_a_comparison_is_that_of_the_command_and_is_written(runs, tmp_path):
     comparison = thaw.compare(runs, report=tmp_path / "report.html")
     found, printed = comparison.to_json(), thaw_json("compare", *(run.run_dir for run in runs))
@@ -179,13 +181,14 @@ def test_an_average_is_a_run_that_names_those_it_is_made_of(runs, tmp_path):
         thaw.average(runs, "wise", runs_dir=tmp_path)
 
 
+@pytest.mark.train
 def test_an_inspection_is_that_of_the_command_and_escapes_names(images, monkeypatch):
     monkeypatch.setattr("finetune_core.models.catalogue.usual_image_size", lambda _: 32)
     found = thaw.inspect(images, val_fraction=0.2)
     assert found.to_json() == thaw_json("inspect", images, "--val-fraction", "0.2")
     assert "60 images in 2 classes" in repr(found)
     assert f"{len(found.findings)} finding" in repr(found)
-    found = thaw.inspect(images, deep=True)
+    found = thaw.inspect(images, deep=True, val_fraction=0.2)
     html = found._repr_html_()
     assert TAG not in html
     assert "blue &lt;b&gt;" in html
@@ -194,6 +197,7 @@ def test_an_inspection_is_that_of_the_command_and_escapes_names(images, monkeypa
         thaw.inspect("/not/there")
 
 
+@pytest.mark.train
 def test_progress_is_printed_only_where_it_is_wanted(images, tmp_path, capfd):
     for progress in (None, False):  # nobody watches
         train_tiny(images, tmp_path, progress)
@@ -215,6 +219,7 @@ class Interrupting(io.StringIO):
         return super().write(text)
 
 
+@pytest.mark.train
 def test_an_interrupt_stops_in_good_order_and_resume_goes_on(images, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(sys, "stderr", Interrupting())

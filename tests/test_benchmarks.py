@@ -113,6 +113,7 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch):
     assert "\n" not in str(ended.value)
 
 
+@pytest.mark.train
 def test_the_gpu_benchmark_prints_a_table_and_the_suites_last_line(monkeypatch, capsys):
     rounds = [{gpu.PLAIN: 10.0, gpu.AUTOCAST: 20.0, gpu.THAW: 40.0}]
     ended = subprocess.CompletedProcess([], 0, "FAILED no\n=== 5 passed in 1.0s ===\n", "")

@@ -45,6 +45,7 @@ def test_their_network_predicts(runs):
     assert probabilities.argmax() == 2
 
 
+@pytest.mark.train
 def test_the_one_that_was_killed_goes_on_where_it_was(runs):
     events = list(execute(reopen_run(runs[1].run_dir)))
     assert next(event for event in events if isinstance(event, RunResumed)).epoch == 8

@@ -52,6 +52,7 @@ def test_folders_archives_and_files_are_named_alike(run, new):
     assert "broken.png" in done.stderr
 
 
+@pytest.mark.train
 def test_a_table_is_written_with_what_is_unlike_the_training_images(run, new):
     table = new / "missing" / "predictions.csv"
     done = predict(run.run_dir, new / "new.zip", new / "broken.png", "--csv", table, "--unlike")
@@ -80,6 +81,7 @@ def test_people_read_lines_and_no_encoder_is_built_where_nothing_is_compared(
     assert f"{new}/new/red/000.png: " in done.stdout
 
 
+@pytest.mark.train
 def test_an_export_names_images_but_knows_no_training_images(run, new, tmp_path):
     folder = export_run(run, "safetensors", tmp_path / "exported").folder
     result = json.loads(predict(folder, new / "new", "--json").stdout)
@@ -89,6 +91,7 @@ def test_an_export_names_images_but_knows_no_training_images(run, new, tmp_path)
     assert "is an export" in done.stderr
 
 
+@pytest.mark.train
 def test_what_cannot_be_used_is_refused_in_words(run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.zip").write_bytes(b"hello")

@@ -57,6 +57,7 @@ def compared(home_of_shared_fixtures, tmp_path_factory):
     return runs, other, json.loads(thaw("compare", *folders, "--on", other, "--json").stdout)
 
 
+@pytest.mark.train
 def test_a_comparison_has_a_verdict_and_numbers_on_either_axis(compared):
     runs, other, result = compared
     shifted = result["shifted"]
@@ -92,6 +93,7 @@ def test_runs_that_have_predicted_it_are_compared_without_asking_them_again(comp
     assert "“[bold]pink” (4 images)" in text
 
 
+@pytest.mark.train
 def test_the_report_holds_the_other_axis(compared, tmp_path):
     runs, other, _ = compared
     usual = [*(run.run_dir for run in runs[:2]), "--json", "--report"]
@@ -104,6 +106,7 @@ def test_the_report_holds_the_other_axis(compared, tmp_path):
     assert "48 images of another data set" in page
 
 
+@pytest.mark.train
 def test_on_the_same_images_both_axes_say_the_same(compared, tmp_path):
     runs, *_ = compared
     folder = copied(evaluation(runs[0], "test").predictions["id"], images(), tmp_path / "same")
@@ -124,6 +127,7 @@ def test_on_the_same_images_both_axes_say_the_same(compared, tmp_path):
         assert all(drop.low < 0 < drop.high for drop in both.drops)
 
 
+@pytest.mark.train
 def test_runs_that_left_out_other_images_are_refused_with_the_reason(compared, tmp_path):
     (run, *_), other, _ = compared
     ids = load_dataset(images(), test_fraction=0.3).table["id"]
@@ -191,6 +195,7 @@ def test_copies_of_what_an_earlier_run_was_trained_on_are_contamination():
     assert said in " ".join(left_out_in_words(shift))
 
 
+@pytest.mark.train
 def test_in_python_the_comparison_is_that_of_the_command_and_shows_itself(compared, tmp_path):
     runs, other, result = compared
     folders, report = [run.run_dir for run in runs], tmp_path / "report.html"

@@ -41,6 +41,7 @@ def compared(data, tmp_path_factory):
     return arguments, base / "runs", base / "report.html", thaw_json(*arguments)
 
 
+@pytest.mark.train
 def test_strategies_by_seeds_are_trained_and_compared(compared):
     _, runs, _, result = compared
     trained = {(run["strategy"], run["seed"]) for run in result["runs"]}
@@ -70,6 +71,7 @@ def test_the_next_experiment_is_told_with_its_forecast(compared):
     assert not missing_in_reference({*told, "no_next_reason"})
 
 
+@pytest.mark.train
 def test_where_no_next_experiment_stands_out_that_is_said(data):
     """A linear probe alone lacks no baseline, and has no rival that more seeds could tell from."""
     run_dir = trained_run(tiny_config(data, strategy="linear_probe")).run_dir
@@ -187,6 +189,7 @@ def test_strategies_are_compared_from_an_earlier_run(data):
     assert len(configs) == 4
 
 
+@pytest.mark.train
 def test_the_baseline_is_added_once_and_says_what_training_gained(small_data, tmp_path):
     for strategies in ("last_block", "last_block,linear_probe"):
         given = {"strategy": strategies, "seed": "0"}
@@ -213,6 +216,7 @@ def test_each_run_of_a_comparison_is_reported_as_one_that_is_trained_alone(
     assert len(reported) == 2
 
 
+@pytest.mark.train
 def test_reuse_trains_what_is_missing_and_nothing_again(compared):
     arguments, runs, _, result = compared
     before = len(list(runs.iterdir()))

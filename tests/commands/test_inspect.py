@@ -96,6 +96,7 @@ def small(monkeypatch):
     monkeypatch.setattr("finetune_core.inspection.deep.lay_out", None)
 
 
+@pytest.mark.train
 def test_a_deep_inspection_adds_findings_a_probe_of_each_stage_and_a_suggestion(
     image_folder, tmp_path, small, capsys
 ):

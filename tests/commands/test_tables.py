@@ -96,6 +96,7 @@ def test_advice(printed):
     assert any(re.search(rf"{re.escape(name)} +blocks\.10 +50\.0 %", line) for line in lines)
 
 
+@pytest.mark.train
 def test_inspection_comparison_and_evaluation(printed):
     data = shared_images(**{LONG: 14, "red": 14})
     strategies = ("linear_probe", "discriminative")

@@ -174,6 +174,7 @@ CHANGES = {
 WITH_SPLITS = {"train/red": 4, "train/blue": 4, "val/red": 2, "val/blue": 2}
 
 
+@pytest.mark.train
 def test_fingerprint_changes_when_an_image_is_changed(tmp_path):
     image_folder(tmp_path / "before", WITH_SPLITS, suffix=".bmp")
     fingerprints = {load_dataset(tmp_path / "before").fingerprint for _ in range(2)}
@@ -205,6 +206,7 @@ def darkened(file, target):
         image.point(lambda value: value * 0.9).save(target)
 
 
+@pytest.mark.train
 def test_files_that_are_added_move_no_others_and_the_shares_hold(tmp_path):
     folder = image_folder(tmp_path / "x", {"red": 40, "blue": 20})
     before = splits_of(folder, val_fraction=0.2, test_fraction=0.1)
@@ -224,6 +226,7 @@ def test_files_that_are_added_move_no_others_and_the_shares_hold(tmp_path):
     assert splits_of(folder, val_fraction=0.2, test_fraction=0.1) == before
 
 
+@pytest.mark.train
 def test_another_rule_is_another_split_and_the_first_one_comes_back(tmp_path):
     folder = image_folder(tmp_path / "x", {"red": 30, "blue": 30})
     for name in ("red", "blue"):
@@ -349,6 +352,7 @@ def test_copies_and_near_duplicates_are_on_one_side_unless_they_are_to_be_apart(
     assert {"leakage", "near_leakage"} <= set(kinds(torn))
 
 
+@pytest.mark.train
 def test_copies_that_are_added_join_their_originals(tmp_path):
     folder = image_folder(tmp_path / "x", {"red": 30, "blue": 30})
     before = splits_of(folder)

@@ -47,6 +47,7 @@ def test_what_was_brought_into_the_apps_folder_is_shown_to_its_owners_only(tmp_p
         check_private(folder, "ben")
 
 
+@pytest.mark.train
 def test_the_sample_has_the_same_id_everywhere():
     assert data_id(digits_folder()) == SAMPLE_NAME
     assert source_of(SAMPLE_NAME) == str(digits_folder())

@@ -301,6 +301,7 @@ def test_a_limit_that_cannot_be_one_names_its_variable(
         filled(cache)
 
 
+@pytest.mark.train
 def test_tables_are_filled_by_several_threads_at_once(cache, monkeypatch):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "1")
     before = sys.getswitchinterval()

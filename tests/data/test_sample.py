@@ -11,6 +11,7 @@ from finetune_core.data.sample import digits_folder
 from finetune_core.errors import DataError
 
 
+@pytest.mark.train
 def test_the_digits_are_written_once_as_an_image_folder(home):
     folder = digits_folder()
     assert folder == home / "data" / "digits"

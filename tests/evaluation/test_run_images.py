@@ -45,6 +45,7 @@ def test_a_run_whose_data_lie_elsewhere_shows_nothing(made_run, places):
         run_image(made_run([True, False], data=str(elsewhere)), str(data / "own.png"), [data])
 
 
+@pytest.mark.train
 def test_a_report_holds_no_images_from_elsewhere(made_run, places, monkeypatch):
     data, elsewhere = places
     runs = [

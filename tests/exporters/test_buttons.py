@@ -50,6 +50,7 @@ def click(run):
     return clicked
 
 
+@pytest.mark.train
 def test_a_click_makes_it_and_offers_the_zip(run, click):
     buttons = click("card").get("download_button")
     assert [button.proto.label for button in buttons] == ["Download ZIP"]

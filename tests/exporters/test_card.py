@@ -1,5 +1,6 @@
 import json
 
+import pytest
 import timm
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ def card_of(run, tmp_path):
     return (export_run(run, "card", tmp_path / "card").folder / "README.md").read_text()
 
 
+@pytest.mark.train
 def test_the_card_can_be_read_by_hugging_face_and_tells_the_results(tmp_path):
     edits = (
         Edit(action="relabel", paths=("red/000.png",), to="blue"),
@@ -54,6 +56,7 @@ def test_random_weights_are_nobodys(tmp_path):
     assert "a little optimistic" in text
 
 
+@pytest.mark.train
 def test_research_only_weights_say_so_first(tmp_path):
     config = {"input_size": [3, 160, 160], "license": "cc-by-nc-4.0"}
     described = {"architecture": "test_vit", "pretrained_cfg": config}

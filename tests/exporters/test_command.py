@@ -50,6 +50,7 @@ def run_out_within_the_exporter(*_, **__):
         raise torch.onnx.OnnxExporterError("Failed to export the model.") from error
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("function", "memory", "format"),
     [

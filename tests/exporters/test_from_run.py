@@ -27,6 +27,7 @@ def child(tmp_path_factory):
     return made, original.run_id
 
 
+@pytest.mark.train
 def test_a_network_is_read_back_and_names_its_lineage(child, tmp_path):
     run, parent = child
     folder = export_run(run, "safetensors", tmp_path / "export").folder

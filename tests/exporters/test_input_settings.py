@@ -21,6 +21,7 @@ def other_input():
     return train_shared(**TORCHVISION, **INPUT, strategy="full", crop_pct=0.5)
 
 
+@pytest.mark.train
 def test_weights_come_back_with_them_in_thaw_and_in_the_program_beside_them(other_input, tmp_path):
     images = sorted((colours() / "red").iterdir())[:3]
     folder = export_run(other_input, "safetensors", tmp_path / "export").folder

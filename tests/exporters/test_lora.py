@@ -1,5 +1,6 @@
 """Exports of a run with LoRA have merged weights under the backbone's own names."""
 
+import pytest
 import torch
 
 from finetune_core.evaluation.prediction.predictor import load_predictor
@@ -23,6 +24,7 @@ def names_of_matrices():
     return [name for stage in ("layer3", "layer4") for name in stages[stage].matrices]
 
 
+@pytest.mark.train
 def test_exports_answer_as_the_run_does(tmp_path):
     """All formats export the model of ``load_predictor``; ``test_networks.py`` tests the others."""
     run = train_low_rank()
@@ -40,6 +42,7 @@ def test_exports_answer_as_the_run_does(tmp_path):
     assert changed & set(names_of_matrices())
 
 
+@pytest.mark.train
 def test_a_run_that_starts_from_it_begins_with_what_was_learned(tmp_path):
     parent = train_low_rank()
     started = LORA | {"lora_rank": 2, "from_run": str(parent.run_dir)}

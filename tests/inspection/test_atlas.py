@@ -30,6 +30,7 @@ def test_every_image_has_a_finite_place(features):
     assert np.isfinite(places).all()
 
 
+@pytest.mark.train
 def test_the_map_is_the_same_again_and_keeps_neighbours_together():
     random = np.random.default_rng(0)
     corners = random.normal(size=(4, 24)) * 10

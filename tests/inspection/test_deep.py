@@ -159,6 +159,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     "change",
     [
@@ -182,6 +183,7 @@ def test_a_split_of_other_pictures_is_a_shift(digits, tmp_path, unmapped, change
     assert "validation images" in shifts[0].message
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("size", [64, pytest.param(128, marks=pytest.mark.exhaustive)])
 def test_strays_among_digits_are_found_first(some_digits, unmapped, size):
     random = np.random.default_rng(0)
@@ -325,12 +327,14 @@ def test_odd_data_sets_are_inspected_too(layout):
     assert_sound(load_dataset(shared_images(**ODD[layout])))
 
 
+@pytest.mark.train
 def test_data_set_without_test_images_is_inspected_too():
     folder = shared_images(red=40, blue=40)
     report = assert_sound(load_dataset(folder, val_fraction=0.25, test_fraction=0))
     assert set(report.auc) == {"val"}
 
 
+@pytest.mark.train
 @pytest.mark.filterwarnings("ignore:May not flag all label issues")
 def test_classes_of_near_duplicates_are_inspected_too(tmp_path):
     """A film a class: one scene again and again."""
@@ -351,6 +355,7 @@ def test_classes_of_near_duplicates_are_inspected_too(tmp_path):
     assert not [path for path in suspects if path.startswith(("first", "second"))]
 
 
+@pytest.mark.train
 def test_a_validation_split_of_near_duplicates_is_compared_with_nothing(tmp_path):
     folder = image_folder(tmp_path / "images", {"train/red": 20, "train/blue": 20, "val/blue": 1})
     picture = next((folder / "val" / "blue").iterdir())

@@ -70,6 +70,7 @@ def averaged(output, axes):
     return output.mean(axes) if output.ndim > 2 else output
 
 
+@pytest.mark.train
 def test_features_are_the_means_of_what_each_stage_yields(folder):
     _, found = computed(folder, 64)
     dataset = load_dataset(folder)
@@ -115,6 +116,7 @@ def test_features_before_the_head_are_what_the_head_gets():
         torch.testing.assert_close(head(last), network.model(images))
 
 
+@pytest.mark.train
 def test_only_images_that_are_new_are_decoded_and_computed(folder, monkeypatch):
     steps, first = computed(folder)
     assert {step.phase for step in steps} == {"decode", "features"}
@@ -141,6 +143,7 @@ def test_only_images_that_are_new_are_decoded_and_computed(folder, monkeypatch):
     assert np.array_equal(after.final[kept], relabelled.final)
 
 
+@pytest.mark.train
 def test_whole_blocks_are_kept_when_it_is_broken_off(folder, monkeypatch):
     monkeypatch.setattr(features, "_KEPT_AT_ONCE", 5)
     work = compute_features(load_dataset(folder), LITE, 32)
@@ -170,6 +173,7 @@ def test_without_room_for_all_it_says_so(folder, monkeypatch, disk):
         computed(folder)
 
 
+@pytest.mark.train
 def test_on_disk_the_numbers_are_the_same_and_stay(folder, monkeypatch):
     _, first = computed(folder)
     CACHE.clear()
@@ -183,6 +187,7 @@ def test_on_disk_the_numbers_are_the_same_and_stay(folder, monkeypatch):
     same(first, third)
 
 
+@pytest.mark.train
 def test_another_size_is_another_table(folder):
     _, small = computed(folder, 32)
     steps, large = computed(folder, 48)
@@ -250,6 +255,7 @@ def test_stages_are_the_cuts_of_a_cached_trunk(backbone, axes):
     assert stages == tuple(stage.name for stage in network.stages[:-1])
 
 
+@pytest.mark.train
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
 def test_the_pass_is_compiled_where_that_pays(folder, compiling, monkeypatch):
     _, eager = computed(folder)
@@ -270,6 +276,7 @@ def test_a_network_that_is_built_for_one_size_is_averaged_at_that_size():
     assert len(pooled.widths) == len(stages) == 9
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     "name",
     [

@@ -87,6 +87,7 @@ def test_stages_of_a_traced_copy_are_those_of_the_network():
     ]
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     "name",
     [

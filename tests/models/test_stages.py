@@ -40,6 +40,7 @@ def record_executions(model):
     return output, executions
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("name", EVERY_BACKBONE)
 def test_stages_hold_every_tensor_once_in_forward_order_and_end_in_the_head(name):
     model = create_on_meta(name).eval()

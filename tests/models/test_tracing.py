@@ -89,6 +89,7 @@ def test_networks_compute_as_ever_while_other_threads_trace():
         assert all(one.result() > 0 for one in running)
 
 
+@pytest.mark.train
 def test_networks_are_traced_by_several_threads_at_once():
     models = [catalogue.create_on_meta(name).eval() for name in TRACED[:2]]
     alone = [nodes(trace_graph(model)[1]) for model in models]
@@ -120,6 +121,7 @@ def test_the_graph_is_the_one_that_torch_makes(name):
     assert all(reduce(getattr, name.split("."), root) is not None for name in named)
 
 
+@pytest.mark.train
 def test_a_traced_network_is_left_as_it_was():
     def describe():
         return {path: (type(module), set(vars(module))) for path, module in model.named_modules()}

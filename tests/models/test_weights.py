@@ -73,6 +73,7 @@ def equal_but_head(model, state, head):
     )
 
 
+@pytest.mark.train
 def test_a_real_state_dict_is_downloaded_verified_and_loaded(served, tmp_path):
     torch.manual_seed(5)
     published = create("resnet18").state_dict()

@@ -172,6 +172,7 @@ def test_a_run_carries_its_owner_and_only_that_one_may_change_it(run):
     assert "Sign out" in labels(his)
 
 
+@pytest.mark.train
 def test_a_run_that_is_started_after_sign_in_belongs_to_who_started_it(device_is_taken):
     press(open_page("home", user=ANN), "Try it now")
     [run] = RunStore(paths.runs_dir()).runs()

@@ -116,6 +116,7 @@ def test_the_ranking_is_shown_with_intervals_forecasts_and_what_it_cannot_say(
     assert "advice_queue" not in {one.key for one in at.button}
 
 
+@pytest.mark.train
 def test_all_that_are_ready_are_probed_at_the_chosen_size_where_none_is_named(
     configure, finished, monkeypatch
 ):
@@ -140,6 +141,7 @@ def test_all_that_are_ready_are_probed_at_the_chosen_size_where_none_is_named(
     assert asked == [(64, list(LITES), True), (64, list(LITES), False)]
 
 
+@pytest.mark.train
 def test_a_network_that_fails_is_named_beside_the_ranking_of_the_others(
     configure, probed, finished, monkeypatch, tmp_path
 ):

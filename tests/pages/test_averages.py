@@ -75,6 +75,7 @@ def test_one_click_makes_an_ensemble_of_runs_that_began_differently(runs):
         open_page(page, run=made.run_id)
 
 
+@pytest.mark.train
 def test_the_reason_is_shown_where_runs_cannot_be_averaged(runs):
     at = compared(runs)
     at.selectbox(key="average_of_greedy_soup").set_value("All of these runs").run()

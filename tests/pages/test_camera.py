@@ -133,6 +133,7 @@ def test_one_class_is_not_enough_and_one_press_gives_no_honest_test(component):
     assert "record it once more, or its accuracy will be too high" in words(at)
 
 
+@pytest.mark.train
 def test_a_recording_leads_to_configure_and_to_a_comparison_with_fine_tuning(component):
     folder = recorded()
     at = opened(recording_class="cup")

@@ -60,6 +60,7 @@ def queued_run(at):
     return run
 
 
+@pytest.mark.train
 def test_a_reload_keeps_the_data_and_the_settings_and_trains_on_them(
     folder, known, device_is_taken
 ):
@@ -82,6 +83,7 @@ def test_a_reload_keeps_the_data_and_the_settings_and_trains_on_them(
     assert config.learning_rate == 0.000123456789
 
 
+@pytest.mark.train
 def test_stage_rates_and_a_file_of_weights_survive_a_reload(folder, known):
     at = open_page(
         "configure",
@@ -112,6 +114,7 @@ def test_what_cannot_be_used_is_not_kept_but_all_else_is(folder, known):
     assert set(address(again)) == {"data"}
 
 
+@pytest.mark.train
 def test_what_was_set_up_to_be_compared_survives_a_reload(folder, known, finished, monkeypatch):
     def find_rate(*_):
         yield Step(0, 1)
@@ -179,6 +182,7 @@ def test_settings_for_a_comparison_that_no_form_could_hold_are_passed_over(folde
     assert "Start 3 runs" in labels(at)
 
 
+@pytest.mark.train
 def test_recent_data_sets_are_listed_and_opened_in_one_click(folder, other, known):
     known(folder)
     known(other)
@@ -214,6 +218,7 @@ def test_where_people_sign_in_each_sees_the_data_sets_they_have_open_page(folder
     assert "Recent data sets" in unescaped(open_page("home", user=BEN))
 
 
+@pytest.mark.train
 def test_a_split_is_kept_with_its_data_set_and_others_have_their_own(
     folder, other, known, device_is_taken
 ):

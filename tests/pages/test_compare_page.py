@@ -45,6 +45,7 @@ def readable(monkeypatch):
     return data
 
 
+@pytest.mark.train
 def test_a_published_ordering_that_a_verdict_contradicts_is_named_with_its_source(four_runs):
     for run in four_runs:
         answer_rightly(run, run.config.strategy == "feature_extraction")
@@ -234,6 +235,7 @@ def test_the_box_of_chosen_runs_has_a_label_that_never_changes(four_runs):
     assert "3 of 4 runs chosen" in [one.value for one in at.caption]
 
 
+@pytest.mark.train
 def test_there_is_one_primary_button_with_the_form_open_and_closed(four_runs, readable):
     query = {"data": remember(readable), "runs": [run.run_id for run in four_runs]}
     at = open_page("compare", **query)
@@ -267,6 +269,7 @@ def trained_on_a_gpu(run_dir, device_bytes):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.train
 def test_memory_of_a_gpu_and_of_a_processor_are_not_on_one_axis(four_runs):
     at = open_page("compare")
     assert "Memory" in at.segmented_control(key="measure").options

@@ -85,6 +85,7 @@ def buttons_for_cards(monkeypatch):
     monkeypatch.setattr("pages.shared.configure.choices.choose_card", drawn)
 
 
+@pytest.mark.train
 def test_the_image_size_follows_the_backbone_as_long_as_it_is_the_backbones_own(
     configure, buttons_for_cards
 ):
@@ -185,6 +186,7 @@ def test_a_forecast_is_computed_once_and_none_where_the_strategy_does_not_fit(mo
     assert asked == [config.backbone, "resnet18"]
 
 
+@pytest.mark.train
 def test_what_was_reached_before_is_on_the_cards(folder, known):
     form, state = tiny_form()
 
@@ -214,6 +216,7 @@ def test_only_finished_runs_on_the_same_data_count():
     assert best_before([replace(run, status="stopped")], fingerprint) == {}
 
 
+@pytest.mark.train
 def test_a_preset_says_what_it_changed_until_it_is_taken_back_or_more_is_changed(configure):
     at = configure(learning_rate="0.01")
     press(at, "Tutorial, no download")
@@ -229,6 +232,7 @@ def test_a_preset_says_what_it_changed_until_it_is_taken_back_or_more_is_changed
     assert "→" not in unescaped(at)
 
 
+@pytest.mark.train
 def test_a_preset_warns_before_it_switches_to_a_network_whose_weights_are_missing(
     configure, tmp_path, monkeypatch
 ):
@@ -290,6 +294,7 @@ def test_a_custom_strategy_is_drawn_by_its_first_stage_that_trains(configure, dr
     assert looks(drawn) == ["frozen"] * 3 + ["warm"] * 5 + ["head"]
 
 
+@pytest.mark.train
 def test_an_error_inside_more_settings_opens_it_and_errors_are_listed_beside_start(configure):
     at = configure(epochs=10, schedule="cosine")
     at.text_input(key="form_warmup_epochs").set_value("3").run()
@@ -304,6 +309,7 @@ def test_an_error_inside_more_settings_opens_it_and_errors_are_listed_beside_sta
     assert at.session_state["more_settings"] is False, "it was closed on purpose"
 
 
+@pytest.mark.train
 def test_input_settings_are_the_networks_until_they_are_typed_and_survive_a_reload(configure):
     at = configure()
     assert any("mean 0.5, 0.5, 0.5" in one.value for one in at.caption)
@@ -329,6 +335,7 @@ def test_what_is_wrong_with_input_settings_is_said_beside_them_all_at_once(confi
     assert button(at, "Start training").disabled
 
 
+@pytest.mark.train
 def test_lora_shows_its_settings_and_tints_its_stages(configure, drawn):
     at = configure(strategy="lora")
     assert at.number_input(key="form_lora_rank").value == 8

@@ -148,6 +148,7 @@ def test_a_guess_is_acted_on_beyond_a_threshold_only_when_its_border_was_shown(f
     assert excluded(folder) == [("red/d.png", "red/c.png")]
 
 
+@pytest.mark.train
 def test_a_selection_that_a_filter_hides_is_not_changed_and_comes_back(folder):
     at = opened(folder, "Images")
     tick(at, "red/000.png")
@@ -165,6 +166,7 @@ def test_a_selection_that_a_filter_hides_is_not_changed_and_comes_back(folder):
     assert acts(at, "Exclude") == ["Exclude 1 image"]
 
 
+@pytest.mark.train
 def test_a_selection_on_another_page_is_shown_and_all_shown_can_be_selected(folder):
     at = opened(folder, "Images")
     tick(at, "red/000.png")
@@ -181,6 +183,7 @@ def test_a_selection_on_another_page_is_shown_and_all_shown_can_be_selected(fold
     assert not acts(at, "Exclude")
 
 
+@pytest.mark.train
 def test_what_is_selected_in_one_data_set_is_not_selected_in_another(folder, made):
     other = made({"red": 14, "blue": 14}, "others")
     at = opened(folder, "Images")
@@ -285,6 +288,7 @@ def split_of(folder):
     return load_dataset(folder, edits=load_edits(folder)).by_id["split"].to_dict()
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("to", "label", "left"),
     [

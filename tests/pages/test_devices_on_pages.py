@@ -58,6 +58,7 @@ def test_there_is_a_choice_where_there_are_several(configure, folder, known, mon
     assert not has_field(open_page("configure", data=known(folder), form=QUICK, state=RANDOM))
 
 
+@pytest.mark.train
 def test_what_is_chosen_is_in_the_address_and_starts_the_run(configure, trained_on):
     at = configure()
     at.number_input(key="form_devices").set_value(2).run()

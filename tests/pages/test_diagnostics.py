@@ -68,6 +68,7 @@ def test_layers_are_measured_when_asked_for_and_stay_whatever_is_pressed_meanwhi
         assert "Feature extraction" in words(view)
 
 
+@pytest.mark.train
 def test_images_that_only_one_gets_right_are_shown_and_one_that_is_gone_is_named(two):
     found = disagreement(*RunStore(paths.runs_dir()).runs())
     [more] = [table for table in (found.only_a, found.only_b) if len(table)]

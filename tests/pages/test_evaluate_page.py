@@ -72,6 +72,7 @@ def tables(at):
     return [table.value for table in at.dataframe]
 
 
+@pytest.mark.train
 def test_the_headline_is_of_the_test_images_and_validation_is_called_optimistic(run):
     at = opened()
     result = evaluation(run, "test")
@@ -99,6 +100,7 @@ def test_classes_stand_with_the_hardest_first_and_absent_ones_have_no_numbers(ru
     assert all(" to " in interval for interval in table["interval"][:-1])
 
 
+@pytest.mark.train
 def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(run):
     at = opened()
     result = evaluation(run, "test")
@@ -221,6 +223,7 @@ def test_robustness_is_measured_once_and_kept_whatever_is_pressed_meanwhile(
     assert len(again.get("plotly_chart")) == 2
 
 
+@pytest.mark.train
 def test_images_outside_the_folders_that_may_be_read_are_not_shown(
     run, tmp_path, monkeypatch, finished
 ):
@@ -235,6 +238,7 @@ def test_images_outside_the_folders_that_may_be_read_are_not_shown(
     assert "lies outside the folders" in at.error[0].value
 
 
+@pytest.mark.train
 def test_how_results_are_looked_at_stays_while_other_tabs_and_pages_are(run):
     at = opened(view="Calibration")
     at.segmented_control(key="shares").set_value("true")
@@ -269,6 +273,7 @@ def test_flips_at_test_time_are_measured_at_a_click_and_shown_again(runs, finish
         assert button(page, "Measure again")
 
 
+@pytest.mark.train
 def test_a_run_stopped_in_bf16_says_so_and_one_click_evaluates_it_in_fp32(
     native_bf16, folder, finished
 ):

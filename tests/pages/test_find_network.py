@@ -52,6 +52,7 @@ def table(at):
     return next(one.value for one in at.dataframe if "Network" in one.value.columns)
 
 
+@pytest.mark.train
 def test_networks_are_found_by_a_part_of_their_name_and_filtered(configure):
     assert len(table(configure)) > 1500
     at = configure.text_input(key="networks_search").set_value("convnextv2_atto").run()
@@ -73,6 +74,7 @@ def test_networks_are_found_by_a_part_of_their_name_and_filtered(configure):
     assert not len(table(at.run()))
 
 
+@pytest.mark.train
 def test_a_folder_is_used_with_its_own_size_and_licence_and_built_once(configure, folder, built):
     name = f"local-dir:{folder}"
     at = configure.text_input(key="networks_named").set_value(name).run()
@@ -99,6 +101,7 @@ def test_the_list_of_the_form_is_short_and_holds_what_is_chosen():
     assert {"efficientnet_lite0", "resnet18", "timm/test_vit.r160_in1k"} <= set(names)
 
 
+@pytest.mark.train
 def test_a_network_that_cannot_be_built_is_not_offered_and_built_once(configure, folder, built):
     description = json.loads((folder / "config.json").read_text()) | {
         "model_args": {"depth": "six"}

@@ -25,6 +25,7 @@ def place(strategy=BASELINE, **settings):
     return place_run(trained_run(strategy=strategy, **settings), name)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("strategy", ["linear_probe", "prototypes", "nearest_neighbours"])
 def test_train_shows_the_fit_and_no_epochs(strategy):
     at = open_page("train", run=place(strategy).run_id)
@@ -73,6 +74,7 @@ def test_configure_hides_what_steers_steps(known, folder):
     assert at.number_input(key="form_epochs").value == 10
 
 
+@pytest.mark.train
 def test_a_stage_to_take_features_from_is_offered_without_epochs_only(folder, known, drawn):
     at = open_page("configure", data=known(folder))
     assert "features_from" not in keys(at, "selectbox")
@@ -96,6 +98,7 @@ def unused(drawn):
     return [tile["name"] for tile in drawn[-1] if tile["look"] == "unused"]
 
 
+@pytest.mark.train
 def test_a_run_on_features_of_an_earlier_stage_draws_what_it_does_not_use(drawn):
     run = place(features_from="layer2")
     assert "The classifier was fitted to 48 features" in words(open_page("train", run=run.run_id))
@@ -105,6 +108,7 @@ def test_a_run_on_features_of_an_earlier_stage_draws_what_it_does_not_use(drawn)
         open_page(page, run=run.run_id)
 
 
+@pytest.mark.train
 def test_a_comparison_starts_with_the_baseline_unless_it_is_taken_off(known):
     at = open_page("compare", data=known(place().config.data))
     assert at.session_state["compare_strategies"][0] == BASELINE

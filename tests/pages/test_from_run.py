@@ -22,6 +22,7 @@ def parent(monkeypatch):
     return place_run(trained_run(), "parent")
 
 
+@pytest.mark.train
 def test_a_run_is_chosen_as_the_start_and_its_backbone_follows(parent, known, device_is_taken):
     at = open_page("configure", data=known(parent.config.data), state={"more_settings": True})
     at.selectbox(key="weights_from").set_value("An earlier run").run()
@@ -38,6 +39,7 @@ def test_a_run_is_chosen_as_the_start_and_its_backbone_follows(parent, known, de
     assert (child.run_dir / "start.safetensors").exists()
 
 
+@pytest.mark.train
 def test_another_backbone_and_no_run_at_all_are_refused_in_words(parent, known, tmp_path):
     def opened():
         at = open_page("configure", data=known(parent.config.data), state={"more_settings": True})

@@ -126,6 +126,7 @@ def stages_drawn(at):
     return [tile["name"] for one in drawn for tile in one.get("tiles", [])]
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("gone", "name", "strategy"),
     [
@@ -169,6 +170,7 @@ def test_what_was_measured_of_a_run_is_still_there(gone):
     assert what_is_missing(gone) in unescaped(at)
 
 
+@pytest.mark.train
 def test_nothing_can_be_started_until_another_network_is_chosen_or_it_is_back(
     gone, address, trained
 ):
@@ -200,6 +202,7 @@ def test_settings_of_a_run_are_used_again(gone):
     assert what_is_missing(gone) in unescaped(at)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("gone", ["folder"], indirect=True)
 def test_a_network_that_is_gone_can_be_taken_out_of_a_comparison(gone, trained, known):
     at = open_page(
@@ -214,6 +217,7 @@ def test_a_network_that_is_gone_can_be_taken_out_of_a_comparison(gone, trained, 
     assert any(label.startswith("Start ") for label in labels(at))
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("gone", ["hub"], indirect=True)
 def test_boxes_that_look_at_networks_open_without_it(gone, address):
     at = open_page(

@@ -71,6 +71,7 @@ def distorting(probe, last_block, tmp_path):
     return runs
 
 
+@pytest.mark.train
 def test_where_training_lost_accuracy_on_shifted_images_lp_ft_is_filled_in(distorting):
     at = open_page("compare")
     text = unescaped(at)

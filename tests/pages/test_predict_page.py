@@ -41,6 +41,7 @@ def give(at, *images):
     at.run()
 
 
+@pytest.mark.train
 def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
     at = open_page("predict", run=runs[0].run_id)
     assert any(f"?present=1&run={runs[0].run_id}" in code.value for code in at.code)
@@ -58,6 +59,7 @@ def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
     assert "A network always predicts one of its classes" in text
 
 
+@pytest.mark.train
 def test_neighbours_stand_beside_an_image_and_strangers_are_flagged(runs, held_back, finished):
     gate = held_back("pages.shared.evaluation.prediction.compute_neighbourhood")
     at = open_page("predict", run=runs[0].run_id)
@@ -149,6 +151,7 @@ def given(runs, monkeypatch, finished):
     return name_all
 
 
+@pytest.mark.train
 def test_an_archive_is_named_by_every_chosen_run(runs, given):
     at, rows = given("Classify with 2 networks", run=runs[0].run_id, beside=runs[1].run_id)
     titles = ["Last block", "Feature extraction"]
@@ -166,6 +169,7 @@ def test_an_archive_is_named_by_every_chosen_run(runs, given):
     assert re.findall(r"\d+", counts) == ["3", "2", str(agree), "1"]
 
 
+@pytest.mark.train
 def test_an_archive_becomes_a_table_whatever_is_pressed_meanwhile(runs, held_back, given):
     gate = held_back("pages.shared.evaluation.prediction.predict_images")
 
@@ -203,6 +207,7 @@ def test_neighbours_that_become_known_meanwhile_do_not_end_the_classification(
     assert not [label for label in labels(at) if label.startswith("Classify")]
 
 
+@pytest.mark.train
 def test_an_archive_that_is_none_is_refused_in_words(runs, finished):
     at = open_page("predict", run=runs[0].run_id)
     at.session_state["input_kind"] = "many"
@@ -214,6 +219,7 @@ def test_an_archive_that_is_none_is_refused_in_words(runs, finished):
     assert any("new" in error.value and "was not read" in error.value for error in at.error)
 
 
+@pytest.mark.train
 def test_a_presentation_is_one_clean_page_that_shows_all_it_was_given(runs):
     at = open_page("predict", run=runs[0].run_id, present="1")
     assert not at.button

@@ -55,6 +55,7 @@ def deltas(at):
     return {metric.label: (metric.value, metric.delta) for metric in at.metric}
 
 
+@pytest.mark.train
 def test_a_run_is_evaluated_on_another_data_set_and_the_drop_has_an_interval(runs, dark, finished):
     run = runs[0]
     at = opened(run)
@@ -83,6 +84,7 @@ def test_a_run_is_evaluated_on_another_data_set_and_the_drop_has_an_interval(run
     assert at.query_params["shifted"] in (shift.fingerprint, [shift.fingerprint])
 
 
+@pytest.mark.train
 def test_its_mistakes_are_shown_from_the_other_data_set_and_can_be_opened(runs, dark):
     fingerprint = finish(predict_shifted([runs[0]], str(dark)))
     answer_rightly(runs[0], False, fingerprint)
@@ -113,6 +115,7 @@ def test_data_that_one_run_has_predicted_are_offered_to_other_runs(runs, dark, f
     assert "Drop" in deltas(other)
 
 
+@pytest.mark.train
 def test_the_address_says_which_data_set(runs, dark, tmp_path):
     darker = darkened(
         evaluation(runs[0], "test").predictions["id"],
@@ -181,6 +184,7 @@ def test_damaged_predictions_are_named_and_can_be_made_again(runs, dark, finishe
     assert any("is damaged" in warning.value.replace("\\", "") for warning in opened(run).warning)
 
 
+@pytest.mark.train
 def test_compare_has_two_axes_once_the_missing_runs_are_evaluated(runs, dark, finished):
     fingerprint = finish(predict_shifted(runs[:1], str(dark)))
     at = open_page("compare")

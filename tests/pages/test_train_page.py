@@ -154,6 +154,7 @@ def test_a_long_run_is_watched_less_closely_and_one_that_has_ended_not_at_all():
     assert watched(False, 61) is None
 
 
+@pytest.mark.train
 def test_a_stopped_run_is_resumed_from_its_page(folder):
     reservation = create_run(tiny_config(folder, epochs=1), paths.runs_dir())
     request_stop(reservation.run_dir, pause=True)
@@ -188,6 +189,7 @@ def closer(run, what):
     return open_page("train", run=run.run_id, state={"closer": what})
 
 
+@pytest.mark.train
 def test_closer_looks_show_stages_flips_and_a_log():
     run = place_run(trained_run(strategy="last_block", epochs=3), "three-epochs")
     assert len(closer(run, "Stages").get("vega_lite_chart")) == 5
@@ -241,6 +243,7 @@ def test_a_run_gets_tags_where_it_gets_its_name(runs):
     assert any("paper" in one.value for one in at.markdown)
 
 
+@pytest.mark.train
 def test_other_runs_are_overlaid_and_the_address_keeps_them(runs):
     first, second = (run.run_id for run in runs)
     at = open_page("train", run=first)

@@ -43,6 +43,7 @@ def test_all_else_is_equal():
     assert {config.split_seed for config in configs} == {BASE.split_seed}
 
 
+@pytest.mark.train
 def test_equal_seeds_start_from_the_same_head():
     configs = design(
         BASE.model_copy(update={"weights": RANDOM}), ["full", "feature_extraction"], [0, 1]

@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from finetune_core.runs.history import History
 from finetune_core.runs.log import arithmetic, log_line, log_lines
 from finetune_core.training.events import (
@@ -20,6 +22,7 @@ def gradual_history():
     return History(run.run_dir).refresh()
 
 
+@pytest.mark.train
 def test_a_whole_run_in_words():
     history = gradual_history()
     lines = log_lines(history.notable)

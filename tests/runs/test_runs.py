@@ -209,6 +209,7 @@ def test_run_names_cannot_leave_the_folder(tmp_path, name):
         RunStore(tmp_path / "runs").run(name)
 
 
+@pytest.mark.train
 def test_the_worker_trains_one_run_at_a_time_and_goes_on_after_a_failure(
     config, store, monkeypatch
 ):
@@ -548,6 +549,7 @@ def test_resuming_what_cannot_work_any_more_leaves_the_run_as_it_was(store, tmp_
     assert store.run(run_dir.name).status == "stopped"
 
 
+@pytest.mark.train
 def test_a_run_of_the_app_reads_no_image_outside_its_folders(store, tmp_path):
     data = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
     for file in Path(image_folder(tmp_path / "outside", {"red": 3}), "red").iterdir():

@@ -170,6 +170,7 @@ def test_a_run_leaves_nothing_on_the_gpu_however_it_ends(
     assert on_gpu == [[]]
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("work", ["rate", "calibration"])
 def test_trials_leave_nothing_on_the_gpu(config, gpu, on_gpu, work):
     config = config.model_copy(update={"device": "auto"})

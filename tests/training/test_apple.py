@@ -79,6 +79,7 @@ def train_small(runs_dir, **settings):
     return run
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     "settings",
     [
@@ -101,6 +102,7 @@ def test_a_run(apple, tmp_path, settings):
     assert apple.batchnorms > 20
 
 
+@pytest.mark.train
 def test_timing(apple):
     config = tiny_config(strategy="last_two_blocks")
     finish(calibrate([config], load_dataset(config.data), SpeedBook()))

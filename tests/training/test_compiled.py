@@ -495,6 +495,7 @@ def report(found):
     return next(event.cache.compilation for event in found if isinstance(event, events.RunStarted))
 
 
+@pytest.mark.train
 @LINUX
 def test_a_run_says_what_was_done(process, config, tmp_path):
     process.factor, process.result = 1, b"package"

@@ -30,6 +30,7 @@ def config():
     return tiny_config(batch_size=10, strategy="feature_extraction", device="cpu")
 
 
+@pytest.mark.train
 def test_the_rate_finder_waits_for_another_program(config, device_held):
     _, line = device_held("cpu")
     work = find_rate(config)
@@ -40,6 +41,7 @@ def test_the_rate_finder_waits_for_another_program(config, device_held):
     assert steps[-1].phase == "rates"
 
 
+@pytest.mark.train
 def test_calibration_waits_for_another_program_and_then_says_how_far_it_is(config, device_held):
     _, line = device_held("cpu")
     dataset, book = load_dataset(config.data), SpeedBook()
@@ -101,6 +103,7 @@ def test_another_kind_of_device_is_free(device_held):
         assert processor.come(at_once=True)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(("kind", "library"), [("cuda", "torch.cuda"), ("mps", "torch.mps")])
 def test_its_memory_is_handed_back_when_the_work_has_ended_well_or_badly(
     kind, library, monkeypatch

@@ -109,6 +109,7 @@ def test_equal_networks_are_their_own_ensemble(found, count):
 # --- it is a run
 
 
+@pytest.mark.train
 def test_its_predictions_are_the_mean_of_those_that_its_runs_have_left(made_once):
     made, seen = made_once
     kinds = [type(event) for event in seen if not isinstance(event, events.Progress)]

@@ -91,6 +91,7 @@ def test_the_answers_of_a_run_that_is_stopped_say_that_they_are_in_bf16(tmp_path
     assert set(load_predictions(tmp_path)["split"]) == {VAL}
 
 
+@pytest.mark.train
 def test_runs_with_the_same_trunk_compute_it_in_fp32_once(tmp_path):
     found = []
     for seed in (0, 1):
@@ -100,6 +101,7 @@ def test_runs_with_the_same_trunk_compute_it_in_fp32_once(tmp_path):
     assert found == [{"trunk", "decode"}, set()]
 
 
+@pytest.mark.train
 def test_images_that_vanish_before_the_final_evaluation_are_counted_as_lost(uncached, tmp_path):
     config = uncached(precision="bf16", skip_limit=0.2, epochs=1)
 

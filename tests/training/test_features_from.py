@@ -126,6 +126,7 @@ def test_an_image_is_explained_by_the_stages_that_are_there():
     assert explained.layer in {"conv1", "layer1", STAGE}
 
 
+@pytest.mark.train
 def test_its_forecast_is_of_the_stages_that_are_used():
     whole = tiny_config(strategy="linear_probe")
     config = tiny_config(strategy="linear_probe", features_from=STAGE)

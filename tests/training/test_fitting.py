@@ -203,6 +203,7 @@ def head_of(run):
     return best_network(run.config, run.run_dir)[0].head_layers[0]
 
 
+@pytest.mark.train
 def test_a_run_without_epochs_is_a_run(tmp_path, monkeypatch):
     given, real = [], fitting.linear_probe
 
@@ -404,6 +405,7 @@ def test_memory_that_runs_out_in_a_fit_is_an_error_with_advice(monkeypatch, tmp_
         record_run(tiny_config(strategy="linear_probe"), tmp_path)
 
 
+@pytest.mark.train
 def test_a_fitted_linear_head_is_exported_and_stored_images_and_scripts_are_not(tmp_path):
     for strategy in ("linear_probe", "prototypes"):
         exported = export_run(fitted_run(strategy), "safetensors", tmp_path / strategy)

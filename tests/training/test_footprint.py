@@ -54,6 +54,7 @@ def ended(stream):
     return [event for event in stream if isinstance(event, events.EpochEnded)]
 
 
+@pytest.mark.train
 def test_on_cuda_each_run_counts_from_its_beginning_on_its_own_device(config, counter, tmp_path):
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -121,6 +122,7 @@ def test_a_forecast_keeps_the_two_memories_apart(config, gpu):
     ), "they are sent"
 
 
+@pytest.mark.train
 def test_calibration_counts_what_a_pass_without_gradients_takes_of_the_gpu(
     config, counter, monkeypatch
 ):

@@ -137,6 +137,7 @@ def test_calibration_fills_the_book_once_and_again_where_it_is_asked_to(config, 
     assert book.decode_seconds(dataset, 32) != reading
 
 
+@pytest.mark.train
 def test_settings_that_compute_the_same_are_timed_and_traced_once(config, folder, monkeypatch):
     traced, really = [], timing.split_network
     monkeypatch.setattr(
@@ -233,6 +234,7 @@ def test_a_book_that_cannot_be_written_costs_no_run(config, tmp_path, monkeypatc
     assert isinstance(found[-1], events.RunFinished)
 
 
+@pytest.mark.train
 def test_a_batch_that_cannot_train_is_refused_in_words(config, folder):
     with pytest.raises(TrainingError, match="batch size of 2"):
         list(calibrate([config(batch_size=1)], load_dataset(folder), SpeedBook()))

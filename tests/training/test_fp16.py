@@ -36,6 +36,7 @@ def of(kind, found):
     return [event for event in found if isinstance(event, kind)]
 
 
+@pytest.mark.train
 def test_it_learns_is_cached_in_fp16_and_is_evaluated_in_fp32(config, tmp_path):
     settings = config(epochs=6)
     found = list(fit(settings, tmp_path))
@@ -48,6 +49,7 @@ def test_it_learns_is_cached_in_fp16_and_is_evaluated_in_fp32(config, tmp_path):
     assert source.plain.batch(np.array([0])).dtype == torch.float16
 
 
+@pytest.mark.train
 def test_gradients_that_overflow_are_skipped_and_halve_the_scale(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loss_scale, "_FIRST", TOO_LARGE)
     found = list(fit(config(epochs=8, ema=0.5), tmp_path))

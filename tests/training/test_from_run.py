@@ -50,6 +50,7 @@ def same(network, other, stages):
     )
 
 
+@pytest.mark.train
 def test_frozen_stages_stay_as_the_earlier_run_left_them(parent_once):
     child = trained_run(config_from(parent_once, strategy="feature_extraction"))
     before, _ = best_network(parent_once.config, parent_once.run_dir)

@@ -24,6 +24,7 @@ def images_of(config):
     return sorted(Path(config.data).rglob("*.png"))
 
 
+@pytest.mark.train
 def test_an_image_that_vanishes_is_named_counted_and_left_out(config, tmp_path):
     settings = config(skip_limit=0.2)
     _, training = fit_until(settings, tmp_path / "run", ends_epoch())

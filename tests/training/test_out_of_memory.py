@@ -344,6 +344,7 @@ def limit_tail(monkeypatch, most):
     return seen
 
 
+@pytest.mark.train
 def test_an_optimizer_without_room_ends_the_run_in_words_and_keeps_its_checkpoint(
     config, tmp_path, monkeypatch
 ):
@@ -377,6 +378,7 @@ def test_a_measurement_without_room_is_left_out(monkeypatch):
     assert movement.copied(Full([parameter])) is None
 
 
+@pytest.mark.train
 def test_augmented_versions_are_the_same_with_and_without_room(config, tmp_path, monkeypatch):
     """What a run trains on follows from its settings, never from what the machine has free."""
     settings = config(augmentation="flips", epochs=5)  # two versions, chosen by the epochs

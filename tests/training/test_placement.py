@@ -219,6 +219,7 @@ def test_what_is_finished_on_the_device_is_what_a_processor_makes(lookup, kind, 
         assert ours.stride() == theirs.stride()
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("settings", "room"),
     [

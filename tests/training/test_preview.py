@@ -57,6 +57,7 @@ def test_versions_are_what_a_run_trains_on_in_turn_or_afresh(folder, kind, views
             assert np.array_equal(image, versions[(epoch - 1) % len(versions)]), (sample, epoch)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("kind", ["flips", "random_resized_crop"])
 def test_versions_are_what_the_frozen_stages_see(folder, kind):
     """With a cached trunk, its output for each version is what the tail gets."""

@@ -84,6 +84,7 @@ def check_same(tmp_path, marks):
     return check
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     "name",
     [

@@ -19,6 +19,7 @@ images = st.lists(
 )
 
 
+@pytest.mark.train
 @settings(deadline=None, derandomize=True, database=None)
 @given(images, st.integers(1, 20))
 def test_scores_are_scikit_learns_whichever_classes_are_there(pairs, size):

@@ -90,6 +90,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(("backbone", "size", "augmentation", "batch_size"), NETWORKS)
 def test_cached_equals_uncached(tmp_path, backbone, size, augmentation, batch_size):
     usual = {"backbone": backbone, "weights": "none", "image_size": size, "epochs": 2}

@@ -159,6 +159,7 @@ def steps_on_meta(settings, folder, monkeypatch, precision="fp32"):
 KINDS = ("feature_extraction", "gradual_unfreezing", "full", "lora")
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -185,6 +186,7 @@ def test_every_strategy_trains_where_nothing_can_be_read(
             step.numbers.tolist()
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("optimizer", "precision"), [("adam", "fp32"), ("adamw", "fp16"), ("sgd", "fp16")]
 )
@@ -284,6 +286,7 @@ def read_one_by_one_and_together(settings, folder, request):
     return first, reads
 
 
+@pytest.mark.train
 def test_steps_that_are_read_together_are_those_that_are_read_one_by_one(
     config, tmp_path, marks, request
 ):
@@ -295,6 +298,7 @@ def test_steps_that_are_read_together_are_those_that_are_read_one_by_one(
     assert marks(tmp_path / "together") == marks(tmp_path / "each")
 
 
+@pytest.mark.train
 def test_a_stop_among_steps_that_were_read_together_comes_after_them(
     config, tmp_path, marks, unread
 ):
@@ -318,6 +322,7 @@ def test_a_stop_among_steps_that_were_read_together_comes_after_them(
     assert marks(reservation.run_dir) == marks(tmp_path / "whole")
 
 
+@pytest.mark.train
 def test_a_run_that_diverges_unread_ends_at_the_same_step_and_keeps_what_it_had(
     config, tmp_path, marks, request, monkeypatch
 ):

@@ -172,6 +172,7 @@ def test_networks_that_fail_are_named_with_their_reasons_and_end_no_other(
     assert (advice.images, {one.images for one in advice.candidates}) == (20, {20})
 
 
+@pytest.mark.train
 def test_each_network_gets_images_of_its_own_size_unless_one_is_named(folder, untimed):
     base, dataset = settings(folder), load_dataset(folder)
     works = [advise(dataset, base, [tiny_folder()], 20, own_sizes=own) for own in (False, True)]
@@ -225,6 +226,7 @@ def test_the_proposals_become_one_comparison_with_their_linear_probes(folder):
     assert found == {("pretrained", 3e-4, 32, "auto")}
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     "own",
     [

@@ -89,6 +89,7 @@ def test_an_ensemble_of_probes_is_no_baseline(made_run):
     assert len(lacking_baselines([run.config for run in [*trained, together]])) == len(SEEDS)
 
 
+@pytest.mark.train
 def test_seeds_of_a_probe_do_not_make_other_seeds_look_alike(made_run):
     """A probe is the same with every seed: pooled, it would halve the seeds' share."""
     trained = [

@@ -38,6 +38,7 @@ def names_of(run):
     return list(run.started["classes"])
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("one", "other", "said"),
     [

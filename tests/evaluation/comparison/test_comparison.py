@@ -158,6 +158,7 @@ def test_titles_say_what_tells_the_arms_apart_and_no_more():
     ]
 
 
+@pytest.mark.train
 def test_the_report_is_one_file_that_asks_for_nothing_and_takes_nothing_for_markup(made_run):
     nasty = "</script><img src=x onerror=alert(1)>"
     runs = [made_run(right(0.9)), made_run(right(0.8), weights=nasty)]

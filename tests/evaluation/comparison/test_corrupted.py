@@ -48,6 +48,7 @@ def arms(made_run):
     ]
 
 
+@pytest.mark.train
 def test_the_verdict_is_that_of_the_same_answers_to_any_images(arms, made_run):
     runs = [measured(*arm) for arm in arms]
     both = compare_shift(runs, NOISE)
@@ -77,6 +78,7 @@ def test_the_verdict_is_that_of_the_same_answers_to_any_images(arms, made_run):
     )
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("measure", ["macro_f1", "log_loss"])
 def test_other_metrics_have_a_verdict_too(arms, measure):
     both = compare_shift([measured(*arm) for arm in arms], NOISE, measure)
@@ -84,6 +86,7 @@ def test_other_metrics_have_a_verdict_too(arms, measure):
     assert both.shifted.pairs[0].networks.different
 
 
+@pytest.mark.train
 def test_accuracies_are_the_same_with_and_without_predictions(arms):
     runs = [measured(*arm) for arm in arms]
     comparison = compare_runs(runs)
@@ -103,6 +106,7 @@ def test_accuracies_are_the_same_with_and_without_predictions(arms):
         compare_shift(runs, NOISE)
 
 
+@pytest.mark.train
 def test_runs_that_could_not_read_the_same_images_are_refused(arms):
     runs = [measured(*arm) for arm in arms]
     run, correct, noisy = arms[0]
@@ -112,6 +116,7 @@ def test_runs_that_could_not_read_the_same_images_are_refused(arms):
         compare_shift(runs, NOISE)
 
 
+@pytest.mark.train
 def test_corrupted_images_are_not_held_against_what_was_published_of_other_data_sets(made_run):
     wins, loses = right(0.9, 1), right(0.4, 2)
     runs = [

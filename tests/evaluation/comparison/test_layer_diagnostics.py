@@ -50,6 +50,7 @@ def layers(trained):
     return {strategy: known_layers(run) for strategy, run in trained[0].items()}
 
 
+@pytest.mark.train
 def test_progress_is_reported_and_the_beginning_that_runs_share_is_measured_once(trained, layers):
     phases = [step.phase for step in trained[1]]
     assert set(phases) <= {"index", "decode", "features", "probe"}
@@ -131,6 +132,7 @@ def test_the_pull_is_the_gradient_of_the_mean_loss_relative_to_the_weights(train
         assert moved.pull == pytest.approx(float(gradient / weights), rel=1e-2), stage.name
 
 
+@pytest.mark.train
 def test_probes_that_end_after_different_stages_do_not_share_a_beginning(trained, tmp_path):
     data = trained[0]["last_block"].config.data
     stages = ("layer2", "layer3")

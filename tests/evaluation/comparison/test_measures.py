@@ -147,6 +147,7 @@ def _places(compared, pair):
     return titles.index(pair["a"]), titles.index(pair["b"])
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("name", ["macro_f1", "log_loss"])
 def test_a_comparison_uses_the_chosen_metric_and_says_so(three_strategies, name):
     compared = compare_runs(three_strategies, name)

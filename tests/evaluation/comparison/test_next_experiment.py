@@ -128,6 +128,7 @@ def test_lp_ft_comes_next_where_training_won_on_its_own_images_and_lost_on_shift
     assert not found.inferred
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("strategies", "own", "shifted"),
     [
@@ -149,6 +150,7 @@ def test_without_a_shifted_set_nothing_is_said_of_it(shown):
     assert rules.shift(shown(linear_probe=0.80, full=0.90)) is None
 
 
+@pytest.mark.train
 def test_after_lp_ft_comes_wise_ft_which_trains_nothing_and_then_nothing(compared, made_run):
     tried = {"linear_probe_then_full": 0.85}
     sides = [compared(linear_probe=0.80, full=share, **tried) for share in (0.90, 0.60)]
@@ -300,6 +302,7 @@ def test_nothing_freezes_again_that_took_part_or_is_frozen(shown, strategy, laye
 # --- together
 
 
+@pytest.mark.train
 def test_what_was_measured_comes_before_what_is_inferred(compared):
     falling = {"feature_extraction": layers_of(1, FALLING)}
     own = compared(seeds=2, linear_probe=0.80, feature_extraction=0.905, full=0.90)

@@ -69,6 +69,7 @@ def test_nothing_is_said_without_a_significant_verdict_against_it(made_run, shar
     assert compare_runs(runs_of(made_run, shares)).published == ()
 
 
+@pytest.mark.train
 def test_nothing_is_said_of_arms_that_differ_in_more_than_the_strategy_or_were_stopped(made_run):
     shares = {"feature_extraction": 0.90, "last_block": 0.80}
     for settings in (

@@ -206,6 +206,7 @@ def test_seeds_that_are_far_apart_on_many_images_ask_for_more_seeds_only(made_ru
     assert "images." not in compared.caveat.split("train more seeds")[1]
 
 
+@pytest.mark.train
 def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
     """Nor do the runs of an arm differ in their seeds only, where one was stopped."""
     finished = [made_run(right(0.9, seed), seed=seed) for seed in (0, 1)]
@@ -271,6 +272,7 @@ def test_runs_of_one_strategy_are_compared_with_each_other(made_run):
     assert compared.advised is None
 
 
+@pytest.mark.train
 def test_one_strategy_alone_is_not_the_one_to_take(made_run):
     compared = compare_runs([made_run(right(0.9))])
     assert compared.pairs == compared.arm_verdicts == ()

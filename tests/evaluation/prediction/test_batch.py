@@ -90,6 +90,7 @@ def test_the_network_is_compiled_where_that_pays(
             )
 
 
+@pytest.mark.train
 def test_with_the_training_images_known_each_is_said_to_be_like_them_or_not(
     run, predictor, strangers
 ):

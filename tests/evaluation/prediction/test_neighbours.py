@@ -43,6 +43,7 @@ def files(run, kind):
     return sorted(path for path in type(folder)(run.config.data, kind).glob("*.png"))
 
 
+@pytest.mark.train
 def test_a_training_image_is_nearest_to_itself(run, looks, near):
     count = run.history.started["counts"]["train"]
     assert len(near.ids) == len(near.labels) == len(near.features) == count

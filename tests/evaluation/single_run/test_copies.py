@@ -50,6 +50,7 @@ def looked(run, data, roots=()):
     return known, known.copies(np.ones(len(other.table), bool)), other.table["id"]
 
 
+@pytest.mark.train
 def test_what_the_run_before_was_trained_on_is_counted_and_said_but_not_left_out(child, mixed, ids):
     known, copies, names = looked(child, mixed)
     assert set(names[known.earlier]) == {*ids["train"][:4], "red/nearly.png"}
@@ -78,6 +79,7 @@ def test_a_run_before_that_is_gone_is_said(child, parent, mixed, ids):
     assert copies.training == 0  # its own were
 
 
+@pytest.mark.train
 def test_a_run_elsewhere_and_data_that_may_not_be_read_are_not_looked_into(
     child, parent, mixed, trained_once, tmp_path
 ):

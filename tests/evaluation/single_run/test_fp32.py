@@ -43,6 +43,7 @@ def stopped(stopped_once, tmp_path):
     return lambda: RunStore(copy.parent).run(copy.name)
 
 
+@pytest.mark.train
 def test_it_then_holds_the_fp32_answers_of_its_best_epoch_and_still_goes_on(stopped):
     run = stopped()
     found = (run.status, evaluation_precision(run), can_be_evaluated(run))

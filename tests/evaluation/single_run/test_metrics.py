@@ -31,6 +31,7 @@ def test_the_test_split_is_the_one_to_believe(table):
     assert evaluate(table, CLASSES, "val").images == 40
 
 
+@pytest.mark.train
 @given(st.integers(2, 6), st.integers(1, 50), st.integers(0, 2**32 - 1), st.data())
 @settings(max_examples=25, deadline=None)
 def test_per_class_metrics_are_scikit_learns_and_absent_classes_have_none(width, count, seed, data):

@@ -32,6 +32,7 @@ def measured(run):
     return drained(measure_robustness(run, "test"))
 
 
+@pytest.mark.train
 def test_images_are_named_at_every_severity_and_the_result_stays_in_the_folder(run, measured):
     steps, result = measured
     plain = evaluation(run, "test")

@@ -44,6 +44,7 @@ def stored(measured, tmp_path):
     return run, run.run_dir / "robustness-test.parquet"
 
 
+@pytest.mark.train
 def test_the_predictions_are_those_behind_the_accuracies_and_the_clean_ones_those_of_the_run(
     stored,
 ):
@@ -102,6 +103,7 @@ def test_what_is_of_an_earlier_state_of_the_run_does_not_count(stored):
         corrupted_predictions(run.run_dir, NOISE, 3)
 
 
+@pytest.mark.train
 def test_no_link_is_followed_and_no_fifo_waited_for(stored, measured):
     run, file = stored
     file.unlink()

@@ -36,6 +36,7 @@ def values(found):
     return dict(zip(found.table["name"], found.table["value"], strict=True))
 
 
+@pytest.mark.train
 @given(tables())
 @settings(max_examples=30, deadline=None)
 def test_every_number_is_scikit_learns(table):

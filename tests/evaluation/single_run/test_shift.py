@@ -44,6 +44,7 @@ def predicted(run, data, **settings):
     return evaluate_shifted(run, finish(predict_shifted([run], str(data), **settings)))
 
 
+@pytest.mark.train
 def test_the_same_images_in_another_folder_get_the_same_answers(run, ids, trained_once, tmp_path):
     # Another byte makes another image of the same pixels: exact copies are left out.
     folder = copied(ids["test"], trained_once.data, tmp_path / "same")
@@ -63,6 +64,7 @@ def test_the_same_images_in_another_folder_get_the_same_answers(run, ids, traine
     assert counted == (0, 0, 0, 0, "")
 
 
+@pytest.mark.train
 def test_worse_images_are_predicted_as_predict_does_and_cost_accuracy(
     run, ids, trained_once, tmp_path
 ):
@@ -85,6 +87,7 @@ def test_worse_images_are_predicted_as_predict_does_and_cost_accuracy(
     assert result.calibrated.scaling is None or result.calibrated.scaling.source == "val"
 
 
+@pytest.mark.train
 def test_a_data_set_is_predicted_once_until_it_changes(
     run, ids, trained_once, tmp_path, monkeypatch
 ):
@@ -189,6 +192,7 @@ def test_what_lies_outside_the_readable_folders_is_refused_even_packed(
     assert predicted(run, inside, roots=roots).images == len(ids["test"])
 
 
+@pytest.mark.train
 def test_splits_of_the_other_data_do_not_count_and_a_manifest_will_do(
     run, ids, trained_once, tmp_path
 ):
@@ -205,6 +209,7 @@ def test_splits_of_the_other_data_do_not_count_and_a_manifest_will_do(
     assert counts == {"blue": -(-len(rows) // 2), "red": len(rows) // 2, NASTY: 0}
 
 
+@pytest.mark.train
 def test_work_that_is_broken_off_keeps_nothing_and_several_runs_are_named(
     trained_once, ids, tmp_path
 ):

@@ -133,6 +133,7 @@ def test_predictions_of_an_earlier_state_of_the_run_do_not_count(stored):
     assert "dark" in known_shifts(run)[1][0]
 
 
+@pytest.mark.train
 def test_no_link_is_followed_and_no_fifo_waited_for(stored, predicted):
     run, file, fingerprint = stored
     original = predicted[0] / file.name
