@@ -37,6 +37,7 @@ def deadline(request):
         yield
 
 
+@pytest.mark.train
 @POSIX
 def test_a_fifo_is_skipped_among_images_and_refused_for_a_manifest(trained, tmp_path):
     data, run_dir = trained
@@ -108,6 +109,7 @@ def test_results_for_a_closed_stdout_are_an_error_in_one_line(monkeypatch, tmp_p
     assert "closed" in said
 
 
+@pytest.mark.train
 @POSIX
 def test_a_reader_that_stops_early_gets_no_error(monkeypatch, tmp_path):
     reader, writer = os.pipe()
@@ -182,6 +184,7 @@ def test_what_commands_a_terminal_is_shown_and_not_sent(image_folder, tmp_path):
     assert r"red\x1b[31m" in done.stdout
 
 
+@pytest.mark.train
 def test_a_home_that_cannot_be_written_costs_only_what_is_kept_there(
     trained, tmp_path, monkeypatch
 ):

@@ -201,6 +201,7 @@ def test_the_baseline_is_added_once_and_says_what_training_gained(small_data, tm
     assert re.search("(a|the) linear probe (that took|by) ", " ".join(done.stdout.split()))
 
 
+@pytest.mark.train
 def test_each_run_of_a_comparison_is_reported_as_one_that_is_trained_alone(
     small_data, tmp_path, monkeypatch
 ):

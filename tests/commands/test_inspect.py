@@ -123,6 +123,7 @@ def test_a_deep_inspection_adds_findings_a_probe_of_each_stage_and_a_suggestion(
     assert deep["suggestion"]["reason"] in printed
 
 
+@pytest.mark.train
 def test_a_deep_inspection_where_nothing_can_be_probed_is_printed_too(data, small):
     done = thaw("inspect", data, "--deep")  # four validation images
     assert (done.returncode, "linear probe" in done.stdout) == (0, False)

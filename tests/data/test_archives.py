@@ -680,6 +680,7 @@ def test_zip_bomb_is_refused_after_a_bounded_part_of_it(tmp_path, claim):
         )
 
 
+@pytest.mark.train
 def test_zip_directory_beyond_reason_is_refused_before_it_is_read(tmp_path):
     span = 200 << 20
     archive = tmp_path / "a.zip"

@@ -241,6 +241,7 @@ def test_another_rule_is_another_split_and_the_first_one_comes_back(tmp_path):
     assert splits_of(folder) == first
 
 
+@pytest.mark.train
 def test_split_that_is_lost_damaged_or_cannot_be_kept_is_the_same_again(tmp_path, monkeypatch):
     folder = image_folder(tmp_path / "x", {"red": 12, "blue": 12})
     before = splits_of(folder)
@@ -281,6 +282,7 @@ def test_groups_by_a_pattern_never_straddle(patients):
     assert set(grouped.table["split"]) == {"train", "val", "test"}
 
 
+@pytest.mark.train
 def test_groups_hold_when_images_are_added(patients):
     load_dataset(patients, groups="{group}_*")
     for number in range(12):
@@ -342,6 +344,7 @@ def apart(split):
     ]
 
 
+@pytest.mark.train
 def test_copies_and_near_duplicates_are_on_one_side_unless_they_are_to_be_apart(copied):
     together = load_dataset(copied)
     assert apart(dict(zip(together.table["id"], together.table["split"], strict=True))) == []

@@ -321,6 +321,7 @@ ODD = {
 DEAR = [pytest.param(layout, marks=pytest.mark.train) for layout in [*ODD][3:]]
 
 
+@pytest.mark.train
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("layout", [*[*ODD][:3], *DEAR])
 def test_odd_data_sets_are_inspected_too(layout):

@@ -198,6 +198,7 @@ def test_another_size_is_another_table(folder):
     same(small, again)
 
 
+@pytest.mark.train
 def test_images_that_cannot_be_decoded_any_more_are_missing(folder):
     dataset = load_dataset(folder)
     gone = dataset.table["id"].tolist().index("green/002.png")

@@ -111,6 +111,7 @@ def test_a_name_that_cannot_be_one_is_said_at_its_field_and_nothing_can_be_recor
     assert component.data["class_name"] == ""
 
 
+@pytest.mark.train
 def test_frames_are_deleted_one_by_one_or_all_of_a_class_and_come_back(component):
     folder = recorded()
     at = opened(recording_class="cup")

@@ -100,6 +100,7 @@ def test_stage_rates_and_a_file_of_weights_survive_a_reload(folder, known):
     assert again.text_input(key="weights_file").value == "/nowhere/w.pth"
 
 
+@pytest.mark.train
 def test_what_cannot_be_used_is_not_kept_but_all_else_is(folder, known):
     at = open_page("configure", data=known(folder))
     assert set(address(at)) == {"data"}, "settings that nobody has touched need no place there"

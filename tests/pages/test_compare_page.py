@@ -78,6 +78,7 @@ def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     assert [one.proto.ignore_rerun for one in at.get("download_button")] == [True]
 
 
+@pytest.mark.train
 def test_the_metric_is_in_the_address(four_runs):
     at = open_page("compare", judged_by="log_loss")
     assert at.segmented_control(key="judged_by").value == "log_loss"

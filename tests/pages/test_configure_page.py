@@ -284,6 +284,7 @@ def test_the_strategy_is_drawn_and_stays_drawn_whatever_is_wrong(configure, draw
         assert button(at, "Start training").disabled
 
 
+@pytest.mark.train
 def test_a_custom_strategy_is_drawn_by_its_first_stage_that_trains(configure, drawn):
     at = configure(strategy="feature_extraction")
     assert looks(drawn) == ["frozen"] * 8 + ["head"]

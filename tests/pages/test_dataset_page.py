@@ -108,6 +108,7 @@ def test_classes_with_similar_names_are_relabelled_pair_by_pair_only(made):
     assert {path.split("/")[0] for path in edit.paths} == {"rose"}
 
 
+@pytest.mark.train
 def test_possible_leakage_is_a_warning_and_moves_selected_images_only(made):
     folder = made(SPLIT)
     for number in range(3):
@@ -123,6 +124,7 @@ def test_possible_leakage_is_a_warning_and_moves_selected_images_only(made):
     )
 
 
+@pytest.mark.train
 def test_exact_copies_across_splits_are_excluded_all_at_once_or_those_selected(made):
     folder = made(SPLIT)
     for number in range(3):
@@ -194,6 +196,7 @@ def test_what_is_selected_in_one_data_set_is_not_selected_in_another(folder, mad
         assert at.checkbox(key="choose-browse-red/000.png").value == selected
 
 
+@pytest.mark.train
 def test_the_latest_change_can_be_undone_right_after_it(folder):
     save_edits(folder, [Edit(action="exclude", paths=("red/005.png",))])
     at = opened(folder, "Images")
@@ -219,6 +222,7 @@ def undo_buttons(at):
     return [one for one in at.button if one.label == "Undo"]
 
 
+@pytest.mark.train
 def test_a_button_of_a_change_undoes_that_one_wherever_it_has_moved(folder):
     edits = [Edit(action="exclude", paths=(f"red/00{number}.png",)) for number in range(3)]
     save_edits(folder, edits)
@@ -233,6 +237,7 @@ def test_a_button_of_a_change_undoes_that_one_wherever_it_has_moved(folder):
     assert load_edits(folder) == (edits[1],)
 
 
+@pytest.mark.train
 def test_of_many_changes_the_latest_are_listed_and_the_others_on_further_pages(folder):
     edits = [Edit(action="ignore", paths=(f"{number}",), kind="dark") for number in range(50)]
     save_edits(folder, edits)

@@ -70,6 +70,7 @@ def test_what_is_chosen_is_in_the_address_and_starts_the_run(configure, trained_
     assert trained_on == [("feature_extraction", 2)]
 
 
+@pytest.mark.train
 def test_an_address_from_a_larger_machine_says_what_is_wrong_here(configure, monkeypatch):
     found = address(configure(devices=2))
     has(monkeypatch, 1)
@@ -80,6 +81,7 @@ def test_an_address_from_a_larger_machine_says_what_is_wrong_here(configure, mon
     assert not button(at, "Start training").disabled
 
 
+@pytest.mark.train
 def test_what_cannot_be_is_said_with_the_other_problems(configure):
     at = configure()
     for devices, strategy, problem in (

@@ -88,6 +88,7 @@ def test_a_folder_is_used_with_its_own_size_and_licence_and_built_once(configure
     assert len(built) == 1
 
 
+@pytest.mark.train
 def test_a_folder_outside_those_that_a_server_may_read_is_refused(configure, folder, monkeypatch):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(shared_images(red=12, blue=12)))
     at = configure.text_input(key="networks_named").set_value(f"local-dir:{folder}").run()

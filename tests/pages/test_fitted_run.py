@@ -55,6 +55,7 @@ def test_a_comparison_of_runs_without_epochs_has_no_learning_curves():
     assert summary(runs[0])["epochs"] == 0
 
 
+@pytest.mark.train
 def test_configure_hides_what_steers_steps(known, folder):
     at = open_page("configure", data=known(folder))
 

@@ -37,6 +37,7 @@ def images(at):
     return metrics(at).get("Images")
 
 
+@pytest.mark.train
 def test_folders_are_walked_down_and_up_and_one_is_used(folder):
     at = open_page("dataset")
     assert offered(at) == ["deep · 28 images"]

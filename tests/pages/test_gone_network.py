@@ -157,6 +157,7 @@ def test_every_page_opens_says_what_is_missing_and_keeps_the_settings(
     assert at.session_state["settings_id"] == asked["settings"]
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("gone", ["folder", "timm"], indirect=True)
 def test_what_was_measured_of_a_run_is_still_there(gone):
     assert RunStore(paths.runs_dir()).damaged() == []
@@ -193,6 +194,7 @@ def test_nothing_can_be_started_until_another_network_is_chosen_or_it_is_back(
     assert not button(at, "Start training").disabled
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("gone", ["folder", "timm"], indirect=True)
 def test_settings_of_a_run_are_used_again(gone):
     at = open_page("train", run=runs()[-1].run_id)
@@ -229,6 +231,7 @@ def test_boxes_that_look_at_networks_open_without_it(gone, address):
     at.text_input(key="networks_named").set_value(gone).run()
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("gone", ["folder"], indirect=True)
 def test_weights_gone_from_a_folder_are_missed_there_and_not_downloaded(
     trained, address, tmp_path, monkeypatch

@@ -151,6 +151,7 @@ def test_while_it_goes_on_the_page_can_be_used_and_it_can_be_stopped(
     assert not button(at, START).disabled
 
 
+@pytest.mark.train
 def test_data_that_cannot_be_used_are_refused_in_words(runs, tmp_path, finished):
     at = opened(runs[0])
     for named, problems in (

@@ -271,6 +271,7 @@ def test_the_runs_to_overlay_are_chosen_outside_the_panel_that_refreshes_itself(
     assert within == [False]
 
 
+@pytest.mark.train
 def test_settings_of_a_run_are_shown_as_changes_and_copied_as_command_and_json(runs):
     config = runs[1].config
     at = open_page("train", run=runs[1].run_id)

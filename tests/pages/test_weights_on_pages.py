@@ -43,6 +43,7 @@ def button(at, start):
     return next(button for button in at.button if button.label.startswith(start))
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("page", ["configure", "compare"])
 def test_start_waits_for_the_weights_and_the_page_downloads_them(opened, page, published, finished):
     assert not button(opened(page, weights_from="Random"), "Start ").disabled

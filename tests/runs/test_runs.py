@@ -247,6 +247,7 @@ def test_many_readers_at_once_see_every_step_once(tmp_path, started, step, lines
     assert [row["step"] for row in history.refresh().steps] == list(range(1, steps + 1))
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(("pause", "status"), [(False, "stopped"), (True, "paused")])
 def test_a_run_that_was_stopped_or_paused_goes_on(config, store, pause, status):
     run_dir = stop_in_second_epoch(config, store.runs_dir, pause=pause)
@@ -494,6 +495,7 @@ def test_what_python_says_at_its_end_is_no_failure_of_the_run(queued, store, mon
     assert store.run(queued.run_dir.name).status == "interrupted"
 
 
+@pytest.mark.train
 def test_what_comes_after_a_run_may_warn_and_the_queue_goes_on(config, store, caplog):
     result = []
 

@@ -282,6 +282,7 @@ def test_a_batch_is_made_without_helper_threads_and_other_threads_keep_theirs(tw
         assert (batch, other, torch.get_num_threads()) == (1, 2, 2)
 
 
+@pytest.mark.train
 def test_threads_that_start_while_others_make_batches_have_all_their_helpers(two_threads):
     over, found = threading.Event(), Counter()
 

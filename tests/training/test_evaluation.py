@@ -38,6 +38,7 @@ def eager(config, folder, names):
         return network.model(torch.stack([one.tensor for one in inputs])).numpy()
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     "settings",
     [
@@ -116,6 +117,7 @@ def test_images_that_vanish_before_the_final_evaluation_are_counted_as_lost(unca
     assert len(load_predictions(tmp_path / "run")) == 11
 
 
+@pytest.mark.train
 def test_the_only_image_left_of_a_split_is_evaluated(uncached, tmp_path):
     config = uncached(cache="off", skip_limit=0.5)
     found, training = fit_until(config, tmp_path / "run", ends_epoch())

@@ -143,6 +143,7 @@ def test_penalties_are_chosen_as_scikit_learn_scores_them_on_the_same_folds(clas
     assert (right == wanted).mean() > 0.98
 
 
+@pytest.mark.train
 def test_losses_that_chance_makes_worse_do_not_end_the_search_for_a_penalty():
     mislabelled = 4
     random = np.random.default_rng(0)

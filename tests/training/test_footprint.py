@@ -64,6 +64,7 @@ def test_on_cuda_each_run_counts_from_its_beginning_on_its_own_device(config, co
     assert set(counter["asked"]) == {torch.device("cpu", 0)}, "what the fixture calls the GPU's"
 
 
+@pytest.mark.train
 def test_on_a_processor_there_is_no_other_memory(config, tmp_path):
     (tmp_path / "run").mkdir()
     assert {one.device_bytes for one in ended(fit(config(), tmp_path / "run"))} == {None}

@@ -50,6 +50,7 @@ def by_hand(file):
     return ((square - np.float32(OTHER["mean"])) / np.float32(OTHER["std"])).transpose(2, 0, 1)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("cache", ["auto", "off"])
 def test_a_run_trains_evaluates_and_predicts_on_images_prepared_so(cache):
     run = trained_run(strategy="feature_extraction", epochs=1, cache=cache, **OTHER)
@@ -67,6 +68,7 @@ def test_a_run_trains_evaluates_and_predicts_on_images_prepared_so(cache):
     np.testing.assert_allclose(np.stack(stored[ids].tolist()), logits, atol=1e-4)
 
 
+@pytest.mark.train
 def test_only_what_is_changed_changes_the_cache():
     device = choose_device("cpu", "fp32")
 

@@ -74,6 +74,7 @@ def is_plain(value):
     return value is None or type(value) in (str, int, float, bool)
 
 
+@pytest.mark.train
 def test_events_tell_the_story_in_order_and_in_plain_scalars(tmp_path):
     found = fit_all(tiny_config(batch_size=8, weights="none"), tmp_path)
     assert all(is_plain(event.to_json()) for event in found)

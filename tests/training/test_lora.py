@@ -323,6 +323,7 @@ def test_settings_that_do_not_fit_are_refused_by_field(config):
     assert config().for_strategy("full")["lora_from"] is None
 
 
+@pytest.mark.train
 def test_a_checkpoint_holds_factors_and_the_head_and_makes_a_plain_network(config, tmp_path):
     settings = config(lora_norms="train")
     found = fit_all(settings, tmp_path)

@@ -54,6 +54,7 @@ def test_too_many_end_the_run_with_advice_and_it_resumes_once_they_are_back(conf
     assert isinstance(list(fit(settings, tmp_path / "run", resume=True))[-1], events.RunFinished)
 
 
+@pytest.mark.train
 def test_nothing_left_to_train_on_is_said(config, tmp_path):
     settings = config(skip_limit=1.0)
     _, training = fit_until(settings, tmp_path / "run", ends_epoch())

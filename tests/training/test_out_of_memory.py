@@ -310,6 +310,7 @@ def test_a_run_remembers_what_fits_and_says_it_once(config, tmp_path, monkeypatc
     assert seen.count(10) == 1  # no later step tries as many again
 
 
+@pytest.mark.train
 def test_images_are_evaluated_as_many_at_a_time_as_in_a_step(config, tmp_path, monkeypatch):
     seen, answered = [], evaluation.logits_in_parts
 

@@ -44,6 +44,7 @@ def fed(job, epoch):
     return images
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("kind", "views"), [("flips", 3), ("random_resized_crop", 3), ("random_resized_crop", 0)]
 )

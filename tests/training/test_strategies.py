@@ -290,6 +290,7 @@ def test_description_is_what_pages_draw():
     assert (rows[1]["trains"], rows[1]["trained"]) == (True, 10)
 
 
+@pytest.mark.train
 def test_stages_are_those_of_the_network_at_the_size_of_the_run_and_looked_at_once(monkeypatch):
     name, side, built, real = "timm/mobilenetv4_conv_small", 32, [], networks.create_on_meta
     monkeypatch.setattr(

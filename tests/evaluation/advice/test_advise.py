@@ -149,6 +149,7 @@ def test_the_sample_is_stratified_seeded_and_no_larger_than_asked_for():
     assert len(training_sample(dataset, 5_000, 0).table) == whole.sum()
 
 
+@pytest.mark.train
 def test_networks_that_fail_are_named_with_their_reasons_and_end_no_other(
     folder, untimed, monkeypatch, tmp_path
 ):

@@ -201,6 +201,7 @@ def test_no_more_than_all_images_can_be_used_and_then_more_have_to_be_labelled(f
     assert "From 50 % to 100 %" in found.reason
 
 
+@pytest.mark.train
 def test_a_curve_that_is_flat_or_is_none_asks_for_no_images(fractions, shown):
     assert rules.images(fractions(p25=0.6, p50=0.800, p100=0.805)) is None
     assert rules.images(fractions(p50=0.8)) is None
@@ -229,6 +230,7 @@ def test_the_one_with_fewer_seeds_gets_those_that_it_lacks(shown, made_run):
     assert "cannot be compared as strategies" in found.reason
 
 
+@pytest.mark.train
 def test_three_seeds_averages_or_a_difference_that_has_shown_ask_for_no_more(shown, made_run):
     assert rules.seeds(shown(seeds=3, last_block=0.850, full=0.845)) is None
     assert rules.seeds(shown(seeds=2, last_block=0.9, full=0.7)) is None

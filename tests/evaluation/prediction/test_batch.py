@@ -66,6 +66,7 @@ def test_every_image_is_classified_in_order_and_damaged_ones_are_reported(predic
     np.testing.assert_allclose(found, alone, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.train
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
 @pytest.mark.parametrize("known", [False, pytest.param(True, marks=pytest.mark.train)])
 def test_the_network_is_compiled_where_that_pays(

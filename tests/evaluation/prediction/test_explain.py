@@ -108,6 +108,7 @@ def test_real_backbones_are_explained_and_left_exactly_as_they_were(name):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.train
 def test_threads_get_what_they_would_get_alone():
     predictor = built(TINY_BACKBONE)
     images = [noise(side) for side in range(70, 76)]

@@ -58,6 +58,7 @@ def test_a_training_image_is_nearest_to_itself(run, looks, near):
         assert (np.diff(distances) >= 0).all()
 
 
+@pytest.mark.train
 def test_neighbours_are_of_the_images_own_class(run, looks, near):
     for kind in ("red", "blue", NASTY):
         label = run.history.started["classes"].index(kind)

@@ -94,6 +94,7 @@ def test_a_run_elsewhere_and_data_that_may_not_be_read_are_not_looked_into(
     assert "lies outside the folders" in copies.problem
 
 
+@pytest.mark.train
 def test_a_circle_of_runs_ends(child, parent, mixed):
     config = parent.config.model_copy(update={"from_run": str(parent.run_dir)})
     (parent.run_dir / "config.json").write_text(config.model_dump_json())

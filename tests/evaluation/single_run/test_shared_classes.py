@@ -98,6 +98,7 @@ def test_the_json_says_which_classes(hard_dogs):
     assert not missing_in_reference({*result})
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("measure", ["accuracy", "macro_f1", "log_loss"])
 def test_a_comparison_drops_by_the_same_classes(made_run, hard_dogs, measure):
     other = made_run(own_correct(cats=0.9, dogs=1.0), strategy="full")

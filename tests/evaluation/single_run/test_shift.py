@@ -110,6 +110,7 @@ def test_a_data_set_is_predicted_once_until_it_changes(
     assert len(shifted_predictions(run.run_dir, second, 3)) == len(ids["test"]) - 1
 
 
+@pytest.mark.train
 def test_classes_are_matched_and_what_is_unknown_or_missing_is_named(
     run, ids, trained_once, tmp_path
 ):
@@ -128,6 +129,7 @@ def test_classes_are_matched_and_what_is_unknown_or_missing_is_named(
     assert NASTY in said
 
 
+@pytest.mark.train
 def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(
     run, ids, trained_once, tmp_path
 ):
@@ -151,6 +153,7 @@ def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(
     assert "1 image may be near-copies of training images" in said
 
 
+@pytest.mark.train
 def test_a_run_whose_images_are_gone_says_that_copies_were_not_looked_for(
     run, ids, trained_once, tmp_path
 ):
@@ -178,6 +181,7 @@ def test_data_that_nothing_can_be_evaluated_on_are_refused_in_words(
     assert known_shifts(run) == ([], [])
 
 
+@pytest.mark.train
 def test_what_lies_outside_the_readable_folders_is_refused_even_packed(
     run, ids, trained_once, tmp_path
 ):

@@ -65,6 +65,7 @@ def test_what_is_stored_is_listed_without_its_table_and_survives_a_copy(
     assert known.classes == sorted(["red", "blue", NASTY])
 
 
+@pytest.mark.train
 def test_what_an_earlier_version_kept_with_the_runs_own_images_is_predicted_anew(stored, predicted):
     run, file, fingerprint = stored
     with_facts(file, lambda facts: {k: v for k, v in facts.items() if k != "without_own"})

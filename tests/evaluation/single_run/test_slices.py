@@ -120,6 +120,7 @@ def test_data_that_are_gone_leave_nothing_to_slice_by(manifest):
     assert image_facts(str(manifest), pd.Series(["red/001.png"])).own == ()
 
 
+@pytest.mark.train
 def test_a_run_is_sliced_once_until_its_manifest_changes(tmp_path, monkeypatch):
     image_folder(tmp_path, {"red": 16, "blue": 16})
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
