@@ -133,7 +133,7 @@ def test_installed_wheel_serves_the_dashboard_and_tries_it_now(installed, browse
         page.get_by_text("Mistakes, most confident first").wait_for()
         assert page.locator("[data-testid=stException]").count() == 0
     finally:
-        server.terminate()  # the command is the server, not its parent
+        server.kill()  # the command is the server, not its parent
         server.wait(300)
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"{address}/_stcore/health")
