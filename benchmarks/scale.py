@@ -59,7 +59,7 @@ class Part:
         self.found: dict[str, Any] = {"base_mb": round(memory_mb())}
 
     @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
+    def time_span(self, name: str) -> Iterator[None]:
         wall, cpu = time.perf_counter(), time.process_time()
         yield
         self.found[name] = {
@@ -86,15 +86,15 @@ def draw(part: Part, app: "AppTest", name: str) -> None:
     sent = [0]
     messages = LocalScriptRunner.forward_msgs
 
-    def counted(runner: LocalScriptRunner) -> list[ForwardMsg]:
+    def count_messages(runner: LocalScriptRunner) -> list[ForwardMsg]:
         found = messages(runner)
         sent[0] = sum(message.ByteSize() for message in found)
         return found
 
-    LocalScriptRunner.forward_msgs = counted  # type: ignore[assignment, method-assign]
+    LocalScriptRunner.forward_msgs = count_messages  # type: ignore[assignment, method-assign]
     try:
         for span in (name, f"{name}_again"):
-            with part.timed(span):
+            with part.time_span(span):
                 app.run()
             if app.exception:
                 raise RuntimeError(app.exception[0].message)
@@ -161,7 +161,7 @@ def index(part: Part, data: Path) -> None:
     """Read every file, compare the images, keep the index."""
     from finetune_core.data.dataset import look_through
 
-    with part.timed("index"):
+    with part.time_span("index"):
         finish(look_through(data))
 
 
@@ -171,19 +171,19 @@ def split(part: Part, data: Path) -> None:
     from finetune_core.data.dataset import assemble, look_through
 
     settings = make_config({"data": str(data)}).split_settings
-    with part.timed("open_again"):
+    with part.time_span("open_again"):
         seen = finish(look_through(data))
-    with part.timed("split_and_check"):
+    with part.time_span("split_and_check"):
         dataset = assemble(data, seen, **settings, edits=())
-    with part.timed("split_and_check_again"):
+    with part.time_span("split_and_check_again"):
         assemble(data, seen, **settings, edits=())
-    with part.timed("check"):
+    with part.time_span("check"):
         found = [
             *copy_findings(dataset.table),
             *class_findings(dataset.table, dataset.classes),
             *image_findings(dataset.table),
         ]
-    with part.timed("fingerprint"):
+    with part.time_span("fingerprint"):
         part.found["split"] = dataset.split_counts
         part.found["fingerprint_is"] = dataset.fingerprint
     part.found["findings"] = {one.kind: one.count for one in found}
@@ -215,15 +215,15 @@ def edits(part: Part, data: Path) -> None:
         Edit(action="relabel", paths=changed[at : at + A_PAGE], to="class0")
         for at in range(0, len(changed), A_PAGE)
     ]
-    with part.timed("edits_kept"):
+    with part.time_span("edits_kept"):
         save_edits(data, made)
-    with part.timed("edits_read"):
+    with part.time_span("edits_read"):
         known = load_edits(data)
-    with part.timed("edits_applied"):
+    with part.time_span("edits_applied"):
         assemble(data, seen, **settings, edits=known)
-    with part.timed("edit_added"):
+    with part.time_span("edit_added"):
         add_edits(data, made[:1])
-    with part.timed("edit_taken_back"):
+    with part.time_span("edit_taken_back"):
         remove_edits(data, made[:1])
     save_edits(data, ())
 
@@ -249,15 +249,15 @@ def rows(part: Part, data: Path) -> None:
     def written() -> None:
         finish(RowCache(lambda: folder).fill("features", keys, batches()))
 
-    with part.timed("rows_written"):
+    with part.time_span("rows_written"):
         written()
-    with part.timed("rows_opened"):
+    with part.time_span("rows_opened"):
         table = RowCache(lambda: folder).table("features")
-    with part.timed("rows_looked_up"):
+    with part.time_span("rows_looked_up"):
         if table.missing(keys).any():
             raise RuntimeError("rows are missing")
         lookup = table.lookup(keys)
-    with part.timed("rows_read_at_random"):
+    with part.time_span("rows_read_at_random"):
         for start in range(0, len(keys), BATCH):
             lookup.batch(order[start : start + BATCH])
 
@@ -368,7 +368,7 @@ def listing(part: Part, folder: Path) -> None:
 
     store = RunStore(folder)
     for name in ("list", "list_again"):
-        with part.timed(name):
+        with part.time_span(name):
             runs, damaged = store.all()
         if damaged:
             raise RuntimeError(damaged[0].reason)
@@ -391,7 +391,7 @@ PARTS: dict[str, Callable[[Part, Path], None]] = {
 RUN_PARTS: dict[str, Callable[[Part, Path], None]] = {"list": listing, "pages": run_pages}
 
 
-def measured(name: str, data: Path, home: Path) -> Any:
+def measure_part(name: str, data: Path, home: Path) -> Any:
     """Measure a part in a process of its own.
 
     Args:
@@ -408,14 +408,14 @@ def measured(name: str, data: Path, home: Path) -> Any:
 
 def measure_images(count: int, parts: list[str], folder: Path) -> None:
     write_images(data := folder / f"images-{count}", count)
-    found = {name: measured(name, data, folder / f"home-{count}") for name in parts}
+    found = {name: measure_part(name, data, folder / f"home-{count}") for name in parts}
     print(json.dumps({"images": count, **found}), flush=True)
 
 
 def measure_runs(count: int, steps: int) -> None:
     with tempfile.TemporaryDirectory() as home:
         write_runs(data := Path(home, "runs"), count, steps)
-        found = {name: measured(name, data, Path(home)) for name in RUN_PARTS}
+        found = {name: measure_part(name, data, Path(home)) for name in RUN_PARTS}
     print(json.dumps({"runs": count, "steps": steps, **found}), flush=True)
 
 

@@ -55,7 +55,7 @@ def _takes_settings(names: Iterable[str]) -> Callable[[_Function], _Function]:
     """The function shows these settings in its signature and its docstring."""
     names = list(names)
 
-    def decorated(function: _Function) -> _Function:
+    def decorate(function: _Function) -> _Function:
         signature = introspection.signature(function)
         own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
         fields = RunConfig.model_fields
@@ -73,19 +73,19 @@ def _takes_settings(names: Iterable[str]) -> Callable[[_Function], _Function]:
         function.__doc__ = f"{introspection.cleandoc(function.__doc__ or '')}\n\nSettings:\n{introspection.cleandoc(listed)}"
         return function
 
-    return decorated
+    return decorate
 
 
 def _fill_docstring(**names: Iterable[str]) -> Callable[[_Function], _Function]:
     """Put lists of names into a function's docstring: ``{formats}`` with ``formats=FORMATS``."""
 
-    def decorated(function: _Function) -> _Function:
+    def decorate(function: _Function) -> _Function:
         for name, values in names.items():
             listed = ", ".join(f"``{value}``" for value in values)
             function.__doc__ = (function.__doc__ or "").replace(f"{{{name}}}", listed)
         return function
 
-    return decorated
+    return decorate
 
 
 @_takes_settings(names_in(*SECTIONS))

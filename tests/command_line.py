@@ -17,7 +17,7 @@ _command = functools.cache(lambda: typer.main.get_command(app))  # takes longer 
 
 
 class Done(NamedTuple):
-    """What a command left behind; ``words`` is stderr on one line."""
+    """Status and output of a command; ``words`` is stderr on one line."""
 
     returncode: int
     stdout: str

@@ -34,7 +34,7 @@ class Format:
 
     @property
     def network(self) -> bool:
-        """Whether the format holds the network."""
+        """Return whether the format holds the network."""
         return bool(self.file)
 
     def load_writer(self) -> Callable[[Any, Path], Any]:

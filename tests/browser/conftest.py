@@ -90,7 +90,7 @@ def server(browser, _shared_server):
 
 
 @pytest.fixture(scope="session")
-def filled(_shared_server, trained_once):
+def finished_runs(_shared_server, trained_once):
     """Two runs on ``server`` that no test may change: their names."""
     return [run_dir.name for run_dir in trained_once.copied(_shared_server.home / "runs")]
 

@@ -85,22 +85,22 @@ def test_every_empty_page_is_accessible_linked_and_fits_a_phone(
 
 
 def test_every_page_with_data_and_runs_is_accessible(
-    server, filled, trained_once, page, visit, check
+    server, finished_runs, trained_once, page, visit, check
 ):
     for name in ("", "dataset", "configure", "runs"):
         visit(server.address(name, trained_once.data))
         check()
     for name in ("train", "predict"):
-        visit(f"{server.url}/{name}?run={filled[0]}")
+        visit(f"{server.url}/{name}?run={finished_runs[0]}")
         check()
-    visit(f"{server.url}/compare?{'&'.join(f'runs={run_id}' for run_id in filled)}")
+    visit(f"{server.url}/compare?{'&'.join(f'runs={run_id}' for run_id in finished_runs)}")
     check()
 
 
 def test_every_view_of_an_evaluation_and_an_opened_image_are_accessible(
-    server, filled, page, visit, check
+    server, finished_runs, page, visit, check
 ):
-    visit(f"{server.url}/evaluate?run={filled[0]}")
+    visit(f"{server.url}/evaluate?run={finished_runs[0]}")
     page.get_by_text("All images, highest loss first").click()
     page.locator("[class*=st-key-open-losses] button").first.click()
     dialog = page.get_by_role("dialog")
@@ -114,7 +114,9 @@ def test_every_view_of_an_evaluation_and_an_opened_image_are_accessible(
         check()
 
 
-def test_the_camera_is_accessible_before_and_after_it_records(server, filled, page, visit, check):
+def test_the_camera_is_accessible_before_and_after_it_records(
+    server, finished_runs, page, visit, check
+):
     visit(f"{server.url}/dataset")
     page.get_by_text("Camera", exact=True).click()
     page.get_by_role("button", name="Turn on the camera").click()
@@ -130,7 +132,7 @@ def test_the_camera_is_accessible_before_and_after_it_records(server, filled, pa
     page.get_by_label(re.compile(r"^Frame \d+$")).first.wait_for()
     check()
 
-    visit(f"{server.url}/predict?run={filled[0]}")
+    visit(f"{server.url}/predict?run={finished_runs[0]}")
     page.get_by_text("Live camera", exact=True).click()
     page.mouse.move(0, 0)
     page.get_by_text("Turn on the camera, and hold something up.").wait_for()

@@ -99,7 +99,7 @@ def hold(page, button, name, frames):
     return taken
 
 
-def stored(server, name):
+def stored_images(server, name):
     return sorted((server.home / "data" / "camera" / "objects" / name).glob("*.jpg"))
 
 
@@ -115,12 +115,12 @@ def test_two_classes_are_recorded_corrected_trained_on_and_classified_live(serve
     pages = {name: shown(name) for name in ("cup", "pen")}
     for name, page in pages.items():
         taken = hold(page, open_camera(page, server, name), name, frames=15)
-        assert len(stored(server, name)) == taken
-        assert len({file.name.partition("_")[0] for file in stored(server, name)}) == 2
+        assert len(stored_images(server, name)) == taken
+        assert len({file.name.partition("_")[0] for file in stored_images(server, name)}) == 2
     page.locator("[data-testid=stCheckbox] label").first.click()
     page.get_by_role("button", name="Delete 1 frame").click()
     page.get_by_text("1 frame deleted.").wait_for()
-    assert len(stored(server, "pen")) == taken - 1
+    assert len(stored_images(server, "pen")) == taken - 1
     page.get_by_role("button", name="Train on it").click()
     page.get_by_text(re.compile("Training on .*objects.csv.* in 2 classes")).wait_for()
     page.get_by_text(re.compile("Linear probe on efficientnet_lite0 · .* no epochs")).wait_for()
@@ -157,7 +157,7 @@ def test_a_press_that_is_interrupted_loses_nothing(server, shown):
     page.get_by_text(re.compile(r"cup · \d+ frames · 2 recordings")).wait_for()
     wait_until(lambda: page.get_by_text("still to be stored").count() == 0)
     presses = {}
-    for file in stored(server, "cup"):
+    for file in stored_images(server, "cup"):
         press, _, number = file.stem.partition("_")
         presses.setdefault(press, []).append(int(number))
     assert len(presses) == 2
@@ -192,7 +192,7 @@ def test_what_cannot_be_stored_is_said_and_waits_until_it_can(server, shown):
     assert button.is_enabled()
     # stays until the page has been drawn to its end
     page.get_by_text("cannot be written to").wait_for(state="detached")
-    assert len(stored(server, "pen")) == taken
+    assert len(stored_images(server, "pen")) == taken
 
 
 def test_without_a_camera_or_a_secure_address_the_page_says_what_to_do(start, tmp_path, tab):

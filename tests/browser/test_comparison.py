@@ -8,9 +8,9 @@ from tests.deadline import wait_until
 
 
 def test_strategies_and_seeds_lead_to_a_verdict_that_can_be_sent(
-    server, filled, page, tab, browser, tmp_path, set_number
+    server, finished_runs, page, tab, browser, tmp_path, set_number
 ):
-    earlier = "&".join(f"runs={run_id}" for run_id in filled)
+    earlier = "&".join(f"runs={run_id}" for run_id in finished_runs)
     page.goto(f"{server.address('compare')}&{earlier}")
     page.get_by_text("Start a comparison").click()
     page.get_by_text("2 epochs of batches of 16").wait_for()

@@ -7,8 +7,8 @@ import numpy as np
 from finetune_core.evaluation.single_run.evaluate import evaluation
 
 
-def test_a_click_on_a_cell_of_the_matrix_shows_its_images(server, filled, page):
-    run = server.store.run(filled[0])
+def test_a_click_on_a_cell_of_the_matrix_shows_its_images(server, finished_runs, page):
+    run = server.store.run(finished_runs[0])
     result = evaluation(run)
     true, predicted = (int(one) for one in np.argwhere(result.confusion)[-1])
     page.goto(f"{server.url}/evaluate?run={run.run_id}")
@@ -27,8 +27,10 @@ def test_a_click_on_a_cell_of_the_matrix_shows_its_images(server, filled, page):
     page.get_by_alt_text(f"{sample}: {result.classes[true]}").first.wait_for()
 
 
-def test_a_thumbnail_opens_with_its_layers_and_escape_gives_the_focus_back(server, filled, page):
-    page.goto(f"{server.url}/evaluate?run={filled[0]}")
+def test_a_thumbnail_opens_with_its_layers_and_escape_gives_the_focus_back(
+    server, finished_runs, page
+):
+    page.goto(f"{server.url}/evaluate?run={finished_runs[0]}")
     page.get_by_text("All images, highest loss first").click()
     thumbnail = page.locator("[class*=st-key-opens-losses]").nth(1)
     button = thumbnail.get_by_role("button", name=re.compile(r"\d+\.png$"))

@@ -41,7 +41,7 @@ def tick(page, place):
     )
 
 
-def selected(page, number, shown):
+def wait_for_selection(page, number, shown):
     """Wait until that many of the shown runs are selected."""
     runs = "run" if shown == 1 else "runs"
     page.get_by_text(f"{number} of {shown} {runs} selected", exact=True).wait_for()
@@ -60,27 +60,27 @@ def sort_by_name(page):
 
 def test_sorting_and_searching_never_select_another_run(server, ids, page):
     page.goto(f"{server.url}/runs")
-    selected(page, 0, 3)
+    wait_for_selection(page, 0, 3)
     names(page, "ccc", "bbb", "aaa")
     tick(page, 0)
-    selected(page, 1, 3)
+    wait_for_selection(page, 1, 3)
     assert page.get_by_role("button", name="Compare", exact=True).is_disabled()
     sort_by_name(page)
     names(page, "aaa", "bbb", "ccc")
     tick(page, 0)  # aaa
-    selected(page, 2, 3)
+    wait_for_selection(page, 2, 3)
     search = page.get_by_role("searchbox").or_(page.get_by_label("Search", exact=True)).first
     search.fill("aaa")
-    selected(page, 1, 1)
+    wait_for_selection(page, 1, 1)
     search.fill("")
-    selected(page, 1, 3)
+    wait_for_selection(page, 1, 3)
     names(page, "ccc", "bbb", "aaa")
     marked = page.locator("tr[aria-selected=true]")
     marked.filter(has_text="aaa").wait_for(state="attached")
     assert marked.count() == 1
     assert page.get_by_role("button", name="Open", exact=True).is_enabled()
     tick(page, 1)
-    selected(page, 2, 3)
+    wait_for_selection(page, 2, 3)
     page.get_by_role("button", name="Compare", exact=True).click()
     page.wait_for_url(
         lambda url: (
@@ -96,12 +96,12 @@ def test_a_table_that_refreshes_itself_keeps_order_selection_and_an_open_questio
 ):
     waiting = create_run(tiny_config(), server.store.runs_dir)  # never begins
     page.goto(f"{server.url}/runs")
-    selected(page, 0, 4)
+    wait_for_selection(page, 0, 4)
     sort_by_name(page)
     names(page, "", "aaa", "bbb", "ccc")
     tick(page, 1)
     tick(page, 2)
-    selected(page, 2, 4)
+    wait_for_selection(page, 2, 4)
     page.get_by_role("button", name="Delete").click()
     question = page.get_by_role("button", name="Move 2 runs to the trash")
     question.wait_for()
@@ -109,7 +109,7 @@ def test_a_table_that_refreshes_itself_keeps_order_selection_and_an_open_questio
     names(page, "", "aaa", "bbb renamed", "ccc")
     assert question.is_visible()
     question.click()
-    selected(page, 0, 2)
+    wait_for_selection(page, 0, 2)
     question.wait_for(state="detached")
     assert {run.run_id for run in server.store.runs()} == {ids[0], waiting.run_dir.name}
     waiting.lock.release()
@@ -119,19 +119,19 @@ def test_a_run_is_chosen_by_a_label_that_no_longer_holds(server, ids, page):
     """Hold back what the server draws: the person chooses by what can still be read."""
     held, messages = [], []
 
-    def between(socket):
+    def relay(socket):
         upstream = socket.connect_to_server()
         socket.on_message(upstream.send)
         upstream.on_message(
             lambda message: messages.append(message) if held else socket.send(message)
         )
-        between.socket = socket
+        relay.socket = socket
 
     def is_held_back():
         page.evaluate("0")  # what has arrived is received with the answer
         return any(b"renamed" in message for message in messages if isinstance(message, bytes))
 
-    page.route_web_socket(re.compile("/_stcore/stream"), between)
+    page.route_web_socket(re.compile("/_stcore/stream"), relay)
     # stands as queued until it is cancelled
     waiting = create_run(tiny_config(), server.store.runs_dir)
     page.goto(f"{server.url}/train?run={waiting.run_dir.name}")
@@ -150,6 +150,6 @@ def test_a_run_is_chosen_by_a_label_that_no_longer_holds(server, ids, page):
     old.click()
     held.clear()
     for message in messages:
-        between.socket.send(message)
+        relay.socket.send(message)
     page.wait_for_url(re.compile(f"run={ids[0]}"))
     page.wait_for_function(IS_RENAMED)

@@ -73,7 +73,7 @@ def test_an_open_page_follows_its_run_through_reloads_and_other_pages(server, pa
 
 
 @pytest.fixture
-def stopped(server, monkeypatch):
+def stopped_run(server, monkeypatch):
     """The name of a long run on ``server`` that was stopped after its first epoch."""
     monkeypatch.setenv("THAW_HOME", str(server.home))
     reservation = create_run(tiny_config(many_images(), **LONG), server.home / "runs")
@@ -84,12 +84,14 @@ def stopped(server, monkeypatch):
 
 
 def test_buttons_stay_in_place_and_no_press_is_lost_while_the_page_is_drawn(
-    stopped, server, page, tab
+    stopped_run, server, page, tab
 ):
     def wait_for_status(status):
-        wait_until(lambda: server.store.run(stopped).status == status, f"not {status}: click lost")
+        wait_until(
+            lambda: server.store.run(stopped_run).status == status, f"not {status}: click lost"
+        )
 
-    page.goto(f"{server.url}/train?run={stopped}")
+    page.goto(f"{server.url}/train?run={stopped_run}")
     button(page, "Resume").wait_for()
     page.evaluate(FOLLOW_BUTTONS)
     for name, status in (("Pause", "paused"), ("Stop", "stopped")):

@@ -11,7 +11,7 @@ from tests.factories import shared_images, tiny_config, trained_run
 
 
 @pytest.fixture(scope="module")
-def compared(home_of_shared_fixtures):
+def two_seeds(home_of_shared_fixtures):
     """Return (run directories of two seeds with one head, JSON of their comparison)."""
     data = shared_images(red=14, blue=14)
     configs = (tiny_config(data, strategy="last_block", seed=seed, head_seed=4) for seed in (0, 1))
@@ -20,8 +20,8 @@ def compared(home_of_shared_fixtures):
 
 
 @pytest.mark.train
-def test_an_average_is_printed_as_a_trained_run_is_and_is_in_the_reference(compared, tmp_path):
-    folders, comparison = compared
+def test_an_average_is_printed_as_a_trained_run_is_and_is_in_the_reference(two_seeds, tmp_path):
+    folders, comparison = two_seeds
     known = set(comparison["runs"][0])
     made = {}
     for how, said in (
@@ -47,8 +47,8 @@ def test_an_average_is_printed_as_a_trained_run_is_and_is_in_the_reference(compa
     assert not missing_in_reference({*tried, *wise["averaged"]["curve"][0]})
 
 
-def test_a_wrong_request_is_refused_in_words_and_makes_no_run(compared, tmp_path):
-    first, second = compared[0]
+def test_a_wrong_request_is_refused_in_words_and_makes_no_run(two_seeds, tmp_path):
+    first, second = two_seeds[0]
     hows = "soup, greedy_soup, wise, ensemble"
     for arguments, words in (
         ((first, second, "--how", "stew"), f"--how: must be one of {hows}, not 'stew'"),
@@ -62,8 +62,8 @@ def test_a_wrong_request_is_refused_in_words_and_makes_no_run(compared, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
-def test_compare_says_what_the_ensemble_of_one_strategys_seeds_reaches(compared):
-    folders, comparison = compared
+def test_compare_says_what_the_ensemble_of_one_strategys_seeds_reaches(two_seeds):
+    folders, comparison = two_seeds
     ensemble = comparison["ensemble"]
     assert ensemble["low"] <= ensemble["value"] <= ensemble["high"]
     printed = " ".join(thaw("compare", *folders).stdout.split())

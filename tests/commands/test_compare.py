@@ -32,7 +32,7 @@ def small_data(home_of_shared_fixtures):
 
 
 @pytest.fixture(scope="module")
-def compared(data, tmp_path_factory):
+def comparison(data, tmp_path_factory):
     """Return (arguments, folder of runs, report, JSON) of two strategies with two seeds each."""
     base = tmp_path_factory.mktemp("compare")
     choice = ("--strategies", ",".join(STRATEGIES), "--seeds", "0,1", *tiny_options())
@@ -42,8 +42,8 @@ def compared(data, tmp_path_factory):
 
 
 @pytest.mark.train
-def test_strategies_by_seeds_are_trained_and_compared(compared):
-    _, runs, _, result = compared
+def test_strategies_by_seeds_are_trained_and_compared(comparison):
+    _, runs, _, result = comparison
     trained = {(run["strategy"], run["seed"]) for run in result["runs"]}
     assert trained == {(strategy, seed) for strategy in STRATEGIES for seed in (0, 1)}
     assert {Path(run["run_dir"]).parent for run in result["runs"]} == {runs}
@@ -58,8 +58,8 @@ def test_strategies_by_seeds_are_trained_and_compared(compared):
     assert (result["failed"], result["stopped"]) == ([], False)
 
 
-def test_the_next_experiment_is_told_with_its_forecast(compared):
-    *_, result = compared
+def test_the_next_experiment_is_told_with_its_forecast(comparison):
+    *_, result = comparison
     following = result["next"]
     assert result["no_next_reason"] is None
     assert (following["kind"], following["inferred"]) == ("baseline", False)
@@ -82,9 +82,9 @@ def test_where_no_next_experiment_stands_out_that_is_said(data):
     assert f"Next experiment: {result['no_next_reason']}" in printed
 
 
-def test_what_contradicts_a_published_ordering_is_told_with_its_source(compared, tmp_path):
+def test_what_contradicts_a_published_ordering_is_told_with_its_source(comparison, tmp_path):
     folders = [
-        shutil.copytree(run["run_dir"], tmp_path / run["run_id"]) for run in compared[3]["runs"]
+        shutil.copytree(run["run_dir"], tmp_path / run["run_id"]) for run in comparison[3]["runs"]
     ]
     for run in map(read_run, folders):
         answer_rightly(run, run.config.strategy == "feature_extraction")
@@ -96,8 +96,8 @@ def test_what_contradicts_a_published_ordering_is_told_with_its_source(compared,
     assert "Next experiment: fit a linear probe as the baseline." in printed
 
 
-def test_the_report_holds_the_verdict_and_the_images_the_networks_disagree_about(compared):
-    _, runs, report, result = compared
+def test_the_report_holds_the_verdict_and_the_images_the_networks_disagree_about(comparison):
+    _, runs, report, result = comparison
     page = report.read_text(encoding="utf-8")
     assert result["strategies"].split(" on these ")[0] in page
     assert result["networks"] in page
@@ -130,8 +130,8 @@ def test_three_packaged_networks_are_compared_on_the_digits_without_a_connection
     assert len(result["pairs"]) == 3
 
 
-def test_existing_runs_are_compared_by_folder_or_id_without_training(compared, monkeypatch):
-    _, runs, _, result = compared
+def test_existing_runs_are_compared_by_folder_or_id_without_training(comparison, monkeypatch):
+    _, runs, _, result = comparison
     before = sorted(runs.iterdir())
     firsts = [run for run in result["runs"] if run["seed"] == 0]
     (pair,) = thaw_json("compare", *(run["run_dir"] for run in firsts))["pairs"]
@@ -143,8 +143,8 @@ def test_existing_runs_are_compared_by_folder_or_id_without_training(compared, m
     assert sorted(runs.iterdir()) == before
 
 
-def test_two_runs_of_one_strategy_are_compared_with_each_other(compared):
-    *_, result = compared
+def test_two_runs_of_one_strategy_are_compared_with_each_other(comparison):
+    *_, result = comparison
     some = [run["run_dir"] for run in result["runs"] if run["strategy"] == "last_block"]
     answer = thaw_json("compare", *some)
     (pair,) = answer["pairs"]
@@ -218,8 +218,8 @@ def test_each_run_of_a_comparison_is_reported_as_one_that_is_trained_alone(
 
 
 @pytest.mark.train
-def test_reuse_trains_what_is_missing_and_nothing_again(compared):
-    arguments, runs, _, result = compared
+def test_reuse_trains_what_is_missing_and_nothing_again(comparison):
+    arguments, runs, _, result = comparison
     before = len(list(runs.iterdir()))
     more = ["0,1,2" if argument == "0,1" else argument for argument in arguments]
     answer = thaw_json(*more, "--reuse")
@@ -227,15 +227,15 @@ def test_reuse_trains_what_is_missing_and_nothing_again(compared):
     assert {run["run_id"] for run in result["runs"]} < {run["run_id"] for run in answer["runs"]}
 
 
-def test_for_people_the_verdict_comes_first(compared):
-    *_, result = compared
+def test_for_people_the_verdict_comes_first(comparison):
+    *_, result = comparison
     done = thaw("compare", *(run["run_dir"] for run in result["runs"]))
     assert " ".join(done.stdout.split()).startswith(result["verdict"][:40])
     assert "Feature extraction" in done.stdout
 
 
-def test_other_images_and_a_report_in_the_place_of_a_folder_are_refused(compared, tmp_path):
-    first = compared[3]["runs"][0]["run_dir"]
+def test_other_images_and_a_report_in_the_place_of_a_folder_are_refused(comparison, tmp_path):
+    first = comparison[3]["runs"][0]["run_dir"]
     others = shared_images(**{"red": 14, "blue <b>": 14, "violet": 14})
     other = trained_run(tiny_config(others, epochs=1)).run_dir
     done = thaw("compare", first, other, "--json")
@@ -272,8 +272,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_trains(
     assert not list((tmp_path / "runs").glob("2*"))
 
 
-def test_the_metric_can_be_chosen(compared):
-    *_, result = compared
+def test_the_metric_can_be_chosen(comparison):
+    *_, result = comparison
     runs = [run["run_dir"] for run in result["runs"]]
     other = thaw_json("compare", *runs, "--measure", "log_loss")
     assert (result["measure"], other["measure"]) == ("accuracy", "log_loss")

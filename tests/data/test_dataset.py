@@ -325,8 +325,8 @@ def test_groups_that_a_manifest_names_later_are_kept_together_from_then_on(patie
 
 
 @pytest.fixture
-def copied(tmp_path):
-    """Of 60 images, 24 have a copy, exact or nearly."""
+def folder_with_copies(tmp_path):
+    """60 images, 24 of which have an exact copy or a near-duplicate beside them."""
     folder = image_folder(tmp_path / "x", {"red": 30, "blue": 30})
     for name in ("red", "blue"):
         for number in range(12):
@@ -345,12 +345,12 @@ def apart(split):
 
 
 @pytest.mark.train
-def test_copies_and_near_duplicates_are_on_one_side_unless_they_are_to_be_apart(copied):
-    together = load_dataset(copied)
+def test_copies_and_near_duplicates_are_on_one_side_unless_they_are_to_be_apart(folder_with_copies):
+    together = load_dataset(folder_with_copies)
     assert apart(dict(zip(together.table["id"], together.table["split"], strict=True))) == []
     assert set(together.table["split"]) == {"train", "val", "test"}
     assert not {"leakage", "near_leakage"} & set(kinds(together))
-    torn = load_dataset(copied, near_duplicates="apart")
+    torn = load_dataset(folder_with_copies, near_duplicates="apart")
     assert apart(dict(zip(torn.table["id"], torn.table["split"], strict=True))) != []
     assert {"leakage", "near_leakage"} <= set(kinds(torn))
 
