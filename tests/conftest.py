@@ -24,6 +24,11 @@ from tests.forked import forkserver
 LONG = ("browser", "ray", "processes", "fuzz", "train", "packaging", "exhaustive")
 
 
+def pytest_xdist_auto_num_workers():
+    """Return the number of cores that the tests may use, which may be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark tests that need a browser, and put files with long tests first.
