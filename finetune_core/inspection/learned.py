@@ -9,8 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler, normalize
+from sklearn.preprocessing import normalize
 
 from finetune_core.inspection.clusters import effective_images
 from finetune_core.training.events import Length, Name, Share
@@ -238,15 +237,14 @@ def _some(positions: np.ndarray) -> np.ndarray:
 
 
 def _reduced(features: np.ndarray, fitted_on: np.ndarray | None = None) -> np.ndarray:
-    """Each feature scaled to the same spread, then the main directions ``[n, ≤128]``; labels play no part.
+    """Return the main directions of the features ``[n, ≤128]``; labels play no part.
 
-    The directions share one scale, that of the first: scaled one by one, the last ones, mostly noise, would count for as much.
+    The directions share one scale, that of the first. Scaled one by one, the last ones, mostly
+    noise, would count for as much. Nor are the features scaled one by one before (``logistic.py``).
     """
     some = features[_some(np.arange(len(features)) if fitted_on is None else fitted_on)]
     directions = min(_DIMENSIONS, *some.shape)
-    pipeline = make_pipeline(
-        StandardScaler(), PCA(directions, svd_solver="randomized", random_state=0)
-    )
-    scale = max(float(pipeline.fit_transform(some)[:, 0].std()), 1e-6)
-    directed: np.ndarray = pipeline.transform(features) / scale
+    pca = PCA(directions, svd_solver="randomized", random_state=0)
+    scale = max(float(pca.fit_transform(some)[:, 0].std()), 1e-6)
+    directed: np.ndarray = pca.transform(features) / scale
     return directed.astype(np.float32)

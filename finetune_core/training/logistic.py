@@ -3,7 +3,17 @@
 The objective is that of scikit-learn's ``LogisticRegression``. ``C`` is the inverse strength of the
 penalty: the mean cross-entropy of n images, plus ``|weight|² / (2 C n)``. The bias is not penalised.
 With two classes scikit-learn fits a single weight vector ``w``, and ``|weight|²`` is ``|w|²``.
-Features are standardised, and the standardisation is folded into weight and bias.
+Features are centred and divided by one common deviation, which is folded into weight and bias.
+They are not standardised one by one: that makes the features that hardly vary, of which few images
+say nothing, count as much as all others. Measured with EfficientNet-Lite0 at 96 pixels, test
+accuracy in percent of probes on standardised and on these features, C chosen by cross-validation:
+
+================================  ============  ============
+training images                   100           500
+================================  ============  ============
+letters in fonts                  45.7  87.0    94.5  95.2
+drawn shapes                      64.0  71.7    82.3  84.2
+================================  ============  ============
 """
 
 from collections.abc import Sequence
@@ -53,7 +63,7 @@ class Choice:
     Attributes:
         candidates: in the order in which they were tried; none where there are too few images.
         images, folds: that it was chosen on.
-        start: about what the best fit is, on standardised features.
+        start: about what the best fit is, on scaled features.
     """
 
     value: float
@@ -65,20 +75,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Scale:
-    """Of standardised features: ``(x - mean) / deviation``, both ``[features]``."""
+    """Scaled features: ``(x - mean) / deviation``, ``mean`` ``[features]``, ``deviation`` one number."""
 
     mean: torch.Tensor
     deviation: torch.Tensor
 
     @classmethod
     def of(cls, features: torch.Tensor) -> "Scale":
-        deviation, mean = torch.std_mean(features, dim=0, correction=0)
-        return cls(
-            mean,
-            torch.where(
-                deviation > 1e-6 * mean.abs().clamp(min=1e-6), deviation, torch.ones_like(deviation)
-            ),
-        )
+        variance, mean = torch.var_mean(features, dim=0, correction=0)
+        deviation = variance.mean().sqrt()
+        return cls(mean, torch.where(deviation > 0, deviation, torch.ones_like(deviation)))
 
     def applied(self, features: torch.Tensor) -> torch.Tensor:
         return (features - self.mean) / self.deviation
@@ -90,7 +96,7 @@ class Scale:
 
 
 def objective(head: Linear, features: torch.Tensor, labels: torch.Tensor, c: float) -> float:
-    """Return the value that a fit minimises, on standardised features."""
+    """Return the value that a fit minimises, on scaled features."""
     loss = cross_entropy(head.logits(features), labels)
     return float(loss + _penalty_strength(len(head.weight), len(labels), c) * _squares(head.weight))
 
@@ -134,7 +140,7 @@ def fitted(
     """Fit at one penalty.
 
     Args:
-        features: standardised.
+        features: scaled.
         start: weights and bias to begin with, zero by default.
         tolerance: relative decrease of the objective in ``_FEW`` iterations below which the fit
             ends.
@@ -180,7 +186,7 @@ def _joined(start: Linear | None, features: torch.Tensor, classes: int) -> torch
 
 @dataclass(frozen=True)
 class _Fold:
-    """Standardised by the images to fit on; ``held_out`` and its labels are the others."""
+    """Scaled by the images to fit on; ``held_out`` and its labels are the others."""
 
     features: torch.Tensor
     labels: torch.Tensor

@@ -75,26 +75,36 @@ def test_a_fit_is_scikit_learns_logistic_regression_at_the_same_penalty(classes,
 @pytest.mark.parametrize("classes", [2, 5])
 def test_the_default_tolerance_reaches_scikit_learns_objective(classes):
     features, labels = clouds(classes=classes)
-    scaled = StandardScaler().fit_transform(features.numpy())
+    tensor = Scale.of(features).applied(features)
+    scaled = tensor.numpy()
     theirs = LogisticRegression(C=0.1, max_iter=5000, tol=1e-8).fit(scaled, labels.numpy())
-    standardised = Scale.of(features).applied(features)
-    ours = finish(fitted(standardised, labels, classes, 0.1))
-    shares = ours.logits(standardised).softmax(1).numpy()
+    ours = finish(fitted(tensor, labels, classes, 0.1))
+    shares = ours.logits(tensor).softmax(1).numpy()
     np.testing.assert_allclose(shares, theirs.predict_proba(scaled), atol=0.01)
     assert (shares.argmax(1) == theirs.predict(scaled)).mean() > 0.99
 
 
 def test_a_fit_that_begins_at_another_penaltys_goes_on_to_its_own():
     features, labels = clouds(images=1000, features=300, classes=100, spread=0.1)
-    standardised = Scale.of(features).applied(features)
-    first = finish(fitted(standardised, labels, 100, 3.0, tolerance=1e-4))
-    second = finish(fitted(standardised, labels, 100, 10.0, first, tolerance=1e-4))
-    assert objective(second, standardised, labels, 10.0) < 0.9 * objective(
-        first, standardised, labels, 10.0
-    )
+    scaled = Scale.of(features).applied(features)
+    first = finish(fitted(scaled, labels, 100, 3.0, tolerance=1e-4))
+    second = finish(fitted(scaled, labels, 100, 10.0, first, tolerance=1e-4))
+    assert objective(second, scaled, labels, 10.0) < 0.9 * objective(first, scaled, labels, 10.0)
 
 
-def test_standardisation_is_folded_into_the_head():
+def test_features_that_hardly_vary_do_not_drown_the_others():
+    random = np.random.default_rng(0)
+    labels = np.arange(160) % 4
+    telling = np.eye(4)[labels] + random.normal(0, 0.3, (160, 4))
+    # Zero but for a few images, as the last features of a network with rectified units are.
+    idle = random.normal(0, 0.02, (160, 1200)) * (random.random((160, 1200)) < 0.02)
+    features = torch.from_numpy(np.hstack([telling, idle]).astype(np.float32))
+    given = torch.from_numpy(labels)
+    head, _ = finish(linear_probe(features[:80], given[:80], np.arange(80), 4, seed=0))
+    assert (head.logits(features[80:]).argmax(1) == given[80:]).float().mean() > 0.85
+
+
+def test_the_scale_is_folded_into_the_head():
     features, labels = clouds()
     features[:, 3] = 7.0  # a feature that never varies
     scale = Scale.of(features)
@@ -112,11 +122,11 @@ def cross_validate(features, labels):
     count = len(labels)
     losses, right = np.zeros((len(GRID), count)), np.zeros((len(GRID), count), dtype=bool)
     for fit, out in stratified_folds(labels.numpy(), np.arange(count), 0):
-        scaler, given = StandardScaler().fit(features[fit]), labels[out].numpy()
+        scale, given = Scale.of(features[fit]), labels[out].numpy()
         for at, c in enumerate(GRID):
             model = LogisticRegression(C=c, max_iter=5000)
-            model.fit(scaler.transform(features[fit]), labels[fit])
-            shares = model.predict_proba(scaler.transform(features[out]))
+            model.fit(scale.applied(features[fit]), labels[fit])
+            shares = model.predict_proba(scale.applied(features[out]))
             losses[at, out] = -np.log(shares[np.arange(len(out)), given])
             right[at, out] = shares.argmax(axis=1) == given
     return losses, right
@@ -238,7 +248,7 @@ def test_a_run_without_epochs_is_a_run(tmp_path, monkeypatch):
     assert (len(features), len(sets), classes) == (len(training), len(training), 3)
     (told,) = only(events.HeadFitted, seen)
     assert (told.images, told.chosen_on) == (len(training), len(training))
-    assert told.memory_bytes >= 2 * features.nbytes  # the features, and a standardised copy
+    assert told.memory_bytes >= 2 * features.nbytes  # the features, and a scaled copy
     _, info = best_network(run.config, folder)
     assert info.epoch == 0
     torch.testing.assert_close(head_of(run)(features), head.logits(features), atol=1e-5, rtol=1e-5)
