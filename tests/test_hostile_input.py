@@ -207,13 +207,14 @@ def test_a_home_that_cannot_be_is_an_error_in_words(trained, monkeypatch, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["x" * 100_000, "/a" * 3000, "~nobody-of-that-name/a.png", "s\udcff.png"]
+    "name", ["x" * 100_000, "/a" * 3000, "~nobody-of-that-name/a.png", "s\udcff.png", "nul\0"]
 )
 def test_names_that_cannot_be_are_refused_in_a_few_words(trained, name):
     data, run_dir = trained
-    done = thaw("predict", run_dir, name, data / "red" / "000.png", "--json")
-    assert (done.returncode, done.stdout.count('"problem"')) == (2, 1)
-    assert 10 < len(done.stderr) < 5000
+    if "\0" not in name:  # of images the others are named
+        done = thaw("predict", run_dir, name, data / "red" / "000.png", "--json")
+        assert (done.returncode, done.stdout.count('"problem"')) == (2, 1)
+        assert 10 < len(done.stderr) < 5000
     for command in (
         ("inspect", name),
         ("train", data, "--weights", name),

@@ -78,7 +78,7 @@ def footprint(
 
 
 def footprint_of_fit(job: Job, features: torch.Tensor) -> Footprint:
-    """Of the networks, the features that a head was fitted to without steps, and their scaled copy."""
+    """Return the memory of the networks, of the features that a head was fitted to, and their copy."""
     held = footprint_beside(job, [features])
     return replace(held, host=held.host + (features.nbytes if features.device.type == "cpu" else 0))
 

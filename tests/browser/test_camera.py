@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -127,6 +128,9 @@ def test_two_classes_are_recorded_corrected_trained_on_and_classified_live(serve
     page.wait_for_url(re.compile(r"/train\?.*run="))
     page.get_by_role("button", name="Try it with the camera").click()
     predicted(page, "pen")
+    pages["cup"].goto(f"{server.url}/predict?{urlsplit(page.url).query}")
+    pages["cup"].get_by_text("Live camera", exact=True).click()
+    predicted(pages["cup"], "cup")
     page.get_by_role("button", name="Compare with fine-tuning").click()
     page.get_by_role("button", name="Start 9 runs").wait_for()
     page.get_by_text(re.compile(r"All on .*objects.csv")).wait_for()
