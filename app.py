@@ -1,15 +1,19 @@
 """Thaw's home page: what this is, what the machine can do, and a way to a trained model without typing."""
 
+from collections.abc import Sequence
+
 import streamlit as st
 
 from finetune_core.config import make_config, setting_of
 from finetune_core.data.sample import SAMPLE_NAME
-from finetune_core.formatting import percent, size, things
+from finetune_core.evaluation.reference_points import reference_points
+from finetune_core.evaluation.run_accuracy import run_accuracy
+from finetune_core.formatting import size, things
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, ready_backbones
 from finetune_core.models.timm_networks import is_timm_name
-from finetune_core.recipes import DEMO_RECIPE
-from finetune_core.runs.store import summary
+from finetune_core.runs.store import Run
 from finetune_core.training.device import describe_machine
+from finetune_core.training.recipes import DEMO_RECIPE
 from pages.shared.address import carried
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.configure.stages import draw_strategy
@@ -91,9 +95,7 @@ def recent_runs() -> None:
         with st.container(horizontal=True, vertical_alignment="center", border=True):
             word, color, icon = STATUS_WORDS[run.status]
             st.badge(word, color=color, icon=icon)
-            best = summary(run)["val_accuracy"]
-            result = f" · validation accuracy {percent(best)}" if best is not None else ""
-            st.markdown(plain(run_title(run)) + result, width="stretch")
+            st.markdown(plain(run_title(run)) + _result(run, runs), width="stretch")
             if st.button("Open", key=f"open-{run.run_id}"):
                 go("pages/evaluate.py" if run.judged else "pages/train.py", run.run_id)
     if runs:
@@ -104,6 +106,14 @@ def recent_runs() -> None:
             query_params=carried(),
         )
     damaged_runs(damaged)
+
+
+def _result(run: Run, runs: Sequence[Run]) -> str:
+    """Return the run's accuracy with its reference points; empty before the first epoch."""
+    if not (accuracy := run_accuracy(run)):
+        return ""
+    beside = reference_points(run, runs).in_words()
+    return f" · **{accuracy.in_words()}**" + (f" :gray[· {plain(beside)}]" if beside else "")
 
 
 def recent_data_sets() -> None:

@@ -3,6 +3,7 @@
     python -m benchmarks.speed                          # 2,000 + 650 images, 10 epochs, three rounds: many hours on two cores
     python -m benchmarks.speed --plain-epochs 2         # the plain loop's epochs all cost the same: run 2, count 10
     python -m benchmarks.speed --train 10000 --val 1500 --networks resnet18 --jobs feature_extraction --plain-epochs 1
+    python -m benchmarks.speed --to-accuracy --train 500 --size 96     # the default recipe
     python -m benchmarks.speed --networks resnet18 --peers --plain-epochs 2        # Lightning, HF Trainer and fastai, too (peers.py)
 
 Each job runs in a process of its own and with empty caches. All sides' seconds leave imports out; Thaw's hold everything else: indexing,
@@ -27,12 +28,14 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.peers import PEERS, missing
+from benchmarks.to_accuracy import measure_races
 from finetune_core.formatting import things
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("feature_extraction", "last_block", "last_two_blocks", "full")
 PLAIN = "plain loop"
 NETWORKS = ("resnet18", "efficientnet_lite0")
+RACED = ("digits", "glyphs", "emoji", "shapes", "textures")
 JOBS = ("feature_extraction", "last_block", "comparison", "full")
 # job -> what the others train, where it is not the job itself
 BASELINES = {"comparison": "last_block"}
@@ -250,6 +253,12 @@ def read_options() -> argparse.Namespace:
         action="store_true",
         help="Lightning, HF Trainer and fastai on ResNet-18, where installed",
     )
+    parser.add_argument(
+        "--to-accuracy",
+        action="store_true",
+        help="the default recipe against the tutorial's, both in Thaw (to_accuracy.py)",
+    )
+    parser.add_argument("--size", type=int, default=224, help="pixels, with --to-accuracy")
     options = parser.parse_args()
     options.plain_epochs = options.plain_epochs or options.epochs
     if options.peers and options.plain_epochs < min(2, options.epochs):
@@ -261,6 +270,11 @@ def read_options() -> argparse.Namespace:
 
 def main() -> None:
     options = read_options()
+    if options.to_accuracy:
+        measure_races(
+            run, RACED, options.train, options.rounds, options.networks.split(",")[-1], options.size
+        )
+        return
     peers = present_peers() if options.peers else []
     with tempfile.TemporaryDirectory() as base:
         write_images(Path(base), options.train, options.val)

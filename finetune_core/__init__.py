@@ -1,7 +1,7 @@
 """Thaw's core: everything that is not Streamlit. ``import finetune_core as thaw`` gives the functions of ``api``.
 
 The rooms, in the order data flows: ``config``, ``data``, ``models``, ``training``, ``inspection``, ``runs``,
-``evaluation``, ``exporters``, then ``figures``, the command line and ``api``. A room may call the rooms before it, never those after it.
+``evaluation``, ``profile``, ``exporters``, then ``figures``, the command line and ``api``. A room may call the rooms before it, never those after it.
 """
 
 from importlib import import_module
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         export,
         inspect,
         predict,
+        profile,
         resume,
         train,
         tta,
@@ -31,6 +32,7 @@ __all__ = [
     "export",
     "inspect",
     "predict",
+    "profile",
     "resume",
     "train",
     "tta",

@@ -20,12 +20,14 @@ from finetune_core.commands.options import (
     ADVISED,
     COMPARED,
     DATA_HELP,
+    PROFILED,
     AsIs,
     AsJson,
     Data,
     Devices,
     Executor,
     RayAddress,
+    Recipe,
     RunFolder,
     RunsDir,
     refuse_torchrun,
@@ -248,13 +250,7 @@ def train(
         Path | None,
         typer.Option(help="The config.json of an earlier run; other options change it."),
     ] = None,
-    by_size: Annotated[
-        bool,
-        typer.Option(
-            "--by-size",
-            help="Length, image size, optimizer and learning rate by the size of the data (BiT's HyperRule); other options win.",
-        ),
-    ] = False,
+    recipe: Recipe = "auto",
     as_is: AsIs = False,
     devices: Devices = 1,
     executor: Executor = "here",
@@ -272,7 +268,7 @@ def train(
     @contextmanager
     def reserved(ranks: Ranks) -> Iterator[Reserved]:
         earlier = settings_in_file(config) if config else None
-        wanted = asked_for(settings, data, earlier, as_is=as_is, by_size=by_size)
+        wanted = asked_for(settings, data, earlier, as_is=as_is, recipe=recipe)
         check_shared(wanted, ranks.world)
         with asked_executor(executor, ray_address, ranks) as trainer:
             yield begun(wanted, runs_dir or paths.runs_dir(), trainer, devices), trainer
@@ -283,15 +279,23 @@ def train(
 @app.command()
 def resume(
     run_dir: RunFolder,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Train a finished run further, as a new run of so many epochs in all."),
+    ] = None,
     devices: Devices = 1,
     executor: Executor = "here",
     ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
-    """Resume a run that was stopped, failed, or was interrupted, from its last checkpoint."""
+    """Resume a run that was stopped, failed, or was interrupted, from its last checkpoint.
+
+    With --epochs, train a finished run further.
+    """
     from finetune_core.commands.executor import asked_executor
     from finetune_core.commands.runs import opened
     from finetune_core.commands.train import Reserved, led
+    from finetune_core.runs.extend import extend_run
     from finetune_core.runs.record import reopen_run
     from finetune_core.training.prepare import check_shared
     from finetune_core.training.ranks import Ranks
@@ -302,7 +306,10 @@ def resume(
         check_shared(run.config, ranks.world)
         with asked_executor(executor, ray_address, ranks) as trainer:
             trainer.check(run.config, devices)
-            yield reopen_run(run.run_dir, elsewhere=trainer.elsewhere, devices=devices), trainer
+            folder = run.run_dir
+            if epochs is not None:
+                folder = folder.with_name(extend_run(run, epochs, elsewhere=trainer.elsewhere))
+            yield reopen_run(folder, elsewhere=trainer.elsewhere, devices=devices), trainer
 
     led(reserved, devices, as_json)
 
@@ -409,7 +416,8 @@ def compare(
         bool,
         typer.Option(
             "--find-rates",
-            help="Run a learning-rate range test for each strategy first: one rate for all favours one strategy.",
+            help="Run a learning-rate range test for each strategy first. The recipe auto has a "
+            "rate for each already; a rate that you set for all favours one of them.",
         ),
     ] = False,
     baseline: Annotated[
@@ -441,6 +449,7 @@ def compare(
     config: Annotated[
         Path | None, typer.Option(help="The config.json of a run, for all other settings.")
     ] = None,
+    recipe: Recipe = "auto",
     as_is: AsIs = False,
     devices: Devices = 1,
     executor: Executor = "here",
@@ -492,6 +501,7 @@ def compare(
                     targets[0],
                     config,
                     as_is=as_is,
+                    recipe=recipe,
                     baseline=baseline,
                     elsewhere=trainer.elsewhere,
                 )
@@ -527,6 +537,63 @@ def compare(
         print_next(following, takes, none)
     if trained and (trained.failed or trained.stopped):
         raise typer.Exit(1)
+
+
+@app.command()
+@takes_settings(
+    PROFILED, {"seed": "Seeds of each arm; the first is that of the short round (default 0,1)."}
+)
+def profile(
+    data: Data,
+    settings: dict[str, str],
+    stages: Annotated[
+        str,
+        typer.Option(metavar="STAGE,…", help="The stages that may train; by default all."),
+    ] = "",
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES",
+            help="How long it may take. What does not fit is left out: third seeds, then the second "
+            "seed of full fine-tuning, adding further stages, second seeds.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The config.json of a run, for all other settings.")
+    ] = None,
+    recipe: Recipe = "auto",
+    as_is: AsIs = False,
+    devices: Devices = 1,
+    executor: Executor = "here",
+    ray_address: RayAddress = None,
+    runs_dir: RunsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Profile a backbone: train each stage alone, and say which ones gain over a linear probe.
+
+    Its runs are ordinary runs. The same command goes on with a profile that was interrupted.
+    """
+    from finetune_core.commands.executor import asked_executor
+    from finetune_core.commands.input import names
+    from finetune_core.commands.profile import ask_for_profile, print_profile, train_profile
+
+    with refused_in_words(), asked_executor(executor, ray_address) as trainer:
+        asked = ask_for_profile(
+            settings,
+            data,
+            config,
+            stages=names(stages),
+            budget=budget,
+            as_is=as_is,
+            recipe=recipe,
+            elsewhere=trainer.elsewhere,
+        )
+        folder = (runs_dir or paths.runs_dir()).resolve()
+        found = train_profile(asked, folder, executor=trainer, devices=devices)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_profile(found)
 
 
 @app.command()

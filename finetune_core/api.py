@@ -16,10 +16,11 @@ from finetune_core.commands.advise import advised
 from finetune_core.commands.average import average_of
 from finetune_core.commands.compare import on_shifted, write_report
 from finetune_core.commands.evaluate import augment, evaluated_run, shifted_run
-from finetune_core.commands.input import settings_in_file
+from finetune_core.commands.input import earlier_settings
 from finetune_core.commands.inspect import inspected
-from finetune_core.commands.options import ADVISED
+from finetune_core.commands.options import ADVISED, PROFILED
 from finetune_core.commands.predict import predictions_of
+from finetune_core.commands.profile import ask_for_profile, train_profile
 from finetune_core.commands.runs import opened
 from finetune_core.commands.terminal import progress_bar, progress_shown, show_work
 from finetune_core.commands.train import asked_for, begun, trained
@@ -40,11 +41,16 @@ from finetune_core.exporters.formats import Exported, exporting
 from finetune_core.files import check_output
 from finetune_core.inspection.report import Inspection
 from finetune_core.models.catalogue import PACKAGED
+from finetune_core.profiling.plan import SEEDS
+from finetune_core.profiling.result import Profile
+from finetune_core.runs.extend import extend_run
 from finetune_core.runs.record import reopen_run
 from finetune_core.runs.store import Run, run_folder
+from finetune_core.training.recipes import AUTO
 
 # ``advise`` names its networks itself
 _ADVISED = tuple(name for name in ADVISED if name != "backbone")
+_PROFILED = tuple(name for name in PROFILED if name != "seed")
 
 AnyPath = str | os.PathLike[str]
 AnyRun = Run | AnyPath  # as it was returned, or its id, or its folder
@@ -93,7 +99,7 @@ def train(
     data: AnyPath | None = None,
     *,
     config: RunConfig | AnyPath | None = None,
-    by_size: bool = False,
+    recipe: str = AUTO,
     as_is: bool = False,
     devices: int = 1,
     runs_dir: AnyPath | None = None,
@@ -105,7 +111,8 @@ def train(
     Args:
         data: a folder, archive or manifest, ``digits``, or the name of a public set that was fetched; None: that of ``config``.
         config: that of an earlier run (``run.config``, or its config.json), which the settings change.
-        by_size: length, image size, optimizer and learning rate by the size of the data (BiT's HyperRule); settings win.
+        recipe: ``auto``: length, learning rate and schedule follow from the number of training images
+            and the strategy; ``tutorial``: the classic numbers. Settings win.
         as_is: leave out the changes and the split that were made for this data set in the app.
         devices: of this machine that train the run together, each in a process of its own.
         runs_dir: where the run's folder goes.
@@ -116,36 +123,37 @@ def train(
         FinetuneError: when data or weights cannot be had, or the run cannot go on.
     """
     with progress_shown(progress):
-        earlier = (
-            config.model_dump()
-            if isinstance(config, RunConfig)
-            else settings_in_file(Path(config))
-            if config
-            else None
-        )
+        earlier = earlier_settings(config)
         wanted = asked_for(
             settings,
             None if data is None else os.fspath(data),
             earlier,
             as_is=as_is,
-            by_size=by_size,
+            recipe=recipe,
         )
         return trained(
             begun(wanted, Path(runs_dir) if runs_dir else paths.runs_dir(), devices=devices)
         )
 
 
-def resume(run: AnyRun, *, devices: int = 1, progress: bool | None = None) -> Run:
+def resume(
+    run: AnyRun, *, epochs: int | None = None, devices: int = 1, progress: bool | None = None
+) -> Run:
     """Go on with a run that was stopped, failed, or cut off, from its last checkpoint.
 
     Args:
+        epochs: train a finished run further, as a new run of so many epochs in all.
         devices: as for ``train``; it need not be as many as before.
 
     Raises:
-        FinetuneError: when it is finished, or cannot go on.
+        FinetuneError: when it is finished and ``epochs`` is None, or cannot go on.
     """
     with progress_shown(progress):
-        return trained(reopen_run(_opened(run).run_dir, devices=devices))
+        opened = _opened(run)
+        folder = opened.run_dir
+        if epochs is not None:
+            folder = folder.with_name(extend_run(opened, epochs))
+        return trained(reopen_run(folder, devices=devices))
 
 
 def average(
@@ -380,6 +388,53 @@ def advise(
         if others := settings.keys() - set(_ADVISED):
             raise ConfigError(dict.fromkeys(sorted(others), "changes neither probes nor forecasts"))
         return advised(os.fspath(data), list(backbones), settings, images, budget, as_is=as_is)
+
+
+@_takes_settings(_PROFILED)
+def profile(
+    data: AnyPath,
+    *,
+    stages: Iterable[str] = (),
+    seeds: Iterable[int] = SEEDS,
+    budget: float | None = None,
+    config: RunConfig | AnyPath | None = None,
+    recipe: str = AUTO,
+    as_is: bool = False,
+    devices: int = 1,
+    runs_dir: AnyPath | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Profile:
+    """Train each stage of a backbone alone, and say which ones gain over a linear probe.
+
+    Its runs are ordinary runs, and finished ones are used again: the same call goes on with a
+    profile that was interrupted.
+
+    Args:
+        data: as ``train`` takes it.
+        stages: that may train; all of the backbone where none is named.
+        seeds: of each arm.
+        budget: minutes that it may take; what does not fit is left out, and the result says so.
+        config, recipe, as_is, devices, runs_dir: as for ``train``.
+
+    Raises:
+        ConfigError: naming every setting that cannot be used.
+        FinetuneError: when data or weights cannot be had, or an interrupt has stopped a run.
+    """
+    with progress_shown(progress):
+        if others := settings.keys() - set(_PROFILED):
+            raise ConfigError(dict.fromkeys(sorted(others), "is decided by the profile itself"))
+        asked = ask_for_profile(
+            {**settings, "seed": seeds},
+            os.fspath(data),
+            config,
+            stages=list(stages),
+            budget=budget,
+            as_is=as_is,
+            recipe=recipe,
+        )
+        folder = Path(runs_dir) if runs_dir else paths.runs_dir()
+        return train_profile(asked, folder.resolve(), devices=devices)
 
 
 def _opened(run: AnyRun) -> Run:

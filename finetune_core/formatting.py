@@ -41,6 +41,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{text} %"
 
 
+def accuracy_name(split: str) -> str:
+    """``test`` -> ``Test accuracy``: the one name of an accuracy on the images of a split."""
+    return f"{SPLIT_WORDS[split]} accuracy"
+
+
 def points(difference: float) -> str:
     """A difference of shares, in percentage points: 0.021 -> ``2.1``."""
     return f"{difference * 100:z.1f}".replace("-", "−")

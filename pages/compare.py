@@ -9,15 +9,15 @@ from finetune_core.evaluation.comparison.arms import run_titles
 from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.layer_diagnostics import measured_run
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES
+from finetune_core.evaluation.comparison.pair_text import CLAIMS
 from finetune_core.evaluation.comparison.pairs import Pair
 from finetune_core.evaluation.comparison.report import (
-    arm_verdict_words,
     arms_table,
+    detail_lines,
     ensemble_in_words,
     pairs_table,
 )
 from finetune_core.evaluation.comparison.shift import ShiftComparison
-from finetune_core.evaluation.comparison.verdicts import CLAIM_HELP, CLAIMS, of_pair
 from finetune_core.figures.comparison import (
     COSTS,
     Axis,
@@ -30,16 +30,17 @@ from finetune_core.figures.comparison import (
     pareto,
 )
 from finetune_core.figures.report import whole_report
-from finetune_core.formatting import SPLIT_WORDS, number, things
+from finetune_core.formatting import SPLIT_WORDS, accuracy_name, number, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.configure import form, settings
 from pages.shared.configure.comparison_form import start_form
 from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.averages import offer_averages
-from pages.shared.evaluation.claims import CLAIM_LOOKS, claim_badge
+from pages.shared.evaluation.claims import pair_markdown
 from pages.shared.evaluation.diagnostics import disagreements, what_moved
 from pages.shared.evaluation.next_experiment import draw_next
+from pages.shared.evaluation.profile import draw_profile
 from pages.shared.evaluation.shift_axis import distribution_shift
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
@@ -50,23 +51,18 @@ from pages.shared.runs.queue import REFRESH, expected_seconds, queue_panel
 MOST_AT_FIRST = 12  # runs
 MOST_PAIRS = 6  # described in words
 AXES: dict[Axis, str] = {"epoch": "By epoch", "seconds": "By time"}  # of the learning curves
-STANDING_LOOKS = {
-    "taken": ("green", ":material/check:"),
-    "best": ("blue", ":material/trending_up:"),
-    "alike": ("gray", ":material/drag_handle:"),
-    "worse": ("orange", ":material/south:"),
-    "better": ("green", ":material/north:"),
-}
 HOW = (
-    "All runs are evaluated on the same images; two questions are kept apart. **Strategies**: would the same strategies differ on new images, trained "
-    "again with new seeds? That needs two seeds or more of each, better three, because images and seeds are both random. The variance between seeds is pooled over all strategies, except those that clearly vary more. **Networks**: do the "
-    "networks that were trained here differ on new images? One seed is enough, but it says nothing about other seeds, so a difference between networks can "
-    "be certain while one between their strategies is not. For either question, at most one in twenty comparisons of equally good strategies finds a difference, no matter how many there are (Holm's correction). *No difference shown* does not mean equal: "
-    "a difference smaller than the one given may well exist. **Macro F1** and **log loss** are compared in the same way: intervals of networks come from a paired bootstrap over images, their p from random sign flips; for strategies, each image counts by its log loss, or by "
-    "what it adds to macro F1 (pseudo-values)."
+    "All runs are evaluated on the same images; two questions are kept apart. **The method in general**: would the same strategies differ on new "
+    "images, trained again with new seeds? That needs two seeds or more of each, better three, because images and seeds are both random. The "
+    "variance between seeds is pooled over all strategies, except those that clearly vary more. **These trained models**: do the models that were "
+    "trained here differ on new images? One seed is enough, but it says nothing about other seeds. For either question, at most one in twenty "
+    "comparisons of equally good strategies finds a difference, no matter how many there are (Holm's correction). *No difference shown* does not "
+    "mean equal: a difference smaller than the one given may well exist. **Macro F1** and **log loss** are compared in the same way: intervals of "
+    "trained models come from a paired bootstrap over images, their p from random sign flips; for the method, each image counts by its log loss, "
+    "or by what it adds to macro F1 (pseudo-values)."
 )
 COLUMN_HELP = {
-    "Accuracy": "Mean over the seeds.",
+    **{accuracy_name(split): "Mean over the seeds." for split in SPLIT_WORDS},
     "Macro F1": "F1 of each class, averaged over the classes; mean over the seeds.",
     "Log loss": "Mean cross-entropy in nats; mean over the seeds. Lower is better.",
     "95 % interval": "For new images and, with several seeds, new seeds.",
@@ -77,15 +73,18 @@ COLUMN_HELP = {
     "Trainable": "Parameters that are trained.",
     "Memory": "Memory of a run in addition to the program itself: weights, optimizer, decoded images, cache, and activations of a step, as far as they are not on a GPU.",
     "GPU memory": "The most of a GPU's memory that a run has held.",
+    "Verdict": "Against the strategy to use, or where there is none, against the best: for the method in general where the seeds allow that.",
     "On disk": "The best checkpoint, which holds only the trained weights.",
     **{
         f"Difference ({one.unit})": f"{one.title} of the first minus that of the second{', in percentage points' if one.share else ''}."
         for one in MEASURES.values()
     },
-    "Strategies": "95 % interval of the difference, for new images and new seeds.",
-    "p, Holm": "For the strategies: over images and seeds, corrected for the number of pairs. At most 0.05 counts as a difference.",
-    "Networks": "95 % interval of the difference between the networks trained here, for new images.",
-    "p, Holm (networks)": "For the networks: over images, corrected for the number of pairs.",
+    CLAIMS["strategies"]: "95 % interval of the difference, for new images and new seeds.",
+    "p, Holm": "For the method in general: over images and seeds, corrected for the number of pairs. At most 0.05 counts as a difference.",
+    CLAIMS[
+        "networks"
+    ]: "95 % interval of the difference between the models trained here, for new images.",
+    "p, Holm (models)": "For these trained models: over images, corrected for the number of pairs.",
     "McNemar p": "For accuracy, regardless of the metric chosen: exact test on the images that only one of two networks classifies correctly; every network of one arm against every network of the other, combined (Rüger).",
     "Uncertainty": "Standard errors, from the images and, with several seeds, from the seeds.",
 }
@@ -147,44 +146,25 @@ def start(*, expanded: bool) -> bool:
 
 
 def verdict(comparison: Comparison) -> None:
-    """What to take, in one sentence, and how each strategy stands to it; apart from that, what is known of the networks."""
+    """Draw the answer, its size, and what to do; all else is folded below."""
+    answer, size, action = comparison.verdict.lines
     with st.container(border=True):
-        if comparison.pairs and comparison.networks:
-            st.markdown(
-                f"{claim_badge('strategies')} :small[new images and new seeds]",
-                help=CLAIM_HELP["strategies"],
-            )
-        st.markdown(f"## {plain(comparison.headline)}")
-        if comparison.caveat:
-            st.markdown(plain(comparison.caveat))
-        for one in comparison.arm_verdicts:
-            color, icon = (
-                CLAIM_LOOKS["networks"]
-                if one.about == "networks" and one.kind != "best"
-                else STANDING_LOOKS[one.kind]
-            )
-            title = plain(comparison.arms[one.arm].title)
-            st.markdown(
-                f":{color}-badge[{icon} {arm_verdict_words(one)}] **{title}**: {plain(one.words)}."
-            )
-        if comparison.baseline:
-            st.markdown(f":material/flag: {plain(comparison.baseline)}")
-        for contradiction in comparison.published:
-            st.markdown(f":material/history_edu: {plain(contradiction)}")
-        if comparison.networks:
-            st.divider()
-            st.markdown(
-                f"{claim_badge('networks')} :small[the networks trained here, on new images]",
-                help=CLAIM_HELP["networks"],
-            )
-            st.markdown(plain(comparison.networks))
-        with st.popover("Method", icon=":material/help:", type="tertiary"):
-            st.markdown(HOW)
-    for note in comparison.notes:
-        st.caption(plain(note))
+        st.header(plain(answer), anchor=False)
+        st.markdown(plain(size))
+        st.markdown(f":material/arrow_forward: **{plain(action)}**")
+    with st.expander("Details", icon=":material/list:"):
+        details(comparison)
+
+
+def details(comparison: Comparison) -> None:
+    for line in detail_lines(comparison):
+        st.markdown(plain(line))
     if comparison.differing:
         names = ", ".join(form.label(name).lower() for name in comparison.differing)
-        st.caption(f"Besides the strategy, these settings differ: {names}.")
+        st.markdown(f"Besides the strategy, these settings differ: {names}.")
+    pairs(comparison)
+    with st.popover("Method", icon=":material/help:", type="tertiary"):
+        st.markdown(HOW)
 
 
 def table(columns: list[str], rows: list[list[str]], key: str) -> None:
@@ -201,45 +181,45 @@ def table(columns: list[str], rows: list[list[str]], key: str) -> None:
 
 
 def arms(comparison: Comparison) -> None:
-    kind = f"{number(comparison.images)} {SPLIT_WORDS[comparison.split].lower()} {'image' if comparison.images == 1 else 'images'}"
-    title = comparison.measure.title
-    st.header(f"{title} on {kind}", anchor=False)
+    measure, split = comparison.measure, comparison.split
+    title = measure.title_on(split)
+    st.header(
+        title,
+        anchor=False,
+        help="Large: mean over the seeds, with its 95 % interval. Small: each seed.",
+    )
     st.plotly_chart(
-        accuracies(comparison.arms),
+        accuracies(comparison.arms, split),
         key=f"accuracies-{comparison.measure.name}",
         alt=f"{title} of each strategy with its interval, a small dot for each seed",
     )
-    st.caption("Large: mean over the seeds, with its 95 % interval. Small: each seed.")
     table(*arms_table(comparison), key="arms")
-    if words := ensemble_in_words(comparison):
-        st.caption(plain(words))
+    for footnote in (comparison.footnote, ensemble_in_words(comparison)):
+        if footnote:
+            st.caption(plain(footnote))
 
 
 def pairs(comparison: Comparison) -> None:
+    """Describe each pair; of many, those of the first arm in words and all in the table."""
     if not comparison.pairs:
         return
-    st.header("Pairwise comparison", anchor=False)
     drawn: Sequence[Pair] = comparison.pairs
     if len(drawn) > MOST_PAIRS and comparison.arm_verdicts:
         first = comparison.arm_verdicts[0].arm
         drawn = [pair for pair in drawn if first in (pair.a, pair.b)]
-        st.caption(
-            plain(
-                f"Those of {comparison.arms[first].title}; the table holds all {len(comparison.pairs)} pairs."
-            )
-        )
     for pair in drawn:
-        words = of_pair(comparison.arms, pair)
-        st.markdown(
-            "  \n".join(f"{claim_badge(claim)} {plain(getattr(words, claim))}" for claim in CLAIMS)
-        )
-    with st.expander("Tests and intervals"):
-        table(*pairs_table(comparison), key="pairs")
+        st.markdown(pair_markdown(comparison.arms, pair))
+    table(*pairs_table(comparison), key="pairs")
 
 
 @st.fragment
 def costs(comparison: Comparison) -> None:
-    st.header("Accuracy against cost", anchor=False)
+    st.header(
+        "Accuracy against cost",
+        anchor=False,
+        help="Dotted line: Pareto front. No run is both better and cheaper than one on it. Hollow: "
+        "the same runs without the cache of the frozen stages' output.",
+    )
     offered, reason = offered_costs(comparison.arms)
     if st.session_state.get("measure") not in (None, *offered):
         del st.session_state["measure"]
@@ -254,18 +234,12 @@ def costs(comparison: Comparison) -> None:
         label_visibility="collapsed",
     )
     st.plotly_chart(
-        pareto(measure, comparison.arms),
+        pareto(measure, comparison.arms, comparison.split),
         key=f"pareto-{measure}",
         alt=f"Accuracy against {COSTS[measure][0].lower()}",
     )
-    hollow = (
-        " Hollow: the same runs without the cache of the frozen stages' output."
-        if measure == "seconds"
-        else ""
-    )
-    st.caption(
-        f"Dotted line: Pareto front. No run is both better and cheaper than one on it.{hollow} {reason}"
-    )
+    if reason:
+        st.caption(reason)
 
 
 def shapes(comparison: Comparison) -> None:
@@ -274,13 +248,13 @@ def shapes(comparison: Comparison) -> None:
         (
             "Accuracy by first stage that trains",
             "depth",
-            by_depth(comparison.arms),
+            by_depth(comparison.arms, comparison.split),
             "Accuracy against the first stage that trains",
         ),
         (
             "Accuracy by training set size",
             "data",
-            by_data(comparison.arms),
+            by_data(comparison.arms, comparison.split),
             "Accuracy against the number of training images",
         ),
     ]
@@ -379,12 +353,11 @@ def judged_together(runs: list[Run]) -> None:
         remember([*(run.run_id for run in runs), queued])
         st.rerun()
     arms(comparison)
-    pairs(comparison)
     costs(comparison)
     shift = distribution_shift(comparison)
     with sharing:
-        if fitted := draw_next(comparison, shift):
-            remember([*(run.run_id for arm in comparison.arms for run in arm.runs), *fitted])
+        if compared_now := draw_next(comparison, shift):
+            remember(compared_now)
             st.rerun()
         share(comparison, shift)
     shapes(comparison)
@@ -419,5 +392,6 @@ else:
         f"Choose two runs or more ({things(len(runs), 'run')} to choose from), or start a comparison.",
         icon=":material/info:",
     )
+draw_profile(runs)
 damaged_runs(damaged)
 next_step("pages/predict.py", "Try a run on new images", primary=not starting)

@@ -32,6 +32,7 @@ from pages.shared.configure.weights import offer_weights
 from pages.shared.data.chosen import data_folder, data_name, readable_roots
 from pages.shared.jobs import begin, offer, shown_outcome
 from pages.shared.runs.backend import submit, why_not_timed
+from pages.shared.runs.profile import offer_profile
 
 MORE_KEY = "more_settings"
 MOST_LINES = 3  # of problems in the bar; of more, the rest is scrolled to
@@ -105,6 +106,7 @@ def what(
     with st.container():
         if config and known.dataset:
             forecast_table(config, known)
+            offer_profile(config, known.dataset, button_key="profile", disabled=reason is not None)
     return reason
 
 
@@ -115,7 +117,7 @@ def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, s
     if inside - st.session_state.get("problems_inside", set()):
         st.session_state[MORE_KEY] = True
     st.session_state["problems_inside"] = inside
-    form.section(TRAINING, problems)
+    form.section(TRAINING, problems, config=config)
     with st.container():
         if form.fits():
             st.caption(
@@ -129,14 +131,14 @@ def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, s
         form.weights_field(problems)
         for section in filter(form.fields_in, ADVANCED):
             st.markdown(f"**{section}**")
-            form.section(section, problems)
+            form.section(section, problems, config=config)
             if section == HARDWARE:
                 form.devices_field(problems)
 
 
 def measure_button(config: RunConfig, known: Known, dataset: Dataset) -> str:
     """Offer to time each strategy; returns the key of that job."""
-    compared = comparable(config)
+    compared = comparable(config, known.num_images)
     complete = all(known.expects(one) for one in compared)
     mark = hashlib.sha256("".join(one.model_dump_json() for one in compared).encode()).hexdigest()[
         :16
@@ -162,7 +164,7 @@ def measure_button(config: RunConfig, known: Known, dataset: Dataset) -> str:
 
 def forecast_table(config: RunConfig, known: Known) -> None:
     """All strategies that were timed, side by side."""
-    forecasts = {one.strategy: known.expects(one) for one in comparable(config)}
+    forecasts = {one.strategy: known.expects(one) for one in comparable(config, known.num_images)}
     rows = [
         {
             "Strategy": ("▸ " if name == config.strategy else "") + STRATEGIES[name].title,
@@ -200,7 +202,8 @@ def rate_finder(config: RunConfig) -> None:
         partial(find_rate, config, readable_roots()),
         button_key="find-rate",
         icon=":material/speed:",
-        help="Learning-rate range test (Smith 2017): trains a copy for a hundred steps at rising rates. A good rate is one where the loss still falls.",
+        help="For a rate of your own, not auto: a range test (Smith 2017) trains a copy for a "
+        "hundred steps at rising rates. A good rate is one where the loss still falls.",
     )
     if curve is None:
         return
@@ -314,8 +317,8 @@ if wrong := form.devices_problem(config):
     config, problems = None, problems | wrong
 if dataset is None:
     problems.pop("data", None)  # that there is none is said above
-draw_presets(dataset)
-valid = settings.valid_config(found)
+draw_presets()
+valid = form.fill(settings.valid_config(found), dataset)
 with st.container():
     draw(valid, problems, len(dataset.classes) if dataset else None)
 known = known_of(dataset, timed=config is not None)

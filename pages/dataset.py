@@ -10,7 +10,8 @@ from finetune_core.data.findings import unanswered
 from finetune_core.data.splits import SPLITS
 from finetune_core.errors import FinetuneError
 from finetune_core.figures.data import class_counts, probe_curve
-from finetune_core.formatting import SPLIT_WORDS, number, percent
+from finetune_core.formatting import SPLIT_WORDS, mid_sentence, number, percent
+from finetune_core.inspection.deep import DeepReport
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.configure import form, settings
@@ -110,18 +111,13 @@ def linear_probes(dataset: Dataset) -> None:
             icon=":material/info:",
         )
         return
-    title = (
-        STRATEGIES[best.strategy].title
-        if best.strategy != "custom"
-        else f"Train from {best.cut} on"
-    )
     with st.container(border=True):
-        st.markdown(f"**Suggested: {title}.** {plain(best.reason)}")
-        if st.button(
+        st.markdown(f"**{_suggested(report)}.** {plain(best.reason)}")
+        if report.strategy and st.button(
             "Configure it",
             icon=":material/tune:",
             on_click=settings.set_strategy,
-            args=(best.strategy, best.cut, report.backbone),
+            args=(report.strategy, best.cut, report.backbone),
         ):
             go("pages/configure.py")
     st.plotly_chart(
@@ -134,6 +130,14 @@ def linear_probes(dataset: Dataset) -> None:
         f"For each stage of {report.backbone}: the validation accuracy of a linear model on the features of that frozen stage. "
         "Where the curve stops rising, pretraining stops helping. The bars are ± one standard error."
     )
+
+
+def _suggested(report: DeepReport) -> str:
+    if report.strategy is None:
+        return "No suggestion"
+    if report.strategy == "custom" and report.suggestion:
+        return f"Suggested: train from {report.suggestion.cut} on"
+    return f"Suggested: {mid_sentence(STRATEGIES[report.strategy].title)}"
 
 
 def views(dataset: Dataset, data: str) -> None:

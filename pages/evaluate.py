@@ -6,6 +6,7 @@ from math import isnan
 import streamlit as st
 
 from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.single_run.evaluate import (
     evaluation,
     precision_note,
@@ -14,7 +15,7 @@ from finetune_core.evaluation.single_run.evaluate import (
 from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
 from finetune_core.evaluation.single_run.metrics import Evaluation, confusion_order
 from finetune_core.figures.evaluation import Shares, confusion_heatmap
-from finetune_core.formatting import SPLIT_WORDS, number, percent, things
+from finetune_core.formatting import SPLIT_WORDS, accuracy_name, number, percent, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.data.chosen import readable_roots
@@ -28,6 +29,7 @@ from pages.shared.jobs import offer
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
+from pages.shared.runs.live import warn_undertrained
 from pages.shared.runs.picker import choose_run
 from pages.shared.runs.run_settings import lineage
 
@@ -38,6 +40,11 @@ NUMBERS: dict[Shares, str] = {
     "true": "% of true class",
     "predicted": "% of predicted class",
 }
+REFERENCES = (
+    "Majority class: always answering with the most frequent class of the training images. "
+    "Linear probe: a run that fits a linear head to the same frozen features. Best by "
+    "validation: the run with the highest validation accuracy of all on these images."
+)
 ORDERS = {"name": "By name", "confusion": "By confusion"}
 
 page(
@@ -46,12 +53,14 @@ page(
 
 
 def headline(run: Run, result: Evaluation) -> None:
+    name = accuracy_name(result.split)
     with st.container(horizontal=True):
-        st.metric("Accuracy", percent(result.accuracy), border=True)
+        st.metric(name, percent(result.accuracy), border=True)
         st.metric(
             "95 % interval",
             f"{percent(result.low)} to {percent(result.high)}",
-            help="Wilson's interval for the accuracy on all such images. More images make it narrower.",
+            help=f"Wilson's interval for the {name.lower()} on all such images. "
+            "More images make it narrower.",
             border=True,
         )
         st.metric(
@@ -61,6 +70,8 @@ def headline(run: Run, result: Evaluation) -> None:
             border=True,
         )
         st.metric("Images", number(result.images), border=True)
+    beside(run, result)
+    warn_undertrained(run)
     if note := precision_note(run):
         st.warning(note, icon=":material/info:")
         if can_be_evaluated(run):
@@ -80,6 +91,14 @@ def headline(run: Run, result: Evaluation) -> None:
         st.caption(f"{optimistic}. Rely on the test images.")
     else:
         st.warning(f"{optimistic}. There are no test images.", icon=":material/info:")
+
+
+def beside(run: Run, result: Evaluation) -> None:
+    """Draw what else is known of the same images, smaller than the run's own accuracy."""
+    words = reference_points(run, found, result.split).in_sentence()
+    with st.container():  # always there, so that nothing below is drawn anew
+        if words:
+            st.markdown(plain(words), help=REFERENCES)
 
 
 def in_fp32(run: Run) -> None:

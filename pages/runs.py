@@ -2,7 +2,9 @@
 
 import streamlit as st
 
-from finetune_core.formatting import number, things
+from finetune_core.evaluation.reference_points import reference_points
+from finetune_core.evaluation.run_accuracy import run_accuracy
+from finetune_core.formatting import number, percent, things
 from finetune_core.runs.store import Run
 from pages.shared.account import may_change
 from pages.shared.chrome import go, next_step, page, plain
@@ -61,8 +63,19 @@ def actions(chosen: list[Run], found: int) -> None:
         st.caption(f"{number(len(chosen))} of {things(found, 'run')} selected")
     if one:
         lineage(one)
+        if words := in_context(one):
+            st.caption(plain(words))
     if one and (words := differs_now(one)):
         st.caption(plain(words))
+
+
+def in_context(run: Run) -> str:
+    """Return the run's accuracy with its reference points; empty before the first epoch."""
+    accuracy = run_accuracy(run)
+    if not accuracy:
+        return ""
+    sentence = reference_points(run, store().runs(), accuracy.split).in_sentence()
+    return f"{accuracy.name} {percent(accuracy.value)}. {sentence}".strip()
 
 
 def delete(chosen: list[Run]) -> None:

@@ -9,8 +9,9 @@ import streamlit as st
 from finetune_core.data.camera import is_recording
 from finetune_core.data.edits import edit_in_words, edits_in_words
 from finetune_core.errors import FinetuneError, RunError
+from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.single_run.evaluate import evaluation
-from finetune_core.formatting import duration, number, percent, things
+from finetune_core.formatting import accuracy_name, duration, number, percent, things
 from finetune_core.runs.about import MOST_TAGS
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.strategies import STRATEGIES, epochs_of
@@ -129,7 +130,7 @@ def ending(run: Run) -> None:
         st.error(plain(str(error)))
         return
     best = summary(run)["best_epoch"]
-    kind = {"test": "test images, never used before", "val": "validation images"}[result.split]
+    before = " never used before" if result.split == "test" else ""
     at_once = "Its head was fitted without epochs."
     if run.config.averaged:
         at_once = (
@@ -140,8 +141,10 @@ def ending(run: Run) -> None:
     kept = f"Epoch {best} was the best and is kept." if best else at_once
     took = f" The run took {duration(end['seconds'])}." if end and end.get("seconds") else ""
     st.info(
-        f"**{percent(result.accuracy)} correct** on {number(result.images)} {kind} "
-        f"(95 % interval {percent(result.low)} to {percent(result.high)}). {kept}{took}",
+        f"**{accuracy_name(result.split)} {percent(result.accuracy)}** "
+        f"(95 % interval {percent(result.low)} to {percent(result.high)}) on "
+        f"{things(result.images, 'image')}{before}. "
+        f"{plain(reference_points(run, runs, result.split).in_sentence())} {kept}{took}",
         icon=":material/flag:",
     )
     if end and end.get("frozen_tensors"):

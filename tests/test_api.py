@@ -167,7 +167,7 @@ def test_a_comparison_is_that_of_the_command_and_is_written(runs, tmp_path):
     comparison = thaw.compare(runs, report=tmp_path / "report.html")
     found, printed = comparison.to_json(), thaw_json("compare", *(run.run_dir for run in runs))
     assert found == {name: value for name, value in printed.items() if name in found}
-    assert comparison.headline in repr(comparison)
+    assert str(comparison.verdict) in repr(comparison)
     assert comparison._repr_html_() in (tmp_path / "report.html").read_text()
     with pytest.raises(ConfigError, match="measure"):
         thaw.compare(runs, measure="beauty")

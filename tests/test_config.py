@@ -13,7 +13,7 @@ from finetune_core.config import (
 )
 from finetune_core.config.metadata import SECTIONS
 from finetune_core.errors import ConfigError, FinetuneError
-from finetune_core.recipes import DEMO_RECIPE, FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
+from finetune_core.training.recipes import DEMO_RECIPE, FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
 
 NUMBERS = [
     name for name, field in RunConfig.model_fields.items() if field.annotation in (int, float)
@@ -156,7 +156,12 @@ def test_every_setting_has_a_label_a_help_text_a_section_and_words_for_its_choic
         assert all(texts)
         assert len(set(texts)) == len(texts)
     # but for what no form asks for
-    assert all_settings().keys() - set(names_in(*SECTIONS)) == {"data", "edits", "averaged"}
+    assert all_settings().keys() - set(names_in(*SECTIONS)) == {
+        "data",
+        "edits",
+        "averaged",
+        "auto",
+    }
     for name, field in RunConfig.model_fields.items():
         if setting_of(name).kind == "choice":
             assert tuple(setting_of(name).choices) == get_args(field.annotation), name

@@ -171,14 +171,16 @@ def test_slices_and_robustness_take_any_names_and_reach_to_their_intervals():
             "high": 1.0,
         }
     )
-    dots = slice_dots(rows, 0.6)
+    dots = slice_dots(rows, 0.6, "Test accuracy")
     assert list(dots.layout.yaxis.ticktext) == ["&lt;i&gt; (1,200)", "x" * 23 + "… (3)"]
     assert list(dots.data[0].error_x.arrayminus) == pytest.approx([0.1, 0.7])
     ways = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in (1, 2, 3))]
     rows = pd.DataFrame(ways, columns=["corruption", "severity"]).assign(
         accuracy=0.5, low=0.4, high=0.6
     )
-    lines = robustness_lines(rows, {name: one.title for name, one in CORRUPTIONS.items()}).data
+    lines = robustness_lines(
+        rows, {name: one.title for name, one in CORRUPTIONS.items()}, "Test accuracy"
+    ).data
     assert [line.name for line in lines] == [one.title for one in CORRUPTIONS.values()]
     assert all(len(line.x) == 4 and line.x[0] == 0 for line in lines)
 

@@ -18,6 +18,7 @@ ORDER = (
     "finetune_core.evaluation.single_run",
     "finetune_core.evaluation.comparison",
     "finetune_core.evaluation.advice",
+    "finetune_core.profiling",
     "finetune_core.figures",
     "finetune_core.exporters",
     "finetune_core.commands",

@@ -72,7 +72,7 @@ def test_a_comparison_has_a_verdict_and_numbers_on_either_axis(compared):
         assert drop["low"] <= drop["value"] <= drop["high"]
         assert worse["ci_low"] <= worse["accuracy"] <= worse["ci_high"]
     assert shifted["pairs"][0]["strategies"]["verdict"] in shifted["pairs"][0]["verdict"]
-    assert shifted["strategies"] in shifted["verdict"]
+    assert " on 48 images: shifted accuracy " in shifted["answer"]
     assert shifted["unknown_classes"] == {"[bold]pink": 4}
     assert shifted["data"] == str(other)
     assert not missing_in_reference({*shifted, *shifted["drops"][0]})
@@ -87,8 +87,8 @@ def test_runs_that_have_predicted_it_are_compared_without_asking_them_again(comp
         lambda *_: pytest.fail("asked again"),
     )
     text = thaw("compare", *(run.run_dir for run in runs), "--on", other).stdout
-    assert result["strategies"] in text
-    assert result["shifted"]["strategies"] in text
+    assert result["answer"] in text
+    assert result["shifted"]["answer"] in text
     assert "48 shifted images" in text
     assert "“[bold]pink” (4 images)" in text
 
@@ -102,7 +102,7 @@ def test_the_report_holds_the_other_axis(compared, tmp_path):
     done = thaw("compare", *usual, tmp_path / "with.html", "--on", other)
     page = (tmp_path / "with.html").read_text()
     assert "<h2>Distribution shift</h2>" in page
-    assert json.loads(done.stdout)["shifted"]["networks"] in page
+    assert json.loads(done.stdout)["shifted"]["answer"] in page
     assert "48 images of another data set" in page
 
 
@@ -122,7 +122,8 @@ def test_on_the_same_images_both_axes_say_the_same(compared, tmp_path):
             for name in (*intervals, *tests, "only_a", "only_b", "image_error"):
                 assert other[name] == pytest.approx(one[name], abs=1e-5), (measure, name)
             assert (other["different"], other["verdict"]) == (one["different"], one["verdict"])
-        assert shifted["verdict"] == own["verdict"]
+        assert (shifted["size"], shifted["action"]) == (own["size"], own["action"])
+        assert shifted["answer"] == own["answer"].replace(" test ", " shifted ")
         assert [drop.value for drop in both.drops] == pytest.approx([0] * 2, abs=1e-5)
         assert all(drop.low < 0 < drop.high for drop in both.drops)
 
@@ -183,7 +184,7 @@ def test_an_evaluation_on_other_data_holds_the_runs_own_and_the_drop(compared):
 def test_people_read_the_drop_with_its_interval_and_what_was_left_out(compared):
     (run, *_), other, _ = compared
     text = " ".join(thaw("evaluate", run.run_dir, "--on", other).stdout.split())
-    assert "shifted images" in text
+    assert "Shifted accuracy" in text
     assert "95 % interval of the drop" in text
     assert "“[bold]pink” (4 images)" in text
     assert f"Without images here, and left out of averages: {TAG}." in text
@@ -206,6 +207,6 @@ def test_in_python_the_comparison_is_that_of_the_command_and_shows_itself(compar
     shown = found._repr_html_()
     assert "48 images of another data set" in shown
     assert "[bold]pink" in shown
-    assert found.shifted.networks in repr(found)
-    assert found.own.networks in repr(found)
+    assert str(found.shifted.verdict) in repr(found)
+    assert str(found.own.verdict) in repr(found)
     assert finetune_core.compare(runs).to_json()["pairs"] == result["pairs"]

@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.orderings.protocol import Axis, Claim
 from finetune_core.evaluation.comparison.measures import measure_of
 from finetune_core.evaluation.comparison.paired import Answers, measured
-from finetune_core.evaluation.comparison.pairs import Verdict, compare_pairs, known_variances
+from finetune_core.evaluation.comparison.pairs import PairVerdict, compare_pairs, known_variances
 from finetune_core.evaluation.comparison.strategies import Interval, measure_interval
 
 Outcome = Literal["reproduced", "opposite", "not distinguishable", "could not be tested"]
@@ -92,7 +92,7 @@ def overall(judged: Sequence[Judged]) -> Outcome:
 class _Axis:
     answers: Mapping[str, Answers]
     scores: Mapping[str, Interval]
-    verdicts: Mapping[tuple[str, str], Verdict | None]
+    verdicts: Mapping[tuple[str, str], PairVerdict | None]
 
 
 def _axis(predictions: Predictions, measure: str) -> _Axis:

@@ -19,7 +19,8 @@ from finetune_core.commands.input import (
 from finetune_core.commands.options import COMPARED
 from finetune_core.commands.runs import at_own_size, followed_by, with_descriptions, with_weights
 from finetune_core.commands.terminal import err, out, print_table, progress_bar, show_work
-from finetune_core.config import RunConfig, make_config
+from finetune_core.commands.train import count_training_images, fill_recipe
+from finetune_core.config import RunConfig
 from finetune_core.config.run_config import FITTED
 from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import effective, load_edits
@@ -33,9 +34,9 @@ from finetune_core.evaluation.comparison.next_experiment import (
     forecast_of,
     next_experiment,
 )
-from finetune_core.evaluation.comparison.report import arms_table, ensemble_in_words
+from finetune_core.evaluation.comparison.pair_text import CLAIMS, describe_pair
+from finetune_core.evaluation.comparison.report import arms_table, detail_lines, ensemble_in_words
 from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift
-from finetune_core.evaluation.comparison.verdicts import CLAIMS, of_pair
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.figures.report import whole_report
 from finetune_core.files import write_output
@@ -45,6 +46,7 @@ from finetune_core.runs.design import by_arm, design, with_rates
 from finetune_core.runs.store import Run
 from finetune_core.training.forecast import Forecast
 from finetune_core.training.lr_finder import find_rate
+from finetune_core.training.recipes import AUTO
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import BASELINE, epochs_of
 from finetune_core.training.timing import calibrate
@@ -56,6 +58,7 @@ def designed(
     config: Path | None,
     *,
     as_is: bool,
+    recipe: str = AUTO,
     baseline: bool = False,
     elsewhere: bool = False,
 ) -> list[RunConfig]:
@@ -64,6 +67,7 @@ def designed(
     Args:
         given: settings as they were typed; several values where they are what is compared.
         config: that of a run, for all other settings.
+        recipe: ``auto`` or ``tutorial``; with ``config``, what that run had.
         baseline: compare with a linear probe, too.
         elsewhere: they may train on other machines, with other devices.
 
@@ -98,7 +102,7 @@ def designed(
     followed = followed_by(named, backbones) if named else {}
     usual = {"backbone": default_backbone()} | kept_split(settings["data"], as_is)
     with_descriptions(backbones)
-    base = make_config((settings_in_file(config) if config else usual) | followed | settings)
+    base = fill_recipe((settings_in_file(config) if config else usual) | followed, settings, recipe)
     # several are compared at one size
     if len(backbones) == 1 and not followed and config is None and "image_size" not in settings:
         base = at_own_size(base.model_copy(update={"backbone": backbones[0]}))
@@ -108,6 +112,7 @@ def designed(
         integers("seed", compared["seed"]),
         backbones,
         shares("train_fraction", compared["train_fraction"]),
+        count_training_images(base) if base.auto else None,
     )
     with_weights(configs, elsewhere=elsewhere)
     return configs
@@ -127,23 +132,20 @@ def found_rates(configs: Sequence[RunConfig]) -> list[RunConfig]:
 
 
 def print_verdict(comparison: Comparison) -> None:
-    """What is known of the strategies, and of the networks."""
-    out.print(f"[bold]{escape(comparison.headline)}[/bold] {escape(comparison.caveat)}")
-    if comparison.baseline:
-        out.print(escape(comparison.baseline))
-    for contradiction in comparison.published:
-        out.print(escape(contradiction))
-    if comparison.networks:
-        out.print(escape(comparison.networks))
+    """Print the answer, its size, and what to do, a line each."""
+    answer, *others = comparison.verdict.lines
+    out.print(f"[bold]{escape(answer)}[/bold]")
+    for line in others:
+        out.print(escape(line))
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """The verdict, what is behind it, and what to know."""
+    """Print the verdict, the arms in a table, and the details."""
     print_verdict(comparison)
     columns, rows = arms_table(comparison)
     shown = (
         "Strategy",
-        comparison.measure.title,
+        comparison.measure.title_on(comparison.split),
         "95 % interval",
         "Over seeds",
         "Ensemble of the seeds",
@@ -153,14 +155,15 @@ def print_comparison(comparison: Comparison) -> None:
     print_table(
         columns_shown, [[row[columns.index(name)] for name in columns_shown] for row in rows]
     )
-    if together := ensemble_in_words(comparison):
-        out.print(escape(together))
+    for footnote in (comparison.footnote, ensemble_in_words(comparison)):
+        if footnote:
+            out.print(escape(footnote))
     for pair in comparison.pairs:
-        words = of_pair(comparison.arms, pair)
+        text = describe_pair(comparison.arms, pair)
         for claim, title in CLAIMS.items():
-            out.print(escape(f"{title}: {getattr(words, claim)}"))
-    for note in comparison.notes:
-        out.print(escape(note))
+            out.print(escape(f"{title}: {getattr(text, claim)}"))
+    for line in detail_lines(comparison):
+        out.print(escape(line))
 
 
 def advised_next(

@@ -68,7 +68,8 @@ def shifted_run(run: Run, data: str, split: str | None, *, corrupt: bool) -> Shi
 def evaluation_json(result: RunEvaluation) -> dict[str, Any]:
     """What is not defined is null. Of another data set, its facts, the run's own images and the drops stand beside the numbers."""
     if not isinstance(result, ShiftedEvaluation):
-        return _evaluation_json(result)
+        known = result.reference_points()
+        return _evaluation_json(result) | {"reference_points": known.to_json() if known else None}
     drops = {row.pop("name"): row for row in _rows(result.drops)}
     own = _evaluation_json(result.own)
     return _evaluation_json(result) | {
@@ -112,19 +113,20 @@ def _evaluation_json(result: RunEvaluation) -> dict[str, Any]:
         "slices": _rows(result.slices),
         "robustness": _rows(result.robustness.rows) if result.robustness else None,
         "tta": None if isinstance(result, ShiftedEvaluation) else tta_json(result.run),
+        "reference_points": None,  # of another data set, or of some classes only
     }
 
 
 def print_evaluation(result: RunEvaluation) -> None:
     """The same for people, with slices only where a difference is clear."""
-    for line in (result.in_words(), *result.caveats()):
+    for line in filter(None, (result.in_words(), result.beside(), *result.caveats())):
         out.print(escape(on_one_line(line)))
     if precision_note(result.run):
         out.print("To evaluate it in fp32: --fp32.")
     if isinstance(result, ShiftedEvaluation):
         print_table(*result.score_rows())
     else:
-        print_table(*result.scores.in_rows())
+        print_table(*result.scores.in_rows(result.split))
     if absences := result.absences():
         out.print(escape(on_one_line(absences)))
     print_table(*result.class_table())

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from finetune_core.commands.options import option_of
 from finetune_core.commands.terminal import err, progress_bar, show_work
-from finetune_core.config import read_config, setting_of
+from finetune_core.config import RunConfig, read_config, setting_of
 from finetune_core.config.metadata import as_number
 from finetune_core.data.entry import load_split
 from finetune_core.data.sources import resolve_data
@@ -39,6 +39,19 @@ def settings_in_file(config: Path) -> dict[str, Any]:
         return read_config(Path(os.path.realpath(config)))
     except ValueError:
         raise ConfigError({"config": f"{str(config)!r} cannot be the name of a file"}) from None
+
+
+def earlier_settings(config: RunConfig | str | os.PathLike[str] | None) -> dict[str, Any] | None:
+    """Return the settings of an earlier run, given as such or as a file; None of none.
+
+    Raises:
+        ConfigError: when the file cannot be read.
+    """
+    if config is None:
+        return None
+    if isinstance(config, RunConfig):
+        return config.model_dump()
+    return settings_in_file(Path(config))
 
 
 def kept_split(data: str | None, as_is: bool) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from rich.markup import escape
 
 from finetune_core.commands.terminal import err, on_one_line
 from finetune_core.config import names_in, setting_of
-from finetune_core.config.metadata import HARDWARE, SPLIT, TRAINING, Setting
+from finetune_core.config.metadata import HARDWARE, SECTIONS, SPLIT, TRAINING, Setting
 from finetune_core.errors import ConfigError, FinetuneError, OutOfMemory, TrainingError
+from finetune_core.training.strategies import STRATEGIES
 
 DATA_HELP = (
     "A folder with one subfolder of images per class, an archive of such a folder (.zip, .tar, .tar.gz, …), a manifest (.csv or "
@@ -29,6 +30,14 @@ AsIs = Annotated[
     typer.Option(
         "--as-is",
         help="Ignore what was set for this data set in the app: its changes, and the split settings that no option gives.",
+    ),
+]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="auto: what has no option follows from the number of training images and the strategy; "
+        "tutorial: the classic numbers, Adam at 0.0001 for 10 epochs. Options win.",
     ),
 ]
 Data = Annotated[str, typer.Argument(help=DATA_HELP)]
@@ -77,6 +86,14 @@ COMPARED = {
 
 # Settings of ``advise``: of its probes, and of the runs that it forecasts.
 ADVISED = ("backbone", *names_in(TRAINING, HARDWARE, SPLIT))
+
+# Settings of ``profile``: all but those that say which stages train.
+PROFILED = tuple(
+    name
+    for name in names_in(*SECTIONS)
+    if name not in ("strategy", "initial_head")
+    and not any(name in strategy.settings for strategy in STRATEGIES.values())
+)
 
 _ARGUMENTS = {"data": "DATA", "averaged": "RUN_DIR"}  # fields that no option gives
 # options of a command that its help shows after the settings
@@ -183,6 +200,7 @@ def _parameter(one: Setting, several: str) -> inspect.Parameter:
 
 
 def _help(one: Setting) -> str:
-    default = "" if one.default in (None, "") else f"default {one.default}"
+    usual = "auto" if one.follows else one.default
+    default = "" if usual in (None, "") else f"default {usual}"
     details = "; ".join(filter(None, (one.values_in_words, default)))
     return one.help + (f" ({details})" if details else "")

@@ -8,6 +8,7 @@ from finetune_core.config import RunConfig, setting_of
 from finetune_core.config.changes import changed_settings
 from finetune_core.errors import FinetuneError
 from finetune_core.models.catalogue import usual_image_size
+from finetune_core.training.recipes import TUTORIAL
 
 
 def train_command(config: RunConfig, config_file: Path) -> str:
@@ -35,6 +36,8 @@ def train_arguments(config: RunConfig, config_file: Path) -> list[str]:
     return [
         config.data,
         "--as-is",
+        "--recipe",
+        TUTORIAL,  # whose values are the defaults of the config
         *(
             part
             for name, value in options

@@ -206,6 +206,7 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                 | events.ImagesLost()
                 | events.MemoryShort()
                 | events.HeadFitted()
+                | events.HeadInitialized()
                 | events.WeightsAveraged()
             ):
                 err.print(escape(log_line(event.to_json())))
@@ -226,7 +227,10 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                 err.print(f"Resuming after {things(step, 'step')} of epoch {epoch}.")
             case events.StepEnded() if started:
                 done = (event.epoch - 1) * started.steps_per_epoch + event.step
-                note = f"loss {event.epoch_loss:.3f}  accuracy {percent(event.epoch_accuracy)}"
+                note = (
+                    f"training loss {event.epoch_loss:.3f}  "
+                    f"accuracy {percent(event.epoch_accuracy)}"
+                )
                 bar.update(
                     task("Training", started.epochs * started.steps_per_epoch),
                     completed=done,
@@ -234,8 +238,9 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                 )
             case events.EpochEnded() if started:
                 err.print(
-                    f"epoch {event.epoch}/{started.epochs}: loss {event.train_loss:.4f}, accuracy {percent(event.train_accuracy)}; "
-                    f"validation loss {event.val_loss:.4f}, accuracy {percent(event.val_accuracy)}"
+                    f"epoch {event.epoch}/{started.epochs}: training loss {event.train_loss:.4f}, "
+                    f"training accuracy {percent(event.train_accuracy)}; validation loss "
+                    f"{event.val_loss:.4f}, validation accuracy {percent(event.val_accuracy)}"
                 )
                 if note := overflow(event.to_json()):
                     err.print(note)
@@ -301,8 +306,13 @@ def interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def result_in_words(result: dict[str, Any]) -> str:
-    """What came of a run, from its ``summary``."""
+def result_in_words(result: dict[str, Any], beside: str = "") -> str:
+    """Describe the outcome of a run.
+
+    Args:
+        result: its ``summary``.
+        beside: a sentence on its reference points.
+    """
     if result["val_accuracy"] is None:
         return f"Stopped before there was anything to evaluate. {escape(result['run_dir'])}"
     test = (
@@ -311,8 +321,11 @@ def result_in_words(result: dict[str, Any]) -> str:
         else ""
     )
     took = f" in {duration(result['seconds'])}"
+    warning = f"\nNot converged: {result['convergence']}." if result["converged"] is False else ""
+    beside = f"\n{beside}" if beside else ""
     best = f"best epoch {result['best_epoch']}, " if result["best_epoch"] else ""
     return (
         f"{result['status'].capitalize()}{took}: {best}validation accuracy "
-        f"{percent(result['val_accuracy'])}{test} (in {result['evaluation_precision']})\n{escape(result['run_dir'])}"
+        f"{percent(result['val_accuracy'])}{test} (in {result['evaluation_precision']})"
+        f"{beside}{warning}\n{escape(result['run_dir'])}"
     )

@@ -24,18 +24,21 @@ from finetune_core.commands.terminal import (
     show_training,
     show_work,
 )
-from finetune_core.config import RunConfig, make_config
+from finetune_core.config import RunConfig, following_names, make_config
 from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import edits_in_words, effective, load_edits
+from finetune_core.data.listing import check_data
+from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError
+from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.exporters.mlflow import report_to_mlflow
 from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.executors import Executor, InProcess
 from finetune_core.runs.record import Reservation, create_run, follow
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import Run, RunStore, summary
-from finetune_core.training.hyperrule import rule_of
 from finetune_core.training.ranks import Ranks, launched
+from finetune_core.training.recipes import AUTO, RECIPES, fill_auto
 from finetune_core.work import in_phase
 
 Reserved = tuple[Reservation, Executor]
@@ -47,7 +50,7 @@ def asked_for(
     earlier: Mapping[str, Any] | None,
     *,
     as_is: bool,
-    by_size: bool,
+    recipe: str = AUTO,
 ) -> RunConfig:
     """The config of a run.
 
@@ -55,6 +58,7 @@ def asked_for(
         given: settings, or what was typed for them.
         data: the data set; None: that of ``earlier``.
         earlier: the settings of an earlier run, which the others change.
+        recipe: ``auto`` or ``tutorial``; of an earlier run, what that run had.
 
     Raises:
         FinetuneError: when it cannot be used, or the data cannot be had.
@@ -81,10 +85,8 @@ def asked_for(
     base = (
         kept_split(settings.get("data"), as_is) if earlier is None else dict(earlier)
     ) | followed
-    if by_size:
-        base |= _by_size(make_config(base | settings))
-    config = make_config(base | settings)
-    at_given_size = by_size or followed or earlier is not None or "image_size" in settings
+    config = fill_recipe(base, settings, recipe)
+    at_given_size = followed or earlier is not None or "image_size" in settings
     return config if at_given_size else at_own_size(config)
 
 
@@ -135,11 +137,11 @@ def train_to_the_end(
     """Train, and print what came of it; status 1 where that is no finished run."""
     with refused_in_words():
         run = trained(reservation, executor)
-    result = summary(run)
+    result, beside = summary(run), reference_points(run)
     if as_json:
-        print_json(result)
+        print_json(result | {"reference_points": beside.to_json()})
     else:
-        out.print(result_in_words(result))
+        out.print(result_in_words(result, escape(beside.in_sentence())))
     if run.status != "finished":
         raise typer.Exit(1)
 
@@ -169,9 +171,30 @@ def led(
                 follow(ranks)
 
 
-def _by_size(config: RunConfig) -> dict[str, Any]:
+def fill_recipe(base: Mapping[str, Any], settings: Mapping[str, Any], recipe: str) -> RunConfig:
+    """Return the config of ``base`` and ``settings``, where the recipe chooses what neither sets.
+
+    Raises:
+        ConfigError: when there is no such recipe, or the settings cannot be used.
+        DataError: when the images cannot be counted.
+    """
+    if recipe not in RECIPES:
+        raise ConfigError({"recipe": f"must be {' or '.join(RECIPES)}, not {recipe!r}"})
+    auto = base.get("auto", following_names() if recipe == AUTO else ())
+    open_names = [name for name in auto if name not in settings]
+    config = make_config({**base, **settings, "auto": open_names})
+    return fill_auto(config, count_training_images(config)) if open_names else config
+
+
+def count_training_images(config: RunConfig) -> int:
+    """Count the training images of a config's data set.
+
+    Raises:
+        ConfigError: when there is no such data set.
+        DataError: when the data set cannot be used.
+    """
+    check_data(config.data)
     with progress_bar() as bar:
-        looking = index_dataset(config.data, **config.split_settings, edits=config.edits)
-        rule = rule_of(show_work(bar, in_phase("index", looking)), config.train_fraction)
-    err.print(rule.reason)
-    return rule.settings
+        indexing = index_dataset(config.data, **config.split_settings, edits=config.edits)
+        dataset = show_work(bar, in_phase("index", indexing))
+    return dataset.split_counts.get(TRAIN, 0)

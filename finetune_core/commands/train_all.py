@@ -15,6 +15,7 @@ from finetune_core.config import RunConfig
 from finetune_core.errors import FinetuneError
 from finetune_core.exporters.mlflow import report_to_mlflow
 from finetune_core.formatting import things
+from finetune_core.runs.design import run_of
 from finetune_core.runs.executors import Executor, InProcess
 from finetune_core.runs.log import log_line
 from finetune_core.runs.record import create_run
@@ -63,7 +64,7 @@ def train_all(
         check_config(config, elsewhere=executor.elsewhere)
         executor.check(config, _shared_by(config, devices))
     runs = RunStore(runs_dir).runs() if reuse else []
-    there = {run.config.model_dump_json(): run for run in runs if run.status == "finished"}
+    there = {run_of(run.config): run for run in runs if run.status == "finished"}
     if executor.elsewhere:
         return _beside_each_other(configs, there, runs_dir, executor, devices)
     return _one_after_the_other(configs, there, runs_dir, devices)
@@ -86,7 +87,7 @@ def _one_after_the_other(
     failed: list[dict[str, str | int]] = []
     for number, config in enumerate(configs, 1):
         err.print(_title(number, len(configs), config))
-        if found := there.get(config.model_dump_json()):
+        if found := there.get(run_of(config)):
             err.print(escape(f"Trained before: {found.run_id}"))
             runs.append(found)
             continue
@@ -111,7 +112,7 @@ def _beside_each_other(
     devices: int,
 ) -> Trained:
     worker, store = Worker(runs_dir, after=report_to_mlflow, executor=executor), RunStore(runs_dir)
-    found: list[Run | None] = [there.get(config.model_dump_json()) for config in configs]
+    found: list[Run | None] = [there.get(run_of(config)) for config in configs]
     watched: dict[str, str] = {}
     for number, (config, before) in enumerate(zip(configs, found, strict=True), 1):
         title = _title(number, len(configs), config)

@@ -9,6 +9,7 @@ from finetune_core.config.run_config import (
     Optimizer,
     RunConfig,
     all_settings,
+    following_names,
     names_in,
     setting_of,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "RunConfig",
     "all_settings",
     "config_bytes",
+    "following_names",
     "make_config",
     "names_in",
     "read_config",

@@ -56,6 +56,7 @@ class Setting:
         in_script: whether a stand-alone script repeats it, need not, or cannot.
         stepwise: whether only training in steps obeys it: it means nothing where a head is fitted instead.
         own_widgets: whether a form needs more for it than the widget that suits its kind.
+        follows: whether it follows from the data set and the strategy unless a person sets it (``recipes.fill_auto``).
         limits: ``ge``, ``gt``, ``le`` and ``lt``, as pydantic has them -> number.
     """
 
@@ -76,6 +77,7 @@ class Setting:
     in_script: InScript
     stepwise: bool
     own_widgets: bool
+    follows: bool
     limits: Mapping[str, float]
 
     @property
@@ -103,6 +105,7 @@ def setting(
     in_script: InScript = "missing",
     stepwise: bool = False,
     own_widgets: bool = False,
+    follows: bool = False,
     **bounds: Any,
 ) -> Any:
     """A field of the config, with all that anything but the code that obeys it has to know; see ``Setting``.
@@ -121,6 +124,7 @@ def setting(
         "in_script": in_script,
         "stepwise": stepwise,
         "own_widgets": own_widgets,
+        "follows": follows,
     }
     return Field(default, title=label, description=help, json_schema_extra=described, **bounds)
 
@@ -181,6 +185,7 @@ def _described(name: str, field: FieldInfo) -> Setting:
         in_script=extra.get("in_script", "missing"),
         stepwise=extra.get("stepwise", False),
         own_widgets=extra.get("own_widgets", False),
+        follows=extra.get("follows", False),
         limits={
             name: value
             for one in field.metadata

@@ -64,6 +64,7 @@ StrategyName = Literal[
 # without epochs
 FITTED: tuple[StrategyName, ...] = ("linear_probe", "prototypes", "nearest_neighbours")
 BatchNorm = Literal["auto", "frozen", "statistics"]
+InitialHead = Literal["random", "probe"]
 LoraNorms = Literal["frozen", "train"]
 ClassWeights = Literal["none", "balanced"]
 Sampling = Literal["shuffled", "balanced"]
@@ -234,6 +235,18 @@ class RunConfig(BaseModel):
         in_script="repeated",
         stepwise=True,
     )
+    initial_head: InitialHead = setting(
+        "random",
+        label="Initial head",
+        section=OPTIMIZATION,
+        help="The new head before the first step: random weights, or a linear probe fitted to the "
+        "features of the training images ('probe', the first step of LP-FT, Kumar et al. 2022). A "
+        "head that is kept from an earlier run stays as it is.",
+        choices={"random": "Random", "probe": "Linear probe"},
+        follows=True,
+        in_script="repeated",
+        stepwise=True,
+    )
     l2_sp: float = setting(
         0.0,
         label="L2-SP",
@@ -251,6 +264,7 @@ class RunConfig(BaseModel):
         label="Epochs",
         section=TRAINING,
         help="Number of passes over the training images.",
+        follows=True,
         in_script="repeated",
         stepwise=True,
         ge=1,
@@ -273,6 +287,7 @@ class RunConfig(BaseModel):
         help="The rule that turns gradients into weight changes: Adam adapts its step to each weight, AdamW does so with weight decay "
         "kept apart, SGD takes plain steps with momentum 0.9.",
         choices={"adam": "Adam", "adamw": "AdamW", "sgd": "SGD with momentum"},
+        follows=True,
         in_script="repeated",
         stepwise=True,
     )
@@ -282,6 +297,7 @@ class RunConfig(BaseModel):
         section=TRAINING,
         help="The size of a step. 0.0001 suits fine-tuning, 0.001 a head alone.",
         option="lr",
+        follows=True,
         in_script="repeated",
         stepwise=True,
         gt=0,
@@ -293,6 +309,7 @@ class RunConfig(BaseModel):
         label="Weight decay",
         section=OPTIMIZATION,
         help="How strongly weights are pulled towards zero; 0.01 is usual with AdamW.",
+        follows=True,
         in_script="repeated",
         stepwise=True,
         ge=0,
@@ -311,6 +328,7 @@ class RunConfig(BaseModel):
             "one_cycle": "One cycle",
             "step": "Steps with warm-up",
         },
+        follows=True,
         in_script="repeated",
         stepwise=True,
     )
@@ -319,6 +337,7 @@ class RunConfig(BaseModel):
         label="Warm-up (epochs)",
         section=OPTIMIZATION,
         help="With the cosine and step schedules: epochs over which the learning rate rises from near 0.",
+        follows=True,
         in_script="repeated",
         stepwise=True,
         ge=0,
@@ -439,6 +458,7 @@ class RunConfig(BaseModel):
             "val_balanced_accuracy": "Validation balanced accuracy",
             "val_macro_f1": "Validation macro F1",
         },
+        follows=True,
         in_script="repeated",
         stepwise=True,
     )
@@ -447,6 +467,7 @@ class RunConfig(BaseModel):
         label="Patience (epochs)",
         section=STOPPING,
         help="With early stopping: after how many epochs without improvement the run ends.",
+        follows=True,
         in_script="repeated",
         stepwise=True,
         ge=1,
@@ -651,6 +672,13 @@ class RunConfig(BaseModel):
         ge=0,
         le=_LARGEST_SEED,
     )
+    auto: tuple[str, ...] = setting(
+        (),
+        label="Chosen by Thaw",
+        help="Settings whose values follow from the number of training images and the strategy.",
+        in_script="irrelevant",  # their values stand in the config
+        own_widgets=True,
+    )
     averaged: Averaged | None = setting(
         None,
         label="Averaged from",
@@ -667,6 +695,16 @@ class RunConfig(BaseModel):
         if known.optional and not value.strip():
             return None
         return as_number(value, known.share) if known.kind == "number" else as_numbers(value)
+
+    @field_validator("auto")
+    @classmethod
+    def _known_settings(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = [name for name, one in settings_of(cls).items() if one.follows]
+        if unknown := sorted(set(names) - set(known)):
+            raise PydanticCustomError(
+                "unknown_auto", f"must be names among {', '.join(known)}, not {', '.join(unknown)}"
+            )
+        return tuple(name for name in known if name in names)
 
     @field_validator("mean", "std", mode="wrap")
     @classmethod
@@ -787,6 +825,11 @@ def setting_of(name: str) -> Setting:
 def all_settings() -> dict[str, Setting]:
     """All settings by name, in their order."""
     return settings_of(RunConfig)
+
+
+def following_names() -> tuple[str, ...]:
+    """Names of the settings that follow from data set and strategy unless a person sets them."""
+    return tuple(name for name, one in all_settings().items() if one.follows)
 
 
 def names_in(*sections: str) -> list[str]:

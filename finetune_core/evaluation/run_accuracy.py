@@ -1,10 +1,15 @@
-"""How accurate a run is, from its events alone: for lists of many runs, whose predictions need not be read."""
+"""The accuracy that a run is known by, from its events alone, and the best of several runs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune_core.config import RunConfig
 from finetune_core.evaluation.intervals import accuracy_interval
-from finetune_core.runs.store import Run, summary
+from finetune_core.formatting import accuracy_name, percent
+from finetune_core.runs.store import Run, best_epoch
+
+Split = Literal["test", "val"]
 
 
 @dataclass(frozen=True)
@@ -18,16 +23,77 @@ class RunAccuracy:
     value: float
     low: float
     high: float
-    split: Literal["test", "val"]
+    split: Split
     images: int
+
+    @property
+    def name(self) -> str:
+        """``Test accuracy`` or ``Validation accuracy``."""
+        return accuracy_name(self.split)
+
+    def in_words(self) -> str:
+        """``test accuracy 97.8 %``."""
+        return f"{self.name.lower()} {percent(self.value)}"
 
 
 def run_accuracy(run: Run) -> RunAccuracy | None:
-    """Of the final evaluation; of a run without one, the best epoch's so far. None before the first epoch has ended."""
-    known = summary(run)
-    split: Literal["test", "val"] = "val" if known["test_accuracy"] is None else "test"
-    value, images = known[f"{split}_accuracy"], (known["images"] or {}).get(split)
+    """Return the accuracy of the final evaluation, or of the best epoch so far.
+
+    None before the first epoch has ended.
+    """
+    split: Split = "val" if split_accuracy(run, "test") is None else "test"
+    value = split_accuracy(run, split)
+    images = (run.history.started or {}).get("counts", {}).get(split)
     if value is None or not images:
         return None
     _, low, high = accuracy_interval(round(value * images), images)
     return RunAccuracy(value, low, high, split, images)
+
+
+def split_accuracy(run: Run, split: str) -> float | None:
+    """Return a run's accuracy on ``test`` or ``val``; None where it is not known.
+
+    The accuracy is that of the final evaluation, or of the best epoch so far, which has no test
+    accuracy.
+    """
+    end: float | None = (run.history.end or {}).get(f"{split}_accuracy")
+    live: float | None = best_epoch(run).get(f"{split}_accuracy")
+    return live if end is None else end
+
+
+def best_run(runs: Iterable[Run]) -> Run | None:
+    """Return the finished run with the highest validation accuracy, of equal ones the lowest loss.
+
+    Test images play no part in the choice, so that the test accuracy of the run is not optimistic.
+    """
+    finished = [run for run in runs if run.status == "finished"]
+    return max(finished, key=_validation_score, default=None)
+
+
+def _validation_score(run: Run) -> tuple[float, float]:
+    end = run.history.end or {}
+    return end["val_accuracy"], -end["val_loss"]
+
+
+def way_to_train(config: RunConfig) -> tuple[str, ...]:
+    """Return what is equal for configs of one backbone, first weights and strategy.
+
+    The backbone comes first.
+    """
+    rates = sorted((config.stage_rates or {}).items())
+    stage = config.cut or config.features_from or config.lora_from or ""
+    return config.backbone, config.starts_from, config.strategy, stage, str(rates)
+
+
+def best_before(runs: Iterable[Run], fingerprint: str) -> dict[tuple[str, ...], Run]:
+    """Return the best run of each ``way_to_train`` on the data set of that fingerprint.
+
+    Averaged weights are no way to train.
+    """
+    ways: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        started = run.history.started or {}
+        if not run.config.averaged and started.get("fingerprint") == fingerprint:
+            ways.setdefault(way_to_train(run.config), []).append(run)
+    found = {way: best_run(some) for way, some in ways.items()}
+    return {way: run for way, run in found.items() if run}

@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune_core.config import all_settings
 from finetune_core.data.splits import TEST
+from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.single_run.evaluate import (
     evaluation_precision,
     precision_note,
@@ -22,6 +23,7 @@ from finetune_core.exporters.source import Source
 from finetune_core.files import write_bytes
 from finetune_core.formatting import (
     SPLIT_WORDS,
+    accuracy_name,
     duration,
     learning_rate_text,
     number,
@@ -36,6 +38,7 @@ from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.runs.log import (
     arithmetic,
     averaged_in_words,
+    describe_initial_head,
     fitted_in_words,
     lineage_in_words,
     trained_on,
@@ -141,8 +144,9 @@ def _head(source: Source) -> str:
     evaluation = source.evaluation
     return (
         f"# {_plain(_title(source))}\n\n"
-        f"Classifies images into {things(len(source.classes), 'class', 'classes')}: {percent(evaluation.accuracy)} of "
-        f"{number(evaluation.images)} {SPLIT_WORDS[evaluation.split].lower()} images correctly "
+        f"Classifies images into {things(len(source.classes), 'class', 'classes')}: "
+        f"{accuracy_name(evaluation.split).lower()} {percent(evaluation.accuracy)} on "
+        f"{things(evaluation.images, 'image')} "
         f"(95 % interval {percent(evaluation.low)} to {percent(evaluation.high)}). {_origin(source)}, fine-tuned with Thaw."
     )
 
@@ -225,10 +229,12 @@ def _recipe(source: Source) -> str:
         "optimizer",
         "learning_rate",
         "schedule",
+        "initial_head",
         "epochs",
         "batch_size",
         "image_size",
         "edits",
+        "auto",
         "averaged",
         "precision",
         "device",
@@ -255,8 +261,10 @@ def _training(source: Source) -> dict[str, str]:
         return {"Fit": fitted_in_words(fitted)}
     if averaged := source.run.history.averaged:
         return {"Averaged": averaged_in_words(averaged)}
+    initialized = source.run.history.head_initialized
     return {
         "Optimizer": f"{config.optimizer}, learning rate {learning_rate_text(config.learning_rate)}, {config.schedule} schedule",
+        **({"Initial head": describe_initial_head(initialized)} if initialized else {}),
         "Length": f"{source.summary['epochs']} epochs of batches of {config.batch_size}; the best was epoch {source.epoch}",
     }
 
@@ -294,12 +302,19 @@ def _results(source: Source, origin: str) -> str:
     )
     left = len(evaluation.per_class) - len(rows)
     return (
-        f"## Results\n\nOn {number(evaluation.images)} {SPLIT_WORDS[evaluation.split].lower()} images: accuracy {percent(evaluation.accuracy)} "
-        f"(95 % interval {percent(evaluation.low)} to {percent(evaluation.high)}, Wilson). {origin}\n\n"
+        f"## Results\n\n{accuracy_name(evaluation.split)} {percent(evaluation.accuracy)} on "
+        f"{things(evaluation.images, 'image')} "
+        f"(95 % interval {percent(evaluation.low)} to {percent(evaluation.high)}, Wilson). "
+        f"{origin}{_references(source)}\n\n"
         f"{_scores(source)}\n\n"
         f"| Class | Precision | Recall (95 % interval) | F1 | Images |\n|---|---|---|---|---|\n{table}"
         + (f"\n\n{number(left)} more classes are left out of this table." if left else "")
     )
+
+
+def _references(source: Source) -> str:
+    words = reference_points(source.run, split=source.evaluation.split).in_sentence()
+    return f"\n\n{_plain(words)}" if words else ""
 
 
 def _scores(source: Source) -> str:
@@ -324,6 +339,9 @@ def _limits(source: Source) -> str:
         else "These images were used for nothing before: neither to train nor to choose the best epoch."
         if evaluation.split == TEST
         else "There was no test split: the best epoch was chosen on these images, so the numbers are a little optimistic.",
+        f"The run has not converged: {source.run.convergence.reason}."
+        if source.run.convergence.converged is False
+        else "",
         "The numbers hold for images like these. For another camera, place or time they have to be measured again.",
         "It predicts one of its classes for every image, even if it shows something else.",
         "Its probabilities were not calibrated; the expected calibration error (ECE) above says how far off they are.",

@@ -12,7 +12,7 @@ from finetune_core.evaluation.run_images import RunImages, run_images
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
 from finetune_core.exporters.source import Source
-from finetune_core.formatting import SPLIT_WORDS, number, percent, things
+from finetune_core.formatting import accuracy_name, number, percent, things
 from finetune_core.training.answers import Answer, answers
 from finetune_core.training.predictions import prediction_table
 from finetune_core.work import Work
@@ -70,10 +70,12 @@ class Measured:
             return f"{self.file} was not evaluated: {self.reason}. The numbers are the run's own{_in(self.precision)}."
         gone = self.run.images - self.evaluation.images
         left = f" {things(gone, 'image')} could not be read any more." if gone else ""
+        name = accuracy_name(self.evaluation.split).lower()
         return (
-            f"Evaluated with the exported file ({self.file}): accuracy {percent(self.evaluation.accuracy)} on {number(self.evaluation.images)} "
-            f"{SPLIT_WORDS[self.evaluation.split].lower()} images; {number(self.alike)} predictions are the same as in the run "
-            f"(accuracy {percent(self.run.accuracy)} on {number(self.run.images)}{_in(self.precision)}).{left}"
+            f"Evaluated with the exported file ({self.file}): {name} "
+            f"{percent(self.evaluation.accuracy)} on {things(self.evaluation.images, 'image')}; "
+            f"{number(self.alike)} predictions are the same as in the run ({name} "
+            f"{percent(self.run.accuracy)} on {number(self.run.images)}{_in(self.precision)}).{left}"
         )
 
 

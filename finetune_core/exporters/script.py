@@ -19,15 +19,15 @@ from finetune_core.errors import ExportError
 from finetune_core.exporters.source import Source
 from finetune_core.exporters.template import filled
 from finetune_core.files import is_file, write_bytes
-from finetune_core.formatting import percent
+from finetune_core.formatting import accuracy_name, percent, things
 from finetune_core.models.catalogue import build_recipe, packages
 from finetune_core.models.stages import Stage
 from finetune_core.models.timm_networks import TIMM
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.batches import sample_keys, subset
-from finetune_core.training.networks import beginning_of
+from finetune_core.training.networks import beginning_of, load_initial_head
 from finetune_core.training.stage_plan import StagePlan, Strategy, plan
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import epochs_of, fits_initial_head
 
 SCRIPT, SPLIT, START_FILE = "train.py", "split.csv", "start.safetensors"
 _TEMPLATE = Path(__file__).with_name("standalone") / "train.template"
@@ -45,28 +45,42 @@ _WATCHED = {  # by early stopping: the more the better
 
 
 def write_script(source: Source, folder: Path) -> dict[str, Any]:
-    """``train.py`` and ``split.csv``; with ``start.safetensors``, where the run started from another one.
+    """Write ``train.py``, ``split.csv`` and, where the run did not begin with published weights and
+    a random head alone, ``start.safetensors``.
 
     Raises:
         ExportError: when the run has a setting that the script cannot repeat, did not finish, or its images have changed.
+        RunError: when the run's folder lacks what it began with.
     """
     if problems := unrepeatable(source):
         raise ExportError(f"A script cannot repeat this run: {'; '.join(problems)}.")
     dataset, rows = _used(source)
     write_bytes(folder / SPLIT, _table(dataset, rows).encode("utf-8", "surrogateescape"))
     write_bytes(folder / SCRIPT, script(source, dataset, rows).encode())
-    if source.run.config.earlier_run:
+    if _needs_start(source):
         write_bytes(folder / START_FILE, save(_beginning(source, dataset)))
     return {}
 
 
+def _needs_start(source: Source) -> bool:
+    """Return whether a run began with tensors that no script can make."""
+    return source.run.config.earlier_run is not None or _has_fitted_head(source)
+
+
+def _has_fitted_head(source: Source) -> bool:
+    kept = bool((source.run.history.started or {}).get("head_kept"))
+    return fits_initial_head(source.run.config, head_kept=kept)
+
+
 def _beginning(source: Source, dataset: Dataset) -> dict[str, torch.Tensor]:
-    """The network that the run began with, with its head."""
-    network = beginning_of(source.run.config, dataset.classes, source.run.run_dir).network
-    return {
-        name: tensor.detach().contiguous().clone()
-        for name, tensor in network.model.state_dict().items()
-    }
+    """Return the tensors that the run began with: of an earlier run, and of a fitted head."""
+    config, run_dir = source.run.config, source.run.run_dir
+    tensors: dict[str, torch.Tensor] = {}
+    if config.earlier_run:
+        tensors |= beginning_of(config, dataset.classes, run_dir).network.model.state_dict()
+    if _has_fitted_head(source):
+        tensors |= load_initial_head(source.network, run_dir)
+    return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def unrepeatable(source: Source) -> list[str]:
@@ -201,7 +215,7 @@ def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
         "PACKAGED_WEIGHTS": info.source == "packaged" and config.starts_from == PRETRAINED,
         "HUB_WEIGHTS": info.source == "timm" and config.starts_from == PRETRAINED,
         "RANDOM": config.starts_from == RANDOM,
-        "START": config.earlier_run is not None,
+        "START": _needs_start(source),
         "FILE": not config.earlier_run and config.starts_from not in (PRETRAINED, RANDOM),
         "SAFETENSORS": is_file(config.starts_from) and config.starts_from.endswith(".safetensors"),
         "LINEAR_HEAD": isinstance(source.network.head_layers[0], nn.Linear),
@@ -368,13 +382,15 @@ def _version(source: Source) -> str:
 def _docstring(source: Source) -> str:
     summary, evaluation = source.summary, source.evaluation
     data, run = _harmless(source.data_name), _harmless(source.run.run_id)
-    where = "test" if evaluation.split == TEST else "validation"
     return (
         f"Fine-tunes {summary['backbone']} on {data}: repeats the run {run} without Thaw.\n\n"
         f"    python {SCRIPT} DATA\n\n"
-        f"DATA is the folder that the paths in {SPLIT}, beside this file, are relative to. The run reached {percent(evaluation.accuracy)} on\n"
-        f"its {evaluation.images} {where} images. Needs torch, torchvision, numpy, pillow{_also(source)}"
-        f"{', safetensors' if source.run.config.earlier_run else ''}.\n"
+        f"DATA is the folder that the paths in {SPLIT}, beside this file, are relative to. "
+        "The run reached\n"
+        f"{accuracy_name(evaluation.split).lower()} {percent(evaluation.accuracy)} on "
+        f"{things(evaluation.images, 'image')}. Needs torch, "
+        f"torchvision, numpy, pillow{_also(source)}"
+        f"{', safetensors' if _needs_start(source) else ''}.\n"
     )
 
 

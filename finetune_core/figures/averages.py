@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from finetune_core.figures.axes import share_axis
 from finetune_core.figures.style import LEGEND, MARGIN, SYMBOLS, TEST_COLOR, VAL_COLOR, WARM, label
+from finetune_core.formatting import accuracy_name
 
 
 def mixing_curve(
@@ -42,7 +43,9 @@ def mixing_curve(
     figure.update_xaxes(
         title_text="Mixing coefficient (0: start, 1: fine-tuned)", range=[-0.04, 1.04], dtick=0.1
     )
-    figure.update_yaxes(title_text="Accuracy", **share_axis(accuracies))
+    # Shifted images are no validation images: the legend names each curve's own.
+    title = "Accuracy" if shifted else accuracy_name("val")
+    figure.update_yaxes(title_text=title, **share_axis(accuracies))
     return figure
 
 

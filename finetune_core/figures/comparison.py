@@ -11,6 +11,7 @@ from finetune_core.evaluation.comparison.costs import Cost, timeline
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.figures.axes import share_axis, whole_axis
 from finetune_core.figures.style import LEGEND, MARGIN, OTHER_COLOR, RUN_COLORS, escaped
+from finetune_core.formatting import accuracy_name
 from finetune_core.training.strategies import epochs_of
 
 Kind = Literal["loss", "accuracy"]
@@ -31,7 +32,7 @@ _ROUND_SECONDS = (1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10_800, 36_000, 108_00
 _WIDE = 20.0  # times the smallest value: from there on a logarithmic axis
 
 
-def accuracies(arms: Sequence[Arm]) -> go.Figure:
+def accuracies(arms: Sequence[Arm], split: str) -> go.Figure:
     """One line per arm: the metric with its interval, and a small dot for each seed."""
     figure, measure = go.Figure(), arms[0].measure
     scores = [(arm.score, [member.score for member in arm.members]) for arm in arms]
@@ -60,7 +61,7 @@ def accuracies(arms: Sequence[Arm]) -> go.Figure:
     }
     figure.update_yaxes(range=[len(arms) - 0.5, -0.5], showgrid=False, zeroline=False, **ticks)
     figure.update_xaxes(
-        title_text=measure.title,
+        title_text=measure.title_on(split),
         **(share_axis(_ends(scores)) if measure.share else {"hoverformat": ".3f"}),
     )
     figure.update_layout(height=110 + 48 * len(arms), margin=MARGIN, showlegend=False)
@@ -123,7 +124,7 @@ def offered_costs(arms: Sequence[Arm]) -> tuple[list[CostName], str]:
     ], reason
 
 
-def pareto(measure: CostName, arms: Sequence[Arm]) -> go.Figure:
+def pareto(measure: CostName, arms: Sequence[Arm], split: str) -> go.Figure:
     """Accuracy against a cost, with the line of those that nothing beats on both. With time, a hollow marker is the same run
     without its cache."""
     _, title, unit = COSTS[measure]
@@ -163,7 +164,7 @@ def pareto(measure: CostName, arms: Sequence[Arm]) -> go.Figure:
             hovertemplate="%{y} for %{x:.3~g}<extra>%{fullData.name}</extra>",
         )
     figure.update_xaxes(title_text=title, **_cost_axis(measure, costs, figure))
-    figure.update_yaxes(title_text="Accuracy", **share_axis(_reach(arms)))
+    figure.update_yaxes(title_text=accuracy_name(split), **share_axis(_reach(arms)))
     figure.update_layout(height=420, margin=MARGIN, legend=LEGEND)
     return figure
 
@@ -238,7 +239,7 @@ def _round_duration(seconds: int) -> str:
     return f"{seconds} s"
 
 
-def by_depth(arms: Sequence[Arm]) -> go.Figure | None:
+def by_depth(arms: Sequence[Arm], split: str) -> go.Figure | None:
     """Accuracy against how many stages train, a line per backbone and share of the data; None where all are cut alike. What did not train
     to the end, or has no epochs, says nothing of depth."""
     cut = [arm for arm in arms if arm.depth.whole and epochs_of(arm.config) and not arm.unfinished]
@@ -251,6 +252,7 @@ def by_depth(arms: Sequence[Arm]) -> go.Figure | None:
         # evenly spaced: the names need the room
         lambda arm: depths.index(arm.depth.trained_stages),
         lambda arm: (arm.config.backbone, arm.config.train_fraction),
+        split,
     )
     names = {arm.depth.trained_stages: arm.depth.first_stage for arm in cut}
     one = len({arm.config.backbone for arm in cut}) == 1  # others have other stages
@@ -266,7 +268,7 @@ def by_depth(arms: Sequence[Arm]) -> go.Figure | None:
     return figure
 
 
-def by_data(arms: Sequence[Arm]) -> go.Figure | None:
+def by_data(arms: Sequence[Arm], split: str) -> go.Figure | None:
     """Accuracy against the number of training images, a line per strategy and backbone; None where all have as many. What did not train to
     the end says nothing of data."""
     ended = [arm for arm in arms if not arm.unfinished]
@@ -277,6 +279,7 @@ def by_data(arms: Sequence[Arm]) -> go.Figure | None:
         ended,
         _training_images,
         lambda arm: (arm.config.strategy, arm.config.cut, arm.config.backbone),
+        split,
     )
     figure.update_xaxes(title_text="Training images", **whole_axis(max(_drawn(figure, "x"))))
     return figure
@@ -297,6 +300,7 @@ def _lines(
     drawn: Sequence[Arm],
     where: Callable[[Arm], float],
     group: Callable[[Arm], Hashable],
+    split: str,
 ) -> go.Figure:
     figure = go.Figure()
     for key in dict.fromkeys(group(arm) for arm in drawn):
@@ -323,7 +327,7 @@ def _lines(
             text=[escaped(arm.title) for arm in line],
             hovertemplate="%{text}: %{y}<extra></extra>",
         )
-    figure.update_yaxes(title_text="Accuracy", **share_axis(_reach(drawn)))
+    figure.update_yaxes(title_text=accuracy_name(split), **share_axis(_reach(drawn)))
     figure.update_layout(height=360, margin=MARGIN, showlegend=False)
     return figure
 

@@ -75,12 +75,14 @@ def feature_map(places: pd.DataFrame, by: str, names: Mapping[str, str]) -> go.F
     return figure
 
 
-def probe_curve(probes: Sequence[Any], cut: str) -> go.Figure:
-    """Accuracy of a linear probe by stage, with its standard error; what would stay frozen is cold, what would train is warm.
+def probe_curve(probes: Sequence[Any], cut: str | None) -> go.Figure:
+    """Accuracy of a linear probe by stage, with its standard error.
+
+    Stages that the suggestion trains are warm, all others cold.
 
     Args:
         probes: ``Probe`` of each stage, input to head.
-        cut: the first stage that the suggestion trains.
+        cut: the first stage that the suggestion trains; None where it names none.
     """
     names = [one.stage for one in probes]
     digits = hover_percent(one.accuracy for one in probes)

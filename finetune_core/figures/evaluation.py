@@ -261,11 +261,12 @@ def _two_shares(figure: go.Figure, x: str, y: str) -> go.Figure:
     return figure
 
 
-def slice_dots(rows: pd.DataFrame, overall: float) -> go.Figure:
+def slice_dots(rows: pd.DataFrame, overall: float, name: str) -> go.Figure:
     """Accuracy of each slice with its interval, beside that of all images.
 
     Args:
         rows: ``slice, images, accuracy, low, high``.
+        name: of the accuracy, with its split.
     """
     at = list(range(len(rows)))
     names = [
@@ -289,7 +290,7 @@ def slice_dots(rows: pd.DataFrame, overall: float) -> go.Figure:
     )
     figure.add_vline(x=overall, line={"color": OTHER_COLOR, "dash": "dot"})
     figure.update_xaxes(
-        title_text="Accuracy, with its 95 % interval",
+        title_text=f"{name}, with its 95 % interval",
         **share_axis([*rows["low"], *rows["high"], overall]),
     )
     figure.update_yaxes(
@@ -299,17 +300,18 @@ def slice_dots(rows: pd.DataFrame, overall: float) -> go.Figure:
     return figure
 
 
-def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str]) -> go.Figure:
+def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str], name: str) -> go.Figure:
     """Accuracy by severity, one line per corruption; all begin with the images as they are.
 
     Args:
         rows: ``corruption, severity, accuracy, low, high``, the images as they are as ``none``.
-        titles: corruption -> what it is called.
+        titles: corruption -> its title.
+        name: of the accuracy, with its split.
     """
     figure = go.Figure()
     clean = rows[rows["corruption"] == "none"]
-    for number, (name, title) in enumerate(titles.items()):
-        points = pd.concat([clean, rows[rows["corruption"] == name]])
+    for number, (corruption, title) in enumerate(titles.items()):
+        points = pd.concat([clean, rows[rows["corruption"] == corruption]])
         # A little apart, so that intervals do not hide each other.
         figure.add_scatter(
             x=points["severity"]
@@ -332,6 +334,6 @@ def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str]) -> go.Figure
         ticktext=["clean", "mild", "middle", "strong"],
         range=[-0.15, 3.3],
     )
-    figure.update_yaxes(title_text="Accuracy", **share_axis([*rows["low"], *rows["high"]]))
+    figure.update_yaxes(title_text=name, **share_axis([*rows["low"], *rows["high"]]))
     figure.update_layout(height=440, margin=MARGIN, legend=LEGEND)
     return figure

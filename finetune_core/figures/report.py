@@ -52,17 +52,19 @@ def _both_axes(shift: ShiftComparison) -> go.Figure:
 
 def comparison_figures(comparison: Comparison) -> Headed:
     """The figures of accuracy and its cost, each with its heading."""
-    arms = comparison.arms
-    found = [(f"{comparison.measure.title}, with intervals and seeds", accuracies(arms))]
+    arms, split = comparison.arms, comparison.split
+    found = [
+        (f"{comparison.measure.title_on(split)}, with intervals and seeds", accuracies(arms, split))
+    ]
     found += [
-        (f"Accuracy against {COSTS[measure][0].lower()}", pareto(measure, arms))
+        (f"Accuracy against {COSTS[measure][0].lower()}", pareto(measure, arms, split))
         for measure in offered_costs(arms)[0]
     ]
     found += [
         (heading, figure)
         for heading, figure in (
-            ("Accuracy by first stage that trains", by_depth(arms)),
-            ("Accuracy by training set size", by_data(arms)),
+            ("Accuracy by first stage that trains", by_depth(arms, split)),
+            ("Accuracy by training set size", by_data(arms, split)),
         )
         if figure
     ]

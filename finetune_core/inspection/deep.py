@@ -1,6 +1,5 @@
 """Analysis with embeddings: features once, then findings, a map, and a linear probe by layer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from finetune_core.config import make_config
 from finetune_core.data.checks import some
 from finetune_core.data.dataset import Dataset, sides
 from finetune_core.data.findings import Finding
@@ -29,32 +27,14 @@ from finetune_core.inspection.learned import (
     two_sample_auc,
 )
 from finetune_core.inspection.similar import Embeddings
+from finetune_core.inspection.suggestion import Suggestion, strategy_from, suggest_cut
 from finetune_core.models.network import network_stages
-from finetune_core.models.stages import Stage
-from finetune_core.training.stage_plan import cut_index, plan
-from finetune_core.training.strategies import STRATEGIES
 from finetune_core.work import Work
 
 IMAGE_SIZE = 224
 _SHIFTED = 0.6  # area under the curve
 _CLEAR = 3.0  # standard errors
-_ENOUGH = 0.97  # accuracy from frozen features that leaves little to win
 _FEWEST = 10  # images of a split
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """Which stages to train, by where a linear probe stops getting better.
-
-    Attributes:
-        strategy: a name of ``STRATEGIES``, or ``custom`` with ``cut``.
-        cut: the first stage to train.
-        reason: one sentence.
-    """
-
-    strategy: str
-    cut: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +46,7 @@ class DeepReport:
         auc: split -> how well a linear model separates it from the training images (0.5: not at all).
         probes: one per stage, input to head; empty where a split is too small.
         suggestion: None without probes.
+        strategy: that trains from the suggested stage on; None where no stage is suggested.
         places: ``id, x, y`` of the map; a sample of the images where there are very many, none where no map was asked for.
         predictions: by image id, what a linear model that has seen neither it nor its near-duplicates takes it for (see
             ``class_predictions``): ``predicted`` (class name), ``confidence``, ``label_confidence``.
@@ -78,6 +59,7 @@ class DeepReport:
     auc: dict[str, float]
     probes: tuple[Probe, ...]
     suggestion: Suggestion | None
+    strategy: str | None
     places: pd.DataFrame
     predictions: pd.DataFrame
     embeddings: Embeddings
@@ -91,7 +73,9 @@ class DeepReport:
                 {"stage": one.stage, "accuracy": one.accuracy, "error": one.error}
                 for one in self.probes
             ],
-            "suggestion": vars(self.suggestion) if self.suggestion else None,
+            "suggestion": {"strategy": self.strategy} | vars(self.suggestion)
+            if self.suggestion
+            else None,
         }
 
 
@@ -123,69 +107,24 @@ def inspect_deeply(
     findings.append((yield from _outliers(features, table)))
     mapped = _mapped(len(table)) if map_too else np.arange(0)
     places = (yield from lay_out(telling[mapped])) if map_too else np.empty((0, 2), np.float32)
+    suggestion = suggest_cut(probes, _stage_names(backbone, image_size)) if probes else None
+    cut = suggestion.cut if suggestion else None
     return DeepReport(
         backbone,
         image_size,
         tuple(finding for finding in findings if finding),
         auc,
         tuple(probes),
-        suggest(probes, backbone, image_size) if probes else None,
+        suggestion,
+        strategy_from(cut, backbone, image_size) if cut else None,
         pd.DataFrame({"id": table["id"].to_numpy()[mapped], "x": places[:, 0], "y": places[:, 1]}),
         predictions,
         Embeddings.of(table["id"].to_numpy(), telling),
     )
 
 
-def deepest_good(probes: Sequence[Probe]) -> Probe:
-    """The deepest stage whose probe is within one standard error of the best one: the one-standard-error rule (Breiman et al. 1984),
-    the simplest of what is about as good, where simple means that more stages stay frozen.
-
-    Args:
-        probes: input to head.
-    """
-    best = max(probes, key=lambda one: one.accuracy)
-    return [one for one in probes if one.accuracy >= best.accuracy - best.error][-1]
-
-
-def suggest(probes: list[Probe], backbone: str, image_size: int | None = None) -> Suggestion:
-    """Train what comes after the deepest stage whose frozen features are about as good as any.
-
-    Args:
-        image_size: of the images that were probed; None for the one that the backbone was pretrained on.
-    """
-    stages = network_stages(backbone, image_size=image_size)
-    names = [stage.name for stage in stages]
-    good, last = deepest_good(probes), probes[-1]
-
-    def found(one: Probe) -> str:
-        return f"A linear model on the frozen features of {one.stage} classifies {percent(one.accuracy)} of the validation images correctly"
-
-    if good is not last:
-        cut = names[min(names.index(good.stage) + 1, len(names) - 2)]
-        reason = (
-            f"{found(good)}, and all deeper stages do worse by more than one standard error ({percent(last.accuracy)} at the end): what they "
-            f"learned before does not carry over, so train from {cut} on."
-        )
-    elif last.accuracy >= _ENOUGH:
-        cut = names[-1]
-        reason = f"{found(last)}, and no stage does clearly better: what the network learned carries over to its end, so a new head may do."
-    else:
-        cut = names[-2]
-        reason = f"{found(last)}, and no stage does clearly better: the features carry over, and training the last one with the head adds to them."
-    return Suggestion(_named(backbone, stages, cut), cut, reason)
-
-
-def _named(backbone: str, stages: Sequence[Stage], cut: str) -> str:
-    """The ready-made strategy that trains from this stage on, if there is one."""
-    at = [stage.name for stage in stages].index(cut)
-    ready = (name for name, strategy in STRATEGIES.items() if strategy.classic)
-    configs = {
-        name: make_config({"data": "any", "backbone": backbone, "strategy": name}) for name in ready
-    }
-    return next(
-        (name for name, config in configs.items() if cut_index(plan(config, stages)) == at),
-        "custom",
-    )
+def _stage_names(backbone: str, image_size: int) -> list[str]:
+    return [stage.name for stage in network_stages(backbone, image_size=image_size)]
 
 
 def _best(probes: list[Probe]) -> int:

@@ -53,12 +53,15 @@ class Inspection:
         """(columns, rows) with one row per stage; none where no probe was fitted."""
         probes = self.deep.probes if self.deep else ()
         rows = [[one.stage, f"{percent(one.accuracy)} ± {percent(one.error)}"] for one in probes]
-        return ["Stage", "Accuracy of a linear probe"], rows
+        return ["Stage", "Validation accuracy of a linear probe"], rows
 
     def advice(self) -> str:
         """Which strategy the probes suggest; empty without probes."""
         suggestion = self.deep.suggestion if self.deep else None
-        return f"{suggestion.reason} Suggested: {suggestion.strategy}." if suggestion else ""
+        if self.deep is None or suggestion is None:
+            return ""
+        named = f" Suggested: {self.deep.strategy}." if self.deep.strategy else ""
+        return suggestion.reason + named
 
     def shifts(self) -> list[str]:
         """The AUC of a classifier between each split and the training images."""

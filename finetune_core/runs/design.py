@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from finetune_core.config import RunConfig, make_config
+from finetune_core.config import RunConfig, all_settings, make_config
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError
 from finetune_core.training.forecast import expected
+from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import cut_index, plan, stages_of
 from finetune_core.training.strategies import BASELINE, epochs_of
@@ -26,6 +27,7 @@ def design(
     seeds: Sequence[int],
     backbones: Sequence[str] = (),
     fractions: Sequence[float] = (),
+    num_images: int | None = None,
 ) -> list[RunConfig]:
     """One config per strategy, seed, backbone and share of the training images, in the order in which they cost the least.
 
@@ -33,6 +35,8 @@ def design(
         base: all other settings; its backbone and share are taken where none are named.
         strategies: names, or ``from:STAGE``. ``custom`` is that of ``base``.
         fractions: shares of the training images.
+        num_images: training images of the data set, from which the settings in ``base.auto`` follow for
+            each strategy; None keeps those of ``base``.
 
     Raises:
         ConfigError: when a config cannot be used, or there is none.
@@ -51,6 +55,8 @@ def design(
         for strategy in dict.fromkeys(strategies)
         for seed in dict.fromkeys(seeds)
     ]
+    if num_images is not None:
+        made = [fill_auto(config, num_images) for config in made]
     return _cheapest_order(made)
 
 
@@ -74,6 +80,15 @@ def is_baseline(config: RunConfig) -> bool:
     return config.strategy == BASELINE and config.features_from is None and config.averaged is None
 
 
+def profiled_stage(config: RunConfig) -> str | None:
+    """Return the stage that a run of a profile trains alone from the probe's head; None of others."""
+    if config.strategy != "custom" or not config.stage_rates or config.averaged:
+        return None
+    trained = {name: rate for name, rate in config.stage_rates.items() if name != "head" and rate}
+    ready = config.initial_head == "probe" and config.stage_rates.get("head") == 1
+    return next(iter(trained)) if ready and list(trained.values()) == [1] else None
+
+
 def features_of(config: RunConfig) -> str:
     """Equal for runs that start from the same features of the same training images, so that a linear probe among them is the baseline."""
     return config.model_dump_json(
@@ -81,9 +96,25 @@ def features_of(config: RunConfig) -> str:
     )
 
 
+def run_of(config: RunConfig) -> str:
+    """Equal for runs that compute the same, whoever chose their settings."""
+    return config.model_dump_json(exclude=settings_without_effect(config))
+
+
 def arm_of(config: RunConfig) -> str:
     """Equal for runs that differ in nothing but the seed."""
-    return config.model_dump_json(exclude={"seed"})
+    return config.model_dump_json(exclude={"seed"} | settings_without_effect(config))
+
+
+def settings_without_effect(config: RunConfig) -> set[str]:
+    """Return the names of the settings that a run does not obey.
+
+    A run without epochs does not train in steps. Averages are computed in fp32.
+    """
+    found = {"auto"}
+    if not epochs_of(config):
+        found |= {name for name, one in all_settings().items() if one.stepwise}
+    return found | ({"precision"} if config.averaged else set())
 
 
 def by_arm(configs: Iterable[RunConfig]) -> dict[str, list[RunConfig]]:
@@ -97,11 +128,14 @@ def by_arm(configs: Iterable[RunConfig]) -> dict[str, list[RunConfig]]:
 def with_rates(configs: Sequence[RunConfig], rates: Mapping[str, float | None]) -> list[RunConfig]:
     """The configs with the learning rate that was found for their arm (by ``arm_of``), where one was."""
     return [
-        config.model_copy(update={"learning_rate": rates[arm_of(config)]})
-        if rates.get(arm_of(config))
-        else config
+        _at_rate(config, rate) if (rate := rates.get(arm_of(config))) else config
         for config in configs
     ]
+
+
+def _at_rate(config: RunConfig, rate: float) -> RunConfig:
+    auto = tuple(name for name in config.auto if name != "learning_rate")
+    return config.model_copy(update={"learning_rate": rate, "auto": auto})
 
 
 def arm_seconds(

@@ -24,6 +24,7 @@ _NOTABLE = {
     "RunPlaced",
     "EpochEnded",
     "HeadFitted",
+    "HeadInitialized",
     "WeightsAveraged",
     "CheckpointSaved",
     "ImagesSkipped",
@@ -51,6 +52,8 @@ class History:
             while steps go on.
         epochs: EpochEnded rows.
         fitted: the HeadFitted row of a run whose head is fitted in the place of epochs; None in others.
+        head_initialized: the HeadInitialized row of a run with epochs whose head was fitted before
+            the first one; None in others.
         averaged: the WeightsAveraged row of a run whose weights are averaged in the place of epochs; None in others.
         skipped, lost, short: the ImagesSkipped, the latest ImagesLost and the latest MemoryShort row; None without.
         notable: what a log reports, in the order in which it happened: rows of most kinds, and the first Progress of each phase.
@@ -65,6 +68,7 @@ class History:
     progress_began: Row | None = None
     epochs: list[Row] = field(default_factory=list)
     fitted: Row | None = None
+    head_initialized: Row | None = None
     averaged: Row | None = None
     skipped: Row | None = None
     lost: Row | None = None
@@ -168,6 +172,8 @@ class History:
                 )
             case "HeadFitted" | "WeightsAveraged":
                 return bool(started["epochs"] == 0)
+            case "HeadInitialized":
+                return bool(started["epochs"] > 0)
             case "RunResumed":
                 return bool(
                     row["epoch"] <= started["epochs"] + 1
@@ -187,6 +193,8 @@ class History:
             self.epochs.append(row)
         elif kind == "HeadFitted":
             self.fitted = row
+        elif kind == "HeadInitialized":
+            self.head_initialized = row
         elif kind == "WeightsAveraged":
             self.averaged = row
         elif kind == "RunStarted":
@@ -292,11 +300,11 @@ class History:
         """Where the time went so far, seconds: ``decode``, ``trunk``, ``train``, ``validate``, ``evaluate``."""
         if not self.started:
             return {}
+        at_once = [row["seconds"] for row in (self.head_initialized, self.done_at_once) if row]
         return {
             "decode": self.started["decode_seconds"],
             "trunk": self.started["cache"]["trunk_seconds"],
-            "train": sum(row["train_seconds"] for row in self.epochs)
-            + (self.done_at_once["seconds"] if self.done_at_once else 0.0),
+            "train": sum(row["train_seconds"] for row in self.epochs) + sum(at_once),
             "validate": sum(row["val_seconds"] for row in self.epochs),
             "evaluate": (self.end or {}).get("evaluation_seconds", 0.0),
         }

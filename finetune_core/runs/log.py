@@ -69,11 +69,16 @@ def log_line(row: Row) -> str:
             )
         case "EpochEnded":
             return (
-                f"Epoch {row['epoch']} took {duration(row['train_seconds'] + row['val_seconds'])}: loss {row['train_loss']:.3f}, accuracy "
-                f"{percent(row['train_accuracy'])}; on validation images {row['val_loss']:.3f}, {percent(row['val_accuracy'])}. {overflow(row)}".rstrip()
+                f"Epoch {row['epoch']} took {duration(row['train_seconds'] + row['val_seconds'])}: "
+                f"training loss {row['train_loss']:.3f}, "
+                f"training accuracy {percent(row['train_accuracy'])}; "
+                f"validation loss {row['val_loss']:.3f}, "
+                f"validation accuracy {percent(row['val_accuracy'])}. {overflow(row)}".rstrip()
             )
         case "HeadFitted":
             return fitted_in_words(row)
+        case "HeadInitialized":
+            return describe_initial_head(row)
         case "WeightsAveraged":
             return averaged_in_words(row)
         case "CheckpointSaved":
@@ -113,6 +118,16 @@ def overflow(row: Row) -> str:
     skipped = row.get("skipped_steps", 0)
     return (
         f"{things(skipped, 'step')} skipped, whose gradients overflowed in fp16." if skipped else ""
+    )
+
+
+def describe_initial_head(row: Row) -> str:
+    """Describe the fit of an initial head, from its HeadInitialized row."""
+    return (
+        f"The initial head is a linear probe, fitted to {things(row['features'], 'feature')} of "
+        f"{things(row['images'], 'training image')} in {duration(row['seconds'])}: C = "
+        f"{row['c']:.2g}, loss {row['train_loss']:.3f}, accuracy "
+        f"{percent(row['train_accuracy'])} on them."
     )
 
 

@@ -27,7 +27,7 @@ from finetune_core.runs.locks import LOCK_FILE, RunLock, acquire_lock, not_writt
 from finetune_core.runs.ownership import TakenOver
 from finetune_core.runs.stop_request import PAUSE, STOP_FILE, requested_stop
 from finetune_core.runs.turns import in_turn
-from finetune_core.training.checkpoints import BEST, LAST, START, checkpoint_path
+from finetune_core.training.checkpoints import BEST, HEAD, LAST, START, checkpoint_path
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import (
     END_EVENTS,
@@ -201,7 +201,7 @@ def execute(
     run_dir = reservation.run_dir
     try:
         for path in (
-            *(checkpoint_path(run_dir, name) for name in (START, LAST, BEST)),
+            *(checkpoint_path(run_dir, name) for name in (START, HEAD, LAST, BEST)),
             *(run_dir / name for name in _SAVED),
         ):
             sweep(path, older_than=0)  # the lock is held: who else has written them has been killed

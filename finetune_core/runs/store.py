@@ -15,6 +15,7 @@ from finetune_core.files import Stamp, is_link, is_there, stamp
 from finetune_core.formatting import things
 from finetune_core.models.catalogue import check_backbone_name
 from finetune_core.runs.about import ABOUT_FILE, About, clean_tags, read_about, write_about
+from finetune_core.runs.convergence import Convergence, judge_run
 from finetune_core.runs.display import in_words, run_html
 from finetune_core.runs.history import History
 from finetune_core.runs.locks import is_locked
@@ -87,6 +88,11 @@ class Run:
         return self.history.started
 
     @property
+    def convergence(self) -> Convergence:
+        """Whether the run, by its own curve, trained long enough."""
+        return judge_run(self.config, self.history)
+
+    @property
     def active(self) -> bool:
         return self.status in ("queued", "waiting", "running")
 
@@ -154,6 +160,13 @@ def read_run(folder: Path) -> Run:
     return RunStore(whole.parent).read(whole)
 
 
+def best_epoch(run: Run) -> Row:
+    """Return the EpochEnded row with the highest validation accuracy so far; empty before one."""
+    return max(
+        run.history.epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default={}
+    )
+
+
 def summary(run: Run) -> dict[str, Any]:
     """A run in one flat row of plain values; what is not known yet is None.
 
@@ -161,12 +174,12 @@ def summary(run: Run) -> dict[str, Any]:
     epoch's while it trained: ``evaluation_precision`` says in which precision they were computed. ``live_val_accuracy`` is the best
     epoch's while it trained, in any case, in ``precision``. ``started_from`` is the earlier run whose network it began with: ``run, data,
     strategy, epoch, accuracy, weights``. ``averaged`` is how other runs were averaged: ``how, runs``, and once that is done
-    ``parents, ingredients, curve, coefficient, shifted, batchnorm_layers``.
+    ``parents, ingredients, curve, coefficient, shifted, batchnorm_layers``. ``converged`` is None where it is not known;
+    ``convergence`` says why it is what it is.
     """
     started, end = run.history.started or {}, run.history.end or {}
-    best = max(
-        run.history.epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default={}
-    )
+    convergence = run.convergence
+    best = best_epoch(run)
     return {
         "run_id": run.run_id,
         "run_dir": str(run.run_dir),
@@ -181,6 +194,8 @@ def summary(run: Run) -> dict[str, Any]:
         "total_parameters": started.get("total_parameters"),
         "epochs": len(run.history.epochs),
         "best_epoch": best.get("epoch"),
+        "converged": convergence.converged,
+        "convergence": convergence.reason,
         "val_accuracy": end.get("val_accuracy", best.get("val_accuracy")),
         "val_loss": end.get("val_loss", best.get("val_loss")),
         "test_accuracy": end.get("test_accuracy"),

@@ -153,7 +153,7 @@ def _wise(
     merged weights is ``(1 - c) W0 + c (W0 + scale · B A)``, which keeps its rank.
     """
     attempts.total = len(COEFFICIENTS) * attempts.judged_on
-    yield from fit_probe(attempts.job, attempts.lost)
+    yield from fit_probe(attempts.job, attempts.lost, attempts.job.config.seed)
     start = attempts.kept_tensors() | attempts.job.low_rank.at_start(tuned)
     curve: list[Mixture] = []
     others = [

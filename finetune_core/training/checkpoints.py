@@ -24,6 +24,7 @@ from finetune_core.training.lora import NONE, LowRank, low_rank
 from finetune_core.training.stage_plan import Strategy, cut_index, factored_matrices, frozen_tensors
 
 LAST, BEST = "last", "best"
+HEAD = "head"  # the head that a run has fitted before its first step
 START = "start"  # what a run that starts from another one keeps of that: the whole network
 
 
@@ -56,6 +57,7 @@ _INFO = TypeAdapter(CheckpointInfo)
 _LONGEST_INFO = 2**25  # letters
 _MISSING = {
     BEST: "{run_dir} has no {name!r} checkpoint: the run ended before its first epoch did.",
+    HEAD: "{run_dir} lacks head.safetensors, the head that it began with: put the file back.",
     START: "{run_dir} lacks start.safetensors, the weights of the earlier run that it started from: put the file back.",
 }
 _KINDS = {

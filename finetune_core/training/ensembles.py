@@ -27,6 +27,7 @@ from finetune_core.training.events import (
     Ancestor,
     CacheReport,
     CheckpointSaved,
+    ClassCounts,
     Counts,
     Event,
     Lineage,
@@ -166,6 +167,7 @@ class _Joined:
             ),
             classes=list(dataset.classes),
             counts=self._counts(dataset),
+            class_counts=self._class_counts(dataset),
             fingerprint=dataset.fingerprint,
             findings=finding_rows(dataset),
             epochs=0,
@@ -180,8 +182,24 @@ class _Joined:
         )
 
     def _counts(self, dataset: Dataset) -> Counts:
-        """Training images that at least one of them used, and those that all have predicted."""
-        table, predicted = dataset.table, self.parents[0].predictions["split"].value_counts()
+        """Count the used training images, and those that all networks have predicted."""
+        predicted = self.parents[0].predictions["split"].value_counts()
+        counts = Counts(train=len(self._training_rows(dataset)), val=int(predicted[VAL]))
+        return {**counts, "test": int(predicted[TEST])} if TEST in predicted else counts
+
+    def _class_counts(self, dataset: Dataset) -> ClassCounts:
+        predicted = self.parents[0].predictions
+        labels = {split: some.to_numpy() for split, some in predicted.groupby("split")["label"]}
+        labels[TRAIN] = dataset.table["label"].to_numpy()[self._training_rows(dataset)]
+        classes = len(dataset.classes)
+        return {
+            str(split): np.bincount(some, minlength=classes).tolist()
+            for split, some in labels.items()
+        }
+
+    def _training_rows(self, dataset: Dataset) -> np.ndarray:
+        """Return the rows of the training images that at least one of the networks used."""
+        table = dataset.table
         training, keys = np.flatnonzero(table["split"] == TRAIN), sample_keys(table["id"])
         used = [
             subset(
@@ -193,8 +211,7 @@ class _Joined:
             )
             for one in self.parents
         ]
-        counts = Counts(train=len(np.unique(np.concatenate(used))), val=int(predicted[VAL]))
-        return {**counts, "test": int(predicted[TEST])} if TEST in predicted else counts
+        return np.unique(np.concatenate(used))
 
     def _lineage(self) -> Lineage:
         """The runs before theirs, where these are the same for all of them."""

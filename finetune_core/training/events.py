@@ -44,6 +44,10 @@ Name = Annotated[str, Field(max_length=10_000)]
 Text = Annotated[str, Field(max_length=100_000)]
 Texts = Annotated[list[Text], Field(max_length=1000)]
 Phase = Annotated[str, Field(max_length=100), AfterValidator(_known_phase)]
+ClassCounts = Annotated[
+    dict[Name, Annotated[list[Count], Field(max_length=100_000)]],
+    Field(max_length=3),
+]
 Classes = Annotated[list[Name], Field(min_length=1, max_length=100_000), AfterValidator(_unique)]
 
 
@@ -210,6 +214,7 @@ class RunStarted(Event):
 
     Attributes:
         counts: images by split.
+        class_counts: images of each class, by split; empty in runs of earlier versions.
         stages: one object per stage: ``name, parameters, trains, rate, thaw_epoch``, input to head.
         epochs, steps_per_epoch: 0 where the head is fitted in one go, or other runs are averaged, instead.
         findings: one object per finding of the data set: ``kind, severity, count, message``.
@@ -253,6 +258,7 @@ class RunStarted(Event):
     averaged: How | None = None
     ranks: Positive = 1
     batchnorm: Literal["", "per_rank"] = ""
+    class_counts: ClassCounts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -402,6 +408,27 @@ class HeadFitted(Event):
     seconds: Seconds
     memory_bytes: Count = 0
     device_bytes: Count | None = None
+
+
+@dataclass(frozen=True)
+class HeadInitialized(Event):
+    """A linear probe has become the head that a run with epochs begins with.
+
+    Attributes:
+        images: how many training images it was fitted to.
+        features: how many features of each.
+        c: the inverse of its L2 penalty.
+        train_loss: mean cross-entropy of the training images themselves, in nats.
+        train_accuracy: of the same images.
+        seconds: for features, cross-validation and fit.
+    """
+
+    images: Positive
+    features: Positive
+    c: Length
+    train_loss: Loss
+    train_accuracy: Share
+    seconds: Seconds
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.errors import TrainingError
 from finetune_core.models.network import Network
 from finetune_core.training.evaluation import predict_splits
-from finetune_core.training.events import Event, HeadFitted
+from finetune_core.training.events import Event, HeadFitted, HeadInitialized
 from finetune_core.training.exact_layers import without_head
 from finetune_core.training.footprint import footprint_of_fit
 from finetune_core.training.job import Job
@@ -23,7 +23,7 @@ from finetune_core.training.nearest import NEIGHBOURS, NearestNeighbours, with_n
 from finetune_core.training.out_of_memory import explained
 from finetune_core.training.prepare import reported
 from finetune_core.training.prototypes import prototypes
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import STRATEGIES, epochs_of
 
 _PARAMETERS = {"linear_probe": "C", "prototypes": "scale", "nearest_neighbours": "k"}
 _TOO_MANY_FEATURES = "to fit a head to the features of all training images. Train on a part of them, or take features of fewer channels."
@@ -60,24 +60,40 @@ def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
     return network
 
 
-def fit_probe(job: Job, lost: LostImages) -> Generator[Event, None, None]:
+def fit_probe(job: Job, lost: LostImages, seed: int) -> Generator[Event, None, HeadInitialized]:
     """Put a linear probe on the features of the job's network, as it is now, in the place of its head.
+
+    Args:
+        seed: of the folds that the penalty is chosen on.
 
     Raises:
         TrainingError: as ``fit_head``.
     """
+    began = time.monotonic()
     head = _linear_head(job)
     rows, features, labels = yield from _training_features(job, head, lost)
+    sets = sides(job.dataset.table.iloc[rows])
     with explained(_TOO_MANY_FEATURES):
-        work = linear_probe(
-            features,
-            labels,
-            sides(job.dataset.table.iloc[rows]),
-            head.out_features,
-            job.config.seed,
-        )
-        fitted, _ = yield from reported("fit", work)
-    _with_linear(job.network, head, fitted)
+        work = linear_probe(features, labels, sets, head.out_features, seed)
+        fitted, choice = yield from reported("fit", work)
+        logits = fitted.logits(features)
+    _with_linear(job.network, head, _agree(job, fitted))
+    return HeadInitialized(
+        images=len(rows),
+        features=features.shape[1],
+        c=choice.value,
+        train_loss=float(cross_entropy(logits, labels)),
+        train_accuracy=float((logits.argmax(1) == labels).float().mean()),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _agree(job: Job, fitted: Linear) -> Linear:
+    """Return the fit of the first rank: processors round differently, and ranks must be equal."""
+    if not job.ranks.several:
+        return fitted
+    weight, bias = job.ranks.decided((fitted.weight.cpu(), fitted.bias.cpu()))
+    return Linear(weight, bias)
 
 
 def _training_features(
@@ -117,9 +133,10 @@ def _linear_head(job: Job) -> nn.Linear:
 
 
 def _no_place(job: Job) -> TrainingError:
+    instead = "a random initial head" if epochs_of(job.config) else "feature extraction"
     return TrainingError(
         f"The head of {job.config.backbone} is not one linear layer on one vector per image, so no classifier can be fitted in its place. "
-        "Choose feature extraction instead."
+        f"Choose {instead} instead."
     )
 
 

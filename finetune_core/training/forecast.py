@@ -11,6 +11,7 @@ from finetune_core.models.catalogue import input_info
 from finetune_core.training.device import device_for_run
 from finetune_core.training.feeding import forward_batch
 from finetune_core.training.placement import room_when_idle
+from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.stage_plan import (
     Strategy,
@@ -20,7 +21,12 @@ from finetune_core.training.stage_plan import (
     stages_of,
     trainable_parameters,
 )
-from finetune_core.training.strategies import STRATEGIES, epochs_of
+from finetune_core.training.strategies import (
+    BASELINE,
+    STRATEGIES,
+    epochs_of,
+    fits_initial_head,
+)
 from finetune_core.training.trunk import chosen_views, why_uncached
 
 _FIXED_SECONDS = 0.8  # building the network, opening the data, the last checkpoint
@@ -45,13 +51,19 @@ class Forecast:
 
 
 def forecast(
-    config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: float, found: int = 0
+    config: RunConfig,
+    dataset: Dataset,
+    speed: Speed,
+    decode_seconds: float,
+    found: int = 0,
+    fit_seconds: float = 0.0,
 ) -> Forecast:
     """The run's time and memory.
 
     Args:
         decode_seconds: to read one of the data set's images.
         found: how many of the activations are in the cache already.
+        fit_seconds: to fit an initial head to the features of one image.
     """
     stages = stages_of(config, len(dataset.classes))
     strategy = plan(config, stages)
@@ -64,7 +76,10 @@ def forecast(
     last = test if epochs else val + test
     final = (val + test) * speed.exact if speed.exact else last * (speed.forward + again)
     in_trunk = val + test - last if speed.exact else val + test
-    rows = train * (chosen_views(config, cut_index(strategy)) or 1) + in_trunk
+    views = chosen_views(config, cut_index(strategy))
+    rows = train * (views or 1) + in_trunk
+    fits = bool(epochs) and fits_initial_head(config)
+    rows += train if fits and views else 0
     step = (
         speed.forward + (speed.step - speed.forward) * _thawed_share(strategy, epochs)
         if epochs
@@ -74,6 +89,7 @@ def forecast(
     missing = max(0, rows - found) if cached else 0
     decoded = 0 if cached and not missing else train + val + test
     once = decoded * decode_seconds + missing * speed.trunk + final
+    once += train * (speed.forward + again + fit_seconds) if fits else 0.0
     trainable = trainable_parameters(strategy, stages)
     cache_bytes = rows * speed.activation_bytes if cached else 0
     pixels = (train + val + test) * 3 * input_info(config).stored_side(config.image_size) ** 2
@@ -132,17 +148,27 @@ def expected(
     speed, reading = book.speed(config), book.decode_seconds(dataset, config.image_size)
     if speed is None or not speed.step_bytes or reading is None:
         return None
-    return forecast(config, dataset, speed, reading, found)
+    probe = book.speed(config.model_copy(update=config.for_strategy(BASELINE)))
+    return forecast(config, dataset, speed, reading, found, probe.step if probe else 0.0)
 
 
-def comparable(config: RunConfig) -> list[RunConfig]:
-    """The config once with each strategy that could run; custom is among them where it is the config's own."""
+def comparable(config: RunConfig, num_images: int = 0) -> list[RunConfig]:
+    """Return the config once with each strategy that could run.
+
+    Custom is among them where it is the config's own.
+
+    Args:
+        num_images: training images, from which the settings in ``config.auto`` follow for each
+            strategy; 0 keeps them.
+    """
     found = []
     for name in STRATEGIES:
         if name == config.strategy:
             found.append(config)
         elif name != "custom":
             other = config.model_copy(update=config.for_strategy(name))
+            if num_images:
+                other = fill_auto(other, num_images)
             with suppress(ConfigError):  # more epochs are needed, say
                 plan(other, stages_of(other))
                 found.append(other)

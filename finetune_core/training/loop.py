@@ -18,6 +18,7 @@ from finetune_core.randomness import step_seed
 from finetune_core.training.averaging import average_weights
 from finetune_core.training.checkpoints import (
     BEST,
+    HEAD,
     LAST,
     CheckpointInfo,
     checkpoint_path,
@@ -36,6 +37,7 @@ from finetune_core.training.evaluation import (
 )
 from finetune_core.training.events import (
     CheckpointSaved,
+    ClassCounts,
     Counts,
     EpochEnded,
     Event,
@@ -47,7 +49,7 @@ from finetune_core.training.events import (
     RunStopped,
     StepEnded,
 )
-from finetune_core.training.fitting import fit_head
+from finetune_core.training.fitting import fit_head, fit_probe
 from finetune_core.training.footprint import Footprint, footprint, kept_for_backward, most
 from finetune_core.training.forecast import expected
 from finetune_core.training.freezing import apply, trains_batchnorm
@@ -56,6 +58,7 @@ from finetune_core.training.loss_scale import LossScale, loss_scale
 from finetune_core.training.lost import LostImages
 from finetune_core.training.movement import copied, is_measured, measured
 from finetune_core.training.nearest import neighbours_of
+from finetune_core.training.networks import head_tensors
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.out_of_memory import explained
 from finetune_core.training.pending import (
@@ -78,7 +81,7 @@ from finetune_core.training.stage_plan import (
     total_parameters,
     trainable_parameters,
 )
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import epochs_of, fits_initial_head
 from finetune_core.training.training_state import (
     TrainingState,
     restore_training_state,
@@ -132,9 +135,15 @@ def fit(
             return
         at.metrics = RunningMetrics.of(len(job.dataset.classes))
         yield _started(job)
-        trainer = _trainer(job, run_dir)
+        lost = LostImages(job)
+        restores = resume and is_there(checkpoint_path(run_dir, LAST))
+        if not restores and fits_initial_head(config, head_kept=job.head_kept):
+            initialized = yield from fit_probe(job, lost, config.first_seed)
+            _save_head(job, run_dir)
+            yield initialized
+        trainer = _trainer(job, run_dir, lost)
         if resume:
-            if is_there(checkpoint_path(run_dir, LAST)):
+            if restores:
                 at = restore_training_state(
                     job, trainer.optimizer, trainer.average, trainer.scale, run_dir
                 )
@@ -233,7 +242,7 @@ class _Trainer:
             self.job.low_rank.merge()
 
 
-def _trainer(job: Job, run_dir: Path) -> _Trainer:
+def _trainer(job: Job, run_dir: Path, lost: LostImages) -> _Trainer:
     config, network = job.config, job.network
     optimizer = make_optimizer(config, job.strategy, network.stages, network.model, job.low_rank)
     average = WeightEMA(job.changing(), config.ema) if config.ema else None
@@ -245,7 +254,7 @@ def _trainer(job: Job, run_dir: Path) -> _Trainer:
         average,
         scale,
         step_rule(job),
-        LostImages(job),
+        lost,
         GradientSum(job.ranks),
     )
 
@@ -517,6 +526,7 @@ def _started(job: Job) -> RunStarted:
         total_parameters=total_parameters(job.strategy, stages),
         classes=list(dataset.classes),
         counts=_counts(job),
+        class_counts=_class_counts(job),
         fingerprint=dataset.fingerprint,
         findings=finding_rows(dataset),
         epochs=epochs_of(config),
@@ -546,6 +556,15 @@ def _counts(job: Job) -> Counts:
     return counts
 
 
+def _class_counts(job: Job) -> ClassCounts:
+    classes = len(job.dataset.classes)
+    return {
+        split: np.bincount(job.labels[rows], minlength=classes).tolist()
+        for split, rows in job.rows.items()
+        if len(rows)
+    }
+
+
 def _expected(job: Job) -> Expected | None:
     found = expected(job.config, job.dataset, SpeedBook(), job.report.found)
     if found is None or job.ranks.several:  # what was timed is one device
@@ -560,16 +579,24 @@ def _expected(job: Job) -> Expected | None:
 
 
 def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:
+    if job.ranks.leads:
+        save_checkpoint(run_dir, BEST, job.changing(), _checkpoint_info(job, epoch))
+    return CheckpointSaved(BEST, epoch)
+
+
+def _save_head(job: Job, run_dir: Path) -> None:
+    """Keep the head that was fitted before the first step, for a script that repeats the run."""
+    if job.ranks.leads:
+        save_checkpoint(run_dir, HEAD, head_tensors(job.network), _checkpoint_info(job, 0))
+
+
+def _checkpoint_info(job: Job, epoch: int) -> CheckpointInfo:
     dataset, network = job.dataset, job.network
-    neighbours = neighbours_of(network)
-    info = CheckpointInfo(
+    return CheckpointInfo(
         epoch,
         job.config.backbone,
         network.weights_hash,
         dataset.classes,
         dataset.fingerprint,
-        neighbours=neighbours,
+        neighbours=neighbours_of(network),
     )
-    if job.ranks.leads:
-        save_checkpoint(run_dir, BEST, job.changing(), info)
-    return CheckpointSaved(BEST, epoch)

@@ -1,7 +1,7 @@
 """A learning-rate range test (Smith 2017): a few steps at ever higher rates, on a network of its own, from the cached trunk."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,15 @@ from finetune_core.errors import ConfigError, TrainingError
 from finetune_core.training.compute import train_step
 from finetune_core.training.device import choose_device
 from finetune_core.training.device_turn import work_in_turn
-from finetune_core.training.events import Progress
+from finetune_core.training.events import Event, Progress
+from finetune_core.training.fitting import fit_probe
 from finetune_core.training.freezing import apply
 from finetune_core.training.job import Inputs, Job, step_rule
 from finetune_core.training.loss_scale import loss_scale
+from finetune_core.training.lost import LostImages
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import check_config, prepare
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import epochs_of, fits_initial_head
 from finetune_core.work import Step, Work
 
 _LOWEST, _HIGHEST = 1e-7, 10.0
@@ -49,7 +51,8 @@ def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Work[RateCurve]:
         roots: when given, images that lie elsewhere are left out.
 
     Yields:
-        Steps of the phase ``device`` while it waits, of every phase of ``prepare``, then of ``rates``.
+        Steps of the phase ``device`` while it waits, of every phase before a run's first step, then
+        of ``rates``.
 
     Raises:
         FinetuneError: when the run could not start, or no step at all could be made.
@@ -64,7 +67,7 @@ def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Work[RateCurve]:
 
 
 def _found_rate(config: RunConfig, roots: Sequence[Path]) -> Work[RateCurve]:
-    preparing = prepare(config, roots)
+    preparing = _begin(config, roots)
     while True:
         try:
             event = next(preparing)
@@ -79,6 +82,14 @@ def _found_rate(config: RunConfig, roots: Sequence[Path]) -> Work[RateCurve]:
             "The loss was not finite from the start, at the lowest rates: check the data and the weights."
         )
     return RateCurve(tuple(rates), tuple(losses), suggested(rates, losses))
+
+
+def _begin(config: RunConfig, roots: Sequence[Path]) -> Generator[Event, None, Job]:
+    """Prepare the run up to its first step."""
+    job = yield from prepare(config, roots)
+    if fits_initial_head(config, head_kept=job.head_kept):
+        yield from fit_probe(job, LostImages(job), config.first_seed)
+    return job
 
 
 def suggested(rates: list[float], losses: list[float]) -> float | None:

@@ -22,6 +22,7 @@ from finetune_core.models.timm_networks import find, is_timm_name, resized
 from finetune_core.models.weights import PRETRAINED, RANDOM, of_head, put_tensors, state_hash
 from finetune_core.training.checkpoints import (
     BEST,
+    HEAD,
     START,
     CheckpointInfo,
     checkpoint_path,
@@ -195,6 +196,24 @@ def beginning_of(
             },
         )
     return Beginning(replace(network, info=input_info(config)), start, kept)
+
+
+def head_tensors(network: Network) -> dict[str, torch.Tensor]:
+    """Return the tensors of a network's head by name: those that are in use, not copies."""
+    state = network.model.state_dict()
+    return {name: tensor for name, tensor in state.items() if of_head(name, network.heads)}
+
+
+def load_initial_head(network: Network, run_dir: Path) -> dict[str, torch.Tensor]:
+    """Load the head that a run has fitted before its first step.
+
+    Args:
+        network: any network of the run.
+
+    Raises:
+        RunError: when it is missing or damaged.
+    """
+    return load_tensors(run_dir, HEAD, head_tensors(network))[0]
 
 
 def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointInfo]:

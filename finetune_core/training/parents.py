@@ -21,26 +21,38 @@ from finetune_core.errors import ConfigError, FinetuneError, TrainingError
 from finetune_core.formatting import percent
 from finetune_core.models.catalogue import input_info
 from finetune_core.models.network import has_linear_head
-from finetune_core.models.weights import RANDOM, of_head
+from finetune_core.models.weights import RANDOM
 from finetune_core.training.checkpoints import BEST, CheckpointInfo, load_checkpoint
-from finetune_core.training.networks import beginning_of, best_network, read_trained
+from finetune_core.training.networks import (
+    beginning_of,
+    best_network,
+    head_tensors,
+    read_trained,
+)
 from finetune_core.training.predictions import (
     FINAL_PRECISION,
     load_predictions,
     predictions_precision,
 )
 from finetune_core.training.stage_plan import frozen_tensors, plan
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import STRATEGIES, fits_initial_head
 
 Problems = dict[Path, str]  # a run's folder -> why it cannot be averaged
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """What a run began with, as far as it can differ from another one's, and which of its tensors stayed so."""
+    """The part of a run's beginning that can differ from another run's.
+
+    Attributes:
+        head: of an earlier run, or random.
+        fitted: whether a linear probe has taken its place. The seed of the head decides both.
+        frozen: the tensors that stayed as they were.
+    """
 
     weights_hash: str
     head: Mapping[str, torch.Tensor]
+    fitted: bool
     frozen: frozenset[str]
 
 
@@ -58,15 +70,15 @@ class Parent:
         Raises:
             FinetuneError: when the weights that it began with are missing or damaged.
         """
-        network = beginning_of(self.config, self.info.classes, self.folder).network
-        state = network.model.state_dict()
+        beginning = beginning_of(self.config, self.info.classes, self.folder)
+        network = beginning.network
         frozen = frozenset(
             name
             for stage, each in zip(network.stages, plan(self.config, network.stages), strict=True)
             for name in frozen_tensors(each, stage)
         )
-        head = {name: tensor for name, tensor in state.items() if of_head(name, network.heads)}
-        return _Begun(network.weights_hash, head, frozen)
+        fitted = fits_initial_head(self.config, head_kept=beginning.head_kept)
+        return _Begun(network.weights_hash, head_tensors(network), fitted, frozen)
 
     def tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return parameters, buffers and factors of the run's best network, on the processor.
@@ -245,6 +257,10 @@ def _differs(one: Parent, first: Parent) -> str:
         return f"{differing} of {name}: average runs that trained on the same images"
     if one.begun.weights_hash != first.begun.weights_hash:
         return f"it started from other weights than {name}"
+    if one.begun.fitted != first.begun.fitted:
+        kinds = ["random", "a linear probe"]
+        own, others = kinds if first.begun.fitted else reversed(kinds)
+        return f"its initial head was {own}, that of {name} {others} (--initial-head)"
     head = first.begun.head
     if any(not torch.equal(tensor, head[key]) for key, tensor in one.begun.head.items()):
         seeds = f"seed {one.config.first_seed}, not {first.config.first_seed}"

@@ -18,7 +18,7 @@ from finetune_core.data.splits import SPLITS, TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError, DataError, FinetuneError, TrainingError
 from finetune_core.files import is_file
 from finetune_core.models.catalogue import BackboneInfo, backbone_info
-from finetune_core.models.network import Network, check_image_size
+from finetune_core.models.network import Network, check_image_size, has_linear_head
 from finetune_core.models.partition import CannotSplit, Segments
 from finetune_core.models.weights import PRETRAINED, RANDOM, download
 from finetune_core.training.batches import sample_keys, subset
@@ -34,7 +34,7 @@ from finetune_core.training.parents import read_parents
 from finetune_core.training.placement import placed, room_for_rows
 from finetune_core.training.ranks import ALONE, Ranks, check_gpus
 from finetune_core.training.stage_plan import Strategy, cut_index, plan, stages_of
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import epochs_of, fits_initial_head
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import (
     CachedTrunk,
@@ -86,6 +86,8 @@ def check_config(
     if "backbone" not in problems:
         attempt("strategy", lambda: plan(config, stages_of(config)))
         attempt("image_size", check_image_size, config.backbone, config.image_size)
+    if not {"backbone", "image_size"} & problems.keys():
+        attempt("initial_head", _check_initial_head, config)
     if config.averaged and run_dir is None:
         attempt("averaged", read_parents, config.averaged)
     if config.earlier_run:
@@ -95,6 +97,21 @@ def check_config(
         problems["weights"] = f"there is no file {config.weights}"
     if problems:
         raise ConfigError(problems)
+
+
+def _check_initial_head(config: RunConfig) -> None:
+    """
+    Raises:
+        ConfigError: when a linear probe is to be the head of a network that has no linear one.
+    """
+    fits = epochs_of(config) and fits_initial_head(config)
+    if fits and not has_linear_head(config.backbone, config.image_size):
+        raise ConfigError(
+            {
+                "initial_head": f"the head of {config.backbone} is not one linear layer, so no "
+                "linear probe can be put in its place: choose random"
+            }
+        )
 
 
 def check_devices(config: RunConfig, devices: int, *, elsewhere: bool = False) -> None:
@@ -505,7 +522,9 @@ def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
     views = chosen_views(config, cut_index(prepared.strategy))
     if views is None or TRAIN not in rows:
         return [_Pass(np.sort(np.concatenate(list(rows.values()))), prepared.content, None, "")]
-    kept = np.sort(np.concatenate([found for name, found in rows.items() if name != TRAIN]))
+    # a head is fitted to images as they are
+    fits = fits_initial_head(config, head_kept=prepared.beginning.head_kept)
+    kept = np.sort(np.concatenate([found for name, found in rows.items() if fits or name != TRAIN]))
     # An augmented version depends on the sample's id, too, so its key does.
     with np.errstate(over="ignore"):
         keys = prepared.content * np.uint64(0x9E3779B97F4A7C15) + prepared.keys

@@ -262,6 +262,15 @@ def epochs_of(config: RunConfig) -> int:
     return 0 if STRATEGIES[config.strategy].fits or config.averaged else config.epochs
 
 
+def fits_initial_head(config: RunConfig, *, head_kept: bool = False) -> bool:
+    """Return whether a run that trains in epochs begins with a fitted head.
+
+    Args:
+        head_kept: whether the run begins with the head of an earlier run.
+    """
+    return config.initial_head == "probe" and config.strategy != "from_scratch" and not head_kept
+
+
 def run_kind(config: RunConfig) -> str:
     """The strategy's title; before it, where weights are averaged, how; of an ensemble that alone: its networks' strategies may differ."""
     title = STRATEGIES[config.strategy].title

@@ -14,6 +14,7 @@ def test_a_click_on_a_cell_of_the_matrix_shows_its_images(server, finished_runs,
     page.goto(f"{server.url}/evaluate?run={run.run_id}")
     area = page.locator(".js-plotly-plot .nsewdrag").first
     area.wait_for()
+    area.evaluate("element => element.scrollIntoView({block: 'center'})")
     box, classes = area.bounding_box(), len(result.classes)
     # far from the middle of the cell, where the point lies
     page.mouse.click(

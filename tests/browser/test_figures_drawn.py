@@ -107,19 +107,19 @@ def figures(folder):
     coverage = coverage_curve(result)
     probed = [network("a", *np.linspace(0.985, 0.995, 9)), network("b", *np.linspace(0.98, 1.0, 9))]
     return {
-        "accuracies": comparison.accuracies(compare),
+        "accuracies": comparison.accuracies(compare, "test"),
         "curves-loss": comparison.learning_curves("loss", "epoch", compare),
         "curves-accuracy": comparison.learning_curves("accuracy", "epoch", compare),
         "curves-seconds": comparison.learning_curves("accuracy", "seconds", compare),
         **{
-            f"pareto-{measure}": comparison.pareto(measure, compare)
+            f"pareto-{measure}": comparison.pareto(measure, compare, "test")
             for measure in comparison.offered_costs(compare)[0]
         },
         "shifted": comparison.against_shifted(
             compare, [Interval(0.98, 0.96, 0.99)] * len(compare), "another camera"
         ),
-        "depth": comparison.by_depth(compare),
-        "data": comparison.by_data(compare),
+        "depth": comparison.by_depth(compare, "test"),
+        "data": comparison.by_data(compare, "test"),
         "advice": probes_by_stage(ranked(probed), {one.backbone: one.stages for one in probed}),
         "counts": data.class_counts({"train": [2, 1], "val": [1, 1]}, ["cat", "dog"]),
         "probe-curve": data.probe_curve(PROBES, "layer2"),
@@ -134,9 +134,9 @@ def figures(folder):
         "bars": evaluation.probability_bars(["cat", "dog", "newt"], [0.9998, 0.0002, 0.0]),
         "roc": evaluation.roc_curves(curves),
         "recall-precision": evaluation.recall_precision_curves(curves),
-        "slices": evaluation.slice_dots(slices, 0.998),
+        "slices": evaluation.slice_dots(slices, 0.998, "Test accuracy"),
         "robustness": evaluation.robustness_lines(
-            worse, {name: one.title for name, one in CORRUPTIONS.items()}
+            worse, {name: one.title for name, one in CORRUPTIONS.items()}, "Test accuracy"
         ),
         **{
             f"reliability-{binning}": calibration_figures.reliability_diagram(

@@ -119,7 +119,7 @@ def test_a_deep_inspection_adds_findings_a_probe_of_each_stage_and_a_suggestion(
     assert set(deep["suggestion"]) == {"strategy", "cut", "reason"}
     print_inspection(inspection)
     printed = capsys.readouterr().out
-    assert "Accuracy of a linear probe" in printed
+    assert "Validation accuracy of a linear probe" in " ".join(printed.split())
     assert deep["suggestion"]["reason"] in printed
 
 

@@ -81,7 +81,10 @@ def test_what_was_set_for_the_data_set_meanwhile_does_not_change_it(image_folder
     save_split(data, config.split_settings | {"split_seed": 5})
     save_edits(data, [Edit(action="exclude", paths=("red/000.png",))])
     line = train_command(config, tmp_path / "config.json")
-    assert line == f"thaw train {data} --as-is --backbone efficientnet_lite0 --lr 0.0003 --seed 7"
+    assert line == (
+        f"thaw train {data} --as-is --recipe tutorial --backbone efficientnet_lite0 --lr 0.0003 "
+        "--seed 7"
+    )
     assert config_again(line) == config
 
 

@@ -108,7 +108,7 @@ def test_inspection_comparison_and_evaluation(printed):
     for name in strategies:
         title = re.escape(STRATEGIES[name].title)
         assert re.search(rf"^ {title}( ★)? +\d", text, re.MULTILINE), text
-    assert "Accuracy" in text
+    assert "Test accuracy" in text
 
 
 @pytest.mark.parametrize("piped", [True, False])

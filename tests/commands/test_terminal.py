@@ -70,6 +70,7 @@ def test_an_accuracy_is_never_rounded_up_to_perfect():
         "val_accuracy": 0.5,
         "seconds": 3.0,
         "status": "finished",
+        "converged": True,
     }
     words = result_in_words(result | {"evaluation_precision": "fp32", "run_dir": "/runs/one"})
     assert "validation accuracy 50.0 %, test accuracy 99.9 %" in words

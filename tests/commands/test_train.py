@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_core.config import Edit
+from finetune_core.config import Edit, following_names
 from finetune_core.data.edits import save_edits
 from tests.command_line import config_of, thaw, thaw_json, tiny_options
 from tests.factories import shared_images, tiny_config, trained_run
@@ -28,11 +28,17 @@ def test_options_become_settings(data):
     assert (refused.returncode, "--stage-rates" in refused.stderr) == (2, True)
 
 
-def test_settings_by_the_size_of_the_data_give_way_to_what_is_said(data):
-    config, said = config_of(data, "--by-size", "--epochs", 1, "--image-size", 32)
-    assert "are a small data set: 50 epochs" in said
-    assert (config.optimizer, config.schedule, config.learning_rate) == ("sgd", "step", 0.003)
-    assert (config.epochs, config.image_size) == (1, 32)
+def test_the_recipe_chooses_what_no_option_sets(data, tmp_path):
+    config, _ = config_of(data, "--epochs", 1, "--image-size", 32)
+    assert (config.optimizer, config.schedule, config.epochs) == ("adamw", "cosine", 1)
+    assert set(following_names()) - set(config.auto) == {"epochs"}
+    # A run repeats with its own numbers; what was left to the recipe stays left to it.
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    assert config_of("--config", tmp_path / "config.json")[0] == config
+    tutorial, _ = config_of(data, "--recipe", "tutorial", "--image-size", 32)
+    assert (tutorial.auto, tutorial.optimizer, tutorial.epochs) == ((), "adam", 10)
+    refused = thaw("train", data, "--recipe", "best")
+    assert (refused.returncode, "--recipe" in refused.stderr) == (2, True)
 
 
 def test_saved_edits_are_used_and_said_unless_the_images_are_taken_as_they_are(data, tmp_path):

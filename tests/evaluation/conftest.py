@@ -54,7 +54,7 @@ def made_run(tmp_path):
         (run_dir / "best.safetensors").write_bytes(b"x" * 1000)
         history = History(run_dir)
         history.started = {
-            "stages": [{"name": name} for name in STAGES],
+            "stages": [{"name": name, "trains": True} for name in STAGES],
             "trainable_parameters": 100,
             "total_parameters": 1000,
             "classes": list(classes),

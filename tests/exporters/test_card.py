@@ -49,6 +49,12 @@ def test_the_card_can_be_read_by_hugging_face_and_tells_the_results(tmp_path):
         assert part in text
 
 
+@pytest.mark.train
+def test_the_card_tells_that_the_head_was_fitted_first(tmp_path):
+    text = card_of(train_shared(initial_head="probe", epochs=1), tmp_path)
+    assert "| Initial head | The initial head is a linear probe, fitted to 96 features of" in text
+
+
 def test_random_weights_are_nobodys(tmp_path):
     text = card_of(train_shared(weights="none", test_fraction=0, epochs=1), tmp_path)
     assert "random weights, not pretrained" in text

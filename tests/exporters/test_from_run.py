@@ -57,6 +57,7 @@ def test_the_script_repeats_it_from_the_weights_beside_it(classes, child, tmp_pa
     if classes == "others":
         data = shared_images(red=14, green=14)
         started = {"from_run": str(run.run_dir), "strategy": "feature_extraction"}
+        started["initial_head"] = "probe"
         run = train(tiny_config(data, backbone=PACKAGED, **SGD | started), tmp_path / "runs")
         assert not run.started["head_kept"]
     file, *_ = repeat(run, data)

@@ -159,7 +159,7 @@ def test_card_and_sidecar_state_the_files_accuracy_and_no_local_path(
     assert metrics["labels_as_in_the_run"] == tested.sum()
     assert metrics["measured_on"].startswith("model.")
     check_card(folder, shipped, None)
-    assert f"accuracy {percent(accuracy)} on {tested.sum()} test images" in text
+    assert f"test accuracy {percent(accuracy)} on {tested.sum()} images" in text
     assert "Evaluated with the exported file" in text
     assert str(colours().parent) not in sidecar + text
     assert result["run"]["settings"]["data"] == colours().name
@@ -280,7 +280,7 @@ def test_a_file_that_answers_otherwise_is_stated_as_it_is(shipped, tmp_path, mon
     result = json.loads((folder / "model.json").read_text())["metrics"]
     assert result["accuracy"] < result["run"]["accuracy"] == evaluation(shipped).accuracy
     assert result["labels_as_in_the_run"] < result["images"]
-    said = f"accuracy {percent(result['accuracy'])} on {result['images']} test images"
+    said = f"test accuracy {percent(result['accuracy'])} on {result['images']} images"
     assert said in (folder / "README.md").read_text()
 
 

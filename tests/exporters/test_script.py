@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 
 from finetune_core.config import setting_of
-from finetune_core.errors import ExportError
+from finetune_core.errors import ExportError, RunError
 from finetune_core.exporters import script
 from finetune_core.exporters.formats import export_run
+from finetune_core.runs.store import RunStore
 from finetune_core.training import device
 from tests.exporters.conftest import check_same, colours, metrics_in, train_shared
+from tests.factories import copy_run
 
 TORCHVISION = {"backbone": "shufflenet_v2_x0_5", "weights": "none"}
 ADAM = {"optimizer": "adam", "learning_rate": 3e-4}
@@ -45,6 +47,7 @@ MANY_SETTINGS = {
     | {"batchnorm": "frozen", "early_stopping": "val_macro_f1", "backbone": "efficientnet_lite0"}
     | {"strategy": "last_two_blocks", "learning_rate": 0.01},
     "stop by recall": TORCHVISION | STOPPING | RECALL,
+    "probe first": VIEWS | {"initial_head": "probe", "ema": 0.5},
     "stop by accuracy": STOPPING | {"early_stopping": "val_accuracy"},
 }
 
@@ -123,6 +126,16 @@ def test_images_that_have_changed_are_refused(run, tmp_path):
     changed = replace(run, config=run.config.model_copy(update={"data": str(folder)}))
     with pytest.raises(ExportError, match="have changed since"):
         export_run(changed, "script", tmp_path / "script")
+    assert not (tmp_path / "script").exists()
+
+
+@pytest.mark.train
+def test_a_run_that_has_lost_its_fitted_head_has_no_script(tmp_path):
+    original = train_shared(initial_head="probe", epochs=1)
+    lost = RunStore(tmp_path).read(copy_run(original.run_dir, tmp_path))
+    (lost.run_dir / "head.safetensors").unlink()
+    with pytest.raises(RunError, match=r"lacks head\.safetensors"):
+        export_run(lost, "script", tmp_path / "script")
     assert not (tmp_path / "script").exists()
 
 

@@ -9,16 +9,14 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from finetune_core.config import Edit, make_config
+from finetune_core.config import Edit
 from finetune_core.data.dataset import assemble, load_dataset, look_through
 from finetune_core.data.findings import KINDS
 from finetune_core.data.sample import digits_folder
 from finetune_core.formatting import PHASE_WORDS
 from finetune_core.inspection import deep
-from finetune_core.inspection.deep import inspect_deeply, suggest
-from finetune_core.inspection.learned import Probe
+from finetune_core.inspection.deep import inspect_deeply
 from finetune_core.models.network import network_stages
-from finetune_core.training.stage_plan import cut_index, plan
 from finetune_core.work import finish
 from tests.drain import drained
 from tests.factories import image_folder, shared_images
@@ -215,62 +213,6 @@ def test_sets_of_one_kind_have_no_outliers(unmapped):
     assert found_in(report, "outliers") is None
 
 
-# --- Linear probe by layer -----------------------------------------------------------------------------------------------
-
-
-def probes(accuracies, error=0.01, backbone=LITE):
-    names = [stage.name for stage in network_stages(backbone)]
-    return [Probe(name, accuracy, error) for name, accuracy in zip(names, accuracies, strict=False)]
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "strategy", "cut"),
-    [
-        ([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98], "feature_extraction", "head"),
-        ([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9], "last_block", "block7"),
-        ([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.85], "last_block", "block7"),
-        ([0.3, 0.4, 0.5, 0.6, 0.7, 0.9, 0.8, 0.7], "last_two_blocks", "block6"),
-        ([0.3, 0.4, 0.9, 0.8, 0.7, 0.7, 0.7, 0.7], "custom", "block3"),
-        ([0.9, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4], "custom", "block1"),
-        # within one standard error of the best
-        ([0.3, 0.4, 0.9, 0.895, 0.885, 0.8, 0.8, 0.8], "custom", "block4"),
-        ([0.3, 0.4, 0.5, 0.6, 0.7, 0.807, 0.82, 0.77], "last_block", "block7"),
-        # a plateau carries over to the end
-        ([0.3, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9, 0.895], "last_block", "block7"),
-        ([0.3, 0.4, 0.975, 0.98, 0.98, 0.98, 0.98, 0.981], "feature_extraction", "head"),
-        ([1.0] * 8, "feature_extraction", "head"),
-        ([0.1] * 8, "last_block", "block7"),
-    ],
-)
-def test_what_is_suggested(accuracies, strategy, cut):
-    suggestion = suggest(probes(accuracies), LITE)
-    assert (suggestion.strategy, suggestion.cut) == (strategy, cut)
-
-
-def test_the_reason_names_the_stage_and_its_accuracy():
-    reason = suggest(probes([0.3, 0.4, 0.91, 0.8, 0.7, 0.7, 0.7, 0.72]), LITE).reason
-    assert "block2" in reason
-    assert "91.0 %" in reason
-    assert "72.0 % at the end" in reason
-    assert "train from block3 on" in reason
-
-
-@pytest.mark.parametrize("backbone", [LITE, pytest.param("vit_b_16", marks=pytest.mark.exhaustive)])
-def test_every_suggestion_can_be_trained(backbone):
-    stages = network_stages(backbone)
-    names = [stage.name for stage in stages]
-    last = len(names) - 1
-    rising = [(np.linspace(0.1, top, last), last - (top < 0.97)) for top in (0.99, 0.8)]
-    plateaus = [([0.9] * at + [0.6] * (last - at), at) for at in range(1, last)]
-    for accuracies, first in [*rising, *plateaus]:
-        suggestion = suggest(probes(accuracies, backbone=backbone), backbone)
-        cut = {"cut": suggestion.cut} if suggestion.strategy == "custom" else {}
-        settings = {"data": "any", "backbone": backbone, "strategy": suggestion.strategy}
-        strategy = plan(make_config(settings | cut), stages)
-        assert names[cut_index(strategy)] == suggestion.cut == names[first]
-        assert not strategy[-1].frozen
-
-
 @pytest.mark.train
 def test_of_very_many_images_a_sample_is_mapped(some_digits, monkeypatch):
     monkeypatch.setattr(deep, "MOST_MAPPED", 30)
@@ -301,7 +243,7 @@ def test_a_deep_inspection_of_digits(some_digits):
     assert np.isfinite(report.places[["x", "y"]]).all(axis=None)
     result = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert result["probes"][0].keys() == {"stage", "accuracy", "error"}
-    assert result["suggestion"]["strategy"] == report.suggestion.strategy
+    assert result["suggestion"]["strategy"] == report.strategy
     json.dumps([one.to_json() for one in report.findings], allow_nan=False)
     assert {one.kind for one in report.findings} <= {"label_errors", "shift", "outliers"}
 

@@ -486,7 +486,7 @@ def test_network_is_trained_at_its_own_size_unless_another_is_named(tmp_path, we
         ({"backbone": name, "image_size": 96}, 96),
         ({"backbone": "resnet18"}, 224),
     ):
-        config = asked_for(settings, folder, None, as_is=True, by_size=False)
+        config = asked_for(settings, folder, None, as_is=True)
         assert config.image_size == size
     designs = designed({"backbone": name}, folder, None, as_is=True)
     assert {config.image_size for config in designs} == {160}

@@ -109,7 +109,7 @@ def test_what_cannot_be_used_is_not_kept_but_all_else_is(folder, known):
     at.run()
     assert set(address(at)) == {"data", "settings"}
     again = reloaded("configure", at)
-    assert again.number_input(key="form_epochs").value == 10
+    assert again.number_input(key="form_epochs").value is None
     assert again.number_input(key="form_batch_size").value == 7
     again.number_input(key="form_batch_size").set_value(32).run()
     assert set(address(again)) == {"data"}
@@ -130,7 +130,7 @@ def test_what_was_set_up_to_be_compared_survives_a_reload(folder, known, finishe
     press(at, "Find a learning rate for each")
     finished(at)
     assert set(at.dataframe[0].value["Learning rate"]) == {"0.00123"}
-    assert "One rate for all" in labels(at)
+    assert "Undo the search" in labels(at)
     again = reloaded("compare", at)
     assert "Start 4 runs" in labels(again)
     assert set(again.dataframe[0].value["Learning rate"]) == {"0.00123"}
@@ -147,7 +147,7 @@ def test_settings_that_cannot_be_had_are_the_defaults_and_the_page_says_so(folde
     file.unlink() if damage is None else file.write_text(damage)
     at = open_page("configure", data=known(folder), settings=named)
     assert settings_problem(at)
-    assert at.number_input(key="form_epochs").value == 10
+    assert at.number_input(key="form_epochs").value is None, "follows from the data set"
     assert not button(at, "Start training").disabled
 
 
@@ -165,7 +165,7 @@ def test_settings_that_no_form_could_hold_are_refused(settings):
     named = save_settings({"settings": settings, "comparison": {}})
     at = open_page("runs", settings=named)
     assert settings_problem(at)
-    assert at.session_state["form_epochs"] == 10
+    assert at.session_state["form_epochs"] is None
 
 
 def test_settings_for_a_comparison_that_no_form_could_hold_are_passed_over(folder, known):

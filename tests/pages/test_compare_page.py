@@ -6,9 +6,11 @@ import pytest
 import streamlit as st
 
 from finetune_core import paths
+from finetune_core.config import following_names
 from finetune_core.data.recent import remember
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.verdicts import of_pair
+from finetune_core.evaluation.comparison.pair_text import describe_pair
+from finetune_core.evaluation.comparison.report import arm_verdict_text
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import RunStore
 from pages.shared.runs.backend import worker
@@ -60,15 +62,17 @@ def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     comparison = compare_runs(four_runs)
     at = open_page("compare")
     text = unescaped(at)
-    assert comparison.headline in text
-    assert all(one.words in text for one in comparison.arm_verdicts)
-    pair = of_pair(comparison.arms, comparison.pairs[0])
+    assert all(text.count(line) == 1 for line in comparison.verdict.lines)
+    verdicts = [arm_verdict_text(one) for one in comparison.arm_verdicts]
+    assert sorted(at.dataframe[1].value["Verdict"]) == sorted(verdicts)
+    pair = describe_pair(comparison.arms, comparison.pairs[0])
     assert pair.strategies in text
     assert pair.networks in text
-    assert comparison.networks in text
-    assert "blue-badge[:material/science: Strategies]" in text
-    assert "violet-badge[:material/hub: Networks]" in text
-    assert list(at.dataframe[0].value["Seeds"]) == ["0, 1", "0, 1"]
+    assert "blue-badge[:material/science: The method in general]" in text
+    assert "violet-badge[:material/hub: These trained models]" in text
+    folded = next(box for box in at.expander if box.label == "Details")
+    assert any(pair.networks in one.value.replace("\\", "") for one in folded.markdown)
+    assert list(at.dataframe[1].value["Seeds"]) == ["0, 1", "0, 1"]
     assert len(at.get("plotly_chart")) == 5
     assert "Accuracy by first stage that trains" in text
     assert "Accuracy by training set size" not in text
@@ -83,11 +87,11 @@ def test_the_metric_is_in_the_address(four_runs):
     at = open_page("compare", judged_by="log_loss")
     assert at.segmented_control(key="judged_by").value == "log_loss"
     comparison = compare_runs(four_runs, "log_loss")
-    assert comparison.headline in unescaped(at)
-    assert "Log loss on" in unescaped(at)
+    assert comparison.verdict.answer in unescaped(at)
+    assert "Log loss" in [one.value for one in at.header]
     at.segmented_control(key="judged_by").set_value("macro_f1").run()
     assert at.query_params["judged_by"] == "macro_f1"
-    assert compare_runs(four_runs, "macro_f1").headline in unescaped(at)
+    assert compare_runs(four_runs, "macro_f1").verdict.answer in unescaped(at)
 
 
 def test_the_address_says_which_runs_and_says_when_one_is_gone(four_runs):
@@ -117,16 +121,18 @@ def test_a_run_that_was_stopped_before_its_first_epoch_is_left_out_by_name(four_
     [warning] = [text for text in warnings if four_runs[0].run_id in text]
     assert "interrupted after 0 of 1 epoch" in warning
     assert not any(run.run_id in warning for run in four_runs[1:])
-    assert "Accuracy on" in unescaped(at)
+    assert "Test accuracy" in unescaped(at)
 
 
-def test_one_seed_each_is_a_verdict_on_networks_and_none_on_strategies(four_runs):
+def test_one_seed_each_is_a_verdict_on_the_trained_models_only(four_runs):
     at = open_page("compare", runs=[run.run_id for run in four_runs if run.config.seed == 0])
     text = unescaped(at)
-    assert "The strategies cannot be compared yet" in text
-    assert "The networks trained here: " in text
+    assert "these trained models" in text
+    assert "one says nothing about the method in general" in text
     assert "Take this one" not in text
-    assert at.dataframe[1].value["Strategies"][0] == "not compared yet"
+    verdicts = list(at.dataframe[1].value["Verdict"])
+    assert sum("These trained models: " in one for one in verdicts) == len(verdicts) - 1
+    assert at.dataframe[0].value["The method in general"][0] == "not compared yet"
 
 
 def test_one_strategy_alone_is_not_to_be_taken(four_runs):
@@ -165,12 +171,13 @@ def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable
     assert sorted((run.config.strategy, run.config.seed) for run in all_runs()) == [
         (strategy, seed) for strategy in ("feature_extraction", "last_block") for seed in (0, 1)
     ]
-    others = {run.config.model_dump_json(exclude={"strategy", "seed"}) for run in all_runs()}
+    own = {"strategy", "seed", *following_names()}
+    others = {run.config.model_dump_json(exclude=own) for run in all_runs()}
     assert len(others) == 1
     assert sorted(at.query_params["runs"]) == sorted(run.run_id for run in all_runs())
     wait_until(lambda: not any(run.active for run in all_runs()))
     at.run()
-    assert compare_runs(all_runs()).headline in unescaped(at)
+    assert compare_runs(all_runs()).verdict.answer in unescaped(at)
 
 
 @pytest.mark.train
@@ -181,9 +188,9 @@ def test_a_rate_is_searched_for_each_strategy_and_can_be_taken_back(readable, fi
     before = list(at.dataframe[0].value["Learning rate"])
     press(at, "Find a learning rate for each")
     finished(at)
-    assert len(set(before)) == 1
+    assert len(set(before)) == 2, "that of the recipe for each"
     assert list(at.dataframe[0].value["Learning rate"]) != before
-    press(at, "One rate for all")
+    press(at, "Undo the search")
     assert list(at.dataframe[0].value["Learning rate"]) == before
 
 
@@ -288,7 +295,7 @@ def test_memory_of_a_gpu_and_of_a_processor_are_not_on_one_axis(four_runs):
     assert measure.options == ["Time", "Trainable parameters", "Size on disk"]
     assert measure.value == "seconds"
     assert "different devices (cpu, cuda)" in unescaped(at)
-    assert set(at.dataframe[0].value["GPU memory"]) == {"3.0 GB", "none"}
+    assert set(at.dataframe[1].value["GPU memory"]) == {"3.0 GB", "none"}
     measure = redrawn(four_runs[2:], 4 * 10**9)
     assert measure.options == ["Time", "Trainable parameters", "GPU memory", "Size on disk"]
     measure.set_value("device_bytes").run()

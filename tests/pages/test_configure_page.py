@@ -7,15 +7,16 @@ import pytest
 import streamlit as st
 
 from finetune_core import paths
-from finetune_core.config import make_config
+from finetune_core.config import following_names, make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.comparison.arms import arm_titles
+from finetune_core.evaluation.run_accuracy import best_before, best_run, run_accuracy, way_to_train
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import network_stages
-from finetune_core.runs.earlier import best_before, way_to_train
-from finetune_core.runs.store import RunStore, summary
+from finetune_core.runs.store import RunStore
 from finetune_core.training.checkpoints import load_checkpoint
+from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared.configure.choices import Known
@@ -150,13 +151,15 @@ def test_the_forecast_is_on_every_card_and_can_be_measured_again(folder, known, 
 def timed(form):
     """Strategy -> the config that its forecast times."""
     return {
-        name: make_config({"data": "any", "weights": "none", "strategy": name} | form)
+        name: make_config(
+            {"data": "any", "weights": "none", "strategy": name, "optimizer": "adamw"} | form
+        )
         for name in ("full", "last_block")
     }
 
 
 def test_a_forecast_for_a_gpu_says_which_memory(configure, folder, gpu):
-    config = make_config({"data": "any"} | QUICK)
+    config = make_config({"data": "any", "optimizer": "adamw"} | QUICK)
     speed = Speed(
         trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0
     )
@@ -199,21 +202,38 @@ def test_what_was_reached_before_is_on_the_cards(folder, known):
         place_run(trained_run(config.model_copy(update={"seed": seed})), f"run-{seed}")
         for seed in (0, 1)
     ]
-    share = max(summary(run)["val_accuracy"] for run in runs) * 100
+    best = run_accuracy(best_run(runs))
+    assert best.split == "test", "the best is chosen on validation images"
+    said = f"best run: test accuracy {best.value * 100:.1f} %"
     at = opened()
-    assert cards(at)["full"]["before"] == f"best run: {share:.1f} %"
+    assert cards(at)["full"]["before"] == said
     assert cards(at)["last_block"]["before"] == ""
-    assert cards(at, "Backbones")[TINY_BACKBONE]["before"] == f"best run: {share:.1f} %"
+    assert cards(at, "Backbones")[TINY_BACKBONE]["before"] == said
     assert cards(opened(backbone="squeezenet1_1"))["full"]["before"] == ""
 
 
 def test_only_finished_runs_on_the_same_data_count():
     run = trained_run()
     fingerprint = run.history.started["fingerprint"]
-    expected = {way_to_train(run.config): summary(run)["val_accuracy"]}
-    assert best_before([run], fingerprint) == expected
+    assert best_before([run], fingerprint) == {way_to_train(run.config): run}
     assert best_before([run], "of other data") == {}
     assert best_before([replace(run, status="stopped")], fingerprint) == {}
+
+
+def test_an_empty_field_shows_what_the_recipe_chooses_and_what_is_typed_wins(known, folder):
+    at = open_page("configure", data=known(folder))
+    rate, epochs = at.text_input(key="form_learning_rate"), at.number_input(key="form_epochs")
+    dataset = load_dataset(folder)
+    first = make_config({"data": str(folder), "auto": following_names()})
+    chosen = fill_auto(first, dataset.split_counts["train"])
+    assert (rate.value, epochs.value) == ("", None)
+    assert (rate.placeholder, epochs.placeholder) == (
+        f"auto: {chosen.learning_rate:g}",
+        f"auto: {chosen.epochs}",
+    )
+    at.number_input(key="form_epochs").set_value(3).run()
+    press(at, "Auto")
+    assert at.number_input(key="form_epochs").value is None
 
 
 @pytest.mark.train

@@ -76,7 +76,7 @@ def tables(at):
 def test_the_headline_is_of_the_test_images_and_validation_is_called_optimistic(run):
     at = opened()
     result = evaluation(run, "test")
-    assert metrics(at).keys() == {"Accuracy", "95 % interval", "Loss", "Images"}
+    assert metrics(at).keys() == {"Test accuracy", "95 % interval", "Loss", "Images"}
     assert any("Export" in box.label for box in at.expander)
     assert metrics(at)["Images"] == str(result.images) == "32"
     assert "used for nothing before" in words(at)
@@ -175,7 +175,7 @@ def test_all_numbers_have_intervals_and_say_what_they_leave_out(run):
     table = tables(at)[1].set_index("Metric")
     assert len(table) == 14
     assert table.loc["Matthews correlation (MCC)", "95 % interval"]
-    assert table.loc["Accuracy", "95 % interval"].endswith("%")
+    assert table.loc["Test accuracy", "95 % interval"].endswith("%")
     assert all(" to " in interval for interval in table["95 % interval"])
     assert "There are no images of 1 class here" in words(at)
 

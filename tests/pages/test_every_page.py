@@ -44,7 +44,7 @@ WANTED = {
         "train": "See the evaluation",
         "runs": "0 of 2 runs selected",
         "evaluate": "Per-class metrics",
-        "compare": "Accuracy on",
+        "compare": "Test accuracy",
         "predict": "This network distinguishes 3 classes",
     },
 }
@@ -94,7 +94,7 @@ def test_home_tells_the_state_of_the_machine_and_offers_two_first_runs():
 def test_a_renamed_run_folder_is_listed_like_any_other(runs):
     runs[0].run_dir.rename(paths.runs_dir() / "baseline")
     assert "baseline" in words(open_page("home"))
-    assert "correct" in words(open_page("train", run="baseline"))
+    assert "Test accuracy" in words(open_page("train", run="baseline"))
 
 
 def test_every_link_takes_the_settings_along(folder, known):

@@ -64,6 +64,7 @@ def test_configure_hides_what_steers_steps(known, folder):
         return {key.removeprefix("form_") for key in shown if key}
 
     assert {"epochs", "learning_rate", "image_size"} <= fields()
+    at.number_input(key="form_epochs").set_value(7)
     at.session_state["form_strategy"] = "linear_probe"
     at.run()
     assert "image_size" in fields()
@@ -72,7 +73,7 @@ def test_configure_hides_what_steers_steps(known, folder):
     assert "Find a learning rate" not in labels(at)
     at.session_state["form_strategy"] = "last_block"
     at.run()
-    assert at.number_input(key="form_epochs").value == 10
+    assert at.number_input(key="form_epochs").value == 7
 
 
 @pytest.mark.train
@@ -129,7 +130,7 @@ def test_one_click_fits_the_baseline_of_runs_that_were_compared_without_one():
         return any(said in words(at) for said in ("linear probe that took", "the linear probe by"))
 
     assert not has_baseline()
-    at.button(key="fit_baseline").click().run()
+    at.button(key="start_baseline").click().run()
     ids = at.session_state["compared_runs"]
     assert ids[:2] == [run.run_id for run in runs]
     store = RunStore(paths.runs_dir())
@@ -140,7 +141,7 @@ def test_one_click_fits_the_baseline_of_runs_that_were_compared_without_one():
     ]
     at.run()
     assert has_baseline()
-    assert "fit_baseline" not in keys(at)
+    assert "start_baseline" not in keys(at)
 
 
 def test_no_stage_of_it_is_drawn_with_a_learning_rate(known, folder, drawn):
@@ -152,7 +153,7 @@ def test_no_stage_of_it_is_drawn_with_a_learning_rate(known, folder, drawn):
     assert "Nothing trains" in words(at)
     assert [(tiles[-1]["word"], tiles[-1]["rate"]) for tiles in drawn] == [
         ("new, fitted", "no learning rate"),
-        ("new, trains", "rate 0.0001"),
+        ("new, trains", "rate 0.001"),
         ("new, fitted", "no learning rate"),
         ("k-NN", "no learning rate"),
     ]

@@ -163,11 +163,11 @@ def test_what_was_measured_of_a_run_is_still_there(gone):
     assert RunStore(paths.runs_dir()).damaged() == []
     for tab in ("Metrics", "Calibration", "Robustness"):
         at = open_page("evaluate", state={"evaluate_view": tab})
-        assert [one.label for one in at.metric][:1] == ["Accuracy"]
+        assert [one.label for one in at.metric][:1] == ["Test accuracy"]
         assert not at.error
     at = open_page("compare", runs=[run.run_id for run in runs()])
-    assert any(one.value.startswith("Accuracy on") for one in at.header)
-    press(at, "Fit the linear probe as the baseline")
+    assert any(one.value == "Test accuracy" for one in at.header)
+    press(at, "Fit a linear probe as the baseline")
     assert what_is_missing(gone) in unescaped(at)
 
 

@@ -51,7 +51,7 @@ def test_a_forecast_waits_for_the_rate_finder_which_nothing_pressed_ends(configu
     assert forecast.disabled
     assert "“Trying learning rates”" in forecast.help
     at.selectbox(key="form_schedule").set_value("cosine").run()
-    at.selectbox(key="form_schedule").set_value("constant").run()
+    at.selectbox(key="form_schedule").set_value("auto").run()
     at.switch_page("pages/dataset.py").run()
     at.switch_page("pages/configure.py").run()
     assert jobs().all() == [job]

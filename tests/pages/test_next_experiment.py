@@ -1,4 +1,4 @@
-"""The next experiment on Compare: its reason and forecast, filled in on Configure, not started."""
+"""The next experiment on Compare: its reason and forecast, started or filled in on Configure."""
 
 from dataclasses import replace
 
@@ -10,6 +10,7 @@ from finetune_core.data.recent import remember
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
 from finetune_core.evaluation.comparison.next_experiment import (
+    RULES,
     evidence_of,
     forecast_in_words,
     forecast_of,
@@ -22,6 +23,7 @@ from finetune_core.training.predictions import load_predictions
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.work import finish
 from tests.answers import answer_rightly
+from tests.deadline import wait_until
 from tests.factories import Shared, shared_images, trained_run
 from tests.pages.harness import labels, open_page, place_run, press, unescaped
 from tests.shifted import darkened
@@ -32,6 +34,12 @@ FILL_IN = "Fill in on Configure"
 @pytest.fixture(autouse=True)
 def readable(monkeypatch):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(Shared.folder))
+
+
+@pytest.fixture
+def no_profile(monkeypatch):
+    """A profile, which would come first, is not offered."""
+    monkeypatch.setitem(RULES, "profile", lambda _: None)
 
 
 @pytest.fixture
@@ -52,38 +60,56 @@ def test_a_baseline_that_is_missing_is_offered_once(last_block):
     text = unescaped(at)
     assert "Fit a linear probe as the baseline" in text
     assert found.reason in text
-    assert labels(at).count("Fit the linear probe as the baseline") == 1
+    assert labels(at).count("Fit a linear probe as the baseline") == 1
     assert FILL_IN not in labels(at)
 
 
+def test_a_finished_probe_is_found_whatever_its_learning_rate(last_block):
+    """A fitted head has no learning rate, so no second probe trains."""
+    probe = place_run(trained_run(strategy="linear_probe", learning_rate=0.5), "probe")
+    at = open_page("compare", runs=[last_block.run_id])
+    press(at, "Fit a linear probe as the baseline")
+    assert set(at.session_state["compared_runs"]) == {last_block.run_id, probe.run_id}
+    assert len(RunStore(paths.runs_dir()).runs()) == 2
+
+
 @pytest.fixture
-def distorting(probe, last_block, tmp_path):
-    """Both runs, made to answer as if training had paid on its own images only."""
-    runs = [probe, last_block]
-    tested = load_predictions(probe.run_dir)
+def distorting(tmp_path):
+    """Two seeds each, made to answer as if training had paid on its own images only."""
+    probes, tuned = (
+        [place_run(trained_run(strategy=name, seed=seed), f"{name}-{seed}") for seed in (0, 1)]
+        for name in ("linear_probe", "last_block")
+    )
+    runs = [*probes, *tuned]
+    tested = load_predictions(runs[0].run_dir)
     tested = tested.loc[tested["split"] == "test", "id"]
     other = darkened(tested, shared_images(), tmp_path / "dark")
     for run in runs:
-        answer_rightly(run, run is last_block)
+        answer_rightly(run, run in tuned)
     fingerprint = finish(predict_shifted(runs, str(other)))
     for run in runs:
-        answer_rightly(run, run is probe, fingerprint)
+        answer_rightly(run, run in probes, fingerprint)
     return runs
 
 
 @pytest.mark.train
-def test_where_training_lost_accuracy_on_shifted_images_lp_ft_is_filled_in(distorting):
+@pytest.mark.usefixtures("no_profile")
+def test_where_training_lost_accuracy_on_shifted_images_lp_ft_starts_with_all_seeds(
+    distorting, device_is_taken
+):
     at = open_page("compare")
     text = unescaped(at)
     assert "Train “Linear probe, then full (LP-FT)”" in text
     assert "beats “Linear probe” by 100.0 points" in text
     assert "points (100.0 to 100.0) worse on" in text
-    press(at, FILL_IN)
-    assert at.title[0].value == "Configure"
-    assert at.session_state["form_strategy"] == "linear_probe_then_full"
-    assert at.session_state["form_image_size"] == distorting[1].config.image_size
-    assert at.session_state["data_path"][1] == str(shared_images())
-    assert len(RunStore(paths.runs_dir()).runs()) == 2
+    assert FILL_IN not in labels(at)
+    press(at, "Train “Linear probe, then full (LP-FT)”")
+    known = {run.run_id for run in distorting}
+    queued = [run for run in RunStore(paths.runs_dir()).runs() if run.run_id not in known]
+    assert {run.config.strategy for run in queued} == {"linear_probe_then_full"}
+    assert sorted(run.config.seed for run in queued) == [0, 1]
+    assert {run.config.image_size for run in queued} == {distorting[0].config.image_size}
+    assert {run.run_id for run in queued} < set(at.session_state["compared_runs"])
 
 
 def falling(run):
@@ -97,10 +123,10 @@ def falling(run):
 def test_what_is_inferred_says_so(probe, monkeypatch):
     monkeypatch.setattr("finetune_core.evaluation.comparison.next_experiment.known_layers", falling)
     at = open_page("compare")
-    assert "Thaw layer4 next" in unescaped(at)
+    assert "Train from layer3 on" in unescaped(at)
     assert "Inferred from features and gradients" in unescaped(at)
     press(at, FILL_IN)
-    assert at.session_state["form_strategy"] == "last_block"
+    assert at.session_state["form_strategy"] == "last_two_blocks"
 
 
 def test_where_nothing_stands_out_the_page_says_what_could_tell(probe):
@@ -111,7 +137,7 @@ def test_where_nothing_stands_out_the_page_says_what_could_tell(probe):
 
 @pytest.mark.train
 def test_the_forecast_is_measured_when_asked_for_on_the_data_of_the_runs(
-    probe, last_block, finished
+    no_profile, probe, last_block, finished
 ):
     assert "while other data are chosen" in unescaped(open_page("compare"))
     at = open_page("compare", state={"data_id": remember(str(shared_images()), None)})
@@ -126,3 +152,17 @@ def test_the_forecast_is_measured_when_asked_for_on_the_data_of_the_runs(
     alone = forecast_of(replace(found, configs=found.configs[:1]), dataset, SpeedBook())
     assert len(found.configs) == 2
     assert takes.seconds > alone.seconds
+
+
+@pytest.mark.train
+def test_runs_that_have_not_converged_train_further_at_one_press(probe):
+    slow = trained_run(strategy="feature_extraction", epochs=6, learning_rate=1e-5)
+    slow = place_run(slow, "slow")
+    at = open_page("compare")
+    assert "Not trained long enough: feature extraction." in unescaped(at)
+    press(at, "Train 1 run further")
+    store = RunStore(paths.runs_dir())
+    wait_until(lambda: not any(run.active for run in store.runs()))
+    (longer,) = [run for run in store.runs() if run.run_id not in (slow.run_id, probe.run_id)]
+    assert (longer.status, len(longer.history.epochs)) == ("finished", 12)
+    assert at.session_state["compared_runs"] == [longer.run_id, probe.run_id]

@@ -49,12 +49,13 @@ def test_the_table_tells_how_each_run_stands(three_runs):
     assert (rows["Name"][first], list(rows["Tags"][first])) == ("baseline", ["paper"])
     assert rows["Data"][first] == Path(store().run(first).config.data).name
     assert len(rows["By epoch"][first]) == 2
-    assert rows["Accuracy"][first] == pytest.approx(
+    assert rows["Test accuracy"][first] == pytest.approx(
         100 * store().run(first).history.end["test_accuracy"]
     )
     low, high = rows["95 % interval"][first].removesuffix(" %").split(" – ")
-    assert 0 <= float(low) < rows["Accuracy"][first] <= float(high) <= 100
-    assert rows["Accuracy"].isna()[cancelled]
+    assert 0 <= float(low) < rows["Test accuracy"][first] <= float(high) <= 100
+    assert rows["Test accuracy"].isna()[cancelled]
+    assert rows["Validation accuracy"].isna().all(), "all finished runs have test images"
 
 
 def test_what_is_searched_for_is_shown_and_what_is_not_shown_is_not_selected(three_runs):

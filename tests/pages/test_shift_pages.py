@@ -195,11 +195,10 @@ def test_compare_has_two_axes_once_the_missing_runs_are_evaluated(runs, dark, fi
     assert lacking_shift(runs, fingerprint) == []
     both = compare_shift(compared(runs), fingerprint)
     text = unescaped(at)
-    assert both.shifted.headline in text
-    assert both.shifted.networks in text
+    assert all(line in text for line in both.shifted.verdict.lines)
     # At the top on all classes; beside the shifted verdict on those that both sides have.
-    assert both.own.headline in text
-    assert both.matched.headline in text
+    assert both.own.verdict.answer in text
+    assert both.matched.verdict.answer in text
     tables = [table.value for table in at.dataframe]
     columns, rows = both.in_rows()
     assert any(list(table.columns) == columns and table.values.tolist() == rows for table in tables)
@@ -217,7 +216,9 @@ def test_compare_evaluates_all_runs_on_a_data_set_that_is_named_there(runs, dark
     assert [len(known_shifts(run)[0]) for run in runs] == [1, 1]
     at.segmented_control(key="judged_by").set_value("log_loss").run()
     fingerprint = known_shifts(runs[0])[0][0].fingerprint
-    assert compare_shift(compared(runs), fingerprint, "log_loss").shifted.headline in unescaped(at)
+    assert compare_shift(
+        compared(runs), fingerprint, "log_loss"
+    ).shifted.verdict.answer in unescaped(at)
 
 
 @pytest.mark.train
@@ -230,9 +231,9 @@ def test_corruptions_that_all_runs_know_are_on_the_same_axis(runs):
     assert "Gaussian noise, strong (0.38)" in at.selectbox(key="shift_box").options
     both = compare_shift(compared(runs), NOISE)
     assert shifted_column(at) == [percent(arm.score.value) for arm in both.shifted.arms]
-    assert both.shifted.networks in unescaped(at)
+    assert both.shifted.verdict.answer in unescaped(at)
     at.segmented_control(key="judged_by").set_value("log_loss").run()
-    assert compare_shift(compared(runs), NOISE, "log_loss").shifted.headline in unescaped(at)
+    assert compare_shift(compared(runs), NOISE, "log_loss").shifted.verdict.answer in unescaped(at)
 
 
 @pytest.mark.train

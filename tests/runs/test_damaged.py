@@ -203,6 +203,7 @@ BAD_LINES = {
     "a fit where there are epochs": line(
         events.HeadFitted(5, 3, "C", 0.1, [], 5, 0, 0.1, 1.0, 0.2)
     ),
+    "an initial head without a feature": line(events.HeadInitialized(5, 0, 0.1, 0.1, 1.0, 0.2)),
     "finished without a best epoch": line(events.RunFinished(1, 0, 0.5, 1.0, None, 3.0)),
     "longer than can be": b" " * (events.LONGEST_LINE + 10) + b"\n",
 }

@@ -15,6 +15,7 @@ from finetune_core.runs.design import (
     by_arm,
     design,
     lacking_baselines,
+    run_of,
     spread,
     with_rates,
 )
@@ -76,6 +77,13 @@ def test_runs_lack_one_linear_probe_per_backbone_share_and_seed():
     ]
     assert lacking_baselines([*trained, lacking[0]]) == lacking[2:]
     assert lacking_baselines([*trained, *lacking]) == lacking_baselines(lacking) == []
+
+
+def test_a_linear_probe_is_the_same_baseline_whatever_its_learning_rate():
+    probe, trained = design(BASE, ["linear_probe"], [0]), design(BASE, ["full"], [0])
+    other = [config.model_copy(update={"learning_rate": 0.5, "epochs": 3}) for config in probe]
+    assert run_of(other[0]) == run_of(probe[0])
+    assert not lacking_baselines([*other, *trained])
 
 
 def test_a_linear_probe_on_other_weights_or_another_input_is_no_baseline():

@@ -7,6 +7,7 @@ import pytest
 from finetune_core.runs.history import History
 from finetune_core.runs.log import arithmetic, log_line, log_lines
 from finetune_core.training.events import (
+    HeadInitialized,
     ImagesLost,
     ImagesSkipped,
     MemoryShort,
@@ -48,6 +49,12 @@ def test_it_says_whether_the_frozen_stages_were_compiled():
     assert "frozen stages cached (1.0 MB). " in log_line(
         started | {"cache": cache | {"compilation": ""}}
     )
+
+
+def test_words_for_an_initial_head():
+    text = log_line(HeadInitialized(120, 512, 0.0316, 0.25, 0.95, 3.0).to_json())
+    assert "fitted to 512 features of 120 training images in 3.0 s: C = 0.032" in text
+    assert "loss 0.250, accuracy 95.0 % on them" in text
 
 
 def test_words_for_what_goes_wrong():

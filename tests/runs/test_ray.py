@@ -139,7 +139,7 @@ def verdicts(result):
     measured = ("arm", "accuracy", "ci_low", "ci_high", "seeds")
     arms = [{name: arm[name] for name in measured if name in arm} for arm in result["arms"]]
     # Of arms that tie, a sentence on strategies names the quicker one.
-    return arms, {name: result[name] for name in ("networks", "baseline", "pairs", "ensemble")}
+    return arms, {name: result[name] for name in ("size", "baseline", "pairs", "ensemble")}
 
 
 def test_a_comparison_on_two_workers_gives_the_verdict_of_one_process(executor, nodes, tmp_path):

@@ -340,7 +340,7 @@ def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(seeds_once, a
     assert told["val_accuracy"] == pytest.approx(highest)
     assert told["val_loss"] == pytest.approx(first["loss"], rel=1e-4)
     probe = job_of(run.config)
-    finish(fit_probe(probe, LostImages(probe)))
+    finish(fit_probe(probe, LostImages(probe), probe.config.seed))
     start, end = probe.network.model.state_dict(), best(seeds_once[0])
     for name, tensor in best(run.run_dir).items():
         # a probe of separable classes ends elsewhere each time

@@ -133,6 +133,7 @@ def test_an_ensemble_is_evaluated_compared_and_says_what_it_is(made_once):
     right = (logits.argmax(1) == table["label"])[table["split"] == "test"]
     assert (run.status, run.judged) == ("finished", True)
     assert (row["epochs"], row["evaluation_precision"]) == (0, "fp32")
+    assert run.started["class_counts"] == parents[0].started["class_counts"]
     assert row["test_accuracy"] == pytest.approx(right.mean())
     assert row["total_parameters"] == sum(summary(one)["total_parameters"] for one in parents)
     named = {one["run"] for one in row["averaged"]["parents"]}

@@ -42,10 +42,18 @@ def config(folder):
         # the trunk's output of test images is not needed in bf16, and the end is in fp32
         ({"precision": "bf16"}, 28 * 0.02 + 6 * 0.005, 40 * 0.001 + 34 * 0.01 + 12 * 0.03, 34),
         ({"augmentation": "flips", "views": 3}, None, None, 28 * 3 + 12),
+        # an initial head is fitted to the images as they are
+        (
+            {"initial_head": "probe"},
+            28 * 0.02 + 6 * 0.005,
+            40 * 0.011 + 6 * 0.005 + 28 * 0.005,
+            40,
+        ),
+        ({"augmentation": "flips", "views": 3, "initial_head": "probe"}, None, None, 28 * 4 + 12),
         # a fit is paid for once, and there are no epochs
         ({"strategy": "linear_probe"}, 0, 40 * 0.011 + 12 * 0.005 + 28 * 0.02, 40),
     ],
-    ids=["cached", "uncached", "bf16", "views", "fitted"],
+    ids=["cached", "uncached", "bf16", "views", "probe first", "views, probe first", "fitted"],
 )
 def test_a_run_pays_for_its_epochs_and_once_for_its_trunk(
     native_bf16, config, folder, settings, epoch, once, cached

@@ -94,10 +94,10 @@ def test_the_name_of_an_unchanged_trunk_is_that_of_earlier_versions():
 def test_a_run_that_starts_from_another_takes_them_unless_they_are_set():
     parent = trained_run(strategy="feature_extraction", epochs=1, **OTHER)
     start, data = {"from_run": str(parent.run_dir)}, parent.config.data
-    follows = asked_for(start, data, None, as_is=True, by_size=False)
+    follows = asked_for(start, data, None, as_is=True)
     assert {name: getattr(follows, name) for name in OTHER} == OTHER
     given = start | {"mean": "0.5,0.5,0.5", "crop_pct": "100 %"}
-    mixed = asked_for(given, data, None, as_is=True, by_size=False)
+    mixed = asked_for(given, data, None, as_is=True)
     assert (mixed.mean, mixed.std, mixed.crop_pct) == ((0.5,) * 3, OTHER["std"], 1.0)
 
 

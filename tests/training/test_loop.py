@@ -85,6 +85,7 @@ def test_events_tell_the_story_in_order_and_in_plain_scalars(tmp_path):
     (started,), finished = only(events.RunStarted, found), found[-1]
     assert len(only(events.StepEnded, found)) == 2 * started.steps_per_epoch == 8
     assert started.counts == {"train": 30, "val": 6, "test": 6}
+    assert started.class_counts == {"train": [10] * 3, "val": [2] * 3, "test": [2] * 3}
     assert started.numerics == {"tf32": False, "cudnn_benchmark": False}
     assert started.weights == "none"
     assert started.weights_hash == build_network(TINY_BACKBONE, "none", 3, 0, 32).weights_hash

@@ -49,6 +49,7 @@ ON_TWO = {
     "gradual": LAYERNORM | {"strategy": "gradual_unfreezing", "epochs": 9},
     "full": FULL,
     "mixed": FULL | BALANCED | {"mixup": 0.4, "cutmix": 1.0},
+    "probe first": LAYERNORM | AUGMENTED | {"initial_head": "probe"},
     "balanced, augmented": LAYERNORM | AUGMENTED | {"sampling": "balanced"},
     "a part at a time": FULL | {"micro_batch": 3, "label_smoothing": 0.1, "l2_sp": 0.01},
 }

@@ -25,6 +25,7 @@ from finetune_core.runs.stop_request import request_stop
 from finetune_core.training import compute, events, loop
 from finetune_core.training.device import Device
 from finetune_core.training.loop import fit
+from finetune_core.training.lost import LostImages
 from finetune_core.training.prepare import prepare
 from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.strategies import STRATEGIES
@@ -128,7 +129,7 @@ def unread(monkeypatch):
 def last_epoch(job, folder):
     """The trainer, and the events of the steps of the last epoch: by then, all has thawed."""
     at = TrainingState(RunningMetrics.of(len(job.dataset.classes)), epoch=job.config.epochs)
-    trainer = loop._trainer(job, folder)
+    trainer = loop._trainer(job, folder, LostImages(job))
     return trainer, loop._train(trainer, at)
 
 

@@ -188,12 +188,16 @@ def advise(
 
 
 def comparison_of(
-    suggested: Sequence[Proposal], base: RunConfig, seeds: Sequence[int]
+    suggested: Sequence[Proposal],
+    base: RunConfig,
+    seeds: Sequence[int],
+    num_images: int | None = None,
 ) -> list[RunConfig]:
     """The runs that compare the proposals with each other, and each with its linear probe.
 
     Args:
         base: all other settings.
+        num_images: as ``design`` takes it.
 
     Raises:
         ConfigError: when a config cannot be used.
@@ -201,7 +205,7 @@ def comparison_of(
     configs: list[RunConfig] = []
     for one in suggested:
         own = configured(base, one.backbone, one.image_size, one.strategy)
-        configs += design(own, [one.strategy, BASELINE], seeds)
+        configs += design(own, [one.strategy, BASELINE], seeds, num_images=num_images)
     return configs
 
 

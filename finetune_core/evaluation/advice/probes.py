@@ -135,7 +135,11 @@ def _timed(
         config.model_copy(update={"strategy": "custom", "cut": names[names.index(stage) + 1]})
         for stage in stages
     ]
-    named = [one for one in comparable(config) if one.strategy in TIMED]
+    named = [
+        one
+        for one in comparable(config, dataset.split_counts.get(TRAIN, 0))
+        if one.strategy in TIMED
+    ]
     yield from in_phase("timing", calibrate([*named, *cuts], dataset, book))
 
     def seconds(one: RunConfig) -> float | None:

@@ -11,6 +11,8 @@ from finetune_core.evaluation.comparison.measures import Measure
 from finetune_core.evaluation.comparison.paired import About
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.formatting import percent, things
+from finetune_core.runs.convergence import UNKNOWN, Convergence
+from finetune_core.runs.design import settings_without_effect
 from finetune_core.runs.store import Run
 from finetune_core.training.strategies import run_kind
 
@@ -36,6 +38,7 @@ class Arm:
         measure: the metric of the comparison. score: of it, in its own sense, as ``accuracy``; the same where that is the metric.
         seed_deviation: standard deviation of the seeds' scores; None with one seed.
         ensemble: the score of the mean probabilities of its networks; None with one.
+        convergence: of the first of its runs that has not converged, where there is one, else of the first.
         unfinished: how its runs ended, where they did not train to the end: ``stopped after 2 of 10 epochs``. None where they did.
     """
 
@@ -50,6 +53,7 @@ class Arm:
     depth: Depth
     unfinished: str | None = None
     ensemble: Interval | None = None
+    convergence: Convergence = UNKNOWN
 
     @property
     def runs(self) -> list[Run]:
@@ -68,8 +72,12 @@ class Arm:
 
     @property
     def speaks(self) -> bool:
-        """Whether it can speak for its strategy, not only for the networks that were trained: several seeds, trained to the end."""
-        return len(self.members) > 1 and self.unfinished is None
+        """Return whether it can speak for its strategy: several seeds, trained to the end and long enough."""
+        return len(self.members) > 1 and self.unfinished is None and not self.is_undertrained
+
+    @property
+    def is_undertrained(self) -> bool:
+        return self.convergence.converged is False
 
 
 Standing = Literal["taken", "best", "alike", "worse", "better"]
@@ -82,12 +90,13 @@ class ArmVerdict:
     Attributes:
         about: which claim says so: about the strategies, where both can be compared, else about the networks.
         kind: ``worse`` or ``better`` where the two can be distinguished, else ``alike``.
+        text: by how much, or what would not have shown; empty for the arm itself.
     """
 
     arm: int
     about: About
     kind: Standing
-    words: str
+    text: str
 
 
 def unfinished(run: Run) -> str | None:
@@ -176,13 +185,14 @@ def _in_short(name: str, value: Any) -> str:
 
 
 def differing_settings(configs: Sequence[RunConfig]) -> list[str]:
-    """Names of the settings, the seed aside, that are not the same in all configs. Averages are computed in fp32, whatever their runs
-    trained in: the precision of a training is not theirs."""
-    trained = [config for config in configs if not config.averaged]
+    """Return the names of the settings, the seed aside, in which runs differ that obey them.
 
-    def values(name: str) -> set[str]:
-        return {
-            str(getattr(config, name)) for config in (trained if name == "precision" else configs)
-        }
+    Settings that are left to Thaw in all of these runs follow from the strategy and are not named.
+    """
 
-    return [name for name in RunConfig.model_fields if name != "seed" and len(values(name)) > 1]
+    def differs(name: str) -> bool:
+        obeying = [config for config in configs if name not in settings_without_effect(config)]
+        values = {str(getattr(config, name)) for config in obeying}
+        return len(values) > 1 and not all(name in config.auto for config in obeying)
+
+    return [name for name in RunConfig.model_fields if name != "seed" and differs(name)]

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_core.evaluation.comparison.arms import Arm
-from finetune_core.evaluation.comparison.pairs import Pair, Verdict
+from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
 
 # A comparison that shows only larger differences advises nothing: ten points, or, of log loss, a tenth less of probability for the true class.
-_BLUNT = 0.1
+BLUNT = 0.1
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,13 @@ class Choice:
 
 
 def choose(arms: Sequence[Arm], pairs: Sequence[Pair]) -> Choice:
-    """Choose among the arms; only what is known of strategies counts."""
+    """Choose among the arms; only what is known of strategies counts.
+
+    Nothing is chosen beside an arm that has not converged: trained longer, it might be the best.
+    """
     comparable = tuple(at for at, arm in enumerate(arms) if arm.speaks)
-    comparable = comparable if len(comparable) > 1 else ()
+    if len(comparable) < 2 or any(arm.is_undertrained for arm in arms):
+        comparable = ()
     best = max(
         comparable or range(len(arms)), key=lambda at: (arms[at].rank, -arms[at].cost.seconds)
     )
@@ -47,16 +51,18 @@ def choose(arms: Sequence[Arm], pairs: Sequence[Pair]) -> Choice:
     alike = [
         (at, verdict)
         for at in comparable
-        if at != best and not (verdict := _between(verdicts, at, best)).different
+        if at != best and not (verdict := _find_verdict(verdicts, at, best)).different
     ]
     unseen = max((verdict.smallest for _, verdict in alike), default=0.0)
     advised = min(
         (at for at in comparable if at not in beaten), key=lambda at: arms[at].cost.seconds
     )
     return Choice(
-        comparable, best, tuple(at for at, _ in alike), unseen, None if unseen > _BLUNT else advised
+        comparable, best, tuple(at for at, _ in alike), unseen, None if unseen > BLUNT else advised
     )
 
 
-def _between(verdicts: dict[tuple[int, int], Verdict], one: int, other: int) -> Verdict:
+def _find_verdict(
+    verdicts: dict[tuple[int, int], PairVerdict], one: int, other: int
+) -> PairVerdict:
     return verdicts[min(one, other), max(one, other)]

@@ -14,7 +14,6 @@ from finetune_core.data.checks import some
 from finetune_core.data.same_classes import describe_class_difference
 from finetune_core.data.splits import SHIFTED, TEST, VAL
 from finetune_core.errors import RunError
-from finetune_core.evaluation.comparison import verdicts
 from finetune_core.evaluation.comparison.arms import (
     STRATEGY_FIELDS,
     Arm,
@@ -28,11 +27,23 @@ from finetune_core.evaluation.comparison.arms import (
 )
 from finetune_core.evaluation.comparison.choice import choose
 from finetune_core.evaluation.comparison.costs import cost, run_depth, trunk_rate, usual_cost
+from finetune_core.evaluation.comparison.details import (
+    describe_baselines,
+    judge_arms,
+    list_notes,
+)
 from finetune_core.evaluation.comparison.ensemble import ensemble_score
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, measure_of
+from finetune_core.evaluation.comparison.optimism import selection_optimism
 from finetune_core.evaluation.comparison.orderings import against_published
+from finetune_core.evaluation.comparison.pair_text import describe_pair, quote
 from finetune_core.evaluation.comparison.paired import Answers, answers, measured
-from finetune_core.evaluation.comparison.pairs import Pair, Verdict, compare_pairs, known_variances
+from finetune_core.evaluation.comparison.pairs import (
+    Pair,
+    PairVerdict,
+    compare_pairs,
+    known_variances,
+)
 from finetune_core.evaluation.comparison.strategies import (
     Interval,
     SeedVariance,
@@ -41,10 +52,13 @@ from finetune_core.evaluation.comparison.strategies import (
     seed_variances,
 )
 from finetune_core.evaluation.comparison.tables import Images, Key, key_of, table_of
+from finetune_core.evaluation.comparison.verdicts import Verdict, metric_text, state_verdict
 from finetune_core.evaluation.single_run.corruptions import Corrupted
 from finetune_core.evaluation.single_run.metrics import logits_of
+from finetune_core.evaluation.single_run.scores import resamples_for
 from finetune_core.formatting import things
-from finetune_core.runs.design import arm_of
+from finetune_core.runs.convergence import Convergence, judge_together
+from finetune_core.runs.design import arm_of, run_of
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.strategies import epochs_of
 
@@ -58,13 +72,14 @@ class Comparison:
         split: ``test`` where all runs have it, else ``val``; of another data set, or of own images made worse, ``shifted``.
         best: the place of the arm that did best, of those whose strategies can be compared; of all, where none can.
         advised: of the cheapest arm that no other strategy beats; None where there is too little to choose by.
-        headline, caveat: about the strategies in any case: one sentence, and what else to know.
-        networks: about the networks that were trained; empty where there is nothing to compare.
+        verdict: the answer, its size, what to do.
         baseline: what training in epochs gained over a linear probe; empty where there is none among the arms.
         published: orderings of strategies, as published, that the verdicts contradict: a sentence each.
         arm_verdicts: of each arm; none where there is one strategy only.
         notes: what has to be known to read it.
         differing: settings in which arms differ besides the strategy.
+        optimism: how much better the best arm looks for having been chosen on these images; None
+            where none is advised.
         ensemble: of one strategy alone, whose runs are arms each: the score of their mean probabilities; else None.
     """
 
@@ -75,20 +90,26 @@ class Comparison:
     pairs: tuple[Pair, ...]
     best: int
     advised: int | None
-    headline: str
-    caveat: str
-    networks: str
+    verdict: Verdict
     baseline: str
     published: tuple[str, ...]
     arm_verdicts: tuple[ArmVerdict, ...]
     notes: tuple[str, ...]
     differing: tuple[str, ...]
+    optimism: float | None = None
     ensemble: Interval | None = None
 
     @property
-    def verdict(self) -> str:
-        return " ".join(
-            part for part in (self.headline, self.caveat, self.baseline, self.networks) if part
+    def footnote(self) -> str:
+        """A note on the score of the arm that was chosen on these images; empty without one."""
+        if self.advised is None or self.optimism is None:
+            return ""
+        least = 0.001  # the smallest that is shown
+        by = self.measure.size(max(self.optimism, least))
+        return (
+            f"{quote(self.arms[self.advised].title)} was chosen on these images, so its "
+            f"{metric_text(self.measure, self.split)} is optimistic: choosing the best flatters it by "
+            f"{'about' if self.optimism > least else 'under'} {by} {self.measure.short_unit} (bootstrap)."
         )
 
     @property
@@ -106,8 +127,12 @@ class Comparison:
         return comparison_html(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: ``runs``, ``arms``, ``pairs``, ``verdict``, its parts ``strategies``, ``networks`` and ``baseline``, ``published``, ``images``, ``split``,
-        ``notes``, ``advised`` (None where there is too little to choose by)."""
+        """Return plain values.
+
+        ``runs``, ``arms``, ``pairs``, ``verdict`` and its lines ``answer``, ``size``, ``action``,
+        ``baseline``, ``published``, ``images``, ``split``, ``notes``, ``optimism``, ``advised`` (None
+        where there is too little to choose by).
+        """
         arms = self.arms
         return {
             "measure": self.measure.name,
@@ -116,13 +141,13 @@ class Comparison:
             "runs": [_run_json(arm, member) for arm in arms for member in arm.members],
             "arms": [_arm_json(arm) for arm in arms],
             "pairs": [_pair_json(pair, arms) for pair in self.pairs],
-            "verdict": self.verdict,
-            "strategies": f"{self.headline} {self.caveat}".strip(),
-            "networks": self.networks,
+            "verdict": str(self.verdict),
+            **asdict(self.verdict),
             "baseline": self.baseline,
             "published": list(self.published),
             "advised": None if self.advised is None else arms[self.advised].title,
-            "notes": list(self.notes),
+            "notes": [*self.notes, *([self.footnote] if self.footnote else [])],
+            "optimism": self.optimism,
             "ensemble": self.ensemble and asdict(self.ensemble),
         }
 
@@ -173,28 +198,29 @@ def compare_runs(
     ]
     variances = known_variances(summaries, alike)
     ensembles = _ensembled(metric, by_arm, split)
+    convergence = _judge_arms(grouped)
     arms = tuple(
-        replace(_arm(title, group, answered, variance, runs), ensemble=ensemble)
-        for title, group, answered, variance, ensemble in zip(
-            titles, grouped, summaries, variances, ensembles, strict=True
+        replace(_arm(title, group, answered, variance, runs), ensemble=ensemble, convergence=judged)
+        for title, group, answered, variance, ensemble, judged in zip(
+            titles, grouped, summaries, variances, ensembles, convergence, strict=True
         )
     )
-    pairs = compare_pairs(summaries, finished, variances)
+    trained = [
+        ended and judged.converged is not False
+        for ended, judged in zip(finished, convergence, strict=True)
+    ]
+    pairs = compare_pairs(summaries, trained, variances)
     choice = choose(arms, pairs)
+    undertrained = any(arm.is_undertrained for arm in arms)
     images = summaries[0].images
-    headline, caveat = (
-        verdicts.one_strategy(arms, pairs, images)
-        if one_strategy
-        else verdicts.strategies(arms, pairs, choice, images)
-    )
-    networks = "" if one_strategy else verdicts.networks(arms, pairs)
-    arm_verdicts = () if one_strategy else verdicts.arm_verdicts(arms, pairs, choice)
+    verdict = state_verdict(arms, pairs, choice, images, split, one_strategy=one_strategy)
+    arm_verdicts = () if one_strategy else judge_arms(arms, pairs, choice)
     differing = tuple(
         name
         for name in differing_settings([arm.config for arm in arms])
         if name not in STRATEGY_FIELDS
     )
-    notes = verdicts.notes(split, arms, variances, repeats)
+    notes = list_notes(split, arms, variances, repeats)
     return Comparison(
         metric,
         split,
@@ -203,14 +229,15 @@ def compare_runs(
         pairs,
         choice.best,
         choice.advised,
-        headline,
-        caveat,
-        networks,
-        verdicts.baselines(arms, pairs),
-        () if isinstance(on, Corrupted) else against_published(arms, pairs, split),
+        verdict,
+        "" if undertrained else describe_baselines(arms, pairs),
+        () if undertrained or isinstance(on, Corrupted) else against_published(arms, pairs, split),
         arm_verdicts,
         notes,
         differing,
+        None
+        if choice.advised is None
+        else _optimism(metric, tuple(by_arm[at] for at in choice.comparable), split),
         _ensembled(metric, (tuple(chain.from_iterable(by_arm)),), split)[0]
         if one_strategy
         else None,
@@ -248,11 +275,30 @@ def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
     )
 
 
+def _judge_arms(grouped: Sequence[Sequence[Run]]) -> list[Convergence]:
+    """Judge whether the runs of each arm have converged, beside all others."""
+    runs = [run for group in grouped for run in group]
+    judged = dict(
+        zip(
+            (run.run_dir for run in runs),
+            judge_together([(run.config, run.history) for run in runs]),
+            strict=True,
+        )
+    )
+    return [
+        min((judged[run.run_dir] for run in group), key=lambda one: one.converged is not False)
+        for group in grouped
+    ]
+
+
 def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Each config's latest run: the same seed again says nothing new, and would pass for a second seed. And who was left out."""
+    """Return the latest of the runs that repeat each other, and the ids of the others.
+
+    The same seed again says nothing new, and would pass for a second seed.
+    """
     latest: dict[tuple[str, str | None], Run] = {}
     for run in sorted(runs, key=lambda run: run.run_id):
-        latest[run.config.model_dump_json(), unfinished(run)] = run
+        latest[run_of(run.config), unfinished(run)] = run
     kept = {run.run_dir for run in latest.values()}
     return [run for run in runs if run.run_dir in kept], [
         run.run_id for run in runs if run.run_dir not in kept
@@ -280,6 +326,13 @@ def _ensembled(
             ensemble_score(measure, tables[0]["label"].to_numpy(), logits) if len(arm) > 1 else None
         )
     return found
+
+
+@lru_cache(maxsize=16)
+def _optimism(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -> float:
+    labels = table_of(arms[0][0]).query("split == @split")["label"].to_numpy()
+    values = np.stack([arm.by_image for arm in _summed_up(measure, arms, split)])
+    return selection_optimism(labels, values, resamples_for(values.size))
 
 
 def _check_same_classes(runs: Sequence[Run]) -> None:
@@ -431,6 +484,8 @@ def _arm_json(arm: Arm) -> dict[str, Any]:
         "seed_low": low,
         "seed_high": high,
         "unfinished": arm.unfinished,
+        "converged": arm.convergence.converged,
+        "convergence": arm.convergence.reason,
         "ensemble": arm.ensemble and asdict(arm.ensemble),
         **asdict(arm.depth),
         **asdict(arm.cost),
@@ -439,17 +494,17 @@ def _arm_json(arm: Arm) -> dict[str, Any]:
 
 def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
     """Both claims under their names; the widest that can be made, which ``about`` names, beside them."""
-    words = verdicts.of_pair(arms, pair)
-    networks = _claim_json(pair.measure, pair.networks, words.networks)
+    text = describe_pair(arms, pair)
+    networks = _claim_json(pair.measure, pair.networks, text.networks)
     strategies = (
-        _claim_json(pair.measure, pair.strategies, words.strategies) if pair.strategies else None
+        _claim_json(pair.measure, pair.strategies, text.strategies) if pair.strategies else None
     )
     return {
         "a": arms[pair.a].title,
         "b": arms[pair.b].title,
         "about": pair.widest.claim.about,
         **(strategies or networks),
-        "verdict": words.both,
+        "verdict": text.both,
         "mcnemar_p": pair.mcnemar_p,
         "mcnemar_share": pair.mcnemar_share,
         "image_error": pair.image_error,
@@ -462,7 +517,7 @@ def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
     }
 
 
-def _claim_json(measure: Measure, verdict: Verdict, words: str) -> dict[str, Any]:
+def _claim_json(measure: Measure, verdict: PairVerdict, text: str) -> dict[str, Any]:
     """Return a claim with the difference of the measure itself: of log loss, a negative one speaks for the first."""
     claim = verdict.claim
     difference, low, high = measure.own(claim.gain, claim.low, claim.high)
@@ -474,5 +529,5 @@ def _claim_json(measure: Measure, verdict: Verdict, words: str) -> dict[str, Any
         "holm_p": verdict.holm_p,
         "different": verdict.different,
         "smallest_seen": verdict.smallest,
-        "verdict": words,
+        "verdict": text,
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune_core.errors import ConfigError
-from finetune_core.formatting import percent, points
+from finetune_core.formatting import accuracy_name, percent, points
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Measure:
         """Its title within a sentence."""
         return self.title[0].lower() + self.title[1:]
 
+    def title_on(self, split: str) -> str:
+        """Return the title, of accuracy with the split whose images are counted."""
+        return accuracy_name(split) if self.name == "accuracy" else self.title
+
     def formatted(self, value: float) -> str:
         """A value: ``84.0 %``, ``0.412``."""
         return percent(value) if self.share else f"{value:.3f}"
@@ -42,15 +46,14 @@ class Measure:
         return points(difference) if self.share else f"{difference:.3f}".replace("-", "−")
 
     @property
+    def short_unit(self) -> str:
+        """The unit of a difference, where the metric is named already."""
+        return "points" if self.share else "nats"
+
+    @property
     def unit(self) -> str:
-        """Of a difference."""
-        return (
-            "points"
-            if self.name == "accuracy"
-            else f"points of {self.of}"
-            if self.share
-            else f"nats of {self.of}"
-        )
+        """The unit of a difference: ``points``, ``points of macro F1``."""
+        return self.short_unit if self.name == "accuracy" else f"{self.short_unit} of {self.of}"
 
     @property
     def most(self) -> float:

@@ -1,18 +1,20 @@
 """The single most useful next experiment after a comparison, by rules that are asked in order: what is missing or was measured comes before what
 is inferred from features and gradients."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune_core.config import RunConfig, make_config
+from finetune_core.config import RunConfig, make_config, setting_of
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.comparison.arms import Arm, arm_titles
 from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.costs import depth
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers, known_layers, measured_run
+from finetune_core.evaluation.comparison.pair_text import pair_of, quote
 from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift, shifts_of
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.comparison.thaw_next import (
@@ -22,10 +24,18 @@ from finetune_core.evaluation.comparison.thaw_next import (
     steady_stages,
     thaw_next,
 )
-from finetune_core.evaluation.comparison.verdicts import pair_of, quoted
+from finetune_core.evaluation.comparison.verdicts import WANTED
 from finetune_core.evaluation.single_run.shift_files import shift_problem
-from finetune_core.formatting import duration, memory, percent, things
-from finetune_core.runs.design import arm_of, arm_seconds, features_of, lacking_baselines
+from finetune_core.formatting import duration, memory, number, percent, things
+from finetune_core.runs.design import (
+    arm_of,
+    arm_seconds,
+    features_of,
+    is_baseline,
+    lacking_baselines,
+    profiled_stage,
+)
+from finetune_core.runs.store import Run, RunStore
 from finetune_core.training.forecast import Forecast, expected
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import STRATEGIES, epochs_of
@@ -41,11 +51,13 @@ class Evidence:
     Attributes:
         shift: the same arms in the same order, on another data set; None where not all have predicted one.
         layers: of each arm; None where they were not measured.
+        profiled: data and features that runs of a profile started from.
     """
 
     own: Comparison
     shift: ShiftComparison | None
     layers: tuple[Layers | None, ...]
+    profiled: frozenset[str] = frozenset()
 
     @property
     def ranked(self) -> list[int]:
@@ -75,14 +87,24 @@ class Experiment:
     configs: tuple[RunConfig, ...]
 
 
-def evidence_of(comparison: Comparison, shift: ShiftComparison | None = None) -> Evidence:
+def evidence_of(
+    comparison: Comparison,
+    shift: ShiftComparison | None = None,
+    runs: Sequence[Run] | None = None,
+) -> Evidence:
     """What is known of a comparison's runs; nothing is computed anew but verdicts.
 
     Args:
         shift: the same runs compared on another data set; where there is none, on the first that all of them have predicted.
+        runs: among which a profile is looked for; those in the folder of the first run when None.
     """
     layers = tuple(known_layers(measured_run(arm.runs)) for arm in comparison.arms)
-    return Evidence(comparison, shift or _shifted(comparison), layers)
+    if runs is None:
+        runs = RunStore(comparison.arms[0].runs[0].run_dir.parent).runs()
+    profiled = frozenset(
+        f"{run.config.data} {features_of(run.config)}" for run in runs if profiled_stage(run.config)
+    )
+    return Evidence(comparison, shift or _shifted(comparison), layers, profiled)
 
 
 def next_experiment(evidence: Evidence) -> Experiment | None:
@@ -130,7 +152,8 @@ def experiment_json(experiment: Experiment | None, found: Forecast | None) -> di
         return None
     runs = [
         config.model_dump(
-            mode="json", include={"backbone", "strategy", "cut", "train_fraction", "seed"}
+            mode="json",
+            include={"backbone", "strategy", "cut", "train_fraction", "epochs", "seed"},
         )
         for config in experiment.configs
     ]
@@ -149,6 +172,19 @@ def experiment_json(experiment: Experiment | None, found: Forecast | None) -> di
     }
 
 
+def converge(evidence: Evidence) -> Experiment | None:
+    """Train the first arm that has not converged twice as long."""
+    arms = evidence.own.arms
+    for arm in (arms[at] for at in evidence.ranked if arms[at].is_undertrained):
+        epochs = min(2 * arm.config.epochs, int(setting_of("epochs").limits["le"]))
+        auto = tuple(name for name in arm.config.auto if name != "epochs")
+        configs = tuple(_changed(run.config, epochs=epochs, auto=auto) for run in arm.runs)
+        reason = f"{_scored(arm)} has not converged: {arm.convergence.reason}."
+        what = f"train {quote(arm.title)} for {epochs} epochs"
+        return Experiment("converge", what, reason, False, configs)
+    return None
+
+
 def baseline(evidence: Evidence) -> Experiment | None:
     """A linear probe for the best arm that was trained in epochs and has none to be measured against."""
     arms = evidence.own.arms
@@ -162,6 +198,23 @@ def baseline(evidence: Evidence) -> Experiment | None:
             return Experiment(
                 "baseline", "fit a linear probe as the baseline", reason, False, configs
             )
+    return None
+
+
+def profile(evidence: Evidence) -> Experiment | None:
+    """Train each stage alone, once a strategy has been compared with the linear probe."""
+    arms = evidence.own.arms
+    for at in evidence.ranked:
+        config = arms[at].config
+        probed = any(is_baseline(arm.config) and _same_features(arm, arms[at]) for arm in arms)
+        started = f"{config.data} {features_of(config)}" in evidence.profiled
+        if epochs_of(config) and probed and not started and STRATEGIES[config.strategy].classic:
+            reason = (
+                f"{_scored(arms[at])} trains all stages from one on. Training each stage alone "
+                "shows which one is worth it."
+            )
+            what = f"profile the layers of {config.backbone}"
+            return Experiment("profile", what, reason, False, ())
     return None
 
 
@@ -180,7 +233,7 @@ def shift(evidence: Evidence) -> Experiment | None:
             gain, loss = (_gain(side, tuned, frozen) for side in (own, shifted))
             if gain and loss and gain.value > 0 > loss.value:
                 reason = (
-                    f"{quoted(arms[tuned].title)} beats {quoted(arms[frozen].title)} by {_sized(own, gain)} on their own images, but is "
+                    f"{quote(arms[tuned].title)} beats {quote(arms[frozen].title)} by {_sized(own, gain)} on their own images, but is "
                     f"{_sized(own, loss)} worse on {things(shifted.images, 'shifted image')}."
                 )
                 return _against_distortion(arms, tuned, reason)
@@ -204,7 +257,7 @@ def images(evidence: Evidence) -> Experiment | None:
         return None
     before, share = (arms[at].config.train_fraction for at in by_share)
     reason = (
-        f"From {percent(before, 0)} to {percent(share, 0)} of the training images, {quoted(arm_titles([arms[many].config])[0])} gained "
+        f"From {percent(before, 0)} to {percent(share, 0)} of the training images, {quote(arm_titles([arms[many].config])[0])} gained "
         f"{_sized(evidence.own, gain)}, so its curve still rises."
     )
     if share == 1:
@@ -217,16 +270,21 @@ def images(evidence: Evidence) -> Experiment | None:
 
 
 def seeds(evidence: Evidence) -> Experiment | None:
-    """More seeds where it is not known of the best two which strategy is better, and one of them has fewer than three."""
-    arms, ranked = evidence.own.arms, evidence.ranked
-    others = [at for at in ranked[1:] if arm_of(arms[at].config) != arm_of(arms[ranked[0]].config)]
-    if not others:
+    """Train more seeds where the best two strategies are not distinguishable for want of seeds.
+
+    Of the arm whose seeds leave the larger error; never of one that is fitted in closed form.
+    """
+    best, rival = _best_two(evidence)
+    arms = evidence.own.arms
+    trained = [at for at in (best, rival) if at is not None and epochs_of(arms[at].config)]
+    if best is None or rival is None or not trained:
         return None
-    best, rival = ranked[0], others[0]
     pair = pair_of(evidence.own.pairs, best, rival)
-    fewer = min(best, rival, key=lambda at: (len(arms[at].members), at != best))
-    taken = {run.config.seed for run in arms[fewer].runs}
+    unsure = max(trained, key=lambda at: (_seed_error(arms[at]), at == best))
+    taken = {run.config.seed for run in arms[unsure].runs}
     if (pair.strategies and pair.strategies.different) or len(taken) >= _SEEDS:
+        return None
+    if pair.seed_error is not None and pair.seed_error <= pair.image_error:
         return None
     new = [seed for seed in range(2 * _SEEDS) if seed not in taken][: _SEEDS - len(taken)]
     both = f"{_scored(arms[best])} and {_scored(arms[rival])}"
@@ -236,10 +294,53 @@ def seeds(evidence: Evidence) -> Experiment | None:
         if pair.strategies
         else f"{both} cannot be compared as strategies {counts}."
     )
-    what = f"train {quoted(arms[fewer].title)} with seed{'s' if len(new) > 1 else ''} {' and '.join(map(str, new))}"
-    return Experiment(
-        "seeds", what, reason, False, tuple(_changed(arms[fewer].config, seed=seed) for seed in new)
+    what = f"train {quote(arms[unsure].title)} with seed{'s' if len(new) > 1 else ''} {' and '.join(map(str, new))}"
+    configs = tuple(_changed(arms[unsure].config, seed=seed) for seed in new)
+    return Experiment("seeds", what, reason, False, configs)
+
+
+def test_images(evidence: Evidence) -> Experiment | None:
+    """Evaluate on more images where their error, not that of the seeds, hides a difference."""
+    best, rival = _best_two(evidence)
+    if best is None or rival is None:
+        return None
+    pair, arms = pair_of(evidence.own.pairs, best, rival), evidence.own.arms
+    if not pair.strategies or pair.strategies.different:
+        return None
+    if (pair.seed_error or 0.0) > pair.image_error:
+        return None
+    size, unit, images = pair.measure.size, pair.measure.unit, evidence.own.images
+    now = pair.strategies.smallest
+    wanted = WANTED if now > WANTED else now / 2
+    needed = pair.images_needed(wanted)
+    shown = f"These show a difference of {size(now)} {unit} or more."
+    if needed:
+        shown = (
+            f"{number(needed)} images would show a difference of {size(wanted)} {unit}, "
+            f"these only one of {size(now)}."
+        )
+    reason = (
+        f"{_scored(arms[best])} and {_scored(arms[rival])} are not distinguishable on "
+        f"{things(images, 'image')}, which leave a larger error (± {size(pair.image_error)} {unit}) "
+        f"than the seeds. {shown}"
     )
+    return Experiment("test_images", "evaluate on more test images", reason, False, ())
+
+
+def _best_two(evidence: Evidence) -> tuple[int | None, int | None]:
+    """Return the places of the best arm and of the best one of other settings."""
+    arms, ranked = evidence.own.arms, evidence.ranked
+    if not ranked:
+        return None, None
+    others = [at for at in ranked[1:] if arm_of(arms[at].config) != arm_of(arms[ranked[0]].config)]
+    return ranked[0], next(iter(others), None)
+
+
+def _seed_error(arm: Arm) -> float:
+    """Return the standard error that an arm's seeds leave; infinite with one seed."""
+    if arm.seed_deviation is None or len(arm.members) < 2:
+        return math.inf
+    return float(arm.seed_deviation / math.sqrt(len(arm.members)))
 
 
 def thaw(evidence: Evidence) -> Experiment | None:
@@ -274,18 +375,25 @@ def freeze(evidence: Evidence) -> Experiment | None:
 
 
 RULES: dict[str, Callable[[Evidence], Experiment | None]] = {
+    "converge": converge,
     "baseline": baseline,
+    "profile": profile,
+    "seeds": seeds,
+    "test_images": test_images,
     "shift": shift,
     "images": images,
-    "seeds": seeds,
     "thaw": thaw,
     "freeze": freeze,
 }
 HELP = (
-    "The first of these that applies. A linear probe where there is no baseline. LP-FT, then WiSE-FT, where training beats frozen features on the runs' own "
-    "images and loses to them on shifted ones. More images where the last ones that were added helped. More seeds where the best two are not "
-    "distinguishable. The next stage to thaw where linear models on the features say so. Fewer stages where the first ones got less than 1 % of the "
-    "gradient and their features hardly changed. The first four rest on what was measured; the last two are inferred, so confirm them with a comparison."
+    "The first of these that applies. Longer training of what has not converged. A linear probe "
+    "where there is no baseline. A profile, which trains each stage alone. More seeds, or more "
+    "test images, where the best two are not distinguishable: of whichever the larger error comes "
+    "from. LP-FT, then WiSE-FT, where training beats frozen features on the runs' own images and "
+    "loses to them on shifted ones. More training images where the last ones that were added "
+    "helped. The next stage to thaw where linear models on the features say so. Fewer stages where "
+    "the first ones got less than 1 % of the gradient and their features hardly changed. The last "
+    "two are inferred, so confirm them with a comparison."
 )
 
 
@@ -320,7 +428,7 @@ def _sized(side: Comparison, gain: Interval) -> str:
 
 def _scored(arm: Arm) -> str:
     """``“Last block” (84.0 %)``."""
-    return f"{quoted(arm.title)} ({arm.measure.formatted(arm.score.value)})"
+    return f"{quote(arm.title)} ({arm.measure.formatted(arm.score.value)})"
 
 
 def _against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experiment | None:
@@ -331,13 +439,13 @@ def _against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experim
     if arm.config.epochs > 1 and not tried:
         configs = tuple(_changed(run.config, **run.config.for_strategy(_LP_FT)) for run in arm.runs)
         return Experiment(
-            "shift", f"train {quoted(STRATEGIES[_LP_FT].title)}", reason, False, configs
+            "shift", f"train {quote(STRATEGIES[_LP_FT].title)}", reason, False, configs
         )
     averaged = [other.config.averaged for other in arms if other.config.averaged]
     folders = {str(run.run_dir) for run in arm.runs}
     if any(one.how == "wise" and folders & set(one.runs) for one in averaged):
         return None
-    what = f"average the weights of {quoted(arm.title)} with those that it started from (WiSE-FT)"
+    what = f"average the weights of {quote(arm.title)} with those that it started from (WiSE-FT)"
     return Experiment("shift", what, reason, False, ())
 
 

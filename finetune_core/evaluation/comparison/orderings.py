@@ -8,8 +8,8 @@ from finetune_core.config.run_config import StrategyName
 from finetune_core.data.splits import SHIFTED
 from finetune_core.evaluation.comparison.arms import Arm
 from finetune_core.evaluation.comparison.measures import ACCURACY
+from finetune_core.evaluation.comparison.pair_text import quote
 from finetune_core.evaluation.comparison.pairs import Pair
-from finetune_core.evaluation.comparison.verdicts import quoted
 from finetune_core.formatting import things
 
 Axis = Literal["in-distribution", "shifted"]
@@ -106,7 +106,7 @@ def _contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str |
     when = (
         f"{' on shifted images' if shifted else ''}{f' {ordering.when}' if ordering.when else ''}"
     )
-    said = f"{quoted(first.title)} is said to beat {quoted(second.title)}{when} ({ordering.source})"
+    said = f"{quote(first.title)} is said to beat {quote(second.title)}{when} ({ordering.source})"
     networks = "networks are" if len(first.members) > 1 else "network is"
     what = "it is" if verdict.claim.about == "strategies" else f"its {networks}"
     on = f"on these {things(pair.images, 'shifted image' if shifted else 'image')}"

@@ -19,7 +19,7 @@ from finetune_core.evaluation.comparison.paired import (
     only_one_right,
     together,
 )
-from finetune_core.evaluation.comparison.power import seeds_needed, smallest_seen
+from finetune_core.evaluation.comparison.power import images_needed, seeds_needed, smallest_seen
 from finetune_core.evaluation.comparison.strategies import (
     SeedVariance,
     seed_variances,
@@ -28,7 +28,7 @@ from finetune_core.evaluation.comparison.strategies import (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PairVerdict:
     """A claim, and what follows from it.
 
     Attributes:
@@ -61,14 +61,15 @@ class Pair:
         seeds_needed: seeds per arm that would most likely show a difference as large as this one; None where it has shown, where
             it cannot be known, and where seeds alone would not do.
         only_a, only_b: images that only one of two networks classifies correctly; means over all pairs of networks.
+        sides: (variance, seeds) of each arm; empty where ``strategies`` is None.
     """
 
     a: int
     b: int
     measure: Measure
     images: int
-    networks: Verdict
-    strategies: Verdict | None
+    networks: PairVerdict
+    strategies: PairVerdict | None
     mcnemar_p: float
     mcnemar_share: float
     image_error: float
@@ -76,6 +77,7 @@ class Pair:
     seeds_needed: int | None
     only_a: float
     only_b: float
+    sides: tuple[tuple[SeedVariance, int], ...] = ()
 
     @property
     def difference(self) -> float:
@@ -83,9 +85,19 @@ class Pair:
         return self.measure.own(self.networks.claim.gain, 0, 0)[0]
 
     @property
-    def widest(self) -> Verdict:
+    def widest(self) -> PairVerdict:
         """About the strategies, where that can be compared, else about the networks."""
         return self.strategies or self.networks
+
+    def images_needed(self, difference: float) -> int | None:
+        """Return how many images would most likely show ``difference`` between the strategies.
+
+        None where that is not known, or where these many images nearly do, or no number would.
+        """
+        if self.strategies is None:
+            return None
+        family = self.strategies.family
+        return images_needed(difference, self.image_error**2, self.images, self.sides, family)
 
 
 def known_variances(arms: Sequence[Answers], alike: Sequence[bool]) -> list[SeedVariance | None]:
@@ -171,6 +183,7 @@ def _pair(
     )
     narrow = _verdict(networks, a, discordance)
     wide, seed_error, needed = None, None, None
+    sides: list[tuple[SeedVariance, int]] = []
     if strategies:
         wide = _verdict(strategies, a)
         wide = replace(wide, different=wide.different and narrow.different)
@@ -194,12 +207,13 @@ def _pair(
         needed,
         only_a,
         only_b,
+        tuple(sides),
     )
 
 
-def _verdict(tested: _Tested, arm: Answers, discordance: float | None = None) -> Verdict:
+def _verdict(tested: _Tested, arm: Answers, discordance: float | None = None) -> PairVerdict:
     claim = tested.claim
     smallest = smallest_seen(claim, arm.images, tested.family, discordance, arm.measure)
-    return Verdict(
+    return PairVerdict(
         claim, tested.holm_p, is_different(claim, tested.holm_p), smallest, tested.family
     )

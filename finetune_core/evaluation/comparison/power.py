@@ -12,6 +12,7 @@ from finetune_core.evaluation.comparison.strategies import SeedVariance, t_quant
 
 POWER = 0.80  # with which the smallest difference that could have shown would have shown
 _MOST_SEEDS = 10  # that anybody is asked for
+_MOST_IMAGES = 100  # times as many as there are
 
 
 def smallest_seen(
@@ -61,6 +62,42 @@ def seeds_needed(
         if nct.sf(critical, freedom, abs(difference) / variance**0.5) >= POWER:
             return count
     return None
+
+
+def images_needed(
+    difference: float,
+    of_images: float,
+    images: int,
+    sides: Sequence[tuple[SeedVariance, int]],
+    pairs: int = 1,
+) -> int | None:
+    """Return how many images would show ``difference`` four times out of five.
+
+    What images and chance add shrinks with their number, what seeds add stays.
+
+    Args:
+        of_images: image_variance now.
+        sides: (variance, seeds) of each arm.
+
+    Returns:
+        At least as many as needed, to two digits; None where a hundred times as many as now would
+        not do, or as many as now do.
+    """
+
+    def shows(count: int) -> bool:
+        share = images / count
+        then = [(replace(one, chance=one.chance * share), seeds) for one, seeds in sides]
+        variance, freedom = total_variance(of_images * share, count, then)
+        return bool(_noncentrality(freedom, LEVEL / pairs) * variance**0.5 <= difference)
+
+    low, high = images, _MOST_IMAGES * images
+    if shows(low) or not shows(high):
+        return None
+    while high > 1.02 * low + 1:
+        middle = round((low * high) ** 0.5)
+        low, high = (low, middle) if shows(middle) else (middle, high)
+    digit: int = 10 ** max(0, len(str(high)) - 2)
+    return -(-high // digit) * digit
 
 
 def _with_seeds(

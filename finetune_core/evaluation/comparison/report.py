@@ -10,14 +10,20 @@ from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.costs import Cost
 from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure
-from finetune_core.evaluation.comparison.pairs import Pair, Verdict
+from finetune_core.evaluation.comparison.pair_text import (
+    CLAIMS,
+    PairText,
+    describe_errors,
+    describe_pair,
+)
+from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
 from finetune_core.evaluation.comparison.pictured import Pictured
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.comparison.thaw_next import RULE, thaw_next
-from finetune_core.evaluation.comparison.verdicts import CLAIMS, PairWords, errors_in_words, of_pair
-from finetune_core.formatting import duration, number, percent, size, things
+from finetune_core.formatting import accuracy_name, duration, number, percent, size, things
 from finetune_core.markup import escaped, paragraphs, table
+from finetune_core.runs.design import is_baseline
 
 Headed = Sequence[tuple[str, go.Figure]]
 
@@ -36,8 +42,7 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1160px; margin: 0 auto; padding: 24px 16px }
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem } h3 { font-size: 1rem }
 .verdict { background: var(--soft); border: 1px solid var(--edge); border-radius: 10px; padding: 16px; font-size: 1.1rem }
-.claim { margin: 0 0 4px; font-size: 0.8rem; letter-spacing: 0.04em; text-transform: uppercase; opacity: 0.75 }
-.networks { border-top: 1px solid var(--edge); margin-top: 12px; padding-top: 12px; font-size: 0.95rem }
+.verdict p { margin: 0 0 4px } summary { cursor: pointer; margin-top: 1rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 0.9rem }
 th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--edge); vertical-align: top }
 th, td:not(:first-child) { white-space: nowrap }
@@ -47,14 +52,13 @@ td:first-child { min-width: 180px }
 """
 
 
-def arm_verdict_words(one: ArmVerdict) -> str:
-    """What the badge of an arm says; what is known of its networks only says so."""
-    words = STANDING_WORDS[one.kind]
-    return (
-        f"{CLAIMS['networks']}: {words.lower()}"
-        if one.about == "networks" and one.kind != "best"
-        else words
-    )
+def arm_verdict_text(one: ArmVerdict) -> str:
+    """Say how an arm stands; what is known of its trained models only says so."""
+    joined = f"; {one.text}" if one.kind == "alike" else f" by {one.text}" if one.text else ""
+    text = STANDING_WORDS[one.kind] + joined
+    if one.about == "networks" and one.kind != "best":
+        return f"{CLAIMS['networks']}: {text[0].lower()}{text[1:]}"
+    return text
 
 
 def report_html(
@@ -93,14 +97,26 @@ def report_html(
 
 
 def comparison_html(comparison: Comparison) -> str:
-    """What the report says in words and tables: the verdict, the strategies, the pairs."""
-    strategies = table(*arms_table(comparison)) + paragraphs(ensemble_in_words(comparison))
-    return f"{_verdict(comparison)}{paragraphs(*comparison.notes)}<h2>Strategies</h2>{strategies}{_pairs(comparison)}"
+    """Return the verdict, the strategies in a table, and the details as HTML."""
+    footnotes = paragraphs(comparison.footnote, ensemble_in_words(comparison))
+    strategies = f"<h2>Strategies</h2>{table(*arms_table(comparison))}{footnotes}"
+    return f"{_verdict(comparison)}{strategies}{_details(comparison)}"
+
+
+def detail_lines(comparison: Comparison) -> list[str]:
+    """List what is known besides the verdict and the tables, which may be of the baseline itself."""
+    advised = comparison.advised
+    told = advised is not None and is_baseline(comparison.arms[advised].config)
+    return [
+        *([comparison.baseline] if comparison.baseline and not told else []),
+        *comparison.published,
+        *comparison.notes,
+    ]
 
 
 _METHOD = (
-    "Method: all runs are evaluated on the same images. Networks (these ones, on new images): exact sign-flip test, which for two networks is "
-    "McNemar's, and paired bootstrap over images; for macro F1 and log loss 9,999 random flips, and the bootstrap of the measure itself. Strategies (new images and new seeds): images and seeds are both random (two-way random "
+    "Method: all runs are evaluated on the same images. These trained models (on new images): exact sign-flip test, which for two models is "
+    "McNemar's, and paired bootstrap over images; for macro F1 and log loss 9,999 random flips, and the bootstrap of the measure itself. The method in general (new images and new seeds): images and seeds are both random (two-way random "
     "effects, Student's t with Satterthwaite's degrees of freedom), with the seeds' variance pooled over all strategies but those that "
     "spread clearly more. Each kind of claim is corrected over all pairs (Holm), so that at most one in twenty such comparisons of equal "
     "strategies finds any difference. Macro F1 counts by its pseudo-values (Dorfman, Berbaum & Metz 1992). Made with Thaw."
@@ -115,13 +131,14 @@ _SEEN = (
 def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) with one row per arm, formatted for a reader."""
     measure = comparison.measure
-    accuracy = [] if measure is ACCURACY else ["Accuracy"]
+    accuracy = [] if measure is ACCURACY else [accuracy_name(comparison.split)]
     on_gpu = any(arm.cost.device != "cpu" for arm in comparison.arms)
     ensembles = any(arm.ensemble for arm in comparison.arms)
     columns = [
         "Strategy",
-        measure.title,
+        measure.title_on(comparison.split),
         "95 % interval",
+        *(["Verdict"] if comparison.arm_verdicts else []),
         *accuracy,
         "Seeds",
         "Over seeds",
@@ -133,6 +150,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         *(["GPU memory"] if on_gpu else []),
         "On disk",
     ]
+    verdicts = {one.arm: arm_verdict_text(one) for one in comparison.arm_verdicts}
     rows = []
     for at, arm in enumerate(comparison.arms):
         low, high = arm.range
@@ -147,6 +165,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
                 arm.title + (" ★" if at == comparison.advised else ""),
                 measure.formatted(arm.score.value),
                 f"{measure.formatted(arm.score.low)} to {measure.formatted(arm.score.high)}",
+                *([verdicts[at]] if verdicts else []),
                 *([percent(arm.accuracy.value)] if accuracy else []),
                 ", ".join(str(member.run.config.seed) for member in arm.members),
                 spread,
@@ -198,10 +217,10 @@ def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     columns = [
         "Pair",
         f"Difference ({comparison.measure.unit})",
-        "Strategies",
+        CLAIMS["strategies"],
         "p, Holm",
-        "Networks",
-        "p, Holm (networks)",
+        CLAIMS["networks"],
+        "p, Holm (models)",
         "McNemar p",
         "Uncertainty",
     ]
@@ -214,14 +233,14 @@ def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             _span(pair, pair.networks),
             _chance(pair.networks.holm_p),
             _chance(pair.mcnemar_p),
-            errors_in_words(pair),
+            describe_errors(pair),
         ]
         for pair in comparison.pairs
     ]
     return columns, rows
 
 
-def _span(pair: Pair, verdict: Verdict) -> str:
+def _span(pair: Pair, verdict: PairVerdict) -> str:
     _, low, high = pair.measure.own(verdict.claim.gain, verdict.claim.low, verdict.claim.high)
     return f"{pair.measure.size(low)} to {pair.measure.size(high)}"
 
@@ -246,42 +265,30 @@ def _runs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         "Run",
         "Strategy",
         "Seed",
-        f"Accuracy on {things(comparison.images, 'image')}",
+        f"{accuracy_name(comparison.split)} on {things(comparison.images, 'image')}",
         "Time",
     ], rows
 
 
 def _verdict(comparison: Comparison) -> str:
-    """About the strategies, and, apart from that, about the networks."""
-    lines = [
-        f"<li><b>{escaped(comparison.arms[one.arm].title)}</b> ({arm_verdict_words(one).lower()}): {escaped(one.words)}</li>"
-        for one in comparison.arm_verdicts
-    ]
-    arm_verdicts = f"<ul>{''.join(lines)}</ul>" if lines else ""
-    networks = (
-        f'<div class="networks"><p class="claim">{CLAIMS["networks"]}</p>{escaped(comparison.networks)}</div>'
-        if comparison.networks
-        else ""
-    )
-    baseline = paragraphs(comparison.baseline, *comparison.published)
-    return (
-        f'<div class="verdict"><p class="claim">{CLAIMS["strategies"]}</p><b>{escaped(comparison.headline)}</b> {escaped(comparison.caveat)}'
-        f"{arm_verdicts}{baseline}{networks}</div>"
-    )
+    answer, *others = comparison.verdict.lines
+    return f'<div class="verdict"><p><b>{escaped(answer)}</b></p>{paragraphs(*others)}</div>'
 
 
-def _pairs(comparison: Comparison) -> str:
-    if not comparison.pairs:
-        return ""
+def _details(comparison: Comparison) -> str:
     lines = "".join(
-        f"<li>{_pair(of_pair(comparison.arms, pair))}</li>" for pair in comparison.pairs
+        f"<li>{_pair(describe_pair(comparison.arms, pair))}</li>" for pair in comparison.pairs
     )
-    return f"<h2>Pairwise comparison</h2><ul>{lines}</ul>{table(*pairs_table(comparison))}"
+    pairs = f"<ul>{lines}</ul>{table(*pairs_table(comparison))}" if lines else ""
+    text = paragraphs(*detail_lines(comparison))
+    if not (text or pairs):
+        return ""
+    return f"<details><summary>Details</summary>{text}{pairs}</details>"
 
 
-def _pair(words: PairWords) -> str:
+def _pair(text: PairText) -> str:
     return "<br>".join(
-        f"<b>{title}</b>: {escaped(getattr(words, claim))}" for claim, title in CLAIMS.items()
+        f"<b>{title}</b>: {escaped(getattr(text, claim))}" for claim, title in CLAIMS.items()
     )
 
 
@@ -310,7 +317,7 @@ def shift_html(found: ShiftComparison, figure: go.Figure | None = None) -> str:
     """
     on = f"On {things(found.shifted.images, 'image')} of {found.other.described}."
     drawn = _figure("shifted", "h3", "In-distribution against shifted", figure) if figure else ""
-    said = f"{paragraphs(on)}{_verdict(found.shifted)}{drawn}{table(*found.in_rows())}{paragraphs(*found.left_out())}"
+    said = f"{paragraphs(on)}{_verdict(found.shifted)}{drawn}{table(*found.in_rows())}{paragraphs(*found.left_out())}{_details(found.shifted)}"
     return f"<h2>Distribution shift</h2>{said}"
 
 

@@ -65,12 +65,14 @@ class SeedVariance:
         chance: of the arm, as in ``Answers``.
         freedom: degrees of freedom of ``value + chance``.
         pooled: whether it comes from all arms.
+        spreads_more: its own, because its seeds spread more than those of the others.
     """
 
     value: float
     chance: float
     freedom: int
     pooled: bool
+    spreads_more: bool = False
 
 
 def seed_variances(arms: Sequence[Answers]) -> list[SeedVariance | None]:
@@ -101,6 +103,7 @@ def _of_arm(arm: Answers, pooled: float, freedom: int, alone: bool) -> SeedVaria
             arm.chance,
             arm.seeds - 1,
             pooled=False,
+            spreads_more=True,
         )
     return SeedVariance(pooled, arm.chance, freedom, pooled=True)
 

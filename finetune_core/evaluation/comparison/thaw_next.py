@@ -1,18 +1,21 @@
-"""Which stage of a run to thaw next, by one rule: does the deepest frozen stage lose what an earlier one still has, and does training reach
-for it?"""
+"""Which stage of a run to train next: what the probes suggest, and what the run shows of it."""
 
 from dataclasses import dataclass
 
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers
-from finetune_core.formatting import percent, points
-from finetune_core.inspection.deep import deepest_good
+from finetune_core.formatting import percent
+from finetune_core.inspection.suggestion import suggest_cut
 
 IDLE = 0.01  # of the gradient, over all epochs: a stage that gets less hardly trains
 RULE = (
-    "The deepest frozen stage is the next to thaw if a linear model on its features before training does worse on the validation images than "
-    "one on those of an earlier stage, by more than one standard error, unless the stage behind it, which trains already, got less than 1 % of the gradient. "
-    "The threshold is one standard error, which chance alone exceeds about one time in six: confirm it with a comparison. In every other case there is no advice."
+    "What the probes of the stages suggest, as on the Dataset page: the stage after the deepest "
+    "one whose linear model is within one standard error of the best is the first to train. "
+    "Nothing is advised where that deepest one is the last, where the run trains the stage "
+    "already, and where the first stage that trains got less than 1 % of the gradient. The "
+    "threshold is one standard error, which chance alone exceeds about one time in six: confirm "
+    "it with a comparison."
 )
+_NOTHING = "nothing advised"
 _FITTED = 0.99  # of the training images classified correctly: more freedom would fit them no better
 STEADY = 0.98  # CKA of a stage that trained without changing its features
 
@@ -33,36 +36,37 @@ class Advice:
 
 
 def thaw_next(layers: Layers) -> Advice:
-    """Apply ``RULE``: the one-standard-error rule (Breiman et al. 1984) to the probes up to the deepest frozen stage. Deeper ones train
-    already, so what their pretrained features were worth does not matter. Where the first of these hardly trained, an earlier one would
-    not either."""
-    frozen = [stage.name for stage in layers.stages[:-1] if not stage.trains]
-    if not frozen:
-        return Advice(None, "nothing left to thaw", f"Every stage trains already.{_steady(layers)}")
+    """Apply ``suggest_cut`` to a run: advise the stage that it suggests, unless it trains already.
+
+    Where the first stage that trains hardly did, an earlier one would not either.
+    """
     names = [stage.name for stage in layers.stages]
-    deepest = frozen[-1]
-    probes = [one for one in layers.probes if names.index(one.stage) <= names.index(deepest)]
-    if not probes or probes[-1].stage != deepest:
-        return Advice(
-            None,
-            "nothing advised",
-            "No linear model could be evaluated on the features of the deepest frozen stage.",
-        )
-    last, best = probes[-1], max(probes, key=lambda one: one.accuracy)
-    finding = f"A linear model on the features of {deepest} classifies {percent(last.accuracy)} of the validation images correctly."
-    if deepest_good(probes) is last:
-        why = f"No earlier stage does better by more than one standard error (± {points(best.error)} points), so this cannot tell whether thawing it helps."
-        return Advice(None, "nothing advised", f"{finding} {why}")
-    better = f"The best classifies {percent(best.accuracy)} (± {points(best.error)} points), on those of {best.stage}: more than one standard error better."
-    behind = layers.stages[names.index(deepest) + 1]
-    if (
-        behind is not layers.stages[-1]
-        and behind.gradient_share is not None
-        and behind.gradient_share < IDLE
-    ):
-        idle = f"But {behind.name}, which trains behind it, got {percent(behind.gradient_share)} of the gradient only: training does not reach for earlier stages."
-        return Advice(None, "nothing advised", f"{finding} {better} {idle}")
-    return Advice(deepest, f"thaw {deepest} next", f"{finding} {better}{_fitted(layers)}")
+    frozen = [name for name, stage in zip(names, layers.stages, strict=True) if not stage.trains]
+    if not [name for name in frozen if name != names[-1]]:
+        return Advice(None, "nothing left to thaw", f"Every stage trains already.{_steady(layers)}")
+    suggestion = suggest_cut(layers.probes, names)
+    if suggestion.cut is None:
+        return Advice(None, _NOTHING, suggestion.reason)
+    if suggestion.cut not in frozen:
+        return Advice(None, _NOTHING, f"{suggestion.reason} This run trains {suggestion.cut}.")
+    if idle := _idle(layers, suggestion.cut):
+        return Advice(None, _NOTHING, f"{suggestion.reason} {idle}")
+    what = f"train from {suggestion.cut} on"
+    return Advice(suggestion.cut, what, f"{suggestion.reason}{_fitted(layers)}")
+
+
+def _idle(layers: Layers, cut: str) -> str:
+    """Say that the first stage behind the cut that trains got next to no gradient; else empty."""
+    names = [stage.name for stage in layers.stages]
+    behind = next((one for one in layers.stages[names.index(cut) :] if one.trains), None)
+    if behind is None or behind is layers.stages[-1] or behind.gradient_share is None:
+        return ""
+    if behind.gradient_share >= IDLE:
+        return ""
+    return (
+        f"But {behind.name}, the first stage that trains, got {percent(behind.gradient_share)} of "
+        "the gradient only: training does not reach for earlier stages."
+    )
 
 
 def _fitted(layers: Layers) -> str:

@@ -17,7 +17,7 @@ from finetune_core.evaluation.comparison.paired import (
 from finetune_core.evaluation.single_run.evaluate import evaluation, predicted_splits
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
 from finetune_core.evaluation.single_run.tta import FLIPS, with_flips
-from finetune_core.formatting import SPLIT_WORDS, percent, points, things
+from finetune_core.formatting import accuracy_name, percent, points, things
 from finetune_core.runs.store import Run
 
 
@@ -49,7 +49,8 @@ class Augmented:
             else "not distinguishable from without"
         )
         return (
-            f"With flips: accuracy {percent(found.accuracy)} on {things(found.images, f'{SPLIT_WORDS[found.split].lower()} image')}, "
+            f"With flips: {accuracy_name(found.split).lower()} {percent(found.accuracy)} on "
+            f"{things(found.images, 'image')}, "
             f"{points(claim.gain)} points against without (95 % interval {points(claim.low)} to {points(claim.high)}, McNemar p = "
             f"{claim.p:.2g}): {verdict}."
         )

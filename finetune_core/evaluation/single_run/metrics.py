@@ -10,7 +10,7 @@ from finetune_core.data.splits import SHIFTED, TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.intervals import accuracy_interval, wilson
 from finetune_core.evaluation.single_run.scores import AREAS, NOT_DEFINED, score, share_text
-from finetune_core.formatting import percent, things
+from finetune_core.formatting import accuracy_name, percent, things
 from finetune_core.markup import paragraphs, table
 
 
@@ -42,7 +42,8 @@ class Evaluation:
     def in_words(self) -> str:
         """The accuracy with its interval, and the loss, in one line."""
         return (
-            f"Accuracy {percent(self.accuracy)} on {things(self.images, f'{self.split} image')} "
+            f"{accuracy_name(self.split)} {percent(self.accuracy)} on "
+            f"{things(self.images, 'image')} "
             f"(95 % interval {percent(self.low)} to {percent(self.high)}), loss {self.loss:.3f}"
         )
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from finetune_core.data.splits import VAL
+from finetune_core.evaluation.reference_points import ReferencePoints, reference_points
 from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.calibration import Calibration
 from finetune_core.evaluation.single_run.corruptions import CLEAN, CORRUPTIONS
@@ -54,6 +55,15 @@ class RunEvaluation(Evaluation):
         notes = [chosen] if self.split == VAL and not self.run.history.fitted else []
         return [*notes, *filter(None, [precision_note(self.run).replace("*", "")])]
 
+    def reference_points(self) -> ReferencePoints | None:
+        """Return the reference points; None where the images are not all of a run's split."""
+        return reference_points(self.run, split=self.split)
+
+    def beside(self) -> str:
+        """The reference points as a sentence; empty where none is known."""
+        known = self.reference_points()
+        return known.in_sentence() if known else ""
+
     def absences(self) -> str:
         """Which classes the averages leave out; empty where none."""
         missing = ", ".join(self.classes[label] for label in self.scores.absent)
@@ -90,8 +100,8 @@ class RunEvaluation(Evaluation):
 
     def _repr_html_(self) -> str:
         parts = [
-            paragraphs(self.in_words(), *self.caveats()),
-            table(*self.scores.in_rows()),
+            paragraphs(self.in_words(), self.beside(), *self.caveats()),
+            table(*self.scores.in_rows(self.split)),
             paragraphs(self.absences()),
         ]
         parts += [table(*self.class_table()), paragraphs(*self.details())]

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from finetune_core.evaluation.intervals import wilson
 from finetune_core.evaluation.single_run.binning import BINS, bins_of, ece_interval, gap_rows
+from finetune_core.formatting import accuracy_name
 
 RESAMPLES = 1000
 # Of more probabilities, a thousand resamples take many seconds, though intervals are narrow anyway.
@@ -63,17 +64,26 @@ class Scores:
     absent: tuple[int, ...]
     resamples: int
 
-    def in_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per number, formatted for a reader."""
+    def in_rows(self, split: str) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows) with one row per number, formatted for a reader.
+
+        Args:
+            split: whose images.
+        """
         rows = [
             [
-                NAMES[row["name"]],
+                score_name(row["name"], split),
                 share_text(row["value"]),
                 f"{share_text(row['low'])} to {share_text(row['high'])}",
             ]
             for row in self.table.to_dict("records")
         ]
         return ["Metric", "Value", "95 % interval"], rows
+
+
+def score_name(name: str, split: str) -> str:
+    """Return the label of a score (a key of ``NAMES``) on a split."""
+    return accuracy_name(split) if name == "accuracy" else NAMES[name]
 
 
 def resamples_for(probabilities: int) -> int:

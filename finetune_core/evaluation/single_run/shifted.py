@@ -87,6 +87,9 @@ class ShiftedEvaluation(RunEvaluation):
     def caveats(self) -> list[str]:
         return [*self.own.caveats(), *left_out_in_words(self.shift), *self.shared.in_words()]
 
+    def reference_points(self) -> None:
+        return None
+
     def score_rows(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) with one row per number: in-distribution, shifted, and the drop, each with its interval, for a reader."""
         columns = [

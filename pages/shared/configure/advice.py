@@ -9,6 +9,7 @@ import streamlit as st
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
+from finetune_core.data.splits import TRAIN
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.advice.advise import (
     BUDGET,
@@ -56,7 +57,7 @@ def which_backbone(config: RunConfig | None, dataset: Dataset | None) -> None:
         fingerprint, advice = st.session_state.get(_FOUND, ("", None))
         if advice and fingerprint == dataset.fingerprint:
             _show(advice)
-            _offer(advice, config)
+            _offer(advice, config, dataset)
             _details(advice)
 
 
@@ -201,7 +202,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], key: str) -> N
     )
 
 
-def _offer(advice: Advice, config: RunConfig) -> None:
+def _offer(advice: Advice, config: RunConfig, dataset: Dataset) -> None:
     """What is proposed and why, and the button that queues it."""
     if not advice.suggested:
         return
@@ -209,8 +210,11 @@ def _offer(advice: Advice, config: RunConfig) -> None:
         st.markdown(f"**{number}. {plain(one.backbone)}**: {plain(one.reason)}")
     st.info(UNKNOWN, icon=":material/help:")
     seeds = st.session_state[settings.comparison_key("seeds")]
+    num_images = dataset.split_counts.get(TRAIN, 0)
     try:
-        configs = comparison_of(advice.suggested, config, range(config.seed, config.seed + seeds))
+        configs = comparison_of(
+            advice.suggested, config, range(config.seed, config.seed + seeds), num_images
+        )
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return

@@ -8,12 +8,20 @@ import streamlit as st
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
+from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, FinetuneError, WeightsError
+from finetune_core.evaluation.run_accuracy import (
+    best_before,
+    best_run,
+    run_accuracy,
+    way_to_train,
+)
 from finetune_core.formatting import duration, memory, percent, short_number
 from finetune_core.models.catalogue import PACKAGED, backbone_info, ready_backbones
 from finetune_core.models.weights import why_no_download
-from finetune_core.runs.earlier import best_before, way_to_train
+from finetune_core.runs.store import Run
 from finetune_core.training.forecast import Forecast, expected
+from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import describe, plan, stages_of
 from finetune_core.training.strategies import STRATEGIES, Fit
@@ -41,9 +49,14 @@ class Known:
 
     dataset: Dataset | None
     timed: bool
-    best: Mapping[tuple[str, ...], float]
+    best: Mapping[tuple[str, ...], Run]
     book: SpeedBook = field(default_factory=SpeedBook)
     _forecasts: dict[str, Forecast | None] = field(default_factory=dict)
+
+    @property
+    def num_images(self) -> int:
+        """Training images of the data set; 0 without one."""
+        return self.dataset.split_counts.get(TRAIN, 0) if self.dataset else 0
 
     def expects(self, config: RunConfig) -> Forecast | None:
         """The forecast of a run, computed once; None where nothing was timed, or the config does not fit its backbone."""
@@ -94,7 +107,7 @@ def _at_hand(chosen: str, known: Known) -> list[str]:
 
 
 def _backbone_card(name: str, config: RunConfig, known: Known) -> Card:
-    best = max((share for way, share in known.best.items() if way[0] == name), default=None)
+    best = best_run(run for way, run in known.best.items() if way[0] == name)
     try:
         info = backbone_info(name)
     except FinetuneError:  # the field above says why
@@ -127,6 +140,8 @@ def _strategy_card(name: str, config: RunConfig, known: Known) -> Card:
     other = config
     if name != config.strategy:
         other = config.model_copy(update=config.for_strategy(name))
+        if known.num_images:
+            other = fill_auto(other, known.num_images)
     card = Card(name, strategy.title, strategy.summary, tip=f"{strategy.help} ({strategy.source})")
     if name == "custom" != config.strategy:
         return card
@@ -171,5 +186,6 @@ def _costs(forecast: Forecast | None) -> str:
     )
 
 
-def _before(share: float | None) -> str:
-    return "" if share is None else f"best run: {percent(share)}"
+def _before(run: Run | None) -> str:
+    accuracy = run_accuracy(run) if run else None
+    return f"best run: {accuracy.in_words()}" if accuracy else ""

@@ -13,12 +13,13 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import effective
 from finetune_core.data.recent import data_id
 from finetune_core.data.sample import SAMPLE_NAME
+from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, FinetuneError, WeightsError
 from finetune_core.evaluation.comparison.arms import arm_titles
 from finetune_core.formatting import duration, percent, things
-from finetune_core.recipes import DEMO_RECIPE
 from finetune_core.runs.design import FROM, arm_seconds, by_arm, design, spread, with_rates
 from finetune_core.training.lr_finder import find_rate
+from finetune_core.training.recipes import DEMO_RECIPE
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
 from finetune_core.training.timing import calibrate
@@ -64,6 +65,7 @@ def start_form() -> list[str] | None:
             range(base.seed, base.seed + wanted.seeds),
             wanted.backbones,
             wanted.fractions,
+            dataset.split_counts.get(TRAIN, 0),
         )
     except ConfigError as error:
         st.info(
@@ -316,13 +318,14 @@ def _preparing_buttons(configs: Sequence[RunConfig], dataset: Dataset) -> tuple[
         "Find a learning rate for each",
         icon=":material/speed:",
         key="compare_find",
-        help="A learning-rate range test for each strategy: a hundred steps at rising rates. A single rate favours the strategy it happens to suit.",
+        help="For a rate of your own: a range test for each strategy, a hundred steps at rising "
+        "rates. The recipe auto has a rate for each strategy already.",
         on_click=begin,
         args=(search, "Trying learning rates", partial(_search, firsts, readable_roots())),
     )
     if st.session_state["compared_rates"]:
         st.button(
-            "One rate for all",
+            "Undo the search",
             on_click=st.session_state["compared_rates"].clear,
             key="compare_one_rate",
         )

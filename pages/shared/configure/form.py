@@ -13,6 +13,7 @@ from finetune_core.config.metadata import SPLIT, Setting
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.sources import check_roots
+from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, DataError, FinetuneError, WeightsError
 from finetune_core.formatting import things
 from finetune_core.models.catalogue import backbone_info
@@ -20,6 +21,7 @@ from finetune_core.models.timm_networks import FOLDER
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.runs.store import Run
 from finetune_core.training.prepare import check_classes, check_config
+from finetune_core.training.recipes import fill_auto
 from finetune_core.training.strategies import STRATEGIES, Fit
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
@@ -91,6 +93,7 @@ def checked(
         if config.backbone.startswith(FOLDER):
             check_open(config.backbone.removeprefix(FOLDER))
         check_config(config)
+        config = fill(config, dataset)
     except ConfigError as error:
         return None, error.problems
     except DataError as error:
@@ -103,14 +106,26 @@ def checked(
     return config, {}
 
 
+def fill(config: RunConfig, dataset: Dataset | None) -> RunConfig:
+    """Choose the settings that are left to Thaw, where there is a data set to choose them for."""
+    return fill_auto(config, dataset.split_counts.get(TRAIN, 0)) if dataset else config
+
+
 def section(
-    name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None
+    name: str,
+    problems: dict[str, str],
+    on_change: Callable[[], None] | None = None,
+    config: RunConfig | None = None,
 ) -> None:
-    """The fields of a section of the settings side by side, those without a widget of their own kind left out."""
+    """Draw the fields of a section side by side, without those that have widgets of their own.
+
+    Args:
+        config: the run as it stands, whose values stand in the fields that are left to Thaw.
+    """
     with st.grid("auto", min_column_width=200, gap="small"):
         for field in fields_in(name):
             with st.container():
-                setting_field(field, problems, on_change)
+                setting_field(field, problems, on_change, config)
 
 
 def devices_field(problems: dict[str, str]) -> None:
@@ -178,10 +193,21 @@ def fits() -> Fit | None:
 
 
 def setting_field(
-    name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None
+    name: str,
+    problems: dict[str, str],
+    on_change: Callable[[], None] | None = None,
+    config: RunConfig | None = None,
 ) -> None:
-    """The widget that suits what a setting holds, and beneath it what is wrong with it."""
+    """Draw the widget that suits what a setting holds, and beneath it what is wrong with it.
+
+    Args:
+        config: as for ``section``.
+    """
     one = setting_of(name)
+    placeholder = one.placeholder
+    if one.follows:
+        known = config and name in config.auto
+        placeholder = f"auto: {value_in_words(one, getattr(config, name))}" if known else "auto"
     usual: dict[str, Any] = {
         "label": one.label,
         "key": settings.key(name),
@@ -190,17 +216,19 @@ def setting_field(
         "on_change": on_change,
     }
     if one.kind == "choice":
-        st.selectbox(
-            options=list(one.choices), format_func=lambda option: one.choices[option], **usual
-        )
+        first = {settings.AUTO: "Auto"} if one.follows else {}
+        options = first | dict(one.choices)
+        st.selectbox(options=list(options), format_func=lambda name: options[name], **usual)
+        if st.session_state[settings.key(name)] == settings.AUTO:
+            st.caption(placeholder)
     elif one.kind == "integer":
         # Without limits of the widget's own: the config says what is wrong, in words.
         empty: dict[str, Any] = (
-            {"value": None, "placeholder": one.placeholder} if one.optional else {}
+            {"value": None, "placeholder": placeholder} if one.optional or one.follows else {}
         )
         st.number_input(step=1, **empty, **usual)
     else:  # a number is typed as text, so that 1e-4 and 20 % can be written
-        st.text_input(placeholder=one.placeholder or None, **usual)
+        st.text_input(placeholder=placeholder or None, **usual)
     _problem(name, problems)
 
 

@@ -6,11 +6,9 @@ from typing import Any
 
 import streamlit as st
 
-from finetune_core.config import all_settings
-from finetune_core.data.dataset import Dataset
+from finetune_core.config import all_settings, following_names
 from finetune_core.models.catalogue import PACKAGED, backbone_info
-from finetune_core.recipes import FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
-from finetune_core.training.hyperrule import rule_of
+from finetune_core.training.recipes import FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
 from pages.shared.configure import form, settings
 from pages.shared.configure.weights import download_size
 
@@ -41,7 +39,14 @@ class _Applied:
     after: dict[str, Any]
 
 
-_RECIPES = (
+_PRESETS = (
+    Preset(
+        "Auto",
+        ":material/auto_awesome:",
+        "Length, learning rate and schedule follow from the number of training images and the strategy.",
+        dict.fromkeys(following_names()),
+        whole=False,
+    ),
     Preset(
         "The tutorial's recipe",
         ":material/menu_book:",
@@ -64,27 +69,15 @@ _RECIPES = (
 )
 
 
-def draw_presets(dataset: Dataset | None) -> None:
+def draw_presets() -> None:
     """A button for each, and what the last one changed for as long as that holds."""
     with st.container(horizontal=True, wrap=False, key="presets"):
-        for preset in (*_RECIPES, *([_by_size(dataset)] if dataset else [])):
+        for preset in _PRESETS:
             _button(preset)
     with st.container():  # always there, so that nothing below is drawn anew
         applied = st.session_state.get(_APPLIED)
         if applied and applied.after == _form():
             _changes(applied)
-
-
-def _by_size(dataset: Dataset) -> Preset:
-    rule = rule_of(dataset)
-    return Preset(
-        "Fit to the size of my data",
-        ":material/straighten:",
-        "Length, image size, optimizer and learning rate by the number of images, in the manner of BiT's HyperRule "
-        f"(Kolesnikov et al. 2020): a default, not a search. {rule.reason}",
-        rule.settings,
-        whole=False,
-    )
 
 
 def _button(preset: Preset) -> None:

@@ -6,7 +6,14 @@ from typing import Any
 
 import streamlit as st
 
-from finetune_core.config import Edit, RunConfig, all_settings, make_config, names_in
+from finetune_core.config import (
+    Edit,
+    RunConfig,
+    all_settings,
+    following_names,
+    make_config,
+    names_in,
+)
 from finetune_core.config.metadata import HARDWARE, SPLIT, numbers_text
 from finetune_core.config.run_config import FITTED
 from finetune_core.data.entry import load_split
@@ -35,6 +42,9 @@ COMPARISON: dict[str, Any] = {
 }
 # what a classifier on frozen features is compared with
 FINE_TUNING = [BASELINE, "feature_extraction", "last_block"]
+
+# in the widget of a choice that follows from data set and strategy; other widgets are empty then
+AUTO = "auto"
 
 # several widgets together make one, or none does
 NO_WIDGETS = tuple(name for name, one in all_settings().items() if one.own_widgets)
@@ -135,8 +145,9 @@ def start_from(config: RunConfig) -> None:
 
 def fill_in() -> None:
     """Give every field that has none yet its default."""
-    for name, default in (defaults() | {"backbone": default_backbone()}).items():
-        if default is not None and name not in NO_WIDGETS:
+    usual = defaults() | dict.fromkeys(following_names()) | {"backbone": default_backbone()}
+    for name, default in usual.items():
+        if name not in NO_WIDGETS:
             st.session_state.setdefault(key(name), _as_widget(name, default))
 
 
@@ -194,7 +205,7 @@ def stage_names() -> list[str]:
 
 
 def valid_config(found: Mapping[str, Any]) -> RunConfig:
-    """A config of those settings that can be used."""
+    """Return a config of those settings that can be used; of the others, those that follow do."""
     left = {name: value for name, value in found.items() if name not in _NOT_KEPT} | {"data": "any"}
     while True:
         try:
@@ -206,6 +217,8 @@ def valid_config(found: Mapping[str, Any]) -> RunConfig:
                 or left.keys() - {"data"}
             )
             left = {name: value for name, value in left.items() if name not in bad}
+            if "auto" in left:
+                left["auto"] = [*left["auto"], *bad.intersection(following_names())]
 
 
 def keep() -> str:
@@ -255,7 +268,8 @@ def use(config: RunConfig) -> None:
 
 def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
     """Set all widgets."""
-    set_fields({name: value for name, value in _kept(config).items() if name not in NO_WIDGETS})
+    shown = _kept(config) | dict.fromkeys(config.auto)
+    set_fields({name: value for name, value in shown.items() if name not in NO_WIDGETS})
     known = {PRETRAINED: PRETRAINED_WEIGHTS, RANDOM: RANDOM_WEIGHTS}
     st.session_state["weights_from"] = (
         EARLIER_RUN if config.from_run else known.get(config.weights, FILE_OF_WEIGHTS)
@@ -297,7 +311,9 @@ def _widgets() -> dict[str, Any]:
     """What the form's widgets hold, as fields of the config."""
     fill_in()
     found = {name: st.session_state.get(key(name)) for name in defaults() if name not in NO_WIDGETS}
-    found |= _weights()
+    auto = [name for name in following_names() if found[name] in (None, "", AUTO)]
+    usual = defaults()
+    found |= _weights() | {"auto": auto} | {name: usual[name] for name in auto}
     if (
         found["strategy"] in FITTED
         and (last := st.session_state.get("features_from")) in stage_names()
@@ -366,13 +382,15 @@ def _kept(config: RunConfig) -> dict[str, Any]:
 
 
 def _at_first() -> dict[str, Any]:
-    return _kept(make_config({"data": "any", "backbone": default_backbone()}))
+    first = {"data": "any", "backbone": default_backbone(), "auto": following_names()}
+    return _kept(make_config(first))
 
 
 def _as_widget(name: str, value: Any) -> Any:
     """Fields that are typed as text hold text."""
-    if all_settings()[name].kind in ("number", "numbers") and value is None:
-        return ""
+    if value is None:
+        kind = all_settings()[name].kind
+        return {"number": "", "numbers": "", "choice": AUTO}.get(kind)
     if isinstance(value, list | tuple):
         return numbers_text(value)
     if not isinstance(value, float):

@@ -1,16 +1,25 @@
-"""How the two claims of a comparison look, wherever one is made."""
+"""Badges of the two claims of a comparison."""
 
+from collections.abc import Sequence
+
+from finetune_core.evaluation.comparison.arms import Arm
+from finetune_core.evaluation.comparison.pair_text import CLAIMS, describe_pair
 from finetune_core.evaluation.comparison.paired import About
-from finetune_core.evaluation.comparison.verdicts import CLAIMS
-from pages.shared.chrome import Color
+from finetune_core.evaluation.comparison.pairs import Pair
+from pages.shared.chrome import Color, plain
 
-CLAIM_LOOKS: dict[About, tuple[Color, str]] = {
+_LOOKS: dict[About, tuple[Color, str]] = {
     "strategies": ("blue", ":material/science:"),
     "networks": ("violet", ":material/hub:"),
 }
 
 
-def claim_badge(claim: About) -> str:
-    """As Markdown."""
-    color, icon = CLAIM_LOOKS[claim]
+def pair_markdown(arms: Sequence[Arm], pair: Pair) -> str:
+    """Return both claims about a pair as Markdown, each with its badge."""
+    text = describe_pair(arms, pair)
+    return "  \n".join(f"{_badge(claim)} {plain(getattr(text, claim))}" for claim in CLAIMS)
+
+
+def _badge(claim: About) -> str:
+    color, icon = _LOOKS[claim]
     return f":{color}-badge[{icon} {CLAIMS[claim]}]"

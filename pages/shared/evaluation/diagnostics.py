@@ -36,7 +36,9 @@ def what_moved(runs: Sequence[Run]) -> None:
     st.header(
         "Layer diagnostics",
         anchor=False,
-        help="How training changed each stage of the network, and which stage to thaw next.",
+        help="Compares each network, stage by stage, with its initial state (weights, features of the "
+        "same images, gradients), and says which stage to thaw next: a linear model on the features of "
+        "each stage shows up to which stage pretrained features suffice.",
     )
     joined = [
         title for run, title in zip(runs, run_titles(runs), strict=True) if run.config.is_ensemble
@@ -59,10 +61,6 @@ def what_moved(runs: Sequence[Run]) -> None:
             )
     missing = [run for run in runs if known[run.run_id] is None]
     if missing:
-        st.markdown(
-            "Compares each network, stage by stage, with its initial state: weights, features of the same images, gradients. "
-            "A linear model on the features of each stage shows up to which stage pretrained features suffice."
-        )
         offer(
             f"Measure {things(len(missing), 'run')}",
             f"layers:{','.join(known)}",
@@ -99,7 +97,9 @@ def _stages(backbone: str, measured: dict[str, Layers], places: dict[str, int]) 
         if first.probes:
             st.markdown(
                 "**Linear probe by layer**",
-                help="Accuracy of a linear model on the features of each stage before training, ± one standard error. Deeper stages that fall more than one standard error below the best have lost information that an earlier one still has.",
+                help="Validation accuracy of a linear model on the features of each stage before "
+                "training, ± one standard error. Deeper stages that fall more than one standard "
+                "error below the best have lost information that an earlier one still has.",
             )
             st.plotly_chart(
                 probe_profile(first.probes, names),

@@ -1,12 +1,11 @@
-"""The box on Compare that names the next experiment, and opens Configure with it filled in; a missing baseline is fitted from here."""
+"""The box on Compare that names the next experiment, starts it, or fills it in on Configure."""
 
 import hashlib
-from collections.abc import Sequence
 from functools import partial
 
 import streamlit as st
 
-from finetune_core.config import RunConfig
+from finetune_core.config import RunConfig, setting_of
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison.compare import Comparison
@@ -20,64 +19,149 @@ from finetune_core.evaluation.comparison.next_experiment import (
     next_experiment,
 )
 from finetune_core.evaluation.comparison.shift import ShiftComparison
+from finetune_core.formatting import things
+from finetune_core.runs.design import run_of
+from finetune_core.runs.extend import extend_run, why_not_extended
+from finetune_core.runs.store import Run
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.strategies import BASELINE, STRATEGIES
 from finetune_core.training.timing import calibrate
+from pages.shared.account import owner
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
 from pages.shared.jobs import offer
 from pages.shared.runs.again import differs_now, use_settings
-from pages.shared.runs.backend import submit, why_not_timed
+from pages.shared.runs.backend import devices_again, store, submit, why_not_timed, worker
+from pages.shared.runs.profile import offer_profile
+
+_ICONS = {"baseline": ":material/flag:", "seeds": ":material/casino:"}
 
 
 def draw_next(comparison: Comparison, shift: ShiftComparison | None) -> list[str]:
-    """Draw it, with its reason and its forecast. Nothing is started from here but a linear probe, which has nothing to be set.
+    """Draw the next experiment, with its reason and its forecast.
+
+    One press starts all runs of an experiment that follows from what was measured. One that is
+    inferred is filled in on Configure.
 
     Args:
         shift: the same runs on the other images that are chosen on the page.
 
     Returns:
-        The ids of the linear probes that were queued at a press just now.
+        The ids of the runs to compare once a press has queued some of them; empty without one.
     """
-    evidence = evidence_of(comparison, shift)
+    evidence = evidence_of(comparison, shift, store().runs())
     experiment = next_experiment(evidence)
     with st.container(border=True):
         st.markdown("**Next experiment**", help=HELP)
         if experiment is None:
             st.markdown(explain_none(evidence))
             return []
-        what = experiment.what[0].upper() + experiment.what[1:]
-        st.markdown(f":material/science: **{plain(what)}**. {plain(experiment.reason)}")
+        if experiment.kind != "converge":  # the verdict says that
+            what = experiment.what[0].upper() + experiment.what[1:]
+            st.markdown(f":material/science: **{plain(what)}**. {plain(experiment.reason)}")
         if experiment.inferred:
             st.caption(
                 "Inferred from features and gradients, not measured: confirm it with a comparison."
             )
+        if experiment.kind == "profile":
+            _offer_profile(comparison)
         if experiment.configs:
             _forecast(experiment)
-            if experiment.kind == "baseline":
-                return _fit(experiment.configs)
+            if experiment.kind == "converge":
+                longer = _train_further(comparison)
+                return [longer.get(run_id, run_id) for run_id in _run_ids(comparison) if longer]
+            if not experiment.inferred:
+                queued = _start(experiment, comparison)
+                return [*_run_ids(comparison), *queued] if queued else []
             _fill_in(experiment.configs[0])
             if changed := differs_now(comparison.arms[0].runs[0]):
                 st.caption(plain(changed))
     return []
 
 
-def _fit(configs: Sequence[RunConfig]) -> list[str]:
+def _offer_profile(comparison: Comparison) -> None:
+    """Offer the profile of the compared data set and backbone."""
+    config = comparison.arms[0].config
+    if data_folder() != config.data:
+        st.caption("It can be started while these data are chosen on Dataset.")
+        return
+    try:
+        dataset = current_dataset(config.split_settings)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    offer_profile(comparison.arms[comparison.best].config, dataset, button_key="start_profile")
+
+
+def _start(experiment: Experiment, comparison: Comparison) -> list[str]:
+    """Offer to queue the runs of an experiment; return their ids once they are.
+
+    A finished run that computes the same on the same data takes the place of a new one.
+    """
     pressed = st.button(
-        "Fit the linear probe as the baseline",
-        icon=":material/flag:",
-        key="fit_baseline",
-        help=f"{STRATEGIES[BASELINE].help} The verdict then says what training gained over it.",
+        experiment.what[0].upper() + experiment.what[1:],
+        icon=_ICONS.get(experiment.kind, ":material/play_arrow:"),
+        key=f"start_{experiment.kind}",
+        help="Everything else is as in the runs that are compared. The verdict then counts "
+        + ("it." if len(experiment.configs) == 1 else "them."),
     )
     with st.container():  # always there, so that nothing below is drawn anew
         if pressed:
             try:
                 with st.spinner("Queueing"):
-                    return [submit(config) for config in configs]
+                    known = _finished_on(comparison.arms[0].runs[0].started["fingerprint"])
+                    return [known.get(run_of(one)) or submit(one) for one in experiment.configs]
             except FinetuneError as error:
                 st.error(plain(str(error)), icon=":material/error:")
     return []
+
+
+def _finished_on(fingerprint: str) -> dict[str, str]:
+    """Return the id of each finished run on a data set, by what the run computes."""
+    return {
+        run_of(run.config): run.run_id
+        for run in store().all()[0]
+        if run.status == "finished" and run.started["fingerprint"] == fingerprint
+    }
+
+
+def _train_further(comparison: Comparison) -> dict[str, str]:
+    """Offer twice the epochs for each run that has not converged; return new ids by old ones."""
+    runs = [run for arm in comparison.arms if arm.is_undertrained for run in arm.runs]
+    reasons = {run.run_id: reason for run in runs if (reason := why_not_extended(run))}
+    able = [run for run in runs if run.run_id not in reasons]
+    pressed = st.button(
+        f"Train {things(len(able), 'run')} further",
+        icon=":material/fast_forward:",
+        key="train_further",
+        disabled=not able,
+        help="From where they ended, to twice their epochs, as new runs. A cosine's learning rate "
+        "rises once more to where a cosine of that length would stand.",
+    )
+    if reasons:
+        held = "; ".join(f"{run_id}: {reason}" for run_id, reason in reasons.items())
+        st.caption(plain(f"Not trained further: {held}. Give them a larger learning rate."))
+    with st.container():  # always there, so that nothing below is drawn anew
+        if pressed:
+            try:
+                with st.spinner("Queueing"):
+                    return {run.run_id: _queue_longer(run) for run in able}
+            except FinetuneError as error:
+                st.error(plain(str(error)), icon=":material/error:")
+    return {}
+
+
+def _queue_longer(run: Run) -> str:
+    """Queue a copy of a run with twice the epochs; return its id."""
+    executor = worker().executor
+    epochs = min(2 * run.config.epochs, int(setting_of("epochs").limits["le"]))
+    run_id = extend_run(run, epochs, owner(), elsewhere=executor.elsewhere)
+    worker().resume(run_id, devices_again(run))
+    return run_id
+
+
+def _run_ids(comparison: Comparison) -> list[str]:
+    return [run.run_id for arm in comparison.arms for run in arm.runs]
 
 
 def _fill_in(config: RunConfig) -> None:
@@ -85,7 +169,7 @@ def _fill_in(config: RunConfig) -> None:
         "Fill in on Configure",
         icon=":material/tune:",
         key="next_experiment",
-        help="Puts its settings into the form, with the first of its seeds. Nothing is started.",
+        help="Puts its settings into the form. Nothing is started.",
     ):
         use_settings(config)
 

@@ -18,14 +18,13 @@ from finetune_core.evaluation.comparison.shift import (
     shifts_of,
 )
 from finetune_core.evaluation.comparison.strategies import Interval
-from finetune_core.evaluation.comparison.verdicts import CLAIMS, of_pair
 from finetune_core.evaluation.single_run.corruptions import Corrupted
 from finetune_core.evaluation.single_run.shift_files import Shift, shift_problem
 from finetune_core.figures.comparison import against_shifted
 from finetune_core.formatting import things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
-from pages.shared.evaluation.claims import claim_badge
+from pages.shared.evaluation.claims import pair_markdown
 from pages.shared.evaluation.other_data import (
     ask,
     chosen_shift,
@@ -116,18 +115,15 @@ def _compared(comparison: Comparison, on: str | Corrupted) -> ShiftComparison | 
 
 
 def _verdicts(found: ShiftComparison) -> None:
-    """One line per claim, of either axis."""
-    sides = {
-        f"In-distribution, {things(found.matched.images, 'image')}": found.matched,
-        f"Shifted, {things(found.shifted.images, 'image')}": found.shifted,
-    }
+    """Draw the verdict on the shifted images, and on the runs' own of the classes of both.
+
+    The verdict on all of their own images stands at the top of the page.
+    """
+    sides = {} if found.matched is found.own else {"Own images of these classes": found.matched}
     with st.container(border=True):
-        for title, side in sides.items():
-            lines = [
-                f"**{title}**",
-                f"{claim_badge('strategies')} {plain(f'{side.headline} {side.caveat}'.strip())}",
-            ]
-            lines += [f"{claim_badge('networks')} {plain(side.networks)}"] if side.networks else []
+        for title, side in (sides | {"Shifted images": found.shifted}).items():
+            answer, *others = side.verdict.lines
+            lines = [f"**{title}**", f"**{plain(answer)}**", *map(plain, others)]
             st.markdown("  \n".join(lines))
         for contradiction in found.shifted.published:
             st.markdown(f":material/history_edu: {plain(contradiction)}")
@@ -138,12 +134,7 @@ def _pairs(shifted: Comparison) -> None:
         return
     with st.expander("Pairs, tests and intervals on the shifted images"):
         for pair in shifted.pairs[:_MOST_PAIRS]:
-            words = of_pair(shifted.arms, pair)
-            st.markdown(
-                "  \n".join(
-                    f"{claim_badge(claim)} {plain(getattr(words, claim))}" for claim in CLAIMS
-                )
-            )
+            st.markdown(pair_markdown(shifted.arms, pair))
         _table(*pairs_table(shifted), key="shift-pairs")
 
 

@@ -12,7 +12,7 @@ from finetune_core.evaluation.single_run.evaluate import class_curves, scores, s
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.evaluation.single_run.robustness import MOST_IMAGES, measure_robustness
 from finetune_core.evaluation.single_run.robustness_files import known_robustness
-from finetune_core.evaluation.single_run.scores import AREAS, INTERVALS, NAMES, Scores
+from finetune_core.evaluation.single_run.scores import AREAS, INTERVALS, Scores, score_name
 from finetune_core.evaluation.single_run.slices import FEW
 from finetune_core.figures.evaluation import (
     recall_precision_curves,
@@ -20,7 +20,7 @@ from finetune_core.figures.evaluation import (
     roc_curves,
     slice_dots,
 )
-from finetune_core.formatting import number, percent, things
+from finetune_core.formatting import accuracy_name, number, percent, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
@@ -54,7 +54,7 @@ def all_scores(run: Run, result: Evaluation) -> None:
         found = scores(run, result.split)
     rows = [
         {
-            "Metric": NAMES[row["name"]],
+            "Metric": score_name(row["name"], result.split),
             "Value": _value(row["name"], row["value"]),
             "95 % interval": _range(row["name"], row["low"], row["high"]),
             "Meaning": _MEANINGS[row["name"]],
@@ -177,16 +177,18 @@ def by_slice(run: Run, result: Evaluation) -> None:
             icon=":material/info:",
         )
         return
-    clear = table[table["verdict"].isin(_VERDICTS)]
+    clear, name = table[table["verdict"].isin(_VERDICTS)], accuracy_name(result.split)
     for row in clear.to_dict("records"):
         st.markdown(
-            f"- {plain(row['by'])} **{plain(row['slice'])}**: accuracy {percent(row['accuracy'])}, {_VERDICTS[row['verdict']]} "
+            f"- {plain(row['by'])} **{plain(row['slice'])}**: "
+            f"{name.lower()} {percent(row['accuracy'])}, "
+            f"{_VERDICTS[row['verdict']]} "
             f"({things(row['images'], 'image')})"
         )
     if clear.empty:
         st.markdown("No slice is clearly better or worse than the rest.")
     by = st.selectbox(
-        "Accuracy by",
+        f"{name} by",
         list(dict.fromkeys([*clear["by"], *facts.own, *table["by"]])),
         key=f"by-{_mark(run, result)}",
         persist_state="session",
@@ -194,13 +196,14 @@ def by_slice(run: Run, result: Evaluation) -> None:
     )
     visible = table[table["by"] == by]
     st.plotly_chart(
-        slice_dots(visible, result.accuracy),
+        slice_dots(visible, result.accuracy, name),
         key="slices",
-        alt=f"Accuracy by {by}, with 95 % intervals",
+        alt=f"{name} by {by}, with 95 % intervals",
     )
     few = (visible["images"] < FEW).any()
     st.caption(
-        "The dotted line is the accuracy on all images; the number behind a name is how many there are. "
+        "The dotted line is the accuracy on all of these images; the number behind a name is how "
+        "many there are. "
         + (f"Slices with fewer than {FEW} images are shown, but not compared. " if few else "")
         + "Better and worse: significant by Fisher's exact test against the rest (false discovery rate 5 %)."
     )
@@ -228,13 +231,18 @@ def robustness(run: Run, result: Evaluation) -> None:
     right = known.rows.groupby("corruption")["accuracy"].min()
     worst = str(right.drop(CLEAN).idxmin())
     st.markdown(
-        f"Clean accuracy: {percent(right[CLEAN])}. Most harmful: **{CORRUPTIONS[worst].title}**, down to "
+        f"Clean {accuracy_name(result.split).lower()}: {percent(right[CLEAN])}. Most harmful: "
+        f"**{CORRUPTIONS[worst].title}**, down to "
         f"{percent(right[worst])}."
     )
     st.plotly_chart(
-        robustness_lines(known.rows, {name: one.title for name, one in CORRUPTIONS.items()}),
+        robustness_lines(
+            known.rows,
+            {name: one.title for name, one in CORRUPTIONS.items()},
+            accuracy_name(result.split),
+        ),
         key="robustness",
-        alt="Accuracy by kind and severity of corruption",
+        alt=f"{accuracy_name(result.split)} by kind and severity of corruption",
     )
     amounts = "; ".join(
         f"{one.title} {', '.join(f'{amount:g}' for amount in one.severities)} ({one.unit})"

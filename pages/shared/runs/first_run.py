@@ -7,7 +7,7 @@ import streamlit as st
 from finetune_core.config import make_config
 from finetune_core.data.sample import digits_folder
 from finetune_core.errors import FinetuneError
-from finetune_core.recipes import DEMO_RECIPE
+from finetune_core.training.recipes import DEMO_RECIPE
 from finetune_core.training.strategies import BASELINE, STRATEGIES
 from pages.shared.chrome import go, plain
 from pages.shared.runs.backend import submit

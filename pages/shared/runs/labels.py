@@ -12,7 +12,7 @@ import streamlit as st
 
 from finetune_core.config import RunConfig
 from finetune_core.evaluation.run_accuracy import run_accuracy
-from finetune_core.formatting import mid_sentence, percent
+from finetune_core.formatting import mid_sentence
 from finetune_core.runs.store import Run
 from finetune_core.training.strategies import run_kind
 from pages.shared.runs.backend import STATUS_WORDS
@@ -46,7 +46,7 @@ def run_title(run: Run) -> str:
 def run_label(run: Run) -> str:
     """A run in a list: its title, how it stands, its accuracy, and the end of its id, so that no two look alike."""
     accuracy = run_accuracy(run) if run.judged else None
-    score = percent(accuracy.value) if accuracy else ""
+    score = accuracy.in_words() if accuracy else ""
     return " · ".join(
         filter(None, (run_title(run), STATUS_WORDS[run.status][0].lower(), score, run.run_id[-4:]))
     )

@@ -160,6 +160,17 @@ def notices(run: Run) -> None:
     ):
         if row:
             st.warning(plain(log_line(row)), icon=icon)
+    warn_undertrained(run)
+
+
+def warn_undertrained(run: Run) -> None:
+    """Say that a run has not converged, and why."""
+    if run.convergence.converged is False:
+        reason = run.convergence.reason
+        st.warning(
+            plain(f"Not converged: {reason}. Train longer, or with a larger learning rate."),
+            icon=":material/trending_down:",
+        )
 
 
 def curves(run: Run) -> None:

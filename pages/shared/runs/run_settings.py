@@ -3,11 +3,13 @@
 import streamlit as st
 
 from finetune_core.commands.repeat import train_command
-from finetune_core.config import CONFIG_FILE, RunConfig, all_settings
+from finetune_core.config import CONFIG_FILE, RunConfig, all_settings, setting_of
 from finetune_core.config.changes import changed_settings
+from finetune_core.config.metadata import Setting
 from finetune_core.data.edits import edits_in_words
 from finetune_core.runs.log import lineage_in_words
 from finetune_core.runs.store import Run
+from finetune_core.training.strategies import epochs_of
 from pages.shared.chrome import plain
 from pages.shared.configure import form
 from pages.shared.runs.again import differs_now, use_again
@@ -22,18 +24,22 @@ def lineage(run: Run) -> None:
 def run_settings(run: Run) -> None:
     """As changes against the defaults, then all of them, as a command line and as JSON."""
     config = run.config
-    changes = changed_settings(config)
+    auto = {name: setting_of(name) for name in config.auto if epochs_of(config)}
+    changes = {
+        one.label: f"{form.value_text(one, value)} :gray[(default {_default_text(one)})]"
+        for one, value in changed_settings(config)
+        if one.name not in config.auto
+    }
+    chosen = {
+        one.label: f"{form.value_text(one, getattr(config, name))} :gray[(auto)]"
+        for name, one in auto.items()
+    }
     with st.expander(
         f"Settings of this run: {len(changes)} not at their default", icon=":material/tune:"
     ):
-        if changes:
+        if changes or chosen:
             st.table(
-                {
-                    plain(
-                        one.label
-                    ): f"{form.value_text(one, value)} :gray[(default {form.value_text(one, one.default)})]"
-                    for one, value in changes
-                },
+                {plain(label): text for label, text in (changes | chosen).items()},
                 border="horizontal",
                 width="content",
                 alt="Settings that are not at their default",
@@ -67,6 +73,10 @@ def run_settings(run: Run) -> None:
         with st.container(horizontal=True):
             _everything(config)
         st.caption(plain(f"Run folder: {run.run_dir}"))
+
+
+def _default_text(one: Setting) -> str:
+    return "auto" if one.follows else form.value_text(one, one.default)
 
 
 def _everything(config: RunConfig) -> None:

@@ -10,12 +10,13 @@ import streamlit as st
 
 from finetune_core.evaluation.run_accuracy import run_accuracy
 from finetune_core.figures.style import VAL_COLOR
-from finetune_core.formatting import SPLIT_WORDS, percent, things
+from finetune_core.formatting import accuracy_name, number, percent, things
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.strategies import run_kind
 from pages.shared.runs.backend import STATUS_WORDS
 from pages.shared.runs.labels import data_in_short, run_began
 
+_SPLITS = ("test", "val")
 _SELECTED, _SEARCH = "selected_runs", "runs_search"
 _MOST_POINTS = 60  # of a sparkline
 
@@ -105,9 +106,15 @@ def _row(run: Run) -> dict[str, Any]:
         "Backbone": run.config.backbone,
         "Strategy": run_kind(run.config),
         "Seed": run.config.seed,
-        "Accuracy": accuracy.value * 100 if accuracy else None,
+        **{
+            accuracy_name(split): 100 * accuracy.value
+            if accuracy and accuracy.split == split
+            else None
+            for split in _SPLITS
+        },
         "95 % interval": f"{100 * accuracy.low:.1f} – {percent(accuracy.high)}" if accuracy else "",
-        "Images": f"{accuracy.images:,} {SPLIT_WORDS[accuracy.split].lower()}" if accuracy else "",
+        "Images": number(accuracy.images) if accuracy else "",
+        "Converged": {True: "yes", False: "no", None: ""}[run.convergence.converged],
         "By epoch": [epoch["val_accuracy"] for epoch in epochs[::-step][::-1]],
         "Time": pd.Timedelta(seconds=round(seconds)) if seconds is not None else None,
         "When": run_began(run),
@@ -117,20 +124,35 @@ def _row(run: Run) -> dict[str, Any]:
     }
 
 
+def _accuracy_columns(visible: Sequence[Run]) -> dict[str, Any]:
+    """Return a column for each split; none where no run is known by its accuracy on it."""
+    found = {accuracy.split for run in visible if (accuracy := run_accuracy(run))}
+    helps = {
+        "test": "Of finished runs that have test images.",
+        "val": "Of runs without test images or not finished: the best epoch's so far.",
+    }
+    return {
+        accuracy_name(split): st.column_config.NumberColumn(format="%.1f %%", help=helps[split])
+        if split in found or (split == "val" and not found)
+        else None
+        for split in _SPLITS
+    }
+
+
 def _columns(visible: Sequence[Run]) -> dict[str, Any]:
     looks = {word: color for word, color, _ in STATUS_WORDS.values()}
     tags = sorted({tag for run in visible for tag in run.tags})
     column = st.column_config
     return {
         "Status": column.MultiselectColumn(options=looks, color=list(looks.values()), pinned=True),
-        "Accuracy": column.NumberColumn(
-            format="%.1f %%",
-            help="On test images, where the run has some and has finished; else on validation images, so far.",
-        ),
+        **_accuracy_columns(visible),
         "95 % interval": column.TextColumn(
-            help="Wilson's interval for the accuracy on other such images."
+            help="Wilson's interval for the accuracy beside it, on other such images."
         ),
-        "Images": column.TextColumn(help="The images of the accuracy."),
+        "Images": column.TextColumn(help="The images of the accuracy beside it."),
+        "Converged": column.TextColumn(
+            help="Whether its own curve shows that it trained long enough; empty where that is not known."
+        ),
         "By epoch": column.LineChartColumn(
             y_min=0,
             y_max=1,

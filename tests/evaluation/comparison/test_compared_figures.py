@@ -49,7 +49,7 @@ def test_on_the_frontier_nothing_is_better_and_cheaper(points, front):
 
 
 def test_pareto_shows_each_arm_its_interval_and_what_the_cache_saved(arms):
-    figure = pareto("seconds", arms)
+    figure = pareto("seconds", arms, "test")
     named = {trace.name: trace for trace in figure.data if trace.mode == "markers"}
     assert len(named) == len(arms)
     for arm in arms:
@@ -64,13 +64,13 @@ def test_pareto_shows_each_arm_its_interval_and_what_the_cache_saved(arms):
     front = next(trace for trace in figure.data if trace.mode == "lines")
     assert list(front.x) == [3.0, 300.0]
     # only of seconds is known what the cache saved
-    for trace in pareto("disk_bytes", arms).data:
+    for trace in pareto("disk_bytes", arms, "test").data:
         assert "open" not in str(trace.marker.symbol)
 
 
 def test_colours_and_symbols_stay_with_the_arm(arms):
-    dots = [trace for trace in accuracies(arms).data if trace.error_x.array is not None]
-    costs = [trace for trace in pareto("seconds", arms).data if trace.mode == "markers"]
+    dots = [trace for trace in accuracies(arms, "test").data if trace.error_x.array is not None]
+    costs = [trace for trace in pareto("seconds", arms, "test").data if trace.mode == "markers"]
     by_name = {trace.name: trace for trace in learning_curves("loss", "epoch", arms).data}
     curves = list(by_name.values())
     for at in range(len(arms)):
@@ -89,18 +89,18 @@ def test_curves_show_every_seed_once_in_the_legend_by_epoch_and_by_clock(arms):
 
 
 def test_depth_is_drawn_where_arms_are_cut_differently(arms, made_run):
-    figure = by_depth(arms)
+    figure = by_depth(arms, "test")
     assert list(figure.data[0].y) == [arm.accuracy.value for arm in arms]
     assert list(figure.layout.xaxis.ticktext) == ["head<br>(1)", "block2<br>(2)", "stem<br>(4)"]
     alike = compare_runs([made_run(right(0.9)), made_run(right(0.8), learning_rate=0.1)]).arms
-    assert by_depth(alike) is None
+    assert by_depth(alike, "test") is None
 
 
 def test_data_are_drawn_where_arms_had_more_or_less_of_them(arms, made_run):
-    assert by_data(arms) is None
+    assert by_data(arms, "test") is None
     shares = {0.25: 0.7, 0.5: 0.8, 1.0: 0.9}
     runs = [made_run(right(share), train_fraction=part) for part, share in shares.items()]
-    figure = by_data(compare_runs(runs).arms)
+    figure = by_data(compare_runs(runs).arms, "test")
     assert list(figure.data[0].x) == [50, 100, 200]
     assert list(figure.data[0].y) == pytest.approx([0.7, 0.8, 0.9])
 
@@ -113,8 +113,8 @@ def test_what_was_stopped_is_no_point_of_depth_or_of_data(made_run):
     ]
     compared = compare_runs([*runs, made_run(right(0.4), train_fraction=0.25, status="stopped")])
     assert len(compared.arms) == 4
-    assert sorted(by_depth(compared.arms).data[0].y) == pytest.approx([0.8, 0.9])
-    assert by_data(compared.arms) is None
+    assert sorted(by_depth(compared.arms, "test").data[0].y) == pytest.approx([0.8, 0.9])
+    assert by_data(compared.arms, "test") is None
     names = [trace.name for trace in learning_curves("loss", "epoch", compared.arms).data]
     assert sum("stopped after 2 of 10 epochs" in name for name in names) == 2
 
@@ -144,7 +144,7 @@ def test_memory_is_an_axis_only_where_one_kind_of_device_trained_all_of_them(
     assert reason in why
     assert bool(reason) == bool(why)
     for name in names:
-        assert pareto(name, arms).data
+        assert pareto(name, arms, "test").data
 
 
 def test_seeds_that_different_devices_trained_have_no_gpu_memory_in_common(made_run):
@@ -167,6 +167,6 @@ def test_in_distribution_against_shifted_has_both_intervals_and_a_line_of_no_dro
         assert point.y[0] + point.error_y.array[0] == pytest.approx(other.high)
     assert figure.layout.xaxis.range == figure.layout.yaxis.range
     assert figure.layout.yaxis.title.text == "Accuracy, &lt;i&gt;night"
-    drawn = [trace for trace in pareto("seconds", arms).data if trace.mode == "markers"]
+    drawn = [trace for trace in pareto("seconds", arms, "test").data if trace.mode == "markers"]
     colours = {trace.name: trace.marker.color for trace in drawn}
     assert [point.marker.color for point in points] == [colours[arm.title] for arm in arms]

@@ -32,10 +32,9 @@ def test_runs_become_arms_pairs_and_advice(three_strategies):
     assert not pair_of(result, "Last block", "Feature extraction")["different"]
     assert result["advised"] == "Feature extraction"
     assert all(
-        name in result["strategies"]
-        for name in ("“Feature extraction”", "“Last block”", f" {IMAGES} ")
+        name in result["answer"] for name in ("feature extraction", "last block", f" {IMAGES} ")
     )
-    assert result["verdict"] == f"{result['strategies']} {result['networks']}"
+    assert result["verdict"] == " ".join(result[line] for line in ("answer", "size", "action"))
     for pair in result["pairs"]:
         assert pair["ci_low"] <= pair["difference"] <= pair["ci_high"]
         assert pair["holm_p"] >= pair["p"]
@@ -78,7 +77,7 @@ def test_without_test_images_of_all_the_validation_images_are_used_and_that_is_s
     assert any(
         "stopped after 2 of 10 epochs" in note and "seed 0" in note for note in compared.notes
     )
-    assert all(arm.title in compared.headline for arm in compared.arms)
+    assert all(arm.title.lower() in compared.verdict.answer for arm in compared.arms)
 
 
 def test_the_same_seed_again_is_no_second_seed(made_run):

@@ -153,7 +153,7 @@ def test_a_comparison_uses_the_chosen_metric_and_says_so(three_strategies, name)
     compared = compare_runs(three_strategies, name)
     result, measure = compared.to_json(), MEASURES[name]
     assert result["measure"] == name
-    assert measure.of in compared.headline
+    assert f" test images: {measure.of} " in compared.verdict.answer
     better = pair_of(result, "Feature extraction", "Full fine-tuning")
     assert better["different"]
     sign = -1 if (better["a"] == "Feature extraction") == measure.lower_is_better else 1

@@ -18,6 +18,7 @@ from finetune_core.evaluation.single_run.corruptions import Corrupted
 from finetune_core.evaluation.single_run.shared_classes import SharedClasses
 from finetune_core.formatting import percent, points
 from finetune_core.inspection.learned import Probe
+from finetune_core.runs.convergence import Convergence
 from finetune_core.runs.design import arm_of
 from tests.evaluation.conftest import STAGES
 from tests.evaluation.simulated import right
@@ -59,6 +60,13 @@ def seen(comparison, shifted=None, layers=None):
     shift = shifted and ShiftComparison(comparison, comparison, shifted, NOISE, EVERY_CLASS)
     found = tuple((layers or {}).get(arm.config.strategy) for arm in comparison.arms)
     return Evidence(comparison, shift, found)
+
+
+def after_profile(evidence):
+    """Return the evidence as it is once the layers have been profiled."""
+    configs = [arm.config for arm in evidence.own.arms]
+    profiled = frozenset(f"{one.data} {rules.features_of(one)}" for one in configs)
+    return replace(evidence, profiled=profiled)
 
 
 def layers_of(trained, accuracies=RISING, shares=None, likeness=1.0, names=STAGES):
@@ -108,6 +116,37 @@ def test_the_baseline_is_that_of_the_best_network(shown, made_run):
     other = [made_run(right(0.95, seed), seed=seed, **changes) for seed in range(2)]
     found = rules.baseline(shown(last_block=0.9, runs=other))
     assert {one.backbone for one in found.configs} == {"resnet18"}
+
+
+# --- the profile
+
+
+def test_after_the_baseline_a_profile_comes_next_once(compared):
+    comparison = compared(last_block=0.9, linear_probe=0.8)
+    found = rules.profile(seen(comparison))
+    assert (found.what, found.configs) == ("profile the layers of efficientnet_lite0", ())
+    assert "“Last block”" in found.reason
+    config = arm(comparison, "last_block").config
+    assert rules.profile(after_profile(seen(comparison))) is None
+    other = frozenset({f"elsewhere {rules.features_of(config)}"})
+    assert rules.profile(replace(seen(comparison), profiled=other))
+
+
+def test_without_a_baseline_or_training_in_epochs_there_is_nothing_to_profile(shown):
+    assert rules.profile(shown(last_block=0.9, full=0.8)) is None
+    assert rules.profile(shown(linear_probe=0.9, prototypes=0.8)) is None
+
+
+def test_runs_of_a_profile_are_found_among_all_runs(compared, made_run):
+    comparison = compared(last_block=0.9, linear_probe=0.8)
+    rates = {"stage_rates": {"block7": 1.0, "head": 1.0}, "strategy": "custom"}
+    alone = made_run(right(0.9), initial_head="probe", **rates)
+    plain = made_run(right(0.9), initial_head="random", **rates)
+    offered = [
+        rules.profile(rules.evidence_of(comparison, None, runs)) for runs in ([alone], [plain])
+    ]
+    assert offered[0] is None
+    assert offered[1]
 
 
 # --- the shifted set
@@ -211,11 +250,27 @@ def test_a_curve_that_is_flat_or_is_none_asks_for_no_images(fractions, shown):
 # --- more seeds
 
 
-def test_seeds_of_the_best_two_come_next_where_they_are_not_distinguishable(compared):
-    comparison = compared(seeds=2, last_block=0.850, full=0.845, feature_extraction=0.6)
+@pytest.fixture
+def spread(compared, made_run):
+    """``spread(last_block=(share, …), …)``: the share of the same images that each seed gets right."""
+
+    def make(**shares):
+        return compared(
+            runs=[
+                made_run(right(share, arm), strategy=name, seed=seed)
+                for arm, (name, by_seed) in enumerate(shares.items())
+                for seed, share in enumerate(by_seed)
+            ]
+        )
+
+    return make
+
+
+def test_seeds_of_the_arm_that_spreads_most_come_next_where_seeds_hide_a_difference(spread):
+    shares = {"last_block": (0.75, 0.95), "full": (0.84, 0.85), "feature_extraction": (0.6, 0.6)}
+    comparison = spread(**shares)
     found = rules.seeds(seen(comparison))
-    best = max(comparison.arms, key=lambda one: one.rank).config.strategy
-    assert planned(found) == [(best, 2)]
+    assert planned(found) == [("last_block", 2)]
     assert "not distinguishable with 2 seeds and 2 seeds" in found.reason
     for name in ("last_block", "full"):
         assert percent(arm(comparison, name).score.value) in found.reason
@@ -240,6 +295,48 @@ def test_three_seeds_averages_or_a_difference_that_has_shown_ask_for_no_more(sho
     assert rules.seeds(shown(last_block=0.85, runs=[soup])) is None
 
 
+def test_a_head_that_is_fitted_gets_no_seeds_even_where_it_has_the_fewest(shown, made_run):
+    fitted = [made_run(right(0.84), strategy="linear_probe", seed=0)]
+    found = rules.seeds(shown(seeds=2, last_block=0.85, runs=fitted))
+    assert planned(found) == [("last_block", 2)]
+
+
+# --- more test images
+
+
+def test_test_images_come_next_where_their_error_hides_a_difference(spread):
+    evidence = seen(spread(last_block=(0.85, 0.85, 0.85), full=(0.84, 0.84, 0.84)))
+    assert rules.seeds(evidence) is None
+    found = rules.test_images(evidence)
+    assert (found.what, found.configs) == ("evaluate on more test images", ())
+    now = evidence.own.pairs[0].strategies.smallest
+    assert (
+        f"a difference of {points(now / 2)} points, these only one of {points(now)}" in found.reason
+    )
+
+
+def test_test_images_are_not_asked_for_where_a_difference_has_shown_or_seeds_hide_it(spread, shown):
+    assert rules.test_images(seen(spread(last_block=(0.95,) * 3, full=(0.6,) * 3))) is None
+    assert rules.test_images(seen(spread(last_block=(0.75, 0.95), full=(0.84, 0.85)))) is None
+    assert rules.test_images(shown(seeds=1, last_block=0.85, full=0.84)) is None
+
+
+# --- training that has not converged
+
+
+def test_longer_training_comes_first_for_what_has_not_converged(shown):
+    evidence = shown(last_block=0.9, full=0.8)
+    slow = Convergence(False, "its validation loss still falls")
+    arms = tuple(
+        replace(one, convergence=slow) if one.config.strategy == "full" else one
+        for one in evidence.own.arms
+    )
+    found = next_experiment(replace(evidence, own=replace(evidence.own, arms=arms)))
+    assert (found.kind, found.what) == ("converge", "train “Full fine-tuning” for 20 epochs")
+    assert [(one.strategy, one.epochs) for one in found.configs] == [("full", 20)] * 3
+    assert "its validation loss still falls" in found.reason
+
+
 # --- which stage to thaw, or to freeze
 
 
@@ -248,7 +345,7 @@ def test_the_stage_that_the_probes_name_thaws_next_by_the_ready_made_strategy(sh
     found = rules.thaw(shown(feature_extraction=0.8, layers=layers))
     [config] = found.configs
     assert config.strategy == "last_block"
-    assert (found.what, found.inferred) == ("thaw block2 next", True)
+    assert (found.what, found.inferred) == ("train from block2 on", True)
     assert "90.0 %" in found.reason
     assert "80.0 %" in found.reason
 
@@ -307,18 +404,20 @@ def test_nothing_freezes_again_that_took_part_or_is_frozen(shown, strategy, laye
 @pytest.mark.train
 def test_what_was_measured_comes_before_what_is_inferred(compared):
     falling = {"feature_extraction": layers_of(1, FALLING)}
-    own = compared(seeds=2, linear_probe=0.80, feature_extraction=0.905, full=0.90)
-    shifted = compared(seeds=2, linear_probe=0.80, feature_extraction=0.85, full=0.60)
+    own = compared(linear_probe=0.80, full=0.95)
+    shifted = compared(linear_probe=0.80, full=0.60)
+    single = compared(seeds=1, linear_probe=0.80, feature_extraction=0.905, full=0.90)
     without_probe = compared(feature_extraction=0.9, full=0.9)
     settled = compared(linear_probe=0.7, feature_extraction=0.9)
     for kind, evidence in (
         ("baseline", seen(without_probe, layers=falling)),
-        ("shift", seen(own, shifted, falling)),
-        ("seeds", seen(own, None, falling)),
-        ("thaw", seen(settled, None, falling)),
+        ("profile", seen(own, shifted, falling)),
+        ("shift", after_profile(seen(own, shifted, falling))),
+        ("seeds", after_profile(seen(single, None, falling))),
+        ("thaw", after_profile(seen(settled, None, falling))),
     ):
         assert next_experiment(evidence).kind == kind
-    assert next_experiment(seen(settled)) is None
+    assert next_experiment(after_profile(seen(settled))) is None
 
 
 def test_as_json_it_names_what_is_new_of_its_runs_which_are_of_one_arm(shown):

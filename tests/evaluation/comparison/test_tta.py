@@ -130,7 +130,7 @@ def test_the_command_prints_it_and_every_field_is_in_the_reference(flipped, caps
     assert result["tta"]["how"] == "flips"
     assert not missing_in_reference({"tta", *result["tta"], *result["tta"]["splits"][0]})
     print_evaluation(evaluated_run(flipped, None, corrupt=False))
-    assert "With flips: accuracy" in capsys.readouterr().out
+    assert "With flips: test accuracy" in capsys.readouterr().out
 
 
 def test_names_that_look_directional_and_networks_that_saw_no_mirror_images_are_warned_of(made_run):

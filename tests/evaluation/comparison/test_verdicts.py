@@ -1,4 +1,4 @@
-"""What a comparison says: about strategies, about networks, and of runs that were stopped."""
+"""The verdict in three lines, the claims about pairs, and runs that were stopped."""
 
 from dataclasses import replace
 
@@ -7,8 +7,12 @@ import pytest
 
 from finetune_core.evaluation.comparison.arms import run_titles
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.paired import mcnemar_p
+from finetune_core.evaluation.comparison.paired import answers, mcnemar_p
+from finetune_core.evaluation.comparison.pairs import compare_pairs, known_variances
+from finetune_core.evaluation.comparison.report import comparison_html, detail_lines
 from finetune_core.figures.report import whole_report
+from finetune_core.formatting import percent
+from finetune_core.runs.convergence import Convergence
 from tests.evaluation.simulated import IMAGES, pair_of, right
 
 
@@ -21,9 +25,9 @@ def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_show
     result = compared.to_json()
     better = pair_of(result, "Feature extraction", "Full fine-tuning")
     by = points(better["difference"])
-    for claim, verb in (("strategies", "beats"), ("networks", "beat")):
+    for claim in ("strategies", "networks"):
         words = better[claim]["verdict"]
-        parts = ("“Feature extraction”", f" {verb} ", "“Full fine-tuning”", by)
+        parts = ("“Feature extraction”", " beats ", "“Full fine-tuning”", by, "95 % CI")
         places = [words.index(part) for part in parts]
         assert places == sorted(places)
         assert f" {IMAGES} images" in words
@@ -37,9 +41,9 @@ def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_show
     titles = [compared.arms[one.arm].title for one in compared.arm_verdicts]
     assert titles == ["Feature extraction", "Last block", "Full fine-tuning"]
     assert [taken.kind, other.kind, worse.kind] == ["taken", "alike", "worse"]
-    assert "3.0 s" in taken.words
-    assert unseen in other.words
-    assert f"{by} worse" in worse.words
+    assert taken.text == ""
+    assert unseen in other.text
+    assert worse.text.startswith(f"{by} (95 % CI ")
 
 
 def test_what_another_arm_beats_is_not_advised_however_cheap(made_run):
@@ -70,10 +74,15 @@ def test_with_one_seed_only_the_networks_can_be_compared(made_run):
         [mcnemar_p(a[None], b[None])[0, 0]] * 2
     )
     assert not any(arm.speaks for arm in compared.arms)
-    for words in (compared.headline, compared.caveat, compared.networks):
-        assert words.index("“Last block”") < words.index("“Full fine-tuning”")
-    assert pair["networks"]["verdict"] in compared.networks
-    assert compared.advised is None
+    gain = points(pair["difference"])
+    assert compared.verdict.answer.startswith(
+        "Of these trained models, last block is best on 540 images: test accuracy "
+    )
+    assert compared.verdict.answer.endswith(" for full fine-tuning.")
+    assert compared.verdict.size.startswith(f"Difference {gain} (95 % CI ")
+    assert compared.verdict.action.startswith("Train more seeds")
+    assert compared.advised is compared.optimism is None
+    assert compared.footnote == ""
     assert [(one.about, one.kind) for one in compared.arm_verdicts] == [
         ("networks", "best"),
         ("networks", "worse"),
@@ -87,8 +96,8 @@ def test_many_strategies_of_one_seed_each_are_not_all_named(made_run):
         [made_run(right(0.9, seed), strategy=name) for seed, name in enumerate(names)]
     )
     assert not any(arm.speaks for arm in compared.arms)
-    assert compared.caveat
-    assert not any(arm.title in compared.headline + compared.caveat for arm in compared.arms)
+    assert compared.verdict.answer.startswith("No clear winner among these trained models on 540 ")
+    assert not any(arm.title in compared.verdict.action for arm in compared.arms)
 
 
 def answers_with(wrong, images=600):
@@ -123,16 +132,17 @@ def test_a_second_seed_does_not_turn_the_verdict_round(frozen_and_full):
     assert earlier["networks"]["different"]
     assert later["networks"]["different"]
     assert later["networks"]["p"] <= earlier["networks"]["p"]
-    assert "3.7 points (1.5 to 5.9)" in before.networks
-    assert "4.1 points" in after.networks
+    assert before.verdict.size == "Difference 3.7 points (95 % CI 1.5 to 5.9)."
+    assert "4.1 points" in after.verdict.size
     assert earlier["strategies"] is None
     assert [arm.title for arm in before.arms if not arm.speaks] == ["Full fine-tuning"]
-    assert "“Full fine-tuning”" in before.headline
+    assert before.verdict.action.startswith("Train more seeds")
     assert not later["strategies"]["different"]
     assert later["strategies"]["smallest_seen"] < 0.15
     assert later["seed_error"] > later["image_error"], "the seeds are why"
     assert f" {later['seeds_needed']} seeds " in later["strategies"]["verdict"]
-    assert "beats" not in before.headline + before.caveat + after.headline + after.caveat
+    assert before.verdict.answer.startswith("Of these trained models, feature extraction is best")
+    assert "is best" not in after.verdict.answer
 
 
 def test_more_evidence_in_the_same_direction_never_takes_the_claim_about_networks_back(made_run):
@@ -153,9 +163,8 @@ def test_more_evidence_in_the_same_direction_never_takes_the_claim_about_network
     assert all(pair["networks"]["different"] for pair in pairs)
     assert [pair["strategies"] is None for pair in pairs] == [True, True, False, False]
     assert [one.advised is None for one in said[:2]] == [True, True]
-    assert all(
-        pair["networks"]["verdict"] in one.networks for pair, one in zip(pairs, said, strict=True)
-    )
+    assert all("Of these trained models" in one.verdict.answer for one in said[:2])
+    assert all("last block is best" in str(one.verdict).lower() for one in said[:2])
 
 
 def test_with_one_arm_of_a_single_seed_the_others_are_compared_as_strategies(
@@ -164,8 +173,8 @@ def test_with_one_arm_of_a_single_seed_the_others_are_compared_as_strategies(
     single = made_run(right(0.95, 5), strategy="last_two_blocks", seconds=30.0)
     comparison = compare_runs([*three_strategies, single])
     assert comparison.arms[comparison.advised].title == "Feature extraction"
-    assert "“Feature extraction”" in comparison.headline
-    assert "“Last two blocks”" in comparison.caveat
+    assert " for feature extraction, " in comparison.verdict.answer
+    assert "Train more seeds of last two blocks to compare it, too." in comparison.verdict.action
     kinds = {
         comparison.arms[one.arm].title: (one.about, one.kind) for one in comparison.arm_verdicts
     }
@@ -186,15 +195,14 @@ def first_right(made_run, images, counts):
 def test_so_few_images_advise_nothing_but_more_images(made_run):
     counts = {"last_block": (9, 8), "full": (8, 7)}
     compared = compare_runs(first_right(made_run, 12, counts))
-    assert " 12 images" in compared.headline
+    assert compared.verdict.answer.startswith("No clear winner on 12 images: test accuracy 70.8 %")
     assert compared.arms[compared.best].title == "Last block"
-    assert "“Last block”" in compared.caveat
     assert [one.kind for one in compared.arm_verdicts] == ["best", "alike"]
     assert compared.to_json()["advised"] is None
     same = {"last_block": (9, 9), "full": (8, 8)}
-    few = compare_runs(first_right(made_run, 12, same)).caveat
-    assert "Most of the uncertainty comes from the images" in few
-    assert "evaluate on more images" in few
+    few = compare_runs(first_right(made_run, 12, same)).verdict
+    assert few.action.startswith("Test more images: ")
+    assert few.action.endswith(" would show 5.0 points.")
 
 
 def test_seeds_that_are_far_apart_on_many_images_ask_for_more_seeds_only(made_run):
@@ -202,8 +210,8 @@ def test_seeds_that_are_far_apart_on_many_images_ask_for_more_seeds_only(made_ru
     compared = compare_runs(first_right(made_run, 2000, counts))
     pair = compared.to_json()["pairs"][0]
     assert pair["seed_error"] > pair["image_error"]
-    assert "Most of the uncertainty comes from the seeds" in compared.caveat
-    assert "images." not in compared.caveat.split("train more seeds")[1]
+    assert compared.verdict.action.startswith("Train more seeds")
+    assert "images" not in compared.verdict.action
 
 
 @pytest.mark.train
@@ -217,10 +225,10 @@ def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
         ("Last block", 2),
         ("Last block · stopped after 2 of 10 epochs", 1),
     ]
-    assert "differ in their seeds only" not in compared.verdict
+    assert "One strategy" not in compared.verdict.answer
     assert [arm.speaks for arm in compared.arms] == [True, False]
     assert compared.advised is None
-    assert "Resume" in compared.caveat
+    assert compared.verdict.action == "Resume the unfinished runs."
     assert "stopped after 2 of 10 epochs" in whole_report(compared)
     titles = run_titles([*finished, same, stopped])
     assert len(set(titles)) == 4
@@ -236,7 +244,11 @@ def test_a_stopped_run_changes_nothing_of_what_is_said_of_the_strategies(
         made_run(right(share), seed=seed, status="stopped") for seed, share in ((7, 0.3), (8, 0.8))
     ]
     beside = compare_runs([*three_strategies, *stopped])
-    assert beside.headline == alone.headline
+    assert (beside.verdict.answer, beside.verdict.size) == (
+        alone.verdict.answer,
+        alone.verdict.size,
+    )
+    assert beside.verdict.action.startswith(alone.verdict.action)
     assert [pair.strategies for pair in beside.pairs if pair.strategies] == [
         pair.strategies for pair in alone.pairs
     ]
@@ -257,7 +269,7 @@ def test_stopped_runs_of_many_seeds_say_so(made_run):
         [made_run(right(0.9, seed), seed=seed, status="stopped") for seed in (0, 1)]
     )
     assert [arm.unfinished for arm in compared.arms] == ["stopped after 2 of 10 epochs"] * 2
-    assert compared.headline.count("stopped after 2 of 10 epochs") == 1
+    assert compared.verdict.answer.count("stopped after 2 of 10 epochs") == 1
 
 
 def test_runs_of_one_strategy_are_compared_with_each_other(made_run):
@@ -267,7 +279,8 @@ def test_runs_of_one_strategy_are_compared_with_each_other(made_run):
     ]
     assert len(compared.pairs) == 3
     assert not any(pair.networks.different for pair in compared.pairs)
-    assert "seeds" in compared.verdict
+    assert compared.verdict.answer.startswith("One strategy with 3 seeds: test accuracy ")
+    assert compared.verdict.size.endswith("; no two can be told apart.")
     assert compared.arm_verdicts == ()
     assert compared.advised is None
 
@@ -276,7 +289,177 @@ def test_runs_of_one_strategy_are_compared_with_each_other(made_run):
 def test_one_strategy_alone_is_not_the_one_to_take(made_run):
     compared = compare_runs([made_run(right(0.9))])
     assert compared.pairs == compared.arm_verdicts == ()
-    assert (compared.advised, compared.networks) == (None, "")
-    assert "Add another strategy" in compared.verdict
+    accuracy = compared.arms[0].score
+    assert (
+        compared.verdict.answer
+        == f"Last block: test accuracy {percent(accuracy.value)} on 540 images."
+    )
+    assert compared.verdict.size == f"95 % CI {percent(accuracy.low)} to {percent(accuracy.high)}."
+    assert compared.advised is None
+    assert "Add another strategy" in compared.verdict.action
     assert "Take this one" not in whole_report(compared)
     assert "★" not in whole_report(compared)
+
+
+def arms_of(made_run, seeds=3, images=IMAGES, **shares):
+    """Return runs of each strategy, right on about that share of the images."""
+    return [
+        made_run(
+            right(share, seed)[:images],
+            strategy=name,
+            seed=seed,
+            seconds=6.0 if name == "linear_probe" else 30.0,
+        )
+        for name, share in shares.items()
+        for seed in range(seeds)
+    ]
+
+
+def test_a_clear_winner_is_named_with_its_lead_and_is_to_be_used(made_run):
+    compared = compare_runs(arms_of(made_run, last_block=0.9, full=0.85, linear_probe=0.8))
+    pair = pair_of(compared.to_json(), "Last block", "Full fine-tuning")
+    verdict = compared.verdict
+    best, rival = (percent(compared.arms[at].score.value) for at in compared.order[:2])
+    assert verdict.answer == (
+        f"Last block is best on 540 images: test accuracy {best}, "
+        f"against {rival} for full fine-tuning."
+    )
+    low, high = (f"{pair[end] * 100:.1f}" for end in ("ci_low", "ci_high"))
+    by = points(pair["difference"])
+    assert verdict.size == f"Difference {by} (95 % CI {low} to {high})."
+    assert verdict.action == "Use last block."
+    assert str(verdict) == compared.to_json()["verdict"] == " ".join(verdict.lines)
+
+
+def test_the_cheapest_that_is_not_distinguishable_is_to_be_used_with_what_it_saves(
+    three_strategies,
+):
+    verdict = compare_runs(three_strategies).verdict
+    assert verdict.answer == (
+        "No difference shown on 540 images: test accuracy 89.2 % for feature extraction, "
+        "89.4 % for last block."
+    )
+    assert verdict.size == "Difference −0.3 points (95 % CI −1.7 to 1.2)."
+    assert verdict.action == "Use feature extraction: 3.0 s per run instead of 20 s."
+
+
+@pytest.mark.parametrize(
+    ("trained", "does"), [(0.851, "as well"), (0.70, "better")], ids=["alike", "worse"]
+)
+def test_where_nothing_beats_the_linear_probe_it_is_the_answer(made_run, trained, does):
+    compared = compare_runs(arms_of(made_run, linear_probe=0.85, last_block=trained, full=0.6))
+    verdict = compared.verdict
+    assert verdict.answer.startswith(f"Train nothing: on 540 images a linear probe does {does}, ")
+    assert verdict.answer.endswith(" for last block.")
+    assert verdict.action == "Use the linear probe: 6.0 s per run instead of 30 s."
+    assert not any("trained" in line for line in detail_lines(compared))
+
+
+def test_a_probe_that_may_be_five_points_worse_is_not_said_to_do_as_well(made_run):
+    compared = compare_runs(arms_of(made_run, images=74, linear_probe=0.67, last_block=0.70))
+    pair = compared.to_json()["pairs"][0]
+    assert max(abs(pair["ci_low"]), abs(pair["ci_high"])) > 0.05
+    assert compared.advised == 0
+    assert compared.verdict.answer.startswith("No difference shown on 74 images")
+
+
+def test_the_number_of_images_that_is_asked_for_would_show_five_points():
+    """The same answers, repeated up to that number of images, are tested by the code that ships."""
+    random = np.random.default_rng(1)
+    sides = [np.tile(random.random(60) < share, (2, 1)) for share in (0.7, 0.75)]
+
+    def tested(times):
+        arms = [answers(np.tile(side, (1, times))) for side in sides]
+        return compare_pairs(arms, [True, True], known_variances(arms, [True, True]))[0]
+
+    needed = tested(1).images_needed(0.05)
+    times = -(-needed // 60)
+    assert tested(times).strategies.smallest == pytest.approx(0.05, rel=0.05)
+    assert tested(times // 2).strategies.smallest > 0.06
+    assert tested(2 * times).images_needed(0.05) is None
+    assert tested(1).images_needed(0.0001) is None
+
+
+def test_an_arm_that_has_not_converged_comes_first_and_nothing_follows_about_layers(
+    made_run, monkeypatch
+):
+    falls = Convergence(False, "its validation loss still falls")
+    monkeypatch.setattr(
+        "finetune_core.evaluation.comparison.compare.judge_together",
+        lambda runs: [
+            falls if config.strategy == "last_block" else Convergence(True, "")
+            for config, _ in runs
+        ],
+    )
+    compared = compare_runs(arms_of(made_run, last_block=0.9, full=0.7, linear_probe=0.8))
+    assert compared.verdict.lines == (
+        "Not trained long enough: last block.",
+        "Its validation loss still falls.",
+        "Train further: until then nothing follows about layers.",
+    )
+    assert (compared.advised, compared.optimism, compared.baseline) == (None, None, "")
+
+
+def test_a_loss_is_compared_in_its_own_unit_and_sign(made_run):
+    compared = compare_runs(arms_of(made_run, last_block=0.9, full=0.8), "log_loss")
+    verdict = compared.verdict
+    assert verdict.answer.startswith("Last block is best on 540 test images: log loss 0.4")
+    assert verdict.size.startswith("Difference −0.")
+    assert " nats (95 % CI −0." in verdict.size
+    assert "log loss" not in verdict.size
+
+
+def test_validation_accuracy_is_called_that_and_the_note_stands_under_details(made_run):
+    runs = [
+        made_run(right(share, seed), strategy=name, seed=seed, tested=False)
+        for name, share in (("last_block", 0.9), ("full", 0.8))
+        for seed in (0, 1)
+    ]
+    compared = compare_runs(runs)
+    assert ": validation accuracy " in compared.verdict.answer
+    assert "test accuracy" not in str(compared.verdict)
+    assert any("optimistic" in line for line in detail_lines(compared))
+    assert "its validation accuracy is optimistic" in compared.footnote
+
+
+def test_of_many_arms_the_verdict_names_two(made_run):
+    rates = [0.01 / 2**power for power in range(12)]
+    compared = compare_runs(
+        [
+            made_run(right(0.9 - at / 100, seed), learning_rate=rate, seed=seed)
+            for at, rate in enumerate(rates)
+            for seed in (0, 1)
+        ]
+    )
+    assert len(compared.arms) == 12
+    assert sum(arm.title.lower() in str(compared.verdict).lower() for arm in compared.arms) == 2
+    assert max(len(line.split()) for line in compared.verdict.lines) < 30
+
+
+def test_the_report_says_the_verdict_once_and_folds_the_rest(three_strategies):
+    compared = compare_runs(three_strategies)
+    html = comparison_html(compared)
+    shown, folded = html.split("<details>")
+    assert all(shown.count(line) == 1 and line not in folded for line in compared.verdict.lines)
+    assert "These trained models" in folded
+    assert "The method in general" in folded
+    assert shown.count("is optimistic: choosing the best flatters it by") == 1
+
+
+def test_only_seeds_of_an_arm_that_trains_in_epochs_are_said_to_spread(made_run):
+    """A probe is the same with every seed: it has its own spread, which is none."""
+    shares = {"last_block": (0.85, 0.85, 0.86), "full": (0.72, 0.8, 0.9)}
+    trained = [
+        made_run(right(share, 7), strategy=name, seed=seed)
+        for name, some in shares.items()
+        for seed, share in enumerate(some)
+    ]
+    probes = [made_run(right(0.8), strategy="linear_probe", seed=seed) for seed in range(3)]
+    stopped = [
+        made_run(right(share), strategy="bias_only", seed=seed, status="stopped")
+        for seed, share in enumerate((0.5, 0.9))
+    ]
+    notes = compare_runs([*trained, *probes, *stopped]).notes
+    assert [note for note in notes if "spread" in note] == [
+        "The seeds of “Full fine-tuning” spread more than the others', so their own spread counts."
+    ]

@@ -77,7 +77,7 @@ def test_people_read_the_same_and_that_validation_is_optimistic(made_run, capsys
     run = write_accuracies(made_run(RIGHT))
     print_evaluation(evaluated_run(run, None, corrupt=False))
     text = capsys.readouterr().out
-    assert "Accuracy 80.0 % on 120 test images" in text
+    assert "Test accuracy 80.0 % on 120 images" in text
     assert "fitted on other images" in text
     assert "Expected calibration error (ECE) 6.9 % (95 % interval " in text
     assert "Matthews correlation (MCC)" in text

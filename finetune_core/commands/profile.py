@@ -1,0 +1,106 @@
+"""The ``profile`` command: train each stage alone, in rounds, and print which ones gain."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from finetune_core.commands.input import earlier_settings, integers
+from finetune_core.commands.runs import with_weights
+from finetune_core.commands.terminal import err, out, print_table, progress_bar, show_work
+from finetune_core.commands.train import asked_for
+from finetune_core.commands.train_all import train_all
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import index_dataset
+from finetune_core.data.splits import TRAIN
+from finetune_core.errors import TrainingError
+from finetune_core.formatting import things
+from finetune_core.profiling.operate import Asked, profile
+from finetune_core.profiling.plan import ROUNDS, SEEDS, Progress, set_up
+from finetune_core.profiling.result import Profile
+from finetune_core.runs.executors import Executor
+from finetune_core.runs.store import RunStore
+from finetune_core.training.recipes import AUTO
+from finetune_core.training.speed_book import SpeedBook
+from finetune_core.work import Work, finish, in_phase
+
+
+def ask_for_profile(
+    given: Mapping[str, Any],
+    data: str,
+    config: RunConfig | str | os.PathLike[str] | None = None,
+    *,
+    stages: Sequence[str] = (),
+    budget: float | None = None,
+    as_is: bool = False,
+    recipe: str = AUTO,
+    elsewhere: bool = False,
+) -> Asked:
+    """Put together what is profiled, once the weights are here.
+
+    Args:
+        given: settings, or what was typed for them; ``seed``: several seeds.
+        config: an earlier run's settings, or their file, which the others change.
+        stages: that may train; all where none is named.
+        budget: minutes.
+        recipe: ``auto`` or ``tutorial``.
+        elsewhere: the runs may train on other machines.
+
+    Raises:
+        FinetuneError: when a setting cannot be used, or data or weights cannot be had.
+    """
+    settings = dict(given)
+    seeds = _seeds(settings.pop("seed", SEEDS))
+    base = asked_for(settings, data, earlier_settings(config), as_is=as_is, recipe=recipe)
+    with progress_bar() as bar:
+        indexing = index_dataset(base.data, **base.split_settings, edits=base.edits)
+        dataset = show_work(bar, in_phase("index", indexing))
+    num_images = dataset.split_counts.get(TRAIN, 0) if base.auto else None
+    asked = Asked(set_up(base, num_images, stages, seeds), dataset, budget)
+    with_weights([asked.setup.full], elsewhere=elsewhere)
+    return asked
+
+
+def _seeds(given: str | Iterable[int]) -> list[int]:
+    return integers("seed", given) if isinstance(given, str) else list(given)
+
+
+def train_profile(
+    asked: Asked, runs_dir: Path, *, executor: Executor | None = None, devices: int = 1
+) -> Profile:
+    """Train what is missing of a profile, and return it.
+
+    Args:
+        executor, devices: as for ``train_all``.
+
+    Raises:
+        FinetuneError: when the probe fails, or an interrupt has stopped a run.
+    """
+
+    def train(progress: Progress) -> Work[None]:
+        configs = progress.wanted
+        err.print(f"\n{ROUNDS[progress.round]}: {things(len(configs), 'run')}")
+        done = train_all(configs, runs_dir, reuse=False, executor=executor, devices=devices)
+        if done.stopped:
+            raise TrainingError("The profile was stopped. The same command goes on from there.")
+        yield from ()
+
+    return finish(profile(asked, RunStore(runs_dir), train, SpeedBook()))
+
+
+def print_profile(found: Profile) -> None:
+    """Print the answer, the table, the path of the selection, and what to know."""
+    out.print(f"[bold]{escape(found.sentence)}[/bold]")
+    out.print(escape(found.in_words()))
+    print_table(*found.rows())
+    if len(found.path) > 1:
+        out.print("Selection, by validation images:")
+        print_table(*found.path_rows())
+    columns, rows = found.prediction_rows()
+    if rows:
+        out.print("Forecasts that need no training:")
+        print_table(columns, rows)
+    for note in found.notes:
+        out.print(escape(note))

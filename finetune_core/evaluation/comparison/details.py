@@ -1,0 +1,146 @@
+"""Details of a comparison as text: the baseline, how arms stand, the limits of the numbers."""
+
+from collections.abc import Sequence
+
+from finetune_core.data.splits import SHIFTED, VAL
+from finetune_core.evaluation.comparison.arms import Arm, ArmVerdict, Standing
+from finetune_core.evaluation.comparison.choice import Choice
+from finetune_core.evaluation.comparison.pair_text import (
+    CLAIMS,
+    difference_text,
+    pair_of,
+    quote,
+    unseen_text,
+)
+from finetune_core.evaluation.comparison.paired import About
+from finetune_core.evaluation.comparison.pairs import Pair
+from finetune_core.evaluation.comparison.strategies import SeedVariance
+from finetune_core.evaluation.single_run.evaluate import evaluation_precision
+from finetune_core.formatting import duration
+from finetune_core.runs.design import features_of, is_baseline
+from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
+
+
+def describe_baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
+    """Say what training in epochs gained over each linear probe on the same features.
+
+    Returns:
+        One sentence per probe; empty without one.
+    """
+    found = []
+    for at, probe in enumerate(arms):
+        alike = features_of(probe.config)
+        trained = [
+            place
+            for place, arm in enumerate(arms)
+            if epochs_of(arm.config) and features_of(arm.config) == alike
+        ]
+        if is_baseline(probe.config) and trained:
+            found.append(_describe_baseline(arms, pairs, at, trained))
+    return " ".join(found)
+
+
+def _describe_baseline(
+    arms: Sequence[Arm], pairs: Sequence[Pair], at: int, trained: Sequence[int]
+) -> str:
+    between = {place: pair_of(pairs, at, place) for place in trained}
+    gains = {
+        place: pair.networks.claim.gain * (1 if pair.a == place else -1)
+        for place, pair in between.items()
+    }
+    better = [place for place in trained if between[place].widest.different and gains[place] > 0]
+    plain = arms[at].title == STRATEGIES[BASELINE].title
+    if better:
+        best = max(better, key=gains.__getitem__)
+        pair = between[best]
+        about = pair.widest.claim.about
+        of_models = f"{CLAIMS[about]}: " if about == "networks" else ""
+        probe = "the linear probe" if plain else quote(arms[at].title)
+        by = f"{pair.measure.size(gains[best])} {pair.measure.unit}"
+        return f"{of_models}{quote(arms[best].title)} beats {probe} by {by}."
+    took = duration(arms[at].cost.seconds)
+    probe = "a linear probe that" if plain else f"{quote(arms[at].title)}, which"
+    alike = [place for place in trained if not between[place].widest.different]
+    if not alike:
+        return f"Everything you trained does worse than {probe} took {took}."
+    apart = "distinguishable from" if len(alike) == len(trained) else "distinguishably better than"
+    return f"Nothing you trained is {apart} {probe} took {took}."
+
+
+def judge_arms(
+    arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice
+) -> tuple[ArmVerdict, ...]:
+    """Judge how each arm stands to the one to take, or, where there is none, to the best.
+
+    That one comes first, then the better before the worse.
+    """
+    first = choice.best if choice.advised is None else choice.advised
+    order = sorted(range(len(arms)), key=lambda at: (at != first, -arms[at].rank))
+    about: About = "strategies" if choice.comparable else "networks"
+    found = [ArmVerdict(first, about, "best" if choice.advised is None else "taken", "")]
+    for at in order[1:]:
+        pair = pair_of(pairs, first, at)
+        verdict, measure = pair.widest, pair.measure
+        claim = verdict.claim
+        gained = claim.gain if pair.a == at else -claim.gain
+        kind: Standing = "alike" if not verdict.different else "better" if gained > 0 else "worse"
+        low, high = sorted(abs(value) for value in (claim.low, claim.high))
+        text = (
+            difference_text(measure, abs(gained), low, high)
+            if verdict.different
+            else unseen_text(measure, verdict.smallest)
+        )
+        found.append(ArmVerdict(at, claim.about, kind, text))
+    return tuple(found)
+
+
+def list_notes(
+    split: str,
+    arms: Sequence[Arm],
+    variances: Sequence[SeedVariance | None],
+    repeats: Sequence[str],
+) -> tuple[str, ...]:
+    """List the limits of the numbers."""
+    found = []
+    if split == VAL and any(epochs_of(arm.config) for arm in arms):
+        found.append(
+            "Each run's best epoch was chosen on these validation images, so all numbers are a "
+            "little optimistic."
+        )
+    found += [
+        f"Not converged: {quote(arm.title)}, {arm.convergence.reason}."
+        for arm in [arm for arm in arms if arm.is_undertrained][1:]
+    ]
+    early = [
+        f"{quote(arm.title)}, seed {', '.join(str(run.config.seed) for run in arm.runs)}"
+        for arm in arms
+        if arm.unfinished
+    ]
+    if early:
+        found.append(
+            "Not trained to the end, so compared as separate models, not as seeds of their "
+            f"strategy: {'; '.join(early)}."
+        )
+    live = [
+        f"{arm.title}, seed {run.config.seed} ({precision})"
+        for arm in arms
+        for run in arm.runs
+        if (precision := evaluation_precision(run)) not in (None, "fp32")
+    ]
+    if live and split != SHIFTED:  # those images are predicted in fp32
+        found.append(
+            "Evaluated during training, not in fp32 as finished runs are, so a few predictions "
+            f"may differ: {'; '.join(live)}."
+        )
+    if any(len(arm.members) < 3 for arm in arms):
+        found.append("Three seeds or more for each tell a better strategy from a lucky run.")
+    found += [
+        f"The seeds of {quote(arm.title)} spread more than the others', so their own spread counts."
+        for arm, one in zip(arms, variances, strict=True)
+        if one and one.spreads_more
+    ]
+    if repeats:
+        found.append(
+            f"Left out, because a later run has the same settings and seed: {', '.join(repeats)}."
+        )
+    return tuple(found)

@@ -1,0 +1,111 @@
+"""Text about two arms: either claim about them, and where its uncertainty comes from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune_core.evaluation.comparison.arms import Arm
+from finetune_core.evaluation.comparison.measures import Measure
+from finetune_core.evaluation.comparison.paired import About
+from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
+from finetune_core.formatting import things
+
+CLAIMS: dict[About, str] = {
+    "strategies": "The method in general",
+    "networks": "These trained models",
+}
+
+
+@dataclass(frozen=True)
+class PairText:
+    """Each claim about a pair, in one sentence or two."""
+
+    strategies: str
+    networks: str
+
+    @property
+    def both(self) -> str:
+        return f"{CLAIMS['strategies']}: {self.strategies} {CLAIMS['networks']}: {self.networks}"
+
+
+def quote(title: str) -> str:
+    """A strategy's title within a sentence."""
+    return f"“{title}”"
+
+
+def pair_of(pairs: Sequence[Pair], one: int, other: int) -> Pair:
+    """Return the pair of two arms, whichever comes first."""
+    return next(pair for pair in pairs if {pair.a, pair.b} == {one, other})
+
+
+def describe_pair(arms: Sequence[Arm], pair: Pair) -> PairText:
+    """Describe what is known of two arms."""
+    titles = [quote(arms[at].title) for at in (pair.a, pair.b)]
+    networks = _describe_claim(titles, pair.networks, pair)
+    if pair.strategies:
+        return PairText(
+            _describe_claim(titles, pair.strategies, pair) + _seeds_needed(pair), networks
+        )
+    silent = [arm for arm in (arms[pair.a], arms[pair.b]) if not arm.speaks]
+    reasons = ", ".join(f"{quote(arm.title)} {_why_silent(arm)}" for arm in silent)
+    return PairText(f"not compared yet: {reasons}.", networks)
+
+
+def difference_text(
+    measure: Measure, value: float, low: float, high: float, *, of: bool = True
+) -> str:
+    """Return ``3.3 points (95 % CI 1.5 to 5.6)``.
+
+    Args:
+        of: name the metric beside the unit, unless that is accuracy.
+    """
+    unit = measure.unit if of else measure.short_unit
+    size = measure.size
+    return f"{size(value)} {unit} (95 % CI {size(low)} to {size(high)})"
+
+
+def unseen_text(measure: Measure, smallest: float) -> str:
+    """Say which differences a comparison could not have shown."""
+    if smallest >= measure.most:
+        return "so little evidence can hardly show any difference"
+    return f"a difference under {measure.size(smallest)} {measure.unit} would hardly have shown"
+
+
+def describe_errors(pair: Pair) -> str:
+    """Say where the uncertainty comes from, seeds kept apart from images."""
+    size = pair.measure.size
+    images = f"± {size(pair.image_error)} from the images"
+    if pair.seed_error is None:
+        return images
+    return f"{images}, ± {size(pair.seed_error)} from the seeds"
+
+
+def _describe_claim(titles: Sequence[str], verdict: PairVerdict, pair: Pair) -> str:
+    """Name the better one first."""
+    (a, b), claim, measure = titles, verdict.claim, pair.measure
+    gain, low, high = claim.gain, claim.low, claim.high
+    if gain < 0:
+        a, b, gain, low, high = b, a, -gain, -high, -low
+    on = f"on these {things(pair.images, 'image')}"
+    if verdict.different:
+        return f"{a} beats {b} by {difference_text(measure, gain, low, high)} {on}."
+    unseen = unseen_text(measure, verdict.smallest)
+    text = f"{a} and {b} are not distinguishable {on}; {unseen}."
+    if low > 0 and verdict.family > 1:
+        span = f"{measure.size(low)} to {measure.size(high)} {measure.unit}"
+        text += f" Alone, {a} would look better by {span}; "
+        text += f"chance does that among {verdict.family} pairs."
+    return text
+
+
+def _why_silent(arm: Arm) -> str:
+    if arm.unfinished:
+        return "did not train to the end"
+    return "has not converged" if arm.is_undertrained else "has one seed only"
+
+
+def _seeds_needed(pair: Pair) -> str:
+    """Say how many seeds would most likely show a difference that has not shown."""
+    if pair.seeds_needed is None:
+        return ""
+    seeds = f"{pair.seeds_needed} seeds of each"
+    return f" Were it as large as it looks, {seeds} would most likely show it."

@@ -1,0 +1,161 @@
+"""Reference points of a run's accuracy: what others reach on the same images.
+
+- Majority class: the share of the images that belong to the most frequent class of the training
+  images. A classifier that looks at no image reaches it.
+- Linear probe: a finished one on the same features of the same training images. Of several seeds
+  that of the run's own seed comes first, then the newest.
+- Best run: the finished run with the best validation accuracy (``best_run``).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_core.evaluation.run_accuracy import best_run, run_accuracy, split_accuracy
+from finetune_core.formatting import SPLIT_WORDS, mid_sentence, percent
+from finetune_core.runs.design import features_of, is_baseline
+from finetune_core.runs.store import Run, RunStore
+from finetune_core.training.strategies import run_kind
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An accuracy on the same images.
+
+    Attributes:
+        title: of a run, how it was trained, in the middle of a sentence.
+        run_id: None of the majority class.
+    """
+
+    value: float
+    title: str = ""
+    run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class ReferencePoints:
+    """Accuracies to read a run's accuracy against; what is not known is None.
+
+    Attributes:
+        split: ``test`` or ``val``: whose images.
+        majority_class: None in runs of earlier versions, which did not record it.
+        linear_probe: None beside a linear probe, too.
+        best_run: None where that is the run itself.
+    """
+
+    split: str
+    majority_class: Reference | None = None
+    linear_probe: Reference | None = None
+    best_run: Reference | None = None
+
+    def items(self) -> dict[str, Reference]:
+        """Return what is known by its label; a best run that is the linear probe stands once."""
+        probe, best = self.linear_probe, self.best_run
+        if probe and best and probe.run_id == best.run_id:
+            best = None
+        named = {
+            "Majority class": self.majority_class,
+            "Linear probe": probe,
+            "Best by validation": best,
+        }
+        return {label: one for label, one in named.items() if one}
+
+    def in_words(self) -> str:
+        """``majority class 10.2 %, linear probe 95.0 %``; empty where nothing is known."""
+        return ", ".join(
+            f"{label.lower()}{_title_text(label, one)} {percent(one.value)}"
+            for label, one in self.items().items()
+        )
+
+    def in_sentence(self) -> str:
+        """Return the points as a sentence; empty where nothing is known."""
+        words = self.in_words()
+        return f"On the same {SPLIT_WORDS[self.split].lower()} images: {words}." if words else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: the split, and of each reference ``accuracy, run_id``, or None."""
+        known = {
+            "majority_class": self.majority_class,
+            "linear_probe": self.linear_probe,
+            "best_run": self.best_run,
+        }
+        return {"split": self.split} | {
+            name: {"accuracy": one.value, "run_id": one.run_id} if one else None
+            for name, one in known.items()
+        }
+
+
+def _title_text(label: str, one: Reference) -> str:
+    return f" ({one.title})" if label == "Best by validation" else ""
+
+
+def reference_points(
+    run: Run, runs: Iterable[Run] | None = None, split: str | None = None
+) -> ReferencePoints:
+    """Return what a run's accuracy is read against.
+
+    Args:
+        runs: where to look for the linear probe and the best run; those beside the run when None.
+        split: whose images; those of ``run_accuracy`` when None.
+    """
+    known = run_accuracy(run)
+    split = split or (known.split if known else "val")
+    others = RunStore(run.run_dir.parent).runs() if runs is None else runs
+    alike = [one for one in others if is_on_same_images(one, run)]
+    best = best_run(alike)
+    return ReferencePoints(
+        split,
+        _majority_class(run, split),
+        _refer(_linear_probe(run, alike), run, split),
+        _refer(best, run, split),
+    )
+
+
+def is_on_same_images(one: Run, other: Run) -> bool:
+    """Return whether two runs are evaluated on the same images, with the same labels."""
+    first, second = (run.history.started or {} for run in (one, other))
+    if "fingerprint" not in first or "fingerprint" not in second:
+        return False
+    counts = [
+        (started["fingerprint"], started["counts"]["val"], started["counts"].get("test"))
+        for started in (first, second)
+    ]
+    return counts[0] == counts[1]
+
+
+def _majority_class(run: Run, split: str) -> Reference | None:
+    """The first of equally frequent classes is taken, without a look at the split."""
+    counts = (run.history.started or {}).get("class_counts") or {}
+    train, images = counts.get("train"), counts.get(split)
+    if not train or not images or len(train) != len(images) or not sum(images):
+        return None
+    return Reference(images[train.index(max(train))] / sum(images))
+
+
+def _linear_probe(run: Run, alike: Sequence[Run]) -> Run | None:
+    if is_baseline(run.config):
+        return None
+    images = run.history.started["counts"]["train"] if run.history.started else 0
+    probes = [
+        one
+        for one in alike
+        if one.status == "finished"
+        and is_baseline(one.config)
+        and features_of(one.config) == features_of(run.config)
+        and one.started["counts"]["train"] == images
+    ]
+    return max(
+        probes, key=lambda one: (one.config.seed == run.config.seed, one.run_id), default=None
+    )
+
+
+def _refer(found: Run | None, run: Run, split: str) -> Reference | None:
+    if found is None or found.run_id == run.run_id:
+        return None
+    value = split_accuracy(found, split)
+    if value is None:
+        return None
+    title = mid_sentence(run_kind(found.config))
+    if found.config.backbone != run.config.backbone:
+        title += f", {found.config.backbone}"
+    return Reference(value, title, found.run_id)

@@ -1,0 +1,86 @@
+"""Which stages to train, by the linear probe of each stage: the one rule that all advice follows.
+
+The rule is the one-standard-error rule (Breiman et al. 1984): of the stages whose probe is within
+one standard error of the best one, the deepest may stay frozen, and so may all before it. Training
+starts behind it. Where it is the last stage, the probes name none: features that are as good as any
+say nothing about what training would add to them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune_core.config import make_config
+from finetune_core.formatting import percent, points
+from finetune_core.inspection.learned import Probe
+from finetune_core.models.network import network_stages
+from finetune_core.training.stage_plan import cut_index, plan
+from finetune_core.training.strategies import STRATEGIES
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The first stage to train.
+
+    Attributes:
+        cut: its name; None where the probes name none.
+        reason: one or more sentences.
+    """
+
+    cut: str | None
+    reason: str
+
+
+def suggest_cut(probes: Sequence[Probe], stages: Sequence[str]) -> Suggestion:
+    """Suggest to train what follows the deepest stage whose frozen features are as good as any.
+
+    Args:
+        probes: input to head; one of each stage that could be probed.
+        stages: names of all stages, input to head.
+    """
+    if not probes:
+        return Suggestion(None, "No linear model could be evaluated on the features of any stage.")
+    good, last = deepest_good(probes), probes[-1]
+    if good is last:
+        return Suggestion(
+            None,
+            f"No stage's frozen features do better than those of {last.stage}, the last one "
+            f"({_shown(last)}), by more than one standard error, so the probes cannot tell "
+            "whether training any of them helps. Compare the linear probe with the last block.",
+        )
+    cut = stages[stages.index(good.stage) + 1]
+    return Suggestion(
+        cut,
+        f"A linear model on the frozen features of {good.stage} classifies {_shown(good)} of the "
+        "validation images correctly. All deeper stages do worse than the best by more than one "
+        f"standard error ({percent(last.accuracy)} at the end), so train from {cut} on.",
+    )
+
+
+def deepest_good(probes: Sequence[Probe]) -> Probe:
+    """Return the deepest stage whose probe is within one standard error of the best one.
+
+    Args:
+        probes: input to head.
+    """
+    best = max(probes, key=lambda one: one.accuracy)
+    return [one for one in probes if one.accuracy >= best.accuracy - best.error][-1]
+
+
+def strategy_from(cut: str, backbone: str, image_size: int | None = None) -> str:
+    """Return the ready-made strategy that trains from this stage on, or ``custom``.
+
+    Args:
+        image_size: of the images; None for the one that the backbone was pretrained on.
+    """
+    stages = network_stages(backbone, image_size=image_size)
+    at = [stage.name for stage in stages].index(cut)
+    for name, strategy in STRATEGIES.items():
+        if strategy.classic:
+            config = make_config({"data": "any", "backbone": backbone, "strategy": name})
+            if cut_index(plan(config, stages)) == at:
+                return name
+    return "custom"
+
+
+def _shown(probe: Probe) -> str:
+    return f"{percent(probe.accuracy)} ± {points(probe.error)} points"

@@ -1,0 +1,74 @@
+"""A profile found again by its runs alone: which settings, stages and seeds it has."""
+
+from collections.abc import Sequence
+
+from finetune_core.config import RunConfig, make_config
+from finetune_core.profiling.plan import HEAD, SEEDS, SHORT, Setup
+from finetune_core.runs.design import features_of, profiled_stage
+from finetune_core.runs.store import Run
+from finetune_core.training.strategies import BASELINE
+
+_OWN = {"stage_rates", "seed", "epochs", "warmup_epochs"}
+
+
+def find_setup(runs: Sequence[Run], data: str, backbone: str) -> Setup | None:
+    """Return what the latest profile of a backbone on a data set was asked for; None without one.
+
+    Args:
+        runs: the newest first.
+    """
+    own = [
+        run
+        for run in runs
+        if run.config.data == data
+        and run.config.backbone == backbone
+        and run.history.started
+        and profiled_stage(run.config)
+    ]
+    if not own:
+        return None
+    first = _shared_settings(own[0].config)
+    own = [run for run in own if _shared_settings(run.config) == first]
+    longest = max(run.config.epochs for run in own)
+    long = [run for run in own if run.config.epochs == longest]
+    stage = long[0].config
+    if len(long) == len(own) and len({profiled_stage(run.config) for run in own}) > 2:
+        # Only the short round has begun: three times its epochs is what it is short of.
+        warmup = round(SHORT * stage.warmup_epochs, 2)
+        changes = {"epochs": SHORT * longest, "warmup_epochs": warmup}
+        stage, long = make_config(stage.model_dump() | changes), []
+    trained = {profiled_stage(run.config) for run in own}
+    sizes = {
+        row["name"]: row["parameters"]
+        for row in own[0].started["stages"]
+        if row["name"] != HEAD and row["name"] in trained
+    }
+    probe = make_config(stage.model_dump() | stage.for_strategy(BASELINE) | {"seed": SEEDS[0]})
+    return Setup(probe, stage, _full_config(runs, stage), sizes, _seeds(long))
+
+
+def _shared_settings(config: RunConfig) -> str:
+    return config.model_dump_json(exclude=_OWN)
+
+
+def _seeds(long: Sequence[Run]) -> tuple[int, ...]:
+    """Return the seeds that at least two stages share; the usual ones where none do."""
+    stages: dict[int, set[str | None]] = {}
+    for run in long:
+        stages.setdefault(run.config.seed, set()).add(profiled_stage(run.config))
+    shared = sorted(seed for seed, found in stages.items() if len(found) > 1)
+    return tuple(shared) if len(shared) > 1 else SEEDS
+
+
+def _full_config(runs: Sequence[Run], stage: RunConfig) -> RunConfig:
+    """Return the settings of full fine-tuning; those of the stages before it has begun."""
+    alike = (
+        run.config
+        for run in runs
+        if run.config.strategy == "full"
+        and run.config.data == stage.data
+        and run.config.initial_head == stage.initial_head
+        and features_of(run.config) == features_of(stage)
+    )
+    found = next(alike, None)
+    return found or make_config(stage.model_dump() | stage.for_strategy("full"))

@@ -1,0 +1,349 @@
+"""Carries a profile out: round after round, through whoever trains runs.
+
+Nothing is stored but the runs themselves: they are ordinary runs, found again by their settings and
+by the fingerprint of their data. So a profile that was interrupted goes on when it is called again.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from statistics import median
+
+import numpy as np
+from torch.nn.utils import get_total_norm
+
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import Dataset, sides
+from finetune_core.data.splits import TEST, VAL
+from finetune_core.errors import ConfigError, FinetuneError, RunError
+from finetune_core.evaluation.comparison.arms import arm_titles
+from finetune_core.evaluation.comparison.costs import cost
+from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
+from finetune_core.evaluation.comparison.paired import Answers, answers
+from finetune_core.evaluation.single_run.metrics import logits_of
+from finetune_core.profiling.gains import simultaneous_gains
+from finetune_core.profiling.plan import (
+    PARTS,
+    Outcome,
+    Part,
+    Progress,
+    Setup,
+    advance,
+    fit_budget,
+    forecast,
+)
+from finetune_core.profiling.result import Kind, Prediction, Profile, ProfileArm
+from finetune_core.runs.convergence import Convergence, judge_together
+from finetune_core.runs.design import run_of
+from finetune_core.runs.store import Run, RunStore
+from finetune_core.training.forecast import expected
+from finetune_core.training.networks import beginning_of
+from finetune_core.training.predictions import load_predictions
+from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.stage_plan import stages_of
+from finetune_core.training.timing import calibrate
+from finetune_core.work import Work, with_subject
+
+Train = Callable[[Progress], Work[None]]
+_EVERYTHING_FOUND = 2**62
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A profile that somebody asked for.
+
+    Attributes:
+        budget: minutes that it may take, its finished runs not counted; None without a limit.
+    """
+
+    setup: Setup
+    dataset: Dataset
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not 0 < self.budget < float("inf"):
+            raise ConfigError({"budget": f"must be minutes, more than 0, not {self.budget:g}"})
+
+
+def profile(asked: Asked, store: RunStore, train: Train, book: SpeedBook) -> Work[Profile]:
+    """Train what is missing, and return the profile.
+
+    Args:
+        store: of the folder that the runs are in.
+        train: trains the wanted runs; those that it leaves unfinished count as failed.
+        book: speeds that a budget is planned by; what is not in there is timed first.
+
+    Yields:
+        Steps of ``train`` and of the timing.
+
+    Raises:
+        FinetuneError: when a setting or the data cannot be used, or the probe fails.
+    """
+    setup, failed = asked.setup, set[str]()
+    parts: Collection[Part] = tuple(PARTS)
+    if asked.budget is not None:
+        known = Known(store, asked.dataset)
+        needed = forecast(setup, known, (), parts)
+        yield from with_subject("", calibrate(needed, asked.dataset, book))
+        seconds = partial(_seconds, dataset=asked.dataset, book=book)
+        parts = fit_budget(setup, known, (), seconds, 60 * asked.budget)
+    while True:
+        known = Known(store, asked.dataset)
+        progress = advance(setup, known, failed, parts)
+        if not progress.wanted:
+            return summarise(asked, store, progress, failed)
+        yield from train(progress)
+        known = Known(store, asked.dataset)
+        failed |= {run_of(config) for config in progress.wanted} - {*known}
+
+
+def current_profile(asked: Asked, store: RunStore) -> Profile | None:
+    """Return the profile as far as its runs are finished; None before the probe."""
+    known = Known(store, asked.dataset)
+    if not any(run_of(config) in known for config in asked.setup.probes()):
+        return None
+    return summarise(asked, store, advance(asked.setup, known), ())
+
+
+def count_runs(setup: Setup, known: Mapping[str, Outcome]) -> int:
+    """Return how many runs are still to be trained, at most, if one stage is enough."""
+    return len(forecast(setup, known))
+
+
+def forecast_seconds(asked: Asked, store: RunStore, book: SpeedBook) -> float | None:
+    """Return what is still to be trained in seconds; None where a speed is not known."""
+    configs = forecast(asked.setup, Known(store, asked.dataset))
+    try:
+        if not all(book.knows(config, asked.dataset) for config in configs):
+            return None
+        return _seconds(configs, asked.dataset, book)
+    except FinetuneError:  # the page that trains it says so
+        return None
+
+
+def _seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook) -> float:
+    """Forecast runs one after the other: only the first of equal frozen stages computes them."""
+    seen: set[str] = set()
+    total = 0.0
+    for config in configs:
+        trunk = next(iter(config.stage_rates or {}), config.strategy)
+        one = expected(config, dataset, book, _EVERYTHING_FOUND if trunk in seen else 0)
+        seen.add(trunk)
+        total += one.seconds if one else 0.0
+    return total
+
+
+class Known(Mapping[str, Outcome]):
+    """The finished runs on a data set as it stands, by ``run_of``; each is read when it is asked for."""
+
+    def __init__(self, store: RunStore, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self.runs = {
+            run_of(run.config): run
+            for run in reversed(store.runs())
+            if run.status == "finished" and run.started["fingerprint"] == dataset.fingerprint
+        }
+        self._read: dict[str, Outcome] = {}
+
+    def __getitem__(self, key: str) -> Outcome:
+        if key not in self._read:
+            self._read[key] = read_outcome(self.runs[key])
+        return self._read[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.runs)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+
+def read_outcome(run: Run) -> Outcome:
+    """Read what a finished run answered.
+
+    Raises:
+        RunError: when its predictions are missing or damaged.
+    """
+    table = load_predictions(run.run_dir, len(run.started["classes"]))
+    table = table.sort_values("id", ignore_index=True)
+    right = logits_of(table).argmax(axis=1) == table["label"].to_numpy()
+    split = table["split"].to_numpy()
+    reported = TEST if (split == TEST).any() else VAL
+    end = run.history.end or {}
+    return Outcome(
+        run.run_id,
+        end["val_loss"],
+        right[split == VAL],
+        right[split == reported],
+        run.started["trainable_parameters"],
+        cost(run).seconds,
+    )
+
+
+def summarise(
+    asked: Asked, store: RunStore, progress: Progress, failed: Collection[str]
+) -> Profile:
+    """Put together what the finished runs of a profile say.
+
+    Raises:
+        RunError: when runs did not answer the same images.
+    """
+    setup, known = asked.setup, Known(store, asked.dataset)
+    groups = _arms(setup, progress, known)
+    probes = [run_of(config) for config in setup.probes() if run_of(config) in known]
+    reference = load_predictions(known.runs[probes[0]].run_dir).sort_values("id")
+    split = TEST if (reference["split"] == TEST).any() else VAL
+    reported = reference[reference["split"] == split]
+    right = [_answers(known, keys) for keys in (probes, *(group.keys for group in groups))]
+    if len({one.images for one in right}) > 1:
+        raise RunError("The runs of this profile did not answer the same images: train it again.")
+    # As far as the data set knows them: images that are near-duplicates or of one group.
+    clusters = dict(zip(asked.dataset.table["id"], sides(asked.dataset.table), strict=True))
+    sets = np.array([clusters[sample] for sample in reported["id"]])
+    places = {group.stages: place for place, group in enumerate(groups) if group.kind != "full"}
+    whole = next((place for place, group in enumerate(groups) if group.kind == "full"), None)
+    chosen = places.get(_sort_stages(setup, progress.chosen)) if progress.chosen else None
+    pairs = [(place + 1, 0) for place in range(len(groups))]
+    both = chosen is not None and whole is not None
+    if chosen is not None and whole is not None:
+        pairs.append((whole + 1, chosen + 1))
+    gains = simultaneous_gains(right, pairs, 0, sets) if pairs else []
+    judged = _judge(known, [*probes, *chain(*(g.keys for g in groups if g.kind != "short"))])
+    started = known.runs[probes[0]].started
+    arms = tuple(
+        ProfileArm(
+            group.kind,
+            progress.chosen if place == chosen else group.stages,
+            one.mean,
+            gain,
+            one.seeds,
+            known[group.keys[0]].parameters,
+            median(known[key].seconds for key in group.keys),
+            _worst([judged.get(key) for key in group.keys]),
+            tuple(known.runs[key].run_id for key in group.keys),
+        )
+        for place, (group, one, gain) in enumerate(zip(groups, right[1:], gains, strict=False))
+    )
+    titles = {run_of(config): config for config in _all_configs(setup, progress)}
+    broken = [titles[key] for key in failed if key in titles]
+    return Profile(
+        setup.probe.backbone,
+        setup.stages,
+        progress.round,
+        len(progress.wanted),
+        split,
+        len(reported),
+        len(np.unique(sets)),
+        right[0].mean,
+        arms,
+        chosen,
+        gains[-1] if both else None,
+        progress.path,
+        progress.left_out,
+        tuple(f"{title}, seed {one.seed}" for title, one in _add_titles(broken)),
+        _predictions(setup, known, groups),
+        started["total_parameters"],
+    )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Finished runs that train the same stages, by ``run_of``."""
+
+    kind: Kind
+    stages: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+def _arms(setup: Setup, progress: Progress, known: Known) -> list[_Group]:
+    """Return what is reported, each stage once: at full length where it went on."""
+    seeds = [*setup.seeds, *([] if setup.extra_seed is None else [setup.extra_seed])]
+
+    def group(kind: Kind, stages: tuple[str, ...], configs: Iterable[RunConfig]) -> _Group:
+        keys = (run_of(config) for config in configs)
+        return _Group(kind, stages, tuple(key for key in keys if key in known))
+
+    found = []
+    for stage in setup.stages:
+        alone = group("stage", (stage,), (setup.alone([stage], seed) for seed in seeds))
+        short = group("short", (stage,), [setup.short(stage)])
+        found.append(alone if stage in progress.going_on and alone.keys else short)
+    for stages in progress.sets:
+        trained = (setup.alone(stages, seed) for seed in seeds)
+        found.append(group("stages", _sort_stages(setup, stages), trained))
+    found.append(group("full", setup.stages, (setup.whole(seed) for seed in seeds)))
+    return [one for one in found if one.keys]
+
+
+def _sort_stages(setup: Setup, stages: Collection[str]) -> tuple[str, ...]:
+    return tuple(name for name in setup.stages if name in stages)
+
+
+def _all_configs(setup: Setup, progress: Progress) -> list[RunConfig]:
+    sets = [*([stage] for stage in setup.stages), *progress.sets]
+    long = [setup.alone(stages, seed) for stages in sets for seed in setup.seeds]
+    whole = [setup.whole(seed) for seed in setup.seeds]
+    third = []
+    if setup.extra_seed is not None:
+        third = [setup.whole(setup.extra_seed), setup.alone(progress.chosen, setup.extra_seed)]
+    return [*setup.probes(), *map(setup.short, setup.stages), *long, *whole, *third]
+
+
+def _add_titles(configs: Sequence[RunConfig]) -> list[tuple[str, RunConfig]]:
+    return list(zip(arm_titles(configs), configs, strict=True))
+
+
+def _answers(known: Known, keys: Sequence[str]) -> Answers:
+    return answers(np.stack([known[key].correct for key in keys]))
+
+
+def _judge(known: Known, keys: Sequence[str]) -> dict[str, Convergence]:
+    runs = [known.runs[key] for key in keys]
+    judged = judge_together([(run.config, run.history) for run in runs])
+    return dict(zip(keys, judged, strict=True))
+
+
+def _worst(judged: Sequence[Convergence | None]) -> Convergence:
+    """Return the first that has not converged, where there is one, else the first."""
+    found = [one or Convergence(None, "a short run") for one in judged]
+    return min(found, key=lambda one: one.converged is not False)
+
+
+def _predictions(setup: Setup, known: Known, groups: Sequence[_Group]) -> tuple[Prediction, ...]:
+    """Return forecasts of each stage's gain, as far as the runs hold them."""
+    runs = [known.runs[key] for group in groups for key in group.keys]
+    layers = known_layers(measured_run(runs)) if runs else None
+    probes = {one.stage: one.accuracy for one in layers.probes} if layers else {}
+    whole = [known.runs[key] for group in groups if group.kind == "full" for key in group.keys]
+    moved = known_layers(measured_run(whole)) if whole else None
+    likeness = {one.name: one.likeness for one in moved.stages} if moved else {}
+    gradients = _gradients(whole[0]) if whole else {}
+    if not (probes or likeness or gradients):
+        return ()
+    return tuple(
+        Prediction(stage, probes.get(stage), gradients.get(stage), likeness.get(stage))
+        for stage in setup.stages
+    )
+
+
+def _gradients(run: Run) -> dict[str, float]:
+    """Return the relative gradient norm of each stage in the first step that was measured."""
+    first = next(iter(run.history.measured), None)
+    if first is None:
+        return {}
+    try:
+        beginning = beginning_of(run.config, run.started["classes"], run.run_dir)
+        stages = stages_of(run.config, len(run.started["classes"]))
+    except FinetuneError:  # its weights are gone
+        return {}
+    weights = dict(beginning.network.model.named_parameters())
+    norms = {
+        stage.name: float(get_total_norm([weights[name] for name in stage.parameters]))
+        for stage in stages
+        if stage.parameters
+    }
+    return {
+        name: values["gradient_norm"] / norms[name]
+        for name, values in first["stages"].items()
+        if norms.get(name)
+    }

@@ -1,0 +1,444 @@
+"""The rounds of a profile: from the base config and the finished runs, which runs are next.
+
+All of it is a pure function, so that an interrupted profile goes on where it was.
+
+0. The linear probe.
+1. Each stage alone with the head, first seed, for a third of the epochs. The half with the lower
+   validation log loss goes on, at least two stages (successive halving, Jamieson & Talwalkar 2016);
+   of equal ones that with fewer parameters.
+2. These at full length, with all seeds.
+3. Greedy forward selection (Kaplun et al. 2023, SubTuning): begin with the stage of the best mean
+   validation accuracy, and add the stage that raises it most while that gain is significant on the
+   validation images. The log loss breaks ties.
+4. Full fine-tuning as the reference, and a third seed for it and for the selected stages.
+
+Every run starts from the probe's head and has the auto recipe of the strategy *last block*, full
+fine-tuning its own. Test images are never looked at here.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from finetune_core.config import RunConfig, make_config
+from finetune_core.errors import ConfigError
+from finetune_core.evaluation.comparison.paired import Answers, answers
+from finetune_core.evaluation.comparison.pairs import compare_pairs, known_variances
+from finetune_core.models.network import has_linear_head
+from finetune_core.runs.convergence import UNKNOWN, Convergence
+from finetune_core.runs.design import design, run_of
+from finetune_core.training.stage_plan import stages_of
+from finetune_core.training.strategies import BASELINE
+
+SEEDS = (0, 1)
+HEAD = "head"
+SHORT = 3  # the first round trains for one third of the epochs
+_FEWEST = 2  # stages that go on
+
+Part = Literal["third_seeds", "full_seeds", "selection", "second_seeds"]
+# in the order in which a budget leaves them out
+PARTS: dict[Part, str] = {
+    "third_seeds": "a third seed",
+    "full_seeds": "the second seed of full fine-tuning",
+    "selection": "adding further stages",
+    "second_seeds": "the second seed of each stage",
+}
+Round = Literal["probe", "short", "full_length", "selection", "full", "third_seeds"]
+ROUNDS: dict[Round, str] = {
+    "probe": "Linear probe",
+    "short": "Each stage alone, short",
+    "full_length": "The better half at full length",
+    "selection": "Adding a stage",
+    "full": "Full fine-tuning",
+    "third_seeds": "A third seed",
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is profiled.
+
+    Attributes:
+        probe: the linear probe.
+        stage: settings of the runs of stages, those of the strategy *last block*.
+        full: full fine-tuning.
+        sizes: parameters of each stage that may train, input to head.
+        seeds: the first is that of the short round.
+    """
+
+    probe: RunConfig
+    stage: RunConfig
+    full: RunConfig
+    sizes: Mapping[str, int]
+    seeds: tuple[int, ...]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(self.sizes)
+
+    @property
+    def extra_seed(self) -> int | None:
+        """The seed of the last round; None where each arm has one seed only."""
+        return max(self.seeds) + 1 if len(self.seeds) > 1 else None
+
+    def probes(self) -> list[RunConfig]:
+        """Return the probes: of one seed, unless the seed draws the training images."""
+        seeds = self.seeds if self.probe.train_fraction < 1 else self.seeds[:1]
+        return [_changed(self.probe, seed=seed) for seed in seeds]
+
+    def alone(self, stages: Collection[str], seed: int) -> RunConfig:
+        """Return the run that trains these stages and the head."""
+        rates = {name: 1.0 for name in self.sizes if name in stages} | {HEAD: 1.0}
+        custom = self.stage.for_strategy("custom") | {"stage_rates": rates}
+        return _changed(self.stage, **custom, seed=seed)
+
+    def short(self, stage: str) -> RunConfig:
+        """Return the stage's run of the short round: a complete one, its schedule included."""
+        whole = self.alone([stage], self.seeds[0])
+        epochs = max(1, round(whole.epochs / SHORT))
+        warmup = min(whole.warmup_epochs / SHORT, epochs / 2)
+        return _changed(whole, epochs=epochs, warmup_epochs=round(warmup, 2))
+
+    def whole(self, seed: int) -> RunConfig:
+        """Return the run of full fine-tuning."""
+        return _changed(self.full, seed=seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a finished run answered.
+
+    Attributes:
+        run_id: of the run.
+        val_loss: mean cross-entropy of the validation images, in nats.
+        val_correct: bool ``[validation images]``.
+        correct: bool ``[images]`` of those that gains are reported on.
+        parameters: how many trained.
+        seconds: that the run took.
+    """
+
+    run_id: str
+    val_loss: float
+    val_correct: np.ndarray
+    correct: np.ndarray
+    parameters: int = 0
+    seconds: float = 0.0
+    convergence: Convergence = UNKNOWN
+
+
+Outcomes = Mapping[str, Outcome]  # by ``run_of``
+
+
+@dataclass(frozen=True)
+class Selected:
+    """One step of the greedy selection.
+
+    Attributes:
+        stage: that was tried last, the best of its round.
+        accuracy: on the validation images, mean over the seeds, with this stage.
+        gain: by how much that is more than before; None of the first stage.
+        kept: whether the stage is trained.
+    """
+
+    stage: str
+    accuracy: float
+    gain: float | None
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a profile is.
+
+    Attributes:
+        round: the one that is next, or the last one.
+        wanted: runs of this round that are still to be trained; none when the profile is complete.
+        stopped: the stages that ended after the short round.
+        going_on: the stages that trained at full length.
+        sets: sets of several stages that were tried, in their order.
+        path: steps of the selection.
+        chosen: stages that are selected, in the order of the selection.
+        left_out: parts that did not fit into the budget.
+    """
+
+    round: Round
+    wanted: tuple[RunConfig, ...] = ()
+    stopped: tuple[str, ...] = ()
+    going_on: tuple[str, ...] = ()
+    sets: tuple[tuple[str, ...], ...] = ()
+    path: tuple[Selected, ...] = ()
+    chosen: tuple[str, ...] = ()
+    left_out: tuple[Part, ...] = ()
+
+
+def set_up(
+    base: RunConfig,
+    num_images: int | None = None,
+    stages: Sequence[str] = (),
+    seeds: Sequence[int] = SEEDS,
+) -> Setup:
+    """Put the runs' settings together.
+
+    Args:
+        base: all other settings; its strategy does not matter.
+        num_images: training images of the data set, from which the settings in ``base.auto`` follow;
+            None keeps those of ``base``.
+        stages: that may train; all of the backbone where none is named.
+        seeds: of each arm, the first one first.
+
+    Raises:
+        ConfigError: when a setting or a stage cannot be used.
+        WeightsError: when the backbone is not known.
+    """
+    if not seeds:
+        raise ConfigError({"seeds": "name at least one"})
+    ready: dict[str, RunConfig] = {}
+    for strategy in (BASELINE, "last_block", "full"):
+        (config,) = design(base, [strategy], seeds[:1], num_images=num_images)
+        # What the recipe has chosen is fixed here: that of *custom* is another one.
+        can_probe = has_linear_head(config.backbone, config.image_size)
+        ready[strategy] = _changed(config, initial_head="probe" if can_probe else "random", auto=())
+    whole = stages_of(ready["full"])
+    own = {stage.name: stage.parameter_count for stage in whole[:-1] if stage.parameter_count}
+    if unknown := [name for name in stages if name not in own]:
+        known = f"the stages of {base.backbone} are {', '.join(own)}"
+        raise ConfigError({"stages": f"there is no stage {', '.join(unknown)}; {known}"})
+    sizes = {name: size for name, size in own.items() if not stages or name in stages}
+    probe, stage, full = (ready[name] for name in (BASELINE, "last_block", "full"))
+    return Setup(probe, stage, full, sizes, tuple(dict.fromkeys(seeds)))
+
+
+def advance(
+    setup: Setup,
+    known: Outcomes,
+    failed: Collection[str] = (),
+    parts: Collection[Part] = tuple(PARTS),
+) -> Progress:
+    """Return how far the profile is, and the runs of the next round.
+
+    Args:
+        known: the finished runs.
+        failed: runs that could not be trained, by ``run_of``; they are done without.
+        parts: what there is time for. Runs of other parts count where they are finished.
+
+    Raises:
+        ConfigError: when the probe or every stage has failed.
+    """
+    return _Replay(setup, known, failed, parts).progress()
+
+
+def forecast(
+    setup: Setup,
+    known: Outcomes,
+    failed: Collection[str] = (),
+    parts: Collection[Part] = tuple(PARTS),
+) -> list[RunConfig]:
+    """Return the runs that are still to be trained, at most, if one stage is enough.
+
+    The stages next to the input are assumed to go on: their runs take longest.
+    """
+    imagined: dict[str, Outcome] = {}
+    expected: list[RunConfig] = []
+    images = next((len(one.val_correct) for one in known.values()), 1)
+    while wanted := advance(setup, {**known, **imagined}, failed, parts).wanted:
+        expected += wanted
+        for config in wanted:
+            first = next(iter(config.stage_rates or {HEAD: 1.0}))
+            place = setup.stages.index(first) if first in setup.sizes else 0
+            nothing = np.zeros(images, bool)
+            imagined[run_of(config)] = Outcome("", 1e6 + place, nothing, nothing)
+    return expected
+
+
+def fit_budget(
+    setup: Setup,
+    known: Outcomes,
+    failed: Collection[str],
+    seconds: Callable[[Sequence[RunConfig]], float],
+    budget: float,
+) -> tuple[Part, ...]:
+    """Return the parts that fit into what is left of a budget.
+
+    Args:
+        seconds: forecasts runs.
+        budget: seconds, for all runs from here on.
+    """
+    parts = list(PARTS)
+    left = seconds(forecast(setup, known, failed, parts))
+    for part in PARTS:
+        if left <= budget:
+            break
+        others = [one for one in parts if one != part]
+        less = seconds(forecast(setup, known, failed, others))
+        if less < left:  # else its runs are finished already
+            parts, left = others, less
+    return tuple(parts)
+
+
+class _Missing(Exception):
+    """Runs that the next decision rests on are not finished."""
+
+
+class _Replay:
+    """Repeats all decisions of a profile, up to the first one that lacks runs."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        known: Outcomes,
+        failed: Collection[str],
+        parts: Collection[Part],
+    ) -> None:
+        self._setup, self._known, self._failed, self._parts = setup, known, failed, parts
+        self._wanted: list[RunConfig] = []
+        self._left_out: set[Part] = set()
+        self._at: Round = "probe"
+        self._stopped: list[str] = []
+        self._going_on: list[str] = []
+        self._sets: list[tuple[str, ...]] = []
+        self._path: list[Selected] = []
+        self._chosen: tuple[str, ...] = ()
+
+    def progress(self) -> Progress:
+        with suppress(_Missing):
+            self._decide()
+        ordered = tuple(sorted(self._wanted, key=self._place))
+        left_out = tuple(part for part in PARTS if part in self._left_out)
+        return Progress(
+            self._at,
+            ordered,
+            tuple(self._stopped),
+            tuple(self._going_on),
+            tuple(self._sets),
+            tuple(self._path),
+            self._chosen,
+            left_out,
+        )
+
+    def _place(self, config: RunConfig) -> tuple[int, int]:
+        """Shallow cuts first: a deeper one is computed from them. Without a trunk last."""
+        names = [name for name in self._setup.sizes if name in (config.stage_rates or {})]
+        place = self._setup.stages.index(names[0]) if names else 0
+        return place or len(self._setup.sizes), config.seed
+
+    def _decide(self) -> None:
+        setup = self._setup
+        self._need("probe", setup.probes())
+        if not any(map(self._outcome, setup.probes())):
+            raise ConfigError({"data": "the linear probe failed, so there is nothing to compare"})
+        self._halve()
+        arms = {stage: self._arm([stage]) for stage in self._going_on}
+        self._need("full_length", [config for arm in arms.values() for config in arm])
+        self._going_on = [stage for stage in self._going_on if self._finished(arms[stage])]
+        if not self._going_on:
+            raise ConfigError({"stages": "the runs of all stages failed"})
+        self._select()
+        first, *others = setup.seeds
+        whole = [setup.whole(first), *self._optional("full_seeds", map(setup.whole, others))]
+        self._need("full", whole)
+        if (seed := setup.extra_seed) is not None:
+            third = [setup.alone(self._chosen, seed), setup.whole(seed)]
+            self._need("third_seeds", self._optional("third_seeds", third))
+
+    def _halve(self) -> None:
+        """Stop the stages with the higher validation log loss after the short round."""
+        setup = self._setup
+        self._going_on = list(setup.stages)
+        if len(setup.stages) <= _FEWEST:
+            return
+        shorts = {stage: setup.short(stage) for stage in setup.stages}
+        self._going_on = []
+        self._need("short", shorts.values())
+        losses = {
+            stage: outcome.val_loss
+            for stage, config in shorts.items()
+            if (outcome := self._outcome(config))
+        }
+        ranked = sorted(losses, key=lambda stage: (losses[stage], setup.sizes[stage]))
+        kept = ranked[: max(_FEWEST, len(ranked) // 2)]
+        self._going_on = [stage for stage in losses if stage in kept]
+        self._stopped = [stage for stage in losses if stage not in kept]
+
+    def _select(self) -> None:
+        """Add stages while the gain on the validation images is significant."""
+        best = max(self._going_on, key=lambda stage: self._score([stage]))
+        self._chosen = (best,)
+        self._path.append(Selected(best, self._score([best])[0], None, True))
+        while rest := [stage for stage in self._going_on if stage not in self._chosen]:
+            self._at = "selection"
+            sets = {stage: (*self._chosen, stage) for stage in rest}
+            runs = [config for names in sets.values() for config in self._arm(names)]
+            usable = self._optional("selection", runs)
+            if len(usable) < len(runs):
+                return
+            self._need("selection", usable)
+            tried = [stage for stage in rest if self._finished(self._arm(sets[stage]))]
+            if not tried:
+                return
+            self._sets += [sets[stage] for stage in tried]
+            added = max(tried, key=lambda stage: self._score(sets[stage]))
+            before, after = self._score(self._chosen)[0], self._score(sets[added])[0]
+            kept = self._is_better(sets[added], self._chosen)
+            self._path.append(Selected(added, after, after - before, kept))
+            if not kept:
+                return
+            self._chosen = sets[added]
+
+    def _arm(self, stages: Collection[str]) -> list[RunConfig]:
+        first, *others = self._setup.seeds
+        more = (self._setup.alone(stages, seed) for seed in others)
+        return [self._setup.alone(stages, first), *self._optional("second_seeds", more)]
+
+    def _need(self, at: Round, configs: Iterable[RunConfig]) -> None:
+        """Go on only if these runs are finished, or have failed."""
+        self._at = at
+        missing = {run_of(config): config for config in configs if not self._outcome(config)}
+        self._wanted = [one for key, one in missing.items() if key not in self._failed]
+        if self._wanted:
+            raise _Missing
+
+    def _optional(self, part: Part, configs: Iterable[RunConfig]) -> list[RunConfig]:
+        """Return the runs of a part: all where there is time for it, else the finished ones."""
+        found = list(configs)
+        if part in self._parts:
+            return found
+        finished = [config for config in found if self._outcome(config)]
+        if len(finished) < len(found):
+            self._left_out.add(part)
+        return finished
+
+    def _outcome(self, config: RunConfig) -> Outcome | None:
+        return self._known.get(run_of(config))
+
+    def _finished(self, configs: Iterable[RunConfig]) -> list[Outcome]:
+        return [outcome for config in configs if (outcome := self._outcome(config))]
+
+    def _score(self, stages: Collection[str]) -> tuple[float, float]:
+        """Return the mean validation accuracy of an arm, and its negative log loss."""
+        found = self._finished(self._arm(stages))
+        accuracy = np.mean([one.val_correct.mean() for one in found])
+        return float(accuracy), -float(np.mean([one.val_loss for one in found]))
+
+    def _validation_answers(self, stages: Collection[str]) -> Answers:
+        return answers(np.stack([one.val_correct for one in self._finished(self._arm(stages))]))
+
+    def _is_better(self, stages: Collection[str], others: Collection[str]) -> bool:
+        """Return whether stages beat others on the validation images, by the test of comparisons.
+
+        What a seed adds is pooled over all arms of full length.
+        """
+        if self._score(stages)[0] <= self._score(others)[0]:
+            return False
+        arms = [self._validation_answers(names) for names in (stages, others)]
+        alone = [stage for stage in self._going_on if others != (stage,)]
+        rest = [self._validation_answers([stage]) for stage in alone]
+        variances = known_variances([*arms, *rest], [True] * (len(rest) + 2))[:2]
+        (pair,) = compare_pairs(arms, [True, True], variances)
+        return pair.widest.different
+
+
+def _changed(config: RunConfig, **changes: object) -> RunConfig:
+    return make_config(config.model_dump() | changes)

@@ -1,0 +1,63 @@
+"""Trains the rounds of a profile through the worker's queue, as the app does."""
+
+import time
+from collections.abc import Sequence
+
+from finetune_core.config import RunConfig
+from finetune_core.errors import TrainingError
+from finetune_core.profiling.plan import ROUNDS, Progress
+from finetune_core.runs.design import run_of
+from finetune_core.runs.store import Run, RunStore
+from finetune_core.runs.worker import Worker
+from finetune_core.work import Step, Work
+
+_LOOK = 0.5  # seconds
+STOPPED = "A run of the profile was stopped. Start the profile again to go on."
+
+
+def train_queued(
+    progress: Progress, worker: Worker, store: RunStore, owner: str = "", devices: int = 1
+) -> Work[None]:
+    """Queue the runs of a round and wait until all have ended; stop them when the work is closed.
+
+    Args:
+        owner, devices: as for ``Worker.submit``.
+
+    Yields:
+        Steps that count runs, with the round as their subject.
+
+    Raises:
+        ConfigError: when a run cannot be queued.
+        TrainingError: when somebody has stopped a run.
+    """
+    run_ids = [_queue(config, worker, store, owner, devices) for config in progress.wanted]
+    active = run_ids
+    try:
+        while active:
+            done = len(run_ids) - len(active)
+            yield Step(done, len(run_ids), "", ROUNDS[progress.round])
+            time.sleep(_LOOK)
+            active = [run_id for run_id in active if store.run(run_id).active]
+    except GeneratorExit:
+        # Those that wait first, so that none begins when the one that trains stops.
+        for run_id in sorted(active, key=lambda one: worker.waiting(one) is None):
+            worker.stop(run_id)
+        raise
+    if _stopped([store.run(run_id) for run_id in run_ids]):
+        raise TrainingError(STOPPED)
+
+
+def _queue(config: RunConfig, worker: Worker, store: RunStore, owner: str, devices: int) -> str:
+    """Queue a run, or let one go on that was cut off or stopped; return its id."""
+    same = [run for run in store.runs() if run_of(run.config) == run_of(config)]
+    for run in same:
+        if run.active:
+            return run.run_id
+        if run.resumable and run.status != "failed" and run.owner == owner:
+            worker.resume(run.run_id, devices)
+            return run.run_id
+    return worker.submit(config, owner, devices)
+
+
+def _stopped(runs: Sequence[Run]) -> bool:
+    return any(run.resumable and run.status != "failed" for run in runs)

@@ -1,0 +1,393 @@
+"""What a profile says: one sentence, a table, the path of the selection, JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from finetune_core.data.splits import TEST, VAL
+from finetune_core.evaluation.comparison.strategies import Interval
+from finetune_core.formatting import duration, number, percent, points, things
+from finetune_core.markup import paragraphs, table
+from finetune_core.profiling.plan import PARTS, ROUNDS, Part, Round, Selected
+from finetune_core.runs.convergence import Convergence
+
+Kind = Literal["short", "stage", "stages", "full"]
+FATES: dict[Kind, str] = {
+    "short": "stopped after the short round",
+    "stage": "full length",
+    "stages": "tried by the selection",
+    "full": "reference",
+}
+_TOO_FEW = 5  # errors: even without any of them the sign test's p is above 5 %
+NOTHING = "Train nothing: take the linear probe."
+OPTIMISTIC = (
+    "There are no test images: these are the validation images that chose the stages, so the gains "
+    "are optimistic."
+)
+_COLUMNS = ["Trained", "Gain", "95 % interval", "Seeds", "Parameters", "Time", "How far"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Forecasts of a stage's gain that need no training of their own; None where not known.
+
+    Attributes:
+        probe: accuracy of a linear probe on the stage's pretrained features.
+        gradient: norm of its gradient in the first measured step of full fine-tuning, relative to
+            the norm of its weights (Auto-RGN, Lee et al. 2023).
+        similarity: of its features before and after full fine-tuning (CKA).
+    """
+
+    stage: str
+    probe: float | None
+    gradient: float | None
+    similarity: float | None
+
+
+@dataclass(frozen=True)
+class ProfileArm:
+    """Runs that train the same stages.
+
+    Attributes:
+        stages: that train beside the head, in the order of the selection.
+        gain: over the linear probe, with its simultaneous 95 % interval.
+        parameters: that train, the head's included.
+        seconds: of the median run.
+    """
+
+    kind: Kind
+    stages: tuple[str, ...]
+    accuracy: float
+    gain: Interval
+    seeds: int
+    parameters: int
+    seconds: float
+    convergence: Convergence
+    run_ids: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return "all stages" if self.kind == "full" else " + ".join(self.stages)
+
+    @property
+    def gains(self) -> bool:
+        """Return whether more is gained than other images and seeds explain."""
+        return self.gain.low > 0 and not self.is_undertrained
+
+    @property
+    def is_undertrained(self) -> bool:
+        """Return whether the runs support no conclusion; a short one is not asked for one."""
+        return self.convergence.converged is False and self.kind != "short"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What training each stage of a backbone gains on a data set.
+
+    Attributes:
+        stages: all that were candidates, input to head.
+        round: the last one, or, of a profile that is not complete, the one that goes on.
+        missing: runs of that round that are not finished.
+        split: of the images that gains are reported on: ``test``, or ``val`` where there are none.
+        groups: clusters of these images: near-duplicates and groups count once.
+        probe: accuracy of the linear probe.
+        arms: single stages, input to head, then sets of stages, then all stages.
+        chosen: place of the selected stages' arm; None before the selection.
+        against_full: what full fine-tuning gains over the selected stages; None without either.
+        path: of the selection, by validation images.
+        left_out: parts that did not fit into the budget.
+        failed: titles of runs that could not be trained.
+        total_parameters: of the whole network.
+    """
+
+    backbone: str
+    stages: tuple[str, ...]
+    round: Round
+    missing: int
+    split: str
+    images: int
+    groups: int
+    probe: float
+    arms: tuple[ProfileArm, ...]
+    chosen: int | None
+    against_full: Interval | None
+    path: tuple[Selected, ...]
+    left_out: tuple[Part, ...]
+    failed: tuple[str, ...]
+    predictions: tuple[Prediction, ...]
+    total_parameters: int
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.missing
+
+    @property
+    def is_decided(self) -> bool:
+        """Return whether the stages are selected; what is missing then makes it more certain."""
+        return self.selected is not None and (
+            self.is_complete or self.round in ("full", "third_seeds")
+        )
+
+    @property
+    def selected(self) -> ProfileArm | None:
+        return None if self.chosen is None else self.arms[self.chosen]
+
+    @property
+    def full(self) -> ProfileArm | None:
+        return next((arm for arm in self.arms if arm.kind == "full"), None)
+
+    @property
+    def worth_training(self) -> tuple[str, ...]:
+        """The stages to train: none where nothing measurable is gained."""
+        if not self.is_decided or self.selected is None or self.selected.is_undertrained:
+            return ()
+        if self._probe_errors <= _TOO_FEW:
+            return ()
+        if self._full_is_better:
+            return self.stages
+        return self.selected.stages if self.selected.gains else ()
+
+    @property
+    def _full_is_better(self) -> bool:
+        """Return whether full fine-tuning gains what the selected stages do not."""
+        if self.full is None or self.selected is None or self.full.is_undertrained:
+            return False
+        if not self.selected.gains:
+            return self.full.gains
+        return self.against_full is not None and self.against_full.low > 0
+
+    @property
+    def sentence(self) -> str:
+        """The answer, with what to do."""
+        selected = self.selected
+        if not self.is_decided or selected is None:
+            return self._missing
+        if (errors := self._probe_errors) <= _TOO_FEW:
+            kind = "test" if self.split == TEST else "validation"
+            but = f" but {errors}" if errors else ""
+            return (
+                f"No gain could be measured: the linear probe classifies all{but} of "
+                f"{things(self.images, f'{kind} image')} correctly. {NOTHING}"
+            )
+        name = _listed(selected.stages)
+        if selected.is_undertrained:
+            return (
+                f"Nothing is concluded: {name} has not converged ({selected.convergence.reason}). "
+                "Train longer."
+            )
+        return self._gain(selected, name) if selected.gains else self._no_gain(selected, name)
+
+    def _gain(self, selected: ProfileArm, name: str) -> str:
+        alone = " alone" if len(selected.stages) == 1 else ""
+        parts = [f"Training {name}{alone} gains {_sized(selected.gain)} over a linear probe"]
+        if self.path and not self.path[-1].kept:
+            parts.append(f"adding {self.path[-1].stage} gains nothing measurable")
+        against = self.against_full
+        if against and self.full and not self.full.is_undertrained:
+            better, worse = against.low > 0, against.high < 0
+            parts.append(
+                f"full fine-tuning gains {_sized(against)} more"
+                if better
+                else f"full fine-tuning loses {_sized(_opposite(against))} against it"
+                if worse
+                else "full fine-tuning is not better"
+            )
+        return f"{'; '.join(parts)}. {self._advice(selected, name)}"
+
+    def _no_gain(self, selected: ProfileArm, name: str) -> str:
+        low, high = points(selected.gain.low), points(selected.gain.high)
+        measured = f"{points(selected.gain.value)} points, {low} to {high}"
+        others = [one for one in self.arms if one.gains and one.kind != "full"]
+        if others:
+            best = max(others, key=lambda one: one.gain.value)
+            return (
+                f"The validation images chose {name}, which gains nothing measurable ({measured}); "
+                f"{_listed(best.stages)} gains {_sized(best.gain)}. Confirm it with more images "
+                "before you train it."
+            )
+        text = f"No stage gains anything measurable over a linear probe (best: {name}, {measured})"
+        if self._full_is_better and self.full:
+            return f"{text}; full fine-tuning gains {_sized(self.full.gain)}. Train all stages."
+        return f"{text}. {NOTHING}"
+
+    def _advice(self, selected: ProfileArm, name: str) -> str:
+        if self._full_is_better:
+            return "Train all stages."
+        share = percent(selected.parameters / self.total_parameters, 0)
+        time = ""
+        if self.full and self.full.seconds > 0:
+            time = f", {percent(selected.seconds / self.full.seconds, 0)} of the time"
+        return f"Train {name}: {share} of the parameters{time}."
+
+    @property
+    def _probe_errors(self) -> int:
+        """Images that the probe gets wrong, near-duplicates counted once."""
+        return round((1 - self.probe) * self.groups)
+
+    @property
+    def _missing(self) -> str:
+        return (
+            f"The profile is not complete: {things(self.missing, 'run')} of the round "
+            f"“{ROUNDS[self.round]}” to go."
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What else to know, a sentence each."""
+        found = []
+        if self.is_decided and not self.is_complete:
+            found.append(self._missing)
+        if self.split == VAL:
+            found.append(OPTIMISTIC)
+        named = [
+            f"{arm.title} ({arm.convergence.reason})"
+            for arm in self.arms
+            if arm.is_undertrained and arm is not self.selected
+        ]
+        if named:
+            found.append(
+                f"Not converged, so nothing is concluded about: {'; '.join(named)}. Train longer."
+            )
+        if any(arm.kind == "short" for arm in self.arms):
+            found.append(
+                "Stages stopped after the short round trained for a third of the epochs: their "
+                "gains are those of short runs."
+            )
+        if self.left_out:
+            parts = ", ".join(PARTS[part] for part in self.left_out)
+            found.append(f"Left out, because the budget ended: {parts}.")
+        if self.failed:
+            found.append(f"Could not be trained: {', '.join(self.failed)}.")
+        if self.arms and all(arm.seeds == 1 for arm in self.arms):
+            found.append("With one seed each, the intervals leave out what other seeds change.")
+        return tuple(found)
+
+    def in_words(self) -> str:
+        """Return what the gains were measured on."""
+        kind = "test" if self.split == TEST else "validation"
+        copies = (
+            f" Near-duplicates and groups count once: {number(self.groups)} of them."
+            if self.groups < self.images
+            else ""
+        )
+        return (
+            f"Linear probe: {percent(self.probe)} {kind} accuracy. Gains in points on "
+            f"{things(self.images, f'{kind} image')}; stages were selected on validation images."
+            f"{copies} The 95 % intervals hold for all rows together, for new images and new seeds."
+        )
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Return (columns, rows) with one row per arm."""
+        return _COLUMNS, [self._row(at, arm) for at, arm in enumerate(self.arms)]
+
+    def _row(self, at: int, arm: ProfileArm) -> list[str]:
+        fate = "selected" if at == self.chosen else FATES[arm.kind]
+        if arm.is_undertrained:
+            fate += ", not converged"
+        return [
+            arm.title,
+            points(arm.gain.value),
+            f"{points(arm.gain.low)} to {points(arm.gain.high)}",
+            str(arm.seeds),
+            percent(arm.parameters / self.total_parameters),
+            duration(arm.seconds),
+            fate,
+        ]
+
+    def path_rows(self) -> tuple[list[str], list[list[str]]]:
+        """Return (columns, rows) with one row per step of the selection."""
+        rows = [
+            [
+                one.stage,
+                percent(one.accuracy),
+                "" if one.gain is None else points(one.gain),
+                "trains" if one.kept else "no significant gain: left out",
+            ]
+            for one in self.path
+        ]
+        return ["Stage", "Validation accuracy with it", "Gain", "Decision"], rows
+
+    def prediction_rows(self) -> tuple[list[str], list[list[str]]]:
+        """Return (columns, rows) of forecasts that need no training; no rows where none is known."""
+        columns = ["Stage", "Probe by layer", "Relative gradient", "Similarity (CKA)"]
+        rows = [
+            [
+                one.stage,
+                "–" if one.probe is None else percent(one.probe),
+                "–" if one.gradient is None else f"{one.gradient:.2g}",
+                "–" if one.similarity is None else f"{one.similarity:.2f}",
+            ]
+            for one in self.predictions
+        ]
+        return columns, rows
+
+    def __repr__(self) -> str:
+        return f"<Profile of {self.backbone}: {self.sentence}>"
+
+    def _repr_html_(self) -> str:
+        return (
+            paragraphs(self.sentence, *self.notes)
+            + table(*self.rows())
+            + table(*self.path_rows())
+            + paragraphs(self.in_words())
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, as ``profile --json`` prints them."""
+        selected = self.selected
+        return {
+            "backbone": self.backbone,
+            "sentence": self.sentence,
+            "worth_training": list(self.worth_training),
+            "notes": list(self.notes),
+            "complete": self.is_complete,
+            "missing": self.missing,
+            "split": self.split,
+            "images": self.images,
+            "groups": self.groups,
+            "probe_accuracy": self.probe,
+            "arms": [_arm_json(arm) for arm in self.arms],
+            "selected": None if selected is None else list(selected.stages),
+            "full_over_selected": self.against_full and asdict(self.against_full),
+            "path": [asdict(one) for one in self.path],
+            "left_out": list(self.left_out),
+            "failed_runs": list(self.failed),
+            "predictions": [asdict(one) for one in self.predictions],
+            "total_parameters": self.total_parameters,
+        }
+
+
+def _arm_json(arm: ProfileArm) -> dict[str, Any]:
+    return {
+        "kind": arm.kind,
+        "stages": list(arm.stages),
+        "accuracy": arm.accuracy,
+        "gain": arm.gain.value,
+        "ci_low": arm.gain.low,
+        "ci_high": arm.gain.high,
+        "seeds": arm.seeds,
+        "trainable_parameters": arm.parameters,
+        "seconds": arm.seconds,
+        "converged": arm.convergence.converged,
+        "convergence": arm.convergence.reason,
+        "run_ids": list(arm.run_ids),
+    }
+
+
+def _listed(stages: Sequence[str]) -> str:
+    """``block6``, ``block6 and block5``, ``block6, block5 and stem``."""
+    *first, last = stages
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _sized(gain: Interval) -> str:
+    return f"{points(gain.value)} points ({points(gain.low)} to {points(gain.high)})"
+
+
+def _opposite(gain: Interval) -> Interval:
+    return Interval(-gain.value, -gain.high, -gain.low)
+
+
+def gain_by_stage(profile: Profile) -> Mapping[str, ProfileArm]:
+    """Return the arm that trained each stage alone, by stage."""
+    return {arm.stages[0]: arm for arm in profile.arms if arm.kind in ("short", "stage")}

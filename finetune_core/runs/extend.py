@@ -1,0 +1,103 @@
+"""Train a finished run further: as a copy that has more epochs to go; the finished run stays.
+
+With a constant schedule the copy ends, bit for bit, as a run that had all these epochs from the
+start. Any other schedule is from here on that of the larger number of epochs: a cosine's learning
+rate rises to where it would stand and falls to zero again, a warm restart (Loshchilov & Hutter
+2017, SGDR).
+"""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+from finetune_core.config import RunConfig, make_config
+from finetune_core.errors import RunError
+from finetune_core.files import copy_regular, open_regular, write_bytes
+from finetune_core.runs.about import About, write_about
+from finetune_core.runs.record import EVENTS_FILE, create_run
+from finetune_core.runs.store import Run
+from finetune_core.training.checkpoints import BEST, HEAD, LAST, START, checkpoint_path
+from finetune_core.training.events import LONGEST_LINE
+from finetune_core.training.prediction_history import PREDICTION_HISTORY_FILE
+from finetune_core.training.predictions import PREDICTIONS_FILE
+from finetune_core.training.strategies import epochs_of
+
+_COPIED = (PREDICTIONS_FILE, PREDICTION_HISTORY_FILE)
+_ENDS = ("RunFinished", "RunStopped", "RunFailed", "RunReopened")
+
+
+def why_not_extended(run: Run) -> str | None:
+    """Return why a run cannot train further, or None where it can."""
+    if not epochs_of(run.config):
+        return "it has no epochs"
+    if run.status != "finished":
+        return "it has not finished: resume it"
+    if len(run.history.epochs) < run.config.epochs:
+        return "early stopping ended it"
+    return None
+
+
+def extend_run(run: Run, epochs: int, owner: str = "", *, elsewhere: bool = False) -> str:
+    """Make a copy of a finished run beside it that resumes with more epochs to go.
+
+    Args:
+        epochs: in all, those that are done included.
+        owner, elsewhere: as for ``create_run``.
+
+    Returns:
+        The id of the copy. It counts as interrupted until it is resumed.
+
+    Raises:
+        ConfigError: when so many epochs are no setting, or the data or the device are gone.
+        RunError: when the run cannot train further, or the copy cannot be written.
+    """
+    if reason := why_not_extended(run):
+        raise RunError(f"The run {run.run_id} cannot train further: {reason}.")
+    if epochs <= run.config.epochs:
+        raise RunError(
+            f"The run {run.run_id} has {run.config.epochs} epochs already: name more than that."
+        )
+    config = _extended_config(run, epochs)
+    reservation = create_run(config, run.run_dir.parent, owner, elsewhere=elsewhere)
+    folder = reservation.run_dir
+    try:
+        for path in (
+            *(checkpoint_path(folder, name) for name in (START, HEAD, LAST, BEST)),
+            *(folder / name for name in _COPIED),
+        ):
+            with suppress(FileNotFoundError):
+                copy_regular(run.run_dir / path.name, path)
+        write_about(folder, About(note=f"Goes on with {run.run_id}.", owner=owner))
+        # The last file: without events the copy would start anew when it is resumed.
+        write_bytes(folder / EVENTS_FILE, _extended_events(run, epochs), make_folder=False)
+    except OSError as error:
+        raise RunError(
+            f"The copy of {run.run_id} cannot be written to {folder}: {error}."
+        ) from None
+    finally:
+        reservation.lock.release()
+    return folder.name
+
+
+def _extended_config(run: Run, epochs: int) -> RunConfig:
+    """Return the run's settings with more epochs, in which stages thaw when they did."""
+    changes: dict[str, Any] = {"epochs": epochs}
+    changes["auto"] = tuple(name for name in run.config.auto if name != "epochs")
+    if late := [stage["thaw_epoch"] for stage in run.started["stages"] if stage["thaw_epoch"] > 1]:
+        changes["thaw_every"] = min(late) - 1
+    return make_config(run.config.model_dump() | changes)
+
+
+def _extended_events(run: Run, epochs: int) -> bytes:
+    """Return the run's events without its end, as those of a run with more epochs."""
+    lines = []
+    with open(open_regular(run.run_dir / EVENTS_FILE), "rb") as file:
+        while line := file.readline(LONGEST_LINE):
+            with suppress(ValueError):
+                row = json.loads(line)
+                if not isinstance(row, dict) or row.get("event") in _ENDS:
+                    continue
+                if row.get("event") == "RunStarted":
+                    row["epochs"] = epochs
+                lines.append(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    return b"".join(lines)

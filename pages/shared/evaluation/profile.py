@@ -1,0 +1,80 @@
+"""The section of Compare that shows the profile of the current data set and backbone."""
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from finetune_core.errors import FinetuneError
+from finetune_core.figures.profile import describe_profile, profile_figure
+from finetune_core.profiling.found import find_setup
+from finetune_core.profiling.operate import Asked, current_profile
+from finetune_core.profiling.result import Profile
+from finetune_core.runs.design import profiled_stage
+from finetune_core.runs.store import Run
+from pages.shared.chrome import plain
+from pages.shared.data.chosen import data_folder
+from pages.shared.data.datasets import current_dataset
+from pages.shared.jobs import shown_outcome
+from pages.shared.runs.backend import store
+from pages.shared.runs.profile import profile_key
+
+HELP = (
+    "Each stage trained alone, beside the head, from the linear probe's head. Stages are selected "
+    "on validation images; gains are those on test images. The intervals hold for all stages "
+    "together."
+)
+
+
+def draw_profile(runs: Sequence[Run]) -> None:
+    """Draw the latest profile of the current data set, where some of its runs are there.
+
+    Args:
+        runs: all of them, the newest first.
+    """
+    data = data_folder()
+    latest = next(
+        (run for run in runs if run.config.data == data and profiled_stage(run.config)), None
+    )
+    if data is None or latest is None:
+        return
+    config = latest.config
+    st.header("Profile", anchor=False, help=HELP)
+    try:
+        dataset = current_dataset(config.split_settings)
+        with st.container():
+            shown_outcome(profile_key(dataset.fingerprint, config.backbone))
+        setup = find_setup(runs, data, config.backbone)
+        found = current_profile(Asked(setup, dataset), store()) if setup else None
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    if found is None:
+        st.caption("Its runs were trained on other images, or none is finished yet.")
+        return
+    _draw(found)
+
+
+def _draw(found: Profile) -> None:
+    st.markdown(f"**{plain(found.sentence)}**")
+    for note in found.notes:
+        st.caption(plain(note))
+    if not found.arms:
+        return
+    st.plotly_chart(profile_figure(found), key="profile-figure", alt=describe_profile(found))
+    st.caption(
+        "Ember: gains more than other images and seeds explain. Ice blue: nothing measurable. "
+        "Hatched: a short run."
+    )
+    with st.expander("Table and selection", icon=":material/table:"):
+        st.markdown(plain(found.in_words()))
+        _table(found.rows(), "profile-arms")
+        if len(found.path) > 1:
+            _table(found.path_rows(), "profile-path")
+        if found.prediction_rows()[1]:
+            st.markdown("Forecasts that need no training:")
+            _table(found.prediction_rows(), "profile-predictions")
+
+
+def _table(content: tuple[list[str], list[list[str]]], key: str) -> None:
+    columns, rows = content
+    st.dataframe([dict(zip(columns, row, strict=True)) for row in rows], hide_index=True, key=key)

@@ -1,0 +1,83 @@
+"""The button that profiles the layers: a job in the background queues round after round."""
+
+from collections.abc import Callable
+from functools import partial
+
+import streamlit as st
+
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.splits import TRAIN
+from finetune_core.errors import FinetuneError
+from finetune_core.formatting import duration, things
+from finetune_core.profiling.operate import Asked, Known, count_runs, forecast_seconds, profile
+from finetune_core.profiling.plan import Progress, set_up
+from finetune_core.profiling.queued import train_queued
+from finetune_core.profiling.result import Profile
+from finetune_core.training.speed_book import SpeedBook
+from finetune_core.work import Work
+from pages.shared.account import owner
+from pages.shared.chrome import plain
+from pages.shared.jobs import offer
+from pages.shared.runs.backend import store, why_not_timed, worker
+
+LABEL = "Profile the layers"
+_TEXT = "Profiling the layers"
+
+
+def profile_key(fingerprint: str, backbone: str) -> str:
+    """Return the key of the job that profiles a backbone on a data set."""
+    return f"profile:{fingerprint}-{backbone}"
+
+
+def offer_profile(
+    config: RunConfig, dataset: Dataset, *, button_key: str, disabled: bool = False
+) -> Profile | None:
+    """Draw the button, and how far the profile is; return it once it is complete.
+
+    Args:
+        config: all settings but those that say which stages train.
+    """
+    try:
+        num_images = dataset.split_counts.get(TRAIN, 0) if config.auto else None
+        setup = set_up(config, num_images)
+        asked = Asked(setup, dataset)
+        forecast = _describe_forecast(asked)
+    except FinetuneError as error:
+        st.caption(plain(f"No profile: {error}"))
+        return None
+    reason = why_not_timed()
+    found: Profile | None = offer(
+        LABEL,
+        profile_key(dataset.fingerprint, config.backbone),
+        _TEXT,
+        _make_work(asked),
+        button_key=button_key,
+        icon=":material/layers:",
+        disabled=disabled or reason is not None,
+        help=reason
+        or "Trains each stage alone, and says which ones gain over a linear probe. Its runs are "
+        f"ordinary runs; finished ones are used again. {forecast}",
+    )
+    if found:
+        st.success(plain(found.sentence), icon=":material/layers:")
+    return found
+
+
+def _make_work(asked: Asked) -> Callable[[], Work[Profile]]:
+    """Return what makes the work; nothing of Streamlit is asked once it has begun."""
+    runs, queue, name = store(), worker(), owner()
+
+    def train(progress: Progress) -> Work[None]:
+        return train_queued(progress, queue, runs, name)
+
+    return partial(profile, asked, runs, train, SpeedBook())
+
+
+def _describe_forecast(asked: Asked) -> str:
+    count = count_runs(asked.setup, Known(store(), asked.dataset))
+    if not count:
+        return "All of its runs are finished."
+    seconds = forecast_seconds(asked, store(), SpeedBook())
+    runs = f"about {things(count, 'run')}"
+    return f"Forecast: {runs}, {duration(seconds)}." if seconds else f"Forecast: {runs}."

@@ -1,0 +1,214 @@
+"""The rounds of a profile, from finished runs that are made up."""
+
+import numpy as np
+import pytest
+
+from finetune_core.config import make_config
+from finetune_core.errors import ConfigError
+from finetune_core.profiling.plan import (
+    PARTS,
+    Outcome,
+    advance,
+    fit_budget,
+    forecast,
+    set_up,
+)
+from finetune_core.runs.design import run_of
+from tests.factories import tiny_config
+
+STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
+IMAGES = 200
+
+
+@pytest.fixture(scope="module")
+def setup(home_of_shared_fixtures):
+    return set_up(tiny_config(epochs=9))
+
+
+def outcome(accuracy, loss=1.0):
+    """Return what a run answered that is right on the first images only."""
+    right = np.arange(IMAGES) < accuracy * IMAGES
+    return Outcome("", loss, right, right)
+
+
+class Planted(dict):
+    """Finished runs: every run that was ever wanted, as right as its stages say."""
+
+    def __init__(self, accuracies, losses=None):
+        super().__init__()
+        self.accuracies, self.losses, self.rounds = accuracies, losses or {}, []
+
+    def finish(self, setup, failed=(), parts=tuple(PARTS)):
+        """Train round after round; return the progress at the end."""
+        while (progress := advance(setup, self, failed, parts)).wanted:
+            self.rounds.append((progress.round, progress.wanted))
+            for config in progress.wanted:
+                if run_of(config) not in failed:
+                    self[run_of(config)] = self.answer(config)
+        return progress
+
+    def answer(self, config):
+        stages = trained(config) if config.strategy == "custom" else config.strategy
+        return outcome(self.accuracies.get(stages, 0.5), self.losses.get(stages, 1.0))
+
+
+def trained(config):
+    return tuple(name for name in config.stage_rates if name != "head")
+
+
+def alone(**values):
+    return {(stage,): value for stage, value in values.items()}
+
+
+LOSSES = alone(conv1=0.5, layer1=0.9, layer2=0.9, layer3=0.9, layer4=0.4)
+
+
+def test_every_run_trains_the_named_stages_and_the_head_from_the_probes_head(setup):
+    config = setup.alone(("layer4", "layer1"), seed=3)
+    assert config.stage_rates == {"layer1": 1.0, "layer4": 1.0, "head": 1.0}
+    assert (config.strategy, config.seed, config.auto) == ("custom", 3, ())
+    assert config.initial_head == setup.whole(0).initial_head == "probe"
+    # the order in which stages are named is no difference
+    assert run_of(config) == run_of(setup.alone(("layer1", "layer4"), seed=3))
+
+
+def test_the_auto_recipe_is_that_of_the_last_block_for_all_stages(home_of_shared_fixtures):
+    names = ("epochs", "learning_rate", "schedule", "warmup_epochs")
+    base = tiny_config(auto=names, batch_size=32)
+    made = set_up(base, num_images=320)
+    assert (made.stage.learning_rate, made.stage.epochs) == (1e-3, 60)
+    assert made.full.learning_rate == 3e-4
+    short = made.short("layer2")
+    assert (short.epochs, short.warmup_epochs, short.schedule) == (20, 2.0, "cosine")
+
+
+def test_rounds_follow_each_other(setup):
+    planted = Planted({}, LOSSES)
+    progress = planted.finish(setup)
+    rounds = [name for name, _ in planted.rounds]
+    assert rounds == ["probe", "short", "full_length", "selection", "full", "third_seeds"]
+    short, full_length, selection, full, third = (configs for _, configs in planted.rounds[1:])
+    assert {trained(config) for config in short} == {(stage,) for stage in STAGES}
+    assert {config.epochs for config in short} == {3}
+    assert {(*trained(config), config.seed) for config in full_length} == {
+        (stage, seed) for stage in ("conv1", "layer4") for seed in (0, 1)
+    }
+    assert {config.epochs for config in full_length} == {9}
+    assert {trained(config) for config in selection} == {("conv1", "layer4")}
+    assert [(config.strategy, config.seed) for config in full] == [("full", 0), ("full", 1)]
+    assert {(config.strategy, config.seed) for config in third} == {("custom", 2), ("full", 2)}
+    assert progress.stopped == ("layer1", "layer2", "layer3")
+
+
+def test_a_deeper_cut_follows_the_shallower_one_that_it_is_computed_from(setup):
+    planted = Planted({}, LOSSES)
+    planted.finish(setup)
+    short = [trained(config)[0] for config in planted.rounds[1][1]]
+    assert short == ["layer1", "layer2", "layer3", "layer4", "conv1"]
+
+
+def test_of_equal_losses_the_stage_with_fewer_parameters_goes_on(setup):
+    progress = Planted({}).finish(setup)
+    assert progress.going_on == ("conv1", "layer1")
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "chosen"),
+    [
+        (alone(conv1=0.8, layer4=0.6), ("conv1",)),
+        (alone(conv1=0.6, layer4=0.8), ("layer4",)),
+        (alone(conv1=0.6, layer4=0.8) | {("conv1", "layer4"): 0.95}, ("layer4", "conv1")),
+        (alone(conv1=0.6, layer4=0.8) | {("conv1", "layer4"): 0.805}, ("layer4",)),
+    ],
+)
+def test_a_stage_is_added_only_while_the_gain_is_significant(setup, accuracies, chosen):
+    progress = Planted(accuracies, LOSSES).finish(setup)
+    assert progress.chosen == chosen
+    assert progress.path[0].stage == chosen[0]
+    assert progress.path[-1].kept == (len(chosen) == 2)
+
+
+def test_the_log_loss_breaks_ties_of_the_selection(setup):
+    assert Planted({}, LOSSES).finish(setup).chosen == ("layer4",)
+
+
+def test_a_profile_goes_on_from_the_runs_that_are_finished(setup):
+    planted = Planted(alone(conv1=0.7), LOSSES)
+    whole = planted.finish(setup)
+    for at in range(len(planted)):
+        fewer = Planted(alone(conv1=0.7), LOSSES)
+        fewer.update(list(planted.items())[:at])
+        assert fewer.finish(setup) == whole
+        assert {*fewer} == {*planted}
+    assert advance(setup, planted).wanted == ()
+
+
+def test_two_stages_need_no_short_round(home_of_shared_fixtures):
+    made = set_up(tiny_config(), stages=("layer4", "layer3"))
+    planted = Planted({})
+    progress = planted.finish(made)
+    assert "short" not in [name for name, _ in planted.rounds]
+    assert progress.going_on == ("layer3", "layer4")
+
+
+def test_one_seed_means_one_run_an_arm(home_of_shared_fixtures):
+    planted = Planted({})
+    planted.finish(set_up(tiny_config(), seeds=(5,)))
+    assert {config.seed for _, configs in planted.rounds for config in configs} == {5}
+    assert planted.rounds[-1][0] == "full"
+
+
+def test_a_share_of_the_images_is_drawn_by_the_seed_so_each_has_its_probe(home_of_shared_fixtures):
+    made = set_up(tiny_config(train_fraction=0.5))
+    assert [config.seed for config in made.probes()] == [0, 1]
+
+
+def test_a_stage_that_cannot_be_trained_is_done_without(setup):
+    failed = {run_of(setup.short("layer4")), run_of(setup.whole(1))}
+    progress = Planted({}, LOSSES).finish(setup, failed)
+    assert "layer4" not in (*progress.going_on, *progress.stopped)
+    assert progress.chosen == ("conv1",)
+
+
+def test_without_the_probe_there_is_no_profile(setup):
+    (probe,) = setup.probes()
+    with pytest.raises(ConfigError, match="linear probe failed"):
+        Planted({}).finish(setup, {run_of(probe)})
+
+
+def test_stages_and_seeds_are_checked(home_of_shared_fixtures):
+    with pytest.raises(ConfigError, match=r"no stage layer9; the stages of .* are conv1"):
+        set_up(tiny_config(), stages=("layer9",))
+    with pytest.raises(ConfigError, match="seeds"):
+        set_up(tiny_config(), seeds=())
+
+
+def test_a_forecast_counts_what_is_trained_when_one_stage_is_enough(setup):
+    expected = forecast(setup, {})
+    planted = Planted({}, alone(conv1=0.1, layer1=0.2, layer2=1, layer3=1, layer4=1))
+    planted.finish(setup)
+    assert {run_of(config) for config in expected} == {*planted}
+    assert forecast(setup, planted) == []
+
+
+def test_a_budget_leaves_parts_out_in_order(setup):
+    def parts_for(minutes):
+        return fit_budget(setup, {}, (), len, minutes)
+
+    whole = len(forecast(setup, {}))
+    assert parts_for(whole) == tuple(PARTS)
+    assert parts_for(whole - 1) == tuple(PARTS)[1:]
+    assert parts_for(whole - 3) == tuple(PARTS)[2:]
+    assert parts_for(1) == ()
+    planted = Planted({}, LOSSES)
+    progress = planted.finish(setup, parts=())
+    assert progress.left_out == tuple(PARTS)
+    assert {config.seed for _, configs in planted.rounds for config in configs} == {0}
+    # what is finished counts, whatever there is time for
+    planted.finish(setup)
+    assert advance(setup, planted, parts=()).left_out == ()
+
+
+def test_settings_of_the_profile_are_settings_of_ordinary_runs(setup):
+    config = setup.short("layer1")
+    assert make_config(config.model_dump()) == config

@@ -1,0 +1,129 @@
+"""What a profile says, in one sentence."""
+
+import pytest
+
+from finetune_core.profiling.plan import Selected
+from tests.profiling.made import FALLING, STAGES, arm, interval, made_profile
+
+
+def full(gain=0.0, judged=None):
+    more = {"judged": judged} if judged else {}
+    return arm("full", *STAGES, gain=gain, parameters=1000, seconds=100.0, **more)
+
+
+def rejected(stage):
+    return (Selected("block2", 0.8, None, True), Selected(stage, 0.81, 0.01, False))
+
+
+def test_a_stage_that_gains_is_named_with_its_size_and_its_price():
+    found = made_profile(
+        arm("stage", "block2", gain=0.061, parameters=310),
+        full(0.05),
+        against_full=interval(-0.011),
+        path=rejected("block1"),
+    )
+    assert found.sentence == (
+        "Training block2 alone gains 6.1 points (4.1 to 8.1) over a linear probe; adding block1 "
+        "gains nothing measurable; full fine-tuning is not better. Train block2: 31 % of the "
+        "parameters, 40 % of the time."
+    )
+    assert found.worth_training == ("block2",)
+
+
+def test_where_nothing_is_gained_it_says_train_nothing():
+    found = made_profile(arm("stage", "block2", gain=0.012), full(0.01), against_full=interval(0))
+    assert found.sentence == (
+        "No stage gains anything measurable over a linear probe (best: block2, 1.2 points, "
+        "−0.8 to 3.2). Train nothing: take the linear probe."
+    )
+    assert found.worth_training == ()
+
+
+@pytest.mark.parametrize(("probe", "said"), [(1.0, "all"), (0.99, "all but 3")])
+def test_where_the_probe_leaves_too_few_errors_no_training_could_show_a_gain(probe, said):
+    undertrained = arm("stage", "block2", gain=0.0, judged=FALLING)
+    found = made_profile(undertrained, probe=probe)
+    assert found.sentence == (
+        f"No gain could be measured: the linear probe classifies {said} of 300 test images "
+        "correctly. Train nothing: take the linear probe."
+    )
+    assert found.worth_training == ()
+
+
+def test_two_stages_are_named_together():
+    both = arm("stages", "block2", "block1", gain=0.1)
+    found = made_profile(both, full(0.1), against_full=interval(0))
+    assert found.sentence.startswith("Training block2 and block1 gains 10.0 points")
+
+
+def test_full_fine_tuning_that_gains_more_is_advised():
+    found = made_profile(arm("stage", "block2", gain=0.06), full(0.11), against_full=interval(0.05))
+    assert "full fine-tuning gains 5.0 points (3.0 to 7.0) more. Train all" in found.sentence
+    assert found.worth_training == STAGES
+    only = made_profile(arm("stage", "block2", gain=0.0), full(0.05), against_full=interval(0.05))
+    assert only.sentence.endswith(
+        "full fine-tuning gains 5.0 points (3.0 to 7.0). Train all stages."
+    )
+    worse = made_profile(
+        arm("stage", "block2", gain=0.06), full(0.01), against_full=interval(-0.05)
+    )
+    assert "full fine-tuning loses 5.0 points (3.0 to 7.0) against it" in worse.sentence
+
+
+def test_what_only_the_test_images_say_has_to_be_confirmed():
+    arms = (arm("stage", "block2", gain=0.01), arm("stage", "block1", gain=0.05))
+    found = made_profile(*arms)
+    assert "block1 gains 5.0 points (3.0 to 7.0). Confirm it" in found.sentence
+    assert found.worth_training == ()
+
+
+def test_nothing_is_concluded_about_what_has_not_converged():
+    found = made_profile(arm("stage", "block2", gain=0.06, judged=FALLING))
+    assert found.sentence.startswith("Nothing is concluded: block2 has not converged")
+    assert found.worth_training == ()
+    other = made_profile(
+        arm("stage", "block2", gain=0.06), full(0.2, FALLING), against_full=interval(0.14)
+    )
+    assert other.worth_training == ("block2",)
+    assert "full fine-tuning" not in other.sentence
+    (note,) = other.notes
+    assert note.startswith("Not converged, so nothing is concluded about: all stages")
+
+
+def test_a_profile_that_is_not_complete_says_so():
+    begun = made_profile(chosen=0, missing=3, round="selection")
+    assert begun.sentence == (
+        "The profile is not complete: 3 runs of the round “Adding a stage” to go."
+    )
+    decided = made_profile(missing=2, round="third_seeds")
+    assert decided.sentence.startswith("Training block2 alone gains")
+    assert "2 runs of the round “A third seed” to go" in decided.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"split": "val"}, "optimistic"),
+        ({"left_out": ("third_seeds", "full_seeds")}, "a third seed, the second seed of full"),
+        ({"failed": ("Full fine-tuning, seed 0",)}, "Could not be trained: Full fine-tuning"),
+    ],
+)
+def test_what_limits_the_answer_is_noted(changes, said):
+    assert any(said in note for note in made_profile(**changes).notes)
+
+
+def test_a_short_run_is_marked():
+    found = made_profile(arm("stage", "block2", gain=0.06), arm("short", "stem", gain=-0.01))
+    columns, rows = found.rows()
+    assert [dict(zip(columns, row, strict=True))["How far"] for row in rows] == [
+        "selected",
+        "stopped after the short round",
+    ]
+    assert any("short round" in note for note in found.notes)
+    assert "−1.0" in rows[1]
+
+
+def test_in_a_notebook_it_shows_itself():
+    found = made_profile()
+    assert found.sentence in repr(found)
+    assert found.sentence in found._repr_html_()
