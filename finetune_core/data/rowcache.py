@@ -511,8 +511,11 @@ def _claim(folder: Path) -> None:
         folder.mkdir(mode=0o700)
     if _is_ours(folder):
         return
-    # Another process may be making the marker just now.
-    if any(_MARKER not in name for name in os.listdir(folder)) or not _is_own_folder(folder):
+    # Another thread or process may be making the marker just now, and rows right after it.
+    holds_other_files = any(_MARKER not in name for name in os.listdir(folder))
+    if _is_ours(folder):
+        return
+    if holds_other_files or not _is_own_folder(folder):
         raise FileExistsError(errno.EEXIST, "it is somebody else's", str(folder))
     write_bytes(folder / _MARKER, _TAG)
 
