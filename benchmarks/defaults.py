@@ -4,9 +4,10 @@
     python -m benchmarks.defaults report --results sweep.jsonl
 
 Every run is Thaw's own, on 96 px images of ``image_sets.py``, AdamW with weight decay 0.01, its best
-epoch chosen on validation images. ``report`` compares the test accuracy of each recipe with the best
-of its cell (set, number of images, backbone, strategy): of the tutorial's, of the product's default
-(``--defaults`` trains that), and of the one that is best on average over all *other* sets.
+epoch chosen on validation images. Each seed has images of its own draw. ``report`` compares the test
+accuracy of each recipe with the best of its cell (set, number of images, backbone, strategy): of the
+tutorial's, of the product's default (``--defaults`` trains that), and of the one that is best on
+average over all *other* sets.
 """
 
 import argparse
@@ -102,7 +103,8 @@ def train_once(key: dict[str, Any], folder: Path, work: Path) -> dict[str, Any]:
     else:
         start = key["start"]
         if start == "probe":
-            start = str(work / "-".join(str(key[name]) for name in ("set", "images", "backbone")))
+            names = ("set", "images", "backbone", "seed")
+            start = str(work / "-".join(str(key[name]) for name in names))
             if not Path(start).exists():
                 probe = make_config(usual | {"strategy": "linear_probe", "seed": 0})
                 reservation = create_run(probe, work / "probes")
@@ -136,7 +138,7 @@ def sweep(args: argparse.Namespace) -> None:
         mark = json.dumps(key, sort_keys=True)
         if mark in done:
             continue
-        folder = write_set(key["set"], key["images"], args.work / "sets")
+        folder = write_set(key["set"], key["images"], args.work / "sets", key["seed"])
         with tempfile.TemporaryDirectory(dir=args.work) as runs:
             work = args.work / "kept"
             work.mkdir(exist_ok=True)

@@ -25,6 +25,7 @@ from finetune_core.config import following_names
 TRAIN = """
 import json, sys, time
 from pathlib import Path
+import timm
 from finetune_core.config import make_config
 from finetune_core.training.loop import fit
 from finetune_core.training.recipes import fill_auto

@@ -86,6 +86,8 @@ def home(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("THAW_HOME", str(folder))
     CACHE.clear()
+    if memo := sys.modules.get("finetune_core.training.probe_memo"):
+        memo.forget()
     if streamlit := sys.modules.get("streamlit"):
         # What an earlier test's pages hold would be of another home.
         streamlit.cache_resource.clear()

@@ -6,11 +6,14 @@ All of it is a pure function, so that an interrupted profile goes on where it wa
 1. Each stage alone with the head, first seed, for a third of the epochs. The half with the lower
    validation log loss goes on, at least two stages (successive halving, Jamieson & Talwalkar 2016);
    of equal ones that with fewer parameters.
-2. These at full length, with all seeds.
+2. These at full length, first seed; then the other seeds of the better half of them, at least two.
 3. Greedy forward selection (Kaplun et al. 2023, SubTuning): begin with the stage of the best mean
-   validation accuracy, and add the stage that raises it most while that gain is significant on the
-   validation images. The log loss breaks ties.
-4. Full fine-tuning as the reference, and a third seed for it and for the selected stages.
+   validation accuracy among those with all seeds, and add the stage that raises it most while that
+   gain is significant on the validation images. The log loss breaks ties. A set that is not better
+   with the first seed is not trained with the others.
+4. Full fine-tuning as the reference. Its other seeds are trained only if it is at least as accurate
+   on the validation images as the selected stages: else it is no candidate.
+5. A third seed of the selected stages, and of full fine-tuning where it is a candidate.
 
 Every run starts from the probe's head and has the auto recipe of the strategy *last block*, full
 fine-tuning its own. Test images are never looked at here.
@@ -46,11 +49,12 @@ PARTS: dict[Part, str] = {
     "selection": "adding further stages",
     "second_seeds": "the second seed of each stage",
 }
-Round = Literal["probe", "short", "full_length", "selection", "full", "third_seeds"]
+Round = Literal["probe", "short", "full_length", "seeds", "selection", "full", "third_seeds"]
 ROUNDS: dict[Round, str] = {
     "probe": "Linear probe",
     "short": "Each stage alone, short",
     "full_length": "The better half at full length",
+    "seeds": "A second seed of the best",
     "selection": "Adding a stage",
     "full": "Full fine-tuning",
     "third_seeds": "A third seed",
@@ -298,6 +302,7 @@ class _Replay:
         self._at: Round = "probe"
         self._stopped: list[str] = []
         self._going_on: list[str] = []
+        self._seeded: set[frozenset[str]] = set()  # sets of stages that train with all seeds
         self._sets: list[tuple[str, ...]] = []
         self._path: list[Selected] = []
         self._chosen: tuple[str, ...] = ()
@@ -329,18 +334,24 @@ class _Replay:
         self._need("probe", setup.probes())
         if not any(map(self._outcome, setup.probes())):
             raise ConfigError({"data": "the linear probe failed, so there is nothing to compare"})
+        first, *others = setup.seeds
         self._halve()
-        arms = {stage: self._arm([stage]) for stage in self._going_on}
-        self._need("full_length", [config for arm in arms.values() for config in arm])
-        self._going_on = [stage for stage in self._going_on if self._finished(arms[stage])]
+        self._need(
+            "full_length", [config for stage in self._going_on for config in self._arm([stage])]
+        )
+        self._going_on = [stage for stage in self._going_on if self._finished(self._arm([stage]))]
         if not self._going_on:
             raise ConfigError({"stages": "the runs of all stages failed"})
-        self._select()
-        first, *others = setup.seeds
-        whole = [setup.whole(first), *self._optional("full_seeds", map(setup.whole, others))]
-        self._need("full", whole)
+        best = self._better_half({stage: setup.alone([stage], first) for stage in self._going_on})
+        self._seeded = {frozenset([stage]) for stage in best}
+        self._need("seeds", [config for stage in best for config in self._arm([stage])])
+        self._select(best)
+        self._need("full", [setup.whole(first)])
+        candidate = self._full_is_candidate()
+        if candidate:
+            self._need("full", self._optional("full_seeds", map(setup.whole, others)))
         if (seed := setup.extra_seed) is not None:
-            third = [setup.alone(self._chosen, seed), setup.whole(seed)]
+            third = [setup.alone(self._chosen, seed), *([setup.whole(seed)] if candidate else [])]
             self._need("third_seeds", self._optional("third_seeds", third))
 
     def _halve(self) -> None:
@@ -352,45 +363,61 @@ class _Replay:
         shorts = {stage: setup.short(stage) for stage in setup.stages}
         self._going_on = []
         self._need("short", shorts.values())
-        losses = {
-            stage: outcome.val_loss
-            for stage, config in shorts.items()
-            if (outcome := self._outcome(config))
-        }
-        ranked = sorted(losses, key=lambda stage: (losses[stage], setup.sizes[stage]))
-        kept = ranked[: max(_FEWEST, len(ranked) // 2)]
-        self._going_on = [stage for stage in losses if stage in kept]
-        self._stopped = [stage for stage in losses if stage not in kept]
+        kept = self._better_half(shorts)
+        finished = [stage for stage, config in shorts.items() if self._outcome(config)]
+        self._going_on = [stage for stage in finished if stage in kept]
+        self._stopped = [stage for stage in finished if stage not in kept]
 
-    def _select(self) -> None:
+    def _better_half(self, runs: Mapping[str, RunConfig]) -> list[str]:
+        """Return the half of the stages with the lower validation log loss, at least two."""
+        found = {stage: self._outcome(config) for stage, config in runs.items()}
+        losses = {stage: outcome.val_loss for stage, outcome in found.items() if outcome}
+        ranked = sorted(losses, key=lambda stage: (losses[stage], self._setup.sizes[stage]))
+        return ranked[: max(_FEWEST, len(ranked) // 2)]
+
+    def _select(self, candidates: Sequence[str]) -> None:
         """Add stages while the gain on the validation images is significant."""
-        best = max(self._going_on, key=lambda stage: self._score([stage]))
+        first = self._setup.seeds[0]
+        best = max(candidates, key=lambda stage: self._score([stage]))
         self._chosen = (best,)
         self._path.append(Selected(best, self._score([best])[0], None, True))
         while rest := [stage for stage in self._going_on if stage not in self._chosen]:
             self._at = "selection"
-            sets = {stage: (*self._chosen, stage) for stage in rest}
-            runs = [config for names in sets.values() for config in self._arm(names)]
-            usable = self._optional("selection", runs)
+            runs = {name: self._setup.alone((*self._chosen, name), first) for name in rest}
+            usable = self._optional("selection", runs.values())
             if len(usable) < len(runs):
                 return
             self._need("selection", usable)
-            tried = [stage for stage in rest if self._finished(self._arm(sets[stage]))]
+            tried = [stage for stage in rest if self._outcome(runs[stage])]
             if not tried:
                 return
-            self._sets += [sets[stage] for stage in tried]
-            added = max(tried, key=lambda stage: self._score(sets[stage]))
-            before, after = self._score(self._chosen)[0], self._score(sets[added])[0]
-            kept = self._is_better(sets[added], self._chosen)
+            self._sets += [(*self._chosen, stage) for stage in tried]
+            added = max(tried, key=lambda stage: self._score((*self._chosen, stage)))
+            larger = (*self._chosen, added)
+            if self._first_accuracy(larger) > self._first_accuracy(self._chosen):
+                self._seeded.add(frozenset(larger))
+                self._need("selection", self._arm(larger))
+            before, after = self._score(self._chosen)[0], self._score(larger)[0]
+            kept = frozenset(larger) in self._seeded and self._is_better(larger, self._chosen)
             self._path.append(Selected(added, after, after - before, kept))
             if not kept:
                 return
-            self._chosen = sets[added]
+            self._chosen = larger
 
     def _arm(self, stages: Collection[str]) -> list[RunConfig]:
         first, *others = self._setup.seeds
-        more = (self._setup.alone(stages, seed) for seed in others)
+        seeds = others if frozenset(stages) in self._seeded else []
+        more = (self._setup.alone(stages, seed) for seed in seeds)
         return [self._setup.alone(stages, first), *self._optional("second_seeds", more)]
+
+    def _first_accuracy(self, stages: Collection[str]) -> float:
+        """Return the validation accuracy of the first run of an arm that is finished."""
+        return float(self._finished(self._arm(stages))[0].val_correct.mean())
+
+    def _full_is_candidate(self) -> bool:
+        """Return whether full fine-tuning is as accurate on validation images as the selection."""
+        whole = self._outcome(self._setup.whole(self._setup.seeds[0]))
+        return whole is not None and whole.val_correct.mean() >= self._score(self._chosen)[0]
 
     def _need(self, at: Round, configs: Iterable[RunConfig]) -> None:
         """Go on only if these runs are finished, or have failed."""

@@ -17,11 +17,12 @@ from finetune_core.training.events import Event, HeadFitted, HeadInitialized
 from finetune_core.training.exact_layers import without_head
 from finetune_core.training.footprint import footprint_of_fit
 from finetune_core.training.job import Job
-from finetune_core.training.logistic import Choice, Linear, linear_probe
+from finetune_core.training.logistic import Choice, Linear
 from finetune_core.training.lost import LostImages
 from finetune_core.training.nearest import NEIGHBOURS, NearestNeighbours, with_neighbours
 from finetune_core.training.out_of_memory import explained
 from finetune_core.training.prepare import reported
+from finetune_core.training.probe_memo import fit_once
 from finetune_core.training.prototypes import prototypes
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 
@@ -74,7 +75,7 @@ def fit_probe(job: Job, lost: LostImages, seed: int) -> Generator[Event, None, H
     rows, features, labels = yield from _training_features(job, head, lost)
     sets = sides(job.dataset.table.iloc[rows])
     with explained(_TOO_MANY_FEATURES):
-        work = linear_probe(features, labels, sets, head.out_features, seed)
+        work = fit_once(features, labels, sets, head.out_features, seed)
         fitted, choice = yield from reported("fit", work)
         logits = fitted.logits(features)
     _with_linear(job.network, head, _agree(job, fitted))
@@ -119,7 +120,7 @@ def _fitted(
             Choice(NEIGHBOURS, (), 0, 0),
             neighbours.without_themselves(),
         )
-    fit = linear_probe if fits == "linear_probe" else prototypes
+    fit = fit_once if fits == "linear_probe" else prototypes
     work = fit(features, labels, sets, head.out_features, job.config.seed)
     fitted, choice = yield from reported("fit", work)
     return _with_linear(job.network, head, fitted), choice, fitted.logits(features)

@@ -86,18 +86,48 @@ def test_rounds_follow_each_other(setup):
     planted = Planted({}, LOSSES)
     progress = planted.finish(setup)
     rounds = [name for name, _ in planted.rounds]
-    assert rounds == ["probe", "short", "full_length", "selection", "full", "third_seeds"]
-    short, full_length, selection, full, third = (configs for _, configs in planted.rounds[1:])
+    assert rounds == [
+        "probe",
+        "short",
+        "full_length",
+        "seeds",
+        "selection",
+        *2 * ["full"],
+        "third_seeds",
+    ]
+    short, first, second, selection, *full, third = (configs for _, configs in planted.rounds[1:])
     assert {trained(config) for config in short} == {(stage,) for stage in STAGES}
     assert {config.epochs for config in short} == {3}
-    assert {(*trained(config), config.seed) for config in full_length} == {
-        (stage, seed) for stage in ("conv1", "layer4") for seed in (0, 1)
-    }
-    assert {config.epochs for config in full_length} == {9}
+    for seed, configs in enumerate((first, second)):
+        expected = {(stage, seed) for stage in ("conv1", "layer4")}
+        assert {(*trained(config), config.seed) for config in configs} == expected
+    assert {config.epochs for config in (*first, *second)} == {9}
     assert {trained(config) for config in selection} == {("conv1", "layer4")}
-    assert [(config.strategy, config.seed) for config in full] == [("full", 0), ("full", 1)]
+    assert [(one.strategy, one.seed) for (one,) in full] == [("full", 0), ("full", 1)]
     assert {(config.strategy, config.seed) for config in third} == {("custom", 2), ("full", 2)}
     assert progress.stopped == ("layer1", "layer2", "layer3")
+
+
+def test_only_what_may_be_best_is_trained_with_more_seeds(setup):
+    stages = {"layer3": 0.6, "layer4": 0.8}
+    planted = Planted(alone(**stages) | {"full": 0.7}, alone(layer3=0.5, layer4=0.4))
+    planted.finish(setup)
+    runs = [config for _, configs in planted.rounds for config in configs]
+    assert [one.seed for one in runs if one.strategy == "full"] == [0]
+    both = [one for one in runs if one.strategy == "custom" and len(trained(one)) == 2]
+    assert [one.seed for one in both] == [0]
+    assert sorted(one.seed for one in runs if one == setup.alone(["layer4"], one.seed)) == [0, 1, 2]
+
+
+def test_of_many_stages_a_quarter_is_trained_with_all_seeds(home_of_shared_fixtures):
+    made = set_up(tiny_config(backbone="efficientnet_lite0"))
+    losses = {(stage,): float(place) for place, stage in enumerate(made.stages)}
+    planted = Planted({}, losses)
+    progress = planted.finish(made)
+    half = made.stages[: len(made.stages) // 2]
+    assert progress.going_on == half
+    (second,) = (configs for name, configs in planted.rounds if name == "seeds")
+    assert {trained(config) for config in second} == {(stage,) for stage in half[: len(half) // 2]}
 
 
 def test_a_deeper_cut_follows_the_shallower_one_that_it_is_computed_from(setup):

@@ -19,7 +19,7 @@ from finetune_core.models.network import build_network
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run, summary
-from finetune_core.training import events, fitting, networks
+from finetune_core.training import events, networks, probe_memo
 from finetune_core.training.checkpoints import BEST, checkpoint_path, load_tensors, save_checkpoint
 from finetune_core.training.exact_layers import exact_head, without_head
 from finetune_core.training.folds import stratified_folds
@@ -216,14 +216,14 @@ def head_of(run):
 
 @pytest.mark.train
 def test_a_run_without_epochs_is_a_run(tmp_path, monkeypatch):
-    given, real = [], fitting.linear_probe
+    given, real = [], probe_memo.linear_probe
 
     def note(*asked):
         head, choice = yield from real(*asked)
         given.append((*asked, head))
         return head, choice
 
-    monkeypatch.setattr(fitting, "linear_probe", note)
+    monkeypatch.setattr(probe_memo, "linear_probe", note)
     folder, seen = record_run(tiny_config(strategy="linear_probe"), tmp_path)
     kinds = [type(event) for event in seen if not isinstance(event, events.Progress)]
     assert kinds == [
@@ -410,7 +410,7 @@ def test_a_checkpoint_that_claims_more_neighbours_than_it_has_room_for_is_damage
 
 
 def test_memory_that_runs_out_in_a_fit_is_an_error_with_advice(monkeypatch, tmp_path):
-    monkeypatch.setattr(fitting, "linear_probe", lambda *_: iter([torch.empty(2**50)]))
+    monkeypatch.setattr(probe_memo, "linear_probe", lambda *_: iter([torch.empty(2**50)]))
     advice = r"not enough memory to fit a head .* Train on a part of them"
     with pytest.raises(TrainingError, match=advice):
         record_run(tiny_config(strategy="linear_probe"), tmp_path)

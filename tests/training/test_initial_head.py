@@ -8,7 +8,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.runs.extend import extend_run
 from finetune_core.runs.record import execute, reopen_run
 from finetune_core.runs.store import RunStore, summary
-from finetune_core.training import events
+from finetune_core.training import events, probe_memo
 from finetune_core.training.checkpoints import HEAD, LAST, checkpoint_path, load_tensors
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.lr_finder import find_rate
@@ -114,6 +114,7 @@ def is_fitting(event):
 def test_a_resumed_run_is_the_one_that_was_never_stopped(is_last, tmp_path):
     config = probing(**SGD | VIEWS | {"ema": 0.9})
     fit_all(config, tmp_path / "whole")
+    probe_memo.forget()
     again = stop_and_resume(config, tmp_path / "stopped", is_last)
     check_identical(tmp_path / "stopped", tmp_path / "whole")
     fitted_again = bool(only(events.HeadInitialized, again))

@@ -1,0 +1,59 @@
+"""Linear probes that this process has fitted, so that equal ones are fitted once.
+
+The runs of a profile all begin with the same probe as their head, and fitting it can take longer
+than training one of them. A fit follows from its images alone, so the answer is the same.
+"""
+
+import hashlib
+from collections import OrderedDict
+from threading import Lock
+
+import numpy as np
+import torch
+
+from finetune_core.training.logistic import Choice, Linear, linear_probe
+from finetune_core.work import Work
+
+_MOST = 8  # heads, which take a few megabytes each
+_fitted: OrderedDict[bytes, tuple[Linear, Choice]] = OrderedDict()
+_lock = Lock()
+
+
+def fit_once(
+    features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
+) -> Work[tuple[Linear, Choice]]:
+    """Fit a linear probe, or return the one that was fitted to the same images before.
+
+    Args:
+        as for ``linear_probe``.
+
+    Yields:
+        The steps of ``linear_probe``; none where the probe is known.
+    """
+    key = _digest(features, labels, sets, classes, seed)
+    with _lock:
+        known = _fitted.get(key)
+    if known is None:
+        known = yield from linear_probe(features, labels, sets, classes, seed)
+    with _lock:
+        _fitted[key] = known
+        _fitted.move_to_end(key)
+        while len(_fitted) > _MOST:
+            _fitted.popitem(last=False)
+    return known
+
+
+def forget() -> None:
+    """Fit every probe anew from here on."""
+    with _lock:
+        _fitted.clear()
+
+
+def _digest(
+    features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
+) -> bytes:
+    settings = (tuple(features.shape), str(features.device), classes, seed)
+    found = hashlib.blake2b(repr(settings).encode())
+    for array in (features.cpu().numpy(), labels.cpu().numpy(), sets):
+        found.update(np.ascontiguousarray(array))
+    return found.digest()
