@@ -214,8 +214,9 @@ def pairs(comparison: Comparison) -> None:
 
 @st.fragment
 def costs(comparison: Comparison) -> None:
+    name = accuracy_name(comparison.split)
     st.header(
-        "Accuracy against cost",
+        f"{name} against cost",
         anchor=False,
         help="Dotted line: Pareto front. No run is both better and cheaper than one on it. Hollow: "
         "the same runs without the cache of the frozen stages' output.",
@@ -236,7 +237,7 @@ def costs(comparison: Comparison) -> None:
     st.plotly_chart(
         pareto(measure, comparison.arms, comparison.split),
         key=f"pareto-{measure}",
-        alt=f"Accuracy against {COSTS[measure][0].lower()}",
+        alt=f"{name} against {COSTS[measure][0].lower()}",
     )
     if reason:
         st.caption(reason)
@@ -244,18 +245,19 @@ def costs(comparison: Comparison) -> None:
 
 def shapes(comparison: Comparison) -> None:
     """Depth and amount of data, where the runs differ in them."""
+    name = accuracy_name(comparison.split)
     drawn = [
         (
-            "Accuracy by first stage that trains",
+            f"{name} by first stage that trains",
             "depth",
             by_depth(comparison.arms, comparison.split),
-            "Accuracy against the first stage that trains",
+            f"{name} against the first stage that trains",
         ),
         (
-            "Accuracy by training set size",
+            f"{name} by training set size",
             "data",
             by_data(comparison.arms, comparison.split),
-            "Accuracy against the number of training images",
+            f"{name} against the number of training images",
         ),
     ]
     drawn = [one for one in drawn if one[2]]

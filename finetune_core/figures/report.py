@@ -23,6 +23,7 @@ from finetune_core.figures.comparison import (
 )
 from finetune_core.figures.layer_diagnostics import MEASURES as MOVES
 from finetune_core.figures.layer_diagnostics import by_stage, probe_profile
+from finetune_core.formatting import accuracy_name
 
 Headed = list[tuple[str, go.Figure]]
 
@@ -53,18 +54,19 @@ def _both_axes(shift: ShiftComparison) -> go.Figure:
 def comparison_figures(comparison: Comparison) -> Headed:
     """The figures of accuracy and its cost, each with its heading."""
     arms, split = comparison.arms, comparison.split
+    name = accuracy_name(split)
     found = [
         (f"{comparison.measure.title_on(split)}, with intervals and seeds", accuracies(arms, split))
     ]
     found += [
-        (f"Accuracy against {COSTS[measure][0].lower()}", pareto(measure, arms, split))
+        (f"{name} against {COSTS[measure][0].lower()}", pareto(measure, arms, split))
         for measure in offered_costs(arms)[0]
     ]
     found += [
         (heading, figure)
         for heading, figure in (
-            ("Accuracy by first stage that trains", by_depth(arms, split)),
-            ("Accuracy by training set size", by_data(arms, split)),
+            (f"{name} by first stage that trains", by_depth(arms, split)),
+            (f"{name} by training set size", by_data(arms, split)),
         )
         if figure
     ]

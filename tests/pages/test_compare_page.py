@@ -74,8 +74,8 @@ def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     assert any(pair.networks in one.value.replace("\\", "") for one in folded.markdown)
     assert list(at.dataframe[1].value["Seeds"]) == ["0, 1", "0, 1"]
     assert len(at.get("plotly_chart")) == 5
-    assert "Accuracy by first stage that trains" in text
-    assert "Accuracy by training set size" not in text
+    assert "Test accuracy by first stage that trains" in text
+    assert "Test accuracy by training set size" not in text
     assert "Disagreements" in text
     assert "Layer diagnostics" in text
     # Drawing the page anew would let go of the file.

@@ -39,7 +39,7 @@ def test_only_settings_that_are_left_to_the_rule_change():
 def test_warm_up_and_patience_follow_from_epochs_that_a_person_set():
     auto = [name for name in following_names() if name != "epochs"]
     config = fill(100, auto=auto, epochs=200)
-    assert (config.epochs, config.warmup_epochs, config.patience) == (200, 20, 50)
+    assert (config.epochs, config.warmup_epochs, config.patience) == (200, 20, 133)
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "custom"])
