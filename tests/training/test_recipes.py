@@ -36,6 +36,12 @@ def test_only_settings_that_are_left_to_the_rule_change():
     assert fill(100, auto=(), learning_rate=0.5).learning_rate == 0.5
 
 
+def test_too_few_images_to_see_a_plateau_are_trained_to_the_end():
+    assert fill(199).early_stopping == "off"
+    assert fill(200).early_stopping == "val_loss"
+    assert fill(1000, train_fraction=0.1).early_stopping == "off"
+
+
 def test_warm_up_and_patience_follow_from_epochs_that_a_person_set():
     auto = [name for name in following_names() if name != "epochs"]
     config = fill(100, auto=auto, epochs=200)
