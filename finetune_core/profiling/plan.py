@@ -63,7 +63,7 @@ ROUNDS: dict[Round, str] = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What is profiled.
+    """Settings of all runs of a profile.
 
     Attributes:
         probe: the linear probe.
@@ -91,29 +91,29 @@ class Setup:
     def probes(self) -> list[RunConfig]:
         """Return the probes: of one seed, unless the seed draws the training images."""
         seeds = self.seeds if self.probe.train_fraction < 1 else self.seeds[:1]
-        return [_changed(self.probe, seed=seed) for seed in seeds]
+        return [_replace(self.probe, seed=seed) for seed in seeds]
 
     def alone(self, stages: Collection[str], seed: int) -> RunConfig:
         """Return the run that trains these stages and the head."""
         rates = {name: 1.0 for name in self.sizes if name in stages} | {HEAD: 1.0}
         custom = self.stage.for_strategy("custom") | {"stage_rates": rates}
-        return _changed(self.stage, **custom, seed=seed)
+        return _replace(self.stage, **custom, seed=seed)
 
     def short(self, stage: str) -> RunConfig:
         """Return the stage's run of the short round: a complete one, its schedule included."""
         whole = self.alone([stage], self.seeds[0])
         epochs = max(1, round(whole.epochs / SHORT))
         warmup = min(whole.warmup_epochs / SHORT, epochs / 2)
-        return _changed(whole, epochs=epochs, warmup_epochs=round(warmup, 2))
+        return _replace(whole, epochs=epochs, warmup_epochs=round(warmup, 2))
 
     def whole(self, seed: int) -> RunConfig:
         """Return the run of full fine-tuning."""
-        return _changed(self.full, seed=seed)
+        return _replace(self.full, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a finished run answered.
+    """Answers of a finished run.
 
     Attributes:
         run_id: of the run.
@@ -204,7 +204,7 @@ def set_up(
         (config,) = design(base, [strategy], seeds[:1], num_images=num_images)
         # What the recipe has chosen is fixed here: that of *custom* is another one.
         can_probe = has_linear_head(config.backbone, config.image_size)
-        ready[strategy] = _changed(config, initial_head="probe" if can_probe else "random", auto=())
+        ready[strategy] = _replace(config, initial_head="probe" if can_probe else "random", auto=())
     whole = stages_of(ready["full"])
     own = {stage.name: stage.parameter_count for stage in whole[:-1] if stage.parameter_count}
     if unknown := [name for name in stages if name not in own]:
@@ -331,28 +331,30 @@ class _Replay:
 
     def _decide(self) -> None:
         setup = self._setup
-        self._need("probe", setup.probes())
+        self._require_runs("probe", setup.probes())
         if not any(map(self._outcome, setup.probes())):
             raise ConfigError({"data": "the linear probe failed, so there is nothing to compare"})
         first, *others = setup.seeds
         self._halve()
-        self._need(
+        self._require_runs(
             "full_length", [config for stage in self._going_on for config in self._arm([stage])]
         )
-        self._going_on = [stage for stage in self._going_on if self._finished(self._arm([stage]))]
+        self._going_on = [
+            stage for stage in self._going_on if self._find_outcomes(self._arm([stage]))
+        ]
         if not self._going_on:
             raise ConfigError({"stages": "the runs of all stages failed"})
         best = self._better_half({stage: setup.alone([stage], first) for stage in self._going_on})
         self._seeded = {frozenset([stage]) for stage in best}
-        self._need("seeds", [config for stage in best for config in self._arm([stage])])
+        self._require_runs("seeds", [config for stage in best for config in self._arm([stage])])
         self._select(best)
-        self._need("full", [setup.whole(first)])
+        self._require_runs("full", [setup.whole(first)])
         candidate = self._full_is_candidate()
         if candidate:
-            self._need("full", self._optional("full_seeds", map(setup.whole, others)))
+            self._require_runs("full", self._optional("full_seeds", map(setup.whole, others)))
         if (seed := setup.extra_seed) is not None:
             third = [setup.alone(self._chosen, seed), *([setup.whole(seed)] if candidate else [])]
-            self._need("third_seeds", self._optional("third_seeds", third))
+            self._require_runs("third_seeds", self._optional("third_seeds", third))
 
     def _halve(self) -> None:
         """Stop the stages with the higher validation log loss after the short round."""
@@ -362,7 +364,7 @@ class _Replay:
             return
         shorts = {stage: setup.short(stage) for stage in setup.stages}
         self._going_on = []
-        self._need("short", shorts.values())
+        self._require_runs("short", shorts.values())
         kept = self._better_half(shorts)
         finished = [stage for stage, config in shorts.items() if self._outcome(config)]
         self._going_on = [stage for stage in finished if stage in kept]
@@ -387,7 +389,7 @@ class _Replay:
             usable = self._optional("selection", runs.values())
             if len(usable) < len(runs):
                 return
-            self._need("selection", usable)
+            self._require_runs("selection", usable)
             tried = [stage for stage in rest if self._outcome(runs[stage])]
             if not tried:
                 return
@@ -396,7 +398,7 @@ class _Replay:
             larger = (*self._chosen, added)
             if self._first_accuracy(larger) > self._first_accuracy(self._chosen):
                 self._seeded.add(frozenset(larger))
-                self._need("selection", self._arm(larger))
+                self._require_runs("selection", self._arm(larger))
             before, after = self._score(self._chosen)[0], self._score(larger)[0]
             kept = frozenset(larger) in self._seeded and self._is_better(larger, self._chosen)
             self._path.append(Selected(added, after, after - before, kept))
@@ -412,14 +414,14 @@ class _Replay:
 
     def _first_accuracy(self, stages: Collection[str]) -> float:
         """Return the validation accuracy of the first run of an arm that is finished."""
-        return float(self._finished(self._arm(stages))[0].val_correct.mean())
+        return float(self._find_outcomes(self._arm(stages))[0].val_correct.mean())
 
     def _full_is_candidate(self) -> bool:
         """Return whether full fine-tuning is as accurate on validation images as the selection."""
         whole = self._outcome(self._setup.whole(self._setup.seeds[0]))
         return whole is not None and whole.val_correct.mean() >= self._score(self._chosen)[0]
 
-    def _need(self, at: Round, configs: Iterable[RunConfig]) -> None:
+    def _require_runs(self, at: Round, configs: Iterable[RunConfig]) -> None:
         """Go on only if these runs are finished, or have failed."""
         self._at = at
         missing = {run_of(config): config for config in configs if not self._outcome(config)}
@@ -440,17 +442,19 @@ class _Replay:
     def _outcome(self, config: RunConfig) -> Outcome | None:
         return self._known.get(run_of(config))
 
-    def _finished(self, configs: Iterable[RunConfig]) -> list[Outcome]:
+    def _find_outcomes(self, configs: Iterable[RunConfig]) -> list[Outcome]:
         return [outcome for config in configs if (outcome := self._outcome(config))]
 
     def _score(self, stages: Collection[str]) -> tuple[float, float]:
         """Return the mean validation accuracy of an arm, and its negative log loss."""
-        found = self._finished(self._arm(stages))
+        found = self._find_outcomes(self._arm(stages))
         accuracy = np.mean([one.val_correct.mean() for one in found])
         return float(accuracy), -float(np.mean([one.val_loss for one in found]))
 
     def _validation_answers(self, stages: Collection[str]) -> Answers:
-        return answers(np.stack([one.val_correct for one in self._finished(self._arm(stages))]))
+        return answers(
+            np.stack([one.val_correct for one in self._find_outcomes(self._arm(stages))])
+        )
 
     def _is_better(self, stages: Collection[str], others: Collection[str]) -> bool:
         """Return whether stages beat others on the validation images, by the test of comparisons.
@@ -467,5 +471,5 @@ class _Replay:
         return pair.widest.different
 
 
-def _changed(config: RunConfig, **changes: object) -> RunConfig:
+def _replace(config: RunConfig, **changes: object) -> RunConfig:
     return make_config(config.model_dump() | changes)

@@ -1,4 +1,4 @@
-"""What a profile says: one sentence, a table, the path of the selection, JSON."""
+"""The answer of a profile: one sentence, a table, the path of the selection, JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -82,7 +82,7 @@ class ProfileArm:
 
 @dataclass(frozen=True)
 class Profile:
-    """What training each stage of a backbone gains on a data set.
+    """Gains of training each stage of a backbone on a data set.
 
     Attributes:
         stages: all that were candidates, input to head.
@@ -169,7 +169,7 @@ class Profile:
                 f"No gain could be measured: the linear probe classifies all{but} of "
                 f"{things(self.images, f'{kind} image')} correctly. {NOTHING}"
             )
-        name = _listed(selected.stages)
+        name = _join_names(selected.stages)
         if selected.is_undertrained:
             return (
                 f"Nothing is concluded: {name} has not converged ({selected.convergence.reason}). "
@@ -179,16 +179,16 @@ class Profile:
 
     def _gain(self, selected: ProfileArm, name: str) -> str:
         alone = " alone" if len(selected.stages) == 1 else ""
-        parts = [f"Training {name}{alone} gains {_sized(selected.gain)} over a linear probe"]
+        parts = [f"Training {name}{alone} gains {_format_gain(selected.gain)} over a linear probe"]
         if self.path and not self.path[-1].kept:
             parts.append(f"adding {self.path[-1].stage} gains nothing measurable")
         against = self.against_full
         if against and self.full and not self.full.is_undertrained:
             better, worse = against.low > 0, against.high < 0
             parts.append(
-                f"full fine-tuning gains {_sized(against)} more"
+                f"full fine-tuning gains {_format_gain(against)} more"
                 if better
-                else f"full fine-tuning loses {_sized(_opposite(against))} against it"
+                else f"full fine-tuning loses {_format_gain(_opposite(against))} against it"
                 if worse
                 else "full fine-tuning is not better"
             )
@@ -202,12 +202,14 @@ class Profile:
             best = max(others, key=lambda one: one.gain.value)
             return (
                 f"The validation images chose {name}, which gains nothing measurable ({measured}); "
-                f"{_listed(best.stages)} gains {_sized(best.gain)}. Confirm it with more images "
+                f"{_join_names(best.stages)} gains {_format_gain(best.gain)}. Confirm it with more images "
                 "before you train it."
             )
         text = f"No stage gains anything measurable over a linear probe (best: {name}, {measured})"
         if self._full_is_better and self.full:
-            return f"{text}; full fine-tuning gains {_sized(self.full.gain)}. Train all stages."
+            return (
+                f"{text}; full fine-tuning gains {_format_gain(self.full.gain)}. Train all stages."
+            )
         return f"{text}. {NOTHING}"
 
     def _advice(self, selected: ProfileArm, name: str) -> str:
@@ -233,7 +235,7 @@ class Profile:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What else to know, a sentence each."""
+        """Notes on the answer, a sentence each."""
         found = []
         if self.is_decided and not self.is_complete:
             found.append(self._missing)
@@ -374,13 +376,13 @@ def _arm_json(arm: ProfileArm) -> dict[str, Any]:
     }
 
 
-def _listed(stages: Sequence[str]) -> str:
+def _join_names(stages: Sequence[str]) -> str:
     """``block6``, ``block6 and block5``, ``block6, block5 and stem``."""
     *first, last = stages
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _sized(gain: Interval) -> str:
+def _format_gain(gain: Interval) -> str:
     return f"{points(gain.value)} points ({points(gain.low)} to {points(gain.high)})"
 
 

@@ -1,4 +1,4 @@
-"""Whether training was long enough: one test of a run alone, two of runs beside each other.
+"""Judge whether training was long enough: one test of a run alone, two of runs beside each other.
 
 A run that stops while it still improves says little about the layers that it trained. Alone, a run
 has not converged when its validation loss still falls by more than its noise. A schedule that ends
@@ -38,7 +38,7 @@ _DEVIATIONS = 2.0  # between the training accuracies of two runs
 
 @dataclass(frozen=True)
 class Convergence:
-    """Whether a run has converged; ``converged`` is None where that is unknown. ``reason`` is text."""
+    """The judgement of a run: ``converged`` is None where it is unknown, ``reason`` is text."""
 
     converged: bool | None
     reason: str
