@@ -289,7 +289,9 @@ def interrupts_stop(stop: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         # Not where ``before`` has ended this block: it may have chosen another handler for the rest.
-        if signal.getsignal(signal.SIGINT) is on_interrupt:
+        # Nor after a stop: more keys of its burst may arrive while the results are written, and
+        # ``on_interrupt`` hands later ones to ``before``.
+        if asked_at is None and signal.getsignal(signal.SIGINT) is on_interrupt:
             signal.signal(signal.SIGINT, before)
 
 

@@ -1,8 +1,17 @@
+import signal
+
 import pytest
 import typer
 
+from finetune_core.commands import terminal
 from finetune_core.commands.options import refused_in_words
-from finetune_core.commands.terminal import print_table, progress_bar, result_in_words, show_work
+from finetune_core.commands.terminal import (
+    interrupts_stop,
+    print_table,
+    progress_bar,
+    result_in_words,
+    show_work,
+)
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.formatting import PHASE_WORDS
 from finetune_core.work import Step
@@ -34,6 +43,22 @@ def test_work_that_waits_for_the_device_says_so_once(capsys):
     show_work(bar, work())
     assert capsys.readouterr().err.splitlines() == [f"{PHASE_WORDS['device']}."]
     assert [task.description for task in bar.tasks if task.visible] == [PHASE_WORDS["rates"]]
+
+
+def test_keys_of_one_burst_count_as_one_even_after_the_run_has_stopped(monkeypatch):
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append("abort"))
+    try:
+        monkeypatch.setattr(terminal, "_BURST", float("inf"))
+        with interrupts_stop(lambda: heard.append("stop")):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert heard == ["stop"]
+        monkeypatch.setattr(terminal, "_BURST", -1.0)
+        signal.raise_signal(signal.SIGINT)
+        assert heard == ["stop", "abort"]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 FORGED = "cat\nred: 100 images\tok\r\x1b[2J"
