@@ -3,14 +3,15 @@
 With a constant schedule the copy ends, bit for bit, as a run that had all these epochs from the
 start. Any other schedule is from here on that of the larger number of epochs: a cosine's learning
 rate rises to where it would stand and falls to zero again, a warm restart (Loshchilov & Hutter
-2017, SGDR).
+2017, SGDR). A run that early stopping ended goes on without a stop; up to the epochs that it was
+meant to have, its schedule stays the same.
 """
 
 import json
 from contextlib import suppress
 from typing import Any
 
-from finetune_core.config import RunConfig, make_config
+from finetune_core.config import RunConfig, make_config, setting_of
 from finetune_core.errors import RunError
 from finetune_core.files import copy_regular, open_regular, write_bytes
 from finetune_core.runs.about import About, write_about
@@ -32,9 +33,18 @@ def why_not_extended(run: Run) -> str | None:
         return "it has no epochs"
     if run.status != "finished":
         return "it has not finished: resume it"
-    if len(run.history.epochs) < run.config.epochs:
-        return "early stopping ended it"
     return None
+
+
+def longer_epochs(run: Run) -> int:
+    """Return how many epochs in all a run should train further to: its schedule's end, or twice."""
+    if _stopped_early(run):
+        return run.config.epochs
+    return min(2 * run.config.epochs, int(setting_of("epochs").limits["le"]))
+
+
+def _stopped_early(run: Run) -> bool:
+    return len(run.history.epochs) < run.config.epochs
 
 
 def extend_run(run: Run, epochs: int, owner: str = "", *, elsewhere: bool = False) -> str:
@@ -53,10 +63,9 @@ def extend_run(run: Run, epochs: int, owner: str = "", *, elsewhere: bool = Fals
     """
     if reason := why_not_extended(run):
         raise RunError(f"The run {run.run_id} cannot train further: {reason}.")
-    if epochs <= run.config.epochs:
-        raise RunError(
-            f"The run {run.run_id} has {run.config.epochs} epochs already: name more than that."
-        )
+    done = len(run.history.epochs)
+    if epochs <= done:
+        raise RunError(f"The run {run.run_id} has {done} epochs already: name more than that.")
     config = _extended_config(run, epochs)
     reservation = create_run(config, run.run_dir.parent, owner, elsewhere=elsewhere)
     folder = reservation.run_dir
@@ -82,7 +91,9 @@ def extend_run(run: Run, epochs: int, owner: str = "", *, elsewhere: bool = Fals
 def _extended_config(run: Run, epochs: int) -> RunConfig:
     """Return the run's settings with more epochs, in which stages thaw when they did."""
     changes: dict[str, Any] = {"epochs": epochs}
-    changes["auto"] = tuple(name for name in run.config.auto if name != "epochs")
+    if _stopped_early(run):
+        changes["patience"] = epochs
+    changes["auto"] = tuple(name for name in run.config.auto if name not in changes)
     if late := [stage["thaw_epoch"] for stage in run.started["stages"] if stage["thaw_epoch"] > 1]:
         changes["thaw_every"] = min(late) - 1
     return make_config(run.config.model_dump() | changes)

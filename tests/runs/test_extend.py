@@ -6,7 +6,7 @@ import pytest
 
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.files import is_there
-from finetune_core.runs.extend import extend_run
+from finetune_core.runs.extend import extend_run, longer_epochs
 from finetune_core.runs.record import EVENTS_FILE, execute, reopen_run
 from finetune_core.runs.store import RunStore
 from tests.command_line import thaw
@@ -68,11 +68,6 @@ def test_stages_thaw_when_they_did(finished, strategy):
     [
         ({}, 2, "has 2 epochs already"),
         ({"strategy": "linear_probe"}, 4, "it has no epochs"),
-        (
-            {"epochs": 6, "learning_rate": 1e-9, "early_stopping": "val_accuracy", "patience": 1},
-            9,
-            "early stopping ended it",
-        ),
     ],
 )
 def test_what_cannot_train_further_is_refused_and_leaves_nothing(finished, changes, epochs, words):
@@ -80,6 +75,22 @@ def test_what_cannot_train_further_is_refused_and_leaves_nothing(finished, chang
     with pytest.raises(RunError, match=words):
         extend_run(run, epochs)
     assert [path.name for path in run.run_dir.parent.iterdir()] == [run.run_id]
+
+
+@pytest.mark.parametrize("metric", ["val_accuracy", "val_loss"])
+def test_a_run_that_stopped_early_ends_as_if_it_had_not_stopped(finished, metric):
+    whole = {"epochs": 6, "strategy": "full", "schedule": "cosine", "learning_rate": 1e-8}
+    run = finished(**whole, early_stopping=metric, patience=1)
+    done = len(run.history.epochs)
+    assert done < 6
+    assert longer_epochs(run) == 6
+    with pytest.raises(RunError, match=f"has {done} epochs already"):
+        extend_run(run, done)
+    longer = go_on(run, 6)
+    check_identical(
+        longer.run_dir, trained_run(**whole, early_stopping=metric, patience=1000).run_dir
+    )
+    assert longer_epochs(longer) == 12
 
 
 def test_more_epochs_than_a_run_may_have_are_refused(finished):

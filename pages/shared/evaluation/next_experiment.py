@@ -5,7 +5,7 @@ from functools import partial
 
 import streamlit as st
 
-from finetune_core.config import RunConfig, setting_of
+from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison.compare import Comparison
@@ -21,7 +21,7 @@ from finetune_core.evaluation.comparison.next_experiment import (
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.formatting import things
 from finetune_core.runs.design import run_of
-from finetune_core.runs.extend import extend_run, why_not_extended
+from finetune_core.runs.extend import extend_run, longer_epochs, why_not_extended
 from finetune_core.runs.store import Run
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.timing import calibrate
@@ -126,7 +126,7 @@ def _finished_on(fingerprint: str) -> dict[str, str]:
 
 
 def _train_further(comparison: Comparison) -> dict[str, str]:
-    """Offer twice the epochs for each run that has not converged; return new ids by old ones."""
+    """Offer more epochs for each run that has not converged; return new ids by old ones."""
     runs = [run for arm in comparison.arms if arm.is_undertrained for run in arm.runs]
     reasons = {run.run_id: reason for run in runs if (reason := why_not_extended(run))}
     able = [run for run in runs if run.run_id not in reasons]
@@ -136,7 +136,8 @@ def _train_further(comparison: Comparison) -> dict[str, str]:
         key="train_further",
         disabled=not able,
         help="From where they ended, to twice their epochs, as new runs. A cosine's learning rate "
-        "rises once more to where a cosine of that length would stand.",
+        "rises once more to where a cosine of that length would stand. Runs that early stopping "
+        "ended train to their last epoch.",
     )
     if reasons:
         held = "; ".join(f"{run_id}: {reason}" for run_id, reason in reasons.items())
@@ -154,8 +155,7 @@ def _train_further(comparison: Comparison) -> dict[str, str]:
 def _queue_longer(run: Run) -> str:
     """Queue a copy of a run with twice the epochs; return its id."""
     executor = worker().executor
-    epochs = min(2 * run.config.epochs, int(setting_of("epochs").limits["le"]))
-    run_id = extend_run(run, epochs, owner(), elsewhere=executor.elsewhere)
+    run_id = extend_run(run, longer_epochs(run), owner(), elsewhere=executor.elsewhere)
     worker().resume(run_id, devices_again(run))
     return run_id
 
