@@ -14,7 +14,7 @@ from finetune_core.evaluation.comparison.pairs import Pair
 from finetune_core.evaluation.comparison.report import (
     arms_table,
     detail_lines,
-    ensemble_in_words,
+    footnotes,
     pairs_table,
 )
 from finetune_core.evaluation.comparison.shift import ShiftComparison
@@ -194,9 +194,8 @@ def arms(comparison: Comparison) -> None:
         alt=f"{title} of each strategy with its interval, a small dot for each seed",
     )
     table(*arms_table(comparison), key="arms")
-    for footnote in (comparison.footnote, ensemble_in_words(comparison)):
-        if footnote:
-            st.caption(plain(footnote))
+    for footnote in footnotes(comparison):
+        st.caption(plain(footnote))
 
 
 def pairs(comparison: Comparison) -> None:

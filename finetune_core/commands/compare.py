@@ -35,7 +35,7 @@ from finetune_core.evaluation.comparison.next_experiment import (
     next_experiment,
 )
 from finetune_core.evaluation.comparison.pair_text import CLAIMS, describe_pair
-from finetune_core.evaluation.comparison.report import arms_table, detail_lines, ensemble_in_words
+from finetune_core.evaluation.comparison.report import arms_table, detail_lines, footnotes
 from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.figures.report import whole_report
@@ -155,9 +155,8 @@ def print_comparison(comparison: Comparison) -> None:
     print_table(
         columns_shown, [[row[columns.index(name)] for name in columns_shown] for row in rows]
     )
-    for footnote in (comparison.footnote, ensemble_in_words(comparison)):
-        if footnote:
-            out.print(escape(footnote))
+    for footnote in footnotes(comparison):
+        out.print(escape(footnote))
     for pair in comparison.pairs:
         text = describe_pair(comparison.arms, pair)
         for claim, title in CLAIMS.items():

@@ -105,7 +105,7 @@ def reference_points(
     best = best_run(alike)
     return ReferencePoints(
         split,
-        _majority_class(run, split),
+        majority_class(run, split),
         _refer(_linear_probe(run, alike), run, split),
         _refer(best, run, split),
     )
@@ -123,8 +123,11 @@ def is_on_same_images(one: Run, other: Run) -> bool:
     return counts[0] == counts[1]
 
 
-def _majority_class(run: Run, split: str) -> Reference | None:
-    """The first of equally frequent classes is taken, without a look at the split."""
+def majority_class(run: Run, split: str) -> Reference | None:
+    """Return the share of a split's images that belong to the most frequent training class.
+
+    The first of equally frequent classes is taken, without a look at the split.
+    """
     counts = (run.history.started or {}).get("class_counts") or {}
     train, images = counts.get("train"), counts.get(split)
     if not train or not images or len(train) != len(images) or not sum(images):

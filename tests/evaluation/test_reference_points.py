@@ -7,9 +7,12 @@ import pytest
 from finetune_core.commands.evaluate import evaluation_json, print_evaluation
 from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.comparison.report import comparison_html
 from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.run_accuracy import best_run, run_accuracy
 from finetune_core.evaluation.single_run.run_evaluation import evaluate_run
+from finetune_core.formatting import percent
 from finetune_core.runs.history import History
 from finetune_core.runs.store import Run, RunStore
 from tests.factories import copy_run, shared_images, tiny_config, trained_run
@@ -121,3 +124,10 @@ def test_a_trained_run_records_what_the_majority_class_follows_from(tmp_path, ca
     print_evaluation(result)
     printed = " ".join(capsys.readouterr().out.split())
     assert known.in_sentence() in printed
+    stores = [RunStore(tmp_path).read(folder) for folder in (run_dir, probe_dir)]
+    compared = compare_runs(stores)
+    assert compared.to_json()["majority_class"] == pytest.approx(share)
+    footnote = f"Always answering with the most frequent class: {percent(share)}."
+    assert footnote in comparison_html(compared)
+    assert compare_runs(stores, classes=["red"]).majority_class is None
+    assert compare_runs(stores, "log_loss").majority_class is None

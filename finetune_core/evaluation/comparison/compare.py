@@ -53,6 +53,7 @@ from finetune_core.evaluation.comparison.strategies import (
 )
 from finetune_core.evaluation.comparison.tables import Images, Key, key_of, table_of
 from finetune_core.evaluation.comparison.verdicts import Verdict, metric_text, state_verdict
+from finetune_core.evaluation.reference_points import majority_class
 from finetune_core.evaluation.single_run.corruptions import Corrupted
 from finetune_core.evaluation.single_run.metrics import logits_of
 from finetune_core.evaluation.single_run.scores import resamples_for
@@ -113,6 +114,17 @@ class Comparison:
         )
 
     @property
+    def majority_class(self) -> float | None:
+        """The accuracy of always answering with the most frequent class of the training images.
+
+        None of other metrics, and where the images are not the whole split.
+        """
+        run = self.arms[0].runs[0]
+        is_whole = run.started["counts"].get(self.split) == self.images
+        known = majority_class(run, self.split) if is_whole else None
+        return known.value if known and self.measure is ACCURACY else None
+
+    @property
     def order(self) -> tuple[int, ...]:
         """Places of the arms as they stand, the one to take or the best first; where none stands before another, as they are."""
         return tuple(one.arm for one in self.arm_verdicts) or tuple(range(len(self.arms)))
@@ -130,8 +142,8 @@ class Comparison:
         """Return plain values.
 
         ``runs``, ``arms``, ``pairs``, ``verdict`` and its lines ``answer``, ``size``, ``action``,
-        ``baseline``, ``published``, ``images``, ``split``, ``notes``, ``optimism``, ``advised`` (None
-        where there is too little to choose by).
+        ``baseline``, ``published``, ``images``, ``split``, ``notes``, ``optimism``,
+        ``majority_class``, ``advised`` (None where there is too little to choose by).
         """
         arms = self.arms
         return {
@@ -148,6 +160,7 @@ class Comparison:
             "advised": None if self.advised is None else arms[self.advised].title,
             "notes": [*self.notes, *([self.footnote] if self.footnote else [])],
             "optimism": self.optimism,
+            "majority_class": self.majority_class,
             "ensemble": self.ensemble and asdict(self.ensemble),
         }
 

@@ -98,8 +98,8 @@ def report_html(
 
 def comparison_html(comparison: Comparison) -> str:
     """Return the verdict, the strategies in a table, and the details as HTML."""
-    footnotes = paragraphs(comparison.footnote, ensemble_in_words(comparison))
-    strategies = f"<h2>Strategies</h2>{table(*arms_table(comparison))}{footnotes}"
+    notes = paragraphs(*footnotes(comparison))
+    strategies = f"<h2>Strategies</h2>{table(*arms_table(comparison))}{notes}"
     return f"{_verdict(comparison)}{strategies}{_details(comparison)}"
 
 
@@ -183,6 +183,14 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def _ensemble(measure: Measure, score: Interval | None) -> str:
     return measured_in_words(measure, score) if score else "one seed"
+
+
+def footnotes(comparison: Comparison) -> list[str]:
+    """List what has to be known to read the scores of the arms."""
+    share = comparison.majority_class
+    majority = f"Always answering with the most frequent class: {percent(share)}." if share else ""
+    lines = [majority, comparison.footnote, ensemble_in_words(comparison)]
+    return [line for line in lines if line]
 
 
 def ensemble_in_words(comparison: Comparison) -> str:
