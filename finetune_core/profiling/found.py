@@ -32,8 +32,8 @@ def find_setup(runs: Sequence[Run], data: str, backbone: str) -> Setup | None:
     longest = max(run.config.epochs for run in own)
     long = [run for run in own if run.config.epochs == longest]
     stage = long[0].config
-    if len(long) == len(own) and len({profiled_stage(run.config) for run in own}) > 2:
-        # Only the short round has begun: three times its epochs is what it is short of.
+    if len(long) == len(own):
+        # Only the short round has begun.
         warmup = round(SHORT * stage.warmup_epochs, 2)
         changes = {"epochs": SHORT * longest, "warmup_epochs": warmup}
         stage, long = make_config(stage.model_dump() | changes), []

@@ -80,7 +80,7 @@ def profile(asked: Asked, store: RunStore, train: Train, book: SpeedBook) -> Wor
     Raises:
         FinetuneError: when a setting or the data cannot be used, or the probe fails.
     """
-    setup, failed = asked.setup, set[str]()
+    setup, failed = asked.setup, dict[str, RunConfig]()
     parts: Collection[Part] = tuple(PARTS)
     if asked.budget is not None:
         known = Known(store, asked.dataset)
@@ -95,7 +95,7 @@ def profile(asked: Asked, store: RunStore, train: Train, book: SpeedBook) -> Wor
             return summarise(asked, store, progress, failed)
         yield from train(progress)
         known = Known(store, asked.dataset)
-        failed |= {run_of(config) for config in progress.wanted} - {*known}
+        failed |= {key: one for one in progress.wanted if (key := run_of(one)) not in known}
 
 
 def current_profile(asked: Asked, store: RunStore) -> Profile | None:
@@ -103,7 +103,7 @@ def current_profile(asked: Asked, store: RunStore) -> Profile | None:
     known = Known(store, asked.dataset)
     if not any(run_of(config) in known for config in asked.setup.probes()):
         return None
-    return summarise(asked, store, advance(asked.setup, known), ())
+    return summarise(asked, store, advance(asked.setup, known), {})
 
 
 def count_runs(setup: Setup, known: Mapping[str, Outcome]) -> int:
@@ -181,9 +181,12 @@ def read_outcome(run: Run) -> Outcome:
 
 
 def summarise(
-    asked: Asked, store: RunStore, progress: Progress, failed: Collection[str]
+    asked: Asked, store: RunStore, progress: Progress, failed: Mapping[str, RunConfig]
 ) -> Profile:
     """Put together what the finished runs of a profile say.
+
+    Args:
+        failed: runs that could not be trained, by ``run_of``.
 
     Raises:
         RunError: when runs did not answer the same images.
@@ -219,13 +222,12 @@ def summarise(
             one.seeds,
             known[group.keys[0]].parameters,
             median(known[key].seconds for key in group.keys),
+            _learning_rates(known.runs[group.keys[0]].config, group),
             _worst([judged.get(key) for key in group.keys]),
             tuple(known.runs[key].run_id for key in group.keys),
         )
         for place, (group, one, gain) in enumerate(zip(groups, right[1:], gains, strict=False))
     )
-    titles = {run_of(config): config for config in _all_configs(setup, progress)}
-    broken = [titles[key] for key in failed if key in titles]
     return Profile(
         setup.probe.backbone,
         setup.stages,
@@ -240,7 +242,7 @@ def summarise(
         gains[-1] if both else None,
         progress.path,
         progress.left_out,
-        tuple(f"{title}, seed {one.seed}" for title, one in _add_titles(broken)),
+        tuple(f"{title}, seed {one.seed}" for title, one in _add_titles(list(failed.values()))),
         _predictions(setup, known, groups),
         started["total_parameters"],
     )
@@ -265,28 +267,26 @@ def _arms(setup: Setup, progress: Progress, known: Known) -> list[_Group]:
 
     found = []
     for stage in setup.stages:
-        alone = group("stage", (stage,), (setup.alone([stage], seed) for seed in seeds))
-        short = group("short", (stage,), [setup.short(stage)])
-        found.append(alone if stage in progress.going_on and alone.keys else short)
+        if (rate := progress.rates.get(stage)) is None:
+            continue
+        alone = (setup.alone([stage], seed, progress.rates) for seed in seeds)
+        long = group("stage", (stage,), alone)
+        short = group("short", (stage,), [setup.short(stage, rate)])
+        found.append(long if stage in progress.going_on and long.keys else short)
     for stages in progress.sets:
-        trained = (setup.alone(stages, seed) for seed in seeds)
+        trained = (setup.alone(stages, seed, progress.rates) for seed in seeds)
         found.append(group("stages", _sort_stages(setup, stages), trained))
     found.append(group("full", setup.stages, (setup.whole(seed) for seed in seeds)))
     return [one for one in found if one.keys]
 
 
+def _learning_rates(config: RunConfig, group: _Group) -> dict[str, float]:
+    rates = config.stage_rates or dict.fromkeys(group.stages, 1.0)
+    return {stage: rates[stage] * config.learning_rate for stage in group.stages}
+
+
 def _sort_stages(setup: Setup, stages: Collection[str]) -> tuple[str, ...]:
     return tuple(name for name in setup.stages if name in stages)
-
-
-def _all_configs(setup: Setup, progress: Progress) -> list[RunConfig]:
-    sets = [*([stage] for stage in setup.stages), *progress.sets]
-    long = [setup.alone(stages, seed) for stages in sets for seed in setup.seeds]
-    whole = [setup.whole(seed) for seed in setup.seeds]
-    third = []
-    if setup.extra_seed is not None:
-        third = [setup.whole(setup.extra_seed), setup.alone(progress.chosen, setup.extra_seed)]
-    return [*setup.probes(), *map(setup.short, setup.stages), *long, *whole, *third]
 
 
 def _add_titles(configs: Sequence[RunConfig]) -> list[tuple[str, RunConfig]]:

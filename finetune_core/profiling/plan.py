@@ -3,9 +3,11 @@
 All of it is a pure function, so that an interrupted profile goes on where it was.
 
 0. The linear probe.
-1. Each stage alone with the head, first seed, for a third of the epochs. The half with the lower
-   validation log loss goes on, at least two stages (successive halving, Jamieson & Talwalkar 2016);
-   of equal ones that with fewer parameters.
+1. Each stage alone with the head, first seed, for a quarter of the epochs, with the learning rate
+   and with three times that. The rate with the lower validation log loss is the stage's from then
+   on: what suits a late stage is too small for an early one. The half of the stages with the lower
+   log loss goes on, at least two (successive halving, Jamieson & Talwalkar 2016); of equal ones
+   those with fewer parameters.
 2. These at full length, first seed; then the other seeds of the better half of them, at least two.
 3. Greedy forward selection (Kaplun et al. 2023, SubTuning): begin with the stage of the best mean
    validation accuracy among those with all seeds, and add the stage that raises it most while that
@@ -15,13 +17,13 @@ All of it is a pure function, so that an interrupted profile goes on where it wa
    on the validation images as the selected stages: else it is no candidate.
 5. A third seed of the selected stages, and of full fine-tuning where it is a candidate.
 
-Every run starts from the probe's head and has the auto recipe of the strategy *last block*, full
-fine-tuning its own. Test images are never looked at here.
+Every run starts from the probe's head and has the auto recipe of the strategy *last block*, but for
+the rates of its stages; full fine-tuning has its own. Test images are never looked at here.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -38,9 +40,11 @@ from finetune_core.training.strategies import BASELINE
 
 SEEDS = (0, 1)
 HEAD = "head"
-SHORT = 3  # the first round trains for one third of the epochs
+SHORT = 4  # the first round trains for a quarter of the epochs
+RATES = (1.0, 3.0)  # times the learning rate, tried for each stage
 _FEWEST = 2  # stages that go on
 
+Rates = Mapping[str, float]  # stage -> times the learning rate
 Part = Literal["third_seeds", "full_seeds", "selection", "second_seeds"]
 # in the order in which a budget leaves them out
 PARTS: dict[Part, str] = {
@@ -93,15 +97,15 @@ class Setup:
         seeds = self.seeds if self.probe.train_fraction < 1 else self.seeds[:1]
         return [_replace(self.probe, seed=seed) for seed in seeds]
 
-    def alone(self, stages: Collection[str], seed: int) -> RunConfig:
+    def alone(self, stages: Collection[str], seed: int, rates: Rates) -> RunConfig:
         """Return the run that trains these stages and the head."""
-        rates = {name: 1.0 for name in self.sizes if name in stages} | {HEAD: 1.0}
-        custom = self.stage.for_strategy("custom") | {"stage_rates": rates}
+        trained = {name: rates[name] for name in self.sizes if name in stages} | {HEAD: 1.0}
+        custom = self.stage.for_strategy("custom") | {"stage_rates": trained}
         return _replace(self.stage, **custom, seed=seed)
 
-    def short(self, stage: str) -> RunConfig:
+    def short(self, stage: str, rate: float) -> RunConfig:
         """Return the stage's run of the short round: a complete one, its schedule included."""
-        whole = self.alone([stage], self.seeds[0])
+        whole = self.alone([stage], self.seeds[0], {stage: rate})
         epochs = max(1, round(whole.epochs / SHORT))
         warmup = min(whole.warmup_epochs / SHORT, epochs / 2)
         return _replace(whole, epochs=epochs, warmup_epochs=round(warmup, 2))
@@ -162,6 +166,7 @@ class Progress:
         wanted: runs of this round that are still to be trained; none when the profile is complete.
         stopped: the stages that ended after the short round.
         going_on: the stages that trained at full length.
+        rates: of each stage that trained, as the short round chose it.
         sets: sets of several stages that were tried, in their order.
         path: steps of the selection.
         chosen: stages that are selected, in the order of the selection.
@@ -172,6 +177,7 @@ class Progress:
     wanted: tuple[RunConfig, ...] = ()
     stopped: tuple[str, ...] = ()
     going_on: tuple[str, ...] = ()
+    rates: Rates = field(default_factory=dict)
     sets: tuple[tuple[str, ...], ...] = ()
     path: tuple[Selected, ...] = ()
     chosen: tuple[str, ...] = ()
@@ -302,6 +308,7 @@ class _Replay:
         self._at: Round = "probe"
         self._stopped: list[str] = []
         self._going_on: list[str] = []
+        self._rates: dict[str, float] = {}
         self._seeded: set[frozenset[str]] = set()  # sets of stages that train with all seeds
         self._sets: list[tuple[str, ...]] = []
         self._path: list[Selected] = []
@@ -317,6 +324,7 @@ class _Replay:
             ordered,
             tuple(self._stopped),
             tuple(self._going_on),
+            dict(self._rates),
             tuple(self._sets),
             tuple(self._path),
             self._chosen,
@@ -344,7 +352,7 @@ class _Replay:
         ]
         if not self._going_on:
             raise ConfigError({"stages": "the runs of all stages failed"})
-        best = self._better_half({stage: setup.alone([stage], first) for stage in self._going_on})
+        best = self._better_half({stage: self._alone([stage], first) for stage in self._going_on})
         self._seeded = {frozenset([stage]) for stage in best}
         self._require_runs("seeds", [config for stage in best for config in self._arm([stage])])
         self._select(best)
@@ -353,22 +361,23 @@ class _Replay:
         if candidate:
             self._require_runs("full", self._optional("full_seeds", map(setup.whole, others)))
         if (seed := setup.extra_seed) is not None:
-            third = [setup.alone(self._chosen, seed), *([setup.whole(seed)] if candidate else [])]
+            third = [self._alone(self._chosen, seed), *([setup.whole(seed)] if candidate else [])]
             self._require_runs("third_seeds", self._optional("third_seeds", third))
 
     def _halve(self) -> None:
-        """Stop the stages with the higher validation log loss after the short round."""
-        setup = self._setup
-        self._going_on = list(setup.stages)
-        if len(setup.stages) <= _FEWEST:
-            return
-        shorts = {stage: setup.short(stage) for stage in setup.stages}
-        self._going_on = []
-        self._require_runs("short", shorts.values())
-        kept = self._better_half(shorts)
-        finished = [stage for stage, config in shorts.items() if self._outcome(config)]
-        self._going_on = [stage for stage in finished if stage in kept]
-        self._stopped = [stage for stage in finished if stage not in kept]
+        """Choose each stage's rate; stop the stages with the higher log loss after the short round."""
+        short = self._setup.short
+        tried = {
+            (stage, rate): short(stage, rate) for stage in self._setup.stages for rate in RATES
+        }
+        self._require_runs("short", tried.values())
+        finished = [(one.val_loss, at) for at, run in tried.items() if (one := self._outcome(run))]
+        for _, (stage, rate) in sorted(finished):
+            self._rates.setdefault(stage, rate)
+        kept = self._better_half({stage: tried[stage, rate] for stage, rate in self._rates.items()})
+        for stage in self._setup.stages:
+            if stage in self._rates:
+                (self._going_on if stage in kept else self._stopped).append(stage)
 
     def _better_half(self, runs: Mapping[str, RunConfig]) -> list[str]:
         """Return the half of the stages with the lower validation log loss, at least two."""
@@ -385,7 +394,7 @@ class _Replay:
         self._path.append(Selected(best, self._score([best])[0], None, True))
         while rest := [stage for stage in self._going_on if stage not in self._chosen]:
             self._at = "selection"
-            runs = {name: self._setup.alone((*self._chosen, name), first) for name in rest}
+            runs = {name: self._alone((*self._chosen, name), first) for name in rest}
             usable = self._optional("selection", runs.values())
             if len(usable) < len(runs):
                 return
@@ -409,8 +418,11 @@ class _Replay:
     def _arm(self, stages: Collection[str]) -> list[RunConfig]:
         first, *others = self._setup.seeds
         seeds = others if frozenset(stages) in self._seeded else []
-        more = (self._setup.alone(stages, seed) for seed in seeds)
-        return [self._setup.alone(stages, first), *self._optional("second_seeds", more)]
+        more = (self._alone(stages, seed) for seed in seeds)
+        return [self._alone(stages, first), *self._optional("second_seeds", more)]
+
+    def _alone(self, stages: Collection[str], seed: int) -> RunConfig:
+        return self._setup.alone(stages, seed, self._rates)
 
     def _first_accuracy(self, stages: Collection[str]) -> float:
         """Return the validation accuracy of the first run of an arm that is finished."""

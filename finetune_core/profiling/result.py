@@ -24,7 +24,16 @@ OPTIMISTIC = (
     "There are no test images: these are the validation images that chose the stages, so the gains "
     "are optimistic."
 )
-_COLUMNS = ["Trained", "Gain", "95 % interval", "Seeds", "Parameters", "Time", "How far"]
+_COLUMNS = [
+    "Trained",
+    "Gain",
+    "95 % interval",
+    "Seeds",
+    "Learning rate",
+    "Parameters",
+    "Time",
+    "How far",
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class ProfileArm:
         gain: over the linear probe, with its simultaneous 95 % interval.
         parameters: that train, the head's included.
         seconds: of the median run.
+        learning_rates: of each stage that trains.
     """
 
     kind: Kind
@@ -62,6 +72,7 @@ class ProfileArm:
     seeds: int
     parameters: int
     seconds: float
+    learning_rates: Mapping[str, float]
     convergence: Convergence
     run_ids: tuple[str, ...]
 
@@ -252,8 +263,8 @@ class Profile:
             )
         if any(arm.kind == "short" for arm in self.arms):
             found.append(
-                "Stages stopped after the short round trained for a third of the epochs: their "
-                "gains are those of short runs."
+                "Stages stopped after the short round trained for a quarter of the epochs: "
+                "their gains are those of short runs."
             )
         if self.left_out:
             parts = ", ".join(PARTS[part] for part in self.left_out)
@@ -291,6 +302,7 @@ class Profile:
             points(arm.gain.value),
             f"{points(arm.gain.low)} to {points(arm.gain.high)}",
             str(arm.seeds),
+            ", ".join(f"{rate:g}" for rate in dict.fromkeys(arm.learning_rates.values())),
             percent(arm.parameters / self.total_parameters),
             duration(arm.seconds),
             fate,
@@ -370,6 +382,7 @@ def _arm_json(arm: ProfileArm) -> dict[str, Any]:
         "seeds": arm.seeds,
         "trainable_parameters": arm.parameters,
         "seconds": arm.seconds,
+        "learning_rates": dict(arm.learning_rates),
         "converged": arm.convergence.converged,
         "convergence": arm.convergence.reason,
         "run_ids": list(arm.run_ids),

@@ -84,9 +84,9 @@ def profiled_stage(config: RunConfig) -> str | None:
     """Return the stage that a run of a profile trains alone from the probe's head; None of others."""
     if config.strategy != "custom" or not config.stage_rates or config.averaged:
         return None
-    trained = {name: rate for name, rate in config.stage_rates.items() if name != "head" and rate}
+    trained = [name for name, rate in config.stage_rates.items() if name != "head" and rate]
     ready = config.initial_head == "probe" and config.stage_rates.get("head") == 1
-    return next(iter(trained)) if ready and list(trained.values()) == [1] else None
+    return trained[0] if ready and len(trained) == 1 else None
 
 
 def features_of(config: RunConfig) -> str:

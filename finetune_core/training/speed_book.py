@@ -229,11 +229,8 @@ def conditions(config: RunConfig) -> tuple[Any, ...]:
 
 
 def _key(config: RunConfig) -> str:
-    strategy = (
-        config.strategy
-        if config.strategy != "custom"
-        else f"custom {config.cut} {config.stage_rates}"
-    )
+    trained = [stage for stage, rate in (config.stage_rates or {}).items() if rate]
+    strategy = config.strategy if config.strategy != "custom" else f"custom {config.cut} {trained}"
     strategy = f"{strategy} on {config.features_from}" if config.features_from else strategy
     if strategy == "lora":
         strategy = f"lora {config.lora_rank} from {config.lora_from}, norms {config.lora_norms}"

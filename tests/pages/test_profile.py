@@ -53,7 +53,7 @@ def configure(data):
 def test_one_press_on_configure_profiles_and_compare_shows_it(few_images, quick):
     at = configure(few_images)
     assert "ordinary runs" in button(at, LABEL).help
-    assert "Forecast: about 15 runs" in button(at, LABEL).help
+    assert "Forecast: about 20 runs" in button(at, LABEL).help
     at = wait_for_job(press(at, LABEL))
     assert "All of its runs are finished." in button(at, LABEL).help
     found = runs()

@@ -16,7 +16,16 @@ def interval(value, reach=0.02):
 
 def arm(kind, *stages, gain=0.0, reach=0.02, parameters=200, seconds=40.0, judged=CONVERGED):
     ids = tuple(f"{kind}-{'-'.join(stages)}-{seed}" for seed in (0, 1))
-    values = (0.7 + gain, interval(gain, reach), 2, parameters, seconds, judged, ids)
+    values = (
+        0.7 + gain,
+        interval(gain, reach),
+        2,
+        parameters,
+        seconds,
+        dict.fromkeys(stages, 1e-3),
+        judged,
+        ids,
+    )
     return ProfileArm(kind, stages, *values)
 
 

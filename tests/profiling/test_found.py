@@ -16,7 +16,7 @@ STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4", "head")
 
 @pytest.fixture(scope="module")
 def setup(home_of_shared_fixtures):
-    base = tiny_config(epochs=9, schedule="cosine", warmup_epochs=0.9)
+    base = tiny_config(epochs=12, schedule="cosine", warmup_epochs=1.2)
     return set_up(base.model_copy(update={"auto": ("learning_rate",)}), num_images=100)
 
 
@@ -54,12 +54,13 @@ def test_the_runs_of_a_whole_profile_tell_what_was_asked_for(setup):
 def test_the_short_round_tells_how_long_the_others_are(setup):
     runs, _ = made_runs(setup, rounds=2)
     found = find(setup, runs)
-    assert run_of(found.alone(["layer4"], 0)) == run_of(setup.alone(["layer4"], 0))
-    assert run_of(found.short("conv1")) == run_of(setup.short("conv1"))
+    rates = {"layer4": 3.0}
+    assert run_of(found.alone(["layer4"], 0, rates)) == run_of(setup.alone(["layer4"], 0, rates))
+    assert run_of(found.short("conv1", 3.0)) == run_of(setup.short("conv1", 3.0))
 
 
 def test_other_seeds_and_fewer_stages_are_found(home_of_shared_fixtures):
-    asked = set_up(tiny_config(epochs=9), stages=("layer2", "layer3", "layer4"), seeds=(4, 7, 8))
+    asked = set_up(tiny_config(epochs=12), stages=("layer2", "layer3", "layer4"), seeds=(4, 7, 8))
     runs, _ = made_runs(asked)
     found = find(asked, runs)
     assert (found.stages, found.seeds) == (("layer2", "layer3", "layer4"), (4, 7, 8))
@@ -73,6 +74,6 @@ def test_runs_of_other_data_or_another_backbone_are_none_of_it(setup):
 
 
 def test_the_latest_of_two_profiles_is_shown(setup):
-    other = set_up(tiny_config(epochs=9, learning_rate=0.5))
+    other = set_up(tiny_config(epochs=12, learning_rate=0.5))
     newer, older = made_runs(other)[0], made_runs(setup)[0]
     assert find(setup, [*newer, *older]).stage.learning_rate == 0.5

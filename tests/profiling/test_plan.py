@@ -7,6 +7,7 @@ from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
 from finetune_core.profiling.plan import (
     PARTS,
+    RATES,
     Outcome,
     advance,
     fit_budget,
@@ -49,7 +50,10 @@ class Planted(dict):
 
     def answer(self, config):
         stages = trained(config) if config.strategy == "custom" else config.strategy
-        return outcome(self.accuracies.get(stages, 0.5), self.losses.get(stages, 1.0))
+        loss = self.losses.get(stages, 1.0)
+        if isinstance(loss, dict):
+            loss = loss[config.stage_rates[stages[0]]]
+        return outcome(self.accuracies.get(stages, 0.5), loss)
 
 
 def trained(config):
@@ -60,16 +64,18 @@ def alone(**values):
     return {(stage,): value for stage, value in values.items()}
 
 
+PLAIN = dict.fromkeys(STAGES, 1.0)  # every stage has the learning rate itself
 LOSSES = alone(conv1=0.5, layer1=0.9, layer2=0.9, layer3=0.9, layer4=0.4)
 
 
 def test_every_run_trains_the_named_stages_and_the_head_from_the_probes_head(setup):
-    config = setup.alone(("layer4", "layer1"), seed=3)
-    assert config.stage_rates == {"layer1": 1.0, "layer4": 1.0, "head": 1.0}
+    rates = PLAIN | {"layer1": 3.0}
+    config = setup.alone(("layer4", "layer1"), 3, rates)
+    assert config.stage_rates == {"layer1": 3.0, "layer4": 1.0, "head": 1.0}
     assert (config.strategy, config.seed, config.auto) == ("custom", 3, ())
     assert config.initial_head == setup.whole(0).initial_head == "probe"
     # the order in which stages are named is no difference
-    assert run_of(config) == run_of(setup.alone(("layer1", "layer4"), seed=3))
+    assert run_of(config) == run_of(setup.alone(("layer1", "layer4"), 3, rates))
 
 
 def test_the_auto_recipe_is_that_of_the_last_block_for_all_stages(home_of_shared_fixtures):
@@ -78,8 +84,9 @@ def test_the_auto_recipe_is_that_of_the_last_block_for_all_stages(home_of_shared
     made = set_up(base, num_images=320)
     assert (made.stage.learning_rate, made.stage.epochs) == (1e-3, 60)
     assert made.full.learning_rate == 3e-4
-    short = made.short("layer2")
-    assert (short.epochs, short.warmup_epochs, short.schedule) == (20, 2.0, "cosine")
+    short = made.short("layer2", 3.0)
+    assert (short.epochs, short.warmup_epochs, short.schedule) == (15, 1.5, "cosine")
+    assert short.stage_rates["layer2"] == 3.0
 
 
 def test_rounds_follow_each_other(setup):
@@ -96,8 +103,9 @@ def test_rounds_follow_each_other(setup):
         "third_seeds",
     ]
     short, first, second, selection, *full, third = (configs for _, configs in planted.rounds[1:])
-    assert {trained(config) for config in short} == {(stage,) for stage in STAGES}
-    assert {config.epochs for config in short} == {3}
+    tried = {(*trained(config), config.stage_rates[trained(config)[0]]) for config in short}
+    assert tried == {(stage, rate) for stage in STAGES for rate in RATES}
+    assert {config.epochs for config in short} == {2}
     for seed, configs in enumerate((first, second)):
         expected = {(stage, seed) for stage in ("conv1", "layer4")}
         assert {(*trained(config), config.seed) for config in configs} == expected
@@ -116,7 +124,11 @@ def test_only_what_may_be_best_is_trained_with_more_seeds(setup):
     assert [one.seed for one in runs if one.strategy == "full"] == [0]
     both = [one for one in runs if one.strategy == "custom" and len(trained(one)) == 2]
     assert [one.seed for one in both] == [0]
-    assert sorted(one.seed for one in runs if one == setup.alone(["layer4"], one.seed)) == [0, 1, 2]
+    assert sorted(one.seed for one in runs if one == setup.alone(["layer4"], one.seed, PLAIN)) == [
+        0,
+        1,
+        2,
+    ]
 
 
 def test_of_many_stages_a_quarter_is_trained_with_all_seeds(home_of_shared_fixtures):
@@ -134,7 +146,7 @@ def test_a_deeper_cut_follows_the_shallower_one_that_it_is_computed_from(setup):
     planted = Planted({}, LOSSES)
     planted.finish(setup)
     short = [trained(config)[0] for config in planted.rounds[1][1]]
-    assert short == ["layer1", "layer2", "layer3", "layer4", "conv1"]
+    assert short[::2] == short[1::2] == ["layer1", "layer2", "layer3", "layer4", "conv1"]
 
 
 def test_of_equal_losses_the_stage_with_fewer_parameters_goes_on(setup):
@@ -173,11 +185,27 @@ def test_a_profile_goes_on_from_the_runs_that_are_finished(setup):
     assert advance(setup, planted).wanted == ()
 
 
-def test_two_stages_need_no_short_round(home_of_shared_fixtures):
-    made = set_up(tiny_config(), stages=("layer4", "layer3"))
-    planted = Planted({})
-    progress = planted.finish(made)
-    assert "short" not in [name for name, _ in planted.rounds]
+def test_each_stage_has_the_rate_that_was_better_in_the_short_round(setup):
+    losses = LOSSES | alone(conv1={1.0: 0.6, 3.0: 0.5}, layer1={1.0: 0.7, 3.0: 0.9})
+    accuracies = alone(conv1=0.6, layer4=0.8) | {("conv1", "layer4"): 0.95}
+    planted = Planted(accuracies, losses)
+    progress = planted.finish(setup)
+    assert progress.rates == PLAIN | {"conv1": 3.0}
+    assert progress.chosen == ("layer4", "conv1")
+    long = [one for name, runs in planted.rounds if name != "short" for one in runs]
+    rates = [one.stage_rates for one in long if one.strategy == "custom"]
+    assert {one["conv1"] for one in rates if "conv1" in one} == {3.0}
+    assert {one["layer4"] for one in rates if "layer4" in one} == {1.0}
+
+
+def test_a_rate_that_cannot_be_trained_leaves_the_other(setup):
+    progress = Planted({}, LOSSES).finish(setup, {run_of(setup.short("conv1", 1.0))})
+    assert progress.rates["conv1"] == 3.0
+    assert "conv1" in progress.going_on
+
+
+def test_of_two_stages_none_is_stopped(home_of_shared_fixtures):
+    progress = Planted({}).finish(set_up(tiny_config(), stages=("layer4", "layer3")))
     assert progress.going_on == ("layer3", "layer4")
 
 
@@ -194,7 +222,7 @@ def test_a_share_of_the_images_is_drawn_by_the_seed_so_each_has_its_probe(home_o
 
 
 def test_a_stage_that_cannot_be_trained_is_done_without(setup):
-    failed = {run_of(setup.short("layer4")), run_of(setup.whole(1))}
+    failed = {run_of(setup.short("layer4", rate)) for rate in RATES} | {run_of(setup.whole(1))}
     progress = Planted({}, LOSSES).finish(setup, failed)
     assert "layer4" not in (*progress.going_on, *progress.stopped)
     assert progress.chosen == ("conv1",)
@@ -240,5 +268,5 @@ def test_a_budget_leaves_parts_out_in_order(setup):
 
 
 def test_settings_of_the_profile_are_settings_of_ordinary_runs(setup):
-    config = setup.short("layer1")
+    config = setup.short("layer1", 1.0)
     assert make_config(config.model_dump()) == config

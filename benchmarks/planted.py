@@ -1,0 +1,154 @@
+"""Twenty planted tasks whose answer is known: which stage is worth training, or none.
+
+A small network is trained on clean images, and a profile starts from that run, whose head is kept.
+
+- same: other images of the same task. Nothing can gain.
+- noise: two classes of noise, labels drawn at random. Nothing can gain.
+- labels: the classes renamed in a circle. The head alone has to change, or the last stage with it.
+- cut: the weights behind one stage's output are zero, so it hands on the same for every image. No
+  other stage can bring back what is lost there.
+- changed: images inverted or blurred, or gratings instead of digits. Which stage gains most is
+  measured: each stage alone at full length, three seeds.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter, ImageOps
+
+from benchmarks.image_sets import SIDE, write_set
+from finetune_core.training.checkpoints import BEST, load_checkpoint, save_checkpoint
+
+BACKBONE = "timm/test_resnet"
+LAST = "layer4"
+# Stages whose whole output comes out of these convolutions, so that it can be cut.
+OUTPUTS = {
+    "conv1": ("conv1.6",),
+    "layer2": ("layer2.0.conv2", "layer2.0.downsample.1"),
+    "layer3": ("layer3.0.conv3", "layer3.0.downsample.1"),
+    "layer4": ("layer4.0.conv2", "layer4.0.downsample.1"),
+}
+NOTHING = "nothing"
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "inverted": ImageOps.invert,
+    "blurred": lambda image: image.filter(ImageFilter.GaussianBlur(3)),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One planted task.
+
+    Attributes:
+        clean: the image set that the network is trained on before.
+        images: the image set of the profile.
+        right: the answers that are right: names of stages, or ``nothing``; none where it is measured.
+        change: of the images; of a cut, the stage.
+        draw: seed of the profile's images.
+    """
+
+    kind: str
+    clean: str
+    images: str
+    right: tuple[str, ...] = ()
+    change: str = ""
+    draw: int = 1
+
+    @property
+    def name(self) -> str:
+        return "-".join(filter(None, (self.kind, self.images, self.change, str(self.draw))))
+
+
+def plan_tasks() -> list[Task]:
+    """Return the 20 tasks, one of each kind in turn."""
+    kinds = [
+        [Task("same", name, name, (NOTHING,)) for name in ("digits", "glyphs", "textures")],
+        [Task("noise", "digits", "noise", (NOTHING,), draw=draw) for draw in (1, 2, 3)],
+        [Task("labels", name, name, (NOTHING, LAST), "rename") for name in ("digits", "glyphs")],
+        [Task("cut", name, name, (at,), at) for name in ("digits", "glyphs") for at in OUTPUTS],
+        [
+            Task("changed", "digits", "digits", change="inverted"),
+            Task("changed", "textures", "textures", change="blurred"),
+            Task("changed", "glyphs", "glyphs", change="inverted"),
+            Task("changed", "digits", "textures"),
+        ],
+    ]
+    ordered = []
+    while any(kinds):
+        ordered += [kind.pop(0) for kind in kinds if kind]
+    return ordered
+
+
+def write_images(task: Task, num_train: int, root: Path) -> Path:
+    """Return the folder of the profile's images, below ``root``."""
+    if task.images == "noise":
+        return write_noise(num_train, root / f"noise-{num_train}-{task.draw}", task.draw)
+    plain = write_set(task.images, num_train, root, task.draw)
+    if task.kind == "cut" or not task.change:
+        return plain
+    folder = plain.with_name(f"{plain.name}-{task.change}")
+    if not folder.exists():
+        beside = folder.with_suffix(".part")
+        shutil.rmtree(beside, ignore_errors=True)
+        change_images(task.change, plain, beside)
+        beside.rename(folder)
+    return folder
+
+
+def write_noise(num_train: int, folder: Path, seed: int) -> Path:
+    """Write noise whose labels mean nothing."""
+    if folder.exists():
+        return folder
+    random = np.random.default_rng(seed)
+    for part, count in (("train", num_train), ("val", num_train // 5), ("test", num_train)):
+        for number in range(count):
+            pixels = random.normal(128, 40, (SIDE, SIDE, 3))
+            target = folder / part / f"class {random.integers(2)}"
+            target.mkdir(parents=True, exist_ok=True)
+            picture = Image.fromarray(np.uint8(np.clip(pixels, 0, 255)))
+            picture.save(target / f"{number:05d}.png")
+    return folder
+
+
+def change_images(change: str, plain: Path, folder: Path) -> None:
+    """Write all images of a set, changed, or in the folder of the next class."""
+    for part in plain.iterdir():
+        classes = sorted(path.name for path in part.iterdir())
+        following = dict(zip(classes, classes[1:] + classes[:1], strict=True))
+        for file in part.glob("*/*.png"):
+            name = following[file.parent.name] if change == "rename" else file.parent.name
+            target = folder / part.name / name / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if change == "rename":
+                shutil.copy(file, target)
+            else:
+                CHANGES[change](Image.open(file).convert("RGB")).save(target)
+
+
+def cut_stage(run_dir: Path, stage: str, folder: Path) -> Path:
+    """Copy a run with zeros for the weights behind a stage's output; return the copy."""
+    copy = folder / f"{run_dir.name}-{stage}"
+    if copy.exists():
+        return copy
+    shutil.copytree(run_dir, copy)
+    tensors, info = load_checkpoint(copy, BEST)
+    for convolution in OUTPUTS[stage]:
+        (name,) = [name for name in tensors if name.endswith(f"{convolution}.weight")]
+        tensors[name] = torch.zeros_like(tensors[name])
+    save_checkpoint(copy, BEST, tensors, info)
+    return copy
+
+
+def measured_answers(alone: dict[str, float], probe: float) -> list[str]:
+    """Return the stages within a point of the best one; ``nothing`` where that gains under two.
+
+    Args:
+        alone: mean test accuracy of each stage, trained alone; ``probe`` that of the linear probe.
+    """
+    best = max(alone.values())
+    near = [stage for stage, accuracy in alone.items() if accuracy >= best - 0.01]
+    return [*near, NOTHING] if best - probe < 0.02 else near
