@@ -43,25 +43,29 @@ def find_setup(runs: Sequence[Run], data: str, backbone: str) -> Setup | None:
         for row in own[0].started["stages"]
         if row["name"] != HEAD and row["name"] in trained
     }
-    probe = make_config(stage.model_dump() | stage.for_strategy(BASELINE) | {"seed": SEEDS[0]})
-    return Setup(probe, stage, _full_config(runs, stage), sizes, _seeds(long))
+    full = _find_full(runs, stage)
+    seeds = _shared_seeds(long)
+    if len(seeds) < 2 and not (full and seeds):  # the round of the other seeds has not begun
+        seeds = SEEDS
+    probe = make_config(stage.model_dump() | stage.for_strategy(BASELINE) | {"seed": seeds[0]})
+    full = full or make_config(stage.model_dump() | stage.for_strategy("full"))
+    return Setup(probe, stage, full, sizes, seeds)
 
 
 def _shared_settings(config: RunConfig) -> str:
     return config.model_dump_json(exclude=_OWN)
 
 
-def _seeds(long: Sequence[Run]) -> tuple[int, ...]:
-    """Return the seeds that at least two stages share; the usual ones where none do."""
+def _shared_seeds(long: Sequence[Run]) -> tuple[int, ...]:
+    """Return the seeds that at least two stages share."""
     stages: dict[int, set[str | None]] = {}
     for run in long:
         stages.setdefault(run.config.seed, set()).add(profiled_stage(run.config))
-    shared = sorted(seed for seed, found in stages.items() if len(found) > 1)
-    return tuple(shared) if len(shared) > 1 else SEEDS
+    return tuple(sorted(seed for seed, found in stages.items() if len(found) > 1))
 
 
-def _full_config(runs: Sequence[Run], stage: RunConfig) -> RunConfig:
-    """Return the settings of full fine-tuning; those of the stages before it has begun."""
+def _find_full(runs: Sequence[Run], stage: RunConfig) -> RunConfig | None:
+    """Return the settings of full fine-tuning; None before it has begun."""
     alike = (
         run.config
         for run in runs
@@ -70,5 +74,4 @@ def _full_config(runs: Sequence[Run], stage: RunConfig) -> RunConfig:
         and run.config.initial_head == stage.initial_head
         and features_of(run.config) == features_of(stage)
     )
-    found = next(alike, None)
-    return found or make_config(stage.model_dump() | stage.for_strategy("full"))
+    return next(alike, None)

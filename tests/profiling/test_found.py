@@ -66,6 +66,16 @@ def test_other_seeds_and_fewer_stages_are_found(home_of_shared_fixtures):
     assert (found.stages, found.seeds) == (("layer2", "layer3", "layer4"), (4, 7, 8))
 
 
+def test_a_profile_of_one_seed_is_complete_when_it_ends(home_of_shared_fixtures):
+    asked = set_up(tiny_config(epochs=12), seeds=(5,))
+    runs, planted = made_runs(asked)
+    found = find(asked, runs)
+    assert found.seeds == (5,)
+    assert advance(found, planted).wanted == ()
+    runs, planted = made_runs(asked, rounds=3)
+    assert find(asked, runs).seeds == (0, 1), "other seeds may follow"
+
+
 def test_runs_of_other_data_or_another_backbone_are_none_of_it(setup):
     runs, _ = made_runs(setup)
     assert find_setup(runs, "elsewhere", setup.stage.backbone) is None
