@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.image_sets import SETS, write_set
 from finetune_core.config import following_names, make_config
+from finetune_core.evaluation.single_run.evaluate import calibrated
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 from finetune_core.training.recipes import fill_auto
@@ -121,9 +122,12 @@ def train_once(key: dict[str, Any], folder: Path, work: Path) -> dict[str, Any]:
     epochs = [
         [row["train_loss"], row["val_loss"], row["val_accuracy"]] for row in run.history.epochs
     ]
+    calibration = calibrated(run, "test").before
     return {
         "test": end["test_accuracy"],
         "val": end["val_accuracy"],
+        "test_loss": calibration.loss,
+        "ece": calibration.ece,
         "best_epoch": end["best_epoch"],
         "epochs": epochs,
         "seconds": time.process_time() - began,
@@ -159,20 +163,24 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 def group_results(rows: Sequence[dict[str, Any]]) -> dict[Cell, dict[Any, float]]:
     """Return the mean test accuracy over seeds of each recipe, in percent, by cell.
 
-    A recipe is ``fit``, ``tutorial``, ``auto``, or initial head, learning rate and steps.
+    A recipe is what ``recipe_of`` says.
     """
     found: dict[Cell, dict[Any, list[float]]] = {}
     for row in rows:
         key = row["key"]
         cell = key["set"], key["images"], key["backbone"], key["strategy"]
-        recipe = key["recipe"]
-        if recipe == "sweep":
-            recipe = key["start"], key["rate"], key["steps"]
-        found.setdefault(cell, {}).setdefault(recipe, []).append(100 * row["test"])
+        found.setdefault(cell, {}).setdefault(recipe_of(row), []).append(100 * row["test"])
     return {
         cell: {recipe: sum(values) / len(values) for recipe, values in recipes.items()}
         for cell, recipes in found.items()
     }
+
+
+def recipe_of(row: dict[str, Any]) -> Any:
+    """Return ``fit``, ``tutorial``, ``auto``, or initial head, learning rate and steps."""
+    key = row["key"]
+    swept = key["recipe"] == "sweep"
+    return (key["start"], key["rate"], key["steps"]) if swept else key["recipe"]
 
 
 def lose_points(recipes: dict[Any, float], recipe: Any) -> float:
@@ -190,9 +198,11 @@ def choose_recipe(cells: Sequence[dict[Any, float]]) -> Any:
 
 def report(args: argparse.Namespace) -> None:
     """Print what each recipe loses, and what a rule chosen on other sets loses, by strategy."""
-    cells = group_results(read_results(args.results))
+    rows = read_results(args.results)
+    cells = group_results(rows)
     probes = {cell[:3]: recipes["fit"] for cell, recipes in cells.items() if "fit" in recipes}
     for strategy in args.strategies:
+        print_calibration(strategy, rows)
         own = {cell: recipes for cell, recipes in cells.items() if cell[3] == strategy}
         own = {cell: found for cell, found in own.items() if any(map(_is_swept, found))}
         if own:
@@ -216,6 +226,29 @@ def print_losses(strategy: str, cells: Sequence[dict[Any, float]]) -> None:
         if losses:
             columns += [len(losses), f"{sum(losses) / len(losses):.1f}", f"{max(losses):.1f}"]
             print(f"| {' | '.join(map(str, columns))} |")
+
+
+def print_calibration(strategy: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Print the mean calibration and the mean best epoch of each recipe, where they are known."""
+    found: dict[Any, list[list[float]]] = {}
+    for row in rows:
+        if row["key"]["strategy"] == strategy and "ece" in row and row["epochs"]:
+            share = row["best_epoch"] / len(row["epochs"])
+            numbers = [100 * row["test"], 100 * row["ece"], row["test_loss"], 100 * share]
+            found.setdefault(recipe_of(row), []).append(numbers)
+    if not found:
+        return
+    print(f"\n## {strategy}: calibration\n")
+    print("| recipe | runs | test accuracy | calibration error | log loss | best epoch after |")
+    print("|---|---|---|---|---|---|")
+    for recipe, runs in sorted(found.items(), key=str):
+        accuracy, error, loss, share = (
+            sum(column) / len(runs) for column in zip(*runs, strict=True)
+        )
+        name = recipe if isinstance(recipe, str) else ", ".join(map(str, recipe))
+        print(
+            f"| {name} | {len(runs)} | {accuracy:.1f} % | {error:.1f} % | {loss:.3f} | {share:.0f} % |"
+        )
 
 
 def print_left_out(

@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clean-images", type=int, default=1000)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--size", type=int, default=48, help="pixels")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     args.work.mkdir(parents=True, exist_ok=True)

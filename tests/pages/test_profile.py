@@ -65,6 +65,10 @@ def test_one_press_on_configure_profiles_and_compare_shows_it(few_images, quick)
     assert "The profile is not complete" not in text
     assert any("profile-figure" in chart.proto.id for chart in shown.get("plotly_chart"))
     assert "Ember: gains more" in text
+    elsewhere = open_page("compare")
+    assert "Profile" not in [header.value for header in elsewhere.header]
+    press(elsewhere, "Show the profile of few")
+    assert "Profile" in [header.value for header in elsewhere.header]
     count = len(found)
     wait_for_job(press(configure(few_images), LABEL))
     assert len(runs()) == count

@@ -1,6 +1,6 @@
 """What a comparison is made of: runs, arms (runs that differ in their seeds only), and how arms stand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -162,8 +162,18 @@ def _strategy_title(config: RunConfig) -> str:
     if config.lora_from is not None:
         return f"{title} from {config.lora_from} on"
     if config.stage_rates is not None:
-        return f"{title} ({', '.join(f'{name} {rate:g}' for name, rate in config.stage_rates.items() if rate)})"
+        return f"{title} ({_describe_rates(config.stage_rates)})"
     return title
+
+
+def _describe_rates(rates: Mapping[str, float]) -> str:
+    """``block5, block6 ×3``; the head is named where it alone trains, or at a rate of its own."""
+    named = [
+        name if rate == 1 else f"{name} ×{rate:g}"
+        for name, rate in rates.items()
+        if rate and (name, rate) != ("head", 1)
+    ]
+    return ", ".join(named) or "head"
 
 
 def _in_short(name: str, value: Any) -> str:

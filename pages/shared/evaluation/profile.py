@@ -1,10 +1,12 @@
 """The section of Compare that shows the profile of the current data set and backbone."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import streamlit as st
 
-from finetune_core.errors import FinetuneError
+from finetune_core.errors import DataError, FinetuneError
 from finetune_core.figures.profile import describe_profile, profile_figure
 from finetune_core.profiling.found import find_setup
 from finetune_core.profiling.operate import Asked, current_profile
@@ -12,7 +14,7 @@ from finetune_core.profiling.result import Profile
 from finetune_core.runs.design import profiled_stage
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
-from pages.shared.data.chosen import data_folder
+from pages.shared.data.chosen import check_open, choose_data, data_folder, data_name
 from pages.shared.data.datasets import current_dataset
 from pages.shared.jobs import shown_outcome
 from pages.shared.runs.backend import store
@@ -32,10 +34,10 @@ def draw_profile(runs: Sequence[Run]) -> None:
         runs: all of them, the newest first.
     """
     data = data_folder()
-    latest = next(
-        (run for run in runs if run.config.data == data and profiled_stage(run.config)), None
-    )
-    if data is None or latest is None:
+    profiled = [run for run in runs if profiled_stage(run.config)]
+    latest = next((run for run in profiled if run.config.data == data), None)
+    if latest is None:
+        _offer_other(profiled)
         return
     config = latest.config
     st.header("Profile", anchor=False, help=HELP)
@@ -52,6 +54,23 @@ def draw_profile(runs: Sequence[Run]) -> None:
         st.caption("Its runs were trained on other images, or none is finished yet.")
         return
     _draw(found)
+
+
+def _offer_other(profiled: Sequence[Run]) -> None:
+    """Offer to choose the data set of the latest profile, where this session may read it."""
+    if not profiled:
+        return
+    data = profiled[0].config.data
+    with suppress(DataError):
+        check_open(data)
+        st.button(
+            plain(f"Show the profile of {Path(data_name(data)).name}"),
+            icon=":material/stacked_bar_chart:",
+            key="other_profile",
+            help=plain(f"Makes {data} the current data set."),
+            on_click=choose_data,
+            args=(data,),
+        )
 
 
 def _draw(found: Profile) -> None:
