@@ -31,6 +31,7 @@ from finetune_core.figures.comparison import (
 )
 from finetune_core.figures.report import whole_report
 from finetune_core.formatting import SPLIT_WORDS, accuracy_name, number, things
+from finetune_core.runs.design import profiled_stage
 from finetune_core.runs.store import Run
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.configure import form, settings
@@ -382,6 +383,9 @@ if not runs:
 compared = choose(runs)
 going_on = any(run.active for run in compared)
 starting = start(expanded=not going_on and len(compared) < 2)
+of_profile = any(profiled_stage(run.config) for run in compared)
+if of_profile:  # whoever looks at its runs wants its answer first
+    draw_profile(runs)
 if going_on:
     st.fragment(queue_panel, run_every=REFRESH)(
         [run.run_id for run in compared], expected_seconds(compared)
@@ -393,6 +397,7 @@ else:
         f"Choose two runs or more ({things(len(runs), 'run')} to choose from), or start a comparison.",
         icon=":material/info:",
     )
-draw_profile(runs)
+if not of_profile:
+    draw_profile(runs)
 damaged_runs(damaged)
 next_step("pages/predict.py", "Try a run on new images", primary=not starting)

@@ -60,7 +60,8 @@ def test_one_press_on_configure_profiles_and_compare_shows_it(few_images, quick)
     assert {run.status for run in found} == {"finished"}
     shown = open_page("compare", state={"data_id": remember(few_images, None)})
     text = unescaped(shown)
-    assert "Profile" in [header.value for header in shown.header]
+    headers = [header.value for header in shown.header]
+    assert headers.index("Profile") < headers.index("Test accuracy")
     assert "Train nothing: take the linear probe." in text
     assert "The profile is not complete" not in text
     assert any("profile-figure" in chart.proto.id for chart in shown.get("plotly_chart"))
