@@ -67,18 +67,18 @@ def profile_figure(profile: Profile) -> go.Figure:
         col=1,
     )
     figure.update_xaxes(visible=False, row=1, col=1)
-    figure.update_yaxes(visible=False, range=[0, 1], fixedrange=True, row=1, col=1)
+    figure.update_yaxes(visible=False, range=[-0.02, 1.02], fixedrange=True, row=1, col=1)
     figure.update_xaxes(
         tickmode="array",
         tickvals=list(range(len(names))),
-        ticktext=[label(name).replace(" + ", "<br>+ ") for name in names],
+        ticktext=[label(name) for name in names],
         automargin=True,
         range=[-0.6, len(names) - 0.4],
         row=2,
         col=1,
     )
     figure.update_yaxes(title_text="Gain over the probe (points)", zeroline=True, row=2, col=1)
-    figure.update_layout(height=380, margin=MARGIN, showlegend=False, bargap=0)
+    figure.update_layout(height=400, margin=MARGIN, showlegend=False, bargap=0)
     return figure
 
 

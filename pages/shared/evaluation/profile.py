@@ -81,8 +81,8 @@ def _draw(found: Profile) -> None:
         return
     st.plotly_chart(profile_figure(found), key="profile-figure", alt=describe_profile(found))
     st.caption(
-        "Ember: gains more than other images and seeds explain. Ice blue: nothing measurable. "
-        "Hatched: a short run."
+        "Ember: gains more than other images and seeds explain. Ice blue: nothing measurable, or "
+        "not converged. Hatched: a short run."
     )
     with st.expander("Table and selection", icon=":material/table:"):
         st.markdown(plain(found.in_words()))
