@@ -37,8 +37,9 @@ from finetune_core.data.dataset import load_dataset
 from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measure_layers
 from finetune_core.inspection.learned import Probe
 from finetune_core.profiling.operate import Asked, profile
-from finetune_core.profiling.plan import RATES, Progress, Setup, set_up
+from finetune_core.profiling.plan import Progress
 from finetune_core.profiling.result import Profile, gain_by_stage
+from finetune_core.profiling.settings import RATES, Setup, set_up
 from finetune_core.runs.design import run_of
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import Run, RunStore

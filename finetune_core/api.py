@@ -41,8 +41,8 @@ from finetune_core.exporters.formats import Exported, exporting
 from finetune_core.files import check_output
 from finetune_core.inspection.report import Inspection
 from finetune_core.models.catalogue import PACKAGED
-from finetune_core.profiling.plan import SEEDS
 from finetune_core.profiling.result import Profile
+from finetune_core.profiling.settings import SEEDS
 from finetune_core.runs.extend import extend_run
 from finetune_core.runs.record import reopen_run
 from finetune_core.runs.store import Run, run_folder

@@ -18,8 +18,9 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.errors import TrainingError
 from finetune_core.formatting import things
 from finetune_core.profiling.operate import Asked, profile
-from finetune_core.profiling.plan import ROUNDS, SEEDS, Progress, set_up
+from finetune_core.profiling.plan import ROUNDS, Progress
 from finetune_core.profiling.result import Profile
+from finetune_core.profiling.settings import SEEDS, set_up
 from finetune_core.runs.executors import Executor
 from finetune_core.runs.store import RunStore
 from finetune_core.training.recipes import AUTO

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from finetune_core.config import RunConfig, make_config
-from finetune_core.profiling.plan import HEAD, SEEDS, SHORT, Setup
+from finetune_core.profiling.settings import HEAD, SEEDS, SHORT, Setup
 from finetune_core.runs.design import features_of, profiled_stage
 from finetune_core.runs.store import Run
 from finetune_core.training.strategies import BASELINE

@@ -28,12 +28,12 @@ from finetune_core.profiling.plan import (
     Outcome,
     Part,
     Progress,
-    Setup,
     advance,
     fit_budget,
     forecast,
 )
 from finetune_core.profiling.result import Kind, Prediction, Profile, ProfileArm
+from finetune_core.profiling.settings import Setup
 from finetune_core.runs.convergence import Convergence, judge_together
 from finetune_core.runs.design import run_of
 from finetune_core.runs.store import Run, RunStore

@@ -17,8 +17,7 @@ All of it is a pure function, so that an interrupted profile goes on where it wa
    on the validation images as the selected stages: else it is no candidate.
 5. A third seed of the selected stages, and of full fine-tuning where it is a candidate.
 
-Every run starts from the probe's head and has the auto recipe of the strategy *last block*, but for
-the rates of its stages; full fine-tuning has its own. Test images are never looked at here.
+Test images are never looked at here.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -28,23 +27,16 @@ from typing import Literal
 
 import numpy as np
 
-from finetune_core.config import RunConfig, make_config
+from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.comparison.paired import Answers, answers
 from finetune_core.evaluation.comparison.pairs import compare_pairs, known_variances
-from finetune_core.models.network import has_linear_head
+from finetune_core.profiling.settings import HEAD, RATES, Rates, Setup
 from finetune_core.runs.convergence import UNKNOWN, Convergence
-from finetune_core.runs.design import design, run_of
-from finetune_core.training.stage_plan import stages_of
-from finetune_core.training.strategies import BASELINE
+from finetune_core.runs.design import run_of
 
-SEEDS = (0, 1)
-HEAD = "head"
-SHORT = 4  # the first round trains for a quarter of the epochs
-RATES = (1.0, 3.0)  # times the learning rate, tried for each stage
 _FEWEST = 2  # stages that go on
 
-Rates = Mapping[str, float]  # stage -> times the learning rate
 Part = Literal["third_seeds", "full_seeds", "selection", "second_seeds"]
 # in the order in which a budget leaves them out
 PARTS: dict[Part, str] = {
@@ -63,56 +55,6 @@ ROUNDS: dict[Round, str] = {
     "full": "Full fine-tuning",
     "third_seeds": "A third seed",
 }
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Settings of all runs of a profile.
-
-    Attributes:
-        probe: the linear probe.
-        stage: settings of the runs of stages, those of the strategy *last block*.
-        full: full fine-tuning.
-        sizes: parameters of each stage that may train, input to head.
-        seeds: the first is that of the short round.
-    """
-
-    probe: RunConfig
-    stage: RunConfig
-    full: RunConfig
-    sizes: Mapping[str, int]
-    seeds: tuple[int, ...]
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        return tuple(self.sizes)
-
-    @property
-    def extra_seed(self) -> int | None:
-        """The seed of the last round; None where each arm has one seed only."""
-        return max(self.seeds) + 1 if len(self.seeds) > 1 else None
-
-    def probes(self) -> list[RunConfig]:
-        """Return the probes: of one seed, unless the seed draws the training images."""
-        seeds = self.seeds if self.probe.train_fraction < 1 else self.seeds[:1]
-        return [_replace(self.probe, seed=seed) for seed in seeds]
-
-    def alone(self, stages: Collection[str], seed: int, rates: Rates) -> RunConfig:
-        """Return the run that trains these stages and the head."""
-        trained = {name: rates[name] for name in self.sizes if name in stages} | {HEAD: 1.0}
-        custom = self.stage.for_strategy("custom") | {"stage_rates": trained}
-        return _replace(self.stage, **custom, seed=seed)
-
-    def short(self, stage: str, rate: float) -> RunConfig:
-        """Return the stage's run of the short round: a complete one, its schedule included."""
-        whole = self.alone([stage], self.seeds[0], {stage: rate})
-        epochs = max(1, round(whole.epochs / SHORT))
-        warmup = min(whole.warmup_epochs / SHORT, epochs / 2)
-        return _replace(whole, epochs=epochs, warmup_epochs=round(warmup, 2))
-
-    def whole(self, seed: int) -> RunConfig:
-        """Return the run of full fine-tuning."""
-        return _replace(self.full, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,43 +124,6 @@ class Progress:
     path: tuple[Selected, ...] = ()
     chosen: tuple[str, ...] = ()
     left_out: tuple[Part, ...] = ()
-
-
-def set_up(
-    base: RunConfig,
-    num_images: int | None = None,
-    stages: Sequence[str] = (),
-    seeds: Sequence[int] = SEEDS,
-) -> Setup:
-    """Put the runs' settings together.
-
-    Args:
-        base: all other settings; its strategy does not matter.
-        num_images: training images of the data set, from which the settings in ``base.auto`` follow;
-            None keeps those of ``base``.
-        stages: that may train; all of the backbone where none is named.
-        seeds: of each arm, the first one first.
-
-    Raises:
-        ConfigError: when a setting or a stage cannot be used.
-        WeightsError: when the backbone is not known.
-    """
-    if not seeds:
-        raise ConfigError({"seeds": "name at least one"})
-    ready: dict[str, RunConfig] = {}
-    for strategy in (BASELINE, "last_block", "full"):
-        (config,) = design(base, [strategy], seeds[:1], num_images=num_images)
-        # What the recipe has chosen is fixed here: that of *custom* is another one.
-        can_probe = has_linear_head(config.backbone, config.image_size)
-        ready[strategy] = _replace(config, initial_head="probe" if can_probe else "random", auto=())
-    whole = stages_of(ready["full"])
-    own = {stage.name: stage.parameter_count for stage in whole[:-1] if stage.parameter_count}
-    if unknown := [name for name in stages if name not in own]:
-        known = f"the stages of {base.backbone} are {', '.join(own)}"
-        raise ConfigError({"stages": f"there is no stage {', '.join(unknown)}; {known}"})
-    sizes = {name: size for name, size in own.items() if not stages or name in stages}
-    probe, stage, full = (ready[name] for name in (BASELINE, "last_block", "full"))
-    return Setup(probe, stage, full, sizes, tuple(dict.fromkeys(seeds)))
 
 
 def advance(
@@ -481,7 +386,3 @@ class _Replay:
         variances = known_variances([*arms, *rest], [True] * (len(rest) + 2))[:2]
         (pair,) = compare_pairs(arms, [True, True], variances)
         return pair.widest.different
-
-
-def _replace(config: RunConfig, **changes: object) -> RunConfig:
-    return make_config(config.model_dump() | changes)

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from finetune_core.profiling.found import find_setup
-from finetune_core.profiling.plan import Setup, advance, set_up
+from finetune_core.profiling.plan import advance
+from finetune_core.profiling.settings import Setup, set_up
 from finetune_core.runs.design import run_of
 from tests.factories import tiny_config
 from tests.profiling.test_plan import LOSSES, Planted

@@ -5,15 +5,8 @@ import pytest
 
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
-from finetune_core.profiling.plan import (
-    PARTS,
-    RATES,
-    Outcome,
-    advance,
-    fit_budget,
-    forecast,
-    set_up,
-)
+from finetune_core.profiling.plan import PARTS, Outcome, advance, fit_budget, forecast
+from finetune_core.profiling.settings import RATES, set_up
 from finetune_core.runs.design import run_of
 from tests.factories import tiny_config
 

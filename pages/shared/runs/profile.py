@@ -11,9 +11,10 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.errors import FinetuneError
 from finetune_core.formatting import duration, things
 from finetune_core.profiling.operate import Asked, Known, count_runs, forecast_seconds, profile
-from finetune_core.profiling.plan import Progress, set_up
+from finetune_core.profiling.plan import Progress
 from finetune_core.profiling.queued import train_queued
 from finetune_core.profiling.result import Profile
+from finetune_core.profiling.settings import set_up
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.work import Work
 from pages.shared.account import owner
