@@ -159,9 +159,10 @@ def summarise(found: Profile, last_block: Run, store: RunStore) -> dict[str, Any
 
 def name_answer(found: Profile) -> tuple[str, ...]:
     """Return the stages that a profile names, the best one first; ``undecided`` is no answer."""
-    if found.selected is None or found.selected.is_undertrained:
-        return ("undecided",)
-    return found.selected.stages if found.worth_training else (NOTHING,)
+    selected = found.selected
+    if selected and found.worth_training:
+        return selected.stages
+    return ("undecided",) if selected is None or selected.is_undertrained else (NOTHING,)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -150,10 +150,10 @@ class Profile:
     @property
     def worth_training(self) -> tuple[str, ...]:
         """The stages to train: none where nothing measurable is gained."""
-        if not self.is_decided or self.selected is None or self.selected.is_undertrained:
+        if not self.is_decided or self.selected is None or self._probe_errors <= _TOO_FEW:
             return ()
-        if self._probe_errors <= _TOO_FEW:
-            return ()
+        if self.selected.is_undertrained:  # the gain is there already; full may not be compared
+            return self.selected.stages if self.selected.gain.low > 0 else ()
         if self._full_is_better:
             return self.stages
         return self.selected.stages if self.selected.gains else ()
@@ -182,11 +182,19 @@ class Profile:
             )
         name = _join_names(selected.stages)
         if selected.is_undertrained:
-            return (
-                f"Nothing is concluded: {name} has not converged ({selected.convergence.reason}). "
-                "Train longer."
-            )
+            return self._undertrained(selected, name)
         return self._gain(selected, name) if selected.gains else self._no_gain(selected, name)
+
+    def _undertrained(self, selected: ProfileArm, name: str) -> str:
+        """Say what an undertrained stage gains at least; nothing of how it compares with others."""
+        reason = f"has not converged ({selected.convergence.reason})"
+        if selected.gain.low <= 0:
+            return f"Nothing is concluded: {name} {reason}. Train longer."
+        gain = _format_gain(selected.gain)
+        return (
+            f"Training {name} gains {gain} over a linear probe, and {reason}: it may gain more. "
+            f"Train {name}, and longer."
+        )
 
     def _gain(self, selected: ProfileArm, name: str) -> str:
         alone = " alone" if len(selected.stages) == 1 else ""

@@ -78,7 +78,7 @@ def test_what_only_the_test_images_say_has_to_be_confirmed():
 
 
 def test_nothing_is_concluded_about_what_has_not_converged():
-    found = made_profile(arm("stage", "block2", gain=0.06, judged=FALLING))
+    found = made_profile(arm("stage", "block2", gain=0.01, judged=FALLING))
     assert found.sentence.startswith("Nothing is concluded: block2 has not converged")
     assert found.worth_training == ()
     other = made_profile(
@@ -88,6 +88,16 @@ def test_nothing_is_concluded_about_what_has_not_converged():
     assert "full fine-tuning" not in other.sentence
     (note,) = other.notes
     assert note.startswith("Not converged, so nothing is concluded about: all stages")
+
+
+def test_an_undertrained_stage_that_gains_is_named_without_a_word_on_others():
+    begun = arm("stage", "block2", gain=0.06, judged=FALLING)
+    found = made_profile(begun, full(0.2), against_full=interval(0.14))
+    assert found.sentence == (
+        "Training block2 gains 6.0 points (4.0 to 8.0) over a linear probe, and has not converged "
+        "(its validation loss still falls): it may gain more. Train block2, and longer."
+    )
+    assert found.worth_training == ("block2",)
 
 
 def test_a_profile_that_is_not_complete_says_so():
