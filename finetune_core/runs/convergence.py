@@ -61,6 +61,11 @@ def judge_run(config: RunConfig, history: History) -> Convergence:
     if max(row["val_accuracy"] for row in epochs) == 1:
         return Convergence(True, "it classifies every validation image correctly")
     assert history.started is not None
+    guess = math.log(len(history.started["classes"]))
+    if epochs[-1]["train_loss"] < guess / 2 and epochs[-1]["val_loss"] >= guess:
+        return Convergence(
+            None, "it fits the training images only, no better than a guess on others"
+        )
     spent = spent_rates(config, history.started["steps_per_epoch"], len(epochs))
     fall = predict_fall(spent, [row["val_loss"] for row in epochs])
     if fall is None:

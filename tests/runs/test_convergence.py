@@ -95,6 +95,20 @@ def test_a_run_that_is_right_on_every_validation_image_has_converged(undertraine
 
 
 @pytest.mark.train
+def test_a_run_that_fits_labels_without_meaning_is_unknown(undertrained):
+    def judge(train_loss):
+        epochs = [
+            row | {"train_loss": train_loss, "val_loss": 3 - 0.1 * epoch, "val_accuracy": 0.3}
+            for epoch, row in enumerate(undertrained.history.epochs)
+        ]
+        return judge_run(undertrained.config, replace(undertrained.history, epochs=epochs))
+
+    assert judge(1.0).converged is False
+    judged = judge(0.1)
+    assert (judged.converged, "no better than a guess" in judged.reason) == (None, True)
+
+
+@pytest.mark.train
 def test_feature_extraction_that_falls_behind_its_probe_has_not_converged(probe, undertrained):
     one, other = judge_together([(run.config, run.history) for run in (undertrained, probe)])
     assert (one.converged, other.converged) == (False, True)
