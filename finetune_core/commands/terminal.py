@@ -289,9 +289,10 @@ def interrupts_stop(stop: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         # Not where ``before`` has ended this block: it may have chosen another handler for the rest.
-        # Nor after a stop: more keys of its burst may arrive while the results are written, and
-        # ``on_interrupt`` hands later ones to ``before``.
-        if asked_at is None and signal.getsignal(signal.SIGINT) is on_interrupt:
+        # Nor after a stop on the command line: more keys of its burst may arrive while the results
+        # are written, and ``on_interrupt`` hands later ones to ``before``.
+        is_kept = asked_at is not None and before is _abort
+        if signal.getsignal(signal.SIGINT) is on_interrupt and not is_kept:
             signal.signal(signal.SIGINT, before)
 
 

@@ -47,7 +47,8 @@ def test_work_that_waits_for_the_device_says_so_once(capsys):
 
 def test_keys_of_one_burst_count_as_one_even_after_the_run_has_stopped(monkeypatch):
     heard = []
-    before = signal.signal(signal.SIGINT, lambda *_: heard.append("abort"))
+    monkeypatch.setattr(terminal, "_abort", lambda *_: heard.append("abort"))
+    before = signal.signal(signal.SIGINT, terminal._abort)
     try:
         monkeypatch.setattr(terminal, "_BURST", float("inf"))
         with interrupts_stop(lambda: heard.append("stop")):
