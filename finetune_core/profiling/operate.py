@@ -6,8 +6,9 @@ by the fingerprint of their data. So a profile that was interrupted goes on when
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -39,7 +40,7 @@ from finetune_core.runs.design import run_of
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.training.forecast import expected
 from finetune_core.training.networks import beginning_of
-from finetune_core.training.predictions import load_predictions
+from finetune_core.training.predictions import load_predictions, predictions_changed
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import stages_of
 from finetune_core.training.timing import calibrate
@@ -151,6 +152,9 @@ class Known(Mapping[str, Outcome]):
             self._read[key] = read_outcome(self.runs[key])
         return self._read[key]
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.runs
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.runs)
 
@@ -164,20 +168,25 @@ def read_outcome(run: Run) -> Outcome:
     Raises:
         RunError: when its predictions are missing or damaged.
     """
-    table = load_predictions(run.run_dir, len(run.started["classes"]))
-    table = table.sort_values("id", ignore_index=True)
-    right = logits_of(table).argmax(axis=1) == table["label"].to_numpy()
-    split = table["split"].to_numpy()
-    reported = TEST if (split == TEST).any() else VAL
+    changed, num_classes = predictions_changed(run.run_dir), len(run.started["classes"])
     end = run.history.end or {}
     return Outcome(
         run.run_id,
         end["val_loss"],
-        right[split == VAL],
-        right[split == reported],
+        *_read_answers(run.run_dir, changed, num_classes),
         run.started["trainable_parameters"],
         cost(run).seconds,
     )
+
+
+@lru_cache(maxsize=512)  # a page asks for dozens of runs each time that it is drawn
+def _read_answers(run_dir: Path, changed: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which validation images, and which of those that are reported on, a run got right."""
+    table = load_predictions(run_dir, num_classes).sort_values("id", ignore_index=True)
+    right = logits_of(table).argmax(axis=1) == table["label"].to_numpy()
+    split = table["split"].to_numpy()
+    reported = TEST if (split == TEST).any() else VAL
+    return right[split == VAL], right[split == reported]
 
 
 def summarise(

@@ -182,10 +182,10 @@ class Profile:
             )
         name = _join_names(selected.stages)
         if selected.is_undertrained:
-            return self._undertrained(selected, name)
+            return self._describe_undertrained(selected, name)
         return self._gain(selected, name) if selected.gains else self._no_gain(selected, name)
 
-    def _undertrained(self, selected: ProfileArm, name: str) -> str:
+    def _describe_undertrained(self, selected: ProfileArm, name: str) -> str:
         """Say what an undertrained stage gains at least; nothing of how it compares with others."""
         reason = f"has not converged ({selected.convergence.reason})"
         if selected.gain.low <= 0:
@@ -193,7 +193,7 @@ class Profile:
         gain = _format_gain(selected.gain)
         return (
             f"Training {name} gains {gain} over a linear probe, and {reason}: it may gain more. "
-            f"Train {name}, and longer."
+            "Train longer to compare it with other stages."
         )
 
     def _gain(self, selected: ProfileArm, name: str) -> str:

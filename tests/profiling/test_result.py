@@ -95,7 +95,8 @@ def test_an_undertrained_stage_that_gains_is_named_without_a_word_on_others():
     found = made_profile(begun, full(0.2), against_full=interval(0.14))
     assert found.sentence == (
         "Training block2 gains 6.0 points (4.0 to 8.0) over a linear probe, and has not converged "
-        "(its validation loss still falls): it may gain more. Train block2, and longer."
+        "(its validation loss still falls): it may gain more. Train longer to "
+        "compare it with other stages."
     )
     assert found.worth_training == ("block2",)
 
