@@ -16,6 +16,7 @@ BACKGROUND = f"getComputedStyle({APP}).backgroundColor"
 QUIET = f"""() => {APP}.dataset.testScriptState === 'notRunning'
     && !document.querySelector('[data-testid=stSkeleton], [data-stale=true]')
     && document.getAnimations().every(one => one.playState !== 'running'
+        || one.transitionProperty === 'transform'  // the live camera's bars slide all the time
         || one.effect.getTiming().iterations === Infinity)"""
 SCROLL_WIDTH = "document.querySelector('[data-testid=stMain]').scrollWidth"
 FOCUSED = """element => document.activeElement !== document.body
