@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, scale, speed
+from benchmarks import gpu, planted, scale, speed
 from finetune_core.runs.store import RunStore
+from finetune_core.training.predictions import load_predictions
+from tests.factories import tiny_config, train, trained_run
 from tests.test_documents import DOCUMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +48,27 @@ def test_a_benchmark_has_the_options_that_documents_use(name, capsys, monkeypatc
     used = {option for line in lines for option in re.findall(r"--[\w-]+", line)}
     # The options as argparse lists them, which follow the description that quotes the command.
     assert used <= set(re.findall(r"--[\w-]+", printed.rpartition("options:")[2]))
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("stage", planted.OUTPUTS)
+def test_a_cut_stage_hands_on_the_same_for_every_image(stage, tmp_path):
+    whole = trained_run(strategy="full", epochs=2).run_dir
+    for parent in (whole, planted.cut_stage(whole, stage, tmp_path)):
+        config = tiny_config(strategy="linear_probe", from_run=str(parent))
+        logits = np.stack(load_predictions(train(config, tmp_path / "runs").run_dir)["logits"])
+        assert (np.ptp(logits, axis=0).max() < 1e-3) == (parent != whole)
+
+
+def test_measured_answers_are_the_best_stages_and_nothing_where_little_is_gained():
+    alone = {"conv1": 0.90, "layer1": 0.895, "layer2": 0.88}
+    assert planted.measured_answers(alone, 0.70) == ["conv1", "layer1"]
+    assert planted.measured_answers(alone, 0.89) == ["conv1", "layer1", "nothing"]
+
+
+def test_planted_tasks_are_twenty_with_names_of_their_own():
+    names = [task.name for task in planted.plan_tasks()]
+    assert len(set(names)) == len(names) == 20
 
 
 def test_a_side_that_ran_few_epochs_is_counted_up_to_all_of_them():

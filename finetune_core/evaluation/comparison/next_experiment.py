@@ -210,8 +210,8 @@ def profile(evidence: Evidence) -> Experiment | None:
         started = f"{config.data} {features_of(config)}" in evidence.profiled
         if epochs_of(config) and probed and not started and STRATEGIES[config.strategy].classic:
             reason = (
-                f"{_scored(arms[at])} trains all stages from one on. Training each stage alone "
-                "shows which one is worth it."
+                f"{_scored(arms[at])} trains one stage and all after it. Training each stage "
+                "alone shows which one is worth it."
             )
             what = f"profile the layers of {config.backbone}"
             return Experiment("profile", what, reason, False, ())
