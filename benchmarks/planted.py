@@ -103,14 +103,17 @@ def write_noise(num_train: int, folder: Path, seed: int) -> Path:
     """Write noise whose labels mean nothing."""
     if folder.exists():
         return folder
+    beside = folder.with_suffix(".part")
+    shutil.rmtree(beside, ignore_errors=True)
     random = np.random.default_rng(seed)
     for part, count in (("train", num_train), ("val", num_train // 5), ("test", num_train)):
         for number in range(count):
             pixels = random.normal(128, 40, (SIDE, SIDE, 3))
-            target = folder / part / f"class {random.integers(2)}"
+            target = beside / part / f"class {random.integers(2)}"
             target.mkdir(parents=True, exist_ok=True)
             picture = Image.fromarray(np.uint8(np.clip(pixels, 0, 255)))
             picture.save(target / f"{number:05d}.png")
+    beside.rename(folder)
     return folder
 
 

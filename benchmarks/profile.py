@@ -39,8 +39,8 @@ from finetune_core.inspection.learned import Probe
 from finetune_core.profiling.operate import Asked, profile
 from finetune_core.profiling.plan import Progress
 from finetune_core.profiling.result import Profile, gain_by_stage
-from finetune_core.profiling.settings import RATES, Setup, set_up
-from finetune_core.runs.design import run_of
+from finetune_core.profiling.settings import Setup, set_up
+from finetune_core.runs.design import PROFILE_RATES, run_of
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.training.speed_book import SpeedBook
@@ -126,7 +126,7 @@ def measure_answers(setup: Setup, probe: float, runs_dir: Path) -> list[str]:
     alone = {}
     for stage in setup.stages:
         means = []
-        for rate in RATES:
+        for rate in PROFILE_RATES:
             runs = [train(setup.alone([stage], seed, {stage: rate}), runs_dir) for seed in SEEDS]
             ends = [run.history.end or {} for run in runs]
             means.append([np.mean([end[f] for end in ends]) for f in ("val_loss", "test_accuracy")])

@@ -31,9 +31,9 @@ from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.comparison.paired import Answers, answers
 from finetune_core.evaluation.comparison.pairs import compare_pairs, known_variances
-from finetune_core.profiling.settings import HEAD, RATES, Rates, Setup
+from finetune_core.profiling.settings import HEAD, Rates, Setup
 from finetune_core.runs.convergence import UNKNOWN, Convergence
-from finetune_core.runs.design import run_of
+from finetune_core.runs.design import PROFILE_RATES, run_of
 
 _FEWEST = 2  # stages that go on
 
@@ -273,7 +273,9 @@ class _Replay:
         """Choose each stage's rate; stop the stages with the higher log loss after the short round."""
         short = self._setup.short
         tried = {
-            (stage, rate): short(stage, rate) for stage in self._setup.stages for rate in RATES
+            (stage, rate): short(stage, rate)
+            for stage in self._setup.stages
+            for rate in PROFILE_RATES
         }
         self._require_runs("short", tried.values())
         finished = [(one.val_loss, at) for at, run in tried.items() if (one := self._outcome(run))]

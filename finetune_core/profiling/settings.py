@@ -17,7 +17,6 @@ from finetune_core.training.strategies import BASELINE
 SEEDS = (0, 1)
 HEAD = "head"
 SHORT = 4  # the first round trains for a quarter of the epochs
-RATES = (1.0, 3.0)  # times the learning rate, tried for each stage
 Rates = Mapping[str, float]  # stage -> times the learning rate
 
 

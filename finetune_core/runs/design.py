@@ -18,6 +18,7 @@ from finetune_core.training.stage_plan import cut_index, plan, stages_of
 from finetune_core.training.strategies import BASELINE, epochs_of
 
 FROM = "from:"  # as a strategy: everything from this stage on trains
+PROFILE_RATES = (1.0, 3.0)  # times the learning rate, tried for each stage of a profile
 _EVERYTHING_FOUND = 2**62
 
 
@@ -84,9 +85,10 @@ def profiled_stage(config: RunConfig) -> str | None:
     """Return the stage that a run of a profile trains alone from the probe's head; None of others."""
     if config.strategy != "custom" or not config.stage_rates or config.averaged:
         return None
-    trained = [name for name, rate in config.stage_rates.items() if name != "head" and rate]
+    trained = {name: rate for name, rate in config.stage_rates.items() if name != "head" and rate}
     ready = config.initial_head == "probe" and config.stage_rates.get("head") == 1
-    return trained[0] if ready and len(trained) == 1 else None
+    alone = len(trained) == 1 and {*trained.values()} <= {*PROFILE_RATES}
+    return next(iter(trained)) if ready and alone else None
 
 
 def features_of(config: RunConfig) -> str:

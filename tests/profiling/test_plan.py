@@ -6,8 +6,8 @@ import pytest
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
 from finetune_core.profiling.plan import PARTS, Outcome, advance, fit_budget, forecast
-from finetune_core.profiling.settings import RATES, set_up
-from finetune_core.runs.design import run_of
+from finetune_core.profiling.settings import set_up
+from finetune_core.runs.design import PROFILE_RATES, profiled_stage, run_of
 from tests.factories import tiny_config
 
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
@@ -71,6 +71,12 @@ def test_every_run_trains_the_named_stages_and_the_head_from_the_probes_head(set
     assert run_of(config) == run_of(setup.alone(("layer1", "layer4"), 3, rates))
 
 
+def test_a_run_with_a_rate_of_its_own_is_none_of_a_profile(setup):
+    rates = {rate: setup.alone(["layer4"], 0, {"layer4": rate}) for rate in (0.1, *PROFILE_RATES)}
+    assert [profiled_stage(one) for one in rates.values()] == [None, "layer4", "layer4"]
+    assert profiled_stage(setup.alone(["layer3", "layer4"], 0, PLAIN)) is None
+
+
 def test_the_auto_recipe_is_that_of_the_last_block_for_all_stages(home_of_shared_fixtures):
     names = ("epochs", "learning_rate", "schedule", "warmup_epochs")
     base = tiny_config(auto=names, batch_size=32)
@@ -97,7 +103,7 @@ def test_rounds_follow_each_other(setup):
     ]
     short, first, second, selection, *full, third = (configs for _, configs in planted.rounds[1:])
     tried = {(*trained(config), config.stage_rates[trained(config)[0]]) for config in short}
-    assert tried == {(stage, rate) for stage in STAGES for rate in RATES}
+    assert tried == {(stage, rate) for stage in STAGES for rate in PROFILE_RATES}
     assert {config.epochs for config in short} == {2}
     for seed, configs in enumerate((first, second)):
         expected = {(stage, seed) for stage in ("conv1", "layer4")}
@@ -215,7 +221,9 @@ def test_a_share_of_the_images_is_drawn_by_the_seed_so_each_has_its_probe(home_o
 
 
 def test_a_stage_that_cannot_be_trained_is_done_without(setup):
-    failed = {run_of(setup.short("layer4", rate)) for rate in RATES} | {run_of(setup.whole(1))}
+    failed = {run_of(setup.short("layer4", rate)) for rate in PROFILE_RATES} | {
+        run_of(setup.whole(1))
+    }
     progress = Planted({}, LOSSES).finish(setup, failed)
     assert "layer4" not in (*progress.going_on, *progress.stopped)
     assert progress.chosen == ("conv1",)

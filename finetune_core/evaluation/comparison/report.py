@@ -188,8 +188,9 @@ def _ensemble(measure: Measure, score: Interval | None) -> str:
 def footnotes(comparison: Comparison) -> list[str]:
     """List what has to be known to read the scores of the arms."""
     share = comparison.majority_class
-    majority = f"Always answering with the most frequent class: {percent(share)}." if share else ""
-    lines = [majority, comparison.footnote, ensemble_in_words(comparison)]
+    lines = [comparison.footnote, ensemble_in_words(comparison)]
+    if share is not None:
+        lines.insert(0, f"Always answering with the most frequent class: {percent(share)}.")
     return [line for line in lines if line]
 
 
