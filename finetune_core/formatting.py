@@ -96,6 +96,17 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
+def rough_duration(seconds: float) -> str:
+    """Return a forecast's time, no more exact than it is: ``3 s``, ``25 s``, ``16 min``, ``2.5 h``."""
+    if seconds < 10:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 57.5:
+        return f"{5 * round(seconds / 5)} s"
+    if seconds < 59.5 * 60:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"
+
+
 def size(count: float) -> str:
     """Bytes: 1536 -> ``1.5 kB``; 25769803776 -> ``25.8 GB`` (powers of ten)."""
     for unit in ("B", "kB", "MB"):

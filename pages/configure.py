@@ -1,40 +1,47 @@
 """Configure: backbone, strategy and settings of the next run, with the strategy drawn."""
 
-import hashlib
 from functools import partial
 from pathlib import Path
 
 import streamlit as st
 
 from finetune_core.config import RunConfig, names_in, setting_of
+from finetune_core.config.changes import training_in_words
 from finetune_core.config.metadata import ADVANCED, HARDWARE, TRAINING
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words, effective
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import FinetuneError
 from finetune_core.figures.curves import rate_curve
-from finetune_core.formatting import duration, memory, number, size, things
+from finetune_core.formatting import memory, rough_duration, things
 from finetune_core.models.weights import RANDOM
-from finetune_core.training.forecast import comparable
 from finetune_core.training.lr_finder import RateCurve, find_rate
 from finetune_core.training.stage_plan import cut_index, plan, stages_of
 from finetune_core.training.strategies import STRATEGIES, epochs_of
-from finetune_core.training.timing import calibrate
 from finetune_core.training.trunk import chosen_views, why_uncached
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.configure import form, settings
 from pages.shared.configure.advice import which_backbone
-from pages.shared.configure.choices import Known, backbone_cards, known_of, strategy_cards
+from pages.shared.configure.choices import (
+    Known,
+    backbone_cards,
+    known_of,
+    other_strategy_cards,
+    strategy_cards,
+)
+from pages.shared.configure.forecasts import forecast_all, time_in_background
+from pages.shared.configure.networks import OPEN as NETWORKS_KEY
 from pages.shared.configure.networks import network_finder
-from pages.shared.configure.presets import draw_presets
+from pages.shared.configure.origin import say_whose_settings
+from pages.shared.configure.presets import draw_presets, preset_changes
 from pages.shared.configure.stages import draw_strategy
 from pages.shared.configure.weights import offer_weights
 from pages.shared.data.chosen import data_folder, data_name, readable_roots
-from pages.shared.jobs import begin, offer, shown_outcome
-from pages.shared.runs.backend import submit, why_not_timed
+from pages.shared.jobs import offer
+from pages.shared.runs.backend import submit
 from pages.shared.runs.profile import offer_profile
 
-MORE_KEY = "more_settings"
+MORE_KEY, SETTINGS_KEY = "more_settings", "training_settings"
 MOST_LINES = 3  # of problems in the bar; of more, the rest is scrolled to
 
 page(
@@ -43,20 +50,20 @@ page(
 )
 
 
-def data_in_words() -> Dataset | None:
-    """Say which data set is trained on, and return it if it can be read."""
-    dataset = form.chosen_dataset()
-    if dataset is None:
-        return None
-    name = data_name(data_folder())
-    st.markdown(
-        f"Training on **{plain(name)}**: {things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}"
-        + (
-            f", with your changes ({plain(edits_in_words(dataset.edits))})."
-            if edits_in_words(dataset.edits)
-            else "."
-        )
-    )
+def describe_data() -> Dataset | None:
+    """Say which data set is trained on, beside the presets; return it if it can be read."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        with st.container(width="stretch"):
+            dataset = form.chosen_dataset()
+            if dataset:
+                images = things(len(dataset.table), "image")
+                classes = things(len(dataset.classes), "class", "classes")
+                changes = edits_in_words(dataset.edits)
+                st.markdown(
+                    f"Training on **{plain(data_name(data_folder()))}**: {images} in {classes}"
+                    + (f", with your changes ({plain(changes)})." if changes else ".")
+                )
+        draw_presets()
     return dataset
 
 
@@ -80,117 +87,86 @@ def draw(valid: RunConfig, problems: dict[str, str], classes: int | None) -> Non
         )
 
 
-def what(
+def choose_network(
     valid: RunConfig, config: RunConfig | None, known: Known, problems: dict[str, str]
 ) -> str | None:
-    """What trains: backbone and strategy; returns why nothing can be started."""
-    with st.container():
-        form.backbone_field(problems)
+    """Draw the networks at hand and the ways to others; return why nothing can be started."""
+    st.markdown(f":small[{form.label('backbone')}]", help=setting_of("backbone").help)
     backbone_cards(valid, known)
-    network_finder()
-    which_backbone(config, known.dataset)
     with st.container():
-        reason = offer_weights([valid])
-    with st.container(
-        horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"
-    ):
-        st.markdown(
-            f":small[{form.label('strategy')}]", help=setting_of("strategy").help, width="content"
-        )
-        timing = measure_button(config, known, known.dataset) if config and known.dataset else None
+        form.backbone_problems(problems)
+    unfold_problems(NETWORKS_KEY, {"backbone"} & problems.keys())
+    with st.grid("auto", min_column_width=320, gap="small"):
+        with st.container():
+            network_finder()
+        with st.container():
+            which_backbone(config, known.dataset)
     with st.container():
-        if timing:
-            shown_outcome(timing)
+        return offer_weights([valid])
+
+
+def choose_strategy(
+    valid: RunConfig,
+    config: RunConfig | None,
+    known: Known,
+    problems: dict[str, str],
+    reason: str | None,
+) -> None:
+    """Draw the strategies and the chosen one's own settings.
+
+    Args:
+        reason: why nothing can be started.
+    """
+    st.markdown(f":small[{form.label('strategy')}]", help=setting_of("strategy").help)
     strategy_cards(valid, known)
     form.strategy_settings(problems)
+    with st.expander("More strategies", icon=":material/category:", key="more_strategies"):
+        other_strategy_cards(valid, known)
+        with st.container():
+            if config and known.dataset:
+                forecast_all(config, known, known.dataset)
     with st.container():
         if config and known.dataset:
-            forecast_table(config, known)
             offer_profile(config, known.dataset, button_key="profile", disabled=reason is not None)
-    return reason
 
 
-def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, str]) -> None:
-    """How it trains: settings, and the learning-rate range test."""
-    inside = {"weights", "from_run", "devices", *names_in(*ADVANCED)} & problems.keys()
-    # something is wrong in there that was not before
-    if inside - st.session_state.get("problems_inside", set()):
-        st.session_state[MORE_KEY] = True
-    st.session_state["problems_inside"] = inside
-    form.section(TRAINING, problems, config=config)
-    with st.container():
-        if form.fits():
-            st.caption(
-                "The head is fitted in one go: epochs, learning rate, batch size, augmentation and all else that steers training in steps "
-                "mean nothing here and are not shown."
-            )
-        elif config and dataset:
-            about_augmentation(config)
-            rate_finder(config)
-    with st.expander("More settings", key=MORE_KEY, on_change="rerun"):
-        form.weights_field(problems)
-        for section in filter(form.fields_in, ADVANCED):
-            st.markdown(f"**{section}**")
-            form.section(section, problems, config=config)
-            if section == HARDWARE:
-                form.devices_field(problems)
+def unfold_problems(key: str, inside: set[str]) -> None:
+    """Open a fold once something in it is wrong that was not before."""
+    seen = f"{key}_problems"
+    if inside - st.session_state.get(seen, set()):
+        st.session_state[key] = True
+    st.session_state[seen] = inside
 
 
-def measure_button(config: RunConfig, known: Known, dataset: Dataset) -> str:
-    """Offer to time each strategy; returns the key of that job."""
-    compared = comparable(config, known.num_images)
-    complete = all(known.expects(one) for one in compared)
-    mark = hashlib.sha256("".join(one.model_dump_json() for one in compared).encode()).hexdigest()[
-        :16
-    ]
-    key = f"forecast:{mark}-{dataset.fingerprint}"
-    reason = why_not_timed()
-    st.button(
-        "Measure again" if complete else "Forecast all strategies",
-        icon=":material/timer:",
-        disabled=reason is not None,
-        help=reason
-        or "Times a few steps of every strategy on this machine and extrapolates; each finished run refines the forecast.",
-        key="forecast",
-        on_click=begin,
-        args=(
-            key,
-            "Timing a few steps of each strategy",
-            partial(calibrate, compared, dataset, known.book, again=complete),
-        ),
-    )
-    return key
-
-
-def forecast_table(config: RunConfig, known: Known) -> None:
-    """All strategies that were timed, side by side."""
-    forecasts = {one.strategy: known.expects(one) for one in comparable(config, known.num_images)}
-    rows = [
-        {
-            "Strategy": ("▸ " if name == config.strategy else "") + STRATEGIES[name].title,
-            "Trainable": number(one.trainable_parameters),
-            "Total": duration(one.seconds),
-            "Per epoch": duration(one.epoch_seconds) if one.epoch_seconds else "none",
-            "Memory": size(one.memory_bytes),
-            **({} if one.device_bytes is None else {"GPU memory": size(one.device_bytes)}),
-            "Cache": size(one.cache_bytes) if one.cache_bytes else "none",
-        }
-        for name, one in forecasts.items()
-        if one
-    ]
-    if not rows:
-        return
-    notes = {
-        "Total": "The whole run when nothing is cached yet; less after a run with the same frozen stages.",
-        "Per epoch": "The mean, if stages thaw during the run.",
-        "Memory": "Weights, optimizer, decoded images, cache, and activations of a step, as far as they are not on a GPU; in addition to the program itself.",
-        "GPU memory": "Weights, optimizer, and activations of a step.",
-        "Cache": "The frozen stages' output for each image, computed once.",
-    }
-    columns = {name: st.column_config.TextColumn(help=note) for name, note in notes.items()}
-    with st.expander("Forecast of all strategies", icon=":material/table:"):
-        st.dataframe(rows, hide_index=True, column_config=columns)
-        form.about_forecasts()
+def set_training(
+    valid: RunConfig, config: RunConfig | None, dataset: Dataset | None, problems: dict[str, str]
+) -> None:
+    """Draw the training settings, folded under what they come to, and the learning-rate finder."""
+    advanced = {"weights", "from_run", "devices", *names_in(*ADVANCED)}
+    unfold_problems(MORE_KEY, advanced & problems.keys())
+    unfold_problems(SETTINGS_KEY, (advanced | set(names_in(TRAINING))) & problems.keys())
+    with st.expander(
+        f"**Training settings** · {plain(training_in_words(valid))}",
+        icon=":material/tune:",
+        key=SETTINGS_KEY,
+        on_change="rerun",
+    ):
+        form.section(TRAINING, problems, config=config)
+        with st.container():
+            if form.fits():
+                st.caption(
+                    "The head is fitted in one go, so settings of training in steps are hidden."
+                )
+            elif config and dataset:
+                about_augmentation(config)
+                rate_finder(config)
+        with st.expander("More settings", key=MORE_KEY, on_change="rerun"):
+            form.weights_field(problems)
+            for section in filter(form.fields_in, ADVANCED):
+                st.markdown(f"**{section}**")
+                form.section(section, problems, config=config)
+                if section == HARDWARE:
+                    form.devices_field(problems)
 
 
 def rate_finder(config: RunConfig) -> None:
@@ -246,22 +222,30 @@ def about_augmentation(config: RunConfig) -> None:
         )
 
 
-def summary(config: RunConfig, known: Known, dataset: Dataset) -> str:
-    """The run in one line."""
-    training = int((dataset.table["split"] == TRAIN).sum()) * config.train_fraction
+def summarize(config: RunConfig, known: Known) -> str:
+    """Return what would be started in one line: strategy, length, and forecast."""
     where, forecast = form.on_devices(), known.expects(config)
-    costs = []
+    timing = time_in_background(config, known)
+    cost = "estimating the time …" if timing else ""
     if forecast:
-        costs = [
-            f"about {duration(forecast.seconds)}{' on one' if where else ''}",
-            memory(forecast.memory_bytes, forecast.device_bytes),
-        ]
+        cost = f"about {rough_duration(forecast.seconds)}{' on one' if where else ''}"
     parts = [
-        f"**{STRATEGIES[config.strategy].title}** on **{plain(config.backbone)}**",
-        things(max(1, round(training)), "training image"),
+        f"**{STRATEGIES[config.strategy].title}**",
         things(config.epochs, "epoch") if epochs_of(config) else "no epochs",
         where,
-        *costs,
+        cost,
+    ]
+    return " · ".join(filter(None, parts))
+
+
+def detail(config: RunConfig, known: Known, dataset: Dataset) -> str:
+    """Return what the one line leaves out: network, images, and memory."""
+    training = int((dataset.table["split"] == TRAIN).sum()) * config.train_fraction
+    forecast = known.expects(config)
+    parts = [
+        plain(config.backbone),
+        things(max(1, round(training)), "training image"),
+        memory(forecast.memory_bytes, forecast.device_bytes) if forecast else "",
     ]
     return " · ".join(filter(None, parts))
 
@@ -270,9 +254,7 @@ def start_bar(
     config: RunConfig | None, known: Known, problems: dict[str, str], reason: str | None
 ) -> None:
     """What would be started, or why nothing can be, and Start: always visible."""
-    with st.bottom.container(
-        horizontal=True, vertical_alignment="center", border=True, key="start_bar"
-    ):
+    with st.bottom.container(horizontal=True, vertical_alignment="center", key="start_bar"):
         with st.container(width="stretch", gap=None):
             if problems:
                 st.markdown(
@@ -284,11 +266,10 @@ def start_bar(
                     for name, problem in problems.items():
                         st.markdown(f":small[:red[{plain(form.label(name))} {plain(problem)}]]")
             elif config and known.dataset:
-                st.markdown(
-                    f":orange[:material/download:] {reason}"
-                    if reason
-                    else summary(config, known, known.dataset)
-                )
+                if reason:
+                    st.markdown(f":orange[:material/download:] {reason}")
+                else:
+                    st.markdown(summarize(config, known), help=detail(config, known, known.dataset))
         pressed = st.button(
             "Start training",
             type="primary",
@@ -307,8 +288,9 @@ def start_bar(
 
 
 # Each part in a container of its own: whatever appears in it, the fields below keep their places, and what is typed into them.
+settings.fill_in()
 with st.container():
-    dataset = data_in_words()
+    dataset = describe_data()
 found = settings.values(
     (data_folder() if dataset else "") or "any", effective(dataset.edits) if dataset else ()
 )
@@ -317,16 +299,16 @@ if wrong := form.devices_problem(config):
     config, problems = None, problems | wrong
 if dataset is None:
     problems.pop("data", None)  # that there is none is said above
-draw_presets()
+with st.container():
+    preset_changes()
+    say_whose_settings(data_folder() if dataset else None)
 valid = form.fill(settings.valid_config(found), dataset)
 with st.container():
     draw(valid, problems, len(dataset.classes) if dataset else None)
 known = known_of(dataset, timed=config is not None)
-left, right = st.columns([3, 2], gap="large")
-with left:
-    reason = what(valid, config, known, problems)
-with right:
-    how(config, dataset, problems)
+reason = choose_network(valid, config, known, problems)
+choose_strategy(valid, config, known, problems, reason)
+set_training(valid, config, dataset, problems)
 if dataset is None:
     with st.bottom:
         next_step("pages/dataset.py", "Choose data first")

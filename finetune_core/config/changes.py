@@ -3,13 +3,34 @@
 from typing import Any
 
 from finetune_core.config.metadata import Setting, numbers_text
-from finetune_core.config.run_config import RunConfig, all_settings
+from finetune_core.config.run_config import FITTED, RunConfig, all_settings
+from finetune_core.formatting import things
 
 
 def changed_settings(config: RunConfig) -> list[tuple[Setting, Any]]:
     """The settings that are not at their defaults, in the order in which they are declared, without the data set and its changes."""
     listed = [(one, getattr(config, name)) for name, one in all_settings().items() if one.section]
     return [(one, value) for one, value in listed if value != one.default]
+
+
+def training_in_words(config: RunConfig) -> str:
+    """Return the settings that matter most of a run's training, for one line.
+
+    Settings that follow from data set and strategy stand first, after "auto".
+    """
+    side = f"{config.image_size} px"
+    if config.strategy in FITTED:
+        return side
+    settings = all_settings()
+    parts = {
+        "epochs": things(config.epochs, "epoch"),
+        "optimizer": settings["optimizer"].choices[config.optimizer],
+        "learning_rate": f"lr {config.learning_rate:g}",
+        "schedule": settings["schedule"].choices[config.schedule].lower(),
+    }
+    auto = ", ".join(text for name, text in parts.items() if name in config.auto)
+    chosen = [text for name, text in parts.items() if name not in config.auto]
+    return " · ".join(filter(None, [f"auto: {auto}" if auto else "", *chosen, side]))
 
 
 def value_in_words(one: Setting, value: Any) -> str:

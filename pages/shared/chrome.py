@@ -40,7 +40,7 @@ def page(path: str, sentence: str) -> None:
     st.html(_UNDER_WHITE)
     gate()
     sync()
-    with st.container(horizontal=True, gap="small", key="navigation"):
+    with st.container(horizontal=True, wrap=False, gap="small", key="navigation"):
         for target, label, symbol in PAGES:
             words = f"**{label}**" if target == path else label
             st.page_link(target, label=words, icon=symbol, width="content", query_params=carried())

@@ -70,6 +70,12 @@ def fresh_process_state(components_found_once, strict_harness, monkeypatch):
     st.cache_data.clear()
 
 
+@pytest.fixture(autouse=True)
+def nothing_timed_unasked(monkeypatch):
+    """Configure does not time the run that it shows: no thread beside the test computes."""
+    monkeypatch.setattr("pages.shared.configure.forecasts._LARGEST", 0)
+
+
 @pytest.fixture
 def folder(monkeypatch):
     """A small data set that the pages may read and no test may change."""

@@ -1,7 +1,9 @@
 """Configure: cards, forecasts, presets, fields and their problems, and Start."""
 
 import json
+import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import streamlit as st
@@ -9,7 +11,7 @@ import streamlit as st
 from finetune_core import paths
 from finetune_core.config import following_names, make_config
 from finetune_core.data.dataset import load_dataset
-from finetune_core.errors import ConfigError
+from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.evaluation.comparison.arms import arm_titles
 from finetune_core.evaluation.run_accuracy import best_before, best_run, run_accuracy, way_to_train
 from finetune_core.models.catalogue import backbone_info
@@ -19,9 +21,10 @@ from finetune_core.training.checkpoints import load_checkpoint
 from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
+from finetune_core.work import Step
 from pages.shared.configure.choices import Known
 from tests.deadline import wait_until
-from tests.factories import TINY_BACKBONE, tiny_config, trained_run
+from tests.factories import TINY_BACKBONE, image_folder, tiny_config, trained_run
 from tests.pages.harness import (
     address,
     button,
@@ -49,18 +52,30 @@ def configure(folder, known):
     return opened
 
 
-def cards(at, label="Strategies"):
+STRATEGY_CARDS = ("Strategies", "More strategies")
+FINDER = {"networks_open": True}  # the list of all networks is drawn only while it is open
+
+
+def cards(at, *labels):
     drawn = (json.loads(one.proto.json) for one in at.get("bidi_component"))
     return {
-        card["value"]: card for one in drawn if one.get("label") == label for card in one["cards"]
+        card["value"]: card
+        for one in drawn
+        if one.get("label") in (labels or STRATEGY_CARDS)
+        for card in one["cards"]
     }
 
 
 def test_each_strategy_has_a_card_with_its_share_and_its_paper_is_in_the_help(configure):
     at = configure()
     found = cards(at)
-    assert [card["title"] for card in found.values()] == [one.title for one in STRATEGIES.values()]
-    assert found["full"]["facts"] == "100 % trains"
+    assert {name: card["title"] for name, card in found.items()} == {
+        name: one.title for name, one in STRATEGIES.items()
+    }
+    first = ["linear_probe", "last_block", "last_two_blocks", "full"]
+    assert list(cards(at, "Strategies")) == first
+    assert list(cards(configure(strategy="lora"), "Strategies")) == [*first, "lora"]
+    assert found["full"]["facts"] == "100 % of parameters"
     assert found["last_block"]["strip"] == ["frozen"] * 7 + ["warm", "head"]
     assert all(one.source in found[name]["tip"] for name, one in STRATEGIES.items())
     title = STRATEGIES["last_block"].title
@@ -72,7 +87,7 @@ def test_each_strategy_has_a_card_with_its_share_and_its_paper_is_in_the_help(co
 def test_a_strategy_that_cannot_run_says_why_on_its_card(configure):
     found = cards(configure(epochs=1))
     assert "would thaw in epoch 2" in found["linear_probe_then_full"]["facts"]
-    assert found["full"]["facts"] == "100 % trains"
+    assert found["full"]["facts"] == "100 % of parameters"
 
 
 @pytest.fixture
@@ -90,7 +105,7 @@ def buttons_for_cards(monkeypatch):
 def test_the_image_size_follows_the_backbone_as_long_as_it_is_the_backbones_own(
     configure, buttons_for_cards
 ):
-    at = configure(backbone="efficientnet_lite0", image_size=224)
+    at = configure(FINDER, backbone="efficientnet_lite0", image_size=224)
 
     def by_card(name):
         return at.button(key=f"backbone_cards-{name}").click().run()
@@ -133,7 +148,7 @@ def test_the_forecast_is_on_every_card_and_can_be_measured_again(folder, known, 
     finished(at)
     assert all("MB" in card["facts"] for name, card in cards(at).items() if name != "custom")
     assert "MB" in cards(at, "Backbones")[TINY_BACKBONE]["facts"]
-    assert "training images · 10 epochs · about " in unescaped(at)
+    assert "10 epochs · about " in unescaped(at)
     assert list(at.dataframe[0].value["Strategy"]) == [
         f"▸ {one.title}" if name == "last_block" else one.title
         for name, one in STRATEGIES.items()
@@ -168,7 +183,7 @@ def test_a_forecast_for_a_gpu_says_which_memory(configure, folder, gpu):
     SpeedBook().learn_decoding(load_dataset(folder).fingerprint, config.image_size, 0.001)
     at = configure()
     assert "MB of GPU memory" in cards(at)["last_block"]["facts"]
-    assert "MB of GPU memory" in unescaped(at)
+    assert any("MB of GPU memory" in (one.help or "") for one in at.markdown)
     assert {"Memory", "GPU memory"} <= set(at.dataframe[0].value.columns)
 
 
@@ -187,6 +202,99 @@ def test_a_forecast_is_computed_once_and_none_where_the_strategy_does_not_fit(mo
     for one in (config, config.model_copy(update={"backbone": "resnet18"})) * 2:
         assert known.expects(one) == (None if one.backbone == "resnet18" else "some time")
     assert asked == [config.backbone, "resnet18"]
+
+
+@pytest.mark.train
+def test_the_time_is_estimated_beside_the_page_without_being_asked(
+    folder, known, finished, monkeypatch
+):
+    monkeypatch.setattr("pages.shared.configure.forecasts._LARGEST", 10**9)
+    form, state = tiny_form(epochs=10)
+    at = open_page("configure", data=known(folder), form=form, state=state)
+    assert "10 epochs · estimating the time …" in unescaped(at)
+    assert not button(at, "Start training").disabled
+    finished(at)
+    assert "10 epochs · about " in unescaped(at)
+
+
+@pytest.mark.train
+def test_a_timing_that_fails_is_not_tried_again(folder, known, finished, monkeypatch):
+    tried = []
+
+    def calibrate(configs, *_, **__):
+        tried.append(configs)
+        yield Step(0, 1)
+        raise FinetuneError("not enough memory")
+
+    monkeypatch.setattr("pages.shared.configure.forecasts._LARGEST", 10**9)
+    monkeypatch.setattr("pages.shared.configure.forecasts.calibrate", calibrate)
+    at = finished(open_page("configure", data=known(folder), form=QUICK))
+    at.run()
+    assert len(tried) == 1
+    assert "estimating" not in unescaped(at)
+    assert not button(at, "Start training").disabled
+
+
+@pytest.fixture
+def buttons_for_stages(monkeypatch):
+    """Each stage is a button: what JavaScript draws cannot be pressed here."""
+
+    def draw(*, data, key, on_clicked_change):
+        def click(name):
+            st.session_state[key] = SimpleNamespace(clicked=name)
+            on_clicked_change()
+
+        for tile in data["tiles"]:
+            name = tile["name"]
+            st.button(name, key=f"stage-{name}", on_click=click, args=(name,))
+
+    monkeypatch.setattr("pages.shared.configure.stages._ROW", draw)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "stage", "becomes"),
+    [
+        ("last_block", "block6", "last_two_blocks"),
+        ("last_two_blocks", "block6", "last_block"),
+        ("linear_probe", "block7", "last_block"),
+        ("last_block", "block7", "feature_extraction"),
+        ("last_block", "block3", "custom"),
+    ],
+)
+def test_a_click_on_a_stage_selects_the_strategy_that_it_makes(
+    configure, buttons_for_stages, strategy, stage, becomes
+):
+    at = configure(strategy=strategy)
+    at.button(key=f"stage-{stage}").click().run()
+    assert at.session_state["form_strategy"] == becomes
+
+
+def test_settings_filled_in_for_another_data_set_are_named_and_can_be_put_back(
+    configure, folder, known, tmp_path, monkeypatch
+):
+    other = image_folder(tmp_path / "other", {"red": 12, "blue": 12})
+    monkeypatch.setenv("THAW_DATA_ROOTS", f"{folder}{os.pathsep}{tmp_path}")
+    at = configure(learning_rate="0.01")
+    assert "Filled in for" not in unescaped(at)
+    at.session_state["data_id"] = known(other)
+    at.run()
+    assert "learning rate" in filled_in(at)
+    press(at, "Keep")
+    assert not filled_in(at)
+    assert at.text_input(key="form_learning_rate").value == "0.01"
+    at.number_input(key="form_epochs").set_value(3).run()
+    assert not filled_in(at), "it was filled in for this one"
+    at.session_state["settings_for"] = "elsewhere"
+    at.run()
+    press(at, "Use defaults")
+    assert not filled_in(at)
+    assert at.number_input(key="form_epochs").value is None
+    assert at.text_input(key="form_learning_rate").value == ""
+
+
+def filled_in(at):
+    lines = [one.value for one in at.markdown if "Filled in for" in one.value]
+    return lines[0] if lines else ""
 
 
 @pytest.mark.train
@@ -332,7 +440,7 @@ def test_an_error_inside_more_settings_opens_it_and_errors_are_listed_beside_sta
 
 @pytest.mark.train
 def test_input_settings_are_the_networks_until_they_are_typed_and_survive_a_reload(configure):
-    at = configure()
+    at = configure(FINDER)
     assert any("mean 0.5, 0.5, 0.5" in one.value for one in at.caption)
     fields = [at.text_input(key=key) for key in INPUT_FIELDS]
     assert [(field.value, field.placeholder) for field in fields] == [("", "from the network")] * 3

@@ -24,7 +24,11 @@ def parent(monkeypatch):
 
 @pytest.mark.train
 def test_a_run_is_chosen_as_the_start_and_its_backbone_follows(parent, known, device_is_taken):
-    at = open_page("configure", data=known(parent.config.data), state={"more_settings": True})
+    at = open_page(
+        "configure",
+        data=known(parent.config.data),
+        state={"more_settings": True, "networks_open": True},
+    )
     at.selectbox(key="weights_from").set_value("An earlier run").run()
     assert at.selectbox(key="weights_run").value == str(parent.run_dir)
     assert at.selectbox(key="form_backbone").value == parent.config.backbone
@@ -42,7 +46,11 @@ def test_a_run_is_chosen_as_the_start_and_its_backbone_follows(parent, known, de
 @pytest.mark.train
 def test_another_backbone_and_no_run_at_all_are_refused_in_words(parent, known, tmp_path):
     def opened():
-        at = open_page("configure", data=known(parent.config.data), state={"more_settings": True})
+        at = open_page(
+            "configure",
+            data=known(parent.config.data),
+            state={"more_settings": True, "networks_open": True},
+        )
         return at.selectbox(key="weights_from").set_value("An earlier run").run()
 
     at = opened()

@@ -10,7 +10,7 @@ from pages.shared.configure.stages import LOOKS_CSS
 _CSS = (
     """
 .cards { container-type: inline-size; font-family: var(--st-font); color: var(--st-text-color); }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(215px, 1fr)); gap: 8px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(215px, 1fr)); gap: 8px; }
 .card { display: flex; flex-direction: column; gap: 2px; padding: 8px 10px; cursor: pointer; font-size: 13px; line-height: 1.35;
   border: 1px solid var(--st-border-color); border-radius: var(--st-base-radius); overflow-wrap: anywhere; }
 .card:hover { border-color: var(--st-primary-color); }

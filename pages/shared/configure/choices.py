@@ -1,6 +1,6 @@
 """Backbone and strategy as cards: what trains, what it is expected to take, and what it has reached before."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from finetune_core.evaluation.run_accuracy import (
     run_accuracy,
     way_to_train,
 )
-from finetune_core.formatting import duration, memory, percent, short_number
+from finetune_core.formatting import memory, percent, rough_duration, short_number
 from finetune_core.models.catalogue import PACKAGED, backbone_info, ready_backbones
 from finetune_core.models.weights import why_no_download
 from finetune_core.runs.store import Run
@@ -24,7 +24,7 @@ from finetune_core.training.forecast import Forecast, expected
 from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import describe, plan, stages_of
-from finetune_core.training.strategies import STRATEGIES, Fit
+from finetune_core.training.strategies import BASELINE, STRATEGIES, Fit
 from pages.shared.account import owner
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
@@ -35,6 +35,7 @@ from pages.shared.runs.backend import store
 
 _USUAL = (PACKAGED, "resnet18", "resnet50")  # shown beside the other backbones at hand
 _MOST_BACKBONES = 3
+_USUAL_STRATEGIES = (BASELINE, "last_block", "last_two_blocks", "full")
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,31 @@ def backbone_cards(config: RunConfig, known: Known) -> None:
 
 
 def strategy_cards(config: RunConfig, known: Known) -> None:
-    """All strategies, and when the chosen one pays."""
-    cards = [_strategy_card(name, config, known) for name in STRATEGIES]
+    """Draw the usual strategies and the chosen one, and say when that pays."""
     chosen = st.session_state[settings.key("strategy")]
-    choose_card(
-        "Strategies",
-        cards,
-        chosen,
-        lambda name: settings.set_fields({"strategy": name}),
-        "strategy_cards",
-    )
+    names = list(dict.fromkeys([*_USUAL_STRATEGIES, chosen]))
+    _choose_strategy("Strategies", names, config, known)
     one = STRATEGIES[chosen]
     st.caption(f"**{one.title}**: {one.help}", help=f"{plain(one.source)}.")
+
+
+def other_strategy_cards(config: RunConfig, known: Known) -> None:
+    """Draw all but the usual strategies.
+
+    The chosen one stands here, too: a card that left would take the keyboard's focus with it.
+    """
+    names = [name for name in STRATEGIES if name not in _USUAL_STRATEGIES]
+    _choose_strategy("More strategies", names, config, known)
+
+
+def _choose_strategy(title: str, names: Sequence[str], config: RunConfig, known: Known) -> None:
+    choose_card(
+        title,
+        [_strategy_card(name, config, known) for name in names],
+        st.session_state[settings.key("strategy")],
+        lambda name: settings.set_fields({"strategy": name}),
+        f"{title.lower().replace(' ', '_')}_cards",
+    )
 
 
 def _at_hand(chosen: str, known: Known) -> list[str]:
@@ -174,13 +188,14 @@ def _strategy_card(name: str, config: RunConfig, known: Known) -> Card:
 
 def _share(fits: Fit | None, share: float) -> str:
     if fits == "nearest_neighbours":
-        return "nothing trains"
-    return f"{percent(share, 0 if share == 1 else 1)} {'fitted' if fits else 'trains'}"
+        return "no training"
+    share_in_words = percent(share, 0 if share == 1 else 1)
+    return f"{share_in_words} of parameters{' fitted' if fits else ''}"
 
 
 def _costs(forecast: Forecast | None) -> str:
     return (
-        f"{duration(forecast.seconds)} · {memory(forecast.memory_bytes, forecast.device_bytes)}"
+        f"{rough_duration(forecast.seconds)} · {memory(forecast.memory_bytes, forecast.device_bytes)}"
         if forecast
         else ""
     )

@@ -25,7 +25,7 @@ from finetune_core.training.recipes import fill_auto
 from finetune_core.training.strategies import STRATEGIES, Fit
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
-from pages.shared.configure.networks import about_network, look_up, name_and_size, offered
+from pages.shared.configure.networks import look_up, warn_of_licence
 from pages.shared.data.chosen import check_open, chosen_data, data_folder, offer_data
 from pages.shared.data.datasets import answered, current_dataset
 from pages.shared.runs.backend import store, worker
@@ -232,19 +232,9 @@ def setting_field(
     _problem(name, problems)
 
 
-def backbone_field(problems: dict[str, str]) -> None:
+def backbone_problems(problems: dict[str, str]) -> None:
+    """Say what is wrong with the chosen backbone, or that its licence restricts it."""
     chosen = st.session_state[settings.key("backbone")]
-    # What a backbone is called does not say whether its weights are here: that changes while it can be chosen.
-    st.selectbox(
-        label("backbone"),
-        offered(chosen),
-        format_func=name_and_size,
-        key=settings.key("backbone"),
-        help=setting_of("backbone").help,
-        persist_state="session",
-        on_change=settings.follow_backbone,
-        args=(chosen,),
-    )
     try:
         info = backbone_info(chosen)
     except ConfigError as error:
@@ -255,7 +245,7 @@ def backbone_field(problems: dict[str, str]) -> None:
         look_up(chosen, "backbone")
     else:
         _problem("backbone", problems)
-        about_network(info)
+        warn_of_licence(info)
 
 
 def strategy_settings(problems: dict[str, str]) -> None:

@@ -10,6 +10,7 @@ from finetune_core.errors import FinetuneError
 from finetune_core.formatting import percent
 from finetune_core.models.catalogue import (
     BackboneInfo,
+    backbone_info,
     backbone_names,
     check_backbone_name,
     download_bytes,
@@ -27,7 +28,7 @@ from pages.shared.configure import settings
 from pages.shared.data.chosen import check_open
 from pages.shared.jobs import offer
 
-_OPEN, _SEARCH, _FILTERS, _NAMED = (
+OPEN, _SEARCH, _FILTERS, _NAMED = (
     "networks_open",
     "networks_search",
     "networks_filters",
@@ -52,8 +53,27 @@ def name_and_size(name: str) -> str:
     return f"{name} · {count / 1e6:.1f} M" if count else name
 
 
-def about_network(info: BackboneInfo) -> None:
-    """What the weights of a network come with: input, licence, and where they are described."""
+def _chosen_network() -> None:
+    """Draw the list of networks, and what the weights of the chosen one come with."""
+    chosen = st.session_state[settings.key("backbone")]
+    # What a backbone is called does not say whether its weights are here: that changes while it
+    # can be chosen.
+    st.selectbox(
+        setting_of("backbone").label,
+        offered(chosen),
+        format_func=name_and_size,
+        key=settings.key("backbone"),
+        help=setting_of("backbone").help,
+        persist_state="session",
+        on_change=settings.follow_backbone,
+        args=(chosen,),
+    )
+    with suppress(FinetuneError):  # what is wrong with it is said above
+        _about_network(backbone_info(chosen))
+
+
+def _about_network(info: BackboneInfo) -> None:
+    """Say what the weights of a network come with: input, licence, and where they are described."""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
     page = f" [{info.repository}]({info.page})" if info.page and info.repository else ""
     badge = f":{'orange' if info.research_only else 'gray'}-badge[:material/gavel: {plain(licence_name(info.licence))}]"
@@ -62,14 +82,19 @@ def about_network(info: BackboneInfo) -> None:
     st.caption(
         f"Pretrained at {info.image_size} pixels, {percent(info.crop)} of the image, {info.interpolation}; mean {mean}, std {std}"
     )
+
+
+def warn_of_licence(info: BackboneInfo) -> None:
+    """Warn where the licence of a network's weights rules commercial use out."""
     if info.research_only:
         st.warning(_RESEARCH_ONLY, icon=":material/gavel:")
 
 
 def network_finder() -> None:
-    """The table, drawn only while it is open, and a field for what is in no list."""
-    with st.expander("Find a network", icon=":material/search:", key=_OPEN, on_change="rerun"):
-        if st.session_state.get(_OPEN):
+    """Draw a list, a table and a field for what is in neither, only while they are open."""
+    with st.expander("Find a network", icon=":material/search:", key=OPEN, on_change="rerun"):
+        if st.session_state.get(OPEN):
+            _chosen_network()
             _table()
             _by_name()
 

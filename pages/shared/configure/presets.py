@@ -70,14 +70,17 @@ _PRESETS = (
 
 
 def draw_presets() -> None:
-    """A button for each, and what the last one changed for as long as that holds."""
-    with st.container(horizontal=True, wrap=False, key="presets"):
+    """Draw a menu of all presets."""
+    with st.popover("Presets", icon=":material/menu_book:"):
         for preset in _PRESETS:
             _button(preset)
-    with st.container():  # always there, so that nothing below is drawn anew
-        applied = st.session_state.get(_APPLIED)
-        if applied and applied.after == _form():
-            _changes(applied)
+
+
+def preset_changes() -> None:
+    """Say what the last preset changed, for as long as that holds."""
+    applied = st.session_state.get(_APPLIED)
+    if applied and applied.after == _form():
+        _changes(applied)
 
 
 def _button(preset: Preset) -> None:
@@ -89,6 +92,7 @@ def _button(preset: Preset) -> None:
         preset.title,
         key=f"preset-{preset.title}",
         icon=preset.icon,
+        width="stretch",
         help=preset.help + note,
         on_click=None if lacking else _apply,
         args=None if lacking else (preset,),

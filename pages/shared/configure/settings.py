@@ -110,6 +110,32 @@ def set_fields(values: Mapping[str, Any]) -> None:
         st.session_state[key(name)] = _as_widget(name, value)
 
 
+def use_defaults() -> None:
+    """Set all fields to their defaults but network, strategy, seed and hardware (a callback)."""
+    backbone = st.session_state[key("backbone")]
+    usual = {"backbone": backbone, "strategy": st.session_state[key("strategy")]}
+    with suppress(FinetuneError):
+        usual["image_size"] = usual_image_size(backbone)
+    apply_recipe(usual | dict.fromkeys(following_names()))
+
+
+def changed_names() -> list[str]:
+    """Return the settings that ``use_defaults`` would change, in the order of their fields."""
+    config = as_set()
+    usual = defaults()
+    with suppress(FinetuneError):
+        usual["image_size"] = usual_image_size(config.backbone)
+    left_out = {"backbone", "strategy", "seed", *names_in(SPLIT, HARDWARE), *NO_WIDGETS}
+    changed = {
+        name
+        for name, value in usual.items()
+        if name not in left_out and name not in config.auto and getattr(config, name) != value
+    }
+    changed |= set(following_names()) - set(config.auto)
+    changed |= {name for name in ("weights", "from_run") if getattr(config, name) != usual[name]}
+    return [name for name in all_settings() if name in changed]
+
+
 def is_known(backbone: str) -> bool:
     """Whether there is a backbone of that name, and what describes it is on this machine."""
     try:
@@ -170,12 +196,29 @@ def set_strategy(name: str, cut: str, backbone: str) -> None:
 
 
 def toggle_stage(name: str, stages: Sequence[Mapping[str, Any]]) -> None:
-    """Make the strategy one of its own: as it was drawn, but for one stage, which freezes or trains (a callback)."""
-    st.session_state[key("strategy")] = "custom"
+    """Freeze one stage of a drawn strategy, or let it train (a callback).
+
+    What comes of it is a named strategy where one trains the same stages, else a custom one.
+    """
+    rates = {
+        stage["name"]: (stage["rate"] or 1.0) if stage["trains"] != (stage["name"] == name) else 0.0
+        for stage in stages
+    }
+    st.session_state[key("strategy")] = _strategy_of(rates) or "custom"
     st.session_state["custom_how"] = EVERY_STAGE
-    for stage in stages:
-        trains = stage["trains"] != (stage["name"] == name)
-        st.session_state[rate_key(stage["name"])] = (stage["rate"] or 1.0) if trains else 0.0
+    for stage_name, rate in rates.items():
+        st.session_state[rate_key(stage_name)] = rate
+
+
+def _strategy_of(rates: Mapping[str, float]) -> str | None:
+    """Return the classic strategy with these rates by stage; None where there is none."""
+    config, names = as_set(), list(rates)
+    for strategy, one in STRATEGIES.items():
+        if one.classic and not one.fits:
+            rules = one.rules(config, names)
+            if [rule.rate for rule in rules] == list(rates.values()):
+                return strategy
+    return None
 
 
 def as_set() -> RunConfig:

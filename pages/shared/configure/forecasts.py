@@ -1,0 +1,120 @@
+"""What the next run would take: timed in the background for the Start bar, and for all strategies on request."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import Dataset
+from finetune_core.formatting import duration, number, size
+from finetune_core.models.catalogue import backbone_info
+from finetune_core.training.forecast import comparable
+from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.timing import calibrate
+from pages.shared.configure import form
+from pages.shared.configure.choices import Known
+from pages.shared.configure.weights import parameters_of
+from pages.shared.jobs import REFRESH, begin, jobs, shown_outcome
+from pages.shared.runs.backend import why_not_timed
+
+_LARGEST = 30_000_000  # parameters: a step of a larger network is not timed unasked
+_TIMED = "timed_unasked"
+_NOTES = {
+    "Total": "The whole run when nothing is cached yet; less after a run with the same frozen "
+    "stages.",
+    "Per epoch": "The mean, if stages thaw during the run.",
+    "Memory": "Weights, optimizer, decoded images, cache, and activations of a step, as far as "
+    "they are not on a GPU; in addition to the program itself.",
+    "GPU memory": "Weights, optimizer, and activations of a step.",
+    "Cache": "The frozen stages' output for each image, computed once.",
+}
+
+
+def time_in_background(config: RunConfig, known: Known) -> bool:
+    """Time a few steps of a run that no forecast is known of, beside the page.
+
+    The page is drawn again once the job has ended. Each run is timed once per session, since
+    timing may fail: the network may be too large for this machine.
+
+    Returns:
+        Whether the timing goes on.
+    """
+    dataset = known.dataset
+    if dataset is None or not known.timed or known.expects(config):
+        return False
+    key = _key([config], dataset)
+    if not jobs().find(key):
+        timed: set[str] = st.session_state.setdefault(_TIMED, set())
+        if key in timed or not _is_small(config) or why_not_timed():
+            return False
+        timed.add(key)
+        begin(key, "Timing a few steps", partial(calibrate, [config], dataset, known.book))
+    st.fragment(_wait, run_every=REFRESH)(key)
+    return True
+
+
+def _wait(key: str) -> None:
+    if not jobs().find(key):
+        st.rerun()
+
+
+def _is_small(config: RunConfig) -> bool:
+    parameters = parameters_of(backbone_info(config.backbone))
+    return parameters is not None and parameters <= _LARGEST
+
+
+def _key(configs: Sequence[RunConfig], dataset: Dataset) -> str:
+    """Return the key of the job that times configs."""
+    settings = "".join(one.model_dump_json() for one in configs)
+    return f"timing:{hashlib.sha256(settings.encode()).hexdigest()[:16]}-{dataset.fingerprint}"
+
+
+def forecast_all(config: RunConfig, known: Known, dataset: Dataset) -> None:
+    """Offer to time every strategy, and draw the table of those that were timed."""
+    compared = comparable(config, known.num_images)
+    complete = all(known.expects(one) for one in compared)
+    key = f"forecast:{_key(compared, dataset)}"
+    reason = why_not_timed()
+    st.button(
+        "Measure again" if complete else "Forecast all strategies",
+        icon=":material/timer:",
+        disabled=reason is not None,
+        help=reason
+        or "Times a few steps of every strategy on this machine and extrapolates; "
+        "each finished run refines the forecast.",
+        key="forecast",
+        on_click=begin,
+        args=(
+            key,
+            "Timing a few steps of each strategy",
+            partial(calibrate, compared, dataset, known.book, again=complete),
+        ),
+    )
+    shown_outcome(key)
+    if any(known.expects(one) for one in compared):
+        _table(config, known)
+
+
+def _table(config: RunConfig, known: Known) -> None:
+    compared = comparable(config, known.num_images)
+    rows = [_row(one, config, known) for one in compared if known.expects(one)]
+    columns = {name: st.column_config.TextColumn(help=note) for name, note in _NOTES.items()}
+    st.dataframe(rows, hide_index=True, column_config=columns)
+    form.about_forecasts()
+
+
+def _row(one: RunConfig, chosen: RunConfig, known: Known) -> dict[str, Any]:
+    forecast = known.expects(one)
+    assert forecast
+    return {
+        "Strategy": "▸ " * (one.strategy == chosen.strategy) + STRATEGIES[one.strategy].title,
+        "Trainable": number(forecast.trainable_parameters),
+        "Total": duration(forecast.seconds),
+        "Per epoch": duration(forecast.epoch_seconds) if forecast.epoch_seconds else "none",
+        "Memory": size(forecast.memory_bytes),
+        **({} if forecast.device_bytes is None else {"GPU memory": size(forecast.device_bytes)}),
+        "Cache": size(forecast.cache_bytes) if forecast.cache_bytes else "none",
+    }

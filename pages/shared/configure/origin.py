@@ -1,0 +1,50 @@
+"""Which data set the form was filled in for: changed settings do not silently follow to another."""
+
+import streamlit as st
+
+from finetune_core.config import all_settings
+from pages.shared.chrome import plain
+from pages.shared.configure import settings
+from pages.shared.data.chosen import data_name
+
+_DATA = "settings_for"
+
+
+def say_whose_settings(data: str | None) -> None:
+    """Say that the form was filled in for another data set, and offer the defaults.
+
+    Args:
+        data: folder of the current data set; None where none can be read.
+    """
+    before = st.session_state.get(_DATA)
+    changed = settings.changed_names()
+    if data is None:
+        return
+    if before in (None, data) or not changed:
+        st.session_state[_DATA] = data
+        return
+    names = ", ".join(all_settings()[name].label.lower() for name in changed)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(
+            f":material/history: Filled in for **{plain(data_name(before))}**: {plain(names)}.",
+            width="content",
+        )
+        st.button(
+            "Use defaults",
+            type="tertiary",
+            icon=":material/restart_alt:",
+            key="settings-default",
+            on_click=settings.use_defaults,
+        )
+        st.button(
+            "Keep",
+            type="tertiary",
+            icon=":material/check:",
+            key="settings-keep",
+            on_click=_keep,
+            args=(data,),
+        )
+
+
+def _keep(data: str) -> None:
+    st.session_state[_DATA] = data
