@@ -3,6 +3,7 @@
 import pytest
 
 from finetune_core import paths
+from finetune_core.evaluation.single_run.evaluate import HELD_OUT
 from finetune_core.formatting import number
 from finetune_core.models.network import network_stages
 from finetune_core.runs.store import RunStore, summary
@@ -42,7 +43,7 @@ def test_train_shows_the_fit_and_no_epochs(strategy):
 
 def test_other_pages_show_it_like_any_run():
     run = place()
-    assert "neither to train nor to choose anything" in words(open_page("evaluate", run=run.run_id))
+    assert HELD_OUT in words(open_page("evaluate", run=run.run_id))
     open_page("predict", run=run.run_id)
     assert set(open_page("runs").dataframe[0].value["Strategy"]) == {"Linear probe"}
 
