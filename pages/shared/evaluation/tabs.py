@@ -49,7 +49,7 @@ _MEANINGS = {
     "average_precision": "Area under the precision-recall curve of a class; mean over classes. Chance level is the prevalence of the class.",
     "log_loss": "Mean cross-entropy of the true class, in nats. 0 is best.",
     "brier": "Squared distance between the probabilities and the truth: 0 is best, 2 worst.",
-    "ece": "Mean gap between confidence and accuracy over the bins of the Calibration tab. 0 is best.",
+    "ece": "Mean gap between confidence and accuracy over the bins of Calibration. 0 is best.",
 }
 _VERDICTS = {"worse": "worse than the rest", "better": "better than the rest"}
 _CURVES_AT_FIRST, _MOST_CURVES = 3, 12
