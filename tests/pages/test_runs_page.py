@@ -82,7 +82,7 @@ def test_columns_that_are_equal_for_all_runs_are_said_once_and_those_that_differ
     ids = [run.run_id for run in (one, other, probe)]
     assert list(rows["Learning rate"][ids]) == ["0.001", "0.003", ""]
     said = next(one.value for one in at.caption if one.value.startswith("All of them"))
-    assert "image size 32 · seed 0" in said
+    assert "32 px · seed 0" in said
     assert one.config.backbone in said.replace("\\", "")
     at.text_input(key="runs_search").set_value("linear").run()
     assert not {"Data", "Backbone", "Strategy"} & hidden(at.dataframe[0])

@@ -163,12 +163,15 @@ def shared_by_all(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _in_words(shared: Mapping[str, Any]) -> str:
     """What all runs have in common: ``shapes · efficientnet_lite0 · seed 0``."""
-    named = ("Data", "Backbone", "Strategy")
-    return " · ".join(
-        str(value) if name in named else f"{name.lower()} {value}"
-        for name, value in shared.items()
-        if value not in ("", None)
-    )
+    looks = {
+        "Learning rate": "lr {}",
+        "Image size": "{} px",
+        "Epochs": "{} epochs",
+        "Seed": "seed {}",
+        "Images": "{} images",
+    }
+    known = {name: value for name, value in shared.items() if value not in ("", None)}
+    return " · ".join(looks.get(name, "{}").format(value) for name, value in known.items())
 
 
 def _accuracy_columns(visible: Sequence[Run]) -> dict[str, Any]:
