@@ -41,6 +41,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{text} %"
 
 
+def interval_text(low: float, high: float) -> str:
+    """The ends of an interval of a share: 0.961, 0.986 -> ``96.1 % to 98.6 %``."""
+    return f"{percent(low)} to {percent(high)}"
+
+
 def accuracy_name(split: str) -> str:
     """``test`` -> ``Test accuracy``: the one name of an accuracy on the images of a split."""
     return f"{SPLIT_WORDS[split]} accuracy"
@@ -105,6 +110,11 @@ def rough_duration(seconds: float) -> str:
     if seconds < 59.5 * 60:
         return f"{max(1, round(seconds / 60))} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def time_left(seconds: float) -> str:
+    """0.02 -> ``almost done``; 130 -> ``about 2 min 10 s left``."""
+    return "almost done" if seconds < 0.05 else f"about {duration(seconds)} left"
 
 
 def size(count: float) -> str:

@@ -10,14 +10,21 @@ from finetune_core.data.camera import is_recording
 from finetune_core.data.edits import edit_in_words, edits_in_words
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.reference_points import reference_points
-from finetune_core.evaluation.single_run.evaluate import evaluation
-from finetune_core.formatting import accuracy_name, duration, number, percent, things
+from finetune_core.evaluation.single_run.evaluate import evaluation, is_held_out
+from finetune_core.formatting import (
+    accuracy_name,
+    duration,
+    interval_text,
+    number,
+    percent,
+    things,
+)
 from finetune_core.runs.about import MOST_TAGS
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 from pages.shared.account import may_change
 from pages.shared.chrome import next_step, page, plain
-from pages.shared.configure.stages import draw_stages, with_unused
+from pages.shared.configure.stages import draw_passing, draw_stages, with_unused
 from pages.shared.evaluation.live import show_live
 from pages.shared.runs.averaged import averaged
 from pages.shared.runs.backend import store
@@ -129,31 +136,47 @@ def ending(run: Run) -> None:
     except FinetuneError as error:
         st.error(plain(str(error)))
         return
-    best = summary(run)["best_epoch"]
-    before = " never used before" if result.split == "test" else ""
-    at_once = "Its head was fitted without epochs."
+    held_out = "held-out " if is_held_out(run, result.split) else ""
+    lines = [
+        f"**{accuracy_name(result.split)} {percent(result.accuracy)}** "
+        f"(95 % interval {interval_text(result.low, result.high)}) on "
+        f"{things(result.images, f'{held_out}image')}.",
+        reference_points(run, runs, result.split).in_sentence(),
+        f"Converged: {run.convergence.reason}." if run.convergence.converged else "",
+    ]
+    st.info(" ".join(plain_after_first(lines)), icon=":material/flag:")
+    st.caption(" ".join(what_is_kept(run)))
+    next_step("pages/evaluate.py", "See the evaluation", primary=not run.resumable, run=run.run_id)
+    if is_recording(run.config.data):
+        show_live(run)
+
+
+def plain_after_first(lines: Sequence[str]) -> list[str]:
+    """Escape all but the first line, whose Markdown is ours; leave out empty ones."""
+    return [line if line == lines[0] else plain(line) for line in lines if line]
+
+
+def what_is_kept(run: Run) -> list[str]:
+    """Say which weights a run keeps, how long it has trained, and that frozen ones are unchanged."""
+    end = run.history.end or {}
+    kept = "Its head was fitted without epochs."
     if run.config.averaged:
-        at_once = (
+        kept = (
             "Its networks answer together."
             if run.config.is_ensemble
             else "Its weights are averaged."
         )
-    kept = f"Epoch {best} was the best and is kept." if best else at_once
-    took = f" The run took {duration(end['seconds'])}." if end and end.get("seconds") else ""
-    st.info(
-        f"**{accuracy_name(result.split)} {percent(result.accuracy)}** "
-        f"(95 % interval {percent(result.low)} to {percent(result.high)}) on "
-        f"{things(result.images, 'image')}{before}. "
-        f"{plain(reference_points(run, runs, result.split).in_sentence())} {kept}{took}",
-        icon=":material/flag:",
-    )
-    if end and end.get("frozen_tensors"):
-        st.caption(
-            f"Checked: the frozen stages are bit for bit what they were before ({number(end['frozen_tensors'])} tensors compared)."
+    if best := summary(run)["best_epoch"]:
+        kept = f"Epoch {best} was the best and is kept."
+    lines = [kept]
+    if seconds := end.get("seconds"):
+        lines.append(f"The run {'has run for' if run.resumable else 'took'} {duration(seconds)}.")
+    if tensors := end.get("frozen_tensors"):
+        lines.append(
+            "Checked: the frozen stages are bit for bit what they were before "
+            f"({number(tensors)} tensors compared)."
         )
-    next_step("pages/evaluate.py", "See the evaluation", primary=not run.resumable, run=run.run_id)
-    if is_recording(run.config.data):
-        show_live(run)
+    return lines
 
 
 def live(run_id: str, paced: float | None, others: list[Run]) -> None:
@@ -179,18 +202,29 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
             bar(run)
         else:
             ending(run)
-        numbers(run)
+        if run.active:
+            numbers(run)
         fit_chosen(run)
         averaged(run)
     if others and run.history.epochs:
         overlaid_charts([run, *others])
     else:
         curves(run)
-    # each of its networks has stages of its own
-    if run.history.started and not run.config.is_ensemble:
+    stage_drawing(run)
+    details(run)
+
+
+def stage_drawing(run: Run) -> None:
+    """Draw the stages, or, while the frozen ones are computed, through which of them images go."""
+    if run.config.is_ensemble:  # each of its networks has stages of its own
+        return
+    progress = run.history.progress
+    if run.active and progress and progress["phase"] == "trunk":
+        with suppress(FinetuneError):  # the backbone is not known any more
+            draw_passing(run.config, progress["stage"])
+    elif run.history.started:
         rate = None if run.config.averaged else run.config.learning_rate
         draw_stages(run_stages(run), rate, fits=STRATEGIES[run.config.strategy].fits)
-    details(run)
 
 
 def run_stages(run: Run) -> Sequence[Mapping[str, Any]]:

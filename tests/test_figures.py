@@ -78,10 +78,25 @@ def test_curves_work_before_anything_has_happened():
 def test_confusion_heatmap_keeps_the_counts_and_escapes_names():
     figure = confusion_heatmap(np.array([[3, 1], [0, 0]]), ["<b>a</b>", 'say "x"'])
     heat = figure.data[0]
-    assert np.array(heat.z).tolist() == [[0.75, 0.25], [0.0, 0.0]]
+    shades = np.array(heat.z)
+    assert shades[0, 0] == 1
+    assert 0.25 < shades[0, 1] < 1
+    assert shades[1].tolist() == [0, 0]
     assert np.array(heat.text).tolist() == [["3", "1"], ["", ""]]
     assert figure.layout.xaxis.ticktext[0] == "&lt;b&gt;a&lt;/b&gt;"
     assert figure.layout.xaxis.ticktext[1] == 'say "x"'
+
+
+def test_numbers_of_images_share_one_colour_scale_on_which_a_single_one_is_visible():
+    confusion = np.array([[900, 1, 0], [4, 40, 4], [0, 1, 4]])
+    shades = np.array(confusion_heatmap(confusion, ["a", "b", "c"]).data[0].z)
+    for count in (0, 1, 4):
+        assert len(set(shades[confusion == count])) == 1, "equal numbers, one shade"
+    by_count = [shades[confusion == count][0] for count in (0, 1, 4, 40, 900)]
+    assert by_count == sorted(set(by_count))
+    assert by_count[0] == 0
+    assert by_count[1] > 0.25
+    assert by_count[-1] == 1
 
 
 def test_every_cell_of_the_heatmap_follows_from_its_point():

@@ -19,6 +19,7 @@ from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.evaluation.single_run.shift_files import Copies, Shift
 from finetune_core.evaluation.single_run.shifted import left_out_in_words
+from finetune_core.formatting import percent, points
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
 from tests.documents import missing_in_reference
@@ -177,8 +178,8 @@ def test_an_evaluation_on_other_data_holds_the_runs_own_and_the_drop(compared):
     assert found.drop_in_words() in repr(found)
     columns, rows = found.score_rows()
     cell = dict(zip(columns, rows[0], strict=True))["Drop"]
-    assert cell == f"{found.drop[0]:.3f}".replace("-", "−")
-    assert f"{found.low:.3f} to {found.high:.3f}" in rows[0]
+    assert cell == f"{points(found.drop[0])} points"
+    assert f"{percent(found.low)} to {percent(found.high)}" in rows[0]
 
 
 def test_people_read_the_drop_with_its_interval_and_what_was_left_out(compared):

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from finetune_core.config import all_settings
-from finetune_core.data.splits import TEST
 from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.single_run.evaluate import (
+    HELD_OUT,
     evaluation_precision,
+    is_held_out,
     precision_note,
     scores_of,
 )
-from finetune_core.evaluation.single_run.scores import NAMES
+from finetune_core.evaluation.single_run.scores import NAMES, range_text, value_text
 from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.exporters.measure import Measured
 from finetune_core.exporters.sidecar import preprocessing
@@ -25,6 +26,7 @@ from finetune_core.formatting import (
     SPLIT_WORDS,
     accuracy_name,
     duration,
+    interval_text,
     learning_rate_text,
     number,
     percent,
@@ -147,7 +149,7 @@ def _head(source: Source) -> str:
         f"Classifies images into {things(len(source.classes), 'class', 'classes')}: "
         f"{accuracy_name(evaluation.split).lower()} {percent(evaluation.accuracy)} on "
         f"{things(evaluation.images, 'image')} "
-        f"(95 % interval {percent(evaluation.low)} to {percent(evaluation.high)}). {_origin(source)}, fine-tuned with Thaw."
+        f"(95 % interval {interval_text(evaluation.low, evaluation.high)}). {_origin(source)}, fine-tuned with Thaw."
     )
 
 
@@ -304,7 +306,7 @@ def _results(source: Source, origin: str) -> str:
     return (
         f"## Results\n\n{accuracy_name(evaluation.split)} {percent(evaluation.accuracy)} on "
         f"{things(evaluation.images, 'image')} "
-        f"(95 % interval {percent(evaluation.low)} to {percent(evaluation.high)}, Wilson). "
+        f"(95 % interval {interval_text(evaluation.low, evaluation.high)}, Wilson). "
         f"{origin}{_references(source)}\n\n"
         f"{_scores(source)}\n\n"
         f"| Class | Precision | Recall (95 % interval) | F1 | Images |\n|---|---|---|---|---|\n{table}"
@@ -321,7 +323,8 @@ def _scores(source: Source) -> str:
     found = scores_of(source.evaluation)
     rows = found.table[found.table["name"].isin(_SCORES)].dropna()
     return "| | Value | 95 % interval (bootstrap over images) |\n|---|---|---|\n" + "\n".join(
-        f"| {NAMES[row['name']]} | {row['value']:.3f} | {row['low']:.3f} to {row['high']:.3f} |"
+        f"| {NAMES[row['name']]} | {value_text(row['name'], row['value'])} "
+        f"| {range_text(row['name'], row['low'], row['high'])} |"
         for row in rows.to_dict(orient="records")
     )
 
@@ -334,10 +337,8 @@ def _limits(source: Source) -> str:
         if row["images"] < 10
     ]
     points = [
-        "These images were used for nothing before: neither to train nor to choose anything."
-        if source.run.history.fitted or (source.run.history.averaged and evaluation.split == TEST)
-        else "These images were used for nothing before: neither to train nor to choose the best epoch."
-        if evaluation.split == TEST
+        f"These images were {HELD_OUT}."
+        if is_held_out(source.run, evaluation.split)
         else "There was no test split: the best epoch was chosen on these images, so the numbers are a little optimistic.",
         f"The run has not converged: {source.run.convergence.reason}."
         if source.run.convergence.converged is False
@@ -399,9 +400,7 @@ def _known_terms(source: Source, info: BackboneInfo) -> str:
 def _recall(row: Mapping[Hashable, Any]) -> str:
     if math.isnan(row["recall"]):
         return "–"
-    return (
-        f"{percent(row['recall'])} ({percent(row['recall_low'])} to {percent(row['recall_high'])})"
-    )
+    return f"{percent(row['recall'])} ({interval_text(row['recall_low'], row['recall_high'])})"
 
 
 def _share(value: float) -> str:

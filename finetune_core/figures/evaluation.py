@@ -28,6 +28,7 @@ Shares = Literal["images", "true", "predicted"]
 
 _MOST_LABELLED_CELLS = 20
 _MOST_NAMED = 40
+_SINGLE_IMAGE = 0.25  # of a colour scale: what one image is shaded by, at least
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -40,12 +41,15 @@ def confusion_heatmap(
     chosen: tuple[int | None, int | None] = (None, None),
     dark: bool = False,
 ) -> go.Figure:
-    """True classes by row, predicted by column. Each cell holds an unseen point, because heat maps themselves cannot be
-    selected from; its ``customdata`` is true label times number of classes, plus predicted label.
+    """Draw true classes by row, predicted classes by column.
+
+    Each cell holds an unseen point, because heat maps themselves cannot be selected from; its
+    ``customdata`` is true label times number of classes, plus predicted label.
 
     Args:
-        shares: what the numbers are: ``images``, or shares of the ``true`` class (row) or the ``predicted`` one (column). Colours are
-            shares always: of the true class where numbers are images.
+        shares: what the numbers are: ``images``, or shares of the ``true`` class (row) or the
+            ``predicted`` one (column). Colours are of the numbers: of images on one scale for the
+            whole matrix (``_shade_counts``), of shares from 0 to 1.
         order: of the classes; as they are when None.
         chosen: true and predicted label of the cell that is outlined; the whole column, or row, where one of them is None.
         dark: whether the page is: low values are as dark as it then.
@@ -55,11 +59,9 @@ def confusion_heatmap(
     totals = counts.sum(axis=0 if shares == "predicted" else 1, keepdims=True)
     values = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     labelled = len(order) <= _MOST_LABELLED_CELLS
-    words = (
-        counts.astype(str)
-        if shares == "images"
-        else np.vectorize(_short_percent, otypes=[str])(values)
-    )
+    words = np.vectorize(_short_percent, otypes=[str])(values)
+    if shares == "images":
+        values, words = _shade_counts(counts), counts.astype(str)
     # Categories are numbered, not named: two names may look the same to plotly, and "3" must not become a number.
     at = list(range(len(order)))
     figure = go.Figure(
@@ -106,6 +108,13 @@ def confusion_heatmap(
         showlegend=False,
     )
     return figure
+
+
+def _shade_counts(counts: np.ndarray) -> np.ndarray:
+    """Shade numbers of images by their square root, 0 to 1; a single image is told from none."""
+    least, most = _SINGLE_IMAGE, np.sqrt(max(1, counts.max()))
+    shades: np.ndarray = np.where(counts > 0, least + (1 - least) * np.sqrt(counts) / most, 0.0)
+    return shades
 
 
 def _add_cells(

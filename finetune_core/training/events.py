@@ -201,11 +201,16 @@ class Event:
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """Work before, between and after the epochs: ``done`` of ``total`` (0 when not known) units of ``phase``."""
+    """Work before, between and after the epochs: ``done`` of ``total`` (0 when not known) units of ``phase``.
+
+    Attributes:
+        stage: the first of the frozen stages that images go through now; empty where they go through none.
+    """
 
     phase: Phase
     done: Count
     total: Count
+    stage: Name = ""
 
 
 @dataclass(frozen=True)

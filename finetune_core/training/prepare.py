@@ -586,18 +586,18 @@ def reported(phase: str, work: Work[Value]) -> Generator[Event, None, Value]:
     """Turn the steps of work into events, not too many of them, and hand its result on.
 
     Args:
-        phase: of steps that name none.
+        phase: of steps that name none. Steps of the frozen stages have a stage as their subject.
     """
     spoken, last = 0.0, ""
     try:
         while True:
             try:
-                done, total, named, _ = next(work)
+                done, total, named, stage = next(work)
             except StopIteration as finished:
                 result: Value = finished.value
                 return result
             if done == total or named != last or time.monotonic() - spoken >= EVENT_SECONDS:
                 spoken, last = time.monotonic(), named
-                yield Progress(named or phase, done, total or 0)
+                yield Progress(named or phase, done, total or 0, stage)
     finally:
         work.close()

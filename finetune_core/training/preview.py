@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
 from finetune_core.config import Augmentation
-from finetune_core.data.decode import read_square
+from finetune_core.data.decode import read_scaled, read_square
 from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.training.batches import augmented, evaluated, normalised, sample_keys
 
@@ -45,6 +46,25 @@ def network_input(image: Path | bytes, info: BackboneInfo, image_size: int) -> N
     mean, std = torch.tensor(info.mean)[:, None, None], torch.tensor(info.std)[:, None, None]
     pixels = ((tensor * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return NetworkInput(tensor, pixels.permute(1, 2, 0).numpy())
+
+
+def draw_crop(
+    image: Path | bytes, info: BackboneInfo, image_size: int, longer_side: int
+) -> Image.Image:
+    """Draw the whole image with a frame around the centre crop that the network sees.
+
+    Raises:
+        ImageError: when it cannot be read.
+    """
+    picture = read_scaled(image, longer_side)
+    side = min(picture.size) * image_size / info.stored_side(image_size)
+    left, top = ((length - side) / 2 for length in picture.size)
+    frame = (round(left), round(top), round(left + side) - 1, round(top + side) - 1)
+    draw = ImageDraw.Draw(picture)
+    # Dark below light: one of them is seen on any picture.
+    draw.rectangle(frame, outline="black", width=4)
+    draw.rectangle(frame, outline="white", width=2)
+    return picture
 
 
 def augmented_versions(

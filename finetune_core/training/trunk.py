@@ -20,7 +20,7 @@ from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import Feed, forward_batch, outputs
 from finetune_core.training.strategies import epochs_of
-from finetune_core.work import Work
+from finetune_core.work import Work, with_subject
 
 _EPOCHS_PER_VIEW = 4
 # what computes the activations
@@ -190,7 +190,7 @@ def fill_trunk(
         view: which augmented version; empty without augmentation.
 
     Yields:
-        Steps that count images.
+        Steps that count images; their subject is the first stage that these go through.
 
     Returns:
         The rows by index (None where there is no room), and the seconds that those took which were not there before.
@@ -209,7 +209,9 @@ def fill_trunk(
             # In fp32 a row is the same to the bit, whichever run has computed it.
             pad=tables.device.precision == "fp32",
         )
-        where: Where | None = yield from CACHE.fill(name, keys[rows], batches)
+        filling = CACHE.fill(name, keys[rows], batches)
+        stage = tables.network.stages[start or 0].name
+        where: Where | None = yield from with_subject(stage, filling)
         seconds = time.monotonic() - began
         spent += seconds
         if where is None:

@@ -8,7 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from finetune_core.errors import FinetuneError
-from finetune_core.formatting import PHASE_WORDS, duration
+from finetune_core.formatting import PHASE_WORDS, time_left
 from finetune_core.jobs import Job, Jobs
 from finetune_core.work import Work
 from pages.shared.chrome import plain
@@ -159,7 +159,7 @@ def _progress(job: Job) -> tuple[float, str]:
     total = total or 0
     text = f"{subject}: " * bool(subject) + PHASE_WORDS.get(phase, job.text)
     spent = time.monotonic() - job.since
-    left = f", about {duration(spent / done * (total - done))} left" if done and spent > 2 else ""
+    left = f", {time_left(spent / done * (total - done))}" if done and spent > 2 else ""
     return min(
         1.0, done / max(1, total)
     ), f"{text}: {done:,} of {total:,}{left}" if total > 1 else f"{text} …"

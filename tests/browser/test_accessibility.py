@@ -9,7 +9,7 @@ from tests.factories import image_folder
 
 LINKS = ["Home", "Dataset", "Configure", "Train", "Runs", "Evaluate", "Compare", "Predict"]
 PAGES = ["", *map(str.lower, LINKS[1:])]
-VIEWS = ("Metrics", "Curves", "Calibration", "Slices", "Robustness")
+VIEWS = ("Slices", "Robustness", "Shifted data", "Test-time augmentation (flip)")
 APP = "document.querySelector('[data-testid=stApp]')"
 BACKGROUND = f"getComputedStyle({APP}).backgroundColor"
 # Drawn to its end, with colours that have faded to those of its scheme and of what is not stale.
@@ -112,8 +112,15 @@ def test_every_view_of_an_evaluation_and_an_opened_image_are_accessible(
     check()
     page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
+    page.get_by_role("tab", name="Metrics").click()
+    page.get_by_text("ROC and precision-recall curves").click()
+    page.get_by_text("pointwise 95 % intervals").wait_for()
+    check()
+    page.get_by_role("tab", name="Reliability").click()
+    page.get_by_text("Reliability diagram").wait_for()
+    check()
     for view in VIEWS:
-        page.get_by_role("tab", name=view).click()
+        page.get_by_text(view, exact=True).click()
         page.wait_for_function(QUIET)
         check()
 

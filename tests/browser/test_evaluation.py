@@ -5,6 +5,7 @@ import re
 import numpy as np
 
 from finetune_core.evaluation.single_run.evaluate import evaluation
+from tests.deadline import wait_until
 
 
 def test_a_click_on_a_cell_of_the_matrix_shows_its_images(server, finished_runs, page):
@@ -26,6 +27,29 @@ def test_a_click_on_a_cell_of_the_matrix_shows_its_images(server, finished_runs,
     page.get_by_text(re.compile(words)).wait_for()
     sample = result.cell(true, predicted)["id"].iloc[0]
     page.get_by_alt_text(f"{sample}: {result.classes[true]}").first.wait_for()
+
+
+def test_on_a_phone_a_click_on_a_cell_brings_its_images_into_view(server, finished_runs, tab):
+    result = evaluation(server.store.run(finished_runs[0]))
+    page = tab(width=390, height=844)
+    page.goto(f"{server.url}/evaluate?run={finished_runs[0]}")
+    area = page.locator(".js-plotly-plot .nsewdrag").first
+    area.wait_for()
+    area.evaluate("element => element.scrollIntoView({block: 'start'})")
+    heading = page.get_by_text(re.compile(r"predicted (correctly|as .+): \d+ images?$"))
+    true, predicted = (int(one) for one in np.argwhere(result.confusion)[0])
+    box, classes = area.bounding_box(), len(result.classes)
+    page.mouse.click(
+        box["x"] + box["width"] * (predicted + 0.15) / classes,
+        box["y"] + box["height"] * (true + 0.85) / classes,
+    )
+    heading.wait_for()
+    image = page.locator("[class*=st-key-opens-cell] img").first
+    image.wait_for()
+    wait_until(
+        lambda: page.viewport_size["height"] > image.bounding_box()["y"] + 40 > 0,
+        "the images stay out of view",
+    )
 
 
 def test_a_thumbnail_opens_with_its_layers_and_escape_gives_the_focus_back(

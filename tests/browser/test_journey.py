@@ -11,7 +11,7 @@ def test_a_newcomer_trains_evaluates_predicts_and_exports(server, page):
     page.goto(server.url)
     page.get_by_role("button", name="Try it now").click()
     page.wait_for_url(re.compile(r"/train\?run="))
-    verdict = page.get_by_test_id("stAlert").filter(has_text="on 269 images never used before")
+    verdict = page.get_by_test_id("stAlert").filter(has_text="on 269 held-out images")
     verdict.wait_for()
     assert float(re.search(r"Test accuracy ([\d.]+) %", verdict.inner_text())[1]) > 85
     page.get_by_text("the frozen stages are bit for bit what they were before").wait_for()

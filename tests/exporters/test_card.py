@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from finetune_core.config import Edit
 from finetune_core.evaluation.single_run.evaluate import evaluation, scores
-from finetune_core.evaluation.single_run.scores import NAMES
+from finetune_core.evaluation.single_run.scores import NAMES, range_text, value_text
 from finetune_core.exporters.formats import export_run
 from tests.exporters.conftest import SGD, colours, train_shared
 from tests.factories import tiny_config, train
@@ -37,7 +37,8 @@ def test_the_card_can_be_read_by_hugging_face_and_tells_the_results(tmp_path):
     table = scores(run, result.split).table.set_index("name")
     for name in ("f1_macro", "matthews_corrcoef", "cohen_kappa", "precision_macro", "ece"):
         row = table.loc[name]
-        assert f"| {NAMES[name]} | {row.value:.3f} | {row.low:.3f} to {row.high:.3f} |" in text
+        value, span = value_text(name, row.value), range_text(name, row.low, row.high)
+        assert f"| {NAMES[name]} | {value} | {span} |" in text
     for part in (
         "95 % interval",
         "Apache-2.0",

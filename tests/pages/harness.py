@@ -48,6 +48,15 @@ def open_page(name, *, user=None, providers=None, form=None, state=None, **query
     return at.run()
 
 
+def evaluate_state(view):
+    """The session's state in which Evaluate shows a view: a tab, or what unfolds in one."""
+    if view in ("Mistakes", "Metrics"):
+        return {"evaluate_view": view}
+    if view == "Curves":
+        return {"evaluate_view": "Metrics", "curves_box": True}
+    return {"evaluate_view": "Reliability", "reliability_view": view}
+
+
 def address(at):
     """What the address carries, to open a page with it."""
     return {

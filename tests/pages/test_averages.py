@@ -98,7 +98,7 @@ def test_a_single_run_is_for_wise_alone(runs):
 @pytest.mark.train
 def test_a_soup_shows_what_it_was_made_of_on_all_pages(runs):
     soup = average("greedy_soup", runs[:2])
-    at = open_page("train", run=soup.run_id)
+    at = open_page("train", run=soup.run_id, state={"details_box": True})
     assert "The mean of the weights of 2 runs" in unescaped(at)
     assert all(run.run_id in unescaped(at) for run in runs[:2])
     assert "Its weights are averaged." in unescaped(at)

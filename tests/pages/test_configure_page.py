@@ -403,7 +403,7 @@ def test_the_strategy_is_drawn_and_stays_drawn_whatever_is_wrong(configure, draw
     at.number_input(key="form_batch_size").set_value(0)
     at.run()
     assert looks(drawn) == ["frozen"] * 7 + ["warm", "head"]
-    assert {tile["rate"] for tile in drawn[-1]} == {"unchanged", "rate ?"}
+    assert {tile["rate"] for tile in drawn[-1]} == {"", "lr ?"}
     assert "Epochs must be at least 1" in words(at)
     assert "Batch size must be at least 1" in words(at)
     assert "Learning rate must be a number" in words(at)

@@ -8,13 +8,22 @@ import pytest
 from finetune_core import paths
 from finetune_core.evaluation.comparison.tta import augmented
 from finetune_core.evaluation.single_run import evaluate
-from finetune_core.evaluation.single_run.evaluate import evaluation
+from finetune_core.evaluation.single_run.evaluate import HELD_OUT, evaluation
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
 from finetune_core.training.events import EpochEnded
 from tests.factories import image_folder, tiny_config, train
-from tests.pages.harness import button, keys, metrics, open_page, press, unescaped, words
+from tests.pages.harness import (
+    button,
+    evaluate_state,
+    keys,
+    metrics,
+    open_page,
+    press,
+    unescaped,
+    words,
+)
 
 NASTY = '<script>alert("x")<'
 
@@ -59,7 +68,7 @@ def run(trained, in_its_home):
 
 
 def opened(run_id="tested", view="Mistakes"):
-    at = open_page("evaluate", run=run_id, state={"evaluate_view": view})
+    at = open_page("evaluate", run=run_id, state=evaluate_state(view))
     assert NASTY not in words(at)
     return at
 
@@ -76,21 +85,21 @@ def tables(at):
 def test_the_headline_is_of_the_test_images_and_validation_is_called_optimistic(run):
     at = opened()
     result = evaluation(run, "test")
-    assert metrics(at).keys() == {"Test accuracy", "95 % interval", "Loss", "Images"}
+    assert metrics(at).keys() == {"Test accuracy", "Majority class"}
     assert any("Export" in box.label for box in at.expander)
-    assert metrics(at)["Images"] == str(result.images) == "32"
-    assert "used for nothing before" in words(at)
+    assert result.images == 32
+    assert f"32 test images, {HELD_OUT}." in words(at)
     at.session_state["evaluate_split"] = "val"
     at.run()
-    assert metrics(at)["Images"] == str(evaluation(run, "val").images)
+    assert f"chosen on these {evaluation(run, 'val').images} validation images" in words(at)
     assert "a little optimistic. Rely on the test images." in words(at)
     untested = opened("untested")
     assert "There are no test images." in untested.warning[0].value
 
 
 def test_classes_stand_with_the_hardest_first_and_absent_ones_have_no_numbers(run):
-    at = opened()
-    table = tables(at)[0]
+    at = opened(view="Metrics")
+    table = tables(at)[1]
     assert table["recall"].dropna().is_monotonic_increasing
     last = table.iloc[-1]
     assert (last["Class"], last["Images"]) == (NASTY, 0)
@@ -106,18 +115,19 @@ def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(ru
     result = evaluation(run, "test")
     wrong = result.confusions(1).iloc[0]
     true, predicted = result.classes.index(wrong["true"]), result.classes.index(wrong["predicted"])
-    cell, before = result.cell(true, predicted), len(at.get("image"))
-    shown = min(6, len(cell))
+    cell, mistakes = result.cell(true, predicted), len(at.get("image"))
+    shown = min(12, len(cell))
+    assert at.button(key="all-mistakes").disabled
     at.selectbox(key="true-tested-test").set_value(true).run()
     images = result.confusion[true].sum()
     assert f"**All of {wrong['true']}, the highest loss first**: {images} images" in unescaped(at)
     at.selectbox(key="predicted-tested-test").set_value(predicted).run()
-    assert len(at.get("image")) == before + shown > before
+    assert len(at.get("image")) == shown > 0
     sample = cell["id"].iloc[0]
     thumbnail = at.button(key=f"open-cell-tested-test-{true}-{predicted}-{sample}")
     assert thumbnail.label.replace("\\", "") == Path(sample).name
     thumbnail.click().run(timeout=300)
-    assert len(at.get("image")) == before + shown + 4
+    assert len(at.get("image")) == shown + 4
     assert sample in captions(at)
     assert any(caption.startswith(f"True class: {wrong['true']}") for caption in captions(at))
     assert any(caption.startswith(f"Predicted: {wrong['predicted']}") for caption in captions(at))
@@ -131,6 +141,9 @@ def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(ru
     at.selectbox(key="predicted-tested-test").set_value(nasty)
     at.run()
     assert "no image" in words(at)
+    at.button(key="all-mistakes").click().run()
+    assert at.selectbox(key="true-tested-test").value is None
+    assert len(at.get("image")) == mistakes
 
 
 def test_an_image_that_is_gone_is_said_and_nothing_else_breaks(trained, run):
@@ -172,23 +185,25 @@ def test_a_tab_is_worked_out_only_when_it_is_opened(run):
 
 def test_all_numbers_have_intervals_and_say_what_they_leave_out(run):
     at = opened(view="Metrics")
-    table = tables(at)[1].set_index("Metric")
+    table = tables(at)[0].set_index("Metric")
     assert len(table) == 14
     assert table.loc["Matthews correlation (MCC)", "95 % interval"]
-    assert table.loc["Test accuracy", "95 % interval"].endswith("%")
+    [headline] = [one for one in at.metric if one.label == "Test accuracy"]
+    assert headline.value == table.loc["Test accuracy", "Value"]
+    assert headline.delta == f"95 % interval {table.loc['Test accuracy', '95 % interval']}"
     assert all(" to " in interval for interval in table["95 % interval"])
     assert "There are no images of 1 class here" in words(at)
 
 
 def test_curves_of_the_hardest_classes_and_the_areas_of_all(run):
     at = opened(view="Curves")
-    assert len(at.get("plotly_chart")) == 3
-    areas = tables(at)[1].set_index("Class")
+    assert len(at.get("plotly_chart")) == 2
+    areas = tables(at)[2].set_index("Class")
     assert areas.loc[NASTY, "ROC AUC"] == "not defined"
     assert " to " in areas.loc["red", "ROC AUC, 95 % interval"]
     at.multiselect(key="curves-tested-test").set_value([]).run()
     assert "Choose a class" in words(at)
-    assert len(at.get("plotly_chart")) == 1
+    assert not at.get("plotly_chart")
 
 
 def test_calibration_says_what_the_temperature_was_fitted_on(run):
@@ -199,7 +214,7 @@ def test_calibration_says_what_the_temperature_was_fitted_on(run):
     assert metrics(at)["Coverage"].endswith("%")
     at.slider(key="threshold").set_value(100).run()
     assert metrics(at)["Selective accuracy"] == "–"
-    assert len(at.get("plotly_chart")) == 3
+    assert len(at.get("plotly_chart")) == 2
 
 
 @pytest.mark.train
@@ -211,7 +226,8 @@ def test_robustness_is_measured_once_and_kept_whatever_is_pressed_meanwhile(
     assert not kept.exists()
     gate = held_back("pages.shared.evaluation.tabs.measure_robustness")
     at.button(key="measure").click().run()
-    at.segmented_control(key="shares").set_value("true").run()
+    at.segmented_control(key="evaluate_split").set_value("val").run()
+    at.segmented_control(key="evaluate_split").set_value("test").run()
     assert at.button(key="measure").disabled
     assert any(button.label == "Stop" for button in at.button)
     gate.set()
@@ -220,7 +236,7 @@ def test_robustness_is_measured_once_and_kept_whatever_is_pressed_meanwhile(
     again = opened(view="Robustness")
     assert again.button(key="measure").label == "Measure again"
     assert "Most harmful" in words(again)
-    assert len(again.get("plotly_chart")) == 2
+    assert len(again.get("plotly_chart")) == 1
 
 
 @pytest.mark.train
@@ -240,28 +256,30 @@ def test_images_outside_the_folders_that_may_be_read_are_not_shown(
 
 @pytest.mark.train
 def test_how_results_are_looked_at_stays_while_other_tabs_and_pages_are(run):
-    at = opened(view="Calibration")
+    def look(at, **state):
+        for key, value in state.items():
+            at.session_state[key] = value
+        return at.run()
+
+    at = opened()
     at.segmented_control(key="shares").set_value("true")
-    at.segmented_control(key="order").set_value("confusion")
+    at.segmented_control(key="order").set_value("confusion").run()
+    look(at, evaluate_view="Reliability")
     at.segmented_control(key="binning").set_value("mass")
     at.slider(key="threshold").set_value(55).run()
-    at.session_state["evaluate_view"] = "Mistakes"
-    at.run()
     at.switch_page("pages/runs.py").run()
     at.switch_page("pages/evaluate.py")
-    at.session_state["evaluate_view"] = "Calibration"
-    at.run()
-    assert [at.segmented_control(key=key).value for key in ("shares", "order", "binning")] == [
-        "true",
-        "confusion",
-        "mass",
-    ]
+    look(at, evaluate_view="Mistakes")
+    chosen = [at.segmented_control(key=key).value for key in ("shares", "order")]
+    assert chosen == ["true", "confusion"]
+    look(at, evaluate_view="Reliability")
+    assert at.segmented_control(key="binning").value == "mass"
     assert at.slider(key="threshold").value == 55
 
 
 @pytest.mark.train
 def test_flips_at_test_time_are_measured_at_a_click_and_shown_again(runs, finished):
-    query = {"run": runs[0].run_id, "state": {"evaluate_view": "Flips at test time"}}
+    query = {"run": runs[0].run_id, "state": evaluate_state("Test-time augmentation (flip)")}
     at = open_page("evaluate", **query)
     assert "It was not trained on mirror images" in unescaped(at)
     press(at, "Evaluate with flips")

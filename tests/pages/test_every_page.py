@@ -43,7 +43,7 @@ WANTED = {
         "configure": "Use the sample",
         "train": "See the evaluation",
         "runs": "0 of 2 runs selected",
-        "evaluate": "Per-class metrics",
+        "evaluate": "Confusion matrix",
         "compare": "Test accuracy",
         "predict": "This network distinguishes 3 classes",
     },

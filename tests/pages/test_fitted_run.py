@@ -3,6 +3,7 @@
 import pytest
 
 from finetune_core import paths
+from finetune_core.evaluation.single_run.evaluate import HELD_OUT
 from finetune_core.formatting import number
 from finetune_core.models.network import network_stages
 from finetune_core.runs.store import RunStore, summary
@@ -28,7 +29,7 @@ def place(strategy=BASELINE, **settings):
 @pytest.mark.train
 @pytest.mark.parametrize("strategy", ["linear_probe", "prototypes", "nearest_neighbours"])
 def test_train_shows_the_fit_and_no_epochs(strategy):
-    at = open_page("train", run=place(strategy).run_id)
+    at = open_page("train", run=place(strategy).run_id, state={"details_box": True})
     shown = words(at)
     assert "Its head was fitted without epochs." in shown
     assert "The classifier was fitted to 96 features" in shown
@@ -42,7 +43,7 @@ def test_train_shows_the_fit_and_no_epochs(strategy):
 
 def test_other_pages_show_it_like_any_run():
     run = place()
-    assert "neither to train nor to choose anything" in words(open_page("evaluate", run=run.run_id))
+    assert HELD_OUT in words(open_page("evaluate", run=run.run_id))
     open_page("predict", run=run.run_id)
     assert set(open_page("runs").dataframe[0].value["Strategy"]) == {"Linear probe"}
 
@@ -153,7 +154,7 @@ def test_no_stage_of_it_is_drawn_with_a_learning_rate(known, folder, drawn):
     assert "Nothing trains" in words(at)
     assert [(tiles[-1]["word"], tiles[-1]["rate"]) for tiles in drawn] == [
         ("new, fitted", "no learning rate"),
-        ("new, trains", "rate 0.001"),
+        ("new, trains", "lr 0.001"),
         ("new, fitted", "no learning rate"),
         ("k-NN", "no learning rate"),
     ]

@@ -15,7 +15,7 @@ from finetune_core.config.metadata import SPLIT
 from finetune_core.runs.store import RunStore
 from finetune_core.saved_settings import save_settings
 from tests.factories import image_folder, tiny_config, train
-from tests.pages.harness import button, labels, open_page, press, unescaped
+from tests.pages.harness import button, evaluate_state, labels, open_page, press, unescaped
 
 PAGES = ("home", "dataset", "configure", "train", "runs", "evaluate", "compare", "predict")
 HUB = "hf-hub:somebody/mine"
@@ -162,7 +162,7 @@ def test_every_page_opens_says_what_is_missing_and_keeps_the_settings(
 def test_what_was_measured_of_a_run_is_still_there(gone):
     assert RunStore(paths.runs_dir()).damaged() == []
     for tab in ("Metrics", "Calibration", "Robustness"):
-        at = open_page("evaluate", state={"evaluate_view": tab})
+        at = open_page("evaluate", state=evaluate_state(tab))
         assert [one.label for one in at.metric][:1] == ["Test accuracy"]
         assert not at.error
     at = open_page("compare", runs=[run.run_id for run in runs()])

@@ -35,8 +35,10 @@ def test_a_run_has_the_same_accuracy_on_every_page(runs):
     assert f"**Test accuracy {percent(accuracy.value)}**" in unescaped(at)
     assert sentence in unescaped(at)
     at = open_page("evaluate", run=run.run_id)
-    assert metrics(at)["Test accuracy"] == percent(accuracy.value)
-    assert sentence in unescaped(at)
+    points = reference_points(run).items()
+    boxes = {"Test accuracy": accuracy} | points
+    assert metrics(at) == {label: percent(one.value) for label, one in boxes.items()}
+    assert "Linear probe" in points
     assert f" · {text} · " in at.selectbox(key="run_box").options[-1]
     at = open_page("runs")
     at.session_state["selected_runs"] = [run.run_id]

@@ -1,5 +1,6 @@
 """Runs: the table, what can be done with the selected runs, and the queue."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
 from pages.shared.runs.backend import worker
 from tests.deadline import wait_until
-from tests.factories import tiny_config
-from tests.pages.harness import address, button, open_page, press
+from tests.factories import tiny_config, trained_run
+from tests.pages.harness import address, button, open_page, place_run, press
 
 
 def store():
@@ -52,10 +53,47 @@ def test_the_table_tells_how_each_run_stands(three_runs):
     assert rows["Test accuracy"][first] == pytest.approx(
         100 * store().run(first).history.end["test_accuracy"]
     )
-    low, high = rows["95 % interval"][first].removesuffix(" %").split(" – ")
+    low, high = rows["95 % interval"][first].replace(" %", "").split(" to ")
     assert 0 <= float(low) < rows["Test accuracy"][first] <= float(high) <= 100
     assert rows["Test accuracy"].isna()[cancelled]
     assert rows["Validation accuracy"].isna().all(), "all finished runs have test images"
+
+
+def hidden(table):
+    """The names of the columns that a table does not show."""
+    columns = json.loads(table.proto.columns)
+    return {name for name, look in columns.items() if look.get("hidden")}
+
+
+def test_columns_that_are_equal_for_all_runs_are_said_once_and_those_that_differ_are_shown(folder):
+    one, other, probe = (
+        place_run(trained_run(tiny_config(folder, **settings)), name)
+        for name, settings in {
+            "one": {"strategy": "last_block"},
+            "other": {"strategy": "last_block", "learning_rate": 3e-3, "epochs": 3},
+            "probe": {"strategy": "linear_probe"},
+        }.items()
+    )
+    at = open_page("runs")
+    [table] = at.dataframe
+    rows = table.value.set_index("Run")
+    assert {"Data", "Backbone", "Image size", "Seed"} <= hidden(table)
+    assert not {"Strategy", "Learning rate", "Epochs"} & hidden(table)
+    ids = [run.run_id for run in (one, other, probe)]
+    assert list(rows["Learning rate"][ids]) == ["0.001", "0.003", ""]
+    said = next(one.value for one in at.caption if one.value.startswith("All of them"))
+    assert "32 px · seed 0" in said
+    assert one.config.backbone in said.replace("\\", "")
+    at.text_input(key="runs_search").set_value("linear").run()
+    assert not {"Data", "Backbone", "Strategy"} & hidden(at.dataframe[0])
+    labels = open_page("train", run=one.run_id).selectbox(key="run_box").options
+    of_one, of_other, of_probe = (
+        next(label for label in labels if label.endswith(run.run_id[-4:]))
+        for run in (one, other, probe)
+    )
+    assert "· last block · lr 0.001 · 2 epochs · finished" in of_one
+    assert "· last block · lr 0.003 · 3 epochs · finished" in of_other
+    assert "· linear probe · finished" in of_probe
 
 
 def test_what_is_searched_for_is_shown_and_what_is_not_shown_is_not_selected(three_runs):

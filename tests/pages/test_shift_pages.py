@@ -18,7 +18,16 @@ from finetune_core.work import finish
 from tests.answers import answer_rightly
 from tests.earlier_robustness import write_accuracies
 from tests.factories import NASTY, shared_images, tiny_config, trained_run
-from tests.pages.harness import button, labels, open_page, place_run, press, unescaped, words
+from tests.pages.harness import (
+    button,
+    evaluate_state,
+    labels,
+    open_page,
+    place_run,
+    press,
+    unescaped,
+    words,
+)
 from tests.shifted import darkened
 
 PINK = "pink <i>*x*"  # a class that no run has
@@ -48,7 +57,7 @@ def dark(runs, tmp_path):
 
 
 def opened(run, **query):
-    return open_page("evaluate", run=run.run_id, state={"evaluate_view": "Shifted data"}, **query)
+    return open_page("evaluate", run=run.run_id, state=evaluate_state("Shifted data"), **query)
 
 
 def deltas(at):

@@ -11,9 +11,10 @@ from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.errors import TrainingError
 from finetune_core.formatting import PHASE_WORDS
-from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.record import append_event, create_run, execute
 from finetune_core.runs.stop_request import request_stop, requested_stop
 from finetune_core.runs.store import RunStore
+from finetune_core.training.events import EpochEnded, Progress
 from pages.shared.runs.backend import worker
 from pages.shared.runs.labels import run_label
 from pages.shared.runs.live import pace
@@ -156,11 +157,14 @@ def test_a_long_run_is_watched_less_closely_and_one_that_has_ended_not_at_all():
 
 @pytest.mark.train
 def test_a_stopped_run_is_resumed_from_its_page(folder):
-    reservation = create_run(tiny_config(folder, epochs=1), paths.runs_dir())
-    request_stop(reservation.run_dir, pause=True)
-    list(execute(reservation))
+    reservation = create_run(tiny_config(folder, epochs=9), paths.runs_dir())
+    for event in execute(reservation):
+        if isinstance(event, EpochEnded):
+            request_stop(reservation.run_dir, pause=True)
     at = open_page("train", run=reservation.run_dir.name)
     assert primary(at) == ["Resume"]
+    assert "The run has run for" in words(at)
+    assert "The run took" not in words(at)
     press(at, "Resume")
     wait_for_status(reservation.run_dir.name, "finished")
     assert "Resume" not in labels(open_page("train", run=reservation.run_dir.name))
@@ -169,8 +173,37 @@ def test_a_stopped_run_is_resumed_from_its_page(folder):
 def test_a_finished_run_is_shown_with_its_interval(runs):
     at = open_page("train", run=runs[0].run_id)
     assert "95 % interval" in words(at)
+    assert "held-out images" in words(at)
     assert "frozen stages are bit for bit what they were" in words(at)
+    assert not at.metric, "what the curves end with is not said again"
     assert primary(at) == ["See the evaluation"]
+
+
+def test_a_run_that_has_converged_says_so_and_one_that_is_too_short_to_tell_does_not(folder):
+    fitted = place_run(trained_run(tiny_config(folder, strategy="linear_probe")), "fitted")
+    assert f"Converged: {fitted.convergence.reason}." in unescaped(open_page("train", run="fitted"))
+    short = place_run(trained_run(tiny_config(folder)), "short")
+    assert short.convergence.converged is None
+    assert "onverged" not in words(open_page("train", run="short"))
+
+
+def test_a_run_with_nothing_ahead_of_it_is_not_called_queued(reserved):
+    at = open_page("train", run=reserved.name)
+    assert bars(at) == ["Preparing the network"]
+    assert "Starting" in words(at)
+    assert "Queued" not in words(at)
+    assert "· starting ·" in at.selectbox(key="run_box").options[0]
+
+
+def test_the_drawing_shows_which_frozen_stages_images_go_through(reserved, drawn):
+    stages = ["conv1", "layer1", "layer2", "layer3", "layer4", "head"]
+    append_event(reserved, Progress("trunk", 3, 9, "conv1"))
+    open_page("train", run=reserved.name)
+    assert [tile["name"] for tile in drawn[-1]] == stages
+    assert [tile["look"] for tile in drawn[-1]] == ["passing"] * 4 + ["warm", "head"]
+    append_event(reserved, Progress("trunk", 5, 9, "layer2"))
+    open_page("train", run=reserved.name)
+    assert [tile["word"] for tile in drawn[-1][:4]] == [*["computed"] * 2, *["computing"] * 2]
 
 
 def test_a_failure_is_shown_in_words(folder, monkeypatch):
@@ -186,14 +219,14 @@ def test_a_failure_is_shown_in_words(folder, monkeypatch):
 
 def closer(run, what):
     """The Train page with one of the closer looks at a run open."""
-    return open_page("train", run=run.run_id, state={"closer": what})
+    return open_page("train", run=run.run_id, state={"closer": what, "details_box": True})
 
 
 @pytest.mark.train
 def test_closer_looks_show_stages_flips_and_a_log():
     run = place_run(trained_run(strategy="last_block", epochs=3), "three-epochs")
     assert len(closer(run, "Stages").get("vega_lite_chart")) == 5
-    assert "class" in words(closer(run, "Prediction flips"))
+    assert "class" in words(closer(run, "Predictions that changed"))
     log = closer(run, "Log").code[0].value.splitlines()
     assert "Finished after" in log[0]  # the latest first
     assert sum("Epoch" in line for line in log) == 3

@@ -1,5 +1,6 @@
 """What pages show of an image is what the network gets."""
 
+import io
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image, ImageOps
 from finetune_core.errors import ImageError
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.training.prepare import prepare
-from finetune_core.training.preview import augmented_versions, network_input
+from finetune_core.training.preview import augmented_versions, draw_crop, network_input
 from finetune_core.work import finish
 from tests.factories import image_folder, tiny_config
 
@@ -95,6 +96,20 @@ def test_without_augmentation_each_version_is_the_plain_image(folder):
     plain = network_input(image, INFO, 32).image
     versions = versions_of(image, "red/000.png", "none", 0, 2)
     assert all(np.array_equal(version, plain) for version in versions)
+
+
+def test_the_frame_over_a_picture_is_the_crop_that_the_network_sees():
+    red = np.zeros((60, 120, 3), np.uint8)
+    red[..., 0] = 255
+    file = io.BytesIO()
+    Image.fromarray(red).save(file, "PNG")
+    drawn = np.asarray(draw_crop(file.getvalue(), INFO, 32, 240))
+    assert drawn.shape == (120, 240, 3)
+    rows, columns = np.nonzero((drawn == 255).all(axis=2))
+    side = round(120 * 32 / INFO.stored_side(32))
+    assert abs(rows.max() - rows.min() + 1 - side) <= 1
+    assert abs(columns.max() - columns.min() + 1 - side) <= 1
+    assert abs(columns.max() + columns.min() - 239) <= 1, "in the middle"
 
 
 def test_the_network_input_is_what_a_run_validates_on(folder):

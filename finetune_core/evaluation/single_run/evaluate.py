@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from finetune_core.data.splits import TEST
 from finetune_core.evaluation.single_run.binning import Binning
 from finetune_core.evaluation.single_run.calibration import Calibration, Scaling, calibration, scale
 from finetune_core.evaluation.single_run.curves import OneVsRest, one_vs_rest
@@ -27,6 +28,8 @@ from finetune_core.training.predictions import (
     predictions_precision,
 )
 
+HELD_OUT = "held out: used neither for training nor for model selection"
+
 
 def evaluation(run: Run, split: str | None = None) -> Evaluation:
     """How a run did on a split; on the least biased one when None.
@@ -46,6 +49,14 @@ def predicted_splits(run: Run) -> list[str]:
     return evaluated_splits(
         _table(run.run_dir, predictions_changed(run.run_dir), len(_classes(run)))
     )
+
+
+def is_held_out(run: Run, split: str) -> bool:
+    """Return whether a split's images had no part in a run: not in training, nor in its model selection.
+
+    A head that is fitted without epochs chooses nothing on its validation images either.
+    """
+    return split == TEST or bool(run.history.fitted)
 
 
 def evaluation_precision(run: Run) -> str | None:

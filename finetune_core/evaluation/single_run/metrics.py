@@ -10,7 +10,7 @@ from finetune_core.data.splits import SHIFTED, TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.intervals import accuracy_interval, wilson
 from finetune_core.evaluation.single_run.scores import AREAS, NOT_DEFINED, score, share_text
-from finetune_core.formatting import accuracy_name, percent, things
+from finetune_core.formatting import accuracy_name, interval_text, percent, things
 from finetune_core.markup import paragraphs, table
 
 
@@ -44,7 +44,7 @@ class Evaluation:
         return (
             f"{accuracy_name(self.split)} {percent(self.accuracy)} on "
             f"{things(self.images, 'image')} "
-            f"(95 % interval {percent(self.low)} to {percent(self.high)}), loss {self.loss:.3f}"
+            f"(95 % interval {interval_text(self.low, self.high)}), loss {self.loss:.3f}"
         )
 
     def __repr__(self) -> str:

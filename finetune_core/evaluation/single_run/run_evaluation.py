@@ -21,7 +21,7 @@ from finetune_core.evaluation.single_run.evaluate import (
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.evaluation.single_run.robustness_files import Robustness
 from finetune_core.evaluation.single_run.scores import Scores
-from finetune_core.formatting import percent, things
+from finetune_core.formatting import interval_text, percent, things
 from finetune_core.markup import paragraphs, table
 from finetune_core.runs.store import Run
 
@@ -125,4 +125,4 @@ def evaluate_run(run: Run, split: str, robustness: Robustness | None) -> RunEval
 
 
 def _error(one: Calibration) -> str:
-    return f"{percent(one.ece)} (95 % interval {percent(one.ece_low)} to {percent(one.ece_high)})"
+    return f"{percent(one.ece)} (95 % interval {interval_text(one.ece_low, one.ece_high)})"

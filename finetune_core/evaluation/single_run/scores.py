@@ -13,7 +13,7 @@ from scipy import sparse
 
 from finetune_core.evaluation.intervals import wilson
 from finetune_core.evaluation.single_run.binning import BINS, bins_of, ece_interval, gap_rows
-from finetune_core.formatting import accuracy_name
+from finetune_core.formatting import accuracy_name, percent
 
 RESAMPLES = 1000
 # Of more probabilities, a thousand resamples take many seconds, though intervals are narrow anyway.
@@ -44,6 +44,7 @@ NOT_DEFINED = "not defined"
 # Shares of all images: counts, for which Wilson's interval is better than a bootstrap's where images
 # are few. Accuracy and micro F1 are one number, so they have one interval.
 SHARES = ("accuracy", "f1_micro", *(f"top_{k}_accuracy" for k in _TOP))
+_PERCENT = ("f1", "precision", "recall", "ece")  # besides accuracies: shown in percent
 INTERVALS = "Wilson's of accuracy, top-k accuracy and micro F1, percentile bootstrap within classes of the rest"
 AREAS = {"roc_auc": "ROC AUC", "average_precision": "Average precision"}  # of one class
 
@@ -73,8 +74,8 @@ class Scores:
         rows = [
             [
                 score_name(row["name"], split),
-                share_text(row["value"]),
-                f"{share_text(row['low'])} to {share_text(row['high'])}",
+                value_text(row["name"], row["value"]),
+                range_text(row["name"], row["low"], row["high"]),
             ]
             for row in self.table.to_dict("records")
         ]
@@ -89,6 +90,21 @@ def score_name(name: str, split: str) -> str:
 def resamples_for(probabilities: int) -> int:
     """Return how many resamples an interval is drawn from, given images times classes."""
     return RESAMPLES if probabilities <= _MANY else _FEWER_RESAMPLES
+
+
+def is_percent(name: str) -> bool:
+    """Return whether a score (a key of ``NAMES``) is shown in percent."""
+    return name.startswith(_PERCENT) or name.endswith("accuracy")
+
+
+def value_text(name: str, value: float) -> str:
+    """Format a score (a key of ``NAMES``): shares in percent, all others to three digits."""
+    return percent(value) if is_percent(name) and not np.isnan(value) else share_text(value)
+
+
+def range_text(name: str, low: float, high: float) -> str:
+    """Format the ends of a score's interval; empty where it is not known."""
+    return "" if np.isnan(low) else f"{value_text(name, low)} to {value_text(name, high)}"
 
 
 def share_text(value: float) -> str:

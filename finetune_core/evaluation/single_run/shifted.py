@@ -20,7 +20,14 @@ from finetune_core.evaluation.single_run.evaluate import (
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
 from finetune_core.evaluation.single_run.robustness_files import known_robustness
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation, evaluate_run
-from finetune_core.evaluation.single_run.scores import NAMES, Scores, share_text
+from finetune_core.evaluation.single_run.scores import (
+    NAMES,
+    Scores,
+    is_percent,
+    range_text,
+    share_text,
+    value_text,
+)
 from finetune_core.evaluation.single_run.shared_classes import SharedClasses, shared_classes
 from finetune_core.evaluation.single_run.shift_files import (
     Shift,
@@ -30,7 +37,7 @@ from finetune_core.evaluation.single_run.shift_files import (
 )
 from finetune_core.evaluation.single_run.slices import image_facts, slices
 from finetune_core.files import Stamp
-from finetune_core.formatting import SPLIT_WORDS, percent, points, things
+from finetune_core.formatting import SPLIT_WORDS, interval_text, percent, points, things
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import (
     FINAL_PRECISION,
@@ -105,12 +112,11 @@ class ShiftedEvaluation(RunEvaluation):
         rows = []
         for name, drop in _by_name(self.drops).items():
             cells = [NAMES[name]]
-            for value, low, high in (sides[0][name], sides[1][name], drop):
-                cells += [
-                    share_text(value),
-                    "" if np.isnan(low) else f"{share_text(low)} to {share_text(high)}",
-                ]
-            rows.append([cell.replace("-", "−") if at else cell for at, cell in enumerate(cells)])
+            for value, low, high in (sides[0][name], sides[1][name]):
+                cells += [value_text(name, value), range_text(name, low, high)]
+            lost, least, most = (_drop_text(name, one) for one in drop)
+            span = "" if np.isnan(drop[1]) else f"{least} to {most}"
+            rows.append([*cells, f"{lost} points" if is_percent(name) else lost, span])
         return columns, rows
 
     def class_rows(self) -> tuple[list[str], list[list[str]]]:
@@ -135,7 +141,7 @@ class ShiftedEvaluation(RunEvaluation):
                 one["class"],
                 f"{one['images']:,}",
                 percent(here[0]),
-                f"{percent(here[1])} to {percent(here[2])}",
+                interval_text(here[1], here[2]),
             ]
             span = f"{points(drop[1])} to {points(drop[2])}"
             rows.append([*cells, percent(own[0]), points(drop[0]), span])
@@ -174,6 +180,11 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
         own=own,
         drops=_drops(own, result, found),
     )
+
+
+def _drop_text(name: str, drop: float) -> str:
+    """Format a drop of a score: of shares in points."""
+    return points(drop) if is_percent(name) else share_text(drop).replace("-", "−")
 
 
 def data_of(run: Run, result: Evaluation) -> str:

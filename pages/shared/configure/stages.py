@@ -8,7 +8,7 @@ import streamlit as st
 from finetune_core.config import RunConfig
 from finetune_core.formatting import learning_rate_text, number, percent, short_number
 from finetune_core.models.network import network_stages
-from finetune_core.training.stage_plan import describe, last_used, plan, stages_of
+from finetune_core.training.stage_plan import cut_index, describe, last_used, plan, stages_of
 from finetune_core.training.strategies import STRATEGIES, Fit
 
 _HEAD_WORDS: dict[Fit | None, str] = {
@@ -23,6 +23,7 @@ _PART_WORDS = {"norms": "norm layers only", "biases": "biases only"}
 LOOKS_CSS = """
 .unused { background: transparent; color: inherit; border-color: #8a8f98; border-style: dashed; }
 .frozen { background: #cfe8f7; color: #0b3c5d; border-color: #8cc4e6; }
+.passing { background: #a9d3ee; color: #0b3c5d; border-color: #2f86bd; box-shadow: inset 0 -5px 0 #2f86bd; }
 .tinted { background: #dfe6ea; color: #0b3c5d; border-color: #8cc4e6; box-shadow: inset 0 -5px 0 #f0a35e; }
 .thaws { background: #ece3dd; color: #4a3326; border-color: #f0a35e; }
 .warm { background: #ffd9b0; color: #6b2a00; border-color: #f0a35e; }
@@ -38,7 +39,7 @@ button.tile:hover, button.tile:focus-visible { outline: 3px solid var(--st-prima
 .name { font-weight: 700; font-size: 14px; overflow-wrap: anywhere; }
 .word { font-weight: 600; }
 .word::before { content: "local_fire_department" / ""; margin-right: 3px; font: normal 1.2em "Material Symbols Rounded"; vertical-align: -0.2em; }
-.frozen .word::before { content: "ac_unit" / ""; }
+.frozen .word::before, .passing .word::before { content: "ac_unit" / ""; }
 .unused .word::before { content: "block" / ""; }
 @media (max-width: 640px) {
   .row { gap: 4px; }
@@ -74,7 +75,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
       element.type = "button"
       const still = tile.look === "frozen" || tile.look === "unused"
       element.title = still ? `Let ${tile.name} train` : `Freeze ${tile.name}`
-      element.setAttribute("aria-label", `${element.title} (now: ${tile.word}, ${tile.rate})`)
+      const now = [tile.word, tile.rate].filter(Boolean).join(", ")
+      element.setAttribute("aria-label", `${element.title} (now: ${now})`)
       element.setAttribute("aria-pressed", String(!still))
       element.onclick = () => setTriggerValue("clicked", tile.name)
     } else if (!data.clickable) element.setAttribute("role", "listitem")
@@ -176,6 +178,35 @@ def draw_stages(
     st.markdown(caption + (" Click a stage to freeze it, or to let it train." if on_click else ""))
 
 
+def draw_passing(config: RunConfig, first: str) -> None:
+    """Draw the stages of a run while its frozen ones are computed, once for all epochs.
+
+    Args:
+        first: the stage from which on images go through the frozen ones now; those before it have
+            been computed earlier.
+
+    Raises:
+        ConfigError, WeightsError: as ``draw_strategy``.
+    """
+    stages = stages_of(config)
+    strategy = plan(config, stages)
+    tiles = [
+        _tile(
+            stage, index == len(stages) - 1, config.learning_rate, STRATEGIES[config.strategy].fits
+        )
+        for index, stage in enumerate(describe(strategy, stages))
+    ]
+    names = [tile["name"] for tile in tiles]
+    passing = range(names.index(first) if first in names else 0, cut_index(strategy))
+    for index, tile in enumerate(tiles):
+        if index in passing:
+            tile |= {"look": "passing", "word": "computing"}
+        elif index < passing.start:
+            tile["word"] = "computed"
+    tiles[-1]["size"] = ""  # the number of classes is not known yet
+    _ROW(data={"tiles": tiles, "clickable": False}, key="drawn_stages")
+
+
 def look(stage: Mapping[str, Any], is_head: bool) -> str:
     """How a stage looks: ``unused``, ``frozen``, ``tinted`` (frozen with a small part that trains), ``thaws`` (later), ``warm``, or
     ``head`` where it trains."""
@@ -214,12 +245,12 @@ def _tile(
         "word": words[style],
         "rate": "left out"
         if style == "unused"
-        else "unchanged"
+        else ""
         if not stage["trains"]
         else "no learning rate"
         if fits
-        else "rate ?"
+        else "lr ?"
         if learning_rate is None
-        else f"rate {learning_rate_text(learning_rate * stage['rate'])}",
+        else f"lr {learning_rate_text(learning_rate * stage['rate'])}",
         "look": style,
     }

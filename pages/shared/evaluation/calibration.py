@@ -1,4 +1,4 @@
-"""The Calibration tab of Evaluate: calibration, and selective prediction."""
+"""Calibration on Evaluate: calibration, and selective prediction."""
 
 from math import isnan
 
@@ -10,8 +10,9 @@ from finetune_core.evaluation.single_run.curves import coverage_curve, selective
 from finetune_core.evaluation.single_run.evaluate import calibrated
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.figures.calibration import coverage_figure, reliability_diagram
-from finetune_core.formatting import number, percent, things
+from finetune_core.formatting import interval_text, number, percent, things
 from finetune_core.runs.store import Run
+from pages.shared.evaluation.numbers import share_metric
 
 _BINNINGS: dict[Binning, str] = {
     "width": f"{BINS} of equal width",
@@ -92,17 +93,7 @@ def _numbers(before: Calibration, scaled: Scaling | None, after: Calibration | N
 
 def _error(label: str, found: Calibration, meaning: str) -> None:
     """A calibration error with its interval."""
-    interval = f"{percent(found.ece_low)} to {percent(found.ece_high)}"
-    st.metric(
-        label,
-        percent(found.ece),
-        delta=f"95 % interval {interval}",
-        delta_color="off",
-        delta_arrow="off",
-        help=meaning,
-        border=True,
-        height="stretch",
-    )
+    share_metric(label, found.ece, found.ece_low, found.ece_high, meaning)
 
 
 def _scaling_in_words(scaled: Scaling | None) -> str:
@@ -141,11 +132,7 @@ def _coverage(result: Evaluation) -> None:
             "–" if isnan(selected.accuracy) else percent(selected.accuracy),
             border=True,
         )
-        interval = (
-            "–"
-            if isnan(selected.accuracy)
-            else f"{percent(selected.low)} to {percent(selected.high)}"
-        )
+        interval = "–" if isnan(selected.accuracy) else interval_text(selected.low, selected.high)
         st.metric(
             "95 % interval", interval, help="Of the selective accuracy (Wilson).", border=True
         )

@@ -16,7 +16,7 @@ from pages.shared.images import Picture, data_picture, gallery
 def mistakes(run: Run, result: Evaluation) -> None:
     """The mistakes of an evaluation, on the run's own images or on another data set's."""
     by = st.segmented_control(
-        "Order",
+        "Show",
         ["confidence", "loss"],
         format_func={
             "confidence": "Mistakes, most confident first",

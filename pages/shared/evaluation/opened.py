@@ -61,11 +61,12 @@ def _probabilities(result: Evaluation, row: pd.Series) -> None:
 
 
 def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
-    """What speaks for its class, and for the predicted one; where they are the same, for the runner-up."""
+    """Draw what supports its class, and the predicted one; where they are the same, the runner-up."""
     st.header(
         "Grad-CAM",
         anchor=False,
-        help="The parts of an image that speak for a class (Selvaraju et al. 2017). It shows where, not why, and coarsely.",
+        help="The regions of an image that support a class (Selvaraju et al. 2017). It shows "
+        "where, not why, and coarsely.",
     )
     likeliest = row["probabilities"].argsort()[::-1][:2]
     classes = tuple(
@@ -101,13 +102,14 @@ def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
                 seen.overlays[one],
                 caption=plain(words),
                 width="stretch",
-                alt=f"{row['id']}: what speaks for {name}",
+                alt=f"{row['id']}: regions that support {name}",
             )
     dark = [result.classes[one] for one in classes if not seen.heat[one].any()]
     if dark:
         st.caption(plain(f"No evidence in the image for {' or '.join(dark)}."))
     st.caption(
-        f"Bright: speaks for the class. Computed on a map of {seen.cells} × {seen.cells} cells; finer detail is interpolation."
+        f"Bright regions support this class. Computed on a map of {seen.cells} × {seen.cells} "
+        "cells; finer detail is interpolation."
     )
 
 

@@ -38,6 +38,7 @@ from finetune_core.figures.evaluation import probability_bars
 from finetune_core.formatting import number, percent, things
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import predictions_changed
+from finetune_core.training.preview import draw_crop
 from finetune_core.work import Work, in_phase
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
@@ -48,6 +49,7 @@ from pages.shared.runs.backend import store
 
 _SHOWN, _NEAREST = 5, 4  # classes; training images
 _HEADING = 40  # letters
+_SIDE = 320  # pixels of a picture
 
 
 class Seen(NamedTuple):
@@ -224,9 +226,12 @@ def _grad_cam(name: str, image: bytes, one: Classifier, best: int) -> None:
     except FinetuneError as error:
         st.caption(plain(str(error)))
         return
+    network = predictor(one.run)
     words = "Grad-CAM" if seen.heat[best].any() else "Grad-CAM: no evidence for this class"
     with st.grid("auto", min_column_width=150, gap="small"):
-        st.image(seen.picture, caption="network input", alt=f"{name}, network input")
+        framed = draw_crop(image, network.network.info, network.image_size, _SIDE)
+        caption = "The network sees what is framed"
+        st.image(framed, caption=caption, alt=f"{name}: {caption}")
         st.image(seen.overlays[best], caption=words, alt=f"{name}: {words}: {one.classes[best]}")
 
 

@@ -1,4 +1,4 @@
-"""The *Shifted data* tab of Evaluate: a run on the images of another data set, beside its own."""
+"""*Shifted data* on Evaluate: a run on the images of another data set, beside its own."""
 
 import streamlit as st
 
@@ -11,10 +11,11 @@ from finetune_core.evaluation.single_run.shifted import (
     evaluate_shifted,
     left_out_in_words,
 )
-from finetune_core.formatting import SPLIT_WORDS, percent, points, things
+from finetune_core.formatting import SPLIT_WORDS, points, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
 from pages.shared.evaluation.galleries import mistakes
+from pages.shared.evaluation.numbers import reference_metric, share_metric
 from pages.shared.evaluation.other_data import (
     ask,
     chosen_shift,
@@ -66,7 +67,7 @@ def shifted_data(run: Run, result: Evaluation) -> None:
     _table(*found.score_rows(), key="shifted-scores")
     st.markdown("**By class**, the least recalled first")
     _table(*found.class_rows(), key="shifted-classes")
-    st.caption(f"Intervals as on the other tabs: {INTERVALS}; Wilson's of recall.")
+    st.caption(f"Intervals: {INTERVALS}; Wilson's of recall.")
     st.markdown("**Mistakes**")
     mistakes(run, found)
 
@@ -83,26 +84,12 @@ def _headline(found: ShiftedEvaluation) -> None:
     own, (drop, low, high) = found.own, found.drop
     with st.container(horizontal=True):
         for label, one in (("In-distribution accuracy", own), ("Shifted accuracy", found)):
-            st.metric(
-                label,
-                percent(one.accuracy),
-                delta=f"95 % interval {percent(one.low)} to {percent(one.high)}",
-                delta_color="off",
-                delta_arrow="off",
-                help=f"On {things(one.images, f'{SPLIT_WORDS[one.split].lower()} image')}. Interval: Wilson's.",
-                border=True,
-                height="stretch",
+            images = things(one.images, f"{SPLIT_WORDS[one.split].lower()} image")
+            share_metric(
+                label, one.accuracy, one.low, one.high, f"On {images}. Interval: Wilson's."
             )
-        st.metric(
-            "Drop",
-            f"{points(drop)} points",
-            delta=f"95 % interval {points(low)} to {points(high)}",
-            delta_color="off",
-            delta_arrow="off",
-            help=_DROP,
-            border=True,
-            height="stretch",
-        )
+        note = f"95 % interval {points(low)} to {points(high)}"
+        reference_metric("Drop", f"{points(drop)} points", note, _DROP)
 
 
 def _table(columns: list[str], rows: list[list[str]], key: str) -> None:

@@ -1,4 +1,4 @@
-"""What the tabs of Evaluate show of one split of one run. Each is drawn only while it is open."""
+"""Views of one split of one run on Evaluate: metrics, slices, robustness."""
 
 from functools import partial
 from math import isnan
@@ -12,7 +12,14 @@ from finetune_core.evaluation.single_run.evaluate import class_curves, scores, s
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.evaluation.single_run.robustness import MOST_IMAGES, measure_robustness
 from finetune_core.evaluation.single_run.robustness_files import known_robustness
-from finetune_core.evaluation.single_run.scores import AREAS, INTERVALS, Scores, score_name
+from finetune_core.evaluation.single_run.scores import (
+    AREAS,
+    INTERVALS,
+    Scores,
+    range_text,
+    score_name,
+    value_text,
+)
 from finetune_core.evaluation.single_run.slices import FEW
 from finetune_core.figures.evaluation import (
     recall_precision_curves,
@@ -20,7 +27,7 @@ from finetune_core.figures.evaluation import (
     roc_curves,
     slice_dots,
 )
-from finetune_core.formatting import accuracy_name, number, percent, things
+from finetune_core.formatting import accuracy_name, interval_text, number, percent, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
@@ -42,21 +49,40 @@ _MEANINGS = {
     "average_precision": "Area under the precision-recall curve of a class; mean over classes. Chance level is the prevalence of the class.",
     "log_loss": "Mean cross-entropy of the true class, in nats. 0 is best.",
     "brier": "Squared distance between the probabilities and the truth: 0 is best, 2 worst.",
-    "ece": "Mean gap between confidence and accuracy over the bins of the Calibration tab. 0 is best.",
+    "ece": "Mean gap between confidence and accuracy over the bins of Calibration. 0 is best.",
 }
-_SHARES = ("f1", "precision", "recall", "ece")
 _VERDICTS = {"worse": "worse than the rest", "better": "better than the rest"}
 _CURVES_AT_FIRST, _MOST_CURVES = 3, 12
+_MOST_ROWS = 12  # of a table that is shown whole
 
 
-def all_scores(run: Run, result: Evaluation) -> None:
+def metrics(run: Run, result: Evaluation) -> None:
+    """Draw all metrics, the metrics by class, and, unfolded, the curves."""
+    left, right = st.columns([5, 4], gap="medium")
+    with left:
+        st.header("All metrics", anchor=False)
+        _all_scores(run, result)
+    with right:
+        _per_class(result)
+    box = st.expander(
+        "ROC and precision-recall curves",
+        icon=":material/show_chart:",
+        key="curves_box",
+        on_change="rerun",
+    )
+    if box.open:
+        with box:
+            _curves(run, result)
+
+
+def _all_scores(run: Run, result: Evaluation) -> None:
     with st.spinner("Bootstrapping the intervals"):
         found = scores(run, result.split)
     rows = [
         {
             "Metric": score_name(row["name"], result.split),
-            "Value": _value(row["name"], row["value"]),
-            "95 % interval": _range(row["name"], row["low"], row["high"]),
+            "Value": value_text(row["name"], row["value"]),
+            "95 % interval": range_text(row["name"], row["low"], row["high"]),
             "Meaning": _MEANINGS[row["name"]],
         }
         for row in found.table.to_dict("records")
@@ -78,19 +104,55 @@ def all_scores(run: Run, result: Evaluation) -> None:
     )
 
 
-def _value(name: str, value: float) -> str:
-    if isnan(value):
-        return "not defined"
-    return (
-        percent(value) if name.startswith(_SHARES) or name.endswith("accuracy") else f"{value:.3f}"
+def _per_class(result: Evaluation) -> None:
+    st.header("By class", anchor=False, help="The least recalled class comes first.")
+    found = result.hardest
+    table = found[["class", "recall", "precision", "f1", "images"]]
+    table[["recall", "precision", "f1"]] *= 100
+    table.insert(
+        2,
+        "interval",
+        [
+            None if isnan(low) else interval_text(low, high)
+            for low, high in zip(found["recall_low"], found["recall_high"], strict=True)
+        ],
     )
+    share = "%.1f %%"
+    st.dataframe(
+        table.rename(columns={"class": "Class", "images": "Images"}),
+        hide_index=True,
+        height="content" if len(table) <= _MOST_ROWS else "auto",
+        placeholder="–",
+        column_config={
+            "recall": st.column_config.ProgressColumn(
+                "Recall",
+                help="The share of the images of this class that were predicted as this class.",
+                min_value=0,
+                max_value=100,
+                format=share,
+            ),
+            "interval": st.column_config.TextColumn(
+                "95 % interval",
+                help="Of the recall (Wilson). The fewer images of a class, the wider: small differences between classes "
+                "are often chance.",
+            ),
+            "precision": st.column_config.NumberColumn(
+                "Precision",
+                help="The share of the images predicted as this class that are of this class.",
+                format=share,
+            ),
+            "f1": st.column_config.NumberColumn(
+                "F1", help="Precision and recall in one number (harmonic mean).", format=share
+            ),
+        },
+    )
+    if table.isna().any(axis=None):
+        st.caption(
+            "–: not defined, because no image here is of this class, or none was predicted as it."
+        )
 
 
-def _range(name: str, low: float, high: float) -> str:
-    return "" if isnan(low) else f"{_value(name, low)} to {_value(name, high)}"
-
-
-def curves(run: Run, result: Evaluation) -> None:
+def _curves(run: Run, result: Evaluation) -> None:
     """ROC and precision-recall, one class against the others."""
     defined = result.per_class.dropna(subset=["roc_auc", "average_precision"])
     if defined.empty:
@@ -163,9 +225,9 @@ def _areas(result: Evaluation, found: Scores) -> pd.DataFrame:
     table = rows[["Class", "Images"]].copy()
     table["Prevalence"] = [percent(share) for share in table["Images"] / result.images]
     for name, title in AREAS.items():
-        table[title] = [_value(name, one) for one in rows[name]]
+        table[title] = [value_text(name, one) for one in rows[name]]
         bounds = zip(rows[f"{name}_low"], rows[f"{name}_high"], strict=True)
-        table[f"{title}, 95 % interval"] = [_range(name, low, high) for low, high in bounds]
+        table[f"{title}, 95 % interval"] = [range_text(name, low, high) for low, high in bounds]
     return table
 
 

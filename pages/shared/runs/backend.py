@@ -25,6 +25,22 @@ STATUS_WORDS: dict[Status, tuple[str, Color, str]] = {
     "interrupted": ("Interrupted", "violet", ":material/power_off:"),
 }
 
+_STARTING: tuple[str, Color, str] = ("Starting", "gray", ":material/hourglass_empty:")
+
+
+def status_words(run: Run) -> tuple[str, Color, str]:
+    """Return word, colour and icon of how a run stands; it is queued only behind other runs."""
+    return _STARTING if run.status == "queued" and not is_behind(run) else STATUS_WORDS[run.status]
+
+
+def is_behind(run: Run) -> bool:
+    """Return whether other runs are ahead of one that has not begun."""
+    for ids in worker().queues():
+        if run.run_id in ids:
+            return ids[0] != run.run_id
+    # Another program has it: all that is known is whether anything trains.
+    return any(one.status in ("running", "waiting") for one in store().runs())
+
 
 @st.cache_resource(show_spinner=False)
 def store() -> RunStore:

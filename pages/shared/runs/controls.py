@@ -17,7 +17,13 @@ from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import Run
 from pages.shared.account import may_change
 from pages.shared.chrome import plain
-from pages.shared.runs.backend import STATUS_WORDS, devices_again, devices_before, worker
+from pages.shared.runs.backend import (
+    devices_again,
+    devices_before,
+    is_behind,
+    status_words,
+    worker,
+)
 
 _WIDTH = 130  # pixels; the longest label fits
 
@@ -30,7 +36,7 @@ def controls(run: Run) -> None:
             _stop_buttons(run)
         elif mine and run.resumable:
             _resume_button(run)
-        word, color, icon = STATUS_WORDS[run.status]
+        word, color, icon = status_words(run)
         st.badge(word, color=color, icon=icon)
         if mine and run.active:
             _place(run)
@@ -110,7 +116,7 @@ def _button(
 def _place(run: Run) -> None:
     """Where a run that waits in this process's queue stands, and a way to let it go earlier."""
     place = worker().waiting(run.run_id)
-    if place is None:
+    if place is None or not is_behind(run):
         return
     st.caption(f"place {place[0]} of {place[1]}")
     if place[0] > 1:

@@ -4,20 +4,30 @@ A browser names what is chosen by its label. A label that says how a run stands 
 session has been shown is remembered: a browser that lags behind still gets the run that it shows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
 from finetune_core.config import RunConfig
 from finetune_core.evaluation.run_accuracy import run_accuracy
-from finetune_core.formatting import mid_sentence
+from finetune_core.formatting import learning_rate_text, mid_sentence, percent, things
+from finetune_core.runs.design import settings_without_effect
 from finetune_core.runs.store import Run
 from finetune_core.training.strategies import run_kind
-from pages.shared.runs.backend import STATUS_WORDS
+from pages.shared.runs.backend import status_words
 
 _MOST_REMEMBERED = 20_000
+# The settings by which runs of one strategy are told apart, and how each is said in a label.
+_TOLD_APART: dict[str, Callable[[Any], str]] = {
+    "learning_rate": lambda rate: f"lr {learning_rate_text(rate)}",
+    "image_size": lambda side: f"{side} px",
+    "epochs": lambda count: things(count, "epoch"),
+    "train_fraction": lambda share: f"{percent(share, 0)} of the images",
+    "seed": lambda seed: f"seed {seed}",
+}
 
 
 def run_began(run: Run) -> datetime | None:
@@ -43,18 +53,49 @@ def run_title(run: Run) -> str:
     )
 
 
-def run_label(run: Run) -> str:
-    """A run in a list: its title, how it stands, its accuracy, and the end of its id, so that no two look alike."""
+def obeyed(config: RunConfig, name: str) -> Any:
+    """Return a setting's value; None where the run does not obey it."""
+    return None if name in settings_without_effect(config) else getattr(config, name)
+
+
+def _differences(runs: Sequence[Run]) -> dict[str, str]:
+    """Return, by id, the settings in which runs of equal data, backbone and strategy differ."""
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        kind = run.config.data, run.config.backbone, run_kind(run.config)
+        groups.setdefault(kind, []).append(run)
+    found = {}
+    for some in groups.values():
+        differing = [
+            name for name in _TOLD_APART if len({obeyed(run.config, name) for run in some}) > 1
+        ]
+        for run in some:
+            values = [(name, obeyed(run.config, name)) for name in differing]
+            texts = [_TOLD_APART[name](value) for name, value in values if value is not None]
+            found[run.run_id] = " · ".join(texts)
+    return found
+
+
+def run_label(run: Run, differences: str = "") -> str:
+    """Return a run's title, in what it differs, how it stands, its accuracy, and the end of its id.
+
+    With the end of its id no two labels are alike.
+    """
     accuracy = run_accuracy(run) if run.judged else None
     score = accuracy.in_words() if accuracy else ""
     return " · ".join(
-        filter(None, (run_title(run), STATUS_WORDS[run.status][0].lower(), score, run.run_id[-4:]))
+        filter(
+            None,
+            (run_title(run), differences, status_words(run)[0].lower(), score, run.run_id[-4:]),
+        )
     )
 
 
 def run_labels(runs: Iterable[Run]) -> dict[str, str]:
     """Run id -> label of runs that are to be chosen from."""
-    labels = {run.run_id: run_label(run) for run in runs}
+    runs = list(runs)
+    differences = _differences(runs)
+    labels = {run.run_id: run_label(run, differences[run.run_id]) for run in runs}
     remembered: dict[str, str] = st.session_state.setdefault("run_labels", {})
     remembered.update((label, run_id) for run_id, label in labels.items())
     for label in list(remembered)[: max(0, len(remembered) - _MOST_REMEMBERED)]:

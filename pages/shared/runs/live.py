@@ -7,7 +7,7 @@ import streamlit as st
 from finetune_core.errors import FinetuneError
 from finetune_core.figures.curves import Kind, training_curve
 from finetune_core.figures.stages import Quantity, stage_curve
-from finetune_core.formatting import PHASE_WORDS, duration, number, percent, size, things
+from finetune_core.formatting import PHASE_WORDS, duration, number, percent, size, things, time_left
 from finetune_core.runs.log import fitted_in_words, live_numbers, log_line, log_lines
 from finetune_core.runs.smoothing import smoothed
 from finetune_core.runs.store import Run
@@ -15,6 +15,7 @@ from finetune_core.training.device_turn import WAITING
 from finetune_core.training.prediction_history import Flip, flips, load_prediction_history
 from pages.shared.chrome import plain
 from pages.shared.images import Picture, gallery, run_picture
+from pages.shared.runs.backend import is_behind
 
 _NUMBERS: dict[Kind, str] = {
     "accuracy": "Accuracy",
@@ -36,7 +37,7 @@ _REFRESH, _REFRESH_LATER = 2.0, 4.0
 _FIRST = 60.0  # seconds of a run during which it is watched closely
 
 _NO_EPOCHS = "This run is done in one go: there are no epochs to follow."
-_STAGES, _FLIPS, _LOG, _ENGINE = "Stages", "Prediction flips", "Log", "Timing"
+_STAGES, _FLIPS, _LOG, _ENGINE = "Stages", "Predictions that changed", "Log", "Timing"
 
 
 def pace(run: Run) -> float | None:
@@ -51,7 +52,8 @@ def bar(run: Run) -> None:
     history = run.history
     progress, steps = history.progress, history.steps  # another session may read on meanwhile
     if run.status == "queued":
-        st.progress(history.fraction, "Waiting for the run before it")
+        words = "Waiting for the run before it" if is_behind(run) else PHASE_WORDS["prepare"]
+        st.progress(history.fraction, words)
     elif run.status == "waiting":
         st.progress(history.fraction, PHASE_WORDS[WAITING])
     elif progress and (not steps or progress["phase"] != "validate"):
@@ -61,18 +63,16 @@ def bar(run: Run) -> None:
         words = PHASE_WORDS[progress["phase"]]
         if done or total:
             words += f": {count(done)}" + (f" of {count(total)}" if total else "")
-        words += f", about {duration(left)} left" if left is not None else ""
+        words += f", {time_left(left)}" if left is not None else ""
         st.progress(done / total if total else 0.0, words)
     elif not steps:
-        st.progress(0.0, "Preparing the network")
+        st.progress(0.0, PHASE_WORDS["prepare"])
     elif progress and history.fraction >= 1:
         st.progress(1.0, PHASE_WORDS[progress["phase"]])
     else:
         left = history.seconds_left
         epoch = f"Epoch {steps[-1]['epoch']} of {run.started['epochs']}"
-        st.progress(
-            history.fraction, epoch + (f", about {duration(left)} left" if left is not None else "")
-        )
+        st.progress(history.fraction, epoch + (f", {time_left(left)}" if left is not None else ""))
 
 
 def numbers(run: Run) -> None:
@@ -225,18 +225,29 @@ def _stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -> Non
 
 
 def details(run: Run) -> None:
-    """What one looks at when the curves raise a question; only the open one is drawn."""
+    """Draw what one looks at when the curves raise a question, once it is unfolded."""
     if not run.history.started:
         return
-    open_now = st.segmented_control(
-        "Details",
-        [_STAGES, _FLIPS, _LOG, _ENGINE],
-        default=_STAGES,
-        required=True,
-        key="closer",
-        persist_state="session",
+    views = {_STAGES: _stages, _FLIPS: _flips, _LOG: _log, _ENGINE: _engine}
+    box = st.expander(
+        "Stages, changed predictions, log, timing",
+        icon=":material/query_stats:",
+        key="details_box",
+        on_change="rerun",
     )
-    {_STAGES: _stages, _FLIPS: _flips, _LOG: _log, _ENGINE: _engine}[open_now](run)
+    if not box.open:
+        return
+    with box:
+        open_now = st.segmented_control(
+            "Details",
+            list(views),
+            default=_STAGES,
+            required=True,
+            key="closer",
+            persist_state="session",
+            label_visibility="collapsed",
+        )
+        views[open_now](run)
 
 
 def _stages(run: Run) -> None:

@@ -12,7 +12,7 @@ from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.comparison.arms import arm_order, arm_titles
 from finetune_core.evaluation.comparison.costs import depth
 from finetune_core.figures.curves import compared_curve
-from finetune_core.formatting import duration, percent, things
+from finetune_core.formatting import percent, things, time_left
 from finetune_core.runs.design import arm_of, arm_seconds
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import Run, summary
@@ -21,7 +21,7 @@ from finetune_core.training.strategies import epochs_of
 from pages.shared.account import may_change
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
-from pages.shared.runs.backend import STATUS_WORDS, store, worker
+from pages.shared.runs.backend import status_words, store, worker
 from pages.shared.runs.controls import attempt, show_problem
 
 REFRESH = 2.0  # seconds
@@ -52,7 +52,7 @@ def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
         st.rerun()
     left = _seconds_left(runs, expected)
     words = f"{len(runs) - len(active)} of {things(len(runs), 'run')} done" + (
-        f", about {duration(left)} left" if left else ""
+        f", {time_left(left)}" if left else ""
     )
     with st.container(horizontal=True, vertical_alignment="center"):
         st.progress(_share_done(runs, expected), words)
@@ -107,7 +107,7 @@ def _row(title: str, run: Run, *, placed: bool) -> dict[str, Any]:
     return {
         "Strategy": title,
         "Seed": str(run.config.seed),
-        "Status": STATUS_WORDS[run.status][0],
+        "Status": status_words(run)[0],
         "Epochs": f"{len(epochs)} of {most}" if (most := epochs_of(run.config)) else "none",
         "Validation accuracy": "–" if accuracy is None else percent(accuracy),
     } | ({"Trains on": run.history.where or "–"} if placed else {})

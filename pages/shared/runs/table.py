@@ -1,7 +1,7 @@
 """All runs as one table: searched, sorted, and selected, by id, whatever the table shows at the moment."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,33 @@ import streamlit as st
 
 from finetune_core.evaluation.run_accuracy import run_accuracy
 from finetune_core.figures.style import VAL_COLOR
-from finetune_core.formatting import accuracy_name, number, percent, things
+from finetune_core.formatting import (
+    accuracy_name,
+    interval_text,
+    learning_rate_text,
+    number,
+    things,
+)
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.strategies import run_kind
-from pages.shared.runs.backend import STATUS_WORDS
-from pages.shared.runs.labels import data_in_short, run_began
+from pages.shared.chrome import plain
+from pages.shared.runs.backend import STATUS_WORDS, status_words
+from pages.shared.runs.labels import data_in_short, obeyed, run_began
 
 _SPLITS = ("test", "val")
 _SELECTED, _SEARCH = "selected_runs", "runs_search"
 _MOST_POINTS = 60  # of a sparkline
+# The columns that tell runs apart: one that is equal for all is not shown.
+_TELLING = (
+    "Data",
+    "Backbone",
+    "Strategy",
+    "Learning rate",
+    "Image size",
+    "Epochs",
+    "Seed",
+    "Images",
+)
 
 
 def search_box() -> str:
@@ -53,9 +71,13 @@ def table(visible: Sequence[Run]) -> None:
     """Draw the runs, those selected marked."""
     ids = [run.run_id for run in visible]
     # A browser names rows by their place. So a table of other rows is another one, and a click on the old one does not count.
+    rows = [_row(run) for run in visible]
+    shared = shared_by_all(rows)
+    if words := _in_words(shared):
+        st.caption(plain(f"All of them: {words}."))
     key = f"runs-{hashlib.sha256(chr(0).join(ids).encode()).hexdigest()[:16]}"
     st.dataframe(
-        pd.DataFrame([_row(run) for run in visible]),
+        pd.DataFrame(rows),
         key=key,
         hide_index=True,
         placeholder="",
@@ -67,7 +89,7 @@ def table(visible: Sequence[Run]) -> None:
                 "rows": [ids.index(run_id) for run_id in st.session_state.get(_SELECTED, [])]
             }
         },
-        column_config=_columns(visible),
+        column_config=_columns(visible) | dict.fromkeys(shared),
         alt=f"Table of {things(len(visible), 'run')}",
     )
 
@@ -87,7 +109,7 @@ def _text(run: Run) -> str:
         run.config.data,
         run.config.backbone,
         run_kind(run.config),
-        STATUS_WORDS[run.status][0],
+        status_words(run)[0],
         run.owner,
         run.config.from_run or "",
         *run.tags,
@@ -100,11 +122,14 @@ def _row(run: Run) -> dict[str, Any]:
     step = -(-len(epochs) // _MOST_POINTS) or 1
     seconds = summary(run)["seconds"] or (epochs[-1]["seconds"] if epochs else None)
     return {
-        "Status": [STATUS_WORDS[run.status][0]],
+        "Status": [status_words(run)[0]],
         "Name": run.name,
         "Data": data_in_short(run.config),
         "Backbone": run.config.backbone,
         "Strategy": run_kind(run.config),
+        "Learning rate": _rate_text(run),
+        "Image size": obeyed(run.config, "image_size"),
+        "Epochs": obeyed(run.config, "epochs"),
         "Seed": run.config.seed,
         **{
             accuracy_name(split): 100 * accuracy.value
@@ -112,7 +137,7 @@ def _row(run: Run) -> dict[str, Any]:
             else None
             for split in _SPLITS
         },
-        "95 % interval": f"{100 * accuracy.low:.1f} – {percent(accuracy.high)}" if accuracy else "",
+        "95 % interval": interval_text(accuracy.low, accuracy.high) if accuracy else "",
         "Images": number(accuracy.images) if accuracy else "",
         "Converged": {True: "yes", False: "no", None: ""}[run.convergence.converged],
         "By epoch": [epoch["val_accuracy"] for epoch in epochs[::-step][::-1]],
@@ -122,6 +147,31 @@ def _row(run: Run) -> dict[str, Any]:
         "Tags": list(run.tags),
         "Run": run.run_id,
     }
+
+
+def _rate_text(run: Run) -> str:
+    rate = obeyed(run.config, "learning_rate")
+    return "" if rate is None else learning_rate_text(rate)
+
+
+def shared_by_all(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the columns of ``_TELLING`` whose values are equal in several rows, with the value."""
+    if len(rows) < 2:
+        return {}
+    return {name: rows[0][name] for name in _TELLING if len({row[name] for row in rows}) == 1}
+
+
+def _in_words(shared: Mapping[str, Any]) -> str:
+    """What all runs have in common: ``shapes · efficientnet_lite0 · seed 0``."""
+    looks = {
+        "Learning rate": "lr {}",
+        "Image size": "{} px",
+        "Epochs": "{} epochs",
+        "Seed": "seed {}",
+        "Images": "{} images",
+    }
+    known = {name: value for name, value in shared.items() if value not in ("", None)}
+    return " · ".join(looks.get(name, "{}").format(value) for name, value in known.items())
 
 
 def _accuracy_columns(visible: Sequence[Run]) -> dict[str, Any]:
@@ -140,7 +190,8 @@ def _accuracy_columns(visible: Sequence[Run]) -> dict[str, Any]:
 
 
 def _columns(visible: Sequence[Run]) -> dict[str, Any]:
-    looks = {word: color for word, color, _ in STATUS_WORDS.values()}
+    words = {*STATUS_WORDS.values(), *(status_words(run) for run in visible)}
+    looks = {word: color for word, color, _ in sorted(words)}
     tags = sorted({tag for run in visible for tag in run.tags})
     column = st.column_config
     return {
@@ -162,6 +213,8 @@ def _columns(visible: Sequence[Run]) -> dict[str, Any]:
         ),
         "Time": column.NumberColumn(format="compact", help="Hours, minutes, seconds."),
         "Strategy": column.TextColumn(width=180),
+        "Learning rate": column.TextColumn(help="Empty where nothing trains in steps."),
+        "Image size": column.NumberColumn(format="%d px"),
         "When": column.DatetimeColumn(format="D MMM YYYY, HH:mm"),
         "Tags": column.MultiselectColumn(options=tags, color="auto") if tags else None,
         "Started from": column.TextColumn(help="The earlier run whose network it began with.")
