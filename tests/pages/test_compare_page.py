@@ -250,7 +250,7 @@ def test_there_is_one_primary_button_with_the_form_open_and_closed(four_runs, re
     assert primary(at) == ["Try a run on new images"]
     at.session_state["start_box-0"] = True
     at.run()
-    assert primary(at) == ["Start 12 runs"]
+    assert primary(at) == ["Start 10 runs"]
 
 
 def test_stop_all_stops_only_runs_that_one_may_change(readable, device_is_taken):

@@ -137,7 +137,7 @@ def test_one_click_fits_the_baseline_of_runs_that_were_compared_without_one():
     wait_until(lambda: not any(run.active for run in store.runs()))
     added = [store.run(run_id).config for run_id in ids[2:]]
     assert [(config.strategy, config.seed, config.data) for config in added] == [
-        (BASELINE, seed, runs[0].config.data) for seed in range(2)
+        (BASELINE, 0, runs[0].config.data)
     ]
     at.run()
     assert has_baseline()

@@ -45,6 +45,7 @@ from finetune_core.evaluation.comparison.pairs import (
     known_variances,
 )
 from finetune_core.evaluation.comparison.strategies import (
+    NO_SEED_VARIANCE,
     Interval,
     SeedVariance,
     accuracy_interval,
@@ -59,7 +60,7 @@ from finetune_core.evaluation.single_run.metrics import logits_of
 from finetune_core.evaluation.single_run.scores import resamples_for
 from finetune_core.formatting import things
 from finetune_core.runs.convergence import Convergence, judge_together
-from finetune_core.runs.design import arm_of, run_of
+from finetune_core.runs.design import arm_of, depends_on_seed, run_of
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.strategies import epochs_of
 
@@ -222,7 +223,11 @@ def compare_runs(
         ended and judged.converged is not False
         for ended, judged in zip(finished, convergence, strict=True)
     ]
-    pairs = compare_pairs(summaries, trained, variances)
+    of_strategies = [
+        variance or (None if one_strategy or depends_on_seed(group[0].config) else NO_SEED_VARIANCE)
+        for variance, group in zip(variances, grouped, strict=True)
+    ]
+    pairs = compare_pairs(summaries, trained, of_strategies)
     choice = choose(arms, pairs)
     undertrained = any(arm.is_undertrained for arm in arms)
     images = summaries[0].images

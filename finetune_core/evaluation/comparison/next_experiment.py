@@ -14,7 +14,7 @@ from finetune_core.evaluation.comparison.arms import Arm, arm_titles
 from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.costs import depth
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers, known_layers, measured_run
-from finetune_core.evaluation.comparison.pair_text import pair_of, quote
+from finetune_core.evaluation.comparison.pair_text import pair_of, quote, seeded_arms
 from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift, shifts_of
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.comparison.thaw_next import (
@@ -186,7 +186,7 @@ def converge(evidence: Evidence) -> Experiment | None:
 
 
 def baseline(evidence: Evidence) -> Experiment | None:
-    """A linear probe for the best arm that was trained in epochs and has none to be measured against."""
+    """Fit a linear probe for the best arm that was trained in epochs and lacks one."""
     arms = evidence.own.arms
     lacking = lacking_baselines([run.config for arm in arms for run in arm.runs])
     for at in evidence.ranked:
@@ -272,15 +272,18 @@ def images(evidence: Evidence) -> Experiment | None:
 def seeds(evidence: Evidence) -> Experiment | None:
     """Train more seeds where the best two strategies are not distinguishable for want of seeds.
 
-    Of the arm whose seeds leave the larger error; never of one that is fitted in closed form.
+    The seeds are those of the arm whose seeds leave the larger error, never of one that another
+    seed would not change.
     """
     best, rival = _best_two(evidence)
     arms = evidence.own.arms
-    trained = [at for at in (best, rival) if at is not None and epochs_of(arms[at].config)]
-    if best is None or rival is None or not trained:
+    if best is None or rival is None:
         return None
     pair = pair_of(evidence.own.pairs, best, rival)
-    unsure = max(trained, key=lambda at: (_seed_error(arms[at]), at == best))
+    seeded = seeded_arms(arms, pair)
+    if not seeded:
+        return None
+    unsure = max(seeded, key=lambda at: (_seed_error(arms[at]), at == best))
     taken = {run.config.seed for run in arms[unsure].runs}
     if (pair.strategies and pair.strategies.different) or len(taken) >= _SEEDS:
         return None
@@ -288,7 +291,9 @@ def seeds(evidence: Evidence) -> Experiment | None:
         return None
     new = [seed for seed in range(2 * _SEEDS) if seed not in taken][: _SEEDS - len(taken)]
     both = f"{_scored(arms[best])} and {_scored(arms[rival])}"
-    counts = f"with {things(len(arms[best].members), 'seed')} and {things(len(arms[rival].members), 'seed')}"
+    counts = "with " + " and ".join(
+        things(len(arms[at].members), "seed") for at in (best, rival) if at in seeded
+    )
     reason = (
         f"{both} are not distinguishable {counts}."
         if pair.strategies

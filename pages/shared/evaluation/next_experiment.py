@@ -20,7 +20,7 @@ from finetune_core.evaluation.comparison.next_experiment import (
 )
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.formatting import things
-from finetune_core.runs.design import run_of
+from finetune_core.runs.design import arm_of, depends_on_seed, run_of
 from finetune_core.runs.extend import extend_run, longer_epochs, why_not_extended
 from finetune_core.runs.store import Run
 from finetune_core.training.speed_book import SpeedBook
@@ -110,7 +110,7 @@ def _start(experiment: Experiment, comparison: Comparison) -> list[str]:
             try:
                 with st.spinner("Queueing"):
                     known = _finished_on(comparison.arms[0].runs[0].started["fingerprint"])
-                    return [known.get(run_of(one)) or submit(one) for one in experiment.configs]
+                    return [known.get(_result(one)) or submit(one) for one in experiment.configs]
             except FinetuneError as error:
                 st.error(plain(str(error)), icon=":material/error:")
     return []
@@ -119,10 +119,15 @@ def _start(experiment: Experiment, comparison: Comparison) -> list[str]:
 def _finished_on(fingerprint: str) -> dict[str, str]:
     """Return the id of each finished run on a data set, by what the run computes."""
     return {
-        run_of(run.config): run.run_id
+        _result(run.config): run.run_id
         for run in store().all()[0]
         if run.status == "finished" and run.started["fingerprint"] == fingerprint
     }
+
+
+def _result(config: RunConfig) -> str:
+    """Equal for runs that end with the same network."""
+    return run_of(config) if depends_on_seed(config) else arm_of(config)
 
 
 def _train_further(comparison: Comparison) -> dict[str, str]:
