@@ -50,9 +50,7 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
     )
     if not trained and len(answering) < 2:
         return None
-    with st.expander(
-        "Average weights or probabilities", icon=":material/blender:", key="average_box"
-    ):
+    with st.expander("Model soups and ensembles", icon=":material/blender:", key="average_box"):
         st.caption(
             "One run from several, without training: it takes a moment. A soup predicts as fast as one of its networks, and takes runs that "
             "began with the same head: give *Seed of the head* a number before you train several seeds. An ensemble takes any runs that have "
