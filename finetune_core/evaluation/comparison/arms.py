@@ -85,6 +85,11 @@ class Arm:
         return self.convergence.converged is False
 
 
+def best_first(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
+    """Return the arms with their places, sorted by their score."""
+    return sorted(enumerate(arms), key=lambda one: -one[1].rank)
+
+
 Standing = Literal["taken", "best", "alike", "worse", "better"]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from finetune_core.evaluation.comparison.arms import Arm, ArmVerdict
+from finetune_core.evaluation.comparison.arms import Arm, ArmVerdict, best_first
 from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.costs import Cost
 from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
@@ -129,7 +129,7 @@ _SEEN = (
 
 
 def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) with one row per arm, formatted for a reader."""
+    """Return columns and one row per arm, formatted for a reader, the best first."""
     measure = comparison.measure
     accuracy = [] if measure is ACCURACY else [accuracy_name(comparison.split)]
     on_gpu = any(arm.cost.device != "cpu" for arm in comparison.arms)
@@ -152,7 +152,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     ]
     verdicts = {one.arm: arm_verdict_text(one) for one in comparison.arm_verdicts}
     rows = []
-    for at, arm in enumerate(comparison.arms):
+    for at, arm in best_first(comparison.arms):
         low, high = arm.range
         spread = (
             _why_no_spread(arm)

@@ -9,16 +9,13 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison.compare import Comparison
-from finetune_core.evaluation.comparison.next_experiment import (
-    HELP,
+from finetune_core.evaluation.comparison.experiment import (
+    Evidence,
     Experiment,
-    evidence_of,
-    explain_none,
     forecast_in_words,
     forecast_of,
-    next_experiment,
 )
-from finetune_core.evaluation.comparison.shift import ShiftComparison
+from finetune_core.evaluation.comparison.next_experiment import HELP, explain_none, next_experiment
 from finetune_core.formatting import things
 from finetune_core.runs.design import arm_of, depends_on_seed, run_of
 from finetune_core.runs.extend import extend_run, longer_epochs, why_not_extended
@@ -37,19 +34,18 @@ from pages.shared.runs.profile import offer_profile
 _ICONS = {"baseline": ":material/flag:", "seeds": ":material/casino:"}
 
 
-def draw_next(comparison: Comparison, shift: ShiftComparison | None) -> list[str]:
+def draw_next(comparison: Comparison, evidence: Evidence) -> list[str]:
     """Draw the next experiment, with its reason and its forecast.
 
     One press starts all runs of an experiment that follows from what was measured. One that is
     inferred is filled in on Configure.
 
     Args:
-        shift: the same runs on the other images that are chosen on the page.
+        evidence: on the comparison.
 
     Returns:
         The ids of the runs to compare once a press has queued some of them; empty without one.
     """
-    evidence = evidence_of(comparison, shift, store().runs())
     experiment = next_experiment(evidence)
     with st.container(border=True):
         st.markdown("**Next experiment**", help=HELP)

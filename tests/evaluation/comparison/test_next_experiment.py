@@ -6,13 +6,13 @@ import pytest
 
 from finetune_core.evaluation.comparison import next_experiment as rules
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
-from finetune_core.evaluation.comparison.next_experiment import (
+from finetune_core.evaluation.comparison.experiment import (
     Evidence,
     Experiment,
     experiment_json,
-    next_experiment,
 )
+from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
+from finetune_core.evaluation.comparison.next_experiment import next_experiment
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.evaluation.single_run.corruptions import Corrupted
 from finetune_core.evaluation.single_run.shared_classes import SharedClasses
@@ -412,6 +412,13 @@ def test_nothing_freezes_again_that_took_part_or_is_frozen(shown, strategy, laye
 
 
 # --- together
+
+
+def test_the_rules_are_asked_in_order():
+    """Convergence, the baseline, the profile, seeds, test images; then what is left."""
+    order = ["converge", "baseline", "profile", "seeds", "test_images"]
+    assert list(rules.RULES)[:5] == order
+    assert set(list(rules.RULES)[5:]) == {"shift", "images", "thaw", "freeze"}
 
 
 @pytest.mark.train
