@@ -36,7 +36,8 @@ _COLUMN_HELP = {
     "Macro F1": "F1 of each class, averaged over the classes; mean over the seeds.",
     "Log loss": "Mean cross-entropy in nats; mean over the seeds. Lower is better.",
     "95 % interval": "For new images and, with several seeds, new seeds.",
-    "Over seeds": "The worst and the best seed, and the standard deviation over seeds: variation that has nothing to do with the images.",
+    "Over seeds": "The worst and the best seed, and the standard deviation over seeds: variation "
+    "that has nothing to do with the images. A head fitted without epochs is the same with others.",
     "Ensemble of the seeds": "The mean of the seeds' probabilities, with its 95 % interval for new images. It takes as long to predict as all of them together.",
     "Time": "Of the median run. The first of several also computes the activation cache that the others reuse.",
     "Without the cache": "The time of the same run if its frozen stages ran in every epoch. A little too low where the cache was computed from that of another strategy.",
