@@ -476,7 +476,7 @@ def compare(
     from finetune_core.commands.train_all import said_of_training, train_all
     from finetune_core.data.listing import list_data
     from finetune_core.evaluation.comparison.compare import compare_runs
-    from finetune_core.evaluation.comparison.next_experiment import experiment_json
+    from finetune_core.evaluation.comparison.experiment import experiment_json
     from finetune_core.runs.store import is_run_folder, run_folder
 
     trained = None

@@ -26,12 +26,14 @@ from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import effective, load_edits
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.evaluation.comparison.compare import Comparison
-from finetune_core.evaluation.comparison.next_experiment import (
+from finetune_core.evaluation.comparison.experiment import (
     Experiment,
-    evidence_of,
-    explain_none,
     forecast_in_words,
     forecast_of,
+)
+from finetune_core.evaluation.comparison.next_experiment import (
+    evidence_of,
+    explain_none,
     next_experiment,
 )
 from finetune_core.evaluation.comparison.pair_text import CLAIMS, describe_pair

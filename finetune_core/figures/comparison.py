@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import plotly.graph_objects as go
 
-from finetune_core.evaluation.comparison.arms import Arm
+from finetune_core.evaluation.comparison.arms import Arm, best_first
 from finetune_core.evaluation.comparison.costs import Cost, timeline
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.figures.axes import share_axis, whole_axis
@@ -33,14 +33,16 @@ _WIDE = 20.0  # times the smallest value: from there on a logarithmic axis
 
 
 def accuracies(arms: Sequence[Arm], split: str) -> go.Figure:
-    """One line per arm: the metric with its interval, and a small dot for each seed."""
+    """Draw one line per arm, the best first: the metric with its interval, a dot for each seed."""
     figure, measure = go.Figure(), arms[0].measure
     scores = [(arm.score, [member.score for member in arm.members]) for arm in arms]
+    ordered = best_first(arms)
+    lines = {at: line for line, (at, _) in enumerate(ordered)}
     for at, arm in enumerate(arms):
         values = [member.score.value for member in arm.members]
         figure.add_scatter(
             x=values,
-            y=[at] * len(values),
+            y=[lines[at]] * len(values),
             mode="markers",
             marker={"color": _color(at), "size": 7, "opacity": 0.45, "symbol": "circle"},
             hovertemplate="%{text}: %{x}<extra></extra>",
@@ -48,7 +50,7 @@ def accuracies(arms: Sequence[Arm], split: str) -> go.Figure:
         )
         figure.add_scatter(
             x=[arm.score.value],
-            y=[at],
+            y=[lines[at]],
             mode="markers",
             marker=_marker(at),
             error_x=_error(arm.score),
@@ -57,7 +59,7 @@ def accuracies(arms: Sequence[Arm], split: str) -> go.Figure:
     ticks = {
         "tickmode": "array",
         "tickvals": list(range(len(arms))),
-        "ticktext": [_wrapped(arm.title) for arm in arms],
+        "ticktext": [_wrapped(arm.title) for _, arm in ordered],
     }
     figure.update_yaxes(range=[len(arms) - 0.5, -0.5], showgrid=False, zeroline=False, **ticks)
     figure.update_xaxes(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from finetune_core.config import RunConfig, make_config
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import has_linear_head
-from finetune_core.runs.design import design
+from finetune_core.runs.design import depends_on_seed, design
 from finetune_core.training.stage_plan import stages_of
 from finetune_core.training.strategies import BASELINE
 
@@ -49,7 +49,7 @@ class Setup:
 
     def probes(self) -> list[RunConfig]:
         """Return the probes: of one seed, unless the seed draws the training images."""
-        seeds = self.seeds if self.probe.train_fraction < 1 else self.seeds[:1]
+        seeds = self.seeds if depends_on_seed(self.probe) else self.seeds[:1]
         return [_replace(self.probe, seed=seed) for seed in seeds]
 
     def alone(self, stages: Collection[str], seed: int, rates: Rates) -> RunConfig:

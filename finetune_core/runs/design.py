@@ -30,7 +30,9 @@ def design(
     fractions: Sequence[float] = (),
     num_images: int | None = None,
 ) -> list[RunConfig]:
-    """One config per strategy, seed, backbone and share of the training images, in the order in which they cost the least.
+    """Return one config per strategy, seed, backbone and share of the training images.
+
+    The cheapest come first. A strategy that does not depend on the seed has the first seed only.
 
     Args:
         base: all other settings; its backbone and share are taken where none are named.
@@ -56,24 +58,36 @@ def design(
         for strategy in dict.fromkeys(strategies)
         for seed in dict.fromkeys(seeds)
     ]
+    made = [config for config in made if config.seed == seeds[0] or depends_on_seed(config)]
     if num_images is not None:
         made = [fill_auto(config, num_images) for config in made]
     return _cheapest_order(made)
 
 
 def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """The linear probes that runs trained in epochs can be measured against and are not yet: one per backbone, its weights and input,
-    share of the training images, and seed. Nothing of a backbone is looked at."""
+    """Return the linear probes that runs trained in epochs lack as a baseline.
+
+    There is one per backbone, its weights and input, and share of the training images; of less than
+    all training images, which the seed draws, one per seed.
+    """
     there = {features_of(config) for config in configs if is_baseline(config)}
-    trained: dict[tuple[str, int], RunConfig] = {}
+    probes: dict[tuple[str, int | None], RunConfig] = {}
     for config in configs:
         if epochs_of(config) and features_of(config) not in there:
-            trained.setdefault((features_of(config), config.seed), config)
-    backbones = list(dict.fromkeys(config.backbone for config in trained.values()))
-    by_backbone = sorted(trained.values(), key=lambda config: backbones.index(config.backbone))
-    return [
-        make_config(config.model_dump() | _strategy(config, BASELINE)) for config in by_backbone
-    ]
+            probe = make_config(config.model_dump() | _strategy(config, BASELINE))
+            seed = probe.seed if depends_on_seed(probe) else None
+            probes.setdefault((features_of(config), seed), probe)
+    backbones = list(dict.fromkeys(probe.backbone for probe in probes.values()))
+    return sorted(probes.values(), key=lambda probe: backbones.index(probe.backbone))
+
+
+def depends_on_seed(config: RunConfig) -> bool:
+    """Return whether another seed gives another network.
+
+    A head fitted without epochs is the same with every seed, up to the folds that its penalty is
+    chosen on, unless the seed draws the training images. Averages depend on the seeds of their runs.
+    """
+    return epochs_of(config) > 0 or config.train_fraction < 1 or config.averaged is not None
 
 
 def is_baseline(config: RunConfig) -> bool:

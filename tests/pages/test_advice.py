@@ -1,4 +1,4 @@
-"""Configure → Which backbone?: the question, the ranking, and the queue that follows from it."""
+"""Configure → Compare backbones: the question, the ranking, and the queue that follows from it."""
 
 import numpy as np
 import pytest
@@ -172,15 +172,14 @@ def test_both_proposals_are_queued_with_their_linear_probes_as_one_comparison(
         form_strategy="full",
     )
     at = finished(at.button(key="advice_ask").click().run())
-    assert "8 runs: last block and linear probe, each with 2 seeds" in words(at)
+    assert "6 runs: last block with 2 seeds" in words(at)
     at.button(key="advice_queue").click().run()
     assert {(one.backbone, one.strategy, one.seed, one.epochs) for one in submitted} == {
         (name, strategy, seed, 3)
         for name in LITES
-        for strategy in ("last_block", "linear_probe")
-        for seed in (0, 1)
+        for strategy, seed in (("last_block", 0), ("last_block", 1), ("linear_probe", 0))
     }
-    assert at.query_params["runs"] == [f"run-{number}" for number in range(1, 9)]
+    assert at.query_params["runs"] == [f"run-{number}" for number in range(1, 7)]
 
 
 def test_it_asks_for_data_first():

@@ -2,6 +2,7 @@
 
 import json
 
+import plotly.graph_objects as go
 import pytest
 import streamlit as st
 
@@ -16,7 +17,7 @@ from finetune_core.runs.store import RunStore
 from pages.shared.runs.backend import worker
 from tests.answers import answer_rightly
 from tests.deadline import wait_until
-from tests.factories import shared_images, tiny_config, trained_run
+from tests.factories import image_folder, shared_images, tiny_config, trained_run
 from tests.pages.harness import (
     ANN,
     BEN,
@@ -28,6 +29,8 @@ from tests.pages.harness import (
     tiny_form,
     unescaped,
 )
+
+SECTIONS = ("details", "cost", "curves", "disagree", "shift", "layers", "averages")
 
 
 @pytest.fixture
@@ -54,17 +57,19 @@ def test_a_published_ordering_that_a_verdict_contradicts_is_named_with_its_sourc
     comparison = compare_runs(four_runs)
     said = "“Last block” is said to beat “Feature extraction” (Yosinski et al. 2014)"
     assert f"{said}; on these {comparison.images} images it is 100.0 points worse" in unescaped(
-        open_page("compare")
+        open_page("compare", details="true")
     )
 
 
 def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     comparison = compare_runs(four_runs)
-    at = open_page("compare")
+    at = open_page("compare", **dict.fromkeys(SECTIONS, "true"))
     text = unescaped(at)
     assert all(text.count(line) == 1 for line in comparison.verdict.lines)
     verdicts = [arm_verdict_text(one) for one in comparison.arm_verdicts]
-    assert sorted(at.dataframe[1].value["Verdict"]) == sorted(verdicts)
+    assert sorted(at.dataframe[0].value["Verdict"]) == sorted(verdicts)
+    scores = list(at.dataframe[0].value["Test accuracy"])
+    assert scores == sorted(scores, reverse=True)
     pair = describe_pair(comparison.arms, comparison.pairs[0])
     assert pair.strategies in text
     assert pair.networks in text
@@ -72,14 +77,54 @@ def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     assert "violet-badge[:material/hub: These trained models]" in text
     folded = next(box for box in at.expander if box.label == "Details")
     assert any(pair.networks in one.value.replace("\\", "") for one in folded.markdown)
-    assert list(at.dataframe[1].value["Seeds"]) == ["0, 1", "0, 1"]
+    assert list(at.dataframe[0].value["Seeds"]) == ["0, 1", "0, 1"]
     assert len(at.get("plotly_chart")) == 5
     assert "Test accuracy by first stage that trains" in text
     assert "Test accuracy by training set size" not in text
-    assert "Disagreements" in text
-    assert "Layer diagnostics" in text
+    assert {"Disagreements", "Layer diagnostics"} <= {box.label for box in at.expander}
     # Drawing the page anew would let go of the file.
     assert [one.proto.ignore_rerun for one in at.get("download_button")] == [True]
+
+
+def test_a_folded_section_computes_nothing_and_its_address_opens_it(four_runs, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "pages.shared.evaluation.costs.pareto", lambda *args: drawn.append(args) or go.Figure()
+    )
+    at = open_page("compare")
+    boxes = [box.label for box in at.expander]
+    assert {"Details", "Cost", "Learning curves", "Distribution shift"} <= set(boxes)
+    assert "Model soups and ensembles" in boxes
+    assert len(at.get("plotly_chart")) == 1
+    assert len(at.dataframe) == 1
+    assert drawn == []
+    at.session_state["cost"] = True
+    at.run()
+    assert drawn
+    assert len(at.get("plotly_chart")) == 3
+    drawn.clear()
+    open_page("compare", cost="true")
+    assert drawn
+
+
+def test_beside_a_single_run_no_section_stands(four_runs):
+    at = open_page("compare", runs=[four_runs[0].run_id])
+    assert {box.label for box in at.expander} == {"Which runs", "Start a comparison"}
+
+
+def test_the_page_follows_the_current_data_set(four_runs, readable, tmp_path, monkeypatch):
+    """Runs of another data set are compared only where the address names them."""
+    folder = image_folder(tmp_path / "other", {"red": 8, "blue": 8})
+    monkeypatch.setenv("THAW_DATA_ROOTS", f"{readable}:{tmp_path}")
+    at = open_page("compare", data=remember(readable))
+    assert set(at.multiselect(key="runs_box").value) == {run.run_id for run in four_runs}
+    at.session_state["data_id"] = remember(str(folder))
+    at.run()
+    assert at.multiselect(key="runs_box").value == []
+    assert any("Choose two runs or more" in one.value for one in at.info)
+    named = [run.run_id for run in four_runs[:2]]
+    again = open_page("compare", data=remember(str(folder)), runs=named)
+    assert again.multiselect(key="runs_box").value == named
 
 
 @pytest.mark.train
@@ -96,7 +141,7 @@ def test_the_metric_is_in_the_address(four_runs):
 
 def test_the_address_says_which_runs_and_says_when_one_is_gone(four_runs):
     some = [run.run_id for run in four_runs if run.config.seed == 0]
-    at = open_page("compare", runs=[*some, "20200101-000000-gone"])
+    at = open_page("compare", runs=[*some, "20200101-000000-gone"], details="true")
     assert at.multiselect(key="runs_box").value == some
     assert at.query_params["runs"] == some
     assert any("20200101-000000-gone" in one.value.replace("\\", "") for one in at.warning)
@@ -130,9 +175,11 @@ def test_one_seed_each_is_a_verdict_on_the_trained_models_only(four_runs):
     assert "these trained models" in text
     assert "one says nothing about the method in general" in text
     assert "Take this one" not in text
-    verdicts = list(at.dataframe[1].value["Verdict"])
+    at.session_state["details"] = True
+    at.run()
+    verdicts = list(at.dataframe[0].value["Verdict"])
     assert sum("These trained models: " in one for one in verdicts) == len(verdicts) - 1
-    assert at.dataframe[0].value["The method in general"][0] == "not compared yet"
+    assert at.dataframe[1].value["The method in general"][0] == "not compared yet"
 
 
 def test_one_strategy_alone_is_not_to_be_taken(four_runs):
@@ -250,7 +297,7 @@ def test_there_is_one_primary_button_with_the_form_open_and_closed(four_runs, re
     assert primary(at) == ["Try a run on new images"]
     at.session_state["start_box-0"] = True
     at.run()
-    assert primary(at) == ["Start 12 runs"]
+    assert primary(at) == ["Start 10 runs"]
 
 
 def test_stop_all_stops_only_runs_that_one_may_change(readable, device_is_taken):
@@ -279,7 +326,7 @@ def trained_on_a_gpu(run_dir, device_bytes):
 
 @pytest.mark.train
 def test_memory_of_a_gpu_and_of_a_processor_are_not_on_one_axis(four_runs):
-    at = open_page("compare")
+    at = open_page("compare", cost="true")
     assert "Memory" in at.segmented_control(key="measure").options
     at.segmented_control(key="measure").set_value("memory_bytes").run()
 
@@ -295,7 +342,7 @@ def test_memory_of_a_gpu_and_of_a_processor_are_not_on_one_axis(four_runs):
     assert measure.options == ["Time", "Trainable parameters", "Size on disk"]
     assert measure.value == "seconds"
     assert "different devices (cpu, cuda)" in unescaped(at)
-    assert set(at.dataframe[1].value["GPU memory"]) == {"3.0 GB", "none"}
+    assert set(at.dataframe[0].value["GPU memory"]) == {"3.0 GB", "none"}
     measure = redrawn(four_runs[2:], 4 * 10**9)
     assert measure.options == ["Time", "Trainable parameters", "GPU memory", "Size on disk"]
     measure.set_value("device_bytes").run()

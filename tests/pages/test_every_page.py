@@ -34,7 +34,7 @@ WANTED = {
         "train": "Try it now",
         "runs": "Try it now",
         "evaluate": "Try it now",
-        "compare": "Start 12 runs",
+        "compare": "Start 10 runs",
         "predict": "Try it now",
     },
     "runs": {

@@ -8,12 +8,11 @@ from finetune_core import paths
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.recent import remember
 from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.comparison.experiment import forecast_in_words, forecast_of
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
 from finetune_core.evaluation.comparison.next_experiment import (
     RULES,
     evidence_of,
-    forecast_in_words,
-    forecast_of,
     next_experiment,
 )
 from finetune_core.evaluation.single_run.shift import predict_shifted

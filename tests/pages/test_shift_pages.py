@@ -197,7 +197,7 @@ def test_damaged_predictions_are_named_and_can_be_made_again(runs, dark, finishe
 @pytest.mark.train
 def test_compare_has_two_axes_once_the_missing_runs_are_evaluated(runs, dark, finished):
     fingerprint = finish(predict_shifted(runs[:1], str(dark)))
-    at = open_page("compare")
+    at = open_page("compare", shift="true")
     assert "1 run of 2 cannot be compared" in unescaped(at)
     press(at, "Evaluate the missing 1 run")
     finished(at)
@@ -217,7 +217,7 @@ def test_compare_has_two_axes_once_the_missing_runs_are_evaluated(runs, dark, fi
 
 @pytest.mark.train
 def test_compare_evaluates_all_runs_on_a_data_set_that_is_named_there(runs, dark, finished):
-    at = open_page("compare")
+    at = open_page("compare", shift="true")
     assert "None of these runs was evaluated on shifted images yet." in unescaped(at)
     at.text_input(key="other_data").set_value(str(dark))
     press(at, START)
@@ -233,7 +233,7 @@ def test_compare_evaluates_all_runs_on_a_data_set_that_is_named_there(runs, dark
 @pytest.mark.train
 def test_corruptions_that_all_runs_know_are_on_the_same_axis(runs):
     finish(measure_robustness(runs[0], "test"))
-    assert "None of these runs" in unescaped(open_page("compare"))
+    assert "None of these runs" in unescaped(open_page("compare", shift="true"))
     finish(measure_robustness(runs[1], "test"))
     at = open_page("compare", shifted="corrupted-noise-3")
     assert len(at.selectbox(key="shift_box").options) == 15

@@ -13,6 +13,7 @@ from finetune_core.runs.design import (
     arm_of,
     arm_seconds,
     by_arm,
+    depends_on_seed,
     design,
     lacking_baselines,
     run_of,
@@ -67,15 +68,30 @@ def test_shallow_cuts_train_first_and_what_has_no_trunk_last():
     ]
 
 
-def test_runs_lack_one_linear_probe_per_backbone_share_and_seed():
-    trained = design(BASE, ["full", "last_block"], [0, 1], ["efficientnet_lite0", "resnet18"])
-    trained += design(BASE, ["from:block5"], [0])
+def test_what_is_fitted_without_epochs_gets_one_seed_unless_the_seed_draws_its_images():
+    fitted = ["linear_probe", "prototypes", "nearest_neighbours"]
+    made = design(BASE, [*fitted, "last_block"], [3, 4], fractions=[0.5, 1.0])
+    seeds = Counter((config.strategy, config.train_fraction) for config in made)
+    assert seeds == {
+        **{(name, 1.0): 1 for name in fitted},
+        **{(name, 0.5): 2 for name in fitted},
+        ("last_block", 1.0): 2,
+        ("last_block", 0.5): 2,
+    }
+    assert {config.seed for config in made if not depends_on_seed(config)} == {3}
+
+
+@pytest.mark.parametrize(("share", "seeds"), [(1.0, (0,)), (0.5, (0, 1))])
+def test_runs_lack_one_linear_probe_per_backbone_and_draw_of_images(share, seeds):
+    backbones = ("efficientnet_lite0", "resnet18")
+    trained = design(BASE, ["full", "last_block"], [0, 1], backbones, [share])
+    trained += design(BASE, ["from:block5"], [0], fractions=[share])
     lacking = lacking_baselines(trained)
     assert {(config.strategy, config.cut) for config in lacking} == {("linear_probe", None)}
     assert [(config.backbone, config.seed) for config in lacking] == [
-        (backbone, seed) for backbone in ("efficientnet_lite0", "resnet18") for seed in (0, 1)
+        (backbone, seed) for backbone in backbones for seed in seeds
     ]
-    assert lacking_baselines([*trained, lacking[0]]) == lacking[2:]
+    assert lacking_baselines([*trained, lacking[0]]) == lacking[len(seeds) :]
     assert lacking_baselines([*trained, *lacking]) == lacking_baselines(lacking) == []
 
 

@@ -12,7 +12,7 @@ from finetune_core.evaluation.comparison.paired import About
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.formatting import percent, things
 from finetune_core.runs.convergence import UNKNOWN, Convergence
-from finetune_core.runs.design import settings_without_effect
+from finetune_core.runs.design import depends_on_seed, settings_without_effect
 from finetune_core.runs.store import Run
 from finetune_core.training.strategies import run_kind
 
@@ -71,13 +71,23 @@ class Arm:
         return -self.score.value if self.measure.lower_is_better else self.score.value
 
     @property
+    def has_too_few_seeds(self) -> bool:
+        """Return whether its only seed says nothing about its strategy with other seeds."""
+        return len(self.members) == 1 and depends_on_seed(self.config)
+
+    @property
     def speaks(self) -> bool:
-        """Return whether it can speak for its strategy: several seeds, trained to the end and long enough."""
-        return len(self.members) > 1 and self.unfinished is None and not self.is_undertrained
+        """Return whether it can speak for its strategy: trained to the end, long enough, with enough seeds."""
+        return not (self.has_too_few_seeds or self.unfinished or self.is_undertrained)
 
     @property
     def is_undertrained(self) -> bool:
         return self.convergence.converged is False
+
+
+def best_first(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
+    """Return the arms with their places, sorted by their score."""
+    return sorted(enumerate(arms), key=lambda one: -one[1].rank)
 
 
 Standing = Literal["taken", "best", "alike", "worse", "better"]

@@ -34,8 +34,8 @@ def choose(arms: Sequence[Arm], pairs: Sequence[Pair]) -> Choice:
 
     Nothing is chosen beside an arm that has not converged: trained longer, it might be the best.
     """
-    comparable = tuple(at for at, arm in enumerate(arms) if arm.speaks)
-    if len(comparable) < 2 or any(arm.is_undertrained for arm in arms):
+    comparable = tuple(sorted({at for pair in pairs if pair.strategies for at in (pair.a, pair.b)}))
+    if any(arm.is_undertrained for arm in arms):
         comparable = ()
     best = max(
         comparable or range(len(arms)), key=lambda at: (arms[at].rank, -arms[at].cost.seconds)

@@ -1,17 +1,13 @@
 """Several runs on the same images -> arms, pairs, and a verdict. Runs that differ in nothing but the seed are one arm."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from finetune_core.data.checks import some
-from finetune_core.data.same_classes import describe_class_difference
 from finetune_core.data.splits import SHIFTED, TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison.arms import (
@@ -36,15 +32,16 @@ from finetune_core.evaluation.comparison.ensemble import ensemble_score
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, measure_of
 from finetune_core.evaluation.comparison.optimism import selection_optimism
 from finetune_core.evaluation.comparison.orderings import against_published
-from finetune_core.evaluation.comparison.pair_text import describe_pair, quote
+from finetune_core.evaluation.comparison.pair_text import quote
 from finetune_core.evaluation.comparison.paired import Answers, answers, measured
 from finetune_core.evaluation.comparison.pairs import (
     Pair,
-    PairVerdict,
     compare_pairs,
     known_variances,
 )
+from finetune_core.evaluation.comparison.same_images import check_same_classes, check_same_images
 from finetune_core.evaluation.comparison.strategies import (
+    NO_SEED_VARIANCE,
     Interval,
     SeedVariance,
     accuracy_interval,
@@ -59,8 +56,8 @@ from finetune_core.evaluation.single_run.metrics import logits_of
 from finetune_core.evaluation.single_run.scores import resamples_for
 from finetune_core.formatting import things
 from finetune_core.runs.convergence import Convergence, judge_together
-from finetune_core.runs.design import arm_of, run_of
-from finetune_core.runs.store import Run, summary
+from finetune_core.runs.design import arm_of, depends_on_seed, run_of
+from finetune_core.runs.store import Run
 from finetune_core.training.strategies import epochs_of
 
 
@@ -145,24 +142,10 @@ class Comparison:
         ``baseline``, ``published``, ``images``, ``split``, ``notes``, ``optimism``,
         ``majority_class``, ``advised`` (None where there is too little to choose by).
         """
-        arms = self.arms
-        return {
-            "measure": self.measure.name,
-            "split": self.split,
-            "images": self.images,
-            "runs": [_run_json(arm, member) for arm in arms for member in arm.members],
-            "arms": [_arm_json(arm) for arm in arms],
-            "pairs": [_pair_json(pair, arms) for pair in self.pairs],
-            "verdict": str(self.verdict),
-            **asdict(self.verdict),
-            "baseline": self.baseline,
-            "published": list(self.published),
-            "advised": None if self.advised is None else arms[self.advised].title,
-            "notes": [*self.notes, *([self.footnote] if self.footnote else [])],
-            "optimism": self.optimism,
-            "majority_class": self.majority_class,
-            "ensemble": self.ensemble and asdict(self.ensemble),
-        }
+        # which describes comparisons
+        from finetune_core.evaluation.comparison.as_json import comparison_json
+
+        return comparison_json(self)
 
 
 def compare_runs(
@@ -188,7 +171,7 @@ def compare_runs(
         raise RunError("There is no run to compare.")
     if early := [run.run_id for run in runs if not run.history.has_predictions]:
         raise RunError(f"There is nothing to compare of {', '.join(early)}: no epoch has ended.")
-    _check_same_classes(runs)
+    check_same_classes(runs)
     runs, repeats = _without_repeats(runs)
     keys = {run.run_dir: key_of(run, on, classes) for run in runs}
     tables = {folder: table_of(key) for folder, key in keys.items()}
@@ -200,7 +183,7 @@ def compare_runs(
         else VAL
     )
     tables = {folder: table[table["split"] == split] for folder, table in tables.items()}
-    _check_same_images(runs, tables, on)
+    check_same_images(runs, tables, on)
     grouped, titles, one_strategy = _grouped(runs)
     by_arm = tuple(tuple(keys[run.run_dir] for run in group) for group in grouped)
     summaries = _summed_up(metric, by_arm, split)
@@ -222,7 +205,11 @@ def compare_runs(
         ended and judged.converged is not False
         for ended, judged in zip(finished, convergence, strict=True)
     ]
-    pairs = compare_pairs(summaries, trained, variances)
+    of_strategies = [
+        variance or (None if one_strategy or depends_on_seed(group[0].config) else NO_SEED_VARIANCE)
+        for variance, group in zip(variances, grouped, strict=True)
+    ]
+    pairs = compare_pairs(summaries, trained, of_strategies)
     choice = choose(arms, pairs)
     undertrained = any(arm.is_undertrained for arm in arms)
     images = summaries[0].images
@@ -348,72 +335,6 @@ def _optimism(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -
     return selection_optimism(labels, values, resamples_for(values.size))
 
 
-def _check_same_classes(runs: Sequence[Run]) -> None:
-    """Check that all runs have one list of classes, in one order.
-
-    Labels and logits are numbered by that list. Classes without an image among the evaluated ones
-    count, too: they shift the numbers of those behind them.
-
-    Raises:
-        RunError: when they do not.
-    """
-    first = runs[0]
-    differences = [
-        f"{run.run_id} {difference}"
-        for run in runs[1:]
-        if (
-            difference := describe_class_difference(
-                run.started["classes"], first.started["classes"]
-            )
-        )
-    ]
-    if differences:
-        raise RunError(
-            "These runs know different classes, so their predictions cannot be compared. "
-            f"Against {first.run_id}: {some(differences)}. Compare runs that were trained on the "
-            "same classes: train again where classes were added, removed or renamed since."
-        )
-
-
-def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on: Images) -> None:
-    """Check that all runs, which know the same classes, have predicted the same images.
-
-    Raises:
-        RunError: when they have not.
-    """
-    evaluated = {folder: table[["id", "label"]].to_numpy() for folder, table in tables.items()}
-    first = evaluated[runs[0].run_dir]
-    others = [
-        run.run_id
-        for run in runs[1:]
-        if not np.array_equal(evaluated[run.run_dir], first)
-        or not (on or _same_source(runs[0], run))
-    ]
-    if others and isinstance(on, Corrupted):
-        raise RunError(
-            f"These runs did not predict the same images made worse: {', '.join(others)} did not use those of {runs[0].run_id}, because "
-            "some could not be read. Measure their robustness again."
-        )
-    if others and on:
-        raise RunError(
-            f"These runs did not predict the same images of the other data set: of {', '.join(others)} others were left out than of "
-            f"{runs[0].run_id}, because they are copies of its own images or could not be read. Compare runs on the same images."
-        )
-    if others:
-        raise RunError(
-            f"These runs were not evaluated on the same images, so their accuracies cannot be compared: {', '.join(others)} did not use "
-            f"those of {runs[0].run_id}. Compare runs on the same data with the same split."
-        )
-
-
-def _same_source(one: Run, other: Run) -> bool:
-    """Two data sets may give their files the same names."""
-    return (
-        one.config.data == other.config.data
-        or one.started["fingerprint"] == other.started["fingerprint"]
-    )
-
-
 def _arm(
     title: str,
     group: Sequence[Run],
@@ -451,96 +372,3 @@ def _arm(
 
 def _accuracy(answered: Answers) -> Interval:
     return accuracy_interval(answered, seed_variances([answered])[0])
-
-
-def _score_json(measure: Measure, score: Interval) -> dict[str, Any]:
-    return {
-        "score": score.value,
-        "score_low": score.low,
-        "score_high": score.high,
-        "measure": measure.name,
-    }
-
-
-def _interval_json(interval: Interval) -> dict[str, float]:
-    return {"accuracy": interval.value, "ci_low": interval.low, "ci_high": interval.high}
-
-
-def _run_json(arm: Arm, member: Member) -> dict[str, Any]:
-    seed = {
-        "arm": arm.title,
-        "seed": member.run.config.seed,
-        "learning_rate": member.run.config.learning_rate,
-    }
-    return (
-        summary(member.run)
-        | seed
-        | _interval_json(member.accuracy)
-        | _score_json(arm.measure, member.score)
-        | asdict(member.cost)
-    )
-
-
-def _arm_json(arm: Arm) -> dict[str, Any]:
-    low, high = arm.range
-    return {
-        "arm": arm.title,
-        "strategy": arm.config.strategy,
-        "backbone": arm.config.backbone,
-        "train_fraction": arm.config.train_fraction,
-        "learning_rate": arm.config.learning_rate,
-        "run_ids": [member.run.run_id for member in arm.members],
-        "seeds": [member.run.config.seed for member in arm.members],
-        **_interval_json(arm.accuracy),
-        **_score_json(arm.measure, arm.score),
-        "seed_deviation": arm.seed_deviation,
-        "seed_low": low,
-        "seed_high": high,
-        "unfinished": arm.unfinished,
-        "converged": arm.convergence.converged,
-        "convergence": arm.convergence.reason,
-        "ensemble": arm.ensemble and asdict(arm.ensemble),
-        **asdict(arm.depth),
-        **asdict(arm.cost),
-    }
-
-
-def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
-    """Both claims under their names; the widest that can be made, which ``about`` names, beside them."""
-    text = describe_pair(arms, pair)
-    networks = _claim_json(pair.measure, pair.networks, text.networks)
-    strategies = (
-        _claim_json(pair.measure, pair.strategies, text.strategies) if pair.strategies else None
-    )
-    return {
-        "a": arms[pair.a].title,
-        "b": arms[pair.b].title,
-        "about": pair.widest.claim.about,
-        **(strategies or networks),
-        "verdict": text.both,
-        "mcnemar_p": pair.mcnemar_p,
-        "mcnemar_share": pair.mcnemar_share,
-        "image_error": pair.image_error,
-        "seed_error": pair.seed_error,
-        "seeds_needed": pair.seeds_needed,
-        "only_a": pair.only_a,
-        "only_b": pair.only_b,
-        "networks": networks,
-        "strategies": strategies,
-    }
-
-
-def _claim_json(measure: Measure, verdict: PairVerdict, text: str) -> dict[str, Any]:
-    """Return a claim with the difference of the measure itself: of log loss, a negative one speaks for the first."""
-    claim = verdict.claim
-    difference, low, high = measure.own(claim.gain, claim.low, claim.high)
-    return {
-        "difference": difference,
-        "ci_low": low,
-        "ci_high": high,
-        "p": claim.p,
-        "holm_p": verdict.holm_p,
-        "different": verdict.different,
-        "smallest_seen": verdict.smallest,
-        "verdict": text,
-    }

@@ -17,7 +17,7 @@ from finetune_core.evaluation.comparison.pairs import Pair
 from finetune_core.evaluation.comparison.strategies import SeedVariance
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
 from finetune_core.formatting import duration
-from finetune_core.runs.design import features_of, is_baseline
+from finetune_core.runs.design import depends_on_seed, features_of, is_baseline
 from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
 
 
@@ -132,7 +132,7 @@ def list_notes(
             "Evaluated during training, not in fp32 as finished runs are, so a few predictions "
             f"may differ: {'; '.join(live)}."
         )
-    if any(len(arm.members) < 3 for arm in arms):
+    if any(len(arm.members) < 3 for arm in arms if depends_on_seed(arm.config)):
         found.append("Three seeds or more for each tell a better strategy from a lucky run.")
     found += [
         f"The seeds of {quote(arm.title)} spread more than the others', so their own spread counts."

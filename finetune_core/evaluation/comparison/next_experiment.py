@@ -4,87 +4,39 @@ is inferred from features and gradients."""
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
 
-from finetune_core.config import RunConfig, make_config, setting_of
-from finetune_core.data.dataset import Dataset
-from finetune_core.errors import FinetuneError, RunError
+from finetune_core.config import RunConfig, setting_of
+from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison.arms import Arm, arm_titles
 from finetune_core.evaluation.comparison.compare import Comparison
-from finetune_core.evaluation.comparison.costs import depth
-from finetune_core.evaluation.comparison.layer_diagnostics import Layers, known_layers, measured_run
-from finetune_core.evaluation.comparison.pair_text import pair_of, quote
+from finetune_core.evaluation.comparison.experiment import (
+    Evidence,
+    Experiment,
+    change,
+    has_same_features,
+    is_only_head,
+    scored,
+)
+from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
+from finetune_core.evaluation.comparison.layer_rules import freeze, thaw
+from finetune_core.evaluation.comparison.pair_text import pair_of, quote, seeded_arms
 from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift, shifts_of
 from finetune_core.evaluation.comparison.strategies import Interval
-from finetune_core.evaluation.comparison.thaw_next import (
-    IDLE,
-    STEADY,
-    span,
-    steady_stages,
-    thaw_next,
-)
 from finetune_core.evaluation.comparison.verdicts import WANTED
 from finetune_core.evaluation.single_run.shift_files import shift_problem
-from finetune_core.formatting import duration, memory, number, percent, things
+from finetune_core.formatting import number, percent, things
 from finetune_core.runs.design import (
     arm_of,
-    arm_seconds,
     features_of,
     is_baseline,
     lacking_baselines,
     profiled_stage,
 )
 from finetune_core.runs.store import Run, RunStore
-from finetune_core.training.forecast import Forecast, expected
-from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 
 _SEEDS = 3  # that tell a better strategy from a lucky run
 _LP_FT = "linear_probe_then_full"
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the rules look at.
-
-    Attributes:
-        shift: the same arms in the same order, on another data set; None where not all have predicted one.
-        layers: of each arm; None where they were not measured.
-        profiled: data and features that runs of a profile started from.
-    """
-
-    own: Comparison
-    shift: ShiftComparison | None
-    layers: tuple[Layers | None, ...]
-    profiled: frozenset[str] = frozenset()
-
-    @property
-    def ranked(self) -> list[int]:
-        """Places of the arms that trained to the end, the best first: averaged weights are no training that can be repeated or changed."""
-        arms = self.own.arms
-        trained = (
-            at for at, arm in enumerate(arms) if not arm.unfinished and not arm.config.averaged
-        )
-        return sorted(trained, key=lambda at: -arms[at].rank)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What to do next.
-
-    Attributes:
-        kind: the rule that it follows from, by its name in ``RULES``.
-        what: in a few words. reason: one sentence, with the numbers that it rests on.
-        inferred: from features or gradients, not from accuracies that were measured.
-        configs: of its runs, which differ in their seeds only; empty where Thaw cannot train it.
-    """
-
-    kind: str
-    what: str
-    reason: str
-    inferred: bool
-    configs: tuple[RunConfig, ...]
 
 
 def evidence_of(
@@ -124,69 +76,21 @@ def explain_none(evidence: Evidence) -> str:
     )
 
 
-def forecast_of(experiment: Experiment, dataset: Dataset, book: SpeedBook) -> Forecast | None:
-    """The time of all of its runs one after the other, and the memory of one; None where something was not timed, or nothing trains."""
-    if not experiment.configs:
-        return None
-    try:
-        one = expected(experiment.configs[0], dataset, book)
-        seconds = arm_seconds(experiment.configs, dataset, book)
-    except FinetuneError:  # the network is gone, say: the page that would train it says so
-        return None
-    return replace(one, seconds=sum(seconds)) if one and seconds else None
-
-
-def forecast_in_words(found: Forecast | None) -> str:
-    """``about 2 min 10 s, 1.2 GB``; empty where there is none."""
-    return (
-        f"about {duration(found.seconds)}, {memory(found.memory_bytes, found.device_bytes)}"
-        if found
-        else ""
-    )
-
-
-def experiment_json(experiment: Experiment | None, found: Forecast | None) -> dict[str, Any] | None:
-    """Plain values: ``kind, what, reason, inferred, runs`` (what is new of each, ``backbone, strategy, cut, train_fraction, seed``), and
-    ``forecast`` (``seconds, memory_bytes, device_bytes``, or None)."""
-    if experiment is None:
-        return None
-    runs = [
-        config.model_dump(
-            mode="json",
-            include={"backbone", "strategy", "cut", "train_fraction", "epochs", "seed"},
-        )
-        for config in experiment.configs
-    ]
-    forecast = (
-        {name: getattr(found, name) for name in ("seconds", "memory_bytes", "device_bytes")}
-        if found
-        else None
-    )
-    return {
-        "kind": experiment.kind,
-        "what": experiment.what,
-        "reason": experiment.reason,
-        "inferred": experiment.inferred,
-        "runs": runs,
-        "forecast": forecast,
-    }
-
-
 def converge(evidence: Evidence) -> Experiment | None:
     """Train the first arm that has not converged twice as long."""
     arms = evidence.own.arms
     for arm in (arms[at] for at in evidence.ranked if arms[at].is_undertrained):
         epochs = min(2 * arm.config.epochs, int(setting_of("epochs").limits["le"]))
         auto = tuple(name for name in arm.config.auto if name != "epochs")
-        configs = tuple(_changed(run.config, epochs=epochs, auto=auto) for run in arm.runs)
-        reason = f"{_scored(arm)} has not converged: {arm.convergence.reason}."
+        configs = tuple(change(run.config, epochs=epochs, auto=auto) for run in arm.runs)
+        reason = f"{scored(arm)} has not converged: {arm.convergence.reason}."
         what = f"train {quote(arm.title)} for {epochs} epochs"
         return Experiment("converge", what, reason, False, configs)
     return None
 
 
 def baseline(evidence: Evidence) -> Experiment | None:
-    """A linear probe for the best arm that was trained in epochs and has none to be measured against."""
+    """Fit a linear probe for the best arm that was trained in epochs and lacks one."""
     arms = evidence.own.arms
     lacking = lacking_baselines([run.config for arm in arms for run in arm.runs])
     for at in evidence.ranked:
@@ -194,7 +98,7 @@ def baseline(evidence: Evidence) -> Experiment | None:
             config for config in lacking if features_of(config) == features_of(arms[at].config)
         )
         if configs and epochs_of(arms[at].config):
-            reason = f"{_scored(arms[at])} has no linear probe beside it, so what training gained over the frozen features is not known."
+            reason = f"{scored(arms[at])} has no linear probe beside it, so what training gained over the frozen features is not known."
             return Experiment(
                 "baseline", "fit a linear probe as the baseline", reason, False, configs
             )
@@ -206,11 +110,11 @@ def profile(evidence: Evidence) -> Experiment | None:
     arms = evidence.own.arms
     for at in evidence.ranked:
         config = arms[at].config
-        probed = any(is_baseline(arm.config) and _same_features(arm, arms[at]) for arm in arms)
+        probed = any(is_baseline(arm.config) and has_same_features(arm, arms[at]) for arm in arms)
         started = f"{config.data} {features_of(config)}" in evidence.profiled
         if epochs_of(config) and probed and not started and STRATEGIES[config.strategy].classic:
             reason = (
-                f"{_scored(arms[at])} trains one stage and all after it. Training each stage "
+                f"{scored(arms[at])} trains one stage and all after it. Training each stage "
                 "alone shows which one is worth it."
             )
             what = f"profile the layers of {config.backbone}"
@@ -228,7 +132,7 @@ def shift(evidence: Evidence) -> Experiment | None:
         for frozen in (
             at
             for at in evidence.ranked
-            if _only_head(arms[at]) and _same_features(arms[at], arms[tuned])
+            if is_only_head(arms[at]) and has_same_features(arms[at], arms[tuned])
         ):
             gain, loss = (_gain(side, tuned, frozen) for side in (own, shifted))
             if gain and loss and gain.value > 0 > loss.value:
@@ -263,7 +167,7 @@ def images(evidence: Evidence) -> Experiment | None:
     if share == 1:
         return Experiment("images", "label more images", reason, False, ())
     more = min(1.0, 2 * share)
-    configs = tuple(_changed(run.config, train_fraction=more) for run in arms[many].runs)
+    configs = tuple(change(run.config, train_fraction=more) for run in arms[many].runs)
     return Experiment(
         "images", f"train on {percent(more, 0)} of the training images", reason, False, configs
     )
@@ -272,30 +176,35 @@ def images(evidence: Evidence) -> Experiment | None:
 def seeds(evidence: Evidence) -> Experiment | None:
     """Train more seeds where the best two strategies are not distinguishable for want of seeds.
 
-    Of the arm whose seeds leave the larger error; never of one that is fitted in closed form.
+    The seeds are those of the arm whose seeds leave the larger error, never of one that another
+    seed would not change.
     """
     best, rival = _best_two(evidence)
     arms = evidence.own.arms
-    trained = [at for at in (best, rival) if at is not None and epochs_of(arms[at].config)]
-    if best is None or rival is None or not trained:
+    if best is None or rival is None:
         return None
     pair = pair_of(evidence.own.pairs, best, rival)
-    unsure = max(trained, key=lambda at: (_seed_error(arms[at]), at == best))
+    seeded = seeded_arms(arms, pair)
+    if not seeded:
+        return None
+    unsure = max(seeded, key=lambda at: (_seed_error(arms[at]), at == best))
     taken = {run.config.seed for run in arms[unsure].runs}
     if (pair.strategies and pair.strategies.different) or len(taken) >= _SEEDS:
         return None
     if pair.seed_error is not None and pair.seed_error <= pair.image_error:
         return None
     new = [seed for seed in range(2 * _SEEDS) if seed not in taken][: _SEEDS - len(taken)]
-    both = f"{_scored(arms[best])} and {_scored(arms[rival])}"
-    counts = f"with {things(len(arms[best].members), 'seed')} and {things(len(arms[rival].members), 'seed')}"
+    both = f"{scored(arms[best])} and {scored(arms[rival])}"
+    counts = "with " + " and ".join(
+        things(len(arms[at].members), "seed") for at in (best, rival) if at in seeded
+    )
     reason = (
         f"{both} are not distinguishable {counts}."
         if pair.strategies
         else f"{both} cannot be compared as strategies {counts}."
     )
     what = f"train {quote(arms[unsure].title)} with seed{'s' if len(new) > 1 else ''} {' and '.join(map(str, new))}"
-    configs = tuple(_changed(arms[unsure].config, seed=seed) for seed in new)
+    configs = tuple(change(arms[unsure].config, seed=seed) for seed in new)
     return Experiment("seeds", what, reason, False, configs)
 
 
@@ -320,7 +229,7 @@ def test_images(evidence: Evidence) -> Experiment | None:
             f"these only one of {size(now)}."
         )
     reason = (
-        f"{_scored(arms[best])} and {_scored(arms[rival])} are not distinguishable on "
+        f"{scored(arms[best])} and {scored(arms[rival])} are not distinguishable on "
         f"{things(images, 'image')}, which leave a larger error (± {size(pair.image_error)} {unit}) "
         f"than the seeds. {shown}"
     )
@@ -341,37 +250,6 @@ def _seed_error(arm: Arm) -> float:
     if arm.seed_deviation is None or len(arm.members) < 2:
         return math.inf
     return float(arm.seed_deviation / math.sqrt(len(arm.members)))
-
-
-def thaw(evidence: Evidence) -> Experiment | None:
-    """The next stage where the probes of the best arm whose layers were measured say so, and no arm trained from it on."""
-    at, layers = _best_measured(evidence)
-    if layers is None:
-        return None
-    advice = thaw_next(layers)
-    if advice.stage is None or _tried(evidence, at, advice.stage):
-        return None
-    config = _from_stage(evidence.own.arms[at].config, layers, advice.stage)
-    return Experiment("thaw", advice.what, advice.reason, True, (config,))
-
-
-def freeze(evidence: Evidence) -> Experiment | None:
-    """Freeze again what trained without effect in the best arm whose layers were measured: the same for less time."""
-    at, layers = _best_measured(evidence)
-    if layers is None:
-        return None
-    steady = steady_stages(layers)
-    shares = [one.gradient_share for one in layers.stages if one.name in steady and one.trains]
-    known = [share for share in shares if share is not None]
-    stage = layers.stages[len(steady)].name
-    if not known or len(known) < len(shares) or sum(known) >= IDLE or _tried(evidence, at, stage):
-        return None
-    reason = (
-        f"The features of {span(steady)} in {_scored(evidence.own.arms[at])} hardly changed (CKA {STEADY} or more) with "
-        f"{percent(sum(known))} of the gradient, so frozen, with their output cached, they would cost less."
-    )
-    config = _from_stage(evidence.own.arms[at].config, layers, stage)
-    return Experiment("freeze", f"freeze {span(steady)} again", reason, True, (config,))
 
 
 RULES: dict[str, Callable[[Evidence], Experiment | None]] = {
@@ -426,18 +304,13 @@ def _sized(side: Comparison, gain: Interval) -> str:
     return f"{size(abs(gain.value))} {side.measure.unit} ({size(low)} to {size(high)})"
 
 
-def _scored(arm: Arm) -> str:
-    """``“Last block” (84.0 %)``."""
-    return f"{quote(arm.title)} ({arm.measure.formatted(arm.score.value)})"
-
-
 def _against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experiment | None:
     """LP-FT in the place of an arm, with its seeds; where it cannot run, or was tried, WiSE-FT, which averages and trains nothing; None where
     that was tried, too."""
     arm = arms[tuned]
-    tried = any(other.config.strategy == _LP_FT and _same_features(other, arm) for other in arms)
+    tried = any(other.config.strategy == _LP_FT and has_same_features(other, arm) for other in arms)
     if arm.config.epochs > 1 and not tried:
-        configs = tuple(_changed(run.config, **run.config.for_strategy(_LP_FT)) for run in arm.runs)
+        configs = tuple(change(run.config, **run.config.for_strategy(_LP_FT)) for run in arm.runs)
         return Experiment(
             "shift", f"train {quote(STRATEGIES[_LP_FT].title)}", reason, False, configs
         )
@@ -449,55 +322,10 @@ def _against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experim
     return Experiment("shift", what, reason, False, ())
 
 
-def _only_head(arm: Arm) -> bool:
-    return arm.depth.trained_stages == 1 and arm.config.features_from is None
-
-
 def _may_distort(arm: Arm) -> bool:
     """Whether it trained pretrained stages from the first step on."""
     return arm.depth.trained_stages > 1 and arm.config.strategy not in (_LP_FT, "from_scratch")
 
 
-def _same_features(arm: Arm, other: Arm) -> bool:
-    return features_of(arm.config) == features_of(other.config)
-
-
 def _but_for_images(config: RunConfig) -> str:
     return config.model_dump_json(exclude={"seed", "train_fraction"})
-
-
-def _changed(config: RunConfig, **changes: Any) -> RunConfig:
-    return make_config(config.model_dump() | changes)
-
-
-def _best_measured(evidence: Evidence) -> tuple[int, Layers | None]:
-    """The best arm that trains everything from one stage on, or a head alone, and whose layers were measured: its place, and its layers."""
-    for at in evidence.ranked:
-        config, layers = evidence.own.arms[at].config, evidence.layers[at]
-        cut = (
-            STRATEGIES[config.strategy].classic
-            or config.cut is not None
-            or _only_head(evidence.own.arms[at])
-        )
-        if layers and cut:
-            return at, layers
-    return 0, None
-
-
-def _tried(evidence: Evidence, at: int, stage: str) -> bool:
-    """Whether an arm trained everything from this stage on, on the same images with the same network."""
-    arms = evidence.own.arms
-    return any(
-        arm.depth.first_stage == stage and arm.depth.whole and _same_features(arm, arms[at])
-        for arm in arms
-    )
-
-
-def _from_stage(config: RunConfig, layers: Layers, stage: str) -> RunConfig:
-    """The same run where everything from this stage on trains: by the ready-made strategy, if there is one, which may have been timed."""
-    names = [one.name for one in layers.stages]
-    for name in (name for name, one in STRATEGIES.items() if one.classic):
-        ready = _changed(config, **config.for_strategy(name))
-        if depth(ready, names).first_stage == stage:
-            return ready
-    return _changed(config, **config.for_strategy("custom") | {"cut": stage})

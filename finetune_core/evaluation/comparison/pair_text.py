@@ -8,6 +8,7 @@ from finetune_core.evaluation.comparison.measures import Measure
 from finetune_core.evaluation.comparison.paired import About
 from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
 from finetune_core.formatting import things
+from finetune_core.runs.design import depends_on_seed
 
 CLAIMS: dict[About, str] = {
     "strategies": "The method in general",
@@ -43,9 +44,11 @@ def describe_pair(arms: Sequence[Arm], pair: Pair) -> PairText:
     networks = _describe_claim(titles, pair.networks, pair)
     if pair.strategies:
         return PairText(
-            _describe_claim(titles, pair.strategies, pair) + _seeds_needed(pair), networks
+            _describe_claim(titles, pair.strategies, pair) + _seeds_needed(arms, pair), networks
         )
     silent = [arm for arm in (arms[pair.a], arms[pair.b]) if not arm.speaks]
+    if not silent:
+        return PairText("not compared: both are the same method, fitted without epochs.", networks)
     reasons = ", ".join(f"{quote(arm.title)} {_why_silent(arm)}" for arm in silent)
     return PairText(f"not compared yet: {reasons}.", networks)
 
@@ -100,12 +103,21 @@ def _describe_claim(titles: Sequence[str], verdict: PairVerdict, pair: Pair) -> 
 def _why_silent(arm: Arm) -> str:
     if arm.unfinished:
         return "did not train to the end"
-    return "has not converged" if arm.is_undertrained else "has one seed only"
+    if arm.is_undertrained:
+        return "has not converged"
+    return "is one average" if arm.config.averaged else "was trained with a single seed"
 
 
-def _seeds_needed(pair: Pair) -> str:
+def seeded_arms(arms: Sequence[Arm], pair: Pair) -> list[int]:
+    """Return the places of those arms of a pair that another seed would change."""
+    return [at for at in (pair.a, pair.b) if depends_on_seed(arms[at].config)]
+
+
+def _seeds_needed(arms: Sequence[Arm], pair: Pair) -> str:
     """Say how many seeds would most likely show a difference that has not shown."""
-    if pair.seeds_needed is None:
+    seeded = seeded_arms(arms, pair)
+    if pair.seeds_needed is None or not seeded:
         return ""
-    seeds = f"{pair.seeds_needed} seeds of each"
+    whose = "each" if len(seeded) > 1 else quote(arms[seeded[0]].title)
+    seeds = f"{pair.seeds_needed} seeds of {whose}"
     return f" Were it as large as it looks, {seeds} would most likely show it."

@@ -123,7 +123,7 @@ def compare_pairs(
 
     Args:
         finished: for each arm, whether its runs trained to the end, so that they can speak for their strategy, given several seeds.
-        variances: of each arm, by ``known_variances``.
+        variances: of each arm, by ``known_variances``; ``NO_SEED_VARIANCE`` where no seed matters.
     """
     places = list(combinations(range(len(arms)), 2))
     variances = [one if ended else None for one, ended in zip(variances, finished, strict=True)]

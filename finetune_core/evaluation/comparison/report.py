@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from finetune_core.evaluation.comparison.arms import ArmVerdict
+from finetune_core.evaluation.comparison.arms import Arm, ArmVerdict, best_first
 from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.costs import Cost
 from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
@@ -23,7 +23,7 @@ from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.comparison.thaw_next import RULE, thaw_next
 from finetune_core.formatting import accuracy_name, duration, number, percent, size, things
 from finetune_core.markup import escaped, paragraphs, table
-from finetune_core.runs.design import is_baseline
+from finetune_core.runs.design import depends_on_seed, is_baseline
 
 Headed = Sequence[tuple[str, go.Figure]]
 
@@ -129,7 +129,7 @@ _SEEN = (
 
 
 def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) with one row per arm, formatted for a reader."""
+    """Return columns and one row per arm, formatted for a reader, the best first."""
     measure = comparison.measure
     accuracy = [] if measure is ACCURACY else [accuracy_name(comparison.split)]
     on_gpu = any(arm.cost.device != "cpu" for arm in comparison.arms)
@@ -152,10 +152,10 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     ]
     verdicts = {one.arm: arm_verdict_text(one) for one in comparison.arm_verdicts}
     rows = []
-    for at, arm in enumerate(comparison.arms):
+    for at, arm in best_first(comparison.arms):
         low, high = arm.range
         spread = (
-            "one seed"
+            _why_no_spread(arm)
             if arm.seed_deviation is None
             else f"{measure.formatted(low)} to {measure.formatted(high)} (± {measure.size(arm.seed_deviation)})"
         )
@@ -169,7 +169,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
                 *([percent(arm.accuracy.value)] if accuracy else []),
                 ", ".join(str(member.run.config.seed) for member in arm.members),
                 spread,
-                *([_ensemble(measure, arm.ensemble)] if ensembles else []),
+                *([_ensemble(arm)] if ensembles else []),
                 duration(cost.seconds),
                 _without_cache(cost),
                 number(cost.trainable_parameters),
@@ -181,8 +181,12 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-def _ensemble(measure: Measure, score: Interval | None) -> str:
-    return measured_in_words(measure, score) if score else "one seed"
+def _ensemble(arm: Arm) -> str:
+    return measured_in_words(arm.measure, arm.ensemble) if arm.ensemble else _why_no_spread(arm)
+
+
+def _why_no_spread(arm: Arm) -> str:
+    return "one seed" if depends_on_seed(arm.config) else "the same"
 
 
 def footnotes(comparison: Comparison) -> list[str]:

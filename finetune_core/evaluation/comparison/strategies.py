@@ -75,6 +75,10 @@ class SeedVariance:
     spreads_more: bool = False
 
 
+# Of one run whose head is fitted without epochs: with another seed it would be the same.
+NO_SEED_VARIANCE = SeedVariance(0.0, 0.0, freedom=1, pooled=False)
+
+
 def seed_variances(arms: Sequence[Answers]) -> list[SeedVariance | None]:
     """Of each arm; None where it has one seed, which shows none."""
     several = [arm for arm in arms if arm.seed_variance is not None]

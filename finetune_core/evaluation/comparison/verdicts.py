@@ -11,7 +11,11 @@ from finetune_core.data.checks import some
 from finetune_core.evaluation.comparison.arms import Arm
 from finetune_core.evaluation.comparison.choice import BLUNT, Choice
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure
-from finetune_core.evaluation.comparison.pair_text import difference_text, pair_of
+from finetune_core.evaluation.comparison.pair_text import (
+    difference_text,
+    pair_of,
+    seeded_arms,
+)
 from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
 from finetune_core.formatting import SPLIT_WORDS, duration, mid_sentence, number, things
 from finetune_core.runs.design import is_baseline
@@ -177,7 +181,7 @@ def _trained_models(view: _View, best: int) -> Verdict:
     else:
         answer = f"Of these trained models, {view.name(best)} is best {view.on}: "
         answer += _against(view, best, rival)
-    single = any(not arm.unfinished and len(arm.members) == 1 for arm in view.arms)
+    single = any(not arm.unfinished and arm.has_too_few_seeds for arm in view.arms)
     actions = ["Resume the unfinished runs."] if any(arm.unfinished for arm in view.arms) else []
     if single:
         actions.append("Train more seeds: one says nothing about the method in general.")
@@ -193,17 +197,15 @@ def _no_clear_winner(view: _View, choice: Choice) -> Verdict:
         others = [pair_of(view.pairs, best, at) for at in choice.alike]
         blunt = max(others, key=lambda one: one.widest.smallest)
     return Verdict(
-        answer, view.size(best, rival), _suggest_more(blunt) + _compare_too(view, choice)
+        answer, view.size(best, rival), _suggest_more(view, blunt) + _compare_too(view, choice)
     )
 
 
-def _suggest_more(pair: Pair) -> str:
+def _suggest_more(view: _View, pair: Pair) -> str:
     measure, smallest = pair.measure, pair.widest.smallest
-    if (pair.seed_error or 0.0) > pair.image_error:
-        needed = pair.seeds_needed
-        return (
-            f"Train more seeds{f': {needed} of each would show this difference' if needed else ''}."
-        )
+    seeded = seeded_arms(view.arms, pair)
+    if seeded and (pair.seed_error or 0.0) > pair.image_error:
+        return _suggest_seeds(view, pair, seeded)
     if images := pair.images_needed(WANTED):
         return (
             f"Test more images: {number(images)} would show {measure.size(WANTED)} "
@@ -213,7 +215,18 @@ def _suggest_more(pair: Pair) -> str:
         return "Test more images: so few can hardly show any difference."
     # Images alone would not do: what seeds add stays.
     shown = f"{measure.size(smallest)} {measure.short_unit}"
-    return f"Test more images, train more seeds: these show no difference under {shown}."
+    seeds = ", train more seeds" if seeded else ""
+    return f"Test more images{seeds}: these show no difference under {shown}."
+
+
+def _suggest_seeds(view: _View, pair: Pair, seeded: Sequence[int]) -> str:
+    """Ask for seeds of those arms of a pair that another seed would change."""
+    both = len(seeded) > 1
+    whose = "" if both else f" of {view.name(seeded[0])}"
+    if not pair.seeds_needed:
+        return f"Train more seeds{whose}."
+    needed = f"{pair.seeds_needed} of each" if both else str(pair.seeds_needed)
+    return f"Train more seeds{whose}: {needed} would show this difference."
 
 
 def _advise(view: _View, choice: Choice) -> Verdict:

@@ -1,4 +1,4 @@
-"""*Which backbone?*: probe networks before anything is trained, see them ranked, and queue the two that are proposed."""
+"""*Compare backbones*: probe networks before training, see them ranked, queue the two proposed."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ def which_backbone(config: RunConfig | None, dataset: Dataset | None) -> None:
     Args:
         config: the settings of the form; None where they cannot be used.
     """
-    with st.expander("Which backbone?", icon=":material/compare:", key=_OPEN, on_change="rerun"):
+    with st.expander("Compare backbones", icon=":material/compare:", key=_OPEN, on_change="rerun"):
         if not st.session_state.get(_OPEN):
             return
         if config is None or dataset is None:
@@ -229,7 +229,8 @@ def _offer(advice: Advice, config: RunConfig, dataset: Dataset) -> None:
     whole = sum(filter(None, taken)) * seeds
     in_all = f" Fine-tuning takes about {duration(whole)} in all." if None not in taken else ""
     st.caption(
-        f"{things(len(configs), 'run')}: last block and linear probe, each with {things(seeds, 'seed')} (set on *Compare*).{in_all}"
+        f"{things(len(configs), 'run')}: last block with {things(seeds, 'seed')} (set on "
+        f"*Compare*), beside the linear probe.{in_all}"
     )
     if pressed and (ids := queued(configs)):
         go("pages/compare.py", runs=ids)

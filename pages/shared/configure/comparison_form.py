@@ -163,7 +163,8 @@ def _choices(base: RunConfig) -> Wanted:
         format_func=lambda name: STRATEGIES[name].title,
         key=settings.comparison_key("strategies"),
         persist_state="session",
-        help="Which stages train. Each strategy is trained with every seed.",
+        help="Which stages train. Each strategy is trained with every seed; one that is fitted "
+        "without epochs once, unless a share of the training images is drawn by the seed.",
     )
     with st.container():  # always there, so that nothing below is drawn anew
         if BASELINE not in chosen:

@@ -1,4 +1,4 @@
-"""The box on Compare that makes one network of several: a run whose weights or probabilities are averaged, queued like any other."""
+"""The section of Compare that makes one network of several: a run whose weights or probabilities are averaged, queued like any other."""
 
 from collections.abc import Sequence
 
@@ -38,48 +38,51 @@ _TOO_FEW: dict[How, str] = {
 }
 
 
+def can_average(runs: Sequence[Run]) -> bool:
+    """Return whether these runs can be averaged in any way."""
+    return len(_answering(runs)) > 1 or bool(_trained(runs))
+
+
 def offer_averages(runs: Sequence[Run]) -> str | None:
-    """Draw the box; returns the id of the run that was queued.
+    """Draw the form that averages; return the id of the run that was queued.
 
     Args:
         runs: those that are compared.
     """
-    trained, answering = (
-        [run for run in runs if epochs_of(run.config)],
-        [run for run in runs if not run.config.is_ensemble],
+    trained, answering = _trained(runs), _answering(runs)
+    st.caption(
+        "One run from several, without training: it takes a moment. A soup predicts as fast as one of its networks, and takes runs that "
+        "began with the same head: give *Seed of the head* a number before you train several seeds. An ensemble takes any runs that have "
+        "predicted the same images."
     )
-    if not trained and len(answering) < 2:
+    how: How = st.segmented_control(
+        "How",
+        list(WAYS),
+        format_func=WAYS.__getitem__,
+        default="greedy_soup",
+        required=True,
+        key="average_how",
+        persist_state="session",
+        help=_HELP,
+    )
+    offered = (
+        _single(trained) if how == "wise" else _several(answering if how == "ensemble" else trained)
+    )
+    if not offered:
+        st.caption(_TOO_FEW.get(how, "A soup takes two runs or more."))
         return None
-    with st.expander(
-        "Average weights or probabilities", icon=":material/blender:", key="average_box"
-    ):
-        st.caption(
-            "One run from several, without training: it takes a moment. A soup predicts as fast as one of its networks, and takes runs that "
-            "began with the same head: give *Seed of the head* a number before you train several seeds. An ensemble takes any runs that have "
-            "predicted the same images."
-        )
-        how: How = st.segmented_control(
-            "How",
-            list(WAYS),
-            format_func=WAYS.__getitem__,
-            default="greedy_soup",
-            required=True,
-            key="average_how",
-            persist_state="session",
-            help=_HELP,
-        )
-        offered = (
-            _single(trained)
-            if how == "wise"
-            else _several(answering if how == "ensemble" else trained)
-        )
-        if not offered:
-            st.caption(_TOO_FEW.get(how, "A soup takes two runs or more."))
-            return None
-        chosen = st.selectbox("Of", list(offered), key=f"average_of_{how}")
-        pressed = st.button(_BUTTONS.get(how, "Average their weights"), key="average")
-        with st.container():
-            return _queued(how, offered[chosen]) if pressed else None
+    chosen = st.selectbox("Of", list(offered), key=f"average_of_{how}")
+    pressed = st.button(_BUTTONS.get(how, "Average their weights"), key="average")
+    with st.container():
+        return _queued(how, offered[chosen]) if pressed else None
+
+
+def _trained(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if epochs_of(run.config)]
+
+
+def _answering(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if not run.config.is_ensemble]
 
 
 def _queued(how: How, runs: Sequence[Run]) -> str | None:

@@ -33,12 +33,10 @@ def what_moved(runs: Sequence[Run]) -> None:
     Args:
         runs: evaluated ones: one per arm, in the order of the arms, whose colours and symbols they get.
     """
-    st.header(
-        "Layer diagnostics",
-        anchor=False,
-        help="Compares each network, stage by stage, with its initial state (weights, features of the "
-        "same images, gradients), and says which stage to thaw next: a linear model on the features of "
-        "each stage shows up to which stage pretrained features suffice.",
+    st.caption(
+        "Each network, stage by stage, beside its initial state: weights, features, gradients.",
+        help="Says which stage to thaw next: a linear model on the features of each stage shows up "
+        "to which stage pretrained features suffice.",
     )
     joined = [
         title for run, title in zip(runs, run_titles(runs), strict=True) if run.config.is_ensemble
@@ -131,11 +129,8 @@ def disagreements(runs: Sequence[Run]) -> None:
     """Draw the images that only one of two runs classifies correctly, each with its Grad-CAM.
 
     Args:
-        runs: evaluated on the same images; of more than two, the user chooses which.
+        runs: two or more, evaluated on the same images; of more, the user chooses which.
     """
-    if len(runs) < 2:
-        return
-    st.header("Disagreements", anchor=False)
     titles = dict(zip([run.run_id for run in runs], run_titles(runs), strict=True))
     run_a, run_b = _two_of(runs, titles) if len(runs) > 2 else runs
     if run_a is run_b:
@@ -155,12 +150,8 @@ def disagreements(runs: Sequence[Run]) -> None:
     if found.only_a.empty and found.only_b.empty:
         st.caption(f"They classify the same of these {things(found.images, 'image')} correctly.")
         return
-    box = st.expander(
-        "Images with Grad-CAM", icon=":material/compare:", key="disagree_box", on_change="rerun"
-    )
-    if box.open:
-        with box:
-            _images(found, (run_a, run_b), (title_a, title_b))
+    if st.toggle("Images with Grad-CAM", key="disagree_box", persist_state="session"):
+        _images(found, (run_a, run_b), (title_a, title_b))
 
 
 def _two_of(runs: Sequence[Run], titles: dict[str, str]) -> tuple[Run, Run]:

@@ -9,18 +9,15 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison.compare import Comparison
-from finetune_core.evaluation.comparison.next_experiment import (
-    HELP,
+from finetune_core.evaluation.comparison.experiment import (
+    Evidence,
     Experiment,
-    evidence_of,
-    explain_none,
     forecast_in_words,
     forecast_of,
-    next_experiment,
 )
-from finetune_core.evaluation.comparison.shift import ShiftComparison
+from finetune_core.evaluation.comparison.next_experiment import HELP, explain_none, next_experiment
 from finetune_core.formatting import things
-from finetune_core.runs.design import run_of
+from finetune_core.runs.design import arm_of, depends_on_seed, run_of
 from finetune_core.runs.extend import extend_run, longer_epochs, why_not_extended
 from finetune_core.runs.store import Run
 from finetune_core.training.speed_book import SpeedBook
@@ -37,19 +34,18 @@ from pages.shared.runs.profile import offer_profile
 _ICONS = {"baseline": ":material/flag:", "seeds": ":material/casino:"}
 
 
-def draw_next(comparison: Comparison, shift: ShiftComparison | None) -> list[str]:
+def draw_next(comparison: Comparison, evidence: Evidence) -> list[str]:
     """Draw the next experiment, with its reason and its forecast.
 
     One press starts all runs of an experiment that follows from what was measured. One that is
     inferred is filled in on Configure.
 
     Args:
-        shift: the same runs on the other images that are chosen on the page.
+        evidence: on the comparison.
 
     Returns:
         The ids of the runs to compare once a press has queued some of them; empty without one.
     """
-    evidence = evidence_of(comparison, shift, store().runs())
     experiment = next_experiment(evidence)
     with st.container(border=True):
         st.markdown("**Next experiment**", help=HELP)
@@ -110,7 +106,7 @@ def _start(experiment: Experiment, comparison: Comparison) -> list[str]:
             try:
                 with st.spinner("Queueing"):
                     known = _finished_on(comparison.arms[0].runs[0].started["fingerprint"])
-                    return [known.get(run_of(one)) or submit(one) for one in experiment.configs]
+                    return [known.get(_result(one)) or submit(one) for one in experiment.configs]
             except FinetuneError as error:
                 st.error(plain(str(error)), icon=":material/error:")
     return []
@@ -119,10 +115,15 @@ def _start(experiment: Experiment, comparison: Comparison) -> list[str]:
 def _finished_on(fingerprint: str) -> dict[str, str]:
     """Return the id of each finished run on a data set, by what the run computes."""
     return {
-        run_of(run.config): run.run_id
+        _result(run.config): run.run_id
         for run in store().all()[0]
         if run.status == "finished" and run.started["fingerprint"] == fingerprint
     }
+
+
+def _result(config: RunConfig) -> str:
+    """Equal for runs that end with the same network."""
+    return run_of(config) if depends_on_seed(config) else arm_of(config)
 
 
 def _train_further(comparison: Comparison) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
@@ -19,6 +20,7 @@ from pages.shared.data.datasets import current_dataset
 from pages.shared.jobs import shown_outcome
 from pages.shared.runs.backend import store
 from pages.shared.runs.profile import profile_key
+from pages.shared.sections import section
 
 HELP = (
     "Each stage trained alone, beside the head, from the linear probe's head. Stages are selected "
@@ -27,11 +29,12 @@ HELP = (
 )
 
 
-def draw_profile(runs: Sequence[Run]) -> None:
+def draw_profile(runs: Sequence[Run], *, folded: bool = False) -> None:
     """Draw the latest profile of the current data set, where some of its runs are there.
 
     Args:
         runs: all of them, the newest first.
+        folded: draw a folded section.
     """
     data = data_folder()
     profiled = [run for run in runs if profiled_stage(run.config)]
@@ -39,8 +42,16 @@ def draw_profile(runs: Sequence[Run]) -> None:
     if latest is None:
         _offer_other(profiled)
         return
-    config = latest.config
+    if folded:
+        draw = partial(_draw_latest, runs, latest)
+        section("Profile", "profile", ":material/stacked_bar_chart:", draw)
+        return
     st.header("Profile", anchor=False, help=HELP)
+    _draw_latest(runs, latest)
+
+
+def _draw_latest(runs: Sequence[Run], latest: Run) -> None:
+    config, data = latest.config, latest.config.data
     try:
         dataset = current_dataset(config.split_settings)
         with st.container():

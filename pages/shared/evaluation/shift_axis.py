@@ -47,7 +47,7 @@ def distribution_shift(comparison: Comparison) -> ShiftComparison | None:
     Returns:
         The comparison on the images that are chosen; None where there is none.
     """
-    st.header("Distribution shift", anchor=False, help=_HELP)
+    st.caption("Scores on images unlike the training images.", help=_HELP)
     runs = [member.run for arm in comparison.arms for member in arm.members]
     taken(runs)
     shifts = shifts_of(runs)
@@ -63,8 +63,8 @@ def distribution_shift(comparison: Comparison) -> ShiftComparison | None:
         )
     else:
         st.markdown("None of these runs was evaluated on shifted images yet.")
-    with st.expander("Evaluate on another data set", icon=":material/add_photo_alternate:"):
-        evaluate_on_other(runs)
+    st.markdown("**Evaluate on another data set**")
+    evaluate_on_other(runs)
     return found
 
 
@@ -132,10 +132,10 @@ def _verdicts(found: ShiftComparison) -> None:
 def _pairs(shifted: Comparison) -> None:
     if not shifted.pairs:
         return
-    with st.expander("Pairs, tests and intervals on the shifted images"):
-        for pair in shifted.pairs[:_MOST_PAIRS]:
-            st.markdown(pair_markdown(shifted.arms, pair))
-        _table(*pairs_table(shifted), key="shift-pairs")
+    st.markdown("**Pairs on the shifted images**")
+    for pair in shifted.pairs[:_MOST_PAIRS]:
+        st.markdown(pair_markdown(shifted.arms, pair))
+    _table(*pairs_table(shifted), key="shift-pairs")
 
 
 def _accuracies_only(comparison: Comparison, which: Corrupted, earlier: Sequence[Run]) -> None:

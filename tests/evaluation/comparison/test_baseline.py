@@ -3,7 +3,8 @@
 import pytest
 
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.report import comparison_html
+from finetune_core.evaluation.comparison.pair_text import describe_pair
+from finetune_core.evaluation.comparison.report import arms_table, comparison_html
 from finetune_core.runs.design import lacking_baselines
 from tests.evaluation.simulated import pair_of, right
 
@@ -85,7 +86,68 @@ def test_an_ensemble_of_probes_is_no_baseline(made_run):
         averaged={"how": "ensemble", "runs": ["/runs/a", "/runs/b"]},
     )
     assert compare_runs([*trained, together]).baseline == ""
-    assert len(lacking_baselines([run.config for run in [*trained, together]])) == len(SEEDS)
+    assert len(lacking_baselines([run.config for run in [*trained, together]])) == 1
+
+
+def probe_beside(made_run, shares, **settings):
+    """Compare runs of the last block, one for each share, with one linear probe (80 %)."""
+    trained = [
+        made_run(right(share), strategy="last_block", seed=seed, **settings)
+        for seed, share in enumerate(shares)
+    ]
+    return compare_runs([*trained, made_run(right(0.80), strategy="linear_probe", **settings)])
+
+
+def test_one_fitted_probe_is_compared_in_general_and_asked_for_no_seeds(made_run):
+    compared = probe_beside(made_run, (0.90, 0.89, 0.91))
+    (pair,) = compared.pairs
+    assert pair.strategies.different
+    # Only the seeds of the last block add to the error.
+    assert pair.seed_error < pair.image_error
+    alone = compare_runs([*compared.arms[1].runs]).arms[0]
+    assert alone.members[0].score == compared.arms[1].members[0].score
+    assert compared.verdict.answer.startswith("Last block is best on 540 images: ")
+    assert compared.advised is not None
+    assert "seed" not in str(compared.verdict)
+    assert not any("Three seeds" in note for note in compared.notes)
+    columns, rows = arms_table(compared)
+    spread = {row[0]: row[columns.index("Over seeds")] for row in rows}
+    assert spread["Linear probe"] == "the same"
+
+
+def test_beside_a_fitted_probe_only_the_trained_strategy_is_asked_for_seeds(made_run):
+    compared = probe_beside(made_run, (0.76, 0.96))
+    (pair,) = compared.pairs
+    assert pair.seed_error > pair.image_error
+    assert compared.verdict.action.startswith("Train more seeds of last block")
+    assert "of each" not in describe_pair(compared.arms, pair).both
+    few = probe_beside(made_run, (0.90,))
+    text = describe_pair(few.arms, few.pairs[0]).strategies
+    assert text == "not compared yet: “Last block” was trained with a single seed."
+    assert few.verdict.action.startswith("Train more seeds: one says nothing")
+
+
+def test_of_a_share_of_the_images_a_probe_needs_seeds_because_the_seed_draws_them(made_run):
+    compared = probe_beside(made_run, (0.90, 0.89), train_fraction=0.5)
+    text = describe_pair(compared.arms, compared.pairs[0]).strategies
+    assert text == "not compared yet: “Linear probe” was trained with a single seed."
+
+
+def test_two_fitted_heads_are_compared_in_general_without_seeds(made_run):
+    fitted = {"linear_probe": 0.90, "prototypes": 0.80}
+    runs = [made_run(right(share), strategy=name) for name, share in fitted.items()]
+    compared = compare_runs(runs)
+    assert compared.pairs[0].strategies.different
+    assert compared.verdict.action == "Use linear probe."
+    assert not compared.notes
+
+
+def test_seeds_of_one_fitted_head_are_one_method_which_is_not_to_be_chosen(made_run):
+    runs = [made_run(right(0.8), strategy="linear_probe", seed=seed) for seed in SEEDS]
+    compared = compare_runs(runs)
+    assert compared.advised is None
+    text = describe_pair(compared.arms, compared.pairs[0]).strategies
+    assert text == "not compared: both are the same method, fitted without epochs."
 
 
 @pytest.mark.train

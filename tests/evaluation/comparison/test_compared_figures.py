@@ -68,6 +68,14 @@ def test_pareto_shows_each_arm_its_interval_and_what_the_cache_saved(arms):
         assert "open" not in str(trace.marker.symbol)
 
 
+def test_the_best_stands_first_in_the_chart(arms):
+    figure = accuracies(arms, "test")
+    ordered = sorted(arms, key=lambda arm: -arm.score.value)
+    assert list(figure.layout.yaxis.ticktext) == [arm.title for arm in ordered]
+    lines = {trace.x[0]: trace.y[0] for trace in figure.data if trace.error_x.array is not None}
+    assert [lines[arm.score.value] for arm in ordered] == [0, 1, 2]
+
+
 def test_colours_and_symbols_stay_with_the_arm(arms):
     dots = [trace for trace in accuracies(arms, "test").data if trace.error_x.array is not None]
     costs = [trace for trace in pareto("seconds", arms, "test").data if trace.mode == "markers"]

@@ -6,13 +6,13 @@ import pytest
 
 from finetune_core.evaluation.comparison import next_experiment as rules
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
-from finetune_core.evaluation.comparison.next_experiment import (
+from finetune_core.evaluation.comparison.experiment import (
     Evidence,
     Experiment,
     experiment_json,
-    next_experiment,
 )
+from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
+from finetune_core.evaluation.comparison.next_experiment import next_experiment
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.evaluation.single_run.corruptions import Corrupted
 from finetune_core.evaluation.single_run.shared_classes import SharedClasses
@@ -97,10 +97,10 @@ def planned(found):
 # --- the baseline
 
 
-def test_without_a_baseline_a_linear_probe_for_each_seed_of_the_best_comes_next(compared):
+def test_without_a_baseline_one_linear_probe_comes_next(compared):
     comparison = compared(last_block=0.9, full=0.8)
     found = rules.baseline(seen(comparison))
-    assert planned(found) == [("linear_probe", seed) for seed in range(3)]
+    assert planned(found) == [("linear_probe", 0)]
     accuracy = percent(arm(comparison, "last_block").score.value)
     assert f"“Last block” ({accuracy}) has no linear probe" in found.reason
     assert not found.inferred
@@ -296,9 +296,22 @@ def test_three_seeds_averages_or_a_difference_that_has_shown_ask_for_no_more(sho
 
 
 def test_a_head_that_is_fitted_gets_no_seeds_even_where_it_has_the_fewest(shown, made_run):
-    fitted = [made_run(right(0.84), strategy="linear_probe", seed=0)]
-    found = rules.seeds(shown(seeds=2, last_block=0.85, runs=fitted))
+    probe = made_run(right(0.84), strategy="linear_probe", seed=0)
+    trained = [made_run(right(share), seed=seed) for seed, share in enumerate((0.76, 0.96))]
+    found = rules.seeds(shown(runs=[probe, *trained]))
     assert planned(found) == [("last_block", 2)]
+    assert "not distinguishable with 2 seeds." in found.reason
+    alike = [made_run(right(0.845, seed), seed=seed) for seed in (5, 6)]
+    evidence = shown(runs=[probe, *alike])
+    assert rules.seeds(evidence) is None
+    assert rules.test_images(evidence)
+
+
+def test_a_fitted_head_gets_seeds_where_they_draw_its_training_images(shown, made_run):
+    half = {"train_fraction": 0.5}
+    runs = [made_run(right(0.85, seed), seed=seed, **half) for seed in range(3)]
+    runs.append(made_run(right(0.84), strategy="linear_probe", **half))
+    assert planned(rules.seeds(shown(runs=runs))) == [("linear_probe", 1), ("linear_probe", 2)]
 
 
 # --- more test images
@@ -401,6 +414,13 @@ def test_nothing_freezes_again_that_took_part_or_is_frozen(shown, strategy, laye
 # --- together
 
 
+def test_the_rules_are_asked_in_order():
+    """Convergence, the baseline, the profile, seeds, test images; then what is left."""
+    order = ["converge", "baseline", "profile", "seeds", "test_images"]
+    assert list(rules.RULES)[:5] == order
+    assert set(list(rules.RULES)[5:]) == {"shift", "images", "thaw", "freeze"}
+
+
 @pytest.mark.train
 def test_what_was_measured_comes_before_what_is_inferred(compared):
     falling = {"feature_extraction": layers_of(1, FALLING)}
@@ -426,6 +446,5 @@ def test_as_json_it_names_what_is_new_of_its_runs_which_are_of_one_arm(shown):
     assert len({arm_of(one) for one in found.configs}) == 1
     result = experiment_json(found, None)
     assert (result["kind"], result["forecast"], result["inferred"]) == ("baseline", None, False)
-    runs = [(run["strategy"], run["seed"]) for run in result["runs"]]
-    assert runs == [("linear_probe", 0), ("linear_probe", 1)]
+    assert [(run["strategy"], run["seed"]) for run in result["runs"]] == [("linear_probe", 0)]
     assert experiment_json(None, None) is None

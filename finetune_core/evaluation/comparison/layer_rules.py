@@ -1,0 +1,96 @@
+"""Rules for the next experiment that infer from features and gradients which stages to train."""
+
+from finetune_core.config import RunConfig
+from finetune_core.evaluation.comparison.costs import depth
+from finetune_core.evaluation.comparison.experiment import (
+    Evidence,
+    Experiment,
+    change,
+    has_same_features,
+    is_only_head,
+    scored,
+)
+from finetune_core.evaluation.comparison.layer_diagnostics import Layers
+from finetune_core.evaluation.comparison.thaw_next import (
+    IDLE,
+    STEADY,
+    span,
+    steady_stages,
+    thaw_next,
+)
+from finetune_core.formatting import percent
+from finetune_core.training.strategies import STRATEGIES
+
+
+def thaw(evidence: Evidence) -> Experiment | None:
+    """Thaw the next stage where the probes of the best measured arm say so.
+
+    Nothing is said where an arm trained from that stage on.
+    """
+    at, layers = _best_measured(evidence)
+    if layers is None:
+        return None
+    advice = thaw_next(layers)
+    if advice.stage is None or _tried(evidence, at, advice.stage):
+        return None
+    config = _from_stage(evidence.own.arms[at].config, layers, advice.stage)
+    return Experiment("thaw", advice.what, advice.reason, True, (config,))
+
+
+def freeze(evidence: Evidence) -> Experiment | None:
+    """Freeze again what trained without effect in the best measured arm: the same for less time."""
+    at, layers = _best_measured(evidence)
+    if layers is None:
+        return None
+    steady = steady_stages(layers)
+    shares = [one.gradient_share for one in layers.stages if one.name in steady and one.trains]
+    known = [share for share in shares if share is not None]
+    stage = layers.stages[len(steady)].name
+    if not known or len(known) < len(shares) or sum(known) >= IDLE or _tried(evidence, at, stage):
+        return None
+    reason = (
+        f"The features of {span(steady)} in {scored(evidence.own.arms[at])} hardly changed (CKA "
+        f"{STEADY} or more) with {percent(sum(known))} of the gradient, so frozen, with their "
+        "output cached, they would cost less."
+    )
+    config = _from_stage(evidence.own.arms[at].config, layers, stage)
+    return Experiment("freeze", f"freeze {span(steady)} again", reason, True, (config,))
+
+
+def _best_measured(evidence: Evidence) -> tuple[int, Layers | None]:
+    """Return the place and the layers of the best arm whose layers were measured.
+
+    Only arms that train everything from one stage on, or a head alone, count.
+    """
+    for at in evidence.ranked:
+        config, layers = evidence.own.arms[at].config, evidence.layers[at]
+        cut = (
+            STRATEGIES[config.strategy].classic
+            or config.cut is not None
+            or is_only_head(evidence.own.arms[at])
+        )
+        if layers and cut:
+            return at, layers
+    return 0, None
+
+
+def _tried(evidence: Evidence, at: int, stage: str) -> bool:
+    """Return whether an arm on the same features trained everything from this stage on."""
+    arms = evidence.own.arms
+    return any(
+        arm.depth.first_stage == stage and arm.depth.whole and has_same_features(arm, arms[at])
+        for arm in arms
+    )
+
+
+def _from_stage(config: RunConfig, layers: Layers, stage: str) -> RunConfig:
+    """Return the same run where everything from this stage on trains.
+
+    A ready-made strategy is preferred where there is one: it may have been timed.
+    """
+    names = [one.name for one in layers.stages]
+    for name in (name for name, one in STRATEGIES.items() if one.classic):
+        ready = change(config, **config.for_strategy(name))
+        if depth(ready, names).first_stage == stage:
+            return ready
+    return change(config, **config.for_strategy("custom") | {"cut": stage})

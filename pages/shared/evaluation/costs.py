@@ -1,0 +1,101 @@
+"""Sections of Compare: accuracy against cost, depth and amount of data; learning curves."""
+
+import streamlit as st
+
+from finetune_core.evaluation.comparison.compare import Comparison
+from finetune_core.figures.comparison import (
+    COSTS,
+    Axis,
+    Kind,
+    by_data,
+    by_depth,
+    learning_curves,
+    offered_costs,
+    pareto,
+)
+from finetune_core.formatting import accuracy_name
+
+_AXES: dict[Axis, str] = {"epoch": "By epoch", "seconds": "By time"}  # of the learning curves
+_PARETO = (
+    "Dotted line: Pareto front. No run is both better and cheaper than one on it. Hollow: the same "
+    "runs without the cache of the frozen stages' output."
+)
+
+
+def draw_costs(comparison: Comparison) -> None:
+    """Draw accuracy against cost and, where the runs differ in them, depth and amount of data."""
+    _pareto(comparison)
+    _shapes(comparison)
+
+
+@st.fragment
+def _pareto(comparison: Comparison) -> None:
+    name = accuracy_name(comparison.split)
+    offered, reason = offered_costs(comparison.arms)
+    if st.session_state.get("measure") not in (None, *offered):
+        del st.session_state["measure"]
+    measure = st.segmented_control(
+        "Cost",
+        offered,
+        default="seconds",
+        required=True,
+        format_func=lambda name: COSTS[name][0],
+        key="measure",
+        persist_state="session",
+        help=_PARETO,
+    )
+    st.plotly_chart(
+        pareto(measure, comparison.arms, comparison.split),
+        key=f"pareto-{measure}",
+        alt=f"{name} against {COSTS[measure][0].lower()}",
+    )
+    if reason:
+        st.caption(reason)
+
+
+def _shapes(comparison: Comparison) -> None:
+    """Depth and amount of data, where the runs differ in them."""
+    name = accuracy_name(comparison.split)
+    drawn = [
+        (
+            f"{name} by first stage that trains",
+            "depth",
+            by_depth(comparison.arms, comparison.split),
+            f"{name} against the first stage that trains",
+        ),
+        (
+            f"{name} by training set size",
+            "data",
+            by_data(comparison.arms, comparison.split),
+            f"{name} against the number of training images",
+        ),
+    ]
+    drawn = [one for one in drawn if one[2]]
+    for column, (heading, key, figure, alt) in zip(
+        st.columns(len(drawn)) if drawn else [], drawn, strict=True
+    ):
+        with column:
+            st.markdown(f"**{heading}**")
+            st.plotly_chart(figure, key=key, alt=alt)
+
+
+@st.fragment
+def draw_curves(comparison: Comparison) -> None:
+    axis = st.segmented_control(
+        "Axis",
+        list(_AXES),
+        default="epoch",
+        required=True,
+        format_func=_AXES.__getitem__,
+        key="axis",
+        persist_state="session",
+        label_visibility="collapsed",
+    )
+    kinds: tuple[Kind, Kind] = ("loss", "accuracy")
+    for column, kind in zip(st.columns(2), kinds, strict=True):
+        figure = learning_curves(kind, axis, comparison.arms)
+        column.plotly_chart(
+            figure,
+            key=f"curves-{kind}-{axis}",
+            alt=f"Validation {kind} of every run on shared axes",
+        )
