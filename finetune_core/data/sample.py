@@ -13,6 +13,11 @@ SAMPLE_NAME = "digits"
 _SIDE = 64
 
 
+def sample_folder() -> Path:
+    """Return where the sample is, once it is written."""
+    return data_dir() / SAMPLE_NAME
+
+
 def digits_folder() -> Path:
     """The sample's folder, written on first use (all of it or nothing): ``data/digits/<0…9>/<number>.png``.
 
@@ -21,7 +26,7 @@ def digits_folder() -> Path:
 
     Source: UCI ML hand-written digits test set (Alpaydin & Kaynak, 1998), as shipped in scikit-learn.
     """
-    folder = data_dir() / SAMPLE_NAME
+    folder = sample_folder()
     if folder.is_dir():
         return folder
     try:

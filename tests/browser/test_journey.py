@@ -10,7 +10,12 @@ import pytest
 def test_a_newcomer_trains_evaluates_predicts_and_exports(server, page):
     page.goto(server.url)
     page.get_by_role("button", name="Try it now").click()
-    page.wait_for_url(re.compile(r"/train\?run="))
+    page.get_by_alt_text("Handwritten digit 3").first.wait_for()
+    answer = page.get_by_role("heading", name="training the last block").inner_text()
+    before, after = (float(share) for share in re.findall(r"([\d.]+) %", answer)[:2])
+    assert min(before, after) > 85
+    page.get_by_role("link", name="Train").click()
+    page.wait_for_url(re.compile("/train"))
     verdict = page.get_by_test_id("stAlert").filter(has_text="on 269 held-out images")
     verdict.wait_for()
     assert float(re.search(r"Test accuracy ([\d.]+) %", verdict.inner_text())[1]) > 85

@@ -72,8 +72,13 @@ def fresh_process_state(components_found_once, strict_harness, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_timed_unasked(monkeypatch):
-    """Configure does not time the run that it shows: no thread beside the test computes."""
+    """Home and Configure do not time what they offer: no thread beside the test computes."""
+
+    def time_sample():
+        yield Step(1, 1)
+
     monkeypatch.setattr("pages.shared.configure.forecasts._LARGEST", 0)
+    monkeypatch.setattr("pages.shared.runs.first_run._time_sample", time_sample)
 
 
 @pytest.fixture

@@ -1,17 +1,29 @@
 """Every page: opened in each state of the machine; hostile names, links and damaged runs."""
 
 import json
+import shutil
 from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
 
 from finetune_core import paths
+from finetune_core.evaluation.run_accuracy import run_accuracy
+from finetune_core.formatting import percent
 from finetune_core.runs.store import RunStore
 from pages.shared.chrome import _UNDER_WHITE, PAGES
 from pages.shared.images import _OPENED_BY_IMAGE
+from tests.deadline import wait_until
 from tests.factories import NASTY
-from tests.pages.harness import address, labels, metrics, open_page, unescaped, words
+from tests.pages.harness import (
+    address,
+    labels,
+    open_page,
+    press,
+    primary,
+    unescaped,
+    words,
+)
 
 TITLES = {"home" if path == "app.py" else Path(path).stem: title for path, title, _ in PAGES}
 HOSTILE = "[free money](https://example.org) <b>:red[x]"
@@ -85,10 +97,34 @@ def test_names_of_runs_are_shown(runs):
         becomes_no_markup(at)
 
 
-def test_home_tells_the_state_of_the_machine_and_offers_two_first_runs():
+def test_home_tells_the_state_of_the_machine_in_a_line_and_has_one_primary_button():
     at = open_page("home")
-    assert metrics(at).keys() == {"Device", "Precision", "Free memory", "Backbones ready"}
-    assert labels(at)[:2] == ["Try it now", "Fit the baseline: linear probe"]
+    assert "CPU · " in unescaped(at)
+    assert "memory free" in unescaped(at)
+    assert labels(at) == ["Try it now", "Choose your data"]
+    assert primary(at) == ["Try it now"]
+
+
+@pytest.mark.train
+def test_the_first_press_compares_two_runs_on_the_sample_and_says_what_training_gained():
+    at = press(open_page("home"), "Try it now")
+    assert address(at)["data"] == "digits"
+    assert at.get("progress")
+    assert len(at.get("image")) == 12
+    store = RunStore(paths.runs_dir())
+    wait_until(lambda: all(run.history.end for run in store.runs()))
+    assert {run.config.strategy for run in store.runs()} == {"linear_probe", "last_block"}
+    at.run()
+    [header] = [one.value for one in at.header if "training the last block" in one.value]
+    accuracies = {run.config.strategy: percent(run_accuracy(run).value) for run in store.runs()}
+    assert header.startswith(f"{accuracies['linear_probe']} → {accuracies['last_block']}: ")
+    assert primary(at) == ["Do this with your images"]
+    first = {run.run_id for run in store.runs()}
+    assert set(press(at, "See the comparison").query_params["runs"]) == first
+    [probe] = [run for run in store.runs() if run.config.strategy == "linear_probe"]
+    shutil.rmtree(probe.run_dir)
+    press(open_page("home"), "Try it now")
+    assert len(store.runs()) == 2, "what is finished is not trained again"
 
 
 def test_a_renamed_run_folder_is_listed_like_any_other(runs):

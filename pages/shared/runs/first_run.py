@@ -1,47 +1,193 @@
-"""What an empty page offers: a first run on the bundled sample."""
+"""The first comparison, without a question: linear probe and last block on the bundled sample."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
 import streamlit as st
 
-from finetune_core.config import make_config
-from finetune_core.data.sample import digits_folder
-from finetune_core.errors import FinetuneError
+from finetune_core.config import RunConfig, make_config
+from finetune_core.data.dataset import load_dataset
+from finetune_core.data.sample import digits_folder, sample_folder
+from finetune_core.errors import FinetuneError, RunError
+from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
+from finetune_core.formatting import percent, points, rough_duration, things
+from finetune_core.jobs import Job
+from finetune_core.runs.store import Run
+from finetune_core.training.forecast import expected
 from finetune_core.training.recipes import DEMO_RECIPE
+from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import BASELINE, STRATEGIES
+from finetune_core.training.timing import calibrate
+from finetune_core.work import Work
+from pages.shared.account import owner
 from pages.shared.chrome import go, plain
-from pages.shared.runs.backend import submit
+from pages.shared.configure.stages import draw_passing, draw_strategy
+from pages.shared.data.chosen import choose_data
+from pages.shared.images import Picture, data_picture, gallery
+from pages.shared.jobs import jobs
+from pages.shared.runs.backend import store, submit
+
+_REFRESH = 1.0  # seconds
+_STRATEGIES = (BASELINE, DEMO_RECIPE["strategy"])
+_EXAMPLES = 12  # images, of all classes in turn
+_PROMISE = (
+    "**See it work first.** 1,797 real handwritten digits and a network pretrained on ImageNet: "
+    "is its last block worth training, or is a linear probe on the frozen features enough?"
+)
 
 
 def nothing_yet(what: str) -> None:
-    """An empty page: says what to do first, and offers the sample."""
+    """Say on an empty page what to do first, and offer the sample."""
     st.info(what, icon=":material/info:")
     try_it_now("secondary")
 
 
 def try_it_now(kind: Literal["primary", "secondary"] = "primary") -> None:
-    """The button that trains on the bundled sample, without a question."""
-    if st.button("Try it now", type=kind, icon=":material/bolt:", key="try"):
-        _start(DEMO_RECIPE)
-
-
-def baseline_now() -> None:
-    """The button that fits the baseline to the same sample."""
-    name = STRATEGIES[BASELINE].title
-    if st.button(
-        f"Fit the baseline: {name.lower()}",
-        icon=":material/flag:",
-        key="try_baseline",
-        help=STRATEGIES[BASELINE].help,
-    ):
-        _start(DEMO_RECIPE | {"strategy": BASELINE})
-
-
-def _start(recipe: dict[str, Any]) -> None:
+    """Draw the button that trains on the bundled sample, without a question."""
+    if not st.button("Try it now", type=kind, icon=":material/bolt:", key="try"):
+        return
     try:
-        with st.spinner("Writing the sample's images"):
-            run = submit(make_config(recipe | {"data": str(digits_folder())}))
+        configs = sample_configs()
+        choose_data(configs[0].data)
+        there = sample_runs(store().runs())
+        for config in configs:
+            if config.strategy not in there:
+                submit(config)
     except FinetuneError as error:
         st.error(plain(str(error)))
         return
-    go("pages/train.py", run)
+    go("app.py")
+
+
+def sample_configs() -> list[RunConfig]:
+    """Return the runs of the first comparison, the quicker one first.
+
+    Raises:
+        DataError: when the sample cannot be written.
+    """
+    recipe = DEMO_RECIPE | {"data": str(digits_folder())}
+    return [make_config(recipe | {"strategy": name}) for name in _STRATEGIES]
+
+
+def sample_runs(runs: Sequence[Run]) -> dict[str, Run]:
+    """Return this person's latest runs of the first comparison that go on or are finished."""
+    me, found = owner(), {}
+    for run in sorted(runs, key=lambda run: run.run_id):
+        if run.owner == me and (run.active or run.status == "finished"):
+            shared = {name: getattr(run.config, name) for name in DEMO_RECIPE}
+            if shared | {"strategy": ""} == DEMO_RECIPE | {"strategy": ""} and _is_sample(run):
+                found[run.config.strategy] = run
+    return {name: run for name, run in found.items() if name in _STRATEGIES}
+
+
+def _is_sample(run: Run) -> bool:
+    return run.config.data == str(sample_folder()) and not run.config.edits
+
+
+def first_comparison(runs: Sequence[Run]) -> bool:
+    """Draw the offer, then how far its runs are, then what they say.
+
+    Returns:
+        Whether a button below should lead to the person's own data.
+    """
+    found = sample_runs(runs)
+    active = [run for run in found.values() if run.active]
+    if active:
+        st.fragment(_go_on, run_every=_REFRESH)([run.run_id for run in found.values()])
+        _draw_images(active[0])
+        return True
+    if len(found) == len(_STRATEGIES):
+        try:
+            _draw_verdict(compare_runs(list(found.values())), list(found.values()))
+            return False
+        except RunError as error:  # a run's predictions are gone, say: it can be trained anew
+            st.warning(plain(str(error)), icon=":material/folder_off:")
+    job = _timing()
+    st.markdown(_PROMISE + (f" About {rough_duration(job.result)} here." if job.result else ""))
+    if job.working:
+        st.fragment(_redraw_after, run_every=_REFRESH)(job)
+    draw_strategy(make_config(DEMO_RECIPE | {"data": "any"}), classes=10)
+    try_it_now()
+    return True
+
+
+@st.cache_resource(show_spinner=False)
+def _timing() -> Job:
+    """Time the sample's runs on this machine, beside the page and once per process."""
+    return jobs().start("timing:sample", "Timing a few steps", lambda: _time_sample())
+
+
+def _time_sample() -> Work[float | None]:
+    """Return how long the runs of the first comparison take together, in seconds."""
+    configs, book = sample_configs(), SpeedBook()
+    dataset = load_dataset(configs[0].data)
+    yield from calibrate(configs, dataset, book)
+    forecasts = [expected(config, dataset, book) for config in configs]
+    known = [forecast.seconds for forecast in forecasts if forecast]
+    return sum(known) if len(known) == len(configs) else None
+
+
+def _redraw_after(job: Job) -> None:
+    if not job.working:
+        st.rerun()
+
+
+def _draw_images(run: Run) -> None:
+    """Draw a few of the sample's images, of all classes in turn."""
+    folder = Path(run.config.data)
+    by_class = [sorted(one.iterdir()) for one in sorted(folder.iterdir()) if one.is_dir()]
+    files = [images[turn] for turn in range(2) for images in by_class if len(images) > turn]
+
+    def picture(index: int) -> Picture:
+        name = files[index].relative_to(folder).as_posix()
+        label = files[index].parent.name
+        return data_picture(run.config.data, name, label, f"Handwritten digit {label}")
+
+    gallery(min(_EXAMPLES, len(files)), picture, "first_examples", _EXAMPLES)
+
+
+def _go_on(run_ids: Sequence[str]) -> None:
+    """Draw how far the runs are, and which stages images go through; redraw the page at the end."""
+    runs = [store().run(run_id) for run_id in run_ids]
+    active = [run for run in runs if run.active]
+    if not active:
+        st.rerun()
+    run = next((run for run in active if run.status == "running"), active[0])
+    progress = run.history.progress
+    if progress and progress["phase"] == "trunk":
+        draw_passing(run.config, progress["stage"])
+    else:
+        draw_strategy(run.config, classes=10)
+    title = STRATEGIES[run.config.strategy].title
+    done = len(runs) - len(active) + run.history.fraction
+    st.progress(min(1.0, done / len(_STRATEGIES)), f"{title} …")
+
+
+def _draw_verdict(comparison: Comparison, runs: Sequence[Run]) -> None:
+    st.header(_answer(comparison), anchor=False)
+    st.markdown(
+        f"On {things(comparison.images, 'test image')} of handwritten digits, with one seed; "
+        "a linear probe leaves every stage frozen."
+    )
+    with st.container(horizontal=True):
+        if st.button("Do this with your images", type="primary", icon=":material/arrow_forward:"):
+            go("pages/dataset.py")
+        if st.button("See the comparison", icon=":material/compare_arrows:"):
+            go("pages/compare.py", runs=[run.run_id for run in runs])
+
+
+def _answer(comparison: Comparison) -> str:
+    """Return what training gained, or that nothing was shown, with both accuracies."""
+    [pair] = comparison.pairs
+    claim = pair.networks.claim
+    gain, low, high = claim.gain, claim.low, claim.high
+    if comparison.arms[pair.a].runs[0].config.strategy == BASELINE:
+        gain, low, high = -gain, -high, -low
+    accuracy = {arm.runs[0].config.strategy: arm.accuracy.value for arm in comparison.arms}
+    before, after = (percent(accuracy[name]) for name in _STRATEGIES)
+    interval = f"95 % CI {points(low)} to {points(high)}"
+    if not pair.networks.different:
+        return f"{before} → {after}: no gain shown from training the last block ({interval})"
+    verb = "gained" if gain > 0 else "lost"
+    return f"{before} → {after}: training the last block {verb} {points(abs(gain))} points ({interval})"
