@@ -283,7 +283,7 @@ async def analyze(session: Session) -> None:
     )
     await session.open("dataset", data=data, settings=chosen)
     await session.button("Compare layers").click()
-    await session.see(re.compile("Suggested:|too few validation images"))
+    await session.see(re.compile("Suggested:|No suggestion|too few validation images"))
     session.done["deep inspections"] += 1
     await session.view("Map")
     await session.page.locator(".js-plotly-plot .nsewdrag").first.wait_for()
@@ -295,7 +295,7 @@ async def analyze(session: Session) -> None:
     await session.button("Undo").wait_for()
     session.done["data sets changed"] += 1
     await session.button("Compare layers").click()
-    await session.see(re.compile("Suggested:|too few validation images"))
+    await session.see(re.compile("Suggested:|No suggestion|too few validation images"))
     session.done["deep inspections"] += 1
     await session.button("Undo").click()
     await session.button("Undo").wait_for(state="detached")
