@@ -196,9 +196,10 @@ def page(part: Part, data: Path) -> None:
     os.environ["THAW_DATA_ROOTS"] = str(data.parent)
     app = app_at("pages/dataset.py")
     app.query_params["data"] = remember(str(data))
-    for view in ("Images", "Findings", "Classes and splits"):
+    views = {"images": "Images", "findings": None, "classes": "Classes and splits"}
+    for name, view in views.items():
         app.session_state["dataset_view"] = view
-        draw(part, app, f"page_{view.split()[0].lower()}")
+        draw(part, app, f"page_{name}")
 
 
 def edits(part: Part, data: Path) -> None:

@@ -78,6 +78,10 @@ class Session:
     async def tab(self, name: str) -> None:
         await self.page.get_by_role("tab", name=name, exact=True).click()
 
+    async def view(self, name: str) -> None:
+        """Open a view of the Dataset page."""
+        await self.page.get_by_role("radio", name=name, exact=True).click()
+
     async def choose(self, label: str) -> None:
         """Take one of the first few that a box offers, by keyboard."""
         box = self.page.get_by_role("combobox", name=label).first
@@ -278,23 +282,20 @@ async def analyze(session: Session) -> None:
         settings(session.random, image_size=DEEP_SIZE),
     )
     await session.open("dataset", data=data, settings=chosen)
-    await session.button("Analyze with embeddings").click()
-    await session.see("How well embeddings separate")
+    await session.button("Compare layers").click()
+    await session.see(re.compile("Suggested:|No suggestion|too few validation images"))
     session.done["deep inspections"] += 1
-    await session.tab("Map")
+    await session.view("Map")
     await session.page.locator(".js-plotly-plot .nsewdrag").first.wait_for()
-    await session.tab("Linear probe by layer")
-    await session.see(re.compile("Suggested:|too few validation images"))
-    await session.tab("Preprocessing")
+    await session.view("Preprocessing")
     await session.see("Augmentation")
-    await session.tab("Images")
+    await session.view("Images")
     await session.page.locator("[data-testid=stCheckbox] label").first.click()
     await session.button("Exclude 1 image").click()
     await session.button("Undo").wait_for()
     session.done["data sets changed"] += 1
-    await session.tab("Findings")
-    await session.button("Analyze with embeddings").click()
-    await session.see("How well embeddings separate")
+    await session.button("Compare layers").click()
+    await session.see(re.compile("Suggested:|No suggestion|too few validation images"))
     session.done["deep inspections"] += 1
     await session.button("Undo").click()
     await session.button("Undo").wait_for(state="detached")

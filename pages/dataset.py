@@ -10,17 +10,17 @@ from finetune_core.data.findings import unanswered
 from finetune_core.data.splits import SPLITS
 from finetune_core.errors import FinetuneError
 from finetune_core.figures.data import class_counts, probe_curve
-from finetune_core.formatting import SPLIT_WORDS, mid_sentence, number, percent
+from finetune_core.formatting import SPLIT_WORDS, mid_sentence, number, percent, things
 from finetune_core.inspection.deep import DeepReport
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.configure import form, settings
-from pages.shared.data.analysis import analyze
+from pages.shared.data.analysis import PROBES, VIEW, analyze, compare_layers
 from pages.shared.data.changes import changes, last_change, rename_class
 from pages.shared.data.chosen import chosen_data, data_name
 from pages.shared.data.datasets import current_dataset, report_of
-from pages.shared.data.findings import cards
-from pages.shared.data.galleries import images, map_of_images
+from pages.shared.data.findings import list_findings
+from pages.shared.data.galleries import examples, images, map_of_images
 from pages.shared.data.network_view import fed_to_network
 from pages.shared.data.source import choose_source
 
@@ -31,52 +31,75 @@ page(
 
 
 def overview(dataset: Dataset) -> None:
-    counts = dataset.table["split"].value_counts()
-    with st.container(horizontal=True):
-        st.metric("Images", number(len(dataset.table)), border=True)
-        st.metric("Classes", number(len(dataset.classes)), border=True)
-        for split in SPLITS:
-            if split in counts:
-                st.metric(SPLIT_WORDS[split], number(counts[split]), border=True)
+    """The data set in one line, its classes, and some of its images."""
+    table, counts = dataset.table, dataset.counts()
+    facts = [
+        things(len(table), "image"),
+        things(len(dataset.classes), "class", "classes"),
+        ", ".join(
+            f"{number(counts[split].sum())} {SPLIT_WORDS[split].lower()}"
+            for split in SPLITS
+            if split in counts and counts[split].any()
+        ),
+        _sizes(dataset),
+    ]
+    st.markdown(" · ".join(facts))
+    left, right = st.columns([2, 3], gap="medium")
+    with left:
+        st.plotly_chart(
+            class_counts(
+                {split: counts[split].tolist() for split in counts.columns}, dataset.classes
+            ),
+            key="class-counts",
+            alt="Bar chart: images per class, by split",
+        )
+    with right:
+        examples(dataset)
+
+
+def _sizes(dataset: Dataset) -> str:
+    """``320 × 240 pixels``, or from the least to the most."""
+    table = dataset.table
+    (left, top), (right, bottom) = (
+        (table["width"].agg(which), table["height"].agg(which)) for which in ("min", "max")
+    )
+    largest = f"{right} × {bottom} pixels"
+    return largest if (left, top) == (right, bottom) else f"{left} × {top} to {largest}"
 
 
 def findings(dataset: Dataset) -> None:
     report = report_of(dataset)
-    found = unanswered([*dataset.findings, *(report.findings if report else ())], dataset.edits)
-    if not found:
-        st.success("Nothing looks wrong.", icon=":material/check_circle:")
-    if report is None:
-        analyze(dataset, "findings")
-    cards(dataset, found)
-    if report:
-        by_split = ", ".join(
-            f"{SPLIT_WORDS[split].lower()} {auc:.2f}" for split, auc in report.auc.items()
+    found = [*dataset.findings, *(report.findings if report else ())]
+    list_findings(dataset, unanswered(found, dataset.edits))
+
+
+def next_steps(dataset: Dataset) -> None:
+    """The main question about the data, and the way on."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.button(
+            "Compare layers",
+            type="primary",
+            icon=":material/layers:",
+            key="compare-layers",
+            on_click=compare_layers,
+            args=(dataset,),
+            help="Runs every image once through a pretrained network and fits a linear probe to "
+            "the features of each layer: from which one on to train. Also finds possible label "
+            "errors, outliers and shift between splits.",
         )
-        if by_split:
-            st.caption(
-                f"How well embeddings separate a split from the training images (AUC; 0.5: chance level, 1: perfectly): {by_split}.",
-                help="A linear model is trained to separate the two, and evaluated on images it has not seen.",
-            )
+        next_step("pages/configure.py", "Configure the training", primary=False)
 
 
 def classes_and_splits(dataset: Dataset, data: str) -> None:
-    counts = dataset.counts()
-    st.plotly_chart(
-        class_counts({split: counts[split].tolist() for split in counts.columns}, dataset.classes),
-        key="class-counts",
-        alt="Bar chart: images per class, by split",
-    )
     with st.expander("Counts and image sizes as tables"):
-        st.dataframe(counts.rename(columns=SPLIT_WORDS))
+        st.dataframe(dataset.counts().rename(columns=SPLIT_WORDS))
         sizes = (
             dataset.table.groupby(["width", "height"]).size().sort_values(ascending=False).head(50)
         )
         st.dataframe(sizes.rename("images").reset_index(), hide_index=True)
-    widths, heights = dataset.table["width"], dataset.table["height"]
     shorter = dataset.table[["width", "height"]].min(axis=1)
     st.caption(
-        f"Image sizes: {widths.min()} × {heights.min()} to {widths.max()} × {heights.max()} pixels, "
-        f"half of them at least {int(shorter.median())} pixels on the shorter side."
+        f"Half of the images have at least {int(shorter.median())} pixels on the shorter side."
     )
     rename_class(dataset)
     st.header("The split", anchor=False)
@@ -87,6 +110,7 @@ def classes_and_splits(dataset: Dataset, data: str) -> None:
             "Thaw makes the split, class by class. Images that have been split once stay where they are when files are added."
         )
         form.split_fields(data)
+    _shift(dataset)
     st.download_button(
         "Download the data set as a table",
         lambda: dataset.manifest().to_csv(index=False).encode(),
@@ -97,6 +121,20 @@ def classes_and_splits(dataset: Dataset, data: str) -> None:
         help="path, label, split: with your changes. Put it into the folder of the images, and Thaw reads it as a manifest: the same "
         "split on any machine.",
     )
+
+
+def _shift(dataset: Dataset) -> None:
+    """How far apart the splits are, where the analysis has measured it."""
+    report = report_of(dataset)
+    if report and report.auc:
+        by_split = ", ".join(
+            f"{SPLIT_WORDS[split].lower()} {auc:.2f}" for split, auc in report.auc.items()
+        )
+        st.caption(
+            f"AUC of a linear model that separates a split from the training images: {by_split}.",
+            help="Evaluated on images that the linear model has not seen. 0.5: chance level, no "
+            "shift; 1: perfectly separated.",
+        )
 
 
 def linear_probes(dataset: Dataset) -> None:
@@ -141,25 +179,30 @@ def _suggested(report: DeepReport) -> str:
 
 
 def views(dataset: Dataset, data: str) -> None:
-    """Numbers, changes, and the tabs, of which only the open one is drawn."""
-    overview(dataset)
-    with st.container():  # always there, so that the tabs are not drawn anew with the first change
-        changes(dataset.edits)
-    last_change(dataset.edits)
+    """Everything else, one view at a time, once it is asked for."""
     bodies = {
-        "Findings": findings,
         "Images": images,
         "Classes and splits": lambda one: classes_and_splits(one, data),
         "Map": map_of_images,
-        "Linear probe by layer": linear_probes,
+        PROBES: linear_probes,
         "Preprocessing": fed_to_network,
     }
-    for tab, body in zip(
-        st.tabs(list(bodies), on_change="rerun", key="dataset_view"), bodies.values(), strict=True
-    ):
-        if tab.open:
-            with tab:
-                body(dataset)
+    view = st.segmented_control(
+        "Details", list(bodies), key=VIEW, persist_state="session", label_visibility="collapsed"
+    )
+    with st.container():
+        if view:
+            bodies[view](dataset)
+
+
+def draw(dataset: Dataset, data: str) -> None:
+    overview(dataset)
+    with st.container():  # always there, so that nothing below is drawn anew with the first change
+        changes(dataset.edits)
+    last_change(dataset.edits)
+    findings(dataset)
+    next_steps(dataset)
+    views(dataset, data)
 
 
 choose_source()
@@ -185,8 +228,7 @@ except FinetuneError as error:
         changes(load_edits(root))
     st.stop()
 try:
-    views(found, root)
+    draw(found, root)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
     st.stop()
-next_step("pages/configure.py", "Configure the training")

@@ -32,6 +32,8 @@ _FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
+_TRANSPARENT = ("RGBA", "LA", "PA", "P")  # of an ordinary PNG, WebP or GIF
+_HARMLESS = ("wrong_extension", "over_large", "odd_mode", "transparent")
 _LEFT_OUT: dict[str, Severity] = {
     "damaged": "error",
     "unreadable": "error",
@@ -92,8 +94,13 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
             -longer,
         ),
         "odd_mode": (
-            ~table["mode"].isin(("RGB", "L")),
+            ~table["mode"].isin(("RGB", "L", *_TRANSPARENT)),
             "are neither RGB nor 8-bit gray",
+            table["mode"],
+        ),
+        "transparent": (
+            table["mode"].isin(_TRANSPARENT),
+            "have transparency or a palette; what is transparent becomes white",
             table["mode"],
         ),
         "uniform": (table["contrast"] < _PLAIN, "show nearly one colour only", table["contrast"]),
@@ -115,9 +122,7 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
             continue
         rows = rows.iloc[order[rows.index].argsort(kind="stable")]
         nature = len(rows) > _WHOLE_SET * len(table)
-        severity: Severity = (
-            "info" if nature or kind in ("wrong_extension", "over_large", "odd_mode") else "warning"
-        )
+        severity: Severity = "info" if nature or kind in _HARMLESS else "warning"
         notes = rows["format"] if kind == "wrong_extension" else _sizes(rows)
         yield _on_images(kind, severity, rows["id"], words, len(table), notes)
 
@@ -158,7 +163,12 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
         ),
         (TEST, "class_not_tested", "No test images for {}: the test metrics do not cover it."),
     ):
-        if split == TEST and counts[split].empty:  # no test at all is a choice
+        if split == TEST and counts[split].empty:
+            message = (
+                "There are no test images: accuracy is measured on the images that choose the best "
+                "epoch."
+            )
+            yield Finding("no_test_split", "warning", message, 1)
             continue
         missing = tuple(
             name for label, name in enumerate(classes) if label not in counts[split].index
@@ -261,7 +271,9 @@ def _conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
         return
     sets = _sets(rows, ["content"])
     paths = tuple(path for one in sets for path in one)
-    message = f"{things(len(sets), 'image')} in two or more classes ({things(len(paths), 'file')})."
+    message = (
+        f"{things(len(paths), 'file')} hold {things(len(sets), 'image')} in two or more classes."
+    )
     notes = dict(zip(rows["id"], rows["class"], strict=True))
     yield Finding("conflicting_labels", "error", message, len(paths), paths, sets=sets, notes=notes)
 

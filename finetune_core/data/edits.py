@@ -140,7 +140,7 @@ def relabelled_class(table: pd.DataFrame, name: str, to: str) -> Edit:
 
 
 def ignored(edits: Iterable[Edit]) -> dict[str, frozenset[str]]:
-    """Kind of finding -> the paths that a person has looked at and left as they are."""
+    """Kind of finding -> the paths of the findings that a person has dismissed."""
     paths: dict[str, set[str]] = {}
     for edit in edits:
         if edit.action == "ignore":
@@ -154,7 +154,7 @@ def effective(edits: Iterable[Edit]) -> tuple[Edit, ...]:
 
 
 def edit_in_words(edit: Edit) -> str:
-    """``3 images excluded``, ``1 image relabelled as cat``."""
+    """``3 images excluded``, ``1 image relabelled as cat``, ``finding dismissed``."""
     images = things(len(edit.paths), "image")
     match edit.action:
         case "exclude":
@@ -163,7 +163,7 @@ def edit_in_words(edit: Edit) -> str:
             return f"{images} moved to {SPLIT_WORDS.get(edit.to, edit.to).lower()}"
         case "relabel":
             return f"{images} relabelled as {edit.to}"
-    return f"{images} left as they are"
+    return "finding dismissed"
 
 
 def edits_in_words(edits: Iterable[Edit]) -> str:

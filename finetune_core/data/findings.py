@@ -79,7 +79,11 @@ KINDS: dict[str, Kind] = {
     ),
     "odd_mode": Kind(
         "Unusual colour modes",
-        "They are converted to 8-bit RGB: transparency becomes white, 16 bits are reduced to 8. Check that this is right.",
+        "They are converted to 8-bit RGB, 16 bits reduced to 8. Check that this is right.",
+    ),
+    "transparent": Kind(
+        "Transparency or a palette",
+        "They are converted to 8-bit RGB on a white background.",
     ),
     # Copies.
     "conflicting_labels": Kind(
@@ -116,6 +120,12 @@ KINDS: dict[str, Kind] = {
         "Classes without validation images", "They are not evaluated during training."
     ),
     "class_not_tested": Kind("Classes without test images", "The test metrics do not cover them."),
+    "no_test_split": Kind(
+        "No test split",
+        "The best epoch is chosen on the validation images, so accuracy on them is a little "
+        "optimistic. Test images are used for nothing else. Add a test/ folder, or set a test "
+        "fraction where Thaw makes the split.",
+    ),
     "few_images": Kind(
         "Classes with few images", "Fewer than ten images are rarely enough to learn a class."
     ),

@@ -8,9 +8,9 @@ from types import MappingProxyType
 
 import streamlit as st
 
-from finetune_core.data.decode import thumbnail
+from finetune_core.data.decode import read_scaled, thumbnail
 from finetune_core.data.threads import in_threads
-from finetune_core.errors import DataError, ImageError
+from finetune_core.errors import DataError, FinetuneError, ImageError
 from finetune_core.evaluation.run_images import data_image
 from finetune_core.formatting import number
 from finetune_core.runs.store import Run
@@ -18,6 +18,7 @@ from pages.shared.chrome import plain
 from pages.shared.data.chosen import key_for_data, readable_roots
 
 _SIDE = 160
+_OPENED_SIDE = 640  # pixels of an image in the dialog
 # The button below an image that can be opened has its name, and takes clicks on the image, too.
 _OPENED_BY_IMAGE = """<style>
 [class*="st-key-opens-"] { position: relative; }
@@ -62,6 +63,7 @@ def gallery(
     per_page: int = 24,
     *,
     can_open: bool = False,
+    width: int = _WIDTH,
 ) -> str | None:
     """A grid of ``count`` labelled thumbnails, ``per_page`` at a time; ``picture`` is asked for those on show only.
 
@@ -74,8 +76,21 @@ def gallery(
     if can_open:
         st.html(_OPENED_BY_IMAGE)
     return _grid(
-        [one for one in asked if isinstance(one.path, Path)], per_page, key=key, can_open=can_open
+        [one for one in asked if isinstance(one.path, Path)],
+        per_page,
+        key=key,
+        can_open=can_open,
+        width=width,
     )
+
+
+def picture_gallery(
+    count: int, picture: Callable[[int], Picture], key: str, per_page: int = 24, width: int = _WIDTH
+) -> None:
+    """A gallery of a few images, at least ``width`` pixels wide, each of which a click opens."""
+    opened = gallery(count, picture, key, per_page, can_open=True, width=width)
+    if opened is not None:
+        open_picture(next(item for item in map(picture, range(count)) if item.id == opened))
 
 
 def chooser(
@@ -85,7 +100,8 @@ def chooser(
     per_page: int = 24,
     partners: Mapping[str, str] = MappingProxyType({}),
 ) -> set[str]:
-    """A gallery in which images can be selected: one by one, all that are shown, or none.
+    """A gallery in which images can be selected: one by one, all that are shown, or none. A click
+    on an image opens it.
 
     Args:
         partners: id -> that of the image beside it, where that one can be selected, too.
@@ -97,7 +113,8 @@ def chooser(
     chosen = _chosen(key)
     visible = [picture(index) for index in page_of(len(ids), key, per_page)]
     head = st.container(horizontal=True, vertical_alignment="center")
-    _grid(visible, per_page, chosen, key)
+    st.html(_OPENED_BY_IMAGE)
+    opened = _grid(visible, per_page, chosen, key, can_open=True)
     counted = chosen.intersection([*ids, *partners.values()]) if chosen else set()
     here = {side.id for item in visible for side in _sides(item) if side.id}
     away = counted - here
@@ -130,8 +147,33 @@ def chooser(
     if elsewhere:
         more = f", {per_page} of {number(len(elsewhere))}" if len(elsewhere) > per_page else ""
         st.caption(f"Selected on other pages{more}:")
-        _grid([picture(index) for index in elsewhere[:per_page]], per_page, chosen, key)
+        others = [picture(index) for index in elsewhere[:per_page]]
+        opened = _grid(others, per_page, chosen, key, can_open=True) or opened
+        visible += others
+    if opened is not None:
+        open_picture(next(item for item in visible if item.id == opened))
     return counted
+
+
+def open_picture(item: Picture) -> None:
+    """Open a dialog with an image, large, under its file name, and with the one beside it."""
+    st.dialog(plain(Path(item.id).name), width="large")(_opened_picture)(item)
+
+
+def _opened_picture(item: Picture) -> None:
+    sides = _sides(item)
+    with st.grid(len(sides), min_column_width=_PAIR_WIDTH):
+        for side in sides:
+            if isinstance(side.path, Path):
+                try:
+                    image = read_scaled(side.path, _OPENED_SIDE)
+                except FinetuneError as error:
+                    st.error(plain(str(error)), icon=":material/error:")
+                    continue
+                caption = plain(side.alt)
+                st.image(
+                    image, caption=caption, alt=side.alt, width="stretch", output_format="JPEG"
+                )
 
 
 def page_of(count: int, key: str, per_page: int) -> range:
@@ -158,6 +200,7 @@ def _grid(
     key: str = "",
     *,
     can_open: bool = False,
+    width: int = _WIDTH,
 ) -> str | None:
     """The images, in columns that a full page fills to the last row; with boxes to tick where there is a selection.
 
@@ -168,20 +211,12 @@ def _grid(
     pairs = any(item.beside for item in visible)
     most = _MOST_PAIRS if pairs else _MOST_COLUMNS
     columns = next(count for count in range(most, 0, -1) if per_page % count == 0)
-    with st.grid(columns, min_column_width=_PAIR_WIDTH if pairs else _WIDTH, gap="small"):
+    with st.grid(columns, min_column_width=_PAIR_WIDTH if pairs else width, gap="small"):
         for item, smalls in in_threads(_smalls, visible):
-            with st.container(
-                gap="xxsmall", border=pairs, key=f"opens-{key}-{item.id}" if can_open else None
-            ):
-                ticked = chosen is not None
-                sides = _sides(item)
-                with st.grid(len(sides), min_column_width=_SIDE_WIDTH, wrap=False, gap="xsmall"):
-                    for side, small in zip(sides, smalls, strict=True):
-                        with st.container():
-                            _draw(side, small, captioned=not (ticked and side.id))
-                if can_open and isinstance(smalls[0], bytes) and _open_button(item, key):
+            with st.container(gap="xxsmall", border=pairs):
+                if _cell(item, smalls, chosen is not None, key, can_open=can_open):
                     opened = item.id
-                for side in sides:
+                for side in _sides(item):
                     if chosen is not None and side.id:
                         box = f"choose-{key}-{side.id}"
                         st.session_state[box] = side.id in chosen
@@ -192,6 +227,23 @@ def _grid(
                             args=(chosen, side.id, box),
                         )
     return opened
+
+
+def _cell(
+    item: Picture, smalls: Sequence[bytes | str], ticked: bool, key: str, *, can_open: bool
+) -> bool:
+    """Draw an image and the one beside it; return whether the image was clicked.
+
+    Boxes to tick stand outside of the container that takes the clicks.
+    """
+    can_open = can_open and isinstance(smalls[0], bytes)
+    sides = _sides(item)
+    with st.container(gap="xxsmall", key=f"opens-{key}-{item.id}" if can_open else None):
+        with st.grid(len(sides), min_column_width=_SIDE_WIDTH, wrap=False, gap="xsmall"):
+            for side, small in zip(sides, smalls, strict=True):
+                with st.container():
+                    _draw(side, small, captioned=not (ticked and side.id))
+        return can_open and _open_button(item, key)
 
 
 def _open_button(item: Picture, key: str) -> bool:

@@ -38,9 +38,9 @@ def test_an_uploaded_archive_is_corrected_and_trained_on_and_the_run_says_so(ser
     page.goto(re.sub(r"data=[^&]*&", "", server.address("dataset")))
     page.get_by_text("Upload", exact=True).click()
     page.locator("input[type=file]").set_input_files(archive)
-    page.get_by_text("Leakage: copies across splits: 1").wait_for()
-    page.get_by_text("Not images: 1").wait_for()
-    page.get_by_role("tab", name="Images").click()
+    page.get_by_text("image copied across splits").wait_for()
+    page.get_by_text("file left out: note.png").wait_for()
+    page.get_by_role("radio", name="Images").click()
     page.get_by_text("Select images to exclude").wait_for()
     boxes = page.locator("[data-testid=stMain] [data-testid=stCheckbox] label")
     for number in range(3):
@@ -70,7 +70,7 @@ def test_no_image_of_a_finding_is_cut_off_however_wide_the_page_is(
             image.save(folder / f"{number}-again.jpg", quality=70)
     page.goto(f"{server.url}/dataset")
     set_number("Folder, archive or manifest", tmp_path / "pets")
-    page.get_by_text("Possible near-duplicates:").wait_for()
+    page.locator(".st-key-review-similar_class_names button").click()
     page.get_by_role("button", name="Relabel 12 images of Cat as cats").wait_for()
     page.get_by_role("button", name="Configure the training").wait_for()
     for width in (1440, 390):

@@ -64,7 +64,7 @@ def test_an_open_page_follows_its_run_through_reloads_and_other_pages(server, pa
     epoch.wait_for()
     assert query(page) == address
     page.get_by_role("link", name="Dataset").click()
-    page.get_by_role("tab", name="Findings").wait_for()
+    page.get_by_role("button", name="Compare layers").wait_for()
     page.get_by_role("link", name="Train").click()
     epoch.wait_for()
     assert query(page) == address

@@ -203,7 +203,7 @@ def test_edits_are_said_in_words_one_by_one_and_together():
         "3 images excluded": exclude("a", "b", "c"),
         "1 image moved to validation": move("val", "a"),
         "1 image relabelled as cat": relabel("cat", "a"),
-        "2 images left as they are": ignore("dark", "a", "b"),
+        "finding dismissed": ignore("dark", "a", "b"),
     }
     assert [edit_in_words(edit) for edit in edits.values()] == list(edits)
     all_edits = [*edits.values(), move("test", "f")]

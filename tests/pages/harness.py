@@ -1,5 +1,6 @@
 """Pages in Streamlit's own test harness: opened, read, and pressed."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -92,6 +93,11 @@ def primary(at):
 def metrics(at):
     """Label -> value."""
     return {metric.label: metric.value for metric in at.metric}
+
+
+def facts(at):
+    """The line of facts of the Dataset page; empty where no data set is shown."""
+    return next((one.value for one in at.markdown if re.match(r"[\d,]+ images? · ", one.value)), "")
 
 
 def keys(at, *kinds):

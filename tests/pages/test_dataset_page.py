@@ -17,7 +17,6 @@ from tests.pages.harness import (
     button,
     keys,
     labels,
-    metrics,
     open_page,
     press,
     primary,
@@ -41,8 +40,12 @@ def folder(made):
     return made({"red": 14, "blue": 14})
 
 
-def opened(folder, view="Findings", page="dataset"):
-    return open_page(page, data=remember(str(folder)), state={"dataset_view": view})
+def opened(folder, view=None, page="dataset", review=""):
+    """A page on a folder, with a view, and the details of a kind of finding."""
+    at = open_page(page, data=remember(str(folder)), state={"dataset_view": view} if view else None)
+    if review:
+        at.button(key=f"review-{review}").click().run()
+    return at
 
 
 def tick(at, sample, key="browse"):
@@ -71,19 +74,15 @@ def darken(folder, *names):
 @pytest.mark.fuzz
 def test_the_sample_is_shown_once_it_is_taken():
     at = open_page("dataset")
-    assert not at.metric
+    assert "images ·" not in words(at)
     press(at, "Use the sample")
     assert at.query_params["data"] == "digits"
-    assert metrics(at) == {
-        "Images": "1,797",
-        "Classes": "10",
-        "Training": "1,259",
-        "Validation": "269",
-        "Test": "269",
-    }
+    facts = "1,797 images · 10 classes · 1,259 training, 269 validation, 269 test · 64 × 64 pixels"
+    assert facts in words(at)
+    assert len(at.get("image")) == 12
     at.session_state["dataset_view"] = "Images"
     at.run()
-    assert len(at.get("image")) == 24
+    assert len(at.get("image")) == 12 + 24
 
 
 def test_what_is_wrong_with_a_folder_is_named(made):
@@ -99,7 +98,7 @@ def test_what_is_wrong_with_a_folder_is_named(made):
 
 def test_classes_with_similar_names_are_relabelled_pair_by_pair_only(made):
     folder = made({"weasel": 12, "weasels": 14, "rose": 12, "roses": 13})
-    at = opened(folder)
+    at = opened(folder, review="similar_class_names")
     assert "Relabel 12 images of weasel as weasels" in labels(at)
     assert not [label for label in labels(at) if "all" in label.lower()]
     press(at, "Relabel 12 images of rose as roses")
@@ -114,7 +113,7 @@ def test_possible_leakage_is_a_warning_and_moves_selected_images_only(made):
     for number in range(3):
         with Image.open(folder / f"train/red/00{number}.png") as image:
             image.point(lambda value: value * 0.9).save(folder / f"val/red/copy{number}.png")
-    at = opened(folder)
+    at = opened(folder, review="near_leakage")
     assert "Possible leakage" in words(at)
     assert not acts(at, "Move")
     tick(at, "val/red/copy1.png", "finding-near_leakage")
@@ -129,7 +128,7 @@ def test_exact_copies_across_splits_are_excluded_all_at_once_or_those_selected(m
     folder = made(SPLIT)
     for number in range(3):
         shutil.copy(folder / f"train/red/00{number}.png", folder / f"val/red/copy{number}.png")
-    at = opened(folder)
+    at = opened(folder, review="leakage")
     assert at.button(key="act-all-leakage").label == "Exclude all 3"
     tick(at, "train/red/001.png", "finding-leakage")
     assert at.button(key="act-selected-leakage").label == "Exclude the 1 selected"
@@ -142,7 +141,10 @@ def test_exact_copies_across_splits_are_excluded_all_at_once_or_those_selected(m
 def test_a_guess_is_acted_on_beyond_a_threshold_only_when_its_border_was_shown(folder):
     darken(folder, "red/a.png", "red/b.png", "red/c.png", "red/d.png")
     at = opened(folder)
-    assert "Possibly too dark: 4" in words(at)
+    assert ":orange-badge[:material/warning: 4]" in words(at)
+    assert "Possibly too dark" not in words(at), "details are drawn on request"
+    at.button(key="review-dark").click().run()
+    assert "Possibly too dark" in words(at)
     assert not acts(at, "Exclude")
     at.slider(key="several-dark").set_value(2).run()
     assert "First ones excluded" in words(at)
@@ -210,9 +212,9 @@ def test_the_latest_change_can_be_undone_right_after_it(folder):
     assert not at.toast
 
 
-def test_leaving_a_finding_as_it_is_can_be_undone_right_after_it(folder):
+def test_dismissing_a_finding_can_be_undone_right_after_it(folder):
     shutil.copy(folder / "red" / "000.png", folder / "red" / "copy.png")
-    at = press(opened(folder), "Leave as it is")
+    at = press(opened(folder, review="exact_duplicates"), "Dismiss")
     assert load_edits(folder)[0].action == "ignore"
     at.button(key="undo-last").click().run()
     assert load_edits(folder) == ()
@@ -266,18 +268,18 @@ def test_nothing_is_trained_on_a_single_class_and_the_page_says_why(made):
 
 @pytest.mark.parametrize(
     "view",
-    ["Findings", "Images", "Classes and splits", "Map", "Linear probe by layer", "Preprocessing"],
+    [None, "Images", "Classes and splits", "Map", "Linear probe by layer", "Preprocessing"],
 )
 def test_every_view_has_one_primary_button(folder, view):
     at = opened(folder, view)
-    assert primary(at) == ["Configure the training"]
-    needs_analysis = view in ("Findings", "Map", "Linear probe by layer")
+    assert primary(at) == ["Compare layers"]
+    needs_analysis = view in ("Map", "Linear probe by layer")
     assert ("Analyze with embeddings" in labels(at)) == needs_analysis
     if view == "Classes and splits":
         # Drawing the page anew would let go of the file.
         assert [one.proto.ignore_rerun for one in at.get("download_button")] == [True]
     if view == "Preprocessing":
-        assert [alt.rpartition(", ")[2] for alt in alts(at)[:2]] == [
+        assert [alt.rpartition(", ")[2] for alt in alts(at)[12:14]] == [
             "the whole image",
             "network input",
         ]
@@ -314,6 +316,36 @@ def test_a_class_is_renamed_or_merged_and_no_image_changes_its_split(made, to, l
     assert at.selectbox(key="rename-class").options == ["blue", "green", "red"]
 
 
+def test_images_are_relabelled_once_a_class_is_chosen(folder):
+    at = opened(folder, "Images")
+    tick(at, "red/000.png")
+    assert at.selectbox(key="browse-class").value is None
+    assert button(at, "Relabel").disabled
+    at.selectbox(key="browse-class").select("blue").run()
+    press(at, "Relabel")
+    (edit,) = load_edits(folder)
+    assert (edit.action, edit.paths, edit.to) == ("relabel", ("red/000.png",), "blue")
+    tick(at, "red/001.png")
+    assert at.selectbox(key="browse-class").value is None
+
+
+def test_what_is_mere_information_is_folded_and_last(folder):
+    with Image.open(folder / "red/000.png") as image:
+        image.convert("RGBA").transpose(Image.Transpose.ROTATE_180).save(folder / "red/glass.png")
+    at = opened(folder)
+    assert "review-transparent" not in keys(at)
+    at.session_state[f"notes-{remember(str(folder))}"] = True
+    at.run()
+    assert "review-transparent" in keys(at)
+
+
+def test_an_image_opens_large_under_its_file_name(folder):
+    at = opened(folder)
+    at.button(key="open-examples-red/000.png").click().run()
+    assert alts(at)[-1] == "red/000.png, class red"
+    assert len(alts(at)) == 12 + 1
+
+
 def test_a_name_that_no_class_can_have_is_said(folder):
     at = opened(folder, "Classes and splits")
     rename(at, "red", "x" * 1001)
@@ -324,9 +356,9 @@ def test_a_name_that_no_class_can_have_is_said(folder):
 
 def test_a_pair_of_copies_with_different_labels_is_shown_once(folder):
     shutil.copy(folder / "red/003.png", folder / "blue/copy.png")
-    at = opened(folder)
+    at = opened(folder, review="conflicting_labels")
     assert boxes(at, "finding-conflicting_labels") == ["blue/copy.png", "red/003.png"]
-    assert len(at.get("image")) == 2
+    assert len(at.get("image")) == 12 + 2
     tick(at, "blue/copy.png", "finding-conflicting_labels")
     press(at, "Exclude the 1 selected")
     assert excluded(folder) == [("blue/copy.png",)]
@@ -374,12 +406,14 @@ def test_the_analysis_sorts_images_by_confidence_and_finds_similar_ones(mislabel
     at = opened(mislabelled, "Images")
     assert select_box(at, "Sort by").options == ["Class, in turn", "Name"]
     tick(at, "red/000.png")
-    assert "Similar images are shown after *Analyze with embeddings*" in words(at)
+    assert "Similar images are shown after *Compare layers*" in words(at)
     at.checkbox(key="choose-browse-red/000.png").uncheck().run()
-    at.session_state["form_image_size"], at.session_state["dataset_view"] = 32, "Findings"
+    at.session_state["form_image_size"] = 32
     at.run()
-    press(at, "Analyze with embeddings")
+    press(at, "Compare layers")
+    assert at.session_state["dataset_view"] == "Linear probe by layer"
     finished(at)
+    at.button(key="review-label_errors").click().run()
 
     found = boxes(at, "finding-label_errors")
     assert len(found) >= 2
@@ -420,7 +454,7 @@ def test_a_long_analysis_goes_on_whatever_is_pressed_and_is_kept(folder, held_ba
     gate = held_back("pages.shared.data.analysis.inspect_deeply")
     at = opened(folder)
     at.session_state["form_image_size"] = 32
-    press(at, "Analyze with embeddings")
+    press(at, "Compare layers")
     at.switch_page("pages/runs.py").run()
     at.switch_page("pages/dataset.py").run()
     assert button(at, "Analyze with embeddings").disabled

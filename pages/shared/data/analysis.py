@@ -10,8 +10,11 @@ from finetune_core.inspection.deep import DeepReport, inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, default_backbone, ready_backbones
 from finetune_core.work import Work
 from pages.shared.configure import settings
-from pages.shared.data.datasets import keep_report
+from pages.shared.data.datasets import keep_report, report_of
 from pages.shared.jobs import begin, jobs, shown_outcome
+
+VIEW = "dataset_view"  # key of the view of the Dataset page that is open
+PROBES = "Linear probe by layer"
 
 
 def backbone_and_size() -> tuple[str, int]:
@@ -34,17 +37,12 @@ def analyze(dataset: Dataset, key: str) -> None:
         backbone = ready[0]
         if len(ready) > 1:
             backbone = st.selectbox("Backbone", ready, key=f"embeddings-backbone-{key}", width=260)
-        work = partial(inspect_deeply, dataset, backbone, image_size)
         place.button(
             "Analyze with embeddings",
             icon=":material/troubleshoot:",
             key=f"embeddings-{key}",
             on_click=_begin,
-            args=(
-                dataset.fingerprint,
-                f"embeddings:{dataset.fingerprint}:{backbone}:{image_size}",
-                work,
-            ),
+            args=(dataset.fingerprint, *_analysis(dataset, backbone, image_size)),
             disabled=going,
         )
     st.caption(
@@ -54,6 +52,24 @@ def analyze(dataset: Dataset, key: str) -> None:
     if report := shown_outcome(begun):
         keep_report(dataset, report)
         st.rerun()
+
+
+def compare_layers(dataset: Dataset) -> None:
+    """Start the analysis unless its report is there, and show the linear probe by layer (a callback)."""
+    st.session_state[VIEW] = PROBES
+    if report_of(dataset) is not None:
+        return
+    _, image_size = backbone_and_size()
+    backbone, *_ = ready_backbones()
+    _begin(dataset.fingerprint, *_analysis(dataset, backbone, image_size))
+
+
+def _analysis(
+    dataset: Dataset, backbone: str, image_size: int
+) -> tuple[str, Callable[[], Work[DeepReport]]]:
+    """Return the key of an analysis among the jobs, and what starts it."""
+    key = f"embeddings:{dataset.fingerprint}:{backbone}:{image_size}"
+    return key, partial(inspect_deeply, dataset, backbone, image_size)
 
 
 def _begin(fingerprint: str, key: str, work: Callable[[], Work[DeepReport]]) -> None:

@@ -54,7 +54,7 @@ def changes(edits: Sequence[Edit]) -> None:
     words = (
         f"Changes to this data set: {summary}"
         if summary
-        else f"{things(len(edits), 'finding')} left as they are"
+        else f"{things(len(edits), 'finding')} dismissed"
     )
     st.markdown(f":material/edit_note: {plain(words)}")
     # The numbers stand above: a label that changes with each change that is undone would close the box.
@@ -68,7 +68,7 @@ def changes(edits: Sequence[Edit]) -> None:
             mark = hashlib.sha256(edit.model_dump_json().encode()).hexdigest()[:16]
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.markdown(
-                    plain(f"{edit_in_words(edit)}{_reason(edit)}: {some(edit.paths)}"),
+                    plain(edit_in_words(edit) + _reason(edit) + _concerned(edit)),
                     width="stretch",
                 )
                 st.button(
@@ -85,6 +85,10 @@ def _reason(edit: Edit) -> str:
     return f" ({KINDS[edit.kind].title.lower()})" if edit.kind in KINDS else ""
 
 
+def _concerned(edit: Edit) -> str:
+    return f": {some(edit.paths)}" if edit.paths else ""
+
+
 def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
     """What can be done with images that were selected in the gallery of that key."""
     if not chosen:
@@ -97,7 +101,10 @@ def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
         if to or not widget:
             change_undoably(Edit(action=action, paths=paths, to=to))
             unselect(key, paths)
+        if action == "relabel":
+            st.session_state[name] = None  # the next images are perhaps of another class
 
+    split, name = f"{key}-split", f"{key}-class"
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.button(
             f"Exclude {things(len(paths), 'image')}",
@@ -105,14 +112,24 @@ def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
             on_click=act,
             args=("exclude",),
         )
+        st.selectbox("Split", SPLITS, key=split, format_func=SPLIT_WORDS.__getitem__, width=140)
+        st.button("Move there", key=f"{key}-move", on_click=act, args=("move", split))
         st.selectbox(
-            "Split", SPLITS, key=f"{key}-split", format_func=SPLIT_WORDS.__getitem__, width=140
+            "Class",
+            dataset.classes,
+            index=None,
+            key=name,
+            placeholder="Choose or type one",
+            accept_new_options=True,
+            width=200,
         )
-        st.button("Move there", key=f"{key}-move", on_click=act, args=("move", f"{key}-split"))
-        st.selectbox(
-            "Class", dataset.classes, key=f"{key}-class", accept_new_options=True, width=200
+        st.button(
+            "Relabel",
+            key=f"{key}-relabel",
+            on_click=act,
+            args=("relabel", name),
+            disabled=not st.session_state[name],
         )
-        st.button("Relabel", key=f"{key}-relabel", on_click=act, args=("relabel", f"{key}-class"))
 
 
 def rename_class(dataset: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Findings as cards: what, why it matters, examples, and one action."""
+"""Findings: one line each, and on request why it matters, examples, and what can be done."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -11,7 +11,8 @@ from finetune_core.data.findings import KINDS, Action, Finding, Severity
 from finetune_core.formatting import number, things
 from pages.shared.chrome import Color, plain
 from pages.shared.data.changes import change_undoably
-from pages.shared.images import Picture, chooser, gallery
+from pages.shared.data.chosen import key_for_data
+from pages.shared.images import Picture, chooser, picture_gallery
 
 _LOOKS: dict[Severity, tuple[Color, str]] = {
     "error": ("red", ":material/error:"),
@@ -33,19 +34,73 @@ _MOST_LISTED = 1000  # paths sent to the browser
 _BORDER = 3  # images shown on each side of a threshold
 
 
-def cards(dataset: Dataset, findings: Sequence[Finding]) -> None:
-    """One card per finding, the gravest first."""
-    for finding in sorted(findings, key=lambda one: _ORDER[one.severity]):
-        with st.container(border=True):
-            _card(dataset, finding)
+def list_findings(dataset: Dataset, findings: Sequence[Finding]) -> None:
+    """One line per finding, the gravest first; those that are mere information are folded."""
+    notes = [one for one in findings if one.severity == "info"]
+    graver = [one for one in findings if one.severity != "info"]
+    if not graver:
+        st.markdown(":green[:material/check_circle:] Nothing looks wrong.")
+    with st.container(gap="xxsmall"):
+        for finding in sorted(graver, key=lambda one: _ORDER[one.severity]):
+            _line(dataset, finding)
+    if not notes:
+        return
+    # A label with their number would close the box with each that is dismissed.
+    box = st.expander(
+        "Information", icon=":material/info:", key=key_for_data("notes"), on_change="rerun"
+    )
+    if box.open:
+        with box, st.container(gap="xxsmall"):
+            for finding in notes:
+                _line(dataset, finding)
 
 
-def _card(dataset: Dataset, finding: Finding) -> None:
-    kind = KINDS[finding.kind]
+def _line(dataset: Dataset, finding: Finding) -> None:
     color, icon = _LOOKS[finding.severity]
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.badge(f"{kind.title}: {number(finding.count)}", color=color, icon=icon)
-        st.markdown(plain(finding.message), width="stretch")
+    count, sentence = _count_and_sentence(finding)
+    reviewed = st.session_state.get(_reviewed()) == finding.kind
+    with st.container(gap="xsmall"):
+        with st.container(horizontal=True, vertical_alignment="center", wrap=False):
+            st.badge(count, color=color, icon=icon)
+            st.markdown(plain(sentence), width="stretch")
+            st.button(
+                "Close" if reviewed else "Review",
+                key=f"review-{finding.kind}",
+                type="tertiary",
+                on_click=_review,
+                args=("" if reviewed else finding.kind,),
+            )
+        if reviewed:
+            with st.container(border=True):
+                _details(dataset, finding)
+
+
+def _reviewed() -> str:
+    """The key under which the session holds the kind of finding that is open."""
+    return key_for_data("reviewed")
+
+
+def _review(kind: str) -> None:
+    """A callback."""
+    st.session_state[_reviewed()] = kind
+
+
+def _count_and_sentence(finding: Finding) -> tuple[str, str]:
+    """Return a finding's number, and its message without that number.
+
+    The number is empty where the message starts with another one, or nothing is counted.
+    """
+    first, _, rest = finding.message.partition(" ")
+    count = number(finding.count)
+    if first == count:
+        return count, rest
+    counted = (finding.paths or finding.classes) and not first[0].isdigit()
+    return count if counted else "", finding.message
+
+
+def _details(dataset: Dataset, finding: Finding) -> None:
+    kind = KINDS[finding.kind]
+    st.markdown(f"**{plain(kind.title)}**")
     st.caption(plain(kind.why))
     # All of a finding's paths are images of the table, or none is: they may be a million.
     if finding.kind == "shift" or not finding.paths or finding.paths[0] not in dataset.by_id.index:
@@ -53,7 +108,7 @@ def _card(dataset: Dataset, finding: Finding) -> None:
         _answers(finding, set())
     elif finding.kind == "similar_class_names":
         _spellings(dataset, finding)
-        _leave(finding)
+        _dismiss_button(finding)
     else:
         pictured = _in_order(finding, finding.paths)
         picture = _pictures(dataset, finding)
@@ -124,7 +179,7 @@ def _several(
     finding: Finding, action: Action, paths: Sequence[str], picture: Callable[[str], Picture]
 ) -> None:
     """The first so many of a list sorted by confidence, with those at its border: what a threshold does is seen before it is used."""
-    with st.expander("Several at once"):
+    with st.expander("Bulk selection"):
         count = st.slider(
             "How many, most confident first",
             0,
@@ -141,7 +196,8 @@ def _several(
             if some:
                 st.caption(words)
                 pictures = [picture(path) for path in some]
-                gallery(len(pictures), pictures.__getitem__, key=f"border-{words}-{finding.kind}")
+                key = f"border-{words}-{finding.kind}"
+                picture_gallery(len(pictures), pictures.__getitem__, key)
         st.button(
             f"{_VERBS[action]} these {number(count)}",
             key=f"act-several-{finding.kind}",
@@ -161,9 +217,9 @@ def _spellings(dataset: Dataset, finding: Finding) -> None:
 
         def picture(index: int, examples: Sequence[str] = examples) -> Picture:
             path = examples[index]
-            return Picture(dataset.root / path, str(dataset.by_id.at[path, "class"]), path)
+            return Picture(dataset.root / path, str(dataset.by_id.at[path, "class"]), path, path)
 
-        gallery(len(examples), picture, key=f"spelling-{name}-{target}")
+        picture_gallery(len(examples), picture, key=f"spelling-{name}-{target}")
         words = f"Relabel {things(len(paths), 'image')} of {name} as {target}"
         key = f"act-spelling-{name}-{target}"
         st.button(plain(words), key=key, on_click=_act, args=(finding, paths))
@@ -186,7 +242,7 @@ def _as_text(finding: Finding) -> None:
 
 
 def _answers(finding: Finding, chosen: set[str]) -> None:
-    """The finding's one action, on the selected images, or, where it was measured, on all; and a way to leave things as they are."""
+    """The finding's one action, on the selected images, or, where it was measured, on all; and a way to dismiss it."""
     action = KINDS[finding.kind].action
     paths = [path for path in finding.paths if path in chosen]
     if not paths and (finding.bulk or len(finding.paths) == 1):
@@ -202,15 +258,15 @@ def _answers(finding: Finding, chosen: set[str]) -> None:
             st.button(plain(words), key=key, on_click=_act, args=(finding, paths))
         elif action:
             st.caption(f"Select the images to {_VERBS[action].lower()}.", width="content")
-        _leave(finding)
+        _dismiss_button(finding)
 
 
-def _leave(finding: Finding) -> None:
+def _dismiss_button(finding: Finding) -> None:
     st.button(
-        "Leave as it is",
+        "Dismiss",
         key=f"ignore-{finding.kind}",
         type="tertiary",
-        on_click=_ignore,
+        on_click=_dismiss,
         args=(finding,),
     )
 
@@ -220,7 +276,7 @@ def _act(finding: Finding, paths: Sequence[str]) -> None:
     change_undoably(*finding.edits(paths))
 
 
-def _ignore(finding: Finding) -> None:
+def _dismiss(finding: Finding) -> None:
     """A callback."""
     change_undoably(
         Edit(action="ignore", paths=finding.paths or finding.classes, kind=finding.kind)

@@ -15,7 +15,7 @@ from pages.shared.data.analysis import analyze
 from pages.shared.data.changes import tools
 from pages.shared.data.chosen import key_for_data
 from pages.shared.data.datasets import report_of
-from pages.shared.images import Picture, chooser, gallery
+from pages.shared.images import Picture, chooser, picture_gallery
 
 _ORDERS = ("class", "name")
 _BY_CONFIDENCE = ("unsure", "sure")
@@ -27,9 +27,24 @@ _TITLES = {
 }
 _HELP = (
     "Label confidence: the probability of an image's label, predicted by a linear model that has seen neither the image nor its "
-    "near-duplicates. It is known after *Analyze with embeddings* (Findings)."
+    "near-duplicates. It is known after *Compare layers*."
 )
 _NEAREST = 8
+_EXAMPLES, _EXAMPLE_WIDTH = 12, 96  # images; pixels, at least
+
+
+def examples(dataset: Dataset) -> None:
+    """Draw a few images, all classes in turn; a click opens one."""
+    rows = dataset.table.groupby("label").head(_EXAMPLES)
+    ids = _sorted(rows, "class", None)[:_EXAMPLES]
+    classes = dataset.by_id["class"]
+
+    def picture(index: int) -> Picture:
+        sample = ids[index]
+        name = classes.loc[sample]
+        return Picture(dataset.root / sample, name, f"{sample}, class {name}", sample)
+
+    picture_gallery(len(ids), picture, key="examples", per_page=_EXAMPLES, width=_EXAMPLE_WIDTH)
 
 
 def images(dataset: Dataset) -> None:
@@ -128,7 +143,7 @@ def _similar(dataset: Dataset, chosen: set[str], key: str) -> None:
         return
     report, samples = report_of(dataset), sorted(chosen)
     if report is None:
-        st.caption("Similar images are shown after *Analyze with embeddings* (Findings).")
+        st.caption("Similar images are shown after *Compare layers*.")
         return
     sample: str | None = samples[0]
     if len(samples) > 1:
@@ -157,7 +172,7 @@ def _similar(dataset: Dataset, chosen: set[str], key: str) -> None:
             f"**Similar to {plain(sample)}** ({plain(classes.loc[sample])})",
             help=f"Nearest neighbours by cosine distance (0 to 2) between the embeddings of {report.backbone}.",
         )
-        gallery(len(near), picture, key=f"similar-{key}", per_page=_NEAREST)
+        picture_gallery(len(near), picture, key=f"similar-{key}", per_page=_NEAREST)
 
 
 def map_of_images(dataset: Dataset) -> None:

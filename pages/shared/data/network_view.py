@@ -54,7 +54,7 @@ def fed_to_network(dataset: Dataset) -> None:
             alt=f"{chosen}, network input",
         )
         st.markdown(
-            f"Shorter side resized ({info.interpolation}), centre cut out: **{size} × {size} pixels, 3 colours**. Then each colour is shifted "
+            f"Shorter side resized ({info.interpolation}), centre crop: **{size} × {size} pixels, 3 channels**. Then each channel is shifted "
             f"by its mean ({_listed(info.mean)}) and divided by its standard deviation ({_listed(info.std)}); the numbers here go from "
             f"**{fed.low:.2f}** to **{fed.high:.2f}**. The image is those numbers turned back into colours. Backbone, size and the rest "
             "are set on the Configure page.",

@@ -1,4 +1,4 @@
-"""Where the images come from: the sample, a folder of the server, an upload, a public data set, or a camera."""
+"""Where the images come from: the sample, a folder of this computer, an upload, a public data set, or a camera."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +27,7 @@ from pages.shared.data.recording import record
 from pages.shared.jobs import begin, forget, outcome, wait_for
 
 _SOURCES = {
-    "folder": "On the server",
+    "folder": "On this computer",
     "upload": "Upload",
     "public": "Public data sets",
     "camera": "Camera",
@@ -58,7 +58,7 @@ def choose_source() -> None:
 
 
 def _ways() -> None:
-    """A folder of the server, an upload, a public data set, a camera.
+    """A folder of this computer, an upload, a public data set, a camera.
 
     Raises:
         FinetuneError: when what is to be chosen cannot be had.
