@@ -123,8 +123,9 @@ _METHOD = (
 )
 
 _SEEN = (
-    "The clearest images that only one of the two networks classifies correctly. Bright: what speaks for the class that the network "
-    "predicts (Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and coarsely."
+    "The clearest images that only one of the two networks classifies correctly. Bright regions "
+    "support the predicted class (Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and "
+    "coarsely."
 )
 
 

@@ -291,7 +291,7 @@ def weights_field(problems: dict[str, str]) -> None:
                 "File of weights",
                 key="weights_file",
                 persist_state="session",
-                help="On the server: safetensors, or a state dict saved by torch.",
+                help="On this computer: safetensors, or a state dict saved by torch.",
             )
         elif chosen == settings.EARLIER_RUN:
             _run_field()

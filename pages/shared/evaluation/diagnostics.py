@@ -198,8 +198,8 @@ def _images(found: Disagreement, runs: tuple[Run, Run], titles: tuple[str, str])
         with columns[number % 2]:
             _image(found, row, runs, titles)
     st.caption(
-        f"{SPLIT_WORDS[found.split]} images, the clearest cases first. Bright: what speaks for the class that the network predicts "
-        "(Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and coarsely."
+        f"{SPLIT_WORDS[found.split]} images, the clearest cases first. Bright regions support the "
+        "predicted class (Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and coarsely."
     )
 
 

@@ -7,6 +7,7 @@ from finetune_core.config import CONFIG_FILE, RunConfig, all_settings, setting_o
 from finetune_core.config.changes import changed_settings
 from finetune_core.config.metadata import Setting
 from finetune_core.data.edits import edits_in_words
+from finetune_core.formatting import things
 from finetune_core.runs.log import lineage_in_words
 from finetune_core.runs.store import Run
 from finetune_core.training.strategies import epochs_of
@@ -34,9 +35,7 @@ def run_settings(run: Run) -> None:
         one.label: f"{form.value_text(one, getattr(config, name))} :gray[(auto)]"
         for name, one in auto.items()
     }
-    with st.expander(
-        f"Settings of this run: {len(changes)} not at their default", icon=":material/tune:"
-    ):
+    with st.expander(f"{things(len(changes), 'setting')} changed", icon=":material/tune:"):
         if changes or chosen:
             st.table(
                 {plain(label): text for label, text in (changes | chosen).items()},
