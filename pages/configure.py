@@ -145,11 +145,10 @@ def set_training(
     advanced = {"weights", "from_run", "devices", *names_in(*ADVANCED)}
     unfold_problems(MORE_KEY, advanced & problems.keys())
     unfold_problems(SETTINGS_KEY, (advanced | set(names_in(TRAINING))) & problems.keys())
+    st.markdown(f":small[Training] · {plain(training_in_words(valid))}")
+    # A label that changed would draw the fields anew, and take the focus from what is typed.
     with st.expander(
-        f"**Training settings** · {plain(training_in_words(valid))}",
-        icon=":material/tune:",
-        key=SETTINGS_KEY,
-        on_change="rerun",
+        "Training settings", icon=":material/tune:", key=SETTINGS_KEY, on_change="rerun"
     ):
         form.section(TRAINING, problems, config=config)
         with st.container():

@@ -128,9 +128,9 @@ def test_installed_wheel_serves_the_dashboard_and_tries_it_now(installed, browse
         page.set_default_timeout(600_000)
         page.goto(address)
         page.get_by_role("button", name="Try it now").click()
-        page.wait_for_url(re.compile(r"/train\?run="))
-        page.get_by_role("button", name="See the evaluation").click()
-        page.get_by_text("Mistakes, most confident first").wait_for()
+        page.get_by_role("heading", name="training the last block").wait_for()
+        page.get_by_role("button", name="See the comparison").click()
+        page.get_by_role("heading", name="Test accuracy").wait_for()
         assert page.locator("[data-testid=stException]").count() == 0
     finally:
         server.kill()  # the command is the server, not its parent

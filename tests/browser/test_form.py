@@ -81,7 +81,7 @@ def test_data_and_settings_survive_a_reload_the_back_button_and_another_tab(
 
 def test_what_is_typed_right_after_the_first_change_on_a_fresh_page_stays(server, page):
     page.goto(f"{server.url}/configure?data=digits")
-    page.get_by_text(re.compile(r"\d+ epochs")).wait_for()
+    page.get_by_text(re.compile(r"Last block · \d+ epochs")).wait_for()
     open_settings(page)
     check = mark_fields(page)
     epochs = page.get_by_label("Epochs", exact=True)
@@ -91,7 +91,7 @@ def test_what_is_typed_right_after_the_first_change_on_a_fresh_page_stays(server
     size.click()
     size.press("Control+a")
     page.keyboard.type("96", delay=150)  # milliseconds: the page is drawn anew between the digits
-    page.get_by_text(re.compile("7 epochs")).wait_for()
+    page.get_by_text("Last block · 7 epochs").wait_for()
     check()
     assert size.input_value() == "96"
     before = page.url
@@ -107,7 +107,7 @@ def test_fields_stay_while_data_strategy_and_weights_change_around_them(server, 
     open_settings(page)
     check = mark_fields(page)
     page.get_by_role("button", name="Use the sample").click()
-    page.get_by_text(re.compile(r"\d+ epochs")).wait_for()
+    page.get_by_text(re.compile(r"Last block · \d+ epochs")).wait_for()
     check()
     page.get_by_text("More strategies").click()
     page.get_by_role("radio", name="Gradual unfreezing").click()
@@ -120,12 +120,18 @@ def test_fields_stay_while_data_strategy_and_weights_change_around_them(server, 
     page.get_by_text(re.compile("cannot be used:")).first.wait_for()
     check()
     page.get_by_text("More settings", exact=True).click()
-    page.get_by_label("Starting weights", exact=True).click()
+    decay = page.get_by_label("Weight decay", exact=True)
+    decay.wait_for()
+    check()
+    weights = page.get_by_label("Starting weights", exact=True)
+    weights.evaluate("element => element.scrollIntoView({block: 'center'})")
+    page.wait_for_timeout(1000)  # scrolling closes a list that is open
+    weights.click()
     page.get_by_role("option", name="Random").click()
     page.get_by_text("starts from random weights").wait_for()
     check()
     # the box stays open while errors above it come and go
-    decay, error = page.get_by_label("Weight decay", exact=True), "Epochs must be at least 1"
+    error = "Epochs must be at least 1"
     set_number("Epochs", 0)
     page.get_by_text(error).first.wait_for()
     assert decay.is_visible()

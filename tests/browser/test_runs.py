@@ -132,12 +132,12 @@ def test_a_run_is_chosen_by_a_label_that_no_longer_holds(server, ids, page):
         return any(b"renamed" in message for message in messages if isinstance(message, bytes))
 
     page.route_web_socket(re.compile("/_stcore/stream"), relay)
-    # stands as queued until it is cancelled
+    # stands as starting until it is cancelled
     waiting = create_run(tiny_config(), server.store.runs_dir)
     page.goto(f"{server.url}/train?run={waiting.run_dir.name}")
     page.get_by_role("button", name="Stop", exact=True).wait_for()
     box = page.get_by_role("combobox").first
-    assert "queued" in box.input_value() + page.get_by_test_id("stSelectbox").first.inner_text()
+    assert "starting" in box.input_value() + page.get_by_test_id("stSelectbox").first.inner_text()
     box.click()
     old = page.get_by_role("option").filter(has_text="ccc")
     old.wait_for()
