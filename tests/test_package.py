@@ -1,7 +1,6 @@
 """The package: the wheel in an empty environment, and what ``pip install -e .`` makes of a checkout."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -130,7 +129,7 @@ def test_installed_wheel_serves_the_dashboard_and_tries_it_now(installed, browse
         page.get_by_role("button", name="Try it now").click()
         page.get_by_role("heading", name="training the last block").wait_for()
         page.get_by_role("button", name="See the comparison").click()
-        page.get_by_role("heading", name="Test accuracy").wait_for()
+        page.get_by_role("heading", name="Test accuracy", exact=True).wait_for()
         assert page.locator("[data-testid=stException]").count() == 0
     finally:
         server.kill()  # the command is the server, not its parent
