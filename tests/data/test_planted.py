@@ -180,7 +180,7 @@ def test_every_copy_is_found_and_no_other(planted):
 def test_actions_that_are_offered_clean_the_set(planted):
     edits = [edit for one in planted.dataset.findings for edit in one.edits(one.paths)]
     after = load_dataset(planted.folder, edits=edits)
-    kept = {"damaged", "empty_file", "unreadable", "wrong_extension", "odd_mode"}
+    kept = {"damaged", "empty_file", "unreadable", "wrong_extension", "odd_mode", "no_test_split"}
     left = {one.kind for one in after.findings} - kept
     assert left <= {"near_duplicates"}  # of what moved to training
     edits += [edit for one in after.findings for edit in one.edits(one.paths)]
