@@ -191,4 +191,4 @@ def test_a_run_on_a_recording_leads_to_the_live_camera_and_to_a_comparison(compo
     at = click(opened("predict", input_kind="live"), "compare-live")
     assert set(at.session_state["compare_strategies"]) == FINE_TUNING
     assert "objects\\.csv \\(24 images\\)" in words(at)
-    assert any(button.label == "Start 9 runs" for button in at.button)
+    assert any(button.label == "Start 7 runs" for button in at.button)

@@ -70,7 +70,7 @@ def test_configure_hides_what_steers_steps(known, folder):
     at.run()
     assert "image_size" in fields()
     assert not fields() & STEPS
-    assert "mean nothing here" in words(at)
+    assert "training in steps are hidden" in words(at)
     assert "Find a learning rate" not in labels(at)
     at.session_state["form_strategy"] = "last_block"
     at.run()
