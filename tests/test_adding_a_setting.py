@@ -1,6 +1,7 @@
 """A setting is declared once: the form and the command line need nothing but its field."""
 
 import ast
+import importlib
 import runpy
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from finetune_core.config.metadata import OPTIMIZATION, setting
 from finetune_core.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("pages.shared.runs.first_run", "pages.shared.configure.advice")
 HELP = "How much of the last step the next one keeps."
 
 
@@ -25,6 +27,9 @@ def momentum(monkeypatch):
         0.9, label="Momentum", section=OPTIMIZATION, help=HELP, share=True, ge=0, lt=1
     )
     extended = create_model("Extended", __base__=config.RunConfig, momentum=(float, declared))
+    # A module that is first imported while the class is replaced would keep the wrong one.
+    for page in PAGES:
+        importlib.import_module(page)
     for module in (config, run_config, make):
         monkeypatch.setattr(module, "RunConfig", extended)
 

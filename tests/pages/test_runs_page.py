@@ -91,7 +91,7 @@ def test_columns_that_are_equal_for_all_runs_are_said_once_and_those_that_differ
         next(label for label in labels if label.endswith(run.run_id[-4:]))
         for run in (one, other, probe)
     )
-    assert "· last block · lr 0.001 · 2 epochs · finished" in of_one
+    assert "· last block · 2 epochs · lr 0.001 · finished" in of_one
     assert "· last block · lr 0.003 · 3 epochs · finished" in of_other
     assert "· linear probe · finished" in of_probe
 

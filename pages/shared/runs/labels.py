@@ -11,7 +11,9 @@ from typing import Any
 
 import streamlit as st
 
-from finetune_core.config import RunConfig
+from finetune_core.config import RunConfig, names_in, setting_of
+from finetune_core.config.changes import value_in_words
+from finetune_core.config.metadata import TRAINING
 from finetune_core.evaluation.run_accuracy import run_accuracy
 from finetune_core.formatting import learning_rate_text, mid_sentence, percent, things
 from finetune_core.runs.design import settings_without_effect
@@ -20,13 +22,12 @@ from finetune_core.training.strategies import run_kind
 from pages.shared.runs.backend import status_words
 
 _MOST_REMEMBERED = 20_000
-# The settings by which runs of one strategy are told apart, and how each is said in a label.
-_TOLD_APART: dict[str, Callable[[Any], str]] = {
+# How a label says some settings; the others by their label and value.
+_WORDS: dict[str, Callable[[Any], str]] = {
     "learning_rate": lambda rate: f"lr {learning_rate_text(rate)}",
     "image_size": lambda side: f"{side} px",
     "epochs": lambda count: things(count, "epoch"),
     "train_fraction": lambda share: f"{percent(share, 0)} of the images",
-    "seed": lambda seed: f"seed {seed}",
 }
 
 
@@ -67,13 +68,22 @@ def _differences(runs: Sequence[Run]) -> dict[str, str]:
     found = {}
     for some in groups.values():
         differing = [
-            name for name in _TOLD_APART if len({obeyed(run.config, name) for run in some}) > 1
+            name
+            for name in (*names_in(TRAINING), "train_fraction")
+            if len({obeyed(run.config, name) for run in some}) > 1
         ]
         for run in some:
             values = [(name, obeyed(run.config, name)) for name in differing]
-            texts = [_TOLD_APART[name](value) for name, value in values if value is not None]
+            texts = [_say(name, value) for name, value in values if value is not None]
             found[run.run_id] = " · ".join(texts)
     return found
+
+
+def _say(name: str, value: Any) -> str:
+    if name in _WORDS:
+        return _WORDS[name](value)
+    one = setting_of(name)
+    return f"{mid_sentence(one.label)} {value_in_words(one, value)}"
 
 
 def run_label(run: Run, differences: str = "") -> str:
