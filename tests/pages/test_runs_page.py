@@ -92,7 +92,7 @@ def test_columns_that_are_equal_for_all_runs_are_said_once_and_those_that_differ
         for run in (one, other, probe)
     )
     assert "· last block · 2 epochs · lr 0.001 · finished" in of_one
-    assert "· last block · lr 0.003 · 3 epochs · finished" in of_other
+    assert "· last block · 3 epochs · lr 0.003 · finished" in of_other
     assert "· linear probe · finished" in of_probe
 
 
