@@ -8,7 +8,7 @@ from finetune_core.config import setting_of
 from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.run_accuracy import run_accuracy
 from finetune_core.formatting import size, things
-from finetune_core.runs.store import Run
+from finetune_core.runs.store import Damaged, Run
 from finetune_core.training.device import describe_machine
 from pages.shared.address import carried
 from pages.shared.chrome import go, next_step, page, plain
@@ -38,8 +38,8 @@ def machine() -> None:
     )
 
 
-def recent_runs() -> None:
-    runs, damaged = store().all()
+def recent_runs(runs: Sequence[Run], damaged: Sequence[Damaged]) -> None:
+    """Draw the latest runs, with their accuracies beside reference points."""
     if runs:
         st.header("Latest runs", anchor=False)
     for run in runs[:5]:
@@ -74,10 +74,11 @@ def recent_data_sets() -> None:
         recent_list(sources, lead_to="pages/dataset.py")
 
 
+runs, damaged = store().all()
 with st.container(border=True):
-    offers_data = first_comparison(store().runs())
+    offers_data = first_comparison(runs)
 if offers_data:
     next_step("pages/dataset.py", "Choose your data", primary=False)
-recent_runs()
+recent_runs(runs, damaged)
 recent_data_sets()
 machine()

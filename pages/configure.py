@@ -41,7 +41,7 @@ from pages.shared.jobs import offer
 from pages.shared.runs.backend import submit
 from pages.shared.runs.profile import offer_profile
 
-MORE_KEY, SETTINGS_KEY = "more_settings", "training_settings"
+MORE_KEY, SETTINGS_KEY, STRATEGIES_KEY = "more_settings", "training_settings", "more_strategies"
 MOST_LINES = 3  # of problems in the bar; of more, the rest is scrolled to
 
 page(
@@ -120,11 +120,14 @@ def choose_strategy(
     st.markdown(f":small[{form.label('strategy')}]", help=setting_of("strategy").help)
     strategy_cards(valid, known)
     form.strategy_settings(problems)
-    with st.expander("More strategies", icon=":material/category:", key="more_strategies"):
-        other_strategy_cards(valid, known)
-        with st.container():
-            if config and known.dataset:
-                forecast_all(config, known, known.dataset)
+    with st.expander(
+        "More strategies", icon=":material/category:", key=STRATEGIES_KEY, on_change="rerun"
+    ):
+        if st.session_state.get(STRATEGIES_KEY):
+            other_strategy_cards(valid, known)
+            with st.container():
+                if config and known.dataset:
+                    forecast_all(config, known, known.dataset)
     with st.container():
         if config and known.dataset:
             offer_profile(config, known.dataset, button_key="profile", disabled=reason is not None)
@@ -221,10 +224,13 @@ def about_augmentation(config: RunConfig) -> None:
         )
 
 
-def summarize(config: RunConfig, known: Known) -> str:
-    """Return what would be started in one line: strategy, length, and forecast."""
+def summarize(config: RunConfig, known: Known, *, timing: bool) -> str:
+    """Return what would be started in one line: strategy, length, and forecast.
+
+    Args:
+        timing: whether its steps are being timed.
+    """
     where, forecast = form.on_devices(), known.expects(config)
-    timing = time_in_background(config, known)
     cost = "estimating the time …" if timing else ""
     if forecast:
         cost = f"about {rough_duration(forecast.seconds)}{' on one' if where else ''}"
@@ -268,7 +274,11 @@ def start_bar(
                 if reason:
                     st.markdown(f":orange[:material/download:] {reason}")
                 else:
-                    st.markdown(summarize(config, known), help=detail(config, known, known.dataset))
+                    timing = time_in_background(config, known)
+                    st.markdown(
+                        summarize(config, known, timing=timing),
+                        help=detail(config, known, known.dataset),
+                    )
         pressed = st.button(
             "Start training",
             type="primary",

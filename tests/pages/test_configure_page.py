@@ -23,6 +23,7 @@ from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.work import Step
 from pages.shared.configure.choices import Known
+from pages.shared.jobs import jobs
 from tests.deadline import wait_until
 from tests.factories import TINY_BACKBONE, image_folder, tiny_config, trained_run
 from tests.pages.harness import (
@@ -47,13 +48,15 @@ def configure(folder, known):
     """``configure(state, **form)``: the page with settings in its form."""
 
     def opened(state=None, **form):
-        return open_page("configure", data=known(folder), form=QUICK | form, state=state)
+        shown = ALL_STRATEGIES | (state or {})
+        return open_page("configure", data=known(folder), form=QUICK | form, state=shown)
 
     return opened
 
 
 STRATEGY_CARDS = ("Strategies", "More strategies")
-FINDER = {"networks_open": True}  # the list of all networks is drawn only while it is open
+# What is folded is drawn only while it is open: the list of all networks, and most strategies.
+FINDER, ALL_STRATEGIES = {"networks_open": True}, {"more_strategies": True}
 
 
 def cards(at, *labels):
@@ -74,6 +77,7 @@ def test_each_strategy_has_a_card_with_its_share_and_its_paper_is_in_the_help(co
     }
     first = ["linear_probe", "last_block", "last_two_blocks", "full"]
     assert list(cards(at, "Strategies")) == first
+    assert list(cards(configure({"more_strategies": False}))) == first
     assert list(cards(configure(strategy="lora"), "Strategies")) == [*first, "lora"]
     assert found["full"]["facts"] == "100 % of parameters"
     assert found["last_block"]["strip"] == ["frozen"] * 7 + ["warm", "head"]
@@ -142,7 +146,7 @@ def test_only_the_strategy_that_has_them_shows_settings_of_its_own(configure):
 @pytest.mark.train
 def test_the_forecast_is_on_every_card_and_can_be_measured_again(folder, known, finished):
     form, state = tiny_form(epochs=10, batch_size=4)
-    at = open_page("configure", data=known(folder), form=form, state=state)
+    at = open_page("configure", data=known(folder), form=form, state=state | ALL_STRATEGIES)
     assert " s · " not in cards(at)["full"]["facts"]
     press(at, "Forecast all strategies")
     finished(at)
@@ -215,6 +219,17 @@ def test_the_time_is_estimated_beside_the_page_without_being_asked(
     assert not button(at, "Start training").disabled
     finished(at)
     assert "10 epochs · about " in unescaped(at)
+
+
+@pytest.mark.train
+def test_nothing_is_timed_behind_a_run_that_trains(folder, known, device_is_taken, monkeypatch):
+    form, state = tiny_form(epochs=10)
+    at = open_page("configure", data=known(folder), form=form, state=state)
+    press(at, "Start training")
+    monkeypatch.setattr("pages.shared.configure.forecasts._LARGEST", 10**9)
+    at = open_page("configure", data=known(folder), form=form, state=state)
+    assert not jobs().all()
+    assert not button(at, "Profile the layers").disabled
 
 
 @pytest.mark.train

@@ -40,7 +40,7 @@ def folder(made):
     return made({"red": 14, "blue": 14})
 
 
-def opened(folder, view=None, page="dataset", review=""):
+def open_view(folder, view=None, page="dataset", review=""):
     """A page on a folder, with a view, and the details of a kind of finding."""
     at = open_page(page, data=remember(str(folder)), state={"dataset_view": view} if view else None)
     if review:
@@ -90,7 +90,7 @@ def test_what_is_wrong_with_a_folder_is_named(made):
     (folder / "red" / "text.jpg").write_text("hello")
     victim = folder / "red" / "000.png"
     victim.write_bytes(victim.read_bytes()[:1500])
-    at = opened(folder)
+    at = open_view(folder)
     assert "text\\.jpg is not an image" in words(at)
     assert "damaged or cut short" in words(at)
     assert NASTY not in words(at)
@@ -98,7 +98,7 @@ def test_what_is_wrong_with_a_folder_is_named(made):
 
 def test_classes_with_similar_names_are_relabelled_pair_by_pair_only(made):
     folder = made({"weasel": 12, "weasels": 14, "rose": 12, "roses": 13})
-    at = opened(folder, review="similar_class_names")
+    at = open_view(folder, review="similar_class_names")
     assert "Relabel 12 images of weasel as weasels" in labels(at)
     assert not [label for label in labels(at) if "all" in label.lower()]
     press(at, "Relabel 12 images of rose as roses")
@@ -113,7 +113,7 @@ def test_possible_leakage_is_a_warning_and_moves_selected_images_only(made):
     for number in range(3):
         with Image.open(folder / f"train/red/00{number}.png") as image:
             image.point(lambda value: value * 0.9).save(folder / f"val/red/copy{number}.png")
-    at = opened(folder, review="near_leakage")
+    at = open_view(folder, review="near_leakage")
     assert "Possible leakage" in words(at)
     assert not acts(at, "Move")
     tick(at, "val/red/copy1.png", "finding-near_leakage")
@@ -128,7 +128,7 @@ def test_exact_copies_across_splits_are_excluded_all_at_once_or_those_selected(m
     folder = made(SPLIT)
     for number in range(3):
         shutil.copy(folder / f"train/red/00{number}.png", folder / f"val/red/copy{number}.png")
-    at = opened(folder, review="leakage")
+    at = open_view(folder, review="leakage")
     assert at.button(key="act-all-leakage").label == "Exclude all 3"
     tick(at, "train/red/001.png", "finding-leakage")
     assert at.button(key="act-selected-leakage").label == "Exclude the 1 selected"
@@ -140,7 +140,7 @@ def test_exact_copies_across_splits_are_excluded_all_at_once_or_those_selected(m
 
 def test_a_guess_is_acted_on_beyond_a_threshold_only_when_its_border_was_shown(folder):
     darken(folder, "red/a.png", "red/b.png", "red/c.png", "red/d.png")
-    at = opened(folder)
+    at = open_view(folder)
     assert ":orange-badge[:material/warning: 4]" in words(at)
     assert "Possibly too dark" not in words(at), "details are drawn on request"
     at.button(key="review-dark").click().run()
@@ -154,7 +154,7 @@ def test_a_guess_is_acted_on_beyond_a_threshold_only_when_its_border_was_shown(f
 
 @pytest.mark.train
 def test_a_selection_that_a_filter_hides_is_not_changed_and_comes_back(folder):
-    at = opened(folder, "Images")
+    at = open_view(folder, "Images")
     tick(at, "red/000.png")
     tick(at, "blue/000.png")
     assert acts(at, "Exclude") == ["Exclude 2 images"]
@@ -172,7 +172,7 @@ def test_a_selection_that_a_filter_hides_is_not_changed_and_comes_back(folder):
 
 @pytest.mark.train
 def test_a_selection_on_another_page_is_shown_and_all_shown_can_be_selected(folder):
-    at = opened(folder, "Images")
+    at = open_view(folder, "Images")
     tick(at, "red/000.png")
     at.session_state["browse"] = 2
     at.run()
@@ -190,7 +190,7 @@ def test_a_selection_on_another_page_is_shown_and_all_shown_can_be_selected(fold
 @pytest.mark.train
 def test_what_is_selected_in_one_data_set_is_not_selected_in_another(folder, made):
     other = made({"red": 14, "blue": 14}, "others")
-    at = opened(folder, "Images")
+    at = open_view(folder, "Images")
     tick(at, "red/000.png")
     for data, selected in ((other, False), (folder, True)):
         at.session_state["data_id"] = remember(str(data))
@@ -201,7 +201,7 @@ def test_what_is_selected_in_one_data_set_is_not_selected_in_another(folder, mad
 @pytest.mark.train
 def test_the_latest_change_can_be_undone_right_after_it(folder):
     save_edits(folder, [Edit(action="exclude", paths=("red/005.png",))])
-    at = opened(folder, "Images")
+    at = open_view(folder, "Images")
     assert "undo-last" not in keys(at)
     tick(at, "red/000.png")
     press(at, "Exclude 1 image")
@@ -214,7 +214,7 @@ def test_the_latest_change_can_be_undone_right_after_it(folder):
 
 def test_dismissing_a_finding_can_be_undone_right_after_it(folder):
     shutil.copy(folder / "red" / "000.png", folder / "red" / "copy.png")
-    at = press(opened(folder, review="exact_duplicates"), "Dismiss")
+    at = press(open_view(folder, review="exact_duplicates"), "Dismiss")
     assert load_edits(folder)[0].action == "ignore"
     at.button(key="undo-last").click().run()
     assert load_edits(folder) == ()
@@ -228,7 +228,7 @@ def undo_buttons(at):
 def test_a_button_of_a_change_undoes_that_one_wherever_it_has_moved(folder):
     edits = [Edit(action="exclude", paths=(f"red/00{number}.png",)) for number in range(3)]
     save_edits(folder, edits)
-    at = opened(folder)
+    at = open_view(folder)
     assert not undo_buttons(at), "nothing is drawn in a box that is closed"
     at.session_state["changes_box"] = True
     at.run()
@@ -243,7 +243,7 @@ def test_a_button_of_a_change_undoes_that_one_wherever_it_has_moved(folder):
 def test_of_many_changes_the_latest_are_listed_and_the_others_on_further_pages(folder):
     edits = [Edit(action="ignore", paths=(f"{number}",), kind="dark") for number in range(50)]
     save_edits(folder, edits)
-    at = opened(folder)
+    at = open_view(folder)
     at.session_state["changes_box"] = True
     at.run()
     assert len(undo_buttons(at)) == 20
@@ -258,10 +258,10 @@ def test_of_many_changes_the_latest_are_listed_and_the_others_on_further_pages(f
 
 def test_nothing_is_trained_on_a_single_class_and_the_page_says_why(made):
     folder = made({"red": 12})
-    at = opened(folder, page="configure")
+    at = open_view(folder, page="configure")
     assert button(at, "Start training").disabled
     assert "images\\: “red”" in words(at)
-    at = opened(folder, page="compare")
+    at = open_view(folder, page="compare")
     assert not acts(at, "Start")
     assert "images\\: “red”" in words(at)
 
@@ -271,7 +271,7 @@ def test_nothing_is_trained_on_a_single_class_and_the_page_says_why(made):
     [None, "Images", "Classes and splits", "Map", "Linear probe by layer", "Preprocessing"],
 )
 def test_every_view_has_one_primary_button(folder, view):
-    at = opened(folder, view)
+    at = open_view(folder, view)
     assert primary(at) == ["Compare layers"]
     needs_analysis = view in ("Map", "Linear probe by layer")
     assert ("Analyze with embeddings" in labels(at)) == needs_analysis
@@ -306,7 +306,7 @@ def split_of(folder):
 def test_a_class_is_renamed_or_merged_and_no_image_changes_its_split(made, to, label, left):
     folder = made({"red": 14, "blue": 14, "green": 12})
     before = split_of(folder)
-    at = opened(folder, "Classes and splits")
+    at = open_view(folder, "Classes and splits")
     assert rename(at, "red", to) == label
     assert ("14 images of red join the 14 of blue" in words(at)) == (to == "blue")
     at.button(key="rename").click().run()
@@ -317,7 +317,7 @@ def test_a_class_is_renamed_or_merged_and_no_image_changes_its_split(made, to, l
 
 
 def test_images_are_relabelled_once_a_class_is_chosen(folder):
-    at = opened(folder, "Images")
+    at = open_view(folder, "Images")
     tick(at, "red/000.png")
     assert at.selectbox(key="browse-class").value is None
     assert button(at, "Relabel").disabled
@@ -332,7 +332,7 @@ def test_images_are_relabelled_once_a_class_is_chosen(folder):
 def test_what_is_mere_information_is_folded_and_last(folder):
     with Image.open(folder / "red/000.png") as image:
         image.convert("RGBA").transpose(Image.Transpose.ROTATE_180).save(folder / "red/glass.png")
-    at = opened(folder)
+    at = open_view(folder)
     assert "review-transparent" not in keys(at)
     at.session_state[f"notes-{remember(str(folder))}"] = True
     at.run()
@@ -340,14 +340,14 @@ def test_what_is_mere_information_is_folded_and_last(folder):
 
 
 def test_an_image_opens_large_under_its_file_name(folder):
-    at = opened(folder)
+    at = open_view(folder)
     at.button(key="open-examples-red/000.png").click().run()
     assert alts(at)[-1] == "red/000.png, class red"
     assert len(alts(at)) == 12 + 1
 
 
 def test_a_name_that_no_class_can_have_is_said(folder):
-    at = opened(folder, "Classes and splits")
+    at = open_view(folder, "Classes and splits")
     rename(at, "red", "x" * 1001)
     at.button(key="rename").click().run()
     assert "cannot be renamed" in words(at)
@@ -356,7 +356,7 @@ def test_a_name_that_no_class_can_have_is_said(folder):
 
 def test_a_pair_of_copies_with_different_labels_is_shown_once(folder):
     shutil.copy(folder / "red/003.png", folder / "blue/copy.png")
-    at = opened(folder, review="conflicting_labels")
+    at = open_view(folder, review="conflicting_labels")
     assert boxes(at, "finding-conflicting_labels") == ["blue/copy.png", "red/003.png"]
     assert len(at.get("image")) == 12 + 2
     tick(at, "blue/copy.png", "finding-conflicting_labels")
@@ -365,7 +365,7 @@ def test_a_pair_of_copies_with_different_labels_is_shown_once(folder):
 
 
 def test_folders_are_not_walked_behind_a_closed_box(folder):
-    at = opened(folder)
+    at = open_view(folder)
     assert not [box for box in at.selectbox if box.label == "Open a subfolder"]
     at.session_state[f"source-{folder}"] = True
     at.run()
@@ -403,7 +403,7 @@ def similar(at):
 
 @pytest.mark.train
 def test_the_analysis_sorts_images_by_confidence_and_finds_similar_ones(mislabelled, finished):
-    at = opened(mislabelled, "Images")
+    at = open_view(mislabelled, "Images")
     assert select_box(at, "Sort by").options == ["Class, in turn", "Name"]
     tick(at, "red/000.png")
     assert "Similar images are shown after *Compare layers*" in words(at)
@@ -452,7 +452,7 @@ def test_the_analysis_sorts_images_by_confidence_and_finds_similar_ones(mislabel
 @pytest.mark.train
 def test_a_long_analysis_goes_on_whatever_is_pressed_and_is_kept(folder, held_back, finished):
     gate = held_back("pages.shared.data.analysis.inspect_deeply")
-    at = opened(folder)
+    at = open_view(folder)
     at.session_state["form_image_size"] = 32
     press(at, "Compare layers")
     at.switch_page("pages/runs.py").run()

@@ -8,13 +8,15 @@ from urllib.parse import parse_qs
 import pytest
 
 from finetune_core import paths
+from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.run_accuracy import run_accuracy
 from finetune_core.formatting import percent
 from finetune_core.runs.store import RunStore
-from pages.shared.chrome import _UNDER_WHITE, PAGES
+from pages.shared.chrome import _UNDER_WHITE, PAGES, plain
 from pages.shared.images import _OPENED_BY_IMAGE
+from pages.shared.runs.first_run import _answer
 from tests.deadline import wait_until
-from tests.factories import NASTY
+from tests.factories import NASTY, trained_run
 from tests.pages.harness import (
     address,
     labels,
@@ -125,6 +127,15 @@ def test_the_first_press_compares_two_runs_on_the_sample_and_says_what_training_
     shutil.rmtree(probe.run_dir)
     press(open_page("home"), "Try it now")
     assert len(store.runs()) == 2, "what is finished is not trained again"
+
+
+@pytest.mark.train
+def test_where_training_gained_nothing_home_says_what_compare_says():
+    comparison = compare_runs(
+        [trained_run(strategy=name) for name in ("linear_probe", "last_block")]
+    )
+    assert _answer(comparison) == plain(comparison.verdict.lines[0])
+    assert "gained" not in _answer(comparison)
 
 
 def test_a_renamed_run_folder_is_listed_like_any_other(runs):

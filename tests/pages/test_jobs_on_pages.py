@@ -39,6 +39,7 @@ def held(monkeypatch):
 def configure(folder, known):
     """Configure, in a session of its own, on a small data set."""
     form, state = tiny_form()
+    state |= {"more_strategies": True}
     return lambda: open_page("configure", data=known(folder), form=form, state=state)
 
 

@@ -59,7 +59,7 @@ def test_the_table_tells_how_each_run_stands(three_runs):
     assert rows["Validation accuracy"].isna().all(), "all finished runs have test images"
 
 
-def hidden(table):
+def hidden_columns(table):
     """The names of the columns that a table does not show."""
     columns = json.loads(table.proto.columns)
     return {name for name, look in columns.items() if look.get("hidden")}
@@ -77,15 +77,15 @@ def test_columns_that_are_equal_for_all_runs_are_said_once_and_those_that_differ
     at = open_page("runs")
     [table] = at.dataframe
     rows = table.value.set_index("Run")
-    assert {"Data", "Backbone", "Image size", "Seed"} <= hidden(table)
-    assert not {"Strategy", "Learning rate", "Epochs"} & hidden(table)
+    assert {"Data", "Backbone", "Image size", "Seed"} <= hidden_columns(table)
+    assert not {"Strategy", "Learning rate", "Epochs"} & hidden_columns(table)
     ids = [run.run_id for run in (one, other, probe)]
     assert list(rows["Learning rate"][ids]) == ["0.001", "0.003", ""]
     said = next(one.value for one in at.caption if one.value.startswith("All of them"))
     assert "32 px · seed 0" in said
     assert one.config.backbone in said.replace("\\", "")
     at.text_input(key="runs_search").set_value("linear").run()
-    assert not {"Data", "Backbone", "Strategy"} & hidden(at.dataframe[0])
+    assert not {"Data", "Backbone", "Strategy"} & hidden_columns(at.dataframe[0])
     labels = open_page("train", run=one.run_id).selectbox(key="run_box").options
     of_one, of_other, of_probe = (
         next(label for label in labels if label.endswith(run.run_id[-4:]))

@@ -19,7 +19,7 @@ from finetune_core.training.speed_book import SpeedBook
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the rules look at.
+    """The comparison that the rules judge, and what was measured besides.
 
     Attributes:
         shift: the same arms in the same order, on another data set; None where not all have
@@ -34,7 +34,7 @@ class Evidence:
     profiled: frozenset[str] = frozenset()
 
     @property
-    def ranked(self) -> list[int]:
+    def ranking(self) -> list[int]:
         """Places of the arms that trained to the end, the best first.
 
         Averaged weights are left out: they are no training that can be repeated or changed.
@@ -48,7 +48,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What to do next.
+    """A proposal for the next runs.
 
     Attributes:
         kind: the rule that it follows from, by its name in ``RULES``.
@@ -118,7 +118,7 @@ def experiment_json(experiment: Experiment | None, found: Forecast | None) -> di
     }
 
 
-def scored(arm: Arm) -> str:
+def describe_score(arm: Arm) -> str:
     """``“Last block” (84.0 %)``."""
     return f"{quote(arm.title)} ({arm.measure.formatted(arm.score.value)})"
 

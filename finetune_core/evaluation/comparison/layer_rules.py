@@ -6,9 +6,9 @@ from finetune_core.evaluation.comparison.experiment import (
     Evidence,
     Experiment,
     change,
+    describe_score,
     has_same_features,
     is_only_head,
-    scored,
 )
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers
 from finetune_core.evaluation.comparison.thaw_next import (
@@ -31,7 +31,7 @@ def thaw(evidence: Evidence) -> Experiment | None:
     if layers is None:
         return None
     advice = thaw_next(layers)
-    if advice.stage is None or _tried(evidence, at, advice.stage):
+    if advice.stage is None or _has_trained_from(evidence, at, advice.stage):
         return None
     config = _from_stage(evidence.own.arms[at].config, layers, advice.stage)
     return Experiment("thaw", advice.what, advice.reason, True, (config,))
@@ -46,10 +46,15 @@ def freeze(evidence: Evidence) -> Experiment | None:
     shares = [one.gradient_share for one in layers.stages if one.name in steady and one.trains]
     known = [share for share in shares if share is not None]
     stage = layers.stages[len(steady)].name
-    if not known or len(known) < len(shares) or sum(known) >= IDLE or _tried(evidence, at, stage):
+    if (
+        not known
+        or len(known) < len(shares)
+        or sum(known) >= IDLE
+        or _has_trained_from(evidence, at, stage)
+    ):
         return None
     reason = (
-        f"The features of {span(steady)} in {scored(evidence.own.arms[at])} hardly changed (CKA "
+        f"The features of {span(steady)} in {describe_score(evidence.own.arms[at])} hardly changed (CKA "
         f"{STEADY} or more) with {percent(sum(known))} of the gradient, so frozen, with their "
         "output cached, they would cost less."
     )
@@ -62,7 +67,7 @@ def _best_measured(evidence: Evidence) -> tuple[int, Layers | None]:
 
     Only arms that train everything from one stage on, or a head alone, count.
     """
-    for at in evidence.ranked:
+    for at in evidence.ranking:
         config, layers = evidence.own.arms[at].config, evidence.layers[at]
         cut = (
             STRATEGIES[config.strategy].classic
@@ -74,7 +79,7 @@ def _best_measured(evidence: Evidence) -> tuple[int, Layers | None]:
     return 0, None
 
 
-def _tried(evidence: Evidence, at: int, stage: str) -> bool:
+def _has_trained_from(evidence: Evidence, at: int, stage: str) -> bool:
     """Return whether an arm on the same features trained everything from this stage on."""
     arms = evidence.own.arms
     return any(

@@ -13,9 +13,9 @@ from finetune_core.evaluation.comparison.experiment import (
     Evidence,
     Experiment,
     change,
+    describe_score,
     has_same_features,
     is_only_head,
-    scored,
 )
 from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
 from finetune_core.evaluation.comparison.layer_rules import freeze, thaw
@@ -66,7 +66,7 @@ def next_experiment(evidence: Evidence) -> Experiment | None:
 
 def explain_none(evidence: Evidence) -> str:
     """Say why there is no next experiment, in one or two sentences."""
-    if not evidence.ranked:
+    if not evidence.ranking:
         return "None: no run here trained to the end, so there is nothing to build on."
     if any(evidence.layers):
         return "None stands out: neither the verdicts nor the layer diagnostics ask for one."
@@ -79,11 +79,11 @@ def explain_none(evidence: Evidence) -> str:
 def converge(evidence: Evidence) -> Experiment | None:
     """Train the first arm that has not converged twice as long."""
     arms = evidence.own.arms
-    for arm in (arms[at] for at in evidence.ranked if arms[at].is_undertrained):
+    for arm in (arms[at] for at in evidence.ranking if arms[at].is_undertrained):
         epochs = min(2 * arm.config.epochs, int(setting_of("epochs").limits["le"]))
         auto = tuple(name for name in arm.config.auto if name != "epochs")
         configs = tuple(change(run.config, epochs=epochs, auto=auto) for run in arm.runs)
-        reason = f"{scored(arm)} has not converged: {arm.convergence.reason}."
+        reason = f"{describe_score(arm)} has not converged: {arm.convergence.reason}."
         what = f"train {quote(arm.title)} for {epochs} epochs"
         return Experiment("converge", what, reason, False, configs)
     return None
@@ -93,12 +93,12 @@ def baseline(evidence: Evidence) -> Experiment | None:
     """Fit a linear probe for the best arm that was trained in epochs and lacks one."""
     arms = evidence.own.arms
     lacking = lacking_baselines([run.config for arm in arms for run in arm.runs])
-    for at in evidence.ranked:
+    for at in evidence.ranking:
         configs = tuple(
             config for config in lacking if features_of(config) == features_of(arms[at].config)
         )
         if configs and epochs_of(arms[at].config):
-            reason = f"{scored(arms[at])} has no linear probe beside it, so what training gained over the frozen features is not known."
+            reason = f"{describe_score(arms[at])} has no linear probe beside it, so what training gained over the frozen features is not known."
             return Experiment(
                 "baseline", "fit a linear probe as the baseline", reason, False, configs
             )
@@ -108,13 +108,13 @@ def baseline(evidence: Evidence) -> Experiment | None:
 def profile(evidence: Evidence) -> Experiment | None:
     """Train each stage alone, once a strategy has been compared with the linear probe."""
     arms = evidence.own.arms
-    for at in evidence.ranked:
+    for at in evidence.ranking:
         config = arms[at].config
         probed = any(is_baseline(arm.config) and has_same_features(arm, arms[at]) for arm in arms)
         started = f"{config.data} {features_of(config)}" in evidence.profiled
         if epochs_of(config) and probed and not started and STRATEGIES[config.strategy].classic:
             reason = (
-                f"{scored(arms[at])} trains one stage and all after it. Training each stage "
+                f"{describe_score(arms[at])} trains one stage and all after it. Training each stage "
                 "alone shows which one is worth it."
             )
             what = f"profile the layers of {config.backbone}"
@@ -128,10 +128,10 @@ def shift(evidence: Evidence) -> Experiment | None:
         return None
     own, shifted = evidence.shift.matched, evidence.shift.shifted
     arms = evidence.own.arms
-    for tuned in (at for at in evidence.ranked if _may_distort(arms[at])):
+    for tuned in (at for at in evidence.ranking if _may_distort(arms[at])):
         for frozen in (
             at
-            for at in evidence.ranked
+            for at in evidence.ranking
             if is_only_head(arms[at]) and has_same_features(arms[at], arms[tuned])
         ):
             gain, loss = (_gain(side, tuned, frozen) for side in (own, shifted))
@@ -146,7 +146,7 @@ def shift(evidence: Evidence) -> Experiment | None:
 
 def images(evidence: Evidence) -> Experiment | None:
     """More images where the best arm gained significantly by the last ones that were added."""
-    arms, ranked = evidence.own.arms, evidence.ranked
+    arms, ranked = evidence.own.arms, evidence.ranking
     curve = [
         at
         for at in ranked
@@ -194,7 +194,7 @@ def seeds(evidence: Evidence) -> Experiment | None:
     if pair.seed_error is not None and pair.seed_error <= pair.image_error:
         return None
     new = [seed for seed in range(2 * _SEEDS) if seed not in taken][: _SEEDS - len(taken)]
-    both = f"{scored(arms[best])} and {scored(arms[rival])}"
+    both = f"{describe_score(arms[best])} and {describe_score(arms[rival])}"
     counts = "with " + " and ".join(
         things(len(arms[at].members), "seed") for at in (best, rival) if at in seeded
     )
@@ -229,7 +229,7 @@ def test_images(evidence: Evidence) -> Experiment | None:
             f"these only one of {size(now)}."
         )
     reason = (
-        f"{scored(arms[best])} and {scored(arms[rival])} are not distinguishable on "
+        f"{describe_score(arms[best])} and {describe_score(arms[rival])} are not distinguishable on "
         f"{things(images, 'image')}, which leave a larger error (± {size(pair.image_error)} {unit}) "
         f"than the seeds. {shown}"
     )
@@ -238,7 +238,7 @@ def test_images(evidence: Evidence) -> Experiment | None:
 
 def _best_two(evidence: Evidence) -> tuple[int | None, int | None]:
     """Return the places of the best arm and of the best one of other settings."""
-    arms, ranked = evidence.own.arms, evidence.ranked
+    arms, ranked = evidence.own.arms, evidence.ranking
     if not ranked:
         return None, None
     others = [at for at in ranked[1:] if arm_of(arms[at].config) != arm_of(arms[ranked[0]].config)]

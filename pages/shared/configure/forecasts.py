@@ -1,4 +1,4 @@
-"""What the next run would take: timed in the background for the Start bar, and for all strategies on request."""
+"""Forecasts of the next run: timed beside the page, and of all strategies on request."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from pages.shared.configure import form
 from pages.shared.configure.choices import Known
 from pages.shared.configure.weights import parameters_of
 from pages.shared.jobs import REFRESH, begin, jobs, shown_outcome
-from pages.shared.runs.backend import why_not_timed
+from pages.shared.runs.backend import why_not_timed, worker
 
 _LARGEST = 30_000_000  # parameters: a step of a larger network is not timed unasked
 _TIMED = "timed_unasked"
@@ -48,7 +48,8 @@ def time_in_background(config: RunConfig, known: Known) -> bool:
     key = _key([config], dataset)
     if not jobs().find(key):
         timed: set[str] = st.session_state.setdefault(_TIMED, set())
-        if key in timed or not _is_small(config) or why_not_timed():
+        # Behind a run that trains it would wait, and hold back what a person asks for.
+        if key in timed or not _is_small(config) or why_not_timed() or worker().queues():
             return False
         timed.add(key)
         begin(key, "Timing a few steps", partial(calibrate, [config], dataset, known.book))
@@ -95,11 +96,10 @@ def forecast_all(config: RunConfig, known: Known, dataset: Dataset) -> None:
     )
     shown_outcome(key)
     if any(known.expects(one) for one in compared):
-        _table(config, known)
+        _table(config, compared, known)
 
 
-def _table(config: RunConfig, known: Known) -> None:
-    compared = comparable(config, known.num_images)
+def _table(config: RunConfig, compared: Sequence[RunConfig], known: Known) -> None:
     rows = [_row(one, config, known) for one in compared if known.expects(one)]
     columns = {name: st.column_config.TextColumn(help=note) for name, note in _NOTES.items()}
     st.dataframe(rows, hide_index=True, column_config=columns)

@@ -153,7 +153,7 @@ def draw_stages(
     """
     key = "drawn_stages"
 
-    def clicked() -> None:
+    def choose() -> None:
         if on_click and (name := st.session_state[key].clicked):
             on_click(name, [dict(stage) for stage in stages])
 
@@ -162,7 +162,7 @@ def draw_stages(
         for index, stage in enumerate(stages)
     ]
     _ROW(
-        data={"tiles": tiles, "clickable": on_click is not None}, key=key, on_clicked_change=clicked
+        data={"tiles": tiles, "clickable": on_click is not None}, key=key, on_clicked_change=choose
     )
     trained = sum(
         stage.get("trained", stage["parameters"] if stage["trains"] else 0) for stage in stages

@@ -68,7 +68,7 @@ def changes(edits: Sequence[Edit]) -> None:
             mark = hashlib.sha256(edit.model_dump_json().encode()).hexdigest()[:16]
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.markdown(
-                    plain(edit_in_words(edit) + _reason(edit) + _concerned(edit)),
+                    plain(edit_in_words(edit) + _reason(edit) + _list_paths(edit)),
                     width="stretch",
                 )
                 st.button(
@@ -85,7 +85,7 @@ def _reason(edit: Edit) -> str:
     return f" ({KINDS[edit.kind].title.lower()})" if edit.kind in KINDS else ""
 
 
-def _concerned(edit: Edit) -> str:
+def _list_paths(edit: Edit) -> str:
     return f": {some(edit.paths)}" if edit.paths else ""
 
 

@@ -58,7 +58,7 @@ def list_findings(dataset: Dataset, findings: Sequence[Finding]) -> None:
 def _line(dataset: Dataset, finding: Finding) -> None:
     color, icon = _LOOKS[finding.severity]
     count, sentence = _count_and_sentence(finding)
-    reviewed = st.session_state.get(_reviewed()) == finding.kind
+    reviewed = st.session_state.get(_review_key()) == finding.kind
     with st.container(gap="xsmall"):
         with st.container(horizontal=True, vertical_alignment="center", wrap=False):
             st.badge(count, color=color, icon=icon)
@@ -75,14 +75,14 @@ def _line(dataset: Dataset, finding: Finding) -> None:
                 _details(dataset, finding)
 
 
-def _reviewed() -> str:
+def _review_key() -> str:
     """The key under which the session holds the kind of finding that is open."""
     return key_for_data("reviewed")
 
 
 def _review(kind: str) -> None:
     """A callback."""
-    st.session_state[_reviewed()] = kind
+    st.session_state[_review_key()] = kind
 
 
 def _count_and_sentence(finding: Finding) -> tuple[str, str]:

@@ -1,4 +1,5 @@
-"""Where the images come from: the sample, a folder of this computer, an upload, a public data set, or a camera."""
+"""Sources of images: the sample, a folder of this computer, an upload, a public data set, or a
+camera."""
 
 from collections.abc import Callable
 from functools import partial

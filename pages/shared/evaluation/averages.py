@@ -40,7 +40,7 @@ _TOO_FEW: dict[How, str] = {
 
 def can_average(runs: Sequence[Run]) -> bool:
     """Return whether these runs can be averaged in any way."""
-    return len(_answering(runs)) > 1 or bool(_trained(runs))
+    return len(_single_networks(runs)) > 1 or bool(_runs_with_epochs(runs))
 
 
 def offer_averages(runs: Sequence[Run]) -> str | None:
@@ -49,7 +49,7 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
     Args:
         runs: those that are compared.
     """
-    trained, answering = _trained(runs), _answering(runs)
+    trained, answering = _runs_with_epochs(runs), _single_networks(runs)
     st.caption(
         "One run from several, without training: it takes a moment. A soup predicts as fast as one of its networks, and takes runs that "
         "began with the same head: give *Seed of the head* a number before you train several seeds. An ensemble takes any runs that have "
@@ -77,11 +77,11 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
         return _queued(how, offered[chosen]) if pressed else None
 
 
-def _trained(runs: Sequence[Run]) -> list[Run]:
+def _runs_with_epochs(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if epochs_of(run.config)]
 
 
-def _answering(runs: Sequence[Run]) -> list[Run]:
+def _single_networks(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if not run.config.is_ensemble]
 
 

@@ -157,7 +157,7 @@ def _matrix(result: Evaluation, mark: str) -> None:
     shares, order = _matrix_view(result)
     key = f"confusion-{mark}-{shares}-{order}"
 
-    def clicked() -> None:
+    def choose() -> None:
         if points := st.session_state[key]["selection"]["points"]:
             _choose_cell(mark, *divmod(int(points[0]["customdata"]), len(result.classes)))
 
@@ -175,7 +175,7 @@ def _matrix(result: Evaluation, mark: str) -> None:
             dark=st.context.theme.type == "dark",
         ),
         key=key,
-        on_select=clicked,
+        on_select=choose,
         selection_mode="points",
         config={"displayModeBar": False},
         alt="Confusion matrix: true classes by row, predicted classes by column",
@@ -188,7 +188,7 @@ def _frequent_confusions(result: Evaluation, mark: str) -> None:
     table = result.confusions(50)
     key = f"confusions-{mark}-{st.session_state.get(_FORGOTTEN, 0)}"
 
-    def row_chosen() -> None:
+    def choose_row() -> None:
         rows = st.session_state[key]["selection"]["rows"]
         if rows:
             names = list(result.classes)
@@ -199,7 +199,7 @@ def _frequent_confusions(result: Evaluation, mark: str) -> None:
         table.rename(columns=str.capitalize),
         hide_index=True,
         key=key,
-        on_select=row_chosen,
+        on_select=choose_row,
         selection_mode="single-row",
         height=320,
     )

@@ -149,7 +149,8 @@ def _draw_images(run: Run) -> None:
 
 def _go_on(run_ids: Sequence[str]) -> None:
     """Draw how far the runs are, and which stages images go through; redraw the page at the end."""
-    runs = [store().run(run_id) for run_id in run_ids]
+    # a run may have been deleted since the page was drawn
+    runs = [run for run in store().runs() if run.run_id in run_ids]
     active = [run for run in runs if run.active]
     if not active:
         st.rerun()
@@ -178,16 +179,17 @@ def _draw_verdict(comparison: Comparison, runs: Sequence[Run]) -> None:
 
 
 def _answer(comparison: Comparison) -> str:
-    """Return what training gained, or that nothing was shown, with both accuracies."""
+    """Return what training gained, with both accuracies; else the comparison's own answer."""
     [pair] = comparison.pairs
     claim = pair.networks.claim
     gain, low, high = claim.gain, claim.low, claim.high
     if comparison.arms[pair.a].runs[0].config.strategy == BASELINE:
         gain, low, high = -gain, -high, -low
+    if not pair.networks.different or gain < 0:
+        return plain(comparison.verdict.lines[0])
     accuracy = {arm.runs[0].config.strategy: arm.accuracy.value for arm in comparison.arms}
     before, after = (percent(accuracy[name]) for name in _STRATEGIES)
-    interval = f"95 % CI {points(low)} to {points(high)}"
-    if not pair.networks.different:
-        return f"{before} → {after}: no gain shown from training the last block ({interval})"
-    verb = "gained" if gain > 0 else "lost"
-    return f"{before} → {after}: training the last block {verb} {points(abs(gain))} points ({interval})"
+    return (
+        f"{before} → {after}: training the last block gained {points(gain)} points "
+        f"(95 % CI {points(low)} to {points(high)})"
+    )

@@ -54,7 +54,7 @@ def run_title(run: Run) -> str:
     )
 
 
-def obeyed(config: RunConfig, name: str) -> Any:
+def value_in_effect(config: RunConfig, name: str) -> Any:
     """Return a setting's value; None where the run does not obey it."""
     return None if name in settings_without_effect(config) else getattr(config, name)
 
@@ -70,10 +70,10 @@ def _differences(runs: Sequence[Run]) -> dict[str, str]:
         differing = [
             name
             for name in (*names_in(TRAINING), "train_fraction")
-            if len({obeyed(run.config, name) for run in some}) > 1
+            if len({value_in_effect(run.config, name) for run in some}) > 1
         ]
         for run in some:
-            values = [(name, obeyed(run.config, name)) for name in differing]
+            values = [(name, value_in_effect(run.config, name)) for name in differing]
             texts = [_say(name, value) for name, value in values if value is not None]
             found[run.run_id] = " · ".join(texts)
     return found

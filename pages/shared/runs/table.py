@@ -21,7 +21,7 @@ from finetune_core.runs.store import Run, summary
 from finetune_core.training.strategies import run_kind
 from pages.shared.chrome import plain
 from pages.shared.runs.backend import STATUS_WORDS, status_words
-from pages.shared.runs.labels import data_in_short, obeyed, run_began
+from pages.shared.runs.labels import data_in_short, run_began, value_in_effect
 
 _SPLITS = ("test", "val")
 _SELECTED, _SEARCH = "selected_runs", "runs_search"
@@ -128,8 +128,8 @@ def _row(run: Run) -> dict[str, Any]:
         "Backbone": run.config.backbone,
         "Strategy": run_kind(run.config),
         "Learning rate": _rate_text(run),
-        "Image size": obeyed(run.config, "image_size"),
-        "Epochs": obeyed(run.config, "epochs"),
+        "Image size": value_in_effect(run.config, "image_size"),
+        "Epochs": value_in_effect(run.config, "epochs"),
         "Seed": run.config.seed,
         **{
             accuracy_name(split): 100 * accuracy.value
@@ -150,7 +150,7 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _rate_text(run: Run) -> str:
-    rate = obeyed(run.config, "learning_rate")
+    rate = value_in_effect(run.config, "learning_rate")
     return "" if rate is None else learning_rate_text(rate)
 
 
@@ -162,7 +162,7 @@ def shared_by_all(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _in_words(shared: Mapping[str, Any]) -> str:
-    """What all runs have in common: ``shapes · efficientnet_lite0 · seed 0``."""
+    """Return what all runs have in common: ``shapes · efficientnet_lite0 · seed 0``."""
     looks = {
         "Learning rate": "lr {}",
         "Image size": "{} px",
