@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.orderings.protocol import Adaptation, Corrupted, Ordering, Setup
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.decode import read_square
+from finetune_core.data.decode import Resize, read_square
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import DataError
 from finetune_core.evaluation.single_run.corruptions import CORRUPTIONS
@@ -139,7 +139,7 @@ def _write(ordering: Ordering, setup: Setup, dataset: Dataset, folder: Path) -> 
 
 def _write_images(folder: Path, rows: pd.DataFrame, root: Path, side: int, change: Change) -> None:
     for number, (name, label) in enumerate(zip(rows["id"], rows["class"], strict=True)):
-        image = change(Image.fromarray(read_square(root / name, side)), number)
+        image = change(Image.fromarray(read_square(root / name, Resize(side))), number)
         file = folder / label / f"{number:05d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         image.save(file)

@@ -72,6 +72,7 @@ EarlyStoppingMetric = Literal[
     "off", "val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"
 ]
 Interpolation = Literal["auto", "bilinear", "bicubic"]
+Fit = Literal["crop", "pad"]
 NearDuplicates = Literal["together", "apart"]
 
 
@@ -562,6 +563,15 @@ class RunConfig(BaseModel):
         choices={"auto": "From the network", "bilinear": "Bilinear", "bicubic": "Bicubic"},
         in_script="repeated",
     )
+    fit: Fit = setting(
+        "crop",
+        label="Image fit",
+        section=DATA,
+        help="How an image becomes a square. 'crop' keeps the centre; 'pad' keeps the whole image "
+        "and fills its shorter side with gray, for long images.",
+        choices={"crop": "Centre crop", "pad": "Pad to square"},
+        in_script="repeated",
+    )
     val_fraction: float = setting(
         0.15,
         label="Validation fraction",
@@ -809,7 +819,9 @@ class RunConfig(BaseModel):
     @property
     def input_settings(self) -> dict[str, Any]:
         """What decides how an image becomes the network's input."""
-        return self.model_dump(include={"image_size", "mean", "std", "crop_pct", "interpolation"})
+        return self.model_dump(
+            include={"image_size", "mean", "std", "crop_pct", "interpolation", "fit"}
+        )
 
     @property
     def split_settings(self) -> dict[str, Any]:

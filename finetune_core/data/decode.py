@@ -58,6 +58,24 @@ class ImageHeader:
 
 BILINEAR, BICUBIC = "bilinear", "bicubic"
 INTERPOLATIONS = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}
+CROP, PAD = "crop", "pad"
+PADDING = (124, 116, 104)  # ImageNet's mean colour: 0 to a network with its normalisation
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How an image becomes a square of pixels.
+
+    Attributes:
+        side: of the square, in pixels.
+        interpolation: one of ``INTERPOLATIONS``.
+        fit: ``crop`` resizes the shorter side to ``side`` and cuts the centre out; ``pad`` resizes
+            the longer side and fills the rest with ``PADDING``.
+    """
+
+    side: int
+    interpolation: str = BILINEAR
+    fit: str = CROP
 
 
 def read_header(source: Path | bytes) -> ImageHeader:
@@ -103,18 +121,21 @@ def read_with_header(
         return header, error
 
 
-def read_square(source: Path | bytes, side: int, interpolation: str = BILINEAR) -> np.ndarray:
-    """An image as uint8 ``[side, side, 3]``: shorter side resized to ``side`` pixels, centre cropped (torchvision's
-    evaluation transform up to its last crop).
+def read_square(source: Path | bytes, resize: Resize) -> np.ndarray:
+    """Read an image as uint8 ``[side, side, 3]``.
 
-    Args:
-        interpolation: one of ``INTERPOLATIONS``.
+    With ``fit="crop"`` this is torchvision's evaluation transform up to its last crop.
 
     Raises:
         ImageError: when it cannot be decoded.
     """
+    side, how = resize.side, INTERPOLATIONS[resize.interpolation]
     image = read_image(source, side)
-    return np.asarray(ImageOps.fit(image, (side, side), INTERPOLATIONS[interpolation]))
+    if resize.fit == CROP:
+        return np.asarray(ImageOps.fit(image, (side, side), how))
+    scale = side / max(image.size)
+    size = [max(1, round(length * scale)) for length in image.size]
+    return np.asarray(_centred(image.resize(size, how), side, PADDING))
 
 
 def read_scaled(source: Path | bytes, longer_side: int) -> Image.Image:
@@ -139,12 +160,15 @@ def thumbnail(source: Path | bytes, side: int) -> bytes:
     Raises:
         ImageError: when it cannot be decoded.
     """
-    image = read_scaled(source, side)
-    square = Image.new("RGB", (side, side), _BARS)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     buffer = io.BytesIO()
-    square.save(buffer, "JPEG", quality=85)
+    _centred(read_scaled(source, side), side, _BARS).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
+
+
+def _centred(image: Image.Image, side: int, color: tuple[int, int, int]) -> Image.Image:
+    square = Image.new("RGB", (side, side), color)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
 
 def _header(image: Image.Image) -> ImageHeader:

@@ -69,7 +69,8 @@ KINDS: dict[str, Kind] = {
     ),
     "extreme_aspect": Kind(
         "Extreme aspect ratio",
-        "The network sees the centre crop only: less than a third of the image.",
+        "The network sees the centre crop only, less than a third of the image, unless images are "
+        "padded to squares.",
         "exclude",
     ),
     "tiny": Kind("Very small images", "Upscaled to the input size, they are blurred.", "exclude"),

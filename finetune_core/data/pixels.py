@@ -8,7 +8,7 @@ import numpy as np
 import PIL
 import torch
 
-from finetune_core.data.decode import BILINEAR, read_square
+from finetune_core.data.decode import BILINEAR, CROP, Resize, read_square
 from finetune_core.data.rowcache import CACHE, Lookup
 from finetune_core.data.threads import applied, in_threads
 from finetune_core.errors import ImageError
@@ -24,21 +24,19 @@ class Pixels:
 
     Attributes:
         paths: one file per index.
-        side: of the square, pixels.
+        resize: how they became squares.
         kept: the squares that were wanted; None where they fit nowhere: then every read decodes again.
         failed: index -> why it could not be read.
         decoded: how many images were read for this, successfully or not.
         lost: index -> why it can no longer be read; grows while ``readable`` is used.
-        interpolation: how they were resized.
     """
 
     paths: Sequence[Path]
-    side: int
+    resize: Resize
     kept: Lookup | None
     failed: dict[int, str]
     decoded: int
     lost: dict[int, str] = field(default_factory=dict)
-    interpolation: str = BILINEAR
 
     def readable(self, indices: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
         """Those of the indices that can still be read, and their squares as in ``batch``; the others go to ``lost``."""
@@ -47,7 +45,7 @@ class Pixels:
             return indices, held.permute(0, 3, 1, 2)
         found = []
         for index, square in in_threads(
-            lambda index: _square(self.paths[index], self.side, self.interpolation), indices
+            lambda index: _square(self.paths[index], self.resize), indices
         ):
             if isinstance(square, str):
                 self.lost[int(index)] = square
@@ -64,15 +62,14 @@ class Pixels:
         """
         squares = self._held(indices)
         if squares is None:
-            read = in_threads(
-                lambda index: read_square(self.paths[index], self.side, self.interpolation), indices
-            )
+            read = in_threads(lambda index: read_square(self.paths[index], self.resize), indices)
             squares = self._stack([square for _, square in read])
         return squares.permute(0, 3, 1, 2)
 
     def _stack(self, squares: list[np.ndarray]) -> torch.Tensor:
         """Stack squares to uint8 ``[n, side, side, 3]``; ``n`` may be 0."""
-        stacked = np.stack(squares) if squares else np.empty((0, self.side, self.side, 3), np.uint8)
+        side = self.resize.side
+        stacked = np.stack(squares) if squares else np.empty((0, side, side, 3), np.uint8)
         return torch.from_numpy(stacked)
 
     def _held(self, indices: np.ndarray) -> torch.Tensor | None:
@@ -90,16 +87,14 @@ def decode_pixels(
     paths: Sequence[Path],
     keys: np.ndarray,
     wanted: np.ndarray,
-    side: int,
-    interpolation: str = BILINEAR,
+    resize: Resize,
 ) -> Work[Pixels]:
     """Decode those images that no run has decoded yet, in threads.
 
     Args:
         paths, keys: ``[n]``: the files, and a hash of the content of each.
         wanted: int ``[m]``: indices of the images that are needed.
-        side: of the square, pixels.
-        interpolation: how images are resized, one of ``INTERPOLATIONS``.
+        resize: how images become squares.
 
     Yields:
         Steps that count images.
@@ -107,38 +102,44 @@ def decode_pixels(
     Returns:
         The pixels; of the wanted images, those that could not be read are in ``failed``.
     """
-    way = "" if interpolation == BILINEAR else f"{interpolation}-"
-    name = f"pixels-{side}-{way}{PIL.__version__}"  # another version may decode or resize otherwise
+    # Another version of Pillow may decode or resize otherwise.
+    name = f"pixels-{resize.side}-{_unusual(resize)}{PIL.__version__}"
     CACHE.look_again(name)
     asked, wanted = wanted, wanted[CACHE.table(name).missing(keys[wanted])]
     failed: dict[int, str] = {}
     if len(wanted):
-        batches = _decoded(paths, wanted, side, interpolation, failed)
+        batches = _decoded(paths, wanted, resize, failed)
         where = yield from CACHE.fill(name, keys[wanted], batches)
         if where is None:
             failed.clear()
             for done, (index, square) in enumerate(
-                in_threads(lambda i: _square(paths[i], side, interpolation), wanted), start=1
+                in_threads(lambda i: _square(paths[i], resize), wanted), start=1
             ):
                 if isinstance(square, str):
                     failed[int(index)] = square
                 yield Step(done, len(wanted))
-            return Pixels(paths, side, None, failed, len(wanted), interpolation=interpolation)
+            return Pixels(paths, resize, None, failed, len(wanted))
     table = CACHE.table(name)
     # on a tight disk new rows have driven out older ones
     if table.missing(keys[np.setdiff1d(asked, list(failed))]).any():
-        return Pixels(paths, side, None, failed, len(wanted), interpolation=interpolation)
-    return Pixels(paths, side, table.lookup(keys), failed, len(wanted), interpolation=interpolation)
+        return Pixels(paths, resize, None, failed, len(wanted))
+    return Pixels(paths, resize, table.lookup(keys), failed, len(wanted))
+
+
+def _unusual(resize: Resize) -> str:
+    """Return what a table's name says of a way that is not the usual one."""
+    interpolation = "" if resize.interpolation == BILINEAR else f"{resize.interpolation}-"
+    return interpolation + ("" if resize.fit == CROP else f"{resize.fit}-")
 
 
 def _decoded(
-    paths: Sequence[Path], wanted: np.ndarray, side: int, interpolation: str, failed: dict[int, str]
+    paths: Sequence[Path], wanted: np.ndarray, resize: Resize, failed: dict[int, str]
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """(positions in ``wanted``, squares) in batches; what cannot be read goes to ``failed``."""
     positions: list[int] = []
     squares: list[np.ndarray] = []
     for position, (index, square) in enumerate(
-        applied(lambda i: _square(paths[i], side, interpolation), wanted)
+        applied(lambda i: _square(paths[i], resize), wanted)
     ):
         if isinstance(square, str):
             failed[int(index)] = square
@@ -150,8 +151,8 @@ def _decoded(
             positions, squares = [], []
 
 
-def _square(path: Path, side: int, interpolation: str) -> np.ndarray | str:
+def _square(path: Path, resize: Resize) -> np.ndarray | str:
     try:
-        return read_square(path, side, interpolation)
+        return read_square(path, resize)
     except ImageError as error:
         return str(error)

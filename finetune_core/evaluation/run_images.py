@@ -95,9 +95,7 @@ def run_images(run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()) ->
     wanted = np.sort(np.concatenate(list(rows.values())))
     keys = table["content"].to_numpy(np.uint64)
     info = input_info(config)
-    decoding = decode_pixels(
-        dataset.paths(table), keys, wanted, info.stored_side(config.image_size), info.interpolation
-    )
+    decoding = decode_pixels(dataset.paths(table), keys, wanted, info.resize(config.image_size))
     pixels = yield from in_phase("decode", decoding)
     rows = {split: np.setdiff1d(found, list(pixels.failed)) for split, found in rows.items()}
     for split, found in rows.items():

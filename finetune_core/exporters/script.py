@@ -14,6 +14,7 @@ from torch import nn
 
 from finetune_core.config import RunConfig, all_settings
 from finetune_core.data.dataset import Dataset, load_dataset
+from finetune_core.data.decode import PAD, PADDING
 from finetune_core.data.splits import TEST, TRAIN
 from finetune_core.errors import ExportError
 from finetune_core.exporters.source import Source
@@ -222,6 +223,7 @@ def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
         "JPEG": bool((used["format"] == "JPEG").any()),
         "ALPHA": not set(used["format"]) <= _NO_ALPHA,
         "WIDE": bool((used["mode"].str.startswith("I;16") | used["mode"].isin(_WIDE_MODES)).any()),
+        "PADDED": config.fit == PAD,
         "AUGMENTED": config.augmentation != "none",
         "CROPS": config.augmentation == "random_resized_crop",
         "LAST_IS_ONE": training > config.batch_size > 1 and training % config.batch_size == 1,
@@ -293,6 +295,8 @@ def _constants(source: Source, facts: set[str]) -> list[str]:
         "STORED_SIDE": network.info.stored_side(config.image_size),
     }
     found["INTERPOLATION"] = network.info.interpolation.upper()
+    if "PADDED" in facts:
+        found["PADDING"] = PADDING
     found |= {"MEAN": list(network.info.mean), "STD": list(network.info.std)}
     found |= {
         "EPOCHS": config.epochs,

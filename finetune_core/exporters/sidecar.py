@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from finetune_core.data.decode import CROP, PAD, PADDING
 from finetune_core.errors import ExportError
 from finetune_core.exporters.source import Source, shared_settings
 from finetune_core.files import problem_with, read_regular, write_bytes
@@ -15,6 +16,11 @@ from finetune_core.models.network import Network
 SIDECAR = "model.json"
 _KIND, _VERSION = "thaw-export", 1
 _LARGEST = 2**24  # bytes
+_RESIZED = {
+    CROP: "the centre square, resized to resize_to pixels: Pillow's ImageOps.fit, by interpolation",
+    PAD: "the longer side resized to resize_to pixels by interpolation, centred on a square of the "
+    "colour padding",
+}
 
 
 def describe_network(source: Source) -> dict[str, Any]:
@@ -63,8 +69,10 @@ def preprocessing(info: BackboneInfo, image_size: int) -> dict[str, Any]:
         "decode": "upright by EXIF, 8-bit RGB, transparency on white; 16-bit gray by its top 8 bits; the first frame of an animation",
         "jpeg_draft": "a JPEG may be decoded at a smaller scale that is at least resize_to: Pillow's draft('RGB', (resize_to, resize_to))",
         "resize_to": info.stored_side(image_size),
-        "resize": "the centre square, resized to resize_to pixels: Pillow's ImageOps.fit, by interpolation",
+        "resize": _RESIZED[info.fit],
         "interpolation": info.interpolation,
+        "fit": info.fit,
+        "padding": list(PADDING),
         "centre_crop_to": image_size,
         "scale": "divided by 255",
         "mean": list(info.mean),

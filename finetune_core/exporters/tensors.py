@@ -61,6 +61,7 @@ class _Preprocessing(TypedDict):
     centre_crop_to: Annotated[int, Field(ge=32, le=1024)]
     resize_to: Annotated[int, Field(ge=32, le=4096)]
     interpolation: NotRequired[Literal["bilinear", "bicubic"]]
+    fit: NotRequired[Literal["crop", "pad"]]
     mean: _Colours
     std: _Colours
 
@@ -172,6 +173,7 @@ def _prepared(info: BackboneInfo, steps: _Preprocessing) -> BackboneInfo:
         std=tuple(steps["std"]),
         crop=size / side,
         interpolation=interpolation,
+        fit=steps.get("fit", info.fit),
     )
 
 

@@ -74,9 +74,7 @@ def _features(dataset: Dataset, backbone: str, image_size: int, device: Device) 
     wanted = np.unique(keys, return_index=True)[1]
     needed = wanted[CACHE.table(name).missing(keys[wanted])]
     paths = dataset.paths(dataset.table)
-    decoding = decode_pixels(
-        paths, keys, needed, network.info.stored_side(image_size), network.info.interpolation
-    )
+    decoding = decode_pixels(paths, keys, needed, network.info.resize(image_size))
     pixels = yield from in_phase("decode", decoding)
     needed = np.setdiff1d(needed, list(pixels.failed))
     with Compiler(device, len(needed), forward_batch(device)) as compiler:

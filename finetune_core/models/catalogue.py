@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from finetune_core.config import RunConfig
-from finetune_core.data.decode import BILINEAR
+from finetune_core.data.decode import BILINEAR, CROP, PAD, Resize
 from finetune_core.data.pixels import USUAL_CROP, stored_side
 from finetune_core.errors import ConfigError
 from finetune_core.models import hub, timm_networks
@@ -67,6 +67,7 @@ class BackboneInfo:
         image_size: side of the square that it was pretrained on, pixels.
         crop: share of the resized square that is the network's input.
         interpolation: how images are resized, one of ``INTERPOLATIONS``.
+        fit: how they become squares: ``crop`` or ``pad``.
         licence: of its weights, as the source states it: a short name or an address; None where it states none.
         page: where the weights are described, and their licence is accepted.
         repository: on the Hugging Face Hub, with "@revision" where one is named.
@@ -87,10 +88,15 @@ class BackboneInfo:
     package: str | None = None
     crop: float = USUAL_CROP
     interpolation: str = BILINEAR
+    fit: str = CROP
 
     def stored_side(self, image_size: int) -> int:
         """Side of the square that images are resized to for a network input of ``image_size``, pixels."""
         return stored_side(image_size, self.crop)
+
+    def resize(self, image_size: int) -> Resize:
+        """Return how images become squares for a network input of ``image_size`` pixels."""
+        return Resize(self.stored_side(image_size), self.interpolation, self.fit)
 
     @property
     def ready(self) -> bool:
@@ -219,6 +225,8 @@ def listed(name: str) -> BackboneInfo:
 def input_info(config: RunConfig) -> BackboneInfo:
     """A config's backbone, images prepared for it as the config says.
 
+    Padded images are not cropped unless the config says so: the network sees all of them.
+
     Raises:
         ConfigError, WeightsError: as ``backbone_info``.
     """
@@ -227,7 +235,8 @@ def input_info(config: RunConfig) -> BackboneInfo:
         info,
         mean=config.mean or info.mean,
         std=config.std or info.std,
-        crop=config.crop_pct or info.crop,
+        crop=config.crop_pct or (1.0 if config.fit == PAD else info.crop),
+        fit=config.fit,
         interpolation=info.interpolation
         if config.interpolation == "auto"
         else config.interpolation,

@@ -325,6 +325,7 @@ def _framing(parent: Parent) -> dict[str, int | str]:
         "image size": config.image_size,
         "centre crop": info.stored_side(config.image_size),
         "interpolation": info.interpolation,
+        "image fit": info.fit,
     }
 
 

@@ -536,8 +536,7 @@ def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
 
 
 def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, Pixels]:
-    info = prepared.network.info
-    side = info.stored_side(prepared.config.image_size)
+    resize = prepared.network.info.resize(prepared.config.image_size)
     ranks = prepared.ranks
 
     def decoded(rows: np.ndarray) -> Generator[Event, None, Pixels]:
@@ -545,8 +544,7 @@ def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, 
             prepared.dataset.paths(prepared.dataset.table),
             prepared.content,
             rows,
-            side,
-            info.interpolation,
+            resize,
         )
         return (yield from reported("decode", work))
 

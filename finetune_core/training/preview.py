@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from finetune_core.config import Augmentation
-from finetune_core.data.decode import read_scaled, read_square
+from finetune_core.data.decode import PAD, read_scaled, read_square
 from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.training.batches import augmented, evaluated, normalised, sample_keys
 
@@ -40,7 +40,7 @@ def network_input(image: Path | bytes, info: BackboneInfo, image_size: int) -> N
     Raises:
         ImageError: when it cannot be read.
     """
-    decoded = read_square(image, info.stored_side(image_size), info.interpolation)
+    decoded = read_square(image, info.resize(image_size))
     square = torch.from_numpy(decoded.copy()).permute(2, 0, 1)[None]
     tensor = normalised(evaluated(square, image_size), info.mean, info.std)[0]
     mean, std = torch.tensor(info.mean)[:, None, None], torch.tensor(info.std)[:, None, None]
@@ -51,15 +51,19 @@ def network_input(image: Path | bytes, info: BackboneInfo, image_size: int) -> N
 def draw_crop(
     image: Path | bytes, info: BackboneInfo, image_size: int, longer_side: int
 ) -> Image.Image:
-    """Draw the whole image with a frame around the centre crop that the network sees.
+    """Draw the whole image with a frame around the part of it that the network sees.
 
     Raises:
         ImageError: when it cannot be read.
     """
     picture = read_scaled(image, longer_side)
-    side = min(picture.size) * image_size / info.stored_side(image_size)
-    left, top = ((length - side) / 2 for length in picture.size)
-    frame = (round(left), round(top), round(left + side) - 1, round(top + side) - 1)
+    whole = max(picture.size) if info.fit == PAD else min(picture.size)
+    side = whole * image_size / info.stored_side(image_size)
+    left, top = (max(0.0, (length - side) / 2) for length in picture.size)
+    right, bottom = (
+        round(length - edge) - 1 for length, edge in zip(picture.size, (left, top), strict=True)
+    )
+    frame = (round(left), round(top), right, bottom)
     draw = ImageDraw.Draw(picture)
     # Dark below light: one of them is seen on any picture.
     draw.rectangle(frame, outline="black", width=4)
@@ -84,7 +88,7 @@ def augmented_versions(
     Raises:
         ImageError: when it cannot be read.
     """
-    decoded = read_square(image, info.stored_side(image_size), info.interpolation)
+    decoded = read_square(image, info.resize(image_size))
     square = torch.from_numpy(decoded.copy()).permute(2, 0, 1)[None]
     keys = sample_keys([sample])
     versions = [

@@ -145,9 +145,7 @@ def _decoded(
     rows = rows.sample(min(MOST_IMAGES, len(rows)), random_state=0)
     info, size = job.network.info, job.config.image_size
     paths, keys = ImagePaths(seen.listing.root, rows["id"]), rows["content"].to_numpy(np.uint64)
-    decoding = decode_pixels(
-        paths, keys, np.arange(len(rows)), info.stored_side(size), info.interpolation
-    )
+    decoding = decode_pixels(paths, keys, np.arange(len(rows)), info.resize(size))
     pixels = yield from reported("decode", decoding)
     readable = np.setdiff1d(np.arange(len(rows)), list(pixels.failed))
     if not len(readable):

@@ -11,7 +11,7 @@ import torch
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.decode import read_square
+from finetune_core.data.decode import Resize, read_square
 from finetune_core.data.pixels import stored_side
 from finetune_core.data.splits import TRAIN
 from finetune_core.data.threads import in_threads
@@ -209,7 +209,7 @@ def _time_decoding(dataset: Dataset, image_size: int) -> float:
 
     def read(path: Path) -> None:
         try:
-            read_square(path, stored_side(image_size))
+            read_square(path, Resize(stored_side(image_size)))
         except ImageError:  # the data set's page names it
             return
 

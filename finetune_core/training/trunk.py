@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from finetune_core.config import RunConfig
-from finetune_core.data.decode import BILINEAR
+from finetune_core.data.decode import BILINEAR, CROP
 from finetune_core.data.pixels import USUAL_CROP
 from finetune_core.data.rowcache import CACHE, Lookup, Where
 from finetune_core.models.catalogue import BackboneInfo
@@ -129,12 +129,14 @@ class TrunkTables:
 
 
 def _way(info: BackboneInfo) -> tuple[float | str, ...]:
-    """How images are cut and resized, where it is not the usual way: what was cached before it could be another is still good."""
-    return (
-        ()
-        if (info.crop, info.interpolation) == (USUAL_CROP, BILINEAR)
-        else (info.crop, info.interpolation)
-    )
+    """Return how images are cut and resized, where it is not the usual way.
+
+    What was cached before it could be another is still good.
+    """
+    if info.fit != CROP:
+        return info.crop, info.interpolation, info.fit
+    usual = (info.crop, info.interpolation) == (USUAL_CROP, BILINEAR)
+    return () if usual else (info.crop, info.interpolation)
 
 
 def split_network(network: Network) -> Segments:

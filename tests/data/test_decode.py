@@ -10,6 +10,7 @@ from PIL.GifImagePlugin import GifImageFile
 from finetune_core.data import decode
 from finetune_core.data.decode import (
     ImageHeader,
+    Resize,
     read_header,
     read_image,
     read_square,
@@ -264,7 +265,12 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, kind):
 
 @pytest.mark.parametrize(
     "reader",
-    [read_header, read_image, lambda file: read_square(file, 8), lambda file: thumbnail(file, 8)],
+    [
+        read_header,
+        read_image,
+        lambda file: read_square(file, Resize(8)),
+        lambda file: thumbnail(file, 8),
+    ],
 )
 @pytest.mark.parametrize(
     "content", [b"", b"this is no picture\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
@@ -343,15 +349,18 @@ def test_a_jpeg_read_small_is_at_least_as_large_as_asked():
 def test_a_square_is_the_centre_of_the_image():
     pixels = np.zeros((10, 30, 3), np.uint8)
     pixels[:, 10:20] = 255
-    square = read_square(encoded(Image.fromarray(pixels)), 10)
+    square = read_square(encoded(Image.fromarray(pixels)), Resize(10))
     assert square.shape == (10, 10, 3)
     assert square.dtype == np.uint8
     np.testing.assert_array_equal(square, 255)
 
 
+@pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 9)])
-def test_a_square_of_any_image(size):
-    assert read_square(encoded(Image.new("RGB", size, "red")), 16).shape == (16, 16, 3)
+def test_a_square_of_any_image(size, fit):
+    square = read_square(encoded(Image.new("RGB", size, "red")), Resize(16, fit=fit))
+    assert square.shape == (16, 16, 3)
+    assert (square == (255, 0, 0)).all(axis=2).any()
 
 
 @pytest.mark.parametrize("size", [(200, 100), (8, 4), (38, 311), (1, 500), (64, 64)])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_core.data.decode import read_square
+from finetune_core.data.decode import Resize, read_square
 from finetune_core.data.image_stats import look_at
 from finetune_core.data.pixels import decode_pixels, stored_side
 from finetune_core.data.rowcache import CACHE
@@ -35,11 +35,11 @@ def paths(tmp_path):
     return sorted(tmp_path.glob("*/*.png"))
 
 
-def decoded(paths, side=16, wanted=None):
+def decoded(paths, side=16, wanted=None, fit="crop"):
     """(progress, pixels): the one place that knows how decode_pixels is called."""
     wanted = np.arange(len(paths)) if wanted is None else np.array(wanted)
     keys = np.array([look_at(path).content for path in paths], dtype=np.uint64)
-    return drained(decode_pixels(paths, keys, wanted, side))
+    return drained(decode_pixels(paths, keys, wanted, Resize(side, fit=fit)))
 
 
 def test_batch_holds_the_images_asked_for(paths, place):
@@ -52,7 +52,9 @@ def test_batch_holds_the_images_asked_for(paths, place):
     assert batch.dtype == torch.uint8
     assert batch.is_contiguous(memory_format=torch.channels_last)
     for image, index in zip(batch, (3, 0, 4), strict=True):
-        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), read_square(paths[index], 16))
+        np.testing.assert_array_equal(
+            image.permute(1, 2, 0).numpy(), read_square(paths[index], Resize(16))
+        )
     batch.zero_()  # changes nothing that is kept
     assert pixels.batch(np.array([3, 0, 4])).any()
 
@@ -73,7 +75,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_there(paths, p
     assert list(pixels.failed) == [2]
     assert paths[2].name in pixels.failed[2]
     got = pixels.batch(np.array([3]))[0].permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(got, read_square(paths[3], 16))
+    np.testing.assert_array_equal(got, read_square(paths[3], Resize(16)))
 
 
 def test_a_file_that_is_gone_later_is_an_image_error_where_nothing_is_kept(paths, monkeypatch):
@@ -94,6 +96,8 @@ def test_images_decoded_before_are_not_decoded_again_and_changed_ones_are(paths)
     assert torch.equal(pixels.batch(np.array([0])), pixels.batch(np.array([4])))
     _, pixels = decoded(paths, 24)  # another side is another image
     assert pixels.batch(np.array([0])).shape == (1, 3, 24, 24)
+    steps, _ = decoded(paths, fit="pad")  # and so is a padded one
+    assert steps[-1] == Step(5, 5)
 
 
 def test_the_stored_side_leaves_room_for_the_centre_crop():
@@ -111,5 +115,5 @@ def test_images_that_new_ones_drive_out_of_a_tight_disk_are_decoded_again(tmp_pa
     for index in range(6):
         batch = pixels.batch(np.array([index]))
         np.testing.assert_array_equal(
-            batch[0].permute(1, 2, 0).numpy(), read_square(paths[index], 16)
+            batch[0].permute(1, 2, 0).numpy(), read_square(paths[index], Resize(16))
         )

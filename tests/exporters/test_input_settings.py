@@ -2,16 +2,19 @@
 
 import json
 import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from finetune_core.errors import ExportError
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.exporters.formats import export_run
 from finetune_core.exporters.tensors import load_export
-from tests.exporters.conftest import colours, train_shared
+from tests.exporters.conftest import SGD, colours, train_shared
 from tests.exporters.test_script import TORCHVISION
+from tests.factories import tiny_config, trained_run
 
 INPUT = {"mean": (0.1, 0.2, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic"}
 
@@ -50,6 +53,36 @@ def test_weights_come_back_with_them_in_thaw_and_in_the_program_beside_them(othe
 @pytest.mark.train
 def test_the_script_repeats_the_run_with_them(other_input, repeat):
     repeat(other_input)
+
+
+@pytest.fixture
+def padded(tmp_path):
+    data = tmp_path / "long"
+    for name, shade in {"dark": 40, "bright": 200}.items():
+        (data / name).mkdir(parents=True)
+        for number in range(12):
+            ramp = np.linspace(0, shade + number, 60).astype(np.uint8)
+            image = np.repeat(ramp[None, :, None], 25, axis=0).repeat(3, axis=2)
+            Image.fromarray(image).save(data / name / f"{number:03}.png")
+    return trained_run(tiny_config(data, **SGD | TORCHVISION, strategy="full", fit="pad"))
+
+
+@pytest.mark.train
+def test_padded_images_are_padded_in_exports_too(padded, repeat, tmp_path):
+    images = sorted((Path(padded.config.data) / "dark").iterdir())[:3]
+    folder = export_run(padded, "safetensors", tmp_path / "export").folder
+    described = json.loads((folder / "model.json").read_text())
+    expected = load_predictor(padded).probabilities(images)
+    np.testing.assert_allclose(load_export(folder).probabilities(images), expected, atol=1e-6)
+    program = runpy.run_path(str(folder / "predict.py"))
+    pixels = np.stack(
+        [program["preprocess"](image, described["preprocessing"]) for image in images]
+    )
+    answers = np.exp(program["load"](described)(pixels))
+    np.testing.assert_allclose(answers / answers.sum(1, keepdims=True), expected, atol=1e-5)
+    card = (export_run(padded, "card", tmp_path / "card").folder / "README.md").read_text()
+    assert "the longer side resized to resize_to pixels" in card
+    repeat(padded, padded.config.data)
 
 
 def test_the_card_states_them(other_input, tmp_path):

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from finetune_core.commands.train import asked_for
 from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
-from finetune_core.data.decode import read_square
+from finetune_core.data.decode import PADDING, Resize, read_square
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.run_images import run_images
 from finetune_core.models.catalogue import backbone_info, input_info
@@ -46,7 +47,7 @@ def test_they_are_the_networks_own_until_they_are_set():
 
 
 def by_hand(file):
-    square = read_square(file, 64, "bicubic")[16:48, 16:48].astype(np.float32) / 255
+    square = read_square(file, Resize(64, "bicubic"))[16:48, 16:48].astype(np.float32) / 255
     return ((square - np.float32(OTHER["mean"])) / np.float32(OTHER["std"])).transpose(2, 0, 1)
 
 
@@ -61,11 +62,54 @@ def test_a_run_trains_evaluates_and_predicts_on_images_prepared_so(cache):
     fed = torch.from_numpy(np.stack([by_hand(file) for file in files]))
     shown = torch.stack([network_input(file, predictor.network.info, 32).tensor for file in files])
     torch.testing.assert_close(shown, fed, atol=1e-5, rtol=1e-5)
-    assert (images.pixels.side, images.pixels.interpolation) == (64, "bicubic")
+    assert images.pixels.resize == Resize(64, "bicubic")
     logits = predictor.network.model(fed).detach()
     np.testing.assert_allclose(predictor.probabilities(files), logits.softmax(1), atol=1e-5)
     stored = load_predictions(run.run_dir).set_index("id")["logits"]
     np.testing.assert_allclose(np.stack(stored[ids].tolist()), logits, atol=1e-4)
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """A folder of images twice as wide as high, whose class is seen at their left edge only."""
+    for name, color in {"red": (200, 0, 0), "green": (0, 200, 0)}.items():
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            pixels = np.full((20, 40, 3), 10 * number, np.uint8)
+            pixels[:, :8] = color
+            Image.fromarray(pixels).save(tmp_path / name / f"{number:03}.png")
+    return tmp_path
+
+
+def test_a_padded_image_is_whole_and_centred(wide):
+    square = read_square(wide / "red" / "003.png", Resize(20, fit="pad"))
+    assert (square[:5] == PADDING).all()
+    assert (square[15:] == PADDING).all()
+    assert (square[5:15, 0] == (200, 0, 0)).all()
+    assert (square[5:15, -1] == 30).all()
+
+
+def test_padded_images_are_not_cropped_unless_that_is_set():
+    assert input_info(lite(fit="pad")).resize(48) == Resize(48, fit="pad")
+    assert input_info(lite(fit="pad", crop_pct=0.5)).stored_side(48) == 96
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_a_run_on_padded_images_sees_what_a_crop_hides(wide, cache):
+    settings = {"data": str(wide), "strategy": "linear_probe", "cache": cache}
+    cropped = input_info(lite())
+    seen = network_input(wide / "red" / "003.png", cropped, 32).image
+    assert np.ptp(seen) == 0, "the crop shows none of the class"
+    run = trained_run(**settings, fit="pad")
+    found = load_predictions(run.run_dir)
+    assert (np.stack(found["logits"].tolist()).argmax(1) == found["label"]).all()
+    predictor = load_predictor(run)
+    file = wide / "green" / "001.png"
+    shown = network_input(file, predictor.network.info, 32)
+    np.testing.assert_array_equal(shown.image, read_square(file, Resize(32, fit="pad")))
+    logits = predictor.network.model(shown.tensor[None]).detach()
+    np.testing.assert_allclose(predictor.probabilities([file]), logits.softmax(1), atol=1e-5)
 
 
 @pytest.mark.train
@@ -81,7 +125,8 @@ def test_only_what_is_changed_changes_the_cache():
         mean=own.mean, std=own.std, crop_pct=own.crop, interpolation=own.interpolation
     )
     others = [name(**{field: value}) for field, value in OTHER.items()]
-    assert len({name(), *others}) == 5
+    padded = [name(fit="pad"), name(fit="pad", crop_pct=own.crop)]
+    assert len({name(), *others, *padded}) == 7
 
 
 def test_the_name_of_an_unchanged_trunk_is_that_of_earlier_versions():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from finetune_core.data.decode import Resize
 from finetune_core.data.pixels import Pixels
 from finetune_core.data.rowcache import CACHE, RowCache
 from finetune_core.models.catalogue import backbone_info
@@ -70,7 +71,7 @@ def squares():
 
 def images(lookup, device, config):
     return TrainingImages(
-        Pixels([], SIDE, lookup, {}, 0), device, config, backbone_info("resnet18"), KEYS
+        Pixels([], Resize(SIDE), lookup, {}, 0), device, config, backbone_info("resnet18"), KEYS
     )
 
 
@@ -162,7 +163,7 @@ def test_what_does_not_fit_travels_as_bytes_to_be_finished_there(lookup):
 
 def test_images_that_are_analyzed_travel_as_bytes_too_and_are_the_same_everywhere(lookup):
     pixels, info, rows = (
-        Pixels([], SIDE, lookup, {}, 0),
+        Pixels([], Resize(SIDE), lookup, {}, 0),
         backbone_info("resnet18"),
         np.array([3, 17, 4]),
     )

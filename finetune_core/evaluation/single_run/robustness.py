@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finetune_core.data.decode import read_square
+from finetune_core.data.decode import Resize, read_square
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import ImageError, RunError
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
@@ -74,12 +74,11 @@ def _sample(
     """Ids, uint8 ``[n, side, side, 3]`` and labels of some images of the split; those that are gone or damaged are passed over."""
     rows = evaluation(run, split).predictions.sort_values("id")
     chosen = rows.sample(min(MOST_IMAGES, len(rows)), random_state=seed)
-    info = predictor.network.info
-    side = info.stored_side(predictor.image_size)
+    resize = predictor.network.info.resize(predictor.image_size)
     ids, squares, labels = [], [], []
     with closing(
         in_threads(
-            lambda row: _square(run_image(run, row[0], roots), side, info.interpolation),
+            lambda row: _square(run_image(run, row[0], roots), resize),
             list(zip(chosen["id"], chosen["label"], strict=True)),
         )
     ) as read:
@@ -93,9 +92,9 @@ def _sample(
     return ids, np.stack(squares), np.array(labels)
 
 
-def _square(path: Path, side: int, interpolation: str) -> np.ndarray | None:
+def _square(path: Path, resize: Resize) -> np.ndarray | None:
     try:
-        return read_square(path, side, interpolation)
+        return read_square(path, resize)
     except ImageError:
         return None
 

@@ -108,9 +108,7 @@ def _predicted(
     predictor = load_predictor(run, device)
     info = predictor.network.info
     keys = other.table["content"].to_numpy(np.uint64)
-    decoding = decode_pixels(
-        other.paths, keys, rows, info.stored_side(predictor.image_size), info.interpolation
-    )
+    decoding = decode_pixels(other.paths, keys, rows, info.resize(predictor.image_size))
     pixels: Pixels = yield from in_phase("decode", decoding)
     rows = np.setdiff1d(rows, list(pixels.failed))
     if not len(rows):

@@ -24,9 +24,15 @@ def preprocess(path, steps):
         image.draft("RGB", (side, side))
         image.load()
         image = to_rgb(ImageOps.exif_transpose(image))
-    square = np.asarray(
-        ImageOps.fit(image, (side, side), Image.Resampling[steps["interpolation"].upper()])
-    )
+    how = Image.Resampling[steps["interpolation"].upper()]
+    if steps["fit"] == "crop":
+        square = ImageOps.fit(image, (side, side), how)
+    else:
+        scale = side / max(image.size)
+        image = image.resize([max(1, round(length * scale)) for length in image.size], how)
+        square = Image.new("RGB", (side, side), tuple(steps["padding"]))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    square = np.asarray(square)
     edge = round((side - size) / 2)
     pixels = square[edge : edge + size, edge : edge + size].astype(np.float32) / 255
     pixels = (pixels - np.float32(steps["mean"])) / np.float32(steps["std"])

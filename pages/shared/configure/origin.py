@@ -1,5 +1,8 @@
 """Which data set the form was filled in for: changed settings do not silently follow to another."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
 from finetune_core.config import all_settings
@@ -44,6 +47,13 @@ def say_whose_settings(data: str | None) -> None:
             on_click=_keep,
             args=(data,),
         )
+
+
+def set_for(data: str, values: Mapping[str, Any]) -> None:
+    """Set some of the form's fields for a data set (a callback)."""
+    if not settings.changed_names():
+        _keep(data)
+    settings.set_fields(values)
 
 
 def _keep(data: str) -> None:

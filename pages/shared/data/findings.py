@@ -7,11 +7,14 @@ import streamlit as st
 
 from finetune_core.config import Edit
 from finetune_core.data.dataset import Dataset
+from finetune_core.data.decode import PAD
 from finetune_core.data.findings import KINDS, Action, Finding, Severity
 from finetune_core.formatting import number, things
 from pages.shared.chrome import Color, plain
+from pages.shared.configure import settings
+from pages.shared.configure.origin import set_for
 from pages.shared.data.changes import change_undoably
-from pages.shared.data.chosen import key_for_data
+from pages.shared.data.chosen import chosen_data, key_for_data
 from pages.shared.images import Picture, chooser, picture_gallery
 
 _LOOKS: dict[Severity, tuple[Color, str]] = {
@@ -258,7 +261,24 @@ def _answers(finding: Finding, chosen: set[str]) -> None:
             st.button(plain(words), key=key, on_click=_act, args=(finding, paths))
         elif action:
             st.caption(f"Select the images to {_VERBS[action].lower()}.", width="content")
+        if finding.kind == "extreme_aspect":
+            _padding_button()
         _dismiss_button(finding)
+
+
+def _padding_button() -> None:
+    if settings.as_set().fit == PAD:
+        st.markdown(":green[:material/check:] Images are padded to squares.", width="content")
+        return
+    st.button(
+        "Pad to square",
+        key="pad-to-square",
+        icon=":material/fit_screen:",
+        on_click=set_for,
+        args=(chosen_data(), {"fit": PAD}),
+        help="Sets *Image fit* on Configure: all images of this data set are kept whole, and the "
+        "shorter side is filled with gray.",
+    )
 
 
 def _dismiss_button(finding: Finding) -> None:

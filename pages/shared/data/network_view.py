@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import streamlit as st
 
 from finetune_core.data.dataset import Dataset
+from finetune_core.data.decode import CROP, PAD
 from finetune_core.errors import FinetuneError
 from finetune_core.models.catalogue import BackboneInfo, input_info
 from finetune_core.training.preview import augmented_versions, network_input
@@ -16,6 +17,10 @@ from pages.shared.images import picture_bytes
 
 _VERSIONS = 5
 _SIDE = 280  # pixels of a picture on the screen
+_FITTED = {
+    CROP: "Shorter side resized ({}), centre crop",
+    PAD: "Longer side resized ({}), padded to a square",
+}
 
 
 def fed_to_network(dataset: Dataset) -> None:
@@ -54,7 +59,7 @@ def fed_to_network(dataset: Dataset) -> None:
             alt=f"{chosen}, network input",
         )
         st.markdown(
-            f"Shorter side resized ({info.interpolation}), centre crop: **{size} × {size} pixels, 3 channels**. Then each channel is shifted "
+            f"{_FITTED[info.fit].format(info.interpolation)}: **{size} × {size} pixels, 3 channels**. Then each channel is shifted "
             f"by its mean ({_listed(info.mean)}) and divided by its standard deviation ({_listed(info.std)}); the numbers here go from "
             f"**{fed.low:.2f}** to **{fed.high:.2f}**. The image is those numbers turned back into colours. Backbone, size and the rest "
             "are set on the Configure page.",
