@@ -135,7 +135,7 @@ def read_square(source: Path | bytes, resize: Resize) -> np.ndarray:
         return np.asarray(ImageOps.fit(image, (side, side), how))
     scale = side / max(image.size)
     size = [max(1, round(length * scale)) for length in image.size]
-    return np.asarray(_centred(image.resize(size, how), side, PADDING))
+    return np.asarray(_center(image.resize(size, how), side, PADDING))
 
 
 def read_scaled(source: Path | bytes, longer_side: int) -> Image.Image:
@@ -161,11 +161,11 @@ def thumbnail(source: Path | bytes, side: int) -> bytes:
         ImageError: when it cannot be decoded.
     """
     buffer = io.BytesIO()
-    _centred(read_scaled(source, side), side, _BARS).save(buffer, "JPEG", quality=85)
+    _center(read_scaled(source, side), side, _BARS).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
-def _centred(image: Image.Image, side: int, color: tuple[int, int, int]) -> Image.Image:
+def _center(image: Image.Image, side: int, color: tuple[int, int, int]) -> Image.Image:
     square = Image.new("RGB", (side, side), color)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square

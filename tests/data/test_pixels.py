@@ -35,7 +35,7 @@ def paths(tmp_path):
     return sorted(tmp_path.glob("*/*.png"))
 
 
-def decoded(paths, side=16, wanted=None, fit="crop"):
+def decode(paths, side=16, wanted=None, fit="crop"):
     """(progress, pixels): the one place that knows how decode_pixels is called."""
     wanted = np.arange(len(paths)) if wanted is None else np.array(wanted)
     keys = np.array([look_at(path).content for path in paths], dtype=np.uint64)
@@ -43,7 +43,7 @@ def decoded(paths, side=16, wanted=None, fit="crop"):
 
 
 def test_batch_holds_the_images_asked_for(paths, place):
-    steps, pixels = decoded(paths)
+    steps, pixels = decode(paths)
     assert steps[-1] == Step(5, 5)
     assert steps == sorted(set(steps))
     assert pixels.failed == {}
@@ -60,18 +60,18 @@ def test_batch_holds_the_images_asked_for(paths, place):
 
 
 def test_no_images_are_no_error(paths, place):
-    _, pixels = decoded(paths)
+    _, pixels = decode(paths)
     nothing = np.empty(0, int)
     assert pixels.batch(nothing).shape == (0, 3, 16, 16)
     left, squares = pixels.readable(nothing)
     assert (len(left), squares.shape) == (0, (0, 3, 16, 16))
-    steps, pixels = decoded([])
+    steps, pixels = decode([])
     assert (steps, pixels.failed) == ([], {})
 
 
 def test_an_image_that_cannot_be_read_is_named_and_the_others_are_there(paths, place):
     paths[2].write_text("no picture")
-    _, pixels = decoded(paths)
+    _, pixels = decode(paths)
     assert list(pixels.failed) == [2]
     assert paths[2].name in pixels.failed[2]
     got = pixels.batch(np.array([3]))[0].permute(1, 2, 0).numpy()
@@ -81,22 +81,22 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_there(paths, p
 def test_a_file_that_is_gone_later_is_an_image_error_where_nothing_is_kept(paths, monkeypatch):
     for name, limit in LIMITS["nowhere"].items():
         monkeypatch.setenv(f"THAW_CACHE_{name}_GB", limit)
-    _, pixels = decoded(paths)
+    _, pixels = decode(paths)
     paths[1].unlink()
     with pytest.raises(ImageError, match="not there"):
         pixels.batch(np.array([0, 1]))
 
 
 def test_images_decoded_before_are_not_decoded_again_and_changed_ones_are(paths):
-    decoded(paths)
-    assert decoded(paths)[0] == []
+    decode(paths)
+    assert decode(paths)[0] == []
     paths[0].write_bytes(paths[4].read_bytes() + b"\0")
-    steps, pixels = decoded(paths)
+    steps, pixels = decode(paths)
     assert steps == [Step(1, 1)]
     assert torch.equal(pixels.batch(np.array([0])), pixels.batch(np.array([4])))
-    _, pixels = decoded(paths, 24)  # another side is another image
+    _, pixels = decode(paths, 24)  # another side is another image
     assert pixels.batch(np.array([0])).shape == (1, 3, 24, 24)
-    steps, _ = decoded(paths, fit="pad")  # and so is a padded one
+    steps, _ = decode(paths, fit="pad")  # and so is a padded one
     assert steps[-1] == Step(5, 5)
 
 
@@ -109,9 +109,9 @@ def test_images_that_new_ones_drive_out_of_a_tight_disk_are_decoded_again(tmp_pa
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
     image_folder(tmp_path / "images", {"red": 3, "blue": 3})
     paths = sorted((tmp_path / "images").glob("*/*.png"))
-    decoded(paths, wanted=[0, 1, 2])
+    decode(paths, wanted=[0, 1, 2])
     monkeypatch.setenv("THAW_CACHE_DISK_GB", str(4 * 16 * 16 * 3 / 1e9))
-    _, pixels = decoded(paths)
+    _, pixels = decode(paths)
     for index in range(6):
         batch = pixels.batch(np.array([index]))
         np.testing.assert_array_equal(

@@ -56,7 +56,7 @@ def test_the_script_repeats_the_run_with_them(other_input, repeat):
 
 
 @pytest.fixture
-def padded(tmp_path):
+def padded_run(tmp_path):
     data = tmp_path / "long"
     for name, shade in {"dark": 40, "bright": 200}.items():
         (data / name).mkdir(parents=True)
@@ -68,11 +68,11 @@ def padded(tmp_path):
 
 
 @pytest.mark.train
-def test_padded_images_are_padded_in_exports_too(padded, repeat, tmp_path):
-    images = sorted((Path(padded.config.data) / "dark").iterdir())[:3]
-    folder = export_run(padded, "safetensors", tmp_path / "export").folder
+def test_padded_images_are_padded_in_exports_too(padded_run, repeat, tmp_path):
+    images = sorted((Path(padded_run.config.data) / "dark").iterdir())[:3]
+    folder = export_run(padded_run, "safetensors", tmp_path / "export").folder
     described = json.loads((folder / "model.json").read_text())
-    expected = load_predictor(padded).probabilities(images)
+    expected = load_predictor(padded_run).probabilities(images)
     np.testing.assert_allclose(load_export(folder).probabilities(images), expected, atol=1e-6)
     program = runpy.run_path(str(folder / "predict.py"))
     pixels = np.stack(
@@ -80,9 +80,9 @@ def test_padded_images_are_padded_in_exports_too(padded, repeat, tmp_path):
     )
     answers = np.exp(program["load"](described)(pixels))
     np.testing.assert_allclose(answers / answers.sum(1, keepdims=True), expected, atol=1e-5)
-    card = (export_run(padded, "card", tmp_path / "card").folder / "README.md").read_text()
+    card = (export_run(padded_run, "card", tmp_path / "card").folder / "README.md").read_text()
     assert "the longer side resized to resize_to pixels" in card
-    repeat(padded, padded.config.data)
+    repeat(padded_run, padded_run.config.data)
 
 
 def test_the_card_states_them(other_input, tmp_path):

@@ -339,6 +339,18 @@ def test_what_is_mere_information_is_folded_and_last(folder):
     assert "review-transparent" in keys(at)
 
 
+def test_long_images_can_be_padded_and_the_form_says_so_for_this_data_only(folder):
+    Image.new("RGB", (200, 20), "red").save(folder / "red/strip.png")
+    at = open_view(folder)
+    at.session_state["settings_for"] = "another"
+    at.button(key="review-extreme_aspect").click().run()
+    press(at, "Pad to square")
+    assert "Images are padded to squares." in unescaped(at)
+    assert "pad-to-square" not in keys(at)
+    assert at.session_state["form_fit"] == "pad"
+    assert at.session_state["settings_for"] == str(folder)
+
+
 def test_an_image_opens_large_under_its_file_name(folder):
     at = open_view(folder)
     at.button(key="open-examples-red/000.png").click().run()
