@@ -1,6 +1,6 @@
 """Thaw's core: everything that is not Streamlit. ``import finetune_core as thaw`` gives the functions of ``api``.
 
-The rooms, in the order data flows: ``config``, ``data``, ``models``, ``training``, ``inspection``, ``runs``,
+The rooms, in the order data flows: ``config``, ``data``, ``models``, ``training``, ``inspection``, ``labelling``, ``runs``,
 ``evaluation``, ``profile``, ``exporters``, then ``figures``, the command line and ``api``. A room may call the rooms before it, never those after it.
 """
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         evaluate,
         export,
         inspect,
+        label,
         predict,
         profile,
         resume,
@@ -31,6 +32,7 @@ __all__ = [
     "evaluate",
     "export",
     "inspect",
+    "label",
     "predict",
     "profile",
     "resume",

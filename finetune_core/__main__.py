@@ -193,6 +193,60 @@ def advise(
 
 
 @app.command()
+def label(
+    data: Data,
+    add: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Add the images of this folder, which have no labels."),
+    ] = None,
+    set_aside: Annotated[
+        bool,
+        typer.Option(help="With --add: label a random tenth first, as test images."),
+    ] = False,
+    order: Annotated[
+        str,
+        typer.Option(
+            metavar="ORDER",
+            help="uncertain: most uncertain and diverse first; similar: like one image; probable: probably one class.",
+        ),
+    ] = "uncertain",
+    of: Annotated[
+        str,
+        typer.Option(
+            "--of", metavar="IMAGE|CLASS", help="For similar an image, for probable a class."
+        ),
+    ] = "",
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Whose features; by default the packaged EfficientNet-Lite0."
+        ),
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option("--most", min=1, metavar="N", help="List so many images at most.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the images of a data set that wait for a label, in the order to label them in."""
+    from finetune_core.commands.label import label_queue, print_queue
+
+    with refused_in_words():
+        queue = label_queue(
+            data,
+            add=add,
+            set_aside=set_aside,
+            order=order,
+            of=of,
+            backbone=backbone,
+            most=most,
+        )
+    if as_json:
+        print_json(queue.to_json())
+    else:
+        print_queue(queue)
+
+
+@app.command()
 def fetch(
     name: Annotated[
         str | None, typer.Argument(help="The data set to download; without one, all are listed.")

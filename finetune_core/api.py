@@ -18,6 +18,7 @@ from finetune_core.commands.compare import on_shifted, write_report
 from finetune_core.commands.evaluate import augment, evaluated_run, shifted_run
 from finetune_core.commands.input import earlier_settings
 from finetune_core.commands.inspect import inspected
+from finetune_core.commands.label import LabelQueue, label_queue
 from finetune_core.commands.options import ADVISED, PROFILED
 from finetune_core.commands.predict import predictions_of
 from finetune_core.commands.profile import ask_for_profile, train_profile
@@ -40,6 +41,7 @@ from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.exporters.formats import Exported, exporting
 from finetune_core.files import check_output
 from finetune_core.inspection.report import Inspection
+from finetune_core.labelling.session import ORDERS
 from finetune_core.models.catalogue import PACKAGED
 from finetune_core.profiling.result import Profile
 from finetune_core.profiling.settings import SEEDS
@@ -359,6 +361,44 @@ def inspect(
                 dict.fromkeys(sorted(others), "says nothing about how a data set is split")
             )
         return inspected(os.fspath(data), settings, deep=deep, backbone=backbone, as_is=as_is)
+
+
+@_fill_docstring(orders=ORDERS)
+def label(
+    data: AnyPath,
+    *,
+    add: AnyPath | None = None,
+    set_aside: bool = False,
+    order: str = "uncertain",
+    of: str = "",
+    backbone: str = PACKAGED,
+    most: int | None = None,
+    progress: bool | None = None,
+) -> LabelQueue:
+    """List the images of a data set that wait for a label, in the order to label them in.
+
+    Args:
+        data: as ``train`` takes it.
+        add: a folder of images without labels to add first. Its files stay where they are.
+        set_aside: with ``add``: label a random tenth first, as test images.
+        order: one of {orders}.
+        of: for ``similar`` the id of an image without a label, for ``probable`` a class.
+        backbone: whose features.
+        most: images listed at most.
+
+    Raises:
+        FinetuneError: when data or weights cannot be had, or nothing is left to label.
+    """
+    with progress_shown(progress):
+        return label_queue(
+            os.fspath(data),
+            add=None if add is None else os.fspath(add),
+            set_aside=set_aside,
+            order=order,
+            of=of,
+            backbone=backbone,
+            most=most,
+        )
 
 
 @_takes_settings(_ADVISED)

@@ -12,6 +12,7 @@ ORDER = (
     "finetune_core.models",
     "finetune_core.training",
     "finetune_core.inspection",
+    "finetune_core.labelling",
     "finetune_core.runs",
     "finetune_core.evaluation",
     "finetune_core.evaluation.prediction",

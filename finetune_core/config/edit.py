@@ -1,4 +1,4 @@
-"""One change to a data set: an image excluded, moved, or relabelled."""
+"""One change to a data set: an image excluded, moved, relabelled, or added with a label."""
 
 from typing import Annotated, Literal
 
@@ -12,6 +12,8 @@ class Edit(BaseModel):
     """One change to a data set.
 
     Attributes:
+        action: ``label`` adds an image of another folder to the training images, ``label_test`` to
+            the test images; ``ignore`` leaves images as they are.
         paths: ids of the images.
         to: the class or split that they get.
         kind: of the finding that it answers, if any.
@@ -19,7 +21,7 @@ class Edit(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    action: Literal["exclude", "move", "relabel", "ignore"]
+    action: Literal["exclude", "move", "relabel", "ignore", "label", "label_test"]
     paths: tuple[Annotated[str, Field(max_length=LONGEST_PATH)], ...]
     to: str = Field("", max_length=LONGEST_NAME)
     kind: str = Field("", max_length=100)

@@ -14,12 +14,12 @@ from finetune_core.config import Edit, NearDuplicates
 from finetune_core.data import splits
 from finetune_core.data.checks import class_findings, copy_findings, file_findings, image_findings
 from finetune_core.data.duplicates import united
-from finetune_core.data.edits import apply_edits
+from finetune_core.data.edits import apply_edits, labelled_paths
 from finetune_core.data.entry import entry_folder, read_table, write_table
 from finetune_core.data.findings import Finding
 from finetune_core.data.image_paths import ImagePaths
 from finetune_core.data.index import read_index
-from finetune_core.data.listing import Listing, list_data
+from finetune_core.data.listing import Listing, list_data, list_too
 from finetune_core.errors import DataError
 from finetune_core.formatting import things
 from finetune_core.work import Work, finish
@@ -157,7 +157,7 @@ def index_dataset(
     Raises:
         DataError: when there is no such folder, or nothing to train on.
     """
-    seen = yield from look_through(data, roots)
+    seen = yield from look_through(data, roots, edits=edits)
     return assemble(
         data,
         seen,
@@ -172,17 +172,32 @@ def index_dataset(
 
 @dataclass(frozen=True)
 class Seen:
-    """What lies in a folder or manifest, before it is split and changed: its listing, and one row per file (see ``read_index``)."""
+    """What lies in a folder or manifest, before it is split and changed: its listing, and one row per file (see ``read_index``).
+
+    Images that edits label are rows without a class.
+    """
 
     listing: Listing
     rows: pd.DataFrame
 
+    def has_labelled(self, edits: Sequence[Edit]) -> bool:
+        """Return whether every image that the edits label was looked for."""
+        return self.listing.added.issuperset(labelled_paths(edits))
+
 
 def look_through(
-    data: str | Path, roots: Sequence[Path] = (), *, thumbs: bool = False
+    data: str | Path,
+    roots: Sequence[Path] = (),
+    *,
+    thumbs: bool = False,
+    edits: Sequence[Edit] = (),
 ) -> Work[Seen]:
-    """The first, slow half of ``index_dataset``; with the thumbnails of the images where they are asked for."""
-    listing = list_data(data, roots)
+    """The first, slow half of ``index_dataset``; with the thumbnails of the images where they are asked for.
+
+    Args:
+        edits: the images that they label are looked at, too.
+    """
+    listing = list_too(list_data(data, roots), list(labelled_paths(edits)), roots)
     rows = yield from read_index(data, listing, thumbs=thumbs)
     return Seen(listing, rows)
 
@@ -202,7 +217,8 @@ def assemble(
     listing, rows = seen.listing, seen.rows
     broken = rows[rows["problem"] != ""]
     table = rows[rows["problem"] == ""].drop(columns="problem")
-    if table.empty:
+    own = table["class"] != ""  # images that labels add have no part in the split
+    if not own.any():
         raise DataError(
             f"None of the {len(broken)} image files in {data} can be read; the first: {broken['reason'].iloc[0]}"
         )
@@ -212,8 +228,10 @@ def assemble(
             table["group"] != "", splits.groups_of(table["id"], groups)
         )
     rule = (val_fraction, test_fraction, split_seed, groups, near_duplicates)
-    table["split"] = (
-        table["split"].replace("", splits.TRAIN) if given else _split(data, table, rule)
+    table.loc[own, "split"] = (
+        table.loc[own, "split"].replace("", splits.TRAIN)
+        if given
+        else _split(data, table[own], rule)
     )
     table = apply_edits(table, edits)
     if table.empty:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from finetune_core.config import Edit
 from finetune_core.config.edit import LONGEST_NAME
 from finetune_core.data.entry import entry_folder
-from finetune_core.data.splits import SPLITS
+from finetune_core.data.splits import SPLITS, TEST, TRAIN
 from finetune_core.errors import DataError
 from finetune_core.files import Stamp, is_there, problem_with, read_regular, stamp, write_bytes
 from finetune_core.formatting import SPLIT_WORDS, things
@@ -21,6 +21,7 @@ from finetune_core.formatting import SPLIT_WORDS, things
 _FILE = "edits.json"
 _LARGEST = 2**28  # bytes
 _EDITS = TypeAdapter(tuple[Edit, ...])
+_LABELS = {"label": TRAIN, "label_test": TEST}  # action -> split of the image that gets a label
 _changing = Lock()  # of this process: two sessions must not write over each other
 
 
@@ -50,10 +51,13 @@ def add_edits(data: str | Path, edits: Sequence[Edit]) -> None:
     """Add changes; those that others add at the same time are kept, too.
 
     Raises:
-        DataError: when they cannot be kept.
+        DataError: when they cannot be kept, or ``check_labelled_stay`` refuses them.
     """
     with _changing:
-        save_edits(data, (*load_edits(data), *edits))
+        known = load_edits(data)
+        if any(edit.action in ("move", "label") for edit in edits):
+            check_labelled_stay((*known, *edits))
+        save_edits(data, (*known, *edits))
 
 
 def remove_edits(data: str | Path, edits: Sequence[Edit]) -> None:
@@ -89,16 +93,20 @@ def save_edits(data: str | Path, edits: Sequence[Edit]) -> None:
 def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
     """Rows with ``id, class, split`` as the edits, one after the other, leave them. Paths that are not there any more are passed over.
 
+    A row without a class is an image that labels add. It is left out where no edit labels it.
+
     Raises:
-        DataError: when an image is to move to a split that does not exist.
+        DataError: when an image is to move to a split that does not exist, or ``check_labelled_stay`` refuses the edits.
     """
     made = effective(edits)
+    check_labelled_stay(made)
     for edit in made:
         if edit.action == "move" and edit.to not in SPLITS:
             raise DataError(f"Images can move to {', '.join(SPLITS)}, not to {edit.to!r}.")
     table = table.copy()
-    if not made:
-        return table
+    unlabelled = (table["class"] == "").to_numpy()
+    if not made or table.empty:
+        return table[~unlabelled]
     # All of them at once: each by itself would take as long as the table is.
     rows = pd.Index(table["id"]).get_indexer([path for edit in made for path in edit.paths])
     counts = [len(edit.paths) for edit in made]
@@ -106,15 +114,58 @@ def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
         np.repeat(np.array(values, dtype=object), counts)
         for values in zip(*((one.action, one.to) for one in made), strict=True)
     )
-    for name, column in (("move", "split"), ("relabel", "class")):
-        changed = (rows >= 0) & (action == name)
+    labels = (rows >= 0) & unlabelled[rows] & np.isin(action, list(_LABELS))
+    kept = ~unlabelled
+    kept[rows[labels]] = True
+    split = np.array([_LABELS.get(name, "") for name in action], dtype=object)
+    for changed, column, values in (
+        (labels, "class", to),
+        (labels, "split", split),
+        ((rows >= 0) & (action == "move"), "split", to),
+        ((rows >= 0) & (action == "relabel") & kept[rows], "class", to),
+    ):
         if changed.any():
-            values = table[column].to_numpy(dtype=object, copy=True)
-            values[rows[changed]] = to[changed]  # of a path that occurs twice, the last
-            table[column] = pd.Series(values, index=table.index, dtype=table[column].dtype)
-    kept = np.ones(len(table), dtype=bool)
+            result = table[column].to_numpy(dtype=object, copy=True)
+            result[rows[changed]] = values[changed]  # of a path that occurs twice, the last
+            table[column] = pd.Series(result, index=table.index, dtype=table[column].dtype)
     kept[rows[(rows >= 0) & (action == "exclude")]] = False
     return table if kept.all() else table[kept]
+
+
+def labelled_paths(edits: Iterable[Edit]) -> dict[str, str]:
+    """Id -> split of every image that the edits add with a label, in the order of the first label."""
+    return {
+        path: _LABELS[edit.action]
+        for edit in edits
+        if edit.action in _LABELS
+        for path in edit.paths
+    }
+
+
+def check_labelled_stay(edits: Sequence[Edit]) -> None:
+    """Refuse to evaluate on images that the model chose for labelling.
+
+    They are the ones that it finds difficult, or of a class that it expects, so an accuracy on them
+    is biased. Images that were set aside at random are labelled by ``label_test`` and may move.
+
+    Raises:
+        DataError: when such an image is moved to validation or test.
+    """
+    chosen = {path for edit in edits if edit.action == "label" for path in edit.paths}
+    if not chosen:
+        return
+    moved = {
+        path
+        for edit in edits
+        if edit.action == "move" and edit.to != TRAIN
+        for path in edit.paths
+        if path in chosen
+    }
+    if moved:
+        raise DataError(
+            f"{things(len(moved), 'image')} cannot leave the training images: the model chose what was labelled, so an accuracy on "
+            "such images would be biased. Leave them in training, or choose other images."
+        )
 
 
 def relabelled_class(table: pd.DataFrame, name: str, to: str) -> Edit:
@@ -157,6 +208,10 @@ def edit_in_words(edit: Edit) -> str:
     """``3 images excluded``, ``1 image relabelled as cat``, ``finding dismissed``."""
     images = things(len(edit.paths), "image")
     match edit.action:
+        case "label":
+            return f"{images} labelled as {edit.to}"
+        case "label_test":
+            return f"{images} labelled as {edit.to}, for testing"
         case "exclude":
             return f"{images} excluded"
         case "move":
@@ -170,8 +225,13 @@ def edits_in_words(edits: Iterable[Edit]) -> str:
     """All changes in one line: ``5 images excluded, 2 images moved, 1 image relabelled``."""
     counts: Counter[str] = Counter()
     for edit in effective(edits):
-        counts[edit.action] += len(edit.paths)
-    words = {"exclude": "excluded", "move": "moved to another split", "relabel": "relabelled"}
+        counts["label" if edit.action in _LABELS else edit.action] += len(edit.paths)
+    words = {
+        "label": "labelled",
+        "exclude": "excluded",
+        "move": "moved to another split",
+        "relabel": "relabelled",
+    }
     return ", ".join(
         f"{things(counts[action], 'image')} {word}"
         for action, word in words.items()

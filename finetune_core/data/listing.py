@@ -45,11 +45,13 @@ class Listing:
         files: one row per image file: ``id`` (path below root, with ``/``), ``class``, ``split`` and ``group`` (empty where not
             given), ``bytes``, ``changed`` (nanoseconds); -1 bytes for a file that is not there.
         notes: what was passed over.
+        added: ids that ``list_too`` was asked for.
     """
 
     root: Path
     files: pd.DataFrame
     notes: tuple[Note, ...]
+    added: frozenset[str] = frozenset()
 
 
 def image_root(data: str | Path) -> Path:
@@ -110,6 +112,47 @@ def _listed_folder(path: Path, roots: Sequence[Path]) -> Listing:
         walk.notes += [("no_class", walk.relative(file)) for file in _images_in(top)]
     if not len(walk):
         raise DataError(_nothing_found(path, walk.notes))
+    return Listing(path, walk.files().sort_values("id", ignore_index=True), tuple(walk.notes))
+
+
+def list_too(listing: Listing, ids: Sequence[str], roots: Sequence[Path] = ()) -> Listing:
+    """Add images that lie elsewhere, without a class, to a listing. Ids that it has are left as they are.
+
+    Args:
+        ids: paths below the listing's root, or absolute ones.
+        roots: as for ``list_data``.
+    """
+    may_hold = holds(listing.root, roots)
+    listed = pd.Index(listing.files["id"])
+    fresh = [sample for sample in dict.fromkeys(ids) if sample not in listed]
+    inside = [sample for sample in fresh if may_hold(listing.root / sample)]
+    notes = [("outside", sample) for sample in fresh if sample not in set(inside)]
+    stats = [_size_and_time(listing.root / sample) for sample in inside]
+    rows = pd.DataFrame(stats, columns=["bytes", "changed"])
+    rows = rows.assign(**{"id": inside, "class": "", "split": "", "group": ""}).astype(_COLUMNS)
+    files = pd.concat([listing.files, rows[list(_COLUMNS)]]) if inside else listing.files
+    files = files.sort_values("id", ignore_index=True)
+    return Listing(listing.root, files, (*listing.notes, *notes), frozenset(ids))
+
+
+def list_unlabelled(folder: str | Path, roots: Sequence[Path] = ()) -> Listing:
+    """List all images in a folder and below it, without a class.
+
+    Raises:
+        DataError: when there is no such folder, or no image in it.
+    """
+    path = _existing(folder)
+    if path.is_file():
+        raise DataError(f"{path} is a file. Give a folder of images to label.")
+    walk = _Walk(path, roots)
+    try:
+        walk.everything()
+    except OSError as error:
+        raise DataError(
+            f"{printable(str(error.filename or path))} cannot be read: {error.strerror}."
+        ) from None
+    if not len(walk):
+        raise DataError(f"{path} holds no images. Give a folder of images to label.")
     return Listing(path, walk.files().sort_values("id", ignore_index=True), tuple(walk.notes))
 
 
@@ -175,8 +218,12 @@ class _Walk:
             if len(self) == before:
                 self.notes.append(("empty_class", self.relative(class_folder)))
 
+    def everything(self) -> None:
+        """Collect all images, also those in no class folder."""
+        self._files(self.root, "", "")
+
     def _files(self, folder: Path, name: str, split: str) -> None:
-        prefix = folder.relative_to(self.root).as_posix()
+        prefix = "" if folder == self.root else f"{folder.relative_to(self.root).as_posix()}/"
         for entry, below in _entries_below(folder, prefix):
             if entry.name.lower().endswith(_ENDINGS):
                 self._image(entry, below, name, split)
@@ -308,20 +355,24 @@ def _same_split_inside(folder: Path) -> Path:
 
 
 def _entries_below(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """Yield (file, its path below the root) for each file that is no noise; links to folders are not followed."""
+    """Yield (file, its path below the root) for each file that is no noise; links to folders are not followed.
+
+    Args:
+        prefix: what precedes the file's path below ``folder``: empty, or ending in ``/``.
+    """
     # A stack instead of recursion: a tree may be deeper than Python's limit.
     waiting = _last_entry_first(folder, prefix)
     while waiting:
         entry, below = waiting.pop()
         if entry.is_dir(follow_symlinks=False):
-            waiting += _last_entry_first(entry.path, below)
+            waiting += _last_entry_first(entry.path, f"{below}/")
         elif not _leads_to_folder(entry):
             yield entry, below
 
 
 def _last_entry_first(folder: str | Path, prefix: str) -> list[tuple[os.DirEntry[str], str]]:
     with os.scandir(folder) as entries:
-        found = [(entry, f"{prefix}/{entry.name}") for entry in entries if not is_noise(entry.name)]
+        found = [(entry, f"{prefix}{entry.name}") for entry in entries if not is_noise(entry.name)]
     return sorted(found, key=lambda one: one[0].name, reverse=True)
 
 

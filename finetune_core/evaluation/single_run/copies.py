@@ -138,7 +138,9 @@ def _images(config: RunConfig, roots: Sequence[Path]) -> Work[tuple[Dataset, pd.
     """A run's data set as it is now, and its table with ``thumb``."""
     if roots:
         check_roots(config.data, roots)
-    seen = yield from in_phase("index", look_through(config.data, roots, thumbs=True))
+    seen = yield from in_phase(
+        "index", look_through(config.data, roots, thumbs=True, edits=config.edits)
+    )
     own = assemble(config.data, seen, **config.split_settings, edits=config.edits)
     return own, own.table.merge(seen.rows[["id", "thumb"]], on="id")
 

@@ -53,6 +53,8 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
     settings = settings or load_split(root)
     edits = load_edits(root)
     seen = None if again else _looked_through().get(root)
+    if seen is not None and not seen.has_labelled(edits):
+        seen, again = None, True
     # always there, so that nothing below is drawn anew once there is nothing to wait for
     place = st.container()
     if seen is None:
@@ -60,7 +62,8 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
         if again:
             forget(job)
         with place:
-            seen = wait_for(job, "Scanning images", partial(look_through, root, readable_roots()))
+            looking = partial(look_through, root, readable_roots(), edits=edits)
+            seen = wait_for(job, "Scanning images", looking)
         if seen is None:
             raise DataError(
                 "The scan of these images was stopped; its results so far are kept. Read the folder again to continue (Dataset page)."

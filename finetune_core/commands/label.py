@@ -1,0 +1,116 @@
+"""What the ``label`` command does: adds unlabelled images to a data set, and lists them in the order to label them in."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from finetune_core.commands.input import kept_split, resolved
+from finetune_core.commands.terminal import out, print_table, progress_bar, show_work
+from finetune_core.config import make_config
+from finetune_core.data.dataset import index_dataset
+from finetune_core.data.edits import load_edits
+from finetune_core.formatting import percent, things
+from finetune_core.labelling.pool import add_folder, load_unlabelled
+from finetune_core.labelling.session import Labels, prepare_labelling
+from finetune_core.models.catalogue import PACKAGED, usual_image_size
+from finetune_core.work import in_phase
+
+_PRINTED = 20  # images
+
+
+@dataclass(frozen=True)
+class LabelQueue:
+    """The images of a data set that wait for a label, in the order to label them in.
+
+    Attributes:
+        order: a key of ``ORDERS``. of: the image or class that it is by.
+        classes: of the data set.
+        rows: ``id, split, proposal, share``: the split that the image joins once it has a label,
+            and the linear probe's class and its probability. Images for testing have no proposal.
+        labels: what was said so far.
+        accuracy: of the linear probe on the validation images; None without.
+    """
+
+    order: str
+    of: str
+    classes: tuple[str, ...]
+    rows: pd.DataFrame
+    labels: Labels
+    accuracy: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as ``label --json`` prints them."""
+        return {
+            "order": self.order,
+            "of": self.of,
+            "classes": list(self.classes),
+            "labelled": self.labels.count,
+            "waiting": int(self.labels.waiting.sum()),
+            "skipped": self.labels.skipped,
+            "none_of_these": self.labels.none,
+            "accuracy": self.accuracy,
+            "queue": [
+                {key: None if pd.isna(value) else value for key, value in row.items()}
+                for row in self.rows.to_dict(orient="records")
+            ],
+        }
+
+
+def label_queue(
+    data: str,
+    *,
+    add: str | None,
+    set_aside: bool,
+    order: str,
+    of: str,
+    backbone: str | None,
+    most: int | None,
+) -> LabelQueue:
+    """Add a folder of unlabelled images where one is given, and order what waits for a label.
+
+    Args:
+        add: the folder.
+        set_aside: whether a random tenth is labelled first, for testing.
+        most: images listed; None: all.
+
+    Raises:
+        FinetuneError: when data or weights cannot be had, or nothing is left to label.
+    """
+    folder = resolved(data)
+    config = make_config(kept_split(folder, as_is=False) | {"data": folder})
+    unlabelled = (
+        add_folder(folder, add, set_aside=set_aside) if add is not None else load_unlabelled(folder)
+    )
+    edits, name = load_edits(folder), backbone or PACKAGED
+    with progress_bar() as bar:
+        indexing = index_dataset(folder, **config.split_settings, edits=edits)
+        dataset = show_work(bar, in_phase("index", indexing))
+        size = usual_image_size(name)
+        labelling = show_work(bar, prepare_labelling(dataset, unlabelled, name, size))
+    labels = labelling.labels(edits)
+    probe = labelling.fit(labels)
+    asked = labelling.order(labels, probe, order, of)[:most]
+    rows = labelling.pool.loc[asked, ["id", "split"]].reset_index(drop=True)
+    rows["proposal"], rows["share"] = labelling.proposals(probe, asked)
+    return LabelQueue(order, of, labelling.classes, rows, labels, probe.accuracy)
+
+
+def print_queue(queue: LabelQueue) -> None:
+    """Print how many images wait, and the first of them."""
+    labels, waiting = queue.labels, int(queue.labels.waiting.sum())
+    out.print(f"{things(waiting, 'image')} to label, {labels.count} labelled.")
+    if queue.accuracy is not None:
+        out.print(f"Linear probe: {percent(queue.accuracy)} of the validation images.")
+    shown = queue.rows.head(_PRINTED)
+    rows = [
+        [str(row["id"]), str(row["split"]), row["proposal"] or "", _share(row["share"])]
+        for row in shown.to_dict(orient="records")
+    ]
+    print_table(["Image", "Joins", "Proposed", "Probability"], rows)
+    if len(queue.rows) > len(shown):
+        out.print(f"… and {things(len(queue.rows) - len(shown), 'more image')}.")
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None or pd.isna(share) else percent(share)

@@ -1,0 +1,152 @@
+"""The images of a data set that wait for a label: those of folders that a person added to it."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from finetune_core.config.edit import LONGEST_NAME, LONGEST_PATH
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.edits import labelled_paths
+from finetune_core.data.entry import entry_folder
+from finetune_core.data.index import read_index
+from finetune_core.data.listing import holds, image_root, list_unlabelled
+from finetune_core.data.sources import check_roots, whole_path
+from finetune_core.data.splits import TEST, TRAIN
+from finetune_core.errors import DataError
+from finetune_core.files import is_there, problem_with, read_regular, write_bytes
+from finetune_core.work import Work
+
+TEST_SHARE = 0.1  # of the images, where a person sets some aside
+_FILE = "unlabelled.json"
+_LARGEST = 2**20  # bytes
+
+
+class Unlabelled(BaseModel):
+    """What was added to a data set for labelling; kept beside its edits.
+
+    Attributes:
+        folders: absolute paths.
+        set_aside: whether a random tenth of the images is labelled first, for testing.
+        classes: names that no image has yet.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folders: tuple[Annotated[str, Field(max_length=LONGEST_PATH)], ...] = ()
+    set_aside: bool = False
+    classes: tuple[Annotated[str, Field(max_length=LONGEST_NAME)], ...] = ()
+
+
+def load_unlabelled(data: str | Path) -> Unlabelled:
+    """Return what was added to a data set for labelling.
+
+    Raises:
+        DataError: when the file that holds it is damaged.
+    """
+    file = entry_folder(data) / _FILE
+    if not is_there(file):
+        return Unlabelled()
+    try:
+        return Unlabelled.model_validate_json(read_regular(file.resolve(), _LARGEST))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"The list of unlabelled images, in {file}, cannot be read: {problem_with(file, error)}. Repair or delete that file."
+        ) from None
+
+
+def save_unlabelled(data: str | Path, unlabelled: Unlabelled) -> None:
+    """Keep what was added to a data set for labelling.
+
+    Raises:
+        DataError: when it cannot be written.
+    """
+    file = entry_folder(data) / _FILE
+    try:
+        write_bytes(file, unlabelled.model_dump_json(indent=1).encode())
+    except OSError as error:
+        raise DataError(f"The folder cannot be kept in {file}: {error}.") from None
+
+
+def add_folder(
+    data: str | Path, folder: str, *, set_aside: bool = False, roots: Sequence[Path] = ()
+) -> Unlabelled:
+    """Add a folder of unlabelled images to a data set. Its files stay where they are.
+
+    Args:
+        data: folder or manifest of the data set.
+        folder: as a person typed it.
+        set_aside: label a random tenth first, for testing. It holds for all folders of the data
+            set, and is left as it is where some were added before.
+        roots: when given, a folder elsewhere is refused.
+
+    Raises:
+        DataError: when there is no image in it, or it may not be read.
+    """
+    path = whole_path(folder)
+    if roots:
+        check_roots(path, roots)
+    if not holds(image_root(data), roots)(path):
+        raise DataError(f"{path} belongs to another data set. Give a folder outside of it.")
+    list_unlabelled(path, roots)
+    known = load_unlabelled(data)
+    changes = {
+        "folders": tuple(dict.fromkeys((*known.folders, str(path)))),
+        "set_aside": known.set_aside if known.folders else set_aside,
+    }
+    unlabelled = known.model_copy(update=changes)
+    save_unlabelled(data, unlabelled)
+    return unlabelled
+
+
+def find_pool(
+    dataset: Dataset, unlabelled: Unlabelled, roots: Sequence[Path] = ()
+) -> Work[pd.DataFrame]:
+    """Find the images of the added folders, labelled or not.
+
+    Copies of images of the data set are left out, as are copies among the added ones.
+
+    Returns:
+        One row per image: ``id`` (as in the data set's table), ``content``, and ``split``: the one
+        that the image joins once it has a label.
+
+    Raises:
+        DataError: when a folder cannot be read.
+    """
+    found = []
+    for folder in unlabelled.folders:
+        listing = list_unlabelled(folder, roots)
+        rows = yield from read_index(folder, listing)
+        rows = rows[rows["problem"] == ""]
+        # Near-duplicates must not be on two sides: the first of them decides for all.
+        decides = rows.groupby("near")["content"].transform("min")
+        paths = (listing.root / sample for sample in rows["id"])
+        found.append(
+            pd.DataFrame(
+                {
+                    "id": [_id_in(dataset.root, path) for path in paths],
+                    "content": rows["content"].to_numpy(),
+                    "split": [_split_of(one) if unlabelled.set_aside else TRAIN for one in decides],
+                }
+            )
+        )
+    if not found:
+        return pd.DataFrame({"id": [], "content": [], "split": []})
+    pool = pd.concat(found).drop_duplicates("id").drop_duplicates("content")
+    own = dataset.table[~dataset.table["id"].isin(list(labelled_paths(dataset.edits)))]
+    known = pool["id"].isin(own["id"]) | pool["content"].isin(own["content"])
+    return pool[~known].sort_values("id", ignore_index=True)
+
+
+def _id_in(root: Path, path: Path) -> str:
+    """Return an image's id: below the root of its data set where it lies there, else its whole path."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def _split_of(content: int) -> str:
+    """Return the split of an image that may be set aside: random, but the same on every machine."""
+    digest = hashlib.blake2b(f"set aside/{content}".encode(), digest_size=8).digest()
+    return TEST if int.from_bytes(digest) < TEST_SHARE * 2**64 else TRAIN

@@ -1,0 +1,47 @@
+"""The label command: what waits for a label, in order, as text and as JSON."""
+
+import numpy as np
+import pytest
+
+from finetune_core.config import Edit
+from finetune_core.data.edits import add_edits
+from finetune_core.inspection.features import Features
+from finetune_core.labelling import session
+from finetune_core.work import Step
+from tests.command_line import thaw, thaw_json
+from tests.factories import image_folder
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    def compute(dataset, backbone, image_size):
+        yield Step(0, 1, "features")
+        values = np.random.default_rng(0).random((len(dataset.table), 8), dtype=np.float32)
+        return Features(np.arange(len(values)), ("stem",), (values,))
+
+    monkeypatch.setattr(session, "compute_features", compute)
+    return image_folder(tmp_path / "data", {"red": 12, "green": 12})
+
+
+def test_a_folder_is_added_once_and_its_images_are_listed_until_they_are_labelled(data, tmp_path):
+    loose = image_folder(tmp_path / "loose", {"any": 12})
+    first = thaw_json("label", data, "--add", loose, "--most", 5)
+    assert (first["labelled"], first["waiting"], len(first["queue"])) == (0, 12, 5)
+    assert first["classes"] == ["green", "red"]
+    asked = first["queue"][0]
+    assert asked.keys() == {"id", "split", "proposal", "share"}
+    assert asked["proposal"] in first["classes"]
+    add_edits(data, [Edit(action="label", paths=(asked["id"],), to="red")])
+    second = thaw_json("label", data)
+    assert (second["labelled"], second["waiting"]) == (1, 11)
+    assert asked["id"] not in [one["id"] for one in second["queue"]]
+    assert "11 images to label, 1 labelled." in thaw("label", data).stdout
+
+
+def test_what_cannot_be_listed_is_said(data, tmp_path):
+    assert "Add a folder" in thaw("label", data).words
+    assert "There is no folder" in thaw("label", data, "--add", tmp_path / "gone").words
+    image_folder(tmp_path / "loose", {"any": 4})
+    wrong = thaw("label", data, "--add", tmp_path / "loose", "--order", "probable", "--of", "cat")
+    assert wrong.returncode == 2
+    assert "Label one of it first" in wrong.words
