@@ -159,14 +159,11 @@ def measure_speed(images: int, features: int, labels: int, classes: int) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    labels = commands.add_parser("labels")
-    labels.add_argument("--results", type=Path, required=True)
-    labels.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    labels.add_argument("--seeds", type=int, default=5)
-    commands.add_parser("report").add_argument("--results", type=Path, required=True)
-    speed = commands.add_parser("speed")
-    speed.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("command", choices=("labels", "report", "speed"))
+    parser.add_argument("--results", type=Path, default=Path("labelling.jsonl"))
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=10_000, help="of speed")
     arguments = parser.parse_args()
     if arguments.command == "labels":
         measure_labels(arguments.results, arguments.sets, arguments.seeds)
