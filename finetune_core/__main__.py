@@ -203,6 +203,13 @@ def label(
         bool,
         typer.Option(help="With --add: label a random tenth first, as test images."),
     ] = False,
+    answer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep these answers first: CSV or JSON lines with path and label, or action skip, none or undo.",
+        ),
+    ] = None,
     order: Annotated[
         str,
         typer.Option(
@@ -235,6 +242,7 @@ def label(
             data,
             add=add,
             set_aside=set_aside,
+            answer=answer,
             order=order,
             of=of,
             backbone=backbone,

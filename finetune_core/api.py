@@ -369,6 +369,7 @@ def label(
     *,
     add: AnyPath | None = None,
     set_aside: bool = False,
+    answer: AnyPath | None = None,
     order: str = "uncertain",
     of: str = "",
     backbone: str = PACKAGED,
@@ -381,19 +382,23 @@ def label(
         data: as ``train`` takes it.
         add: a folder of images without labels to add first. Its files stay where they are.
         set_aside: with ``add``: label a random tenth first, as test images.
+        answer: a file of answers to keep first: CSV with the columns path, label and action, or
+            JSON lines. Instead of a label, the action can be skip, none (of these classes) or undo.
         order: one of {orders}.
         of: for ``similar`` the id of an image without a label, for ``probable`` a class.
         backbone: whose features.
         most: images listed at most.
 
     Raises:
-        FinetuneError: when data or weights cannot be had, or nothing is left to label.
+        FinetuneError: when data or weights cannot be had, nothing is left to label, or an answer
+            is wrong: then none is kept.
     """
     with progress_shown(progress):
         return label_queue(
             os.fspath(data),
             add=None if add is None else os.fspath(add),
             set_aside=set_aside,
+            answer=None if answer is None else Path(answer),
             order=order,
             of=of,
             backbone=backbone,

@@ -1,6 +1,7 @@
-"""What the ``label`` command does: adds unlabelled images to a data set, and lists them in the order to label them in."""
+"""What the ``label`` command does: adds unlabelled images to a data set, keeps answers, and lists what waits for a label in order."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,10 +12,11 @@ from finetune_core.config import make_config
 from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import load_edits
 from finetune_core.formatting import percent, things
+from finetune_core.labelling.answers import read_answers, save_answers
 from finetune_core.labelling.pool import add_folder, load_unlabelled
 from finetune_core.labelling.session import Labels, prepare_labelling
 from finetune_core.models.catalogue import PACKAGED, usual_image_size
-from finetune_core.work import in_phase
+from finetune_core.work import finish, in_phase
 
 _PRINTED = 20  # images
 
@@ -25,7 +27,7 @@ class LabelQueue:
 
     Attributes:
         order: a key of ``ORDERS``. of: the image or class that it is by.
-        classes: of the data set.
+        classes: of the data set, and those of new labels.
         rows: ``id, split, proposal, share``: the split that the image joins once it has a label,
             and the linear probe's class and its probability. Images for testing have no proposal.
         labels: what was said so far.
@@ -62,21 +64,24 @@ def label_queue(
     *,
     add: str | None,
     set_aside: bool,
+    answer: Path | None,
     order: str,
     of: str,
     backbone: str | None,
     most: int | None,
 ) -> LabelQueue:
-    """Add a folder of unlabelled images where one is given, and order what waits for a label.
+    """Add a folder of unlabelled images and keep answers where they are given, and order what waits for a label.
 
     Args:
         add: the folder.
         set_aside: whether a random tenth is labelled first, for testing.
+        answer: a file of answers (see ``read_answers``).
         most: images listed; None: all.
 
     Raises:
-        FinetuneError: when data or weights cannot be had, or nothing is left to label.
+        FinetuneError: when data or weights cannot be had, nothing is left to label, or an answer is wrong: then none is kept.
     """
+    answers = read_answers(answer) if answer is not None else []
     folder = resolved(data)
     config = make_config(kept_split(folder, as_is=False) | {"data": folder})
     unlabelled = (
@@ -88,12 +93,15 @@ def label_queue(
         dataset = show_work(bar, in_phase("index", indexing))
         size = usual_image_size(name)
         labelling = show_work(bar, prepare_labelling(dataset, unlabelled, name, size))
-    labels = labelling.labels(edits)
-    probe = labelling.fit(labels)
-    asked = labelling.order(labels, probe, order, of)[:most]
+    if answers:
+        save_answers(folder, labelling.split_of, answers)
+        edits = load_edits(folder)
+    ranking = finish(labelling.rank(labelling.labels(edits), order, of))
+    asked = ranking.rows[:most]
     rows = labelling.pool.loc[asked, ["id", "split"]].reset_index(drop=True)
-    rows["proposal"], rows["share"] = labelling.proposals(probe, asked)
-    return LabelQueue(order, of, labelling.classes, rows, labels, probe.accuracy)
+    rows["proposal"], rows["share"] = labelling.proposals(ranking.probe, asked)
+    classes = labelling.classes_with(ranking.labels)
+    return LabelQueue(order, of, classes, rows, ranking.labels, ranking.probe.accuracy)
 
 
 def print_queue(queue: LabelQueue) -> None:

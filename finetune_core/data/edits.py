@@ -1,13 +1,15 @@
 """Changes that a person made to a data set: kept beside the index, applied over it, undone one by one. The files stay as they are."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from pydantic import TypeAdapter
 
 from finetune_core.config import Edit
@@ -20,6 +22,7 @@ from finetune_core.formatting import SPLIT_WORDS, things
 
 _FILE = "edits.json"
 _LARGEST = 2**28  # bytes
+_PATIENCE = 30.0  # seconds to wait for another process
 _EDITS = TypeAdapter(tuple[Edit, ...])
 _LABELS = {"label": TRAIN, "label_test": TEST}  # action -> split of the image that gets a label
 _changing = Lock()  # of this process: two sessions must not write over each other
@@ -47,17 +50,52 @@ def _read(file: Path, _version: Stamp | None) -> tuple[Edit, ...]:
     return _EDITS.validate_json(read_regular(file.resolve(), _LARGEST))
 
 
+def change_edits(data: str | Path, change: Callable[[tuple[Edit, ...]], Sequence[Edit]]) -> None:
+    """Replace the changes by what a function makes of them, in one write.
+
+    Changes that another session or process makes at the same time are kept, too.
+
+    Args:
+        data: folder or manifest of the data set.
+        change: known changes -> all changes.
+
+    Raises:
+        DataError: when they cannot be kept, or ``check_labelled_stay`` refuses new ones.
+    """
+    with _only_writer(data):
+        known = load_edits(data)
+        made = tuple(change(known))
+        if made == known:
+            return
+        if any(edit.action in ("move", "label") for edit in {*made} - {*known}):
+            check_labelled_stay(made)
+        save_edits(data, made)
+
+
+@contextmanager
+def _only_writer(data: str | Path) -> Iterator[None]:
+    """Let one session of one process change the edits of a data set at a time."""
+    file = entry_folder(data) / _FILE
+    lock = FileLock(f"{file}.lock", timeout=_PATIENCE)
+    with _changing:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:  # filelock's Timeout is one
+            raise DataError(f"The change cannot be kept in {file}: {error}.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
 def add_edits(data: str | Path, edits: Sequence[Edit]) -> None:
     """Add changes; those that others add at the same time are kept, too.
 
     Raises:
         DataError: when they cannot be kept, or ``check_labelled_stay`` refuses them.
     """
-    with _changing:
-        known = load_edits(data)
-        if any(edit.action in ("move", "label") for edit in edits):
-            check_labelled_stay((*known, *edits))
-        save_edits(data, (*known, *edits))
+    change_edits(data, lambda known: (*known, *edits))
 
 
 def remove_edits(data: str | Path, edits: Sequence[Edit]) -> None:
@@ -66,15 +104,19 @@ def remove_edits(data: str | Path, edits: Sequence[Edit]) -> None:
     Raises:
         DataError: when that cannot be kept.
     """
-    with _changing:
-        gone = Counter(edits)
-        left = []
-        for edit in reversed(load_edits(data)):
-            if gone[edit]:
-                gone[edit] -= 1
-            else:
-                left.append(edit)
-        save_edits(data, left[::-1])
+    change_edits(data, lambda known: _without(known, edits))
+
+
+def _without(known: Sequence[Edit], gone: Iterable[Edit]) -> list[Edit]:
+    """Return changes without some of them, the latest of equal ones."""
+    counts = Counter(gone)
+    left = []
+    for edit in reversed(known):
+        if counts[edit]:
+            counts[edit] -= 1
+        else:
+            left.append(edit)
+    return left[::-1]
 
 
 def save_edits(data: str | Path, edits: Sequence[Edit]) -> None:

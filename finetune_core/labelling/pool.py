@@ -102,6 +102,22 @@ def add_folder(
     return unlabelled
 
 
+def add_class(data: str | Path, name: str) -> None:
+    """Add a class that no image has yet.
+
+    Raises:
+        DataError: when no class can have that name, or it cannot be kept.
+    """
+    name = name.strip()
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise DataError(
+            f"A class cannot be named {name[:80]!r}. Give a name in one line of up to {LONGEST_NAME} characters."
+        )
+    known = load_unlabelled(data)
+    classes = tuple(dict.fromkeys((*known.classes, name)))
+    save_unlabelled(data, known.model_copy(update={"classes": classes}))
+
+
 def find_pool(
     dataset: Dataset, unlabelled: Unlabelled, roots: Sequence[Path] = ()
 ) -> Work[pd.DataFrame]:

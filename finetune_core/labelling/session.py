@@ -16,6 +16,7 @@ from finetune_core.data.edits import apply_edits, ignored, labelled_paths
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import DataError
 from finetune_core.inspection.features import compute_features
+from finetune_core.labelling.answers import NONE_OF_THESE, SKIPPED
 from finetune_core.labelling.orders import (
     BATCH,
     rank_probable,
@@ -24,14 +25,13 @@ from finetune_core.labelling.orders import (
 )
 from finetune_core.labelling.pool import Unlabelled, find_pool
 from finetune_core.training.logistic import Linear, Scale, fitted
-from finetune_core.work import Work, finish, in_phase
+from finetune_core.work import Step, Work, finish, in_phase
 
 ORDERS = {
     "uncertain": "Most uncertain and diverse",
     "similar": "Like one image",
     "probable": "Probably one class",
 }
-SKIPPED, NONE_OF_THESE = "skipped", "none_of_these"  # kinds of the edits that pass an image over
 
 # Inverse strength of the penalty. Choosing it by cross-validation takes seconds, this fit a tenth of
 # one. With 50, 200 and 800 labels it was within 2 points of the best of 0.001 to 1.
@@ -78,6 +78,24 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """The images that wait for a label, in the order to label them in.
+
+    Attributes:
+        order: a key of ``ORDERS``. of: the image or class that it is by.
+        labels: those that the probe was fitted to.
+        probe: the linear probe.
+        rows: int ``[n]``: positions in the pool, the first to be labelled first.
+    """
+
+    order: str
+    of: str
+    labels: Labels
+    probe: Probe
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
 class Labelling:
     """A data set and the images that were added to it without labels, with their features.
 
@@ -102,6 +120,11 @@ class Labelling:
     def split_of(self) -> dict[str, str]:
         """Id -> split that the image joins, of every image of the pool."""
         return dict(zip(self.pool["id"], self.pool["split"], strict=True))
+
+    def classes_with(self, labels: Labels) -> tuple[str, ...]:
+        """Return all classes: those of the data set keep their places, those of new labels follow."""
+        new = sorted(set(labels.classes) - {""})
+        return tuple(dict.fromkeys((*self.classes, *new)))
 
     def labels(self, edits: Sequence[Edit]) -> Labels:
         """Return what the edits say of the pool."""
@@ -165,6 +188,13 @@ class Labelling:
         first = first[np.argsort(self.pool["content"].to_numpy()[first])]
         rest = np.flatnonzero(labels.waiting & ~aside)
         return np.concatenate([first, rest[self._ranked(rest, labels, probe, order, of, batch)]])
+
+    def rank(self, labels: Labels, order: str = "uncertain", of: str = "") -> Work[Ranking]:
+        """Fit the probe, and rank the waiting images. Arguments and errors as for ``order``."""
+        yield Step(0, 2)
+        probe = self.fit(labels)
+        yield Step(1, 2)
+        return Ranking(order, of, labels, probe, self.order(labels, probe, order, of))
 
     def proposals(
         self, probe: Probe, rows: np.ndarray | Sequence[int]

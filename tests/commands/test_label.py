@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from finetune_core.config import Edit
-from finetune_core.data.edits import add_edits
+from finetune_core.data.edits import add_edits, load_edits
 from finetune_core.inspection.features import Features
 from finetune_core.labelling import session
 from finetune_core.work import Step
@@ -36,6 +36,24 @@ def test_a_folder_is_added_once_and_its_images_are_listed_until_they_are_labelle
     assert (second["labelled"], second["waiting"]) == (1, 11)
     assert asked["id"] not in [one["id"] for one in second["queue"]]
     assert "11 images to label, 1 labelled." in thaw("label", data).stdout
+
+
+def test_a_script_answers_what_is_listed(data, tmp_path):
+    loose = image_folder(tmp_path / "loose", {"any": 12})
+    queue = thaw_json("label", data, "--add", loose)["queue"]
+    answers = tmp_path / "answers.csv"
+    paths = [asked["id"] for asked in queue[:3]]
+    answers.write_text(f"path,label,action\n{paths[0]},blue,\n{paths[1]},,skip\n{paths[2]},,none\n")
+    after = thaw_json("label", data, "--answer", answers)
+    counts = [after[name] for name in ("labelled", "waiting", "skipped", "none_of_these")]
+    assert counts == [1, 9, 1, 1]
+    assert after["classes"] == ["green", "red", "blue"]
+    assert not {*paths} & {asked["id"] for asked in after["queue"]}
+    assert (load_edits(data)[0].action, load_edits(data)[0].to) == ("label", "blue")
+    answers.write_text(f"path,label\n{paths[0]},red\n{data / 'red' / '000.png'},red\n")
+    wrong = thaw("label", data, "--answer", answers)
+    assert (wrong.returncode, "not in the queue" in wrong.words) == (2, True)
+    assert thaw_json("label", data) == after
 
 
 def test_what_cannot_be_listed_is_said(data, tmp_path):

@@ -1,7 +1,9 @@
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from finetune_core.config import Edit
+from finetune_core.data import edits as edits_module
 from finetune_core.data.edits import (
     add_edits,
     apply_edits,
@@ -175,6 +177,17 @@ def test_edits_that_cannot_be_kept_are_said(tmp_path, monkeypatch):
     monkeypatch.setenv("THAW_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(DataError, match="cannot be kept"):
         save_edits(tmp_path, [exclude("a")])
+
+
+def test_another_process_that_changes_edits_is_waited_for(tmp_path, monkeypatch, edits):
+    add_edits(tmp_path, edits[:1])
+    monkeypatch.setattr(edits_module, "_PATIENCE", 0)
+    with FileLock(entry_folder(tmp_path) / "edits.json.lock"):
+        for act in (add_edits, remove_edits):
+            with pytest.raises(DataError, match="cannot be kept"):
+                act(tmp_path, edits[:1])
+    add_edits(tmp_path, edits[1:])
+    assert load_edits(tmp_path) == edits
 
 
 def test_a_failure_while_writing_leaves_the_edits_that_were_there(tmp_path, monkeypatch, edits):

@@ -12,8 +12,9 @@ from finetune_core.data.entry import entry_folder
 from finetune_core.errors import DataError
 from finetune_core.inspection.features import Features
 from finetune_core.labelling import session
+from finetune_core.labelling.answers import NONE_OF_THESE, SKIPPED
 from finetune_core.labelling.pool import Unlabelled, add_folder, find_pool, load_unlabelled
-from finetune_core.labelling.session import NONE_OF_THESE, SKIPPED, prepare_labelling
+from finetune_core.labelling.session import prepare_labelling
 from finetune_core.work import Step, finish
 from tests.factories import image_folder
 
