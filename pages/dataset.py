@@ -21,6 +21,7 @@ from pages.shared.data.chosen import chosen_data, data_name
 from pages.shared.data.datasets import current_dataset, report_of
 from pages.shared.data.findings import list_findings
 from pages.shared.data.galleries import examples, images, map_of_images
+from pages.shared.data.labelling import label_images
 from pages.shared.data.network_view import fed_to_network
 from pages.shared.data.source import choose_source
 
@@ -182,6 +183,7 @@ def views(dataset: Dataset, data: str) -> None:
     """Everything else, one view at a time, once it is asked for."""
     bodies = {
         "Images": images,
+        "Label": label_images,
         "Classes and splits": lambda one: classes_and_splits(one, data),
         "Map": map_of_images,
         PROBES: linear_probes,

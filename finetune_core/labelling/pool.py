@@ -102,6 +102,17 @@ def add_folder(
     return unlabelled
 
 
+def remove_folder(data: str | Path, folder: str) -> None:
+    """Take a folder out of the queue of a data set. Labels of its images are kept.
+
+    Raises:
+        DataError: when that cannot be kept.
+    """
+    known = load_unlabelled(data)
+    left = tuple(one for one in known.folders if one != folder)
+    save_unlabelled(data, known.model_copy(update={"folders": left}))
+
+
 def add_class(data: str | Path, name: str) -> None:
     """Add a class that no image has yet.
 

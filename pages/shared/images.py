@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import streamlit as st
+from streamlit.runtime import get_instance
 
 from finetune_core.data.decode import read_scaled, thumbnail
 from finetune_core.data.threads import in_threads
@@ -289,6 +290,19 @@ def picture_bytes(path: Path, side: int = _SIDE) -> bytes | str:
         return f"{path.name} no longer exists"
     except ImageError as error:
         return str(error)
+
+
+def picture_url(picture: bytes, place: str) -> str:
+    """Return an address at which this server hands out a JPEG.
+
+    It holds until the page is drawn anew without it, or another image takes its place.
+
+    Args:
+        place: names a place for an image within the session.
+    """
+    base = str(st.get_option("server.baseUrlPath")).strip("/")
+    url = get_instance().media_file_mgr.add(picture, "image/jpeg", place)
+    return f"/{base}{url}" if base else url
 
 
 @lru_cache(maxsize=5000)

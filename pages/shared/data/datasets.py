@@ -68,7 +68,7 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
             raise DataError(
                 "The scan of these images was stopped; its results so far are kept. Read the folder again to continue (Dataset page)."
             )
-        _keep(_looked_through(), root, seen)
+        keep_latest(_looked_through(), root, seen)
         for key in list(_assembled()):
             if key[0] == root:
                 _assembled().pop(key, None)
@@ -76,7 +76,7 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
     dataset = _assembled().get(key)
     if dataset is None:
         dataset = assemble(root, seen, **settings, edits=edits)
-        _keep(_assembled(), key, dataset)
+        keep_latest(_assembled(), key, dataset)
     if st.session_state.get("opened_data") != root:
         st.session_state["opened_data"] = root
         remember(root, owner())
@@ -85,7 +85,7 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
 
 def keep_report(dataset: Dataset, report: DeepReport) -> None:
     """Hold a deep inspection for every session."""
-    _keep(_reports(), (dataset.fingerprint, report.backbone, report.image_size), report)
+    keep_latest(_reports(), (dataset.fingerprint, report.backbone, report.image_size), report)
 
 
 def report_of(dataset: Dataset) -> DeepReport | None:
@@ -100,8 +100,11 @@ def report_of(dataset: Dataset) -> DeepReport | None:
     )
 
 
-def _keep(held: dict[Key, Value], key: Key, value: Value) -> None:
-    """Sessions share these: what another one has taken out meanwhile is no loss."""
+def keep_latest(held: dict[Key, Value], key: Key, value: Value) -> None:
+    """Hold a value for every session, and let go of the oldest ones.
+
+    Sessions share these: what another one has taken out meanwhile is no loss.
+    """
     while len(held) >= _MOST_HELD:
         held.pop(next(iter(list(held))), None)
     held[key] = value

@@ -1,0 +1,250 @@
+"""Dataset, Label: a folder of images without labels is added, and each image gets its class by a key."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from finetune_core.config import Edit
+from finetune_core.config.edit import LONGEST_NAME
+from finetune_core.data.dataset import Dataset, fingerprint_of
+from finetune_core.data.edits import labelled_paths, load_edits, remove_edits
+from finetune_core.data.sources import whole_path
+from finetune_core.data.splits import TEST
+from finetune_core.errors import FinetuneError
+from finetune_core.formatting import number, percent
+from finetune_core.labelling.answers import SKIPPED, Answer, save_answers
+from finetune_core.labelling.pool import (
+    Unlabelled,
+    add_class,
+    add_folder,
+    load_unlabelled,
+    remove_folder,
+)
+from finetune_core.labelling.session import ORDERS, Labelling, Labels, Probe, prepare_labelling
+from pages.shared.chrome import plain
+from pages.shared.data.analysis import backbone_and_size
+from pages.shared.data.chosen import check_open, chosen_data, key_for_data, readable_roots
+from pages.shared.data.datasets import answered, keep_latest
+from pages.shared.data.label_queue import LabelQueue
+from pages.shared.jobs import forget, wait_for
+from pages.shared.labeller import labeller
+
+
+def label_images(dataset: Dataset) -> None:
+    """Draw the folders of images without labels, and the images to label."""
+    data = chosen_data()
+    unlabelled = load_unlabelled(data)
+    if not unlabelled.folders:
+        st.markdown("Add images without labels, then give each one its class by a key.")
+        _add_images(data, unlabelled)
+        return
+    try:
+        labelling = _prepared(dataset, data, unlabelled)
+        if labelling is not None:
+            _desk(data, labelling)
+    except FinetuneError as error:  # of a folder that is gone, say: it can be removed
+        st.error(plain(str(error)), icon=":material/error:")
+    with st.expander("Folders without labels", icon=":material/folder:", key="label-folders"):
+        _folders(data, unlabelled)
+        _add_images(data, unlabelled)
+
+
+def _folders(data: str, unlabelled: Unlabelled) -> None:
+    for folder in unlabelled.folders:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f":material/folder: {plain(folder)}", width="stretch")
+            st.button(
+                "Remove",
+                key=f"label-remove-{folder}",
+                help="Its images wait no longer. Labels and files stay.",
+                on_click=lambda folder=folder: answered(lambda: remove_folder(data, folder)),
+            )
+
+
+def _add_images(data: str, unlabelled: Unlabelled) -> None:
+    """The box to add a folder, and before the first one whether to set images aside."""
+    key = key_for_data(f"label-folder-{len(unlabelled.folders)}")  # empty once one is added
+    aside = key_for_data("label-aside")
+
+    def add() -> None:
+        if named := str(st.session_state[key]).strip():
+            answered(lambda: _add_folder(data, named, set_aside=bool(st.session_state.get(aside))))
+
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.text_input(
+            "Folder of images",
+            key=key,
+            width=360,
+            help="A folder of this computer. Its files stay where they are, and its subfolders are searched, too.",
+        )
+        st.button("Add images", key="label-add", icon=":material/add:", on_click=add)
+    if not unlabelled.folders:
+        st.checkbox(
+            "Set a tenth aside for testing",
+            key=aside,
+            help="These images are drawn at random and labelled first, without a proposal. "
+            "All others only train: the model chooses them, so an accuracy on them would be biased.",
+        )
+
+
+def _add_folder(data: str, named: str, *, set_aside: bool) -> None:
+    check_open(whole_path(named))
+    add_folder(data, named, set_aside=set_aside, roots=readable_roots())
+
+
+@st.cache_resource(show_spinner=False)
+def _held() -> dict[tuple[Any, ...], Labelling]:
+    """What this process has prepared: by the data set's own images, the folders, and the backbone."""
+    return {}
+
+
+def _prepared(dataset: Dataset, data: str, unlabelled: Unlabelled) -> Labelling | None:
+    """Features of all images, with a bar. A label does not change what is held."""
+    backbone, size = backbone_and_size()
+    own = dataset.table[~dataset.table["id"].isin(list(labelled_paths(dataset.edits)))]
+    key = (data, unlabelled.folders, unlabelled.set_aside, backbone, size, fingerprint_of(own))
+    made = _held().get(key)
+    if made is None:
+        job = "label:" + ":".join(map(str, key))
+        work = partial(prepare_labelling, dataset, unlabelled, backbone, size, readable_roots())
+        made = wait_for(job, "Computing features", work)
+        if made is None:
+            st.button("Continue", key="label-again", on_click=forget, args=(job,))
+            return None
+        keep_latest(_held(), key, made)
+    return made
+
+
+@st.fragment
+def _desk(data: str, labelling: Labelling) -> None:
+    """Everything that a key changes: an answer draws only this part of the page."""
+    if problem := st.session_state.pop("label_problem", None):
+        st.error(plain(problem), icon=":material/error:")
+    try:
+        edits = load_edits(data)
+        labels = labelling.labels(edits)
+        classes = _classes(data, labelling, labels)
+        order, of = _choose_order(classes)
+        queue = _queue(labelling)
+        queue.rank(labels, order, of)
+        labeller(
+            key_for_data("label-keys"),
+            {
+                "data": st.session_state.get("data_id", ""),
+                "order": f"{order}/{of}",
+                "classes": classes,
+                **queue.draw(labels),
+            },
+            keep=partial(_keep, data, labelling),
+            like=_show_similar,
+        )
+        _summary(labelling, labels, queue.probe)
+        _below(data, labelling, edits, labels)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+
+
+def _queue(labelling: Labelling) -> LabelQueue:
+    """The queue of this session; another labelling has another one."""
+    key = key_for_data("label-queue")
+    queue = st.session_state.get(key)
+    if queue is None or queue.labelling is not labelling:
+        queue = st.session_state[key] = LabelQueue(labelling)
+    return queue
+
+
+def _keep(data: str, labelling: Labelling, answers: Sequence[Answer]) -> None:
+    """Save what a browser sends. Images that are not in the queue any more are passed over."""
+    known = [answer for answer in answers if answer.path in labelling.split_of]
+    save_answers(data, labelling.split_of, known)
+
+
+def _show_similar(sample: str) -> None:
+    st.session_state[key_for_data("label-like")] = sample
+    st.session_state[key_for_data("label-order")] = "similar"
+
+
+def _classes(data: str, labelling: Labelling, labels: Labels) -> list[str]:
+    """Return all classes; those of the data set keep their keys, new ones follow."""
+    new = load_unlabelled(data).classes
+    return list(dict.fromkeys((*labelling.classes, *new, *labelling.classes_with(labels))))
+
+
+def _choose_order(classes: Sequence[str]) -> tuple[str, str]:
+    """Draw the choice of an order; returns it, and the image or class that it is by."""
+    like = st.session_state.get(key_for_data("label-like"), "")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        order = st.selectbox(
+            "Order",
+            [one for one in ORDERS if one != "similar" or like],
+            format_func=ORDERS.__getitem__,
+            key=key_for_data("label-order"),
+            width=280,
+            help="Uncertain: the linear probe changes its mind where features are left out (DropQuery, Gupte et al. 2024). "
+            "Images for testing always come first, in a random order.",
+        )
+        if order == "probable":
+            name = st.selectbox("Class", classes, key=key_for_data("label-of"), width=200)
+            return order, name or ""
+    if order == "similar":
+        st.caption(f"Like {plain(Path(like).name)}")
+        return order, like
+    return order, ""
+
+
+def _summary(labelling: Labelling, labels: Labels, probe: Probe) -> None:
+    facts = [f"{number(labels.count)} labelled", f"{number(labels.waiting.sum())} to label"]
+    if labels.none:
+        facts.append(f"{number(labels.none)} of none of these classes")
+    if probe.accuracy is not None:
+        facts.append(f"linear probe {percent(probe.accuracy)} on validation images")
+    st.markdown(" · ".join(facts))
+    aside = (labelling.pool["split"] == TEST).any()
+    st.caption(
+        "The model chooses what is labelled, so these images only train: they never enter validation or test."
+        + (" A random tenth was set aside for testing." if aside else "")
+    )
+
+
+def _below(data: str, labelling: Labelling, edits: Sequence[Edit], labels: Labels) -> None:
+    """A new class, skipped images, the manifest, and the way to the rest of the page."""
+    key = key_for_data("label-class")
+
+    def add() -> None:
+        if name := str(st.session_state[key]).strip():
+            _attempt(lambda: add_class(data, name))
+        st.session_state[key] = ""
+
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.text_input("New class", key=key, on_change=add, max_chars=LONGEST_NAME, width=200)
+        if labels.skipped:
+            skipped = [edit for edit in edits if edit.kind == SKIPPED]
+            st.button(
+                f"Bring back {number(labels.skipped)} skipped",
+                key="label-skipped",
+                on_click=_attempt,
+                args=(lambda: remove_edits(data, skipped),),
+            )
+        st.download_button(
+            "Manifest",
+            lambda: labelling.manifest(edits).to_csv(index=False).encode(),
+            file_name="manifest.csv",
+            mime="text/csv",
+            icon=":material/download:",
+            on_click="ignore",
+            key="label-manifest",
+            help="path, label and split of all images with a label.",
+        )
+        if st.button("Update the page", key="label-update", icon=":material/refresh:"):
+            st.rerun()
+
+
+def _attempt(act: Callable[[], None]) -> None:
+    """Do what a callback is for; its error is shown where the images are."""
+    try:
+        act()
+    except FinetuneError as error:
+        st.session_state["label_problem"] = str(error)
