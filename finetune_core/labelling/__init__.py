@@ -1,1 +1,1 @@
-"""Images without labels: the order in which a person is asked for them, and what becomes of the answers."""
+"""Images without labels: the order in which they are shown, and the answers."""

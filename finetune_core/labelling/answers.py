@@ -1,4 +1,4 @@
-"""Answers to the queue of images without labels: read from a file, and kept as edits of the data set."""
+"""Answers to the queue of images without labels: read from a file, and kept as edits."""
 
 import csv
 import io
@@ -81,7 +81,8 @@ def save_answers(data: str | Path, split_of: Mapping[str, str], answers: Sequenc
     strange = [answer.path for answer in answers if answer.path not in split_of]
     if strange:
         raise DataError(
-            f"{things(len(strange), 'answer')} of images that are not in the queue: {some(strange)}. Take paths from the queue."
+            f"{things(len(strange), 'answer')} of images that are not in the queue: "
+            f"{some(strange)}. Take paths from the queue."
         )
     wanted: dict[str, Edit | None] = {}
     for answer in answers:

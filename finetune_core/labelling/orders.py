@@ -1,4 +1,4 @@
-"""Orders in which unlabelled images are shown: the most uncertain and diverse first, by similarity, by class.
+"""Orders in which unlabelled images are shown: uncertain and diverse, by similarity, by class.
 
 DropQuery (Gupte et al. 2024, "Revisiting Active Learning in the Era of Vision Foundation Models")
 asks for images whose prediction changes when features are dropped out, and takes from these the
@@ -21,7 +21,7 @@ _ITERATIONS = 20  # of k-means: a rough place is enough
 def rank_uncertain_diverse(
     features: np.ndarray, directions: np.ndarray, probe: Linear | None, batch: int, seed: int
 ) -> np.ndarray:
-    """Rank images by DropQuery: one batch that is uncertain and diverse, then the rest by uncertainty.
+    """Rank images by DropQuery: an uncertain and diverse batch, then the rest by uncertainty.
 
     Args:
         features: float32 ``[n, d]``, what the probe is fitted to.
@@ -49,7 +49,7 @@ def rank_uncertain_diverse(
 
 
 def rank_similar(features: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Rank images by the cosine of their features ``[n, d]`` and those of one image ``[d]``, the most similar first."""
+    """Rank images by the cosine of their features ``[n, d]`` and those of one image ``[d]``."""
     cosine = normalize(features) @ normalize(wanted[None])[0]
     return np.argsort(-cosine, kind="stable")
 
@@ -60,7 +60,7 @@ def rank_probable(shares: np.ndarray) -> np.ndarray:
 
 
 def _disagreement(features: np.ndarray, probe: Linear | None, seed: int) -> np.ndarray:
-    """Number of dropout masks, of ``_MASKS``, that change the prediction of each image: int ``[n]``."""
+    """Number of dropout masks that change the prediction of each image: int ``[n]``."""
     if probe is None:
         return np.full(len(features), _MASKS)
     generator = torch.Generator().manual_seed(seed)

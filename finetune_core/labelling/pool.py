@@ -54,7 +54,8 @@ def load_unlabelled(data: str | Path) -> Unlabelled:
         return Unlabelled.model_validate_json(read_regular(file.resolve(), _LARGEST))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"The list of unlabelled images, in {file}, cannot be read: {problem_with(file, error)}. Repair or delete that file."
+            f"The list of unlabelled images, in {file}, cannot be read: "
+            f"{problem_with(file, error)}. Repair or delete that file."
         ) from None
 
 
@@ -122,7 +123,8 @@ def add_class(data: str | Path, name: str) -> None:
     name = name.strip()
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise DataError(
-            f"A class cannot be named {name[:80]!r}. Give a name in one line of up to {LONGEST_NAME} characters."
+            f"A class cannot be named {name[:80]!r}. Give a name in one line of up to "
+            f"{LONGEST_NAME} characters."
         )
     known = load_unlabelled(data)
     classes = tuple(dict.fromkeys((*known.classes, name)))
@@ -169,7 +171,7 @@ def find_pool(
 
 
 def _id_in(root: Path, path: Path) -> str:
-    """Return an image's id: below the root of its data set where it lies there, else its whole path."""
+    """Return an image's id: its path below the root where it lies there, else its whole path."""
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 

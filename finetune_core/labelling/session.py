@@ -1,4 +1,4 @@
-"""Labelling with a linear probe in the loop: features once, then a fit and a new order every few labels."""
+"""Labelling with a linear probe: features once, then a fit and a new order every few labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -122,7 +122,7 @@ class Labelling:
         return dict(zip(self.pool["id"], self.pool["split"], strict=True))
 
     def classes_with(self, labels: Labels) -> tuple[str, ...]:
-        """Return all classes: those of the data set keep their places, those of new labels follow."""
+        """Return the classes of the data set, in their places, and those of new labels after them."""
         new = sorted(set(labels.classes) - {""})
         return tuple(dict.fromkeys((*self.classes, *new)))
 
@@ -263,12 +263,14 @@ def prepare_labelling(
         Steps of the phases ``index``, ``decode`` and ``features``.
 
     Raises:
-        FinetuneError: when a folder cannot be read, nothing is left to label, or features cannot be computed.
+        FinetuneError: when a folder cannot be read, nothing is left to label, or features cannot
+            be computed.
     """
     pool = yield from in_phase("index", find_pool(dataset, unlabelled, roots))
     if pool.empty:
         raise DataError(
-            "The data set has no images without labels. Add a folder of images that are not in it yet."
+            "The data set has no images without labels. Add a folder of images that are not in it "
+            "yet."
         )
     own = dataset.table[~dataset.table["id"].isin(list(labelled_paths(dataset.edits)))]
     both = pd.concat([own[["id", "content"]], pool[["id", "content"]]], ignore_index=True)

@@ -1,8 +1,13 @@
-// Shows the first image of a queue, and takes a key for it. The next image is there at once: the queue is long, and its images are
-// loaded ahead. An answer is sent until the page says that it is kept, also after a reload. Text is set, never HTML.
+// Shows the first image of a queue, and takes a key for it. The next image is there at once: the
+// queue is long, and its images are loaded ahead. An answer is sent until the page says that it is
+// kept, also after a reload. Text is set, never HTML.
 const KEYS = "123456789abcdefghijklmnopqrstuvwxyz"
 const AGAIN_AFTER = 5000 // milliseconds without an answer of the server
 const ASK_AFTER = 500 // milliseconds until the rest of a queue is asked for
+const TYPED_IN = "input, textarea, select, [contenteditable=true], [role=dialog] *"
+const MOVED_IN = "[role=tab], [role=radio], [role=slider]" // by the arrow keys
+const PREPARED = "The next images are being prepared."
+const NONE = "No image waits for a label."
 const MOST_HELD = 250, MOST_UNDONE = 100 // images
 
 const make = (kind, name, text = "") => {
@@ -14,7 +19,8 @@ const make = (kind, name, text = "") => {
 
 class Labeller {
   constructor(parent) {
-    for (const part of ["picture", "proposal", "classes", "others", "state"]) this[part] = parent.querySelector("." + part)
+    for (const part of ["picture", "proposal", "classes", "others", "state"])
+      this[part] = parent.querySelector("." + part)
     this.token = crypto.randomUUID?.() ?? String(Math.random()) // http has no randomUUID
     this.count = 0 // answers given so far
     this.unkept = [] // answers that are not known to be kept
@@ -28,7 +34,7 @@ class Labeller {
       this.button("→", "Skip", () => this.answer("skip")),
       this.button("0", "None of these", () => this.answer("none")),
       (this.back = this.button("⌫", "Undo", () => this.undo())),
-      (this.similar = this.button("", "More like this", () => this.shown && this.like(this.shown.id))),
+      this.button("", "More like this", () => this.shown && this.like(this.shown.id)),
     )
     this.onkey = event => this.key(event)
     window.addEventListener("keydown", this.onkey, true)
@@ -40,7 +46,9 @@ class Labeller {
     const reset = !first && data.order !== this.data.order
     this.data = data
     // numbered: an equal value would not count as changed, and not be answered
-    this.send = answers => setStateValue("answers", { token: this.token, sent: ++this.sent, answers })
+    const { token } = this
+    this.send = answers =>
+      setStateValue("answers", { token, sent: ++this.sent, answers: [...answers] })
     this.like = id => setTriggerValue("like", id)
     this.store = "thaw-labels-" + data.data
     if (first) this.restore()
@@ -58,10 +66,12 @@ class Labeller {
     if (data.more) this.later = setTimeout(() => setTriggerValue("more", Date.now()), ASK_AFTER)
   }
 
-  // The image on show stays. The others follow in the order of the server; those that it does not send any more come last.
+  // The image on show stays. The others follow in the order of the server; those that it does not
+  // send any more come last.
   take(images, reset) {
     const answered = new Set()
-    for (const answer of this.unkept) answer.action === "undo" ? answered.delete(answer.path) : answered.add(answer.path)
+    for (const { action, path } of this.unkept)
+      action === "undo" ? answered.delete(path) : answered.add(path)
     if (reset) this.shown = null
     const fresh = images.filter(image => !answered.has(image.id) && image.id !== this.shown?.id)
     const ids = new Set(fresh.map(image => image.id))
@@ -121,7 +131,8 @@ class Labeller {
   }
 
   pump() {
-    if (!this.unkept.length || !this.send || (this.sentAt && performance.now() - this.sentAt < AGAIN_AFTER)) return
+    const awaited = this.sentAt && performance.now() - this.sentAt < AGAIN_AFTER
+    if (!this.unkept.length || !this.send || awaited) return
     this.sentAt = performance.now()
     this.send(this.unkept)
   }
@@ -129,37 +140,42 @@ class Labeller {
   key(event) {
     const aim = event.composedPath()[0]
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || !this.data) return
-    if (aim.matches?.("input, textarea, select, [contenteditable=true], [role=dialog] *")) return
+    if (aim.matches?.(TYPED_IN)) return
     const name = event.key.toLowerCase()
     const at = name.length === 1 ? KEYS.indexOf(name) : -1
     if (at >= 0 && at < this.data.classes.length) this.answer("label", this.data.classes[at])
     else if (name === "0") this.answer("none")
-    else if (event.key === "ArrowRight" && !aim.matches?.("[role=tab], [role=radio], [role=slider]")) this.answer("skip")
+    else if (event.key === "ArrowRight" && !aim.matches?.(MOVED_IN)) this.answer("skip")
     else if (event.key === "Backspace") this.undo()
     else return
     event.preventDefault()
     event.stopImmediatePropagation() // letters are commands of Streamlit, too
   }
 
-  // Buttons stay from one image to the next: one that is made anew would lose the focus. Returns whether classes have changed.
+  // Buttons stay from one image to the next: one that is made anew would lose the focus. Returns
+  // whether classes have changed.
   drawClasses() {
     const names = JSON.stringify(this.data.classes)
     if (names === this.names) return false
     const first = !this.names
     this.names = names
-    this.classes.replaceChildren(...this.data.classes.map((name, at) => this.button(KEYS[at], name, () => this.answer("label", name))))
+    const made = (name, at) => this.button(KEYS[at], name, () => this.answer("label", name))
+    this.classes.replaceChildren(...this.data.classes.map(made))
     return !first
   }
 
   draw() {
     const image = this.shown
     const element = image && this.elements.get(image.id)
-    if (element !== (this.picture.firstElementChild ?? null)) this.picture.replaceChildren(...(element ? [element] : []))
+    if (element !== this.picture.firstElementChild) this.picture.replaceChildren(element ?? "")
     const broken = element?.complete && !element.naturalWidth
-    const none = this.data.more ? "The next images are being prepared." : "No image waits for a label in this order."
-    this.proposal.textContent = broken ? "This image could not be loaded: skip it." : image ? image.note : none
-    this.data.classes.forEach((name, at) => this.classes.children[at].classList.toggle("first", name === image?.proposal))
-    for (const button of [...this.classes.children, ...this.others.children]) button.disabled = !image
+    if (broken) this.proposal.textContent = "This image could not be loaded: skip it."
+    else if (image) this.proposal.textContent = image.note
+    else this.proposal.textContent = this.data.more ? PREPARED : NONE
+    const { classes } = this.data
+    const buttons = [...this.classes.children]
+    buttons.forEach((one, at) => one.classList.toggle("first", classes[at] === image?.proposal))
+    for (const button of [...buttons, ...this.others.children]) button.disabled = !image
     this.back.disabled = !this.history.length
     const waiting = this.unkept.length
     this.state.textContent = waiting > 3 ? `Saving ${waiting} answers …` : ""

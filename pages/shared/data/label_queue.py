@@ -1,4 +1,4 @@
-"""The queue of images to label that a session shows: ranked beside the page, with thumbnails that are made once."""
+"""The queue of images to label that a session shows, ranked beside the page."""
 
 from functools import partial
 from typing import Any
@@ -60,9 +60,11 @@ class LabelQueue:
             self._take()
 
     def draw(self, labels: Labels) -> dict[str, Any]:
-        """Return ``images``, the next ones as the browser needs them, and whether there are ``more``.
+        """Return the next images as the browser needs them.
 
-        Images that cannot be read are left out.
+        Returns:
+            ``images``, without those that cannot be read, and whether there are ``more``: when
+            more thumbnails are to be made, or a new ranking is on its way.
         """
         rows = self._latest.rows
         rows = rows[labels.waiting[rows]][:_AHEAD].tolist()

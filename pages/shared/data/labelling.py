@@ -1,4 +1,4 @@
-"""Dataset, Label: a folder of images without labels is added, and each image gets its class by a key."""
+"""Dataset, Label: a folder of images is added, and each image gets its class by a key."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -78,15 +78,16 @@ def _add_images(data: str, unlabelled: Unlabelled) -> None:
             "Folder of images",
             key=key,
             width=360,
-            help="A folder of this computer. Its files stay where they are, and its subfolders are searched, too.",
+            help="A folder of this computer. Its files stay where they are, and its subfolders are "
+            "searched, too.",
         )
         st.button("Add images", key="label-add", icon=":material/add:", on_click=add)
     if not unlabelled.folders:
         st.checkbox(
             "Set a tenth aside for testing",
             key=aside,
-            help="These images are drawn at random and labelled first, without a proposal. "
-            "All others only train: the model chooses them, so an accuracy on them would be biased.",
+            help="These images are drawn at random and labelled first, without a proposal. All "
+            "others only train: the model chooses them, so an accuracy on them would be biased.",
         )
 
 
@@ -97,7 +98,7 @@ def _add_folder(data: str, named: str, *, set_aside: bool) -> None:
 
 @st.cache_resource(show_spinner=False)
 def _held() -> dict[tuple[Any, ...], Labelling]:
-    """What this process has prepared: by the data set's own images, the folders, and the backbone."""
+    """What this process has prepared, by the data set's own images, folders and backbone."""
     return {}
 
 
@@ -183,8 +184,9 @@ def _choose_order(classes: Sequence[str]) -> tuple[str, str]:
             format_func=ORDERS.__getitem__,
             key=key_for_data("label-order"),
             width=280,
-            help="Uncertain: the linear probe changes its mind where features are left out (DropQuery, Gupte et al. 2024). "
-            "Images for testing always come first, in a random order.",
+            help="Uncertain: the linear probe changes its mind where features are left out "
+            "(DropQuery, Gupte et al. 2024). Images for testing always come first, in a random "
+            "order.",
         )
         if order == "probable":
             name = st.selectbox("Class", classes, key=key_for_data("label-of"), width=200)
@@ -204,8 +206,8 @@ def _summary(labelling: Labelling, labels: Labels, probe: Probe) -> None:
     st.markdown(" · ".join(facts))
     aside = (labelling.pool["split"] == TEST).any()
     st.caption(
-        "The model chooses what is labelled, so these images only train: they never enter validation or test."
-        + (" A random tenth was set aside for testing." if aside else "")
+        "The model chooses what is labelled, so these images only train: they never enter "
+        "validation or test." + (" A random tenth was set aside for testing." if aside else "")
     )
 
 
