@@ -58,8 +58,8 @@ class Labeller {
     }
     this.remember()
     this.take(data.images, reset)
-    // a field that keeps the focus would take the keys
-    if (this.drawClasses() || reset) document.activeElement?.blur()
+    // a field, or the choice of the view, that keeps the focus would take the keys
+    if (this.drawClasses() || reset || first) this.picture.focus({ preventScroll: true })
     this.draw()
     this.pump()
     clearTimeout(this.later)

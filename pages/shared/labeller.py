@@ -13,7 +13,7 @@ from pages.shared.chrome import plain
 
 _HTML = """
 <div class="desk">
-<div class="picture"></div>
+<div class="picture" tabindex="-1"></div>
 <div class="answers">
 <p class="proposal" role="status"></p>
 <div class="buttons classes"></div>

@@ -1,0 +1,98 @@
+"""Labelling in a real browser: many keys a second, and a reload between them."""
+
+import random
+
+import pytest
+
+from finetune_core.data.edits import load_edits
+from finetune_core.data.recent import remember
+from finetune_core.labelling.answers import NONE_OF_THESE, SKIPPED
+from finetune_core.labelling.pool import add_folder
+from tests.deadline import wait_until
+from tests.factories import image_folder
+
+IMAGES, KEYS, HELD = 300, 220, 160
+GAP = 200  # milliseconds between keys
+MEANS = {"1": "green", "2": "red", "ArrowRight": SKIPPED, "0": NONE_OF_THESE}
+# Which image was on show when a key was pressed: this listener is there before the component's.
+RECORD = """() => {
+    window.pressed = []
+    performance.setResourceTimingBufferSize(1000) // Streamlit alone loads 200 files
+    window.addEventListener('keydown', event => {
+        const parents = [...document.querySelectorAll('*')].filter(one => one.shadowRoot)
+        const image = parents.map(one => one.shadowRoot.querySelector('.picture img')).find(Boolean)
+        window.pressed.push([image?.naturalWidth ? image.alt : null, event.key])
+    }, true)
+}"""
+LOADED = f"""() => performance.getEntriesByType('resource')
+    .filter(one => one.name.includes('/media/')).length >= {HELD}"""
+
+
+@pytest.fixture
+def data(server, tmp_path, monkeypatch):
+    """A data set of two classes, with images to label, as the server has it."""
+    monkeypatch.setenv("THAW_HOME", str(server.home))
+    folder = image_folder(tmp_path / "data", {"green": 12, "red": 12})
+    image_folder(tmp_path / "loose", {"any": IMAGES})
+    add_folder(folder, str(tmp_path / "loose"))
+    return folder
+
+
+@pytest.fixture
+def label(server, page, data):
+    """A page on the images to label."""
+    page.add_init_script(f"({RECORD})()")
+    page.goto(f"{server.url}/dataset?data={remember(data)}")
+    show_images(page)
+    return page
+
+
+def show_images(page):
+    page.get_by_role("radio", name="Label", exact=True).click()
+    page.locator(".picture img").wait_for()
+
+
+def press(page, keys):
+    """Press keys, the last five at once; return the image that each answered, and its class."""
+    for number, key in enumerate(keys):
+        page.keyboard.press(key)
+        if number < len(keys) - 5:
+            page.wait_for_timeout(GAP)
+    return [(alt, MEANS[key]) for alt, key in page.evaluate("window.pressed")]
+
+
+def kept(data):
+    return [(edit.paths[0].split("/")[-1], edit.to or edit.kind) for edit in load_edits(data)]
+
+
+def test_each_key_of_a_burst_is_one_edit_in_order_also_across_a_reload(label, data):
+    keys = random.Random(0).choices([*MEANS], weights=(4, 4, 1, 1), k=KEYS)
+    label.wait_for_function(LOADED)
+    pressed = press(label, keys[: KEYS // 2])
+    label.reload()
+    show_images(label)
+    label.wait_for_function(LOADED)
+    pressed += press(label, keys[KEYS // 2 :])
+    wait_until(lambda: len(load_edits(data)) >= KEYS)
+    assert kept(data) == pressed
+    assert [key for _, key in pressed] == [MEANS[key] for key in keys]
+    for left in (KEYS - 1, KEYS - 2):
+        label.keyboard.press("Backspace")
+        wait_until(lambda left=left: kept(data) == pressed[:left])
+    assert label.locator(".picture img").get_attribute("alt") == pressed[-2][0]
+
+
+def test_a_new_class_has_a_key_and_an_order_starts_with_the_image_that_it_is_by(label, data):
+    name = label.get_by_label("New class", exact=True)
+    for number in range(3, 13):
+        name.fill(f"class {number}")
+        name.press("Enter")
+        label.locator(".classes button", has_text=f"class {number}").wait_for()
+    label.keyboard.press("c")  # by itself, Streamlit would clear its caches
+    wait_until(lambda: [to for _, to in kept(data)] == ["class 12"])
+    alt = label.locator(".picture img").get_attribute("alt")
+    label.get_by_role("button", name="More like this").click()
+    label.get_by_text(f"Like {alt}").wait_for()
+    label.locator(f".picture img[alt='{alt}']").wait_for()
+    label.keyboard.press("0")
+    wait_until(lambda: kept(data)[1:] == [(alt, NONE_OF_THESE)])
