@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ _FORMATS = {
 }
 _TRANSPARENT = ("RGBA", "LA", "PA", "P")  # of an ordinary PNG, WebP or GIF
 _HARMLESS = ("wrong_extension", "over_large", "odd_mode", "transparent")
+_HIDING = ("extreme_aspect",)  # what the network does not see is no less of a loss in a whole set
 _LEFT_OUT: dict[str, Severity] = {
     "damaged": "error",
     "unreadable": "error",
@@ -122,9 +124,12 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
             continue
         rows = rows.iloc[order[rows.index].argsort(kind="stable")]
         nature = len(rows) > _WHOLE_SET * len(table)
-        severity: Severity = "info" if nature or kind in _HARMLESS else "warning"
+        harmless = kind in _HARMLESS or (nature and kind not in _HIDING)
         notes = rows["format"] if kind == "wrong_extension" else _sizes(rows)
-        yield _on_images(kind, severity, rows["id"], words, len(table), notes)
+        finding = _on_images(
+            kind, "info" if harmless else "warning", rows["id"], words, len(table), notes
+        )
+        yield replace(finding, whole_set=nature)
 
 
 def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:

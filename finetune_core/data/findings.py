@@ -199,6 +199,7 @@ class Finding:
         to: path -> the class or split that it should get; for what can be relabelled or moved.
         notes: path -> a few words on this one.
         confidence: path -> how confident the model is that proposes ``to`` (0…1); for what a model proposes.
+        whole_set: whether so many images have it that it is the nature of the set.
     """
 
     kind: str
@@ -211,6 +212,7 @@ class Finding:
     to: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     confidence: Mapping[str, float] = field(default_factory=dict)
+    whole_set: bool = False
 
     def to_json(self) -> dict[str, Any]:
         kind = KINDS[self.kind]
@@ -233,7 +235,8 @@ class Finding:
     def bulk(self) -> bool:
         """Whether its action may be taken on all its images in one click: not on an uncertain finding, nor on what is the nature of the set."""
         kind = KINDS[self.kind]
-        return kind.action is not None and not kind.guess and self.severity != "info"
+        sure = not kind.guess and not self.whole_set and self.severity != "info"
+        return kind.action is not None and sure
 
     def edits(self, paths: Sequence[str]) -> tuple[Edit, ...]:
         """The finding's action on some of its images, as changes to the data set."""

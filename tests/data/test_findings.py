@@ -403,6 +403,13 @@ def test_what_most_images_are_like_is_the_nature_of_the_set(tmp_path):
     assert not finding.bulk  # it would leave nothing
 
 
+def test_a_whole_set_of_long_images_is_warned_of_and_not_excluded_in_one_click(tmp_path):
+    image_folder(tmp_path, {"red": 12, "blue": 12}, size=(200, 40))
+    finding = found(load_dataset(tmp_path), "extreme_aspect")
+    assert (finding.severity, finding.count) == ("warning", 24)
+    assert not finding.bulk  # it would leave nothing
+
+
 def test_a_soft_set_has_no_blurred_images(tmp_path):
     for split, count in (("train", 12), ("val", 4)):
         for name in ("red", "blue"):
