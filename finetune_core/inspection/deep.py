@@ -9,6 +9,7 @@ import pandas as pd
 
 from finetune_core.data.checks import some
 from finetune_core.data.dataset import Dataset, sides
+from finetune_core.data.decode import CROP
 from finetune_core.data.findings import Finding
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.formatting import SPLIT_WORDS, percent, things
@@ -42,6 +43,7 @@ class DeepReport:
     """What a backbone's features show in a data set.
 
     Attributes:
+        fit: how images became squares: ``crop`` or ``pad``.
         findings: possible label errors, splits that differ, outliers.
         auc: split -> how well a linear model separates it from the training images (0.5: not at all).
         probes: one per stage, input to head; empty where a split is too small.
@@ -55,6 +57,7 @@ class DeepReport:
 
     backbone: str
     image_size: int
+    fit: str
     findings: tuple[Finding, ...]
     auc: dict[str, float]
     probes: tuple[Probe, ...]
@@ -68,6 +71,7 @@ class DeepReport:
         return {
             "backbone": self.backbone,
             "image_size": self.image_size,
+            "fit": self.fit,
             "auc": self.auc,
             "probes": [
                 {"stage": one.stage, "accuracy": one.accuracy, "error": one.error}
@@ -80,11 +84,17 @@ class DeepReport:
 
 
 def inspect_deeply(
-    dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE, *, map_too: bool = True
+    dataset: Dataset,
+    backbone: str,
+    image_size: int = IMAGE_SIZE,
+    fit: str = CROP,
+    *,
+    map_too: bool = True,
 ) -> Work[DeepReport]:
     """Compute every stage's features once, and analyze them.
 
     Args:
+        fit: how images become squares: ``crop`` or ``pad``.
         map_too: compute the map, which takes long and only a page shows.
 
     Yields:
@@ -96,7 +106,7 @@ def inspect_deeply(
     Raises:
         FinetuneError: when the features cannot be computed.
     """
-    features = yield from compute_features(dataset, backbone, image_size)
+    features = yield from compute_features(dataset, backbone, image_size, fit)
     table = dataset.table.iloc[features.rows].reset_index(drop=True)
     probes = yield from _probes(features, table)
     telling = features.by_stage[_best(probes)] if probes else features.final
@@ -112,6 +122,7 @@ def inspect_deeply(
     return DeepReport(
         backbone,
         image_size,
+        fit,
         tuple(finding for finding in findings if finding),
         auc,
         tuple(probes),

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from finetune_core.data.dataset import Dataset
+from finetune_core.data.decode import CROP
 from finetune_core.data.pixels import Pixels, decode_pixels
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import DataError
+from finetune_core.models.catalogue import fit_images
 from finetune_core.models.network import Network, build_network, check_image_size
 from finetune_core.models.partition import CannotSplit
 from finetune_core.models.truncated import Pooling, pool, pooling_of
@@ -51,9 +53,15 @@ class Features:
         return self.by_stage[-1]
 
 
-def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Work[Features]:
-    """Run every image once through a pretrained backbone, on the GPU where nothing uses it; images that were seen before come from the
-    cache.
+def compute_features(
+    dataset: Dataset, backbone: str, image_size: int, fit: str = CROP
+) -> Work[Features]:
+    """Run every image once through a pretrained backbone, on the GPU where nothing uses it.
+
+    Images that were seen before come from the cache.
+
+    Args:
+        fit: how images become squares: ``crop`` or ``pad``.
 
     Yields:
         Steps of the phases ``decode`` and ``features`` that count images.
@@ -62,11 +70,14 @@ def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Work[F
         FinetuneError: when the weights are not at hand, the size does not fit, or there is no room for the features.
     """
     check_image_size(backbone, image_size)
-    return (yield from on_idle_device(partial(_features, dataset, backbone, image_size)))
+    return (yield from on_idle_device(partial(_features, dataset, backbone, image_size, fit)))
 
 
-def _features(dataset: Dataset, backbone: str, image_size: int, device: Device) -> Work[Features]:
+def _features(
+    dataset: Dataset, backbone: str, image_size: int, fit: str, device: Device
+) -> Work[Features]:
     network = build_network(backbone, PRETRAINED, len(dataset.classes), 0, image_size)
+    network = replace(network, info=fit_images(network.info, fit))
     pooled, stages = pooled_stages(network)
     device.hold(pooled)
     keys = dataset.table["content"].to_numpy(np.uint64)

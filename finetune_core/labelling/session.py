@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA
 
 from finetune_core.config import Edit
 from finetune_core.data.dataset import Dataset
+from finetune_core.data.decode import CROP
 from finetune_core.data.edits import apply_edits, ignored, labelled_paths
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import DataError
@@ -254,6 +255,7 @@ def prepare_labelling(
     backbone: str,
     image_size: int,
     roots: Sequence[Path] = (),
+    fit: str = CROP,
 ) -> Work[Labelling]:
     """Look at the images that were added to a data set, and compute features of all its images.
 
@@ -274,7 +276,8 @@ def prepare_labelling(
         )
     own = dataset.table[~dataset.table["id"].isin(list(labelled_paths(dataset.edits)))]
     both = pd.concat([own[["id", "content"]], pool[["id", "content"]]], ignore_index=True)
-    features = yield from compute_features(replace(dataset, table=both), backbone, image_size)
+    everything = replace(dataset, table=both)
+    features = yield from compute_features(everything, backbone, image_size, fit)
     of_own = features.rows < len(own)
     rows = features.rows[~of_own] - len(own)
     values = features.final[~of_own]

@@ -222,21 +222,27 @@ def listed(name: str) -> BackboneInfo:
     return replace(backbone_info(name), file=None)
 
 
+def fit_images(info: BackboneInfo, fit: str, crop: float | None = None) -> BackboneInfo:
+    """Return a backbone whose images become squares by ``crop`` or ``pad``.
+
+    Args:
+        crop: share of the square that is the network's input. None: that of the pretraining, and
+            all of it where images are padded.
+    """
+    return replace(info, fit=fit, crop=crop or (1.0 if fit == PAD else info.crop))
+
+
 def input_info(config: RunConfig) -> BackboneInfo:
     """A config's backbone, images prepared for it as the config says.
-
-    Padded images are not cropped unless the config says so: the network sees all of them.
 
     Raises:
         ConfigError, WeightsError: as ``backbone_info``.
     """
     info = backbone_info(config.backbone)
     return replace(
-        info,
+        fit_images(info, config.fit, config.crop_pct),
         mean=config.mean or info.mean,
         std=config.std or info.std,
-        crop=config.crop_pct or (1.0 if config.fit == PAD else info.crop),
-        fit=config.fit,
         interpolation=info.interpolation
         if config.interpolation == "auto"
         else config.interpolation,

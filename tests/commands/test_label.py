@@ -14,7 +14,7 @@ from tests.factories import image_folder
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    def compute(dataset, backbone, image_size):
+    def compute(dataset, backbone, image_size, fit):
         yield Step(0, 1, "features")
         values = np.random.default_rng(0).random((len(dataset.table), 8), dtype=np.float32)
         return Features(np.arange(len(values)), ("stem",), (values,))

@@ -3,6 +3,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.rowcache import CACHE
@@ -36,6 +37,20 @@ def folder(tmp_path):
 def computed(folder, size=32):
     """(steps, features)."""
     return drained(compute_features(load_dataset(folder), LITE, size))
+
+
+def test_padded_images_are_seen_whole_and_kept_apart_from_cropped_ones(tmp_path):
+    for name, color in {"red": "red", "blue": "blue"}.items():
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            strip = Image.new("RGB", (120, 24), (60 * number,) * 3)
+            strip.paste(color, (0, 0, 24, 24))  # outside of the centre crop
+            strip.save(tmp_path / name / f"{number}.png")
+    dataset = load_dataset(tmp_path)
+    blue, red = (np.flatnonzero(dataset.table["class"] == name) for name in ("blue", "red"))
+    for fit, hidden in (("crop", True), ("pad", False)):
+        _, found = drained(compute_features(dataset, LITE, 32, fit))
+        assert np.allclose(found.final[blue], found.final[red], atol=1e-4) == hidden
 
 
 def same(ours, theirs):

@@ -7,6 +7,7 @@ import pytest
 
 from finetune_core.config import Edit
 from finetune_core.data.dataset import load_dataset
+from finetune_core.data.decode import Resize, read_square
 from finetune_core.data.edits import add_edits, load_edits, remove_edits
 from finetune_core.data.entry import entry_folder
 from finetune_core.errors import DataError
@@ -43,11 +44,9 @@ def loose(tmp_path):
 def mean_colours(monkeypatch):
     """Features are an image's mean colours: no network is needed."""
 
-    def compute(dataset, backbone, image_size):
-        from finetune_core.data.decode import read_square
-
+    def compute(dataset, backbone, image_size, fit):
         yield Step(0, 1, "features")
-        squares = [read_square(path, 8) for path in dataset.paths(dataset.table)]
+        squares = [read_square(path, Resize(8, fit=fit)) for path in dataset.paths(dataset.table)]
         values = np.stack(squares).reshape(len(squares), -1, 3).mean(axis=1) / 255
         return Features(np.arange(len(values)), ("stem",), (values.astype(np.float32),))
 

@@ -46,7 +46,7 @@ def probed(monkeypatch):
     """
     asked = []
 
-    def features(sample, backbone, image_size):
+    def features(sample, backbone, image_size, fit):
         asked.append((backbone, image_size))
         yield Step(0, 1, "features")
         random, labels = np.random.default_rng(0), sample.table["label"].to_numpy()

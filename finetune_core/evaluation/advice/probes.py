@@ -84,7 +84,7 @@ def probe_network(
     check_image_size(backbone, config.image_size)  # before anything is downloaded
     if not info.ready:
         yield from in_phase("download", download(info))
-    features = yield from compute_features(sample, backbone, config.image_size)
+    features = yield from compute_features(sample, backbone, config.image_size, config.fit)
     right = yield from _held_out(features, sample, config.seed)
     after, forecasts = yield from _timed(config, dataset, features.stages)
     images = sample.table.iloc[features.rows]
@@ -104,11 +104,15 @@ def probe_network(
 def configured(
     base: RunConfig, backbone: str, image_size: int, strategy: str = "last_block"
 ) -> RunConfig:
-    """The settings of a run of this network, from its pretrained weights, on images as it was pretrained on them but for their size.
-    What belongs to the strategy in ``base`` alone is left out: it may name stages of another network."""
+    """Return the settings of a run of this network, from its pretrained weights.
+
+    Images are as it was pretrained on them, but for their size and fit. What belongs to the
+    strategy in ``base`` alone is left out: it may name stages of another network.
+    """
     network = {"backbone": backbone, "weights": PRETRAINED, "from_run": None}
     inputs = {name: setting_of(name).default for name in base.input_settings} | {
-        "image_size": image_size
+        "image_size": image_size,
+        "fit": base.fit,
     }
     return make_config(base.model_dump() | base.for_strategy(strategy) | network | inputs)
 

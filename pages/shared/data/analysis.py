@@ -10,7 +10,7 @@ from finetune_core.inspection.deep import DeepReport, inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, default_backbone, ready_backbones
 from finetune_core.work import Work
 from pages.shared.configure import settings
-from pages.shared.data.datasets import keep_report, report_of
+from pages.shared.data.datasets import image_fit, keep_report, report_of
 from pages.shared.jobs import begin, jobs, shown_outcome
 
 VIEW = "dataset_view"  # key of the view of the Dataset page that is open
@@ -68,8 +68,9 @@ def _analysis(
     dataset: Dataset, backbone: str, image_size: int
 ) -> tuple[str, Callable[[], Work[DeepReport]]]:
     """Return the key of an analysis among the jobs, and what starts it."""
-    key = f"embeddings:{dataset.fingerprint}:{backbone}:{image_size}"
-    return key, partial(inspect_deeply, dataset, backbone, image_size)
+    fit = image_fit()
+    key = f"embeddings:{dataset.fingerprint}:{backbone}:{image_size}:{fit}"
+    return key, partial(inspect_deeply, dataset, backbone, image_size, fit)
 
 
 def _begin(fingerprint: str, key: str, work: Callable[[], Work[DeepReport]]) -> None:

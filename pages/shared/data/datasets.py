@@ -8,6 +8,7 @@ import streamlit as st
 
 from finetune_core.config import Edit
 from finetune_core.data.dataset import Dataset, Seen, assemble, look_through
+from finetune_core.data.decode import CROP
 from finetune_core.data.edits import add_edits, load_edits, remove_edits
 from finetune_core.data.entry import load_split
 from finetune_core.data.recent import remember
@@ -34,7 +35,7 @@ def _assembled() -> dict[tuple[Any, ...], Dataset]:
 
 
 @st.cache_resource(show_spinner=False)
-def _reports() -> dict[tuple[str, str, int], DeepReport]:
+def _reports() -> dict[tuple[str, str, int, str], DeepReport]:
     """Deep inspections of this process by (fingerprint of the data, backbone, image size)."""
     return {}
 
@@ -85,16 +86,22 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
 
 def keep_report(dataset: Dataset, report: DeepReport) -> None:
     """Hold a deep inspection for every session."""
-    keep_latest(_reports(), (dataset.fingerprint, report.backbone, report.image_size), report)
+    key = (dataset.fingerprint, report.backbone, report.image_size, report.fit)
+    keep_latest(_reports(), key, report)
+
+
+def image_fit() -> str:
+    """Return how images become squares, as Configure has it."""
+    return str(st.session_state.get("form_fit", CROP))
 
 
 def report_of(dataset: Dataset) -> DeepReport | None:
-    """The latest deep inspection of these images, if this process has made one."""
+    """The latest deep inspection of these images as Configure fits them, if this process has made one."""
     return next(
         (
             report
             for (mark, *_), report in reversed(list(_reports().items()))
-            if mark == dataset.fingerprint
+            if mark == dataset.fingerprint and report.fit == image_fit()
         ),
         None,
     )

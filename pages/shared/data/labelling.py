@@ -27,7 +27,7 @@ from finetune_core.labelling.session import ORDERS, Labelling, Labels, Probe, pr
 from pages.shared.chrome import plain
 from pages.shared.data.analysis import backbone_and_size
 from pages.shared.data.chosen import check_open, chosen_data, key_for_data, readable_roots
-from pages.shared.data.datasets import answered, keep_latest
+from pages.shared.data.datasets import answered, image_fit, keep_latest
 from pages.shared.data.label_queue import LabelQueue
 from pages.shared.jobs import forget, wait_for
 from pages.shared.labeller import labeller
@@ -105,12 +105,14 @@ def _held() -> dict[tuple[Any, ...], Labelling]:
 def _prepared(dataset: Dataset, data: str, unlabelled: Unlabelled) -> Labelling | None:
     """Features of all images, with a bar. A label does not change what is held."""
     backbone, size = backbone_and_size()
+    fit = image_fit()
     own = dataset.table[~dataset.table["id"].isin(list(labelled_paths(dataset.edits)))]
-    key = (data, unlabelled.folders, unlabelled.set_aside, backbone, size, fingerprint_of(own))
+    key = (data, unlabelled.folders, unlabelled.set_aside, backbone, size, fit, fingerprint_of(own))
     made = _held().get(key)
     if made is None:
         job = "label:" + ":".join(map(str, key))
-        work = partial(prepare_labelling, dataset, unlabelled, backbone, size, readable_roots())
+        roots = readable_roots()
+        work = partial(prepare_labelling, dataset, unlabelled, backbone, size, roots, fit)
         made = wait_for(job, "Computing features", work)
         if made is None:
             st.button("Continue", key="label-again", on_click=forget, args=(job,))
