@@ -140,6 +140,13 @@ def inspect(
             help="The backbone whose embeddings --deep uses; by default the packaged EfficientNet-Lite0.",
         ),
     ] = None,
+    fit: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How images become squares for --deep: crop keeps the centre, pad the whole image.",
+        ),
+    ] = "crop",
     as_is: AsIs = False,
     as_json: AsJson = False,
 ) -> None:
@@ -147,7 +154,7 @@ def inspect(
     from finetune_core.commands.inspect import inspected, print_inspection
 
     with refused_in_words():
-        found = inspected(data, settings, deep=deep, backbone=backbone, as_is=as_is)
+        found = inspected(data, settings, deep=deep, backbone=backbone, fit=fit, as_is=as_is)
     if as_json:
         print_json(found.to_json())
     else:

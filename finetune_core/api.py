@@ -340,6 +340,7 @@ def inspect(
     *,
     deep: bool = False,
     backbone: str = PACKAGED,
+    fit: str = "crop",
     as_is: bool = False,
     progress: bool | None = None,
     **settings: Any,
@@ -350,6 +351,7 @@ def inspect(
         data: as ``train`` takes it.
         deep: also analyze with embeddings: label errors, outliers, shift between splits, a linear probe by layer.
         backbone: whose features, with ``deep``.
+        fit: how images become squares for it: ``crop`` or ``pad``.
         as_is: leave out the changes and the split that were made for this data set in the app.
 
     Raises:
@@ -360,7 +362,9 @@ def inspect(
             raise ConfigError(
                 dict.fromkeys(sorted(others), "says nothing about how a data set is split")
             )
-        return inspected(os.fspath(data), settings, deep=deep, backbone=backbone, as_is=as_is)
+        return inspected(
+            os.fspath(data), settings, deep=deep, backbone=backbone, fit=fit, as_is=as_is
+        )
 
 
 @_fill_docstring(orders=ORDERS)

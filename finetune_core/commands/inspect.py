@@ -19,28 +19,29 @@ if TYPE_CHECKING:
 
 
 def inspected(
-    data: str, split: Mapping[str, Any], *, deep: bool, backbone: str | None, as_is: bool
+    data: str, split: Mapping[str, Any], *, deep: bool, backbone: str | None, fit: str, as_is: bool
 ) -> Inspection:
     """The data set, the findings in it, and, where ``deep``, what the features of a backbone show.
 
     Args:
         backbone: whose features; None: the packaged one's. Its weights are downloaded where they are not here.
+        fit: how images become squares for it: ``crop`` or ``pad``.
 
     Raises:
         FinetuneError: when it cannot be read or split so, or the weights cannot be had.
     """
     folder = resolved(data)
-    config = make_config(kept_split(folder, as_is) | dict(split) | {"data": folder})
+    config = make_config(kept_split(folder, as_is) | dict(split) | {"data": folder, "fit": fit})
     edits = () if as_is else load_edits(folder)
     with progress_bar() as bar:
         indexing = index_dataset(folder, **config.split_settings, edits=edits)
         dataset = show_work(bar, in_phase("index", indexing))
-        report = show_work(bar, _deep(dataset, backbone)) if deep else None
+        report = show_work(bar, _deep(dataset, backbone, config.fit)) if deep else None
     findings = unanswered([*dataset.findings, *(report.findings if report else ())], edits)
     return Inspection(dataset, tuple(findings), report)
 
 
-def _deep(dataset: Dataset, backbone: str | None) -> "Work[DeepReport]":
+def _deep(dataset: Dataset, backbone: str | None, fit: str) -> "Work[DeepReport]":
     # here: no other inspection needs torch
     from finetune_core.inspection.deep import inspect_deeply
     from finetune_core.models.catalogue import PACKAGED, backbone_info, usual_image_size
@@ -50,7 +51,8 @@ def _deep(dataset: Dataset, backbone: str | None) -> "Work[DeepReport]":
     yield from in_phase("download", fetch_description(name))
     if not (info := backbone_info(name)).ready:
         yield from in_phase("download", download(info))
-    return (yield from inspect_deeply(dataset, name, usual_image_size(name), map_too=False))
+    size = usual_image_size(name)
+    return (yield from inspect_deeply(dataset, name, size, fit, map_too=False))
 
 
 def print_inspection(inspection: Inspection) -> None:

@@ -89,6 +89,12 @@ def test_the_split_set_in_the_app_is_used_and_said_unless_an_option_goes_before_
     assert ("Split as it was set" in usual.stderr, "test" in usual.stdout) == (False, True)
 
 
+def test_an_unknown_fit_is_refused_in_words(data):
+    done = thaw("inspect", data, "--fit", "stretch")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--fit: must be 'crop' or 'pad', not 'stretch'" in done.stderr
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Inspect deeply at 32 pixels, and without a map, which the command does not show."""
@@ -104,7 +110,7 @@ def test_a_deep_inspection_adds_findings_a_probe_of_each_stage_and_a_suggestion(
     data = image_folder(tmp_path / "images", layout)
     for file in (data / "val").rglob("*.png"):
         ImageOps.invert(Image.open(file)).save(file)
-    inspection = inspected(str(data), {}, deep=True, backbone=None, as_is=False)
+    inspection = inspected(str(data), {}, deep=True, backbone=None, fit="crop", as_is=False)
     result = inspection.to_json()
     (shift,) = (one for one in result["findings"] if one["kind"] == "shift")
     assert (shift["count"], shift["action"]) == (28, None)

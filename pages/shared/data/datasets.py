@@ -36,7 +36,7 @@ def _assembled() -> dict[tuple[Any, ...], Dataset]:
 
 @st.cache_resource(show_spinner=False)
 def _reports() -> dict[tuple[str, str, int, str], DeepReport]:
-    """Deep inspections of this process by (fingerprint of the data, backbone, image size)."""
+    """Deep inspections of this process by (fingerprint of the data, backbone, image size, fit)."""
     return {}
 
 
@@ -96,7 +96,7 @@ def image_fit() -> str:
 
 
 def report_of(dataset: Dataset) -> DeepReport | None:
-    """The latest deep inspection of these images as Configure fits them, if this process has made one."""
+    """Return the latest deep inspection of these images, fitted as Configure has it, if any."""
     return next(
         (
             report
