@@ -138,14 +138,15 @@ def test_a_deep_inspection_where_nothing_can_be_probed_is_printed_too(data, smal
 def test_a_deep_inspection_takes_images_of_the_networks_own_size(data, monkeypatch):
     asked = []
 
-    def refuse(_dataset, backbone, image_size, **_):
-        asked.append((backbone, image_size))
+    def refuse(_dataset, backbone, image_size, fit, **_):
+        asked.append((backbone, image_size, fit))
         raise DataError("enough")
         yield
 
     monkeypatch.setattr("finetune_core.inspection.deep.inspect_deeply", refuse)
-    assert thaw("inspect", data, "--deep", "--backbone", "efficientnet_lite1").returncode == 2
-    assert asked == [("efficientnet_lite1", 240)]
+    options = ("--deep", "--backbone", "efficientnet_lite1", "--fit", "pad")
+    assert thaw("inspect", data, *options).returncode == 2
+    assert asked == [("efficientnet_lite1", 240, "pad")]
     done = thaw("inspect", data, "--deep", "--backbone", "resnet0", "--json")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("--backbone: ")
