@@ -1,25 +1,18 @@
 """The label command: what waits for a label, in order, as text and as JSON."""
 
-import numpy as np
 import pytest
 
 from finetune_core.config import Edit
 from finetune_core.data.edits import add_edits, load_edits
-from finetune_core.inspection.features import Features
 from finetune_core.labelling import session
-from finetune_core.work import Step
 from tests.command_line import thaw, thaw_json
 from tests.factories import image_folder
+from tests.labelling.stand_in import draw_features
 
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    def compute(dataset, backbone, image_size, fit):
-        yield Step(0, 1, "features")
-        values = np.random.default_rng(0).random((len(dataset.table), 8), dtype=np.float32)
-        return Features(np.arange(len(values)), ("stem",), (values,))
-
-    monkeypatch.setattr(session, "compute_features", compute)
+    monkeypatch.setattr(session, "compute_features", draw_features)
     return image_folder(tmp_path / "data", {"red": 12, "green": 12})
 
 

@@ -3,22 +3,20 @@
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import streamlit as st
 
 from finetune_core.data import edits as edits_module
 from finetune_core.data.edits import load_edits
 from finetune_core.data.recent import remember
-from finetune_core.inspection.features import Features
 from finetune_core.labelling import session
 from finetune_core.labelling.answers import NONE_OF_THESE, SKIPPED
 from finetune_core.labelling.pool import add_folder, load_unlabelled
 from finetune_core.labelling.session import ORDERS
-from finetune_core.work import Step
 from pages.shared import labeller
 from tests.deadline import wait_until
 from tests.factories import image_folder
+from tests.labelling.stand_in import draw_features
 from tests.pages.harness import ANN, address, labels, open_page, press, unescaped
 
 IMAGES = 12
@@ -26,12 +24,7 @@ IMAGES = 12
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    def compute(dataset, backbone, image_size, fit):
-        yield Step(0, 1, "features")
-        values = np.random.default_rng(0).random((len(dataset.table), 8), dtype=np.float32)
-        return Features(np.arange(len(values)), ("stem",), (values,))
-
-    monkeypatch.setattr(session, "compute_features", compute)
+    monkeypatch.setattr(session, "compute_features", draw_features)
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     image_folder(tmp_path / "loose", {"any": IMAGES})
     return image_folder(tmp_path / "data", {"red": 12, "green": 12})

@@ -18,8 +18,8 @@ _PLACES = 600  # of thumbnails that the server hands out
 _REFIT = 5  # labels between two fits of the linear probe
 
 
-class LabelQueue:
-    """The images that wait for a label, in the latest order.
+class SessionQueue:
+    """The images that a session is shown for a label, in the latest order.
 
     Attributes:
         labelling: what they are of.

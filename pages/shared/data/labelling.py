@@ -28,7 +28,7 @@ from pages.shared.chrome import plain
 from pages.shared.data.analysis import backbone_and_size
 from pages.shared.data.chosen import check_open, chosen_data, key_for_data, readable_roots
 from pages.shared.data.datasets import answered, image_fit, keep_latest
-from pages.shared.data.label_queue import LabelQueue
+from pages.shared.data.label_queue import SessionQueue
 from pages.shared.jobs import forget, wait_for
 from pages.shared.labeller import labeller
 
@@ -150,12 +150,12 @@ def _desk(data: str, labelling: Labelling) -> None:
         st.error(plain(str(error)), icon=":material/error:")
 
 
-def _queue(labelling: Labelling) -> LabelQueue:
+def _queue(labelling: Labelling) -> SessionQueue:
     """The queue of this session; another labelling has another one."""
     key = key_for_data("label-queue")
     queue = st.session_state.get(key)
     if queue is None or queue.labelling is not labelling:
-        queue = st.session_state[key] = LabelQueue(labelling)
+        queue = st.session_state[key] = SessionQueue(labelling)
     return queue
 
 
