@@ -204,7 +204,9 @@ def label(
     data: Data,
     add: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Add the images of this folder, which have no labels."),
+        typer.Option(
+            metavar="SOURCE", help="Add the images of this folder or archive, unlabelled."
+        ),
     ] = None,
     set_aside: Annotated[
         bool,

@@ -384,7 +384,8 @@ def label(
 
     Args:
         data: as ``train`` takes it.
-        add: a folder of images without labels to add first. Its files stay where they are.
+        add: a folder or an archive of images without labels to add first. A folder's files stay
+            where they are.
         set_aside: with ``add``: label a random tenth first, as test images.
         answer: a file of answers to keep first: CSV with the columns path, label and action, or
             JSON lines. Instead of a label, the action can be skip, none (of these classes) or undo.

@@ -13,7 +13,7 @@ from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import load_edits
 from finetune_core.formatting import percent, things
 from finetune_core.labelling.answers import read_answers, save_answers
-from finetune_core.labelling.pool import add_folder, load_unlabelled
+from finetune_core.labelling.pool import add_images, load_unlabelled
 from finetune_core.labelling.session import Labels, prepare_labelling
 from finetune_core.models.catalogue import PACKAGED, usual_image_size
 from finetune_core.work import finish, in_phase
@@ -70,10 +70,10 @@ def label_queue(
     backbone: str | None,
     most: int | None,
 ) -> LabelQueue:
-    """Add a folder of unlabelled images and keep answers where they are given, and order what waits for a label.
+    """Add unlabelled images and keep answers where they are given, and order what waits for a label.
 
     Args:
-        add: the folder.
+        add: a folder or an archive.
         set_aside: whether a random tenth is labelled first, for testing.
         answer: a file of answers (see ``read_answers``).
         most: images listed; None: all.
@@ -84,11 +84,11 @@ def label_queue(
     answers = read_answers(answer) if answer is not None else []
     folder = resolved(data)
     config = make_config(kept_split(folder, as_is=False) | {"data": folder})
-    unlabelled = (
-        add_folder(folder, add, set_aside=set_aside) if add is not None else load_unlabelled(folder)
-    )
     edits, name = load_edits(folder), backbone or PACKAGED
     with progress_bar() as bar:
+        if add is not None:
+            show_work(bar, in_phase("unpack", add_images(folder, add, set_aside=set_aside)))
+        unlabelled = load_unlabelled(folder)
         indexing = index_dataset(folder, **config.split_settings, edits=edits)
         dataset = show_work(bar, in_phase("index", indexing))
         size = usual_image_size(name)

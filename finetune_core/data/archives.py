@@ -47,7 +47,9 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def import_archive(source: Path | BinaryIO, name: str, limits: Limits = LIMITS) -> Work[Path]:
+def import_archive(
+    source: Path | BinaryIO, name: str, limits: Limits = LIMITS, parent: Path | None = None
+) -> Work[Path]:
     """Unpack the images of a ZIP or TAR archive into a folder whose name holds the archive's own and its content's hash.
 
     All of it or nothing: it is unpacked beside, then renamed. An archive that was imported before is not unpacked again.
@@ -56,6 +58,7 @@ def import_archive(source: Path | BinaryIO, name: str, limits: Limits = LIMITS) 
         source: the archive; an open file must be able to seek, and stays open.
         name: what the person calls it.
         limits: what it may take.
+        parent: of the folder; None: the app's own data folder.
 
     Yields:
         Steps that count packed bytes, now and then; ``done`` stays 0 while the archive is hashed.
@@ -74,7 +77,7 @@ def import_archive(source: Path | BinaryIO, name: str, limits: Limits = LIMITS) 
         for piece in _checked(all_of(file)):
             digest.update(piece)
             yield Step(0, packed)
-        folder = _folder(name, digest.hexdigest())
+        folder = _folder(name, digest.hexdigest(), parent)
         if not folder.is_dir():
             with staging_folder(data_dir(), _STAGING) as staging:
                 yield from _unpacked(file, packed, staging, limits)
@@ -98,7 +101,11 @@ def unpack_archive(
 
 
 def import_files(
-    files: Iterable[tuple[str, BinaryIO]], name: str, total: int, limits: Limits = LIMITS
+    files: Iterable[tuple[str, BinaryIO]],
+    name: str,
+    total: int,
+    limits: Limits = LIMITS,
+    parent: Path | None = None,
 ) -> Work[Path]:
     """Write the images of a folder that was chosen in a browser into a folder of Thaw's own, all of them or none.
 
@@ -107,6 +114,7 @@ def import_files(
         name: of the folder that was chosen.
         total: how many files there are.
         limits: what they may take.
+        parent: of the folder; None: the app's own data folder.
 
     Yields:
         Steps that count files.
@@ -128,7 +136,8 @@ def import_files(
                     digest.update(piece)
                 lines.append(f"{digest.hexdigest()} {path}\n")
             yield Step(done, total)
-        folder = _folder(name, hashlib.sha256("".join(sorted(lines)).encode()).hexdigest())
+        digest = hashlib.sha256("".join(sorted(lines)).encode())
+        folder = _folder(name, digest.hexdigest(), parent)
         _finish(staging, folder)
         return folder
 
@@ -172,12 +181,12 @@ def _checked(items: Iterator[Item]) -> Iterator[Item]:
         ) from None
 
 
-def _folder(name: str, digest: str) -> Path:
+def _folder(name: str, digest: str, parent: Path | None) -> Path:
     base = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
     suffix = next((suffix for suffix in ARCHIVE_SUFFIXES if base.lower().endswith(suffix)), "")
     base = unicodedata.normalize("NFC", base[: len(base) - len(suffix)])
     stem = re.sub(r"[^\w.-]+", "-", base).strip("-.")[:60].rstrip("-.")
-    return data_dir() / f"{stem or 'images'}-{digest[:8]}"
+    return (parent or data_dir()) / f"{stem or 'images'}-{digest[:8]}"
 
 
 def _unpacked(file: BinaryIO, packed: int, folder: Path, limits: Limits) -> Work[None]:
@@ -224,6 +233,7 @@ def _write(image: Image, folder: Path, limits: Limits) -> Pieces:
 
 def _finish(staging: Path, folder: Path) -> None:
     _check_any(staging)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     settle(staging, folder)
 
 

@@ -134,10 +134,7 @@ def store(batch: Batch, person: str = "") -> Path:
     parent = recordings_folder(person)
     folder = parent / checked_name(batch.recording, "data set", recordings(person))
     name = checked_name(batch.class_name, "class", _subfolders(folder))
-    if not batch.press:
-        raise DataError(
-            "These frames belong to no press of the record button. Reload the page, then try again."
-        )
+    _check_press(batch)
     with _changing, _writing(folder):
         parent.mkdir(parents=True, exist_ok=True)
         _check_room(sum(map(len, batch.frames)))
@@ -145,10 +142,35 @@ def store(batch: Batch, person: str = "") -> Path:
             raise DataError(
                 f"“{name}” has {number(MOST_OF_CLASS)} frames, which is the most. Record another class."
             )
-        for index, frame in enumerate(batch.frames, start=batch.first):
-            write_bytes(folder / name / f"{batch.press}_{index:05d}.jpg", frame)
+        _write_frames(batch, folder / name)
         _write_manifest(folder)
     return folder
+
+
+def store_unlabelled(batch: Batch, folder: Path) -> None:
+    """Keep frames that have no class yet; frames that are sent again replace themselves.
+
+    Args:
+        folder: of these frames; it is made where it is missing.
+
+    Raises:
+        NotStored: when the disk cannot take them.
+        DataError: when there are too many.
+    """
+    _check_press(batch)
+    with _changing, _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_room(sum(map(len, batch.frames)))
+        if len(list(folder.iterdir())) + len(batch.frames) > MOST_OF_CLASS:
+            raise DataError(
+                f"There are {number(MOST_OF_CLASS)} frames, which is the most. Label these first."
+            )
+        _write_frames(batch, folder)
+
+
+def _write_frames(batch: Batch, folder: Path) -> None:
+    for index, frame in enumerate(batch.frames, start=batch.first):
+        write_bytes(folder / f"{batch.press}_{index:05d}.jpg", frame)
 
 
 def delete(folder: Path, ids: Sequence[str]) -> None:
@@ -273,6 +295,13 @@ def _manifest_rows(found: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, st
     for name, files in found.items():
         of_file = groups(files)
         yield from ((f"{name}/{file}", name, of_file[file]) for file in files)
+
+
+def _check_press(batch: Batch) -> None:
+    if not batch.press:
+        raise DataError(
+            "These frames belong to no press of the record button. Reload the page, then try again."
+        )
 
 
 def _check_room(needed: int) -> None:

@@ -31,6 +31,17 @@ def entry_folder(data: str | Path) -> Path:
     return entries_folder() / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', path.name)[:40]}-{digest}"
 
 
+def unlabelled_folder(root: str | Path) -> Path:
+    """Return where images without labels lie that were uploaded or recorded for a data set.
+
+    It may not exist. It lies in the app's own data folder, which a server may always read.
+
+    Args:
+        root: what the ids of the data set are relative to.
+    """
+    return paths.data_dir() / ".unlabelled" / entry_folder(root).name
+
+
 def load_split(data: str | Path) -> dict[str, Any]:
     """How a person wants a data set to be split (arguments of ``index_dataset``); the defaults where nobody has said so.
 

@@ -13,6 +13,7 @@ import pandas as pd
 from finetune_core import paths
 from finetune_core.data import splits
 from finetune_core.data.decode import EXTENSIONS
+from finetune_core.data.entry import unlabelled_folder
 from finetune_core.data.manifest import is_manifest, read_manifest
 from finetune_core.data.names import is_noise
 from finetune_core.errors import ConfigError, DataError
@@ -166,23 +167,25 @@ def holds(root: Path, roots: Sequence[Path]) -> Callable[[str | Path], bool]:
     """Return a function that says of a file whether a data set may hold it.
 
     The file has to lie below one of the roots, links followed. A file in the app's own data folder
-    also has to lie in the data set's folder: uploads of several people are side by side there, and
-    a link or manifest in one must not open another.
+    also has to lie in the data set's folder, or among the images that were brought there to be
+    labelled: uploads of several people are side by side there, and a link or manifest in one must
+    not open another.
 
     Args:
         root: the data set's folder.
         roots: the folders that may be read; empty where all may.
     """
     # Resolved once: a manifest may name a million files.
-    own, base, *readable = (
-        Path(os.path.realpath(path)) for path in (paths.data_dir(), root, *roots)
+    own, base, brought, *readable = (
+        Path(os.path.realpath(path))
+        for path in (paths.data_dir(), root, unlabelled_folder(root), *roots)
     )
 
     def may_hold(file: str | Path) -> bool:
         real = Path(os.path.realpath(file))
         if not any(map(real.is_relative_to, readable)):
             return False
-        return not real.is_relative_to(own) or real.is_relative_to(base)
+        return not real.is_relative_to(own) or any(map(real.is_relative_to, (base, brought)))
 
     return may_hold if roots else lambda _: True
 

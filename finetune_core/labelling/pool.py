@@ -3,15 +3,16 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from finetune_core.config.edit import LONGEST_NAME, LONGEST_PATH
+from finetune_core.data.archives import import_archive, import_files, is_archive
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import labelled_paths
-from finetune_core.data.entry import entry_folder
+from finetune_core.data.entry import entry_folder, unlabelled_folder
 from finetune_core.data.index import read_index
 from finetune_core.data.listing import holds, image_root, list_unlabelled
 from finetune_core.data.sources import check_roots, whole_path
@@ -101,6 +102,57 @@ def add_folder(
     unlabelled = known.model_copy(update=changes)
     save_unlabelled(data, unlabelled)
     return unlabelled
+
+
+def add_images(
+    data: str | Path, source: str, *, set_aside: bool = False, roots: Sequence[Path] = ()
+) -> Work[Unlabelled]:
+    """Add a folder of unlabelled images to a data set, or what an archive unpacks to.
+
+    Args: as for ``add_folder``; ``source`` is a folder or an archive.
+
+    Yields:
+        Steps that count bytes while an archive is unpacked.
+
+    Raises:
+        DataError: as ``add_folder``, and when an archive is refused.
+    """
+    path = whole_path(source)
+    if is_archive(path.name) and path.is_file():
+        if roots:
+            check_roots(path, roots)
+        brought = unlabelled_folder(image_root(data))
+        source = str((yield from import_archive(path, path.name, parent=brought)))
+    return add_folder(data, source, set_aside=set_aside, roots=roots)
+
+
+def add_uploaded(
+    data: str | Path,
+    files: Sequence[tuple[str, BinaryIO]],
+    *,
+    set_aside: bool = False,
+    roots: Sequence[Path] = (),
+) -> Work[Unlabelled]:
+    """Add unlabelled images that a browser sends to a data set: images, archives, or both.
+
+    Args: as for ``add_folder``; ``files`` are (name, content).
+
+    Yields:
+        Steps that count bytes of an archive, or files.
+
+    Raises:
+        DataError: when anything is refused; what came before it is added.
+    """
+    brought = unlabelled_folder(image_root(data))
+    loose = [(name, file) for name, file in files if not is_archive(name)]
+    for name, file in files:
+        if is_archive(name):
+            folder = yield from import_archive(file, name, parent=brought)
+            add_folder(data, str(folder), set_aside=set_aside, roots=roots)
+    if loose:
+        folder = yield from import_files(loose, "uploaded", len(loose), parent=brought)
+        add_folder(data, str(folder), set_aside=set_aside, roots=roots)
+    return load_unlabelled(data)
 
 
 def remove_folder(data: str | Path, folder: str) -> None:

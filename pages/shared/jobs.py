@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from finetune_core.errors import FinetuneError
+from finetune_core.errors import DataError, FinetuneError
 from finetune_core.formatting import PHASE_WORDS, time_left
 from finetune_core.jobs import Job, Jobs
 from finetune_core.work import Work
@@ -112,6 +112,21 @@ def wait_for(key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool =
     if not job.stopping:
         forget(key)
     return _result(job)
+
+
+def wait_for_whole(key: str, text: str, make: Callable[[], Work[Any]]) -> Any:
+    """Wait for work that keeps nothing when it is stopped: then a button begins it again.
+
+    Raises:
+        DataError: when it was stopped. Whatever the work raised.
+    """
+    result = wait_for(key, text, make, kept=False)
+    if result is None:
+        st.button(
+            "Try again", icon=":material/replay:", key=f"again-{key}", on_click=forget, args=(key,)
+        )
+        raise DataError(f"{text} was stopped; nothing of it was kept.")
+    return result
 
 
 def forget(key: str) -> None:

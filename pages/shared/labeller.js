@@ -1,6 +1,6 @@
-// Shows the first image of a queue, and takes a key for it. The next image is there at once: the
-// queue is long, and its images are loaded ahead. An answer is sent until the page says that it is
-// kept, also after a reload. Text is set, never HTML.
+// Shows the first image of a queue, or its first nine, and takes a key for it. The next image is
+// there at once: the queue is long, and its images are loaded ahead. An answer is sent until the
+// page says that it is kept, also after a reload. Text is set, never HTML.
 const KEYS = "123456789abcdefghijklmnopqrstuvwxyz"
 const AGAIN_AFTER = 5000 // milliseconds without an answer of the server
 const ASK_AFTER = 500 // milliseconds until the rest of a queue is asked for
@@ -8,6 +8,7 @@ const TYPED_IN = "input, textarea, select, [contenteditable=true], [role=dialog]
 const MOVED_IN = "[role=tab], [role=radio], [role=slider]" // by the arrow keys
 const PREPARED = "The next images are being prepared."
 const NONE = "No image waits for a label."
+const LEAVE_OUT = "Click an image to leave it out."
 const MOST_HELD = 250, MOST_UNDONE = 100 // images
 
 const make = (kind, name, text = "") => {
@@ -26,15 +27,16 @@ class Labeller {
     this.unkept = [] // answers that are not known to be kept
     this.sent = 0 // messages
     this.sentAt = 0
-    this.shown = null
+    this.shown = [] // images
+    this.left = new Set() // ids of images on show that the next answer leaves out
     this.rest = [] // images that follow
-    this.history = [] // images that were answered, to be undone
+    this.history = [] // [images that were answered at once], to be undone
     this.elements = new Map() // id -> its <img>
     this.others.append(
       this.button("→", "Skip", () => this.answer("skip")),
       this.button("0", "None of these", () => this.answer("none")),
       (this.back = this.button("⌫", "Undo", () => this.undo())),
-      this.button("", "More like this", () => this.shown && this.like(this.shown.id)),
+      (this.more = this.button("", "More like this", () => this.like(this.chosen[0].id))),
     )
     this.onkey = event => this.key(event)
     window.addEventListener("keydown", this.onkey, true)
@@ -43,7 +45,8 @@ class Labeller {
 
   update({ data, setStateValue, setTriggerValue }) {
     const first = !this.data
-    const reset = !first && data.order !== this.data.order
+    const { order, most } = this.data ?? data
+    const reset = data.order !== order || data.most !== most
     this.data = data
     // numbered: an equal value would not count as changed, and not be answered
     const { token } = this
@@ -66,21 +69,32 @@ class Labeller {
     if (data.more) this.later = setTimeout(() => setTriggerValue("more", Date.now()), ASK_AFTER)
   }
 
-  // The image on show stays. The others follow in the order of the server; those that it does not
+  // The images on show stay. The others follow in the order of the server; those that it does not
   // send any more come last.
   take(images, reset) {
     const answered = new Set()
     for (const { action, path } of this.unkept)
       action === "undo" ? answered.delete(path) : answered.add(path)
-    if (reset) this.shown = null
-    const fresh = images.filter(image => !answered.has(image.id) && image.id !== this.shown?.id)
+    if (reset) this.shown = []
+    const shown = new Set(this.shown.map(image => image.id))
+    const fresh = images.filter(image => !answered.has(image.id) && !shown.has(image.id))
     const ids = new Set(fresh.map(image => image.id))
     const held = reset ? [] : this.rest.filter(image => !ids.has(image.id))
     this.rest = [...fresh, ...held].slice(0, MOST_HELD)
-    this.shown ??= this.rest.shift() ?? null
-    const wanted = [this.shown, ...this.rest, ...this.history].filter(Boolean)
+    if (!this.shown.length) this.turn()
+    const wanted = [...this.shown, ...this.rest, ...this.history.flat()]
     const before = this.elements
     this.elements = new Map(wanted.map(image => [image.id, this.load(image, before.get(image.id))]))
+  }
+
+  // Show the images that follow.
+  turn() {
+    this.shown = this.rest.splice(0, this.data.most)
+    this.left.clear()
+  }
+
+  get chosen() {
+    return this.shown.filter(image => !this.left.has(image.id))
   }
 
   load(image, element) {
@@ -101,30 +115,35 @@ class Labeller {
     sessionStorage.setItem(this.store, JSON.stringify(this.unkept))
   }
 
-  get visible() {
-    return !!this.shown && this.elements.get(this.shown.id).naturalWidth > 0
+  isLoaded(image) {
+    return this.elements.get(image.id).naturalWidth > 0
   }
 
+  // Answer the chosen images. Those that were left out stay, and are chosen then.
   answer(action, label = "") {
     // nobody has seen what is not loaded
-    if (!this.shown || (!this.visible && action !== "skip")) return
-    const image = this.shown
-    this.history = [...this.history, image].slice(-MOST_UNDONE)
-    this.shown = this.rest.shift() ?? null
-    this.give({ action, label, path: image.id })
+    const images = this.chosen.filter(image => action === "skip" || this.isLoaded(image))
+    if (!images.length) return
+    this.history = [...this.history, images].slice(-MOST_UNDONE)
+    this.shown = this.shown.filter(image => !images.includes(image))
+    this.left.clear()
+    if (!this.shown.length) this.turn()
+    this.give(images, { action, label })
   }
 
   undo() {
-    const image = this.history.pop()
-    if (!image) return
-    if (this.shown) this.rest.unshift(this.shown)
-    this.rest = this.rest.filter(other => other.id !== image.id)
-    this.shown = image
-    this.give({ action: "undo", label: "", path: image.id })
+    const images = this.history.pop()
+    if (!images) return
+    const ids = new Set(images.map(image => image.id))
+    this.rest = [...this.shown, ...this.rest].filter(image => !ids.has(image.id))
+    this.shown = images
+    this.left.clear()
+    this.give(images, { action: "undo", label: "" })
   }
 
-  give(answer) {
-    this.unkept.push({ ...answer, number: ++this.count })
+  give(images, answer) {
+    for (const { id } of images)
+      this.unkept.push({ ...answer, path: id, number: ++this.count })
     this.remember()
     this.draw()
     this.pump()
@@ -165,20 +184,59 @@ class Labeller {
   }
 
   draw() {
-    const image = this.shown
-    const element = image && this.elements.get(image.id)
-    if (element !== this.picture.firstElementChild) this.picture.replaceChildren(element ?? "")
-    const broken = element?.complete && !element.naturalWidth
-    if (broken) this.proposal.textContent = "This image could not be loaded: skip it."
-    else if (image) this.proposal.textContent = image.note
-    else this.proposal.textContent = this.data.more ? PREPARED : NONE
-    const { classes } = this.data
+    const { chosen, shown } = this
+    const { classes, most, more } = this.data
+    this.picture.classList.toggle("many", most > 1)
+    this.drawImages()
+    const broken = chosen.some(image => this.isBroken(image))
+    if (broken) this.proposal.textContent = "An image could not be loaded: skip it."
+    else if (!shown.length) this.proposal.textContent = more ? PREPARED : NONE
+    else if (most > 1) this.proposal.textContent = `${chosen.length} of ${shown.length} chosen. ${LEAVE_OUT}`
+    else this.proposal.textContent = shown[0].note
+    const proposals = new Set(chosen.map(image => image.proposal))
     const buttons = [...this.classes.children]
-    buttons.forEach((one, at) => one.classList.toggle("first", classes[at] === image?.proposal))
-    for (const button of [...buttons, ...this.others.children]) button.disabled = !image
+    buttons.forEach((one, at) =>
+      one.classList.toggle("first", proposals.size === 1 && proposals.has(classes[at])),
+    )
+    for (const button of [...buttons, ...this.others.children]) button.disabled = !chosen.length
+    this.more.disabled = chosen.length !== 1
     this.back.disabled = !this.history.length
     const waiting = this.unkept.length
     this.state.textContent = waiting > 3 ? `Saving ${waiting} answers …` : ""
+  }
+
+  isBroken(image) {
+    const element = this.elements.get(image.id)
+    return element.complete && !element.naturalWidth
+  }
+
+  // Elements of images that stay are left where they are: one that moves would lose the focus.
+  drawImages() {
+    const many = this.data.most > 1
+    const wanted = this.shown.map(image => (many ? this.tile(image) : this.elements.get(image.id)))
+    const before = [...this.picture.children]
+    if (wanted.length !== before.length || wanted.some((one, at) => one !== before[at]))
+      this.picture.replaceChildren(...wanted)
+  }
+
+  // A button with one of several images, which chooses it or leaves it out.
+  tile(image) {
+    const element = this.elements.get(image.id)
+    let made = element.parentElement
+    if (!made?.matches(".tile")) {
+      made = this.button("", "", () => this.toggle(image))
+      made.className = "tile"
+      made.prepend(element)
+    }
+    made.lastChild.textContent = image.proposal
+    made.title = image.note
+    made.setAttribute("aria-pressed", String(!this.left.has(image.id)))
+    return made
+  }
+
+  toggle({ id }) {
+    if (!this.left.delete(id)) this.left.add(id)
+    this.draw()
   }
 
   button(key, text, act) {

@@ -1,4 +1,4 @@
-"""The component that shows one image at a time and takes its class by a key, and what it sends."""
+"""The component that shows one image or nine and takes their class by a key, and what it sends."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +28,15 @@ _CSS = """
 .picture { flex: 0 1 400px; min-width: 0; aspect-ratio: 1; border-radius: var(--st-base-radius);
   background: var(--st-secondary-background-color); overflow: hidden; }
 .picture img { display: block; width: 100%; height: 100%; object-fit: contain; }
+.picture.many { display: grid; grid-template: repeat(3, 1fr) / repeat(3, 1fr); gap: 4px;
+  background: none; overflow: visible; }
+.tile { position: relative; display: flex; flex-direction: column; min-width: 0; min-height: 0;
+  padding: 4px; border-width: 2px; }
+.tile img { flex: 1; min-height: 0; }
+.tile span { flex: none; font-size: 14px; line-height: 20px; white-space: nowrap; overflow: hidden;
+  text-overflow: ellipsis; }
+.tile[aria-pressed="true"] { border-color: #b53b0a; }
+.tile[aria-pressed="false"] img { opacity: 0.35; }
 .answers { flex: 1 1 280px; min-width: 0; }
 .buttons { display: flex; flex-wrap: wrap; gap: 8px; margin: 8px 0; }
 .others { margin-top: 24px; }
@@ -72,7 +81,7 @@ def labeller(
     keep: Callable[[Sequence[Answer]], None],
     like: Callable[[str], None],
 ) -> None:
-    """Draw the image to label and the buttons of its answers.
+    """Draw the images to label and the buttons of its answers.
 
     The browser shows the next image at once, and sends an answer until it is acknowledged. An
     answer whose number was kept before is passed over.
@@ -80,7 +89,7 @@ def labeller(
     Args:
         key: of the component.
         queue: ``data``: the data set's id; ``order``: images of another order are dropped;
-            ``classes``: their names; ``images``: ``id, src, alt, note, proposal`` of the next ones;
+            ``most``: images on show, which one key answers; ``classes``: their names; ``images``: ``id, src, alt, note, proposal`` of the next ones;
             ``more``: whether other images follow when the component asks again.
         keep: keeps answers. Its error is shown, and the answers are sent again.
         like: called with the id of the image whose like are asked for.

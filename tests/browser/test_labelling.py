@@ -1,6 +1,7 @@
 """Labelling in a real browser: many keys a second, and a reload between them."""
 
 import random
+import shutil
 
 import pytest
 
@@ -61,6 +62,36 @@ def press(page, keys):
         if number < len(keys) - 5:
             page.wait_for_timeout(GAP)
     return [(alt, MEANS[key]) for alt, key in page.evaluate("window.pressed") if alt]
+
+
+def test_one_key_answers_nine_images_but_those_that_are_left_out(label, data, tmp_path):
+    label.get_by_role("radio", name="Nine", exact=True).click()
+    tiles = label.locator(".tile")
+    wait_until(lambda: tiles.count() == 9)
+    label.wait_for_function(LOADED)
+    names = [tiles.nth(at).locator("img").get_attribute("alt") for at in range(9)]
+    for at in (2, 6):
+        tiles.nth(at).click()
+    label.get_by_text("7 of 9 chosen").wait_for()
+    label.keyboard.press("1")
+    label.get_by_text("2 of 2 chosen").wait_for()
+    left = [names[2], names[6]]
+    wait_until(lambda: sorted(kept(data)) == [(n, "green") for n in sorted({*names} - {*left})])
+    label.keyboard.press("2")
+    wait_until(lambda: kept(data)[7:] == [(name, "red") for name in left])
+    wait_until(lambda: tiles.count() == 9)
+    label.keyboard.press("Backspace")
+    wait_until(lambda: len(kept(data)) == 7)
+    assert [tiles.nth(at).locator("img").get_attribute("alt") for at in range(2)] == left
+
+
+def test_an_uploaded_archive_is_added_to_the_queue(label, tmp_path):
+    image_folder(tmp_path / "more", {"other": 4})
+    archive = shutil.make_archive(str(tmp_path / "more"), "zip", tmp_path / "more")
+    label.get_by_text("Folders without labels").click()
+    label.get_by_role("radio", name="Upload", exact=True).click()
+    label.locator("input[type=file]").set_input_files(archive)
+    label.get_by_text(f"{IMAGES + 4} to label").wait_for()
 
 
 def kept(data):

@@ -1,5 +1,7 @@
 """The label command: what waits for a label, in order, as text and as JSON."""
 
+import shutil
+
 import pytest
 
 from finetune_core.config import Edit
@@ -29,6 +31,12 @@ def test_a_folder_is_added_once_and_its_images_are_listed_until_they_are_labelle
     assert (second["labelled"], second["waiting"]) == (1, 11)
     assert asked["id"] not in [one["id"] for one in second["queue"]]
     assert "11 images to label, 1 labelled." in thaw("label", data).stdout
+
+
+def test_an_archive_is_unpacked_and_its_images_are_listed(data, tmp_path):
+    image_folder(tmp_path / "loose", {"any": 12})
+    archive = shutil.make_archive(str(tmp_path / "loose"), "zip", tmp_path / "loose")
+    assert thaw_json("label", data, "--add", archive)["waiting"] == 12
 
 
 def test_a_script_answers_what_is_listed(data, tmp_path):

@@ -83,7 +83,7 @@ def send(at, component, sends):
 
 
 def add(at, folder):
-    box = next(one for one in at.text_input if one.label == "Folder of images")
+    box = next(one for one in at.text_input if one.label == "Folder or archive of images")
     box.set_value(str(folder))
     return press(at, "Add images")
 

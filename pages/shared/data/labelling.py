@@ -11,7 +11,8 @@ from finetune_core.config import Edit
 from finetune_core.config.edit import LONGEST_NAME
 from finetune_core.data.dataset import Dataset, fingerprint_of
 from finetune_core.data.edits import labelled_paths, load_edits, remove_edits
-from finetune_core.data.sources import whole_path
+from finetune_core.data.entry import unlabelled_folder
+from finetune_core.data.listing import image_root
 from finetune_core.data.splits import TEST
 from finetune_core.errors import FinetuneError
 from finetune_core.formatting import number, percent
@@ -19,18 +20,20 @@ from finetune_core.labelling.answers import SKIPPED, Answer, save_answers
 from finetune_core.labelling.pool import (
     Unlabelled,
     add_class,
-    add_folder,
     load_unlabelled,
     remove_folder,
 )
 from finetune_core.labelling.session import ORDERS, Labelling, Labels, Probe, prepare_labelling
 from pages.shared.chrome import plain
 from pages.shared.data.analysis import backbone_and_size
-from pages.shared.data.chosen import check_open, chosen_data, key_for_data, readable_roots
+from pages.shared.data.chosen import chosen_data, key_for_data, readable_roots
 from pages.shared.data.datasets import answered, image_fit, keep_latest
 from pages.shared.data.label_queue import SessionQueue
+from pages.shared.data.unlabelled import add_unlabelled
 from pages.shared.jobs import forget, wait_for
 from pages.shared.labeller import labeller
+
+_AT_ONCE = {1: "One", 9: "Nine"}
 
 
 def label_images(dataset: Dataset) -> None:
@@ -39,7 +42,7 @@ def label_images(dataset: Dataset) -> None:
     unlabelled = load_unlabelled(data)
     if not unlabelled.folders:
         st.markdown("Add images without labels, then give each one its class by a key.")
-        _add_images(data, unlabelled)
+        add_unlabelled(data, unlabelled)
         return
     try:
         labelling = _prepared(dataset, data, unlabelled)
@@ -49,51 +52,22 @@ def label_images(dataset: Dataset) -> None:
         st.error(plain(str(error)), icon=":material/error:")
     with st.expander("Folders without labels", icon=":material/folder:", key="label-folders"):
         _folders(data, unlabelled)
-        _add_images(data, unlabelled)
+        add_unlabelled(data, unlabelled)
 
 
 def _folders(data: str, unlabelled: Unlabelled) -> None:
     for folder in unlabelled.folders:
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f":material/folder: {plain(folder)}", width="stretch")
+            # what was uploaded or recorded lies in a folder that nobody has chosen
+            brought = Path(folder).is_relative_to(unlabelled_folder(image_root(data)))
+            shown = Path(folder).name if brought else folder
+            st.markdown(f":material/folder: {plain(shown)}", width="stretch")
             st.button(
                 "Remove",
                 key=f"label-remove-{folder}",
                 help="Its images wait no longer. Labels and files stay.",
                 on_click=lambda folder=folder: answered(lambda: remove_folder(data, folder)),
             )
-
-
-def _add_images(data: str, unlabelled: Unlabelled) -> None:
-    """The box to add a folder, and before the first one whether to set images aside."""
-    key = key_for_data(f"label-folder-{len(unlabelled.folders)}")  # empty once one is added
-    aside = key_for_data("label-aside")
-
-    def add() -> None:
-        if named := str(st.session_state[key]).strip():
-            answered(lambda: _add_folder(data, named, set_aside=bool(st.session_state.get(aside))))
-
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.text_input(
-            "Folder of images",
-            key=key,
-            width=360,
-            help="A folder of this computer. Its files stay where they are, and its subfolders are "
-            "searched, too.",
-        )
-        st.button("Add images", key="label-add", icon=":material/add:", on_click=add)
-    if not unlabelled.folders:
-        st.checkbox(
-            "Set a tenth aside for testing",
-            key=aside,
-            help="These images are drawn at random and labelled first, without a proposal. All "
-            "others only train: the model chooses them, so an accuracy on them would be biased.",
-        )
-
-
-def _add_folder(data: str, named: str, *, set_aside: bool) -> None:
-    check_open(whole_path(named))
-    add_folder(data, named, set_aside=set_aside, roots=readable_roots())
 
 
 @st.cache_resource(show_spinner=False)
@@ -130,7 +104,7 @@ def _desk(data: str, labelling: Labelling) -> None:
         edits = load_edits(data)
         labels = labelling.labels(edits)
         classes = _classes(data, labelling, labels)
-        order, of = _choose_order(classes)
+        order, of, most = _choose_order(classes)
         queue = _queue(labelling)
         queue.rank(labels, order, of)
         labeller(
@@ -138,6 +112,7 @@ def _desk(data: str, labelling: Labelling) -> None:
             {
                 "data": st.session_state.get("data_id", ""),
                 "order": f"{order}/{of}",
+                "most": most,
                 "classes": classes,
                 **queue.draw(labels),
             },
@@ -176,8 +151,12 @@ def _classes(data: str, labelling: Labelling, labels: Labels) -> list[str]:
     return list(dict.fromkeys((*labelling.classes, *new, *labelling.classes_with(labels))))
 
 
-def _choose_order(classes: Sequence[str]) -> tuple[str, str]:
-    """Draw the choice of an order; returns it, and the image or class that it is by."""
+def _choose_order(classes: Sequence[str]) -> tuple[str, str, int]:
+    """Draw the choice of an order and of how many images are shown at once.
+
+    Returns:
+        The order, the image or class that it is by, and the number of images.
+    """
     like = st.session_state.get(key_for_data("label-like"), "")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         order = st.selectbox(
@@ -190,13 +169,23 @@ def _choose_order(classes: Sequence[str]) -> tuple[str, str]:
             "(DropQuery, Gupte et al. 2024). Images for testing always come first, in a random "
             "order.",
         )
+        of = ""
         if order == "probable":
-            name = st.selectbox("Class", classes, key=key_for_data("label-of"), width=200)
-            return order, name or ""
+            of = st.selectbox("Class", classes, key=key_for_data("label-of"), width=200) or ""
+        most = st.segmented_control(
+            "Images",
+            list(_AT_ONCE),
+            format_func=_AT_ONCE.__getitem__,
+            default=1,
+            required=True,
+            key="label-most",
+            persist_state="session",
+            help="A key answers all images on show but those that you click.",
+        )
     if order == "similar":
+        of = like
         st.caption(f"Like {plain(Path(like).name)}")
-        return order, like
-    return order, ""
+    return order, of, most
 
 
 def _summary(labelling: Labelling, labels: Labels, probe: Probe) -> None:

@@ -25,7 +25,7 @@ from pages.shared.data.browse import choose_folder
 from pages.shared.data.chosen import check_open, choose_data, data_folder, offer_data
 from pages.shared.data.datasets import answered
 from pages.shared.data.recording import record
-from pages.shared.jobs import begin, forget, outcome, wait_for
+from pages.shared.jobs import begin, forget, outcome, wait_for_whole
 
 _SOURCES = {
     "folder": "On this computer",
@@ -103,10 +103,10 @@ def _folder() -> None:
     check_open(path)
     if is_archive(path.name) and path.is_file():
         packed = path
-        path = _awaited(
+        path = wait_for_whole(
             f"import:{path}:{path.stat().st_mtime_ns}",
-            lambda: import_archive(packed, packed.name),
             "Unpacking",
+            lambda: import_archive(packed, packed.name),
         )
         remember(path, owner())
     elif not is_data(path):
@@ -208,15 +208,7 @@ def _once(key: str, make: Callable[[], Work[Path]], words: str) -> None:
     """
     made = st.session_state.setdefault("imported", set())
     if key not in made:
-        folder = _awaited(key, make, words)
+        folder = wait_for_whole(key, words, make)
         remember(folder, owner())
         made.add(key)
         _chosen(folder)
-
-
-def _awaited(key: str, make: Callable[[], Work[Path]], words: str) -> Path:
-    folder: Path | None = wait_for(key, words, make, kept=False)
-    if folder is None:
-        st.button("Try again", icon=":material/replay:", on_click=forget, args=(key,))
-        raise DataError(f"{words} was stopped; nothing of it was kept.")
-    return folder

@@ -1,0 +1,132 @@
+"""Dataset, Label: the ways to bring images without labels: a folder or an archive, an upload, the
+camera."""
+
+import secrets
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import streamlit as st
+
+from finetune_core.data.archives import ARCHIVE_SUFFIXES
+from finetune_core.data.camera import store_unlabelled
+from finetune_core.data.decode import EXTENSIONS
+from finetune_core.data.entry import unlabelled_folder
+from finetune_core.data.listing import image_root
+from finetune_core.data.sources import whole_path
+from finetune_core.errors import FinetuneError
+from finetune_core.formatting import things
+from finetune_core.labelling.pool import Unlabelled, add_folder, add_images, add_uploaded
+from finetune_core.work import Work
+from pages.shared.camera import camera
+from pages.shared.chrome import plain
+from pages.shared.data.chosen import check_open, key_for_data, readable_roots
+from pages.shared.data.datasets import answered
+from pages.shared.jobs import wait_for_whole
+
+_SOURCES = {"folder": "On this computer", "upload": "Upload", "camera": "Camera"}
+
+
+def add_unlabelled(data: str, unlabelled: Unlabelled) -> None:
+    """Draw the ways to add images, and before the first ones whether to set some aside."""
+    if not unlabelled.folders:
+        st.checkbox(
+            "Set a tenth aside for testing",
+            key=_set_aside_key(),
+            help="These images are drawn at random and labelled first, without a proposal. All "
+            "others only train: the model chooses them, so an accuracy on them would be biased.",
+        )
+    source = st.segmented_control(
+        "Unlabelled images",
+        list(_SOURCES),
+        format_func=_SOURCES.__getitem__,
+        default="folder",
+        required=True,
+        key="label_source",
+        persist_state="session",
+        label_visibility="collapsed",
+    )
+    # fields of their own for each addition: they are empty once one is made
+    turn = len(unlabelled.folders)
+    try:
+        {"folder": _folder, "upload": _upload, "camera": _camera}[source](data, turn)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+
+
+def _folder(data: str, turn: int) -> None:
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        named = st.text_input(
+            "Folder or archive of images",
+            key=key_for_data(f"label-folder-{turn}"),
+            width=360,
+            help="A folder of this computer, whose subfolders are searched, too; its files stay "
+            "where they are. Or a ZIP or TAR, which is unpacked.",
+        ).strip()
+        pressed = st.button("Add images", key="label-add", icon=":material/add:")
+    if pressed and named:
+        check_open(whole_path(named))
+        _add(data, named, partial(add_images, data, named))
+
+
+def _upload(data: str, turn: int) -> None:
+    files = st.file_uploader(
+        "Images, or a ZIP or TAR of images",
+        accept_multiple_files=True,
+        type=[*sorted(EXTENSIONS), *ARCHIVE_SUFFIXES],
+        key=key_for_data(f"label-upload-{turn}"),
+    )
+    if files:
+        named = [(file.name, file) for file in files]
+        _add(data, ",".join(file.file_id for file in files), partial(add_uploaded, data, named))
+
+
+def _add(data: str, what: str, make: Callable[..., Work[Unlabelled]]) -> None:
+    """Add images, with a bar, and draw the page with them."""
+    set_aside = bool(st.session_state.get(_set_aside_key()))
+    work = partial(make, set_aside=set_aside, roots=readable_roots())
+    wait_for_whole(f"unlabelled:{data}:{what}", "Adding images", work)
+    st.rerun()
+
+
+@st.fragment
+def _camera(data: str, turn: int) -> None:
+    """Record frames, and add them once there are enough."""
+    # a folder of its own for each addition and session: its images are listed once
+    key = key_for_data(f"label-frames-{turn}")
+    name = st.session_state.setdefault(key, f"camera-{secrets.token_hex(4)}")
+    folder = unlabelled_folder(image_root(data)) / name
+    recorded = len(list(folder.iterdir())) if folder.is_dir() else 0
+    camera(
+        key_for_data(f"label-camera-{turn}"),
+        {"mode": "record", "recording": name, "class_name": "images", "ready": recorded > 0},
+        partial(store_unlabelled, folder=folder),
+    )
+    st.caption(
+        "Hold the button (or Space) while you show one object after the other. Frames are sent "
+        "only to the machine that Thaw runs on, and stay there."
+    )
+    if st.button(
+        f"Label {things(recorded, 'frame')}",
+        key="label-frames",
+        icon=":material/add:",
+        disabled=not recorded,
+        on_click=_add_frames,
+        args=(data, folder),
+    ):
+        st.rerun()  # the whole page, not this part of it
+
+
+def _add_frames(data: str, folder: Path) -> None:
+    """Add what was recorded (a callback)."""
+    set_aside = bool(st.session_state.get(_set_aside_key()))
+    roots = readable_roots()
+
+    def add() -> None:
+        add_folder(data, str(folder), set_aside=set_aside, roots=roots)
+
+    answered(add)
+
+
+def _set_aside_key() -> str:
+    return key_for_data("label-aside")
