@@ -12,10 +12,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from finetune_core.config import RunConfig
 from finetune_core.config.run_config import FITTED
@@ -103,7 +103,7 @@ def predict_fall(spent: Sequence[float], losses: Sequence[float]) -> float | Non
     times, values = np.asarray(spent), np.asarray(losses)
     late = times >= times[-1] * (1 - _LAST)
     late[-4:] = True
-    trend = stats.linregress(times[late], values[late])
+    trend = _fit_line(times[late], values[late])
     end = float(trend.intercept + trend.slope * times[-1])
     if end <= 0 or trend.slope >= 0:
         return None
@@ -115,11 +115,17 @@ def predict_fall(spent: Sequence[float], losses: Sequence[float]) -> float | Non
     return None if is_noise or is_small else min(float(fall), 1.0)
 
 
+def _fit_line(times: FloatArray, values: FloatArray) -> Any:
+    from scipy import stats  # takes most of a second to import, and Home shows runs without it
+
+    return stats.linregress(times, values)
+
+
 def _compare_slopes(slope: float, times: FloatArray, values: FloatArray) -> float:
     """Return how much of the slope before is left, at most 1: a loss that levels off goes on to."""
     if len(times) < 2:
         return 1.0
-    before = float(stats.linregress(times, values).slope)
+    before = float(_fit_line(times, values).slope)
     return min(1.0, slope / before) if before < 0 else 1.0
 
 

@@ -3,7 +3,6 @@
 import warnings
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 FOLDS = 5
 
@@ -21,6 +20,8 @@ def stratified_folds(
         labels: int ``[n]``. sets: int ``[n]``, equal for near-duplicates.
         fewest: where no more can be made than less than these, none are.
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # scikit-learn takes long to import
+
     folds = min(most, len(np.unique(sets)), int(np.bincount(labels).max(initial=0)))
     if folds < fewest:
         return []

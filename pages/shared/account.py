@@ -4,14 +4,16 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 from streamlit import config
 from streamlit.errors import StreamlitSecretNotFoundError
 
 from finetune_core.errors import FinetuneError
-from finetune_core.runs.store import Damaged, Run
+
+if TYPE_CHECKING:  # it imports torch, and every page begins with its account
+    from finetune_core.runs.store import Damaged, Run
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ def owner() -> str:
     return str(claims.get("email") or claims.get("sub") or claims.get("name") or "")
 
 
-def may_change(run: Run | Damaged) -> bool:
+def may_change(run: "Run | Damaged") -> bool:
     """Whether this session may stop, rename or delete a run: with sign-in, its owner only."""
     return not sign_in_asked() or (run.owner != "" and run.owner == owner())
 

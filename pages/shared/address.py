@@ -4,7 +4,7 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from finetune_core.errors import ConfigError
-from pages.shared.configure import settings
+from pages.shared.configure import COMPARED, FIELD
 
 _MOST = 100  # letters of an id
 
@@ -20,7 +20,7 @@ def sync() -> None:
             state["data_id"] = asked[:_MOST]
         if (asked := st.query_params.get("settings")) and asked != state.get("settings_id"):
             state["settings_problem"] = _restored(asked[:_MOST])
-    state["settings_id"] = settings.keep()
+    state["settings_id"] = _keep()
     wanted = carried()
     if any(st.query_params.get(name) != value for name, value in wanted.items()):
         st.query_params.update(wanted)
@@ -44,7 +44,19 @@ def settings_problem() -> str:
     )
 
 
+def _keep() -> str:
+    """Keep the settings of this session; returns their id, empty where nothing is set yet."""
+    if not any(str(name).startswith((FIELD, COMPARED)) for name in st.session_state):
+        return ""
+    # it imports torch, which takes seconds on a new server
+    from pages.shared.configure import settings
+
+    return settings.keep()
+
+
 def _restored(asked: str) -> str:
+    from pages.shared.configure import settings
+
     try:
         settings.restore(asked)
     except ConfigError as error:

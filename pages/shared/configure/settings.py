@@ -29,6 +29,7 @@ from finetune_core.models.timm_networks import TIMM
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.saved_settings import save_settings, saved_settings
 from finetune_core.training.strategies import BASELINE, STRATEGIES
+from pages.shared.configure import COMPARED, FIELD
 
 FROM_STAGE, EVERY_STAGE = "From one stage on", "A rate for each stage"
 MOST_SEEDS = 20
@@ -68,7 +69,7 @@ def defaults() -> dict[str, Any]:
 
 def key(name: str) -> str:
     """Of a field's widget."""
-    return f"form_{name}"
+    return f"{FIELD}{name}"
 
 
 def rate_key(stage: str) -> str:
@@ -77,8 +78,9 @@ def rate_key(stage: str) -> str:
 
 def comparison_key(name: str) -> str:
     """Of the widget of one of ``COMPARISON``, which has its usual value from then on where it has none yet."""
-    st.session_state.setdefault(f"compare_{name}", COMPARISON[name])
-    return f"compare_{name}"
+    found = f"{COMPARED}_{name}"
+    st.session_state.setdefault(found, COMPARISON[name])
+    return found
 
 
 def devices() -> int:
@@ -270,7 +272,7 @@ def keep() -> str:
     comparison = {name: chosen for name, chosen in comparison.items() if chosen != COMPARISON[name]}
     if rates := st.session_state.get("compared_rates"):
         comparison["rates"] = dict(rates)
-    touched = any(str(name).startswith(key("")) for name in st.session_state)
+    touched = any(str(name).startswith(FIELD) for name in st.session_state)
     settings = _kept(as_set()) if touched else _at_first()
     on = {} if devices() == 1 else {"devices": devices()}
     if settings == _at_first() and not comparison and not on:

@@ -106,12 +106,15 @@ def first_comparison(runs: Sequence[Run]) -> bool:
             return False
         except RunError as error:  # a run's predictions are gone, say: it can be trained anew
             st.warning(plain(str(error)), icon=":material/folder_off:")
-    job = _timing()
-    st.markdown(_PROMISE + (f" About {rough_duration(job.result)} here." if job.result else ""))
-    if job.working:
-        st.fragment(_redraw_after, run_every=_REFRESH)(job)
-    draw_strategy(make_config(DEMO_RECIPE | {"data": "any"}), classes=10)
+    promise = st.empty()
+    promise.markdown(_PROMISE)
     try_it_now()
+    draw_strategy(make_config(DEMO_RECIPE | {"data": "any"}), classes=10)
+    job = _timing()  # last: on a new server it competes with what is drawn
+    if job.result:
+        promise.markdown(f"{_PROMISE} About {rough_duration(job.result)} here.")
+    elif job.working:
+        st.fragment(_redraw_after, run_every=_REFRESH)(job)
     return True
 
 
