@@ -63,8 +63,10 @@ _PACES: dict[StrategyName, Pace] = {
     "last_block": Pace(1e-3, 600),
     "last_two_blocks": Pace(1e-3, 600),
     "bias_only": Pace(3e-3, 600),
-    "batchnorm_only": Pace(3e-3, 600),
+    "batchnorm_only": Pace(1e-2, 600),
     "lora": Pace(1e-3, 600),
+    "discriminative": Pace(1e-3, 600),
+    "linear_probe_then_full": Pace(1e-3, 600),
 }
 _USUAL_PACE = Pace(3e-4, 600)  # of strategies that train most of the network
 # Where a probe as the initial head was better than a random one. With the last block it was worse:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -27,6 +29,7 @@ from tests.pages.harness import (
     words,
 )
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 TITLES = {"home" if path == "app.py" else Path(path).stem: title for path, title, _ in PAGES}
 HOSTILE = "[free money](https://example.org) <b>:red[x]"
 # state -> page -> the text or the label that a user looks for there
@@ -234,3 +237,29 @@ def test_lines_of_events_that_were_left_out_are_reported_beside_the_run(runs):
 
 def test_an_unknown_run_in_the_address_is_said_and_not_fatal(runs):
     assert "There is no run" in words(open_page("train", run="no-such-run"))
+
+
+FRAME = """
+from types import SimpleNamespace
+from streamlit.testing.v1 import AppTest
+
+sys.modules["pages.shared.home"] = SimpleNamespace(draw_home=lambda: None)
+at = AppTest.from_file("app.py").run(timeout=60)
+assert [title.value for title in at.title] == ["Thaw"], at.exception
+print([name for name in ("torch", "torchvision", "scipy", "sklearn") if name in sys.modules])
+del sys.modules["pages.shared.home"]
+import pages.shared.home
+print([name for name in ("torchvision", "scipy.stats", "sklearn", "timm") if name in sys.modules])
+"""
+
+
+@pytest.mark.processes
+def test_a_new_server_draws_the_title_before_what_takes_seconds_to_import():
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{FRAME}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.splitlines() == ["[]", "[]"], done.stderr
