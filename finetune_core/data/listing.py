@@ -176,7 +176,7 @@ def holds(root: Path, roots: Sequence[Path]) -> Callable[[str | Path], bool]:
         roots: the folders that may be read; empty where all may.
     """
     # Resolved once: a manifest may name a million files.
-    own, base, brought, *readable = (
+    own, base, uploads, *readable = (
         Path(os.path.realpath(path))
         for path in (paths.data_dir(), root, unlabelled_folder(root), *roots)
     )
@@ -185,7 +185,7 @@ def holds(root: Path, roots: Sequence[Path]) -> Callable[[str | Path], bool]:
         real = Path(os.path.realpath(file))
         if not any(map(real.is_relative_to, readable)):
             return False
-        return not real.is_relative_to(own) or any(map(real.is_relative_to, (base, brought)))
+        return not real.is_relative_to(own) or any(map(real.is_relative_to, (base, uploads)))
 
     return may_hold if roots else lambda _: True
 

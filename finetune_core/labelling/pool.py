@@ -109,7 +109,11 @@ def add_images(
 ) -> Work[Unlabelled]:
     """Add a folder of unlabelled images to a data set, or what an archive unpacks to.
 
-    Args: as for ``add_folder``; ``source`` is a folder or an archive.
+    Args:
+        data: folder or manifest of the data set.
+        source: a folder or an archive, as a person typed it.
+        set_aside: as for ``add_folder``.
+        roots: as for ``add_folder``.
 
     Yields:
         Steps that count bytes while an archive is unpacked.
@@ -121,8 +125,8 @@ def add_images(
     if is_archive(path.name) and path.is_file():
         if roots:
             check_roots(path, roots)
-        brought = unlabelled_folder(image_root(data))
-        source = str((yield from import_archive(path, path.name, parent=brought)))
+        uploads = unlabelled_folder(image_root(data))
+        source = str((yield from import_archive(path, path.name, parent=uploads)))
     return add_folder(data, source, set_aside=set_aside, roots=roots)
 
 
@@ -135,7 +139,11 @@ def add_uploaded(
 ) -> Work[Unlabelled]:
     """Add unlabelled images that a browser sends to a data set: images, archives, or both.
 
-    Args: as for ``add_folder``; ``files`` are (name, content).
+    Args:
+        data: folder or manifest of the data set.
+        files: name and content of each.
+        set_aside: as for ``add_folder``.
+        roots: as for ``add_folder``.
 
     Yields:
         Steps that count bytes of an archive, or files.
@@ -143,14 +151,14 @@ def add_uploaded(
     Raises:
         DataError: when anything is refused; what came before it is added.
     """
-    brought = unlabelled_folder(image_root(data))
+    uploads = unlabelled_folder(image_root(data))
     loose = [(name, file) for name, file in files if not is_archive(name)]
     for name, file in files:
         if is_archive(name):
-            folder = yield from import_archive(file, name, parent=brought)
+            folder = yield from import_archive(file, name, parent=uploads)
             add_folder(data, str(folder), set_aside=set_aside, roots=roots)
     if loose:
-        folder = yield from import_files(loose, "uploaded", len(loose), parent=brought)
+        folder = yield from import_files(loose, "uploaded", len(loose), parent=uploads)
         add_folder(data, str(folder), set_aside=set_aside, roots=roots)
     return load_unlabelled(data)
 

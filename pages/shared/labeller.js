@@ -36,7 +36,7 @@ class Labeller {
       this.button("→", "Skip", () => this.answer("skip")),
       this.button("0", "None of these", () => this.answer("none")),
       (this.back = this.button("⌫", "Undo", () => this.undo())),
-      (this.more = this.button("", "More like this", () => this.like(this.chosen[0].id))),
+      (this.alike = this.button("", "More like this", () => this.like(this.chosen[0].id))),
     )
     this.onkey = event => this.key(event)
     window.addEventListener("keydown", this.onkey, true)
@@ -199,7 +199,7 @@ class Labeller {
       one.classList.toggle("first", proposals.size === 1 && proposals.has(classes[at])),
     )
     for (const button of [...buttons, ...this.others.children]) button.disabled = !chosen.length
-    this.more.disabled = chosen.length !== 1
+    this.alike.disabled = chosen.length !== 1
     this.back.disabled = !this.history.length
     const waiting = this.unkept.length
     this.state.textContent = waiting > 3 ? `Saving ${waiting} answers …` : ""

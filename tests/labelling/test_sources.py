@@ -41,7 +41,7 @@ def loose(tmp_path):
     return sorted(image_folder(tmp_path / "loose", {"blue": 9}).rglob("*.png"))
 
 
-def packed(files):
+def pack_zip(files):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for file in files:
@@ -60,7 +60,7 @@ def waiting(data):
 
 def test_an_archive_is_unpacked_beside_the_data_set_and_its_images_can_be_labelled(data, loose):
     archive = data.parent / "holiday.zip"
-    archive.write_bytes(packed(loose))
+    archive.write_bytes(pack_zip(loose))
     assert finish(add_images(data, str(archive), roots=roots())) == load_unlabelled(data)
     ids = waiting(data)
     assert len(ids) == len(loose)
@@ -73,14 +73,14 @@ def test_an_archive_is_unpacked_beside_the_data_set_and_its_images_can_be_labell
 def test_uploaded_images_and_archives_are_added_at_once(data, loose):
     content = [file.read_bytes() for file in loose]
     uploads = [(f"{number}.png", io.BytesIO(content[number])) for number in (0, 1)]
-    uploads.append(("more.zip", io.BytesIO(packed(loose[2:]))))
+    uploads.append(("more.zip", io.BytesIO(pack_zip(loose[2:]))))
     assert len(finish(add_uploaded(data, uploads, roots=roots())).folders) == 2
     assert len(waiting(data)) == len(loose)
 
 
 def test_what_was_refused_leaves_what_came_before_it(data, loose):
     uploads = [
-        ("good.zip", io.BytesIO(packed(loose))),
+        ("good.zip", io.BytesIO(pack_zip(loose))),
         ("bad.zip", io.BytesIO(b"PK\x03\x04")),
     ]
     with pytest.raises(DataError, match=r"bad\.zip was not imported"):
@@ -88,16 +88,16 @@ def test_what_was_refused_leaves_what_came_before_it(data, loose):
     assert len(waiting(data)) == len(loose)
 
 
-def test_an_archive_outside_of_what_may_be_read_is_not_unpacked(data, tmp_path, loose):
+def test_an_archive_outside_of_what_may_be_read_is_not_unpack_zip(data, tmp_path, loose):
     archive = tmp_path / "secret.zip"
-    archive.write_bytes(packed(loose))
+    archive.write_bytes(pack_zip(loose))
     with pytest.raises(DataError, match="outside"):
         finish(add_images(data, str(archive), roots=roots()))
     assert not unlabelled_folder(data).exists()
 
 
 def test_another_data_set_cannot_take_what_was_brought_to_one(data, other, loose):
-    finish(add_uploaded(data, [("a.zip", io.BytesIO(packed(loose)))], roots=roots()))
+    finish(add_uploaded(data, [("a.zip", io.BytesIO(pack_zip(loose)))], roots=roots()))
     folder = load_unlabelled(data).folders[0]
     with pytest.raises(DataError, match="belongs to another data set"):
         add_folder(other, folder, roots=roots())

@@ -68,7 +68,7 @@ def defaults() -> dict[str, Any]:
 
 
 def key(name: str) -> str:
-    """Of a field's widget."""
+    """Return the key of a field's widget."""
     return f"{FIELD}{name}"
 
 
@@ -77,10 +77,10 @@ def rate_key(stage: str) -> str:
 
 
 def comparison_key(name: str) -> str:
-    """Of the widget of one of ``COMPARISON``, which has its usual value from then on where it has none yet."""
-    found = f"{COMPARED}_{name}"
-    st.session_state.setdefault(found, COMPARISON[name])
-    return found
+    """Return the key of the widget of one of ``COMPARISON``; a widget without a value gets its usual one."""
+    widget = f"{COMPARED}_{name}"
+    st.session_state.setdefault(widget, COMPARISON[name])
+    return widget
 
 
 def devices() -> int:

@@ -58,9 +58,9 @@ def label_images(dataset: Dataset) -> None:
 def _folders(data: str, unlabelled: Unlabelled) -> None:
     for folder in unlabelled.folders:
         with st.container(horizontal=True, vertical_alignment="center"):
-            # what was uploaded or recorded lies in a folder that nobody has chosen
-            brought = Path(folder).is_relative_to(unlabelled_folder(image_root(data)))
-            shown = Path(folder).name if brought else folder
+            # an upload or a recording lies in a folder that nobody has chosen
+            is_upload = Path(folder).is_relative_to(unlabelled_folder(image_root(data)))
+            shown = Path(folder).name if is_upload else folder
             st.markdown(f":material/folder: {plain(shown)}", width="stretch")
             st.button(
                 "Remove",
