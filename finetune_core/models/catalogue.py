@@ -5,10 +5,11 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 import torch
+import torchvision
 from torch import nn
 
 from finetune_core.config import RunConfig
@@ -18,10 +19,6 @@ from finetune_core.errors import ConfigError
 from finetune_core.models import hub, timm_networks
 from finetune_core.models.licences import is_research_only
 from finetune_core.models.meta import allocating_on_meta
-
-# torchvision is imported in functions: it takes a second, and pages that show runs import this file.
-if TYPE_CHECKING:
-    from torchvision.models import WeightsEnum
 
 PACKAGED = "efficientnet_lite0"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -208,12 +205,10 @@ def backbone_info(name: str) -> BackboneInfo:
 
 
 @cache
-def _torchvision_weights(name: str) -> "WeightsEnum":
-    from torchvision import models
-
+def _torchvision_weights(name: str) -> torchvision.models.WeightsEnum:
     # torchvision reads the signature of the function that builds the network on every call. A page
     # asks for all of its networks.
-    return models.get_model_weights(name).DEFAULT
+    return torchvision.models.get_model_weights(name).DEFAULT
 
 
 @cache
@@ -285,7 +280,7 @@ def known_parameters(name: str) -> int | None:
         return _PACKAGES[name].parameters
     if timm_networks.is_timm_name(name):
         return timm_networks.known_parameters(name)
-    return int(_torchvision_weights(name).meta["num_params"])
+    return int(torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
 
 
 def default_backbone() -> str:
@@ -315,9 +310,9 @@ def create(name: str, image_size: int | None = None, classes: int | None = None)
         import timm
 
         return timm.create_model(recipe["name"])
-    from torchvision import models
-
-    network: nn.Module = models.get_model(recipe["name"], weights=None, **recipe["options"])
+    network: nn.Module = torchvision.models.get_model(
+        recipe["name"], weights=None, **recipe["options"]
+    )
     return network
 
 
@@ -345,9 +340,7 @@ def create_on_meta(
 
 @cache
 def _torchvision_names() -> tuple[str, ...]:
-    from torchvision import models
-
-    return tuple(models.list_models(module=models))
+    return tuple(torchvision.models.list_models(module=torchvision.models))
 
 
 def _packaged_file(package: Package) -> Path | None:

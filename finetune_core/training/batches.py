@@ -13,14 +13,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
+from torchvision.transforms.v2 import functional as F
 
 from finetune_core.config import Augmentation
 from finetune_core.errors import is_out_of_memory
 from finetune_core.training.crops import crops
 from finetune_core.training.out_of_memory import explained
 from finetune_core.transfers import sent
-
-# torchvision is imported in functions: it takes a second, and pages that show runs import this file.
 
 Batch = TypeVar("Batch")
 
@@ -162,8 +161,6 @@ def augmented(
     images: torch.Tensor, kind: Augmentation, keys: np.ndarray, seed: int, epoch: int, size: int
 ) -> torch.Tensor:
     """Training images as this epoch sees them: uint8 ``[n, 3, side, side]`` -> uint8 ``[n, 3, size, size]``."""
-    from torchvision.transforms.v2 import functional as F
-
     if kind == "none":
         return evaluated(images, size)
     flip = sent(torch.from_numpy(uniform(keys, seed, epoch, 1) < 0.5), images.device)
@@ -177,8 +174,6 @@ def augmented(
 
 def evaluated(images: torch.Tensor, size: int) -> torch.Tensor:
     """The centre crop that validation, and training without augmentation, sees: ``[n, 3, size, size]``."""
-    from torchvision.transforms.v2 import functional as F
-
     cropped: torch.Tensor = F.center_crop(images, [size, size])
     return cropped
 
@@ -190,8 +185,6 @@ def normalised(
     layout: torch.memory_format = torch.channels_last,
 ) -> torch.Tensor:
     """uint8 ``[n, 3, s, s]`` -> float32, normalised."""
-    from torchvision.transforms.v2 import functional as F
-
     # of a list, torch makes tensors that a GPU waits for
     values = sent(torch.tensor([list(mean), list(std)]), images.device)
     pixels: torch.Tensor = F.normalize(F.to_dtype(images, torch.float32, scale=True), *values)
@@ -203,8 +196,6 @@ def _cropped(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor
 
     Images go one by one on a processor, where that is ten times faster, and all at once elsewhere.
     """
-    from torchvision.transforms.v2 import functional as F
-
     if images.device.type != "cpu" or not len(images):
         return crops(images, sent(torch.from_numpy(boxes), images.device), size)
     return torch.stack(

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import nn
+from torchvision.transforms.v2 import CutMix, MixUp, RandomChoice
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
@@ -209,8 +210,6 @@ def _mix(
     job: Job,
 ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None:
     """Mixup, CutMix, or for each batch one of the two; torch's random state decides how."""
-    from torchvision.transforms.v2 import CutMix, MixUp, RandomChoice  # takes a second to import
-
     config, classes = job.config, len(job.dataset.classes)
     ways = [
         way(alpha=alpha, num_classes=classes)

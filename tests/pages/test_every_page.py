@@ -249,7 +249,7 @@ assert [title.value for title in at.title] == ["Thaw"], at.exception
 print([name for name in ("torch", "torchvision", "scipy", "sklearn") if name in sys.modules])
 del sys.modules["pages.shared.home"]
 import pages.shared.home
-print([name for name in ("torchvision", "scipy.stats", "sklearn", "timm") if name in sys.modules])
+print([name for name in ("scipy.stats", "sklearn", "timm") if name in sys.modules])
 """
 
 
@@ -263,3 +263,36 @@ def test_a_new_server_draws_the_title_before_what_takes_seconds_to_import():
         timeout=300,
     )
     assert done.stdout.splitlines() == ["[]", "[]"], done.stderr
+
+
+FIRST_USES = """
+import threading
+import torch
+import pages.shared.home
+from finetune_core.models.catalogue import backbone_info, backbone_names
+from finetune_core.models.network import network_stages
+from finetune_core.training.batches import evaluated
+from finetune_core.training.folds import stratified_folds
+
+uses = [
+    lambda: backbone_names(),
+    lambda: backbone_info("resnet18"),
+    lambda: network_stages("efficientnet_lite0", 96),
+    lambda: evaluated(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 4),
+    lambda: stratified_folds(torch.arange(20).numpy() % 2, torch.arange(20).numpy()),
+]
+threads = [threading.Thread(target=use) for use in uses]
+for one in threads:
+    one.start()
+for one in threads:
+    one.join()
+"""
+
+
+@pytest.mark.processes
+def test_what_is_imported_at_its_first_use_can_be_used_by_several_threads_at_once():
+    """Imported in several threads at once, torchvision fails: it imports itself in a circle."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_USES], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
