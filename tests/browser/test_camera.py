@@ -75,9 +75,7 @@ def count(page, button, frames):
 
 def recorded(page, name):
     """How many frames the press that has ended took."""
-    words = page.get_by_role("status").filter(
-        has_text=re.compile(rf"{name}: \d+ frames recorded")
-    )
+    words = page.get_by_role("status").filter(has_text=re.compile(rf"{name}: \d+ frames recorded"))
     words.wait_for()
     return int(re.search(r"\d+", words.inner_text())[0])
 
