@@ -1,4 +1,4 @@
-"""What a network, or a part of it, makes of decoded images, prepared as *Predict* does."""
+"""Outputs of a network, or of a part of it, for decoded images prepared as *Predict* does."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,23 @@ from finetune_core.work import Step, Work
 
 _BATCH = 32
 
-Answer = Callable[[torch.Tensor], np.ndarray]  # float32 [n, 3, size, size] -> [n, …]: logits, say
+# From a batch of images, float32 [n, 3, size, size], to its outputs, such as logits [n, classes].
+Answer = Callable[[torch.Tensor], np.ndarray]
 
 
 def answers(
     pixels: Pixels, rows: np.ndarray, info: BackboneInfo, size: int, answer: Answer, phase: str
 ) -> Work[np.ndarray]:
-    """What is answered for the images of these rows, ``[len(rows), …]``."""
+    """Compute the outputs for the images of these rows, ``[len(rows), …]``.
+
+    Args:
+        answer: Function of a batch of images, float32 ``[n, 3, size, size]``, that returns its
+            outputs, such as logits ``[n, classes]``.
+        phase: Phase of the steps.
+
+    Yields:
+        Steps that count images.
+    """
 
     def batch(some: np.ndarray) -> torch.Tensor:
         return normalised(evaluated(pixels.batch(some), size), info.mean, info.std)

@@ -1,4 +1,7 @@
-"""A run whose weights are averaged from those of others, in the place of epochs: soups and WiSE-FT (both Wortsman et al. 2022)."""
+"""Runs whose weights are averaged from other runs instead of trained: soups and WiSE-FT.
+
+Both are from Wortsman et al. 2022.
+"""
 
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -32,14 +35,15 @@ from finetune_core.training.shifted_images import ShiftedImages, shifted_images
 State = Mapping[str, torch.Tensor]
 Value = TypeVar("Value")
 
-# of WiSE-FT: 0 is the start, 1 the fine-tuned network
+# Of WiSE-FT: 0 is the start, 1 the fine-tuned network.
 COEFFICIENTS = tuple(tenth / 10 for tenth in range(11))
 
 
 def mean_of(states: Sequence[State]) -> dict[str, torch.Tensor]:
-    """The mean of each tensor, in float64 before it is rounded: that of equal ones is equal bit for bit, whatever their order.
+    """Return the mean of each tensor, computed in float64.
 
-    What counts (int64, as ``num_batches_tracked``) is the largest of them.
+    The mean of equal tensors is equal bit for bit, and the order of the states makes no difference.
+    Counters (int64, as ``num_batches_tracked``) take the largest value.
     """
     return {name: _mean([state[name] for state in states]) for name in states[0]}
 
@@ -48,7 +52,8 @@ def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     stacked = torch.stack(list(tensors))
     if not stacked.is_floating_point():
         return stacked.amax(0)
-    ordered = stacked.double().sort(dim=0).values  # sums depend on the order of their terms
+    # Sorted, because a floating-point sum depends on the order of its terms.
+    ordered = stacked.double().sort(dim=0).values
     total = ordered[0]
     for term in ordered[1:]:
         total = total + term
@@ -56,7 +61,10 @@ def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def mixed(start: State, end: State, coefficient: float) -> dict[str, torch.Tensor]:
-    """``(1 - coefficient) · start + coefficient · end``, in float64 before it is rounded; counts are those of ``end``."""
+    """Return ``(1 - coefficient) · start + coefficient · end``, computed in float64.
+
+    Counters are those of ``end``.
+    """
     return {
         name: ((1 - coefficient) * start[name].double() + coefficient * last.double()).to(
             last.dtype
@@ -70,13 +78,14 @@ def mixed(start: State, end: State, coefficient: float) -> dict[str, torch.Tenso
 def average_weights(
     job: Job, lost: LostImages, roots: Sequence[Path] = ()
 ) -> Generator[Event, None, None]:
-    """Put the average into the job's network; a run that is stopped in here starts again.
+    """Put the average into the job's network. A run that is stopped in here starts again.
 
     Args:
-        roots: when given, images of other data sets that lie elsewhere are not read.
+        roots: When given, images of other data sets outside these folders are not read.
 
     Raises:
-        FinetuneError: when a run to average is gone, damaged or does not fit the others; when too many images are lost.
+        FinetuneError: If a run to average is gone, damaged or does not fit the others, or if too
+            many images are lost.
     """
     began, averaged = time.monotonic(), job.config.averaged
     if averaged is None:
@@ -106,7 +115,7 @@ def average_weights(
 def _soup(
     attempts: "_Attempts", states: Sequence[State]
 ) -> Generator[Event, None, WeightsAveraged]:
-    """The mean of all."""
+    """Average all networks (uniform soup)."""
     attempts.total = attempts.trained_on
     layers = yield from attempts.put(mean_of(states))
     return WeightsAveraged("soup", [], 0.0, layers)
@@ -115,7 +124,7 @@ def _soup(
 def _greedy_soup(
     attempts: "_Attempts", parents: Sequence[Parent], states: Sequence[State]
 ) -> Generator[Event, None, WeightsAveraged]:
-    """The best network, and each further one, the more accurate first, with which the mean is not less accurate."""
+    """Add networks to the soup, the most accurate first, as long as it does not lose accuracy."""
     attempts.total = len(states) * attempts.judged_on + (len(states) - 1) * (
         attempts.trained_on + attempts.judged_on
     )
@@ -146,10 +155,11 @@ def _greedy_soup(
 def _wise(
     attempts: "_Attempts", tuned: State, shifted: Sequence[ShiftedImages]
 ) -> Generator[Event, None, WeightsAveraged]:
-    """From the start with its linear probe to the fine-tuned network; kept is the first of the most accurate on the way.
+    """Mix the start with its linear probe and the fine-tuned network (WiSE-FT).
 
-    BatchNorm statistics are mixed as weights are: the linear probe was fitted to what the start's own make of the images. Of the accuracy on
-    other data sets the curve is kept, too; validation images alone decide. With LoRA the mixture of
+    The first of the most accurate mixtures is kept. BatchNorm statistics are mixed as weights are:
+    the linear probe was fitted to features made with the start's own. The accuracy on other data
+    sets is recorded as a curve, too, but validation images alone decide. With LoRA the mixture of
     merged weights is ``(1 - c) W0 + c (W0 + scale · B A)``, which keeps its rank.
     """
     attempts.total = len(COEFFICIENTS) * attempts.judged_on
@@ -177,10 +187,11 @@ def _wise(
 
 @dataclass
 class _Attempts:
-    """Weights in the job's network, one after the other, judged on the validation images.
+    """Weights tried in the job's network, one after the other, on the validation images.
 
     Attributes:
-        done, total: images that went through the network, and will have gone.
+        done: Images that have gone through the network.
+        total: Images that will have gone through it at the end.
     """
 
     job: Job
@@ -190,7 +201,7 @@ class _Attempts:
 
     @property
     def trained_on(self) -> int:
-        """How many images the BatchNorm statistics are computed on."""
+        """Number of images that BatchNorm statistics are computed on."""
         return len(self.job.rows[TRAIN])
 
     @property
@@ -198,16 +209,20 @@ class _Attempts:
         return len(self.job.rows[VAL])
 
     def kept_tensors(self) -> dict[str, torch.Tensor]:
-        """A copy of all that the run may change, as it is in the network now, on the processor."""
+        """Return a copy of all tensors that the run may change, on the processor."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self.job.changing().items()}
 
     def load(self, state: State) -> None:
-        """Put what the run may change into the network. LoRA's factors are merged."""
+        """Put a state of these tensors into the network and merge LoRA's factors."""
         put_back(self.job.changing(), state)
         self.job.low_rank.merge()
 
     def put(self, average: State) -> Generator[Event, None, int]:
-        """Weights that no step has led to; returns how many BatchNorm layers were computed anew for them."""
+        """Put averaged weights into the network and recompute its BatchNorm statistics.
+
+        Returns:
+            The number of BatchNorm layers that were recomputed.
+        """
         self.load(average)
         layers = yield from self._counted(
             recompute_statistics(self.job, self.lost), self.trained_on
@@ -215,7 +230,10 @@ class _Attempts:
         return layers
 
     def judged(self) -> Generator[Event, None, tuple[float, float]]:
-        """Accuracy 0…1 and mean cross-entropy in nats of the network as it is now, on the validation images."""
+        """Return the network's accuracy on the validation images, and its loss.
+
+        Accuracy is 0…1, the loss is the mean cross-entropy in nats.
+        """
         predicting = predict_splits(self.job, [VAL], "average", self.lost)
         rows, logits = yield from self._counted(predicting, self.judged_on)
         labels = self.job.labels[rows]
@@ -225,7 +243,7 @@ class _Attempts:
     def _counted(
         self, work: Generator[Event, None, Value], images: int
     ) -> Generator[Event, None, Value]:
-        """The events of a part of the work, its progress as that of the whole."""
+        """Report the progress of a part of the work as progress of the whole."""
         try:
             while True:
                 event = next(work)

@@ -1,4 +1,4 @@
-"""The statistics of BatchNorm layers, computed anew for weights that no step has led to."""
+"""Recomputation of BatchNorm statistics for weights that no training step has led to."""
 
 from collections.abc import Generator
 
@@ -17,7 +17,7 @@ _Norm = nn.modules.batchnorm._BatchNorm
 
 
 def moving_norms(job: Job) -> list[_Norm]:
-    """The BatchNorm layers whose statistics the job's strategy does not freeze."""
+    """Return the BatchNorm layers whose statistics the job's strategy does not freeze."""
     pairs = zip(job.network.stages, job.strategy, strict=True)
     frozen = {name for stage, plan in pairs for name in frozen_tensors(plan, stage)}
     return [
@@ -31,18 +31,19 @@ def moving_norms(job: Job) -> list[_Norm]:
 
 @torch.no_grad()
 def recompute_statistics(job: Job, lost: LostImages) -> Generator[Event, None, int]:
-    """Set these statistics to their mean over the batches of the training images, shuffled and without augmentation.
+    """Set BatchNorm statistics to their mean over the batches of the training images.
 
-    As ``torch.optim.swa_utils.update_bn``, but frozen statistics stay, and so does all else in eval mode: dropout would add noise.
+    The batches are shuffled and not augmented. This is ``torch.optim.swa_utils.update_bn``, but
+    frozen statistics stay, and all else stays in eval mode: dropout would add noise.
 
     Yields:
         Progress in images.
 
     Returns:
-        How many layers were computed anew.
+        The number of layers that were recomputed.
 
     Raises:
-        TrainingError: when too many images are lost.
+        TrainingError: If too many images are lost.
     """
     norms = moving_norms(job)
     if not norms:
@@ -51,7 +52,7 @@ def recompute_statistics(job: Job, lost: LostImages) -> Generator[Event, None, i
     job.network.model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean
+        norm.momentum = None  # cumulative mean
         norm.train()
     try:
         done = 0

@@ -1,7 +1,8 @@
-"""Forward passes without gradients, compiled where that pays: eager until the package is there, compiled from then on.
+"""Forward passes without gradients, compiled where that pays.
 
-Training steps gain nothing from it (forward and backward are both bound by the same convolutions). Measured on processors only:
-``benchmarks/peak.py --without compiled``.
+A pass is eager until its package is ready, and compiled from then on. Training steps gain nothing
+from compiling: forward and backward are both bound by the same convolutions. Measured on processors
+only: ``benchmarks/peak.py --without compiled``.
 """
 
 import hashlib
@@ -28,19 +29,20 @@ from finetune_core.training.packages import Compiled, keep_package, kept_package
 from finetune_core.training.speed_book import Compilation, SpeedBook
 from finetune_core.version import __version__
 
-# A package is compiled from code of these and of Thaw.
+# Libraries whose code a package is compiled from, beside Thaw's own.
 _LIBRARIES = ("torch", "torchvision", "timm")
-_TIMED = 3  # batches that are timed before anything is decided; the first of all also allocates
+# Batches that are timed before the decision. The very first one also allocates memory.
+_TIMED = 3
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a network whose forward pass is asked for.
+    """A part of a network whose forward pass is requested.
 
     Attributes:
-        module: in eval mode, from one tensor to one; it must not change meanwhile.
-        label: which part of which backbone: ``resnet18 0-4``.
-        weights: a hash of what it holds; only asked for where it is needed.
+        module: A module in eval mode, from one tensor to one. It must not change meanwhile.
+        label: Which part of which backbone: ``resnet18 0-4``.
+        weights: Function that returns a hash of its weights. Only called where the hash is needed.
     """
 
     module: nn.Module
@@ -49,27 +51,29 @@ class Part:
 
 
 def pays(images: int, seconds_per_image: float, expected: Compilation) -> bool:
-    """Whether compiling saves more time than it takes.
+    """Return whether compiling saves more time than it takes.
 
     Args:
-        images: that are left.
-        seconds_per_image: of the eager pass.
+        images: Number of images that are left.
+        seconds_per_image: Time of the eager pass.
     """
     return images * seconds_per_image * expected.saved > expected.seconds
 
 
 def compiler() -> str | None:
-    """The C++ compiler that would be used; None where there is none."""
+    """Return the C++ compiler that would be used, or None where there is none."""
     return shutil.which(os.environ.get("CXX") or "g++")
 
 
 class Compiler:
-    """The forward passes of one piece of work: a block at whose end nothing is compiling any more, for one thread.
+    """The forward passes of one piece of work, for one thread.
+
+    It is a context manager: when the block ends, nothing is compiling any more.
 
     Args:
-        images: how many will go through them.
-        batch: how many of them at a time.
-        why_not: why nothing is to be compiled, in words; empty where it may be.
+        images: Number of images that will go through the passes.
+        batch: Number of images at a time.
+        why_not: Why nothing is to be compiled, as text. Empty where compiling is allowed.
     """
 
     def __init__(self, device: Device, images: int, batch: int, why_not: str = "") -> None:
@@ -80,7 +84,10 @@ class Compiler:
         self._passes: dict[str, _Pass] = {}
 
     def forward(self, part: Part) -> Forward:
-        """The part's forward pass: call it without gradients, in the device's precision. The same part gets the same pass."""
+        """Return the part's forward pass. The same part gets the same pass.
+
+        Call it without gradients, in the device's precision.
+        """
 
         def run(inputs: torch.Tensor) -> torch.Tensor:
             output = one(inputs, self._left)
@@ -94,7 +101,7 @@ class Compiler:
 
     @property
     def report(self) -> str:
-        """What became of it, in words: of the pass that the most images went through; empty where none did."""
+        """What became of the pass that most images went through, as text. Empty where none did."""
         used = max(self._passes.values(), key=lambda one: one.done, default=None)
         return used.report if used and used.done else ""
 
@@ -112,20 +119,24 @@ class Compiler:
 
 
 class _Pass:
-    """One part's forward pass. It is decided once whether to compile it, after a few batches that were timed.
+    """One part's forward pass.
+
+    Whether to compile is decided once, after a few batches that were timed.
 
     Attributes:
-        done: images so far.
+        done: Number of images so far.
     """
 
     def __init__(self, part: Part, device: Device, batch: int, why_not: str) -> None:
         self._part, self._device, self._batch, self._book = part, device, batch, SpeedBook()
         self._reason, self.done, self._compiled_after = why_not, 0, 0
-        self._like: torch.Tensor | None = None  # what is compiled for: shape, strides and type
+        # The shape, strides and type to compile for.
+        self._like: torch.Tensor | None = None
         self._expected: Compilation | None = None
         self._child: CompilerProcess | None = None
         self._compiled: Compiled | None = None
-        self._seconds: list[float] = []  # per image, of the pass that is used now
+        # Per image, of the pass in use.
+        self._seconds: list[float] = []
 
     @property
     def report(self) -> str:
@@ -159,7 +170,7 @@ class _Pass:
         return output
 
     def close(self) -> None:
-        """End what is going on, and remember what was measured."""
+        """End a running compilation and store what was measured."""
         if self._child and self._expected:
             elapsed, self._reason = self._child.elapsed, "it was not ready in time"
             self._child.close()
@@ -192,11 +203,11 @@ class _Pass:
         try:
             self._child = CompilerProcess(self._part.module, inputs, self._device)
         except Exception as error:
-            # pickling a module raises nearly anything; the eager pass goes on
+            # Pickling a module can raise nearly anything. The eager pass goes on.
             self._reason = f"it cannot be handed to another process ({type(error).__name__})"
 
     def _look(self) -> None:
-        """Take the package, once it is there."""
+        """Take the package, once it is ready."""
         if not self._child or not self._expected or (ended := self._child.ended()) is None:
             return
         elapsed = self._child.elapsed
@@ -239,7 +250,7 @@ class _Pass:
 
     @property
     def _key(self) -> str:
-        """What the time and the gain depend on."""
+        """Everything that the time and the gain of compiling depend on."""
         shape = None if self._like is None else tuple(self._like.shape)
         device = self._device
         return " | ".join(
@@ -248,7 +259,7 @@ class _Pass:
 
     @property
     def _name(self) -> str:
-        """The package's, made of everything that it depends on."""
+        """Name of the package, made of everything that it depends on."""
         like, device = self._like, self._device
         shape = None if like is None else (tuple(like.shape), like.stride(), like.dtype)
         processor = sorted(torch.cpu.get_capabilities().items())
@@ -270,8 +281,11 @@ class _Pass:
 
 
 def fitted(inputs: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:
-    """A batch as the compiled pass takes it, a smaller one filled up with its last image; None where it does not fit, or less than
-    half of it would be used: fewer images may be all that memory holds."""
+    """Return a batch as the compiled pass takes it, or None where it does not fit.
+
+    A smaller batch is filled up with its last image. It does not fit if less than half of the batch
+    would be used: fewer images may be all that memory holds.
+    """
     size = len(like)
     if (
         inputs.shape[1:] != like.shape[1:]

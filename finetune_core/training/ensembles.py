@@ -1,4 +1,8 @@
-"""An ensemble is a run without epochs: it keeps its runs' networks, and its predictions are the mean of the probabilities that they have left."""
+"""Ensembles: runs without epochs that average the predictions of other runs.
+
+An ensemble keeps its runs' networks. Its predictions are the mean of the probabilities that these
+runs have left, so no image goes through a network.
+"""
 
 import time
 from collections.abc import Generator, Sequence
@@ -48,13 +52,14 @@ _NO_CACHE = "no image goes through a network"
 def join_networks(
     config: RunConfig, run_dir: Path, roots: Sequence[Path] = ()
 ) -> Generator[Event, None, None]:
-    """Make an ensemble of what its folder has kept of its runs: no image goes through a network. It starts again when it is stopped in here.
+    """Make an ensemble of the copies of its runs in its folder. If stopped, it starts again.
 
     Args:
-        roots: when given, images that lie elsewhere are left out.
+        roots: When given, images outside these folders are left out.
 
     Raises:
-        FinetuneError: when the images have changed, or a network is gone, damaged, or has not predicted the same images.
+        FinetuneError: If the images have changed, or a network is gone, damaged, or has not
+            predicted the same images.
     """
     began = time.monotonic()
     check_config(config, run_dir)
@@ -88,10 +93,10 @@ def join_networks(
 
 @dataclass(frozen=True)
 class _Joined:
-    """The runs of an ensemble, as their copies in its folder tell, with their networks.
+    """The runs of an ensemble with their networks, as read from their copies in its folder.
 
     Attributes:
-        names: of the runs that the copies are of.
+        names: Names of the runs that were copied.
     """
 
     names: list[str]
@@ -100,9 +105,10 @@ class _Joined:
 
     @classmethod
     def of(cls, config: RunConfig, run_dir: Path) -> "_Joined":
-        """
+        """Read the copies in an ensemble's folder.
+
         Raises:
-            FinetuneError: when one is gone, damaged, or does not fit the others.
+            FinetuneError: If one is gone, damaged, or does not fit the others.
         """
         parents = checked_members(member_folders(config, run_dir))
         networks = [best_network(parent.config, parent.folder)[0] for parent in parents]
@@ -120,7 +126,7 @@ class _Joined:
         )
 
     def predictions(self) -> pd.DataFrame:
-        """``split, id, label, logits``: the logarithm of the mean probabilities."""
+        """Return ``split, id, label, logits``: the logarithm of the mean probabilities."""
         tables = [parent.predictions for parent in self.parents]
         mean = mean_log_probabilities(
             np.stack([np.stack(table["logits"].tolist()) for table in tables])
@@ -128,14 +134,14 @@ class _Joined:
         return tables[0].assign(logits=list(mean.astype(np.float32)))
 
     def ancestors(self) -> list[Ancestor]:
-        """What is said of each, under the name of the run that it is a copy of."""
+        """Return what is recorded of each run, under the name of the run that was copied."""
         return [
             {**ancestor(one.folder, one.config, one.info), "run": name}
             for name, one in zip(self.names, self.parents, strict=True)
         ]
 
     def info(self, dataset: Dataset) -> CheckpointInfo:
-        """Of a checkpoint without tensors: these are the members' own."""
+        """Return the info of a checkpoint without tensors: the members have their own."""
         first = self.networks[0]
         return CheckpointInfo(
             0,
@@ -214,7 +220,7 @@ class _Joined:
         return np.unique(np.concatenate(used))
 
     def _lineage(self) -> Lineage:
-        """The runs before theirs, where these are the same for all of them."""
+        """Return the runs before the members, where these are the same for all of them."""
         first, *others = [
             read_info(one.folder, START).lineage if one.config.earlier_run else []
             for one in self.parents

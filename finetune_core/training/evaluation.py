@@ -1,4 +1,7 @@
-"""What a network answers for a split, and the final evaluation: a run's best checkpoint, in fp32, as Predict and the exports compute."""
+"""Predictions of a network for a split, and the final evaluation.
+
+The final evaluation is of a run's best checkpoint in fp32, as Predict and the exports compute.
+"""
 
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -33,7 +36,11 @@ from finetune_core.training.strategies import epochs_of
 
 @dataclass(frozen=True)
 class FinalEvaluation:
-    """The best epoch in fp32: accuracies 0…1, mean cross-entropy in nats; ``test_accuracy`` is None without a test split."""
+    """Results of the best epoch in fp32.
+
+    Accuracies are 0…1, the loss is the mean cross-entropy in nats. ``test_accuracy`` is None
+    without a test split.
+    """
 
     val_accuracy: float
     val_loss: float
@@ -43,7 +50,10 @@ class FinalEvaluation:
 
 @torch.no_grad()
 def logits_of(model: Forward, inputs: torch.Tensor, device: Device) -> np.ndarray:
-    """Float32 ``[n, classes]``: what a network in eval mode, or its tail, answers in the device's precision."""
+    """Return the logits of a network in eval mode, or of its tail: float32 ``[n, classes]``.
+
+    They are computed in the device's precision.
+    """
     return logits_in_parts(model, inputs, device, len(inputs))[0].cpu().numpy()
 
 
@@ -51,7 +61,13 @@ def logits_of(model: Forward, inputs: torch.Tensor, device: Device) -> np.ndarra
 def logits_in_parts(
     model: Forward, inputs: torch.Tensor, device: Device, size: int
 ) -> tuple[torch.Tensor, int]:
-    """The same, still on the device, at most ``size`` images at a time, fewer where memory runs out; and how many fitted."""
+    """Compute logits on the device, at most ``size`` images at a time.
+
+    Fewer go through where memory runs out.
+
+    Returns:
+        The logits, still on the device, and how many images fitted.
+    """
     with device.autocast():
         return run_in_parts(lambda images: model(device.take(images)).float(), inputs, size)
 
@@ -59,20 +75,27 @@ def logits_in_parts(
 def predict_splits(
     job: Job, splits: Sequence[str], phase: str, lost: LostImages, *, pad: bool = False
 ) -> Generator[Event, None, tuple[np.ndarray, np.ndarray]]:
-    """Rows int ``[n]`` and logits float32 ``[n, classes]`` of the splits' readable images, in the table's order within each; in the
-    run's precision, but the head in fp32. Ranks predict a share of them each, and all get all.
+    """Predict the readable images of some splits.
+
+    They are computed in the run's precision, but the head in fp32. Each rank predicts a share, and
+    all ranks get all.
 
     Args:
-        pad: compute batches of one size only, as the cached trunk's output is computed.
+        pad: Compute batches of one size only, as the cached trunk's output is computed.
+
+    Returns:
+        Rows int ``[n]``, in the table's order within each split, and logits float32 ``[n,
+        classes]``.
 
     Raises:
-        TrainingError: when none of a split's images can be read, or too many are lost.
+        TrainingError: If none of a split's images can be read, or too many are lost.
     """
     job.network.model.eval()
     mine: list[tuple[np.ndarray, np.ndarray]] = []
     reported, total = time.monotonic(), sum(len(job.rows[split]) for split in splits)
     for rows, logits in brought_back(_answers(job, splits, pad), job.device):
-        if not job.ranks.several:  # else all report together, below
+        # Several ranks report together, below.
+        if not job.ranks.several:
             yield from lost.report(job.lost)
         if len(rows):
             mine.append((rows, logits.numpy()))
@@ -88,7 +111,8 @@ def predict_splits(
     for split in splits:
         if not np.isin(job.rows[split], answered).any():
             raise TrainingError(
-                f"None of the {split} images can be read any more. Put them back and resume the run."
+                f"None of the {split} images can be read any more. Put them back and resume the "
+                "run."
             )
     return answered, np.concatenate([logits for _, logits in answers])
 
@@ -96,7 +120,7 @@ def predict_splits(
 def _in_order(
     job: Job, splits: Sequence[str], answers: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Batches of rows and logits of all ranks, as one rank alone would have come to them."""
+    """Sort the batches of all ranks as a single rank would have computed them."""
     order = {
         int(row): place
         for place, row in enumerate(np.concatenate([job.rows[split] for split in splits]))
@@ -107,7 +131,10 @@ def _in_order(
 def _answers(
     job: Job, splits: Sequence[str], pad: bool
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Rows and their logits, on the device, batch by batch; none of a batch whose images are all lost."""
+    """Yield rows and their logits on the device, batch by batch.
+
+    A batch whose images are all lost has no rows.
+    """
     size = job.evaluation_batch
     for split in splits:
         for rows, inputs in job.evaluation_inputs(split):
@@ -120,7 +147,7 @@ def _answers(
 
 
 def predicted_table(job: Job, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
-    """The rows of a run's table of predictions (``prediction_table``)."""
+    """Return rows of a run's table of predictions (``prediction_table``)."""
     table = job.dataset.table
     return prediction_table(
         table["id"].iloc[rows], table["split"].to_numpy()[rows], job.labels[rows], logits
@@ -130,18 +157,21 @@ def predicted_table(job: Job, rows: np.ndarray, logits: np.ndarray) -> pd.DataFr
 def evaluate_best(
     job: Job, run_dir: Path, lost: LostImages
 ) -> Generator[Event, None, FinalEvaluation]:
-    """Evaluate the best checkpoint in fp32 on the validation and test images; ``predictions.parquet`` then holds just that.
+    """Evaluate the best checkpoint in fp32 on the validation and test images.
 
-    Which epoch is the best was decided by the live numbers, which may be in bf16. Where those are in fp32, the validation
-    images' predictions are exact already and are kept. Nothing of ``job`` changes, so a run that is stopped or killed in here
-    resumes here.
+    ``predictions.parquet`` then holds just these predictions. The best epoch was chosen by the
+    numbers of the run while it trained, which may be in bf16. Where those are in fp32, the
+    validation images' predictions are exact already and are kept. Nothing of ``job`` changes, so a
+    run that is stopped or killed in here resumes here.
 
     Raises:
-        FinetuneError: when the checkpoint or too many of the images cannot be read.
+        FinetuneError: If the checkpoint or too many of the images cannot be read.
     """
     began, kept, epochs = time.monotonic(), pd.DataFrame(), epochs_of(job.config)
-    job.ranks.meet(None)  # what the first one has written can be read
-    if epochs:  # else none has left any predictions
+    # Now what rank 0 has written can be read.
+    job.ranks.meet(None)
+    # A run without epochs has left no predictions.
+    if epochs:
         kept = load_predictions(run_dir, len(job.dataset.classes))
         kept = kept[kept["split"] == VAL]
     splits = [VAL] if not epochs or predictions_precision(run_dir) != FINAL_PRECISION else []
@@ -167,7 +197,11 @@ def evaluate_best(
 
 
 def final_evaluation(table: pd.DataFrame, seconds: float) -> FinalEvaluation:
-    """What a table of predictions in fp32 is worth, and the time that they took."""
+    """Evaluate a table of predictions in fp32.
+
+    Args:
+        seconds: Time that the predictions took.
+    """
     logits, labels = np.stack(table["logits"].tolist()), table["label"].to_numpy()
     right, val = logits.argmax(1) == labels, (table["split"] == VAL).to_numpy()
     loss = cross_entropy(

@@ -1,4 +1,4 @@
-"""Rows on their way through a network: loaded ahead of time, sent to the device, computed, and brought back."""
+"""Rows on their way through a network: loaded ahead, sent to the device, computed, brought back."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,19 +11,23 @@ from finetune_core.training.device import Device
 from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.transfers import Arrival, Transfers
 
-_BATCH = 32  # images: with more of them a processor gains nothing
-_BATCH_ON_CUDA = 256  # with fewer, much of a large GPU has nothing to do
+# Images. With more of them a processor gains nothing.
+_BATCH = 32
+# With fewer, much of a large GPU is idle.
+_BATCH_ON_CUDA = 256
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Feed:
-    """What goes into a network, by row.
+    """Inputs of a network, by row.
 
     Attributes:
-        load: rows -> what is sent to the device; in another thread, ahead of time.
-        finish: (what was loaded, on the device; its rows) -> what the network takes.
+        load: Function of rows that returns what is sent to the device. It runs in another thread,
+            ahead of time.
+        finish: Function of (what was loaded, on the device; its rows) that returns the network's
+            input.
     """
 
     load: Callable[[np.ndarray], torch.Tensor]
@@ -31,7 +35,7 @@ class Feed:
 
 
 def forward_batch(device: Device) -> int:
-    """Images that go through a network at a time where nothing trains."""
+    """Return how many images go through a network at a time where nothing trains."""
     return _BATCH_ON_CUDA if device.kind == "cuda" else _BATCH
 
 
@@ -40,10 +44,12 @@ def arriving(
     batches: Sequence[np.ndarray],
     device: Device,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """What ``load`` gives for each batch, its tensor on the device; made, and sent, while the batches before are used.
+    """Yield what ``load`` returns for each batch, with its tensor on the device.
+
+    It is loaded and sent while the batches before are used.
 
     Raises:
-        TrainingError: when memory does not even hold a batch by itself.
+        TrainingError: If memory does not even hold a batch by itself.
     """
     transfers = Transfers(device.torch_device)
 
@@ -51,7 +57,8 @@ def arriving(
         left, loaded = load(rows)
         return left, transfers.to_device(loaded)
 
-    # On a processor, making a second batch takes memory and gains nothing: both use the same cores.
+    # On a processor, preparing a second batch takes memory and gains nothing: both use the same
+    # cores.
     for _, (left, arrival) in prefetched(begun, batches, ahead=2 if device.is_gpu else 1):
         yield left, arrival()
         transfers.keep_up()
@@ -83,7 +90,7 @@ def outputs(
     """Compute the network's output for rows, batch by batch.
 
     Args:
-        pad: compute batches of one size only, unless memory runs out.
+        pad: Compute batches of one size only, unless memory runs out.
 
     Yields:
         Positions in ``rows``, and the output for them in the processor's memory.
@@ -107,20 +114,24 @@ def _computed(
             with device.autocast():
                 return forward(pad_batch(inputs, len(numbers)))
 
-        # Positions after the last image stand for that image again.
+        # Positions after the last image repeat that image.
         count = size if pad else len(batch)
         numbers = torch.arange(max(count, len(batch))).clamp(max=len(batch) - 1)
         with torch.no_grad():
             output, size = run_in_parts(part, numbers, size)
         yield np.arange(position, position + len(batch)), output[: len(batch)]
-        del output  # it must not stay while the next one is computed
+        # Free this output before the next one is computed.
+        del output
         position += len(batch)
 
 
 def brought_back(
     computed: Iterator[tuple[np.ndarray, torch.Tensor]], device: Device
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """The same in the processor's memory: (rows or positions, output). From a GPU, each output is copied while the next one is computed."""
+    """Yield rows or positions with their outputs in the processor's memory.
+
+    From a GPU, each output is copied while the next one is computed.
+    """
     if not device.is_gpu:
         yield from computed
         return

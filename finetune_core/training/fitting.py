@@ -1,4 +1,4 @@
-"""A head that is fitted to the frozen features of the training images in one go, in the place of epochs."""
+"""Heads that are fitted to the frozen features of the training images, without epochs."""
 
 import time
 from collections.abc import Generator
@@ -27,14 +27,20 @@ from finetune_core.training.prototypes import prototypes
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 
 _PARAMETERS = {"linear_probe": "C", "prototypes": "scale", "nearest_neighbours": "k"}
-_TOO_MANY_FEATURES = "to fit a head to the features of all training images. Train on a part of them, or take features of fewer channels."
+_TOO_MANY_FEATURES = (
+    "to fit a head to the features of all training images. Train on a part of them, or take "
+    "features of fewer channels."
+)
 
 
 def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
-    """Fit the head of the job's network, and return the network with it; a run that is stopped in here starts again.
+    """Fit the head of the job's network and return the network with its new head.
+
+    A run that is stopped in here starts again.
 
     Raises:
-        TrainingError: when the head is no linear layer on one vector per image, too many images are lost, or memory runs out.
+        TrainingError: If the head is no linear layer on one vector per image, too many images are
+            lost, or memory runs out.
     """
     began = time.monotonic()
     head = _linear_head(job)
@@ -62,13 +68,13 @@ def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
 
 
 def fit_probe(job: Job, lost: LostImages, seed: int) -> Generator[Event, None, HeadInitialized]:
-    """Put a linear probe on the features of the job's network, as it is now, in the place of its head.
+    """Replace the head of the job's network by a linear probe on the network's features.
 
     Args:
-        seed: of the folds that the penalty is chosen on.
+        seed: Seed of the folds that the penalty is chosen on.
 
     Raises:
-        TrainingError: as ``fit_head``.
+        TrainingError: As ``fit_head``.
     """
     began = time.monotonic()
     head = _linear_head(job)
@@ -90,7 +96,7 @@ def fit_probe(job: Job, lost: LostImages, seed: int) -> Generator[Event, None, H
 
 
 def _agree(job: Job, fitted: Linear) -> Linear:
-    """Return the fit of the first rank: processors round differently, and ranks must be equal."""
+    """Return rank 0's fit: processors round differently, and ranks must be equal."""
     if not job.ranks.several:
         return fitted
     weight, bias = job.ranks.decided((fitted.weight.cpu(), fitted.bias.cpu()))
@@ -100,7 +106,12 @@ def _agree(job: Job, fitted: Linear) -> Linear:
 def _training_features(
     job: Job, head: nn.Linear, lost: LostImages
 ) -> Generator[Event, None, tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-    """Rows of the readable training images, what goes into the head for each, float32 ``[n, d]``, and their labels, on the device."""
+    """Compute the inputs of the head for all readable training images.
+
+    Returns:
+        Rows of the images, features float32 ``[n, d]``, and labels. The latter two are on the
+        device.
+    """
     with without_head(job.network):
         rows, found = yield from predict_splits(job, [TRAIN], "features", lost, pad=True)
     if found.shape[1:] != (head.in_features,):
@@ -111,7 +122,11 @@ def _training_features(
 def _fitted(
     job: Job, head: nn.Linear, features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray
 ) -> Generator[Event, None, tuple[Network, Choice, torch.Tensor]]:
-    """The network with its new head, what was chosen, and the logits of the training images."""
+    """Fit the head.
+
+    Returns:
+        The network with its new head, what was chosen, and the logits of the training images.
+    """
     fits = STRATEGIES[job.config.strategy].fits
     if fits == "nearest_neighbours":
         neighbours = NearestNeighbours(features, labels, head.out_features)
@@ -136,8 +151,8 @@ def _linear_head(job: Job) -> nn.Linear:
 def _no_place(job: Job) -> TrainingError:
     instead = "a random initial head" if epochs_of(job.config) else "feature extraction"
     return TrainingError(
-        f"The head of {job.config.backbone} is not one linear layer on one vector per image, so no classifier can be fitted in its place. "
-        f"Choose {instead} instead."
+        f"The head of {job.config.backbone} is not one linear layer on one vector per image, so no "
+        f"classifier can be fitted in its place. Choose {instead} instead."
     )
 
 

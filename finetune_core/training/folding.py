@@ -1,7 +1,8 @@
-"""BatchNorm folded into the convolutions before it, for a compiled pass in bf16 that is as close to fp32 as the eager one.
+"""BatchNorm folded into the convolutions before it, for a compiled pass in bf16.
 
-Left to itself, Inductor folds weights that are rounded to bf16 already: EfficientNet-Lite0 is then a quarter farther from fp32. Here
-they are scaled in fp32 and rounded once; what is left of BatchNorm is its bias.
+The pass is then as close to fp32 as the eager one. Left to itself, Inductor folds weights that are
+rounded to bf16 already: EfficientNet-Lite0 is then a quarter farther from fp32. Here they are
+scaled in fp32 and rounded once. What is left of BatchNorm is its bias.
 """
 
 import torch
@@ -9,7 +10,11 @@ from torch import fx, nn
 
 
 def scale_convolutions(part: nn.Module) -> None:
-    """Move the scale of each BatchNorm of a traced part into the weights before it, in place; the BatchNorm then only adds."""
+    """Move the scale of each BatchNorm into the convolution before it, in place.
+
+    Args:
+        part: A traced part of a network. Its BatchNorm layers then only add.
+    """
     for graph in (one for one in part.modules() if isinstance(one, fx.GraphModule)):
         modules = dict(graph.named_modules())
         called = [node for node in graph.graph.nodes if node.op == "call_module"]

@@ -1,8 +1,11 @@
-"""The memory that a run takes: in the program's own, counted from its tensors, and, apart from that, in a GPU's.
+"""Memory that a run takes.
 
-What the system says of a process depends on what the process did before: freed memory stays with it, and is used again, so that a
-second or a resumed run would seem to take none. The same tensors count the same in every process. A GPU's memory is counted by
-torch, which hands every run's back when it ends.
+The program's own memory is counted from the run's tensors. What the system reports for a process
+depends on what the process did before: freed memory stays with it and is used again, so that a
+second or a resumed run would seem to take none. The same tensors count the same in every process.
+
+A GPU's memory is counted apart from that. torch counts it, and every run releases its memory when
+it ends.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,8 +28,8 @@ class Footprint:
     """Bytes that a run takes.
 
     Attributes:
-        host: in the program's own memory.
-        device: in the GPU's; None where the processor trains.
+        host: In the program's own memory.
+        device: In the GPU's memory. None where the processor trains.
     """
 
     host: int
@@ -35,7 +38,10 @@ class Footprint:
 
 @contextmanager
 def kept_for_backward(forward: nn.Module) -> Iterator[Storages]:
-    """What the steps within keep for their backward pass: storages that are not ``forward``'s own weights."""
+    """Collect the storages that steps within the block keep for their backward pass.
+
+    The weights of ``forward`` do not count.
+    """
     own, kept = _storages([*forward.parameters(), *forward.buffers()]), {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -51,8 +57,14 @@ def kept_for_backward(forward: nn.Module) -> Iterator[Storages]:
 def footprint(
     job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | None, step_bytes: int
 ) -> Footprint:
-    """Of the networks, gradients, the optimizer's state, averaged weights, images and activations that are held in memory, and what a step
-    keeps for its backward pass: ``step_bytes``, of one that has just been made."""
+    """Count the memory of a run that trains in steps.
+
+    These are the networks, gradients, the optimizer's state, averaged weights, and images and
+    activations held in memory.
+
+    Args:
+        step_bytes: What the latest step kept for its backward pass.
+    """
     training = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     held = [
         *job.network.model.state_dict().values(),
@@ -69,7 +81,8 @@ def footprint(
     ]
     device = bytes_held(job.device, step_bytes)
     host = sum(_storages(tensor for tensor in held if tensor.device.type == "cpu").values())
-    if device is None:  # the gradients that were turned into the factors', and are gone again
+    # The weights' gradients, which were turned into the factors' and freed.
+    if device is None:
         host += sum(one.weight.nbytes for one in job.low_rank.factors.values())
     return Footprint(
         host + sum(map(_in_memory, job.source.lookups)) + (step_bytes if device is None else 0),
@@ -78,13 +91,16 @@ def footprint(
 
 
 def footprint_of_fit(job: Job, features: torch.Tensor) -> Footprint:
-    """Return the memory of the networks, of the features that a head was fitted to, and their copy."""
+    """Count the memory of the networks, and of the features that a head was fitted to, twice.
+
+    The second time is for a copy of the features.
+    """
     held = footprint_beside(job, [features])
     return replace(held, host=held.host + (features.nbytes if features.device.type == "cpu" else 0))
 
 
 def footprint_beside(job: Job, tensors: Iterable[torch.Tensor]) -> Footprint:
-    """Of the networks of a run that takes no steps, what it holds of its images, and these tensors."""
+    """Count the memory of a run that takes no steps: networks, images and these tensors."""
     own = [
         *job.network.model.state_dict().values(),
         *job.network.pretrained.state_dict().values(),
@@ -97,17 +113,17 @@ def footprint_beside(job: Job, tensors: Iterable[torch.Tensor]) -> Footprint:
 
 
 def most(found: Sequence[Footprint], now: int | None) -> Footprint:
-    """The most of either memory.
+    """Return the largest amount of either memory.
 
     Args:
-        now: ``bytes_held`` at the moment.
+        now: Present value of ``bytes_held``.
     """
     host = max((one.host for one in found), default=0)
     return Footprint(host, None if now is None else max([now, *(one.device or 0 for one in found)]))
 
 
 def _storages(tensors: Iterable[torch.Tensor]) -> Storages:
-    """Each once, however many tensors share it."""
+    """Return each storage once, however many tensors share it."""
     return {
         storage.data_ptr(): storage.nbytes()
         for storage in (tensor.untyped_storage() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""Freezing: a model put into training as its strategy has it; the one place that sets ``requires_grad`` and ``train()``."""
+"""Freezing: the only place that sets ``requires_grad`` and ``train()``."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from finetune_core.training.stage_plan import (
 
 
 def trains_batchnorm(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> bool:
-    """Whether a BatchNorm layer computes with the statistics of its batch, at the end of the run at the latest."""
+    """Return whether a BatchNorm layer normalises by its batch by the end of the run."""
     return any(
         isinstance(module, nn.modules.batchnorm._BatchNorm)
         for stage, plan in zip(stages, strategy, strict=True)
@@ -25,8 +25,11 @@ def trains_batchnorm(strategy: Strategy, stages: Sequence[Stage], model: nn.Modu
 
 
 def apply(strategy: Strategy, stages: Sequence[Stage], model: nn.Module, epoch: int) -> None:
-    """Put the model into training as the strategy has it in this epoch: gradients where a stage trains, and ``eval()``
-    wherever it is frozen, so that neither BatchNorm statistics nor dropout move."""
+    """Put the model into training mode as the strategy plans this epoch.
+
+    A stage that trains has gradients. A frozen stage is in eval mode, so that neither BatchNorm
+    statistics nor dropout change anything.
+    """
     model.train()
     parameters = dict(model.named_parameters())
     for stage, plan in zip(stages, strategy, strict=True):

@@ -1,4 +1,4 @@
-"""Rows that the cache of one machine has go to the machines that lack them: what one has computed, none computes again."""
+"""Exchange of cached rows between machines, so that no row is computed on two of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,21 +10,26 @@ from finetune_core.data.rowcache import CACHE, Layout, Lookup
 from finetune_core.training.ranks import Ranks
 from finetune_core.work import Step, Work
 
-AT_ONCE = 2**25  # bytes that a machine sends at most, and is sent at most, before it writes them
+# The largest number of bytes that a machine sends, and receives, before it writes them.
+AT_ONCE = 2**25
 
 
 def known_nowhere(ranks: Ranks, lacks: np.ndarray) -> np.ndarray:
-    """Boolean ``[n]``: which rows no rank finds in its cache, of those that this one ``lacks``."""
+    """Return which rows no rank has cached, boolean ``[n]``.
+
+    Args:
+        lacks: Rows that this rank has not cached, boolean ``[n]``.
+    """
     return _flags(np.bitwise_and.reduce(ranks.meet(np.packbits(lacks))), len(lacks))
 
 
 @dataclass(frozen=True)
 class _Stock:
-    """What the cache of a machine holds of some rows.
+    """The rows that one machine has cached.
 
     Attributes:
-        lacks: a bit per row.
-        layout: of the rows; None where there are none.
+        lacks: One bit per row.
+        layout: Layout of the rows. None where there are none.
     """
 
     lacks: np.ndarray
@@ -32,23 +37,26 @@ class _Stock:
 
 
 def gathered(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
-    """Have the rows of a table that are in the cache of any machine in those of all. The first rank of each machine sends and writes.
+    """Copy cached rows of a table from any machine to all machines.
+
+    The first rank of each machine sends and writes. Rows whose layout differs between machines stay
+    where they are.
 
     Args:
-        name: of the table.
-        keys: uint64 ``[n]``, the same on all ranks.
+        name: Name of the table.
+        keys: uint64 ``[n]``, equal on all ranks.
 
     Yields:
         Steps that count rows.
 
     Returns:
-        Whether all of them had room, the same on all ranks. Rows that lie differently on two machines stay where they are.
+        Whether all machines had the space. All ranks return the same.
     """
     if not ranks.machines:
         return True
     CACHE.look_again(name)
     table = CACHE.table(name)
-    # All of it from one lookup: another thread may add rows to the table meanwhile.
+    # One lookup for everything: another thread may add rows to the table meanwhile.
     lookup = table.lookup(keys)
     layout = lookup.blocks[0].layout if lookup.blocks else None
     stock = _Stock(np.packbits(lookup.missing), layout) if ranks.local_rank == 0 else None
@@ -74,11 +82,12 @@ def _flags(bits: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Who gives which rows to whom; machines go by the number of their first rank.
+    """Plan of the exchange. Machines are identified by the number of their first rank.
 
     Attributes:
-        outgoing: machine -> the rows that it gives to any other: of those that have a row, the first one does.
-        lacks: machine -> boolean ``[n]``.
+        outgoing: For each machine, the rows that it sends to any other. The first machine that has
+            a row sends it.
+        lacks: For each machine, the rows that it lacks, boolean ``[n]``.
     """
 
     outgoing: dict[int, np.ndarray]
@@ -94,13 +103,16 @@ class _Plan:
         )
 
     def incoming(self, machine: int) -> np.ndarray:
-        """The rows that a machine gets, in order; none for a rank that is not the first of its machine."""
+        """Return the rows that a machine receives, in order.
+
+        A rank that is not the first of its machine receives none.
+        """
         given = np.sort(np.concatenate(list(self.outgoing.values())))
         return given[self.lacks[machine][given]] if machine in self.lacks else given[:0]
 
 
 class _Exchange:
-    """A plan, carried out in rounds, before each of which all ranks meet."""
+    """Execution of a plan in rounds. All ranks meet before each round."""
 
     def __init__(self, ranks: Ranks, plan: _Plan, lookup: Lookup, layout: Layout) -> None:
         self._ranks, self._plan, self._lookup, self._layout = ranks, plan, lookup, layout
@@ -109,18 +121,25 @@ class _Exchange:
         self._over = False
 
     def agreed(self, going: bool) -> bool:
-        """Whether all ranks go on; where one could not, all have stopped in the same round."""
+        """Return whether all ranks go on.
+
+        If one of them cannot, all have stopped in the same round.
+        """
         self._over = self._over or not all(self._ranks.meet(going))
         return not self._over
 
     def arrivals(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """(positions in ``wanted``, rows) as they come; ``wanted`` is what this machine gets."""
+        """Yield (positions in ``wanted``, rows) as they arrive.
+
+        Args:
+            wanted: The rows that this machine receives.
+        """
         for numbers, rows in self.rounds():
             if len(numbers):
                 yield np.searchsorted(wanted, numbers), rows
 
     def rounds(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """What came in each round: numbers of rows, and the rows."""
+        """Yield the row numbers and the rows that arrive in each round."""
         own = self._ranks.rank
         for number in range(self.count):
             given = {
@@ -144,7 +163,7 @@ class _Exchange:
             yield np.concatenate([np.empty(0, int), *numbers.values()]), self._layout.read(came)
 
     def _parcels(self, given: np.ndarray) -> dict[int, torch.Tensor]:
-        """What each other machine lacks of these rows, by machine."""
+        """Return which of these rows each other machine lacks, by machine."""
         wanted = {
             rank: lacks[given] for rank, lacks in self._plan.lacks.items() if lacks[given].any()
         }

@@ -1,4 +1,4 @@
-"""A run that is ready to start: what the loop needs, and what it feeds to what."""
+"""A run that is ready to start: what the loop needs, and the inputs of each step."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,17 +38,20 @@ Inputs = Iterator[tuple[np.ndarray, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Job:
-    """Everything the loop needs.
+    """Everything the training loop needs.
 
     Attributes:
         keys: uint64, one per row of the data set's table, from its sample id.
         labels: int64, one per row.
-        rows: split -> row numbers of its readable images.
-        source: the images, where the whole network runs in every step, or the cached output of its trunk in their place.
-        report: what the cache did, or why there is none.
-        decode_seconds, decoded: spent on reading images that no run had read before, and how many.
-        lineage, head_kept: as in RunStarted.
-        ranks: that train it together.
+        rows: Row numbers of the readable images, by split.
+        source: The images, where the whole network runs in every step. Otherwise the cached output
+            of its trunk.
+        report: Use of the cache, or why there is none.
+        decode_seconds: Time spent on reading images that no run had read before.
+        decoded: How many images these were.
+        lineage: As in RunStarted.
+        head_kept: As in RunStarted.
+        ranks: The processes that train the run together.
     """
 
     config: RunConfig
@@ -69,22 +72,22 @@ class Job:
 
     @property
     def forward(self) -> nn.Module:
-        """What a step runs: the network, or its tail."""
+        """The module that a step runs: the network, or its tail."""
         return self.source.tail if isinstance(self.source, CachedTrunk) else self.network.model
 
     @cached_property
     def low_rank(self) -> LowRank:
-        """What trains in place of weights, once the network is on its device."""
+        """Factors that train in place of weights, once the network is on its device."""
         return low_rank(self.network, self.strategy, self.config.seed)
 
     def changing(self) -> dict[str, torch.Tensor]:
-        """All that training may change, by name: the tensors that are in use, not copies."""
+        """Return all tensors that training may change, by name: those in use, not copies."""
         return changing_tensors(
             self.network.model, self.network.stages, self.strategy, self.low_rank
         )
 
     def targets(self, rows: np.ndarray) -> torch.Tensor:
-        """The rows' labels, int64 ``[n]``, on the device."""
+        """Return the labels of the rows, int64 ``[n]``, on the device."""
         return self._labels_there.index_select(
             0, sent(torch.from_numpy(rows), self._labels_there.device)
         )
@@ -94,7 +97,7 @@ class Job:
         return torch.tensor(self.labels, device=self.device.torch_device)
 
     def training_batches(self, epoch: int) -> list[np.ndarray]:
-        """Row numbers, batch by batch, of an epoch counted from 1."""
+        """Return the row numbers of each batch of an epoch, which is counted from 1."""
         rows, config = self.rows[TRAIN], self.config
         if config.sampling == "balanced":
             return balanced_batches(
@@ -103,14 +106,23 @@ class Job:
         return epoch_batches(rows, self.keys, config.batch_size, config.seed, epoch)
 
     def training_inputs(self, batches: list[np.ndarray], epoch: int) -> Inputs:
-        """(row numbers, what ``forward`` takes, on the device) of this rank's share of each batch, without those whose image is lost; the
-        last ``partners`` of them are not of the share."""
+        """Yield the inputs of this rank's share of each batch.
+
+        Rows whose image is lost are left out. The last ``partners`` rows do not belong to the
+        share.
+
+        Yields:
+            Row numbers, and the input of ``forward`` on the device.
+        """
         views = self.report.views
         version = (epoch - 1) % views if views else epoch - 1
         return self._on_device(batches, lambda batch: self._share(batch, version), version)
 
     def partners(self, batch: np.ndarray) -> int:
-        """How many images beside its share of a batch a rank has, if it has any: mixing blends each with the one before it."""
+        """Return how many images beside its share of a batch a rank needs, if it has a share.
+
+        Mixing blends each image with the one before it.
+        """
         share = self.ranks.share(len(batch))
         return int(
             bool(self.config.mixup or self.config.cutmix) and share.stop - share.start < len(batch)
@@ -138,8 +150,14 @@ class Job:
         return left, loaded
 
     def evaluation_inputs(self, split: str) -> Inputs:
-        """(row numbers, what ``forward`` takes, on the device) of this rank's batches of a split's images, in the table's order and without
-        augmentation: every so many of all, because a batch is computed to the last bit as it is by one rank alone."""
+        """Yield the inputs of this rank's batches of a split, in the table's order, not augmented.
+
+        Ranks take turns batch by batch. So each batch is computed as by a single rank, to the last
+        bit.
+
+        Yields:
+            Row numbers, and the input of ``forward`` on the device.
+        """
         batches = in_order(self.rows[split], self.evaluation_batch)
         return self._on_device(
             batches[self.ranks.rank :: self.ranks.world],
@@ -157,14 +175,14 @@ class Job:
 
     @property
     def evaluation_batch(self) -> int:
-        """Images that are evaluated at a time."""
+        """Number of images that are evaluated at a time."""
         if self.config.micro_batch or not epochs_of(self.config):
             return self.config.micro_batch or forward_batch(self.device)
         return max(forward_batch(self.device), self.config.batch_size)
 
     @property
     def lost(self) -> dict[int, str]:
-        """Row -> why its image can no longer be read."""
+        """Reasons why images can no longer be read, by row."""
         return dict(self.source.pixels.lost) if isinstance(self.source, TrainingImages) else {}
 
     def _on_device(
@@ -180,7 +198,7 @@ class Job:
 
 
 def step_rule(job: Job) -> StepRule:
-    """What the config asks of each step, on the job's device."""
+    """Return the options that the config sets for each step, on the job's device."""
     config, network = job.config, job.network
     weights = None
     if config.class_weights == "balanced":
@@ -190,7 +208,7 @@ def step_rule(job: Job) -> StepRule:
     pulled = []
     if config.l2_sp:
         parameters, start = dict(network.model.named_parameters()), network.pretrained.state_dict()
-        # the head is new, as a rule: nothing to go back to
+        # The head is usually new: it has no pretrained weights to be pulled to.
         for stage, plan in zip(network.stages[:-1], job.strategy[:-1], strict=True):
             for name in trained_parameters(plan, stage):
                 pulled.append((parameters[name], start[name].to(job.device.torch_device)))
@@ -209,7 +227,10 @@ def step_rule(job: Job) -> StepRule:
 def _mix(
     job: Job,
 ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None:
-    """Mixup, CutMix, or for each batch one of the two; torch's random state decides how."""
+    """Return Mixup, CutMix, or a random choice of the two for each batch.
+
+    torch's random state decides how images are mixed.
+    """
     config, classes = job.config, len(job.dataset.classes)
     ways = [
         way(alpha=alpha, num_classes=classes)

@@ -1,13 +1,16 @@
 """Logistic regression by L-BFGS: a linear probe whose L2 penalty is chosen by cross-validation.
 
-The objective is that of scikit-learn's ``LogisticRegression``. ``C`` is the inverse strength of the
-penalty: the mean cross-entropy of n images, plus ``|weight|² / (2 C n)``. The bias is not penalised.
-With two classes scikit-learn fits a single weight vector ``w``, and ``|weight|²`` is ``|w|²``.
+The objective is that of scikit-learn's ``LogisticRegression``. ``C`` is the inverse strength of
+the penalty: the mean cross-entropy of n images, plus ``|weight|² / (2 C n)``. The bias is not
+penalised. With two classes scikit-learn fits a single weight vector ``w``, and ``|weight|²`` is
+``|w|²``.
+
 Features are centred and divided by one common deviation, which is folded into weight and bias.
-They are not standardised one by one: that makes the features that hardly vary, of which few images
-say nothing, count as much as all others. Test accuracy in percent of this probe on standardised
-and on these features, EfficientNet-Lite0 at 96 pixels, one draw of images each. The scale was
-chosen on these sets among four; other networks were not measured.
+They are not standardised one by one: standardisation makes features that hardly vary, of which few
+images say nothing, count as much as all others. The table compares the test accuracy in percent of
+this probe on standardised features with that on these features, with EfficientNet-Lite0 at 96
+pixels and one draw of images each. The scale was chosen on these sets among four. Other networks
+were not measured.
 
 ================================  ============  ============
 training images                   100           500
@@ -37,22 +40,28 @@ from finetune_core.training.events import Candidate
 from finetune_core.training.folds import FOLDS, Fold, stratified_folds
 from finetune_core.work import Step, Work, finish
 
-GRID = tuple(10 ** (half / 2) for half in range(-10, 3))  # of C, the strongest penalty first
-MOST_CHOSEN_ON = 5_000  # images: the best penalty hardly depends on the others, and each fit takes longer with them
-_MANY, _FEWER_FOLDS = 2_000, 3  # images from which on fewer folds say enough
-_FALLBACK = 1e-2  # of C, where there are too few images to choose by
-# The path ends after so many values of C in a row whose loss is higher than the lowest by so much,
-# relatively: weaker penalties, which take the longest, are not tried then. Below that share losses
-# differ by chance, at strong penalties above all, where every head answers the classes' shares.
+# Values of C, the strongest penalty first.
+GRID = tuple(10 ** (half / 2) for half in range(-10, 3))
+# Images. The best penalty hardly depends on any more of them, and each fit would take longer.
+MOST_CHOSEN_ON = 5_000
+# Number of images from which on fewer folds suffice.
+_MANY, _FEWER_FOLDS = 2_000, 3
+# Value of C where there are too few images to choose by.
+_FALLBACK = 1e-2
+# The path ends after ``_WORSE`` values of C in a row whose loss is higher than the lowest by more
+# than the share ``_CLEARLY``. So weaker penalties, which take the longest, are not tried. Smaller
+# differences are chance, above all at strong penalties, where every head predicts the class
+# frequencies.
 _WORSE, _CLEARLY = 2, 0.01
-_FEW, _MOST = 10, 500  # iterations between two steps of progress, and of one fit
-# A fit ends once ``_FEW`` iterations have lowered the objective by less, relatively.
+# Iterations between two steps of progress, and the largest number of one fit.
+_FEW, _MOST = 10, 500
+# A fit ends once ``_FEW`` iterations have lowered the objective by less than this share.
 _CHOOSING, _FINAL = 1e-4, 1e-6
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear classifier: ``weight`` ``[classes, features]``, ``bias`` ``[classes]``."""
+    """A linear classifier with ``weight`` ``[classes, features]`` and ``bias`` ``[classes]``."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -63,12 +72,15 @@ class Linear:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen by cross-validation.
+    """Result of a choice by cross-validation.
 
     Attributes:
-        candidates: in the order in which they were tried; none where there are too few images.
-        images, folds: that it was chosen on.
-        start: about what the best fit is, on scaled features.
+        value: The chosen value.
+        candidates: The values in the order in which they were tried. Empty where there are too few
+            images.
+        images: Number of images it was chosen on.
+        folds: Number of folds of these images.
+        start: An approximation of the best fit, on scaled features.
     """
 
     value: float
@@ -80,7 +92,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Scale:
-    """Scaled features: ``(x - mean) / deviation``, ``mean`` ``[features]``, ``deviation`` one number."""
+    """Standardisation ``(x - mean) / deviation``.
+
+    ``mean`` has shape ``[features]``, ``deviation`` is one number.
+    """
 
     mean: torch.Tensor
     deviation: torch.Tensor
@@ -95,7 +110,7 @@ class Scale:
         return (features - self.mean) / self.deviation
 
     def folded_into(self, head: Linear) -> Linear:
-        """The same classifier for features as they are."""
+        """Fold the standardisation into a classifier, which then takes features as they are."""
         weight = head.weight / self.deviation
         return Linear(weight, head.bias - weight @ self.mean)
 
@@ -119,11 +134,13 @@ def _squares(weight: torch.Tensor) -> torch.Tensor:
 def linear_probe(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> Work[tuple[Linear, Choice]]:
-    """Choose the penalty within these images, then fit all of them.
+    """Choose the penalty by cross-validation on these images, then fit all of them.
 
     Args:
-        features: float32 ``[n, d]``. labels: int64 ``[n]``, both on the device that computes. sets: int ``[n]``, equal for near-duplicates.
-        seed: of the folds.
+        features: float32 ``[n, d]``, on the device that computes.
+        labels: int64 ``[n]``, on the same device.
+        sets: int ``[n]``, equal for near-duplicates.
+        seed: Seed of the folds.
 
     Yields:
         Steps of the phases ``choose``, which counts fits, and ``fit``.
@@ -142,12 +159,12 @@ def fitted(
     start: Linear | None = None,
     tolerance: float = _FINAL,
 ) -> Work[Linear]:
-    """Fit at one penalty.
+    """Fit a classifier with one penalty.
 
     Args:
-        features: scaled.
-        start: weights and bias to begin with, zero by default.
-        tolerance: relative decrease of the objective in ``_FEW`` iterations below which the fit
+        features: Scaled features.
+        start: Initial weights and bias, zero by default.
+        tolerance: Relative decrease of the objective in ``_FEW`` iterations below which the fit
             ends.
     """
     theta = _joined(start, features, classes).requires_grad_()
@@ -158,7 +175,8 @@ def fitted(
         max_iter=_FEW,
         history_size=10,
         tolerance_grad=min(1e-6, tolerance),
-        tolerance_change=0,  # its first step is so short that it would end there
+        # The first step is so short that the fit would end there.
+        tolerance_change=0,
         line_search_fn="strong_wolfe",
     )
 
@@ -175,7 +193,8 @@ def fitted(
     before = float("inf")
     for done in range(0, _MOST, _FEW):
         yield Step(done, None, "fit")
-        now = float(optimizer.step(closure))  # of the first evaluation: where the last step ended
+        # ``step`` returns its first evaluation, at the point where the step before ended.
+        now = float(optimizer.step(closure))
         if before - now < tolerance * abs(before) and done:
             break
         before = now
@@ -191,7 +210,7 @@ def _joined(start: Linear | None, features: torch.Tensor, classes: int) -> torch
 
 @dataclass(frozen=True)
 class _Fold:
-    """Scaled by the images to fit on; ``held_out`` and its labels are the others."""
+    """One fold, scaled by the images to fit on. The others are held out."""
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -215,7 +234,7 @@ class _Fold:
 def _choose(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> Work[Choice]:
-    """The penalty with the lowest mean cross-entropy on held-out images."""
+    """Choose the penalty with the lowest mean cross-entropy on held-out images."""
     some = _some(len(labels), seed)
     parts = _parts(labels.cpu().numpy()[some], sets[some], seed)
     folds = [_Fold.of(features, labels, some[fit], some[out]) for fit, out in parts]
@@ -228,21 +247,25 @@ def _choose(
 def held_out_right(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> Work[np.ndarray]:
-    """Which images a linear probe classifies correctly that has seen neither them nor their near-duplicates.
+    """Return which images a linear probe classifies correctly while they are held out.
 
-    The penalty for the images of a fold is chosen by those of the other folds, so that no image has a say in its own.
+    The probe has seen neither an image nor its near-duplicates. The penalty for the images of a
+    fold is chosen by those of the other folds, so that no image has a say in its own.
 
     Args:
-        as for ``linear_probe``.
+        features: As for ``linear_probe``.
+        labels: As for ``linear_probe``.
+        sets: As for ``linear_probe``.
+        seed: Seed of the folds.
 
     Yields:
         Steps of the phase ``choose``.
 
     Returns:
-        bool ``[n]``; False where an image can be held out of no fold.
+        bool ``[n]``. False where an image can be held out of no fold.
 
     Raises:
-        DataError: when there are too few images to cross-validate.
+        DataError: If there are too few images to cross-validate.
     """
     parts = probe_folds(labels.cpu().numpy(), sets, seed)
     tried, _ = yield from _path(
@@ -261,16 +284,16 @@ def held_out_right(
 
 
 def probe_folds(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
-    """The folds of ``held_out_right``.
+    """Return the folds of ``held_out_right``.
 
     Raises:
-        DataError: when there are too few images for two.
+        DataError: If there are too few images for two.
     """
     parts = _parts(labels, sets, seed)
     if len(parts) < 2:
         raise DataError(
-            "There are too few training images to cross-validate a linear probe: it takes at least two of a class that are not "
-            "near-duplicates, and two classes."
+            "There are too few training images to cross-validate a linear probe: it takes at least "
+            "two of a class that are not near-duplicates, and two classes."
         )
     return parts
 
@@ -283,7 +306,12 @@ def _parts(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
 
 @dataclass(frozen=True)
 class _Tried:
-    """One value of C on the held-out images of all folds, fold by fold: cross-entropy float ``[n]``, and who was right, bool ``[n]``."""
+    """One value of C, evaluated on the held-out images of all folds, fold by fold.
+
+    Attributes:
+        losses: Cross-entropy, float ``[n]``.
+        right: Whether an image is classified correctly, bool ``[n]``.
+    """
 
     c: float
     losses: torch.Tensor
@@ -298,8 +326,13 @@ class _Tried:
 
 
 def _path(folds: Sequence[_Fold], classes: int) -> Work[tuple[list[_Tried], Linear | None]]:
-    """The values of C that were worth trying, the strongest penalty first, and about what the best of them fits. Each fit begins where
-    that of the next stronger penalty ended."""
+    """Try values of C, the strongest penalty first, as long as that is worthwhile.
+
+    Each fit begins where that of the next stronger penalty ended.
+
+    Returns:
+        The values tried, and an approximation of the fit with the best of them.
+    """
     if not folds:
         return [], None
     tried: list[_Tried] = []
@@ -323,8 +356,11 @@ def _path(folds: Sequence[_Fold], classes: int) -> Work[tuple[list[_Tried], Line
 
 
 def _alone(fits: int, device: torch.device) -> ThreadPoolExecutor:
-    """Threads that do each fit by themselves: products as small as these take longer when several threads share each, and very long
-    when other programs compute as well."""
+    """Return threads that do each fit by themselves.
+
+    Products as small as these take longer when several threads share each, and very long when other
+    programs compute as well.
+    """
     threads = min(usable_cores(), fits) if device.type == "cpu" else 1
     return ThreadPoolExecutor(threads, thread_name_prefix="fit", initializer=compute_alone)
 
@@ -332,7 +368,7 @@ def _alone(fits: int, device: torch.device) -> ThreadPoolExecutor:
 def _refitted(
     features: torch.Tensor, labels: torch.Tensor, classes: int, choice: Choice
 ) -> Work[Linear]:
-    """The fit of all images, at the penalty that was chosen."""
+    """Fit all images with the chosen penalty."""
     fit = fitted(features, labels, classes, choice.value, choice.start)
     if len(labels) > MOST_CHOSEN_ON:
         return (yield from fit)

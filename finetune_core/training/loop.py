@@ -1,4 +1,7 @@
-"""The one training loop, a generator of events: for epoch, for batch, forward, loss, backward, step; then validate."""
+"""The training loop, a generator of events.
+
+For each epoch and batch: forward, loss, backward, step. Then validation.
+"""
 
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -93,7 +96,11 @@ CHECKPOINT_SECONDS = 120  # between two checkpoints within an epoch
 
 
 class StopRequested(Exception):
-    """Thrown into ``fit`` to end a run early and cleanly; ``pause`` says that it is meant to go on later."""
+    """Exception that is thrown into ``fit`` to end a run early and cleanly.
+
+    Attributes:
+        pause: Whether the run is meant to go on later.
+    """
 
     def __init__(self, *, pause: bool = False) -> None:
         super().__init__()
@@ -108,20 +115,23 @@ def fit(
     roots: Sequence[Path] = (),
     ranks: Ranks = ALONE,
 ) -> Generator[Event, None, None]:
-    """Train, validate, keep the best epoch, evaluate it in fp32; checkpoints and predictions go to ``run_dir``.
+    """Train, validate, keep the best epoch and evaluate it in fp32.
 
-    The last event is RunFinished, or RunStopped after ``throw(StopRequested())``. The predictions are those of the best
-    checkpoint: of the validation images in the run's own precision while it goes on, in fp32 and of the test images, too, once
-    it has finished.
+    Checkpoints and predictions are written to ``run_dir``. The last event is RunFinished, or
+    RunStopped after ``throw(StopRequested())``.
+
+    The predictions are those of the best checkpoint. While the run goes on they cover the
+    validation images, in the run's own precision. Once it has finished they are in fp32 and cover
+    the test images, too.
 
     Args:
-        resume: go on from where ``last`` was written, as if nothing had happened.
-        roots: when given, images that lie elsewhere are left out.
-        ranks: that train this run together. Only the first one writes to the folder, which all of them read; only its events count,
-            and only it may be asked to stop.
+        resume: Go on from where ``last`` was written, as if nothing had happened.
+        roots: When given, images outside these folders are left out.
+        ranks: The processes that train this run together. Only rank 0 writes to the run directory,
+            which all ranks read. Only its events count, and only rank 0 may be asked to stop.
 
     Raises:
-        FinetuneError: when the run cannot start, or cannot go on.
+        FinetuneError: If the run cannot start or cannot go on.
     """
     began = time.monotonic()
     at, trainer, stopping = TrainingState(RunningMetrics.of(0)), None, EarlyStopping.of(config)
@@ -166,10 +176,14 @@ def fit(
 def _at_once(
     job: Job, run_dir: Path, began: float, roots: Sequence[Path]
 ) -> Generator[Event, None, None]:
-    """A run without epochs. Nothing of it is kept before its network is there: it resumes by starting again."""
+    """Train a run without epochs.
+
+    Nothing is kept before the network is ready: such a run resumes by starting again.
+    """
     lost = LostImages(job)
     yield _started(job)
-    remove_predictions(run_dir)  # of a network that was there before the run was cut off
+    # They may come from an earlier attempt at this run, which was cut off.
+    remove_predictions(run_dir)
     trained = job
     if job.config.averaged:
         yield from average_weights(job, lost, roots)
@@ -198,11 +212,12 @@ def _finished(
 
 @dataclass(frozen=True)
 class _Trainer:
-    """What changes while a run goes on, and where it is kept.
+    """The parts of a run that change while it trains.
 
     Attributes:
-        fitting: how many images went through at a time, each time that memory ran out.
-        footprints: memory in use, at each measurement.
+        fitting: How many images went through at a time, one entry for each time that memory ran
+            out.
+        footprints: Memory in use, one entry per measurement.
     """
 
     job: Job
@@ -225,12 +240,15 @@ class _Trainer:
 
     @property
     def step_rule(self) -> StepRule:
-        """The rule, with as many images at a time as are known to fit."""
+        """Rule of the next step, with as many images at a time as are known to fit."""
         return replace(self.rule, micro_batch=self.fitting[-1]) if self.fitting else self.rule
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The network as it is evaluated and kept."""
+        """Put the weights to evaluate and keep into the network within the block.
+
+        With weight EMA these are the averages. Otherwise the network stays as it is.
+        """
         if self.average is None:
             yield
             return
@@ -260,11 +278,16 @@ def _trainer(job: Job, run_dir: Path, lost: LostImages) -> _Trainer:
 
 
 def audit_frozen(job: Job) -> int:
-    """Compare every frozen parameter and buffer, bit for bit, with what the run began with, and weights that factors change with what
-    these say.
+    """Check that training has changed no frozen tensor.
+
+    Frozen parameters and buffers must equal those the run began with, bit for bit. With LoRA, each
+    merged weight must equal its start plus its factors.
 
     Returns:
-        How many frozen tensors were compared.
+        The number of frozen tensors compared.
+
+    Raises:
+        AssertionError: If one has changed.
     """
     now, before = job.network.model.state_dict(), job.network.pretrained.state_dict()
     names = [
@@ -282,12 +305,12 @@ def audit_frozen(job: Job) -> int:
 
 @dataclass
 class _Unread:
-    """What of an epoch has not been read back yet, and times of it.
+    """The steps of an epoch that have not been read back yet.
 
     Attributes:
-        began: when its first step did, on the clock of ``time.monotonic``.
-        read: of the run's seconds, when steps were last read back.
-        saved: when a checkpoint was last written, on the clock of ``time.monotonic``.
+        began: When the first step of the epoch began, on the clock of ``time.monotonic``.
+        read: When steps were last read back, in seconds of the run.
+        saved: When a checkpoint was last written, on the clock of ``time.monotonic``.
     """
 
     began: float
@@ -297,7 +320,10 @@ class _Unread:
 
 
 def _train(trainer: _Trainer, at: TrainingState) -> Iterator[Event]:
-    """The rest of an epoch's steps; ``at`` moves on with each. Nothing is yielded while a step has not been read back."""
+    """Train the remaining steps of an epoch.
+
+    ``at`` advances with each step. No event is yielded while a step has not been read back.
+    """
     job, epoch = trainer.job, at.epoch
     apply(job.strategy, job.network.stages, job.network.model, epoch)
     batches, between = job.training_batches(epoch), seconds_between_reads(job.device)
@@ -330,11 +356,12 @@ def _step(
     rows: np.ndarray,
     inputs: torch.Tensor,
 ) -> PendingStep:
-    """Give a step to the device; wait for nothing that comes of it.
+    """Queue a step on the device without waiting for its results.
 
     Args:
-        shares: the row numbers that each rank has of the batch.
-        rows, inputs: this rank's, its partners among them.
+        shares: Row numbers of the batch, one array per rank.
+        rows: Row numbers of this rank's images, its partners for mixing included.
+        inputs: Inputs of this rank's images, in the same order.
     """
     job, optimizer, config = trainer.job, trainer.optimizer, trainer.job.config
     position = (epoch - 1) * steps + step - 1
@@ -350,7 +377,7 @@ def _step(
         together = Together(
             job.ranks, trainer.gradients, images, job.targets(batch), drawn, partners
         )
-    # Dropout's randomness depends on the step, and the rank, alone.
+    # Dropout's randomness depends on the step and the rank alone.
     with kept_for_backward(job.forward) if before else nullcontext() as kept:
         seed = step_seed(config.seed, position, job.ranks.rank)
         done = train_step(
@@ -371,10 +398,12 @@ def _step(
 
 
 def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterator[Event]:
-    """Count and report the steps that have not been read back; before that, write a checkpoint where it is time for one.
+    """Read back all pending steps, then count and report them.
+
+    A checkpoint is written before they are reported, if one is due.
 
     Raises:
-        TrainingError: when the run has diverged in one of them.
+        TrainingError: If the run has diverged in one of these steps.
     """
     found: list[Event] = []
     diverged: TrainingError | None = None
@@ -389,7 +418,7 @@ def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterato
         at.stages = numbers.stages or at.stages
         if step.memory_short:
             found.append(MemoryShort(at.epoch, step.step, step.micro_batch))
-        # as if all had taken equally long
+        # The pending steps are assumed to have taken equally long.
         seconds = unread.read + (at.elapsed - unread.read) * place / len(unread.steps)
         found.append(_step_ended(trainer.job, at, step, numbers, seconds))
     unread.steps.clear()
@@ -423,7 +452,10 @@ def _step_ended(
 
 
 def _all_of(events: Sequence[Event]) -> Generator[Event, None, StopRequested | None]:
-    """The events; a request to stop waits until all of them are reported, because their steps are done."""
+    """Yield the events and return the request to stop, if one arrived meanwhile.
+
+    A request waits until all events are reported, because their steps are done.
+    """
     request: StopRequested | None = None
     for event in events:
         try:
@@ -434,7 +466,7 @@ def _all_of(events: Sequence[Event]) -> Generator[Event, None, StopRequested | N
 
 
 def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, None]:
-    """Evaluate an epoch that is trained, keep what is worth keeping, and go on to the next one."""
+    """Evaluate a trained epoch, save what is to be kept and advance to the next epoch."""
     job, run_dir, epoch, began = trainer.job, trainer.run_dir, at.epoch, time.monotonic()
     if not at.metrics.seen:
         raise TrainingError(
@@ -449,7 +481,8 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
         loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
         found = RunningMetrics.of(len(job.dataset.classes))
         found.add(labels, predicted, loss)
-        # On disk before it is reported: whoever stops the run at one of these events finds what they speak of.
+        # Write to disk first, report later: a person who stops the run at one of these events finds
+        # everything that the event reports.
         if job.ranks.leads:
             add_predictions(
                 run_dir,
@@ -482,15 +515,18 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
         skipped_steps=at.skipped,
     )
     at.next_epoch()
-    yield ended  # before it is saved: a run that is killed between the two reports the epoch again, and none is lost
+    # Report before saving: a run that is killed in between reports the epoch again, and none is
+    # lost.
+    yield ended
     yield from saved
     yield trainer.save(at)
 
 
 def _check_alike(job: Job) -> None:
-    """
+    """Check that all ranks have the same weights.
+
     Raises:
-        TrainingError: when the ranks' weights are not the same any more.
+        TrainingError: If they have not.
     """
     if not job.ranks.several:
         return
@@ -501,8 +537,8 @@ def _check_alike(job: Job) -> None:
     ]
     if len(set(job.ranks.meet(torch.stack(floats).cpu().numpy().tobytes()))) > 1:
         raise TrainingError(
-            "The processes of this run have come to different weights: their processors or libraries do not compute alike. Resume the run "
-            "on equal machines."
+            "The processes of this run have come to different weights: their processors or "
+            "libraries do not compute alike. Resume the run on equal machines."
         )
 
 
@@ -567,7 +603,8 @@ def _class_counts(job: Job) -> ClassCounts:
 
 def _expected(job: Job) -> Expected | None:
     found = expected(job.config, job.dataset, SpeedBook(), job.report.found)
-    if found is None or job.ranks.several:  # what was timed is one device
+    # Timings are of a single device.
+    if found is None or job.ranks.several:
         return None
     return Expected(
         seconds=found.seconds,
@@ -585,7 +622,7 @@ def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:
 
 
 def _save_head(job: Job, run_dir: Path) -> None:
-    """Keep the head that was fitted before the first step, for a script that repeats the run."""
+    """Save the head fitted before the first step, for a script that repeats the run."""
     if job.ranks.leads:
         save_checkpoint(run_dir, HEAD, head_tensors(job.network), _checkpoint_info(job, 0))
 

@@ -1,4 +1,7 @@
-"""A learning-rate range test (Smith 2017): a few steps at ever higher rates, on a network of its own, from the cached trunk."""
+"""Learning-rate range test (Smith 2017).
+
+It takes a few steps at rising rates, with a network of its own, from the cached trunk.
+"""
 
 import math
 from collections.abc import Generator, Sequence
@@ -25,18 +28,20 @@ from finetune_core.work import Step, Work
 
 _LOWEST, _HIGHEST = 1e-7, 10.0
 _STEPS = 100
-_SMOOTHING = 0.9  # share of the losses before in the smoothed one
+_SMOOTHING = 0.9  # share of earlier losses in the smoothed one
 _DIVERGED = 4.0  # times the lowest loss
 
 
 @dataclass(frozen=True)
 class RateCurve:
-    """What a range test saw.
+    """Result of a range test.
 
     Attributes:
-        rates, losses: one per step; losses are smoothed.
-        suggestion: a tenth of the rate where the loss was lowest before it rose, or where it fell the fastest, whichever is
-            the lower of the two (as in fastai's ``minimum`` and ``steep``); None where the loss never fell.
+        rates: One per step.
+        losses: Smoothed losses, one per step.
+        suggestion: A tenth of the rate where the loss was lowest before it rose, or the rate where
+            it fell the fastest, whichever is lower (as in fastai's ``minimum`` and ``steep``). None
+            where the loss never fell.
     """
 
     rates: tuple[float, ...]
@@ -45,19 +50,22 @@ class RateCurve:
 
 
 def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Work[RateCurve]:
-    """Prepare what a run would train, and train a copy of it at rising rates; nothing is kept. It waits for its turn on the device.
+    """Prepare a run and train a copy of its network at rising rates. Nothing is kept.
+
+    It waits for its turn on the device.
 
     Args:
-        roots: when given, images that lie elsewhere are left out.
+        roots: When given, images outside these folders are left out.
 
     Yields:
         Steps of the phase ``device`` while it waits, of every phase before a run's first step, then
         of ``rates``.
 
     Raises:
-        FinetuneError: when the run could not start, or no step at all could be made.
+        FinetuneError: If the run could not start, or no step at all could be made.
     """
-    check_config(config)  # at once, not when it is its turn
+    # Fail at once, not after waiting for the device.
+    check_config(config)
     if not epochs_of(config):
         raise ConfigError(
             {"strategy": "is fitted without steps, so that there is no learning rate to find"}
@@ -79,7 +87,8 @@ def _found_rate(config: RunConfig, roots: Sequence[Path]) -> Work[RateCurve]:
     rates, losses = yield from _rise(job)
     if len(losses) < 3:
         raise TrainingError(
-            "The loss was not finite from the start, at the lowest rates: check the data and the weights."
+            "The loss was not finite from the start, at the lowest rates: check the data and the "
+            "weights."
         )
     return RateCurve(tuple(rates), tuple(losses), suggested(rates, losses))
 
@@ -93,7 +102,10 @@ def _begin(config: RunConfig, roots: Sequence[Path]) -> Generator[Event, None, J
 
 
 def suggested(rates: list[float], losses: list[float]) -> float | None:
-    """The rate to take, rounded to one digit; None where the loss did not fall by a twentieth."""
+    """Return the suggested rate, rounded to one digit.
+
+    It is None where the loss did not fall by a twentieth.
+    """
     lowest = int(np.argmin(losses))
     if losses[lowest] > 0.95 * losses[0] or lowest < 2:
         return None
@@ -131,7 +143,7 @@ def _rise(job: Job) -> Work[tuple[list[float], list[float]]]:
 
 
 def _inputs(job: Job) -> Inputs:
-    """Batches of as many epochs as it takes."""
+    """Yield batches of as many epochs as the test needs."""
     epoch, made = 1, 0
     while made < _STEPS:
         batches = job.training_batches(epoch)[: _STEPS - made]

@@ -1,8 +1,9 @@
-"""A run's network as it begins, and as its best checkpoint holds it.
+"""Initial networks of runs, and the networks of their best checkpoints.
 
-A run begins with published weights, a file, random weights, or the best network of an earlier run. Of the last it keeps a copy in its own
-folder (``start``), so that it can be resumed, used and exported when the earlier run is gone. For the same reason an ensemble keeps a copy of
-what is needed of each of its runs (``members``).
+A run begins with published weights, a file, random weights, or the best network of an earlier run.
+It keeps a copy of the latter in its own folder (``start``), so that it can be resumed, used and
+exported when the earlier run is gone. For the same reason an ensemble keeps a copy of what it needs
+of its runs (``members``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,10 +43,11 @@ _MEMBERS = "members"  # folder of an ensemble's run
 
 @dataclass(frozen=True)
 class Start:
-    """The network of an earlier run, with its head, on the processor.
+    """The network of an earlier run with its head, on the processor.
 
     Attributes:
-        info: the classes of that head; ``weights_hash`` of all else; the runs before.
+        info: The classes of that head, the ``weights_hash`` of all other tensors, and the runs
+            before.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -54,11 +56,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a run begins with.
+    """Initial network of a run.
 
     Attributes:
-        start: None where it starts from no earlier run.
-        head_kept: whether the head is that of the earlier run, its outputs in the order of this one's classes.
+        start: The earlier run's network. None where the run starts from no earlier run.
+        head_kept: Whether the head is that of the earlier run, with its outputs in the order of
+            this run's classes.
     """
 
     network: Network
@@ -67,20 +70,22 @@ class Beginning:
 
 
 def check_earlier_run(config: RunConfig) -> None:
-    """Whether a run can start from the earlier one that it names, without building anything.
+    """Check that a run can start from the earlier run it names, without building a network.
 
     Raises:
-        ConfigError: when there is none, it is damaged, has no best epoch, no plain head, or another backbone.
+        ConfigError: If there is no such run, it is damaged, or it has no best epoch, no plain head,
+            or another backbone.
     """
     _earlier(config)
 
 
 def start_of(config: RunConfig) -> Start:
-    """The best network of the run that a config starts from, for images of the config's size.
+    """Return the best network of the run that a config starts from, for its image size.
 
     Raises:
-        ConfigError: as ``check_earlier_run``.
-        FinetuneError: when that run's checkpoint is damaged, or the weights that it started from are not on this machine any more.
+        ConfigError: As ``check_earlier_run``.
+        FinetuneError: If that run's checkpoint is damaged, or the weights it started from are no
+            longer on this machine.
     """
     folder, earlier = _earlier(config)
     network, info = best_network(earlier, folder)
@@ -102,12 +107,14 @@ def start_of(config: RunConfig) -> Start:
 
 
 def keep_earlier(config: RunConfig, run_dir: Path) -> None:
-    """Write what a run needs of earlier ones into its folder: what it starts from (of averaged weights, what the first of their runs kept),
-    or an ensemble's members.
+    """Copy what a run needs of earlier runs into its folder.
+
+    That is the network it starts from, or an ensemble's members. A run of averaged weights keeps
+    what the first of its runs kept.
 
     Raises:
-        FinetuneError: as ``start_of``.
-        OSError: when it cannot be written.
+        FinetuneError: As ``start_of``.
+        OSError: If the copy cannot be written.
     """
     if config.averaged and config.is_ensemble:
         for run, folder in zip(config.averaged.runs, member_folders(config, run_dir), strict=True):
@@ -124,10 +131,11 @@ def keep_earlier(config: RunConfig, run_dir: Path) -> None:
 def member_folders(config: RunConfig, run_dir: Path) -> list[Path]:
     """Return where an ensemble keeps what it needs of its runs, in the order of its config.
 
-    Each folder holds a run's settings, best network and predictions, and is read as a run directory.
+    Each folder holds a run's settings, best network and predictions, and is read as a run
+    directory.
 
     Raises:
-        RunError: when a link leads to them.
+        RunError: If a link leads to them.
     """
     if is_link(run_dir / _MEMBERS):
         raise RunError(f"{run_dir / _MEMBERS} is a link, which is not followed.")
@@ -152,10 +160,10 @@ def _keep_member(run: Path, folder: Path) -> None:
 
 
 def kept_start(config: RunConfig, run_dir: Path) -> Start:
-    """What a run has kept of the earlier one that it started from.
+    """Load what a run has kept of the earlier run that it started from.
 
     Raises:
-        RunError: when it is missing or damaged.
+        RunError: If it is missing or damaged.
     """
     info = read_info(run_dir, START)
     needed = headed_state(config.backbone, len(info.classes), config.image_size)
@@ -166,13 +174,13 @@ def kept_start(config: RunConfig, run_dir: Path) -> Start:
 def beginning_of(
     config: RunConfig, classes: Sequence[str], run_dir: Path | None = None
 ) -> Beginning:
-    """The network that a run begins with: float32, on the processor, in eval mode.
+    """Build the initial network of a run: float32, on the processor, in eval mode.
 
     Args:
-        run_dir: the run's folder; None where it has none, and nothing of an earlier run was kept.
+        run_dir: The run directory. None where there is none, and no copy of an earlier run.
 
     Raises:
-        FinetuneError: when weights are missing or damaged.
+        FinetuneError: If weights are missing or damaged.
     """
     built = config.first_seed, config.image_size, last_used(config)
     if not config.earlier_run:
@@ -182,7 +190,8 @@ def beginning_of(
     network = network_of(config.backbone, start.tensors, len(classes), *built)
     if network.weights_hash != start.info.weights_hash:
         raise RunError(
-            f"{checkpoint_path(run_dir or Path(), START)} is damaged: its weights are not those that it says."
+            f"{checkpoint_path(run_dir or Path(), START)} is damaged: its weights are not those "
+            "that it says."
         )
     kept = set(start.info.classes) == set(classes) and not STRATEGIES[config.strategy].fits
     if kept:
@@ -208,20 +217,21 @@ def load_initial_head(network: Network, run_dir: Path) -> dict[str, torch.Tensor
     """Load the head that a run has fitted before its first step.
 
     Args:
-        network: any network of the run.
+        network: Any network of the run.
 
     Raises:
-        RunError: when it is missing or damaged.
+        RunError: If it is missing or damaged.
     """
     return load_tensors(run_dir, HEAD, head_tensors(network))[0]
 
 
 def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointInfo]:
-    """The network of a run's best checkpoint, put together from what it began with: float32, on the processor, in eval mode.
+    """Build the network of a run's best checkpoint: float32, on the processor, in eval mode.
 
     Raises:
-        RunError: when there is no checkpoint, it is damaged, or the weights that the run began with have changed since.
-        WeightsError: when they are not on this machine.
+        RunError: If the checkpoint is missing or damaged, or the weights that the run began with
+            have changed since.
+        WeightsError: If those weights are not on this machine.
     """
     info = read_info(run_dir, BEST)
     if config.is_ensemble:
@@ -246,9 +256,10 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
 
 
 def _members(config: RunConfig, run_dir: Path, info: CheckpointInfo) -> list[Network]:
-    """
+    """Build the best network of each member of an ensemble.
+
     Raises:
-        RunError: when one is missing or damaged.
+        RunError: If one is missing or damaged.
     """
     found = []
     for folder in member_folders(config, run_dir):
@@ -262,10 +273,12 @@ def _members(config: RunConfig, run_dir: Path, info: CheckpointInfo) -> list[Net
 
 
 def _neighbours(run_dir: Path, info: CheckpointInfo, width: int) -> int:
-    """How many training images a checkpoint holds: ``width`` float32 features and an int64 label of each.
+    """Return how many training images a checkpoint holds.
+
+    Each takes ``width`` float32 features and an int64 label.
 
     Raises:
-        RunError: when it says none, or more than its file has room for: no memory is taken for those.
+        RunError: If it claims none, or more than its file can hold. No memory is taken for those.
     """
     path = checkpoint_path(run_dir, BEST)
     found = regular_file(path)
@@ -275,10 +288,10 @@ def _neighbours(run_dir: Path, info: CheckpointInfo, width: int) -> int:
 
 
 def read_trained(folder: Path) -> tuple[RunConfig, CheckpointInfo]:
-    """The settings of the run in a folder, and what its best checkpoint says of itself; no tensor is read.
+    """Read the settings of a trained run and its best checkpoint's info, but no tensor.
 
     Raises:
-        FinetuneError: when there is none, it is a link or damaged, or has no best epoch.
+        FinetuneError: If there is no run, it is a link or damaged, or it has no best epoch.
     """
     if is_link(folder):
         raise RunError(f"{folder} is a link, which is not followed")
@@ -291,7 +304,7 @@ def read_trained(folder: Path) -> tuple[RunConfig, CheckpointInfo]:
 
 
 def _earlier(config: RunConfig) -> tuple[Path, RunConfig]:
-    """The folder of the run that a config starts from, and its settings."""
+    """Return the folder and the settings of the run that a config starts from."""
     folder = Path(config.earlier_run or "")
     try:
         earlier, _ = read_trained(folder)
@@ -302,26 +315,29 @@ def _earlier(config: RunConfig) -> tuple[Path, RunConfig]:
     if STRATEGIES[earlier.strategy].fits == "nearest_neighbours":
         raise ConfigError(
             {
-                "from_run": f"{folder.name} classifies by its nearest training images and has trained nothing: start from the backbone itself"
+                "from_run": f"{folder.name} classifies by its nearest training images and has "
+                "trained nothing: start from the backbone itself"
             }
         )
     if last := last_used(earlier):
         raise ConfigError(
             {
-                "from_run": f"{folder.name} ends after {last} and lacks what follows: start from the backbone itself"
+                "from_run": f"{folder.name} ends after {last} and lacks what follows: start from "
+                "the backbone itself"
             }
         )
     if earlier.backbone != config.backbone:
         raise ConfigError(
             {
-                "backbone": f"follows from the run to start from: {folder.name} has {earlier.backbone}, not {config.backbone}"
+                "backbone": f"follows from the run to start from: {folder.name} has "
+                f"{earlier.backbone}, not {config.backbone}"
             }
         )
     return folder, earlier
 
 
 def ancestor(folder: Path, earlier: RunConfig, info: CheckpointInfo) -> Ancestor:
-    """What a run tells of an earlier one that it is made from."""
+    """Return what a run records of an earlier run that it is made from."""
     kinds = {PRETRAINED: "pretrained", RANDOM: "none"}
     data = Path(earlier.data.replace("\\", "/")).name
     return Ancestor(
@@ -336,7 +352,10 @@ def ancestor(folder: Path, earlier: RunConfig, info: CheckpointInfo) -> Ancestor
 
 
 def _accuracy(folder: Path, classes: int) -> float | None:
-    """On the validation images; None where the run's predictions cannot be read: its weights can be used all the same."""
+    """Return a run's accuracy on the validation images.
+
+    It is None where the predictions cannot be read: the weights can be used all the same.
+    """
     try:
         table = load_predictions(folder, classes)
     except RunError:

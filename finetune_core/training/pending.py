@@ -1,4 +1,7 @@
-"""Steps whose numbers are still on the device. They are read back together: each read waits for all that the device has to do."""
+"""Steps whose numbers are still on the device.
+
+They are read back together: each read waits for everything that the device has to do.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,27 +17,34 @@ from finetune_core.training.movement import Measured
 from finetune_core.training.ranks import ALONE, Ranks
 
 _READ_BACK_SECONDS = 0.25
-_SMALLEST_SCALE = 1.0  # below it, it is not the scale that makes gradients overflow
+# Below this scale, gradients overflow for another reason.
+_SMALLEST_SCALE = 1.0
 
 
 def seconds_between_reads(device: Device) -> float:
-    """How long steps may go unread: on a processor, where nothing runs ahead, not at all."""
+    """Return how long steps may go unread.
+
+    It is 0 on a processor, where nothing runs ahead.
+    """
     return 0.0 if device.kind == "cpu" else _READ_BACK_SECONDS
 
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step that was given to the device: what is to be read of it, and no more, because many may wait.
+    """A step that was queued on the device.
+
+    It holds only what is to be read of it, because many steps may wait.
 
     Attributes:
-        step: within its epoch, counted from 1.
-        labels: int64 ``[n]``: of the whole batch.
-        learning_rate: of the step.
-        numbers: float32 ``[4]``: its loss, gradient norm, whether it was skipped, and the loss scale.
-        predicted: int64: of this rank's share of it.
-        micro_batch: images that went through the network at a time.
-        memory_short: whether fewer images than asked went through at a time.
-        measured: of the stages, in the few steps where they are.
+        step: Counted from 1 within its epoch.
+        labels: int64 ``[n]``: labels of the whole batch.
+        learning_rate: Learning rate of the step.
+        numbers: float32 ``[4]``: its loss, gradient norm, whether it was skipped, and the loss
+            scale.
+        predicted: int64: predicted classes of this rank's share of the batch.
+        micro_batch: Images that went through the network at a time.
+        memory_short: Whether fewer images than requested went through at a time.
+        measured: Measurements of the stages, in the few steps that have them.
     """
 
     step: int
@@ -49,12 +59,12 @@ class PendingStep:
 
 @dataclass(frozen=True)
 class ReadStep:
-    """A step's numbers.
+    """Numbers of a step.
 
     Attributes:
-        skipped: whether the gradient was not finite, so that nothing has changed.
-        loss_scale: after the step; 0 where the loss is not scaled.
-        predicted: int64 ``[n]``.
+        skipped: Whether the gradient was not finite, so that nothing has changed.
+        loss_scale: Loss scale after the step. 0 where the loss is not scaled.
+        predicted: Predicted classes, int64 ``[n]``.
     """
 
     loss: float
@@ -66,7 +76,7 @@ class ReadStep:
 
     @property
     def has_diverged(self) -> bool:
-        """Whether loss or gradient are not finite for another reason than a loss scale that is too large."""
+        """Whether loss or gradient are not finite, unless the loss scale is too large."""
         return not math.isfinite(self.loss) or (self.skipped and self.loss_scale < _SMALLEST_SCALE)
 
 
@@ -78,7 +88,7 @@ def pending_step(
     memory_short: bool,
     measured: Measured | None,
 ) -> PendingStep:
-    """A step that is done, or will be."""
+    """Return a step that is done, or will be, to be read back later."""
     numbers = torch.stack([done.loss, done.gradient_norm, done.skipped, done.loss_scale])
     return PendingStep(
         step,
@@ -95,7 +105,10 @@ def pending_step(
 def read_back(
     pending: Sequence[PendingStep], ranks: Ranks = ALONE
 ) -> Iterator[tuple[PendingStep, ReadStep]]:
-    """Wait for the device, and read what came of each step; all ranks have taken the same ones."""
+    """Wait for the device and read the results of each step.
+
+    All ranks have taken the same steps.
+    """
     if not pending:
         return
     numbers = torch.stack([each.numbers for each in pending]).tolist()

@@ -1,4 +1,8 @@
-"""Where a run's rows, decoded images or activations, live: on its device where there is room, else where they are, and each batch is sent."""
+"""Placement of a run's rows: decoded images or activations.
+
+They live on the run's device where there is space. Otherwise they stay where they are, and each
+batch is sent.
+"""
 
 from collections.abc import Sequence
 
@@ -9,14 +13,17 @@ from finetune_core.data.rowcache import Lookup
 from finetune_core.errors import is_out_of_memory
 from finetune_core.training.device import Device
 
-# What a step takes is known after the first one only, and on a full device it would have to be cut into parts. Half leaves each step as
-# much as the rows have; a batch of those that do not fit is sent in less time than most networks take for it.
+# The memory of a step is known only after the first one, and on a full device the step would have
+# to be cut into parts. Half of the memory leaves each step as much as the rows have. A batch of
+# rows that do not fit is sent in less time than most networks take for it.
 _SHARE = 0.5
 
 
 def room_for_rows(device: Device) -> int:
-    """Bytes of a device's own memory that rows may take: none on a processor or Apple's GPU, for which they are in the right memory
-    already."""
+    """Return how many bytes of a device's own memory rows may take.
+
+    It is 0 on a processor and on Apple's GPU, for which rows are in the right memory already.
+    """
     if device.kind != "cuda":
         return 0
     free, _ = torch.cuda.mem_get_info()
@@ -24,7 +31,7 @@ def room_for_rows(device: Device) -> int:
 
 
 def room_when_idle(device: Device) -> int:
-    """The same of a device that nothing uses yet."""
+    """Return how many bytes rows may take on a device that nothing uses yet."""
     if device.kind != "cuda":
         return 0
     return int(_SHARE * torch.cuda.get_device_properties(device.torch_device).total_memory)
@@ -33,11 +40,13 @@ def room_when_idle(device: Device) -> int:
 def placed(
     lookups: Sequence[Lookup], used: np.ndarray, device: torch.device, room: int
 ) -> list[Lookup]:
-    """The lookups, on the device as long as there is room, one after the other; the others as they are.
+    """Move lookups to the device, one after the other, as long as there is space.
+
+    The other lookups stay as they are.
 
     Args:
-        used: positions whose rows are needed; where a lookup has none, it needs none.
-        room: bytes.
+        used: Positions whose rows are needed. Where a lookup has none, it needs none.
+        room: Space in bytes.
     """
     if not room:
         return list(lookups)

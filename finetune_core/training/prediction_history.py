@@ -1,4 +1,7 @@
-"""The predicted classes of a sample of the validation images, epoch by epoch: shows which images a run changes its mind about."""
+"""Predicted classes of a sample of the validation images, epoch by epoch.
+
+They show which images a run changes its mind about.
+"""
 
 import json
 from contextlib import suppress
@@ -23,9 +26,11 @@ Label = Annotated[int, Field(ge=0, lt=100_000)]
 
 @dataclass(frozen=True)
 class PredictionHistory:
-    """
+    """Predictions of a sample of images over the epochs.
+
     Attributes:
-        ids, labels: of the sample's images.
+        ids: Ids of the sample's images.
+        labels: Labels of the sample's images.
         predicted: int ``[epochs][images]``.
     """
 
@@ -39,7 +44,12 @@ _HISTORY = TypeAdapter(PredictionHistory)
 
 @dataclass(frozen=True)
 class Flip:
-    """An image whose prediction has changed: its predicted class, one entry per epoch, and the last epoch that changed it."""
+    """An image whose prediction has changed.
+
+    Attributes:
+        predicted: Its predicted class, one entry per epoch.
+        last: The last epoch that changed it.
+    """
 
     id: str
     label: int
@@ -65,10 +75,14 @@ def add_predictions(
     labels: np.ndarray,
     predicted: np.ndarray,
 ) -> None:
-    """Note an epoch's predictions of the same few hundred images; an epoch that a resumed run repeats replaces its earlier entry."""
+    """Record an epoch's predictions of the same few hundred images.
+
+    An epoch that a resumed run repeats replaces its earlier entry.
+    """
     known = _begun(ids, keys, labels)
     if epoch > 1:
-        with suppress(RunError):  # what was noted is no reason not to train: then it begins here
+        # A damaged history is no reason not to train. It begins again here.
+        with suppress(RunError):
             earlier = load_prediction_history(run_dir)
             known = earlier if earlier.ids else known
     by_id = dict(zip(ids.tolist(), predicted.tolist(), strict=True))
@@ -85,23 +99,23 @@ def add_predictions(
 
 
 def _begun(ids: np.ndarray, keys: np.ndarray, labels: np.ndarray) -> PredictionHistory:
-    """Which images are followed."""
+    """Return an empty history with the images to follow."""
     some = np.sort(np.argsort(uniform(keys, 0, 0, 8), kind="stable")[:_MOST])
     return PredictionHistory(tuple(ids[some].tolist()), tuple(labels[some].tolist()), ())
 
 
 def load_prediction_history(run_dir: Path, classes: int | None = None) -> PredictionHistory:
-    """What a run has noted so far; nothing, before its first epoch has ended.
+    """Load what a run has recorded so far. It is empty before the first epoch has ended.
 
     Args:
-        classes: how many the run has, where that is known.
+        classes: Number of the run's classes, if known.
 
     Raises:
-        RunError: when it is damaged.
+        RunError: If the file is damaged.
     """
     path = run_dir / PREDICTION_HISTORY_FILE
     if not is_there(path):
-        path = run_dir / _EARLIER_FILE  # as earlier versions named it
+        path = run_dir / _EARLIER_FILE  # name in earlier versions
     try:
         found = _HISTORY.validate_json(read_regular(path, _LARGEST), strict=True)
         if {len(found.labels), *map(len, found.predicted)} != {len(found.ids)}:
@@ -120,7 +134,10 @@ def load_prediction_history(run_dir: Path, classes: int | None = None) -> Predic
 
 
 def flips(history: PredictionHistory) -> list[Flip]:
-    """The images whose prediction has changed, the latest change first, then the most changes."""
+    """Return the images whose prediction has changed.
+
+    The latest change comes first, then the most changes.
+    """
     if len(history.predicted) < 2:
         return []
     rows = np.array(history.predicted)

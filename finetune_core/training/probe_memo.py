@@ -1,7 +1,7 @@
-"""Linear probes that this process has fitted, so that equal ones are fitted once.
+"""Memo of the linear probes that this process has fitted, so that equal ones are fitted once.
 
 The runs of a profile all begin with the same probe as their head, and fitting it can take longer
-than training one of them. A fit follows from its images alone, so the answer is the same.
+than training one of them. A fit follows from its images alone, so the result is the same.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import torch
 from finetune_core.training.logistic import Choice, Linear, linear_probe
 from finetune_core.work import Work
 
-_MOST = 8  # heads, which take a few megabytes each
+_MOST = 8  # heads of a few megabytes each
 _fitted: OrderedDict[bytes, tuple[Linear, Choice]] = OrderedDict()
 _lock = Lock()
 
@@ -25,10 +25,14 @@ def fit_once(
     """Fit a linear probe, or return the one that was fitted to the same images before.
 
     Args:
-        as for ``linear_probe``.
+        features: As for ``linear_probe``.
+        labels: As for ``linear_probe``.
+        sets: As for ``linear_probe``.
+        classes: As for ``linear_probe``.
+        seed: As for ``linear_probe``.
 
     Yields:
-        The steps of ``linear_probe``; none where the probe is known.
+        The steps of ``linear_probe``. None where the probe is known.
     """
     key = _digest(features, labels, sets, classes, seed)
     with _lock:
@@ -44,7 +48,7 @@ def fit_once(
 
 
 def forget() -> None:
-    """Fit every probe anew from here on."""
+    """Clear the memo, so that every probe is fitted again."""
     with _lock:
         _fitted.clear()
 

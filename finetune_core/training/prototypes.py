@@ -29,7 +29,7 @@ from finetune_core.training.folds import stratified_folds
 from finetune_core.training.logistic import Choice, Linear
 from finetune_core.work import Step, Work
 
-# Of the logits, relative to the mean length of a feature.
+# Scales of the logits, relative to the mean length of a feature.
 SCALES = tuple(10 ** (quarter / 4) for quarter in range(9))
 _FALLBACK = 10.0  # where there are too few images to choose by
 
@@ -37,11 +37,15 @@ _FALLBACK = 10.0  # where there are too few images to choose by
 def prototypes(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> Work[tuple[Linear, Choice]]:
-    """The head, and the scale of its logits that predicts held-out training images with the lowest cross-entropy.
+    """Return class means as a linear head, with the best scale of its logits.
+
+    The best scale predicts held-out training images with the lowest cross-entropy.
 
     Args:
-        features: float32 ``[n, d]``. labels: int64 ``[n]``, both on the device that computes. sets: int ``[n]``, equal for near-duplicates.
-        seed: of the folds.
+        features: float32 ``[n, d]``, on the device that computes.
+        labels: int64 ``[n]``, on the same device.
+        sets: int ``[n]``, equal for near-duplicates.
+        seed: Seed of the folds.
 
     Yields:
         Steps of the phase ``choose``, which count folds.

@@ -1,6 +1,7 @@
-"""The images of other data sets that an earlier run has predicted, for the networks of a run that is made of it.
+"""Images of other data sets that an earlier run has predicted.
 
-Such a run predicts a sample of them only, and only to show how accuracy there follows what it varies: it chooses nothing by it.
+A run that is made of it predicts a sample of them, only to show how accuracy there follows what the
+run varies. It chooses nothing by them.
 """
 
 import os
@@ -42,7 +43,7 @@ _LONGEST_FACTS = 2**24  # bytes
 
 
 class _Facts(TypedDict):
-    """What is needed of what such a file says of its data set."""
+    """The part of such a file's metadata that is needed of its data set."""
 
     data: Annotated[str, Field(max_length=10_000)]
     classes: Classes
@@ -56,10 +57,11 @@ class ShiftedImages:
     """A sample of the images of another data set.
 
     Attributes:
-        data: its folder or manifest.
-        inputs: what goes into the job's ``forward``: float32 ``[n, …]``, on the processor; none where there is a problem.
+        data: Folder or manifest of the data set.
+        inputs: Inputs of the job's ``forward``: float32 ``[n, …]``, on the processor. Empty where
+            there is a problem.
         labels: int64 ``[n]``.
-        problem: why it cannot be predicted any more, in words; empty where it can.
+        problem: Why they can no longer be predicted, as text. Empty where they can.
     """
 
     data: str
@@ -68,7 +70,7 @@ class ShiftedImages:
     problem: str = ""
 
     def judged(self, job: Job) -> tuple[float, float]:
-        """Accuracy 0…1 and mean cross-entropy in nats of the job's network as it is now."""
+        """Return the accuracy (0…1) of the job's network, and its mean cross-entropy in nats."""
         found, size = [], job.evaluation_batch
         with torch.no_grad():
             for some in self.inputs.split(job.evaluation_batch):
@@ -82,18 +84,21 @@ class ShiftedImages:
 def shifted_images(
     job: Job, earlier: Path, roots: Sequence[Path] = ()
 ) -> Generator[Event, None, list[ShiftedImages]]:
-    """Of the data sets that an earlier run with the job's classes has predicted, the latest; nothing fails where one is gone.
+    """Read the latest data sets that an earlier run with the job's classes has predicted.
+
+    Nothing fails where one of them is gone.
 
     Args:
-        earlier: its folder.
-        roots: when given, images that lie elsewhere are not read.
+        earlier: Folder of the earlier run.
+        roots: When given, images outside these folders are not read.
     """
     found = []
     for path in _latest(earlier):
         try:
             facts = _read_facts(path)
             data, table = facts["data"], read_table(path, (SHIFTED,), len(facts["classes"]))
-        except (OSError, ValueError, FinetuneError):  # damaged: the earlier run's own page says so
+        except (OSError, ValueError, FinetuneError):
+            # Damaged. The earlier run's own page reports that.
             continue
         if difference := describe_class_difference(facts["classes"], job.dataset.classes):
             reason = f"The run that predicted {data} {difference}."
@@ -120,7 +125,8 @@ def _read_facts(path: Path) -> _Facts:
     """Read which data set a file of predictions is of, and by which classes its labels count.
 
     Raises:
-        OSError, ValueError: when the file is missing or damaged.
+        OSError: If the file is missing.
+        ValueError: If the file is damaged.
     """
     said = fact_of(path, SHIFT_FACTS)
     if len(said) > _LONGEST_FACTS:
@@ -131,9 +137,10 @@ def _read_facts(path: Path) -> _Facts:
 def _decoded(
     job: Job, data: str, table: pd.DataFrame, roots: Sequence[Path]
 ) -> Generator[Event, None, ShiftedImages]:
-    """
+    """Decode a sample of the images in a table of predictions.
+
     Raises:
-        FinetuneError: when none of its images can be read any more, or none may be.
+        FinetuneError: If none of its images can be read any more, or none may be.
     """
     if roots:
         check_roots(data, roots)
@@ -168,7 +175,10 @@ def _gone(data: str) -> DataError:
 
 
 def _before_forward(job: Job) -> torch.nn.Module | None:
-    """What images go through before ``forward`` takes them: the trunk, which all networks of the job share; None where that is nothing."""
+    """Return the trunk, which images go through before ``forward`` takes them.
+
+    All networks of the job share it. It is None where ``forward`` is the whole network.
+    """
     if not isinstance(job.source, CachedTrunk):
         return None
     segments: Segments = split_network(job.network)

@@ -1,4 +1,7 @@
-"""A strategy worked out for one network: per stage, whether it trains, how fast, and what its BatchNorm does. It is data."""
+"""A strategy planned for one network, as data.
+
+It says for each stage whether it trains, how fast, and what its BatchNorm does.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +20,20 @@ _MODES: dict[str, BatchNormMode] = {"auto": "train", "frozen": "frozen", "statis
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What happens to one stage.
+    """Plan for one stage.
 
     Attributes:
-        frozen: its weights never change.
-        rate: how many times the run's learning rate it gets.
-        thaw_epoch: the epoch, counted from 1, from which it trains.
-        batchnorm: ``frozen`` keeps running statistics and affine weights; ``statistics`` lets the statistics follow the
-            data; ``train`` trains the affine weights, too.
-        part: which of its weights train: all, those of its normalisation layers, its biases (those
-            of norms among them), or, with LoRA, factors of what is added to its matrices.
+        frozen: Whether its weights never change.
+        rate: Factor of the run's learning rate.
+        thaw_epoch: Epoch, counted from 1, from which the stage trains.
+        batchnorm: ``frozen`` keeps running statistics and affine weights. ``statistics`` lets the
+            statistics follow the data. ``train`` trains the affine weights, too.
+        part: Which of its weights train. ``all``, ``norms`` (normalisation layers), ``biases``
+            (those of norms among them), or ``lora``: factors of what is added to its matrices.
             ``lora_norms``: its normalisation layers, too. ``none``: the stage is replaced by one
-            that has no parameters, as the head of k-NN is.
-        rank, scale: with LoRA: of those factors, at most, and what their product is multiplied by.
+            without parameters, as the head of k-NN is.
+        rank: With LoRA, the largest rank of those factors.
+        scale: With LoRA, what their product is multiplied by.
     """
 
     stage: str
@@ -49,11 +53,14 @@ Strategy = tuple[StagePlan, ...]
 
 
 def last_used(config: RunConfig) -> str | None:
-    """The stage that a config's network ends after; None for all of them. A head that is fitted is one linear layer: where the
-    backbone's own is none, the network ends before it.
+    """Return the stage that a config's network ends after, or None for all stages.
+
+    A fitted head is one linear layer. Where the backbone's own head is not, the network ends before
+    it.
 
     Raises:
-        ConfigError, WeightsError: when there is no backbone of that name, or it cannot take images of that size.
+        ConfigError: If there is no backbone of that name, or it cannot take images of that size.
+        WeightsError: If the Hub describes the backbone and that description is not on this machine.
     """
     if (
         config.features_from is None
@@ -65,20 +72,21 @@ def last_used(config: RunConfig) -> str | None:
 
 
 def stages_of(config: RunConfig, classes: int = 1000) -> tuple[Stage, ...]:
-    """The stages of a config's network, without building its weights.
+    """Return the stages of a config's network without building its weights.
 
     Raises:
-        ConfigError, WeightsError: as ``last_used``; when it cannot end where it is to.
+        ConfigError: As ``last_used``, and if the network cannot end where it is to.
+        WeightsError: As ``last_used``.
     """
     return network_stages(config.backbone, classes, config.image_size, last_used(config))
 
 
 def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:
-    """The config's strategy on these stages.
+    """Plan the config's strategy for these stages.
 
     Raises:
-        ConfigError: when a custom strategy names a stage that is not there, or trains nothing; when a stage would thaw after
-            the last epoch.
+        ConfigError: If a custom strategy names a missing stage or trains nothing, or if a stage
+            would thaw after the last epoch.
     """
     rules = STRATEGIES[config.strategy].rules(config, [stage.name for stage in stages])
     if (late := max(rule.thaw_epoch for rule in rules)) > (
@@ -86,7 +94,8 @@ def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:
     ):
         raise ConfigError(
             {
-                "thaw_every": f"the last stage would thaw in epoch {late}, but there are {config.epochs}"
+                "thaw_every": f"the last stage would thaw in epoch {late}, but there are "
+                f"{config.epochs}"
             }
         )
     return tuple(
@@ -104,21 +113,24 @@ def _stage_plan(config: RunConfig, rule: Rule, stage: Stage) -> StagePlan:
     planned = StagePlan(
         stage.name, rule.rate == 0, rule.rate, rule.thaw_epoch, batchnorm, rule.part, rank, scale
     )
-    # A stage may have no norms, say.
+    # A stage may have no norms, for example.
     if rule.rate and rule.part != "none" and not _trained_count(planned, stage):
         return StagePlan(stage.name, True, 0.0, 1, "frozen")
     return planned
 
 
 def _batchnorm(config: RunConfig, rule: Rule) -> BatchNormMode:
-    """Where only biases train, or factors, the statistics stay: a moving mean is a moving bias."""
+    """Return what BatchNorm does in a stage.
+
+    Where only biases or factors train, the statistics stay: a moving mean is a moving bias.
+    """
     if rule.rate == 0 or rule.part in ("biases", "lora"):
         return "frozen"
     return "train" if rule.part in ("norms", "lora_norms") else _MODES[config.batchnorm]
 
 
 def trained_parameters(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
-    """Names of the parameters of a stage that train themselves, at the end of the run at the latest."""
+    """Return the names of a stage's parameters that train themselves by the end of the run."""
     if plan.frozen or plan.part == "lora":
         return ()
     if plan.part == "biases":
@@ -130,12 +142,15 @@ def trained_parameters(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
 
 
 def factored_matrices(plan: StagePlan, stage: Stage) -> Mapping[str, tuple[int, int]]:
-    """Name -> (rows, columns) of the parameters of a stage that low-rank factors change."""
+    """Return the shape (rows, columns) of each parameter that low-rank factors change, by name."""
     return stage.matrices if plan.rank and not plan.frozen else {}
 
 
 def frozen_tensors(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
-    """Names of the parameters and buffers of a stage that nothing may change: what an audit compares."""
+    """Return the names of a stage's parameters and buffers that nothing may change.
+
+    An audit compares these.
+    """
     if plan.frozen and plan.batchnorm != "frozen":
         return ()
     trained = {*trained_parameters(plan, stage), *factored_matrices(plan, stage)}
@@ -144,7 +159,10 @@ def frozen_tensors(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
 
 
 def cut_index(strategy: Strategy) -> int:
-    """Index of the first stage that changes in any way; the stages before it are the trunk."""
+    """Return the index of the first stage that changes in any way.
+
+    The stages before it are the trunk.
+    """
     return next(
         index
         for index, plan in enumerate(strategy)
@@ -155,8 +173,8 @@ def cut_index(strategy: Strategy) -> int:
 def trainable_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
     """Return how many numbers the data decide: trained by the end of the run, or fitted.
 
-    A linear probe and prototypes fit the head's weight and bias. k-NN has no parameters: it
-    stores the training images' features.
+    A linear probe and prototypes fit the head's weight and bias. k-NN has no parameters: it stores
+    the training images' features.
     """
     return sum(_trained_count(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
 
@@ -167,7 +185,7 @@ def total_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
 
 
 def factored_numbers(strategy: Strategy, stages: Sequence[Stage]) -> int:
-    """Numbers in the parameters that low-rank factors change."""
+    """Return the size of all parameters that low-rank factors change."""
     shapes = [
         factored_matrices(plan, stage).values()
         for stage, plan in zip(stages, strategy, strict=True)
@@ -189,7 +207,10 @@ def _trained_count(plan: StagePlan, stage: Stage) -> int:
 
 
 def describe(strategy: Strategy, stages: Sequence[Stage]) -> list[StageRow]:
-    """One plain row per stage, input to head: ``name, parameters, trains, trained, rate, thaw_epoch, part``."""
+    """Return one plain row per stage, input to head.
+
+    Each holds ``name, parameters, trains, trained, rate, thaw_epoch, part``.
+    """
     return [
         {
             "name": stage.name,

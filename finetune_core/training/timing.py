@@ -1,4 +1,4 @@
-"""How fast this machine trains: a few steps are timed, a few images read."""
+"""Calibration of this machine's speed: a few steps are timed, a few images are read."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -35,24 +35,27 @@ from finetune_core.training.strategies import epochs_of
 from finetune_core.training.trunk import split_network
 from finetune_core.work import Step, Work
 
-_SECONDS = 0.4  # of timing for each number
+_SECONDS = 0.4  # per measurement
 _DECODED = 48  # images
-_PASSES = (
-    50  # steps that a fit without epochs takes as long as, until a run has shown how long it takes
-)
-_LARGEST_BATCH = 32  # what is timed must not be what runs out of memory
+# A fit without epochs is assumed to take as long as this many steps, until a run has shown its
+# time.
+_PASSES = 50
+# Timing must not be what runs out of memory.
+_LARGEST_BATCH = 32
 
 
 def calibrate(
     configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook, *, again: bool = False
 ) -> Work[None]:
-    """Time what is not in the book yet: a few steps of each config, a few images of the data set. Each waits for its turn on the device.
+    """Time what is not in the book yet: a few steps of each config, a few images of the data set.
+
+    Each config waits for its turn on the device.
 
     Args:
-        again: time what is in the book, too.
+        again: Time what is in the book, too.
 
     Yields:
-        Steps that count configs; of the phase ``device`` while one waits.
+        Steps that count configs. Steps of the phase ``device`` while one waits.
     """
     configs = list(configs)
     read: set[int] = set()
@@ -76,20 +79,23 @@ def calibrate(
 
 
 def _work(config: RunConfig) -> tuple[Any, ...]:
-    """Equal for configs whose last epoch computes the same; their learning rates may differ."""
+    """Return a key that is equal for configs whose last epoch computes the same.
+
+    Their learning rates may differ.
+    """
     strategy = plan(config, stages_of(config))
     passes = tuple((stage.frozen, stage.part, stage.batchnorm, stage.rank) for stage in strategy)
     return (*conditions(config), epochs_of(config) > 0, config.features_from, passes)
 
 
 def _measured(config: RunConfig, classes: int, step: Step) -> Work[Speed]:
-    yield step  # it does not wait any more
+    yield step  # the wait is over
     return _measure(config, classes)
 
 
 def _measure(config: RunConfig, classes: int) -> Speed:
     device = device_for_run(config)
-    # the same computation, whatever they hold
+    # Other weights take the same computation.
     asked = PRETRAINED if config.earlier_run else config.starts_from
     weights = asked if asked != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
     network = build_network(
@@ -98,7 +104,7 @@ def _measure(config: RunConfig, classes: int) -> Speed:
     strategy = plan(config, network.stages)
     place(network, strategy, device)
     batch = min(config.batch_size, _LARGEST_BATCH)
-    # A generator of its own: a run in another thread may be using torch's.
+    # A separate generator: a run in another thread may be using torch's.
     images = torch.randn(
         batch,
         3,
@@ -129,7 +135,10 @@ def _measure(config: RunConfig, classes: int) -> Speed:
 
 
 def _parts(network: Network, cut: int) -> tuple[torch.nn.Module, torch.nn.Module] | None:
-    """Trunk and tail; None where nothing is frozen before what trains, or the network cannot be cut there."""
+    """Return trunk and tail of a network.
+
+    It is None where nothing is frozen before what trains, or the network cannot be cut there.
+    """
     if not cut:
         return None
     try:
@@ -210,7 +219,8 @@ def _time_decoding(dataset: Dataset, image_size: int) -> float:
     def read(path: Path) -> None:
         try:
             read_square(path, Resize(stored_side(image_size)))
-        except ImageError:  # the data set's page names it
+        except ImageError:
+            # The data set's page names the image.
             return
 
     began = time.perf_counter()

@@ -15,7 +15,10 @@ from finetune_core.training.feeding import Feed
 
 
 def validation_feed(pixels: Pixels, info: BackboneInfo, image_size: int, device: Device) -> Feed:
-    """Decoded images as validation sees them. To a GPU they travel as uint8, a quarter of the bytes, and are normalised there."""
+    """Return decoded images as validation sees them.
+
+    To a GPU they travel as uint8, a quarter of the bytes, and are normalised there.
+    """
 
     def made(squares: torch.Tensor) -> torch.Tensor:
         return normalised(evaluated(squares, image_size), info.mean, info.std, device.layout)
@@ -27,10 +30,11 @@ def validation_feed(pixels: Pixels, info: BackboneInfo, image_size: int, device:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Decoded images by row, as the network takes them: float32 ``[n, 3, size, size]``, normalised, in the device's layout.
+    """Decoded images by row, as the network takes them.
 
-    To a GPU they travel as uint8, a quarter of the bytes, to be cut out, augmented and normalised there. On a processor that is done
-    as they are loaded, in a thread beside the one that computes.
+    These are float32 ``[n, 3, size, size]``, normalised, in the device's layout. To a GPU they
+    travel as uint8, a quarter of the bytes, to be cropped, augmented and normalised there. On a
+    processor that is done as they are loaded, in a thread beside the one that computes.
     """
 
     pixels: Pixels
@@ -45,13 +49,14 @@ class TrainingImages:
         return (self.pixels.kept,) if self.pixels.kept else ()
 
     def held_in(self, lookups: list[Lookup]) -> "TrainingImages":
-        """The same, held elsewhere: ``lookups`` take the place of its own."""
+        """Return these images with ``lookups`` in place of the present ones."""
         return replace(self, pixels=replace(self.pixels, kept=lookups[0] if lookups else None))
 
     def feed(self, version: int | None) -> Feed:
-        """The images as validation sees them, or a version of them as training does; the same version is always the same.
+        """Return the images as validation sees them, or a version of them as training does.
 
-        Loading raises an ImageError for one that can no longer be read.
+        The same version is always the same. Loading raises an ImageError for an image that can no
+        longer be read.
         """
         return Feed(
             lambda rows: self._loaded(rows, self.pixels.batch(rows), version),
@@ -64,7 +69,7 @@ class TrainingImages:
         return left, self._loaded(left, squares, version)
 
     def finished(self, loaded: torch.Tensor, rows: np.ndarray, version: int | None) -> torch.Tensor:
-        """What the network takes, of what was loaded and is on the device now."""
+        """Return the network's input, given what was loaded and is on the device now."""
         return self._made(rows, loaded, version) if self.device.is_gpu and len(rows) else loaded
 
     def _loaded(self, rows: np.ndarray, squares: torch.Tensor, version: int | None) -> torch.Tensor:

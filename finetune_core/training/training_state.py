@@ -1,6 +1,7 @@
-"""Where a run stands between two steps: everything that its next step depends on, written to disk and read back.
+"""Position of a run between two steps: everything that its next step depends on.
 
-Order, augmentation and dropout depend on the position alone, so there is no generator's state to keep.
+It is written to disk and read back. Order, augmentation and dropout depend on the position alone,
+so no generator's state is kept.
 """
 
 import json
@@ -42,18 +43,22 @@ _STATE = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: ("
 
 @dataclass
 class TrainingState:
-    """A position in a run, and what was counted on the way.
+    """Position in a run, and what was counted on the way.
 
     Attributes:
-        epoch: the one that goes on, counted from 1; one more than the run has when all are done.
-        step: its steps that are done.
-        metrics: over those steps.
-        skipped: of those steps, how many were skipped.
-        train_seconds: spent on them.
-        seconds: of training and validation before ``since``, on the clock of ``time.monotonic``.
-        best_epoch, best_accuracy, best_loss: on the validation images; epoch 0 before the first.
-        watched, watched_epoch: the best value so far of what early stopping looks at, and when that was.
-        stages: what was measured last of each stage (``movement.py``).
+        epoch: The current epoch, counted from 1. One more than the run has when all are done.
+        step: Number of its steps that are done.
+        metrics: Metrics over those steps.
+        skipped: How many of those steps were skipped.
+        train_seconds: Time spent on those steps.
+        seconds: Time of training and validation before ``since``.
+        best_epoch: Best epoch on the validation images. 0 before the first.
+        best_accuracy: Its accuracy.
+        best_loss: Its loss.
+        watched: Best value so far of the metric that early stopping watches.
+        watched_epoch: Epoch of that value.
+        stages: The last measurements of each stage (``movement.py``).
+        since: When this process began to count, on the clock of ``time.monotonic``.
     """
 
     metrics: Annotated[RunningMetrics, Field(validation_alias=AliasChoices("metrics", "tally"))]
@@ -76,11 +81,15 @@ class TrainingState:
         return self.seconds + time.monotonic() - self.since
 
     def is_better(self, accuracy: float, loss: float) -> bool:
-        """Whether an epoch beats the best one: more accurate, at a tie with the lower loss."""
+        """Return whether an epoch beats the best one: more accurate, at a tie with less loss."""
         return (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
 
     def take(self, epoch: int, accuracy: float, loss: float, watched: float) -> bool:
-        """Note how an epoch did, and the value that early stopping watches (more is better); whether it is the best one."""
+        """Record the results of an epoch and return whether it is the best one.
+
+        Args:
+            watched: Value that early stopping watches. More is better.
+        """
         if watched > self.watched:
             self.watched_epoch, self.watched = epoch, watched
         if not self.is_better(accuracy, loss):
@@ -105,8 +114,11 @@ def save_training_state(
     at: TrainingState,
     run_dir: Path,
 ) -> CheckpointSaved:
-    """Write ``last``: what has changed of the network, its average, the optimizer's state, the loss scale, and the position; all or
-    nothing."""
+    """Write the checkpoint ``last``, completely or not at all.
+
+    It holds the changed tensors of the network, their average, the optimizer's state, the loss
+    scale and the position.
+    """
     tensors = job.changing()
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{_OPTIMIZER}{index}/{key}": value for key, value in state.items()}
@@ -139,24 +151,26 @@ def restore_training_state(
     scale: LossScale | None,
     run_dir: Path,
 ) -> TrainingState:
-    """Put network, average, optimizer and loss scale back to where ``last`` was written.
+    """Restore network, average, optimizer and loss scale from the checkpoint ``last``.
 
     Raises:
-        RunError: when it is missing, damaged, or belongs to other data or weights.
+        RunError: If it is missing or damaged, or belongs to other data or weights.
     """
     info = read_info(run_dir, LAST)
     if info.training_state is None:
         raise RunError(
-            f"The run in {run_dir} was written by an earlier version, which could not resume. Start it again."
+            f"The run in {run_dir} was written by an earlier version, which could not resume. "
+            "Start it again."
         )
     if (info.weights_hash, info.classes) != (job.network.weights_hash, job.dataset.classes):
         raise RunError(
-            f"The pretrained weights or the classes have changed since the run in {run_dir} began. Start a new one."
+            f"The pretrained weights or the classes have changed since the run in {run_dir} began. "
+            "Start a new one."
         )
     if info.fingerprint != job.dataset.fingerprint:
         raise RunError(
-            f"The images, their labels or their split have changed since the run in {run_dir} began: put them back to resume it, or "
-            "start a new one."
+            f"The images, their labels or their split have changed since the run in {run_dir} "
+            "began: put them back to resume it, or start a new one."
         )
     path = checkpoint_path(run_dir, LAST)
     at, averaged = _position(job, info.training_state, path)
@@ -185,17 +199,18 @@ def restore_training_state(
         average.steps = averaged
         for name, tensor in average.tensors.items():
             tensor.copy_(tensors[f"{_AVERAGE}{name}"])
-    if scale and tensors.keys() >= _SCALE_TENSORS.keys():  # else the run began in another precision
+    # Absent if the run began in another precision.
+    if scale and tensors.keys() >= _SCALE_TENSORS.keys():
         for name, tensor in scale.tensors.items():
             tensor.copy_(tensors[f"{_SCALE}{name}"])
     return at
 
 
 def _position(job: Job, saved: dict[str, Any], path: Path) -> tuple[TrainingState, int]:
-    """Where the run stood, and how many steps its average had seen.
+    """Return the position in a checkpoint, and how many steps its average has seen.
 
     Raises:
-        RunError: when it cannot have stood there.
+        RunError: If the run cannot have been there.
     """
     try:
         averaged = _AVERAGED.validate_python(saved.get("averaged"), strict=True)
@@ -224,7 +239,10 @@ def _position(job: Job, saved: dict[str, Any], path: Path) -> tuple[TrainingStat
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """What an optimizer keeps of each parameter that has trained, by the name in the checkpoint."""
+    """Return the optimizer's state tensors by their names in the checkpoint.
+
+    Only shapes and types count. Every parameter of the optimizer has its own.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
         f"{_OPTIMIZER}{index}/{key}": torch.empty(()) if key == "step" else parameter
@@ -234,7 +252,10 @@ def _state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 
 def _like_their_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Lay state out in memory as its parameter is: fused optimizers walk through both side by side."""
+    """Give each state tensor the memory layout of its parameter.
+
+    Fused optimizers walk through both side by side.
+    """
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if value.shape == parameter.shape and value.stride() != parameter.stride():

@@ -1,4 +1,7 @@
-"""A moving average of a network's weights (Polyak & Juditsky 1992): what is evaluated and kept, where a run asks for it."""
+"""Moving average of a network's weights (Polyak & Juditsky 1992).
+
+Where a run asks for it, the average is what is evaluated and kept.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +13,8 @@ class WeightEMA:
     """The average of tensors that change.
 
     Attributes:
-        tensors: by name; those that are no floating-point numbers are the latest.
-        steps: that went into it, skipped ones included.
+        tensors: Averages by name. Tensors of integers hold the latest values.
+        steps: Number of steps that went into the average, skipped ones included.
     """
 
     def __init__(self, changing: Mapping[str, torch.Tensor], decay: float) -> None:
@@ -21,7 +24,7 @@ class WeightEMA:
         self._decay = decay
 
     def update(self, skipped: torch.Tensor | None = None) -> None:
-        """Take a step's weights in; the first ones count for more, so that the start is soon forgotten.
+        """Add a step's weights. The first ones count for more, so that the start is soon forgotten.
 
         Args:
             skipped: float32 ``[]``, on the device: where it is 1, the average stays as it is.
@@ -45,7 +48,7 @@ class WeightEMA:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The averages in the place of the tensors, for as long as the block lasts."""
+        """Replace the tensors by their averages within the block."""
         before = {name: tensor.clone() for name, tensor in self._live.items()}
         self._put(self.tensors)
         try:

@@ -16,18 +16,26 @@ from torch.nn.functional import conv2d, pad
 from finetune_core.models.stages import Stage
 from finetune_core.training.stage_plan import Strategy
 
-_CHANNELS = 512  # of the output, at least: with fewer, copying the patches takes longer than the product saves
-_LARGEST = 1 << 26  # numbers in the patches of a batch, at most
-_FEW_CHANNELS = 16  # float32 in an AVX-512 register; with AVX2 the faulty kernel needs fewer than 8
+# Smallest number of output channels. With fewer, copying the patches takes longer than the product
+# saves.
+_CHANNELS = 512
+# Largest number of elements in the patches of a batch.
+_LARGEST = 1 << 26
+# Number of float32 in an AVX-512 register. With AVX2 the faulty kernel needs fewer than 8.
+_FEW_CHANNELS = 16
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def use_products(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> None:
-    """Have the wide convolutions of the stages that train compute their weights' gradient as a product, wherever autocast is on."""
+    """Compute the weights' gradient of wide convolutions as a product, wherever autocast is on.
+
+    This applies to the stages that train.
+    """
     for module in _trained_modules(strategy, stages, model):
         if _is_plain(module) and _gains(module):
-            vars(module)["forward"] = _with_product(module)  # of this one, not of its class
+            # Of this module, not of its class.
+            vars(module)["forward"] = _with_product(module)
 
 
 def slice_trained(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> None:
@@ -157,8 +165,14 @@ def _product(
     stride: tuple[int, int],
     padding: tuple[int, int],
 ) -> torch.Tensor:
-    """Gradient ``[n, out, h, w]`` times the patches of the inputs ``[n, in, …]`` that made each of its positions: ``[out, in, k, k]``,
-    in channels_last order as the weights are held."""
+    """Compute the gradient of a convolution's weight as a product of matrices.
+
+    It is the gradient of the output ``[n, out, h, w]`` times the patches of the inputs ``[n, in,
+    …]`` that made each of its positions.
+
+    Returns:
+        ``[out, in, k, k]``, in channels_last order as the weights are held.
+    """
     (count, outputs, height, width), (_, channels, rows, columns) = gradient.shape, weight.shape
     (down, right), (above, left) = stride, padding
     padded = pad(inputs.permute(0, 2, 3, 1), (0, 0, left, left, above, above))
