@@ -7,17 +7,22 @@ import torch
 
 from finetune_core.data.pixels import Pixels
 from finetune_core.models.catalogue import BackboneInfo
-from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
+from finetune_core.training.batches import evaluated, in_order, normalised, prefetch
 from finetune_core.work import Step, Work
 
 _BATCH = 32
 
 # From a batch of images, float32 [n, 3, size, size], to its outputs, such as logits [n, classes].
-Answer = Callable[[torch.Tensor], np.ndarray]
+OutputFunction = Callable[[torch.Tensor], np.ndarray]
 
 
 def answers(
-    pixels: Pixels, rows: np.ndarray, info: BackboneInfo, size: int, answer: Answer, phase: str
+    pixels: Pixels,
+    rows: np.ndarray,
+    info: BackboneInfo,
+    size: int,
+    answer: OutputFunction,
+    phase: str,
 ) -> Work[np.ndarray]:
     """Compute the outputs for the images of these rows, ``[len(rows), …]``.
 
@@ -34,7 +39,7 @@ def answers(
         return normalised(evaluated(pixels.batch(some), size), info.mean, info.std)
 
     found = []
-    for _, inputs in prefetched(batch, in_order(rows, _BATCH)):
+    for _, inputs in prefetch(batch, in_order(rows, _BATCH)):
         found.append(answer(inputs))
         yield Step(sum(map(len, found)), len(rows), phase)
     return np.concatenate(found)

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.training.batchnorm import recompute_statistics
-from finetune_core.training.checkpoints import put_back
+from finetune_core.training.checkpoints import restore_tensors
 from finetune_core.training.evaluation import predict_splits
 from finetune_core.training.events import (
     Event,
@@ -25,12 +25,12 @@ from finetune_core.training.events import (
     WeightsAveraged,
 )
 from finetune_core.training.fitting import fit_probe
-from finetune_core.training.footprint import footprint_beside
+from finetune_core.training.footprint import measure_stepless_footprint
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
-from finetune_core.training.networks import ancestor
-from finetune_core.training.parents import Parent, check_unchanged, checked_parents
-from finetune_core.training.shifted_images import ShiftedImages, shifted_images
+from finetune_core.training.networks import describe_ancestor
+from finetune_core.training.parents import Parent, check_unchanged, read_matching_parents
+from finetune_core.training.shifted_images import ShiftedImages, read_shifted_images
 
 State = Mapping[str, torch.Tensor]
 Value = TypeVar("Value")
@@ -39,16 +39,16 @@ Value = TypeVar("Value")
 COEFFICIENTS = tuple(tenth / 10 for tenth in range(11))
 
 
-def mean_of(states: Sequence[State]) -> dict[str, torch.Tensor]:
+def average_states(states: Sequence[State]) -> dict[str, torch.Tensor]:
     """Return the mean of each tensor, computed in float64.
 
     The mean of equal tensors is equal bit for bit, and the order of the states makes no difference.
     Counters (int64, as ``num_batches_tracked``) take the largest value.
     """
-    return {name: _mean([state[name] for state in states]) for name in states[0]}
+    return {name: _average_tensor([state[name] for state in states]) for name in states[0]}
 
 
-def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def _average_tensor(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     stacked = torch.stack(list(tensors))
     if not stacked.is_floating_point():
         return stacked.amax(0)
@@ -60,7 +60,7 @@ def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return (total / len(tensors)).to(stacked.dtype)
 
 
-def mixed(start: State, end: State, coefficient: float) -> dict[str, torch.Tensor]:
+def interpolate_states(start: State, end: State, coefficient: float) -> dict[str, torch.Tensor]:
     """Return ``(1 - coefficient) · start + coefficient · end``, computed in float64.
 
     Counters are those of ``end``.
@@ -90,70 +90,74 @@ def average_weights(
     began, averaged = time.monotonic(), job.config.averaged
     if averaged is None:
         raise ValueError("the config names no runs to average")
-    parents = checked_parents(averaged)
+    parents = read_matching_parents(averaged)
     check_unchanged(job.dataset, [one.folder.name for one in parents], parents)
-    attempts = _Attempts(job, lost)
-    states = [parent.tensors(list(attempts.kept_tensors())) for parent in parents]
+    attempts = _Trials(job, lost)
+    states = [parent.tensors(list(attempts.copy_tensors())) for parent in parents]
     match averaged.how:
         case "soup":
-            averages = yield from _soup(attempts, states)
+            averages = yield from _make_soup(attempts, states)
         case "greedy_soup":
-            averages = yield from _greedy_soup(attempts, parents, states)
+            averages = yield from _make_greedy_soup(attempts, parents, states)
         case "wise":
-            shifted = yield from shifted_images(job, parents[0].folder, roots)
-            averages = yield from _wise(attempts, states[0], shifted)
-    memory = footprint_beside(job, [tensor for state in states for tensor in state.values()])
+            shifted = yield from read_shifted_images(job, parents[0].folder, roots)
+            averages = yield from _make_wise(attempts, states[0], shifted)
+    memory = measure_stepless_footprint(
+        job, [tensor for state in states for tensor in state.values()]
+    )
     yield replace(
         averages,
-        parents=[ancestor(one.folder, one.config, one.info) for one in parents],
+        parents=[describe_ancestor(one.folder, one.config, one.info) for one in parents],
         seconds=time.monotonic() - began,
         memory_bytes=memory.host,
         device_bytes=memory.device,
     )
 
 
-def _soup(
-    attempts: "_Attempts", states: Sequence[State]
+def _make_soup(
+    attempts: "_Trials", states: Sequence[State]
 ) -> Generator[Event, None, WeightsAveraged]:
     """Average all networks (uniform soup)."""
-    attempts.total = attempts.trained_on
-    layers = yield from attempts.put(mean_of(states))
+    attempts.total = attempts.num_train
+    layers = yield from attempts.load_average(average_states(states))
     return WeightsAveraged("soup", [], 0.0, layers)
 
 
-def _greedy_soup(
-    attempts: "_Attempts", parents: Sequence[Parent], states: Sequence[State]
+def _make_greedy_soup(
+    attempts: "_Trials", parents: Sequence[Parent], states: Sequence[State]
 ) -> Generator[Event, None, WeightsAveraged]:
     """Add networks to the soup, the most accurate first, as long as it does not lose accuracy."""
-    attempts.total = len(states) * attempts.judged_on + (len(states) - 1) * (
-        attempts.trained_on + attempts.judged_on
+    attempts.total = len(states) * attempts.num_val + (len(states) - 1) * (
+        attempts.num_train + attempts.num_val
     )
     alone = []
     for state in states:
         attempts.load(state)
-        accuracy, _ = yield from attempts.judged()
+        accuracy, _ = yield from attempts.evaluate()
         alone.append(accuracy)
     order = sorted(range(len(states)), key=lambda at: (-alone[at], str(parents[at].folder)))
     members, highest, best, layers = order[:1], alone[order[0]], states[order[0]], 0
     tried = [Ingredient(run=parents[order[0]].folder.name, accuracy=highest, kept=True)]
     for at in order[1:]:
-        changed = yield from attempts.put(mean_of([states[i] for i in (*members, at)]))
-        accuracy, _ = yield from attempts.judged()
+        changed = yield from attempts.load_average(
+            average_states([states[i] for i in (*members, at)])
+        )
+        accuracy, _ = yield from attempts.evaluate()
         stays = accuracy >= highest
         tried.append(Ingredient(run=parents[at].folder.name, accuracy=accuracy, kept=stays))
         if stays:
             members, highest, best, layers = (
                 [*members, at],
                 accuracy,
-                attempts.kept_tensors(),
+                attempts.copy_tensors(),
                 changed,
             )
     attempts.load(best)
     return WeightsAveraged("greedy_soup", [], 0.0, layers, ingredients=tried)
 
 
-def _wise(
-    attempts: "_Attempts", tuned: State, shifted: Sequence[ShiftedImages]
+def _make_wise(
+    attempts: "_Trials", tuned: State, shifted: Sequence[ShiftedImages]
 ) -> Generator[Event, None, WeightsAveraged]:
     """Mix the start with its linear probe and the fine-tuned network (WiSE-FT).
 
@@ -162,31 +166,31 @@ def _wise(
     sets is recorded as a curve, too, but validation images alone decide. With LoRA the mixture of
     merged weights is ``(1 - c) W0 + c (W0 + scale · B A)``, which keeps its rank.
     """
-    attempts.total = len(COEFFICIENTS) * attempts.judged_on
+    attempts.total = len(COEFFICIENTS) * attempts.num_val
     yield from fit_probe(attempts.job, attempts.lost, attempts.job.config.seed)
-    start = attempts.kept_tensors() | attempts.job.low_rank.at_start(tuned)
+    start = attempts.copy_tensors() | attempts.job.low_rank.initial_factors(tuned)
     curve: list[Mixture] = []
     others = [
         ShiftedCurve(data=one.data, images=len(one.labels), curve=[], problem=one.problem)
         for one in shifted
     ]
     for coefficient in COEFFICIENTS:
-        attempts.load(mixed(start, tuned, coefficient))
-        accuracy, loss = yield from attempts.judged()
+        attempts.load(interpolate_states(start, tuned, coefficient))
+        accuracy, loss = yield from attempts.evaluate()
         curve.append(Mixture(coefficient=coefficient, accuracy=accuracy, loss=loss))
         for one, other in zip(shifted, others, strict=True):
             if not one.problem:
-                accuracy, loss = one.judged(attempts.job)
+                accuracy, loss = one.evaluate(attempts.job)
                 other["curve"].append(
                     Mixture(coefficient=coefficient, accuracy=accuracy, loss=loss)
                 )
     chosen = max(curve, key=lambda one: one["accuracy"])["coefficient"]
-    attempts.load(mixed(start, tuned, chosen))
+    attempts.load(interpolate_states(start, tuned, chosen))
     return WeightsAveraged("wise", [], 0.0, curve=curve, coefficient=chosen, shifted=others)
 
 
 @dataclass
-class _Attempts:
+class _Trials:
     """Weights tried in the job's network, one after the other, on the validation images.
 
     Attributes:
@@ -200,47 +204,50 @@ class _Attempts:
     total: int = 0
 
     @property
-    def trained_on(self) -> int:
+    def num_train(self) -> int:
         """Number of images that BatchNorm statistics are computed on."""
         return len(self.job.rows[TRAIN])
 
     @property
-    def judged_on(self) -> int:
+    def num_val(self) -> int:
         return len(self.job.rows[VAL])
 
-    def kept_tensors(self) -> dict[str, torch.Tensor]:
+    def copy_tensors(self) -> dict[str, torch.Tensor]:
         """Return a copy of all tensors that the run may change, on the processor."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.job.changing().items()}
+        return {
+            name: tensor.detach().cpu().clone()
+            for name, tensor in self.job.changing_tensors().items()
+        }
 
     def load(self, state: State) -> None:
         """Put a state of these tensors into the network and merge LoRA's factors."""
-        put_back(self.job.changing(), state)
+        restore_tensors(self.job.changing_tensors(), state)
         self.job.low_rank.merge()
 
-    def put(self, average: State) -> Generator[Event, None, int]:
+    def load_average(self, average: State) -> Generator[Event, None, int]:
         """Put averaged weights into the network and recompute its BatchNorm statistics.
 
         Returns:
             The number of BatchNorm layers that were recomputed.
         """
         self.load(average)
-        layers = yield from self._counted(
-            recompute_statistics(self.job, self.lost), self.trained_on
+        layers = yield from self._count_progress(
+            recompute_statistics(self.job, self.lost), self.num_train
         )
         return layers
 
-    def judged(self) -> Generator[Event, None, tuple[float, float]]:
+    def evaluate(self) -> Generator[Event, None, tuple[float, float]]:
         """Return the network's accuracy on the validation images, and its loss.
 
         Accuracy is 0…1, the loss is the mean cross-entropy in nats.
         """
         predicting = predict_splits(self.job, [VAL], "average", self.lost)
-        rows, logits = yield from self._counted(predicting, self.judged_on)
+        rows, logits = yield from self._count_progress(predicting, self.num_val)
         labels = self.job.labels[rows]
         loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
         return float((logits.argmax(1) == labels).mean()), loss
 
-    def _counted(
+    def _count_progress(
         self, work: Generator[Event, None, Value], images: int
     ) -> Generator[Event, None, Value]:
         """Report the progress of a part of the work as progress of the whole."""

@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import functional as F
 
 from finetune_core.config import Augmentation
 from finetune_core.errors import is_out_of_memory
-from finetune_core.training.crops import crops
-from finetune_core.training.out_of_memory import explained
+from finetune_core.training.crops import crop_and_resize
+from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.transfers import sent
 
 Batch = TypeVar("Batch")
@@ -38,7 +38,7 @@ def sample_keys(ids: Iterable[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
-def uniform(keys: np.ndarray, seed: int, epoch: int, draw: int) -> np.ndarray:
+def draw_uniform(keys: np.ndarray, seed: int, epoch: int, draw: int) -> np.ndarray:
     """Return float64 ``[n]`` in 0…1, one for each key.
 
     These are SplitMix64's finaliser (Steele et al. 2014) over (key, seed, epoch, draw).
@@ -57,15 +57,15 @@ def uniform(keys: np.ndarray, seed: int, epoch: int, draw: int) -> np.ndarray:
     return (mixed >> np.uint64(11)) * 2.0**-53
 
 
-def epoch_batches(
+def make_epoch_batches(
     indices: np.ndarray, keys: np.ndarray, batch_size: int, seed: int, epoch: int
 ) -> list[np.ndarray]:
     """Return the shuffled batches of an epoch.
 
     A last batch of one image joins the batch before it: BatchNorm cannot train on a single image.
     """
-    return _batches(
-        indices[np.argsort(uniform(keys[indices], seed, epoch, 0), kind="stable")], batch_size
+    return _cut_batches(
+        indices[np.argsort(draw_uniform(keys[indices], seed, epoch, 0), kind="stable")], batch_size
     )
 
 
@@ -78,7 +78,7 @@ def subset(
     """
     if fraction >= 1:
         return indices
-    drawn = uniform(keys[indices], seed, 0, 6)
+    drawn = draw_uniform(keys[indices], seed, 0, 6)
     kept = np.zeros(len(indices), dtype=bool)
     for label in np.unique(labels[indices]):
         members = np.flatnonzero(labels[indices] == label)
@@ -90,7 +90,7 @@ def subset(
     return indices[kept]
 
 
-def balanced_batches(
+def make_balanced_batches(
     indices: np.ndarray,
     labels: np.ndarray,
     keys: np.ndarray,
@@ -111,12 +111,12 @@ def balanced_batches(
         for turn in range(-(-quota // len(members))):
             with np.errstate(over="ignore"):
                 turned = keys[members] + np.uint64(turn) * np.uint64(0xD1B54A32D192ED03)
-            order = np.argsort(uniform(turned, seed, epoch, 7), kind="stable")[
+            order = np.argsort(draw_uniform(turned, seed, epoch, 7), kind="stable")[
                 : quota - turn * len(members)
             ]
             chosen.append(members[order])
-            places.append(uniform(turned[order], seed, epoch, 0))
-    return _batches(
+            places.append(draw_uniform(turned[order], seed, epoch, 0))
+    return _cut_batches(
         np.concatenate(chosen)[np.argsort(np.concatenate(places), kind="stable")], batch_size
     )
 
@@ -126,7 +126,7 @@ def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
 
-def prefetched(
+def prefetch(
     make: Callable[[np.ndarray], Batch], batches: Sequence[np.ndarray], ahead: int = 1
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yield (indices, make(indices)) for each batch, and make the next ones ahead of time.
@@ -152,7 +152,7 @@ def prefetched(
                     # Batches that are made already take memory, too.
                     begun.clear()
             if not ahead:
-                with explained(TOO_LARGE_A_BATCH):
+                with explain_out_of_memory(TOO_LARGE_A_BATCH):
                     batch = pool.submit(make, indices).result()
             elif position + ahead < len(batches):
                 begun.append(pool.submit(make, batches[position + ahead]))
@@ -173,7 +173,7 @@ def compute_alone() -> None:
     ThreadpoolController().limit(limits=1, user_api="openmp")
 
 
-def augmented(
+def augment(
     images: torch.Tensor, kind: Augmentation, keys: np.ndarray, seed: int, epoch: int, size: int
 ) -> torch.Tensor:
     """Augment training images as this epoch sees them.
@@ -186,12 +186,12 @@ def augmented(
     """
     if kind == "none":
         return evaluated(images, size)
-    flip = sent(torch.from_numpy(uniform(keys, seed, epoch, 1) < 0.5), images.device)
+    flip = sent(torch.from_numpy(draw_uniform(keys, seed, epoch, 1) < 0.5), images.device)
     if kind == "flips":
         images = evaluated(images, size)
     else:
-        boxes = _crop_boxes(images.shape[-1], keys, seed, epoch)
-        images = _cropped(images, boxes, size)
+        boxes = _draw_boxes(images.shape[-1], keys, seed, epoch)
+        images = _crop(images, boxes, size)
     return torch.where(flip[:, None, None, None], F.horizontal_flip(images), images)
 
 
@@ -217,13 +217,13 @@ def normalised(
     return pixels.contiguous(memory_format=layout)
 
 
-def _cropped(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
+def _crop(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
     """Resize each image's box, to the same pixels on every device.
 
     Images go one by one on a processor, where that is ten times faster, and all at once elsewhere.
     """
     if images.device.type != "cpu" or not len(images):
-        return crops(images, sent(torch.from_numpy(boxes), images.device), size)
+        return crop_and_resize(images, sent(torch.from_numpy(boxes), images.device), size)
     return torch.stack(
         [
             F.resized_crop(image, *box, [size, size])
@@ -232,21 +232,23 @@ def _cropped(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor
     )
 
 
-def _crop_boxes(side: int, keys: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+def _draw_boxes(side: int, keys: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Return int64 ``[n, 4]``: top, left, height, width.
 
     Area and aspect as in Szegedy et al. 2015, but milder: half the area at least.
     """
-    area = side * side * (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * uniform(keys, seed, epoch, 2))
-    aspect = np.exp(np.log(_WIDEST_ASPECT) * (2 * uniform(keys, seed, epoch, 3) - 1))
+    area = (
+        side * side * (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * draw_uniform(keys, seed, epoch, 2))
+    )
+    aspect = np.exp(np.log(_WIDEST_ASPECT) * (2 * draw_uniform(keys, seed, epoch, 3) - 1))
     height = np.clip(np.rint(np.sqrt(area / aspect)), 1, side).astype(int)
     width = np.clip(np.rint(np.sqrt(area * aspect)), 1, side).astype(int)
-    top = np.floor((side - height + 1) * uniform(keys, seed, epoch, 4)).astype(int)
-    left = np.floor((side - width + 1) * uniform(keys, seed, epoch, 5)).astype(int)
+    top = np.floor((side - height + 1) * draw_uniform(keys, seed, epoch, 4)).astype(int)
+    left = np.floor((side - width + 1) * draw_uniform(keys, seed, epoch, 5)).astype(int)
     return np.stack([top, left, height, width], axis=1)
 
 
-def _batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def _cut_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     batches = in_order(order, batch_size)
     if len(batches) > 1 and len(batches[-1]) == 1 and batch_size > 1:
         batches[-2:] = [np.concatenate(batches[-2:])]

@@ -10,13 +10,13 @@ from finetune_core.training.batches import TOO_LARGE_A_BATCH
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
-from finetune_core.training.out_of_memory import explained
+from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.stage_plan import frozen_tensors
 
 _Norm = nn.modules.batchnorm._BatchNorm
 
 
-def moving_norms(job: Job) -> list[_Norm]:
+def find_moving_norms(job: Job) -> list[_Norm]:
     """Return the BatchNorm layers whose statistics the job's strategy does not freeze."""
     pairs = zip(job.network.stages, job.strategy, strict=True)
     frozen = {name for stage, plan in pairs for name in frozen_tensors(plan, stage)}
@@ -45,7 +45,7 @@ def recompute_statistics(job: Job, lost: LostImages) -> Generator[Event, None, i
     Raises:
         TrainingError: If too many images are lost.
     """
-    norms = moving_norms(job)
+    norms = find_moving_norms(job)
     if not norms:
         return 0
     momenta = [norm.momentum for norm in norms]
@@ -59,7 +59,7 @@ def recompute_statistics(job: Job, lost: LostImages) -> Generator[Event, None, i
         for rows, inputs in job.plain_training_inputs():
             yield from lost.report(job.lost)
             if len(rows):
-                with job.device.autocast(), explained(TOO_LARGE_A_BATCH):
+                with job.device.autocast(), explain_out_of_memory(TOO_LARGE_A_BATCH):
                     job.forward(inputs)
             done += len(rows)
             yield Progress("average", done, len(job.rows[TRAIN]))

@@ -23,7 +23,7 @@ from finetune_core.formatting import things
 from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
 from finetune_core.training.events import Count, Lineage, Name
-from finetune_core.training.lora import NONE, LowRank, low_rank
+from finetune_core.training.lora import NONE, LowRank, make_low_rank
 from finetune_core.training.stage_plan import Strategy, cut_index, factored_matrices, frozen_tensors
 
 LAST, BEST = "last", "best"
@@ -106,7 +106,9 @@ def changing_tensors(
 
 
 @torch.no_grad()
-def put_back(changing: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]) -> None:
+def restore_tensors(
+    changing: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]
+) -> None:
     """Copy saved values into the tensors that are in use."""
     for name, tensor in changing.items():
         tensor.copy_(saved[name])
@@ -131,7 +133,7 @@ def read_info(run_dir: Path, name: str) -> CheckpointInfo:
     Raises:
         RunError: If the checkpoint is missing or damaged.
     """
-    with _opened(run_dir, name) as (_, info):
+    with _open_checkpoint(run_dir, name) as (_, info):
         return info
 
 
@@ -162,7 +164,7 @@ def load_tensors(
     Raises:
         RunError: If the checkpoint is missing or damaged.
     """
-    with _opened(run_dir, name) as (file, info):
+    with _open_checkpoint(run_dir, name) as (file, info):
         if needed is not None:
             check_tensors(file, needed, allowed)
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
@@ -186,11 +188,11 @@ def restore_network(
         RunError: If it is missing or damaged, holds other tensors than these, or holds frozen ones
             that have changed.
     """
-    factors = low_rank(network, strategy, seed=0)
+    factors = make_low_rank(network, strategy, seed=0)
     changing = changing_tensors(network.model, network.stages, strategy, factors)
     tensors, info = load_tensors(run_dir, name, changing)
     check_frozen(network, strategy, tensors, checkpoint_path(run_dir, name))
-    put_back(changing, tensors)
+    restore_tensors(changing, tensors)
     factors.merge()
     return info
 
@@ -219,7 +221,7 @@ def check_frozen(
 
 
 @contextmanager
-def _opened(run_dir: Path, name: str) -> Iterator[tuple[Any, CheckpointInfo]]:
+def _open_checkpoint(run_dir: Path, name: str) -> Iterator[tuple[Any, CheckpointInfo]]:
     """Open a checkpoint for reading and turn anything wrong with it into a RunError."""
     path = checkpoint_path(run_dir, name)
     try:

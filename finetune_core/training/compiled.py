@@ -25,7 +25,7 @@ from finetune_core.formatting import things
 from finetune_core.training.compiler_process import KILLED, CompilerProcess
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import Forward
-from finetune_core.training.packages import Compiled, keep_package, kept_package, load_package
+from finetune_core.training.packages import Compiled, load_package, read_package, write_package
 from finetune_core.training.speed_book import Compilation, SpeedBook
 from finetune_core.version import __version__
 
@@ -50,7 +50,7 @@ class Part:
     weights: Callable[[], str]
 
 
-def pays(images: int, seconds_per_image: float, expected: Compilation) -> bool:
+def is_worthwhile(images: int, seconds_per_image: float, expected: Compilation) -> bool:
     """Return whether compiling saves more time than it takes.
 
     Args:
@@ -60,7 +60,7 @@ def pays(images: int, seconds_per_image: float, expected: Compilation) -> bool:
     return images * seconds_per_image * expected.saved > expected.seconds
 
 
-def compiler() -> str | None:
+def find_compiler() -> str | None:
     """Return the C++ compiler that would be used, or None where there is none."""
     return shutil.which(os.environ.get("CXX") or "g++")
 
@@ -77,7 +77,7 @@ class Compiler:
     """
 
     def __init__(self, device: Device, images: int, batch: int, why_not: str = "") -> None:
-        self._device, self._left, self._batch = device, images, batch
+        self._device, self._num_left, self._batch = device, images, batch
         if device.kind != "cpu" or not sys.platform.startswith("linux"):
             why_not = why_not or "measured on processors under Linux only"
         self._why_not = why_not
@@ -90,8 +90,8 @@ class Compiler:
         """
 
         def run(inputs: torch.Tensor) -> torch.Tensor:
-            output = one(inputs, self._left)
-            self._left -= len(inputs)
+            output = one(inputs, self._num_left)
+            self._num_left -= len(inputs)
             return output
 
         one = self._passes.setdefault(
@@ -131,7 +131,7 @@ class _Pass:
         self._part, self._device, self._batch, self._book = part, device, batch, SpeedBook()
         self._reason, self.done, self._compiled_after = why_not, 0, 0
         # The shape, strides and type to compile for.
-        self._like: torch.Tensor | None = None
+        self._example: torch.Tensor | None = None
         self._expected: Compilation | None = None
         self._child: CompilerProcess | None = None
         self._compiled: Compiled | None = None
@@ -151,9 +151,9 @@ class _Pass:
     def __call__(self, inputs: torch.Tensor, left: int) -> torch.Tensor:
         whole = len(inputs) == self._batch
         if self._child:
-            self._look()
-        elif whole and self._like is None:
-            self._begin(inputs)
+            self._take_package()
+        elif whole and self._example is None:
+            self._prepare(inputs)
         elif (
             whole
             and not self._reason
@@ -175,30 +175,30 @@ class _Pass:
             elapsed, self._reason = self._child.elapsed, "it was not ready in time"
             self._child.close()
             if elapsed > self._expected.seconds:
-                self._learn(replace(self._expected, seconds=elapsed))
+                self._record(replace(self._expected, seconds=elapsed))
         elif self._compiled and self._expected and len(self._seconds) > _TIMED:
             saved = 1 - statistics.median(self._seconds[1:]) / self._eager
-            self._learn(replace(self._expected, saved=saved))
+            self._record(replace(self._expected, saved=saved))
         self._child = self._expected = None
 
-    def _begin(self, inputs: torch.Tensor) -> None:
-        self._like = torch.empty_strided(
+    def _prepare(self, inputs: torch.Tensor) -> None:
+        self._example = torch.empty_strided(
             inputs.shape, inputs.stride(), dtype=inputs.dtype, device="meta"
         )
         if self._device.kind != "cpu" or self._reason:
             return
         if (
-            self._book.compilation(self._key).saved > 0
-            and (kept := kept_package(self._name)) is not None
+            self._book.compilation(self._measurement_key).saved > 0
+            and (kept := read_package(self._package_name)) is not None
         ):
             self._load(kept)
-        elif compiler() is None:
+        elif find_compiler() is None:
             self._reason = "there is no C++ compiler"
 
     def _decide(self, inputs: torch.Tensor, left: int) -> None:
         self._eager = statistics.median(self._seconds[1:])
-        self._expected = self._book.compilation(self._key)
-        if not pays(left, self._eager, self._expected):
+        self._expected = self._book.compilation(self._measurement_key)
+        if not is_worthwhile(left, self._eager, self._expected):
             return
         try:
             self._child = CompilerProcess(self._part.module, inputs, self._device)
@@ -206,7 +206,7 @@ class _Pass:
             # Pickling a module can raise nearly anything. The eager pass goes on.
             self._reason = f"it cannot be handed to another process ({type(error).__name__})"
 
-    def _look(self) -> None:
+    def _take_package(self) -> None:
         """Take the package, once it is ready."""
         if not self._child or not self._expected or (ended := self._child.ended()) is None:
             return
@@ -216,11 +216,11 @@ class _Pass:
         if isinstance(ended, str):
             self._reason = ended
             if ended != KILLED:
-                self._learn(Compilation(elapsed, 0.0))
+                self._record(Compilation(elapsed, 0.0))
             return
         self._expected = replace(self._expected, seconds=elapsed)
-        self._learn(self._expected)
-        keep_package(self._name, ended)
+        self._record(self._expected)
+        write_package(self._package_name, ended)
         self._load(ended)
 
     def _load(self, content: bytes) -> None:
@@ -233,8 +233,8 @@ class _Pass:
     def _run(self, inputs: torch.Tensor) -> torch.Tensor:
         if (
             self._compiled
-            and self._like is not None
-            and (given := fitted(inputs, self._like)) is not None
+            and self._example is not None
+            and (given := match_batch(inputs, self._example)) is not None
         ):
             try:
                 return self._compiled(given)[: len(inputs)]
@@ -245,22 +245,22 @@ class _Pass:
         output: torch.Tensor = self._part.module(inputs)
         return output
 
-    def _learn(self, measured: Compilation) -> None:
-        self._book.learn_compilation(self._key, measured)
+    def _record(self, measured: Compilation) -> None:
+        self._book.learn_compilation(self._measurement_key, measured)
 
     @property
-    def _key(self) -> str:
+    def _measurement_key(self) -> str:
         """Everything that the time and the gain of compiling depend on."""
-        shape = None if self._like is None else tuple(self._like.shape)
+        shape = None if self._example is None else tuple(self._example.shape)
         device = self._device
         return " | ".join(
             map(str, (device.label, device.precision, self._part.label, shape, torch.__version__))
         )
 
     @property
-    def _name(self) -> str:
+    def _package_name(self) -> str:
         """Name of the package, made of everything that it depends on."""
-        like, device = self._like, self._device
+        like, device = self._example, self._device
         shape = None if like is None else (tuple(like.shape), like.stride(), like.dtype)
         processor = sorted(torch.cpu.get_capabilities().items())
         code = [one.code for one in self._part.module.modules() if isinstance(one, fx.GraphModule)]
@@ -280,7 +280,7 @@ class _Pass:
         return f"compiled-{digest}"
 
 
-def fitted(inputs: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:
+def match_batch(inputs: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:
     """Return a batch as the compiled pass takes it, or None where it does not fit.
 
     A smaller batch is filled up with its last image. It does not fit if less than half of the batch

@@ -16,7 +16,7 @@ from finetune_core.training.exact_layers import keep_depthwise_exact
 from finetune_core.training.lora import NONE, LowRank
 from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.optimizers import take_step
-from finetune_core.training.out_of_memory import explained, halving, parts
+from finetune_core.training.out_of_memory import explain_out_of_memory, run_halving, split_parts
 from finetune_core.training.ranks import GradientSum, Ranks
 from finetune_core.training.stage_plan import Strategy
 from finetune_core.training.weight_gradients import slice_trained, use_products
@@ -61,7 +61,7 @@ class StepRule:
 
 
 @dataclass(frozen=True)
-class Together:
+class SharedStep:
     """A rank's part of a step that several ranks take together.
 
     Attributes:
@@ -69,7 +69,7 @@ class Together:
         images: Number of the batch's images on each rank.
         labels: int64 ``[n]``, on the device: labels of the whole batch.
         drawn: Seed that all ranks share. How images are mixed follows from it.
-        partners: Number of images, at the end of this rank's own, that only take part in mixing.
+        num_partners: Number of images at the end of this rank's own that only take part in mixing.
     """
 
     ranks: Ranks
@@ -77,7 +77,7 @@ class Together:
     images: Sequence[int]
     labels: torch.Tensor
     drawn: int
-    partners: int = 0
+    num_partners: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def train_step(
     seed: int,
     rule: StepRule = PLAIN,
     scale: LossScale | None = None,
-    together: Together | None = None,
+    together: SharedStep | None = None,
 ) -> StepResult:
     """Take one step of gradient descent on the cross-entropy, without waiting for the device.
 
@@ -144,29 +144,34 @@ def train_step(
 
     def attempt(size: int) -> tuple[torch.Tensor, torch.Tensor]:
         optimizer.zero_grad(set_to_none=True)
-        rule.low_rank.forget_gradients()
-        with _statistics_kept_if_it_fails(forward), _agreed(together, forward, optimizer):
-            return _accumulated(forward, inputs, labels, device, seed, rule, size, scale, together)
+        rule.low_rank.clear_gradients()
+        with (
+            _restore_statistics_on_error(forward),
+            _fail_on_all_ranks(together, forward, optimizer),
+        ):
+            return _accumulate_gradients(
+                forward, inputs, labels, device, seed, rule, size, scale, together
+            )
 
     most = max(together.images) if together else len(inputs)
-    (loss, logits), size = halving(attempt, min(rule.micro_batch or most, most))
-    with explained(
+    (loss, logits), size = run_halving(attempt, min(rule.micro_batch or most, most))
+    with explain_out_of_memory(
         "for the optimizer's step. Freeze more stages, or choose SGD. Then start again, or resume "
         "from the last checkpoint."
     ):
-        with together.ranks.breaking_off() if together else nullcontext():
-            rule.low_rank.take_gradients()
+        with together.ranks.mark_broken_on_error() if together else nullcontext():
+            rule.low_rank.convert_gradients()
             if together:
-                _add_up(together, optimizer, forward, loss)
-        norm, skipped = _descend(optimizer, rule, scale)
+                _all_reduce(together, optimizer, forward, loss)
+        norm, skipped = _apply_gradients(optimizer, rule, scale)
     return StepResult(
         loss, logits, norm, skipped, scale.factor.clone() if scale else torch.zeros_like(loss), size
     )
 
 
 @contextmanager
-def _agreed(
-    together: Together | None, forward: nn.Module, optimizer: torch.optim.Optimizer
+def _fail_on_all_ranks(
+    together: SharedStep | None, forward: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterator[None]:
     """Make a pass within the block fail on all ranks, if some lack the memory for it.
 
@@ -182,7 +187,9 @@ def _agreed(
     failed: BaseException | None = None
     try:
         yield
-        together.gradients.reserve([*_trained(optimizer), *_statistics(forward), torch.zeros(())])
+        together.gradients.reserve(
+            [*_trained_parameters(optimizer), *_running_statistics(forward), torch.zeros(())]
+        )
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
@@ -201,22 +208,24 @@ def _agreed(
             parameter.grad = torch.zeros_like(parameter)
 
 
-def _add_up(
-    together: Together, optimizer: torch.optim.Optimizer, forward: nn.Module, loss: torch.Tensor
+def _all_reduce(
+    together: SharedStep, optimizer: torch.optim.Optimizer, forward: nn.Module, loss: torch.Tensor
 ) -> None:
     """Replace this rank's gradients, loss and mean statistics by those of the whole batch."""
-    statistics = _statistics(forward)
+    statistics = _running_statistics(forward)
     if statistics:
         torch._foreach_mul_(statistics, together.images[together.ranks.rank] / sum(together.images))
-    gradients = [parameter.grad for parameter in _trained(optimizer) if parameter.grad is not None]
-    together.gradients.add_up([*gradients, *statistics, loss])
+    gradients = [
+        parameter.grad for parameter in _trained_parameters(optimizer) if parameter.grad is not None
+    ]
+    together.gradients.all_reduce([*gradients, *statistics, loss])
 
 
-def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+def _trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _statistics(forward: nn.Module) -> list[torch.Tensor]:
+def _running_statistics(forward: nn.Module) -> list[torch.Tensor]:
     """Return the running means and variances that a pass in training mode changes."""
     norms = [
         one
@@ -228,7 +237,7 @@ def _statistics(forward: nn.Module) -> list[torch.Tensor]:
     ]
 
 
-def _descend(
+def _apply_gradients(
     optimizer: torch.optim.Optimizer, rule: StepRule, scale: LossScale | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Take the optimizer's step along the present gradients, unless they are not finite.
@@ -267,7 +276,7 @@ def _pull_back(strength: float, pulled: Sequence[tuple[nn.Parameter, torch.Tenso
         torch._foreach_add_(gradients, torch._foreach_sub(parameters, starts), alpha=strength)
 
 
-def _accumulated(
+def _accumulate_gradients(
     forward: nn.Module,
     inputs: torch.Tensor,
     labels: torch.Tensor,
@@ -276,7 +285,7 @@ def _accumulated(
     rule: StepRule,
     size: int,
     scale: LossScale | None,
-    together: Together | None,
+    together: SharedStep | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Accumulate the gradients of a batch, ``size`` images at a time.
 
@@ -296,10 +305,10 @@ def _accumulated(
         with drawing_from(chance if device.kind == "cpu" and common == seed else stream(common)):
             inputs, labels = rule.mix(inputs, labels)
     if together:
-        inputs, labels = (mixed[: len(mixed) - together.partners] for mixed in (inputs, labels))
-    whole = _weight(together.labels if together else labels, weights)
-    for some, targets in zip(parts(inputs, size), parts(labels, size), strict=True):
-        with drawing_from(chance), device.autocast(), _batchnorm_in_words():
+        inputs, labels = (mixed[: len(mixed) - together.num_partners] for mixed in (inputs, labels))
+    whole = _total_weight(together.labels if together else labels, weights)
+    for some, targets in zip(split_parts(inputs, size), split_parts(labels, size), strict=True):
+        with drawing_from(chance), device.autocast(), _explain_batchnorm_error():
             output = forward(some).float()
         loss = (
             cross_entropy(
@@ -317,7 +326,7 @@ def _accumulated(
     return torch.stack(losses).sum(), torch.cat(logits)
 
 
-def _weight(labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor | int:
+def _total_weight(labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor | int:
     """Return the total weight of a batch.
 
     ``labels`` are class numbers ``[n]`` or shares ``[n, classes]``.
@@ -328,7 +337,7 @@ def _weight(labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor 
 
 
 @contextmanager
-def _statistics_kept_if_it_fails(forward: nn.Module) -> Iterator[None]:
+def _restore_statistics_on_error(forward: nn.Module) -> Iterator[None]:
     """Restore BatchNorm's statistics if the pass within the block fails.
 
     They are what a pass in training mode changes beside gradients.
@@ -351,7 +360,7 @@ def _statistics_kept_if_it_fails(forward: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _batchnorm_in_words() -> Iterator[None]:
+def _explain_batchnorm_error() -> Iterator[None]:
     try:
         yield
     except ValueError as error:

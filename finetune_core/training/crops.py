@@ -18,7 +18,7 @@ _LARGEST_WEIGHT = 2**15 - 0.5
 _FLOAT32_REDUCTION = 4
 
 
-def crops(images: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
+def crop_and_resize(images: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
     """Crop and resize uint8 ``[n, 3, side, side]`` to uint8 ``[n, 3, size, size]``.
 
     Args:
@@ -30,13 +30,15 @@ def crops(images: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
     reduced = side > _FLOAT32_REDUCTION * size and images.device.type != "mps"
     exact = torch.float64 if reduced else torch.float32
     pixels = images.to(exact, memory_format=torch.contiguous_format)
-    across, unit = (one.to(exact) for one in _weights(left, width, size, side))
-    pixels = _rounded(pixels.flatten(1, 2) @ across.mT, unit).view(count, channels, side, size)
-    down, unit = (one.to(exact) for one in _weights(top, height, size, side))
-    return _rounded(down[:, None] @ pixels, unit[:, None]).to(torch.uint8)
+    across, unit = (one.to(exact) for one in _resize_weights(left, width, size, side))
+    pixels = _divide_and_round(pixels.flatten(1, 2) @ across.mT, unit).view(
+        count, channels, side, size
+    )
+    down, unit = (one.to(exact) for one in _resize_weights(top, height, size, side))
+    return _divide_and_round(down[:, None] @ pixels, unit[:, None]).to(torch.uint8)
 
 
-def _weights(
+def _resize_weights(
     start: torch.Tensor, length: torch.Tensor, size: int, side: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weight of each of ``side`` pixels in each of ``size`` resized ones.
@@ -63,5 +65,5 @@ def _weights(
     return weights, unit.float()
 
 
-def _rounded(sums: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+def _divide_and_round(sums: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     return sums.add_(unit / 2).div_(unit).floor_()

@@ -106,23 +106,28 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
         ConfigError: If the requested device is missing, if bf16 would be emulated, or if fp16 is
             requested elsewhere than on NVIDIA GPUs.
     """
-    present = _present()
+    present = _list_devices()
     if device != "auto" and device not in present:
         raise ConfigError(
             {"device": f"there is no {device} here; this machine has {', '.join(present)}"}
         )
     kind = present[0] if device == "auto" else device
     if precision == "auto":
-        precision = "bf16" if _native_bf16(kind) else "fp16" if _tensor_cores(kind) else "fp32"
-    elif precision == "bf16" and not _native_bf16(kind):
+        precision = (
+            "bf16" if _has_native_bf16(kind) else "fp16" if _has_tensor_cores(kind) else "fp32"
+        )
+    elif precision == "bf16" and not _has_native_bf16(kind):
         raise ConfigError(
-            {"precision": f"bf16 would be emulated on {_label(kind)}; choose auto or fp32"}
+            {"precision": f"bf16 would be emulated on {_make_label(kind)}; choose auto or fp32"}
         )
     elif precision == "fp16" and kind not in _WITH_FP16:
         raise ConfigError(
-            {"precision": f"fp16 is for NVIDIA GPUs, not for {_label(kind)}; choose auto or fp32"}
+            {
+                "precision": f"fp16 is for NVIDIA GPUs, not for {_make_label(kind)}; choose auto "
+                "or fp32"
+            }
         )
-    return Device(kind, _label(kind), precision)
+    return Device(kind, _make_label(kind), precision)
 
 
 def device_for_run(config: RunConfig) -> Device:
@@ -137,7 +142,7 @@ def device_for_run(config: RunConfig) -> Device:
     return device if epochs_of(config) else device.exact
 
 
-def numerics() -> Numerics:
+def read_numerics() -> Numerics:
     """Return how this process computes on an NVIDIA GPU.
 
     A program that uses Thaw may have chosen other settings than Thaw does.
@@ -155,14 +160,14 @@ def describe_machine() -> Machine:
     return Machine(choose_device(), os.cpu_count() or 1, memory.total, memory.available)
 
 
-def _present() -> list[str]:
+def _list_devices() -> list[str]:
     found = ["cuda"] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
         found.append("mps")
     return [*found, "cpu"]
 
 
-def _native_bf16(kind: str) -> bool:
+def _has_native_bf16(kind: str) -> bool:
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind == "cpu":
@@ -171,12 +176,12 @@ def _native_bf16(kind: str) -> bool:
     return False
 
 
-def _tensor_cores(kind: str) -> bool:
+def _has_tensor_cores(kind: str) -> bool:
     """Return whether fp16 is several times faster than fp32: on NVIDIA GPUs since Volta."""
     return kind == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
 
 
-def _label(kind: str) -> str:
+def _make_label(kind: str) -> str:
     if kind == "cuda":
         return torch.cuda.get_device_name()
     if kind == "mps":

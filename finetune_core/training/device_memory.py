@@ -8,7 +8,7 @@ import torch
 from finetune_core.training.device import Device
 
 
-def count_anew(device: Device) -> None:
+def reset_peak_memory(device: Device) -> None:
     """Reset the peak at the start of a run, so that earlier use of the memory does not count.
 
     The device must be in use already: torch counts nothing before that.
@@ -17,8 +17,8 @@ def count_anew(device: Device) -> None:
         torch.cuda.reset_peak_memory_stats(device.torch_device)
 
 
-def bytes_held(device: Device, step_bytes: int) -> int | None:
-    """Return the peak of a GPU's memory since ``count_anew``, or None for a processor.
+def peak_memory_bytes(device: Device, step_bytes: int) -> int | None:
+    """Return the peak of a GPU's memory since ``reset_peak_memory``, or None for a processor.
 
     Args:
         step_bytes: What the last step kept for its backward pass. It is added on Apple's GPU, where
@@ -29,7 +29,7 @@ def bytes_held(device: Device, step_bytes: int) -> int | None:
     return torch.mps.current_allocated_memory() + step_bytes if device.kind == "mps" else None
 
 
-def bytes_taken(device: Device, work: Callable[[], object]) -> int:
+def measure_peak_bytes(device: Device, work: Callable[[], object]) -> int:
     """Return the peak of a GPU's memory that some work takes, or 0 where torch does not count it.
 
     Nothing else may be counting meanwhile.
@@ -37,7 +37,7 @@ def bytes_taken(device: Device, work: Callable[[], object]) -> int:
     if device.kind != "cuda":
         work()
         return 0
-    count_anew(device)
+    reset_peak_memory(device)
     before = torch.cuda.memory_allocated(device.torch_device)
     work()
     return torch.cuda.max_memory_allocated(device.torch_device) - before

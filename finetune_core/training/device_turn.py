@@ -77,7 +77,7 @@ class Turn:
             lock.release(force=True)
 
 
-def work_in_turn(work: Work[T], kind: str) -> Work[T]:
+def run_in_turn(work: Work[T], kind: str) -> Work[T]:
     """Do some work once nothing else uses that kind of device.
 
     Yields:

@@ -25,8 +25,8 @@ from finetune_core.training.checkpoints import (
     read_info,
     save_checkpoint,
 )
-from finetune_core.training.device import choose_device, numerics
-from finetune_core.training.evaluation import final_evaluation
+from finetune_core.training.device import choose_device, read_numerics
+from finetune_core.training.evaluation import evaluate_table
 from finetune_core.training.events import (
     Ancestor,
     CacheReport,
@@ -40,16 +40,16 @@ from finetune_core.training.events import (
     RunStarted,
     WeightsAveraged,
 )
-from finetune_core.training.networks import ancestor, best_network, member_folders
-from finetune_core.training.parents import Parent, check_unchanged, checked_members
+from finetune_core.training.networks import best_network, describe_ancestor, member_folders
+from finetune_core.training.parents import Parent, check_unchanged, read_members
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
-from finetune_core.training.prepare import check_config, finding_rows, reported
+from finetune_core.training.prepare import check_config, finding_rows, report_progress
 from finetune_core.training.stage_plan import describe, plan, total_parameters, trainable_parameters
 
 _NO_CACHE = "no image goes through a network"
 
 
-def join_networks(
+def build_ensemble(
     config: RunConfig, run_dir: Path, roots: Sequence[Path] = ()
 ) -> Generator[Event, None, None]:
     """Make an ensemble of the copies of its runs in its folder. If stopped, it starts again.
@@ -63,23 +63,26 @@ def join_networks(
     """
     began = time.monotonic()
     check_config(config, run_dir)
-    dataset = yield from reported(
+    dataset = yield from report_progress(
         "index",
         index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots),
     )
     remove_predictions(run_dir)
     yield Progress("prepare", 0, 0)
-    joined = _Joined.of(config, run_dir)
+    joined = _Members.of(config, run_dir)
     check_unchanged(dataset, joined.names, joined.parents)
-    yield joined.started(config, dataset)
-    table = joined.predictions()
+    yield joined.make_run_started(config, dataset)
+    table = joined.average_predictions()
     yield WeightsAveraged(
-        "ensemble", joined.ancestors(), time.monotonic() - began, memory_bytes=joined.memory_bytes
+        "ensemble",
+        joined.describe_ancestors(),
+        time.monotonic() - began,
+        memory_bytes=joined.memory_bytes,
     )
-    save_checkpoint(run_dir, BEST, {}, joined.info(dataset))
+    save_checkpoint(run_dir, BEST, {}, joined.make_checkpoint_info(dataset))
     yield CheckpointSaved(BEST, 0)
     save_predictions(run_dir, table, FINAL_PRECISION)
-    final = final_evaluation(table, 0.0)
+    final = evaluate_table(table, 0.0)
     yield RunFinished(
         0,
         0,
@@ -92,7 +95,7 @@ def join_networks(
 
 
 @dataclass(frozen=True)
-class _Joined:
+class _Members:
     """The runs of an ensemble with their networks, as read from their copies in its folder.
 
     Attributes:
@@ -104,13 +107,13 @@ class _Joined:
     networks: list[Network]
 
     @classmethod
-    def of(cls, config: RunConfig, run_dir: Path) -> "_Joined":
+    def of(cls, config: RunConfig, run_dir: Path) -> "_Members":
         """Read the copies in an ensemble's folder.
 
         Raises:
             FinetuneError: If one is gone, damaged, or does not fit the others.
         """
-        parents = checked_members(member_folders(config, run_dir))
+        parents = read_members(member_folders(config, run_dir))
         networks = [best_network(parent.config, parent.folder)[0] for parent in parents]
         return cls(
             [Path(run).name for run in config.averaged.runs] if config.averaged else [],
@@ -125,7 +128,7 @@ class _Joined:
             tensor.numel() * tensor.element_size() for state in states for tensor in state.values()
         )
 
-    def predictions(self) -> pd.DataFrame:
+    def average_predictions(self) -> pd.DataFrame:
         """Return ``split, id, label, logits``: the logarithm of the mean probabilities."""
         tables = [parent.predictions for parent in self.parents]
         mean = mean_log_probabilities(
@@ -133,14 +136,14 @@ class _Joined:
         )
         return tables[0].assign(logits=list(mean.astype(np.float32)))
 
-    def ancestors(self) -> list[Ancestor]:
+    def describe_ancestors(self) -> list[Ancestor]:
         """Return what is recorded of each run, under the name of the run that was copied."""
         return [
-            {**ancestor(one.folder, one.config, one.info), "run": name}
+            {**describe_ancestor(one.folder, one.config, one.info), "run": name}
             for name, one in zip(self.names, self.parents, strict=True)
         ]
 
-    def info(self, dataset: Dataset) -> CheckpointInfo:
+    def make_checkpoint_info(self, dataset: Dataset) -> CheckpointInfo:
         """Return the info of a checkpoint without tensors: the members have their own."""
         first = self.networks[0]
         return CheckpointInfo(
@@ -151,7 +154,7 @@ class _Joined:
             dataset.fingerprint,
         )
 
-    def started(self, config: RunConfig, dataset: Dataset) -> RunStarted:
+    def make_run_started(self, config: RunConfig, dataset: Dataset) -> RunStarted:
         strategies = [
             plan(one.config, network.stages)
             for one, network in zip(self.parents, self.networks, strict=True)
@@ -172,8 +175,8 @@ class _Joined:
                 for strategy, network in zip(strategies, self.networks, strict=True)
             ),
             classes=list(dataset.classes),
-            counts=self._counts(dataset),
-            class_counts=self._class_counts(dataset),
+            counts=self._count_images(dataset),
+            class_counts=self._count_classes(dataset),
             fingerprint=dataset.fingerprint,
             findings=finding_rows(dataset),
             epochs=0,
@@ -182,28 +185,28 @@ class _Joined:
             device_label=device.label,
             precision=FINAL_PRECISION,
             cache=CacheReport("off", _NO_CACHE),
-            numerics=numerics(),
-            lineage=self._lineage(),
+            numerics=read_numerics(),
+            lineage=self._common_lineage(),
             averaged="ensemble",
         )
 
-    def _counts(self, dataset: Dataset) -> Counts:
+    def _count_images(self, dataset: Dataset) -> Counts:
         """Count the used training images, and those that all networks have predicted."""
         predicted = self.parents[0].predictions["split"].value_counts()
-        counts = Counts(train=len(self._training_rows(dataset)), val=int(predicted[VAL]))
+        counts = Counts(train=len(self._find_training_rows(dataset)), val=int(predicted[VAL]))
         return {**counts, "test": int(predicted[TEST])} if TEST in predicted else counts
 
-    def _class_counts(self, dataset: Dataset) -> ClassCounts:
+    def _count_classes(self, dataset: Dataset) -> ClassCounts:
         predicted = self.parents[0].predictions
         labels = {split: some.to_numpy() for split, some in predicted.groupby("split")["label"]}
-        labels[TRAIN] = dataset.table["label"].to_numpy()[self._training_rows(dataset)]
+        labels[TRAIN] = dataset.table["label"].to_numpy()[self._find_training_rows(dataset)]
         classes = len(dataset.classes)
         return {
             str(split): np.bincount(some, minlength=classes).tolist()
             for split, some in labels.items()
         }
 
-    def _training_rows(self, dataset: Dataset) -> np.ndarray:
+    def _find_training_rows(self, dataset: Dataset) -> np.ndarray:
         """Return the rows of the training images that at least one of the networks used."""
         table = dataset.table
         training, keys = np.flatnonzero(table["split"] == TRAIN), sample_keys(table["id"])
@@ -219,7 +222,7 @@ class _Joined:
         ]
         return np.unique(np.concatenate(used))
 
-    def _lineage(self) -> Lineage:
+    def _common_lineage(self) -> Lineage:
         """Return the runs before the members, where these are the same for all of them."""
         first, *others = [
             read_info(one.folder, START).lineage if one.config.earlier_run else []

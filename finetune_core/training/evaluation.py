@@ -17,8 +17,8 @@ from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import TrainingError
 from finetune_core.training.device import Device
 from finetune_core.training.events import Event, Progress
-from finetune_core.training.exact_layers import exact_head
-from finetune_core.training.feeding import Forward, brought_back, pad_batch
+from finetune_core.training.exact_layers import use_exact_head
+from finetune_core.training.feeding import Forward, copy_to_processor, pad_batch
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
 from finetune_core.training.networks import best_network
@@ -30,7 +30,7 @@ from finetune_core.training.predictions import (
     predictions_precision,
     save_predictions,
 )
-from finetune_core.training.prepare import EVENT_SECONDS, exact_job
+from finetune_core.training.prepare import EVENT_SECONDS, make_exact_job
 from finetune_core.training.strategies import epochs_of
 
 
@@ -54,11 +54,11 @@ def logits_of(model: Forward, inputs: torch.Tensor, device: Device) -> np.ndarra
 
     They are computed in the device's precision.
     """
-    return logits_in_parts(model, inputs, device, len(inputs))[0].cpu().numpy()
+    return compute_logits_in_parts(model, inputs, device, len(inputs))[0].cpu().numpy()
 
 
 @torch.no_grad()
-def logits_in_parts(
+def compute_logits_in_parts(
     model: Forward, inputs: torch.Tensor, device: Device, size: int
 ) -> tuple[torch.Tensor, int]:
     """Compute logits on the device, at most ``size`` images at a time.
@@ -93,7 +93,7 @@ def predict_splits(
     job.network.model.eval()
     mine: list[tuple[np.ndarray, np.ndarray]] = []
     reported, total = time.monotonic(), sum(len(job.rows[split]) for split in splits)
-    for rows, logits in brought_back(_answers(job, splits, pad), job.device):
+    for rows, logits in copy_to_processor(_compute_batches(job, splits, pad), job.device):
         # Several ranks report together, below.
         if not job.ranks.several:
             yield from lost.report(job.lost)
@@ -106,7 +106,7 @@ def predict_splits(
             )
     words = job.ranks.meet((mine, job.lost))
     yield from lost.report({row: reason for _, gone in words for row, reason in gone.items()})
-    answers = _in_order(job, splits, [answer for found, _ in words for answer in found])
+    answers = _sort_batches(job, splits, [answer for found, _ in words for answer in found])
     answered = np.concatenate([rows for rows, _ in answers]) if answers else np.empty(0, int)
     for split in splits:
         if not np.isin(job.rows[split], answered).any():
@@ -117,7 +117,7 @@ def predict_splits(
     return answered, np.concatenate([logits for _, logits in answers])
 
 
-def _in_order(
+def _sort_batches(
     job: Job, splits: Sequence[str], answers: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Sort the batches of all ranks as a single rank would have computed them."""
@@ -128,7 +128,7 @@ def _in_order(
     return sorted(answers, key=lambda answer: order[int(answer[0][0])])
 
 
-def _answers(
+def _compute_batches(
     job: Job, splits: Sequence[str], pad: bool
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yield rows and their logits on the device, batch by batch.
@@ -141,12 +141,12 @@ def _answers(
             logits = torch.empty(0)
             if len(rows):
                 given = pad_batch(inputs, size) if pad else inputs
-                with exact_head(job.network):
-                    logits, size = logits_in_parts(job.forward, given, job.device, size)
+                with use_exact_head(job.network):
+                    logits, size = compute_logits_in_parts(job.forward, given, job.device, size)
             yield rows, logits[: len(rows)]
 
 
-def predicted_table(job: Job, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
+def make_prediction_table(job: Job, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
     """Return rows of a run's table of predictions (``prediction_table``)."""
     table = job.dataset.table
     return prediction_table(
@@ -179,7 +179,7 @@ def evaluate_best(
     if splits:
         yield Progress("evaluate", 0, sum(len(job.rows[split]) for split in splits))
         network, _ = best_network(job.config, run_dir)
-        exact = yield from exact_job(job, network, splits)
+        exact = yield from make_exact_job(job, network, splits)
         gone = np.setdiff1d(
             np.concatenate([job.rows[split] for split in splits]),
             np.concatenate([exact.rows[s] for s in splits]),
@@ -187,16 +187,16 @@ def evaluate_best(
         yield from lost.report(
             {int(row): f"{job.dataset.table['id'].iloc[row]} cannot be read" for row in gone}
         )
-        table = predicted_table(
+        table = make_prediction_table(
             exact, *(yield from predict_splits(exact, splits, "evaluate", lost))
         )
         kept = table if VAL in splits else pd.concat([kept, table], ignore_index=True)
         if job.ranks.leads:
             save_predictions(run_dir, kept, FINAL_PRECISION)
-    return final_evaluation(kept, time.monotonic() - began)
+    return evaluate_table(kept, time.monotonic() - began)
 
 
-def final_evaluation(table: pd.DataFrame, seconds: float) -> FinalEvaluation:
+def evaluate_table(table: pd.DataFrame, seconds: float) -> FinalEvaluation:
     """Evaluate a table of predictions in fp32.
 
     Args:

@@ -18,13 +18,13 @@ LONGEST_LINE = 2**24  # bytes
 Row = dict[str, Any]
 
 
-def _known_phase(phase: str) -> str:
+def _check_phase(phase: str) -> str:
     if phase not in PHASE_WORDS:
         raise ValueError("is no phase of a run")
     return phase
 
 
-def _unique(names: list[str]) -> list[str]:
+def _check_unique(names: list[str]) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError("holds the same name twice")
     return names
@@ -43,12 +43,14 @@ Moment = Annotated[float, Field(ge=0, le=1e11)]  # seconds since 1970
 Name = Annotated[str, Field(max_length=10_000)]
 Text = Annotated[str, Field(max_length=100_000)]
 Texts = Annotated[list[Text], Field(max_length=1000)]
-Phase = Annotated[str, Field(max_length=100), AfterValidator(_known_phase)]
+Phase = Annotated[str, Field(max_length=100), AfterValidator(_check_phase)]
 ClassCounts = Annotated[
     dict[Name, Annotated[list[Count], Field(max_length=100_000)]],
     Field(max_length=3),
 ]
-Classes = Annotated[list[Name], Field(min_length=1, max_length=100_000), AfterValidator(_unique)]
+Classes = Annotated[
+    list[Name], Field(min_length=1, max_length=100_000), AfterValidator(_check_unique)
+]
 
 
 class Counts(TypedDict):
@@ -593,7 +595,7 @@ class RunFailed(Event):
 END_EVENTS = (RunFinished, RunStopped, RunFailed)
 
 
-def _row_type(event: type[Event]) -> type:
+def _make_row_type(event: type[Event]) -> type:
     """Return the type of an event as it is written, with its kind and its time."""
     added: list[tuple[str, Any] | tuple[str, Any, Any]] = [
         ("event", Literal[event.__name__]),
@@ -603,7 +605,7 @@ def _row_type(event: type[Event]) -> type:
 
 
 EVENTS = tuple(Event.__subclasses__())
-_ROWS: Any = Union[tuple(map(_row_type, EVENTS))]  # noqa: UP007  built
+_ROWS: Any = Union[tuple(map(_make_row_type, EVENTS))]  # noqa: UP007  built
 _RECORDS = {
     event.__name__: [one.name for one in fields(event) if is_dataclass(one.type)]
     for event in EVENTS

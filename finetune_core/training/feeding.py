@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from finetune_core.training.batches import in_order, prefetched
+from finetune_core.training.batches import in_order, prefetch
 from finetune_core.training.device import Device
 from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.transfers import Arrival, Transfers
@@ -59,7 +59,7 @@ def arriving(
 
     # On a processor, preparing a second batch takes memory and gains nothing: both use the same
     # cores.
-    for _, (left, arrival) in prefetched(begun, batches, ahead=2 if device.is_gpu else 1):
+    for _, (left, arrival) in prefetch(begun, batches, ahead=2 if device.is_gpu else 1):
         yield left, arrival()
         transfers.keep_up()
 
@@ -95,10 +95,10 @@ def outputs(
     Yields:
         Positions in ``rows``, and the output for them in the processor's memory.
     """
-    return brought_back(_computed(forward, device, rows, feed, pad), device)
+    return copy_to_processor(_compute_batches(forward, device, rows, feed, pad), device)
 
 
-def _computed(
+def _compute_batches(
     forward: Forward, device: Device, rows: np.ndarray, feed: Feed, pad: bool
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     position, size = 0, forward_batch(device)
@@ -125,7 +125,7 @@ def _computed(
         position += len(batch)
 
 
-def brought_back(
+def copy_to_processor(
     computed: Iterator[tuple[np.ndarray, torch.Tensor]], device: Device
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yield rows or positions with their outputs in the processor's memory.

@@ -33,11 +33,11 @@ def scale_convolutions(part: nn.Module) -> None:
             convolution = modules[str(before.target)]
             once = times[node.target] == times[before.target] == 1
             if once and isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d):
-                _scale(convolution, norm)
+                _scale_convolution(convolution, norm)
 
 
 @torch.no_grad()
-def _scale(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _scale_convolution(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     if norm.running_mean is None or norm.running_var is None or norm.weight is None:
         return
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)

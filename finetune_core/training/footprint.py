@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from finetune_core.data.rowcache import Lookup
-from finetune_core.training.device_memory import bytes_held
+from finetune_core.training.device_memory import peak_memory_bytes
 from finetune_core.training.job import Job
 from finetune_core.training.weight_ema import WeightEMA
 
@@ -37,12 +37,12 @@ class Footprint:
 
 
 @contextmanager
-def kept_for_backward(forward: nn.Module) -> Iterator[Storages]:
+def record_saved_storages(forward: nn.Module) -> Iterator[Storages]:
     """Collect the storages that steps within the block keep for their backward pass.
 
     The weights of ``forward`` do not count.
     """
-    own, kept = _storages([*forward.parameters(), *forward.buffers()]), {}
+    own, kept = _unique_storages([*forward.parameters(), *forward.buffers()]), {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -54,7 +54,7 @@ def kept_for_backward(forward: nn.Module) -> Iterator[Storages]:
         yield kept
 
 
-def footprint(
+def measure_footprint(
     job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | None, step_bytes: int
 ) -> Footprint:
     """Count the memory of a run that trains in steps.
@@ -79,50 +79,53 @@ def footprint(
         *(average.tensors.values() if average else ()),
         *job.low_rank.tensors.values(),
     ]
-    device = bytes_held(job.device, step_bytes)
-    host = sum(_storages(tensor for tensor in held if tensor.device.type == "cpu").values())
+    device = peak_memory_bytes(job.device, step_bytes)
+    host = sum(_unique_storages(tensor for tensor in held if tensor.device.type == "cpu").values())
     # The weights' gradients, which were turned into the factors' and freed.
     if device is None:
         host += sum(one.weight.nbytes for one in job.low_rank.factors.values())
     return Footprint(
-        host + sum(map(_in_memory, job.source.lookups)) + (step_bytes if device is None else 0),
+        host
+        + sum(map(_bytes_in_memory, job.source.lookups))
+        + (step_bytes if device is None else 0),
         device,
     )
 
 
-def footprint_of_fit(job: Job, features: torch.Tensor) -> Footprint:
+def measure_fit_footprint(job: Job, features: torch.Tensor) -> Footprint:
     """Count the memory of the networks, and of the features that a head was fitted to, twice.
 
     The second time is for a copy of the features.
     """
-    held = footprint_beside(job, [features])
+    held = measure_stepless_footprint(job, [features])
     return replace(held, host=held.host + (features.nbytes if features.device.type == "cpu" else 0))
 
 
-def footprint_beside(job: Job, tensors: Iterable[torch.Tensor]) -> Footprint:
+def measure_stepless_footprint(job: Job, tensors: Iterable[torch.Tensor]) -> Footprint:
     """Count the memory of a run that takes no steps: networks, images and these tensors."""
     own = [
         *job.network.model.state_dict().values(),
         *job.network.pretrained.state_dict().values(),
         *tensors,
     ]
-    host = sum(_storages(tensor for tensor in own if tensor.device.type == "cpu").values())
+    host = sum(_unique_storages(tensor for tensor in own if tensor.device.type == "cpu").values())
     return Footprint(
-        host + sum(map(_in_memory, job.source.lookups)), bytes_held(job.device, step_bytes=0)
+        host + sum(map(_bytes_in_memory, job.source.lookups)),
+        peak_memory_bytes(job.device, step_bytes=0),
     )
 
 
-def most(found: Sequence[Footprint], now: int | None) -> Footprint:
+def max_footprint(found: Sequence[Footprint], now: int | None) -> Footprint:
     """Return the largest amount of either memory.
 
     Args:
-        now: Present value of ``bytes_held``.
+        now: Present value of ``peak_memory_bytes``.
     """
     host = max((one.host for one in found), default=0)
     return Footprint(host, None if now is None else max([now, *(one.device or 0 for one in found)]))
 
 
-def _storages(tensors: Iterable[torch.Tensor]) -> Storages:
+def _unique_storages(tensors: Iterable[torch.Tensor]) -> Storages:
     """Return each storage once, however many tensors share it."""
     return {
         storage.data_ptr(): storage.nbytes()
@@ -130,7 +133,7 @@ def _storages(tensors: Iterable[torch.Tensor]) -> Storages:
     }
 
 
-def _in_memory(lookup: Lookup) -> int:
+def _bytes_in_memory(lookup: Lookup) -> int:
     if lookup.where == "disk" or lookup.blocks[0].rows.device.type != "cpu":
         return 0
     return lookup.row_bytes * int((lookup.places[:, 0] >= 0).sum())

@@ -10,13 +10,13 @@ from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import input_info
 from finetune_core.training.device import device_for_run
 from finetune_core.training.feeding import forward_batch
-from finetune_core.training.placement import room_when_idle
+from finetune_core.training.placement import bytes_when_idle
 from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.stage_plan import (
     Strategy,
+    count_factored,
     cut_index,
-    factored_numbers,
     plan,
     stages_of,
     trainable_parameters,
@@ -53,7 +53,7 @@ class Forecast:
     cache_bytes: int
 
 
-def forecast(
+def compute_forecast(
     config: RunConfig,
     dataset: Dataset,
     speed: Speed,
@@ -85,7 +85,7 @@ def forecast(
     fits = bool(epochs) and fits_initial_head(config)
     rows += train if fits and views else 0
     step = (
-        speed.forward + (speed.step - speed.forward) * _thawed_share(strategy, epochs)
+        speed.forward + (speed.step - speed.forward) * _compute_thawed_share(strategy, epochs)
         if epochs
         else speed.step
     )
@@ -98,8 +98,8 @@ def forecast(
     cache_bytes = rows * speed.activation_bytes if cached else 0
     pixels = (train + val + test) * 3 * input_info(config).stored_side(config.image_size) ** 2
     weights = 4 * sum(stage.parameter_count for stage in stages)
-    factored = 4 * factored_numbers(strategy, stages)
-    memory_bytes, device_bytes = _memory(
+    factored = 4 * count_factored(strategy, stages)
+    memory_bytes, device_bytes = _estimate_memory(
         config, speed, weights, trainable, factored, pixels, cache_bytes
     )
     return Forecast(
@@ -113,7 +113,7 @@ def forecast(
     )
 
 
-def _memory(
+def _estimate_memory(
     config: RunConfig,
     speed: Speed,
     weights: int,
@@ -134,13 +134,13 @@ def _memory(
     if not device.is_gpu:
         return network + speed.step_bytes + pixels + cache_bytes, None
     rows = cache_bytes or pixels
-    rows = rows if rows <= room_when_idle(device) else 0
+    rows = rows if rows <= bytes_when_idle(device) else 0
     passing = max(speed.step_bytes, forward_batch(device) * speed.forward_bytes)
     # The program's memory holds the network as published.
     return (weights + pixels + cache_bytes - rows, network + passing + rows)
 
 
-def _thawed_share(strategy: Strategy, epochs: int) -> float:
+def _compute_thawed_share(strategy: Strategy, epochs: int) -> float:
     """Return the share of the trained stages that have thawed, over all epochs.
 
     Before a stage thaws, its backward pass is left out.
@@ -162,7 +162,7 @@ def expected(
     if speed is None or not speed.step_bytes or reading is None:
         return None
     probe = book.speed(config.model_copy(update=config.for_strategy(BASELINE)))
-    return forecast(config, dataset, speed, reading, found, probe.step if probe else 0.0)
+    return compute_forecast(config, dataset, speed, reading, found, probe.step if probe else 0.0)
 
 
 def comparable(config: RunConfig, num_images: int = 0) -> list[RunConfig]:

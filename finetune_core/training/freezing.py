@@ -13,7 +13,7 @@ from finetune_core.training.stage_plan import (
 )
 
 
-def trains_batchnorm(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> bool:
+def has_trained_batchnorm(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> bool:
     """Return whether a BatchNorm layer normalises by its batch by the end of the run."""
     return any(
         isinstance(module, nn.modules.batchnorm._BatchNorm)

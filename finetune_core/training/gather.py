@@ -14,17 +14,17 @@ from finetune_core.work import Step, Work
 AT_ONCE = 2**25
 
 
-def known_nowhere(ranks: Ranks, lacks: np.ndarray) -> np.ndarray:
+def find_uncached_anywhere(ranks: Ranks, lacks: np.ndarray) -> np.ndarray:
     """Return which rows no rank has cached, boolean ``[n]``.
 
     Args:
         lacks: Rows that this rank has not cached, boolean ``[n]``.
     """
-    return _flags(np.bitwise_and.reduce(ranks.meet(np.packbits(lacks))), len(lacks))
+    return _unpack_flags(np.bitwise_and.reduce(ranks.meet(np.packbits(lacks))), len(lacks))
 
 
 @dataclass(frozen=True)
-class _Stock:
+class _CachedRows:
     """The rows that one machine has cached.
 
     Attributes:
@@ -36,7 +36,7 @@ class _Stock:
     layout: Layout | None
 
 
-def gathered(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
+def gather_rows(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
     """Copy cached rows of a table from any machine to all machines.
 
     The first rank of each machine sends and writes. Rows whose layout differs between machines stay
@@ -59,24 +59,24 @@ def gathered(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
     # One lookup for everything: another thread may add rows to the table meanwhile.
     lookup = table.lookup(keys)
     layout = lookup.blocks[0].layout if lookup.blocks else None
-    stock = _Stock(np.packbits(lookup.missing), layout) if ranks.local_rank == 0 else None
+    stock = _CachedRows(np.packbits(lookup.missing), layout) if ranks.local_rank == 0 else None
     words = ranks.meet(stock)
     stocks = {rank: stock for rank, stock in enumerate(words) if stock}
     layouts = {stock.layout for stock in stocks.values() if stock.layout}
     if len(layouts) != 1:
         return True
-    plan = _Plan.of({rank: _flags(stock.lacks, len(keys)) for rank, stock in stocks.items()})
+    plan = _Plan.of({rank: _unpack_flags(stock.lacks, len(keys)) for rank, stock in stocks.items()})
     exchange = _Exchange(ranks, plan, lookup, layouts.pop())
     mine, took = plan.incoming(ranks.rank), True
     if len(mine):
-        took = (yield from CACHE.fill(name, keys[mine], exchange.arrivals(mine))) is not None
+        took = (yield from CACHE.fill(name, keys[mine], exchange.receive_rows(mine))) is not None
     else:
-        for done, _ in enumerate(exchange.rounds(), start=1):
+        for done, _ in enumerate(exchange.run_rounds(), start=1):
             yield Step(done, exchange.count)
-    return exchange.agreed(took)
+    return exchange.all_continue(took)
 
 
-def _flags(bits: np.ndarray, count: int) -> np.ndarray:
+def _unpack_flags(bits: np.ndarray, count: int) -> np.ndarray:
     return np.unpackbits(bits, count=count).astype(bool)
 
 
@@ -118,27 +118,27 @@ class _Exchange:
         self._ranks, self._plan, self._lookup, self._layout = ranks, plan, lookup, layout
         self._size = max(1, AT_ONCE // (layout.row_bytes * len(plan.lacks)))
         self.count = max(-(-len(rows) // self._size) for rows in plan.outgoing.values())
-        self._over = False
+        self._has_ended = False
 
-    def agreed(self, going: bool) -> bool:
+    def all_continue(self, going: bool) -> bool:
         """Return whether all ranks go on.
 
         If one of them cannot, all have stopped in the same round.
         """
-        self._over = self._over or not all(self._ranks.meet(going))
-        return not self._over
+        self._has_ended = self._has_ended or not all(self._ranks.meet(going))
+        return not self._has_ended
 
-    def arrivals(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    def receive_rows(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield (positions in ``wanted``, rows) as they arrive.
 
         Args:
             wanted: The rows that this machine receives.
         """
-        for numbers, rows in self.rounds():
+        for numbers, rows in self.run_rounds():
             if len(numbers):
                 yield np.searchsorted(wanted, numbers), rows
 
-    def rounds(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    def run_rounds(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield the row numbers and the rows that arrive in each round."""
         own = self._ranks.rank
         for number in range(self.count):
@@ -146,7 +146,7 @@ class _Exchange:
                 rank: rows[number * self._size :][: self._size]
                 for rank, rows in self._plan.outgoing.items()
             }
-            sent = self._parcels(given.pop(own)) if own in given else {}
+            sent = self._pack_rows(given.pop(own)) if own in given else {}
             numbers = (
                 {rank: rows[self._plan.lacks[own][rows]] for rank, rows in given.items()}
                 if own in self._plan.lacks
@@ -154,7 +154,7 @@ class _Exchange:
             )
             came = self._layout.empty(sum(map(len, numbers.values())))
             places = came.split([len(rows) for rows in numbers.values()])
-            if not self.agreed(True):
+            if not self.all_continue(True):
                 return
             self._ranks.exchange(
                 sent,
@@ -162,7 +162,7 @@ class _Exchange:
             )
             yield np.concatenate([np.empty(0, int), *numbers.values()]), self._layout.read(came)
 
-    def _parcels(self, given: np.ndarray) -> dict[int, torch.Tensor]:
+    def _pack_rows(self, given: np.ndarray) -> dict[int, torch.Tensor]:
         """Return which of these rows each other machine lacks, by machine."""
         wanted = {
             rank: lacks[given] for rank, lacks in self._plan.lacks.items() if lacks[given].any()

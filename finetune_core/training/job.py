@@ -15,17 +15,17 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.models.network import Network
 from finetune_core.training.batches import (
     TOO_LARGE_A_BATCH,
-    balanced_batches,
-    epoch_batches,
     in_order,
+    make_balanced_batches,
+    make_epoch_batches,
 )
 from finetune_core.training.checkpoints import changing_tensors
 from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
 from finetune_core.training.events import CacheReport, Lineage
 from finetune_core.training.feeding import arriving, forward_batch
-from finetune_core.training.lora import LowRank, low_rank
-from finetune_core.training.out_of_memory import explained
+from finetune_core.training.lora import LowRank, make_low_rank
+from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.ranks import ALONE, Ranks
 from finetune_core.training.stage_plan import Strategy, trained_parameters
 from finetune_core.training.strategies import epochs_of
@@ -78,9 +78,9 @@ class Job:
     @cached_property
     def low_rank(self) -> LowRank:
         """Factors that train in place of weights, once the network is on its device."""
-        return low_rank(self.network, self.strategy, self.config.seed)
+        return make_low_rank(self.network, self.strategy, self.config.seed)
 
-    def changing(self) -> dict[str, torch.Tensor]:
+    def changing_tensors(self) -> dict[str, torch.Tensor]:
         """Return all tensors that training may change, by name: those in use, not copies."""
         return changing_tensors(
             self.network.model, self.network.stages, self.strategy, self.low_rank
@@ -88,27 +88,27 @@ class Job:
 
     def targets(self, rows: np.ndarray) -> torch.Tensor:
         """Return the labels of the rows, int64 ``[n]``, on the device."""
-        return self._labels_there.index_select(
-            0, sent(torch.from_numpy(rows), self._labels_there.device)
+        return self._device_labels.index_select(
+            0, sent(torch.from_numpy(rows), self._device_labels.device)
         )
 
     @cached_property
-    def _labels_there(self) -> torch.Tensor:
+    def _device_labels(self) -> torch.Tensor:
         return torch.tensor(self.labels, device=self.device.torch_device)
 
     def training_batches(self, epoch: int) -> list[np.ndarray]:
         """Return the row numbers of each batch of an epoch, which is counted from 1."""
         rows, config = self.rows[TRAIN], self.config
         if config.sampling == "balanced":
-            return balanced_batches(
+            return make_balanced_batches(
                 rows, self.labels, self.keys, config.batch_size, config.seed, epoch
             )
-        return epoch_batches(rows, self.keys, config.batch_size, config.seed, epoch)
+        return make_epoch_batches(rows, self.keys, config.batch_size, config.seed, epoch)
 
     def training_inputs(self, batches: list[np.ndarray], epoch: int) -> Inputs:
         """Yield the inputs of this rank's share of each batch.
 
-        Rows whose image is lost are left out. The last ``partners`` rows do not belong to the
+        Rows whose image is lost are left out. The last ``num_partners`` rows do not belong to the
         share.
 
         Yields:
@@ -116,22 +116,22 @@ class Job:
         """
         views = self.report.views
         version = (epoch - 1) % views if views else epoch - 1
-        return self._on_device(batches, lambda batch: self._share(batch, version), version)
+        return self._on_device(batches, lambda batch: self._load_share(batch, version), version)
 
-    def partners(self, batch: np.ndarray) -> int:
+    def num_partners(self, batch: np.ndarray) -> int:
         """Return how many images beside its share of a batch a rank needs, if it has a share.
 
         Mixing blends each image with the one before it.
         """
-        share = self.ranks.share(len(batch))
+        share = self.ranks.batch_slice(len(batch))
         return int(
             bool(self.config.mixup or self.config.cutmix) and share.stop - share.start < len(batch)
         )
 
-    def _share(self, batch: np.ndarray, version: int) -> tuple[np.ndarray, torch.Tensor]:
-        share = self.ranks.share(len(batch))
-        own, loaded = self._trainable(batch[share], version)
-        if not (len(own) and self.partners(batch)):
+    def _load_share(self, batch: np.ndarray, version: int) -> tuple[np.ndarray, torch.Tensor]:
+        share = self.ranks.batch_slice(len(batch))
+        own, loaded = self._load_trainable(batch[share], version)
+        if not (len(own) and self.num_partners(batch)):
             return own, loaded
         for before in np.roll(batch, -share.start)[::-1]:
             partner, image = self.source.readable(before[None], version)
@@ -139,7 +139,9 @@ class Job:
                 break
         return np.concatenate([own, partner]), torch.cat([loaded, image])
 
-    def _trainable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
+    def _load_trainable(
+        self, rows: np.ndarray, version: int | None
+    ) -> tuple[np.ndarray, torch.Tensor]:
         """Return the readable rows and what is sent to the device for them.
 
         A single image that is left of several is dropped: BatchNorm cannot train on it.
@@ -171,7 +173,7 @@ class Job:
         Only a run without epochs has them: others may have cached augmented versions only.
         """
         batches = self.training_batches(1)
-        return self._on_device(batches, lambda rows: self._trainable(rows, None), None)
+        return self._on_device(batches, lambda rows: self._load_trainable(rows, None), None)
 
     @property
     def evaluation_batch(self) -> int:
@@ -192,12 +194,12 @@ class Job:
         version: int | None,
     ) -> Inputs:
         for rows, loaded in arriving(load, batches, self.device):
-            with explained(TOO_LARGE_A_BATCH):
-                inputs = self.device.take(self.source.finished(loaded, rows, version))
+            with explain_out_of_memory(TOO_LARGE_A_BATCH):
+                inputs = self.device.take(self.source.finish(loaded, rows, version))
             yield rows, inputs
 
 
-def step_rule(job: Job) -> StepRule:
+def make_step_rule(job: Job) -> StepRule:
     """Return the options that the config sets for each step, on the job's device."""
     config, network = job.config, job.network
     weights = None
@@ -219,12 +221,12 @@ def step_rule(job: Job) -> StepRule:
         config.clip_norm,
         config.micro_batch,
         l2_sp,
-        _mix(job),
+        _make_mixer(job),
         job.low_rank,
     )
 
 
-def _mix(
+def _make_mixer(
     job: Job,
 ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None:
     """Return Mixup, CutMix, or a random choice of the two for each batch.

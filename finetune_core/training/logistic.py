@@ -118,16 +118,19 @@ class Scale:
 def objective(head: Linear, features: torch.Tensor, labels: torch.Tensor, c: float) -> float:
     """Return the value that a fit minimises, on scaled features."""
     loss = cross_entropy(head.logits(features), labels)
-    return float(loss + _penalty_strength(len(head.weight), len(labels), c) * _squares(head.weight))
+    return float(
+        loss
+        + _compute_penalty_strength(len(head.weight), len(labels), c) * _sum_squares(head.weight)
+    )
 
 
-def _penalty_strength(classes: int, images: int, c: float) -> float:
+def _compute_penalty_strength(classes: int, images: int, c: float) -> float:
     """Return the factor of the sum of squared weights in the objective."""
     # A softmax of two classes divides w into -w/2 and w/2, whose squares sum to |w|²/2.
     return (2 if classes == 2 else 1) / (2 * c * images)
 
 
-def _squares(weight: torch.Tensor) -> torch.Tensor:
+def _sum_squares(weight: torch.Tensor) -> torch.Tensor:
     return weight.square().sum()
 
 
@@ -145,9 +148,9 @@ def linear_probe(
     Yields:
         Steps of the phases ``choose``, which counts fits, and ``fit``.
     """
-    choice = yield from _choose(features, labels, sets, classes, seed)
+    choice = yield from _choose_penalty(features, labels, sets, classes, seed)
     scale = Scale.of(features)
-    head = yield from _refitted(scale.applied(features), labels, classes, choice)
+    head = yield from _refit(scale.applied(features), labels, classes, choice)
     return scale.folded_into(head), choice
 
 
@@ -167,9 +170,9 @@ def fitted(
         tolerance: Relative decrease of the objective in ``_FEW`` iterations below which the fit
             ends.
     """
-    theta = _joined(start, features, classes).requires_grad_()
+    theta = _join_parameters(start, features, classes).requires_grad_()
     wanted = one_hot(labels, classes).to(features.dtype)
-    strength = _penalty_strength(classes, len(labels), c)
+    strength = _compute_penalty_strength(classes, len(labels), c)
     optimizer = torch.optim.LBFGS(
         [theta],
         max_iter=_FEW,
@@ -188,7 +191,7 @@ def fitted(
         theta.grad = torch.cat(
             [error.T @ features + 2 * strength * weight, error.sum(0)[:, None]], dim=1
         )
-        return -(log_shares * wanted).sum() / len(labels) + strength * _squares(weight)
+        return -(log_shares * wanted).sum() / len(labels) + strength * _sum_squares(weight)
 
     before = float("inf")
     for done in range(0, _MOST, _FEW):
@@ -202,7 +205,7 @@ def fitted(
     return Linear(theta[:, :-1].contiguous(), theta[:, -1].contiguous())
 
 
-def _joined(start: Linear | None, features: torch.Tensor, classes: int) -> torch.Tensor:
+def _join_parameters(start: Linear | None, features: torch.Tensor, classes: int) -> torch.Tensor:
     if start is None:
         return features.new_zeros(classes, features.shape[1] + 1)
     return torch.cat([start.weight, start.bias[:, None]], dim=1)
@@ -231,14 +234,14 @@ class _Fold:
         )
 
 
-def _choose(
+def _choose_penalty(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> Work[Choice]:
     """Choose the penalty with the lowest mean cross-entropy on held-out images."""
-    some = _some(len(labels), seed)
-    parts = _parts(labels.cpu().numpy()[some], sets[some], seed)
+    some = _draw_subset(len(labels), seed)
+    parts = _split_folds(labels.cpu().numpy()[some], sets[some], seed)
     folds = [_Fold.of(features, labels, some[fit], some[out]) for fit, out in parts]
-    tried, start = yield from _path(folds, classes)
+    tried, start = yield from _search_penalties(folds, classes)
     candidates = tuple(one.candidate() for one in tried)
     chosen = min(candidates, key=lambda one: one["loss"])["value"] if candidates else _FALLBACK
     return Choice(chosen, candidates, len(some), len(folds), start)
@@ -268,7 +271,7 @@ def held_out_right(
         DataError: If there are too few images to cross-validate.
     """
     parts = probe_folds(labels.cpu().numpy(), sets, seed)
-    tried, _ = yield from _path(
+    tried, _ = yield from _search_penalties(
         [_Fold.of(features, labels, fit, out) for fit, out in parts], classes
     )
     losses, right = (
@@ -289,7 +292,7 @@ def probe_folds(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
     Raises:
         DataError: If there are too few images for two.
     """
-    parts = _parts(labels, sets, seed)
+    parts = _split_folds(labels, sets, seed)
     if len(parts) < 2:
         raise DataError(
             "There are too few training images to cross-validate a linear probe: it takes at least "
@@ -298,14 +301,14 @@ def probe_folds(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
     return parts
 
 
-def _parts(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
+def _split_folds(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
     return stratified_folds(
         labels, sets, seed, fewest=2, most=FOLDS if len(labels) < _MANY else _FEWER_FOLDS
     )
 
 
 @dataclass(frozen=True)
-class _Tried:
+class _Trial:
     """One value of C, evaluated on the held-out images of all folds, fold by fold.
 
     Attributes:
@@ -325,7 +328,9 @@ class _Tried:
         }
 
 
-def _path(folds: Sequence[_Fold], classes: int) -> Work[tuple[list[_Tried], Linear | None]]:
+def _search_penalties(
+    folds: Sequence[_Fold], classes: int
+) -> Work[tuple[list[_Trial], Linear | None]]:
     """Try values of C, the strongest penalty first, as long as that is worthwhile.
 
     Each fit begins where that of the next stronger penalty ended.
@@ -335,27 +340,27 @@ def _path(folds: Sequence[_Fold], classes: int) -> Work[tuple[list[_Tried], Line
     """
     if not folds:
         return [], None
-    tried: list[_Tried] = []
+    tried: list[_Trial] = []
     heads: Sequence[Linear | None] = [None] * len(folds)
     worse, lowest, start = 0, float("inf"), None
-    with _alone(len(folds), folds[0].labels.device) as pool:
+    with _make_pool(len(folds), folds[0].labels.device) as pool:
         for c in GRID:
             found: list[Linear] = []
             for head in pool.map(partial(_fit_fold, classes, c), folds, heads):
                 yield Step(len(tried) * len(folds) + len(found), len(GRID) * len(folds), "choose")
                 found.append(head)
             heads = found
-            tried.append(_scored(c, folds, found))
+            tried.append(_score(c, folds, found))
             loss = float(tried[-1].losses.mean())
             worse = worse + 1 if loss > (1 + _CLEARLY) * lowest else 0
             if loss < lowest:
-                lowest, start = loss, _mean(found)
+                lowest, start = loss, _average_heads(found)
             elif worse >= _WORSE:
                 break
     return tried, start
 
 
-def _alone(fits: int, device: torch.device) -> ThreadPoolExecutor:
+def _make_pool(fits: int, device: torch.device) -> ThreadPoolExecutor:
     """Return threads that do each fit by themselves.
 
     Products as small as these take longer when several threads share each, and very long when other
@@ -365,7 +370,7 @@ def _alone(fits: int, device: torch.device) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="fit", initializer=compute_alone)
 
 
-def _refitted(
+def _refit(
     features: torch.Tensor, labels: torch.Tensor, classes: int, choice: Choice
 ) -> Work[Linear]:
     """Fit all images with the chosen penalty."""
@@ -373,7 +378,7 @@ def _refitted(
     if len(labels) > MOST_CHOSEN_ON:
         return (yield from fit)
     yield Step(0, None, "fit")
-    with _alone(1, labels.device) as pool:
+    with _make_pool(1, labels.device) as pool:
         return pool.submit(finish, fit).result()
 
 
@@ -381,22 +386,22 @@ def _fit_fold(classes: int, c: float, fold: _Fold, start: Linear | None) -> Line
     return finish(fitted(fold.features, fold.labels, classes, c, start, _CHOOSING))
 
 
-def _scored(c: float, folds: Sequence[_Fold], heads: Sequence[Linear]) -> _Tried:
+def _score(c: float, folds: Sequence[_Fold], heads: Sequence[Linear]) -> _Trial:
     logits = torch.cat(
         [head.logits(fold.held_out) for head, fold in zip(heads, folds, strict=True)]
     )
     labels = torch.cat([fold.held_labels for fold in folds])
-    return _Tried(c, cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels)
+    return _Trial(c, cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels)
 
 
-def _mean(heads: Sequence[Linear]) -> Linear:
+def _average_heads(heads: Sequence[Linear]) -> Linear:
     return Linear(
         torch.stack([one.weight for one in heads]).mean(0),
         torch.stack([one.bias for one in heads]).mean(0),
     )
 
 
-def _some(images: int, seed: int) -> np.ndarray:
+def _draw_subset(images: int, seed: int) -> np.ndarray:
     if images <= MOST_CHOSEN_ON:
         return np.arange(images)
     return np.sort(np.random.default_rng(seed).choice(images, MOST_CHOSEN_ON, replace=False))

@@ -27,16 +27,16 @@ from finetune_core.training.checkpoints import (
     checkpoint_path,
     save_checkpoint,
 )
-from finetune_core.training.compute import StepRule, Together, train_step
-from finetune_core.training.device import numerics
-from finetune_core.training.device_memory import bytes_held
+from finetune_core.training.compute import SharedStep, StepRule, train_step
+from finetune_core.training.device import read_numerics
+from finetune_core.training.device_memory import peak_memory_bytes
 from finetune_core.training.early_stopping import EarlyStopping
-from finetune_core.training.ensembles import join_networks
+from finetune_core.training.ensembles import build_ensemble
 from finetune_core.training.evaluation import (
     FinalEvaluation,
     evaluate_best,
+    make_prediction_table,
     predict_splits,
-    predicted_table,
 )
 from finetune_core.training.events import (
     CheckpointSaved,
@@ -53,21 +53,26 @@ from finetune_core.training.events import (
     StepEnded,
 )
 from finetune_core.training.fitting import fit_head, fit_probe
-from finetune_core.training.footprint import Footprint, footprint, kept_for_backward, most
+from finetune_core.training.footprint import (
+    Footprint,
+    max_footprint,
+    measure_footprint,
+    record_saved_storages,
+)
 from finetune_core.training.forecast import expected
-from finetune_core.training.freezing import apply, trains_batchnorm
-from finetune_core.training.job import Job, step_rule
-from finetune_core.training.loss_scale import LossScale, loss_scale
+from finetune_core.training.freezing import apply, has_trained_batchnorm
+from finetune_core.training.job import Job, make_step_rule
+from finetune_core.training.loss_scale import LossScale, make_loss_scale
 from finetune_core.training.lost import LostImages
-from finetune_core.training.movement import copied, is_measured, measured
-from finetune_core.training.nearest import neighbours_of
+from finetune_core.training.movement import copy_parameters, is_measured, measure_step
+from finetune_core.training.nearest import count_neighbours
 from finetune_core.training.networks import head_tensors
 from finetune_core.training.optimizers import make_optimizer
-from finetune_core.training.out_of_memory import explained
+from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.pending import (
     PendingStep,
     ReadStep,
-    pending_step,
+    make_pending_step,
     read_back,
     seconds_between_reads,
 )
@@ -137,21 +142,21 @@ def fit(
     at, trainer, stopping = TrainingState(RunningMetrics.of(0)), None, EarlyStopping.of(config)
     try:
         if config.is_ensemble:
-            yield from join_networks(config, run_dir, roots)
+            yield from build_ensemble(config, run_dir, roots)
             return
         job = yield from prepare(config, roots, run_dir, ranks)
         if not epochs_of(config):
-            yield from _at_once(job, run_dir, began, roots)
+            yield from _train_without_epochs(job, run_dir, began, roots)
             return
         at.metrics = RunningMetrics.of(len(job.dataset.classes))
-        yield _started(job)
+        yield _make_run_started(job)
         lost = LostImages(job)
         restores = resume and is_there(checkpoint_path(run_dir, LAST))
         if not restores and fits_initial_head(config, head_kept=job.head_kept):
             initialized = yield from fit_probe(job, lost, config.first_seed)
             _save_head(job, run_dir)
             yield initialized
-        trainer = _trainer(job, run_dir, lost)
+        trainer = _make_trainer(job, run_dir, lost)
         if resume:
             if restores:
                 at = restore_training_state(
@@ -160,10 +165,10 @@ def fit(
             yield RunResumed(at.epoch, at.step)
         at.since = time.monotonic()
         while at.epoch <= config.epochs and not stopping.is_due(at.epoch - 1, at.watched_epoch):
-            yield from _train(trainer, at)
+            yield from _train_epoch(trainer, at)
             yield from _validate(trainer, at)
         final = yield from evaluate_best(job, run_dir, trainer.lost)
-        yield _finished(
+        yield _make_run_finished(
             job, final, at.epoch - 1, at.best_epoch, time.monotonic() - began + at.seconds
         )
     except StopRequested as request:
@@ -173,7 +178,7 @@ def fit(
         yield RunStopped(epoch, at.best_epoch, time.monotonic() - began + at.seconds, request.pause)
 
 
-def _at_once(
+def _train_without_epochs(
     job: Job, run_dir: Path, began: float, roots: Sequence[Path]
 ) -> Generator[Event, None, None]:
     """Train a run without epochs.
@@ -181,7 +186,7 @@ def _at_once(
     Nothing is kept before the network is ready: such a run resumes by starting again.
     """
     lost = LostImages(job)
-    yield _started(job)
+    yield _make_run_started(job)
     # They may come from an earlier attempt at this run, which was cut off.
     remove_predictions(run_dir)
     trained = job
@@ -191,10 +196,10 @@ def _at_once(
         trained = replace(job, network=(yield from fit_head(job, lost)))
     yield _save_best(trained, run_dir, 0)
     final = yield from evaluate_best(job, run_dir, lost)
-    yield _finished(job, final, 0, 0, time.monotonic() - began)
+    yield _make_run_finished(job, final, 0, 0, time.monotonic() - began)
 
 
-def _finished(
+def _make_run_finished(
     job: Job, final: FinalEvaluation, epochs: int, best_epoch: int, seconds: float
 ) -> RunFinished:
     return RunFinished(
@@ -241,10 +246,14 @@ class _Trainer:
     @property
     def step_rule(self) -> StepRule:
         """Rule of the next step, with as many images at a time as are known to fit."""
-        return replace(self.rule, micro_batch=self.fitting[-1]) if self.fitting else self.rule
+        return (
+            replace(self.rule, micro_batch=self.fitting_sizes[-1])
+            if self.fitting_sizes
+            else self.rule
+        )
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def use_evaluation_weights(self) -> Iterator[None]:
         """Put the weights to evaluate and keep into the network within the block.
 
         With weight EMA these are the averages. Otherwise the network stays as it is.
@@ -253,25 +262,25 @@ class _Trainer:
             yield
             return
         try:
-            with self.average.in_place():
+            with self.average.swap_in():
                 self.job.low_rank.merge()
                 yield
         finally:
             self.job.low_rank.merge()
 
 
-def _trainer(job: Job, run_dir: Path, lost: LostImages) -> _Trainer:
+def _make_trainer(job: Job, run_dir: Path, lost: LostImages) -> _Trainer:
     config, network = job.config, job.network
     optimizer = make_optimizer(config, job.strategy, network.stages, network.model, job.low_rank)
-    average = WeightEMA(job.changing(), config.ema) if config.ema else None
-    scale = loss_scale(job.device)
+    average = WeightEMA(job.changing_tensors(), config.ema) if config.ema else None
+    scale = make_loss_scale(job.device)
     return _Trainer(
         job,
         run_dir,
         optimizer,
         average,
         scale,
-        step_rule(job),
+        make_step_rule(job),
         lost,
         GradientSum(job.ranks),
     )
@@ -298,13 +307,13 @@ def audit_frozen(job: Job) -> int:
     ]
     if moved := [name for name in names if not torch.equal(now[name].cpu(), before[name])]:
         raise AssertionError(f"frozen tensors have changed: {', '.join(moved)}")
-    if moved := job.low_rank.unmerged():
+    if moved := job.low_rank.find_unmerged():
         raise AssertionError(f"weights are not their start and their factors: {', '.join(moved)}")
     return len(names)
 
 
 @dataclass
-class _Unread:
+class _PendingSteps:
     """The steps of an epoch that have not been read back yet.
 
     Attributes:
@@ -319,7 +328,7 @@ class _Unread:
     steps: list[PendingStep] = field(default_factory=list)
 
 
-def _train(trainer: _Trainer, at: TrainingState) -> Iterator[Event]:
+def _train_epoch(trainer: _Trainer, at: TrainingState) -> Iterator[Event]:
     """Train the remaining steps of an epoch.
 
     ``at`` advances with each step. No event is yielded while a step has not been read back.
@@ -327,27 +336,27 @@ def _train(trainer: _Trainer, at: TrainingState) -> Iterator[Event]:
     job, epoch = trainer.job, at.epoch
     apply(job.strategy, job.network.stages, job.network.model, epoch)
     batches, between = job.training_batches(epoch), seconds_between_reads(job.device)
-    unread = _Unread(time.monotonic() - at.train_seconds, at.elapsed)
+    unread = _PendingSteps(time.monotonic() - at.train_seconds, at.elapsed)
     for step, (rows, inputs) in enumerate(
         job.training_inputs(batches[at.step :], epoch), start=at.step + 1
     ):
-        own = rows[: len(rows) - job.partners(batches[step - 1])]
+        own = rows[: len(rows) - job.num_partners(batches[step - 1])]
         words = job.ranks.meet((own, job.lost))
         lost = {row: reason for _, gone in words for row, reason in gone.items()}
         if lost.keys() - trainer.lost.known.keys():
-            yield from _read_back(trainer, at, unread)
+            yield from _report_steps(trainer, at, unread)
             yield from trainer.lost.report(lost)
         at.step = step
         shares = [share for share, _ in words]
         if not any(map(len, shares)):
             continue
-        unread.steps.append(_step(trainer, epoch, step, len(batches), shares, rows, inputs))
+        unread.steps.append(_take_step(trainer, epoch, step, len(batches), shares, rows, inputs))
         if not between or job.ranks.decided(at.elapsed - unread.read >= between):
-            yield from _read_back(trainer, at, unread)
-    yield from _read_back(trainer, at, unread)
+            yield from _report_steps(trainer, at, unread)
+    yield from _report_steps(trainer, at, unread)
 
 
-def _step(
+def _take_step(
     trainer: _Trainer,
     epoch: int,
     step: int,
@@ -369,35 +378,47 @@ def _step(
         optimizer, learning_rate_factor(config, position, steps)
     )
     labels, batch = job.targets(rows), np.concatenate(shares)
-    before, rule = copied(optimizer) if is_measured(step, steps) else None, trainer.step_rule
+    before, rule = (
+        copy_parameters(optimizer) if is_measured(step, steps) else None,
+        trainer.step_rule,
+    )
     together = None
     if job.ranks.several:
         images, drawn = [len(share) for share in shares], step_seed(config.seed, position)
         partners = len(rows) - images[job.ranks.rank]
-        together = Together(
+        together = SharedStep(
             job.ranks, trainer.gradients, images, job.targets(batch), drawn, partners
         )
     # Dropout's randomness depends on the step and the rank alone.
-    with kept_for_backward(job.forward) if before else nullcontext() as kept:
+    with record_saved_storages(job.forward) if before else nullcontext() as kept:
         seed = step_seed(config.seed, position, job.ranks.rank)
         done = train_step(
             job.forward, inputs, labels, optimizer, job.device, seed, rule, trainer.scale, together
         )
     if trainer.average:
-        with explained("to average the weights. Freeze more stages, or switch weight EMA off."):
+        with explain_out_of_memory(
+            "to average the weights. Freeze more stages, or switch weight EMA off."
+        ):
             trainer.average.update(done.skipped if trainer.scale else None)
     most = max(map(len, shares))
     short = done.micro_batch < min(rule.micro_batch or most, most)
     if short:
-        trainer.fitting.append(done.micro_batch)
+        trainer.fitting_sizes.append(done.micro_batch)
     if kept is not None:
-        trainer.footprints.append(footprint(job, optimizer, trainer.average, sum(kept.values())))
-    return pending_step(
-        step, job.labels[batch], rate, done, short, measured(optimizer, before) if before else None
+        trainer.footprints.append(
+            measure_footprint(job, optimizer, trainer.average, sum(kept.values()))
+        )
+    return make_pending_step(
+        step,
+        job.labels[batch],
+        rate,
+        done,
+        short,
+        measure_step(optimizer, before) if before else None,
     )
 
 
-def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterator[Event]:
+def _report_steps(trainer: _Trainer, at: TrainingState, unread: _PendingSteps) -> Iterator[Event]:
     """Read back all pending steps, then count and report them.
 
     A checkpoint is written before they are reported, if one is due.
@@ -409,7 +430,7 @@ def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterato
     diverged: TrainingError | None = None
     for place, (step, numbers) in enumerate(read_back(unread.steps, trainer.job.ranks), start=1):
         if numbers.has_diverged:
-            diverged = _diverged(
+            diverged = _make_divergence_error(
                 trainer.job, f"at step {step.step} of epoch {at.epoch}", step.learning_rate
             )
             break
@@ -420,18 +441,18 @@ def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterato
             found.append(MemoryShort(at.epoch, step.step, step.micro_batch))
         # The pending steps are assumed to have taken equally long.
         seconds = unread.read + (at.elapsed - unread.read) * place / len(unread.steps)
-        found.append(_step_ended(trainer.job, at, step, numbers, seconds))
+        found.append(_make_step_ended(trainer.job, at, step, numbers, seconds))
     unread.steps.clear()
     unread.read, at.train_seconds = at.elapsed, time.monotonic() - unread.began
     if found and not diverged and time.monotonic() - unread.saved > CHECKPOINT_SECONDS:
         found.insert(0, trainer.save(at))
         unread.saved = time.monotonic()
-    request = yield from _all_of(found)
+    request = yield from _yield_all(found)
     if end := diverged or request:
         raise end
 
 
-def _step_ended(
+def _make_step_ended(
     job: Job, at: TrainingState, step: PendingStep, numbers: ReadStep, seconds: float
 ) -> StepEnded:
     return StepEnded(
@@ -451,7 +472,7 @@ def _step_ended(
     )
 
 
-def _all_of(events: Sequence[Event]) -> Generator[Event, None, StopRequested | None]:
+def _yield_all(events: Sequence[Event]) -> Generator[Event, None, StopRequested | None]:
     """Yield the events and return the request to stop, if one arrived meanwhile.
 
     A request waits until all events are reported, because their steps are done.
@@ -472,11 +493,11 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
         raise TrainingError(
             "None of the training images can be read any more. Put them back and resume the run."
         )
-    _check_alike(job)
-    with trainer.evaluating():
+    _check_equal_weights(job)
+    with trainer.use_evaluation_weights():
         rows, logits = yield from predict_splits(job, [VAL], "validate", trainer.lost)
         if not np.isfinite(logits).all():
-            raise _diverged(job, f"after epoch {epoch}", job.config.learning_rate)
+            raise _make_divergence_error(job, f"after epoch {epoch}", job.config.learning_rate)
         labels, predicted = job.labels[rows], logits.argmax(1)
         loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
         found = RunningMetrics.of(len(job.dataset.classes))
@@ -493,11 +514,13 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
                 predicted,
             )
         saved = []
-        if at.take(epoch, found.accuracy, loss, EarlyStopping.of(job.config).value(found)):
+        if at.record_epoch(epoch, found.accuracy, loss, EarlyStopping.of(job.config).value(found)):
             if job.ranks.leads:
-                save_predictions(run_dir, predicted_table(job, rows, logits), job.device.precision)
+                save_predictions(
+                    run_dir, make_prediction_table(job, rows, logits), job.device.precision
+                )
             saved.append(_save_best(job, run_dir, epoch))
-    memory = most(trainer.footprints, bytes_held(job.device, step_bytes=0))
+    memory = max_footprint(trainer.footprints, peak_memory_bytes(job.device, step_bytes=0))
     ended = EpochEnded(
         epoch,
         at.metrics.loss,
@@ -522,7 +545,7 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
     yield trainer.save(at)
 
 
-def _check_alike(job: Job) -> None:
+def _check_equal_weights(job: Job) -> None:
     """Check that all ranks have the same weights.
 
     Raises:
@@ -532,7 +555,7 @@ def _check_alike(job: Job) -> None:
         return
     floats = [
         tensor.sum(dtype=torch.float64)
-        for tensor in job.changing().values()
+        for tensor in job.changing_tensors().values()
         if tensor.is_floating_point()
     ]
     if len(set(job.ranks.meet(torch.stack(floats).cpu().numpy().tobytes()))) > 1:
@@ -542,7 +565,7 @@ def _check_alike(job: Job) -> None:
         )
 
 
-def _diverged(job: Job, when: str, learning_rate: float) -> TrainingError:
+def _make_divergence_error(job: Job, when: str, learning_rate: float) -> TrainingError:
     instead = ", or precision fp32" if job.device.precision == "fp16" else ""
     return TrainingError(
         f"The loss or its gradient was not finite {when} (learning rate {learning_rate:g}). "
@@ -550,7 +573,7 @@ def _diverged(job: Job, when: str, learning_rate: float) -> TrainingError:
     )
 
 
-def _started(job: Job) -> RunStarted:
+def _make_run_started(job: Job) -> RunStarted:
     config, stages, dataset = job.config, job.network.stages, job.dataset
     return RunStarted(
         backbone=config.backbone,
@@ -561,8 +584,8 @@ def _started(job: Job) -> RunStarted:
         trainable_parameters=trainable_parameters(job.strategy, stages),
         total_parameters=total_parameters(job.strategy, stages),
         classes=list(dataset.classes),
-        counts=_counts(job),
-        class_counts=_class_counts(job),
+        counts=_count_images(job),
+        class_counts=_count_classes(job),
         fingerprint=dataset.fingerprint,
         findings=finding_rows(dataset),
         epochs=epochs_of(config),
@@ -573,26 +596,26 @@ def _started(job: Job) -> RunStarted:
         cache=job.report,
         decode_seconds=job.decode_seconds,
         decoded=job.decoded,
-        forecast=_expected(job),
-        numerics=numerics(),
+        forecast=_forecast(job),
+        numerics=read_numerics(),
         lineage=job.lineage,
         head_kept=job.head_kept,
         averaged=config.averaged.how if config.averaged else None,
         ranks=job.ranks.world,
         batchnorm="per_rank"
-        if job.ranks.several and trains_batchnorm(job.strategy, stages, job.network.model)
+        if job.ranks.several and has_trained_batchnorm(job.strategy, stages, job.network.model)
         else "",
     )
 
 
-def _counts(job: Job) -> Counts:
+def _count_images(job: Job) -> Counts:
     counts = Counts(train=len(job.rows[TRAIN]), val=len(job.rows[VAL]))
     if len(job.rows[TEST]):
         counts["test"] = len(job.rows[TEST])
     return counts
 
 
-def _class_counts(job: Job) -> ClassCounts:
+def _count_classes(job: Job) -> ClassCounts:
     classes = len(job.dataset.classes)
     return {
         split: np.bincount(job.labels[rows], minlength=classes).tolist()
@@ -601,7 +624,7 @@ def _class_counts(job: Job) -> ClassCounts:
     }
 
 
-def _expected(job: Job) -> Expected | None:
+def _forecast(job: Job) -> Expected | None:
     found = expected(job.config, job.dataset, SpeedBook(), job.report.found)
     # Timings are of a single device.
     if found is None or job.ranks.several:
@@ -617,17 +640,17 @@ def _expected(job: Job) -> Expected | None:
 
 def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:
     if job.ranks.leads:
-        save_checkpoint(run_dir, BEST, job.changing(), _checkpoint_info(job, epoch))
+        save_checkpoint(run_dir, BEST, job.changing_tensors(), _make_checkpoint_info(job, epoch))
     return CheckpointSaved(BEST, epoch)
 
 
 def _save_head(job: Job, run_dir: Path) -> None:
     """Save the head fitted before the first step, for a script that repeats the run."""
     if job.ranks.leads:
-        save_checkpoint(run_dir, HEAD, head_tensors(job.network), _checkpoint_info(job, 0))
+        save_checkpoint(run_dir, HEAD, head_tensors(job.network), _make_checkpoint_info(job, 0))
 
 
-def _checkpoint_info(job: Job, epoch: int) -> CheckpointInfo:
+def _make_checkpoint_info(job: Job, epoch: int) -> CheckpointInfo:
     dataset, network = job.dataset, job.network
     return CheckpointInfo(
         epoch,
@@ -635,5 +658,5 @@ def _checkpoint_info(job: Job, epoch: int) -> CheckpointInfo:
         network.weights_hash,
         dataset.classes,
         dataset.fingerprint,
-        neighbours=neighbours_of(network),
+        neighbours=count_neighbours(network),
     )

@@ -44,19 +44,19 @@ class Factors:
     up: nn.Parameter
     scale: float
 
-    def merged(self) -> torch.Tensor:
+    def compute_weight(self) -> torch.Tensor:
         """Return W in the weight's shape."""
         return torch.addmm(self.start, self.up, self.down, alpha=self.scale).view_as(self.weight)
 
     def is_merged(self) -> bool:
         """Return whether the network's weight is W, to rounding where products may not repeat."""
-        merged = self.merged()
+        merged = self.compute_weight()
         if self.weight.device.type in _REPEATABLE:
             return torch.equal(self.weight, merged)
         off = (self.weight - merged).abs().max()
         return bool(off <= _ROUNDING * merged.abs().max())
 
-    def take_gradient(self) -> None:
+    def convert_gradient(self) -> None:
         """Turn the gradient of W into those of A and B."""
         if self.weight.grad is None:
             self.down.grad = self.up.grad = None
@@ -88,7 +88,7 @@ class LowRank:
             for kind, tensor in (("lora_A", one.down), ("lora_B", one.up))
         }
 
-    def at_start(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def initial_factors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the factors A of ``tensors`` and B = 0, which change no weight.
 
         Between these and ``tensors`` lie the factors of all weights on the straight line from W0 to
@@ -105,25 +105,25 @@ class LowRank:
             if name in self.factors:
                 yield from (self.factors[name].down, self.factors[name].up)
 
-    def forget_gradients(self) -> None:
+    def clear_gradients(self) -> None:
         """Clear the gradients of the merged weights, which no optimizer knows."""
         for one in self.factors.values():
             one.weight.grad = None
 
     @torch.no_grad()
-    def take_gradients(self) -> None:
+    def convert_gradients(self) -> None:
         """Turn the gradients of the merged weights into those of their factors."""
         for one in self.factors.values():
-            one.take_gradient()
+            one.convert_gradient()
 
     @torch.no_grad()
     def merge(self) -> None:
         """Write the merged weights into the network."""
         for one in self.factors.values():
-            one.weight.copy_(one.merged())
+            one.weight.copy_(one.compute_weight())
 
     @torch.no_grad()
-    def unmerged(self) -> list[str]:
+    def find_unmerged(self) -> list[str]:
         """Return the names of the weights that differ from their start plus their factors.
 
         A processor computes them again to the last bit. Elsewhere the sum may be rounded otherwise.
@@ -134,21 +134,21 @@ class LowRank:
 NONE = LowRank()
 
 
-def low_rank(network: Network, strategy: Strategy, seed: int) -> LowRank:
+def make_low_rank(network: Network, strategy: Strategy, seed: int) -> LowRank:
     """Return the initial factors that a strategy has for a network, on its device.
 
     A is random (Kaiming-uniform) and B zero, so that no weight is changed yet.
     """
     return LowRank(
         {
-            name: _factors(network, name, plan.rank, plan.scale, seed)
+            name: _make_factors(network, name, plan.rank, plan.scale, seed)
             for stage, plan in zip(network.stages, strategy, strict=True)
             for name in factored_matrices(plan, stage)
         }
     )
 
 
-def _factors(network: Network, name: str, rank: int, scale: float, seed: int) -> Factors:
+def _make_factors(network: Network, name: str, rank: int, scale: float, seed: int) -> Factors:
     weight = network.model.get_parameter(name)
     start = network.pretrained.get_parameter(name).detach().flatten(1)
     rows, columns = start.shape

@@ -45,7 +45,7 @@ class LossScale:
         torch._amp_update_scale_(self.factor, self.steps, skipped, _GROWTH, _BACKOFF, _PATIENCE)
 
 
-def loss_scale(device: Device) -> LossScale | None:
+def make_loss_scale(device: Device) -> LossScale | None:
     """Return a run's initial loss scale, or None where the device's precision needs none."""
     if device.precision != "fp16":
         return None

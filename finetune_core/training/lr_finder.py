@@ -14,12 +14,12 @@ from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError, TrainingError
 from finetune_core.training.compute import train_step
 from finetune_core.training.device import choose_device
-from finetune_core.training.device_turn import work_in_turn
+from finetune_core.training.device_turn import run_in_turn
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.fitting import fit_probe
 from finetune_core.training.freezing import apply
-from finetune_core.training.job import Inputs, Job, step_rule
-from finetune_core.training.loss_scale import loss_scale
+from finetune_core.training.job import Inputs, Job, make_step_rule
+from finetune_core.training.loss_scale import make_loss_scale
 from finetune_core.training.lost import LostImages
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import check_config, prepare
@@ -71,11 +71,11 @@ def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Work[RateCurve]:
             {"strategy": "is fitted without steps, so that there is no learning rate to find"}
         )
     device = choose_device(config.device, config.precision)
-    return (yield from work_in_turn(_found_rate(config, roots), device.kind))
+    return (yield from run_in_turn(_run_test(config, roots), device.kind))
 
 
-def _found_rate(config: RunConfig, roots: Sequence[Path]) -> Work[RateCurve]:
-    preparing = _begin(config, roots)
+def _run_test(config: RunConfig, roots: Sequence[Path]) -> Work[RateCurve]:
+    preparing = _prepare_job(config, roots)
     while True:
         try:
             event = next(preparing)
@@ -84,16 +84,16 @@ def _found_rate(config: RunConfig, roots: Sequence[Path]) -> Work[RateCurve]:
             break
         if isinstance(event, Progress):
             yield Step(event.done, event.total or None, event.phase)
-    rates, losses = yield from _rise(job)
+    rates, losses = yield from _raise_rate(job)
     if len(losses) < 3:
         raise TrainingError(
             "The loss was not finite from the start, at the lowest rates: check the data and the "
             "weights."
         )
-    return RateCurve(tuple(rates), tuple(losses), suggested(rates, losses))
+    return RateCurve(tuple(rates), tuple(losses), suggest_rate(rates, losses))
 
 
-def _begin(config: RunConfig, roots: Sequence[Path]) -> Generator[Event, None, Job]:
+def _prepare_job(config: RunConfig, roots: Sequence[Path]) -> Generator[Event, None, Job]:
     """Prepare the run up to its first step."""
     job = yield from prepare(config, roots)
     if fits_initial_head(config, head_kept=job.head_kept):
@@ -101,7 +101,7 @@ def _begin(config: RunConfig, roots: Sequence[Path]) -> Generator[Event, None, J
     return job
 
 
-def suggested(rates: list[float], losses: list[float]) -> float | None:
+def suggest_rate(rates: list[float], losses: list[float]) -> float | None:
     """Return the suggested rate, rounded to one digit.
 
     It is None where the loss did not fall by a twentieth.
@@ -114,8 +114,8 @@ def suggested(rates: list[float], losses: list[float]) -> float | None:
     return float(f"{rate:.0e}")
 
 
-def _rise(job: Job) -> Work[tuple[list[float], list[float]]]:
-    config, rule, scale = job.config, step_rule(job), loss_scale(job.device)
+def _raise_rate(job: Job) -> Work[tuple[list[float], list[float]]]:
+    config, rule, scale = job.config, make_step_rule(job), make_loss_scale(job.device)
     apply(job.strategy, job.network.stages, job.network.model, config.epochs)
     optimizer = make_optimizer(
         config, job.strategy, job.network.stages, job.network.model, job.low_rank
@@ -123,7 +123,7 @@ def _rise(job: Job) -> Work[tuple[list[float], list[float]]]:
     rates: list[float] = []
     losses: list[float] = []
     mean = 0.0
-    for step, (rows, inputs) in enumerate(_inputs(job)):
+    for step, (rows, inputs) in enumerate(_repeat_batches(job)):
         rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["base_lr"] / config.learning_rate
@@ -142,7 +142,7 @@ def _rise(job: Job) -> Work[tuple[list[float], list[float]]]:
     return rates, losses
 
 
-def _inputs(job: Job) -> Inputs:
+def _repeat_batches(job: Job) -> Inputs:
     """Yield batches of as many epochs as the test needs."""
     epoch, made = 1, 0
     while made < _STEPS:

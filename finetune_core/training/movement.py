@@ -18,7 +18,7 @@ def is_measured(step: int, steps_per_epoch: int) -> bool:
     return (steps_per_epoch - step) % -(-steps_per_epoch // _AN_EPOCH) == 0
 
 
-def copied(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]] | None:
+def copy_parameters(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]] | None:
     """Return a copy of what trains, group by group, or None where memory has no room for it."""
     try:
         return [
@@ -32,7 +32,7 @@ def copied(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]] | None:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """Measurements of a step, still on the device.
 
     Attributes:
@@ -66,7 +66,7 @@ class Measured:
         }
 
 
-def measured(optimizer: torch.optim.Optimizer, before: list[list[torch.Tensor]]) -> Measured:
+def measure_step(optimizer: torch.optim.Optimizer, before: list[list[torch.Tensor]]) -> Measurement:
     """Compare what trains with what it was before the step. Overwrites ``before``."""
     groups, lengths = [], []
     for group, old in zip(optimizer.param_groups, before, strict=True):
@@ -83,4 +83,4 @@ def measured(optimizer: torch.optim.Optimizer, before: list[list[torch.Tensor]])
         step = nn.utils.get_total_norm([then.sub_(now.detach()) for now, then in moving])
         groups.append((group["stage"], group["lr"]))
         lengths.append(torch.stack([gradient, step, weights]))
-    return Measured(groups, torch.stack(lengths))
+    return Measurement(groups, torch.stack(lengths))

@@ -51,7 +51,7 @@ class NearestNeighbours(nn.Module):
             shares.scatter_add(1, self.labels[nearest.indices], weights).clamp(min=_SMALLEST).log()
         )
 
-    def without_themselves(self, part: int = 1024) -> torch.Tensor:
+    def leave_one_out_logits(self, part: int = 1024) -> torch.Tensor:
         """Return logits of each training image, computed from all other training images.
 
         Args:
@@ -65,7 +65,7 @@ class NearestNeighbours(nn.Module):
         return torch.cat(found)
 
 
-def with_neighbours(network: Network, head: NearestNeighbours) -> Network:
+def replace_head(network: Network, head: NearestNeighbours) -> Network:
     """Replace the linear head of a network by this head.
 
     The model stays the same. Its last stage then holds features and labels.
@@ -85,13 +85,13 @@ def with_neighbours(network: Network, head: NearestNeighbours) -> Network:
     return replace(network, stages=(*network.stages[:-1], last))
 
 
-def neighbours_of(network: Network) -> int:
+def count_neighbours(network: Network) -> int:
     """Return how many training images the head holds, or 0 for another kind of head."""
     head = network.model.get_submodule(network.heads[0])
     return len(head.labels) if isinstance(head, NearestNeighbours) else 0
 
 
-def neighbours_width(network: Network, classes: int) -> int:
+def count_features(network: Network, classes: int) -> int:
     """Return how many features per image a head of neighbours would hold.
 
     Args:
@@ -101,9 +101,9 @@ def neighbours_width(network: Network, classes: int) -> int:
     return network.stages[-1].sizes[f"{network.heads[0]}.weight"] // classes
 
 
-def with_empty_neighbours(network: Network, images: int, width: int, classes: int) -> Network:
+def add_empty_neighbours(network: Network, images: int, width: int, classes: int) -> Network:
     """Replace the head of a network by one that is to be filled from a checkpoint."""
-    return with_neighbours(
+    return replace_head(
         network,
         NearestNeighbours(
             torch.zeros(images, width), torch.zeros(images, dtype=torch.int64), classes

@@ -33,7 +33,7 @@ from finetune_core.training.checkpoints import (
     save_checkpoint,
 )
 from finetune_core.training.events import Ancestor
-from finetune_core.training.nearest import neighbours_width, with_empty_neighbours
+from finetune_core.training.nearest import add_empty_neighbours, count_features
 from finetune_core.training.predictions import PREDICTIONS_FILE, load_predictions
 from finetune_core.training.stage_plan import last_used, plan
 from finetune_core.training.strategies import STRATEGIES
@@ -55,7 +55,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class InitialNetwork:
     """Initial network of a run.
 
     Attributes:
@@ -76,10 +76,10 @@ def check_earlier_run(config: RunConfig) -> None:
         ConfigError: If there is no such run, it is damaged, or it has no best epoch, no plain head,
             or another backbone.
     """
-    _earlier(config)
+    _read_earlier_run(config)
 
 
-def start_of(config: RunConfig) -> Start:
+def build_start(config: RunConfig) -> Start:
     """Return the best network of the run that a config starts from, for its image size.
 
     Raises:
@@ -87,7 +87,7 @@ def start_of(config: RunConfig) -> Start:
         FinetuneError: If that run's checkpoint is damaged, or the weights it started from are no
             longer on this machine.
     """
-    folder, earlier = _earlier(config)
+    folder, earlier = _read_earlier_run(config)
     network, info = best_network(earlier, folder)
     tensors = {name: tensor.detach().clone() for name, tensor in network.model.state_dict().items()}
     if config.image_size != earlier.image_size and is_timm_name(config.backbone):
@@ -101,7 +101,7 @@ def start_of(config: RunConfig) -> Start:
             state_hash(tensors, network.heads),
             info.classes,
             info.fingerprint,
-            lineage=[ancestor(folder, earlier, info), *before],
+            lineage=[describe_ancestor(folder, earlier, info), *before],
         ),
     )
 
@@ -113,17 +113,17 @@ def keep_earlier(config: RunConfig, run_dir: Path) -> None:
     what the first of its runs kept.
 
     Raises:
-        FinetuneError: As ``start_of``.
+        FinetuneError: As ``build_start``.
         OSError: If the copy cannot be written.
     """
     if config.averaged and config.is_ensemble:
         for run, folder in zip(config.averaged.runs, member_folders(config, run_dir), strict=True):
-            _keep_member(Path(run), folder)
+            _copy_member(Path(run), folder)
     elif config.earlier_run:
         start = (
-            kept_start(config, Path(config.averaged.runs[0]))
+            load_start(config, Path(config.averaged.runs[0]))
             if config.averaged
-            else start_of(config)
+            else build_start(config)
         )
         save_checkpoint(run_dir, START, dict(start.tensors), start.info)
 
@@ -145,7 +145,7 @@ def member_folders(config: RunConfig, run_dir: Path) -> list[Path]:
     ]
 
 
-def _keep_member(run: Path, folder: Path) -> None:
+def _copy_member(run: Path, folder: Path) -> None:
     names = [CONFIG_FILE, checkpoint_path(run, BEST).name, PREDICTIONS_FILE]
     if regular_file(checkpoint_path(run, START)):
         names.append(checkpoint_path(run, START).name)
@@ -159,7 +159,7 @@ def _keep_member(run: Path, folder: Path) -> None:
             ) from None
 
 
-def kept_start(config: RunConfig, run_dir: Path) -> Start:
+def load_start(config: RunConfig, run_dir: Path) -> Start:
     """Load what a run has kept of the earlier run that it started from.
 
     Raises:
@@ -173,7 +173,7 @@ def kept_start(config: RunConfig, run_dir: Path) -> Start:
 
 def beginning_of(
     config: RunConfig, classes: Sequence[str], run_dir: Path | None = None
-) -> Beginning:
+) -> InitialNetwork:
     """Build the initial network of a run: float32, on the processor, in eval mode.
 
     Args:
@@ -185,8 +185,8 @@ def beginning_of(
     built = config.first_seed, config.image_size, last_used(config)
     if not config.earlier_run:
         network = build_network(config.backbone, config.starts_from, len(classes), *built)
-        return Beginning(replace(network, info=input_info(config)))
-    start = kept_start(config, run_dir) if run_dir else start_of(config)
+        return InitialNetwork(replace(network, info=input_info(config)))
+    start = load_start(config, run_dir) if run_dir else build_start(config)
     network = network_of(config.backbone, start.tensors, len(classes), *built)
     if network.weights_hash != start.info.weights_hash:
         raise RunError(
@@ -204,7 +204,7 @@ def beginning_of(
                 if of_head(name, network.heads)
             },
         )
-    return Beginning(replace(network, info=input_info(config)), start, kept)
+    return InitialNetwork(replace(network, info=input_info(config)), start, kept)
 
 
 def head_tensors(network: Network) -> dict[str, torch.Tensor]:
@@ -235,7 +235,7 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
     """
     info = read_info(run_dir, BEST)
     if config.is_ensemble:
-        return joined(_members(config, run_dir, info)), info
+        return joined(_load_members(config, run_dir, info)), info
     network = beginning_of(config, info.classes, run_dir).network
     if network.weights_hash != info.weights_hash:
         where = (
@@ -246,16 +246,16 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
         raise RunError(f"{where} are not those that {run_dir.name} was trained from.")
     strategy = plan(config, network.stages)
     if STRATEGIES[config.strategy].fits == "nearest_neighbours":
-        width = neighbours_width(network, len(info.classes))
-        network = with_empty_neighbours(
-            network, _neighbours(run_dir, info, width), width, len(info.classes)
+        width = count_features(network, len(info.classes))
+        network = add_empty_neighbours(
+            network, _count_neighbours(run_dir, info, width), width, len(info.classes)
         )
     restore_network(network, strategy, run_dir, BEST)
     network.model.eval()
     return network, info
 
 
-def _members(config: RunConfig, run_dir: Path, info: CheckpointInfo) -> list[Network]:
+def _load_members(config: RunConfig, run_dir: Path, info: CheckpointInfo) -> list[Network]:
     """Build the best network of each member of an ensemble.
 
     Raises:
@@ -263,7 +263,7 @@ def _members(config: RunConfig, run_dir: Path, info: CheckpointInfo) -> list[Net
     """
     found = []
     for folder in member_folders(config, run_dir):
-        own, saved = read_trained(folder)
+        own, saved = read_trained_run(folder)
         if own.is_ensemble or saved.classes != info.classes:
             raise RunError(
                 f"{folder} is damaged: it is no network for the classes of {run_dir.name}."
@@ -272,7 +272,7 @@ def _members(config: RunConfig, run_dir: Path, info: CheckpointInfo) -> list[Net
     return found
 
 
-def _neighbours(run_dir: Path, info: CheckpointInfo, width: int) -> int:
+def _count_neighbours(run_dir: Path, info: CheckpointInfo, width: int) -> int:
     """Return how many training images a checkpoint holds.
 
     Each takes ``width`` float32 features and an int64 label.
@@ -287,7 +287,7 @@ def _neighbours(run_dir: Path, info: CheckpointInfo, width: int) -> int:
     return info.neighbours
 
 
-def read_trained(folder: Path) -> tuple[RunConfig, CheckpointInfo]:
+def read_trained_run(folder: Path) -> tuple[RunConfig, CheckpointInfo]:
     """Read the settings of a trained run and its best checkpoint's info, but no tensor.
 
     Raises:
@@ -303,11 +303,11 @@ def read_trained(folder: Path) -> tuple[RunConfig, CheckpointInfo]:
     return config, info
 
 
-def _earlier(config: RunConfig) -> tuple[Path, RunConfig]:
+def _read_earlier_run(config: RunConfig) -> tuple[Path, RunConfig]:
     """Return the folder and the settings of the run that a config starts from."""
     folder = Path(config.earlier_run or "")
     try:
-        earlier, _ = read_trained(folder)
+        earlier, _ = read_trained_run(folder)
     except FinetuneError as error:
         raise ConfigError({"from_run": " ".join(str(error).split())}) from None
     if earlier.is_ensemble:
@@ -336,7 +336,7 @@ def _earlier(config: RunConfig) -> tuple[Path, RunConfig]:
     return folder, earlier
 
 
-def ancestor(folder: Path, earlier: RunConfig, info: CheckpointInfo) -> Ancestor:
+def describe_ancestor(folder: Path, earlier: RunConfig, info: CheckpointInfo) -> Ancestor:
     """Return what a run records of an earlier run that it is made from."""
     kinds = {PRETRAINED: "pretrained", RANDOM: "none"}
     data = Path(earlier.data.replace("\\", "/")).name
@@ -346,12 +346,12 @@ def ancestor(folder: Path, earlier: RunConfig, info: CheckpointInfo) -> Ancestor
         data=data,
         strategy=earlier.strategy,
         epoch=info.epoch,
-        accuracy=_accuracy(folder, len(info.classes)),
+        accuracy=_compute_val_accuracy(folder, len(info.classes)),
         weights="run" if earlier.earlier_run else kinds.get(earlier.starts_from, "file"),  # type: ignore[typeddict-item]
     )
 
 
-def _accuracy(folder: Path, classes: int) -> float | None:
+def _compute_val_accuracy(folder: Path, classes: int) -> float | None:
     """Return a run's accuracy on the validation images.
 
     It is None where the predictions cannot be read: the weights can be used all the same.

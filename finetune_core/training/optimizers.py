@@ -38,7 +38,7 @@ def take_step(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
         skipped: float32 ``[]``, on the device. Where it is 1, weights and state stay as they are.
     """
     if isinstance(optimizer, torch.optim.SGD):
-        _begin_momentum(optimizer)
+        _init_momentum(optimizer)
     _lay_out_gradients(optimizer)
     # Fused kernels read it on the device, so nothing waits for its value.
     vars(optimizer)["found_inf"] = skipped
@@ -63,7 +63,7 @@ def _lay_out_gradients(optimizer: torch.optim.Optimizer) -> None:
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
-def _begin_momentum(optimizer: torch.optim.SGD) -> None:
+def _init_momentum(optimizer: torch.optim.SGD) -> None:
     """Initialise momentum with zeros.
 
     torch leaves the buffers of a first step that is skipped uninitialised.

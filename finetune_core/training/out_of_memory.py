@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def explained(advice: str) -> Iterator[None]:
+def explain_out_of_memory(advice: str) -> Iterator[None]:
     """Turn exhausted memory within the block into a TrainingError with this advice."""
     try:
         yield
@@ -22,7 +22,7 @@ def explained(advice: str) -> Iterator[None]:
         raise TrainingError(f"There is not enough memory {advice}") from None
 
 
-def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
+def run_halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
     """Return ``work(size)``, with half the size for as long as memory runs out.
 
     Returns:
@@ -39,11 +39,13 @@ def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
                 raise
         # Only after the error is gone, and with it the tensors that its traceback holds.
         size = -(-size // 2)
-    with explained("for a single image. Choose a smaller image size, or freeze more stages."):
+    with explain_out_of_memory(
+        "for a single image. Choose a smaller image size, or freeze more stages."
+    ):
         return work(size), size
 
 
-def parts(tensor: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+def split_parts(tensor: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
     """Split a batch into as few and as equal parts of at most ``size`` as possible.
 
     BatchNorm must not be left with a single image.
@@ -66,7 +68,7 @@ def run_in_parts(
     """
 
     def run(size: int) -> torch.Tensor:
-        outputs = [forward(part) for part in parts(inputs, size)]
+        outputs = [forward(part) for part in split_parts(inputs, size)]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    return halving(run, max(1, min(size, len(inputs))))
+    return run_halving(run, max(1, min(size, len(inputs))))

@@ -22,14 +22,14 @@ _ALL = 10**9
 Compiled = Callable[[torch.Tensor], torch.Tensor]
 
 
-def keep_package(name: str, content: bytes) -> None:
+def write_package(name: str, content: bytes) -> None:
     """Store a package, unless other users could reach it or there is no space for it."""
     with suppress(OSError):
         make_room(_NAMES, _ALL - len(content))
         write_private(f"{name}.pt2", _digest(name, content) + content)
 
 
-def kept_package(name: str) -> bytes | None:
+def read_package(name: str) -> bytes | None:
     """Return the package that was stored under this name.
 
     Returns:

@@ -28,7 +28,7 @@ from finetune_core.training.networks import (
     beginning_of,
     best_network,
     head_tensors,
-    read_trained,
+    read_trained_run,
 )
 from finetune_core.training.predictions import (
     FINAL_PRECISION,
@@ -42,7 +42,7 @@ Problems = dict[Path, str]  # a run's folder -> why it cannot be averaged
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _InitialState:
     """The part of a run's initial network that can differ from another run's.
 
     Attributes:
@@ -66,7 +66,7 @@ class Parent:
     info: CheckpointInfo
 
     @cached_property
-    def begun(self) -> _Begun:
+    def initial_state(self) -> _InitialState:
         """What the run began with.
 
         Raises:
@@ -80,7 +80,7 @@ class Parent:
             for name in frozen_tensors(each, stage)
         )
         fitted = fits_initial_head(self.config, head_kept=beginning.head_kept)
-        return _Begun(network.weights_hash, head_tensors(network), fitted, frozen)
+        return _InitialState(network.weights_hash, head_tensors(network), fitted, frozen)
 
     def tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return parameters, buffers and factors of the run's best network, on the processor.
@@ -120,13 +120,17 @@ def averaged_config(how: str, folders: Sequence[Path]) -> RunConfig:
     """
     if how not in get_args(How):
         raise ConfigError({"how": f"must be one of {', '.join(get_args(How))}, not {how!r}"})
-    parents, problems = _read(folders)
-    problems |= _differences(how, parents)
+    parents, problems = _read_runs(folders)
+    problems |= _find_differences(how, parents)
     if problems:
-        raise _refused(problems)
+        raise _make_error(problems)
     if not parents:
         raise ConfigError({"averaged": "name the runs to average"})
-    base = min(parents, key=lambda one: str(one.folder)) if how == "ensemble" else _base(parents)
+    base = (
+        min(parents, key=lambda one: str(one.folder))
+        if how == "ensemble"
+        else _choose_base(parents)
+    )
     runs = (
         base,
         *sorted((one for one in parents if one is not base), key=lambda one: str(one.folder)),
@@ -140,8 +144,8 @@ def why_not_averaged(how: str, folders: Sequence[Path]) -> list[str]:
 
     The list is empty where nothing does.
     """
-    parents, problems = _read(folders)
-    return _in_words(problems | _differences(how, parents))
+    parents, problems = _read_runs(folders)
+    return _format_problems(problems | _find_differences(how, parents))
 
 
 def read_parents(averaged: Averaged) -> list[Parent]:
@@ -150,13 +154,13 @@ def read_parents(averaged: Averaged) -> list[Parent]:
     Raises:
         ConfigError: If one is gone or damaged.
     """
-    parents, problems = _read([Path(run) for run in averaged.runs])
+    parents, problems = _read_runs([Path(run) for run in averaged.runs])
     if problems:
-        raise _refused(problems)
+        raise _make_error(problems)
     return parents
 
 
-def checked_parents(averaged: Averaged) -> list[Parent]:
+def read_matching_parents(averaged: Averaged) -> list[Parent]:
     """Read the runs that a config names and compare them with each other once more.
 
     They may have changed since the config was made.
@@ -165,22 +169,22 @@ def checked_parents(averaged: Averaged) -> list[Parent]:
         ConfigError: If they cannot be averaged.
     """
     parents = read_parents(averaged)
-    if problems := _differences(averaged.how, parents):
-        raise _refused(problems)
-    _base(parents)
+    if problems := _find_differences(averaged.how, parents):
+        raise _make_error(problems)
+    _choose_base(parents)
     return parents
 
 
-def checked_members(folders: Sequence[Path]) -> list[Parent]:
+def read_members(folders: Sequence[Path]) -> list[Parent]:
     """Read what an ensemble has kept of its runs, in its order.
 
     Raises:
         ConfigError: If one is gone or damaged, or their predictions cannot be averaged.
     """
-    members, problems = _read(folders)
-    problems |= _differences("ensemble", members)
+    members, problems = _read_runs(folders)
+    problems |= _find_differences("ensemble", members)
     if problems:
-        raise _refused(problems)
+        raise _make_error(problems)
     return members
 
 
@@ -201,24 +205,24 @@ def check_unchanged(dataset: Dataset, names: Sequence[str], parents: Sequence[Pa
             )
 
 
-def _read(folders: Sequence[Path]) -> tuple[list[Parent], Problems]:
+def _read_runs(folders: Sequence[Path]) -> tuple[list[Parent], Problems]:
     parents: list[Parent] = []
     problems: Problems = {}
     for folder in folders:
         try:
-            parents.append(Parent(folder, *read_trained(folder)))
+            parents.append(Parent(folder, *read_trained_run(folder)))
         except FinetuneError as error:
             problems[folder] = " ".join(str(error).split())
     return parents, problems
 
 
-def _differences(how: str, parents: Sequence[Parent]) -> Problems:
+def _find_differences(how: str, parents: Sequence[Parent]) -> Problems:
     """Return what keeps each run from being averaged with the first of them."""
     found: Problems = {}
     for parent in parents:
         try:
-            differs = _answers_otherwise if how == "ensemble" else _differs
-            reason = _unfit(how, parent) or differs(parent, parents[0])
+            differs = _why_predictions_differ if how == "ensemble" else _why_different
+            reason = _why_unfit(how, parent) or differs(parent, parents[0])
         except FinetuneError as error:
             reason = " ".join(str(error).split())
         if reason:
@@ -226,7 +230,7 @@ def _differences(how: str, parents: Sequence[Parent]) -> Problems:
     return found
 
 
-def _unfit(how: str, parent: Parent) -> str:
+def _why_unfit(how: str, parent: Parent) -> str:
     """Return why a run cannot be averaged with any other. Empty where it can."""
     config = parent.config
     if config.is_ensemble:
@@ -236,7 +240,7 @@ def _unfit(how: str, parent: Parent) -> str:
             else "it is an ensemble, which has no weights of its own"
         )
     if how == "ensemble":
-        return _not_predicted(parent)
+        return _why_not_predicted(parent)
     if STRATEGIES[config.strategy].fits:
         return "its head was fitted without epochs, so no weights have trained"
     if config.strategy == "lora" and how != "wise":
@@ -253,7 +257,7 @@ def _unfit(how: str, parent: Parent) -> str:
     return ""
 
 
-def _differs(one: Parent, first: Parent) -> str:
+def _why_different(one: Parent, first: Parent) -> str:
     """Return how a run differs from the first, so that their average would mean nothing.
 
     It is empty where they do not differ.
@@ -261,7 +265,7 @@ def _differs(one: Parent, first: Parent) -> str:
     name = first.folder.name
     if one.config.backbone != first.config.backbone:
         return f"its backbone is {one.config.backbone}, that of {name} is {first.config.backbone}"
-    if differing := _other_data(one, first):
+    if differing := _describe_data_difference(one, first):
         return differing
     if one.config.input_settings != first.config.input_settings:
         changed = [
@@ -273,16 +277,16 @@ def _differs(one: Parent, first: Parent) -> str:
             f"its images are prepared otherwise than those of {name}: "
             f"{', '.join(changed).replace('_', ' ')}"
         )
-    if differing := _other_subset(one.config, first.config):
+    if differing := _describe_subset_difference(one.config, first.config):
         return f"{differing} of {name}: average runs that trained on the same images"
-    if one.begun.weights_hash != first.begun.weights_hash:
+    if one.initial_state.weights_hash != first.initial_state.weights_hash:
         return f"it started from other weights than {name}"
-    if one.begun.fitted != first.begun.fitted:
+    if one.initial_state.fitted != first.initial_state.fitted:
         kinds = ["random", "a linear probe"]
-        own, others = kinds if first.begun.fitted else reversed(kinds)
+        own, others = kinds if first.initial_state.fitted else reversed(kinds)
         return f"its initial head was {own}, that of {name} {others} (--initial-head)"
-    head = first.begun.head
-    if any(not torch.equal(tensor, head[key]) for key, tensor in one.begun.head.items()):
+    head = first.initial_state.head
+    if any(not torch.equal(tensor, head[key]) for key, tensor in one.initial_state.head.items()):
         seeds = f"seed {one.config.first_seed}, not {first.config.first_seed}"
         return (
             f"its head began with other weights than that of {name} ({seeds}): train them again "
@@ -291,7 +295,7 @@ def _differs(one: Parent, first: Parent) -> str:
     return ""
 
 
-def _other_data(one: Parent, first: Parent) -> str:
+def _describe_data_difference(one: Parent, first: Parent) -> str:
     """Return how a run's images or classes differ from the first run's. Empty where they do not."""
     if difference := describe_class_difference(one.info.classes, first.info.classes):
         return f"its classes are not those of {first.folder.name}: it {difference}"
@@ -300,7 +304,7 @@ def _other_data(one: Parent, first: Parent) -> str:
     return ""
 
 
-def _other_subset(config: RunConfig, first: RunConfig) -> str:
+def _describe_subset_difference(config: RunConfig, first: RunConfig) -> str:
     """Return how the training images that a run drew differ from the first run's.
 
     It is empty where they do not. A share of the training images is drawn by the seed. A soup of
@@ -320,7 +324,7 @@ def _other_subset(config: RunConfig, first: RunConfig) -> str:
     return ""
 
 
-def _not_predicted(parent: Parent) -> str:
+def _why_not_predicted(parent: Parent) -> str:
     """Return why a run's predictions are not those of the network that it keeps.
 
     It is empty where they are.
@@ -334,15 +338,17 @@ def _not_predicted(parent: Parent) -> str:
     return ""
 
 
-def _answers_otherwise(one: Parent, first: Parent) -> str:
+def _why_predictions_differ(one: Parent, first: Parent) -> str:
     """Return why a run's probabilities mean something else than the first run's.
 
     It is empty where they mean the same.
     """
     name = first.folder.name
-    if differing := _other_data(one, first):
+    if differing := _describe_data_difference(one, first):
         return differing
-    if framed := [what for what, value in _framing(one).items() if value != _framing(first)[what]]:
+    if framed := [
+        what for what, value in _get_framing(one).items() if value != _get_framing(first)[what]
+    ]:
         return (
             f"its images are framed otherwise than those of {name} ({', '.join(framed)}), and one "
             "network takes one image"
@@ -354,7 +360,7 @@ def _answers_otherwise(one: Parent, first: Parent) -> str:
     return "" if ours.equals(theirs) else f"it has not predicted the same images as {name}"
 
 
-def _framing(parent: Parent) -> dict[str, int | str]:
+def _get_framing(parent: Parent) -> dict[str, int | str]:
     """Return the settings that decide which pixels a network sees.
 
     Their normalisation is not among them: it can be changed afterwards.
@@ -368,7 +374,7 @@ def _framing(parent: Parent) -> dict[str, int | str]:
     }
 
 
-def _base(parents: Sequence[Parent]) -> Parent:
+def _choose_base(parents: Sequence[Parent]) -> Parent:
     """Return the run with the fewest frozen weights.
 
     Every other run must freeze what this one freezes, too.
@@ -376,10 +382,14 @@ def _base(parents: Sequence[Parent]) -> Parent:
     Raises:
         ConfigError: If there is none, or these settings cannot be averaged.
     """
-    ordered = sorted(parents, key=lambda parent: (len(parent.begun.frozen), str(parent.folder)))
+    ordered = sorted(
+        parents, key=lambda parent: (len(parent.initial_state.frozen), str(parent.folder))
+    )
     base = ordered[0]
-    if other := next((one for one in ordered if not base.begun.frozen <= one.begun.frozen), None):
-        raise _refused(
+    if other := next(
+        (one for one in ordered if not base.initial_state.frozen <= one.initial_state.frozen), None
+    ):
+        raise _make_error(
             {
                 other.folder: f"it trains weights that are frozen in {base.folder.name}, and the "
                 "other way round"
@@ -388,9 +398,9 @@ def _base(parents: Sequence[Parent]) -> Parent:
     return base
 
 
-def _refused(problems: Problems) -> ConfigError:
-    return ConfigError({"averaged": "; ".join(_in_words(problems))})
+def _make_error(problems: Problems) -> ConfigError:
+    return ConfigError({"averaged": "; ".join(_format_problems(problems))})
 
 
-def _in_words(problems: Problems) -> list[str]:
+def _format_problems(problems: Problems) -> list[str]:
     return [f"{folder.name}: {reason.rstrip('.')}" for folder, reason in problems.items()]

@@ -13,7 +13,7 @@ import torch
 from finetune_core.training.compute import StepResult
 from finetune_core.training.device import Device
 from finetune_core.training.events import StageMeasures
-from finetune_core.training.movement import Measured
+from finetune_core.training.movement import Measurement
 from finetune_core.training.ranks import ALONE, Ranks
 
 _READ_BACK_SECONDS = 0.25
@@ -54,7 +54,7 @@ class PendingStep:
     predicted: torch.Tensor
     micro_batch: int
     memory_short: bool
-    measured: Measured | None
+    measured: Measurement | None
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class ReadStep:
         return not math.isfinite(self.loss) or (self.skipped and self.loss_scale < _SMALLEST_SCALE)
 
 
-def pending_step(
+def make_pending_step(
     step: int,
     labels: np.ndarray,
     learning_rate: float,
     done: StepResult,
     memory_short: bool,
-    measured: Measured | None,
+    measured: Measurement | None,
 ) -> PendingStep:
     """Return a step that is done, or will be, to be read back later."""
     numbers = torch.stack([done.loss, done.gradient_norm, done.skipped, done.loss_scale])

@@ -19,7 +19,7 @@ from finetune_core.training.device import Device
 _SHARE = 0.5
 
 
-def room_for_rows(device: Device) -> int:
+def bytes_for_rows(device: Device) -> int:
     """Return how many bytes of a device's own memory rows may take.
 
     It is 0 on a processor and on Apple's GPU, for which rows are in the right memory already.
@@ -30,14 +30,14 @@ def room_for_rows(device: Device) -> int:
     return int(_SHARE * (free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()))
 
 
-def room_when_idle(device: Device) -> int:
+def bytes_when_idle(device: Device) -> int:
     """Return how many bytes rows may take on a device that nothing uses yet."""
     if device.kind != "cuda":
         return 0
     return int(_SHARE * torch.cuda.get_device_properties(device.torch_device).total_memory)
 
 
-def placed(
+def place_lookups(
     lookups: Sequence[Lookup], used: np.ndarray, device: torch.device, room: int
 ) -> list[Lookup]:
     """Move lookups to the device, one after the other, as long as there is space.
@@ -55,12 +55,12 @@ def placed(
         known = used[lookup.places[used, 0] >= 0]
         needed = lookup.bytes_of(known)
         if 0 < needed <= room:
-            lookup, room = _on(lookup, device, known), room - needed
+            lookup, room = _move_lookup(lookup, device, known), room - needed
         found.append(lookup)
     return found
 
 
-def _on(lookup: Lookup, device: torch.device, known: np.ndarray) -> Lookup:
+def _move_lookup(lookup: Lookup, device: torch.device, known: np.ndarray) -> Lookup:
     try:
         return lookup.on(device, known)
     except RuntimeError as error:

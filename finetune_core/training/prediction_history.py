@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from finetune_core.errors import RunError
 from finetune_core.files import is_there, problem_with, read_regular, write_bytes
-from finetune_core.training.batches import uniform
+from finetune_core.training.batches import draw_uniform
 
 PREDICTION_HISTORY_FILE, _EARLIER_FILE = "prediction_history.json", "guesses.json"
 _MOST = 300
@@ -79,7 +79,7 @@ def add_predictions(
 
     An epoch that a resumed run repeats replaces its earlier entry.
     """
-    known = _begun(ids, keys, labels)
+    known = _start_history(ids, keys, labels)
     if epoch > 1:
         # A damaged history is no reason not to train. It begins again here.
         with suppress(RunError):
@@ -98,9 +98,9 @@ def add_predictions(
     write_bytes(run_dir / PREDICTION_HISTORY_FILE, content, make_folder=False)
 
 
-def _begun(ids: np.ndarray, keys: np.ndarray, labels: np.ndarray) -> PredictionHistory:
+def _start_history(ids: np.ndarray, keys: np.ndarray, labels: np.ndarray) -> PredictionHistory:
     """Return an empty history with the images to follow."""
-    some = np.sort(np.argsort(uniform(keys, 0, 0, 8), kind="stable")[:_MOST])
+    some = np.sort(np.argsort(draw_uniform(keys, 0, 0, 8), kind="stable")[:_MOST])
     return PredictionHistory(tuple(ids[some].tolist()), tuple(labels[some].tolist()), ())
 
 

@@ -149,7 +149,7 @@ def read_table(path: Path, splits: Collection[str], classes: int | None = None) 
             found = pq.ParquetFile(
                 file, read_dictionary=["id", "split"], page_checksum_verification=True
             )
-            return _checked(found, splits, classes)
+            return _read_checked(found, splits, classes)
     except FileNotFoundError:
         raise
     except (
@@ -164,13 +164,15 @@ def read_table(path: Path, splits: Collection[str], classes: int | None = None) 
         raise RunError(f"{path.parent}: {problem_with(path, error)}.") from None
 
 
-def _checked(file: pq.ParquetFile, splits: Collection[str], classes: int | None) -> pd.DataFrame:
+def _read_checked(
+    file: pq.ParquetFile, splits: Collection[str], classes: int | None
+) -> pd.DataFrame:
     """Read a table of predictions and check its columns and values.
 
     Raises:
         ValueError: If it is no table of predictions.
     """
-    width = _width(file.metadata, classes)
+    width = _check_width(file.metadata, classes)
     table = file.read(columns=_COLUMNS, use_threads=False, use_pandas_metadata=False)
     table.validate(full=True)
     if table.schema.names != _COLUMNS or any(column.null_count for column in table.columns):
@@ -185,8 +187,8 @@ def _checked(file: pq.ParquetFile, splits: Collection[str], classes: int | None)
         raise ValueError("its rows do not have a logit for each class")
     found = pd.DataFrame(
         {
-            "id": _texts(ids, _LONGEST_ID),
-            "split": _texts(split, _LONGEST_SPLIT),
+            "id": _decode_texts(ids, _LONGEST_ID),
+            "split": _decode_texts(split, _LONGEST_SPLIT),
             "label": labels.to_numpy().astype(np.int64),
         }
     )
@@ -195,7 +197,7 @@ def _checked(file: pq.ParquetFile, splits: Collection[str], classes: int | None)
     return found.assign(logits=list(matrix))
 
 
-def _width(metadata: pq.FileMetaData, classes: int | None) -> int:
+def _check_width(metadata: pq.FileMetaData, classes: int | None) -> int:
     """Return the number of logits per row, from the file's metadata.
 
     It is checked before anything large is read.
@@ -224,7 +226,7 @@ def _width(metadata: pq.FileMetaData, classes: int | None) -> int:
     return width
 
 
-def _texts(column: pa.ChunkedArray, longest: int) -> pd.Series:
+def _decode_texts(column: pa.ChunkedArray, longest: int) -> pd.Series:
     """Return a column of texts, checked as a dictionary first.
 
     A long text may be repeated without end.

@@ -27,14 +27,14 @@ from finetune_core.models.weights import PRETRAINED, RANDOM, download
 from finetune_core.training.batches import sample_keys, subset
 from finetune_core.training.compute import place
 from finetune_core.training.device import Device, choose_device, device_for_run
-from finetune_core.training.device_memory import count_anew
+from finetune_core.training.device_memory import reset_peak_memory
 from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
 from finetune_core.training.feeding import forward_batch
-from finetune_core.training.gather import gathered, known_nowhere
+from finetune_core.training.gather import find_uncached_anywhere, gather_rows
 from finetune_core.training.job import Job
-from finetune_core.training.networks import Beginning, beginning_of, check_earlier_run
+from finetune_core.training.networks import InitialNetwork, beginning_of, check_earlier_run
 from finetune_core.training.parents import read_parents
-from finetune_core.training.placement import placed, room_for_rows
+from finetune_core.training.placement import bytes_for_rows, place_lookups
 from finetune_core.training.ranks import ALONE, Ranks, check_gpus
 from finetune_core.training.stage_plan import Strategy, cut_index, plan, stages_of
 from finetune_core.training.strategies import epochs_of, fits_initial_head
@@ -44,10 +44,10 @@ from finetune_core.training.trunk import (
     TrunkTables,
     chosen_views,
     fill_trunk,
-    lacking,
-    needs_images,
+    find_missing,
+    find_uncached,
+    make_trunk_compiler,
     split_network,
-    trunk_compiler,
     why_eager,
     why_uncached,
 )
@@ -209,33 +209,35 @@ def prepare(
     check_config(config, run_dir)
     check_shared(config, ranks.world)
     indexing = index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots)
-    dataset = yield from _one_first(ranks, reported("index", indexing))
+    dataset = yield from _run_main_process_first(ranks, report_progress("index", indexing))
     check_classes(dataset)
     if dataset.unreadable:
-        yield _skipped(dataset.unreadable)
-    yield from _one_first(ranks, _weights(config))
+        yield _make_images_skipped(dataset.unreadable)
+    yield from _run_main_process_first(ranks, _download_weights(config))
     device = device_for_run(config)
     beginning = beginning_of(config, dataset.classes, run_dir)
     network = beginning.network
     _check_equal(ranks, dataset.fingerprint, network.weights_hash, device)
     prepared = _Prepared(config, dataset, beginning, plan(config, network.stages), device, ranks)
     place(network, prepared.strategy, device)
-    count_anew(device)
+    reset_peak_memory(device)
     reason = why_uncached(config, cut_index(prepared.strategy))
     if not reason:
         try:
-            return (yield from _with_trunk(prepared, split_network(network)))
+            return (yield from _prepare_trunk(prepared, split_network(network)))
         except CannotSplit as error:
             reason = str(error)
-    return (yield from _with_images(prepared, reason))
+    return (yield from _prepare_images(prepared, reason))
 
 
-def _weights(config: RunConfig) -> Generator[Event, None, None]:
+def _download_weights(config: RunConfig) -> Generator[Event, None, None]:
     for info in missing_weights([config]):
-        yield from reported("download", download(info))
+        yield from report_progress("download", download(info))
 
 
-def _one_first(ranks: Ranks, work: Generator[Event, None, Value]) -> Generator[Event, None, Value]:
+def _run_main_process_first(
+    ranks: Ranks, work: Generator[Event, None, Value]
+) -> Generator[Event, None, Value]:
     """Run work on one rank of each machine, then on the machine's other ranks.
 
     The other ranks start when they can read what the first has written.
@@ -265,7 +267,9 @@ def _check_equal(ranks: Ranks, fingerprint: str, weights_hash: str, device: Devi
             )
 
 
-def exact_job(job: Job, network: Network, splits: Sequence[str]) -> Generator[Event, None, Job]:
+def make_exact_job(
+    job: Job, network: Network, splits: Sequence[str]
+) -> Generator[Event, None, Job]:
     """Return a job that evaluates ``network`` in fp32 on some splits of a run, from pixels.
 
     Where the run has a cached trunk, this job has one, too. In fp32 a cached trunk gives what the
@@ -291,11 +295,11 @@ def exact_job(job: Job, network: Network, splits: Sequence[str]) -> Generator[Ev
         )
     used = np.concatenate(list(job.rows.values()))
     unused = frozenset(np.setdiff1d(np.arange(len(job.dataset.table)), used).tolist())
-    beginning, exact = Beginning(network), job.device.exact
+    beginning, exact = InitialNetwork(network), job.device.exact
     prepared = _Prepared(
         job.config, job.dataset, beginning, job.strategy, exact, job.ranks, tuple(splits), unused
     )
-    return (yield from _with_trunk(prepared, segments))
+    return (yield from _prepare_trunk(prepared, segments))
 
 
 @dataclass(frozen=True)
@@ -309,7 +313,7 @@ class _Prepared:
 
     config: RunConfig
     dataset: Dataset
-    beginning: Beginning
+    beginning: InitialNetwork
     strategy: Strategy
     device: Device
     ranks: Ranks
@@ -362,8 +366,8 @@ class _Prepared:
         decoded: int,
     ) -> Job:
         used, device = np.unique(np.concatenate(list(rows.values()))), self.device
-        source = source.held_in(
-            placed(source.lookups, used, device.torch_device, room_for_rows(device))
+        source = source.with_lookups(
+            place_lookups(source.lookups, used, device.torch_device, bytes_for_rows(device))
         )
         return Job(
             self.config,
@@ -384,11 +388,11 @@ class _Prepared:
         )
 
 
-def _with_images(prepared: _Prepared, reason: str) -> Generator[Event, None, Job]:
+def _prepare_images(prepared: _Prepared, reason: str) -> Generator[Event, None, Job]:
     """Prepare a job that runs the whole network in every step."""
     began = time.monotonic()
     wanted = np.sort(np.concatenate(list(prepared.rows({}).values())))
-    pixels = yield from _decoded(prepared, wanted)
+    pixels = yield from _decode(prepared, wanted)
     seconds = time.monotonic() - began
     views = chosen_views(prepared.config, cut_index(prepared.strategy)) or 0
     report = CacheReport("off", reason, views=views)
@@ -397,7 +401,7 @@ def _with_images(prepared: _Prepared, reason: str) -> Generator[Event, None, Job
     )
 
 
-def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, None, Job]:
+def _prepare_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, None, Job]:
     """Prepare a job that runs the trunk once, and only the tail in every step.
 
     Raises:
@@ -407,24 +411,27 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
     tail = segments.part(cut, None)
     tables = TrunkTables(prepared.network, prepared.device, config.image_size)
     began = time.monotonic()
-    needed = [_to_decode(prepared, tables, one) for one in _passes(prepared, prepared.rows({}))]
+    needed = [
+        _find_rows_to_decode(prepared, tables, one)
+        for one in _plan_passes(prepared, prepared.rows({}))
+    ]
     # Images that the best epoch is evaluated on: unreadable ones must be known now.
     if prepared.device.precision != "fp32":
         exact = TrunkTables(prepared.network, prepared.device.exact, config.image_size)
         rows = prepared.rows({})
         needed += [
-            _to_decode(prepared, exact, _Pass(rows[name], prepared.content, None, ""))
+            _find_rows_to_decode(prepared, exact, _Pass(rows[name], prepared.content, None, ""))
             for name in (VAL, TEST)
         ]
-    pixels = yield from _decoded(prepared, np.unique(np.concatenate(needed)))
+    pixels = yield from _decode(prepared, np.unique(np.concatenate(needed)))
     decode_seconds = time.monotonic() - began
     rows = prepared.rows(pixels.failed)
     images = prepared.images(pixels)
-    passes = _passes(prepared, rows)
-    filled = yield from _filled(prepared, tables, segments, passes, images)
+    passes = _plan_passes(prepared, rows)
+    filled = yield from _compute_trunk(prepared, tables, segments, passes, images)
     if filled is None:
         reason = "the output of the frozen stages fits neither into memory nor onto the disk"
-        return (yield from _with_images(prepared, reason))
+        return (yield from _prepare_images(prepared, reason))
     lookups = filled.lookups
     report = CacheReport(
         "disk" if any(lookup.where == "disk" for lookup in lookups) else "memory",
@@ -448,7 +455,7 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
 
 
 @dataclass(frozen=True)
-class _Filled:
+class _TrunkOutput:
     """The trunk's output for every pass.
 
     Attributes:
@@ -464,19 +471,19 @@ class _Filled:
     compilation: str
 
 
-def _filled(
+def _compute_trunk(
     prepared: _Prepared,
     tables: TrunkTables,
     segments: Segments,
     passes: "list[_Pass]",
     images: TrainingImages,
-) -> Generator[Event, None, _Filled | None]:
+) -> Generator[Event, None, _TrunkOutput | None]:
     """Compute the trunk's output for every pass, or return None if a machine lacks the space."""
     cut, lookups, seconds, ranks = cut_index(prepared.strategy), [], 0.0, prepared.ranks
-    shares, found = zip(*(_share(prepared, tables, one) for one in passes), strict=True)
-    left = sum(len(lacking(tables, cut, one.keys, one.rows, one.view)) for one in shares)
+    shares, found = zip(*(_share_pass(prepared, tables, one) for one in passes), strict=True)
+    left = sum(len(find_missing(tables, cut, one.keys, one.rows, one.view)) for one in shares)
     phase = "trunk" if TRAIN in prepared.splits else "evaluate"
-    with trunk_compiler(
+    with make_trunk_compiler(
         prepared.device, left, why_eager(prepared.config, prepared.device)
     ) as compiler:
 
@@ -485,15 +492,15 @@ def _filled(
             filling = fill_trunk(
                 tables, segments, cut, one.keys, one.rows, feed, compiler, one.view
             )
-            return (yield from reported(phase, filling))
+            return (yield from report_progress(phase, filling))
 
         for one, share in zip(passes, shares, strict=True):
             lookup, spent = yield from filled(share)
             # The other ranks' rows are on their machines' disks now.
             if ranks.several and all(ranks.meet(lookup is not None)):
                 began = time.monotonic()
-                room = yield from reported(
-                    "gather", gathered(ranks, tables.name(cut, one.view), one.keys[one.rows])
+                room = yield from report_progress(
+                    "gather", gather_rows(ranks, tables.name(cut, one.view), one.keys[one.rows])
                 )
                 spent += time.monotonic() - began
                 lookup = (yield from filled(one))[0] if room else None
@@ -501,7 +508,7 @@ def _filled(
                 return None
             lookups.append(lookup)
             seconds += spent
-    return _Filled(lookups, sum(found), seconds, compiler.report)
+    return _TrunkOutput(lookups, sum(found), seconds, compiler.report)
 
 
 @dataclass(frozen=True)
@@ -521,32 +528,32 @@ class _Pass:
     view: str
 
 
-def _to_decode(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> np.ndarray:
+def _find_rows_to_decode(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> np.ndarray:
     """Return the rows of a pass whose pixels this machine needs.
 
     These are its share of the rows that no machine has cached.
     """
     cut, ranks = cut_index(prepared.strategy), prepared.ranks
-    new = one.rows[known_nowhere(ranks, tables.lacks(cut, one.keys[one.rows], one.view))]
-    return needs_images(
-        tables, cut, one.keys, ranks.machine_share(new, forward_batch(prepared.device)), one.view
+    new = one.rows[find_uncached_anywhere(ranks, tables.lacks(cut, one.keys[one.rows], one.view))]
+    return find_uncached(
+        tables, cut, one.keys, ranks.machine_rows(new, forward_batch(prepared.device)), one.view
     )
 
 
-def _share(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> tuple[_Pass, int]:
+def _share_pass(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> tuple[_Pass, int]:
     """Return this rank's part of a pass, and how many rows any machine has cached.
 
     Rows that another rank computes, or that come from another machine, are left out.
     """
     lacks = tables.lacks(cut_index(prepared.strategy), one.keys[one.rows], one.view)
-    new = one.rows[known_nowhere(prepared.ranks, lacks)]
-    own = prepared.ranks.rank_share(new, forward_batch(prepared.device))
+    new = one.rows[find_uncached_anywhere(prepared.ranks, lacks)]
+    own = prepared.ranks.rank_rows(new, forward_batch(prepared.device))
     return replace(one, rows=one.rows[~lacks | np.isin(one.rows, own)]), len(one.rows) - len(new)
 
 
-def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
+def _plan_passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
     config = prepared.config
-    # Test images are used once, in fp32: see ``exact_job``.
+    # Test images are used once, in fp32: see ``make_exact_job``.
     if prepared.device.precision != "fp32":
         rows = {name: found for name, found in rows.items() if name != TEST}
     views = chosen_views(config, cut_index(prepared.strategy))
@@ -565,7 +572,7 @@ def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
     return [_Pass(kept, prepared.content, None, ""), *augmented]
 
 
-def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, Pixels]:
+def _decode(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, Pixels]:
     resize = prepared.network.info.resize(prepared.config.image_size)
     ranks = prepared.ranks
 
@@ -576,9 +583,9 @@ def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, 
             rows,
             resize,
         )
-        return (yield from reported("decode", work))
+        return (yield from report_progress("decode", work))
 
-    pixels = yield from decoded(ranks.local_share(wanted, forward_batch(prepared.device)))
+    pixels = yield from decoded(ranks.local_rows(wanted, forward_batch(prepared.device)))
     if ranks.several:
         words = ranks.meet((pixels.failed, pixels.decoded, pixels.kept is not None))
         failed = {row: reason for each, _, _ in words for row, reason in each.items()}
@@ -590,7 +597,7 @@ def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, 
         pixels = replace(pixels, kept=pixels.kept if kept else None, failed=failed, decoded=count)
     # Later in a run such images are lost, not skipped.
     if pixels.failed and TRAIN in prepared.splits:
-        yield _skipped([*prepared.dataset.unreadable, *pixels.failed.values()])
+        yield _make_images_skipped([*prepared.dataset.unreadable, *pixels.failed.values()])
     return pixels
 
 
@@ -607,11 +614,11 @@ def finding_rows(dataset: Dataset) -> list[FindingRow]:
     ]
 
 
-def _skipped(reasons: Sequence[str]) -> ImagesSkipped:
+def _make_images_skipped(reasons: Sequence[str]) -> ImagesSkipped:
     return ImagesSkipped(len(reasons), list(reasons[:_EXAMPLES]))
 
 
-def reported(phase: str, work: Work[Value]) -> Generator[Event, None, Value]:
+def report_progress(phase: str, work: Work[Value]) -> Generator[Event, None, Value]:
     """Turn the steps of some work into events, not too many, and return its result.
 
     Args:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from finetune_core.config import Augmentation
 from finetune_core.data.decode import PAD, read_scaled, read_square
 from finetune_core.models.catalogue import BackboneInfo
-from finetune_core.training.batches import augmented, evaluated, normalised, sample_keys
+from finetune_core.training.batches import augment, evaluated, normalised, sample_keys
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,6 @@ def augmented_versions(
     square = torch.from_numpy(decoded.copy()).permute(2, 0, 1)[None]
     keys = sample_keys([sample])
     versions = [
-        augmented(square, kind, keys, seed, version, image_size)[0] for version in range(count)
+        augment(square, kind, keys, seed, version, image_size)[0] for version in range(count)
     ]
     return [version.permute(1, 2, 0).numpy() for version in versions]

@@ -15,7 +15,7 @@ from finetune_core.training.logistic import Choice, Linear, linear_probe
 from finetune_core.work import Work
 
 _MOST = 8  # heads of a few megabytes each
-_fitted: OrderedDict[bytes, tuple[Linear, Choice]] = OrderedDict()
+_probes: OrderedDict[bytes, tuple[Linear, Choice]] = OrderedDict()
 _lock = Lock()
 
 
@@ -36,21 +36,21 @@ def fit_once(
     """
     key = _digest(features, labels, sets, classes, seed)
     with _lock:
-        known = _fitted.get(key)
+        known = _probes.get(key)
     if known is None:
         known = yield from linear_probe(features, labels, sets, classes, seed)
     with _lock:
-        _fitted[key] = known
-        _fitted.move_to_end(key)
-        while len(_fitted) > _MOST:
-            _fitted.popitem(last=False)
+        _probes[key] = known
+        _probes.move_to_end(key)
+        while len(_probes) > _MOST:
+            _probes.popitem(last=False)
     return known
 
 
 def forget() -> None:
     """Clear the memo, so that every probe is fitted again."""
     with _lock:
-        _fitted.clear()
+        _probes.clear()
 
 
 def _digest(

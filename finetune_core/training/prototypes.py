@@ -34,7 +34,7 @@ SCALES = tuple(10 ** (quarter / 4) for quarter in range(9))
 _FALLBACK = 10.0  # where there are too few images to choose by
 
 
-def prototypes(
+def fit_prototypes(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> Work[tuple[Linear, Choice]]:
     """Return class means as a linear head, with the best scale of its logits.
@@ -59,7 +59,7 @@ def prototypes(
             class_means(features[inside], labels[inside], classes).logits(features[outside])
         )
         held.append(labels[outside])
-    candidates = _scored(torch.cat(logits), torch.cat(held)) if folds else ()
+    candidates = _score_scales(torch.cat(logits), torch.cat(held)) if folds else ()
     chosen = min(candidates, key=lambda one: one["loss"])["value"] if candidates else _FALLBACK
     head = class_means(features, labels, classes)
     return Linear(chosen * head.weight, chosen * head.bias), Choice(
@@ -82,7 +82,7 @@ def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> L
     return Linear(weight / usual, torch.where(empty, -2 * lengths.max() / usual, 0.0))
 
 
-def _scored(logits: torch.Tensor, labels: torch.Tensor) -> tuple[Candidate, ...]:
+def _score_scales(logits: torch.Tensor, labels: torch.Tensor) -> tuple[Candidate, ...]:
     accuracy = float((logits.argmax(1) == labels).float().mean())
     return tuple(
         {"value": scale, "loss": float(cross_entropy(scale * logits, labels)), "accuracy": accuracy}

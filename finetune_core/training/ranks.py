@@ -32,10 +32,10 @@ from finetune_core.errors import ConfigError, TrainingError, is_out_of_memory
 from finetune_core.files import temporary_folder
 from finetune_core.formatting import things
 
-Word = TypeVar("Word")
+Value = TypeVar("Value")
 
 # A run may wait long for its device. The launcher notices when a rank has died.
-_PATIENCE = timedelta(days=7)
+_TIMEOUT = timedelta(days=7)
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -48,7 +48,7 @@ class RankLost(TrainingError):
 
 
 @dataclass(frozen=True)
-class _Left:
+class _Failure:
     """Sent instead of a value by a rank that has ended.
 
     Attributes:
@@ -87,7 +87,7 @@ class Ranks:
             local_rank,
             local_world,
         )
-        self._place, self._over, self.broke_off = place, False, False
+        self._meeting_point, self._has_ended, self.broke_off = place, False, False
 
     @property
     def several(self) -> bool:
@@ -102,7 +102,7 @@ class Ranks:
         """Whether the ranks are on several machines."""
         return self.world > self.local_world
 
-    def meet(self, word: Word) -> list[Word]:
+    def meet(self, word: Value) -> list[Value]:
         """Gather one value from every rank, in rank order.
 
         Raises:
@@ -111,27 +111,27 @@ class Ranks:
         """
         if not self.several:
             return [word]
-        with self.breaking_off():
-            words = self._hear(word)
-        self._over = any(isinstance(said, _Left) for said in words)
-        if isinstance(words[0], _Left):
+        with self.mark_broken_on_error():
+            words = self._all_gather(word)
+        self._has_ended = any(isinstance(said, _Failure) for said in words)
+        if isinstance(words[0], _Failure):
             raise LeaderEnded
         for rank, said in enumerate(words):
-            if isinstance(said, _Left):
+            if isinstance(said, _Failure):
                 raise TrainingError(f"Rank {rank} of {self.world} could not go on: {said.reason}")
         return words
 
-    def decided(self, answer: Word) -> Word:
+    def decided(self, answer: Value) -> Value:
         """Return rank 0's value on every rank."""
         return self.meet(answer)[0]
 
-    def _hear(self, word: Any) -> list[Any]:
+    def _all_gather(self, word: Any) -> list[Any]:
         words = [None] * self.world
-        with _in_words():
+        with _translate_connection_errors():
             dist.all_gather_object(words, word)
         return words
 
-    def share(self, count: int) -> slice:
+    def batch_slice(self, count: int) -> slice:
         """Return the slice of a batch of ``count`` images that this rank computes.
 
         Slices are nearly equal in length. No rank gets a single image of several, on which
@@ -155,27 +155,29 @@ class Ranks:
             sent: Tensors to send, by receiving rank.
             expected: Tensors to fill in place, by sending rank.
         """
-        ways = [dist.P2POp(dist.isend, _bytes(tensor), rank) for rank, tensor in sent.items()]
-        ways += [dist.P2POp(dist.irecv, _bytes(tensor), rank) for rank, tensor in expected.items()]
-        with self.breaking_off(), _in_words():
+        ways = [dist.P2POp(dist.isend, _as_bytes(tensor), rank) for rank, tensor in sent.items()]
+        ways += [
+            dist.P2POp(dist.irecv, _as_bytes(tensor), rank) for rank, tensor in expected.items()
+        ]
+        with self.mark_broken_on_error(), _translate_connection_errors():
             for work in dist.batch_isend_irecv(ways) if ways else ():
                 work.wait()
 
-    def rank_share(self, rows: np.ndarray, batch: int) -> np.ndarray:
+    def rank_rows(self, rows: np.ndarray, batch: int) -> np.ndarray:
         """Return the rows that this rank computes for all ranks.
 
         Shares are whole batches, so that each batch is computed as by a single rank.
         """
-        return _whole_batches(rows, batch, [self.rank], self.world)
+        return _select_batches(rows, batch, [self.rank], self.world)
 
-    def machine_share(self, rows: np.ndarray, batch: int) -> np.ndarray:
+    def machine_rows(self, rows: np.ndarray, batch: int) -> np.ndarray:
         """Return the rows that the ranks of this machine compute for all ranks."""
         first = self.rank - self.local_rank
-        return _whole_batches(rows, batch, range(first, first + self.local_world), self.world)
+        return _select_batches(rows, batch, range(first, first + self.local_world), self.world)
 
-    def local_share(self, rows: np.ndarray, batch: int) -> np.ndarray:
+    def local_rows(self, rows: np.ndarray, batch: int) -> np.ndarray:
         """Return the rows that this rank computes where its machine computes all of them."""
-        return _whole_batches(rows, batch, [self.local_rank], self.local_world)
+        return _select_batches(rows, batch, [self.local_rank], self.local_world)
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -189,18 +191,18 @@ class Ranks:
         if not self.several:
             yield
             return
-        if not self._place:
+        if not self._meeting_point:
             see_one_device(self.local_rank, self.local_world)
         CACHE.shared = True
-        with _in_words():
-            self._find_each_other()
+        with _translate_connection_errors():
+            self._connect()
         try:
             yield
         except Exception as error:
-            self._part(str(error) or type(error).__name__)
+            self._leave(str(error) or type(error).__name__)
             raise
         else:
-            self._part("")
+            self._leave("")
         finally:
             # A broken rank leaves its connections to the end of the process: NCCL would wait for
             # the other ranks here.
@@ -208,7 +210,7 @@ class Ranks:
                 dist.destroy_process_group()
 
     @contextmanager
-    def breaking_off(self) -> Iterator[None]:
+    def mark_broken_on_error(self) -> Iterator[None]:
         """Mark this rank as broken if the block fails, in which the others wait for it.
 
         Such a rank cannot tell the others why: they receive no values before their sum or exchange
@@ -218,39 +220,41 @@ class Ranks:
         try:
             yield
         except Exception:
-            self._over = self.broke_off = self.several
+            self._has_ended = self.broke_off = self.several
             raise
 
-    def _find_each_other(self) -> None:
+    def _connect(self) -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        if self._place:
+        if self._meeting_point:
             # Keep torch.distributed off the network, where it would listen.
-            os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback())
+            os.environ |= dict.fromkeys(
+                ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback_interface()
+            )
             # Not a URI: torch does not decode one, and waits for the wrong file.
-            store = dist.FileStore(str(self._place), self.world)  # type: ignore[attr-defined]
-            store.set_timeout(_PATIENCE)
+            store = dist.FileStore(str(self._meeting_point), self.world)  # type: ignore[attr-defined]
+            store.set_timeout(_TIMEOUT)
             dist.init_process_group(
-                backend, store=store, rank=self.rank, world_size=self.world, timeout=_PATIENCE
+                backend, store=store, rank=self.rank, world_size=self.world, timeout=_TIMEOUT
             )
         else:
-            dist.init_process_group(backend, timeout=_PATIENCE)
+            dist.init_process_group(backend, timeout=_TIMEOUT)
 
-    def _part(self, reason: str) -> None:
+    def _leave(self, reason: str) -> None:
         if self.broke_off:
             return
         # If a rank is gone without a message, the others notice it as this one did.
         with suppress(RankLost):
-            if not self._over:
-                self._over = True
-                self._hear(_Left(reason))
+            if not self._has_ended:
+                self._has_ended = True
+                self._all_gather(_Failure(reason))
             # No rank exits while rank 0 still writes: the launcher would end rank 0, too.
-            self._hear(None)
+            self._all_gather(None)
 
 
 ALONE = Ranks()
 
 
-def _whole_batches(rows: np.ndarray, batch: int, which: Collection[int], among: int) -> np.ndarray:
+def _select_batches(rows: np.ndarray, batch: int, which: Collection[int], among: int) -> np.ndarray:
     """Return the rows of every batch whose number is one of ``which``.
 
     Batches are numbered from 0 to ``among - 1``, again and again.
@@ -259,7 +263,7 @@ def _whole_batches(rows: np.ndarray, batch: int, which: Collection[int], among: 
     return share
 
 
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
@@ -283,7 +287,7 @@ class GradientSum:
             self._buffer = torch.empty(needed, device=tensors[0].device)
 
     @torch.no_grad()
-    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over all ranks.
 
         The buffer is reserved, and all ranks have just met.
@@ -295,7 +299,7 @@ class GradientSum:
             for piece, tensor in zip(flat.split(sizes), tensors, strict=True)
         ]
         torch._foreach_copy_(pieces, list(tensors))
-        with _in_words():
+        with _translate_connection_errors():
             for sum_ in [dist.all_reduce(part, async_op=True) for part in flat.split(self.BUCKET)]:
                 sum_.wait()
         torch._foreach_copy_(list(tensors), pieces)
@@ -326,7 +330,7 @@ def launched() -> Ranks:
     return Ranks(rank, world, local_rank, local_world)
 
 
-def _loopback() -> str:
+def _loopback_interface() -> str:
     """Return the name of the loopback network interface."""
     interfaces: dict[str, Any] = psutil.net_if_addrs()
     return next(
@@ -345,7 +349,7 @@ def see_one_device(local_rank: int, local_world: int) -> None:
         ConfigError: As ``check_gpus``.
     """
     check_gpus(local_world)
-    if there := _gpus():
+    if there := _visible_gpus():
         os.environ[_VISIBLE] = there[local_rank]
 
 
@@ -357,11 +361,12 @@ def check_gpus(devices: int) -> None:
     Raises:
         ConfigError: If there are too few.
     """
-    if 0 < len(_gpus()) < devices:
+    if 0 < len(_visible_gpus()) < devices:
         raise ConfigError(
             {
-                "devices": f"this machine has {things(len(_gpus()), 'GPU')}, not {devices}: start "
-                f"fewer processes, or set {_VISIBLE} to nothing, to train on the processor"
+                "devices": f"this machine has {things(len(_visible_gpus()), 'GPU')}, not "
+                f"{devices}: start fewer processes, or set {_VISIBLE} to nothing, to train on the "
+                "processor"
             }
         )
 
@@ -371,22 +376,22 @@ def most_devices() -> int:
 
     These are its GPUs, or without GPUs the processor cores that this process may use.
     """
-    return len(_gpus()) or usable_cores()
+    return len(_visible_gpus()) or usable_cores()
 
 
-def _gpus() -> list[str]:
+def _visible_gpus() -> list[str]:
     """Return the NVIDIA GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them.
 
     CUDA is not initialised.
     """
     if named := os.environ.get(_VISIBLE):
-        names = takewhile(_names_gpu, (name.strip() for name in named.split(",")))
+        names = takewhile(_is_gpu_name, (name.strip() for name in named.split(",")))
         # CUDA shows no GPU at all where one is named twice.
         return [] if len(set(found := list(names))) < len(found) else found
     return [] if named == "" else [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _names_gpu(name: str) -> bool:
+def _is_gpu_name(name: str) -> bool:
     """Return whether CUDA takes ``name`` for a GPU.
 
     CUDA ignores the first name that it does not, and all names after it.
@@ -395,7 +400,7 @@ def _names_gpu(name: str) -> bool:
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
+def _translate_connection_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

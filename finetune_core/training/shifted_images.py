@@ -27,11 +27,11 @@ from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.models.partition import Segments
 from finetune_core.training.answers import answers
-from finetune_core.training.evaluation import logits_in_parts
+from finetune_core.training.evaluation import compute_logits_in_parts
 from finetune_core.training.events import Classes, Event
 from finetune_core.training.job import Job
 from finetune_core.training.predictions import fact_of, read_table
-from finetune_core.training.prepare import reported
+from finetune_core.training.prepare import report_progress
 from finetune_core.training.stage_plan import cut_index
 from finetune_core.training.trunk import CachedTrunk, split_network
 
@@ -69,19 +69,19 @@ class ShiftedImages:
     labels: torch.Tensor
     problem: str = ""
 
-    def judged(self, job: Job) -> tuple[float, float]:
+    def evaluate(self, job: Job) -> tuple[float, float]:
         """Return the accuracy (0…1) of the job's network, and its mean cross-entropy in nats."""
         found, size = [], job.evaluation_batch
         with torch.no_grad():
             for some in self.inputs.split(job.evaluation_batch):
-                logits, size = logits_in_parts(job.forward, some, job.device, size)
+                logits, size = compute_logits_in_parts(job.forward, some, job.device, size)
                 found.append(logits.cpu())
         logits = torch.cat(found)
         right = float((logits.argmax(1) == self.labels).double().mean())
         return right, cross_entropy(logits.double(), self.labels).item()
 
 
-def shifted_images(
+def read_shifted_images(
     job: Job, earlier: Path, roots: Sequence[Path] = ()
 ) -> Generator[Event, None, list[ShiftedImages]]:
     """Read the latest data sets that an earlier run with the job's classes has predicted.
@@ -93,7 +93,7 @@ def shifted_images(
         roots: When given, images outside these folders are not read.
     """
     found = []
-    for path in _latest(earlier):
+    for path in _find_latest(earlier):
         try:
             facts = _read_facts(path)
             data, table = facts["data"], read_table(path, (SHIFTED,), len(facts["classes"]))
@@ -105,13 +105,13 @@ def shifted_images(
             found.append(ShiftedImages(data, torch.empty(0), torch.empty(0), reason))
             continue
         try:
-            found.append((yield from _decoded(job, data, table, roots)))
+            found.append((yield from _decode_sample(job, data, table, roots)))
         except FinetuneError as error:
             found.append(ShiftedImages(data, torch.empty(0), torch.empty(0), str(error)))
     return found
 
 
-def _latest(folder: Path) -> list[Path]:
+def _find_latest(folder: Path) -> list[Path]:
     try:
         files = [
             Path(entry.path) for entry in os.scandir(folder) if SHIFTED_FILE.fullmatch(entry.name)
@@ -134,7 +134,7 @@ def _read_facts(path: Path) -> _Facts:
     return _FACTS.validate_json(said)
 
 
-def _decoded(
+def _decode_sample(
     job: Job, data: str, table: pd.DataFrame, roots: Sequence[Path]
 ) -> Generator[Event, None, ShiftedImages]:
     """Decode a sample of the images in a table of predictions.
@@ -144,37 +144,37 @@ def _decoded(
     """
     if roots:
         check_roots(data, roots)
-    seen = yield from reported("index", look_through(data, roots))
+    seen = yield from report_progress("index", look_through(data, roots))
     there = seen.rows.loc[seen.rows["problem"] == "", ["id", "content"]]
     rows = table.merge(there, on="id")
     if rows.empty:
-        raise _gone(data)
+        raise _make_missing_error(data)
     rows = rows.sample(min(MOST_IMAGES, len(rows)), random_state=0)
     info, size = job.network.info, job.config.image_size
     paths, keys = ImagePaths(seen.listing.root, rows["id"]), rows["content"].to_numpy(np.uint64)
     decoding = decode_pixels(paths, keys, np.arange(len(rows)), info.resize(size))
-    pixels = yield from reported("decode", decoding)
+    pixels = yield from report_progress("decode", decoding)
     readable = np.setdiff1d(np.arange(len(rows)), list(pixels.failed))
     if not len(readable):
-        raise _gone(data)
-    before = _before_forward(job)
+        raise _make_missing_error(data)
+    before = _get_trunk(job)
 
     def answer(images: torch.Tensor) -> np.ndarray:
         return before(job.device.take(images)).float().cpu().numpy() if before else images.numpy()
 
     with torch.no_grad():
-        inputs = yield from reported(
+        inputs = yield from report_progress(
             "average", answers(pixels, readable, info, size, answer, "average")
         )
     labels = torch.from_numpy(rows["label"].to_numpy(np.int64)[readable])
     return ShiftedImages(data, torch.from_numpy(inputs), labels)
 
 
-def _gone(data: str) -> DataError:
+def _make_missing_error(data: str) -> DataError:
     return DataError(f"None of the images in {data} that were predicted can be read any more.")
 
 
-def _before_forward(job: Job) -> torch.nn.Module | None:
+def _get_trunk(job: Job) -> torch.nn.Module | None:
     """Return the trunk, which images go through before ``forward`` takes them.
 
     All networks of the job share it. It is None where ``forward`` is the whole network.

@@ -114,7 +114,7 @@ class SpeedBook:
         Where it was never compiled, these are the medians on this machine.
         """
         found = _read(self._file)["compilations"]
-        known = {name: one for name, value in found.items() if (one := _compilation(value))}
+        known = {name: one for name, value in found.items() if (one := _parse_compilation(value))}
         if key in known:
             return known[key]
         worth = [one for one in known.values() if one.saved > 0] or [_USUAL]
@@ -139,11 +139,11 @@ class SpeedBook:
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
     """Return ``speeds``, ``decode`` and ``compilations``, each by its key. Do not change them."""
-    return _parsed(file, stamp(file))
+    return _parse(file, stamp(file))
 
 
 @lru_cache(maxsize=4)
-def _parsed(file: Path, _changed: Stamp | None) -> dict[str, dict[str, Any]]:
+def _parse(file: Path, _changed: Stamp | None) -> dict[str, dict[str, Any]]:
     try:
         known = json.loads(read_regular(file, _LARGEST))
         # Missing or damaged. Speeds can be measured again.
@@ -156,7 +156,7 @@ def _parsed(file: Path, _changed: Stamp | None) -> dict[str, dict[str, Any]]:
     }
 
 
-def _compilation(value: Any) -> Compilation | None:
+def _parse_compilation(value: Any) -> Compilation | None:
     try:
         found = Compilation(**value)
     except TypeError:

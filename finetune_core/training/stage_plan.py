@@ -99,27 +99,27 @@ def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:
             }
         )
     return tuple(
-        _stage_plan(config, rule, stage) for stage, rule in zip(stages, rules, strict=True)
+        _plan_stage(config, rule, stage) for stage, rule in zip(stages, rules, strict=True)
     )
 
 
-def _stage_plan(config: RunConfig, rule: Rule, stage: Stage) -> StagePlan:
+def _plan_stage(config: RunConfig, rule: Rule, stage: Stage) -> StagePlan:
     rank, scale = (
         (config.lora_rank, config.lora_alpha / config.lora_rank)
         if rule.part in ("lora", "lora_norms")
         else (0, 0.0)
     )
-    batchnorm = _batchnorm(config, rule)
+    batchnorm = _choose_batchnorm_mode(config, rule)
     planned = StagePlan(
         stage.name, rule.rate == 0, rule.rate, rule.thaw_epoch, batchnorm, rule.part, rank, scale
     )
     # A stage may have no norms, for example.
-    if rule.rate and rule.part != "none" and not _trained_count(planned, stage):
+    if rule.rate and rule.part != "none" and not _count_trained(planned, stage):
         return StagePlan(stage.name, True, 0.0, 1, "frozen")
     return planned
 
 
-def _batchnorm(config: RunConfig, rule: Rule) -> BatchNormMode:
+def _choose_batchnorm_mode(config: RunConfig, rule: Rule) -> BatchNormMode:
     """Return what BatchNorm does in a stage.
 
     Where only biases or factors train, the statistics stay: a moving mean is a moving bias.
@@ -176,15 +176,15 @@ def trainable_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
     A linear probe and prototypes fit the head's weight and bias. k-NN has no parameters: it stores
     the training images' features.
     """
-    return sum(_trained_count(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
+    return sum(_count_trained(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
 
 
 def total_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
     """Return how many parameters the run's network has."""
-    return sum(_parameter_count(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
+    return sum(_count_parameters(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
 
 
-def factored_numbers(strategy: Strategy, stages: Sequence[Stage]) -> int:
+def count_factored(strategy: Strategy, stages: Sequence[Stage]) -> int:
     """Return the size of all parameters that low-rank factors change."""
     shapes = [
         factored_matrices(plan, stage).values()
@@ -193,11 +193,11 @@ def factored_numbers(strategy: Strategy, stages: Sequence[Stage]) -> int:
     return sum(rows * columns for each in shapes for rows, columns in each)
 
 
-def _parameter_count(plan: StagePlan, stage: Stage) -> int:
+def _count_parameters(plan: StagePlan, stage: Stage) -> int:
     return 0 if plan.part == "none" else stage.parameter_count
 
 
-def _trained_count(plan: StagePlan, stage: Stage) -> int:
+def _count_trained(plan: StagePlan, stage: Stage) -> int:
     if plan.part == "none":
         return 0
     factors = sum(
@@ -214,9 +214,9 @@ def describe(strategy: Strategy, stages: Sequence[Stage]) -> list[StageRow]:
     return [
         {
             "name": stage.name,
-            "parameters": _parameter_count(plan, stage),
+            "parameters": _count_parameters(plan, stage),
             "trains": not plan.frozen,
-            "trained": _trained_count(plan, stage),
+            "trained": _count_trained(plan, stage),
             "rate": plan.rate,
             "thaw_epoch": plan.thaw_epoch,
             "part": plan.part,

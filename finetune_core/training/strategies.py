@@ -52,7 +52,7 @@ class NamedStrategy:
 Rules = Callable[[RunConfig, Sequence[str]], Sequence[Rule]]
 
 
-def _last(count: int) -> Rules:
+def _train_last(count: int) -> Rules:
     def rules(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
         first = max(0, len(names) - count)
         return [Rule(float(index >= first)) for index in range(len(names))]
@@ -65,16 +65,16 @@ def _store_features(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
     return [*[Rule(0.0)] * (len(names) - 1), Rule(1.0, part="none")]
 
 
-def _first_block(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
+def _train_first_block(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
     """Train the stem, the first stage after it, and the new head."""
     return [Rule(float(index < 2 or index == len(names) - 1)) for index in range(len(names))]
 
 
-def _everything(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
+def _train_all(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
     return [Rule(1.0)] * len(names)
 
 
-def _only(part: Part) -> Rules:
+def _train_only(part: Part) -> Rules:
     def rules(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
         return [*[Rule(1.0, part=part)] * (len(names) - 1), Rule(1.0)]
 
@@ -130,7 +130,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "Only the new head trains.",
         "The fastest, and hard to overfit: right for few images, or images like ImageNet's.",
         "Donahue et al. 2014, DeCAF",
-        _last(1),
+        _train_last(1),
         classic=True,
     ),
     "linear_probe": NamedStrategy(
@@ -140,7 +140,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "chosen by cross-validation within the training images.",
         "Alain & Bengio 2016, Understanding intermediate layers using linear classifier probes; "
         "Oquab et al. 2023, DINOv2",
-        _last(1),
+        _train_last(1),
         settings=("features_from",),
         fits="linear_probe",
     ),
@@ -151,7 +151,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "mean) by cosine similarity. Features are not centred, which did better on most of what "
         "was measured.",
         "Wang et al. 2019, SimpleShot",
-        _last(1),
+        _train_last(1),
         settings=("features_from",),
         fits="prototypes",
     ),
@@ -172,7 +172,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "The last stage and the head train.",
         "The usual first choice when feature extraction is not good enough.",
         "Yosinski et al. 2014, How transferable are features in deep neural networks?",
-        _last(2),
+        _train_last(2),
         classic=True,
     ),
     "last_two_blocks": NamedStrategy(
@@ -180,7 +180,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "The last two stages and the head train.",
         "For images that look unlike ImageNet's, with some hundreds for each class.",
         "Yosinski et al. 2014, How transferable are features in deep neural networks?",
-        _last(3),
+        _train_last(3),
         classic=True,
     ),
     "full": NamedStrategy(
@@ -188,7 +188,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "All stages train.",
         "The slowest; pays with many images, or images very unlike ImageNet's.",
         "Kornblith et al. 2019, Do better ImageNet models transfer better?",
-        _everything,
+        _train_all,
         classic=True,
     ),
     "first_block": NamedStrategy(
@@ -197,28 +197,28 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "Pays when the images differ in their pixels (noise, blur, another camera), not in what "
         "they show.",
         "Lee et al. 2023, Surgical fine-tuning",
-        _first_block,
+        _train_first_block,
     ),
     "batchnorm_only": NamedStrategy(
         "Normalization layers only",
         "The normalization layers and the head train.",
         "Few weights, but much effect on how features are scaled.",
         "Frankle et al. 2021, Training BatchNorm and only BatchNorm",
-        _only("norms"),
+        _train_only("norms"),
     ),
     "bias_only": NamedStrategy(
         "Bias only (BitFit)",
         "The biases and the head train.",
         "A very small change to the network, for small data sets.",
         "Ben Zaken et al. 2022, BitFit; Cai et al. 2020, TinyTL",
-        _only("biases"),
+        _train_only("biases"),
     ),
     "from_scratch": NamedStrategy(
         "From scratch",
         "Random weights; all stages train.",
         "The control that shows what pretraining was worth.",
         "He et al. 2019, Rethinking ImageNet pre-training",
-        _everything,
+        _train_all,
     ),
     "linear_probe_then_full": NamedStrategy(
         "Linear probe, then full (LP-FT)",

@@ -22,12 +22,12 @@ from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.compute import StepRule, place, train_step
 from finetune_core.training.device import Device, device_for_run
-from finetune_core.training.device_memory import bytes_taken
-from finetune_core.training.device_turn import work_in_turn
-from finetune_core.training.footprint import kept_for_backward
+from finetune_core.training.device_memory import measure_peak_bytes
+from finetune_core.training.device_turn import run_in_turn
+from finetune_core.training.footprint import record_saved_storages
 from finetune_core.training.freezing import apply
-from finetune_core.training.lora import low_rank
-from finetune_core.training.loss_scale import loss_scale
+from finetune_core.training.lora import make_low_rank
+from finetune_core.training.loss_scale import make_loss_scale
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.speed_book import Speed, SpeedBook, conditions
 from finetune_core.training.stage_plan import Strategy, cut_index, last_used, plan, stages_of
@@ -68,17 +68,17 @@ def calibrate(
             book.learn_decoding(dataset.fingerprint, side, _time_decoding(dataset, side))
         read.add(side)
         if again or not book.knows(config, dataset):
-            work = _work(config)
+            work = _make_work_key(config)
             if work not in alike:
                 kind = device_for_run(config).kind
-                alike[work] = yield from work_in_turn(
-                    _measured(config, len(dataset.classes), step), kind
+                alike[work] = yield from run_in_turn(
+                    _measure_in_turn(config, len(dataset.classes), step), kind
                 )
             book.learn(config, alike[work])
     yield Step(len(configs), len(configs))
 
 
-def _work(config: RunConfig) -> tuple[Any, ...]:
+def _make_work_key(config: RunConfig) -> tuple[Any, ...]:
     """Return a key that is equal for configs whose last epoch computes the same.
 
     Their learning rates may differ.
@@ -88,7 +88,7 @@ def _work(config: RunConfig) -> tuple[Any, ...]:
     return (*conditions(config), epochs_of(config) > 0, config.features_from, passes)
 
 
-def _measured(config: RunConfig, classes: int, step: Step) -> Work[Speed]:
+def _measure_in_turn(config: RunConfig, classes: int, step: Step) -> Work[Speed]:
     yield step  # the wait is over
     return _measure(config, classes)
 
@@ -115,26 +115,24 @@ def _measure(config: RunConfig, classes: int) -> Speed:
     images = images.to(device.torch_device, memory_format=device.layout)
     exact = 0.0
     if device.precision != "fp32":
-        exact = _seconds_an_image(
-            _without_gradients(network.model.eval(), images, device.exact), batch
-        )
-    parts = _parts(network, cut_index(strategy))
+        exact = _time_per_image(_make_forward(network.model.eval(), images, device.exact), batch)
+    parts = _split(network, cut_index(strategy))
     if parts is None:
         return replace(
             _measure_tail(config, network, strategy, network.model, images, device, 0.0, 0),
             exact=exact,
         )
     trunk, tail = parts
-    forward = _without_gradients(trunk.eval(), images, device)
-    forward_bytes = bytes_taken(device, forward) // batch
+    forward = _make_forward(trunk.eval(), images, device)
+    forward_bytes = measure_peak_bytes(device, forward) // batch
     activation = forward()
-    seconds = _seconds_an_image(forward, batch)
+    seconds = _time_per_image(forward, batch)
     size = activation[0].numel() * activation.element_size()
     speed = _measure_tail(config, network, strategy, tail, activation, device, seconds, size)
     return replace(speed, exact=exact, forward_bytes=max(forward_bytes, speed.forward_bytes))
 
 
-def _parts(network: Network, cut: int) -> tuple[torch.nn.Module, torch.nn.Module] | None:
+def _split(network: Network, cut: int) -> tuple[torch.nn.Module, torch.nn.Module] | None:
     """Return trunk and tail of a network.
 
     It is None where nothing is frozen before what trains, or the network cannot be cut there.
@@ -159,25 +157,28 @@ def _measure_tail(
     activation_bytes: int,
 ) -> Speed:
     batch = len(inputs)
-    passed = _without_gradients(tail.eval(), inputs, device)
-    forward, forward_bytes = _seconds_an_image(passed, batch), bytes_taken(device, passed) // batch
+    passed = _make_forward(tail.eval(), inputs, device)
+    forward, forward_bytes = (
+        _time_per_image(passed, batch),
+        measure_peak_bytes(device, passed) // batch,
+    )
     apply(strategy, network.stages, network.model, config.epochs)
-    rule = StepRule(low_rank=low_rank(network, strategy, config.seed))
+    rule = StepRule(low_rank=make_low_rank(network, strategy, config.seed))
     optimizer = make_optimizer(config, strategy, network.stages, network.model, rule.low_rank)
     labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
 
-    scale = loss_scale(device)
+    scale = make_loss_scale(device)
 
     def step() -> None:
         train_step(tail, inputs, labels, optimizer, device, config.seed, rule, scale)
 
-    with kept_for_backward(tail) as kept:
+    with record_saved_storages(tail) as kept:
         step()
     step_bytes = sum(kept.values()) * config.batch_size // batch
     passes = 1 if epochs_of(config) else _PASSES
     return Speed(
         trunk_seconds,
-        passes * _seconds_an_image(step, batch),
+        passes * _time_per_image(step, batch),
         forward,
         activation_bytes,
         step_bytes,
@@ -186,7 +187,7 @@ def _measure_tail(
     )
 
 
-def _without_gradients(
+def _make_forward(
     module: torch.nn.Module, inputs: torch.Tensor, device: Device
 ) -> Callable[[], torch.Tensor]:
     def forward() -> torch.Tensor:
@@ -197,7 +198,7 @@ def _without_gradients(
     return forward
 
 
-def _seconds_an_image(run: Callable[[], object], batch: int) -> float:
+def _time_per_image(run: Callable[[], object], batch: int) -> float:
     run()
     times: list[float] = []
     began = time.perf_counter()

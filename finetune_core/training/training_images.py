@@ -9,7 +9,7 @@ from finetune_core.config import RunConfig
 from finetune_core.data.pixels import Pixels
 from finetune_core.data.rowcache import Lookup
 from finetune_core.models.catalogue import BackboneInfo
-from finetune_core.training.batches import augmented, evaluated, normalised
+from finetune_core.training.batches import augment, evaluated, normalised
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import Feed
 
@@ -48,7 +48,7 @@ class TrainingImages:
         """The decoded images that are held."""
         return (self.pixels.kept,) if self.pixels.kept else ()
 
-    def held_in(self, lookups: list[Lookup]) -> "TrainingImages":
+    def with_lookups(self, lookups: list[Lookup]) -> "TrainingImages":
         """Return these images with ``lookups`` in place of the present ones."""
         return replace(self, pixels=replace(self.pixels, kept=lookups[0] if lookups else None))
 
@@ -59,28 +59,32 @@ class TrainingImages:
         longer be read.
         """
         return Feed(
-            lambda rows: self._loaded(rows, self.pixels.batch(rows), version),
-            lambda squares, rows: self.finished(squares, rows, version),
+            lambda rows: self._load(rows, self.pixels.batch(rows), version),
+            lambda squares, rows: self.finish(squares, rows, version),
         )
 
     def readable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
         """Return the rows whose file can still be read, and what is sent to the device for them."""
         left, squares = self.pixels.readable(rows)
-        return left, self._loaded(left, squares, version)
+        return left, self._load(left, squares, version)
 
-    def finished(self, loaded: torch.Tensor, rows: np.ndarray, version: int | None) -> torch.Tensor:
+    def finish(self, loaded: torch.Tensor, rows: np.ndarray, version: int | None) -> torch.Tensor:
         """Return the network's input, given what was loaded and is on the device now."""
-        return self._made(rows, loaded, version) if self.device.is_gpu and len(rows) else loaded
+        return (
+            self._make_inputs(rows, loaded, version) if self.device.is_gpu and len(rows) else loaded
+        )
 
-    def _loaded(self, rows: np.ndarray, squares: torch.Tensor, version: int | None) -> torch.Tensor:
-        return squares if self.device.is_gpu else self._made(rows, squares, version)
+    def _load(self, rows: np.ndarray, squares: torch.Tensor, version: int | None) -> torch.Tensor:
+        return squares if self.device.is_gpu else self._make_inputs(rows, squares, version)
 
-    def _made(self, rows: np.ndarray, squares: torch.Tensor, version: int | None) -> torch.Tensor:
+    def _make_inputs(
+        self, rows: np.ndarray, squares: torch.Tensor, version: int | None
+    ) -> torch.Tensor:
         config, size = self.config, self.config.image_size
         if version is None:
             images = evaluated(squares, size)
         else:
-            images = augmented(
+            images = augment(
                 squares, config.augmentation, self.keys[rows], config.seed, version, size
             )
         return normalised(images, self.info.mean, self.info.std, self.device.layout)

@@ -22,8 +22,8 @@ from finetune_core.training.checkpoints import (
     check_frozen,
     checkpoint_path,
     load_tensors,
-    put_back,
     read_info,
+    restore_tensors,
     save_checkpoint,
 )
 from finetune_core.training.events import CheckpointSaved, Count, Epoch, Seconds, StageMeasures
@@ -84,7 +84,7 @@ class TrainingState:
         """Return whether an epoch beats the best one: more accurate, at a tie with less loss."""
         return (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
 
-    def take(self, epoch: int, accuracy: float, loss: float, watched: float) -> bool:
+    def record_epoch(self, epoch: int, accuracy: float, loss: float, watched: float) -> bool:
         """Record the results of an epoch and return whether it is the best one.
 
         Args:
@@ -119,7 +119,7 @@ def save_training_state(
     It holds the changed tensors of the network, their average, the optimizer's state, the loss
     scale and the position.
     """
-    tensors = job.changing()
+    tensors = job.changing_tensors()
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{_OPTIMIZER}{index}/{key}": value for key, value in state.items()}
     if average:
@@ -173,8 +173,8 @@ def restore_training_state(
             "began: put them back to resume it, or start a new one."
         )
     path = checkpoint_path(run_dir, LAST)
-    at, averaged = _position(job, info.training_state, path)
-    changing = job.changing()
+    at, averaged = _read_position(job, info.training_state, path)
+    changing = job.changing_tensors()
     needed = dict(changing)
     if average:
         needed |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
@@ -189,12 +189,12 @@ def restore_training_state(
         raise RunError(f"{path} is damaged: its loss scale is not positive.")
     if any(len(kept) < len(_STATE[type(optimizer)]) for kept in state.values()):
         raise RunError(f"{path} is damaged: a part of the optimizer's state is missing.")
-    put_back(changing, tensors)
+    restore_tensors(changing, tensors)
     job.low_rank.merge()
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
-    _like_their_parameters(optimizer)
+    _match_parameter_layout(optimizer)
     if average:
         average.steps = averaged
         for name, tensor in average.tensors.items():
@@ -206,7 +206,7 @@ def restore_training_state(
     return at
 
 
-def _position(job: Job, saved: dict[str, Any], path: Path) -> tuple[TrainingState, int]:
+def _read_position(job: Job, saved: dict[str, Any], path: Path) -> tuple[TrainingState, int]:
     """Return the position in a checkpoint, and how many steps its average has seen.
 
     Raises:
@@ -251,7 +251,7 @@ def _state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     }
 
 
-def _like_their_parameters(optimizer: torch.optim.Optimizer) -> None:
+def _match_parameter_layout(optimizer: torch.optim.Optimizer) -> None:
     """Give each state tensor the memory layout of its parameter.
 
     Fused optimizers walk through both side by side.

@@ -56,11 +56,11 @@ class CachedTrunk:
         lookup = self.plain if version is None or not self.views else self.views[version]
         return rows, lookup.batch(rows)
 
-    def finished(self, loaded: torch.Tensor, rows: np.ndarray, version: int | None) -> torch.Tensor:
+    def finish(self, loaded: torch.Tensor, rows: np.ndarray, version: int | None) -> torch.Tensor:
         """Return the tail's input, which is what was loaded and is on the device now."""
         return loaded
 
-    def held_in(self, lookups: list[Lookup]) -> "CachedTrunk":
+    def with_lookups(self, lookups: list[Lookup]) -> "CachedTrunk":
         """Return this trunk with ``lookups`` in place of the present ones."""
         return replace(self, plain=lookups[0], views=tuple(lookups[1:]))
 
@@ -121,7 +121,7 @@ class TrunkTables:
             info.std,
             self.image_size,
             self.device.kind,
-            *_way(info),
+            *_make_resize_key(info),
         )
         digest = hashlib.sha256(
             repr((*known, self.device.precision, view, _VERSIONS, *ends)).encode()
@@ -142,7 +142,7 @@ class TrunkTables:
         return CACHE.table(self.name(cut)).seconds_per_row
 
 
-def _way(info: BackboneInfo) -> tuple[float | str, ...]:
+def _make_resize_key(info: BackboneInfo) -> tuple[float | str, ...]:
     """Return how images are cut and resized, where it is not the usual way.
 
     What was cached before there was another way is still good.
@@ -169,7 +169,7 @@ def why_eager(config: RunConfig, device: Device) -> str:
     return "in fp32 a run is exact to the bit" if device.precision == "fp32" else ""
 
 
-def trunk_compiler(device: Device, images: int, why_not: str) -> Compiler:
+def make_trunk_compiler(device: Device, images: int, why_not: str) -> Compiler:
     """Return the compiler of a trunk for ``fill_trunk``.
 
     Args:
@@ -178,7 +178,7 @@ def trunk_compiler(device: Device, images: int, why_not: str) -> Compiler:
     return Compiler(device, images, forward_batch(device), why_not)
 
 
-def lacking(
+def find_missing(
     tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = ""
 ) -> np.ndarray:
     """Return the wanted images whose output is not cached."""
@@ -215,8 +215,8 @@ def fill_trunk(
         not cached before.
     """
     name, spent = tables.name(cut, view), 0.0
-    needed = lacking(tables, cut, keys, wanted, view)
-    for start, rows, shallower in _sources(tables, cut, keys, needed, view):
+    needed = find_missing(tables, cut, keys, wanted, view)
+    for start, rows, shallower in _find_sources(tables, cut, keys, needed, view):
         began = time.monotonic()
         label = f"{tables.network.info.name} {start or 0}-{cut}"
         part = Part(segments.part(start, cut).eval(), label, lambda: tables.network.weights_hash)
@@ -245,21 +245,25 @@ def fill_trunk(
     return table.lookup(keys), spent
 
 
-def needs_images(
+def find_uncached(
     tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = ""
 ) -> np.ndarray:
     """Return the wanted images whose pixels are needed.
 
     Neither this cut nor a shallower one has cached them.
     """
-    needed = lacking(tables, cut, keys, wanted, view)
+    needed = find_missing(tables, cut, keys, wanted, view)
     return next(
-        (rows for start, rows, _ in _sources(tables, cut, keys, needed, view) if start is None),
+        (
+            rows
+            for start, rows, _ in _find_sources(tables, cut, keys, needed, view)
+            if start is None
+        ),
         needed[:0],
     )
 
 
-def _sources(
+def _find_sources(
     tables: TrunkTables, cut: int, keys: np.ndarray, needed: np.ndarray, view: str
 ) -> list[tuple[int | None, np.ndarray, Lookup | None]]:
     """Return where the needed rows come from.

@@ -47,15 +47,15 @@ class WeightEMA:
             )
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swap_in(self) -> Iterator[None]:
         """Replace the tensors by their averages within the block."""
         before = {name: tensor.clone() for name, tensor in self._live.items()}
-        self._put(self.tensors)
+        self._copy(self.tensors)
         try:
             yield
         finally:
-            self._put(before)
+            self._copy(before)
 
-    def _put(self, values: Mapping[str, torch.Tensor]) -> None:
+    def _copy(self, values: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in self._live.items():
             tensor.copy_(values[name])

@@ -33,9 +33,9 @@ def use_products(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) 
     This applies to the stages that train.
     """
     for module in _trained_modules(strategy, stages, model):
-        if _is_plain(module) and _gains(module):
+        if _is_plain(module) and _gains_from_product(module):
             # Of this module, not of its class.
-            vars(module)["forward"] = _with_product(module)
+            vars(module)["forward"] = _make_product_forward(module)
 
 
 def slice_trained(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> None:
@@ -51,7 +51,7 @@ def slice_before_convolution(modules: Iterable[nn.Module]) -> None:
     """
     for module in modules:
         if _is_plain(module) and _is_faulty(module):
-            vars(module)["forward"] = _with_slices(module)
+            vars(module)["forward"] = _make_sliced_forward(module)
 
 
 def _trained_modules(
@@ -67,7 +67,7 @@ def _is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
 
 
-def _gains(module: nn.Conv2d) -> bool:
+def _gains_from_product(module: nn.Conv2d) -> bool:
     return (
         module.out_channels >= _CHANNELS
         and module.kernel_size[0] * module.kernel_size[1] > 1
@@ -86,7 +86,7 @@ def _is_faulty(module: nn.Conv2d) -> bool:
     )
 
 
-def _with_slices(module: nn.Conv2d) -> Forward:
+def _make_sliced_forward(module: nn.Conv2d) -> Forward:
     plain: Forward = module.forward
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ def _with_slices(module: nn.Conv2d) -> Forward:
     return forward
 
 
-def _with_product(module: nn.Conv2d) -> Forward:
+def _make_product_forward(module: nn.Conv2d) -> Forward:
     plain: Forward = module.forward
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
@@ -154,11 +154,11 @@ class _Convolution(torch.autograd.Function):
                 asked,
             )
         if fits:
-            of_weight = _product(gradient, inputs, weight, ctx.stride, ctx.padding)
+            of_weight = _compute_product(gradient, inputs, weight, ctx.stride, ctx.padding)
         return of_inputs, of_weight, None, None
 
 
-def _product(
+def _compute_product(
     gradient: torch.Tensor,
     inputs: torch.Tensor,
     weight: torch.Tensor,

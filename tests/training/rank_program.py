@@ -220,7 +220,7 @@ def _set_up(task):
         for name, value in task.environment.items():
             patch.setenv(name, value)
         if task.room is not None:
-            patch.setattr(prepare, "room_for_rows", lambda device: task.room)
+            patch.setattr(prepare, "bytes_for_rows", lambda device: task.room)
         yield
 
 
@@ -244,7 +244,7 @@ def _trouble(task, ranks):
         if ranks.rank == 1:
             patch.setattr(compute, "cross_entropy", troubled)
         if ranks.rank == 1 and task.sum_without_memory:
-            patch.setattr(compute, "_add_up", _without_memory)
+            patch.setattr(compute, "_all_reduce", _without_memory)
         yield
 
 

@@ -51,7 +51,7 @@ class Looked(TorchDispatchMode):
 def apple(monkeypatch):
     """A machine with Apple's GPU, whose forward and backward passes are checked."""
     looked = Looked()
-    autocast, accumulated = Device.autocast, compute._accumulated
+    autocast, accumulated = Device.autocast, compute._accumulate_gradients
 
     @contextmanager
     def looked_at(device):
@@ -68,7 +68,7 @@ def apple(monkeypatch):
         monkeypatch.setattr(torch.mps, name, lambda: 0)
     monkeypatch.setattr(Device, "torch_device", torch.device("cpu"))
     monkeypatch.setattr(Device, "autocast", looked_at)
-    monkeypatch.setattr(compute, "_accumulated", backward_too)
+    monkeypatch.setattr(compute, "_accumulate_gradients", backward_too)
     monkeypatch.setattr(compute, "stream", lambda seed, kind="cpu": randomness.stream(seed))
     return looked
 

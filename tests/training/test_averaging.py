@@ -28,8 +28,8 @@ from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run, summary
 from finetune_core.training import averaging, events
-from finetune_core.training.averaging import COEFFICIENTS, mean_of, mixed
-from finetune_core.training.batchnorm import moving_norms, recompute_statistics
+from finetune_core.training.averaging import COEFFICIENTS, average_states, interpolate_states
+from finetune_core.training.batchnorm import find_moving_norms, recompute_statistics
 from finetune_core.training.checkpoints import BEST, checkpoint_path, load_checkpoint
 from finetune_core.training.fitting import fit_probe
 from finetune_core.training.lost import LostImages
@@ -37,7 +37,7 @@ from finetune_core.training.networks import best_network
 from finetune_core.training.parents import averaged_config
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import prepare
-from finetune_core.training.shifted_images import shifted_images
+from finetune_core.training.shifted_images import read_shifted_images
 from finetune_core.work import finish
 from tests.factories import copy_run, image_folder, shared_images, tiny_config, trained_run
 from tests.shifted import darkened
@@ -94,9 +94,9 @@ def networks(draw, most=4):
 @settings(deadline=None, max_examples=40)
 def test_the_mean_is_the_mean_whatever_the_order_of_the_networks(found):
     states = [{"weight": tensor} for tensor in found]
-    mean = mean_of(states)["weight"]
+    mean = average_states(states)["weight"]
     for order in itertools.permutations(states):
-        assert mean_of(list(order))["weight"].numpy().tobytes() == mean.numpy().tobytes()
+        assert average_states(list(order))["weight"].numpy().tobytes() == mean.numpy().tobytes()
     wanted = np.mean([tensor.numpy().astype(np.longdouble) for tensor in found], axis=0)
     spread = 1e-7 * max(float(tensor.abs().max()) for tensor in found) + 1e-44
     np.testing.assert_allclose(mean, wanted.astype(np.float64), rtol=1e-6, atol=spread)
@@ -106,13 +106,15 @@ def test_the_mean_is_the_mean_whatever_the_order_of_the_networks(found):
 @settings(deadline=None, max_examples=40)
 def test_averages_of_equal_networks_are_equal_and_the_ends_are_the_ends(found, count, coefficient):
     state, other = {"w": found[0], "num_batches_tracked": torch.tensor(5)}, {"w": found[0] + 1}
-    mean = mean_of([state] * count)
+    mean = average_states([state] * count)
     assert mean["w"].numpy().tobytes() == found[0].numpy().tobytes()
     assert mean["num_batches_tracked"] == 5
     del state["num_batches_tracked"]
-    torch.testing.assert_close(mixed(state, state, coefficient)["w"], found[0], rtol=2e-7, atol=0)
-    assert torch.equal(mixed(state, other, 0.0)["w"], state["w"])
-    assert torch.equal(mixed(state, other, 1.0)["w"], other["w"])
+    torch.testing.assert_close(
+        interpolate_states(state, state, coefficient)["w"], found[0], rtol=2e-7, atol=0
+    )
+    assert torch.equal(interpolate_states(state, other, 0.0)["w"], state["w"])
+    assert torch.equal(interpolate_states(state, other, 1.0)["w"], other["w"])
 
 
 # --- a soup is a run
@@ -293,7 +295,7 @@ def test_statistics_are_those_of_update_bn(strategy):
     batches = [inputs for _, inputs in job.plain_training_inputs()]
     torch.optim.swa_utils.update_bn(batches, theirs)
     places = {id(module): path for path, module in job.network.model.named_modules()}
-    moving = {places[id(norm)]: norm for norm in moving_norms(job)}
+    moving = {places[id(norm)]: norm for norm in find_moving_norms(job)}
     assert len(moving) == layers > 0
     for path, norm in moving.items():
         reference = theirs.get_submodule(path)
@@ -312,13 +314,13 @@ def test_cached_and_uncached_statistics_are_equal():
     for cache in ("auto", "off"):
         job = job_of(tiny_config(cache=cache))
         finish(recompute_statistics(job, LostImages(job)))
-        found.append([norm.running_var for norm in moving_norms(job)])
+        found.append([norm.running_var for norm in find_moving_norms(job)])
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_frozen_statistics_are_not_computed():
     job = job_of(tiny_config(batchnorm="frozen"))
-    assert moving_norms(job) == []
+    assert find_moving_norms(job) == []
     assert finish(recompute_statistics(job, LostImages(job))) == 0
 
 
@@ -386,8 +388,8 @@ def test_with_and_without_a_cache_the_shifted_curve_is_the_same(shifted_parent):
     found = []
     for cache in ("auto", "off"):
         job = job_of(read_run(parent).config.model_copy(update={"cache": cache}))
-        [images] = finish(shifted_images(job, parent))
-        found.append(images.judged(job))
+        [images] = finish(read_shifted_images(job, parent))
+        found.append(images.evaluate(job))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 

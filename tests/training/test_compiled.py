@@ -18,7 +18,7 @@ from finetune_core.data.rowcache import CACHE
 from finetune_core.models.network import build_network
 from finetune_core.training import compiled, events, feeding
 from finetune_core.training.compile_child import difference
-from finetune_core.training.compiled import Compiler, Part, fitted, pays
+from finetune_core.training.compiled import Compiler, Part, is_worthwhile, match_batch
 from finetune_core.training.compiler_process import KILLED, CompilerProcess
 from finetune_core.training.device import Device
 from finetune_core.training.loop import StopRequested, fit
@@ -72,10 +72,10 @@ EAGER = [2] * 10
 
 def test_it_pays_when_it_saves_more_than_it_takes():
     expected = Compilation(seconds=10, saved=0.5)
-    assert pays(2100, 0.01, expected)
-    assert not pays(1900, 0.01, expected)
-    assert not pays(10**9, 0.01, Compilation(10, 0.0))
-    assert not pays(10**9, 0.01, Compilation(10, -0.2))
+    assert is_worthwhile(2100, 0.01, expected)
+    assert not is_worthwhile(1900, 0.01, expected)
+    assert not is_worthwhile(10**9, 0.01, Compilation(10, 0.0))
+    assert not is_worthwhile(10**9, 0.01, Compilation(10, -0.2))
 
 
 def test_the_book_knows_each_part_and_guesses_others_from_them():
@@ -222,15 +222,15 @@ def test_where_memory_runs_out_smaller_parts_go_through_the_eager_pass(process, 
 def test_a_smaller_batch_is_filled_up_and_others_are_left_alone():
     like = torch.empty(8, 3, 4, 4, device="meta").contiguous(memory_format=torch.channels_last)
     images = torch.randn(8, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    assert fitted(images, like) is images
-    some = fitted(images[:5], like)
+    assert match_batch(images, like) is images
+    some = match_batch(images[:5], like)
     assert some.stride() == like.stride()
     assert torch.equal(some, torch.cat([images[:5], images[4:5].expand(3, -1, -1, -1)]))
-    other_strides = fitted(images.contiguous(), like)
+    other_strides = match_batch(images.contiguous(), like)
     assert other_strides.stride() == like.stride()
     assert torch.equal(other_strides, images)
     unfit = images[:4], images[:0], images.repeat(2, 1, 1, 1), images[..., :3], images.double()
-    assert [fitted(one, like) for one in unfit] == [None] * 5
+    assert [match_batch(one, like) for one in unfit] == [None] * 5
 
 
 @LINUX
@@ -330,7 +330,7 @@ def test_in_bf16_it_is_no_further_from_fp32_than_the_eager_pass(parts, name):
 def test_a_filled_up_batch_gives_what_a_whole_one_does(parts):
     _, fast = parts(COMPILED)
     images = photographs()
-    assert torch.equal(fast(fitted(images[:5], images))[:5], fast(images)[:5])
+    assert torch.equal(fast(match_batch(images[:5], images))[:5], fast(images)[:5])
 
 
 @LINUX

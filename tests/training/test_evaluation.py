@@ -59,13 +59,13 @@ def eager(config, folder, names):
 def test_a_finished_run_holds_the_fp32_answers_of_its_best_checkpoint(
     tmp_path, monkeypatch, settings
 ):
-    counts, real = [], evaluation.logits_in_parts
+    counts, real = [], evaluation.compute_logits_in_parts
 
     def count(model, inputs, *rest):
         counts.append(len(inputs))
         return real(model, inputs, *rest)
 
-    monkeypatch.setattr(evaluation, "logits_in_parts", count)
+    monkeypatch.setattr(evaluation, "compute_logits_in_parts", count)
     config = tiny_config(**settings)
     finished = fit_all(config, tmp_path)[-1]
     table = load_predictions(tmp_path)

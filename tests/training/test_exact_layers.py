@@ -5,7 +5,7 @@ import torch
 
 from finetune_core.training.device import Device
 from finetune_core.training.evaluation import predict_splits
-from finetune_core.training.exact_layers import exact_head
+from finetune_core.training.exact_layers import use_exact_head
 from finetune_core.training.freezing import apply
 from finetune_core.training.lost import LostImages
 from finetune_core.training.prepare import prepare
@@ -52,7 +52,7 @@ def test_a_head_trains_in_bf16_as_before(native_bf16):
     apply(job.strategy, job.network.stages, job.network.model, 1)
     with BF16.autocast():
         before = job.forward(inputs)
-        with exact_head(job.network):
+        with use_exact_head(job.network):
             exact = job.forward(inputs)
         after = job.forward(inputs)
     dtypes = [one.dtype for one in (before, exact, after)]

@@ -141,7 +141,7 @@ def test_validation_that_is_no_number_is_said_in_words(tmp_path, monkeypatch):
     def answer(model, inputs, device, size):
         return torch.full((len(inputs), 3), torch.nan), size
 
-    monkeypatch.setattr(evaluation, "logits_in_parts", answer)
+    monkeypatch.setattr(evaluation, "compute_logits_in_parts", answer)
     with pytest.raises(TrainingError, match="after epoch 1"):
         fit_all(tiny_config(), tmp_path)
     assert not (tmp_path / "predictions.parquet").exists()

@@ -19,9 +19,9 @@ from finetune_core.training import events, lora
 from finetune_core.training.checkpoints import BEST, LAST, checkpoint_path, load_tensors
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
-from finetune_core.training.forecast import forecast
+from finetune_core.training.forecast import compute_forecast
 from finetune_core.training.freezing import apply
-from finetune_core.training.lora import low_rank
+from finetune_core.training.lora import make_low_rank
 from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.networks import best_network
 from finetune_core.training.optimizers import make_optimizer
@@ -93,7 +93,7 @@ def planned(network, **settings):
 
 def randomised(network, strategy):
     """Factors of which none is zero, merged."""
-    factors = low_rank(network, strategy, 0)
+    factors = make_low_rank(network, strategy, 0)
     torch.manual_seed(1)
     with torch.no_grad():
         for one in factors.factors.values():
@@ -172,7 +172,7 @@ def test_a_steps_gradients_are_those_that_autograd_gives_the_factors(name):
         cross_entropy(functional_call(network.model, composed, images), labels), pairs
     )
     cross_entropy(network.model(images), labels).backward()
-    factors.take_gradients()
+    factors.convert_gradients()
     for tensor, gradient in zip(pairs, wanted, strict=True):
         torch.testing.assert_close(tensor.grad, gradient, rtol=1e-4, atol=1e-6)
     assert all(one.weight.grad is None for one in factors.factors.values())
@@ -185,7 +185,7 @@ def step_on(
     config = make_config(
         {"data": "x", "strategy": "lora", "optimizer": optimizer, "learning_rate": 0.1}
     )
-    factors = low_rank(network, strategy, 0)
+    factors = make_low_rank(network, strategy, 0)
     apply(strategy, network.stages, network.model, 1)
     made = make_optimizer(config, strategy, network.stages, network.model, factors)
     torch.manual_seed(2)
@@ -223,7 +223,7 @@ def test_what_attention_never_calls_trains_too_and_nothing_else_moves():
     for name, one in factors.factors.items():
         change = (now[name] - before[name]).flatten(1).double()
         assert torch.linalg.matrix_rank(change, rtol=1e-4) == RANK, name
-        assert torch.equal(now[name], one.merged())
+        assert torch.equal(now[name], one.compute_weight())
 
 
 def weights_after(network=None, **how):
@@ -306,7 +306,7 @@ def test_factors_are_counted_without_a_network_and_depthwise_convolutions_have_n
 
 def test_a_rank_beyond_a_matrix_is_its_own():
     network, _ = attending()
-    factors = low_rank(network, planned(network, lora_rank=100, lora_alpha=50), 0)
+    factors = make_low_rank(network, planned(network, lora_rank=100, lora_alpha=50), 0)
     assert {len(one.down) for one in factors.factors.values()} == {8}
     assert {one.scale for one in factors.factors.values()} == {0.5}
 
@@ -369,16 +369,16 @@ def test_the_audit_sees_a_weight_that_is_not_what_its_factors_say(config, monkey
     """Rounding is allowed where products do not repeat."""
     factors, network = (job := finish(prepare(config()))).low_rank, job.network
     factors.merge()
-    assert not factors.unmerged()
+    assert not factors.find_unmerged()
     if not repeats:
         monkeypatch.setattr(lora, "_REPEATABLE", ())
     name = next(iter(factors.factors))
     weight = network.model.get_parameter(name).detach()
     largest = float(weight.abs().max())
     weight.view(-1)[0] += 1e-6 * largest
-    assert factors.unmerged() == ([name] if repeats else [])
+    assert factors.find_unmerged() == ([name] if repeats else [])
     weight.view(-1)[0] += 1e-4 * largest
-    assert factors.unmerged() == [name]
+    assert factors.find_unmerged() == [name]
 
 
 def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cache(config):
@@ -387,7 +387,7 @@ def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cac
 
     def memory(**settings):
         """Bytes, but for those of parameters that train."""
-        found = forecast(config(**settings), dataset, speed, 0.001)
+        found = compute_forecast(config(**settings), dataset, speed, 0.001)
         counted = trainable_parameters(plan(config(**settings), stages), stages)
         assert found.trainable_parameters == counted
         return found.memory_bytes - 12 * counted
@@ -401,7 +401,7 @@ def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cac
 def test_the_seed_decides_the_first_factors():
     network, _ = attending()
     strategy = planned(network)
-    one, again, other = (low_rank(network, strategy, seed).tensors for seed in (0, 0, 1))
+    one, again, other = (make_low_rank(network, strategy, seed).tensors for seed in (0, 0, 1))
     for name, tensor in one.items():
         assert torch.equal(tensor, again[name])
         assert torch.equal(tensor, other[name]) == name.endswith("lora_B")

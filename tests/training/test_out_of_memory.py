@@ -12,11 +12,11 @@ from torch import nn
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import TrainingError, is_out_of_memory
 from finetune_core.training import evaluation, events, job, movement
-from finetune_core.training.batches import in_order, prefetched
+from finetune_core.training.batches import in_order, prefetch
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
 from finetune_core.training.loop import fit
-from finetune_core.training.out_of_memory import halving, parts, run_in_parts
+from finetune_core.training.out_of_memory import run_halving, run_in_parts, split_parts
 from finetune_core.training.prepare import prepare
 from tests.drain import drained
 from tests.factories import image_folder, tiny_config
@@ -221,8 +221,8 @@ def test_a_batch_is_cut_evenly_so_that_batchnorm_never_sees_a_single_image():
     model = Hungry(99)
     steps_on(model, 33, micro=32)
     assert model.seen == [17, 16]
-    assert [len(part) for part in parts(torch.zeros(10), 4)] == [4, 3, 3]
-    assert [len(part) for part in parts(torch.zeros(0), 4)] == [0]
+    assert [len(part) for part in split_parts(torch.zeros(10), 4)] == [4, 3, 3]
+    assert [len(part) for part in split_parts(torch.zeros(0), 4)] == [0]
 
 
 def test_not_even_one_image_fits():
@@ -251,7 +251,7 @@ def failing(message, expected):
     with pytest.raises(
         expected, match="for a single image" if expected is TrainingError else message
     ):
-        halving(fail, 8)
+        run_halving(fail, 8)
     return seen
 
 
@@ -281,7 +281,7 @@ def test_a_batch_that_cannot_be_made_beside_the_step_is_made_after_it(failing, a
             raise RuntimeError(LINUX)
         return int(rows.sum())
 
-    assert [batch for _, batch in prefetched(make, in_order(np.arange(5), 1), ahead)] == [
+    assert [batch for _, batch in prefetch(make, in_order(np.arange(5), 1), ahead)] == [
         0,
         1,
         2,
@@ -296,7 +296,7 @@ def test_a_batch_that_cannot_be_made_at_all_says_what_to_do():
         raise RuntimeError(LINUX)
 
     with pytest.raises(TrainingError, match=r"batch of images.*smaller batch size"):
-        list(prefetched(make, in_order(np.arange(5), 1)))
+        list(prefetch(make, in_order(np.arange(5), 1)))
 
 
 def test_a_run_remembers_what_fits_and_says_it_once(config, tmp_path, monkeypatch):
@@ -312,13 +312,13 @@ def test_a_run_remembers_what_fits_and_says_it_once(config, tmp_path, monkeypatc
 
 @pytest.mark.train
 def test_images_are_evaluated_as_many_at_a_time_as_in_a_step(config, tmp_path, monkeypatch):
-    seen, answered = [], evaluation.logits_in_parts
+    seen, answered = [], evaluation.compute_logits_in_parts
 
     def counted(model, inputs, device, size):
         seen.append((len(inputs), size))
         return answered(model, inputs, device, size)
 
-    monkeypatch.setattr(evaluation, "logits_in_parts", counted)
+    monkeypatch.setattr(evaluation, "compute_logits_in_parts", counted)
     list(fit(config(micro_batch=2), tmp_path))
     assert set(seen) == {(2, 2)}
 
@@ -376,7 +376,7 @@ def test_a_measurement_without_room_is_left_out(monkeypatch):
     monkeypatch.setattr(
         torch.Tensor, "clone", lambda self: (_ for _ in ()).throw(RuntimeError(LINUX))
     )
-    assert movement.copied(Full([parameter])) is None
+    assert movement.copy_parameters(Full([parameter])) is None
 
 
 @pytest.mark.train

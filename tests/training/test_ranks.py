@@ -195,7 +195,7 @@ def test_every_strategy_with_steps_is_tried_on_ranks_without_an_image():
     sizes = {size for batch in (1, 2, 3, 4) for size in (batch, 11 % batch) if size}
     for world in (2, 3):
         shares = {
-            len(range(size)[Ranks(rank, world).share(size)])
+            len(range(size)[Ranks(rank, world).batch_slice(size)])
             for size in sizes
             for rank in range(world)
         }
@@ -339,7 +339,7 @@ def test_a_rank_without_memory_for_the_sum_ends_all_at_once(new_task, train):
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 16, 33])
 def test_shares_are_the_batch_in_its_order_and_nobody_has_a_single_image_of_several(world, count):
-    shares = [np.arange(count)[Ranks(rank, world).share(count)] for rank in range(world)]
+    shares = [np.arange(count)[Ranks(rank, world).batch_slice(count)] for rank in range(world)]
     assert np.concatenate(shares).tolist() == list(range(count))
     sizes = [len(share) for share in shares]
     assert count < 2 or 1 not in sizes
@@ -353,9 +353,9 @@ def test_ranks_compute_whole_batches_and_each_row_once(machines):
     places = [(local, size) for size in machines for local in range(size)]
     ranks = [Ranks(rank, len(places), *place) for rank, place in enumerate(places)]
     for shares in (
-        [one.rank_share(rows, 10) for one in ranks],
-        [one.machine_share(rows, 10) for one in ranks if one.local_rank == 0],
-        [one.local_share(rows, 10) for one in ranks[: machines[0]]],
+        [one.rank_rows(rows, 10) for one in ranks],
+        [one.machine_rows(rows, 10) for one in ranks if one.local_rank == 0],
+        [one.local_rows(rows, 10) for one in ranks[: machines[0]]],
     ):
         assert sorted(np.concatenate(shares).tolist()) == rows.tolist()
         firsts = {int(share[start]) for share in shares for start in range(0, len(share), 10)}

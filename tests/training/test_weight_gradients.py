@@ -51,7 +51,7 @@ def gradients(convolution, images, autocast):
 
 
 def changed(convolution):
-    vars(convolution)["forward"] = weight_gradients._with_product(convolution)
+    vars(convolution)["forward"] = weight_gradients._make_product_forward(convolution)
     return convolution
 
 
@@ -76,7 +76,7 @@ def test_where_the_patches_of_a_batch_are_too_many_the_gradient_is_the_usual_one
     convolution, images = nn.Conv2d(8, 16, 3, bias=False), torch.randn(2, 8, 6, 6)
     native, _ = gradients(convolution, images, autocast=True)
     monkeypatch.setattr(weight_gradients, "_LARGEST", 0)
-    monkeypatch.setattr(weight_gradients, "_product", None)
+    monkeypatch.setattr(weight_gradients, "_compute_product", None)
     assert torch.equal(gradients(changed(convolution), images, autocast=True)[0], native)
 
 
