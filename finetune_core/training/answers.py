@@ -35,11 +35,11 @@ def answers(
         Steps that count images.
     """
 
-    def batch(some: np.ndarray) -> torch.Tensor:
-        return normalised(evaluated(pixels.batch(some), size), info.mean, info.std)
+    def batch(batch_rows: np.ndarray) -> torch.Tensor:
+        return normalised(evaluated(pixels.batch(batch_rows), size), info.mean, info.std)
 
-    found = []
+    outputs = []
     for _, inputs in prefetch(batch, in_order(rows, _BATCH)):
-        found.append(answer(inputs))
-        yield Step(sum(map(len, found)), len(rows), phase)
-    return np.concatenate(found)
+        outputs.append(answer(inputs))
+        yield Step(sum(map(len, outputs)), len(rows), phase)
+    return np.concatenate(outputs)

@@ -87,77 +87,79 @@ def average_weights(
         FinetuneError: If a run to average is gone, damaged or does not fit the others, or if too
             many images are lost.
     """
-    began, averaged = time.monotonic(), job.config.averaged
+    start_time, averaged = time.monotonic(), job.config.averaged
     if averaged is None:
         raise ValueError("the config names no runs to average")
     parents = read_matching_parents(averaged)
     check_unchanged(job.dataset, [one.folder.name for one in parents], parents)
-    attempts = _Trials(job, lost)
-    states = [parent.tensors(list(attempts.copy_tensors())) for parent in parents]
+    trials = _Trials(job, lost)
+    states = [parent.tensors(list(trials.copy_tensors())) for parent in parents]
     match averaged.how:
         case "soup":
-            averages = yield from _make_soup(attempts, states)
+            averages = yield from _make_soup(trials, states)
         case "greedy_soup":
-            averages = yield from _make_greedy_soup(attempts, parents, states)
+            averages = yield from _make_greedy_soup(trials, parents, states)
         case "wise":
             shifted = yield from read_shifted_images(job, parents[0].folder, roots)
-            averages = yield from _make_wise(attempts, states[0], shifted)
+            averages = yield from _make_wise(trials, states[0], shifted)
     memory = measure_stepless_footprint(
         job, [tensor for state in states for tensor in state.values()]
     )
     yield replace(
         averages,
         parents=[describe_ancestor(one.folder, one.config, one.info) for one in parents],
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - start_time,
         memory_bytes=memory.host,
         device_bytes=memory.device,
     )
 
 
 def _make_soup(
-    attempts: "_Trials", states: Sequence[State]
+    trials: "_Trials", states: Sequence[State]
 ) -> Generator[Event, None, WeightsAveraged]:
     """Average all networks (uniform soup)."""
-    attempts.total = attempts.num_train
-    layers = yield from attempts.load_average(average_states(states))
+    trials.total = trials.num_train
+    layers = yield from trials.load_average(average_states(states))
     return WeightsAveraged("soup", [], 0.0, layers)
 
 
 def _make_greedy_soup(
-    attempts: "_Trials", parents: Sequence[Parent], states: Sequence[State]
+    trials: "_Trials", parents: Sequence[Parent], states: Sequence[State]
 ) -> Generator[Event, None, WeightsAveraged]:
     """Add networks to the soup, the most accurate first, as long as it does not lose accuracy."""
-    attempts.total = len(states) * attempts.num_val + (len(states) - 1) * (
-        attempts.num_train + attempts.num_val
+    trials.total = len(states) * trials.num_val + (len(states) - 1) * (
+        trials.num_train + trials.num_val
     )
-    alone = []
+    accuracies = []
     for state in states:
-        attempts.load(state)
-        accuracy, _ = yield from attempts.evaluate()
-        alone.append(accuracy)
-    order = sorted(range(len(states)), key=lambda at: (-alone[at], str(parents[at].folder)))
-    members, highest, best, layers = order[:1], alone[order[0]], states[order[0]], 0
-    tried = [Ingredient(run=parents[order[0]].folder.name, accuracy=highest, kept=True)]
-    for at in order[1:]:
-        changed = yield from attempts.load_average(
-            average_states([states[i] for i in (*members, at)])
+        trials.load(state)
+        accuracy, _ = yield from trials.evaluate()
+        accuracies.append(accuracy)
+    order = sorted(
+        range(len(states)), key=lambda index: (-accuracies[index], str(parents[index].folder))
+    )
+    members, highest, best, layers = order[:1], accuracies[order[0]], states[order[0]], 0
+    ingredients = [Ingredient(run=parents[order[0]].folder.name, accuracy=highest, kept=True)]
+    for index in order[1:]:
+        num_layers = yield from trials.load_average(
+            average_states([states[i] for i in (*members, index)])
         )
-        accuracy, _ = yield from attempts.evaluate()
-        stays = accuracy >= highest
-        tried.append(Ingredient(run=parents[at].folder.name, accuracy=accuracy, kept=stays))
-        if stays:
+        accuracy, _ = yield from trials.evaluate()
+        kept = accuracy >= highest
+        ingredients.append(Ingredient(run=parents[index].folder.name, accuracy=accuracy, kept=kept))
+        if kept:
             members, highest, best, layers = (
-                [*members, at],
+                [*members, index],
                 accuracy,
-                attempts.copy_tensors(),
-                changed,
+                trials.copy_tensors(),
+                num_layers,
             )
-    attempts.load(best)
-    return WeightsAveraged("greedy_soup", [], 0.0, layers, ingredients=tried)
+    trials.load(best)
+    return WeightsAveraged("greedy_soup", [], 0.0, layers, ingredients=ingredients)
 
 
 def _make_wise(
-    attempts: "_Trials", tuned: State, shifted: Sequence[ShiftedImages]
+    trials: "_Trials", tuned: State, shifted: Sequence[ShiftedImages]
 ) -> Generator[Event, None, WeightsAveraged]:
     """Mix the start with its linear probe and the fine-tuned network (WiSE-FT).
 
@@ -166,27 +168,27 @@ def _make_wise(
     sets is recorded as a curve, too, but validation images alone decide. With LoRA the mixture of
     merged weights is ``(1 - c) W0 + c (W0 + scale · B A)``, which keeps its rank.
     """
-    attempts.total = len(COEFFICIENTS) * attempts.num_val
-    yield from fit_probe(attempts.job, attempts.lost, attempts.job.config.seed)
-    start = attempts.copy_tensors() | attempts.job.low_rank.initial_factors(tuned)
+    trials.total = len(COEFFICIENTS) * trials.num_val
+    yield from fit_probe(trials.job, trials.lost, trials.job.config.seed)
+    start = trials.copy_tensors() | trials.job.low_rank.initial_factors(tuned)
     curve: list[Mixture] = []
-    others = [
+    curves = [
         ShiftedCurve(data=one.data, images=len(one.labels), curve=[], problem=one.problem)
         for one in shifted
     ]
     for coefficient in COEFFICIENTS:
-        attempts.load(interpolate_states(start, tuned, coefficient))
-        accuracy, loss = yield from attempts.evaluate()
+        trials.load(interpolate_states(start, tuned, coefficient))
+        accuracy, loss = yield from trials.evaluate()
         curve.append(Mixture(coefficient=coefficient, accuracy=accuracy, loss=loss))
-        for one, other in zip(shifted, others, strict=True):
+        for one, other in zip(shifted, curves, strict=True):
             if not one.problem:
-                accuracy, loss = one.evaluate(attempts.job)
+                accuracy, loss = one.evaluate(trials.job)
                 other["curve"].append(
                     Mixture(coefficient=coefficient, accuracy=accuracy, loss=loss)
                 )
     chosen = max(curve, key=lambda one: one["accuracy"])["coefficient"]
-    attempts.load(interpolate_states(start, tuned, chosen))
-    return WeightsAveraged("wise", [], 0.0, curve=curve, coefficient=chosen, shifted=others)
+    trials.load(interpolate_states(start, tuned, chosen))
+    return WeightsAveraged("wise", [], 0.0, curve=curve, coefficient=chosen, shifted=curves)
 
 
 @dataclass

@@ -78,16 +78,18 @@ def subset(
     """
     if fraction >= 1:
         return indices
-    drawn = draw_uniform(keys[indices], seed, 0, 6)
-    kept = np.zeros(len(indices), dtype=bool)
+    uniform = draw_uniform(keys[indices], seed, 0, 6)
+    is_kept = np.zeros(len(indices), dtype=bool)
     for label in np.unique(labels[indices]):
         members = np.flatnonzero(labels[indices] == label)
-        kept[
+        is_kept[
             members[
-                np.argsort(drawn[members], kind="stable")[: max(1, round(fraction * len(members)))]
+                np.argsort(uniform[members], kind="stable")[
+                    : max(1, round(fraction * len(members)))
+                ]
             ]
         ] = True
-    return indices[kept]
+    return indices[is_kept]
 
 
 def make_balanced_batches(
@@ -110,12 +112,12 @@ def make_balanced_batches(
         quota = len(indices) // len(classes) + (position < len(indices) % len(classes))
         for turn in range(-(-quota // len(members))):
             with np.errstate(over="ignore"):
-                turned = keys[members] + np.uint64(turn) * np.uint64(0xD1B54A32D192ED03)
-            order = np.argsort(draw_uniform(turned, seed, epoch, 7), kind="stable")[
+                turn_keys = keys[members] + np.uint64(turn) * np.uint64(0xD1B54A32D192ED03)
+            order = np.argsort(draw_uniform(turn_keys, seed, epoch, 7), kind="stable")[
                 : quota - turn * len(members)
             ]
             chosen.append(members[order])
-            places.append(draw_uniform(turned[order], seed, epoch, 0))
+            places.append(draw_uniform(turn_keys[order], seed, epoch, 0))
     return _cut_batches(
         np.concatenate(chosen)[np.argsort(np.concatenate(places), kind="stable")], batch_size
     )
@@ -140,22 +142,22 @@ def prefetch(
         TrainingError: If memory does not even hold a batch by itself.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="batch", initializer=compute_alone) as pool:
-        begun = deque(pool.submit(make, indices) for indices in batches[:ahead])
+        futures = deque(pool.submit(make, indices) for indices in batches[:ahead])
         for position, indices in enumerate(batches):
             if ahead:
                 try:
-                    batch = begun.popleft().result()
+                    batch = futures.popleft().result()
                 except (MemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise
                     ahead = 0
                     # Batches that are made already take memory, too.
-                    begun.clear()
+                    futures.clear()
             if not ahead:
                 with explain_out_of_memory(TOO_LARGE_A_BATCH):
                     batch = pool.submit(make, indices).result()
             elif position + ahead < len(batches):
-                begun.append(pool.submit(make, batches[position + ahead]))
+                futures.append(pool.submit(make, batches[position + ahead]))
             yield indices, batch
             # Free this batch before the next one is made.
             del batch

@@ -55,14 +55,14 @@ def recompute_statistics(job: Job, lost: LostImages) -> Generator[Event, None, i
         norm.momentum = None  # cumulative mean
         norm.train()
     try:
-        done = 0
+        num_done = 0
         for rows, inputs in job.plain_training_inputs():
             yield from lost.report(job.lost)
             if len(rows):
                 with job.device.autocast(), explain_out_of_memory(TOO_LARGE_A_BATCH):
                     job.forward(inputs)
-            done += len(rows)
-            yield Progress("average", done, len(job.rows[TRAIN]))
+            num_done += len(rows)
+            yield Progress("average", num_done, len(job.rows[TRAIN]))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

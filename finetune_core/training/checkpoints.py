@@ -91,18 +91,18 @@ def changing_tensors(
     tensors that are neither frozen nor computed from factors.
     """
     state = model.state_dict()
-    found = dict(low_rank.tensors)
+    tensors = dict(low_rank.tensors)
     for stage, plan in list(zip(stages, strategy, strict=True))[cut_index(strategy) :]:
-        left_out = (
+        excluded = (
             {*frozen_tensors(plan, stage), *factored_matrices(plan, stage)} if low_rank else ()
         )
         names = [
             name
             for name in (*stage.parameters, *stage.buffers)
-            if name in state and name not in left_out
+            if name in state and name not in excluded
         ]
-        found |= {name: state[name] for name in names}
-    return found
+        tensors |= {name: state[name] for name in names}
+    return tensors
 
 
 @torch.no_grad()
@@ -264,8 +264,8 @@ def check_tensors(
             "among them"
         )
     for key in sorted(found):
-        part = file.get_slice(key)
-        if (tuple(part.get_shape()), _KINDS.get(part.get_dtype())) != (
+        tensor = file.get_slice(key)
+        if (tuple(tensor.get_shape()), _KINDS.get(tensor.get_dtype())) != (
             tuple(expected[key].shape),
             expected[key].dtype,
         ):

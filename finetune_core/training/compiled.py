@@ -102,8 +102,8 @@ class Compiler:
     @property
     def report(self) -> str:
         """What became of the pass that most images went through, as text. Empty where none did."""
-        used = max(self._passes.values(), key=lambda one: one.done, default=None)
-        return used.report if used and used.done else ""
+        most_used = max(self._passes.values(), key=lambda one: one.done, default=None)
+        return most_used.report if most_used and most_used.done else ""
 
     def __enter__(self) -> Self:
         return self
@@ -148,24 +148,24 @@ class _Pass:
             )
         return f"not compiled: {self._reason or 'not worth it for ' + things(self.done, 'image')}"
 
-    def __call__(self, inputs: torch.Tensor, left: int) -> torch.Tensor:
-        whole = len(inputs) == self._batch
+    def __call__(self, inputs: torch.Tensor, num_left: int) -> torch.Tensor:
+        is_full = len(inputs) == self._batch
         if self._child:
             self._take_package()
-        elif whole and self._example is None:
+        elif is_full and self._example is None:
             self._prepare(inputs)
         elif (
-            whole
+            is_full
             and not self._reason
             and not self._compiled
             and self._expected is None
             and len(self._seconds) > _TIMED
         ):
-            self._decide(inputs, left)
-        began = time.perf_counter()
+            self._decide(inputs, num_left)
+        start_time = time.perf_counter()
         output = self._run(inputs)
-        if whole:
-            self._seconds.append((time.perf_counter() - began) / len(inputs))
+        if is_full:
+            self._seconds.append((time.perf_counter() - start_time) / len(inputs))
         self.done += len(inputs)
         return output
 
@@ -189,16 +189,16 @@ class _Pass:
             return
         if (
             self._book.compilation(self._measurement_key).saved > 0
-            and (kept := read_package(self._package_name)) is not None
+            and (package := read_package(self._package_name)) is not None
         ):
-            self._load(kept)
+            self._load(package)
         elif find_compiler() is None:
             self._reason = "there is no C++ compiler"
 
-    def _decide(self, inputs: torch.Tensor, left: int) -> None:
+    def _decide(self, inputs: torch.Tensor, num_left: int) -> None:
         self._eager = statistics.median(self._seconds[1:])
         self._expected = self._book.compilation(self._measurement_key)
-        if not is_worthwhile(left, self._eager, self._expected):
+        if not is_worthwhile(num_left, self._eager, self._expected):
             return
         try:
             self._child = CompilerProcess(self._part.module, inputs, self._device)
@@ -234,10 +234,10 @@ class _Pass:
         if (
             self._compiled
             and self._example is not None
-            and (given := match_batch(inputs, self._example)) is not None
+            and (batch := match_batch(inputs, self._example)) is not None
         ):
             try:
-                return self._compiled(given)[: len(inputs)]
+                return self._compiled(batch)[: len(inputs)]
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
@@ -260,11 +260,11 @@ class _Pass:
     @property
     def _package_name(self) -> str:
         """Name of the package, made of everything that it depends on."""
-        like, device = self._example, self._device
-        shape = None if like is None else (tuple(like.shape), like.stride(), like.dtype)
+        example, device = self._example, self._device
+        shape = None if example is None else (tuple(example.shape), example.stride(), example.dtype)
         processor = sorted(torch.cpu.get_capabilities().items())
         code = [one.code for one in self._part.module.modules() if isinstance(one, fx.GraphModule)]
-        known = (
+        parts = (
             self._part.label,
             self._part.weights(),
             code,
@@ -275,27 +275,27 @@ class _Pass:
         )
         libraries = [__version__, *map(version, _LIBRARIES)]
         digest = hashlib.sha256(
-            repr((*known, torch.get_num_threads(), libraries)).encode()
+            repr((*parts, torch.get_num_threads(), libraries)).encode()
         ).hexdigest()[:16]
         return f"compiled-{digest}"
 
 
-def match_batch(inputs: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:
+def match_batch(inputs: torch.Tensor, example: torch.Tensor) -> torch.Tensor | None:
     """Return a batch as the compiled pass takes it, or None where it does not fit.
 
     A smaller batch is filled up with its last image. It does not fit if less than half of the batch
     would be used: fewer images may be all that memory holds.
     """
-    size = len(like)
+    size = len(example)
     if (
-        inputs.shape[1:] != like.shape[1:]
-        or inputs.dtype != like.dtype
+        inputs.shape[1:] != example.shape[1:]
+        or inputs.dtype != example.dtype
         or not size < 2 * len(inputs) <= 2 * size
     ):
         return None
-    if inputs.shape == like.shape and inputs.stride() == like.stride():
+    if inputs.shape == example.shape and inputs.stride() == example.stride():
         return inputs
-    filled = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
-    filled[: len(inputs)] = inputs
-    filled[len(inputs) :] = inputs[-1]
-    return filled
+    padded = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype)
+    padded[: len(inputs)] = inputs
+    padded[len(inputs) :] = inputs[-1]
+    return padded

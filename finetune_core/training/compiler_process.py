@@ -33,7 +33,7 @@ class CompilerProcess:
     """
 
     def __init__(self, module: nn.Module, example: torch.Tensor, device: Device) -> None:
-        self._began, self._open = time.monotonic(), ExitStack()
+        self._start_time, self._open = time.monotonic(), ExitStack()
         with ExitStack() as stack:
             # Files in this folder are unpickled and run, so no other user may reach it.
             self._folder = stack.enter_context(temporary_folder("compiling"))
@@ -47,11 +47,11 @@ class CompilerProcess:
             problems = stack.enter_context((self._folder / "problems").open("wb"))
             # The compiler's cache and temporary files belong in this folder, too: other users can
             # write to its usual places.
-            places = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TMPDIR"), str(self._folder))
+            folders = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TMPDIR"), str(self._folder))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "finetune_core.training.compile_child", str(self._folder)],
                 cwd=_PROJECT,
-                env=os.environ | places | {"TORCHINDUCTOR_COMPILE_THREADS": "1"},
+                env=os.environ | folders | {"TORCHINDUCTOR_COMPILE_THREADS": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=problems,
@@ -63,7 +63,7 @@ class CompilerProcess:
     @property
     def elapsed(self) -> float:
         """Seconds since the process was started."""
-        return time.monotonic() - self._began
+        return time.monotonic() - self._start_time
 
     def ended(self) -> bytes | str | None:
         """Return the package, or the reason why there is none, or None while the process runs."""

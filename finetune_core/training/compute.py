@@ -153,8 +153,10 @@ def train_step(
                 forward, inputs, labels, device, seed, rule, size, scale, together
             )
 
-    most = max(together.images) if together else len(inputs)
-    (loss, logits), size = run_halving(attempt, min(rule.micro_batch or most, most))
+    largest_share = max(together.images) if together else len(inputs)
+    (loss, logits), size = run_halving(
+        attempt, min(rule.micro_batch or largest_share, largest_share)
+    )
     with explain_out_of_memory(
         "for the optimizer's step. Freeze more stages, or choose SGD. Then start again, or resume "
         "from the last checkpoint."
@@ -184,7 +186,7 @@ def _fail_on_all_ranks(
         yield
         return
     parameters = list(forward.parameters())
-    failed: BaseException | None = None
+    failure: BaseException | None = None
     try:
         yield
         together.gradients.reserve(
@@ -193,18 +195,18 @@ def _fail_on_all_ranks(
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
-        failed = error
-    has_gradient = None if failed else [parameter.grad is not None for parameter in parameters]
-    words = together.ranks.meet(has_gradient)
-    if any(word is None for word in words):
+        failure = error
+    has_gradient = None if failure else [parameter.grad is not None for parameter in parameters]
+    gathered = together.ranks.meet(has_gradient)
+    if any(value is None for value in gathered):
         try:
-            raise failed or MemoryError
+            raise failure or MemoryError
         finally:
             # Its traceback would hold the tensors of the pass.
-            failed = None
-    for parameter, found in zip(parameters, map(any, zip(*words, strict=True)), strict=True):
+            failure = None
+    for parameter, is_used in zip(parameters, map(any, zip(*gathered, strict=True)), strict=True):
         # This rank has no images of the batch.
-        if found and parameter.grad is None:
+        if is_used and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
 
 
@@ -264,15 +266,17 @@ def _apply_gradients(
 
 
 @torch.no_grad()
-def _pull_back(strength: float, pulled: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> None:
+def _pull_back(
+    strength: float, parameters_and_starts: Sequence[tuple[nn.Parameter, torch.Tensor]]
+) -> None:
     """Add the gradient of half the squared distance from the pretrained weights (L2-SP)."""
-    moving = [
+    moved = [
         (parameter, start, parameter.grad)
-        for parameter, start in pulled
+        for parameter, start in parameters_and_starts
         if parameter.grad is not None
     ]
-    if moving:
-        parameters, starts, gradients = map(list, zip(*moving, strict=True))
+    if moved:
+        parameters, starts, gradients = map(list, zip(*moved, strict=True))
         torch._foreach_add_(gradients, torch._foreach_sub(parameters, starts), alpha=strength)
 
 
@@ -298,18 +302,20 @@ def _accumulate_gradients(
         )
     weights = rule.class_weights
     losses, logits = [], []
-    chance = stream(seed, device.kind)
+    generator = stream(seed, device.kind)
     if rule.mix:
-        common = together.drawn if together else seed
+        mix_seed = together.drawn if together else seed
         # The mixing is drawn on the processor.
-        with drawing_from(chance if device.kind == "cpu" and common == seed else stream(common)):
+        with drawing_from(
+            generator if device.kind == "cpu" and mix_seed == seed else stream(mix_seed)
+        ):
             inputs, labels = rule.mix(inputs, labels)
     if together:
         inputs, labels = (mixed[: len(mixed) - together.num_partners] for mixed in (inputs, labels))
-    whole = _total_weight(together.labels if together else labels, weights)
-    for some, targets in zip(split_parts(inputs, size), split_parts(labels, size), strict=True):
-        with drawing_from(chance), device.autocast(), _explain_batchnorm_error():
-            output = forward(some).float()
+    total_weight = _total_weight(together.labels if together else labels, weights)
+    for images, targets in zip(split_parts(inputs, size), split_parts(labels, size), strict=True):
+        with drawing_from(generator), device.autocast(), _explain_batchnorm_error():
+            output = forward(images).float()
         loss = (
             cross_entropy(
                 output,
@@ -318,7 +324,7 @@ def _accumulate_gradients(
                 label_smoothing=rule.label_smoothing,
                 reduction="sum",
             )
-            / whole
+            / total_weight
         )
         (loss * scale.factor if scale else loss).backward()
         losses.append(loss.detach())
@@ -342,19 +348,19 @@ def _restore_statistics_on_error(forward: nn.Module) -> Iterator[None]:
 
     They are what a pass in training mode changes beside gradients.
     """
-    changing = [
+    buffers = [
         buffer
         for module in forward.modules()
         if module.training
         for buffer in module.buffers(recurse=False)
     ]
-    before = [torch.empty_like(buffer) for buffer in changing]
-    if changing:
-        torch._foreach_copy_(before, changing)
+    before = [torch.empty_like(buffer) for buffer in buffers]
+    if buffers:
+        torch._foreach_copy_(before, buffers)
     try:
         yield
     except BaseException:
-        for buffer, value in zip(changing, before, strict=True):
+        for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
         raise
 

@@ -28,13 +28,13 @@ def crop_and_resize(images: torch.Tensor, boxes: torch.Tensor, size: int) -> tor
     top, left, height, width = boxes.unbind(1)
     # Apple's GPU has no float64, so a pixel may be off by one there.
     reduced = side > _FLOAT32_REDUCTION * size and images.device.type != "mps"
-    exact = torch.float64 if reduced else torch.float32
-    pixels = images.to(exact, memory_format=torch.contiguous_format)
-    across, unit = (one.to(exact) for one in _resize_weights(left, width, size, side))
+    dtype = torch.float64 if reduced else torch.float32
+    pixels = images.to(dtype, memory_format=torch.contiguous_format)
+    across, unit = (one.to(dtype) for one in _resize_weights(left, width, size, side))
     pixels = _divide_and_round(pixels.flatten(1, 2) @ across.mT, unit).view(
         count, channels, side, size
     )
-    down, unit = (one.to(exact) for one in _resize_weights(top, height, size, side))
+    down, unit = (one.to(dtype) for one in _resize_weights(top, height, size, side))
     return _divide_and_round(down[:, None] @ pixels, unit[:, None]).to(torch.uint8)
 
 
@@ -47,22 +47,22 @@ def _resize_weights(
         Integers, float32 ``[n, size, side]``; and their sum but for rounding, ``[n, 1, 1]``.
     """
     # Without float64 on Apple's GPU, weights may be off by one.
-    exact = torch.float32 if start.device.type == "mps" else torch.float64
+    dtype = torch.float32 if start.device.type == "mps" else torch.float64
     start, length = start[:, None], length[:, None]
-    scale = length.to(exact) / size
+    scale = length.to(dtype) / size
     reach = scale.clamp(min=1)
-    centre = scale * (torch.arange(size, dtype=exact, device=start.device) + 0.5)
+    centre = scale * (torch.arange(size, dtype=dtype, device=start.device) + 0.5)
     taps = min(side, 2 * math.ceil(max(1, side / size)) + 1)
     first = (start + (centre - reach + 0.5).long().clamp(min=0)).clamp(max=side - taps)
     pixel = first[..., None] + torch.arange(taps, device=start.device)
     inside = pixel - start[..., None]
-    share = (1 - ((inside - centre[..., None] + 0.5) * (1 / reach)[..., None]).abs()).clamp(min=0)
-    share = share * ((inside >= 0) & (inside < length[..., None]))
-    share = share / share.sum(-1, keepdim=True)
-    unit = (_LARGEST_WEIGHT / share.amax((1, 2), keepdim=True)).log2().floor().exp2().round()
+    weight = (1 - ((inside - centre[..., None] + 0.5) * (1 / reach)[..., None]).abs()).clamp(min=0)
+    weight = weight * ((inside >= 0) & (inside < length[..., None]))
+    weight = weight / weight.sum(-1, keepdim=True)
+    scale_unit = (_LARGEST_WEIGHT / weight.amax((1, 2), keepdim=True)).log2().floor().exp2().round()
     weights = torch.zeros((len(start), size, side), device=start.device)
-    weights.scatter_(2, pixel, (share * unit + 0.5).floor().float())
-    return weights, unit.float()
+    weights.scatter_(2, pixel, (weight * scale_unit + 0.5).floor().float())
+    return weights, scale_unit.float()
 
 
 def _divide_and_round(sums: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:

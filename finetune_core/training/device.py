@@ -106,12 +106,12 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
         ConfigError: If the requested device is missing, if bf16 would be emulated, or if fp16 is
             requested elsewhere than on NVIDIA GPUs.
     """
-    present = _list_devices()
-    if device != "auto" and device not in present:
+    devices = _list_devices()
+    if device != "auto" and device not in devices:
         raise ConfigError(
-            {"device": f"there is no {device} here; this machine has {', '.join(present)}"}
+            {"device": f"there is no {device} here; this machine has {', '.join(devices)}"}
         )
-    kind = present[0] if device == "auto" else device
+    kind = devices[0] if device == "auto" else device
     if precision == "auto":
         precision = (
             "bf16" if _has_native_bf16(kind) else "fp16" if _has_tensor_cores(kind) else "fp32"
@@ -161,10 +161,10 @@ def describe_machine() -> Machine:
 
 
 def _list_devices() -> list[str]:
-    found = ["cuda"] if torch.cuda.is_available() else []
+    devices = ["cuda"] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
-        found.append("mps")
-    return [*found, "cpu"]
+        devices.append("mps")
+    return [*devices, "cpu"]
 
 
 def _has_native_bf16(kind: str) -> bool:

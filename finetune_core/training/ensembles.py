@@ -61,7 +61,7 @@ def build_ensemble(
         FinetuneError: If the images have changed, or a network is gone, damaged, or has not
             predicted the same images.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     check_config(config, run_dir)
     dataset = yield from report_progress(
         "index",
@@ -69,17 +69,17 @@ def build_ensemble(
     )
     remove_predictions(run_dir)
     yield Progress("prepare", 0, 0)
-    joined = _Members.of(config, run_dir)
-    check_unchanged(dataset, joined.names, joined.parents)
-    yield joined.make_run_started(config, dataset)
-    table = joined.average_predictions()
+    members = _Members.of(config, run_dir)
+    check_unchanged(dataset, members.names, members.parents)
+    yield members.make_run_started(config, dataset)
+    table = members.average_predictions()
     yield WeightsAveraged(
         "ensemble",
-        joined.describe_ancestors(),
-        time.monotonic() - began,
-        memory_bytes=joined.memory_bytes,
+        members.describe_ancestors(),
+        time.monotonic() - start_time,
+        memory_bytes=members.memory_bytes,
     )
-    save_checkpoint(run_dir, BEST, {}, joined.make_checkpoint_info(dataset))
+    save_checkpoint(run_dir, BEST, {}, members.make_checkpoint_info(dataset))
     yield CheckpointSaved(BEST, 0)
     save_predictions(run_dir, table, FINAL_PRECISION)
     final = evaluate_table(table, 0.0)
@@ -89,7 +89,7 @@ def build_ensemble(
         final.val_accuracy,
         final.val_loss,
         final.test_accuracy,
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - start_time,
         evaluation_precision=FINAL_PRECISION,
     )
 

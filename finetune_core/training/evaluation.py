@@ -91,41 +91,43 @@ def predict_splits(
         TrainingError: If none of a split's images can be read, or too many are lost.
     """
     job.network.model.eval()
-    mine: list[tuple[np.ndarray, np.ndarray]] = []
-    reported, total = time.monotonic(), sum(len(job.rows[split]) for split in splits)
+    own: list[tuple[np.ndarray, np.ndarray]] = []
+    last_report, total = time.monotonic(), sum(len(job.rows[split]) for split in splits)
     for rows, logits in copy_to_processor(_compute_batches(job, splits, pad), job.device):
         # Several ranks report together, below.
         if not job.ranks.several:
             yield from lost.report(job.lost)
         if len(rows):
-            mine.append((rows, logits.numpy()))
-        if time.monotonic() - reported >= EVENT_SECONDS:
-            reported = time.monotonic()
+            own.append((rows, logits.numpy()))
+        if time.monotonic() - last_report >= EVENT_SECONDS:
+            last_report = time.monotonic()
             yield Progress(
-                phase, min(total, job.ranks.world * sum(len(rows) for rows, _ in mine)), total
+                phase, min(total, job.ranks.world * sum(len(rows) for rows, _ in own)), total
             )
-    words = job.ranks.meet((mine, job.lost))
-    yield from lost.report({row: reason for _, gone in words for row, reason in gone.items()})
-    answers = _sort_batches(job, splits, [answer for found, _ in words for answer in found])
-    answered = np.concatenate([rows for rows, _ in answers]) if answers else np.empty(0, int)
+    gathered = job.ranks.meet((own, job.lost))
+    yield from lost.report(
+        {row: reason for _, reasons in gathered for row, reason in reasons.items()}
+    )
+    batches = _sort_batches(job, splits, [batch for found, _ in gathered for batch in found])
+    predicted_rows = np.concatenate([rows for rows, _ in batches]) if batches else np.empty(0, int)
     for split in splits:
-        if not np.isin(job.rows[split], answered).any():
+        if not np.isin(job.rows[split], predicted_rows).any():
             raise TrainingError(
                 f"None of the {split} images can be read any more. Put them back and resume the "
                 "run."
             )
-    return answered, np.concatenate([logits for _, logits in answers])
+    return predicted_rows, np.concatenate([logits for _, logits in batches])
 
 
 def _sort_batches(
-    job: Job, splits: Sequence[str], answers: Sequence[tuple[np.ndarray, np.ndarray]]
+    job: Job, splits: Sequence[str], batches: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Sort the batches of all ranks as a single rank would have computed them."""
     order = {
-        int(row): place
-        for place, row in enumerate(np.concatenate([job.rows[split] for split in splits]))
+        int(row): position
+        for position, row in enumerate(np.concatenate([job.rows[split] for split in splits]))
     }
-    return sorted(answers, key=lambda answer: order[int(answer[0][0])])
+    return sorted(batches, key=lambda batch: order[int(batch[0][0])])
 
 
 def _compute_batches(
@@ -140,9 +142,9 @@ def _compute_batches(
         for rows, inputs in job.evaluation_inputs(split):
             logits = torch.empty(0)
             if len(rows):
-                given = pad_batch(inputs, size) if pad else inputs
+                padded = pad_batch(inputs, size) if pad else inputs
                 with use_exact_head(job.network):
-                    logits, size = compute_logits_in_parts(job.forward, given, job.device, size)
+                    logits, size = compute_logits_in_parts(job.forward, padded, job.device, size)
             yield rows, logits[: len(rows)]
 
 
@@ -167,33 +169,33 @@ def evaluate_best(
     Raises:
         FinetuneError: If the checkpoint or too many of the images cannot be read.
     """
-    began, kept, epochs = time.monotonic(), pd.DataFrame(), epochs_of(job.config)
+    start_time, table, epochs = time.monotonic(), pd.DataFrame(), epochs_of(job.config)
     # Now what rank 0 has written can be read.
     job.ranks.meet(None)
     # A run without epochs has left no predictions.
     if epochs:
-        kept = load_predictions(run_dir, len(job.dataset.classes))
-        kept = kept[kept["split"] == VAL]
+        table = load_predictions(run_dir, len(job.dataset.classes))
+        table = table[table["split"] == VAL]
     splits = [VAL] if not epochs or predictions_precision(run_dir) != FINAL_PRECISION else []
     splits += [TEST] if len(job.rows[TEST]) else []
     if splits:
         yield Progress("evaluate", 0, sum(len(job.rows[split]) for split in splits))
         network, _ = best_network(job.config, run_dir)
         exact = yield from make_exact_job(job, network, splits)
-        gone = np.setdiff1d(
+        unreadable = np.setdiff1d(
             np.concatenate([job.rows[split] for split in splits]),
             np.concatenate([exact.rows[s] for s in splits]),
         )
         yield from lost.report(
-            {int(row): f"{job.dataset.table['id'].iloc[row]} cannot be read" for row in gone}
+            {int(row): f"{job.dataset.table['id'].iloc[row]} cannot be read" for row in unreadable}
         )
-        table = make_prediction_table(
+        evaluated = make_prediction_table(
             exact, *(yield from predict_splits(exact, splits, "evaluate", lost))
         )
-        kept = table if VAL in splits else pd.concat([kept, table], ignore_index=True)
+        table = evaluated if VAL in splits else pd.concat([table, evaluated], ignore_index=True)
         if job.ranks.leads:
-            save_predictions(run_dir, kept, FINAL_PRECISION)
-    return evaluate_table(kept, time.monotonic() - began)
+            save_predictions(run_dir, table, FINAL_PRECISION)
+    return evaluate_table(table, time.monotonic() - start_time)
 
 
 def evaluate_table(table: pd.DataFrame, seconds: float) -> FinalEvaluation:
@@ -203,10 +205,13 @@ def evaluate_table(table: pd.DataFrame, seconds: float) -> FinalEvaluation:
         seconds: Time that the predictions took.
     """
     logits, labels = np.stack(table["logits"].tolist()), table["label"].to_numpy()
-    right, val = logits.argmax(1) == labels, (table["split"] == VAL).to_numpy()
+    is_correct, is_val = logits.argmax(1) == labels, (table["split"] == VAL).to_numpy()
     loss = cross_entropy(
-        torch.from_numpy(logits[val]).double(), torch.from_numpy(labels[val])
+        torch.from_numpy(logits[is_val]).double(), torch.from_numpy(labels[is_val])
     ).item()
     return FinalEvaluation(
-        float(right[val].mean()), loss, float(right[~val].mean()) if (~val).any() else None, seconds
+        float(is_correct[is_val].mean()),
+        loss,
+        float(is_correct[~is_val].mean()) if (~is_val).any() else None,
+        seconds,
     )

@@ -53,13 +53,13 @@ def arriving(
     """
     transfers = Transfers(device.torch_device)
 
-    def begun(rows: np.ndarray) -> tuple[np.ndarray, Arrival]:
+    def send(rows: np.ndarray) -> tuple[np.ndarray, Arrival]:
         left, loaded = load(rows)
         return left, transfers.to_device(loaded)
 
     # On a processor, preparing a second batch takes memory and gains nothing: both use the same
     # cores.
-    for _, (left, arrival) in prefetch(begun, batches, ahead=2 if device.is_gpu else 1):
+    for _, (left, arrival) in prefetch(send, batches, ahead=2 if device.is_gpu else 1):
         yield left, arrival()
         transfers.keep_up()
 
@@ -72,16 +72,16 @@ def pad_batch(inputs: torch.Tensor, size: int) -> torch.Tensor:
     """
     if len(inputs) >= size:
         return inputs
-    nhwc = inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last)
-    whole = torch.empty(
+    is_nhwc = inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last)
+    padded = torch.empty(
         (size, *inputs.shape[1:]),
         dtype=inputs.dtype,
         device=inputs.device,
-        memory_format=torch.channels_last if nhwc else torch.contiguous_format,
+        memory_format=torch.channels_last if is_nhwc else torch.contiguous_format,
     )
-    whole[: len(inputs)] = inputs
-    whole[len(inputs) :] = inputs[-1]
-    return whole
+    padded[: len(inputs)] = inputs
+    padded[len(inputs) :] = inputs[-1]
+    return padded
 
 
 def outputs(
@@ -103,7 +103,7 @@ def _compute_batches(
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     position, size = 0, forward_batch(device)
     for batch, loaded in arriving(
-        lambda some: (some, feed.load(some)), in_order(rows, size), device
+        lambda batch_rows: (batch_rows, feed.load(batch_rows)), in_order(rows, size), device
     ):
 
         def part(
@@ -126,21 +126,21 @@ def _compute_batches(
 
 
 def copy_to_processor(
-    computed: Iterator[tuple[np.ndarray, torch.Tensor]], device: Device
+    batches: Iterator[tuple[np.ndarray, torch.Tensor]], device: Device
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yield rows or positions with their outputs in the processor's memory.
 
     From a GPU, each output is copied while the next one is computed.
     """
     if not device.is_gpu:
-        yield from computed
+        yield from batches
         return
-    transfers, before = Transfers(device.torch_device), None
-    for positions, output in computed:
-        copying = positions, transfers.to_processor(output)
+    transfers, previous = Transfers(device.torch_device), None
+    for positions, output in batches:
+        current = positions, transfers.to_processor(output)
         del output
-        if before:
-            yield before[0], before[1]()
-        before = copying
-    if before:
-        yield before[0], before[1]()
+        if previous:
+            yield previous[0], previous[1]()
+        previous = current
+    if previous:
+        yield previous[0], previous[1]()

@@ -42,7 +42,7 @@ def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
         TrainingError: If the head is no linear layer on one vector per image, too many images are
             lost, or memory runs out.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     head = _get_linear_head(job)
     rows, features, labels = yield from _compute_features(job, head, lost)
     with explain_out_of_memory(_TOO_MANY_FEATURES):
@@ -60,7 +60,7 @@ def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
         folds=choice.folds,
         train_loss=float(cross_entropy(logits, labels)),
         train_accuracy=float((logits.argmax(1) == labels).float().mean()),
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - start_time,
         memory_bytes=memory.host,
         device_bytes=memory.device,
     )
@@ -76,7 +76,7 @@ def fit_probe(job: Job, lost: LostImages, seed: int) -> Generator[Event, None, H
     Raises:
         TrainingError: As ``fit_head``.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     head = _get_linear_head(job)
     rows, features, labels = yield from _compute_features(job, head, lost)
     sets = sides(job.dataset.table.iloc[rows])
@@ -91,7 +91,7 @@ def fit_probe(job: Job, lost: LostImages, seed: int) -> Generator[Event, None, H
         c=choice.value,
         train_loss=float(cross_entropy(logits, labels)),
         train_accuracy=float((logits.argmax(1) == labels).float().mean()),
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - start_time,
     )
 
 
@@ -113,10 +113,10 @@ def _compute_features(
         device.
     """
     with bypass_head(job.network):
-        rows, found = yield from predict_splits(job, [TRAIN], "features", lost, pad=True)
-    if found.shape[1:] != (head.in_features,):
+        rows, features = yield from predict_splits(job, [TRAIN], "features", lost, pad=True)
+    if features.shape[1:] != (head.in_features,):
         raise _make_head_error(job)
-    return rows, torch.from_numpy(found).to(job.device.torch_device), job.targets(rows)
+    return rows, torch.from_numpy(features).to(job.device.torch_device), job.targets(rows)
 
 
 def _fit_by_strategy(
@@ -149,10 +149,10 @@ def _get_linear_head(job: Job) -> nn.Linear:
 
 
 def _make_head_error(job: Job) -> TrainingError:
-    instead = "a random initial head" if epochs_of(job.config) else "feature extraction"
+    alternative = "a random initial head" if epochs_of(job.config) else "feature extraction"
     return TrainingError(
         f"The head of {job.config.backbone} is not one linear layer on one vector per image, so no "
-        f"classifier can be fitted in its place. Choose {instead} instead."
+        f"classifier can be fitted in its place. Choose {alternative} instead."
     )
 
 

@@ -17,22 +17,26 @@ def scale_convolutions(part: nn.Module) -> None:
     """
     for graph in (one for one in part.modules() if isinstance(one, fx.GraphModule)):
         modules = dict(graph.named_modules())
-        called = [node for node in graph.graph.nodes if node.op == "call_module"]
-        times = {
-            target: sum(node.target == target for node in called)
-            for target in {node.target for node in called}
+        calls = [node for node in graph.graph.nodes if node.op == "call_module"]
+        num_calls = {
+            target: sum(node.target == target for node in calls)
+            for target in {node.target for node in calls}
         }
-        for node in called:
-            before, norm = node.args[0], modules[str(node.target)]
+        for node in calls:
+            previous, norm = node.args[0], modules[str(node.target)]
             if (
-                not isinstance(before, fx.Node)
-                or before.op != "call_module"
-                or len(before.users) > 1
+                not isinstance(previous, fx.Node)
+                or previous.op != "call_module"
+                or len(previous.users) > 1
             ):
                 continue
-            convolution = modules[str(before.target)]
-            once = times[node.target] == times[before.target] == 1
-            if once and isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d):
+            convolution = modules[str(previous.target)]
+            is_unique = num_calls[node.target] == num_calls[previous.target] == 1
+            if (
+                is_unique
+                and isinstance(norm, nn.BatchNorm2d)
+                and isinstance(convolution, nn.Conv2d)
+            ):
                 _scale_convolution(convolution, norm)
 
 

@@ -35,11 +35,11 @@ def stratified_folds(
     with warnings.catch_warnings():
         # It warns that a class has fewer images than there are folds.
         warnings.simplefilter("ignore", UserWarning)
-        found = list(
+        splits = list(
             StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, sets)
         )
     return [
-        (fitted, held_out)
-        for fitted, held_out in found
-        if len(held_out) and len(np.unique(labels[fitted])) > 1
+        (fit, held_out)
+        for fit, held_out in splits
+        if len(held_out) and len(np.unique(labels[fit])) > 1
     ]

@@ -65,11 +65,11 @@ def measure_footprint(
     Args:
         step_bytes: What the latest step kept for its backward pass.
     """
-    training = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    held = [
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    tensors = [
         *job.network.model.state_dict().values(),
         *job.network.pretrained.state_dict().values(),
-        *(parameter.grad for parameter in training if parameter.grad is not None),
+        *(parameter.grad for parameter in parameters if parameter.grad is not None),
         *(
             value
             for state in optimizer.state.values()
@@ -80,7 +80,9 @@ def measure_footprint(
         *job.low_rank.tensors.values(),
     ]
     device = peak_memory_bytes(job.device, step_bytes)
-    host = sum(_unique_storages(tensor for tensor in held if tensor.device.type == "cpu").values())
+    host = sum(
+        _unique_storages(tensor for tensor in tensors if tensor.device.type == "cpu").values()
+    )
     # The weights' gradients, which were turned into the factors' and freed.
     if device is None:
         host += sum(one.weight.nbytes for one in job.low_rank.factors.values())
@@ -97,8 +99,10 @@ def measure_fit_footprint(job: Job, features: torch.Tensor) -> Footprint:
 
     The second time is for a copy of the features.
     """
-    held = measure_stepless_footprint(job, [features])
-    return replace(held, host=held.host + (features.nbytes if features.device.type == "cpu" else 0))
+    memory = measure_stepless_footprint(job, [features])
+    return replace(
+        memory, host=memory.host + (features.nbytes if features.device.type == "cpu" else 0)
+    )
 
 
 def measure_stepless_footprint(job: Job, tensors: Iterable[torch.Tensor]) -> Footprint:
@@ -115,14 +119,16 @@ def measure_stepless_footprint(job: Job, tensors: Iterable[torch.Tensor]) -> Foo
     )
 
 
-def max_footprint(found: Sequence[Footprint], now: int | None) -> Footprint:
+def max_footprint(footprints: Sequence[Footprint], now: int | None) -> Footprint:
     """Return the largest amount of either memory.
 
     Args:
         now: Present value of ``peak_memory_bytes``.
     """
-    host = max((one.host for one in found), default=0)
-    return Footprint(host, None if now is None else max([now, *(one.device or 0 for one in found)]))
+    host = max((one.host for one in footprints), default=0)
+    return Footprint(
+        host, None if now is None else max([now, *(one.device or 0 for one in footprints)])
+    )
 
 
 def _unique_storages(tensors: Iterable[torch.Tensor]) -> Storages:

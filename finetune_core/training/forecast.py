@@ -73,13 +73,15 @@ def compute_forecast(
     train, val, test = (dataset.split_counts.get(split, 0) for split in (TRAIN, VAL, TEST))
     train = max(1, round(train * config.train_fraction))
     cached = not why_uncached(config, cut_index(strategy)) and speed.activation_bytes > 0
-    again = 0.0 if cached else speed.trunk
+    trunk_again = 0.0 if cached else speed.trunk
     epochs = epochs_of(config)
     # A run in bf16 predicts test images only in its final evaluation. So does a run without epochs
     # with validation images.
-    last = test if epochs else val + test
-    final = (val + test) * speed.exact if speed.exact else last * (speed.forward + again)
-    in_trunk = val + test - last if speed.exact else val + test
+    num_last = test if epochs else val + test
+    final_seconds = (
+        (val + test) * speed.exact if speed.exact else num_last * (speed.forward + trunk_again)
+    )
+    in_trunk = val + test - num_last if speed.exact else val + test
     views = chosen_views(config, cut_index(strategy))
     rows = train * (views or 1) + in_trunk
     fits = bool(epochs) and fits_initial_head(config)
@@ -89,11 +91,11 @@ def compute_forecast(
         if epochs
         else speed.step
     )
-    epoch = train * (step + again) + (val * (speed.forward + again) if epochs else 0.0)
-    missing = max(0, rows - found) if cached else 0
-    decoded = 0 if cached and not missing else train + val + test
-    once = decoded * decode_seconds + missing * speed.trunk + final
-    once += train * (speed.forward + again + fit_seconds) if fits else 0.0
+    epoch = train * (step + trunk_again) + (val * (speed.forward + trunk_again) if epochs else 0.0)
+    num_missing = max(0, rows - found) if cached else 0
+    num_decoded = 0 if cached and not num_missing else train + val + test
+    once_seconds = num_decoded * decode_seconds + num_missing * speed.trunk + final_seconds
+    once_seconds += train * (speed.forward + trunk_again + fit_seconds) if fits else 0.0
     trainable = trainable_parameters(strategy, stages)
     cache_bytes = rows * speed.activation_bytes if cached else 0
     pixels = (train + val + test) * 3 * input_info(config).stored_side(config.image_size) ** 2
@@ -105,7 +107,7 @@ def compute_forecast(
     return Forecast(
         config.strategy,
         trainable,
-        _FIXED_SECONDS + once + (epochs or 1) * epoch,
+        _FIXED_SECONDS + once_seconds + (epochs or 1) * epoch,
         epoch if epochs else 0.0,
         memory_bytes,
         device_bytes,
@@ -174,10 +176,10 @@ def comparable(config: RunConfig, num_images: int = 0) -> list[RunConfig]:
         num_images: Training images, from which the settings in ``config.auto`` follow for each
             strategy. 0 keeps these settings.
     """
-    found = []
+    configs = []
     for name in STRATEGIES:
         if name == config.strategy:
-            found.append(config)
+            configs.append(config)
         elif name != "custom":
             other = config.model_copy(update=config.for_strategy(name))
             if num_images:
@@ -185,5 +187,5 @@ def comparable(config: RunConfig, num_images: int = 0) -> list[RunConfig]:
             # It may need more epochs than there are.
             with suppress(ConfigError):
                 plan(other, stages_of(other))
-                found.append(other)
-    return found
+                configs.append(other)
+    return configs

@@ -35,11 +35,11 @@ def apply(strategy: Strategy, stages: Sequence[Stage], model: nn.Module, epoch: 
     for stage, plan in zip(stages, strategy, strict=True):
         trains = plan.trains_in(epoch)
         batchnorm: BatchNormMode = plan.batchnorm if trains or plan.frozen else "frozen"
-        chosen = (
+        trained = (
             {*trained_parameters(plan, stage), *factored_matrices(plan, stage)} if trains else set()
         )
         for name in stage.parameters:
-            parameters[name].requires_grad_(name in chosen)
+            parameters[name].requires_grad_(name in trained)
         for path in stage.modules:
             module = model.get_submodule(path).train(trains)
             for norm in (

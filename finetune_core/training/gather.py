@@ -60,20 +60,22 @@ def gather_rows(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
     lookup = table.lookup(keys)
     layout = lookup.blocks[0].layout if lookup.blocks else None
     stock = _CachedRows(np.packbits(lookup.missing), layout) if ranks.local_rank == 0 else None
-    words = ranks.meet(stock)
-    stocks = {rank: stock for rank, stock in enumerate(words) if stock}
+    stocks_by_rank = ranks.meet(stock)
+    stocks = {rank: stock for rank, stock in enumerate(stocks_by_rank) if stock}
     layouts = {stock.layout for stock in stocks.values() if stock.layout}
     if len(layouts) != 1:
         return True
     plan = _Plan.of({rank: _unpack_flags(stock.lacks, len(keys)) for rank, stock in stocks.items()})
     exchange = _Exchange(ranks, plan, lookup, layouts.pop())
-    mine, took = plan.incoming(ranks.rank), True
-    if len(mine):
-        took = (yield from CACHE.fill(name, keys[mine], exchange.receive_rows(mine))) is not None
+    incoming, has_space = plan.incoming(ranks.rank), True
+    if len(incoming):
+        has_space = (
+            yield from CACHE.fill(name, keys[incoming], exchange.receive_rows(incoming))
+        ) is not None
     else:
         for done, _ in enumerate(exchange.run_rounds(), start=1):
             yield Step(done, exchange.count)
-    return exchange.all_continue(took)
+    return exchange.all_continue(has_space)
 
 
 def _unpack_flags(bits: np.ndarray, count: int) -> np.ndarray:
@@ -96,9 +98,12 @@ class _Plan:
     @classmethod
     def of(cls, lacks: dict[int, np.ndarray]) -> "_Plan":
         table = np.stack(list(lacks.values()))
-        giver, given = table.argmin(axis=0), table.any(axis=0) & ~table.all(axis=0)
+        sender, is_sent = table.argmin(axis=0), table.any(axis=0) & ~table.all(axis=0)
         return cls(
-            {rank: np.flatnonzero(given & (giver == number)) for number, rank in enumerate(lacks)},
+            {
+                rank: np.flatnonzero(is_sent & (sender == number))
+                for number, rank in enumerate(lacks)
+            },
             lacks,
         )
 
@@ -120,12 +125,12 @@ class _Exchange:
         self.count = max(-(-len(rows) // self._size) for rows in plan.outgoing.values())
         self._has_ended = False
 
-    def all_continue(self, going: bool) -> bool:
+    def all_continue(self, can_continue: bool) -> bool:
         """Return whether all ranks go on.
 
         If one of them cannot, all have stopped in the same round.
         """
-        self._has_ended = self._has_ended or not all(self._ranks.meet(going))
+        self._has_ended = self._has_ended or not all(self._ranks.meet(can_continue))
         return not self._has_ended
 
     def receive_rows(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -140,27 +145,27 @@ class _Exchange:
 
     def run_rounds(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield the row numbers and the rows that arrive in each round."""
-        own = self._ranks.rank
+        own_rank = self._ranks.rank
         for number in range(self.count):
             given = {
                 rank: rows[number * self._size :][: self._size]
                 for rank, rows in self._plan.outgoing.items()
             }
-            sent = self._pack_rows(given.pop(own)) if own in given else {}
+            sent = self._pack_rows(given.pop(own_rank)) if own_rank in given else {}
             numbers = (
-                {rank: rows[self._plan.lacks[own][rows]] for rank, rows in given.items()}
-                if own in self._plan.lacks
+                {rank: rows[self._plan.lacks[own_rank][rows]] for rank, rows in given.items()}
+                if own_rank in self._plan.lacks
                 else {}
             )
-            came = self._layout.empty(sum(map(len, numbers.values())))
-            places = came.split([len(rows) for rows in numbers.values()])
+            received = self._layout.empty(sum(map(len, numbers.values())))
+            parts = received.split([len(rows) for rows in numbers.values()])
             if not self.all_continue(True):
                 return
             self._ranks.exchange(
                 sent,
-                {rank: place for rank, place in zip(numbers, places, strict=True) if len(place)},
+                {rank: place for rank, place in zip(numbers, parts, strict=True) if len(place)},
             )
-            yield np.concatenate([np.empty(0, int), *numbers.values()]), self._layout.read(came)
+            yield np.concatenate([np.empty(0, int), *numbers.values()]), self._layout.read(received)
 
     def _pack_rows(self, given: np.ndarray) -> dict[int, torch.Tensor]:
         """Return which of these rows each other machine lacks, by machine."""

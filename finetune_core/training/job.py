@@ -133,8 +133,8 @@ class Job:
         own, loaded = self._load_trainable(batch[share], version)
         if not (len(own) and self.num_partners(batch)):
             return own, loaded
-        for before in np.roll(batch, -share.start)[::-1]:
-            partner, image = self.source.readable(before[None], version)
+        for previous in np.roll(batch, -share.start)[::-1]:
+            partner, image = self.source.readable(previous[None], version)
             if len(partner):
                 break
         return np.concatenate([own, partner]), torch.cat([loaded, image])
@@ -207,14 +207,16 @@ def make_step_rule(job: Job) -> StepRule:
         counts = np.bincount(job.labels[job.rows[TRAIN]], minlength=len(job.dataset.classes))
         balanced = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
         weights = torch.tensor(balanced, dtype=torch.float32, device=job.device.torch_device)
-    pulled = []
+    parameters_and_starts = []
     if config.l2_sp:
         parameters, start = dict(network.model.named_parameters()), network.pretrained.state_dict()
         # The head is usually new: it has no pretrained weights to be pulled to.
         for stage, plan in zip(network.stages[:-1], job.strategy[:-1], strict=True):
             for name in trained_parameters(plan, stage):
-                pulled.append((parameters[name], start[name].to(job.device.torch_device)))
-    l2_sp = (config.l2_sp, tuple(pulled))
+                parameters_and_starts.append(
+                    (parameters[name], start[name].to(job.device.torch_device))
+                )
+    l2_sp = (config.l2_sp, tuple(parameters_and_starts))
     return StepRule(
         config.label_smoothing,
         weights,
@@ -234,9 +236,9 @@ def _make_mixer(
     torch's random state decides how images are mixed.
     """
     config, classes = job.config, len(job.dataset.classes)
-    ways = [
-        way(alpha=alpha, num_classes=classes)
-        for way, alpha in ((MixUp, config.mixup), (CutMix, config.cutmix))
+    transforms = [
+        transform(alpha=alpha, num_classes=classes)
+        for transform, alpha in ((MixUp, config.mixup), (CutMix, config.cutmix))
         if alpha
     ]
-    return RandomChoice(ways) if ways else None
+    return RandomChoice(transforms) if transforms else None

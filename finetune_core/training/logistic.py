@@ -171,7 +171,7 @@ def fitted(
             ends.
     """
     theta = _join_parameters(start, features, classes).requires_grad_()
-    wanted = one_hot(labels, classes).to(features.dtype)
+    one_hot_labels = one_hot(labels, classes).to(features.dtype)
     strength = _compute_penalty_strength(classes, len(labels), c)
     optimizer = torch.optim.LBFGS(
         [theta],
@@ -187,20 +187,20 @@ def fitted(
     def closure() -> torch.Tensor:
         weight, bias = theta[:, :-1], theta[:, -1]
         log_shares = log_softmax(torch.addmm(bias, features, weight.T), dim=1)
-        error = (log_shares.exp() - wanted) / len(labels)
+        error = (log_shares.exp() - one_hot_labels) / len(labels)
         theta.grad = torch.cat(
             [error.T @ features + 2 * strength * weight, error.sum(0)[:, None]], dim=1
         )
-        return -(log_shares * wanted).sum() / len(labels) + strength * _sum_squares(weight)
+        return -(log_shares * one_hot_labels).sum() / len(labels) + strength * _sum_squares(weight)
 
-    before = float("inf")
+    last_loss = float("inf")
     for done in range(0, _MOST, _FEW):
         yield Step(done, None, "fit")
         # ``step`` returns its first evaluation, at the point where the step before ended.
-        now = float(optimizer.step(closure))
-        if before - now < tolerance * abs(before) and done:
+        loss = float(optimizer.step(closure))
+        if last_loss - loss < tolerance * abs(last_loss) and done:
             break
-        before = now
+        last_loss = loss
     theta = theta.detach()
     return Linear(theta[:, :-1].contiguous(), theta[:, -1].contiguous())
 
@@ -238,13 +238,13 @@ def _choose_penalty(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> Work[Choice]:
     """Choose the penalty with the lowest mean cross-entropy on held-out images."""
-    some = _draw_subset(len(labels), seed)
-    parts = _split_folds(labels.cpu().numpy()[some], sets[some], seed)
-    folds = [_Fold.of(features, labels, some[fit], some[out]) for fit, out in parts]
-    tried, start = yield from _search_penalties(folds, classes)
-    candidates = tuple(one.candidate() for one in tried)
+    subset = _draw_subset(len(labels), seed)
+    parts = _split_folds(labels.cpu().numpy()[subset], sets[subset], seed)
+    folds = [_Fold.of(features, labels, subset[fit], subset[out]) for fit, out in parts]
+    trials, start = yield from _search_penalties(folds, classes)
+    candidates = tuple(one.candidate() for one in trials)
     chosen = min(candidates, key=lambda one: one["loss"])["value"] if candidates else _FALLBACK
-    return Choice(chosen, candidates, len(some), len(folds), start)
+    return Choice(chosen, candidates, len(subset), len(folds), start)
 
 
 def held_out_right(
@@ -271,19 +271,19 @@ def held_out_right(
         DataError: If there are too few images to cross-validate.
     """
     parts = probe_folds(labels.cpu().numpy(), sets, seed)
-    tried, _ = yield from _search_penalties(
+    trials, _ = yield from _search_penalties(
         [_Fold.of(features, labels, fit, out) for fit, out in parts], classes
     )
     losses, right = (
-        torch.stack([getattr(one, name) for one in tried]).cpu().numpy()
+        torch.stack([getattr(one, name) for one in trials]).cpu().numpy()
         for name in ("losses", "right")
     )
     fold = np.repeat(np.arange(len(parts)), [len(out) for _, out in parts])
-    found = np.zeros(len(labels), dtype=bool)
-    for at, (_, out) in enumerate(parts):
-        chosen = losses[:, fold != at].mean(axis=1).argmin()
-        found[out] = right[chosen, fold == at]
-    return found
+    is_correct = np.zeros(len(labels), dtype=bool)
+    for number, (_, out) in enumerate(parts):
+        chosen = losses[:, fold != number].mean(axis=1).argmin()
+        is_correct[out] = right[chosen, fold == number]
+    return is_correct
 
 
 def probe_folds(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
@@ -340,24 +340,24 @@ def _search_penalties(
     """
     if not folds:
         return [], None
-    tried: list[_Trial] = []
+    trials: list[_Trial] = []
     heads: Sequence[Linear | None] = [None] * len(folds)
-    worse, lowest, start = 0, float("inf"), None
+    num_worse, lowest, start = 0, float("inf"), None
     with _make_pool(len(folds), folds[0].labels.device) as pool:
         for c in GRID:
-            found: list[Linear] = []
+            fits: list[Linear] = []
             for head in pool.map(partial(_fit_fold, classes, c), folds, heads):
-                yield Step(len(tried) * len(folds) + len(found), len(GRID) * len(folds), "choose")
-                found.append(head)
-            heads = found
-            tried.append(_score(c, folds, found))
-            loss = float(tried[-1].losses.mean())
-            worse = worse + 1 if loss > (1 + _CLEARLY) * lowest else 0
+                yield Step(len(trials) * len(folds) + len(fits), len(GRID) * len(folds), "choose")
+                fits.append(head)
+            heads = fits
+            trials.append(_score(c, folds, fits))
+            loss = float(trials[-1].losses.mean())
+            num_worse = num_worse + 1 if loss > (1 + _CLEARLY) * lowest else 0
             if loss < lowest:
-                lowest, start = loss, _average_heads(found)
-            elif worse >= _WORSE:
+                lowest, start = loss, _average_heads(fits)
+            elif num_worse >= _WORSE:
                 break
-    return tried, start
+    return trials, start
 
 
 def _make_pool(fits: int, device: torch.device) -> ThreadPoolExecutor:

@@ -138,17 +138,21 @@ def fit(
     Raises:
         FinetuneError: If the run cannot start or cannot go on.
     """
-    began = time.monotonic()
-    at, trainer, stopping = TrainingState(RunningMetrics.of(0)), None, EarlyStopping.of(config)
+    start_time = time.monotonic()
+    state, trainer, early_stopping = (
+        TrainingState(RunningMetrics.of(0)),
+        None,
+        EarlyStopping.of(config),
+    )
     try:
         if config.is_ensemble:
             yield from build_ensemble(config, run_dir, roots)
             return
         job = yield from prepare(config, roots, run_dir, ranks)
         if not epochs_of(config):
-            yield from _train_without_epochs(job, run_dir, began, roots)
+            yield from _train_without_epochs(job, run_dir, start_time, roots)
             return
-        at.metrics = RunningMetrics.of(len(job.dataset.classes))
+        state.metrics = RunningMetrics.of(len(job.dataset.classes))
         yield _make_run_started(job)
         lost = LostImages(job)
         restores = resume and is_there(checkpoint_path(run_dir, LAST))
@@ -159,27 +163,35 @@ def fit(
         trainer = _make_trainer(job, run_dir, lost)
         if resume:
             if restores:
-                at = restore_training_state(
+                state = restore_training_state(
                     job, trainer.optimizer, trainer.average, trainer.scale, run_dir
                 )
-            yield RunResumed(at.epoch, at.step)
-        at.since = time.monotonic()
-        while at.epoch <= config.epochs and not stopping.is_due(at.epoch - 1, at.watched_epoch):
-            yield from _train_epoch(trainer, at)
-            yield from _validate(trainer, at)
+            yield RunResumed(state.epoch, state.step)
+        state.since = time.monotonic()
+        while state.epoch <= config.epochs and not early_stopping.is_due(
+            state.epoch - 1, state.watched_epoch
+        ):
+            yield from _train_epoch(trainer, state)
+            yield from _validate(trainer, state)
         final = yield from evaluate_best(job, run_dir, trainer.lost)
         yield _make_run_finished(
-            job, final, at.epoch - 1, at.best_epoch, time.monotonic() - began + at.seconds
+            job,
+            final,
+            state.epoch - 1,
+            state.best_epoch,
+            time.monotonic() - start_time + state.seconds,
         )
     except StopRequested as request:
         if trainer is not None:
-            trainer.save(at)
-        epoch = at.epoch if at.step else at.epoch - 1
-        yield RunStopped(epoch, at.best_epoch, time.monotonic() - began + at.seconds, request.pause)
+            trainer.save(state)
+        epoch = state.epoch if state.step else state.epoch - 1
+        yield RunStopped(
+            epoch, state.best_epoch, time.monotonic() - start_time + state.seconds, request.pause
+        )
 
 
 def _train_without_epochs(
-    job: Job, run_dir: Path, began: float, roots: Sequence[Path]
+    job: Job, run_dir: Path, start_time: float, roots: Sequence[Path]
 ) -> Generator[Event, None, None]:
     """Train a run without epochs.
 
@@ -196,7 +208,7 @@ def _train_without_epochs(
         trained = replace(job, network=(yield from fit_head(job, lost)))
     yield _save_best(trained, run_dir, 0)
     final = yield from evaluate_best(job, run_dir, lost)
-    yield _make_run_finished(job, final, 0, 0, time.monotonic() - began)
+    yield _make_run_finished(job, final, 0, 0, time.monotonic() - start_time)
 
 
 def _make_run_finished(
@@ -220,8 +232,8 @@ class _Trainer:
     """The parts of a run that change while it trains.
 
     Attributes:
-        fitting: How many images went through at a time, one entry for each time that memory ran
-            out.
+        fitting_sizes: How many images went through at a time, one entry for each time that memory
+            ran out.
         footprints: Memory in use, one entry per measurement.
     """
 
@@ -233,15 +245,15 @@ class _Trainer:
     rule: StepRule
     lost: LostImages
     gradients: GradientSum
-    fitting: list[int] = field(default_factory=list)
+    fitting_sizes: list[int] = field(default_factory=list)
     footprints: list[Footprint] = field(default_factory=list)
 
-    def save(self, at: TrainingState) -> CheckpointSaved:
+    def save(self, state: TrainingState) -> CheckpointSaved:
         if self.job.ranks.leads:
             save_training_state(
-                self.job, self.optimizer, self.average, self.scale, at, self.run_dir
+                self.job, self.optimizer, self.average, self.scale, state, self.run_dir
             )
-        return CheckpointSaved(LAST, at.epoch - 1)
+        return CheckpointSaved(LAST, state.epoch - 1)
 
     @property
     def step_rule(self) -> StepRule:
@@ -298,14 +310,14 @@ def audit_frozen(job: Job) -> int:
     Raises:
         AssertionError: If one has changed.
     """
-    now, before = job.network.model.state_dict(), job.network.pretrained.state_dict()
+    current, initial = job.network.model.state_dict(), job.network.pretrained.state_dict()
     names = [
         name
         for stage, plan in zip(job.network.stages, job.strategy, strict=True)
         for name in frozen_tensors(plan, stage)
-        if name in now
+        if name in current
     ]
-    if moved := [name for name in names if not torch.equal(now[name].cpu(), before[name])]:
+    if moved := [name for name in names if not torch.equal(current[name].cpu(), initial[name])]:
         raise AssertionError(f"frozen tensors have changed: {', '.join(moved)}")
     if moved := job.low_rank.find_unmerged():
         raise AssertionError(f"weights are not their start and their factors: {', '.join(moved)}")
@@ -317,43 +329,45 @@ class _PendingSteps:
     """The steps of an epoch that have not been read back yet.
 
     Attributes:
-        began: When the first step of the epoch began, on the clock of ``time.monotonic``.
-        read: When steps were last read back, in seconds of the run.
-        saved: When a checkpoint was last written, on the clock of ``time.monotonic``.
+        start_time: When the first step of the epoch began, on the clock of ``time.monotonic``.
+        last_read_seconds: When steps were last read back, in seconds of the run.
+        last_save_time: When a checkpoint was last written, on the clock of ``time.monotonic``.
     """
 
-    began: float
-    read: float
-    saved: float = field(default_factory=time.monotonic)
+    start_time: float
+    last_read_seconds: float
+    last_save_time: float = field(default_factory=time.monotonic)
     steps: list[PendingStep] = field(default_factory=list)
 
 
-def _train_epoch(trainer: _Trainer, at: TrainingState) -> Iterator[Event]:
+def _train_epoch(trainer: _Trainer, state: TrainingState) -> Iterator[Event]:
     """Train the remaining steps of an epoch.
 
-    ``at`` advances with each step. No event is yielded while a step has not been read back.
+    ``state`` advances with each step. No event is yielded while a step has not been read back.
     """
-    job, epoch = trainer.job, at.epoch
+    job, epoch = trainer.job, state.epoch
     apply(job.strategy, job.network.stages, job.network.model, epoch)
-    batches, between = job.training_batches(epoch), seconds_between_reads(job.device)
-    unread = _PendingSteps(time.monotonic() - at.train_seconds, at.elapsed)
+    batches, read_interval = job.training_batches(epoch), seconds_between_reads(job.device)
+    pending = _PendingSteps(time.monotonic() - state.train_seconds, state.elapsed)
     for step, (rows, inputs) in enumerate(
-        job.training_inputs(batches[at.step :], epoch), start=at.step + 1
+        job.training_inputs(batches[state.step :], epoch), start=state.step + 1
     ):
-        own = rows[: len(rows) - job.num_partners(batches[step - 1])]
-        words = job.ranks.meet((own, job.lost))
-        lost = {row: reason for _, gone in words for row, reason in gone.items()}
+        own_rows = rows[: len(rows) - job.num_partners(batches[step - 1])]
+        gathered = job.ranks.meet((own_rows, job.lost))
+        lost = {row: reason for _, reasons in gathered for row, reason in reasons.items()}
         if lost.keys() - trainer.lost.known.keys():
-            yield from _report_steps(trainer, at, unread)
+            yield from _report_steps(trainer, state, pending)
             yield from trainer.lost.report(lost)
-        at.step = step
-        shares = [share for share, _ in words]
+        state.step = step
+        shares = [share for share, _ in gathered]
         if not any(map(len, shares)):
             continue
-        unread.steps.append(_take_step(trainer, epoch, step, len(batches), shares, rows, inputs))
-        if not between or job.ranks.decided(at.elapsed - unread.read >= between):
-            yield from _report_steps(trainer, at, unread)
-    yield from _report_steps(trainer, at, unread)
+        pending.steps.append(_take_step(trainer, epoch, step, len(batches), shares, rows, inputs))
+        if not read_interval or job.ranks.decided(
+            state.elapsed - pending.last_read_seconds >= read_interval
+        ):
+            yield from _report_steps(trainer, state, pending)
+    yield from _report_steps(trainer, state, pending)
 
 
 def _take_step(
@@ -382,28 +396,28 @@ def _take_step(
         copy_parameters(optimizer) if is_measured(step, steps) else None,
         trainer.step_rule,
     )
-    together = None
+    shared = None
     if job.ranks.several:
-        images, drawn = [len(share) for share in shares], step_seed(config.seed, position)
+        images, mix_seed = [len(share) for share in shares], step_seed(config.seed, position)
         partners = len(rows) - images[job.ranks.rank]
-        together = SharedStep(
-            job.ranks, trainer.gradients, images, job.targets(batch), drawn, partners
+        shared = SharedStep(
+            job.ranks, trainer.gradients, images, job.targets(batch), mix_seed, partners
         )
     # Dropout's randomness depends on the step and the rank alone.
     with record_saved_storages(job.forward) if before else nullcontext() as kept:
         seed = step_seed(config.seed, position, job.ranks.rank)
-        done = train_step(
-            job.forward, inputs, labels, optimizer, job.device, seed, rule, trainer.scale, together
+        result = train_step(
+            job.forward, inputs, labels, optimizer, job.device, seed, rule, trainer.scale, shared
         )
     if trainer.average:
         with explain_out_of_memory(
             "to average the weights. Freeze more stages, or switch weight EMA off."
         ):
-            trainer.average.update(done.skipped if trainer.scale else None)
-    most = max(map(len, shares))
-    short = done.micro_batch < min(rule.micro_batch or most, most)
-    if short:
-        trainer.fitting_sizes.append(done.micro_batch)
+            trainer.average.update(result.skipped if trainer.scale else None)
+    largest_share = max(map(len, shares))
+    memory_short = result.micro_batch < min(rule.micro_batch or largest_share, largest_share)
+    if memory_short:
+        trainer.fitting_sizes.append(result.micro_batch)
     if kept is not None:
         trainer.footprints.append(
             measure_footprint(job, optimizer, trainer.average, sum(kept.values()))
@@ -412,13 +426,15 @@ def _take_step(
         step,
         job.labels[batch],
         rate,
-        done,
-        short,
+        result,
+        memory_short,
         measure_step(optimizer, before) if before else None,
     )
 
 
-def _report_steps(trainer: _Trainer, at: TrainingState, unread: _PendingSteps) -> Iterator[Event]:
+def _report_steps(
+    trainer: _Trainer, state: TrainingState, pending: _PendingSteps
+) -> Iterator[Event]:
     """Read back all pending steps, then count and report them.
 
     A checkpoint is written before they are reported, if one is due.
@@ -426,43 +442,50 @@ def _report_steps(trainer: _Trainer, at: TrainingState, unread: _PendingSteps) -
     Raises:
         TrainingError: If the run has diverged in one of these steps.
     """
-    found: list[Event] = []
+    events: list[Event] = []
     diverged: TrainingError | None = None
-    for place, (step, numbers) in enumerate(read_back(unread.steps, trainer.job.ranks), start=1):
+    for position, (step, numbers) in enumerate(
+        read_back(pending.steps, trainer.job.ranks), start=1
+    ):
         if numbers.has_diverged:
             diverged = _make_divergence_error(
-                trainer.job, f"at step {step.step} of epoch {at.epoch}", step.learning_rate
+                trainer.job, f"at step {step.step} of epoch {state.epoch}", step.learning_rate
             )
             break
-        at.metrics.add(step.labels, numbers.predicted, numbers.loss)
-        at.skipped += numbers.skipped
-        at.stages = numbers.stages or at.stages
+        state.metrics.add(step.labels, numbers.predicted, numbers.loss)
+        state.skipped += numbers.skipped
+        state.stages = numbers.stages or state.stages
         if step.memory_short:
-            found.append(MemoryShort(at.epoch, step.step, step.micro_batch))
+            events.append(MemoryShort(state.epoch, step.step, step.micro_batch))
         # The pending steps are assumed to have taken equally long.
-        seconds = unread.read + (at.elapsed - unread.read) * place / len(unread.steps)
-        found.append(_make_step_ended(trainer.job, at, step, numbers, seconds))
-    unread.steps.clear()
-    unread.read, at.train_seconds = at.elapsed, time.monotonic() - unread.began
-    if found and not diverged and time.monotonic() - unread.saved > CHECKPOINT_SECONDS:
-        found.insert(0, trainer.save(at))
-        unread.saved = time.monotonic()
-    request = yield from _yield_all(found)
-    if end := diverged or request:
-        raise end
+        seconds = pending.last_read_seconds + (
+            state.elapsed - pending.last_read_seconds
+        ) * position / len(pending.steps)
+        events.append(_make_step_ended(trainer.job, state, step, numbers, seconds))
+    pending.steps.clear()
+    pending.last_read_seconds, state.train_seconds = (
+        state.elapsed,
+        time.monotonic() - pending.start_time,
+    )
+    if events and not diverged and time.monotonic() - pending.last_save_time > CHECKPOINT_SECONDS:
+        events.insert(0, trainer.save(state))
+        pending.last_save_time = time.monotonic()
+    request = yield from _yield_all(events)
+    if error := diverged or request:
+        raise error
 
 
 def _make_step_ended(
-    job: Job, at: TrainingState, step: PendingStep, numbers: ReadStep, seconds: float
+    job: Job, state: TrainingState, step: PendingStep, numbers: ReadStep, seconds: float
 ) -> StepEnded:
     return StepEnded(
-        at.epoch,
+        state.epoch,
         step.step,
         numbers.loss,
-        epoch_loss=at.metrics.loss,
-        epoch_accuracy=at.metrics.accuracy,
+        epoch_loss=state.metrics.loss,
+        epoch_accuracy=state.metrics.accuracy,
         learning_rate=step.learning_rate,
-        images=(at.epoch - 1) * len(job.rows[TRAIN]) + at.metrics.seen,
+        images=(state.epoch - 1) * len(job.rows[TRAIN]) + state.metrics.seen,
         seconds=seconds,
         gradient_norm=0.0 if numbers.skipped else numbers.gradient_norm,
         micro_batch=step.micro_batch,
@@ -486,10 +509,10 @@ def _yield_all(events: Sequence[Event]) -> Generator[Event, None, StopRequested 
     return request
 
 
-def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, None]:
+def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None, None]:
     """Evaluate a trained epoch, save what is to be kept and advance to the next epoch."""
-    job, run_dir, epoch, began = trainer.job, trainer.run_dir, at.epoch, time.monotonic()
-    if not at.metrics.seen:
+    job, run_dir, epoch, start_time = trainer.job, trainer.run_dir, state.epoch, time.monotonic()
+    if not state.metrics.seen:
         raise TrainingError(
             "None of the training images can be read any more. Put them back and resume the run."
         )
@@ -500,8 +523,8 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
             raise _make_divergence_error(job, f"after epoch {epoch}", job.config.learning_rate)
         labels, predicted = job.labels[rows], logits.argmax(1)
         loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
-        found = RunningMetrics.of(len(job.dataset.classes))
-        found.add(labels, predicted, loss)
+        val_metrics = RunningMetrics.of(len(job.dataset.classes))
+        val_metrics.add(labels, predicted, loss)
         # Write to disk first, report later: a person who stops the run at one of these events finds
         # everything that the event reports.
         if job.ranks.leads:
@@ -514,35 +537,37 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
                 predicted,
             )
         saved = []
-        if at.record_epoch(epoch, found.accuracy, loss, EarlyStopping.of(job.config).value(found)):
+        if state.record_epoch(
+            epoch, val_metrics.accuracy, loss, EarlyStopping.of(job.config).value(val_metrics)
+        ):
             if job.ranks.leads:
                 save_predictions(
                     run_dir, make_prediction_table(job, rows, logits), job.device.precision
                 )
             saved.append(_save_best(job, run_dir, epoch))
     memory = max_footprint(trainer.footprints, peak_memory_bytes(job.device, step_bytes=0))
-    ended = EpochEnded(
+    epoch_ended = EpochEnded(
         epoch,
-        at.metrics.loss,
-        at.metrics.accuracy,
+        state.metrics.loss,
+        state.metrics.accuracy,
         loss,
-        found.accuracy,
-        train_seconds=at.train_seconds,
-        val_seconds=time.monotonic() - began,
-        seconds=at.elapsed,
+        val_metrics.accuracy,
+        train_seconds=state.train_seconds,
+        val_seconds=time.monotonic() - start_time,
+        seconds=state.elapsed,
         memory_bytes=memory.host,
         device_bytes=memory.device,
-        train_scores=at.metrics.scores(),
-        val_scores=found.scores(),
-        stages=at.stages,
-        skipped_steps=at.skipped,
+        train_scores=state.metrics.scores(),
+        val_scores=val_metrics.scores(),
+        stages=state.stages,
+        skipped_steps=state.skipped,
     )
-    at.next_epoch()
+    state.next_epoch()
     # Report before saving: a run that is killed in between reports the epoch again, and none is
     # lost.
-    yield ended
+    yield epoch_ended
     yield from saved
-    yield trainer.save(at)
+    yield trainer.save(state)
 
 
 def _check_equal_weights(job: Job) -> None:
@@ -566,10 +591,10 @@ def _check_equal_weights(job: Job) -> None:
 
 
 def _make_divergence_error(job: Job, when: str, learning_rate: float) -> TrainingError:
-    instead = ", or precision fp32" if job.device.precision == "fp16" else ""
+    alternative = ", or precision fp32" if job.device.precision == "fp16" else ""
     return TrainingError(
         f"The loss or its gradient was not finite {when} (learning rate {learning_rate:g}). "
-        f"Try a learning rate ten times lower{instead}. The best epoch before this is kept."
+        f"Try a learning rate ten times lower{alternative}. The best epoch before this is kept."
     )
 
 
@@ -625,16 +650,16 @@ def _count_classes(job: Job) -> ClassCounts:
 
 
 def _forecast(job: Job) -> Expected | None:
-    found = expected(job.config, job.dataset, SpeedBook(), job.report.found)
+    forecast = expected(job.config, job.dataset, SpeedBook(), job.report.found)
     # Timings are of a single device.
-    if found is None or job.ranks.several:
+    if forecast is None or job.ranks.several:
         return None
     return Expected(
-        seconds=found.seconds,
-        epoch_seconds=found.epoch_seconds,
-        memory_bytes=found.memory_bytes,
-        device_bytes=found.device_bytes,
-        cache_bytes=found.cache_bytes,
+        seconds=forecast.seconds,
+        epoch_seconds=forecast.epoch_seconds,
+        memory_bytes=forecast.memory_bytes,
+        device_bytes=forecast.device_bytes,
+        cache_bytes=forecast.cache_bytes,
     )
 
 

@@ -53,8 +53,8 @@ class Factors:
         merged = self.compute_weight()
         if self.weight.device.type in _REPEATABLE:
             return torch.equal(self.weight, merged)
-        off = (self.weight - merged).abs().max()
-        return bool(off <= _ROUNDING * merged.abs().max())
+        error = (self.weight - merged).abs().max()
+        return bool(error <= _ROUNDING * merged.abs().max())
 
     def convert_gradient(self) -> None:
         """Turn the gradient of W into those of A and B."""
@@ -156,11 +156,11 @@ def _make_factors(network: Network, name: str, rank: int, scale: float, seed: in
     # A generator per weight: its random numbers do not depend on which other weights have factors.
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     down = nn.init.kaiming_uniform_(torch.empty(rank, columns), math.sqrt(5), generator=generator)
-    there = weight.device
+    device = weight.device
     return Factors(
         weight,
-        start.to(there),
-        nn.Parameter(down.to(there)),
-        nn.Parameter(torch.zeros(rows, rank, device=there)),
+        start.to(device),
+        nn.Parameter(down.to(device)),
+        nn.Parameter(torch.zeros(rows, rank, device=device)),
         scale,
     )

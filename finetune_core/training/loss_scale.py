@@ -49,7 +49,8 @@ def make_loss_scale(device: Device) -> LossScale | None:
     """Return a run's initial loss scale, or None where the device's precision needs none."""
     if device.precision != "fp16":
         return None
-    where = device.torch_device
+    torch_device = device.torch_device
     return LossScale(
-        torch.full((), _FIRST, device=where), torch.zeros((), dtype=torch.int32, device=where)
+        torch.full((), _FIRST, device=torch_device),
+        torch.zeros((), dtype=torch.int32, device=torch_device),
     )

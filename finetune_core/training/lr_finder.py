@@ -75,10 +75,10 @@ def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Work[RateCurve]:
 
 
 def _run_test(config: RunConfig, roots: Sequence[Path]) -> Work[RateCurve]:
-    preparing = _prepare_job(config, roots)
+    preparation = _prepare_job(config, roots)
     while True:
         try:
-            event = next(preparing)
+            event = next(preparation)
         except StopIteration as finished:
             job = finished.value
             break
@@ -122,18 +122,18 @@ def _raise_rate(job: Job) -> Work[tuple[list[float], list[float]]]:
     )
     rates: list[float] = []
     losses: list[float] = []
-    mean = 0.0
+    smoothed_sum = 0.0
     for step, (rows, inputs) in enumerate(_repeat_batches(job)):
         rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["base_lr"] / config.learning_rate
         labels = job.targets(rows)
-        done = train_step(job.forward, inputs, labels, optimizer, job.device, step, rule, scale)
-        loss = done.loss.item()
-        if not math.isfinite(loss) or (done.skipped.item() and not scale):
+        result = train_step(job.forward, inputs, labels, optimizer, job.device, step, rule, scale)
+        loss = result.loss.item()
+        if not math.isfinite(loss) or (result.skipped.item() and not scale):
             break
-        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
-        smoothed = mean / (1 - _SMOOTHING ** (step + 1))
+        smoothed_sum = _SMOOTHING * smoothed_sum + (1 - _SMOOTHING) * loss
+        smoothed = smoothed_sum / (1 - _SMOOTHING ** (step + 1))
         rates.append(rate)
         losses.append(smoothed)
         yield Step(step + 1, _STEPS, "rates")
@@ -144,8 +144,8 @@ def _raise_rate(job: Job) -> Work[tuple[list[float], list[float]]]:
 
 def _repeat_batches(job: Job) -> Inputs:
     """Yield batches of as many epochs as the test needs."""
-    epoch, made = 1, 0
-    while made < _STEPS:
-        batches = job.training_batches(epoch)[: _STEPS - made]
+    epoch, num_batches = 1, 0
+    while num_batches < _STEPS:
+        batches = job.training_batches(epoch)[: _STEPS - num_batches]
         yield from job.training_inputs(batches, epoch)
-        made, epoch = made + len(batches), epoch + 1
+        num_batches, epoch = num_batches + len(batches), epoch + 1

@@ -69,18 +69,18 @@ class Measurement:
 def measure_step(optimizer: torch.optim.Optimizer, before: list[list[torch.Tensor]]) -> Measurement:
     """Compare what trains with what it was before the step. Overwrites ``before``."""
     groups, lengths = [], []
-    for group, old in zip(optimizer.param_groups, before, strict=True):
-        moving = [
+    for group, old_parameters in zip(optimizer.param_groups, before, strict=True):
+        moved = [
             (now, then)
-            for now, then in zip(group["params"], old, strict=True)
+            for now, then in zip(group["params"], old_parameters, strict=True)
             if now.grad is not None
         ]
-        if not moving:
+        if not moved:
             continue
-        gradient = nn.utils.get_total_norm([now.grad for now, _ in moving])
-        weights = nn.utils.get_total_norm([then for _, then in moving])
+        gradient = nn.utils.get_total_norm([now.grad for now, _ in moved])
+        weights = nn.utils.get_total_norm([then for _, then in moved])
         # In place, because there may be no memory for another copy.
-        step = nn.utils.get_total_norm([then.sub_(now.detach()) for now, then in moving])
+        step = nn.utils.get_total_norm([then.sub_(now.detach()) for now, then in moved])
         groups.append((group["stage"], group["lr"]))
         lengths.append(torch.stack([gradient, step, weights]))
     return Measurement(groups, torch.stack(lengths))

@@ -51,18 +51,18 @@ class NearestNeighbours(nn.Module):
             shares.scatter_add(1, self.labels[nearest.indices], weights).clamp(min=_SMALLEST).log()
         )
 
-    def leave_one_out_logits(self, part: int = 1024) -> torch.Tensor:
+    def leave_one_out_logits(self, chunk_size: int = 1024) -> torch.Tensor:
         """Return logits of each training image, computed from all other training images.
 
         Args:
-            part: Number of images that are compared at a time.
+            chunk_size: Number of images that are compared at a time.
         """
-        found = []
-        for start in range(0, len(self.features), part):
-            cosines = self.features[start : start + part] @ self.features.T
+        logits = []
+        for start in range(0, len(self.features), chunk_size):
+            cosines = self.features[start : start + chunk_size] @ self.features.T
             cosines.diagonal(start).fill_(-torch.inf)
-            found.append(self.log_shares(cosines))
-        return torch.cat(found)
+            logits.append(self.log_shares(cosines))
+        return torch.cat(logits)
 
 
 def replace_head(network: Network, head: NearestNeighbours) -> Network:

@@ -92,7 +92,7 @@ def build_start(config: RunConfig) -> Start:
     tensors = {name: tensor.detach().clone() for name, tensor in network.model.state_dict().items()}
     if config.image_size != earlier.image_size and is_timm_name(config.backbone):
         tensors = resized(find(config.backbone), tensors, len(info.classes), config.image_size)
-    before = read_info(folder, START).lineage if earlier.earlier_run else []
+    lineage = read_info(folder, START).lineage if earlier.earlier_run else []
     return Start(
         tensors,
         CheckpointInfo(
@@ -101,7 +101,7 @@ def build_start(config: RunConfig) -> Start:
             state_hash(tensors, network.heads),
             info.classes,
             info.fingerprint,
-            lineage=[describe_ancestor(folder, earlier, info), *before],
+            lineage=[describe_ancestor(folder, earlier, info), *lineage],
         ),
     )
 
@@ -182,19 +182,19 @@ def beginning_of(
     Raises:
         FinetuneError: If weights are missing or damaged.
     """
-    built = config.first_seed, config.image_size, last_used(config)
+    options = config.first_seed, config.image_size, last_used(config)
     if not config.earlier_run:
-        network = build_network(config.backbone, config.starts_from, len(classes), *built)
+        network = build_network(config.backbone, config.starts_from, len(classes), *options)
         return InitialNetwork(replace(network, info=input_info(config)))
     start = load_start(config, run_dir) if run_dir else build_start(config)
-    network = network_of(config.backbone, start.tensors, len(classes), *built)
+    network = network_of(config.backbone, start.tensors, len(classes), *options)
     if network.weights_hash != start.info.weights_hash:
         raise RunError(
             f"{checkpoint_path(run_dir or Path(), START)} is damaged: its weights are not those "
             "that it says."
         )
-    kept = set(start.info.classes) == set(classes) and not STRATEGIES[config.strategy].fits
-    if kept:
+    head_kept = set(start.info.classes) == set(classes) and not STRATEGIES[config.strategy].fits
+    if head_kept:
         order = torch.tensor([start.info.classes.index(name) for name in classes])
         put_tensors(
             network.model,
@@ -204,7 +204,7 @@ def beginning_of(
                 if of_head(name, network.heads)
             },
         )
-    return InitialNetwork(replace(network, info=input_info(config)), start, kept)
+    return InitialNetwork(replace(network, info=input_info(config)), start, head_kept)
 
 
 def head_tensors(network: Network) -> dict[str, torch.Tensor]:
@@ -238,12 +238,12 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
         return joined(_load_members(config, run_dir, info)), info
     network = beginning_of(config, info.classes, run_dir).network
     if network.weights_hash != info.weights_hash:
-        where = (
+        place = (
             checkpoint_path(run_dir, START)
             if config.earlier_run
             else f"The weights of {info.backbone} on this machine"
         )
-        raise RunError(f"{where} are not those that {run_dir.name} was trained from.")
+        raise RunError(f"{place} are not those that {run_dir.name} was trained from.")
     strategy = plan(config, network.stages)
     if STRATEGIES[config.strategy].fits == "nearest_neighbours":
         width = count_features(network, len(info.classes))
@@ -261,15 +261,15 @@ def _load_members(config: RunConfig, run_dir: Path, info: CheckpointInfo) -> lis
     Raises:
         RunError: If one is missing or damaged.
     """
-    found = []
+    networks = []
     for folder in member_folders(config, run_dir):
-        own, saved = read_trained_run(folder)
-        if own.is_ensemble or saved.classes != info.classes:
+        member, member_info = read_trained_run(folder)
+        if member.is_ensemble or member_info.classes != info.classes:
             raise RunError(
                 f"{folder} is damaged: it is no network for the classes of {run_dir.name}."
             )
-        found.append(best_network(own, folder)[0])
-    return found
+        networks.append(best_network(member, folder)[0])
+    return networks
 
 
 def _count_neighbours(run_dir: Path, info: CheckpointInfo, width: int) -> int:
@@ -281,8 +281,8 @@ def _count_neighbours(run_dir: Path, info: CheckpointInfo, width: int) -> int:
         RunError: If it claims none, or more than its file can hold. No memory is taken for those.
     """
     path = checkpoint_path(run_dir, BEST)
-    found = regular_file(path)
-    if not 0 < info.neighbours <= (found.st_size if found else 0) // (4 * width + 8):
+    status = regular_file(path)
+    if not 0 < info.neighbours <= (status.st_size if status else 0) // (4 * width + 8):
         raise RunError(f"{path} is damaged: it holds no training images that could vote.")
     return info.neighbours
 
@@ -361,8 +361,8 @@ def _compute_val_accuracy(folder: Path, classes: int) -> float | None:
     except RunError:
         return None
     table = table[table["split"] == VAL]
-    right = [
+    is_correct = [
         int(logits.argmax()) == label
         for logits, label in zip(table["logits"], table["label"], strict=True)
     ]
-    return sum(right) / len(right) if right else None
+    return sum(is_correct) / len(is_correct) if is_correct else None

@@ -218,16 +218,16 @@ def _read_runs(folders: Sequence[Path]) -> tuple[list[Parent], Problems]:
 
 def _find_differences(how: str, parents: Sequence[Parent]) -> Problems:
     """Return what keeps each run from being averaged with the first of them."""
-    found: Problems = {}
+    problems: Problems = {}
     for parent in parents:
         try:
-            differs = _why_predictions_differ if how == "ensemble" else _why_different
-            reason = _why_unfit(how, parent) or differs(parent, parents[0])
+            compare = _why_predictions_differ if how == "ensemble" else _why_different
+            reason = _why_unfit(how, parent) or compare(parent, parents[0])
         except FinetuneError as error:
             reason = " ".join(str(error).split())
         if reason:
-            found[parent.folder] = reason
-    return found
+            problems[parent.folder] = reason
+    return problems
 
 
 def _why_unfit(how: str, parent: Parent) -> str:
@@ -265,8 +265,8 @@ def _why_different(one: Parent, first: Parent) -> str:
     name = first.folder.name
     if one.config.backbone != first.config.backbone:
         return f"its backbone is {one.config.backbone}, that of {name} is {first.config.backbone}"
-    if differing := _describe_data_difference(one, first):
-        return differing
+    if difference := _describe_data_difference(one, first):
+        return difference
     if one.config.input_settings != first.config.input_settings:
         changed = [
             key
@@ -277,8 +277,8 @@ def _why_different(one: Parent, first: Parent) -> str:
             f"its images are prepared otherwise than those of {name}: "
             f"{', '.join(changed).replace('_', ' ')}"
         )
-    if differing := _describe_subset_difference(one.config, first.config):
-        return f"{differing} of {name}: average runs that trained on the same images"
+    if difference := _describe_subset_difference(one.config, first.config):
+        return f"{difference} of {name}: average runs that trained on the same images"
     if one.initial_state.weights_hash != first.initial_state.weights_hash:
         return f"it started from other weights than {name}"
     if one.initial_state.fitted != first.initial_state.fitted:
@@ -344,8 +344,8 @@ def _why_predictions_differ(one: Parent, first: Parent) -> str:
     It is empty where they mean the same.
     """
     name = first.folder.name
-    if differing := _describe_data_difference(one, first):
-        return differing
+    if difference := _describe_data_difference(one, first):
+        return difference
     if framed := [
         what for what, value in _get_framing(one).items() if value != _get_framing(first)[what]
     ]:

@@ -84,19 +84,19 @@ def make_pending_step(
     step: int,
     labels: np.ndarray,
     learning_rate: float,
-    done: StepResult,
+    result: StepResult,
     memory_short: bool,
     measured: Measurement | None,
 ) -> PendingStep:
     """Return a step that is done, or will be, to be read back later."""
-    numbers = torch.stack([done.loss, done.gradient_norm, done.skipped, done.loss_scale])
+    numbers = torch.stack([result.loss, result.gradient_norm, result.skipped, result.loss_scale])
     return PendingStep(
         step,
         labels,
         learning_rate,
         numbers,
-        done.logits.argmax(1),
-        done.micro_batch,
+        result.logits.argmax(1),
+        result.micro_batch,
         memory_short,
         measured,
     )
@@ -114,9 +114,9 @@ def read_back(
     numbers = torch.stack([each.numbers for each in pending]).tolist()
     predicted = torch.cat([each.predicted for each in pending]).cpu().numpy()
     ends = np.cumsum([len(each.predicted) for each in pending])
-    words = ranks.meet(np.split(predicted, ends[:-1]))
+    gathered = ranks.meet(np.split(predicted, ends[:-1]))
     for each, (loss, norm, skipped, scale), shares in zip(
-        pending, numbers, zip(*words, strict=True), strict=True
+        pending, numbers, zip(*gathered, strict=True), strict=True
     ):
         stages = each.measured.read() if each.measured and not skipped else None
         yield each, ReadStep(loss, norm, bool(skipped), scale, np.concatenate(shares), stages)

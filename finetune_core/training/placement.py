@@ -38,7 +38,7 @@ def bytes_when_idle(device: Device) -> int:
 
 
 def place_lookups(
-    lookups: Sequence[Lookup], used: np.ndarray, device: torch.device, room: int
+    lookups: Sequence[Lookup], used: np.ndarray, device: torch.device, free_bytes: int
 ) -> list[Lookup]:
     """Move lookups to the device, one after the other, as long as there is space.
 
@@ -46,18 +46,18 @@ def place_lookups(
 
     Args:
         used: Positions whose rows are needed. Where a lookup has none, it needs none.
-        room: Space in bytes.
+        free_bytes: Space in bytes.
     """
-    if not room:
+    if not free_bytes:
         return list(lookups)
-    found = []
+    placed = []
     for lookup in lookups:
-        known = used[lookup.places[used, 0] >= 0]
-        needed = lookup.bytes_of(known)
-        if 0 < needed <= room:
-            lookup, room = _move_lookup(lookup, device, known), room - needed
-        found.append(lookup)
-    return found
+        known_rows = used[lookup.places[used, 0] >= 0]
+        num_bytes = lookup.bytes_of(known_rows)
+        if 0 < num_bytes <= free_bytes:
+            lookup, free_bytes = _move_lookup(lookup, device, known_rows), free_bytes - num_bytes
+        placed.append(lookup)
+    return placed
 
 
 def _move_lookup(lookup: Lookup, device: torch.device, known: np.ndarray) -> Lookup:

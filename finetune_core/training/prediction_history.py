@@ -59,12 +59,12 @@ class Flip:
     @property
     def turns(self) -> tuple[int, ...]:
         """The predictions without repetitions."""
-        changed = [
-            at
-            for at in range(1, len(self.predicted))
-            if self.predicted[at] != self.predicted[at - 1]
+        epochs = [
+            epoch
+            for epoch in range(1, len(self.predicted))
+            if self.predicted[epoch] != self.predicted[epoch - 1]
         ]
-        return (self.predicted[0], *(self.predicted[at] for at in changed))
+        return (self.predicted[0], *(self.predicted[epoch] for epoch in epochs))
 
 
 def add_predictions(
@@ -79,29 +79,29 @@ def add_predictions(
 
     An epoch that a resumed run repeats replaces its earlier entry.
     """
-    known = _start_history(ids, keys, labels)
+    history = _start_history(ids, keys, labels)
     if epoch > 1:
         # A damaged history is no reason not to train. It begins again here.
         with suppress(RunError):
             earlier = load_prediction_history(run_dir)
-            known = earlier if earlier.ids else known
+            history = earlier if earlier.ids else history
     by_id = dict(zip(ids.tolist(), predicted.tolist(), strict=True))
-    before = known.predicted[: epoch - 1]
-    latest = before[-1] if before else known.labels
-    row = tuple(by_id.get(image, last) for image, last in zip(known.ids, latest, strict=True))
-    noted = {
-        "ids": known.ids,
-        "labels": known.labels,
+    before = history.predicted[: epoch - 1]
+    latest = before[-1] if before else history.labels
+    row = tuple(by_id.get(image, last) for image, last in zip(history.ids, latest, strict=True))
+    content_fields = {
+        "ids": history.ids,
+        "labels": history.labels,
         "predicted": [*before, *[row] * (epoch - len(before))],
     }
-    content = json.dumps(noted).encode()
+    content = json.dumps(content_fields).encode()
     write_bytes(run_dir / PREDICTION_HISTORY_FILE, content, make_folder=False)
 
 
 def _start_history(ids: np.ndarray, keys: np.ndarray, labels: np.ndarray) -> PredictionHistory:
     """Return an empty history with the images to follow."""
-    some = np.sort(np.argsort(draw_uniform(keys, 0, 0, 8), kind="stable")[:_MOST])
-    return PredictionHistory(tuple(ids[some].tolist()), tuple(labels[some].tolist()), ())
+    sample = np.sort(np.argsort(draw_uniform(keys, 0, 0, 8), kind="stable")[:_MOST])
+    return PredictionHistory(tuple(ids[sample].tolist()), tuple(labels[sample].tolist()), ())
 
 
 def load_prediction_history(run_dir: Path, classes: int | None = None) -> PredictionHistory:
@@ -117,12 +117,14 @@ def load_prediction_history(run_dir: Path, classes: int | None = None) -> Predic
     if not is_there(path):
         path = run_dir / _EARLIER_FILE  # name in earlier versions
     try:
-        found = _HISTORY.validate_json(read_regular(path, _LARGEST), strict=True)
-        if {len(found.labels), *map(len, found.predicted)} != {len(found.ids)}:
+        history = _HISTORY.validate_json(read_regular(path, _LARGEST), strict=True)
+        if {len(history.labels), *map(len, history.predicted)} != {len(history.ids)}:
             raise ValueError("it does not have a prediction for each image")
         if (
             classes is not None
-            and max((*found.labels, *(max(row, default=0) for row in found.predicted)), default=0)
+            and max(
+                (*history.labels, *(max(row, default=0) for row in history.predicted)), default=0
+            )
             >= classes
         ):
             raise ValueError("a label in it is no class")
@@ -130,7 +132,7 @@ def load_prediction_history(run_dir: Path, classes: int | None = None) -> Predic
         return PredictionHistory((), (), ())
     except (OSError, ValueError) as error:
         raise RunError(f"{run_dir}: {problem_with(path, error)}.") from None
-    return found
+    return history
 
 
 def flips(history: PredictionHistory) -> list[Flip]:
@@ -142,13 +144,13 @@ def flips(history: PredictionHistory) -> list[Flip]:
         return []
     rows = np.array(history.predicted)
     changes = rows[1:] != rows[:-1]
-    found = [
+    changed = [
         Flip(
-            history.ids[at],
-            history.labels[at],
-            tuple(rows[:, at].tolist()),
-            int(np.flatnonzero(changes[:, at])[-1]) + 2,
+            history.ids[image],
+            history.labels[image],
+            tuple(rows[:, image].tolist()),
+            int(np.flatnonzero(changes[:, image])[-1]) + 2,
         )
-        for at in np.flatnonzero(changes.any(axis=0))
+        for image in np.flatnonzero(changes.any(axis=0))
     ]
-    return sorted(found, key=lambda flip: (-flip.last, -len(flip.turns), flip.id))
+    return sorted(changed, key=lambda flip: (-flip.last, -len(flip.turns), flip.id))

@@ -81,8 +81,8 @@ def remove_predictions(run_dir: Path) -> None:
 
 def predictions_changed(run_dir: Path) -> int:
     """Return when the run's predictions were written, in nanoseconds, or 0 if there are none."""
-    found = regular_file(run_dir / PREDICTIONS_FILE)
-    return found.st_mtime_ns if found else 0
+    status = regular_file(run_dir / PREDICTIONS_FILE)
+    return status.st_mtime_ns if status else 0
 
 
 def predictions_precision(run_dir: Path) -> str | None:
@@ -91,11 +91,11 @@ def predictions_precision(run_dir: Path) -> str | None:
     It is None where the file does not say so: earlier versions did not.
     """
     try:
-        said = fact_of(run_dir / PREDICTIONS_FILE, _PRECISION)
+        value = fact_of(run_dir / PREDICTIONS_FILE, _PRECISION)
     except (OSError, ValueError):
         # Missing or damaged. Reading the table reports that.
         return None
-    return next((precision for precision in _PRECISIONS if said == precision.encode()), None)
+    return next((precision for precision in _PRECISIONS if value == precision.encode()), None)
 
 
 def fact_of(path: Path, key: bytes) -> bytes:
@@ -109,10 +109,10 @@ def fact_of(path: Path, key: bytes) -> bytes:
     """
     with open(open_regular(path), "rb") as file:
         try:
-            said: bytes = (pq.read_metadata(file).metadata or {}).get(key, b"")
+            value: bytes = (pq.read_metadata(file).metadata or {}).get(key, b"")
         except pa.ArrowException as error:
             raise ValueError(str(error)) from None
-    return said
+    return value
 
 
 def load_predictions(run_dir: Path, classes: int | None = None) -> pd.DataFrame:
@@ -185,7 +185,7 @@ def _read_checked(
         raise ValueError("its logits are no numbers")
     if pc.any(pc.not_equal(pc.list_value_length(logits), width)).as_py():
         raise ValueError("its rows do not have a logit for each class")
-    found = pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "id": _decode_texts(ids, _LONGEST_ID),
             "split": _decode_texts(split, _LONGEST_SPLIT),
@@ -193,8 +193,8 @@ def _read_checked(
         }
     )
     matrix = values.to_numpy().astype(np.float32, copy=False).reshape(-1, width)
-    _check_values(found, matrix, splits)
-    return found.assign(logits=list(matrix))
+    _check_values(frame, matrix, splits)
+    return frame.assign(logits=list(matrix))
 
 
 def _check_width(metadata: pq.FileMetaData, classes: int | None) -> int:
@@ -204,9 +204,9 @@ def _check_width(metadata: pq.FileMetaData, classes: int | None) -> int:
     """
     rows, groups = (
         metadata.num_rows,
-        [metadata.row_group(at) for at in range(metadata.num_row_groups)],
+        [metadata.row_group(index) for index in range(metadata.num_row_groups)],
     )
-    columns = [group.column(at) for group in groups for at in range(group.num_columns)]
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
     if not rows:
         raise ValueError("it has no rows")
     if sum(column.total_uncompressed_size for column in columns) > _MOST_BYTES:

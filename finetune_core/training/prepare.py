@@ -73,7 +73,7 @@ def check_config(
     """
     problems: dict[str, str] = {}
 
-    def attempt(field: str, check: Callable[..., object], *arguments: object) -> None:
+    def check_field(field: str, check: Callable[..., object], *arguments: object) -> None:
         try:
             check(*arguments)
         except ConfigError as error:
@@ -81,21 +81,21 @@ def check_config(
         except FinetuneError as error:
             problems[field] = str(error)
 
-    attempt("data", check_data, config.data)
-    attempt("edits", config_bytes, config)
+    check_field("data", check_data, config.data)
+    check_field("edits", config_bytes, config)
     if not elsewhere:
-        attempt("device", choose_device, config.device, config.precision)
-    attempt("backbone", backbone_info, config.backbone)
+        check_field("device", choose_device, config.device, config.precision)
+    check_field("backbone", backbone_info, config.backbone)
     if "backbone" not in problems:
-        attempt("strategy", lambda: plan(config, stages_of(config)))
-        attempt("image_size", check_image_size, config.backbone, config.image_size)
+        check_field("strategy", lambda: plan(config, stages_of(config)))
+        check_field("image_size", check_image_size, config.backbone, config.image_size)
     if not {"backbone", "image_size"} & problems.keys():
-        attempt("initial_head", _check_initial_head, config)
+        check_field("initial_head", _check_initial_head, config)
     if config.averaged and run_dir is None:
-        attempt("averaged", read_parents, config.averaged)
+        check_field("averaged", read_parents, config.averaged)
     if config.earlier_run:
         if run_dir is None and not config.averaged:
-            attempt("from_run", check_earlier_run, config)
+            check_field("from_run", check_earlier_run, config)
     elif config.starts_from not in (PRETRAINED, RANDOM) and not is_file(config.weights):
         problems["weights"] = f"there is no file {config.weights}"
     if problems:
@@ -184,11 +184,11 @@ def check_classes(dataset: Dataset) -> None:
     Raises:
         DataError: If fewer than two have.
     """
-    trained = dataset.table.loc[dataset.table["split"] == TRAIN, "class"].unique()
-    if len(trained) < 2:
-        only = f": “{trained[0]}”" if len(trained) else ""
+    classes = dataset.table.loc[dataset.table["split"] == TRAIN, "class"].unique()
+    if len(classes) < 2:
+        name = f": “{classes[0]}”" if len(classes) else ""
         raise DataError(
-            f"There is only one class with training images{only}. A classifier needs at least two: "
+            f"There is only one class with training images{name}. A classifier needs at least two: "
             "put the images of each class into a folder of its own, or relabel some of them."
         )
 
@@ -243,9 +243,9 @@ def _run_main_process_first(
     The other ranks start when they can read what the first has written.
     """
     if ranks.local_rank == 0:
-        found = yield from work
+        result = yield from work
         ranks.meet(None)
-        return found
+        return result
     ranks.meet(None)
     return (yield from work)
 
@@ -256,13 +256,13 @@ def _check_equal(ranks: Ranks, fingerprint: str, weights_hash: str, device: Devi
     Raises:
         TrainingError: If they have not.
     """
-    words = ranks.meet((fingerprint, weights_hash, device.kind, device.precision))
-    for number, what in enumerate(
+    values = ranks.meet((fingerprint, weights_hash, device.kind, device.precision))
+    for number, subject in enumerate(
         ("images, labels or splits", "pretrained weights", "kind of device", "precision")
     ):
-        if len({word[number] for word in words}) > 1:
+        if len({value[number] for value in values}) > 1:
             raise TrainingError(
-                f"The processes of this run do not have the same {what}. Give all machines the "
+                f"The processes of this run do not have the same {subject}. Give all machines the "
                 "same data, weights and libraries, then start it again."
             )
 
@@ -390,10 +390,10 @@ class _Prepared:
 
 def _prepare_images(prepared: _Prepared, reason: str) -> Generator[Event, None, Job]:
     """Prepare a job that runs the whole network in every step."""
-    began = time.monotonic()
-    wanted = np.sort(np.concatenate(list(prepared.rows({}).values())))
-    pixels = yield from _decode(prepared, wanted)
-    seconds = time.monotonic() - began
+    start_time = time.monotonic()
+    rows = np.sort(np.concatenate(list(prepared.rows({}).values())))
+    pixels = yield from _decode(prepared, rows)
+    seconds = time.monotonic() - start_time
     views = chosen_views(prepared.config, cut_index(prepared.strategy)) or 0
     report = CacheReport("off", reason, views=views)
     return prepared.job(
@@ -410,7 +410,7 @@ def _prepare_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, 
     config, cut = prepared.config, cut_index(prepared.strategy)
     tail = segments.part(cut, None)
     tables = TrunkTables(prepared.network, prepared.device, config.image_size)
-    began = time.monotonic()
+    start_time = time.monotonic()
     needed = [
         _find_rows_to_decode(prepared, tables, one)
         for one in _plan_passes(prepared, prepared.rows({}))
@@ -424,7 +424,7 @@ def _prepare_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, 
             for name in (VAL, TEST)
         ]
     pixels = yield from _decode(prepared, np.unique(np.concatenate(needed)))
-    decode_seconds = time.monotonic() - began
+    decode_seconds = time.monotonic() - start_time
     rows = prepared.rows(pixels.failed)
     images = prepared.images(pixels)
     passes = _plan_passes(prepared, rows)
@@ -481,13 +481,15 @@ def _compute_trunk(
     """Compute the trunk's output for every pass, or return None if a machine lacks the space."""
     cut, lookups, seconds, ranks = cut_index(prepared.strategy), [], 0.0, prepared.ranks
     shares, found = zip(*(_share_pass(prepared, tables, one) for one in passes), strict=True)
-    left = sum(len(find_missing(tables, cut, one.keys, one.rows, one.view)) for one in shares)
+    num_missing = sum(
+        len(find_missing(tables, cut, one.keys, one.rows, one.view)) for one in shares
+    )
     phase = "trunk" if TRAIN in prepared.splits else "evaluate"
     with make_trunk_compiler(
-        prepared.device, left, why_eager(prepared.config, prepared.device)
+        prepared.device, num_missing, why_eager(prepared.config, prepared.device)
     ) as compiler:
 
-        def filled(one: _Pass) -> Generator[Event, None, tuple[Lookup | None, float]]:
+        def fill(one: _Pass) -> Generator[Event, None, tuple[Lookup | None, float]]:
             feed = images.feed(one.version)
             filling = fill_trunk(
                 tables, segments, cut, one.keys, one.rows, feed, compiler, one.view
@@ -495,19 +497,19 @@ def _compute_trunk(
             return (yield from report_progress(phase, filling))
 
         for one, share in zip(passes, shares, strict=True):
-            lookup, spent = yield from filled(share)
+            lookup, elapsed = yield from fill(share)
             # The other ranks' rows are on their machines' disks now.
             if ranks.several and all(ranks.meet(lookup is not None)):
-                began = time.monotonic()
-                room = yield from report_progress(
+                start_time = time.monotonic()
+                has_space = yield from report_progress(
                     "gather", gather_rows(ranks, tables.name(cut, one.view), one.keys[one.rows])
                 )
-                spent += time.monotonic() - began
-                lookup = (yield from filled(one))[0] if room else None
+                elapsed += time.monotonic() - start_time
+                lookup = (yield from fill(one))[0] if has_space else None
             if not all(ranks.meet(lookup is not None)) or lookup is None:
                 return None
             lookups.append(lookup)
-            seconds += spent
+            seconds += elapsed
     return _TrunkOutput(lookups, sum(found), seconds, compiler.report)
 
 
@@ -547,8 +549,10 @@ def _share_pass(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> tuple[_
     """
     lacks = tables.lacks(cut_index(prepared.strategy), one.keys[one.rows], one.view)
     new = one.rows[find_uncached_anywhere(prepared.ranks, lacks)]
-    own = prepared.ranks.rank_rows(new, forward_batch(prepared.device))
-    return replace(one, rows=one.rows[~lacks | np.isin(one.rows, own)]), len(one.rows) - len(new)
+    own_rows = prepared.ranks.rank_rows(new, forward_batch(prepared.device))
+    return replace(one, rows=one.rows[~lacks | np.isin(one.rows, own_rows)]), len(one.rows) - len(
+        new
+    )
 
 
 def _plan_passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
@@ -587,13 +591,13 @@ def _decode(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, P
 
     pixels = yield from decoded(ranks.local_rows(wanted, forward_batch(prepared.device)))
     if ranks.several:
-        words = ranks.meet((pixels.failed, pixels.decoded, pixels.kept is not None))
-        failed = {row: reason for each, _, _ in words for row, reason in each.items()}
+        gathered = ranks.meet((pixels.failed, pixels.decoded, pixels.kept is not None))
+        failed = {row: reason for each, _, _ in gathered for row, reason in each.items()}
         # Images that the other ranks have decoded are on the disk now.
-        if all(kept for _, _, kept in words):
+        if all(kept for _, _, kept in gathered):
             pixels = yield from decoded(np.setdiff1d(wanted, list(failed)))
         kept = all(ranks.meet(pixels.kept is not None))
-        count = sum(count for _, count, _ in words[: ranks.local_world])
+        count = sum(count for _, count, _ in gathered[: ranks.local_world])
         pixels = replace(pixels, kept=pixels.kept if kept else None, failed=failed, decoded=count)
     # Later in a run such images are lost, not skipped.
     if pixels.failed and TRAIN in prepared.splits:
@@ -625,16 +629,20 @@ def report_progress(phase: str, work: Work[Value]) -> Generator[Event, None, Val
         phase: Phase of steps that name none. Steps of the frozen stages name a stage as their
             subject.
     """
-    spoken, last = 0.0, ""
+    last_time, last_phase = 0.0, ""
     try:
         while True:
             try:
-                done, total, named, stage = next(work)
+                done, total, step_phase, stage = next(work)
             except StopIteration as finished:
                 result: Value = finished.value
                 return result
-            if done == total or named != last or time.monotonic() - spoken >= EVENT_SECONDS:
-                spoken, last = time.monotonic(), named
-                yield Progress(named or phase, done, total or 0, stage)
+            if (
+                done == total
+                or step_phase != last_phase
+                or time.monotonic() - last_time >= EVENT_SECONDS
+            ):
+                last_time, last_phase = time.monotonic(), step_phase
+                yield Progress(step_phase or phase, done, total or 0, stage)
     finally:
         work.close()

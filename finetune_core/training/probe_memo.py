@@ -36,15 +36,15 @@ def fit_once(
     """
     key = _digest(features, labels, sets, classes, seed)
     with _lock:
-        known = _probes.get(key)
-    if known is None:
-        known = yield from linear_probe(features, labels, sets, classes, seed)
+        fit = _probes.get(key)
+    if fit is None:
+        fit = yield from linear_probe(features, labels, sets, classes, seed)
     with _lock:
-        _probes[key] = known
+        _probes[key] = fit
         _probes.move_to_end(key)
         while len(_probes) > _MOST:
             _probes.popitem(last=False)
-    return known
+    return fit
 
 
 def forget() -> None:
@@ -57,7 +57,7 @@ def _digest(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> bytes:
     settings = (tuple(features.shape), str(features.device), classes, seed)
-    found = hashlib.blake2b(repr(settings).encode())
+    digest = hashlib.blake2b(repr(settings).encode())
     for array in (features.cpu().numpy(), labels.cpu().numpy(), sets):
-        found.update(np.ascontiguousarray(array).reshape(-1).data)
-    return found.digest()
+        digest.update(np.ascontiguousarray(array).reshape(-1).data)
+    return digest.digest()

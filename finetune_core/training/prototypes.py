@@ -51,15 +51,15 @@ def fit_prototypes(
         Steps of the phase ``choose``, which count folds.
     """
     folds = stratified_folds(labels.cpu().numpy(), sets, seed, fewest=2)
-    logits, held = [], []
+    logits, held_out_labels = [], []
     for done, (fit, out) in enumerate(folds):
         yield Step(done, len(folds), "choose")
         inside, outside = (torch.from_numpy(rows).to(labels.device) for rows in (fit, out))
         logits.append(
             class_means(features[inside], labels[inside], classes).logits(features[outside])
         )
-        held.append(labels[outside])
-    candidates = _score_scales(torch.cat(logits), torch.cat(held)) if folds else ()
+        held_out_labels.append(labels[outside])
+    candidates = _score_scales(torch.cat(logits), torch.cat(held_out_labels)) if folds else ()
     chosen = min(candidates, key=lambda one: one["loss"])["value"] if candidates else _FALLBACK
     head = class_means(features, labels, classes)
     return Linear(chosen * head.weight, chosen * head.bias), Choice(
@@ -77,9 +77,9 @@ def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> L
     weight = normalize(
         torch.zeros(classes, unit.shape[1], device=unit.device).index_add(0, labels, unit)
     )
-    usual = lengths.mean().clamp(min=1e-12)
+    mean_length = lengths.mean().clamp(min=1e-12)
     empty = torch.bincount(labels, minlength=classes) == 0
-    return Linear(weight / usual, torch.where(empty, -2 * lengths.max() / usual, 0.0))
+    return Linear(weight / mean_length, torch.where(empty, -2 * lengths.max() / mean_length, 0.0))
 
 
 def _score_scales(logits: torch.Tensor, labels: torch.Tensor) -> tuple[Candidate, ...]:

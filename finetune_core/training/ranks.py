@@ -102,7 +102,7 @@ class Ranks:
         """Whether the ranks are on several machines."""
         return self.world > self.local_world
 
-    def meet(self, word: Value) -> list[Value]:
+    def meet(self, value: Value) -> list[Value]:
         """Gather one value from every rank, in rank order.
 
         Raises:
@@ -110,26 +110,26 @@ class Ranks:
             TrainingError: If another rank could not go on. RankLost if one is gone.
         """
         if not self.several:
-            return [word]
+            return [value]
         with self.mark_broken_on_error():
-            words = self._all_gather(word)
-        self._has_ended = any(isinstance(said, _Failure) for said in words)
-        if isinstance(words[0], _Failure):
+            values = self._all_gather(value)
+        self._has_ended = any(isinstance(other, _Failure) for other in values)
+        if isinstance(values[0], _Failure):
             raise LeaderEnded
-        for rank, said in enumerate(words):
-            if isinstance(said, _Failure):
-                raise TrainingError(f"Rank {rank} of {self.world} could not go on: {said.reason}")
-        return words
+        for rank, other in enumerate(values):
+            if isinstance(other, _Failure):
+                raise TrainingError(f"Rank {rank} of {self.world} could not go on: {other.reason}")
+        return values
 
-    def decided(self, answer: Value) -> Value:
+    def decided(self, value: Value) -> Value:
         """Return rank 0's value on every rank."""
-        return self.meet(answer)[0]
+        return self.meet(value)[0]
 
-    def _all_gather(self, word: Any) -> list[Any]:
-        words = [None] * self.world
+    def _all_gather(self, value: Any) -> list[Any]:
+        values = [None] * self.world
         with _translate_connection_errors():
-            dist.all_gather_object(words, word)
-        return words
+            dist.all_gather_object(values, value)
+        return values
 
     def batch_slice(self, count: int) -> slice:
         """Return the slice of a batch of ``count`` images that this rank computes.
@@ -137,10 +137,10 @@ class Ranks:
         Slices are nearly equal in length. No rank gets a single image of several, on which
         BatchNorm could not train: the last ranks then have none.
         """
-        busy = max(1, min(self.world, count // 2))
-        if self.rank >= busy:
+        num_sharing = max(1, min(self.world, count // 2))
+        if self.rank >= num_sharing:
             return slice(count, count)
-        return slice(self.rank * count // busy, (self.rank + 1) * count // busy)
+        return slice(self.rank * count // num_sharing, (self.rank + 1) * count // num_sharing)
 
     def exchange(
         self, sent: Mapping[int, torch.Tensor], expected: Mapping[int, torch.Tensor]
@@ -155,12 +155,14 @@ class Ranks:
             sent: Tensors to send, by receiving rank.
             expected: Tensors to fill in place, by sending rank.
         """
-        ways = [dist.P2POp(dist.isend, _as_bytes(tensor), rank) for rank, tensor in sent.items()]
-        ways += [
+        operations = [
+            dist.P2POp(dist.isend, _as_bytes(tensor), rank) for rank, tensor in sent.items()
+        ]
+        operations += [
             dist.P2POp(dist.irecv, _as_bytes(tensor), rank) for rank, tensor in expected.items()
         ]
         with self.mark_broken_on_error(), _translate_connection_errors():
-            for work in dist.batch_isend_irecv(ways) if ways else ():
+            for work in dist.batch_isend_irecv(operations) if operations else ():
                 work.wait()
 
     def rank_rows(self, rows: np.ndarray, batch: int) -> np.ndarray:
@@ -254,13 +256,15 @@ class Ranks:
 ALONE = Ranks()
 
 
-def _select_batches(rows: np.ndarray, batch: int, which: Collection[int], among: int) -> np.ndarray:
-    """Return the rows of every batch whose number is one of ``which``.
+def _select_batches(
+    rows: np.ndarray, batch: int, numbers: Collection[int], cycle: int
+) -> np.ndarray:
+    """Return the rows of every batch whose number is one of ``numbers``.
 
     Batches are numbered from 0 to ``among - 1``, again and again.
     """
-    share: np.ndarray = rows[np.isin(np.arange(len(rows)) // batch % among, list(which))]
-    return share
+    selected: np.ndarray = rows[np.isin(np.arange(len(rows)) // batch % cycle, list(numbers))]
+    return selected
 
 
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -293,16 +297,18 @@ class GradientSum:
         The buffer is reserved, and all ranks have just met.
         """
         sizes = [tensor.numel() for tensor in tensors]
-        flat = self._buffer[: sum(sizes)]
-        pieces = [
+        buffer = self._buffer[: sum(sizes)]
+        views = [
             piece.view(tensor.shape)
-            for piece, tensor in zip(flat.split(sizes), tensors, strict=True)
+            for piece, tensor in zip(buffer.split(sizes), tensors, strict=True)
         ]
-        torch._foreach_copy_(pieces, list(tensors))
+        torch._foreach_copy_(views, list(tensors))
         with _translate_connection_errors():
-            for sum_ in [dist.all_reduce(part, async_op=True) for part in flat.split(self.BUCKET)]:
-                sum_.wait()
-        torch._foreach_copy_(list(tensors), pieces)
+            for work in [
+                dist.all_reduce(bucket, async_op=True) for bucket in buffer.split(self.BUCKET)
+            ]:
+                work.wait()
+        torch._foreach_copy_(list(tensors), views)
 
 
 @contextmanager
@@ -349,8 +355,8 @@ def see_one_device(local_rank: int, local_world: int) -> None:
         ConfigError: As ``check_gpus``.
     """
     check_gpus(local_world)
-    if there := _visible_gpus():
-        os.environ[_VISIBLE] = there[local_rank]
+    if gpus := _visible_gpus():
+        os.environ[_VISIBLE] = gpus[local_rank]
 
 
 def check_gpus(devices: int) -> None:
@@ -384,11 +390,11 @@ def _visible_gpus() -> list[str]:
 
     CUDA is not initialised.
     """
-    if named := os.environ.get(_VISIBLE):
-        names = takewhile(_is_gpu_name, (name.strip() for name in named.split(",")))
+    if value := os.environ.get(_VISIBLE):
+        names = takewhile(_is_gpu_name, (name.strip() for name in value.split(",")))
         # CUDA shows no GPU at all where one is named twice.
-        return [] if len(set(found := list(names))) < len(found) else found
-    return [] if named == "" else [str(number) for number in range(torch.cuda.device_count())]
+        return [] if len(set(visible := list(names))) < len(visible) else visible
+    return [] if value == "" else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _is_gpu_name(name: str) -> bool:

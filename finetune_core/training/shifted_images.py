@@ -71,14 +71,14 @@ class ShiftedImages:
 
     def evaluate(self, job: Job) -> tuple[float, float]:
         """Return the accuracy (0…1) of the job's network, and its mean cross-entropy in nats."""
-        found, size = [], job.evaluation_batch
+        parts, size = [], job.evaluation_batch
         with torch.no_grad():
-            for some in self.inputs.split(job.evaluation_batch):
-                logits, size = compute_logits_in_parts(job.forward, some, job.device, size)
-                found.append(logits.cpu())
-        logits = torch.cat(found)
-        right = float((logits.argmax(1) == self.labels).double().mean())
-        return right, cross_entropy(logits.double(), self.labels).item()
+            for batch in self.inputs.split(job.evaluation_batch):
+                logits, size = compute_logits_in_parts(job.forward, batch, job.device, size)
+                parts.append(logits.cpu())
+        logits = torch.cat(parts)
+        accuracy = float((logits.argmax(1) == self.labels).double().mean())
+        return accuracy, cross_entropy(logits.double(), self.labels).item()
 
 
 def read_shifted_images(
@@ -92,7 +92,7 @@ def read_shifted_images(
         earlier: Folder of the earlier run.
         roots: When given, images outside these folders are not read.
     """
-    found = []
+    samples = []
     for path in _find_latest(earlier):
         try:
             facts = _read_facts(path)
@@ -102,13 +102,13 @@ def read_shifted_images(
             continue
         if difference := describe_class_difference(facts["classes"], job.dataset.classes):
             reason = f"The run that predicted {data} {difference}."
-            found.append(ShiftedImages(data, torch.empty(0), torch.empty(0), reason))
+            samples.append(ShiftedImages(data, torch.empty(0), torch.empty(0), reason))
             continue
         try:
-            found.append((yield from _decode_sample(job, data, table, roots)))
+            samples.append((yield from _decode_sample(job, data, table, roots)))
         except FinetuneError as error:
-            found.append(ShiftedImages(data, torch.empty(0), torch.empty(0), str(error)))
-    return found
+            samples.append(ShiftedImages(data, torch.empty(0), torch.empty(0), str(error)))
+    return samples
 
 
 def _find_latest(folder: Path) -> list[Path]:
@@ -128,10 +128,10 @@ def _read_facts(path: Path) -> _Facts:
         OSError: If the file is missing.
         ValueError: If the file is damaged.
     """
-    said = fact_of(path, SHIFT_FACTS)
-    if len(said) > _LONGEST_FACTS:
+    content = fact_of(path, SHIFT_FACTS)
+    if len(content) > _LONGEST_FACTS:
         raise ValueError("what it says of its data set is too long")
-    return _FACTS.validate_json(said)
+    return _FACTS.validate_json(content)
 
 
 def _decode_sample(
@@ -144,23 +144,23 @@ def _decode_sample(
     """
     if roots:
         check_roots(data, roots)
-    seen = yield from report_progress("index", look_through(data, roots))
-    there = seen.rows.loc[seen.rows["problem"] == "", ["id", "content"]]
-    rows = table.merge(there, on="id")
+    listed = yield from report_progress("index", look_through(data, roots))
+    readable_rows = listed.rows.loc[listed.rows["problem"] == "", ["id", "content"]]
+    rows = table.merge(readable_rows, on="id")
     if rows.empty:
         raise _make_missing_error(data)
     rows = rows.sample(min(MOST_IMAGES, len(rows)), random_state=0)
     info, size = job.network.info, job.config.image_size
-    paths, keys = ImagePaths(seen.listing.root, rows["id"]), rows["content"].to_numpy(np.uint64)
+    paths, keys = ImagePaths(listed.listing.root, rows["id"]), rows["content"].to_numpy(np.uint64)
     decoding = decode_pixels(paths, keys, np.arange(len(rows)), info.resize(size))
     pixels = yield from report_progress("decode", decoding)
     readable = np.setdiff1d(np.arange(len(rows)), list(pixels.failed))
     if not len(readable):
         raise _make_missing_error(data)
-    before = _get_trunk(job)
+    trunk = _get_trunk(job)
 
     def answer(images: torch.Tensor) -> np.ndarray:
-        return before(job.device.take(images)).float().cpu().numpy() if before else images.numpy()
+        return trunk(job.device.take(images)).float().cpu().numpy() if trunk else images.numpy()
 
     with torch.no_grad():
         inputs = yield from report_progress(

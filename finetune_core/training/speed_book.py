@@ -113,14 +113,14 @@ class SpeedBook:
 
         Where it was never compiled, these are the medians on this machine.
         """
-        found = _read(self._file)["compilations"]
-        known = {name: one for name, value in found.items() if (one := _parse_compilation(value))}
+        stored = _read(self._file)["compilations"]
+        known = {name: one for name, value in stored.items() if (one := _parse_compilation(value))}
         if key in known:
             return known[key]
-        worth = [one for one in known.values() if one.saved > 0] or [_USUAL]
+        gaining = [one for one in known.values() if one.saved > 0] or [_USUAL]
         return Compilation(
             *(
-                float(np.median([getattr(one, name) for one in worth]))
+                float(np.median([getattr(one, name) for one in gaining]))
                 for name in ("seconds", "saved")
             )
         )
@@ -132,8 +132,8 @@ class SpeedBook:
         # Recording a speed must not fail a run.
         with suppress(OSError), FileLock(f"{self._file}.lock", timeout=_PATIENCE):
             known = _read(self._file)
-            others = [(name, one) for name, one in known[kind].items() if name != key]
-            known = known | {kind: dict([*others, (key, value)][-_KNOWN_SPEEDS:])}
+            other_entries = [(name, one) for name, one in known[kind].items() if name != key]
+            known = known | {kind: dict([*other_entries, (key, value)][-_KNOWN_SPEEDS:])}
             write_bytes(self._file, json.dumps(known, indent=1).encode())
 
 
@@ -189,25 +189,28 @@ def learn_from_run(
     """
     cache, counts = started["cache"], started["counts"]
     known = book.speed(config)
-    thawed = max(stage["thaw_epoch"] for stage in started["stages"])
-    fitted = [row["seconds"] for row in epochs if row.get("event") == "HeadFitted"]
-    whole = fitted or [row["train_seconds"] for row in epochs if row["epoch"] >= thawed]
+    last_thaw_epoch = max(stage["thaw_epoch"] for stage in started["stages"])
+    fit_times = [row["seconds"] for row in epochs if row.get("event") == "HeadFitted"]
+    step_times = fit_times or [
+        row["train_seconds"] for row in epochs if row["epoch"] >= last_thaw_epoch
+    ]
     # Without a calibration, a run alone does not tell all that a forecast needs.
-    if known is None or not whole:
+    if known is None or not step_times:
         return
-    step = float(np.median(whole)) / counts[TRAIN]
+    step = float(np.median(step_times)) / counts[TRAIN]
     forward = (
         known.forward
-        if fitted
+        if fit_times
         else float(np.median([row["val_seconds"] for row in epochs])) / counts[VAL]
     )
     if cache["where"] == "off":
         # The whole network ran. In the book, a step excludes the trunk.
-        forward = forward if fitted else max(0.0, forward - known.trunk)
-        learnt = replace(known, step=max(0.0, step - known.trunk), forward=forward)
+        forward = forward if fit_times else max(0.0, forward - known.trunk)
+        corrected = replace(known, step=max(0.0, step - known.trunk), forward=forward)
         if known.exact:
-            learnt = replace(
-                learnt, exact=finished["evaluation_seconds"] / (counts[VAL] + counts.get(TEST, 0))
+            corrected = replace(
+                corrected,
+                exact=finished["evaluation_seconds"] / (counts[VAL] + counts.get(TEST, 0)),
             )
     else:
         trunk = (
@@ -215,18 +218,18 @@ def learn_from_run(
             if cache["trunk_seconds"] and cache["seconds_per_row"]
             else known.trunk
         )
-        learnt = replace(
+        corrected = replace(
             known,
             step=step,
             forward=forward,
             trunk=trunk,
             activation_bytes=cache["bytes"] // max(1, cache["rows"]),
         )
-    book.learn(config, learnt)
-    read = sum(counts.values())
-    if started["decoded"] == read:
+    book.learn(config, corrected)
+    num_images = sum(counts.values())
+    if started["decoded"] == num_images:
         book.learn_decoding(
-            started["fingerprint"], config.image_size, started["decode_seconds"] / read
+            started["fingerprint"], config.image_size, started["decode_seconds"] / num_images
         )
 
 

@@ -110,13 +110,13 @@ def _plan_stage(config: RunConfig, rule: Rule, stage: Stage) -> StagePlan:
         else (0, 0.0)
     )
     batchnorm = _choose_batchnorm_mode(config, rule)
-    planned = StagePlan(
+    stage_plan = StagePlan(
         stage.name, rule.rate == 0, rule.rate, rule.thaw_epoch, batchnorm, rule.part, rank, scale
     )
     # A stage may have no norms, for example.
-    if rule.rate and rule.part != "none" and not _count_trained(planned, stage):
+    if rule.rate and rule.part != "none" and not _count_trained(stage_plan, stage):
         return StagePlan(stage.name, True, 0.0, 1, "frozen")
-    return planned
+    return stage_plan
 
 
 def _choose_batchnorm_mode(config: RunConfig, rule: Rule) -> BatchNormMode:
@@ -137,8 +137,8 @@ def trained_parameters(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
         return tuple(name for name in stage.parameters if name.endswith("bias"))
     if plan.part in ("norms", "lora_norms"):
         return stage.norms
-    spared = set() if plan.batchnorm == "train" else set(stage.batchnorms)
-    return tuple(name for name in stage.parameters if name not in spared)
+    frozen = set() if plan.batchnorm == "train" else set(stage.batchnorms)
+    return tuple(name for name in stage.parameters if name not in frozen)
 
 
 def factored_matrices(plan: StagePlan, stage: Stage) -> Mapping[str, tuple[int, int]]:

@@ -58,23 +58,23 @@ def calibrate(
         Steps that count configs. Steps of the phase ``device`` while one waits.
     """
     configs = list(configs)
-    read: set[int] = set()
-    alike: dict[tuple[Any, ...], Speed] = {}
+    known_sides: set[int] = set()
+    speeds: dict[tuple[Any, ...], Speed] = {}
     for done, config in enumerate(configs):
         step = Step(done, len(configs))
         yield step
         side = config.image_size
-        if side not in read and (again or book.decode_seconds(dataset, side) is None):
+        if side not in known_sides and (again or book.decode_seconds(dataset, side) is None):
             book.learn_decoding(dataset.fingerprint, side, _time_decoding(dataset, side))
-        read.add(side)
+        known_sides.add(side)
         if again or not book.knows(config, dataset):
             work = _make_work_key(config)
-            if work not in alike:
+            if work not in speeds:
                 kind = device_for_run(config).kind
-                alike[work] = yield from run_in_turn(
+                speeds[work] = yield from run_in_turn(
                     _measure_in_turn(config, len(dataset.classes), step), kind
                 )
-            book.learn(config, alike[work])
+            book.learn(config, speeds[work])
     yield Step(len(configs), len(configs))
 
 
@@ -96,8 +96,10 @@ def _measure_in_turn(config: RunConfig, classes: int, step: Step) -> Work[Speed]
 def _measure(config: RunConfig, classes: int) -> Speed:
     device = device_for_run(config)
     # Other weights take the same computation.
-    asked = PRETRAINED if config.earlier_run else config.starts_from
-    weights = asked if asked != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
+    requested = PRETRAINED if config.earlier_run else config.starts_from
+    weights = (
+        requested if requested != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
+    )
     network = build_network(
         config.backbone, weights, classes, config.seed, config.image_size, last_used(config)
     )
@@ -157,10 +159,10 @@ def _measure_tail(
     activation_bytes: int,
 ) -> Speed:
     batch = len(inputs)
-    passed = _make_forward(tail.eval(), inputs, device)
+    forward_pass = _make_forward(tail.eval(), inputs, device)
     forward, forward_bytes = (
-        _time_per_image(passed, batch),
-        measure_peak_bytes(device, passed) // batch,
+        _time_per_image(forward_pass, batch),
+        measure_peak_bytes(device, forward_pass) // batch,
     )
     apply(strategy, network.stages, network.model, config.epochs)
     rule = StepRule(low_rank=make_low_rank(network, strategy, config.seed))
@@ -200,17 +202,17 @@ def _make_forward(
 
 def _time_per_image(run: Callable[[], object], batch: int) -> float:
     run()
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < 2 or time.perf_counter() - began < _SECONDS:
-        at = time.perf_counter()
+    durations: list[float] = []
+    start_time = time.perf_counter()
+    while len(durations) < 2 or time.perf_counter() - start_time < _SECONDS:
+        start = time.perf_counter()
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         elif torch.backends.mps.is_available():
             torch.mps.synchronize()
-        times.append(time.perf_counter() - at)
-    return float(np.median(times)) / batch
+        durations.append(time.perf_counter() - start)
+    return float(np.median(durations)) / batch
 
 
 def _time_decoding(dataset: Dataset, image_size: int) -> float:
@@ -224,7 +226,7 @@ def _time_decoding(dataset: Dataset, image_size: int) -> float:
             # The data set's page names the image.
             return
 
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     for _ in in_threads(read, sample):
         pass
-    return (time.perf_counter() - began) / len(sample)
+    return (time.perf_counter() - start_time) / len(sample)

@@ -111,7 +111,7 @@ def save_training_state(
     optimizer: torch.optim.Optimizer,
     average: WeightEMA | None,
     scale: LossScale | None,
-    at: TrainingState,
+    training_state: TrainingState,
     run_dir: Path,
 ) -> CheckpointSaved:
     """Write the checkpoint ``last``, completely or not at all.
@@ -126,14 +126,14 @@ def save_training_state(
         tensors |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
     if scale:
         tensors |= {f"{_SCALE}{name}": tensor for name, tensor in scale.tensors.items()}
-    state = asdict(at) | {
-        "seconds": at.elapsed,
+    state = asdict(training_state) | {
+        "seconds": training_state.elapsed,
         "since": 0.0,
         "averaged": average.steps if average else 0,
     }
     network, dataset = job.network, job.dataset
     info = CheckpointInfo(
-        at.epoch - 1,
+        training_state.epoch - 1,
         job.config.backbone,
         network.weights_hash,
         dataset.classes,
@@ -141,7 +141,7 @@ def save_training_state(
         state,
     )
     save_checkpoint(run_dir, LAST, tensors, info)
-    return CheckpointSaved(LAST, at.epoch - 1)
+    return CheckpointSaved(LAST, training_state.epoch - 1)
 
 
 def restore_training_state(
@@ -173,12 +173,12 @@ def restore_training_state(
             "began: put them back to resume it, or start a new one."
         )
     path = checkpoint_path(run_dir, LAST)
-    at, averaged = _read_position(job, info.training_state, path)
+    training_state, average_steps = _read_position(job, info.training_state, path)
     changing = job.changing_tensors()
-    needed = dict(changing)
+    expected = dict(changing)
     if average:
-        needed |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
-    tensors, _ = load_tensors(run_dir, LAST, needed, _state_tensors(optimizer) | _SCALE_TENSORS)
+        expected |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
+    tensors, _ = load_tensors(run_dir, LAST, expected, _state_tensors(optimizer) | _SCALE_TENSORS)
     check_frozen(job.network, job.strategy, tensors, path)
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
@@ -196,14 +196,14 @@ def restore_training_state(
     )
     _match_parameter_layout(optimizer)
     if average:
-        average.steps = averaged
+        average.steps = average_steps
         for name, tensor in average.tensors.items():
             tensor.copy_(tensors[f"{_AVERAGE}{name}"])
     # Absent if the run began in another precision.
     if scale and tensors.keys() >= _SCALE_TENSORS.keys():
         for name, tensor in scale.tensors.items():
             tensor.copy_(tensors[f"{_SCALE}{name}"])
-    return at
+    return training_state
 
 
 def _read_position(job: Job, saved: dict[str, Any], path: Path) -> tuple[TrainingState, int]:
@@ -213,29 +213,29 @@ def _read_position(job: Job, saved: dict[str, Any], path: Path) -> tuple[Trainin
         RunError: If the run cannot have been there.
     """
     try:
-        averaged = _AVERAGED.validate_python(saved.get("averaged"), strict=True)
-        known = {name: value for name, value in saved.items() if name != "averaged"} | {
+        average_steps = _AVERAGED.validate_python(saved.get("averaged"), strict=True)
+        fields = {name: value for name, value in saved.items() if name != "averaged"} | {
             "since": time.monotonic()
         }
-        at = _TRAINING_STATE.validate_json(json.dumps(known), strict=True)
+        state = _TRAINING_STATE.validate_json(json.dumps(fields), strict=True)
         steps, classes, metrics = (
-            len(job.training_batches(at.epoch)),
+            len(job.training_batches(state.epoch)),
             len(job.dataset.classes),
-            at.metrics,
+            state.metrics,
         )
         if (
-            at.epoch > job.config.epochs + 1
-            or at.step > steps
-            or max(at.best_epoch, at.watched_epoch) >= at.epoch
+            state.epoch > job.config.epochs + 1
+            or state.step > steps
+            or max(state.best_epoch, state.watched_epoch) >= state.epoch
         ):
             raise ValueError("the run cannot have come that far")
         if {len(metrics.images), len(metrics.predicted), len(metrics.hits)} != {classes} or (
-            at.epoch > 1 and not at.best_epoch
+            state.epoch > 1 and not state.best_epoch
         ):
             raise ValueError("what was counted is not of this run")
     except (ValueError, TypeError) as error:
         raise RunError(f"{path.parent}: {problem_with(path, error)}.") from None
-    return at, averaged
+    return state, average_steps
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

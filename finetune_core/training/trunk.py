@@ -109,12 +109,12 @@ class TrunkTables:
         info = self.network.info
         # A network that ends there pools. In all other cases the output is that of the whole
         # network.
-        ends = (
+        suffix = (
             ("pooled",)
             if self.network.features_from and cut == len(self.network.stages) - 1
             else ()
         )
-        known = (
+        parts = (
             self.network.weights_hash,
             info.name,
             info.mean,
@@ -124,7 +124,7 @@ class TrunkTables:
             *_make_resize_key(info),
         )
         digest = hashlib.sha256(
-            repr((*known, self.device.precision, view, _VERSIONS, *ends)).encode()
+            repr((*parts, self.device.precision, view, _VERSIONS, *suffix)).encode()
         ).hexdigest()[:16]
         return f"trunk-{digest}-{cut}"
 
@@ -214,10 +214,10 @@ def fill_trunk(
         The rows by index, or None where there is no space; and the seconds spent on those that were
         not cached before.
     """
-    name, spent = tables.name(cut, view), 0.0
-    needed = find_missing(tables, cut, keys, wanted, view)
-    for start, rows, shallower in _find_sources(tables, cut, keys, needed, view):
-        began = time.monotonic()
+    name, elapsed = tables.name(cut, view), 0.0
+    missing = find_missing(tables, cut, keys, wanted, view)
+    for start, rows, shallower in _find_sources(tables, cut, keys, missing, view):
+        start_time = time.monotonic()
         label = f"{tables.network.info.name} {start or 0}-{cut}"
         part = Part(segments.part(start, cut).eval(), label, lambda: tables.network.weights_hash)
         batches = outputs(
@@ -231,18 +231,18 @@ def fill_trunk(
         filling = CACHE.fill(name, keys[rows], batches)
         stage = tables.network.stages[start or 0].name
         where: Where | None = yield from with_subject(stage, filling)
-        seconds = time.monotonic() - began
-        spent += seconds
+        seconds = time.monotonic() - start_time
+        elapsed += seconds
         if where is None:
-            return None, spent
+            return None, elapsed
         # With few images, starting takes most of the time.
         if start is None and 2 * len(rows) >= len(wanted):
             CACHE.table(name).seconds_per_row = seconds / len(rows)
     table = CACHE.table(name)
     # On a full disk the new rows may have displaced earlier ones.
     if table.missing(keys[wanted]).any():
-        return None, spent
-    return table.lookup(keys), spent
+        return None, elapsed
+    return table.lookup(keys), elapsed
 
 
 def find_uncached(
@@ -252,19 +252,19 @@ def find_uncached(
 
     Neither this cut nor a shallower one has cached them.
     """
-    needed = find_missing(tables, cut, keys, wanted, view)
+    missing = find_missing(tables, cut, keys, wanted, view)
     return next(
         (
             rows
-            for start, rows, _ in _find_sources(tables, cut, keys, needed, view)
+            for start, rows, _ in _find_sources(tables, cut, keys, missing, view)
             if start is None
         ),
-        needed[:0],
+        missing[:0],
     )
 
 
 def _find_sources(
-    tables: TrunkTables, cut: int, keys: np.ndarray, needed: np.ndarray, view: str
+    tables: TrunkTables, cut: int, keys: np.ndarray, missing: np.ndarray, view: str
 ) -> list[tuple[int | None, np.ndarray, Lookup | None]]:
     """Return where the needed rows come from.
 
@@ -276,8 +276,8 @@ def _find_sources(
     for shallower in range(cut - 1, 0, -1):
         table = CACHE.table(tables.name(shallower, view))
         lookup = table.lookup(keys)
-        lacking = lookup.missing[needed]
-        if not lacking.all():
-            sources.append((shallower, needed[~lacking], lookup))
-            needed = needed[lacking]
-    return [*sources, (None, needed, None)] if len(needed) else sources
+        is_missing = lookup.missing[missing]
+        if not is_missing.all():
+            sources.append((shallower, missing[~is_missing], lookup))
+            missing = missing[is_missing]
+    return [*sources, (None, missing, None)] if len(missing) else sources

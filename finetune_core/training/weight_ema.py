@@ -31,30 +31,33 @@ class WeightEMA:
         """
         self.steps += 1
         decay = min(self._decay, self.steps / (9 + self.steps))
-        now = self._live
-        averaged = [name for name, kept in self.tensors.items() if kept.is_floating_point()]
-        counted = [name for name, kept in self.tensors.items() if not kept.is_floating_point()]
-        kept, latest = [self.tensors[name] for name in averaged], [now[name] for name in averaged]
+        live = self._live
+        averaged = [name for name, tensor in self.tensors.items() if tensor.is_floating_point()]
+        counters = [name for name, tensor in self.tensors.items() if not tensor.is_floating_point()]
+        averages, latest = (
+            [self.tensors[name] for name in averaged],
+            [live[name] for name in averaged],
+        )
         if skipped is None:
-            torch._foreach_lerp_(kept, latest, 1 - decay)
+            torch._foreach_lerp_(averages, latest, 1 - decay)
         else:
-            moves = torch._foreach_sub(latest, kept)
-            torch._foreach_mul_(moves, (1 - decay) * (1 - skipped))
-            torch._foreach_add_(kept, moves)
-        if counted:
+            steps = torch._foreach_sub(latest, averages)
+            torch._foreach_mul_(steps, (1 - decay) * (1 - skipped))
+            torch._foreach_add_(averages, steps)
+        if counters:
             torch._foreach_copy_(
-                [self.tensors[name] for name in counted], [now[name] for name in counted]
+                [self.tensors[name] for name in counters], [live[name] for name in counters]
             )
 
     @contextmanager
     def swap_in(self) -> Iterator[None]:
         """Replace the tensors by their averages within the block."""
-        before = {name: tensor.clone() for name, tensor in self._live.items()}
+        saved = {name: tensor.clone() for name, tensor in self._live.items()}
         self._copy(self.tensors)
         try:
             yield
         finally:
-            self._copy(before)
+            self._copy(saved)
 
     def _copy(self, values: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in self._live.items():

@@ -108,9 +108,9 @@ def _make_product_forward(module: nn.Conv2d) -> Forward:
             and module.weight.requires_grad
         ):
             return plain(inputs)
-        lower = torch.get_autocast_dtype("cpu")
-        given = inputs.to(lower), module.weight.to(lower), module.stride, module.padding
-        output: torch.Tensor = _Convolution.apply(*given)  # type: ignore[no-untyped-call]
+        dtype = torch.get_autocast_dtype("cpu")
+        arguments = inputs.to(dtype), module.weight.to(dtype), module.stride, module.padding
+        output: torch.Tensor = _Convolution.apply(*arguments)  # type: ignore[no-untyped-call]
         return output
 
     return forward
@@ -137,10 +137,10 @@ class _Convolution(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         (gradient,), (inputs, weight) = gradients, ctx.saved_tensors
         fits = gradient[:, 0].numel() * weight[0].numel() <= _LARGEST
-        asked = [ctx.needs_input_grad[0], not fits, False]
-        of_inputs, of_weight = None, None
-        if any(asked):
-            of_inputs, of_weight, _ = torch.ops.aten.convolution_backward(
+        output_mask = [ctx.needs_input_grad[0], not fits, False]
+        input_gradient, weight_gradient = None, None
+        if any(output_mask):
+            input_gradient, weight_gradient, _ = torch.ops.aten.convolution_backward(
                 gradient,
                 inputs,
                 weight,
@@ -151,11 +151,11 @@ class _Convolution(torch.autograd.Function):
                 False,
                 (0, 0),
                 1,
-                asked,
+                output_mask,
             )
         if fits:
-            of_weight = _compute_product(gradient, inputs, weight, ctx.stride, ctx.padding)
-        return of_inputs, of_weight, None, None
+            weight_gradient = _compute_product(gradient, inputs, weight, ctx.stride, ctx.padding)
+        return input_gradient, weight_gradient, None, None
 
 
 def _compute_product(
@@ -179,7 +179,7 @@ def _compute_product(
     image, row, column, channel = padded.stride()
     shape = (count, height, width, rows, columns, channels)
     patches = padded.as_strided(shape, (image, down * row, right * column, row, column, channel))
-    found = gradient.transpose(0, 1).reshape(outputs, -1) @ patches.reshape(
+    product = gradient.transpose(0, 1).reshape(outputs, -1) @ patches.reshape(
         count * height * width, -1
     )
-    return found.view(outputs, rows, columns, channels).permute(0, 3, 1, 2)
+    return product.view(outputs, rows, columns, channels).permute(0, 3, 1, 2)

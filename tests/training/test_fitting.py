@@ -368,7 +368,7 @@ def test_no_training_image_votes_for_itself():
     features, labels = clouds(images=100)
     alone = NearestNeighbours(features[1:], labels[1:], 4)(features[:1])
     torch.testing.assert_close(
-        NearestNeighbours(features, labels, 4).leave_one_out_logits(part=30)[:1], alone
+        NearestNeighbours(features, labels, 4).leave_one_out_logits(chunk_size=30)[:1], alone
     )
 
 
