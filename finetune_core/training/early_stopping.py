@@ -22,7 +22,7 @@ class EarlyStopping:
     patience: int
 
     @classmethod
-    def of(cls, config: RunConfig) -> "EarlyStopping":
+    def from_config(cls, config: RunConfig) -> "EarlyStopping":
         return cls(config.early_stopping, config.patience)
 
     def value(self, validation: RunningMetrics) -> float:

@@ -69,7 +69,7 @@ def build_ensemble(
     )
     remove_predictions(run_dir)
     yield Progress("prepare", 0, 0)
-    members = _Members.of(config, run_dir)
+    members = _Members.read(config, run_dir)
     check_unchanged(dataset, members.names, members.parents)
     yield members.make_run_started(config, dataset)
     table = members.average_predictions()
@@ -107,7 +107,7 @@ class _Members:
     networks: list[Network]
 
     @classmethod
-    def of(cls, config: RunConfig, run_dir: Path) -> "_Members":
+    def read(cls, config: RunConfig, run_dir: Path) -> "_Members":
         """Read the copies in an ensemble's folder.
 
         Raises:

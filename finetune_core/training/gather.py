@@ -52,7 +52,7 @@ def gather_rows(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
     Returns:
         Whether all machines had the space. All ranks return the same.
     """
-    if not ranks.machines:
+    if not ranks.spans_machines:
         return True
     CACHE.look_again(name)
     table = CACHE.table(name)
@@ -65,7 +65,9 @@ def gather_rows(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
     layouts = {stock.layout for stock in stocks.values() if stock.layout}
     if len(layouts) != 1:
         return True
-    plan = _Plan.of({rank: _unpack_flags(stock.lacks, len(keys)) for rank, stock in stocks.items()})
+    plan = _Plan.from_lacks(
+        {rank: _unpack_flags(stock.lacks, len(keys)) for rank, stock in stocks.items()}
+    )
     exchange = _Exchange(ranks, plan, lookup, layouts.pop())
     incoming, has_space = plan.incoming(ranks.rank), True
     if len(incoming):
@@ -96,7 +98,7 @@ class _Plan:
     lacks: dict[int, np.ndarray]
 
     @classmethod
-    def of(cls, lacks: dict[int, np.ndarray]) -> "_Plan":
+    def from_lacks(cls, lacks: dict[int, np.ndarray]) -> "_Plan":
         table = np.stack(list(lacks.values()))
         sender, is_sent = table.argmin(axis=0), table.any(axis=0) & ~table.all(axis=0)
         return cls(

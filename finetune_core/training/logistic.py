@@ -221,7 +221,7 @@ class _Fold:
     held_labels: torch.Tensor
 
     @classmethod
-    def of(
+    def split(
         cls, features: torch.Tensor, labels: torch.Tensor, fit: np.ndarray, out: np.ndarray
     ) -> "_Fold":
         inside, outside = (torch.from_numpy(rows).to(labels.device) for rows in (fit, out))
@@ -240,7 +240,7 @@ def _choose_penalty(
     """Choose the penalty with the lowest mean cross-entropy on held-out images."""
     subset = _draw_subset(len(labels), seed)
     parts = _split_folds(labels.cpu().numpy()[subset], sets[subset], seed)
-    folds = [_Fold.of(features, labels, subset[fit], subset[out]) for fit, out in parts]
+    folds = [_Fold.split(features, labels, subset[fit], subset[out]) for fit, out in parts]
     trials, start = yield from _search_penalties(folds, classes)
     candidates = tuple(one.candidate() for one in trials)
     chosen = min(candidates, key=lambda one: one["loss"])["value"] if candidates else _FALLBACK
@@ -272,7 +272,7 @@ def held_out_right(
     """
     parts = probe_folds(labels.cpu().numpy(), sets, seed)
     trials, _ = yield from _search_penalties(
-        [_Fold.of(features, labels, fit, out) for fit, out in parts], classes
+        [_Fold.split(features, labels, fit, out) for fit, out in parts], classes
     )
     losses, right = (
         torch.stack([getattr(one, name) for one in trials]).cpu().numpy()

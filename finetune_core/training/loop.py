@@ -140,9 +140,9 @@ def fit(
     """
     start_time = time.monotonic()
     state, trainer, early_stopping = (
-        TrainingState(RunningMetrics.of(0)),
+        TrainingState(RunningMetrics.zeros(0)),
         None,
-        EarlyStopping.of(config),
+        EarlyStopping.from_config(config),
     )
     try:
         if config.is_ensemble:
@@ -152,7 +152,7 @@ def fit(
         if not epochs_of(config):
             yield from _train_without_epochs(job, run_dir, start_time, roots)
             return
-        state.metrics = RunningMetrics.of(len(job.dataset.classes))
+        state.metrics = RunningMetrics.zeros(len(job.dataset.classes))
         yield _make_run_started(job)
         lost = LostImages(job)
         restores = resume and is_there(checkpoint_path(run_dir, LAST))
@@ -523,7 +523,7 @@ def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None,
             raise _make_divergence_error(job, f"after epoch {epoch}", job.config.learning_rate)
         labels, predicted = job.labels[rows], logits.argmax(1)
         loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
-        val_metrics = RunningMetrics.of(len(job.dataset.classes))
+        val_metrics = RunningMetrics.zeros(len(job.dataset.classes))
         val_metrics.add(labels, predicted, loss)
         # Write to disk first, report later: a person who stops the run at one of these events finds
         # everything that the event reports.
@@ -538,7 +538,10 @@ def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None,
             )
         saved = []
         if state.record_epoch(
-            epoch, val_metrics.accuracy, loss, EarlyStopping.of(job.config).value(val_metrics)
+            epoch,
+            val_metrics.accuracy,
+            loss,
+            EarlyStopping.from_config(job.config).value(val_metrics),
         ):
             if job.ranks.leads:
                 save_predictions(

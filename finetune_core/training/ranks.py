@@ -98,7 +98,7 @@ class Ranks:
         return self.rank == 0
 
     @property
-    def machines(self) -> bool:
+    def spans_machines(self) -> bool:
         """Whether the ranks are on several machines."""
         return self.world > self.local_world
 

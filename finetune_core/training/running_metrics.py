@@ -30,7 +30,7 @@ class RunningMetrics:
     loss_sum: Number = field(default=0.0)
 
     @classmethod
-    def of(cls, classes: int) -> "RunningMetrics":
+    def zeros(cls, classes: int) -> "RunningMetrics":
         """Return metrics with nothing counted yet."""
         return cls([0] * classes, [0] * classes, [0] * classes)
 

@@ -99,7 +99,7 @@ class TrainingState:
 
     def next_epoch(self) -> None:
         self.epoch, self.step, self.skipped = self.epoch + 1, 0, 0
-        self.metrics, self.train_seconds = RunningMetrics.of(len(self.metrics.images)), 0.0
+        self.metrics, self.train_seconds = RunningMetrics.zeros(len(self.metrics.images)), 0.0
 
 
 _TRAINING_STATE = TypeAdapter(TrainingState)

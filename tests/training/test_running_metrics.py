@@ -24,7 +24,7 @@ images = st.lists(
 @given(images, st.integers(1, 20))
 def test_scores_are_scikit_learns_whichever_classes_are_there(pairs, size):
     labels, predicted = np.array(pairs).T
-    tally = RunningMetrics.of(CLASSES)
+    tally = RunningMetrics.zeros(CLASSES)
     for start in range(0, len(labels), size):
         tally.add(labels[start : start + size], predicted[start : start + size], 1.0)
     with warnings.catch_warnings(action="ignore"):  # classes that are named, but not there
@@ -40,7 +40,7 @@ def test_scores_are_scikit_learns_whichever_classes_are_there(pairs, size):
 
 
 def test_the_loss_is_a_mean_over_images_not_over_batches():
-    tally = RunningMetrics.of(2)
+    tally = RunningMetrics.zeros(2)
     tally.add(np.array([0, 1, 1]), np.array([0, 0, 0]), 1.0)
     tally.add(np.array([0]), np.array([0]), 5.0)
     assert tally.loss == pytest.approx(2.0)

@@ -128,7 +128,7 @@ def unread(monkeypatch):
 
 def last_epoch(job, folder):
     """The trainer, and the events of the steps of the last epoch: by then, all has thawed."""
-    at = TrainingState(RunningMetrics.of(len(job.dataset.classes)), epoch=job.config.epochs)
+    at = TrainingState(RunningMetrics.zeros(len(job.dataset.classes)), epoch=job.config.epochs)
     trainer = loop._make_trainer(job, folder, LostImages(job))
     return trainer, loop._train_epoch(trainer, at)
 
