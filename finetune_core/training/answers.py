@@ -13,7 +13,7 @@ from finetune_core.work import Step, Work
 _BATCH = 32
 
 # From a batch of images, float32 [n, 3, size, size], to its outputs, such as logits [n, classes].
-OutputFunction = Callable[[torch.Tensor], np.ndarray]
+Answer = Callable[[torch.Tensor], np.ndarray]
 
 
 def answers(
@@ -21,7 +21,7 @@ def answers(
     rows: np.ndarray,
     info: BackboneInfo,
     size: int,
-    answer: OutputFunction,
+    answer: Answer,
     phase: str,
 ) -> Work[np.ndarray]:
     """Compute the outputs for the images of these rows, ``[len(rows), …]``.

@@ -1,4 +1,4 @@
-"""Averages of weights: what an average is, whose runs can be averaged, and that one is a run."""
+"""Tests of averaged weights: the averages, which runs can be averaged, and the resulting run."""
 
 import copy
 import itertools
@@ -48,7 +48,7 @@ FLIPPED = {"head_seed": 7, "augmentation": "flips"}
 
 @pytest.fixture(scope="session")
 def seeds_once(home_of_shared_fixtures):
-    """The folders of three runs that differ in order and augmentation only."""
+    """Return the folders of three runs that differ in order and augmentation only."""
     return [trained_run(**FLIPPED, seed=seed).run_dir for seed in range(3)]
 
 
@@ -59,7 +59,7 @@ def seeds(seeds_once, tmp_path):
 
 @pytest.fixture(scope="module")
 def averages_once(seeds_once, tmp_path_factory):
-    """How -> the folder of such a run, and its events."""
+    """Return the folder and the events of an averaged run, by how it averages."""
     runs = tmp_path_factory.mktemp("averages")
     wanted = {"soup": seeds_once, "greedy_soup": seeds_once, "wise": seeds_once[:1]}
     return {how: record_run(averaged_config(how, folders), runs) for how, folders in wanted.items()}
@@ -70,7 +70,7 @@ def best(folder):
 
 
 def accuracies(table):
-    """Split -> the share of its rows that are right."""
+    """Return the accuracy of each split."""
     right = np.stack(table["logits"].tolist()).argmax(1) == table["label"]
     return right.groupby(table["split"]).mean().to_dict()
 
@@ -255,7 +255,7 @@ def test_a_greedy_soup_keeps_what_does_not_lower_the_validation_accuracy(seeds_o
 
 @pytest.mark.train
 def test_a_network_that_would_spoil_the_soup_is_left_out(tmp_path):
-    """One whose head answers the opposite of what it learned."""
+    """The head of one network answers the opposite of what it learned."""
     good = [
         trained_run(backbone="efficientnet_lite0", epochs=3, **FLIPPED, seed=seed).run_dir
         for seed in range(2)
@@ -282,7 +282,7 @@ def test_a_network_that_would_spoil_the_soup_is_left_out(tmp_path):
 
 
 def job_of(config):
-    """Prepare a run whose cache holds no augmented versions, as that of averaged weights."""
+    """Prepare a run whose cache holds no augmented versions, as a run of averaged weights."""
     return finish(prepare(config.model_copy(update={"augmentation": "none"})))
 
 
@@ -353,7 +353,7 @@ def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(seeds_once, a
 
 @pytest.fixture
 def shifted_parent(seeds, tmp_path):
-    """(a run that has predicted darkened images of its own test split, their folder)"""
+    """Return a run that has predicted darkened images of its own test split, and their folder."""
     table = load_predictions(seeds[0])
     samples = table.loc[table["split"] == TEST, "id"]
     dark = darkened(samples, shared_images(), tmp_path / "dark")
@@ -450,7 +450,7 @@ def refusal(how, folders):
 
 
 def edited(run_dir, runs_dir, **changes):
-    """A copy of a run whose settings say something else."""
+    """Return a copy of a run with other settings."""
     folder = copy_run(run_dir, runs_dir / str(len(list(runs_dir.glob("*")))))
     folder = folder.rename(
         folder.with_name(f"{folder.name}-{'-'.join(map(str, changes.values()))}")
@@ -496,7 +496,7 @@ def test_runs_that_cannot_be_averaged_are_refused_all_at_once(seeds_once, tmp_pa
 
 
 def test_seeds_that_drew_other_shares_of_the_images_make_no_soup(seeds_once, tmp_path):
-    """An ensemble says how many images it has seen; a soup has the settings of one run."""
+    """An ensemble says how many images it has seen. A soup has the settings of one run."""
     shares = [edited(folder, tmp_path, train_fraction=0.5) for folder in seeds_once[:2]]
     drew = "its seed 1 drew other 50.0 % of the training images (--train-fraction) than seed 0"
     for how in ("soup", "greedy_soup"):

@@ -1,4 +1,4 @@
-"""Batches: their order, what augmentation does to them, and making them ahead."""
+"""Tests of batches: their order, their augmentation, and making them ahead of time."""
 
 import threading
 from collections import Counter
@@ -30,7 +30,7 @@ KEYS = sample_keys([f"class/{number}.png" for number in range(20_000)])
 
 @pytest.fixture
 def two_threads():
-    """As on two cores, wherever the test runs."""
+    """Compute with two threads, as on two cores, wherever the test runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -1,4 +1,4 @@
-"""Compiled forward passes: when they are made and used, how exact they are, and what is left."""
+"""Tests of compiled passes: when they are made and used, how exact they are, what they leave."""
 
 import copy
 import json
@@ -50,7 +50,7 @@ class Doubling(nn.Module):
 
 @pytest.fixture
 def process(compiling):
-    """A compiler whose package multiplies what is doubled by one and a half."""
+    """Replace the compiler by one whose package returns three where the eager pass returns two."""
     compiling.factor = 1.5
     return compiling
 
@@ -244,7 +244,7 @@ def test_a_forged_one_is_compiled_again(process):
 
 
 def randomize_statistics(network):
-    """Make BatchNorms that are no identities: folding them away is something that can go wrong."""
+    """Randomise BatchNorms so that they are no identities, and folding them away can go wrong."""
     generator = torch.Generator().manual_seed(0)
     for module in network.model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -286,7 +286,7 @@ def passes(module, device):
 
 @pytest.fixture(scope="module")
 def parts():
-    """Return the trunk of a network, and the trunk compiled in bf16; each is compiled once."""
+    """Return the trunk of a network, and the trunk compiled in bf16. Each is compiled once."""
     made = {}
 
     def of(name):
@@ -386,7 +386,7 @@ def test_one_that_is_further_from_fp32_is_refused():
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
-    """The system's temporary folder, empty."""
+    """Replace the system's temporary folder by an empty one."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
@@ -394,7 +394,7 @@ def temporary(tmp_path, monkeypatch):
 
 
 def compile_a_little(device=BF16):
-    """Start to compile what takes long enough to be ended meanwhile."""
+    """Start to compile something that takes long enough to be ended meanwhile."""
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU()).eval()
     return CompilerProcess(module, torch.zeros(2, 3, 16, 16), device)
 

@@ -1,4 +1,4 @@
-"""Single steps and the settings that steer them: schedules, blending, averages, early stopping."""
+"""Tests of single steps and their settings: schedules, blending, averages, early stopping."""
 
 import math
 from functools import partial

@@ -1,4 +1,4 @@
-"""Crops of a whole batch are those of single images."""
+"""Tests that crops of a whole batch are those of single images."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def one_by_one(images, boxes, size):
 
 
 def every_kind_of_box(side):
-    """The whole image, corners, the extremes of what augmentation draws, one pixel, and others."""
+    """Return the whole image, corners, the extremes of augmentation, one pixel, and others."""
     half = int(side / 2**0.5)
     long, short = int(side * (2 / 3) ** 0.5), int(side * (3 / 8) ** 0.5)
     boxes = [

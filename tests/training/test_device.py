@@ -9,7 +9,7 @@ from finetune_core.training.device import choose_device, describe_machine, read_
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Pretend that this machine has the accelerators named, and a processor with the capabilities named."""
+    """Pretend that this machine has these accelerators, and a processor with these capabilities."""
 
     def pretend(*accelerators, capabilities=(), cuda_bf16=True, cuda_capability=(9, 0)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in accelerators)

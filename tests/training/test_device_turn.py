@@ -1,4 +1,4 @@
-"""What computes on a device waits for its turn there, says so, and can be stopped meanwhile."""
+"""Tests that work waits for its turn on a device, says so, and can be stopped meanwhile."""
 
 import threading
 
@@ -73,7 +73,7 @@ def test_a_job_that_waits_is_stopped_and_loses_its_place(config, device_held):
 
 
 def test_who_waits_comes_before_who_has_just_had_it():
-    """A queue of runs takes the device again at once: whoever waits is next all the same."""
+    """A queue of runs takes the device again at once, and yet a waiting program is next."""
     order, first = [], Turn("cpu")
     assert first.come()
     work = run_in_turn(noted(order), "cpu")

@@ -1,4 +1,4 @@
-"""Ensembles: what they answer and are exported as, and which runs cannot answer together."""
+"""Tests of ensembles: their predictions, their exports, and which runs cannot be combined."""
 
 import importlib.util
 import itertools
@@ -52,7 +52,11 @@ MEMBERS = {
 
 @pytest.fixture(scope="module")
 def made_once(home_of_shared_fixtures, tmp_path_factory):
-    """Three runs, one with images that are normalised otherwise; their ensemble, and its events."""
+    """Train three runs, one with images normalised otherwise, and make their ensemble.
+
+    Returns:
+        The runs, the ensemble, and its events.
+    """
     made = {name: trained_run(**changes).run_dir for name, changes in MEMBERS.items()}
     config = averaged_config("ensemble", list(made.values()))
     made["ensemble"], seen = record_run(config, tmp_path_factory.mktemp("runs"))
@@ -61,7 +65,7 @@ def made_once(home_of_shared_fixtures, tmp_path_factory):
 
 @pytest.fixture
 def made(made_once, tmp_path):
-    """Copies of them that a test may spoil."""
+    """Return copies of the runs that a test may spoil."""
     return {name: copy_run(folder, tmp_path / "made") for name, folder in made_once[0].items()}
 
 
@@ -71,7 +75,10 @@ def logits_in(folder):
 
 
 def seen_by(run, network):
-    """The images that a run has predicted as a network gets them, ordered as ``logits_in``."""
+    """Return the images that a run has predicted, as a network gets them.
+
+    They are ordered as in ``logits_in``.
+    """
     inputs = [
         network_input(run_image(run, sample), network.info, run.config.image_size)
         for sample in logits_in(run.run_dir)[0]["id"]
@@ -168,7 +175,7 @@ def onnx_answers(folder, images):
 
 
 def example_answers(folder, images):
-    """By the example that goes with an export, which is without Thaw."""
+    """Return the answers of the example that goes with an export and does not use Thaw."""
     spec = importlib.util.spec_from_file_location("exported_example", folder / "predict.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)

@@ -1,4 +1,4 @@
-"""Live validation in bf16: the head is in fp32, so logits do not tie as numbers of 8 bits do."""
+"""Tests of validation in bf16: the head is in fp32, so logits do not tie as 8-bit numbers do."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ BF16 = Device("cpu", "a processor", "bf16")
 
 
 def prepare_job(**settings):
-    """A run that is ready to start, whose logits lie between 8 and 16."""
+    """Prepare a run whose logits lie between 8 and 16."""
     job = finish(prepare(tiny_config(precision="bf16", **settings)))
     head = job.network.head_layers[0]
     with torch.no_grad():

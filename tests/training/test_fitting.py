@@ -1,4 +1,4 @@
-"""Heads that are fitted in one go: they are scikit-learn's, and a run without epochs is a run."""
+"""Tests of heads fitted in one go: they equal scikit-learn's, and their runs are runs."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ from tests.training.fits import only, record_run
 
 
 def clouds(images=300, features=40, classes=4, spread=0.5):
-    """Correlated features of overlapping classes, float32, and labels."""
+    """Return correlated features of overlapping classes, float32, and labels."""
     random = np.random.default_rng(0)
     labels = random.integers(classes, size=images)
     values = random.normal(size=(classes, features))[labels] * spread + random.normal(
@@ -118,7 +118,7 @@ def test_the_scale_is_folded_into_the_head():
 
 
 def cross_validate(features, labels):
-    """scikit-learn's loss of every image that is held out, and whether it is right, per penalty."""
+    """Return scikit-learn's loss of each held-out image, and whether it is right, per penalty."""
     count = len(labels)
     losses, right = np.zeros((len(GRID), count)), np.zeros((len(GRID), count), dtype=bool)
     for fit, out in stratified_folds(labels.numpy(), np.arange(count), 0):

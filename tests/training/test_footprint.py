@@ -1,4 +1,4 @@
-"""A run's memory: in the program's own, and, apart from that, in the GPU that it trains on."""
+"""Tests of a run's memory: in the program's own, and apart from that in its GPU."""
 
 import copy
 from dataclasses import replace
@@ -33,7 +33,7 @@ def config():
 
 @pytest.fixture
 def counter(gpu, monkeypatch):
-    """The GPU's allocator: a peak that grows with every look at it, and the devices asked for."""
+    """Replace the GPU's allocator by a peak that grows with each look, and note the devices."""
     state = {"peak": 10**9, "asked": []}
 
     def reset(device):
@@ -72,7 +72,7 @@ def test_on_a_processor_there_is_no_other_memory(config, tmp_path):
 
 @pytest.fixture
 def stepped(config):
-    """A job, its optimizer, and what a step has kept."""
+    """Return a job, its optimizer, and what a step has kept."""
     _, job = drained(prepare(config()))
     optimizer = make_optimizer(job.config, job.strategy, job.network.stages, job.network.model)
     _, inputs = next(job.training_inputs(job.training_batches(1), 1))

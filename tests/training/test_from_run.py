@@ -1,4 +1,4 @@
-"""A run starts from the weights of another one, its head included where the classes match."""
+"""Tests of runs that start from another run's weights, with its head where classes match."""
 
 import shutil
 
@@ -32,7 +32,7 @@ def parent_once(home_of_shared_fixtures):
 
 @pytest.fixture
 def parent(parent_once, tmp_path):
-    """A copy that a test may spoil."""
+    """Return a copy of the parent that a test may spoil."""
     return read_run(copy_run(parent_once.run_dir, tmp_path / "parents"))
 
 
@@ -41,7 +41,7 @@ def config_from(parent, **changes):
 
 
 def same(network, other, stages):
-    """Whether two networks hold the same in all of these stages."""
+    """Return whether two networks hold the same in all of these stages."""
     one, two = network.model.state_dict(), other.model.state_dict()
     return all(
         torch.equal(one[name], two[name])
@@ -133,7 +133,7 @@ def test_a_run_resumes_to_the_same_weights_without_the_run_that_it_started_from(
 
 
 def strategies():
-    """One of each kind; the others go the same way through the code."""
+    """Return one strategy of each kind. The others take the same way through the code."""
     few = ("lora", "from_scratch", "prototypes")
     rest = [name for name in STRATEGIES if name not in (*few, "custom", "last_block")]
     return [*few, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in rest)]

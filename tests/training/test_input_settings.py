@@ -1,4 +1,4 @@
-"""Mean, deviation, crop and interpolation are the network's, or those that were set."""
+"""Tests that mean, deviation, crop and interpolation are the network's, or those that were set."""
 
 from functools import partial
 from hashlib import sha256
@@ -71,7 +71,7 @@ def test_a_run_trains_evaluates_and_predicts_on_images_prepared_so(cache):
 
 @pytest.fixture
 def wide(tmp_path):
-    """A folder of images twice as wide as high, whose class is seen at their left edge only."""
+    """Return a folder of images twice as wide as high, with the class at the left edge only."""
     for name, color in {"red": (200, 0, 0), "green": (0, 200, 0)}.items():
         (tmp_path / name).mkdir()
         for number in range(12):

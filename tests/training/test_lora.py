@@ -1,4 +1,4 @@
-"""LoRA: weights are their start and their factors, and nothing else of a network moves."""
+"""Tests of LoRA: weights are start plus factors, and nothing else of a network moves."""
 
 import copy
 from functools import partial
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class Attending(nn.Module):
-    """A small transformer of torch's own attention, which never calls its output projection."""
+    """A small transformer with torch's own attention, which never calls its output projection."""
 
     def __init__(self, width=8):
         super().__init__()
@@ -92,7 +92,7 @@ def planned(network, **settings):
 
 
 def randomised(network, strategy):
-    """Factors of which none is zero, merged."""
+    """Return merged factors of which none is zero."""
     factors = make_low_rank(network, strategy, 0)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def randomised(network, strategy):
 
 
 def unmerged(model, factors):
-    """Have layers compute what they did at the start, and the factors' part beside it."""
+    """Make layers compute their initial output, and the factors' part beside it."""
 
     def beside(name, layer):
         one = factors.factors[name]
@@ -181,7 +181,7 @@ def test_a_steps_gradients_are_those_that_autograd_gives_the_factors(name):
 def step_on(
     network, strategy, side, *, optimizer="sgd", forward=None, scale=None, device=CPU, **rule
 ):
-    """One step; the factors then."""
+    """Take one step and return the factors after it."""
     config = make_config(
         {"data": "x", "strategy": "lora", "optimizer": optimizer, "learning_rate": 0.1}
     )
@@ -227,7 +227,7 @@ def test_what_attention_never_calls_trains_too_and_nothing_else_moves():
 
 
 def weights_after(network=None, **how):
-    """Names and weights of the small transformer after a step."""
+    """Return names and weights of the small transformer after a step."""
     network = network or attending()[0]
     _, done = step_on(network, planned(network), 32, **how)
     return network.model.state_dict(), done
@@ -386,7 +386,7 @@ def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cac
     stages = network_stages(TINY_BACKBONE, 3, 32)
 
     def memory(**settings):
-        """Bytes, but for those of parameters that train."""
+        """Return the forecast's bytes, without those of parameters that train."""
         found = compute_forecast(config(**settings), dataset, speed, 0.001)
         counted = trainable_parameters(plan(config(**settings), stages), stages)
         assert found.trainable_parameters == counted

@@ -1,4 +1,4 @@
-"""The learning rate that is suggested after a short test."""
+"""Tests of the learning rate that is suggested after a short test."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is reported of each stage is what the step did to it."""
+"""Tests that the measurements of each stage are what the step did to it."""
 
 import pytest
 import torch

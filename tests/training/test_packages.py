@@ -1,4 +1,4 @@
-"""Compiled code: what this user has kept is loaded, and nothing else."""
+"""Tests that compiled code of this user is loaded, and nothing else."""
 
 import hashlib
 import os

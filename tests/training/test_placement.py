@@ -1,4 +1,4 @@
-"""Where a run's rows live, and what travels to a device that computes.
+"""Tests of the place of a run's rows, and of what travels to a device that computes.
 
 The devices are torch's ``meta`` and a processor that is treated like a GPU.
 """
@@ -33,9 +33,9 @@ KEYS = sample_keys(str(number) for number in range(20))
 
 
 class Travelled(TorchDispatchMode):
-    """Notes the bytes of each tensor that goes from the processor to the ``meta`` device.
+    """Mode that notes the bytes of each tensor that goes from the processor to ``meta``.
 
-    To wait for a value on that device is an error.
+    Waiting for a value on that device is an error.
     """
 
     def __init__(self):
@@ -56,7 +56,7 @@ class Travelled(TorchDispatchMode):
 
 @pytest.fixture
 def lookup(tmp_path):
-    """Of 20 squares in three blocks, one of which nobody asks for."""
+    """Return a lookup of 20 squares in three blocks, one of which nobody asks for."""
     cache, rows = RowCache(lambda: tmp_path / "rows"), squares()
     for start, end in ((0, 8), (8, 11), (11, 20)):
         finish(cache.fill("t", KEYS[start:end], iter([(np.arange(end - start), rows[start:end])])))

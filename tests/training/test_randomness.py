@@ -1,4 +1,4 @@
-"""Runs on different devices draw random numbers without waiting, and disturb no other run."""
+"""Tests that runs draw random numbers without waiting, and disturb no run on another device."""
 
 import threading
 
@@ -16,7 +16,7 @@ PATIENCE = 60  # seconds
 
 
 class GeneratorOfAGPU:
-    """Says that it is one; draws on the processor."""
+    """A generator that pretends to be a GPU's and draws on the processor."""
 
     device = torch.device("cuda")
 
@@ -27,7 +27,7 @@ class GeneratorOfAGPU:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The generator that torch would draw from on a GPU, were there one."""
+    """Return the generator that torch would draw from if there were a GPU."""
     own = GeneratorOfAGPU(7)
     monkeypatch.setattr(torch.cuda, "default_generators", (own,))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -45,7 +45,7 @@ def network():
 
 
 def trained(device, model=None, rule=None):
-    """What a step makes of the weights of a network with dropout."""
+    """Return the weights of a network with dropout after a step."""
     model = model or network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=True)
     train_step(
@@ -61,7 +61,7 @@ def trained(device, model=None, rule=None):
 
 
 def beside(held, work):
-    """Return ``work()`` while another thread is within ``held``; None if it does not end."""
+    """Return ``work()`` while another thread is within ``held``, or None if it does not end."""
     entered, leave, found = threading.Event(), threading.Event(), []
 
     def hold():

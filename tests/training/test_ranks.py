@@ -1,4 +1,4 @@
-"""Several ranks train what one does: to rounding, on the same images, with the same events."""
+"""Tests that several ranks train as one does: to rounding, with the same images and events."""
 
 import functools
 import os
@@ -139,7 +139,10 @@ def train(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(new_task, train):
-    """Train the cases of a group on as many ranks: (group, ranks) -> name -> (task, events)."""
+    """Return a function that trains the cases of a group on as many ranks.
+
+    It takes (group, ranks) and returns (task, events) by name.
+    """
 
     def make(name):
         how = {} if name in ON_TWO else dict(STORAGE[CASES[name][2]])
@@ -204,7 +207,7 @@ def test_every_strategy_with_steps_is_tried_on_ranks_without_an_image():
 
 @pytest.fixture(scope="module")
 def disturbed(new_task, train):
-    """Name -> task of a run that two ranks resumed, or paused."""
+    """Return, by name, the tasks of runs that two ranks resumed or paused."""
     config = small_config(**FULL, ema=0.9)
     tasks = {
         "resumed": new_task(config, resume=True),
@@ -226,7 +229,7 @@ def stop_after(steps, task):
 
 
 def check_whole(task):
-    """Check that a run that was disturbed is the one that was not."""
+    """Check that a disturbed run equals an undisturbed one."""
     check_equal(task.folder, trained_run(task.config).run_dir)
 
 
@@ -287,7 +290,7 @@ def test_batchnorm_trains_on_the_statistics_of_each_rank_with_images(new_task, t
 
 @pytest.fixture(scope="module")
 def troubled(new_task, train, tmp_path_factory):
-    """(name -> task, name -> report) of runs of two ranks in which something goes wrong."""
+    """Return tasks and reports, by name, of runs of two ranks in which something goes wrong."""
     folder = tmp_path_factory.mktemp("vanishing")
     data = image_folder(folder, {"red": 14, "blue": 14, "green": 14})
     reading = tiny_config(data, **FULL, batch_size=10, skip_limit=0.2, cache="off", epochs=3)

@@ -1,4 +1,4 @@
-"""Scores from counts are scikit-learn's scores from the images."""
+"""Tests that scores from counts are scikit-learn's scores from the images."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""Gradients of weights as products and of slices are those of the convolutions."""
+"""Tests that weight gradients as products and of slices are those of the convolutions."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ CHANGED = {"layer4.0.conv1", "layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2
 
 
 def gradients(convolution, images, autocast):
-    """Gradients of a loss that weighs each output differently: of weights, and of images."""
+    """Return gradients of weights and of images, for a loss that weighs each output differently."""
     images = images.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = convolution(images)
