@@ -139,7 +139,7 @@ def test_of_rows_on_the_device_next_to_nothing_travels_and_nobody_waits(lookup, 
     )
     with Travelled() as travelled:
         rows, loaded = held.readable(np.array([2, 9, 15]), version)
-        found = held.finished(loaded, rows, version)
+        found = held.finish(loaded, rows, version)
     assert (found.device.type, found.dtype, found.shape) == (
         "meta",
         torch.float32,
@@ -158,7 +158,7 @@ def test_what_does_not_fit_travels_as_bytes_to_be_finished_there(lookup):
             lambda rows: source.readable(rows, 0), [np.arange(5), np.arange(5, 10)], META
         ):
             assert (loaded.device.type, loaded.dtype) == ("meta", torch.uint8)
-            assert source.finished(loaded, rows, 0).shape == (5, 3, SIZE, SIZE)
+            assert source.finish(loaded, rows, 0).shape == (5, 3, SIZE, SIZE)
     square = SIDE * SIDE * 3
     assert [one for one in travelled.bytes if one > 1000] == [5 * square, 5 * square]
 
@@ -185,7 +185,7 @@ def test_activations_on_the_device_are_indexed_there(lookup):
     for version in (None, 0, 1):
         with Travelled() as travelled:
             rows, loaded = held.readable(np.array([2, 9, 15]), version)
-        assert held.finished(loaded, rows, version).device.type == "meta"
+        assert held.finish(loaded, rows, version).device.type == "meta"
         assert travelled.bytes == [3 * 8]
 
 
@@ -217,7 +217,7 @@ def test_what_is_finished_on_the_device_is_what_a_processor_makes(lookup, kind, 
             for rows, loaded in arriving(
                 lambda rows, version=version: source.readable(rows, version), batches, device
             ):
-                yield source.finished(loaded, rows, version)
+                yield source.finish(loaded, rows, version)
 
     for ours, theirs in zip(made(GPU), made(CPU), strict=True):
         assert torch.equal(ours, theirs)
