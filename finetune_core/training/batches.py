@@ -106,7 +106,7 @@ def make_balanced_batches(
     of large classes. Over the epochs each image of a class comes as often as any other.
     """
     classes = np.unique(labels[indices])
-    chosen, places = [], []
+    chosen, order_keys = [], []
     for position, label in enumerate(classes):
         members = indices[labels[indices] == label]
         quota = len(indices) // len(classes) + (position < len(indices) % len(classes))
@@ -117,9 +117,9 @@ def make_balanced_batches(
                 : quota - turn * len(members)
             ]
             chosen.append(members[order])
-            places.append(draw_uniform(turn_keys[order], seed, epoch, 0))
+            order_keys.append(draw_uniform(turn_keys[order], seed, epoch, 0))
     return _cut_batches(
-        np.concatenate(chosen)[np.argsort(np.concatenate(places), kind="stable")], batch_size
+        np.concatenate(chosen)[np.argsort(np.concatenate(order_keys), kind="stable")], batch_size
     )
 
 

@@ -257,12 +257,12 @@ def _apply_gradients(
     norm = nn.utils.get_total_norm(gradients)
     if rule.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, rule.clip_norm, norm)
-    skipped = norm.isfinite().logical_not().float()
-    take_step(optimizer, skipped)
+    is_skipped = norm.isfinite().logical_not().float()
+    take_step(optimizer, is_skipped)
     rule.low_rank.merge()
     if scale:
-        scale.update(skipped)
-    return norm, skipped
+        scale.update(is_skipped)
+    return norm, is_skipped
 
 
 @torch.no_grad()

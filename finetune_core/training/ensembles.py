@@ -159,13 +159,13 @@ class _Members:
             plan(one.config, network.stages)
             for one, network in zip(self.parents, self.networks, strict=True)
         ]
-        first, device = self.networks[0], choose_device("cpu", FINAL_PRECISION)
+        first_network, device = self.networks[0], choose_device("cpu", FINAL_PRECISION)
         return RunStarted(
             backbone=config.backbone,
             weights=config.starts_from,
-            weights_hash=first.weights_hash,
+            weights_hash=first_network.weights_hash,
             strategy=config.strategy,
-            stages=describe(strategies[0], first.stages),
+            stages=describe(strategies[0], first_network.stages),
             trainable_parameters=sum(
                 trainable_parameters(strategy, network.stages)
                 for strategy, network in zip(strategies, self.networks, strict=True)

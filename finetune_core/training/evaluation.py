@@ -108,7 +108,9 @@ def predict_splits(
     yield from lost.report(
         {row: reason for _, reasons in gathered for row, reason in reasons.items()}
     )
-    batches = _sort_batches(job, splits, [batch for found, _ in gathered for batch in found])
+    batches = _sort_batches(
+        job, splits, [batch for own_batches, _ in gathered for batch in own_batches]
+    )
     predicted_rows = np.concatenate([rows for rows, _ in batches]) if batches else np.empty(0, int)
     for split in splits:
         if not np.isin(job.rows[split], predicted_rows).any():

@@ -82,9 +82,9 @@ def fit_probe(job: Job, lost: LostImages, seed: int) -> Generator[Event, None, H
     sets = sides(job.dataset.table.iloc[rows])
     with explain_out_of_memory(_TOO_MANY_FEATURES):
         work = fit_once(features, labels, sets, head.out_features, seed)
-        fitted, choice = yield from report_progress("fit", work)
-        logits = fitted.logits(features)
-    _set_head(job.network, head, _broadcast_fit(job, fitted))
+        head_fit, choice = yield from report_progress("fit", work)
+        logits = head_fit.logits(features)
+    _set_head(job.network, head, _broadcast_fit(job, head_fit))
     return HeadInitialized(
         images=len(rows),
         features=features.shape[1],
@@ -95,11 +95,11 @@ def fit_probe(job: Job, lost: LostImages, seed: int) -> Generator[Event, None, H
     )
 
 
-def _broadcast_fit(job: Job, fitted: Linear) -> Linear:
+def _broadcast_fit(job: Job, head_fit: Linear) -> Linear:
     """Return rank 0's fit: processors round differently, and ranks must be equal."""
     if not job.ranks.several:
-        return fitted
-    weight, bias = job.ranks.decided((fitted.weight.cpu(), fitted.bias.cpu()))
+        return head_fit
+    weight, bias = job.ranks.decided((head_fit.weight.cpu(), head_fit.bias.cpu()))
     return Linear(weight, bias)
 
 
@@ -137,8 +137,8 @@ def _fit_by_strategy(
         )
     fit = fit_once if fits == "linear_probe" else fit_prototypes
     work = fit(features, labels, sets, head.out_features, job.config.seed)
-    fitted, choice = yield from report_progress("fit", work)
-    return _set_head(job.network, head, fitted), choice, fitted.logits(features)
+    head_fit, choice = yield from report_progress("fit", work)
+    return _set_head(job.network, head, head_fit), choice, head_fit.logits(features)
 
 
 def _get_linear_head(job: Job) -> nn.Linear:
@@ -157,7 +157,7 @@ def _make_head_error(job: Job) -> TrainingError:
 
 
 @torch.no_grad()
-def _set_head(network: Network, head: nn.Linear, fitted: Linear) -> Network:
-    head.weight.copy_(fitted.weight)
-    head.bias.copy_(fitted.bias)
+def _set_head(network: Network, head: nn.Linear, head_fit: Linear) -> Network:
+    head.weight.copy_(head_fit.weight)
+    head.bias.copy_(head_fit.bias)
     return network

@@ -42,16 +42,16 @@ def record_saved_storages(forward: nn.Module) -> Iterator[Storages]:
 
     The weights of ``forward`` do not count.
     """
-    own, kept = _unique_storages([*forward.parameters(), *forward.buffers()]), {}
+    own_storages, saved = _unique_storages([*forward.parameters(), *forward.buffers()]), {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in own_storages:
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        yield kept
+        yield saved
 
 
 def measure_footprint(

@@ -14,13 +14,13 @@ from finetune_core.work import Step, Work
 AT_ONCE = 2**25
 
 
-def find_uncached_anywhere(ranks: Ranks, lacks: np.ndarray) -> np.ndarray:
+def find_uncached_anywhere(ranks: Ranks, missing: np.ndarray) -> np.ndarray:
     """Return which rows no rank has cached, boolean ``[n]``.
 
     Args:
-        lacks: Rows that this rank has not cached, boolean ``[n]``.
+        missing: Rows that this rank has not cached, boolean ``[n]``.
     """
-    return _unpack_flags(np.bitwise_and.reduce(ranks.meet(np.packbits(lacks))), len(lacks))
+    return _unpack_flags(np.bitwise_and.reduce(ranks.meet(np.packbits(missing))), len(missing))
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class _CachedRows:
     """The rows that one machine has cached.
 
     Attributes:
-        lacks: One bit per row.
+        missing: One bit per row.
         layout: Layout of the rows. None where there are none.
     """
 
-    lacks: np.ndarray
+    missing: np.ndarray
     layout: Layout | None
 
 
@@ -65,8 +65,8 @@ def gather_rows(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
     layouts = {stock.layout for stock in stocks.values() if stock.layout}
     if len(layouts) != 1:
         return True
-    plan = _Plan.from_lacks(
-        {rank: _unpack_flags(stock.lacks, len(keys)) for rank, stock in stocks.items()}
+    plan = _Plan.from_missing(
+        {rank: _unpack_flags(stock.missing, len(keys)) for rank, stock in stocks.items()}
     )
     exchange = _Exchange(ranks, plan, lookup, layouts.pop())
     incoming, has_space = plan.incoming(ranks.rank), True
@@ -91,22 +91,22 @@ class _Plan:
     Attributes:
         outgoing: For each machine, the rows that it sends to any other. The first machine that has
             a row sends it.
-        lacks: For each machine, the rows that it lacks, boolean ``[n]``.
+        missing: For each machine, the rows that it lacks, boolean ``[n]``.
     """
 
     outgoing: dict[int, np.ndarray]
-    lacks: dict[int, np.ndarray]
+    missing: dict[int, np.ndarray]
 
     @classmethod
-    def from_lacks(cls, lacks: dict[int, np.ndarray]) -> "_Plan":
-        table = np.stack(list(lacks.values()))
+    def from_missing(cls, missing: dict[int, np.ndarray]) -> "_Plan":
+        table = np.stack(list(missing.values()))
         sender, is_sent = table.argmin(axis=0), table.any(axis=0) & ~table.all(axis=0)
         return cls(
             {
                 rank: np.flatnonzero(is_sent & (sender == number))
-                for number, rank in enumerate(lacks)
+                for number, rank in enumerate(missing)
             },
-            lacks,
+            missing,
         )
 
     def incoming(self, machine: int) -> np.ndarray:
@@ -115,7 +115,7 @@ class _Plan:
         A rank that is not the first of its machine receives none.
         """
         given = np.sort(np.concatenate(list(self.outgoing.values())))
-        return given[self.lacks[machine][given]] if machine in self.lacks else given[:0]
+        return given[self.missing[machine][given]] if machine in self.missing else given[:0]
 
 
 class _Exchange:
@@ -123,7 +123,7 @@ class _Exchange:
 
     def __init__(self, ranks: Ranks, plan: _Plan, lookup: Lookup, layout: Layout) -> None:
         self._ranks, self._plan, self._lookup, self._layout = ranks, plan, lookup, layout
-        self._size = max(1, AT_ONCE // (layout.row_bytes * len(plan.lacks)))
+        self._size = max(1, AT_ONCE // (layout.row_bytes * len(plan.missing)))
         self.count = max(-(-len(rows) // self._size) for rows in plan.outgoing.values())
         self._has_ended = False
 
@@ -155,8 +155,8 @@ class _Exchange:
             }
             sent = self._pack_rows(given.pop(own_rank)) if own_rank in given else {}
             numbers = (
-                {rank: rows[self._plan.lacks[own_rank][rows]] for rank, rows in given.items()}
-                if own_rank in self._plan.lacks
+                {rank: rows[self._plan.missing[own_rank][rows]] for rank, rows in given.items()}
+                if own_rank in self._plan.missing
                 else {}
             )
             received = self._layout.empty(sum(map(len, numbers.values())))
@@ -172,7 +172,9 @@ class _Exchange:
     def _pack_rows(self, given: np.ndarray) -> dict[int, torch.Tensor]:
         """Return which of these rows each other machine lacks, by machine."""
         wanted = {
-            rank: lacks[given] for rank, lacks in self._plan.lacks.items() if lacks[given].any()
+            rank: missing[given]
+            for rank, missing in self._plan.missing.items()
+            if missing[given].any()
         }
         if not wanted:
             return {}

@@ -92,26 +92,26 @@ class Choice:
 
 @dataclass(frozen=True)
 class Scale:
-    """Standardisation ``(x - mean) / deviation``.
+    """Standardisation ``(x - mean) / std``.
 
-    ``mean`` has shape ``[features]``, ``deviation`` is one number.
+    ``mean`` has shape ``[features]``, ``std`` is one number.
     """
 
     mean: torch.Tensor
-    deviation: torch.Tensor
+    std: torch.Tensor
 
     @classmethod
     def of(cls, features: torch.Tensor) -> "Scale":
         variance, mean = torch.var_mean(features, dim=0, correction=0)
-        deviation = variance.mean().sqrt()
-        return cls(mean, torch.where(deviation > 0, deviation, torch.ones_like(deviation)))
+        std = variance.mean().sqrt()
+        return cls(mean, torch.where(std > 0, std, torch.ones_like(std)))
 
     def applied(self, features: torch.Tensor) -> torch.Tensor:
-        return (features - self.mean) / self.deviation
+        return (features - self.mean) / self.std
 
     def folded_into(self, head: Linear) -> Linear:
         """Fold the standardisation into a classifier, which then takes features as they are."""
-        weight = head.weight / self.deviation
+        weight = head.weight / self.std
         return Linear(weight, head.bias - weight @ self.mean)
 
 

@@ -404,7 +404,7 @@ def _take_step(
             job.ranks, trainer.gradients, images, job.targets(batch), mix_seed, partners
         )
     # Dropout's randomness depends on the step and the rank alone.
-    with record_saved_storages(job.forward) if before else nullcontext() as kept:
+    with record_saved_storages(job.forward) if before else nullcontext() as storages:
         seed = step_seed(config.seed, position, job.ranks.rank)
         result = train_step(
             job.forward, inputs, labels, optimizer, job.device, seed, rule, trainer.scale, shared
@@ -418,9 +418,9 @@ def _take_step(
     memory_short = result.micro_batch < min(rule.micro_batch or largest_share, largest_share)
     if memory_short:
         trainer.fitting_sizes.append(result.micro_batch)
-    if kept is not None:
+    if storages is not None:
         trainer.footprints.append(
-            measure_footprint(job, optimizer, trainer.average, sum(kept.values()))
+            measure_footprint(job, optimizer, trainer.average, sum(storages.values()))
         )
     return make_pending_step(
         step,
@@ -485,7 +485,7 @@ def _make_step_ended(
         epoch_loss=state.metrics.loss,
         epoch_accuracy=state.metrics.accuracy,
         learning_rate=step.learning_rate,
-        images=(state.epoch - 1) * len(job.rows[TRAIN]) + state.metrics.seen,
+        images=(state.epoch - 1) * len(job.rows[TRAIN]) + state.metrics.num_images,
         seconds=seconds,
         gradient_norm=0.0 if numbers.skipped else numbers.gradient_norm,
         micro_batch=step.micro_batch,
@@ -512,7 +512,7 @@ def _yield_all(events: Sequence[Event]) -> Generator[Event, None, StopRequested 
 def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None, None]:
     """Evaluate a trained epoch, save what is to be kept and advance to the next epoch."""
     job, run_dir, epoch, start_time = trainer.job, trainer.run_dir, state.epoch, time.monotonic()
-    if not state.metrics.seen:
+    if not state.metrics.num_images:
         raise TrainingError(
             "None of the training images can be read any more. Put them back and resume the run."
         )
@@ -536,7 +536,7 @@ def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None,
                 labels,
                 predicted,
             )
-        saved = []
+        checkpoints = []
         if state.record_epoch(
             epoch,
             val_metrics.accuracy,
@@ -547,7 +547,7 @@ def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None,
                 save_predictions(
                     run_dir, make_prediction_table(job, rows, logits), job.device.precision
                 )
-            saved.append(_save_best(job, run_dir, epoch))
+            checkpoints.append(_save_best(job, run_dir, epoch))
     memory = max_footprint(trainer.footprints, peak_memory_bytes(job.device, step_bytes=0))
     epoch_ended = EpochEnded(
         epoch,
@@ -569,7 +569,7 @@ def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None,
     # Report before saving: a run that is killed in between reports the epoch again, and none is
     # lost.
     yield epoch_ended
-    yield from saved
+    yield from checkpoints
     yield trainer.save(state)
 
 

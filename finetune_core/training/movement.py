@@ -49,10 +49,10 @@ class Measurement:
         ``gradient_norm`` is after clipping. ``update`` is the length of the step relative to that
         of the weights. Stages that have not thawed yet are left out.
         """
-        squares: dict[str, list[float]] = {}
+        sums_of_squares: dict[str, list[float]] = {}
         for (stage, _), lengths in zip(self.groups, self.lengths.tolist(), strict=True):
-            sums = squares.setdefault(stage, [0.0, 0.0, 0.0])
-            squares[stage] = [
+            sums = sums_of_squares.setdefault(stage, [0.0, 0.0, 0.0])
+            sums_of_squares[stage] = [
                 before + length**2 for before, length in zip(sums, lengths, strict=True)
             ]
         rates = dict(self.groups)
@@ -62,7 +62,7 @@ class Measurement:
                 "gradient_norm": math.sqrt(gradient),
                 "update": math.sqrt(step / weights) if weights else 0.0,
             }
-            for stage, (gradient, step, weights) in squares.items()
+            for stage, (gradient, step, weights) in sums_of_squares.items()
         }
 
 

@@ -72,17 +72,19 @@ def replace_head(network: Network, head: NearestNeighbours) -> Network:
     """
     (path,) = network.heads
     network.model.set_submodule(path, head)
-    last = network.stages[-1]
-    sizes = {name: count for name, count in last.sizes.items() if not name.startswith(f"{path}.")}
-    buffers = (*last.buffers, *(f"{path}.{name}" for name, _ in head.named_buffers()))
-    last = replace(
-        last,
+    last_stage = network.stages[-1]
+    sizes = {
+        name: count for name, count in last_stage.sizes.items() if not name.startswith(f"{path}.")
+    }
+    buffers = (*last_stage.buffers, *(f"{path}.{name}" for name, _ in head.named_buffers()))
+    last_stage = replace(
+        last_stage,
         parameters=tuple(sizes),
         buffers=buffers,
         parameter_count=sum(sizes.values()),
         sizes=sizes,
     )
-    return replace(network, stages=(*network.stages[:-1], last))
+    return replace(network, stages=(*network.stages[:-1], last_stage))
 
 
 def count_neighbours(network: Network) -> int:

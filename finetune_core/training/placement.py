@@ -60,9 +60,9 @@ def place_lookups(
     return placed
 
 
-def _move_lookup(lookup: Lookup, device: torch.device, known: np.ndarray) -> Lookup:
+def _move_lookup(lookup: Lookup, device: torch.device, known_rows: np.ndarray) -> Lookup:
     try:
-        return lookup.on(device, known)
+        return lookup.on(device, known_rows)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

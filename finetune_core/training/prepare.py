@@ -536,7 +536,7 @@ def _find_rows_to_decode(prepared: _Prepared, tables: TrunkTables, one: _Pass) -
     These are its share of the rows that no machine has cached.
     """
     cut, ranks = cut_index(prepared.strategy), prepared.ranks
-    new = one.rows[find_uncached_anywhere(ranks, tables.lacks(cut, one.keys[one.rows], one.view))]
+    new = one.rows[find_uncached_anywhere(ranks, tables.missing(cut, one.keys[one.rows], one.view))]
     return find_uncached(
         tables, cut, one.keys, ranks.machine_rows(new, forward_batch(prepared.device)), one.view
     )
@@ -547,10 +547,10 @@ def _share_pass(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> tuple[_
 
     Rows that another rank computes, or that come from another machine, are left out.
     """
-    lacks = tables.lacks(cut_index(prepared.strategy), one.keys[one.rows], one.view)
-    new = one.rows[find_uncached_anywhere(prepared.ranks, lacks)]
+    missing = tables.missing(cut_index(prepared.strategy), one.keys[one.rows], one.view)
+    new = one.rows[find_uncached_anywhere(prepared.ranks, missing)]
     own_rows = prepared.ranks.rank_rows(new, forward_batch(prepared.device))
-    return replace(one, rows=one.rows[~lacks | np.isin(one.rows, own_rows)]), len(one.rows) - len(
+    return replace(one, rows=one.rows[~missing | np.isin(one.rows, own_rows)]), len(one.rows) - len(
         new
     )
 
@@ -580,7 +580,7 @@ def _decode(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, P
     resize = prepared.network.info.resize(prepared.config.image_size)
     ranks = prepared.ranks
 
-    def decoded(rows: np.ndarray) -> Generator[Event, None, Pixels]:
+    def decode_rows(rows: np.ndarray) -> Generator[Event, None, Pixels]:
         work = decode_pixels(
             prepared.dataset.paths(prepared.dataset.table),
             prepared.content,
@@ -589,13 +589,13 @@ def _decode(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, P
         )
         return (yield from report_progress("decode", work))
 
-    pixels = yield from decoded(ranks.local_rows(wanted, forward_batch(prepared.device)))
+    pixels = yield from decode_rows(ranks.local_rows(wanted, forward_batch(prepared.device)))
     if ranks.several:
         gathered = ranks.meet((pixels.failed, pixels.decoded, pixels.kept is not None))
         failed = {row: reason for each, _, _ in gathered for row, reason in each.items()}
         # Images that the other ranks have decoded are on the disk now.
         if all(kept for _, _, kept in gathered):
-            pixels = yield from decoded(np.setdiff1d(wanted, list(failed)))
+            pixels = yield from decode_rows(np.setdiff1d(wanted, list(failed)))
         kept = all(ranks.meet(pixels.kept is not None))
         count = sum(count for _, count, _ in gathered[: ranks.local_world])
         pixels = replace(pixels, kept=pixels.kept if kept else None, failed=failed, decoded=count)

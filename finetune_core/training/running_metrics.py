@@ -52,16 +52,16 @@ class RunningMetrics:
         self.loss_sum += loss * len(labels)
 
     @property
-    def seen(self) -> int:
+    def num_images(self) -> int:
         return sum(self.images)
 
     @property
     def loss(self) -> float:
-        return self.loss_sum / self.seen
+        return self.loss_sum / self.num_images
 
     @property
     def accuracy(self) -> float:
-        return sum(self.hits) / self.seen
+        return sum(self.hits) / self.num_images
 
     @property
     def balanced_accuracy(self) -> float:

@@ -20,12 +20,12 @@ def validation_feed(pixels: Pixels, info: BackboneInfo, image_size: int, device:
     To a GPU they travel as uint8, a quarter of the bytes, and are normalised there.
     """
 
-    def made(squares: torch.Tensor) -> torch.Tensor:
+    def make_inputs(squares: torch.Tensor) -> torch.Tensor:
         return normalised(evaluated(squares, image_size), info.mean, info.std, device.layout)
 
     if device.is_gpu:
-        return Feed(pixels.batch, lambda squares, rows: made(squares))
-    return Feed(lambda rows: made(pixels.batch(rows)))
+        return Feed(pixels.batch, lambda squares, rows: make_inputs(squares))
+    return Feed(lambda rows: make_inputs(pixels.batch(rows)))
 
 
 @dataclass(frozen=True)

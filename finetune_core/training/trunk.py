@@ -128,7 +128,7 @@ class TrunkTables:
         ).hexdigest()[:16]
         return f"trunk-{digest}-{cut}"
 
-    def lacks(self, cut: int, keys: np.ndarray, view: str = "") -> np.ndarray:
+    def missing(self, cut: int, keys: np.ndarray, view: str = "") -> np.ndarray:
         """Return which keys have no row in the cache now, boolean ``[n]``."""
         name = self.name(cut, view)
         CACHE.look_again(name)
@@ -182,7 +182,7 @@ def find_missing(
     tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = ""
 ) -> np.ndarray:
     """Return the wanted images whose output is not cached."""
-    rows: np.ndarray = wanted[tables.lacks(cut, keys[wanted], view)]
+    rows: np.ndarray = wanted[tables.missing(cut, keys[wanted], view)]
     return rows
 
 

@@ -29,7 +29,7 @@ def test_scores_are_scikit_learns_whichever_classes_are_there(pairs, size):
         tally.add(labels[start : start + size], predicted[start : start + size], 1.0)
     with warnings.catch_warnings(action="ignore"):  # classes that are named, but not there
         balanced = balanced_accuracy_score(labels, predicted)
-    assert tally.seen == len(labels)
+    assert tally.num_images == len(labels)
     assert tally.accuracy == pytest.approx(accuracy_score(labels, predicted))
     assert tally.scores() == pytest.approx(
         {
