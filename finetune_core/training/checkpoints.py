@@ -79,6 +79,11 @@ _KINDS = {
 
 
 def checkpoint_path(run_dir: Path, name: str) -> Path:
+    """Return the path of a checkpoint.
+
+    Args:
+        name: ``last``, ``best``, ``head`` or ``start``.
+    """
     return run_dir / f"{name}.safetensors"
 
 

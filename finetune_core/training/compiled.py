@@ -101,7 +101,7 @@ class Compiler:
 
     @property
     def report(self) -> str:
-        """What became of the pass that most images went through, as text. Empty where none did."""
+        """Outcome for the pass that most images went through, as text. Empty where none did."""
         most_used = max(self._passes.values(), key=lambda one: one.done, default=None)
         return most_used.report if most_used and most_used.done else ""
 

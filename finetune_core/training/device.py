@@ -46,6 +46,7 @@ class Device:
 
     @property
     def torch_device(self) -> torch.device:
+        """This device as torch knows it."""
         return torch.device(self.kind)
 
     @property

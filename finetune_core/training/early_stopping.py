@@ -23,6 +23,7 @@ class EarlyStopping:
 
     @classmethod
     def from_config(cls, config: RunConfig) -> "EarlyStopping":
+        """Return the rule that a config sets."""
         return cls(config.early_stopping, config.patience)
 
     def value(self, validation: RunningMetrics) -> float:

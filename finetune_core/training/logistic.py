@@ -67,6 +67,7 @@ class Linear:
     bias: torch.Tensor
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the logits ``[n, classes]`` of features ``[n, features]``."""
         return torch.addmm(self.bias, features, self.weight.T)
 
 
@@ -102,11 +103,13 @@ class Scale:
 
     @classmethod
     def of(cls, features: torch.Tensor) -> "Scale":
+        """Fit the standardisation to features ``[n, features]``."""
         variance, mean = torch.var_mean(features, dim=0, correction=0)
         std = variance.mean().sqrt()
         return cls(mean, torch.where(std > 0, std, torch.ones_like(std)))
 
     def applied(self, features: torch.Tensor) -> torch.Tensor:
+        """Standardise features ``[n, features]``."""
         return (features - self.mean) / self.std
 
     def folded_into(self, head: Linear) -> Linear:

@@ -29,7 +29,7 @@ class LossScale:
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Its tensors by name."""
+        """Tensors of the scale by name."""
         return {"factor": self.factor, "steps": self.steps}
 
     def unscale(self, gradients: Sequence[torch.Tensor]) -> None:

@@ -40,6 +40,7 @@ class NearestNeighbours(nn.Module):
         self.register_buffer("labels", labels)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the log of each class's share, given features ``[n, d]``."""
         return self.log_shares(normalize(inputs) @ self.features.T)
 
     def log_shares(self, cosines: torch.Tensor) -> torch.Tensor:

@@ -67,10 +67,10 @@ class Parent:
 
     @cached_property
     def initial_state(self) -> _InitialState:
-        """What the run began with.
+        """Initial weights of the run.
 
         Raises:
-            FinetuneError: If the weights that it began with are missing or damaged.
+            FinetuneError: If the weights that the run began with are missing or damaged.
         """
         beginning = beginning_of(self.config, self.info.classes, self.folder)
         network = beginning.network

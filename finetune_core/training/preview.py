@@ -27,10 +27,12 @@ class NetworkInput:
 
     @property
     def low(self) -> float:
+        """Smallest value of the tensor."""
         return float(self.tensor.min())
 
     @property
     def high(self) -> float:
+        """Largest value of the tensor."""
         return float(self.tensor.max())
 
 

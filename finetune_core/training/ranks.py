@@ -91,10 +91,12 @@ class Ranks:
 
     @property
     def several(self) -> bool:
+        """Whether more than one rank trains the run."""
         return self.world > 1
 
     @property
     def leads(self) -> bool:
+        """Whether this is rank 0, which writes to the run directory and reports."""
         return self.rank == 0
 
     @property

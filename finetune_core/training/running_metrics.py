@@ -53,14 +53,17 @@ class RunningMetrics:
 
     @property
     def num_images(self) -> int:
+        """Number of images counted so far."""
         return sum(self.images)
 
     @property
     def loss(self) -> float:
+        """Mean loss of these images."""
         return self.loss_sum / self.num_images
 
     @property
     def accuracy(self) -> float:
+        """Share of these images that are predicted correctly, 0…1."""
         return sum(self.hits) / self.num_images
 
     @property

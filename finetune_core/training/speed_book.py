@@ -103,9 +103,11 @@ class SpeedBook:
         )
 
     def learn(self, config: RunConfig, speed: Speed) -> None:
+        """Store the speed of a config."""
         self._add("speeds", _key(config), asdict(speed))
 
     def learn_decoding(self, fingerprint: str, image_size: int, seconds: float) -> None:
+        """Store the seconds that reading one image of a data set takes at this size."""
         self._add("decode", f"{fingerprint}-{image_size}", seconds)
 
     def compilation(self, key: str) -> Compilation:
@@ -126,6 +128,7 @@ class SpeedBook:
         )
 
     def learn_compilation(self, key: str, measured: Compilation) -> None:
+        """Store the cost and gain of compiling a part."""
         self._add("compilations", key, asdict(measured))
 
     def _add(self, kind: str, key: str, value: Any) -> None:

@@ -46,6 +46,7 @@ class StagePlan:
     scale: float = 0.0
 
     def trains_in(self, epoch: int) -> bool:
+        """Return whether the stage trains in an epoch, which is counted from 1."""
         return not self.frozen and epoch >= self.thaw_epoch
 
 

@@ -78,6 +78,7 @@ class TrainingState:
 
     @property
     def elapsed(self) -> float:
+        """Seconds of training and validation so far."""
         return self.seconds + time.monotonic() - self.since
 
     def is_better(self, accuracy: float, loss: float) -> bool:
@@ -98,6 +99,7 @@ class TrainingState:
         return True
 
     def next_epoch(self) -> None:
+        """Advance to the start of the next epoch."""
         self.epoch, self.step, self.skipped = self.epoch + 1, 0, 0
         self.metrics, self.train_seconds = RunningMetrics.zeros(len(self.metrics.images)), 0.0
 

@@ -106,6 +106,11 @@ class TrunkTables:
     image_size: int
 
     def name(self, cut: int, view: str = "") -> str:
+        """Return the name of the table with the output at a cut.
+
+        Args:
+            view: Name of the augmented version. Empty without augmentation.
+        """
         info = self.network.info
         # A network that ends there pools. In all other cases the output is that of the whole
         # network.

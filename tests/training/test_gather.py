@@ -169,7 +169,7 @@ def test_machines_share_by_rank_and_end_where_a_rank_is_killed(alone, new_task, 
 
 
 def test_a_machine_without_room_for_what_it_is_sent_has_all_train_uncached(tmp_path):
-    """It has memory for the 32 rows of 8 KiB that it computes, and not for the 96 of the others."""
+    """One machine has memory for the 32 rows of 8 KiB that it computes, not for the other 96."""
     config = tiny_config(
         shared_images(**COUNTS),
         strategy="custom",

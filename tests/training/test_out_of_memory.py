@@ -394,7 +394,7 @@ def test_a_measurement_without_room_is_left_out(monkeypatch):
 
 @pytest.mark.train
 def test_augmented_versions_are_the_same_with_and_without_room(config, tmp_path, monkeypatch):
-    """What a run trains on follows from its settings, never from what the machine has free."""
+    """Images that a run trains on follow from its settings, never from the free memory."""
     settings = config(augmentation="flips", epochs=5)  # two versions, chosen by the epochs
 
     def trained_on():
