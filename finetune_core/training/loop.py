@@ -139,11 +139,8 @@ def fit(
         FinetuneError: If the run cannot start or cannot go on.
     """
     start_time = time.monotonic()
-    state, trainer, early_stopping = (
-        TrainingState(RunningMetrics.zeros(0)),
-        None,
-        EarlyStopping.from_config(config),
-    )
+    state, trainer = TrainingState(RunningMetrics.zeros(0)), None
+    early_stopping = EarlyStopping.from_config(config)
     try:
         if config.is_ensemble:
             yield from build_ensemble(config, run_dir, roots)
@@ -392,10 +389,8 @@ def _take_step(
         optimizer, learning_rate_factor(config, position, steps)
     )
     labels, batch = job.targets(rows), np.concatenate(shares)
-    before, rule = (
-        copy_parameters(optimizer) if is_measured(step, steps) else None,
-        trainer.step_rule,
-    )
+    before = copy_parameters(optimizer) if is_measured(step, steps) else None
+    rule = trainer.step_rule
     shared = None
     if job.ranks.several:
         images, mix_seed = [len(share) for share in shares], step_seed(config.seed, position)
@@ -458,15 +453,12 @@ def _report_steps(
         if step.memory_short:
             events.append(MemoryShort(state.epoch, step.step, step.micro_batch))
         # The pending steps are assumed to have taken equally long.
-        seconds = pending.last_read_seconds + (
-            state.elapsed - pending.last_read_seconds
-        ) * position / len(pending.steps)
+        unread_seconds = state.elapsed - pending.last_read_seconds
+        seconds = pending.last_read_seconds + unread_seconds * position / len(pending.steps)
         events.append(_make_step_ended(trainer.job, state, step, numbers, seconds))
     pending.steps.clear()
-    pending.last_read_seconds, state.train_seconds = (
-        state.elapsed,
-        time.monotonic() - pending.start_time,
-    )
+    pending.last_read_seconds = state.elapsed
+    state.train_seconds = time.monotonic() - pending.start_time
     if events and not diverged and time.monotonic() - pending.last_save_time > CHECKPOINT_SECONDS:
         events.insert(0, trainer.save(state))
         pending.last_save_time = time.monotonic()

@@ -160,10 +160,8 @@ def _measure_tail(
 ) -> Speed:
     batch = len(inputs)
     forward_pass = _make_forward(tail.eval(), inputs, device)
-    forward, forward_bytes = (
-        _time_per_image(forward_pass, batch),
-        measure_peak_bytes(device, forward_pass) // batch,
-    )
+    forward = _time_per_image(forward_pass, batch)
+    forward_bytes = measure_peak_bytes(device, forward_pass) // batch
     apply(strategy, network.stages, network.model, config.epochs)
     rule = StepRule(low_rank=make_low_rank(network, strategy, config.seed))
     optimizer = make_optimizer(config, strategy, network.stages, network.model, rule.low_rank)

@@ -34,10 +34,8 @@ class WeightEMA:
         live = self._live
         averaged = [name for name, tensor in self.tensors.items() if tensor.is_floating_point()]
         counters = [name for name, tensor in self.tensors.items() if not tensor.is_floating_point()]
-        averages, latest = (
-            [self.tensors[name] for name in averaged],
-            [live[name] for name in averaged],
-        )
+        averages = [self.tensors[name] for name in averaged]
+        latest = [live[name] for name in averaged]
         if skipped is None:
             torch._foreach_lerp_(averages, latest, 1 - decay)
         else:
