@@ -263,7 +263,7 @@ def _select_batches(
 ) -> np.ndarray:
     """Return the rows of every batch whose number is one of ``numbers``.
 
-    Batches are numbered from 0 to ``among - 1``, again and again.
+    Batches are numbered from 0 to ``cycle - 1``, again and again.
     """
     selected: np.ndarray = rows[np.isin(np.arange(len(rows)) // batch % cycle, list(numbers))]
     return selected
