@@ -197,7 +197,7 @@ def _train(task, ranks):
     from finetune_core.training.events import EpochEnded, Progress, StepEnded
     from finetune_core.training.loop import StopRequested, fit
 
-    with _set_up(task), _trouble(task, ranks), _watching(task, ranks) as answer:
+    with _set_up(task), _inject_failure(task, ranks), _record_answer(task, ranks) as answer:
         stream, steps = fit(task.config, task.folder, resume=task.resume, ranks=ranks), 0
         for event in stream:
             answer.events.append(event)
@@ -228,7 +228,7 @@ def _set_up(task):
 
 
 @contextmanager
-def _trouble(task, ranks):
+def _inject_failure(task, ranks):
     """Make the second rank fail as the task says."""
     from finetune_core.training import compute
 
@@ -256,7 +256,7 @@ def _without_memory(*_):
 
 
 @contextmanager
-def _watching(task, ranks):
+def _record_answer(task, ranks):
     """Yield an answer that records what the rank computes and sends."""
     from finetune_core.training import gather, trunk
     from finetune_core.training.ranks import Ranks

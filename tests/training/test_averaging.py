@@ -281,14 +281,14 @@ def test_a_network_that_would_spoil_the_soup_is_left_out(tmp_path):
 # --- BatchNorm
 
 
-def job_of(config):
+def prepare_job(config):
     """Prepare a run whose cache holds no augmented versions, as a run of averaged weights."""
     return finish(prepare(config.model_copy(update={"augmentation": "none"})))
 
 
 @pytest.mark.parametrize("strategy", ["full", "last_block"])
 def test_statistics_are_those_of_update_bn(strategy):
-    job = job_of(tiny_config(strategy=strategy))
+    job = prepare_job(tiny_config(strategy=strategy))
     theirs = copy.deepcopy(job.forward)  # the network, or the tail after the frozen stages
     before = {name: buffer.clone() for name, buffer in job.network.model.named_buffers()}
     layers = finish(recompute_statistics(job, LostImages(job)))
@@ -312,14 +312,14 @@ def test_statistics_are_those_of_update_bn(strategy):
 def test_cached_and_uncached_statistics_are_equal():
     found = []
     for cache in ("auto", "off"):
-        job = job_of(tiny_config(cache=cache))
+        job = prepare_job(tiny_config(cache=cache))
         finish(recompute_statistics(job, LostImages(job)))
         found.append([norm.running_var for norm in find_moving_norms(job)])
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_frozen_statistics_are_not_computed():
-    job = job_of(tiny_config(batchnorm="frozen"))
+    job = prepare_job(tiny_config(batchnorm="frozen"))
     assert find_moving_norms(job) == []
     assert finish(recompute_statistics(job, LostImages(job))) == 0
 
@@ -341,7 +341,7 @@ def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(seeds_once, a
     assert coefficient == first["coefficient"]
     assert told["val_accuracy"] == pytest.approx(highest)
     assert told["val_loss"] == pytest.approx(first["loss"], rel=1e-4)
-    probe = job_of(run.config)
+    probe = prepare_job(run.config)
     finish(fit_probe(probe, LostImages(probe), probe.config.seed))
     start, end = probe.network.model.state_dict(), best(seeds_once[0])
     for name, tensor in best(run.run_dir).items():
@@ -387,7 +387,7 @@ def test_with_and_without_a_cache_the_shifted_curve_is_the_same(shifted_parent):
     parent, _ = shifted_parent
     found = []
     for cache in ("auto", "off"):
-        job = job_of(read_run(parent).config.model_copy(update={"cache": cache}))
+        job = prepare_job(read_run(parent).config.model_copy(update={"cache": cache}))
         [images] = finish(read_shifted_images(job, parent))
         found.append(images.evaluate(job))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
@@ -449,7 +449,7 @@ def refusal(how, folders):
     return caught.value.problems["averaged"]
 
 
-def edited(run_dir, runs_dir, **changes):
+def edit_run(run_dir, runs_dir, **changes):
     """Return a copy of a run with other settings."""
     folder = copy_run(run_dir, runs_dir / str(len(list(runs_dir.glob("*")))))
     folder = folder.rename(
@@ -474,18 +474,18 @@ def test_runs_that_cannot_be_averaged_are_refused_all_at_once(seeds_once, tmp_pa
             f"its images, their labels or their split are not those of {first}"
         ),
         trained_run(tiny_config(two, epochs=1)).run_dir: f"its classes are not those of {first}",
-        edited(start, tmp_path, head_seed=8): (
+        edit_run(start, tmp_path, head_seed=8): (
             f"its head began with other weights than that of {first} (seed 8, not 7)"
         ),
-        edited(start, tmp_path, head_seed=None, seed=3): "(seed 3, not 7)",
-        edited(start, tmp_path, image_size=64): (
+        edit_run(start, tmp_path, head_seed=None, seed=3): "(seed 3, not 7)",
+        edit_run(start, tmp_path, image_size=64): (
             f"its images are prepared otherwise than those of {first}: image size"
         ),
-        edited(start, tmp_path, train_fraction=0.5): (
+        edit_run(start, tmp_path, train_fraction=0.5): (
             f"it trained on 50.0 % of the training images, not on the 100.0 % of {first}"
         ),
-        edited(start, tmp_path, strategy="linear_probe"): "its head was fitted without epochs",
-        edited(start, tmp_path, strategy="lora"): "it keeps low-rank factors",
+        edit_run(start, tmp_path, strategy="linear_probe"): "its head was fitted without epochs",
+        edit_run(start, tmp_path, strategy="lora"): "it keeps low-rank factors",
     }
     reasons = dict(
         part.split(": ", 1) for part in refusal("soup", [*seeds_once, *said]).split("; ")
@@ -497,7 +497,7 @@ def test_runs_that_cannot_be_averaged_are_refused_all_at_once(seeds_once, tmp_pa
 
 def test_seeds_that_drew_other_shares_of_the_images_make_no_soup(seeds_once, tmp_path):
     """An ensemble says how many images it has seen. A soup has the settings of one run."""
-    shares = [edited(folder, tmp_path, train_fraction=0.5) for folder in seeds_once[:2]]
+    shares = [edit_run(folder, tmp_path, train_fraction=0.5) for folder in seeds_once[:2]]
     drew = "its seed 1 drew other 50.0 % of the training images (--train-fraction) than seed 0"
     for how in ("soup", "greedy_soup"):
         assert drew in refusal(how, shares)
@@ -520,7 +520,7 @@ def test_numbers_and_kinds_of_runs_that_cannot_be_averaged_are_refused(seeds_onc
     assert "each named once" in refusal("soup", [seeds_once[0], seeds_once[0]])
     assert "two runs or more" in refusal("soup", seeds_once[:1])
     assert "name one" in refusal("wise", seeds_once)
-    scratch = edited(seeds_once[0], tmp_path, weights="none")
+    scratch = edit_run(seeds_once[0], tmp_path, weights="none")
     assert "random weights" in refusal("wise", [scratch])
     with pytest.raises(
         ConfigError, match="how: must be one of soup, greedy_soup, wise, ensemble, not 'stew'"

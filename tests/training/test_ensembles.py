@@ -74,7 +74,7 @@ def logits_in(folder):
     return table, np.stack(table["logits"].tolist())
 
 
-def seen_by(run, network):
+def make_inputs(run, network):
     """Return the images that a run has predicted, as a network gets them.
 
     They are ordered as in ``logits_in``.
@@ -159,7 +159,7 @@ def test_it_predicts_what_it_has_predicted_without_its_runs(made, tmp_path):
     moved = read_run(shutil.move(made["ensemble"], tmp_path / "elsewhere"))
     shutil.rmtree(tmp_path / "made")
     predictor = load_predictor(moved)
-    images = seen_by(moved, predictor.network)
+    images = make_inputs(moved, predictor.network)
     found = logits_of(predictor.network.model, images, predictor.device)
     np.testing.assert_allclose(found, logits_in(moved.run_dir)[1], atol=EXACT)
 
@@ -197,7 +197,7 @@ def test_exports_of_two_backbones_answer_what_their_ensemble_has_predicted(made_
     formats = ("onnx", "torch_export", "safetensors")
     onnx, program, tensors = (export_run(run, name, tmp_path / name) for name in formats)
     exported = load_export(tensors.folder)
-    images, wanted = seen_by(run, exported.network), logits_in(run.run_dir)[1]
+    images, wanted = make_inputs(run, exported.network), logits_in(run.run_dir)[1]
     for found in (
         onnx_answers(onnx.folder, images),
         program_answers(program.folder, images),

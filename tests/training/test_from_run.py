@@ -40,7 +40,7 @@ def config_from(parent, **changes):
     return tiny_config(from_run=str(parent.run_dir), **{"epochs": 1} | changes)
 
 
-def same(network, other, stages):
+def are_equal(network, other, stages):
     """Return whether two networks hold the same in all of these stages."""
     one, two = network.model.state_dict(), other.model.state_dict()
     return all(
@@ -55,8 +55,8 @@ def test_frozen_stages_stay_as_the_earlier_run_left_them(parent_once):
     child = trained_run(config_from(parent_once, strategy="feature_extraction"))
     before, _ = best_network(parent_once.config, parent_once.run_dir)
     after, info = best_network(child.config, child.run_dir)
-    assert same(after, before, before.stages[:-1])
-    assert not same(after, before, before.stages[-1:])
+    assert are_equal(after, before, before.stages[:-1])
+    assert not are_equal(after, before, before.stages[-1:])
     assert child.history.end["frozen_tensors"] == sum(
         len(s.parameters) + len(s.buffers) for s in before.stages[:-1]
     )
@@ -92,9 +92,9 @@ def test_other_classes_get_a_new_head_on_the_same_weights(parent_once):
     found = beginning_of(config_from(parent_once), classes)
     before, _ = best_network(parent_once.config, parent_once.run_dir)
     assert not found.head_kept
-    assert same(found.network, before, before.stages[:-1])
+    assert are_equal(found.network, before, before.stages[:-1])
     plain = beginning_of(tiny_config(), classes).network
-    assert same(found.network, plain, plain.stages[-1:])  # by the seed, as in any run
+    assert are_equal(found.network, plain, plain.stages[-1:])  # by the seed, as in any run
 
 
 @pytest.mark.train

@@ -91,7 +91,7 @@ def planned(network, **settings):
     )
 
 
-def randomised(network, strategy):
+def randomize_factors(network, strategy):
     """Return merged factors of which none is zero."""
     factors = make_low_rank(network, strategy, 0)
     torch.manual_seed(1)
@@ -147,7 +147,7 @@ def test_merged_weights_answer_as_factors_beside_frozen_weights_do(name):
     images = torch.randn(4, 3, side, side)
     with torch.no_grad():
         before = network.model(images)
-        factors = randomised(network, planned(network))
+        factors = randomize_factors(network, planned(network))
         merged = network.model(images)
         unmerged(network.model, factors)
         beside = network.model(images)
@@ -159,7 +159,7 @@ def test_merged_weights_answer_as_factors_beside_frozen_weights_do(name):
 def test_a_steps_gradients_are_those_that_autograd_gives_the_factors(name):
     network, side = NETWORKS[name]()
     strategy = planned(network)
-    factors = randomised(network, strategy)
+    factors = randomize_factors(network, strategy)
     apply(strategy, network.stages, network.model, 1)
     network.model.eval()
     images, labels = torch.randn(4, 3, side, side), torch.tensor([0, 1, 2, 0])
@@ -178,7 +178,7 @@ def test_a_steps_gradients_are_those_that_autograd_gives_the_factors(name):
     assert all(one.weight.grad is None for one in factors.factors.values())
 
 
-def step_on(
+def take_one_step(
     network, strategy, side, *, optimizer="sgd", forward=None, scale=None, device=CPU, **rule
 ):
     """Take one step and return the factors after it."""
@@ -207,7 +207,7 @@ def step_on(
 def test_what_attention_never_calls_trains_too_and_nothing_else_moves():
     network, side = attending()
     strategy = planned(network)
-    factors, _ = step_on(network, strategy, side)
+    factors, _ = take_one_step(network, strategy, side)
     assert set(factors.factors) == {
         "stem.weight",
         *(
@@ -226,10 +226,10 @@ def test_what_attention_never_calls_trains_too_and_nothing_else_moves():
         assert torch.equal(now[name], one.compute_weight())
 
 
-def weights_after(network=None, **how):
+def train_one_step(network=None, **how):
     """Return names and weights of the small transformer after a step."""
     network = network or attending()[0]
-    _, done = step_on(network, planned(network), 32, **how)
+    _, done = take_one_step(network, planned(network), 32, **how)
     return network.model.state_dict(), done
 
 
@@ -257,18 +257,18 @@ class Wrapped(nn.Module):
 
 
 def test_parts_of_a_batch_and_a_loss_scale_make_the_same_step():
-    usual, _ = weights_after()
+    usual, _ = train_one_step()
     for how in ({"micro_batch": 2}, {"scale": loss_scale()}):
-        check_close(weights_after(**how)[0], usual)
-    clipped, _ = weights_after(clip_norm=1e-3)
+        check_close(train_one_step(**how)[0], usual)
+    clipped, _ = train_one_step(clip_norm=1e-3)
     assert not torch.allclose(clipped["head.weight"], usual["head.weight"], atol=1e-3)
 
 
 def test_gradients_of_an_attempt_that_ran_out_of_memory_are_forgotten():
     network, _ = attending()
-    found, done = weights_after(network, forward=Wrapped(network.model, ends=2), micro_batch=4)
+    found, done = train_one_step(network, forward=Wrapped(network.model, ends=2), micro_batch=4)
     assert done.skipped == 0
-    check_close(found, weights_after(micro_batch=4)[0])
+    check_close(found, train_one_step(micro_batch=4)[0])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -276,7 +276,7 @@ def test_a_step_that_is_skipped_changes_nothing(optimizer):
     network, _ = attending()
     before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
     overflowing, scale = Wrapped(network.model, factor=torch.inf), loss_scale()
-    now, done = weights_after(network, optimizer=optimizer, forward=overflowing, scale=scale)
+    now, done = train_one_step(network, optimizer=optimizer, forward=overflowing, scale=scale)
     assert (done.skipped.item(), scale.factor.item()) == (1, 256)
     assert all(torch.equal(tensor, before[name]) for name, tensor in now.items())
 

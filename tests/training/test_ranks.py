@@ -114,7 +114,7 @@ def few_config(strategy, batch_size=4, **settings):
     return tiny_config(data, **LAYERNORM | more, strategy=strategy, batch_size=batch_size)
 
 
-def config_of(name, **settings):
+def make_config(name, **settings):
     """Return the config of a case, without how its rows are stored."""
     if name in ON_TWO:
         return small_config(**ON_TWO[name])
@@ -147,7 +147,7 @@ def together(new_task, train):
     def make(name):
         how = {} if name in ON_TWO else dict(STORAGE[CASES[name][2]])
         cache = {"cache": how.pop("cache")} if "cache" in how else {}
-        return new_task(config_of(name, **cache), **how)
+        return new_task(make_config(name, **cache), **how)
 
     @functools.cache
     def train_group(names, ranks):
@@ -178,7 +178,7 @@ def values(rows, kind, field):
 def test_ranks_train_what_one_rank_does(name, together):
     group = next(names for names in (JOURNEY, SAMPLE, EVERYTHING_ELSE) if name in names)
     task, found = together(tuple(group), CASES[name][0])[name]
-    alone = trained_run(config_of(name)).run_dir
+    alone = trained_run(make_config(name)).run_dir
     check_equal(task.folder, alone)
     ours = [event.to_json() for event in found]
     theirs = EventLines(alone / EVENTS_FILE).new()

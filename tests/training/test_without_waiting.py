@@ -132,9 +132,9 @@ def unread(monkeypatch):
 
 def last_epoch(job, folder):
     """Return the trainer and the events of the last epoch's steps, when all stages have thawed."""
-    at = TrainingState(RunningMetrics.zeros(len(job.dataset.classes)), epoch=job.config.epochs)
+    state = TrainingState(RunningMetrics.zeros(len(job.dataset.classes)), epoch=job.config.epochs)
     trainer = loop._make_trainer(job, folder, LostImages(job))
-    return trainer, loop._train_epoch(trainer, at)
+    return trainer, loop._train_epoch(trainer, state)
 
 
 def on_meta(job, precision):
@@ -266,7 +266,7 @@ def test_the_counter_counts():
 TRAINING = (events.StepEnded, events.EpochEnded, events.CheckpointSaved, events.RunFinished)
 
 
-def trained(stream):
+def summarize_run(stream):
     """Return the steps and epochs of a run, without times, and the error that ended them."""
     found, end = [], ""
     try:
@@ -285,9 +285,9 @@ def read_one_by_one_and_together(settings, folder, request):
     each, together = folder / "each", folder / "together"
     each.mkdir()
     together.mkdir()
-    first = trained(fit(settings, each))
+    first = summarize_run(fit(settings, each))
     reads = request.getfixturevalue("unread")
-    assert trained(fit(settings, together)) == first
+    assert summarize_run(fit(settings, together)) == first
     return first, reads
 
 
