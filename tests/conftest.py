@@ -144,7 +144,7 @@ def compiling(monkeypatch):
 
     monkeypatch.setattr(compiled, "CompilerProcess", Process)
     monkeypatch.setattr(compiled, "load_package", lambda content: run)
-    monkeypatch.setattr(compiled, "compiler", lambda: "/usr/bin/g++")
+    monkeypatch.setattr(compiled, "find_compiler", lambda: "/usr/bin/g++")
     SpeedBook().learn_compilation("another part", Compilation(seconds=1e-9, saved=0.5))
     return Process
 
@@ -234,7 +234,7 @@ def gpu(monkeypatch):
         moved.append((self.kind, weakref.ref(module)))
         return hold(self, module, *layout)
 
-    monkeypatch.setattr(device, "_present", lambda: ["cuda", "cpu"])
+    monkeypatch.setattr(device, "_list_devices", lambda: ["cuda", "cpu"])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA Imaginary")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (8 * 10**9, 16 * 10**9))

@@ -1,4 +1,4 @@
-"""What a network, or a part of it, makes of decoded images, prepared as *Predict* does."""
+"""Outputs of a network, or of a part of it, for decoded images prepared as *Predict* does."""
 
 from collections.abc import Callable
 
@@ -7,24 +7,39 @@ import torch
 
 from finetune_core.data.pixels import Pixels
 from finetune_core.models.catalogue import BackboneInfo
-from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
+from finetune_core.training.batches import evaluated, in_order, normalised, prefetch
 from finetune_core.work import Step, Work
 
 _BATCH = 32
 
-Answer = Callable[[torch.Tensor], np.ndarray]  # float32 [n, 3, size, size] -> [n, …]: logits, say
+# From a batch of images, float32 [n, 3, size, size], to its outputs, such as logits [n, classes].
+Answer = Callable[[torch.Tensor], np.ndarray]
 
 
 def answers(
-    pixels: Pixels, rows: np.ndarray, info: BackboneInfo, size: int, answer: Answer, phase: str
+    pixels: Pixels,
+    rows: np.ndarray,
+    info: BackboneInfo,
+    size: int,
+    answer: Answer,
+    phase: str,
 ) -> Work[np.ndarray]:
-    """What is answered for the images of these rows, ``[len(rows), …]``."""
+    """Compute the outputs for the images of these rows, ``[len(rows), …]``.
 
-    def batch(some: np.ndarray) -> torch.Tensor:
-        return normalised(evaluated(pixels.batch(some), size), info.mean, info.std)
+    Args:
+        answer: Function of a batch of images, float32 ``[n, 3, size, size]``, that returns its
+            outputs, such as logits ``[n, classes]``.
+        phase: Phase of the steps.
 
-    found = []
-    for _, inputs in prefetched(batch, in_order(rows, _BATCH)):
-        found.append(answer(inputs))
-        yield Step(sum(map(len, found)), len(rows), phase)
-    return np.concatenate(found)
+    Yields:
+        Steps that count images.
+    """
+
+    def batch(batch_rows: np.ndarray) -> torch.Tensor:
+        return normalised(evaluated(pixels.batch(batch_rows), size), info.mean, info.std)
+
+    outputs = []
+    for _, inputs in prefetch(batch, in_order(rows, _BATCH)):
+        outputs.append(answer(inputs))
+        yield Step(sum(map(len, outputs)), len(rows), phase)
+    return np.concatenate(outputs)

@@ -1,7 +1,7 @@
-"""Which images make up a step, and what the network gets to see of them.
+"""The images of each step, and how the network sees them.
 
-Order and augmentation are functions of (seed, epoch, sample id), not of a generator's state, so a run that is repeated
-or resumed sees the same data.
+Order and augmentation are functions of (seed, epoch, sample id), not of a generator's state. So a
+run that is repeated or resumed sees the same data.
 """
 
 import hashlib
@@ -17,22 +17,20 @@ from torchvision.transforms.v2 import functional as F
 
 from finetune_core.config import Augmentation
 from finetune_core.errors import is_out_of_memory
-from finetune_core.training.crops import crops
-from finetune_core.training.out_of_memory import explained
+from finetune_core.training.crops import crop_and_resize
+from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.transfers import sent
 
 Batch = TypeVar("Batch")
 
-TOO_LARGE_A_BATCH = (
-    "for a batch of images. Choose a smaller batch size or image size."  # what to do about it
-)
+TOO_LARGE_A_BATCH = "for a batch of images. Choose a smaller batch size or image size."
 
-_SMALLEST_CROP = 0.5  # of the image's area
+_SMALLEST_CROP = 0.5  # share of the image's area
 _WIDEST_ASPECT = 4 / 3
 
 
 def sample_keys(ids: Iterable[str]) -> np.ndarray:
-    """One uint64 a sample id, the same on every machine."""
+    """Return one uint64 for each sample id, the same on every machine."""
     digests = (
         hashlib.blake2b(sample.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         for sample in ids
@@ -40,8 +38,11 @@ def sample_keys(ids: Iterable[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
-def uniform(keys: np.ndarray, seed: int, epoch: int, draw: int) -> np.ndarray:
-    """Float64 ``[n]`` in 0…1 for each key: the SplitMix64 finaliser (Steele et al. 2014) over (key, seed, epoch, draw)."""
+def draw_uniform(keys: np.ndarray, seed: int, epoch: int, draw: int) -> np.ndarray:
+    """Return float64 ``[n]`` in 0…1, one for each key.
+
+    These are SplitMix64's finaliser (Steele et al. 2014) over (key, seed, epoch, draw).
+    """
     with np.errstate(over="ignore"):
         mixed = keys.astype(np.uint64)
         for part in (seed, epoch, draw):
@@ -56,35 +57,42 @@ def uniform(keys: np.ndarray, seed: int, epoch: int, draw: int) -> np.ndarray:
     return (mixed >> np.uint64(11)) * 2.0**-53
 
 
-def epoch_batches(
+def make_epoch_batches(
     indices: np.ndarray, keys: np.ndarray, batch_size: int, seed: int, epoch: int
 ) -> list[np.ndarray]:
-    """The epoch's shuffled batches of ``indices``. A last batch of one joins the batch before it: BatchNorm cannot train
-    on a single image."""
-    return _batches(
-        indices[np.argsort(uniform(keys[indices], seed, epoch, 0), kind="stable")], batch_size
+    """Return the shuffled batches of an epoch.
+
+    A last batch of one image joins the batch before it: BatchNorm cannot train on a single image.
+    """
+    return _cut_batches(
+        indices[np.argsort(draw_uniform(keys[indices], seed, epoch, 0), kind="stable")], batch_size
     )
 
 
 def subset(
     indices: np.ndarray, labels: np.ndarray, keys: np.ndarray, fraction: float, seed: int
 ) -> np.ndarray:
-    """That share of each class, at least one image of it; a larger share holds a smaller one. ``indices`` stay in their order."""
+    """Return a share of each class, at least one image of it.
+
+    A larger share holds a smaller one. ``indices`` keep their order.
+    """
     if fraction >= 1:
         return indices
-    drawn = uniform(keys[indices], seed, 0, 6)
-    kept = np.zeros(len(indices), dtype=bool)
+    uniform = draw_uniform(keys[indices], seed, 0, 6)
+    is_kept = np.zeros(len(indices), dtype=bool)
     for label in np.unique(labels[indices]):
         members = np.flatnonzero(labels[indices] == label)
-        kept[
+        is_kept[
             members[
-                np.argsort(drawn[members], kind="stable")[: max(1, round(fraction * len(members)))]
+                np.argsort(uniform[members], kind="stable")[
+                    : max(1, round(fraction * len(members)))
+                ]
             ]
         ] = True
-    return indices[kept]
+    return indices[is_kept]
 
 
-def balanced_batches(
+def make_balanced_batches(
     indices: np.ndarray,
     labels: np.ndarray,
     keys: np.ndarray,
@@ -92,88 +100,108 @@ def balanced_batches(
     seed: int,
     epoch: int,
 ) -> list[np.ndarray]:
-    """As many images as there are, equally many of each class (±1): those of small classes come several times, of large ones only
-    some; over the epochs each image of a class comes as often as any other."""
+    """Return the batches of an epoch with equally many images of each class (±1).
+
+    They hold as many images as there are. Images of small classes come several times, and only some
+    of large classes. Over the epochs each image of a class comes as often as any other.
+    """
     classes = np.unique(labels[indices])
-    chosen, places = [], []
+    chosen, order_keys = [], []
     for position, label in enumerate(classes):
         members = indices[labels[indices] == label]
         quota = len(indices) // len(classes) + (position < len(indices) % len(classes))
         for turn in range(-(-quota // len(members))):
             with np.errstate(over="ignore"):
-                turned = keys[members] + np.uint64(turn) * np.uint64(0xD1B54A32D192ED03)
-            order = np.argsort(uniform(turned, seed, epoch, 7), kind="stable")[
+                turn_keys = keys[members] + np.uint64(turn) * np.uint64(0xD1B54A32D192ED03)
+            order = np.argsort(draw_uniform(turn_keys, seed, epoch, 7), kind="stable")[
                 : quota - turn * len(members)
             ]
             chosen.append(members[order])
-            places.append(uniform(turned[order], seed, epoch, 0))
-    return _batches(
-        np.concatenate(chosen)[np.argsort(np.concatenate(places), kind="stable")], batch_size
+            order_keys.append(draw_uniform(turn_keys[order], seed, epoch, 0))
+    return _cut_batches(
+        np.concatenate(chosen)[np.argsort(np.concatenate(order_keys), kind="stable")], batch_size
     )
 
 
 def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """``indices`` cut into batches."""
+    """Cut ``indices`` into batches."""
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
 
-def prefetched(
+def prefetch(
     make: Callable[[np.ndarray], Batch], batches: Sequence[np.ndarray], ahead: int = 1
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(indices, make(indices)) for each batch; the next ones are made while this one is used, unless memory has no room for them.
+    """Yield (indices, make(indices)) for each batch, and make the next ones ahead of time.
+
+    Where memory has no room for them, each batch is made when it is needed.
 
     Args:
-        ahead: how many of them.
+        ahead: How many batches to make ahead.
 
     Raises:
-        TrainingError: when memory does not even hold a batch by itself.
+        TrainingError: If memory does not even hold a batch by itself.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="batch", initializer=compute_alone) as pool:
-        begun = deque(pool.submit(make, indices) for indices in batches[:ahead])
+        futures = deque(pool.submit(make, indices) for indices in batches[:ahead])
         for position, indices in enumerate(batches):
             if ahead:
                 try:
-                    batch = begun.popleft().result()
+                    batch = futures.popleft().result()
                 except (MemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise
                     ahead = 0
-                    begun.clear()  # what is made already takes memory, too
+                    # Batches that are made already take memory, too.
+                    futures.clear()
             if not ahead:
-                with explained(TOO_LARGE_A_BATCH):
+                with explain_out_of_memory(TOO_LARGE_A_BATCH):
                     batch = pool.submit(make, indices).result()
             elif position + ahead < len(batches):
-                begun.append(pool.submit(make, batches[position + ahead]))
+                futures.append(pool.submit(make, batches[position + ahead]))
             yield indices, batch
-            del batch  # it must not stay while the next one is made
+            # Free this batch before the next one is made.
+            del batch
 
 
 def compute_alone() -> None:
-    """Give this thread no helpers: two teams of threads on the same cores wait for each other more than they compute.
+    """Let this thread compute without helper threads.
 
-    ``torch.set_num_threads`` would also give one thread to any thread of the process that uses torch for the first time meanwhile.
+    Two teams of threads on the same cores wait for each other more than they compute.
+    ``torch.set_num_threads`` would also give one thread to any thread of the process that uses
+    torch for the first time meanwhile.
     """
-    torch.get_num_threads()  # a thread's first use of torch would overwrite what is set before it
+    # A thread's first use of torch would overwrite a limit that was set before.
+    torch.get_num_threads()
     ThreadpoolController().limit(limits=1, user_api="openmp")
 
 
-def augmented(
+def augment(
     images: torch.Tensor, kind: Augmentation, keys: np.ndarray, seed: int, epoch: int, size: int
 ) -> torch.Tensor:
-    """Training images as this epoch sees them: uint8 ``[n, 3, side, side]`` -> uint8 ``[n, 3, size, size]``."""
+    """Augment training images as this epoch sees them.
+
+    Args:
+        images: uint8 ``[n, 3, side, side]``.
+
+    Returns:
+        uint8 ``[n, 3, size, size]``.
+    """
     if kind == "none":
         return evaluated(images, size)
-    flip = sent(torch.from_numpy(uniform(keys, seed, epoch, 1) < 0.5), images.device)
+    flip = sent(torch.from_numpy(draw_uniform(keys, seed, epoch, 1) < 0.5), images.device)
     if kind == "flips":
         images = evaluated(images, size)
     else:
-        boxes = _crop_boxes(images.shape[-1], keys, seed, epoch)
-        images = _cropped(images, boxes, size)
+        boxes = _draw_boxes(images.shape[-1], keys, seed, epoch)
+        images = _crop(images, boxes, size)
     return torch.where(flip[:, None, None, None], F.horizontal_flip(images), images)
 
 
 def evaluated(images: torch.Tensor, size: int) -> torch.Tensor:
-    """The centre crop that validation, and training without augmentation, sees: ``[n, 3, size, size]``."""
+    """Return the centre crop ``[n, 3, size, size]``.
+
+    Validation sees it, and so does training without augmentation.
+    """
     cropped: torch.Tensor = F.center_crop(images, [size, size])
     return cropped
 
@@ -184,20 +212,20 @@ def normalised(
     std: Sequence[float],
     layout: torch.memory_format = torch.channels_last,
 ) -> torch.Tensor:
-    """uint8 ``[n, 3, s, s]`` -> float32, normalised."""
-    # of a list, torch makes tensors that a GPU waits for
+    """Convert uint8 ``[n, 3, s, s]`` to float32, normalised by ``mean`` and ``std``."""
+    # Normalize would convert a list to tensors that a GPU waits for.
     values = sent(torch.tensor([list(mean), list(std)]), images.device)
     pixels: torch.Tensor = F.normalize(F.to_dtype(images, torch.float32, scale=True), *values)
     return pixels.contiguous(memory_format=layout)
 
 
-def _cropped(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
-    """Resize each image's box, to the same pixels everywhere.
+def _crop(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
+    """Resize each image's box, to the same pixels on every device.
 
     Images go one by one on a processor, where that is ten times faster, and all at once elsewhere.
     """
     if images.device.type != "cpu" or not len(images):
-        return crops(images, sent(torch.from_numpy(boxes), images.device), size)
+        return crop_and_resize(images, sent(torch.from_numpy(boxes), images.device), size)
     return torch.stack(
         [
             F.resized_crop(image, *box, [size, size])
@@ -206,18 +234,23 @@ def _cropped(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor
     )
 
 
-def _crop_boxes(side: int, keys: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """int64 ``[n, 4]``, top, left, height, width: area and aspect as in Szegedy et al. 2015, milder (half the area at least)."""
-    area = side * side * (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * uniform(keys, seed, epoch, 2))
-    aspect = np.exp(np.log(_WIDEST_ASPECT) * (2 * uniform(keys, seed, epoch, 3) - 1))
+def _draw_boxes(side: int, keys: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return int64 ``[n, 4]``: top, left, height, width.
+
+    Area and aspect as in Szegedy et al. 2015, but milder: half the area at least.
+    """
+    area = (
+        side * side * (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * draw_uniform(keys, seed, epoch, 2))
+    )
+    aspect = np.exp(np.log(_WIDEST_ASPECT) * (2 * draw_uniform(keys, seed, epoch, 3) - 1))
     height = np.clip(np.rint(np.sqrt(area / aspect)), 1, side).astype(int)
     width = np.clip(np.rint(np.sqrt(area * aspect)), 1, side).astype(int)
-    top = np.floor((side - height + 1) * uniform(keys, seed, epoch, 4)).astype(int)
-    left = np.floor((side - width + 1) * uniform(keys, seed, epoch, 5)).astype(int)
+    top = np.floor((side - height + 1) * draw_uniform(keys, seed, epoch, 4)).astype(int)
+    left = np.floor((side - width + 1) * draw_uniform(keys, seed, epoch, 5)).astype(int)
     return np.stack([top, left, height, width], axis=1)
 
 
-def _batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def _cut_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     batches = in_order(order, batch_size)
     if len(batches) > 1 and len(batches[-1]) == 1 and batch_size > 1:
         batches[-2:] = [np.concatenate(batches[-2:])]

@@ -1,4 +1,4 @@
-"""The statistics of BatchNorm layers, computed anew for weights that no step has led to."""
+"""Recomputation of BatchNorm statistics for weights that no training step has led to."""
 
 from collections.abc import Generator
 
@@ -10,14 +10,14 @@ from finetune_core.training.batches import TOO_LARGE_A_BATCH
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
-from finetune_core.training.out_of_memory import explained
+from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.stage_plan import frozen_tensors
 
 _Norm = nn.modules.batchnorm._BatchNorm
 
 
-def moving_norms(job: Job) -> list[_Norm]:
-    """The BatchNorm layers whose statistics the job's strategy does not freeze."""
+def find_moving_norms(job: Job) -> list[_Norm]:
+    """Return the BatchNorm layers whose statistics the job's strategy does not freeze."""
     pairs = zip(job.network.stages, job.strategy, strict=True)
     frozen = {name for stage, plan in pairs for name in frozen_tensors(plan, stage)}
     return [
@@ -31,37 +31,38 @@ def moving_norms(job: Job) -> list[_Norm]:
 
 @torch.no_grad()
 def recompute_statistics(job: Job, lost: LostImages) -> Generator[Event, None, int]:
-    """Set these statistics to their mean over the batches of the training images, shuffled and without augmentation.
+    """Set BatchNorm statistics to their mean over the batches of the training images.
 
-    As ``torch.optim.swa_utils.update_bn``, but frozen statistics stay, and so does all else in eval mode: dropout would add noise.
+    The batches are shuffled and not augmented. This is ``torch.optim.swa_utils.update_bn``, but
+    frozen statistics stay, and all else stays in eval mode: dropout would add noise.
 
     Yields:
         Progress in images.
 
     Returns:
-        How many layers were computed anew.
+        The number of layers that were recomputed.
 
     Raises:
-        TrainingError: when too many images are lost.
+        TrainingError: If too many images are lost.
     """
-    norms = moving_norms(job)
+    norms = find_moving_norms(job)
     if not norms:
         return 0
     momenta = [norm.momentum for norm in norms]
     job.network.model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean
+        norm.momentum = None  # cumulative mean
         norm.train()
     try:
-        done = 0
+        num_done = 0
         for rows, inputs in job.plain_training_inputs():
             yield from lost.report(job.lost)
             if len(rows):
-                with job.device.autocast(), explained(TOO_LARGE_A_BATCH):
+                with job.device.autocast(), explain_out_of_memory(TOO_LARGE_A_BATCH):
                     job.forward(inputs)
-            done += len(rows)
-            yield Progress("average", done, len(job.rows[TRAIN]))
+            num_done += len(rows)
+            yield Progress("average", num_done, len(job.rows[TRAIN]))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -1,4 +1,7 @@
-"""A run's trained tensors on disk. Frozen ones are the backbone's own, bit for bit, and are not written again."""
+"""Checkpoints: the trained tensors of a run on disk.
+
+Frozen tensors equal the backbone's own, bit for bit, and are not written again.
+"""
 
 import json
 import os
@@ -20,25 +23,27 @@ from finetune_core.formatting import things
 from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
 from finetune_core.training.events import Count, Lineage, Name
-from finetune_core.training.lora import NONE, LowRank, low_rank
+from finetune_core.training.lora import NONE, LowRank, make_low_rank
 from finetune_core.training.stage_plan import Strategy, cut_index, factored_matrices, frozen_tensors
 
 LAST, BEST = "last", "best"
-HEAD = "head"  # the head that a run has fitted before its first step
-START = "start"  # what a run that starts from another one keeps of that: the whole network
+HEAD = "head"  # the head fitted before a run's first step
+# A run's copy of the earlier run that it starts from: the whole network.
+START = "start"
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint needs to be put back into a network.
+    """Everything beside tensors that is needed to put a checkpoint back into a network.
 
     Attributes:
-        epoch: how many are done.
-        weights_hash: of the backbone that the frozen tensors come from.
-        fingerprint: of the images, their labels and splits.
-        lineage: in ``start``: the run that it is of, and those before it.
-        neighbours: training images that a head of nearest neighbours holds; 0 in all other checkpoints.
-        training_state: in ``last``: where the run stands (``training_state.py``).
+        epoch: Number of epochs that are done.
+        weights_hash: Hash of the backbone that the frozen tensors come from.
+        fingerprint: Hash of the images, their labels and splits.
+        lineage: In ``start``: the run that it comes from, and the runs before it.
+        neighbours: Number of training images that a head of nearest neighbours holds. 0 in all
+            other checkpoints.
+        training_state: In ``last``: the position of the run (``training_state.py``).
     """
 
     epoch: Count
@@ -54,11 +59,12 @@ class CheckpointInfo:
 
 
 _INFO = TypeAdapter(CheckpointInfo)
-_LONGEST_INFO = 2**25  # letters
+_LONGEST_INFO = 2**25  # characters
 _MISSING = {
     BEST: "{run_dir} has no {name!r} checkpoint: the run ended before its first epoch did.",
     HEAD: "{run_dir} lacks head.safetensors, the head that it began with: put the file back.",
-    START: "{run_dir} lacks start.safetensors, the weights of the earlier run that it started from: put the file back.",
+    START: "{run_dir} lacks start.safetensors, the weights of the earlier run that it started "
+    "from: put the file back.",
 }
 _KINDS = {
     "F64": torch.float64,
@@ -73,32 +79,42 @@ _KINDS = {
 
 
 def checkpoint_path(run_dir: Path, name: str) -> Path:
+    """Return the path of a checkpoint.
+
+    Args:
+        name: ``last``, ``best``, ``head`` or ``start``.
+    """
     return run_dir / f"{name}.safetensors"
 
 
 def changing_tensors(
     model: nn.Module, stages: Sequence[Stage], strategy: Strategy, low_rank: LowRank = NONE
 ) -> dict[str, torch.Tensor]:
-    """All that training may change, the tensors that are in use: the parameters and buffers from the cut on; with LoRA, the factors, and what
-    else is neither frozen nor follows from them."""
+    """Return all tensors that training may change, by name: those in use, not copies.
+
+    These are the parameters and buffers from the cut on. With LoRA, they are the factors, and the
+    tensors that are neither frozen nor computed from factors.
+    """
     state = model.state_dict()
-    found = dict(low_rank.tensors)
+    tensors = dict(low_rank.tensors)
     for stage, plan in list(zip(stages, strategy, strict=True))[cut_index(strategy) :]:
-        left_out = (
+        excluded = (
             {*frozen_tensors(plan, stage), *factored_matrices(plan, stage)} if low_rank else ()
         )
         names = [
             name
             for name in (*stage.parameters, *stage.buffers)
-            if name in state and name not in left_out
+            if name in state and name not in excluded
         ]
-        found |= {name: state[name] for name in names}
-    return found
+        tensors |= {name: state[name] for name in names}
+    return tensors
 
 
 @torch.no_grad()
-def put_back(changing: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]) -> None:
-    """Make tensors that are in use what they were when they were saved."""
+def restore_tensors(
+    changing: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]
+) -> None:
+    """Copy saved values into the tensors that are in use."""
     for name, tensor in changing.items():
         tensor.copy_(saved[name])
 
@@ -106,7 +122,10 @@ def put_back(changing: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Ten
 def save_checkpoint(
     run_dir: Path, name: str, tensors: dict[str, torch.Tensor], info: CheckpointInfo
 ) -> None:
-    """Write all of it or nothing; an earlier checkpoint of that name stays until the new one is safe."""
+    """Write a checkpoint completely or not at all.
+
+    An earlier one of that name stays until the new one is safe.
+    """
     metadata = {"info": json.dumps(asdict(info))}
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     content = save(tensors, metadata)
@@ -114,20 +133,20 @@ def save_checkpoint(
 
 
 def read_info(run_dir: Path, name: str) -> CheckpointInfo:
-    """What a checkpoint's tensors belong to, without reading them.
+    """Read what a checkpoint's tensors belong to, without reading the tensors.
 
     Raises:
-        RunError: when it is missing or damaged.
+        RunError: If the checkpoint is missing or damaged.
     """
-    with _opened(run_dir, name) as (_, info):
+    with _open_checkpoint(run_dir, name) as (_, info):
         return info
 
 
 def load_checkpoint(run_dir: Path, name: str) -> tuple[dict[str, torch.Tensor], CheckpointInfo]:
-    """The network's tensors by name, and what they belong to.
+    """Load the network's tensors by name, and what they belong to.
 
     Raises:
-        RunError: when it is missing or damaged.
+        RunError: If the checkpoint is missing or damaged.
     """
     tensors, info = load_tensors(run_dir, name)
     return {key: tensor for key, tensor in tensors.items() if "/" not in key}, info
@@ -139,16 +158,18 @@ def load_tensors(
     needed: Mapping[str, torch.Tensor] | None = None,
     allowed: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[dict[str, torch.Tensor], CheckpointInfo]:
-    """Everything in a checkpoint: those of the optimizer, too, whose names hold a ``/``.
+    """Load all tensors of a checkpoint.
+
+    Names of the optimizer's tensors hold a ``/``.
 
     Args:
-        needed: tensors that must be there, of these shapes and types.
-        allowed: those that may be there besides; no others may, where ``needed`` is given.
+        needed: Tensors that must be there, with these shapes and types.
+        allowed: Tensors that may be there, too. No other may, where ``needed`` is given.
 
     Raises:
-        RunError: when it is missing or damaged.
+        RunError: If the checkpoint is missing or damaged.
     """
-    with _opened(run_dir, name) as (file, info):
+    with _open_checkpoint(run_dir, name) as (file, info):
         if needed is not None:
             check_tensors(file, needed, allowed)
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
@@ -164,16 +185,19 @@ def load_tensors(
 def restore_network(
     network: Network, strategy: Strategy, run_dir: Path, name: str
 ) -> CheckpointInfo:
-    """Put a checkpoint's tensors into a network: exactly those that the strategy may change. Factors are merged into it.
+    """Load a checkpoint's tensors into a network and merge its factors.
+
+    The checkpoint holds exactly those tensors that the strategy may change.
 
     Raises:
-        RunError: when it is missing, damaged, or holds other tensors than these, or frozen ones that have changed.
+        RunError: If it is missing or damaged, holds other tensors than these, or holds frozen ones
+            that have changed.
     """
-    factors = low_rank(network, strategy, seed=0)
+    factors = make_low_rank(network, strategy, seed=0)
     changing = changing_tensors(network.model, network.stages, strategy, factors)
     tensors, info = load_tensors(run_dir, name, changing)
     check_frozen(network, strategy, tensors, checkpoint_path(run_dir, name))
-    put_back(changing, tensors)
+    restore_tensors(changing, tensors)
     factors.merge()
     return info
 
@@ -181,9 +205,10 @@ def restore_network(
 def check_frozen(
     network: Network, strategy: Strategy, tensors: Mapping[str, torch.Tensor], path: Path
 ) -> None:
-    """
+    """Check that frozen tensors are those that the run started from.
+
     Raises:
-        RunError: when frozen tensors are not those that the run started from.
+        RunError: If one is not.
     """
     before = network.pretrained.state_dict()
     names = [
@@ -195,16 +220,18 @@ def check_frozen(
         key for key in names if key in tensors and not torch.equal(tensors[key], before[key])
     ]:
         raise RunError(
-            f"{path} is damaged: {changed[0]} is frozen in this run, and not as it was at the start."
+            f"{path} is damaged: {changed[0]} is frozen in this run, and not as it was at the "
+            "start."
         )
 
 
 @contextmanager
-def _opened(run_dir: Path, name: str) -> Iterator[tuple[Any, CheckpointInfo]]:
-    """A checkpoint, open to read; anything wrong with it becomes a RunError."""
+def _open_checkpoint(run_dir: Path, name: str) -> Iterator[tuple[Any, CheckpointInfo]]:
+    """Open a checkpoint for reading and turn anything wrong with it into a RunError."""
     path = checkpoint_path(run_dir, name)
     try:
-        os.close(open_regular(path))  # safetensors opens it by its name, and would wait for a FIFO
+        # safetensors opens the file by its name, and would wait for a FIFO.
+        os.close(open_regular(path))
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get("info", "")
             if len(text) > _LONGEST_INFO:
@@ -221,23 +248,29 @@ def _opened(run_dir: Path, name: str) -> Iterator[tuple[Any, CheckpointInfo]]:
 def check_tensors(
     file: Any, needed: Mapping[str, torch.Tensor], allowed: Mapping[str, torch.Tensor] | None = None
 ) -> None:
-    """Whether a file that ``safe_open`` has opened holds the tensors that are expected. None is read for that.
+    """Check that a file opened by ``safe_open`` holds the expected tensors, without reading one.
+
+    Args:
+        needed: Tensors that must be there, with these shapes and types.
+        allowed: Tensors that may be there, too.
 
     Raises:
-        ValueError: when it does not: names, shapes or types differ.
+        ValueError: If names, shapes or types differ.
     """
     expected, found = {**(allowed or {}), **needed}, set(file.keys())
     if missing := needed.keys() - found:
         raise ValueError(
-            f"{things(len(missing), 'tensor')} of {len(needed)} are missing, {min(missing)} among them"
+            f"{things(len(missing), 'tensor')} of {len(needed)} are missing, {min(missing)} among "
+            "them"
         )
     if unknown := found - expected.keys():
         raise ValueError(
-            f"it holds {things(len(unknown), 'tensor')} that do not belong there, {min(unknown)} among them"
+            f"it holds {things(len(unknown), 'tensor')} that do not belong there, {min(unknown)} "
+            "among them"
         )
     for key in sorted(found):
-        part = file.get_slice(key)
-        if (tuple(part.get_shape()), _KINDS.get(part.get_dtype())) != (
+        tensor = file.get_slice(key)
+        if (tuple(tensor.get_shape()), _KINDS.get(tensor.get_dtype())) != (
             tuple(expected[key].shape),
             expected[key].dtype,
         ):

@@ -1,7 +1,11 @@
-"""Compiles a network's part in a process of its own: Dynamo is not thread-safe, and compiling holds the interpreter lock.
+"""Child process that compiles a part of a network.
 
-``python -m finetune_core.training.compile_child FOLDER`` reads ``request.pt`` there, and writes ``package.pt2``. What goes wrong is said
-on stderr. It ends when its stdin does, with all that it has started: so it never outlives the process that asked for it.
+It is a process of its own because Dynamo is not thread-safe, and compiling holds the interpreter
+lock.
+
+``python -m finetune_core.training.compile_child FOLDER`` reads ``request.pt`` there and writes
+``package.pt2``. Errors are written to stderr. The process ends when its stdin does, with everything
+it has started, so it never outlives the process that asked for it.
 """
 
 import copy
@@ -21,15 +25,19 @@ if TYPE_CHECKING:
 
     from finetune_core.training.device import Device
 
-_ALLOWED = 1.1  # times as far from fp32 as the eager pass: on one batch two roundings differ by a few percent
-_EXACT = 1e-5  # relative distance between two ways to compute in fp32
+# How many times as far from fp32 as the eager pass a compiled pass may be. On one batch two
+# roundings differ by a few percent.
+_ALLOWED = 1.1
+# Relative distance between two ways to compute in fp32.
+_EXACT = 1e-5
 
 
 def main(folder: Path) -> None:
     """Compile, compare with the eager pass, and only then leave a package."""
-    os.nice(19)  # the training comes first
+    os.nice(19)  # training has priority
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")  # also where memory runs out
+        # Also where memory runs out: the kernel kills this process first.
+        Path("/proc/self/oom_score_adj").write_text("1000")
     import torch
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
@@ -59,7 +67,7 @@ def difference(
     example: "torch.Tensor",
     device: "Device",
 ) -> str:
-    """What is wrong with a compiled pass, in words; empty where it may take the eager one's place."""
+    """Return what is wrong with a compiled pass. Empty where it may replace the eager one."""
     import torch
 
     with torch.no_grad():
@@ -70,7 +78,8 @@ def difference(
         return "its output has another shape, type or layout"
     size = exact.norm()
     usual, found = (float((one.double() - exact).norm() / size) for one in (eager, fast))
-    if not found <= max(_ALLOWED * usual, _EXACT):  # also when it is no number
+    # Also true when ``found`` is NaN.
+    if not found <= max(_ALLOWED * usual, _EXACT):
         return f"it is {found:.2g} from fp32, the eager pass {usual:.2g}"
     return ""
 

@@ -1,7 +1,8 @@
-"""Forward passes without gradients, compiled where that pays: eager until the package is there, compiled from then on.
+"""Forward passes without gradients, compiled where that pays.
 
-Training steps gain nothing from it (forward and backward are both bound by the same convolutions). Measured on processors only:
-``benchmarks/peak.py --without compiled``.
+A pass is eager until its package is ready, and compiled from then on. Training steps gain nothing
+from compiling: forward and backward are both bound by the same convolutions. Measured on processors
+only: ``benchmarks/peak.py --without compiled``.
 """
 
 import hashlib
@@ -24,23 +25,24 @@ from finetune_core.formatting import things
 from finetune_core.training.compiler_process import KILLED, CompilerProcess
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import Forward
-from finetune_core.training.packages import Compiled, keep_package, kept_package, load_package
+from finetune_core.training.packages import Compiled, load_package, read_package, write_package
 from finetune_core.training.speed_book import Compilation, SpeedBook
 from finetune_core.version import __version__
 
-# A package is compiled from code of these and of Thaw.
+# Libraries whose code a package is compiled from, beside Thaw's own.
 _LIBRARIES = ("torch", "torchvision", "timm")
-_TIMED = 3  # batches that are timed before anything is decided; the first of all also allocates
+# Batches that are timed before the decision. The very first one also allocates memory.
+_TIMED = 3
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a network whose forward pass is asked for.
+    """A part of a network whose forward pass is requested.
 
     Attributes:
-        module: in eval mode, from one tensor to one; it must not change meanwhile.
-        label: which part of which backbone: ``resnet18 0-4``.
-        weights: a hash of what it holds; only asked for where it is needed.
+        module: A module in eval mode, from one tensor to one. It must not change meanwhile.
+        label: Which part of which backbone: ``resnet18 0-4``.
+        weights: Function that returns a hash of its weights. Only called where the hash is needed.
     """
 
     module: nn.Module
@@ -48,43 +50,48 @@ class Part:
     weights: Callable[[], str]
 
 
-def pays(images: int, seconds_per_image: float, expected: Compilation) -> bool:
-    """Whether compiling saves more time than it takes.
+def is_worthwhile(images: int, seconds_per_image: float, expected: Compilation) -> bool:
+    """Return whether compiling saves more time than it takes.
 
     Args:
-        images: that are left.
-        seconds_per_image: of the eager pass.
+        images: Number of images that are left.
+        seconds_per_image: Time of the eager pass.
     """
     return images * seconds_per_image * expected.saved > expected.seconds
 
 
-def compiler() -> str | None:
-    """The C++ compiler that would be used; None where there is none."""
+def find_compiler() -> str | None:
+    """Return the C++ compiler that would be used, or None where there is none."""
     return shutil.which(os.environ.get("CXX") or "g++")
 
 
 class Compiler:
-    """The forward passes of one piece of work: a block at whose end nothing is compiling any more, for one thread.
+    """The forward passes of one piece of work, for one thread.
+
+    It is a context manager: when the block ends, nothing is compiling any more.
 
     Args:
-        images: how many will go through them.
-        batch: how many of them at a time.
-        why_not: why nothing is to be compiled, in words; empty where it may be.
+        images: Number of images that will go through the passes.
+        batch: Number of images at a time.
+        why_not: Why nothing is to be compiled, as text. Empty where compiling is allowed.
     """
 
     def __init__(self, device: Device, images: int, batch: int, why_not: str = "") -> None:
-        self._device, self._left, self._batch = device, images, batch
+        self._device, self._num_left, self._batch = device, images, batch
         if device.kind != "cpu" or not sys.platform.startswith("linux"):
             why_not = why_not or "measured on processors under Linux only"
         self._why_not = why_not
         self._passes: dict[str, _Pass] = {}
 
     def forward(self, part: Part) -> Forward:
-        """The part's forward pass: call it without gradients, in the device's precision. The same part gets the same pass."""
+        """Return the part's forward pass. The same part gets the same pass.
+
+        Call it without gradients, in the device's precision.
+        """
 
         def run(inputs: torch.Tensor) -> torch.Tensor:
-            output = one(inputs, self._left)
-            self._left -= len(inputs)
+            output = one(inputs, self._num_left)
+            self._num_left -= len(inputs)
             return output
 
         one = self._passes.setdefault(
@@ -94,9 +101,9 @@ class Compiler:
 
     @property
     def report(self) -> str:
-        """What became of it, in words: of the pass that the most images went through; empty where none did."""
-        used = max(self._passes.values(), key=lambda one: one.done, default=None)
-        return used.report if used and used.done else ""
+        """Outcome for the pass that most images went through, as text. Empty where none did."""
+        most_used = max(self._passes.values(), key=lambda one: one.done, default=None)
+        return most_used.report if most_used and most_used.done else ""
 
     def __enter__(self) -> Self:
         return self
@@ -112,20 +119,24 @@ class Compiler:
 
 
 class _Pass:
-    """One part's forward pass. It is decided once whether to compile it, after a few batches that were timed.
+    """One part's forward pass.
+
+    Whether to compile is decided once, after a few batches that were timed.
 
     Attributes:
-        done: images so far.
+        done: Number of images so far.
     """
 
     def __init__(self, part: Part, device: Device, batch: int, why_not: str) -> None:
         self._part, self._device, self._batch, self._book = part, device, batch, SpeedBook()
         self._reason, self.done, self._compiled_after = why_not, 0, 0
-        self._like: torch.Tensor | None = None  # what is compiled for: shape, strides and type
+        # The shape, strides and type to compile for.
+        self._example: torch.Tensor | None = None
         self._expected: Compilation | None = None
         self._child: CompilerProcess | None = None
         self._compiled: Compiled | None = None
-        self._seconds: list[float] = []  # per image, of the pass that is used now
+        # Per image, of the pass in use.
+        self._seconds: list[float] = []
 
     @property
     def report(self) -> str:
@@ -137,66 +148,66 @@ class _Pass:
             )
         return f"not compiled: {self._reason or 'not worth it for ' + things(self.done, 'image')}"
 
-    def __call__(self, inputs: torch.Tensor, left: int) -> torch.Tensor:
-        whole = len(inputs) == self._batch
+    def __call__(self, inputs: torch.Tensor, num_left: int) -> torch.Tensor:
+        is_full = len(inputs) == self._batch
         if self._child:
-            self._look()
-        elif whole and self._like is None:
-            self._begin(inputs)
+            self._take_package()
+        elif is_full and self._example is None:
+            self._prepare(inputs)
         elif (
-            whole
+            is_full
             and not self._reason
             and not self._compiled
             and self._expected is None
             and len(self._seconds) > _TIMED
         ):
-            self._decide(inputs, left)
-        began = time.perf_counter()
+            self._decide(inputs, num_left)
+        start_time = time.perf_counter()
         output = self._run(inputs)
-        if whole:
-            self._seconds.append((time.perf_counter() - began) / len(inputs))
+        if is_full:
+            self._seconds.append((time.perf_counter() - start_time) / len(inputs))
         self.done += len(inputs)
         return output
 
     def close(self) -> None:
-        """End what is going on, and remember what was measured."""
+        """End a running compilation and store what was measured."""
         if self._child and self._expected:
             elapsed, self._reason = self._child.elapsed, "it was not ready in time"
             self._child.close()
             if elapsed > self._expected.seconds:
-                self._learn(replace(self._expected, seconds=elapsed))
+                self._record(replace(self._expected, seconds=elapsed))
         elif self._compiled and self._expected and len(self._seconds) > _TIMED:
             saved = 1 - statistics.median(self._seconds[1:]) / self._eager
-            self._learn(replace(self._expected, saved=saved))
+            self._record(replace(self._expected, saved=saved))
         self._child = self._expected = None
 
-    def _begin(self, inputs: torch.Tensor) -> None:
-        self._like = torch.empty_strided(
+    def _prepare(self, inputs: torch.Tensor) -> None:
+        self._example = torch.empty_strided(
             inputs.shape, inputs.stride(), dtype=inputs.dtype, device="meta"
         )
         if self._device.kind != "cpu" or self._reason:
             return
         if (
-            self._book.compilation(self._key).saved > 0
-            and (kept := kept_package(self._name)) is not None
+            self._book.compilation(self._measurement_key).saved > 0
+            and (package := read_package(self._package_name)) is not None
         ):
-            self._load(kept)
-        elif compiler() is None:
+            self._load(package)
+        elif find_compiler() is None:
             self._reason = "there is no C++ compiler"
 
-    def _decide(self, inputs: torch.Tensor, left: int) -> None:
+    def _decide(self, inputs: torch.Tensor, num_left: int) -> None:
         self._eager = statistics.median(self._seconds[1:])
-        self._expected = self._book.compilation(self._key)
-        if not pays(left, self._eager, self._expected):
+        self._expected = self._book.compilation(self._measurement_key)
+        if not is_worthwhile(num_left, self._eager, self._expected):
             return
         try:
             self._child = CompilerProcess(self._part.module, inputs, self._device)
         except Exception as error:
-            # pickling a module raises nearly anything; the eager pass goes on
+            # Pickling a module can raise nearly anything. The eager pass goes on.
             self._reason = f"it cannot be handed to another process ({type(error).__name__})"
 
-    def _look(self) -> None:
-        """Take the package, once it is there."""
+    def _take_package(self) -> None:
+        """Take the package, once it is ready."""
         if not self._child or not self._expected or (ended := self._child.ended()) is None:
             return
         elapsed = self._child.elapsed
@@ -205,11 +216,11 @@ class _Pass:
         if isinstance(ended, str):
             self._reason = ended
             if ended != KILLED:
-                self._learn(Compilation(elapsed, 0.0))
+                self._record(Compilation(elapsed, 0.0))
             return
         self._expected = replace(self._expected, seconds=elapsed)
-        self._learn(self._expected)
-        keep_package(self._name, ended)
+        self._record(self._expected)
+        write_package(self._package_name, ended)
         self._load(ended)
 
     def _load(self, content: bytes) -> None:
@@ -222,11 +233,11 @@ class _Pass:
     def _run(self, inputs: torch.Tensor) -> torch.Tensor:
         if (
             self._compiled
-            and self._like is not None
-            and (given := fitted(inputs, self._like)) is not None
+            and self._example is not None
+            and (batch := match_batch(inputs, self._example)) is not None
         ):
             try:
-                return self._compiled(given)[: len(inputs)]
+                return self._compiled(batch)[: len(inputs)]
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
@@ -234,26 +245,26 @@ class _Pass:
         output: torch.Tensor = self._part.module(inputs)
         return output
 
-    def _learn(self, measured: Compilation) -> None:
-        self._book.learn_compilation(self._key, measured)
+    def _record(self, measured: Compilation) -> None:
+        self._book.learn_compilation(self._measurement_key, measured)
 
     @property
-    def _key(self) -> str:
-        """What the time and the gain depend on."""
-        shape = None if self._like is None else tuple(self._like.shape)
+    def _measurement_key(self) -> str:
+        """Everything that the time and the gain of compiling depend on."""
+        shape = None if self._example is None else tuple(self._example.shape)
         device = self._device
         return " | ".join(
             map(str, (device.label, device.precision, self._part.label, shape, torch.__version__))
         )
 
     @property
-    def _name(self) -> str:
-        """The package's, made of everything that it depends on."""
-        like, device = self._like, self._device
-        shape = None if like is None else (tuple(like.shape), like.stride(), like.dtype)
+    def _package_name(self) -> str:
+        """Name of the package, made of everything that it depends on."""
+        example, device = self._example, self._device
+        shape = None if example is None else (tuple(example.shape), example.stride(), example.dtype)
         processor = sorted(torch.cpu.get_capabilities().items())
         code = [one.code for one in self._part.module.modules() if isinstance(one, fx.GraphModule)]
-        known = (
+        parts = (
             self._part.label,
             self._part.weights(),
             code,
@@ -264,24 +275,27 @@ class _Pass:
         )
         libraries = [__version__, *map(version, _LIBRARIES)]
         digest = hashlib.sha256(
-            repr((*known, torch.get_num_threads(), libraries)).encode()
+            repr((*parts, torch.get_num_threads(), libraries)).encode()
         ).hexdigest()[:16]
         return f"compiled-{digest}"
 
 
-def fitted(inputs: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:
-    """A batch as the compiled pass takes it, a smaller one filled up with its last image; None where it does not fit, or less than
-    half of it would be used: fewer images may be all that memory holds."""
-    size = len(like)
+def match_batch(inputs: torch.Tensor, example: torch.Tensor) -> torch.Tensor | None:
+    """Return a batch as the compiled pass takes it, or None where it does not fit.
+
+    A smaller batch is filled up with its last image. It does not fit if less than half of the batch
+    would be used: fewer images may be all that memory holds.
+    """
+    size = len(example)
     if (
-        inputs.shape[1:] != like.shape[1:]
-        or inputs.dtype != like.dtype
+        inputs.shape[1:] != example.shape[1:]
+        or inputs.dtype != example.dtype
         or not size < 2 * len(inputs) <= 2 * size
     ):
         return None
-    if inputs.shape == like.shape and inputs.stride() == like.stride():
+    if inputs.shape == example.shape and inputs.stride() == example.stride():
         return inputs
-    filled = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
-    filled[: len(inputs)] = inputs
-    filled[len(inputs) :] = inputs[-1]
-    return filled
+    padded = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype)
+    padded[: len(inputs)] = inputs
+    padded[len(inputs) :] = inputs[-1]
+    return padded

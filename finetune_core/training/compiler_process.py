@@ -1,4 +1,7 @@
-"""The process that compiles, as the one that asked for it sees it; ``compile_child.py`` is what runs there."""
+"""The process that compiles, as seen by the process that asked for it.
+
+``compile_child.py`` is what runs there.
+"""
 
 import os
 import signal
@@ -20,17 +23,19 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 class CompilerProcess:
-    """A process that compiles a part of a network for one shape of input, as fast as what else computes here lets it.
+    """A process that compiles a part of a network for one shape of input.
+
+    It runs at the lowest priority, after everything else that computes here.
 
     Args:
-        module: in eval mode.
-        example: a batch.
+        module: Part of a network in eval mode.
+        example: A batch.
     """
 
     def __init__(self, module: nn.Module, example: torch.Tensor, device: Device) -> None:
-        self._began, self._open = time.monotonic(), ExitStack()
+        self._start_time, self._open = time.monotonic(), ExitStack()
         with ExitStack() as stack:
-            # What lies there is unpickled and run, so no other user may reach it.
+            # Files in this folder are unpickled and run, so no other user may reach it.
             self._folder = stack.enter_context(temporary_folder("compiling"))
             request = {
                 "part": module,
@@ -40,12 +45,13 @@ class CompilerProcess:
             }
             torch.save(request, self._folder / "request.pt")
             problems = stack.enter_context((self._folder / "problems").open("wb"))
-            # What the compiler writes and reads lies in this folder: others can write to its usual one.
-            places = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TMPDIR"), str(self._folder))
+            # The compiler's cache and temporary files belong in this folder, too: other users can
+            # write to its usual places.
+            folders = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TMPDIR"), str(self._folder))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "finetune_core.training.compile_child", str(self._folder)],
                 cwd=_PROJECT,
-                env=os.environ | places | {"TORCHINDUCTOR_COMPILE_THREADS": "1"},
+                env=os.environ | folders | {"TORCHINDUCTOR_COMPILE_THREADS": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=problems,
@@ -56,11 +62,11 @@ class CompilerProcess:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it was started."""
-        return time.monotonic() - self._began
+        """Seconds since the process was started."""
+        return time.monotonic() - self._start_time
 
     def ended(self) -> bytes | str | None:
-        """The package, or why there is none; None while it goes on."""
+        """Return the package, or the reason why there is none, or None while the process runs."""
         if (status := self._process.poll()) is None:
             return None
         if status == 0:
@@ -74,7 +80,7 @@ class CompilerProcess:
         )
 
     def close(self) -> None:
-        """End the process, and all that it has started."""
+        """End the process and everything it has started."""
         self._open.close()
 
     def _end(self) -> None:

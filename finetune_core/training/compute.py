@@ -1,4 +1,4 @@
-"""A network put on its device, and the one training step: forward, loss, backward, step."""
+"""Placement of a network on its device, and the training step."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,14 +16,17 @@ from finetune_core.training.exact_layers import keep_depthwise_exact
 from finetune_core.training.lora import NONE, LowRank
 from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.optimizers import take_step
-from finetune_core.training.out_of_memory import explained, halving, parts
+from finetune_core.training.out_of_memory import explain_out_of_memory, run_halving, split_parts
 from finetune_core.training.ranks import GradientSum, Ranks
 from finetune_core.training.stage_plan import Strategy
 from finetune_core.training.weight_gradients import slice_trained, use_products
 
 
 def place(network: Network, strategy: Strategy, device: Device) -> None:
-    """Move a network to its device, in the memory layout and with the exceptions that are fastest there."""
+    """Move a network to its device, in the memory layout that is fastest there.
+
+    Layers with a faster or safer way to compute get that, too.
+    """
     device.hold(network.model)
     if device.kind == "cpu":
         slice_trained(strategy, network.stages, network.model)
@@ -34,16 +37,18 @@ def place(network: Network, strategy: Strategy, device: Device) -> None:
 
 @dataclass(frozen=True)
 class StepRule:
-    """What a step does beside forward, backward and step.
+    """Options of a step beside forward, backward and optimizer.
 
     Attributes:
-        label_smoothing: share of each label that is spread over all classes (Szegedy et al. 2016).
-        class_weights: ``[classes]`` on the device, or None for equal ones.
-        clip_norm: the longest gradient; 0 is off.
-        micro_batch: images that go through the network at a time; None: all.
-        l2_sp: strength of L2-SP (Li et al. 2018), and (parameter, its pretrained value) for each that is pulled.
-        mix: (images, labels) -> blended images and labels ``[n, classes]``; None: they stay as they are.
-        low_rank: the factors that train in place of weights.
+        label_smoothing: Share of each label that is spread over all classes (Szegedy et al. 2016).
+        class_weights: ``[classes]`` on the device. None for equal weights.
+        clip_norm: Largest norm of the gradient. 0 is off.
+        micro_batch: Images that go through the network at a time. None for all.
+        l2_sp: Strength of L2-SP (Li et al. 2018), and (parameter, its pretrained value) for each
+            parameter that is pulled.
+        mix: Function of (images, labels) that returns blended images and labels ``[n, classes]``.
+            None to leave them as they are.
+        low_rank: Factors that train in place of weights.
     """
 
     label_smoothing: float = 0.0
@@ -56,15 +61,15 @@ class StepRule:
 
 
 @dataclass(frozen=True)
-class Together:
-    """How a rank takes its part of a step.
+class SharedStep:
+    """A rank's part of a step that several ranks take together.
 
     Attributes:
-        gradients: where they are added up.
-        images: how many each rank has of the batch.
-        labels: int64 ``[n]``, on the device: of the whole batch.
-        drawn: the seed that all ranks have in common: how images are mixed follows from it.
-        partners: how many images, at the end of this rank's own, only take part in mixing.
+        gradients: Sum of gradients over the ranks.
+        images: Number of the batch's images on each rank.
+        labels: int64 ``[n]``, on the device: labels of the whole batch.
+        drawn: Seed that all ranks share. How images are mixed follows from it.
+        num_partners: Number of images at the end of this rank's own that only take part in mixing.
     """
 
     ranks: Ranks
@@ -72,21 +77,24 @@ class Together:
     images: Sequence[int]
     labels: torch.Tensor
     drawn: int
-    partners: int = 0
+    num_partners: int = 0
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a step; tensors stay on the device: reading one waits for all that a GPU still has to do.
+    """Results of a step.
+
+    Tensors stay on the device: reading one waits for everything that a GPU still has to do.
 
     Attributes:
-        loss: mean over the batch.
+        loss: Mean over the batch.
         logits: ``[n, classes]``, of this rank's images.
-        gradient_norm: of all that trains, before clipping.
-        skipped: 1 where that is not finite, else 0: then neither weights nor the optimizer's state have changed (on Apple's GPU,
-            whose kernels do not look at it, they have).
-        loss_scale: after the step; 0 where the loss is not scaled.
-        micro_batch: images that went through the network at a time: fewer than asked where memory ran out.
+        gradient_norm: Norm of the gradient of all trained parameters, before clipping.
+        skipped: 1 where that norm is not finite, else 0. Then neither weights nor the optimizer's
+            state have changed. On Apple's GPU they have, because its kernels do not look at it.
+        loss_scale: Loss scale after the step. 0 where the loss is not scaled.
+        micro_batch: Images that went through the network at a time: fewer than requested where
+            memory ran out.
     """
 
     loss: torch.Tensor
@@ -109,97 +117,118 @@ def train_step(
     seed: int,
     rule: StepRule = PLAIN,
     scale: LossScale | None = None,
-    together: Together | None = None,
+    together: SharedStep | None = None,
 ) -> StepResult:
-    """One step of gradient descent on the cross-entropy. Nothing in it waits for the device.
+    """Take one step of gradient descent on the cross-entropy, without waiting for the device.
 
-    Where memory runs out, half as many images go through at a time, and their gradients add up to the same step. BatchNorm's
-    statistics are then those of the pass that succeeded, only. Ranks that take a step together do so alike, and are equal after it:
-    BatchNorm computes with the statistics of each rank's images, and its running statistics become the ranks' mean, weighted by images.
+    Where memory runs out, half as many images go through at a time, and their gradients add up to
+    the same step. BatchNorm's statistics are then only those of the pass that succeeded.
+
+    Ranks that take a step together do so alike, and are equal after it. BatchNorm normalises by the
+    statistics of each rank's images. Its running statistics become the ranks' mean, weighted by
+    images.
 
     Args:
-        forward: a network, or its tail.
-        inputs, labels: one batch, on the device; ``labels`` int64 ``[n]``. With ``together``: this rank's share of it.
-        optimizer: a fused one.
-        seed: of dropout.
-        scale: of the loss, in fp16; it learns from the step.
-        together: where several ranks take the step.
+        forward: A network, or its tail.
+        inputs: One batch on the device. With ``together``: this rank's share of it.
+        labels: int64 ``[n]``, on the device.
+        optimizer: A fused one.
+        seed: Seed of dropout.
+        scale: Scale of the loss in fp16. It is updated by the step.
+        together: Given where several ranks take the step.
 
     Raises:
-        TrainingError: when BatchNorm is left with a single value, or memory holds not even one image, or not the optimizer's step.
+        TrainingError: If BatchNorm is left with a single value, or memory does not hold one image
+            or the optimizer's step.
     """
 
     def attempt(size: int) -> tuple[torch.Tensor, torch.Tensor]:
         optimizer.zero_grad(set_to_none=True)
-        rule.low_rank.forget_gradients()
-        with _statistics_kept_if_it_fails(forward), _agreed(together, forward, optimizer):
-            return _accumulated(forward, inputs, labels, device, seed, rule, size, scale, together)
+        rule.low_rank.clear_gradients()
+        with (
+            _restore_statistics_on_error(forward),
+            _fail_on_all_ranks(together, forward, optimizer),
+        ):
+            return _accumulate_gradients(
+                forward, inputs, labels, device, seed, rule, size, scale, together
+            )
 
-    most = max(together.images) if together else len(inputs)
-    (loss, logits), size = halving(attempt, min(rule.micro_batch or most, most))
-    with explained(
-        "for the optimizer's step. Freeze more stages, or choose SGD. Then start again, or resume from the last checkpoint."
+    largest_share = max(together.images) if together else len(inputs)
+    (loss, logits), size = run_halving(
+        attempt, min(rule.micro_batch or largest_share, largest_share)
+    )
+    with explain_out_of_memory(
+        "for the optimizer's step. Freeze more stages, or choose SGD. Then start again, or resume "
+        "from the last checkpoint."
     ):
-        with together.ranks.breaking_off() if together else nullcontext():
-            rule.low_rank.take_gradients()
+        with together.ranks.mark_broken_on_error() if together else nullcontext():
+            rule.low_rank.convert_gradients()
             if together:
-                _add_up(together, optimizer, forward, loss)
-        norm, skipped = _descend(optimizer, rule, scale)
+                _all_reduce(together, optimizer, forward, loss)
+        norm, skipped = _apply_gradients(optimizer, rule, scale)
     return StepResult(
         loss, logits, norm, skipped, scale.factor.clone() if scale else torch.zeros_like(loss), size
     )
 
 
 @contextmanager
-def _agreed(
-    together: Together | None, forward: nn.Module, optimizer: torch.optim.Optimizer
+def _fail_on_all_ranks(
+    together: SharedStep | None, forward: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterator[None]:
-    """Within: a pass that some ranks have no memory for fails on all of them. After it all have gradients of the same parameters.
+    """Make a pass within the block fail on all ranks, if some lack the memory for it.
+
+    After it all ranks have gradients of the same parameters.
 
     Raises:
-        MemoryError: where it failed on another rank only.
+        MemoryError: If it failed on another rank only.
     """
     if together is None:
         yield
         return
     parameters = list(forward.parameters())
-    failed: BaseException | None = None
+    failure: BaseException | None = None
     try:
         yield
-        together.gradients.reserve([*_trained(optimizer), *_statistics(forward), torch.zeros(())])
+        together.gradients.reserve(
+            [*_trained_parameters(optimizer), *_running_statistics(forward), torch.zeros(())]
+        )
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
-        failed = error
-    has_gradient = None if failed else [parameter.grad is not None for parameter in parameters]
-    words = together.ranks.meet(has_gradient)
-    if any(word is None for word in words):
+        failure = error
+    has_gradient = None if failure else [parameter.grad is not None for parameter in parameters]
+    gathered = together.ranks.meet(has_gradient)
+    if any(value is None for value in gathered):
         try:
-            raise failed or MemoryError
+            raise failure or MemoryError
         finally:
-            failed = None  # with its traceback it would hold the tensors of the pass
-    for parameter, found in zip(parameters, map(any, zip(*words, strict=True)), strict=True):
-        if found and parameter.grad is None:  # a rank that has no images of this batch
+            # Its traceback would hold the tensors of the pass.
+            failure = None
+    for parameter, is_used in zip(parameters, map(any, zip(*gathered, strict=True)), strict=True):
+        # This rank has no images of the batch.
+        if is_used and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
 
 
-def _add_up(
-    together: Together, optimizer: torch.optim.Optimizer, forward: nn.Module, loss: torch.Tensor
+def _all_reduce(
+    together: SharedStep, optimizer: torch.optim.Optimizer, forward: nn.Module, loss: torch.Tensor
 ) -> None:
-    """Put the whole batch's gradients, loss and mean statistics in the place of this rank's."""
-    statistics = _statistics(forward)
+    """Replace this rank's gradients, loss and mean statistics by those of the whole batch."""
+    statistics = _running_statistics(forward)
     if statistics:
         torch._foreach_mul_(statistics, together.images[together.ranks.rank] / sum(together.images))
-    gradients = [parameter.grad for parameter in _trained(optimizer) if parameter.grad is not None]
-    together.gradients.add_up([*gradients, *statistics, loss])
+    gradients = [
+        parameter.grad for parameter in _trained_parameters(optimizer) if parameter.grad is not None
+    ]
+    together.gradients.all_reduce([*gradients, *statistics, loss])
 
 
-def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+def _trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _statistics(forward: nn.Module) -> list[torch.Tensor]:
-    """Running means and variances that a pass in training mode moves."""
+def _running_statistics(forward: nn.Module) -> list[torch.Tensor]:
+    """Return the running means and variances that a pass in training mode changes."""
     norms = [
         one
         for one in forward.modules()
@@ -210,11 +239,14 @@ def _statistics(forward: nn.Module) -> list[torch.Tensor]:
     ]
 
 
-def _descend(
+def _apply_gradients(
     optimizer: torch.optim.Optimizer, rule: StepRule, scale: LossScale | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The optimizer's step along the gradients that are there, unless they are not finite; their norm before clipping, and whether
-    it was skipped."""
+    """Take the optimizer's step along the present gradients, unless they are not finite.
+
+    Returns:
+        The gradient's norm before clipping, and whether the step was skipped.
+    """
     parameters = [
         p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
     ]
@@ -225,28 +257,30 @@ def _descend(
     norm = nn.utils.get_total_norm(gradients)
     if rule.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, rule.clip_norm, norm)
-    skipped = norm.isfinite().logical_not().float()
-    take_step(optimizer, skipped)
+    is_skipped = norm.isfinite().logical_not().float()
+    take_step(optimizer, is_skipped)
     rule.low_rank.merge()
     if scale:
-        scale.update(skipped)
-    return norm, skipped
+        scale.update(is_skipped)
+    return norm, is_skipped
 
 
 @torch.no_grad()
-def _pull_back(strength: float, pulled: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> None:
-    """L2-SP: add the gradient of half the squared distance from the pretrained weights."""
-    moving = [
+def _pull_back(
+    strength: float, parameters_and_starts: Sequence[tuple[nn.Parameter, torch.Tensor]]
+) -> None:
+    """Add the gradient of half the squared distance from the pretrained weights (L2-SP)."""
+    moved = [
         (parameter, start, parameter.grad)
-        for parameter, start in pulled
+        for parameter, start in parameters_and_starts
         if parameter.grad is not None
     ]
-    if moving:
-        parameters, starts, gradients = map(list, zip(*moving, strict=True))
+    if moved:
+        parameters, starts, gradients = map(list, zip(*moved, strict=True))
         torch._foreach_add_(gradients, torch._foreach_sub(parameters, starts), alpha=strength)
 
 
-def _accumulated(
+def _accumulate_gradients(
     forward: nn.Module,
     inputs: torch.Tensor,
     labels: torch.Tensor,
@@ -255,27 +289,33 @@ def _accumulated(
     rule: StepRule,
     size: int,
     scale: LossScale | None,
-    together: Together | None,
+    together: SharedStep | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of the batch, ``size`` images at a time; its loss and logits. Of a rank's share: what they add to those of the whole."""
+    """Accumulate the gradients of a batch, ``size`` images at a time.
+
+    Returns:
+        The batch's loss and logits. For a rank's share of a batch: its part of the whole loss.
+    """
     if not len(inputs):
         return torch.zeros((), device=device.torch_device), torch.empty(
             0, 1, device=device.torch_device
         )
     weights = rule.class_weights
     losses, logits = [], []
-    chance = stream(seed, device.kind)
+    generator = stream(seed, device.kind)
     if rule.mix:
-        common = together.drawn if together else seed
-        # How images are mixed is drawn on the processor.
-        with drawing_from(chance if device.kind == "cpu" and common == seed else stream(common)):
+        mix_seed = together.drawn if together else seed
+        # The mixing is drawn on the processor.
+        with drawing_from(
+            generator if device.kind == "cpu" and mix_seed == seed else stream(mix_seed)
+        ):
             inputs, labels = rule.mix(inputs, labels)
     if together:
-        inputs, labels = (mixed[: len(mixed) - together.partners] for mixed in (inputs, labels))
-    whole = _weight(together.labels if together else labels, weights)
-    for some, targets in zip(parts(inputs, size), parts(labels, size), strict=True):
-        with drawing_from(chance), device.autocast(), _batchnorm_in_words():
-            output = forward(some).float()
+        inputs, labels = (mixed[: len(mixed) - together.num_partners] for mixed in (inputs, labels))
+    total_weight = _total_weight(together.labels if together else labels, weights)
+    for images, targets in zip(split_parts(inputs, size), split_parts(labels, size), strict=True):
+        with drawing_from(generator), device.autocast(), _explain_batchnorm_error():
+            output = forward(images).float()
         loss = (
             cross_entropy(
                 output,
@@ -284,7 +324,7 @@ def _accumulated(
                 label_smoothing=rule.label_smoothing,
                 reduction="sum",
             )
-            / whole
+            / total_weight
         )
         (loss * scale.factor if scale else loss).backward()
         losses.append(loss.detach())
@@ -292,40 +332,47 @@ def _accumulated(
     return torch.stack(losses).sum(), torch.cat(logits)
 
 
-def _weight(labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor | int:
-    """What a batch counts in all; ``labels`` are class numbers ``[n]``, or shares ``[n, classes]``."""
+def _total_weight(labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor | int:
+    """Return the total weight of a batch.
+
+    ``labels`` are class numbers ``[n]`` or shares ``[n, classes]``.
+    """
     if weights is None:
         return len(labels)
     return weights[labels].sum() if labels.ndim == 1 else (labels * weights).sum()
 
 
 @contextmanager
-def _statistics_kept_if_it_fails(forward: nn.Module) -> Iterator[None]:
-    """Within: what a pass in training mode changes beside gradients (BatchNorm's statistics) is put back if the pass fails."""
-    changing = [
+def _restore_statistics_on_error(forward: nn.Module) -> Iterator[None]:
+    """Restore BatchNorm's statistics if the pass within the block fails.
+
+    They are what a pass in training mode changes beside gradients.
+    """
+    buffers = [
         buffer
         for module in forward.modules()
         if module.training
         for buffer in module.buffers(recurse=False)
     ]
-    before = [torch.empty_like(buffer) for buffer in changing]
-    if changing:
-        torch._foreach_copy_(before, changing)
+    before = [torch.empty_like(buffer) for buffer in buffers]
+    if buffers:
+        torch._foreach_copy_(before, buffers)
     try:
         yield
     except BaseException:
-        for buffer, value in zip(changing, before, strict=True):
+        for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
         raise
 
 
 @contextmanager
-def _batchnorm_in_words() -> Iterator[None]:
+def _explain_batchnorm_error() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise TrainingError(
-            "BatchNorm cannot train on a single image at this image size. Use a batch size of 2 or more, or larger images."
+            "BatchNorm cannot train on a single image at this image size. Use a batch size of 2 or "
+            "more, or larger images."
         ) from None

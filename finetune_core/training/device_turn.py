@@ -1,4 +1,4 @@
-"""One piece of work per device at a time, whichever programs of this machine do it: a lock, and a place in the line for it."""
+"""A queue for each device of this machine, across programs: one piece of work at a time."""
 
 import traceback
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from finetune_core.training.device import Device, choose_device
 from finetune_core.training.device_memory import release_memory
 from finetune_core.work import Step, Work
 
-WAITING = "device"  # the phase of work that waits here
+WAITING = "device"  # phase of the steps while waiting
 
 T = TypeVar("T")
 
@@ -20,10 +20,11 @@ _POLL, _LOOK = 1.0, 0.1  # seconds
 
 
 class Turn:
-    """A place in the line for a kind of device; in a ``with`` block, which gives it up.
+    """A position in the queue for a kind of device, given up at the end of a ``with`` block.
 
-    Whoever holds the first lock is next, whoever holds the second has the device. By one lock alone, a program that starts one
-    run after the other would always be faster than those that look at it now and then.
+    The holder of the first lock is next, the holder of the second has the device. With a single
+    lock, a program that starts one run after the other would always be faster than programs that
+    look at the lock now and then.
     """
 
     def __init__(self, kind: str) -> None:
@@ -44,12 +45,13 @@ class Turn:
         self.leave()
 
     def come(self, *, at_once: bool = False) -> bool:
-        """Whether it has come, within a second or so; until it has, the place in the line is kept.
+        """Return whether the turn has come, after waiting a second or so.
 
-        Where no lock can be written it has: no other program can have locked the device there.
+        Until it has, the position in the queue is kept. Where no lock can be written it has come:
+        no other program can have locked the device there.
 
         Args:
-            at_once: without waiting.
+            at_once: Do not wait.
         """
         patience = 0.0 if at_once else _POLL
         try:
@@ -59,14 +61,15 @@ class Turn:
             self._device.acquire(timeout=patience, poll_interval=_LOOK)
         except Timeout:
             return False
-        except OSError:  # a home that may only be read, say
+        except OSError:
+            # The home may be read-only.
             pass
         self._has_device = True
         self._next.release(force=True)
         return True
 
     def leave(self) -> None:
-        """Give up the device, its memory first, or the place in the line."""
+        """Give up the device, after its memory, or the position in the queue."""
         if self._has_device:
             release_memory(self._kind)
         self._has_device = False
@@ -74,8 +77,12 @@ class Turn:
             lock.release(force=True)
 
 
-def work_in_turn(work: Work[T], kind: str) -> Work[T]:
-    """The same work, once nothing else uses that kind of device; until then a step of the phase ``device`` every second."""
+def run_in_turn(work: Work[T], kind: str) -> Work[T]:
+    """Do some work once nothing else uses that kind of device.
+
+    Yields:
+        A step of the phase ``device`` every second while waiting, then the steps of the work.
+    """
     with Turn(kind) as turn:
         try:
             while not turn.come():
@@ -86,11 +93,13 @@ def work_in_turn(work: Work[T], kind: str) -> Work[T]:
 
 
 def on_idle_device(make: Callable[[Device], Work[T]], precision: str = "auto") -> Work[T]:
-    """The work that is made for a device: for the GPU where nothing uses it, which it then has until its end; else for the processor,
-    which others may use meanwhile.
+    """Do some work on the GPU if nothing uses it, else on the processor.
+
+    The work has the GPU to itself until it ends. Others may use the processor meanwhile.
 
     Args:
-        make: what it holds on the device is its own, and gone when it ends.
+        make: Function of a device that returns the work. What it holds on the device is its own,
+            and gone when it ends.
         precision: ``auto`` or ``fp32``.
     """
     device = choose_device("auto", precision)
@@ -102,7 +111,10 @@ def on_idle_device(make: Callable[[Device], Work[T]], precision: str = "auto") -
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Empty the functions that an error ended: as long as it is known, their variables hold networks and optimizers."""
+    """Clear the frames of an error's tracebacks.
+
+    As long as the error is referenced, their variables hold networks and optimizers.
+    """
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         traceback.clear_frames(error.__traceback__)

@@ -1,4 +1,7 @@
-"""Early stopping: a run ends once its validation metric has not improved for a number of epochs (Prechelt 1998)."""
+"""Early stopping (Prechelt 1998).
+
+A run ends once its validation metric has not improved for a number of epochs.
+"""
 
 from dataclasses import dataclass
 
@@ -8,25 +11,32 @@ from finetune_core.training.running_metrics import RunningMetrics
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """
+    """Rule that ends a run early.
+
     Attributes:
-        metric: of the validation images; ``off`` never stops.
-        patience: epochs without improvement.
+        metric: Metric on the validation images. ``off`` never stops.
+        patience: Number of epochs without improvement.
     """
 
     metric: EarlyStoppingMetric
     patience: int
 
     @classmethod
-    def of(cls, config: RunConfig) -> "EarlyStopping":
+    def from_config(cls, config: RunConfig) -> "EarlyStopping":
+        """Return the rule that a config sets."""
         return cls(config.early_stopping, config.patience)
 
     def value(self, validation: RunningMetrics) -> float:
-        """The metric of an epoch; more is better."""
+        """Return the metric of an epoch. More is better."""
         if self.metric in ("off", "val_loss"):
             return -validation.loss
         return float(getattr(validation, self.metric.removeprefix("val_")))
 
     def is_due(self, epochs: int, best_epoch: int) -> bool:
-        """Whether a run of so many finished epochs ends here, the best of which, by this metric, was ``best_epoch``."""
+        """Return whether a run ends after this many epochs.
+
+        Args:
+            epochs: Number of finished epochs.
+            best_epoch: The best of them by this metric.
+        """
         return self.metric != "off" and epochs - best_epoch >= self.patience

@@ -1,4 +1,8 @@
-"""An ensemble is a run without epochs: it keeps its runs' networks, and its predictions are the mean of the probabilities that they have left."""
+"""Ensembles: runs without epochs that average the predictions of other runs.
+
+An ensemble keeps its runs' networks. Its predictions are the mean of the probabilities that these
+runs have left, so no image goes through a network.
+"""
 
 import time
 from collections.abc import Generator, Sequence
@@ -21,8 +25,8 @@ from finetune_core.training.checkpoints import (
     read_info,
     save_checkpoint,
 )
-from finetune_core.training.device import choose_device, numerics
-from finetune_core.training.evaluation import final_evaluation
+from finetune_core.training.device import choose_device, read_numerics
+from finetune_core.training.evaluation import evaluate_table
 from finetune_core.training.events import (
     Ancestor,
     CacheReport,
@@ -36,62 +40,66 @@ from finetune_core.training.events import (
     RunStarted,
     WeightsAveraged,
 )
-from finetune_core.training.networks import ancestor, best_network, member_folders
-from finetune_core.training.parents import Parent, check_unchanged, checked_members
+from finetune_core.training.networks import best_network, describe_ancestor, member_folders
+from finetune_core.training.parents import Parent, check_unchanged, read_members
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
-from finetune_core.training.prepare import check_config, finding_rows, reported
+from finetune_core.training.prepare import check_config, finding_rows, report_progress
 from finetune_core.training.stage_plan import describe, plan, total_parameters, trainable_parameters
 
 _NO_CACHE = "no image goes through a network"
 
 
-def join_networks(
+def build_ensemble(
     config: RunConfig, run_dir: Path, roots: Sequence[Path] = ()
 ) -> Generator[Event, None, None]:
-    """Make an ensemble of what its folder has kept of its runs: no image goes through a network. It starts again when it is stopped in here.
+    """Make an ensemble of the copies of its runs in its folder. If stopped, it starts again.
 
     Args:
-        roots: when given, images that lie elsewhere are left out.
+        roots: When given, images outside these folders are left out.
 
     Raises:
-        FinetuneError: when the images have changed, or a network is gone, damaged, or has not predicted the same images.
+        FinetuneError: If the images have changed, or a network is gone, damaged, or has not
+            predicted the same images.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     check_config(config, run_dir)
-    dataset = yield from reported(
+    dataset = yield from report_progress(
         "index",
         index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots),
     )
     remove_predictions(run_dir)
     yield Progress("prepare", 0, 0)
-    joined = _Joined.of(config, run_dir)
-    check_unchanged(dataset, joined.names, joined.parents)
-    yield joined.started(config, dataset)
-    table = joined.predictions()
+    members = _Members.read(config, run_dir)
+    check_unchanged(dataset, members.names, members.parents)
+    yield members.make_run_started(config, dataset)
+    table = members.average_predictions()
     yield WeightsAveraged(
-        "ensemble", joined.ancestors(), time.monotonic() - began, memory_bytes=joined.memory_bytes
+        "ensemble",
+        members.describe_ancestors(),
+        time.monotonic() - start_time,
+        memory_bytes=members.memory_bytes,
     )
-    save_checkpoint(run_dir, BEST, {}, joined.info(dataset))
+    save_checkpoint(run_dir, BEST, {}, members.make_checkpoint_info(dataset))
     yield CheckpointSaved(BEST, 0)
     save_predictions(run_dir, table, FINAL_PRECISION)
-    final = final_evaluation(table, 0.0)
+    final = evaluate_table(table, 0.0)
     yield RunFinished(
         0,
         0,
         final.val_accuracy,
         final.val_loss,
         final.test_accuracy,
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - start_time,
         evaluation_precision=FINAL_PRECISION,
     )
 
 
 @dataclass(frozen=True)
-class _Joined:
-    """The runs of an ensemble, as their copies in its folder tell, with their networks.
+class _Members:
+    """The runs of an ensemble with their networks, as read from their copies in its folder.
 
     Attributes:
-        names: of the runs that the copies are of.
+        names: Names of the runs that were copied.
     """
 
     names: list[str]
@@ -99,12 +107,13 @@ class _Joined:
     networks: list[Network]
 
     @classmethod
-    def of(cls, config: RunConfig, run_dir: Path) -> "_Joined":
-        """
+    def read(cls, config: RunConfig, run_dir: Path) -> "_Members":
+        """Read the copies in an ensemble's folder.
+
         Raises:
-            FinetuneError: when one is gone, damaged, or does not fit the others.
+            FinetuneError: If one is gone, damaged, or does not fit the others.
         """
-        parents = checked_members(member_folders(config, run_dir))
+        parents = read_members(member_folders(config, run_dir))
         networks = [best_network(parent.config, parent.folder)[0] for parent in parents]
         return cls(
             [Path(run).name for run in config.averaged.runs] if config.averaged else [],
@@ -119,23 +128,23 @@ class _Joined:
             tensor.numel() * tensor.element_size() for state in states for tensor in state.values()
         )
 
-    def predictions(self) -> pd.DataFrame:
-        """``split, id, label, logits``: the logarithm of the mean probabilities."""
+    def average_predictions(self) -> pd.DataFrame:
+        """Return ``split, id, label, logits``: the logarithm of the mean probabilities."""
         tables = [parent.predictions for parent in self.parents]
         mean = mean_log_probabilities(
             np.stack([np.stack(table["logits"].tolist()) for table in tables])
         )
         return tables[0].assign(logits=list(mean.astype(np.float32)))
 
-    def ancestors(self) -> list[Ancestor]:
-        """What is said of each, under the name of the run that it is a copy of."""
+    def describe_ancestors(self) -> list[Ancestor]:
+        """Return what is recorded of each run, under the name of the run that was copied."""
         return [
-            {**ancestor(one.folder, one.config, one.info), "run": name}
+            {**describe_ancestor(one.folder, one.config, one.info), "run": name}
             for name, one in zip(self.names, self.parents, strict=True)
         ]
 
-    def info(self, dataset: Dataset) -> CheckpointInfo:
-        """Of a checkpoint without tensors: these are the members' own."""
+    def make_checkpoint_info(self, dataset: Dataset) -> CheckpointInfo:
+        """Return the info of a checkpoint without tensors: the members have their own."""
         first = self.networks[0]
         return CheckpointInfo(
             0,
@@ -145,18 +154,18 @@ class _Joined:
             dataset.fingerprint,
         )
 
-    def started(self, config: RunConfig, dataset: Dataset) -> RunStarted:
+    def make_run_started(self, config: RunConfig, dataset: Dataset) -> RunStarted:
         strategies = [
             plan(one.config, network.stages)
             for one, network in zip(self.parents, self.networks, strict=True)
         ]
-        first, device = self.networks[0], choose_device("cpu", FINAL_PRECISION)
+        first_network, device = self.networks[0], choose_device("cpu", FINAL_PRECISION)
         return RunStarted(
             backbone=config.backbone,
             weights=config.starts_from,
-            weights_hash=first.weights_hash,
+            weights_hash=first_network.weights_hash,
             strategy=config.strategy,
-            stages=describe(strategies[0], first.stages),
+            stages=describe(strategies[0], first_network.stages),
             trainable_parameters=sum(
                 trainable_parameters(strategy, network.stages)
                 for strategy, network in zip(strategies, self.networks, strict=True)
@@ -166,8 +175,8 @@ class _Joined:
                 for strategy, network in zip(strategies, self.networks, strict=True)
             ),
             classes=list(dataset.classes),
-            counts=self._counts(dataset),
-            class_counts=self._class_counts(dataset),
+            counts=self._count_images(dataset),
+            class_counts=self._count_classes(dataset),
             fingerprint=dataset.fingerprint,
             findings=finding_rows(dataset),
             epochs=0,
@@ -176,28 +185,28 @@ class _Joined:
             device_label=device.label,
             precision=FINAL_PRECISION,
             cache=CacheReport("off", _NO_CACHE),
-            numerics=numerics(),
-            lineage=self._lineage(),
+            numerics=read_numerics(),
+            lineage=self._common_lineage(),
             averaged="ensemble",
         )
 
-    def _counts(self, dataset: Dataset) -> Counts:
+    def _count_images(self, dataset: Dataset) -> Counts:
         """Count the used training images, and those that all networks have predicted."""
         predicted = self.parents[0].predictions["split"].value_counts()
-        counts = Counts(train=len(self._training_rows(dataset)), val=int(predicted[VAL]))
+        counts = Counts(train=len(self._find_training_rows(dataset)), val=int(predicted[VAL]))
         return {**counts, "test": int(predicted[TEST])} if TEST in predicted else counts
 
-    def _class_counts(self, dataset: Dataset) -> ClassCounts:
+    def _count_classes(self, dataset: Dataset) -> ClassCounts:
         predicted = self.parents[0].predictions
         labels = {split: some.to_numpy() for split, some in predicted.groupby("split")["label"]}
-        labels[TRAIN] = dataset.table["label"].to_numpy()[self._training_rows(dataset)]
+        labels[TRAIN] = dataset.table["label"].to_numpy()[self._find_training_rows(dataset)]
         classes = len(dataset.classes)
         return {
             str(split): np.bincount(some, minlength=classes).tolist()
             for split, some in labels.items()
         }
 
-    def _training_rows(self, dataset: Dataset) -> np.ndarray:
+    def _find_training_rows(self, dataset: Dataset) -> np.ndarray:
         """Return the rows of the training images that at least one of the networks used."""
         table = dataset.table
         training, keys = np.flatnonzero(table["split"] == TRAIN), sample_keys(table["id"])
@@ -213,8 +222,8 @@ class _Joined:
         ]
         return np.unique(np.concatenate(used))
 
-    def _lineage(self) -> Lineage:
-        """The runs before theirs, where these are the same for all of them."""
+    def _common_lineage(self) -> Lineage:
+        """Return the runs before the members, where these are the same for all of them."""
         first, *others = [
             read_info(one.folder, START).lineage if one.config.earlier_run else []
             for one in self.parents

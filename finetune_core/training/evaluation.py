@@ -1,4 +1,7 @@
-"""What a network answers for a split, and the final evaluation: a run's best checkpoint, in fp32, as Predict and the exports compute."""
+"""Predictions of a network for a split, and the final evaluation.
+
+The final evaluation is of a run's best checkpoint in fp32, as Predict and the exports compute.
+"""
 
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -14,8 +17,8 @@ from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import TrainingError
 from finetune_core.training.device import Device
 from finetune_core.training.events import Event, Progress
-from finetune_core.training.exact_layers import exact_head
-from finetune_core.training.feeding import Forward, brought_back, pad_batch
+from finetune_core.training.exact_layers import use_exact_head
+from finetune_core.training.feeding import Forward, copy_to_processor, pad_batch
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
 from finetune_core.training.networks import best_network
@@ -27,13 +30,17 @@ from finetune_core.training.predictions import (
     predictions_precision,
     save_predictions,
 )
-from finetune_core.training.prepare import EVENT_SECONDS, exact_job
+from finetune_core.training.prepare import EVENT_SECONDS, make_exact_job
 from finetune_core.training.strategies import epochs_of
 
 
 @dataclass(frozen=True)
 class FinalEvaluation:
-    """The best epoch in fp32: accuracies 0…1, mean cross-entropy in nats; ``test_accuracy`` is None without a test split."""
+    """Results of the best epoch in fp32.
+
+    Accuracies are 0…1, the loss is the mean cross-entropy in nats. ``test_accuracy`` is None
+    without a test split.
+    """
 
     val_accuracy: float
     val_loss: float
@@ -43,15 +50,24 @@ class FinalEvaluation:
 
 @torch.no_grad()
 def logits_of(model: Forward, inputs: torch.Tensor, device: Device) -> np.ndarray:
-    """Float32 ``[n, classes]``: what a network in eval mode, or its tail, answers in the device's precision."""
-    return logits_in_parts(model, inputs, device, len(inputs))[0].cpu().numpy()
+    """Return the logits of a network in eval mode, or of its tail: float32 ``[n, classes]``.
+
+    They are computed in the device's precision.
+    """
+    return compute_logits_in_parts(model, inputs, device, len(inputs))[0].cpu().numpy()
 
 
 @torch.no_grad()
-def logits_in_parts(
+def compute_logits_in_parts(
     model: Forward, inputs: torch.Tensor, device: Device, size: int
 ) -> tuple[torch.Tensor, int]:
-    """The same, still on the device, at most ``size`` images at a time, fewer where memory runs out; and how many fitted."""
+    """Compute logits on the device, at most ``size`` images at a time.
+
+    Fewer go through where memory runs out.
+
+    Returns:
+        The logits, still on the device, and how many images fitted.
+    """
     with device.autocast():
         return run_in_parts(lambda images: model(device.take(images)).float(), inputs, size)
 
@@ -59,68 +75,83 @@ def logits_in_parts(
 def predict_splits(
     job: Job, splits: Sequence[str], phase: str, lost: LostImages, *, pad: bool = False
 ) -> Generator[Event, None, tuple[np.ndarray, np.ndarray]]:
-    """Rows int ``[n]`` and logits float32 ``[n, classes]`` of the splits' readable images, in the table's order within each; in the
-    run's precision, but the head in fp32. Ranks predict a share of them each, and all get all.
+    """Predict the readable images of some splits.
+
+    They are computed in the run's precision, but the head in fp32. Each rank predicts a share, and
+    all ranks get all.
 
     Args:
-        pad: compute batches of one size only, as the cached trunk's output is computed.
+        pad: Compute batches of one size only, as the cached trunk's output is computed.
+
+    Returns:
+        Rows int ``[n]``, in the table's order within each split, and logits float32 ``[n,
+        classes]``.
 
     Raises:
-        TrainingError: when none of a split's images can be read, or too many are lost.
+        TrainingError: If none of a split's images can be read, or too many are lost.
     """
     job.network.model.eval()
-    mine: list[tuple[np.ndarray, np.ndarray]] = []
-    reported, total = time.monotonic(), sum(len(job.rows[split]) for split in splits)
-    for rows, logits in brought_back(_answers(job, splits, pad), job.device):
-        if not job.ranks.several:  # else all report together, below
+    own: list[tuple[np.ndarray, np.ndarray]] = []
+    last_report, total = time.monotonic(), sum(len(job.rows[split]) for split in splits)
+    for rows, logits in copy_to_processor(_compute_batches(job, splits, pad), job.device):
+        # Several ranks report together, below.
+        if not job.ranks.several:
             yield from lost.report(job.lost)
         if len(rows):
-            mine.append((rows, logits.numpy()))
-        if time.monotonic() - reported >= EVENT_SECONDS:
-            reported = time.monotonic()
+            own.append((rows, logits.numpy()))
+        if time.monotonic() - last_report >= EVENT_SECONDS:
+            last_report = time.monotonic()
             yield Progress(
-                phase, min(total, job.ranks.world * sum(len(rows) for rows, _ in mine)), total
+                phase, min(total, job.ranks.world * sum(len(rows) for rows, _ in own)), total
             )
-    words = job.ranks.meet((mine, job.lost))
-    yield from lost.report({row: reason for _, gone in words for row, reason in gone.items()})
-    answers = _in_order(job, splits, [answer for found, _ in words for answer in found])
-    answered = np.concatenate([rows for rows, _ in answers]) if answers else np.empty(0, int)
+    gathered = job.ranks.meet((own, job.lost))
+    yield from lost.report(
+        {row: reason for _, reasons in gathered for row, reason in reasons.items()}
+    )
+    batches = _sort_batches(
+        job, splits, [batch for own_batches, _ in gathered for batch in own_batches]
+    )
+    predicted_rows = np.concatenate([rows for rows, _ in batches]) if batches else np.empty(0, int)
     for split in splits:
-        if not np.isin(job.rows[split], answered).any():
+        if not np.isin(job.rows[split], predicted_rows).any():
             raise TrainingError(
-                f"None of the {split} images can be read any more. Put them back and resume the run."
+                f"None of the {split} images can be read any more. Put them back and resume the "
+                "run."
             )
-    return answered, np.concatenate([logits for _, logits in answers])
+    return predicted_rows, np.concatenate([logits for _, logits in batches])
 
 
-def _in_order(
-    job: Job, splits: Sequence[str], answers: Sequence[tuple[np.ndarray, np.ndarray]]
+def _sort_batches(
+    job: Job, splits: Sequence[str], batches: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Batches of rows and logits of all ranks, as one rank alone would have come to them."""
+    """Sort the batches of all ranks as a single rank would have computed them."""
     order = {
-        int(row): place
-        for place, row in enumerate(np.concatenate([job.rows[split] for split in splits]))
+        int(row): position
+        for position, row in enumerate(np.concatenate([job.rows[split] for split in splits]))
     }
-    return sorted(answers, key=lambda answer: order[int(answer[0][0])])
+    return sorted(batches, key=lambda batch: order[int(batch[0][0])])
 
 
-def _answers(
+def _compute_batches(
     job: Job, splits: Sequence[str], pad: bool
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Rows and their logits, on the device, batch by batch; none of a batch whose images are all lost."""
+    """Yield rows and their logits on the device, batch by batch.
+
+    A batch whose images are all lost has no rows.
+    """
     size = job.evaluation_batch
     for split in splits:
         for rows, inputs in job.evaluation_inputs(split):
             logits = torch.empty(0)
             if len(rows):
-                given = pad_batch(inputs, size) if pad else inputs
-                with exact_head(job.network):
-                    logits, size = logits_in_parts(job.forward, given, job.device, size)
+                padded = pad_batch(inputs, size) if pad else inputs
+                with use_exact_head(job.network):
+                    logits, size = compute_logits_in_parts(job.forward, padded, job.device, size)
             yield rows, logits[: len(rows)]
 
 
-def predicted_table(job: Job, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
-    """The rows of a run's table of predictions (``prediction_table``)."""
+def make_prediction_table(job: Job, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
+    """Return rows of a run's table of predictions (``prediction_table``)."""
     table = job.dataset.table
     return prediction_table(
         table["id"].iloc[rows], table["split"].to_numpy()[rows], job.labels[rows], logits
@@ -130,49 +161,59 @@ def predicted_table(job: Job, rows: np.ndarray, logits: np.ndarray) -> pd.DataFr
 def evaluate_best(
     job: Job, run_dir: Path, lost: LostImages
 ) -> Generator[Event, None, FinalEvaluation]:
-    """Evaluate the best checkpoint in fp32 on the validation and test images; ``predictions.parquet`` then holds just that.
+    """Evaluate the best checkpoint in fp32 on the validation and test images.
 
-    Which epoch is the best was decided by the live numbers, which may be in bf16. Where those are in fp32, the validation
-    images' predictions are exact already and are kept. Nothing of ``job`` changes, so a run that is stopped or killed in here
-    resumes here.
+    ``predictions.parquet`` then holds just these predictions. The best epoch was chosen by the
+    numbers of the run while it trained, which may be in bf16. Where those are in fp32, the
+    validation images' predictions are exact already and are kept. Nothing of ``job`` changes, so a
+    run that is stopped or killed in here resumes here.
 
     Raises:
-        FinetuneError: when the checkpoint or too many of the images cannot be read.
+        FinetuneError: If the checkpoint or too many of the images cannot be read.
     """
-    began, kept, epochs = time.monotonic(), pd.DataFrame(), epochs_of(job.config)
-    job.ranks.meet(None)  # what the first one has written can be read
-    if epochs:  # else none has left any predictions
-        kept = load_predictions(run_dir, len(job.dataset.classes))
-        kept = kept[kept["split"] == VAL]
+    start_time, table, epochs = time.monotonic(), pd.DataFrame(), epochs_of(job.config)
+    # Now what rank 0 has written can be read.
+    job.ranks.meet(None)
+    # A run without epochs has left no predictions.
+    if epochs:
+        table = load_predictions(run_dir, len(job.dataset.classes))
+        table = table[table["split"] == VAL]
     splits = [VAL] if not epochs or predictions_precision(run_dir) != FINAL_PRECISION else []
     splits += [TEST] if len(job.rows[TEST]) else []
     if splits:
         yield Progress("evaluate", 0, sum(len(job.rows[split]) for split in splits))
         network, _ = best_network(job.config, run_dir)
-        exact = yield from exact_job(job, network, splits)
-        gone = np.setdiff1d(
+        exact = yield from make_exact_job(job, network, splits)
+        unreadable = np.setdiff1d(
             np.concatenate([job.rows[split] for split in splits]),
             np.concatenate([exact.rows[s] for s in splits]),
         )
         yield from lost.report(
-            {int(row): f"{job.dataset.table['id'].iloc[row]} cannot be read" for row in gone}
+            {int(row): f"{job.dataset.table['id'].iloc[row]} cannot be read" for row in unreadable}
         )
-        table = predicted_table(
+        evaluated = make_prediction_table(
             exact, *(yield from predict_splits(exact, splits, "evaluate", lost))
         )
-        kept = table if VAL in splits else pd.concat([kept, table], ignore_index=True)
+        table = evaluated if VAL in splits else pd.concat([table, evaluated], ignore_index=True)
         if job.ranks.leads:
-            save_predictions(run_dir, kept, FINAL_PRECISION)
-    return final_evaluation(kept, time.monotonic() - began)
+            save_predictions(run_dir, table, FINAL_PRECISION)
+    return evaluate_table(table, time.monotonic() - start_time)
 
 
-def final_evaluation(table: pd.DataFrame, seconds: float) -> FinalEvaluation:
-    """What a table of predictions in fp32 is worth, and the time that they took."""
+def evaluate_table(table: pd.DataFrame, seconds: float) -> FinalEvaluation:
+    """Evaluate a table of predictions in fp32.
+
+    Args:
+        seconds: Time that the predictions took.
+    """
     logits, labels = np.stack(table["logits"].tolist()), table["label"].to_numpy()
-    right, val = logits.argmax(1) == labels, (table["split"] == VAL).to_numpy()
+    is_correct, is_val = logits.argmax(1) == labels, (table["split"] == VAL).to_numpy()
     loss = cross_entropy(
-        torch.from_numpy(logits[val]).double(), torch.from_numpy(labels[val])
+        torch.from_numpy(logits[is_val]).double(), torch.from_numpy(labels[is_val])
     ).item()
     return FinalEvaluation(
-        float(right[val].mean()), loss, float(right[~val].mean()) if (~val).any() else None, seconds
+        float(is_correct[is_val].mean()),
+        loss,
+        float(is_correct[~is_val].mean()) if (~is_val).any() else None,
+        seconds,
     )

@@ -1,7 +1,7 @@
-"""What a run says while it goes on: small frozen records of plain scalars, each one line of ``events.jsonl``.
+"""Events of a run: small frozen records of plain scalars, each one line of ``events.jsonl``.
 
-The types are also what a line is validated against when it is read back (``read_event``): every number, text and list is bounded.
-A field that was added later has a default, so that older runs can be read.
+A line that is read back is validated against the same types (``read_event``), so every number, text
+and list is bounded. A field that was added later has a default, so that older runs can be read.
 """
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
@@ -18,13 +18,13 @@ LONGEST_LINE = 2**24  # bytes
 Row = dict[str, Any]
 
 
-def _known_phase(phase: str) -> str:
+def _check_phase(phase: str) -> str:
     if phase not in PHASE_WORDS:
         raise ValueError("is no phase of a run")
     return phase
 
 
-def _unique(names: list[str]) -> list[str]:
+def _check_unique(names: list[str]) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError("holds the same name twice")
     return names
@@ -34,7 +34,7 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Epoch = Annotated[int, Field(ge=1, le=10_000)]
 Epochs = Annotated[int, Field(ge=0, le=10_000)]
 Positive = Annotated[int, Field(ge=1, le=2**53)]
-Number = Annotated[float, Field(ge=-1e40, le=1e40)]  # float32 goes to 3.4e38
+Number = Annotated[float, Field(ge=-1e40, le=1e40)]  # float32 reaches 3.4e38
 Length = Annotated[float, Field(ge=0, le=1e40)]
 Loss = Annotated[float, Field(ge=0, le=1e40)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,16 +43,18 @@ Moment = Annotated[float, Field(ge=0, le=1e11)]  # seconds since 1970
 Name = Annotated[str, Field(max_length=10_000)]
 Text = Annotated[str, Field(max_length=100_000)]
 Texts = Annotated[list[Text], Field(max_length=1000)]
-Phase = Annotated[str, Field(max_length=100), AfterValidator(_known_phase)]
+Phase = Annotated[str, Field(max_length=100), AfterValidator(_check_phase)]
 ClassCounts = Annotated[
     dict[Name, Annotated[list[Count], Field(max_length=100_000)]],
     Field(max_length=3),
 ]
-Classes = Annotated[list[Name], Field(min_length=1, max_length=100_000), AfterValidator(_unique)]
+Classes = Annotated[
+    list[Name], Field(min_length=1, max_length=100_000), AfterValidator(_check_unique)
+]
 
 
 class Counts(TypedDict):
-    """Images by split."""
+    """Number of images by split."""
 
     train: Positive
     val: Positive
@@ -60,7 +62,7 @@ class Counts(TypedDict):
 
 
 class StageRow(TypedDict):
-    """One stage: whether and how it trains."""
+    """One stage: whether it trains and how."""
 
     name: Name
     parameters: Count
@@ -72,7 +74,7 @@ class StageRow(TypedDict):
 
 
 class FindingRow(TypedDict):
-    """One finding of the data set."""
+    """One finding about the data set."""
 
     kind: NotRequired[Name]
     severity: Name
@@ -81,7 +83,7 @@ class FindingRow(TypedDict):
 
 
 class Expected(TypedDict):
-    """A forecast; ``device_bytes`` where a GPU trains."""
+    """A forecast. ``device_bytes`` is given where a GPU trains."""
 
     seconds: Seconds
     epoch_seconds: Seconds
@@ -91,14 +93,17 @@ class Expected(TypedDict):
 
 
 class Numerics(TypedDict):
-    """What decides beside the precision how an NVIDIA GPU computes: whether fp32 may be TF32, and whether cuDNN times its algorithms."""
+    """Settings beside the precision that decide how an NVIDIA GPU computes.
+
+    ``tf32``: whether fp32 may be TF32. ``cudnn_benchmark``: whether cuDNN times its algorithms.
+    """
 
     tf32: bool
     cudnn_benchmark: bool
 
 
 class StageMeasure(TypedDict):
-    """What was measured of a stage in a step (``movement.py``)."""
+    """Measurements of one stage in one step (``movement.py``)."""
 
     learning_rate: Length
     gradient_norm: Length
@@ -106,14 +111,17 @@ class StageMeasure(TypedDict):
 
 
 class EpochScores(TypedDict):
-    """Of an epoch, beside loss and accuracy."""
+    """Metrics of an epoch beside loss and accuracy."""
 
     balanced_accuracy: NotRequired[Share]
     macro_f1: NotRequired[Share]
 
 
 class Candidate(TypedDict):
-    """A value that was tried on held-out training images: mean cross-entropy in nats, and accuracy."""
+    """A value tried on held-out training images.
+
+    ``loss`` is the mean cross-entropy in nats.
+    """
 
     value: Length
     loss: Loss
@@ -121,10 +129,15 @@ class Candidate(TypedDict):
 
 
 class Ancestor(TypedDict):
-    """A run that another one starts from, or that it averages, as it was then.
+    """A run that another one starts from or averages, as it was at that time.
 
-    ``backbone``: not recorded by earlier versions. ``data``: the last part of its path. ``epoch``: the best one, 0 where it has none. ``accuracy``: of that on the validation images, 0…1,
-    where its predictions could be read. ``weights``: what it started from itself.
+    Attributes:
+        backbone: Not recorded by earlier versions.
+        data: The last part of the data set's path.
+        epoch: The best epoch. 0 in a run without epochs.
+        accuracy: Accuracy of that epoch on the validation images, 0…1, if its predictions could be
+            read.
+        weights: What the run started from itself.
     """
 
     run: Name
@@ -137,7 +150,12 @@ class Ancestor(TypedDict):
 
 
 class Ingredient(TypedDict):
-    """A network that was tried in a greedy soup: ``accuracy``, 0…1, on the validation images of the soup with it, and whether it stayed."""
+    """A network tried in a greedy soup.
+
+    Attributes:
+        accuracy: Accuracy of the soup with this network on the validation images, 0…1.
+        kept: Whether the network stayed in the soup.
+    """
 
     run: Name
     accuracy: Share
@@ -145,7 +163,10 @@ class Ingredient(TypedDict):
 
 
 class Mixture(TypedDict):
-    """A point between two networks, 0 the first and 1 the second: accuracy 0…1 and mean cross-entropy in nats."""
+    """A point on the line between two networks, from 0 (the first) to 1 (the second).
+
+    ``accuracy`` is 0…1, ``loss`` the mean cross-entropy in nats.
+    """
 
     coefficient: Share
     accuracy: Share
@@ -153,7 +174,12 @@ class Mixture(TypedDict):
 
 
 class ShiftedCurve(TypedDict):
-    """The same points on ``images`` of another data set, named by its folder or manifest; ``problem`` says why there are none."""
+    """Points between two networks, evaluated on ``images`` images of another data set.
+
+    Attributes:
+        data: Folder or manifest of the data set.
+        problem: Why there are no points. Empty where there are.
+    """
 
     data: Text
     images: Count
@@ -167,16 +193,19 @@ StageMeasures = Annotated[dict[Name, StageMeasure], Field(max_length=1000)]
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What a run's cache did.
+    """Use of the activation cache by a run.
 
     Attributes:
-        where: ``memory``, ``disk``, or ``off``; then ``reason`` says why.
-        views: augmented versions of a training image; 0 without augmentation or with a fresh one each epoch.
-        rows, bytes: activations that the run uses.
-        found: how many of them were there before.
-        trunk_seconds: spent on the others.
-        seconds_per_row: what one takes; None where it was never measured.
-        compilation: whether the frozen stages were compiled, or why not, in words; empty where nothing was computed.
+        where: ``memory``, ``disk``, or ``off`` for the reason in ``reason``.
+        views: Augmented versions of a training image. 0 without augmentation, or with a fresh one
+            each epoch.
+        rows: Number of activations that the run uses.
+        bytes: Size of these activations.
+        found: How many of them were cached before.
+        trunk_seconds: Time spent on computing the others.
+        seconds_per_row: Time to compute one. None where it was never measured.
+        compilation: Whether the frozen stages were compiled, or why not, as text. Empty where
+            nothing was computed.
     """
 
     where: Literal["memory", "disk", "off"]
@@ -192,19 +221,22 @@ class CacheReport:
 
 @dataclass(frozen=True)
 class Event:
-    """Base of all events."""
+    """Base class of all events."""
 
     def to_json(self) -> dict[str, Any]:
-        """The event as a JSON object whose ``event`` names its kind."""
+        """Return the event as a JSON object whose ``event`` names its kind."""
         return {"event": type(self).__name__, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """Work before, between and after the epochs: ``done`` of ``total`` (0 when not known) units of ``phase``.
+    """Progress of work before, between and after the epochs.
 
     Attributes:
-        stage: the first of the frozen stages that images go through now; empty where they go through none.
+        done: Units of ``phase`` that are done.
+        total: Units in all. 0 if not known.
+        stage: First of the frozen stages that images go through now. Empty where they go through
+            none.
     """
 
     phase: Phase
@@ -217,24 +249,31 @@ class Progress(Event):
 class RunStarted(Event):
     """Everything that is known before the first step.
 
+    For an ensemble, ``stages`` are those of its first network, and the parameters are counted over
+    all its networks.
+
     Attributes:
-        counts: images by split.
-        class_counts: images of each class, by split; empty in runs of earlier versions.
-        stages: one object per stage: ``name, parameters, trains, rate, thaw_epoch``, input to head.
-        epochs, steps_per_epoch: 0 where the head is fitted in one go, or other runs are averaged, instead.
-        findings: one object per finding of the data set: ``kind, severity, count, message``.
-        fingerprint: of the images, their labels and splits.
-        weights_hash: of the backbone before training.
-        cache: what the activation cache did.
-        decode_seconds, decoded: spent on reading images that no run had read before, and how many.
-        forecast: the ``seconds, epoch_seconds, memory_bytes, device_bytes, cache_bytes`` that were expected; None where nothing was known.
-        numerics: ``tf32, cudnn_benchmark``; None in runs of earlier versions.
-        lineage: the run that it starts from, the one which that started from, and so on; none where it starts from other weights.
-        head_kept: whether it starts with the head of that run, too.
-        averaged: how it averages other runs; None in others, and in those of earlier versions. Of an ensemble, ``stages`` are those of
-            its first network, and the parameters are counted over all of them.
-        ranks: how many processes train it together, each on a device of its own.
-        batchnorm: ``per_rank`` where several do, and BatchNorm trains: on the statistics of each rank's share of a batch; else empty.
+        counts: Number of images by split.
+        class_counts: Number of images of each class, by split. Empty in runs of earlier versions.
+        stages: One object per stage, input to head: ``name, parameters, trains, rate, thaw_epoch``.
+        epochs: 0 where the head is fitted in one go, or other runs are averaged.
+        steps_per_epoch: 0 where ``epochs`` is.
+        findings: One object per finding about the data set: ``kind, severity, count, message``.
+        fingerprint: Hash of the images, their labels and splits.
+        weights_hash: Hash of the backbone before training.
+        cache: Use of the activation cache.
+        decode_seconds: Time spent on reading images that no run had read before.
+        decoded: How many images these were.
+        forecast: The expected ``seconds, epoch_seconds, memory_bytes, device_bytes, cache_bytes``.
+            None where nothing was known.
+        numerics: ``tf32, cudnn_benchmark``. None in runs of earlier versions.
+        lineage: The run this one starts from, the run that one started from, and so on. Empty where
+            it starts from other weights.
+        head_kept: Whether it starts with the head of that run, too.
+        averaged: How it averages other runs. None in other runs, and in runs of earlier versions.
+        ranks: How many processes train it together, each on a device of its own.
+        batchnorm: ``per_rank`` where several ranks train BatchNorm, each on the statistics of its
+            share of a batch. Otherwise empty.
     """
 
     backbone: Name
@@ -268,7 +307,7 @@ class RunStarted(Event):
 
 @dataclass(frozen=True)
 class RunReopened(Event):
-    """A run that had ended, or was cut off, waits to go on."""
+    """A run that had ended, or was cut off, is waiting to go on."""
 
 
 @dataclass(frozen=True)
@@ -276,10 +315,12 @@ class RunPlaced(Event):
     """A task on some machine begins to train the run, or to go on with it.
 
     Attributes:
-        host: the machine.
-        task: the same where it is tried again.
-        moved_from: then, the machine whose process that had the run is gone; empty at the first try.
-        gpus, cores: that the run has to itself there; 0 and 0 where that is not known.
+        host: The machine.
+        task: Name of the task. It stays the same when the task is tried again.
+        moved_from: After a retry, the machine whose process had the run and is gone. Empty at the
+            first try.
+        gpus: GPUs that the run has to itself there. 0 if not known.
+        cores: Cores that the run has to itself there. 0 if not known.
     """
 
     host: Name
@@ -291,7 +332,7 @@ class RunPlaced(Event):
 
 @dataclass(frozen=True)
 class RunResumed(Event):
-    """A run goes on after ``step`` steps of ``epoch``; events of later ones are reported again."""
+    """A run goes on after ``step`` steps of ``epoch``. Later events are reported again."""
 
     epoch: Epoch
     step: Count
@@ -307,7 +348,10 @@ class ImagesSkipped(Event):
 
 @dataclass(frozen=True)
 class ImagesLost(Event):
-    """Images that could be read when the run began, but no longer: left out from here on. ``count`` of them so far."""
+    """Images that were readable when the run began and no longer are.
+
+    They are left out from here on. ``count`` is how many there are so far.
+    """
 
     count: Count
     examples: Texts
@@ -315,7 +359,10 @@ class ImagesLost(Event):
 
 @dataclass(frozen=True)
 class MemoryShort(Event):
-    """A step's images did not fit into memory at once: ``micro_batch`` of them went through at a time, to the same effect."""
+    """A step whose images did not fit into memory at once.
+
+    ``micro_batch`` images went through at a time, to the same effect.
+    """
 
     epoch: Epoch
     step: Count
@@ -327,16 +374,20 @@ class StepEnded(Event):
     """One optimizer step.
 
     Attributes:
-        epoch, step: counted from 1; ``step`` within the epoch.
-        loss: of this batch.
-        epoch_loss, epoch_accuracy: over the epoch so far.
-        images: seen so far in the whole run.
-        seconds: since the first step began.
-        gradient_norm: length of the gradient of all that trains, before clipping.
-        micro_batch: images that went through the network at a time.
-        stages: ``learning_rate, gradient_norm, update`` by stage, in the few steps where they are measured (``movement.py``).
-        skipped: whether the gradient overflowed in fp16, so that nothing has changed; its norm is given as 0 then.
-        loss_scale: after the step; 0 where the loss is not scaled.
+        epoch: Counted from 1.
+        step: Counted from 1 within the epoch.
+        loss: Loss of this batch.
+        epoch_loss: Mean loss over the epoch so far.
+        epoch_accuracy: Accuracy over the epoch so far.
+        images: Images seen so far in the whole run.
+        seconds: Time since the first step began.
+        gradient_norm: Norm of the gradient of all trained parameters, before clipping.
+        micro_batch: Images that went through the network at a time.
+        stages: ``learning_rate, gradient_norm, update`` by stage, in the few steps where they are
+            measured (``movement.py``).
+        skipped: Whether the gradient overflowed in fp16, so that nothing has changed. Its norm is
+            given as 0 then.
+        loss_scale: Loss scale after the step. 0 where the loss is not scaled.
     """
 
     epoch: Epoch
@@ -356,16 +407,18 @@ class StepEnded(Event):
 
 @dataclass(frozen=True)
 class EpochEnded(Event):
-    """One epoch with its validation, both in the run's own precision.
+    """One epoch and its validation, both in the run's own precision.
 
     Attributes:
-        seconds: since the first step began.
-        memory_bytes: the most that the run's own tensors have taken of the program's memory (``footprint.py``).
-        device_bytes: the most that it has taken of a GPU's, which ``memory_bytes`` leaves out; None where the processor trains, and in
-            runs of earlier versions.
-        train_scores, val_scores: ``balanced_accuracy`` and ``macro_f1``.
-        stages: as in StepEnded, the last that was measured.
-        skipped_steps: those whose gradient overflowed in fp16.
+        seconds: Time since the first step began.
+        memory_bytes: Largest amount of the program's memory that the run's own tensors have taken
+            (``footprint.py``).
+        device_bytes: Largest amount of a GPU's memory that the run has taken. ``memory_bytes``
+            leaves it out. None where the processor trains, and in runs of earlier versions.
+        train_scores: ``balanced_accuracy`` and ``macro_f1`` on the training images.
+        val_scores: The two metrics on the validation images.
+        stages: The last measurements of the stages, as in StepEnded.
+        skipped_steps: Steps whose gradient overflowed in fp16.
     """
 
     epoch: Epoch
@@ -386,19 +439,24 @@ class EpochEnded(Event):
 
 @dataclass(frozen=True)
 class HeadFitted(Event):
-    """The head of a run without epochs is fitted to the frozen features of the training images.
+    """Fit of the head of a run without epochs to the frozen features of the training images.
 
     Attributes:
-        images, features: how many training images, and features of each.
-        parameter: what was chosen by cross-validation within them: ``C``, the inverse of the L2 penalty, of a linear probe; ``scale`` of the
-            logits of prototypes; ``k`` of nearest neighbours, which is not chosen.
-        chosen: its value.
-        candidates: the values that were tried, with their scores on held-out images.
-        chosen_on, folds: images that it was chosen on, none where nothing is; and parts they were divided into, none where there were
-            too few images.
-        train_loss, train_accuracy: on the training images themselves; of nearest neighbours without each image's own vote.
-        seconds: for the fit, the choice included.
-        memory_bytes, device_bytes: as in EpochEnded.
+        images: Number of training images.
+        features: Number of features of each image.
+        parameter: Name of the value chosen by cross-validation within the training images: ``C``,
+            the inverse of the L2 penalty, of a linear probe; ``scale`` of the logits of prototypes;
+            ``k`` of nearest neighbours, which is fixed.
+        chosen: The chosen value.
+        candidates: Values that were tried, with their scores on held-out images.
+        chosen_on: Number of images it was chosen on. 0 where nothing is chosen.
+        folds: Number of folds they were divided into. 0 where there were too few images.
+        train_loss: Loss on the training images themselves. Nearest neighbours leave each image's
+            own vote out.
+        train_accuracy: Accuracy on the training images, likewise.
+        seconds: Time of the fit, the choice included.
+        memory_bytes: As in EpochEnded.
+        device_bytes: As in EpochEnded.
     """
 
     images: Positive
@@ -420,12 +478,12 @@ class HeadInitialized(Event):
     """A linear probe has become the head that a run with epochs begins with.
 
     Attributes:
-        images: how many training images it was fitted to.
-        features: how many features of each.
-        c: the inverse of its L2 penalty.
-        train_loss: mean cross-entropy of the training images themselves, in nats.
-        train_accuracy: of the same images.
-        seconds: for features, cross-validation and fit.
+        images: Number of training images it was fitted to.
+        features: Number of features of each image.
+        c: Inverse of its L2 penalty.
+        train_loss: Mean cross-entropy on the training images themselves, in nats.
+        train_accuracy: Accuracy on the same images.
+        seconds: Time for features, cross-validation and fit.
     """
 
     images: Positive
@@ -438,18 +496,23 @@ class HeadInitialized(Event):
 
 @dataclass(frozen=True)
 class WeightsAveraged(Event):
-    """The weights of a run without epochs, or, of an ensemble, its predictions, are averaged from those of other runs.
+    """Average of other runs' weights, or of an ensemble's predictions, in a run without epochs.
 
     Attributes:
-        how: as in the config.
-        parents: the runs that they are from.
-        ingredients: of a greedy soup: in the order in which they were tried, the best network first.
-        curve: of WiSE-FT: from what the run started from, with its linear probe, to the run's own best network.
-        coefficient: of WiSE-FT: the one that was chosen on the validation images: the first of the most accurate.
-        shifted: of WiSE-FT: on a sample of each of the other data sets that the run had predicted; nothing is chosen by it.
-        batchnorm_layers: whose statistics were recomputed on the training images; 0 where the network kept is nobody's average.
-        seconds: for all of it.
-        memory_bytes, device_bytes: as in EpochEnded.
+        how: As in the config.
+        parents: The averaged runs.
+        ingredients: Greedy soup: networks in the order in which they were tried, the best first.
+        curve: WiSE-FT: points from the run's start with its linear probe to the run's own best
+            network.
+        coefficient: WiSE-FT: the coefficient chosen on the validation images, the first of the most
+            accurate.
+        shifted: WiSE-FT: curves on a sample of each of the other data sets that the run had
+            predicted. Nothing is chosen by them.
+        batchnorm_layers: Number of layers whose statistics were recomputed on the training images.
+            0 where the network that is kept is not an average.
+        seconds: Total time.
+        memory_bytes: As in EpochEnded.
+        device_bytes: As in EpochEnded.
     """
 
     how: How
@@ -466,7 +529,7 @@ class WeightsAveraged(Event):
 
 @dataclass(frozen=True)
 class CheckpointSaved(Event):
-    """``last`` or ``best`` is on disk; ``epoch`` is 0 in a run without epochs."""
+    """The checkpoint ``last`` or ``best`` is on disk. ``epoch`` is 0 in a run without epochs."""
 
     name: Name
     epoch: Count
@@ -474,17 +537,22 @@ class CheckpointSaved(Event):
 
 @dataclass(frozen=True)
 class RunFinished(Event):
-    """The end that was wanted.
+    """End of a run that was not stopped.
 
     Attributes:
-        epochs, best_epoch: 0 in a run without epochs.
-        best_epoch: by the accuracies in ``EpochEnded``, which are in the run's own precision.
-        val_accuracy, val_loss: of the best epoch, whose weights are kept, evaluated in ``evaluation_precision``.
-        test_accuracy: of the same weights in the same precision; None without a test split.
-        seconds: all of it, decoding and evaluation included.
-        frozen_tensors: how many were compared, bit for bit, with the pretrained ones.
-        evaluation_seconds: of that evaluation.
-        evaluation_precision: ``fp32``; None in runs of earlier versions, which were evaluated in their own.
+        epochs: 0 in a run without epochs.
+        best_epoch: Best epoch by the accuracies in ``EpochEnded``, which are in the run's own
+            precision. 0 in a run without epochs.
+        val_accuracy: Accuracy of the best epoch, whose weights are kept, in
+            ``evaluation_precision``.
+        val_loss: Loss of the same weights in the same precision.
+        test_accuracy: Test accuracy of the same weights in the same precision. None without a test
+            split.
+        seconds: Total time, decoding and evaluation included.
+        frozen_tensors: How many tensors were compared, bit for bit, with the pretrained ones.
+        evaluation_seconds: Time of that evaluation.
+        evaluation_precision: ``fp32``. None in runs of earlier versions, which were evaluated in
+            their own precision.
     """
 
     epochs: Epochs
@@ -500,7 +568,10 @@ class RunFinished(Event):
 
 @dataclass(frozen=True)
 class RunStopped(Event):
-    """A person stopped it, or paused it. ``best_epoch`` is 0 when no epoch had ended: then there is nothing to evaluate."""
+    """A person stopped or paused the run.
+
+    ``best_epoch`` is 0 when no epoch had ended. Then there is nothing to evaluate.
+    """
 
     epoch: Count
     best_epoch: Count
@@ -510,11 +581,11 @@ class RunStopped(Event):
 
 @dataclass(frozen=True)
 class RunFailed(Event):
-    """It could not go on.
+    """The run could not go on.
 
     Attributes:
-        message: why, in words.
-        traceback: of a bug; empty where the reason is one that the user can fix.
+        message: The reason, as text.
+        traceback: Traceback of a bug. Empty where the user can fix the reason.
     """
 
     message: Text
@@ -524,8 +595,8 @@ class RunFailed(Event):
 END_EVENTS = (RunFinished, RunStopped, RunFailed)
 
 
-def _row_type(event: type[Event]) -> type:
-    """The event as it is written: with its kind, and when it happened."""
+def _make_row_type(event: type[Event]) -> type:
+    """Return the type of an event as it is written, with its kind and its time."""
     added: list[tuple[str, Any] | tuple[str, Any, Any]] = [
         ("event", Literal[event.__name__]),
         ("at", Moment, 0.0),
@@ -534,7 +605,7 @@ def _row_type(event: type[Event]) -> type:
 
 
 EVENTS = tuple(Event.__subclasses__())
-_ROWS: Any = Union[tuple(map(_row_type, EVENTS))]  # noqa: UP007  built
+_ROWS: Any = Union[tuple(map(_make_row_type, EVENTS))]  # noqa: UP007  built
 _RECORDS = {
     event.__name__: [one.name for one in fields(event) if is_dataclass(one.type)]
     for event in EVENTS
@@ -543,10 +614,12 @@ _LINE: TypeAdapter[Event] = TypeAdapter(Annotated[_ROWS, Field(discriminator="ev
 
 
 def read_event(line: bytes) -> Row:
-    """One line of ``events.jsonl`` as a plain object: ``event`` names its kind, ``at`` is when; what an older run lacks is filled in.
+    """Parse one line of ``events.jsonl`` into a plain object.
+
+    ``event`` names its kind, ``at`` is its time. Fields that an older run lacks are filled in.
 
     Raises:
-        ValueError: when it is no event.
+        ValueError: If the line is no event.
     """
     row = dict(vars(_LINE.validate_json(line, strict=True)))
     for name in _RECORDS[row["event"]]:
@@ -555,5 +628,5 @@ def read_event(line: bytes) -> Row:
 
 
 def event_of(row: Row) -> Event:
-    """The event that ``read_event`` has read."""
+    """Return the event of an object that ``read_event`` has returned."""
     return _LINE.validate_python(row)

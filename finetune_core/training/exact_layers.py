@@ -21,30 +21,38 @@ def keep_depthwise_exact(strategy: Strategy, stages: Sequence[Stage], model: nn.
         for path in () if plan.frozen else stage.modules:
             for module in model.get_submodule(path).modules():
                 if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
-                    # of this one, not of its class
-                    vars(module)["forward"] = _without_autocast(module.forward)
+                    # Of this module, not of its class.
+                    vars(module)["forward"] = _disable_autocast(module.forward)
 
 
 @contextmanager
-def exact_head(network: Network) -> Iterator[None]:
-    """Within: a network, and each part of it, computes its head in fp32. Logits in bf16 are multiples of 1/16 from 8 to 16, so classes tie."""
+def use_exact_head(network: Network) -> Iterator[None]:
+    """Compute the head in fp32 within the block, in the network and each part of it.
+
+    Logits in bf16 are multiples of 1/16 from 8 to 16, so classes tie.
+    """
     with ExitStack() as stack:
         for head in network.head_layers:
-            stack.enter_context(_forward(head, _without_autocast(head.forward)))
+            stack.enter_context(_replace_forward(head, _disable_autocast(head.forward)))
         yield
 
 
 @contextmanager
-def without_head(network: Network) -> Iterator[None]:
-    """Within: a network of one head, and each part of it, yields what goes into that head: features ``[n, d]``."""
+def bypass_head(network: Network) -> Iterator[None]:
+    """Make a network of one head output that head's inputs within the block.
+
+    These are features ``[n, d]``. Each part of the network does so, too.
+    """
     (head,) = network.head_layers
-    with _forward(head, lambda inputs: inputs):
+    with _replace_forward(head, lambda inputs: inputs):
         yield
 
 
 @contextmanager
-def _forward(module: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Within: this one module, not its class, computes that."""
+def _replace_forward(
+    module: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """Replace the forward pass of this one module, not of its class, within the block."""
     before = vars(module).get("forward")
     vars(module)["forward"] = forward
     try:
@@ -55,7 +63,7 @@ def _forward(module: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor])
             vars(module)["forward"] = before
 
 
-def _without_autocast(
+def _disable_autocast(
     forward: Callable[[torch.Tensor], torch.Tensor],
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     def exact(inputs: torch.Tensor) -> torch.Tensor:

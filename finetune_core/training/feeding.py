@@ -1,4 +1,4 @@
-"""Rows on their way through a network: loaded ahead of time, sent to the device, computed, and brought back."""
+"""Rows on their way through a network: loaded ahead, sent to the device, computed, brought back."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,24 +6,28 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from finetune_core.training.batches import in_order, prefetched
+from finetune_core.training.batches import in_order, prefetch
 from finetune_core.training.device import Device
 from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.transfers import Arrival, Transfers
 
-_BATCH = 32  # images: with more of them a processor gains nothing
-_BATCH_ON_CUDA = 256  # with fewer, much of a large GPU has nothing to do
+# Images. With more of them a processor gains nothing.
+_BATCH = 32
+# With fewer, much of a large GPU is idle.
+_BATCH_ON_CUDA = 256
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Feed:
-    """What goes into a network, by row.
+    """Inputs of a network, by row.
 
     Attributes:
-        load: rows -> what is sent to the device; in another thread, ahead of time.
-        finish: (what was loaded, on the device; its rows) -> what the network takes.
+        load: Function of rows that returns what is sent to the device. It runs in another thread,
+            ahead of time.
+        finish: Function of (what was loaded, on the device; its rows) that returns the network's
+            input.
     """
 
     load: Callable[[np.ndarray], torch.Tensor]
@@ -31,7 +35,7 @@ class Feed:
 
 
 def forward_batch(device: Device) -> int:
-    """Images that go through a network at a time where nothing trains."""
+    """Return how many images go through a network at a time where nothing trains."""
     return _BATCH_ON_CUDA if device.kind == "cuda" else _BATCH
 
 
@@ -40,19 +44,22 @@ def arriving(
     batches: Sequence[np.ndarray],
     device: Device,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """What ``load`` gives for each batch, its tensor on the device; made, and sent, while the batches before are used.
+    """Yield what ``load`` returns for each batch, with its tensor on the device.
+
+    It is loaded and sent while the batches before are used.
 
     Raises:
-        TrainingError: when memory does not even hold a batch by itself.
+        TrainingError: If memory does not even hold a batch by itself.
     """
     transfers = Transfers(device.torch_device)
 
-    def begun(rows: np.ndarray) -> tuple[np.ndarray, Arrival]:
+    def send(rows: np.ndarray) -> tuple[np.ndarray, Arrival]:
         left, loaded = load(rows)
         return left, transfers.to_device(loaded)
 
-    # On a processor, making a second batch takes memory and gains nothing: both use the same cores.
-    for _, (left, arrival) in prefetched(begun, batches, ahead=2 if device.is_gpu else 1):
+    # On a processor, preparing a second batch takes memory and gains nothing: both use the same
+    # cores.
+    for _, (left, arrival) in prefetch(send, batches, ahead=2 if device.is_gpu else 1):
         yield left, arrival()
         transfers.keep_up()
 
@@ -65,16 +72,16 @@ def pad_batch(inputs: torch.Tensor, size: int) -> torch.Tensor:
     """
     if len(inputs) >= size:
         return inputs
-    nhwc = inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last)
-    whole = torch.empty(
+    is_nhwc = inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last)
+    padded = torch.empty(
         (size, *inputs.shape[1:]),
         dtype=inputs.dtype,
         device=inputs.device,
-        memory_format=torch.channels_last if nhwc else torch.contiguous_format,
+        memory_format=torch.channels_last if is_nhwc else torch.contiguous_format,
     )
-    whole[: len(inputs)] = inputs
-    whole[len(inputs) :] = inputs[-1]
-    return whole
+    padded[: len(inputs)] = inputs
+    padded[len(inputs) :] = inputs[-1]
+    return padded
 
 
 def outputs(
@@ -83,20 +90,20 @@ def outputs(
     """Compute the network's output for rows, batch by batch.
 
     Args:
-        pad: compute batches of one size only, unless memory runs out.
+        pad: Compute batches of one size only, unless memory runs out.
 
     Yields:
         Positions in ``rows``, and the output for them in the processor's memory.
     """
-    return brought_back(_computed(forward, device, rows, feed, pad), device)
+    return copy_to_processor(_compute_batches(forward, device, rows, feed, pad), device)
 
 
-def _computed(
+def _compute_batches(
     forward: Forward, device: Device, rows: np.ndarray, feed: Feed, pad: bool
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     position, size = 0, forward_batch(device)
     for batch, loaded in arriving(
-        lambda some: (some, feed.load(some)), in_order(rows, size), device
+        lambda batch_rows: (batch_rows, feed.load(batch_rows)), in_order(rows, size), device
     ):
 
         def part(
@@ -107,29 +114,33 @@ def _computed(
             with device.autocast():
                 return forward(pad_batch(inputs, len(numbers)))
 
-        # Positions after the last image stand for that image again.
+        # Positions after the last image repeat that image.
         count = size if pad else len(batch)
         numbers = torch.arange(max(count, len(batch))).clamp(max=len(batch) - 1)
         with torch.no_grad():
             output, size = run_in_parts(part, numbers, size)
         yield np.arange(position, position + len(batch)), output[: len(batch)]
-        del output  # it must not stay while the next one is computed
+        # Free this output before the next one is computed.
+        del output
         position += len(batch)
 
 
-def brought_back(
-    computed: Iterator[tuple[np.ndarray, torch.Tensor]], device: Device
+def copy_to_processor(
+    batches: Iterator[tuple[np.ndarray, torch.Tensor]], device: Device
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """The same in the processor's memory: (rows or positions, output). From a GPU, each output is copied while the next one is computed."""
+    """Yield rows or positions with their outputs in the processor's memory.
+
+    From a GPU, each output is copied while the next one is computed.
+    """
     if not device.is_gpu:
-        yield from computed
+        yield from batches
         return
-    transfers, before = Transfers(device.torch_device), None
-    for positions, output in computed:
-        copying = positions, transfers.to_processor(output)
+    transfers, previous = Transfers(device.torch_device), None
+    for positions, output in batches:
+        current = positions, transfers.to_processor(output)
         del output
-        if before:
-            yield before[0], before[1]()
-        before = copying
-    if before:
-        yield before[0], before[1]()
+        if previous:
+            yield previous[0], previous[1]()
+        previous = current
+    if previous:
+        yield previous[0], previous[1]()

@@ -1,4 +1,4 @@
-"""A head that is fitted to the frozen features of the training images in one go, in the place of epochs."""
+"""Heads that are fitted to the frozen features of the training images, without epochs."""
 
 import time
 from collections.abc import Generator
@@ -14,36 +14,42 @@ from finetune_core.errors import TrainingError
 from finetune_core.models.network import Network
 from finetune_core.training.evaluation import predict_splits
 from finetune_core.training.events import Event, HeadFitted, HeadInitialized
-from finetune_core.training.exact_layers import without_head
-from finetune_core.training.footprint import footprint_of_fit
+from finetune_core.training.exact_layers import bypass_head
+from finetune_core.training.footprint import measure_fit_footprint
 from finetune_core.training.job import Job
 from finetune_core.training.logistic import Choice, Linear
 from finetune_core.training.lost import LostImages
-from finetune_core.training.nearest import NEIGHBOURS, NearestNeighbours, with_neighbours
-from finetune_core.training.out_of_memory import explained
-from finetune_core.training.prepare import reported
+from finetune_core.training.nearest import NEIGHBOURS, NearestNeighbours, replace_head
+from finetune_core.training.out_of_memory import explain_out_of_memory
+from finetune_core.training.prepare import report_progress
 from finetune_core.training.probe_memo import fit_once
-from finetune_core.training.prototypes import prototypes
+from finetune_core.training.prototypes import fit_prototypes
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 
 _PARAMETERS = {"linear_probe": "C", "prototypes": "scale", "nearest_neighbours": "k"}
-_TOO_MANY_FEATURES = "to fit a head to the features of all training images. Train on a part of them, or take features of fewer channels."
+_TOO_MANY_FEATURES = (
+    "to fit a head to the features of all training images. Train on a part of them, or take "
+    "features of fewer channels."
+)
 
 
 def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
-    """Fit the head of the job's network, and return the network with it; a run that is stopped in here starts again.
+    """Fit the head of the job's network and return the network with its new head.
+
+    A run that is stopped in here starts again.
 
     Raises:
-        TrainingError: when the head is no linear layer on one vector per image, too many images are lost, or memory runs out.
+        TrainingError: If the head is no linear layer on one vector per image, too many images are
+            lost, or memory runs out.
     """
-    began = time.monotonic()
-    head = _linear_head(job)
-    rows, features, labels = yield from _training_features(job, head, lost)
-    with explained(_TOO_MANY_FEATURES):
-        network, choice, logits = yield from _fitted(
+    start_time = time.monotonic()
+    head = _get_linear_head(job)
+    rows, features, labels = yield from _compute_features(job, head, lost)
+    with explain_out_of_memory(_TOO_MANY_FEATURES):
+        network, choice, logits = yield from _fit_by_strategy(
             job, head, features, labels, sides(job.dataset.table.iloc[rows])
         )
-    memory = footprint_of_fit(job, features)
+    memory = measure_fit_footprint(job, features)
     yield HeadFitted(
         images=len(rows),
         features=features.shape[1],
@@ -54,7 +60,7 @@ def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
         folds=choice.folds,
         train_loss=float(cross_entropy(logits, labels)),
         train_accuracy=float((logits.argmax(1) == labels).float().mean()),
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - start_time,
         memory_bytes=memory.host,
         device_bytes=memory.device,
     )
@@ -62,87 +68,96 @@ def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
 
 
 def fit_probe(job: Job, lost: LostImages, seed: int) -> Generator[Event, None, HeadInitialized]:
-    """Put a linear probe on the features of the job's network, as it is now, in the place of its head.
+    """Replace the head of the job's network by a linear probe on the network's features.
 
     Args:
-        seed: of the folds that the penalty is chosen on.
+        seed: Seed of the folds that the penalty is chosen on.
 
     Raises:
-        TrainingError: as ``fit_head``.
+        TrainingError: As ``fit_head``.
     """
-    began = time.monotonic()
-    head = _linear_head(job)
-    rows, features, labels = yield from _training_features(job, head, lost)
+    start_time = time.monotonic()
+    head = _get_linear_head(job)
+    rows, features, labels = yield from _compute_features(job, head, lost)
     sets = sides(job.dataset.table.iloc[rows])
-    with explained(_TOO_MANY_FEATURES):
+    with explain_out_of_memory(_TOO_MANY_FEATURES):
         work = fit_once(features, labels, sets, head.out_features, seed)
-        fitted, choice = yield from reported("fit", work)
-        logits = fitted.logits(features)
-    _with_linear(job.network, head, _agree(job, fitted))
+        head_fit, choice = yield from report_progress("fit", work)
+        logits = head_fit.logits(features)
+    _set_head(job.network, head, _broadcast_fit(job, head_fit))
     return HeadInitialized(
         images=len(rows),
         features=features.shape[1],
         c=choice.value,
         train_loss=float(cross_entropy(logits, labels)),
         train_accuracy=float((logits.argmax(1) == labels).float().mean()),
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - start_time,
     )
 
 
-def _agree(job: Job, fitted: Linear) -> Linear:
-    """Return the fit of the first rank: processors round differently, and ranks must be equal."""
+def _broadcast_fit(job: Job, head_fit: Linear) -> Linear:
+    """Return rank 0's fit: processors round differently, and ranks must be equal."""
     if not job.ranks.several:
-        return fitted
-    weight, bias = job.ranks.decided((fitted.weight.cpu(), fitted.bias.cpu()))
+        return head_fit
+    weight, bias = job.ranks.decided((head_fit.weight.cpu(), head_fit.bias.cpu()))
     return Linear(weight, bias)
 
 
-def _training_features(
+def _compute_features(
     job: Job, head: nn.Linear, lost: LostImages
 ) -> Generator[Event, None, tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-    """Rows of the readable training images, what goes into the head for each, float32 ``[n, d]``, and their labels, on the device."""
-    with without_head(job.network):
-        rows, found = yield from predict_splits(job, [TRAIN], "features", lost, pad=True)
-    if found.shape[1:] != (head.in_features,):
-        raise _no_place(job)
-    return rows, torch.from_numpy(found).to(job.device.torch_device), job.targets(rows)
+    """Compute the inputs of the head for all readable training images.
+
+    Returns:
+        Rows of the images, features float32 ``[n, d]``, and labels. The latter two are on the
+        device.
+    """
+    with bypass_head(job.network):
+        rows, features = yield from predict_splits(job, [TRAIN], "features", lost, pad=True)
+    if features.shape[1:] != (head.in_features,):
+        raise _make_head_error(job)
+    return rows, torch.from_numpy(features).to(job.device.torch_device), job.targets(rows)
 
 
-def _fitted(
+def _fit_by_strategy(
     job: Job, head: nn.Linear, features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray
 ) -> Generator[Event, None, tuple[Network, Choice, torch.Tensor]]:
-    """The network with its new head, what was chosen, and the logits of the training images."""
+    """Fit the head.
+
+    Returns:
+        The network with its new head, what was chosen, and the logits of the training images.
+    """
     fits = STRATEGIES[job.config.strategy].fits
     if fits == "nearest_neighbours":
         neighbours = NearestNeighbours(features, labels, head.out_features)
         return (
-            with_neighbours(job.network, neighbours),
+            replace_head(job.network, neighbours),
             Choice(NEIGHBOURS, (), 0, 0),
-            neighbours.without_themselves(),
+            neighbours.leave_one_out_logits(),
         )
-    fit = fit_once if fits == "linear_probe" else prototypes
+    fit = fit_once if fits == "linear_probe" else fit_prototypes
     work = fit(features, labels, sets, head.out_features, job.config.seed)
-    fitted, choice = yield from reported("fit", work)
-    return _with_linear(job.network, head, fitted), choice, fitted.logits(features)
+    head_fit, choice = yield from report_progress("fit", work)
+    return _set_head(job.network, head, head_fit), choice, head_fit.logits(features)
 
 
-def _linear_head(job: Job) -> nn.Linear:
+def _get_linear_head(job: Job) -> nn.Linear:
     heads = job.network.head_layers
     if len(heads) > 1 or not isinstance(heads[0], nn.Linear):
-        raise _no_place(job)
+        raise _make_head_error(job)
     return heads[0]
 
 
-def _no_place(job: Job) -> TrainingError:
-    instead = "a random initial head" if epochs_of(job.config) else "feature extraction"
+def _make_head_error(job: Job) -> TrainingError:
+    alternative = "a random initial head" if epochs_of(job.config) else "feature extraction"
     return TrainingError(
-        f"The head of {job.config.backbone} is not one linear layer on one vector per image, so no classifier can be fitted in its place. "
-        f"Choose {instead} instead."
+        f"The head of {job.config.backbone} is not one linear layer on one vector per image, so no "
+        f"classifier can be fitted in its place. Choose {alternative} instead."
     )
 
 
 @torch.no_grad()
-def _with_linear(network: Network, head: nn.Linear, fitted: Linear) -> Network:
-    head.weight.copy_(fitted.weight)
-    head.bias.copy_(fitted.bias)
+def _set_head(network: Network, head: nn.Linear, head_fit: Linear) -> Network:
+    head.weight.copy_(head_fit.weight)
+    head.bias.copy_(head_fit.bias)
     return network

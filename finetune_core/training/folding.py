@@ -1,7 +1,8 @@
-"""BatchNorm folded into the convolutions before it, for a compiled pass in bf16 that is as close to fp32 as the eager one.
+"""BatchNorm folded into the convolutions before it, for a compiled pass in bf16.
 
-Left to itself, Inductor folds weights that are rounded to bf16 already: EfficientNet-Lite0 is then a quarter farther from fp32. Here
-they are scaled in fp32 and rounded once; what is left of BatchNorm is its bias.
+The pass is then as close to fp32 as the eager one. Left to itself, Inductor folds weights that are
+rounded to bf16 already: EfficientNet-Lite0 is then a quarter farther from fp32. Here they are
+scaled in fp32 and rounded once. What is left of BatchNorm is its bias.
 """
 
 import torch
@@ -9,30 +10,38 @@ from torch import fx, nn
 
 
 def scale_convolutions(part: nn.Module) -> None:
-    """Move the scale of each BatchNorm of a traced part into the weights before it, in place; the BatchNorm then only adds."""
+    """Move the scale of each BatchNorm into the convolution before it, in place.
+
+    Args:
+        part: A traced part of a network. Its BatchNorm layers then only add.
+    """
     for graph in (one for one in part.modules() if isinstance(one, fx.GraphModule)):
         modules = dict(graph.named_modules())
-        called = [node for node in graph.graph.nodes if node.op == "call_module"]
-        times = {
-            target: sum(node.target == target for node in called)
-            for target in {node.target for node in called}
+        calls = [node for node in graph.graph.nodes if node.op == "call_module"]
+        num_calls = {
+            target: sum(node.target == target for node in calls)
+            for target in {node.target for node in calls}
         }
-        for node in called:
-            before, norm = node.args[0], modules[str(node.target)]
+        for node in calls:
+            previous, norm = node.args[0], modules[str(node.target)]
             if (
-                not isinstance(before, fx.Node)
-                or before.op != "call_module"
-                or len(before.users) > 1
+                not isinstance(previous, fx.Node)
+                or previous.op != "call_module"
+                or len(previous.users) > 1
             ):
                 continue
-            convolution = modules[str(before.target)]
-            once = times[node.target] == times[before.target] == 1
-            if once and isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d):
-                _scale(convolution, norm)
+            convolution = modules[str(previous.target)]
+            is_unique = num_calls[node.target] == num_calls[previous.target] == 1
+            if (
+                is_unique
+                and isinstance(norm, nn.BatchNorm2d)
+                and isinstance(convolution, nn.Conv2d)
+            ):
+                _scale_convolution(convolution, norm)
 
 
 @torch.no_grad()
-def _scale(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _scale_convolution(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     if norm.running_mean is None or norm.running_var is None or norm.weight is None:
         return
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)

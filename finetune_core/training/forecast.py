@@ -1,4 +1,4 @@
-"""What a run will take, before it starts, by the speeds that are known on this machine."""
+"""Forecast of a run's time and memory from the speeds known on this machine."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import input_info
 from finetune_core.training.device import device_for_run
 from finetune_core.training.feeding import forward_batch
-from finetune_core.training.placement import room_when_idle
+from finetune_core.training.placement import bytes_when_idle
 from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.stage_plan import (
     Strategy,
+    count_factored,
     cut_index,
-    factored_numbers,
     plan,
     stages_of,
     trainable_parameters,
@@ -29,28 +29,31 @@ from finetune_core.training.strategies import (
 )
 from finetune_core.training.trunk import chosen_views, why_uncached
 
-_FIXED_SECONDS = 0.8  # building the network, opening the data, the last checkpoint
+# Building the network, opening the data, the last checkpoint.
+_FIXED_SECONDS = 0.8
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run is expected to take: seconds and bytes.
+    """Expected time and memory of a run, in seconds and bytes.
 
     Attributes:
-        memory_bytes: of the program's memory.
-        device_bytes: of a GPU's, which ``memory_bytes`` leaves out; None where the processor trains.
+        memory_bytes: Bytes of the program's memory.
+        device_bytes: Bytes of a GPU's memory, which ``memory_bytes`` leaves out. None where the
+            processor trains.
     """
 
     strategy: str
     trainable_parameters: int
     seconds: float
-    epoch_seconds: float  # the mean, where stages thaw on the way; 0 without epochs
+    # Mean over the epochs, because stages may thaw on the way. 0 without epochs.
+    epoch_seconds: float
     memory_bytes: int
     device_bytes: int | None
     cache_bytes: int
 
 
-def forecast(
+def compute_forecast(
     config: RunConfig,
     dataset: Dataset,
     speed: Speed,
@@ -58,50 +61,53 @@ def forecast(
     found: int = 0,
     fit_seconds: float = 0.0,
 ) -> Forecast:
-    """The run's time and memory.
+    """Compute the run's time and memory.
 
     Args:
-        decode_seconds: to read one of the data set's images.
-        found: how many of the activations are in the cache already.
-        fit_seconds: to fit an initial head to the features of one image.
+        decode_seconds: Time to read one of the data set's images.
+        found: How many of the activations are cached already.
+        fit_seconds: Time to fit an initial head to the features of one image.
     """
     stages = stages_of(config, len(dataset.classes))
     strategy = plan(config, stages)
     train, val, test = (dataset.split_counts.get(split, 0) for split in (TRAIN, VAL, TEST))
     train = max(1, round(train * config.train_fraction))
     cached = not why_uncached(config, cut_index(strategy)) and speed.activation_bytes > 0
-    again = 0.0 if cached else speed.trunk
+    trunk_again = 0.0 if cached else speed.trunk
     epochs = epochs_of(config)
-    # A run in bf16 looks at test images only in its final evaluation, and so does one without epochs at validation images.
-    last = test if epochs else val + test
-    final = (val + test) * speed.exact if speed.exact else last * (speed.forward + again)
-    in_trunk = val + test - last if speed.exact else val + test
+    # A run in bf16 predicts test images only in its final evaluation. So does a run without epochs
+    # with validation images.
+    num_last = test if epochs else val + test
+    final_seconds = (
+        (val + test) * speed.exact if speed.exact else num_last * (speed.forward + trunk_again)
+    )
+    in_trunk = val + test - num_last if speed.exact else val + test
     views = chosen_views(config, cut_index(strategy))
     rows = train * (views or 1) + in_trunk
     fits = bool(epochs) and fits_initial_head(config)
     rows += train if fits and views else 0
     step = (
-        speed.forward + (speed.step - speed.forward) * _thawed_share(strategy, epochs)
+        speed.forward + (speed.step - speed.forward) * _compute_thawed_share(strategy, epochs)
         if epochs
         else speed.step
     )
-    epoch = train * (step + again) + (val * (speed.forward + again) if epochs else 0.0)
-    missing = max(0, rows - found) if cached else 0
-    decoded = 0 if cached and not missing else train + val + test
-    once = decoded * decode_seconds + missing * speed.trunk + final
-    once += train * (speed.forward + again + fit_seconds) if fits else 0.0
+    epoch = train * (step + trunk_again) + (val * (speed.forward + trunk_again) if epochs else 0.0)
+    num_missing = max(0, rows - found) if cached else 0
+    num_decoded = 0 if cached and not num_missing else train + val + test
+    once_seconds = num_decoded * decode_seconds + num_missing * speed.trunk + final_seconds
+    once_seconds += train * (speed.forward + trunk_again + fit_seconds) if fits else 0.0
     trainable = trainable_parameters(strategy, stages)
     cache_bytes = rows * speed.activation_bytes if cached else 0
     pixels = (train + val + test) * 3 * input_info(config).stored_side(config.image_size) ** 2
     weights = 4 * sum(stage.parameter_count for stage in stages)
-    factored = 4 * factored_numbers(strategy, stages)
-    memory_bytes, device_bytes = _memory(
+    factored = 4 * count_factored(strategy, stages)
+    memory_bytes, device_bytes = _estimate_memory(
         config, speed, weights, trainable, factored, pixels, cache_bytes
     )
     return Forecast(
         config.strategy,
         trainable,
-        _FIXED_SECONDS + once + (epochs or 1) * epoch,
+        _FIXED_SECONDS + once_seconds + (epochs or 1) * epoch,
         epoch if epochs else 0.0,
         memory_bytes,
         device_bytes,
@@ -109,7 +115,7 @@ def forecast(
     )
 
 
-def _memory(
+def _estimate_memory(
     config: RunConfig,
     speed: Speed,
     weights: int,
@@ -118,23 +124,29 @@ def _memory(
     pixels: int,
     cache_bytes: int,
 ) -> tuple[int, int | None]:
-    """Bytes of the program's memory, and of a GPU's: None where the processor trains."""
+    """Return the bytes of the program's memory, and of a GPU's.
+
+    The latter is None where the processor trains.
+    """
     device = device_for_run(config)
-    # with gradients and moments
+    # With gradients and moments.
     network = weights + (8 if config.optimizer == "sgd" else 12) * trainable
-    # their gradients, and on a GPU what they were at the start
+    # Gradients of the factored weights, and on a GPU their initial values.
     network += factored * (2 if device.is_gpu else 1)
     if not device.is_gpu:
         return network + speed.step_bytes + pixels + cache_bytes, None
     rows = cache_bytes or pixels
-    rows = rows if rows <= room_when_idle(device) else 0
+    rows = rows if rows <= bytes_when_idle(device) else 0
     passing = max(speed.step_bytes, forward_batch(device) * speed.forward_bytes)
-    # the program's: the network as published
+    # The program's memory holds the network as published.
     return (weights + pixels + cache_bytes - rows, network + passing + rows)
 
 
-def _thawed_share(strategy: Strategy, epochs: int) -> float:
-    """The share of the stages that train, over all epochs: before a stage thaws, its backward pass is left out."""
+def _compute_thawed_share(strategy: Strategy, epochs: int) -> float:
+    """Return the share of the trained stages that have thawed, over all epochs.
+
+    Before a stage thaws, its backward pass is left out.
+    """
     training = [stage for stage in strategy if not stage.frozen]
     return sum(epochs - stage.thaw_epoch + 1 for stage in training) / (epochs * len(training))
 
@@ -142,14 +154,17 @@ def _thawed_share(strategy: Strategy, epochs: int) -> float:
 def expected(
     config: RunConfig, dataset: Dataset, book: SpeedBook, found: int = 0
 ) -> Forecast | None:
-    """The run's time and memory by what was measured on this machine; None where something was not, or where nothing trains."""
+    """Forecast the run's time and memory from what was measured on this machine.
+
+    The forecast is None where a measurement is missing, and where nothing trains.
+    """
     if config.averaged:
         return None
     speed, reading = book.speed(config), book.decode_seconds(dataset, config.image_size)
     if speed is None or not speed.step_bytes or reading is None:
         return None
     probe = book.speed(config.model_copy(update=config.for_strategy(BASELINE)))
-    return forecast(config, dataset, speed, reading, found, probe.step if probe else 0.0)
+    return compute_forecast(config, dataset, speed, reading, found, probe.step if probe else 0.0)
 
 
 def comparable(config: RunConfig, num_images: int = 0) -> list[RunConfig]:
@@ -158,18 +173,19 @@ def comparable(config: RunConfig, num_images: int = 0) -> list[RunConfig]:
     Custom is among them where it is the config's own.
 
     Args:
-        num_images: training images, from which the settings in ``config.auto`` follow for each
-            strategy; 0 keeps them.
+        num_images: Training images, from which the settings in ``config.auto`` follow for each
+            strategy. 0 keeps these settings.
     """
-    found = []
+    configs = []
     for name in STRATEGIES:
         if name == config.strategy:
-            found.append(config)
+            configs.append(config)
         elif name != "custom":
             other = config.model_copy(update=config.for_strategy(name))
             if num_images:
                 other = fill_auto(other, num_images)
-            with suppress(ConfigError):  # more epochs are needed, say
+            # It may need more epochs than there are.
+            with suppress(ConfigError):
                 plan(other, stages_of(other))
-                found.append(other)
-    return found
+                configs.append(other)
+    return configs

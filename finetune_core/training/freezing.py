@@ -1,4 +1,4 @@
-"""Freezing: a model put into training as its strategy has it; the one place that sets ``requires_grad`` and ``train()``."""
+"""Freezing: the only place that sets ``requires_grad`` and ``train()``."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ from finetune_core.training.stage_plan import (
 )
 
 
-def trains_batchnorm(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> bool:
-    """Whether a BatchNorm layer computes with the statistics of its batch, at the end of the run at the latest."""
+def has_trained_batchnorm(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> bool:
+    """Return whether a BatchNorm layer normalises by its batch by the end of the run."""
     return any(
         isinstance(module, nn.modules.batchnorm._BatchNorm)
         for stage, plan in zip(stages, strategy, strict=True)
@@ -25,18 +25,21 @@ def trains_batchnorm(strategy: Strategy, stages: Sequence[Stage], model: nn.Modu
 
 
 def apply(strategy: Strategy, stages: Sequence[Stage], model: nn.Module, epoch: int) -> None:
-    """Put the model into training as the strategy has it in this epoch: gradients where a stage trains, and ``eval()``
-    wherever it is frozen, so that neither BatchNorm statistics nor dropout move."""
+    """Put the model into training mode as the strategy plans this epoch.
+
+    A stage that trains has gradients. A frozen stage is in eval mode, so that neither BatchNorm
+    statistics nor dropout change anything.
+    """
     model.train()
     parameters = dict(model.named_parameters())
     for stage, plan in zip(stages, strategy, strict=True):
         trains = plan.trains_in(epoch)
         batchnorm: BatchNormMode = plan.batchnorm if trains or plan.frozen else "frozen"
-        chosen = (
+        trained = (
             {*trained_parameters(plan, stage), *factored_matrices(plan, stage)} if trains else set()
         )
         for name in stage.parameters:
-            parameters[name].requires_grad_(name in chosen)
+            parameters[name].requires_grad_(name in trained)
         for path in stage.modules:
             module = model.get_submodule(path).train(trains)
             for norm in (

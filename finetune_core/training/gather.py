@@ -1,4 +1,4 @@
-"""Rows that the cache of one machine has go to the machines that lack them: what one has computed, none computes again."""
+"""Exchange of cached rows between machines, so that no row is computed on two of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,143 +10,171 @@ from finetune_core.data.rowcache import CACHE, Layout, Lookup
 from finetune_core.training.ranks import Ranks
 from finetune_core.work import Step, Work
 
-AT_ONCE = 2**25  # bytes that a machine sends at most, and is sent at most, before it writes them
+# The largest number of bytes that a machine sends, and receives, before it writes them.
+AT_ONCE = 2**25
 
 
-def known_nowhere(ranks: Ranks, lacks: np.ndarray) -> np.ndarray:
-    """Boolean ``[n]``: which rows no rank finds in its cache, of those that this one ``lacks``."""
-    return _flags(np.bitwise_and.reduce(ranks.meet(np.packbits(lacks))), len(lacks))
+def find_uncached_anywhere(ranks: Ranks, missing: np.ndarray) -> np.ndarray:
+    """Return which rows no rank has cached, boolean ``[n]``.
+
+    Args:
+        missing: Rows that this rank has not cached, boolean ``[n]``.
+    """
+    return _unpack_flags(np.bitwise_and.reduce(ranks.meet(np.packbits(missing))), len(missing))
 
 
 @dataclass(frozen=True)
-class _Stock:
-    """What the cache of a machine holds of some rows.
+class _CachedRows:
+    """The rows that one machine has cached.
 
     Attributes:
-        lacks: a bit per row.
-        layout: of the rows; None where there are none.
+        missing: One bit per row.
+        layout: Layout of the rows. None where there are none.
     """
 
-    lacks: np.ndarray
+    missing: np.ndarray
     layout: Layout | None
 
 
-def gathered(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
-    """Have the rows of a table that are in the cache of any machine in those of all. The first rank of each machine sends and writes.
+def gather_rows(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
+    """Copy cached rows of a table from any machine to all machines.
+
+    The first rank of each machine sends and writes. Rows whose layout differs between machines stay
+    where they are.
 
     Args:
-        name: of the table.
-        keys: uint64 ``[n]``, the same on all ranks.
+        name: Name of the table.
+        keys: uint64 ``[n]``, equal on all ranks.
 
     Yields:
         Steps that count rows.
 
     Returns:
-        Whether all of them had room, the same on all ranks. Rows that lie differently on two machines stay where they are.
+        Whether all machines had the space. All ranks return the same.
     """
-    if not ranks.machines:
+    if not ranks.spans_machines:
         return True
     CACHE.look_again(name)
     table = CACHE.table(name)
-    # All of it from one lookup: another thread may add rows to the table meanwhile.
+    # One lookup for everything: another thread may add rows to the table meanwhile.
     lookup = table.lookup(keys)
     layout = lookup.blocks[0].layout if lookup.blocks else None
-    stock = _Stock(np.packbits(lookup.missing), layout) if ranks.local_rank == 0 else None
-    words = ranks.meet(stock)
-    stocks = {rank: stock for rank, stock in enumerate(words) if stock}
+    stock = _CachedRows(np.packbits(lookup.missing), layout) if ranks.local_rank == 0 else None
+    stocks_by_rank = ranks.meet(stock)
+    stocks = {rank: stock for rank, stock in enumerate(stocks_by_rank) if stock}
     layouts = {stock.layout for stock in stocks.values() if stock.layout}
     if len(layouts) != 1:
         return True
-    plan = _Plan.of({rank: _flags(stock.lacks, len(keys)) for rank, stock in stocks.items()})
+    plan = _Plan.from_missing(
+        {rank: _unpack_flags(stock.missing, len(keys)) for rank, stock in stocks.items()}
+    )
     exchange = _Exchange(ranks, plan, lookup, layouts.pop())
-    mine, took = plan.incoming(ranks.rank), True
-    if len(mine):
-        took = (yield from CACHE.fill(name, keys[mine], exchange.arrivals(mine))) is not None
+    incoming, has_space = plan.incoming(ranks.rank), True
+    if len(incoming):
+        has_space = (
+            yield from CACHE.fill(name, keys[incoming], exchange.receive_rows(incoming))
+        ) is not None
     else:
-        for done, _ in enumerate(exchange.rounds(), start=1):
+        for done, _ in enumerate(exchange.run_rounds(), start=1):
             yield Step(done, exchange.count)
-    return exchange.agreed(took)
+    return exchange.all_continue(has_space)
 
 
-def _flags(bits: np.ndarray, count: int) -> np.ndarray:
+def _unpack_flags(bits: np.ndarray, count: int) -> np.ndarray:
     return np.unpackbits(bits, count=count).astype(bool)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Who gives which rows to whom; machines go by the number of their first rank.
+    """Plan of the exchange. Machines are identified by the number of their first rank.
 
     Attributes:
-        outgoing: machine -> the rows that it gives to any other: of those that have a row, the first one does.
-        lacks: machine -> boolean ``[n]``.
+        outgoing: For each machine, the rows that it sends to any other. The first machine that has
+            a row sends it.
+        missing: For each machine, the rows that it lacks, boolean ``[n]``.
     """
 
     outgoing: dict[int, np.ndarray]
-    lacks: dict[int, np.ndarray]
+    missing: dict[int, np.ndarray]
 
     @classmethod
-    def of(cls, lacks: dict[int, np.ndarray]) -> "_Plan":
-        table = np.stack(list(lacks.values()))
-        giver, given = table.argmin(axis=0), table.any(axis=0) & ~table.all(axis=0)
+    def from_missing(cls, missing: dict[int, np.ndarray]) -> "_Plan":
+        table = np.stack(list(missing.values()))
+        sender, is_sent = table.argmin(axis=0), table.any(axis=0) & ~table.all(axis=0)
         return cls(
-            {rank: np.flatnonzero(given & (giver == number)) for number, rank in enumerate(lacks)},
-            lacks,
+            {
+                rank: np.flatnonzero(is_sent & (sender == number))
+                for number, rank in enumerate(missing)
+            },
+            missing,
         )
 
     def incoming(self, machine: int) -> np.ndarray:
-        """The rows that a machine gets, in order; none for a rank that is not the first of its machine."""
+        """Return the rows that a machine receives, in order.
+
+        A rank that is not the first of its machine receives none.
+        """
         given = np.sort(np.concatenate(list(self.outgoing.values())))
-        return given[self.lacks[machine][given]] if machine in self.lacks else given[:0]
+        return given[self.missing[machine][given]] if machine in self.missing else given[:0]
 
 
 class _Exchange:
-    """A plan, carried out in rounds, before each of which all ranks meet."""
+    """Execution of a plan in rounds. All ranks meet before each round."""
 
     def __init__(self, ranks: Ranks, plan: _Plan, lookup: Lookup, layout: Layout) -> None:
         self._ranks, self._plan, self._lookup, self._layout = ranks, plan, lookup, layout
-        self._size = max(1, AT_ONCE // (layout.row_bytes * len(plan.lacks)))
+        self._size = max(1, AT_ONCE // (layout.row_bytes * len(plan.missing)))
         self.count = max(-(-len(rows) // self._size) for rows in plan.outgoing.values())
-        self._over = False
+        self._has_ended = False
 
-    def agreed(self, going: bool) -> bool:
-        """Whether all ranks go on; where one could not, all have stopped in the same round."""
-        self._over = self._over or not all(self._ranks.meet(going))
-        return not self._over
+    def all_continue(self, can_continue: bool) -> bool:
+        """Return whether all ranks go on.
 
-    def arrivals(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """(positions in ``wanted``, rows) as they come; ``wanted`` is what this machine gets."""
-        for numbers, rows in self.rounds():
+        If one of them cannot, all have stopped in the same round.
+        """
+        self._has_ended = self._has_ended or not all(self._ranks.meet(can_continue))
+        return not self._has_ended
+
+    def receive_rows(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Yield (positions in ``wanted``, rows) as they arrive.
+
+        Args:
+            wanted: The rows that this machine receives.
+        """
+        for numbers, rows in self.run_rounds():
             if len(numbers):
                 yield np.searchsorted(wanted, numbers), rows
 
-    def rounds(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """What came in each round: numbers of rows, and the rows."""
-        own = self._ranks.rank
+    def run_rounds(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Yield the row numbers and the rows that arrive in each round."""
+        own_rank = self._ranks.rank
         for number in range(self.count):
             given = {
                 rank: rows[number * self._size :][: self._size]
                 for rank, rows in self._plan.outgoing.items()
             }
-            sent = self._parcels(given.pop(own)) if own in given else {}
+            sent = self._pack_rows(given.pop(own_rank)) if own_rank in given else {}
             numbers = (
-                {rank: rows[self._plan.lacks[own][rows]] for rank, rows in given.items()}
-                if own in self._plan.lacks
+                {rank: rows[self._plan.missing[own_rank][rows]] for rank, rows in given.items()}
+                if own_rank in self._plan.missing
                 else {}
             )
-            came = self._layout.empty(sum(map(len, numbers.values())))
-            places = came.split([len(rows) for rows in numbers.values()])
-            if not self.agreed(True):
+            received = self._layout.empty(sum(map(len, numbers.values())))
+            parts = received.split([len(rows) for rows in numbers.values()])
+            if not self.all_continue(True):
                 return
             self._ranks.exchange(
                 sent,
-                {rank: place for rank, place in zip(numbers, places, strict=True) if len(place)},
+                {rank: place for rank, place in zip(numbers, parts, strict=True) if len(place)},
             )
-            yield np.concatenate([np.empty(0, int), *numbers.values()]), self._layout.read(came)
+            yield np.concatenate([np.empty(0, int), *numbers.values()]), self._layout.read(received)
 
-    def _parcels(self, given: np.ndarray) -> dict[int, torch.Tensor]:
-        """What each other machine lacks of these rows, by machine."""
+    def _pack_rows(self, given: np.ndarray) -> dict[int, torch.Tensor]:
+        """Return which of these rows each other machine lacks, by machine."""
         wanted = {
-            rank: lacks[given] for rank, lacks in self._plan.lacks.items() if lacks[given].any()
+            rank: missing[given]
+            for rank, missing in self._plan.missing.items()
+            if missing[given].any()
         }
         if not wanted:
             return {}

@@ -1,4 +1,4 @@
-"""A run that is ready to start: what the loop needs, and what it feeds to what."""
+"""A run that is ready to start: what the loop needs, and the inputs of each step."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,17 +15,17 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.models.network import Network
 from finetune_core.training.batches import (
     TOO_LARGE_A_BATCH,
-    balanced_batches,
-    epoch_batches,
     in_order,
+    make_balanced_batches,
+    make_epoch_batches,
 )
 from finetune_core.training.checkpoints import changing_tensors
 from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
 from finetune_core.training.events import CacheReport, Lineage
 from finetune_core.training.feeding import arriving, forward_batch
-from finetune_core.training.lora import LowRank, low_rank
-from finetune_core.training.out_of_memory import explained
+from finetune_core.training.lora import LowRank, make_low_rank
+from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.ranks import ALONE, Ranks
 from finetune_core.training.stage_plan import Strategy, trained_parameters
 from finetune_core.training.strategies import epochs_of
@@ -38,17 +38,20 @@ Inputs = Iterator[tuple[np.ndarray, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Job:
-    """Everything the loop needs.
+    """Everything the training loop needs.
 
     Attributes:
         keys: uint64, one per row of the data set's table, from its sample id.
         labels: int64, one per row.
-        rows: split -> row numbers of its readable images.
-        source: the images, where the whole network runs in every step, or the cached output of its trunk in their place.
-        report: what the cache did, or why there is none.
-        decode_seconds, decoded: spent on reading images that no run had read before, and how many.
-        lineage, head_kept: as in RunStarted.
-        ranks: that train it together.
+        rows: Row numbers of the readable images, by split.
+        source: The images, where the whole network runs in every step. Otherwise the cached output
+            of its trunk.
+        report: Use of the cache, or why there is none.
+        decode_seconds: Time spent on reading images that no run had read before.
+        decoded: How many images these were.
+        lineage: As in RunStarted.
+        head_kept: As in RunStarted.
+        ranks: The processes that train the run together.
     """
 
     config: RunConfig
@@ -69,65 +72,76 @@ class Job:
 
     @property
     def forward(self) -> nn.Module:
-        """What a step runs: the network, or its tail."""
+        """The module that a step runs: the network, or its tail."""
         return self.source.tail if isinstance(self.source, CachedTrunk) else self.network.model
 
     @cached_property
     def low_rank(self) -> LowRank:
-        """What trains in place of weights, once the network is on its device."""
-        return low_rank(self.network, self.strategy, self.config.seed)
+        """Factors that train in place of weights, once the network is on its device."""
+        return make_low_rank(self.network, self.strategy, self.config.seed)
 
-    def changing(self) -> dict[str, torch.Tensor]:
-        """All that training may change, by name: the tensors that are in use, not copies."""
+    def changing_tensors(self) -> dict[str, torch.Tensor]:
+        """Return all tensors that training may change, by name: those in use, not copies."""
         return changing_tensors(
             self.network.model, self.network.stages, self.strategy, self.low_rank
         )
 
     def targets(self, rows: np.ndarray) -> torch.Tensor:
-        """The rows' labels, int64 ``[n]``, on the device."""
-        return self._labels_there.index_select(
-            0, sent(torch.from_numpy(rows), self._labels_there.device)
+        """Return the labels of the rows, int64 ``[n]``, on the device."""
+        return self._device_labels.index_select(
+            0, sent(torch.from_numpy(rows), self._device_labels.device)
         )
 
     @cached_property
-    def _labels_there(self) -> torch.Tensor:
+    def _device_labels(self) -> torch.Tensor:
         return torch.tensor(self.labels, device=self.device.torch_device)
 
     def training_batches(self, epoch: int) -> list[np.ndarray]:
-        """Row numbers, batch by batch, of an epoch counted from 1."""
+        """Return the row numbers of each batch of an epoch, which is counted from 1."""
         rows, config = self.rows[TRAIN], self.config
         if config.sampling == "balanced":
-            return balanced_batches(
+            return make_balanced_batches(
                 rows, self.labels, self.keys, config.batch_size, config.seed, epoch
             )
-        return epoch_batches(rows, self.keys, config.batch_size, config.seed, epoch)
+        return make_epoch_batches(rows, self.keys, config.batch_size, config.seed, epoch)
 
     def training_inputs(self, batches: list[np.ndarray], epoch: int) -> Inputs:
-        """(row numbers, what ``forward`` takes, on the device) of this rank's share of each batch, without those whose image is lost; the
-        last ``partners`` of them are not of the share."""
+        """Yield the inputs of this rank's share of each batch.
+
+        Rows whose image is lost are left out. The last ``num_partners`` rows do not belong to the
+        share.
+
+        Yields:
+            Row numbers, and the input of ``forward`` on the device.
+        """
         views = self.report.views
         version = (epoch - 1) % views if views else epoch - 1
-        return self._on_device(batches, lambda batch: self._share(batch, version), version)
+        return self._on_device(batches, lambda batch: self._load_share(batch, version), version)
 
-    def partners(self, batch: np.ndarray) -> int:
-        """How many images beside its share of a batch a rank has, if it has any: mixing blends each with the one before it."""
-        share = self.ranks.share(len(batch))
+    def num_partners(self, batch: np.ndarray) -> int:
+        """Return how many images beside its share of a batch a rank needs, if it has a share.
+
+        Mixing blends each image with the one before it.
+        """
+        share = self.ranks.batch_slice(len(batch))
         return int(
             bool(self.config.mixup or self.config.cutmix) and share.stop - share.start < len(batch)
         )
 
-    def _share(self, batch: np.ndarray, version: int) -> tuple[np.ndarray, torch.Tensor]:
-        share = self.ranks.share(len(batch))
-        own, loaded = self._trainable(batch[share], version)
-        if not (len(own) and self.partners(batch)):
+    def _load_share(self, batch: np.ndarray, version: int) -> tuple[np.ndarray, torch.Tensor]:
+        share = self.ranks.batch_slice(len(batch))
+        own, loaded = self._load_trainable(batch[share], version)
+        if not (len(own) and self.num_partners(batch)):
             return own, loaded
-        for before in np.roll(batch, -share.start)[::-1]:
-            partner, image = self.source.readable(before[None], version)
+        for previous in np.roll(batch, -share.start)[::-1]:
+            partner, image = self.source.readable(previous[None], version)
             if len(partner):
                 break
         return np.concatenate([own, partner]), torch.cat([loaded, image])
 
-    def _trainable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
+    def _load_trainable(
+        self, rows: np.ndarray, version: int | None
+    ) -> tuple[np.ndarray, torch.Tensor]:
         """Return the readable rows and what is sent to the device for them.
 
         A single image that is left of several is dropped: BatchNorm cannot train on it.
@@ -138,8 +152,14 @@ class Job:
         return left, loaded
 
     def evaluation_inputs(self, split: str) -> Inputs:
-        """(row numbers, what ``forward`` takes, on the device) of this rank's batches of a split's images, in the table's order and without
-        augmentation: every so many of all, because a batch is computed to the last bit as it is by one rank alone."""
+        """Yield the inputs of this rank's batches of a split, in the table's order, not augmented.
+
+        Ranks take turns batch by batch. So each batch is computed as by a single rank, to the last
+        bit.
+
+        Yields:
+            Row numbers, and the input of ``forward`` on the device.
+        """
         batches = in_order(self.rows[split], self.evaluation_batch)
         return self._on_device(
             batches[self.ranks.rank :: self.ranks.world],
@@ -153,18 +173,18 @@ class Job:
         Only a run without epochs has them: others may have cached augmented versions only.
         """
         batches = self.training_batches(1)
-        return self._on_device(batches, lambda rows: self._trainable(rows, None), None)
+        return self._on_device(batches, lambda rows: self._load_trainable(rows, None), None)
 
     @property
     def evaluation_batch(self) -> int:
-        """Images that are evaluated at a time."""
+        """Number of images that are evaluated at a time."""
         if self.config.micro_batch or not epochs_of(self.config):
             return self.config.micro_batch or forward_batch(self.device)
         return max(forward_batch(self.device), self.config.batch_size)
 
     @property
     def lost(self) -> dict[int, str]:
-        """Row -> why its image can no longer be read."""
+        """Reasons why images can no longer be read, by row."""
         return dict(self.source.pixels.lost) if isinstance(self.source, TrainingImages) else {}
 
     def _on_device(
@@ -174,46 +194,51 @@ class Job:
         version: int | None,
     ) -> Inputs:
         for rows, loaded in arriving(load, batches, self.device):
-            with explained(TOO_LARGE_A_BATCH):
-                inputs = self.device.take(self.source.finished(loaded, rows, version))
+            with explain_out_of_memory(TOO_LARGE_A_BATCH):
+                inputs = self.device.take(self.source.finish(loaded, rows, version))
             yield rows, inputs
 
 
-def step_rule(job: Job) -> StepRule:
-    """What the config asks of each step, on the job's device."""
+def make_step_rule(job: Job) -> StepRule:
+    """Return the options that the config sets for each step, on the job's device."""
     config, network = job.config, job.network
     weights = None
     if config.class_weights == "balanced":
         counts = np.bincount(job.labels[job.rows[TRAIN]], minlength=len(job.dataset.classes))
         balanced = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
         weights = torch.tensor(balanced, dtype=torch.float32, device=job.device.torch_device)
-    pulled = []
+    parameters_and_starts = []
     if config.l2_sp:
         parameters, start = dict(network.model.named_parameters()), network.pretrained.state_dict()
-        # the head is new, as a rule: nothing to go back to
+        # The head is usually new: it has no pretrained weights to be pulled to.
         for stage, plan in zip(network.stages[:-1], job.strategy[:-1], strict=True):
             for name in trained_parameters(plan, stage):
-                pulled.append((parameters[name], start[name].to(job.device.torch_device)))
-    l2_sp = (config.l2_sp, tuple(pulled))
+                parameters_and_starts.append(
+                    (parameters[name], start[name].to(job.device.torch_device))
+                )
+    l2_sp = (config.l2_sp, tuple(parameters_and_starts))
     return StepRule(
         config.label_smoothing,
         weights,
         config.clip_norm,
         config.micro_batch,
         l2_sp,
-        _mix(job),
+        _make_mixer(job),
         job.low_rank,
     )
 
 
-def _mix(
+def _make_mixer(
     job: Job,
 ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None:
-    """Mixup, CutMix, or for each batch one of the two; torch's random state decides how."""
+    """Return Mixup, CutMix, or a random choice of the two for each batch.
+
+    torch's random state decides how images are mixed.
+    """
     config, classes = job.config, len(job.dataset.classes)
-    ways = [
-        way(alpha=alpha, num_classes=classes)
-        for way, alpha in ((MixUp, config.mixup), (CutMix, config.cutmix))
+    transforms = [
+        transform(alpha=alpha, num_classes=classes)
+        for transform, alpha in ((MixUp, config.mixup), (CutMix, config.cutmix))
         if alpha
     ]
-    return RandomChoice(ways) if ways else None
+    return RandomChoice(transforms) if transforms else None

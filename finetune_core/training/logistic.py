@@ -1,13 +1,16 @@
 """Logistic regression by L-BFGS: a linear probe whose L2 penalty is chosen by cross-validation.
 
-The objective is that of scikit-learn's ``LogisticRegression``. ``C`` is the inverse strength of the
-penalty: the mean cross-entropy of n images, plus ``|weight|² / (2 C n)``. The bias is not penalised.
-With two classes scikit-learn fits a single weight vector ``w``, and ``|weight|²`` is ``|w|²``.
+The objective is that of scikit-learn's ``LogisticRegression``. ``C`` is the inverse strength of
+the penalty: the mean cross-entropy of n images, plus ``|weight|² / (2 C n)``. The bias is not
+penalised. With two classes scikit-learn fits a single weight vector ``w``, and ``|weight|²`` is
+``|w|²``.
+
 Features are centred and divided by one common deviation, which is folded into weight and bias.
-They are not standardised one by one: that makes the features that hardly vary, of which few images
-say nothing, count as much as all others. Test accuracy in percent of this probe on standardised
-and on these features, EfficientNet-Lite0 at 96 pixels, one draw of images each. The scale was
-chosen on these sets among four; other networks were not measured.
+They are not standardised one by one: standardisation makes features that hardly vary, of which few
+images say nothing, count as much as all others. The table compares the test accuracy in percent of
+this probe on standardised features with that on these features, with EfficientNet-Lite0 at 96
+pixels and one draw of images each. The scale was chosen on these sets among four. Other networks
+were not measured.
 
 ================================  ============  ============
 training images                   100           500
@@ -37,38 +40,48 @@ from finetune_core.training.events import Candidate
 from finetune_core.training.folds import FOLDS, Fold, stratified_folds
 from finetune_core.work import Step, Work, finish
 
-GRID = tuple(10 ** (half / 2) for half in range(-10, 3))  # of C, the strongest penalty first
-MOST_CHOSEN_ON = 5_000  # images: the best penalty hardly depends on the others, and each fit takes longer with them
-_MANY, _FEWER_FOLDS = 2_000, 3  # images from which on fewer folds say enough
-_FALLBACK = 1e-2  # of C, where there are too few images to choose by
-# The path ends after so many values of C in a row whose loss is higher than the lowest by so much,
-# relatively: weaker penalties, which take the longest, are not tried then. Below that share losses
-# differ by chance, at strong penalties above all, where every head answers the classes' shares.
+# Values of C, the strongest penalty first.
+GRID = tuple(10 ** (half / 2) for half in range(-10, 3))
+# Images. The best penalty hardly depends on any more of them, and each fit would take longer.
+MOST_CHOSEN_ON = 5_000
+# Number of images from which on fewer folds suffice.
+_MANY, _FEWER_FOLDS = 2_000, 3
+# Value of C where there are too few images to choose by.
+_FALLBACK = 1e-2
+# The path ends after ``_WORSE`` values of C in a row whose loss is higher than the lowest by more
+# than the share ``_CLEARLY``. So weaker penalties, which take the longest, are not tried. Smaller
+# differences are chance, above all at strong penalties, where every head predicts the class
+# frequencies.
 _WORSE, _CLEARLY = 2, 0.01
-_FEW, _MOST = 10, 500  # iterations between two steps of progress, and of one fit
-# A fit ends once ``_FEW`` iterations have lowered the objective by less, relatively.
+# Iterations between two steps of progress, and the largest number of one fit.
+_FEW, _MOST = 10, 500
+# A fit ends once ``_FEW`` iterations have lowered the objective by less than this share.
 _CHOOSING, _FINAL = 1e-4, 1e-6
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear classifier: ``weight`` ``[classes, features]``, ``bias`` ``[classes]``."""
+    """A linear classifier with ``weight`` ``[classes, features]`` and ``bias`` ``[classes]``."""
 
     weight: torch.Tensor
     bias: torch.Tensor
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the logits ``[n, classes]`` of features ``[n, features]``."""
         return torch.addmm(self.bias, features, self.weight.T)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen by cross-validation.
+    """Result of a choice by cross-validation.
 
     Attributes:
-        candidates: in the order in which they were tried; none where there are too few images.
-        images, folds: that it was chosen on.
-        start: about what the best fit is, on scaled features.
+        value: The chosen value.
+        candidates: The values in the order in which they were tried. Empty where there are too few
+            images.
+        images: Number of images it was chosen on.
+        folds: Number of folds of these images.
+        start: An approximation of the best fit, on scaled features.
     """
 
     value: float
@@ -80,57 +93,67 @@ class Choice:
 
 @dataclass(frozen=True)
 class Scale:
-    """Scaled features: ``(x - mean) / deviation``, ``mean`` ``[features]``, ``deviation`` one number."""
+    """Standardisation ``(x - mean) / std``.
+
+    ``mean`` has shape ``[features]``, ``std`` is one number.
+    """
 
     mean: torch.Tensor
-    deviation: torch.Tensor
+    std: torch.Tensor
 
     @classmethod
     def of(cls, features: torch.Tensor) -> "Scale":
+        """Fit the standardisation to features ``[n, features]``."""
         variance, mean = torch.var_mean(features, dim=0, correction=0)
-        deviation = variance.mean().sqrt()
-        return cls(mean, torch.where(deviation > 0, deviation, torch.ones_like(deviation)))
+        std = variance.mean().sqrt()
+        return cls(mean, torch.where(std > 0, std, torch.ones_like(std)))
 
     def applied(self, features: torch.Tensor) -> torch.Tensor:
-        return (features - self.mean) / self.deviation
+        """Standardise features ``[n, features]``."""
+        return (features - self.mean) / self.std
 
     def folded_into(self, head: Linear) -> Linear:
-        """The same classifier for features as they are."""
-        weight = head.weight / self.deviation
+        """Fold the standardisation into a classifier, which then takes features as they are."""
+        weight = head.weight / self.std
         return Linear(weight, head.bias - weight @ self.mean)
 
 
 def objective(head: Linear, features: torch.Tensor, labels: torch.Tensor, c: float) -> float:
     """Return the value that a fit minimises, on scaled features."""
     loss = cross_entropy(head.logits(features), labels)
-    return float(loss + _penalty_strength(len(head.weight), len(labels), c) * _squares(head.weight))
+    return float(
+        loss
+        + _compute_penalty_strength(len(head.weight), len(labels), c) * _sum_squares(head.weight)
+    )
 
 
-def _penalty_strength(classes: int, images: int, c: float) -> float:
+def _compute_penalty_strength(classes: int, images: int, c: float) -> float:
     """Return the factor of the sum of squared weights in the objective."""
     # A softmax of two classes divides w into -w/2 and w/2, whose squares sum to |w|²/2.
     return (2 if classes == 2 else 1) / (2 * c * images)
 
 
-def _squares(weight: torch.Tensor) -> torch.Tensor:
+def _sum_squares(weight: torch.Tensor) -> torch.Tensor:
     return weight.square().sum()
 
 
 def linear_probe(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> Work[tuple[Linear, Choice]]:
-    """Choose the penalty within these images, then fit all of them.
+    """Choose the penalty by cross-validation on these images, then fit all of them.
 
     Args:
-        features: float32 ``[n, d]``. labels: int64 ``[n]``, both on the device that computes. sets: int ``[n]``, equal for near-duplicates.
-        seed: of the folds.
+        features: float32 ``[n, d]``, on the device that computes.
+        labels: int64 ``[n]``, on the same device.
+        sets: int ``[n]``, equal for near-duplicates.
+        seed: Seed of the folds.
 
     Yields:
         Steps of the phases ``choose``, which counts fits, and ``fit``.
     """
-    choice = yield from _choose(features, labels, sets, classes, seed)
+    choice = yield from _choose_penalty(features, labels, sets, classes, seed)
     scale = Scale.of(features)
-    head = yield from _refitted(scale.applied(features), labels, classes, choice)
+    head = yield from _refit(scale.applied(features), labels, classes, choice)
     return scale.folded_into(head), choice
 
 
@@ -142,23 +165,24 @@ def fitted(
     start: Linear | None = None,
     tolerance: float = _FINAL,
 ) -> Work[Linear]:
-    """Fit at one penalty.
+    """Fit a classifier with one penalty.
 
     Args:
-        features: scaled.
-        start: weights and bias to begin with, zero by default.
-        tolerance: relative decrease of the objective in ``_FEW`` iterations below which the fit
+        features: Scaled features.
+        start: Initial weights and bias, zero by default.
+        tolerance: Relative decrease of the objective in ``_FEW`` iterations below which the fit
             ends.
     """
-    theta = _joined(start, features, classes).requires_grad_()
-    wanted = one_hot(labels, classes).to(features.dtype)
-    strength = _penalty_strength(classes, len(labels), c)
+    theta = _join_parameters(start, features, classes).requires_grad_()
+    one_hot_labels = one_hot(labels, classes).to(features.dtype)
+    strength = _compute_penalty_strength(classes, len(labels), c)
     optimizer = torch.optim.LBFGS(
         [theta],
         max_iter=_FEW,
         history_size=10,
         tolerance_grad=min(1e-6, tolerance),
-        tolerance_change=0,  # its first step is so short that it would end there
+        # The first step is so short that the fit would end there.
+        tolerance_change=0,
         line_search_fn="strong_wolfe",
     )
 
@@ -166,24 +190,25 @@ def fitted(
     def closure() -> torch.Tensor:
         weight, bias = theta[:, :-1], theta[:, -1]
         log_shares = log_softmax(torch.addmm(bias, features, weight.T), dim=1)
-        error = (log_shares.exp() - wanted) / len(labels)
+        error = (log_shares.exp() - one_hot_labels) / len(labels)
         theta.grad = torch.cat(
             [error.T @ features + 2 * strength * weight, error.sum(0)[:, None]], dim=1
         )
-        return -(log_shares * wanted).sum() / len(labels) + strength * _squares(weight)
+        return -(log_shares * one_hot_labels).sum() / len(labels) + strength * _sum_squares(weight)
 
-    before = float("inf")
+    last_loss = float("inf")
     for done in range(0, _MOST, _FEW):
         yield Step(done, None, "fit")
-        now = float(optimizer.step(closure))  # of the first evaluation: where the last step ended
-        if before - now < tolerance * abs(before) and done:
+        # ``step`` returns its first evaluation, at the point where the step before ended.
+        loss = float(optimizer.step(closure))
+        if last_loss - loss < tolerance * abs(last_loss) and done:
             break
-        before = now
+        last_loss = loss
     theta = theta.detach()
     return Linear(theta[:, :-1].contiguous(), theta[:, -1].contiguous())
 
 
-def _joined(start: Linear | None, features: torch.Tensor, classes: int) -> torch.Tensor:
+def _join_parameters(start: Linear | None, features: torch.Tensor, classes: int) -> torch.Tensor:
     if start is None:
         return features.new_zeros(classes, features.shape[1] + 1)
     return torch.cat([start.weight, start.bias[:, None]], dim=1)
@@ -191,7 +216,7 @@ def _joined(start: Linear | None, features: torch.Tensor, classes: int) -> torch
 
 @dataclass(frozen=True)
 class _Fold:
-    """Scaled by the images to fit on; ``held_out`` and its labels are the others."""
+    """One fold, scaled by the images to fit on. The others are held out."""
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -199,7 +224,7 @@ class _Fold:
     held_labels: torch.Tensor
 
     @classmethod
-    def of(
+    def split(
         cls, features: torch.Tensor, labels: torch.Tensor, fit: np.ndarray, out: np.ndarray
     ) -> "_Fold":
         inside, outside = (torch.from_numpy(rows).to(labels.device) for rows in (fit, out))
@@ -212,78 +237,87 @@ class _Fold:
         )
 
 
-def _choose(
+def _choose_penalty(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> Work[Choice]:
-    """The penalty with the lowest mean cross-entropy on held-out images."""
-    some = _some(len(labels), seed)
-    parts = _parts(labels.cpu().numpy()[some], sets[some], seed)
-    folds = [_Fold.of(features, labels, some[fit], some[out]) for fit, out in parts]
-    tried, start = yield from _path(folds, classes)
-    candidates = tuple(one.candidate() for one in tried)
+    """Choose the penalty with the lowest mean cross-entropy on held-out images."""
+    subset = _draw_subset(len(labels), seed)
+    parts = _split_folds(labels.cpu().numpy()[subset], sets[subset], seed)
+    folds = [_Fold.split(features, labels, subset[fit], subset[out]) for fit, out in parts]
+    trials, start = yield from _search_penalties(folds, classes)
+    candidates = tuple(one.candidate() for one in trials)
     chosen = min(candidates, key=lambda one: one["loss"])["value"] if candidates else _FALLBACK
-    return Choice(chosen, candidates, len(some), len(folds), start)
+    return Choice(chosen, candidates, len(subset), len(folds), start)
 
 
 def held_out_right(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> Work[np.ndarray]:
-    """Which images a linear probe classifies correctly that has seen neither them nor their near-duplicates.
+    """Return which images a linear probe classifies correctly while they are held out.
 
-    The penalty for the images of a fold is chosen by those of the other folds, so that no image has a say in its own.
+    The probe has seen neither an image nor its near-duplicates. The penalty for the images of a
+    fold is chosen by those of the other folds, so that no image has a say in its own.
 
     Args:
-        as for ``linear_probe``.
+        features: As for ``linear_probe``.
+        labels: As for ``linear_probe``.
+        sets: As for ``linear_probe``.
+        seed: Seed of the folds.
 
     Yields:
         Steps of the phase ``choose``.
 
     Returns:
-        bool ``[n]``; False where an image can be held out of no fold.
+        bool ``[n]``. False where an image can be held out of no fold.
 
     Raises:
-        DataError: when there are too few images to cross-validate.
+        DataError: If there are too few images to cross-validate.
     """
     parts = probe_folds(labels.cpu().numpy(), sets, seed)
-    tried, _ = yield from _path(
-        [_Fold.of(features, labels, fit, out) for fit, out in parts], classes
+    trials, _ = yield from _search_penalties(
+        [_Fold.split(features, labels, fit, out) for fit, out in parts], classes
     )
     losses, right = (
-        torch.stack([getattr(one, name) for one in tried]).cpu().numpy()
+        torch.stack([getattr(one, name) for one in trials]).cpu().numpy()
         for name in ("losses", "right")
     )
     fold = np.repeat(np.arange(len(parts)), [len(out) for _, out in parts])
-    found = np.zeros(len(labels), dtype=bool)
-    for at, (_, out) in enumerate(parts):
-        chosen = losses[:, fold != at].mean(axis=1).argmin()
-        found[out] = right[chosen, fold == at]
-    return found
+    is_correct = np.zeros(len(labels), dtype=bool)
+    for number, (_, out) in enumerate(parts):
+        chosen = losses[:, fold != number].mean(axis=1).argmin()
+        is_correct[out] = right[chosen, fold == number]
+    return is_correct
 
 
 def probe_folds(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
-    """The folds of ``held_out_right``.
+    """Return the folds of ``held_out_right``.
 
     Raises:
-        DataError: when there are too few images for two.
+        DataError: If there are too few images for two.
     """
-    parts = _parts(labels, sets, seed)
+    parts = _split_folds(labels, sets, seed)
     if len(parts) < 2:
         raise DataError(
-            "There are too few training images to cross-validate a linear probe: it takes at least two of a class that are not "
-            "near-duplicates, and two classes."
+            "There are too few training images to cross-validate a linear probe: it takes at least "
+            "two of a class that are not near-duplicates, and two classes."
         )
     return parts
 
 
-def _parts(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
+def _split_folds(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
     return stratified_folds(
         labels, sets, seed, fewest=2, most=FOLDS if len(labels) < _MANY else _FEWER_FOLDS
     )
 
 
 @dataclass(frozen=True)
-class _Tried:
-    """One value of C on the held-out images of all folds, fold by fold: cross-entropy float ``[n]``, and who was right, bool ``[n]``."""
+class _Trial:
+    """One value of C, evaluated on the held-out images of all folds, fold by fold.
+
+    Attributes:
+        losses: Cross-entropy, float ``[n]``.
+        right: Whether an image is classified correctly, bool ``[n]``.
+    """
 
     c: float
     losses: torch.Tensor
@@ -297,47 +331,57 @@ class _Tried:
         }
 
 
-def _path(folds: Sequence[_Fold], classes: int) -> Work[tuple[list[_Tried], Linear | None]]:
-    """The values of C that were worth trying, the strongest penalty first, and about what the best of them fits. Each fit begins where
-    that of the next stronger penalty ended."""
+def _search_penalties(
+    folds: Sequence[_Fold], classes: int
+) -> Work[tuple[list[_Trial], Linear | None]]:
+    """Try values of C, the strongest penalty first, as long as that is worthwhile.
+
+    Each fit begins where that of the next stronger penalty ended.
+
+    Returns:
+        The values tried, and an approximation of the fit with the best of them.
+    """
     if not folds:
         return [], None
-    tried: list[_Tried] = []
+    trials: list[_Trial] = []
     heads: Sequence[Linear | None] = [None] * len(folds)
-    worse, lowest, start = 0, float("inf"), None
-    with _alone(len(folds), folds[0].labels.device) as pool:
+    num_worse, lowest, start = 0, float("inf"), None
+    with _make_pool(len(folds), folds[0].labels.device) as pool:
         for c in GRID:
-            found: list[Linear] = []
+            fits: list[Linear] = []
             for head in pool.map(partial(_fit_fold, classes, c), folds, heads):
-                yield Step(len(tried) * len(folds) + len(found), len(GRID) * len(folds), "choose")
-                found.append(head)
-            heads = found
-            tried.append(_scored(c, folds, found))
-            loss = float(tried[-1].losses.mean())
-            worse = worse + 1 if loss > (1 + _CLEARLY) * lowest else 0
+                yield Step(len(trials) * len(folds) + len(fits), len(GRID) * len(folds), "choose")
+                fits.append(head)
+            heads = fits
+            trials.append(_score(c, folds, fits))
+            loss = float(trials[-1].losses.mean())
+            num_worse = num_worse + 1 if loss > (1 + _CLEARLY) * lowest else 0
             if loss < lowest:
-                lowest, start = loss, _mean(found)
-            elif worse >= _WORSE:
+                lowest, start = loss, _average_heads(fits)
+            elif num_worse >= _WORSE:
                 break
-    return tried, start
+    return trials, start
 
 
-def _alone(fits: int, device: torch.device) -> ThreadPoolExecutor:
-    """Threads that do each fit by themselves: products as small as these take longer when several threads share each, and very long
-    when other programs compute as well."""
+def _make_pool(fits: int, device: torch.device) -> ThreadPoolExecutor:
+    """Return threads that do each fit by themselves.
+
+    Products as small as these take longer when several threads share each, and very long when other
+    programs compute as well.
+    """
     threads = min(usable_cores(), fits) if device.type == "cpu" else 1
     return ThreadPoolExecutor(threads, thread_name_prefix="fit", initializer=compute_alone)
 
 
-def _refitted(
+def _refit(
     features: torch.Tensor, labels: torch.Tensor, classes: int, choice: Choice
 ) -> Work[Linear]:
-    """The fit of all images, at the penalty that was chosen."""
+    """Fit all images with the chosen penalty."""
     fit = fitted(features, labels, classes, choice.value, choice.start)
     if len(labels) > MOST_CHOSEN_ON:
         return (yield from fit)
     yield Step(0, None, "fit")
-    with _alone(1, labels.device) as pool:
+    with _make_pool(1, labels.device) as pool:
         return pool.submit(finish, fit).result()
 
 
@@ -345,22 +389,22 @@ def _fit_fold(classes: int, c: float, fold: _Fold, start: Linear | None) -> Line
     return finish(fitted(fold.features, fold.labels, classes, c, start, _CHOOSING))
 
 
-def _scored(c: float, folds: Sequence[_Fold], heads: Sequence[Linear]) -> _Tried:
+def _score(c: float, folds: Sequence[_Fold], heads: Sequence[Linear]) -> _Trial:
     logits = torch.cat(
         [head.logits(fold.held_out) for head, fold in zip(heads, folds, strict=True)]
     )
     labels = torch.cat([fold.held_labels for fold in folds])
-    return _Tried(c, cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels)
+    return _Trial(c, cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels)
 
 
-def _mean(heads: Sequence[Linear]) -> Linear:
+def _average_heads(heads: Sequence[Linear]) -> Linear:
     return Linear(
         torch.stack([one.weight for one in heads]).mean(0),
         torch.stack([one.bias for one in heads]).mean(0),
     )
 
 
-def _some(images: int, seed: int) -> np.ndarray:
+def _draw_subset(images: int, seed: int) -> np.ndarray:
     if images <= MOST_CHOSEN_ON:
         return np.arange(images)
     return np.sort(np.random.default_rng(seed).choice(images, MOST_CHOSEN_ON, replace=False))

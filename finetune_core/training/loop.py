@@ -1,4 +1,7 @@
-"""The one training loop, a generator of events: for epoch, for batch, forward, loss, backward, step; then validate."""
+"""The training loop, a generator of events.
+
+For each epoch and batch: forward, loss, backward, step. Then validation.
+"""
 
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -24,16 +27,16 @@ from finetune_core.training.checkpoints import (
     checkpoint_path,
     save_checkpoint,
 )
-from finetune_core.training.compute import StepRule, Together, train_step
-from finetune_core.training.device import numerics
-from finetune_core.training.device_memory import bytes_held
+from finetune_core.training.compute import SharedStep, StepRule, train_step
+from finetune_core.training.device import read_numerics
+from finetune_core.training.device_memory import peak_memory_bytes
 from finetune_core.training.early_stopping import EarlyStopping
-from finetune_core.training.ensembles import join_networks
+from finetune_core.training.ensembles import build_ensemble
 from finetune_core.training.evaluation import (
     FinalEvaluation,
     evaluate_best,
+    make_prediction_table,
     predict_splits,
-    predicted_table,
 )
 from finetune_core.training.events import (
     CheckpointSaved,
@@ -50,21 +53,26 @@ from finetune_core.training.events import (
     StepEnded,
 )
 from finetune_core.training.fitting import fit_head, fit_probe
-from finetune_core.training.footprint import Footprint, footprint, kept_for_backward, most
+from finetune_core.training.footprint import (
+    Footprint,
+    max_footprint,
+    measure_footprint,
+    record_saved_storages,
+)
 from finetune_core.training.forecast import expected
-from finetune_core.training.freezing import apply, trains_batchnorm
-from finetune_core.training.job import Job, step_rule
-from finetune_core.training.loss_scale import LossScale, loss_scale
+from finetune_core.training.freezing import apply, has_trained_batchnorm
+from finetune_core.training.job import Job, make_step_rule
+from finetune_core.training.loss_scale import LossScale, make_loss_scale
 from finetune_core.training.lost import LostImages
-from finetune_core.training.movement import copied, is_measured, measured
-from finetune_core.training.nearest import neighbours_of
+from finetune_core.training.movement import copy_parameters, is_measured, measure_step
+from finetune_core.training.nearest import count_neighbours
 from finetune_core.training.networks import head_tensors
 from finetune_core.training.optimizers import make_optimizer
-from finetune_core.training.out_of_memory import explained
+from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.pending import (
     PendingStep,
     ReadStep,
-    pending_step,
+    make_pending_step,
     read_back,
     seconds_between_reads,
 )
@@ -93,7 +101,11 @@ CHECKPOINT_SECONDS = 120  # between two checkpoints within an epoch
 
 
 class StopRequested(Exception):
-    """Thrown into ``fit`` to end a run early and cleanly; ``pause`` says that it is meant to go on later."""
+    """Exception that is thrown into ``fit`` to end a run early and cleanly.
+
+    Attributes:
+        pause: Whether the run is meant to go on later.
+    """
 
     def __init__(self, *, pause: bool = False) -> None:
         super().__init__()
@@ -108,68 +120,84 @@ def fit(
     roots: Sequence[Path] = (),
     ranks: Ranks = ALONE,
 ) -> Generator[Event, None, None]:
-    """Train, validate, keep the best epoch, evaluate it in fp32; checkpoints and predictions go to ``run_dir``.
+    """Train, validate, keep the best epoch and evaluate it in fp32.
 
-    The last event is RunFinished, or RunStopped after ``throw(StopRequested())``. The predictions are those of the best
-    checkpoint: of the validation images in the run's own precision while it goes on, in fp32 and of the test images, too, once
-    it has finished.
+    Checkpoints and predictions are written to ``run_dir``. The last event is RunFinished, or
+    RunStopped after ``throw(StopRequested())``.
+
+    The predictions are those of the best checkpoint. While the run goes on they cover the
+    validation images, in the run's own precision. Once it has finished they are in fp32 and cover
+    the test images, too.
 
     Args:
-        resume: go on from where ``last`` was written, as if nothing had happened.
-        roots: when given, images that lie elsewhere are left out.
-        ranks: that train this run together. Only the first one writes to the folder, which all of them read; only its events count,
-            and only it may be asked to stop.
+        resume: Go on from where ``last`` was written, as if nothing had happened.
+        roots: When given, images outside these folders are left out.
+        ranks: The processes that train this run together. Only rank 0 writes to the run directory,
+            which all ranks read. Only its events count, and only rank 0 may be asked to stop.
 
     Raises:
-        FinetuneError: when the run cannot start, or cannot go on.
+        FinetuneError: If the run cannot start or cannot go on.
     """
-    began = time.monotonic()
-    at, trainer, stopping = TrainingState(RunningMetrics.of(0)), None, EarlyStopping.of(config)
+    start_time = time.monotonic()
+    state, trainer = TrainingState(RunningMetrics.zeros(0)), None
+    early_stopping = EarlyStopping.from_config(config)
     try:
         if config.is_ensemble:
-            yield from join_networks(config, run_dir, roots)
+            yield from build_ensemble(config, run_dir, roots)
             return
         job = yield from prepare(config, roots, run_dir, ranks)
         if not epochs_of(config):
-            yield from _at_once(job, run_dir, began, roots)
+            yield from _train_without_epochs(job, run_dir, start_time, roots)
             return
-        at.metrics = RunningMetrics.of(len(job.dataset.classes))
-        yield _started(job)
+        state.metrics = RunningMetrics.zeros(len(job.dataset.classes))
+        yield _make_run_started(job)
         lost = LostImages(job)
         restores = resume and is_there(checkpoint_path(run_dir, LAST))
         if not restores and fits_initial_head(config, head_kept=job.head_kept):
             initialized = yield from fit_probe(job, lost, config.first_seed)
             _save_head(job, run_dir)
             yield initialized
-        trainer = _trainer(job, run_dir, lost)
+        trainer = _make_trainer(job, run_dir, lost)
         if resume:
             if restores:
-                at = restore_training_state(
+                state = restore_training_state(
                     job, trainer.optimizer, trainer.average, trainer.scale, run_dir
                 )
-            yield RunResumed(at.epoch, at.step)
-        at.since = time.monotonic()
-        while at.epoch <= config.epochs and not stopping.is_due(at.epoch - 1, at.watched_epoch):
-            yield from _train(trainer, at)
-            yield from _validate(trainer, at)
+            yield RunResumed(state.epoch, state.step)
+        state.since = time.monotonic()
+        while state.epoch <= config.epochs and not early_stopping.is_due(
+            state.epoch - 1, state.watched_epoch
+        ):
+            yield from _train_epoch(trainer, state)
+            yield from _validate(trainer, state)
         final = yield from evaluate_best(job, run_dir, trainer.lost)
-        yield _finished(
-            job, final, at.epoch - 1, at.best_epoch, time.monotonic() - began + at.seconds
+        yield _make_run_finished(
+            job,
+            final,
+            state.epoch - 1,
+            state.best_epoch,
+            time.monotonic() - start_time + state.seconds,
         )
     except StopRequested as request:
         if trainer is not None:
-            trainer.save(at)
-        epoch = at.epoch if at.step else at.epoch - 1
-        yield RunStopped(epoch, at.best_epoch, time.monotonic() - began + at.seconds, request.pause)
+            trainer.save(state)
+        epoch = state.epoch if state.step else state.epoch - 1
+        yield RunStopped(
+            epoch, state.best_epoch, time.monotonic() - start_time + state.seconds, request.pause
+        )
 
 
-def _at_once(
-    job: Job, run_dir: Path, began: float, roots: Sequence[Path]
+def _train_without_epochs(
+    job: Job, run_dir: Path, start_time: float, roots: Sequence[Path]
 ) -> Generator[Event, None, None]:
-    """A run without epochs. Nothing of it is kept before its network is there: it resumes by starting again."""
+    """Train a run without epochs.
+
+    Nothing is kept before the network is ready: such a run resumes by starting again.
+    """
     lost = LostImages(job)
-    yield _started(job)
-    remove_predictions(run_dir)  # of a network that was there before the run was cut off
+    yield _make_run_started(job)
+    # They may come from an earlier attempt at this run, which was cut off.
+    remove_predictions(run_dir)
     trained = job
     if job.config.averaged:
         yield from average_weights(job, lost, roots)
@@ -177,10 +205,10 @@ def _at_once(
         trained = replace(job, network=(yield from fit_head(job, lost)))
     yield _save_best(trained, run_dir, 0)
     final = yield from evaluate_best(job, run_dir, lost)
-    yield _finished(job, final, 0, 0, time.monotonic() - began)
+    yield _make_run_finished(job, final, 0, 0, time.monotonic() - start_time)
 
 
-def _finished(
+def _make_run_finished(
     job: Job, final: FinalEvaluation, epochs: int, best_epoch: int, seconds: float
 ) -> RunFinished:
     return RunFinished(
@@ -198,11 +226,12 @@ def _finished(
 
 @dataclass(frozen=True)
 class _Trainer:
-    """What changes while a run goes on, and where it is kept.
+    """The parts of a run that change while it trains.
 
     Attributes:
-        fitting: how many images went through at a time, each time that memory ran out.
-        footprints: memory in use, at each measurement.
+        fitting_sizes: How many images went through at a time, one entry for each time that memory
+            ran out.
+        footprints: Memory in use, one entry per measurement.
     """
 
     job: Job
@@ -213,115 +242,132 @@ class _Trainer:
     rule: StepRule
     lost: LostImages
     gradients: GradientSum
-    fitting: list[int] = field(default_factory=list)
+    fitting_sizes: list[int] = field(default_factory=list)
     footprints: list[Footprint] = field(default_factory=list)
 
-    def save(self, at: TrainingState) -> CheckpointSaved:
+    def save(self, state: TrainingState) -> CheckpointSaved:
         if self.job.ranks.leads:
             save_training_state(
-                self.job, self.optimizer, self.average, self.scale, at, self.run_dir
+                self.job, self.optimizer, self.average, self.scale, state, self.run_dir
             )
-        return CheckpointSaved(LAST, at.epoch - 1)
+        return CheckpointSaved(LAST, state.epoch - 1)
 
     @property
     def step_rule(self) -> StepRule:
-        """The rule, with as many images at a time as are known to fit."""
-        return replace(self.rule, micro_batch=self.fitting[-1]) if self.fitting else self.rule
+        """Rule of the next step, with as many images at a time as are known to fit."""
+        return (
+            replace(self.rule, micro_batch=self.fitting_sizes[-1])
+            if self.fitting_sizes
+            else self.rule
+        )
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """The network as it is evaluated and kept."""
+    def use_evaluation_weights(self) -> Iterator[None]:
+        """Put the weights to evaluate and keep into the network within the block.
+
+        With weight EMA these are the averages. Otherwise the network stays as it is.
+        """
         if self.average is None:
             yield
             return
         try:
-            with self.average.in_place():
+            with self.average.swap_in():
                 self.job.low_rank.merge()
                 yield
         finally:
             self.job.low_rank.merge()
 
 
-def _trainer(job: Job, run_dir: Path, lost: LostImages) -> _Trainer:
+def _make_trainer(job: Job, run_dir: Path, lost: LostImages) -> _Trainer:
     config, network = job.config, job.network
     optimizer = make_optimizer(config, job.strategy, network.stages, network.model, job.low_rank)
-    average = WeightEMA(job.changing(), config.ema) if config.ema else None
-    scale = loss_scale(job.device)
+    average = WeightEMA(job.changing_tensors(), config.ema) if config.ema else None
+    scale = make_loss_scale(job.device)
     return _Trainer(
         job,
         run_dir,
         optimizer,
         average,
         scale,
-        step_rule(job),
+        make_step_rule(job),
         lost,
         GradientSum(job.ranks),
     )
 
 
 def audit_frozen(job: Job) -> int:
-    """Compare every frozen parameter and buffer, bit for bit, with what the run began with, and weights that factors change with what
-    these say.
+    """Check that training has changed no frozen tensor.
+
+    Frozen parameters and buffers must equal those the run began with, bit for bit. With LoRA, each
+    merged weight must equal its start plus its factors.
 
     Returns:
-        How many frozen tensors were compared.
+        The number of frozen tensors compared.
+
+    Raises:
+        AssertionError: If one has changed.
     """
-    now, before = job.network.model.state_dict(), job.network.pretrained.state_dict()
+    current, initial = job.network.model.state_dict(), job.network.pretrained.state_dict()
     names = [
         name
         for stage, plan in zip(job.network.stages, job.strategy, strict=True)
         for name in frozen_tensors(plan, stage)
-        if name in now
+        if name in current
     ]
-    if moved := [name for name in names if not torch.equal(now[name].cpu(), before[name])]:
+    if moved := [name for name in names if not torch.equal(current[name].cpu(), initial[name])]:
         raise AssertionError(f"frozen tensors have changed: {', '.join(moved)}")
-    if moved := job.low_rank.unmerged():
+    if moved := job.low_rank.find_unmerged():
         raise AssertionError(f"weights are not their start and their factors: {', '.join(moved)}")
     return len(names)
 
 
 @dataclass
-class _Unread:
-    """What of an epoch has not been read back yet, and times of it.
+class _PendingSteps:
+    """The steps of an epoch that have not been read back yet.
 
     Attributes:
-        began: when its first step did, on the clock of ``time.monotonic``.
-        read: of the run's seconds, when steps were last read back.
-        saved: when a checkpoint was last written, on the clock of ``time.monotonic``.
+        start_time: When the first step of the epoch began, on the clock of ``time.monotonic``.
+        last_read_seconds: When steps were last read back, in seconds of the run.
+        last_save_time: When a checkpoint was last written, on the clock of ``time.monotonic``.
     """
 
-    began: float
-    read: float
-    saved: float = field(default_factory=time.monotonic)
+    start_time: float
+    last_read_seconds: float
+    last_save_time: float = field(default_factory=time.monotonic)
     steps: list[PendingStep] = field(default_factory=list)
 
 
-def _train(trainer: _Trainer, at: TrainingState) -> Iterator[Event]:
-    """The rest of an epoch's steps; ``at`` moves on with each. Nothing is yielded while a step has not been read back."""
-    job, epoch = trainer.job, at.epoch
+def _train_epoch(trainer: _Trainer, state: TrainingState) -> Iterator[Event]:
+    """Train the remaining steps of an epoch.
+
+    ``state`` advances with each step. No event is yielded while a step has not been read back.
+    """
+    job, epoch = trainer.job, state.epoch
     apply(job.strategy, job.network.stages, job.network.model, epoch)
-    batches, between = job.training_batches(epoch), seconds_between_reads(job.device)
-    unread = _Unread(time.monotonic() - at.train_seconds, at.elapsed)
+    batches, read_interval = job.training_batches(epoch), seconds_between_reads(job.device)
+    pending = _PendingSteps(time.monotonic() - state.train_seconds, state.elapsed)
     for step, (rows, inputs) in enumerate(
-        job.training_inputs(batches[at.step :], epoch), start=at.step + 1
+        job.training_inputs(batches[state.step :], epoch), start=state.step + 1
     ):
-        own = rows[: len(rows) - job.partners(batches[step - 1])]
-        words = job.ranks.meet((own, job.lost))
-        lost = {row: reason for _, gone in words for row, reason in gone.items()}
+        own_rows = rows[: len(rows) - job.num_partners(batches[step - 1])]
+        gathered = job.ranks.meet((own_rows, job.lost))
+        lost = {row: reason for _, reasons in gathered for row, reason in reasons.items()}
         if lost.keys() - trainer.lost.known.keys():
-            yield from _read_back(trainer, at, unread)
+            yield from _report_steps(trainer, state, pending)
             yield from trainer.lost.report(lost)
-        at.step = step
-        shares = [share for share, _ in words]
+        state.step = step
+        shares = [share for share, _ in gathered]
         if not any(map(len, shares)):
             continue
-        unread.steps.append(_step(trainer, epoch, step, len(batches), shares, rows, inputs))
-        if not between or job.ranks.decided(at.elapsed - unread.read >= between):
-            yield from _read_back(trainer, at, unread)
-    yield from _read_back(trainer, at, unread)
+        pending.steps.append(_take_step(trainer, epoch, step, len(batches), shares, rows, inputs))
+        if not read_interval or job.ranks.decided(
+            state.elapsed - pending.last_read_seconds >= read_interval
+        ):
+            yield from _report_steps(trainer, state, pending)
+    yield from _report_steps(trainer, state, pending)
 
 
-def _step(
+def _take_step(
     trainer: _Trainer,
     epoch: int,
     step: int,
@@ -330,11 +376,12 @@ def _step(
     rows: np.ndarray,
     inputs: torch.Tensor,
 ) -> PendingStep:
-    """Give a step to the device; wait for nothing that comes of it.
+    """Queue a step on the device without waiting for its results.
 
     Args:
-        shares: the row numbers that each rank has of the batch.
-        rows, inputs: this rank's, its partners among them.
+        shares: Row numbers of the batch, one array per rank.
+        rows: Row numbers of this rank's images, its partners for mixing included.
+        inputs: Inputs of this rank's images, in the same order.
     """
     job, optimizer, config = trainer.job, trainer.optimizer, trainer.job.config
     position = (epoch - 1) * steps + step - 1
@@ -342,77 +389,95 @@ def _step(
         optimizer, learning_rate_factor(config, position, steps)
     )
     labels, batch = job.targets(rows), np.concatenate(shares)
-    before, rule = copied(optimizer) if is_measured(step, steps) else None, trainer.step_rule
-    together = None
+    before = copy_parameters(optimizer) if is_measured(step, steps) else None
+    rule = trainer.step_rule
+    shared = None
     if job.ranks.several:
-        images, drawn = [len(share) for share in shares], step_seed(config.seed, position)
+        images, mix_seed = [len(share) for share in shares], step_seed(config.seed, position)
         partners = len(rows) - images[job.ranks.rank]
-        together = Together(
-            job.ranks, trainer.gradients, images, job.targets(batch), drawn, partners
+        shared = SharedStep(
+            job.ranks, trainer.gradients, images, job.targets(batch), mix_seed, partners
         )
-    # Dropout's randomness depends on the step, and the rank, alone.
-    with kept_for_backward(job.forward) if before else nullcontext() as kept:
+    # Dropout's randomness depends on the step and the rank alone.
+    with record_saved_storages(job.forward) if before else nullcontext() as storages:
         seed = step_seed(config.seed, position, job.ranks.rank)
-        done = train_step(
-            job.forward, inputs, labels, optimizer, job.device, seed, rule, trainer.scale, together
+        result = train_step(
+            job.forward, inputs, labels, optimizer, job.device, seed, rule, trainer.scale, shared
         )
     if trainer.average:
-        with explained("to average the weights. Freeze more stages, or switch weight EMA off."):
-            trainer.average.update(done.skipped if trainer.scale else None)
-    most = max(map(len, shares))
-    short = done.micro_batch < min(rule.micro_batch or most, most)
-    if short:
-        trainer.fitting.append(done.micro_batch)
-    if kept is not None:
-        trainer.footprints.append(footprint(job, optimizer, trainer.average, sum(kept.values())))
-    return pending_step(
-        step, job.labels[batch], rate, done, short, measured(optimizer, before) if before else None
+        with explain_out_of_memory(
+            "to average the weights. Freeze more stages, or switch weight EMA off."
+        ):
+            trainer.average.update(result.skipped if trainer.scale else None)
+    largest_share = max(map(len, shares))
+    memory_short = result.micro_batch < min(rule.micro_batch or largest_share, largest_share)
+    if memory_short:
+        trainer.fitting_sizes.append(result.micro_batch)
+    if storages is not None:
+        trainer.footprints.append(
+            measure_footprint(job, optimizer, trainer.average, sum(storages.values()))
+        )
+    return make_pending_step(
+        step,
+        job.labels[batch],
+        rate,
+        result,
+        memory_short,
+        measure_step(optimizer, before) if before else None,
     )
 
 
-def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterator[Event]:
-    """Count and report the steps that have not been read back; before that, write a checkpoint where it is time for one.
+def _report_steps(
+    trainer: _Trainer, state: TrainingState, pending: _PendingSteps
+) -> Iterator[Event]:
+    """Read back all pending steps, then count and report them.
+
+    A checkpoint is written before they are reported, if one is due.
 
     Raises:
-        TrainingError: when the run has diverged in one of them.
+        TrainingError: If the run has diverged in one of these steps.
     """
-    found: list[Event] = []
+    events: list[Event] = []
     diverged: TrainingError | None = None
-    for place, (step, numbers) in enumerate(read_back(unread.steps, trainer.job.ranks), start=1):
+    for position, (step, numbers) in enumerate(
+        read_back(pending.steps, trainer.job.ranks), start=1
+    ):
         if numbers.has_diverged:
-            diverged = _diverged(
-                trainer.job, f"at step {step.step} of epoch {at.epoch}", step.learning_rate
+            diverged = _make_divergence_error(
+                trainer.job, f"at step {step.step} of epoch {state.epoch}", step.learning_rate
             )
             break
-        at.metrics.add(step.labels, numbers.predicted, numbers.loss)
-        at.skipped += numbers.skipped
-        at.stages = numbers.stages or at.stages
+        state.metrics.add(step.labels, numbers.predicted, numbers.loss)
+        state.skipped += numbers.skipped
+        state.stages = numbers.stages or state.stages
         if step.memory_short:
-            found.append(MemoryShort(at.epoch, step.step, step.micro_batch))
-        # as if all had taken equally long
-        seconds = unread.read + (at.elapsed - unread.read) * place / len(unread.steps)
-        found.append(_step_ended(trainer.job, at, step, numbers, seconds))
-    unread.steps.clear()
-    unread.read, at.train_seconds = at.elapsed, time.monotonic() - unread.began
-    if found and not diverged and time.monotonic() - unread.saved > CHECKPOINT_SECONDS:
-        found.insert(0, trainer.save(at))
-        unread.saved = time.monotonic()
-    request = yield from _all_of(found)
-    if end := diverged or request:
-        raise end
+            events.append(MemoryShort(state.epoch, step.step, step.micro_batch))
+        # The pending steps are assumed to have taken equally long.
+        unread_seconds = state.elapsed - pending.last_read_seconds
+        seconds = pending.last_read_seconds + unread_seconds * position / len(pending.steps)
+        events.append(_make_step_ended(trainer.job, state, step, numbers, seconds))
+    pending.steps.clear()
+    pending.last_read_seconds = state.elapsed
+    state.train_seconds = time.monotonic() - pending.start_time
+    if events and not diverged and time.monotonic() - pending.last_save_time > CHECKPOINT_SECONDS:
+        events.insert(0, trainer.save(state))
+        pending.last_save_time = time.monotonic()
+    request = yield from _yield_all(events)
+    if error := diverged or request:
+        raise error
 
 
-def _step_ended(
-    job: Job, at: TrainingState, step: PendingStep, numbers: ReadStep, seconds: float
+def _make_step_ended(
+    job: Job, state: TrainingState, step: PendingStep, numbers: ReadStep, seconds: float
 ) -> StepEnded:
     return StepEnded(
-        at.epoch,
+        state.epoch,
         step.step,
         numbers.loss,
-        epoch_loss=at.metrics.loss,
-        epoch_accuracy=at.metrics.accuracy,
+        epoch_loss=state.metrics.loss,
+        epoch_accuracy=state.metrics.accuracy,
         learning_rate=step.learning_rate,
-        images=(at.epoch - 1) * len(job.rows[TRAIN]) + at.metrics.seen,
+        images=(state.epoch - 1) * len(job.rows[TRAIN]) + state.metrics.num_images,
         seconds=seconds,
         gradient_norm=0.0 if numbers.skipped else numbers.gradient_norm,
         micro_batch=step.micro_batch,
@@ -422,8 +487,11 @@ def _step_ended(
     )
 
 
-def _all_of(events: Sequence[Event]) -> Generator[Event, None, StopRequested | None]:
-    """The events; a request to stop waits until all of them are reported, because their steps are done."""
+def _yield_all(events: Sequence[Event]) -> Generator[Event, None, StopRequested | None]:
+    """Yield the events and return the request to stop, if one arrived meanwhile.
+
+    A request waits until all events are reported, because their steps are done.
+    """
     request: StopRequested | None = None
     for event in events:
         try:
@@ -433,23 +501,24 @@ def _all_of(events: Sequence[Event]) -> Generator[Event, None, StopRequested | N
     return request
 
 
-def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, None]:
-    """Evaluate an epoch that is trained, keep what is worth keeping, and go on to the next one."""
-    job, run_dir, epoch, began = trainer.job, trainer.run_dir, at.epoch, time.monotonic()
-    if not at.metrics.seen:
+def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None, None]:
+    """Evaluate a trained epoch, save what is to be kept and advance to the next epoch."""
+    job, run_dir, epoch, start_time = trainer.job, trainer.run_dir, state.epoch, time.monotonic()
+    if not state.metrics.num_images:
         raise TrainingError(
             "None of the training images can be read any more. Put them back and resume the run."
         )
-    _check_alike(job)
-    with trainer.evaluating():
+    _check_equal_weights(job)
+    with trainer.use_evaluation_weights():
         rows, logits = yield from predict_splits(job, [VAL], "validate", trainer.lost)
         if not np.isfinite(logits).all():
-            raise _diverged(job, f"after epoch {epoch}", job.config.learning_rate)
+            raise _make_divergence_error(job, f"after epoch {epoch}", job.config.learning_rate)
         labels, predicted = job.labels[rows], logits.argmax(1)
         loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
-        found = RunningMetrics.of(len(job.dataset.classes))
-        found.add(labels, predicted, loss)
-        # On disk before it is reported: whoever stops the run at one of these events finds what they speak of.
+        val_metrics = RunningMetrics.zeros(len(job.dataset.classes))
+        val_metrics.add(labels, predicted, loss)
+        # Write to disk first, report later: a person who stops the run at one of these events finds
+        # everything that the event reports.
         if job.ranks.leads:
             add_predictions(
                 run_dir,
@@ -459,62 +528,72 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
                 labels,
                 predicted,
             )
-        saved = []
-        if at.take(epoch, found.accuracy, loss, EarlyStopping.of(job.config).value(found)):
+        checkpoints = []
+        if state.record_epoch(
+            epoch,
+            val_metrics.accuracy,
+            loss,
+            EarlyStopping.from_config(job.config).value(val_metrics),
+        ):
             if job.ranks.leads:
-                save_predictions(run_dir, predicted_table(job, rows, logits), job.device.precision)
-            saved.append(_save_best(job, run_dir, epoch))
-    memory = most(trainer.footprints, bytes_held(job.device, step_bytes=0))
-    ended = EpochEnded(
+                save_predictions(
+                    run_dir, make_prediction_table(job, rows, logits), job.device.precision
+                )
+            checkpoints.append(_save_best(job, run_dir, epoch))
+    memory = max_footprint(trainer.footprints, peak_memory_bytes(job.device, step_bytes=0))
+    epoch_ended = EpochEnded(
         epoch,
-        at.metrics.loss,
-        at.metrics.accuracy,
+        state.metrics.loss,
+        state.metrics.accuracy,
         loss,
-        found.accuracy,
-        train_seconds=at.train_seconds,
-        val_seconds=time.monotonic() - began,
-        seconds=at.elapsed,
+        val_metrics.accuracy,
+        train_seconds=state.train_seconds,
+        val_seconds=time.monotonic() - start_time,
+        seconds=state.elapsed,
         memory_bytes=memory.host,
         device_bytes=memory.device,
-        train_scores=at.metrics.scores(),
-        val_scores=found.scores(),
-        stages=at.stages,
-        skipped_steps=at.skipped,
+        train_scores=state.metrics.scores(),
+        val_scores=val_metrics.scores(),
+        stages=state.stages,
+        skipped_steps=state.skipped,
     )
-    at.next_epoch()
-    yield ended  # before it is saved: a run that is killed between the two reports the epoch again, and none is lost
-    yield from saved
-    yield trainer.save(at)
+    state.next_epoch()
+    # Report before saving: a run that is killed in between reports the epoch again, and none is
+    # lost.
+    yield epoch_ended
+    yield from checkpoints
+    yield trainer.save(state)
 
 
-def _check_alike(job: Job) -> None:
-    """
+def _check_equal_weights(job: Job) -> None:
+    """Check that all ranks have the same weights.
+
     Raises:
-        TrainingError: when the ranks' weights are not the same any more.
+        TrainingError: If they have not.
     """
     if not job.ranks.several:
         return
     floats = [
         tensor.sum(dtype=torch.float64)
-        for tensor in job.changing().values()
+        for tensor in job.changing_tensors().values()
         if tensor.is_floating_point()
     ]
     if len(set(job.ranks.meet(torch.stack(floats).cpu().numpy().tobytes()))) > 1:
         raise TrainingError(
-            "The processes of this run have come to different weights: their processors or libraries do not compute alike. Resume the run "
-            "on equal machines."
+            "The processes of this run have come to different weights: their processors or "
+            "libraries do not compute alike. Resume the run on equal machines."
         )
 
 
-def _diverged(job: Job, when: str, learning_rate: float) -> TrainingError:
-    instead = ", or precision fp32" if job.device.precision == "fp16" else ""
+def _make_divergence_error(job: Job, when: str, learning_rate: float) -> TrainingError:
+    alternative = ", or precision fp32" if job.device.precision == "fp16" else ""
     return TrainingError(
         f"The loss or its gradient was not finite {when} (learning rate {learning_rate:g}). "
-        f"Try a learning rate ten times lower{instead}. The best epoch before this is kept."
+        f"Try a learning rate ten times lower{alternative}. The best epoch before this is kept."
     )
 
 
-def _started(job: Job) -> RunStarted:
+def _make_run_started(job: Job) -> RunStarted:
     config, stages, dataset = job.config, job.network.stages, job.dataset
     return RunStarted(
         backbone=config.backbone,
@@ -525,8 +604,8 @@ def _started(job: Job) -> RunStarted:
         trainable_parameters=trainable_parameters(job.strategy, stages),
         total_parameters=total_parameters(job.strategy, stages),
         classes=list(dataset.classes),
-        counts=_counts(job),
-        class_counts=_class_counts(job),
+        counts=_count_images(job),
+        class_counts=_count_classes(job),
         fingerprint=dataset.fingerprint,
         findings=finding_rows(dataset),
         epochs=epochs_of(config),
@@ -537,26 +616,26 @@ def _started(job: Job) -> RunStarted:
         cache=job.report,
         decode_seconds=job.decode_seconds,
         decoded=job.decoded,
-        forecast=_expected(job),
-        numerics=numerics(),
+        forecast=_forecast(job),
+        numerics=read_numerics(),
         lineage=job.lineage,
         head_kept=job.head_kept,
         averaged=config.averaged.how if config.averaged else None,
         ranks=job.ranks.world,
         batchnorm="per_rank"
-        if job.ranks.several and trains_batchnorm(job.strategy, stages, job.network.model)
+        if job.ranks.several and has_trained_batchnorm(job.strategy, stages, job.network.model)
         else "",
     )
 
 
-def _counts(job: Job) -> Counts:
+def _count_images(job: Job) -> Counts:
     counts = Counts(train=len(job.rows[TRAIN]), val=len(job.rows[VAL]))
     if len(job.rows[TEST]):
         counts["test"] = len(job.rows[TEST])
     return counts
 
 
-def _class_counts(job: Job) -> ClassCounts:
+def _count_classes(job: Job) -> ClassCounts:
     classes = len(job.dataset.classes)
     return {
         split: np.bincount(job.labels[rows], minlength=classes).tolist()
@@ -565,32 +644,33 @@ def _class_counts(job: Job) -> ClassCounts:
     }
 
 
-def _expected(job: Job) -> Expected | None:
-    found = expected(job.config, job.dataset, SpeedBook(), job.report.found)
-    if found is None or job.ranks.several:  # what was timed is one device
+def _forecast(job: Job) -> Expected | None:
+    forecast = expected(job.config, job.dataset, SpeedBook(), job.report.found)
+    # Timings are of a single device.
+    if forecast is None or job.ranks.several:
         return None
     return Expected(
-        seconds=found.seconds,
-        epoch_seconds=found.epoch_seconds,
-        memory_bytes=found.memory_bytes,
-        device_bytes=found.device_bytes,
-        cache_bytes=found.cache_bytes,
+        seconds=forecast.seconds,
+        epoch_seconds=forecast.epoch_seconds,
+        memory_bytes=forecast.memory_bytes,
+        device_bytes=forecast.device_bytes,
+        cache_bytes=forecast.cache_bytes,
     )
 
 
 def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:
     if job.ranks.leads:
-        save_checkpoint(run_dir, BEST, job.changing(), _checkpoint_info(job, epoch))
+        save_checkpoint(run_dir, BEST, job.changing_tensors(), _make_checkpoint_info(job, epoch))
     return CheckpointSaved(BEST, epoch)
 
 
 def _save_head(job: Job, run_dir: Path) -> None:
-    """Keep the head that was fitted before the first step, for a script that repeats the run."""
+    """Save the head fitted before the first step, for a script that repeats the run."""
     if job.ranks.leads:
-        save_checkpoint(run_dir, HEAD, head_tensors(job.network), _checkpoint_info(job, 0))
+        save_checkpoint(run_dir, HEAD, head_tensors(job.network), _make_checkpoint_info(job, 0))
 
 
-def _checkpoint_info(job: Job, epoch: int) -> CheckpointInfo:
+def _make_checkpoint_info(job: Job, epoch: int) -> CheckpointInfo:
     dataset, network = job.dataset, job.network
     return CheckpointInfo(
         epoch,
@@ -598,5 +678,5 @@ def _checkpoint_info(job: Job, epoch: int) -> CheckpointInfo:
         network.weights_hash,
         dataset.classes,
         dataset.fingerprint,
-        neighbours=neighbours_of(network),
+        neighbours=count_neighbours(network),
     )

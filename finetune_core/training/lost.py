@@ -1,4 +1,7 @@
-"""Images that could be read when a run began, but no longer: named, counted, and too many end the run."""
+"""Images that were readable when a run began and no longer are.
+
+They are named and counted. Too many of them end the run.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,16 +16,16 @@ _EXAMPLES = 20
 
 @dataclass(frozen=True)
 class LostImages:
-    """What a run has reported of lost images so far: row -> why."""
+    """Lost images that a run has reported so far: reasons by row."""
 
     job: Job
     known: dict[int, str] = field(default_factory=dict)
 
     def report(self, lost: Mapping[int, str]) -> Iterator[Event]:
-        """An event where some of them are new.
+        """Yield an event if some of the images are new.
 
         Raises:
-            TrainingError: when they are too many to go on.
+            TrainingError: If there are too many to go on.
         """
         if lost.keys() <= self.known.keys():
             return
@@ -32,6 +35,7 @@ class LostImages:
         total, limit = sum(len(rows) for rows in self.job.rows.values()), self.job.config.skip_limit
         if len(self.known) > limit * total:
             raise TrainingError(
-                f"{things(len(self.known), 'image')} of {number(total)} can no longer be read, more than {percent(limit)}: "
-                f"{examples[0].rstrip('.')}. Put them back and resume the run, or start a new one without them."
+                f"{things(len(self.known), 'image')} of {number(total)} can no longer be read, "
+                f"more than {percent(limit)}: {examples[0].rstrip('.')}. Put them back and resume "
+                "the run, or start a new one without them."
             )

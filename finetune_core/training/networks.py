@@ -1,8 +1,9 @@
-"""A run's network as it begins, and as its best checkpoint holds it.
+"""Initial networks of runs, and the networks of their best checkpoints.
 
-A run begins with published weights, a file, random weights, or the best network of an earlier run. Of the last it keeps a copy in its own
-folder (``start``), so that it can be resumed, used and exported when the earlier run is gone. For the same reason an ensemble keeps a copy of
-what is needed of each of its runs (``members``).
+A run begins with published weights, a file, random weights, or the best network of an earlier run.
+It keeps a copy of the latter in its own folder (``start``), so that it can be resumed, used and
+exported when the earlier run is gone. For the same reason an ensemble keeps a copy of what it needs
+of its runs (``members``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from finetune_core.training.checkpoints import (
     save_checkpoint,
 )
 from finetune_core.training.events import Ancestor
-from finetune_core.training.nearest import neighbours_width, with_empty_neighbours
+from finetune_core.training.nearest import add_empty_neighbours, count_features
 from finetune_core.training.predictions import PREDICTIONS_FILE, load_predictions
 from finetune_core.training.stage_plan import last_used, plan
 from finetune_core.training.strategies import STRATEGIES
@@ -42,10 +43,11 @@ _MEMBERS = "members"  # folder of an ensemble's run
 
 @dataclass(frozen=True)
 class Start:
-    """The network of an earlier run, with its head, on the processor.
+    """The network of an earlier run with its head, on the processor.
 
     Attributes:
-        info: the classes of that head; ``weights_hash`` of all else; the runs before.
+        info: The classes of that head, the ``weights_hash`` of all other tensors, and the runs
+            before.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -53,12 +55,13 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """What a run begins with.
+class InitialNetwork:
+    """Initial network of a run.
 
     Attributes:
-        start: None where it starts from no earlier run.
-        head_kept: whether the head is that of the earlier run, its outputs in the order of this one's classes.
+        start: The earlier run's network. None where the run starts from no earlier run.
+        head_kept: Whether the head is that of the earlier run, with its outputs in the order of
+            this run's classes.
     """
 
     network: Network
@@ -67,27 +70,29 @@ class Beginning:
 
 
 def check_earlier_run(config: RunConfig) -> None:
-    """Whether a run can start from the earlier one that it names, without building anything.
+    """Check that a run can start from the earlier run it names, without building a network.
 
     Raises:
-        ConfigError: when there is none, it is damaged, has no best epoch, no plain head, or another backbone.
+        ConfigError: If there is no such run, it is damaged, or it has no best epoch, no plain head,
+            or another backbone.
     """
-    _earlier(config)
+    _read_earlier_run(config)
 
 
-def start_of(config: RunConfig) -> Start:
-    """The best network of the run that a config starts from, for images of the config's size.
+def build_start(config: RunConfig) -> Start:
+    """Return the best network of the run that a config starts from, for its image size.
 
     Raises:
-        ConfigError: as ``check_earlier_run``.
-        FinetuneError: when that run's checkpoint is damaged, or the weights that it started from are not on this machine any more.
+        ConfigError: As ``check_earlier_run``.
+        FinetuneError: If that run's checkpoint is damaged, or the weights it started from are no
+            longer on this machine.
     """
-    folder, earlier = _earlier(config)
+    folder, earlier = _read_earlier_run(config)
     network, info = best_network(earlier, folder)
     tensors = {name: tensor.detach().clone() for name, tensor in network.model.state_dict().items()}
     if config.image_size != earlier.image_size and is_timm_name(config.backbone):
         tensors = resized(find(config.backbone), tensors, len(info.classes), config.image_size)
-    before = read_info(folder, START).lineage if earlier.earlier_run else []
+    lineage = read_info(folder, START).lineage if earlier.earlier_run else []
     return Start(
         tensors,
         CheckpointInfo(
@@ -96,27 +101,29 @@ def start_of(config: RunConfig) -> Start:
             state_hash(tensors, network.heads),
             info.classes,
             info.fingerprint,
-            lineage=[ancestor(folder, earlier, info), *before],
+            lineage=[describe_ancestor(folder, earlier, info), *lineage],
         ),
     )
 
 
 def keep_earlier(config: RunConfig, run_dir: Path) -> None:
-    """Write what a run needs of earlier ones into its folder: what it starts from (of averaged weights, what the first of their runs kept),
-    or an ensemble's members.
+    """Copy what a run needs of earlier runs into its folder.
+
+    That is the network it starts from, or an ensemble's members. A run of averaged weights keeps
+    what the first of its runs kept.
 
     Raises:
-        FinetuneError: as ``start_of``.
-        OSError: when it cannot be written.
+        FinetuneError: As ``build_start``.
+        OSError: If the copy cannot be written.
     """
     if config.averaged and config.is_ensemble:
         for run, folder in zip(config.averaged.runs, member_folders(config, run_dir), strict=True):
-            _keep_member(Path(run), folder)
+            _copy_member(Path(run), folder)
     elif config.earlier_run:
         start = (
-            kept_start(config, Path(config.averaged.runs[0]))
+            load_start(config, Path(config.averaged.runs[0]))
             if config.averaged
-            else start_of(config)
+            else build_start(config)
         )
         save_checkpoint(run_dir, START, dict(start.tensors), start.info)
 
@@ -124,10 +131,11 @@ def keep_earlier(config: RunConfig, run_dir: Path) -> None:
 def member_folders(config: RunConfig, run_dir: Path) -> list[Path]:
     """Return where an ensemble keeps what it needs of its runs, in the order of its config.
 
-    Each folder holds a run's settings, best network and predictions, and is read as a run directory.
+    Each folder holds a run's settings, best network and predictions, and is read as a run
+    directory.
 
     Raises:
-        RunError: when a link leads to them.
+        RunError: If a link leads to them.
     """
     if is_link(run_dir / _MEMBERS):
         raise RunError(f"{run_dir / _MEMBERS} is a link, which is not followed.")
@@ -137,7 +145,7 @@ def member_folders(config: RunConfig, run_dir: Path) -> list[Path]:
     ]
 
 
-def _keep_member(run: Path, folder: Path) -> None:
+def _copy_member(run: Path, folder: Path) -> None:
     names = [CONFIG_FILE, checkpoint_path(run, BEST).name, PREDICTIONS_FILE]
     if regular_file(checkpoint_path(run, START)):
         names.append(checkpoint_path(run, START).name)
@@ -151,11 +159,11 @@ def _keep_member(run: Path, folder: Path) -> None:
             ) from None
 
 
-def kept_start(config: RunConfig, run_dir: Path) -> Start:
-    """What a run has kept of the earlier one that it started from.
+def load_start(config: RunConfig, run_dir: Path) -> Start:
+    """Load what a run has kept of the earlier run that it started from.
 
     Raises:
-        RunError: when it is missing or damaged.
+        RunError: If it is missing or damaged.
     """
     info = read_info(run_dir, START)
     needed = headed_state(config.backbone, len(info.classes), config.image_size)
@@ -165,27 +173,28 @@ def kept_start(config: RunConfig, run_dir: Path) -> Start:
 
 def beginning_of(
     config: RunConfig, classes: Sequence[str], run_dir: Path | None = None
-) -> Beginning:
-    """The network that a run begins with: float32, on the processor, in eval mode.
+) -> InitialNetwork:
+    """Build the initial network of a run: float32, on the processor, in eval mode.
 
     Args:
-        run_dir: the run's folder; None where it has none, and nothing of an earlier run was kept.
+        run_dir: The run directory. None where there is none, and no copy of an earlier run.
 
     Raises:
-        FinetuneError: when weights are missing or damaged.
+        FinetuneError: If weights are missing or damaged.
     """
-    built = config.first_seed, config.image_size, last_used(config)
+    options = config.first_seed, config.image_size, last_used(config)
     if not config.earlier_run:
-        network = build_network(config.backbone, config.starts_from, len(classes), *built)
-        return Beginning(replace(network, info=input_info(config)))
-    start = kept_start(config, run_dir) if run_dir else start_of(config)
-    network = network_of(config.backbone, start.tensors, len(classes), *built)
+        network = build_network(config.backbone, config.starts_from, len(classes), *options)
+        return InitialNetwork(replace(network, info=input_info(config)))
+    start = load_start(config, run_dir) if run_dir else build_start(config)
+    network = network_of(config.backbone, start.tensors, len(classes), *options)
     if network.weights_hash != start.info.weights_hash:
         raise RunError(
-            f"{checkpoint_path(run_dir or Path(), START)} is damaged: its weights are not those that it says."
+            f"{checkpoint_path(run_dir or Path(), START)} is damaged: its weights are not those "
+            "that it says."
         )
-    kept = set(start.info.classes) == set(classes) and not STRATEGIES[config.strategy].fits
-    if kept:
+    head_kept = set(start.info.classes) == set(classes) and not STRATEGIES[config.strategy].fits
+    if head_kept:
         order = torch.tensor([start.info.classes.index(name) for name in classes])
         put_tensors(
             network.model,
@@ -195,7 +204,7 @@ def beginning_of(
                 if of_head(name, network.heads)
             },
         )
-    return Beginning(replace(network, info=input_info(config)), start, kept)
+    return InitialNetwork(replace(network, info=input_info(config)), start, head_kept)
 
 
 def head_tensors(network: Network) -> dict[str, torch.Tensor]:
@@ -208,77 +217,81 @@ def load_initial_head(network: Network, run_dir: Path) -> dict[str, torch.Tensor
     """Load the head that a run has fitted before its first step.
 
     Args:
-        network: any network of the run.
+        network: Any network of the run.
 
     Raises:
-        RunError: when it is missing or damaged.
+        RunError: If it is missing or damaged.
     """
     return load_tensors(run_dir, HEAD, head_tensors(network))[0]
 
 
 def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointInfo]:
-    """The network of a run's best checkpoint, put together from what it began with: float32, on the processor, in eval mode.
+    """Build the network of a run's best checkpoint: float32, on the processor, in eval mode.
 
     Raises:
-        RunError: when there is no checkpoint, it is damaged, or the weights that the run began with have changed since.
-        WeightsError: when they are not on this machine.
+        RunError: If the checkpoint is missing or damaged, or the weights that the run began with
+            have changed since.
+        WeightsError: If those weights are not on this machine.
     """
     info = read_info(run_dir, BEST)
     if config.is_ensemble:
-        return joined(_members(config, run_dir, info)), info
+        return joined(_load_members(config, run_dir, info)), info
     network = beginning_of(config, info.classes, run_dir).network
     if network.weights_hash != info.weights_hash:
-        where = (
+        place = (
             checkpoint_path(run_dir, START)
             if config.earlier_run
             else f"The weights of {info.backbone} on this machine"
         )
-        raise RunError(f"{where} are not those that {run_dir.name} was trained from.")
+        raise RunError(f"{place} are not those that {run_dir.name} was trained from.")
     strategy = plan(config, network.stages)
     if STRATEGIES[config.strategy].fits == "nearest_neighbours":
-        width = neighbours_width(network, len(info.classes))
-        network = with_empty_neighbours(
-            network, _neighbours(run_dir, info, width), width, len(info.classes)
+        width = count_features(network, len(info.classes))
+        network = add_empty_neighbours(
+            network, _count_neighbours(run_dir, info, width), width, len(info.classes)
         )
     restore_network(network, strategy, run_dir, BEST)
     network.model.eval()
     return network, info
 
 
-def _members(config: RunConfig, run_dir: Path, info: CheckpointInfo) -> list[Network]:
-    """
+def _load_members(config: RunConfig, run_dir: Path, info: CheckpointInfo) -> list[Network]:
+    """Build the best network of each member of an ensemble.
+
     Raises:
-        RunError: when one is missing or damaged.
+        RunError: If one is missing or damaged.
     """
-    found = []
+    networks = []
     for folder in member_folders(config, run_dir):
-        own, saved = read_trained(folder)
-        if own.is_ensemble or saved.classes != info.classes:
+        member, member_info = read_trained_run(folder)
+        if member.is_ensemble or member_info.classes != info.classes:
             raise RunError(
                 f"{folder} is damaged: it is no network for the classes of {run_dir.name}."
             )
-        found.append(best_network(own, folder)[0])
-    return found
+        networks.append(best_network(member, folder)[0])
+    return networks
 
 
-def _neighbours(run_dir: Path, info: CheckpointInfo, width: int) -> int:
-    """How many training images a checkpoint holds: ``width`` float32 features and an int64 label of each.
+def _count_neighbours(run_dir: Path, info: CheckpointInfo, width: int) -> int:
+    """Return how many training images a checkpoint holds.
+
+    Each takes ``width`` float32 features and an int64 label.
 
     Raises:
-        RunError: when it says none, or more than its file has room for: no memory is taken for those.
+        RunError: If it claims none, or more than its file can hold. No memory is taken for those.
     """
     path = checkpoint_path(run_dir, BEST)
-    found = regular_file(path)
-    if not 0 < info.neighbours <= (found.st_size if found else 0) // (4 * width + 8):
+    status = regular_file(path)
+    if not 0 < info.neighbours <= (status.st_size if status else 0) // (4 * width + 8):
         raise RunError(f"{path} is damaged: it holds no training images that could vote.")
     return info.neighbours
 
 
-def read_trained(folder: Path) -> tuple[RunConfig, CheckpointInfo]:
-    """The settings of the run in a folder, and what its best checkpoint says of itself; no tensor is read.
+def read_trained_run(folder: Path) -> tuple[RunConfig, CheckpointInfo]:
+    """Read the settings of a trained run and its best checkpoint's info, but no tensor.
 
     Raises:
-        FinetuneError: when there is none, it is a link or damaged, or has no best epoch.
+        FinetuneError: If there is no run, it is a link or damaged, or it has no best epoch.
     """
     if is_link(folder):
         raise RunError(f"{folder} is a link, which is not followed")
@@ -290,11 +303,11 @@ def read_trained(folder: Path) -> tuple[RunConfig, CheckpointInfo]:
     return config, info
 
 
-def _earlier(config: RunConfig) -> tuple[Path, RunConfig]:
-    """The folder of the run that a config starts from, and its settings."""
+def _read_earlier_run(config: RunConfig) -> tuple[Path, RunConfig]:
+    """Return the folder and the settings of the run that a config starts from."""
     folder = Path(config.earlier_run or "")
     try:
-        earlier, _ = read_trained(folder)
+        earlier, _ = read_trained_run(folder)
     except FinetuneError as error:
         raise ConfigError({"from_run": " ".join(str(error).split())}) from None
     if earlier.is_ensemble:
@@ -302,26 +315,29 @@ def _earlier(config: RunConfig) -> tuple[Path, RunConfig]:
     if STRATEGIES[earlier.strategy].fits == "nearest_neighbours":
         raise ConfigError(
             {
-                "from_run": f"{folder.name} classifies by its nearest training images and has trained nothing: start from the backbone itself"
+                "from_run": f"{folder.name} classifies by its nearest training images and has "
+                "trained nothing: start from the backbone itself"
             }
         )
     if last := last_used(earlier):
         raise ConfigError(
             {
-                "from_run": f"{folder.name} ends after {last} and lacks what follows: start from the backbone itself"
+                "from_run": f"{folder.name} ends after {last} and lacks what follows: start from "
+                "the backbone itself"
             }
         )
     if earlier.backbone != config.backbone:
         raise ConfigError(
             {
-                "backbone": f"follows from the run to start from: {folder.name} has {earlier.backbone}, not {config.backbone}"
+                "backbone": f"follows from the run to start from: {folder.name} has "
+                f"{earlier.backbone}, not {config.backbone}"
             }
         )
     return folder, earlier
 
 
-def ancestor(folder: Path, earlier: RunConfig, info: CheckpointInfo) -> Ancestor:
-    """What a run tells of an earlier one that it is made from."""
+def describe_ancestor(folder: Path, earlier: RunConfig, info: CheckpointInfo) -> Ancestor:
+    """Return what a run records of an earlier run that it is made from."""
     kinds = {PRETRAINED: "pretrained", RANDOM: "none"}
     data = Path(earlier.data.replace("\\", "/")).name
     return Ancestor(
@@ -330,20 +346,23 @@ def ancestor(folder: Path, earlier: RunConfig, info: CheckpointInfo) -> Ancestor
         data=data,
         strategy=earlier.strategy,
         epoch=info.epoch,
-        accuracy=_accuracy(folder, len(info.classes)),
+        accuracy=_compute_val_accuracy(folder, len(info.classes)),
         weights="run" if earlier.earlier_run else kinds.get(earlier.starts_from, "file"),  # type: ignore[typeddict-item]
     )
 
 
-def _accuracy(folder: Path, classes: int) -> float | None:
-    """On the validation images; None where the run's predictions cannot be read: its weights can be used all the same."""
+def _compute_val_accuracy(folder: Path, classes: int) -> float | None:
+    """Return a run's accuracy on the validation images.
+
+    It is None where the predictions cannot be read: the weights can be used all the same.
+    """
     try:
         table = load_predictions(folder, classes)
     except RunError:
         return None
     table = table[table["split"] == VAL]
-    right = [
+    is_correct = [
         int(logits.argmax()) == label
         for logits, label in zip(table["logits"], table["label"], strict=True)
     ]
-    return sum(right) / len(right) if right else None
+    return sum(is_correct) / len(is_correct) if is_correct else None

@@ -1,4 +1,4 @@
-"""The optimizer of a run, over what its strategy trains."""
+"""Optimizer of a run, for the parameters that its strategy trains."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def make_optimizer(
     model: nn.Module,
     low_rank: LowRank = NONE,
 ) -> torch.optim.Optimizer:
-    """The config's optimizer over what the strategy trains, one group per stage, each with its ``base_lr``."""
+    """Return the config's optimizer with one group per stage, each with its ``base_lr``."""
     groups = parameter_groups(
         strategy, stages, model, config.learning_rate, config.weight_decay, low_rank
     )
@@ -32,13 +32,16 @@ def make_optimizer(
 
 
 def take_step(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
-    """A fused optimizer's step; where ``skipped`` (float32 ``[]``, on the device) is 1, weights and state stay as they are."""
+    """Take a fused optimizer's step, unless it is to be skipped.
+
+    Args:
+        skipped: float32 ``[]``, on the device. Where it is 1, weights and state stay as they are.
+    """
     if isinstance(optimizer, torch.optim.SGD):
-        _begin_momentum(optimizer)
+        _init_momentum(optimizer)
     _lay_out_gradients(optimizer)
-    vars(optimizer)["found_inf"] = (
-        skipped  # what fused kernels look at, on the device: nobody waits for its value
-    )
+    # Fused kernels read it on the device, so nothing waits for its value.
+    vars(optimizer)["found_inf"] = skipped
     optimizer.step()
 
 
@@ -60,8 +63,11 @@ def _lay_out_gradients(optimizer: torch.optim.Optimizer) -> None:
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
-def _begin_momentum(optimizer: torch.optim.SGD) -> None:
-    """With zeros: torch leaves the buffers of a first step that is skipped uninitialised."""
+def _init_momentum(optimizer: torch.optim.SGD) -> None:
+    """Initialise momentum with zeros.
+
+    torch leaves the buffers of a first step that is skipped uninitialised.
+    """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
             if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:

@@ -1,4 +1,4 @@
-"""When memory runs out: the same work, a part of the batch at a time."""
+"""Handling of exhausted memory: the same work, with a part of the batch at a time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def explained(advice: str) -> Iterator[None]:
-    """Within: memory that runs out is a TrainingError that gives this advice."""
+def explain_out_of_memory(advice: str) -> Iterator[None]:
+    """Turn exhausted memory within the block into a TrainingError with this advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -22,11 +22,14 @@ def explained(advice: str) -> Iterator[None]:
         raise TrainingError(f"There is not enough memory {advice}") from None
 
 
-def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
-    """``work(size)``, or with half the size for as long as memory runs out: its result, and the size that fitted.
+def run_halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
+    """Return ``work(size)``, with half the size for as long as memory runs out.
+
+    Returns:
+        The result, and the size that fitted.
 
     Raises:
-        TrainingError: when not even a size of one fits.
+        TrainingError: If not even a size of one fits.
     """
     while size > 1:
         try:
@@ -34,28 +37,38 @@ def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
         except (MemoryError, RuntimeError) as error:
             if not ran_out(error):
                 raise
-        # after the error is gone, and with it the tensors that its traceback holds
+        # Only after the error is gone, and with it the tensors that its traceback holds.
         size = -(-size // 2)
-    with explained("for a single image. Choose a smaller image size, or freeze more stages."):
+    with explain_out_of_memory(
+        "for a single image. Choose a smaller image size, or freeze more stages."
+    ):
         return work(size), size
 
 
-def parts(tensor: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-    """A batch in as few parts of at most ``size`` as can be, as equal as can be: BatchNorm must not be left with a single image."""
+def split_parts(tensor: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+    """Split a batch into as few and as equal parts of at most ``size`` as possible.
+
+    BatchNorm must not be left with a single image.
+    """
     return tensor.tensor_split(max(1, -(-len(tensor) // size)))
 
 
 def run_in_parts(
     forward: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, int]:
-    """``forward(inputs)``, at most ``size`` images at a time, fewer where memory runs out: its output, and the size that fitted.
+    """Return ``forward(inputs)``, at most ``size`` images at a time.
+
+    Fewer go through where memory runs out.
+
+    Returns:
+        The output, and the size that fitted.
 
     Raises:
-        TrainingError: when not even a single image fits.
+        TrainingError: If not even a single image fits.
     """
 
     def run(size: int) -> torch.Tensor:
-        outputs = [forward(part) for part in parts(inputs, size)]
+        outputs = [forward(part) for part in split_parts(inputs, size)]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    return halving(run, max(1, min(size, len(inputs))))
+    return run_halving(run, max(1, min(size, len(inputs))))

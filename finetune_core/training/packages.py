@@ -1,4 +1,7 @@
-"""Compiled code that is kept. It runs in this process, so it lies where no other user can write."""
+"""Storage of compiled code.
+
+The code runs in this process, so it is stored where no other user can write.
+"""
 
 import hashlib
 import re
@@ -13,20 +16,21 @@ from finetune_core.private import make_room, read_private, write_private
 _NAMES = re.compile(r"[\w.-]+\.pt2", re.ASCII)
 _DIGEST_BYTES = 32
 _LARGEST = 2**31  # bytes of a package
-_ALL = 10**9  # bytes of all packages; one of a network's frozen stages takes some 15 MB
+# Bytes of all packages. One of a network's frozen stages takes some 15 MB.
+_ALL = 10**9
 
 Compiled = Callable[[torch.Tensor], torch.Tensor]
 
 
-def keep_package(name: str, content: bytes) -> None:
-    """Keep a package, unless it cannot be kept from other users, or there is no room for it."""
+def write_package(name: str, content: bytes) -> None:
+    """Store a package, unless other users could reach it or there is no space for it."""
     with suppress(OSError):
         make_room(_NAMES, _ALL - len(content))
         write_private(f"{name}.pt2", _digest(name, content) + content)
 
 
-def kept_package(name: str) -> bytes | None:
-    """Return the package that was kept under this name.
+def read_package(name: str) -> bytes | None:
+    """Return the package that was stored under this name.
 
     Returns:
         None where there is none, it is damaged, or other users can read or write it.
@@ -44,16 +48,18 @@ def _digest(name: str, content: bytes) -> bytes:
 
 
 def load_package(content: bytes) -> Compiled:
-    """Load a package: from one tensor, of the shape, strides and type that it was compiled for, to one tensor.
+    """Load a package as a function from one tensor to one tensor.
+
+    The input must have the shape, strides and type that the package was compiled for.
 
     Raises:
-        OSError: when no other users' hands can be kept off it meanwhile, or it cannot be written.
-        RuntimeError: when it cannot be loaded.
+        OSError: If the package cannot be kept from other users meanwhile, or cannot be written.
+        RuntimeError: If it cannot be loaded.
     """
     with temporary_folder("package") as folder:
         file = folder / "package.pt2"
         file.write_bytes(content)
-        # The loader itself: the functions around it import the compiler, and with it Dynamo.
+        # Call the loader itself: the functions around it import the compiler, and with it Dynamo.
         loader = torch._C._aoti.AOTIModelPackageLoader(str(file), "model", False, 1, -1)
 
     def run(inputs: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The optimizer's parameter groups: learning rate and weight decay per stage."""
+"""Parameter groups of the optimizer: learning rate and weight decay per stage."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,10 @@ def parameter_groups(
     weight_decay: float,
     low_rank: LowRank = NONE,
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer, named by stage. Norms and biases are not decayed (He et al. 2019, Bag of tricks)."""
+    """Return groups for a torch optimizer, named by stage.
+
+    Norms and biases are not decayed (He et al. 2019, Bag of tricks).
+    """
     parameters = dict(model.named_parameters())
     groups = []
     for stage, plan in zip(stages, strategy, strict=True):

@@ -1,4 +1,8 @@
-"""Where a run's rows, decoded images or activations, live: on its device where there is room, else where they are, and each batch is sent."""
+"""Placement of a run's rows: decoded images or activations.
+
+They live on the run's device where there is space. Otherwise they stay where they are, and each
+batch is sent.
+"""
 
 from collections.abc import Sequence
 
@@ -9,51 +13,56 @@ from finetune_core.data.rowcache import Lookup
 from finetune_core.errors import is_out_of_memory
 from finetune_core.training.device import Device
 
-# What a step takes is known after the first one only, and on a full device it would have to be cut into parts. Half leaves each step as
-# much as the rows have; a batch of those that do not fit is sent in less time than most networks take for it.
+# The memory of a step is known only after the first one, and on a full device the step would have
+# to be cut into parts. Half of the memory leaves each step as much as the rows have. A batch of
+# rows that do not fit is sent in less time than most networks take for it.
 _SHARE = 0.5
 
 
-def room_for_rows(device: Device) -> int:
-    """Bytes of a device's own memory that rows may take: none on a processor or Apple's GPU, for which they are in the right memory
-    already."""
+def bytes_for_rows(device: Device) -> int:
+    """Return how many bytes of a device's own memory rows may take.
+
+    It is 0 on a processor and on Apple's GPU, for which rows are in the right memory already.
+    """
     if device.kind != "cuda":
         return 0
     free, _ = torch.cuda.mem_get_info()
     return int(_SHARE * (free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()))
 
 
-def room_when_idle(device: Device) -> int:
-    """The same of a device that nothing uses yet."""
+def bytes_when_idle(device: Device) -> int:
+    """Return how many bytes rows may take on a device that nothing uses yet."""
     if device.kind != "cuda":
         return 0
     return int(_SHARE * torch.cuda.get_device_properties(device.torch_device).total_memory)
 
 
-def placed(
-    lookups: Sequence[Lookup], used: np.ndarray, device: torch.device, room: int
+def place_lookups(
+    lookups: Sequence[Lookup], used: np.ndarray, device: torch.device, free_bytes: int
 ) -> list[Lookup]:
-    """The lookups, on the device as long as there is room, one after the other; the others as they are.
+    """Move lookups to the device, one after the other, as long as there is space.
+
+    The other lookups stay as they are.
 
     Args:
-        used: positions whose rows are needed; where a lookup has none, it needs none.
-        room: bytes.
+        used: Positions whose rows are needed. Where a lookup has none, it needs none.
+        free_bytes: Space in bytes.
     """
-    if not room:
+    if not free_bytes:
         return list(lookups)
-    found = []
+    placed = []
     for lookup in lookups:
-        known = used[lookup.places[used, 0] >= 0]
-        needed = lookup.bytes_of(known)
-        if 0 < needed <= room:
-            lookup, room = _on(lookup, device, known), room - needed
-        found.append(lookup)
-    return found
+        known_rows = used[lookup.places[used, 0] >= 0]
+        num_bytes = lookup.bytes_of(known_rows)
+        if 0 < num_bytes <= free_bytes:
+            lookup, free_bytes = _move_lookup(lookup, device, known_rows), free_bytes - num_bytes
+        placed.append(lookup)
+    return placed
 
 
-def _on(lookup: Lookup, device: torch.device, known: np.ndarray) -> Lookup:
+def _move_lookup(lookup: Lookup, device: torch.device, known_rows: np.ndarray) -> Lookup:
     try:
-        return lookup.on(device, known)
+        return lookup.on(device, known_rows)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

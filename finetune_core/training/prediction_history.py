@@ -1,4 +1,7 @@
-"""The predicted classes of a sample of the validation images, epoch by epoch: shows which images a run changes its mind about."""
+"""Predicted classes of a sample of the validation images, epoch by epoch.
+
+They show which images a run changes its mind about.
+"""
 
 import json
 from contextlib import suppress
@@ -11,7 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from finetune_core.errors import RunError
 from finetune_core.files import is_there, problem_with, read_regular, write_bytes
-from finetune_core.training.batches import uniform
+from finetune_core.training.batches import draw_uniform
 
 PREDICTION_HISTORY_FILE, _EARLIER_FILE = "prediction_history.json", "guesses.json"
 _MOST = 300
@@ -23,9 +26,11 @@ Label = Annotated[int, Field(ge=0, lt=100_000)]
 
 @dataclass(frozen=True)
 class PredictionHistory:
-    """
+    """Predictions of a sample of images over the epochs.
+
     Attributes:
-        ids, labels: of the sample's images.
+        ids: Ids of the sample's images.
+        labels: Labels of the sample's images.
         predicted: int ``[epochs][images]``.
     """
 
@@ -39,7 +44,12 @@ _HISTORY = TypeAdapter(PredictionHistory)
 
 @dataclass(frozen=True)
 class Flip:
-    """An image whose prediction has changed: its predicted class, one entry per epoch, and the last epoch that changed it."""
+    """An image whose prediction has changed.
+
+    Attributes:
+        predicted: Its predicted class, one entry per epoch.
+        last: The last epoch that changed it.
+    """
 
     id: str
     label: int
@@ -49,12 +59,12 @@ class Flip:
     @property
     def turns(self) -> tuple[int, ...]:
         """The predictions without repetitions."""
-        changed = [
-            at
-            for at in range(1, len(self.predicted))
-            if self.predicted[at] != self.predicted[at - 1]
+        epochs = [
+            epoch
+            for epoch in range(1, len(self.predicted))
+            if self.predicted[epoch] != self.predicted[epoch - 1]
         ]
-        return (self.predicted[0], *(self.predicted[at] for at in changed))
+        return (self.predicted[0], *(self.predicted[epoch] for epoch in epochs))
 
 
 def add_predictions(
@@ -65,50 +75,56 @@ def add_predictions(
     labels: np.ndarray,
     predicted: np.ndarray,
 ) -> None:
-    """Note an epoch's predictions of the same few hundred images; an epoch that a resumed run repeats replaces its earlier entry."""
-    known = _begun(ids, keys, labels)
+    """Record an epoch's predictions of the same few hundred images.
+
+    An epoch that a resumed run repeats replaces its earlier entry.
+    """
+    history = _start_history(ids, keys, labels)
     if epoch > 1:
-        with suppress(RunError):  # what was noted is no reason not to train: then it begins here
+        # A damaged history is no reason not to train. It begins again here.
+        with suppress(RunError):
             earlier = load_prediction_history(run_dir)
-            known = earlier if earlier.ids else known
+            history = earlier if earlier.ids else history
     by_id = dict(zip(ids.tolist(), predicted.tolist(), strict=True))
-    before = known.predicted[: epoch - 1]
-    latest = before[-1] if before else known.labels
-    row = tuple(by_id.get(image, last) for image, last in zip(known.ids, latest, strict=True))
-    noted = {
-        "ids": known.ids,
-        "labels": known.labels,
+    before = history.predicted[: epoch - 1]
+    latest = before[-1] if before else history.labels
+    row = tuple(by_id.get(image, last) for image, last in zip(history.ids, latest, strict=True))
+    content_fields = {
+        "ids": history.ids,
+        "labels": history.labels,
         "predicted": [*before, *[row] * (epoch - len(before))],
     }
-    content = json.dumps(noted).encode()
+    content = json.dumps(content_fields).encode()
     write_bytes(run_dir / PREDICTION_HISTORY_FILE, content, make_folder=False)
 
 
-def _begun(ids: np.ndarray, keys: np.ndarray, labels: np.ndarray) -> PredictionHistory:
-    """Which images are followed."""
-    some = np.sort(np.argsort(uniform(keys, 0, 0, 8), kind="stable")[:_MOST])
-    return PredictionHistory(tuple(ids[some].tolist()), tuple(labels[some].tolist()), ())
+def _start_history(ids: np.ndarray, keys: np.ndarray, labels: np.ndarray) -> PredictionHistory:
+    """Return an empty history with the images to follow."""
+    sample = np.sort(np.argsort(draw_uniform(keys, 0, 0, 8), kind="stable")[:_MOST])
+    return PredictionHistory(tuple(ids[sample].tolist()), tuple(labels[sample].tolist()), ())
 
 
 def load_prediction_history(run_dir: Path, classes: int | None = None) -> PredictionHistory:
-    """What a run has noted so far; nothing, before its first epoch has ended.
+    """Load what a run has recorded so far. It is empty before the first epoch has ended.
 
     Args:
-        classes: how many the run has, where that is known.
+        classes: Number of the run's classes, if known.
 
     Raises:
-        RunError: when it is damaged.
+        RunError: If the file is damaged.
     """
     path = run_dir / PREDICTION_HISTORY_FILE
     if not is_there(path):
-        path = run_dir / _EARLIER_FILE  # as earlier versions named it
+        path = run_dir / _EARLIER_FILE  # name in earlier versions
     try:
-        found = _HISTORY.validate_json(read_regular(path, _LARGEST), strict=True)
-        if {len(found.labels), *map(len, found.predicted)} != {len(found.ids)}:
+        history = _HISTORY.validate_json(read_regular(path, _LARGEST), strict=True)
+        if {len(history.labels), *map(len, history.predicted)} != {len(history.ids)}:
             raise ValueError("it does not have a prediction for each image")
         if (
             classes is not None
-            and max((*found.labels, *(max(row, default=0) for row in found.predicted)), default=0)
+            and max(
+                (*history.labels, *(max(row, default=0) for row in history.predicted)), default=0
+            )
             >= classes
         ):
             raise ValueError("a label in it is no class")
@@ -116,22 +132,25 @@ def load_prediction_history(run_dir: Path, classes: int | None = None) -> Predic
         return PredictionHistory((), (), ())
     except (OSError, ValueError) as error:
         raise RunError(f"{run_dir}: {problem_with(path, error)}.") from None
-    return found
+    return history
 
 
 def flips(history: PredictionHistory) -> list[Flip]:
-    """The images whose prediction has changed, the latest change first, then the most changes."""
+    """Return the images whose prediction has changed.
+
+    The latest change comes first, then the most changes.
+    """
     if len(history.predicted) < 2:
         return []
     rows = np.array(history.predicted)
     changes = rows[1:] != rows[:-1]
-    found = [
+    changed = [
         Flip(
-            history.ids[at],
-            history.labels[at],
-            tuple(rows[:, at].tolist()),
-            int(np.flatnonzero(changes[:, at])[-1]) + 2,
+            history.ids[image],
+            history.labels[image],
+            tuple(rows[:, image].tolist()),
+            int(np.flatnonzero(changes[:, image])[-1]) + 2,
         )
-        for at in np.flatnonzero(changes.any(axis=0))
+        for image in np.flatnonzero(changes.any(axis=0))
     ]
-    return sorted(found, key=lambda flip: (-flip.last, -len(flip.turns), flip.id))
+    return sorted(changed, key=lambda flip: (-flip.last, -len(flip.turns), flip.id))

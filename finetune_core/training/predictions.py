@@ -1,4 +1,7 @@
-"""The table that every metric, gallery and comparison is computed from: one row per image that the run did not train on."""
+"""The table that every metric, gallery and comparison is computed from.
+
+It has one row per image that the run did not train on.
+"""
 
 import io
 from collections.abc import Collection, Mapping
@@ -17,24 +20,25 @@ from finetune_core.errors import RunError
 from finetune_core.files import open_regular, problem_with, regular_file, write_bytes
 
 PREDICTIONS_FILE = "predictions.parquet"
-FINAL_PRECISION: Final = (
-    "fp32"  # of the predictions that a run ends with: what is evaluated is what ships
-)
-Moment = Annotated[int, Field(ge=0, lt=2**63)]  # nanoseconds: what ``predictions_changed`` tells
+# Precision of a run's final predictions: what is evaluated is what ships.
+FINAL_PRECISION: Final = "fp32"
+# Nanoseconds, as ``predictions_changed`` returns.
+Moment = Annotated[int, Field(ge=0, lt=2**63)]
 _COLUMNS = ["id", "split", "label", "logits"]
-_MOST_BYTES = 2**32  # of the file, and of what comes out of it
+# Of the file, and of its decompressed content.
+_MOST_BYTES = 2**32
 _MOST_LOGITS = 2**29
 _LONGEST_ID, _LONGEST_SPLIT = 4096, 16  # bytes
-# what it is written with; others can hold next to nothing that becomes enormous
+# The codecs that are written. Files of others can be tiny and decompress to an enormous size.
 _CODECS = {"SNAPPY", "UNCOMPRESSED"}
-_PRECISION = b"thaw.precision"  # in the file's metadata
+_PRECISION = b"thaw.precision"  # key in the file's metadata
 _PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def prediction_table(
     ids: pd.Series, split: str | np.ndarray, labels: np.ndarray, logits: np.ndarray
 ) -> pd.DataFrame:
-    """``id, split, label, logits`` (float32 ``[classes]`` a row)."""
+    """Return a table ``id, split, label, logits`` (float32 ``[classes]`` a row)."""
     return pd.DataFrame(
         {
             "id": ids.to_numpy(),
@@ -46,15 +50,22 @@ def prediction_table(
 
 
 def save_predictions(run_dir: Path, table: pd.DataFrame, precision: str) -> None:
-    """Write the table, and the precision that its logits were computed in (``fp32``, ``bf16`` or ``fp16``); all of it or nothing."""
+    """Write the table and the precision of its logits, completely or not at all.
+
+    Args:
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+    """
     write_table(run_dir / PREDICTIONS_FILE, table, {_PRECISION: precision.encode()})
 
 
 def write_table(path: Path, table: pd.DataFrame, facts: Mapping[bytes, bytes]) -> None:
-    """Write a table of predictions, and what else is known of it under the keys of ``facts``; all of it or nothing.
+    """Write a table of predictions with metadata, completely or not at all.
+
+    Args:
+        facts: Metadata by key.
 
     Raises:
-        OSError: when it cannot be written.
+        OSError: If it cannot be written.
     """
     stored = pa.Table.from_pandas(table, preserve_index=False)
     stored = stored.replace_schema_metadata({**stored.schema.metadata, **facts})
@@ -64,73 +75,81 @@ def write_table(path: Path, table: pd.DataFrame, facts: Mapping[bytes, bytes]) -
 
 
 def remove_predictions(run_dir: Path) -> None:
-    """Of a run that starts again, where it has any."""
+    """Remove the predictions of a run that starts again, if there are any."""
     (run_dir / PREDICTIONS_FILE).unlink(missing_ok=True)
 
 
 def predictions_changed(run_dir: Path) -> int:
-    """When the run's predictions were written, in nanoseconds; 0 when there are none."""
-    found = regular_file(run_dir / PREDICTIONS_FILE)
-    return found.st_mtime_ns if found else 0
+    """Return when the run's predictions were written, in nanoseconds, or 0 if there are none."""
+    status = regular_file(run_dir / PREDICTIONS_FILE)
+    return status.st_mtime_ns if status else 0
 
 
 def predictions_precision(run_dir: Path) -> str | None:
-    """The precision that the run's logits were computed in; None where the file does not say so: earlier versions did not."""
+    """Return the precision that the run's logits were computed in.
+
+    It is None where the file does not say so: earlier versions did not.
+    """
     try:
-        said = fact_of(run_dir / PREDICTIONS_FILE, _PRECISION)
-    except (OSError, ValueError):  # missing or damaged: whoever reads the table says so
+        value = fact_of(run_dir / PREDICTIONS_FILE, _PRECISION)
+    except (OSError, ValueError):
+        # Missing or damaged. Reading the table reports that.
         return None
-    return next((precision for precision in _PRECISIONS if said == precision.encode()), None)
+    return next((precision for precision in _PRECISIONS if value == precision.encode()), None)
 
 
 def fact_of(path: Path, key: bytes) -> bytes:
-    """What a file of predictions says under a key of ``write_table``, without its rows; empty where it says nothing.
+    """Return a file's metadata under a key of ``write_table``, without reading its rows.
+
+    It is empty where the file has none.
 
     Raises:
-        OSError, ValueError: when the file is missing or damaged.
+        OSError: If the file is missing.
+        ValueError: If the file is damaged.
     """
     with open(open_regular(path), "rb") as file:
         try:
-            said: bytes = (pq.read_metadata(file).metadata or {}).get(key, b"")
+            value: bytes = (pq.read_metadata(file).metadata or {}).get(key, b"")
         except pa.ArrowException as error:
             raise ValueError(str(error)) from None
-    return said
+    return value
 
 
 def load_predictions(run_dir: Path, classes: int | None = None) -> pd.DataFrame:
-    """The table of a run.
+    """Load the predictions of a run.
 
     Args:
-        classes: how many it has, where that is known: then there must be as many logits.
+        classes: Number of classes, if known. There must be as many logits.
 
     Raises:
-        RunError: when the run has none, or it is damaged.
+        RunError: If the run has none, or they are damaged.
     """
     try:
         return read_table(run_dir / PREDICTIONS_FILE, (VAL, TEST), classes)
     except FileNotFoundError:
         raise RunError(
-            f"{run_dir} has nothing to evaluate: the run has not ended, or it ended before its first epoch did."
+            f"{run_dir} has nothing to evaluate: the run has not ended, or it ended before its "
+            "first epoch did."
         ) from None
 
 
 def read_table(path: Path, splits: Collection[str], classes: int | None = None) -> pd.DataFrame:
-    """``id, split, label, logits`` of a file of predictions in a run's folder.
+    """Read ``id, split, label, logits`` from a file of predictions in a run directory.
 
     Args:
-        splits: those that it may name.
-        classes: how many logits there must be per image, where that is known.
+        splits: Splits that the file may name.
+        classes: Number of logits per image, if known.
 
     Raises:
-        FileNotFoundError: when there is none.
-        RunError: when it is damaged.
+        FileNotFoundError: If there is none.
+        RunError: If it is damaged.
     """
     try:
         with open(open_regular(path), "rb") as file:
             found = pq.ParquetFile(
                 file, read_dictionary=["id", "split"], page_checksum_verification=True
             )
-            return _checked(found, splits, classes)
+            return _read_checked(found, splits, classes)
     except FileNotFoundError:
         raise
     except (
@@ -145,12 +164,15 @@ def read_table(path: Path, splits: Collection[str], classes: int | None = None) 
         raise RunError(f"{path.parent}: {problem_with(path, error)}.") from None
 
 
-def _checked(file: pq.ParquetFile, splits: Collection[str], classes: int | None) -> pd.DataFrame:
-    """
+def _read_checked(
+    file: pq.ParquetFile, splits: Collection[str], classes: int | None
+) -> pd.DataFrame:
+    """Read a table of predictions and check its columns and values.
+
     Raises:
-        ValueError: when it is no table of predictions.
+        ValueError: If it is no table of predictions.
     """
-    width = _width(file.metadata, classes)
+    width = _check_width(file.metadata, classes)
     table = file.read(columns=_COLUMNS, use_threads=False, use_pandas_metadata=False)
     table.validate(full=True)
     if table.schema.names != _COLUMNS or any(column.null_count for column in table.columns):
@@ -163,25 +185,28 @@ def _checked(file: pq.ParquetFile, splits: Collection[str], classes: int | None)
         raise ValueError("its logits are no numbers")
     if pc.any(pc.not_equal(pc.list_value_length(logits), width)).as_py():
         raise ValueError("its rows do not have a logit for each class")
-    found = pd.DataFrame(
+    frame = pd.DataFrame(
         {
-            "id": _texts(ids, _LONGEST_ID),
-            "split": _texts(split, _LONGEST_SPLIT),
+            "id": _decode_texts(ids, _LONGEST_ID),
+            "split": _decode_texts(split, _LONGEST_SPLIT),
             "label": labels.to_numpy().astype(np.int64),
         }
     )
     matrix = values.to_numpy().astype(np.float32, copy=False).reshape(-1, width)
-    _check_values(found, matrix, splits)
-    return found.assign(logits=list(matrix))
+    _check_values(frame, matrix, splits)
+    return frame.assign(logits=list(matrix))
 
 
-def _width(metadata: pq.FileMetaData, classes: int | None) -> int:
-    """Logits a row, from what the file says of itself, before anything large is read."""
+def _check_width(metadata: pq.FileMetaData, classes: int | None) -> int:
+    """Return the number of logits per row, from the file's metadata.
+
+    It is checked before anything large is read.
+    """
     rows, groups = (
         metadata.num_rows,
-        [metadata.row_group(at) for at in range(metadata.num_row_groups)],
+        [metadata.row_group(index) for index in range(metadata.num_row_groups)],
     )
-    columns = [group.column(at) for group in groups for at in range(group.num_columns)]
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
     if not rows:
         raise ValueError("it has no rows")
     if sum(column.total_uncompressed_size for column in columns) > _MOST_BYTES:
@@ -201,8 +226,11 @@ def _width(metadata: pq.FileMetaData, classes: int | None) -> int:
     return width
 
 
-def _texts(column: pa.ChunkedArray, longest: int) -> pd.Series:
-    """A column of texts, which is looked at as a dictionary first: a long text may be repeated without end."""
+def _decode_texts(column: pa.ChunkedArray, longest: int) -> pd.Series:
+    """Return a column of texts, checked as a dictionary first.
+
+    A long text may be repeated without end.
+    """
     chunks = [
         chunk.dictionary_encode() if not pa.types.is_dictionary(chunk.type) else chunk
         for chunk in column.chunks

@@ -1,4 +1,7 @@
-"""A config -> everything the loop needs: data decoded, network built, strategy worked out, device chosen."""
+"""Preparation of a run, from its config to everything the loop needs.
+
+Data are decoded, the network is built, the strategy is planned and the device is chosen.
+"""
 
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -24,14 +27,14 @@ from finetune_core.models.weights import PRETRAINED, RANDOM, download
 from finetune_core.training.batches import sample_keys, subset
 from finetune_core.training.compute import place
 from finetune_core.training.device import Device, choose_device, device_for_run
-from finetune_core.training.device_memory import count_anew
+from finetune_core.training.device_memory import reset_peak_memory
 from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
 from finetune_core.training.feeding import forward_batch
-from finetune_core.training.gather import gathered, known_nowhere
+from finetune_core.training.gather import find_uncached_anywhere, gather_rows
 from finetune_core.training.job import Job
-from finetune_core.training.networks import Beginning, beginning_of, check_earlier_run
+from finetune_core.training.networks import InitialNetwork, beginning_of, check_earlier_run
 from finetune_core.training.parents import read_parents
-from finetune_core.training.placement import placed, room_for_rows
+from finetune_core.training.placement import bytes_for_rows, place_lookups
 from finetune_core.training.ranks import ALONE, Ranks, check_gpus
 from finetune_core.training.stage_plan import Strategy, cut_index, plan, stages_of
 from finetune_core.training.strategies import epochs_of, fits_initial_head
@@ -41,16 +44,16 @@ from finetune_core.training.trunk import (
     TrunkTables,
     chosen_views,
     fill_trunk,
-    lacking,
-    needs_images,
+    find_missing,
+    find_uncached,
+    make_trunk_compiler,
     split_network,
-    trunk_compiler,
     why_eager,
     why_uncached,
 )
 from finetune_core.work import Work, in_phase
 
-EVENT_SECONDS = 0.2  # progress more often than this helps nobody
+EVENT_SECONDS = 0.2  # no one needs progress more often
 _EXAMPLES = 20
 
 Value = TypeVar("Value")
@@ -59,18 +62,18 @@ Value = TypeVar("Value")
 def check_config(
     config: RunConfig, run_dir: Path | None = None, *, elsewhere: bool = False
 ) -> None:
-    """Everything that can be known to be wrong before any work is done.
+    """Check everything that can be checked before any work is done.
 
     Args:
-        run_dir: of a run that is there already: it keeps what it starts from.
-        elsewhere: it may train on another machine: its device need not be here.
+        run_dir: Folder of an existing run, which keeps a copy of what it starts from.
+        elsewhere: The run may train on another machine, so its device need not exist here.
 
     Raises:
-        ConfigError: all problems at once.
+        ConfigError: If anything is wrong. It names all problems at once.
     """
     problems: dict[str, str] = {}
 
-    def attempt(field: str, check: Callable[..., object], *arguments: object) -> None:
+    def check_field(field: str, check: Callable[..., object], *arguments: object) -> None:
         try:
             check(*arguments)
         except ConfigError as error:
@@ -78,21 +81,21 @@ def check_config(
         except FinetuneError as error:
             problems[field] = str(error)
 
-    attempt("data", check_data, config.data)
-    attempt("edits", config_bytes, config)
+    check_field("data", check_data, config.data)
+    check_field("edits", config_bytes, config)
     if not elsewhere:
-        attempt("device", choose_device, config.device, config.precision)
-    attempt("backbone", backbone_info, config.backbone)
+        check_field("device", choose_device, config.device, config.precision)
+    check_field("backbone", backbone_info, config.backbone)
     if "backbone" not in problems:
-        attempt("strategy", lambda: plan(config, stages_of(config)))
-        attempt("image_size", check_image_size, config.backbone, config.image_size)
+        check_field("strategy", lambda: plan(config, stages_of(config)))
+        check_field("image_size", check_image_size, config.backbone, config.image_size)
     if not {"backbone", "image_size"} & problems.keys():
-        attempt("initial_head", _check_initial_head, config)
+        check_field("initial_head", _check_initial_head, config)
     if config.averaged and run_dir is None:
-        attempt("averaged", read_parents, config.averaged)
+        check_field("averaged", read_parents, config.averaged)
     if config.earlier_run:
         if run_dir is None and not config.averaged:
-            attempt("from_run", check_earlier_run, config)
+            check_field("from_run", check_earlier_run, config)
     elif config.starts_from not in (PRETRAINED, RANDOM) and not is_file(config.weights):
         problems["weights"] = f"there is no file {config.weights}"
     if problems:
@@ -100,9 +103,10 @@ def check_config(
 
 
 def _check_initial_head(config: RunConfig) -> None:
-    """
+    """Check that a fitted initial head can replace the network's head.
+
     Raises:
-        ConfigError: when a linear probe is to be the head of a network that has no linear one.
+        ConfigError: If the network's head is not linear.
     """
     fits = epochs_of(config) and fits_initial_head(config)
     if fits and not has_linear_head(config.backbone, config.image_size):
@@ -115,13 +119,13 @@ def _check_initial_head(config: RunConfig) -> None:
 
 
 def check_devices(config: RunConfig, devices: int, *, elsewhere: bool = False) -> None:
-    """Whether a run can be shared by that many devices of one machine.
+    """Check that a run can train on that many devices of one machine.
 
     Args:
-        elsewhere: as for ``check_config``.
+        elsewhere: As for ``check_config``.
 
     Raises:
-        ConfigError: when it has no steps to share, or this machine has no such devices.
+        ConfigError: If the run has no steps to share, or this machine lacks the devices.
     """
     check_shared(config, devices, elsewhere=elsewhere)
     if not elsewhere:
@@ -129,33 +133,34 @@ def check_devices(config: RunConfig, devices: int, *, elsewhere: bool = False) -
 
 
 def check_shared(config: RunConfig, ranks: int, *, elsewhere: bool = False) -> None:
-    """Whether a run can be shared by that many ranks, on whichever machines.
+    """Check that a run can be shared by that many ranks, on any machines.
 
     Args:
-        elsewhere: as for ``check_config``.
+        elsewhere: As for ``check_config``.
 
     Raises:
-        ConfigError: when it has no steps to share, or this machine's device cannot.
+        ConfigError: If the run has no steps to share, or this machine's device cannot share them.
     """
     if ranks == 1:
         return
     if not epochs_of(config):
         raise ConfigError(
             {
-                "devices": "this run takes no steps that devices could share: what it computes of frozen features is too little to be "
-                "distributed. Train it on one device"
+                "devices": "this run takes no steps that devices could share: what it computes of "
+                "frozen features is too little to be distributed. Train it on one device"
             }
         )
     if not elsewhere and choose_device(config.device, config.precision).kind == "mps":
         raise ConfigError(
             {
-                "devices": "an Apple GPU is the only one of its machine: train on one device, or with --device cpu"
+                "devices": "an Apple GPU is the only one of its machine: train on one device, or "
+                "with --device cpu"
             }
         )
 
 
 def missing_weights(configs: Iterable[RunConfig]) -> list[BackboneInfo]:
-    """The backbones whose pretrained weights runs would begin with, and which are not on this machine."""
+    """Return the backbones whose pretrained weights these runs need and this machine lacks."""
     names = dict.fromkeys(config.backbone for config in configs if config.starts_from == PRETRAINED)
     return [info for info in map(backbone_info, names) if not info.ready]
 
@@ -164,108 +169,115 @@ def fetch_weights(missing: Sequence[BackboneInfo]) -> Work[None]:
     """Download pretrained weights.
 
     Yields:
-        Steps that count bytes, of one backbone after the other.
+        Steps that count bytes, one backbone after the other.
 
     Raises:
-        WeightsError: without a network, or when what arrived is not what was published.
+        WeightsError: If there is no network, or the download differs from what was published.
     """
     for info in missing:
         yield from in_phase("download", download(info))
 
 
 def check_classes(dataset: Dataset) -> None:
-    """Whether there is anything to distinguish.
+    """Check that at least two classes have training images.
 
     Raises:
-        DataError: when fewer than two classes have training images.
+        DataError: If fewer than two have.
     """
-    trained = dataset.table.loc[dataset.table["split"] == TRAIN, "class"].unique()
-    if len(trained) < 2:
-        only = f": “{trained[0]}”" if len(trained) else ""
+    classes = dataset.table.loc[dataset.table["split"] == TRAIN, "class"].unique()
+    if len(classes) < 2:
+        name = f": “{classes[0]}”" if len(classes) else ""
         raise DataError(
-            f"There is only one class with training images{only}. A classifier needs at least two: put the images of each class into a "
-            "folder of its own, or relabel some of them."
+            f"There is only one class with training images{name}. A classifier needs at least two: "
+            "put the images of each class into a folder of its own, or relabel some of them."
         )
 
 
 def prepare(
     config: RunConfig, roots: Sequence[Path] = (), run_dir: Path | None = None, ranks: Ranks = ALONE
 ) -> Generator[Event, None, Job]:
-    """Do what comes before the first step, saying how far it is.
+    """Prepare a run up to its first step and report the progress.
 
     Args:
-        run_dir: the run's folder, where it has one.
-        roots: when given, images that lie elsewhere are left out.
-        ranks: that prepare the same run, each its share of the images.
+        roots: When given, images outside these folders are left out.
+        run_dir: The run directory, if the run has one.
+        ranks: The processes that prepare the same run. Each decodes its share of the images.
 
     Raises:
-        FinetuneError: when the data, the weights or a setting cannot be used.
+        FinetuneError: If the data, the weights or a setting cannot be used.
     """
     check_config(config, run_dir)
     check_shared(config, ranks.world)
     indexing = index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots)
-    dataset = yield from _one_first(ranks, reported("index", indexing))
+    dataset = yield from _run_main_process_first(ranks, report_progress("index", indexing))
     check_classes(dataset)
     if dataset.unreadable:
-        yield _skipped(dataset.unreadable)
-    yield from _one_first(ranks, _weights(config))
+        yield _make_images_skipped(dataset.unreadable)
+    yield from _run_main_process_first(ranks, _download_weights(config))
     device = device_for_run(config)
     beginning = beginning_of(config, dataset.classes, run_dir)
     network = beginning.network
     _check_equal(ranks, dataset.fingerprint, network.weights_hash, device)
     prepared = _Prepared(config, dataset, beginning, plan(config, network.stages), device, ranks)
     place(network, prepared.strategy, device)
-    count_anew(device)
+    reset_peak_memory(device)
     reason = why_uncached(config, cut_index(prepared.strategy))
     if not reason:
         try:
-            return (yield from _with_trunk(prepared, split_network(network)))
+            return (yield from _prepare_trunk(prepared, split_network(network)))
         except CannotSplit as error:
             reason = str(error)
-    return (yield from _with_images(prepared, reason))
+    return (yield from _prepare_images(prepared, reason))
 
 
-def _weights(config: RunConfig) -> Generator[Event, None, None]:
+def _download_weights(config: RunConfig) -> Generator[Event, None, None]:
     for info in missing_weights([config]):
-        yield from reported("download", download(info))
+        yield from report_progress("download", download(info))
 
 
-def _one_first(ranks: Ranks, work: Generator[Event, None, Value]) -> Generator[Event, None, Value]:
-    """The work of one rank of each machine, and then, when what it has written can be read, of the others."""
+def _run_main_process_first(
+    ranks: Ranks, work: Generator[Event, None, Value]
+) -> Generator[Event, None, Value]:
+    """Run work on one rank of each machine, then on the machine's other ranks.
+
+    The other ranks start when they can read what the first has written.
+    """
     if ranks.local_rank == 0:
-        found = yield from work
+        result = yield from work
         ranks.meet(None)
-        return found
+        return result
     ranks.meet(None)
     return (yield from work)
 
 
 def _check_equal(ranks: Ranks, fingerprint: str, weights_hash: str, device: Device) -> None:
-    """Whether all ranks have the same images, weights and precision.
+    """Check that all ranks have the same images, weights, kind of device and precision.
 
     Raises:
-        TrainingError: when they do not.
+        TrainingError: If they have not.
     """
-    words = ranks.meet((fingerprint, weights_hash, device.kind, device.precision))
-    for number, what in enumerate(
+    values = ranks.meet((fingerprint, weights_hash, device.kind, device.precision))
+    for number, subject in enumerate(
         ("images, labels or splits", "pretrained weights", "kind of device", "precision")
     ):
-        if len({word[number] for word in words}) > 1:
+        if len({value[number] for value in values}) > 1:
             raise TrainingError(
-                f"The processes of this run do not have the same {what}. Give all machines the same data, weights and libraries, then "
-                "start it again."
+                f"The processes of this run do not have the same {subject}. Give all machines the "
+                "same data, weights and libraries, then start it again."
             )
 
 
-def exact_job(job: Job, network: Network, splits: Sequence[str]) -> Generator[Event, None, Job]:
-    """A run's job, to evaluate ``network`` in fp32 on some of its splits, from pixels.
+def make_exact_job(
+    job: Job, network: Network, splits: Sequence[str]
+) -> Generator[Event, None, Job]:
+    """Return a job that evaluates ``network`` in fp32 on some splits of a run, from pixels.
 
-    Where the run has a cached trunk, so has this: in fp32 a cached trunk gives what the whole network gives (to rounding, 1e-5 of
-    a logit), and runs with the same trunk compute it for these images once. Images that cannot be read any more are missing in
-    its ``rows``.
+    Where the run has a cached trunk, this job has one, too. In fp32 a cached trunk gives what the
+    whole network gives (to rounding, 1e-5 of a logit), and runs with the same trunk compute it for
+    these images once. Images that can no longer be read are missing in the job's ``rows``.
 
     Raises:
-        DataError: when none of a split's images can be read.
+        DataError: If none of a split's images can be read.
     """
     job.device.hold(network.model)
     if isinstance(job.source, TrainingImages):
@@ -276,31 +288,32 @@ def exact_job(job: Job, network: Network, splits: Sequence[str]) -> Generator[Ev
             source=replace(job.source, device=job.device.exact),
         )
     segments, cut = split_network(network), cut_index(job.strategy)
-    if job.device.precision == "fp32":  # what the run has cached is exact already
+    # In fp32 the run's cached rows are exact already.
+    if job.device.precision == "fp32":
         return replace(
             job, network=network, source=replace(job.source, tail=segments.part(cut, None))
         )
     used = np.concatenate(list(job.rows.values()))
     unused = frozenset(np.setdiff1d(np.arange(len(job.dataset.table)), used).tolist())
-    beginning, exact = Beginning(network), job.device.exact
+    beginning, exact = InitialNetwork(network), job.device.exact
     prepared = _Prepared(
         job.config, job.dataset, beginning, job.strategy, exact, job.ranks, tuple(splits), unused
     )
-    return (yield from _with_trunk(prepared, segments))
+    return (yield from _prepare_trunk(prepared, segments))
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What is known before the images are looked at.
+    """The parts of a job that are known before its images are decoded.
 
     Attributes:
-        splits: those whose images are needed.
-        unused: rows that are left out from the start.
+        splits: Splits whose images are needed.
+        unused: Rows to leave out from the start.
     """
 
     config: RunConfig
     dataset: Dataset
-    beginning: Beginning
+    beginning: InitialNetwork
     strategy: Strategy
     device: Device
     ranks: Ranks
@@ -327,10 +340,10 @@ class _Prepared:
         return TrainingImages(pixels, self.device, self.config, self.network.info, self.keys)
 
     def rows(self, failed: dict[int, str]) -> dict[str, np.ndarray]:
-        """Split -> rows of its readable images.
+        """Return the rows of the readable images by split.
 
         Raises:
-            DataError: when none is left to train on, or to validate with.
+            DataError: If no image is left to train on or to validate with.
         """
         split = self.dataset.table["split"].to_numpy()
         usable = ~np.isin(np.arange(len(split)), [*failed, *self.unused])
@@ -353,8 +366,8 @@ class _Prepared:
         decoded: int,
     ) -> Job:
         used, device = np.unique(np.concatenate(list(rows.values()))), self.device
-        source = source.held_in(
-            placed(source.lookups, used, device.torch_device, room_for_rows(device))
+        source = source.with_lookups(
+            place_lookups(source.lookups, used, device.torch_device, bytes_for_rows(device))
         )
         return Job(
             self.config,
@@ -375,12 +388,12 @@ class _Prepared:
         )
 
 
-def _with_images(prepared: _Prepared, reason: str) -> Generator[Event, None, Job]:
-    """A job that runs the whole network in every step."""
-    began = time.monotonic()
-    wanted = np.sort(np.concatenate(list(prepared.rows({}).values())))
-    pixels = yield from _decoded(prepared, wanted)
-    seconds = time.monotonic() - began
+def _prepare_images(prepared: _Prepared, reason: str) -> Generator[Event, None, Job]:
+    """Prepare a job that runs the whole network in every step."""
+    start_time = time.monotonic()
+    rows = np.sort(np.concatenate(list(prepared.rows({}).values())))
+    pixels = yield from _decode(prepared, rows)
+    seconds = time.monotonic() - start_time
     views = chosen_views(prepared.config, cut_index(prepared.strategy)) or 0
     report = CacheReport("off", reason, views=views)
     return prepared.job(
@@ -388,34 +401,37 @@ def _with_images(prepared: _Prepared, reason: str) -> Generator[Event, None, Job
     )
 
 
-def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, None, Job]:
-    """A job that runs the trunk once, and only the tail in every step.
+def _prepare_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, None, Job]:
+    """Prepare a job that runs the trunk once, and only the tail in every step.
 
     Raises:
-        CannotSplit: when the network cannot be cut where this strategy cuts it.
+        CannotSplit: If the network cannot be cut where this strategy cuts it.
     """
     config, cut = prepared.config, cut_index(prepared.strategy)
     tail = segments.part(cut, None)
     tables = TrunkTables(prepared.network, prepared.device, config.image_size)
-    began = time.monotonic()
-    needed = [_to_decode(prepared, tables, one) for one in _passes(prepared, prepared.rows({}))]
-    # those that the best epoch is evaluated on: what cannot be read is known now
+    start_time = time.monotonic()
+    needed = [
+        _find_rows_to_decode(prepared, tables, one)
+        for one in _plan_passes(prepared, prepared.rows({}))
+    ]
+    # Images that the best epoch is evaluated on: unreadable ones must be known now.
     if prepared.device.precision != "fp32":
         exact = TrunkTables(prepared.network, prepared.device.exact, config.image_size)
         rows = prepared.rows({})
         needed += [
-            _to_decode(prepared, exact, _Pass(rows[name], prepared.content, None, ""))
+            _find_rows_to_decode(prepared, exact, _Pass(rows[name], prepared.content, None, ""))
             for name in (VAL, TEST)
         ]
-    pixels = yield from _decoded(prepared, np.unique(np.concatenate(needed)))
-    decode_seconds = time.monotonic() - began
+    pixels = yield from _decode(prepared, np.unique(np.concatenate(needed)))
+    decode_seconds = time.monotonic() - start_time
     rows = prepared.rows(pixels.failed)
     images = prepared.images(pixels)
-    passes = _passes(prepared, rows)
-    filled = yield from _filled(prepared, tables, segments, passes, images)
+    passes = _plan_passes(prepared, rows)
+    filled = yield from _compute_trunk(prepared, tables, segments, passes, images)
     if filled is None:
         reason = "the output of the frozen stages fits neither into memory nor onto the disk"
-        return (yield from _with_images(prepared, reason))
+        return (yield from _prepare_images(prepared, reason))
     lookups = filled.lookups
     report = CacheReport(
         "disk" if any(lookup.where == "disk" for lookup in lookups) else "memory",
@@ -439,8 +455,15 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
 
 
 @dataclass(frozen=True)
-class _Filled:
-    """The trunk's output for every pass: how much of it was there before, what the rest took, and whether that was compiled."""
+class _TrunkOutput:
+    """The trunk's output for every pass.
+
+    Attributes:
+        lookups: One per pass.
+        found: How many rows were cached before.
+        seconds: Time spent on the other rows.
+        compilation: Whether the trunk was compiled for these, or why not.
+    """
 
     lookups: list[Lookup]
     found: int
@@ -448,49 +471,58 @@ class _Filled:
     compilation: str
 
 
-def _filled(
+def _compute_trunk(
     prepared: _Prepared,
     tables: TrunkTables,
     segments: Segments,
     passes: "list[_Pass]",
     images: TrainingImages,
-) -> Generator[Event, None, _Filled | None]:
-    """None where there is no room, on whichever machine."""
+) -> Generator[Event, None, _TrunkOutput | None]:
+    """Compute the trunk's output for every pass, or return None if a machine lacks the space."""
     cut, lookups, seconds, ranks = cut_index(prepared.strategy), [], 0.0, prepared.ranks
-    shares, found = zip(*(_share(prepared, tables, one) for one in passes), strict=True)
-    left = sum(len(lacking(tables, cut, one.keys, one.rows, one.view)) for one in shares)
+    shares, found = zip(*(_share_pass(prepared, tables, one) for one in passes), strict=True)
+    num_missing = sum(
+        len(find_missing(tables, cut, one.keys, one.rows, one.view)) for one in shares
+    )
     phase = "trunk" if TRAIN in prepared.splits else "evaluate"
-    with trunk_compiler(
-        prepared.device, left, why_eager(prepared.config, prepared.device)
+    with make_trunk_compiler(
+        prepared.device, num_missing, why_eager(prepared.config, prepared.device)
     ) as compiler:
 
-        def filled(one: _Pass) -> Generator[Event, None, tuple[Lookup | None, float]]:
+        def fill(one: _Pass) -> Generator[Event, None, tuple[Lookup | None, float]]:
             feed = images.feed(one.version)
             filling = fill_trunk(
                 tables, segments, cut, one.keys, one.rows, feed, compiler, one.view
             )
-            return (yield from reported(phase, filling))
+            return (yield from report_progress(phase, filling))
 
         for one, share in zip(passes, shares, strict=True):
-            lookup, spent = yield from filled(share)
-            # the others' rows are on their machines' disks now
+            lookup, elapsed = yield from fill(share)
+            # The other ranks' rows are on their machines' disks now.
             if ranks.several and all(ranks.meet(lookup is not None)):
-                began = time.monotonic()
-                room = yield from reported(
-                    "gather", gathered(ranks, tables.name(cut, one.view), one.keys[one.rows])
+                start_time = time.monotonic()
+                has_space = yield from report_progress(
+                    "gather", gather_rows(ranks, tables.name(cut, one.view), one.keys[one.rows])
                 )
-                spent += time.monotonic() - began
-                lookup = (yield from filled(one))[0] if room else None
+                elapsed += time.monotonic() - start_time
+                lookup = (yield from fill(one))[0] if has_space else None
             if not all(ranks.meet(lookup is not None)) or lookup is None:
                 return None
             lookups.append(lookup)
-            seconds += spent
-    return _Filled(lookups, sum(found), seconds, compiler.report)
+            seconds += elapsed
+    return _TrunkOutput(lookups, sum(found), seconds, compiler.report)
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One pass of images through the trunk: which rows, in which augmented version (None for as they are)."""
+    """One pass of images through the trunk.
+
+    Attributes:
+        rows: Rows of the images.
+        keys: Keys of all rows in the cache.
+        version: The augmented version, or None without augmentation.
+        view: Name of that version in the cache.
+    """
 
     rows: np.ndarray
     keys: np.ndarray
@@ -498,34 +530,43 @@ class _Pass:
     view: str
 
 
-def _to_decode(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> np.ndarray:
-    """The rows of a pass that this machine needs the pixels of, for its share of what no machine has."""
+def _find_rows_to_decode(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> np.ndarray:
+    """Return the rows of a pass whose pixels this machine needs.
+
+    These are its share of the rows that no machine has cached.
+    """
     cut, ranks = cut_index(prepared.strategy), prepared.ranks
-    new = one.rows[known_nowhere(ranks, tables.lacks(cut, one.keys[one.rows], one.view))]
-    return needs_images(
-        tables, cut, one.keys, ranks.machine_share(new, forward_batch(prepared.device)), one.view
+    new = one.rows[find_uncached_anywhere(ranks, tables.missing(cut, one.keys[one.rows], one.view))]
+    return find_uncached(
+        tables, cut, one.keys, ranks.machine_rows(new, forward_batch(prepared.device)), one.view
     )
 
 
-def _share(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> tuple[_Pass, int]:
-    """A pass, without the rows that are another rank's to compute, or come from another machine; and how many any machine has."""
-    lacks = tables.lacks(cut_index(prepared.strategy), one.keys[one.rows], one.view)
-    new = one.rows[known_nowhere(prepared.ranks, lacks)]
-    own = prepared.ranks.rank_share(new, forward_batch(prepared.device))
-    return replace(one, rows=one.rows[~lacks | np.isin(one.rows, own)]), len(one.rows) - len(new)
+def _share_pass(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> tuple[_Pass, int]:
+    """Return this rank's part of a pass, and how many rows any machine has cached.
+
+    Rows that another rank computes, or that come from another machine, are left out.
+    """
+    missing = tables.missing(cut_index(prepared.strategy), one.keys[one.rows], one.view)
+    new = one.rows[find_uncached_anywhere(prepared.ranks, missing)]
+    own_rows = prepared.ranks.rank_rows(new, forward_batch(prepared.device))
+    return replace(one, rows=one.rows[~missing | np.isin(one.rows, own_rows)]), len(one.rows) - len(
+        new
+    )
 
 
-def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
+def _plan_passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
     config = prepared.config
-    if prepared.device.precision != "fp32":  # test images are seen once, in fp32: see ``exact_job``
+    # Test images are used once, in fp32: see ``make_exact_job``.
+    if prepared.device.precision != "fp32":
         rows = {name: found for name, found in rows.items() if name != TEST}
     views = chosen_views(config, cut_index(prepared.strategy))
     if views is None or TRAIN not in rows:
         return [_Pass(np.sort(np.concatenate(list(rows.values()))), prepared.content, None, "")]
-    # a head is fitted to images as they are
+    # A head is fitted to images without augmentation.
     fits = fits_initial_head(config, head_kept=prepared.beginning.head_kept)
     kept = np.sort(np.concatenate([found for name, found in rows.items() if fits or name != TRAIN]))
-    # An augmented version depends on the sample's id, too, so its key does.
+    # An augmented version also depends on the sample's id, and so does its key.
     with np.errstate(over="ignore"):
         keys = prepared.content * np.uint64(0x9E3779B97F4A7C15) + prepared.keys
     augmented = [
@@ -535,36 +576,37 @@ def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
     return [_Pass(kept, prepared.content, None, ""), *augmented]
 
 
-def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, Pixels]:
+def _decode(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, Pixels]:
     resize = prepared.network.info.resize(prepared.config.image_size)
     ranks = prepared.ranks
 
-    def decoded(rows: np.ndarray) -> Generator[Event, None, Pixels]:
+    def decode_rows(rows: np.ndarray) -> Generator[Event, None, Pixels]:
         work = decode_pixels(
             prepared.dataset.paths(prepared.dataset.table),
             prepared.content,
             rows,
             resize,
         )
-        return (yield from reported("decode", work))
+        return (yield from report_progress("decode", work))
 
-    pixels = yield from decoded(ranks.local_share(wanted, forward_batch(prepared.device)))
+    pixels = yield from decode_rows(ranks.local_rows(wanted, forward_batch(prepared.device)))
     if ranks.several:
-        words = ranks.meet((pixels.failed, pixels.decoded, pixels.kept is not None))
-        failed = {row: reason for each, _, _ in words for row, reason in each.items()}
-        # those that the others have decoded are on the disk now
-        if all(kept for _, _, kept in words):
-            pixels = yield from decoded(np.setdiff1d(wanted, list(failed)))
+        gathered = ranks.meet((pixels.failed, pixels.decoded, pixels.kept is not None))
+        failed = {row: reason for each, _, _ in gathered for row, reason in each.items()}
+        # Images that the other ranks have decoded are on the disk now.
+        if all(kept for _, _, kept in gathered):
+            pixels = yield from decode_rows(np.setdiff1d(wanted, list(failed)))
         kept = all(ranks.meet(pixels.kept is not None))
-        count = sum(count for _, count, _ in words[: ranks.local_world])
+        count = sum(count for _, count, _ in gathered[: ranks.local_world])
         pixels = replace(pixels, kept=pixels.kept if kept else None, failed=failed, decoded=count)
-    if pixels.failed and TRAIN in prepared.splits:  # later they are lost, not skipped
-        yield _skipped([*prepared.dataset.unreadable, *pixels.failed.values()])
+    # Later in a run such images are lost, not skipped.
+    if pixels.failed and TRAIN in prepared.splits:
+        yield _make_images_skipped([*prepared.dataset.unreadable, *pixels.failed.values()])
     return pixels
 
 
 def finding_rows(dataset: Dataset) -> list[FindingRow]:
-    """What was found in a data set, as a run records it."""
+    """Return the findings of a data set as a run records them."""
     return [
         {
             "kind": finding.kind,
@@ -576,26 +618,31 @@ def finding_rows(dataset: Dataset) -> list[FindingRow]:
     ]
 
 
-def _skipped(reasons: Sequence[str]) -> ImagesSkipped:
+def _make_images_skipped(reasons: Sequence[str]) -> ImagesSkipped:
     return ImagesSkipped(len(reasons), list(reasons[:_EXAMPLES]))
 
 
-def reported(phase: str, work: Work[Value]) -> Generator[Event, None, Value]:
-    """Turn the steps of work into events, not too many of them, and hand its result on.
+def report_progress(phase: str, work: Work[Value]) -> Generator[Event, None, Value]:
+    """Turn the steps of some work into events, not too many, and return its result.
 
     Args:
-        phase: of steps that name none. Steps of the frozen stages have a stage as their subject.
+        phase: Phase of steps that name none. Steps of the frozen stages name a stage as their
+            subject.
     """
-    spoken, last = 0.0, ""
+    last_time, last_phase = 0.0, ""
     try:
         while True:
             try:
-                done, total, named, stage = next(work)
+                done, total, step_phase, stage = next(work)
             except StopIteration as finished:
                 result: Value = finished.value
                 return result
-            if done == total or named != last or time.monotonic() - spoken >= EVENT_SECONDS:
-                spoken, last = time.monotonic(), named
-                yield Progress(named or phase, done, total or 0, stage)
+            if (
+                done == total
+                or step_phase != last_phase
+                or time.monotonic() - last_time >= EVENT_SECONDS
+            ):
+                last_time, last_phase = time.monotonic(), step_phase
+                yield Progress(step_phase or phase, done, total or 0, stage)
     finally:
         work.close()

@@ -1,4 +1,4 @@
-"""What an image looks like to the network."""
+"""Images as the network sees them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from finetune_core.config import Augmentation
 from finetune_core.data.decode import PAD, read_scaled, read_square
 from finetune_core.models.catalogue import BackboneInfo
-from finetune_core.training.batches import augmented, evaluated, normalised, sample_keys
+from finetune_core.training.batches import augment, evaluated, normalised, sample_keys
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class NetworkInput:
 
     Attributes:
         tensor: float32 ``[3, size, size]``, normalised.
-        image: the tensor turned back into an image, uint8 ``[size, size, 3]``.
+        image: The tensor turned back into an image, uint8 ``[size, size, 3]``.
     """
 
     tensor: torch.Tensor
@@ -27,10 +27,12 @@ class NetworkInput:
 
     @property
     def low(self) -> float:
+        """Smallest value of the tensor."""
         return float(self.tensor.min())
 
     @property
     def high(self) -> float:
+        """Largest value of the tensor."""
         return float(self.tensor.max())
 
 
@@ -38,7 +40,7 @@ def network_input(image: Path | bytes, info: BackboneInfo, image_size: int) -> N
     """Preprocess an image as validation does for this backbone.
 
     Raises:
-        ImageError: when it cannot be read.
+        ImageError: If it cannot be read.
     """
     decoded = read_square(image, info.resize(image_size))
     square = torch.from_numpy(decoded.copy()).permute(2, 0, 1)[None]
@@ -54,7 +56,7 @@ def draw_crop(
     """Draw the whole image with a frame around the part of it that the network sees.
 
     Raises:
-        ImageError: when it cannot be read.
+        ImageError: If it cannot be read.
     """
     picture = read_scaled(image, longer_side)
     whole = max(picture.size) if info.fit == PAD else min(picture.size)
@@ -65,7 +67,7 @@ def draw_crop(
     )
     frame = (round(left), round(top), right, bottom)
     draw = ImageDraw.Draw(picture)
-    # Dark below light: one of them is seen on any picture.
+    # Dark below light: one of the two is visible on any picture.
     draw.rectangle(frame, outline="black", width=4)
     draw.rectangle(frame, outline="white", width=2)
     return picture
@@ -80,18 +82,21 @@ def augmented_versions(
     info: BackboneInfo,
     image_size: int,
 ) -> list[np.ndarray]:
-    """The first ``count`` versions of a training image that a run with this seed trains on, uint8 ``[size, size, 3]`` each.
+    """Return the first ``count`` versions of an image that a run with this seed trains on.
 
     Args:
-        sample: its id in the data set, from which the run draws its augmentation.
+        sample: Id of the image in the data set, from which the run draws its augmentation.
+
+    Returns:
+        uint8 ``[size, size, 3]`` each.
 
     Raises:
-        ImageError: when it cannot be read.
+        ImageError: If the image cannot be read.
     """
     decoded = read_square(image, info.resize(image_size))
     square = torch.from_numpy(decoded.copy()).permute(2, 0, 1)[None]
     keys = sample_keys([sample])
     versions = [
-        augmented(square, kind, keys, seed, version, image_size)[0] for version in range(count)
+        augment(square, kind, keys, seed, version, image_size)[0] for version in range(count)
     ]
     return [version.permute(1, 2, 0).numpy() for version in versions]

@@ -1,7 +1,7 @@
-"""Linear probes that this process has fitted, so that equal ones are fitted once.
+"""Memo of the linear probes that this process has fitted, so that equal ones are fitted once.
 
 The runs of a profile all begin with the same probe as their head, and fitting it can take longer
-than training one of them. A fit follows from its images alone, so the answer is the same.
+than training one of them. A fit follows from its images alone, so the result is the same.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ import torch
 from finetune_core.training.logistic import Choice, Linear, linear_probe
 from finetune_core.work import Work
 
-_MOST = 8  # heads, which take a few megabytes each
-_fitted: OrderedDict[bytes, tuple[Linear, Choice]] = OrderedDict()
+_MOST = 8  # heads of a few megabytes each
+_probes: OrderedDict[bytes, tuple[Linear, Choice]] = OrderedDict()
 _lock = Lock()
 
 
@@ -25,35 +25,39 @@ def fit_once(
     """Fit a linear probe, or return the one that was fitted to the same images before.
 
     Args:
-        as for ``linear_probe``.
+        features: As for ``linear_probe``.
+        labels: As for ``linear_probe``.
+        sets: As for ``linear_probe``.
+        classes: As for ``linear_probe``.
+        seed: As for ``linear_probe``.
 
     Yields:
-        The steps of ``linear_probe``; none where the probe is known.
+        The steps of ``linear_probe``. None where the probe is known.
     """
     key = _digest(features, labels, sets, classes, seed)
     with _lock:
-        known = _fitted.get(key)
-    if known is None:
-        known = yield from linear_probe(features, labels, sets, classes, seed)
+        fit = _probes.get(key)
+    if fit is None:
+        fit = yield from linear_probe(features, labels, sets, classes, seed)
     with _lock:
-        _fitted[key] = known
-        _fitted.move_to_end(key)
-        while len(_fitted) > _MOST:
-            _fitted.popitem(last=False)
-    return known
+        _probes[key] = fit
+        _probes.move_to_end(key)
+        while len(_probes) > _MOST:
+            _probes.popitem(last=False)
+    return fit
 
 
 def forget() -> None:
-    """Fit every probe anew from here on."""
+    """Clear the memo, so that every probe is fitted again."""
     with _lock:
-        _fitted.clear()
+        _probes.clear()
 
 
 def _digest(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> bytes:
     settings = (tuple(features.shape), str(features.device), classes, seed)
-    found = hashlib.blake2b(repr(settings).encode())
+    digest = hashlib.blake2b(repr(settings).encode())
     for array in (features.cpu().numpy(), labels.cpu().numpy(), sets):
-        found.update(np.ascontiguousarray(array).reshape(-1).data)
-    return found.digest()
+        digest.update(np.ascontiguousarray(array).reshape(-1).data)
+    return digest.digest()

@@ -29,33 +29,37 @@ from finetune_core.training.folds import stratified_folds
 from finetune_core.training.logistic import Choice, Linear
 from finetune_core.work import Step, Work
 
-# Of the logits, relative to the mean length of a feature.
+# Scales of the logits, relative to the mean length of a feature.
 SCALES = tuple(10 ** (quarter / 4) for quarter in range(9))
 _FALLBACK = 10.0  # where there are too few images to choose by
 
 
-def prototypes(
+def fit_prototypes(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> Work[tuple[Linear, Choice]]:
-    """The head, and the scale of its logits that predicts held-out training images with the lowest cross-entropy.
+    """Return class means as a linear head, with the best scale of its logits.
+
+    The best scale predicts held-out training images with the lowest cross-entropy.
 
     Args:
-        features: float32 ``[n, d]``. labels: int64 ``[n]``, both on the device that computes. sets: int ``[n]``, equal for near-duplicates.
-        seed: of the folds.
+        features: float32 ``[n, d]``, on the device that computes.
+        labels: int64 ``[n]``, on the same device.
+        sets: int ``[n]``, equal for near-duplicates.
+        seed: Seed of the folds.
 
     Yields:
         Steps of the phase ``choose``, which count folds.
     """
     folds = stratified_folds(labels.cpu().numpy(), sets, seed, fewest=2)
-    logits, held = [], []
+    logits, held_out_labels = [], []
     for done, (fit, out) in enumerate(folds):
         yield Step(done, len(folds), "choose")
         inside, outside = (torch.from_numpy(rows).to(labels.device) for rows in (fit, out))
         logits.append(
             class_means(features[inside], labels[inside], classes).logits(features[outside])
         )
-        held.append(labels[outside])
-    candidates = _scored(torch.cat(logits), torch.cat(held)) if folds else ()
+        held_out_labels.append(labels[outside])
+    candidates = _score_scales(torch.cat(logits), torch.cat(held_out_labels)) if folds else ()
     chosen = min(candidates, key=lambda one: one["loss"])["value"] if candidates else _FALLBACK
     head = class_means(features, labels, classes)
     return Linear(chosen * head.weight, chosen * head.bias), Choice(
@@ -73,12 +77,12 @@ def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> L
     weight = normalize(
         torch.zeros(classes, unit.shape[1], device=unit.device).index_add(0, labels, unit)
     )
-    usual = lengths.mean().clamp(min=1e-12)
+    mean_length = lengths.mean().clamp(min=1e-12)
     empty = torch.bincount(labels, minlength=classes) == 0
-    return Linear(weight / usual, torch.where(empty, -2 * lengths.max() / usual, 0.0))
+    return Linear(weight / mean_length, torch.where(empty, -2 * lengths.max() / mean_length, 0.0))
 
 
-def _scored(logits: torch.Tensor, labels: torch.Tensor) -> tuple[Candidate, ...]:
+def _score_scales(logits: torch.Tensor, labels: torch.Tensor) -> tuple[Candidate, ...]:
     accuracy = float((logits.argmax(1) == labels).float().mean())
     return tuple(
         {"value": scale, "loss": float(cross_entropy(scale * logits, labels)), "accuracy": accuracy}

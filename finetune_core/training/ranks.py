@@ -1,10 +1,13 @@
-"""The processes that train one run together, one per device: torch.distributed, as torchrun starts them.
+"""The processes that train one run together, one per device.
 
-Ranks are equal between two steps: same weights, same optimizer, same position. What they tell each other goes through ``meet``, where
-each says its word and hears everyone's; sums of gradients (``GradientSum``) directly follow one. So a rank that ends, for whatever
-reason, says so in the place of its word, and nobody waits for one that is gone.
+They use torch.distributed, and are started as torchrun starts them.
 
-A process that is alone is a rank, too: then every function here gives back what it was given, and costs nothing.
+Between two steps all ranks are equal: same weights, same optimizer state, same position. They
+exchange values through ``meet``. Sums of gradients (``GradientSum``) directly follow such a call.
+So a rank that ends for any reason sends a failure instead of a value, and no rank waits for one
+that is gone.
+
+A single process is a rank, too. Every function here then returns what it was given, at no cost.
 """
 
 import os
@@ -29,40 +32,45 @@ from finetune_core.errors import ConfigError, TrainingError, is_out_of_memory
 from finetune_core.files import temporary_folder
 from finetune_core.formatting import things
 
-Word = TypeVar("Word")
+Value = TypeVar("Value")
 
-# a run may wait for its device; that a rank has died is noticed by who launched them
-_PATIENCE = timedelta(days=7)
+# A run may wait long for its device. The launcher notices when a rank has died.
+_TIMEOUT = timedelta(days=7)
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class LeaderEnded(Exception):
-    """The first rank has ended, for whatever reason, which it reports itself: the others end, too."""
+    """Signal that rank 0 has ended, for a reason it reports itself. The other ranks end, too."""
 
 
 class RankLost(TrainingError):
-    """A rank is gone without a word: the run is cut off, and can be resumed."""
+    """Loss of a rank without a message. The run is cut off and can be resumed."""
 
 
 @dataclass(frozen=True)
-class _Left:
-    """In the place of a word: a rank has ended, and why, where it broke."""
+class _Failure:
+    """Sent instead of a value by a rank that has ended.
+
+    Attributes:
+        reason: Why it failed. Empty where it ended without an error.
+    """
 
     reason: str
 
 
 class Ranks:
-    """What this process is among those that train the same run.
+    """This process's position among those that train the same run.
 
     Attributes:
-        rank: 0 leads: it alone writes to the run's folder and speaks to people.
-        world: how many there are.
-        local_rank, local_world: the same among those of this machine, whose ranks follow one another.
-        broke_off: whether this rank has failed where it could not tell the others.
+        rank: Index of this process. Rank 0 alone writes to the run directory and reports to people.
+        world: Number of ranks.
+        local_rank: Index of this process on its machine. Ranks of one machine follow one another.
+        local_world: Number of ranks on this machine.
+        broke_off: Whether this rank has failed where it could not tell the others.
 
     Args:
-        place: the ``meeting_point`` of the ranks, when the process that started them has given each
-            its device. None under torchrun, which says where they find each other.
+        place: The ``meeting_point`` of the ranks, if the process that started them has given each
+            its device. None under torchrun, which says where the ranks find each other.
     """
 
     def __init__(
@@ -79,191 +87,230 @@ class Ranks:
             local_rank,
             local_world,
         )
-        self._place, self._over, self.broke_off = place, False, False
+        self._meeting_point, self._has_ended, self.broke_off = place, False, False
 
     @property
     def several(self) -> bool:
+        """Whether more than one rank trains the run."""
         return self.world > 1
 
     @property
     def leads(self) -> bool:
+        """Whether this is rank 0, which writes to the run directory and reports."""
         return self.rank == 0
 
     @property
-    def machines(self) -> bool:
-        """Whether they are on several machines."""
+    def spans_machines(self) -> bool:
+        """Whether the ranks are on several machines."""
         return self.world > self.local_world
 
-    def meet(self, word: Word) -> list[Word]:
-        """Every rank's word, in the order of the ranks, once all have said theirs.
+    def meet(self, value: Value) -> list[Value]:
+        """Gather one value from every rank, in rank order.
 
         Raises:
-            LeaderEnded: when the first rank has ended.
-            TrainingError: when another one could not go on; RankLost when one is gone.
+            LeaderEnded: If rank 0 has ended.
+            TrainingError: If another rank could not go on. RankLost if one is gone.
         """
         if not self.several:
-            return [word]
-        with self.breaking_off():
-            words = self._hear(word)
-        self._over = any(isinstance(said, _Left) for said in words)
-        if isinstance(words[0], _Left):
+            return [value]
+        with self.mark_broken_on_error():
+            values = self._all_gather(value)
+        self._has_ended = any(isinstance(other, _Failure) for other in values)
+        if isinstance(values[0], _Failure):
             raise LeaderEnded
-        for rank, said in enumerate(words):
-            if isinstance(said, _Left):
-                raise TrainingError(f"Rank {rank} of {self.world} could not go on: {said.reason}")
-        return words
+        for rank, other in enumerate(values):
+            if isinstance(other, _Failure):
+                raise TrainingError(f"Rank {rank} of {self.world} could not go on: {other.reason}")
+        return values
 
-    def decided(self, answer: Word) -> Word:
-        """What the first rank says."""
-        return self.meet(answer)[0]
+    def decided(self, value: Value) -> Value:
+        """Return rank 0's value on every rank."""
+        return self.meet(value)[0]
 
-    def _hear(self, word: Any) -> list[Any]:
-        words = [None] * self.world
-        with _in_words():
-            dist.all_gather_object(words, word)
-        return words
+    def _all_gather(self, value: Any) -> list[Any]:
+        values = [None] * self.world
+        with _translate_connection_errors():
+            dist.all_gather_object(values, value)
+        return values
 
-    def share(self, count: int) -> slice:
-        """Which of ``count`` images of a batch are this rank's: a stretch, nearly as long as everyone's. Nobody gets a single one of
-        several, on which BatchNorm could not train: rather the last ranks have none."""
-        busy = max(1, min(self.world, count // 2))
-        if self.rank >= busy:
+    def batch_slice(self, count: int) -> slice:
+        """Return the slice of a batch of ``count`` images that this rank computes.
+
+        Slices are nearly equal in length. No rank gets a single image of several, on which
+        BatchNorm could not train: the last ranks then have none.
+        """
+        num_sharing = max(1, min(self.world, count // 2))
+        if self.rank >= num_sharing:
             return slice(count, count)
-        return slice(self.rank * count // busy, (self.rank + 1) * count // busy)
+        return slice(self.rank * count // num_sharing, (self.rank + 1) * count // num_sharing)
 
     def exchange(
         self, sent: Mapping[int, torch.Tensor], expected: Mapping[int, torch.Tensor]
     ) -> None:
-        """Send tensors to other ranks, and fill those that are expected of others: contiguous, in the processor's memory. All who take part
-        have just met, and nothing is left to them that could fail: who waits for a rank does not hear why it has ended."""
-        ways = [dist.P2POp(dist.isend, _bytes(tensor), rank) for rank, tensor in sent.items()]
-        ways += [dist.P2POp(dist.irecv, _bytes(tensor), rank) for rank, tensor in expected.items()]
-        with self.breaking_off(), _in_words():
-            for work in dist.batch_isend_irecv(ways) if ways else ():
+        """Send tensors to other ranks, and fill the expected ones from theirs.
+
+        Tensors are contiguous and in the processor's memory. All ranks that take part have just
+        met, and nothing may fail in them before the exchange: a rank that waits for another does
+        not hear why that one has ended.
+
+        Args:
+            sent: Tensors to send, by receiving rank.
+            expected: Tensors to fill in place, by sending rank.
+        """
+        operations = [
+            dist.P2POp(dist.isend, _as_bytes(tensor), rank) for rank, tensor in sent.items()
+        ]
+        operations += [
+            dist.P2POp(dist.irecv, _as_bytes(tensor), rank) for rank, tensor in expected.items()
+        ]
+        with self.mark_broken_on_error(), _translate_connection_errors():
+            for work in dist.batch_isend_irecv(operations) if operations else ():
                 work.wait()
 
-    def rank_share(self, rows: np.ndarray, batch: int) -> np.ndarray:
-        """The rows that this rank computes for all: whole batches, so that each is computed as by one rank alone."""
-        return _whole_batches(rows, batch, [self.rank], self.world)
+    def rank_rows(self, rows: np.ndarray, batch: int) -> np.ndarray:
+        """Return the rows that this rank computes for all ranks.
 
-    def machine_share(self, rows: np.ndarray, batch: int) -> np.ndarray:
-        """Those that the ranks of this machine compute for all."""
+        Shares are whole batches, so that each batch is computed as by a single rank.
+        """
+        return _select_batches(rows, batch, [self.rank], self.world)
+
+    def machine_rows(self, rows: np.ndarray, batch: int) -> np.ndarray:
+        """Return the rows that the ranks of this machine compute for all ranks."""
         first = self.rank - self.local_rank
-        return _whole_batches(rows, batch, range(first, first + self.local_world), self.world)
+        return _select_batches(rows, batch, range(first, first + self.local_world), self.world)
 
-    def local_share(self, rows: np.ndarray, batch: int) -> np.ndarray:
-        """Those that this rank computes, where its machine computes all of them."""
-        return _whole_batches(rows, batch, [self.local_rank], self.local_world)
+    def local_rows(self, rows: np.ndarray, batch: int) -> np.ndarray:
+        """Return the rows that this rank computes where its machine computes all of them."""
+        return _select_batches(rows, batch, [self.local_rank], self.local_world)
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Within the block this rank takes part; who leaves it, for whatever reason, ends the others, and waits for them.
+        """Connect this rank to the others within the block.
+
+        A rank that leaves the block, for any reason, ends the other ranks and waits for them.
 
         Raises:
-            FinetuneError: when there are too few GPUs, or the others cannot be reached.
+            FinetuneError: If there are too few GPUs, or the other ranks cannot be reached.
         """
         if not self.several:
             yield
             return
-        if not self._place:
+        if not self._meeting_point:
             see_one_device(self.local_rank, self.local_world)
         CACHE.shared = True
-        with _in_words():
-            self._find_each_other()
+        with _translate_connection_errors():
+            self._connect()
         try:
             yield
         except Exception as error:
-            self._part(str(error) or type(error).__name__)
+            self._leave(str(error) or type(error).__name__)
             raise
         else:
-            self._part("")
+            self._leave("")
         finally:
-            # Else the end of the process closes the connections: NCCL would wait for the others here.
+            # A broken rank leaves its connections to the end of the process: NCCL would wait for
+            # the other ranks here.
             if not self.broke_off:
                 dist.destroy_process_group()
 
     @contextmanager
-    def breaking_off(self) -> Iterator[None]:
-        """Mark this rank as broken when the block fails, in which the others wait for it.
+    def mark_broken_on_error(self) -> Iterator[None]:
+        """Mark this rank as broken if the block fails, in which the others wait for it.
 
-        Such a rank cannot tell the others why: they hear no words before their sum or exchange ends.
-        Its process has to end with a status other than 0. That closes its connections, on which the
-        others fail, too, and whoever launched them ends those that do not notice.
+        Such a rank cannot tell the others why: they receive no values before their sum or exchange
+        ends. Its process has to end with a status other than 0. That closes its connections, on
+        which the others fail, too. The launcher ends those that do not notice.
         """
         try:
             yield
         except Exception:
-            self._over = self.broke_off = self.several
+            self._has_ended = self.broke_off = self.several
             raise
 
-    def _find_each_other(self) -> None:
+    def _connect(self) -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        if self._place:
-            # They have nothing to say on a network, where torch.distributed would listen.
-            os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback())
-            # Not as a URI: torch does not decode one, and waits for the wrong file.
-            store = dist.FileStore(str(self._place), self.world)  # type: ignore[attr-defined]
-            store.set_timeout(_PATIENCE)
+        if self._meeting_point:
+            # Keep torch.distributed off the network, where it would listen.
+            os.environ |= dict.fromkeys(
+                ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback_interface()
+            )
+            # Not a URI: torch does not decode one, and waits for the wrong file.
+            store = dist.FileStore(str(self._meeting_point), self.world)  # type: ignore[attr-defined]
+            store.set_timeout(_TIMEOUT)
             dist.init_process_group(
-                backend, store=store, rank=self.rank, world_size=self.world, timeout=_PATIENCE
+                backend, store=store, rank=self.rank, world_size=self.world, timeout=_TIMEOUT
             )
         else:
-            dist.init_process_group(backend, timeout=_PATIENCE)
+            dist.init_process_group(backend, timeout=_TIMEOUT)
 
-    def _part(self, reason: str) -> None:
+    def _leave(self, reason: str) -> None:
         if self.broke_off:
             return
-        # where one is gone without a word, the others learn it as this one did
+        # If a rank is gone without a message, the others notice it as this one did.
         with suppress(RankLost):
-            if not self._over:
-                self._over = True
-                self._hear(_Left(reason))
-            # nobody goes while the first rank still writes: whoever launched them would end it, too
-            self._hear(None)
+            if not self._has_ended:
+                self._has_ended = True
+                self._all_gather(_Failure(reason))
+            # No rank exits while rank 0 still writes: the launcher would end rank 0, too.
+            self._all_gather(None)
 
 
 ALONE = Ranks()
 
 
-def _whole_batches(rows: np.ndarray, batch: int, which: Collection[int], among: int) -> np.ndarray:
-    """Every batch whose number is one of ``which``, where batches are numbered from 0 to ``among - 1`` again and again."""
-    share: np.ndarray = rows[np.isin(np.arange(len(rows)) // batch % among, list(which))]
-    return share
+def _select_batches(
+    rows: np.ndarray, batch: int, numbers: Collection[int], cycle: int
+) -> np.ndarray:
+    """Return the rows of every batch whose number is one of ``numbers``.
+
+    Batches are numbered from 0 to ``cycle - 1``, again and again.
+    """
+    selected: np.ndarray = rows[np.isin(np.arange(len(rows)) // batch % cycle, list(numbers))]
+    return selected
 
 
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
 class GradientSum:
-    """Sums tensors over the ranks, in place, in one buffer that is kept: what it takes is known before the ranks meet."""
+    """Sum of tensors over all ranks, in place, in one buffer that is reused.
 
-    BUCKET = 2**23  # numbers: the first are summed while the last are still sent
+    Memory for the buffer is taken before the ranks meet.
+    """
+
+    # Numbers. The first buckets are summed while the last are still being sent.
+    BUCKET = 2**23
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._buffer = torch.empty(0)
 
     def reserve(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Make room for float32 tensors of one device."""
+        """Allocate the buffer for float32 tensors of one device."""
         needed = sum(tensor.numel() for tensor in tensors)
         if self._buffer.numel() < needed or self._buffer.device != tensors[0].device:
             self._buffer = torch.empty(needed, device=tensors[0].device)
 
     @torch.no_grad()
-    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Put the ranks' sum into each tensor; there is room, and all ranks have just met."""
+    def all_reduce(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over all ranks.
+
+        The buffer is reserved, and all ranks have just met.
+        """
         sizes = [tensor.numel() for tensor in tensors]
-        flat = self._buffer[: sum(sizes)]
-        pieces = [
+        buffer = self._buffer[: sum(sizes)]
+        views = [
             piece.view(tensor.shape)
-            for piece, tensor in zip(flat.split(sizes), tensors, strict=True)
+            for piece, tensor in zip(buffer.split(sizes), tensors, strict=True)
         ]
-        torch._foreach_copy_(pieces, list(tensors))
-        with _in_words():
-            for sum_ in [dist.all_reduce(part, async_op=True) for part in flat.split(self.BUCKET)]:
-                sum_.wait()
-        torch._foreach_copy_(list(tensors), pieces)
+        torch._foreach_copy_(views, list(tensors))
+        with _translate_connection_errors():
+            for work in [
+                dist.all_reduce(bucket, async_op=True) for bucket in buffer.split(self.BUCKET)
+            ]:
+                work.wait()
+        torch._foreach_copy_(list(tensors), views)
 
 
 @contextmanager
@@ -282,7 +329,7 @@ def meeting_point() -> Iterator[Path]:
 
 
 def launched() -> Ranks:
-    """Return this process's place among those that torchrun started, or ``ALONE`` without torchrun."""
+    """Return this process's rank as torchrun started it, or ``ALONE`` without torchrun."""
     if not dist.is_torchelastic_launched():
         return ALONE
     rank, world, local_rank, local_world = (
@@ -291,8 +338,8 @@ def launched() -> Ranks:
     return Ranks(rank, world, local_rank, local_world)
 
 
-def _loopback() -> str:
-    """The name of the network interface that leads nowhere else."""
+def _loopback_interface() -> str:
+    """Return the name of the loopback network interface."""
     interfaces: dict[str, Any] = psutil.net_if_addrs()
     return next(
         name
@@ -302,62 +349,76 @@ def _loopback() -> str:
 
 
 def see_one_device(local_rank: int, local_world: int) -> None:
-    """Leave this process one GPU, which is then the only one for all of its threads; before CUDA is asked for anything.
+    """Leave this process one GPU, which is then the only one for all its threads.
+
+    Call before CUDA is initialised.
 
     Raises:
-        ConfigError: as ``check_gpus``.
+        ConfigError: As ``check_gpus``.
     """
     check_gpus(local_world)
-    if there := _gpus():
-        os.environ[_VISIBLE] = there[local_rank]
+    if gpus := _visible_gpus():
+        os.environ[_VISIBLE] = gpus[local_rank]
 
 
 def check_gpus(devices: int) -> None:
-    """Whether that many processes of this machine have a GPU each; where there is none at all, they share the processor.
+    """Check that this machine has a GPU for each of that many processes.
+
+    Where there is no GPU at all, they share the processor.
 
     Raises:
-        ConfigError: when there are too few.
+        ConfigError: If there are too few.
     """
-    if 0 < len(_gpus()) < devices:
+    if 0 < len(_visible_gpus()) < devices:
         raise ConfigError(
             {
-                "devices": f"this machine has {things(len(_gpus()), 'GPU')}, not {devices}: start fewer processes, or set {_VISIBLE} to "
-                "nothing, to train on the processor"
+                "devices": f"this machine has {things(len(_visible_gpus()), 'GPU')}, not "
+                f"{devices}: start fewer processes, or set {_VISIBLE} to nothing, to train on the "
+                "processor"
             }
         )
 
 
 def most_devices() -> int:
-    """On how many devices of this machine one run can train: GPUs, or where there is none, processor cores that this process may use."""
-    return len(_gpus()) or usable_cores()
+    """Return on how many devices of this machine one run can train.
+
+    These are its GPUs, or without GPUs the processor cores that this process may use.
+    """
+    return len(_visible_gpus()) or usable_cores()
 
 
-def _gpus() -> list[str]:
-    """The NVIDIA GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them; CUDA is not asked for anything."""
-    if named := os.environ.get(_VISIBLE):
-        names = takewhile(_names_gpu, (name.strip() for name in named.split(",")))
+def _visible_gpus() -> list[str]:
+    """Return the NVIDIA GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them.
+
+    CUDA is not initialised.
+    """
+    if value := os.environ.get(_VISIBLE):
+        names = takewhile(_is_gpu_name, (name.strip() for name in value.split(",")))
         # CUDA shows no GPU at all where one is named twice.
-        return [] if len(set(found := list(names))) < len(found) else found
-    return [] if named == "" else [str(number) for number in range(torch.cuda.device_count())]
+        return [] if len(set(visible := list(names))) < len(visible) else visible
+    return [] if value == "" else [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _names_gpu(name: str) -> bool:
-    """Return whether CUDA takes ``name`` for a GPU. It ignores the first other name and all after it."""
+def _is_gpu_name(name: str) -> bool:
+    """Return whether CUDA takes ``name`` for a GPU.
+
+    CUDA ignores the first name that it does not, and all names after it.
+    """
     return name.isdecimal() or name.startswith(("GPU-", "MIG-"))
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
+def _translate_connection_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         if not _is_connection_error(error):
             raise
-        # Behind the reason gloo gives advice on debugging.
+        # After the reason, gloo gives advice on debugging.
         reason = str(error).partition("\n")[0].partition(". This is typically")[0]
         raise RankLost(
-            "Another process of the run has ended, or cannot be reached. Resume the run, on as many "
-            f"devices as there are. ({reason})"
+            "Another process of the run has ended, or cannot be reached. Resume the run, on as "
+            f"many devices as there are. ({reason})"
         ) from error
 
 

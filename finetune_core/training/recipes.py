@@ -1,4 +1,7 @@
-"""Settings that are known to work: whole recipes, and a rule for a data set and a strategy."""
+"""Settings that are known to work.
+
+There are whole recipes, and a rule for a data set and a strategy.
+"""
 
 import math
 from contextlib import suppress
@@ -33,7 +36,8 @@ FEATURE_EXTRACTION_RECIPE: dict[str, Any] = TUTORIAL_RECIPE | {
     "strategy": "feature_extraction",
     "learning_rate": 1e-3,
 }
-# Small images and few epochs: a trained, evaluated model in well under a minute on two processor cores.
+# Small images and few epochs: a trained and evaluated model in well under a minute on two processor
+# cores.
 DEMO_RECIPE: dict[str, Any] = {
     "backbone": "efficientnet_lite0",
     "strategy": "last_block",
@@ -46,11 +50,11 @@ DEMO_RECIPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast and how long a strategy trains.
+    """Learning rate and duration of a strategy.
 
     Attributes:
-        learning_rate: of AdamW, for batches of 32.
-        steps: of 32 images.
+        learning_rate: Learning rate of AdamW, for batches of 32.
+        steps: Number of steps of 32 images.
     """
 
     learning_rate: float
@@ -68,26 +72,27 @@ _PACES: dict[StrategyName, Pace] = {
     "discriminative": Pace(1e-3, 600),
     "linear_probe_then_full": Pace(1e-3, 600),
 }
-_USUAL_PACE = Pace(3e-4, 600)  # of strategies that train most of the network
-# Where a probe as the initial head was better than a random one. With the last block it was worse:
-# it fits the training images from the start, and little gradient is left.
+_USUAL_PACE = Pace(3e-4, 600)  # for strategies that train most of the network
+# Strategies for which a probe was better than a random initial head. With the last block it was
+# worse: it fits the training images from the start, and little gradient is left.
 _PACES_FROM_PROBE: dict[StrategyName, Pace] = {"feature_extraction": Pace(1e-3, 300)}
 _STEP = 32  # images
 _FEWEST_EPOCHS, _MOST_EPOCHS = 5, 100
 _WARMUP = 0.1  # of the epochs
-_FEWEST_TO_STOP = (
-    200  # images: the loss on a fifth of fewer wanders, and a stop lost up to 7 points
-)
+# Images. The loss on a fifth of fewer images fluctuates, and stopping early lost up to 7
+# points.
+_FEWEST_TO_STOP = 200
 
 
 def fill_auto(config: RunConfig, num_images: int) -> RunConfig:
-    """Choose the settings that ``config.auto`` lists; all others stay.
+    """Choose the settings that ``config.auto`` lists. All others stay.
 
-    The rule counts optimizer steps, not epochs, as BiT's HyperRule does (Kolesnikov et al. 2020, Big
-    Transfer, section 3.3). It is chosen by a sweep over six image sets (``benchmarks/defaults.py``).
+    The rule counts optimizer steps, not epochs, as BiT's HyperRule does (Kolesnikov et al. 2020,
+    Big Transfer, section 3.3). It is chosen by a sweep over six image sets
+    (``benchmarks/defaults.py``).
 
     Args:
-        num_images: training images of the data set, before ``train_fraction`` draws its share.
+        num_images: Training images of the data set, before ``train_fraction`` draws its share.
     """
     if not config.auto:
         return config
@@ -110,7 +115,7 @@ def fill_auto(config: RunConfig, num_images: int) -> RunConfig:
         "schedule": "cosine",
         "warmup_epochs": round(_WARMUP * epochs, 1),
         "early_stopping": "val_loss" if num_used >= _FEWEST_TO_STOP else "off",
-        # A quarter of the epochs ended before the learning rate had fallen.
+        # With less patience, a quarter of the epochs ended before the learning rate had fallen.
         "patience": max(5, epochs * 2 // 3),
         "initial_head": head,
     }
@@ -120,7 +125,7 @@ def fill_auto(config: RunConfig, num_images: int) -> RunConfig:
 def _choose_head(config: RunConfig) -> InitialHead:
     if config.strategy not in _PACES_FROM_PROBE or config.starts_from == RANDOM:
         return "random"
-    # Other checks say what is wrong with a network that cannot be looked at.
+    # Other checks report a network that cannot be read.
     with suppress(FinetuneError):
         if has_linear_head(config.backbone, config.image_size):
             return "probe"

@@ -1,4 +1,7 @@
-"""Running metrics of an epoch: how often each class occurred, was predicted, and was predicted correctly, and what follows."""
+"""Running metrics of an epoch.
+
+Per class: how many images have it, are predicted to have it, and both.
+"""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -14,23 +17,31 @@ class RunningMetrics:
     """Counts over the images of an epoch so far.
 
     Attributes:
-        images, predicted, hits: one number per class: images that have it, that are predicted to, and both.
-        loss_sum: of the images' losses.
+        images: For each class, the images that have it.
+        predicted: For each class, the images that are predicted to have it.
+        hits: For each class, the images of both kinds.
+        loss_sum: Sum of the images' losses.
     """
 
     images: list[Count]
-    # of earlier versions
+    # Earlier versions used the second name.
     predicted: Annotated[list[Count], Field(validation_alias=AliasChoices("predicted", "named"))]
     hits: list[Count]
     loss_sum: Number = field(default=0.0)
 
     @classmethod
-    def of(cls, classes: int) -> "RunningMetrics":
-        """Nothing counted yet."""
+    def zeros(cls, classes: int) -> "RunningMetrics":
+        """Return metrics with nothing counted yet."""
         return cls([0] * classes, [0] * classes, [0] * classes)
 
     def add(self, labels: np.ndarray, predicted: np.ndarray, loss: float) -> None:
-        """Count a batch: int ``[n]`` each, and its mean loss."""
+        """Count a batch.
+
+        Args:
+            labels: int ``[n]``.
+            predicted: int ``[n]``.
+            loss: Mean loss of the batch.
+        """
         for counts, seen in (
             (self.images, labels),
             (self.predicted, predicted),
@@ -41,20 +52,23 @@ class RunningMetrics:
         self.loss_sum += loss * len(labels)
 
     @property
-    def seen(self) -> int:
+    def num_images(self) -> int:
+        """Number of images counted so far."""
         return sum(self.images)
 
     @property
     def loss(self) -> float:
-        return self.loss_sum / self.seen
+        """Mean loss of these images."""
+        return self.loss_sum / self.num_images
 
     @property
     def accuracy(self) -> float:
-        return sum(self.hits) / self.seen
+        """Share of these images that are predicted correctly, 0…1."""
+        return sum(self.hits) / self.num_images
 
     @property
     def balanced_accuracy(self) -> float:
-        """The mean of the classes' recalls, of those that are there."""
+        """Mean recall of the classes that have images."""
         return float(
             np.mean(
                 [
@@ -67,7 +81,7 @@ class RunningMetrics:
 
     @property
     def macro_f1(self) -> float:
-        """The mean of the classes' F1, of those that are there or were predicted."""
+        """Mean F1 of the classes that have images or were predicted."""
         every = zip(self.images, self.predicted, self.hits, strict=True)
         return float(
             np.mean(
@@ -80,5 +94,5 @@ class RunningMetrics:
         )
 
     def scores(self) -> EpochScores:
-        """``balanced_accuracy`` and ``macro_f1``."""
+        """Return ``balanced_accuracy`` and ``macro_f1``."""
         return {"balanced_accuracy": self.balanced_accuracy, "macro_f1": self.macro_f1}

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the factor of each step, and putting it into an optimizer."""
+"""Learning-rate schedules."""
 
 import math
 
@@ -6,22 +6,25 @@ import torch
 
 from finetune_core.config import RunConfig
 
-_RISING, _FIRST = 0.3, 1 / 25  # share of a one-cycle run; its first rate over the highest
+# Share of a one-cycle run that rises, and its first rate over the highest.
+_RISING, _FIRST = 0.3, 1 / 25
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Every group's rate becomes ``factor`` times its ``base_lr``; returns ``factor``."""
+    """Set every group's rate to ``factor`` times its ``base_lr`` and return ``factor``."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     return factor
 
 
 def learning_rate_factor(config: RunConfig, step: int, steps_per_epoch: int) -> float:
-    """What the learning rate is multiplied by at a step counted from 0 over the whole run.
+    """Return the factor of the learning rate at a step, counted from 0 over the whole run.
 
-    Cosine: a linear rise over the warm-up, then half a cosine towards 0 (Loshchilov & Hutter 2017, without restarts). Step: a
-    tenth from half of the run on, a hundredth from three quarters on (He et al. 2016). One cycle: up along half a cosine for
-    30 % of the run, then down to next to nothing (Smith & Topin 2018, as in torch).
+    - Cosine: a linear rise over the warm-up, then half a cosine towards 0 (Loshchilov & Hutter
+      2017, without restarts).
+    - Step: a tenth from half of the run on, a hundredth from three quarters on (He et al. 2016).
+    - One cycle: up along half a cosine for 30 % of the run, then down to next to nothing (Smith &
+      Topin 2018, as in torch).
     """
     if config.schedule == "constant":
         return 1.0

@@ -1,6 +1,7 @@
-"""The images of other data sets that an earlier run has predicted, for the networks of a run that is made of it.
+"""Images of other data sets that an earlier run has predicted.
 
-Such a run predicts a sample of them only, and only to show how accuracy there follows what it varies: it chooses nothing by it.
+A run that is made of it predicts a sample of them, only to show how accuracy there follows what the
+run varies. It chooses nothing by them.
 """
 
 import os
@@ -26,11 +27,11 @@ from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.models.partition import Segments
 from finetune_core.training.answers import answers
-from finetune_core.training.evaluation import logits_in_parts
+from finetune_core.training.evaluation import compute_logits_in_parts
 from finetune_core.training.events import Classes, Event
 from finetune_core.training.job import Job
 from finetune_core.training.predictions import fact_of, read_table
-from finetune_core.training.prepare import reported
+from finetune_core.training.prepare import report_progress
 from finetune_core.training.stage_plan import cut_index
 from finetune_core.training.trunk import CachedTrunk, split_network
 
@@ -42,7 +43,7 @@ _LONGEST_FACTS = 2**24  # bytes
 
 
 class _Facts(TypedDict):
-    """What is needed of what such a file says of its data set."""
+    """The part of such a file's metadata that is needed of its data set."""
 
     data: Annotated[str, Field(max_length=10_000)]
     classes: Classes
@@ -56,10 +57,11 @@ class ShiftedImages:
     """A sample of the images of another data set.
 
     Attributes:
-        data: its folder or manifest.
-        inputs: what goes into the job's ``forward``: float32 ``[n, …]``, on the processor; none where there is a problem.
+        data: Folder or manifest of the data set.
+        inputs: Inputs of the job's ``forward``: float32 ``[n, …]``, on the processor. Empty where
+            there is a problem.
         labels: int64 ``[n]``.
-        problem: why it cannot be predicted any more, in words; empty where it can.
+        problem: Why they can no longer be predicted, as text. Empty where they can.
     """
 
     data: str
@@ -67,46 +69,49 @@ class ShiftedImages:
     labels: torch.Tensor
     problem: str = ""
 
-    def judged(self, job: Job) -> tuple[float, float]:
-        """Accuracy 0…1 and mean cross-entropy in nats of the job's network as it is now."""
-        found, size = [], job.evaluation_batch
+    def evaluate(self, job: Job) -> tuple[float, float]:
+        """Return the accuracy (0…1) of the job's network, and its mean cross-entropy in nats."""
+        parts, size = [], job.evaluation_batch
         with torch.no_grad():
-            for some in self.inputs.split(job.evaluation_batch):
-                logits, size = logits_in_parts(job.forward, some, job.device, size)
-                found.append(logits.cpu())
-        logits = torch.cat(found)
-        right = float((logits.argmax(1) == self.labels).double().mean())
-        return right, cross_entropy(logits.double(), self.labels).item()
+            for batch in self.inputs.split(job.evaluation_batch):
+                logits, size = compute_logits_in_parts(job.forward, batch, job.device, size)
+                parts.append(logits.cpu())
+        logits = torch.cat(parts)
+        accuracy = float((logits.argmax(1) == self.labels).double().mean())
+        return accuracy, cross_entropy(logits.double(), self.labels).item()
 
 
-def shifted_images(
+def read_shifted_images(
     job: Job, earlier: Path, roots: Sequence[Path] = ()
 ) -> Generator[Event, None, list[ShiftedImages]]:
-    """Of the data sets that an earlier run with the job's classes has predicted, the latest; nothing fails where one is gone.
+    """Read the latest data sets that an earlier run with the job's classes has predicted.
+
+    Nothing fails where one of them is gone.
 
     Args:
-        earlier: its folder.
-        roots: when given, images that lie elsewhere are not read.
+        earlier: Folder of the earlier run.
+        roots: When given, images outside these folders are not read.
     """
-    found = []
-    for path in _latest(earlier):
+    samples = []
+    for path in _find_latest(earlier):
         try:
             facts = _read_facts(path)
             data, table = facts["data"], read_table(path, (SHIFTED,), len(facts["classes"]))
-        except (OSError, ValueError, FinetuneError):  # damaged: the earlier run's own page says so
+        except (OSError, ValueError, FinetuneError):
+            # Damaged. The earlier run's own page reports that.
             continue
         if difference := describe_class_difference(facts["classes"], job.dataset.classes):
             reason = f"The run that predicted {data} {difference}."
-            found.append(ShiftedImages(data, torch.empty(0), torch.empty(0), reason))
+            samples.append(ShiftedImages(data, torch.empty(0), torch.empty(0), reason))
             continue
         try:
-            found.append((yield from _decoded(job, data, table, roots)))
+            samples.append((yield from _decode_sample(job, data, table, roots)))
         except FinetuneError as error:
-            found.append(ShiftedImages(data, torch.empty(0), torch.empty(0), str(error)))
-    return found
+            samples.append(ShiftedImages(data, torch.empty(0), torch.empty(0), str(error)))
+    return samples
 
 
-def _latest(folder: Path) -> list[Path]:
+def _find_latest(folder: Path) -> list[Path]:
     try:
         files = [
             Path(entry.path) for entry in os.scandir(folder) if SHIFTED_FILE.fullmatch(entry.name)
@@ -120,55 +125,60 @@ def _read_facts(path: Path) -> _Facts:
     """Read which data set a file of predictions is of, and by which classes its labels count.
 
     Raises:
-        OSError, ValueError: when the file is missing or damaged.
+        OSError: If the file is missing.
+        ValueError: If the file is damaged.
     """
-    said = fact_of(path, SHIFT_FACTS)
-    if len(said) > _LONGEST_FACTS:
+    content = fact_of(path, SHIFT_FACTS)
+    if len(content) > _LONGEST_FACTS:
         raise ValueError("what it says of its data set is too long")
-    return _FACTS.validate_json(said)
+    return _FACTS.validate_json(content)
 
 
-def _decoded(
+def _decode_sample(
     job: Job, data: str, table: pd.DataFrame, roots: Sequence[Path]
 ) -> Generator[Event, None, ShiftedImages]:
-    """
+    """Decode a sample of the images in a table of predictions.
+
     Raises:
-        FinetuneError: when none of its images can be read any more, or none may be.
+        FinetuneError: If none of its images can be read any more, or none may be.
     """
     if roots:
         check_roots(data, roots)
-    seen = yield from reported("index", look_through(data, roots))
-    there = seen.rows.loc[seen.rows["problem"] == "", ["id", "content"]]
-    rows = table.merge(there, on="id")
+    listed = yield from report_progress("index", look_through(data, roots))
+    readable_rows = listed.rows.loc[listed.rows["problem"] == "", ["id", "content"]]
+    rows = table.merge(readable_rows, on="id")
     if rows.empty:
-        raise _gone(data)
+        raise _make_missing_error(data)
     rows = rows.sample(min(MOST_IMAGES, len(rows)), random_state=0)
     info, size = job.network.info, job.config.image_size
-    paths, keys = ImagePaths(seen.listing.root, rows["id"]), rows["content"].to_numpy(np.uint64)
+    paths, keys = ImagePaths(listed.listing.root, rows["id"]), rows["content"].to_numpy(np.uint64)
     decoding = decode_pixels(paths, keys, np.arange(len(rows)), info.resize(size))
-    pixels = yield from reported("decode", decoding)
+    pixels = yield from report_progress("decode", decoding)
     readable = np.setdiff1d(np.arange(len(rows)), list(pixels.failed))
     if not len(readable):
-        raise _gone(data)
-    before = _before_forward(job)
+        raise _make_missing_error(data)
+    trunk = _get_trunk(job)
 
     def answer(images: torch.Tensor) -> np.ndarray:
-        return before(job.device.take(images)).float().cpu().numpy() if before else images.numpy()
+        return trunk(job.device.take(images)).float().cpu().numpy() if trunk else images.numpy()
 
     with torch.no_grad():
-        inputs = yield from reported(
+        inputs = yield from report_progress(
             "average", answers(pixels, readable, info, size, answer, "average")
         )
     labels = torch.from_numpy(rows["label"].to_numpy(np.int64)[readable])
     return ShiftedImages(data, torch.from_numpy(inputs), labels)
 
 
-def _gone(data: str) -> DataError:
+def _make_missing_error(data: str) -> DataError:
     return DataError(f"None of the images in {data} that were predicted can be read any more.")
 
 
-def _before_forward(job: Job) -> torch.nn.Module | None:
-    """What images go through before ``forward`` takes them: the trunk, which all networks of the job share; None where that is nothing."""
+def _get_trunk(job: Job) -> torch.nn.Module | None:
+    """Return the trunk, which images go through before ``forward`` takes them.
+
+    All networks of the job share it. It is None where ``forward`` is the whole network.
+    """
     if not isinstance(job.source, CachedTrunk):
         return None
     segments: Segments = split_network(job.network)

@@ -1,4 +1,4 @@
-"""The speeds that are known on this machine: measured before a run, corrected by every run that ends."""
+"""The speeds known on this machine: measured before a run, corrected by every run that ends."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from finetune_core.training.device import device_for_run
 
 _KNOWN_SPEEDS = 200
 _LARGEST = 2**24  # bytes of the book
-_PATIENCE = 10  # seconds, for others that write to the book
+_PATIENCE = 10  # seconds to wait for other writers
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,15 @@ class Speed:
     """Seconds per image, for one way to cut one network on this machine.
 
     Attributes:
-        trunk: from pixels to the cut, without gradients.
-        step: a training step from the cut on; without epochs, the whole fit.
-        forward: from the cut on, without gradients.
-        activation_bytes: of one image at the cut; 0 without a trunk.
-        step_bytes: what a step keeps for its backward pass, a whole batch.
-        exact: from pixels to the logits in fp32, for the final evaluation; 0 where the run itself is in fp32.
-        forward_bytes: of a GPU's memory, what an image takes in a pass without gradients; 0 where that is not counted.
+        trunk: From pixels to the cut, without gradients.
+        step: A training step from the cut on. Without epochs, the whole fit.
+        forward: From the cut on, without gradients.
+        activation_bytes: Size of one image's activations at the cut. 0 without a trunk.
+        step_bytes: What a step keeps for its backward pass, for a whole batch.
+        exact: From pixels to the logits in fp32, for the final evaluation. 0 where the run itself
+            is in fp32.
+        forward_bytes: GPU memory that an image takes in a pass without gradients. 0 where it is not
+            counted.
     """
 
     trunk: float
@@ -49,18 +51,19 @@ class Speed:
 
 @dataclass(frozen=True)
 class Compilation:
-    """What it takes to compile one part of a network on this machine, and what it is worth.
+    """Cost and gain of compiling one part of a network on this machine.
 
     Attributes:
-        seconds: until the package was there, beside the work that it was made for.
-        saved: share of the eager pass's time; 0 where it could not be compiled.
+        seconds: Time until the package was ready, beside the work that it was made for.
+        saved: Share of the eager pass's time that is saved. 0 where the part could not be compiled.
     """
 
     seconds: float
     saved: float
 
 
-_USUAL = Compilation(seconds=40.0, saved=0.3)  # benchmarks/peak.py --without compiled, two cores
+# By ``benchmarks/peak.py --without compiled`` on two cores.
+_USUAL = Compilation(seconds=40.0, saved=0.3)
 
 
 class SpeedBook:
@@ -70,21 +73,28 @@ class SpeedBook:
         self._file = file or paths.home() / "speeds.json"
 
     def speed(self, config: RunConfig) -> Speed | None:
-        """None where it was not measured, or this machine lacks the device or the precision."""
+        """Return the speed of a config.
+
+        It is None where it was not measured, or this machine lacks the device or the precision.
+        """
         try:
             found = _read(self._file)["speeds"].get(_key(config))
             speed = Speed(**found) if found else None
-        except (ConfigError, TypeError):  # TypeError: written by another version
+        except (ConfigError, TypeError):
+            # TypeError: the entry was written by another version.
             return None
         return speed if speed and all(map(_is_measured, asdict(speed).values())) else None
 
     def decode_seconds(self, dataset: Dataset, image_size: int) -> float | None:
-        """To read one of the data set's images; None where that was not measured."""
+        """Return the time to read one of the data set's images.
+
+        It is None where the time was not measured.
+        """
         found = _read(self._file)["decode"].get(f"{dataset.fingerprint}-{image_size}")
         return found if _is_measured(found) else None
 
     def knows(self, config: RunConfig, dataset: Dataset) -> bool:
-        """Whether all of a forecast's numbers were measured."""
+        """Return whether all numbers of a forecast were measured."""
         speed = self.speed(config)
         return (
             speed is not None
@@ -93,47 +103,53 @@ class SpeedBook:
         )
 
     def learn(self, config: RunConfig, speed: Speed) -> None:
+        """Store the speed of a config."""
         self._add("speeds", _key(config), asdict(speed))
 
     def learn_decoding(self, fingerprint: str, image_size: int, seconds: float) -> None:
+        """Store the seconds that reading one image of a data set takes at this size."""
         self._add("decode", f"{fingerprint}-{image_size}", seconds)
 
     def compilation(self, key: str) -> Compilation:
-        """Of this part; where it was never compiled, what is usual on this machine."""
-        found = _read(self._file)["compilations"]
-        known = {name: one for name, value in found.items() if (one := _compilation(value))}
+        """Return the cost and gain of compiling a part.
+
+        Where it was never compiled, these are the medians on this machine.
+        """
+        stored = _read(self._file)["compilations"]
+        known = {name: one for name, value in stored.items() if (one := _parse_compilation(value))}
         if key in known:
             return known[key]
-        worth = [one for one in known.values() if one.saved > 0] or [_USUAL]
+        gaining = [one for one in known.values() if one.saved > 0] or [_USUAL]
         return Compilation(
             *(
-                float(np.median([getattr(one, name) for one in worth]))
+                float(np.median([getattr(one, name) for one in gaining]))
                 for name in ("seconds", "saved")
             )
         )
 
     def learn_compilation(self, key: str, measured: Compilation) -> None:
+        """Store the cost and gain of compiling a part."""
         self._add("compilations", key, asdict(measured))
 
     def _add(self, kind: str, key: str, value: Any) -> None:
-        # a run is worth more than what it teaches
+        # Recording a speed must not fail a run.
         with suppress(OSError), FileLock(f"{self._file}.lock", timeout=_PATIENCE):
             known = _read(self._file)
-            others = [(name, one) for name, one in known[kind].items() if name != key]
-            known = known | {kind: dict([*others, (key, value)][-_KNOWN_SPEEDS:])}
+            other_entries = [(name, one) for name, one in known[kind].items() if name != key]
+            known = known | {kind: dict([*other_entries, (key, value)][-_KNOWN_SPEEDS:])}
             write_bytes(self._file, json.dumps(known, indent=1).encode())
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
-    """``speeds``, ``decode`` and ``compilations``, each by its key; not to be changed."""
-    return _parsed(file, stamp(file))
+    """Return ``speeds``, ``decode`` and ``compilations``, each by its key. Do not change them."""
+    return _parse(file, stamp(file))
 
 
 @lru_cache(maxsize=4)
-def _parsed(file: Path, _changed: Stamp | None) -> dict[str, dict[str, Any]]:
+def _parse(file: Path, _changed: Stamp | None) -> dict[str, dict[str, Any]]:
     try:
         known = json.loads(read_regular(file, _LARGEST))
-    # None yet, or damaged: speeds can be measured again.
+        # Missing or damaged. Speeds can be measured again.
     except (OSError, ValueError, RecursionError):
         known = None
     known = known if isinstance(known, dict) else {}
@@ -143,7 +159,7 @@ def _parsed(file: Path, _changed: Stamp | None) -> dict[str, dict[str, Any]]:
     }
 
 
-def _compilation(value: Any) -> Compilation | None:
+def _parse_compilation(value: Any) -> Compilation | None:
     try:
         found = Compilation(**value)
     except TypeError:
@@ -152,7 +168,7 @@ def _compilation(value: Any) -> Compilation | None:
 
 
 def _is_measured(value: Any) -> bool:
-    """Whether a value of the book is a number that a forecast can be computed from."""
+    """Return whether a value of the book is a number that a forecast can be computed from."""
     try:
         return math.isfinite(value)
     except (TypeError, OverflowError):
@@ -169,30 +185,35 @@ def learn_from_run(
     """Correct the book by what a run really took.
 
     Args:
-        started, finished: the run's RunStarted and RunFinished rows.
-        epochs: its EpochEnded rows, none where it was resumed after its last one; without epochs, its HeadFitted row.
+        started: The run's RunStarted row.
+        epochs: Its EpochEnded rows, none where it was resumed after its last one. Without epochs,
+            its HeadFitted row.
+        finished: The run's RunFinished row.
     """
     cache, counts = started["cache"], started["counts"]
     known = book.speed(config)
-    thawed = max(stage["thaw_epoch"] for stage in started["stages"])
-    fitted = [row["seconds"] for row in epochs if row.get("event") == "HeadFitted"]
-    whole = fitted or [row["train_seconds"] for row in epochs if row["epoch"] >= thawed]
-    # never calibrated: a run alone does not tell all that a forecast needs
-    if known is None or not whole:
+    last_thaw_epoch = max(stage["thaw_epoch"] for stage in started["stages"])
+    fit_times = [row["seconds"] for row in epochs if row.get("event") == "HeadFitted"]
+    step_times = fit_times or [
+        row["train_seconds"] for row in epochs if row["epoch"] >= last_thaw_epoch
+    ]
+    # Without a calibration, a run alone does not tell all that a forecast needs.
+    if known is None or not step_times:
         return
-    step = float(np.median(whole)) / counts[TRAIN]
+    step = float(np.median(step_times)) / counts[TRAIN]
     forward = (
         known.forward
-        if fitted
+        if fit_times
         else float(np.median([row["val_seconds"] for row in epochs])) / counts[VAL]
     )
     if cache["where"] == "off":
-        # The whole network ran: what the book calls a step leaves the trunk out.
-        forward = forward if fitted else max(0.0, forward - known.trunk)
-        learnt = replace(known, step=max(0.0, step - known.trunk), forward=forward)
+        # The whole network ran. In the book, a step excludes the trunk.
+        forward = forward if fit_times else max(0.0, forward - known.trunk)
+        corrected = replace(known, step=max(0.0, step - known.trunk), forward=forward)
         if known.exact:
-            learnt = replace(
-                learnt, exact=finished["evaluation_seconds"] / (counts[VAL] + counts.get(TEST, 0))
+            corrected = replace(
+                corrected,
+                exact=finished["evaluation_seconds"] / (counts[VAL] + counts.get(TEST, 0)),
             )
     else:
         trunk = (
@@ -200,23 +221,23 @@ def learn_from_run(
             if cache["trunk_seconds"] and cache["seconds_per_row"]
             else known.trunk
         )
-        learnt = replace(
+        corrected = replace(
             known,
             step=step,
             forward=forward,
             trunk=trunk,
             activation_bytes=cache["bytes"] // max(1, cache["rows"]),
         )
-    book.learn(config, learnt)
-    read = sum(counts.values())
-    if started["decoded"] == read:
+    book.learn(config, corrected)
+    num_images = sum(counts.values())
+    if started["decoded"] == num_images:
         book.learn_decoding(
-            started["fingerprint"], config.image_size, started["decode_seconds"] / read
+            started["fingerprint"], config.image_size, started["decode_seconds"] / num_images
         )
 
 
 def conditions(config: RunConfig) -> tuple[Any, ...]:
-    """What speeds depend on beside the strategy."""
+    """Return what speeds depend on beside the strategy."""
     device = device_for_run(config)
     return (
         device.label,

@@ -1,4 +1,7 @@
-"""A strategy worked out for one network: per stage, whether it trains, how fast, and what its BatchNorm does. It is data."""
+"""A strategy planned for one network, as data.
+
+It says for each stage whether it trains, how fast, and what its BatchNorm does.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +20,20 @@ _MODES: dict[str, BatchNormMode] = {"auto": "train", "frozen": "frozen", "statis
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What happens to one stage.
+    """Plan for one stage.
 
     Attributes:
-        frozen: its weights never change.
-        rate: how many times the run's learning rate it gets.
-        thaw_epoch: the epoch, counted from 1, from which it trains.
-        batchnorm: ``frozen`` keeps running statistics and affine weights; ``statistics`` lets the statistics follow the
-            data; ``train`` trains the affine weights, too.
-        part: which of its weights train: all, those of its normalisation layers, its biases (those
-            of norms among them), or, with LoRA, factors of what is added to its matrices.
+        frozen: Whether its weights never change.
+        rate: Factor of the run's learning rate.
+        thaw_epoch: Epoch, counted from 1, from which the stage trains.
+        batchnorm: ``frozen`` keeps running statistics and affine weights. ``statistics`` lets the
+            statistics follow the data. ``train`` trains the affine weights, too.
+        part: Which of its weights train. ``all``, ``norms`` (normalisation layers), ``biases``
+            (those of norms among them), or ``lora``: factors of what is added to its matrices.
             ``lora_norms``: its normalisation layers, too. ``none``: the stage is replaced by one
-            that has no parameters, as the head of k-NN is.
-        rank, scale: with LoRA: of those factors, at most, and what their product is multiplied by.
+            without parameters, as the head of k-NN is.
+        rank: With LoRA, the largest rank of those factors.
+        scale: With LoRA, what their product is multiplied by.
     """
 
     stage: str
@@ -42,6 +46,7 @@ class StagePlan:
     scale: float = 0.0
 
     def trains_in(self, epoch: int) -> bool:
+        """Return whether the stage trains in an epoch, which is counted from 1."""
         return not self.frozen and epoch >= self.thaw_epoch
 
 
@@ -49,11 +54,14 @@ Strategy = tuple[StagePlan, ...]
 
 
 def last_used(config: RunConfig) -> str | None:
-    """The stage that a config's network ends after; None for all of them. A head that is fitted is one linear layer: where the
-    backbone's own is none, the network ends before it.
+    """Return the stage that a config's network ends after, or None for all stages.
+
+    A fitted head is one linear layer. Where the backbone's own head is not, the network ends before
+    it.
 
     Raises:
-        ConfigError, WeightsError: when there is no backbone of that name, or it cannot take images of that size.
+        ConfigError: If there is no backbone of that name, or it cannot take images of that size.
+        WeightsError: If the Hub describes the backbone and that description is not on this machine.
     """
     if (
         config.features_from is None
@@ -65,20 +73,21 @@ def last_used(config: RunConfig) -> str | None:
 
 
 def stages_of(config: RunConfig, classes: int = 1000) -> tuple[Stage, ...]:
-    """The stages of a config's network, without building its weights.
+    """Return the stages of a config's network without building its weights.
 
     Raises:
-        ConfigError, WeightsError: as ``last_used``; when it cannot end where it is to.
+        ConfigError: As ``last_used``, and if the network cannot end where it is to.
+        WeightsError: As ``last_used``.
     """
     return network_stages(config.backbone, classes, config.image_size, last_used(config))
 
 
 def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:
-    """The config's strategy on these stages.
+    """Plan the config's strategy for these stages.
 
     Raises:
-        ConfigError: when a custom strategy names a stage that is not there, or trains nothing; when a stage would thaw after
-            the last epoch.
+        ConfigError: If a custom strategy names a missing stage or trains nothing, or if a stage
+            would thaw after the last epoch.
     """
     rules = STRATEGIES[config.strategy].rules(config, [stage.name for stage in stages])
     if (late := max(rule.thaw_epoch for rule in rules)) > (
@@ -86,56 +95,63 @@ def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:
     ):
         raise ConfigError(
             {
-                "thaw_every": f"the last stage would thaw in epoch {late}, but there are {config.epochs}"
+                "thaw_every": f"the last stage would thaw in epoch {late}, but there are "
+                f"{config.epochs}"
             }
         )
     return tuple(
-        _stage_plan(config, rule, stage) for stage, rule in zip(stages, rules, strict=True)
+        _plan_stage(config, rule, stage) for stage, rule in zip(stages, rules, strict=True)
     )
 
 
-def _stage_plan(config: RunConfig, rule: Rule, stage: Stage) -> StagePlan:
+def _plan_stage(config: RunConfig, rule: Rule, stage: Stage) -> StagePlan:
     rank, scale = (
         (config.lora_rank, config.lora_alpha / config.lora_rank)
         if rule.part in ("lora", "lora_norms")
         else (0, 0.0)
     )
-    batchnorm = _batchnorm(config, rule)
-    planned = StagePlan(
+    batchnorm = _choose_batchnorm_mode(config, rule)
+    stage_plan = StagePlan(
         stage.name, rule.rate == 0, rule.rate, rule.thaw_epoch, batchnorm, rule.part, rank, scale
     )
-    # A stage may have no norms, say.
-    if rule.rate and rule.part != "none" and not _trained_count(planned, stage):
+    # A stage may have no norms, for example.
+    if rule.rate and rule.part != "none" and not _count_trained(stage_plan, stage):
         return StagePlan(stage.name, True, 0.0, 1, "frozen")
-    return planned
+    return stage_plan
 
 
-def _batchnorm(config: RunConfig, rule: Rule) -> BatchNormMode:
-    """Where only biases train, or factors, the statistics stay: a moving mean is a moving bias."""
+def _choose_batchnorm_mode(config: RunConfig, rule: Rule) -> BatchNormMode:
+    """Return what BatchNorm does in a stage.
+
+    Where only biases or factors train, the statistics stay: a moving mean is a moving bias.
+    """
     if rule.rate == 0 or rule.part in ("biases", "lora"):
         return "frozen"
     return "train" if rule.part in ("norms", "lora_norms") else _MODES[config.batchnorm]
 
 
 def trained_parameters(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
-    """Names of the parameters of a stage that train themselves, at the end of the run at the latest."""
+    """Return the names of a stage's parameters that train themselves by the end of the run."""
     if plan.frozen or plan.part == "lora":
         return ()
     if plan.part == "biases":
         return tuple(name for name in stage.parameters if name.endswith("bias"))
     if plan.part in ("norms", "lora_norms"):
         return stage.norms
-    spared = set() if plan.batchnorm == "train" else set(stage.batchnorms)
-    return tuple(name for name in stage.parameters if name not in spared)
+    frozen = set() if plan.batchnorm == "train" else set(stage.batchnorms)
+    return tuple(name for name in stage.parameters if name not in frozen)
 
 
 def factored_matrices(plan: StagePlan, stage: Stage) -> Mapping[str, tuple[int, int]]:
-    """Name -> (rows, columns) of the parameters of a stage that low-rank factors change."""
+    """Return the shape (rows, columns) of each parameter that low-rank factors change, by name."""
     return stage.matrices if plan.rank and not plan.frozen else {}
 
 
 def frozen_tensors(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
-    """Names of the parameters and buffers of a stage that nothing may change: what an audit compares."""
+    """Return the names of a stage's parameters and buffers that nothing may change.
+
+    An audit compares these.
+    """
     if plan.frozen and plan.batchnorm != "frozen":
         return ()
     trained = {*trained_parameters(plan, stage), *factored_matrices(plan, stage)}
@@ -144,7 +160,10 @@ def frozen_tensors(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
 
 
 def cut_index(strategy: Strategy) -> int:
-    """Index of the first stage that changes in any way; the stages before it are the trunk."""
+    """Return the index of the first stage that changes in any way.
+
+    The stages before it are the trunk.
+    """
     return next(
         index
         for index, plan in enumerate(strategy)
@@ -155,19 +174,19 @@ def cut_index(strategy: Strategy) -> int:
 def trainable_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
     """Return how many numbers the data decide: trained by the end of the run, or fitted.
 
-    A linear probe and prototypes fit the head's weight and bias. k-NN has no parameters: it
-    stores the training images' features.
+    A linear probe and prototypes fit the head's weight and bias. k-NN has no parameters: it stores
+    the training images' features.
     """
-    return sum(_trained_count(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
+    return sum(_count_trained(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
 
 
 def total_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
     """Return how many parameters the run's network has."""
-    return sum(_parameter_count(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
+    return sum(_count_parameters(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
 
 
-def factored_numbers(strategy: Strategy, stages: Sequence[Stage]) -> int:
-    """Numbers in the parameters that low-rank factors change."""
+def count_factored(strategy: Strategy, stages: Sequence[Stage]) -> int:
+    """Return the size of all parameters that low-rank factors change."""
     shapes = [
         factored_matrices(plan, stage).values()
         for stage, plan in zip(stages, strategy, strict=True)
@@ -175,11 +194,11 @@ def factored_numbers(strategy: Strategy, stages: Sequence[Stage]) -> int:
     return sum(rows * columns for each in shapes for rows, columns in each)
 
 
-def _parameter_count(plan: StagePlan, stage: Stage) -> int:
+def _count_parameters(plan: StagePlan, stage: Stage) -> int:
     return 0 if plan.part == "none" else stage.parameter_count
 
 
-def _trained_count(plan: StagePlan, stage: Stage) -> int:
+def _count_trained(plan: StagePlan, stage: Stage) -> int:
     if plan.part == "none":
         return 0
     factors = sum(
@@ -189,13 +208,16 @@ def _trained_count(plan: StagePlan, stage: Stage) -> int:
 
 
 def describe(strategy: Strategy, stages: Sequence[Stage]) -> list[StageRow]:
-    """One plain row per stage, input to head: ``name, parameters, trains, trained, rate, thaw_epoch, part``."""
+    """Return one plain row per stage, input to head.
+
+    Each holds ``name, parameters, trains, trained, rate, thaw_epoch, part``.
+    """
     return [
         {
             "name": stage.name,
-            "parameters": _parameter_count(plan, stage),
+            "parameters": _count_parameters(plan, stage),
             "trains": not plan.frozen,
-            "trained": _trained_count(plan, stage),
+            "trained": _count_trained(plan, stage),
             "rate": plan.rate,
             "thaw_epoch": plan.thaw_epoch,
             "part": plan.part,

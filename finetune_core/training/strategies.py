@@ -1,4 +1,7 @@
-"""The strategies that a person can choose: for every stage whether it trains, how fast, and from which epoch on."""
+"""The strategies to choose from.
+
+A strategy says of every stage whether it trains, how fast, and from which epoch on.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ Fit = Literal["linear_probe", "prototypes", "nearest_neighbours"]
 
 @dataclass(frozen=True)
 class Rule:
-    """What a strategy says of one stage: rate 0 is frozen."""
+    """Rule of a strategy for one stage. A rate of 0 freezes the stage."""
 
     rate: float
     thaw_epoch: int = 1
@@ -26,14 +29,14 @@ class NamedStrategy:
     """A strategy that a person can choose.
 
     Attributes:
-        title: the field's term for it.
-        summary: what trains, in a few words.
-        help: when it pays, in a sentence or two.
-        source: the paper that it is known by.
-        rules: (config, stage names) -> one rule per stage, input to head.
-        settings: names of the settings that only it has, or few others.
-        classic: whether it is one of the usual cuts, distinguished by how many stages train.
-        fits: how the head is fitted to the frozen features in one go; None where it trains in steps, epoch by epoch.
+        title: The field's term for it.
+        summary: What trains, in a few words.
+        help: When it pays, in a sentence or two.
+        source: The paper that it is known by.
+        rules: Function of (config, stage names) that returns one rule per stage, input to head.
+        settings: Names of the settings that only this strategy and few others have.
+        classic: Whether it is one of the usual cuts, which differ in how many stages train.
+        fits: How the head is fitted to frozen features in one go. None where it trains in epochs.
     """
 
     title: str
@@ -49,7 +52,7 @@ class NamedStrategy:
 Rules = Callable[[RunConfig, Sequence[str]], Sequence[Rule]]
 
 
-def _last(count: int) -> Rules:
+def _train_last(count: int) -> Rules:
     def rules(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
         first = max(0, len(names) - count)
         return [Rule(float(index >= first)) for index in range(len(names))]
@@ -62,16 +65,16 @@ def _store_features(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
     return [*[Rule(0.0)] * (len(names) - 1), Rule(1.0, part="none")]
 
 
-def _first_block(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
-    """The stem, the first stage after it, and the new head."""
+def _train_first_block(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
+    """Train the stem, the first stage after it, and the new head."""
     return [Rule(float(index < 2 or index == len(names) - 1)) for index in range(len(names))]
 
 
-def _everything(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
+def _train_all(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
     return [Rule(1.0)] * len(names)
 
 
-def _only(part: Part) -> Rules:
+def _train_only(part: Part) -> Rules:
     def rules(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
         return [*[Rule(1.0, part=part)] * (len(names) - 1), Rule(1.0)]
 
@@ -119,42 +122,46 @@ def _custom(config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
     return [Rule(given.get(name, 0.0)) for name in names]
 
 
-# In the order in which they are offered; those with settings of their own come last, where a form shows these beneath them.
+# In the order in which a form offers them. Strategies with settings of their own come last, because
+# the form shows these beneath them.
 STRATEGIES: dict[str, NamedStrategy] = {
     "feature_extraction": NamedStrategy(
         "Feature extraction",
         "Only the new head trains.",
         "The fastest, and hard to overfit: right for few images, or images like ImageNet's.",
         "Donahue et al. 2014, DeCAF",
-        _last(1),
+        _train_last(1),
         classic=True,
     ),
     "linear_probe": NamedStrategy(
         "Linear probe",
         "A linear classifier is fitted to frozen features.",
-        "The baseline to beat, in seconds and without epochs: logistic regression, its penalty chosen by cross-validation within the "
-        "training images.",
-        "Alain & Bengio 2016, Understanding intermediate layers using linear classifier probes; Oquab et al. 2023, DINOv2",
-        _last(1),
+        "The baseline to beat, in seconds and without epochs: logistic regression, its penalty "
+        "chosen by cross-validation within the training images.",
+        "Alain & Bengio 2016, Understanding intermediate layers using linear classifier probes; "
+        "Oquab et al. 2023, DINOv2",
+        _train_last(1),
         settings=("features_from",),
         fits="linear_probe",
     ),
     "prototypes": NamedStrategy(
         "Prototypes (nearest class mean)",
         "Each class is represented by the mean of its features.",
-        "For a few images per class, where there is too little to fit: the nearest centroid (class mean) by cosine similarity. Features are not "
-        "centred, which did better on most of what was measured.",
+        "For a few images per class, where there is too little to fit: the nearest centroid (class "
+        "mean) by cosine similarity. Features are not centred, which did better on most of what "
+        "was measured.",
         "Wang et al. 2019, SimpleShot",
-        _last(1),
+        _train_last(1),
         settings=("features_from",),
         fits="prototypes",
     ),
     "nearest_neighbours": NamedStrategy(
         "Nearest neighbours (k-NN)",
         "The most similar training images vote.",
-        "Nothing is fitted: shows how well the features alone separate the classes. The k = 20 training images of the largest cosine "
-        "similarity vote, weighted by it at a temperature of 0.07. It needs the training images' features to predict, so it cannot be "
-        "exported as a plain network.",
+        "Nothing is fitted: shows how well the features alone separate the classes. The k = 20 "
+        "training images of the largest cosine similarity vote, weighted by it at a temperature of "
+        "0.07. It needs the training images' features to predict, so it cannot be exported as a "
+        "plain network.",
         "Caron et al. 2021, DINO",
         _store_features,
         settings=("features_from",),
@@ -165,7 +172,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "The last stage and the head train.",
         "The usual first choice when feature extraction is not good enough.",
         "Yosinski et al. 2014, How transferable are features in deep neural networks?",
-        _last(2),
+        _train_last(2),
         classic=True,
     ),
     "last_two_blocks": NamedStrategy(
@@ -173,7 +180,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "The last two stages and the head train.",
         "For images that look unlike ImageNet's, with some hundreds for each class.",
         "Yosinski et al. 2014, How transferable are features in deep neural networks?",
-        _last(3),
+        _train_last(3),
         classic=True,
     ),
     "full": NamedStrategy(
@@ -181,42 +188,44 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "All stages train.",
         "The slowest; pays with many images, or images very unlike ImageNet's.",
         "Kornblith et al. 2019, Do better ImageNet models transfer better?",
-        _everything,
+        _train_all,
         classic=True,
     ),
     "first_block": NamedStrategy(
         "First block",
         "The stem, the first stage and the head train.",
-        "Pays when the images differ in their pixels (noise, blur, another camera), not in what they show.",
+        "Pays when the images differ in their pixels (noise, blur, another camera), not in what "
+        "they show.",
         "Lee et al. 2023, Surgical fine-tuning",
-        _first_block,
+        _train_first_block,
     ),
     "batchnorm_only": NamedStrategy(
         "Normalization layers only",
         "The normalization layers and the head train.",
         "Few weights, but much effect on how features are scaled.",
         "Frankle et al. 2021, Training BatchNorm and only BatchNorm",
-        _only("norms"),
+        _train_only("norms"),
     ),
     "bias_only": NamedStrategy(
         "Bias only (BitFit)",
         "The biases and the head train.",
         "A very small change to the network, for small data sets.",
         "Ben Zaken et al. 2022, BitFit; Cai et al. 2020, TinyTL",
-        _only("biases"),
+        _train_only("biases"),
     ),
     "from_scratch": NamedStrategy(
         "From scratch",
         "Random weights; all stages train.",
         "The control that shows what pretraining was worth.",
         "He et al. 2019, Rethinking ImageNet pre-training",
-        _everything,
+        _train_all,
     ),
     "linear_probe_then_full": NamedStrategy(
         "Linear probe, then full (LP-FT)",
         "The head trains alone first, then all stages.",
         "Distorts pretrained features less: helps when new images differ from the training images.",
-        "Kumar et al. 2022, Fine-tuning can distort pretrained features and underperform out-of-distribution",
+        "Kumar et al. 2022, Fine-tuning can distort pretrained features and underperform "
+        "out-of-distribution",
         _probe_then_full,
         settings=("thaw_every",),
     ),
@@ -239,7 +248,8 @@ STRATEGIES: dict[str, NamedStrategy] = {
     "lora": NamedStrategy(
         "LoRA (low-rank updates)",
         "Low-rank changes to frozen weights, and the head, train.",
-        "Far fewer numbers to train and to keep than full fine-tuning: each weight matrix moves within a low rank. It usually needs a higher learning rate.",
+        "Far fewer numbers to train and to keep than full fine-tuning: each weight matrix moves "
+        "within a low rank. It usually needs a higher learning rate.",
         "Hu et al. 2021, LoRA: Low-rank adaptation of large language models",
         _lora,
         settings=("lora_rank", "lora_alpha", "lora_norms", "lora_from"),
@@ -247,18 +257,22 @@ STRATEGIES: dict[str, NamedStrategy] = {
     "custom": NamedStrategy(
         "Custom",
         "You choose the stages.",
-        "Click stages in the diagram, name the first one that trains, or give each a rate. So any block trains alone.",
+        "Click stages in the diagram, name the first one that trains, or give each a rate. So any "
+        "block trains alone.",
         "Lee et al. 2023, Surgical fine-tuning",
         _custom,
         settings=("cut", "stage_rates"),
     ),
 }
 
-BASELINE: StrategyName = "linear_probe"  # what training in epochs has to beat
+BASELINE: StrategyName = "linear_probe"  # has to be beaten by training in epochs
 
 
 def epochs_of(config: RunConfig) -> int:
-    """How many epochs a run trains at most; 0 where its head is fitted, or others are averaged, instead."""
+    """Return the largest number of epochs a run trains.
+
+    It is 0 where the head is fitted instead, or other runs are averaged.
+    """
     return 0 if STRATEGIES[config.strategy].fits or config.averaged else config.epochs
 
 
@@ -266,13 +280,16 @@ def fits_initial_head(config: RunConfig, *, head_kept: bool = False) -> bool:
     """Return whether a run that trains in epochs begins with a fitted head.
 
     Args:
-        head_kept: whether the run begins with the head of an earlier run.
+        head_kept: Whether the run begins with the head of an earlier run.
     """
     return config.initial_head == "probe" and config.strategy != "from_scratch" and not head_kept
 
 
 def run_kind(config: RunConfig) -> str:
-    """The strategy's title; before it, where weights are averaged, how; of an ensemble that alone: its networks' strategies may differ."""
+    """Return the title of a run's strategy, prefixed by how it averages other runs, if it does.
+
+    An ensemble has that prefix alone, because its networks' strategies may differ.
+    """
     title = STRATEGIES[config.strategy].title
     if config.averaged and config.is_ensemble:
         return config.averaged.title

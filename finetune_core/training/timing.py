@@ -1,4 +1,4 @@
-"""How fast this machine trains: a few steps are timed, a few images read."""
+"""Calibration of this machine's speed: a few steps are timed, a few images are read."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -22,12 +22,12 @@ from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.compute import StepRule, place, train_step
 from finetune_core.training.device import Device, device_for_run
-from finetune_core.training.device_memory import bytes_taken
-from finetune_core.training.device_turn import work_in_turn
-from finetune_core.training.footprint import kept_for_backward
+from finetune_core.training.device_memory import measure_peak_bytes
+from finetune_core.training.device_turn import run_in_turn
+from finetune_core.training.footprint import record_saved_storages
 from finetune_core.training.freezing import apply
-from finetune_core.training.lora import low_rank
-from finetune_core.training.loss_scale import loss_scale
+from finetune_core.training.lora import make_low_rank
+from finetune_core.training.loss_scale import make_loss_scale
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.speed_book import Speed, SpeedBook, conditions
 from finetune_core.training.stage_plan import Strategy, cut_index, last_used, plan, stages_of
@@ -35,70 +35,78 @@ from finetune_core.training.strategies import epochs_of
 from finetune_core.training.trunk import split_network
 from finetune_core.work import Step, Work
 
-_SECONDS = 0.4  # of timing for each number
+_SECONDS = 0.4  # per measurement
 _DECODED = 48  # images
-_PASSES = (
-    50  # steps that a fit without epochs takes as long as, until a run has shown how long it takes
-)
-_LARGEST_BATCH = 32  # what is timed must not be what runs out of memory
+# A fit without epochs is assumed to take as long as this many steps, until a run has shown its
+# time.
+_PASSES = 50
+# Timing must not be what runs out of memory.
+_LARGEST_BATCH = 32
 
 
 def calibrate(
     configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook, *, again: bool = False
 ) -> Work[None]:
-    """Time what is not in the book yet: a few steps of each config, a few images of the data set. Each waits for its turn on the device.
+    """Time what is not in the book yet: a few steps of each config, a few images of the data set.
+
+    Each config waits for its turn on the device.
 
     Args:
-        again: time what is in the book, too.
+        again: Time what is in the book, too.
 
     Yields:
-        Steps that count configs; of the phase ``device`` while one waits.
+        Steps that count configs. Steps of the phase ``device`` while one waits.
     """
     configs = list(configs)
-    read: set[int] = set()
-    alike: dict[tuple[Any, ...], Speed] = {}
+    known_sides: set[int] = set()
+    speeds: dict[tuple[Any, ...], Speed] = {}
     for done, config in enumerate(configs):
         step = Step(done, len(configs))
         yield step
         side = config.image_size
-        if side not in read and (again or book.decode_seconds(dataset, side) is None):
+        if side not in known_sides and (again or book.decode_seconds(dataset, side) is None):
             book.learn_decoding(dataset.fingerprint, side, _time_decoding(dataset, side))
-        read.add(side)
+        known_sides.add(side)
         if again or not book.knows(config, dataset):
-            work = _work(config)
-            if work not in alike:
+            work = _make_work_key(config)
+            if work not in speeds:
                 kind = device_for_run(config).kind
-                alike[work] = yield from work_in_turn(
-                    _measured(config, len(dataset.classes), step), kind
+                speeds[work] = yield from run_in_turn(
+                    _measure_in_turn(config, len(dataset.classes), step), kind
                 )
-            book.learn(config, alike[work])
+            book.learn(config, speeds[work])
     yield Step(len(configs), len(configs))
 
 
-def _work(config: RunConfig) -> tuple[Any, ...]:
-    """Equal for configs whose last epoch computes the same; their learning rates may differ."""
+def _make_work_key(config: RunConfig) -> tuple[Any, ...]:
+    """Return a key that is equal for configs whose last epoch computes the same.
+
+    Their learning rates may differ.
+    """
     strategy = plan(config, stages_of(config))
     passes = tuple((stage.frozen, stage.part, stage.batchnorm, stage.rank) for stage in strategy)
     return (*conditions(config), epochs_of(config) > 0, config.features_from, passes)
 
 
-def _measured(config: RunConfig, classes: int, step: Step) -> Work[Speed]:
-    yield step  # it does not wait any more
+def _measure_in_turn(config: RunConfig, classes: int, step: Step) -> Work[Speed]:
+    yield step  # the wait is over
     return _measure(config, classes)
 
 
 def _measure(config: RunConfig, classes: int) -> Speed:
     device = device_for_run(config)
-    # the same computation, whatever they hold
-    asked = PRETRAINED if config.earlier_run else config.starts_from
-    weights = asked if asked != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
+    # Other weights take the same computation.
+    requested = PRETRAINED if config.earlier_run else config.starts_from
+    weights = (
+        requested if requested != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
+    )
     network = build_network(
         config.backbone, weights, classes, config.seed, config.image_size, last_used(config)
     )
     strategy = plan(config, network.stages)
     place(network, strategy, device)
     batch = min(config.batch_size, _LARGEST_BATCH)
-    # A generator of its own: a run in another thread may be using torch's.
+    # A separate generator: a run in another thread may be using torch's.
     images = torch.randn(
         batch,
         3,
@@ -109,27 +117,28 @@ def _measure(config: RunConfig, classes: int) -> Speed:
     images = images.to(device.torch_device, memory_format=device.layout)
     exact = 0.0
     if device.precision != "fp32":
-        exact = _seconds_an_image(
-            _without_gradients(network.model.eval(), images, device.exact), batch
-        )
-    parts = _parts(network, cut_index(strategy))
+        exact = _time_per_image(_make_forward(network.model.eval(), images, device.exact), batch)
+    parts = _split(network, cut_index(strategy))
     if parts is None:
         return replace(
             _measure_tail(config, network, strategy, network.model, images, device, 0.0, 0),
             exact=exact,
         )
     trunk, tail = parts
-    forward = _without_gradients(trunk.eval(), images, device)
-    forward_bytes = bytes_taken(device, forward) // batch
+    forward = _make_forward(trunk.eval(), images, device)
+    forward_bytes = measure_peak_bytes(device, forward) // batch
     activation = forward()
-    seconds = _seconds_an_image(forward, batch)
+    seconds = _time_per_image(forward, batch)
     size = activation[0].numel() * activation.element_size()
     speed = _measure_tail(config, network, strategy, tail, activation, device, seconds, size)
     return replace(speed, exact=exact, forward_bytes=max(forward_bytes, speed.forward_bytes))
 
 
-def _parts(network: Network, cut: int) -> tuple[torch.nn.Module, torch.nn.Module] | None:
-    """Trunk and tail; None where nothing is frozen before what trains, or the network cannot be cut there."""
+def _split(network: Network, cut: int) -> tuple[torch.nn.Module, torch.nn.Module] | None:
+    """Return trunk and tail of a network.
+
+    It is None where nothing is frozen before what trains, or the network cannot be cut there.
+    """
     if not cut:
         return None
     try:
@@ -150,25 +159,26 @@ def _measure_tail(
     activation_bytes: int,
 ) -> Speed:
     batch = len(inputs)
-    passed = _without_gradients(tail.eval(), inputs, device)
-    forward, forward_bytes = _seconds_an_image(passed, batch), bytes_taken(device, passed) // batch
+    forward_pass = _make_forward(tail.eval(), inputs, device)
+    forward = _time_per_image(forward_pass, batch)
+    forward_bytes = measure_peak_bytes(device, forward_pass) // batch
     apply(strategy, network.stages, network.model, config.epochs)
-    rule = StepRule(low_rank=low_rank(network, strategy, config.seed))
+    rule = StepRule(low_rank=make_low_rank(network, strategy, config.seed))
     optimizer = make_optimizer(config, strategy, network.stages, network.model, rule.low_rank)
     labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
 
-    scale = loss_scale(device)
+    scale = make_loss_scale(device)
 
     def step() -> None:
         train_step(tail, inputs, labels, optimizer, device, config.seed, rule, scale)
 
-    with kept_for_backward(tail) as kept:
+    with record_saved_storages(tail) as kept:
         step()
     step_bytes = sum(kept.values()) * config.batch_size // batch
     passes = 1 if epochs_of(config) else _PASSES
     return Speed(
         trunk_seconds,
-        passes * _seconds_an_image(step, batch),
+        passes * _time_per_image(step, batch),
         forward,
         activation_bytes,
         step_bytes,
@@ -177,7 +187,7 @@ def _measure_tail(
     )
 
 
-def _without_gradients(
+def _make_forward(
     module: torch.nn.Module, inputs: torch.Tensor, device: Device
 ) -> Callable[[], torch.Tensor]:
     def forward() -> torch.Tensor:
@@ -188,19 +198,19 @@ def _without_gradients(
     return forward
 
 
-def _seconds_an_image(run: Callable[[], object], batch: int) -> float:
+def _time_per_image(run: Callable[[], object], batch: int) -> float:
     run()
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < 2 or time.perf_counter() - began < _SECONDS:
-        at = time.perf_counter()
+    durations: list[float] = []
+    start_time = time.perf_counter()
+    while len(durations) < 2 or time.perf_counter() - start_time < _SECONDS:
+        start = time.perf_counter()
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         elif torch.backends.mps.is_available():
             torch.mps.synchronize()
-        times.append(time.perf_counter() - at)
-    return float(np.median(times)) / batch
+        durations.append(time.perf_counter() - start)
+    return float(np.median(durations)) / batch
 
 
 def _time_decoding(dataset: Dataset, image_size: int) -> float:
@@ -210,10 +220,11 @@ def _time_decoding(dataset: Dataset, image_size: int) -> float:
     def read(path: Path) -> None:
         try:
             read_square(path, Resize(stored_side(image_size)))
-        except ImageError:  # the data set's page names it
+        except ImageError:
+            # The data set's page names the image.
             return
 
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     for _ in in_threads(read, sample):
         pass
-    return (time.perf_counter() - began) / len(sample)
+    return (time.perf_counter() - start_time) / len(sample)

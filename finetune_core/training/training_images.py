@@ -9,28 +9,32 @@ from finetune_core.config import RunConfig
 from finetune_core.data.pixels import Pixels
 from finetune_core.data.rowcache import Lookup
 from finetune_core.models.catalogue import BackboneInfo
-from finetune_core.training.batches import augmented, evaluated, normalised
+from finetune_core.training.batches import augment, evaluated, normalised
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import Feed
 
 
 def validation_feed(pixels: Pixels, info: BackboneInfo, image_size: int, device: Device) -> Feed:
-    """Decoded images as validation sees them. To a GPU they travel as uint8, a quarter of the bytes, and are normalised there."""
+    """Return decoded images as validation sees them.
 
-    def made(squares: torch.Tensor) -> torch.Tensor:
+    To a GPU they travel as uint8, a quarter of the bytes, and are normalised there.
+    """
+
+    def make_inputs(squares: torch.Tensor) -> torch.Tensor:
         return normalised(evaluated(squares, image_size), info.mean, info.std, device.layout)
 
     if device.is_gpu:
-        return Feed(pixels.batch, lambda squares, rows: made(squares))
-    return Feed(lambda rows: made(pixels.batch(rows)))
+        return Feed(pixels.batch, lambda squares, rows: make_inputs(squares))
+    return Feed(lambda rows: make_inputs(pixels.batch(rows)))
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Decoded images by row, as the network takes them: float32 ``[n, 3, size, size]``, normalised, in the device's layout.
+    """Decoded images by row, as the network takes them.
 
-    To a GPU they travel as uint8, a quarter of the bytes, to be cut out, augmented and normalised there. On a processor that is done
-    as they are loaded, in a thread beside the one that computes.
+    These are float32 ``[n, 3, size, size]``, normalised, in the device's layout. To a GPU they
+    travel as uint8, a quarter of the bytes, to be cropped, augmented and normalised there. On a
+    processor that is done as they are loaded, in a thread beside the one that computes.
     """
 
     pixels: Pixels
@@ -44,38 +48,43 @@ class TrainingImages:
         """The decoded images that are held."""
         return (self.pixels.kept,) if self.pixels.kept else ()
 
-    def held_in(self, lookups: list[Lookup]) -> "TrainingImages":
-        """The same, held elsewhere: ``lookups`` take the place of its own."""
+    def with_lookups(self, lookups: list[Lookup]) -> "TrainingImages":
+        """Return these images with ``lookups`` in place of the present ones."""
         return replace(self, pixels=replace(self.pixels, kept=lookups[0] if lookups else None))
 
     def feed(self, version: int | None) -> Feed:
-        """The images as validation sees them, or a version of them as training does; the same version is always the same.
+        """Return the images as validation sees them, or a version of them as training does.
 
-        Loading raises an ImageError for one that can no longer be read.
+        The same version is always the same. Loading raises an ImageError for an image that can no
+        longer be read.
         """
         return Feed(
-            lambda rows: self._loaded(rows, self.pixels.batch(rows), version),
-            lambda squares, rows: self.finished(squares, rows, version),
+            lambda rows: self._load(rows, self.pixels.batch(rows), version),
+            lambda squares, rows: self.finish(squares, rows, version),
         )
 
     def readable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
         """Return the rows whose file can still be read, and what is sent to the device for them."""
         left, squares = self.pixels.readable(rows)
-        return left, self._loaded(left, squares, version)
+        return left, self._load(left, squares, version)
 
-    def finished(self, loaded: torch.Tensor, rows: np.ndarray, version: int | None) -> torch.Tensor:
-        """What the network takes, of what was loaded and is on the device now."""
-        return self._made(rows, loaded, version) if self.device.is_gpu and len(rows) else loaded
+    def finish(self, loaded: torch.Tensor, rows: np.ndarray, version: int | None) -> torch.Tensor:
+        """Return the network's input, given what was loaded and is on the device now."""
+        return (
+            self._make_inputs(rows, loaded, version) if self.device.is_gpu and len(rows) else loaded
+        )
 
-    def _loaded(self, rows: np.ndarray, squares: torch.Tensor, version: int | None) -> torch.Tensor:
-        return squares if self.device.is_gpu else self._made(rows, squares, version)
+    def _load(self, rows: np.ndarray, squares: torch.Tensor, version: int | None) -> torch.Tensor:
+        return squares if self.device.is_gpu else self._make_inputs(rows, squares, version)
 
-    def _made(self, rows: np.ndarray, squares: torch.Tensor, version: int | None) -> torch.Tensor:
+    def _make_inputs(
+        self, rows: np.ndarray, squares: torch.Tensor, version: int | None
+    ) -> torch.Tensor:
         config, size = self.config, self.config.image_size
         if version is None:
             images = evaluated(squares, size)
         else:
-            images = augmented(
+            images = augment(
                 squares, config.augmentation, self.keys[rows], config.seed, version, size
             )
         return normalised(images, self.info.mean, self.info.std, self.device.layout)

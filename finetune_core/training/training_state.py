@@ -1,6 +1,7 @@
-"""Where a run stands between two steps: everything that its next step depends on, written to disk and read back.
+"""Position of a run between two steps: everything that its next step depends on.
 
-Order, augmentation and dropout depend on the position alone, so there is no generator's state to keep.
+It is written to disk and read back. Order, augmentation and dropout depend on the position alone,
+so no generator's state is kept.
 """
 
 import json
@@ -21,8 +22,8 @@ from finetune_core.training.checkpoints import (
     check_frozen,
     checkpoint_path,
     load_tensors,
-    put_back,
     read_info,
+    restore_tensors,
     save_checkpoint,
 )
 from finetune_core.training.events import CheckpointSaved, Count, Epoch, Seconds, StageMeasures
@@ -42,18 +43,22 @@ _STATE = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: ("
 
 @dataclass
 class TrainingState:
-    """A position in a run, and what was counted on the way.
+    """Position in a run, and what was counted on the way.
 
     Attributes:
-        epoch: the one that goes on, counted from 1; one more than the run has when all are done.
-        step: its steps that are done.
-        metrics: over those steps.
-        skipped: of those steps, how many were skipped.
-        train_seconds: spent on them.
-        seconds: of training and validation before ``since``, on the clock of ``time.monotonic``.
-        best_epoch, best_accuracy, best_loss: on the validation images; epoch 0 before the first.
-        watched, watched_epoch: the best value so far of what early stopping looks at, and when that was.
-        stages: what was measured last of each stage (``movement.py``).
+        epoch: The current epoch, counted from 1. One more than the run has when all are done.
+        step: Number of its steps that are done.
+        metrics: Metrics over those steps.
+        skipped: How many of those steps were skipped.
+        train_seconds: Time spent on those steps.
+        seconds: Time of training and validation before ``since``.
+        best_epoch: Best epoch on the validation images. 0 before the first.
+        best_accuracy: Its accuracy.
+        best_loss: Its loss.
+        watched: Best value so far of the metric that early stopping watches.
+        watched_epoch: Epoch of that value.
+        stages: The last measurements of each stage (``movement.py``).
+        since: When this process began to count, on the clock of ``time.monotonic``.
     """
 
     metrics: Annotated[RunningMetrics, Field(validation_alias=AliasChoices("metrics", "tally"))]
@@ -73,14 +78,19 @@ class TrainingState:
 
     @property
     def elapsed(self) -> float:
+        """Seconds of training and validation so far."""
         return self.seconds + time.monotonic() - self.since
 
     def is_better(self, accuracy: float, loss: float) -> bool:
-        """Whether an epoch beats the best one: more accurate, at a tie with the lower loss."""
+        """Return whether an epoch beats the best one: more accurate, at a tie with less loss."""
         return (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
 
-    def take(self, epoch: int, accuracy: float, loss: float, watched: float) -> bool:
-        """Note how an epoch did, and the value that early stopping watches (more is better); whether it is the best one."""
+    def record_epoch(self, epoch: int, accuracy: float, loss: float, watched: float) -> bool:
+        """Record the results of an epoch and return whether it is the best one.
+
+        Args:
+            watched: Value that early stopping watches. More is better.
+        """
         if watched > self.watched:
             self.watched_epoch, self.watched = epoch, watched
         if not self.is_better(accuracy, loss):
@@ -89,8 +99,9 @@ class TrainingState:
         return True
 
     def next_epoch(self) -> None:
+        """Advance to the start of the next epoch."""
         self.epoch, self.step, self.skipped = self.epoch + 1, 0, 0
-        self.metrics, self.train_seconds = RunningMetrics.of(len(self.metrics.images)), 0.0
+        self.metrics, self.train_seconds = RunningMetrics.zeros(len(self.metrics.images)), 0.0
 
 
 _TRAINING_STATE = TypeAdapter(TrainingState)
@@ -102,26 +113,29 @@ def save_training_state(
     optimizer: torch.optim.Optimizer,
     average: WeightEMA | None,
     scale: LossScale | None,
-    at: TrainingState,
+    training_state: TrainingState,
     run_dir: Path,
 ) -> CheckpointSaved:
-    """Write ``last``: what has changed of the network, its average, the optimizer's state, the loss scale, and the position; all or
-    nothing."""
-    tensors = job.changing()
+    """Write the checkpoint ``last``, completely or not at all.
+
+    It holds the changed tensors of the network, their average, the optimizer's state, the loss
+    scale and the position.
+    """
+    tensors = job.changing_tensors()
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{_OPTIMIZER}{index}/{key}": value for key, value in state.items()}
     if average:
         tensors |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
     if scale:
         tensors |= {f"{_SCALE}{name}": tensor for name, tensor in scale.tensors.items()}
-    state = asdict(at) | {
-        "seconds": at.elapsed,
+    state = asdict(training_state) | {
+        "seconds": training_state.elapsed,
         "since": 0.0,
         "averaged": average.steps if average else 0,
     }
     network, dataset = job.network, job.dataset
     info = CheckpointInfo(
-        at.epoch - 1,
+        training_state.epoch - 1,
         job.config.backbone,
         network.weights_hash,
         dataset.classes,
@@ -129,7 +143,7 @@ def save_training_state(
         state,
     )
     save_checkpoint(run_dir, LAST, tensors, info)
-    return CheckpointSaved(LAST, at.epoch - 1)
+    return CheckpointSaved(LAST, training_state.epoch - 1)
 
 
 def restore_training_state(
@@ -139,32 +153,34 @@ def restore_training_state(
     scale: LossScale | None,
     run_dir: Path,
 ) -> TrainingState:
-    """Put network, average, optimizer and loss scale back to where ``last`` was written.
+    """Restore network, average, optimizer and loss scale from the checkpoint ``last``.
 
     Raises:
-        RunError: when it is missing, damaged, or belongs to other data or weights.
+        RunError: If it is missing or damaged, or belongs to other data or weights.
     """
     info = read_info(run_dir, LAST)
     if info.training_state is None:
         raise RunError(
-            f"The run in {run_dir} was written by an earlier version, which could not resume. Start it again."
+            f"The run in {run_dir} was written by an earlier version, which could not resume. "
+            "Start it again."
         )
     if (info.weights_hash, info.classes) != (job.network.weights_hash, job.dataset.classes):
         raise RunError(
-            f"The pretrained weights or the classes have changed since the run in {run_dir} began. Start a new one."
+            f"The pretrained weights or the classes have changed since the run in {run_dir} began. "
+            "Start a new one."
         )
     if info.fingerprint != job.dataset.fingerprint:
         raise RunError(
-            f"The images, their labels or their split have changed since the run in {run_dir} began: put them back to resume it, or "
-            "start a new one."
+            f"The images, their labels or their split have changed since the run in {run_dir} "
+            "began: put them back to resume it, or start a new one."
         )
     path = checkpoint_path(run_dir, LAST)
-    at, averaged = _position(job, info.training_state, path)
-    changing = job.changing()
-    needed = dict(changing)
+    training_state, average_steps = _read_position(job, info.training_state, path)
+    changing = job.changing_tensors()
+    expected = dict(changing)
     if average:
-        needed |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
-    tensors, _ = load_tensors(run_dir, LAST, needed, _state_tensors(optimizer) | _SCALE_TENSORS)
+        expected |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
+    tensors, _ = load_tensors(run_dir, LAST, expected, _state_tensors(optimizer) | _SCALE_TENSORS)
     check_frozen(job.network, job.strategy, tensors, path)
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
@@ -175,56 +191,60 @@ def restore_training_state(
         raise RunError(f"{path} is damaged: its loss scale is not positive.")
     if any(len(kept) < len(_STATE[type(optimizer)]) for kept in state.values()):
         raise RunError(f"{path} is damaged: a part of the optimizer's state is missing.")
-    put_back(changing, tensors)
+    restore_tensors(changing, tensors)
     job.low_rank.merge()
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
-    _like_their_parameters(optimizer)
+    _match_parameter_layout(optimizer)
     if average:
-        average.steps = averaged
+        average.steps = average_steps
         for name, tensor in average.tensors.items():
             tensor.copy_(tensors[f"{_AVERAGE}{name}"])
-    if scale and tensors.keys() >= _SCALE_TENSORS.keys():  # else the run began in another precision
+    # Absent if the run began in another precision.
+    if scale and tensors.keys() >= _SCALE_TENSORS.keys():
         for name, tensor in scale.tensors.items():
             tensor.copy_(tensors[f"{_SCALE}{name}"])
-    return at
+    return training_state
 
 
-def _position(job: Job, saved: dict[str, Any], path: Path) -> tuple[TrainingState, int]:
-    """Where the run stood, and how many steps its average had seen.
+def _read_position(job: Job, saved: dict[str, Any], path: Path) -> tuple[TrainingState, int]:
+    """Return the position in a checkpoint, and how many steps its average has seen.
 
     Raises:
-        RunError: when it cannot have stood there.
+        RunError: If the run cannot have been there.
     """
     try:
-        averaged = _AVERAGED.validate_python(saved.get("averaged"), strict=True)
-        known = {name: value for name, value in saved.items() if name != "averaged"} | {
+        average_steps = _AVERAGED.validate_python(saved.get("averaged"), strict=True)
+        fields = {name: value for name, value in saved.items() if name != "averaged"} | {
             "since": time.monotonic()
         }
-        at = _TRAINING_STATE.validate_json(json.dumps(known), strict=True)
+        state = _TRAINING_STATE.validate_json(json.dumps(fields), strict=True)
         steps, classes, metrics = (
-            len(job.training_batches(at.epoch)),
+            len(job.training_batches(state.epoch)),
             len(job.dataset.classes),
-            at.metrics,
+            state.metrics,
         )
         if (
-            at.epoch > job.config.epochs + 1
-            or at.step > steps
-            or max(at.best_epoch, at.watched_epoch) >= at.epoch
+            state.epoch > job.config.epochs + 1
+            or state.step > steps
+            or max(state.best_epoch, state.watched_epoch) >= state.epoch
         ):
             raise ValueError("the run cannot have come that far")
         if {len(metrics.images), len(metrics.predicted), len(metrics.hits)} != {classes} or (
-            at.epoch > 1 and not at.best_epoch
+            state.epoch > 1 and not state.best_epoch
         ):
             raise ValueError("what was counted is not of this run")
     except (ValueError, TypeError) as error:
         raise RunError(f"{path.parent}: {problem_with(path, error)}.") from None
-    return at, averaged
+    return state, average_steps
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """What an optimizer keeps of each parameter that has trained, by the name in the checkpoint."""
+    """Return the optimizer's state tensors by their names in the checkpoint.
+
+    Only shapes and types count. Every parameter of the optimizer has its own.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
         f"{_OPTIMIZER}{index}/{key}": torch.empty(()) if key == "step" else parameter
@@ -233,8 +253,11 @@ def _state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     }
 
 
-def _like_their_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Lay state out in memory as its parameter is: fused optimizers walk through both side by side."""
+def _match_parameter_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give each state tensor the memory layout of its parameter.
+
+    Fused optimizers walk through both side by side.
+    """
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if value.shape == parameter.shape and value.stride() != parameter.stride():

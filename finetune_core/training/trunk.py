@@ -1,4 +1,7 @@
-"""The frozen trunk, paid for once: its output for every image is computed, kept, and shared by every epoch and every run."""
+"""The frozen trunk, whose output is computed once per image.
+
+It is kept and shared by every epoch and every run.
+"""
 
 import hashlib
 import time
@@ -23,17 +26,17 @@ from finetune_core.training.strategies import epochs_of
 from finetune_core.work import Work, with_subject
 
 _EPOCHS_PER_VIEW = 4
-# what computes the activations
+# Versions of the libraries that compute the activations.
 _VERSIONS = tuple(version(library) for library in ("torch", "torchvision", "timm", "pillow"))
 
 
 @dataclass(frozen=True)
 class CachedTrunk:
-    """Activations in the place of images, and the tail in the place of the network.
+    """Activations in place of images, and the tail in place of the network.
 
     Attributes:
-        plain: of every image, unaugmented, by row of the data set.
-        views: of the training images, one lookup per view.
+        plain: Activations of every image, unaugmented, by row of the data set.
+        views: Activations of the training images, one lookup per view.
     """
 
     tail: nn.Module
@@ -46,23 +49,27 @@ class CachedTrunk:
         return self.plain, *self.views
 
     def readable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
-        """All of the rows, and their activations; of the unaugmented images where ``version`` is None or there are no views."""
+        """Return all of the rows and their activations.
+
+        They are those of the unaugmented images where ``version`` is None or there are no views.
+        """
         lookup = self.plain if version is None or not self.views else self.views[version]
         return rows, lookup.batch(rows)
 
-    def finished(self, loaded: torch.Tensor, rows: np.ndarray, version: int | None) -> torch.Tensor:
-        """What the tail takes, of what was loaded and is on the device now: just that."""
+    def finish(self, loaded: torch.Tensor, rows: np.ndarray, version: int | None) -> torch.Tensor:
+        """Return the tail's input, which is what was loaded and is on the device now."""
         return loaded
 
-    def held_in(self, lookups: list[Lookup]) -> "CachedTrunk":
-        """The same, held elsewhere: ``lookups`` take the place of its own."""
+    def with_lookups(self, lookups: list[Lookup]) -> "CachedTrunk":
+        """Return this trunk with ``lookups`` in place of the present ones."""
         return replace(self, plain=lookups[0], views=tuple(lookups[1:]))
 
 
 def chosen_views(config: RunConfig, cut: int) -> int | None:
-    """How many augmented versions of an image the run goes through; 0 means a fresh one each epoch, None no augmentation.
+    """Return how many augmented versions of an image the run goes through.
 
-    The answer follows from the config alone: with or without the cache, and however much memory is free, a run trains on the same
+    0 means a fresh version each epoch, None no augmentation. The number follows from the config
+    alone: with or without the cache, and however much memory is free, a run trains on the same
     images.
     """
     if config.augmentation == "none" or not epochs_of(config):
@@ -75,7 +82,7 @@ def chosen_views(config: RunConfig, cut: int) -> int | None:
 
 
 def why_uncached(config: RunConfig, cut: int) -> str:
-    """Why a run does without the cache, in words; empty when it does not."""
+    """Return why a run does without the cache. Empty when it does not."""
     if config.cache == "off":
         return "switched off for this run"
     if cut == 0:
@@ -89,49 +96,61 @@ def why_uncached(config: RunConfig, cut: int) -> str:
 
 @dataclass(frozen=True)
 class TrunkTables:
-    """Names of the cache's tables for one frozen trunk: everything that its output depends on, but the image."""
+    """Names of the cache's tables for one frozen trunk.
+
+    A name depends on everything that the trunk's output depends on, but the image.
+    """
 
     network: Network
     device: Device
     image_size: int
 
     def name(self, cut: int, view: str = "") -> str:
+        """Return the name of the table with the output at a cut.
+
+        Args:
+            view: Name of the augmented version. Empty without augmentation.
+        """
         info = self.network.info
-        # else as the whole network's
-        ends = (
+        # A network that ends there pools. In all other cases the output is that of the whole
+        # network.
+        suffix = (
             ("pooled",)
             if self.network.features_from and cut == len(self.network.stages) - 1
             else ()
         )
-        known = (
+        parts = (
             self.network.weights_hash,
             info.name,
             info.mean,
             info.std,
             self.image_size,
             self.device.kind,
-            *_way(info),
+            *_make_resize_key(info),
         )
         digest = hashlib.sha256(
-            repr((*known, self.device.precision, view, _VERSIONS, *ends)).encode()
+            repr((*parts, self.device.precision, view, _VERSIONS, *suffix)).encode()
         ).hexdigest()[:16]
         return f"trunk-{digest}-{cut}"
 
-    def lacks(self, cut: int, keys: np.ndarray, view: str = "") -> np.ndarray:
-        """Boolean ``[n]``: which keys have no row in the cache now."""
+    def missing(self, cut: int, keys: np.ndarray, view: str = "") -> np.ndarray:
+        """Return which keys have no row in the cache now, boolean ``[n]``."""
         name = self.name(cut, view)
         CACHE.look_again(name)
         return CACHE.table(name).missing(keys)
 
     def seconds_per_row(self, cut: int) -> float | None:
-        """What one image takes from pixels to this cut, where it was measured."""
+        """Return the time of one image from pixels to this cut.
+
+        It is None where the time was not measured.
+        """
         return CACHE.table(self.name(cut)).seconds_per_row
 
 
-def _way(info: BackboneInfo) -> tuple[float | str, ...]:
+def _make_resize_key(info: BackboneInfo) -> tuple[float | str, ...]:
     """Return how images are cut and resized, where it is not the usual way.
 
-    What was cached before it could be another is still good.
+    What was cached before there was another way is still good.
     """
     if info.fit != CROP:
         return info.crop, info.interpolation, info.fit
@@ -143,32 +162,32 @@ def split_network(network: Network) -> Segments:
     """Trace a network.
 
     Raises:
-        CannotSplit: when it cannot be cut, and has to train uncached.
+        CannotSplit: If it cannot be cut, and has to train uncached.
     """
     return trace(network.model.eval(), network.stages, network.image_size)
 
 
 def why_eager(config: RunConfig, device: Device) -> str:
-    """Why a run's trunk is not to be compiled, in words; empty where it may be."""
+    """Return why a run's trunk is not to be compiled. Empty where it may be."""
     if config.compile == "off":
         return "switched off for this run"
     return "in fp32 a run is exact to the bit" if device.precision == "fp32" else ""
 
 
-def trunk_compiler(device: Device, images: int, why_not: str) -> Compiler:
-    """What compiles a trunk for ``fill_trunk``.
+def make_trunk_compiler(device: Device, images: int, why_not: str) -> Compiler:
+    """Return the compiler of a trunk for ``fill_trunk``.
 
     Args:
-        images: that will go through it.
+        images: Number of images that will go through the trunk.
     """
     return Compiler(device, images, forward_batch(device), why_not)
 
 
-def lacking(
+def find_missing(
     tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = ""
 ) -> np.ndarray:
-    """The wanted images whose output the cache does not hold."""
-    rows: np.ndarray = wanted[tables.lacks(cut, keys[wanted], view)]
+    """Return the wanted images whose output is not cached."""
+    rows: np.ndarray = wanted[tables.missing(cut, keys[wanted], view)]
     return rows
 
 
@@ -182,25 +201,28 @@ def fill_trunk(
     compiler: Compiler,
     view: str = "",
 ) -> Work[tuple[Lookup | None, float]]:
-    """Have the trunk's output for the wanted images, each from the nearest shallower cut that has it, else from pixels.
+    """Compute the trunk's output for the wanted images and cache it.
+
+    Each image starts from the nearest shallower cut that is cached, else from pixels.
 
     Args:
         keys: uint64 ``[n]``, from the images' contents.
-        wanted: indices into ``keys``.
-        images: the network's input, by index.
-        compiler: of the trunk, or of its part from a shallower cut on.
-        view: which augmented version; empty without augmentation.
+        wanted: Indices into ``keys``.
+        images: The network's input, by index.
+        compiler: Compiler of the trunk, or of its part from a shallower cut on.
+        view: Name of the augmented version. Empty without augmentation.
 
     Yields:
-        Steps that count images; their subject is the first stage that these go through.
+        Steps that count images. Their subject is the first stage that these go through.
 
     Returns:
-        The rows by index (None where there is no room), and the seconds that those took which were not there before.
+        The rows by index, or None where there is no space; and the seconds spent on those that were
+        not cached before.
     """
-    name, spent = tables.name(cut, view), 0.0
-    needed = lacking(tables, cut, keys, wanted, view)
-    for start, rows, shallower in _sources(tables, cut, keys, needed, view):
-        began = time.monotonic()
+    name, elapsed = tables.name(cut, view), 0.0
+    missing = find_missing(tables, cut, keys, wanted, view)
+    for start, rows, shallower in _find_sources(tables, cut, keys, missing, view):
+        start_time = time.monotonic()
         label = f"{tables.network.info.name} {start or 0}-{cut}"
         part = Part(segments.part(start, cut).eval(), label, lambda: tables.network.weights_hash)
         batches = outputs(
@@ -208,48 +230,59 @@ def fill_trunk(
             tables.device,
             rows,
             Feed(shallower.batch) if shallower else images,
-            # In fp32 a row is the same to the bit, whichever run has computed it.
+            # In fp32 a row is equal to the bit, whichever run has computed it.
             pad=tables.device.precision == "fp32",
         )
         filling = CACHE.fill(name, keys[rows], batches)
         stage = tables.network.stages[start or 0].name
         where: Where | None = yield from with_subject(stage, filling)
-        seconds = time.monotonic() - began
-        spent += seconds
+        seconds = time.monotonic() - start_time
+        elapsed += seconds
         if where is None:
-            return None, spent
-        # of a few images, starting takes the most
+            return None, elapsed
+        # With few images, starting takes most of the time.
         if start is None and 2 * len(rows) >= len(wanted):
             CACHE.table(name).seconds_per_row = seconds / len(rows)
     table = CACHE.table(name)
-    # on a tight disk the new rows have driven out those that were there
+    # On a full disk the new rows may have displaced earlier ones.
     if table.missing(keys[wanted]).any():
-        return None, spent
-    return table.lookup(keys), spent
+        return None, elapsed
+    return table.lookup(keys), elapsed
 
 
-def needs_images(
+def find_uncached(
     tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = ""
 ) -> np.ndarray:
-    """The wanted images whose pixels are needed: those that neither this cut nor a shallower one has."""
-    needed = lacking(tables, cut, keys, wanted, view)
+    """Return the wanted images whose pixels are needed.
+
+    Neither this cut nor a shallower one has cached them.
+    """
+    missing = find_missing(tables, cut, keys, wanted, view)
     return next(
-        (rows for start, rows, _ in _sources(tables, cut, keys, needed, view) if start is None),
-        needed[:0],
+        (
+            rows
+            for start, rows, _ in _find_sources(tables, cut, keys, missing, view)
+            if start is None
+        ),
+        missing[:0],
     )
 
 
-def _sources(
-    tables: TrunkTables, cut: int, keys: np.ndarray, needed: np.ndarray, view: str
+def _find_sources(
+    tables: TrunkTables, cut: int, keys: np.ndarray, missing: np.ndarray, view: str
 ) -> list[tuple[int | None, np.ndarray, Lookup | None]]:
-    """Where the needed rows come from: (cut, rows, the cache's rows there) for each shallower cut that has some, the nearest first,
-    and (None, rows, None) for those that come from pixels. A lookup keeps what it found, also when the cache drops it meanwhile."""
+    """Return where the needed rows come from.
+
+    These are (cut, rows, the cache's rows there) for each shallower cut that has some, the nearest
+    first, and (None, rows, None) for those that come from pixels. A lookup keeps what it found,
+    also when the cache drops it meanwhile.
+    """
     sources: list[tuple[int | None, np.ndarray, Lookup | None]] = []
     for shallower in range(cut - 1, 0, -1):
         table = CACHE.table(tables.name(shallower, view))
         lookup = table.lookup(keys)
-        lacking = lookup.missing[needed]
-        if not lacking.all():
-            sources.append((shallower, needed[~lacking], lookup))
-            needed = needed[lacking]
-    return [*sources, (None, needed, None)] if len(needed) else sources
+        is_missing = lookup.missing[missing]
+        if not is_missing.all():
+            sources.append((shallower, missing[~is_missing], lookup))
+            missing = missing[is_missing]
+    return [*sources, (None, missing, None)] if len(missing) else sources

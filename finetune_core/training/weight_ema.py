@@ -1,4 +1,7 @@
-"""A moving average of a network's weights (Polyak & Juditsky 1992): what is evaluated and kept, where a run asks for it."""
+"""Moving average of a network's weights (Polyak & Juditsky 1992).
+
+Where a run asks for it, the average is what is evaluated and kept.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +13,8 @@ class WeightEMA:
     """The average of tensors that change.
 
     Attributes:
-        tensors: by name; those that are no floating-point numbers are the latest.
-        steps: that went into it, skipped ones included.
+        tensors: Averages by name. Tensors of integers hold the latest values.
+        steps: Number of steps that went into the average, skipped ones included.
     """
 
     def __init__(self, changing: Mapping[str, torch.Tensor], decay: float) -> None:
@@ -21,38 +24,39 @@ class WeightEMA:
         self._decay = decay
 
     def update(self, skipped: torch.Tensor | None = None) -> None:
-        """Take a step's weights in; the first ones count for more, so that the start is soon forgotten.
+        """Add a step's weights. The first ones count for more, so that the start is soon forgotten.
 
         Args:
             skipped: float32 ``[]``, on the device: where it is 1, the average stays as it is.
         """
         self.steps += 1
         decay = min(self._decay, self.steps / (9 + self.steps))
-        now = self._live
-        averaged = [name for name, kept in self.tensors.items() if kept.is_floating_point()]
-        counted = [name for name, kept in self.tensors.items() if not kept.is_floating_point()]
-        kept, latest = [self.tensors[name] for name in averaged], [now[name] for name in averaged]
+        live = self._live
+        averaged = [name for name, tensor in self.tensors.items() if tensor.is_floating_point()]
+        counters = [name for name, tensor in self.tensors.items() if not tensor.is_floating_point()]
+        averages = [self.tensors[name] for name in averaged]
+        latest = [live[name] for name in averaged]
         if skipped is None:
-            torch._foreach_lerp_(kept, latest, 1 - decay)
+            torch._foreach_lerp_(averages, latest, 1 - decay)
         else:
-            moves = torch._foreach_sub(latest, kept)
-            torch._foreach_mul_(moves, (1 - decay) * (1 - skipped))
-            torch._foreach_add_(kept, moves)
-        if counted:
+            steps = torch._foreach_sub(latest, averages)
+            torch._foreach_mul_(steps, (1 - decay) * (1 - skipped))
+            torch._foreach_add_(averages, steps)
+        if counters:
             torch._foreach_copy_(
-                [self.tensors[name] for name in counted], [now[name] for name in counted]
+                [self.tensors[name] for name in counters], [live[name] for name in counters]
             )
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The averages in the place of the tensors, for as long as the block lasts."""
-        before = {name: tensor.clone() for name, tensor in self._live.items()}
-        self._put(self.tensors)
+    def swap_in(self) -> Iterator[None]:
+        """Replace the tensors by their averages within the block."""
+        saved = {name: tensor.clone() for name, tensor in self._live.items()}
+        self._copy(self.tensors)
         try:
             yield
         finally:
-            self._put(before)
+            self._copy(saved)
 
-    def _put(self, values: Mapping[str, torch.Tensor]) -> None:
+    def _copy(self, values: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in self._live.items():
             tensor.copy_(values[name])

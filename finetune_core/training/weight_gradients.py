@@ -16,18 +16,26 @@ from torch.nn.functional import conv2d, pad
 from finetune_core.models.stages import Stage
 from finetune_core.training.stage_plan import Strategy
 
-_CHANNELS = 512  # of the output, at least: with fewer, copying the patches takes longer than the product saves
-_LARGEST = 1 << 26  # numbers in the patches of a batch, at most
-_FEW_CHANNELS = 16  # float32 in an AVX-512 register; with AVX2 the faulty kernel needs fewer than 8
+# Smallest number of output channels. With fewer, copying the patches takes longer than the product
+# saves.
+_CHANNELS = 512
+# Largest number of elements in the patches of a batch.
+_LARGEST = 1 << 26
+# Number of float32 in an AVX-512 register. With AVX2 the faulty kernel needs fewer than 8.
+_FEW_CHANNELS = 16
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def use_products(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> None:
-    """Have the wide convolutions of the stages that train compute their weights' gradient as a product, wherever autocast is on."""
+    """Compute the weights' gradient of wide convolutions as a product, wherever autocast is on.
+
+    This applies to the stages that train.
+    """
     for module in _trained_modules(strategy, stages, model):
-        if _is_plain(module) and _gains(module):
-            vars(module)["forward"] = _with_product(module)  # of this one, not of its class
+        if _is_plain(module) and _gains_from_product(module):
+            # Of this module, not of its class.
+            vars(module)["forward"] = _make_product_forward(module)
 
 
 def slice_trained(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> None:
@@ -43,7 +51,7 @@ def slice_before_convolution(modules: Iterable[nn.Module]) -> None:
     """
     for module in modules:
         if _is_plain(module) and _is_faulty(module):
-            vars(module)["forward"] = _with_slices(module)
+            vars(module)["forward"] = _make_sliced_forward(module)
 
 
 def _trained_modules(
@@ -59,7 +67,7 @@ def _is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
 
 
-def _gains(module: nn.Conv2d) -> bool:
+def _gains_from_product(module: nn.Conv2d) -> bool:
     return (
         module.out_channels >= _CHANNELS
         and module.kernel_size[0] * module.kernel_size[1] > 1
@@ -78,7 +86,7 @@ def _is_faulty(module: nn.Conv2d) -> bool:
     )
 
 
-def _with_slices(module: nn.Conv2d) -> Forward:
+def _make_sliced_forward(module: nn.Conv2d) -> Forward:
     plain: Forward = module.forward
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
@@ -90,7 +98,7 @@ def _with_slices(module: nn.Conv2d) -> Forward:
     return forward
 
 
-def _with_product(module: nn.Conv2d) -> Forward:
+def _make_product_forward(module: nn.Conv2d) -> Forward:
     plain: Forward = module.forward
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
@@ -100,9 +108,9 @@ def _with_product(module: nn.Conv2d) -> Forward:
             and module.weight.requires_grad
         ):
             return plain(inputs)
-        lower = torch.get_autocast_dtype("cpu")
-        given = inputs.to(lower), module.weight.to(lower), module.stride, module.padding
-        output: torch.Tensor = _Convolution.apply(*given)  # type: ignore[no-untyped-call]
+        dtype = torch.get_autocast_dtype("cpu")
+        arguments = inputs.to(dtype), module.weight.to(dtype), module.stride, module.padding
+        output: torch.Tensor = _Convolution.apply(*arguments)  # type: ignore[no-untyped-call]
         return output
 
     return forward
@@ -129,10 +137,10 @@ class _Convolution(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         (gradient,), (inputs, weight) = gradients, ctx.saved_tensors
         fits = gradient[:, 0].numel() * weight[0].numel() <= _LARGEST
-        asked = [ctx.needs_input_grad[0], not fits, False]
-        of_inputs, of_weight = None, None
-        if any(asked):
-            of_inputs, of_weight, _ = torch.ops.aten.convolution_backward(
+        output_mask = [ctx.needs_input_grad[0], not fits, False]
+        input_gradient, weight_gradient = None, None
+        if any(output_mask):
+            input_gradient, weight_gradient, _ = torch.ops.aten.convolution_backward(
                 gradient,
                 inputs,
                 weight,
@@ -143,29 +151,35 @@ class _Convolution(torch.autograd.Function):
                 False,
                 (0, 0),
                 1,
-                asked,
+                output_mask,
             )
         if fits:
-            of_weight = _product(gradient, inputs, weight, ctx.stride, ctx.padding)
-        return of_inputs, of_weight, None, None
+            weight_gradient = _compute_product(gradient, inputs, weight, ctx.stride, ctx.padding)
+        return input_gradient, weight_gradient, None, None
 
 
-def _product(
+def _compute_product(
     gradient: torch.Tensor,
     inputs: torch.Tensor,
     weight: torch.Tensor,
     stride: tuple[int, int],
     padding: tuple[int, int],
 ) -> torch.Tensor:
-    """Gradient ``[n, out, h, w]`` times the patches of the inputs ``[n, in, …]`` that made each of its positions: ``[out, in, k, k]``,
-    in channels_last order as the weights are held."""
+    """Compute the gradient of a convolution's weight as a product of matrices.
+
+    It is the gradient of the output ``[n, out, h, w]`` times the patches of the inputs ``[n, in,
+    …]`` that made each of its positions.
+
+    Returns:
+        ``[out, in, k, k]``, in channels_last order as the weights are held.
+    """
     (count, outputs, height, width), (_, channels, rows, columns) = gradient.shape, weight.shape
     (down, right), (above, left) = stride, padding
     padded = pad(inputs.permute(0, 2, 3, 1), (0, 0, left, left, above, above))
     image, row, column, channel = padded.stride()
     shape = (count, height, width, rows, columns, channels)
     patches = padded.as_strided(shape, (image, down * row, right * column, row, column, channel))
-    found = gradient.transpose(0, 1).reshape(outputs, -1) @ patches.reshape(
+    product = gradient.transpose(0, 1).reshape(outputs, -1) @ patches.reshape(
         count * height * width, -1
     )
-    return found.view(outputs, rows, columns, channels).permute(0, 3, 1, 2)
+    return product.view(outputs, rows, columns, channels).permute(0, 3, 1, 2)

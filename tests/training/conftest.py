@@ -1,4 +1,4 @@
-"""What the tests of training share: a small data set of colours, and a fingerprint of what a run has written."""
+"""Fixtures that the training tests share: a small data set of colours, and digests of a run."""
 
 import hashlib
 
@@ -10,7 +10,7 @@ from finetune_core.training.checkpoints import load_tensors
 
 @pytest.fixture
 def colour_config(image_folder, tmp_path):
-    """Makes configs on 42 images of three colours."""
+    """Make configs on 42 images of three colours."""
     folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 14})
 
     def make(**settings):
@@ -22,7 +22,7 @@ def colour_config(image_folder, tmp_path):
 
 @pytest.fixture
 def marks():
-    """A run's folder -> a digest of every tensor in both checkpoints, the optimizer's among them."""
+    """Return a digest of every tensor in both checkpoints of a run, the optimizer's included."""
 
     def digest_of(folder):
         digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""When two runs are one to rounding."""
+"""Checks that two runs are equal to rounding."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from finetune_core.training.predictions import load_predictions
 
 
 def check_equal(folder, other):
-    """Weights and optimizer to 1e-5, and the same images in the same order."""
+    """Check that weights and optimizer agree to 1e-5, and that the images have the same order."""
     for checkpoint in ("best", "last"):
         (mine, _), (theirs, _) = load_tensors(folder, checkpoint), load_tensors(other, checkpoint)
         assert mine.keys() == theirs.keys()

@@ -1,4 +1,4 @@
-"""Trainings that tests look into: by ``fit`` itself, and as recorded runs."""
+"""Helpers that train, by ``fit`` or as recorded runs, for tests that look into a training."""
 
 from finetune_core.runs.record import create_run, execute
 from finetune_core.training import events
@@ -12,7 +12,11 @@ def fit_all(config, folder, **options):
 
 
 def fit_until(config, folder, is_last):
-    """Train until ``is_last(event)``; return the events so far and the training, which waits."""
+    """Train until ``is_last(event)`` and pause there.
+
+    Returns:
+        The events so far, and the training, which can go on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     training, seen = fit(config, folder), []
     for event in training:
@@ -23,7 +27,7 @@ def fit_until(config, folder, is_last):
 
 
 def stop_and_resume(config, folder, is_last):
-    """Stop after the event that ``is_last`` says, resume to the end, and return its events."""
+    """Stop after the event that ``is_last`` accepts, resume to the end, and return its events."""
     _, training = fit_until(config, folder, is_last)
     assert isinstance(training.throw(StopRequested()), events.RunStopped)
     return list(fit(config, folder, resume=True))
@@ -44,6 +48,6 @@ def only(kind, found):
 
 
 def record_run(config, runs_dir):
-    """Train a run of its own; return its directory and its events."""
+    """Train a recorded run and return its directory and its events."""
     reservation = create_run(config, runs_dir)
     return reservation.run_dir, list(execute(reservation))

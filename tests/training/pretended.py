@@ -1,10 +1,10 @@
-"""A processor that is treated like a GPU: it finishes batches and holds rows where a GPU would."""
+"""A processor that is treated like a GPU: it finishes batches and holds rows as a GPU would."""
 
 from finetune_core.training.device import Device
 
 
 class PretendedGPU(Device):
-    """Its tensors, arithmetic and random numbers are the processor's, and so are its results."""
+    """A device that computes with the processor's tensors, arithmetic and random numbers."""
 
     @property
     def is_gpu(self) -> bool:

@@ -1,6 +1,7 @@
-"""Ranks in forked processes, of one thread each unless asked otherwise, that train run after run.
+"""Ranks in forked processes that train run after run.
 
-They are told of each other as torchrun tells its processes, and start without importing torch anew.
+Each process has one thread unless told otherwise. It gets its rank as a process of torchrun does,
+and starts without importing torch anew.
 """
 
 import math
@@ -29,21 +30,22 @@ class Machine:
 
 @dataclass(frozen=True)
 class Task:
-    """A run to train.
+    """A run to train, and what is to go wrong in it.
 
     Attributes:
-        pause_after: ask it to pause after so many steps; this ends the ranks, too.
-        gone: files that vanish when the first epoch has ended.
-        memory: images for which the second rank has memory at a time; 0: as many as it gets.
-        not_finite: whether the second rank's loss is not.
-        sum_without_memory: whether the second rank's memory runs out when gradients are summed.
+        pause_after: Pause the run after this many steps. This ends the ranks, too.
+        gone: Files that vanish when the first epoch has ended.
+        memory: Number of images that the second rank has memory for. 0 for no limit.
+        not_finite: Whether the second rank's loss is not finite.
+        sum_without_memory: Whether the second rank's memory runs out when gradients are summed.
             This ends the ranks.
-        killed_at: the step before which the second rank is killed; this ends the ranks, too.
-        round_bytes: in how large rounds machines exchange rows; 0: as usual.
-        killed_in: the round of such an exchange in which the second rank is killed.
-        stop_in: a phase in which the run is asked to stop; this ends the ranks, too.
-        environment: variables that are set while the run trains.
-        room: bytes of cached rows that every rank's device has room for; None: as many as it says.
+        killed_at: The step before which the second rank is killed. This ends the ranks, too.
+        round_bytes: Size of the rounds in which machines exchange rows. 0 for the usual size.
+        killed_in: The round of such an exchange in which the second rank is killed.
+        stop_in: A phase in which the run is asked to stop. This ends the ranks, too.
+        environment: Variables that are set while the run trains.
+        room: Bytes of cached rows that every rank's device has memory for. None for what the device
+            reports.
     """
 
     config: RunConfig
@@ -67,11 +69,11 @@ class Answer:
     """The result of a task on one rank.
 
     Attributes:
-        events: what its ``fit`` yielded.
-        computed: rows of the images that went through frozen stages here, pass by pass.
-        sent: other rank -> bytes sent to that rank, one entry per exchange.
-        error: message of the error that ended the run; ``GONE`` of a rank that is killed.
-        bug: traceback of an error that no test expects.
+        events: Events of its ``fit``.
+        computed: Rows of the images that went through frozen stages on this rank, pass by pass.
+        sent: Bytes sent to each other rank, one entry per exchange.
+        error: Message of the error that ended the run. ``GONE`` for a rank that is killed.
+        bug: Traceback of an error that no test expects.
     """
 
     events: list = field(default_factory=list)
@@ -88,11 +90,12 @@ def train_together(world, home, tasks):
     """Train runs on that many ranks of one machine.
 
     Args:
-        home: the ranks' THAW_HOME.
-        tasks: name -> ``Task``, which are trained one after the other.
+        home: The ranks' THAW_HOME.
+        tasks: Tasks by name, which are trained one after the other.
 
     Returns:
-        name -> events of rank 0; of a run that fails, which ends the ranks, the error of each rank.
+        Events of rank 0 by name. For a run that fails, which ends the ranks: the error of each
+        rank.
     """
     answers = train_on([Machine(world)], home, tasks)
     return {
@@ -105,11 +108,11 @@ def train_on(machines, home, tasks):
     """Train runs on the ranks of several machines, whose caches are ``cache-NUMBER`` in ``home``.
 
     Args:
-        home: as for ``train_together``.
-        tasks: as for ``train_together``.
+        home: As for ``train_together``.
+        tasks: As for ``train_together``.
 
     Returns:
-        name -> the ``Answer`` of each rank.
+        The ``Answer`` of each rank, by name.
     """
     context = forkserver()
     environments = list(environments_of(machines, home))
@@ -194,7 +197,7 @@ def _train(task, ranks):
     from finetune_core.training.events import EpochEnded, Progress, StepEnded
     from finetune_core.training.loop import StopRequested, fit
 
-    with _set_up(task), _trouble(task, ranks), _watching(task, ranks) as answer:
+    with _set_up(task), _inject_failure(task, ranks), _record_answer(task, ranks) as answer:
         stream, steps = fit(task.config, task.folder, resume=task.resume, ranks=ranks), 0
         for event in stream:
             answer.events.append(event)
@@ -213,20 +216,20 @@ def _train(task, ranks):
 
 @contextmanager
 def _set_up(task):
-    """Set the environment variables and the room for rows of a task."""
+    """Set the environment variables of a task, and the memory for its rows."""
     from finetune_core.training import prepare
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in task.environment.items():
             patch.setenv(name, value)
         if task.room is not None:
-            patch.setattr(prepare, "room_for_rows", lambda device: task.room)
+            patch.setattr(prepare, "bytes_for_rows", lambda device: task.room)
         yield
 
 
 @contextmanager
-def _trouble(task, ranks):
-    """Let go wrong on the second rank what the task says."""
+def _inject_failure(task, ranks):
+    """Make the second rank fail as the task says."""
     from finetune_core.training import compute
 
     usual, steps = compute.cross_entropy, 0
@@ -244,7 +247,7 @@ def _trouble(task, ranks):
         if ranks.rank == 1:
             patch.setattr(compute, "cross_entropy", troubled)
         if ranks.rank == 1 and task.sum_without_memory:
-            patch.setattr(compute, "_add_up", _without_memory)
+            patch.setattr(compute, "_all_reduce", _without_memory)
         yield
 
 
@@ -253,8 +256,8 @@ def _without_memory(*_):
 
 
 @contextmanager
-def _watching(task, ranks):
-    """Yield the answer, which notes what the rank computes and sends."""
+def _record_answer(task, ranks):
+    """Yield an answer that records what the rank computes and sends."""
     from finetune_core.training import gather, trunk
     from finetune_core.training.ranks import Ranks
 

@@ -1,4 +1,4 @@
-"""Apple's GPU, for which a processor stands in: BatchNorm sees no channels_last, and no float64."""
+"""Tests of Apple's GPU on a processor that lacks float64, and channels_last in BatchNorm."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +26,7 @@ from tests.factories import shared_images, tiny_config, train
 
 
 class Looked(TorchDispatchMode):
-    """Checks every operation as one of Apple's GPU, unless the processor computes some, too."""
+    """Mode that checks every operation as one of Apple's GPU, unless it involves the processor."""
 
     def __init__(self):
         super().__init__()
@@ -49,9 +49,9 @@ class Looked(TorchDispatchMode):
 
 @pytest.fixture
 def apple(monkeypatch):
-    """A machine with Apple's GPU, whose forward and backward passes are checked."""
+    """Pretend a machine with Apple's GPU, whose forward and backward passes are checked."""
     looked = Looked()
-    autocast, accumulated = Device.autocast, compute._accumulated
+    autocast, accumulated = Device.autocast, compute._accumulate_gradients
 
     @contextmanager
     def looked_at(device):
@@ -68,7 +68,7 @@ def apple(monkeypatch):
         monkeypatch.setattr(torch.mps, name, lambda: 0)
     monkeypatch.setattr(Device, "torch_device", torch.device("cpu"))
     monkeypatch.setattr(Device, "autocast", looked_at)
-    monkeypatch.setattr(compute, "_accumulated", backward_too)
+    monkeypatch.setattr(compute, "_accumulate_gradients", backward_too)
     monkeypatch.setattr(compute, "stream", lambda seed, kind="cpu": randomness.stream(seed))
     return looked
 

@@ -1,4 +1,4 @@
-"""Averages of weights: what an average is, whose runs can be averaged, and that one is a run."""
+"""Tests of averaged weights: the averages, which runs can be averaged, and the resulting run."""
 
 import copy
 import itertools
@@ -28,8 +28,8 @@ from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run, summary
 from finetune_core.training import averaging, events
-from finetune_core.training.averaging import COEFFICIENTS, mean_of, mixed
-from finetune_core.training.batchnorm import moving_norms, recompute_statistics
+from finetune_core.training.averaging import COEFFICIENTS, average_states, interpolate_states
+from finetune_core.training.batchnorm import find_moving_norms, recompute_statistics
 from finetune_core.training.checkpoints import BEST, checkpoint_path, load_checkpoint
 from finetune_core.training.fitting import fit_probe
 from finetune_core.training.lost import LostImages
@@ -37,7 +37,7 @@ from finetune_core.training.networks import best_network
 from finetune_core.training.parents import averaged_config
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import prepare
-from finetune_core.training.shifted_images import shifted_images
+from finetune_core.training.shifted_images import read_shifted_images
 from finetune_core.work import finish
 from tests.factories import copy_run, image_folder, shared_images, tiny_config, trained_run
 from tests.shifted import darkened
@@ -48,7 +48,7 @@ FLIPPED = {"head_seed": 7, "augmentation": "flips"}
 
 @pytest.fixture(scope="session")
 def seeds_once(home_of_shared_fixtures):
-    """The folders of three runs that differ in order and augmentation only."""
+    """Return the folders of three runs that differ in order and augmentation only."""
     return [trained_run(**FLIPPED, seed=seed).run_dir for seed in range(3)]
 
 
@@ -59,7 +59,7 @@ def seeds(seeds_once, tmp_path):
 
 @pytest.fixture(scope="module")
 def averages_once(seeds_once, tmp_path_factory):
-    """How -> the folder of such a run, and its events."""
+    """Return the folder and the events of an averaged run, by how it averages."""
     runs = tmp_path_factory.mktemp("averages")
     wanted = {"soup": seeds_once, "greedy_soup": seeds_once, "wise": seeds_once[:1]}
     return {how: record_run(averaged_config(how, folders), runs) for how, folders in wanted.items()}
@@ -70,7 +70,7 @@ def best(folder):
 
 
 def accuracies(table):
-    """Split -> the share of its rows that are right."""
+    """Return the accuracy of each split."""
     right = np.stack(table["logits"].tolist()).argmax(1) == table["label"]
     return right.groupby(table["split"]).mean().to_dict()
 
@@ -94,9 +94,9 @@ def networks(draw, most=4):
 @settings(deadline=None, max_examples=40)
 def test_the_mean_is_the_mean_whatever_the_order_of_the_networks(found):
     states = [{"weight": tensor} for tensor in found]
-    mean = mean_of(states)["weight"]
+    mean = average_states(states)["weight"]
     for order in itertools.permutations(states):
-        assert mean_of(list(order))["weight"].numpy().tobytes() == mean.numpy().tobytes()
+        assert average_states(list(order))["weight"].numpy().tobytes() == mean.numpy().tobytes()
     wanted = np.mean([tensor.numpy().astype(np.longdouble) for tensor in found], axis=0)
     spread = 1e-7 * max(float(tensor.abs().max()) for tensor in found) + 1e-44
     np.testing.assert_allclose(mean, wanted.astype(np.float64), rtol=1e-6, atol=spread)
@@ -106,13 +106,15 @@ def test_the_mean_is_the_mean_whatever_the_order_of_the_networks(found):
 @settings(deadline=None, max_examples=40)
 def test_averages_of_equal_networks_are_equal_and_the_ends_are_the_ends(found, count, coefficient):
     state, other = {"w": found[0], "num_batches_tracked": torch.tensor(5)}, {"w": found[0] + 1}
-    mean = mean_of([state] * count)
+    mean = average_states([state] * count)
     assert mean["w"].numpy().tobytes() == found[0].numpy().tobytes()
     assert mean["num_batches_tracked"] == 5
     del state["num_batches_tracked"]
-    torch.testing.assert_close(mixed(state, state, coefficient)["w"], found[0], rtol=2e-7, atol=0)
-    assert torch.equal(mixed(state, other, 0.0)["w"], state["w"])
-    assert torch.equal(mixed(state, other, 1.0)["w"], other["w"])
+    torch.testing.assert_close(
+        interpolate_states(state, state, coefficient)["w"], found[0], rtol=2e-7, atol=0
+    )
+    assert torch.equal(interpolate_states(state, other, 0.0)["w"], state["w"])
+    assert torch.equal(interpolate_states(state, other, 1.0)["w"], other["w"])
 
 
 # --- a soup is a run
@@ -253,7 +255,7 @@ def test_a_greedy_soup_keeps_what_does_not_lower_the_validation_accuracy(seeds_o
 
 @pytest.mark.train
 def test_a_network_that_would_spoil_the_soup_is_left_out(tmp_path):
-    """One whose head answers the opposite of what it learned."""
+    """The head of one network answers the opposite of what it learned."""
     good = [
         trained_run(backbone="efficientnet_lite0", epochs=3, **FLIPPED, seed=seed).run_dir
         for seed in range(2)
@@ -279,21 +281,21 @@ def test_a_network_that_would_spoil_the_soup_is_left_out(tmp_path):
 # --- BatchNorm
 
 
-def job_of(config):
-    """Prepare a run whose cache holds no augmented versions, as that of averaged weights."""
+def prepare_job(config):
+    """Prepare a run whose cache holds no augmented versions, as a run of averaged weights."""
     return finish(prepare(config.model_copy(update={"augmentation": "none"})))
 
 
 @pytest.mark.parametrize("strategy", ["full", "last_block"])
 def test_statistics_are_those_of_update_bn(strategy):
-    job = job_of(tiny_config(strategy=strategy))
+    job = prepare_job(tiny_config(strategy=strategy))
     theirs = copy.deepcopy(job.forward)  # the network, or the tail after the frozen stages
     before = {name: buffer.clone() for name, buffer in job.network.model.named_buffers()}
     layers = finish(recompute_statistics(job, LostImages(job)))
     batches = [inputs for _, inputs in job.plain_training_inputs()]
     torch.optim.swa_utils.update_bn(batches, theirs)
     places = {id(module): path for path, module in job.network.model.named_modules()}
-    moving = {places[id(norm)]: norm for norm in moving_norms(job)}
+    moving = {places[id(norm)]: norm for norm in find_moving_norms(job)}
     assert len(moving) == layers > 0
     for path, norm in moving.items():
         reference = theirs.get_submodule(path)
@@ -310,15 +312,15 @@ def test_statistics_are_those_of_update_bn(strategy):
 def test_cached_and_uncached_statistics_are_equal():
     found = []
     for cache in ("auto", "off"):
-        job = job_of(tiny_config(cache=cache))
+        job = prepare_job(tiny_config(cache=cache))
         finish(recompute_statistics(job, LostImages(job)))
-        found.append([norm.running_var for norm in moving_norms(job)])
+        found.append([norm.running_var for norm in find_moving_norms(job)])
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_frozen_statistics_are_not_computed():
-    job = job_of(tiny_config(batchnorm="frozen"))
-    assert moving_norms(job) == []
+    job = prepare_job(tiny_config(batchnorm="frozen"))
+    assert find_moving_norms(job) == []
     assert finish(recompute_statistics(job, LostImages(job))) == 0
 
 
@@ -339,7 +341,7 @@ def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(seeds_once, a
     assert coefficient == first["coefficient"]
     assert told["val_accuracy"] == pytest.approx(highest)
     assert told["val_loss"] == pytest.approx(first["loss"], rel=1e-4)
-    probe = job_of(run.config)
+    probe = prepare_job(run.config)
     finish(fit_probe(probe, LostImages(probe), probe.config.seed))
     start, end = probe.network.model.state_dict(), best(seeds_once[0])
     for name, tensor in best(run.run_dir).items():
@@ -351,7 +353,7 @@ def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(seeds_once, a
 
 @pytest.fixture
 def shifted_parent(seeds, tmp_path):
-    """(a run that has predicted darkened images of its own test split, their folder)"""
+    """Return a run that has predicted darkened images of its own test split, and their folder."""
     table = load_predictions(seeds[0])
     samples = table.loc[table["split"] == TEST, "id"]
     dark = darkened(samples, shared_images(), tmp_path / "dark")
@@ -385,9 +387,9 @@ def test_with_and_without_a_cache_the_shifted_curve_is_the_same(shifted_parent):
     parent, _ = shifted_parent
     found = []
     for cache in ("auto", "off"):
-        job = job_of(read_run(parent).config.model_copy(update={"cache": cache}))
-        [images] = finish(shifted_images(job, parent))
-        found.append(images.judged(job))
+        job = prepare_job(read_run(parent).config.model_copy(update={"cache": cache}))
+        [images] = finish(read_shifted_images(job, parent))
+        found.append(images.evaluate(job))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
@@ -447,8 +449,8 @@ def refusal(how, folders):
     return caught.value.problems["averaged"]
 
 
-def edited(run_dir, runs_dir, **changes):
-    """A copy of a run whose settings say something else."""
+def edit_run(run_dir, runs_dir, **changes):
+    """Return a copy of a run with other settings."""
     folder = copy_run(run_dir, runs_dir / str(len(list(runs_dir.glob("*")))))
     folder = folder.rename(
         folder.with_name(f"{folder.name}-{'-'.join(map(str, changes.values()))}")
@@ -472,18 +474,18 @@ def test_runs_that_cannot_be_averaged_are_refused_all_at_once(seeds_once, tmp_pa
             f"its images, their labels or their split are not those of {first}"
         ),
         trained_run(tiny_config(two, epochs=1)).run_dir: f"its classes are not those of {first}",
-        edited(start, tmp_path, head_seed=8): (
+        edit_run(start, tmp_path, head_seed=8): (
             f"its head began with other weights than that of {first} (seed 8, not 7)"
         ),
-        edited(start, tmp_path, head_seed=None, seed=3): "(seed 3, not 7)",
-        edited(start, tmp_path, image_size=64): (
+        edit_run(start, tmp_path, head_seed=None, seed=3): "(seed 3, not 7)",
+        edit_run(start, tmp_path, image_size=64): (
             f"its images are prepared otherwise than those of {first}: image size"
         ),
-        edited(start, tmp_path, train_fraction=0.5): (
+        edit_run(start, tmp_path, train_fraction=0.5): (
             f"it trained on 50.0 % of the training images, not on the 100.0 % of {first}"
         ),
-        edited(start, tmp_path, strategy="linear_probe"): "its head was fitted without epochs",
-        edited(start, tmp_path, strategy="lora"): "it keeps low-rank factors",
+        edit_run(start, tmp_path, strategy="linear_probe"): "its head was fitted without epochs",
+        edit_run(start, tmp_path, strategy="lora"): "it keeps low-rank factors",
     }
     reasons = dict(
         part.split(": ", 1) for part in refusal("soup", [*seeds_once, *said]).split("; ")
@@ -494,8 +496,8 @@ def test_runs_that_cannot_be_averaged_are_refused_all_at_once(seeds_once, tmp_pa
 
 
 def test_seeds_that_drew_other_shares_of_the_images_make_no_soup(seeds_once, tmp_path):
-    """An ensemble says how many images it has seen; a soup has the settings of one run."""
-    shares = [edited(folder, tmp_path, train_fraction=0.5) for folder in seeds_once[:2]]
+    """An ensemble says how many images it has seen. A soup has the settings of one run."""
+    shares = [edit_run(folder, tmp_path, train_fraction=0.5) for folder in seeds_once[:2]]
     drew = "its seed 1 drew other 50.0 % of the training images (--train-fraction) than seed 0"
     for how in ("soup", "greedy_soup"):
         assert drew in refusal(how, shares)
@@ -518,7 +520,7 @@ def test_numbers_and_kinds_of_runs_that_cannot_be_averaged_are_refused(seeds_onc
     assert "each named once" in refusal("soup", [seeds_once[0], seeds_once[0]])
     assert "two runs or more" in refusal("soup", seeds_once[:1])
     assert "name one" in refusal("wise", seeds_once)
-    scratch = edited(seeds_once[0], tmp_path, weights="none")
+    scratch = edit_run(seeds_once[0], tmp_path, weights="none")
     assert "random weights" in refusal("wise", [scratch])
     with pytest.raises(
         ConfigError, match="how: must be one of soup, greedy_soup, wise, ensemble, not 'stew'"

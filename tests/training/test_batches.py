@@ -1,4 +1,4 @@
-"""Batches: their order, what augmentation does to them, and making them ahead."""
+"""Tests of batches: their order, their augmentation, and making them ahead of time."""
 
 import threading
 from collections import Counter
@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
 from finetune_core.training.batches import (
-    augmented,
-    balanced_batches,
-    epoch_batches,
+    augment,
+    draw_uniform,
     evaluated,
     in_order,
+    make_balanced_batches,
+    make_epoch_batches,
     normalised,
-    prefetched,
+    prefetch,
     sample_keys,
     subset,
-    uniform,
 )
 
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=80)
@@ -30,7 +30,7 @@ KEYS = sample_keys([f"class/{number}.png" for number in range(20_000)])
 
 @pytest.fixture
 def two_threads():
-    """As on two cores, wherever the test runs."""
+    """Compute with two threads, as on two cores, wherever the test runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -59,7 +59,7 @@ def test_keys_are_one_a_name_and_the_same_on_every_machine():
 
 
 def test_uniform_looks_uniform():
-    drawn = uniform(KEYS, seed=0, epoch=3, draw=1)
+    drawn = draw_uniform(KEYS, seed=0, epoch=3, draw=1)
     assert drawn.dtype == np.float64
     assert 0 <= drawn.min() < 0.001
     assert 0.999 < drawn.max() < 1
@@ -69,8 +69,8 @@ def test_uniform_looks_uniform():
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}, {"draw": 1}])
 def test_another_seed_epoch_or_draw_is_independent(other):
-    first = uniform(KEYS, seed=0, epoch=0, draw=0)
-    second = uniform(KEYS, **({"seed": 0, "epoch": 0, "draw": 0} | other))
+    first = draw_uniform(KEYS, seed=0, epoch=0, draw=0)
+    second = draw_uniform(KEYS, **({"seed": 0, "epoch": 0, "draw": 0} | other))
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.03
     table, _, _ = np.histogram2d(first, second, 8, ((0, 1), (0, 1)))
     assert chisquare(table.ravel()).pvalue > 0.001
@@ -78,14 +78,14 @@ def test_another_seed_epoch_or_draw_is_independent(other):
 
 def test_seed_epoch_and_draw_do_not_stand_for_each_other():
     drawn = {
-        tuple(uniform(KEYS[:3], *parts))
+        tuple(draw_uniform(KEYS[:3], *parts))
         for parts in [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0), (2**31 - 1, 0, 0)]
     }
     assert len(drawn) == 5
 
 
 def test_neighbouring_draws_of_one_image_are_uniform_too():
-    drawn = np.array([uniform(KEYS[:1], 0, epoch, 1)[0] for epoch in range(2000)])
+    drawn = np.array([draw_uniform(KEYS[:1], 0, epoch, 1)[0] for epoch in range(2000)])
     assert kstest(drawn, "uniform").pvalue > 0.001
 
 
@@ -93,7 +93,7 @@ def test_neighbouring_draws_of_one_image_are_uniform_too():
 @given(st.integers(0, 70), st.integers(1, 20), st.integers(0, 2**31 - 1), st.integers(0, 1000))
 def test_an_epoch_sees_every_image_once(count, batch_size, seed, epoch):
     indices = np.arange(count) * 2 + 1
-    batches = epoch_batches(indices, KEYS, batch_size, seed, epoch)
+    batches = make_epoch_batches(indices, KEYS, batch_size, seed, epoch)
     assert sorted(int(i) for batch in batches for i in batch) == indices.tolist()
     assert all(len(batch) == batch_size for batch in batches[:-1]) or count % batch_size == 1
     if batch_size > 1 and count > 1:
@@ -102,7 +102,7 @@ def test_an_epoch_sees_every_image_once(count, batch_size, seed, epoch):
 
 def test_the_order_depends_on_images_epoch_and_seed_and_not_on_how_they_were_listed():
     def order(seed, epoch, indices=range(100)):
-        return np.concatenate(epoch_batches(np.array(indices), KEYS, 8, seed, epoch)).tolist()
+        return np.concatenate(make_epoch_batches(np.array(indices), KEYS, 8, seed, epoch)).tolist()
 
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
     assert order(0, 0) == order(0, 0, range(99, -1, -1))
@@ -118,7 +118,7 @@ def test_a_last_batch_of_one_joins_the_one_before():
         (3, 1, [1, 1, 1]),
         (0, 4, []),
     ):
-        batches = epoch_batches(np.arange(count), KEYS, size, 0, 0)
+        batches = make_epoch_batches(np.arange(count), KEYS, size, 0, 0)
         assert [len(batch) for batch in batches] == wanted
 
 
@@ -131,10 +131,10 @@ def test_prefetched_makes_every_batch_once_and_in_order(ahead):
         return int(indices.sum())
 
     batches = in_order(np.arange(7), 3)
-    got = [(indices.tolist(), batch) for indices, batch in prefetched(make, batches, ahead)]
+    got = [(indices.tolist(), batch) for indices, batch in prefetch(make, batches, ahead)]
     assert got == [([0, 1, 2], 3), ([3, 4, 5], 12), ([6], 6)]
     assert made == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(prefetched(make, [])) == []
+    assert list(prefetch(make, [])) == []
 
 
 @pytest.mark.parametrize("ahead", [1, 2])
@@ -146,7 +146,7 @@ def test_prefetched_makes_the_next_batches_while_this_one_is_used_and_no_others(
         if indices[0] == ahead:
             last.set()
 
-    using = prefetched(make, in_order(np.arange(5), 1), ahead)
+    using = prefetch(make, in_order(np.arange(5), 1), ahead)
     next(using)
     assert last.wait(300)
     using.close()
@@ -158,19 +158,19 @@ def test_prefetched_passes_errors_on():
         raise ValueError("cannot read")
 
     with pytest.raises(ValueError, match="cannot read"):
-        list(prefetched(fail, in_order(np.arange(3), 2)))
+        list(prefetch(fail, in_order(np.arange(3), 2)))
 
 
 @pytest.mark.parametrize("kind", ["none", "flips", "random_resized_crop"])
 def test_augmentation_depends_on_the_image_and_the_epoch_not_on_its_company(kind):
     images, keys = pictures(6), KEYS[:6]
-    together = augmented(images, kind, keys, 0, 2, 24)
+    together = augment(images, kind, keys, 0, 2, 24)
     assert together.shape == (6, 3, 24, 24)
     assert together.dtype == torch.uint8
     for index in range(6):
-        alone = augmented(images[[index]], kind, keys[[index]], 0, 2, 24)
+        alone = augment(images[[index]], kind, keys[[index]], 0, 2, 24)
         assert torch.equal(alone[0], together[index])
-    backwards = augmented(images.flip(0), kind, keys[::-1], 0, 2, 24)
+    backwards = augment(images.flip(0), kind, keys[::-1], 0, 2, 24)
     assert torch.equal(backwards.flip(0), together)
 
 
@@ -178,9 +178,9 @@ def test_augmentation_depends_on_the_image_and_the_epoch_not_on_its_company(kind
 def test_augmentation_differs_by_epoch_and_by_seed(kind):
     images, keys = pictures(8), KEYS[:8]
     seen = [
-        augmented(images, kind, keys, seed, epoch, 24) for seed, epoch in ((0, 0), (0, 1), (1, 0))
+        augment(images, kind, keys, seed, epoch, 24) for seed, epoch in ((0, 0), (0, 1), (1, 0))
     ]
-    assert torch.equal(seen[0], augmented(images, kind, keys, 0, 0, 24))
+    assert torch.equal(seen[0], augment(images, kind, keys, 0, 0, 24))
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
 
@@ -188,20 +188,20 @@ def test_augmentation_differs_by_epoch_and_by_seed(kind):
 @pytest.mark.parametrize("kind", ["none", "flips", "random_resized_crop"])
 def test_a_share_without_images_is_augmented_and_normalised_like_any_other(kind):
     nothing = torch.empty(0, 3, 37, 37, dtype=torch.uint8)
-    seen = augmented(nothing, kind, np.empty(0, np.uint64), seed=0, epoch=1, size=32)
+    seen = augment(nothing, kind, np.empty(0, np.uint64), seed=0, epoch=1, size=32)
     assert (seen.dtype, seen.shape) == (torch.uint8, (0, 3, 32, 32))
     assert normalised(seen, [0.5] * 3, [0.5] * 3).shape == (0, 3, 32, 32)
 
 
 def test_no_augmentation_is_the_centre_crop():
     images = pictures(3, 32)
-    assert torch.equal(augmented(images, "none", KEYS[:3], 0, 0, 24), images[..., 4:28, 4:28])
+    assert torch.equal(augment(images, "none", KEYS[:3], 0, 0, 24), images[..., 4:28, 4:28])
     assert torch.equal(evaluated(images, 24), images[..., 4:28, 4:28])
 
 
 def test_flips_mirror_about_half_the_images_and_change_nothing_else():
     images, keys = pictures(200, 10), KEYS[:200]
-    plain, seen = evaluated(images, 8), augmented(images, "flips", keys, 0, 0, 8)
+    plain, seen = evaluated(images, 8), augment(images, "flips", keys, 0, 0, 8)
     as_is = (seen == plain).flatten(1).all(1)
     mirrored = (seen == plain.flip(-1)).flatten(1).all(1)
     assert (as_is | mirrored).all()
@@ -214,7 +214,7 @@ def test_crops_stay_inside_and_keep_half_the_area():
     images = torch.stack(
         [ramp.expand(side, side), ramp[:, None].expand(side, side), torch.zeros(side, side).byte()]
     )
-    seen = augmented(
+    seen = augment(
         images.expand(200, 3, side, side), "random_resized_crop", KEYS[:200], 0, 0, side
     ).float()
     width = seen[:, 0].amax((1, 2)) - seen[:, 0].amin((1, 2)) + 1
@@ -255,7 +255,9 @@ def test_balanced_epochs_hold_as_many_of_each_class_and_every_image_as_often():
     every = np.arange(len(LABELS))
     seen = np.zeros(len(LABELS), dtype=int)
     for epoch in range(60):
-        epoch_rows = np.concatenate(balanced_batches(every, LABELS, KEYS, 16, seed=0, epoch=epoch))
+        epoch_rows = np.concatenate(
+            make_balanced_batches(every, LABELS, KEYS, 16, seed=0, epoch=epoch)
+        )
         assert len(epoch_rows) == len(every)
         assert np.ptp(np.bincount(LABELS[epoch_rows])) <= 1
         seen += np.bincount(epoch_rows, minlength=len(every))
@@ -267,9 +269,9 @@ def test_balanced_epochs_hold_as_many_of_each_class_and_every_image_as_often():
 
 
 def test_balanced_batches_mix_the_classes():
-    batches = balanced_batches(np.arange(len(LABELS)), LABELS, KEYS, 32, seed=0, epoch=0)
+    batches = make_balanced_batches(np.arange(len(LABELS)), LABELS, KEYS, 32, seed=0, epoch=0)
     assert all(len(np.unique(LABELS[batch])) == 3 for batch in batches)
-    again = balanced_batches(np.arange(len(LABELS)), LABELS, KEYS, 32, seed=0, epoch=0)
+    again = make_balanced_batches(np.arange(len(LABELS)), LABELS, KEYS, 32, seed=0, epoch=0)
     assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
 
 
@@ -278,7 +280,7 @@ def test_a_batch_is_made_without_helper_threads_and_other_threads_keep_theirs(tw
         with ThreadPoolExecutor(1) as other:
             return torch.get_num_threads(), other.submit(torch.get_num_threads).result()
 
-    for _, (batch, other) in prefetched(make, in_order(np.arange(3), 1)):
+    for _, (batch, other) in prefetch(make, in_order(np.arange(3), 1)):
         assert (batch, other, torch.get_num_threads()) == (1, 2, 2)
 
 
@@ -295,7 +297,7 @@ def test_threads_that_start_while_others_make_batches_have_all_their_helpers(two
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(start_threads)
         for _ in range(50):
-            for _ in prefetched(len, in_order(np.arange(2), 1)):
+            for _ in prefetch(len, in_order(np.arange(2), 1)):
                 pass
         over.set()
         running.result()

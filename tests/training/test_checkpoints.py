@@ -1,4 +1,4 @@
-"""Checkpoints are read as they were written, or said to be missing or damaged."""
+"""Tests that checkpoints are read as written, or reported as missing or damaged."""
 
 import pytest
 import torch

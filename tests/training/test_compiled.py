@@ -1,4 +1,4 @@
-"""Compiled forward passes: when they are made and used, how exact they are, and what is left."""
+"""Tests of compiled passes: when they are made and used, how exact they are, what they leave."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from finetune_core.data.rowcache import CACHE
 from finetune_core.models.network import build_network
 from finetune_core.training import compiled, events, feeding
 from finetune_core.training.compile_child import difference
-from finetune_core.training.compiled import Compiler, Part, fitted, pays
+from finetune_core.training.compiled import Compiler, Part, is_worthwhile, match_batch
 from finetune_core.training.compiler_process import KILLED, CompilerProcess
 from finetune_core.training.device import Device
 from finetune_core.training.loop import StopRequested, fit
@@ -50,7 +50,7 @@ class Doubling(nn.Module):
 
 @pytest.fixture
 def process(compiling):
-    """A compiler whose package multiplies what is doubled by one and a half."""
+    """Replace the compiler by one whose package returns three where the eager pass returns two."""
     compiling.factor = 1.5
     return compiling
 
@@ -72,10 +72,10 @@ EAGER = [2] * 10
 
 def test_it_pays_when_it_saves_more_than_it_takes():
     expected = Compilation(seconds=10, saved=0.5)
-    assert pays(2100, 0.01, expected)
-    assert not pays(1900, 0.01, expected)
-    assert not pays(10**9, 0.01, Compilation(10, 0.0))
-    assert not pays(10**9, 0.01, Compilation(10, -0.2))
+    assert is_worthwhile(2100, 0.01, expected)
+    assert not is_worthwhile(1900, 0.01, expected)
+    assert not is_worthwhile(10**9, 0.01, Compilation(10, 0.0))
+    assert not is_worthwhile(10**9, 0.01, Compilation(10, -0.2))
 
 
 def test_the_book_knows_each_part_and_guesses_others_from_them():
@@ -222,15 +222,15 @@ def test_where_memory_runs_out_smaller_parts_go_through_the_eager_pass(process, 
 def test_a_smaller_batch_is_filled_up_and_others_are_left_alone():
     like = torch.empty(8, 3, 4, 4, device="meta").contiguous(memory_format=torch.channels_last)
     images = torch.randn(8, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    assert fitted(images, like) is images
-    some = fitted(images[:5], like)
+    assert match_batch(images, like) is images
+    some = match_batch(images[:5], like)
     assert some.stride() == like.stride()
     assert torch.equal(some, torch.cat([images[:5], images[4:5].expand(3, -1, -1, -1)]))
-    other_strides = fitted(images.contiguous(), like)
+    other_strides = match_batch(images.contiguous(), like)
     assert other_strides.stride() == like.stride()
     assert torch.equal(other_strides, images)
     unfit = images[:4], images[:0], images.repeat(2, 1, 1, 1), images[..., :3], images.double()
-    assert [fitted(one, like) for one in unfit] == [None] * 5
+    assert [match_batch(one, like) for one in unfit] == [None] * 5
 
 
 @LINUX
@@ -244,7 +244,7 @@ def test_a_forged_one_is_compiled_again(process):
 
 
 def randomize_statistics(network):
-    """Make BatchNorms that are no identities: folding them away is something that can go wrong."""
+    """Randomise BatchNorms so that they are no identities, and folding them away can go wrong."""
     generator = torch.Generator().manual_seed(0)
     for module in network.model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -286,7 +286,7 @@ def passes(module, device):
 
 @pytest.fixture(scope="module")
 def parts():
-    """Return the trunk of a network, and the trunk compiled in bf16; each is compiled once."""
+    """Return the trunk of a network, and the trunk compiled in bf16. Each is compiled once."""
     made = {}
 
     def of(name):
@@ -330,7 +330,7 @@ def test_in_bf16_it_is_no_further_from_fp32_than_the_eager_pass(parts, name):
 def test_a_filled_up_batch_gives_what_a_whole_one_does(parts):
     _, fast = parts(COMPILED)
     images = photographs()
-    assert torch.equal(fast(fitted(images[:5], images))[:5], fast(images)[:5])
+    assert torch.equal(fast(match_batch(images[:5], images))[:5], fast(images)[:5])
 
 
 @LINUX
@@ -386,7 +386,7 @@ def test_one_that_is_further_from_fp32_is_refused():
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
-    """The system's temporary folder, empty."""
+    """Replace the system's temporary folder by an empty one."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
@@ -394,7 +394,7 @@ def temporary(tmp_path, monkeypatch):
 
 
 def compile_a_little(device=BF16):
-    """Start to compile what takes long enough to be ended meanwhile."""
+    """Start to compile something that takes long enough to be ended meanwhile."""
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU()).eval()
     return CompilerProcess(module, torch.zeros(2, 3, 16, 16), device)
 

@@ -1,4 +1,4 @@
-"""Single steps and the settings that steer them: schedules, blending, averages, early stopping."""
+"""Tests of single steps and their settings: schedules, blending, averages, early stopping."""
 
 import math
 from functools import partial
@@ -208,7 +208,7 @@ def test_an_average_lags_behind_and_is_put_back():
             model.weight += 1
         average.update()
     assert average.tensors["weight"].item() == pytest.approx(19, abs=0.1)
-    with average.in_place():
+    with average.swap_in():
         assert model.weight.item() == pytest.approx(19, abs=0.1)
     assert model.weight.item() == 20
     assert StepRule() == compute.PLAIN

@@ -1,12 +1,12 @@
-"""Crops of a whole batch are those of single images."""
+"""Tests that crops of a whole batch are those of single images."""
 
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from finetune_core.training.batches import augmented
-from finetune_core.training.crops import crops
+from finetune_core.training.batches import augment
+from finetune_core.training.crops import crop_and_resize
 
 VECTORISED = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
@@ -21,7 +21,7 @@ def one_by_one(images, boxes, size):
 
 
 def every_kind_of_box(side):
-    """The whole image, corners, the extremes of what augmentation draws, one pixel, and others."""
+    """Return the whole image, corners, the extremes of augmentation, one pixel, and others."""
     half = int(side / 2**0.5)
     long, short = int(side * (2 / 3) ** 0.5), int(side * (3 / 8) ** 0.5)
     boxes = [
@@ -58,7 +58,7 @@ def test_a_batch_at_once_is_the_same_to_the_bit_as_one_image_after_the_other(sid
             .expand_as(images)
         )
     images = images.permute(0, 3, 1, 2)
-    wanted, found = one_by_one(images, boxes, size), crops(images, boxes, size)
+    wanted, found = one_by_one(images, boxes, size), crop_and_resize(images, boxes, size)
     assert found.dtype == torch.uint8
     differing = (wanted.int() - found.int()).abs()
     # without vector instructions torch's resizing computes in float
@@ -67,5 +67,5 @@ def test_a_batch_at_once_is_the_same_to_the_bit_as_one_image_after_the_other(sid
 
 def test_elsewhere_than_on_a_processor_a_batch_is_cropped_at_once():
     images = torch.empty(5, 3, 37, 37, dtype=torch.uint8, device="meta")
-    seen = augmented(images, "random_resized_crop", np.arange(5, dtype=np.uint64), 0, 0, 32)
+    seen = augment(images, "random_resized_crop", np.arange(5, dtype=np.uint64), 0, 0, 32)
     assert (seen.device.type, seen.dtype, seen.shape) == ("meta", torch.uint8, (5, 3, 32, 32))

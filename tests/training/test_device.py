@@ -4,12 +4,12 @@ import torch
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import things
 from finetune_core.training import device as device_module
-from finetune_core.training.device import choose_device, describe_machine, numerics
+from finetune_core.training.device import choose_device, describe_machine, read_numerics
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Pretend that this machine has the accelerators named, and a processor with the capabilities named."""
+    """Pretend that this machine has these accelerators, and a processor with these capabilities."""
 
     def pretend(*accelerators, capabilities=(), cuda_bf16=True, cuda_capability=(9, 0)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in accelerators)
@@ -144,7 +144,7 @@ def test_autocast_computes_in_the_precision(native_bf16, precision, dtype):
 def test_fp32_on_an_nvidia_gpu_is_fp32_and_algorithms_are_not_timed():
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision in ("ieee", "none")
-    assert numerics() == {"tf32": False, "cudnn_benchmark": False}
+    assert read_numerics() == {"tf32": False, "cudnn_benchmark": False}
 
 
 @pytest.mark.parametrize("operations", [torch.backends.cuda.matmul, torch.backends.cudnn.conv])
@@ -152,7 +152,7 @@ def test_numerics_are_those_that_hold(monkeypatch, operations):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     before = operations.fp32_precision
     operations.fp32_precision = "tf32"
-    found = numerics()
+    found = read_numerics()
     operations.fp32_precision = before
     assert found == {"tf32": True, "cudnn_benchmark": True}
 
@@ -162,4 +162,4 @@ def test_the_machine_is_described():
     assert machine.cores >= 1
     assert 0 < machine.free_memory <= machine.memory
     assert machine.device == choose_device()
-    assert machine.device.kind in device_module._present()
+    assert machine.device.kind in device_module._list_devices()

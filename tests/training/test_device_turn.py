@@ -1,4 +1,4 @@
-"""What computes on a device waits for its turn there, says so, and can be stopped meanwhile."""
+"""Tests that work waits for its turn on a device, says so, and can be stopped meanwhile."""
 
 import threading
 
@@ -8,7 +8,7 @@ from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import ConfigError
 from finetune_core.jobs import Jobs
 from finetune_core.training import device_memory, device_turn
-from finetune_core.training.device_turn import Turn, work_in_turn
+from finetune_core.training.device_turn import Turn, run_in_turn
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.timing import calibrate
@@ -73,10 +73,10 @@ def test_a_job_that_waits_is_stopped_and_loses_its_place(config, device_held):
 
 
 def test_who_waits_comes_before_who_has_just_had_it():
-    """A queue of runs takes the device again at once: whoever waits is next all the same."""
+    """A queue of runs takes the device again at once, and yet a waiting program is next."""
     order, first = [], Turn("cpu")
     assert first.come()
-    work = work_in_turn(noted(order), "cpu")
+    work = run_in_turn(noted(order), "cpu")
     assert next(work) == WAITS
     first.leave()
     again = Turn("cpu")
@@ -133,10 +133,10 @@ def test_its_memory_is_handed_back_when_the_work_has_ended_well_or_badly(
         if ends == "stopped":
             yield Step(2, 2)
 
-    finish(work_in_turn(trains("well"), kind))
+    finish(run_in_turn(trains("well"), kind))
     with pytest.raises(RuntimeError) as caught:
-        finish(work_in_turn(trains("badly"), kind))
-    stopped = work_in_turn(trains("stopped"), kind)
+        finish(run_in_turn(trains("badly"), kind))
+    stopped = run_in_turn(trains("stopped"), kind)
     next(stopped), next(stopped)
     stopped.close()
     assert str(caught.value) == "the run"  # it is still known

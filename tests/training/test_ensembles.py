@@ -1,4 +1,4 @@
-"""Ensembles: what they answer and are exported as, and which runs cannot answer together."""
+"""Tests of ensembles: their predictions, their exports, and which runs cannot be combined."""
 
 import importlib.util
 import itertools
@@ -52,7 +52,11 @@ MEMBERS = {
 
 @pytest.fixture(scope="module")
 def made_once(home_of_shared_fixtures, tmp_path_factory):
-    """Three runs, one with images that are normalised otherwise; their ensemble, and its events."""
+    """Train three runs, one with images normalised otherwise, and make their ensemble.
+
+    Returns:
+        The runs, the ensemble, and its events.
+    """
     made = {name: trained_run(**changes).run_dir for name, changes in MEMBERS.items()}
     config = averaged_config("ensemble", list(made.values()))
     made["ensemble"], seen = record_run(config, tmp_path_factory.mktemp("runs"))
@@ -61,7 +65,7 @@ def made_once(home_of_shared_fixtures, tmp_path_factory):
 
 @pytest.fixture
 def made(made_once, tmp_path):
-    """Copies of them that a test may spoil."""
+    """Return copies of the runs that a test may spoil."""
     return {name: copy_run(folder, tmp_path / "made") for name, folder in made_once[0].items()}
 
 
@@ -70,8 +74,11 @@ def logits_in(folder):
     return table, np.stack(table["logits"].tolist())
 
 
-def seen_by(run, network):
-    """The images that a run has predicted as a network gets them, ordered as ``logits_in``."""
+def make_inputs(run, network):
+    """Return the images that a run has predicted, as a network gets them.
+
+    They are ordered as in ``logits_in``.
+    """
     inputs = [
         network_input(run_image(run, sample), network.info, run.config.image_size)
         for sample in logits_in(run.run_dir)[0]["id"]
@@ -152,7 +159,7 @@ def test_it_predicts_what_it_has_predicted_without_its_runs(made, tmp_path):
     moved = read_run(shutil.move(made["ensemble"], tmp_path / "elsewhere"))
     shutil.rmtree(tmp_path / "made")
     predictor = load_predictor(moved)
-    images = seen_by(moved, predictor.network)
+    images = make_inputs(moved, predictor.network)
     found = logits_of(predictor.network.model, images, predictor.device)
     np.testing.assert_allclose(found, logits_in(moved.run_dir)[1], atol=EXACT)
 
@@ -168,7 +175,7 @@ def onnx_answers(folder, images):
 
 
 def example_answers(folder, images):
-    """By the example that goes with an export, which is without Thaw."""
+    """Return the answers of the example that goes with an export and does not use Thaw."""
     spec = importlib.util.spec_from_file_location("exported_example", folder / "predict.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
@@ -190,7 +197,7 @@ def test_exports_of_two_backbones_answer_what_their_ensemble_has_predicted(made_
     formats = ("onnx", "torch_export", "safetensors")
     onnx, program, tensors = (export_run(run, name, tmp_path / name) for name in formats)
     exported = load_export(tensors.folder)
-    images, wanted = seen_by(run, exported.network), logits_in(run.run_dir)[1]
+    images, wanted = make_inputs(run, exported.network), logits_in(run.run_dir)[1]
     for found in (
         onnx_answers(onnx.folder, images),
         program_answers(program.folder, images),

@@ -1,4 +1,4 @@
-"""Whatever a run trains in, its best checkpoint is evaluated in fp32, as Predict computes."""
+"""Tests that a best checkpoint is evaluated in fp32, as Predict computes, in any precision."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("native_bf16")
 
 @pytest.fixture
 def uncached(monkeypatch, tmp_path):
-    """Configs of runs that read every image, of a folder of their own, in every epoch."""
+    """Make configs of runs that read every image, of a folder of their own, in every epoch."""
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
     monkeypatch.setenv("THAW_CACHE_DISK_GB", "0")
     images = image_folder(tmp_path / "images", dict.fromkeys(HUES, 14))
@@ -30,7 +30,7 @@ def uncached(monkeypatch, tmp_path):
 
 
 def eager(config, folder, names):
-    """Logits of the best checkpoint in fp32, image by image, with nothing cached."""
+    """Return logits of the best checkpoint in fp32, image by image, with nothing cached."""
     network, _ = best_network(config, folder)
     info = backbone_info(config.backbone)
     inputs = [network_input(Path(config.data, name), info, config.image_size) for name in names]
@@ -59,13 +59,13 @@ def eager(config, folder, names):
 def test_a_finished_run_holds_the_fp32_answers_of_its_best_checkpoint(
     tmp_path, monkeypatch, settings
 ):
-    counts, real = [], evaluation.logits_in_parts
+    counts, real = [], evaluation.compute_logits_in_parts
 
     def count(model, inputs, *rest):
         counts.append(len(inputs))
         return real(model, inputs, *rest)
 
-    monkeypatch.setattr(evaluation, "logits_in_parts", count)
+    monkeypatch.setattr(evaluation, "compute_logits_in_parts", count)
     config = tiny_config(**settings)
     finished = fit_all(config, tmp_path)[-1]
     table = load_predictions(tmp_path)

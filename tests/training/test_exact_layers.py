@@ -1,11 +1,11 @@
-"""Live validation in bf16: the head is in fp32, so logits do not tie as numbers of 8 bits do."""
+"""Tests of validation in bf16: the head is in fp32, so logits do not tie as 8-bit numbers do."""
 
 import pytest
 import torch
 
 from finetune_core.training.device import Device
 from finetune_core.training.evaluation import predict_splits
-from finetune_core.training.exact_layers import exact_head
+from finetune_core.training.exact_layers import use_exact_head
 from finetune_core.training.freezing import apply
 from finetune_core.training.lost import LostImages
 from finetune_core.training.prepare import prepare
@@ -16,7 +16,7 @@ BF16 = Device("cpu", "a processor", "bf16")
 
 
 def prepare_job(**settings):
-    """A run that is ready to start, whose logits lie between 8 and 16."""
+    """Prepare a run whose logits lie between 8 and 16."""
     job = finish(prepare(tiny_config(precision="bf16", **settings)))
     head = job.network.head_layers[0]
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_a_head_trains_in_bf16_as_before(native_bf16):
     apply(job.strategy, job.network.stages, job.network.model, 1)
     with BF16.autocast():
         before = job.forward(inputs)
-        with exact_head(job.network):
+        with use_exact_head(job.network):
             exact = job.forward(inputs)
         after = job.forward(inputs)
     dtypes = [one.dtype for one in (before, exact, after)]

@@ -1,4 +1,4 @@
-"""Heads that are fitted to the features of an earlier stage, where the network of the run ends."""
+"""Tests of heads fitted to the features of an earlier stage, where the run's network ends."""
 
 import numpy as np
 import pytest

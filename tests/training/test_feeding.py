@@ -19,7 +19,7 @@ ROWS = np.random.default_rng(0).permutation(200)[:75]
 
 
 def feed(rows_seen):
-    """Load rows of a table; finishing adds to each its own number, which tells rows apart."""
+    """Load rows of a table. Finishing adds its own number to each, which tells rows apart."""
 
     def finish(loaded, rows):
         rows_seen.append(rows.tolist())

@@ -1,4 +1,4 @@
-"""Heads that are fitted in one go: they are scikit-learn's, and a run without epochs is a run."""
+"""Tests of heads fitted in one go: they equal scikit-learn's, and their runs are runs."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run, summary
 from finetune_core.training import events, networks, probe_memo
 from finetune_core.training.checkpoints import BEST, checkpoint_path, load_tensors, save_checkpoint
-from finetune_core.training.exact_layers import exact_head, without_head
+from finetune_core.training.exact_layers import bypass_head, use_exact_head
 from finetune_core.training.folds import stratified_folds
 from finetune_core.training.logistic import (
     GRID,
@@ -35,7 +35,7 @@ from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.nearest import NEIGHBOURS, TEMPERATURE, NearestNeighbours
 from finetune_core.training.networks import best_network
 from finetune_core.training.predictions import load_predictions
-from finetune_core.training.prototypes import class_means, prototypes
+from finetune_core.training.prototypes import class_means, fit_prototypes
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.work import finish
 from tests.factories import copy_run, tiny_config, trained_run
@@ -43,7 +43,7 @@ from tests.training.fits import only, record_run
 
 
 def clouds(images=300, features=40, classes=4, spread=0.5):
-    """Correlated features of overlapping classes, float32, and labels."""
+    """Return correlated features of overlapping classes, float32, and labels."""
     random = np.random.default_rng(0)
     labels = random.integers(classes, size=images)
     values = random.normal(size=(classes, features))[labels] * spread + random.normal(
@@ -118,7 +118,7 @@ def test_the_scale_is_folded_into_the_head():
 
 
 def cross_validate(features, labels):
-    """scikit-learn's loss of every image that is held out, and whether it is right, per penalty."""
+    """Return scikit-learn's loss of each held-out image, and whether it is right, per penalty."""
     count = len(labels)
     losses, right = np.zeros((len(GRID), count)), np.zeros((len(GRID), count), dtype=bool)
     for fit, out in stratified_folds(labels.numpy(), np.arange(count), 0):
@@ -316,9 +316,9 @@ def test_a_fit_stops_between_fits_and_starts_again(tmp_path):
 def test_a_head_that_is_left_out_stays_left_out_within_exact_head():
     network = build_network("timm/test_resnet", "none", 3, 0)
     images = torch.randn(2, 3, 32, 32)
-    with torch.no_grad(), without_head(network):
+    with torch.no_grad(), bypass_head(network):
         for _ in range(2):
-            with exact_head(network):
+            with use_exact_head(network):
                 assert network.model(images).shape == (2, 96)
     with torch.no_grad():
         assert network.model(images).shape == (2, 3)
@@ -326,7 +326,7 @@ def test_a_head_that_is_left_out_stays_left_out_within_exact_head():
 
 def test_prototypes_are_scikit_learns_nearest_centroids_and_a_linear_head():
     features, labels = clouds(spread=0.4)
-    head, choice = finish(prototypes(features, labels, np.arange(300), 4, seed=0))
+    head, choice = finish(fit_prototypes(features, labels, np.arange(300), 4, seed=0))
     unit = normalize(features.numpy())
     means = normalize(NearestCentroid().fit(unit, labels).centroids_)
     theirs = NearestCentroid().fit(means, np.arange(4)).predict(unit)
@@ -347,7 +347,7 @@ def test_prototypes_do_not_depend_on_how_many_images_the_other_classes_have():
 
 def test_a_class_without_training_images_is_never_predicted():
     features, labels = clouds()
-    head, _ = finish(prototypes(features, labels, np.arange(300), 6, seed=0))
+    head, _ = finish(fit_prototypes(features, labels, np.arange(300), 6, seed=0))
     assert set(head.logits(features).argmax(1).tolist()) <= {0, 1, 2, 3}
     assert head.logits(features).isfinite().all()
 
@@ -368,7 +368,7 @@ def test_no_training_image_votes_for_itself():
     features, labels = clouds(images=100)
     alone = NearestNeighbours(features[1:], labels[1:], 4)(features[:1])
     torch.testing.assert_close(
-        NearestNeighbours(features, labels, 4).without_themselves(part=30)[:1], alone
+        NearestNeighbours(features, labels, 4).leave_one_out_logits(chunk_size=30)[:1], alone
     )
 
 
@@ -404,7 +404,7 @@ def test_a_checkpoint_that_claims_more_neighbours_than_it_has_room_for_is_damage
     room = checkpoint_path(run.run_dir, BEST).stat().st_size
     claimed = times * (room // tensors["fc.features"][0].nbytes)
     save_checkpoint(run.run_dir, BEST, tensors, replace(info, neighbours=claimed))
-    monkeypatch.setattr(networks, "with_empty_neighbours", None)  # no memory is taken for them
+    monkeypatch.setattr(networks, "add_empty_neighbours", None)  # no memory is taken for them
     with pytest.raises(RunError, match="damaged"):
         best_network(run.config, run.run_dir)
 

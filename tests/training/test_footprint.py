@@ -1,4 +1,4 @@
-"""A run's memory: in the program's own, and, apart from that, in the GPU that it trains on."""
+"""Tests of a run's memory: in the program's own, and apart from that in its GPU."""
 
 import copy
 from dataclasses import replace
@@ -10,8 +10,8 @@ import torch
 from finetune_core.data.dataset import load_dataset
 from finetune_core.models.network import network_stages
 from finetune_core.training import events
-from finetune_core.training.footprint import footprint, kept_for_backward
-from finetune_core.training.forecast import expected, forecast
+from finetune_core.training.footprint import measure_footprint, record_saved_storages
+from finetune_core.training.forecast import compute_forecast, expected
 from finetune_core.training.loop import fit
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import prepare
@@ -33,7 +33,7 @@ def config():
 
 @pytest.fixture
 def counter(gpu, monkeypatch):
-    """The GPU's allocator: a peak that grows with every look at it, and the devices asked for."""
+    """Replace the GPU's allocator by a peak that grows with each look, and note the devices."""
     state = {"peak": 10**9, "asked": []}
 
     def reset(device):
@@ -72,11 +72,11 @@ def test_on_a_processor_there_is_no_other_memory(config, tmp_path):
 
 @pytest.fixture
 def stepped(config):
-    """A job, its optimizer, and what a step has kept."""
+    """Return a job, its optimizer, and what a step has kept."""
     _, job = drained(prepare(config()))
     optimizer = make_optimizer(job.config, job.strategy, job.network.stages, job.network.model)
     _, inputs = next(job.training_inputs(job.training_batches(1), 1))
-    with kept_for_backward(job.forward) as kept:
+    with record_saved_storages(job.forward) as kept:
         job.forward(inputs).sum().backward()
     return job, optimizer, kept
 
@@ -85,28 +85,30 @@ def test_what_lies_on_the_gpu_is_not_counted_as_the_programs_memory(stepped, mon
     job, optimizer, kept = stepped
     step = sum(kept.values())
     assert step > 0
-    whole = footprint(job, optimizer, None, step)
+    whole = measure_footprint(job, optimizer, None, step)
     on_gpu = replace(job, device=replace(job.device, kind="mps"))
     monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 1_000_000)
-    seen = footprint(on_gpu, optimizer, None, step)
+    seen = measure_footprint(on_gpu, optimizer, None, step)
     assert whole.device is None
     assert seen.device == 1_000_000 + step
     assert seen.host == whole.host - step
     elsewhere = copy.deepcopy(job.network.model).to("meta")
     lookups = [lookup.on(torch.device("meta"), job.rows["train"]) for lookup in job.source.lookups]
     moved = replace(
-        on_gpu, network=replace(job.network, model=elsewhere), source=job.source.held_in(lookups)
+        on_gpu,
+        network=replace(job.network, model=elsewhere),
+        source=job.source.with_lookups(lookups),
     )
     optimizer.zero_grad()
     published = sum(tensor.nbytes for tensor in job.network.pretrained.state_dict().values())
-    assert footprint(moved, optimizer, None, step).host == published
+    assert measure_footprint(moved, optimizer, None, step).host == published
 
 
 def test_a_forecast_keeps_the_two_memories_apart(config, gpu):
     dataset = load_dataset(config().data)
-    here = forecast(config(device="cpu"), dataset, SPEED, 0.001)
-    there = forecast(config(), dataset, SPEED, 0.001)
-    large = forecast(config(), dataset, replace(SPEED, activation_bytes=10**9), 0.001)
+    here = compute_forecast(config(device="cpu"), dataset, SPEED, 0.001)
+    there = compute_forecast(config(), dataset, SPEED, 0.001)
+    large = compute_forecast(config(), dataset, replace(SPEED, activation_bytes=10**9), 0.001)
     weights = 4 * sum(stage.parameter_count for stage in network_stages(config().backbone, 3))
     training = weights + 12 * there.trainable_parameters + SPEED.step_bytes
     pixels = here.memory_bytes - training - here.cache_bytes
@@ -115,7 +117,7 @@ def test_a_forecast_keeps_the_two_memories_apart(config, gpu):
         training + there.cache_bytes,
         weights + pixels,
     )
-    passing = forecast(config(), dataset, replace(SPEED, forward_bytes=1_000_000), 0.001)
+    passing = compute_forecast(config(), dataset, replace(SPEED, forward_bytes=1_000_000), 0.001)
     assert passing.device_bytes == there.device_bytes - SPEED.step_bytes + 256 * 1_000_000
     assert (large.device_bytes, large.memory_bytes) == (
         training,

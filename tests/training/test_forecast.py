@@ -10,7 +10,7 @@ from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import TrainingError
 from finetune_core.training import events, timing
-from finetune_core.training.forecast import comparable, expected, forecast
+from finetune_core.training.forecast import comparable, compute_forecast, expected
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.stage_plan import stages_of
 from finetune_core.training.strategies import STRATEGIES
@@ -59,7 +59,7 @@ def test_a_run_pays_for_its_epochs_and_once_for_its_trunk(
     native_bf16, config, folder, settings, epoch, once, cached
 ):
     speed = replace(SPEED, exact=0.03 if "precision" in settings else 0.0)
-    estimate = forecast(config(**settings), load_dataset(folder), speed, 0.001)
+    estimate = compute_forecast(config(**settings), load_dataset(folder), speed, 0.001)
     assert estimate.cache_bytes == cached * 1000
     assert epoch is None or estimate.epoch_seconds == pytest.approx(epoch)
     assert once is None or estimate.seconds == pytest.approx(0.8 + 4 * (epoch or 0) + once)
@@ -67,14 +67,16 @@ def test_a_run_pays_for_its_epochs_and_once_for_its_trunk(
 
 def test_what_is_cached_already_costs_nothing(config, folder):
     dataset = load_dataset(folder)
-    fresh, found = (forecast(config(), dataset, SPEED, 0.001, found=n).seconds for n in (0, 40))
+    fresh, found = (
+        compute_forecast(config(), dataset, SPEED, 0.001, found=n).seconds for n in (0, 40)
+    )
     assert fresh - found == pytest.approx(40 * 0.011)
 
 
 def test_stages_that_are_not_thawed_yet_cost_no_backward_pass(config, folder):
     dataset = load_dataset(folder)
     full, probe_first = (
-        forecast(
+        compute_forecast(
             config(strategy=name, thaw_every=1),
             dataset,
             replace(SPEED, activation_bytes=0, trunk=0.0),
@@ -94,7 +96,7 @@ def test_nothing_is_expected_before_all_of_it_was_measured(config, folder):
     book.learn(config(), SPEED)
     assert expected(config(), dataset, book) is None
     book.learn_decoding(dataset.fingerprint, 32, 0.001)
-    assert expected(config(), dataset, book) == forecast(config(), dataset, SPEED, 0.001)
+    assert expected(config(), dataset, book) == compute_forecast(config(), dataset, SPEED, 0.001)
 
 
 def test_nothing_is_expected_of_a_device_or_a_precision_that_is_not_here(
@@ -229,7 +231,7 @@ def test_the_images_of_each_split_are_counted_once(config, folder, monkeypatch):
         lambda self, *more, **named: counted.append(self) or really(self, *more, **named),
     )
     for _ in range(3):
-        forecast(config(), dataset, SPEED, 0.001)
+        compute_forecast(config(), dataset, SPEED, 0.001)
     assert len(counted) == 1
 
 

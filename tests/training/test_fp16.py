@@ -1,4 +1,4 @@
-"""fp16 with a loss scale, on a processor, whose autocast computes in fp16 as that of a GPU does."""
+"""Tests of fp16 with a loss scale, on a processor whose autocast computes as a GPU's does."""
 
 from functools import partial
 
@@ -120,7 +120,7 @@ def test_an_overflow_is_divergence_only_where_the_scale_is_not_to_blame(
 
 @pytest.mark.parametrize("micro", [None, 3])
 def test_a_step_is_that_of_fp32_whatever_the_scale(micro):
-    """Clipping and L2-SP see gradients as they are."""
+    """Clipping and L2-SP see gradients as they are, without the scale."""
     weights, norms = [], []
     for precision, factor in (("fp32", None), ("fp16", 2.0), ("fp16", 2.0**12)):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""A run starts from the weights of another one, its head included where the classes match."""
+"""Tests of runs that start from another run's weights, with its head where classes match."""
 
 import shutil
 
@@ -32,7 +32,7 @@ def parent_once(home_of_shared_fixtures):
 
 @pytest.fixture
 def parent(parent_once, tmp_path):
-    """A copy that a test may spoil."""
+    """Return a copy of the parent that a test may spoil."""
     return read_run(copy_run(parent_once.run_dir, tmp_path / "parents"))
 
 
@@ -40,8 +40,8 @@ def config_from(parent, **changes):
     return tiny_config(from_run=str(parent.run_dir), **{"epochs": 1} | changes)
 
 
-def same(network, other, stages):
-    """Whether two networks hold the same in all of these stages."""
+def are_equal(network, other, stages):
+    """Return whether two networks hold the same in all of these stages."""
     one, two = network.model.state_dict(), other.model.state_dict()
     return all(
         torch.equal(one[name], two[name])
@@ -55,8 +55,8 @@ def test_frozen_stages_stay_as_the_earlier_run_left_them(parent_once):
     child = trained_run(config_from(parent_once, strategy="feature_extraction"))
     before, _ = best_network(parent_once.config, parent_once.run_dir)
     after, info = best_network(child.config, child.run_dir)
-    assert same(after, before, before.stages[:-1])
-    assert not same(after, before, before.stages[-1:])
+    assert are_equal(after, before, before.stages[:-1])
+    assert not are_equal(after, before, before.stages[-1:])
     assert child.history.end["frozen_tensors"] == sum(
         len(s.parameters) + len(s.buffers) for s in before.stages[:-1]
     )
@@ -92,9 +92,9 @@ def test_other_classes_get_a_new_head_on_the_same_weights(parent_once):
     found = beginning_of(config_from(parent_once), classes)
     before, _ = best_network(parent_once.config, parent_once.run_dir)
     assert not found.head_kept
-    assert same(found.network, before, before.stages[:-1])
+    assert are_equal(found.network, before, before.stages[:-1])
     plain = beginning_of(tiny_config(), classes).network
-    assert same(found.network, plain, plain.stages[-1:])  # by the seed, as in any run
+    assert are_equal(found.network, plain, plain.stages[-1:])  # by the seed, as in any run
 
 
 @pytest.mark.train
@@ -133,7 +133,7 @@ def test_a_run_resumes_to_the_same_weights_without_the_run_that_it_started_from(
 
 
 def strategies():
-    """One of each kind; the others go the same way through the code."""
+    """Return one strategy of each kind. The others take the same way through the code."""
     few = ("lora", "from_scratch", "prototypes")
     rest = [name for name in STRATEGIES if name not in (*few, "custom", "last_block")]
     return [*few, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in rest)]

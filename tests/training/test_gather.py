@@ -1,4 +1,4 @@
-"""Several machines compute the frozen stages' output once, and each caches all rows of it."""
+"""Tests of several machines that compute the frozen output once and cache all its rows."""
 
 import shutil
 
@@ -30,7 +30,7 @@ def gather_config(**changes):
 
 @pytest.fixture(scope="module")
 def new_task(tmp_path_factory):
-    """Make a task with a run directory of its own: (what else goes wrong, settings)."""
+    """Make a task with a run directory of its own, from its settings and what else goes wrong."""
 
     def make(settings=(), **how):
         config = gather_config(**dict(settings))
@@ -41,7 +41,7 @@ def new_task(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(new_task, tmp_path_factory):
-    """(cache, tasks) of one rank."""
+    """Return cache and tasks of a single rank."""
     home, tasks = (
         tmp_path_factory.mktemp("alone"),
         {"plain": new_task(), "augmented": new_task(AUGMENTED)},
@@ -52,7 +52,7 @@ def alone(new_task, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(new_task, tmp_path_factory):
-    """(home, tasks, answers) of two machines with a rank each, whose caches are cold at first."""
+    """Return home, tasks and answers of two machines with a rank each and empty caches."""
     home = tmp_path_factory.mktemp("two")
     tasks = {
         "plain": new_task(),
@@ -64,7 +64,7 @@ def two(new_task, tmp_path_factory):
 
 
 def tables(cache):
-    """Name -> {key: row} of a machine's cached activations."""
+    """Return a machine's cached activations: rows by key, by name."""
     found = {}
     (rows,) = cache.glob("thaw-rows*")
     for name in {file.name.rsplit("-", 1)[0] for file in rows.glob("thaw-trunk-*.rows")}:
@@ -131,7 +131,7 @@ def test_a_run_that_is_stopped_while_machines_exchange_stops_on_all(two):
 
 
 def test_machines_that_share_a_cache_send_nothing(new_task, tmp_path):
-    """As where THAW_HOME is on the network, and nobody has set THAW_CACHE_DIR."""
+    """THAW_HOME may be on the network, and THAW_CACHE_DIR unset."""
     common = Machine(environment=ON_DISK.environment | {"THAW_CACHE_DIR": str(tmp_path / "common")})
     answers = train_on([common, common], tmp_path, {"plain": new_task()})["plain"]
     assert sorted(row for answer in answers for row in answer.computed) == list(range(IMAGES))
@@ -169,7 +169,7 @@ def test_machines_share_by_rank_and_end_where_a_rank_is_killed(alone, new_task, 
 
 
 def test_a_machine_without_room_for_what_it_is_sent_has_all_train_uncached(tmp_path):
-    """It has room for the 32 rows of 8 KiB that it computes, and not for the 96 of the others."""
+    """One machine has memory for the 32 rows of 8 KiB that it computes, not for the other 96."""
     config = tiny_config(
         shared_images(**COUNTS),
         strategy="custom",

@@ -1,4 +1,4 @@
-"""A run that begins with a linear probe as its head: the probe's head, in every way a run can go."""
+"""Tests of runs that begin with a linear probe as their head, in every way a run can go."""
 
 import pytest
 import torch

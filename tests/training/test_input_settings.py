@@ -1,4 +1,4 @@
-"""Mean, deviation, crop and interpolation are the network's, or those that were set."""
+"""Tests that mean, deviation, crop and interpolation are the network's, or those that were set."""
 
 from functools import partial
 from hashlib import sha256
@@ -17,7 +17,7 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.run_images import run_images
 from finetune_core.models.catalogue import backbone_info, input_info
 from finetune_core.training.device import choose_device
-from finetune_core.training.forecast import forecast
+from finetune_core.training.forecast import compute_forecast
 from finetune_core.training.networks import beginning_of
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import prepare
@@ -71,7 +71,7 @@ def test_a_run_trains_evaluates_and_predicts_on_images_prepared_so(cache):
 
 @pytest.fixture
 def wide(tmp_path):
-    """A folder of images twice as wide as high, whose class is seen at their left edge only."""
+    """Return a folder of images twice as wide as high, with the class at the left edge only."""
     for name, color in {"red": (200, 0, 0), "green": (0, 200, 0)}.items():
         (tmp_path / name).mkdir()
         for number in range(12):
@@ -149,7 +149,7 @@ def test_a_run_that_starts_from_another_takes_them_unless_they_are_set():
 def test_the_forecast_knows_how_large_decoded_images_are():
     speed = Speed(0.001, 0.001, 0.001, 0, 1000, 0.0)
     whole, half = (
-        forecast(config, load_dataset(config.data), speed, 0.001).memory_bytes
+        compute_forecast(config, load_dataset(config.data), speed, 0.001).memory_bytes
         for config in (
             tiny_config(strategy="full", crop_pct=1.0),
             tiny_config(strategy="full", crop_pct=0.5),

@@ -1,4 +1,4 @@
-"""The training loop: the story that its events tell, what repeats, and what ends it."""
+"""Tests of the training loop: the order of its events, what repeats, and what ends it."""
 
 import itertools
 
@@ -54,7 +54,7 @@ def test_the_same_seed_gives_identical_weights_and_another_does_not(tmp_path):
 
 @pytest.mark.train
 def test_a_run_with_dropout_repeats_whatever_other_threads_draw(tmp_path):
-    """As a page does that builds a network meanwhile."""
+    """Other threads draw, for example a page that builds a network meanwhile."""
     assert "Dropout" in str(build_network("squeezenet1_1", "none", 3, 0).model)
     config = tiny_config(**SQUEEZENET)
     fit_all(config, tmp_path / "alone")
@@ -141,7 +141,7 @@ def test_validation_that_is_no_number_is_said_in_words(tmp_path, monkeypatch):
     def answer(model, inputs, device, size):
         return torch.full((len(inputs), 3), torch.nan), size
 
-    monkeypatch.setattr(evaluation, "logits_in_parts", answer)
+    monkeypatch.setattr(evaluation, "compute_logits_in_parts", answer)
     with pytest.raises(TrainingError, match="after epoch 1"):
         fit_all(tiny_config(), tmp_path)
     assert not (tmp_path / "predictions.parquet").exists()

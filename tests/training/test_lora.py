@@ -1,4 +1,4 @@
-"""LoRA: weights are their start and their factors, and nothing else of a network moves."""
+"""Tests of LoRA: weights are start plus factors, and nothing else of a network moves."""
 
 import copy
 from functools import partial
@@ -19,9 +19,9 @@ from finetune_core.training import events, lora
 from finetune_core.training.checkpoints import BEST, LAST, checkpoint_path, load_tensors
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
-from finetune_core.training.forecast import forecast
+from finetune_core.training.forecast import compute_forecast
 from finetune_core.training.freezing import apply
-from finetune_core.training.lora import low_rank
+from finetune_core.training.lora import make_low_rank
 from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.networks import best_network
 from finetune_core.training.optimizers import make_optimizer
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class Attending(nn.Module):
-    """A small transformer of torch's own attention, which never calls its output projection."""
+    """A small transformer with torch's own attention, which never calls its output projection."""
 
     def __init__(self, width=8):
         super().__init__()
@@ -91,9 +91,9 @@ def planned(network, **settings):
     )
 
 
-def randomised(network, strategy):
-    """Factors of which none is zero, merged."""
-    factors = low_rank(network, strategy, 0)
+def randomize_factors(network, strategy):
+    """Return merged factors of which none is zero."""
+    factors = make_low_rank(network, strategy, 0)
     torch.manual_seed(1)
     with torch.no_grad():
         for one in factors.factors.values():
@@ -103,7 +103,7 @@ def randomised(network, strategy):
 
 
 def unmerged(model, factors):
-    """Have layers compute what they did at the start, and the factors' part beside it."""
+    """Make layers compute their initial output, and the factors' part beside it."""
 
     def beside(name, layer):
         one = factors.factors[name]
@@ -147,7 +147,7 @@ def test_merged_weights_answer_as_factors_beside_frozen_weights_do(name):
     images = torch.randn(4, 3, side, side)
     with torch.no_grad():
         before = network.model(images)
-        factors = randomised(network, planned(network))
+        factors = randomize_factors(network, planned(network))
         merged = network.model(images)
         unmerged(network.model, factors)
         beside = network.model(images)
@@ -159,7 +159,7 @@ def test_merged_weights_answer_as_factors_beside_frozen_weights_do(name):
 def test_a_steps_gradients_are_those_that_autograd_gives_the_factors(name):
     network, side = NETWORKS[name]()
     strategy = planned(network)
-    factors = randomised(network, strategy)
+    factors = randomize_factors(network, strategy)
     apply(strategy, network.stages, network.model, 1)
     network.model.eval()
     images, labels = torch.randn(4, 3, side, side), torch.tensor([0, 1, 2, 0])
@@ -172,20 +172,20 @@ def test_a_steps_gradients_are_those_that_autograd_gives_the_factors(name):
         cross_entropy(functional_call(network.model, composed, images), labels), pairs
     )
     cross_entropy(network.model(images), labels).backward()
-    factors.take_gradients()
+    factors.convert_gradients()
     for tensor, gradient in zip(pairs, wanted, strict=True):
         torch.testing.assert_close(tensor.grad, gradient, rtol=1e-4, atol=1e-6)
     assert all(one.weight.grad is None for one in factors.factors.values())
 
 
-def step_on(
+def take_one_step(
     network, strategy, side, *, optimizer="sgd", forward=None, scale=None, device=CPU, **rule
 ):
-    """One step; the factors then."""
+    """Take one step and return the factors after it."""
     config = make_config(
         {"data": "x", "strategy": "lora", "optimizer": optimizer, "learning_rate": 0.1}
     )
-    factors = low_rank(network, strategy, 0)
+    factors = make_low_rank(network, strategy, 0)
     apply(strategy, network.stages, network.model, 1)
     made = make_optimizer(config, strategy, network.stages, network.model, factors)
     torch.manual_seed(2)
@@ -207,7 +207,7 @@ def step_on(
 def test_what_attention_never_calls_trains_too_and_nothing_else_moves():
     network, side = attending()
     strategy = planned(network)
-    factors, _ = step_on(network, strategy, side)
+    factors, _ = take_one_step(network, strategy, side)
     assert set(factors.factors) == {
         "stem.weight",
         *(
@@ -223,13 +223,13 @@ def test_what_attention_never_calls_trains_too_and_nothing_else_moves():
     for name, one in factors.factors.items():
         change = (now[name] - before[name]).flatten(1).double()
         assert torch.linalg.matrix_rank(change, rtol=1e-4) == RANK, name
-        assert torch.equal(now[name], one.merged())
+        assert torch.equal(now[name], one.compute_weight())
 
 
-def weights_after(network=None, **how):
-    """Names and weights of the small transformer after a step."""
+def train_one_step(network=None, **how):
+    """Return names and weights of the small transformer after a step."""
     network = network or attending()[0]
-    _, done = step_on(network, planned(network), 32, **how)
+    _, done = take_one_step(network, planned(network), 32, **how)
     return network.model.state_dict(), done
 
 
@@ -257,18 +257,18 @@ class Wrapped(nn.Module):
 
 
 def test_parts_of_a_batch_and_a_loss_scale_make_the_same_step():
-    usual, _ = weights_after()
+    usual, _ = train_one_step()
     for how in ({"micro_batch": 2}, {"scale": loss_scale()}):
-        check_close(weights_after(**how)[0], usual)
-    clipped, _ = weights_after(clip_norm=1e-3)
+        check_close(train_one_step(**how)[0], usual)
+    clipped, _ = train_one_step(clip_norm=1e-3)
     assert not torch.allclose(clipped["head.weight"], usual["head.weight"], atol=1e-3)
 
 
 def test_gradients_of_an_attempt_that_ran_out_of_memory_are_forgotten():
     network, _ = attending()
-    found, done = weights_after(network, forward=Wrapped(network.model, ends=2), micro_batch=4)
+    found, done = train_one_step(network, forward=Wrapped(network.model, ends=2), micro_batch=4)
     assert done.skipped == 0
-    check_close(found, weights_after(micro_batch=4)[0])
+    check_close(found, train_one_step(micro_batch=4)[0])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -276,7 +276,7 @@ def test_a_step_that_is_skipped_changes_nothing(optimizer):
     network, _ = attending()
     before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
     overflowing, scale = Wrapped(network.model, factor=torch.inf), loss_scale()
-    now, done = weights_after(network, optimizer=optimizer, forward=overflowing, scale=scale)
+    now, done = train_one_step(network, optimizer=optimizer, forward=overflowing, scale=scale)
     assert (done.skipped.item(), scale.factor.item()) == (1, 256)
     assert all(torch.equal(tensor, before[name]) for name, tensor in now.items())
 
@@ -306,7 +306,7 @@ def test_factors_are_counted_without_a_network_and_depthwise_convolutions_have_n
 
 def test_a_rank_beyond_a_matrix_is_its_own():
     network, _ = attending()
-    factors = low_rank(network, planned(network, lora_rank=100, lora_alpha=50), 0)
+    factors = make_low_rank(network, planned(network, lora_rank=100, lora_alpha=50), 0)
     assert {len(one.down) for one in factors.factors.values()} == {8}
     assert {one.scale for one in factors.factors.values()} == {0.5}
 
@@ -369,16 +369,16 @@ def test_the_audit_sees_a_weight_that_is_not_what_its_factors_say(config, monkey
     """Rounding is allowed where products do not repeat."""
     factors, network = (job := finish(prepare(config()))).low_rank, job.network
     factors.merge()
-    assert not factors.unmerged()
+    assert not factors.find_unmerged()
     if not repeats:
         monkeypatch.setattr(lora, "_REPEATABLE", ())
     name = next(iter(factors.factors))
     weight = network.model.get_parameter(name).detach()
     largest = float(weight.abs().max())
     weight.view(-1)[0] += 1e-6 * largest
-    assert factors.unmerged() == ([name] if repeats else [])
+    assert factors.find_unmerged() == ([name] if repeats else [])
     weight.view(-1)[0] += 1e-4 * largest
-    assert factors.unmerged() == [name]
+    assert factors.find_unmerged() == [name]
 
 
 def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cache(config):
@@ -386,8 +386,8 @@ def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cac
     stages = network_stages(TINY_BACKBONE, 3, 32)
 
     def memory(**settings):
-        """Bytes, but for those of parameters that train."""
-        found = forecast(config(**settings), dataset, speed, 0.001)
+        """Return the forecast's bytes, without those of parameters that train."""
+        found = compute_forecast(config(**settings), dataset, speed, 0.001)
         counted = trainable_parameters(plan(config(**settings), stages), stages)
         assert found.trainable_parameters == counted
         return found.memory_bytes - 12 * counted
@@ -401,7 +401,7 @@ def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cac
 def test_the_seed_decides_the_first_factors():
     network, _ = attending()
     strategy = planned(network)
-    one, again, other = (low_rank(network, strategy, seed).tensors for seed in (0, 0, 1))
+    one, again, other = (make_low_rank(network, strategy, seed).tensors for seed in (0, 0, 1))
     for name, tensor in one.items():
         assert torch.equal(tensor, again[name])
         assert torch.equal(tensor, other[name]) == name.endswith("lora_B")

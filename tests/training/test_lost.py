@@ -1,4 +1,4 @@
-"""Images that vanish or rot while a run goes on are left out; too many end the run for now."""
+"""Tests of images that vanish or rot during a run: they are left out, and too many end it."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.training.fits import ends_epoch, fit_until, only
 
 @pytest.fixture
 def config(monkeypatch, tmp_path):
-    """Configs of runs that read every image, of a folder of their own, in every epoch."""
+    """Make configs of runs that read every image, of a folder of their own, in every epoch."""
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
     monkeypatch.setenv("THAW_CACHE_DISK_GB", "0")
     images = image_folder(tmp_path / "images", dict.fromkeys(HUES, 14))

@@ -1,11 +1,11 @@
-"""What is reported of each stage is what the step did to it."""
+"""Tests that the measurements of each stage are what the step did to it."""
 
 import pytest
 import torch
 from torch import nn
 
 from finetune_core.training import events
-from finetune_core.training.movement import copied, is_measured, measured
+from finetune_core.training.movement import copy_parameters, is_measured, measure_step
 from tests.factories import tiny_config
 from tests.training.fits import fit_all, only
 
@@ -23,10 +23,10 @@ def test_numbers_are_those_of_a_plain_step():
     idle = {"params": [nn.Parameter(torch.ones(2))], "lr": 0.1, "stage": "frozen for now"}
     optimizer = torch.optim.SGD([group, idle])
     layer(torch.ones(4, 3)).square().sum().backward()
-    before = copied(optimizer)
+    before = copy_parameters(optimizer)
     weights = torch.cat([tensor.flatten() for tensor in before[0]]).norm().item()
     optimizer.step()
-    found = measured(optimizer, before).read()
+    found = measure_step(optimizer, before).read()
     gradient = torch.cat([layer.weight.grad.flatten(), layer.bias.grad]).norm().item()
     assert set(found) == {"head"}
     assert found["head"] == pytest.approx(

@@ -1,4 +1,4 @@
-"""Memory that runs out, for real in a process with a limit, and at chosen moments in this one."""
+"""Tests of memory that runs out: for real in a limited process, and at chosen moments here."""
 
 import json
 import subprocess
@@ -12,19 +12,19 @@ from torch import nn
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import TrainingError, is_out_of_memory
 from finetune_core.training import evaluation, events, job, movement
-from finetune_core.training.batches import in_order, prefetched
+from finetune_core.training.batches import in_order, prefetch
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
 from finetune_core.training.loop import fit
-from finetune_core.training.out_of_memory import halving, parts, run_in_parts
+from finetune_core.training.out_of_memory import run_halving, run_in_parts, split_parts
 from finetune_core.training.prepare import prepare
 from tests.drain import drained
 from tests.factories import image_folder, tiny_config
 
 CPU = Device("cpu", "CPU", "fp32")
 LINUX = (
-    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 205520896 bytes. "
-    "Error code 12 (Cannot allocate memory)"
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 205520896 bytes. Error code 12 (Cannot allocate memory)"
 )
 
 LIMITED = """
@@ -33,29 +33,35 @@ import psutil, torch
 from torch import nn
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
-from finetune_core.training.evaluation import logits_in_parts
+from finetune_core.training.evaluation import compute_logits_in_parts
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = nn.Sequential(
-    nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3)
+    nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    nn.Linear(64, 3),
 )
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
 images, labels = torch.randn(64, 3, 64, 64), torch.arange(64) % 3
-train_step(model, images[:2], labels[:2], optimizer, Device("cpu", "", "fp32"), 0)  # what is allocated once is there
+device = Device("cpu", "", "fp32")
+# Make the allocations that happen once before the limit is set.
+train_step(model, images[:2], labels[:2], optimizer, device, 0)
 model[1].reset_running_stats()
 seen = []
 model[0].register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + (50 << 20), resource.RLIM_INFINITY))
+most = psutil.Process().memory_info().vms + (50 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 size, tries = None, []
 for step in range(3):
-    size = train_step(model, images, labels, optimizer, Device("cpu", "", "fp32"), step, StepRule(micro_batch=size)).micro_batch
+    rule = StepRule(micro_batch=size)
+    size = train_step(model, images, labels, optimizer, device, step, rule).micro_batch
     tries.append(list(seen))
     seen.clear()
 tracked = model[1].num_batches_tracked.item()
 model.eval()
-logits, evaluated = logits_in_parts(model, images, Device("cpu", "", "fp32"), 64)
-print(json.dumps({"size": size, "tries": tries, "tracked": tracked, "evaluated": evaluated, "logits": len(logits)}))
+logits, evaluated = compute_logits_in_parts(model, images, device, 64)
+found = {"size": size, "tries": tries, "tracked": tracked, "evaluated": evaluated}
+print(json.dumps(found | {"logits": len(logits)}))
 """
 
 
@@ -80,7 +86,8 @@ UNDER_A_LIMIT = """
 import resource, sys
 import psutil
 import finetune_core.__main__ as command, torch
-import finetune_core.evaluation.advice.advise, finetune_core.inspection.deep  # what is imported once is there
+# Import before the limit is set.
+import finetune_core.evaluation.advice.advise, finetune_core.inspection.deep
 from finetune_core.training import device_turn
 
 usual = device_turn.on_idle_device
@@ -150,10 +157,12 @@ def test_a_command_without_memory_for_its_imports_says_so():
     [
         RuntimeError(LINUX),
         RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."
+            "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you "
+            "tried to allocate 9 bytes."
         ),
         RuntimeError(
-            "MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1 GB, max allowed: 9.07 GB)."
+            "MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1 GB, max "
+            "allowed: 9.07 GB)."
         ),
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
@@ -177,7 +186,7 @@ def config():
 
 
 class Hungry(nn.Module):
-    """Out of memory for more than so many images, after its BatchNorm has seen them."""
+    """Module that is out of memory for too many images, after its BatchNorm has seen them."""
 
     def __init__(self, most, features=6):
         super().__init__()
@@ -221,8 +230,8 @@ def test_a_batch_is_cut_evenly_so_that_batchnorm_never_sees_a_single_image():
     model = Hungry(99)
     steps_on(model, 33, micro=32)
     assert model.seen == [17, 16]
-    assert [len(part) for part in parts(torch.zeros(10), 4)] == [4, 3, 3]
-    assert [len(part) for part in parts(torch.zeros(0), 4)] == [0]
+    assert [len(part) for part in split_parts(torch.zeros(10), 4)] == [4, 3, 3]
+    assert [len(part) for part in split_parts(torch.zeros(0), 4)] == [0]
 
 
 def test_not_even_one_image_fits():
@@ -241,7 +250,7 @@ def test_onednn_without_memory_for_a_single_image_says_what_to_do():
 
 
 def failing(message, expected):
-    """The sizes that are tried of work that always fails with this message."""
+    """Return the sizes that are tried of work that always fails with this message."""
     seen = []
 
     def fail(size):
@@ -251,7 +260,7 @@ def failing(message, expected):
     with pytest.raises(
         expected, match="for a single image" if expected is TrainingError else message
     ):
-        halving(fail, 8)
+        run_halving(fail, 8)
     return seen
 
 
@@ -281,7 +290,7 @@ def test_a_batch_that_cannot_be_made_beside_the_step_is_made_after_it(failing, a
             raise RuntimeError(LINUX)
         return int(rows.sum())
 
-    assert [batch for _, batch in prefetched(make, in_order(np.arange(5), 1), ahead)] == [
+    assert [batch for _, batch in prefetch(make, in_order(np.arange(5), 1), ahead)] == [
         0,
         1,
         2,
@@ -296,7 +305,7 @@ def test_a_batch_that_cannot_be_made_at_all_says_what_to_do():
         raise RuntimeError(LINUX)
 
     with pytest.raises(TrainingError, match=r"batch of images.*smaller batch size"):
-        list(prefetched(make, in_order(np.arange(5), 1)))
+        list(prefetch(make, in_order(np.arange(5), 1)))
 
 
 def test_a_run_remembers_what_fits_and_says_it_once(config, tmp_path, monkeypatch):
@@ -312,13 +321,13 @@ def test_a_run_remembers_what_fits_and_says_it_once(config, tmp_path, monkeypatc
 
 @pytest.mark.train
 def test_images_are_evaluated_as_many_at_a_time_as_in_a_step(config, tmp_path, monkeypatch):
-    seen, answered = [], evaluation.logits_in_parts
+    seen, answered = [], evaluation.compute_logits_in_parts
 
     def counted(model, inputs, device, size):
         seen.append((len(inputs), size))
         return answered(model, inputs, device, size)
 
-    monkeypatch.setattr(evaluation, "logits_in_parts", counted)
+    monkeypatch.setattr(evaluation, "compute_logits_in_parts", counted)
     list(fit(config(micro_batch=2), tmp_path))
     assert set(seen) == {(2, 2)}
 
@@ -336,7 +345,11 @@ class Limited(nn.Module):
 
 
 def limit_tail(monkeypatch, most):
-    """Let no more than so many images go through a run's network or tail at a time; the numbers that tried."""
+    """Let at most ``most`` images go through a network or tail at a time.
+
+    Returns:
+        The sizes that are tried.
+    """
     seen = []
     forward = job.Job.forward.fget
     monkeypatch.setattr(
@@ -376,12 +389,12 @@ def test_a_measurement_without_room_is_left_out(monkeypatch):
     monkeypatch.setattr(
         torch.Tensor, "clone", lambda self: (_ for _ in ()).throw(RuntimeError(LINUX))
     )
-    assert movement.copied(Full([parameter])) is None
+    assert movement.copy_parameters(Full([parameter])) is None
 
 
 @pytest.mark.train
 def test_augmented_versions_are_the_same_with_and_without_room(config, tmp_path, monkeypatch):
-    """What a run trains on follows from its settings, never from what the machine has free."""
+    """Images that a run trains on follow from its settings, never from the free memory."""
     settings = config(augmentation="flips", epochs=5)  # two versions, chosen by the epochs
 
     def trained_on():

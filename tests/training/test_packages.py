@@ -1,4 +1,4 @@
-"""Compiled code: what this user has kept is loaded, and nothing else."""
+"""Tests that compiled code of this user is loaded, and nothing else."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from finetune_core import paths
-from finetune_core.training.packages import keep_package, kept_package
+from finetune_core.training.packages import read_package, write_package
 from tests.other_user import AS_ROOT, as_another_user, open_to_all
 
 pytestmark = pytest.mark.skipif(
@@ -21,38 +21,38 @@ def kept_file():
 
 
 def test_what_was_kept_comes_back():
-    keep_package("one", b"code")
-    assert kept_package("one") == b"code"
-    assert kept_package("another") is None
+    write_package("one", b"code")
+    assert read_package("one") == b"code"
+    assert read_package("another") is None
     assert kept_file().stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("at", [0, 31, 32, -1])
 def test_one_that_is_damaged_is_not_loaded(at):
-    keep_package("one", b"code" * 10)
+    write_package("one", b"code" * 10)
     content = bytearray(kept_file().read_bytes())
     content[at] ^= 1
     kept_file().write_bytes(content)
-    assert kept_package("one") is None
+    assert read_package("one") is None
 
 
 def test_one_of_another_part_is_not_loaded():
-    keep_package("one", b"code")
+    write_package("one", b"code")
     kept_file().rename(kept_file().with_name("another.pt2"))
-    assert kept_package("another") is None
+    assert read_package("another") is None
 
 
 def test_one_that_others_can_read_is_not_loaded():
-    keep_package("one", b"code")
+    write_package("one", b"code")
     kept_file().chmod(0o640)
-    assert kept_package("one") is None
-    keep_package("one", b"code")
-    assert kept_package("one") == b"code"
+    assert read_package("one") is None
+    write_package("one", b"code")
+    assert read_package("one") == b"code"
 
 
 def test_the_cache_holds_no_code(monkeypatch, tmp_path):
     monkeypatch.setenv("THAW_CACHE_DIR", str(tmp_path))
-    keep_package("one", b"code")
+    write_package("one", b"code")
     assert os.listdir(tmp_path) == []
 
 
@@ -70,6 +70,6 @@ def test_code_of_another_user_is_not_loaded(tmp_path, monkeypatch):
         (private / "one.pt2").chmod(0o600)
 
     assert as_another_user(plant)
-    assert kept_package("one") is None
-    keep_package("one", b"code")
-    assert kept_package("one") is None
+    assert read_package("one") is None
+    write_package("one", b"code")
+    assert read_package("one") is None

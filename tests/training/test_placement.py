@@ -1,4 +1,4 @@
-"""Where a run's rows live, and what travels to a device that computes.
+"""Tests of the place of a run's rows, and of what travels to a device that computes.
 
 The devices are torch's ``meta`` and a processor that is treated like a GPU.
 """
@@ -19,7 +19,7 @@ from finetune_core.training.batches import sample_keys
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import arriving
 from finetune_core.training.loop import fit
-from finetune_core.training.placement import placed, room_for_rows
+from finetune_core.training.placement import bytes_for_rows, place_lookups
 from finetune_core.training.training_images import TrainingImages, validation_feed
 from finetune_core.training.trunk import CachedTrunk
 from finetune_core.work import finish
@@ -33,9 +33,9 @@ KEYS = sample_keys(str(number) for number in range(20))
 
 
 class Travelled(TorchDispatchMode):
-    """Notes the bytes of each tensor that goes from the processor to the ``meta`` device.
+    """Mode that notes the bytes of each tensor that goes from the processor to ``meta``.
 
-    To wait for a value on that device is an error.
+    Waiting for a value on that device is an error.
     """
 
     def __init__(self):
@@ -56,7 +56,7 @@ class Travelled(TorchDispatchMode):
 
 @pytest.fixture
 def lookup(tmp_path):
-    """Of 20 squares in three blocks, one of which nobody asks for."""
+    """Return a lookup of 20 squares in three blocks, one of which nobody asks for."""
     cache, rows = RowCache(lambda: tmp_path / "rows"), squares()
     for start, end in ((0, 8), (8, 11), (11, 20)):
         finish(cache.fill("t", KEYS[start:end], iter([(np.arange(end - start), rows[start:end])])))
@@ -107,7 +107,7 @@ def test_equal_images_under_several_names_are_held_once(tmp_path):
 def test_lookups_are_placed_on_the_device_as_long_as_there_is_room(lookup, room, where):
     row = SIDE * SIDE * 3
     both = [lookup, lookup.on(torch.device("cpu"), np.arange(8))]
-    found = placed(both, np.arange(20), torch.device("meta"), room * row)
+    found = place_lookups(both, np.arange(20), torch.device("meta"), room * row)
     assert [one.blocks[0].rows.device.type for one in found] == where
     # what the second one lacks, it still lacks
     assert [one.places[:, 0].min() for one in found] == [0, -1]
@@ -118,15 +118,15 @@ def test_a_device_without_room_for_them_after_all_leaves_rows_where_they_are(loo
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
     monkeypatch.setattr(torch, "empty", full)
-    assert placed([lookup], np.arange(20), torch.device("meta"), 10**9) == [lookup]
+    assert place_lookups([lookup], np.arange(20), torch.device("meta"), 10**9) == [lookup]
 
 
 def test_only_a_gpu_with_memory_of_its_own_is_given_rows_and_half_of_what_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (6_000, 16_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3_000)  # 1,000 of them in use
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1_000)
-    assert room_for_rows(Device("cuda", "", "fp32")) == 4_000
-    assert room_for_rows(Device("mps", "", "fp32")) == room_for_rows(CPU) == 0
+    assert bytes_for_rows(Device("cuda", "", "fp32")) == 4_000
+    assert bytes_for_rows(Device("mps", "", "fp32")) == bytes_for_rows(CPU) == 0
 
 
 @pytest.mark.parametrize("version", [None, 1])
@@ -134,10 +134,12 @@ def test_only_a_gpu_with_memory_of_its_own_is_given_rows_and_half_of_what_is_fre
 def test_of_rows_on_the_device_next_to_nothing_travels_and_nobody_waits(lookup, kind, version):
     config = tiny_config(augmentation=kind, image_size=SIZE)
     source = images(lookup, META, config)
-    held = source.held_in(placed(source.lookups, np.arange(20), META.torch_device, 10**9))
+    held = source.with_lookups(
+        place_lookups(source.lookups, np.arange(20), META.torch_device, 10**9)
+    )
     with Travelled() as travelled:
         rows, loaded = held.readable(np.array([2, 9, 15]), version)
-        found = held.finished(loaded, rows, version)
+        found = held.finish(loaded, rows, version)
     assert (found.device.type, found.dtype, found.shape) == (
         "meta",
         torch.float32,
@@ -156,7 +158,7 @@ def test_what_does_not_fit_travels_as_bytes_to_be_finished_there(lookup):
             lambda rows: source.readable(rows, 0), [np.arange(5), np.arange(5, 10)], META
         ):
             assert (loaded.device.type, loaded.dtype) == ("meta", torch.uint8)
-            assert source.finished(loaded, rows, 0).shape == (5, 3, SIZE, SIZE)
+            assert source.finish(loaded, rows, 0).shape == (5, 3, SIZE, SIZE)
     square = SIDE * SIDE * 3
     assert [one for one in travelled.bytes if one > 1000] == [5 * square, 5 * square]
 
@@ -179,11 +181,11 @@ def test_images_that_are_analyzed_travel_as_bytes_too_and_are_the_same_everywher
 
 def test_activations_on_the_device_are_indexed_there(lookup):
     trunk = CachedTrunk(torch.nn.Identity(), lookup, (lookup, lookup))
-    held = trunk.held_in(placed(trunk.lookups, np.arange(20), META.torch_device, 10**9))
+    held = trunk.with_lookups(place_lookups(trunk.lookups, np.arange(20), META.torch_device, 10**9))
     for version in (None, 0, 1):
         with Travelled() as travelled:
             rows, loaded = held.readable(np.array([2, 9, 15]), version)
-        assert held.finished(loaded, rows, version).device.type == "meta"
+        assert held.finish(loaded, rows, version).device.type == "meta"
         assert travelled.bytes == [3 * 8]
 
 
@@ -206,14 +208,16 @@ def test_what_is_finished_on_the_device_is_what_a_processor_makes(lookup, kind, 
 
     def made(device):
         source = images(lookup, device, config)
-        source = source.held_in(
-            placed(source.lookups, np.arange(20), device.torch_device, room if device is GPU else 0)
+        source = source.with_lookups(
+            place_lookups(
+                source.lookups, np.arange(20), device.torch_device, room if device is GPU else 0
+            )
         )
         for version in (None, 0, 3):
             for rows, loaded in arriving(
                 lambda rows, version=version: source.readable(rows, version), batches, device
             ):
-                yield source.finished(loaded, rows, version)
+                yield source.finish(loaded, rows, version)
 
     for ours, theirs in zip(made(GPU), made(CPU), strict=True):
         assert torch.equal(ours, theirs)
@@ -234,7 +238,7 @@ def test_a_run_is_the_same_wherever_its_rows_live(tmp_path, marks, monkeypatch, 
     config = tiny_config(epochs=2, batch_size=8, **settings)
     for folder, device, allowed in (("here", CPU, 0), ("there", GPU, room)):
         monkeypatch.setattr(prepare, "choose_device", lambda *_, device=device: device)
-        monkeypatch.setattr(prepare, "room_for_rows", lambda _, allowed=allowed: allowed)
+        monkeypatch.setattr(prepare, "bytes_for_rows", lambda _, allowed=allowed: allowed)
         CACHE.clear()
         (tmp_path / folder).mkdir()
         assert isinstance(list(fit(config, tmp_path / folder))[-1], events.RunFinished)

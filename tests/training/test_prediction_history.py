@@ -1,4 +1,4 @@
-"""Which images a run changes its mind about, through a resume and beside a damaged file."""
+"""Tests of changing predictions, through a resume and beside a damaged file."""
 
 import numpy as np
 import pytest

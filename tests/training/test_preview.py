@@ -1,4 +1,4 @@
-"""What pages show of an image is what the network gets."""
+"""Tests that pages show of an image what the network gets."""
 
 import io
 from functools import partial
@@ -36,7 +36,7 @@ def versions_of(image, sample, kind, seed, count):
 
 
 def fed(job, epoch):
-    """Id -> what the network gets in that epoch, turned back into an image."""
+    """Return what the network gets in that epoch, turned back into images, by id."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (INFO.mean, INFO.std))
     ids, images = job.dataset.table["id"], {}
     for rows, inputs in job.training_inputs(job.training_batches(epoch), epoch):

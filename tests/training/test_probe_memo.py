@@ -1,4 +1,4 @@
-"""Equal linear probes are fitted once."""
+"""Tests that equal linear probes are fitted once."""
 
 import numpy as np
 import pytest

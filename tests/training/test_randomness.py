@@ -1,4 +1,4 @@
-"""Runs on different devices draw random numbers without waiting, and disturb no other run."""
+"""Tests that runs draw random numbers without waiting, and disturb no run on another device."""
 
 import threading
 
@@ -16,7 +16,7 @@ PATIENCE = 60  # seconds
 
 
 class GeneratorOfAGPU:
-    """Says that it is one; draws on the processor."""
+    """A generator that pretends to be a GPU's and draws on the processor."""
 
     device = torch.device("cuda")
 
@@ -27,7 +27,7 @@ class GeneratorOfAGPU:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The generator that torch would draw from on a GPU, were there one."""
+    """Return the generator that torch would draw from if there were a GPU."""
     own = GeneratorOfAGPU(7)
     monkeypatch.setattr(torch.cuda, "default_generators", (own,))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -44,8 +44,8 @@ def network():
         return nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 2))
 
 
-def trained(device, model=None, rule=None):
-    """What a step makes of the weights of a network with dropout."""
+def step_weights(device, model=None, rule=None):
+    """Return the weights of a network with dropout after a step."""
     model = model or network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=True)
     train_step(
@@ -61,7 +61,7 @@ def trained(device, model=None, rule=None):
 
 
 def beside(held, work):
-    """Return ``work()`` while another thread is within ``held``; None if it does not end."""
+    """Return ``work()`` while another thread is within ``held``, or None if it does not end."""
     entered, leave, found = threading.Event(), threading.Event(), []
 
     def hold():
@@ -81,13 +81,13 @@ def beside(held, work):
 
 
 def test_a_step_on_the_processor_does_not_wait_for_one_on_a_gpu(gpu):
-    alone = trained(CPU)
-    assert torch.equal(beside(drawing_from(GeneratorOfAGPU()), lambda: trained(CPU)), alone)
+    alone = step_weights(CPU)
+    assert torch.equal(beside(drawing_from(GeneratorOfAGPU()), lambda: step_weights(CPU)), alone)
 
 
 def test_a_step_on_a_gpu_does_not_wait_for_one_on_the_processor(gpu):
     model = network()
-    assert beside(seeded(3), lambda: trained(CUDA, model)) is not None
+    assert beside(seeded(3), lambda: step_weights(CUDA, model)) is not None
 
 
 def test_other_threads_can_draw_while_a_step_goes_backward(gpu):
@@ -104,8 +104,8 @@ def test_other_threads_can_draw_while_a_step_goes_backward(gpu):
         assert drawn, "it waits"
 
     model[0].weight.register_hook(backward)
-    alone = trained(CPU)
-    assert torch.equal(trained(CPU, model), alone)
+    alone = step_weights(CPU)
+    assert torch.equal(step_weights(CPU, model), alone)
     with seeded(2):
         assert torch.equal(drawn[0], torch.rand(3))
 
@@ -126,7 +126,7 @@ def test_a_step_draws_what_one_seeded_block_draws(size):
     rule = StepRule(
         micro_batch=size, mix=lambda images, labels: (images[torch.randperm(6)], labels)
     )
-    found = trained(CPU, model, rule)
+    found = step_weights(CPU, model, rule)
     assert torch.allclose(
         found,
         torch.cat([parameter.detach().flatten() for parameter in expected.parameters()]),
@@ -138,8 +138,8 @@ def test_a_step_leaves_the_states_of_both_devices_as_they_were(gpu):
     plain = nn.Linear(4, 2)  # dropout would be drawn on the processor, for want of a GPU
     states = [one.get_state() for one in (torch.default_generator, gpu)]
     rule = StepRule(mix=lambda images, labels: (images + torch.rand(()), labels))
-    trained(CPU, rule=rule)
-    trained(CUDA, plain, rule)
+    step_weights(CPU, rule=rule)
+    step_weights(CUDA, plain, rule)
     assert all(
         torch.equal(one.get_state(), state)
         for one, state in zip((torch.default_generator, gpu), states, strict=True)

@@ -1,4 +1,4 @@
-"""Several ranks train what one does: to rounding, on the same images, with the same events."""
+"""Tests that several ranks train as one does: to rounding, with the same images and events."""
 
 import functools
 import os
@@ -114,7 +114,7 @@ def few_config(strategy, batch_size=4, **settings):
     return tiny_config(data, **LAYERNORM | more, strategy=strategy, batch_size=batch_size)
 
 
-def config_of(name, **settings):
+def make_config(name, **settings):
     """Return the config of a case, without how its rows are stored."""
     if name in ON_TWO:
         return small_config(**ON_TWO[name])
@@ -139,12 +139,15 @@ def train(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(new_task, train):
-    """Train the cases of a group on as many ranks: (group, ranks) -> name -> (task, events)."""
+    """Return a function that trains the cases of a group on as many ranks.
+
+    It takes (group, ranks) and returns (task, events) by name.
+    """
 
     def make(name):
         how = {} if name in ON_TWO else dict(STORAGE[CASES[name][2]])
         cache = {"cache": how.pop("cache")} if "cache" in how else {}
-        return new_task(config_of(name, **cache), **how)
+        return new_task(make_config(name, **cache), **how)
 
     @functools.cache
     def train_group(names, ranks):
@@ -175,7 +178,7 @@ def values(rows, kind, field):
 def test_ranks_train_what_one_rank_does(name, together):
     group = next(names for names in (JOURNEY, SAMPLE, EVERYTHING_ELSE) if name in names)
     task, found = together(tuple(group), CASES[name][0])[name]
-    alone = trained_run(config_of(name)).run_dir
+    alone = trained_run(make_config(name)).run_dir
     check_equal(task.folder, alone)
     ours = [event.to_json() for event in found]
     theirs = EventLines(alone / EVENTS_FILE).new()
@@ -195,7 +198,7 @@ def test_every_strategy_with_steps_is_tried_on_ranks_without_an_image():
     sizes = {size for batch in (1, 2, 3, 4) for size in (batch, 11 % batch) if size}
     for world in (2, 3):
         shares = {
-            len(range(size)[Ranks(rank, world).share(size)])
+            len(range(size)[Ranks(rank, world).batch_slice(size)])
             for size in sizes
             for rank in range(world)
         }
@@ -204,7 +207,7 @@ def test_every_strategy_with_steps_is_tried_on_ranks_without_an_image():
 
 @pytest.fixture(scope="module")
 def disturbed(new_task, train):
-    """Name -> task of a run that two ranks resumed, or paused."""
+    """Return, by name, the tasks of runs that two ranks resumed or paused."""
     config = small_config(**FULL, ema=0.9)
     tasks = {
         "resumed": new_task(config, resume=True),
@@ -226,7 +229,7 @@ def stop_after(steps, task):
 
 
 def check_whole(task):
-    """Check that a run that was disturbed is the one that was not."""
+    """Check that a disturbed run equals an undisturbed one."""
     check_equal(task.folder, trained_run(task.config).run_dir)
 
 
@@ -287,7 +290,7 @@ def test_batchnorm_trains_on_the_statistics_of_each_rank_with_images(new_task, t
 
 @pytest.fixture(scope="module")
 def troubled(new_task, train, tmp_path_factory):
-    """(name -> task, name -> report) of runs of two ranks in which something goes wrong."""
+    """Return tasks and reports, by name, of runs of two ranks in which something goes wrong."""
     folder = tmp_path_factory.mktemp("vanishing")
     data = image_folder(folder, {"red": 14, "blue": 14, "green": 14})
     reading = tiny_config(data, **FULL, batch_size=10, skip_limit=0.2, cache="off", epochs=3)
@@ -339,7 +342,7 @@ def test_a_rank_without_memory_for_the_sum_ends_all_at_once(new_task, train):
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 16, 33])
 def test_shares_are_the_batch_in_its_order_and_nobody_has_a_single_image_of_several(world, count):
-    shares = [np.arange(count)[Ranks(rank, world).share(count)] for rank in range(world)]
+    shares = [np.arange(count)[Ranks(rank, world).batch_slice(count)] for rank in range(world)]
     assert np.concatenate(shares).tolist() == list(range(count))
     sizes = [len(share) for share in shares]
     assert count < 2 or 1 not in sizes
@@ -353,9 +356,9 @@ def test_ranks_compute_whole_batches_and_each_row_once(machines):
     places = [(local, size) for size in machines for local in range(size)]
     ranks = [Ranks(rank, len(places), *place) for rank, place in enumerate(places)]
     for shares in (
-        [one.rank_share(rows, 10) for one in ranks],
-        [one.machine_share(rows, 10) for one in ranks if one.local_rank == 0],
-        [one.local_share(rows, 10) for one in ranks[: machines[0]]],
+        [one.rank_rows(rows, 10) for one in ranks],
+        [one.machine_rows(rows, 10) for one in ranks if one.local_rank == 0],
+        [one.local_rows(rows, 10) for one in ranks[: machines[0]]],
     ):
         assert sorted(np.concatenate(shares).tolist()) == rows.tolist()
         firsts = {int(share[start]) for share in shares for start in range(0, len(share), 10)}

@@ -1,4 +1,4 @@
-"""The rule that chooses what no person has set."""
+"""Tests of the rule that chooses settings which no person has set."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and resumed ends with the very weights of one that never was."""
+"""Tests that a run stopped anywhere and resumed ends with the weights of one never stopped."""
 
 import pytest
 
@@ -68,7 +68,10 @@ SETTINGS = {
 
 @pytest.fixture
 def check_same(tmp_path, marks):
-    """``check_same(config, ending)``: a training that went on equals one that was never stopped."""
+    """Return a check that a resumed training equals one that was never stopped.
+
+    It is called as ``check_same(config, ending)``.
+    """
 
     def check(config, resumed, ending):
         whole = fit_all(config, tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""Scores from counts are scikit-learn's scores from the images."""
+"""Tests that scores from counts are scikit-learn's scores from the images."""
 
 import json
 import warnings
@@ -24,14 +24,14 @@ images = st.lists(
 @given(images, st.integers(1, 20))
 def test_scores_are_scikit_learns_whichever_classes_are_there(pairs, size):
     labels, predicted = np.array(pairs).T
-    tally = RunningMetrics.of(CLASSES)
+    metrics = RunningMetrics.zeros(CLASSES)
     for start in range(0, len(labels), size):
-        tally.add(labels[start : start + size], predicted[start : start + size], 1.0)
+        metrics.add(labels[start : start + size], predicted[start : start + size], 1.0)
     with warnings.catch_warnings(action="ignore"):  # classes that are named, but not there
         balanced = balanced_accuracy_score(labels, predicted)
-    assert tally.seen == len(labels)
-    assert tally.accuracy == pytest.approx(accuracy_score(labels, predicted))
-    assert tally.scores() == pytest.approx(
+    assert metrics.num_images == len(labels)
+    assert metrics.accuracy == pytest.approx(accuracy_score(labels, predicted))
+    assert metrics.scores() == pytest.approx(
         {
             "balanced_accuracy": balanced,
             "macro_f1": f1_score(labels, predicted, average="macro", zero_division=0),
@@ -40,10 +40,10 @@ def test_scores_are_scikit_learns_whichever_classes_are_there(pairs, size):
 
 
 def test_the_loss_is_a_mean_over_images_not_over_batches():
-    tally = RunningMetrics.of(2)
-    tally.add(np.array([0, 1, 1]), np.array([0, 0, 0]), 1.0)
-    tally.add(np.array([0]), np.array([0]), 5.0)
-    assert tally.loss == pytest.approx(2.0)
+    metrics = RunningMetrics.zeros(2)
+    metrics.add(np.array([0, 1, 1]), np.array([0, 0, 0]), 1.0)
+    metrics.add(np.array([0]), np.array([0]), 5.0)
+    assert metrics.loss == pytest.approx(2.0)
 
 
 def test_counts_that_an_earlier_version_saved_are_read():

@@ -1,4 +1,4 @@
-"""The book of speeds is read as input: what is damaged, or no file at all, is an empty book."""
+"""Tests that the book of speeds is read as input: a damaged or missing file is an empty book."""
 
 import json
 import os

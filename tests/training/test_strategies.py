@@ -1,4 +1,4 @@
-"""Strategies: what they train by plan, and that a training does what the plan says."""
+"""Tests of strategies: what they plan to train, and that a training follows the plan."""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""The cache of frozen stages changes no result, computes no row twice, and gives way to others."""
+"""Tests that the cache of frozen stages changes no result and computes no row twice.
+
+It also gives way to other programs.
+"""
 
 from dataclasses import asdict
 
@@ -21,7 +24,7 @@ COLOURS = {"red": 12, "blue": 12, "green": 12}
 
 @pytest.fixture
 def images(tmp_path):
-    """36 images that a test may change."""
+    """Return 36 images that a test may change."""
     return image_folder(tmp_path / "images", COLOURS)
 
 
@@ -31,7 +34,7 @@ def config(images=None, **settings):
 
 
 def run(config, folder):
-    """Train; return what is said of the cache, and all events."""
+    """Train and return the cache's report and all events."""
     found = fit_all(config, folder)
     return asdict(only(events.RunStarted, found)[0].cache), found
 
@@ -41,10 +44,10 @@ def phases(found):
 
 
 def same_results(a, b):
-    """Weights to 1e-5 (1e-6 an element where sums nearly cancel), predictions identical.
+    """Check that weights agree to 1e-5 (1e-6 where sums nearly cancel), and predictions exactly.
 
-    The runs have SGD: batches of other sizes are added up in another order, and Adam makes whole
-    steps of a gradient that is nothing but such rounding.
+    The runs have SGD: batches of other sizes are added up in another order, and Adam takes whole
+    steps along a gradient that is only such rounding.
     """
     ours, theirs = load_file(a / "last.safetensors"), load_file(b / "last.safetensors")
     assert ours.keys() == theirs.keys()

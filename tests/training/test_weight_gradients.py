@@ -1,4 +1,4 @@
-"""Gradients of weights as products and of slices are those of the convolutions."""
+"""Tests that weight gradients as products and of slices are those of the convolutions."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ CHANGED = {"layer4.0.conv1", "layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2
 
 
 def gradients(convolution, images, autocast):
-    """Gradients of a loss that weighs each output differently: of weights, and of images."""
+    """Return gradients of weights and of images, for a loss that weighs each output differently."""
     images = images.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = convolution(images)
@@ -51,7 +51,7 @@ def gradients(convolution, images, autocast):
 
 
 def changed(convolution):
-    vars(convolution)["forward"] = weight_gradients._with_product(convolution)
+    vars(convolution)["forward"] = weight_gradients._make_product_forward(convolution)
     return convolution
 
 
@@ -76,7 +76,7 @@ def test_where_the_patches_of_a_batch_are_too_many_the_gradient_is_the_usual_one
     convolution, images = nn.Conv2d(8, 16, 3, bias=False), torch.randn(2, 8, 6, 6)
     native, _ = gradients(convolution, images, autocast=True)
     monkeypatch.setattr(weight_gradients, "_LARGEST", 0)
-    monkeypatch.setattr(weight_gradients, "_product", None)
+    monkeypatch.setattr(weight_gradients, "_compute_product", None)
     assert torch.equal(gradients(changed(convolution), images, autocast=True)[0], native)
 
 

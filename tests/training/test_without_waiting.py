@@ -1,6 +1,6 @@
-"""A training step waits for nothing that a GPU computes.
+"""Tests that a training step waits for nothing that a GPU computes.
 
-Shown without one: on torch's ``meta`` device, which has no values to read, and by counting on a
+They need no GPU: they run on torch's ``meta`` device, which has no values to read, and count on a
 processor that is treated like a GPU.
 """
 
@@ -47,7 +47,7 @@ EVERYTHING = {
 
 
 class OnlyThere(TorchDispatchMode):
-    """Refuses operations on tensors of both ``meta`` and the processor, except copies."""
+    """Mode that refuses operations on tensors of both ``meta`` and the processor, except copies."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kinds = {
@@ -58,7 +58,7 @@ class OnlyThere(TorchDispatchMode):
 
 
 class Waits(TorchDispatchMode):
-    """Counts what has to wait for a GPU, and what has a result whose size only the GPU knows."""
+    """Mode that counts operations that wait for a GPU, or whose result size only the GPU knows."""
 
     waiting = (
         aten._local_scalar_dense,
@@ -113,7 +113,11 @@ def meta_trains(monkeypatch):
 
 @pytest.fixture
 def unread(monkeypatch):
-    """No step is read back before its epoch ends: the lists of steps that were to be read, then."""
+    """Read no step back before its epoch ends.
+
+    Returns:
+        The lists of steps that were to be read.
+    """
     read, read_back = [], loop.read_back
 
     def noted(steps, ranks):
@@ -127,10 +131,10 @@ def unread(monkeypatch):
 
 
 def last_epoch(job, folder):
-    """The trainer, and the events of the steps of the last epoch: by then, all has thawed."""
-    at = TrainingState(RunningMetrics.of(len(job.dataset.classes)), epoch=job.config.epochs)
-    trainer = loop._trainer(job, folder, LostImages(job))
-    return trainer, loop._train(trainer, at)
+    """Return the trainer and the events of the last epoch's steps, when all stages have thawed."""
+    state = TrainingState(RunningMetrics.zeros(len(job.dataset.classes)), epoch=job.config.epochs)
+    trainer = loop._make_trainer(job, folder, LostImages(job))
+    return trainer, loop._train_epoch(trainer, state)
 
 
 def on_meta(job, precision):
@@ -143,7 +147,7 @@ def on_meta(job, precision):
 
 
 def steps_on_meta(settings, folder, monkeypatch, precision="fp32"):
-    """An epoch's steps on ``meta``, which are there to be read at its end."""
+    """Return an epoch's steps on ``meta``, which are there to be read at its end."""
     job = on_meta(drained(prepare(settings))[1], precision)
     waiting = []
     monkeypatch.setattr(loop, "seconds_between_reads", lambda device: math.inf)
@@ -262,8 +266,8 @@ def test_the_counter_counts():
 TRAINING = (events.StepEnded, events.EpochEnded, events.CheckpointSaved, events.RunFinished)
 
 
-def trained(stream):
-    """What steps and epochs came to, without times, and the message of the error that ended them."""
+def summarize_run(stream):
+    """Return the steps and epochs of a run, without times, and the error that ended them."""
     found, end = [], ""
     try:
         for event in stream:
@@ -281,9 +285,9 @@ def read_one_by_one_and_together(settings, folder, request):
     each, together = folder / "each", folder / "together"
     each.mkdir()
     together.mkdir()
-    first = trained(fit(settings, each))
+    first = summarize_run(fit(settings, each))
     reads = request.getfixturevalue("unread")
-    assert trained(fit(settings, together)) == first
+    assert summarize_run(fit(settings, together)) == first
     return first, reads
 
 
