@@ -151,8 +151,8 @@ def _importing(name: str, what: str = "imported") -> Iterator[None]:
         raise DataError(f"{printable_name(name)} was not {what}: {error}") from None
     except OSError as error:
         raise DataError(
-            f"{printable_name(name)} was not {what}: {data_dir()} cannot be written to ({error.strerror}). "
-            "Make room there, or set THAW_HOME to another folder."
+            f"{printable_name(name)} was not {what}: {data_dir()} cannot be written to "
+            f"({error.strerror}). Make room there, or set THAW_HOME to another folder."
         ) from None
 
 
@@ -177,7 +177,8 @@ def _checked(items: Iterator[Item]) -> Iterator[Item]:
         yield from items
     except _DAMAGE as error:
         raise DataError(
-            f"it is damaged, cut short, or no ZIP or TAR archive at all ({printable_name(str(error))}). Download or pack it again."
+            "it is damaged, cut short, or no ZIP or TAR archive at all "
+            f"({printable_name(str(error))}). Download or pack it again."
         ) from None
 
 
@@ -225,7 +226,8 @@ def _write(image: Image, folder: Path, limits: Limits) -> Pieces:
             written += len(piece)
             if written > limits.file_bytes:
                 raise DataError(
-                    f"“{printable_name(image.path)}” is larger than {size(limits.file_bytes)}. Leave it out, then try again."
+                    f"“{printable_name(image.path)}” is larger than {size(limits.file_bytes)}. "
+                    "Leave it out, then try again."
                 )
             file.write(piece)
             yield piece

@@ -80,7 +80,8 @@ def checked_name(name: str, what: str, beside: Sequence[str] = ()) -> str:
     same = next((other for other in beside if other != name and _alike(other, name)), None)
     if same is not None:
         raise DataError(
-            f"There is a {what} “{same}” already. Write it in the same way, or choose a name that differs more."
+            f"There is a {what} “{same}” already. Write it in the same way, or choose a name that "
+            "differs more."
         )
     return name
 
@@ -93,7 +94,10 @@ def _problem(name: str) -> str:
             'it becomes a folder, whose name cannot hold / \\ : * ? " < > | or control characters'
         )
     if is_noise(name) or name.endswith("."):
-        return "it becomes a folder, whose name cannot begin or end with a dot, or be one that systems use themselves"
+        return (
+            "it becomes a folder, whose name cannot begin or end with a dot, or be one that "
+            "systems use themselves"
+        )
     if _RESERVED.fullmatch(name):
         return f"“{printable_name(name)}” is reserved on Windows"
     return f"this one has more than {_LONGEST_NAME} letters" if len(name) > _LONGEST_NAME else ""
@@ -140,7 +144,8 @@ def store(batch: Batch, person: str = "") -> Path:
         _check_room(sum(map(len, batch.frames)))
         if len(frames_by_class(folder).get(name, ())) + len(batch.frames) > MOST_OF_CLASS:
             raise DataError(
-                f"“{name}” has {number(MOST_OF_CLASS)} frames, which is the most. Record another class."
+                f"“{name}” has {number(MOST_OF_CLASS)} frames, which is the most. "
+                "Record another class."
             )
         _write_frames(batch, folder / name)
         _write_manifest(folder)
@@ -317,5 +322,6 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise NotStored(
-            f"{folder} cannot be written to: {error.strerror}. Make room there, or set THAW_HOME to another folder."
+            f"{folder} cannot be written to: {error.strerror}. Make room there, or set THAW_HOME "
+            "to another folder."
         ) from None

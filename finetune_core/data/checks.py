@@ -188,7 +188,10 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
         yield Finding("few_images", "warning", message, len(few), classes=few)
     if len(training) > 1 and training.max() >= _MANY_TIMES * training.min():
         times = training.max() / training.min()
-        message = f"The largest class has {times:.0f} times the training images of the smallest: accuracy alone is misleading."
+        message = (
+            f"The largest class has {times:.0f} times the training images of the smallest: "
+            "accuracy alone is misleading."
+        )
         extremes = (
             classes[training.index[int(training.argmax())]],
             classes[training.index[int(training.argmin())]],
@@ -295,8 +298,9 @@ def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iter
     exact = kind == "leakage"
     can = "can" if exact else "could"
     inflated = [
-        f"{things(count, 'image')} of {SPLIT_WORDS[str(split)].lower()}: its accuracy {can} come out up to "
-        f"{percent(count / (table['split'] == split).sum())} too high"
+        f"{things(count, 'image')} of {SPLIT_WORDS[str(split)].lower()}: "
+        f"its accuracy {can} come out up to {percent(count / (table['split'] == split).sum())} "
+        "too high"
         for split, count in evaluated["split"].value_counts().items()
     ]
     copied = "copied" if exact else "possibly copied"

@@ -220,7 +220,8 @@ def assemble(
     own = table["class"] != ""  # images that labels add have no part in the split
     if not own.any():
         raise DataError(
-            f"None of the {len(broken)} image files in {data} can be read; the first: {broken['reason'].iloc[0]}"
+            f"None of the {len(broken)} image files in {data} can be read; the first: "
+            f"{broken['reason'].iloc[0]}"
         )
     given = bool((table["split"] == splits.VAL).any())
     if groups:
@@ -319,10 +320,11 @@ def _refuse_unusable(data: str | Path, table: pd.DataFrame, near: bool) -> None:
         of_class = pd.Series(sides(table, near)).groupby(table["class"])
         if of_class.size().max() >= 3 and of_class.nunique().max() == 1:
             raise DataError(
-                f"Every class of {data} is one group, or nothing but near-duplicates, which are kept together: none can be set aside "
-                "for validation. Name smaller groups, choose near_duplicates=apart, or add a val/ folder."
+                f"Every class of {data} is one group, or nothing but near-duplicates, which are "
+                "kept together: none can be set aside for validation. "
+                "Name smaller groups, choose near_duplicates=apart, or add a val/ folder."
             )
         raise DataError(
-            f"{data} has too few images ({things(len(table), 'image')}) to set any aside for validation: give each class at least "
-            "three, or add a val/ folder."
+            f"{data} has too few images ({things(len(table), 'image')}) to set any aside for "
+            "validation: give each class at least three, or add a val/ folder."
         )

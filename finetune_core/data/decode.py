@@ -216,7 +216,8 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
         raise ImageError(f"{_name(source)} is not an image in a format that Thaw reads") from None
     except Image.DecompressionBombError:
         raise ImageError(
-            f"{_name(source)} claims more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller first"
+            f"{_name(source)} claims more than {MAX_PIXELS / 1e6:.0f} million pixels; "
+            "make it smaller first"
         ) from None
     except FileNotFoundError:
         raise ImageError(f"{_name(source)} is not there") from None

@@ -41,7 +41,8 @@ def load_edits(data: str | Path) -> tuple[Edit, ...]:
         return _read(file, stamp(file.resolve()))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"The changes to this data set, in {file}, cannot be read: {problem_with(file, error)}. Repair or delete that file."
+            f"The changes to this data set, in {file}, cannot be read: "
+            f"{problem_with(file, error)}. Repair or delete that file."
         ) from None
 
 
@@ -205,8 +206,9 @@ def check_labelled_stay(edits: Sequence[Edit]) -> None:
     }
     if moved:
         raise DataError(
-            f"{things(len(moved), 'image')} cannot leave the training images: the model chose what was labelled, so an accuracy on "
-            "such images would be biased. Leave them in training, or choose other images."
+            f"{things(len(moved), 'image')} cannot leave the training images: "
+            "the model chose what was labelled, so an accuracy on such images would be biased. "
+            "Leave them in training, or choose other images."
         )
 
 
@@ -227,7 +229,8 @@ def relabelled_class(table: pd.DataFrame, name: str, to: str) -> Edit:
     to = to.strip()
     if not to or to == name or len(to) > LONGEST_NAME or not to.isprintable():
         raise DataError(
-            f"{name!r} cannot be renamed to {to[:80]!r}. Give it another name, in one line of up to {LONGEST_NAME} characters."
+            f"{name!r} cannot be renamed to {to[:80]!r}. Give it another name, in one line of up "
+            f"to {LONGEST_NAME} characters."
         )
     return Edit(action="relabel", paths=paths, to=to)
 

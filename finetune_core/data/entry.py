@@ -58,7 +58,8 @@ def load_split(data: str | Path) -> dict[str, Any]:
         ).split_settings
     except ConfigError as error:
         raise DataError(
-            f"How this data set is split, in {file}, cannot be read: {error}. Repair or delete that file."
+            f"How this data set is split, in {file}, cannot be read: {error}. "
+            "Repair or delete that file."
         ) from None
 
 

@@ -62,7 +62,8 @@ KINDS: dict[str, Kind] = {
     # Files.
     "wrong_extension": Kind(
         "Misnamed files",
-        "The content is another format than the name says. Thaw goes by the content; other programs may not.",
+        "The content is another format than the name says. Thaw goes by the content; "
+        "other programs may not.",
     ),
     "animated": Kind(
         "Animations", "Only the first frame is used, which may show something else.", "exclude"
@@ -99,7 +100,9 @@ KINDS: dict[str, Kind] = {
     ),
     "near_leakage": Kind(
         "Possible leakage: near-duplicates across splits",
-        "If nearly the same image is in training and in evaluation, the accuracy is overestimated. Different objects that look alike belong where they are: compare each pair.",
+        "If nearly the same image is in training and in evaluation, the accuracy is "
+        "overestimated. Different objects that look alike belong where they are: "
+        "compare each pair.",
         "move",
         guess=True,
         ranked=True,
@@ -109,7 +112,8 @@ KINDS: dict[str, Kind] = {
     ),
     "near_duplicates": Kind(
         "Possible near-duplicates",
-        "The same image saved again, rescaled, or taken a moment later adds little, and counts twice.",
+        "The same image saved again, rescaled, or taken a moment later adds little, and counts "
+        "twice.",
         "exclude",
         guess=True,
         ranked=True,
@@ -132,11 +136,13 @@ KINDS: dict[str, Kind] = {
     ),
     "imbalance": Kind(
         "Class imbalance",
-        "Accuracy alone is misleading: always predicting the largest class would be right most of the time.",
+        "Accuracy alone is misleading: always predicting the largest class would be right most of "
+        "the time.",
     ),
     "similar_class_names": Kind(
         "Possibly one class in two spellings",
-        "The names look alike. They may well be two classes: only the names were compared, not the images.",
+        "The names look alike. They may well be two classes: only the names were compared, not "
+        "the images.",
         "relabel",
         guess=True,
     ),
@@ -166,12 +172,14 @@ KINDS: dict[str, Kind] = {
     # From embeddings.
     "shift": Kind(
         "Distribution shift between splits",
-        "Validation images should come from the same distribution as the training images; these do not.",
+        "Validation images should come from the same distribution as the training images; "
+        "these do not.",
         guess=True,
     ),
     "label_errors": Kind(
         "Possible label errors",
-        "A linear model trained on the other images predicts another class. Many labels may still be right: hard images are listed, too.",
+        "A linear model trained on the other images predicts another class. "
+        "Many labels may still be right: hard images are listed, too.",
         "relabel",
         guess=True,
         ranked=True,

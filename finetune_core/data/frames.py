@@ -63,7 +63,8 @@ def read_batch(sent: Any) -> Batch:
         or not 0 <= first <= _MOST_NUMBER - MOST_FRAMES
     ):
         raise _refused(
-            f"the number of its first frame is not between 0 and {number(_MOST_NUMBER - MOST_FRAMES)}"
+            "the number of its first frame is not between 0 and "
+            f"{number(_MOST_NUMBER - MOST_FRAMES)}"
         )
     if not isinstance(frames, list) or not 1 <= len(frames) <= MOST_FRAMES:
         raise _refused(f"it does not hold between 1 and {MOST_FRAMES} frames")

@@ -67,7 +67,8 @@ class Names:
         self.foresee(max(self._entries, len(self._known)))
         if kind:
             raise DataError(
-                f"“{printable_name(name)}” is {kind}, not a plain file. Leave it out, then try again."
+                f"“{printable_name(name)}” is {kind}, not a plain file. "
+                "Leave it out, then try again."
             )
         return None if is_folder or not _is_image(parts) else path
 
@@ -89,7 +90,8 @@ class Names:
             self._known[key] = path
         elif known != path or not path.endswith("/"):  # a folder may be named any number of times
             raise DataError(
-                f"“{printable_name(name)}” {_clash(known, path)}. Rename it or leave it out, then try again."
+                f"“{printable_name(name)}” {_clash(known, path)}. "
+                "Rename it or leave it out, then try again."
             )
 
 
@@ -123,12 +125,14 @@ class Budget:
             and limits.ratio * self._packed < total
         ):
             raise DataError(
-                f"it unpacks to more than {limits.ratio} times its size, which photos never do. Unpack it yourself and check it."
+                f"it unpacks to more than {limits.ratio} times its size, which photos never do. "
+                "Unpack it yourself and check it."
             )
         free = shutil.disk_usage(data_dir()).free
         if free < more + _SPARE:
             raise DataError(
-                f"only {size(free)} of the disk with {data_dir()} are free, too few to go on. Make room there."
+                f"only {size(free)} of the disk with {data_dir()} are free, too few to go on. "
+                "Make room there."
             )
 
 
@@ -143,4 +147,7 @@ def _clash(known: str, path: str) -> str:
         return "is there twice"
     if known.removesuffix("/") == path.removesuffix("/"):
         return "is both a file and a folder"
-    return f"differs from “{printable_name(known)}” only in case or in how accents are stored, which many systems do not tell apart"
+    return (
+        f"differs from “{printable_name(known)}” only in case or in how accents are stored, "
+        "which many systems do not tell apart"
+    )

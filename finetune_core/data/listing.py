@@ -277,11 +277,13 @@ def _existing(data: str | Path) -> Path:
         raise DataError(f"The folder {data} cannot be read: {error}.") from None
     if path.is_file():
         raise DataError(
-            f"{path} is neither a folder of images, nor an archive, nor a manifest (.csv or .parquet)."
+            f"{path} is neither a folder of images, nor an archive, nor a manifest (.csv or "
+            ".parquet)."
         )
     if irregular := _irregular(path):
         raise DataError(
-            f"{irregular}. Give a folder with one subfolder of images per class, an archive, or a manifest."
+            f"{irregular}. Give a folder with one subfolder of images per class, an archive, or a "
+            "manifest."
         )
     raise DataError(
         f"There is no folder {path}. Give a folder with one subfolder of images per class."

@@ -57,7 +57,8 @@ def read_manifest(path: Path) -> pd.DataFrame:
             ", …" if len(raw.columns) > _MOST_NAMED else ""
         )
         raise DataError(
-            f"{path.name} needs columns path and label; there is none for {' and '.join(missing)} among: {found}."
+            f"{path.name} needs columns path and label; there is none for {' and '.join(missing)} "
+            f"among: {found}."
         )
     if raw.empty:
         raise DataError(f"{path.name} has no rows.")
@@ -135,8 +136,9 @@ def _refuse_nested(path: Path, chosen: pd.DataFrame) -> None:
     nested = [str(name) for name in chosen.columns if _is_nested(chosen[name])]
     if nested:
         raise DataError(
-            f"{path.name} holds lists or records in {' and '.join(map(printable_name, nested))}; Thaw needs one name per row there. "
-            "Write their file names to a column path, their classes to a column label."
+            f"{path.name} holds lists or records in {' and '.join(map(printable_name, nested))}; "
+            "Thaw needs one name per row there. Write their file names to a column path, their "
+            "classes to a column label."
         )
 
 
@@ -187,7 +189,8 @@ def _read(path: Path) -> pd.DataFrame:
     # pandas takes what is too much for names of rows
     if not isinstance(table.index, pd.RangeIndex):
         raise DataError(
-            f"{path.name}: its rows hold more values than the heading. Put values with a comma in them in quotes."
+            f"{path.name}: its rows hold more values than the heading. "
+            "Put values with a comma in them in quotes."
         )
     return table[((table != "") & table.notna()).any(axis=1)]
 

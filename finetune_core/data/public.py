@@ -62,7 +62,8 @@ PUBLIC_SETS: dict[str, PublicSet] = {
             disk_bytes=800_000_000,
             licence="CC BY-SA 4.0; the copyright remains with the owners of the photographs",
             source="https://www.robots.ox.ac.uk/~vgg/data/pets/",
-            about="Photographs of 12 breeds of cats and 25 of dogs, about 200 each: close to what ImageNet networks know.",
+            about="Photographs of 12 breeds of cats and 25 of dogs, about 200 each: "
+            "close to what ImageNet networks know.",
         ),
         PublicSet(
             name="flowers102",
@@ -73,7 +74,8 @@ PUBLIC_SETS: dict[str, PublicSet] = {
             disk_bytes=360_000_000,
             licence="not stated by its authors; for research",
             source="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
-            about="Photographs of flowers common in Britain, ten training images per class: many classes, few images.",
+            about="Photographs of flowers common in Britain, ten training images per class: "
+            "many classes, few images.",
         ),
         PublicSet(
             name="eurosat",
@@ -84,7 +86,8 @@ PUBLIC_SETS: dict[str, PublicSet] = {
             disk_bytes=130_000_000,
             licence="MIT; made from free and open Copernicus Sentinel data",
             source="https://github.com/phelber/EuroSAT",
-            about="Satellite images of 64 × 64 pixels by land use, fields to motorways: far from what ImageNet networks know.",
+            about="Satellite images of 64 × 64 pixels by land use, fields to motorways: "
+            "far from what ImageNet networks know.",
         ),
         PublicSet(
             name="fashion_mnist",
@@ -106,7 +109,8 @@ PUBLIC_SETS: dict[str, PublicSet] = {
             disk_bytes=250_000_000,
             licence="not stated by its authors; for research",
             source="https://www.cs.toronto.edu/~kriz/cifar.html",
-            about="Colour photographs of animals and vehicles, 32 × 32 pixels: the classic small benchmark.",
+            about="Colour photographs of animals and vehicles, 32 × 32 pixels: "
+            "the classic small benchmark.",
         ),
     )
 }

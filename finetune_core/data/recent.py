@@ -74,7 +74,8 @@ def source_of(wanted: str) -> str:
     known = _read(entries_folder() / wanted / _FILE) if _ID.fullmatch(wanted) else None
     if known is None:
         raise DataError(
-            f"The data set “{wanted[:80]}” that the address names is not known here. Choose it again."
+            f"The data set “{wanted[:80]}” that the address names is not known here. "
+            "Choose it again."
         )
     return known.path
 

@@ -35,7 +35,8 @@ def digits_folder() -> Path:
             settle(staging, folder)
     except OSError as error:
         raise DataError(
-            f"The sample cannot be written to {folder}: {error}. Set THAW_HOME to a folder that can be."
+            f"The sample cannot be written to {folder}: {error}. "
+            "Set THAW_HOME to a folder that can be."
         ) from None
     return folder
 

@@ -86,7 +86,8 @@ def _unwrapped(name: str) -> str:
         return name
     if (url["host"] or "localhost").lower() != "localhost":
         raise DataError(
-            f"{name} is on another machine, {url['host']}. Name a folder of the machine that Thaw runs on."
+            f"{name} is on another machine, {url['host']}. Name a folder of the machine that Thaw "
+            "runs on."
         )
     return url2pathname(url["path"])
 
@@ -111,8 +112,8 @@ def check_roots(data: str | Path, roots: Sequence[Path]) -> None:
     if not is_within(data, roots):
         allowed = ", ".join(str(root) for root in roots)
         raise DataError(
-            f"{data} lies outside the folders that Thaw may read here: {allowed}. Put the images there, or start Thaw with "
-            f"{_VARIABLE} set to the folders it may read."
+            f"{data} lies outside the folders that Thaw may read here: {allowed}. "
+            f"Put the images there, or start Thaw with {_VARIABLE} set to the folders it may read."
         )
 
 
@@ -131,6 +132,7 @@ def _fetched(name: str) -> Path:
     if not is_fetched(name):
         one = PUBLIC_SETS[name]
         raise DataError(
-            f"{one.title} is not on this machine yet: `python -m finetune_core fetch {name}` downloads it ({size(one.download_bytes)})."
+            f"{one.title} is not on this machine yet: `python -m finetune_core fetch {name}` "
+            f"downloads it ({size(one.download_bytes)})."
         )
     return public_folder(name)

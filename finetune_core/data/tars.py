@@ -57,7 +57,8 @@ def images(file: BinaryIO, names: Names, budget: Budget) -> Iterator[Image | Non
     for piece in stream.rest():
         if bytes(piece).strip(b"\0"):
             raise DataError(
-                "something follows after its end: another archive, perhaps. Pack everything into one again."
+                "something follows after its end: another archive, perhaps. "
+                "Pack everything into one again."
             )
         yield None
 
@@ -115,7 +116,8 @@ class _Packed:
         self.silent += len(piece)
         if self.silent > _MOST_SILENT:
             raise DataError(
-                f"more than {size(_MOST_SILENT)} of padding or empty streams lie in it. Pack it again."
+                f"more than {size(_MOST_SILENT)} of padding or empty streams lie in it. "
+                "Pack it again."
             )
         return piece
 
@@ -184,7 +186,8 @@ def _headers(stream: _Stream) -> Iterator[tarfile.TarInfo | None]:
         if header.type in (*_PAX_TYPES, *_GNU_TYPES):
             if header.size > _LONGEST_EXTENSION:
                 raise DataError(
-                    f"it has a header of {size(header.size)}. Pack it again without extended attributes."
+                    f"it has a header of {size(header.size)}. Pack it again without extended "
+                    "attributes."
                 )
             extension = _extension(header.type, stream.take(header.size))
             (for_all if header.type == tarfile.XGLTYPE else for_next).update(extension)

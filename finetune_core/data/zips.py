@@ -117,7 +117,8 @@ def _members(file: BinaryIO, directory: _Directory, names: Names) -> Iterator[_M
             )
         if info.compress_type not in _METHODS:
             raise DataError(
-                f"“{printable_name(name)}” is packed by method {info.compress_type}, which Thaw does not read. Pack it again as usual."
+                f"“{printable_name(name)}” is packed by method {info.compress_type}, which Thaw "
+                "does not read. Pack it again as usual."
             )
         yield _Member(info, raw, path)
 
@@ -135,7 +136,8 @@ def _infos(file: BinaryIO, directory: _Directory, names: Names) -> list[zipfile.
         infos = zipfile.ZipFile(io.BytesIO(content + end)).infolist()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"“{printable_name(repr(error.object)[2:-1])}” is not valid Unicode. Rename it or leave it out, then try again."
+            f"“{printable_name(repr(error.object)[2:-1])}” is not valid Unicode. "
+            "Rename it or leave it out, then try again."
         ) from None
     # above that, some programs lose the upper digits
     if len(infos) % 0x10000 != directory.entries % 0x10000:

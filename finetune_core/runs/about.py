@@ -40,7 +40,8 @@ def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:
         raise RunError(f"A run has at most {MOST_TAGS} tags, not {len(clean)}: leave some out.")
     if long := next((tag for tag in clean if len(tag) > LONGEST_TAG), ""):
         raise RunError(
-            f"A tag has at most {LONGEST_TAG} letters; this one has {len(long)}: {long[:LONGEST_TAG]}…"
+            f"A tag has at most {LONGEST_TAG} letters; this one has {len(long)}: "
+            f"{long[:LONGEST_TAG]}…"
         )
     return clean
 

@@ -187,7 +187,10 @@ def _fits_worse(history: History, other: History) -> str:
     noise = math.sqrt((own * (1 - own) + theirs * (1 - theirs)) / images)
     if theirs - own <= max(_DEVIATIONS * noise, 1 / images, _SMALLEST_GAP):
         return ""
-    return f"a run that trains fewer layers fits {theirs:.0%} of the training images, this one {own:.0%}"
+    return (
+        f"a run that trains fewer layers fits {theirs:.0%} of the training images, this one "
+        f"{own:.0%}"
+    )
 
 
 def _has_more_freedom(history: History, other: History) -> bool:

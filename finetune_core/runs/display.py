@@ -21,7 +21,8 @@ def in_words(result: Mapping[str, Any]) -> str:
     parts = [f"{result['status']}, {result['backbone']}, {result['strategy']}"]
     if result["best_epoch"]:
         parts.append(
-            f"best epoch {result['best_epoch']} of {result['epochs']}, validation accuracy {percent(result['val_accuracy'])}"
+            f"best epoch {result['best_epoch']} of {result['epochs']}, validation accuracy "
+            f"{percent(result['val_accuracy'])}"
         )
     elif result["val_accuracy"] is not None:
         parts.append(f"validation accuracy {percent(result['val_accuracy'])}")

@@ -153,7 +153,8 @@ def executor_of(
     if ranks.several:
         raise ConfigError(
             {
-                "executor": "Ray starts the processes of a run itself: use --devices, without torchrun"
+                "executor": "Ray starts the processes of a run itself: "
+                "use --devices, without torchrun"
             }
         )
     executor = _ray(ray_address or "")

@@ -88,4 +88,7 @@ class EventLines:
         """Count a line that says nothing, or what cannot be."""
         self.skipped += 1
         if self.skipped > _MOST_SKIPPED:
-            self.problem = f"more than {number(_MOST_SKIPPED)} lines of {self.path.name} are no events of a run"
+            self.problem = (
+                f"more than {number(_MOST_SKIPPED)} lines of {self.path.name} are no "
+                "events of a run"
+            )

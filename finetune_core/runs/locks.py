@@ -119,5 +119,6 @@ def acquire_lock(run_dir: Path) -> RunLock:
 
 def not_written(run_dir: Path, error: OSError) -> RunError:
     return RunError(
-        f"The run {run_dir.name} cannot be written to: {error}. Make room, or check who may write there."
+        f"The run {run_dir.name} cannot be written to: {error}. "
+        "Make room, or check who may write there."
     )

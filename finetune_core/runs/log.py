@@ -31,7 +31,10 @@ def log_lines(notable: Sequence[Row]) -> list[str]:
         if row["event"] == "EpochEnded" and (
             thawing := [one["name"] for one in stages if one["thaw_epoch"] == row["epoch"] + 1]
         ):
-            words += f" From the next epoch on {', '.join(thawing)} {'trains' if len(thawing) == 1 else 'train'}, too."
+            words += (
+                f" From the next epoch on {', '.join(thawing)} "
+                f"{'trains' if len(thawing) == 1 else 'train'}, too."
+            )
         if words:
             lines.append(f"{datetime.fromtimestamp(row['at']):%H:%M:%S}  {words}")
     return lines
@@ -59,13 +62,20 @@ def log_line(row: Row) -> str:
         case "RunResumed":
             return f"Resuming after {things(row['step'], 'step')} of epoch {row['epoch']}."
         case "ImagesSkipped":
-            return f"Left out, because unreadable: {things(row['count'], 'image')}. {'; '.join(row['examples'][:3])}"
+            return (
+                f"Left out, because unreadable: {things(row['count'], 'image')}. "
+                f"{'; '.join(row['examples'][:3])}"
+            )
         case "ImagesLost":
-            return f"No longer readable, and left out: {things(row['count'], 'image')} so far. {'; '.join(row['examples'][:3])}"
+            return (
+                f"No longer readable, and left out: {things(row['count'], 'image')} so far. "
+                f"{'; '.join(row['examples'][:3])}"
+            )
         case "MemoryShort":
             return (
-                f"Memory ran short in step {row['step']} of epoch {row['epoch']}: images now go through "
-                f"{row['micro_batch']} at a time. A step still learns from its whole batch."
+                f"Memory ran short in step {row['step']} of epoch {row['epoch']}: "
+                f"images now go through {row['micro_batch']} at a time. "
+                "A step still learns from its whole batch."
             )
         case "EpochEnded":
             return (
@@ -134,8 +144,9 @@ def describe_initial_head(row: Row) -> str:
 def fitted_in_words(row: Row) -> str:
     """What a HeadFitted row says: what the head was fitted to, and what was chosen, how."""
     words = (
-        f"The classifier was fitted to {things(row['features'], 'feature')} of {things(row['images'], 'training image')} in "
-        f"{duration(row['seconds'])}: loss {row['train_loss']:.3f}, accuracy {percent(row['train_accuracy'])} on them."
+        f"The classifier was fitted to {things(row['features'], 'feature')} of "
+        f"{things(row['images'], 'training image')} in {duration(row['seconds'])}: "
+        f"loss {row['train_loss']:.3f}, accuracy {percent(row['train_accuracy'])} on them."
     )
     if not row["chosen_on"]:
         return f"{words} {row['parameter']} = {row['chosen']:.2g}."
@@ -145,13 +156,15 @@ def fitted_in_words(row: Row) -> str:
         )
     best = next((one for one in row["candidates"] if one["value"] == row["chosen"]), None)
     scores = (
-        f": loss {best['loss']:.3f}, accuracy {percent(best['accuracy'])} on held-out training images"
+        f": loss {best['loss']:.3f}, accuracy {percent(best['accuracy'])} on held-out training "
+        "images"
         if best
         else ""
     )
     return (
-        f"{words} {row['parameter']} = {row['chosen']:.2g} was chosen among {len(row['candidates'])} values by {row['folds']}-fold "
-        f"cross-validation within {things(row['chosen_on'], 'training image')}{scores}."
+        f"{words} {row['parameter']} = {row['chosen']:.2g} was chosen among "
+        f"{len(row['candidates'])} values by {row['folds']}-fold cross-validation within "
+        f"{things(row['chosen_on'], 'training image')}{scores}."
     )
 
 
@@ -161,22 +174,29 @@ def averaged_in_words(row: Row) -> str:
     if row["how"] == "ensemble":
         backbones = sorted({one.get("backbone", "") for one in row["parents"]})
         of = f" of {', '.join(backbones)}" if len(backbones) > 1 else ""
-        return f"The mean of the probabilities of {things(len(row['parents']), 'network')}{of}, which it keeps: {parents}."
+        return (
+            f"The mean of the probabilities of {things(len(row['parents']), 'network')}{of}, "
+            f"which it keeps: {parents}."
+        )
     norms = row["batchnorm_layers"]
     anew = (
-        f" The statistics of {things(norms, 'BatchNorm layer')} were computed anew on the training images."
+        f" The statistics of {things(norms, 'BatchNorm layer')} were computed anew on the "
+        "training images."
         if norms
         else ""
     )
     if row["how"] == "wise":
         best = next(one for one in row["curve"] if one["coefficient"] == row["coefficient"])
         return (
-            f"Weights between the start, with its linear probe (0), and {parents} (1), WiSE-FT: {row['coefficient']:g} was chosen among "
-            f"{len(row['curve'])} mixing coefficients, the first with the highest validation accuracy, {percent(best['accuracy'])}.{anew}{_on_shifted(row)}"
+            f"Weights between the start, with its linear probe (0), and {parents} (1), WiSE-FT: "
+            f"{row['coefficient']:g} was chosen among {len(row['curve'])} mixing coefficients, "
+            "the first with the highest validation accuracy, "
+            f"{percent(best['accuracy'])}.{anew}{_on_shifted(row)}"
         )
     kept = [one for one in row["ingredients"] if one["kept"]]
     greedy = (
-        f" Kept, because they do not lower the validation accuracy of the soup: {len(kept)} of them."
+        " Kept, because they do not lower the validation accuracy of the soup: "
+        f"{len(kept)} of them."
         if kept
         else ""
     )
@@ -195,8 +215,8 @@ def _on_shifted(row: Row) -> str:
             continue
         at = {point["coefficient"]: percent(point["accuracy"]) for point in other["curve"]}
         words += (
-            f" On {things(other['images'], 'image')} of {name}, by which nothing was chosen: {at[0]} at the start, {at[row['coefficient']]} "
-            f"as chosen, {at[1]} fine-tuned."
+            f" On {things(other['images'], 'image')} of {name}, by which nothing was chosen: "
+            f"{at[0]} at the start, {at[row['coefficient']]} as chosen, {at[1]} fine-tuned."
         )
     return words
 
@@ -221,11 +241,15 @@ def _started(row: Row) -> str:
         averaged = f"weights of {', '.join(trained)} are averaged"
         what = "the head is fitted to the output of the frozen stages" if fits else averaged
         if row["averaged"] == "ensemble":
-            return "The probabilities that its runs have predicted are averaged; no image goes through a network."
+            return (
+                "The probabilities that its runs have predicted are averaged; "
+                "no image goes through a network."
+            )
         return f"{where}: {what}, without epochs; {kept}."
     return (
         f"{where}: {', '.join(trained)} train{rates}; {kept}. "
-        f"{things(row['steps_per_epoch'], 'step')} per epoch, {things(row['epochs'], 'epoch')}. {live_numbers(row)}".rstrip()
+        f"{things(row['steps_per_epoch'], 'step')} per epoch, {things(row['epochs'], 'epoch')}. "
+        f"{live_numbers(row)}".rstrip()
     )
 
 
@@ -272,7 +296,11 @@ def live_numbers(started: Row) -> str:
     """What to know of a run's losses and accuracies while it trains, from its RunStarted row; empty where that is nothing."""
     if started["precision"] == "fp32" or not started["epochs"]:
         return ""
-    return f"The metrics of each epoch are computed in {started['precision']}, as in training, but the head in fp32, and decide which epoch is the best; that one is evaluated in fp32 at the end."
+    return (
+        f"The metrics of each epoch are computed in {started['precision']}, as in training, "
+        "but the head in fp32, and decide which epoch is the best; "
+        "that one is evaluated in fp32 at the end."
+    )
 
 
 def trained_on(started: Mapping[str, Any]) -> str:

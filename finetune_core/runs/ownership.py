@@ -110,7 +110,8 @@ class Owner:
         """
         if self._is_lost or (time.monotonic() - self._last_beat > 2 * BEAT and not self._beat()):
             raise TakenOver(
-                f"The run {self._file.parent.name} was taken over by another process while this one did not respond."
+                f"The run {self._file.parent.name} was taken over by another process while this "
+                "one did not respond."
             )
 
     def own(self) -> int:

@@ -122,7 +122,8 @@ class RayExecutor:
         if "://" in self.address:
             raise ConfigError(
                 {
-                    "ray_address": f"{self.address} is no address of a cluster's head: give HOST:PORT, without ray://"
+                    "ray_address": f"{self.address} is no address of a cluster's head: "
+                    "give HOST:PORT, without ray://"
                 }
             )
         if not find_spec("ray"):
@@ -210,7 +211,8 @@ class RayExecutor:
             raise RunError(
                 "Not every machine of the cluster can train this run. "
                 + " ".join(problems)
-                + " Put data, runs and THAW_HOME on storage that all of them see under the same names, and install the same versions."
+                + " Put data, runs and THAW_HOME on storage that all of them see under the same "
+                "names, and install the same versions."
             )
         self._checked.add(key)
 
@@ -252,7 +254,8 @@ class _Driver:
                 else "A local Ray cannot be started"
             )
             raise RunError(
-                f"{what}: {problem}. Check the address, RAY_AUTH_TOKEN, and that all have the same version of Ray."
+                f"{what}: {problem}. Check the address, RAY_AUTH_TOKEN, and that all have the "
+                "same version of Ray."
             )
 
     @property
@@ -364,7 +367,8 @@ def _check_room(devices: int, machines: Sequence[Machine], *, gpu: bool) -> None
         most = things(largest, "GPU" if gpu else "core")
         raise ConfigError(
             {
-                "devices": f"no machine of the cluster has {devices}, and a run trains on one machine: choose no more than its {most}"
+                "devices": f"no machine of the cluster has {devices}, and a run trains on one "
+                f"machine: choose no more than its {most}"
             }
         )
 

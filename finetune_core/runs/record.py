@@ -106,7 +106,8 @@ def create_run(
     check_devices(config, devices, elsewhere=elsewhere)
     if printable(str(runs_dir)) != str(runs_dir):
         raise RunError(
-            f"Runs cannot be kept in {printable(str(runs_dir))}: the name is not valid Unicode. Choose another folder."
+            f"Runs cannot be kept in {printable(str(runs_dir))}: the name is not valid Unicode. "
+            "Choose another folder."
         )
     try:
         run_dir = _new_folder(runs_dir, f"{_as_file_name(config.backbone)}-{config.strategy}")
@@ -175,7 +176,8 @@ def reopen_run(run_dir: Path, *, elsewhere: bool = False, devices: int = 1) -> R
         if _is_finished(run_dir):
             lock.release()
             raise RunError(
-                f"The run {run_dir.name} is finished; start a new one with its config.json to train it again."
+                f"The run {run_dir.name} is finished; start a new one with its config.json to "
+                "train it again."
             )
         (run_dir / STOP_FILE).unlink(missing_ok=True)
         with _events_file(run_dir) as file:
@@ -234,7 +236,8 @@ def follow(ranks: Ranks) -> None:
         run_dir = Path(task.run_dir)
         if not is_there(run_dir / CONFIG_FILE):
             raise RunError(
-                f"there is no {run_dir} on {platform.node()}. Keep runs in a folder that all machines see."
+                f"there is no {run_dir} on {platform.node()}. Keep runs in a folder that all "
+                "machines see."
             )
         config = make_config(read_config(run_dir / CONFIG_FILE))
         for _ in fit(

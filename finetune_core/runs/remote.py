@@ -166,7 +166,8 @@ def train_here(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> None:
         )
     except OSError as error:
         raise RunError(
-            f"The run {run.run_dir.name} cannot be written to on {platform.node()}: {error}. Check who may write there."
+            f"The run {run.run_dir.name} cannot be written to on {platform.node()}: {error}. "
+            "Check who may write there."
         ) from None
     try:
         _train(run, task, owner, ranks)
@@ -181,7 +182,10 @@ def _train(run: RemoteRun, task: str, owner: Owner, ranks: Ranks) -> None:
         return  # and its process died before it could say so
     tries = sum(place["task"] == task for place in history.places)
     if tries >= MOST_TRIES:
-        message = f"Its process was ended {tries} times, perhaps because memory ran out: see the log of the machine {history.places[-1]['host']}, then resume the run."
+        message = (
+            f"Its process was ended {tries} times, perhaps because memory ran out: "
+            f"see the log of the machine {history.places[-1]['host']}, then resume the run."
+        )
         append_event(run.run_dir, RunFailed(message, ""))
         raise RunError(message)
     moved_from = owner.before.host if again and owner.before else ""

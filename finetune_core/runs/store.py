@@ -306,7 +306,8 @@ class RunStore:
         if history.skipped_lines:
             lines = things(history.skipped_lines, "line")
             notices.append(
-                f"{lines} of {EVENTS_FILE} could not be read and {'is' if history.skipped_lines == 1 else 'are'} left out."
+                f"{lines} of {EVENTS_FILE} could not be read and "
+                f"{'is' if history.skipped_lines == 1 else 'are'} left out."
             )
         return Run(run_dir, config, history, status, about, tuple(notices))
 
@@ -432,11 +433,17 @@ def _contradiction(config: RunConfig, history: History) -> str:
         ("epochs", epochs_of(config)),
     ):
         if started[name] != value:
-            return f"{CONFIG_FILE} and {EVENTS_FILE} are not of the same run: they name different {name.removesuffix('s')}s"
+            return (
+                f"{CONFIG_FILE} and {EVENTS_FILE} are not of the same run: "
+                f"they name different {name.removesuffix('s')}s"
+            )
     try:
         STRATEGIES[config.strategy].rules(config, [stage["name"] for stage in started["stages"]])
     except ConfigError as error:
-        return f"{CONFIG_FILE} and {EVENTS_FILE} are not of the same run: {' '.join(str(error).split())[:300]}"
+        return (
+            f"{CONFIG_FILE} and {EVENTS_FILE} are not of the same run: "
+            f"{' '.join(str(error).split())[:300]}"
+        )
     return ""
 
 

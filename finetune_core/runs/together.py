@@ -25,7 +25,10 @@ from finetune_core.runs.remote import (
 from finetune_core.training.events import Event, RunFailed
 
 _PROJECT = Path(__file__).resolve().parents[2]
-_LOST = "A process of the run has ended, perhaps because memory ran out. Resume the run, on as many devices as there are."
+_LOST = (
+    "A process of the run has ended, perhaps because memory ran out. "
+    "Resume the run, on as many devices as there are."
+)
 
 
 def execute_together(

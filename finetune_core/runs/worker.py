@@ -56,7 +56,8 @@ class Worker:
         for info in missing_weights([config]):
             raise ConfigError(
                 {
-                    "backbone": f"the weights of {info.name} are not on this machine: download them first"
+                    "backbone": f"the weights of {info.name} are not on this machine: "
+                    "download them first"
                 }
             )
         with self._changed:
@@ -125,7 +126,8 @@ class Worker:
             queued = self._waiting(run_id)
             if queued is None:
                 raise RunError(
-                    f"The run {run_id} does not wait any more, so it was not cancelled. If it trains, stop it."
+                    f"The run {run_id} does not wait any more, so it was not cancelled. "
+                    "If it trains, stop it."
                 )
             self._leave(queued, pause=False)
         _end(queued.reservation)
