@@ -311,7 +311,7 @@ def _check_press(batch: Batch) -> None:
 
 def _check_room(needed: int) -> None:
     try:
-        Budget(LIMITS).foresee(needed)
+        Budget(LIMITS).check_space(needed)
     except DataError as error:
         raise NotStored(f"The latest frames are not stored: {error}") from None
 
