@@ -1,4 +1,8 @@
-"""Data sets recorded with a camera: ordinary image folders in Thaw's own, with a manifest that keeps a press's frames together."""
+"""Data sets recorded with a camera.
+
+They are ordinary image folders among Thaw's own. Their manifest keeps together the frames of one
+press of the record button.
+"""
 
 import csv
 import hashlib
@@ -39,24 +43,24 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  
 
 
 class NotStored(DataError):
-    """Frames that could not be written: they can be, once what is in the way is gone."""
+    """Frames that could not be written, and can be once the cause is gone."""
 
 
 _changing = Lock()  # of this process: two sessions must not write over each other
 
 
 def recordings_folder(person: str = "") -> Path:
-    """Where data sets that were recorded with a camera are; there or not.
+    """Return the folder of the data sets recorded with a camera. It may not exist.
 
     Args:
-        person: where people sign in, each has a folder of their own.
+        person: the person, where people sign in: each has a folder of their own.
     """
     folder = data_dir() / CAMERA
     return folder / f".{hashlib.sha256(person.encode()).hexdigest()[:16]}" if person else folder
 
 
 def recordings(person: str = "") -> list[str]:
-    """The names of what was recorded before, the latest first."""
+    """Return the names of all recorded data sets, the latest first."""
     folder = recordings_folder(person)
     return sorted(
         _subfolders(folder), key=lambda name: (folder / name).stat().st_mtime, reverse=True
@@ -64,14 +68,15 @@ def recordings(person: str = "") -> list[str]:
 
 
 def checked_name(name: str, what: str, beside: Sequence[str] = ()) -> str:
-    """A data set's or a class's name that can be a folder's on every system.
+    """Return the name of a data set or class in a form that can be a folder's name on every system.
 
     Args:
-        what: it is the name of: ``data set``.
-        beside: the names that there are already.
+        name: the name that the person typed.
+        what: the kind of thing that is named, such as ``data set``.
+        beside: the names that exist already.
 
     Raises:
-        DataError: when it cannot.
+        DataError: if the name cannot be used.
     """
     name = unicodedata.normalize("NFC", name).strip()
     problem = _problem(name)
@@ -104,7 +109,7 @@ def _problem(name: str) -> str:
 
 
 def _alike(one: str, other: str) -> bool:
-    """Whether a file system that ignores case would take them for the same."""
+    """Return whether a file system that ignores case would take two names for the same."""
     return (
         unicodedata.normalize("NFC", one).casefold()
         == unicodedata.normalize("NFC", other).casefold()
@@ -112,7 +117,7 @@ def _alike(one: str, other: str) -> bool:
 
 
 def frames_by_class(folder: Path) -> dict[str, list[str]]:
-    """Class -> the names of its images, in the order in which they were recorded."""
+    """Return the file names of each class's images, in the order in which they were recorded."""
     found = {
         name: sorted(file.name for file in (folder / name).glob("*.jpg"))
         for name in _subfolders(folder)
@@ -121,19 +126,24 @@ def frames_by_class(folder: Path) -> dict[str, list[str]]:
 
 
 def presses(files: Sequence[str]) -> list[str]:
-    """The presses of the record button that a class's images come from; an image from elsewhere counts as one."""
+    """Return the presses of the record button that a class's images come from.
+
+    An image that was not recorded counts as a press of its own.
+    """
     return list(dict.fromkeys(_press_of(file) for file in files))
 
 
 def store(batch: Batch, person: str = "") -> Path:
-    """Keep frames under their class, and the manifest beside them; frames that are sent again replace themselves.
+    """Store frames in the folder of their class, and update the manifest.
+
+    Frames that are sent again replace themselves.
 
     Returns:
         The data set's folder.
 
     Raises:
-        NotStored: when the disk cannot take them.
-        DataError: when a name cannot be a folder's, or there are too many.
+        NotStored: if the frames cannot be written.
+        DataError: if a name cannot be a folder's, or there are too many frames.
     """
     parent = recordings_folder(person)
     folder = parent / checked_name(batch.recording, "data set", recordings(person))
@@ -153,14 +163,15 @@ def store(batch: Batch, person: str = "") -> Path:
 
 
 def store_unlabelled(batch: Batch, folder: Path) -> None:
-    """Keep frames that have no class yet; frames that are sent again replace themselves.
+    """Store frames that have no class yet. Frames that are sent again replace themselves.
 
     Args:
-        folder: of these frames; it is made where it is missing.
+        batch: the frames.
+        folder: the folder of these frames; created if it is missing.
 
     Raises:
-        NotStored: when the disk cannot take them.
-        DataError: when there are too many.
+        NotStored: if the frames cannot be written.
+        DataError: if there are too many frames.
     """
     _check_press(batch)
     with _changing, _writing(folder):
@@ -179,13 +190,14 @@ def _write_frames(batch: Batch, folder: Path) -> None:
 
 
 def delete(folder: Path, ids: Sequence[str]) -> None:
-    """Take images out of a recorded data set; ``restore`` brings the last ones back.
+    """Remove images from a recorded data set. ``restore`` brings back those of the last call.
 
     Args:
-        ids: ``class/file``; those that are not there are passed over.
+        folder: the data set's folder.
+        ids: ``class/file``; missing ones are ignored.
 
     Raises:
-        DataError: when the folder cannot be written to.
+        DataError: if the folder cannot be written to.
     """
     with _changing, _writing(folder):
         there = {
@@ -200,7 +212,7 @@ def restore(folder: Path) -> None:
     """Bring back the images that were deleted last.
 
     Raises:
-        DataError: when the folder cannot be written to.
+        DataError: if the folder cannot be written to.
     """
     deleted = folder / _DELETED
     with _changing, _writing(folder):
@@ -212,26 +224,32 @@ def restore(folder: Path) -> None:
 
 
 def deleted_frames(folder: Path) -> int:
-    """How many images ``restore`` would bring back."""
+    """Return the number of images that ``restore`` would bring back."""
     return sum(map(len, frames_by_class(folder / _DELETED).values()))
 
 
 def manifest_of(folder: Path) -> Path:
-    """The manifest of a recorded data set, there or not: the data set to train on."""
+    """Return the path of a recorded data set's manifest, which is the data to train on.
+
+    The manifest may not exist.
+    """
     return folder / f"{folder.name}.csv"
 
 
 def is_recording(data: str) -> bool:
-    """Whether data to train on were recorded with a camera."""
+    """Return whether data to train on were recorded with a camera."""
     return Path(data).is_relative_to(recordings_folder())
 
 
 def groups(files: Sequence[str]) -> dict[str, str]:
-    """Image -> what it stays together with in a split: those of its press. The only press of a class has to be parted all the same:
-    into three blocks in time, which touch at two places only; empty for an image from elsewhere.
+    """Return the group of each image, which a split does not part.
+
+    A group is the images of one press. If a class has a single press, it is parted all the same:
+    into three blocks in time, which touch at two places only. The group of an image that was not
+    recorded is empty.
 
     Args:
-        files: of one class, in the order in which they were recorded.
+        files: the images of one class, in the order in which they were recorded.
     """
     if len(presses(files)) > 1 or not all(_FRAME.fullmatch(file) for file in files):
         return {file: _press_of(file) if _FRAME.fullmatch(file) else "" for file in files}
@@ -243,8 +261,9 @@ def groups(files: Sequence[str]) -> dict[str, str]:
 
 
 def settle_split(folder: Path) -> Work[Path]:
-    """Look at what was recorded, and choose whether near-duplicates of several presses stay together, too: they do unless that
-    leaves a class with nothing to be evaluated on.
+    """Index a recording, and choose whether near-duplicates of different presses stay together.
+
+    They do, unless a class would then have no images to be evaluated on.
 
     Yields:
         Steps that count files, then images compared.
@@ -253,7 +272,7 @@ def settle_split(folder: Path) -> Work[Path]:
         The manifest.
 
     Raises:
-        DataError: when there is nothing to read, or the manifest cannot be written.
+        DataError: if there is nothing to read, or the manifest cannot be written.
     """
     manifest = manifest_of(folder)
     with _changing, _writing(folder):

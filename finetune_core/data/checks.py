@@ -1,4 +1,7 @@
-"""The index -> findings, without looking at a file again: files, copies, classes, light and sharpness."""
+"""Findings from the index alone: files, copies, classes, light and sharpness.
+
+No file is read again.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -51,7 +54,12 @@ _LEFT_OUT: dict[str, Severity] = {
 
 
 def file_findings(rows: pd.DataFrame, notes: Sequence[Note]) -> Iterator[Finding]:
-    """What was left out; ``rows`` are those of the index that have a problem."""
+    """Yield findings about files that were left out.
+
+    Args:
+        rows: rows of the index that have a problem.
+        notes: files and folders that the listing left out.
+    """
     reasons = dict(zip(rows["id"], rows["reason"], strict=True))
     passed = pd.DataFrame(
         [*notes, *zip(rows["problem"], rows["id"], strict=True)], columns=["kind", "path"]
@@ -74,7 +82,11 @@ def file_findings(rows: pd.DataFrame, notes: Sequence[Note]) -> Iterator[Finding
 
 
 def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
-    """What single images are like; ``table`` is the data set's."""
+    """Yield findings about single images.
+
+    Args:
+        table: the table of the data set.
+    """
     shorter, longer = table[["width", "height"]].min(axis=1), table[["width", "height"]].max(axis=1)
     sharp = _log_sharpness(table)
     found = {
@@ -133,7 +145,10 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
 
 
 def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
-    """Copies and near-duplicates, across splits first: those inflate a score."""
+    """Yield findings about copies and near-duplicates.
+
+    Those across splits come first, because they inflate a score.
+    """
     # few, as a rule, of a million
     alike = table[table["content"].duplicated(keep=False) | table["near"].duplicated(keep=False)]
     rank = alike["split"].map({split: number for number, split in enumerate(SPLITS)})
@@ -153,7 +168,7 @@ def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
 
 
 def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
-    """Findings from the numbers and names of the classes."""
+    """Yield findings about the sizes and names of the classes."""
     if len(classes) == 1:
         message = f"There is only one class: “{classes[0]}”. A classifier needs at least two."
         yield Finding("single_class", "error", message, 1, classes=tuple(classes))
@@ -201,7 +216,7 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
 
 
 def some(names: Sequence[str], limit: int = 3) -> str:
-    """``a, b, c and 4 more``."""
+    """Join names as ``a, b, c and 4 more``."""
     listed = ", ".join(names[:limit])
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit:,} more"
 
@@ -213,7 +228,7 @@ def _thing(kind: str) -> str:
 
 
 def _misnamed(table: pd.DataFrame) -> np.ndarray:
-    """Boolean a row: whether its format has extensions, and its name none of them."""
+    """Return which files have another extension than their format, boolean ``[n]``."""
     names, misnamed = table["id"].str.lower(), np.zeros(len(table), dtype=bool)
     for name, endings in _FORMATS.items():
         misnamed |= ((table["format"] == name) & ~names.str.endswith(endings)).to_numpy(dtype=bool)
@@ -221,7 +236,7 @@ def _misnamed(table: pd.DataFrame) -> np.ndarray:
 
 
 def _sizes(rows: pd.DataFrame) -> pd.Series:
-    """In words; equal ones are one object."""
+    """Return size and mode of each image as text; equal texts are one object."""
     number, kinds = (
         rows.groupby(["width", "height", "mode"], sort=False).ngroup(),
         rows[["width", "height", "mode"]].drop_duplicates(),
@@ -255,7 +270,10 @@ def _log_sharpness(table: pd.DataFrame) -> pd.Series:
 
 
 def _blurred(sharp: pd.Series, contrast: pd.Series) -> pd.Series:
-    """Far below the median of the set, and blurred in itself: a set that is soft by nature has no blurred images."""
+    """Return which images are blurred: far below the median of the set, and below a fixed limit.
+
+    A set that is soft by nature has no blurred images.
+    """
     usual = sharp[contrast >= _PLAIN]
     if len(usual) < _FEW:
         return pd.Series(False, index=sharp.index)
@@ -266,7 +284,7 @@ def _blurred(sharp: pd.Series, contrast: pd.Series) -> pd.Series:
 
 
 def _differ(rows: pd.DataFrame, key: str, column: str) -> pd.Series:
-    """Boolean a row: whether the rows that share its key have more than one value there."""
+    """Return which rows share their key with rows of another value in the column, boolean."""
     return rows.groupby(key)[column].transform("nunique") > 1
 
 
@@ -287,9 +305,12 @@ def _conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iterator[Finding]:
-    """Sets that lie in more than one split, training first. Of exact copies those go that are trained on (validated on, where
-    the other one is for the test): the evaluated images stay what they were. Near-duplicates that are evaluated train, too; whether they
-    are duplicates is uncertain: hence a warning."""
+    """Yield the finding about sets of copies that lie in more than one split, training first.
+
+    Exact copies are to be excluded from training, or from validation if the other copy is a test
+    image, so the evaluated images stay the same. Evaluated near-duplicates are to move to training.
+    They are a warning, because it is uncertain whether they are duplicates.
+    """
     if rows.empty:
         return
     sets = _sets(rows, [key])
@@ -351,7 +372,11 @@ def _surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
 
 
 def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
-    """Names that are equal but for case, spaces, signs and a plural s, or that one letter tells apart (digits are meant)."""
+    """Yield the finding about class names that are nearly equal.
+
+    They differ only in case, spaces, signs and a plural s, or in one letter. Digits are meant to
+    differ.
+    """
     plain = [re.sub(r"[^\w]|_", "", name.casefold()).removesuffix("s") or name for name in classes]
     keys: dict[str, list[int]] = {}
     for label, name in enumerate(plain):
@@ -409,7 +434,10 @@ def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
 
 
 def _typo(a: str, b: str) -> bool:
-    """Equal, or one letter added, dropped or replaced; digits tell classes apart on purpose."""
+    """Return whether two names are equal, or one letter is added, dropped or replaced.
+
+    Digits tell classes apart on purpose.
+    """
     if re.findall(r"\d", a) != re.findall(r"\d", b):
         return False
     if len(a) == len(b):

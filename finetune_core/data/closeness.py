@@ -1,5 +1,8 @@
-"""Whether images that look alike are the same image: compared as small gray squares, against how close different images of the same
-set are to each other, and place by place, for what is small."""
+"""Tests whether images that look alike are the same image.
+
+Images are compared as small gray squares, against how close different images of the same set are to
+each other. Details are compared position by position.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +30,10 @@ _EDGE = 3  # pixels at the rim that are not compared
 
 
 def gray_squares(paths: Sequence[Path], side: int) -> Iterator[np.ndarray | None]:
-    """Each image as uint8 ``[side, side]`` of gray levels, for an image of any shape; None for one that cannot be read."""
+    """Yield each image as uint8 gray levels ``[side, side]``, or None if it cannot be read.
+
+    An image of any shape is resized to a square.
+    """
     for _, square in in_threads(partial(_gray_square, side=side), paths):
         yield square
 
@@ -44,18 +50,24 @@ def _gray_square(path: Path, side: int) -> np.ndarray | None:
 
 
 def distance(correlation: np.ndarray) -> np.ndarray:
-    """Between two unit vectors whose product that is: 0 for equal images up to light and contrast, √2 for unrelated ones."""
+    """Return the distance between unit vectors of a given correlation.
+
+    The distance is 0 for images that are equal up to light and contrast, and √2 for unrelated ones.
+    """
     return np.sqrt(np.maximum(0.0, 2.0 - 2.0 * correlation.astype(np.float64)))
 
 
 @dataclass(frozen=True)
 class ChancePairs:
-    """How many pairs of *different* images of a set are closer than a distance: a power law, as in any set that varies in a few
-    respects (Levina & Bickel 2004), fitted where a few copies do not count: at each image's 5th to 10th nearest neighbour.
+    """The expected number of pairs of *different* images that are closer than a distance.
+
+    The number follows a power law, as in any set that varies in a few respects (Levina & Bickel
+    2004). It is fitted at each image's 5th to 10th nearest neighbour, where a few copies do not
+    count.
 
     Attributes:
-        images: in the set.
-        neighbours: within ``radius`` of each sampled image.
+        images: the number of images in the set.
+        neighbours: the number of neighbours within ``radius`` of each sampled image.
         radius: ``[m]``, of the sampled images.
         dimension: the exponent.
     """
@@ -66,19 +78,22 @@ class ChancePairs:
     dimension: float
 
     def expected(self, distances: np.ndarray) -> np.ndarray:
-        """Pairs closer than each of these distances, in the whole set."""
+        """Return the expected number of pairs in the set that are closer than each distance."""
         scale = float(np.mean((self.radius / self.radius.mean()) ** -self.dimension))
         volumes: np.ndarray = (distances / self.radius.mean()) ** self.dimension
         return self.images / 2 * self.neighbours * scale * volumes
 
     def farthest(self) -> float:
-        """The distance within which copies have to be looked for, were each image one."""
+        """Return the distance within which copies are found even if each image is one."""
         least = _FALSE_SHARE * self.images / self.expected(np.array([self.radius.mean()]))[0]
         return float(self.radius.mean() * min(1.0, least) ** (1 / self.dimension))
 
     def outstanding(self, distances: np.ndarray) -> np.ndarray:
-        """Boolean ``[n]``: which pairs are so close that at most one in twenty of those as close is expected by chance (the
-        Benjamini-Hochberg rule)."""
+        """Return which pairs are closer than chance explains, boolean ``[n]``.
+
+        Of the pairs that are as close, at most one in twenty is expected by chance (the
+        Benjamini-Hochberg rule).
+        """
         order = np.argsort(distances, kind="stable")
         enough = np.flatnonzero(
             self.expected(distances[order]) <= _FALSE_SHARE * np.arange(1, len(order) + 1)
@@ -89,7 +104,7 @@ class ChancePairs:
 
 
 def chance_pairs(vectors: np.ndarray) -> ChancePairs:
-    """From the unit vectors ``[n, d]`` of a set, at least five."""
+    """Fit the law to the unit vectors ``[n, d]`` of a set of at least five images."""
     count = len(vectors)
     last = min(_NEIGHBOURS, (count - 1) // 2)
     first = max(1, last // 2)
@@ -111,10 +126,10 @@ def chance_pairs(vectors: np.ndarray) -> ChancePairs:
 
 
 def same_picture(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether nothing small tells two aligned gray squares apart, once light and contrast are adjusted.
+    """Return whether two aligned gray squares are equal in detail, up to light and contrast.
 
-    What saving, scaling and noise leave is spread over the image, or lies at edges; a scratch, a part that is missing or turned is
-    a peak where at least one of the images has no edge.
+    Saving, scaling and noise leave differences all over the image, or at edges. A scratch, or a
+    part that is missing or turned, is a peak where at least one of the images has no edge.
     """
     return _without_peak(one, other) or _without_peak(other, one)
 
@@ -130,7 +145,10 @@ def _without_peak(target: np.ndarray, source: np.ndarray) -> bool:
 
 
 def _adjusted(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The source in the target's light and contrast, cut off at black and white as the target would be."""
+    """Match the source to the light and contrast of the target.
+
+    The result is clipped at black and white, as the target is.
+    """
     whole = (np.minimum(source, target) > _BLACK) & (np.maximum(source, target) < _WHITE)
     if np.count_nonzero(whole) < 0.01 * whole.size:
         whole[:] = True

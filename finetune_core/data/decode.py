@@ -1,4 +1,4 @@
-"""The one place that turns an image file into pixels. Every image Thaw reads goes through here."""
+"""Decoding of image files. Every image that Thaw reads is decoded here."""
 
 import io
 import warnings
@@ -46,8 +46,16 @@ _BARS = (128, 136, 144)  # of a thumbnail: stands off from a white page and from
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image's header says, without decoding it. Width and height are as shown, after EXIF orientation; 2 frames stand
-    for any more than one, of an animation or a TIFF of several pages: to count them is to go through the whole file."""
+    """Facts of an image's header, without decoding the image.
+
+    Attributes:
+        width: pixels as shown, after EXIF orientation.
+        height: pixels as shown, after EXIF orientation.
+        mode: Pillow's name of the colour mode.
+        format: Pillow's name of the file format.
+        frames: 2 stands for any number above one, of an animation or a TIFF of several pages,
+            because counting them means reading the whole file.
+    """
 
     width: int
     height: int
@@ -64,13 +72,13 @@ PADDING = (124, 116, 104)  # ImageNet's mean colour: 0 to a network with its nor
 
 @dataclass(frozen=True)
 class Resize:
-    """How an image becomes a square of pixels.
+    """The way in which an image becomes a square of pixels.
 
     Attributes:
-        side: of the square, in pixels.
+        side: side of the square, in pixels.
         interpolation: one of ``INTERPOLATIONS``.
-        fit: ``crop`` resizes the shorter side to ``side`` and cuts the centre out; ``pad`` resizes
-            the longer side and fills the rest with ``PADDING``.
+        fit: ``crop`` resizes the shorter side to ``side`` and crops the centre; ``pad`` resizes the
+            longer side and fills the rest with ``PADDING``.
     """
 
     side: int
@@ -79,24 +87,28 @@ class Resize:
 
 
 def read_header(source: Path | bytes) -> ImageHeader:
-    """Read an image's header only.
+    """Read only the header of an image.
 
     Raises:
-        ImageError: when the file is no image, has no allowed format, or claims too many pixels.
+        ImageError: if the file is no image, has a format that is not allowed, or claims too many
+            pixels.
     """
     with _opened(source) as image:
         return _header(image)
 
 
 def read_image(source: Path | bytes, shorter_side: int | None = None) -> Image.Image:
-    """Decode an image to upright 8-bit RGB; transparency is laid on white, the first frame of an animation is taken.
+    """Decode an image to upright 8-bit RGB.
+
+    Transparent pixels become white. Of an animation the first frame is decoded.
 
     Args:
         source: a file, or its bytes.
-        shorter_side: when given, a JPEG may be decoded at a lower scale that is still at least this large, in pixels.
+        shorter_side: if given, a JPEG may be decoded at a lower scale that is still at least this
+            large, in pixels.
 
     Raises:
-        ImageError: when it cannot be decoded to the last row.
+        ImageError: if the image cannot be decoded to the last row.
     """
     with _opened(source) as image:
         return _decoded(image, shorter_side)
@@ -105,10 +117,14 @@ def read_image(source: Path | bytes, shorter_side: int | None = None) -> Image.I
 def read_with_header(
     source: Path | bytes, shorter_side: int | None = None
 ) -> tuple[ImageHeader, Image.Image | ImageError]:
-    """What ``read_header`` and ``read_image`` give, of an image that is opened once; why it cannot be decoded in the image's place.
+    """Read header and image, opening the file once.
+
+    Returns:
+        The results of ``read_header`` and ``read_image``; in place of the image an error if it
+        cannot be decoded.
 
     Raises:
-        ImageError: as ``read_header``.
+        ImageError: as for ``read_header``.
     """
     header = None
     try:
@@ -127,7 +143,7 @@ def read_square(source: Path | bytes, resize: Resize) -> np.ndarray:
     With ``fit="crop"`` this is torchvision's evaluation transform up to its last crop.
 
     Raises:
-        ImageError: when it cannot be decoded.
+        ImageError: if the image cannot be decoded.
     """
     side, how = resize.side, INTERPOLATIONS[resize.interpolation]
     image = read_image(source, side)
@@ -139,10 +155,12 @@ def read_square(source: Path | bytes, resize: Resize) -> np.ndarray:
 
 
 def read_scaled(source: Path | bytes, longer_side: int) -> Image.Image:
-    """An image whose longer side has ``longer_side`` pixels; those of a smaller one become squares.
+    """Read an image, and resize its longer side to ``longer_side`` pixels.
+
+    The pixels of a smaller image become squares.
 
     Raises:
-        ImageError: when it cannot be decoded.
+        ImageError: if the image cannot be decoded.
     """
     image = read_image(source, longer_side)
     image.thumbnail((longer_side, longer_side))
@@ -155,10 +173,12 @@ def read_scaled(source: Path | bytes, longer_side: int) -> Image.Image:
 
 
 def thumbnail(source: Path | bytes, side: int) -> bytes:
-    """A JPEG of ``side × side`` pixels: the whole image, letterboxed, so that thumbnails of any shape have one size.
+    """Return a JPEG of ``side × side`` pixels that shows the whole image, letterboxed.
+
+    Thumbnails of images of any shape have the same size.
 
     Raises:
-        ImageError: when it cannot be decoded.
+        ImageError: if the image cannot be decoded.
     """
     buffer = io.BytesIO()
     _center(read_scaled(source, side), side, _BARS).save(buffer, "JPEG", quality=85)
@@ -188,7 +208,7 @@ def _decoded(image: Image.Image, shorter_side: int | None) -> Image.Image:
 
 
 def _lies_on_its_side(image: Image.Image) -> bool:
-    """Whether its EXIF data turn it by a quarter."""
+    """Return whether the EXIF data rotate the image by a quarter turn."""
     if image.format == "TIFF":  # Pillow gives a TIFF's size as shown
         return False
     # Pillow decodes a whole PNG in search of EXIF data behind the pixels; a header has to be quick to read.
@@ -199,8 +219,10 @@ def _lies_on_its_side(image: Image.Image) -> bool:
 
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[Image.Image]:
-    """An image to be decoded. Anything raised meanwhile becomes an ImageError: on damaged bytes Pillow's plugins raise
-    nearly anything."""
+    """Open an image, and turn any error of the block into an ImageError.
+
+    On damaged bytes Pillow's plugins raise nearly anything.
+    """
     try:
         # Opened here, or Pillow would map some files into memory, and one that shrinks meanwhile would end the process.
         with (
@@ -236,7 +258,10 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def _webp_canvas(head: bytes) -> tuple[int, int]:
-    """Width and height as a WebP file's first 30 bytes claim them, or noughts: Pillow reserves 8 bytes a pixel to open one."""
+    """Return the width and height that the first 30 bytes of a WebP file claim, or zeros.
+
+    Pillow allocates 8 bytes per pixel to open a WebP file.
+    """
 
     def bits(first: int, count: int) -> int:
         return int.from_bytes(head[20:], "little") >> first & (1 << count) - 1
@@ -268,8 +293,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _wide_to_rgb(image: Image.Image) -> Image.Image:
-    """16-bit gray keeps its top 8 bits; 32-bit and floating-point gray, which has no fixed range, is stretched to it from its
-    finite values. What is beyond them is white or black, and what is no number is black."""
+    """Convert 16-bit, 32-bit or floating-point gray to RGB.
+
+    16-bit gray keeps its upper 8 bits. 32-bit and floating-point gray has no fixed range, so its
+    finite values are stretched to 8 bits. Infinite values become white or black, and NaN becomes
+    black.
+    """
     # some of what is no number is reported when it is converted
     with np.errstate(invalid="ignore"):
         gray = np.asarray(image).astype(np.float64)

@@ -1,4 +1,7 @@
-"""Which images are copies of each other, or nearly: candidates from small colour thumbnails, then compared as larger gray squares."""
+"""Search for images that are copies of each other, or nearly.
+
+Small colour thumbnails give candidates, which are then compared as larger gray squares.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -41,19 +44,24 @@ Found = tuple[np.ndarray, np.ndarray]  # pairs, and how alike each is
 def near_sets(
     thumbs: pd.Series, content: np.ndarray, squares: Squares
 ) -> Work[tuple[np.ndarray, np.ndarray]]:
-    """Sets of images with equal content, or that are the same image, saved again, scaled, lighter or darker, or a moment later.
+    """Group images with equal content, and images that are nearly the same.
+
+    Nearly the same are images that were saved again, scaled, made lighter or darker, or taken a
+    moment later.
 
     Args:
-        thumbs: ``[n]`` of bytes (``Look.thumb``).
-        content: uint64 ``[n]``.
-        squares: (positions, side) -> the gray squares of those images (``gray_squares``); asked for candidates only.
+        thumbs: thumbnails as bytes (``Look.thumb``), ``[n]``.
+        content: hashes of the files, uint64 ``[n]``.
+        squares: a function (positions, side) -> gray squares of those images (``gray_squares``). It
+            is called for candidates only.
 
     Yields:
         Steps that count images compared.
 
     Returns:
-        int64 ``[n]``: for each image the position of the first image of its set; and float ``[n]``: the correlation with the image of
-        its set that it is closest to, 1 for equal content, 0 where it is alone.
+        Two arrays. For each image, the position of the first image of its set, int64 ``[n]``. For
+        each image, the correlation with the closest image of its set, float ``[n]``: 1 for equal
+        content, 0 for an image alone.
     """
     _, first, same, copies = np.unique(
         content, return_index=True, return_inverse=True, return_counts=True
@@ -79,7 +87,7 @@ def near_sets(
 
 
 def _pixels(thumbs: pd.Series, positions: np.ndarray) -> np.ndarray:
-    """uint8 ``[n, d]``."""
+    """Return the thumbnails at some positions, uint8 ``[n, d]``."""
     found = np.empty((len(positions), len(thumbs.iloc[0])), dtype=np.uint8)
     for at in _portions(np.arange(len(positions))):
         found[at] = np.frombuffer(b"".join(thumbs.iloc[positions[at]]), dtype=np.uint8).reshape(
@@ -93,8 +101,13 @@ def _portions(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _vectors(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of thumbnails (uint8 ``[n, d]``) unit vectors, each channel without its mean (light and tint do not count), and which of them are
-    informative."""
+    """Return unit vectors of thumbnails, and which of the thumbnails are informative.
+
+    The mean of each channel is removed, so light and tint do not count.
+
+    Args:
+        pixels: uint8 ``[n, d]``.
+    """
     coloured = pixels.reshape(len(pixels), -1, 3).astype(np.float32)
     coloured -= coloured.mean(axis=1, keepdims=True)
     flat = coloured.reshape(len(pixels), -1)
@@ -103,10 +116,15 @@ def _vectors(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _verified(candidates: np.ndarray, positions: np.ndarray, squares: Squares) -> Work[Found]:
-    """Pairs ``[m, 2]`` of the same image among candidates (int ``[n]``: the same number for what may be), and how close they are.
+    """Compare the candidates as gray squares, and return the pairs of the same image.
 
     Args:
-        positions: ``[n]``, by which ``squares`` knows the images.
+        candidates: int ``[n]``; images of the same number are candidates.
+        positions: ``[n]``, the position that ``squares`` takes for each image.
+        squares: as for ``find_near_duplicates``.
+
+    Returns:
+        Pairs ``[m, 2]``, and their correlation.
     """
     sizes = np.bincount(candidates)
     members = np.flatnonzero((sizes[candidates] > 1) & (sizes[candidates] <= _MOST_ALIKE))
@@ -130,10 +148,14 @@ def _verified(candidates: np.ndarray, positions: np.ndarray, squares: Squares) -
 
 
 def _close(squares: np.ndarray, *, outstanding: bool) -> Work[Found]:
-    """Pairs of the squares ``[n, side, side]`` that are close, the closest first, and their correlation.
+    """Find the close pairs among squares ``[n, side, side]``, the closest first.
 
     Args:
-        outstanding: whether they have to be closer than different images of the set come by chance.
+        squares: the squares.
+        outstanding: whether pairs have to be closer than different images of the set are by chance.
+
+    Returns:
+        Pairs ``[m, 2]``, and their correlation.
     """
     flat = squares.reshape(len(squares), -1).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
@@ -154,7 +176,10 @@ def _close(squares: np.ndarray, *, outstanding: bool) -> Work[Found]:
 
 
 def _same_pictures(pairs: np.ndarray, positions: np.ndarray, squares: Squares) -> np.ndarray:
-    """Which of the pairs, the closest first, are the same image in detail; those that others link already are passed over."""
+    """Return which of the pairs, the closest first, are the same image in detail, boolean.
+
+    Pairs whose images other pairs connect already are skipped.
+    """
     rows, inverse = np.unique(pairs, return_inverse=True)
     details = dict(enumerate(squares(positions[rows], DETAIL_SIDE)))
     sets = np.arange(len(rows))
@@ -170,8 +195,10 @@ def _same_pictures(pairs: np.ndarray, positions: np.ndarray, squares: Squares) -
 
 
 class _Connecting:
-    """Keeps fewer than ``count`` pairs, which connect the same images; how alike they are is not kept. What is connected already need not
-    be compared."""
+    """Collector that keeps fewer than ``count`` pairs, which connect the same images.
+
+    Similarities are not kept. Pairs that are connected already need not be compared.
+    """
 
     def __init__(self, count: int) -> None:
         self._sets = np.zeros(0, dtype=np.int64)
@@ -180,7 +207,7 @@ class _Connecting:
         self._new = 0
 
     def settled(self, left: np.ndarray, right: np.ndarray) -> bool:
-        """Whether all of them are in one set."""
+        """Return whether all images of both sides are in one set already."""
         return len(self._sets) > 0 and bool(
             (self._sets[left] == self._sets[left[0]]).all()
             and (self._sets[right] == self._sets[left[0]]).all()
@@ -206,7 +233,7 @@ class _Connecting:
 
 
 class _Closest:
-    """Keeps the pairs that are the most alike."""
+    """Collector that keeps the most similar pairs."""
 
     def __init__(self) -> None:
         self._pairs = [np.empty((0, 2), dtype=np.int64)]
@@ -237,11 +264,21 @@ def _alike(
     least: float,
     keep: Callable[[], _Connecting] | type[_Closest],
 ) -> Work[Found]:
-    """All pairs ``[m, 2]`` of ``rows`` whose product is at least ``least``, and the products; of too many those that are kept (``keep`` makes what collects them).
+    """Find all pairs ``[m, 2]`` of ``rows`` whose product is at least ``least``.
 
-    Most pairs are ruled out in few dimensions: with p the part of a unit vector in the main directions and r the length of
-    the rest, v·w ≤ p·q + r·s, which is itself a product of short vectors. They are sorted by the direction in which they differ the
-    most: no pair that is alike lies farther apart there than its distance.
+    Most pairs are ruled out in few dimensions. Let p be the part of the unit vector v in the main
+    directions and r the length of the rest, q and s those of w. Then v·w ≤ p·q + r·s, which is
+    itself a product of short vectors. The rows are sorted by the direction in which they differ
+    most: the distance of a pair is at least its distance in that direction.
+
+    Args:
+        vectors: positions -> unit vectors.
+        rows: the positions to compare.
+        least: the smallest product of a pair.
+        keep: makes the collector, which keeps some of the pairs if there are too many.
+
+    Returns:
+        The pairs and their products.
     """
     kept = keep()
     if not len(rows):
@@ -255,7 +292,7 @@ def _alike(
     height, width = _TILE
 
     def compared(start: int) -> Found:
-        """Of the rows from there on, with those behind them."""
+        """Compare the rows of one tile with the rows behind them."""
         part = keep()
         head = slice(start, min(start + height, len(rows)))
         last = int(np.searchsorted(spread, spread[head.stop - 1] + reach, side="right"))
@@ -280,7 +317,15 @@ def _alike(
 def _products(
     vectors: Vectors, left: np.ndarray, right: np.ndarray, likely: np.ndarray, least: float
 ) -> Found:
-    """Of the likely pairs (bool ``[left, right]``) those whose product is at least ``least``, and the products."""
+    """Return the likely pairs whose product is at least ``least``, and their products.
+
+    Args:
+        vectors: positions -> unit vectors.
+        left: positions of the rows of ``likely``.
+        right: positions of the columns of ``likely``.
+        likely: boolean ``[left, right]``.
+        least: the smallest product of a pair.
+    """
     first, second = np.nonzero(likely)
     if len(first) > len(left) + len(right):  # then all products at once are quicker
         products = (vectors(left) @ vectors(right).T)[first, second]
@@ -292,14 +337,17 @@ def _products(
 
 
 def _spanning(pairs: np.ndarray, count: int) -> np.ndarray:
-    """Fewer than ``count`` pairs, which connect the same images."""
+    """Return fewer than ``count`` pairs that connect the same images."""
     first = _first_of_each(_connected(pairs, count))
     others = np.flatnonzero(first != np.arange(count))
     return np.stack([first[others], others], axis=1)
 
 
 def _shortened(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
-    """``[n, 32]``: each vector in the main directions of some of them, and the length of what is left."""
+    """Project the vectors onto the main directions of a sample, ``[n, 32]``.
+
+    The last column is the length of the rest.
+    """
     some = vectors(rows[:: -(-len(rows) // 1000)])
     main = np.linalg.qr(some.T @ np.linalg.eigh(some @ some.T)[1][:, -_KEPT_DIRECTIONS:])[0]
     short = np.empty((len(rows), main.shape[1] + 1), dtype=np.float32)
@@ -321,7 +369,14 @@ def _connected(pairs: np.ndarray, count: int) -> np.ndarray:
 
 
 def united(*columns: np.ndarray) -> np.ndarray:
-    """Int ``[n]``: rows that share a value in any of the columns get the same number. A column's -1 links nothing."""
+    """Number the rows so that rows which share a value in any column get the same number.
+
+    Args:
+        columns: int ``[n]`` each; a value of -1 connects nothing.
+
+    Returns:
+        Int ``[n]``.
+    """
     links = [np.empty((0, 2), dtype=np.int64)]
     for column in columns:
         used = np.flatnonzero(column >= 0)
@@ -330,6 +385,6 @@ def united(*columns: np.ndarray) -> np.ndarray:
 
 
 def _first_of_each(sets: np.ndarray) -> np.ndarray:
-    """For each position the first position that holds the same value."""
+    """Return for each position the first position that holds the same value."""
     _, first, inverse = np.unique(sets, return_index=True, return_inverse=True)
     return first[inverse]

@@ -1,4 +1,8 @@
-"""Changes that a person made to a data set: kept beside the index, applied over it, undone one by one. The files stay as they are."""
+"""Changes that a person made to a data set.
+
+The changes are stored beside the index and applied on top of it. Each can be undone. The files of
+the data set stay as they are.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,10 +33,10 @@ _changing = Lock()  # of this process: two sessions must not write over each oth
 
 
 def load_edits(data: str | Path) -> tuple[Edit, ...]:
-    """The changes made to a data set, in order.
+    """Load the changes made to a data set, in order.
 
     Raises:
-        DataError: when the file that holds them is damaged: they must not be forgotten silently.
+        DataError: if the file of changes is damaged. They must not be lost silently.
     """
     file = entry_folder(data) / _FILE
     if not is_there(file):
@@ -52,16 +56,16 @@ def _read(file: Path, _version: Stamp | None) -> tuple[Edit, ...]:
 
 
 def change_edits(data: str | Path, change: Callable[[tuple[Edit, ...]], Sequence[Edit]]) -> None:
-    """Replace the changes by what a function makes of them, in one write.
+    """Replace the changes by the result of a function, in one write.
 
-    Changes that another session or process makes at the same time are kept, too.
+    Changes that another session or process makes at the same time are kept.
 
     Args:
         data: folder or manifest of the data set.
-        change: known changes -> all changes.
+        change: a function from the known changes to all changes.
 
     Raises:
-        DataError: when they cannot be kept, or ``check_labelled_stay`` refuses new ones.
+        DataError: if the changes cannot be written, or ``check_labelled_moves`` refuses new ones.
     """
     with _only_writer(data):
         known = load_edits(data)
@@ -75,7 +79,7 @@ def change_edits(data: str | Path, change: Callable[[tuple[Edit, ...]], Sequence
 
 @contextmanager
 def _only_writer(data: str | Path) -> Iterator[None]:
-    """Let one session of one process change the edits of a data set at a time."""
+    """Let one session of one process at a time change the edits of a data set."""
     file = entry_folder(data) / _FILE
     lock = FileLock(f"{file}.lock", timeout=_PATIENCE)
     with _changing:
@@ -91,25 +95,25 @@ def _only_writer(data: str | Path) -> Iterator[None]:
 
 
 def add_edits(data: str | Path, edits: Sequence[Edit]) -> None:
-    """Add changes; those that others add at the same time are kept, too.
+    """Add changes. Those that others add at the same time are kept.
 
     Raises:
-        DataError: when they cannot be kept, or ``check_labelled_stay`` refuses them.
+        DataError: if the changes cannot be written, or ``check_labelled_moves`` refuses them.
     """
     change_edits(data, lambda known: (*known, *edits))
 
 
 def remove_edits(data: str | Path, edits: Sequence[Edit]) -> None:
-    """Take changes back, the latest of equal ones; those that somebody has taken back already are passed over.
+    """Undo changes, the latest of equal ones. Those that have been undone already are ignored.
 
     Raises:
-        DataError: when that cannot be kept.
+        DataError: if the result cannot be written.
     """
     change_edits(data, lambda known: _without(known, edits))
 
 
 def _without(known: Sequence[Edit], gone: Iterable[Edit]) -> list[Edit]:
-    """Return changes without some of them, the latest of equal ones."""
+    """Return the changes without some of them, the latest of equal ones."""
     counts = Counter(gone)
     left = []
     for edit in reversed(known):
@@ -121,10 +125,10 @@ def _without(known: Sequence[Edit], gone: Iterable[Edit]) -> list[Edit]:
 
 
 def save_edits(data: str | Path, edits: Sequence[Edit]) -> None:
-    """Keep the changes, all of them or what was there before.
+    """Save the changes. If that fails, the old file remains.
 
     Raises:
-        DataError: when they cannot be written.
+        DataError: if the changes cannot be written.
     """
     file = entry_folder(data) / _FILE
     try:
@@ -134,12 +138,14 @@ def save_edits(data: str | Path, edits: Sequence[Edit]) -> None:
 
 
 def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
-    """Rows with ``id, class, split`` as the edits, one after the other, leave them. Paths that are not there any more are passed over.
+    """Apply the edits, one after the other, to a table with columns ``id, class, split``.
 
-    A row without a class is an image that labels add. It is left out where no edit labels it.
+    Paths that no longer exist are ignored. A row without a class is an image that labels add; it is
+    dropped if no edit labels it.
 
     Raises:
-        DataError: when an image is to move to a split that does not exist, or ``check_labelled_stay`` refuses the edits.
+        DataError: if an image is to move to a split that does not exist, or
+            ``check_labelled_moves`` refuses the edits.
     """
     made = effective(edits)
     check_labelled_stay(made)
@@ -176,7 +182,10 @@ def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
 
 
 def labelled_paths(edits: Iterable[Edit]) -> dict[str, str]:
-    """Id -> split of every image that the edits add with a label, in the order of the first label."""
+    """Return the split of every image that the edits add with a label, by id.
+
+    The images are in the order of their first label.
+    """
     return {
         path: _LABELS[edit.action]
         for edit in edits
@@ -188,11 +197,12 @@ def labelled_paths(edits: Iterable[Edit]) -> dict[str, str]:
 def check_labelled_stay(edits: Sequence[Edit]) -> None:
     """Refuse to evaluate on images that the model chose for labelling.
 
-    They are the ones that it finds difficult, or of a class that it expects, so an accuracy on them
-    is biased. Images that were set aside at random are labelled by ``label_test`` and may move.
+    The model chose images that it finds difficult, or of a class that it expects, so an accuracy on
+    them is biased. Images that were set aside at random are labelled by ``label_test`` and may
+    move.
 
     Raises:
-        DataError: when such an image is moved to validation or test.
+        DataError: if such an image is moved to validation or test.
     """
     chosen = {path for edit in edits if edit.action == "label" for path in edit.paths}
     if not chosen:
@@ -213,13 +223,15 @@ def check_labelled_stay(edits: Sequence[Edit]) -> None:
 
 
 def relabelled_class(table: pd.DataFrame, name: str, to: str) -> Edit:
-    """The change that gives a class another name: that of no class renames it, that of another one merges the two.
+    """Return the edit that renames a class. The name of another class merges the two.
 
     Args:
         table: rows with ``id, class``.
+        name: the class to rename.
+        to: the new name.
 
     Raises:
-        DataError: when there is no such class, or none can have that name.
+        DataError: if the class does not exist, or cannot have that name.
     """
     paths = tuple(table.loc[table["class"] == name, "id"])
     if not paths:
@@ -236,7 +248,7 @@ def relabelled_class(table: pd.DataFrame, name: str, to: str) -> Edit:
 
 
 def ignored(edits: Iterable[Edit]) -> dict[str, frozenset[str]]:
-    """Kind of finding -> the paths of the findings that a person has dismissed."""
+    """Return the paths of the findings that a person has dismissed, by kind of finding."""
     paths: dict[str, set[str]] = {}
     for edit in edits:
         if edit.action == "ignore":
@@ -245,12 +257,12 @@ def ignored(edits: Iterable[Edit]) -> dict[str, frozenset[str]]:
 
 
 def effective(edits: Iterable[Edit]) -> tuple[Edit, ...]:
-    """Those that change what is trained on: what a run records."""
+    """Return the edits that change the training data, which is what a run records."""
     return tuple(edit for edit in edits if edit.action != "ignore")
 
 
 def edit_in_words(edit: Edit) -> str:
-    """``3 images excluded``, ``1 image relabelled as cat``, ``finding dismissed``."""
+    """Describe one edit, as ``3 images excluded`` or ``1 image relabelled as cat``."""
     images = things(len(edit.paths), "image")
     match edit.action:
         case "label":
@@ -267,7 +279,7 @@ def edit_in_words(edit: Edit) -> str:
 
 
 def edits_in_words(edits: Iterable[Edit]) -> str:
-    """All changes in one line: ``5 images excluded, 2 images moved, 1 image relabelled``."""
+    """Describe all edits in one line: ``5 images excluded, 2 images moved, 1 image relabelled``."""
     counts: Counter[str] = Counter()
     for edit in effective(edits):
         counts["label" if edit.action in _LABELS else edit.action] += len(edit.paths)

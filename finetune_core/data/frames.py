@@ -1,4 +1,7 @@
-"""What a browser's camera sends -> frames that can be kept. Anybody may send anything: nothing of it is believed."""
+"""Validation of the frames that a browser's camera sends.
+
+Anybody may send anything, so nothing in a message is trusted.
+"""
 
 import base64
 import binascii
@@ -20,15 +23,15 @@ _ID = re.compile(r"[0-9a-z]{1,32}")
 
 @dataclass(frozen=True)
 class Batch:
-    """Some frames in a row.
+    """Consecutive frames.
 
     Attributes:
-        batch_id: what the browser calls it, so that it knows what has arrived.
-        press: of the record button, so long as it is held; empty where nothing is recorded.
-        first: the number of the first frame within its press.
-        frames: JPEGs, each decoded once to its last row.
-        recording: of which data set; as it came.
-        class_name: of what was held up; as it came.
+        batch_id: the browser's name for the batch, by which it learns that the batch has arrived.
+        press: id of the press of the record button; empty if nothing is recorded.
+        first: number of the first frame within its press.
+        frames: JPEGs, each of which was decoded once to its last row.
+        recording: name of the data set, unchecked.
+        class_name: name of the class that was shown, unchecked.
     """
 
     batch_id: str
@@ -40,13 +43,14 @@ class Batch:
 
 
 def read_batch(sent: Any) -> Batch:
-    """Check what arrived.
+    """Validate a message from the browser.
 
     Args:
-        sent: ``{id, press, first, frames: [base64 of a JPEG, …], recording, class}``, or anything else.
+        sent: ``{id, press, first, frames: [base64 of a JPEG, …], recording, class}``, or anything
+            else.
 
     Raises:
-        DataError: when it is anything else, or too much.
+        DataError: if the message is anything else, or too large.
     """
     if not isinstance(sent, Mapping):
         raise _refused("it is no record")
@@ -72,10 +76,10 @@ def read_batch(sent: Any) -> Batch:
 
 
 def _jpeg(text: Any) -> bytes:
-    """The JPEG in a text, once it is known that it can be decoded.
+    """Decode a JPEG from base64, and check that it can be decoded.
 
     Raises:
-        DataError: when there is none.
+        DataError: if there is none.
     """
     if not isinstance(text, str):
         raise _refused("a frame in it is no text")

@@ -1,4 +1,7 @@
-"""One look at an image file: its bytes are read once, and everything that an inspection needs to know is taken from them."""
+"""Statistics of one image file.
+
+The bytes are read once, and all facts that an inspection needs come from them.
+"""
 
 import hashlib
 import math
@@ -19,15 +22,24 @@ _PLAIN = 1e-3  # gray levels
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen.
+    """Statistics of one image file.
 
     Attributes:
-        problem: ``""``, or a finding's kind: ``empty_file``, ``unreadable``, ``damaged``, ``missing_file``.
-        reason: the problem in words.
-        content: uint64 of the file's bytes (BLAKE2b).
-        width, height: pixels, as shown. mode, format: Pillow's words. frames: more than 1 for an animation.
-        brightness: mean gray, 0…255. low, high: its 5th and 95th percentile. contrast: its standard deviation.
-        sharpness: variance of the Laplacian over the variance of the gray values (Pech-Pacheco et al. 2000), at a common scale.
+        problem: empty, or a kind of finding: ``empty_file``, ``unreadable``, ``damaged`` or
+            ``missing_file``.
+        reason: the problem as text.
+        content: uint64 hash of the file's bytes (BLAKE2b).
+        width: pixels, as shown.
+        height: pixels, as shown.
+        mode: Pillow's name of the colour mode.
+        format: Pillow's name of the file format.
+        frames: more than 1 for an animation.
+        brightness: mean gray level, 0…255.
+        low: 5th percentile of the gray levels.
+        high: 95th percentile of the gray levels.
+        contrast: standard deviation of the gray levels.
+        sharpness: variance of the Laplacian over the variance of the gray levels (Pech-Pacheco et
+            al. 2000), at a common scale.
         thumb: RGB ``[12, 12, 3]`` as bytes, for near-duplicates.
     """
 
@@ -48,7 +60,7 @@ class Look:
 
 
 def look_at(path: Path) -> Look:
-    """Read a file once and look at it; never raises for what a file may hold."""
+    """Read a file once and compute its statistics. No content of a file raises an error."""
     try:
         with open(open_regular(path, follow=True), "rb") as file:
             content = file.read()
@@ -94,7 +106,7 @@ def look_at(path: Path) -> Look:
 
 
 def _light_and_sharpness(image: Image.Image) -> tuple[float, float, float, float, float]:
-    """Mean, 5th and 95th percentile, standard deviation, sharpness."""
+    """Return mean, 5th and 95th percentile, standard deviation and sharpness of the gray levels."""
     gray = image.convert("L")
     gray.thumbnail((_LOOKED_AT, _LOOKED_AT), Image.Resampling.BOX)
     pixels = np.asarray(gray)
@@ -113,5 +125,5 @@ def _light_and_sharpness(image: Image.Image) -> tuple[float, float, float, float
 
 
 def _named(error: ImageError, path: Path) -> str:
-    """The decoder saw bytes without a name."""
+    """Return the error with the file's name, which the decoder of its bytes did not know."""
     return str(error).replace("The image", path.name, 1)

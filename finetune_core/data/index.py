@@ -1,5 +1,7 @@
-"""The index: what is known of every file of a data set. Kept as Parquet in the app's own folder; only new and changed files are
-looked at again (by size and time of change)."""
+"""The index: facts about every file of a data set, as Parquet in the app's own folder.
+
+Only files that are new or have changed (by size and modification time) are read again.
+"""
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -35,17 +37,22 @@ _UNKNOWN = -1  # the near set of a file that was not compared yet
 
 
 def read_index(data: str | Path, listing: Listing, *, thumbs: bool = False) -> Work[pd.DataFrame]:
-    """Know every listed file, looking at those that are new or have changed. What was seen is kept, also when it is broken off.
+    """Read the index, and update it for the files that are new or have changed.
+
+    The index is written even if the update is cancelled.
 
     Args:
-        thumbs: whether the thumbnails are asked for, too.
+        data: folder or manifest of the data set.
+        listing: the files of the data set.
+        thumbs: whether to return the thumbnails, too.
 
     Yields:
-        Steps that count files looked at, then images compared.
+        Steps that count files read, then images compared.
 
     Returns:
-        The listing's rows with the fields of a ``Look``, ``near``: images of the same number are near-duplicates, and ``closeness``:
-        of each to the nearest of those (see ``near_sets``).
+        The listing's rows with the fields of a ``Look``, and two more columns: ``near``, equal for
+        near-duplicates, and ``closeness``, of each image to the nearest of its near-duplicates (see
+        ``near_sets``).
     """
     file = entry_folder(data) / _FILE
     columns = _COLUMNS if thumbs else _FACTS
@@ -61,7 +68,11 @@ def read_index(data: str | Path, listing: Listing, *, thumbs: bool = False) -> W
 def _updated(
     file: Path, listing: Listing, columns: list[str]
 ) -> Work[tuple[pd.DataFrame, np.ndarray]]:
-    """What is known from now on, and for each listed file its row there."""
+    """Update the index.
+
+    Returns:
+        The new index, and the row in it of each listed file.
+    """
     known = _known(file, _COLUMNS)
     position = _positions(known, listing.files)
     fresh = np.flatnonzero(position < 0)
@@ -85,7 +96,10 @@ def _updated(
 
 
 class _Looks:
-    """What was seen so far: in tables, where it takes a third of the memory of as many objects."""
+    """Statistics collected so far, in tables.
+
+    Tables take a third of the memory of as many objects.
+    """
 
     def __init__(self) -> None:
         self._tables: list[pd.DataFrame] = []
@@ -107,14 +121,17 @@ class _Looks:
         self._latest = []
 
     def table(self) -> pd.DataFrame:
-        """One row per look, in order."""
+        """Return one row per image file, in order."""
         if self._latest or not self._tables:
             self._settle()
         return pd.concat(self._tables, ignore_index=True)
 
 
 def known_images(data: str | Path) -> pd.DataFrame:
-    """What was seen of each image of a data set when it was last looked at (the fields of a ``Look``), by id; empty if never."""
+    """Return the statistics of each indexed image by id, as fields of a ``Look``.
+
+    The table is empty if the data set was never indexed.
+    """
     known = _known(entry_folder(data) / _FILE, _FACTS)
     return (
         known[known["problem"] == ""]
@@ -124,18 +141,18 @@ def known_images(data: str | Path) -> pd.DataFrame:
 
 
 def index_changed(data: str | Path) -> Stamp | None:
-    """Changes when ``known_images`` does."""
+    """Return a stamp of the index file, which changes when ``known_images`` does."""
     return stamp(entry_folder(data) / _FILE)
 
 
 def _uncompared(rows: pd.DataFrame) -> pd.Series:
-    """Boolean a row: whether it is an image that was not compared with the others yet."""
+    """Return which rows are images that were not yet compared with the others, boolean."""
     uncompared: pd.Series = (rows["problem"] == "") & (rows["near"] == _UNKNOWN)
     return uncompared
 
 
 def _near(rows: pd.DataFrame, root: Path) -> Work[tuple[np.ndarray, np.ndarray]]:
-    """The near sets and how close: as they are known, unless an image came or went."""
+    """Return near-duplicate sets and closeness, computed again if an image came or went."""
     near, closeness = rows["near"].to_numpy(copy=True), rows["closeness"].to_numpy(copy=True)
     if _uncompared(rows).any():
         usable = (rows["problem"] == "").to_numpy()
@@ -161,7 +178,7 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _positions(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
-    """For each listed file its row in what is known; -1 where it is new or has changed."""
+    """Return the row in the index of each listed file; -1 if the file is new or has changed."""
     position: np.ndarray = pd.Index(known["id"]).get_indexer(files["id"])
     if len(known):
         # What could not be opened may be by now, without another time of change.

@@ -1,4 +1,7 @@
-"""A folder, or a manifest -> which image files there are, and what their place says about them. No file is opened."""
+"""Listing of the image files of a folder or manifest, with class and split by their place.
+
+No image is opened.
+"""
 
 import os
 from array import array
@@ -42,11 +45,12 @@ class Listing:
     """The files of a data set.
 
     Attributes:
-        root: what ids are relative to.
-        files: one row per image file: ``id`` (path below root, with ``/``), ``class``, ``split`` and ``group`` (empty where not
-            given), ``bytes``, ``changed`` (nanoseconds); -1 bytes for a file that is not there.
-        notes: what was passed over.
-        added: ids that ``list_too`` was asked for.
+        root: the folder that ids are relative to.
+        files: one row per image file. ``id`` (path below root, with ``/``), ``class``, ``split``
+            and ``group`` (empty if not given), ``bytes`` (-1 for a missing file), ``changed``
+            (nanoseconds).
+        notes: files and folders that were left out.
+        added: ids that ``extend_listing`` was asked for.
     """
 
     root: Path
@@ -56,13 +60,16 @@ class Listing:
 
 
 def image_root(data: str | Path) -> Path:
-    """What the ids of a data set are relative to: the folder itself, or the one that its manifest lies in."""
+    """Return the folder that the ids of a data set are relative to.
+
+    This is the folder itself, or the one that contains its manifest.
+    """
     path = Path(data)
     return path.parent if is_manifest(path) and not path.is_dir() else path
 
 
 def is_data(path: Path) -> bool:
-    """Whether there is such a folder or manifest."""
+    """Return whether there is such a folder or manifest."""
     try:
         return path.is_dir() or (path.is_file() and is_manifest(path))
     except OSError:  # such a long name, say, that there cannot be one
@@ -70,24 +77,25 @@ def is_data(path: Path) -> bool:
 
 
 def check_data(data: str | Path) -> None:
-    """Whether there is such a folder or manifest.
+    """Check that there is such a folder or manifest.
 
     Raises:
-        ConfigError: when there is not.
+        ConfigError: if there is none.
     """
     if not is_data(Path(data)):
         raise ConfigError({"data": _irregular(Path(data)) or f"there is no folder {data}"})
 
 
 def list_data(data: str | Path, roots: Sequence[Path] = ()) -> Listing:
-    """List a folder of class folders, with or without ``train/`` and ``val/`` above them, or a manifest.
+    """List class folders, with or without ``train/`` and ``val/`` above them, or a manifest.
 
     Args:
-        data: folder or file.
-        roots: when given, files that lie elsewhere (behind a link, or named by a manifest) are passed over.
+        data: folder or manifest.
+        roots: if given, files outside these folders (behind a link, or named by a manifest) are
+            left out.
 
     Raises:
-        DataError: when there is no such folder or manifest, or no image in it.
+        DataError: if there is no such folder or manifest, or no image in it.
     """
     path = _existing(data)
     try:
@@ -117,10 +125,13 @@ def _listed_folder(path: Path, roots: Sequence[Path]) -> Listing:
 
 
 def list_too(listing: Listing, ids: Sequence[str], roots: Sequence[Path] = ()) -> Listing:
-    """Add images that lie elsewhere, without a class, to a listing. Ids that it has are left as they are.
+    """Add images outside the data set, without a class, to a listing.
+
+    Ids that are listed already stay as they are.
 
     Args:
-        ids: paths below the listing's root, or absolute ones.
+        listing: the listing.
+        ids: paths below the listing's root, or absolute paths.
         roots: as for ``list_data``.
     """
     may_hold = holds(listing.root, roots)
@@ -137,10 +148,10 @@ def list_too(listing: Listing, ids: Sequence[str], roots: Sequence[Path] = ()) -
 
 
 def list_unlabelled(folder: str | Path, roots: Sequence[Path] = ()) -> Listing:
-    """List all images in a folder and below it, without a class.
+    """List all images in a folder and below, without a class.
 
     Raises:
-        DataError: when there is no such folder, or no image in it.
+        DataError: if there is no such folder, or no image in it.
     """
     path = _existing(folder)
     if path.is_file():
@@ -158,22 +169,22 @@ def list_unlabelled(folder: str | Path, roots: Sequence[Path] = ()) -> Listing:
 
 
 def is_within(path: str | Path, roots: Sequence[Path]) -> bool:
-    """Whether what a path leads to, links followed, lies in one of the folders."""
+    """Return whether a path, with links resolved, lies in one of the folders."""
     real = Path(os.path.realpath(path))
     return any(real.is_relative_to(os.path.realpath(root)) for root in roots)
 
 
 def holds(root: Path, roots: Sequence[Path]) -> Callable[[str | Path], bool]:
-    """Return a function that says of a file whether a data set may hold it.
+    """Return a predicate that says whether a data set may contain a file.
 
-    The file has to lie below one of the roots, links followed. A file in the app's own data folder
+    The file has to lie below one of the roots, links resolved. A file in the app's own data folder
     also has to lie in the data set's folder, or among the images that were brought there to be
-    labelled: uploads of several people are side by side there, and a link or manifest in one must
-    not open another.
+    labelled. Uploads of several people are side by side in the data folder, and a link or manifest
+    in one must not open another.
 
     Args:
         root: the data set's folder.
-        roots: the folders that may be read; empty where all may.
+        roots: the folders that may be read; empty if all may.
     """
     # Resolved once: a manifest may name a million files.
     own, base, uploads, *readable = (
@@ -191,7 +202,10 @@ def holds(root: Path, roots: Sequence[Path]) -> Callable[[str | Path], bool]:
 
 
 class _Walk:
-    """Collects the files of one folder, column by column: of a million files, as many rows would be objects."""
+    """Collector of the files of one folder, column by column.
+
+    A million files as rows would be a million objects.
+    """
 
     def __init__(self, root: Path, roots: Sequence[Path]) -> None:
         self.root, self._may_hold = root, holds(root, roots)
@@ -205,7 +219,7 @@ class _Walk:
         return len(self._ids)
 
     def files(self) -> pd.DataFrame:
-        """As in a ``Listing``, in the order of the walk."""
+        """Return the files as in a ``Listing``, in the order of the walk."""
         columns = {"id": self._ids, "class": self._classes, "split": self._splits, "group": ""}
         sizes = {"bytes": np.array(self._bytes), "changed": np.array(self._changed)}
         return pd.DataFrame(columns | sizes).astype(_COLUMNS)
@@ -222,7 +236,7 @@ class _Walk:
                 self.notes.append(("empty_class", self.relative(class_folder)))
 
     def everything(self) -> None:
-        """Collect all images, also those in no class folder."""
+        """Collect all images, including those in no class folder."""
         self._files(self.root, "", "")
 
     def _files(self, folder: Path, name: str, split: str) -> None:
@@ -251,12 +265,12 @@ class _Walk:
 
 
 def printable(name: str) -> str:
-    """A file system's name need not be valid Unicode; what is shown must be."""
+    """Return a file name as valid Unicode, which names in a file system need not be."""
     return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def _irregular(path: Path) -> str:
-    """What there is of that name, where it is neither a folder nor a file; else empty."""
+    """Describe what has this path if it is neither a folder nor a file; else return ""."""
     with suppress(OSError, RuntimeError, ValueError):  # a name that no system takes
         try:
             check_regular(path.resolve())
@@ -317,7 +331,10 @@ def _size_and_time(file: os.DirEntry[str] | Path) -> tuple[int, int]:
 
 
 def _unwrapped(folder: Path) -> Path:
-    """Below folders that hold nothing but one other folder of folders: what packing a data set leaves around it."""
+    """Descend through folders that contain only one other folder of folders.
+
+    Packing a data set leaves such folders around it.
+    """
     while not _split_folders(folder):
         inner = _subfolders(folder)
         if (
@@ -334,7 +351,7 @@ def _unwrapped(folder: Path) -> Path:
 
 
 def _split_folders(root: Path) -> dict[Path, str]:
-    """Folder -> split, where one of them is a ``train`` with class folders; else none (a class may be named "train")."""
+    """Return the split of each split folder, if one is a ``train`` with class folders; else none."""
     found = {
         _same_split_inside(folder): splits.FOLDER_NAMES[folder.name.lower()]
         for folder in _subfolders(root)
@@ -348,7 +365,7 @@ def _split_folders(root: Path) -> dict[Path, str]:
 
 
 def _same_split_inside(folder: Path) -> Path:
-    """``training_set/training_set/<class>`` is packed once too often."""
+    """Return the inner one of ``training_set/training_set/<class>``, packed once too often."""
     inner = _subfolders(folder)
     names = splits.FOLDER_NAMES
     twice = (
@@ -360,10 +377,13 @@ def _same_split_inside(folder: Path) -> Path:
 
 
 def _entries_below(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """Yield (file, its path below the root) for each file that is no noise; links to folders are not followed.
+    """Yield (file, its path below the root) for each file that is no noise.
+
+    Links to folders are not followed.
 
     Args:
-        prefix: what precedes the file's path below ``folder``: empty, or ending in ``/``.
+        folder: the folder to walk.
+        prefix: prefix of the path, which is empty or ends in ``/``.
     """
     # A stack instead of recursion: a tree may be deeper than Python's limit.
     waiting = _last_entry_first(folder, prefix)

@@ -1,4 +1,4 @@
-"""A manifest: a CSV or Parquet table with one row per image: path, label and, if given, split and group."""
+"""Manifests: CSV or Parquet tables with path, label and optional split and group of each image."""
 
 import csv
 import os
@@ -30,18 +30,20 @@ _LONGEST = 32_767  # characters; no system takes a longer path
 
 
 def is_manifest(path: Path) -> bool:
-    """By its name."""
+    """Return whether a file is a manifest by its name."""
     return path.suffix.lower() in _SUFFIXES
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
-    """``id`` (relative to the manifest's folder where it lies in it, else absolute), ``class``, ``split``, ``group``, all str.
+    """Read a manifest as ``id``, ``class``, ``split`` and ``group``, all str.
 
-    Columns are found by name, in upper or lower case: path (file, filename, image, …), label (class, target, category), split
-    (train, val, test and what people call them), group.
+    An id is relative to the manifest's folder if the image lies in it, else absolute. Columns are
+    found by name, in upper or lower case: path (file, filename, image, …), label (class, target,
+    category), split (train, val, test and their common synonyms), group.
 
     Raises:
-        DataError: when it cannot be read, or a row cannot be used; all problems at once.
+        DataError: if the manifest cannot be read, or a row cannot be used. The message names all
+            problems at once.
     """
     raw = _read(path)
     columns = {str(name).strip().lower(): name for name in raw.columns}
@@ -74,10 +76,9 @@ def read_manifest(path: Path) -> pd.DataFrame:
 
 
 def other_columns(path: Path) -> pd.DataFrame:
-    """What a manifest says of its images beyond what Thaw needs: str columns by ``id``, under their own names.
+    """Read the columns of a manifest that Thaw does not use, as str by ``id``.
 
-    Raises:
-        DataError: when it cannot be read.
+    The columns keep their own names.
     """
     raw = _read(path)
     columns = {str(name).strip().lower(): name for name in raw.columns}
@@ -143,7 +144,7 @@ def _refuse_nested(path: Path, chosen: pd.DataFrame) -> None:
 
 
 def _is_nested(column: pd.Series) -> bool:
-    """Whether there are lists, structs or maps in a column of Parquet."""
+    """Return whether a column of Parquet contains lists, structs or maps."""
     return column.dtype == object and any(
         issubclass(kind, np.ndarray | list | dict) for kind in set(map(type, column))
     )
@@ -206,7 +207,7 @@ def _separator(path: Path) -> str:
 
 
 def _text(column: pd.Series) -> pd.Series:
-    """As written: a missing value is empty, and 3.0 from a column of whole numbers with gaps is 3."""
+    """Return values as text: a missing one is empty, and 3.0 is 3 in a column of whole numbers."""
     if (
         pd.api.types.is_float_dtype(column)
         and (column.dropna() % 1 == 0).all()
@@ -219,7 +220,7 @@ def _text(column: pd.Series) -> pd.Series:
 
 
 def _each_value(column: pd.Series, change: Callable[[Any], Any]) -> pd.Series:
-    """The column with each of its different values changed once: a manifest may name the same files a million times."""
+    """Apply a function once to each different value: a manifest may name a file a million times."""
     if _is_nested(column):  # such values have no hash
         return column.map(change).astype(object)
     codes, values = pd.factorize(column)
@@ -228,7 +229,11 @@ def _each_value(column: pd.Series, change: Callable[[Any], Any]) -> pd.Series:
 
 
 def _relative(name: str, folder: Path) -> str:
-    """A path as an id: with ``/``, without ``./`` and ``a/../``, relative where it lies in the folder, else absolute."""
+    """Return a path as an id.
+
+    The id is normalised and has ``/``. It is relative if the path lies in the folder, else
+    absolute.
+    """
     if not name or "\0" in name:
         return name
     path = Path(os.path.normpath(folder / name.replace("\\", "/")))

@@ -1,4 +1,7 @@
-"""Well-known public data sets, through torchvision.datasets, downloaded on request and written as ordinary image folders."""
+"""Well-known public data sets, downloaded on request by torchvision.datasets.
+
+They are written as ordinary image folders.
+"""
 
 import os
 import re
@@ -28,13 +31,14 @@ class PublicSet:
     """A data set that anyone may download.
 
     Attributes:
-        name: the word that stands for it where a folder is asked for.
-        title: its name in full.
-        classes, images: how many.
-        download_bytes: what is downloaded.
-        disk_bytes: about what it takes up afterwards, on a disk with blocks of 4 kB; until then the download, and what is
-            unpacked from it, come on top.
-        licence: what its authors say about its use.
+        name: the word that stands for the data set in place of a folder.
+        title: full name.
+        classes: number of classes.
+        images: number of images.
+        download_bytes: size of the download.
+        disk_bytes: approximate size on a disk with blocks of 4 kB. During the import the download
+            and its unpacked content need space, too.
+        licence: what the authors say about its use.
         source: the authors' page.
         about: one sentence.
     """
@@ -117,29 +121,34 @@ PUBLIC_SETS: dict[str, PublicSet] = {
 
 
 def public_folder(name: str) -> Path:
-    """Where a public set is, once it is fetched."""
+    """Return the folder of a public data set. It may not exist yet."""
     return data_dir() / name
 
 
 def is_fetched(name: str) -> bool:
-    """Whether a public set is there; it is written whole or not at all."""
+    """Return whether a public data set is on this machine. It is written whole or not at all."""
     return public_folder(name).is_dir()
 
 
 def fetch_public(name: str) -> Work[Path]:
-    """Download a public set and write it as an image folder, all of it or nothing; one that is there is returned at once.
+    """Download a public data set and write it as an image folder, all of it or nothing.
+
+    If the folder exists, it is returned at once.
 
     Args:
         name: one of ``PUBLIC_SETS``.
 
     Yields:
-        Steps that count bytes (their total is an estimate) while it is downloaded and unpacked, then images written.
+        Steps that count bytes during download and unpacking (their total is an estimate), then
+        images written.
 
     Returns:
-        The folder: ``train/<class>/…``, ``val/<class>/…`` and ``test/<class>/…`` where the set has splits, else ``<class>/…``.
+        The folder: ``train/<class>/…``, ``val/<class>/…`` and ``test/<class>/…`` if the set has
+            splits, else ``<class>/…``.
 
     Raises:
-        DataError: without a network, when what arrived is not what was published, or when it cannot be written.
+        DataError: without a network, if the download is not what was published, or if the folder
+            cannot be written.
     """
     public, folder = PUBLIC_SETS[name], public_folder(name)
     if is_fetched(name):
@@ -163,16 +172,16 @@ def fetch_public(name: str) -> Work[Path]:
 
 
 class _Abandoned(Exception):
-    """Nobody waits for this download any more."""
+    """Raised in a download that nobody waits for any more."""
 
 
 class _Download(threading.Thread):
-    """torchvision's download of one set, which reports nothing to callers, beside whoever waits for it.
+    """Thread that runs torchvision's download of one set, which reports no progress.
 
     Attributes:
-        parts: split (or ``""``) -> data set, once it has ended well.
-        error: why it has not.
-        abandoned: set by whoever waited, when nobody does any more.
+        parts: split (or ``""``) -> data set, after success.
+        error: the exception, after a failure.
+        abandoned: set once nobody waits for the download any more.
     """
 
     def __init__(self, public: PublicSet, staging: Path) -> None:
@@ -195,7 +204,10 @@ class _Download(threading.Thread):
 
 
 class _NoBar:
-    """In the place of the bar that torchvision's downloads draw on stderr; ends a download that nobody waits for."""
+    """Replacement of the progress bar that torchvision draws on stderr.
+
+    It also ends a download that nobody waits for.
+    """
 
     def __init__(self, **_: Any) -> None:
         pass
@@ -215,10 +227,11 @@ class _NoBar:
 def _download(name: str, root: Path) -> dict[str, Any]:
     """Let torchvision download, check and unpack a set below ``root``.
 
-    All that leans on torchvision's insides is in this function.
+    All code that depends on torchvision's internals is in this function.
 
     Returns:
-        Split (or ``""``) -> a data set with ``classes`` and, at each index, (the image, or the file it is in; label).
+        Split (or ``""``) -> a data set with ``classes`` and, at each index, (the image, or its
+        file; label).
     """
     from torchvision import datasets  # here: it imports torch
 
@@ -243,7 +256,7 @@ def _download(name: str, root: Path) -> dict[str, Any]:
 
 
 def _watch(download: _Download) -> Work[None]:
-    """(bytes so far, bytes in all), a few times a second until the download has ended."""
+    """Yield (bytes so far, bytes in total) a few times a second until the download has ended."""
     total, before, since = download.public.download_bytes, 0, time.monotonic()
     going = True
     while going:
@@ -262,7 +275,7 @@ def _watch(download: _Download) -> Work[None]:
 
 
 def _bytes_below(folder: Path) -> tuple[int, int]:
-    """(bytes of what was downloaded, bytes of that and of what was unpacked from it)."""
+    """Return the bytes of downloaded files, and of all files."""
     downloaded = written = 0
     for parent, _, files in os.walk(folder):
         for file in files:
@@ -274,7 +287,7 @@ def _bytes_below(folder: Path) -> tuple[int, int]:
 
 
 def _write(parts: dict[str, Any], folder: Path) -> Work[None]:
-    """Move or save every image to its class's folder: (images so far, images in all)."""
+    """Move or save every image to its class's folder; yield (images so far, images in total)."""
     done, total = 0, sum(len(part) for part in parts.values())
     for split, part in parts.items():
         names = [_folder_name(title) for title in part.classes]
@@ -291,7 +304,7 @@ def _write(parts: dict[str, Any], folder: Path) -> Work[None]:
 
 
 def _folder_name(title: str) -> str:
-    """``T-shirt/top`` -> ``T-shirt-top``: no letter that some file system refuses."""
+    """Replace the characters that some file system refuses: ``T-shirt/top`` -> ``T-shirt-top``."""
     return _NOT_IN_FILE_NAMES.sub("-", title).strip(" .-")
 
 

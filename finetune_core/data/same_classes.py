@@ -1,4 +1,4 @@
-"""The classes of one data set found among those of another one, by their names."""
+"""Matching of the classes of two data sets by name."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,13 +9,13 @@ from finetune_core.data.checks import some
 
 @dataclass(frozen=True)
 class SameClasses:
-    """Which class of another data set is which of one's own.
+    """Classes of another data set that match one's own.
 
     Attributes:
-        labels: name there -> label here.
-        respelled: name there -> name here, of those that differ in case or spaces.
-        unknown: names there that are none here.
-        missing: names here that none there is.
+        labels: name in the other data set -> label in one's own.
+        respelled: name in the other data set -> own name, for names that differ in case or spaces.
+        unknown: names in the other data set without a match.
+        missing: own names without a match.
     """
 
     labels: dict[str, int]
@@ -25,9 +25,10 @@ class SameClasses:
 
 
 def describe_class_difference(classes: Sequence[str], reference: Sequence[str]) -> str:
-    """Return how a list of classes differs from another one, as ``has “a” and lacks “b”``.
+    """Describe how a list of classes differs from a reference, as ``has “a” and lacks “b”``.
 
-    Networks number their outputs by this list, so the order counts, too. Empty where both are equal.
+    Networks number their outputs by this list, so the order counts, too. The text is empty if both
+    are equal.
     """
     if list(classes) == list(reference):
         return ""
@@ -38,7 +39,10 @@ def describe_class_difference(classes: Sequence[str], reference: Sequence[str]) 
 
 
 def same_classes(own: Sequence[str], theirs: Iterable[str]) -> SameClasses:
-    """Match names: equal ones first; of the rest, those that differ in case and spaces only, where no other could be meant.
+    """Match names of classes.
+
+    Equal names match first. Of the rest, names match that differ only in case and spaces, if no
+    other name could be meant.
 
     Args:
         own: names without repeats; a label is an index into them.

@@ -1,4 +1,4 @@
-"""The bundled sample: scikit-learn's 1,797 real handwritten digits, written out as an image folder."""
+"""The bundled sample: scikit-learn's 1,797 real handwritten digits as an image folder."""
 
 from pathlib import Path
 
@@ -14,17 +14,20 @@ _SIDE = 64
 
 
 def sample_folder() -> Path:
-    """Return where the sample is, once it is written."""
+    """Return the folder of the sample. It may not exist yet."""
     return data_dir() / SAMPLE_NAME
 
 
 def digits_folder() -> Path:
-    """The sample's folder, written on first use (all of it or nothing): ``data/digits/<0…9>/<number>.png``.
+    """Return the sample's folder, and write it on first use, all of it or nothing.
+
+    The files are ``data/digits/<0…9>/<number>.png``.
 
     Raises:
-        DataError: when it cannot be written.
+        DataError: if the folder cannot be written.
 
-    Source: UCI ML hand-written digits test set (Alpaydin & Kaynak, 1998), as shipped in scikit-learn.
+    Source: UCI ML hand-written digits test set (Alpaydin & Kaynak, 1998), as shipped in
+    scikit-learn.
     """
     folder = sample_folder()
     if folder.is_dir():
