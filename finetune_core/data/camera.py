@@ -32,21 +32,22 @@ from finetune_core.work import Work
 
 CAMERA = "camera"
 MOST_OF_CLASS = 5000  # frames
-LEAST_OF_CLASS = 4  # frames: one to validate, one to test, and two to learn from
+LEAST_OF_CLASS = 4  # frames: one for validation, one for testing, and two for training
 _LONGEST_NAME = 60  # letters
 _DELETED = ".deleted"
 _FRAME = re.compile(r"(?P<press>[0-9a-z]{1,32})_(?P<number>\d{5})\.jpg")
-# of a press that is the only one of its class: where its blocks end, as shares of its time
+# A press that is the only one of its class is parted into blocks that end at these shares.
 _BLOCKS = (0.7, 0.85)
 _FORBIDDEN = re.compile('[<>:"/\\\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
+# Names that Windows reserves.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 class NotStored(DataError):
     """Frames that could not be written, and can be once the cause is gone."""
 
 
-_changing = Lock()  # of this process: two sessions must not write over each other
+_changing = Lock()  # two sessions of this process must not overwrite each other's changes
 
 
 def recordings_folder(person: str = "") -> Path:

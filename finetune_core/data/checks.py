@@ -17,14 +17,13 @@ from finetune_core.formatting import SPLIT_WORDS, percent, things
 
 _FEW = 10  # training images per class
 _MANY_TIMES = 10  # the largest class over the smallest
-_WHOLE_SET = (
-    0.25  # what a quarter of the images have is the nature of the set, not a fault of single images
-)
-# pixels of the shorter side; longer over shorter side; pixels in all
+# A property of a quarter of the images is the nature of the set, not a fault of single images.
+_WHOLE_SET = 0.25
+# Pixels of the shorter side; longer over shorter side; number of pixels.
 _TINY, _LONG, _LARGE = (32, 3.0, 25e6)
-# 95th and 5th percentile and standard deviation of the gray values, 0…255
+# 95th and 5th percentile and standard deviation of the gray levels, 0…255.
 _DARK, _BRIGHT, _PLAIN = (40, 225, 4.0)
-# below the set's median log sharpness, in robust deviations; and in itself
+# Robust deviations below the set's median log sharpness, and the sharpness itself.
 _BLUR_DEVIATIONS, _BLURRED = (5.0, 0.02)
 _FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
@@ -36,9 +35,10 @@ _FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
-_TRANSPARENT = ("RGBA", "LA", "PA", "P")  # of an ordinary PNG, WebP or GIF
+_TRANSPARENT = ("RGBA", "LA", "PA", "P")  # modes of an ordinary PNG, WebP or GIF
 _HARMLESS = ("wrong_extension", "over_large", "odd_mode", "transparent")
-_HIDING = ("extreme_aspect",)  # what the network does not see is no less of a loss in a whole set
+# These hide a part of the image from the network, which is a loss in a whole set, too.
+_HIDING = ("extreme_aspect",)
 _LEFT_OUT: dict[str, Severity] = {
     "damaged": "error",
     "unreadable": "error",
@@ -149,7 +149,7 @@ def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
 
     Those across splits come first, because they inflate a score.
     """
-    # few, as a rule, of a million
+    # Usually a few of a million images.
     alike = table[table["content"].duplicated(keep=False) | table["near"].duplicated(keep=False)]
     rank = alike["split"].map({split: number for number, split in enumerate(SPLITS)})
     ordered = alike.assign(rank=rank).sort_values(["rank", "id"])
@@ -159,9 +159,9 @@ def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
     agreeing = exact[~conflicting]
     yield from _leaks("leakage", agreeing[_differ(agreeing, "content", "split")], "content", table)
     yield from _surplus("exact_duplicates", agreeing, "content")
-    # most confident first
+    # The most confident come first.
     ordered = ordered.sort_values(["rank", "closeness", "id"], ascending=[True, False, True])
-    # exact copies among them, too: they have to move with the rest
+    # Including exact copies, which have to move with the rest.
     near = ordered[_differ(ordered, "near", "content")]
     yield from _leaks("near_leakage", near[_differ(near, "near", "split")], "near", table)
     yield from _surplus("near_duplicates", near[~near["content"].duplicated()], "near")
@@ -410,7 +410,7 @@ def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
         larger[small] = max(larger.get(small, large), large, key=rank)
     to: dict[str, str] = {}
     for small, large in larger.items():
-        while large in larger:  # where that one goes itself
+        while large in larger:  # the larger class is merged into another one itself
             large = larger[large]
         to |= dict.fromkeys(table.loc[table["label"] == small, "id"], classes[large])
     names = tuple(sorted({classes[label] for pair in pairs for label in pair}))

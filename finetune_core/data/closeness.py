@@ -19,14 +19,15 @@ from finetune_core.errors import ImageError
 
 DETAIL_SIDE = 128  # pixels, of the squares that ``same_picture`` compares
 _NEIGHBOURS = 10
-_FALSE_SHARE = 0.05  # of the pairs that are called close, as many may be so by chance
-_SAMPLED = 1000  # images, from which the distances between different images are known
-_BLACK, _WHITE = 4, 251  # gray levels beyond which values may have been cut off
-# pixels: over which differences are averaged; within which an edge excuses them
+_FALSE_SHARE = 0.05  # share of the close pairs that may be close by chance
+_NUM_SAMPLED = 1000  # images that distances between different images are estimated from
+_BLACK, _WHITE = 4, 251  # gray levels beyond which values may have been clipped
+# Sides in pixels: of the mean of differences, and of the neighbourhood whose edges excuse them.
 _WINDOW, _AROUND = (4, 7)
-_EXCUSED = 0.1  # of the contrast of such an edge: what scaling and compression make of it
+# Scaling and compression change an edge by this share of its contrast.
+_EXCUSED = 0.1
 _PEAK = 9.0  # standard deviations of the averaged differences
-_EDGE = 3  # pixels at the rim that are not compared
+_EDGE = 3  # pixels at the border that are not compared
 
 
 def gray_squares(paths: Sequence[Path], side: int) -> Iterator[np.ndarray | None]:
@@ -43,7 +44,8 @@ def _gray_square(path: Path, side: int) -> np.ndarray | None:
         image = read_image(path, 2 * side)
     except ImageError:
         return None
-    # Bilinear: Pillow's box filter rounds its borders to whole pixels, so that a scaled copy would come out shifted.
+    # Bilinear: Pillow's box filter rounds its borders to whole pixels, which would shift a copy of
+    # another size.
     return np.asarray(
         image.convert("L").resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
     )
@@ -109,17 +111,17 @@ def chance_pairs(vectors: np.ndarray) -> ChancePairs:
     last = min(_NEIGHBOURS, (count - 1) // 2)
     first = max(1, last // 2)
     near = []
-    sampled = vectors[:: -(-count // _SAMPLED)]
+    sampled = vectors[:: -(-count // _NUM_SAMPLED)]
     block = max(1, 20_000_000 // count)
     for start in range(0, len(sampled), block):
         correlation = sampled[start : start + block] @ vectors.T
-        # the image itself among them
+        # One more: the image itself is its closest.
         closest = -np.partition(-correlation, last, axis=1)[:, : last + 1]
         near.append(np.sort(distance(closest), axis=1)[:, 1:])
     far = np.maximum(np.concatenate(near), 1e-6)
     inner = np.arange(first, last)
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, last))])
-    # of log(radius / distance), times the dimension
+    # The expected mean of log(radius / distance), times the dimension.
     usual = (harmonic[last - 1] - harmonic[inner - 1]).mean()
     spread = np.log(far[:, last - 1 :] / far[:, inner - 1]).mean()
     return ChancePairs(count, last, far[:, last - 1], usual / max(spread, 1e-6))

@@ -249,7 +249,7 @@ def assemble(
     listing, rows = seen.listing, seen.rows
     broken = rows[rows["problem"] != ""]
     table = rows[rows["problem"] == ""].drop(columns="problem")
-    own = table["class"] != ""  # images that labels add have no part in the split
+    own = table["class"] != ""  # images that edits label are not part of the split
     if not own.any():
         raise DataError(
             f"None of the {len(broken)} image files in {data} can be read; the first: "
@@ -305,7 +305,7 @@ def _split(
     """
     val_fraction, test_fraction, seed, _, near_duplicates = rule
     split = table["split"].replace("", splits.TRAIN).astype("object")
-    # the data name their training images: a test share was not asked for
+    # The data name their training images, so no test share is wanted.
     apart = bool((table["split"] != "").any())
     training = table[split == splits.TRAIN]
     file = (
@@ -320,12 +320,12 @@ def _split(
     )
     kept = known.reindex(training["id"])
     groups = training["group"].where(training["group"] != "").to_numpy()
-    # a group that was not one before
+    # Split a group again if its images were not in one split before.
     kept = kept.mask(kept.groupby(groups).transform("nunique") > 1)
     if kept.notna().all():
         split.loc[training.index] = kept.to_numpy(dtype=object)
         return split
-    # the group first, then what is nearly alike
+    # New images join their group first, then their near-duplicates.
     kept = kept.fillna(kept.groupby(groups).transform("first"))
     assigned = splits.assign_splits(
         training["id"],

@@ -31,17 +31,17 @@ EXTENSIONS = frozenset(
 )
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
-# Pillow warns from this many pixels and refuses from twice as many; a warning helps nobody, so Thaw refuses both.
+# Pillow warns above this many pixels and refuses twice as many. Thaw refuses both.
 MAX_PIXELS = 89_478_485
-# Here, for the whole process: filters that hold for a block only hold for every thread, too, and may stay for good.
+# For the whole process: a filter for one block affects every thread, too, and may stay for good.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# on damaged metadata, which is no loss
+# Pillow warns of damaged metadata, which Thaw does not need.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.init()
 
 _ORIENTATION_TAG = 0x0112
 _BACKGROUND = (255, 255, 255)
-_BARS = (128, 136, 144)  # of a thumbnail: stands off from a white page and from a dark one
+_BARS = (128, 136, 144)  # of a thumbnail: visible on a white page and on a dark one
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _lies_on_its_side(image: Image.Image) -> bool:
     """Return whether the EXIF data rotate the image by a quarter turn."""
     if image.format == "TIFF":  # Pillow gives a TIFF's size as shown
         return False
-    # Pillow decodes a whole PNG in search of EXIF data behind the pixels; a header has to be quick to read.
+    # Reading a header has to be quick, but Pillow decodes a whole PNG in search of EXIF data.
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
         return False
     return image.getexif().get(_ORIENTATION_TAG) in (5, 6, 7, 8)
@@ -224,7 +224,8 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     On damaged bytes Pillow's plugins raise nearly anything.
     """
     try:
-        # Opened here, or Pillow would map some files into memory, and one that shrinks meanwhile would end the process.
+        # Pillow would map some files into memory if it opened them itself, and a file that shrinks
+        # meanwhile would kill the process.
         with (
             open(open_regular(source, follow=True), "rb")
             if isinstance(source, Path)
@@ -246,7 +247,7 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     except NotRegular as error:
         raise ImageError(f"{_name(source)} is {error.strerror}, not an image file") from None
     except Exception as error:
-        # the system's, of the file itself
+        # An error with a file name comes from the system, not from a decoder.
         if isinstance(error, OSError) and error.filename is not None:
             raise ImageError(f"{_name(source)} cannot be opened: {error.strerror}") from None
         raise ImageError(f"{_name(source)} is damaged or cut short: {error}") from None
@@ -299,7 +300,7 @@ def _wide_to_rgb(image: Image.Image) -> Image.Image:
     finite values are stretched to 8 bits. Infinite values become white or black, and NaN becomes
     black.
     """
-    # some of what is no number is reported when it is converted
+    # The conversion warns of some NaNs.
     with np.errstate(invalid="ignore"):
         gray = np.asarray(image).astype(np.float64)
     gray[np.isnan(gray)] = -np.inf

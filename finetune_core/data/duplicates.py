@@ -16,25 +16,28 @@ from finetune_core.data.closeness import DETAIL_SIDE, chance_pairs, distance, sa
 from finetune_core.data.threads import in_threads, one_blas_thread
 from finetune_core.work import Step, Work
 
-# Correlation of two 12 × 12 colour thumbnails, and of two gray squares. Saving again, scaling, light and contrast stay above.
+# Correlation of two 12 × 12 colour thumbnails, and of two gray squares. Images that were saved
+# again, scaled, or changed in light and contrast stay above.
 _LIKENESS, _CLOSE = 0.985, 0.97
-# More images than that which all look alike are the nature of the set (one camera, one machine): among those, copies have to stand out.
+# More similar images than this are the nature of the set (one camera, one machine). Copies among
+# them have to be closer than chance explains.
 _LARGEST_SET, _LARGEST_SHARE = 20, 0.01
-# so many that they are that share of a small set look alike by nature, too
+# In a small set, this number and share of similar images are its nature, too.
 _SMALLEST_NATURE, _NATURE = (8, 0.25)
-_SAME = 0.003  # distance: equal pixels, but for rounding
-_PLAIN = 2.0  # gray levels: with less contrast, the thumbnail is not informative
-MOST_COMPARED = 2_000_000  # all pairs of more would take an hour
-_MOST_ALIKE = 200_000  # images that all look alike, and are compared as larger squares
-_TILE = (256, 1024)  # of the matrix of products: it stays in a core's cache
-_MOST_PAIRS = 2_000_000  # that are held: of a fixed camera's images, all pairs are alike
-_KEPT_DIRECTIONS = 31
-_COMPARED_WHOLE = 2000  # images: for no more, finding the directions takes longer than it saves
-# pixels of a gray square; where more than so many have to be held at once
+_SAME = 0.003  # distance of equal pixels after rounding
+_PLAIN = 2.0  # gray levels: a thumbnail with less contrast is not informative
+MOST_COMPARED = 2_000_000  # images: comparing all pairs of more would take an hour
+_MOST_ALIKE = 200_000  # similar images that are compared as larger squares
+_TILE = (256, 1024)  # of the matrix of products: fits a core's cache
+_MOST_PAIRS = 2_000_000  # pairs in memory: all pairs of a fixed camera's images are similar
+_NUM_DIRECTIONS = 31
+# Up to so many images, finding the main directions takes longer than it saves.
+_COMPARED_WHOLE = 2000
+# Pixels of a gray square, and above how many images the smaller side is used.
 _SIDE, _SMALL_SIDE, _MANY = (64, 32, 20_000)
 
 _ROUNDING = 1e-3
-_AT_ONCE = 10_000  # images whose vectors are held
+_AT_ONCE = 10_000  # images whose vectors are in memory
 
 Squares = Callable[[np.ndarray, int], Iterator[np.ndarray | None]]
 Vectors = Callable[[np.ndarray], np.ndarray]  # positions -> unit vectors [n, d]
@@ -327,7 +330,7 @@ def _products(
         least: the smallest product of a pair.
     """
     first, second = np.nonzero(likely)
-    if len(first) > len(left) + len(right):  # then all products at once are quicker
+    if len(first) > len(left) + len(right):  # computing all products is quicker then
         products = (vectors(left) @ vectors(right).T)[first, second]
     else:
         products = np.einsum("nd,nd->n", vectors(left[first]), vectors(right[second]))
@@ -349,7 +352,7 @@ def _shortened(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
     The last column is the length of the rest.
     """
     some = vectors(rows[:: -(-len(rows) // 1000)])
-    main = np.linalg.qr(some.T @ np.linalg.eigh(some @ some.T)[1][:, -_KEPT_DIRECTIONS:])[0]
+    main = np.linalg.qr(some.T @ np.linalg.eigh(some @ some.T)[1][:, -_NUM_DIRECTIONS:])[0]
     short = np.empty((len(rows), main.shape[1] + 1), dtype=np.float32)
     for at in _portions(np.arange(len(rows))):
         kept = vectors(rows[at]) @ main

@@ -26,10 +26,10 @@ from finetune_core.formatting import SPLIT_WORDS, things
 
 _FILE = "edits.json"
 _LARGEST = 2**28  # bytes
-_PATIENCE = 30.0  # seconds to wait for another process
+_PATIENCE = 30.0  # seconds to wait for another process's lock
 _EDITS = TypeAdapter(tuple[Edit, ...])
-_LABELS = {"label": TRAIN, "label_test": TEST}  # action -> split of the image that gets a label
-_changing = Lock()  # of this process: two sessions must not write over each other
+_LABELS = {"label": TRAIN, "label_test": TEST}  # action -> split of the labelled image
+_changing = Lock()  # two sessions of this process must not overwrite each other's changes
 
 
 def load_edits(data: str | Path) -> tuple[Edit, ...]:
@@ -50,7 +50,7 @@ def load_edits(data: str | Path) -> tuple[Edit, ...]:
         ) from None
 
 
-@lru_cache(maxsize=4)  # asked for whenever a page is drawn; there may be a hundred thousand
+@lru_cache(maxsize=4)  # read whenever a page is drawn, and there may be a hundred thousand edits
 def _read(file: Path, _version: Stamp | None) -> tuple[Edit, ...]:
     return _EDITS.validate_json(read_regular(file.resolve(), _LARGEST))
 
@@ -156,7 +156,7 @@ def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
     unlabelled = (table["class"] == "").to_numpy()
     if not made or table.empty:
         return table[~unlabelled]
-    # All of them at once: each by itself would take as long as the table is.
+    # All edits at once: each by itself would go through the whole table.
     rows = pd.Index(table["id"]).get_indexer([path for edit in made for path in edit.paths])
     counts = [len(edit.paths) for edit in made]
     action, to = (
@@ -175,7 +175,7 @@ def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
     ):
         if changed.any():
             result = table[column].to_numpy(dtype=object, copy=True)
-            result[rows[changed]] = values[changed]  # of a path that occurs twice, the last
+            result[rows[changed]] = values[changed]  # the last edit of a path wins
             table[column] = pd.Series(result, index=table.index, dtype=table[column].dtype)
     kept[rows[(rows >= 0) & (action == "exclude")]] = False
     return table if kept.all() else table[kept]

@@ -14,10 +14,10 @@ from finetune_core.data.decode import read_header, read_image
 from finetune_core.errors import DataError, ImageError
 from finetune_core.formatting import number, size
 
-MOST_FRAMES = 16  # that may arrive at a time
-_MOST_BYTES = 2_000_000  # of one frame; one of 320 pixels takes some 30,000
+MOST_FRAMES = 16  # per message
+_MOST_BYTES = 2_000_000  # per frame; a frame of 320 pixels takes about 30,000
 _MOST_SIDE = 2048  # pixels
-_MOST_NUMBER = 99_999  # of a frame within its press
+_MOST_NUMBER = 99_999  # largest number of a frame within its press
 _ID = re.compile(r"[0-9a-z]{1,32}")
 
 

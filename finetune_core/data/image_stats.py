@@ -16,7 +16,7 @@ from finetune_core.errors import ImageError
 from finetune_core.files import NotRegular, open_regular
 
 THUMB_SIDE = 12
-_LOOKED_AT = 96  # pixels: what is blurred at this size, a network sees blurred
+_SIDE = 96  # pixels: an image that is blurred at this size looks blurred to a network
 _PLAIN = 1e-3  # gray levels
 
 
@@ -74,7 +74,7 @@ def look_at(path: Path) -> Look:
         return Look("empty_file", f"{path.name} is empty (0 bytes)")
     digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
     try:
-        header, image = read_with_header(content, _LOOKED_AT)
+        header, image = read_with_header(content, _SIDE)
     except ImageError as error:
         return Look("unreadable", _named(error, path), digest)
     if isinstance(image, ImageError):
@@ -87,7 +87,8 @@ def look_at(path: Path) -> Look:
             header.mode,
             header.format,
         )
-    # Bilinear: a box filter rounds its borders to whole pixels, so that a copy in another size would look shifted.
+    # Bilinear: a box filter rounds its borders to whole pixels, which would shift a copy of another
+    # size.
     thumb = image.resize(
         (THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0
     ).tobytes()
@@ -108,7 +109,7 @@ def look_at(path: Path) -> Look:
 def _light_and_sharpness(image: Image.Image) -> tuple[float, float, float, float, float]:
     """Return mean, 5th and 95th percentile, standard deviation and sharpness of the gray levels."""
     gray = image.convert("L")
-    gray.thumbnail((_LOOKED_AT, _LOOKED_AT), Image.Resampling.BOX)
+    gray.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
     pixels = np.asarray(gray)
     levels, shares = np.arange(256), np.bincount(pixels.ravel(), minlength=256) / pixels.size
     low, high = np.searchsorted(np.cumsum(shares), (0.05, 0.95))

@@ -26,14 +26,14 @@ from finetune_core.work import Step, Work
 _FILE = "index.parquet"
 _IDENTITY = ["id", "bytes", "changed"]
 _SEEN = [field.name for field in fields(Look)]
-_THUMB = "thumb"  # two thirds of what is kept: read only where images are to be compared
+_THUMB = "thumb"  # two thirds of the index: read only if images are to be compared
 _COLUMNS = [*_IDENTITY, *_SEEN, "near", "closeness"]
 _FACTS = [name for name in _COLUMNS if name != _THUMB]
 _TYPES: dict[str, Any] = dict.fromkeys(
     ("bytes", "changed", "near", "width", "height", "frames"), "int64"
 ) | {"content": "uint64", "closeness": "float64", _THUMB: pd.ArrowDtype(pyarrow.large_binary())}
-_AT_ONCE = 10_000  # looks held as objects
-_UNKNOWN = -1  # the near set of a file that was not compared yet
+_AT_ONCE = 10_000  # statistics held as objects
+_UNKNOWN = -1  # near-duplicate set of a file that was not compared yet
 
 
 def read_index(data: str | Path, listing: Listing, *, thumbs: bool = False) -> Work[pd.DataFrame]:
@@ -181,7 +181,7 @@ def _positions(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
     """Return the row in the index of each listed file; -1 if the file is new or has changed."""
     position: np.ndarray = pd.Index(known["id"]).get_indexer(files["id"])
     if len(known):
-        # What could not be opened may be by now, without another time of change.
+        # A file that could not be opened may be readable now, with the same modification time.
         opened = ((known["content"] != 0) | (known["problem"] == "empty_file")).to_numpy()
         same = (known["bytes"].to_numpy()[position] == files["bytes"].to_numpy()) & (
             known["changed"].to_numpy()[position] == files["changed"].to_numpy()
@@ -203,6 +203,6 @@ def _joined(kept: pd.DataFrame, files: pd.DataFrame, seen: pd.DataFrame) -> pd.D
     fresh = pd.concat([files[_IDENTITY].reset_index(drop=True), seen], axis=1).assign(
         near=_UNKNOWN, closeness=0.0
     )
-    # Each by itself: pandas joins int64 and uint64 to float64, which cannot hold a hash.
+    # Cast before: pandas joins int64 and uint64 to float64, which cannot hold a hash.
     parts = [_typed(part) for part in (kept, fresh) if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else _typed(fresh)

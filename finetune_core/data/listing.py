@@ -72,7 +72,7 @@ def is_data(path: Path) -> bool:
     """Return whether there is such a folder or manifest."""
     try:
         return path.is_dir() or (path.is_file() and is_manifest(path))
-    except OSError:  # such a long name, say, that there cannot be one
+    except OSError:  # for example, the name is too long
         return False
 
 
@@ -186,7 +186,7 @@ def holds(root: Path, roots: Sequence[Path]) -> Callable[[str | Path], bool]:
         root: the data set's folder.
         roots: the folders that may be read; empty if all may.
     """
-    # Resolved once: a manifest may name a million files.
+    # Resolve the folders once: a manifest may name a million files.
     own, base, uploads, *readable = (
         Path(os.path.realpath(path))
         for path in (paths.data_dir(), root, unlabelled_folder(root), *roots)
@@ -271,7 +271,7 @@ def printable(name: str) -> str:
 
 def _irregular(path: Path) -> str:
     """Describe what has this path if it is neither a folder nor a file; else return ""."""
-    with suppress(OSError, RuntimeError, ValueError):  # a name that no system takes
+    with suppress(OSError, RuntimeError, ValueError):  # a name that no system allows
         try:
             check_regular(path.resolve())
         except NotRegular as error:
@@ -351,7 +351,10 @@ def _unwrapped(folder: Path) -> Path:
 
 
 def _split_folders(root: Path) -> dict[Path, str]:
-    """Return the split of each split folder, if one is a ``train`` with class folders; else none."""
+    """Return split folders with their splits, if one is a ``train`` with class folders.
+
+    Without class folders, "train" may be the name of a class, and the result is empty.
+    """
     found = {
         _same_split_inside(folder): splits.FOLDER_NAMES[folder.name.lower()]
         for folder in _subfolders(root)
@@ -404,7 +407,7 @@ def _last_entry_first(folder: str | Path, prefix: str) -> list[tuple[os.DirEntry
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # a link that points to itself
         return False
 
 

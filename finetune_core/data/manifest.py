@@ -24,9 +24,9 @@ _NAMES = {
 }
 _SHOWN = 5
 _MOST_NAMED = 20  # columns in a message
-# pandas takes milliseconds per column, and longer the more of them have the same name: 60,000 took 90 s.
+# pandas takes milliseconds per column, and longer if many have the same name: 60,000 took 90 s.
 _MOST_COLUMNS = 1000
-_LONGEST = 32_767  # characters; no system takes a longer path
+_LONGEST = 32_767  # characters; no system allows a longer path
 
 
 def is_manifest(path: Path) -> bool:
@@ -180,14 +180,14 @@ def _read(path: Path) -> pd.DataFrame:
             keep_default_na=False,
             sep=separator,
             encoding="utf-8-sig",
-            skip_blank_lines=False,  # they count as rows
+            skip_blank_lines=False,  # blank lines count in the row numbers of messages
         )
     except DataError:
         raise
-    except Exception as error:  # the parsers raise nearly anything on what is no table
+    except Exception as error:  # the parsers raise nearly anything on a file that is no table
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} cannot be read as a table: {reason}") from None
-    # pandas takes what is too much for names of rows
+    # pandas takes surplus values for row labels.
     if not isinstance(table.index, pd.RangeIndex):
         raise DataError(
             f"{path.name}: its rows hold more values than the heading. "
@@ -199,11 +199,11 @@ def _read(path: Path) -> pd.DataFrame:
 def _separator(path: Path) -> str:
     with path.open(encoding="utf-8-sig", newline="") as file:
         heading = file.readline()
-    # names of columns may hold spaces where something else separates them
+    # Column names may contain spaces if another character separates them.
     for separators in (",;\t|", " "):
         with suppress(csv.Error):
             return csv.Sniffer().sniff(heading, separators).delimiter
-    return ","  # of one column
+    return ","  # a single column
 
 
 def _text(column: pd.Series) -> pd.Series:
@@ -221,7 +221,7 @@ def _text(column: pd.Series) -> pd.Series:
 
 def _each_value(column: pd.Series, change: Callable[[Any], Any]) -> pd.Series:
     """Apply a function once to each different value: a manifest may name a file a million times."""
-    if _is_nested(column):  # such values have no hash
+    if _is_nested(column):  # lists and records have no hash
         return column.map(change).astype(object)
     codes, values = pd.factorize(column)
     changed = np.fromiter(map(change, values), dtype=object, count=len(values))

@@ -108,7 +108,7 @@ def decode_pixels(
     Returns:
         The pixels. Wanted images that could not be read are in ``failed``.
     """
-    # Another version of Pillow may decode or resize otherwise.
+    # Another version of Pillow may decode or resize differently.
     name = f"pixels-{resize.side}-{_unusual(resize)}{PIL.__version__}"
     CACHE.look_again(name)
     asked, wanted = wanted, wanted[CACHE.table(name).missing(keys[wanted])]
@@ -126,7 +126,7 @@ def decode_pixels(
                 yield Step(done, len(wanted))
             return Pixels(paths, resize, None, failed, len(wanted))
     table = CACHE.table(name)
-    # on a tight disk new rows have driven out older ones
+    # On a tight disk new rows may have evicted older ones.
     if table.missing(keys[np.setdiff1d(asked, list(failed))]).any():
         return Pixels(paths, resize, None, failed, len(wanted))
     return Pixels(paths, resize, table.lookup(keys), failed, len(wanted))

@@ -20,9 +20,9 @@ from finetune_core.files import settle, staging_folder
 from finetune_core.paths import data_dir
 from finetune_core.work import Step, Work
 
-_EVERY = 0.25  # seconds between two looks at what has arrived
-_PATIENCE = 120  # seconds without a byte; checksums and slow disks included
-_DOWNLOADED = (".gz", ".tgz", ".zip", ".mat")  # what the sets below are published as
+_EVERY = 0.25  # seconds between two measurements of progress
+_PATIENCE = 120  # seconds without a byte; covers checksums and slow disks
+_DOWNLOADED = (".gz", ".tgz", ".zip", ".mat")  # suffixes of the published files
 _NOT_IN_FILE_NAMES = re.compile(r'[<>:"/\\|?*]+')
 
 
@@ -199,7 +199,7 @@ class _Download(threading.Thread):
             self.error = error
         finally:
             if self.abandoned.is_set():
-                # What was written since whoever waited cleared up, with the folders around it.
+                # Delete what was written after the caller had deleted the folder.
                 shutil.rmtree(self.staging.parent, ignore_errors=True)
 
 
@@ -233,15 +233,17 @@ def _download(name: str, root: Path) -> dict[str, Any]:
         Split (or ``""``) -> a data set with ``classes`` and, at each index, (the image, or its
         file; label).
     """
-    from torchvision import datasets  # here: it imports torch
+    from torchvision import datasets  # imported late, because it imports torch
 
     class PetFiles(datasets.OxfordIIITPet):  # type: ignore[misc]  # torchvision has no types
         def __getitem__(self, index: int) -> tuple[Path, int]:
-            # Private, because this class alone takes no loader: it can only decode, and to encode again would lose quality.
+            # Private attributes, because this class alone takes no loader: it can only decode, and
+            # encoding again would lose quality.
             return self._images[index], self._labels[index]
 
-    # There is no switch for the bar, and it would be drawn across what the caller draws. Without this name a later
-    # torchvision would show its bar again and end an abandoned download with its file; nothing else would change.
+    # The progress bar has no switch, and would be drawn across the caller's output. If a later
+    # torchvision does not use this name, the bar is back, and an abandoned download ends only with
+    # its file.
     datasets.utils.tqdm = _NoBar
     if name == "oxford_pets":
         return {TRAIN: PetFiles(root, "trainval", download=True), TEST: PetFiles(root, "test")}
@@ -265,7 +267,7 @@ def _watch(download: _Download) -> Work[None]:
         arrived, written = _bytes_below(download.staging)
         if written != before:
             before, since = written, time.monotonic()
-        if time.monotonic() - since > _PATIENCE:  # torchvision itself would wait for ever
+        if time.monotonic() - since > _PATIENCE:  # torchvision itself has no timeout
             raise _not_downloaded(download.public, f"nothing has arrived for {_PATIENCE} seconds")
         yield Step(min(arrived, total), total)
     if isinstance(download.error, (OSError, RuntimeError, HTTPException)):
@@ -279,7 +281,7 @@ def _bytes_below(folder: Path) -> tuple[int, int]:
     downloaded = written = 0
     for parent, _, files in os.walk(folder):
         for file in files:
-            with suppress(OSError):  # it may just have gone
+            with suppress(OSError):  # the file may have been deleted meanwhile
                 size = os.path.getsize(os.path.join(parent, file))
                 written += size
                 downloaded += size if file.endswith(_DOWNLOADED) else 0

@@ -68,7 +68,7 @@ def remember(data: str | Path, person: str = "") -> str:
     people = [*dict.fromkeys([*([person] if person else []), *(known.people if known else ())])][
         :_MOST_PEOPLE
     ]
-    with suppress(OSError):  # where nothing can be written, it is not listed
+    with suppress(OSError):  # where nothing can be written, the data set is not listed
         write_bytes(file, json.dumps({"path": path, "people": people}).encode())
     return data_id(data)
 

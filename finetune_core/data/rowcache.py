@@ -38,12 +38,12 @@ from finetune_core.work import Step, Work
 
 Where = Literal["memory", "disk"]
 
-_MEMORY_SHARE = 0.5  # of free memory, what the cache holds counted as free
-_DISK_SHARE = 0.25  # of the free disk, likewise
+_MEMORY_SHARE = 0.5  # of free memory; memory of the cache counts as free
+_DISK_SHARE = 0.25  # of the free disk; files of the cache count as free
 _LEFTOVER_SECONDS = 3600
 _SENT_AT_ONCE = 2**26  # bytes
 _LARGEST_DESCRIPTION = 2**28  # bytes; a row takes eleven
-# The marker of a cache (https://bford.info/cachedir), which backups leave out.
+# The marker of a cache (https://bford.info/cachedir), which backups skip.
 _MARKER = "CACHEDIR.TAG"
 _TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
 # Rows that Thaw has cached. Delete this folder at any time while Thaw does not run.
@@ -67,7 +67,10 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, rows: torch.Tensor) -> "Layout":
-        """Return the layout for rows ``[n, *shape]``: their own memory order, if it is a usual one."""
+        """Return the layout for rows ``[n, *shape]``.
+
+        It is the memory order of the rows, if that is a usual one.
+        """
         plain, nhwc = (
             rows.is_contiguous(),
             rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last),
@@ -173,8 +176,8 @@ class Table:
     def __init__(self, name: str) -> None:
         self.name = name
         self.seconds_per_row: float | None = None
-        # Readers take this reference once, so blocks and places always belong together. The lock
-        # keeps one of two threads from replacing what the other has just added.
+        # Readers take this reference once, so blocks and places always match. The lock keeps one
+        # thread from overwriting the rows that another has just added.
         self._contents = _Contents()
         self._lock = Lock()
 
@@ -273,7 +276,7 @@ class Lookup:
         return np.stack(np.divmod(numbered, longest), axis=1), inverse
 
     def _stored(self, places: np.ndarray) -> torch.Tensor:
-        """Return the rows at ``places`` in the blocks' layout; ``[0, *shape]`` if there are none."""
+        """Return the rows at ``places`` in the blocks' layout, or ``[0, *shape]`` without any."""
         used = np.unique(places[:, 0])
         first = self.blocks[int(used[0]) if len(used) else 0]
         if len(used) <= 1:
@@ -352,7 +355,7 @@ class RowCache:
 
     def held(self) -> int:
         """Return the bytes in memory, including evicted tables that a run still reads."""
-        with self._lock:  # a set must not grow while it is gone through
+        with self._lock:  # the set must not grow during the iteration
             return sum(block.bytes for block in self._alive if block.file is None)
 
     def place_for(self, needed: int, keep: str) -> Where | None:
@@ -426,7 +429,7 @@ class RowCache:
             if writer is None:
                 return "memory"
             block = writer.finish(np.concatenate(order))
-        except OSError:  # the disk is full, or gone
+        except OSError:  # the disk is full or gone
             if writer:
                 writer.discard()
             return None
@@ -434,7 +437,7 @@ class RowCache:
             if writer:
                 writer.discard()
             raise
-        with self._lock:  # else the table could be evicted before the block is in it
+        with self._lock:  # the table must not be evicted before the block is added
             self._alive.add(block)
             self.table(name).add(block)
         return writer.where
@@ -464,7 +467,7 @@ class RowCache:
         )
 
     def _evict(self, needed: int, keep: str, budget: int) -> None:
-        """Drop the least recently used tables in memory until ``needed`` bytes fit into the budget."""
+        """Drop the least recently used tables in memory until ``needed`` bytes fit the budget."""
         with self._lock:
             for name in list(self._tables):
                 if self.held() + needed <= budget:
@@ -552,7 +555,7 @@ class _DiskWriter:
         return Block(keys, rows, self._final, self._layout.channels_last)
 
     def discard(self) -> None:
-        with suppress(OSError):  # closing flushes, and the disk is still full
+        with suppress(OSError):  # closing flushes, and the disk may still be full
             self._file.close()
         self._temporary.unlink(missing_ok=True)
         _delete(self._final)
@@ -569,7 +572,7 @@ def _claim(folder: Path) -> None:
         folder.mkdir(mode=0o700)
     if _is_ours(folder):
         return
-    # Another thread or process may be making the marker just now, and rows right after it.
+    # Another thread or process may be writing the marker now, and rows right after it.
     holds_other_files = any(_MARKER not in name for name in os.listdir(folder))
     if _is_ours(folder):
         return
@@ -592,7 +595,7 @@ def _is_own_folder(folder: Path) -> bool:
 
 def _ours(folder: Path) -> list[tuple[Path, "re.Match[str]"]]:
     """Return the files that Thaw has made in its folder of rows, in order of their names."""
-    with suppress(FileNotFoundError):  # somebody has emptied the cache just now
+    with suppress(FileNotFoundError):  # another process may have emptied the cache
         if _is_ours(folder):
             found = ((name, _OURS.fullmatch(name)) for name in sorted(os.listdir(folder)))
             return [(folder / name, match) for name, match in found if match]

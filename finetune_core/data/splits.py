@@ -12,9 +12,8 @@ import pandas as pd
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL, TEST)
-SHIFTED = (
-    "shifted"  # no part of a split: the images of another data set, evaluated as if they were one
-)
+# The images of another data set, which are evaluated as if they were a split.
+SHIFTED = "shifted"
 FOLDER_NAMES = {
     "train": TRAIN,
     "training": TRAIN,

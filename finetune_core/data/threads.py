@@ -18,10 +18,10 @@ from threadpoolctl import ThreadpoolController
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 4  # results a thread that may wait for whoever takes them
-_TIMED, _PORTION = 32, 992  # items that are timed, and for how many more that holds
-_SMALL = 1e-3  # seconds of processor time an item
-_MOST_THREADS = 32  # each holds a decoded image, up to a quarter of a gigabyte
+_AHEAD = 4  # results per thread that may wait for the consumer
+_TIMED, _PORTION = 32, 992  # items that are timed, and items that the result holds for
+_SMALL = 1e-3  # seconds of processor time per item
+_MOST_THREADS = 32  # each thread holds a decoded image, up to a quarter of a gigabyte
 
 
 def usable_cores() -> int:
