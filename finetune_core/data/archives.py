@@ -74,7 +74,7 @@ def import_archive(
         DataError: if the archive is damaged or holds no image, or if anything in it is not a plain
             file or folder below one folder.
     """
-    with _describing_errors(name), _open_archive(source) as file:
+    with _translate_errors(name), _open_archive(source) as file:
         digest = hashlib.sha256()
         file.seek(0, os.SEEK_END)
         packed = file.tell()
@@ -110,7 +110,7 @@ def unpack_archive(
     Raises:
         DataError: as for ``import_archive``.
     """
-    with _describing_errors(name, "read"), _open_archive(source) as file:
+    with _translate_errors(name, "read"), _open_archive(source) as file:
         packed = file.seek(0, os.SEEK_END)
         yield from _unpack_with_steps(file, packed, folder, limits)
         _check_not_empty(folder)
@@ -145,7 +145,7 @@ def import_files(
     Raises:
         DataError: if there is no image among the files, or a file could not lie below one folder.
     """
-    with _describing_errors(name), staging_folder(data_dir(), _STAGING) as staging:
+    with _translate_errors(name), staging_folder(data_dir(), _STAGING) as staging:
         names, budget = Names(limits), Budget(limits)
         lines = []
         for done, (relative, file) in enumerate(files, start=1):
@@ -165,7 +165,7 @@ def import_files(
 
 
 @contextmanager
-def _describing_errors(name: str, action: str = "imported") -> Iterator[None]:
+def _translate_errors(name: str, action: str = "imported") -> Iterator[None]:
     """Turn errors into a DataError that says what was refused.
 
     Errors of reading are DataErrors already, so an OSError that arrives here is one of writing.

@@ -77,11 +77,11 @@ def view_folder(folder: Path, roots: Sequence[Path], hidden: Sequence[Path] = ()
         raise DataError(f"The folder {folder} cannot be read: {error.strerror}.") from None
     up = real.parent if real.parent != real and is_within(real.parent, roots) else None
     return FolderView(
-        real, up, sum(map(_is_image, entries)), tuple(_subfolders(entries, roots, hidden))
+        real, up, sum(map(_is_image, entries)), tuple(_list_subfolders(entries, roots, hidden))
     )
 
 
-def _subfolders(
+def _list_subfolders(
     entries: Sequence[os.DirEntry[str]], roots: Sequence[Path], hidden: Sequence[Path]
 ) -> Iterator[Subfolder]:
     left = _MAX_ENTRIES

@@ -19,7 +19,7 @@ from threading import Lock
 import pandas as pd
 
 from finetune_core.data.dataset import look_through
-from finetune_core.data.duplicates import united
+from finetune_core.data.duplicates import merge_groups
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.frames import Batch
 from finetune_core.data.limits import LIMITS, Budget
@@ -64,7 +64,7 @@ def recordings(person: str = "") -> list[str]:
     """Return the names of all recorded data sets, the latest first."""
     folder = recordings_folder(person)
     return sorted(
-        _subfolders(folder), key=lambda name: (folder / name).stat().st_mtime, reverse=True
+        _list_subfolders(folder), key=lambda name: (folder / name).stat().st_mtime, reverse=True
     )
 
 
@@ -80,10 +80,12 @@ def checked_name(name: str, what: str, beside: Sequence[str] = ()) -> str:
         DataError: if the name cannot be used.
     """
     name = unicodedata.normalize("NFC", name).strip()
-    problem = _problem(name)
+    problem = _find_problem(name)
     if problem:
         raise DataError(f"The {what} needs another name: {problem}.")
-    same = next((other for other in beside if other != name and _alike(other, name)), None)
+    same = next(
+        (other for other in beside if other != name and _is_same_ignoring_case(other, name)), None
+    )
     if same is not None:
         raise DataError(
             f"There is a {what} “{same}” already. Write it in the same way, or choose a name that "
@@ -92,7 +94,7 @@ def checked_name(name: str, what: str, beside: Sequence[str] = ()) -> str:
     return name
 
 
-def _problem(name: str) -> str:
+def _find_problem(name: str) -> str:
     if not name:
         return "this one is empty"
     if _FORBIDDEN.search(name):
@@ -109,7 +111,7 @@ def _problem(name: str) -> str:
     return f"this one has more than {_LONGEST_NAME} letters" if len(name) > _LONGEST_NAME else ""
 
 
-def _alike(one: str, other: str) -> bool:
+def _is_same_ignoring_case(one: str, other: str) -> bool:
     """Return whether a file system that ignores case would take two names for the same."""
     return (
         unicodedata.normalize("NFC", one).casefold()
@@ -121,7 +123,7 @@ def frames_by_class(folder: Path) -> dict[str, list[str]]:
     """Return the file names of each class's images, in the order in which they were recorded."""
     found = {
         name: sorted(file.name for file in (folder / name).glob("*.jpg"))
-        for name in _subfolders(folder)
+        for name in _list_subfolders(folder)
     }
     return {name: files for name, files in found.items() if files}
 
@@ -131,7 +133,7 @@ def presses(files: Sequence[str]) -> list[str]:
 
     An image that was not recorded counts as a press of its own.
     """
-    return list(dict.fromkeys(_press_of(file) for file in files))
+    return list(dict.fromkeys(_parse_press(file) for file in files))
 
 
 def store(batch: Batch, person: str = "") -> Path:
@@ -148,11 +150,11 @@ def store(batch: Batch, person: str = "") -> Path:
     """
     parent = recordings_folder(person)
     folder = parent / checked_name(batch.recording, "data set", recordings(person))
-    name = checked_name(batch.class_name, "class", _subfolders(folder))
+    name = checked_name(batch.class_name, "class", _list_subfolders(folder))
     _check_press(batch)
-    with _changing, _writing(folder):
+    with _changing, _translate_errors(folder):
         parent.mkdir(parents=True, exist_ok=True)
-        _check_room(sum(map(len, batch.frames)))
+        _check_space(sum(map(len, batch.frames)))
         if len(frames_by_class(folder).get(name, ())) + len(batch.frames) > MOST_OF_CLASS:
             raise DataError(
                 f"“{name}” has {number(MOST_OF_CLASS)} frames, which is the most. "
@@ -175,9 +177,9 @@ def store_unlabelled(batch: Batch, folder: Path) -> None:
         DataError: if there are too many frames.
     """
     _check_press(batch)
-    with _changing, _writing(folder):
+    with _changing, _translate_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _check_room(sum(map(len, batch.frames)))
+        _check_space(sum(map(len, batch.frames)))
         if len(list(folder.iterdir())) + len(batch.frames) > MOST_OF_CLASS:
             raise DataError(
                 f"There are {number(MOST_OF_CLASS)} frames, which is the most. Label these first."
@@ -200,12 +202,12 @@ def delete(folder: Path, ids: Sequence[str]) -> None:
     Raises:
         DataError: if the folder cannot be written to.
     """
-    with _changing, _writing(folder):
+    with _changing, _translate_errors(folder):
         there = {
             f"{name}/{file}" for name, files in frames_by_class(folder).items() for file in files
         }
         shutil.rmtree(folder / _DELETED, ignore_errors=True)
-        _move([one for one in dict.fromkeys(ids) if one in there], folder, folder / _DELETED)
+        _move_images([one for one in dict.fromkeys(ids) if one in there], folder, folder / _DELETED)
         _write_manifest(folder)
 
 
@@ -216,11 +218,11 @@ def restore(folder: Path) -> None:
         DataError: if the folder cannot be written to.
     """
     deleted = folder / _DELETED
-    with _changing, _writing(folder):
+    with _changing, _translate_errors(folder):
         ids = [
             f"{name}/{file}" for name, files in frames_by_class(deleted).items() for file in files
         ]
-        _move(ids, deleted, folder)
+        _move_images(ids, deleted, folder)
         _write_manifest(folder)
 
 
@@ -253,10 +255,10 @@ def groups(files: Sequence[str]) -> dict[str, str]:
         files: the images of one class, in the order in which they were recorded.
     """
     if len(presses(files)) > 1 or not all(_FRAME.fullmatch(file) for file in files):
-        return {file: _press_of(file) if _FRAME.fullmatch(file) else "" for file in files}
+        return {file: _parse_press(file) if _FRAME.fullmatch(file) else "" for file in files}
     ends = [round(share * len(files)) for share in _BLOCKS]
     return {
-        file: f"{_press_of(file)}.{sum(place >= end for end in ends)}"
+        file: f"{_parse_press(file)}.{sum(place >= end for end in ends)}"
         for place, file in enumerate(files)
     }
 
@@ -276,12 +278,12 @@ def settle_split(folder: Path) -> Work[Path]:
         DataError: if there is nothing to read, or the manifest cannot be written.
     """
     manifest = manifest_of(folder)
-    with _changing, _writing(folder):
+    with _changing, _translate_errors(folder):
         _write_manifest(folder)  # images may have been added or deleted by hand
     seen = yield from look_through(manifest)
     table = seen.rows[seen.rows["problem"] == ""]
     apart = pd.factorize(table["group"].where(table["group"] != "", table["id"]))[0]
-    sides = pd.Series(united(apart, table["near"].to_numpy()), index=table.index)
+    sides = pd.Series(merge_groups(apart, table["near"].to_numpy()), index=table.index)
     together = not table.empty and int(sides.groupby(table["class"]).nunique().min()) > 1
     save_split(
         manifest, load_split(manifest) | {"near_duplicates": "together" if together else "apart"}
@@ -289,12 +291,12 @@ def settle_split(folder: Path) -> Work[Path]:
     return manifest
 
 
-def _press_of(file: str) -> str:
+def _parse_press(file: str) -> str:
     found = _FRAME.fullmatch(file)
     return found["press"] if found else file
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _list_subfolders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(
@@ -302,7 +304,7 @@ def _subfolders(folder: Path) -> list[str]:
     )
 
 
-def _move(ids: Sequence[str], source: Path, target: Path) -> None:
+def _move_images(ids: Sequence[str], source: Path, target: Path) -> None:
     for name, some in groupby(sorted(ids), key=lambda one: one.partition("/")[0]):
         (target / name).mkdir(parents=True, exist_ok=True)
         for one in some:
@@ -310,13 +312,13 @@ def _move(ids: Sequence[str], source: Path, target: Path) -> None:
 
 
 def _write_manifest(folder: Path) -> None:
-    rows = _manifest_rows(frames_by_class(folder))
+    rows = _make_manifest_rows(frames_by_class(folder))
     text = io.StringIO()
     csv.writer(text).writerows([("path", "label", "group"), *rows])
     write_bytes(manifest_of(folder), text.getvalue().encode())
 
 
-def _manifest_rows(found: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str, str]]:
+def _make_manifest_rows(found: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str, str]]:
     for name, files in found.items():
         of_file = groups(files)
         yield from ((f"{name}/{file}", name, of_file[file]) for file in files)
@@ -329,7 +331,7 @@ def _check_press(batch: Batch) -> None:
         )
 
 
-def _check_room(needed: int) -> None:
+def _check_space(needed: int) -> None:
     try:
         Budget(LIMITS).check_space(needed)
     except DataError as error:
@@ -337,7 +339,7 @@ def _check_room(needed: int) -> None:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _translate_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

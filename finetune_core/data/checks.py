@@ -68,7 +68,7 @@ def file_findings(rows: pd.DataFrame, notes: Sequence[Note]) -> Iterator[Finding
         paths = tuple(passed.loc[passed["kind"] == kind, "path"])
         if paths:
             first = reasons.get(paths[0], paths[0])
-            message = f"{things(len(paths), _thing(kind))} left out: {first}" + (
+            message = f"{things(len(paths), _name_thing(kind))} left out: {first}" + (
                 "" if len(paths) == 1 else ", …"
             )
             yield Finding(
@@ -88,9 +88,13 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
         table: the table of the data set.
     """
     shorter, longer = table[["width", "height"]].min(axis=1), table[["width", "height"]].max(axis=1)
-    sharp = _log_sharpness(table)
+    sharp = _compute_log_sharpness(table)
     found = {
-        "wrong_extension": (_misnamed(table), "are not what the extension says", table["id"]),
+        "wrong_extension": (
+            _has_wrong_extension(table),
+            "are not what the extension says",
+            table["id"],
+        ),
         "animated": (
             table["frames"] > 1,
             "have more than one frame; the first is used",
@@ -128,7 +132,11 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
             "are very bright",
             -table["low"],
         ),
-        "blurry": (_blurred(sharp, table["contrast"]), "are much less sharp than the rest", sharp),
+        "blurry": (
+            _is_blurred(sharp, table["contrast"]),
+            "are much less sharp than the rest",
+            sharp,
+        ),
     }
     for kind, (mask, words, order) in found.items():
         rows = table[np.asarray(mask)]
@@ -137,8 +145,8 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
         rows = rows.iloc[order[rows.index].argsort(kind="stable")]
         nature = len(rows) > _WHOLE_SET * len(table)
         harmless = kind in _HARMLESS or (nature and kind not in _HIDING)
-        notes = rows["format"] if kind == "wrong_extension" else _sizes(rows)
-        finding = _on_images(
+        notes = rows["format"] if kind == "wrong_extension" else _describe_sizes(rows)
+        finding = _make_image_finding(
             kind, "info" if harmless else "warning", rows["id"], words, len(table), notes
         )
         yield replace(finding, whole_set=nature)
@@ -154,17 +162,21 @@ def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
     rank = alike["split"].map({split: number for number, split in enumerate(SPLITS)})
     ordered = alike.assign(rank=rank).sort_values(["rank", "id"])
     exact = ordered[ordered["content"].duplicated(keep=False)]
-    conflicting = _differ(exact, "content", "label")
-    yield from _conflicts(exact[conflicting])
+    conflicting = _has_other_values(exact, "content", "label")
+    yield from _find_conflicts(exact[conflicting])
     agreeing = exact[~conflicting]
-    yield from _leaks("leakage", agreeing[_differ(agreeing, "content", "split")], "content", table)
-    yield from _surplus("exact_duplicates", agreeing, "content")
+    yield from _find_leaks(
+        "leakage", agreeing[_has_other_values(agreeing, "content", "split")], "content", table
+    )
+    yield from _find_surplus("exact_duplicates", agreeing, "content")
     # The most confident come first.
     ordered = ordered.sort_values(["rank", "closeness", "id"], ascending=[True, False, True])
     # Including exact copies, which have to move with the rest.
-    near = ordered[_differ(ordered, "near", "content")]
-    yield from _leaks("near_leakage", near[_differ(near, "near", "split")], "near", table)
-    yield from _surplus("near_duplicates", near[~near["content"].duplicated()], "near")
+    near = ordered[_has_other_values(ordered, "near", "content")]
+    yield from _find_leaks(
+        "near_leakage", near[_has_other_values(near, "near", "split")], "near", table
+    )
+    yield from _find_surplus("near_duplicates", near[~near["content"].duplicated()], "near")
 
 
 def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
@@ -212,7 +224,7 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
             classes[training.index[int(training.argmin())]],
         )
         yield Finding("imbalance", "warning", message, len(extremes), classes=extremes)
-    yield from _similar_names(table, classes)
+    yield from _find_similar_names(table, classes)
 
 
 def some(names: Sequence[str], limit: int = 3) -> str:
@@ -221,13 +233,13 @@ def some(names: Sequence[str], limit: int = 3) -> str:
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit:,} more"
 
 
-def _thing(kind: str) -> str:
+def _name_thing(kind: str) -> str:
     return {"no_class": "image", "empty_class": "folder", "ignored_folder": "folder"}.get(
         kind, "file"
     )
 
 
-def _misnamed(table: pd.DataFrame) -> np.ndarray:
+def _has_wrong_extension(table: pd.DataFrame) -> np.ndarray:
     """Return which files have another extension than their format, boolean ``[n]``."""
     names, misnamed = table["id"].str.lower(), np.zeros(len(table), dtype=bool)
     for name, endings in _FORMATS.items():
@@ -235,7 +247,7 @@ def _misnamed(table: pd.DataFrame) -> np.ndarray:
     return misnamed
 
 
-def _sizes(rows: pd.DataFrame) -> pd.Series:
+def _describe_sizes(rows: pd.DataFrame) -> pd.Series:
     """Return size and mode of each image as text; equal texts are one object."""
     number, kinds = (
         rows.groupby(["width", "height", "mode"], sort=False).ngroup(),
@@ -248,7 +260,7 @@ def _sizes(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(np.array(words, dtype=object)[number], dtype=object)
 
 
-def _on_images(
+def _make_image_finding(
     kind: str, severity: Severity, ids: pd.Series, words: str, total: int, notes: pd.Series
 ) -> Finding:
     paths = tuple(ids)
@@ -264,12 +276,12 @@ def _on_images(
     )
 
 
-def _log_sharpness(table: pd.DataFrame) -> pd.Series:
+def _compute_log_sharpness(table: pd.DataFrame) -> pd.Series:
     logs: pd.Series = np.log(table["sharpness"].clip(lower=1e-9))
     return logs
 
 
-def _blurred(sharp: pd.Series, contrast: pd.Series) -> pd.Series:
+def _is_blurred(sharp: pd.Series, contrast: pd.Series) -> pd.Series:
     """Return which images are blurred: far below the median of the set, and below a fixed limit.
 
     A set that is soft by nature has no blurred images.
@@ -283,19 +295,19 @@ def _blurred(sharp: pd.Series, contrast: pd.Series) -> pd.Series:
     return blurred
 
 
-def _differ(rows: pd.DataFrame, key: str, column: str) -> pd.Series:
+def _has_other_values(rows: pd.DataFrame, key: str, column: str) -> pd.Series:
     """Return which rows share their key with rows of another value in the column, boolean."""
     return rows.groupby(key)[column].transform("nunique") > 1
 
 
-def _sets(rows: pd.DataFrame, keys: list[str]) -> tuple[tuple[str, ...], ...]:
+def _collect_sets(rows: pd.DataFrame, keys: list[str]) -> tuple[tuple[str, ...], ...]:
     return tuple(rows.groupby(keys, sort=False)["id"].agg(tuple))
 
 
-def _conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
+def _find_conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
     if rows.empty:
         return
-    sets = _sets(rows, ["content"])
+    sets = _collect_sets(rows, ["content"])
     paths = tuple(path for one in sets for path in one)
     message = (
         f"{things(len(paths), 'file')} hold {things(len(sets), 'image')} in two or more classes."
@@ -304,7 +316,7 @@ def _conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
     yield Finding("conflicting_labels", "error", message, len(paths), paths, sets=sets, notes=notes)
 
 
-def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iterator[Finding]:
+def _find_leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iterator[Finding]:
     """Yield the finding about sets of copies that lie in more than one split, training first.
 
     Exact copies are to be excluded from training, or from validation if the other copy is a test
@@ -313,7 +325,7 @@ def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iter
     """
     if rows.empty:
         return
-    sets = _sets(rows, [key])
+    sets = _collect_sets(rows, [key])
     first, last = (rows.groupby(key)["split"].transform(which) for which in ("first", "last"))
     evaluated = rows[rows["split"] != first]
     exact = kind == "leakage"
@@ -345,12 +357,12 @@ def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iter
     )
 
 
-def _surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
+def _find_surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
     keys = [key, "split"]
     rows = rows[rows.duplicated(keys, keep=False)]
     if rows.empty:
         return
-    sets = _sets(rows, keys)
+    sets = _collect_sets(rows, keys)
     later = rows[rows.duplicated(keys)]
     paths = tuple(
         later.sort_values(["closeness", "rank", "id"], ascending=[False, True, True])["id"]
@@ -371,7 +383,7 @@ def _surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
     )
 
 
-def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
+def _find_similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
     """Yield the finding about class names that are nearly equal.
 
     They differ only in case, spaces, signs and a plural s, or in one letter. Digits are meant to
@@ -394,7 +406,7 @@ def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
             for labels in alike
             for a in labels
             for b in labels
-            if a < b and _typo(plain[a], plain[b])
+            if a < b and _is_typo(plain[a], plain[b])
         }
     )
     if not pairs:
@@ -433,7 +445,7 @@ def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
     )
 
 
-def _typo(a: str, b: str) -> bool:
+def _is_typo(a: str, b: str) -> bool:
     """Return whether two names are equal, or one letter is added, dropped or replaced.
 
     Digits tell classes apart on purpose.

@@ -17,7 +17,7 @@ from finetune_core.data.decode import read_image
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import ImageError
 
-DETAIL_SIDE = 128  # pixels, of the squares that ``same_picture`` compares
+DETAIL_SIDE = 128  # pixels, of the squares that ``is_same_image`` compares
 _NEIGHBOURS = 10
 _FALSE_SHARE = 0.05  # share of the close pairs that may be close by chance
 _NUM_SAMPLED = 1000  # images that distances between different images are estimated from
@@ -35,11 +35,11 @@ def gray_squares(paths: Sequence[Path], side: int) -> Iterator[np.ndarray | None
 
     An image of any shape is resized to a square.
     """
-    for _, square in in_threads(partial(_gray_square, side=side), paths):
+    for _, square in in_threads(partial(_load_gray_square, side=side), paths):
         yield square
 
 
-def _gray_square(path: Path, side: int) -> np.ndarray | None:
+def _load_gray_square(path: Path, side: int) -> np.ndarray | None:
     try:
         image = read_image(path, 2 * side)
     except ImageError:
@@ -51,7 +51,7 @@ def _gray_square(path: Path, side: int) -> np.ndarray | None:
     )
 
 
-def distance(correlation: np.ndarray) -> np.ndarray:
+def distance_from_correlation(correlation: np.ndarray) -> np.ndarray:
     """Return the distance between unit vectors of a given correlation.
 
     The distance is 0 for images that are equal up to light and contrast, and √2 for unrelated ones.
@@ -79,18 +79,18 @@ class ChancePairs:
     radius: np.ndarray
     dimension: float
 
-    def expected(self, distances: np.ndarray) -> np.ndarray:
+    def expected_pairs(self, distances: np.ndarray) -> np.ndarray:
         """Return the expected number of pairs in the set that are closer than each distance."""
         scale = float(np.mean((self.radius / self.radius.mean()) ** -self.dimension))
         volumes: np.ndarray = (distances / self.radius.mean()) ** self.dimension
         return self.images / 2 * self.neighbours * scale * volumes
 
-    def farthest(self) -> float:
+    def max_copy_distance(self) -> float:
         """Return the distance within which copies are found even if each image is one."""
-        least = _FALSE_SHARE * self.images / self.expected(np.array([self.radius.mean()]))[0]
+        least = _FALSE_SHARE * self.images / self.expected_pairs(np.array([self.radius.mean()]))[0]
         return float(self.radius.mean() * min(1.0, least) ** (1 / self.dimension))
 
-    def outstanding(self, distances: np.ndarray) -> np.ndarray:
+    def is_closer_than_chance(self, distances: np.ndarray) -> np.ndarray:
         """Return which pairs are closer than chance explains, boolean ``[n]``.
 
         Of the pairs that are as close, at most one in twenty is expected by chance (the
@@ -98,14 +98,14 @@ class ChancePairs:
         """
         order = np.argsort(distances, kind="stable")
         enough = np.flatnonzero(
-            self.expected(distances[order]) <= _FALSE_SHARE * np.arange(1, len(order) + 1)
+            self.expected_pairs(distances[order]) <= _FALSE_SHARE * np.arange(1, len(order) + 1)
         )
         chosen = np.zeros(len(distances), dtype=bool)
         chosen[order[: enough[-1] + 1 if len(enough) else 0]] = True
         return chosen
 
 
-def chance_pairs(vectors: np.ndarray) -> ChancePairs:
+def fit_chance_pairs(vectors: np.ndarray) -> ChancePairs:
     """Fit the law to the unit vectors ``[n, d]`` of a set of at least five images."""
     count = len(vectors)
     last = min(_NEIGHBOURS, (count - 1) // 2)
@@ -117,7 +117,7 @@ def chance_pairs(vectors: np.ndarray) -> ChancePairs:
         correlation = sampled[start : start + block] @ vectors.T
         # One more: the image itself is its closest.
         closest = -np.partition(-correlation, last, axis=1)[:, : last + 1]
-        near.append(np.sort(distance(closest), axis=1)[:, 1:])
+        near.append(np.sort(distance_from_correlation(closest), axis=1)[:, 1:])
     far = np.maximum(np.concatenate(near), 1e-6)
     inner = np.arange(first, last)
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, last))])
@@ -127,26 +127,26 @@ def chance_pairs(vectors: np.ndarray) -> ChancePairs:
     return ChancePairs(count, last, far[:, last - 1], usual / max(spread, 1e-6))
 
 
-def same_picture(one: np.ndarray, other: np.ndarray) -> bool:
+def is_same_image(one: np.ndarray, other: np.ndarray) -> bool:
     """Return whether two aligned gray squares are equal in detail, up to light and contrast.
 
     Saving, scaling and noise leave differences all over the image, or at edges. A scratch, or a
     part that is missing or turned, is a peak where at least one of the images has no edge.
     """
-    return _without_peak(one, other) or _without_peak(other, one)
+    return _has_no_peak(one, other) or _has_no_peak(other, one)
 
 
-def _without_peak(target: np.ndarray, source: np.ndarray) -> bool:
+def _has_no_peak(target: np.ndarray, source: np.ndarray) -> bool:
     target, source = target.astype(np.float32), source.astype(np.float32)
-    adjusted = _adjusted(source, target)
+    adjusted = _match_light(source, target)
     averaged = uniform_filter(target - adjusted, _WINDOW)
-    excuse = _EXCUSED * np.minimum(_contrast(target), _contrast(adjusted))
+    excuse = _EXCUSED * np.minimum(_local_contrast(target), _local_contrast(adjusted))
     inner = (slice(_EDGE, -_EDGE), slice(_EDGE, -_EDGE))
     peak = (np.abs(averaged) - excuse)[inner].max()
     return bool(peak <= _PEAK * averaged[inner].std())
 
 
-def _adjusted(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _match_light(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Match the source to the light and contrast of the target.
 
     The result is clipped at black and white, as the target is.
@@ -160,6 +160,6 @@ def _adjusted(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return adjusted.clip(0, 255)
 
 
-def _contrast(image: np.ndarray) -> np.ndarray:
+def _local_contrast(image: np.ndarray) -> np.ndarray:
     contrast: np.ndarray = maximum_filter(image, _AROUND) - minimum_filter(image, _AROUND)
     return contrast

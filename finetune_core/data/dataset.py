@@ -16,13 +16,13 @@ import pandas as pd
 from finetune_core.config import Edit, NearDuplicates
 from finetune_core.data import splits
 from finetune_core.data.checks import class_findings, copy_findings, file_findings, image_findings
-from finetune_core.data.duplicates import united
+from finetune_core.data.duplicates import merge_groups
 from finetune_core.data.edits import apply_edits, labelled_paths
 from finetune_core.data.entry import entry_folder, read_table, write_table
 from finetune_core.data.findings import Finding
 from finetune_core.data.image_paths import ImagePaths
 from finetune_core.data.index import read_index
-from finetune_core.data.listing import Listing, list_data, list_too
+from finetune_core.data.listing import Listing, extend_listing, list_data
 from finetune_core.errors import DataError
 from finetune_core.formatting import things
 from finetune_core.work import Work, finish
@@ -218,7 +218,7 @@ def look_through(
         thumbs: whether to return the thumbnails of the images, too.
         edits: the images that these edits label are indexed, too.
     """
-    listing = list_too(list_data(data, roots), list(labelled_paths(edits)), roots)
+    listing = extend_listing(list_data(data, roots), list(labelled_paths(edits)), roots)
     rows = yield from read_index(data, listing, thumbs=thumbs)
     return Seen(listing, rows)
 
@@ -258,13 +258,13 @@ def assemble(
     given = bool((table["split"] == splits.VAL).any())
     if groups:
         table["group"] = table["group"].where(
-            table["group"] != "", splits.groups_of(table["id"], groups)
+            table["group"] != "", splits.extract_groups(table["id"], groups)
         )
     rule = (val_fraction, test_fraction, split_seed, groups, near_duplicates)
     table.loc[own, "split"] = (
         table.loc[own, "split"].replace("", splits.TRAIN)
         if given
-        else _split(data, table[own], rule)
+        else _split_images(data, table[own], rule)
     )
     table = apply_edits(table, edits)
     if table.empty:
@@ -274,18 +274,18 @@ def assemble(
         table["class"].map({name: index for index, name in enumerate(classes)}).astype("int64")
     )
     table = table[[*_COLUMNS, *_SEEN]].sort_values("id", ignore_index=True)
-    _refuse_unusable(data, table, near_duplicates == "together")
+    _check_usable(data, table, near_duplicates == "together")
     return Dataset(
         listing.root,
         classes,
         table,
-        tuple(_findings(listing, broken, table, classes)),
+        tuple(_collect_findings(listing, broken, table, classes)),
         given,
         tuple(edits),
     )
 
 
-def _findings(
+def _collect_findings(
     listing: Listing, broken: pd.DataFrame, table: pd.DataFrame, classes: tuple[str, ...]
 ) -> list[Finding]:
     return [
@@ -296,7 +296,7 @@ def _findings(
     ]
 
 
-def _split(
+def _split_images(
     data: str | Path, table: pd.DataFrame, rule: tuple[float, float, int, str, str]
 ) -> pd.Series:
     """Return the split of each image.
@@ -347,10 +347,10 @@ def sides(table: pd.DataFrame, near: bool = True) -> np.ndarray:
     A unit holds the images of a group, and near-duplicates if ``near``.
     """
     groups = np.where(table["group"] != "", pd.factorize(table["group"])[0], -1)
-    return united(groups, table["near"].to_numpy()) if near else united(groups)
+    return merge_groups(groups, table["near"].to_numpy()) if near else merge_groups(groups)
 
 
-def _refuse_unusable(data: str | Path, table: pd.DataFrame, near: bool) -> None:
+def _check_usable(data: str | Path, table: pd.DataFrame, near: bool) -> None:
     counts = table["split"].value_counts()
     if not counts.get(splits.TRAIN, 0):
         raise DataError(f"There is no training image in {data} that can be used.")

@@ -93,8 +93,8 @@ def read_header(source: Path | bytes) -> ImageHeader:
         ImageError: if the file is no image, has a format that is not allowed, or claims too many
             pixels.
     """
-    with _opened(source) as image:
-        return _header(image)
+    with _open_image(source) as image:
+        return _make_header(image)
 
 
 def read_image(source: Path | bytes, shorter_side: int | None = None) -> Image.Image:
@@ -110,8 +110,8 @@ def read_image(source: Path | bytes, shorter_side: int | None = None) -> Image.I
     Raises:
         ImageError: if the image cannot be decoded to the last row.
     """
-    with _opened(source) as image:
-        return _decoded(image, shorter_side)
+    with _open_image(source) as image:
+        return _decode(image, shorter_side)
 
 
 def read_with_header(
@@ -128,9 +128,9 @@ def read_with_header(
     """
     header = None
     try:
-        with _opened(source) as image:
-            header = _header(image)
-            return header, _decoded(image, shorter_side)
+        with _open_image(source) as image:
+            header = _make_header(image)
+            return header, _decode(image, shorter_side)
     except ImageError as error:
         if header is None:
             raise
@@ -151,7 +151,7 @@ def read_square(source: Path | bytes, resize: Resize) -> np.ndarray:
         return np.asarray(ImageOps.fit(image, (side, side), how))
     scale = side / max(image.size)
     size = [max(1, round(length * scale)) for length in image.size]
-    return np.asarray(_center(image.resize(size, how), side, PADDING))
+    return np.asarray(_paste_centered(image.resize(size, how), side, PADDING))
 
 
 def read_scaled(source: Path | bytes, longer_side: int) -> Image.Image:
@@ -181,33 +181,33 @@ def thumbnail(source: Path | bytes, side: int) -> bytes:
         ImageError: if the image cannot be decoded.
     """
     buffer = io.BytesIO()
-    _center(read_scaled(source, side), side, _BARS).save(buffer, "JPEG", quality=85)
+    _paste_centered(read_scaled(source, side), side, _BARS).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
-def _center(image: Image.Image, side: int, color: tuple[int, int, int]) -> Image.Image:
+def _paste_centered(image: Image.Image, side: int, color: tuple[int, int, int]) -> Image.Image:
     square = Image.new("RGB", (side, side), color)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
 
 
-def _header(image: Image.Image) -> ImageHeader:
+def _make_header(image: Image.Image) -> ImageHeader:
     width, height = image.size
-    if _lies_on_its_side(image):
+    if _is_rotated_by_quarter(image):
         width, height = height, width
     return ImageHeader(
         width, height, image.mode, image.format or "", 1 + getattr(image, "is_animated", False)
     )
 
 
-def _decoded(image: Image.Image, shorter_side: int | None) -> Image.Image:
+def _decode(image: Image.Image, shorter_side: int | None) -> Image.Image:
     if shorter_side is not None:
         image.draft("RGB", (shorter_side, shorter_side))
     image.load()
     return _to_rgb(ImageOps.exif_transpose(image))
 
 
-def _lies_on_its_side(image: Image.Image) -> bool:
+def _is_rotated_by_quarter(image: Image.Image) -> bool:
     """Return whether the EXIF data rotate the image by a quarter turn."""
     if image.format == "TIFF":  # Pillow gives a TIFF's size as shown
         return False
@@ -218,7 +218,7 @@ def _lies_on_its_side(image: Image.Image) -> bool:
 
 
 @contextmanager
-def _opened(source: Path | bytes) -> Iterator[Image.Image]:
+def _open_image(source: Path | bytes) -> Iterator[Image.Image]:
     """Open an image, and turn any error of the block into an ImageError.
 
     On damaged bytes Pillow's plugins raise nearly anything.
@@ -231,26 +231,32 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
             if isinstance(source, Path)
             else io.BytesIO(source) as file
         ):
-            _check_pixels(*_webp_canvas(file.read(30)))
+            _check_pixels(*_read_webp_size(file.read(30)))
             with Image.open(file, formats=FORMATS) as image:
                 _check_pixels(*image.size)
                 yield image
     except UnidentifiedImageError:
-        raise ImageError(f"{_name(source)} is not an image in a format that Thaw reads") from None
+        raise ImageError(
+            f"{_display_name(source)} is not an image in a format that Thaw reads"
+        ) from None
     except Image.DecompressionBombError:
         raise ImageError(
-            f"{_name(source)} claims more than {MAX_PIXELS / 1e6:.0f} million pixels; "
+            f"{_display_name(source)} claims more than {MAX_PIXELS / 1e6:.0f} million pixels; "
             "make it smaller first"
         ) from None
     except FileNotFoundError:
-        raise ImageError(f"{_name(source)} is not there") from None
+        raise ImageError(f"{_display_name(source)} is not there") from None
     except NotRegular as error:
-        raise ImageError(f"{_name(source)} is {error.strerror}, not an image file") from None
+        raise ImageError(
+            f"{_display_name(source)} is {error.strerror}, not an image file"
+        ) from None
     except Exception as error:
         # An error with a file name comes from the system, not from a decoder.
         if isinstance(error, OSError) and error.filename is not None:
-            raise ImageError(f"{_name(source)} cannot be opened: {error.strerror}") from None
-        raise ImageError(f"{_name(source)} is damaged or cut short: {error}") from None
+            raise ImageError(
+                f"{_display_name(source)} cannot be opened: {error.strerror}"
+            ) from None
+        raise ImageError(f"{_display_name(source)} is damaged or cut short: {error}") from None
 
 
 def _check_pixels(width: int, height: int) -> None:
@@ -258,7 +264,7 @@ def _check_pixels(width: int, height: int) -> None:
         raise Image.DecompressionBombError
 
 
-def _webp_canvas(head: bytes) -> tuple[int, int]:
+def _read_webp_size(head: bytes) -> tuple[int, int]:
     """Return the width and height that the first 30 bytes of a WebP file claim, or zeros.
 
     Pillow allocates 8 bytes per pixel to open a WebP file.
@@ -278,7 +284,7 @@ def _webp_canvas(head: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _name(source: Path | bytes) -> str:
+def _display_name(source: Path | bytes) -> str:
     return source.name if isinstance(source, Path) else "The image"
 
 

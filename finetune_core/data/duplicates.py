@@ -12,7 +12,12 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from finetune_core.data.closeness import DETAIL_SIDE, chance_pairs, distance, same_picture
+from finetune_core.data.closeness import (
+    DETAIL_SIDE,
+    distance_from_correlation,
+    fit_chance_pairs,
+    is_same_image,
+)
 from finetune_core.data.threads import in_threads, one_blas_thread
 from finetune_core.work import Step, Work
 
@@ -72,38 +77,40 @@ def near_sets(
     closest = np.where(copies > 1, 1.0, 0.0)
     sets = np.arange(len(first))
     if 2 <= len(first) <= MOST_COMPARED:
-        pixels = _pixels(thumbs, first)
+        pixels = _stack_thumbnails(thumbs, first)
         telling = np.concatenate(
-            [_vectors(pixels[rows])[1] for rows in _portions(np.arange(len(first)))]
+            [_normalize(pixels[rows])[1] for rows in _split_rows(np.arange(len(first)))]
         )
-        pairs, _ = yield from _alike(
-            lambda rows: _vectors(pixels[rows])[0],
+        pairs, _ = yield from _find_similar_pairs(
+            lambda rows: _normalize(pixels[rows])[0],
             np.flatnonzero(telling),
             _LIKENESS,
-            partial(_Connecting, len(first)),
+            partial(_ConnectingPairs, len(first)),
         )
         del pixels
-        links, likeness = yield from _verified(_connected(pairs, len(first)), first, squares)
-        sets = _connected(links, len(first))
+        links, likeness = yield from _verify_candidates(
+            _label_components(pairs, len(first)), first, squares
+        )
+        sets = _label_components(links, len(first))
         np.maximum.at(closest, links.ravel(), likeness.repeat(2))
-    return _first_of_each(sets[same]), closest[same]
+    return _find_first_positions(sets[same]), closest[same]
 
 
-def _pixels(thumbs: pd.Series, positions: np.ndarray) -> np.ndarray:
+def _stack_thumbnails(thumbs: pd.Series, positions: np.ndarray) -> np.ndarray:
     """Return the thumbnails at some positions, uint8 ``[n, d]``."""
     found = np.empty((len(positions), len(thumbs.iloc[0])), dtype=np.uint8)
-    for at in _portions(np.arange(len(positions))):
+    for at in _split_rows(np.arange(len(positions))):
         found[at] = np.frombuffer(b"".join(thumbs.iloc[positions[at]]), dtype=np.uint8).reshape(
             len(at), -1
         )
     return found
 
 
-def _portions(rows: np.ndarray) -> Iterator[np.ndarray]:
+def _split_rows(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
 
 
-def _vectors(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _normalize(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return unit vectors of thumbnails, and which of the thumbnails are informative.
 
     The mean of each channel is removed, so light and tint do not count.
@@ -118,7 +125,9 @@ def _vectors(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return flat / np.maximum(length, 1e-6), length[:, 0] / np.sqrt(flat.shape[1]) >= _PLAIN
 
 
-def _verified(candidates: np.ndarray, positions: np.ndarray, squares: Squares) -> Work[Found]:
+def _verify_candidates(
+    candidates: np.ndarray, positions: np.ndarray, squares: Squares
+) -> Work[Found]:
     """Compare the candidates as gray squares, and return the pairs of the same image.
 
     Args:
@@ -143,14 +152,14 @@ def _verified(candidates: np.ndarray, positions: np.ndarray, squares: Squares) -
     links, likeness = [np.empty((0, 2), dtype=np.int64)], [np.empty(0)]
     for rows in np.split(np.arange(len(members)), np.flatnonzero(np.diff(candidates[members])) + 1):
         if len(rows):
-            pairs, close = yield from _close(seen[rows], outstanding=len(rows) > largest)
-            kept = _same_pictures(pairs, positions[members[rows]], squares)
+            pairs, close = yield from _find_close_pairs(seen[rows], outstanding=len(rows) > largest)
+            kept = _select_same_images(pairs, positions[members[rows]], squares)
             links.append(members[rows][pairs[kept]])
             likeness.append(close[kept])
     return np.concatenate(links), np.concatenate(likeness)
 
 
-def _close(squares: np.ndarray, *, outstanding: bool) -> Work[Found]:
+def _find_close_pairs(squares: np.ndarray, *, outstanding: bool) -> Work[Found]:
     """Find the close pairs among squares ``[n, side, side]``, the closest first.
 
     Args:
@@ -167,18 +176,18 @@ def _close(squares: np.ndarray, *, outstanding: bool) -> Work[Found]:
     rows = np.flatnonzero(length[:, 0] > 0)
     least, chance = _CLOSE, None
     if outstanding and len(rows) >= _SMALLEST_NATURE:
-        chance = chance_pairs(flat[rows])
-        least = max(least, 1 - max(chance.farthest(), _SAME) ** 2 / 2)
-    pairs, likeness = yield from _alike(flat.__getitem__, rows, least, _Closest)
+        chance = fit_chance_pairs(flat[rows])
+        least = max(least, 1 - max(chance.max_copy_distance(), _SAME) ** 2 / 2)
+    pairs, likeness = yield from _find_similar_pairs(flat.__getitem__, rows, least, _ClosestPairs)
     if chance:
-        apart = distance(likeness)
-        kept = chance.outstanding(apart) | (apart <= _SAME)
+        apart = distance_from_correlation(likeness)
+        kept = chance.is_closer_than_chance(apart) | (apart <= _SAME)
         pairs, likeness = pairs[kept], likeness[kept]
     order = np.argsort(-likeness, kind="stable")
     return pairs[order], likeness[order]
 
 
-def _same_pictures(pairs: np.ndarray, positions: np.ndarray, squares: Squares) -> np.ndarray:
+def _select_same_images(pairs: np.ndarray, positions: np.ndarray, squares: Squares) -> np.ndarray:
     """Return which of the pairs, the closest first, are the same image in detail, boolean.
 
     Pairs whose images other pairs connect already are skipped.
@@ -191,13 +200,13 @@ def _same_pictures(pairs: np.ndarray, positions: np.ndarray, squares: Squares) -
         one, other = details[left], details[right]
         if sets[left] == sets[right] or one is None or other is None:
             continue
-        kept[at] = same_picture(one, other)
+        kept[at] = is_same_image(one, other)
         if kept[at]:
             sets[sets == sets[right]] = sets[left]
     return kept
 
 
-class _Connecting:
+class _ConnectingPairs:
     """Collector that keeps fewer than ``count`` pairs, which connect the same images.
 
     Similarities are not kept. Pairs that are connected already need not be compared.
@@ -209,7 +218,7 @@ class _Connecting:
         self._pairs = [np.empty((0, 2), dtype=np.int64)]
         self._new = 0
 
-    def settled(self, left: np.ndarray, right: np.ndarray) -> bool:
+    def is_connected(self, left: np.ndarray, right: np.ndarray) -> bool:
         """Return whether all images of both sides are in one set already."""
         return len(self._sets) > 0 and bool(
             (self._sets[left] == self._sets[left[0]]).all()
@@ -219,7 +228,7 @@ class _Connecting:
     def add(self, pairs: np.ndarray, _: np.ndarray) -> None:
         if len(pairs) > sum(_TILE):
             images, pairs = np.unique(pairs, return_inverse=True)
-            pairs = images[_spanning(pairs.reshape(-1, 2), len(images))]
+            pairs = images[_reduce_pairs(pairs.reshape(-1, 2), len(images))]
         self._pairs.append(pairs)
         self._new += len(pairs)
         if self._new > min(_MOST_PAIRS, self._count):
@@ -227,15 +236,15 @@ class _Connecting:
 
     def _thin(self) -> None:
         pairs = np.concatenate(self._pairs)
-        self._sets = _connected(pairs, self._count)
-        self._pairs, self._new = [_spanning(pairs, self._count)], 0
+        self._sets = _label_components(pairs, self._count)
+        self._pairs, self._new = [_reduce_pairs(pairs, self._count)], 0
 
     def found(self) -> Found:
         pairs = np.concatenate(self._pairs)
         return pairs, np.ones(len(pairs), dtype=np.float32)
 
 
-class _Closest:
+class _ClosestPairs:
     """Collector that keeps the most similar pairs."""
 
     def __init__(self) -> None:
@@ -243,7 +252,7 @@ class _Closest:
         self._likeness = [np.empty(0, dtype=np.float32)]
         self._count = 0
 
-    def settled(self, left: np.ndarray, right: np.ndarray) -> bool:
+    def is_connected(self, left: np.ndarray, right: np.ndarray) -> bool:
         return False
 
     def add(self, pairs: np.ndarray, likeness: np.ndarray) -> None:
@@ -261,11 +270,11 @@ class _Closest:
         return pairs[order], likeness[order]
 
 
-def _alike(
+def _find_similar_pairs(
     vectors: Vectors,
     rows: np.ndarray,
     least: float,
-    keep: Callable[[], _Connecting] | type[_Closest],
+    keep: Callable[[], _ConnectingPairs] | type[_ClosestPairs],
 ) -> Work[Found]:
     """Find all pairs ``[m, 2]`` of ``rows`` whose product is at least ``least``.
 
@@ -287,37 +296,40 @@ def _alike(
     if not len(rows):
         return kept.found()
     with one_blas_thread():
-        short = _shortened(vectors, rows) if len(rows) > _COMPARED_WHOLE else vectors(rows)
+        short = _project(vectors, rows) if len(rows) > _COMPARED_WHOLE else vectors(rows)
     spread = short[:, short.std(axis=0).argmax()]
     order = np.argsort(spread, kind="stable")
     short, spread, rows = short[order], spread[order], rows[order]
-    reach = float(distance(np.array([least]))[0]) + _ROUNDING
+    reach = float(distance_from_correlation(np.array([least]))[0]) + _ROUNDING
     height, width = _TILE
 
-    def compared(start: int) -> Found:
+    def compare_tile(start: int) -> Found:
         """Compare the rows of one tile with the rows behind them."""
         part = keep()
         head = slice(start, min(start + height, len(rows)))
         last = int(np.searchsorted(spread, spread[head.stop - 1] + reach, side="right"))
         for column in range(start, last, width):
             across = slice(column, min(column + width, last))
-            if kept.settled(rows[head], rows[across]):
+            if kept.is_connected(rows[head], rows[across]):
                 continue
             likely = short[head] @ short[across].T >= least
             if column < head.stop:
                 likely = np.triu(likely, start - column + 1)
             if likely.any():
-                part.add(*_products(vectors, rows[head], rows[across], likely, least))
+                part.add(*_select_pairs(vectors, rows[head], rows[across], likely, least))
         return part.found()
 
-    with one_blas_thread(), closing(in_threads(compared, range(0, len(rows), height))) as comparing:
+    with (
+        one_blas_thread(),
+        closing(in_threads(compare_tile, range(0, len(rows), height))) as comparing,
+    ):
         for start, found in comparing:
             kept.add(*found)
             yield Step(min(start + height, len(rows)), len(rows))
     return kept.found()
 
 
-def _products(
+def _select_pairs(
     vectors: Vectors, left: np.ndarray, right: np.ndarray, likely: np.ndarray, least: float
 ) -> Found:
     """Return the likely pairs whose product is at least ``least``, and their products.
@@ -339,14 +351,14 @@ def _products(
     return np.sort(pairs, axis=1), products[alike]
 
 
-def _spanning(pairs: np.ndarray, count: int) -> np.ndarray:
+def _reduce_pairs(pairs: np.ndarray, count: int) -> np.ndarray:
     """Return fewer than ``count`` pairs that connect the same images."""
-    first = _first_of_each(_connected(pairs, count))
+    first = _find_first_positions(_label_components(pairs, count))
     others = np.flatnonzero(first != np.arange(count))
     return np.stack([first[others], others], axis=1)
 
 
-def _shortened(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
+def _project(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
     """Project the vectors onto the main directions of a sample, ``[n, 32]``.
 
     The last column is the length of the rest.
@@ -354,7 +366,7 @@ def _shortened(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
     some = vectors(rows[:: -(-len(rows) // 1000)])
     main = np.linalg.qr(some.T @ np.linalg.eigh(some @ some.T)[1][:, -_NUM_DIRECTIONS:])[0]
     short = np.empty((len(rows), main.shape[1] + 1), dtype=np.float32)
-    for at in _portions(np.arange(len(rows))):
+    for at in _split_rows(np.arange(len(rows))):
         kept = vectors(rows[at]) @ main
         short[at, :-1], short[at, -1] = (
             kept,
@@ -363,7 +375,7 @@ def _shortened(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
     return short
 
 
-def _connected(pairs: np.ndarray, count: int) -> np.ndarray:
+def _label_components(pairs: np.ndarray, count: int) -> np.ndarray:
     links = coo_array(
         (np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count)
     )
@@ -371,7 +383,7 @@ def _connected(pairs: np.ndarray, count: int) -> np.ndarray:
     return sets
 
 
-def united(*columns: np.ndarray) -> np.ndarray:
+def merge_groups(*columns: np.ndarray) -> np.ndarray:
     """Number the rows so that rows which share a value in any column get the same number.
 
     Args:
@@ -383,11 +395,11 @@ def united(*columns: np.ndarray) -> np.ndarray:
     links = [np.empty((0, 2), dtype=np.int64)]
     for column in columns:
         used = np.flatnonzero(column >= 0)
-        links.append(np.stack([used, used[_first_of_each(column[used])]], axis=1))
-    return _first_of_each(_connected(np.concatenate(links), len(columns[0])))
+        links.append(np.stack([used, used[_find_first_positions(column[used])]], axis=1))
+    return _find_first_positions(_label_components(np.concatenate(links), len(columns[0])))
 
 
-def _first_of_each(sets: np.ndarray) -> np.ndarray:
+def _find_first_positions(sets: np.ndarray) -> np.ndarray:
     """Return for each position the first position that holds the same value."""
     _, first, inverse = np.unique(sets, return_index=True, return_inverse=True)
     return first[inverse]

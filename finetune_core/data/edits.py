@@ -42,7 +42,7 @@ def load_edits(data: str | Path) -> tuple[Edit, ...]:
     if not is_there(file):
         return ()
     try:
-        return _read(file, stamp(file.resolve()))
+        return _read_edits(file, stamp(file.resolve()))
     except (OSError, ValueError) as error:
         raise DataError(
             f"The changes to this data set, in {file}, cannot be read: "
@@ -51,7 +51,7 @@ def load_edits(data: str | Path) -> tuple[Edit, ...]:
 
 
 @lru_cache(maxsize=4)  # read whenever a page is drawn, and there may be a hundred thousand edits
-def _read(file: Path, _version: Stamp | None) -> tuple[Edit, ...]:
+def _read_edits(file: Path, _version: Stamp | None) -> tuple[Edit, ...]:
     return _EDITS.validate_json(read_regular(file.resolve(), _LARGEST))
 
 
@@ -67,18 +67,18 @@ def change_edits(data: str | Path, change: Callable[[tuple[Edit, ...]], Sequence
     Raises:
         DataError: if the changes cannot be written, or ``check_labelled_moves`` refuses new ones.
     """
-    with _only_writer(data):
+    with _lock_edits(data):
         known = load_edits(data)
         made = tuple(change(known))
         if made == known:
             return
         if any(edit.action in ("move", "label") for edit in {*made} - {*known}):
-            check_labelled_stay(made)
+            check_labelled_moves(made)
         save_edits(data, made)
 
 
 @contextmanager
-def _only_writer(data: str | Path) -> Iterator[None]:
+def _lock_edits(data: str | Path) -> Iterator[None]:
     """Let one session of one process at a time change the edits of a data set."""
     file = entry_folder(data) / _FILE
     lock = FileLock(f"{file}.lock", timeout=_PATIENCE)
@@ -109,10 +109,10 @@ def remove_edits(data: str | Path, edits: Sequence[Edit]) -> None:
     Raises:
         DataError: if the result cannot be written.
     """
-    change_edits(data, lambda known: _without(known, edits))
+    change_edits(data, lambda known: _remove(known, edits))
 
 
-def _without(known: Sequence[Edit], gone: Iterable[Edit]) -> list[Edit]:
+def _remove(known: Sequence[Edit], gone: Iterable[Edit]) -> list[Edit]:
     """Return the changes without some of them, the latest of equal ones."""
     counts = Counter(gone)
     left = []
@@ -148,7 +148,7 @@ def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
             ``check_labelled_moves`` refuses the edits.
     """
     made = effective(edits)
-    check_labelled_stay(made)
+    check_labelled_moves(made)
     for edit in made:
         if edit.action == "move" and edit.to not in SPLITS:
             raise DataError(f"Images can move to {', '.join(SPLITS)}, not to {edit.to!r}.")
@@ -194,7 +194,7 @@ def labelled_paths(edits: Iterable[Edit]) -> dict[str, str]:
     }
 
 
-def check_labelled_stay(edits: Sequence[Edit]) -> None:
+def check_labelled_moves(edits: Sequence[Edit]) -> None:
     """Refuse to evaluate on images that the model chose for labelling.
 
     The model chose images that it finds difficult, or of a class that it expects, so an accuracy on

@@ -53,54 +53,54 @@ def read_batch(sent: Any) -> Batch:
         DataError: if the message is anything else, or too large.
     """
     if not isinstance(sent, Mapping):
-        raise _refused("it is no record")
+        raise _refusal("it is no record")
     texts = [sent.get(name, "") for name in ("id", "press", "recording", "class")]
     if not all(isinstance(text, str) for text in texts):
-        raise _refused("a name in it is no text")
+        raise _refusal("a name in it is no text")
     batch_id, press, recording, class_name = texts
     first, frames = sent.get("first", 0), sent.get("frames")
     if not _ID.fullmatch(batch_id) or (press and not _ID.fullmatch(press)):
-        raise _refused("its id is none that a camera gives")
+        raise _refusal("its id is none that a camera gives")
     if (
         not isinstance(first, int)
         or isinstance(first, bool)
         or not 0 <= first <= _MOST_NUMBER - MOST_FRAMES
     ):
-        raise _refused(
+        raise _refusal(
             "the number of its first frame is not between 0 and "
             f"{number(_MOST_NUMBER - MOST_FRAMES)}"
         )
     if not isinstance(frames, list) or not 1 <= len(frames) <= MOST_FRAMES:
-        raise _refused(f"it does not hold between 1 and {MOST_FRAMES} frames")
-    return Batch(batch_id, press, first, tuple(map(_jpeg, frames)), recording, class_name)
+        raise _refusal(f"it does not hold between 1 and {MOST_FRAMES} frames")
+    return Batch(batch_id, press, first, tuple(map(_decode_jpeg, frames)), recording, class_name)
 
 
-def _jpeg(text: Any) -> bytes:
+def _decode_jpeg(text: Any) -> bytes:
     """Decode a JPEG from base64, and check that it can be decoded.
 
     Raises:
         DataError: if there is none.
     """
     if not isinstance(text, str):
-        raise _refused("a frame in it is no text")
+        raise _refusal("a frame in it is no text")
     if len(text) > _MOST_BYTES * 4 // 3 + 4:
-        raise _refused(f"a frame in it is larger than {size(_MOST_BYTES)}")
+        raise _refusal(f"a frame in it is larger than {size(_MOST_BYTES)}")
     try:
         content = base64.b64decode(text, validate=True)
         header = read_header(content)
         if header.format != "JPEG" or max(header.width, header.height) > _MOST_SIDE:
-            raise _refused(
+            raise _refusal(
                 f"a frame in it is no JPEG of at most {number(_MOST_SIDE)} pixels on a side"
             )
         read_image(content)
     except (binascii.Error, ValueError):  # letters outside ASCII are a ValueError
-        raise _refused("a frame in it is not base64") from None
+        raise _refusal("a frame in it is not base64") from None
     except ImageError as error:
-        raise _refused(f"a frame in it cannot be decoded: {error}") from None
+        raise _refusal(f"a frame in it cannot be decoded: {error}") from None
     return content
 
 
-def _refused(reason: str) -> DataError:
+def _refusal(reason: str) -> DataError:
     return DataError(
         f"What the camera sent was not taken: {reason}. Reload the page, then try again."
     )

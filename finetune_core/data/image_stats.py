@@ -76,11 +76,11 @@ def look_at(path: Path) -> Look:
     try:
         header, image = read_with_header(content, _SIDE)
     except ImageError as error:
-        return Look("unreadable", _named(error, path), digest)
+        return Look("unreadable", _insert_name(error, path), digest)
     if isinstance(image, ImageError):
         return Look(
             "damaged",
-            _named(image, path),
+            _insert_name(image, path),
             digest,
             header.width,
             header.height,
@@ -101,12 +101,12 @@ def look_at(path: Path) -> Look:
         header.mode,
         header.format,
         header.frames,
-        *_light_and_sharpness(image),
+        *_measure_light_and_sharpness(image),
         thumb,
     )
 
 
-def _light_and_sharpness(image: Image.Image) -> tuple[float, float, float, float, float]:
+def _measure_light_and_sharpness(image: Image.Image) -> tuple[float, float, float, float, float]:
     """Return mean, 5th and 95th percentile, standard deviation and sharpness of the gray levels."""
     gray = image.convert("L")
     gray.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
@@ -125,6 +125,6 @@ def _light_and_sharpness(image: Image.Image) -> tuple[float, float, float, float
     return mean, float(low), float(high), spread, float(laplacian.var(dtype=np.float32)) / spread**2
 
 
-def _named(error: ImageError, path: Path) -> str:
+def _insert_name(error: ImageError, path: Path) -> str:
     """Return the error with the file's name, which the decoder of its bytes did not know."""
     return str(error).replace("The image", path.name, 1)

@@ -56,16 +56,16 @@ def read_index(data: str | Path, listing: Listing, *, thumbs: bool = False) -> W
     """
     file = entry_folder(data) / _FILE
     columns = _COLUMNS if thumbs else _FACTS
-    known = _known(file, columns)
-    position = _positions(known, listing.files)
-    if len(known) != len(position) or (position < 0).any() or _uncompared(known).any():
+    known = _load_known(file, columns)
+    position = _match_rows(known, listing.files)
+    if len(known) != len(position) or (position < 0).any() or _is_uncompared(known).any():
         del known
-        known, position = yield from _updated(file, listing, columns)
+        known, position = yield from _update_index(file, listing, columns)
     seen = known.drop(columns=_IDENTITY).iloc[position].reset_index(drop=True)
     return pd.concat([listing.files, seen], axis=1)
 
 
-def _updated(
+def _update_index(
     file: Path, listing: Listing, columns: list[str]
 ) -> Work[tuple[pd.DataFrame, np.ndarray]]:
     """Update the index.
@@ -73,29 +73,29 @@ def _updated(
     Returns:
         The new index, and the row in it of each listed file.
     """
-    known = _known(file, _COLUMNS)
-    position = _positions(known, listing.files)
+    known = _load_known(file, _COLUMNS)
+    position = _match_rows(known, listing.files)
     fresh = np.flatnonzero(position < 0)
-    looks = _Looks()
+    looks = _LookTables()
     kept = known.iloc[position[position >= 0]]
     if (kept["problem"] == "").sum() < (known["problem"] == "").sum():
         kept = kept.assign(near=_UNKNOWN)
     rows = kept
     try:
         try:
-            for look in _looked_at(listing, fresh):
+            for look in _look_at_files(listing, fresh):
                 looks.add(look)
                 yield Step(len(looks), len(fresh))
         finally:
-            rows = _joined(kept, listing.files.iloc[fresh[: len(looks)]], looks.table())
-        rows["near"], rows["closeness"] = yield from _near(rows, listing.root)
+            rows = _join_rows(kept, listing.files.iloc[fresh[: len(looks)]], looks.table())
+        rows["near"], rows["closeness"] = yield from _find_near(rows, listing.root)
     finally:
         if not rows.equals(known):
             write_table(file, rows)
     return rows[columns], np.argsort(np.concatenate([np.flatnonzero(position >= 0), fresh]))
 
 
-class _Looks:
+class _LookTables:
     """Statistics collected so far, in tables.
 
     Tables take a third of the memory of as many objects.
@@ -113,17 +113,17 @@ class _Looks:
         self._latest.append(look)
         self._count += 1
         if len(self._latest) == _AT_ONCE:
-            self._settle()
+            self._flush()
 
-    def _settle(self) -> None:
+    def _flush(self) -> None:
         columns = {name: [getattr(look, name) for look in self._latest] for name in _SEEN}
-        self._tables.append(_typed(pd.DataFrame(columns)))
+        self._tables.append(_cast_columns(pd.DataFrame(columns)))
         self._latest = []
 
     def table(self) -> pd.DataFrame:
         """Return one row per image file, in order."""
         if self._latest or not self._tables:
-            self._settle()
+            self._flush()
         return pd.concat(self._tables, ignore_index=True)
 
 
@@ -132,7 +132,7 @@ def known_images(data: str | Path) -> pd.DataFrame:
 
     The table is empty if the data set was never indexed.
     """
-    known = _known(entry_folder(data) / _FILE, _FACTS)
+    known = _load_known(entry_folder(data) / _FILE, _FACTS)
     return (
         known[known["problem"] == ""]
         .drop_duplicates("id")
@@ -145,16 +145,16 @@ def index_changed(data: str | Path) -> Stamp | None:
     return stamp(entry_folder(data) / _FILE)
 
 
-def _uncompared(rows: pd.DataFrame) -> pd.Series:
+def _is_uncompared(rows: pd.DataFrame) -> pd.Series:
     """Return which rows are images that were not yet compared with the others, boolean."""
     uncompared: pd.Series = (rows["problem"] == "") & (rows["near"] == _UNKNOWN)
     return uncompared
 
 
-def _near(rows: pd.DataFrame, root: Path) -> Work[tuple[np.ndarray, np.ndarray]]:
+def _find_near(rows: pd.DataFrame, root: Path) -> Work[tuple[np.ndarray, np.ndarray]]:
     """Return near-duplicate sets and closeness, computed again if an image came or went."""
     near, closeness = rows["near"].to_numpy(copy=True), rows["closeness"].to_numpy(copy=True)
-    if _uncompared(rows).any():
+    if _is_uncompared(rows).any():
         usable = (rows["problem"] == "").to_numpy()
         images = rows.loc[usable, ["id", "content", _THUMB]]
 
@@ -166,18 +166,18 @@ def _near(rows: pd.DataFrame, root: Path) -> Work[tuple[np.ndarray, np.ndarray]]
     return near, closeness
 
 
-def _known(file: Path, columns: list[str]) -> pd.DataFrame:
+def _load_known(file: Path, columns: list[str]) -> pd.DataFrame:
     table = read_table(file, columns)
     if table is None or set(columns) - set(table.columns):
-        return _typed(pd.DataFrame(columns=columns))
-    return _typed(table)
+        return _cast_columns(pd.DataFrame(columns=columns))
+    return _cast_columns(table)
 
 
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
+def _cast_columns(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({name: kind for name, kind in _TYPES.items() if name in table.columns})
 
 
-def _positions(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
+def _match_rows(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
     """Return the row in the index of each listed file; -1 if the file is new or has changed."""
     position: np.ndarray = pd.Index(known["id"]).get_indexer(files["id"])
     if len(known):
@@ -192,17 +192,17 @@ def _positions(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
     return position
 
 
-def _looked_at(listing: Listing, rows: np.ndarray) -> Generator[Look, None, None]:
+def _look_at_files(listing: Listing, rows: np.ndarray) -> Generator[Look, None, None]:
     paths = (listing.root / sample for sample in listing.files["id"].iloc[rows])
     with closing(applied(partial(look_at), paths)) as looking:
         for _, look in looking:
             yield look
 
 
-def _joined(kept: pd.DataFrame, files: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
+def _join_rows(kept: pd.DataFrame, files: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
     fresh = pd.concat([files[_IDENTITY].reset_index(drop=True), seen], axis=1).assign(
         near=_UNKNOWN, closeness=0.0
     )
     # Cast before: pandas joins int64 and uint64 to float64, which cannot hold a hash.
-    parts = [_typed(part) for part in (kept, fresh) if len(part)]
-    return pd.concat(parts, ignore_index=True) if parts else _typed(fresh)
+    parts = [_cast_columns(part) for part in (kept, fresh) if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else _cast_columns(fresh)

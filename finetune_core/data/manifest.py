@@ -45,7 +45,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
         DataError: if the manifest cannot be read, or a row cannot be used. The message names all
             problems at once.
     """
-    raw = _read(path)
+    raw = _read_table(path)
     columns = {str(name).strip().lower(): name for name in raw.columns}
     chosen = {
         ours: next((columns[name] for name in names if name in columns), None)
@@ -64,14 +64,14 @@ def read_manifest(path: Path) -> pd.DataFrame:
         )
     if raw.empty:
         raise DataError(f"{path.name} has no rows.")
-    _refuse_nested(path, raw[[name for name in chosen.values() if name is not None]])
+    _check_not_nested(path, raw[[name for name in chosen.values() if name is not None]])
     table = pd.DataFrame(
-        {ours: _text(raw[name]) if name is not None else "" for ours, name in chosen.items()},
+        {ours: _to_text(raw[name]) if name is not None else "" for ours, name in chosen.items()},
         index=raw.index,
     )
-    table["split"] = _each_value(table["split"], str.lower).map(splits.FOLDER_NAMES | {"": ""})
-    table["id"] = _each_value(table["id"], lambda name: _relative(name, path.parent))
-    _refuse(path, table)
+    table["split"] = _map_values(table["split"], str.lower).map(splits.FOLDER_NAMES | {"": ""})
+    table["id"] = _map_values(table["id"], lambda name: _to_id(name, path.parent))
+    _check_rows(path, table)
     return table.drop_duplicates("id", ignore_index=True).astype("str")
 
 
@@ -80,7 +80,7 @@ def other_columns(path: Path) -> pd.DataFrame:
 
     The columns keep their own names.
     """
-    raw = _read(path)
+    raw = _read_table(path)
     columns = {str(name).strip().lower(): name for name in raw.columns}
     taken = [
         next((columns[name] for name in names if name in columns), None)
@@ -89,24 +89,24 @@ def other_columns(path: Path) -> pd.DataFrame:
     if taken[0] is None:
         raise DataError(f"{path.name} has no column path any more.")
     rest = [name for name in raw.columns if name not in taken]
-    ids = _each_value(_text(raw[taken[0]]), lambda name: _relative(name, path.parent))
+    ids = _map_values(_to_text(raw[taken[0]]), lambda name: _to_id(name, path.parent))
     first = ~ids.duplicated()
     table = pd.DataFrame(
-        {str(name): _text(raw[name])[first] for name in rest}, index=raw.index[first]
+        {str(name): _to_text(raw[name])[first] for name in rest}, index=raw.index[first]
     )
     return table.set_index(pd.Index(ids[first], name="id"))
 
 
-def _refuse(path: Path, table: pd.DataFrame) -> None:
+def _check_rows(path: Path, table: pd.DataFrame) -> None:
     wrong = {
         "without a path": table["id"] == "",
         "without a label": table["class"] == "",
         "with a split other than train, val or test": table["split"].isna(),
-        "that give an image twice, with different labels or splits": _contradicting(table),
-        "with a name that is not valid Unicode or holds a zero byte": ~_each_value(
+        "that give an image twice, with different labels or splits": _is_contradicting(table),
+        "with a name that is not valid Unicode or holds a zero byte": ~_map_values(
             table["id"], _is_valid_name
         ).astype(bool),
-        f"with a path, label or group of more than {_LONGEST:,} characters": _longest(
+        f"with a path, label or group of more than {_LONGEST:,} characters": _max_lengths(
             table[["id", "class", "group"]]
         )
         > _LONGEST,
@@ -125,7 +125,7 @@ def _refuse(path: Path, table: pd.DataFrame) -> None:
         )
 
 
-def _refuse_wide(path: Path, columns: int) -> None:
+def _check_num_columns(path: Path, columns: int) -> None:
     if columns > _MOST_COLUMNS:
         raise DataError(
             f"{path.name} has {columns:,} columns; a manifest has at most {_MOST_COLUMNS:,}. "
@@ -133,7 +133,7 @@ def _refuse_wide(path: Path, columns: int) -> None:
         )
 
 
-def _refuse_nested(path: Path, chosen: pd.DataFrame) -> None:
+def _check_not_nested(path: Path, chosen: pd.DataFrame) -> None:
     nested = [str(name) for name in chosen.columns if _is_nested(chosen[name])]
     if nested:
         raise DataError(
@@ -150,11 +150,11 @@ def _is_nested(column: pd.Series) -> bool:
     )
 
 
-def _longest(names: pd.DataFrame) -> pd.Series:
+def _max_lengths(names: pd.DataFrame) -> pd.Series:
     return pd.concat([names[name].str.len() for name in names.columns], axis=1).max(axis=1)
 
 
-def _contradicting(table: pd.DataFrame) -> pd.Series:
+def _is_contradicting(table: pd.DataFrame) -> pd.Series:
     said = table.fillna({"split": "?"}).drop_duplicates(["id", "class", "split"])
     return table["id"].isin(said.loc[said["id"].duplicated(keep=False), "id"])
 
@@ -163,17 +163,17 @@ def _is_valid_name(name: str) -> bool:
     return "\0" not in name and not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read_table(path: Path) -> pd.DataFrame:
     try:
         if path.suffix.lower() == ".parquet":
-            _refuse_wide(path, len(pyarrow.parquet.read_schema(path).names))
+            _check_num_columns(path, len(pyarrow.parquet.read_schema(path).names))
             table = pyarrow.parquet.read_table(path)
             table.validate(full=True)  # Arrow itself lets text pass that is not UTF-8
             read: pd.DataFrame = table.to_pandas(ignore_metadata=True)
             return read
-        separator = "\t" if path.suffix.lower() == ".tsv" else _separator(path)
+        separator = "\t" if path.suffix.lower() == ".tsv" else _detect_separator(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
-            _refuse_wide(path, len(next(csv.reader(file, delimiter=separator), [])))
+            _check_num_columns(path, len(next(csv.reader(file, delimiter=separator), [])))
         table = pd.read_csv(
             path,
             dtype=str,
@@ -196,7 +196,7 @@ def _read(path: Path) -> pd.DataFrame:
     return table[((table != "") & table.notna()).any(axis=1)]
 
 
-def _separator(path: Path) -> str:
+def _detect_separator(path: Path) -> str:
     with path.open(encoding="utf-8-sig", newline="") as file:
         heading = file.readline()
     # Column names may contain spaces if another character separates them.
@@ -206,7 +206,7 @@ def _separator(path: Path) -> str:
     return ","  # a single column
 
 
-def _text(column: pd.Series) -> pd.Series:
+def _to_text(column: pd.Series) -> pd.Series:
     """Return values as text: a missing one is empty, and 3.0 is 3 in a column of whole numbers."""
     if (
         pd.api.types.is_float_dtype(column)
@@ -214,12 +214,12 @@ def _text(column: pd.Series) -> pd.Series:
         and (column.dropna().abs() < 2**53).all()
     ):
         column = column.astype("Int64")
-    return _each_value(
+    return _map_values(
         column.astype("object").where(column.notna(), ""), lambda value: str(value).strip()
     )
 
 
-def _each_value(column: pd.Series, change: Callable[[Any], Any]) -> pd.Series:
+def _map_values(column: pd.Series, change: Callable[[Any], Any]) -> pd.Series:
     """Apply a function once to each different value: a manifest may name a file a million times."""
     if _is_nested(column):  # lists and records have no hash
         return column.map(change).astype(object)
@@ -228,7 +228,7 @@ def _each_value(column: pd.Series, change: Callable[[Any], Any]) -> pd.Series:
     return pd.Series(changed[codes], index=column.index, dtype=object)
 
 
-def _relative(name: str, folder: Path) -> str:
+def _to_id(name: str, folder: Path) -> str:
     """Return a path as an id.
 
     The id is normalised and has ``/``. It is relative if the path lies in the folder, else

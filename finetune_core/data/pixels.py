@@ -43,12 +43,12 @@ class Pixels:
 
         Indices that can no longer be read are added to ``lost``.
         """
-        held = self._held(indices)
+        held = self._lookup_batch(indices)
         if held is not None:
             return indices, held.permute(0, 3, 1, 2)
         found = []
         for index, square in in_threads(
-            lambda index: _square(self.paths[index], self.resize), indices
+            lambda index: _try_read_square(self.paths[index], self.resize), indices
         ):
             if isinstance(square, str):
                 self.lost[int(index)] = square
@@ -63,7 +63,7 @@ class Pixels:
         Raises:
             ImageError: if a file that could be read before no longer can.
         """
-        squares = self._held(indices)
+        squares = self._lookup_batch(indices)
         if squares is None:
             read = in_threads(lambda index: read_square(self.paths[index], self.resize), indices)
             squares = self._stack([square for _, square in read])
@@ -75,7 +75,7 @@ class Pixels:
         stacked = np.stack(squares) if squares else np.empty((0, side, side, 3), np.uint8)
         return torch.from_numpy(stacked)
 
-    def _held(self, indices: np.ndarray) -> torch.Tensor | None:
+    def _lookup_batch(self, indices: np.ndarray) -> torch.Tensor | None:
         """Return the cached squares, or None unless all of them are cached."""
         return self.kept.batch(indices) if self.kept and self.kept.has(indices) else None
 
@@ -109,17 +109,17 @@ def decode_pixels(
         The pixels. Wanted images that could not be read are in ``failed``.
     """
     # Another version of Pillow may decode or resize differently.
-    name = f"pixels-{resize.side}-{_unusual(resize)}{PIL.__version__}"
+    name = f"pixels-{resize.side}-{_name_suffix(resize)}{PIL.__version__}"
     CACHE.look_again(name)
     asked, wanted = wanted, wanted[CACHE.table(name).missing(keys[wanted])]
     failed: dict[int, str] = {}
     if len(wanted):
-        batches = _decoded(paths, wanted, resize, failed)
+        batches = _decode_batches(paths, wanted, resize, failed)
         where = yield from CACHE.fill(name, keys[wanted], batches)
         if where is None:
             failed.clear()
             for done, (index, square) in enumerate(
-                in_threads(lambda i: _square(paths[i], resize), wanted), start=1
+                in_threads(lambda i: _try_read_square(paths[i], resize), wanted), start=1
             ):
                 if isinstance(square, str):
                     failed[int(index)] = square
@@ -132,20 +132,20 @@ def decode_pixels(
     return Pixels(paths, resize, table.lookup(keys), failed, len(wanted))
 
 
-def _unusual(resize: Resize) -> str:
+def _name_suffix(resize: Resize) -> str:
     """Return the part of a table's name that stands for an unusual interpolation or fit."""
     interpolation = "" if resize.interpolation == BILINEAR else f"{resize.interpolation}-"
     return interpolation + ("" if resize.fit == CROP else f"{resize.fit}-")
 
 
-def _decoded(
+def _decode_batches(
     paths: Sequence[Path], wanted: np.ndarray, resize: Resize, failed: dict[int, str]
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yield (positions in ``wanted``, squares) in batches; add unreadable files to ``failed``."""
     positions: list[int] = []
     squares: list[np.ndarray] = []
     for position, (index, square) in enumerate(
-        applied(lambda i: _square(paths[i], resize), wanted)
+        applied(lambda i: _try_read_square(paths[i], resize), wanted)
     ):
         if isinstance(square, str):
             failed[int(index)] = square
@@ -157,7 +157,7 @@ def _decoded(
             positions, squares = [], []
 
 
-def _square(path: Path, resize: Resize) -> np.ndarray | str:
+def _try_read_square(path: Path, resize: Resize) -> np.ndarray | str:
     try:
         return read_square(path, resize)
     except ImageError as error:

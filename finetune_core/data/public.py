@@ -158,8 +158,8 @@ def fetch_public(name: str) -> Work[Path]:
             download = _Download(public, staging)
             try:
                 download.start()
-                yield from _watch(download)
-                yield from _write(download.parts, staging / name)
+                yield from _wait_for_download(download)
+                yield from _write_images(download.parts, staging / name)
             finally:
                 download.abandoned.set()
             settle(staging / name, folder)
@@ -171,7 +171,7 @@ def fetch_public(name: str) -> Work[Path]:
     return folder
 
 
-class _Abandoned(Exception):
+class _DownloadAbandoned(Exception):
     """Raised in a download that nobody waits for any more."""
 
 
@@ -203,7 +203,7 @@ class _Download(threading.Thread):
                 shutil.rmtree(self.staging.parent, ignore_errors=True)
 
 
-class _NoBar:
+class _NullProgressBar:
     """Replacement of the progress bar that torchvision draws on stderr.
 
     It also ends a download that nobody waits for.
@@ -212,7 +212,7 @@ class _NoBar:
     def __init__(self, **_: Any) -> None:
         pass
 
-    def __enter__(self) -> "_NoBar":
+    def __enter__(self) -> "_NullProgressBar":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -221,7 +221,7 @@ class _NoBar:
     def update(self, _: int) -> None:
         thread = threading.current_thread()
         if isinstance(thread, _Download) and thread.abandoned.is_set():
-            raise _Abandoned
+            raise _DownloadAbandoned
 
 
 def _download(name: str, root: Path) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def _download(name: str, root: Path) -> dict[str, Any]:
     # The progress bar has no switch, and would be drawn across the caller's output. If a later
     # torchvision does not use this name, the bar is back, and an abandoned download ends only with
     # its file.
-    datasets.utils.tqdm = _NoBar
+    datasets.utils.tqdm = _NullProgressBar
     if name == "oxford_pets":
         return {TRAIN: PetFiles(root, "trainval", download=True), TEST: PetFiles(root, "test")}
     if name == "flowers102":
@@ -257,26 +257,26 @@ def _download(name: str, root: Path) -> dict[str, Any]:
     return {TRAIN: kind(root, train=True, download=True), TEST: kind(root, train=False)}
 
 
-def _watch(download: _Download) -> Work[None]:
+def _wait_for_download(download: _Download) -> Work[None]:
     """Yield (bytes so far, bytes in total) a few times a second until the download has ended."""
     total, before, since = download.public.download_bytes, 0, time.monotonic()
     going = True
     while going:
         download.join(_EVERY)
         going = download.is_alive()
-        arrived, written = _bytes_below(download.staging)
+        arrived, written = _count_bytes(download.staging)
         if written != before:
             before, since = written, time.monotonic()
         if time.monotonic() - since > _PATIENCE:  # torchvision itself has no timeout
-            raise _not_downloaded(download.public, f"nothing has arrived for {_PATIENCE} seconds")
+            raise _download_error(download.public, f"nothing has arrived for {_PATIENCE} seconds")
         yield Step(min(arrived, total), total)
     if isinstance(download.error, (OSError, RuntimeError, HTTPException)):
-        raise _not_downloaded(download.public, _reason(download.error))
+        raise _download_error(download.public, _describe_reason(download.error))
     if download.error:
         raise download.error
 
 
-def _bytes_below(folder: Path) -> tuple[int, int]:
+def _count_bytes(folder: Path) -> tuple[int, int]:
     """Return the bytes of downloaded files, and of all files."""
     downloaded = written = 0
     for parent, _, files in os.walk(folder):
@@ -288,7 +288,7 @@ def _bytes_below(folder: Path) -> tuple[int, int]:
     return downloaded, written
 
 
-def _write(parts: dict[str, Any], folder: Path) -> Work[None]:
+def _write_images(parts: dict[str, Any], folder: Path) -> Work[None]:
     """Move or save every image to its class's folder; yield (images so far, images in total)."""
     done, total = 0, sum(len(part) for part in parts.values())
     for split, part in parts.items():
@@ -310,12 +310,12 @@ def _folder_name(title: str) -> str:
     return _NOT_IN_FILE_NAMES.sub("-", title).strip(" .-")
 
 
-def _reason(error: Exception) -> str:
+def _describe_reason(error: Exception) -> str:
     reason = getattr(error, "reason", error)
     return " ".join(str(reason).split()).rstrip(".") or type(reason).__name__
 
 
-def _not_downloaded(public: PublicSet, reason: str) -> DataError:
+def _download_error(public: PublicSet, reason: str) -> DataError:
     return DataError(
         f"{public.title} could not be downloaded ({reason}). Nothing of it was kept. "
         "Try again later, or use a folder or archive of your own, or the word digits."

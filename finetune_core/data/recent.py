@@ -64,7 +64,7 @@ def remember(data: str | Path, person: str = "") -> str:
     """
     file = entry_folder(data) / _FILE
     path = str(Path(data).expanduser().resolve())
-    known = _read(file)
+    known = _read_source(file)
     people = [*dict.fromkeys([*([person] if person else []), *(known.people if known else ())])][
         :_MOST_PEOPLE
     ]
@@ -81,7 +81,7 @@ def source_of(wanted: str) -> str:
     """
     if wanted == SAMPLE_NAME:
         return str(digits_folder())
-    known = _read(entries_folder() / wanted / _FILE) if _ID.fullmatch(wanted) else None
+    known = _read_source(entries_folder() / wanted / _FILE) if _ID.fullmatch(wanted) else None
     if known is None:
         raise DataError(
             f"The data set “{wanted[:80]}” that the address names is not known here. "
@@ -100,13 +100,13 @@ def check_private(data: str | Path, person: str) -> None:
         DataError: if a path, links resolved, is another person's, or contains the app's own folder.
     """
     real, own = (Path(os.path.realpath(path)) for path in (data, paths.data_dir()))
-    if not _is_shown(real, own, person):
+    if not _is_visible(real, own, person):
         raise DataError(
             f"The folder {data} is not shown to people who sign in. Choose another one."
         )
 
 
-def _is_shown(real: Path, own: Path, person: str) -> bool:
+def _is_visible(real: Path, own: Path, person: str) -> bool:
     if not real.is_relative_to(own):
         return not own.is_relative_to(real)
     name = next(iter(real.relative_to(own).parts), "")
@@ -116,7 +116,7 @@ def _is_shown(real: Path, own: Path, person: str) -> bool:
         return False
     if name == CAMERA:
         return real.is_relative_to(os.path.realpath(recordings_folder(person)))
-    known = _read(entry_folder(own / name) / _FILE)
+    known = _read_source(entry_folder(own / name) / _FILE)
     return known is not None and person in known.people
 
 
@@ -132,7 +132,7 @@ def recent_sources(roots: Sequence[Path], most: int, person: str | None = None) 
     """
     files = entries_folder().glob(f"*/{_FILE}")
     dated = [(status.st_mtime, file) for file in files if (status := regular_file(file))]
-    known = (_read(file) for _, file in sorted(dated, reverse=True))
+    known = (_read_source(file) for _, file in sorted(dated, reverse=True))
     sample = data_id(paths.data_dir() / SAMPLE_NAME)
     found = (
         one
@@ -146,7 +146,7 @@ def recent_sources(roots: Sequence[Path], most: int, person: str | None = None) 
     return list(islice(found, most))
 
 
-def _read(file: Path) -> Source | None:
+def _read_source(file: Path) -> Source | None:
     """Read the source of an entry; None if it is damaged, or was made for another entry."""
     try:
         found: Any = json.loads(read_regular(file, _MOST_BYTES))

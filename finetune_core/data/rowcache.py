@@ -232,28 +232,28 @@ class Lookup:
         """
         if not self.has(positions):  # -1 would quietly read the last row
             raise KeyError("a row that the cache does not hold")
-        return self.blocks[0].layout.read(self._stored(self.places[positions]))
+        return self.blocks[0].layout.read(self._gather_stored(self.places[positions]))
 
     def bytes_of(self, positions: np.ndarray) -> int:
         """Return the bytes that the rows of some positions take, each row counted once.
 
         Every position must have a row.
         """
-        return len(self._used(positions)[0]) * self.row_bytes
+        return len(self._number_rows(positions)[0]) * self.row_bytes
 
     def on(self, device: torch.device, positions: np.ndarray) -> "Lookup":
         """Copy the rows of some positions to a device, as one block.
 
         In the copy, other positions have no row. Every given position must have one.
         """
-        used, numbers = self._used(positions)
+        used, numbers = self._number_rows(positions)
         first, at_once = self.blocks[0], max(1, _SENT_AT_ONCE // self.row_bytes)
         rows = torch.empty(
             (len(used), *first.rows.shape[1:]), dtype=first.rows.dtype, device=device
         )
         for start in range(0, len(used), at_once):
             some = used[start : start + at_once]
-            rows[start : start + len(some)] = sent(self._stored(some), device)
+            rows[start : start + len(some)] = sent(self._gather_stored(some), device)
         keys = np.empty(len(used), np.uint64)
         for number in np.unique(used[:, 0]):
             here = used[:, 0] == number
@@ -262,7 +262,7 @@ class Lookup:
         places[positions, 0], places[positions, 1] = 0, numbers
         return Lookup((Block(keys, rows, None, first.channels_last),), places)
 
-    def _used(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _number_rows(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Number the different rows of some positions.
 
         Returns:
@@ -275,7 +275,7 @@ class Lookup:
         )
         return np.stack(np.divmod(numbered, longest), axis=1), inverse
 
-    def _stored(self, places: np.ndarray) -> torch.Tensor:
+    def _gather_stored(self, places: np.ndarray) -> torch.Tensor:
         """Return the rows at ``places`` in the blocks' layout, or ``[0, *shape]`` without any."""
         used = np.unique(places[:, 0])
         first = self.blocks[int(used[0]) if len(used) else 0]
@@ -320,12 +320,12 @@ class RowCache:
         with self._lock:
             if name not in self._tables:
                 self._tables[name] = Table(name)
-                self._read(name, _files_of(self._folder(), name))
+                self._read_files(name, _list_table_files(self._folder(), name))
             self._tables.move_to_end(name)
             return self._tables[name]
 
-    def _read(self, name: str, files: list[Path]) -> None:
-        for block in _blocks_on_disk(files):
+    def _read_files(self, name: str, files: list[Path]) -> None:
+        for block in _load_blocks(files):
             self._tables[name].add(block)
             self._alive.add(block)
 
@@ -339,12 +339,12 @@ class RowCache:
                 return
             known, there = (
                 {block.file for block in self._tables[name].blocks},
-                _files_of(self._folder(), name),
+                _list_table_files(self._folder(), name),
             )
             if None in known:
                 return
             if known <= set(there):
-                self._read(name, [file for file in there if file not in known])
+                self._read_files(name, [file for file in there if file not in known])
             else:
                 del self._tables[name]
 
@@ -369,8 +369,8 @@ class RowCache:
             The place; None if the rows fit nowhere.
         """
         rooms: list[tuple[Where, Callable[[], bool]]] = [
-            ("memory", lambda: self._room_in_memory(needed, keep)),
-            ("disk", lambda: self._room_on_disk(needed)),
+            ("memory", lambda: self._make_room_in_memory(needed, keep)),
+            ("disk", lambda: self._make_room_on_disk(needed)),
         ]
         return next(
             (
@@ -381,14 +381,14 @@ class RowCache:
             None,
         )
 
-    def _room_in_memory(self, needed: int, keep: str) -> bool:
+    def _make_room_in_memory(self, needed: int, keep: str) -> bool:
         budget = self._memory_budget()
         if needed > budget:
             return False
         self._evict(needed, keep, budget)
         return self.held() + needed <= budget
 
-    def _room_on_disk(self, needed: int) -> bool:
+    def _make_room_on_disk(self, needed: int) -> bool:
         if needed > self._disk_budget():
             return False
         self._evict_files(self._disk_budget() - needed)
@@ -419,7 +419,7 @@ class RowCache:
         try:
             for positions, rows in batches:
                 if writer is None:
-                    writer = self._writer(name, len(keys), rows)
+                    writer = self._make_writer(name, len(keys), rows)
                     if writer is None:
                         return None
                 writer.write(rows)
@@ -442,7 +442,7 @@ class RowCache:
             self.table(name).add(block)
         return writer.where
 
-    def _writer(
+    def _make_writer(
         self, name: str, count: int, first: torch.Tensor
     ) -> "_MemoryWriter | _DiskWriter | None":
         layout = Layout.of(first)
@@ -452,18 +452,18 @@ class RowCache:
         return _DiskWriter(self._folder(), name, layout) if where == "disk" else None
 
     def _memory_budget(self) -> int:
-        if (limit := _limit(_MEMORY_VARIABLE)) is not None:
+        if (limit := _read_limit(_MEMORY_VARIABLE)) is not None:
             return limit
         return int(_MEMORY_SHARE * (psutil.virtual_memory().available + self.held()))
 
     def _disk_budget(self) -> int:
-        if (limit := _limit(_DISK_VARIABLE)) is not None:
+        if (limit := _read_limit(_DISK_VARIABLE)) is not None:
             return limit
         folder = self._folder()
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         return int(
             _DISK_SHARE
-            * (shutil.disk_usage(existing).free + sum(size for _, size in _files(folder)))
+            * (shutil.disk_usage(existing).free + sum(size for _, size in _list_row_files(folder)))
         )
 
     def _evict(self, needed: int, keep: str, budget: int) -> None:
@@ -480,7 +480,7 @@ class RowCache:
 
         Files that a run has mapped stay readable until the run releases them.
         """
-        files = _files(self._folder())
+        files = _list_row_files(self._folder())
         total = sum(size for _, size in files)
         gone = set()
         for file, size in files:
@@ -551,7 +551,7 @@ class _DiskWriter:
         with self._final.with_suffix(".json").open("x") as file:
             json.dump(described, file)
         self._temporary.rename(self._final)
-        rows = _mapped(self._final, (len(keys), *self._layout.shape), self._layout.dtype)
+        rows = _map_rows(self._final, (len(keys), *self._layout.shape), self._layout.dtype)
         return Block(keys, rows, self._final, self._layout.channels_last)
 
     def discard(self) -> None:
@@ -593,7 +593,7 @@ def _is_own_folder(folder: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and (os.name != "posix" or found.st_uid == os.getuid())
 
 
-def _ours(folder: Path) -> list[tuple[Path, "re.Match[str]"]]:
+def _list_own_files(folder: Path) -> list[tuple[Path, "re.Match[str]"]]:
     """Return the files that Thaw has made in its folder of rows, in order of their names."""
     with suppress(FileNotFoundError):  # another process may have emptied the cache
         if _is_ours(folder):
@@ -602,15 +602,17 @@ def _ours(folder: Path) -> list[tuple[Path, "re.Match[str]"]]:
     return []
 
 
-def _files_of(folder: Path, name: str) -> list[Path]:
+def _list_table_files(folder: Path, name: str) -> list[Path]:
     """Return the files of a table, in order."""
     return [
-        file for file, match in _ours(folder) if match["kind"] == "rows" and match["table"] == name
+        file
+        for file, match in _list_own_files(folder)
+        if match["kind"] == "rows" and match["table"] == name
     ]
 
 
 @dataclass(frozen=True)
-class _Described:
+class _Description:
     """Description of a file of rows, written beside the file.
 
     Attributes:
@@ -628,21 +630,21 @@ class _Described:
     checksum: NonNegativeInt
 
 
-_DESCRIBED = TypeAdapter(_Described)
+_DESCRIPTION = TypeAdapter(_Description)
 
 
-def _blocks_on_disk(files: list[Path]) -> Iterator[Block]:
+def _load_blocks(files: list[Path]) -> Iterator[Block]:
     """Yield the blocks in files, and delete files that are damaged or half written."""
     for file in files:
         try:
-            block = _block_on_disk(file)
+            block = _load_block(file)
         except (OSError, ValueError, RuntimeError):
             _delete(file)
             continue
         yield block
 
 
-def _block_on_disk(file: Path) -> Block:
+def _load_block(file: Path) -> Block:
     """Map a file of rows.
 
     Raises:
@@ -650,26 +652,26 @@ def _block_on_disk(file: Path) -> Block:
         ValueError: if the file does not match its description, or the description is damaged.
         RuntimeError: if the file cannot be mapped.
     """
-    described = _DESCRIBED.validate_json(
+    described = _DESCRIPTION.validate_json(
         read_regular(file.with_suffix(".json"), _LARGEST_DESCRIPTION), strict=True
     )
-    keys = _keys(described.keys)
+    keys = _decode_keys(described.keys)
     dtype = getattr(torch, described.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError("type")
     if described.channels_last and len(described.shape) != 3:
         raise ValueError("layout")
-    rows = _mapped(file, (len(keys), *described.shape), dtype)
+    rows = _map_rows(file, (len(keys), *described.shape), dtype)
     if _checksum(file) != described.checksum:
         raise ValueError("checksum")
     return Block(keys, rows, file, described.channels_last)
 
 
-def _keys(described: str) -> np.ndarray:
+def _decode_keys(described: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(described, validate=True), dtype="<u8").astype(np.uint64)
 
 
-def _mapped(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def _map_rows(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     count, found = math.prod(shape), regular_file(file)
     if not count or found is None or found.st_size != count * dtype.itemsize:
         raise ValueError("size")
@@ -684,7 +686,7 @@ def _checksum(file: Path) -> int:
     return checksum
 
 
-def _limit(variable: str) -> int | None:
+def _read_limit(variable: str) -> int | None:
     """Return the bytes that the environment allows, or None if the variable is not set."""
     said = os.environ.get(variable, "").strip()
     try:
@@ -698,13 +700,13 @@ def _limit(variable: str) -> int | None:
     return limit
 
 
-def _files(folder: Path) -> list[tuple[Path, int]]:
+def _list_row_files(folder: Path) -> list[tuple[Path, int]]:
     """Return the files of rows and their bytes, the oldest first.
 
     Other processes may delete some meanwhile.
     """
     found = []
-    for file, match in _ours(folder):
+    for file, match in _list_own_files(folder):
         if match["kind"] == "rows":
             with suppress(FileNotFoundError):
                 status = file.lstat()
@@ -723,7 +725,7 @@ def _delete_leftovers(folder: Path) -> None:
 
     Young files stay, because a process may still be writing them.
     """
-    for file, match in _ours(folder):
+    for file, match in _list_own_files(folder):
         with suppress(OSError):
             lost = match["kind"] == "part" or not file.with_suffix(".rows").exists()
             if lost and time.time() - file.lstat().st_mtime > _LEFTOVER_SECONDS:

@@ -49,13 +49,13 @@ def same_classes(own: Sequence[str], theirs: Iterable[str]) -> SameClasses:
         theirs: names without repeats.
     """
     theirs = sorted(theirs)
-    here, there = Counter(map(_key, own)), Counter(map(_key, theirs))
-    by_key = {_key(name): name for name in own}
+    here, there = Counter(map(_normalize, own)), Counter(map(_normalize, theirs))
+    by_key = {_normalize(name): name for name in own}
     label_of = {name: label for label, name in enumerate(own)}
     respelled = {
         name: by_key[key]
         for name in theirs
-        if name not in label_of and here[key := _key(name)] == there[key] == 1
+        if name not in label_of and here[key := _normalize(name)] == there[key] == 1
     }
     labels = {
         name: label_of[respelled.get(name, name)]
@@ -71,5 +71,5 @@ def same_classes(own: Sequence[str], theirs: Iterable[str]) -> SameClasses:
     )
 
 
-def _key(name: str) -> str:
+def _normalize(name: str) -> str:
     return "".join(name.casefold().split())

@@ -36,13 +36,13 @@ def resolve_data(name: str) -> Work[str]:
         DataError: if an archive is refused, a public set is not on this machine yet, or the name
             cannot be a path.
     """
-    name = _unwrapped(name)
+    name = _unwrap_path(name)
     path = whole_path(name)
     if not path.exists():
         if name == SAMPLE_NAME:
             return str(digits_folder())
         if name in PUBLIC_SETS:
-            return str(_fetched(name))
+            return str(_find_fetched(name))
     if path.is_file() and is_archive(path.name):
         return str((yield from import_archive(path, path.name)))
     return str(path)
@@ -78,14 +78,14 @@ def whole_path(name: str) -> Path:
         DataError: if the name cannot be a path, or is on another machine.
     """
     try:
-        path = Path(_unwrapped(name)).expanduser().resolve()
+        path = Path(_unwrap_path(name)).expanduser().resolve()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{name} cannot be read: {error}.") from None
     return path
 
 
-def _unwrapped(name: str) -> str:
+def _unwrap_path(name: str) -> str:
     """Return the path in quotes or in a ``file://`` URL."""
     name = name.strip()
     if len(name) > 2 and name[0] + name[-1] in _QUOTES:
@@ -143,7 +143,7 @@ def imported_folders() -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def _fetched(name: str) -> Path:
+def _find_fetched(name: str) -> Path:
     if not is_fetched(name):
         one = PUBLIC_SETS[name]
         raise DataError(

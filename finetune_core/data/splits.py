@@ -62,15 +62,15 @@ def assign_splits(
     table["unit"] = np.arange(len(table)) if units is None else units
     table["known"] = table["id"].map({} if known is None else known).astype("object")
     table = table.sort_values("id", kind="stable")
-    grouped = _units(table, seed)
+    grouped = _build_units(table, seed)
     chosen: dict[int, str] = {}
     for _, rows in grouped.groupby("label", sort=False):
-        chosen |= _of_one_class(rows, val_fraction, test_fraction)
+        chosen |= _split_class(rows, val_fraction, test_fraction)
     split = table["known"].fillna(table["unit"].map(chosen))
     return split.sort_index().to_numpy(dtype=object)
 
 
-def groups_of(ids: pd.Series, pattern: str) -> pd.Series:
+def extract_groups(ids: pd.Series, pattern: str) -> pd.Series:
     """Extract the part of each image's name that matches ``{group}``; empty without a match.
 
     ``*`` stands for any characters but ``/``. Without a ``/`` the pattern is matched against the
@@ -87,7 +87,7 @@ def groups_of(ids: pd.Series, pattern: str) -> pd.Series:
     return names.str.extract(f"^{expression}$", expand=False).fillna("")
 
 
-def _units(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _build_units(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Return one row per unit, in hashed order, with ``label``, ``size`` and ``known``.
 
     ``known`` is the split of most of the unit's known images, or missing.
@@ -111,14 +111,16 @@ def _most_frequent(table: pd.DataFrame, column: str) -> pd.Series:
     return counts.set_index("unit")[column]
 
 
-def _of_one_class(units: pd.DataFrame, val_fraction: float, test_fraction: float) -> dict[int, str]:
+def _split_class(units: pd.DataFrame, val_fraction: float, test_fraction: float) -> dict[int, str]:
     """Assign the units of one class to splits.
 
     A unit is added to a split if its images bring the share closer to the wanted one.
     """
     total = int(units["size"].sum())
-    wanted = {VAL: _share(total, val_fraction, from_count=3)}
-    wanted[TEST] = min(_share(total, test_fraction, from_count=4), max(0, total - wanted[VAL] - 1))
+    wanted = {VAL: _count_share(total, val_fraction, from_count=3)}
+    wanted[TEST] = min(
+        _count_share(total, test_fraction, from_count=4), max(0, total - wanted[VAL] - 1)
+    )
     have = {name: int(units.loc[units["known"] == name, "size"].sum()) for name in SPLITS}
     chosen = {}
     fresh = 0
@@ -157,7 +159,7 @@ def _fill_empty_splits(
     return chosen
 
 
-def _share(count: int, fraction: float, from_count: int) -> int:
+def _count_share(count: int, fraction: float, from_count: int) -> int:
     if fraction == 0 or count < from_count:
         return 0
     return max(1, min(round(count * fraction), count - 2))

@@ -93,13 +93,13 @@ class _BlasLimit:
         self._lock, self._users = Lock(), 0
         self._limit: Any = None
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         with self._lock:
             if self._users == 0:
                 self._limit = ThreadpoolController().limit(limits=1, user_api="blas")
             self._users += 1
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         with self._lock:
             self._users -= 1
             if self._users == 0:
@@ -115,8 +115,8 @@ def one_blas_thread() -> Iterator[None]:
 
     Sharing a product of small matrices among threads takes longer than computing it.
     """
-    _blas_limit.take()
+    _blas_limit.acquire()
     try:
         yield
     finally:
-        _blas_limit.give_back()
+        _blas_limit.release()

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from finetune_core.data import duplicates
 from finetune_core.data.closeness import gray_squares
-from finetune_core.data.duplicates import near_sets, united
+from finetune_core.data.duplicates import merge_groups, near_sets
 from finetune_core.data.image_stats import look_at
 from finetune_core.data.sample import digits_folder
 from finetune_core.work import Step
@@ -251,15 +251,16 @@ def test_few_dimensions_and_few_pairs_at_a_time_lose_no_set(monkeypatch, whole, 
     pixels = np.concatenate(
         [*scenes, alike(random, 5, 2 * noise), random.integers(0, 256, (40, 432))]
     )
-    vectors, _ = duplicates._vectors(pixels.astype(np.uint8))
+    vectors, _ = duplicates._normalize(pixels.astype(np.uint8))
     products = np.triu(vectors @ vectors.T, 1)
     pairs = np.argwhere(products >= 0.985)
-    keep = partial(duplicates._Connecting, len(vectors))
+    keep = partial(duplicates._ConnectingPairs, len(vectors))
     found, _ = drained(
-        duplicates._alike(vectors.__getitem__, np.arange(len(vectors)), 0.985, keep)
+        duplicates._find_similar_pairs(vectors.__getitem__, np.arange(len(vectors)), 0.985, keep)
     )[1]
     assert np.array_equal(
-        duplicates._connected(found, len(vectors)), duplicates._connected(pairs, len(vectors))
+        duplicates._label_components(found, len(vectors)),
+        duplicates._label_components(pairs, len(vectors)),
     )
 
 
@@ -268,7 +269,7 @@ def test_all_pairs_that_are_close_are_found_in_order_with_their_products(monkeyp
     monkeypatch.setattr(duplicates, "_TILE", tile)
     monkeypatch.setattr(duplicates, "_COMPARED_WHOLE", 0)
     pixels = np.concatenate([alike(np.random.default_rng(seed), 20, 5) for seed in range(4)])
-    vectors, _ = duplicates._vectors(pixels.astype(np.uint8))
+    vectors, _ = duplicates._normalize(pixels.astype(np.uint8))
     rows = np.arange(len(vectors))[1::2]
     products = np.triu(vectors @ vectors.T, 1)
     expected = np.array(
@@ -280,7 +281,7 @@ def test_all_pairs_that_are_close_are_found_in_order_with_their_products(monkeyp
     )
     assert 100 < len(expected) < len(rows) * (len(rows) - 1) / 2
     pairs, likeness = drained(
-        duplicates._alike(vectors.__getitem__, rows, 0.98, duplicates._Closest)
+        duplicates._find_similar_pairs(vectors.__getitem__, rows, 0.98, duplicates._ClosestPairs)
     )[1]
     assert np.array_equal(pairs, expected)
     assert np.allclose(likeness, products[tuple(expected.T)], atol=1e-6)
@@ -289,8 +290,8 @@ def test_all_pairs_that_are_close_are_found_in_order_with_their_products(monkeyp
 def test_the_short_vectors_never_say_less_than_the_whole_ones():
     random = np.random.default_rng(0)
     pixels = np.concatenate([alike(random, 100, noise) for noise in (2, 8, 30, 100)])
-    vectors, _ = duplicates._vectors(pixels.astype(np.uint8))
-    short = duplicates._shortened(vectors.__getitem__, np.arange(400))
+    vectors, _ = duplicates._normalize(pixels.astype(np.uint8))
+    short = duplicates._project(vectors.__getitem__, np.arange(400))
     assert short.shape == (400, 32)
     assert (short @ short.T >= vectors @ vectors.T - 1e-4).all()
 
@@ -299,12 +300,14 @@ def test_the_short_vectors_never_say_less_than_the_whole_ones():
 def test_images_of_a_fixed_camera_need_no_memory_for_all_their_pairs(monkeypatch):
     """Every pair of 1,500 is alike: a vector for each side of each would be 4 GB."""
     monkeypatch.setattr(duplicates, "_MOST_PAIRS", 100_000)
-    einsum, connected, multiplied, kept = np.einsum, duplicates._connected, [0], []
+    einsum, connected, multiplied, kept = np.einsum, duplicates._label_components, [0], []
     monkeypatch.setattr(
         np, "einsum", lambda *given: multiplied.append(len(given[1])) or einsum(*given)
     )
     monkeypatch.setattr(
-        duplicates, "_connected", lambda *given: kept.append(len(given[0])) or connected(*given)
+        duplicates,
+        "_label_components",
+        lambda *given: kept.append(len(given[0])) or connected(*given),
     )
     sets = sets_of_vectors(alike(np.random.default_rng(0), 1500, 1.5))
     assert len(set(sets)) == 1500  # and none is called a copy: the split may part them
@@ -315,17 +318,19 @@ def test_images_of_a_fixed_camera_need_no_memory_for_all_their_pairs(monkeypatch
 def test_what_is_connected_already_is_not_compared_again(monkeypatch):
     monkeypatch.setattr(duplicates, "_TILE", (10, 10))
     products, pixels = (
-        duplicates._products,
+        duplicates._select_pairs,
         alike(np.random.default_rng(0), 1000, 1.5).astype(np.uint8),
     )
-    vectors, _ = duplicates._vectors(pixels)
+    vectors, _ = duplicates._normalize(pixels)
     compared = []
     monkeypatch.setattr(
-        duplicates, "_products", lambda *given: compared.append(1) or products(*given)
+        duplicates, "_select_pairs", lambda *given: compared.append(1) or products(*given)
     )
-    keep = partial(duplicates._Connecting, len(vectors))
-    pairs, _ = drained(duplicates._alike(vectors.__getitem__, np.arange(1000), 0.985, keep))[1]
-    assert len(set(duplicates._connected(pairs, 1000))) == 1
+    keep = partial(duplicates._ConnectingPairs, len(vectors))
+    pairs, _ = drained(
+        duplicates._find_similar_pairs(vectors.__getitem__, np.arange(1000), 0.985, keep)
+    )[1]
+    assert len(set(duplicates._label_components(pairs, 1000))) == 1
     assert len(compared) < 100 * 100 / 2 * 0.9  # tiles; those that threads have begun are compared
 
 
@@ -348,8 +353,8 @@ def test_more_that_look_alike_than_can_be_compared_are_left_and_the_others_compa
 def test_united_rows_share_a_value_in_any_column():
     one = np.array([0, 0, 1, 2, 3, -1, -1])
     two = np.array([5, 6, 7, 7, 8, 9, -1])
-    assert united(one, two).tolist() == [0, 0, 2, 2, 4, 5, 6]
-    assert united(two, one).tolist() == [0, 0, 2, 2, 4, 5, 6]
-    assert united(np.array([0, 0, 1, 1]), np.array([5, 6, 6, 7])).tolist() == [0, 0, 0, 0]
-    assert united(np.full(4, -1)).tolist() == [0, 1, 2, 3]  # what has no value
-    assert united(np.array([], dtype=int)).tolist() == []
+    assert merge_groups(one, two).tolist() == [0, 0, 2, 2, 4, 5, 6]
+    assert merge_groups(two, one).tolist() == [0, 0, 2, 2, 4, 5, 6]
+    assert merge_groups(np.array([0, 0, 1, 1]), np.array([5, 6, 6, 7])).tolist() == [0, 0, 0, 0]
+    assert merge_groups(np.full(4, -1)).tolist() == [0, 1, 2, 3]  # what has no value
+    assert merge_groups(np.array([], dtype=int)).tolist() == []

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from benchmarks.near_duplicates import LINES, Camera, called, encoded, plant, write_parts
-from finetune_core.data.closeness import ChancePairs, chance_pairs, same_picture
+from finetune_core.data.closeness import ChancePairs, fit_chance_pairs, is_same_image
 from finetune_core.data.dataset import load_dataset
 
 SIZE = (240, 180)
@@ -70,9 +70,9 @@ def test_noise_is_spread_and_a_scratch_is_a_peak(seed):
     noisy = [
         np.uint8(np.clip(gray(image) + random.normal(0, 3, (128, 128)), 0, 255)) for _ in range(2)
     ]
-    assert same_picture(*noisy)
+    assert is_same_image(*noisy)
     other = np.uint8(np.clip(gray(scratched(image)) + random.normal(0, 3, (128, 128)), 0, 255))
-    assert not same_picture(noisy[0], other)
+    assert not is_same_image(noisy[0], other)
 
 
 def unit(points):
@@ -85,18 +85,18 @@ def test_pairs_by_chance_are_as_many_as_expected(dimension):
     random = np.random.default_rng(dimension)
     base, ways = random.normal(size=64), random.normal(size=(dimension, 64)) * 0.3
     vectors = unit(base + random.uniform(-1, 1, (1200, dimension)) @ ways)
-    chance = chance_pairs(vectors)
+    chance = fit_chance_pairs(vectors)
     assert chance.dimension == pytest.approx(dimension, rel=0.2)
     apart = np.sqrt(
         np.maximum(0, 2 - 2 * np.triu(vectors @ vectors.T, 1)[np.triu_indices(1200, 1)])
     )
     closest = np.sort(apart)[300]
-    assert 100 < chance.expected(np.array([closest]))[0] < 900
-    assert not chance.outstanding(np.sort(apart)[:1000]).any()
+    assert 100 < chance.expected_pairs(np.array([closest]))[0] < 900
+    assert not chance.is_closer_than_chance(np.sort(apart)[:1000]).any()
 
 
 def test_what_is_far_closer_than_chance_stands_out():
     chance = ChancePairs(images=100, neighbours=20, radius=np.full(100, 0.1), dimension=5.0)
     apart = np.array([0.09, 0.001, 0.08, 0.002])
-    assert chance.outstanding(apart).tolist() == [False, True, False, True]
-    assert 0.002 < chance.farthest() < 0.08
+    assert chance.is_closer_than_chance(apart).tolist() == [False, True, False, True]
+    assert 0.002 < chance.max_copy_distance() < 0.08

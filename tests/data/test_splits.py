@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_core.data.splits import TEST, TRAIN, VAL, assign_splits, groups_of
+from finetune_core.data.splits import TEST, TRAIN, VAL, assign_splits, extract_groups
 
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=30)
 COUNTS = st.lists(st.integers(1, 40), min_size=1, max_size=5)
@@ -281,4 +281,4 @@ def test_known_images_keep_their_split_whatever_comes(data, fractions, seed):
     ],
 )
 def test_groups_from_names(pattern, name, group):
-    assert groups_of(pd.Series([name], dtype="str"), pattern).tolist() == [group]
+    assert extract_groups(pd.Series([name], dtype="str"), pattern).tolist() == [group]
