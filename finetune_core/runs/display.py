@@ -1,4 +1,4 @@
-"""How a run is displayed: one line in a terminal, a table of its epochs in a notebook."""
+"""Display of a run: one line in a terminal, and a table of its epochs in a notebook."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _EPOCH_COLUMNS = (
 
 
 def in_words(result: Mapping[str, Any]) -> str:
-    """A run in one line, from its ``summary``."""
+    """Describe a run in one line, from its ``summary``."""
     parts = [f"{result['status']}, {result['backbone']}, {result['strategy']}"]
     if result["best_epoch"]:
         parts.append(
@@ -36,7 +36,7 @@ def in_words(result: Mapping[str, Any]) -> str:
 def run_html(
     run_id: str, run_dir: Path, result: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]
 ) -> str:
-    """The same, with a table of the epochs."""
+    """Describe a run as HTML, with a table of its epochs."""
     rows = [
         (
             row["epoch"],

@@ -1,4 +1,7 @@
-"""Where runs train: in this process, one per device at a time, or wherever another executor has them trained."""
+"""Executors, which train runs in this process or elsewhere.
+
+In this process one run per device trains at a time.
+"""
 
 import os
 from collections.abc import Generator, Iterator, Sequence
@@ -22,7 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine of a cluster has for runs."""
+    """Resources of a machine of a cluster.
+
+    Attributes:
+        host: its name.
+        gpus: number of GPUs.
+        cores: number of cores.
+    """
 
     host: str
     gpus: int
@@ -33,56 +42,58 @@ class Executor(Protocol):
     """Trains reserved runs.
 
     Attributes:
-        elsewhere: whether on other machines, whose devices differ from this one's.
+        elsewhere: whether the runs train on other machines, whose devices differ from this one's.
     """
 
     elsewhere: bool
 
     def queue_of(self, config: RunConfig) -> str:
-        """The name of the queue that a run waits in."""
+        """Return the name of the queue that a run waits in."""
         ...
 
     def places(self, queue: str) -> int:
-        """How many runs of a queue can train at a time, as far as is known now; 1 or more."""
+        """Return how many runs of a queue can train at a time, at least 1, as far as is known."""
         ...
 
     def places_of(self, devices: int) -> int:
-        """How many of these places a run on so many devices takes, as far as is known now."""
+        """Return how many of these slots a run on so many devices takes, as far as is known now."""
         ...
 
     def check(self, config: RunConfig, devices: int) -> None:
-        """To be asked before there is a run.
+        """Check that a run can train on so many devices. Call this before the run is created.
 
         Raises:
-            ConfigError: when a run cannot be shared by so many devices, or, as far as is known now, no machine has them.
+            ConfigError: if the run cannot be shared by so many devices, or no machine is known to
+                have them.
         """
         ...
 
     def machines(self) -> list[int]:
-        """How many runs each machine can train at a time, as far as is known now."""
+        """Return how many runs each machine can train at a time, as far as is known now."""
         ...
 
     def most_devices(self) -> int:
-        """On how many devices of one machine a run can train, as far as is known now."""
+        """Return the largest number of devices of one machine, as far as is known now."""
         ...
 
     def cluster(self) -> list[Machine]:
-        """The machines themselves, as far as is known now; none where this process trains."""
+        """Return the machines of the cluster that are known now; none if this process trains."""
         ...
 
     def execute(
         self, reservation: Reservation, roots: Sequence[Path] = ()
     ) -> Generator[Event, None, None]:
-        """See a run through to its end: as ``record.execute``."""
+        """Train a run to its end, as ``record.execute`` does."""
         ...
 
 
 class InProcess:
-    """In this process, or, on several devices, in processes that it starts: runs on one kind of device wait for each other, those on
-    different kinds do not.
+    """Executor that trains in this process, or on several devices in processes that it starts.
+
+    Runs on one kind of device wait for each other. Runs on different kinds do not.
 
     Args:
-        ranks: where several processes train each run: this is the first of them.
+        ranks: the ranks, if several processes train each run; this process is rank 0.
     """
 
     elsewhere = False
@@ -120,7 +131,11 @@ class InProcess:
 
 
 def app_executor() -> Executor:
-    """The app's: this process, or Ray where ``THAW_RAY_ADDRESS`` names the head of a cluster, or ``local`` for one of this machine's own."""
+    """Return the executor of the app.
+
+    It is Ray if ``THAW_RAY_ADDRESS`` names the head of a cluster, or is ``local`` for a Ray of this
+    machine; else this process.
+    """
     address = os.environ.get("THAW_RAY_ADDRESS", "").strip()
     if not address:
         return InProcess()
@@ -133,15 +148,16 @@ def app_executor() -> Executor:
 def executor_of(
     name: str, ray_address: str | None = None, ranks: Ranks = ALONE
 ) -> Iterator[Executor]:
-    """The executor of that name: ``here`` or ``ray``, ready to train.
+    """Open the executor ``here`` or ``ray``, ready to train.
 
     Args:
+        name: name of the executor.
         ray_address: see ``RayExecutor``.
         ranks: see ``InProcess``.
 
     Raises:
-        ConfigError: when there is none, or it is not installed.
-        RunError: when it cannot be reached.
+        ConfigError: if there is no such executor, or it is not installed.
+        RunError: if it cannot be reached.
     """
     if name not in ("here", "ray"):
         raise ConfigError({"executor": f"there is no {name}; choose here or ray"})

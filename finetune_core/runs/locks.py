@@ -1,4 +1,7 @@
-"""Who has a run: the lock in its folder, held by the process that has it queued or running; of a run that a task trains, its owner, too."""
+"""Locks of runs: the process that has a run queued or running holds the lock in its directory.
+
+A run that a task trains also has an owner (see ``ownership``).
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,30 +16,33 @@ from finetune_core.runs.ownership import Owner, claim, has_owner_file, is_owned
 
 LOCK_TIMEOUT = 3.0  # seconds
 LOCK_FILE = "lock"
-# two threads that look at one lock would each take the other for a process that has the run
+# Two threads that probe one lock would each take the other for a process that has the run.
 _LOOKING = Lock()
 
 
 class RunLock:
-    """A run that this process has: its lock, and where a task has ever had the run, its ownership."""
+    """Lock of a run that this process has, and its ownership if a task has ever had the run."""
 
     def __init__(self, lock: FileLock, owner: Owner | None = None) -> None:
         self._lock, self._owner = lock, owner
 
     def check(self) -> None:
-        """To be asked before anything is written.
+        """Check that this process still owns the run. Call before writing.
 
         Raises:
-            TakenOver: when the run is another process's now.
+            TakenOver: if another process has claimed the run.
         """
         if self._owner:
             self._owner.check()
 
     def own(self) -> int:
-        """The number of this process as the run's owner, which it is from now on; a task can take the run over from it.
+        """Make this process the owner of the run, so that a task can take the run over from it.
+
+        Returns:
+            The number of the owner.
 
         Raises:
-            RunError: when another process is, or nothing can be written there.
+            RunError: if another process is the owner, or the run directory cannot be written to.
         """
         if self._owner is None:
             run_dir = Path(self._lock.lock_file).parent
@@ -47,18 +53,18 @@ class RunLock:
         return self._owner.number
 
     def holds(self) -> bool:
-        """Whether no task has taken the run over."""
+        """Return whether no task has taken the run over."""
         return self._owner is None or self._owner.holds()
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the run for other processes."""
         if self._owner:
             self._owner.release()
         self._lock.release(force=True)
 
 
 def is_locked(run_dir: Path) -> bool:
-    """Whether a living process, on this machine or another, has the run queued or running."""
+    """Return whether a living process, on any machine, has the run queued or running."""
     return _is_locked_here(run_dir) or is_owned(run_dir)
 
 
@@ -71,16 +77,16 @@ def _is_locked_here(run_dir: Path) -> bool:
             return False
     except TimeoutError:
         return True
-    except OSError:  # a folder that may only be read: nobody trains there
+    except OSError:  # nobody trains in a read-only directory
         return False
 
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Nobody trains the run meanwhile.
+    """Hold the lock of a run, so that nobody trains it meanwhile.
 
     Raises:
-        RunError: when somebody does, or nothing can be written there.
+        RunError: if a process has the run, or the run directory cannot be written to.
     """
     lock = acquire_lock(run_dir)
     try:
@@ -90,15 +96,18 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def acquire_lock(run_dir: Path) -> RunLock:
-    """
+    """Acquire the lock of a run.
+
     Raises:
-        RunError: when another process has the run, or its lock is no regular file, or cannot be written.
+        RunError: if another process has the run, or its lock is no regular file, or cannot be
+            written.
     """
     path = run_dir / LOCK_FILE
     lock = FileLock(path, thread_local=False)
     try:
         check_regular(path)
-        # Whoever wrote the run's last event lets go of it a moment later, and who looks whether it is locked holds it for an instant.
+        # The writer releases the lock shortly after the last event, and every reader holds it
+        # briefly while probing. Retry before reporting the run as busy.
         lock.acquire(timeout=LOCK_TIMEOUT, poll_interval=0.02)
         return RunLock(
             lock, claim(run_dir, patience=LOCK_TIMEOUT) if has_owner_file(run_dir) else None
@@ -118,6 +127,7 @@ def acquire_lock(run_dir: Path) -> RunLock:
 
 
 def not_written(run_dir: Path, error: OSError) -> RunError:
+    """Return the error of a run directory that cannot be written to."""
     return RunError(
         f"The run {run_dir.name} cannot be written to: {error}. "
         "Make room, or check who may write there."

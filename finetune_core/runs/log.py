@@ -1,4 +1,4 @@
-"""What happened in a run, in words: one line per event."""
+"""The log of a run as text, one line per event."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -18,11 +18,15 @@ from finetune_core.training.strategies import STRATEGIES
 
 Row = Mapping[str, Any]
 
-_BACKENDS = {"cuda": "NCCL"}  # of torch.distributed; elsewhere gloo
+_BACKENDS = {"cuda": "NCCL"}  # of torch.distributed; other devices use gloo
 
 
 def log_lines(notable: Sequence[Row]) -> list[str]:
-    """A run's notable rows (``History.notable``), the first one first: the time of day, and what happened."""
+    """Return the log of a run as lines, the first event first: the time of day, and the event.
+
+    Args:
+        notable: ``History.notable``.
+    """
     lines: list[str] = []
     stages: Sequence[Row] = ()
     for row in notable:
@@ -41,12 +45,17 @@ def log_lines(notable: Sequence[Row]) -> list[str]:
 
 
 def _cancelled(row: Row, stages: Sequence[Row]) -> bool:
-    """Whether a run was stopped for good before it began; ``stages`` are those of the RunStarted row, if there was one."""
+    """Return whether a run was stopped for good before it began.
+
+    Args:
+        row: an event.
+        stages: the stages of the RunStarted row; empty before it.
+    """
     return row["event"] == "RunStopped" and not stages and not row["paused"]
 
 
 def log_line(row: Row) -> str:
-    """One event in words; empty where there is nothing to say."""
+    """Describe an event; empty if there is nothing to say."""
     match row["event"]:
         case "Progress":
             return f"{PHASE_WORDS[row['phase']]}."
@@ -124,7 +133,11 @@ def log_line(row: Row) -> str:
 
 
 def overflow(row: Row) -> str:
-    """What to add about the steps that an epoch has skipped, from its EpochEnded row; empty where there are none."""
+    """Describe the steps that an epoch has skipped; empty without any.
+
+    Args:
+        row: an EpochEnded row.
+    """
     skipped = row.get("skipped_steps", 0)
     return (
         f"{things(skipped, 'step')} skipped, whose gradients overflowed in fp16." if skipped else ""
@@ -132,7 +145,11 @@ def overflow(row: Row) -> str:
 
 
 def describe_initial_head(row: Row) -> str:
-    """Describe the fit of an initial head, from its HeadInitialized row."""
+    """Describe the fit of an initial head.
+
+    Args:
+        row: a HeadInitialized row.
+    """
     return (
         f"The initial head is a linear probe, fitted to {things(row['features'], 'feature')} of "
         f"{things(row['images'], 'training image')} in {duration(row['seconds'])}: C = "
@@ -142,7 +159,11 @@ def describe_initial_head(row: Row) -> str:
 
 
 def fitted_in_words(row: Row) -> str:
-    """What a HeadFitted row says: what the head was fitted to, and what was chosen, how."""
+    """Describe the fit of a head, and how its parameter was chosen.
+
+    Args:
+        row: a HeadFitted row.
+    """
     words = (
         f"The classifier was fitted to {things(row['features'], 'feature')} of "
         f"{things(row['images'], 'training image')} in {duration(row['seconds'])}: "
@@ -169,7 +190,11 @@ def fitted_in_words(row: Row) -> str:
 
 
 def averaged_in_words(row: Row) -> str:
-    """What a WeightsAveraged row says: of which runs, and what was chosen, how."""
+    """Describe an average: its runs, and how they and the coefficient were chosen.
+
+    Args:
+        row: a WeightsAveraged row.
+    """
     parents = "; ".join(f"run {_ancestor(one)}" for one in row["parents"])
     if row["how"] == "ensemble":
         backbones = sorted({one.get("backbone", "") for one in row["parents"]})
@@ -206,7 +231,7 @@ def averaged_in_words(row: Row) -> str:
 
 
 def _on_shifted(row: Row) -> str:
-    """What WiSE-FT's curve is on other data sets, with a space before each sentence."""
+    """Describe WiSE-FT's curve on other data sets, with a space before each sentence."""
     words = ""
     for other in row["shifted"]:
         name = Path(other["data"]).name
@@ -254,13 +279,21 @@ def _started(row: Row) -> str:
 
 
 def devices_in_words(started: Row) -> str:
-    """What trains a run, and how BatchNorm trains where that is several devices, from its RunStarted row."""
+    """Describe the devices of a run, and how BatchNorm trains on several of them.
+
+    Args:
+        started: a RunStarted row.
+    """
     norms = ", BatchNorm on the statistics of each one's share," if started.get("batchnorm") else ""
     return f"{trained_on(started)}{norms}"
 
 
 def lineage_in_words(started: Row) -> str:
-    """The run that a run started from, the one that this started from, and so on, from its RunStarted row; empty without one."""
+    """Describe the chain of runs that a run started from; empty without one.
+
+    Args:
+        started: a RunStarted row.
+    """
     lineage = started.get("lineage", ())
     if not lineage:
         return ""
@@ -284,7 +317,11 @@ def _ancestor(one: Row) -> str:
 
 
 def arithmetic(started: Row) -> str:
-    """The precision that a run trains in, and on an NVIDIA GPU what else decides how it computes, from its RunStarted row."""
+    """Return the precision of a run, on an NVIDIA GPU with TF32 and the cuDNN benchmark mode.
+
+    Args:
+        started: a RunStarted row.
+    """
     found = started.get("numerics")
     if started["device"] != "cuda" or not found:
         return str(started["precision"])
@@ -293,7 +330,11 @@ def arithmetic(started: Row) -> str:
 
 
 def live_numbers(started: Row) -> str:
-    """What to know of a run's losses and accuracies while it trains, from its RunStarted row; empty where that is nothing."""
+    """Explain the losses and accuracies of a run while it trains; empty in fp32.
+
+    Args:
+        started: a RunStarted row.
+    """
     if started["precision"] == "fp32" or not started["epochs"]:
         return ""
     return (
@@ -304,7 +345,11 @@ def live_numbers(started: Row) -> str:
 
 
 def trained_on(started: Mapping[str, Any]) -> str:
-    """The device, or the devices, that a run trains on, from its RunStarted row."""
+    """Return the device, or devices, of a run.
+
+    Args:
+        started: a RunStarted row.
+    """
     label: str = started["device_label"]
     ranks = started.get("ranks", 1)
     return (

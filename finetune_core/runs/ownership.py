@@ -1,8 +1,10 @@
-"""Who has a run that a task on some machine trains: a numbered file in its folder, which its owner keeps touching.
+"""Ownership of runs that a task on some machine trains.
 
-Locks on network storage cannot be trusted; that only one process can create a file can. The highest number has the run. Whoever takes a
-run over from an owner that is gone creates the next number, and an owner that finds that its own is not the last any more has lost the
-run. No two machines' clocks are compared: an owner on another machine is gone when its file has not changed for a while, as seen from here.
+An owner is a numbered file in the run directory, which the owning process keeps touching. Locks on
+network storage cannot be trusted, but only one process can create a file. The highest number owns
+the run. A process takes a run over from a dead owner by creating the next number. An owner whose
+number is no longer the highest has lost the run. Clocks of two machines are never compared: an
+owner on another machine counts as dead if its file has not changed for a while, as seen from here.
 """
 
 import json
@@ -24,8 +26,8 @@ from finetune_core.errors import RunError
 from finetune_core.files import Stamp, open_regular, read_regular, stamp, write_bytes
 
 BEAT = 2.0  # seconds between two signs of life
-STALE = 30.0  # seconds without one, seen from another machine, after which an owner is gone
-_LONG_GONE = 600.0  # seconds by the clock, which no two machines' clocks differ by
+STALE = 30.0  # seconds without a sign of life after which another machine takes an owner for dead
+_LONG_GONE = 600.0  # seconds; clocks of two machines differ by less
 _LOOK = 0.1  # seconds
 _LARGEST = 10_000  # bytes
 _NAME = re.compile(r"owner-(\d{1,9})\.json")
@@ -33,14 +35,16 @@ _NAME = re.compile(r"owner-(\d{1,9})\.json")
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that has a run, or had it.
+    """A process that has, or had, a run.
 
     Attributes:
-        host: for people.
-        machine: differs between machines, their starts, and containers with processes of their own.
-        pid, began: the process, and when it began (seconds since 1970).
-        task: of whom it trains the run; empty: of nobody else.
-        released: whether it has given the run back.
+        host: name of the machine, for people.
+        machine: id that differs between machines, their boots, and containers with processes of
+            their own.
+        pid: id of the process.
+        began: start of the process, in seconds since 1970.
+        task: the task that trains the run; empty if none does.
+        released: whether the process has released the run.
     """
 
     host: str
@@ -52,12 +56,15 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is, or was, a process of this machine."""
+        """Whether the process is, or was, one of this machine."""
         return self.machine == _machine()
 
     @property
     def runs(self) -> bool:
-        """Whether a process of this machine is still there; one that has ended may be listed until its parent has taken note."""
+        """Whether a process of this machine is alive.
+
+        A process that has ended may be listed until its parent has collected it.
+        """
         try:
             process = psutil.Process(self.pid)
             return bool(
@@ -65,7 +72,7 @@ class Holder:
                 and process.status() != psutil.STATUS_ZOMBIE
             )
         except (psutil.NoSuchProcess, ValueError, OverflowError):
-            # a number that no process has: the file may be anybody's
+            # No process can have this number: anybody may have written the file.
             return False
 
 
@@ -73,16 +80,19 @@ _HOLDER = TypeAdapter(Holder)
 
 
 class TakenOver(RunError):
-    """The run is another process's now: nothing may be written into its folder any more."""
+    """Raised if another process has taken the run over.
+
+    Nothing may be written into the run directory then.
+    """
 
 
 class Owner:
-    """This process has the run, and says so until it releases it.
+    """This process as the owner of a run, until it releases the run.
 
     Attributes:
-        number: of its file.
-        before: who had the run before; None where nobody did, or that cannot be read.
-        lost: called, in a thread of its own, once another process has taken the run over.
+        number: number of its file.
+        before: the previous owner; None if there was none, or its file cannot be read.
+        lost: called in a thread of its own once another process has taken the run over.
     """
 
     def __init__(
@@ -103,10 +113,13 @@ class Owner:
         Thread(target=self._live, name=f"owner of {run_dir.name}", daemon=True).start()
 
     def check(self) -> None:
-        """To be asked before anything is written. A process that was suspended has missed its beats, and looks before it goes on.
+        """Check that this process still owns the run. Call before writing.
+
+        A process that was suspended has missed its signs of life, and looks at the files before it
+        goes on.
 
         Raises:
-            TakenOver: when the run is another's.
+            TakenOver: if another process has claimed the run.
         """
         if self._is_lost or (time.monotonic() - self._last_beat > 2 * BEAT and not self._beat()):
             raise TakenOver(
@@ -115,14 +128,14 @@ class Owner:
             )
 
     def own(self) -> int:
-        """Its number: see ``RunLock.own``."""
+        """Return the number of this owner, as ``RunLock.own`` does."""
         return self.number
 
     def release(self) -> None:
-        """Give the run back; of one that was lost, nothing is touched."""
+        """Release the run. If the run was lost, nothing is written."""
         self._ended.set()
         if self.holds():
-            with suppress(OSError):  # then it counts as gone as soon as this process is
+            with suppress(OSError):  # the owner then counts as dead once this process has ended
                 content = _written(replace(self._holder, released=True))
                 write_bytes(self._file, content, make_folder=False)
 
@@ -141,12 +154,12 @@ class Owner:
             self._last_beat = time.monotonic()
         except FileNotFoundError:
             return False
-        except OSError:  # storage that cannot be reached now: whoever can reach it decides
+        except OSError:  # a process that can reach the storage decides
             pass
         return True
 
     def holds(self) -> bool:
-        """Whether nobody has taken the run over."""
+        """Return whether no process has taken the run over."""
         return self._file.exists() and not self._next.exists()
 
 
@@ -158,17 +171,18 @@ def claim(
     patience: float = 0.0,
     lost: Callable[[], None] = lambda: None,
 ) -> Owner:
-    """Take a run that nobody has.
+    """Take a run that no process has.
 
     Args:
+        run_dir: the run directory.
         task: see ``Holder``.
-        handed: the number of an owner that gives the run to this process, although it is still there.
-        patience: seconds to wait until an owner is gone.
+        handed: number of an owner that hands the run to this process while it is still alive.
+        patience: seconds to wait for an owner to end.
         lost: see ``Owner``.
 
     Raises:
-        RunError: when another process has it.
-        OSError: when nothing can be written there.
+        RunError: if another process has the run.
+        OSError: if the run directory cannot be written to.
     """
     end = time.monotonic() + patience
     while True:
@@ -181,23 +195,24 @@ def claim(
             break
         time.sleep(_LOOK)
     if before and not before.is_here and not before.released:
-        # Had it been suspended only, it has found out by now that the run is another's, and written nothing more.
+        # A previous owner that was only suspended finds out within this time that it has lost the
+        # run, and writes nothing more.
         time.sleep(2 * BEAT)
     return owner
 
 
 def is_owned(run_dir: Path) -> bool:
-    """Whether a process that lives, on whichever machine, owns the run."""
+    """Return whether a living process, on any machine, owns the run."""
     return _is_there(run_dir, *_last(run_dir))
 
 
 def has_owner_file(run_dir: Path) -> bool:
-    """Whether a task has ever had the run."""
+    """Return whether a task has ever had the run."""
     return bool(_last(run_dir)[0])
 
 
 def this_process(task: str = "") -> Holder:
-    """This process as the owner of a run."""
+    """Return this process as the holder of a run."""
     own = psutil.Process()
     return Holder(platform.node(), _machine(), own.pid, own.create_time(), task)
 
@@ -205,7 +220,7 @@ def this_process(task: str = "") -> Holder:
 def _take(
     run_dir: Path, before: int, holder: Holder | None, task: str, lost: Callable[[], None]
 ) -> Owner | None:
-    """The next owner; None where another process was faster."""
+    """Become the next owner; return None if another process was faster."""
     own = this_process(task)
     try:
         descriptor = open_regular(_file(run_dir, before + 1), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -216,7 +231,7 @@ def _take(
     owner = Owner(run_dir, before + 1, own, holder, lost)
     for number in _numbers(run_dir):
         if number <= before:
-            with suppress(OSError):  # it counts for nothing any more
+            with suppress(OSError):  # only the highest number counts
                 _file(run_dir, number).unlink()
     return owner
 
@@ -247,7 +262,11 @@ def _numbers(run_dir: Path) -> list[int]:
 
 
 def _last(run_dir: Path) -> tuple[int, Holder | None]:
-    """The highest number and who it is; 0 where nobody ever was, None where it cannot be read: it is being written, or damaged."""
+    """Return the highest number, and its holder.
+
+    The number is 0 if there never was an owner. The holder is None if its file is damaged, or just
+    being written.
+    """
     number = max(_numbers(run_dir), default=0)
     try:
         return number, _HOLDER.validate_json(
@@ -257,7 +276,7 @@ def _last(run_dir: Path) -> tuple[int, Holder | None]:
         return number, None
 
 
-# File -> how it was last seen, and since when on this process's clock.
+# File -> its last known stamp, and the time on this process's clock when it was first seen.
 _seen: dict[Path, tuple[Stamp, float]] = {}
 _looking = Lock()
 

@@ -1,8 +1,8 @@
-"""Train a run as one of its ranks: ``python -m finetune_core.runs.rank RUN TASK PLACE RANK WORLD``.
+"""Train a run as one of its ranks.
 
-``launch.py`` starts this process in its own process group, which ends when the app or command that
-asked for the run does. Rank 0 writes the outcome to stdout, as JSON; everything else that is printed
-goes to stderr.
+The program is ``python -m finetune_core.runs.rank RUN TASK PLACE RANK WORLD``. ``launch.py`` starts
+this process in its own process group, which ends when the app or command that asked for the run
+does. Rank 0 writes the outcome to stdout, as JSON. Everything else that is printed goes to stderr.
 """
 
 import json
@@ -15,11 +15,11 @@ from finetune_core.training.ranks import Ranks, see_one_device
 
 
 def main(run: str, task: str, place: str, rank: str, world: str) -> None:
-    """Take part in a run.
+    """Train a run as one rank.
 
     Args:
         run: a RemoteRun, as JSON.
-        task: as for ``remote.outcome``.
+        task: as for ``remote.train_and_report``.
         place: path of the ``meeting_point``.
         rank: number of this process.
         world: number of processes.
@@ -32,7 +32,7 @@ def main(run: str, task: str, place: str, rank: str, world: str) -> None:
     if ranks.leads:
         with answers:
             json.dump(found, answers)
-    elif "traceback" in found:  # the first rank knows the last line of it only
+    elif "traceback" in found:  # rank 0 knows only the last line of the traceback
         sys.stderr.write(found["traceback"])
     elif ranks.broke_off:
         sys.stderr.write(f"Rank {rank} of {world}: {found['problem']}\n")

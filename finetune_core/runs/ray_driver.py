@@ -1,8 +1,12 @@
-"""Ray's driver, in a process of its own: ``python -m finetune_core.runs.ray_driver [ADDRESS]``; without an address it starts a local Ray.
+"""Ray's driver, in a process of its own.
 
-Ray ends the processes of a local cluster with the thread that started it, replaces the handler of SIGTERM, and ends its driver where the
-cluster's head is gone: none of this may happen to a server or a command. Requests come on stdin and answers go to stdout, a JSON object a
-line each; the process ends when its stdin does, and what it started with it.
+The program is ``python -m finetune_core.runs.ray_driver [ADDRESS]``. Without an address it starts a
+local Ray.
+
+Ray ends the processes of a local cluster with the thread that started it, replaces the handler of
+SIGTERM, and ends its driver if the cluster's head is gone. None of this may happen to a server or a
+command. Requests arrive on stdin and answers go to stdout, one JSON object per line. The process
+ends when its stdin does, and so does all that it started.
 """
 
 import ipaddress
@@ -22,18 +26,20 @@ from ray.util.scheduling_strategies import (
 )
 
 _LOOK, _LOOK_AT_NODES = 0.1, 1.0  # seconds
-_OBJECT_STORE = 100 * 2**20  # bytes: tasks are given and give back a few words
+_OBJECT_STORE = 100 * 2**20  # bytes: arguments and results of tasks are a few words
 _END_SECONDS = 15.0  # to end a local cluster in good order
-_TRIES = 5  # again, after the first
+_TRIES = 5  # after the first one
 
 Row = dict[str, Any]
 
 
 def connect(address: str) -> None:
-    """Connect to a cluster, or start one of this machine: on loopback, without a dashboard, with a token that nobody else knows.
+    """Connect to a cluster, or start one of this machine.
+
+    A local cluster listens on loopback, without a dashboard, and its token is known to nobody else.
 
     Raises:
-        RuntimeError: when a local cluster could be reached from elsewhere.
+        RuntimeError: if a local cluster could be reached from other machines.
         Exception: as ``ray.init``.
     """
     if address:
@@ -54,10 +60,13 @@ def connect(address: str) -> None:
 
 
 class Driver:
-    """Turns requests into tasks, and their ends into answers.
+    """Driver that turns requests into Ray tasks, and their results into answers.
 
-    Requests: ``{"do": "train", "id", "run", "gpu", "devices", "task", "shared"}``, ``{"do": "look", "id", "seen"}``, ``{"do": "cancel", "id", "force"}``.
-    Answers: ``{"nodes"}`` at the start and after each change, ``{"id", …}`` with what a task returned, or ``{"id", "problem"}``.
+    Requests: ``{"do": "train", "id", "run", "gpu", "devices", "task", "shared"}``, ``{"do": "look",
+    "id", "seen"}``, ``{"do": "cancel", "id", "force"}``.
+
+    Answers: ``{"nodes"}`` at the start and after each change, ``{"id", …}`` with the result of a
+    task, or ``{"id", "problem"}``.
     """
 
     def __init__(self, answers: BinaryIO) -> None:
@@ -65,13 +74,13 @@ class Driver:
         self._going: dict[ray.ObjectRef, Row] = {}
         self._groups: dict[ray.ObjectRef, PlacementGroup] = {}  # of runs that several devices train
         self._looks: dict[ray.ObjectRef, tuple[int, str]] = {}
-        # a name of what runs can share -> the node that was the last to compute it
+        # name of activations that runs can share -> the node that was the last to compute them
         self._holders: dict[str, str] = {}
         self._nodes: list[Row] = []
         self._looked = -_LOOK_AT_NODES
 
     def serve(self, requests: "queue.Queue[Row | None]") -> None:
-        """Until there are no more requests."""
+        """Serve requests until there are no more."""
         while True:
             self._tell_nodes()
             self._tell_ends()
@@ -92,7 +101,8 @@ class Driver:
             "gpus": devices * gpus,
             "cores": devices * cores,
         }
-        # The machine that has the output of the frozen stages, while it has a place; the run goes elsewhere rather than wait for it.
+        # Prefer the machine that has the output of the frozen stages, if it has a free slot. The
+        # run trains on another one rather than wait.
         node = next(
             (self._holders[name] for name in request["shared"] if name in self._holders), None
         )
@@ -113,7 +123,8 @@ class Driver:
                 if node
                 else "SPREAD"
             )
-            # A process that has used a GPU keeps it, so it does one task; others keep what they have imported.
+            # A process that has used a GPU keeps the GPU, so it runs one task. Other processes stay
+            # and keep their imports.
             alone = ray.remote(max_calls=gpus, scheduling_strategy=strategy)(_task)
             going = alone.options(**share, **options).remote(run, request["task"])
         self._going[going] = request
@@ -170,8 +181,11 @@ class Driver:
 
 
 def share_of(nodes: list[Row], *, gpu: bool, devices: int) -> dict[str, float]:
-    """What each process of a run asks for: a GPU with its share of the machine's cores, or, on processors, its share of all cores of the
-    smallest machine."""
+    """Return the resources that each process of a run asks for.
+
+    On GPUs these are one GPU and its share of the machine's cores. On processors they are a share
+    of all cores of the smallest machine.
+    """
     if gpu:
         cores = min(node["cpus"] // node["gpus"] for node in nodes if node["gpus"])
         return {"num_gpus": 1, "num_cpus": max(1, cores)}
@@ -180,7 +194,11 @@ def share_of(nodes: list[Row], *, gpu: bool, devices: int) -> dict[str, float]:
 
 
 def _tasks(run: Row, task: str, share: dict[str, float]) -> Row:
-    """Sent by value: what it imports has to be on the machine that it comes to."""
+    """Train a run on several devices.
+
+    Ray sends this function by value, so its imports have to be installed on the machine that it is
+    sent to.
+    """
     import ray
 
     from finetune_core.runs.ray_ranks import train_together
@@ -189,7 +207,7 @@ def _tasks(run: Row, task: str, share: dict[str, float]) -> Row:
 
 
 def _task(run: Row, task: str) -> Row:
-    """Likewise."""
+    """Train a run on one device. Ray sends this function by value, as ``_tasks``."""
     import ray
 
     from finetune_core.runs.remote import outcome, remote_run
@@ -198,7 +216,7 @@ def _task(run: Row, task: str) -> Row:
 
 
 def _look(seen: Row) -> Row:
-    """Likewise."""
+    """Return what this machine does not see. Ray sends this function by value, as ``_tasks``."""
     from finetune_core.runs.storage import unseen
 
     return {"problems": unseen(seen)}
@@ -217,13 +235,13 @@ def _result(task: ray.ObjectRef) -> Row:
             else {"traceback": str(error)}
         )
     except ray.exceptions.RayError as error:
-        # its process or machine is gone, and was so each time it was tried
+        # The process or machine has died each time the task was tried.
         return {"problem": f"Ray could not see it through: {str(error).strip().splitlines()[0]}"}
     return result
 
 
 def _read(requests: "queue.Queue[Row | None]") -> None:
-    """Requests, until there are no more; then nobody waits for this process, which ends even if it is still connecting."""
+    """Read requests until stdin ends, then end this process even if it is still connecting."""
     for line in sys.stdin.buffer:
         requests.put(json.loads(line))
     requests.put(None)
@@ -232,9 +250,9 @@ def _read(requests: "queue.Queue[Row | None]") -> None:
 
 
 def main(address: str) -> None:
-    """Serve until stdin ends."""
+    """Serve requests until stdin ends."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what else is printed is no answer
+    os.dup2(2, 1)  # everything else that is printed goes to stderr
     requests: queue.Queue[Row | None] = queue.Queue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     try:

@@ -1,6 +1,7 @@
-"""Has runs trained by Ray, on this machine's devices or a cluster's: each as a task that works in the run's folder.
+"""Executor that trains runs with Ray, on this machine's devices or on those of a cluster.
 
-Ray's own driver is another process (``ray_driver.py``). What happens in a run is read from its folder, as pages do.
+Each run is a task that works in the run directory. Ray's own driver is another process
+(``ray_driver.py``). Events of a run are read from its directory, as pages do.
 """
 
 import json
@@ -40,10 +41,13 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 class RayExecutor:
-    """One per process; its driver starts when it is first needed, and anew where it was lost.
+    """Executor of runs by Ray, one per process.
+
+    The driver starts when it is first needed, and again if it was lost.
 
     Args:
-        address: HOST:PORT of a cluster's head; empty: a Ray of this machine's own devices, which ends with this process.
+        address: HOST:PORT of a cluster's head; empty: a Ray of this machine's own devices, which
+            ends with this process.
     """
 
     elsewhere = True
@@ -62,12 +66,12 @@ class RayExecutor:
 
     def places_of(self, devices: int) -> int:
         has_gpus = any(one.gpus for one in self.cluster())
-        return devices if has_gpus else 1  # on processors the ranks share what a run on one has
+        return devices if has_gpus else 1  # on processors, all ranks share one slot
 
     def check(self, config: RunConfig, devices: int) -> None:
         check_devices(config, devices, elsewhere=True)
         machines = self.cluster()
-        if machines:  # else it has not connected yet
+        if machines:  # empty before the driver has connected
             _check_room(devices, machines, gpu=_wants_gpu(config, machines))
 
     def machines(self) -> list[int]:
@@ -89,11 +93,14 @@ class RayExecutor:
     def execute(
         self, reservation: Reservation, roots: Sequence[Path] = ()
     ) -> Generator[Event, None, None]:
-        """See a run through to its end on some machine; closed before that, it ends the task, and the run counts as interrupted.
+        """Train a run to its end on some machine.
+
+        If the generator is closed before that, the task ends, and the run counts as interrupted.
 
         Raises:
-            TrainingError: when it could not be seen through.
-            FinetuneError: when Ray cannot be had, or a machine does not see the run's folder or its data.
+            TrainingError: if the run could not be trained to its end.
+            FinetuneError: if Ray is not available, or a machine does not see the run directory or
+                the data.
         """
         run_dir = reservation.run_dir
         lines = EventLines(run_dir / EVENTS_FILE)
@@ -113,11 +120,11 @@ class RayExecutor:
             reservation.lock.release()
 
     def driver(self) -> "_Driver":
-        """The driver, once it is connected.
+        """Return the driver, once it is connected.
 
         Raises:
-            ConfigError: when Ray is not installed, or the address is none of a cluster.
-            RunError: when it cannot connect, or a local Ray cannot start.
+            ConfigError: if Ray is not installed, or the address is no cluster's.
+            RunError: if the driver cannot connect, or a local Ray cannot start.
         """
         if "://" in self.address:
             raise ConfigError(
@@ -134,14 +141,18 @@ class RayExecutor:
             return self._driver
 
     def _started(self) -> "_Driver":
-        """A local Ray gives its own processes 30 s to come up, which is too short on a busy machine: it is tried again."""
+        """Start the driver.
+
+        A local Ray gives its own processes 30 s to start, which is too short on a busy machine, so
+        the start is tried again.
+        """
         for _ in range(0 if self.address else _MORE_TRIES):
             with suppress(RunError):
                 return _Driver(self.address)
         return _Driver(self.address)
 
     def connect_meanwhile(self) -> None:
-        """Start the driver in a thread; whatever keeps it from connecting is said by the first run."""
+        """Start the driver in a thread. The first run reports why it could not connect."""
 
         def connect() -> None:
             with suppress(FinetuneError):
@@ -150,7 +161,7 @@ class RayExecutor:
         threading.Thread(target=connect, name="connecting to Ray", daemon=True).start()
 
     def close(self) -> None:
-        """End the driver; a local Ray ends with it."""
+        """End the driver, and with it a local Ray."""
         with self._starting:
             if self._driver:
                 self._driver.close()
@@ -159,7 +170,10 @@ class RayExecutor:
     def _followed(
         self, driver: "_Driver", request: Row, lines: EventLines, reservation: Reservation
     ) -> Iterator[Event]:
-        """The run's events, as the task writes them; of one that is stopped while Ray has no place for it, as this process does."""
+        """Yield the run's events, as the task writes them.
+
+        If the run is stopped while Ray has no slot for it, this process writes the events.
+        """
         answers = driver.ask(request)
         cancelled, answer = False, None
 
@@ -183,10 +197,10 @@ class RayExecutor:
         raise_problem(answer, f"the task {request['task']}")
 
     def _check_storage(self, driver: "_Driver", config: RunConfig, runs_dir: Path) -> None:
-        """Whether every machine sees the run's folder and its data; each only once.
+        """Check once that every machine sees the run directory and the data.
 
         Raises:
-            RunError: naming each machine that does not.
+            RunError: if a machine does not; the message names each of them.
         """
         data = [config.data, *([config.weights] if config.starts_from == "file" else [])]
         key = (str(runs_dir), *data, *(node["id"] for node in driver.nodes))
@@ -221,10 +235,10 @@ class _Driver:
     """The process of ``ray_driver.py``.
 
     Attributes:
-        nodes: machines of the cluster that are there: ``id, host, cpus, gpus``.
+        nodes: machines of the cluster that are alive: ``id, host, cpus, gpus``.
 
     Raises:
-        RunError: when it cannot connect.
+        RunError: if the process cannot connect.
     """
 
     def __init__(self, address: str) -> None:
@@ -263,17 +277,20 @@ class _Driver:
         return self._process.poll() is None
 
     def number(self) -> int:
-        """For a request."""
+        """Return a number for a request."""
         return next(self._numbers)
 
     def ask(self, request: Row) -> "Queue[Row]":
-        """Send a request; answers to its ``id`` come in the queue."""
+        """Send a request, and return the queue of the answers to its ``id``."""
         answers = self._waiting[request.setdefault("id", self.number())] = Queue()
         self.send(request)
         return answers
 
     def send(self, request: Row) -> None:
-        """Send a request that has no answer; where the driver is gone, nothing happens: ``ask`` has answered so."""
+        """Send a request that has no answer.
+
+        If the driver is gone, nothing happens, because ``ask`` has answered so already.
+        """
         assert self._process.stdin
         try:
             with self._writing:
@@ -284,7 +301,7 @@ class _Driver:
                 self._waiting[request["id"]].put({"problem": _LOST})
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         assert self._process.stdin
         with self._writing:
             self._process.stdin.close()
@@ -319,8 +336,11 @@ _LOST = "Ray's cluster is gone. The run keeps all that it has saved: resume it."
 
 
 def _local() -> dict[str, str]:
-    """What a Ray of this machine's own finds in its environment: it listens on 127.0.0.1 only, as it always does on Windows and macOS, and
-    does what whoever has this token asks for."""
+    """Return environment variables for a Ray of this machine.
+
+    Ray then listens on 127.0.0.1 only, as it always does on Windows and macOS. It obeys everyone
+    who has this token.
+    """
     return {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
@@ -344,8 +364,11 @@ def _request(
 
 
 def _shared(config: RunConfig) -> list[str]:
-    """Equal names, the best first, for runs that can use each other's activations: those of the same frozen stages; those of the same
-    network, whose deeper cuts are computed from shallower ones."""
+    """Return names that are equal for runs which can use each other's activations, the best first.
+
+    The first name stands for the same frozen stages. The second stands for the same network,
+    because deeper cuts are computed from shallower ones.
+    """
     network = [
         config.data,
         config.backbone,
@@ -358,9 +381,10 @@ def _shared(config: RunConfig) -> list[str]:
 
 
 def _check_room(devices: int, machines: Sequence[Machine], *, gpu: bool) -> None:
-    """
+    """Check that a machine of the cluster has so many devices.
+
     Raises:
-        ConfigError: when no machine has so many GPUs, or, without any, cores.
+        ConfigError: if no machine has so many GPUs, or, without any GPU, cores.
     """
     largest = max(one.gpus if gpu else one.cores for one in machines)
     if devices > max(1, largest):
@@ -374,9 +398,10 @@ def _check_room(devices: int, machines: Sequence[Machine], *, gpu: bool) -> None
 
 
 def _wants_gpu(config: RunConfig, machines: Sequence[Machine]) -> bool:
-    """
+    """Return whether a run trains on a GPU of the cluster.
+
     Raises:
-        ConfigError: when it asks for what no machine of the cluster has.
+        ConfigError: if the run needs a device that no machine of the cluster has.
     """
     there = any(one.gpus for one in machines)
     if config.device == "mps" or (config.device == "cuda" and not there):

@@ -1,7 +1,8 @@
-"""A run that several devices of one machine train, as tasks of Ray: each is a rank, in a bundle of the run's placement group.
+"""Training of a run on several devices of one machine, as tasks of Ray.
 
-Another task sees them through, and takes no resources itself. Where a rank is gone it ends, too, and Ray, which tries it again, has all of
-them begin anew: from the last checkpoint, on another machine if need be.
+Each rank is a task in a bundle of the run's placement group. Another task, which takes no resources
+itself, waits for them. If a rank dies, this task ends, too. Ray tries it again, and all ranks start
+again from the last checkpoint, on another machine if necessary.
 """
 
 import os
@@ -20,15 +21,21 @@ _STATUS = 4
 
 
 class _RankGone(Exception):
-    """Ray tries this task again once its process has ended."""
+    """Raised if a rank has died. Ray tries this task again once its process has ended."""
 
 
 def train_together(run: Row, task: str, share: dict[str, float]) -> Row:
-    """As ``remote.outcome``, by one rank in each bundle of this task's placement group, which are all on this machine.
+    """Train a run with one rank per bundle of this task's placement group.
+
+    All bundles are on this machine.
 
     Args:
         run: a RemoteRun, as plain values.
+        task: as for ``remote.train_and_report``.
         share: resources of each rank.
+
+    Returns:
+        As ``remote.train_and_report``.
     """
     group = get_current_placement_group()
     assert group
@@ -47,7 +54,8 @@ def train_together(run: Row, task: str, share: dict[str, float]) -> Row:
 
 def _rank_task(group: PlacementGroup, rank: int, share: dict[str, float]) -> Any:
     place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-    # A process each, which does nothing else afterwards: torch.distributed and CUDA are set up once in one.
+    # One process per rank, which runs nothing else afterwards: torch.distributed and CUDA are set
+    # up once per process.
     return ray.remote(max_calls=1)(_rank).options(**share, max_retries=0, scheduling_strategy=place)
 
 
@@ -59,10 +67,10 @@ def _rank(run: Row, task: str, rank: int, world: int, place: str) -> Row:
 
 
 def _first_outcome(ranks: "list[ray.ObjectRef]") -> Row:
-    """The first rank's, once all have ended.
+    """Wait for all ranks, and return the outcome of rank 0.
 
     Raises:
-        _RankGone: when a process or the machine of one is.
+        _RankGone: if a process, or its machine, has died.
     """
     waiting = list(ranks)
     while waiting:

@@ -1,4 +1,4 @@
-"""The steps of a run, as far as a curve needs them."""
+"""The steps of a run, in the resolution that a curve needs."""
 
 from dataclasses import dataclass, field
 
@@ -9,11 +9,13 @@ _MOST_STEPS, _RECENT_STEPS, _MOST_MEASURED = 3000, 100, 1000
 
 @dataclass
 class Steps:
-    """StepEnded rows as they come. Who looks at them while the run is read on takes a copy of a list first.
+    """StepEnded rows, thinned out as they arrive.
+
+    A reader in another thread has to copy a list before it uses the list.
 
     Attributes:
-        rows: of all steps, the older ones thinned out.
-        measured: those with the values of each stage, the older ones thinned out.
+        rows: rows of all steps, the older ones thinned out.
+        measured: rows with the values of each stage, the older ones thinned out.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -21,11 +23,11 @@ class Steps:
 
     @property
     def last(self) -> tuple[int, int]:
-        """(epoch, step) of the latest; zeros before the first."""
+        """Epoch and step of the latest row; zeros before the first."""
         return _position(self.rows[-1]) if self.rows else (0, 0)
 
     def add(self, row: Row) -> None:
-        """One more."""
+        """Add a row."""
         self.rows.append(row)
         if len(self.rows) > _MOST_STEPS:
             self.rows = _thinned(self.rows)
@@ -35,7 +37,7 @@ class Steps:
                 self.measured = _thinned(self.measured)
 
     def cut(self, epoch: int, step: int) -> None:
-        """Without those after a step."""
+        """Drop the rows after a step."""
         self.rows, self.measured = (
             [row for row in rows if _position(row) <= (epoch, step)]
             for rows in (self.rows, self.measured)
@@ -47,5 +49,5 @@ def _position(row: Row) -> tuple[int, int]:
 
 
 def _thinned(rows: list[Row]) -> list[Row]:
-    """Every second one of the older rows."""
+    """Keep every second one of the older rows."""
     return rows[:-_RECENT_STEPS:2] + rows[-_RECENT_STEPS:]

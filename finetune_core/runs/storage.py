@@ -1,4 +1,7 @@
-"""Whether another machine sees what a run needs there: the folder of its run, Thaw's folder, its data; and has the same programs."""
+"""Check that another machine sees what a run needs there, and has the same programs.
+
+A run needs its run directory, Thaw's folder and its data.
+"""
 
 import hashlib
 import os
@@ -19,14 +22,16 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 @contextmanager
 def shown(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """What this machine sees, for ``unseen`` on another: while it lasts, a file of a random content lies in each folder.
+    """Describe what this machine sees, for ``find_differences`` on another one.
+
+    During the block a file of random content lies in each folder.
 
     Args:
-        folders: that have to be the same ones there.
-        data: files and folders that have to be there.
+        folders: folders that have to be the same ones on the other machine.
+        data: files and folders that have to exist there.
 
     Raises:
-        RunError: when nothing can be written there.
+        RunError: if a folder cannot be written to.
     """
     files = {
         folder / f".thaw-check-{secrets.token_hex(8)}": secrets.token_hex(16) for folder in folders
@@ -51,7 +56,11 @@ def shown(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, An
 
 
 def unseen(seen: dict[str, Any]) -> list[str]:
-    """What this machine does not see, or has otherwise, in words; ``seen`` is from ``shown`` on another one."""
+    """Describe what this machine does not see, or has in another version.
+
+    Args:
+        seen: the value of ``show_storage`` on another machine.
+    """
     problems = [
         f"{Path(file).parent} is not the same folder there"
         for file, content in seen["files"].items()
@@ -76,7 +85,7 @@ def _read(file: str) -> str:
 
 
 def _listing(path: str) -> str:
-    """Changes with the names in a folder, or the size of a file; empty where there is neither."""
+    """Return a digest of the names in a folder, or the size of a file; empty if neither exists."""
     try:
         if os.path.isdir(path):
             return hashlib.sha256(
@@ -89,7 +98,7 @@ def _listing(path: str) -> str:
 
 @lru_cache(maxsize=1)
 def _programs() -> dict[str, str]:
-    """Versions of all that decides how a run computes; of Thaw, a digest of its source."""
+    """Return versions of all that decides how a run computes; of Thaw, a digest of its source."""
     digest = hashlib.sha256()
     for file in sorted(_PACKAGE.rglob("*.py")):
         digest.update(file.read_bytes())
