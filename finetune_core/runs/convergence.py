@@ -71,7 +71,7 @@ def judge_run(config: RunConfig, history: History) -> Convergence:
         return Convergence(
             None, "it fits the training images only, no better than a guess on others"
         )
-    spent = spent_rates(config, history.started["steps_per_epoch"], len(epochs))
+    spent = accumulate_rates(config, history.started["steps_per_epoch"], len(epochs))
     fall = predict_fall(spent, [row["val_loss"] for row in epochs])
     if fall is None:
         return Convergence(True, "its validation loss falls no more")
@@ -86,7 +86,7 @@ def judge_together(runs: Sequence[tuple[RunConfig, History]]) -> list[Convergenc
     ]
 
 
-def spent_rates(config: RunConfig, steps_per_epoch: int, epochs: int) -> list[float]:
+def accumulate_rates(config: RunConfig, steps_per_epoch: int, epochs: int) -> list[float]:
     """Return the learning rate summed up to the end of each epoch, in epochs at the highest rate.
 
     The factor of an epoch is that of the step in its middle.
@@ -144,18 +144,18 @@ def _judge_beside(
     if not history.epochs or history.end is None:
         return None
     for other, known in others:
-        if not _comparable(config, other):
+        if not _is_comparable(config, other):
             continue
         if config.strategy == "feature_extraction" and is_baseline(other) and known.fitted:
-            reason = _falls_behind_probe(history, known)
+            reason = _falls_behind(history, known)
         else:
-            reason = _fits_worse(history, known)
+            reason = _fits_worse_than(history, known)
         if reason:
             return Convergence(False, reason)
     return None
 
 
-def _comparable(config: RunConfig, other: RunConfig) -> bool:
+def _is_comparable(config: RunConfig, other: RunConfig) -> bool:
     """Return whether two runs saw the same training images in the same way."""
     alike = all(
         getattr(config, name) == getattr(other, name) or other.strategy in FITTED
@@ -167,7 +167,7 @@ def _comparable(config: RunConfig, other: RunConfig) -> bool:
     return alike and plain and features_of(config) == features_of(other)
 
 
-def _falls_behind_probe(history: History, probe: History) -> str:
+def _falls_behind(history: History, probe: History) -> str:
     """Return a reason if a linear probe on the same features fits better; else "".
 
     The probe has to be better on training and validation images.
@@ -184,7 +184,7 @@ def _falls_behind_probe(history: History, probe: History) -> str:
     )
 
 
-def _fits_worse(history: History, other: History) -> str:
+def _fits_worse_than(history: History, other: History) -> str:
     """Return a reason if a run with fewer weights has a higher training accuracy; else ""."""
     if not _has_more_freedom(history, other):
         return ""
@@ -206,9 +206,9 @@ def _fits_worse(history: History, other: History) -> str:
 
 def _has_more_freedom(history: History, other: History) -> bool:
     """Return whether this run trains all stages that the other run trains, and more."""
-    return _trained_stages(other) < _trained_stages(history)
+    return _list_trained_stages(other) < _list_trained_stages(history)
 
 
-def _trained_stages(history: History) -> set[str]:
+def _list_trained_stages(history: History) -> set[str]:
     stages = (history.started or {"stages": []})["stages"]
     return {stage["name"] for stage in stages if stage["trains"]}

@@ -53,7 +53,7 @@ def design(
     made = [
         make_config(
             base.model_dump()
-            | _strategy(base, strategy)
+            | _get_strategy_settings(base, strategy)
             | {"backbone": backbone, "train_fraction": share, "seed": seed}
         )
         for backbone in dict.fromkeys(backbones or [base.backbone])
@@ -64,7 +64,7 @@ def design(
     made = [config for config in made if config.seed == seeds[0] or depends_on_seed(config)]
     if num_images is not None:
         made = [fill_auto(config, num_images) for config in made]
-    return _cheapest_order(made)
+    return _sort_by_cost(made)
 
 
 def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -77,7 +77,7 @@ def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
     probes: dict[tuple[str, int | None], RunConfig] = {}
     for config in configs:
         if epochs_of(config) and features_of(config) not in there:
-            probe = make_config(config.model_dump() | _strategy(config, BASELINE))
+            probe = make_config(config.model_dump() | _get_strategy_settings(config, BASELINE))
             seed = probe.seed if depends_on_seed(probe) else None
             probes.setdefault((features_of(config), seed), probe)
     backbones = list(dict.fromkeys(probe.backbone for probe in probes.values()))
@@ -162,12 +162,12 @@ def with_rates(configs: Sequence[RunConfig], rates: Mapping[str, float | None]) 
         rates: learning rate by ``arm_of``.
     """
     return [
-        _at_rate(config, rate) if (rate := rates.get(arm_of(config))) else config
+        _set_rate(config, rate) if (rate := rates.get(arm_of(config))) else config
         for config in configs
     ]
 
 
-def _at_rate(config: RunConfig, rate: float) -> RunConfig:
+def _set_rate(config: RunConfig, rate: float) -> RunConfig:
     auto = tuple(name for name in config.auto if name != "learning_rate")
     return config.model_copy(update={"learning_rate": rate, "auto": auto})
 
@@ -225,7 +225,7 @@ def spread(arms: Sequence[Sequence[float]], machines: Sequence[int]) -> Spread:
     return Spread(max(at for at, _ in free), saved)
 
 
-def _strategy(base: RunConfig, name: str) -> dict[str, str | None]:
+def _get_strategy_settings(base: RunConfig, name: str) -> dict[str, str | None]:
     if name.startswith(FROM):
         return base.for_strategy("custom") | {"cut": name.removeprefix(FROM)}
     if name == "custom":
@@ -237,7 +237,7 @@ def _strategy(base: RunConfig, name: str) -> dict[str, str | None]:
     return base.for_strategy(name)
 
 
-def _cheapest_order(configs: list[RunConfig]) -> list[RunConfig]:
+def _sort_by_cost(configs: list[RunConfig]) -> list[RunConfig]:
     """Sort configs by cost.
 
     Shallow cuts come first, because deeper ones are computed from them. Runs without frozen stages

@@ -16,7 +16,7 @@ _EPOCH_COLUMNS = (
 )
 
 
-def in_words(result: Mapping[str, Any]) -> str:
+def describe_run(result: Mapping[str, Any]) -> str:
     """Describe a run in one line, from its ``summary``."""
     parts = [f"{result['status']}, {result['backbone']}, {result['strategy']}"]
     if result["best_epoch"]:
@@ -33,7 +33,7 @@ def in_words(result: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def run_html(
+def render_run(
     run_id: str, run_dir: Path, result: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]
 ) -> str:
     """Describe a run as HTML, with a table of its epochs."""
@@ -47,7 +47,7 @@ def run_html(
         )
         for row in epochs
     ]
-    head = f"<p><b>{escaped(run_id)}</b>: {escaped(in_words(result))}</p>"
+    head = f"<p><b>{escaped(run_id)}</b>: {escaped(describe_run(result))}</p>"
     return (
         head
         + (table(_EPOCH_COLUMNS, rows) if rows else "")

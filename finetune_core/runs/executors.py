@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
 from finetune_core.runs.record import Reservation, execute
-from finetune_core.runs.together import execute_together
+from finetune_core.runs.together import execute_on_devices
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import Event
 from finetune_core.training.prepare import check_devices
@@ -47,7 +47,7 @@ class Executor(Protocol):
 
     elsewhere: bool
 
-    def queue_of(self, config: RunConfig) -> str:
+    def queue_name(self, config: RunConfig) -> str:
         """Return the name of the queue that a run waits in."""
         ...
 
@@ -55,7 +55,7 @@ class Executor(Protocol):
         """Return how many runs of a queue can train at a time, at least 1, as far as is known."""
         ...
 
-    def places_of(self, devices: int) -> int:
+    def slots_needed(self, devices: int) -> int:
         """Return how many of these slots a run on so many devices takes, as far as is known now."""
         ...
 
@@ -101,13 +101,13 @@ class InProcess:
     def __init__(self, ranks: Ranks = ALONE) -> None:
         self._ranks = ranks
 
-    def queue_of(self, config: RunConfig) -> str:
+    def queue_name(self, config: RunConfig) -> str:
         return choose_device(config.device).kind
 
     def places(self, queue: str) -> int:
         return 1
 
-    def places_of(self, devices: int) -> int:
+    def slots_needed(self, devices: int) -> int:
         return 1
 
     def check(self, config: RunConfig, devices: int) -> None:
@@ -126,7 +126,7 @@ class InProcess:
         self, reservation: Reservation, roots: Sequence[Path] = ()
     ) -> Generator[Event, None, None]:
         if reservation.devices > 1:
-            return execute_together(reservation, roots)
+            return execute_on_devices(reservation, roots)
         return execute(reservation, roots, self._ranks)
 
 
@@ -139,8 +139,8 @@ def app_executor() -> Executor:
     address = os.environ.get("THAW_RAY_ADDRESS", "").strip()
     if not address:
         return InProcess()
-    executor = _ray("" if address == "local" else address)
-    executor.connect_meanwhile()
+    executor = _make_ray_executor("" if address == "local" else address)
+    executor.connect_in_background()
     return executor
 
 
@@ -173,7 +173,7 @@ def executor_of(
                 "use --devices, without torchrun"
             }
         )
-    executor = _ray(ray_address or "")
+    executor = _make_ray_executor(ray_address or "")
     try:
         executor.driver()
         yield executor
@@ -181,7 +181,7 @@ def executor_of(
         executor.close()
 
 
-def _ray(address: str) -> "RayExecutor":
+def _make_ray_executor(address: str) -> "RayExecutor":
     from finetune_core.runs.ray_executor import RayExecutor
 
     return RayExecutor(address)

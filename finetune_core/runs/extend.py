@@ -41,12 +41,12 @@ def longer_epochs(run: Run) -> int:
 
     The schedule's epochs are suggested for a run that early stopping ended.
     """
-    if _stopped_early(run):
+    if _has_stopped_early(run):
         return run.config.epochs
     return min(2 * run.config.epochs, int(setting_of("epochs").limits["le"]))
 
 
-def _stopped_early(run: Run) -> bool:
+def _has_stopped_early(run: Run) -> bool:
     return len(run.history.epochs) < run.config.epochs
 
 
@@ -71,7 +71,7 @@ def extend_run(run: Run, epochs: int, owner: str = "", *, elsewhere: bool = Fals
     done = len(run.history.epochs)
     if epochs <= done:
         raise RunError(f"The run {run.run_id} has {done} epochs already: name more than that.")
-    config = _extended_config(run, epochs)
+    config = _extend_config(run, epochs)
     reservation = create_run(config, run.run_dir.parent, owner, elsewhere=elsewhere)
     folder = reservation.run_dir
     try:
@@ -83,7 +83,7 @@ def extend_run(run: Run, epochs: int, owner: str = "", *, elsewhere: bool = Fals
                 copy_regular(run.run_dir / path.name, path)
         write_about(folder, About(note=f"Goes on with {run.run_id}.", owner=owner))
         # The last file: a copy without events would start anew when it is resumed.
-        write_bytes(folder / EVENTS_FILE, _extended_events(run, epochs), make_folder=False)
+        write_bytes(folder / EVENTS_FILE, _extend_events(run, epochs), make_folder=False)
     except OSError as error:
         raise RunError(
             f"The copy of {run.run_id} cannot be written to {folder}: {error}."
@@ -93,10 +93,10 @@ def extend_run(run: Run, epochs: int, owner: str = "", *, elsewhere: bool = Fals
     return folder.name
 
 
-def _extended_config(run: Run, epochs: int) -> RunConfig:
+def _extend_config(run: Run, epochs: int) -> RunConfig:
     """Return the run's settings with more epochs; stages thaw in the same epochs."""
     changes: dict[str, Any] = {"epochs": epochs}
-    if _stopped_early(run):
+    if _has_stopped_early(run):
         changes["patience"] = epochs
     changes["auto"] = tuple(name for name in run.config.auto if name not in changes)
     if late := [stage["thaw_epoch"] for stage in run.started["stages"] if stage["thaw_epoch"] > 1]:
@@ -104,7 +104,7 @@ def _extended_config(run: Run, epochs: int) -> RunConfig:
     return make_config(run.config.model_dump() | changes)
 
 
-def _extended_events(run: Run, epochs: int) -> bytes:
+def _extend_events(run: Run, epochs: int) -> bytes:
     """Return the run's events without its end, as events of a run with more epochs."""
     lines = []
     with open(open_regular(run.run_dir / EVENTS_FILE), "rb") as file:

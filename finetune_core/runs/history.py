@@ -96,44 +96,44 @@ class History:
         An unfinished last line is left for the next call.
         """
         with self._lock:
-            self._read_on()
+            self._read_new()
             if self.end:
                 self._steps = None
         return self
 
-    def _read_on(self) -> None:
+    def _read_new(self) -> None:
         ended = self._steps is None
         if ended and not self._lines.changed():
             return
         # Events after an end are checked against the steps before, which were dropped at the end.
         if ended or self._lines.replaced():
             again = History(self.run_dir)
-            again._read_on()
+            again._read_new()
             vars(self).update(vars(again) | {"_lock": self._lock})
             return
         for row in self._lines.new():
-            if self._can_be(row):
-                self._take(row)
+            if self._is_consistent(row):
+                self._apply(row)
             else:
                 self._lines.skip()
 
     @property
     def steps(self) -> Sequence[Row]:
         """StepEnded rows, the older ones thinned out."""
-        return tuple(self._all_steps().rows)
+        return tuple(self._get_steps().rows)
 
     @property
     def measured(self) -> Sequence[Row]:
         """StepEnded rows with the values of each stage, the older ones thinned out."""
-        return tuple(self._all_steps().measured)
+        return tuple(self._get_steps().measured)
 
-    def _all_steps(self) -> Steps:
+    def _get_steps(self) -> Steps:
         """Return the steps; those of a run that has ended are read again.
 
         Thousands of runs are listed, and the steps of a long one take megabytes.
         """
         held = self._steps
-        return _steps_again(self.run_dir, self._lines.seen) if held is None else held
+        return _reread_steps(self.run_dir, self._lines.seen) if held is None else held
 
     @property
     def skipped_lines(self) -> int:
@@ -153,7 +153,7 @@ class History:
             return f"{EVENTS_FILE} has no epoch of a run that has finished"
         return self._lines.problem
 
-    def _can_be(self, row: Row) -> bool:
+    def _is_consistent(self, row: Row) -> bool:
         """Return whether an event can follow the events before it."""
         kind, started = row["event"], self.started
         if kind == "Progress":
@@ -173,7 +173,7 @@ class History:
                 return bool(
                     row["epoch"] <= started["epochs"]
                     and row["step"] <= started["steps_per_epoch"]
-                    and (row["epoch"], row["step"]) > self._all_steps().last
+                    and (row["epoch"], row["step"]) > self._get_steps().last_position
                 )
             case "EpochEnded":
                 return bool(
@@ -194,12 +194,12 @@ class History:
                 return bool(min(1, started["epochs"]) <= row["best_epoch"] <= started["epochs"])
         return True
 
-    def _take(self, row: Row) -> None:
+    def _apply(self, row: Row) -> None:
         kind = row["event"]
         if self._is_notable(row):
             self.notable = [*self.notable[-_MOST_NOTABLE:], row]
         if kind == "StepEnded":
-            self._all_steps().add(row)
+            self._get_steps().add(row)
         elif kind == "EpochEnded":
             self.epochs.append(row)
         elif kind == "HeadFitted":
@@ -215,7 +215,7 @@ class History:
         elif kind == "RunPlaced":
             self.places.append(row)
         elif kind == "RunResumed":
-            self._all_steps().cut(row["epoch"], row["step"])
+            self._get_steps().truncate(row["epoch"], row["step"])
             self.epochs = [epoch for epoch in self.epochs if epoch["epoch"] < row["epoch"]]
         elif kind == "ImagesSkipped":
             self.skipped = row
@@ -268,7 +268,7 @@ class History:
         return self._lines.offset > 0 and not self.reopened
 
     @property
-    def waits_for_device(self) -> bool:
+    def is_waiting_for_device(self) -> bool:
         """Whether the latest event says that another program trains on the device."""
         return self.progress is not None and self.progress["phase"] == WAITING
 
@@ -361,7 +361,7 @@ class History:
 
 
 @lru_cache(maxsize=_MAX_REREAD)
-def _steps_again(run_dir: Path, _version: Stamp | None) -> Steps:
+def _reread_steps(run_dir: Path, _version: Stamp | None) -> Steps:
     whole = History(run_dir)
-    whole._read_on()
-    return whole._all_steps()
+    whole._read_new()
+    return whole._get_steps()

@@ -59,7 +59,7 @@ class EventLines:
             with open(open_regular(self.path), "rb") as file:
                 file.seek(self.offset)
                 while not self.problem and (chunk := file.read(LONGEST_LINE)):
-                    if not self._take(chunk, rows):
+                    if not self._read_chunk(chunk, rows):
                         break
                     file.seek(self.offset)
         except FileNotFoundError:
@@ -71,7 +71,7 @@ class EventLines:
         self.seen = seen
         return rows
 
-    def _take(self, chunk: bytes, rows: list[Row]) -> bool:
+    def _read_chunk(self, chunk: bytes, rows: list[Row]) -> bool:
         """Read the whole lines of a chunk; return False if reading cannot go on now."""
         end = chunk.rfind(b"\n") + 1
         if not end:

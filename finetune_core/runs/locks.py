@@ -17,7 +17,7 @@ from finetune_core.runs.ownership import Owner, claim, has_owner_file, is_owned
 LOCK_TIMEOUT = 3.0  # seconds
 LOCK_FILE = "lock"
 # Two threads that probe one lock would each take the other for a process that has the run.
-_LOOKING = Lock()
+_probe_lock = Lock()
 
 
 class RunLock:
@@ -30,12 +30,12 @@ class RunLock:
         """Check that this process still owns the run. Call before writing.
 
         Raises:
-            TakenOver: if another process has claimed the run.
+            RunTakenOver: if another process has claimed the run.
         """
         if self._owner:
             self._owner.check()
 
-    def own(self) -> int:
+    def become_owner(self) -> int:
         """Make this process the owner of the run, so that a task can take the run over from it.
 
         Returns:
@@ -49,12 +49,12 @@ class RunLock:
             try:
                 self._owner = claim(run_dir)
             except OSError as error:
-                raise not_written(run_dir, error) from None
+                raise write_error(run_dir, error) from None
         return self._owner.number
 
-    def holds(self) -> bool:
+    def is_held(self) -> bool:
         """Return whether no task has taken the run over."""
-        return self._owner is None or self._owner.holds()
+        return self._owner is None or self._owner.is_held()
 
     def release(self) -> None:
         """Release the run for other processes."""
@@ -73,7 +73,7 @@ def _is_locked_here(run_dir: Path) -> bool:
         return False
     probe = FileLock(run_dir / LOCK_FILE)
     try:
-        with _LOOKING, probe.acquire(timeout=0):
+        with _probe_lock, probe.acquire(timeout=0):
             return False
     except TimeoutError:
         return True
@@ -123,10 +123,10 @@ def acquire_lock(run_dir: Path) -> RunLock:
         raise
     except OSError as error:
         lock.release(force=True)
-        raise not_written(run_dir, error) from None
+        raise write_error(run_dir, error) from None
 
 
-def not_written(run_dir: Path, error: OSError) -> RunError:
+def write_error(run_dir: Path, error: OSError) -> RunError:
     """Return the error of a run directory that cannot be written to."""
     return RunError(
         f"The run {run_dir.name} cannot be written to: {error}. "

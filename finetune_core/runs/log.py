@@ -31,7 +31,7 @@ def log_lines(notable: Sequence[Row]) -> list[str]:
     stages: Sequence[Row] = ()
     for row in notable:
         stages = row["stages"] if row["event"] == "RunStarted" else stages
-        words = "Cancelled before it began." if _cancelled(row, stages) else log_line(row)
+        words = "Cancelled before it began." if _is_cancelled(row, stages) else log_line(row)
         if row["event"] == "EpochEnded" and (
             thawing := [one["name"] for one in stages if one["thaw_epoch"] == row["epoch"] + 1]
         ):
@@ -44,7 +44,7 @@ def log_lines(notable: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _cancelled(row: Row, stages: Sequence[Row]) -> bool:
+def _is_cancelled(row: Row, stages: Sequence[Row]) -> bool:
     """Return whether a run was stopped for good before it began.
 
     Args:
@@ -60,7 +60,7 @@ def log_line(row: Row) -> str:
         case "Progress":
             return f"{PHASE_WORDS[row['phase']]}."
         case "RunStarted":
-            return f"{lineage_in_words(row)} {_started(row)}".strip()
+            return f"{lineage_in_words(row)} {_describe_start(row)}".strip()
         case "RunPlaced":
             gone = row["moved_from"]
             return (
@@ -195,7 +195,7 @@ def averaged_in_words(row: Row) -> str:
     Args:
         row: a WeightsAveraged row.
     """
-    parents = "; ".join(f"run {_ancestor(one)}" for one in row["parents"])
+    parents = "; ".join(f"run {_describe_ancestor(one)}" for one in row["parents"])
     if row["how"] == "ensemble":
         backbones = sorted({one.get("backbone", "") for one in row["parents"]})
         of = f" of {', '.join(backbones)}" if len(backbones) > 1 else ""
@@ -216,7 +216,7 @@ def averaged_in_words(row: Row) -> str:
             f"Weights between the start, with its linear probe (0), and {parents} (1), WiSE-FT: "
             f"{row['coefficient']:g} was chosen among {len(row['curve'])} mixing coefficients, "
             "the first with the highest validation accuracy, "
-            f"{percent(best['accuracy'])}.{anew}{_on_shifted(row)}"
+            f"{percent(best['accuracy'])}.{anew}{_describe_shifted(row)}"
         )
     kept = [one for one in row["ingredients"] if one["kept"]]
     greedy = (
@@ -230,7 +230,7 @@ def averaged_in_words(row: Row) -> str:
     )
 
 
-def _on_shifted(row: Row) -> str:
+def _describe_shifted(row: Row) -> str:
     """Describe WiSE-FT's curve on other data sets, with a space before each sentence."""
     words = ""
     for other in row["shifted"]:
@@ -246,7 +246,7 @@ def _on_shifted(row: Row) -> str:
     return words
 
 
-def _started(row: Row) -> str:
+def _describe_start(row: Row) -> str:
     cache = row["cache"]
     compilation = f", {cache['compilation']}" if cache["compilation"] else ""
     kept = (
@@ -297,12 +297,12 @@ def lineage_in_words(started: Row) -> str:
     lineage = started.get("lineage", ())
     if not lineage:
         return ""
-    chain = ", which started from ".join(f"run {_ancestor(one)}" for one in lineage)
+    chain = ", which started from ".join(f"run {_describe_ancestor(one)}" for one in lineage)
     head = "Its head was kept" if started["head_kept"] else "The head is new"
     return f"Started from {chain}. {head}."
 
 
-def _ancestor(one: Row) -> str:
+def _describe_ancestor(one: Row) -> str:
     strategy = (
         mid_sentence(STRATEGIES[one["strategy"]].title)
         if one["strategy"] in STRATEGIES

@@ -57,7 +57,7 @@ class Holder:
     @property
     def is_here(self) -> bool:
         """Whether the process is, or was, one of this machine."""
-        return self.machine == _machine()
+        return self.machine == _machine_id()
 
     @property
     def runs(self) -> bool:
@@ -79,7 +79,7 @@ class Holder:
 _HOLDER = TypeAdapter(Holder)
 
 
-class TakenOver(RunError):
+class RunTakenOver(RunError):
     """Raised if another process has taken the run over.
 
     Nothing may be written into the run directory then.
@@ -104,13 +104,13 @@ class Owner:
         lost: Callable[[], None],
     ) -> None:
         self.number, self.before, self.lost = number, before, lost
-        self._file, self._holder, self._ended = _file(run_dir, number), holder, Event()
+        self._owner_file, self._holder, self._ended = _owner_file(run_dir, number), holder, Event()
         self._next, self._last_beat, self._is_lost = (
-            _file(run_dir, number + 1),
+            _owner_file(run_dir, number + 1),
             time.monotonic(),
             False,
         )
-        Thread(target=self._live, name=f"owner of {run_dir.name}", daemon=True).start()
+        Thread(target=self._send_beats, name=f"owner of {run_dir.name}", daemon=True).start()
 
     def check(self) -> None:
         """Check that this process still owns the run. Call before writing.
@@ -119,27 +119,27 @@ class Owner:
         goes on.
 
         Raises:
-            TakenOver: if another process has claimed the run.
+            RunTakenOver: if another process has claimed the run.
         """
         if self._is_lost or (time.monotonic() - self._last_beat > 2 * BEAT and not self._beat()):
-            raise TakenOver(
-                f"The run {self._file.parent.name} was taken over by another process while this "
-                "one did not respond."
+            raise RunTakenOver(
+                f"The run {self._owner_file.parent.name} was taken over by another process while "
+                "this one did not respond."
             )
 
-    def own(self) -> int:
-        """Return the number of this owner, as ``RunLock.own`` does."""
+    def become_owner(self) -> int:
+        """Return the number of this owner, as ``RunLock.become_owner`` does."""
         return self.number
 
     def release(self) -> None:
         """Release the run. If the run was lost, nothing is written."""
         self._ended.set()
-        if self.holds():
+        if self.is_held():
             with suppress(OSError):  # the owner then counts as dead once this process has ended
-                content = _written(replace(self._holder, released=True))
-                write_bytes(self._file, content, make_folder=False)
+                content = _encode(replace(self._holder, released=True))
+                write_bytes(self._owner_file, content, make_folder=False)
 
-    def _live(self) -> None:
+    def _send_beats(self) -> None:
         while not self._ended.wait(BEAT):
             if not self._beat() and not self._ended.is_set():
                 self._is_lost = True
@@ -148,9 +148,9 @@ class Owner:
 
     def _beat(self) -> bool:
         try:
-            if not self.holds():
+            if not self.is_held():
                 return False
-            os.utime(self._file)
+            os.utime(self._owner_file)
             self._last_beat = time.monotonic()
         except FileNotFoundError:
             return False
@@ -158,9 +158,9 @@ class Owner:
             pass
         return True
 
-    def holds(self) -> bool:
+    def is_held(self) -> bool:
         """Return whether no process has taken the run over."""
-        return self._file.exists() and not self._next.exists()
+        return self._owner_file.exists() and not self._next.exists()
 
 
 def claim(
@@ -186,12 +186,12 @@ def claim(
     """
     end = time.monotonic() + patience
     while True:
-        number, before = _last(run_dir)
-        if number != handed and _is_there(run_dir, number, before):
+        number, before = _read_last(run_dir)
+        if number != handed and _is_alive(run_dir, number, before):
             if time.monotonic() >= end:
                 where = f" on {before.host}" if before else ""
                 raise RunError(f"The run {run_dir.name} is going on already{where}.")
-        elif owner := _take(run_dir, number, before, task, lost):
+        elif owner := _create_next_owner(run_dir, number, before, task, lost):
             break
         time.sleep(_LOOK)
     if before and not before.is_here and not before.released:
@@ -203,41 +203,43 @@ def claim(
 
 def is_owned(run_dir: Path) -> bool:
     """Return whether a living process, on any machine, owns the run."""
-    return _is_there(run_dir, *_last(run_dir))
+    return _is_alive(run_dir, *_read_last(run_dir))
 
 
 def has_owner_file(run_dir: Path) -> bool:
     """Return whether a task has ever had the run."""
-    return bool(_last(run_dir)[0])
+    return bool(_read_last(run_dir)[0])
 
 
-def this_process(task: str = "") -> Holder:
+def current_holder(task: str = "") -> Holder:
     """Return this process as the holder of a run."""
     own = psutil.Process()
-    return Holder(platform.node(), _machine(), own.pid, own.create_time(), task)
+    return Holder(platform.node(), _machine_id(), own.pid, own.create_time(), task)
 
 
-def _take(
+def _create_next_owner(
     run_dir: Path, before: int, holder: Holder | None, task: str, lost: Callable[[], None]
 ) -> Owner | None:
     """Become the next owner; return None if another process was faster."""
-    own = this_process(task)
+    own = current_holder(task)
     try:
-        descriptor = open_regular(_file(run_dir, before + 1), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        descriptor = open_regular(
+            _owner_file(run_dir, before + 1), os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        )
     except FileExistsError:
         return None
     with open(descriptor, "wb") as file:
-        file.write(_written(own))
+        file.write(_encode(own))
     owner = Owner(run_dir, before + 1, own, holder, lost)
-    for number in _numbers(run_dir):
+    for number in _list_numbers(run_dir):
         if number <= before:
             with suppress(OSError):  # only the highest number counts
-                _file(run_dir, number).unlink()
+                _owner_file(run_dir, number).unlink()
     return owner
 
 
 @lru_cache(maxsize=1)
-def _machine() -> str:
+def _machine_id() -> str:
     parts = [platform.node()]
     for file in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         with suppress(OSError):
@@ -247,30 +249,30 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def _written(holder: Holder) -> bytes:
+def _encode(holder: Holder) -> bytes:
     return json.dumps(asdict(holder)).encode()
 
 
-def _file(run_dir: Path, number: int) -> Path:
+def _owner_file(run_dir: Path, number: int) -> Path:
     return run_dir / f"owner-{number}.json"
 
 
-def _numbers(run_dir: Path) -> list[int]:
+def _list_numbers(run_dir: Path) -> list[int]:
     with suppress(OSError), os.scandir(run_dir) as entries:
         return [int(found[1]) for entry in entries if (found := _NAME.fullmatch(entry.name))]
     return []
 
 
-def _last(run_dir: Path) -> tuple[int, Holder | None]:
+def _read_last(run_dir: Path) -> tuple[int, Holder | None]:
     """Return the highest number, and its holder.
 
     The number is 0 if there never was an owner. The holder is None if its file is damaged, or just
     being written.
     """
-    number = max(_numbers(run_dir), default=0)
+    number = max(_list_numbers(run_dir), default=0)
     try:
         return number, _HOLDER.validate_json(
-            read_regular(_file(run_dir, number), _LARGEST)
+            read_regular(_owner_file(run_dir, number), _LARGEST)
         ) if number else None
     except (OSError, ValidationError):
         return number, None
@@ -278,19 +280,19 @@ def _last(run_dir: Path) -> tuple[int, Holder | None]:
 
 # File -> its last known stamp, and the time on this process's clock when it was first seen.
 _seen: dict[Path, tuple[Stamp, float]] = {}
-_looking = Lock()
+_seen_lock = Lock()
 
 
-def _is_there(run_dir: Path, number: int, holder: Holder | None) -> bool:
+def _is_alive(run_dir: Path, number: int, holder: Holder | None) -> bool:
     if not number or (holder and holder.released):
         return False
     if holder and holder.is_here:
         return holder.runs
-    file = _file(run_dir, number)
+    file = _owner_file(run_dir, number)
     now = stamp(file)
     if now is None:
         return False
-    with _looking:
+    with _seen_lock:
         if file not in _seen or _seen[file][0] != now:
             first_look = file not in _seen
             gone = first_look and time.time() - now[2] / 1e9 > _LONG_GONE

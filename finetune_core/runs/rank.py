@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from finetune_core.runs.remote import outcome, remote_run
+from finetune_core.runs.remote import run_from_row, train_and_report
 from finetune_core.training.ranks import Ranks, see_one_device
 
 
@@ -28,7 +28,7 @@ def main(run: str, task: str, place: str, rank: str, world: str) -> None:
     os.dup2(2, 1)
     ranks = Ranks(int(rank), int(world), int(rank), int(world), Path(place))
     see_one_device(ranks.local_rank, ranks.local_world)
-    found = outcome(remote_run(json.loads(run)), task, ranks)
+    found = train_and_report(run_from_row(json.loads(run)), task, ranks)
     if ranks.leads:
         with answers:
             json.dump(found, answers)

@@ -82,8 +82,8 @@ class Driver:
     def serve(self, requests: "queue.Queue[Row | None]") -> None:
         """Serve requests until there are no more."""
         while True:
-            self._tell_nodes()
-            self._tell_ends()
+            self._send_nodes()
+            self._send_results()
             try:
                 request = requests.get(timeout=_LOOK)
             except queue.Empty:
@@ -94,7 +94,7 @@ class Driver:
 
     def _train(self, request: Row) -> None:
         devices = request["devices"]
-        share = share_of(self._nodes, gpu=request["gpu"], devices=devices)
+        share = compute_share(self._nodes, gpu=request["gpu"], devices=devices)
         gpus, cores = int(share["num_gpus"]), int(share["num_cpus"])
         run = request["run"] | {
             "threads": 0 if gpus else cores,
@@ -114,7 +114,7 @@ class Driver:
             )
             together = ray.remote(
                 num_cpus=0, scheduling_strategy=PlacementGroupSchedulingStrategy(group)
-            )(_tasks)
+            )(_run_on_devices)
             going = together.options(**options).remote(run, request["task"], share)
             self._groups[going] = group
         else:
@@ -125,7 +125,7 @@ class Driver:
             )
             # A process that has used a GPU keeps the GPU, so it runs one task. Other processes stay
             # and keep their imports.
-            alone = ray.remote(max_calls=gpus, scheduling_strategy=strategy)(_task)
+            alone = ray.remote(max_calls=gpus, scheduling_strategy=strategy)(_run_on_one_device)
             going = alone.options(**share, **options).remote(run, request["task"])
         self._going[going] = request
 
@@ -140,7 +140,7 @@ class Driver:
             if other["id"] == request["id"]:
                 ray.cancel(task, force=request["force"])
 
-    def _tell_ends(self) -> None:
+    def _send_results(self) -> None:
         waiting = [*self._going, *self._looks]
         if not waiting:
             return
@@ -148,16 +148,16 @@ class Driver:
             if task in self._looks:
                 number, host = self._looks.pop(task)
                 left = sum(other == number for other, _ in self._looks.values())
-                self._tell({"id": number, "host": host, "left": left} | _result(task))
+                self._send({"id": number, "host": host, "left": left} | _get_result(task))
                 continue
-            request, result = self._going.pop(task), _result(task)
+            request, result = self._going.pop(task), _get_result(task)
             if group := self._groups.pop(task, None):
                 remove_placement_group(group)
             if "node" in result:
                 self._holders |= dict.fromkeys(request["shared"], result["node"])
-            self._tell({"id": request["id"]} | result)
+            self._send({"id": request["id"]} | result)
 
-    def _tell_nodes(self) -> None:
+    def _send_nodes(self) -> None:
         if time.monotonic() - self._looked < _LOOK_AT_NODES:
             return
         self._looked = time.monotonic()
@@ -173,14 +173,14 @@ class Driver:
         ]
         if nodes != self._nodes:
             self._nodes = nodes
-            self._tell({"nodes": nodes})
+            self._send({"nodes": nodes})
 
-    def _tell(self, answer: Row) -> None:
+    def _send(self, answer: Row) -> None:
         self._answers.write(json.dumps(answer).encode() + b"\n")
         self._answers.flush()
 
 
-def share_of(nodes: list[Row], *, gpu: bool, devices: int) -> dict[str, float]:
+def compute_share(nodes: list[Row], *, gpu: bool, devices: int) -> dict[str, float]:
     """Return the resources that each process of a run asks for.
 
     On GPUs these are one GPU and its share of the machine's cores. On processors they are a share
@@ -193,7 +193,7 @@ def share_of(nodes: list[Row], *, gpu: bool, devices: int) -> dict[str, float]:
     return {"num_gpus": 0, "num_cpus": cores if devices == 1 else max(1, cores // devices)}
 
 
-def _tasks(run: Row, task: str, share: dict[str, float]) -> Row:
+def _run_on_devices(run: Row, task: str, share: dict[str, float]) -> Row:
     """Train a run on several devices.
 
     Ray sends this function by value, so its imports have to be installed on the machine that it is
@@ -206,23 +206,25 @@ def _tasks(run: Row, task: str, share: dict[str, float]) -> Row:
     return train_together(run, task, share) | {"node": ray.get_runtime_context().get_node_id()}
 
 
-def _task(run: Row, task: str) -> Row:
-    """Train a run on one device. Ray sends this function by value, as ``_tasks``."""
+def _run_on_one_device(run: Row, task: str) -> Row:
+    """Train a run on one device. Ray sends this function by value, too."""
     import ray
 
-    from finetune_core.runs.remote import outcome, remote_run
+    from finetune_core.runs.remote import run_from_row, train_and_report
 
-    return outcome(remote_run(run), task) | {"node": ray.get_runtime_context().get_node_id()}
+    return train_and_report(run_from_row(run), task) | {
+        "node": ray.get_runtime_context().get_node_id()
+    }
 
 
 def _look(seen: Row) -> Row:
-    """Return what this machine does not see. Ray sends this function by value, as ``_tasks``."""
-    from finetune_core.runs.storage import unseen
+    """Return what this machine does not see. Ray sends this function by value, too."""
+    from finetune_core.runs.storage import find_differences
 
-    return {"problems": unseen(seen)}
+    return {"problems": find_differences(seen)}
 
 
-def _result(task: ray.ObjectRef) -> Row:
+def _get_result(task: ray.ObjectRef) -> Row:
     try:
         result: Row = ray.get(task)
     except ray.exceptions.TaskCancelledError:
@@ -240,7 +242,7 @@ def _result(task: ray.ObjectRef) -> Row:
     return result
 
 
-def _read(requests: "queue.Queue[Row | None]") -> None:
+def _read_requests(requests: "queue.Queue[Row | None]") -> None:
     """Read requests until stdin ends, then end this process even if it is still connecting."""
     for line in sys.stdin.buffer:
         requests.put(json.loads(line))
@@ -254,7 +256,7 @@ def main(address: str) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # everything else that is printed goes to stderr
     requests: queue.Queue[Row | None] = queue.Queue()
-    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     try:
         connect(address)
     except Exception as error:

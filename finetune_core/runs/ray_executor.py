@@ -27,9 +27,9 @@ from finetune_core.formatting import things
 from finetune_core.runs.executors import Machine
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event, execute
-from finetune_core.runs.remote import LOOK, Row, followed, handed_over, plain_row, raise_problem
+from finetune_core.runs.remote import LOOK, Row, follow_events, hand_over, raise_problem, run_to_row
 from finetune_core.runs.stop_request import requested_stop
-from finetune_core.runs.storage import shown
+from finetune_core.runs.storage import show_storage
 from finetune_core.training.events import Event, RunFailed
 from finetune_core.training.prepare import check_devices
 
@@ -58,13 +58,13 @@ class RayExecutor:
         self._starting = threading.Lock()
         self._checked: set[tuple[str, ...]] = set()
 
-    def queue_of(self, config: RunConfig) -> str:
+    def queue_name(self, config: RunConfig) -> str:
         return "ray"
 
     def places(self, queue: str) -> int:
         return sum(self.machines()) or 1
 
-    def places_of(self, devices: int) -> int:
+    def slots_needed(self, devices: int) -> int:
         has_gpus = any(one.gpus for one in self.cluster())
         return devices if has_gpus else 1  # on processors, all ranks share one slot
 
@@ -72,7 +72,7 @@ class RayExecutor:
         check_devices(config, devices, elsewhere=True)
         machines = self.cluster()
         if machines:  # empty before the driver has connected
-            _check_room(devices, machines, gpu=_wants_gpu(config, machines))
+            _check_devices_exist(devices, machines, gpu=_wants_gpu(config, machines))
 
     def machines(self) -> list[int]:
         nodes = self._driver.nodes if self._driver else []
@@ -114,8 +114,10 @@ class RayExecutor:
             except FinetuneError as error:
                 append_event(run_dir, RunFailed(str(error), ""))
                 raise
-            request = _request(reservation, roots, config, gpu=_wants_gpu(config, self.cluster()))
-            yield from self._followed(driver, request, lines, reservation)
+            request = _make_request(
+                reservation, roots, config, gpu=_wants_gpu(config, self.cluster())
+            )
+            yield from self._follow_task(driver, request, lines, reservation)
         finally:
             reservation.lock.release()
 
@@ -136,11 +138,11 @@ class RayExecutor:
         if not find_spec("ray"):
             raise ConfigError({"executor": 'Ray is not installed: pip install "ray>=2.60"'})
         with self._starting:
-            if self._driver is None or not self._driver.lives:
-                self._driver, self._checked = self._started(), set()
+            if self._driver is None or not self._driver.is_alive:
+                self._driver, self._checked = self._start_driver(), set()
             return self._driver
 
-    def _started(self) -> "_Driver":
+    def _start_driver(self) -> "_Driver":
         """Start the driver.
 
         A local Ray gives its own processes 30 s to start, which is too short on a busy machine, so
@@ -151,7 +153,7 @@ class RayExecutor:
                 return _Driver(self.address)
         return _Driver(self.address)
 
-    def connect_meanwhile(self) -> None:
+    def connect_in_background(self) -> None:
         """Start the driver in a thread. The first run reports why it could not connect."""
 
         def connect() -> None:
@@ -167,7 +169,7 @@ class RayExecutor:
                 self._driver.close()
             self._driver = None
 
-    def _followed(
+    def _follow_task(
         self, driver: "_Driver", request: Row, lines: EventLines, reservation: Reservation
     ) -> Iterator[Event]:
         """Yield the run's events, as the task writes them.
@@ -181,17 +183,17 @@ class RayExecutor:
             nonlocal cancelled
             with suppress(Empty):
                 return answers.get(timeout=LOOK)
-            if not cancelled and requested_stop(reservation.run_dir) and reservation.lock.holds():
+            if not cancelled and requested_stop(reservation.run_dir) and reservation.lock.is_held():
                 driver.send({"do": "cancel", "id": request["id"], "force": False})
                 cancelled = True
             return None
 
         try:
-            answer = yield from followed(lines, look)
+            answer = yield from follow_events(lines, look)
         finally:
             if answer is None:
                 driver.send({"do": "cancel", "id": request["id"], "force": True})
-        if cancelled and reservation.lock.holds():
+        if cancelled and reservation.lock.is_held():
             yield from execute(replace(reservation, has_device=True))
             return
         raise_problem(answer, f"the task {request['task']}")
@@ -207,8 +209,8 @@ class RayExecutor:
         if key in self._checked:
             return
         problems = []
-        with shown([runs_dir, paths.home()], data) as seen:
-            answers, left = driver.ask({"do": "look", "id": driver.number(), "seen": seen}), 1
+        with show_storage([runs_dir, paths.home()], data) as seen:
+            answers, left = driver.ask({"do": "look", "id": driver.next_number(), "seen": seen}), 1
             while left:
                 try:
                     answer = answers.get(timeout=_CHECK_SECONDS)
@@ -249,7 +251,7 @@ class _Driver:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "finetune_core.runs.ray_driver", address],
             cwd=_PROJECT,
-            env=os.environ | ({} if address else _local()),
+            env=os.environ | ({} if address else _local_environment()),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._problems,
@@ -273,16 +275,16 @@ class _Driver:
             )
 
     @property
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def number(self) -> int:
+    def next_number(self) -> int:
         """Return a number for a request."""
         return next(self._numbers)
 
     def ask(self, request: Row) -> "Queue[Row]":
         """Send a request, and return the queue of the answers to its ``id``."""
-        answers = self._waiting[request.setdefault("id", self.number())] = Queue()
+        answers = self._waiting[request.setdefault("id", self.next_number())] = Queue()
         self.send(request)
         return answers
 
@@ -322,11 +324,11 @@ class _Driver:
                     self._waiting[answer["id"]].put(answer)
                 else:
                     self._first.put(answer)
-        self._first.put({"problem": self._last_words() or "it has ended"})
+        self._first.put({"problem": self._read_last_line() or "it has ended"})
         for answers in self._waiting.values():
             answers.put({"problem": _LOST})
 
-    def _last_words(self) -> str:
+    def _read_last_line(self) -> str:
         self._problems.seek(0)
         lines = self._problems.read().decode(errors="replace").splitlines()
         return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
@@ -335,7 +337,7 @@ class _Driver:
 _LOST = "Ray's cluster is gone. The run keeps all that it has saved: resume it."
 
 
-def _local() -> dict[str, str]:
+def _local_environment() -> dict[str, str]:
     """Return environment variables for a Ray of this machine.
 
     Ray then listens on 127.0.0.1 only, as it always does on Windows and macOS. It obeys everyone
@@ -348,22 +350,22 @@ def _local() -> dict[str, str]:
     }
 
 
-def _request(
+def _make_request(
     reservation: Reservation, roots: Sequence[Path], config: RunConfig, *, gpu: bool
 ) -> Row:
     task = f"{reservation.run_dir.name}-{secrets.token_hex(4)}"
-    row = plain_row(handed_over(reservation, roots))
+    row = run_to_row(hand_over(reservation, roots))
     return {
         "do": "train",
         "run": row,
         "gpu": gpu,
         "devices": reservation.devices,
         "task": task,
-        "shared": _shared(config),
+        "shared": _sharing_names(config),
     }
 
 
-def _shared(config: RunConfig) -> list[str]:
+def _sharing_names(config: RunConfig) -> list[str]:
     """Return names that are equal for runs which can use each other's activations, the best first.
 
     The first name stands for the same frozen stages. The second stands for the same network,
@@ -380,7 +382,7 @@ def _shared(config: RunConfig) -> list[str]:
     return [json.dumps([*network, config.strategy], default=str), json.dumps(network, default=str)]
 
 
-def _check_room(devices: int, machines: Sequence[Machine], *, gpu: bool) -> None:
+def _check_devices_exist(devices: int, machines: Sequence[Machine], *, gpu: bool) -> None:
     """Check that a machine of the cluster has so many devices.
 
     Raises:

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 _STATUS = 4
 
 
-class _RankGone(Exception):
+class _RankDied(Exception):
     """Raised if a rank has died. Ray tries this task again once its process has ended."""
 
 
@@ -42,35 +42,37 @@ def train_together(run: Row, task: str, share: dict[str, float]) -> Row:
     world = group.bundle_count
     try:
         with meeting_point() as place:
-            return _first_outcome(
+            return _wait_for_outcome(
                 [
-                    _rank_task(group, rank, share).remote(run, task, rank, world, str(place))
+                    _make_rank_task(group, rank, share).remote(run, task, rank, world, str(place))
                     for rank in range(world)
                 ]
             )
-    except _RankGone:
+    except _RankDied:
         os._exit(_STATUS)
 
 
-def _rank_task(group: PlacementGroup, rank: int, share: dict[str, float]) -> Any:
+def _make_rank_task(group: PlacementGroup, rank: int, share: dict[str, float]) -> Any:
     place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
     # One process per rank, which runs nothing else afterwards: torch.distributed and CUDA are set
     # up once per process.
-    return ray.remote(max_calls=1)(_rank).options(**share, max_retries=0, scheduling_strategy=place)
+    return ray.remote(max_calls=1)(_train_rank).options(
+        **share, max_retries=0, scheduling_strategy=place
+    )
 
 
-def _rank(run: Row, task: str, rank: int, world: int, place: str) -> Row:
-    from finetune_core.runs.remote import outcome, remote_run
+def _train_rank(run: Row, task: str, rank: int, world: int, place: str) -> Row:
+    from finetune_core.runs.remote import run_from_row, train_and_report
     from finetune_core.training.ranks import Ranks
 
-    return outcome(remote_run(run), task, Ranks(rank, world, rank, world, Path(place)))
+    return train_and_report(run_from_row(run), task, Ranks(rank, world, rank, world, Path(place)))
 
 
-def _first_outcome(ranks: "list[ray.ObjectRef]") -> Row:
+def _wait_for_outcome(ranks: "list[ray.ObjectRef]") -> Row:
     """Wait for all ranks, and return the outcome of rank 0.
 
     Raises:
-        _RankGone: if a process, or its machine, has died.
+        _RankDied: if a process, or its machine, has died.
     """
     waiting = list(ranks)
     while waiting:
@@ -80,6 +82,6 @@ def _first_outcome(ranks: "list[ray.ObjectRef]") -> Row:
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError:
-            raise _RankGone from None
+            raise _RankDied from None
     found: Row = ray.get(ranks[0])
     return found

@@ -26,10 +26,10 @@ from finetune_core.data.listing import printable
 from finetune_core.errors import FinetuneError, RunError, TrainingError
 from finetune_core.files import is_link, is_there, open_regular, sweep, write_bytes
 from finetune_core.runs.about import About, write_about
-from finetune_core.runs.locks import LOCK_FILE, RunLock, acquire_lock, not_written
-from finetune_core.runs.ownership import TakenOver
+from finetune_core.runs.locks import LOCK_FILE, RunLock, acquire_lock, write_error
+from finetune_core.runs.ownership import RunTakenOver
 from finetune_core.runs.stop_request import PAUSE, STOP_FILE, requested_stop
-from finetune_core.runs.turns import in_turn
+from finetune_core.runs.turns import wait_for_turn
 from finetune_core.training.checkpoints import BEST, HEAD, LAST, START, checkpoint_path
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import (
@@ -55,18 +55,18 @@ EVENTS_FILE = "events.jsonl"
 _SAVED = (PREDICTIONS_FILE, PREDICTION_HISTORY_FILE)  # written by training, beside the checkpoints
 
 
-class Held(Protocol):
+class HeldLock(Protocol):
     """A run that this process has (see ``locks.RunLock``)."""
 
     def check(self) -> None:
         """Check that this process still owns the run. Call before writing."""
         ...
 
-    def own(self) -> int:
+    def become_owner(self) -> int:
         """Make this process the owner of the run, and return its number."""
         ...
 
-    def holds(self) -> bool:
+    def is_held(self) -> bool:
         """Return whether no other process has taken the run over."""
         ...
 
@@ -88,7 +88,7 @@ class Reservation:
     """
 
     run_dir: Path
-    lock: Held
+    lock: HeldLock
     resume: bool = False
     has_device: bool = False
     devices: int = 1
@@ -127,9 +127,9 @@ def create_run(
             "Choose another folder."
         )
     try:
-        run_dir = _new_folder(runs_dir, f"{_as_file_name(config.backbone)}-{config.strategy}")
+        run_dir = _make_run_dir(runs_dir, f"{_to_file_name(config.backbone)}-{config.strategy}")
     except OSError as error:
-        raise _no_room(runs_dir, error) from None
+        raise _storage_error(runs_dir, error) from None
     lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
     try:
         lock.acquire(timeout=0)
@@ -143,12 +143,12 @@ def create_run(
         # The directory is no run yet, and this process made it.
         shutil.rmtree(run_dir, ignore_errors=True)
         if isinstance(error, OSError):
-            raise _no_room(runs_dir, error) from None
+            raise _storage_error(runs_dir, error) from None
         raise
     return Reservation(run_dir, RunLock(lock), devices=devices)
 
 
-def _as_file_name(backbone: str) -> str:
+def _to_file_name(backbone: str) -> str:
     """Return the last part of a network's name, which may be a repository or a folder."""
     return (
         _NO_FILE_NAME.sub("-", re.split(r"[/\\:]", backbone.rstrip("/\\"))[-1])[:_LONGEST_NAME]
@@ -156,7 +156,7 @@ def _as_file_name(backbone: str) -> str:
     )
 
 
-def _new_folder(runs_dir: Path, what: str) -> Path:
+def _make_run_dir(runs_dir: Path, what: str) -> Path:
     """Make a folder whose name is not taken."""
     runs_dir.mkdir(parents=True, exist_ok=True)
     for _ in range(_NAMES_TRIED):
@@ -167,7 +167,7 @@ def _new_folder(runs_dir: Path, what: str) -> Path:
     raise FileExistsError(errno.EEXIST, "every name that was tried is taken", str(runs_dir))
 
 
-def _no_room(runs_dir: Path, error: OSError) -> RunError:
+def _storage_error(runs_dir: Path, error: OSError) -> RunError:
     return RunError(
         f"The run cannot be written to {runs_dir}: {error}. Choose another folder, or make room."
     )
@@ -200,11 +200,11 @@ def reopen_run(run_dir: Path, *, elsewhere: bool = False, devices: int = 1) -> R
                 "train it again."
             )
         (run_dir / STOP_FILE).unlink(missing_ok=True)
-        with _events_file(run_dir) as file:
-            _write(file, RunReopened())
+        with _open_events(run_dir) as file:
+            _write_event(file, RunReopened())
     except OSError as error:
         lock.release()
-        raise not_written(run_dir, error) from None
+        raise write_error(run_dir, error) from None
     return Reservation(run_dir, lock, resume=True, devices=devices)
 
 
@@ -232,11 +232,11 @@ def execute(
             *(run_dir / name for name in _SAVED),
         ):
             sweep(path, older_than=0)  # the lock is held, so their writer has been killed
-        with _events_file(run_dir) as file:
+        with _open_events(run_dir) as file:
             ranks.meet(_Task(str(run_dir.resolve()), reservation.resume, tuple(map(str, roots))))
-            yield from _recorded(reservation, roots, ranks, file)
+            yield from _record_events(reservation, roots, ranks, file)
     except OSError as error:  # for example, the disk is full
-        raise TrainingError(_of_files(error)) from error
+        raise TrainingError(_describe_file_error(error)) from error
     finally:
         reservation.lock.release()
 
@@ -271,7 +271,7 @@ def follow(ranks: Ranks) -> None:
             pass
 
 
-def _recorded(
+def _record_events(
     reservation: Reservation, roots: Sequence[Path], ranks: Ranks, file: BinaryIO
 ) -> Iterator[Event]:
     """Write and yield the events of a run, and write the reason if it fails."""
@@ -283,9 +283,9 @@ def _recorded(
         training = (
             fitting
             if reservation.has_device
-            else in_turn(fitting, choose_device(config.device).kind)
+            else wait_for_turn(fitting, choose_device(config.device).kind)
         )
-        for event in _stoppable(training, run_dir):
+        for event in _yield_until_stopped(training, run_dir):
             if isinstance(event, (RunStarted, EpochEnded, HeadFitted)):
                 events.append(event)
             # Forecasts are made for one device.
@@ -293,34 +293,34 @@ def _recorded(
                 started, *epochs = [one.to_json() for one in events]
                 learn_from_run(SpeedBook(), config, started, epochs, event.to_json())
             reservation.lock.check()
-            _write(file, event)
+            _write_event(file, event)
             yield event
-    except (TakenOver, RankLost):
+    except (RunTakenOver, RankLost):
         # Write no end: another process has the run, or the run counts as interrupted.
         raise
     except FinetuneError as error:
-        _write_last(file, RunFailed(str(error), ""))
+        _write_failure(file, RunFailed(str(error), ""))
         raise
     except OSError as error:
-        _write_last(file, RunFailed(_of_files(error), ""))
+        _write_failure(file, RunFailed(_describe_file_error(error), ""))
         raise
     except Exception as error:
         # The run is cut off, not broken: without an end it counts as interrupted.
-        if _program_ends(error):
+        if _is_interpreter_exit(error):
             raise TrainingError(
                 f"The program ended while {run_dir.name} was going on; resume it."
             ) from error
-        _write_last(file, RunFailed(f"{type(error).__name__}: {error}", traceback.format_exc()))
+        _write_failure(file, RunFailed(f"{type(error).__name__}: {error}", traceback.format_exc()))
         raise
 
 
-def _of_files(error: OSError) -> str:
+def _describe_file_error(error: OSError) -> str:
     return (
         f"A file could not be written or read: {error}. Make room on the disk, then resume the run."
     )
 
 
-def _program_ends(error: Exception) -> bool:
+def _is_interpreter_exit(error: Exception) -> bool:
     """Return whether an error only says that Python is exiting.
 
     When Python exits cleanly, it first closes the helper threads of threads that still work.
@@ -330,7 +330,9 @@ def _program_ends(error: Exception) -> bool:
     )
 
 
-def _stoppable(events: Generator[Event | None, None, None], run_dir: Path) -> Iterator[Event]:
+def _yield_until_stopped(
+    events: Generator[Event | None, None, None], run_dir: Path
+) -> Iterator[Event]:
     """Yield the events until a stop is requested, then the events of an orderly end."""
     if asked := requested_stop(run_dir):
         yield RunStopped(0, 0, 0.0, paused=asked == PAUSE)
@@ -341,11 +343,11 @@ def _stoppable(events: Generator[Event | None, None, None], run_dir: Path) -> It
         if isinstance(event, END_EVENTS):
             return
         if requested_stop(run_dir):
-            yield from _stopped(chain([events.throw(StopRequested())], events), run_dir)
+            yield from _yield_orderly_end(chain([events.throw(StopRequested())], events), run_dir)
             return
 
 
-def _stopped(events: Iterable[Event | None], run_dir: Path) -> Iterator[Event]:
+def _yield_orderly_end(events: Iterable[Event | None], run_dir: Path) -> Iterator[Event]:
     """Yield the events of an orderly end: those of earlier steps, and RunStopped."""
     for event in events:
         if isinstance(event, RunStopped):
@@ -362,13 +364,13 @@ def append_event(run_dir: Path, event: Event) -> None:
         RunError: if the event cannot be written.
     """
     try:
-        with _events_file(run_dir) as file:
-            _write(file, event)
+        with _open_events(run_dir) as file:
+            _write_event(file, event)
     except OSError as error:
-        raise not_written(run_dir, error) from None
+        raise write_error(run_dir, error) from None
 
 
-def _events_file(run_dir: Path) -> BinaryIO:
+def _open_events(run_dir: Path) -> BinaryIO:
     """Open the events to append to them.
 
     Half a line that a crash left behind is ended, so that it spoils no other line.
@@ -392,7 +394,7 @@ def _is_finished(run_dir: Path) -> bool:
     return any(line.startswith(b'{"event": "RunFinished"') for line in lines[-3:])
 
 
-def _write(file: BinaryIO, event: Event) -> None:
+def _write_event(file: BinaryIO, event: Event) -> None:
     """Write a whole line or nothing.
 
     The file is not buffered, so nothing is left to be written when the file is closed.
@@ -414,7 +416,7 @@ def _write(file: BinaryIO, event: Event) -> None:
         os.fsync(file.fileno())
 
 
-def _write_last(file: BinaryIO, event: RunFailed) -> None:
+def _write_failure(file: BinaryIO, event: RunFailed) -> None:
     """Write the reason of a failure. Without room for it, the caller's exception still tells it."""
     with suppress(OSError):
-        _write(file, event)
+        _write_event(file, event)

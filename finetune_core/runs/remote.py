@@ -20,7 +20,7 @@ from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import FinetuneError, RunError, TrainingError
 from finetune_core.runs.history import History
 from finetune_core.runs.lines import EventLines
-from finetune_core.runs.ownership import Owner, claim, this_process
+from finetune_core.runs.ownership import Owner, claim, current_holder
 from finetune_core.runs.record import Reservation, append_event, execute, follow
 from finetune_core.training.events import Event, RunFailed, RunPlaced, event_of
 from finetune_core.training.ranks import ALONE, Ranks
@@ -63,7 +63,7 @@ class RemoteRun:
     has_device: bool = True
 
 
-def handed_over(
+def hand_over(
     reservation: Reservation, roots: Sequence[Path], *, has_device: bool = True
 ) -> RemoteRun:
     """Hand a run of this process over to another process.
@@ -71,19 +71,19 @@ def handed_over(
     Raises:
         RunError: if the run directory cannot be written to.
     """
-    run_dir, owner = reservation.run_dir.resolve(), reservation.lock.own()
+    run_dir, owner = reservation.run_dir.resolve(), reservation.lock.become_owner()
     return RemoteRun(
         run_dir,
         owner,
         reservation.resume,
-        this_process().machine,
+        current_holder().machine,
         paths.home(),
         tuple(roots),
         has_device=has_device,
     )
 
 
-def plain_row(run: RemoteRun) -> Row:
+def run_to_row(run: RemoteRun) -> Row:
     """Return a run as plain values, for JSON."""
     plain = {
         name: str(value) if isinstance(value, Path) else value
@@ -92,13 +92,13 @@ def plain_row(run: RemoteRun) -> Row:
     return plain | {"roots": [str(root) for root in run.roots]}
 
 
-def remote_run(row: Row) -> RemoteRun:
+def run_from_row(row: Row) -> RemoteRun:
     """Restore a run from ``run_to_row``."""
     named = {name: Path(row[name]) for name in ("run_dir", "home")}
     return RemoteRun(**(row | named | {"roots": tuple(map(Path, row["roots"]))}))
 
 
-def outcome(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> dict[str, str]:
+def train_and_report(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> dict[str, str]:
     """Train the run in this process, which does nothing else.
 
     Args:
@@ -110,11 +110,11 @@ def outcome(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> dict[str, str]:
         ``problem`` as text, or ``traceback`` of a bug; nothing if the run ended well or was
         stopped.
     """
-    _settle_in(run)
+    _adopt_environment(run)
     try:
         with ranks.joined():
             if ranks.leads:
-                train_here(run, task, ranks)
+                train_as_leader(run, task, ranks)
             else:
                 follow(ranks)
     except FinetuneError as error:
@@ -124,7 +124,9 @@ def outcome(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> dict[str, str]:
     return {}
 
 
-def followed(lines: EventLines, answer: Callable[[], Row | None]) -> Generator[Event, None, Row]:
+def follow_events(
+    lines: EventLines, answer: Callable[[], Row | None]
+) -> Generator[Event, None, Row]:
     """Yield a run's events, as another process writes them, until there is an answer.
 
     Args:
@@ -158,7 +160,7 @@ def raise_problem(found: Row, what: str) -> None:
         raise TrainingError(problem)
 
 
-def train_here(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> None:
+def train_as_leader(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> None:
     """Train a run as the first or only process, which exits at once if the run is taken over.
 
     A task that is tried again goes on from the last checkpoint. If the run has ended meanwhile, the
@@ -211,13 +213,13 @@ def _train(run: RemoteRun, task: str, owner: Owner, ranks: Ranks) -> None:
         pass
 
 
-def _settle_in(run: RemoteRun) -> None:
+def _adopt_environment(run: RemoteRun) -> None:
     """Adopt the folders and settings of the process that asked.
 
     Activations stay on a disk of this machine, for later tasks here.
     """
     os.environ["THAW_HOME"] = str(run.home)
-    if run.machine != this_process().machine:
+    if run.machine != current_holder().machine:
         os.environ.setdefault("THAW_CACHE_DIR", str(Path.home() / ".cache" / "thaw"))
     CACHE.shared = True
     if run.threads:

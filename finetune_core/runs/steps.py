@@ -22,7 +22,7 @@ class Steps:
     measured: list[Row] = field(default_factory=list)
 
     @property
-    def last(self) -> tuple[int, int]:
+    def last_position(self) -> tuple[int, int]:
         """Epoch and step of the latest row; zeros before the first."""
         return _position(self.rows[-1]) if self.rows else (0, 0)
 
@@ -30,13 +30,13 @@ class Steps:
         """Add a row."""
         self.rows.append(row)
         if len(self.rows) > _MOST_STEPS:
-            self.rows = _thinned(self.rows)
+            self.rows = _thin_out(self.rows)
         if row.get("stages"):
             self.measured.append(row)
             if len(self.measured) > _MOST_MEASURED:
-                self.measured = _thinned(self.measured)
+                self.measured = _thin_out(self.measured)
 
-    def cut(self, epoch: int, step: int) -> None:
+    def truncate(self, epoch: int, step: int) -> None:
         """Drop the rows after a step."""
         self.rows, self.measured = (
             [row for row in rows if _position(row) <= (epoch, step)]
@@ -48,6 +48,6 @@ def _position(row: Row) -> tuple[int, int]:
     return row["epoch"], row["step"]
 
 
-def _thinned(rows: list[Row]) -> list[Row]:
+def _thin_out(rows: list[Row]) -> list[Row]:
     """Keep every second one of the older rows."""
     return rows[:-_RECENT_STEPS:2] + rows[-_RECENT_STEPS:]

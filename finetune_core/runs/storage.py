@@ -21,7 +21,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
-def shown(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, Any]]:
+def show_storage(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Describe what this machine sees, for ``find_differences`` on another one.
 
     During the block a file of random content lies in each folder.
@@ -42,8 +42,8 @@ def shown(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, An
             file.write_text(content)
         yield {
             "files": {str(file): content for file, content in files.items()},
-            "data": {path: _listing(path) for path in dict.fromkeys(data)},
-            "programs": dict(_programs()),
+            "data": {path: _digest_data(path) for path in dict.fromkeys(data)},
+            "programs": dict(_list_versions()),
         }
     except OSError as error:
         raise RunError(
@@ -55,7 +55,7 @@ def shown(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, An
                 file.unlink(missing_ok=True)
 
 
-def unseen(seen: dict[str, Any]) -> list[str]:
+def find_differences(seen: dict[str, Any]) -> list[str]:
     """Describe what this machine does not see, or has in another version.
 
     Args:
@@ -67,10 +67,10 @@ def unseen(seen: dict[str, Any]) -> list[str]:
         if _read(file) != content
     ]
     for path, listing in seen["data"].items():
-        found = _listing(path)
+        found = _digest_data(path)
         if found != listing:
             problems.append(f"{path} holds other files there" if found else f"{path} is not there")
-    own = _programs()
+    own = _list_versions()
     for name, wanted in seen["programs"].items():
         if own[name] != wanted:
             problems.append(f"it has {name} {own[name]}, not {wanted}")
@@ -84,7 +84,7 @@ def _read(file: str) -> str:
         return ""
 
 
-def _listing(path: str) -> str:
+def _digest_data(path: str) -> str:
     """Return a digest of the names in a folder, or the size of a file; empty if neither exists."""
     try:
         if os.path.isdir(path):
@@ -97,7 +97,7 @@ def _listing(path: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _programs() -> dict[str, str]:
+def _list_versions() -> dict[str, str]:
     """Return versions of all that decides how a run computes; of Thaw, a digest of its source."""
     digest = hashlib.sha256()
     for file in sorted(_PACKAGE.rglob("*.py")):

@@ -16,7 +16,7 @@ from finetune_core.formatting import things
 from finetune_core.models.catalogue import check_backbone_name
 from finetune_core.runs.about import ABOUT_FILE, About, clean_tags, read_about, write_about
 from finetune_core.runs.convergence import Convergence, judge_run
-from finetune_core.runs.display import in_words, run_html
+from finetune_core.runs.display import describe_run, render_run
 from finetune_core.runs.history import History
 from finetune_core.runs.locks import is_locked
 from finetune_core.runs.record import EVENTS_FILE
@@ -118,10 +118,10 @@ class Run:
         return not self.active and self.history.has_predictions
 
     def __repr__(self) -> str:
-        return f"<Run {self.run_id}: {in_words(summary(self))}>"
+        return f"<Run {self.run_id}: {describe_run(summary(self))}>"
 
     def _repr_html_(self) -> str:
-        return run_html(self.run_id, self.run_dir, summary(self), self.history.epochs)
+        return render_run(self.run_id, self.run_dir, summary(self), self.history.epochs)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def summary(run: Run) -> dict[str, Any]:
         "weights": run.config.starts_from,
         "started_from": next(iter(started.get("lineage", ())), None),
         "head_kept": started.get("head_kept"),
-        "averaged": _averaged(run),
+        "averaged": _summarize_average(run),
         "trainable_parameters": started.get("trainable_parameters"),
         "total_parameters": started.get("total_parameters"),
         "epochs": len(run.history.epochs),
@@ -237,7 +237,7 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _averaged(run: Run) -> dict[str, Any] | None:
+def _summarize_average(run: Run) -> dict[str, Any] | None:
     asked, done = run.config.averaged, run.history.averaged or {}
     if asked is None:
         return None
@@ -262,9 +262,9 @@ class RunStore:
 
     def all(self) -> tuple[list[Run], list[Damaged]]:
         """Return every run, and every damaged one, the newest first."""
-        folders = self._folders()
+        folders = self._list_folders()
         self._forget(set(folders))
-        found = [self._look(folder) for folder in folders]
+        found = [self._load(folder) for folder in folders]
         return [one for one in found if isinstance(one, Run)], [
             one for one in found if isinstance(one, Damaged)
         ]
@@ -283,7 +283,7 @@ class RunStore:
         Raises:
             RunError: if there is none of that id, or it cannot be read.
         """
-        return self.read(self._folder(run_id))
+        return self.read(self._find_folder(run_id))
 
     def read(self, run_dir: Path) -> Run:
         """Return the run in a directory.
@@ -293,7 +293,7 @@ class RunStore:
         """
         if not is_run_folder(run_dir):
             raise RunError(f"There is no run in {run_dir}.")
-        found = self._look(run_dir)
+        found = self._load(run_dir)
         if isinstance(found, Damaged):
             raise RunError(f"The run in {run_dir} is damaged: {found.reason}.")
         return found
@@ -306,7 +306,7 @@ class RunStore:
                     if run_dir.parent == self.runs_dir:
                         del held[run_dir]
 
-    def _look(self, run_dir: Path) -> Run | Damaged:
+    def _load(self, run_dir: Path) -> Run | Damaged:
         if is_link(run_dir):
             return Damaged(run_dir, "its folder is a link, which is not followed")
         version = _version(run_dir)
@@ -320,17 +320,17 @@ class RunStore:
         return found
 
     def _read(self, run_dir: Path, version: "_Version") -> Run | Damaged:
-        about, notices = _about(run_dir, version[0]), []
+        about, notices = _load_about(run_dir, version[0]), []
         if isinstance(about, str):
             notices.append(f"Its name, note and tags cannot be read: {about}")
             about = About()
-        config = _config(run_dir / CONFIG_FILE, version[1])
+        config = _load_config(run_dir / CONFIG_FILE, version[1])
         if isinstance(config, str):
             return Damaged(run_dir, config, about.owner)
         with self._lock:
             history = self._histories.setdefault(run_dir, History(run_dir))
-        status = _status(history)
-        if problem := history.problem or _contradiction(config, history):
+        status = _determine_status(history)
+        if problem := history.problem or _find_contradiction(config, history):
             return Damaged(run_dir, problem, about.owner)
         if history.skipped_lines:
             lines = things(history.skipped_lines, "line")
@@ -366,7 +366,7 @@ class RunStore:
         Raises:
             RunError: if the run is another person's, is going on, or cannot be moved.
         """
-        run = self._look(self._folder(run_id))
+        run = self._load(self._find_folder(run_id))
         if by is not None and run.owner != by:
             whose = (
                 f"belongs to {run.owner}"
@@ -390,7 +390,7 @@ class RunStore:
             ) from None
         return place
 
-    def _folders(self) -> list[Path]:
+    def _list_folders(self) -> list[Path]:
         try:
             entries = [
                 entry for entry in os.scandir(self.runs_dir) if not entry.name.startswith(".")
@@ -404,7 +404,7 @@ class RunStore:
         ]
         return sorted(folders, key=lambda path: path.name, reverse=True)
 
-    def _folder(self, run_id: str) -> Path:
+    def _find_folder(self, run_id: str) -> Path:
         """Return the directory of a run.
 
         Raises:
@@ -428,7 +428,7 @@ def _version(run_dir: Path) -> _Version:
 
 # Written rarely, but read whenever runs are listed: parse each version of the file once.
 @lru_cache(maxsize=2000)
-def _about(run_dir: Path, _version: Stamp | None) -> About | str:
+def _load_about(run_dir: Path, _version: Stamp | None) -> About | str:
     """Return name, note, tags and owner of a run, or the damage of the file as text."""
     try:
         return read_about(run_dir)
@@ -437,19 +437,19 @@ def _about(run_dir: Path, _version: Stamp | None) -> About | str:
 
 
 @lru_cache(maxsize=2000)
-def _config(file: Path, _version: Stamp | None) -> RunConfig | str:
+def _load_config(file: Path, _version: Stamp | None) -> RunConfig | str:
     """Return the settings of a run, or the damage of the file as text."""
     try:
         return make_config(read_config(file))
     except ConfigError as error:
-        return _unreadable(error)
+        return _describe_config_error(error)
 
 
-def _unreadable(error: ConfigError) -> str:
+def _describe_config_error(error: ConfigError) -> str:
     return f"its settings cannot be read: {' '.join(str(error).split())[:300]}"
 
 
-def _contradiction(config: RunConfig, history: History) -> str:
+def _find_contradiction(config: RunConfig, history: History) -> str:
     """Describe how the settings and events of a run contradict each other; else return "".
 
     A run that has begun to train had a network, even if today's libraries no longer have it. Its
@@ -460,7 +460,7 @@ def _contradiction(config: RunConfig, history: History) -> str:
         try:
             check_backbone_name(config.backbone)
         except ConfigError as error:
-            return _unreadable(error)
+            return _describe_config_error(error)
         return ""
     for name, value in (
         ("backbone", config.backbone),
@@ -482,7 +482,7 @@ def _contradiction(config: RunConfig, history: History) -> str:
     return ""
 
 
-def _status(history: History) -> Status:
+def _determine_status(history: History) -> Status:
     locked = False
     if history.refresh().end is None:
         # Read the events again after probing the lock: a run that ends in between is then seen as
@@ -501,4 +501,4 @@ def _status(history: History) -> Status:
         return "interrupted"
     if not history.begun:
         return "queued"
-    return "waiting" if history.waits_for_device else "running"
+    return "waiting" if history.is_waiting_for_device else "running"

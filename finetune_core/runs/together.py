@@ -20,10 +20,10 @@ from finetune_core.runs.remote import (
     LOOK,
     RemoteRun,
     Row,
-    followed,
-    handed_over,
-    plain_row,
+    follow_events,
+    hand_over,
     raise_problem,
+    run_to_row,
 )
 from finetune_core.training.events import Event, RunFailed
 
@@ -34,7 +34,7 @@ _LOST = (
 )
 
 
-def execute_together(
+def execute_on_devices(
     reservation: Reservation, roots: Sequence[Path] = ()
 ) -> Generator[Event, None, None]:
     """Train a run to its end on ``reservation.devices`` devices.
@@ -50,13 +50,13 @@ def execute_together(
     lines.new()
     try:
         run, task = (
-            handed_over(reservation, roots, has_device=False),
+            hand_over(reservation, roots, has_device=False),
             f"{run_dir.name}-{secrets.token_hex(4)}",
         )
         with RankProcesses(run, task, reservation.devices) as processes:
-            found = yield from followed(lines, lambda: processes.outcome(LOOK))
+            found = yield from follow_events(lines, lambda: processes.outcome(LOOK))
         # No rank has claimed the run, so none has written the failure.
-        if "problem" in found and reservation.lock.holds():
+        if "problem" in found and reservation.lock.is_held():
             append_event(run_dir, RunFailed(found["problem"], ""))
         raise_problem(found, f"the run {run_dir.name}")
     finally:
@@ -68,8 +68,8 @@ class RankProcesses:
 
     def __init__(self, run: RemoteRun, task: str, devices: int) -> None:
         self._answer = tempfile.TemporaryFile()  # noqa: SIM115  closed with the block
-        # Import from the project, not from the working directory, where a person may have files with
-        # the names of modules. The directory stays: paths of the run may be relative to it.
+        # Import from the project, not from the working directory, where a person may have files
+        # with names of modules. The directory stays: paths of the run may be relative to it.
         paths = {
             "PYTHONSAFEPATH": "1",
             "PYTHONPATH": os.pathsep.join(
@@ -82,7 +82,7 @@ class RankProcesses:
                 "-m",
                 "finetune_core.runs.launch",
                 str(devices),
-                json.dumps(plain_row(run)),
+                json.dumps(run_to_row(run)),
                 task,
             ],
             env=os.environ | paths,

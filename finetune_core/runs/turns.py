@@ -10,7 +10,7 @@ from finetune_core.training.events import Event, Progress, RunStopped
 from finetune_core.training.loop import StopRequested
 
 
-def in_turn(
+def wait_for_turn(
     events: Generator[Event, None, None], device: str
 ) -> Generator[Event | None, None, None]:
     """Wait for the device, then yield the run's events.

@@ -81,11 +81,15 @@ class Worker:
                     one
                     for queue in self._queues.values()
                     for one in queue.all()
-                    if one.config == config and _belongs_to(one, owner)
+                    if one.config == config and _is_owned_by(one, owner)
                 ),
                 None,
             )
-            return same.run_id if same else self._put(self._created(config, owner, devices), config)
+            return (
+                same.run_id
+                if same
+                else self._enqueue(self._create_run(config, owner, devices), config)
+            )
 
     def resume(self, run_id: str, devices: int = 1) -> None:
         """Queue a run that had ended, or was cut off, to go on.
@@ -103,7 +107,7 @@ class Worker:
             if is_there(run_dir / CONFIG_FILE):  # else reopen_run reports the error
                 self.executor.check(make_config(read_config(run_dir / CONFIG_FILE)), devices)
             reservation = reopen_run(run_dir, elsewhere=self.executor.elsewhere, devices=devices)
-            self._put(reservation, make_config(read_config(run_dir / CONFIG_FILE)))
+            self._enqueue(reservation, make_config(read_config(run_dir / CONFIG_FILE)))
 
     def waiting(self, run_id: str) -> tuple[int, int] | None:
         """Return the position of a run in its queue, from 1, and the number of waiting runs.
@@ -147,14 +151,14 @@ class Worker:
             RunError: if the run no longer waits, or the request cannot be written to its directory.
         """
         with self._changed:
-            queued = self._waiting(run_id)
+            queued = self._find_waiting(run_id)
             if queued is None:
                 raise RunError(
                     f"The run {run_id} does not wait any more, so it was not cancelled. "
                     "If it trains, stop it."
                 )
-            self._leave(queued, pause=False)
-        _end(queued.reservation)
+            self._dequeue(queued, pause=False)
+        _record_stop(queued.reservation)
 
     def stop(self, run_id: str, *, pause: bool = False) -> None:
         """Stop or pause a run, wherever it is.
@@ -165,15 +169,15 @@ class Worker:
             RunError: if the request cannot be written to the run directory.
         """
         with self._changed:
-            queued = self._waiting(run_id)
+            queued = self._find_waiting(run_id)
             if queued:
-                self._leave(queued, pause=pause)
+                self._dequeue(queued, pause=pause)
         if queued:
-            _end(queued.reservation)
+            _record_stop(queued.reservation)
         else:
             request_stop(self.runs_dir / run_id, pause=pause)
 
-    def _waiting(self, run_id: str) -> "_Queued | None":
+    def _find_waiting(self, run_id: str) -> "_Queued | None":
         return next(
             (
                 one
@@ -184,7 +188,7 @@ class Worker:
             None,
         )
 
-    def _leave(self, queued: "_Queued", *, pause: bool) -> None:
+    def _dequeue(self, queued: "_Queued", *, pause: bool) -> None:
         """Take a run out of its queue, once the request to stop it is written.
 
         If the request cannot be written, the run still waits.
@@ -193,20 +197,20 @@ class Worker:
         for queue in self._queues.values():
             queue.waiting = [one for one in queue.waiting if one is not queued]
 
-    def _created(self, config: RunConfig, owner: str, devices: int) -> Reservation:
+    def _create_run(self, config: RunConfig, owner: str, devices: int) -> Reservation:
         return create_run(
             config, self.runs_dir, owner, elsewhere=self.executor.elsewhere, devices=devices
         )
 
-    def _put(self, reservation: Reservation, config: RunConfig) -> str:
-        name = self.executor.queue_of(config)
+    def _enqueue(self, reservation: Reservation, config: RunConfig) -> str:
+        name = self.executor.queue_name(config)
         queue = self._queues.setdefault(name, _Queue())
         queue.waiting.append(_Queued(reservation, config))
-        self._hire(name, queue)
+        self._start_threads(name, queue)
         self._changed.notify_all()
         return reservation.run_dir.name
 
-    def _hire(self, name: str, queue: "_Queue") -> None:
+    def _start_threads(self, name: str, queue: "_Queue") -> None:
         """Start a thread for each slot that there is work for.
 
         If the executor can get more slots, one more thread waits for them.
@@ -215,28 +219,28 @@ class Worker:
         while queue.threads < min(wanted, len(queue.all())):
             queue.threads += 1
             Thread(
-                target=self._work,
+                target=self._train_queue,
                 args=(name, queue),
                 name=f"training-{name}-{queue.threads}",
                 daemon=True,
             ).start()
 
-    def _work(self, name: str, queue: "_Queue") -> None:
+    def _train_queue(self, name: str, queue: "_Queue") -> None:
         """Train runs, one after the other, while a slot is free."""
         while True:
             with self._changed:
-                while not self._has_place(name, queue):
+                while not self._has_slot(name, queue):
                     self._changed.wait(_LOOK if queue.waiting else None)
                 queued = queue.waiting.pop(0)
                 queue.training.append(queued)
-                self._hire(name, queue)
-            _drain(queued.run_id, self.executor.execute(queued.reservation, self.roots))
+                self._start_threads(name, queue)
+            _consume(queued.run_id, self.executor.execute(queued.reservation, self.roots))
             if warning := self.after(queued.reservation.run_dir):
                 log.warning("%s", warning)
             with self._changed:
                 queue.training.remove(queued)
 
-    def _has_place(self, name: str, queue: "_Queue") -> bool:
+    def _has_slot(self, name: str, queue: "_Queue") -> bool:
         """Return whether the first waiting run can train.
 
         A run that takes fewer slots does not overtake it.
@@ -244,13 +248,13 @@ class Worker:
         if not queue.waiting:
             return False
         taken = [
-            self.executor.places_of(one.reservation.devices)
+            self.executor.slots_needed(one.reservation.devices)
             for one in (*queue.training, queue.waiting[0])
         ]
         return not queue.training or sum(taken) <= self.executor.places(name)
 
 
-def _drain(run_id: str, events: Iterator[Event]) -> None:
+def _consume(run_id: str, events: Iterator[Event]) -> None:
     try:
         for _ in events:
             pass
@@ -261,12 +265,12 @@ def _drain(run_id: str, events: Iterator[Event]) -> None:
         log.exception("run %s failed", run_id)
 
 
-def _end(reservation: Reservation) -> None:
+def _record_stop(reservation: Reservation) -> None:
     """Record that a run has ended which was asked to stop before it could begin, or go on."""
-    _drain(reservation.run_dir.name, execute(replace(reservation, has_device=True)))
+    _consume(reservation.run_dir.name, execute(replace(reservation, has_device=True)))
 
 
-def _belongs_to(queued: "_Queued", owner: str) -> bool:
+def _is_owned_by(queued: "_Queued", owner: str) -> bool:
     try:
         return read_about(queued.reservation.run_dir).owner == owner
     except RunError:  # a damaged file names nobody

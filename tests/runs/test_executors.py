@@ -42,7 +42,7 @@ def test_without_ray_it_is_said_how_to_get_it(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("named", "address"), [("local", ""), ("host:6379", "host:6379")])
 def test_the_app_takes_its_executor_from_the_environment(monkeypatch, named, address):
-    monkeypatch.setattr(RayExecutor, "connect_meanwhile", lambda self: None)
+    monkeypatch.setattr(RayExecutor, "connect_in_background", lambda self: None)
     monkeypatch.setenv("THAW_RAY_ADDRESS", named)
     executor = app_executor()
     assert isinstance(executor, RayExecutor)
@@ -98,9 +98,9 @@ def test_the_page_offers_as_many_devices_as_the_largest_machine_has(machines, mo
 def test_what_runs_take_of_a_cluster_is_counted_in_gpus_where_there_are_some():
     assert [
         cluster_of((2.0, 16.0), (4.0, 64.0)).places(""),
-        cluster_of((2.0, 16.0)).places_of(2),
+        cluster_of((2.0, 16.0)).slots_needed(2),
     ] == [6, 2]
     assert [
         cluster_of((0.0, 8.0), (0.0, 16.0)).places(""),
-        cluster_of((0.0, 8.0)).places_of(2),
+        cluster_of((0.0, 8.0)).slots_needed(2),
     ] == [3, 1]

@@ -215,7 +215,7 @@ def test_what_the_nodes_do_not_see_is_said_before_anything_trains(
 
         def __exit__(self, *_): ...
 
-    monkeypatch.setattr("finetune_core.runs.ray_executor.shown", Shown)
+    monkeypatch.setattr("finetune_core.runs.ray_executor.show_storage", Shown)
     monkeypatch.setattr(executor, "_checked", set())
     reservation = create_run(ray_config(), store.runs_dir, elsewhere=True)
     with pytest.raises(RunError, match="Not every machine") as caught:

@@ -10,7 +10,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.runs.record import create_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
-from finetune_core.runs.together import execute_together
+from finetune_core.runs.together import execute_on_devices
 from finetune_core.runs.worker import Worker
 from tests.deadline import wait_until, wait_until_gone
 from tests.factories import shared_images, tiny_config
@@ -109,7 +109,7 @@ def is_of_a_run(process):
 def test_a_run_that_waits_for_its_device_is_cancelled_by_a_stop(store, device_held):
     device_held("cpu")
     reservation = create_run(together_config(), store.runs_dir, devices=2)
-    for _ in execute_together(reservation):
+    for _ in execute_on_devices(reservation):
         if store.run(reservation.run_dir.name).status == "waiting":
             request_stop(reservation.run_dir)
     assert store.run(reservation.run_dir.name).status == "cancelled"

@@ -13,7 +13,7 @@ from finetune_core.runs.log import log_lines
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
-from finetune_core.runs.turns import in_turn
+from finetune_core.runs.turns import wait_for_turn
 from finetune_core.training import device_turn, events
 from finetune_core.training.device_turn import Turn
 from finetune_core.training.lr_finder import find_rate
@@ -59,7 +59,7 @@ def test_waiting_is_a_status_and_one_line_of_the_log_however_long_it_takes(
     thread.start()
     wait_until(lambda: looks.count(False) >= 50)
     run = store.run(reservation.run_dir.name)
-    assert (run.status, run.active, run.history.waits_for_device) == ("waiting", True, True)
+    assert (run.status, run.active, run.history.is_waiting_for_device) == ("waiting", True, True)
     assert len((reservation.run_dir / "events.jsonl").read_text().splitlines()) == 1
     line.send("let go")
     thread.join()
@@ -109,7 +109,7 @@ def test_two_threads_of_a_program_take_turns(looks):
             order.append(name)
             yield events.Progress("decode", 1, 1)
 
-        list(in_turn(result(), "cpu"))
+        list(wait_for_turn(result(), "cpu"))
 
     threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
     for thread in threads:
@@ -122,7 +122,7 @@ def test_two_threads_of_a_program_take_turns(looks):
 def test_where_no_lock_can_be_written_a_run_does_not_wait(home):
     home.rmdir()
     home.write_text("a file in the folder's place")
-    assert list(in_turn(iter([events.RunReopened()]), "cpu")) == [events.RunReopened()]
+    assert list(wait_for_turn(iter([events.RunReopened()]), "cpu")) == [events.RunReopened()]
 
 
 @pytest.fixture

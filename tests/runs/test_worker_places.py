@@ -24,13 +24,13 @@ class Somewhere:
         self.free, self.going, self.let_go, self.lock = places, [], {}, Lock()
         self.taken = self.most = 0
 
-    def queue_of(self, config):
+    def queue_name(self, config):
         return "somewhere"
 
     def places(self, queue):
         return self.free
 
-    def places_of(self, devices):
+    def slots_needed(self, devices):
         return devices
 
     def check(self, config, devices):
