@@ -1,4 +1,4 @@
-"""Archives and folders from a browser: what is refused, what is imported, and what stays."""
+"""Import of archives and browser uploads: refusals, imported images, and leftovers."""
 
 import bz2
 import gzip
@@ -47,7 +47,10 @@ KINDS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.comp
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Return a home three folders down: a name that leads out of it still ends up in ``tmp_path``."""
+    """Return a home three folders down.
+
+    A name that leads out of the home still ends up in ``tmp_path``.
+    """
     folder = tmp_path / "far" / "down" / "home"
     monkeypatch.setenv("THAW_HOME", str(folder))
     return folder
@@ -81,7 +84,7 @@ def open_files(files):
 
 
 def unpack(archive, name="a.zip", *limits):
-    """Import an archive and return what it became: {path: content}."""
+    """Import an archive, and return the imported files as {path: content}."""
     return files_in(finish(import_archive(io.BytesIO(archive), name, *limits)))
 
 
@@ -141,8 +144,16 @@ def entry(
     """Describe one entry of a ZIP.
 
     Args:
-        says: lies of the directory.
-        local: lies of the entry's own header.
+        name: name of the entry.
+        content: its content.
+        method: its compression method.
+        flags: its flags.
+        mode: its Unix mode.
+        extra: its extra field.
+        packed: packed bytes in place of the packed content.
+        says: false fields of the directory.
+        local: false fields of the entry's own header.
+        offset: false offset of the entry.
     """
     raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogatepass")
     data = PACKERS.get(method, bytes)(content) if packed is None else packed
@@ -155,7 +166,7 @@ def entry(
 def zipped(
     *entries, count=None, comment=b"", comment_length=None, shift=0, span=None, disk=0, wide=None
 ):
-    """Write a ZIP of entries; the keywords are lies of its end."""
+    """Write a ZIP of entries. The keywords are false fields of its end record."""
     body, directory = io.BytesIO(), io.BytesIO()
     for one in entries:
         own, offset = one["local"], body.tell() if one["offset"] is None else one["offset"]
@@ -297,7 +308,7 @@ def zip_named(*names):
 
 
 def tar_named(*names):
-    """Write names into the header where they fit, else into a GNU header."""
+    """Write names into the header if they fit, else into a GNU header."""
     raw = map(encode, names)
     parts = (member(n) if len(n) <= 100 else long_name(n) + member("short") for n in raw)
     return b"".join(parts) + END
@@ -340,7 +351,7 @@ def zip_two(name="a.jpg", content=PIXELS, **options):
 
 
 def extra_field(length, *numbers):
-    """Write an extra field of 64-bit numbers that says how long it is."""
+    """Write an extra field of 64-bit numbers that names its own length."""
     return struct.pack(f"<2H{len(numbers)}Q", 1, length, *numbers)
 
 
@@ -357,7 +368,7 @@ def nest_entries():
 
 
 def share_content():
-    """Write a ZIP whose entries all have one and the same content, as a quoted bomb does."""
+    """Write a ZIP whose entries share one content, as a quoted bomb does."""
     quoted = ({**entry("a.jpg", offset=0), "name": b"%d.jpg" % number} for number in range(5))
     return zipped(entry("a.jpg"), *quoted)
 
@@ -672,7 +683,7 @@ def test_tar_bomb_is_refused_after_a_bounded_part_of_it(tmp_path, kind, name):
 
 @pytest.mark.parametrize("claim", [16_000_000, 1_900_000])
 def test_zip_bomb_is_refused_after_a_bounded_part_of_it(tmp_path, claim):
-    """One that is honest, and one that claims a size that would pass."""
+    """One bomb names its true size, and one a size that would pass."""
     archive = zip_one(bytes(16_000_000), says={"size": claim})
     with within_memory(12_000_000):
         assert_archive_refused(
@@ -835,7 +846,7 @@ def test_ordinary_archive_becomes_an_image_folder_whatever_its_name(home, tmp_pa
 
 
 def pipe_zip():
-    """Write a ZIP to a pipe: sizes stand behind the content."""
+    """Write a ZIP to a pipe, so that sizes follow the content."""
 
     class Pipe(io.RawIOBase):
         written = b""
@@ -872,7 +883,7 @@ def zip_with_comment_into_its_end():
 
 
 def zip_that_says_less():
-    """Write a bomb that is consistent about being none: what comes out is what it says."""
+    """Write a bomb that consistently claims to be none. Its content has the size that it names."""
     prefix = {"size": 1000, "crc": zlib.crc32(bytes(1000))}
     packed = entry("1.jpg", bytes(5_000_000), says=prefix)
     return zipped(packed, entry("2.jpg", bytes(2000), method=0, says=prefix))
@@ -965,7 +976,7 @@ def test_every_make_of_archive_is_imported_whole(make, expected):
 
 @pytest.mark.fuzz
 def test_zip_with_more_entries_than_a_short_directory_can_count_is_read():
-    """Programs that know no 64-bit fields lose the upper digits."""
+    """Programs without 64-bit fields write the number modulo 2**16."""
     entries = [entry(f"{number}.txt", b"", method=0) for number in range(0x10000)]
     assert unpack(zipped(*entries, entry("1.jpg"), count=1)) == {"1.jpg": PIXELS}
 
@@ -1219,7 +1230,7 @@ FILE_NAME = NAME | NAME.map(lambda name: name + ".jpg")
 
 
 def assert_contained(start):
-    """Run an import that writes into its own folder only, or leaves nothing and says why."""
+    """Run an import that writes only into its own folder, or leaves nothing and gives a reason."""
     with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
         home = Path(root, "far", "down", "home")
         data = home / "data"
@@ -1282,7 +1293,7 @@ def test_any_bytes_are_refused_in_words(magic, content):
     st.booleans(),
 )
 def test_any_damage_is_refused_or_harmless(suffix, changes, at_the_edges):
-    """Change bytes anywhere, or where the headers and directories are."""
+    """Change bytes anywhere, or only in headers and directories."""
     archive = bytearray(ORDINARY[suffix])
     for position, value in changes:
         if at_the_edges:

@@ -1,4 +1,4 @@
-"""Walking through folders: never beyond the readable ones, and quickly where folders are large."""
+"""Browsing never leaves the readable folders, and is quick in large ones."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is recorded with a camera: what a browser may send, where it is kept, and how it is split."""
+"""Recordings with a camera: messages of the browser, storage, and splits."""
 
 import base64
 import errno
@@ -36,7 +36,7 @@ from finetune_core.work import finish
 
 
 def jpeg(seed=0, side=64, kind="JPEG"):
-    """A picture of its own for each seed, with shapes that survive scaling."""
+    """Return a different picture for each seed, with shapes that survive scaling."""
     coarse = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(coarse).resize((side, side), Image.Resampling.BILINEAR).save(buffer, kind)
@@ -59,7 +59,7 @@ def sent(**changed):
 
 
 def press(name, class_name, pictures, recording="mugs", person=""):
-    """One press of the button, in batches as the browser sends them."""
+    """Store the frames of one press of the button, in batches as the browser sends them."""
     for start in range(0, len(pictures), 6):
         folder = store(
             Batch("a1", name, start, tuple(pictures[start : start + 6]), recording, class_name),

@@ -196,7 +196,7 @@ def test_class_may_be_named_train():
 
 
 def splits_of(data, **settings):
-    """{id: split}"""
+    """Return {id: split}."""
     table = load_dataset(data, **settings).table
     return dict(zip(table["id"], table["split"], strict=True))
 
@@ -256,14 +256,14 @@ def test_split_that_is_lost_damaged_or_cannot_be_kept_is_the_same_again(tmp_path
 
 
 def straddling(table):
-    """The groups that lie in more than one split."""
+    """Return the groups that lie in more than one split."""
     grouped = table[table["group"] != ""].groupby("group")["split"].nunique()
     return set(grouped[grouped > 1].index)
 
 
 @pytest.fixture
 def patients(tmp_path):
-    """60 images of 12 patients, of whom each has both classes, and one image of nobody."""
+    """Return 60 images of 12 patients, each in both classes, and one image without a group."""
     folder = image_folder(tmp_path / "x", {"red": 30, "blue": 31})
     for name in ("red", "blue"):
         for number, file in enumerate(sorted((folder / name).glob("*.png"))):
@@ -326,7 +326,7 @@ def test_groups_that_a_manifest_names_later_are_kept_together_from_then_on(patie
 
 @pytest.fixture
 def folder_with_copies(tmp_path):
-    """60 images, 24 of which have an exact copy or a near-duplicate beside them."""
+    """Return 60 images, 24 of which have an exact copy or a near-duplicate."""
     folder = image_folder(tmp_path / "x", {"red": 30, "blue": 30})
     for name in ("red", "blue"):
         for number in range(12):

@@ -28,7 +28,7 @@ def encoded(image, kind="PNG", **options):
 
 
 def quarters():
-    """16 × 8, a different colour in each quarter: red, green / blue, black."""
+    """Return 16 × 8 pixels with a colour per quarter: red, green / blue, black."""
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:4, :8] = (255, 0, 0)
     pixels[:4, 8:] = (0, 255, 0)

@@ -1,4 +1,7 @@
-"""Damaged images by the thousand: what comes out of the decoder is an image or an ImageError, and never a warning."""
+"""Thousands of damaged images: the decoder returns an image or raises ImageError.
+
+It never warns.
+"""
 
 import io
 import random
@@ -47,7 +50,7 @@ def encoded(image, kind, **options):
 
 
 def picture(mode):
-    """24 × 16 with something to see."""
+    """Return 24 × 16 pixels that are not uniform."""
     pixels = np.add.outer(np.arange(16) * 9, np.arange(24) * 5).astype(np.uint8)
     return Image.fromarray(np.dstack([pixels, pixels.T.reshape(16, 24), 255 - pixels])).convert(
         mode
@@ -90,7 +93,7 @@ SEEDS = seeds()
 
 
 def assert_an_image_or_an_error(content):
-    """Every reader of it gives what it promises or raises ImageError in one line."""
+    """Check that every reader returns an image, or raises ImageError in one line."""
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         # they are looked for below, where nothing of pytest's is in the way
         warnings.simplefilter("ignore")
@@ -136,7 +139,7 @@ READERS = (
 
 
 def flipped(content, source):
-    """A few bits flipped, rather in the headers than in the pixels."""
+    """Flip a few bits, more often in the headers than in the pixels."""
     damaged = bytearray(content)
     for _ in range(source.randint(1, 6)):
         position = source.randrange(
@@ -151,7 +154,7 @@ def cut(content, source):
 
 
 def spliced(content, source):
-    """A stretch of it removed, doubled, made random, or taken from another image."""
+    """Remove, double, randomise or replace a part of the content."""
     start = source.randrange(len(content))
     end = min(len(content), start + source.randint(1, 40))
     other = SEEDS[source.choice(sorted(SEEDS))]
@@ -273,7 +276,10 @@ for file in sorted(Path(sys.argv[1]).iterdir()):
 
 
 def warned(folder):
-    """The warnings that a process of its own prints while it reads every image in a folder: nothing of pytest's hides one."""
+    """Return the warnings of a process that reads every image in a folder.
+
+    In a process of its own, nothing of pytest's hides a warning.
+    """
     finished = subprocess.run(
         [sys.executable, "-W", "always", "-c", READ_ALL, str(folder)],
         capture_output=True,
@@ -284,7 +290,7 @@ def warned(folder):
 
 
 def long_exif():
-    """A tag that claims to be larger than the file."""
+    """Return a tag that claims to be larger than the file."""
     content = SEEDS["JPEG"]
     at = content.index(b"Exif\0\0") + 6 + 10
     return content[: at + 4] + struct.pack(">I", 60_000) + content[at + 8 :]

@@ -16,7 +16,7 @@ from tests.drain import drained
 
 
 def compared(files):
-    """(near sets, closeness) of image files."""
+    """Return near-duplicate sets and closeness of image files."""
     looks = [look_at(file) for file in files]
     thumbs = pd.Series([look.thumb for look in looks], dtype="object")
     content = np.array([look.content for look in looks], dtype=np.uint64)
@@ -34,7 +34,7 @@ def sets_of(files):
 
 
 def enlarged(thumbs):
-    """``squares`` of images that are known by their thumbnails only."""
+    """Return ``squares`` for images that exist only as thumbnails."""
 
     def squares(positions, side):
         for at in positions:
@@ -57,7 +57,7 @@ def sets_of_vectors(pixels, content=None):
 
 
 def photo(seed, size=(192, 128)):
-    """Light that changes slowly, and things with edges."""
+    """Draw slow changes of light, and shapes with edges."""
     random = np.random.default_rng(seed)
     image = Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8)).resize(
         size, Image.Resampling.BICUBIC
@@ -175,7 +175,7 @@ def test_equal_content_is_one_set_whatever_the_looks():
 
 
 def test_likeness_is_passed_on():
-    """a ~ b and b ~ c make one set, even where a and c alone would not."""
+    """If a ~ b and b ~ c, all three are one set, even if a and c alone would not be."""
     random = np.random.default_rng(0)
     base, change = random.normal(0, 40, (2, 432))
     steps = [128 + base + share * change for share in (0, 0.16, 0.32)]
@@ -200,7 +200,7 @@ def test_sets_do_not_depend_on_the_order_of_the_images(distinct):
 
 
 def alike(random, count, noise):
-    """Thumbnails of one scene, with noise."""
+    """Return thumbnails of one scene, with noise."""
     scene = random.integers(40, 216, 432)
     return np.clip(scene + random.normal(0, noise, (count, 432)), 0, 255)
 
@@ -210,7 +210,7 @@ def unlike(count=60):
 
 
 def test_among_many_alike_images_only_copies_that_stand_out_are_near_duplicates():
-    """Forty pictures of one scene; five of them saved twice. All are alike, but only the copies nearly equal."""
+    """Forty pictures of one scene look alike, but only five copies are nearly equal."""
     random = np.random.default_rng(0)
     scene = alike(random, 40, 5)
     pixels = [*scene, *(scene[:5] + random.normal(0, 0.7, (5, 432)))]
@@ -242,7 +242,7 @@ def test_few_moments_of_a_scene_are_near_duplicates_unless_there_is_nothing_else
     ],
 )
 def test_few_dimensions_and_few_pairs_at_a_time_lose_no_set(monkeypatch, whole, most, tile, noise):
-    """Against all products of all vectors."""
+    """The result is compared with all products of all vectors."""
     monkeypatch.setattr(duplicates, "_COMPARED_WHOLE", whole)
     monkeypatch.setattr(duplicates, "_MOST_PAIRS", most)
     monkeypatch.setattr(duplicates, "_TILE", tile)
@@ -298,7 +298,7 @@ def test_the_short_vectors_never_say_less_than_the_whole_ones():
 
 @pytest.mark.fuzz
 def test_images_of_a_fixed_camera_need_no_memory_for_all_their_pairs(monkeypatch):
-    """Every pair of 1,500 is alike: a vector for each side of each would be 4 GB."""
+    """All pairs of 1,500 images are alike. Two vectors per pair would take 4 GB."""
     monkeypatch.setattr(duplicates, "_MOST_PAIRS", 100_000)
     einsum, connected, multiplied, kept = np.einsum, duplicates._label_components, [0], []
     monkeypatch.setattr(

@@ -45,7 +45,7 @@ def ignore(kind, *paths):
 
 
 def applied(*edits):
-    """{id: (class, split)} of what is left."""
+    """Return {id: (class, split)} of the images that are left."""
     return {row[0]: tuple(row[1:]) for row in apply_edits(TABLE, edits).to_numpy().tolist()}
 
 

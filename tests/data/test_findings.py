@@ -227,7 +227,7 @@ def test_ignored_findings_are_answered_until_something_is_added():
 
 
 def rows(*given):
-    """id, class, split, letter of the content, number of the near set."""
+    """Return rows of (id, class, split, letter of the content, number of the near set)."""
     table = pd.DataFrame(given, columns=["id", "class", "split", "content", "near"])
     table["content"] = table["content"].map(ord)
     table["label"] = pd.factorize(table["class"], sort=True)[0]
@@ -306,7 +306,7 @@ CELLS = st.tuples(
     st.lists(CELLS, min_size=1, max_size=12), st.lists(st.integers(0, 3), min_size=6, max_size=6)
 )
 def test_the_actions_on_all_copies_leave_no_leak_and_no_conflict(cells, near_of):
-    """One look, every action it offers on leaks and conflicts: whatever was copied to wherever."""
+    """All proposed actions on leaks and conflicts are taken once, for any copies."""
     table = rows(
         *(
             (f"{n}", label, split, "ABCDEF"[which], near_of[which])
@@ -344,7 +344,10 @@ def test_a_set_is_a_leak_if_and_only_if_it_lies_in_two_splits(cells):
 
 
 def names_alike(*names, sizes=None):
-    """The finding on class names, in a data set of one image each, or of as many as are given."""
+    """Return the finding on class names, and the class of each image.
+
+    The data set has one image, or ``sizes``, per class.
+    """
     classes = sorted(names)
     labels = np.repeat(np.arange(len(classes)), [(sizes or {}).get(name, 1) for name in classes])
     table = pd.DataFrame(

@@ -1,4 +1,7 @@
-"""Images of one camera, which all look alike: copies are found among them, and different parts are not taken for copies."""
+"""Images of one camera, which all look alike.
+
+Copies among them are found, and different parts are not taken for copies.
+"""
 
 import numpy as np
 import pytest
@@ -48,7 +51,7 @@ def scratched(image):
 
 @pytest.mark.train
 def test_a_small_scratch_makes_it_another_part(tmp_path):
-    """Among pictures that are unlike both, so that this one place alone can tell."""
+    """All other pictures differ from both, so only the scratch can tell them apart."""
     (tmp_path / "part").mkdir()
     for number in range(30):
         blocks = Image.fromarray(np.random.default_rng(number).integers(0, 256, (6, 8), np.uint8))

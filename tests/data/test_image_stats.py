@@ -13,7 +13,7 @@ quick = settings(deadline=None, derandomize=True, database=None, max_examples=60
 
 
 def photo(size=(160, 120), seed=0):
-    """Light that changes slowly, and things with edges."""
+    """Draw slow changes of light, and shapes with edges."""
     random = np.random.default_rng(seed)
     image = Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8)).resize(
         size, Image.Resampling.BICUBIC

@@ -28,7 +28,7 @@ def index_file(data):
 
 @pytest.fixture
 def looked(monkeypatch):
-    """The names of the files that were looked at since the list was last cleared."""
+    """Names of the files that were read since the list was last cleared."""
     names = []
 
     def counted(path):
@@ -175,7 +175,7 @@ def test_a_damaged_index_is_made_again(folder, looked, damage):
 
 
 def test_damaged_tables_never_stop_a_reading(tmp_path):
-    """Any changed byte is noticed, or does no harm."""
+    """Any changed byte is noticed, or is harmless."""
     random = np.random.default_rng(0)
     table = pd.DataFrame(
         {"id": [f"red/{n}.png" for n in range(50)], "thumb": [random.bytes(50) for _ in range(50)]}
@@ -282,7 +282,7 @@ def test_what_is_broken_is_looked_at_once_too(folder, looked):
 
 
 def test_a_file_that_could_not_be_opened_is_tried_again(folder, looked, monkeypatch):
-    """A right that was given since changes neither size nor time."""
+    """Granting access changes neither size nor modification time."""
 
     def refuse(path, **settings):
         if path.name == "003.png":

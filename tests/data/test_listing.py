@@ -12,7 +12,7 @@ links = pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhe
 
 
 def listed(data, **settings):
-    """{id: (class, split)}, and the notes."""
+    """Return {id: (class, split)}, and the notes."""
     listing = list_data(data, **settings)
     files = listing.files
     return dict(

@@ -20,7 +20,7 @@ quick = settings(deadline=None, derandomize=True, database=None, max_examples=10
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a manifest from text, bytes or a table; returns its path."""
+    """Write a manifest from text, bytes or a table, and return its path."""
 
     def written(content, name="images.csv"):
         file = tmp_path / name

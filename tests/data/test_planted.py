@@ -1,4 +1,4 @@
-"""A real data set with defects of every kind planted into it, and whether the quick inspection finds them."""
+"""The quick inspection finds defects of every kind that are planted into a real data set."""
 
 import io
 import shutil
@@ -28,7 +28,7 @@ NEARLY = {
 
 
 class Planted:
-    """The digits in train/ and val/, and what was done to them."""
+    """The digits in train/ and val/, and the planted defects."""
 
     def __init__(self, folder, digits):
         self.folder = folder

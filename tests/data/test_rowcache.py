@@ -258,7 +258,7 @@ def test_old_leftovers_of_killed_processes_are_cleared_away(cache, folder, disk_
 
 
 def test_no_file_of_somebody_else_is_deleted(tmp_path, disk_only, monkeypatch):
-    """As where THAW_CACHE_DIR names a folder that holds other things, too."""
+    """THAW_CACHE_DIR may name a folder that holds other files, too."""
     monkeypatch.setenv("THAW_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("THAW_CACHE_DISK_GB", str(1.5 * ROWS.numel() * 4 / 1e9))
     names = ["annotations.json", "download.part", "table.rows", "thaw-x-00000000.rows"]
@@ -319,7 +319,7 @@ def test_tables_are_filled_by_several_threads_at_once(cache, monkeypatch):
 
 
 def rows_named_after(keys):
-    """Rows that tell whose they are: each holds nothing but its key."""
+    """Return rows that hold nothing but their key."""
     return torch.from_numpy(keys.astype(np.float32))[:, None].expand(-1, 3).contiguous()
 
 

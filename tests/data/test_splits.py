@@ -96,7 +96,7 @@ def test_another_class_does_not_change_the_split_of_the_first():
 
 
 def split_of(ids, labels, *, val=0.2, test=0.1, seed=0, **settings):
-    """{id: split}"""
+    """Return {id: split}."""
     ids, labels = pd.Series(ids, dtype="str"), pd.Series(labels)
     return dict(zip(ids, assign_splits(ids, labels, val, test, seed, **settings), strict=True))
 
@@ -112,7 +112,7 @@ def shares(split):
 
 @pytest.mark.parametrize("first", [0, 500])
 def test_images_that_are_added_move_no_others_and_the_shares_hold(first):
-    """New names sort before the old ones, or after them; a second batch is like the first."""
+    """New names sort before or after the old ones; a second batch is like the first."""
     ids = numbered(200, 300)
     split = split_of(ids, ["x"] * 100)
     for batch in (numbered(first, first + 60), numbered(first + 60, first + 200)):

@@ -1,4 +1,4 @@
-"""Whether training was long enough: planted curves of both kinds, and real runs."""
+"""Judgement whether training was long enough, on planted curves of both kinds and real runs."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ SCHEDULES = {"constant": {}, "cosine": {"schedule": "cosine", "warmup_epochs": 1
 
 
 def curve(pace, schedule, epochs, seed):
-    """Losses that fall to 0.4 like exp(-pace * training), with the noise of an epoch."""
+    """Return losses that fall to 0.4 like exp(-pace * training), with the noise of an epoch."""
     settings = {"data": "any", "epochs": epochs, **SCHEDULES[schedule]}
     spent = accumulate_rates(make_config(settings), 10, epochs)
     noise = np.random.default_rng(seed).normal(0, 0.008, epochs)

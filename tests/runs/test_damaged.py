@@ -1,4 +1,4 @@
-"""Whatever a run's folder holds, the run is named as damaged, and no other one is affected."""
+"""A run with any damage is named as damaged, and other runs are not affected."""
 
 import json
 import os
@@ -26,7 +26,7 @@ ENDED = events.EpochEnded(1, 1.0, 0.5, 1.0, 0.5, 1.0, 1.0, 2.0, 7)
 
 @pytest.fixture
 def runs(tmp_path, started, step, lines):
-    """Makes a run of one epoch; (name, events of it or their bytes) -> its folder."""
+    """Make the directory of a run of one epoch, from a name and its events or bytes."""
 
     def make(name, content=None):
         run_dir = tmp_path / "runs" / name
@@ -123,7 +123,7 @@ def line(event, **changes):
 
 
 def lined(**changes):
-    """Changes of the line that says how the run began."""
+    """Return a function that changes the RunStarted line."""
 
     def damage(path):
         first, _, rest = path.read_bytes().partition(b"\n")
@@ -344,7 +344,7 @@ def test_other_things_among_the_runs_are_no_runs(runs, tmp_path):
 
 
 def bounds_of(schema):
-    """Every number, text, list and object that a JSON schema allows without a bound."""
+    """Yield every number, text, list and object that a JSON schema allows without a bound."""
     if isinstance(schema, list):
         return [found for one in schema for found in bounds_of(one)]
     if not isinstance(schema, dict):

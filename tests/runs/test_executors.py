@@ -1,4 +1,4 @@
-"""Who trains: what can be asked for, and what is refused."""
+"""Choice of an executor, and refusals."""
 
 from types import SimpleNamespace
 
@@ -55,7 +55,7 @@ def test_the_app_trains_itself_without(monkeypatch):
 
 
 def cluster_of(*machines):
-    """An executor that is connected to machines, each with so many (GPUs, cores)."""
+    """Return an executor connected to machines with so many (GPUs, cores) each."""
     executor = RayExecutor()
     nodes = [
         {"id": str(at), "host": f"h{at}", "gpus": gpus, "cpus": cores}

@@ -1,4 +1,4 @@
-"""Finished runs that train further, as copies."""
+"""Training finished runs further, as copies."""
 
 import json
 
@@ -15,7 +15,7 @@ from tests.training.equal import check_identical
 
 
 def go_on(run, epochs):
-    """Train a finished run to ``epochs`` in all; return its copy."""
+    """Train a finished run to ``epochs`` in total, and return its copy."""
     name = extend_run(run, epochs)
     store = RunStore(run.run_dir.parent)
     assert store.run(name).status == "interrupted"

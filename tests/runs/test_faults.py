@@ -1,4 +1,4 @@
-"""Writing fails: a run says so, what was published loads, and the run can be resumed."""
+"""Failing writes: the run reports them, published files load, and the run can be resumed."""
 
 import errno
 import os
@@ -67,7 +67,7 @@ def test_a_disk_that_is_full_at_any_call_costs_nothing_that_was_there(tmp_path, 
 
 @contextmanager
 def room_for(most):
-    """Let no file become larger than that many bytes."""
+    """Limit the size of every file."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))

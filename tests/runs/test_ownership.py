@@ -1,4 +1,4 @@
-"""A run that tasks train has one owner at a time, whatever happens to processes and machines."""
+"""A run that tasks train has one owner at a time, despite failing processes and machines."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from tests.deadline import wait_until
 
 
 def elsewhere(run_dir, number=1, **changes):
-    """The owner's file of a process on another machine."""
+    """Write the owner's file of a process on another machine."""
     holder = replace(current_holder("task"), host="far", machine="far", **changes)
     (run_dir / f"owner-{number}.json").write_text(json.dumps(asdict(holder)))
     return run_dir / f"owner-{number}.json"
 
 
 def hold(run_dir, line):
-    """Own the run, in a process of its own, until it is killed."""
+    """Own the run until this process is killed."""
     owner = claim(run_dir, task="other")
     line.send(owner.number)
     line.poll(300)
@@ -33,7 +33,7 @@ def hold(run_dir, line):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The clock by which owners are stale; ``sleep`` lets it go on."""
+    """Clock by which owners become stale; ``sleep`` advances it."""
 
     class Clock:
         now, time = 0.0, staticmethod(time.time)

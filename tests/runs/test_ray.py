@@ -1,4 +1,4 @@
-"""Runs that Ray trains: on two nodes of this machine, and by a Ray of this machine's own."""
+"""Runs that Ray trains: on two nodes of this machine, and on a local Ray."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def executor(nodes):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As many as a run has on a node."""
+    """Use as many threads as a run has on a node."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -87,7 +87,7 @@ def ray_config(**changes):
 
 @pytest.fixture
 def worker(tmp_path, request):
-    """The queue of the executor that the test asks for."""
+    """Worker whose executor is the one that the test asks for."""
     names = {"executor", "local"} & {*request.fixturenames}
     return Worker(tmp_path / "runs", executor=request.getfixturevalue(*names))
 
@@ -99,14 +99,14 @@ def store(tmp_path):
 
 @pytest.fixture(scope="module")
 def local():
-    """A Ray of this machine's own; a test that ends it leaves the next one to start it anew."""
+    """Local Ray. A test that ends it leaves the next one to start it again."""
     executor = RayExecutor()
     yield executor
     executor.close()
 
 
 def listening(process):
-    """(address, port) of each of its open doors."""
+    """Return (address, port) of each port that the process listens on."""
     doors = [
         one.laddr for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN
     ]
@@ -114,7 +114,7 @@ def listening(process):
 
 
 def owner_of(run_dir):
-    """The process that has a run."""
+    """Return the holder of a run, as its owner's file names it."""
     files = sorted(run_dir.glob("owner-*.json"), key=lambda file: int(file.stem.split("-")[1]))
     return json.loads(files[-1].read_text())
 
@@ -135,7 +135,7 @@ def compare(runs, *more):
 
 
 def verdicts(result):
-    """Return what a comparison says, without what is of this machine and moment."""
+    """Return the results of a comparison that do not depend on machine and time."""
     measured = ("arm", "accuracy", "ci_low", "ci_high", "seeds")
     arms = [{name: arm[name] for name in measured if name in arm} for arm in result["arms"]]
     # Of arms that tie, a sentence on strategies names the quicker one.
@@ -235,7 +235,7 @@ def test_more_devices_than_the_largest_machine_has_are_refused_before_there_is_a
 
 
 def test_a_node_that_dies_changes_nothing(executor, nodes, worker, store):
-    """The last test of the cluster: one node is left."""
+    """The last test of the cluster, which leaves one node."""
     configs = [ray_config(epochs=LONG, seed=seed) for seed in (0, 1)]
     ids = [worker.submit(config) for config in configs]
     wait_for_epochs(store, *ids)
@@ -286,10 +286,10 @@ def test_a_local_ray_does_nothing_for_who_does_not_have_its_token(local):
 
 
 def other_rank(local, run_dir):
-    """The process of the second rank of a run: not the one that has it."""
+    """Return the process of the rank of a run that does not own it."""
     first = owner_of(run_dir)["pid"]
     family = psutil.Process(local.driver()._process.pid).children(recursive=True)
-    ranks = [one.pid for one in family if one.cmdline()[:1] == ["ray::_rank"]]
+    ranks = [one.pid for one in family if one.cmdline()[:1] == ["ray::_train_rank"]]
     assert first in ranks
     return next(pid for pid in ranks if pid != first)
 
@@ -336,7 +336,7 @@ def test_a_run_whose_ray_is_gone_is_interrupted_and_can_be_resumed(local, worker
 
 
 def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(local, store, monkeypatch):
-    """The last test of the local Ray, which ends."""
+    """The last test of the local Ray, which ends it."""
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
     before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)

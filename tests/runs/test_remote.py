@@ -1,4 +1,4 @@
-"""A task and a run's folder, without Ray: it is tried again, and the run goes on exactly."""
+"""Tasks without Ray: a task is tried again, and the run continues exactly."""
 
 import os
 import signal
@@ -23,14 +23,14 @@ from tests.training.equal import check_identical
 
 @pytest.fixture(autouse=True)
 def own_settings(monkeypatch):
-    """A task changes its process, which is this one here."""
+    """Restore the settings that a task changes in its process, which is this one."""
     monkeypatch.setattr(CACHE, "shared", False)
     monkeypatch.setenv("THAW_CACHE_DIR", "")
 
 
 @pytest.fixture
 def request_for(tmp_path, home):
-    """Make a run and its request, as the process that asks does, which is this one."""
+    """Make a run and its request, as the process that asks does."""
     owners = []
 
     def make(**changes):
@@ -48,7 +48,7 @@ def request_for(tmp_path, home):
 
 
 def die_after_an_epoch(request):
-    """Be the process of a task, which is killed when an epoch has ended."""
+    """Run a task whose process is killed after an epoch."""
     fit = record.fit
 
     def fit_until_killed(*arguments, **named):

@@ -1,4 +1,4 @@
-"""The smoothed loss of a run's batches."""
+"""Smoothed loss of a run's batches."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ PER_EPOCH, BATCH, EPOCHS = 10, 8, 20
 
 
 def rows_of(losses):
-    """StepEnded rows, as the loop tells them."""
+    """Return StepEnded rows, as the training loop writes them."""
     rows = []
     for at, _ in enumerate(losses):
         epoch, step = divmod(at, PER_EPOCH)

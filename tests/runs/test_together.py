@@ -1,4 +1,4 @@
-"""Runs that several processes of this machine train: cut off, resumed, stopped, and left alone."""
+"""Runs on several processes of this machine: cut off, resumed, stopped, and without leftovers."""
 
 import shutil
 import tempfile
@@ -66,7 +66,7 @@ def listening(processes):
 def test_a_run_that_loses_its_processes_goes_on_exactly(worker, store, tmp_path, monkeypatch):
     """A rank is killed, then the launcher, before it can clean up.
 
-    The name of the temporary folder holds a space and a letter that a URI would encode.
+    The name of the temporary folder contains a space and a letter that a URI would encode.
     """
     config = together_config(epochs=40)
     (tmp_path / "whole").mkdir()

@@ -1,4 +1,4 @@
-"""A run waits while another program uses its device, says so, and can be stopped meanwhile."""
+"""A run waits while another program uses its device, reports that, and can be stopped meanwhile."""
 
 import os
 import threading
@@ -37,7 +37,7 @@ def config():
 
 @pytest.fixture
 def looks(monkeypatch):
-    """Whether the turn had come, for each look at it, in quick succession."""
+    """Record at each look whether the turn had come, with short waits between looks."""
     found, come = [], Turn.come
 
     def noted(turn):
@@ -127,7 +127,7 @@ def test_where_no_lock_can_be_written_a_run_does_not_wait(home):
 
 @pytest.fixture
 def on_gpu(gpu, monkeypatch):
-    """What still lay on the GPU, each time that its memory was handed back."""
+    """Record what was still on the GPU each time that its memory was released."""
     left = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1)
