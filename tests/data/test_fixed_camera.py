@@ -43,7 +43,7 @@ def picture(seed):
     return Camera(LINES["parts laid by hand"], seed).picture(defect=False)
 
 
-def scratched(image):
+def scratch(image):
     image = image.copy()
     ImageDraw.Draw(image).line((150, 70, 162, 78), fill=(90, 90, 90), width=3)
     return image
@@ -59,7 +59,7 @@ def test_a_small_scratch_makes_it_another_part(tmp_path):
     for number in range(2):
         picture(number).save(tmp_path / "part" / f"{number}.png")
     (tmp_path / "part" / "0-copy.jpg").write_bytes(encoded(picture(0), quality=60))
-    scratched(picture(1)).save(tmp_path / "part" / "1-scratched.png")
+    scratch(picture(1)).save(tmp_path / "part" / "1-scratched.png")
     assert called(tmp_path) == {frozenset(("part/0.png", "part/0-copy.jpg"))}
 
 
@@ -74,7 +74,7 @@ def test_noise_is_spread_and_a_scratch_is_a_peak(seed):
         np.uint8(np.clip(gray(image) + random.normal(0, 3, (128, 128)), 0, 255)) for _ in range(2)
     ]
     assert is_same_image(*noisy)
-    other = np.uint8(np.clip(gray(scratched(image)) + random.normal(0, 3, (128, 128)), 0, 255))
+    other = np.uint8(np.clip(gray(scratch(image)) + random.normal(0, 3, (128, 128)), 0, 255))
     assert not is_same_image(noisy[0], other)
 
 

@@ -54,7 +54,7 @@ def test_the_app_trains_itself_without(monkeypatch):
     assert isinstance(app_executor(), InProcess)
 
 
-def cluster_of(*machines):
+def connect_cluster(*machines):
     """Return an executor connected to machines with so many (GPUs, cores) each."""
     executor = RayExecutor()
     nodes = [
@@ -76,7 +76,7 @@ def cluster_of(*machines):
 def test_a_run_trains_on_as_many_devices_as_the_largest_machine_has(
     machines, device, most, refused
 ):
-    executor, config = cluster_of(*machines), tiny_config(strategy="full", device=device)
+    executor, config = connect_cluster(*machines), tiny_config(strategy="full", device=device)
     executor.check(config, most)
     with pytest.raises(ConfigError, match=refused):
         executor.check(config, most + 1)
@@ -92,15 +92,15 @@ def test_a_run_trains_on_as_many_devices_as_the_largest_machine_has(
     ],
 )
 def test_the_page_offers_as_many_devices_as_the_largest_machine_has(machines, most):
-    assert cluster_of(*machines).most_devices() == most
+    assert connect_cluster(*machines).most_devices() == most
 
 
 def test_what_runs_take_of_a_cluster_is_counted_in_gpus_where_there_are_some():
     assert [
-        cluster_of((2.0, 16.0), (4.0, 64.0)).places(""),
-        cluster_of((2.0, 16.0)).slots_needed(2),
+        connect_cluster((2.0, 16.0), (4.0, 64.0)).places(""),
+        connect_cluster((2.0, 16.0)).slots_needed(2),
     ] == [6, 2]
     assert [
-        cluster_of((0.0, 8.0), (0.0, 16.0)).places(""),
-        cluster_of((0.0, 8.0)).slots_needed(2),
+        connect_cluster((0.0, 8.0), (0.0, 16.0)).places(""),
+        connect_cluster((0.0, 8.0)).slots_needed(2),
     ] == [3, 1]

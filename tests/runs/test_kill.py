@@ -36,7 +36,7 @@ def train_until(run_dir, moment):
         if passed == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def surrounded(function):
+    def surround(function):
         def call(*arguments, **named):
             pass_moment()
             result = function(*arguments, **named)
@@ -46,7 +46,7 @@ def train_until(run_dir, moment):
         return call
 
     loop.CHECKPOINT_SECONDS = 0
-    files.os.replace, files.os.fsync = surrounded(os.replace), surrounded(os.fsync)
+    files.os.replace, files.os.fsync = surround(os.replace), surround(os.fsync)
     for _ in execute(reopen_run(run_dir)):
         pass_moment()
 

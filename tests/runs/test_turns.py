@@ -40,12 +40,12 @@ def looks(monkeypatch):
     """Record at each look whether the turn had come, with short waits between looks."""
     found, come = [], Turn.come
 
-    def noted(turn):
+    def note(turn):
         found.append(come(turn))
         return found[-1]
 
     monkeypatch.setattr(device_turn, "_POLL", 0.01)
-    monkeypatch.setattr(Turn, "come", noted)
+    monkeypatch.setattr(Turn, "come", note)
     return found
 
 
