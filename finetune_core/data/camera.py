@@ -203,11 +203,13 @@ def delete(folder: Path, ids: Sequence[str]) -> None:
         DataError: if the folder cannot be written to.
     """
     with _changing, _translate_errors(folder):
-        there = {
+        existing = {
             f"{name}/{file}" for name, files in frames_by_class(folder).items() for file in files
         }
         shutil.rmtree(folder / _DELETED, ignore_errors=True)
-        _move_images([one for one in dict.fromkeys(ids) if one in there], folder, folder / _DELETED)
+        _move_images(
+            [one for one in dict.fromkeys(ids) if one in existing], folder, folder / _DELETED
+        )
         _write_manifest(folder)
 
 

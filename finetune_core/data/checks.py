@@ -338,7 +338,7 @@ def _find_leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) ->
     ]
     copied = "copied" if exact else "possibly copied"
     message = f"{things(len(sets), 'image')} {copied} across splits. {'; '.join(inflated)}."
-    gone = (
+    proposed = (
         rows[rows["split"] != last]
         if exact
         else evaluated.sort_values(["closeness", "id"], ascending=[False, True])
@@ -349,8 +349,8 @@ def _find_leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) ->
         kind,
         "error" if exact else "warning",
         message,
-        len(gone),
-        tuple(gone["id"]),
+        len(proposed),
+        tuple(proposed["id"]),
         sets=sets,
         to=to,
         notes=notes,

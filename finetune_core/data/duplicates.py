@@ -226,6 +226,7 @@ class _ConnectingPairs:
         )
 
     def add(self, pairs: np.ndarray, _: np.ndarray) -> None:
+        """Add pairs, and drop those that connect nothing new once there are many."""
         if len(pairs) > sum(_TILE):
             images, pairs = np.unique(pairs, return_inverse=True)
             pairs = images[_reduce_pairs(pairs.reshape(-1, 2), len(images))]
@@ -240,6 +241,7 @@ class _ConnectingPairs:
         self._pairs, self._new = [_reduce_pairs(pairs, self._count)], 0
 
     def found(self) -> Found:
+        """Return the pairs, with a similarity of 1 each."""
         pairs = np.concatenate(self._pairs)
         return pairs, np.ones(len(pairs), dtype=np.float32)
 
@@ -253,9 +255,11 @@ class _ClosestPairs:
         self._count = 0
 
     def is_connected(self, left: np.ndarray, right: np.ndarray) -> bool:
+        """Return False, because every pair counts."""
         return False
 
     def add(self, pairs: np.ndarray, likeness: np.ndarray) -> None:
+        """Add pairs, and drop the less similar half once there are too many."""
         self._pairs.append(pairs)
         self._likeness.append(likeness)
         self._count += len(pairs)
@@ -265,6 +269,7 @@ class _ClosestPairs:
             self._pairs, self._likeness, self._count = [held[kept]], [alike[kept]], len(kept)
 
     def found(self) -> Found:
+        """Return the pairs in order, and their similarities."""
         pairs, likeness = np.concatenate(self._pairs), np.concatenate(self._likeness)
         order = np.lexsort((pairs[:, 1], pairs[:, 0]))
         return pairs[order], likeness[order]

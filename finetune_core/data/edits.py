@@ -112,9 +112,9 @@ def remove_edits(data: str | Path, edits: Sequence[Edit]) -> None:
     change_edits(data, lambda known: _remove(known, edits))
 
 
-def _remove(known: Sequence[Edit], gone: Iterable[Edit]) -> list[Edit]:
+def _remove(known: Sequence[Edit], removed: Iterable[Edit]) -> list[Edit]:
     """Return the changes without some of them, the latest of equal ones."""
-    counts = Counter(gone)
+    counts = Counter(removed)
     left = []
     for edit in reversed(known):
         if counts[edit]:

@@ -110,6 +110,7 @@ class _LookTables:
         return self._count
 
     def add(self, look: Look) -> None:
+        """Add the statistics of one image file."""
         self._latest.append(look)
         self._count += 1
         if len(self._latest) == _AT_ONCE:

@@ -225,6 +225,7 @@ class _FileCollector:
         return pd.DataFrame(columns | sizes).astype(_COLUMNS)
 
     def add_class_folders(self, folder: Path, split: str) -> None:
+        """Collect the images in the class folders of a folder."""
         self.notes += [("no_class", self.relative(file)) for file in _list_images(folder)]
         for class_folder in _list_subfolders(folder):
             if not self._may_hold(class_folder):
@@ -261,6 +262,7 @@ class _FileCollector:
             self._changed.append(time)
 
     def relative(self, path: Path) -> str:
+        """Return the path below the root, for a message."""
         return printable(path.relative_to(self.root).as_posix())
 
 

@@ -155,8 +155,8 @@ def _max_lengths(names: pd.DataFrame) -> pd.Series:
 
 
 def _is_contradicting(table: pd.DataFrame) -> pd.Series:
-    said = table.fillna({"split": "?"}).drop_duplicates(["id", "class", "split"])
-    return table["id"].isin(said.loc[said["id"].duplicated(keep=False), "id"])
+    distinct = table.fillna({"split": "?"}).drop_duplicates(["id", "class", "split"])
+    return table["id"].isin(distinct.loc[distinct["id"].duplicated(keep=False), "id"])
 
 
 def _is_valid_name(name: str) -> bool:

@@ -193,6 +193,7 @@ class _Download(threading.Thread):
         self.abandoned = threading.Event()
 
     def run(self) -> None:
+        """Download the set, and delete what was written if nobody waits any more."""
         try:
             self.parts = _download(self.public.name, self.staging / "download")
         except Exception as error:
@@ -219,6 +220,7 @@ class _NullProgressBar:
         pass
 
     def update(self, _: int) -> None:
+        """End the download if nobody waits for it."""
         thread = threading.current_thread()
         if isinstance(thread, _Download) and thread.abandoned.is_set():
             raise _DownloadAbandoned

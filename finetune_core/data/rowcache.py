@@ -157,6 +157,7 @@ class _Contents(NamedTuple):
         )
 
     def lookup(self, keys: np.ndarray) -> "Lookup":
+        """Return the rows by position in ``keys``."""
         found = np.full((len(keys), 2), -1)
         if len(self.keys):
             position = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
@@ -337,14 +338,14 @@ class RowCache:
         with self._lock:
             if not self.shared or name not in self._tables:
                 return
-            known, there = (
+            known, files = (
                 {block.file for block in self._tables[name].blocks},
                 _list_table_files(self._folder(), name),
             )
             if None in known:
                 return
-            if known <= set(there):
-                self._read_files(name, [file for file in there if file not in known])
+            if known <= set(files):
+                self._read_files(name, [file for file in files if file not in known])
             else:
                 del self._tables[name]
 
@@ -482,16 +483,16 @@ class RowCache:
         """
         files = _list_row_files(self._folder())
         total = sum(size for _, size in files)
-        gone = set()
+        deleted = set()
         for file, size in files:
             if total <= budget:
                 break
             total -= size
-            gone.add(file)
+            deleted.add(file)
             _delete(file)
         with self._lock:
             for name, table in list(self._tables.items()):
-                if any(block.file in gone for block in table.blocks):
+                if any(block.file in deleted for block in table.blocks):
                     del self._tables[name]
 
 
@@ -504,13 +505,16 @@ class _MemoryWriter:
         self._layout, self._rows, self._done = layout, layout.empty(count), 0
 
     def write(self, rows: torch.Tensor) -> None:
+        """Append rows."""
         self._rows[self._done : self._done + len(rows)] = self._layout.laid(rows)
         self._done += len(rows)
 
     def finish(self, keys: np.ndarray) -> Block:
+        """Return the rows as a block."""
         return Block(keys, self._rows[: self._done], None, self._layout.channels_last)
 
     def discard(self) -> None:
+        """Drop the rows."""
         del self._rows
 
 
@@ -533,11 +537,13 @@ class _DiskWriter:
         self._checksum = 0
 
     def write(self, rows: torch.Tensor) -> None:
+        """Append rows, and update the checksum."""
         data = self._layout.laid(rows).view(-1).view(torch.uint8).numpy().tobytes()
         self._file.write(data)
         self._checksum = zlib.crc32(data, self._checksum)
 
     def finish(self, keys: np.ndarray) -> Block:
+        """Write the description, publish the file, and return the rows as a block, mapped."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -555,6 +561,7 @@ class _DiskWriter:
         return Block(keys, rows, self._final, self._layout.channels_last)
 
     def discard(self) -> None:
+        """Delete all files."""
         with suppress(OSError):  # closing flushes, and the disk may still be full
             self._file.close()
         self._temporary.unlink(missing_ok=True)
@@ -688,14 +695,14 @@ def _checksum(file: Path) -> int:
 
 def _read_limit(variable: str) -> int | None:
     """Return the bytes that the environment allows, or None if the variable is not set."""
-    said = os.environ.get(variable, "").strip()
+    text = os.environ.get(variable, "").strip()
     try:
-        limit = int(float(said) * 1e9) if said else None
+        limit = int(float(text) * 1e9) if text else None
     except (ValueError, OverflowError):  # words, nan; inf
         limit = -1
     if limit is not None and limit < 0:
         raise ConfigError(
-            {"cache": f"{variable} must be a number of gigabytes, 0 or more, not {said!r}"}
+            {"cache": f"{variable} must be a number of gigabytes, 0 or more, not {text!r}"}
         )
     return limit
 

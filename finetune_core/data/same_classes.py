@@ -33,8 +33,8 @@ def describe_class_difference(classes: Sequence[str], reference: Sequence[str]) 
     if list(classes) == list(reference):
         return ""
     new = [f"“{name}”" for name in classes if name not in set(reference)]
-    gone = [f"“{name}”" for name in reference if name not in set(classes)]
-    parts = [f"has {some(new)}" if new else "", f"lacks {some(gone)}" if gone else ""]
+    lacking = [f"“{name}”" for name in reference if name not in set(classes)]
+    parts = [f"has {some(new)}" if new else "", f"lacks {some(lacking)}" if lacking else ""]
     return " and ".join(filter(None, parts)) or "has the same classes in another order"
 
 
@@ -49,13 +49,13 @@ def same_classes(own: Sequence[str], theirs: Iterable[str]) -> SameClasses:
         theirs: names without repeats.
     """
     theirs = sorted(theirs)
-    here, there = Counter(map(_normalize, own)), Counter(map(_normalize, theirs))
+    own_counts, their_counts = Counter(map(_normalize, own)), Counter(map(_normalize, theirs))
     by_key = {_normalize(name): name for name in own}
     label_of = {name: label for label, name in enumerate(own)}
     respelled = {
         name: by_key[key]
         for name in theirs
-        if name not in label_of and here[key := _normalize(name)] == there[key] == 1
+        if name not in label_of and own_counts[key := _normalize(name)] == their_counts[key] == 1
     }
     labels = {
         name: label_of[respelled.get(name, name)]

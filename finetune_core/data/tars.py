@@ -81,6 +81,7 @@ class _Stream:
         self._at = 0
 
     def pieces(self, count: int) -> Pieces:
+        """Yield the next ``count`` bytes in pieces."""
         while count:
             self._fill()
             piece, self._held = self._held[:count], self._held[count:]
@@ -89,6 +90,7 @@ class _Stream:
             yield piece
 
     def take(self, count: int) -> bytes:
+        """Return the next ``count`` bytes."""
         return b"".join(self.pieces(count))
 
     def block(self) -> bytes:
@@ -97,6 +99,7 @@ class _Stream:
         return self.take(tarfile.BLOCKSIZE)
 
     def rest(self) -> Pieces:
+        """Yield the rest of the stream in pieces."""
         yield self._held
         yield from self._pieces
 
@@ -121,6 +124,11 @@ class _Packed:
         self.silent = 0
 
     def read(self, count: int = -1) -> bytes:
+        """Read packed bytes.
+
+        Raises:
+            DataError: if too many bytes in a row unpacked to nothing.
+        """
         piece = self._file.read(count)
         self.silent += len(piece)
         if self.silent > _MOST_SILENT:
@@ -139,6 +147,7 @@ class _Xz:
         self._xz = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
 
     def read(self, count: int) -> bytes:
+        """Return at most ``count`` unpacked bytes; none at the end."""
         piece = packed = b""
         while not piece:
             if self._xz.eof:

@@ -94,12 +94,14 @@ class _BlasLimit:
         self._limit: Any = None
 
     def acquire(self) -> None:
+        """Set the limit for the first user."""
         with self._lock:
             if self._users == 0:
                 self._limit = ThreadpoolController().limit(limits=1, user_api="blas")
             self._users += 1
 
     def release(self) -> None:
+        """Restore the previous state after the last user."""
         with self._lock:
             self._users -= 1
             if self._users == 0:

@@ -102,29 +102,37 @@ class InProcess:
         self._ranks = ranks
 
     def queue_name(self, config: RunConfig) -> str:
+        """Return the kind of device that the run trains on."""
         return choose_device(config.device).kind
 
     def places(self, queue: str) -> int:
+        """Return 1: runs of a queue train one after the other."""
         return 1
 
     def slots_needed(self, devices: int) -> int:
+        """Return 1, for any number of devices."""
         return 1
 
     def check(self, config: RunConfig, devices: int) -> None:
+        """Check that a run can train on so many devices of this machine."""
         check_devices(config, devices)
 
     def machines(self) -> list[int]:
+        """Return the one slot of this machine."""
         return [1]
 
     def most_devices(self) -> int:
+        """Return the number of devices of this machine that a run can train on."""
         return most_devices()
 
     def cluster(self) -> list[Machine]:
+        """Return no machine, because there is no cluster."""
         return []
 
     def execute(
         self, reservation: Reservation, roots: Sequence[Path] = ()
     ) -> Generator[Event, None, None]:
+        """Train a run in this process, or in one process per device."""
         if reservation.devices > 1:
             return execute_on_devices(reservation, roots)
         return execute(reservation, roots, self._ranks)

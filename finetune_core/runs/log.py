@@ -62,10 +62,10 @@ def log_line(row: Row) -> str:
         case "RunStarted":
             return f"{lineage_in_words(row)} {_describe_start(row)}".strip()
         case "RunPlaced":
-            gone = row["moved_from"]
+            previous = row["moved_from"]
             return (
-                f"Moved to {row['host']}: the process on {gone} that trained it is gone."
-                if gone
+                f"Moved to {row['host']}: the process on {previous} that trained it is gone."
+                if previous
                 else f"On {row['host']}."
             )
         case "RunResumed":

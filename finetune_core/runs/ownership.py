@@ -55,12 +55,12 @@ class Holder:
     released: bool = False
 
     @property
-    def is_here(self) -> bool:
+    def is_local(self) -> bool:
         """Whether the process is, or was, one of this machine."""
         return self.machine == _machine_id()
 
     @property
-    def runs(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether a process of this machine is alive.
 
         A process that has ended may be listed until its parent has collected it.
@@ -194,7 +194,7 @@ def claim(
         elif owner := _create_next_owner(run_dir, number, before, task, lost):
             break
         time.sleep(_LOOK)
-    if before and not before.is_here and not before.released:
+    if before and not before.is_local and not before.released:
         # A previous owner that was only suspended finds out within this time that it has lost the
         # run, and writes nothing more.
         time.sleep(2 * BEAT)
@@ -286,8 +286,8 @@ _seen_lock = Lock()
 def _is_alive(run_dir: Path, number: int, holder: Holder | None) -> bool:
     if not number or (holder and holder.released):
         return False
-    if holder and holder.is_here:
-        return holder.runs
+    if holder and holder.is_local:
+        return holder.is_alive
     file = _owner_file(run_dir, number)
     now = stamp(file)
     if now is None:
@@ -295,6 +295,6 @@ def _is_alive(run_dir: Path, number: int, holder: Holder | None) -> bool:
     with _seen_lock:
         if file not in _seen or _seen[file][0] != now:
             first_look = file not in _seen
-            gone = first_look and time.time() - now[2] / 1e9 > _LONG_GONE
-            _seen[file] = (now, time.monotonic() - (STALE if gone else 0.0))
+            is_dead = first_look and time.time() - now[2] / 1e9 > _LONG_GONE
+            _seen[file] = (now, time.monotonic() - (STALE if is_dead else 0.0))
         return time.monotonic() - _seen[file][1] < STALE

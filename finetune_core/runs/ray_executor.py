@@ -59,22 +59,27 @@ class RayExecutor:
         self._checked: set[tuple[str, ...]] = set()
 
     def queue_name(self, config: RunConfig) -> str:
+        """Return ``ray``: all runs wait in one queue."""
         return "ray"
 
     def places(self, queue: str) -> int:
+        """Return how many runs the cluster can train at a time, at least 1."""
         return sum(self.machines()) or 1
 
     def slots_needed(self, devices: int) -> int:
+        """Return one slot per GPU, or 1 on processors."""
         has_gpus = any(one.gpus for one in self.cluster())
         return devices if has_gpus else 1  # on processors, all ranks share one slot
 
     def check(self, config: RunConfig, devices: int) -> None:
+        """Check that a run can train on so many devices of one machine."""
         check_devices(config, devices, elsewhere=True)
         machines = self.cluster()
         if machines:  # empty before the driver has connected
             _check_devices_exist(devices, machines, gpu=_wants_gpu(config, machines))
 
     def machines(self) -> list[int]:
+        """Return how many runs each machine can train at a time."""
         nodes = self._driver.nodes if self._driver else []
         if any(node["gpus"] for node in nodes):
             return [int(node["gpus"]) for node in nodes if node["gpus"]]
@@ -82,11 +87,13 @@ class RayExecutor:
         return [int(own // min(cores)) for own in cores]
 
     def most_devices(self) -> int:
+        """Return the largest number of devices of one machine, at least 1."""
         machines = self.cluster()
         gpu = any(one.gpus for one in machines)
         return max([1, *(one.gpus if gpu else one.cores for one in machines)])
 
     def cluster(self) -> list[Machine]:
+        """Return the machines of the cluster."""
         nodes = self._driver.nodes if self._driver else []
         return [Machine(node["host"], int(node["gpus"]), int(node["cpus"])) for node in nodes]
 
@@ -276,6 +283,7 @@ class _Driver:
 
     @property
     def is_alive(self) -> bool:
+        """Whether the process is running."""
         return self._process.poll() is None
 
     def next_number(self) -> int:
@@ -405,7 +413,7 @@ def _wants_gpu(config: RunConfig, machines: Sequence[Machine]) -> bool:
     Raises:
         ConfigError: if the run needs a device that no machine of the cluster has.
     """
-    there = any(one.gpus for one in machines)
-    if config.device == "mps" or (config.device == "cuda" and not there):
+    has_gpu = any(one.gpus for one in machines)
+    if config.device == "mps" or (config.device == "cuda" and not has_gpu):
         raise ConfigError({"device": f"no machine of the cluster has {config.device}"})
-    return there and config.device != "cpu"
+    return has_gpu and config.device != "cpu"

@@ -298,11 +298,11 @@ class RunStore:
             raise RunError(f"The run in {run_dir} is damaged: {found.reason}.")
         return found
 
-    def _forget(self, there: set[Path]) -> None:
+    def _forget(self, existing: set[Path]) -> None:
         """Forget runs that were deleted."""
         with self._lock:
             for held in (self._histories, self._ended):
-                for run_dir in held.keys() - there:
+                for run_dir in held.keys() - existing:
                     if run_dir.parent == self.runs_dir:
                         del held[run_dir]
 

@@ -95,10 +95,10 @@ def test_a_process_that_has_ended_has_nothing_though_its_parent_has_not_noticed(
     child = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
     seen = psutil.Process(child.pid)
     holder = replace(current_holder(), pid=child.pid, began=seen.create_time())
-    assert holder.runs
+    assert holder.is_alive
     seen.kill()
     wait_until(lambda: seen.status() == psutil.STATUS_ZOMBIE)
-    assert not holder.runs
+    assert not holder.is_alive
     child.wait()
 
 
@@ -125,8 +125,8 @@ def test_two_that_wait_for_a_stale_owner_do_not_both_get_the_run(tmp_path, clock
     assert is_owned(tmp_path)
     clock.sleep(ownership.STALE)
     assert not is_owned(tmp_path)
-    first = ownership._take(tmp_path, 1, None, "a", lambda: None)
-    assert ownership._take(tmp_path, 1, None, "b", lambda: None) is None
+    first = ownership._create_next_owner(tmp_path, 1, None, "a", lambda: None)
+    assert ownership._create_next_owner(tmp_path, 1, None, "b", lambda: None) is None
     first.release()
 
 
