@@ -1,1 +1,5 @@
-"""A folder of images -> an indexed, split, inspected data set, and its pixels. Calls only config and errors."""
+"""Data sets: indexing, splits, inspection and pixels.
+
+A folder of images becomes an indexed, split and inspected data set. The package depends on config
+and errors only.
+"""

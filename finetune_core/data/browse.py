@@ -1,4 +1,4 @@
-"""Walking through the folders that may be read: what lies in one, and which folders below it hold images."""
+"""Browsing of the readable folders: their subfolders, and how many images each holds."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,19 +11,20 @@ from finetune_core.data.names import is_noise
 from finetune_core.data.sources import check_roots
 from finetune_core.errors import DataError
 
-_MOST_LOOKED_AT = 2_000  # entries of one subfolder, and of all that lies in it
-_MOST_IN_ALL = 50_000
+# Entries that are counted: below one subfolder, and in total.
+_MAX_ENTRIES_BELOW, _MAX_ENTRIES = 2_000, 50_000
 
 
 @dataclass(frozen=True)
 class Subfolder:
-    """A folder to go to.
+    """A subfolder that can be opened.
 
     Attributes:
-        path: links followed.
-        name: as listed.
-        images: files with an image's name in it and below, as far as they were counted.
-        counted: whether that is all of them.
+        path: the path with links resolved.
+        name: the name as listed.
+        images: the number of files with an image's name in the folder and below, as far as they
+            were counted.
+        counted: whether all of them were counted.
     """
 
     path: Path
@@ -34,13 +35,14 @@ class Subfolder:
 
 @dataclass(frozen=True)
 class FolderView:
-    """A folder that is open.
+    """An open folder.
 
     Attributes:
-        path: links followed.
-        up: the folder above it; None for one that no readable folder holds.
-        images: those directly in it.
-        subfolders: by name, without hidden ones and those that lead elsewhere.
+        path: the path with links resolved.
+        up: the parent folder; None if the parent is not readable.
+        images: the number of images directly in the folder.
+        subfolders: subfolders by name, without hidden ones and those that lead out of the readable
+            folders.
     """
 
     path: Path
@@ -50,13 +52,17 @@ class FolderView:
 
 
 def view_folder(folder: Path, roots: Sequence[Path], hidden: Sequence[Path] = ()) -> FolderView:
-    """Look into a folder. Counting ends early where folders are large; the names are complete.
+    """List a folder's subfolders and count its images.
+
+    Counting ends early in large folders. The names are complete.
 
     Args:
+        folder: the folder to open.
+        roots: the folders that may be read.
         hidden: folders that are neither opened nor listed, with all that is in them.
 
     Raises:
-        DataError: when it lies in none of the readable folders, links followed, or cannot be read.
+        DataError: if the folder, with links resolved, lies in none of the roots, or cannot be read.
     """
     check_roots(folder, roots)
     if is_within(folder, hidden):
@@ -71,14 +77,14 @@ def view_folder(folder: Path, roots: Sequence[Path], hidden: Sequence[Path] = ()
         raise DataError(f"The folder {folder} cannot be read: {error.strerror}.") from None
     up = real.parent if real.parent != real and is_within(real.parent, roots) else None
     return FolderView(
-        real, up, sum(map(_is_image, entries)), tuple(_subfolders(entries, roots, hidden))
+        real, up, sum(map(_is_image, entries)), tuple(_list_subfolders(entries, roots, hidden))
     )
 
 
-def _subfolders(
+def _list_subfolders(
     entries: Sequence[os.DirEntry[str]], roots: Sequence[Path], hidden: Sequence[Path]
 ) -> Iterator[Subfolder]:
-    left = _MOST_IN_ALL
+    left = _MAX_ENTRIES
     for entry in entries:
         if is_noise(entry.name) or printable(entry.name) != entry.name or not _is_folder(entry):
             continue
@@ -86,29 +92,35 @@ def _subfolders(
             entry.is_symlink() and not is_within(entry.path, roots)
         ):
             continue
-        most = min(left, _MOST_LOOKED_AT)
-        images, looked_at = _count(entry.path, most)
-        left -= min(looked_at, most)
-        yield Subfolder(Path(os.path.realpath(entry.path)), entry.name, images, looked_at <= most)
+        most = min(left, _MAX_ENTRIES_BELOW)
+        images, seen = _count_images(entry.path, most)
+        left -= min(seen, most)
+        yield Subfolder(Path(os.path.realpath(entry.path)), entry.name, images, seen <= most)
 
 
-def _count(folder: str, most: int) -> tuple[int, int]:
-    """(images, entries looked at) in a folder and below; links to folders are not followed. Ends beyond so many entries."""
-    images = looked_at = 0
+def _count_images(folder: str, most: int) -> tuple[int, int]:
+    """Count the images in a folder and below.
+
+    Links to folders are not followed. Counting ends after ``most`` entries.
+
+    Returns:
+        The number of images, and the number of entries seen.
+    """
+    images = seen = 0
     waiting = [folder]
     while waiting:
         try:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
-                    looked_at += 1
-                    if looked_at > most:
-                        return images, looked_at
+                    seen += 1
+                    if seen > most:
+                        return images, seen
                     images += _is_image(entry)
                     if not is_noise(entry.name) and entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
-        except OSError:  # one that may not be read holds nothing for us
+        except OSError:  # an unreadable folder counts as empty
             continue
-    return images, looked_at
+    return images, seen
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
@@ -122,5 +134,5 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # a link that points to itself
         return False

@@ -1,4 +1,8 @@
-"""Data sets recorded with a camera: ordinary image folders in Thaw's own, with a manifest that keeps a press's frames together."""
+"""Data sets recorded with a camera.
+
+They are ordinary image folders among Thaw's own. Their manifest keeps together the frames of one
+press of the record button.
+"""
 
 import csv
 import hashlib
@@ -15,7 +19,7 @@ from threading import Lock
 import pandas as pd
 
 from finetune_core.data.dataset import look_through
-from finetune_core.data.duplicates import united
+from finetune_core.data.duplicates import merge_groups
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.frames import Batch
 from finetune_core.data.limits import LIMITS, Budget
@@ -28,64 +32,69 @@ from finetune_core.work import Work
 
 CAMERA = "camera"
 MOST_OF_CLASS = 5000  # frames
-LEAST_OF_CLASS = 4  # frames: one to validate, one to test, and two to learn from
+LEAST_OF_CLASS = 4  # frames: one for validation, one for testing, and two for training
 _LONGEST_NAME = 60  # letters
 _DELETED = ".deleted"
 _FRAME = re.compile(r"(?P<press>[0-9a-z]{1,32})_(?P<number>\d{5})\.jpg")
-# of a press that is the only one of its class: where its blocks end, as shares of its time
+# A press that is the only one of its class is parted into blocks that end at these shares.
 _BLOCKS = (0.7, 0.85)
 _FORBIDDEN = re.compile('[<>:"/\\\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
+# Names that Windows reserves.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 class NotStored(DataError):
-    """Frames that could not be written: they can be, once what is in the way is gone."""
+    """Frames that could not be written, and can be once the cause is gone."""
 
 
-_changing = Lock()  # of this process: two sessions must not write over each other
+_changing = Lock()  # two sessions of this process must not overwrite each other's changes
 
 
 def recordings_folder(person: str = "") -> Path:
-    """Where data sets that were recorded with a camera are; there or not.
+    """Return the folder of the data sets recorded with a camera. It may not exist.
 
     Args:
-        person: where people sign in, each has a folder of their own.
+        person: the person, where people sign in: each has a folder of their own.
     """
     folder = data_dir() / CAMERA
     return folder / f".{hashlib.sha256(person.encode()).hexdigest()[:16]}" if person else folder
 
 
 def recordings(person: str = "") -> list[str]:
-    """The names of what was recorded before, the latest first."""
+    """Return the names of all recorded data sets, the latest first."""
     folder = recordings_folder(person)
     return sorted(
-        _subfolders(folder), key=lambda name: (folder / name).stat().st_mtime, reverse=True
+        _list_subfolders(folder), key=lambda name: (folder / name).stat().st_mtime, reverse=True
     )
 
 
 def checked_name(name: str, what: str, beside: Sequence[str] = ()) -> str:
-    """A data set's or a class's name that can be a folder's on every system.
+    """Return the name of a data set or class in a form that can be a folder's name on every system.
 
     Args:
-        what: it is the name of: ``data set``.
-        beside: the names that there are already.
+        name: the name that the person typed.
+        what: the kind of thing that is named, such as ``data set``.
+        beside: the names that exist already.
 
     Raises:
-        DataError: when it cannot.
+        DataError: if the name cannot be used.
     """
     name = unicodedata.normalize("NFC", name).strip()
-    problem = _problem(name)
+    problem = _find_problem(name)
     if problem:
         raise DataError(f"The {what} needs another name: {problem}.")
-    same = next((other for other in beside if other != name and _alike(other, name)), None)
+    same = next(
+        (other for other in beside if other != name and _is_same_ignoring_case(other, name)), None
+    )
     if same is not None:
         raise DataError(
-            f"There is a {what} “{same}” already. Write it in the same way, or choose a name that differs more."
+            f"There is a {what} “{same}” already. Write it in the same way, or choose a name that "
+            "differs more."
         )
     return name
 
 
-def _problem(name: str) -> str:
+def _find_problem(name: str) -> str:
     if not name:
         return "this one is empty"
     if _FORBIDDEN.search(name):
@@ -93,14 +102,17 @@ def _problem(name: str) -> str:
             'it becomes a folder, whose name cannot hold / \\ : * ? " < > | or control characters'
         )
     if is_noise(name) or name.endswith("."):
-        return "it becomes a folder, whose name cannot begin or end with a dot, or be one that systems use themselves"
+        return (
+            "it becomes a folder, whose name cannot begin or end with a dot, or be one that "
+            "systems use themselves"
+        )
     if _RESERVED.fullmatch(name):
         return f"“{printable_name(name)}” is reserved on Windows"
     return f"this one has more than {_LONGEST_NAME} letters" if len(name) > _LONGEST_NAME else ""
 
 
-def _alike(one: str, other: str) -> bool:
-    """Whether a file system that ignores case would take them for the same."""
+def _is_same_ignoring_case(one: str, other: str) -> bool:
+    """Return whether a file system that ignores case would take two names for the same."""
     return (
         unicodedata.normalize("NFC", one).casefold()
         == unicodedata.normalize("NFC", other).casefold()
@@ -108,39 +120,45 @@ def _alike(one: str, other: str) -> bool:
 
 
 def frames_by_class(folder: Path) -> dict[str, list[str]]:
-    """Class -> the names of its images, in the order in which they were recorded."""
+    """Return the file names of each class's images, in the order in which they were recorded."""
     found = {
         name: sorted(file.name for file in (folder / name).glob("*.jpg"))
-        for name in _subfolders(folder)
+        for name in _list_subfolders(folder)
     }
     return {name: files for name, files in found.items() if files}
 
 
 def presses(files: Sequence[str]) -> list[str]:
-    """The presses of the record button that a class's images come from; an image from elsewhere counts as one."""
-    return list(dict.fromkeys(_press_of(file) for file in files))
+    """Return the presses of the record button that a class's images come from.
+
+    An image that was not recorded counts as a press of its own.
+    """
+    return list(dict.fromkeys(_parse_press(file) for file in files))
 
 
 def store(batch: Batch, person: str = "") -> Path:
-    """Keep frames under their class, and the manifest beside them; frames that are sent again replace themselves.
+    """Store frames in the folder of their class, and update the manifest.
+
+    Frames that are sent again replace themselves.
 
     Returns:
         The data set's folder.
 
     Raises:
-        NotStored: when the disk cannot take them.
-        DataError: when a name cannot be a folder's, or there are too many.
+        NotStored: if the frames cannot be written.
+        DataError: if a name cannot be a folder's, or there are too many frames.
     """
     parent = recordings_folder(person)
     folder = parent / checked_name(batch.recording, "data set", recordings(person))
-    name = checked_name(batch.class_name, "class", _subfolders(folder))
+    name = checked_name(batch.class_name, "class", _list_subfolders(folder))
     _check_press(batch)
-    with _changing, _writing(folder):
+    with _changing, _translate_errors(folder):
         parent.mkdir(parents=True, exist_ok=True)
-        _check_room(sum(map(len, batch.frames)))
+        _check_space(sum(map(len, batch.frames)))
         if len(frames_by_class(folder).get(name, ())) + len(batch.frames) > MOST_OF_CLASS:
             raise DataError(
-                f"“{name}” has {number(MOST_OF_CLASS)} frames, which is the most. Record another class."
+                f"“{name}” has {number(MOST_OF_CLASS)} frames, which is the most. "
+                "Record another class."
             )
         _write_frames(batch, folder / name)
         _write_manifest(folder)
@@ -148,19 +166,20 @@ def store(batch: Batch, person: str = "") -> Path:
 
 
 def store_unlabelled(batch: Batch, folder: Path) -> None:
-    """Keep frames that have no class yet; frames that are sent again replace themselves.
+    """Store frames that have no class yet. Frames that are sent again replace themselves.
 
     Args:
-        folder: of these frames; it is made where it is missing.
+        batch: the frames.
+        folder: the folder of these frames; created if it is missing.
 
     Raises:
-        NotStored: when the disk cannot take them.
-        DataError: when there are too many.
+        NotStored: if the frames cannot be written.
+        DataError: if there are too many frames.
     """
     _check_press(batch)
-    with _changing, _writing(folder):
+    with _changing, _translate_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _check_room(sum(map(len, batch.frames)))
+        _check_space(sum(map(len, batch.frames)))
         if len(list(folder.iterdir())) + len(batch.frames) > MOST_OF_CLASS:
             raise DataError(
                 f"There are {number(MOST_OF_CLASS)} frames, which is the most. Label these first."
@@ -174,20 +193,23 @@ def _write_frames(batch: Batch, folder: Path) -> None:
 
 
 def delete(folder: Path, ids: Sequence[str]) -> None:
-    """Take images out of a recorded data set; ``restore`` brings the last ones back.
+    """Remove images from a recorded data set. ``restore`` brings back those of the last call.
 
     Args:
-        ids: ``class/file``; those that are not there are passed over.
+        folder: the data set's folder.
+        ids: ``class/file``; missing ones are ignored.
 
     Raises:
-        DataError: when the folder cannot be written to.
+        DataError: if the folder cannot be written to.
     """
-    with _changing, _writing(folder):
-        there = {
+    with _changing, _translate_errors(folder):
+        existing = {
             f"{name}/{file}" for name, files in frames_by_class(folder).items() for file in files
         }
         shutil.rmtree(folder / _DELETED, ignore_errors=True)
-        _move([one for one in dict.fromkeys(ids) if one in there], folder, folder / _DELETED)
+        _move_images(
+            [one for one in dict.fromkeys(ids) if one in existing], folder, folder / _DELETED
+        )
         _write_manifest(folder)
 
 
@@ -195,51 +217,58 @@ def restore(folder: Path) -> None:
     """Bring back the images that were deleted last.
 
     Raises:
-        DataError: when the folder cannot be written to.
+        DataError: if the folder cannot be written to.
     """
     deleted = folder / _DELETED
-    with _changing, _writing(folder):
+    with _changing, _translate_errors(folder):
         ids = [
             f"{name}/{file}" for name, files in frames_by_class(deleted).items() for file in files
         ]
-        _move(ids, deleted, folder)
+        _move_images(ids, deleted, folder)
         _write_manifest(folder)
 
 
 def deleted_frames(folder: Path) -> int:
-    """How many images ``restore`` would bring back."""
+    """Return the number of images that ``restore`` would bring back."""
     return sum(map(len, frames_by_class(folder / _DELETED).values()))
 
 
 def manifest_of(folder: Path) -> Path:
-    """The manifest of a recorded data set, there or not: the data set to train on."""
+    """Return the path of a recorded data set's manifest, which is the data to train on.
+
+    The manifest may not exist.
+    """
     return folder / f"{folder.name}.csv"
 
 
 def is_recording(data: str) -> bool:
-    """Whether data to train on were recorded with a camera."""
+    """Return whether data to train on were recorded with a camera."""
     return Path(data).is_relative_to(recordings_folder())
 
 
 def groups(files: Sequence[str]) -> dict[str, str]:
-    """Image -> what it stays together with in a split: those of its press. The only press of a class has to be parted all the same:
-    into three blocks in time, which touch at two places only; empty for an image from elsewhere.
+    """Return the group of each image, which a split does not part.
+
+    A group is the images of one press. If a class has a single press, it is parted all the same:
+    into three blocks in time, which touch at two places only. The group of an image that was not
+    recorded is empty.
 
     Args:
-        files: of one class, in the order in which they were recorded.
+        files: the images of one class, in the order in which they were recorded.
     """
     if len(presses(files)) > 1 or not all(_FRAME.fullmatch(file) for file in files):
-        return {file: _press_of(file) if _FRAME.fullmatch(file) else "" for file in files}
+        return {file: _parse_press(file) if _FRAME.fullmatch(file) else "" for file in files}
     ends = [round(share * len(files)) for share in _BLOCKS]
     return {
-        file: f"{_press_of(file)}.{sum(place >= end for end in ends)}"
+        file: f"{_parse_press(file)}.{sum(place >= end for end in ends)}"
         for place, file in enumerate(files)
     }
 
 
 def settle_split(folder: Path) -> Work[Path]:
-    """Look at what was recorded, and choose whether near-duplicates of several presses stay together, too: they do unless that
-    leaves a class with nothing to be evaluated on.
+    """Index a recording, and choose whether near-duplicates of different presses stay together.
+
+    They do, unless a class would then have no images to be evaluated on.
 
     Yields:
         Steps that count files, then images compared.
@@ -248,15 +277,15 @@ def settle_split(folder: Path) -> Work[Path]:
         The manifest.
 
     Raises:
-        DataError: when there is nothing to read, or the manifest cannot be written.
+        DataError: if there is nothing to read, or the manifest cannot be written.
     """
     manifest = manifest_of(folder)
-    with _changing, _writing(folder):
+    with _changing, _translate_errors(folder):
         _write_manifest(folder)  # images may have been added or deleted by hand
     seen = yield from look_through(manifest)
     table = seen.rows[seen.rows["problem"] == ""]
     apart = pd.factorize(table["group"].where(table["group"] != "", table["id"]))[0]
-    sides = pd.Series(united(apart, table["near"].to_numpy()), index=table.index)
+    sides = pd.Series(merge_groups(apart, table["near"].to_numpy()), index=table.index)
     together = not table.empty and int(sides.groupby(table["class"]).nunique().min()) > 1
     save_split(
         manifest, load_split(manifest) | {"near_duplicates": "together" if together else "apart"}
@@ -264,12 +293,12 @@ def settle_split(folder: Path) -> Work[Path]:
     return manifest
 
 
-def _press_of(file: str) -> str:
+def _parse_press(file: str) -> str:
     found = _FRAME.fullmatch(file)
     return found["press"] if found else file
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _list_subfolders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(
@@ -277,7 +306,7 @@ def _subfolders(folder: Path) -> list[str]:
     )
 
 
-def _move(ids: Sequence[str], source: Path, target: Path) -> None:
+def _move_images(ids: Sequence[str], source: Path, target: Path) -> None:
     for name, some in groupby(sorted(ids), key=lambda one: one.partition("/")[0]):
         (target / name).mkdir(parents=True, exist_ok=True)
         for one in some:
@@ -285,13 +314,13 @@ def _move(ids: Sequence[str], source: Path, target: Path) -> None:
 
 
 def _write_manifest(folder: Path) -> None:
-    rows = _manifest_rows(frames_by_class(folder))
+    rows = _make_manifest_rows(frames_by_class(folder))
     text = io.StringIO()
     csv.writer(text).writerows([("path", "label", "group"), *rows])
     write_bytes(manifest_of(folder), text.getvalue().encode())
 
 
-def _manifest_rows(found: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str, str]]:
+def _make_manifest_rows(found: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str, str]]:
     for name, files in found.items():
         of_file = groups(files)
         yield from ((f"{name}/{file}", name, of_file[file]) for file in files)
@@ -304,18 +333,19 @@ def _check_press(batch: Batch) -> None:
         )
 
 
-def _check_room(needed: int) -> None:
+def _check_space(needed: int) -> None:
     try:
-        Budget(LIMITS).foresee(needed)
+        Budget(LIMITS).check_space(needed)
     except DataError as error:
         raise NotStored(f"The latest frames are not stored: {error}") from None
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _translate_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise NotStored(
-            f"{folder} cannot be written to: {error.strerror}. Make room there, or set THAW_HOME to another folder."
+            f"{folder} cannot be written to: {error.strerror}. Make room there, or set THAW_HOME "
+            "to another folder."
         ) from None

@@ -1,4 +1,7 @@
-"""The index -> findings, without looking at a file again: files, copies, classes, light and sharpness."""
+"""Findings from the index alone: files, copies, classes, light and sharpness.
+
+No file is read again.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,14 +17,13 @@ from finetune_core.formatting import SPLIT_WORDS, percent, things
 
 _FEW = 10  # training images per class
 _MANY_TIMES = 10  # the largest class over the smallest
-_WHOLE_SET = (
-    0.25  # what a quarter of the images have is the nature of the set, not a fault of single images
-)
-# pixels of the shorter side; longer over shorter side; pixels in all
+# A property of a quarter of the images is the nature of the set, not a fault of single images.
+_WHOLE_SET = 0.25
+# Pixels of the shorter side; longer over shorter side; number of pixels.
 _TINY, _LONG, _LARGE = (32, 3.0, 25e6)
-# 95th and 5th percentile and standard deviation of the gray values, 0…255
+# 95th and 5th percentile and standard deviation of the gray levels, 0…255.
 _DARK, _BRIGHT, _PLAIN = (40, 225, 4.0)
-# below the set's median log sharpness, in robust deviations; and in itself
+# Robust deviations below the set's median log sharpness, and the sharpness itself.
 _BLUR_DEVIATIONS, _BLURRED = (5.0, 0.02)
 _FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
@@ -33,9 +35,10 @@ _FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
-_TRANSPARENT = ("RGBA", "LA", "PA", "P")  # of an ordinary PNG, WebP or GIF
+_TRANSPARENT = ("RGBA", "LA", "PA", "P")  # modes of an ordinary PNG, WebP or GIF
 _HARMLESS = ("wrong_extension", "over_large", "odd_mode", "transparent")
-_HIDING = ("extreme_aspect",)  # what the network does not see is no less of a loss in a whole set
+# These hide a part of the image from the network, which is a loss in a whole set, too.
+_HIDING = ("extreme_aspect",)
 _LEFT_OUT: dict[str, Severity] = {
     "damaged": "error",
     "unreadable": "error",
@@ -51,7 +54,12 @@ _LEFT_OUT: dict[str, Severity] = {
 
 
 def file_findings(rows: pd.DataFrame, notes: Sequence[Note]) -> Iterator[Finding]:
-    """What was left out; ``rows`` are those of the index that have a problem."""
+    """Yield findings about files that were left out.
+
+    Args:
+        rows: rows of the index that have a problem.
+        notes: files and folders that the listing left out.
+    """
     reasons = dict(zip(rows["id"], rows["reason"], strict=True))
     passed = pd.DataFrame(
         [*notes, *zip(rows["problem"], rows["id"], strict=True)], columns=["kind", "path"]
@@ -60,7 +68,7 @@ def file_findings(rows: pd.DataFrame, notes: Sequence[Note]) -> Iterator[Finding
         paths = tuple(passed.loc[passed["kind"] == kind, "path"])
         if paths:
             first = reasons.get(paths[0], paths[0])
-            message = f"{things(len(paths), _thing(kind))} left out: {first}" + (
+            message = f"{things(len(paths), _name_thing(kind))} left out: {first}" + (
                 "" if len(paths) == 1 else ", …"
             )
             yield Finding(
@@ -74,11 +82,19 @@ def file_findings(rows: pd.DataFrame, notes: Sequence[Note]) -> Iterator[Finding
 
 
 def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
-    """What single images are like; ``table`` is the data set's."""
+    """Yield findings about single images.
+
+    Args:
+        table: the table of the data set.
+    """
     shorter, longer = table[["width", "height"]].min(axis=1), table[["width", "height"]].max(axis=1)
-    sharp = _log_sharpness(table)
+    sharp = _compute_log_sharpness(table)
     found = {
-        "wrong_extension": (_misnamed(table), "are not what the extension says", table["id"]),
+        "wrong_extension": (
+            _has_wrong_extension(table),
+            "are not what the extension says",
+            table["id"],
+        ),
         "animated": (
             table["frames"] > 1,
             "have more than one frame; the first is used",
@@ -116,7 +132,11 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
             "are very bright",
             -table["low"],
         ),
-        "blurry": (_blurred(sharp, table["contrast"]), "are much less sharp than the rest", sharp),
+        "blurry": (
+            _is_blurred(sharp, table["contrast"]),
+            "are much less sharp than the rest",
+            sharp,
+        ),
     }
     for kind, (mask, words, order) in found.items():
         rows = table[np.asarray(mask)]
@@ -125,35 +145,42 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
         rows = rows.iloc[order[rows.index].argsort(kind="stable")]
         nature = len(rows) > _WHOLE_SET * len(table)
         harmless = kind in _HARMLESS or (nature and kind not in _HIDING)
-        notes = rows["format"] if kind == "wrong_extension" else _sizes(rows)
-        finding = _on_images(
+        notes = rows["format"] if kind == "wrong_extension" else _describe_sizes(rows)
+        finding = _make_image_finding(
             kind, "info" if harmless else "warning", rows["id"], words, len(table), notes
         )
         yield replace(finding, whole_set=nature)
 
 
 def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
-    """Copies and near-duplicates, across splits first: those inflate a score."""
-    # few, as a rule, of a million
+    """Yield findings about copies and near-duplicates.
+
+    Those across splits come first, because they inflate a score.
+    """
+    # Usually a few of a million images.
     alike = table[table["content"].duplicated(keep=False) | table["near"].duplicated(keep=False)]
     rank = alike["split"].map({split: number for number, split in enumerate(SPLITS)})
     ordered = alike.assign(rank=rank).sort_values(["rank", "id"])
     exact = ordered[ordered["content"].duplicated(keep=False)]
-    conflicting = _differ(exact, "content", "label")
-    yield from _conflicts(exact[conflicting])
+    conflicting = _has_other_values(exact, "content", "label")
+    yield from _find_conflicts(exact[conflicting])
     agreeing = exact[~conflicting]
-    yield from _leaks("leakage", agreeing[_differ(agreeing, "content", "split")], "content", table)
-    yield from _surplus("exact_duplicates", agreeing, "content")
-    # most confident first
+    yield from _find_leaks(
+        "leakage", agreeing[_has_other_values(agreeing, "content", "split")], "content", table
+    )
+    yield from _find_surplus("exact_duplicates", agreeing, "content")
+    # The most confident come first.
     ordered = ordered.sort_values(["rank", "closeness", "id"], ascending=[True, False, True])
-    # exact copies among them, too: they have to move with the rest
-    near = ordered[_differ(ordered, "near", "content")]
-    yield from _leaks("near_leakage", near[_differ(near, "near", "split")], "near", table)
-    yield from _surplus("near_duplicates", near[~near["content"].duplicated()], "near")
+    # Including exact copies, which have to move with the rest.
+    near = ordered[_has_other_values(ordered, "near", "content")]
+    yield from _find_leaks(
+        "near_leakage", near[_has_other_values(near, "near", "split")], "near", table
+    )
+    yield from _find_surplus("near_duplicates", near[~near["content"].duplicated()], "near")
 
 
 def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
-    """Findings from the numbers and names of the classes."""
+    """Yield findings about the sizes and names of the classes."""
     if len(classes) == 1:
         message = f"There is only one class: “{classes[0]}”. A classifier needs at least two."
         yield Finding("single_class", "error", message, 1, classes=tuple(classes))
@@ -188,37 +215,40 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
         yield Finding("few_images", "warning", message, len(few), classes=few)
     if len(training) > 1 and training.max() >= _MANY_TIMES * training.min():
         times = training.max() / training.min()
-        message = f"The largest class has {times:.0f} times the training images of the smallest: accuracy alone is misleading."
+        message = (
+            f"The largest class has {times:.0f} times the training images of the smallest: "
+            "accuracy alone is misleading."
+        )
         extremes = (
             classes[training.index[int(training.argmax())]],
             classes[training.index[int(training.argmin())]],
         )
         yield Finding("imbalance", "warning", message, len(extremes), classes=extremes)
-    yield from _similar_names(table, classes)
+    yield from _find_similar_names(table, classes)
 
 
 def some(names: Sequence[str], limit: int = 3) -> str:
-    """``a, b, c and 4 more``."""
+    """Join names as ``a, b, c and 4 more``."""
     listed = ", ".join(names[:limit])
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit:,} more"
 
 
-def _thing(kind: str) -> str:
+def _name_thing(kind: str) -> str:
     return {"no_class": "image", "empty_class": "folder", "ignored_folder": "folder"}.get(
         kind, "file"
     )
 
 
-def _misnamed(table: pd.DataFrame) -> np.ndarray:
-    """Boolean a row: whether its format has extensions, and its name none of them."""
+def _has_wrong_extension(table: pd.DataFrame) -> np.ndarray:
+    """Return which files have another extension than their format, boolean ``[n]``."""
     names, misnamed = table["id"].str.lower(), np.zeros(len(table), dtype=bool)
     for name, endings in _FORMATS.items():
         misnamed |= ((table["format"] == name) & ~names.str.endswith(endings)).to_numpy(dtype=bool)
     return misnamed
 
 
-def _sizes(rows: pd.DataFrame) -> pd.Series:
-    """In words; equal ones are one object."""
+def _describe_sizes(rows: pd.DataFrame) -> pd.Series:
+    """Return size and mode of each image as text; equal texts are one object."""
     number, kinds = (
         rows.groupby(["width", "height", "mode"], sort=False).ngroup(),
         rows[["width", "height", "mode"]].drop_duplicates(),
@@ -230,7 +260,7 @@ def _sizes(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(np.array(words, dtype=object)[number], dtype=object)
 
 
-def _on_images(
+def _make_image_finding(
     kind: str, severity: Severity, ids: pd.Series, words: str, total: int, notes: pd.Series
 ) -> Finding:
     paths = tuple(ids)
@@ -246,13 +276,16 @@ def _on_images(
     )
 
 
-def _log_sharpness(table: pd.DataFrame) -> pd.Series:
+def _compute_log_sharpness(table: pd.DataFrame) -> pd.Series:
     logs: pd.Series = np.log(table["sharpness"].clip(lower=1e-9))
     return logs
 
 
-def _blurred(sharp: pd.Series, contrast: pd.Series) -> pd.Series:
-    """Far below the median of the set, and blurred in itself: a set that is soft by nature has no blurred images."""
+def _is_blurred(sharp: pd.Series, contrast: pd.Series) -> pd.Series:
+    """Return which images are blurred: far below the median of the set, and below a fixed limit.
+
+    A set that is soft by nature has no blurred images.
+    """
     usual = sharp[contrast >= _PLAIN]
     if len(usual) < _FEW:
         return pd.Series(False, index=sharp.index)
@@ -262,19 +295,19 @@ def _blurred(sharp: pd.Series, contrast: pd.Series) -> pd.Series:
     return blurred
 
 
-def _differ(rows: pd.DataFrame, key: str, column: str) -> pd.Series:
-    """Boolean a row: whether the rows that share its key have more than one value there."""
+def _has_other_values(rows: pd.DataFrame, key: str, column: str) -> pd.Series:
+    """Return which rows share their key with rows of another value in the column, boolean."""
     return rows.groupby(key)[column].transform("nunique") > 1
 
 
-def _sets(rows: pd.DataFrame, keys: list[str]) -> tuple[tuple[str, ...], ...]:
+def _collect_sets(rows: pd.DataFrame, keys: list[str]) -> tuple[tuple[str, ...], ...]:
     return tuple(rows.groupby(keys, sort=False)["id"].agg(tuple))
 
 
-def _conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
+def _find_conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
     if rows.empty:
         return
-    sets = _sets(rows, ["content"])
+    sets = _collect_sets(rows, ["content"])
     paths = tuple(path for one in sets for path in one)
     message = (
         f"{things(len(paths), 'file')} hold {things(len(sets), 'image')} in two or more classes."
@@ -283,25 +316,29 @@ def _conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
     yield Finding("conflicting_labels", "error", message, len(paths), paths, sets=sets, notes=notes)
 
 
-def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iterator[Finding]:
-    """Sets that lie in more than one split, training first. Of exact copies those go that are trained on (validated on, where
-    the other one is for the test): the evaluated images stay what they were. Near-duplicates that are evaluated train, too; whether they
-    are duplicates is uncertain: hence a warning."""
+def _find_leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iterator[Finding]:
+    """Yield the finding about sets of copies that lie in more than one split, training first.
+
+    Exact copies are to be excluded from training, or from validation if the other copy is a test
+    image, so the evaluated images stay the same. Evaluated near-duplicates are to move to training.
+    They are a warning, because it is uncertain whether they are duplicates.
+    """
     if rows.empty:
         return
-    sets = _sets(rows, [key])
+    sets = _collect_sets(rows, [key])
     first, last = (rows.groupby(key)["split"].transform(which) for which in ("first", "last"))
     evaluated = rows[rows["split"] != first]
     exact = kind == "leakage"
     can = "can" if exact else "could"
     inflated = [
-        f"{things(count, 'image')} of {SPLIT_WORDS[str(split)].lower()}: its accuracy {can} come out up to "
-        f"{percent(count / (table['split'] == split).sum())} too high"
+        f"{things(count, 'image')} of {SPLIT_WORDS[str(split)].lower()}: "
+        f"its accuracy {can} come out up to {percent(count / (table['split'] == split).sum())} "
+        "too high"
         for split, count in evaluated["split"].value_counts().items()
     ]
     copied = "copied" if exact else "possibly copied"
     message = f"{things(len(sets), 'image')} {copied} across splits. {'; '.join(inflated)}."
-    gone = (
+    proposed = (
         rows[rows["split"] != last]
         if exact
         else evaluated.sort_values(["closeness", "id"], ascending=[False, True])
@@ -312,20 +349,20 @@ def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iter
         kind,
         "error" if exact else "warning",
         message,
-        len(gone),
-        tuple(gone["id"]),
+        len(proposed),
+        tuple(proposed["id"]),
         sets=sets,
         to=to,
         notes=notes,
     )
 
 
-def _surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
+def _find_surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
     keys = [key, "split"]
     rows = rows[rows.duplicated(keys, keep=False)]
     if rows.empty:
         return
-    sets = _sets(rows, keys)
+    sets = _collect_sets(rows, keys)
     later = rows[rows.duplicated(keys)]
     paths = tuple(
         later.sort_values(["closeness", "rank", "id"], ascending=[False, True, True])["id"]
@@ -346,8 +383,12 @@ def _surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
     )
 
 
-def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
-    """Names that are equal but for case, spaces, signs and a plural s, or that one letter tells apart (digits are meant)."""
+def _find_similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
+    """Yield the finding about class names that are nearly equal.
+
+    They differ only in case, spaces, signs and a plural s, or in one letter. Digits are meant to
+    differ.
+    """
     plain = [re.sub(r"[^\w]|_", "", name.casefold()).removesuffix("s") or name for name in classes]
     keys: dict[str, list[int]] = {}
     for label, name in enumerate(plain):
@@ -365,7 +406,7 @@ def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
             for labels in alike
             for a in labels
             for b in labels
-            if a < b and _typo(plain[a], plain[b])
+            if a < b and _is_typo(plain[a], plain[b])
         }
     )
     if not pairs:
@@ -381,7 +422,7 @@ def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
         larger[small] = max(larger.get(small, large), large, key=rank)
     to: dict[str, str] = {}
     for small, large in larger.items():
-        while large in larger:  # where that one goes itself
+        while large in larger:  # the larger class is merged into another one itself
             large = larger[large]
         to |= dict.fromkeys(table.loc[table["label"] == small, "id"], classes[large])
     names = tuple(sorted({classes[label] for pair in pairs for label in pair}))
@@ -404,8 +445,11 @@ def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
     )
 
 
-def _typo(a: str, b: str) -> bool:
-    """Equal, or one letter added, dropped or replaced; digits tell classes apart on purpose."""
+def _is_typo(a: str, b: str) -> bool:
+    """Return whether two names are equal, or one letter is added, dropped or replaced.
+
+    Digits tell classes apart on purpose.
+    """
     if re.findall(r"\d", a) != re.findall(r"\d", b):
         return False
     if len(a) == len(b):

@@ -1,4 +1,7 @@
-"""A folder or manifest -> a Dataset: one table of images with label and split, the changes made to it, and what was found."""
+"""The data set: one table of images with labels and splits, made from a folder or manifest.
+
+The person's edits are applied to the table, and the findings go with it.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,13 +16,13 @@ import pandas as pd
 from finetune_core.config import Edit, NearDuplicates
 from finetune_core.data import splits
 from finetune_core.data.checks import class_findings, copy_findings, file_findings, image_findings
-from finetune_core.data.duplicates import united
+from finetune_core.data.duplicates import merge_groups
 from finetune_core.data.edits import apply_edits, labelled_paths
 from finetune_core.data.entry import entry_folder, read_table, write_table
 from finetune_core.data.findings import Finding
 from finetune_core.data.image_paths import ImagePaths
 from finetune_core.data.index import read_index
-from finetune_core.data.listing import Listing, list_data, list_too
+from finetune_core.data.listing import Listing, extend_listing, list_data
 from finetune_core.errors import DataError
 from finetune_core.formatting import things
 from finetune_core.work import Work, finish
@@ -47,14 +50,16 @@ class Dataset:
     """An indexed, split data set.
 
     Attributes:
-        root: what ids are relative to.
-        classes: class names; a label is an index into it.
-        table: one row per usable image: ``id`` (path below root, with ``/``), ``label`` (int), ``class``, ``split``, ``group``
-            (empty: none), ``near`` (the same for near-duplicates), ``closeness`` (to the nearest of those; 1: equal), ``content`` (uint64 of the file), ``bytes``, ``width``,
-            ``height`` (pixels, as shown), ``mode``, ``format``, ``frames``, and the light and sharpness of a ``Look``.
-        findings: what was left out, and what looks wrong.
-        given_splits: whether the data say themselves which images validate.
-        edits: the changes that were applied.
+        root: the folder that ids are relative to.
+        classes: class names; a label is an index into them.
+        table: one row per usable image. ``id`` (path below root, with ``/``), ``label`` (int),
+            ``class``, ``split``, ``group`` (empty: none), ``near`` (equal for near-duplicates),
+            ``closeness`` (to the nearest of them; 1: equal), ``content`` (uint64 hash of the file),
+            ``bytes``, ``width``, ``height`` (pixels, as shown), ``mode``, ``format``, ``frames``,
+            and the light and sharpness of a ``Look``.
+        findings: what was left out, and what may be wrong.
+        given_splits: whether the data name their validation images themselves.
+        edits: the edits that were applied.
     """
 
     root: Path
@@ -65,10 +70,11 @@ class Dataset:
     edits: tuple[Edit, ...] = ()
 
     def paths(self, rows: pd.DataFrame) -> ImagePaths:
+        """Return the paths of some rows of the table."""
         return ImagePaths(self.root, rows["id"])
 
     def counts(self) -> pd.DataFrame:
-        """Images per class (rows) and split (columns, those in use)."""
+        """Return the number of images per class (rows) and split (columns, only those in use)."""
         counts = pd.crosstab(self.table["label"], self.table["split"])
         counts = counts.reindex(index=range(len(self.classes)), fill_value=0)
         counts = counts[[split for split in splits.SPLITS if split in counts.columns]]
@@ -78,13 +84,13 @@ class Dataset:
 
     @cached_property
     def split_counts(self) -> dict[str, int]:
-        """Images per split, of those in use."""
+        """Images per split, only those in use."""
         return {
             str(split): int(count) for split, count in self.table["split"].value_counts().items()
         }
 
     def manifest(self) -> pd.DataFrame:
-        """``path, label, split, group``: the data set as it stands, in the form of a manifest that Thaw reads."""
+        """Return the data set as a manifest that Thaw reads: ``path, label, split, group``."""
         table = self.table[["id", "class", "split", "group"]].rename(
             columns={"id": "path", "class": "label"}
         )
@@ -97,7 +103,7 @@ class Dataset:
 
     @property
     def unreadable(self) -> list[str]:
-        """Why each file that is not a readable image was left out, in words."""
+        """Reasons why files that are not readable images were left out, as text."""
         left_out = (
             finding
             for finding in self.findings
@@ -107,12 +113,16 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when an image is added, removed, changed, relabelled or moved to another split."""
+        """Hash of all images with their labels and splits.
+
+        The hash changes if an image is added, removed, changed, relabelled or moved to another
+        split.
+        """
         return fingerprint_of(self.table)
 
 
 def fingerprint_of(table: pd.DataFrame) -> str:
-    """16 hexadecimal digits of ``id, class, split, content``, whatever the order of the rows."""
+    """Return 16 hexadecimal digits of ``id, class, split, content``, for any order of the rows."""
     rows = table[["id", "class", "split", "content"]].sort_values("id")
     hashed = pd.util.hash_pandas_object(
         rows.astype({"id": "str", "class": "str", "split": "str"}), index=False
@@ -121,7 +131,7 @@ def fingerprint_of(table: pd.DataFrame) -> str:
 
 
 def load_dataset(data: str | Path, **settings: Any) -> Dataset:
-    """``index_dataset`` without its progress."""
+    """Load a data set: ``index_dataset`` without progress."""
     return finish(index_dataset(data, **settings))
 
 
@@ -136,17 +146,21 @@ def index_dataset(
     edits: Sequence[Edit] = (),
     roots: Sequence[Path] = (),
 ) -> Work[Dataset]:
-    """Index ``train/<class>/…`` with ``val/`` and ``test/`` where given, plain ``<class>/…``, or a manifest.
+    """Index ``train/<class>/…`` with optional ``val/`` and ``test/``, ``<class>/…``, or a manifest.
 
-    Every file is looked at once, in threads; files that cannot be decoded are left out and named in a finding.
+    Every file is read once, in threads. Files that cannot be decoded are left out, and a finding
+    names them.
 
     Args:
         data: folder or manifest.
-        val_fraction, test_fraction, split_seed: how to split where the data do not say (see ``assign_splits``).
-        groups: a pattern for file names (see ``groups_of``); a manifest's own groups go before it.
-        near_duplicates: whether a split that Thaw makes keeps them on one side.
-        edits: changes to apply.
-        roots: when given, files elsewhere are left out.
+        val_fraction: as for ``assign_splits``; used if the data have no splits.
+        test_fraction: as for ``assign_splits``; used if the data have no splits.
+        split_seed: the seed of ``assign_splits``; used if the data have no splits.
+        groups: a pattern for file names (see ``extract_groups``); a manifest's own groups take
+            precedence.
+        near_duplicates: whether a split that Thaw makes keeps near-duplicates together.
+        edits: the edits to apply.
+        roots: if given, files outside these folders are left out.
 
     Yields:
         Steps that count files, then images compared.
@@ -155,7 +169,7 @@ def index_dataset(
         The data set.
 
     Raises:
-        DataError: when there is no such folder, or nothing to train on.
+        DataError: if there is no such folder, or nothing to train on.
     """
     seen = yield from look_through(data, roots, edits=edits)
     return assemble(
@@ -172,9 +186,13 @@ def index_dataset(
 
 @dataclass(frozen=True)
 class Seen:
-    """What lies in a folder or manifest, before it is split and changed: its listing, and one row per file (see ``read_index``).
+    """Listing and index of a folder or manifest, before it is split and edited.
 
     Images that edits label are rows without a class.
+
+    Attributes:
+        listing: the files.
+        rows: one row per file (see ``read_index``).
     """
 
     listing: Listing
@@ -192,12 +210,15 @@ def look_through(
     thumbs: bool = False,
     edits: Sequence[Edit] = (),
 ) -> Work[Seen]:
-    """The first, slow half of ``index_dataset``; with the thumbnails of the images where they are asked for.
+    """Index a folder or manifest. This is the first, slow half of ``index_dataset``.
 
     Args:
-        edits: the images that they label are looked at, too.
+        data: folder or manifest.
+        roots: as for ``index_dataset``.
+        thumbs: whether to return the thumbnails of the images, too.
+        edits: the images that these edits label are indexed, too.
     """
-    listing = list_too(list_data(data, roots), list(labelled_paths(edits)), roots)
+    listing = extend_listing(list_data(data, roots), list(labelled_paths(edits)), roots)
     rows = yield from read_index(data, listing, thumbs=thumbs)
     return Seen(listing, rows)
 
@@ -213,25 +234,37 @@ def assemble(
     near_duplicates: NearDuplicates,
     edits: Sequence[Edit],
 ) -> Dataset:
-    """The second, quick half of ``index_dataset``: splits, changes, findings."""
+    """Split, edit and check the images. This is the second, quick half of ``index_dataset``.
+
+    Args:
+        data: folder or manifest.
+        seen: the result of ``look_through``.
+        val_fraction: as for ``index_dataset``.
+        test_fraction: as for ``index_dataset``.
+        split_seed: as for ``index_dataset``.
+        groups: as for ``index_dataset``.
+        near_duplicates: as for ``index_dataset``.
+        edits: as for ``index_dataset``.
+    """
     listing, rows = seen.listing, seen.rows
     broken = rows[rows["problem"] != ""]
     table = rows[rows["problem"] == ""].drop(columns="problem")
-    own = table["class"] != ""  # images that labels add have no part in the split
+    own = table["class"] != ""  # images that edits label are not part of the split
     if not own.any():
         raise DataError(
-            f"None of the {len(broken)} image files in {data} can be read; the first: {broken['reason'].iloc[0]}"
+            f"None of the {len(broken)} image files in {data} can be read; the first: "
+            f"{broken['reason'].iloc[0]}"
         )
     given = bool((table["split"] == splits.VAL).any())
     if groups:
         table["group"] = table["group"].where(
-            table["group"] != "", splits.groups_of(table["id"], groups)
+            table["group"] != "", splits.extract_groups(table["id"], groups)
         )
     rule = (val_fraction, test_fraction, split_seed, groups, near_duplicates)
     table.loc[own, "split"] = (
         table.loc[own, "split"].replace("", splits.TRAIN)
         if given
-        else _split(data, table[own], rule)
+        else _split_images(data, table[own], rule)
     )
     table = apply_edits(table, edits)
     if table.empty:
@@ -241,18 +274,18 @@ def assemble(
         table["class"].map({name: index for index, name in enumerate(classes)}).astype("int64")
     )
     table = table[[*_COLUMNS, *_SEEN]].sort_values("id", ignore_index=True)
-    _refuse_unusable(data, table, near_duplicates == "together")
+    _check_usable(data, table, near_duplicates == "together")
     return Dataset(
         listing.root,
         classes,
         table,
-        tuple(_findings(listing, broken, table, classes)),
+        tuple(_collect_findings(listing, broken, table, classes)),
         given,
         tuple(edits),
     )
 
 
-def _findings(
+def _collect_findings(
     listing: Listing, broken: pd.DataFrame, table: pd.DataFrame, classes: tuple[str, ...]
 ) -> list[Finding]:
     return [
@@ -263,13 +296,16 @@ def _findings(
     ]
 
 
-def _split(
+def _split_images(
     data: str | Path, table: pd.DataFrame, rule: tuple[float, float, int, str, str]
 ) -> pd.Series:
-    """Split what is for training; images that had a split by this rule before keep it, so that new files move none."""
+    """Return the split of each image.
+
+    Images that this rule split before keep their split, so new files move none of them.
+    """
     val_fraction, test_fraction, seed, _, near_duplicates = rule
     split = table["split"].replace("", splits.TRAIN).astype("object")
-    # the data name their training images: a test share was not asked for
+    # The data name their training images, so no test share is wanted.
     apart = bool((table["split"] != "").any())
     training = table[split == splits.TRAIN]
     file = (
@@ -284,12 +320,12 @@ def _split(
     )
     kept = known.reindex(training["id"])
     groups = training["group"].where(training["group"] != "").to_numpy()
-    # a group that was not one before
+    # Split a group again if its images were not in one split before.
     kept = kept.mask(kept.groupby(groups).transform("nunique") > 1)
     if kept.notna().all():
         split.loc[training.index] = kept.to_numpy(dtype=object)
         return split
-    # the group first, then what is nearly alike
+    # New images join their group first, then their near-duplicates.
     kept = kept.fillna(kept.groupby(groups).transform("first"))
     assigned = splits.assign_splits(
         training["id"],
@@ -306,12 +342,15 @@ def _split(
 
 
 def sides(table: pd.DataFrame, near: bool = True) -> np.ndarray:
-    """Int ``[n]``: images of the same number belong on one side of a split: those of a group, and near-duplicates where ``near``."""
+    """Return the number of each image's unit, int ``[n]``: a split keeps a unit on one side.
+
+    A unit holds the images of a group, and near-duplicates if ``near``.
+    """
     groups = np.where(table["group"] != "", pd.factorize(table["group"])[0], -1)
-    return united(groups, table["near"].to_numpy()) if near else united(groups)
+    return merge_groups(groups, table["near"].to_numpy()) if near else merge_groups(groups)
 
 
-def _refuse_unusable(data: str | Path, table: pd.DataFrame, near: bool) -> None:
+def _check_usable(data: str | Path, table: pd.DataFrame, near: bool) -> None:
     counts = table["split"].value_counts()
     if not counts.get(splits.TRAIN, 0):
         raise DataError(f"There is no training image in {data} that can be used.")
@@ -319,10 +358,11 @@ def _refuse_unusable(data: str | Path, table: pd.DataFrame, near: bool) -> None:
         of_class = pd.Series(sides(table, near)).groupby(table["class"])
         if of_class.size().max() >= 3 and of_class.nunique().max() == 1:
             raise DataError(
-                f"Every class of {data} is one group, or nothing but near-duplicates, which are kept together: none can be set aside "
-                "for validation. Name smaller groups, choose near_duplicates=apart, or add a val/ folder."
+                f"Every class of {data} is one group, or nothing but near-duplicates, which are "
+                "kept together: none can be set aside for validation. "
+                "Name smaller groups, choose near_duplicates=apart, or add a val/ folder."
             )
         raise DataError(
-            f"{data} has too few images ({things(len(table), 'image')}) to set any aside for validation: give each class at least "
-            "three, or add a val/ folder."
+            f"{data} has too few images ({things(len(table), 'image')}) to set any aside for "
+            "validation: give each class at least three, or add a val/ folder."
         )

@@ -1,4 +1,4 @@
-"""The one place that turns an image file into pixels. Every image Thaw reads goes through here."""
+"""Decoding of image files. Every image that Thaw reads is decoded here."""
 
 import io
 import warnings
@@ -31,23 +31,31 @@ EXTENSIONS = frozenset(
 )
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
-# Pillow warns from this many pixels and refuses from twice as many; a warning helps nobody, so Thaw refuses both.
+# Pillow warns above this many pixels and refuses twice as many. Thaw refuses both.
 MAX_PIXELS = 89_478_485
-# Here, for the whole process: filters that hold for a block only hold for every thread, too, and may stay for good.
+# For the whole process: a filter for one block affects every thread, too, and may stay for good.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# on damaged metadata, which is no loss
+# Pillow warns of damaged metadata, which Thaw does not need.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.init()
 
 _ORIENTATION_TAG = 0x0112
 _BACKGROUND = (255, 255, 255)
-_BARS = (128, 136, 144)  # of a thumbnail: stands off from a white page and from a dark one
+_BARS = (128, 136, 144)  # of a thumbnail: visible on a white page and on a dark one
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image's header says, without decoding it. Width and height are as shown, after EXIF orientation; 2 frames stand
-    for any more than one, of an animation or a TIFF of several pages: to count them is to go through the whole file."""
+    """Facts of an image's header, without decoding the image.
+
+    Attributes:
+        width: pixels as shown, after EXIF orientation.
+        height: pixels as shown, after EXIF orientation.
+        mode: Pillow's name of the colour mode.
+        format: Pillow's name of the file format.
+        frames: 2 stands for any number above one, of an animation or a TIFF of several pages,
+            because counting them means reading the whole file.
+    """
 
     width: int
     height: int
@@ -64,13 +72,13 @@ PADDING = (124, 116, 104)  # ImageNet's mean colour: 0 to a network with its nor
 
 @dataclass(frozen=True)
 class Resize:
-    """How an image becomes a square of pixels.
+    """The way in which an image becomes a square of pixels.
 
     Attributes:
-        side: of the square, in pixels.
+        side: side of the square, in pixels.
         interpolation: one of ``INTERPOLATIONS``.
-        fit: ``crop`` resizes the shorter side to ``side`` and cuts the centre out; ``pad`` resizes
-            the longer side and fills the rest with ``PADDING``.
+        fit: ``crop`` resizes the shorter side to ``side`` and crops the centre; ``pad`` resizes the
+            longer side and fills the rest with ``PADDING``.
     """
 
     side: int
@@ -79,42 +87,50 @@ class Resize:
 
 
 def read_header(source: Path | bytes) -> ImageHeader:
-    """Read an image's header only.
+    """Read only the header of an image.
 
     Raises:
-        ImageError: when the file is no image, has no allowed format, or claims too many pixels.
+        ImageError: if the file is no image, has a format that is not allowed, or claims too many
+            pixels.
     """
-    with _opened(source) as image:
-        return _header(image)
+    with _open_image(source) as image:
+        return _make_header(image)
 
 
 def read_image(source: Path | bytes, shorter_side: int | None = None) -> Image.Image:
-    """Decode an image to upright 8-bit RGB; transparency is laid on white, the first frame of an animation is taken.
+    """Decode an image to upright 8-bit RGB.
+
+    Transparent pixels become white. Of an animation the first frame is decoded.
 
     Args:
         source: a file, or its bytes.
-        shorter_side: when given, a JPEG may be decoded at a lower scale that is still at least this large, in pixels.
+        shorter_side: if given, a JPEG may be decoded at a lower scale that is still at least this
+            large, in pixels.
 
     Raises:
-        ImageError: when it cannot be decoded to the last row.
+        ImageError: if the image cannot be decoded to the last row.
     """
-    with _opened(source) as image:
-        return _decoded(image, shorter_side)
+    with _open_image(source) as image:
+        return _decode(image, shorter_side)
 
 
 def read_with_header(
     source: Path | bytes, shorter_side: int | None = None
 ) -> tuple[ImageHeader, Image.Image | ImageError]:
-    """What ``read_header`` and ``read_image`` give, of an image that is opened once; why it cannot be decoded in the image's place.
+    """Read header and image, opening the file once.
+
+    Returns:
+        The results of ``read_header`` and ``read_image``; in place of the image an error if it
+        cannot be decoded.
 
     Raises:
-        ImageError: as ``read_header``.
+        ImageError: as for ``read_header``.
     """
     header = None
     try:
-        with _opened(source) as image:
-            header = _header(image)
-            return header, _decoded(image, shorter_side)
+        with _open_image(source) as image:
+            header = _make_header(image)
+            return header, _decode(image, shorter_side)
     except ImageError as error:
         if header is None:
             raise
@@ -127,7 +143,7 @@ def read_square(source: Path | bytes, resize: Resize) -> np.ndarray:
     With ``fit="crop"`` this is torchvision's evaluation transform up to its last crop.
 
     Raises:
-        ImageError: when it cannot be decoded.
+        ImageError: if the image cannot be decoded.
     """
     side, how = resize.side, INTERPOLATIONS[resize.interpolation]
     image = read_image(source, side)
@@ -135,14 +151,16 @@ def read_square(source: Path | bytes, resize: Resize) -> np.ndarray:
         return np.asarray(ImageOps.fit(image, (side, side), how))
     scale = side / max(image.size)
     size = [max(1, round(length * scale)) for length in image.size]
-    return np.asarray(_center(image.resize(size, how), side, PADDING))
+    return np.asarray(_paste_centered(image.resize(size, how), side, PADDING))
 
 
 def read_scaled(source: Path | bytes, longer_side: int) -> Image.Image:
-    """An image whose longer side has ``longer_side`` pixels; those of a smaller one become squares.
+    """Read an image, and resize its longer side to ``longer_side`` pixels.
+
+    The pixels of a smaller image become squares.
 
     Raises:
-        ImageError: when it cannot be decoded.
+        ImageError: if the image cannot be decoded.
     """
     image = read_image(source, longer_side)
     image.thumbnail((longer_side, longer_side))
@@ -155,78 +173,90 @@ def read_scaled(source: Path | bytes, longer_side: int) -> Image.Image:
 
 
 def thumbnail(source: Path | bytes, side: int) -> bytes:
-    """A JPEG of ``side × side`` pixels: the whole image, letterboxed, so that thumbnails of any shape have one size.
+    """Return a JPEG of ``side × side`` pixels that shows the whole image, letterboxed.
+
+    Thumbnails of images of any shape have the same size.
 
     Raises:
-        ImageError: when it cannot be decoded.
+        ImageError: if the image cannot be decoded.
     """
     buffer = io.BytesIO()
-    _center(read_scaled(source, side), side, _BARS).save(buffer, "JPEG", quality=85)
+    _paste_centered(read_scaled(source, side), side, _BARS).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
-def _center(image: Image.Image, side: int, color: tuple[int, int, int]) -> Image.Image:
+def _paste_centered(image: Image.Image, side: int, color: tuple[int, int, int]) -> Image.Image:
     square = Image.new("RGB", (side, side), color)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
 
 
-def _header(image: Image.Image) -> ImageHeader:
+def _make_header(image: Image.Image) -> ImageHeader:
     width, height = image.size
-    if _lies_on_its_side(image):
+    if _is_rotated_by_quarter(image):
         width, height = height, width
     return ImageHeader(
         width, height, image.mode, image.format or "", 1 + getattr(image, "is_animated", False)
     )
 
 
-def _decoded(image: Image.Image, shorter_side: int | None) -> Image.Image:
+def _decode(image: Image.Image, shorter_side: int | None) -> Image.Image:
     if shorter_side is not None:
         image.draft("RGB", (shorter_side, shorter_side))
     image.load()
     return _to_rgb(ImageOps.exif_transpose(image))
 
 
-def _lies_on_its_side(image: Image.Image) -> bool:
-    """Whether its EXIF data turn it by a quarter."""
+def _is_rotated_by_quarter(image: Image.Image) -> bool:
+    """Return whether the EXIF data rotate the image by a quarter turn."""
     if image.format == "TIFF":  # Pillow gives a TIFF's size as shown
         return False
-    # Pillow decodes a whole PNG in search of EXIF data behind the pixels; a header has to be quick to read.
+    # Reading a header has to be quick, but Pillow decodes a whole PNG in search of EXIF data.
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
         return False
     return image.getexif().get(_ORIENTATION_TAG) in (5, 6, 7, 8)
 
 
 @contextmanager
-def _opened(source: Path | bytes) -> Iterator[Image.Image]:
-    """An image to be decoded. Anything raised meanwhile becomes an ImageError: on damaged bytes Pillow's plugins raise
-    nearly anything."""
+def _open_image(source: Path | bytes) -> Iterator[Image.Image]:
+    """Open an image, and turn any error of the block into an ImageError.
+
+    On damaged bytes Pillow's plugins raise nearly anything.
+    """
     try:
-        # Opened here, or Pillow would map some files into memory, and one that shrinks meanwhile would end the process.
+        # Pillow would map some files into memory if it opened them itself, and a file that shrinks
+        # meanwhile would kill the process.
         with (
             open(open_regular(source, follow=True), "rb")
             if isinstance(source, Path)
             else io.BytesIO(source) as file
         ):
-            _check_pixels(*_webp_canvas(file.read(30)))
+            _check_pixels(*_read_webp_size(file.read(30)))
             with Image.open(file, formats=FORMATS) as image:
                 _check_pixels(*image.size)
                 yield image
     except UnidentifiedImageError:
-        raise ImageError(f"{_name(source)} is not an image in a format that Thaw reads") from None
+        raise ImageError(
+            f"{_display_name(source)} is not an image in a format that Thaw reads"
+        ) from None
     except Image.DecompressionBombError:
         raise ImageError(
-            f"{_name(source)} claims more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller first"
+            f"{_display_name(source)} claims more than {MAX_PIXELS / 1e6:.0f} million pixels; "
+            "make it smaller first"
         ) from None
     except FileNotFoundError:
-        raise ImageError(f"{_name(source)} is not there") from None
+        raise ImageError(f"{_display_name(source)} is not there") from None
     except NotRegular as error:
-        raise ImageError(f"{_name(source)} is {error.strerror}, not an image file") from None
+        raise ImageError(
+            f"{_display_name(source)} is {error.strerror}, not an image file"
+        ) from None
     except Exception as error:
-        # the system's, of the file itself
+        # An error with a file name comes from the system, not from a decoder.
         if isinstance(error, OSError) and error.filename is not None:
-            raise ImageError(f"{_name(source)} cannot be opened: {error.strerror}") from None
-        raise ImageError(f"{_name(source)} is damaged or cut short: {error}") from None
+            raise ImageError(
+                f"{_display_name(source)} cannot be opened: {error.strerror}"
+            ) from None
+        raise ImageError(f"{_display_name(source)} is damaged or cut short: {error}") from None
 
 
 def _check_pixels(width: int, height: int) -> None:
@@ -234,8 +264,11 @@ def _check_pixels(width: int, height: int) -> None:
         raise Image.DecompressionBombError
 
 
-def _webp_canvas(head: bytes) -> tuple[int, int]:
-    """Width and height as a WebP file's first 30 bytes claim them, or noughts: Pillow reserves 8 bytes a pixel to open one."""
+def _read_webp_size(head: bytes) -> tuple[int, int]:
+    """Return the width and height that the first 30 bytes of a WebP file claim, or zeros.
+
+    Pillow allocates 8 bytes per pixel to open a WebP file.
+    """
 
     def bits(first: int, count: int) -> int:
         return int.from_bytes(head[20:], "little") >> first & (1 << count) - 1
@@ -251,7 +284,7 @@ def _webp_canvas(head: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _name(source: Path | bytes) -> str:
+def _display_name(source: Path | bytes) -> str:
     return source.name if isinstance(source, Path) else "The image"
 
 
@@ -267,9 +300,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _wide_to_rgb(image: Image.Image) -> Image.Image:
-    """16-bit gray keeps its top 8 bits; 32-bit and floating-point gray, which has no fixed range, is stretched to it from its
-    finite values. What is beyond them is white or black, and what is no number is black."""
-    # some of what is no number is reported when it is converted
+    """Convert 16-bit, 32-bit or floating-point gray to RGB.
+
+    16-bit gray keeps its upper 8 bits. 32-bit and floating-point gray has no fixed range, so its
+    finite values are stretched to 8 bits. Infinite values become white or black, and NaN becomes
+    black.
+    """
+    # The conversion warns of some NaNs.
     with np.errstate(invalid="ignore"):
         gray = np.asarray(image).astype(np.float64)
     gray[np.isnan(gray)] = -np.inf

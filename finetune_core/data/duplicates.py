@@ -1,4 +1,7 @@
-"""Which images are copies of each other, or nearly: candidates from small colour thumbnails, then compared as larger gray squares."""
+"""Search for images that are copies of each other, or nearly.
+
+Small colour thumbnails give candidates, which are then compared as larger gray squares.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -9,29 +12,37 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from finetune_core.data.closeness import DETAIL_SIDE, chance_pairs, distance, same_picture
+from finetune_core.data.closeness import (
+    DETAIL_SIDE,
+    distance_from_correlation,
+    fit_chance_pairs,
+    is_same_image,
+)
 from finetune_core.data.threads import in_threads, one_blas_thread
 from finetune_core.work import Step, Work
 
-# Correlation of two 12 × 12 colour thumbnails, and of two gray squares. Saving again, scaling, light and contrast stay above.
+# Correlation of two 12 × 12 colour thumbnails, and of two gray squares. Images that were saved
+# again, scaled, or changed in light and contrast stay above.
 _LIKENESS, _CLOSE = 0.985, 0.97
-# More images than that which all look alike are the nature of the set (one camera, one machine): among those, copies have to stand out.
+# More similar images than this are the nature of the set (one camera, one machine). Copies among
+# them have to be closer than chance explains.
 _LARGEST_SET, _LARGEST_SHARE = 20, 0.01
-# so many that they are that share of a small set look alike by nature, too
+# In a small set, this number and share of similar images are its nature, too.
 _SMALLEST_NATURE, _NATURE = (8, 0.25)
-_SAME = 0.003  # distance: equal pixels, but for rounding
-_PLAIN = 2.0  # gray levels: with less contrast, the thumbnail is not informative
-MOST_COMPARED = 2_000_000  # all pairs of more would take an hour
-_MOST_ALIKE = 200_000  # images that all look alike, and are compared as larger squares
-_TILE = (256, 1024)  # of the matrix of products: it stays in a core's cache
-_MOST_PAIRS = 2_000_000  # that are held: of a fixed camera's images, all pairs are alike
-_KEPT_DIRECTIONS = 31
-_COMPARED_WHOLE = 2000  # images: for no more, finding the directions takes longer than it saves
-# pixels of a gray square; where more than so many have to be held at once
+_SAME = 0.003  # distance of equal pixels after rounding
+_PLAIN = 2.0  # gray levels: a thumbnail with less contrast is not informative
+MOST_COMPARED = 2_000_000  # images: comparing all pairs of more would take an hour
+_MOST_ALIKE = 200_000  # similar images that are compared as larger squares
+_TILE = (256, 1024)  # of the matrix of products: fits a core's cache
+_MOST_PAIRS = 2_000_000  # pairs in memory: all pairs of a fixed camera's images are similar
+_NUM_DIRECTIONS = 31
+# Up to so many images, finding the main directions takes longer than it saves.
+_COMPARED_WHOLE = 2000
+# Pixels of a gray square, and above how many images the smaller side is used.
 _SIDE, _SMALL_SIDE, _MANY = (64, 32, 20_000)
 
 _ROUNDING = 1e-3
-_AT_ONCE = 10_000  # images whose vectors are held
+_AT_ONCE = 10_000  # images whose vectors are in memory
 
 Squares = Callable[[np.ndarray, int], Iterator[np.ndarray | None]]
 Vectors = Callable[[np.ndarray], np.ndarray]  # positions -> unit vectors [n, d]
@@ -41,19 +52,24 @@ Found = tuple[np.ndarray, np.ndarray]  # pairs, and how alike each is
 def near_sets(
     thumbs: pd.Series, content: np.ndarray, squares: Squares
 ) -> Work[tuple[np.ndarray, np.ndarray]]:
-    """Sets of images with equal content, or that are the same image, saved again, scaled, lighter or darker, or a moment later.
+    """Group images with equal content, and images that are nearly the same.
+
+    Nearly the same are images that were saved again, scaled, made lighter or darker, or taken a
+    moment later.
 
     Args:
-        thumbs: ``[n]`` of bytes (``Look.thumb``).
-        content: uint64 ``[n]``.
-        squares: (positions, side) -> the gray squares of those images (``gray_squares``); asked for candidates only.
+        thumbs: thumbnails as bytes (``Look.thumb``), ``[n]``.
+        content: hashes of the files, uint64 ``[n]``.
+        squares: a function (positions, side) -> gray squares of those images (``gray_squares``). It
+            is called for candidates only.
 
     Yields:
         Steps that count images compared.
 
     Returns:
-        int64 ``[n]``: for each image the position of the first image of its set; and float ``[n]``: the correlation with the image of
-        its set that it is closest to, 1 for equal content, 0 where it is alone.
+        Two arrays. For each image, the position of the first image of its set, int64 ``[n]``. For
+        each image, the correlation with the closest image of its set, float ``[n]``: 1 for equal
+        content, 0 for an image alone.
     """
     _, first, same, copies = np.unique(
         content, return_index=True, return_inverse=True, return_counts=True
@@ -61,40 +77,47 @@ def near_sets(
     closest = np.where(copies > 1, 1.0, 0.0)
     sets = np.arange(len(first))
     if 2 <= len(first) <= MOST_COMPARED:
-        pixels = _pixels(thumbs, first)
+        pixels = _stack_thumbnails(thumbs, first)
         telling = np.concatenate(
-            [_vectors(pixels[rows])[1] for rows in _portions(np.arange(len(first)))]
+            [_normalize(pixels[rows])[1] for rows in _split_rows(np.arange(len(first)))]
         )
-        pairs, _ = yield from _alike(
-            lambda rows: _vectors(pixels[rows])[0],
+        pairs, _ = yield from _find_similar_pairs(
+            lambda rows: _normalize(pixels[rows])[0],
             np.flatnonzero(telling),
             _LIKENESS,
-            partial(_Connecting, len(first)),
+            partial(_ConnectingPairs, len(first)),
         )
         del pixels
-        links, likeness = yield from _verified(_connected(pairs, len(first)), first, squares)
-        sets = _connected(links, len(first))
+        links, likeness = yield from _verify_candidates(
+            _label_components(pairs, len(first)), first, squares
+        )
+        sets = _label_components(links, len(first))
         np.maximum.at(closest, links.ravel(), likeness.repeat(2))
-    return _first_of_each(sets[same]), closest[same]
+    return _find_first_positions(sets[same]), closest[same]
 
 
-def _pixels(thumbs: pd.Series, positions: np.ndarray) -> np.ndarray:
-    """uint8 ``[n, d]``."""
+def _stack_thumbnails(thumbs: pd.Series, positions: np.ndarray) -> np.ndarray:
+    """Return the thumbnails at some positions, uint8 ``[n, d]``."""
     found = np.empty((len(positions), len(thumbs.iloc[0])), dtype=np.uint8)
-    for at in _portions(np.arange(len(positions))):
+    for at in _split_rows(np.arange(len(positions))):
         found[at] = np.frombuffer(b"".join(thumbs.iloc[positions[at]]), dtype=np.uint8).reshape(
             len(at), -1
         )
     return found
 
 
-def _portions(rows: np.ndarray) -> Iterator[np.ndarray]:
+def _split_rows(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
 
 
-def _vectors(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of thumbnails (uint8 ``[n, d]``) unit vectors, each channel without its mean (light and tint do not count), and which of them are
-    informative."""
+def _normalize(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return unit vectors of thumbnails, and which of the thumbnails are informative.
+
+    The mean of each channel is removed, so light and tint do not count.
+
+    Args:
+        pixels: uint8 ``[n, d]``.
+    """
     coloured = pixels.reshape(len(pixels), -1, 3).astype(np.float32)
     coloured -= coloured.mean(axis=1, keepdims=True)
     flat = coloured.reshape(len(pixels), -1)
@@ -102,11 +125,18 @@ def _vectors(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return flat / np.maximum(length, 1e-6), length[:, 0] / np.sqrt(flat.shape[1]) >= _PLAIN
 
 
-def _verified(candidates: np.ndarray, positions: np.ndarray, squares: Squares) -> Work[Found]:
-    """Pairs ``[m, 2]`` of the same image among candidates (int ``[n]``: the same number for what may be), and how close they are.
+def _verify_candidates(
+    candidates: np.ndarray, positions: np.ndarray, squares: Squares
+) -> Work[Found]:
+    """Compare the candidates as gray squares, and return the pairs of the same image.
 
     Args:
-        positions: ``[n]``, by which ``squares`` knows the images.
+        candidates: int ``[n]``; images of the same number are candidates.
+        positions: ``[n]``, the position that ``squares`` takes for each image.
+        squares: as for ``find_near_duplicates``.
+
+    Returns:
+        Pairs ``[m, 2]``, and their correlation.
     """
     sizes = np.bincount(candidates)
     members = np.flatnonzero((sizes[candidates] > 1) & (sizes[candidates] <= _MOST_ALIKE))
@@ -122,18 +152,22 @@ def _verified(candidates: np.ndarray, positions: np.ndarray, squares: Squares) -
     links, likeness = [np.empty((0, 2), dtype=np.int64)], [np.empty(0)]
     for rows in np.split(np.arange(len(members)), np.flatnonzero(np.diff(candidates[members])) + 1):
         if len(rows):
-            pairs, close = yield from _close(seen[rows], outstanding=len(rows) > largest)
-            kept = _same_pictures(pairs, positions[members[rows]], squares)
+            pairs, close = yield from _find_close_pairs(seen[rows], outstanding=len(rows) > largest)
+            kept = _select_same_images(pairs, positions[members[rows]], squares)
             links.append(members[rows][pairs[kept]])
             likeness.append(close[kept])
     return np.concatenate(links), np.concatenate(likeness)
 
 
-def _close(squares: np.ndarray, *, outstanding: bool) -> Work[Found]:
-    """Pairs of the squares ``[n, side, side]`` that are close, the closest first, and their correlation.
+def _find_close_pairs(squares: np.ndarray, *, outstanding: bool) -> Work[Found]:
+    """Find the close pairs among squares ``[n, side, side]``, the closest first.
 
     Args:
-        outstanding: whether they have to be closer than different images of the set come by chance.
+        squares: the squares.
+        outstanding: whether pairs have to be closer than different images of the set are by chance.
+
+    Returns:
+        Pairs ``[m, 2]``, and their correlation.
     """
     flat = squares.reshape(len(squares), -1).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
@@ -142,19 +176,22 @@ def _close(squares: np.ndarray, *, outstanding: bool) -> Work[Found]:
     rows = np.flatnonzero(length[:, 0] > 0)
     least, chance = _CLOSE, None
     if outstanding and len(rows) >= _SMALLEST_NATURE:
-        chance = chance_pairs(flat[rows])
-        least = max(least, 1 - max(chance.farthest(), _SAME) ** 2 / 2)
-    pairs, likeness = yield from _alike(flat.__getitem__, rows, least, _Closest)
+        chance = fit_chance_pairs(flat[rows])
+        least = max(least, 1 - max(chance.max_copy_distance(), _SAME) ** 2 / 2)
+    pairs, likeness = yield from _find_similar_pairs(flat.__getitem__, rows, least, _ClosestPairs)
     if chance:
-        apart = distance(likeness)
-        kept = chance.outstanding(apart) | (apart <= _SAME)
+        apart = distance_from_correlation(likeness)
+        kept = chance.is_closer_than_chance(apart) | (apart <= _SAME)
         pairs, likeness = pairs[kept], likeness[kept]
     order = np.argsort(-likeness, kind="stable")
     return pairs[order], likeness[order]
 
 
-def _same_pictures(pairs: np.ndarray, positions: np.ndarray, squares: Squares) -> np.ndarray:
-    """Which of the pairs, the closest first, are the same image in detail; those that others link already are passed over."""
+def _select_same_images(pairs: np.ndarray, positions: np.ndarray, squares: Squares) -> np.ndarray:
+    """Return which of the pairs, the closest first, are the same image in detail, boolean.
+
+    Pairs whose images other pairs connect already are skipped.
+    """
     rows, inverse = np.unique(pairs, return_inverse=True)
     details = dict(enumerate(squares(positions[rows], DETAIL_SIDE)))
     sets = np.arange(len(rows))
@@ -163,15 +200,17 @@ def _same_pictures(pairs: np.ndarray, positions: np.ndarray, squares: Squares) -
         one, other = details[left], details[right]
         if sets[left] == sets[right] or one is None or other is None:
             continue
-        kept[at] = same_picture(one, other)
+        kept[at] = is_same_image(one, other)
         if kept[at]:
             sets[sets == sets[right]] = sets[left]
     return kept
 
 
-class _Connecting:
-    """Keeps fewer than ``count`` pairs, which connect the same images; how alike they are is not kept. What is connected already need not
-    be compared."""
+class _ConnectingPairs:
+    """Collector that keeps fewer than ``count`` pairs, which connect the same images.
+
+    Similarities are not kept. Pairs that are connected already need not be compared.
+    """
 
     def __init__(self, count: int) -> None:
         self._sets = np.zeros(0, dtype=np.int64)
@@ -179,17 +218,18 @@ class _Connecting:
         self._pairs = [np.empty((0, 2), dtype=np.int64)]
         self._new = 0
 
-    def settled(self, left: np.ndarray, right: np.ndarray) -> bool:
-        """Whether all of them are in one set."""
+    def is_connected(self, left: np.ndarray, right: np.ndarray) -> bool:
+        """Return whether all images of both sides are in one set already."""
         return len(self._sets) > 0 and bool(
             (self._sets[left] == self._sets[left[0]]).all()
             and (self._sets[right] == self._sets[left[0]]).all()
         )
 
     def add(self, pairs: np.ndarray, _: np.ndarray) -> None:
+        """Add pairs, and drop those that connect nothing new once there are many."""
         if len(pairs) > sum(_TILE):
             images, pairs = np.unique(pairs, return_inverse=True)
-            pairs = images[_spanning(pairs.reshape(-1, 2), len(images))]
+            pairs = images[_reduce_pairs(pairs.reshape(-1, 2), len(images))]
         self._pairs.append(pairs)
         self._new += len(pairs)
         if self._new > min(_MOST_PAIRS, self._count):
@@ -197,26 +237,29 @@ class _Connecting:
 
     def _thin(self) -> None:
         pairs = np.concatenate(self._pairs)
-        self._sets = _connected(pairs, self._count)
-        self._pairs, self._new = [_spanning(pairs, self._count)], 0
+        self._sets = _label_components(pairs, self._count)
+        self._pairs, self._new = [_reduce_pairs(pairs, self._count)], 0
 
     def found(self) -> Found:
+        """Return the pairs, with a similarity of 1 each."""
         pairs = np.concatenate(self._pairs)
         return pairs, np.ones(len(pairs), dtype=np.float32)
 
 
-class _Closest:
-    """Keeps the pairs that are the most alike."""
+class _ClosestPairs:
+    """Collector that keeps the most similar pairs."""
 
     def __init__(self) -> None:
         self._pairs = [np.empty((0, 2), dtype=np.int64)]
         self._likeness = [np.empty(0, dtype=np.float32)]
         self._count = 0
 
-    def settled(self, left: np.ndarray, right: np.ndarray) -> bool:
+    def is_connected(self, left: np.ndarray, right: np.ndarray) -> bool:
+        """Return False, because every pair counts."""
         return False
 
     def add(self, pairs: np.ndarray, likeness: np.ndarray) -> None:
+        """Add pairs, and drop the less similar half once there are too many."""
         self._pairs.append(pairs)
         self._likeness.append(likeness)
         self._count += len(pairs)
@@ -226,63 +269,85 @@ class _Closest:
             self._pairs, self._likeness, self._count = [held[kept]], [alike[kept]], len(kept)
 
     def found(self) -> Found:
+        """Return the pairs in order, and their similarities."""
         pairs, likeness = np.concatenate(self._pairs), np.concatenate(self._likeness)
         order = np.lexsort((pairs[:, 1], pairs[:, 0]))
         return pairs[order], likeness[order]
 
 
-def _alike(
+def _find_similar_pairs(
     vectors: Vectors,
     rows: np.ndarray,
     least: float,
-    keep: Callable[[], _Connecting] | type[_Closest],
+    keep: Callable[[], _ConnectingPairs] | type[_ClosestPairs],
 ) -> Work[Found]:
-    """All pairs ``[m, 2]`` of ``rows`` whose product is at least ``least``, and the products; of too many those that are kept (``keep`` makes what collects them).
+    """Find all pairs ``[m, 2]`` of ``rows`` whose product is at least ``least``.
 
-    Most pairs are ruled out in few dimensions: with p the part of a unit vector in the main directions and r the length of
-    the rest, v·w ≤ p·q + r·s, which is itself a product of short vectors. They are sorted by the direction in which they differ the
-    most: no pair that is alike lies farther apart there than its distance.
+    Most pairs are ruled out in few dimensions. Let p be the part of the unit vector v in the main
+    directions and r the length of the rest, q and s those of w. Then v·w ≤ p·q + r·s, which is
+    itself a product of short vectors. The rows are sorted by the direction in which they differ
+    most: the distance of a pair is at least its distance in that direction.
+
+    Args:
+        vectors: positions -> unit vectors.
+        rows: the positions to compare.
+        least: the smallest product of a pair.
+        keep: makes the collector, which keeps some of the pairs if there are too many.
+
+    Returns:
+        The pairs and their products.
     """
     kept = keep()
     if not len(rows):
         return kept.found()
     with one_blas_thread():
-        short = _shortened(vectors, rows) if len(rows) > _COMPARED_WHOLE else vectors(rows)
+        short = _project(vectors, rows) if len(rows) > _COMPARED_WHOLE else vectors(rows)
     spread = short[:, short.std(axis=0).argmax()]
     order = np.argsort(spread, kind="stable")
     short, spread, rows = short[order], spread[order], rows[order]
-    reach = float(distance(np.array([least]))[0]) + _ROUNDING
+    reach = float(distance_from_correlation(np.array([least]))[0]) + _ROUNDING
     height, width = _TILE
 
-    def compared(start: int) -> Found:
-        """Of the rows from there on, with those behind them."""
+    def compare_tile(start: int) -> Found:
+        """Compare the rows of one tile with the rows behind them."""
         part = keep()
         head = slice(start, min(start + height, len(rows)))
         last = int(np.searchsorted(spread, spread[head.stop - 1] + reach, side="right"))
         for column in range(start, last, width):
             across = slice(column, min(column + width, last))
-            if kept.settled(rows[head], rows[across]):
+            if kept.is_connected(rows[head], rows[across]):
                 continue
             likely = short[head] @ short[across].T >= least
             if column < head.stop:
                 likely = np.triu(likely, start - column + 1)
             if likely.any():
-                part.add(*_products(vectors, rows[head], rows[across], likely, least))
+                part.add(*_select_pairs(vectors, rows[head], rows[across], likely, least))
         return part.found()
 
-    with one_blas_thread(), closing(in_threads(compared, range(0, len(rows), height))) as comparing:
+    with (
+        one_blas_thread(),
+        closing(in_threads(compare_tile, range(0, len(rows), height))) as comparing,
+    ):
         for start, found in comparing:
             kept.add(*found)
             yield Step(min(start + height, len(rows)), len(rows))
     return kept.found()
 
 
-def _products(
+def _select_pairs(
     vectors: Vectors, left: np.ndarray, right: np.ndarray, likely: np.ndarray, least: float
 ) -> Found:
-    """Of the likely pairs (bool ``[left, right]``) those whose product is at least ``least``, and the products."""
+    """Return the likely pairs whose product is at least ``least``, and their products.
+
+    Args:
+        vectors: positions -> unit vectors.
+        left: positions of the rows of ``likely``.
+        right: positions of the columns of ``likely``.
+        likely: boolean ``[left, right]``.
+        least: the smallest product of a pair.
+    """
     first, second = np.nonzero(likely)
-    if len(first) > len(left) + len(right):  # then all products at once are quicker
+    if len(first) > len(left) + len(right):  # computing all products is quicker then
         products = (vectors(left) @ vectors(right).T)[first, second]
     else:
         products = np.einsum("nd,nd->n", vectors(left[first]), vectors(right[second]))
@@ -291,19 +356,22 @@ def _products(
     return np.sort(pairs, axis=1), products[alike]
 
 
-def _spanning(pairs: np.ndarray, count: int) -> np.ndarray:
-    """Fewer than ``count`` pairs, which connect the same images."""
-    first = _first_of_each(_connected(pairs, count))
+def _reduce_pairs(pairs: np.ndarray, count: int) -> np.ndarray:
+    """Return fewer than ``count`` pairs that connect the same images."""
+    first = _find_first_positions(_label_components(pairs, count))
     others = np.flatnonzero(first != np.arange(count))
     return np.stack([first[others], others], axis=1)
 
 
-def _shortened(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
-    """``[n, 32]``: each vector in the main directions of some of them, and the length of what is left."""
+def _project(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
+    """Project the vectors onto the main directions of a sample, ``[n, 32]``.
+
+    The last column is the length of the rest.
+    """
     some = vectors(rows[:: -(-len(rows) // 1000)])
-    main = np.linalg.qr(some.T @ np.linalg.eigh(some @ some.T)[1][:, -_KEPT_DIRECTIONS:])[0]
+    main = np.linalg.qr(some.T @ np.linalg.eigh(some @ some.T)[1][:, -_NUM_DIRECTIONS:])[0]
     short = np.empty((len(rows), main.shape[1] + 1), dtype=np.float32)
-    for at in _portions(np.arange(len(rows))):
+    for at in _split_rows(np.arange(len(rows))):
         kept = vectors(rows[at]) @ main
         short[at, :-1], short[at, -1] = (
             kept,
@@ -312,7 +380,7 @@ def _shortened(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
     return short
 
 
-def _connected(pairs: np.ndarray, count: int) -> np.ndarray:
+def _label_components(pairs: np.ndarray, count: int) -> np.ndarray:
     links = coo_array(
         (np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count)
     )
@@ -320,16 +388,23 @@ def _connected(pairs: np.ndarray, count: int) -> np.ndarray:
     return sets
 
 
-def united(*columns: np.ndarray) -> np.ndarray:
-    """Int ``[n]``: rows that share a value in any of the columns get the same number. A column's -1 links nothing."""
+def merge_groups(*columns: np.ndarray) -> np.ndarray:
+    """Number the rows so that rows which share a value in any column get the same number.
+
+    Args:
+        columns: int ``[n]`` each; a value of -1 connects nothing.
+
+    Returns:
+        Int ``[n]``.
+    """
     links = [np.empty((0, 2), dtype=np.int64)]
     for column in columns:
         used = np.flatnonzero(column >= 0)
-        links.append(np.stack([used, used[_first_of_each(column[used])]], axis=1))
-    return _first_of_each(_connected(np.concatenate(links), len(columns[0])))
+        links.append(np.stack([used, used[_find_first_positions(column[used])]], axis=1))
+    return _find_first_positions(_label_components(np.concatenate(links), len(columns[0])))
 
 
-def _first_of_each(sets: np.ndarray) -> np.ndarray:
-    """For each position the first position that holds the same value."""
+def _find_first_positions(sets: np.ndarray) -> np.ndarray:
+    """Return for each position the first position that holds the same value."""
     _, first, inverse = np.unique(sets, return_index=True, return_inverse=True)
     return first[inverse]

@@ -1,4 +1,8 @@
-"""Changes that a person made to a data set: kept beside the index, applied over it, undone one by one. The files stay as they are."""
+"""Changes that a person made to a data set.
+
+The changes are stored beside the index and applied on top of it. Each can be undone. The files of
+the data set stay as they are.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,59 +26,60 @@ from finetune_core.formatting import SPLIT_WORDS, things
 
 _FILE = "edits.json"
 _LARGEST = 2**28  # bytes
-_PATIENCE = 30.0  # seconds to wait for another process
+_PATIENCE = 30.0  # seconds to wait for another process's lock
 _EDITS = TypeAdapter(tuple[Edit, ...])
-_LABELS = {"label": TRAIN, "label_test": TEST}  # action -> split of the image that gets a label
-_changing = Lock()  # of this process: two sessions must not write over each other
+_LABELS = {"label": TRAIN, "label_test": TEST}  # action -> split of the labelled image
+_changing = Lock()  # two sessions of this process must not overwrite each other's changes
 
 
 def load_edits(data: str | Path) -> tuple[Edit, ...]:
-    """The changes made to a data set, in order.
+    """Load the changes made to a data set, in order.
 
     Raises:
-        DataError: when the file that holds them is damaged: they must not be forgotten silently.
+        DataError: if the file of changes is damaged. They must not be lost silently.
     """
     file = entry_folder(data) / _FILE
     if not is_there(file):
         return ()
     try:
-        return _read(file, stamp(file.resolve()))
+        return _read_edits(file, stamp(file.resolve()))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"The changes to this data set, in {file}, cannot be read: {problem_with(file, error)}. Repair or delete that file."
+            f"The changes to this data set, in {file}, cannot be read: "
+            f"{problem_with(file, error)}. Repair or delete that file."
         ) from None
 
 
-@lru_cache(maxsize=4)  # asked for whenever a page is drawn; there may be a hundred thousand
-def _read(file: Path, _version: Stamp | None) -> tuple[Edit, ...]:
+@lru_cache(maxsize=4)  # read whenever a page is drawn, and there may be a hundred thousand edits
+def _read_edits(file: Path, _version: Stamp | None) -> tuple[Edit, ...]:
     return _EDITS.validate_json(read_regular(file.resolve(), _LARGEST))
 
 
 def change_edits(data: str | Path, change: Callable[[tuple[Edit, ...]], Sequence[Edit]]) -> None:
-    """Replace the changes by what a function makes of them, in one write.
+    """Replace the changes by the result of a function, in one write.
 
-    Changes that another session or process makes at the same time are kept, too.
+    Changes that another session or process makes at the same time are kept.
 
     Args:
         data: folder or manifest of the data set.
-        change: known changes -> all changes.
+        change: a function from the known changes to all changes.
 
     Raises:
-        DataError: when they cannot be kept, or ``check_labelled_stay`` refuses new ones.
+        DataError: if the changes cannot be written, or ``check_labelled_moves`` refuses new ones.
     """
-    with _only_writer(data):
+    with _lock_edits(data):
         known = load_edits(data)
         made = tuple(change(known))
         if made == known:
             return
         if any(edit.action in ("move", "label") for edit in {*made} - {*known}):
-            check_labelled_stay(made)
+            check_labelled_moves(made)
         save_edits(data, made)
 
 
 @contextmanager
-def _only_writer(data: str | Path) -> Iterator[None]:
-    """Let one session of one process change the edits of a data set at a time."""
+def _lock_edits(data: str | Path) -> Iterator[None]:
+    """Let one session of one process at a time change the edits of a data set."""
     file = entry_folder(data) / _FILE
     lock = FileLock(f"{file}.lock", timeout=_PATIENCE)
     with _changing:
@@ -90,26 +95,26 @@ def _only_writer(data: str | Path) -> Iterator[None]:
 
 
 def add_edits(data: str | Path, edits: Sequence[Edit]) -> None:
-    """Add changes; those that others add at the same time are kept, too.
+    """Add changes. Those that others add at the same time are kept.
 
     Raises:
-        DataError: when they cannot be kept, or ``check_labelled_stay`` refuses them.
+        DataError: if the changes cannot be written, or ``check_labelled_moves`` refuses them.
     """
     change_edits(data, lambda known: (*known, *edits))
 
 
 def remove_edits(data: str | Path, edits: Sequence[Edit]) -> None:
-    """Take changes back, the latest of equal ones; those that somebody has taken back already are passed over.
+    """Undo changes, the latest of equal ones. Those that have been undone already are ignored.
 
     Raises:
-        DataError: when that cannot be kept.
+        DataError: if the result cannot be written.
     """
-    change_edits(data, lambda known: _without(known, edits))
+    change_edits(data, lambda known: _remove(known, edits))
 
 
-def _without(known: Sequence[Edit], gone: Iterable[Edit]) -> list[Edit]:
-    """Return changes without some of them, the latest of equal ones."""
-    counts = Counter(gone)
+def _remove(known: Sequence[Edit], removed: Iterable[Edit]) -> list[Edit]:
+    """Return the changes without some of them, the latest of equal ones."""
+    counts = Counter(removed)
     left = []
     for edit in reversed(known):
         if counts[edit]:
@@ -120,10 +125,10 @@ def _without(known: Sequence[Edit], gone: Iterable[Edit]) -> list[Edit]:
 
 
 def save_edits(data: str | Path, edits: Sequence[Edit]) -> None:
-    """Keep the changes, all of them or what was there before.
+    """Save the changes. If that fails, the old file remains.
 
     Raises:
-        DataError: when they cannot be written.
+        DataError: if the changes cannot be written.
     """
     file = entry_folder(data) / _FILE
     try:
@@ -133,15 +138,17 @@ def save_edits(data: str | Path, edits: Sequence[Edit]) -> None:
 
 
 def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
-    """Rows with ``id, class, split`` as the edits, one after the other, leave them. Paths that are not there any more are passed over.
+    """Apply the edits, one after the other, to a table with columns ``id, class, split``.
 
-    A row without a class is an image that labels add. It is left out where no edit labels it.
+    Paths that no longer exist are ignored. A row without a class is an image that labels add; it is
+    dropped if no edit labels it.
 
     Raises:
-        DataError: when an image is to move to a split that does not exist, or ``check_labelled_stay`` refuses the edits.
+        DataError: if an image is to move to a split that does not exist, or
+            ``check_labelled_moves`` refuses the edits.
     """
     made = effective(edits)
-    check_labelled_stay(made)
+    check_labelled_moves(made)
     for edit in made:
         if edit.action == "move" and edit.to not in SPLITS:
             raise DataError(f"Images can move to {', '.join(SPLITS)}, not to {edit.to!r}.")
@@ -149,7 +156,7 @@ def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
     unlabelled = (table["class"] == "").to_numpy()
     if not made or table.empty:
         return table[~unlabelled]
-    # All of them at once: each by itself would take as long as the table is.
+    # All edits at once: each by itself would go through the whole table.
     rows = pd.Index(table["id"]).get_indexer([path for edit in made for path in edit.paths])
     counts = [len(edit.paths) for edit in made]
     action, to = (
@@ -168,14 +175,17 @@ def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
     ):
         if changed.any():
             result = table[column].to_numpy(dtype=object, copy=True)
-            result[rows[changed]] = values[changed]  # of a path that occurs twice, the last
+            result[rows[changed]] = values[changed]  # the last edit of a path wins
             table[column] = pd.Series(result, index=table.index, dtype=table[column].dtype)
     kept[rows[(rows >= 0) & (action == "exclude")]] = False
     return table if kept.all() else table[kept]
 
 
 def labelled_paths(edits: Iterable[Edit]) -> dict[str, str]:
-    """Id -> split of every image that the edits add with a label, in the order of the first label."""
+    """Return the split of every image that the edits add with a label, by id.
+
+    The images are in the order of their first label.
+    """
     return {
         path: _LABELS[edit.action]
         for edit in edits
@@ -184,14 +194,15 @@ def labelled_paths(edits: Iterable[Edit]) -> dict[str, str]:
     }
 
 
-def check_labelled_stay(edits: Sequence[Edit]) -> None:
+def check_labelled_moves(edits: Sequence[Edit]) -> None:
     """Refuse to evaluate on images that the model chose for labelling.
 
-    They are the ones that it finds difficult, or of a class that it expects, so an accuracy on them
-    is biased. Images that were set aside at random are labelled by ``label_test`` and may move.
+    The model chose images that it finds difficult, or of a class that it expects, so an accuracy on
+    them is biased. Images that were set aside at random are labelled by ``label_test`` and may
+    move.
 
     Raises:
-        DataError: when such an image is moved to validation or test.
+        DataError: if such an image is moved to validation or test.
     """
     chosen = {path for edit in edits if edit.action == "label" for path in edit.paths}
     if not chosen:
@@ -205,19 +216,22 @@ def check_labelled_stay(edits: Sequence[Edit]) -> None:
     }
     if moved:
         raise DataError(
-            f"{things(len(moved), 'image')} cannot leave the training images: the model chose what was labelled, so an accuracy on "
-            "such images would be biased. Leave them in training, or choose other images."
+            f"{things(len(moved), 'image')} cannot leave the training images: "
+            "the model chose what was labelled, so an accuracy on such images would be biased. "
+            "Leave them in training, or choose other images."
         )
 
 
 def relabelled_class(table: pd.DataFrame, name: str, to: str) -> Edit:
-    """The change that gives a class another name: that of no class renames it, that of another one merges the two.
+    """Return the edit that renames a class. The name of another class merges the two.
 
     Args:
         table: rows with ``id, class``.
+        name: the class to rename.
+        to: the new name.
 
     Raises:
-        DataError: when there is no such class, or none can have that name.
+        DataError: if the class does not exist, or cannot have that name.
     """
     paths = tuple(table.loc[table["class"] == name, "id"])
     if not paths:
@@ -227,13 +241,14 @@ def relabelled_class(table: pd.DataFrame, name: str, to: str) -> Edit:
     to = to.strip()
     if not to or to == name or len(to) > LONGEST_NAME or not to.isprintable():
         raise DataError(
-            f"{name!r} cannot be renamed to {to[:80]!r}. Give it another name, in one line of up to {LONGEST_NAME} characters."
+            f"{name!r} cannot be renamed to {to[:80]!r}. Give it another name, in one line of up "
+            f"to {LONGEST_NAME} characters."
         )
     return Edit(action="relabel", paths=paths, to=to)
 
 
 def ignored(edits: Iterable[Edit]) -> dict[str, frozenset[str]]:
-    """Kind of finding -> the paths of the findings that a person has dismissed."""
+    """Return the paths of the findings that a person has dismissed, by kind of finding."""
     paths: dict[str, set[str]] = {}
     for edit in edits:
         if edit.action == "ignore":
@@ -242,12 +257,12 @@ def ignored(edits: Iterable[Edit]) -> dict[str, frozenset[str]]:
 
 
 def effective(edits: Iterable[Edit]) -> tuple[Edit, ...]:
-    """Those that change what is trained on: what a run records."""
+    """Return the edits that change the training data, which is what a run records."""
     return tuple(edit for edit in edits if edit.action != "ignore")
 
 
 def edit_in_words(edit: Edit) -> str:
-    """``3 images excluded``, ``1 image relabelled as cat``, ``finding dismissed``."""
+    """Describe one edit, as ``3 images excluded`` or ``1 image relabelled as cat``."""
     images = things(len(edit.paths), "image")
     match edit.action:
         case "label":
@@ -264,7 +279,7 @@ def edit_in_words(edit: Edit) -> str:
 
 
 def edits_in_words(edits: Iterable[Edit]) -> str:
-    """All changes in one line: ``5 images excluded, 2 images moved, 1 image relabelled``."""
+    """Describe all edits in one line: ``5 images excluded, 2 images moved, 1 image relabelled``."""
     counts: Counter[str] = Counter()
     for edit in effective(edits):
         counts["label" if edit.action in _LABELS else edit.action] += len(edit.paths)

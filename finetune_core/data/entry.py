@@ -1,4 +1,7 @@
-"""The app's own folder for one data set: its index, its splits, the changes made to it. Nothing is written into the user's data."""
+"""The app's own folder for one data set: its index, its splits, and the changes made to it.
+
+Nothing is written into the user's data.
+"""
 
 import hashlib
 import json
@@ -20,33 +23,36 @@ _SPLIT = "split.json"
 
 
 def entries_folder() -> Path:
-    """Where the entries of all data sets are."""
+    """Return the folder that holds the entries of all data sets."""
     return paths.home() / "datasets"
 
 
 def entry_folder(data: str | Path) -> Path:
-    """Where what Thaw knows of a folder or manifest is kept; there or not."""
+    """Return the folder of all that Thaw stores about a folder or manifest. It may not exist."""
     path = Path(data).expanduser().resolve()
     digest = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     return entries_folder() / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', path.name)[:40]}-{digest}"
 
 
 def unlabelled_folder(root: str | Path) -> Path:
-    """Return where images without labels lie that were uploaded or recorded for a data set.
+    """Return the folder of unlabelled images that were uploaded or recorded for a data set.
 
-    It may not exist. It lies in the app's own data folder, which a server may always read.
+    The folder may not exist. It lies in the app's own data folder, which a server may always read.
 
     Args:
-        root: what the ids of the data set are relative to.
+        root: the folder that the ids of the data set are relative to.
     """
     return paths.data_dir() / ".unlabelled" / entry_folder(root).name
 
 
 def load_split(data: str | Path) -> dict[str, Any]:
-    """How a person wants a data set to be split (arguments of ``index_dataset``); the defaults where nobody has said so.
+    """Load how a person wants a data set to be split, as arguments of ``index_dataset``.
+
+    The defaults are returned if nobody has changed them.
 
     Raises:
-        DataError: when the file that holds it is damaged: another split must not be taken silently.
+        DataError: if the file is damaged. Falling back to the defaults would silently change the
+            split.
     """
     file = entry_folder(data) / _SPLIT
     if not file.exists():
@@ -58,15 +64,16 @@ def load_split(data: str | Path) -> dict[str, Any]:
         ).split_settings
     except ConfigError as error:
         raise DataError(
-            f"How this data set is split, in {file}, cannot be read: {error}. Repair or delete that file."
+            f"How this data set is split, in {file}, cannot be read: {error}. "
+            "Repair or delete that file."
         ) from None
 
 
 def save_split(data: str | Path, settings: Mapping[str, Any]) -> None:
-    """Keep how a person wants a data set to be split.
+    """Save how a person wants a data set to be split.
 
     Raises:
-        DataError: when it cannot be written.
+        DataError: if the settings cannot be written.
     """
     file = entry_folder(data) / _SPLIT
     try:
@@ -76,7 +83,12 @@ def save_split(data: str | Path, settings: Mapping[str, Any]) -> None:
 
 
 def read_table(file: Path, columns: list[str] | None = None) -> pd.DataFrame | None:
-    """A Parquet file of the entry, or some of its columns; None where there is none, or it is damaged: it can always be made again."""
+    """Read a Parquet file of the entry, or some of its columns.
+
+    Returns:
+        The table; None if the file is missing or damaged, because every such file can be made
+        again.
+    """
     try:
         with open(open_regular(file, follow=True), "rb") as opened:
             return pd.read_parquet(opened, columns=columns, page_checksum_verification=True)
@@ -85,6 +97,9 @@ def read_table(file: Path, columns: list[str] | None = None) -> pd.DataFrame | N
 
 
 def write_table(file: Path, table: pd.DataFrame) -> None:
-    """Keep a table; where nothing can be written, Thaw works without."""
+    """Write a Parquet file of the entry.
+
+    Errors are ignored: where nothing can be written, Thaw works without the file.
+    """
     with suppress(OSError), replacing(file) as opened:
         table.to_parquet(opened, index=False, write_page_checksum=True)

@@ -1,4 +1,4 @@
-"""What may be wrong with a data set: the vocabulary. Which checks find it stands in ``checks.py`` and in ``inspection``."""
+"""Vocabulary of the findings about a data set. ``checks.py`` and ``inspection`` find them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,18 @@ Action = Literal["exclude", "move", "relabel"]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of finding: what it is called, why it matters, and what can be done about it (it can always be ignored).
+    """A kind of finding: its title, why it matters, and the action against it.
+
+    Every finding can also be ignored.
 
     Attributes:
-        guess: it is inferred from similarity or from statistics, not measured, and may be wrong: each image is confirmed by a person, or
-            a threshold whose effect is visible; there is no action on all at once.
-        ranked: its list starts with the most confident, so that a threshold can be chosen.
+        title: the title.
+        why: why it matters.
+        action: the edit that the finding proposes; None if there is none.
+        guess: whether it is inferred from similarity or statistics, not measured, and may be wrong.
+            A person then confirms each image, or sets a threshold whose effect is visible. There is
+            no action on all images at once.
+        ranked: whether its list starts with the most confident, so that a threshold can be chosen.
     """
 
     title: str
@@ -62,7 +68,8 @@ KINDS: dict[str, Kind] = {
     # Files.
     "wrong_extension": Kind(
         "Misnamed files",
-        "The content is another format than the name says. Thaw goes by the content; other programs may not.",
+        "The content is another format than the name says. Thaw goes by the content; "
+        "other programs may not.",
     ),
     "animated": Kind(
         "Animations", "Only the first frame is used, which may show something else.", "exclude"
@@ -99,7 +106,9 @@ KINDS: dict[str, Kind] = {
     ),
     "near_leakage": Kind(
         "Possible leakage: near-duplicates across splits",
-        "If nearly the same image is in training and in evaluation, the accuracy is overestimated. Different objects that look alike belong where they are: compare each pair.",
+        "If nearly the same image is in training and in evaluation, the accuracy is "
+        "overestimated. Different objects that look alike belong where they are: "
+        "compare each pair.",
         "move",
         guess=True,
         ranked=True,
@@ -109,7 +118,8 @@ KINDS: dict[str, Kind] = {
     ),
     "near_duplicates": Kind(
         "Possible near-duplicates",
-        "The same image saved again, rescaled, or taken a moment later adds little, and counts twice.",
+        "The same image saved again, rescaled, or taken a moment later adds little, and counts "
+        "twice.",
         "exclude",
         guess=True,
         ranked=True,
@@ -132,11 +142,13 @@ KINDS: dict[str, Kind] = {
     ),
     "imbalance": Kind(
         "Class imbalance",
-        "Accuracy alone is misleading: always predicting the largest class would be right most of the time.",
+        "Accuracy alone is misleading: always predicting the largest class would be right most of "
+        "the time.",
     ),
     "similar_class_names": Kind(
         "Possibly one class in two spellings",
-        "The names look alike. They may well be two classes: only the names were compared, not the images.",
+        "The names look alike. They may well be two classes: only the names were compared, not "
+        "the images.",
         "relabel",
         guess=True,
     ),
@@ -166,12 +178,14 @@ KINDS: dict[str, Kind] = {
     # From embeddings.
     "shift": Kind(
         "Distribution shift between splits",
-        "Validation images should come from the same distribution as the training images; these do not.",
+        "Validation images should come from the same distribution as the training images; "
+        "these do not.",
         guess=True,
     ),
     "label_errors": Kind(
         "Possible label errors",
-        "A linear model trained on the other images predicts another class. Many labels may still be right: hard images are listed, too.",
+        "A linear model trained on the other images predicts another class. "
+        "Many labels may still be right: hard images are listed, too.",
         "relabel",
         guess=True,
         ranked=True,
@@ -188,18 +202,20 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about the data that a person should know before training on it.
+    """A property of the data that a person should know before training on them.
 
     Attributes:
         kind: a key of ``KINDS``.
-        count: of images, files or classes concerned.
+        severity: ``error``, ``warning`` or ``info``.
+        message: the finding in one sentence.
+        count: the number of images, files or classes concerned.
         paths: ids of the images (files, folders) concerned, the worst first.
-        classes: for what concerns whole classes.
+        classes: the classes concerned, if whole classes are.
         sets: images that belong together, the one to keep first; for copies.
         to: path -> the class or split that it should get; for what can be relabelled or moved.
-        notes: path -> a few words on this one.
-        confidence: path -> how confident the model is that proposes ``to`` (0…1); for what a model proposes.
-        whole_set: whether so many images have it that it is the nature of the set.
+        notes: path -> a short note on that image.
+        confidence: path -> confidence 0…1 of the model that proposes ``to``; if a model does.
+        whole_set: whether so many images are concerned that it is the nature of the set.
     """
 
     kind: str
@@ -215,6 +231,7 @@ class Finding:
     whole_set: bool = False
 
     def to_json(self) -> dict[str, Any]:
+        """Return the finding as plain values."""
         kind = KINDS[self.kind]
         return {
             "kind": self.kind,
@@ -233,13 +250,16 @@ class Finding:
 
     @property
     def bulk(self) -> bool:
-        """Whether its action may be taken on all its images in one click: not on an uncertain finding, nor on what is the nature of the set."""
+        """Whether the action may be taken on all images in one click.
+
+        It may not if the finding is uncertain, or is the nature of the set.
+        """
         kind = KINDS[self.kind]
         sure = not kind.guess and not self.whole_set and self.severity != "info"
         return kind.action is not None and sure
 
     def edits(self, paths: Sequence[str]) -> tuple[Edit, ...]:
-        """The finding's action on some of its images, as changes to the data set."""
+        """Return the finding's action on some of its images, as edits of the data set."""
         action = KINDS[self.kind].action
         if action is None:
             return ()
@@ -258,7 +278,7 @@ class Finding:
 
 
 def unanswered(findings: Sequence[Finding], edits: Sequence[Edit]) -> list[Finding]:
-    """The findings but for those that a person chose to ignore, as long as nothing was added to them."""
+    """Return the findings that a person has not ignored, or that have grown since then."""
     seen = ignored(edits)
     return [
         one

@@ -1,4 +1,4 @@
-"""Where the images of a table lie."""
+"""Paths of the images in a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import pandas as pd
 
 
 class ImagePaths(Sequence[Path]):
-    """The files of images, each path made when it is asked for: a million of them take 0.3 GB."""
+    """The files of images. Each path is made on access, because a million of them take 0.3 GB."""
 
     def __init__(self, root: Path, ids: pd.Series) -> None:
         self._root, self._ids = root, ids.array

@@ -1,4 +1,7 @@
-"""One look at an image file: its bytes are read once, and everything that an inspection needs to know is taken from them."""
+"""Statistics of one image file.
+
+The bytes are read once, and all facts that an inspection needs come from them.
+"""
 
 import hashlib
 import math
@@ -13,21 +16,30 @@ from finetune_core.errors import ImageError
 from finetune_core.files import NotRegular, open_regular
 
 THUMB_SIDE = 12
-_LOOKED_AT = 96  # pixels: what is blurred at this size, a network sees blurred
+_SIDE = 96  # pixels: an image that is blurred at this size looks blurred to a network
 _PLAIN = 1e-3  # gray levels
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen.
+    """Statistics of one image file.
 
     Attributes:
-        problem: ``""``, or a finding's kind: ``empty_file``, ``unreadable``, ``damaged``, ``missing_file``.
-        reason: the problem in words.
-        content: uint64 of the file's bytes (BLAKE2b).
-        width, height: pixels, as shown. mode, format: Pillow's words. frames: more than 1 for an animation.
-        brightness: mean gray, 0…255. low, high: its 5th and 95th percentile. contrast: its standard deviation.
-        sharpness: variance of the Laplacian over the variance of the gray values (Pech-Pacheco et al. 2000), at a common scale.
+        problem: empty, or a kind of finding: ``empty_file``, ``unreadable``, ``damaged`` or
+            ``missing_file``.
+        reason: the problem as text.
+        content: uint64 hash of the file's bytes (BLAKE2b).
+        width: pixels, as shown.
+        height: pixels, as shown.
+        mode: Pillow's name of the colour mode.
+        format: Pillow's name of the file format.
+        frames: more than 1 for an animation.
+        brightness: mean gray level, 0…255.
+        low: 5th percentile of the gray levels.
+        high: 95th percentile of the gray levels.
+        contrast: standard deviation of the gray levels.
+        sharpness: variance of the Laplacian over the variance of the gray levels (Pech-Pacheco et
+            al. 2000), at a common scale.
         thumb: RGB ``[12, 12, 3]`` as bytes, for near-duplicates.
     """
 
@@ -48,7 +60,7 @@ class Look:
 
 
 def look_at(path: Path) -> Look:
-    """Read a file once and look at it; never raises for what a file may hold."""
+    """Read a file once and compute its statistics. No content of a file raises an error."""
     try:
         with open(open_regular(path, follow=True), "rb") as file:
             content = file.read()
@@ -62,20 +74,21 @@ def look_at(path: Path) -> Look:
         return Look("empty_file", f"{path.name} is empty (0 bytes)")
     digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
     try:
-        header, image = read_with_header(content, _LOOKED_AT)
+        header, image = read_with_header(content, _SIDE)
     except ImageError as error:
-        return Look("unreadable", _named(error, path), digest)
+        return Look("unreadable", _insert_name(error, path), digest)
     if isinstance(image, ImageError):
         return Look(
             "damaged",
-            _named(image, path),
+            _insert_name(image, path),
             digest,
             header.width,
             header.height,
             header.mode,
             header.format,
         )
-    # Bilinear: a box filter rounds its borders to whole pixels, so that a copy in another size would look shifted.
+    # Bilinear: a box filter rounds its borders to whole pixels, which would shift a copy of another
+    # size.
     thumb = image.resize(
         (THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0
     ).tobytes()
@@ -88,15 +101,15 @@ def look_at(path: Path) -> Look:
         header.mode,
         header.format,
         header.frames,
-        *_light_and_sharpness(image),
+        *_measure_light_and_sharpness(image),
         thumb,
     )
 
 
-def _light_and_sharpness(image: Image.Image) -> tuple[float, float, float, float, float]:
-    """Mean, 5th and 95th percentile, standard deviation, sharpness."""
+def _measure_light_and_sharpness(image: Image.Image) -> tuple[float, float, float, float, float]:
+    """Return mean, 5th and 95th percentile, standard deviation and sharpness of the gray levels."""
     gray = image.convert("L")
-    gray.thumbnail((_LOOKED_AT, _LOOKED_AT), Image.Resampling.BOX)
+    gray.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
     pixels = np.asarray(gray)
     levels, shares = np.arange(256), np.bincount(pixels.ravel(), minlength=256) / pixels.size
     low, high = np.searchsorted(np.cumsum(shares), (0.05, 0.95))
@@ -112,6 +125,6 @@ def _light_and_sharpness(image: Image.Image) -> tuple[float, float, float, float
     return mean, float(low), float(high), spread, float(laplacian.var(dtype=np.float32)) / spread**2
 
 
-def _named(error: ImageError, path: Path) -> str:
-    """The decoder saw bytes without a name."""
+def _insert_name(error: ImageError, path: Path) -> str:
+    """Return the error with the file's name, which the decoder of its bytes did not know."""
     return str(error).replace("The image", path.name, 1)

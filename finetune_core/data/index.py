@@ -1,5 +1,7 @@
-"""The index: what is known of every file of a data set. Kept as Parquet in the app's own folder; only new and changed files are
-looked at again (by size and time of change)."""
+"""The index: facts about every file of a data set, as Parquet in the app's own folder.
+
+Only files that are new or have changed (by size and modification time) are read again.
+"""
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -24,68 +26,80 @@ from finetune_core.work import Step, Work
 _FILE = "index.parquet"
 _IDENTITY = ["id", "bytes", "changed"]
 _SEEN = [field.name for field in fields(Look)]
-_THUMB = "thumb"  # two thirds of what is kept: read only where images are to be compared
+_THUMB = "thumb"  # two thirds of the index: read only if images are to be compared
 _COLUMNS = [*_IDENTITY, *_SEEN, "near", "closeness"]
 _FACTS = [name for name in _COLUMNS if name != _THUMB]
 _TYPES: dict[str, Any] = dict.fromkeys(
     ("bytes", "changed", "near", "width", "height", "frames"), "int64"
 ) | {"content": "uint64", "closeness": "float64", _THUMB: pd.ArrowDtype(pyarrow.large_binary())}
-_AT_ONCE = 10_000  # looks held as objects
-_UNKNOWN = -1  # the near set of a file that was not compared yet
+_AT_ONCE = 10_000  # statistics held as objects
+_UNKNOWN = -1  # near-duplicate set of a file that was not compared yet
 
 
 def read_index(data: str | Path, listing: Listing, *, thumbs: bool = False) -> Work[pd.DataFrame]:
-    """Know every listed file, looking at those that are new or have changed. What was seen is kept, also when it is broken off.
+    """Read the index, and update it for the files that are new or have changed.
+
+    The index is written even if the update is cancelled.
 
     Args:
-        thumbs: whether the thumbnails are asked for, too.
+        data: folder or manifest of the data set.
+        listing: the files of the data set.
+        thumbs: whether to return the thumbnails, too.
 
     Yields:
-        Steps that count files looked at, then images compared.
+        Steps that count files read, then images compared.
 
     Returns:
-        The listing's rows with the fields of a ``Look``, ``near``: images of the same number are near-duplicates, and ``closeness``:
-        of each to the nearest of those (see ``near_sets``).
+        The listing's rows with the fields of a ``Look``, and two more columns: ``near``, equal for
+        near-duplicates, and ``closeness``, of each image to the nearest of its near-duplicates (see
+        ``near_sets``).
     """
     file = entry_folder(data) / _FILE
     columns = _COLUMNS if thumbs else _FACTS
-    known = _known(file, columns)
-    position = _positions(known, listing.files)
-    if len(known) != len(position) or (position < 0).any() or _uncompared(known).any():
+    known = _load_known(file, columns)
+    position = _match_rows(known, listing.files)
+    if len(known) != len(position) or (position < 0).any() or _is_uncompared(known).any():
         del known
-        known, position = yield from _updated(file, listing, columns)
+        known, position = yield from _update_index(file, listing, columns)
     seen = known.drop(columns=_IDENTITY).iloc[position].reset_index(drop=True)
     return pd.concat([listing.files, seen], axis=1)
 
 
-def _updated(
+def _update_index(
     file: Path, listing: Listing, columns: list[str]
 ) -> Work[tuple[pd.DataFrame, np.ndarray]]:
-    """What is known from now on, and for each listed file its row there."""
-    known = _known(file, _COLUMNS)
-    position = _positions(known, listing.files)
+    """Update the index.
+
+    Returns:
+        The new index, and the row in it of each listed file.
+    """
+    known = _load_known(file, _COLUMNS)
+    position = _match_rows(known, listing.files)
     fresh = np.flatnonzero(position < 0)
-    looks = _Looks()
+    looks = _LookTables()
     kept = known.iloc[position[position >= 0]]
     if (kept["problem"] == "").sum() < (known["problem"] == "").sum():
         kept = kept.assign(near=_UNKNOWN)
     rows = kept
     try:
         try:
-            for look in _looked_at(listing, fresh):
+            for look in _look_at_files(listing, fresh):
                 looks.add(look)
                 yield Step(len(looks), len(fresh))
         finally:
-            rows = _joined(kept, listing.files.iloc[fresh[: len(looks)]], looks.table())
-        rows["near"], rows["closeness"] = yield from _near(rows, listing.root)
+            rows = _join_rows(kept, listing.files.iloc[fresh[: len(looks)]], looks.table())
+        rows["near"], rows["closeness"] = yield from _find_near(rows, listing.root)
     finally:
         if not rows.equals(known):
             write_table(file, rows)
     return rows[columns], np.argsort(np.concatenate([np.flatnonzero(position >= 0), fresh]))
 
 
-class _Looks:
-    """What was seen so far: in tables, where it takes a third of the memory of as many objects."""
+class _LookTables:
+    """Statistics collected so far, in tables.
+
+    Tables take a third of the memory of as many objects.
+    """
 
     def __init__(self) -> None:
         self._tables: list[pd.DataFrame] = []
@@ -96,26 +110,30 @@ class _Looks:
         return self._count
 
     def add(self, look: Look) -> None:
+        """Add the statistics of one image file."""
         self._latest.append(look)
         self._count += 1
         if len(self._latest) == _AT_ONCE:
-            self._settle()
+            self._flush()
 
-    def _settle(self) -> None:
+    def _flush(self) -> None:
         columns = {name: [getattr(look, name) for look in self._latest] for name in _SEEN}
-        self._tables.append(_typed(pd.DataFrame(columns)))
+        self._tables.append(_cast_columns(pd.DataFrame(columns)))
         self._latest = []
 
     def table(self) -> pd.DataFrame:
-        """One row per look, in order."""
+        """Return one row per image file, in order."""
         if self._latest or not self._tables:
-            self._settle()
+            self._flush()
         return pd.concat(self._tables, ignore_index=True)
 
 
 def known_images(data: str | Path) -> pd.DataFrame:
-    """What was seen of each image of a data set when it was last looked at (the fields of a ``Look``), by id; empty if never."""
-    known = _known(entry_folder(data) / _FILE, _FACTS)
+    """Return the statistics of each indexed image by id, as fields of a ``Look``.
+
+    The table is empty if the data set was never indexed.
+    """
+    known = _load_known(entry_folder(data) / _FILE, _FACTS)
     return (
         known[known["problem"] == ""]
         .drop_duplicates("id")
@@ -124,20 +142,20 @@ def known_images(data: str | Path) -> pd.DataFrame:
 
 
 def index_changed(data: str | Path) -> Stamp | None:
-    """Changes when ``known_images`` does."""
+    """Return a stamp of the index file, which changes when ``known_images`` does."""
     return stamp(entry_folder(data) / _FILE)
 
 
-def _uncompared(rows: pd.DataFrame) -> pd.Series:
-    """Boolean a row: whether it is an image that was not compared with the others yet."""
+def _is_uncompared(rows: pd.DataFrame) -> pd.Series:
+    """Return which rows are images that were not yet compared with the others, boolean."""
     uncompared: pd.Series = (rows["problem"] == "") & (rows["near"] == _UNKNOWN)
     return uncompared
 
 
-def _near(rows: pd.DataFrame, root: Path) -> Work[tuple[np.ndarray, np.ndarray]]:
-    """The near sets and how close: as they are known, unless an image came or went."""
+def _find_near(rows: pd.DataFrame, root: Path) -> Work[tuple[np.ndarray, np.ndarray]]:
+    """Return near-duplicate sets and closeness, computed again if an image came or went."""
     near, closeness = rows["near"].to_numpy(copy=True), rows["closeness"].to_numpy(copy=True)
-    if _uncompared(rows).any():
+    if _is_uncompared(rows).any():
         usable = (rows["problem"] == "").to_numpy()
         images = rows.loc[usable, ["id", "content", _THUMB]]
 
@@ -149,22 +167,22 @@ def _near(rows: pd.DataFrame, root: Path) -> Work[tuple[np.ndarray, np.ndarray]]
     return near, closeness
 
 
-def _known(file: Path, columns: list[str]) -> pd.DataFrame:
+def _load_known(file: Path, columns: list[str]) -> pd.DataFrame:
     table = read_table(file, columns)
     if table is None or set(columns) - set(table.columns):
-        return _typed(pd.DataFrame(columns=columns))
-    return _typed(table)
+        return _cast_columns(pd.DataFrame(columns=columns))
+    return _cast_columns(table)
 
 
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
+def _cast_columns(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({name: kind for name, kind in _TYPES.items() if name in table.columns})
 
 
-def _positions(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
-    """For each listed file its row in what is known; -1 where it is new or has changed."""
+def _match_rows(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
+    """Return the row in the index of each listed file; -1 if the file is new or has changed."""
     position: np.ndarray = pd.Index(known["id"]).get_indexer(files["id"])
     if len(known):
-        # What could not be opened may be by now, without another time of change.
+        # A file that could not be opened may be readable now, with the same modification time.
         opened = ((known["content"] != 0) | (known["problem"] == "empty_file")).to_numpy()
         same = (known["bytes"].to_numpy()[position] == files["bytes"].to_numpy()) & (
             known["changed"].to_numpy()[position] == files["changed"].to_numpy()
@@ -175,17 +193,17 @@ def _positions(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
     return position
 
 
-def _looked_at(listing: Listing, rows: np.ndarray) -> Generator[Look, None, None]:
+def _look_at_files(listing: Listing, rows: np.ndarray) -> Generator[Look, None, None]:
     paths = (listing.root / sample for sample in listing.files["id"].iloc[rows])
     with closing(applied(partial(look_at), paths)) as looking:
         for _, look in looking:
             yield look
 
 
-def _joined(kept: pd.DataFrame, files: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
+def _join_rows(kept: pd.DataFrame, files: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
     fresh = pd.concat([files[_IDENTITY].reset_index(drop=True), seen], axis=1).assign(
         near=_UNKNOWN, closeness=0.0
     )
-    # Each by itself: pandas joins int64 and uint64 to float64, which cannot hold a hash.
-    parts = [_typed(part) for part in (kept, fresh) if len(part)]
-    return pd.concat(parts, ignore_index=True) if parts else _typed(fresh)
+    # Cast before: pandas joins int64 and uint64 to float64, which cannot hold a hash.
+    parts = [_cast_columns(part) for part in (kept, fresh) if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else _cast_columns(fresh)

@@ -1,4 +1,4 @@
-"""What one import may hold: so many bytes, so many files, and names that are possible side by side."""
+"""Limits of one import: on bytes, on files, and on names that can exist side by side."""
 
 import os
 import shutil
@@ -12,18 +12,20 @@ from finetune_core.errors import DataError
 from finetune_core.formatting import number, size
 from finetune_core.paths import data_dir
 
-_SPARE = 100_000_000  # bytes of the disk that are left to everyone else
+_SPARE = 100_000_000  # bytes of the disk that an import leaves free
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one import may take.
+    """Limits of one import.
 
     Attributes:
-        total_bytes: extracted, in all.
-        entries: names, and likewise files and folders that they stand for.
-        ratio: extracted bytes over packed bytes; checked once more than ``ratio_from_bytes`` are extracted.
-        file_bytes: of one image.
+        total_bytes: unpacked bytes in total.
+        entries: the number of names, and of the files and folders that they stand for.
+        ratio: unpacked bytes over packed bytes; checked once more than ``ratio_from_bytes`` bytes
+            are unpacked.
+        ratio_from_bytes: unpacked bytes below which ``ratio`` is not checked.
+        file_bytes: bytes of one image.
         depth: folders above a file.
     """
 
@@ -39,22 +41,31 @@ LIMITS = Limits()
 
 
 class Names:
-    """The names given so far: together they have to be possible on any file system, also one that ignores case."""
+    """The names of one import so far.
+
+    Together they have to be possible on any file system, including one that ignores case.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._entries = 0
-        # path as a lenient file system compares it -> as given; a folder's ends with "/"
+        # path as a case-insensitive file system compares it -> path as given, a folder's with "/"
         self._known: dict[str, str] = {}
 
     def admit(self, name: str, is_folder: bool = False, kind: str = "") -> str | None:
-        """Check a name; returns where below the folder it goes, or None when it is no image's.
+        """Check a name, and return the path below the target folder.
 
         Args:
-            kind: what it is the name of, in words, unless that is a plain file or folder.
+            name: the name of an entry.
+            is_folder: whether the entry is a folder.
+            kind: a description of the entry, if it is neither a plain file nor a folder.
+
+        Returns:
+            The path, or None if the entry is no image.
 
         Raises:
-            DataError: when it is not safe, when another name is in its way, when there are too many, or for its kind.
+            DataError: if the name is not safe or clashes with another one, if there are too many
+                names, or if the entry is of another kind.
         """
         parts = safe_path(name, self._limits.depth)
         is_folder = is_folder or name.endswith(("/", "\\")) or not parts
@@ -64,18 +75,22 @@ class Names:
         if not is_folder:
             self._claim(path, name)
         self._entries += 1
-        self.foresee(max(self._entries, len(self._known)))
+        self.check_count(max(self._entries, len(self._known)))
         if kind:
             raise DataError(
-                f"“{printable_name(name)}” is {kind}, not a plain file. Leave it out, then try again."
+                f"“{printable_name(name)}” is {kind}, not a plain file. "
+                "Leave it out, then try again."
             )
         return None if is_folder or not _is_image(parts) else path
 
-    def foresee(self, entries: int) -> None:
-        """Refuse what would be too many, before they are there.
+    def check_count(self, entries: int) -> None:
+        """Refuse too many entries before they are read.
+
+        Args:
+            entries: the number of entries in total.
 
         Raises:
-            DataError: when that many are too many in all.
+            DataError: if there are too many.
         """
         if entries > self._limits.entries:
             raise DataError(
@@ -87,14 +102,18 @@ class Names:
         known = self._known.get(key)
         if known is None:
             self._known[key] = path
-        elif known != path or not path.endswith("/"):  # a folder may be named any number of times
+        elif known != path or not path.endswith("/"):  # folders may be named again, files may not
             raise DataError(
-                f"“{printable_name(name)}” {_clash(known, path)}. Rename it or leave it out, then try again."
+                f"“{printable_name(name)}” {_describe_clash(known, path)}. "
+                "Rename it or leave it out, then try again."
             )
 
 
 class Budget:
-    """Counts what has come out against what may; headers are not believed."""
+    """The unpacked bytes of one import, counted against its limits and the free disk.
+
+    The bytes themselves are counted, because headers cannot be trusted.
+    """
 
     def __init__(self, limits: Limits, packed: int | None = None) -> None:
         self._limits = limits
@@ -102,17 +121,20 @@ class Budget:
         self._spent = 0
 
     def spend(self, pieces: Pieces) -> Pieces:
-        """The pieces, each counted before it is handed on."""
+        """Yield the pieces, and count each one before it is handed on."""
         for piece in pieces:
-            self.foresee(len(piece))
+            self.check_space(len(piece))
             self._spent += len(piece)
             yield piece
 
-    def foresee(self, more: int) -> None:
-        """Refuse what would be too much, before it is there.
+    def check_space(self, more: int) -> None:
+        """Refuse too many bytes before they are written.
+
+        Args:
+            more: the number of bytes to come.
 
         Raises:
-            DataError: when that many more bytes are too many in all, for the archive's size, or for the disk.
+            DataError: if the bytes are too many in total, for the archive's size, or for the disk.
         """
         limits, total = self._limits, self._spent + more
         if total > limits.total_bytes:
@@ -123,12 +145,14 @@ class Budget:
             and limits.ratio * self._packed < total
         ):
             raise DataError(
-                f"it unpacks to more than {limits.ratio} times its size, which photos never do. Unpack it yourself and check it."
+                f"it unpacks to more than {limits.ratio} times its size, which photos never do. "
+                "Unpack it yourself and check it."
             )
         free = shutil.disk_usage(data_dir()).free
         if free < more + _SPARE:
             raise DataError(
-                f"only {size(free)} of the disk with {data_dir()} are free, too few to go on. Make room there."
+                f"only {size(free)} of the disk with {data_dir()} are free, too few to go on. "
+                "Make room there."
             )
 
 
@@ -138,9 +162,12 @@ def _is_image(parts: tuple[str, ...]) -> bool:
     )
 
 
-def _clash(known: str, path: str) -> str:
+def _describe_clash(known: str, path: str) -> str:
     if known == path:
         return "is there twice"
     if known.removesuffix("/") == path.removesuffix("/"):
         return "is both a file and a folder"
-    return f"differs from “{printable_name(known)}” only in case or in how accents are stored, which many systems do not tell apart"
+    return (
+        f"differs from “{printable_name(known)}” only in case or in how accents are stored, "
+        "which many systems do not tell apart"
+    )

@@ -1,4 +1,7 @@
-"""Whether the mirror image of a class could be of another class, or of none: a guess from the classes' names."""
+"""Guess whether the mirror image of a class could belong to another class, or to none.
+
+The guess is made from the names of the classes.
+"""
 
 import re
 from collections.abc import Sequence
@@ -27,7 +30,10 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def directional(classes: Sequence[str]) -> list[str]:
-    """The names that speak of a direction (``turn_left``), or of a letter, a digit or a number that looks otherwise in a mirror."""
+    """Return the class names that speak of a direction, or of a character that a mirror changes.
+
+    Directions are names such as ``turn_left``; characters are letters, digits and numbers.
+    """
     return [name for name in classes if _is_directional(name.strip())]
 
 

@@ -1,12 +1,12 @@
-"""Names of files: those that people's systems leave behind, and those that a stranger chose."""
+"""File names: those that operating systems leave behind, and those that a stranger chose."""
 
 import re
 
 from finetune_core.errors import DataError
 
 _NOISE = ("__MACOSX", "Thumbs.db", "desktop.ini")
-_LONGEST_PART = 255  # bytes, on nearly every file system
-_LONGEST_PATH = 1000  # bytes; with the folder above still possible everywhere
+_LONGEST_PART = 255  # bytes; the limit of nearly every file system
+_LONGEST_PATH = 1000  # bytes; short enough for every system, with the folder above
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -14,28 +14,30 @@ _DRIVE = re.compile("[A-Za-z]:")
 
 
 def is_noise(name: str) -> bool:
-    """Whether a file or folder of that name belongs to a system and not to the data."""
+    """Return whether a file or folder of that name belongs to the system and not to the data."""
     return name.startswith(".") or name in _NOISE
 
 
 def safe_path(name: str, depth: int) -> tuple[str, ...]:
-    """A stranger's relative path -> its parts, all of them below the folder they are put into.
+    """Split a stranger's relative path into parts that stay below the target folder.
 
-    Backslashes part folders, too: on some systems they do, and some archives are packed that way.
+    A backslash separates folders, too: it does on some systems, and some archives are packed that
+    way.
 
     Args:
-        name: such as ``train/cat/1.jpg``; ``./`` and doubled separators are harmless and go.
+        name: such as ``train/cat/1.jpg``; ``./`` and doubled separators are harmless and dropped.
         depth: the most folders above a file.
 
     Returns:
-        The parts; none when the name means the folder itself.
+        The parts; none if the name means the folder itself.
 
     Raises:
-        DataError: when it could lead anywhere else, or cannot be a file's name on every system.
+        DataError: if the path could lead out of the folder, or cannot be a file name on every
+            system.
     """
     path = name.replace("\\", "/")
     parts = tuple(part for part in path.split("/") if part not in ("", "."))
-    problem = _problem(name, path, parts, depth)
+    problem = _find_problem(name, path, parts, depth)
     if problem:
         raise DataError(
             f"“{printable_name(name)}” {problem}. Rename it or leave it out, then try again."
@@ -44,7 +46,7 @@ def safe_path(name: str, depth: int) -> tuple[str, ...]:
 
 
 def printable_name(name: str) -> str:
-    """A stranger's name for a message: on one line, printable, and not long."""
+    """Return a stranger's name for a message: on one line, printable and short."""
     if len(name) > 80:
         name = f"{name[:40]}…{name[-40:]}"
     return "".join(
@@ -53,7 +55,7 @@ def printable_name(name: str) -> str:
     )
 
 
-def _problem(name: str, path: str, parts: tuple[str, ...], depth: int) -> str | None:
+def _find_problem(name: str, path: str, parts: tuple[str, ...], depth: int) -> str | None:
     if not name:
         return "is no name"
     if _SURROGATE.search(name):
@@ -62,7 +64,7 @@ def _problem(name: str, path: str, parts: tuple[str, ...], depth: int) -> str | 
         return "has control characters in its name"
     if path.startswith("/"):
         return "is an absolute path, not one below the folder"
-    if any(part.strip(" ") == ".." for part in parts):  # Windows drops spaces
+    if any(part.strip(" ") == ".." for part in parts):  # Windows drops the spaces
         return "leads out of the folder"
     if any(_DRIVE.match(part) for part in parts):
         return "names a drive"

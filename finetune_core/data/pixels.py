@@ -1,4 +1,4 @@
-"""Images decoded once, to uint8 squares that every epoch, and every later run, reads again."""
+"""Decoded images as uint8 squares, which every epoch and every later run reads again."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +24,10 @@ class Pixels:
 
     Attributes:
         paths: one file per index.
-        resize: how they became squares.
-        kept: the squares that were wanted; None where they fit nowhere: then every read decodes again.
+        resize: the way in which images became squares.
+        kept: the cached squares; None if they fit nowhere: then every read decodes again.
         failed: index -> why it could not be read.
-        decoded: how many images were read for this, successfully or not.
+        decoded: the number of images that were read, successfully or not.
         lost: index -> why it can no longer be read; grows while ``readable`` is used.
     """
 
@@ -39,13 +39,16 @@ class Pixels:
     lost: dict[int, str] = field(default_factory=dict)
 
     def readable(self, indices: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
-        """Those of the indices that can still be read, and their squares as in ``batch``; the others go to ``lost``."""
-        held = self._held(indices)
+        """Return those indices that can still be read, and their squares as in ``batch``.
+
+        Indices that can no longer be read are added to ``lost``.
+        """
+        held = self._lookup_batch(indices)
         if held is not None:
             return indices, held.permute(0, 3, 1, 2)
         found = []
         for index, square in in_threads(
-            lambda index: _square(self.paths[index], self.resize), indices
+            lambda index: _try_read_square(self.paths[index], self.resize), indices
         ):
             if isinstance(square, str):
                 self.lost[int(index)] = square
@@ -55,12 +58,12 @@ class Pixels:
         return np.array([index for index, _ in found], dtype=int), squares.permute(0, 3, 1, 2)
 
     def batch(self, indices: np.ndarray) -> torch.Tensor:
-        """uint8 ``[n, 3, side, side]``, in channels_last order.
+        """Return squares as uint8 ``[n, 3, side, side]``, in channels_last order.
 
         Raises:
-            ImageError: when a file that could be read before no longer can.
+            ImageError: if a file that could be read before no longer can.
         """
-        squares = self._held(indices)
+        squares = self._lookup_batch(indices)
         if squares is None:
             read = in_threads(lambda index: read_square(self.paths[index], self.resize), indices)
             squares = self._stack([square for _, square in read])
@@ -72,14 +75,16 @@ class Pixels:
         stacked = np.stack(squares) if squares else np.empty((0, side, side, 3), np.uint8)
         return torch.from_numpy(stacked)
 
-    def _held(self, indices: np.ndarray) -> torch.Tensor | None:
-        """Their squares, where all of them were decoded for this; the others are read when they are asked for."""
+    def _lookup_batch(self, indices: np.ndarray) -> torch.Tensor | None:
+        """Return the cached squares, or None unless all of them are cached."""
         return self.kept.batch(indices) if self.kept and self.kept.has(indices) else None
 
 
 def stored_side(image_size: int, crop: float = USUAL_CROP) -> int:
-    """Side of the square that is kept for a network input of ``image_size``, which is ``crop`` of it: torchvision resizes to 256 for
-    224."""
+    """Return the side of the cached square for a network input of ``image_size``.
+
+    The input is ``crop`` of the square: torchvision resizes to 256 for 224.
+    """
     return max(image_size, round(image_size / crop))
 
 
@@ -89,57 +94,58 @@ def decode_pixels(
     wanted: np.ndarray,
     resize: Resize,
 ) -> Work[Pixels]:
-    """Decode those images that no run has decoded yet, in threads.
+    """Decode, in threads, the images that no run has decoded yet.
 
     Args:
-        paths, keys: ``[n]``: the files, and a hash of the content of each.
-        wanted: int ``[m]``: indices of the images that are needed.
-        resize: how images become squares.
+        paths: the files, ``[n]``.
+        keys: a hash of the content of each file, ``[n]``.
+        wanted: indices of the images that are needed, int ``[m]``.
+        resize: the way in which images become squares.
 
     Yields:
         Steps that count images.
 
     Returns:
-        The pixels; of the wanted images, those that could not be read are in ``failed``.
+        The pixels. Wanted images that could not be read are in ``failed``.
     """
-    # Another version of Pillow may decode or resize otherwise.
-    name = f"pixels-{resize.side}-{_unusual(resize)}{PIL.__version__}"
+    # Another version of Pillow may decode or resize differently.
+    name = f"pixels-{resize.side}-{_name_suffix(resize)}{PIL.__version__}"
     CACHE.look_again(name)
     asked, wanted = wanted, wanted[CACHE.table(name).missing(keys[wanted])]
     failed: dict[int, str] = {}
     if len(wanted):
-        batches = _decoded(paths, wanted, resize, failed)
+        batches = _decode_batches(paths, wanted, resize, failed)
         where = yield from CACHE.fill(name, keys[wanted], batches)
         if where is None:
             failed.clear()
             for done, (index, square) in enumerate(
-                in_threads(lambda i: _square(paths[i], resize), wanted), start=1
+                in_threads(lambda i: _try_read_square(paths[i], resize), wanted), start=1
             ):
                 if isinstance(square, str):
                     failed[int(index)] = square
                 yield Step(done, len(wanted))
             return Pixels(paths, resize, None, failed, len(wanted))
     table = CACHE.table(name)
-    # on a tight disk new rows have driven out older ones
+    # On a tight disk new rows may have evicted older ones.
     if table.missing(keys[np.setdiff1d(asked, list(failed))]).any():
         return Pixels(paths, resize, None, failed, len(wanted))
     return Pixels(paths, resize, table.lookup(keys), failed, len(wanted))
 
 
-def _unusual(resize: Resize) -> str:
-    """Return what a table's name says of a way that is not the usual one."""
+def _name_suffix(resize: Resize) -> str:
+    """Return the part of a table's name that stands for an unusual interpolation or fit."""
     interpolation = "" if resize.interpolation == BILINEAR else f"{resize.interpolation}-"
     return interpolation + ("" if resize.fit == CROP else f"{resize.fit}-")
 
 
-def _decoded(
+def _decode_batches(
     paths: Sequence[Path], wanted: np.ndarray, resize: Resize, failed: dict[int, str]
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """(positions in ``wanted``, squares) in batches; what cannot be read goes to ``failed``."""
+    """Yield (positions in ``wanted``, squares) in batches; add unreadable files to ``failed``."""
     positions: list[int] = []
     squares: list[np.ndarray] = []
     for position, (index, square) in enumerate(
-        applied(lambda i: _square(paths[i], resize), wanted)
+        applied(lambda i: _try_read_square(paths[i], resize), wanted)
     ):
         if isinstance(square, str):
             failed[int(index)] = square
@@ -151,7 +157,7 @@ def _decoded(
             positions, squares = [], []
 
 
-def _square(path: Path, resize: Resize) -> np.ndarray | str:
+def _try_read_square(path: Path, resize: Resize) -> np.ndarray | str:
     try:
         return read_square(path, resize)
     except ImageError as error:

@@ -1,4 +1,7 @@
-"""Well-known public data sets, through torchvision.datasets, downloaded on request and written as ordinary image folders."""
+"""Well-known public data sets, downloaded on request by torchvision.datasets.
+
+They are written as ordinary image folders.
+"""
 
 import os
 import re
@@ -17,9 +20,9 @@ from finetune_core.files import settle, staging_folder
 from finetune_core.paths import data_dir
 from finetune_core.work import Step, Work
 
-_EVERY = 0.25  # seconds between two looks at what has arrived
-_PATIENCE = 120  # seconds without a byte; checksums and slow disks included
-_DOWNLOADED = (".gz", ".tgz", ".zip", ".mat")  # what the sets below are published as
+_EVERY = 0.25  # seconds between two measurements of progress
+_PATIENCE = 120  # seconds without a byte; covers checksums and slow disks
+_DOWNLOADED = (".gz", ".tgz", ".zip", ".mat")  # suffixes of the published files
 _NOT_IN_FILE_NAMES = re.compile(r'[<>:"/\\|?*]+')
 
 
@@ -28,13 +31,14 @@ class PublicSet:
     """A data set that anyone may download.
 
     Attributes:
-        name: the word that stands for it where a folder is asked for.
-        title: its name in full.
-        classes, images: how many.
-        download_bytes: what is downloaded.
-        disk_bytes: about what it takes up afterwards, on a disk with blocks of 4 kB; until then the download, and what is
-            unpacked from it, come on top.
-        licence: what its authors say about its use.
+        name: the word that stands for the data set in place of a folder.
+        title: full name.
+        classes: number of classes.
+        images: number of images.
+        download_bytes: size of the download.
+        disk_bytes: approximate size on a disk with blocks of 4 kB. During the import the download
+            and its unpacked content need space, too.
+        licence: what the authors say about its use.
         source: the authors' page.
         about: one sentence.
     """
@@ -62,7 +66,8 @@ PUBLIC_SETS: dict[str, PublicSet] = {
             disk_bytes=800_000_000,
             licence="CC BY-SA 4.0; the copyright remains with the owners of the photographs",
             source="https://www.robots.ox.ac.uk/~vgg/data/pets/",
-            about="Photographs of 12 breeds of cats and 25 of dogs, about 200 each: close to what ImageNet networks know.",
+            about="Photographs of 12 breeds of cats and 25 of dogs, about 200 each: "
+            "close to what ImageNet networks know.",
         ),
         PublicSet(
             name="flowers102",
@@ -73,7 +78,8 @@ PUBLIC_SETS: dict[str, PublicSet] = {
             disk_bytes=360_000_000,
             licence="not stated by its authors; for research",
             source="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
-            about="Photographs of flowers common in Britain, ten training images per class: many classes, few images.",
+            about="Photographs of flowers common in Britain, ten training images per class: "
+            "many classes, few images.",
         ),
         PublicSet(
             name="eurosat",
@@ -84,7 +90,8 @@ PUBLIC_SETS: dict[str, PublicSet] = {
             disk_bytes=130_000_000,
             licence="MIT; made from free and open Copernicus Sentinel data",
             source="https://github.com/phelber/EuroSAT",
-            about="Satellite images of 64 × 64 pixels by land use, fields to motorways: far from what ImageNet networks know.",
+            about="Satellite images of 64 × 64 pixels by land use, fields to motorways: "
+            "far from what ImageNet networks know.",
         ),
         PublicSet(
             name="fashion_mnist",
@@ -106,36 +113,42 @@ PUBLIC_SETS: dict[str, PublicSet] = {
             disk_bytes=250_000_000,
             licence="not stated by its authors; for research",
             source="https://www.cs.toronto.edu/~kriz/cifar.html",
-            about="Colour photographs of animals and vehicles, 32 × 32 pixels: the classic small benchmark.",
+            about="Colour photographs of animals and vehicles, 32 × 32 pixels: "
+            "the classic small benchmark.",
         ),
     )
 }
 
 
 def public_folder(name: str) -> Path:
-    """Where a public set is, once it is fetched."""
+    """Return the folder of a public data set. It may not exist yet."""
     return data_dir() / name
 
 
 def is_fetched(name: str) -> bool:
-    """Whether a public set is there; it is written whole or not at all."""
+    """Return whether a public data set is on this machine. It is written whole or not at all."""
     return public_folder(name).is_dir()
 
 
 def fetch_public(name: str) -> Work[Path]:
-    """Download a public set and write it as an image folder, all of it or nothing; one that is there is returned at once.
+    """Download a public data set and write it as an image folder, all of it or nothing.
+
+    If the folder exists, it is returned at once.
 
     Args:
         name: one of ``PUBLIC_SETS``.
 
     Yields:
-        Steps that count bytes (their total is an estimate) while it is downloaded and unpacked, then images written.
+        Steps that count bytes during download and unpacking (their total is an estimate), then
+        images written.
 
     Returns:
-        The folder: ``train/<class>/…``, ``val/<class>/…`` and ``test/<class>/…`` where the set has splits, else ``<class>/…``.
+        The folder: ``train/<class>/…``, ``val/<class>/…`` and ``test/<class>/…`` if the set has
+            splits, else ``<class>/…``.
 
     Raises:
-        DataError: without a network, when what arrived is not what was published, or when it cannot be written.
+        DataError: without a network, if the download is not what was published, or if the folder
+            cannot be written.
     """
     public, folder = PUBLIC_SETS[name], public_folder(name)
     if is_fetched(name):
@@ -145,8 +158,8 @@ def fetch_public(name: str) -> Work[Path]:
             download = _Download(public, staging)
             try:
                 download.start()
-                yield from _watch(download)
-                yield from _write(download.parts, staging / name)
+                yield from _wait_for_download(download)
+                yield from _write_images(download.parts, staging / name)
             finally:
                 download.abandoned.set()
             settle(staging / name, folder)
@@ -158,17 +171,17 @@ def fetch_public(name: str) -> Work[Path]:
     return folder
 
 
-class _Abandoned(Exception):
-    """Nobody waits for this download any more."""
+class _DownloadAbandoned(Exception):
+    """Raised in a download that nobody waits for any more."""
 
 
 class _Download(threading.Thread):
-    """torchvision's download of one set, which reports nothing to callers, beside whoever waits for it.
+    """Thread that runs torchvision's download of one set, which reports no progress.
 
     Attributes:
-        parts: split (or ``""``) -> data set, once it has ended well.
-        error: why it has not.
-        abandoned: set by whoever waited, when nobody does any more.
+        parts: split (or ``""``) -> data set, after success.
+        error: the exception, after a failure.
+        abandoned: set once nobody waits for the download any more.
     """
 
     def __init__(self, public: PublicSet, staging: Path) -> None:
@@ -180,52 +193,60 @@ class _Download(threading.Thread):
         self.abandoned = threading.Event()
 
     def run(self) -> None:
+        """Download the set, and delete what was written if nobody waits any more."""
         try:
             self.parts = _download(self.public.name, self.staging / "download")
         except Exception as error:
             self.error = error
         finally:
             if self.abandoned.is_set():
-                # What was written since whoever waited cleared up, with the folders around it.
+                # Delete what was written after the caller had deleted the folder.
                 shutil.rmtree(self.staging.parent, ignore_errors=True)
 
 
-class _NoBar:
-    """In the place of the bar that torchvision's downloads draw on stderr; ends a download that nobody waits for."""
+class _NullProgressBar:
+    """Replacement of the progress bar that torchvision draws on stderr.
+
+    It also ends a download that nobody waits for.
+    """
 
     def __init__(self, **_: Any) -> None:
         pass
 
-    def __enter__(self) -> "_NoBar":
+    def __enter__(self) -> "_NullProgressBar":
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
     def update(self, _: int) -> None:
+        """End the download if nobody waits for it."""
         thread = threading.current_thread()
         if isinstance(thread, _Download) and thread.abandoned.is_set():
-            raise _Abandoned
+            raise _DownloadAbandoned
 
 
 def _download(name: str, root: Path) -> dict[str, Any]:
     """Let torchvision download, check and unpack a set below ``root``.
 
-    All that leans on torchvision's insides is in this function.
+    All code that depends on torchvision's internals is in this function.
 
     Returns:
-        Split (or ``""``) -> a data set with ``classes`` and, at each index, (the image, or the file it is in; label).
+        Split (or ``""``) -> a data set with ``classes`` and, at each index, (the image, or its
+        file; label).
     """
-    from torchvision import datasets  # here: it imports torch
+    from torchvision import datasets  # imported late, because it imports torch
 
     class PetFiles(datasets.OxfordIIITPet):  # type: ignore[misc]  # torchvision has no types
         def __getitem__(self, index: int) -> tuple[Path, int]:
-            # Private, because this class alone takes no loader: it can only decode, and to encode again would lose quality.
+            # Private attributes, because this class alone takes no loader: it can only decode, and
+            # encoding again would lose quality.
             return self._images[index], self._labels[index]
 
-    # There is no switch for the bar, and it would be drawn across what the caller draws. Without this name a later
-    # torchvision would show its bar again and end an abandoned download with its file; nothing else would change.
-    datasets.utils.tqdm = _NoBar
+    # The progress bar has no switch, and would be drawn across the caller's output. If a later
+    # torchvision does not use this name, the bar is back, and an abandoned download ends only with
+    # its file.
+    datasets.utils.tqdm = _NullProgressBar
     if name == "oxford_pets":
         return {TRAIN: PetFiles(root, "trainval", download=True), TEST: PetFiles(root, "test")}
     if name == "flowers102":
@@ -238,39 +259,39 @@ def _download(name: str, root: Path) -> dict[str, Any]:
     return {TRAIN: kind(root, train=True, download=True), TEST: kind(root, train=False)}
 
 
-def _watch(download: _Download) -> Work[None]:
-    """(bytes so far, bytes in all), a few times a second until the download has ended."""
+def _wait_for_download(download: _Download) -> Work[None]:
+    """Yield (bytes so far, bytes in total) a few times a second until the download has ended."""
     total, before, since = download.public.download_bytes, 0, time.monotonic()
     going = True
     while going:
         download.join(_EVERY)
         going = download.is_alive()
-        arrived, written = _bytes_below(download.staging)
+        arrived, written = _count_bytes(download.staging)
         if written != before:
             before, since = written, time.monotonic()
-        if time.monotonic() - since > _PATIENCE:  # torchvision itself would wait for ever
-            raise _not_downloaded(download.public, f"nothing has arrived for {_PATIENCE} seconds")
+        if time.monotonic() - since > _PATIENCE:  # torchvision itself has no timeout
+            raise _download_error(download.public, f"nothing has arrived for {_PATIENCE} seconds")
         yield Step(min(arrived, total), total)
     if isinstance(download.error, (OSError, RuntimeError, HTTPException)):
-        raise _not_downloaded(download.public, _reason(download.error))
+        raise _download_error(download.public, _describe_reason(download.error))
     if download.error:
         raise download.error
 
 
-def _bytes_below(folder: Path) -> tuple[int, int]:
-    """(bytes of what was downloaded, bytes of that and of what was unpacked from it)."""
+def _count_bytes(folder: Path) -> tuple[int, int]:
+    """Return the bytes of downloaded files, and of all files."""
     downloaded = written = 0
     for parent, _, files in os.walk(folder):
         for file in files:
-            with suppress(OSError):  # it may just have gone
+            with suppress(OSError):  # the file may have been deleted meanwhile
                 size = os.path.getsize(os.path.join(parent, file))
                 written += size
                 downloaded += size if file.endswith(_DOWNLOADED) else 0
     return downloaded, written
 
 
-def _write(parts: dict[str, Any], folder: Path) -> Work[None]:
-    """Move or save every image to its class's folder: (images so far, images in all)."""
+def _write_images(parts: dict[str, Any], folder: Path) -> Work[None]:
+    """Move or save every image to its class's folder; yield (images so far, images in total)."""
     done, total = 0, sum(len(part) for part in parts.values())
     for split, part in parts.items():
         names = [_folder_name(title) for title in part.classes]
@@ -287,16 +308,16 @@ def _write(parts: dict[str, Any], folder: Path) -> Work[None]:
 
 
 def _folder_name(title: str) -> str:
-    """``T-shirt/top`` -> ``T-shirt-top``: no letter that some file system refuses."""
+    """Replace the characters that some file system refuses: ``T-shirt/top`` -> ``T-shirt-top``."""
     return _NOT_IN_FILE_NAMES.sub("-", title).strip(" .-")
 
 
-def _reason(error: Exception) -> str:
+def _describe_reason(error: Exception) -> str:
     reason = getattr(error, "reason", error)
     return " ".join(str(reason).split()).rstrip(".") or type(reason).__name__
 
 
-def _not_downloaded(public: PublicSet, reason: str) -> DataError:
+def _download_error(public: PublicSet, reason: str) -> DataError:
     return DataError(
         f"{public.title} could not be downloaded ({reason}). Nothing of it was kept. "
         "Try again later, or use a folder or archive of your own, or the word digits."

@@ -1,4 +1,7 @@
-"""Data sets by a short id that an address can hold: which folder or manifest it stands for, and which were opened lately."""
+"""Ids of data sets, and the data sets that were opened recently.
+
+An id is short enough for an address. It stands for a folder or manifest.
+"""
 
 import json
 import os
@@ -30,9 +33,9 @@ class Source:
     """A data set that was opened.
 
     Attributes:
-        data_id: as in an address.
+        data_id: its id in an address.
         path: its folder or manifest.
-        people: who opened it, where people sign in.
+        people: the people who opened it, where people sign in.
     """
 
     data_id: str
@@ -41,61 +44,69 @@ class Source:
 
 
 def data_id(data: str | Path) -> str:
-    """The id of a folder or manifest: its entry's name; the bundled sample's is the same on every machine."""
+    """Return the id of a folder or manifest: the name of its entry.
+
+    The id of the bundled sample is the same on every machine.
+    """
     folder = entry_folder(data)
     return SAMPLE_NAME if folder == entry_folder(paths.data_dir() / SAMPLE_NAME) else folder.name
 
 
 def remember(data: str | Path, person: str = "") -> str:
-    """Note that a data set was opened, so that its id can be resolved; returns the id.
+    """Record that a data set was opened, so that its id can be resolved.
 
     Args:
-        person: who opened it, where people sign in.
+        data: its folder or manifest.
+        person: the person who opened it, where people sign in.
+
+    Returns:
+        The id.
     """
     file = entry_folder(data) / _FILE
     path = str(Path(data).expanduser().resolve())
-    known = _read(file)
+    known = _read_source(file)
     people = [*dict.fromkeys([*([person] if person else []), *(known.people if known else ())])][
         :_MOST_PEOPLE
     ]
-    with suppress(OSError):  # where nothing can be written, it is not listed
+    with suppress(OSError):  # where nothing can be written, the data set is not listed
         write_bytes(file, json.dumps({"path": path, "people": people}).encode())
     return data_id(data)
 
 
 def source_of(wanted: str) -> str:
-    """The folder or manifest that an id stands for. Whether it may be read is the caller's to check.
+    """Return the folder or manifest of an id. The caller checks whether it may be read.
 
     Raises:
-        DataError: when no data set of that id was opened here.
+        DataError: if no data set of that id was opened on this machine.
     """
     if wanted == SAMPLE_NAME:
         return str(digits_folder())
-    known = _read(entries_folder() / wanted / _FILE) if _ID.fullmatch(wanted) else None
+    known = _read_source(entries_folder() / wanted / _FILE) if _ID.fullmatch(wanted) else None
     if known is None:
         raise DataError(
-            f"The data set “{wanted[:80]}” that the address names is not known here. Choose it again."
+            f"The data set “{wanted[:80]}” that the address names is not known here. "
+            "Choose it again."
         )
     return known.path
 
 
 def check_private(data: str | Path, person: str) -> None:
-    """Refuse what others have brought into the app's own folder, where people sign in.
+    """Refuse data that other people have brought into the app's own folder, where people sign in.
 
-    The sample and public data sets are everybody's. A recording is its maker's, and an upload or
+    The sample and public data sets are everybody's. A recording is its maker's. An upload or
     unpacked archive belongs to those who brought it (``remember``).
 
     Raises:
-        DataError: when a path, links followed, is another person's, or holds the app's own folder.
+        DataError: if a path, links resolved, is another person's, or contains the app's own folder.
     """
     real, own = (Path(os.path.realpath(path)) for path in (data, paths.data_dir()))
-    if not _is_shown(real, own, person):
+    if not _is_visible(real, own, person):
         raise DataError(
             f"The folder {data} is not shown to people who sign in. Choose another one."
         )
 
 
-def _is_shown(real: Path, own: Path, person: str) -> bool:
+def _is_visible(real: Path, own: Path, person: str) -> bool:
     if not real.is_relative_to(own):
         return not own.is_relative_to(real)
     name = next(iter(real.relative_to(own).parts), "")
@@ -105,21 +116,23 @@ def _is_shown(real: Path, own: Path, person: str) -> bool:
         return False
     if name == CAMERA:
         return real.is_relative_to(os.path.realpath(recordings_folder(person)))
-    known = _read(entry_folder(own / name) / _FILE)
+    known = _read_source(entry_folder(own / name) / _FILE)
     return known is not None and person in known.people
 
 
 def recent_sources(roots: Sequence[Path], most: int, person: str | None = None) -> list[Source]:
-    """The data sets that were opened, the latest first, without the sample; those that are gone or may not be read are left out.
+    """Return the data sets that were opened, the latest first, without the sample.
+
+    Data sets that no longer exist or may not be read are left out.
 
     Args:
         roots: the folders that may be read.
-        most: of them.
-        person: when given, only what they have opened themselves.
+        most: the largest number of data sets.
+        person: if given, only what this person has opened.
     """
     files = entries_folder().glob(f"*/{_FILE}")
     dated = [(status.st_mtime, file) for file in files if (status := regular_file(file))]
-    known = (_read(file) for _, file in sorted(dated, reverse=True))
+    known = (_read_source(file) for _, file in sorted(dated, reverse=True))
     sample = data_id(paths.data_dir() / SAMPLE_NAME)
     found = (
         one
@@ -133,8 +146,8 @@ def recent_sources(roots: Sequence[Path], most: int, person: str | None = None) 
     return list(islice(found, most))
 
 
-def _read(file: Path) -> Source | None:
-    """What an entry says of its source; None where it is damaged, or was not made for this entry."""
+def _read_source(file: Path) -> Source | None:
+    """Read the source of an entry; None if it is damaged, or was made for another entry."""
     try:
         found: Any = json.loads(read_regular(file, _MOST_BYTES))
         path, people = found["path"], found["people"]

@@ -1,8 +1,9 @@
-"""Tables of equally shaped rows, one per key, computed once and shared by every run of the process.
+"""Tables of equally shaped rows by key, computed once and shared by every run of the process.
 
-Decoded images and activations live here: in memory while they fit a budget taken from what is free, else in checksummed
-files within a disk budget, else nowhere, and then the caller computes them again each time. Tables that nobody uses make
-room for new ones, the least recently used first.
+The tables hold decoded images and activations. They are kept in memory while they fit a share of
+the free memory, else in checksummed files within a disk budget. If they fit nowhere, the caller
+computes the rows again each time. Unused tables make room for new ones, the least recently used
+first.
 """
 
 import base64
@@ -37,12 +38,12 @@ from finetune_core.work import Step, Work
 
 Where = Literal["memory", "disk"]
 
-_MEMORY_SHARE = 0.5  # of free memory, what the cache holds counted as free
-_DISK_SHARE = 0.25  # of the free disk, likewise
+_MEMORY_SHARE = 0.5  # of free memory; memory of the cache counts as free
+_DISK_SHARE = 0.25  # of the free disk; files of the cache count as free
 _LEFTOVER_SECONDS = 3600
 _SENT_AT_ONCE = 2**26  # bytes
 _LARGEST_DESCRIPTION = 2**28  # bytes; a row takes eleven
-# The marker of a cache (https://bford.info/cachedir), which backups leave out.
+# The marker of a cache (https://bford.info/cachedir), which backups skip.
 _MARKER = "CACHEDIR.TAG"
 _TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
 # Rows that Thaw has cached. Delete this folder at any time while Thaw does not run.
@@ -52,11 +53,12 @@ _MEMORY_VARIABLE, _DISK_VARIABLE = "THAW_CACHE_MEMORY_GB", "THAW_CACHE_DISK_GB"
 
 
 class Layout(NamedTuple):
-    """How rows lie in a table.
+    """The layout of a table's rows.
 
     Attributes:
-        shape: of a row, as it lies here.
-        channels_last: they are ``[n, h, w, c]`` here, and ``[n, c, h, w]`` to whoever reads them.
+        shape: shape of a row in the table.
+        dtype: type of the values.
+        channels_last: whether rows are stored as ``[n, h, w, c]`` and read as ``[n, c, h, w]``.
     """
 
     shape: tuple[int, ...]
@@ -65,7 +67,10 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, rows: torch.Tensor) -> "Layout":
-        """That in which rows ``[n, *shape]`` are kept: their own order, where that is a usual one."""
+        """Return the layout for rows ``[n, *shape]``.
+
+        It is the memory order of the rows, if that is a usual one.
+        """
         plain, nhwc = (
             rows.is_contiguous(),
             rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last),
@@ -79,27 +84,30 @@ class Layout(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def empty(self, count: int) -> torch.Tensor:
-        """Room for so many rows, contiguous."""
+        """Return an uninitialised contiguous tensor for ``count`` rows."""
         return torch.empty((count, *self.shape), dtype=self.dtype)
 
     def laid(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows as they are read -> as they lie here, contiguous."""
+        """Convert rows from the order in which they are read to the stored order, contiguous."""
         return (rows.permute(0, 2, 3, 1) if self.channels_last else rows).contiguous()
 
     def read(self, laid: torch.Tensor) -> torch.Tensor:
-        """Rows as they lie here -> as they are read."""
+        """Convert rows from the stored order to the order in which they are read."""
         return laid.permute(0, 3, 1, 2) if self.channels_last else laid
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Rows computed together.
+    """Rows that were computed together.
 
     Attributes:
+        keys: uint64 ``[n]``.
         rows: contiguous ``[n, *shape]``, in memory, mapped from ``file``, or on a device.
+        file: the file of the rows on disk; None in memory or on a device.
         channels_last: see ``Layout``.
     """
 
@@ -110,22 +118,27 @@ class Block:
 
     @property
     def layout(self) -> Layout:
+        """Layout of the rows."""
         return Layout(tuple(self.rows.shape[1:]), self.rows.dtype, self.channels_last)
 
     def gather(self, numbers: np.ndarray) -> torch.Tensor:
+        """Return the rows of the given numbers."""
         return self.rows.index_select(0, sent(torch.from_numpy(numbers), self.rows.device))
 
     @property
     def bytes(self) -> int:
+        """Bytes of all rows."""
         return self.rows.numel() * self.rows.element_size()
 
 
 class _Contents(NamedTuple):
-    """The rows of a table at one moment. Adding rows makes another one.
+    """The rows of a table at one moment. Adding rows makes a new object.
 
-    The place of each row is kept in two arrays: a dict of tuples takes ten times the memory.
+    The position of each row is stored in two arrays, because a dict of tuples takes ten times the
+    memory.
 
     Attributes:
+        blocks: the blocks.
         keys: uint64 ``[n]``, sorted.
         places: int64 ``[n, 2]``: block and row of each key.
     """
@@ -135,7 +148,7 @@ class _Contents(NamedTuple):
     places: np.ndarray = np.empty((0, 2), np.int64)
 
     def with_block(self, block: Block) -> "_Contents":
-        """Return the contents with a block more, whose rows replace those of equal keys."""
+        """Return the contents with one more block, whose rows replace those of equal keys."""
         count = len(block.keys)
         places = np.stack([np.full(count, len(self.blocks)), np.arange(count)], axis=1)
         keys, first = np.unique(np.concatenate([block.keys[::-1], self.keys]), return_index=True)
@@ -144,6 +157,7 @@ class _Contents(NamedTuple):
         )
 
     def lookup(self, keys: np.ndarray) -> "Lookup":
+        """Return the rows by position in ``keys``."""
         found = np.full((len(keys), 2), -1)
         if len(self.keys):
             position = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
@@ -153,22 +167,24 @@ class _Contents(NamedTuple):
 
 
 class Table:
-    """All rows of one kind. Any thread may read them while others add some.
+    """All rows of one kind. Any thread may read them while another adds rows.
 
     Attributes:
-        seconds_per_row: time that computing one row took, None before any was computed.
+        name: the name.
+        seconds_per_row: time to compute one row; None before any was computed.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.seconds_per_row: float | None = None
-        # Readers take this reference once, so blocks and places always belong together. The lock
-        # keeps one of two threads from replacing what the other has just added.
+        # Readers take this reference once, so blocks and places always match. The lock keeps one
+        # thread from overwriting the rows that another has just added.
         self._contents = _Contents()
         self._lock = Lock()
 
     @property
     def blocks(self) -> tuple[Block, ...]:
+        """All blocks of the table."""
         return self._contents.blocks
 
     def missing(self, keys: np.ndarray) -> np.ndarray:
@@ -176,7 +192,7 @@ class Table:
         return self.lookup(keys).missing
 
     def add(self, block: Block) -> None:
-        """Add rows. The newest row of a key counts."""
+        """Add rows. The newest row of a key replaces older ones."""
         with self._lock:
             self._contents = self._contents.with_block(block)
 
@@ -187,10 +203,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Lookup:
-    """Rows by position in somebody's list of keys. Keeps its blocks alive when the cache evicts them.
+    """Rows by position in a list of keys.
+
+    The blocks stay alive even if the cache evicts them.
 
     Attributes:
-        places: int64 ``[n, 2]``: block and row; -1 where there is none.
+        blocks: the blocks.
+        places: int64 ``[n, 2]``: block and row; -1 without a row.
     """
 
     blocks: tuple[Block, ...]
@@ -203,29 +222,39 @@ class Lookup:
         return absent
 
     def has(self, positions: np.ndarray) -> bool:
-        """Whether every one of them has a row."""
+        """Return whether every position has a row."""
         return bool((self.places[positions] >= 0).all())
 
     def batch(self, positions: np.ndarray) -> torch.Tensor:
-        """``[len(positions), *shape]``, one row per position; every one of them must be known."""
+        """Return the rows of some positions, ``[len(positions), *shape]``.
+
+        Raises:
+            KeyError: if a position has no row.
+        """
         if not self.has(positions):  # -1 would quietly read the last row
             raise KeyError("a row that the cache does not hold")
-        return self.blocks[0].layout.read(self._stored(self.places[positions]))
+        return self.blocks[0].layout.read(self._gather_stored(self.places[positions]))
 
     def bytes_of(self, positions: np.ndarray) -> int:
-        """What the rows of these positions take, each counted once; every one of them must be known."""
-        return len(self._used(positions)[0]) * self.row_bytes
+        """Return the bytes that the rows of some positions take, each row counted once.
+
+        Every position must have a row.
+        """
+        return len(self._number_rows(positions)[0]) * self.row_bytes
 
     def on(self, device: torch.device, positions: np.ndarray) -> "Lookup":
-        """A copy of the rows of these positions on a device, as one block; the others have none there. Every one of them must be known."""
-        used, numbers = self._used(positions)
+        """Copy the rows of some positions to a device, as one block.
+
+        In the copy, other positions have no row. Every given position must have one.
+        """
+        used, numbers = self._number_rows(positions)
         first, at_once = self.blocks[0], max(1, _SENT_AT_ONCE // self.row_bytes)
         rows = torch.empty(
             (len(used), *first.rows.shape[1:]), dtype=first.rows.dtype, device=device
         )
         for start in range(0, len(used), at_once):
             some = used[start : start + at_once]
-            rows[start : start + len(some)] = sent(self._stored(some), device)
+            rows[start : start + len(some)] = sent(self._gather_stored(some), device)
         keys = np.empty(len(used), np.uint64)
         for number in np.unique(used[:, 0]):
             here = used[:, 0] == number
@@ -234,16 +263,21 @@ class Lookup:
         places[positions, 0], places[positions, 1] = 0, numbers
         return Lookup((Block(keys, rows, None, first.channels_last),), places)
 
-    def _used(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The different places of these positions, int64 ``[m, 2]`` in order, and for each position its number among them."""
+    def _number_rows(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Number the different rows of some positions.
+
+        Returns:
+            Block and row of each different row, int64 ``[m, 2]``, in order; and for each position
+            the number of its row.
+        """
         longest = max((len(block.keys) for block in self.blocks), default=1)
         numbered, inverse = np.unique(
             self.places[positions] @ np.array([longest, 1]), return_inverse=True
         )
         return np.stack(np.divmod(numbered, longest), axis=1), inverse
 
-    def _stored(self, places: np.ndarray) -> torch.Tensor:
-        """The rows at ``places``, in the blocks' layout; ``[0, *shape]`` where there are none."""
+    def _gather_stored(self, places: np.ndarray) -> torch.Tensor:
+        """Return the rows at ``places`` in the blocks' layout, or ``[0, *shape]`` without any."""
         used = np.unique(places[:, 0])
         first = self.blocks[int(used[0]) if len(used) else 0]
         if len(used) <= 1:
@@ -256,18 +290,21 @@ class Lookup:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row; 0 without rows."""
         return self.blocks[0].layout.row_bytes if self.blocks else 0
 
     @property
     def where(self) -> Where:
+        """Place of the rows: ``disk`` if any block has a file, else ``memory``."""
         return "disk" if any(block.file for block in self.blocks) else "memory"
 
 
 class RowCache:
-    """The process's tables and their budgets.
+    """The tables of the process and their budgets.
 
     Attributes:
-        shared: whether other processes of this machine will want the same rows: then they go to disk first.
+        shared: whether other processes of this machine will want the same rows. Then the rows go to
+            disk first.
     """
 
     def __init__(self, folder: Callable[[], Path]) -> None:
@@ -277,51 +314,64 @@ class RowCache:
         self._lock = RLock()
 
     def table(self, name: str) -> Table:
-        """The table of that name, with its valid rows on disk; now the most recently used."""
+        """Return the table of that name, with its valid rows on disk.
+
+        The table is then the most recently used one.
+        """
         with self._lock:
             if name not in self._tables:
                 self._tables[name] = Table(name)
-                self._read(name, _files_of(self._folder(), name))
+                self._read_files(name, _list_table_files(self._folder(), name))
             self._tables.move_to_end(name)
             return self._tables[name]
 
-    def _read(self, name: str, files: list[Path]) -> None:
-        for block in _blocks_on_disk(files):
+    def _read_files(self, name: str, files: list[Path]) -> None:
+        for block in _load_blocks(files):
             self._tables[name].add(block)
             self._alive.add(block)
 
     def look_again(self, name: str) -> None:
-        """Where rows are shared, others may have written some of that table, or driven it out: unless it is in memory, it is what its
-        files are now. Those that are known are not read again."""
+        """Read the files of a table again, if other processes may have written or evicted some.
+
+        A table in memory stays as it is. Files that are known are not read again.
+        """
         with self._lock:
             if not self.shared or name not in self._tables:
                 return
-            known, there = (
+            known, files = (
                 {block.file for block in self._tables[name].blocks},
-                _files_of(self._folder(), name),
+                _list_table_files(self._folder(), name),
             )
             if None in known:
                 return
-            if known <= set(there):
-                self._read(name, [file for file in there if file not in known])
+            if known <= set(files):
+                self._read_files(name, [file for file in files if file not in known])
             else:
                 del self._tables[name]
 
     def clear(self) -> None:
-        """Forget everything held in memory."""
+        """Forget all tables. Files on disk remain."""
         with self._lock:
             self._tables.clear()
 
     def held(self) -> int:
-        """Bytes in memory, those of evicted tables that a run still reads among them."""
-        with self._lock:  # a set must not grow while it is gone through
+        """Return the bytes in memory, including evicted tables that a run still reads."""
+        with self._lock:  # the set must not grow during the iteration
             return sum(block.bytes for block in self._alive if block.file is None)
 
     def place_for(self, needed: int, keep: str) -> Where | None:
-        """Where ``needed`` bytes may go, after making room there; ``keep`` is the table that must stay. None: nowhere."""
+        """Make room for ``needed`` bytes, and return the place.
+
+        Args:
+            needed: the number of bytes.
+            keep: name of the table that must stay.
+
+        Returns:
+            The place; None if the rows fit nowhere.
+        """
         rooms: list[tuple[Where, Callable[[], bool]]] = [
-            ("memory", lambda: self._room_in_memory(needed, keep)),
-            ("disk", lambda: self._room_on_disk(needed)),
+            ("memory", lambda: self._make_room_in_memory(needed, keep)),
+            ("disk", lambda: self._make_room_on_disk(needed)),
         ]
         return next(
             (
@@ -332,14 +382,14 @@ class RowCache:
             None,
         )
 
-    def _room_in_memory(self, needed: int, keep: str) -> bool:
+    def _make_room_in_memory(self, needed: int, keep: str) -> bool:
         budget = self._memory_budget()
         if needed > budget:
             return False
         self._evict(needed, keep, budget)
         return self.held() + needed <= budget
 
-    def _room_on_disk(self, needed: int) -> bool:
+    def _make_room_on_disk(self, needed: int) -> bool:
         if needed > self._disk_budget():
             return False
         self._evict_files(self._disk_budget() - needed)
@@ -348,22 +398,29 @@ class RowCache:
     def fill(
         self, name: str, keys: np.ndarray, batches: Iterator[tuple[np.ndarray, torch.Tensor]]
     ) -> Work[Where | None]:
-        """Add rows to a table: ``batches`` yields (positions in ``keys``, rows) until all that can be computed are.
+        """Add rows to a table.
 
-        Keys that are never yielded get no row. Where the rows fit nowhere, or the disk fills up, nothing is added.
+        Keys that ``batches`` never yields get no row. If the rows fit nowhere, or the disk fills
+        up, nothing is added.
+
+        Args:
+            name: name of the table.
+            keys: uint64 ``[n]``.
+            batches: yields (positions in ``keys``, rows) for all rows that can be computed.
 
         Yields:
             Steps that count rows.
 
         Returns:
-            Where the rows are; None when there is no place, and then ``batches`` was not, or not wholly, consumed.
+            The place of the rows; None if there is none, and then ``batches`` was not consumed, or
+            only in part.
         """
         writer: _MemoryWriter | _DiskWriter | None = None
         order, done = [keys[:0]], 0
         try:
             for positions, rows in batches:
                 if writer is None:
-                    writer = self._writer(name, len(keys), rows)
+                    writer = self._make_writer(name, len(keys), rows)
                     if writer is None:
                         return None
                 writer.write(rows)
@@ -373,7 +430,7 @@ class RowCache:
             if writer is None:
                 return "memory"
             block = writer.finish(np.concatenate(order))
-        except OSError:  # the disk is full, or gone
+        except OSError:  # the disk is full or gone
             if writer:
                 writer.discard()
             return None
@@ -381,12 +438,12 @@ class RowCache:
             if writer:
                 writer.discard()
             raise
-        with self._lock:  # else the table could be evicted before the block is in it
+        with self._lock:  # the table must not be evicted before the block is added
             self._alive.add(block)
             self.table(name).add(block)
         return writer.where
 
-    def _writer(
+    def _make_writer(
         self, name: str, count: int, first: torch.Tensor
     ) -> "_MemoryWriter | _DiskWriter | None":
         layout = Layout.of(first)
@@ -396,22 +453,22 @@ class RowCache:
         return _DiskWriter(self._folder(), name, layout) if where == "disk" else None
 
     def _memory_budget(self) -> int:
-        if (limit := _limit(_MEMORY_VARIABLE)) is not None:
+        if (limit := _read_limit(_MEMORY_VARIABLE)) is not None:
             return limit
         return int(_MEMORY_SHARE * (psutil.virtual_memory().available + self.held()))
 
     def _disk_budget(self) -> int:
-        if (limit := _limit(_DISK_VARIABLE)) is not None:
+        if (limit := _read_limit(_DISK_VARIABLE)) is not None:
             return limit
         folder = self._folder()
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         return int(
             _DISK_SHARE
-            * (shutil.disk_usage(existing).free + sum(size for _, size in _files(folder)))
+            * (shutil.disk_usage(existing).free + sum(size for _, size in _list_row_files(folder)))
         )
 
     def _evict(self, needed: int, keep: str, budget: int) -> None:
-        """Drop the least recently used tables in memory until ``needed`` bytes fit into the budget."""
+        """Drop the least recently used tables in memory until ``needed`` bytes fit the budget."""
         with self._lock:
             for name in list(self._tables):
                 if self.held() + needed <= budget:
@@ -420,25 +477,27 @@ class RowCache:
                     del self._tables[name]
 
     def _evict_files(self, budget: int) -> None:
-        """Delete the oldest files until the rest fits ``budget`` bytes, and forget their tables: what a run has mapped
-        stays readable until it lets go."""
-        files = _files(self._folder())
+        """Delete the oldest files until the rest fits ``budget`` bytes, and forget their tables.
+
+        Files that a run has mapped stay readable until the run releases them.
+        """
+        files = _list_row_files(self._folder())
         total = sum(size for _, size in files)
-        gone = set()
+        deleted = set()
         for file, size in files:
             if total <= budget:
                 break
             total -= size
-            gone.add(file)
+            deleted.add(file)
             _delete(file)
         with self._lock:
             for name, table in list(self._tables.items()):
-                if any(block.file in gone for block in table.blocks):
+                if any(block.file in deleted for block in table.blocks):
                     del self._tables[name]
 
 
 class _MemoryWriter:
-    """Takes rows in order."""
+    """Writer that stores rows in memory, in order."""
 
     where: Where = "memory"
 
@@ -446,19 +505,25 @@ class _MemoryWriter:
         self._layout, self._rows, self._done = layout, layout.empty(count), 0
 
     def write(self, rows: torch.Tensor) -> None:
+        """Append rows."""
         self._rows[self._done : self._done + len(rows)] = self._layout.laid(rows)
         self._done += len(rows)
 
     def finish(self, keys: np.ndarray) -> Block:
+        """Return the rows as a block."""
         return Block(keys, self._rows[: self._done], None, self._layout.channels_last)
 
     def discard(self) -> None:
+        """Drop the rows."""
         del self._rows
 
 
 class _DiskWriter:
-    """Takes rows in order, and writes them beside, with a running checksum; the rename comes last. Written, not mapped: a full disk is
-    then an error that can be caught, and not a killed process."""
+    """Writer that stores rows in a temporary file, in order, with a running checksum.
+
+    The file is renamed last. It is written, not mapped: a full disk is then an error that can be
+    caught, and not a killed process.
+    """
 
     where: Where = "disk"
 
@@ -472,11 +537,13 @@ class _DiskWriter:
         self._checksum = 0
 
     def write(self, rows: torch.Tensor) -> None:
+        """Append rows, and update the checksum."""
         data = self._layout.laid(rows).view(-1).view(torch.uint8).numpy().tobytes()
         self._file.write(data)
         self._checksum = zlib.crc32(data, self._checksum)
 
     def finish(self, keys: np.ndarray) -> Block:
+        """Write the description, publish the file, and return the rows as a block, mapped."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -490,28 +557,29 @@ class _DiskWriter:
         with self._final.with_suffix(".json").open("x") as file:
             json.dump(described, file)
         self._temporary.rename(self._final)
-        rows = _mapped(self._final, (len(keys), *self._layout.shape), self._layout.dtype)
+        rows = _map_rows(self._final, (len(keys), *self._layout.shape), self._layout.dtype)
         return Block(keys, rows, self._final, self._layout.channels_last)
 
     def discard(self) -> None:
-        with suppress(OSError):  # closing flushes, and the disk is still full
+        """Delete all files."""
+        with suppress(OSError):  # closing flushes, and the disk may still be full
             self._file.close()
         self._temporary.unlink(missing_ok=True)
         _delete(self._final)
 
 
 def _claim(folder: Path) -> None:
-    """Make the folder of rows, with the marker that says so.
+    """Make the folder of rows, with the marker of a cache.
 
     Raises:
-        OSError: when it cannot be made, or somebody else's folder has its name.
+        OSError: if the folder cannot be made, or another program's folder has its name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     if _is_ours(folder):
         return
-    # Another thread or process may be making the marker just now, and rows right after it.
+    # Another thread or process may be writing the marker now, and rows right after it.
     holds_other_files = any(_MARKER not in name for name in os.listdir(folder))
     if _is_ours(folder):
         return
@@ -521,7 +589,7 @@ def _claim(folder: Path) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Return whether Thaw has made a folder for its rows."""
+    """Return whether a folder was made by Thaw for its rows."""
     with suppress(OSError):
         return _is_own_folder(folder) and read_regular(folder / _MARKER, len(_TAG)) == _TAG
     return False
@@ -532,29 +600,33 @@ def _is_own_folder(folder: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and (os.name != "posix" or found.st_uid == os.getuid())
 
 
-def _ours(folder: Path) -> list[tuple[Path, "re.Match[str]"]]:
-    """Return the files that Thaw has made in its folder of rows, by name."""
-    with suppress(FileNotFoundError):  # somebody has emptied the cache just now
+def _list_own_files(folder: Path) -> list[tuple[Path, "re.Match[str]"]]:
+    """Return the files that Thaw has made in its folder of rows, in order of their names."""
+    with suppress(FileNotFoundError):  # another process may have emptied the cache
         if _is_ours(folder):
             found = ((name, _OURS.fullmatch(name)) for name in sorted(os.listdir(folder)))
             return [(folder / name, match) for name, match in found if match]
     return []
 
 
-def _files_of(folder: Path, name: str) -> list[Path]:
-    """The files of a table, in order."""
+def _list_table_files(folder: Path, name: str) -> list[Path]:
+    """Return the files of a table, in order."""
     return [
-        file for file, match in _ours(folder) if match["kind"] == "rows" and match["table"] == name
+        file
+        for file, match in _list_own_files(folder)
+        if match["kind"] == "rows" and match["table"] == name
     ]
 
 
 @dataclass(frozen=True)
-class _Described:
-    """Description of a file of rows, as it is written beside the file.
+class _Description:
+    """Description of a file of rows, written beside the file.
 
     Attributes:
         keys: uint64, little-endian, in base64.
         shape: of a row.
+        dtype: name of the torch type.
+        channels_last: see ``Layout``.
         checksum: CRC-32 of the rows.
     """
 
@@ -565,48 +637,48 @@ class _Described:
     checksum: NonNegativeInt
 
 
-_DESCRIBED = TypeAdapter(_Described)
+_DESCRIPTION = TypeAdapter(_Description)
 
 
-def _blocks_on_disk(files: list[Path]) -> Iterator[Block]:
-    """What another process left; files that are damaged or half written are dropped."""
+def _load_blocks(files: list[Path]) -> Iterator[Block]:
+    """Yield the blocks in files, and delete files that are damaged or half written."""
     for file in files:
         try:
-            block = _block_on_disk(file)
+            block = _load_block(file)
         except (OSError, ValueError, RuntimeError):
             _delete(file)
             continue
         yield block
 
 
-def _block_on_disk(file: Path) -> Block:
+def _load_block(file: Path) -> Block:
     """Map a file of rows.
 
     Raises:
-        OSError: when it or its description cannot be read, or is no regular file.
-        ValueError: when it is not as described, or the description is damaged.
-        RuntimeError: when it cannot be mapped.
+        OSError: if the file or its description cannot be read, or is no regular file.
+        ValueError: if the file does not match its description, or the description is damaged.
+        RuntimeError: if the file cannot be mapped.
     """
-    described = _DESCRIBED.validate_json(
+    described = _DESCRIPTION.validate_json(
         read_regular(file.with_suffix(".json"), _LARGEST_DESCRIPTION), strict=True
     )
-    keys = _keys(described.keys)
+    keys = _decode_keys(described.keys)
     dtype = getattr(torch, described.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError("type")
     if described.channels_last and len(described.shape) != 3:
         raise ValueError("layout")
-    rows = _mapped(file, (len(keys), *described.shape), dtype)
+    rows = _map_rows(file, (len(keys), *described.shape), dtype)
     if _checksum(file) != described.checksum:
         raise ValueError("checksum")
     return Block(keys, rows, file, described.channels_last)
 
 
-def _keys(described: str) -> np.ndarray:
+def _decode_keys(described: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(described, validate=True), dtype="<u8").astype(np.uint64)
 
 
-def _mapped(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def _map_rows(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     count, found = math.prod(shape), regular_file(file)
     if not count or found is None or found.st_size != count * dtype.itemsize:
         raise ValueError("size")
@@ -621,24 +693,27 @@ def _checksum(file: Path) -> int:
     return checksum
 
 
-def _limit(variable: str) -> int | None:
-    """Return the bytes that the environment allows, or None where the variable is not set."""
-    said = os.environ.get(variable, "").strip()
+def _read_limit(variable: str) -> int | None:
+    """Return the bytes that the environment allows, or None if the variable is not set."""
+    text = os.environ.get(variable, "").strip()
     try:
-        limit = int(float(said) * 1e9) if said else None
+        limit = int(float(text) * 1e9) if text else None
     except (ValueError, OverflowError):  # words, nan; inf
         limit = -1
     if limit is not None and limit < 0:
         raise ConfigError(
-            {"cache": f"{variable} must be a number of gigabytes, 0 or more, not {said!r}"}
+            {"cache": f"{variable} must be a number of gigabytes, 0 or more, not {text!r}"}
         )
     return limit
 
 
-def _files(folder: Path) -> list[tuple[Path, int]]:
-    """The files of rows, the oldest first, with their bytes. Others may delete some meanwhile."""
+def _list_row_files(folder: Path) -> list[tuple[Path, int]]:
+    """Return the files of rows and their bytes, the oldest first.
+
+    Other processes may delete some meanwhile.
+    """
     found = []
-    for file, match in _ours(folder):
+    for file, match in _list_own_files(folder):
         if match["kind"] == "rows":
             with suppress(FileNotFoundError):
                 status = file.lstat()
@@ -653,8 +728,11 @@ def _delete(file: Path) -> None:
 
 
 def _delete_leftovers(folder: Path) -> None:
-    """What processes that were killed have left half written, once it is old enough not to be somebody's work."""
-    for file, match in _ours(folder):
+    """Delete files that killed processes have left half written.
+
+    Young files stay, because a process may still be writing them.
+    """
+    for file, match in _list_own_files(folder):
         with suppress(OSError):
             lost = match["kind"] == "part" or not file.with_suffix(".rows").exists()
             if lost and time.time() - file.lstat().st_mtime > _LEFTOVER_SECONDS:

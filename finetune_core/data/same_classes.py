@@ -1,4 +1,4 @@
-"""The classes of one data set found among those of another one, by their names."""
+"""Matching of the classes of two data sets by name."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,13 +9,13 @@ from finetune_core.data.checks import some
 
 @dataclass(frozen=True)
 class SameClasses:
-    """Which class of another data set is which of one's own.
+    """Classes of another data set that match one's own.
 
     Attributes:
-        labels: name there -> label here.
-        respelled: name there -> name here, of those that differ in case or spaces.
-        unknown: names there that are none here.
-        missing: names here that none there is.
+        labels: name in the other data set -> label in one's own.
+        respelled: name in the other data set -> own name, for names that differ in case or spaces.
+        unknown: names in the other data set without a match.
+        missing: own names without a match.
     """
 
     labels: dict[str, int]
@@ -25,33 +25,37 @@ class SameClasses:
 
 
 def describe_class_difference(classes: Sequence[str], reference: Sequence[str]) -> str:
-    """Return how a list of classes differs from another one, as ``has “a” and lacks “b”``.
+    """Describe how a list of classes differs from a reference, as ``has “a” and lacks “b”``.
 
-    Networks number their outputs by this list, so the order counts, too. Empty where both are equal.
+    Networks number their outputs by this list, so the order counts, too. The text is empty if both
+    are equal.
     """
     if list(classes) == list(reference):
         return ""
     new = [f"“{name}”" for name in classes if name not in set(reference)]
-    gone = [f"“{name}”" for name in reference if name not in set(classes)]
-    parts = [f"has {some(new)}" if new else "", f"lacks {some(gone)}" if gone else ""]
+    lacking = [f"“{name}”" for name in reference if name not in set(classes)]
+    parts = [f"has {some(new)}" if new else "", f"lacks {some(lacking)}" if lacking else ""]
     return " and ".join(filter(None, parts)) or "has the same classes in another order"
 
 
 def same_classes(own: Sequence[str], theirs: Iterable[str]) -> SameClasses:
-    """Match names: equal ones first; of the rest, those that differ in case and spaces only, where no other could be meant.
+    """Match names of classes.
+
+    Equal names match first. Of the rest, names match that differ only in case and spaces, if no
+    other name could be meant.
 
     Args:
         own: names without repeats; a label is an index into them.
         theirs: names without repeats.
     """
     theirs = sorted(theirs)
-    here, there = Counter(map(_key, own)), Counter(map(_key, theirs))
-    by_key = {_key(name): name for name in own}
+    own_counts, their_counts = Counter(map(_normalize, own)), Counter(map(_normalize, theirs))
+    by_key = {_normalize(name): name for name in own}
     label_of = {name: label for label, name in enumerate(own)}
     respelled = {
         name: by_key[key]
         for name in theirs
-        if name not in label_of and here[key := _key(name)] == there[key] == 1
+        if name not in label_of and own_counts[key := _normalize(name)] == their_counts[key] == 1
     }
     labels = {
         name: label_of[respelled.get(name, name)]
@@ -67,5 +71,5 @@ def same_classes(own: Sequence[str], theirs: Iterable[str]) -> SameClasses:
     )
 
 
-def _key(name: str) -> str:
+def _normalize(name: str) -> str:
     return "".join(name.casefold().split())

@@ -1,4 +1,4 @@
-"""The bundled sample: scikit-learn's 1,797 real handwritten digits, written out as an image folder."""
+"""The bundled sample: scikit-learn's 1,797 real handwritten digits as an image folder."""
 
 from pathlib import Path
 
@@ -14,17 +14,20 @@ _SIDE = 64
 
 
 def sample_folder() -> Path:
-    """Return where the sample is, once it is written."""
+    """Return the folder of the sample. It may not exist yet."""
     return data_dir() / SAMPLE_NAME
 
 
 def digits_folder() -> Path:
-    """The sample's folder, written on first use (all of it or nothing): ``data/digits/<0…9>/<number>.png``.
+    """Return the sample's folder, and write it on first use, all of it or nothing.
+
+    The files are ``data/digits/<0…9>/<number>.png``.
 
     Raises:
-        DataError: when it cannot be written.
+        DataError: if the folder cannot be written.
 
-    Source: UCI ML hand-written digits test set (Alpaydin & Kaynak, 1998), as shipped in scikit-learn.
+    Source: UCI ML hand-written digits test set (Alpaydin & Kaynak, 1998), as shipped in
+    scikit-learn.
     """
     folder = sample_folder()
     if folder.is_dir():
@@ -35,13 +38,14 @@ def digits_folder() -> Path:
             settle(staging, folder)
     except OSError as error:
         raise DataError(
-            f"The sample cannot be written to {folder}: {error}. Set THAW_HOME to a folder that can be."
+            f"The sample cannot be written to {folder}: {error}. "
+            "Set THAW_HOME to a folder that can be."
         ) from None
     return folder
 
 
 def _write_digits(folder: Path) -> None:
-    from sklearn.datasets import load_digits  # here: a third of a second, and needed once
+    from sklearn.datasets import load_digits  # imported late: takes 0.3 s, and is needed once
 
     digits = load_digits()
     for label in np.unique(digits.target):

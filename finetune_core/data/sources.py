@@ -1,4 +1,7 @@
-"""DATA as a person names it -> the folder or manifest it stands for; and which folders the app may read."""
+"""Resolution of DATA, as a person names it, to a folder or manifest.
+
+This module also knows which folders the app may read.
+"""
 
 import os
 import re
@@ -21,35 +24,39 @@ _QUOTES = ("''", '""', "‘’", "“”")
 
 
 def resolve_data(name: str) -> Work[str]:
-    """A folder and a manifest are themselves, an archive is what it unpacks to, ``digits`` and the names of public sets are
-    their folders, where no folder here has that name.
+    """Resolve the name of data to a folder or manifest.
+
+    Folders and manifests stand for themselves. An archive is unpacked. ``digits`` and the names of
+    public sets are their folders, unless a folder of that name exists here.
 
     Yields:
         Steps that count bytes while an archive is unpacked.
 
     Raises:
-        DataError: when an archive is refused, a public set is not on this machine yet, or nothing can have such a name.
+        DataError: if an archive is refused, a public set is not on this machine yet, or the name
+            cannot be a path.
     """
-    name = _unwrapped(name)
+    name = _unwrap_path(name)
     path = whole_path(name)
     if not path.exists():
         if name == SAMPLE_NAME:
             return str(digits_folder())
         if name in PUBLIC_SETS:
-            return str(_fetched(name))
+            return str(_find_fetched(name))
     if path.is_file() and is_archive(path.name):
         return str((yield from import_archive(path, path.name)))
     return str(path)
 
 
 def readable_data(name: str, roots: Sequence[Path]) -> Work[str]:
-    """``resolve_data`` of what the app may read.
+    """Resolve the name of data as ``resolve_data`` does, and check that the app may read them.
 
     Args:
-        roots: when given, what lies elsewhere is refused, an archive before it is unpacked.
+        name: the name.
+        roots: if given, data outside these folders are refused, an archive before it is unpacked.
 
     Raises:
-        DataError: as ``resolve_data``, and when it may not be read.
+        DataError: as for ``resolve_data``, and if the data may not be read.
     """
     if roots and (path := whole_path(name)).exists():
         check_roots(path, roots)
@@ -60,24 +67,26 @@ def readable_data(name: str, roots: Sequence[Path]) -> Work[str]:
 
 
 def whole_path(name: str) -> Path:
-    """What a person typed or pasted as an absolute path, links followed; it need not be there.
+    """Return what a person typed or pasted as an absolute path, links resolved.
+
+    The path may not exist.
 
     Args:
-        name: also in quotes, as file managers copy it, or as a ``file://`` URL (RFC 8089).
+        name: may be in quotes, as file managers copy it, or a ``file://`` URL (RFC 8089).
 
     Raises:
-        DataError: when nothing can have such a name, or it is on another machine.
+        DataError: if the name cannot be a path, or is on another machine.
     """
     try:
-        path = Path(_unwrapped(name)).expanduser().resolve()
+        path = Path(_unwrap_path(name)).expanduser().resolve()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{name} cannot be read: {error}.") from None
     return path
 
 
-def _unwrapped(name: str) -> str:
-    """The path itself, of one in quotes or in a ``file://`` URL."""
+def _unwrap_path(name: str) -> str:
+    """Return the path in quotes or in a ``file://`` URL."""
     name = name.strip()
     if len(name) > 2 and name[0] + name[-1] in _QUOTES:
         name = name[1:-1].strip()
@@ -86,14 +95,21 @@ def _unwrapped(name: str) -> str:
         return name
     if (url["host"] or "localhost").lower() != "localhost":
         raise DataError(
-            f"{name} is on another machine, {url['host']}. Name a folder of the machine that Thaw runs on."
+            f"{name} is on another machine, {url['host']}. Name a folder of the machine that Thaw "
+            "runs on."
         )
     return url2pathname(url["path"])
 
 
 def data_roots(*, home_too: bool) -> tuple[Path, ...]:
-    """The folders that the app may read: its own data, and those that THAW_DATA_ROOTS names, or, where it names none and nobody
-    has to sign in, the home of whoever runs it."""
+    """Return the folders that the app may read.
+
+    These are its own data and the folders in THAW_DATA_ROOTS. If that variable names none, and
+    nobody has to sign in, the home of the user who runs the app is readable, too.
+
+    Args:
+        home_too: whether nobody has to sign in.
+    """
     named = [
         Path(part).expanduser().resolve()
         for part in os.environ.get(_VARIABLE, "").split(os.pathsep)
@@ -103,21 +119,21 @@ def data_roots(*, home_too: bool) -> tuple[Path, ...]:
 
 
 def check_roots(data: str | Path, roots: Sequence[Path]) -> None:
-    """Refuse what the app may not read.
+    """Refuse data that the app may not read.
 
     Raises:
-        DataError: when it lies in none of the folders, links followed.
+        DataError: if the data, with links resolved, lie in none of the folders.
     """
     if not is_within(data, roots):
         allowed = ", ".join(str(root) for root in roots)
         raise DataError(
-            f"{data} lies outside the folders that Thaw may read here: {allowed}. Put the images there, or start Thaw with "
-            f"{_VARIABLE} set to the folders it may read."
+            f"{data} lies outside the folders that Thaw may read here: {allowed}. "
+            f"Put the images there, or start Thaw with {_VARIABLE} set to the folders it may read."
         )
 
 
 def imported_folders() -> list[Path]:
-    """What lies in the app's own data folder, the latest first."""
+    """Return the folders in the app's own data folder, the latest first."""
     folder = paths.data_dir()
     found = (
         [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
@@ -127,10 +143,11 @@ def imported_folders() -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def _fetched(name: str) -> Path:
+def _find_fetched(name: str) -> Path:
     if not is_fetched(name):
         one = PUBLIC_SETS[name]
         raise DataError(
-            f"{one.title} is not on this machine yet: `python -m finetune_core fetch {name}` downloads it ({size(one.download_bytes)})."
+            f"{one.title} is not on this machine yet: `python -m finetune_core fetch {name}` "
+            f"downloads it ({size(one.download_bytes)})."
         )
     return public_folder(name)

@@ -1,4 +1,7 @@
-"""Deterministic, stratified splits that stay as they are when files are added: which images train, validate, and test."""
+"""Deterministic, stratified splits into training, validation and test images.
+
+A split stays the same when files are added.
+"""
 
 import hashlib
 import re
@@ -9,9 +12,8 @@ import pandas as pd
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL, TEST)
-SHIFTED = (
-    "shifted"  # no part of a split: the images of another data set, evaluated as if they were one
-)
+# The images of another data set, which are evaluated as if they were a split.
+SHIFTED = "shifted"
 FOLDER_NAMES = {
     "train": TRAIN,
     "training": TRAIN,
@@ -35,19 +37,23 @@ def assign_splits(
     units: np.ndarray | None = None,
     known: Mapping[str, str] | pd.Series | None = None,
 ) -> np.ndarray:
-    """A split name for every image, stratified by label.
+    """Assign a split to every image, stratified by label.
 
-    Within a class, units are ordered by a hash of (seed, id of their first image), so the result depends on neither the order
-    of the files nor the machine. A class keeps at least one training image; from three images on it has a validation image,
-    from four on a test image (where a test share is asked for), as far as its units allow.
+    Within a class, units are ordered by a hash of (seed, id of their first image), so the result
+    depends on neither the order of the files nor the machine. A class keeps at least one training
+    image. With three images or more it has a validation image, with four or more a test image (if a
+    test share is wanted), as far as its units allow.
 
     Args:
         ids: sample ids, ``[n]`` of str.
         labels: ``[n]``, any hashable.
-        val_fraction, test_fraction: shares of each class.
+        val_fraction: validation share of each class.
+        test_fraction: test share of each class.
         seed: another number gives another split.
-        units: int ``[n]``: images of the same number are kept on one side; a unit counts for the class of most of its images.
-        known: id -> split of images that were there before, and keep it; where a unit's disagree, new ones join the most.
+        units: int ``[n]``: images of the same number stay in one split; a unit counts for the class
+            of most of its images.
+        known: id -> split of images that had a split before and keep it; if those of a unit
+            disagree, new images join the majority.
 
     Returns:
         ``[n]`` of ``"train" | "val" | "test"``.
@@ -56,22 +62,24 @@ def assign_splits(
     table["unit"] = np.arange(len(table)) if units is None else units
     table["known"] = table["id"].map({} if known is None else known).astype("object")
     table = table.sort_values("id", kind="stable")
-    grouped = _units(table, seed)
+    grouped = _build_units(table, seed)
     chosen: dict[int, str] = {}
     for _, rows in grouped.groupby("label", sort=False):
-        chosen |= _of_one_class(rows, val_fraction, test_fraction)
+        chosen |= _split_class(rows, val_fraction, test_fraction)
     split = table["known"].fillna(table["unit"].map(chosen))
     return split.sort_index().to_numpy(dtype=object)
 
 
-def groups_of(ids: pd.Series, pattern: str) -> pd.Series:
-    """The part of each image's name that ``{group}`` stands for in a pattern; empty where the name does not fit.
+def extract_groups(ids: pd.Series, pattern: str) -> pd.Series:
+    """Extract the part of each image's name that matches ``{group}``; empty without a match.
 
-    ``*`` stands for any letters but ``/``. Without a ``/`` the pattern is held against the file's name, else against its
-    whole path: ``{group}_*`` finds ``patient7`` in ``cats/patient7_02.png``.
+    ``*`` stands for any characters but ``/``. Without a ``/`` the pattern is matched against the
+    file's name, else against its whole path: ``{group}_*`` finds ``patient7`` in
+    ``cats/patient7_02.png``.
 
     Args:
-        pattern: with one ``{group}`` (``RunConfig`` checks it).
+        ids: paths of the images.
+        pattern: a pattern with one ``{group}`` (``RunConfig`` checks it).
     """
     parts = (re.escape(part).replace(r"\*", "[^/]*") for part in pattern.split("{group}"))
     expression = "([^/]+?)".join(parts)
@@ -79,8 +87,11 @@ def groups_of(ids: pd.Series, pattern: str) -> pd.Series:
     return names.str.extract(f"^{expression}$", expand=False).fillna("")
 
 
-def _units(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """One row per unit, in hashed order: ``label``, ``size``, ``known`` (the split of most of its known images, or missing)."""
+def _build_units(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return one row per unit, in hashed order, with ``label``, ``size`` and ``known``.
+
+    ``known`` is the split of most of the unit's known images, or missing.
+    """
     first = table.drop_duplicates("unit").set_index("unit")
     order = first["id"].map(
         lambda sample: hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).hexdigest()
@@ -94,17 +105,22 @@ def _units(table: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def _most_frequent(table: pd.DataFrame, column: str) -> pd.Series:
-    """Unit -> the value that most of its images have, the first one of equals."""
+    """Return for each unit the value of most of its images; of equals the first."""
     counts = table.groupby(["unit", column], sort=False).size().reset_index(name="images")
     counts = counts.sort_values("images", ascending=False, kind="stable").drop_duplicates("unit")
     return counts.set_index("unit")[column]
 
 
-def _of_one_class(units: pd.DataFrame, val_fraction: float, test_fraction: float) -> dict[int, str]:
-    """Unit -> split. A unit goes where its images bring the share closer to what is wanted than leaving it out would."""
+def _split_class(units: pd.DataFrame, val_fraction: float, test_fraction: float) -> dict[int, str]:
+    """Assign the units of one class to splits.
+
+    A unit is added to a split if its images bring the share closer to the wanted one.
+    """
     total = int(units["size"].sum())
-    wanted = {VAL: _share(total, val_fraction, from_count=3)}
-    wanted[TEST] = min(_share(total, test_fraction, from_count=4), max(0, total - wanted[VAL] - 1))
+    wanted = {VAL: _count_share(total, val_fraction, from_count=3)}
+    wanted[TEST] = min(
+        _count_share(total, test_fraction, from_count=4), max(0, total - wanted[VAL] - 1)
+    )
     have = {name: int(units.loc[units["known"] == name, "size"].sum()) for name in SPLITS}
     chosen = {}
     fresh = 0
@@ -120,7 +136,10 @@ def _of_one_class(units: pd.DataFrame, val_fraction: float, test_fraction: float
 def _fill_empty_splits(
     units: pd.DataFrame, chosen: dict[int, str], wanted: dict[str, int], have: dict[str, int]
 ) -> dict[int, str]:
-    """Where a class is left without training or validation images, its smallest new unit that can be spared goes there."""
+    """Fill empty training and validation splits of one class.
+
+    The smallest new unit that can be spared moves to the empty split.
+    """
     for name in (TRAIN, VAL):
         if have[name] or (name == VAL and not wanted[VAL]):
             continue
@@ -140,7 +159,7 @@ def _fill_empty_splits(
     return chosen
 
 
-def _share(count: int, fraction: float, from_count: int) -> int:
+def _count_share(count: int, fraction: float, from_count: int) -> int:
     if fraction == 0 or count < from_count:
         return 0
     return max(1, min(round(count * fraction), count - 2))

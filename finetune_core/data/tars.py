@@ -1,10 +1,16 @@
-"""TAR archives, compressed or not, read from one end to the other.
+"""Reader of TAR archives, compressed or not, from one end to the other.
 
-``tarfile`` reads the blocks of headers, but not the archive. Even where CVE-2024-6232 is fixed (3.13.5), ``tarfile.open``
-fails cases of the tests: a damaged header, or a cut before the last block, ends the archive silently; a size that is no
-number is 0; extended headers may be of any length and depth, and those for all files are never dropped; a name ends at a
-NUL; bzip2 and xz are unpacked without bound, and of several compressed streams only the first. Before the fix (3.11.7),
-garbled extended headers are skipped, too, and searching them takes quadratic time.
+``tarfile`` parses the header blocks, but does not read the archive. Even where CVE-2024-6232 is
+fixed (3.13.5), ``tarfile.open`` fails cases of the tests:
+
+- a damaged header, or a cut before the last block, ends the archive silently
+- a size that is no number is 0
+- extended headers may be of any length and depth, and global ones are never dropped
+- a name ends at a NUL
+- bzip2 and xz are unpacked without bound, and of several compressed streams only the first
+
+Before the fix (3.11.7), garbled extended headers are skipped, too, and searching them takes
+quadratic time.
 """
 
 import bz2
@@ -15,13 +21,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from finetune_core.data.limits import Budget, Names
-from finetune_core.data.unpacking import PIECE, Image, Pieces, all_of
+from finetune_core.data.unpacking import PIECE, ArchivedImage, Pieces, read_pieces
 from finetune_core.errors import DataError
 from finetune_core.formatting import size
 
-_XZ_MEMORY = 256 << 20  # bytes; four times what `xz -9` asks for
-_MOST_SILENT = 16_000_000  # packed bytes that nothing comes out of
-_XZ_PIECE = 1 << 16  # bytes that go into the decompressor at a time
+_XZ_MEMORY = 256 << 20  # bytes; four times what `xz -9` needs
+_MOST_SILENT = 16_000_000  # packed bytes in a row that unpack to nothing
+_XZ_PIECE = 1 << 16  # packed bytes per call of the decompressor
 _KINDS = {
     tarfile.REGTYPE: "",
     tarfile.AREGTYPE: "",
@@ -39,10 +45,13 @@ _GNU_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _LONGEST_EXTENSION = PIECE
 
 
-def images(file: BinaryIO, names: Names, budget: Budget) -> Iterator[Image | None]:
-    """The images of an archive, to be taken one after the other; None stands for anything else that was gone through."""
-    stream = _Stream(budget.spend(_unpacked(file)))
-    for header in _headers(stream):
+def read_images(file: BinaryIO, names: Names, budget: Budget) -> Iterator[ArchivedImage | None]:
+    """Yield the images of an archive, one after the other, and None for everything else.
+
+    The content of an image has to be read before the next one is asked for.
+    """
+    stream = _Stream(budget.spend(_decompress(file)))
+    for header in _read_headers(stream):
         yield None
         if header is None:
             continue
@@ -51,19 +60,20 @@ def images(file: BinaryIO, names: Names, budget: Budget) -> Iterator[Image | Non
         )
         content = stream.pieces(0 if header.isdir() else header.size)
         if path:
-            yield Image(path, content)
+            yield ArchivedImage(path, content)
         for _ in content:
             yield None
     for piece in stream.rest():
         if bytes(piece).strip(b"\0"):
             raise DataError(
-                "something follows after its end: another archive, perhaps. Pack everything into one again."
+                "something follows after its end: another archive, perhaps. "
+                "Pack everything into one again."
             )
         yield None
 
 
 class _Stream:
-    """Bytes that come in pieces, taken off the front in the sizes that are asked for."""
+    """A stream of bytes that arrive in pieces and are read in the sizes that are asked for."""
 
     def __init__(self, pieces: Pieces) -> None:
         self._pieces = pieces
@@ -71,6 +81,7 @@ class _Stream:
         self._at = 0
 
     def pieces(self, count: int) -> Pieces:
+        """Yield the next ``count`` bytes in pieces."""
         while count:
             self._fill()
             piece, self._held = self._held[:count], self._held[count:]
@@ -79,14 +90,16 @@ class _Stream:
             yield piece
 
     def take(self, count: int) -> bytes:
+        """Return the next ``count`` bytes."""
         return b"".join(self.pieces(count))
 
     def block(self) -> bytes:
-        """The next whole block; the padding before it is dropped."""
+        """Skip the padding, and return the next whole block."""
         self.take(-self._at % tarfile.BLOCKSIZE)
         return self.take(tarfile.BLOCKSIZE)
 
     def rest(self) -> Pieces:
+        """Yield the rest of the stream in pieces."""
         yield self._held
         yield from self._pieces
 
@@ -99,11 +112,11 @@ class _Stream:
 
 
 class _Packed:
-    """A compressed file as its decompressor reads it.
+    """A compressed file, as its decompressor reads it.
 
     Attributes:
-        silent: bytes that were read since anything came out of them. Padding and empty streams are skipped within one call of the
-            decompressor, which nobody can cancel meanwhile.
+        silent: bytes read since the decompressor last returned any. It skips padding and empty
+            streams within one call, during which nobody can cancel the import.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -111,23 +124,30 @@ class _Packed:
         self.silent = 0
 
     def read(self, count: int = -1) -> bytes:
+        """Read packed bytes.
+
+        Raises:
+            DataError: if too many bytes in a row unpacked to nothing.
+        """
         piece = self._file.read(count)
         self.silent += len(piece)
         if self.silent > _MOST_SILENT:
             raise DataError(
-                f"more than {size(_MOST_SILENT)} of padding or empty streams lie in it. Pack it again."
+                f"more than {size(_MOST_SILENT)} of padding or empty streams lie in it. "
+                "Pack it again."
             )
         return piece
 
 
 class _Xz:
-    """As ``lzma.open``, with a limit of memory: a few bytes may ask for 4 GiB."""
+    """A replacement of ``lzma.open`` with a memory limit: a few bytes may ask for 4 GiB."""
 
     def __init__(self, file: _Packed) -> None:
         self._file = file
         self._xz = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
 
     def read(self, count: int) -> bytes:
+        """Return at most ``count`` unpacked bytes; none at the end."""
         piece = packed = b""
         while not piece:
             if self._xz.eof:
@@ -143,7 +163,7 @@ class _Xz:
         return piece
 
     def _next_stream(self) -> bytes:
-        """What follows a stream and the padding after it."""
+        """Return the first bytes of the next stream, after the padding."""
         packed = self._xz.unused_data.lstrip(b"\0")
         while not packed and (more := self._file.read(_XZ_PIECE)):
             packed = more.lstrip(b"\0")
@@ -157,7 +177,7 @@ _COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
 }
 
 
-def _unpacked(file: BinaryIO) -> Pieces:
+def _decompress(file: BinaryIO) -> Pieces:
     file.seek(0)
     head = file.read(max(map(len, _COMPRESSIONS)))
     file.seek(0)
@@ -165,16 +185,19 @@ def _unpacked(file: BinaryIO) -> Pieces:
         (unpack for magic, unpack in _COMPRESSIONS.items() if head.startswith(magic)), None
     )
     if unpack is None:
-        yield from all_of(file)
+        yield from read_pieces(file)
         return
     packed = _Packed(file)
-    for piece in all_of(unpack(packed)):
+    for piece in read_pieces(unpack(packed)):
         packed.silent = 0
         yield piece
 
 
-def _headers(stream: _Stream) -> Iterator[tarfile.TarInfo | None]:
-    """Each member's header, what extends it worked in; None stands for an extension. Content is for the taker to take."""
+def _read_headers(stream: _Stream) -> Iterator[tarfile.TarInfo | None]:
+    """Yield each member's header with its extensions applied, and None for each extension header.
+
+    The caller reads the content of a member from the stream before it asks for the next header.
+    """
     for_all: dict[str, bytes] = {}
     for_next: dict[str, bytes] = {}
     while any(block := stream.block()):
@@ -184,24 +207,28 @@ def _headers(stream: _Stream) -> Iterator[tarfile.TarInfo | None]:
         if header.type in (*_PAX_TYPES, *_GNU_TYPES):
             if header.size > _LONGEST_EXTENSION:
                 raise DataError(
-                    f"it has a header of {size(header.size)}. Pack it again without extended attributes."
+                    f"it has a header of {size(header.size)}. Pack it again without extended "
+                    "attributes."
                 )
-            extension = _extension(header.type, stream.take(header.size))
+            extension = _parse_extension(header.type, stream.take(header.size))
             (for_all if header.type == tarfile.XGLTYPE else for_next).update(extension)
             yield None
         else:
-            yield _extended(header, for_all | for_next)
+            yield _apply_extension(header, for_all | for_next)
             for_next = {}
 
 
-def _extension(kind: bytes, content: bytes) -> dict[str, bytes]:
+def _parse_extension(kind: bytes, content: bytes) -> dict[str, bytes]:
     if kind in _PAX_TYPES:
-        return dict(_pax_records(content))
+        return dict(_parse_pax_records(content))
     return {"path": content.rstrip(b"\0")} if kind == tarfile.GNUTYPE_LONGNAME else {}
 
 
-def _pax_records(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """What matters of ``<length> <keyword>=<value>\\n…``; the length is that of the whole record."""
+def _parse_pax_records(content: bytes) -> Iterator[tuple[str, bytes]]:
+    r"""Yield the relevant records of ``<length> <keyword>=<value>\n…``.
+
+    The length is that of the whole record.
+    """
     at = 0
     while at < len(content):
         digits = content[at : at + 8].partition(b" ")[0]
@@ -220,7 +247,7 @@ def _pax_records(content: bytes) -> Iterator[tuple[str, bytes]]:
         at = end
 
 
-def _extended(header: tarfile.TarInfo, extension: dict[str, bytes]) -> tarfile.TarInfo:
+def _apply_extension(header: tarfile.TarInfo, extension: dict[str, bytes]) -> tarfile.TarInfo:
     if "path" in extension:
         header.name = extension["path"].decode("utf-8", "surrogateescape")
     if "size" in extension:

@@ -1,4 +1,7 @@
-"""Many files, or parts of an array, at once. Decoders and numpy release the interpreter lock, so threads are enough."""
+"""Parallel work on many files, or on parts of an array.
+
+Decoders and numpy release the interpreter lock, so threads are enough.
+"""
 
 import os
 from collections import deque
@@ -15,14 +18,17 @@ from threadpoolctl import ThreadpoolController
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 4  # results a thread that may wait for whoever takes them
-_TIMED, _PORTION = 32, 992  # items that are timed, and for how many more that holds
-_SMALL = 1e-3  # seconds of processor time an item
-_MOST_THREADS = 32  # each holds a decoded image, up to a quarter of a gigabyte
+_AHEAD = 4  # results per thread that may wait for the consumer
+_TIMED, _PORTION = 32, 992  # items that are timed, and items that the result holds for
+_SMALL = 1e-3  # seconds of processor time per item
+_MOST_THREADS = 32  # each thread holds a decoded image, up to a quarter of a gigabyte
 
 
 def usable_cores() -> int:
-    """Processor cores that this process may use: in a container, fewer than the machine has."""
+    """Return the number of cores that this process may use.
+
+    In a container this may be fewer than the machine has.
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 2
@@ -31,8 +37,11 @@ def usable_cores() -> int:
 def in_threads(
     function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Generator[tuple[Item, Result], None, None]:
-    """(item, function(item)), in order, in two threads more than there are cores: some wait for the disk. Closing the generator drops
-    what has not begun; a slow taker holds the threads up."""
+    """Yield (item, function(item)) in order, computed in two threads more than there are cores.
+
+    Some threads wait for the disk. Closing the generator drops items that have not begun. A slow
+    consumer makes the threads wait.
+    """
     workers = min(_MOST_THREADS, usable_cores() + 2)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[tuple[Item, Future[Result]]] = deque()
@@ -52,8 +61,12 @@ def in_threads(
 def applied(
     function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Generator[tuple[Item, Result], None, None]:
-    """As ``in_threads``, but in this thread where that is quicker: small images take less time than threads take to hand the interpreter
-    lock to each other. Measured anew every thousand items, so that files that are waited for are read by several threads."""
+    """Yield (item, function(item)) in order, in this thread or as ``in_threads`` does.
+
+    This thread is quicker for small images: threads take longer to hand each other the interpreter
+    lock. The choice is measured again every thousand items, so files that are waited for are read
+    by several threads.
+    """
     left = iter(items)
     while sample := list(islice(left, _TIMED)):
         wall = busy = 0.0
@@ -70,20 +83,25 @@ def applied(
 
 
 class _BlasLimit:
-    """Set by the first who asks for it, lifted by the last: it holds for the whole process, and whoever lifts it restores what was
-    there when it was set."""
+    """Limit of BLAS to one thread, shared by its users.
+
+    The limit holds for the whole process. The first user sets it, and the last one restores the
+    previous state.
+    """
 
     def __init__(self) -> None:
         self._lock, self._users = Lock(), 0
         self._limit: Any = None
 
-    def take(self) -> None:
+    def acquire(self) -> None:
+        """Set the limit for the first user."""
         with self._lock:
             if self._users == 0:
                 self._limit = ThreadpoolController().limit(limits=1, user_api="blas")
             self._users += 1
 
-    def give_back(self) -> None:
+    def release(self) -> None:
+        """Restore the previous state after the last user."""
         with self._lock:
             self._users -= 1
             if self._users == 0:
@@ -95,9 +113,12 @@ _blas_limit = _BlasLimit()
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Products of small matrices are computed by the thread that asks for them: to share each takes longer than to compute it."""
-    _blas_limit.take()
+    """Compute BLAS products in the calling thread.
+
+    Sharing a product of small matrices among threads takes longer than computing it.
+    """
+    _blas_limit.acquire()
     try:
         yield
     finally:
-        _blas_limit.give_back()
+        _blas_limit.release()

@@ -1,4 +1,4 @@
-"""What the readers of ZIP and TAR share: images, and bytes in pieces."""
+"""Images and pieces of bytes, as the readers of ZIP and TAR archives share them."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -6,16 +6,16 @@ from typing import BinaryIO, NamedTuple
 
 Pieces = Iterator[bytes | memoryview]
 
-PIECE = 1 << 20  # bytes that are held at a time
+PIECE = 1 << 20  # bytes held in memory at a time
 
 
-class Image(NamedTuple):
-    """An image in an archive: its path below the folder, with "/", and what it holds."""
+class ArchivedImage(NamedTuple):
+    """An image in an archive: its path below the folder, with ``/``, and its content."""
 
     path: str
     content: Pieces
 
 
-def all_of(file: BinaryIO) -> Iterator[bytes]:
-    """A file from where it is to its end."""
+def read_pieces(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the rest of a file in pieces."""
     return iter(partial(file.read, PIECE), b"")

@@ -1,9 +1,15 @@
-"""ZIP archives: ``zipfile`` reads their directory and their entries; where those lie is checked here first.
+"""Reader of ZIP archives.
 
-What ``zipfile`` alone lets pass, each a case in the tests: a directory of any length, read at once; one that says too few
-or too many entries, or of which only a part is there; bytes after the archive's end; entries that overlap (a warning at
-most); an entry's own header with another method or encrypted; less content than an entry says; a comment with the mark of
-a directory's end, taken for the end.
+``zipfile`` reads the directory and the entries. This module first checks where they lie.
+``zipfile`` alone lets pass, each a case in the tests:
+
+- a directory of any length, read at once
+- a directory that names too few or too many entries, or of which only a part is there
+- bytes after the archive's end
+- entries that overlap (a warning at most)
+- an entry whose own header has another method or is encrypted
+- less content than an entry names
+- a comment with the signature of an end record, which is taken for the end
 """
 
 import io
@@ -16,11 +22,11 @@ from typing import BinaryIO, NamedTuple
 
 from finetune_core.data.limits import Budget, Names
 from finetune_core.data.names import printable_name
-from finetune_core.data.unpacking import PIECE, Image
+from finetune_core.data.unpacking import PIECE, ArchivedImage
 from finetune_core.errors import DataError
 from finetune_core.formatting import size
 
-SIGNATURES = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")  # with which a ZIP archive may begin
+SIGNATURES = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")  # first bytes of a ZIP archive
 
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
@@ -43,20 +49,25 @@ _KINDS = {
 }
 
 
-def images(file: BinaryIO, names: Names, budget: Budget) -> Iterator[Image | None]:
-    """The images of an archive, to be taken one after the other; None stands for anything else that was gone through."""
+def read_images(file: BinaryIO, names: Names, budget: Budget) -> Iterator[ArchivedImage | None]:
+    """Yield the images of an archive, one after the other, and None for each other entry.
+
+    The content of an image has to be read before the next one is asked for.
+    """
     directory = _find_directory(file)
-    members = sorted(_members(file, directory, names), key=lambda member: member.info.header_offset)
-    budget.foresee(sum(member.info.file_size for member in members if member.path))
+    members = sorted(
+        _read_members(file, directory, names), key=lambda member: member.info.header_offset
+    )
+    budget.check_space(sum(member.info.file_size for member in members if member.path))
     free_from = 0
     for info, raw, path in members:
         if not free_from <= info.header_offset <= directory.start - _LOCAL.size:
             raise ValueError("its entries overlap")
-        start = _start_of_content(file, info, raw)
+        start = _find_content(file, info, raw)
         free_from = start + info.compress_size
         if free_from > directory.start:
             raise ValueError("its entries overlap")
-        yield Image(path, budget.spend(_content(file, start, info))) if path else None
+        yield ArchivedImage(path, budget.spend(_read_content(file, start, info))) if path else None
 
 
 class _Directory(NamedTuple):
@@ -76,7 +87,7 @@ def _find_directory(file: BinaryIO) -> _Directory:
     tail_start = max(0, file.tell() - _END.size - _LONGEST_COMMENT)
     file.seek(tail_start)
     tail = file.read()
-    at = _end_record(tail)
+    at = _find_end_record(tail)
     _, disk, _, here, entries, span, offset, _ = _END.unpack_from(tail, at)
     end = tail_start + at
     wide = _END_64.size + _LOCATOR_64.size
@@ -94,20 +105,20 @@ def _find_directory(file: BinaryIO) -> _Directory:
     return _Directory(offset, span, entries)
 
 
-def _end_record(tail: bytes) -> int:
-    """Where the last record begins whose comment ends the file."""
+def _find_end_record(tail: bytes) -> int:
+    """Return the position of the last end record whose comment ends the file."""
     at = len(tail) - _END.size + 1
     while at > 0:
-        at = tail.rfind(b"PK\5\6", 0, at + 3)  # begins before what was found last
+        at = tail.rfind(b"PK\5\6", 0, at + 3)  # starts before the last match
         if at >= 0 and at + _END.size + _END.unpack_from(tail, at)[-1] == len(tail):
             return at
     raise EOFError("its directory is missing")
 
 
-def _members(file: BinaryIO, directory: _Directory, names: Names) -> Iterator[_Member]:
-    for info in _infos(file, directory, names):
+def _read_members(file: BinaryIO, directory: _Directory, names: Names) -> Iterator[_Member]:
+    for info in _read_infos(file, directory, names):
         raw = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF_8 else "cp437")
-        name, mode = _name(raw, info.orig_filename), info.external_attr >> 16
+        name, mode = _decode_name(raw, info.orig_filename), info.external_attr >> 16
         path = names.admit(
             name, stat.S_ISDIR(mode), _KINDS.get(stat.S_IFMT(mode), "of an unknown kind")
         )
@@ -117,41 +128,47 @@ def _members(file: BinaryIO, directory: _Directory, names: Names) -> Iterator[_M
             )
         if info.compress_type not in _METHODS:
             raise DataError(
-                f"“{printable_name(name)}” is packed by method {info.compress_type}, which Thaw does not read. Pack it again as usual."
+                f"“{printable_name(name)}” is packed by method {info.compress_type}, which Thaw "
+                "does not read. Pack it again as usual."
             )
         yield _Member(info, raw, path)
 
 
-def _infos(file: BinaryIO, directory: _Directory, names: Names) -> list[zipfile.ZipInfo]:
-    """The directory by itself, so that ``zipfile`` reads the one that was found, and no more entries than may be."""
-    names.foresee(directory.entries)
+def _read_infos(file: BinaryIO, directory: _Directory, names: Names) -> list[zipfile.ZipInfo]:
+    """Return the entries of the directory.
+
+    ``zipfile`` gets the directory alone, so it reads the one that was found, and no more entries
+    than allowed.
+    """
+    names.check_count(directory.entries)
     if directory.span > _LONGEST_DIRECTORY:
         raise DataError(f"its directory takes {size(directory.span)}. Split it.")
     file.seek(directory.start)
     content = file.read(directory.span)
-    names.foresee(content.count(b"PK\1\2"))
+    names.check_count(content.count(b"PK\1\2"))
     end = _END.pack(b"PK\5\6", 0, 0, 0, 0, directory.span, 0, 0)
     try:
         infos = zipfile.ZipFile(io.BytesIO(content + end)).infolist()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"“{printable_name(repr(error.object)[2:-1])}” is not valid Unicode. Rename it or leave it out, then try again."
+            f"“{printable_name(repr(error.object)[2:-1])}” is not valid Unicode. "
+            "Rename it or leave it out, then try again."
         ) from None
-    # above that, some programs lose the upper digits
+    # Some programs write the number modulo 2**16.
     if len(infos) % 0x10000 != directory.entries % 0x10000:
         raise ValueError("its directory is not complete")
     return infos
 
 
-def _name(raw: bytes, name: str) -> str:
-    """UTF-8 also where it is not said to be (some programs do not say so), else what DOS had."""
+def _decode_name(raw: bytes, name: str) -> str:
+    """Decode a name as UTF-8 even without the flag for it, which some programs do not set."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
         return name
 
 
-def _start_of_content(file: BinaryIO, info: zipfile.ZipInfo, raw: bytes) -> int:
+def _find_content(file: BinaryIO, info: zipfile.ZipInfo, raw: bytes) -> int:
     file.seek(info.header_offset)
     signature, _, flags, method, *_, name_length, extra_length = _LOCAL.unpack(
         file.read(_LOCAL.size)
@@ -162,7 +179,7 @@ def _start_of_content(file: BinaryIO, info: zipfile.ZipInfo, raw: bytes) -> int:
     return info.header_offset + _LOCAL.size + int(name_length) + int(extra_length)
 
 
-def _content(file: BinaryIO, start: int, info: zipfile.ZipInfo) -> Iterator[bytes]:
+def _read_content(file: BinaryIO, start: int, info: zipfile.ZipInfo) -> Iterator[bytes]:
     file.seek(start)
     content = zipfile.ZipExtFile(file, "r", info)
     count = 0

@@ -1,1 +1,4 @@
-"""The run folder, the store that reads runs back, and the worker that trains inside the app. Calls training and before."""
+"""Runs: their directories, the store that reads them, and the worker that trains in the app.
+
+The package depends on training and on what training depends on.
+"""

@@ -1,4 +1,4 @@
-"""What people say of a run, in its ``about.json``: a name, a note, tags, and whose it is."""
+"""Name, note, tags and owner of a run, stored in its ``about.json``."""
 
 import json
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ MOST_TAGS, LONGEST_TAG = 20, 40
 
 @dataclass(frozen=True)
 class About:
-    """What people say of a run: a name, a note, whose it is, and tags; empty where nobody did."""
+    """Name, note, tags and owner of a run, as given by people. Unset values are empty."""
 
     name: Annotated[str, Field(max_length=1000)] = ""
     note: Annotated[str, Field(max_length=20_000)] = ""
@@ -30,26 +30,27 @@ _LARGEST_ABOUT = 2**18  # bytes
 
 
 def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """Tags as they are kept: without space around them, each once, in their order.
+    """Return tags without surrounding or repeated spaces and without repeats, in order.
 
     Raises:
-        RunError: when there are too many, or one is too long.
+        RunError: if there are too many tags, or one is too long.
     """
     clean = tuple(dict.fromkeys(" ".join(tag.split()) for tag in tags if tag.strip()))
     if len(clean) > MOST_TAGS:
         raise RunError(f"A run has at most {MOST_TAGS} tags, not {len(clean)}: leave some out.")
     if long := next((tag for tag in clean if len(tag) > LONGEST_TAG), ""):
         raise RunError(
-            f"A tag has at most {LONGEST_TAG} letters; this one has {len(long)}: {long[:LONGEST_TAG]}…"
+            f"A tag has at most {LONGEST_TAG} letters; this one has {len(long)}: "
+            f"{long[:LONGEST_TAG]}…"
         )
     return clean
 
 
 def read_about(run_dir: Path) -> About:
-    """What is known; nothing where nobody has said anything.
+    """Read name, note, tags and owner of a run. All are empty if the file is missing.
 
     Raises:
-        RunError: when the file is damaged.
+        RunError: if the file is damaged.
     """
     path = run_dir / ABOUT_FILE
     try:
@@ -61,4 +62,5 @@ def read_about(run_dir: Path) -> About:
 
 
 def write_about(run_dir: Path, about: About) -> None:
+    """Write name, note, tags and owner of a run."""
     write_bytes(run_dir / ABOUT_FILE, json.dumps(asdict(about)).encode(), make_folder=False)

@@ -1,11 +1,11 @@
-"""Judge whether training was long enough: one test of a run alone, two of runs beside each other.
+"""Judge whether training was long enough, by one test of a run alone and two against other runs.
 
 A run that stops while it still improves says little about the layers that it trained. Alone, a run
 has not converged when its validation loss still falls by more than its noise. A schedule that ends
-near zero flattens every curve, so the trend is taken over the learning rate that was spent, not
-over epochs: what another quarter of the training would lower the loss by, if the loss went on from
-the last third as it did from the middle third to the last. Beside others, a run has not converged when
-runs with fewer weights to train fit the training images better.
+near zero flattens every curve, so the trend is taken over the sum of the learning rate, not over
+epochs. The fall is predicted for another quarter of the training, under the assumption that the
+loss continues from the last third as it did from the middle third to the last. Compared with other
+runs, a run has not converged when runs with fewer weights to train fit the training images better.
 """
 
 import math
@@ -26,11 +26,11 @@ from finetune_core.training.schedules import learning_rate_factor
 FloatArray = NDArray[np.float64]
 
 _FEWEST_EPOCHS = 5
-_LAST = 1 / 3  # the share of the training whose trend is looked at
-_MORE = 1 / 4  # how much further a run is imagined to train
-# Less than this is not worth training for: of the validation loss, and in nats.
+_LAST = 1 / 3  # share of the training whose trend is measured
+_MORE = 1 / 4  # share of the training for which the fall is predicted
+# A smaller fall is not worth more training: as a share of the validation loss, and in nats.
 _SMALLEST_FALL, _FEWEST_NATS = 0.02, 0.01
-_PROBE_LEAD = 0.05  # nats of training loss: less is how well two fits of the same head agree
+_PROBE_LEAD = 0.05  # nats of training loss: two fits of the same head differ by less
 _SMALLEST_GAP = 0.02  # between the training accuracies of two runs
 _LEVEL = 0.05  # of the one-sided t test of the trend
 _DEVIATIONS = 2.0  # between the training accuracies of two runs
@@ -38,7 +38,12 @@ _DEVIATIONS = 2.0  # between the training accuracies of two runs
 
 @dataclass(frozen=True)
 class Convergence:
-    """The judgement of a run: ``converged`` is None where it is unknown, ``reason`` is text."""
+    """Judgement of a run.
+
+    Attributes:
+        converged: None if it is unknown.
+        reason: the reason as text.
+    """
 
     converged: bool | None
     reason: str
@@ -48,7 +53,7 @@ UNKNOWN = Convergence(None, "nothing is known of its training")
 
 
 def judge_run(config: RunConfig, history: History) -> Convergence:
-    """Judge one run by its own curve."""
+    """Judge a run by its own curve."""
     if (history.end or {}).get("event") != "RunFinished":
         return Convergence(None, "it has not trained to its end")
     if history.averaged or config.averaged:
@@ -66,7 +71,7 @@ def judge_run(config: RunConfig, history: History) -> Convergence:
         return Convergence(
             None, "it fits the training images only, no better than a guess on others"
         )
-    spent = spent_rates(config, history.started["steps_per_epoch"], len(epochs))
+    spent = accumulate_rates(config, history.started["steps_per_epoch"], len(epochs))
     fall = predict_fall(spent, [row["val_loss"] for row in epochs])
     if fall is None:
         return Convergence(True, "its validation loss falls no more")
@@ -74,15 +79,15 @@ def judge_run(config: RunConfig, history: History) -> Convergence:
 
 
 def judge_together(runs: Sequence[tuple[RunConfig, History]]) -> list[Convergence]:
-    """Judge each run by its own curve and beside the others."""
+    """Judge each run by its own curve, and against the other runs."""
     return [
         own if own.converged is False else _judge_beside(run, runs) or own
         for run, own in ((run, judge_run(*run)) for run in runs)
     ]
 
 
-def spent_rates(config: RunConfig, steps_per_epoch: int, epochs: int) -> list[float]:
-    """Sum the learning rate's factor up to the end of each epoch, in epochs at the highest rate.
+def accumulate_rates(config: RunConfig, steps_per_epoch: int, epochs: int) -> list[float]:
+    """Return the learning rate summed up to the end of each epoch, in epochs at the highest rate.
 
     The factor of an epoch is that of the step in its middle.
     """
@@ -91,14 +96,14 @@ def spent_rates(config: RunConfig, steps_per_epoch: int, epochs: int) -> list[fl
 
 
 def predict_fall(spent: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Predict by which share of itself the loss would fall if training went on for a quarter more.
+    """Predict by which share the loss would fall if training went on for a quarter more.
 
     Args:
-        spent: as of ``spent_rates``, one value an epoch.
+        spent: the result of ``accumulate_rates``, one value per epoch.
         losses: mean validation loss after each epoch, in nats.
 
     Returns:
-        The share, or None where the trend is not larger than its noise, or too small to matter.
+        The share; None if the trend is not larger than its noise, or too small to matter.
     """
     times, values = np.asarray(spent), np.asarray(losses)
     late = times >= times[-1] * (1 - _LAST)
@@ -110,7 +115,7 @@ def predict_fall(spent: Sequence[float], losses: Sequence[float]) -> float | Non
     middle = ~late & (times >= times[-1] * (1 - 2 * _LAST))
     slowdown = _compare_slopes(trend.slope, times[middle], values[middle])
     fall = -float(trend.slope) * times[-1] * _MORE * slowdown / end
-    is_noise = float(trend.pvalue) / 2 > _LEVEL  # the slope is negative here: half of both sides
+    is_noise = float(trend.pvalue) / 2 > _LEVEL  # the slope is negative, so half of both sides
     is_small = fall < _SMALLEST_FALL or fall * end < _FEWEST_NATS
     return None if is_noise or is_small else min(float(fall), 1.0)
 
@@ -122,7 +127,10 @@ def _fit_line(times: FloatArray, values: FloatArray) -> Any:
 
 
 def _compare_slopes(slope: float, times: FloatArray, values: FloatArray) -> float:
-    """Return how much of the slope before is left, at most 1: a loss that levels off goes on to."""
+    """Return the share of the earlier slope that is left, at most 1.
+
+    A loss that levels off is expected to go on levelling off.
+    """
     if len(times) < 2:
         return 1.0
     before = float(_fit_line(times, values).slope)
@@ -136,18 +144,18 @@ def _judge_beside(
     if not history.epochs or history.end is None:
         return None
     for other, known in others:
-        if not _comparable(config, other):
+        if not _is_comparable(config, other):
             continue
         if config.strategy == "feature_extraction" and is_baseline(other) and known.fitted:
-            reason = _falls_behind_probe(history, known)
+            reason = _falls_behind(history, known)
         else:
-            reason = _fits_worse(history, known)
+            reason = _fits_worse_than(history, known)
         if reason:
             return Convergence(False, reason)
     return None
 
 
-def _comparable(config: RunConfig, other: RunConfig) -> bool:
+def _is_comparable(config: RunConfig, other: RunConfig) -> bool:
     """Return whether two runs saw the same training images in the same way."""
     alike = all(
         getattr(config, name) == getattr(other, name) or other.strategy in FITTED
@@ -159,8 +167,11 @@ def _comparable(config: RunConfig, other: RunConfig) -> bool:
     return alike and plain and features_of(config) == features_of(other)
 
 
-def _falls_behind_probe(history: History, probe: History) -> str:
-    """Say that a linear probe on the same features fits better, on training and validation images."""
+def _falls_behind(history: History, probe: History) -> str:
+    """Return a reason if a linear probe on the same features fits better; else "".
+
+    The probe has to be better on training and validation images.
+    """
     assert probe.fitted is not None
     loss, fitted = history.epochs[-1]["train_loss"], probe.fitted["train_loss"]
     best = min(row["val_loss"] for row in history.epochs)
@@ -173,8 +184,8 @@ def _falls_behind_probe(history: History, probe: History) -> str:
     )
 
 
-def _fits_worse(history: History, other: History) -> str:
-    """Say that a run with fewer weights to train has a higher training accuracy."""
+def _fits_worse_than(history: History, other: History) -> str:
+    """Return a reason if a run with fewer weights has a higher training accuracy; else ""."""
     if not _has_more_freedom(history, other):
         return ""
     assert history.started is not None
@@ -187,14 +198,17 @@ def _fits_worse(history: History, other: History) -> str:
     noise = math.sqrt((own * (1 - own) + theirs * (1 - theirs)) / images)
     if theirs - own <= max(_DEVIATIONS * noise, 1 / images, _SMALLEST_GAP):
         return ""
-    return f"a run that trains fewer layers fits {theirs:.0%} of the training images, this one {own:.0%}"
+    return (
+        f"a run that trains fewer layers fits {theirs:.0%} of the training images, this one "
+        f"{own:.0%}"
+    )
 
 
 def _has_more_freedom(history: History, other: History) -> bool:
-    """Return whether all stages that the other run trains train here, and more."""
-    return _trained_stages(other) < _trained_stages(history)
+    """Return whether this run trains all stages that the other run trains, and more."""
+    return _list_trained_stages(other) < _list_trained_stages(history)
 
 
-def _trained_stages(history: History) -> set[str]:
+def _list_trained_stages(history: History) -> set[str]:
     stages = (history.started or {"stages": []})["stages"]
     return {stage["name"] for stage in stages if stage["trains"]}

@@ -1,7 +1,8 @@
-"""The runs of a comparison: strategies, seeds, backbones and shares of the data, everything else equal.
+"""Design of a comparison: strategies, seeds, backbones and shares of the data, all else equal.
 
-The data are split by ``split_seed`` alone, and head and order of the images follow from ``seed``: runs of equal seeds start
-from the same head and see the same images in the same order, independent of what they freeze.
+The data are split by ``split_seed`` alone. The initial head and the order of the images follow from
+``seed``. So runs of equal seeds start from the same head and see the same images in the same order,
+whatever they freeze.
 """
 
 import math
@@ -17,7 +18,7 @@ from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import cut_index, plan, stages_of
 from finetune_core.training.strategies import BASELINE, epochs_of
 
-FROM = "from:"  # as a strategy: everything from this stage on trains
+FROM = "from:"  # prefix of a strategy in which everything from a stage on trains
 PROFILE_RATES = (1.0, 3.0)  # times the learning rate, tried for each stage of a profile
 _EVERYTHING_FOUND = 2**62
 
@@ -32,17 +33,19 @@ def design(
 ) -> list[RunConfig]:
     """Return one config per strategy, seed, backbone and share of the training images.
 
-    The cheapest come first. A strategy that does not depend on the seed has the first seed only.
+    The cheapest come first. A strategy that does not depend on the seed has only the first seed.
 
     Args:
-        base: all other settings; its backbone and share are taken where none are named.
+        base: all other settings; its backbone and share are used if none are given.
         strategies: names, or ``from:STAGE``. ``custom`` is that of ``base``.
+        seeds: seeds.
+        backbones: names of networks.
         fractions: shares of the training images.
-        num_images: training images of the data set, from which the settings in ``base.auto`` follow for
-            each strategy; None keeps those of ``base``.
+        num_images: training images of the data set, from which the settings in ``base.auto`` follow
+            for each strategy; None keeps those of ``base``.
 
     Raises:
-        ConfigError: when a config cannot be used, or there is none.
+        ConfigError: if a config cannot be used, or there is none.
     """
     empty = [name for name, given in (("strategies", strategies), ("seeds", seeds)) if not given]
     if empty:
@@ -50,7 +53,7 @@ def design(
     made = [
         make_config(
             base.model_dump()
-            | _strategy(base, strategy)
+            | _get_strategy_settings(base, strategy)
             | {"backbone": backbone, "train_fraction": share, "seed": seed}
         )
         for backbone in dict.fromkeys(backbones or [base.backbone])
@@ -61,20 +64,20 @@ def design(
     made = [config for config in made if config.seed == seeds[0] or depends_on_seed(config)]
     if num_images is not None:
         made = [fill_auto(config, num_images) for config in made]
-    return _cheapest_order(made)
+    return _sort_by_cost(made)
 
 
 def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """Return the linear probes that runs trained in epochs lack as a baseline.
+    """Return the linear probes that are missing as baselines of runs trained in epochs.
 
-    There is one per backbone, its weights and input, and share of the training images; of less than
-    all training images, which the seed draws, one per seed.
+    There is one per backbone, its weights and input, and share of the training images. A share
+    below 1 is drawn with the seed, so it has one probe per seed.
     """
     there = {features_of(config) for config in configs if is_baseline(config)}
     probes: dict[tuple[str, int | None], RunConfig] = {}
     for config in configs:
         if epochs_of(config) and features_of(config) not in there:
-            probe = make_config(config.model_dump() | _strategy(config, BASELINE))
+            probe = make_config(config.model_dump() | _get_strategy_settings(config, BASELINE))
             seed = probe.seed if depends_on_seed(probe) else None
             probes.setdefault((features_of(config), seed), probe)
     backbones = list(dict.fromkeys(probe.backbone for probe in probes.values()))
@@ -85,18 +88,22 @@ def depends_on_seed(config: RunConfig) -> bool:
     """Return whether another seed gives another network.
 
     A head fitted without epochs is the same with every seed, up to the folds that its penalty is
-    chosen on, unless the seed draws the training images. Averages depend on the seeds of their runs.
+    chosen on, unless the seed draws the training images. Averages depend on the seeds of their
+    runs.
     """
     return epochs_of(config) > 0 or config.train_fraction < 1 or config.averaged is not None
 
 
 def is_baseline(config: RunConfig) -> bool:
-    """Whether a run is a linear probe on what goes into the head, and not an ensemble of such."""
+    """Return whether a run is a linear probe on the input of the head, and no ensemble."""
     return config.strategy == BASELINE and config.features_from is None and config.averaged is None
 
 
 def profiled_stage(config: RunConfig) -> str | None:
-    """Return the stage that a run of a profile trains alone from the probe's head; None of others."""
+    """Return the stage that a run of a profile trains alone from the probe's head.
+
+    None stands for runs that do not belong to a profile.
+    """
     if config.strategy != "custom" or not config.stage_rates or config.averaged:
         return None
     trained = {name: rate for name, rate in config.stage_rates.items() if name != "head" and rate}
@@ -106,24 +113,30 @@ def profiled_stage(config: RunConfig) -> str | None:
 
 
 def features_of(config: RunConfig) -> str:
-    """Equal for runs that start from the same features of the same training images, so that a linear probe among them is the baseline."""
+    """Return a key that is equal for runs which start from the same features of the same images.
+
+    A linear probe among these runs is their baseline.
+    """
     return config.model_dump_json(
         include={"backbone", "weights", "from_run", "train_fraction", *config.input_settings}
     )
 
 
 def run_of(config: RunConfig) -> str:
-    """Equal for runs that compute the same, whoever chose their settings."""
+    """Return a key that is equal for runs which compute the same.
+
+    The key does not depend on how the settings were chosen.
+    """
     return config.model_dump_json(exclude=settings_without_effect(config))
 
 
 def arm_of(config: RunConfig) -> str:
-    """Equal for runs that differ in nothing but the seed."""
+    """Return a key that is equal for runs which differ only in the seed."""
     return config.model_dump_json(exclude={"seed"} | settings_without_effect(config))
 
 
 def settings_without_effect(config: RunConfig) -> set[str]:
-    """Return the names of the settings that a run does not obey.
+    """Return the names of the settings that have no effect on a run.
 
     A run without epochs does not train in steps. Averages are computed in fp32.
     """
@@ -134,7 +147,7 @@ def settings_without_effect(config: RunConfig) -> set[str]:
 
 
 def by_arm(configs: Iterable[RunConfig]) -> dict[str, list[RunConfig]]:
-    """The configs by ``arm_of``, in their order."""
+    """Group configs by ``arm_of``, in their order."""
     arms: dict[str, list[RunConfig]] = {}
     for config in configs:
         arms.setdefault(arm_of(config), []).append(config)
@@ -142,14 +155,19 @@ def by_arm(configs: Iterable[RunConfig]) -> dict[str, list[RunConfig]]:
 
 
 def with_rates(configs: Sequence[RunConfig], rates: Mapping[str, float | None]) -> list[RunConfig]:
-    """The configs with the learning rate that was found for their arm (by ``arm_of``), where one was."""
+    """Return the configs with the learning rate that was found for their arm, if one was.
+
+    Args:
+        configs: the configs.
+        rates: learning rate by ``arm_of``.
+    """
     return [
-        _at_rate(config, rate) if (rate := rates.get(arm_of(config))) else config
+        _set_rate(config, rate) if (rate := rates.get(arm_of(config))) else config
         for config in configs
     ]
 
 
-def _at_rate(config: RunConfig, rate: float) -> RunConfig:
+def _set_rate(config: RunConfig, rate: float) -> RunConfig:
     auto = tuple(name for name in config.auto if name != "learning_rate")
     return config.model_copy(update={"learning_rate": rate, "auto": auto})
 
@@ -157,30 +175,40 @@ def _at_rate(config: RunConfig, rate: float) -> RunConfig:
 def arm_seconds(
     configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook
 ) -> list[float] | None:
-    """What each run of one arm is expected to take: only the first pays for the frozen stages. None where the speeds were not
-    measured yet."""
+    """Forecast the seconds of each run of one arm.
+
+    Only the first run computes the frozen stages.
+
+    Returns:
+        Seconds per run; None if the speeds were not measured yet.
+    """
     alone, shared = (expected(configs[0], dataset, book, found) for found in (0, _EVERYTHING_FOUND))
     return [alone.seconds, *[shared.seconds] * (len(configs) - 1)] if alone and shared else None
 
 
 @dataclass(frozen=True)
 class Spread:
-    """What runs take on several machines: seconds from the first to the last, and seconds of work that they save because they find
-    the output of their frozen stages on their machine."""
+    """Forecast of runs on several machines.
+
+    Attributes:
+        seconds: time from the start of the first run to the end of the last one.
+        saved: seconds of work that runs save because the output of their frozen stages is on their
+            machine already.
+    """
 
     seconds: float
     saved: float
 
 
 def spread(arms: Sequence[Sequence[float]], machines: Sequence[int]) -> Spread:
-    """Forecast runs that train beside each other, each beginning where a place is free first.
+    """Forecast runs that train at the same time, each starting in the slot that is free first.
 
     Args:
-        arms: ``arm_seconds`` of each.
-        machines: how many runs each trains at a time; at least one place in all.
+        arms: ``arm_seconds`` of each arm.
+        machines: how many runs each machine trains at a time; at least one slot in total.
     """
     free = [(0.0, machine) for machine, places in enumerate(machines) for _ in range(places)]
-    # from when on a machine has the output of an arm's frozen stages
+    # (arm, machine) -> time from which on the machine has the output of the arm's frozen stages
     there: dict[tuple[int, int], float] = {}
     saved = 0.0
     for arm, seconds in enumerate(arms):
@@ -197,7 +225,7 @@ def spread(arms: Sequence[Sequence[float]], machines: Sequence[int]) -> Spread:
     return Spread(max(at for at, _ in free), saved)
 
 
-def _strategy(base: RunConfig, name: str) -> dict[str, str | None]:
+def _get_strategy_settings(base: RunConfig, name: str) -> dict[str, str | None]:
     if name.startswith(FROM):
         return base.for_strategy("custom") | {"cut": name.removeprefix(FROM)}
     if name == "custom":
@@ -209,8 +237,12 @@ def _strategy(base: RunConfig, name: str) -> dict[str, str | None]:
     return base.for_strategy(name)
 
 
-def _cheapest_order(configs: list[RunConfig]) -> list[RunConfig]:
-    """Shallow cuts first, because a deeper one is computed from them; what has no trunk at all comes last."""
+def _sort_by_cost(configs: list[RunConfig]) -> list[RunConfig]:
+    """Sort configs by cost.
+
+    Shallow cuts come first, because deeper ones are computed from them. Runs without frozen stages
+    come last.
+    """
     cuts = {
         arm: cut_index(plan(some[0], stages_of(some[0]))) for arm, some in by_arm(configs).items()
     }

@@ -1,4 +1,4 @@
-"""How a run is displayed: one line in a terminal, a table of its epochs in a notebook."""
+"""Display of a run: one line in a terminal, and a table of its epochs in a notebook."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +16,13 @@ _EPOCH_COLUMNS = (
 )
 
 
-def in_words(result: Mapping[str, Any]) -> str:
-    """A run in one line, from its ``summary``."""
+def describe_run(result: Mapping[str, Any]) -> str:
+    """Describe a run in one line, from its ``summary``."""
     parts = [f"{result['status']}, {result['backbone']}, {result['strategy']}"]
     if result["best_epoch"]:
         parts.append(
-            f"best epoch {result['best_epoch']} of {result['epochs']}, validation accuracy {percent(result['val_accuracy'])}"
+            f"best epoch {result['best_epoch']} of {result['epochs']}, validation accuracy "
+            f"{percent(result['val_accuracy'])}"
         )
     elif result["val_accuracy"] is not None:
         parts.append(f"validation accuracy {percent(result['val_accuracy'])}")
@@ -32,10 +33,10 @@ def in_words(result: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def run_html(
+def render_run(
     run_id: str, run_dir: Path, result: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]
 ) -> str:
-    """The same, with a table of the epochs."""
+    """Describe a run as HTML, with a table of its epochs."""
     rows = [
         (
             row["epoch"],
@@ -46,7 +47,7 @@ def run_html(
         )
         for row in epochs
     ]
-    head = f"<p><b>{escaped(run_id)}</b>: {escaped(in_words(result))}</p>"
+    head = f"<p><b>{escaped(run_id)}</b>: {escaped(describe_run(result))}</p>"
     return (
         head
         + (table(_EPOCH_COLUMNS, rows) if rows else "")

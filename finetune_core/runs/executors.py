@@ -1,4 +1,7 @@
-"""Where runs train: in this process, one per device at a time, or wherever another executor has them trained."""
+"""Executors, which train runs in this process or elsewhere.
+
+In this process one run per device trains at a time.
+"""
 
 import os
 from collections.abc import Generator, Iterator, Sequence
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
 from finetune_core.runs.record import Reservation, execute
-from finetune_core.runs.together import execute_together
+from finetune_core.runs.together import execute_on_devices
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import Event
 from finetune_core.training.prepare import check_devices
@@ -22,7 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine of a cluster has for runs."""
+    """Resources of a machine of a cluster.
+
+    Attributes:
+        host: its name.
+        gpus: number of GPUs.
+        cores: number of cores.
+    """
 
     host: str
     gpus: int
@@ -33,56 +42,58 @@ class Executor(Protocol):
     """Trains reserved runs.
 
     Attributes:
-        elsewhere: whether on other machines, whose devices differ from this one's.
+        elsewhere: whether the runs train on other machines, whose devices differ from this one's.
     """
 
     elsewhere: bool
 
-    def queue_of(self, config: RunConfig) -> str:
-        """The name of the queue that a run waits in."""
+    def queue_name(self, config: RunConfig) -> str:
+        """Return the name of the queue that a run waits in."""
         ...
 
     def places(self, queue: str) -> int:
-        """How many runs of a queue can train at a time, as far as is known now; 1 or more."""
+        """Return how many runs of a queue can train at a time, at least 1, as far as is known."""
         ...
 
-    def places_of(self, devices: int) -> int:
-        """How many of these places a run on so many devices takes, as far as is known now."""
+    def slots_needed(self, devices: int) -> int:
+        """Return how many of these slots a run on so many devices takes, as far as is known now."""
         ...
 
     def check(self, config: RunConfig, devices: int) -> None:
-        """To be asked before there is a run.
+        """Check that a run can train on so many devices. Call this before the run is created.
 
         Raises:
-            ConfigError: when a run cannot be shared by so many devices, or, as far as is known now, no machine has them.
+            ConfigError: if the run cannot be shared by so many devices, or no machine is known to
+                have them.
         """
         ...
 
     def machines(self) -> list[int]:
-        """How many runs each machine can train at a time, as far as is known now."""
+        """Return how many runs each machine can train at a time, as far as is known now."""
         ...
 
     def most_devices(self) -> int:
-        """On how many devices of one machine a run can train, as far as is known now."""
+        """Return the largest number of devices of one machine, as far as is known now."""
         ...
 
     def cluster(self) -> list[Machine]:
-        """The machines themselves, as far as is known now; none where this process trains."""
+        """Return the machines of the cluster that are known now; none if this process trains."""
         ...
 
     def execute(
         self, reservation: Reservation, roots: Sequence[Path] = ()
     ) -> Generator[Event, None, None]:
-        """See a run through to its end: as ``record.execute``."""
+        """Train a run to its end, as ``record.execute`` does."""
         ...
 
 
 class InProcess:
-    """In this process, or, on several devices, in processes that it starts: runs on one kind of device wait for each other, those on
-    different kinds do not.
+    """Executor that trains in this process, or on several devices in processes that it starts.
+
+    Runs on one kind of device wait for each other. Runs on different kinds do not.
 
     Args:
-        ranks: where several processes train each run: this is the first of them.
+        ranks: the ranks, if several processes train each run; this process is rank 0.
     """
 
     elsewhere = False
@@ -90,42 +101,54 @@ class InProcess:
     def __init__(self, ranks: Ranks = ALONE) -> None:
         self._ranks = ranks
 
-    def queue_of(self, config: RunConfig) -> str:
+    def queue_name(self, config: RunConfig) -> str:
+        """Return the kind of device that the run trains on."""
         return choose_device(config.device).kind
 
     def places(self, queue: str) -> int:
+        """Return 1: runs of a queue train one after the other."""
         return 1
 
-    def places_of(self, devices: int) -> int:
+    def slots_needed(self, devices: int) -> int:
+        """Return 1, for any number of devices."""
         return 1
 
     def check(self, config: RunConfig, devices: int) -> None:
+        """Check that a run can train on so many devices of this machine."""
         check_devices(config, devices)
 
     def machines(self) -> list[int]:
+        """Return the one slot of this machine."""
         return [1]
 
     def most_devices(self) -> int:
+        """Return the number of devices of this machine that a run can train on."""
         return most_devices()
 
     def cluster(self) -> list[Machine]:
+        """Return no machine, because there is no cluster."""
         return []
 
     def execute(
         self, reservation: Reservation, roots: Sequence[Path] = ()
     ) -> Generator[Event, None, None]:
+        """Train a run in this process, or in one process per device."""
         if reservation.devices > 1:
-            return execute_together(reservation, roots)
+            return execute_on_devices(reservation, roots)
         return execute(reservation, roots, self._ranks)
 
 
 def app_executor() -> Executor:
-    """The app's: this process, or Ray where ``THAW_RAY_ADDRESS`` names the head of a cluster, or ``local`` for one of this machine's own."""
+    """Return the executor of the app.
+
+    It is Ray if ``THAW_RAY_ADDRESS`` names the head of a cluster, or is ``local`` for a Ray of this
+    machine; else this process.
+    """
     address = os.environ.get("THAW_RAY_ADDRESS", "").strip()
     if not address:
         return InProcess()
-    executor = _ray("" if address == "local" else address)
-    executor.connect_meanwhile()
+    executor = _make_ray_executor("" if address == "local" else address)
+    executor.connect_in_background()
     return executor
 
 
@@ -133,15 +156,16 @@ def app_executor() -> Executor:
 def executor_of(
     name: str, ray_address: str | None = None, ranks: Ranks = ALONE
 ) -> Iterator[Executor]:
-    """The executor of that name: ``here`` or ``ray``, ready to train.
+    """Open the executor ``here`` or ``ray``, ready to train.
 
     Args:
+        name: name of the executor.
         ray_address: see ``RayExecutor``.
         ranks: see ``InProcess``.
 
     Raises:
-        ConfigError: when there is none, or it is not installed.
-        RunError: when it cannot be reached.
+        ConfigError: if there is no such executor, or it is not installed.
+        RunError: if it cannot be reached.
     """
     if name not in ("here", "ray"):
         raise ConfigError({"executor": f"there is no {name}; choose here or ray"})
@@ -153,10 +177,11 @@ def executor_of(
     if ranks.several:
         raise ConfigError(
             {
-                "executor": "Ray starts the processes of a run itself: use --devices, without torchrun"
+                "executor": "Ray starts the processes of a run itself: "
+                "use --devices, without torchrun"
             }
         )
-    executor = _ray(ray_address or "")
+    executor = _make_ray_executor(ray_address or "")
     try:
         executor.driver()
         yield executor
@@ -164,7 +189,7 @@ def executor_of(
         executor.close()
 
 
-def _ray(address: str) -> "RayExecutor":
+def _make_ray_executor(address: str) -> "RayExecutor":
     from finetune_core.runs.ray_executor import RayExecutor
 
     return RayExecutor(address)

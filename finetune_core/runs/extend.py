@@ -1,9 +1,9 @@
-"""Train a finished run further: as a copy that has more epochs to go; the finished run stays.
+"""Training a finished run further, as a copy with more epochs. The finished run stays.
 
 With a constant schedule the copy ends, bit for bit, as a run that had all these epochs from the
-start. Any other schedule is from here on that of the larger number of epochs: a cosine's learning
-rate rises to where it would stand and falls to zero again, a warm restart (Loshchilov & Hutter
-2017, SGDR). A run that early stopping ended goes on without a stop; up to the epochs that it was
+start. Any other schedule continues as that of the larger number of epochs: a cosine's learning rate
+rises to its value there and falls to zero again, a warm restart (Loshchilov & Hutter 2017, SGDR). A
+run that was ended by early stopping goes on without early stopping. Up to the epochs that it was
 meant to have, its schedule stays the same.
 """
 
@@ -37,36 +37,41 @@ def why_not_extended(run: Run) -> str | None:
 
 
 def longer_epochs(run: Run) -> int:
-    """Return how many epochs in all a run should train further to: its schedule's end, or twice."""
-    if _stopped_early(run):
+    """Return a suggestion for the total number of epochs: those of the schedule, or twice as many.
+
+    The schedule's epochs are suggested for a run that early stopping ended.
+    """
+    if _has_stopped_early(run):
         return run.config.epochs
     return min(2 * run.config.epochs, int(setting_of("epochs").limits["le"]))
 
 
-def _stopped_early(run: Run) -> bool:
+def _has_stopped_early(run: Run) -> bool:
     return len(run.history.epochs) < run.config.epochs
 
 
 def extend_run(run: Run, epochs: int, owner: str = "", *, elsewhere: bool = False) -> str:
-    """Make a copy of a finished run beside it that resumes with more epochs to go.
+    """Copy a finished run, so that the copy resumes with more epochs to go.
 
     Args:
-        epochs: in all, those that are done included.
-        owner, elsewhere: as for ``create_run``.
+        run: the finished run.
+        epochs: the total number of epochs, including those that are done.
+        owner: as for ``create_run``.
+        elsewhere: as for ``create_run``.
 
     Returns:
-        The id of the copy. It counts as interrupted until it is resumed.
+        The id of the copy. The copy counts as interrupted until it is resumed.
 
     Raises:
-        ConfigError: when so many epochs are no setting, or the data or the device are gone.
-        RunError: when the run cannot train further, or the copy cannot be written.
+        ConfigError: if the number of epochs is not allowed, or the data or the device are gone.
+        RunError: if the run cannot train further, or the copy cannot be written.
     """
     if reason := why_not_extended(run):
         raise RunError(f"The run {run.run_id} cannot train further: {reason}.")
     done = len(run.history.epochs)
     if epochs <= done:
         raise RunError(f"The run {run.run_id} has {done} epochs already: name more than that.")
-    config = _extended_config(run, epochs)
+    config = _extend_config(run, epochs)
     reservation = create_run(config, run.run_dir.parent, owner, elsewhere=elsewhere)
     folder = reservation.run_dir
     try:
@@ -77,8 +82,8 @@ def extend_run(run: Run, epochs: int, owner: str = "", *, elsewhere: bool = Fals
             with suppress(FileNotFoundError):
                 copy_regular(run.run_dir / path.name, path)
         write_about(folder, About(note=f"Goes on with {run.run_id}.", owner=owner))
-        # The last file: without events the copy would start anew when it is resumed.
-        write_bytes(folder / EVENTS_FILE, _extended_events(run, epochs), make_folder=False)
+        # The last file: a copy without events would start anew when it is resumed.
+        write_bytes(folder / EVENTS_FILE, _extend_events(run, epochs), make_folder=False)
     except OSError as error:
         raise RunError(
             f"The copy of {run.run_id} cannot be written to {folder}: {error}."
@@ -88,10 +93,10 @@ def extend_run(run: Run, epochs: int, owner: str = "", *, elsewhere: bool = Fals
     return folder.name
 
 
-def _extended_config(run: Run, epochs: int) -> RunConfig:
-    """Return the run's settings with more epochs, in which stages thaw when they did."""
+def _extend_config(run: Run, epochs: int) -> RunConfig:
+    """Return the run's settings with more epochs; stages thaw in the same epochs."""
     changes: dict[str, Any] = {"epochs": epochs}
-    if _stopped_early(run):
+    if _has_stopped_early(run):
         changes["patience"] = epochs
     changes["auto"] = tuple(name for name in run.config.auto if name not in changes)
     if late := [stage["thaw_epoch"] for stage in run.started["stages"] if stage["thaw_epoch"] > 1]:
@@ -99,8 +104,8 @@ def _extended_config(run: Run, epochs: int) -> RunConfig:
     return make_config(run.config.model_dump() | changes)
 
 
-def _extended_events(run: Run, epochs: int) -> bytes:
-    """Return the run's events without its end, as those of a run with more epochs."""
+def _extend_events(run: Run, epochs: int) -> bytes:
+    """Return the run's events without its end, as events of a run with more epochs."""
     lines = []
     with open(open_regular(run.run_dir / EVENTS_FILE), "rb") as file:
         while line := file.readline(LONGEST_LINE):

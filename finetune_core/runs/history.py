@@ -1,4 +1,4 @@
-"""What has happened in a run, read back from its ``events.jsonl`` as it grows."""
+"""History of a run, read from its ``events.jsonl`` while the file grows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from finetune_core.training.events import END_EVENTS, Row
 _ENDS = {event.__name__ for event in END_EVENTS}
 
 _MOST_NOTABLE = 2000
-_LOOKED_AT = 8  # ended runs whose steps are held
+_MAX_REREAD = 8  # ended runs whose steps are in memory
 _NOTABLE = {
     "RunStarted",
     "RunResumed",
@@ -47,19 +47,24 @@ class History:
     """The events of one run, by kind, as plain rows.
 
     Attributes:
+        run_dir: the run directory.
         started: the RunStarted row; None before it.
-        progress, progress_began: the latest Progress row of work that is not a step, and the first of the same phase; None
-            while steps go on.
+        progress: the latest Progress row of work that is not a step; None during steps.
+        progress_began: the first Progress row of the same phase; None during steps.
         epochs: EpochEnded rows.
-        fitted: the HeadFitted row of a run whose head is fitted in the place of epochs; None in others.
+        fitted: the HeadFitted row of a run whose head is fitted without epochs; None in other runs.
         head_initialized: the HeadInitialized row of a run with epochs whose head was fitted before
-            the first one; None in others.
-        averaged: the WeightsAveraged row of a run whose weights are averaged in the place of epochs; None in others.
-        skipped, lost, short: the ImagesSkipped, the latest ImagesLost and the latest MemoryShort row; None without.
-        notable: what a log reports, in the order in which it happened: rows of most kinds, and the first Progress of each phase.
-        places: RunPlaced rows: the machines that it was on, the latest last.
-        reopened: whether it was reopened and has not gone on yet.
+            the first one; None in other runs.
+        averaged: the WeightsAveraged row of a run that averages weights instead of training; None
+            in other runs.
+        skipped: the ImagesSkipped row, or None.
+        lost: the latest ImagesLost row, or None.
+        short: the latest MemoryShort row, or None.
+        notable: rows for a log, in order: those of most kinds, and the first Progress row of each
+            phase.
         end: the RunFinished, RunStopped or RunFailed row; None before the end.
+        places: RunPlaced rows, which name the machines of the run, the latest last.
+        reopened: whether the run was reopened and has not continued yet.
     """
 
     run_dir: Path
@@ -86,52 +91,58 @@ class History:
         self._lines = EventLines(self.run_dir / EVENTS_FILE)
 
     def refresh(self) -> "History":
-        """Read what was written since the last time; an unfinished last line is left for the next time."""
+        """Read the events that were written since the last call.
+
+        An unfinished last line is left for the next call.
+        """
         with self._lock:
-            self._read_on()
+            self._read_new()
             if self.end:
                 self._steps = None
         return self
 
-    def _read_on(self) -> None:
+    def _read_new(self) -> None:
         ended = self._steps is None
         if ended and not self._lines.changed():
             return
-        # what comes after an end is held against the steps before it
+        # Events after an end are checked against the steps before, which were dropped at the end.
         if ended or self._lines.replaced():
             again = History(self.run_dir)
-            again._read_on()
+            again._read_new()
             vars(self).update(vars(again) | {"_lock": self._lock})
             return
         for row in self._lines.new():
-            if self._can_be(row):
-                self._take(row)
+            if self._is_consistent(row):
+                self._apply(row)
             else:
                 self._lines.skip()
 
     @property
     def steps(self) -> Sequence[Row]:
         """StepEnded rows, the older ones thinned out."""
-        return tuple(self._all_steps().rows)
+        return tuple(self._get_steps().rows)
 
     @property
     def measured(self) -> Sequence[Row]:
         """StepEnded rows with the values of each stage, the older ones thinned out."""
-        return tuple(self._all_steps().measured)
+        return tuple(self._get_steps().measured)
 
-    def _all_steps(self) -> Steps:
-        """Of a run that has ended they are read again: thousands are listed, and the steps of a long one take megabytes."""
+    def _get_steps(self) -> Steps:
+        """Return the steps; those of a run that has ended are read again.
+
+        Thousands of runs are listed, and the steps of a long one take megabytes.
+        """
         held = self._steps
-        return _steps_again(self.run_dir, self._lines.seen) if held is None else held
+        return _reread_steps(self.run_dir, self._lines.seen) if held is None else held
 
     @property
     def skipped_lines(self) -> int:
-        """Lines that could not be read, or say what cannot be: they are passed over."""
+        """Number of lines that were skipped, unreadable or in contradiction to earlier ones."""
         return self._lines.skipped
 
     @property
     def problem(self) -> str:
-        """Why the run cannot be read from its events; empty where it can."""
+        """Reason why the run cannot be read from its events; empty if it can."""
         if self._orphans and self.started is None:
             return f"{EVENTS_FILE} does not say how the run began"
         if (
@@ -142,8 +153,8 @@ class History:
             return f"{EVENTS_FILE} has no epoch of a run that has finished"
         return self._lines.problem
 
-    def _can_be(self, row: Row) -> bool:
-        """Whether an event can follow those before it."""
+    def _is_consistent(self, row: Row) -> bool:
+        """Return whether an event can follow the events before it."""
         kind, started = row["event"], self.started
         if kind == "Progress":
             return not row["total"] or row["done"] <= row["total"]
@@ -162,7 +173,7 @@ class History:
                 return bool(
                     row["epoch"] <= started["epochs"]
                     and row["step"] <= started["steps_per_epoch"]
-                    and (row["epoch"], row["step"]) > self._all_steps().last
+                    and (row["epoch"], row["step"]) > self._get_steps().last_position
                 )
             case "EpochEnded":
                 return bool(
@@ -183,12 +194,12 @@ class History:
                 return bool(min(1, started["epochs"]) <= row["best_epoch"] <= started["epochs"])
         return True
 
-    def _take(self, row: Row) -> None:
+    def _apply(self, row: Row) -> None:
         kind = row["event"]
         if self._is_notable(row):
             self.notable = [*self.notable[-_MOST_NOTABLE:], row]
         if kind == "StepEnded":
-            self._all_steps().add(row)
+            self._get_steps().add(row)
         elif kind == "EpochEnded":
             self.epochs.append(row)
         elif kind == "HeadFitted":
@@ -204,7 +215,7 @@ class History:
         elif kind == "RunPlaced":
             self.places.append(row)
         elif kind == "RunResumed":
-            self._all_steps().cut(row["epoch"], row["step"])
+            self._get_steps().truncate(row["epoch"], row["step"])
             self.epochs = [epoch for epoch in self.epochs if epoch["epoch"] < row["epoch"]]
         elif kind == "ImagesSkipped":
             self.skipped = row
@@ -214,7 +225,7 @@ class History:
             self.short = row
         elif kind in _ENDS:
             self.end = row
-            # stopped again before it went on, a run reports only the time since
+            # A run that was stopped again before it went on reports only the time since.
             if kind == "RunStopped" and self.epochs:
                 self.end = row | {"seconds": max(row["seconds"], self.epochs[-1]["seconds"])}
         self.reopened = kind == "RunReopened"
@@ -238,29 +249,35 @@ class History:
 
     @property
     def has_predictions(self) -> bool:
-        """Whether the run has answered for its validation images: an epoch has ended, or it has finished without any."""
+        """Whether the run has predictions for its validation images.
+
+        It has them after the first epoch, or when it has finished without epochs.
+        """
         return bool(self.epochs) or (
             self.done_at_once is not None and (self.end or {}).get("event") == "RunFinished"
         )
 
     @property
     def done_at_once(self) -> Row | None:
-        """What a run without epochs has done in their place; None in others."""
+        """The HeadFitted or WeightsAveraged row of a run without epochs; None in other runs."""
         return self.averaged or self.fitted
 
     @property
     def begun(self) -> bool:
-        """Whether anything has been said since it was queued."""
+        """Whether any event was written since the run was queued."""
         return self._lines.offset > 0 and not self.reopened
 
     @property
-    def waits_for_device(self) -> bool:
-        """Whether the last that was said is that another program trains on the device."""
+    def is_waiting_for_device(self) -> bool:
+        """Whether the latest event says that another program trains on the device."""
         return self.progress is not None and self.progress["phase"] == WAITING
 
     @property
     def where(self) -> str:
-        """The device that it trains on, and of which machine where a task trains it; empty before it is known."""
+        """The machine and device that the run trains on; empty before they are known.
+
+        The machine is named only if a task trains the run.
+        """
         host = self.places[-1]["host"] if self.places else ""
         return ", ".join(filter(None, (host, trained_on(self.started) if self.started else "")))
 
@@ -277,7 +294,7 @@ class History:
 
     @property
     def progress_seconds_left(self) -> float | None:
-        """Of the phase that goes on before the first step; None where its pace or its end is not known."""
+        """Seconds left of the phase before the first step; None if they cannot be estimated."""
         now, first = self.progress, self.progress_began
         if not now or not first or not now["total"] or now["done"] <= first["done"]:
             return None
@@ -288,7 +305,10 @@ class History:
 
     @property
     def seconds_left(self) -> float | None:
-        """Training and validation still to come, at the pace so far; None before the first step."""
+        """Seconds left for training and validation at the pace so far.
+
+        None before the first step.
+        """
         if not self.fraction:
             return None
         now: float = max(
@@ -297,7 +317,10 @@ class History:
         return now * (1 - self.fraction) / self.fraction
 
     def time_shares(self) -> dict[str, float]:
-        """Where the time went so far, seconds: ``decode``, ``trunk``, ``train``, ``validate``, ``evaluate``."""
+        """Return the seconds spent on each part of the run.
+
+        The parts are ``decode``, ``trunk``, ``train``, ``validate`` and ``evaluate``.
+        """
         if not self.started:
             return {}
         at_once = [row["seconds"] for row in (self.head_initialized, self.done_at_once) if row]
@@ -310,8 +333,11 @@ class History:
         }
 
     def saved_seconds(self) -> float | None:
-        """What the cache has saved so far: the trunk's time for all images of all ended epochs, less what was spent on it.
-        None without a cache, or where the trunk was never timed."""
+        """Return the seconds that the cache has saved so far.
+
+        These are the trunk's seconds for all images of all ended epochs, less the seconds spent on
+        filling the cache. None without a cache, or if the trunk was never timed.
+        """
         if not self.started or not self.started["cache"].get("seconds_per_row"):
             return None
         cache, counts = self.started["cache"], self.started["counts"]
@@ -321,7 +347,10 @@ class History:
 
     @property
     def images_per_second(self) -> float | None:
-        """Training images per second over the last 50 steps of this epoch; None before its second step."""
+        """Training images per second over the last 50 steps of this epoch.
+
+        None before the second step of the epoch.
+        """
         if not self.steps:
             return None
         last = self.steps[-1]
@@ -331,8 +360,8 @@ class History:
         return images / seconds if seconds > 0 else None
 
 
-@lru_cache(maxsize=_LOOKED_AT)
-def _steps_again(run_dir: Path, _version: Stamp | None) -> Steps:
+@lru_cache(maxsize=_MAX_REREAD)
+def _reread_steps(run_dir: Path, _version: Stamp | None) -> Steps:
     whole = History(run_dir)
-    whole._read_on()
-    return whole._all_steps()
+    whole._read_new()
+    return whole._get_steps()

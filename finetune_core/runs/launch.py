@@ -1,8 +1,8 @@
-"""Start one process per device of this machine, and see all of them through.
+"""Start one process per device of this machine, and wait for all of them.
 
 ``python -m finetune_core.runs.launch DEVICES RUN TASK`` is a process of its own, started by
-``together.py``. It leads a process group, which ends with its stdin. Each process that it starts runs
-``rank.py`` and inherits its stdin and stdout.
+``together.py``. It leads a process group, which ends with its stdin. Each process that it starts
+runs ``rank.py`` and inherits its stdin and stdout.
 """
 
 import os

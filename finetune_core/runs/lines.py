@@ -1,4 +1,7 @@
-"""``events.jsonl`` as it grows: whole lines, each validated; what is no event is skipped and counted."""
+"""Reader of a growing ``events.jsonl``.
+
+Whole lines are read and validated. Lines that are no event are skipped and counted.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,19 +10,20 @@ from finetune_core.files import Stamp, open_regular, problem_with, stamp
 from finetune_core.formatting import number, size
 from finetune_core.training.events import LONGEST_LINE, Row, read_event
 
-_MOST_BYTES = 2**29  # a million steps and more
+_MOST_BYTES = 2**29  # more than a million steps
 _MOST_SKIPPED = 10_000  # lines
 
 
 @dataclass
 class EventLines:
-    """How far a run's events were read.
+    """Reader of a run's events that remembers its position.
 
     Attributes:
-        skipped: lines that are no event.
-        problem: why the file cannot be read on; empty where it can.
-        offset: bytes that were read.
-        seen: the file as it was then.
+        path: the file.
+        skipped: number of lines that are no event.
+        problem: reason why the file cannot be read on; empty if it can.
+        offset: number of bytes that were read.
+        seen: stamp of the file when it was read.
     """
 
     path: Path
@@ -27,10 +31,10 @@ class EventLines:
     problem: str = ""
     offset: int = 0
     seen: Stamp | None = None
-    _within: bool = field(default=False, repr=False)  # a line that is too long to be one
+    _within: bool = field(default=False, repr=False)  # inside a line that is too long for an event
 
     def replaced(self) -> bool:
-        """Whether the file is another one than was read so far, or has become shorter."""
+        """Return whether the file was replaced by another one, or has become shorter."""
         if not self.offset and not self.problem:
             return False
         now = stamp(self.path)
@@ -39,11 +43,14 @@ class EventLines:
         )
 
     def changed(self) -> bool:
-        """Whether the file is not as it was when it was read."""
+        """Return whether the file has changed since it was read."""
         return stamp(self.path) != self.seen
 
     def new(self) -> list[Row]:
-        """The events that were written since the last time; an unfinished last line is left for the next time."""
+        """Return the events that were written since the last call.
+
+        An unfinished last line is left for the next call.
+        """
         seen = stamp(self.path)
         if self.problem or (seen and seen == self.seen):
             return []
@@ -52,7 +59,7 @@ class EventLines:
             with open(open_regular(self.path), "rb") as file:
                 file.seek(self.offset)
                 while not self.problem and (chunk := file.read(LONGEST_LINE)):
-                    if not self._take(chunk, rows):
+                    if not self._read_chunk(chunk, rows):
                         break
                     file.seek(self.offset)
         except FileNotFoundError:
@@ -64,8 +71,8 @@ class EventLines:
         self.seen = seen
         return rows
 
-    def _take(self, chunk: bytes, rows: list[Row]) -> bool:
-        """Read the whole lines of a part of the file; False where there is none, and none can come yet."""
+    def _read_chunk(self, chunk: bytes, rows: list[Row]) -> bool:
+        """Read the whole lines of a chunk; return False if reading cannot go on now."""
         end = chunk.rfind(b"\n") + 1
         if not end:
             if len(chunk) < LONGEST_LINE:
@@ -85,7 +92,10 @@ class EventLines:
         return self.offset <= _MOST_BYTES
 
     def skip(self) -> None:
-        """Count a line that says nothing, or what cannot be."""
+        """Count a line that is no event, or contradicts earlier ones."""
         self.skipped += 1
         if self.skipped > _MOST_SKIPPED:
-            self.problem = f"more than {number(_MOST_SKIPPED)} lines of {self.path.name} are no events of a run"
+            self.problem = (
+                f"more than {number(_MOST_SKIPPED)} lines of {self.path.name} are no "
+                "events of a run"
+            )

@@ -1,4 +1,7 @@
-"""Who has a run: the lock in its folder, held by the process that has it queued or running; of a run that a task trains, its owner, too."""
+"""Locks of runs: the process that has a run queued or running holds the lock in its directory.
+
+A run that a task trains also has an owner (see ``ownership``).
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,52 +16,55 @@ from finetune_core.runs.ownership import Owner, claim, has_owner_file, is_owned
 
 LOCK_TIMEOUT = 3.0  # seconds
 LOCK_FILE = "lock"
-# two threads that look at one lock would each take the other for a process that has the run
-_LOOKING = Lock()
+# Two threads that probe one lock would each take the other for a process that has the run.
+_probe_lock = Lock()
 
 
 class RunLock:
-    """A run that this process has: its lock, and where a task has ever had the run, its ownership."""
+    """Lock of a run that this process has, and its ownership if a task has ever had the run."""
 
     def __init__(self, lock: FileLock, owner: Owner | None = None) -> None:
         self._lock, self._owner = lock, owner
 
     def check(self) -> None:
-        """To be asked before anything is written.
+        """Check that this process still owns the run. Call before writing.
 
         Raises:
-            TakenOver: when the run is another process's now.
+            RunTakenOver: if another process has claimed the run.
         """
         if self._owner:
             self._owner.check()
 
-    def own(self) -> int:
-        """The number of this process as the run's owner, which it is from now on; a task can take the run over from it.
+    def become_owner(self) -> int:
+        """Make this process the owner of the run, so that a task can take the run over from it.
+
+        Returns:
+            The number of the owner.
 
         Raises:
-            RunError: when another process is, or nothing can be written there.
+            RunError: if another process is the owner, or the run directory cannot be written to.
         """
         if self._owner is None:
             run_dir = Path(self._lock.lock_file).parent
             try:
                 self._owner = claim(run_dir)
             except OSError as error:
-                raise not_written(run_dir, error) from None
+                raise write_error(run_dir, error) from None
         return self._owner.number
 
-    def holds(self) -> bool:
-        """Whether no task has taken the run over."""
-        return self._owner is None or self._owner.holds()
+    def is_held(self) -> bool:
+        """Return whether no task has taken the run over."""
+        return self._owner is None or self._owner.is_held()
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the run for other processes."""
         if self._owner:
             self._owner.release()
         self._lock.release(force=True)
 
 
 def is_locked(run_dir: Path) -> bool:
-    """Whether a living process, on this machine or another, has the run queued or running."""
+    """Return whether a living process, on any machine, has the run queued or running."""
     return _is_locked_here(run_dir) or is_owned(run_dir)
 
 
@@ -67,20 +73,20 @@ def _is_locked_here(run_dir: Path) -> bool:
         return False
     probe = FileLock(run_dir / LOCK_FILE)
     try:
-        with _LOOKING, probe.acquire(timeout=0):
+        with _probe_lock, probe.acquire(timeout=0):
             return False
     except TimeoutError:
         return True
-    except OSError:  # a folder that may only be read: nobody trains there
+    except OSError:  # nobody trains in a read-only directory
         return False
 
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Nobody trains the run meanwhile.
+    """Hold the lock of a run, so that nobody trains it meanwhile.
 
     Raises:
-        RunError: when somebody does, or nothing can be written there.
+        RunError: if a process has the run, or the run directory cannot be written to.
     """
     lock = acquire_lock(run_dir)
     try:
@@ -90,15 +96,18 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def acquire_lock(run_dir: Path) -> RunLock:
-    """
+    """Acquire the lock of a run.
+
     Raises:
-        RunError: when another process has the run, or its lock is no regular file, or cannot be written.
+        RunError: if another process has the run, or its lock is no regular file, or cannot be
+            written.
     """
     path = run_dir / LOCK_FILE
     lock = FileLock(path, thread_local=False)
     try:
         check_regular(path)
-        # Whoever wrote the run's last event lets go of it a moment later, and who looks whether it is locked holds it for an instant.
+        # The writer releases the lock shortly after the last event, and every reader holds it
+        # briefly while probing. Retry before reporting the run as busy.
         lock.acquire(timeout=LOCK_TIMEOUT, poll_interval=0.02)
         return RunLock(
             lock, claim(run_dir, patience=LOCK_TIMEOUT) if has_owner_file(run_dir) else None
@@ -114,10 +123,12 @@ def acquire_lock(run_dir: Path) -> RunLock:
         raise
     except OSError as error:
         lock.release(force=True)
-        raise not_written(run_dir, error) from None
+        raise write_error(run_dir, error) from None
 
 
-def not_written(run_dir: Path, error: OSError) -> RunError:
+def write_error(run_dir: Path, error: OSError) -> RunError:
+    """Return the error of a run directory that cannot be written to."""
     return RunError(
-        f"The run {run_dir.name} cannot be written to: {error}. Make room, or check who may write there."
+        f"The run {run_dir.name} cannot be written to: {error}. "
+        "Make room, or check who may write there."
     )

@@ -1,4 +1,4 @@
-"""What happened in a run, in words: one line per event."""
+"""The log of a run as text, one line per event."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -18,54 +18,73 @@ from finetune_core.training.strategies import STRATEGIES
 
 Row = Mapping[str, Any]
 
-_BACKENDS = {"cuda": "NCCL"}  # of torch.distributed; elsewhere gloo
+_BACKENDS = {"cuda": "NCCL"}  # of torch.distributed; other devices use gloo
 
 
 def log_lines(notable: Sequence[Row]) -> list[str]:
-    """A run's notable rows (``History.notable``), the first one first: the time of day, and what happened."""
+    """Return the log of a run as lines, the first event first: the time of day, and the event.
+
+    Args:
+        notable: ``History.notable``.
+    """
     lines: list[str] = []
     stages: Sequence[Row] = ()
     for row in notable:
         stages = row["stages"] if row["event"] == "RunStarted" else stages
-        words = "Cancelled before it began." if _cancelled(row, stages) else log_line(row)
+        words = "Cancelled before it began." if _is_cancelled(row, stages) else log_line(row)
         if row["event"] == "EpochEnded" and (
             thawing := [one["name"] for one in stages if one["thaw_epoch"] == row["epoch"] + 1]
         ):
-            words += f" From the next epoch on {', '.join(thawing)} {'trains' if len(thawing) == 1 else 'train'}, too."
+            words += (
+                f" From the next epoch on {', '.join(thawing)} "
+                f"{'trains' if len(thawing) == 1 else 'train'}, too."
+            )
         if words:
             lines.append(f"{datetime.fromtimestamp(row['at']):%H:%M:%S}  {words}")
     return lines
 
 
-def _cancelled(row: Row, stages: Sequence[Row]) -> bool:
-    """Whether a run was stopped for good before it began; ``stages`` are those of the RunStarted row, if there was one."""
+def _is_cancelled(row: Row, stages: Sequence[Row]) -> bool:
+    """Return whether a run was stopped for good before it began.
+
+    Args:
+        row: an event.
+        stages: the stages of the RunStarted row; empty before it.
+    """
     return row["event"] == "RunStopped" and not stages and not row["paused"]
 
 
 def log_line(row: Row) -> str:
-    """One event in words; empty where there is nothing to say."""
+    """Describe an event; empty if there is nothing to say."""
     match row["event"]:
         case "Progress":
             return f"{PHASE_WORDS[row['phase']]}."
         case "RunStarted":
-            return f"{lineage_in_words(row)} {_started(row)}".strip()
+            return f"{lineage_in_words(row)} {_describe_start(row)}".strip()
         case "RunPlaced":
-            gone = row["moved_from"]
+            previous = row["moved_from"]
             return (
-                f"Moved to {row['host']}: the process on {gone} that trained it is gone."
-                if gone
+                f"Moved to {row['host']}: the process on {previous} that trained it is gone."
+                if previous
                 else f"On {row['host']}."
             )
         case "RunResumed":
             return f"Resuming after {things(row['step'], 'step')} of epoch {row['epoch']}."
         case "ImagesSkipped":
-            return f"Left out, because unreadable: {things(row['count'], 'image')}. {'; '.join(row['examples'][:3])}"
+            return (
+                f"Left out, because unreadable: {things(row['count'], 'image')}. "
+                f"{'; '.join(row['examples'][:3])}"
+            )
         case "ImagesLost":
-            return f"No longer readable, and left out: {things(row['count'], 'image')} so far. {'; '.join(row['examples'][:3])}"
+            return (
+                f"No longer readable, and left out: {things(row['count'], 'image')} so far. "
+                f"{'; '.join(row['examples'][:3])}"
+            )
         case "MemoryShort":
             return (
-                f"Memory ran short in step {row['step']} of epoch {row['epoch']}: images now go through "
-                f"{row['micro_batch']} at a time. A step still learns from its whole batch."
+                f"Memory ran short in step {row['step']} of epoch {row['epoch']}: "
+                f"images now go through {row['micro_batch']} at a time. "
+                "A step still learns from its whole batch."
             )
         case "EpochEnded":
             return (
@@ -114,7 +133,11 @@ def log_line(row: Row) -> str:
 
 
 def overflow(row: Row) -> str:
-    """What to add about the steps that an epoch has skipped, from its EpochEnded row; empty where there are none."""
+    """Describe the steps that an epoch has skipped; empty without any.
+
+    Args:
+        row: an EpochEnded row.
+    """
     skipped = row.get("skipped_steps", 0)
     return (
         f"{things(skipped, 'step')} skipped, whose gradients overflowed in fp16." if skipped else ""
@@ -122,7 +145,11 @@ def overflow(row: Row) -> str:
 
 
 def describe_initial_head(row: Row) -> str:
-    """Describe the fit of an initial head, from its HeadInitialized row."""
+    """Describe the fit of an initial head.
+
+    Args:
+        row: a HeadInitialized row.
+    """
     return (
         f"The initial head is a linear probe, fitted to {things(row['features'], 'feature')} of "
         f"{things(row['images'], 'training image')} in {duration(row['seconds'])}: C = "
@@ -132,10 +159,15 @@ def describe_initial_head(row: Row) -> str:
 
 
 def fitted_in_words(row: Row) -> str:
-    """What a HeadFitted row says: what the head was fitted to, and what was chosen, how."""
+    """Describe the fit of a head, and how its parameter was chosen.
+
+    Args:
+        row: a HeadFitted row.
+    """
     words = (
-        f"The classifier was fitted to {things(row['features'], 'feature')} of {things(row['images'], 'training image')} in "
-        f"{duration(row['seconds'])}: loss {row['train_loss']:.3f}, accuracy {percent(row['train_accuracy'])} on them."
+        f"The classifier was fitted to {things(row['features'], 'feature')} of "
+        f"{things(row['images'], 'training image')} in {duration(row['seconds'])}: "
+        f"loss {row['train_loss']:.3f}, accuracy {percent(row['train_accuracy'])} on them."
     )
     if not row["chosen_on"]:
         return f"{words} {row['parameter']} = {row['chosen']:.2g}."
@@ -145,38 +177,51 @@ def fitted_in_words(row: Row) -> str:
         )
     best = next((one for one in row["candidates"] if one["value"] == row["chosen"]), None)
     scores = (
-        f": loss {best['loss']:.3f}, accuracy {percent(best['accuracy'])} on held-out training images"
+        f": loss {best['loss']:.3f}, accuracy {percent(best['accuracy'])} on held-out training "
+        "images"
         if best
         else ""
     )
     return (
-        f"{words} {row['parameter']} = {row['chosen']:.2g} was chosen among {len(row['candidates'])} values by {row['folds']}-fold "
-        f"cross-validation within {things(row['chosen_on'], 'training image')}{scores}."
+        f"{words} {row['parameter']} = {row['chosen']:.2g} was chosen among "
+        f"{len(row['candidates'])} values by {row['folds']}-fold cross-validation within "
+        f"{things(row['chosen_on'], 'training image')}{scores}."
     )
 
 
 def averaged_in_words(row: Row) -> str:
-    """What a WeightsAveraged row says: of which runs, and what was chosen, how."""
-    parents = "; ".join(f"run {_ancestor(one)}" for one in row["parents"])
+    """Describe an average: its runs, and how they and the coefficient were chosen.
+
+    Args:
+        row: a WeightsAveraged row.
+    """
+    parents = "; ".join(f"run {_describe_ancestor(one)}" for one in row["parents"])
     if row["how"] == "ensemble":
         backbones = sorted({one.get("backbone", "") for one in row["parents"]})
         of = f" of {', '.join(backbones)}" if len(backbones) > 1 else ""
-        return f"The mean of the probabilities of {things(len(row['parents']), 'network')}{of}, which it keeps: {parents}."
+        return (
+            f"The mean of the probabilities of {things(len(row['parents']), 'network')}{of}, "
+            f"which it keeps: {parents}."
+        )
     norms = row["batchnorm_layers"]
     anew = (
-        f" The statistics of {things(norms, 'BatchNorm layer')} were computed anew on the training images."
+        f" The statistics of {things(norms, 'BatchNorm layer')} were computed anew on the "
+        "training images."
         if norms
         else ""
     )
     if row["how"] == "wise":
         best = next(one for one in row["curve"] if one["coefficient"] == row["coefficient"])
         return (
-            f"Weights between the start, with its linear probe (0), and {parents} (1), WiSE-FT: {row['coefficient']:g} was chosen among "
-            f"{len(row['curve'])} mixing coefficients, the first with the highest validation accuracy, {percent(best['accuracy'])}.{anew}{_on_shifted(row)}"
+            f"Weights between the start, with its linear probe (0), and {parents} (1), WiSE-FT: "
+            f"{row['coefficient']:g} was chosen among {len(row['curve'])} mixing coefficients, "
+            "the first with the highest validation accuracy, "
+            f"{percent(best['accuracy'])}.{anew}{_describe_shifted(row)}"
         )
     kept = [one for one in row["ingredients"] if one["kept"]]
     greedy = (
-        f" Kept, because they do not lower the validation accuracy of the soup: {len(kept)} of them."
+        " Kept, because they do not lower the validation accuracy of the soup: "
+        f"{len(kept)} of them."
         if kept
         else ""
     )
@@ -185,8 +230,8 @@ def averaged_in_words(row: Row) -> str:
     )
 
 
-def _on_shifted(row: Row) -> str:
-    """What WiSE-FT's curve is on other data sets, with a space before each sentence."""
+def _describe_shifted(row: Row) -> str:
+    """Describe WiSE-FT's curve on other data sets, with a space before each sentence."""
     words = ""
     for other in row["shifted"]:
         name = Path(other["data"]).name
@@ -195,13 +240,13 @@ def _on_shifted(row: Row) -> str:
             continue
         at = {point["coefficient"]: percent(point["accuracy"]) for point in other["curve"]}
         words += (
-            f" On {things(other['images'], 'image')} of {name}, by which nothing was chosen: {at[0]} at the start, {at[row['coefficient']]} "
-            f"as chosen, {at[1]} fine-tuned."
+            f" On {things(other['images'], 'image')} of {name}, by which nothing was chosen: "
+            f"{at[0]} at the start, {at[row['coefficient']]} as chosen, {at[1]} fine-tuned."
         )
     return words
 
 
-def _started(row: Row) -> str:
+def _describe_start(row: Row) -> str:
     cache = row["cache"]
     compilation = f", {cache['compilation']}" if cache["compilation"] else ""
     kept = (
@@ -221,31 +266,43 @@ def _started(row: Row) -> str:
         averaged = f"weights of {', '.join(trained)} are averaged"
         what = "the head is fitted to the output of the frozen stages" if fits else averaged
         if row["averaged"] == "ensemble":
-            return "The probabilities that its runs have predicted are averaged; no image goes through a network."
+            return (
+                "The probabilities that its runs have predicted are averaged; "
+                "no image goes through a network."
+            )
         return f"{where}: {what}, without epochs; {kept}."
     return (
         f"{where}: {', '.join(trained)} train{rates}; {kept}. "
-        f"{things(row['steps_per_epoch'], 'step')} per epoch, {things(row['epochs'], 'epoch')}. {live_numbers(row)}".rstrip()
+        f"{things(row['steps_per_epoch'], 'step')} per epoch, {things(row['epochs'], 'epoch')}. "
+        f"{live_numbers(row)}".rstrip()
     )
 
 
 def devices_in_words(started: Row) -> str:
-    """What trains a run, and how BatchNorm trains where that is several devices, from its RunStarted row."""
+    """Describe the devices of a run, and how BatchNorm trains on several of them.
+
+    Args:
+        started: a RunStarted row.
+    """
     norms = ", BatchNorm on the statistics of each one's share," if started.get("batchnorm") else ""
     return f"{trained_on(started)}{norms}"
 
 
 def lineage_in_words(started: Row) -> str:
-    """The run that a run started from, the one that this started from, and so on, from its RunStarted row; empty without one."""
+    """Describe the chain of runs that a run started from; empty without one.
+
+    Args:
+        started: a RunStarted row.
+    """
     lineage = started.get("lineage", ())
     if not lineage:
         return ""
-    chain = ", which started from ".join(f"run {_ancestor(one)}" for one in lineage)
+    chain = ", which started from ".join(f"run {_describe_ancestor(one)}" for one in lineage)
     head = "Its head was kept" if started["head_kept"] else "The head is new"
     return f"Started from {chain}. {head}."
 
 
-def _ancestor(one: Row) -> str:
+def _describe_ancestor(one: Row) -> str:
     strategy = (
         mid_sentence(STRATEGIES[one["strategy"]].title)
         if one["strategy"] in STRATEGIES
@@ -260,7 +317,11 @@ def _ancestor(one: Row) -> str:
 
 
 def arithmetic(started: Row) -> str:
-    """The precision that a run trains in, and on an NVIDIA GPU what else decides how it computes, from its RunStarted row."""
+    """Return the precision of a run, on an NVIDIA GPU with TF32 and the cuDNN benchmark mode.
+
+    Args:
+        started: a RunStarted row.
+    """
     found = started.get("numerics")
     if started["device"] != "cuda" or not found:
         return str(started["precision"])
@@ -269,14 +330,26 @@ def arithmetic(started: Row) -> str:
 
 
 def live_numbers(started: Row) -> str:
-    """What to know of a run's losses and accuracies while it trains, from its RunStarted row; empty where that is nothing."""
+    """Explain the losses and accuracies of a run while it trains; empty in fp32.
+
+    Args:
+        started: a RunStarted row.
+    """
     if started["precision"] == "fp32" or not started["epochs"]:
         return ""
-    return f"The metrics of each epoch are computed in {started['precision']}, as in training, but the head in fp32, and decide which epoch is the best; that one is evaluated in fp32 at the end."
+    return (
+        f"The metrics of each epoch are computed in {started['precision']}, as in training, "
+        "but the head in fp32, and decide which epoch is the best; "
+        "that one is evaluated in fp32 at the end."
+    )
 
 
 def trained_on(started: Mapping[str, Any]) -> str:
-    """The device, or the devices, that a run trains on, from its RunStarted row."""
+    """Return the device, or devices, of a run.
+
+    Args:
+        started: a RunStarted row.
+    """
     label: str = started["device_label"]
     ranks = started.get("ranks", 1)
     return (

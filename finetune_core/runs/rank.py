@@ -1,8 +1,8 @@
-"""Train a run as one of its ranks: ``python -m finetune_core.runs.rank RUN TASK PLACE RANK WORLD``.
+"""Train a run as one of its ranks.
 
-``launch.py`` starts this process in its own process group, which ends when the app or command that
-asked for the run does. Rank 0 writes the outcome to stdout, as JSON; everything else that is printed
-goes to stderr.
+The program is ``python -m finetune_core.runs.rank RUN TASK PLACE RANK WORLD``. ``launch.py`` starts
+this process in its own process group, which ends when the app or command that asked for the run
+does. Rank 0 writes the outcome to stdout, as JSON. Everything else that is printed goes to stderr.
 """
 
 import json
@@ -10,16 +10,16 @@ import os
 import sys
 from pathlib import Path
 
-from finetune_core.runs.remote import outcome, remote_run
+from finetune_core.runs.remote import run_from_row, train_and_report
 from finetune_core.training.ranks import Ranks, see_one_device
 
 
 def main(run: str, task: str, place: str, rank: str, world: str) -> None:
-    """Take part in a run.
+    """Train a run as one rank.
 
     Args:
         run: a RemoteRun, as JSON.
-        task: as for ``remote.outcome``.
+        task: as for ``remote.train_and_report``.
         place: path of the ``meeting_point``.
         rank: number of this process.
         world: number of processes.
@@ -28,11 +28,11 @@ def main(run: str, task: str, place: str, rank: str, world: str) -> None:
     os.dup2(2, 1)
     ranks = Ranks(int(rank), int(world), int(rank), int(world), Path(place))
     see_one_device(ranks.local_rank, ranks.local_world)
-    found = outcome(remote_run(json.loads(run)), task, ranks)
+    found = train_and_report(run_from_row(json.loads(run)), task, ranks)
     if ranks.leads:
         with answers:
             json.dump(found, answers)
-    elif "traceback" in found:  # the first rank knows the last line of it only
+    elif "traceback" in found:  # rank 0 knows only the last line of the traceback
         sys.stderr.write(found["traceback"])
     elif ranks.broke_off:
         sys.stderr.write(f"Rank {rank} of {world}: {found['problem']}\n")

@@ -1,8 +1,12 @@
-"""Ray's driver, in a process of its own: ``python -m finetune_core.runs.ray_driver [ADDRESS]``; without an address it starts a local Ray.
+"""Ray's driver, in a process of its own.
 
-Ray ends the processes of a local cluster with the thread that started it, replaces the handler of SIGTERM, and ends its driver where the
-cluster's head is gone: none of this may happen to a server or a command. Requests come on stdin and answers go to stdout, a JSON object a
-line each; the process ends when its stdin does, and what it started with it.
+The program is ``python -m finetune_core.runs.ray_driver [ADDRESS]``. Without an address it starts a
+local Ray.
+
+Ray ends the processes of a local cluster with the thread that started it, replaces the handler of
+SIGTERM, and ends its driver if the cluster's head is gone. None of this may happen to a server or a
+command. Requests arrive on stdin and answers go to stdout, one JSON object per line. The process
+ends when its stdin does, and so does all that it started.
 """
 
 import ipaddress
@@ -22,18 +26,20 @@ from ray.util.scheduling_strategies import (
 )
 
 _LOOK, _LOOK_AT_NODES = 0.1, 1.0  # seconds
-_OBJECT_STORE = 100 * 2**20  # bytes: tasks are given and give back a few words
+_OBJECT_STORE = 100 * 2**20  # bytes: arguments and results of tasks are a few words
 _END_SECONDS = 15.0  # to end a local cluster in good order
-_TRIES = 5  # again, after the first
+_TRIES = 5  # after the first one
 
 Row = dict[str, Any]
 
 
 def connect(address: str) -> None:
-    """Connect to a cluster, or start one of this machine: on loopback, without a dashboard, with a token that nobody else knows.
+    """Connect to a cluster, or start one of this machine.
+
+    A local cluster listens on loopback, without a dashboard, and its token is known to nobody else.
 
     Raises:
-        RuntimeError: when a local cluster could be reached from elsewhere.
+        RuntimeError: if a local cluster could be reached from other machines.
         Exception: as ``ray.init``.
     """
     if address:
@@ -54,10 +60,13 @@ def connect(address: str) -> None:
 
 
 class Driver:
-    """Turns requests into tasks, and their ends into answers.
+    """Driver that turns requests into Ray tasks, and their results into answers.
 
-    Requests: ``{"do": "train", "id", "run", "gpu", "devices", "task", "shared"}``, ``{"do": "look", "id", "seen"}``, ``{"do": "cancel", "id", "force"}``.
-    Answers: ``{"nodes"}`` at the start and after each change, ``{"id", …}`` with what a task returned, or ``{"id", "problem"}``.
+    Requests: ``{"do": "train", "id", "run", "gpu", "devices", "task", "shared"}``, ``{"do": "look",
+    "id", "seen"}``, ``{"do": "cancel", "id", "force"}``.
+
+    Answers: ``{"nodes"}`` at the start and after each change, ``{"id", …}`` with the result of a
+    task, or ``{"id", "problem"}``.
     """
 
     def __init__(self, answers: BinaryIO) -> None:
@@ -65,16 +74,16 @@ class Driver:
         self._going: dict[ray.ObjectRef, Row] = {}
         self._groups: dict[ray.ObjectRef, PlacementGroup] = {}  # of runs that several devices train
         self._looks: dict[ray.ObjectRef, tuple[int, str]] = {}
-        # a name of what runs can share -> the node that was the last to compute it
+        # name of activations that runs can share -> the node that was the last to compute them
         self._holders: dict[str, str] = {}
         self._nodes: list[Row] = []
         self._looked = -_LOOK_AT_NODES
 
     def serve(self, requests: "queue.Queue[Row | None]") -> None:
-        """Until there are no more requests."""
+        """Serve requests until there are no more."""
         while True:
-            self._tell_nodes()
-            self._tell_ends()
+            self._send_nodes()
+            self._send_results()
             try:
                 request = requests.get(timeout=_LOOK)
             except queue.Empty:
@@ -85,14 +94,15 @@ class Driver:
 
     def _train(self, request: Row) -> None:
         devices = request["devices"]
-        share = share_of(self._nodes, gpu=request["gpu"], devices=devices)
+        share = compute_share(self._nodes, gpu=request["gpu"], devices=devices)
         gpus, cores = int(share["num_gpus"]), int(share["num_cpus"])
         run = request["run"] | {
             "threads": 0 if gpus else cores,
             "gpus": devices * gpus,
             "cores": devices * cores,
         }
-        # The machine that has the output of the frozen stages, while it has a place; the run goes elsewhere rather than wait for it.
+        # Prefer the machine that has the output of the frozen stages, if it has a free slot. The
+        # run trains on another one rather than wait.
         node = next(
             (self._holders[name] for name in request["shared"] if name in self._holders), None
         )
@@ -104,7 +114,7 @@ class Driver:
             )
             together = ray.remote(
                 num_cpus=0, scheduling_strategy=PlacementGroupSchedulingStrategy(group)
-            )(_tasks)
+            )(_run_on_devices)
             going = together.options(**options).remote(run, request["task"], share)
             self._groups[going] = group
         else:
@@ -113,8 +123,9 @@ class Driver:
                 if node
                 else "SPREAD"
             )
-            # A process that has used a GPU keeps it, so it does one task; others keep what they have imported.
-            alone = ray.remote(max_calls=gpus, scheduling_strategy=strategy)(_task)
+            # A process that has used a GPU keeps the GPU, so it runs one task. Other processes stay
+            # and keep their imports.
+            alone = ray.remote(max_calls=gpus, scheduling_strategy=strategy)(_run_on_one_device)
             going = alone.options(**share, **options).remote(run, request["task"])
         self._going[going] = request
 
@@ -129,7 +140,7 @@ class Driver:
             if other["id"] == request["id"]:
                 ray.cancel(task, force=request["force"])
 
-    def _tell_ends(self) -> None:
+    def _send_results(self) -> None:
         waiting = [*self._going, *self._looks]
         if not waiting:
             return
@@ -137,16 +148,16 @@ class Driver:
             if task in self._looks:
                 number, host = self._looks.pop(task)
                 left = sum(other == number for other, _ in self._looks.values())
-                self._tell({"id": number, "host": host, "left": left} | _result(task))
+                self._send({"id": number, "host": host, "left": left} | _get_result(task))
                 continue
-            request, result = self._going.pop(task), _result(task)
+            request, result = self._going.pop(task), _get_result(task)
             if group := self._groups.pop(task, None):
                 remove_placement_group(group)
             if "node" in result:
                 self._holders |= dict.fromkeys(request["shared"], result["node"])
-            self._tell({"id": request["id"]} | result)
+            self._send({"id": request["id"]} | result)
 
-    def _tell_nodes(self) -> None:
+    def _send_nodes(self) -> None:
         if time.monotonic() - self._looked < _LOOK_AT_NODES:
             return
         self._looked = time.monotonic()
@@ -162,16 +173,19 @@ class Driver:
         ]
         if nodes != self._nodes:
             self._nodes = nodes
-            self._tell({"nodes": nodes})
+            self._send({"nodes": nodes})
 
-    def _tell(self, answer: Row) -> None:
+    def _send(self, answer: Row) -> None:
         self._answers.write(json.dumps(answer).encode() + b"\n")
         self._answers.flush()
 
 
-def share_of(nodes: list[Row], *, gpu: bool, devices: int) -> dict[str, float]:
-    """What each process of a run asks for: a GPU with its share of the machine's cores, or, on processors, its share of all cores of the
-    smallest machine."""
+def compute_share(nodes: list[Row], *, gpu: bool, devices: int) -> dict[str, float]:
+    """Return the resources that each process of a run asks for.
+
+    On GPUs these are one GPU and its share of the machine's cores. On processors they are a share
+    of all cores of the smallest machine.
+    """
     if gpu:
         cores = min(node["cpus"] // node["gpus"] for node in nodes if node["gpus"])
         return {"num_gpus": 1, "num_cpus": max(1, cores)}
@@ -179,8 +193,12 @@ def share_of(nodes: list[Row], *, gpu: bool, devices: int) -> dict[str, float]:
     return {"num_gpus": 0, "num_cpus": cores if devices == 1 else max(1, cores // devices)}
 
 
-def _tasks(run: Row, task: str, share: dict[str, float]) -> Row:
-    """Sent by value: what it imports has to be on the machine that it comes to."""
+def _run_on_devices(run: Row, task: str, share: dict[str, float]) -> Row:
+    """Train a run on several devices.
+
+    Ray sends this function by value, so its imports have to be installed on the machine that it is
+    sent to.
+    """
     import ray
 
     from finetune_core.runs.ray_ranks import train_together
@@ -188,23 +206,25 @@ def _tasks(run: Row, task: str, share: dict[str, float]) -> Row:
     return train_together(run, task, share) | {"node": ray.get_runtime_context().get_node_id()}
 
 
-def _task(run: Row, task: str) -> Row:
-    """Likewise."""
+def _run_on_one_device(run: Row, task: str) -> Row:
+    """Train a run on one device. Ray sends this function by value, too."""
     import ray
 
-    from finetune_core.runs.remote import outcome, remote_run
+    from finetune_core.runs.remote import run_from_row, train_and_report
 
-    return outcome(remote_run(run), task) | {"node": ray.get_runtime_context().get_node_id()}
+    return train_and_report(run_from_row(run), task) | {
+        "node": ray.get_runtime_context().get_node_id()
+    }
 
 
 def _look(seen: Row) -> Row:
-    """Likewise."""
-    from finetune_core.runs.storage import unseen
+    """Return what this machine does not see. Ray sends this function by value, too."""
+    from finetune_core.runs.storage import find_differences
 
-    return {"problems": unseen(seen)}
+    return {"problems": find_differences(seen)}
 
 
-def _result(task: ray.ObjectRef) -> Row:
+def _get_result(task: ray.ObjectRef) -> Row:
     try:
         result: Row = ray.get(task)
     except ray.exceptions.TaskCancelledError:
@@ -217,13 +237,13 @@ def _result(task: ray.ObjectRef) -> Row:
             else {"traceback": str(error)}
         )
     except ray.exceptions.RayError as error:
-        # its process or machine is gone, and was so each time it was tried
+        # The process or machine has died each time the task was tried.
         return {"problem": f"Ray could not see it through: {str(error).strip().splitlines()[0]}"}
     return result
 
 
-def _read(requests: "queue.Queue[Row | None]") -> None:
-    """Requests, until there are no more; then nobody waits for this process, which ends even if it is still connecting."""
+def _read_requests(requests: "queue.Queue[Row | None]") -> None:
+    """Read requests until stdin ends, then end this process even if it is still connecting."""
     for line in sys.stdin.buffer:
         requests.put(json.loads(line))
     requests.put(None)
@@ -232,11 +252,11 @@ def _read(requests: "queue.Queue[Row | None]") -> None:
 
 
 def main(address: str) -> None:
-    """Serve until stdin ends."""
+    """Serve requests until stdin ends."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what else is printed is no answer
+    os.dup2(2, 1)  # everything else that is printed goes to stderr
     requests: queue.Queue[Row | None] = queue.Queue()
-    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     try:
         connect(address)
     except Exception as error:

@@ -1,6 +1,7 @@
-"""Has runs trained by Ray, on this machine's devices or a cluster's: each as a task that works in the run's folder.
+"""Executor that trains runs with Ray, on this machine's devices or on those of a cluster.
 
-Ray's own driver is another process (``ray_driver.py``). What happens in a run is read from its folder, as pages do.
+Each run is a task that works in the run directory. Ray's own driver is another process
+(``ray_driver.py``). Events of a run are read from its directory, as pages do.
 """
 
 import json
@@ -26,9 +27,9 @@ from finetune_core.formatting import things
 from finetune_core.runs.executors import Machine
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event, execute
-from finetune_core.runs.remote import LOOK, Row, followed, handed_over, plain_row, raise_problem
+from finetune_core.runs.remote import LOOK, Row, follow_events, hand_over, raise_problem, run_to_row
 from finetune_core.runs.stop_request import requested_stop
-from finetune_core.runs.storage import shown
+from finetune_core.runs.storage import show_storage
 from finetune_core.training.events import Event, RunFailed
 from finetune_core.training.prepare import check_devices
 
@@ -40,10 +41,13 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 class RayExecutor:
-    """One per process; its driver starts when it is first needed, and anew where it was lost.
+    """Executor of runs by Ray, one per process.
+
+    The driver starts when it is first needed, and again if it was lost.
 
     Args:
-        address: HOST:PORT of a cluster's head; empty: a Ray of this machine's own devices, which ends with this process.
+        address: HOST:PORT of a cluster's head; empty: a Ray of this machine's own devices, which
+            ends with this process.
     """
 
     elsewhere = True
@@ -54,23 +58,28 @@ class RayExecutor:
         self._starting = threading.Lock()
         self._checked: set[tuple[str, ...]] = set()
 
-    def queue_of(self, config: RunConfig) -> str:
+    def queue_name(self, config: RunConfig) -> str:
+        """Return ``ray``: all runs wait in one queue."""
         return "ray"
 
     def places(self, queue: str) -> int:
+        """Return how many runs the cluster can train at a time, at least 1."""
         return sum(self.machines()) or 1
 
-    def places_of(self, devices: int) -> int:
+    def slots_needed(self, devices: int) -> int:
+        """Return one slot per GPU, or 1 on processors."""
         has_gpus = any(one.gpus for one in self.cluster())
-        return devices if has_gpus else 1  # on processors the ranks share what a run on one has
+        return devices if has_gpus else 1  # on processors, all ranks share one slot
 
     def check(self, config: RunConfig, devices: int) -> None:
+        """Check that a run can train on so many devices of one machine."""
         check_devices(config, devices, elsewhere=True)
         machines = self.cluster()
-        if machines:  # else it has not connected yet
-            _check_room(devices, machines, gpu=_wants_gpu(config, machines))
+        if machines:  # empty before the driver has connected
+            _check_devices_exist(devices, machines, gpu=_wants_gpu(config, machines))
 
     def machines(self) -> list[int]:
+        """Return how many runs each machine can train at a time."""
         nodes = self._driver.nodes if self._driver else []
         if any(node["gpus"] for node in nodes):
             return [int(node["gpus"]) for node in nodes if node["gpus"]]
@@ -78,22 +87,27 @@ class RayExecutor:
         return [int(own // min(cores)) for own in cores]
 
     def most_devices(self) -> int:
+        """Return the largest number of devices of one machine, at least 1."""
         machines = self.cluster()
         gpu = any(one.gpus for one in machines)
         return max([1, *(one.gpus if gpu else one.cores for one in machines)])
 
     def cluster(self) -> list[Machine]:
+        """Return the machines of the cluster."""
         nodes = self._driver.nodes if self._driver else []
         return [Machine(node["host"], int(node["gpus"]), int(node["cpus"])) for node in nodes]
 
     def execute(
         self, reservation: Reservation, roots: Sequence[Path] = ()
     ) -> Generator[Event, None, None]:
-        """See a run through to its end on some machine; closed before that, it ends the task, and the run counts as interrupted.
+        """Train a run to its end on some machine.
+
+        If the generator is closed before that, the task ends, and the run counts as interrupted.
 
         Raises:
-            TrainingError: when it could not be seen through.
-            FinetuneError: when Ray cannot be had, or a machine does not see the run's folder or its data.
+            TrainingError: if the run could not be trained to its end.
+            FinetuneError: if Ray is not available, or a machine does not see the run directory or
+                the data.
         """
         run_dir = reservation.run_dir
         lines = EventLines(run_dir / EVENTS_FILE)
@@ -107,40 +121,47 @@ class RayExecutor:
             except FinetuneError as error:
                 append_event(run_dir, RunFailed(str(error), ""))
                 raise
-            request = _request(reservation, roots, config, gpu=_wants_gpu(config, self.cluster()))
-            yield from self._followed(driver, request, lines, reservation)
+            request = _make_request(
+                reservation, roots, config, gpu=_wants_gpu(config, self.cluster())
+            )
+            yield from self._follow_task(driver, request, lines, reservation)
         finally:
             reservation.lock.release()
 
     def driver(self) -> "_Driver":
-        """The driver, once it is connected.
+        """Return the driver, once it is connected.
 
         Raises:
-            ConfigError: when Ray is not installed, or the address is none of a cluster.
-            RunError: when it cannot connect, or a local Ray cannot start.
+            ConfigError: if Ray is not installed, or the address is no cluster's.
+            RunError: if the driver cannot connect, or a local Ray cannot start.
         """
         if "://" in self.address:
             raise ConfigError(
                 {
-                    "ray_address": f"{self.address} is no address of a cluster's head: give HOST:PORT, without ray://"
+                    "ray_address": f"{self.address} is no address of a cluster's head: "
+                    "give HOST:PORT, without ray://"
                 }
             )
         if not find_spec("ray"):
             raise ConfigError({"executor": 'Ray is not installed: pip install "ray>=2.60"'})
         with self._starting:
-            if self._driver is None or not self._driver.lives:
-                self._driver, self._checked = self._started(), set()
+            if self._driver is None or not self._driver.is_alive:
+                self._driver, self._checked = self._start_driver(), set()
             return self._driver
 
-    def _started(self) -> "_Driver":
-        """A local Ray gives its own processes 30 s to come up, which is too short on a busy machine: it is tried again."""
+    def _start_driver(self) -> "_Driver":
+        """Start the driver.
+
+        A local Ray gives its own processes 30 s to start, which is too short on a busy machine, so
+        the start is tried again.
+        """
         for _ in range(0 if self.address else _MORE_TRIES):
             with suppress(RunError):
                 return _Driver(self.address)
         return _Driver(self.address)
 
-    def connect_meanwhile(self) -> None:
-        """Start the driver in a thread; whatever keeps it from connecting is said by the first run."""
+    def connect_in_background(self) -> None:
+        """Start the driver in a thread. The first run reports why it could not connect."""
 
         def connect() -> None:
             with suppress(FinetuneError):
@@ -149,16 +170,19 @@ class RayExecutor:
         threading.Thread(target=connect, name="connecting to Ray", daemon=True).start()
 
     def close(self) -> None:
-        """End the driver; a local Ray ends with it."""
+        """End the driver, and with it a local Ray."""
         with self._starting:
             if self._driver:
                 self._driver.close()
             self._driver = None
 
-    def _followed(
+    def _follow_task(
         self, driver: "_Driver", request: Row, lines: EventLines, reservation: Reservation
     ) -> Iterator[Event]:
-        """The run's events, as the task writes them; of one that is stopped while Ray has no place for it, as this process does."""
+        """Yield the run's events, as the task writes them.
+
+        If the run is stopped while Ray has no slot for it, this process writes the events.
+        """
         answers = driver.ask(request)
         cancelled, answer = False, None
 
@@ -166,34 +190,34 @@ class RayExecutor:
             nonlocal cancelled
             with suppress(Empty):
                 return answers.get(timeout=LOOK)
-            if not cancelled and requested_stop(reservation.run_dir) and reservation.lock.holds():
+            if not cancelled and requested_stop(reservation.run_dir) and reservation.lock.is_held():
                 driver.send({"do": "cancel", "id": request["id"], "force": False})
                 cancelled = True
             return None
 
         try:
-            answer = yield from followed(lines, look)
+            answer = yield from follow_events(lines, look)
         finally:
             if answer is None:
                 driver.send({"do": "cancel", "id": request["id"], "force": True})
-        if cancelled and reservation.lock.holds():
+        if cancelled and reservation.lock.is_held():
             yield from execute(replace(reservation, has_device=True))
             return
         raise_problem(answer, f"the task {request['task']}")
 
     def _check_storage(self, driver: "_Driver", config: RunConfig, runs_dir: Path) -> None:
-        """Whether every machine sees the run's folder and its data; each only once.
+        """Check once that every machine sees the run directory and the data.
 
         Raises:
-            RunError: naming each machine that does not.
+            RunError: if a machine does not; the message names each of them.
         """
         data = [config.data, *([config.weights] if config.starts_from == "file" else [])]
         key = (str(runs_dir), *data, *(node["id"] for node in driver.nodes))
         if key in self._checked:
             return
         problems = []
-        with shown([runs_dir, paths.home()], data) as seen:
-            answers, left = driver.ask({"do": "look", "id": driver.number(), "seen": seen}), 1
+        with show_storage([runs_dir, paths.home()], data) as seen:
+            answers, left = driver.ask({"do": "look", "id": driver.next_number(), "seen": seen}), 1
             while left:
                 try:
                     answer = answers.get(timeout=_CHECK_SECONDS)
@@ -210,7 +234,8 @@ class RayExecutor:
             raise RunError(
                 "Not every machine of the cluster can train this run. "
                 + " ".join(problems)
-                + " Put data, runs and THAW_HOME on storage that all of them see under the same names, and install the same versions."
+                + " Put data, runs and THAW_HOME on storage that all of them see under the same "
+                "names, and install the same versions."
             )
         self._checked.add(key)
 
@@ -219,10 +244,10 @@ class _Driver:
     """The process of ``ray_driver.py``.
 
     Attributes:
-        nodes: machines of the cluster that are there: ``id, host, cpus, gpus``.
+        nodes: machines of the cluster that are alive: ``id, host, cpus, gpus``.
 
     Raises:
-        RunError: when it cannot connect.
+        RunError: if the process cannot connect.
     """
 
     def __init__(self, address: str) -> None:
@@ -233,7 +258,7 @@ class _Driver:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "finetune_core.runs.ray_driver", address],
             cwd=_PROJECT,
-            env=os.environ | ({} if address else _local()),
+            env=os.environ | ({} if address else _local_environment()),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._problems,
@@ -252,25 +277,30 @@ class _Driver:
                 else "A local Ray cannot be started"
             )
             raise RunError(
-                f"{what}: {problem}. Check the address, RAY_AUTH_TOKEN, and that all have the same version of Ray."
+                f"{what}: {problem}. Check the address, RAY_AUTH_TOKEN, and that all have the "
+                "same version of Ray."
             )
 
     @property
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
+        """Whether the process is running."""
         return self._process.poll() is None
 
-    def number(self) -> int:
-        """For a request."""
+    def next_number(self) -> int:
+        """Return a number for a request."""
         return next(self._numbers)
 
     def ask(self, request: Row) -> "Queue[Row]":
-        """Send a request; answers to its ``id`` come in the queue."""
-        answers = self._waiting[request.setdefault("id", self.number())] = Queue()
+        """Send a request, and return the queue of the answers to its ``id``."""
+        answers = self._waiting[request.setdefault("id", self.next_number())] = Queue()
         self.send(request)
         return answers
 
     def send(self, request: Row) -> None:
-        """Send a request that has no answer; where the driver is gone, nothing happens: ``ask`` has answered so."""
+        """Send a request that has no answer.
+
+        If the driver is gone, nothing happens, because ``ask`` has answered so already.
+        """
         assert self._process.stdin
         try:
             with self._writing:
@@ -281,7 +311,7 @@ class _Driver:
                 self._waiting[request["id"]].put({"problem": _LOST})
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         assert self._process.stdin
         with self._writing:
             self._process.stdin.close()
@@ -302,11 +332,11 @@ class _Driver:
                     self._waiting[answer["id"]].put(answer)
                 else:
                     self._first.put(answer)
-        self._first.put({"problem": self._last_words() or "it has ended"})
+        self._first.put({"problem": self._read_last_line() or "it has ended"})
         for answers in self._waiting.values():
             answers.put({"problem": _LOST})
 
-    def _last_words(self) -> str:
+    def _read_last_line(self) -> str:
         self._problems.seek(0)
         lines = self._problems.read().decode(errors="replace").splitlines()
         return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
@@ -315,9 +345,12 @@ class _Driver:
 _LOST = "Ray's cluster is gone. The run keeps all that it has saved: resume it."
 
 
-def _local() -> dict[str, str]:
-    """What a Ray of this machine's own finds in its environment: it listens on 127.0.0.1 only, as it always does on Windows and macOS, and
-    does what whoever has this token asks for."""
+def _local_environment() -> dict[str, str]:
+    """Return environment variables for a Ray of this machine.
+
+    Ray then listens on 127.0.0.1 only, as it always does on Windows and macOS. It obeys everyone
+    who has this token.
+    """
     return {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
@@ -325,24 +358,27 @@ def _local() -> dict[str, str]:
     }
 
 
-def _request(
+def _make_request(
     reservation: Reservation, roots: Sequence[Path], config: RunConfig, *, gpu: bool
 ) -> Row:
     task = f"{reservation.run_dir.name}-{secrets.token_hex(4)}"
-    row = plain_row(handed_over(reservation, roots))
+    row = run_to_row(hand_over(reservation, roots))
     return {
         "do": "train",
         "run": row,
         "gpu": gpu,
         "devices": reservation.devices,
         "task": task,
-        "shared": _shared(config),
+        "shared": _sharing_names(config),
     }
 
 
-def _shared(config: RunConfig) -> list[str]:
-    """Equal names, the best first, for runs that can use each other's activations: those of the same frozen stages; those of the same
-    network, whose deeper cuts are computed from shallower ones."""
+def _sharing_names(config: RunConfig) -> list[str]:
+    """Return names that are equal for runs which can use each other's activations, the best first.
+
+    The first name stands for the same frozen stages. The second stands for the same network,
+    because deeper cuts are computed from shallower ones.
+    """
     network = [
         config.data,
         config.backbone,
@@ -354,27 +390,30 @@ def _shared(config: RunConfig) -> list[str]:
     return [json.dumps([*network, config.strategy], default=str), json.dumps(network, default=str)]
 
 
-def _check_room(devices: int, machines: Sequence[Machine], *, gpu: bool) -> None:
-    """
+def _check_devices_exist(devices: int, machines: Sequence[Machine], *, gpu: bool) -> None:
+    """Check that a machine of the cluster has so many devices.
+
     Raises:
-        ConfigError: when no machine has so many GPUs, or, without any, cores.
+        ConfigError: if no machine has so many GPUs, or, without any GPU, cores.
     """
     largest = max(one.gpus if gpu else one.cores for one in machines)
     if devices > max(1, largest):
         most = things(largest, "GPU" if gpu else "core")
         raise ConfigError(
             {
-                "devices": f"no machine of the cluster has {devices}, and a run trains on one machine: choose no more than its {most}"
+                "devices": f"no machine of the cluster has {devices}, and a run trains on one "
+                f"machine: choose no more than its {most}"
             }
         )
 
 
 def _wants_gpu(config: RunConfig, machines: Sequence[Machine]) -> bool:
-    """
+    """Return whether a run trains on a GPU of the cluster.
+
     Raises:
-        ConfigError: when it asks for what no machine of the cluster has.
+        ConfigError: if the run needs a device that no machine of the cluster has.
     """
-    there = any(one.gpus for one in machines)
-    if config.device == "mps" or (config.device == "cuda" and not there):
+    has_gpu = any(one.gpus for one in machines)
+    if config.device == "mps" or (config.device == "cuda" and not has_gpu):
         raise ConfigError({"device": f"no machine of the cluster has {config.device}"})
-    return there and config.device != "cpu"
+    return has_gpu and config.device != "cpu"

@@ -1,7 +1,8 @@
-"""A run that several devices of one machine train, as tasks of Ray: each is a rank, in a bundle of the run's placement group.
+"""Training of a run on several devices of one machine, as tasks of Ray.
 
-Another task sees them through, and takes no resources itself. Where a rank is gone it ends, too, and Ray, which tries it again, has all of
-them begin anew: from the last checkpoint, on another machine if need be.
+Each rank is a task in a bundle of the run's placement group. Another task, which takes no resources
+itself, waits for them. If a rank dies, this task ends, too. Ray tries it again, and all ranks start
+again from the last checkpoint, on another machine if necessary.
 """
 
 import os
@@ -19,50 +20,59 @@ Row = dict[str, Any]
 _STATUS = 4
 
 
-class _RankGone(Exception):
-    """Ray tries this task again once its process has ended."""
+class _RankDied(Exception):
+    """Raised if a rank has died. Ray tries this task again once its process has ended."""
 
 
 def train_together(run: Row, task: str, share: dict[str, float]) -> Row:
-    """As ``remote.outcome``, by one rank in each bundle of this task's placement group, which are all on this machine.
+    """Train a run with one rank per bundle of this task's placement group.
+
+    All bundles are on this machine.
 
     Args:
         run: a RemoteRun, as plain values.
+        task: as for ``remote.train_and_report``.
         share: resources of each rank.
+
+    Returns:
+        As ``remote.train_and_report``.
     """
     group = get_current_placement_group()
     assert group
     world = group.bundle_count
     try:
         with meeting_point() as place:
-            return _first_outcome(
+            return _wait_for_outcome(
                 [
-                    _rank_task(group, rank, share).remote(run, task, rank, world, str(place))
+                    _make_rank_task(group, rank, share).remote(run, task, rank, world, str(place))
                     for rank in range(world)
                 ]
             )
-    except _RankGone:
+    except _RankDied:
         os._exit(_STATUS)
 
 
-def _rank_task(group: PlacementGroup, rank: int, share: dict[str, float]) -> Any:
+def _make_rank_task(group: PlacementGroup, rank: int, share: dict[str, float]) -> Any:
     place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-    # A process each, which does nothing else afterwards: torch.distributed and CUDA are set up once in one.
-    return ray.remote(max_calls=1)(_rank).options(**share, max_retries=0, scheduling_strategy=place)
+    # One process per rank, which runs nothing else afterwards: torch.distributed and CUDA are set
+    # up once per process.
+    return ray.remote(max_calls=1)(_train_rank).options(
+        **share, max_retries=0, scheduling_strategy=place
+    )
 
 
-def _rank(run: Row, task: str, rank: int, world: int, place: str) -> Row:
-    from finetune_core.runs.remote import outcome, remote_run
+def _train_rank(run: Row, task: str, rank: int, world: int, place: str) -> Row:
+    from finetune_core.runs.remote import run_from_row, train_and_report
     from finetune_core.training.ranks import Ranks
 
-    return outcome(remote_run(run), task, Ranks(rank, world, rank, world, Path(place)))
+    return train_and_report(run_from_row(run), task, Ranks(rank, world, rank, world, Path(place)))
 
 
-def _first_outcome(ranks: "list[ray.ObjectRef]") -> Row:
-    """The first rank's, once all have ended.
+def _wait_for_outcome(ranks: "list[ray.ObjectRef]") -> Row:
+    """Wait for all ranks, and return the outcome of rank 0.
 
     Raises:
-        _RankGone: when a process or the machine of one is.
+        _RankDied: if a process, or its machine, has died.
     """
     waiting = list(ranks)
     while waiting:
@@ -72,6 +82,6 @@ def _first_outcome(ranks: "list[ray.ObjectRef]") -> Row:
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError:
-            raise _RankGone from None
+            raise _RankDied from None
     found: Row = ray.get(ranks[0])
     return found

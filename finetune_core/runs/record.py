@@ -1,4 +1,7 @@
-"""Training into a run folder: ``config.json`` first, then ``events.jsonl`` line by line, under a lock."""
+"""Training into a run directory under a lock.
+
+``config.json`` is written first, then ``events.jsonl`` line by line.
+"""
 
 import errno
 import json
@@ -23,10 +26,10 @@ from finetune_core.data.listing import printable
 from finetune_core.errors import FinetuneError, RunError, TrainingError
 from finetune_core.files import is_link, is_there, open_regular, sweep, write_bytes
 from finetune_core.runs.about import About, write_about
-from finetune_core.runs.locks import LOCK_FILE, RunLock, acquire_lock, not_written
-from finetune_core.runs.ownership import TakenOver
+from finetune_core.runs.locks import LOCK_FILE, RunLock, acquire_lock, write_error
+from finetune_core.runs.ownership import RunTakenOver
 from finetune_core.runs.stop_request import PAUSE, STOP_FILE, requested_stop
-from finetune_core.runs.turns import in_turn
+from finetune_core.runs.turns import wait_for_turn
 from finetune_core.training.checkpoints import BEST, HEAD, LAST, START, checkpoint_path
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import (
@@ -49,33 +52,43 @@ from finetune_core.training.ranks import ALONE, LeaderEnded, RankLost, Ranks
 from finetune_core.training.speed_book import SpeedBook, learn_from_run
 
 EVENTS_FILE = "events.jsonl"
-_SAVED = (PREDICTIONS_FILE, PREDICTION_HISTORY_FILE)  # by whoever trains, beside the checkpoints
+_SAVED = (PREDICTIONS_FILE, PREDICTION_HISTORY_FILE)  # written by training, beside the checkpoints
 
 
-class Held(Protocol):
-    """A run that this process has: see ``locks.RunLock``."""
+class HeldLock(Protocol):
+    """A run that this process has (see ``locks.RunLock``)."""
 
-    def check(self) -> None: ...
+    def check(self) -> None:
+        """Check that this process still owns the run. Call before writing."""
+        ...
 
-    def own(self) -> int: ...
+    def become_owner(self) -> int:
+        """Make this process the owner of the run, and return its number."""
+        ...
 
-    def holds(self) -> bool: ...
+    def is_held(self) -> bool:
+        """Return whether no other process has taken the run over."""
+        ...
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Release the run for other processes."""
+        ...
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """A run folder that this process has, so that everyone can see that it is queued or running here.
+    """A run directory that this process has, so that others see the run as queued or running.
 
     Attributes:
-        lock: what says so.
-        has_device: whether somebody else sees to it that nothing else uses its device.
-        devices: on how many of one machine it is to train.
+        run_dir: the run directory.
+        lock: the lock of the run.
+        resume: whether the run had begun before.
+        has_device: whether another part of the program keeps the device free for the run.
+        devices: number of devices of one machine that the run is to train on.
     """
 
     run_dir: Path
-    lock: Held
+    lock: HeldLock
     resume: bool = False
     has_device: bool = False
     devices: int = 1
@@ -90,56 +103,61 @@ _NAMES_TRIED = 10
 def create_run(
     config: RunConfig, runs_dir: Path, owner: str = "", *, elsewhere: bool = False, devices: int = 1
 ) -> Reservation:
-    """Make the folder of a new run, with its config, and lock it.
+    """Make the directory of a new run, with its config, and lock it.
 
     Args:
-        owner: who asked for it, where people sign in.
-        elsewhere: it may train on another machine, with other devices.
-        devices: on how many of one machine it is to train.
+        config: the settings.
+        runs_dir: the parent folder.
+        owner: the person who asked for the run, where people sign in.
+        elsewhere: whether the run may train on another machine, with other devices.
+        devices: number of devices of one machine that the run is to train on.
 
     Raises:
-        ConfigError: when the config cannot work, or not on so many devices; then there is no folder.
-        RunError: when nothing can be written there, or what it is to start from, or to average, is damaged.
-        WeightsError: when weights that an earlier run started from are not on this machine.
+        ConfigError: if the config cannot work, or not on so many devices; then there is no
+            directory.
+        RunError: if the directory cannot be written, or a run that this one starts from or averages
+            is damaged.
+        WeightsError: if weights that an earlier run started from are not on this machine.
     """
     check_config(config, elsewhere=elsewhere)
     check_devices(config, devices, elsewhere=elsewhere)
     if printable(str(runs_dir)) != str(runs_dir):
         raise RunError(
-            f"Runs cannot be kept in {printable(str(runs_dir))}: the name is not valid Unicode. Choose another folder."
+            f"Runs cannot be kept in {printable(str(runs_dir))}: the name is not valid Unicode. "
+            "Choose another folder."
         )
     try:
-        run_dir = _new_folder(runs_dir, f"{_as_file_name(config.backbone)}-{config.strategy}")
+        run_dir = _make_run_dir(runs_dir, f"{_to_file_name(config.backbone)}-{config.strategy}")
     except OSError as error:
-        raise _no_room(runs_dir, error) from None
+        raise _storage_error(runs_dir, error) from None
     lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
     try:
         lock.acquire(timeout=0)
         keep_earlier(config, run_dir)
-        # before the config, without which it is no run: never one that has lost its owner
+        # Before the config, which makes the directory a run: a run never lacks its owner.
         if owner:
             write_about(run_dir, About(owner=owner))
         write_bytes(run_dir / CONFIG_FILE, config_bytes(config), make_folder=False)
     except (OSError, FinetuneError) as error:
         lock.release(force=True)
-        # no run yet, and nobody else's: this process made the folder
+        # The directory is no run yet, and this process made it.
         shutil.rmtree(run_dir, ignore_errors=True)
         if isinstance(error, OSError):
-            raise _no_room(runs_dir, error) from None
+            raise _storage_error(runs_dir, error) from None
         raise
     return Reservation(run_dir, RunLock(lock), devices=devices)
 
 
-def _as_file_name(backbone: str) -> str:
-    """The last part of a network's name, which may be a repository or a folder."""
+def _to_file_name(backbone: str) -> str:
+    """Return the last part of a network's name, which may be a repository or a folder."""
     return (
         _NO_FILE_NAME.sub("-", re.split(r"[/\\:]", backbone.rstrip("/\\"))[-1])[:_LONGEST_NAME]
         or "network"
     )
 
 
-def _new_folder(runs_dir: Path, what: str) -> Path:
-    """A folder of a name that nobody else has."""
+def _make_run_dir(runs_dir: Path, what: str) -> Path:
+    """Make a folder whose name is not taken."""
     runs_dir.mkdir(parents=True, exist_ok=True)
     for _ in range(_NAMES_TRIED):
         run_dir = runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{what}-{secrets.token_hex(4)}"
@@ -149,7 +167,7 @@ def _new_folder(runs_dir: Path, what: str) -> Path:
     raise FileExistsError(errno.EEXIST, "every name that was tried is taken", str(runs_dir))
 
 
-def _no_room(runs_dir: Path, error: OSError) -> RunError:
+def _storage_error(runs_dir: Path, error: OSError) -> RunError:
     return RunError(
         f"The run cannot be written to {runs_dir}: {error}. Choose another folder, or make room."
     )
@@ -159,11 +177,14 @@ def reopen_run(run_dir: Path, *, elsewhere: bool = False, devices: int = 1) -> R
     """Lock a run that had ended, or was cut off, so that it can go on.
 
     Args:
-        elsewhere, devices: as for ``create_run``.
+        run_dir: the run directory.
+        elsewhere: as for ``create_run``.
+        devices: as for ``create_run``.
 
     Raises:
-        ConfigError: when it cannot work any more: its data or its device are gone.
-        RunError: when somebody has it already, or it is finished, or nothing can be written there.
+        ConfigError: if the run cannot work any more: its data or its device are gone.
+        RunError: if another process has the run, it is finished, or its directory cannot be written
+            to.
     """
     if is_link(run_dir) or not is_there(run_dir / CONFIG_FILE):
         raise RunError(f"There is no run in {run_dir} any more.")
@@ -175,28 +196,34 @@ def reopen_run(run_dir: Path, *, elsewhere: bool = False, devices: int = 1) -> R
         if _is_finished(run_dir):
             lock.release()
             raise RunError(
-                f"The run {run_dir.name} is finished; start a new one with its config.json to train it again."
+                f"The run {run_dir.name} is finished; start a new one with its config.json to "
+                "train it again."
             )
         (run_dir / STOP_FILE).unlink(missing_ok=True)
-        with _events_file(run_dir) as file:
-            _write(file, RunReopened())
+        with _open_events(run_dir) as file:
+            _write_event(file, RunReopened())
     except OSError as error:
         lock.release()
-        raise not_written(run_dir, error) from None
+        raise write_error(run_dir, error) from None
     return Reservation(run_dir, lock, resume=True, devices=devices)
 
 
 def execute(
     reservation: Reservation, roots: Sequence[Path] = (), ranks: Ranks = ALONE
 ) -> Generator[Event, None, None]:
-    """Train a reserved run to its end in this process, writing every event to its folder before it is yielded.
+    """Train a reserved run to its end in this process.
+
+    Every event is written to the run directory before it is yielded.
 
     Args:
-        roots: when given, images that lie elsewhere are left out.
-        ranks: where several processes train it: this is the first, and the others ``follow``.
+        reservation: the run.
+        roots: if given, images outside these folders are left out.
+        ranks: the ranks, if several processes train the run. This process is rank 0, and the other
+            ranks call ``follow``.
 
     Raises:
-        FinetuneError: as ``fit`` does, once RunFailed is written; anything else that is raised is a bug, and written, too.
+        FinetuneError: as ``fit``, once RunFailed is written. Any other exception is a bug, and is
+            written, too.
     """
     run_dir = reservation.run_dir
     try:
@@ -204,19 +231,19 @@ def execute(
             *(checkpoint_path(run_dir, name) for name in (START, HEAD, LAST, BEST)),
             *(run_dir / name for name in _SAVED),
         ):
-            sweep(path, older_than=0)  # the lock is held: who else has written them has been killed
-        with _events_file(run_dir) as file:
+            sweep(path, older_than=0)  # the lock is held, so their writer has been killed
+        with _open_events(run_dir) as file:
             ranks.meet(_Task(str(run_dir.resolve()), reservation.resume, tuple(map(str, roots))))
-            yield from _recorded(reservation, roots, ranks, file)
-    except OSError as error:  # of a full disk, its lock and its last checkpoint tell what to do
-        raise TrainingError(_of_files(error)) from error
+            yield from _record_events(reservation, roots, ranks, file)
+    except OSError as error:  # for example, the disk is full
+        raise TrainingError(_describe_file_error(error)) from error
     finally:
         reservation.lock.release()
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What the first rank tells the others."""
+    """Message from rank 0 to the other ranks."""
 
     run_dir: str
     resume: bool
@@ -224,17 +251,18 @@ class _Task:
 
 
 def follow(ranks: Ranks) -> None:
-    """Take part in the run that the first rank executes, to its end; that one records and reports it.
+    """Train a run that rank 0 executes, to its end. Rank 0 records and reports the run.
 
     Raises:
-        FinetuneError: when this rank cannot go on; the first one learns why.
+        FinetuneError: if this rank cannot go on; rank 0 learns why.
     """
     with suppress(LeaderEnded):
         task = ranks.decided(_Task("", False, ()))
         run_dir = Path(task.run_dir)
         if not is_there(run_dir / CONFIG_FILE):
             raise RunError(
-                f"there is no {run_dir} on {platform.node()}. Keep runs in a folder that all machines see."
+                f"there is no {run_dir} on {platform.node()}. Keep runs in a folder that all "
+                "machines see."
             )
         config = make_config(read_config(run_dir / CONFIG_FILE))
         for _ in fit(
@@ -243,10 +271,10 @@ def follow(ranks: Ranks) -> None:
             pass
 
 
-def _recorded(
+def _record_events(
     reservation: Reservation, roots: Sequence[Path], ranks: Ranks, file: BinaryIO
 ) -> Iterator[Event]:
-    """The events, each once it is written, and why the run failed where it does."""
+    """Write and yield the events of a run, and write the reason if it fails."""
     run_dir = reservation.run_dir
     events: list[Event] = []
     try:
@@ -255,51 +283,57 @@ def _recorded(
         training = (
             fitting
             if reservation.has_device
-            else in_turn(fitting, choose_device(config.device).kind)
+            else wait_for_turn(fitting, choose_device(config.device).kind)
         )
-        for event in _stoppable(training, run_dir):
+        for event in _yield_until_stopped(training, run_dir):
             if isinstance(event, (RunStarted, EpochEnded, HeadFitted)):
                 events.append(event)
-            if isinstance(event, RunFinished) and not ranks.several:  # forecasts are of one device
+            # Forecasts are made for one device.
+            if isinstance(event, RunFinished) and not ranks.several:
                 started, *epochs = [one.to_json() for one in events]
                 learn_from_run(SpeedBook(), config, started, epochs, event.to_json())
             reservation.lock.check()
-            _write(file, event)
+            _write_event(file, event)
             yield event
-    except (TakenOver, RankLost):
-        # without a last word: somebody else has the run, or it is cut off and counts as interrupted
+    except (RunTakenOver, RankLost):
+        # Write no end: another process has the run, or the run counts as interrupted.
         raise
     except FinetuneError as error:
-        _write_last(file, RunFailed(str(error), ""))
+        _write_failure(file, RunFailed(str(error), ""))
         raise
     except OSError as error:
-        _write_last(file, RunFailed(_of_files(error), ""))
+        _write_failure(file, RunFailed(_describe_file_error(error), ""))
         raise
     except Exception as error:
-        # then the run is cut off, not broken: without a last word it counts as interrupted
-        if _program_ends(error):
+        # The run is cut off, not broken: without an end it counts as interrupted.
+        if _is_interpreter_exit(error):
             raise TrainingError(
                 f"The program ended while {run_dir.name} was going on; resume it."
             ) from error
-        _write_last(file, RunFailed(f"{type(error).__name__}: {error}", traceback.format_exc()))
+        _write_failure(file, RunFailed(f"{type(error).__name__}: {error}", traceback.format_exc()))
         raise
 
 
-def _of_files(error: OSError) -> str:
+def _describe_file_error(error: OSError) -> str:
     return (
         f"A file could not be written or read: {error}. Make room on the disk, then resume the run."
     )
 
 
-def _program_ends(error: Exception) -> bool:
-    """When Python ends cleanly it first closes the helper threads of those that still work."""
+def _is_interpreter_exit(error: Exception) -> bool:
+    """Return whether an error only says that Python is exiting.
+
+    When Python exits cleanly, it first closes the helper threads of threads that still work.
+    """
     return isinstance(error, RuntimeError) and str(error).startswith(
         "cannot schedule new futures after"
     )
 
 
-def _stoppable(events: Generator[Event | None, None, None], run_dir: Path) -> Iterator[Event]:
-    """The events, until a stop is asked for; then those of an orderly end."""
+def _yield_until_stopped(
+    events: Generator[Event | None, None, None], run_dir: Path
+) -> Iterator[Event]:
+    """Yield the events until a stop is requested, then the events of an orderly end."""
     if asked := requested_stop(run_dir):
         yield RunStopped(0, 0, 0.0, paused=asked == PAUSE)
         return
@@ -309,35 +343,38 @@ def _stoppable(events: Generator[Event | None, None, None], run_dir: Path) -> It
         if isinstance(event, END_EVENTS):
             return
         if requested_stop(run_dir):
-            yield from _stopped(chain([events.throw(StopRequested())], events), run_dir)
+            yield from _yield_orderly_end(chain([events.throw(StopRequested())], events), run_dir)
             return
 
 
-def _stopped(events: Iterable[Event | None], run_dir: Path) -> Iterator[Event]:
-    """The events of an orderly end: of steps that were done before, and that the run has stopped."""
+def _yield_orderly_end(events: Iterable[Event | None], run_dir: Path) -> Iterator[Event]:
+    """Yield the events of an orderly end: those of earlier steps, and RunStopped."""
     for event in events:
         if isinstance(event, RunStopped):
-            # Read again: while the last checkpoint was written, the pause may have become a stop.
+            # Read the request again: during the last checkpoint a pause may have become a stop.
             yield replace(event, paused=requested_stop(run_dir) == PAUSE)
         elif event is not None:
             yield event
 
 
 def append_event(run_dir: Path, event: Event) -> None:
-    """Write an event to the folder of a run that this process has, beside those of ``execute``.
+    """Write an event to the directory of a run that this process has, beside those of ``execute``.
 
     Raises:
-        RunError: when it cannot be written.
+        RunError: if the event cannot be written.
     """
     try:
-        with _events_file(run_dir) as file:
-            _write(file, event)
+        with _open_events(run_dir) as file:
+            _write_event(file, event)
     except OSError as error:
-        raise not_written(run_dir, error) from None
+        raise write_error(run_dir, error) from None
 
 
-def _events_file(run_dir: Path) -> BinaryIO:
-    """Opened to write at its end; half a line that a crash left behind is closed, so that it spoils no other."""
+def _open_events(run_dir: Path) -> BinaryIO:
+    """Open the events to append to them.
+
+    Half a line that a crash left behind is ended, so that it spoils no other line.
+    """
     descriptor = open_regular(run_dir / EVENTS_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     file = open(descriptor, "ab+", buffering=0)  # noqa: SIM115  the caller's
     if file.tell():
@@ -357,14 +394,16 @@ def _is_finished(run_dir: Path) -> bool:
     return any(line.startswith(b'{"event": "RunFinished"') for line in lines[-3:])
 
 
-def _write(file: BinaryIO, event: Event) -> None:
-    """All of a line or none of it: the file is not buffered, so that nothing waits to be written when it is closed.
+def _write_event(file: BinaryIO, event: Event) -> None:
+    """Write a whole line or nothing.
+
+    The file is not buffered, so nothing is left to be written when the file is closed.
 
     Raises:
-        OSError: when there is no room for it.
+        OSError: if there is no room for the line.
     """
     text = json.dumps(event.to_json() | {"at": time.time()}, ensure_ascii=False)
-    # a file's name may be no valid Unicode, a line of JSON has to be
+    # A file name need not be valid Unicode, but a line of JSON must be.
     line = text.encode("utf-8", "replace") + b"\n"
     end = file.seek(0, os.SEEK_END)
     try:
@@ -377,7 +416,7 @@ def _write(file: BinaryIO, event: Event) -> None:
         os.fsync(file.fileno())
 
 
-def _write_last(file: BinaryIO, event: RunFailed) -> None:
-    """Where there is no room for the reason, the reason itself is raised all the same."""
+def _write_failure(file: BinaryIO, event: RunFailed) -> None:
+    """Write the reason of a failure. Without room for it, the caller's exception still tells it."""
     with suppress(OSError):
-        _write(file, event)
+        _write_event(file, event)

@@ -1,7 +1,7 @@
-"""A run that is handed over to another process: what that one does, and how whoever asked follows it.
+"""Runs that are handed over to another process, and how the process that asked follows them.
 
-The process is a task on some machine, or one of several on this one. It trains the run into its folder as the command line does, once,
-however often the task is tried.
+The other process is a task on some machine, or one of several on this one. It trains the run into
+its directory as the command line does, once, however often the task is tried.
 """
 
 import os
@@ -20,14 +20,14 @@ from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import FinetuneError, RunError, TrainingError
 from finetune_core.runs.history import History
 from finetune_core.runs.lines import EventLines
-from finetune_core.runs.ownership import Owner, claim, this_process
+from finetune_core.runs.ownership import Owner, claim, current_holder
 from finetune_core.runs.record import Reservation, append_event, execute, follow
 from finetune_core.training.events import Event, RunFailed, RunPlaced, event_of
 from finetune_core.training.ranks import ALONE, Ranks
 
 MOST_TRIES = 6
 LOOK = 0.25  # seconds
-_PATIENCE = 600.0  # seconds: as long as an owner on a machine that is cut off may go on
+_PATIENCE = 600.0  # seconds for which an owner on a machine without network may go on
 _TAKEN_OVER = 3  # exit status
 
 Row = dict[str, Any]
@@ -35,16 +35,20 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RemoteRun:
-    """A run for a task.
+    """A run that is handed over to a task.
 
     Attributes:
-        owner: the number of the owner that hands it over (see ``ownership.claim``).
-        resume: whether it had begun before.
-        machine, home: of whoever asks: see ``Holder``, and its THAW_HOME.
+        run_dir: the run directory.
+        owner: number of the owner that hands the run over (see ``ownership.claim``).
+        resume: whether the run had begun before.
+        machine: id of the machine that asked (see ``Holder``).
+        home: THAW_HOME of the process that asked.
         roots: as for ``execute``.
-        threads: of torch on processors, in each process, but no more than there are cores; 0: as many as it takes by itself.
-        gpus, cores: see ``RunPlaced``.
-        has_device: as in Reservation.
+        threads: torch's threads on processors, in each process, at most one per core; 0: torch's
+            default.
+        gpus: see ``RunPlaced``.
+        cores: see ``RunPlaced``.
+        has_device: as in ``Reservation``.
     """
 
     run_dir: Path
@@ -59,28 +63,28 @@ class RemoteRun:
     has_device: bool = True
 
 
-def handed_over(
+def hand_over(
     reservation: Reservation, roots: Sequence[Path], *, has_device: bool = True
 ) -> RemoteRun:
-    """A run of this process, for another one to take over.
+    """Hand a run of this process over to another process.
 
     Raises:
-        RunError: when nothing can be written to its folder.
+        RunError: if the run directory cannot be written to.
     """
-    run_dir, owner = reservation.run_dir.resolve(), reservation.lock.own()
+    run_dir, owner = reservation.run_dir.resolve(), reservation.lock.become_owner()
     return RemoteRun(
         run_dir,
         owner,
         reservation.resume,
-        this_process().machine,
+        current_holder().machine,
         paths.home(),
         tuple(roots),
         has_device=has_device,
     )
 
 
-def plain_row(run: RemoteRun) -> Row:
-    """As plain values, for JSON."""
+def run_to_row(run: RemoteRun) -> Row:
+    """Return a run as plain values, for JSON."""
     plain = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in asdict(run).items()
@@ -88,27 +92,29 @@ def plain_row(run: RemoteRun) -> Row:
     return plain | {"roots": [str(root) for root in run.roots]}
 
 
-def remote_run(row: Row) -> RemoteRun:
-    """From ``plain_row``."""
+def run_from_row(row: Row) -> RemoteRun:
+    """Restore a run from ``run_to_row``."""
     named = {name: Path(row[name]) for name in ("run_dir", "home")}
     return RemoteRun(**(row | named | {"roots": tuple(map(Path, row["roots"]))}))
 
 
-def outcome(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> dict[str, str]:
+def train_and_report(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> dict[str, str]:
     """Train the run in this process, which does nothing else.
 
     Args:
-        task: its name: the same where it is tried again.
-        ranks: where several processes do it together: each calls this.
+        run: the run.
+        task: name of the task, which is the same when it is tried again.
+        ranks: the ranks, if several processes train the run: each calls this function.
 
     Returns:
-        What came of it: ``problem``, in words, or of a bug ``traceback``; nothing where the run ended well or was stopped.
+        ``problem`` as text, or ``traceback`` of a bug; nothing if the run ended well or was
+        stopped.
     """
-    _settle_in(run)
+    _adopt_environment(run)
     try:
         with ranks.joined():
             if ranks.leads:
-                train_here(run, task, ranks)
+                train_as_leader(run, task, ranks)
             else:
                 follow(ranks)
     except FinetuneError as error:
@@ -118,11 +124,17 @@ def outcome(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> dict[str, str]:
     return {}
 
 
-def followed(lines: EventLines, answer: Callable[[], Row | None]) -> Generator[Event, None, Row]:
-    """A run's events, as another process writes them, until there is an answer, which is returned.
+def follow_events(
+    lines: EventLines, answer: Callable[[], Row | None]
+) -> Generator[Event, None, Row]:
+    """Yield a run's events, as another process writes them, until there is an answer.
 
     Args:
-        answer: waits for it, for ``LOOK`` or less; None where there is none yet.
+        lines: reader of the events.
+        answer: waits for the answer, for at most ``LOOK``; None if there is none yet.
+
+    Returns:
+        The answer.
     """
     found = None
     while found is None:
@@ -132,14 +144,15 @@ def followed(lines: EventLines, answer: Callable[[], Row | None]) -> Generator[E
 
 
 def raise_problem(found: Row, what: str) -> None:
-    """
+    """Raise the problem of an outcome, if there is one.
+
     Args:
-        found: an ``outcome``.
-        what: that which failed, for whoever fixes the bug.
+        found: the result of ``train_and_report``.
+        what: the process that failed, for the developer who fixes the bug.
 
     Raises:
-        TrainingError: when it names a problem.
-        RuntimeError: when it holds a traceback.
+        TrainingError: if the outcome names a problem.
+        RuntimeError: if the outcome holds a traceback.
     """
     if traceback_there := found.get("traceback"):
         raise RuntimeError(f"In the process of {what}:\n{traceback_there}")
@@ -147,14 +160,15 @@ def raise_problem(found: Row, what: str) -> None:
         raise TrainingError(problem)
 
 
-def train_here(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> None:
-    """What the first, or the only, process does: it ends at once where the run is taken from it.
+def train_as_leader(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> None:
+    """Train a run as the first or only process, which exits at once if the run is taken over.
 
-    A task that is tried again goes on from the last checkpoint; where the run has ended meanwhile, it does nothing.
+    A task that is tried again goes on from the last checkpoint. If the run has ended meanwhile, the
+    task does nothing.
 
     Raises:
-        FinetuneError: as ``execute`` does.
-        RunError: when another process has the run, or it has cost too many processes their lives.
+        FinetuneError: as ``execute``.
+        RunError: if another process has the run, or too many processes have died of it.
     """
     try:
         owner = claim(
@@ -166,7 +180,8 @@ def train_here(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> None:
         )
     except OSError as error:
         raise RunError(
-            f"The run {run.run_dir.name} cannot be written to on {platform.node()}: {error}. Check who may write there."
+            f"The run {run.run_dir.name} cannot be written to on {platform.node()}: {error}. "
+            "Check who may write there."
         ) from None
     try:
         _train(run, task, owner, ranks)
@@ -178,14 +193,17 @@ def _train(run: RemoteRun, task: str, owner: Owner, ranks: Ranks) -> None:
     again = owner.before is not None and owner.before.task == task
     history = History(run.run_dir).refresh()
     if again and history.end:
-        return  # and its process died before it could say so
+        return  # the process died after the run had ended, before it could report that
     tries = sum(place["task"] == task for place in history.places)
     if tries >= MOST_TRIES:
-        message = f"Its process was ended {tries} times, perhaps because memory ran out: see the log of the machine {history.places[-1]['host']}, then resume the run."
+        message = (
+            f"Its process was ended {tries} times, perhaps because memory ran out: "
+            f"see the log of the machine {history.places[-1]['host']}, then resume the run."
+        )
         append_event(run.run_dir, RunFailed(message, ""))
         raise RunError(message)
     moved_from = owner.before.host if again and owner.before else ""
-    # else it waits for its turn as in the process that asked, on whose machine it is
+    # Else the run is on the machine of the process that asked, and waits for the device as there.
     if run.has_device:
         append_event(run.run_dir, RunPlaced(platform.node(), task, moved_from, run.gpus, run.cores))
     reservation = Reservation(
@@ -195,10 +213,13 @@ def _train(run: RemoteRun, task: str, owner: Owner, ranks: Ranks) -> None:
         pass
 
 
-def _settle_in(run: RemoteRun) -> None:
-    """Have the folders and settings of whoever asks; activations stay on a disk of this machine, for later tasks here."""
+def _adopt_environment(run: RemoteRun) -> None:
+    """Adopt the folders and settings of the process that asked.
+
+    Activations stay on a disk of this machine, for later tasks here.
+    """
     os.environ["THAW_HOME"] = str(run.home)
-    if run.machine != this_process().machine:
+    if run.machine != current_holder().machine:
         os.environ.setdefault("THAW_CACHE_DIR", str(Path.home() / ".cache" / "thaw"))
     CACHE.shared = True
     if run.threads:

@@ -1,10 +1,10 @@
-"""The loss and accuracy of a run's latest batches, smoothed."""
+"""Smoothed loss and accuracy of a run's latest batches."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-_LONGEST_SPAN = 50  # steps; of short runs a twentieth
+_LONGEST_SPAN = 50  # steps; a twentieth of short runs
 
 
 def smoothed(
@@ -14,19 +14,24 @@ def smoothed(
     steps_per_epoch: int,
     epochs: int,
 ) -> list[float]:
-    """An exponential moving average over batches, one value per row, weighted by images and corrected for its start (Kingma & Ba 2015).
+    """Return an exponential moving average over batches, one value per row.
 
-    It runs on through the ends of epochs, where a mean over the epoch so far would jump.
+    Batches are weighted by images, and the average is corrected for its start (Kingma & Ba 2015).
+    It continues through the ends of epochs, where a mean over the epoch so far would jump.
 
     Args:
-        steps: StepEnded rows, some of them possibly left out: from the means over the epoch so far follows that of all images
-            since the row before, so that none of those between two rows is lost.
-        images: in an epoch.
+        steps: StepEnded rows, some of which may be missing. Rows hold means over the epoch so far,
+            from which the mean of all images since the previous row follows, so no image between
+            two rows is lost.
+        kind: the value to smooth.
+        images: images per epoch.
+        steps_per_epoch: steps per epoch.
+        epochs: epochs of the run.
     """
     span = images / steps_per_epoch * min(_LONGEST_SPAN, max(1.0, epochs * steps_per_epoch / 20))
     values: list[float] = []
     average = weight = 0.0
-    epoch, seen, summed = 0, 0, 0.0  # within the epoch of the row before
+    epoch, seen, summed = 0, 0, 0.0  # of the previous row; images and sum within its epoch
     for row in steps:
         if row["epoch"] != epoch:
             epoch, seen, summed = row["epoch"], 0, 0.0

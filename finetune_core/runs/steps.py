@@ -1,4 +1,4 @@
-"""The steps of a run, as far as a curve needs them."""
+"""The steps of a run, in the resolution that a curve needs."""
 
 from dataclasses import dataclass, field
 
@@ -9,33 +9,35 @@ _MOST_STEPS, _RECENT_STEPS, _MOST_MEASURED = 3000, 100, 1000
 
 @dataclass
 class Steps:
-    """StepEnded rows as they come. Who looks at them while the run is read on takes a copy of a list first.
+    """StepEnded rows, thinned out as they arrive.
+
+    A reader in another thread has to copy a list before it uses the list.
 
     Attributes:
-        rows: of all steps, the older ones thinned out.
-        measured: those with the values of each stage, the older ones thinned out.
+        rows: rows of all steps, the older ones thinned out.
+        measured: rows with the values of each stage, the older ones thinned out.
     """
 
     rows: list[Row] = field(default_factory=list)
     measured: list[Row] = field(default_factory=list)
 
     @property
-    def last(self) -> tuple[int, int]:
-        """(epoch, step) of the latest; zeros before the first."""
+    def last_position(self) -> tuple[int, int]:
+        """Epoch and step of the latest row; zeros before the first."""
         return _position(self.rows[-1]) if self.rows else (0, 0)
 
     def add(self, row: Row) -> None:
-        """One more."""
+        """Add a row."""
         self.rows.append(row)
         if len(self.rows) > _MOST_STEPS:
-            self.rows = _thinned(self.rows)
+            self.rows = _thin_out(self.rows)
         if row.get("stages"):
             self.measured.append(row)
             if len(self.measured) > _MOST_MEASURED:
-                self.measured = _thinned(self.measured)
+                self.measured = _thin_out(self.measured)
 
-    def cut(self, epoch: int, step: int) -> None:
-        """Without those after a step."""
+    def truncate(self, epoch: int, step: int) -> None:
+        """Drop the rows after a step."""
         self.rows, self.measured = (
             [row for row in rows if _position(row) <= (epoch, step)]
             for rows in (self.rows, self.measured)
@@ -46,6 +48,6 @@ def _position(row: Row) -> tuple[int, int]:
     return row["epoch"], row["step"]
 
 
-def _thinned(rows: list[Row]) -> list[Row]:
-    """Every second one of the older rows."""
+def _thin_out(rows: list[Row]) -> list[Row]:
+    """Keep every second one of the older rows."""
     return rows[:-_RECENT_STEPS:2] + rows[-_RECENT_STEPS:]

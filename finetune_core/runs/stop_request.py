@@ -1,4 +1,4 @@
-"""Asking the process that trains a run to pause or stop it: a file in the run's folder."""
+"""Requests to pause or stop a run: a file in the run directory, read by the process that trains."""
 
 from pathlib import Path
 from typing import Final, Literal
@@ -13,10 +13,10 @@ _LARGEST_STOP = 100
 
 
 def request_stop(run_dir: Path, *, pause: bool = False) -> None:
-    """Ask the process that trains this run, whichever it is, to stop it, for now or for good: the last request counts.
+    """Ask the process that trains this run to stop or pause it. The last request counts.
 
     Raises:
-        RunError: when nothing can be written there.
+        RunError: if the request cannot be written.
     """
     try:
         content = (PAUSE if pause else _STOP).encode()
@@ -28,7 +28,7 @@ def request_stop(run_dir: Path, *, pause: bool = False) -> None:
 
 
 def requested_stop(run_dir: Path) -> Literal["", "pause", "stop"]:
-    """What was asked of a run's process since the run began, or went on; empty: nothing."""
+    """Return the request since the run began or went on; empty without one."""
     try:
         return (
             PAUSE if read_regular(run_dir / STOP_FILE, _LARGEST_STOP) == PAUSE.encode() else _STOP

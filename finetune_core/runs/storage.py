@@ -1,4 +1,7 @@
-"""Whether another machine sees what a run needs there: the folder of its run, Thaw's folder, its data; and has the same programs."""
+"""Check that another machine sees what a run needs there, and has the same programs.
+
+A run needs its run directory, Thaw's folder and its data.
+"""
 
 import hashlib
 import os
@@ -18,15 +21,17 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
-def shown(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """What this machine sees, for ``unseen`` on another: while it lasts, a file of a random content lies in each folder.
+def show_storage(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Describe what this machine sees, for ``find_differences`` on another one.
+
+    During the block a file of random content lies in each folder.
 
     Args:
-        folders: that have to be the same ones there.
-        data: files and folders that have to be there.
+        folders: folders that have to be the same ones on the other machine.
+        data: files and folders that have to exist there.
 
     Raises:
-        RunError: when nothing can be written there.
+        RunError: if a folder cannot be written to.
     """
     files = {
         folder / f".thaw-check-{secrets.token_hex(8)}": secrets.token_hex(16) for folder in folders
@@ -37,8 +42,8 @@ def shown(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, An
             file.write_text(content)
         yield {
             "files": {str(file): content for file, content in files.items()},
-            "data": {path: _listing(path) for path in dict.fromkeys(data)},
-            "programs": dict(_programs()),
+            "data": {path: _digest_data(path) for path in dict.fromkeys(data)},
+            "programs": dict(_list_versions()),
         }
     except OSError as error:
         raise RunError(
@@ -50,18 +55,22 @@ def shown(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, An
                 file.unlink(missing_ok=True)
 
 
-def unseen(seen: dict[str, Any]) -> list[str]:
-    """What this machine does not see, or has otherwise, in words; ``seen`` is from ``shown`` on another one."""
+def find_differences(seen: dict[str, Any]) -> list[str]:
+    """Describe what this machine does not see, or has in another version.
+
+    Args:
+        seen: the value of ``show_storage`` on another machine.
+    """
     problems = [
         f"{Path(file).parent} is not the same folder there"
         for file, content in seen["files"].items()
         if _read(file) != content
     ]
     for path, listing in seen["data"].items():
-        found = _listing(path)
+        found = _digest_data(path)
         if found != listing:
             problems.append(f"{path} holds other files there" if found else f"{path} is not there")
-    own = _programs()
+    own = _list_versions()
     for name, wanted in seen["programs"].items():
         if own[name] != wanted:
             problems.append(f"it has {name} {own[name]}, not {wanted}")
@@ -75,8 +84,8 @@ def _read(file: str) -> str:
         return ""
 
 
-def _listing(path: str) -> str:
-    """Changes with the names in a folder, or the size of a file; empty where there is neither."""
+def _digest_data(path: str) -> str:
+    """Return a digest of the names in a folder, or the size of a file; empty if neither exists."""
     try:
         if os.path.isdir(path):
             return hashlib.sha256(
@@ -88,8 +97,8 @@ def _listing(path: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _programs() -> dict[str, str]:
-    """Versions of all that decides how a run computes; of Thaw, a digest of its source."""
+def _list_versions() -> dict[str, str]:
+    """Return versions of all that decides how a run computes; of Thaw, a digest of its source."""
     digest = hashlib.sha256()
     for file in sorted(_PACKAGE.rglob("*.py")):
         digest.update(file.read_bytes())

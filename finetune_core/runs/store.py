@@ -1,4 +1,4 @@
-"""All runs of a folder, as the app and the command line see them."""
+"""The runs of a folder, as the app and the command line see them."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from finetune_core.formatting import things
 from finetune_core.models.catalogue import check_backbone_name
 from finetune_core.runs.about import ABOUT_FILE, About, clean_tags, read_about, write_about
 from finetune_core.runs.convergence import Convergence, judge_run
-from finetune_core.runs.display import in_words, run_html
+from finetune_core.runs.display import describe_run, render_run
 from finetune_core.runs.history import History
 from finetune_core.runs.locks import is_locked
 from finetune_core.runs.record import EVENTS_FILE
@@ -40,13 +40,18 @@ Status = Literal[
 
 @dataclass(frozen=True)
 class Run:
-    """One run as it stands now.
+    """A run as it stands now.
 
     Attributes:
-        status: ``queued``: the program that has it trains another run first; ``waiting``: something else uses its device;
-            ``cancelled``: stopped before it began; ``interrupted``: its process went away in the middle.
-        about: the name, note and tags that a person gave it, and whose it is.
-        notices: what of its folder could not be read, in words; the rest of the run is intact.
+        run_dir: the run directory.
+        config: its settings.
+        history: its events.
+        status: ``queued``: the program that has the run trains another run first; ``waiting``:
+            another program uses the device; ``cancelled``: stopped before it began;
+            ``interrupted``: its process died.
+        about: name, note, tags and owner.
+        notices: parts of the directory that could not be read, as text; the rest of the run is
+            intact.
     """
 
     run_dir: Path
@@ -58,30 +63,35 @@ class Run:
 
     @property
     def name(self) -> str:
+        """Name that a person gave the run."""
         return self.about.name
 
     @property
     def note(self) -> str:
+        """Note that a person wrote."""
         return self.about.note
 
     @property
     def tags(self) -> tuple[str, ...]:
+        """Tags that a person set."""
         return self.about.tags
 
     @property
     def owner(self) -> str:
+        """Person who started the run, where people sign in."""
         return self.about.owner
 
     @property
     def run_id(self) -> str:
+        """Id of the run: the name of its directory."""
         return self.run_dir.name
 
     @property
     def started(self) -> Row:
-        """Its RunStarted row.
+        """The RunStarted row.
 
         Raises:
-            RunError: when it has not begun to train.
+            RunError: if the run has not begun to train.
         """
         if self.history.started is None:
             raise RunError(f"The run {self.run_id} has not begun to train: wait until it has.")
@@ -89,16 +99,17 @@ class Run:
 
     @property
     def convergence(self) -> Convergence:
-        """Whether the run, by its own curve, trained long enough."""
+        """Judgement whether the run, by its own curve, trained long enough."""
         return judge_run(self.config, self.history)
 
     @property
     def active(self) -> bool:
+        """Whether the run is queued, waits for its device, or trains."""
         return self.status in ("queued", "waiting", "running")
 
     @property
     def resumable(self) -> bool:
-        """Whether it can go on from where it was left."""
+        """Whether the run can go on from where it stopped."""
         return self.status in ("stopped", "cancelled", "paused", "failed", "interrupted")
 
     @property
@@ -107,18 +118,20 @@ class Run:
         return not self.active and self.history.has_predictions
 
     def __repr__(self) -> str:
-        return f"<Run {self.run_id}: {in_words(summary(self))}>"
+        return f"<Run {self.run_id}: {describe_run(summary(self))}>"
 
     def _repr_html_(self) -> str:
-        return run_html(self.run_id, self.run_dir, summary(self), self.history.epochs)
+        return render_run(self.run_id, self.run_dir, summary(self), self.history.epochs)
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """A folder that was a run, or was meant to be one, and cannot be read.
+    """A run directory, or one that was meant to be, that cannot be read.
 
     Attributes:
-        reason: what is wrong with it, in words.
+        run_dir: the directory.
+        reason: the damage as text.
+        owner: the owner, if known.
     """
 
     run_dir: Path
@@ -127,16 +140,20 @@ class Damaged:
 
     @property
     def run_id(self) -> str:
+        """Id of the run: the name of its directory."""
         return self.run_dir.name
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a folder holds a run, a damaged one included."""
+    """Return whether a folder holds a run, including a damaged one."""
     return any(is_there(folder / name) for name in (CONFIG_FILE, EVENTS_FILE))
 
 
 def run_folder(named: str | os.PathLike[str]) -> Path:
-    """The folder of a run that a person names by that, or by its id where it is among the runs in their usual place."""
+    """Return the directory of a run from its path or its id.
+
+    An id is looked up among the runs in their usual place.
+    """
     folder = Path(named)
     among = paths.runs_dir() / folder.name
     return (
@@ -147,10 +164,10 @@ def run_folder(named: str | os.PathLike[str]) -> Path:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in a folder that a person names.
+    """Read the run in a folder.
 
     Raises:
-        RunError: when it is none, or damaged.
+        RunError: if the folder holds no run, or a damaged one.
     """
     try:
         whole = Path(os.path.abspath(folder))
@@ -168,14 +185,22 @@ def best_epoch(run: Run) -> Row:
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """A run in one flat row of plain values; what is not known yet is None.
+    """Return a run as one flat row of plain values; unknown values are None.
 
-    ``val_accuracy``, ``val_loss`` and ``test_accuracy`` of a finished run are those of its final evaluation, of others the best
-    epoch's while it trained: ``evaluation_precision`` says in which precision they were computed. ``live_val_accuracy`` is the best
-    epoch's while it trained, in any case, in ``precision``. ``started_from`` is the earlier run whose network it began with: ``run, data,
-    strategy, epoch, accuracy, weights``. ``averaged`` is how other runs were averaged: ``how, runs``, and once that is done
-    ``parents, ingredients, curve, coefficient, shifted, batchnorm_layers``. ``converged`` is None where it is not known;
-    ``convergence`` says why it is what it is.
+    ``val_accuracy``, ``val_loss`` and ``test_accuracy`` of a finished run are those of its final
+    evaluation. Of other runs they are those of the best epoch during training.
+    ``evaluation_precision`` is the precision that they were computed in.
+
+    ``live_val_accuracy`` is that of the best epoch during training, computed in ``precision``, for
+    every run.
+
+    ``started_from`` is the earlier run whose network this run started with: ``run, data, strategy,
+    epoch, accuracy, weights``.
+
+    ``averaged`` says how other runs were averaged: ``how, runs``, and after that ``parents,
+    ingredients, curve, coefficient, shifted, batchnorm_layers``.
+
+    ``converged`` is None if it is unknown; ``convergence`` is the reason.
     """
     started, end = run.history.started or {}, run.history.end or {}
     convergence = run.convergence
@@ -189,7 +214,7 @@ def summary(run: Run) -> dict[str, Any]:
         "weights": run.config.starts_from,
         "started_from": next(iter(started.get("lineage", ())), None),
         "head_kept": started.get("head_kept"),
-        "averaged": _averaged(run),
+        "averaged": _summarize_average(run),
         "trainable_parameters": started.get("trainable_parameters"),
         "total_parameters": started.get("total_parameters"),
         "epochs": len(run.history.epochs),
@@ -212,7 +237,7 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _averaged(run: Run) -> dict[str, Any] | None:
+def _summarize_average(run: Run) -> dict[str, Any] | None:
     asked, done = run.config.averaged, run.history.averaged or {}
     if asked is None:
         return None
@@ -223,61 +248,65 @@ def _averaged(run: Run) -> dict[str, Any] | None:
 
 
 class RunStore:
-    """Reads runs, and remembers how far it has read each. Safe to share between sessions."""
+    """Reader of the runs in a folder, which remembers its position in each.
+
+    Sessions may share a store.
+    """
 
     def __init__(self, runs_dir: Path) -> None:
         self.runs_dir = runs_dir
         self._histories: dict[Path, History] = {}
-        self._ended: dict[Path, tuple[_Version, Run]] = {}  # nothing but their files changes them
+        # Ended runs change only if their files do.
+        self._ended: dict[Path, tuple[_Version, Run]] = {}
         self._lock = Lock()
 
     def all(self) -> tuple[list[Run], list[Damaged]]:
-        """Every run, and every damaged one; the newest first."""
-        folders = self._folders()
+        """Return every run, and every damaged one, the newest first."""
+        folders = self._list_folders()
         self._forget(set(folders))
-        found = [self._look(folder) for folder in folders]
+        found = [self._load(folder) for folder in folders]
         return [one for one in found if isinstance(one, Run)], [
             one for one in found if isinstance(one, Damaged)
         ]
 
     def runs(self) -> list[Run]:
-        """Every readable run, the newest first."""
+        """Return every readable run, the newest first."""
         return self.all()[0]
 
     def damaged(self) -> list[Damaged]:
-        """The run folders that cannot be read."""
+        """Return the run directories that cannot be read."""
         return self.all()[1]
 
     def run(self, run_id: str) -> Run:
-        """One run.
+        """Return a run by its id.
 
         Raises:
-            RunError: when there is none of that name, or it cannot be read.
+            RunError: if there is none of that id, or it cannot be read.
         """
-        return self.read(self._folder(run_id))
+        return self.read(self._find_folder(run_id))
 
     def read(self, run_dir: Path) -> Run:
-        """The run in a folder.
+        """Return the run in a directory.
 
         Raises:
-            RunError: when it is none.
+            RunError: if the directory holds no run, or a damaged one.
         """
         if not is_run_folder(run_dir):
             raise RunError(f"There is no run in {run_dir}.")
-        found = self._look(run_dir)
+        found = self._load(run_dir)
         if isinstance(found, Damaged):
             raise RunError(f"The run in {run_dir} is damaged: {found.reason}.")
         return found
 
-    def _forget(self, there: set[Path]) -> None:
-        """Runs that were deleted."""
+    def _forget(self, existing: set[Path]) -> None:
+        """Forget runs that were deleted."""
         with self._lock:
             for held in (self._histories, self._ended):
-                for run_dir in held.keys() - there:
+                for run_dir in held.keys() - existing:
                     if run_dir.parent == self.runs_dir:
                         del held[run_dir]
 
-    def _look(self, run_dir: Path) -> Run | Damaged:
+    def _load(self, run_dir: Path) -> Run | Damaged:
         if is_link(run_dir):
             return Damaged(run_dir, "its folder is a link, which is not followed")
         version = _version(run_dir)
@@ -286,35 +315,36 @@ class RunStore:
             return known[1]
         found = self._read(run_dir, version)
         if isinstance(found, Run) and found.history.end:
-            with self._lock:  # another session may be going through them
+            with self._lock:  # another session may be iterating
                 self._ended[run_dir] = version, found
         return found
 
     def _read(self, run_dir: Path, version: "_Version") -> Run | Damaged:
-        about, notices = _about(run_dir, version[0]), []
+        about, notices = _load_about(run_dir, version[0]), []
         if isinstance(about, str):
             notices.append(f"Its name, note and tags cannot be read: {about}")
             about = About()
-        config = _config(run_dir / CONFIG_FILE, version[1])
+        config = _load_config(run_dir / CONFIG_FILE, version[1])
         if isinstance(config, str):
             return Damaged(run_dir, config, about.owner)
         with self._lock:
             history = self._histories.setdefault(run_dir, History(run_dir))
-        status = _status(history)
-        if problem := history.problem or _contradiction(config, history):
+        status = _determine_status(history)
+        if problem := history.problem or _find_contradiction(config, history):
             return Damaged(run_dir, problem, about.owner)
         if history.skipped_lines:
             lines = things(history.skipped_lines, "line")
             notices.append(
-                f"{lines} of {EVENTS_FILE} could not be read and {'is' if history.skipped_lines == 1 else 'are'} left out."
+                f"{lines} of {EVENTS_FILE} could not be read and "
+                f"{'is' if history.skipped_lines == 1 else 'are'} left out."
             )
         return Run(run_dir, config, history, status, about, tuple(notices))
 
     def describe(self, run_id: str, name: str, note: str, tags: Sequence[str] = ()) -> None:
-        """Give a run a name, a note and tags; those it had are gone.
+        """Replace the name, note and tags of a run.
 
         Raises:
-            RunError: when they are too long, or cannot be written.
+            RunError: if they are too long, or cannot be written.
         """
         run = self.run(run_id)
         about = replace(run.about, name=name.strip(), note=note.strip(), tags=clean_tags(tags))
@@ -324,15 +354,19 @@ class RunStore:
             raise RunError(f"The name cannot be written to {run.run_dir}: {error}.") from None
 
     def delete(self, run_id: str, by: str | None = None) -> Path:
-        """Move a run, or a damaged one, to the trash, from which a person can move it back; returns where it is.
+        """Move a run, or a damaged one, to the trash, from which a person can move it back.
 
         Args:
-            by: who asks, where people sign in: only a run's owner deletes it.
+            run_id: id of the run.
+            by: the person who asks, where people sign in: only the owner may delete a run.
+
+        Returns:
+            The directory in the trash.
 
         Raises:
-            RunError: when it is somebody else's, is going on, or cannot be moved.
+            RunError: if the run is another person's, is going on, or cannot be moved.
         """
-        run = self._look(self._folder(run_id))
+        run = self._load(self._find_folder(run_id))
         if by is not None and run.owner != by:
             whose = (
                 f"belongs to {run.owner}"
@@ -356,7 +390,7 @@ class RunStore:
             ) from None
         return place
 
-    def _folders(self) -> list[Path]:
+    def _list_folders(self) -> list[Path]:
         try:
             entries = [
                 entry for entry in os.scandir(self.runs_dir) if not entry.name.startswith(".")
@@ -370,10 +404,11 @@ class RunStore:
         ]
         return sorted(folders, key=lambda path: path.name, reverse=True)
 
-    def _folder(self, run_id: str) -> Path:
-        """
+    def _find_folder(self, run_id: str) -> Path:
+        """Return the directory of a run.
+
         Raises:
-            RunError: when there is none of that name.
+            RunError: if there is none of that id.
         """
         folder = self.runs_dir / run_id
         if Path(run_id).name != run_id or run_id in ("", ".", ".."):
@@ -383,7 +418,7 @@ class RunStore:
         return folder
 
 
-# of what people say of a run, of its settings and its events
+# Stamps of about.json, config.json and events.jsonl.
 _Version = tuple[Stamp | None, Stamp | None, Stamp | None]
 
 
@@ -391,10 +426,10 @@ def _version(run_dir: Path) -> _Version:
     return stamp(run_dir / ABOUT_FILE), stamp(run_dir / CONFIG_FILE), stamp(run_dir / EVENTS_FILE)
 
 
-# Written seldom, read at every look at the runs: once a version of the file.
+# Written rarely, but read whenever runs are listed: parse each version of the file once.
 @lru_cache(maxsize=2000)
-def _about(run_dir: Path, _version: Stamp | None) -> About | str:
-    """What people say of a run, or what is wrong with the file."""
+def _load_about(run_dir: Path, _version: Stamp | None) -> About | str:
+    """Return name, note, tags and owner of a run, or the damage of the file as text."""
     try:
         return read_about(run_dir)
     except RunError as error:
@@ -402,29 +437,30 @@ def _about(run_dir: Path, _version: Stamp | None) -> About | str:
 
 
 @lru_cache(maxsize=2000)
-def _config(file: Path, _version: Stamp | None) -> RunConfig | str:
-    """A run's settings, or what is wrong with them."""
+def _load_config(file: Path, _version: Stamp | None) -> RunConfig | str:
+    """Return the settings of a run, or the damage of the file as text."""
     try:
         return make_config(read_config(file))
     except ConfigError as error:
-        return _unreadable(error)
+        return _describe_config_error(error)
 
 
-def _unreadable(error: ConfigError) -> str:
+def _describe_config_error(error: ConfigError) -> str:
     return f"its settings cannot be read: {' '.join(str(error).split())[:300]}"
 
 
-def _contradiction(config: RunConfig, history: History) -> str:
-    """How a run's settings and its events cannot belong to each other; empty where they can.
+def _find_contradiction(config: RunConfig, history: History) -> str:
+    """Describe how the settings and events of a run contradict each other; else return "".
 
-    A run that has begun to train had a network, be it one that the libraries of now do not have any more: what it left can be read.
+    A run that has begun to train had a network, even if today's libraries no longer have it. Its
+    results can be read.
     """
     started = history.started
     if started is None:
         try:
             check_backbone_name(config.backbone)
         except ConfigError as error:
-            return _unreadable(error)
+            return _describe_config_error(error)
         return ""
     for name, value in (
         ("backbone", config.backbone),
@@ -432,18 +468,25 @@ def _contradiction(config: RunConfig, history: History) -> str:
         ("epochs", epochs_of(config)),
     ):
         if started[name] != value:
-            return f"{CONFIG_FILE} and {EVENTS_FILE} are not of the same run: they name different {name.removesuffix('s')}s"
+            return (
+                f"{CONFIG_FILE} and {EVENTS_FILE} are not of the same run: "
+                f"they name different {name.removesuffix('s')}s"
+            )
     try:
         STRATEGIES[config.strategy].rules(config, [stage["name"] for stage in started["stages"]])
     except ConfigError as error:
-        return f"{CONFIG_FILE} and {EVENTS_FILE} are not of the same run: {' '.join(str(error).split())[:300]}"
+        return (
+            f"{CONFIG_FILE} and {EVENTS_FILE} are not of the same run: "
+            f"{' '.join(str(error).split())[:300]}"
+        )
     return ""
 
 
-def _status(history: History) -> Status:
+def _determine_status(history: History) -> Status:
     locked = False
     if history.refresh().end is None:
-        # Read on after the look at the lock: a run that ends between the two is seen as ended, never as interrupted.
+        # Read the events again after probing the lock: a run that ends in between is then seen as
+        # ended, never as interrupted.
         locked = is_locked(history.run_dir)
         history.refresh()
     if history.end:
@@ -458,4 +501,4 @@ def _status(history: History) -> Status:
         return "interrupted"
     if not history.begun:
         return "queued"
-    return "waiting" if history.waits_for_device else "running"
+    return "waiting" if history.is_waiting_for_device else "running"

@@ -1,4 +1,7 @@
-"""A run that several devices of this machine train: a process each, which are started here, followed, and never outlive this one."""
+"""Training of a run on several devices of this machine, in one process each.
+
+The processes are started and followed here, and never outlive this process.
+"""
 
 import json
 import os
@@ -17,38 +20,43 @@ from finetune_core.runs.remote import (
     LOOK,
     RemoteRun,
     Row,
-    followed,
-    handed_over,
-    plain_row,
+    follow_events,
+    hand_over,
     raise_problem,
+    run_to_row,
 )
 from finetune_core.training.events import Event, RunFailed
 
 _PROJECT = Path(__file__).resolve().parents[2]
-_LOST = "A process of the run has ended, perhaps because memory ran out. Resume the run, on as many devices as there are."
+_LOST = (
+    "A process of the run has ended, perhaps because memory ran out. "
+    "Resume the run, on as many devices as there are."
+)
 
 
-def execute_together(
+def execute_on_devices(
     reservation: Reservation, roots: Sequence[Path] = ()
 ) -> Generator[Event, None, None]:
-    """See a run through to its end on ``reservation.devices`` devices; closed before that, it ends them, and the run counts as interrupted.
+    """Train a run to its end on ``reservation.devices`` devices.
+
+    If the generator is closed before that, the processes end, and the run counts as interrupted.
 
     Raises:
-        TrainingError: when it could not be seen through.
-        RunError: when nothing can be written to its folder.
+        TrainingError: if the run could not be trained to its end.
+        RunError: if the run directory cannot be written to.
     """
     run_dir = reservation.run_dir
     lines = EventLines(run_dir / EVENTS_FILE)
     lines.new()
     try:
         run, task = (
-            handed_over(reservation, roots, has_device=False),
+            hand_over(reservation, roots, has_device=False),
             f"{run_dir.name}-{secrets.token_hex(4)}",
         )
         with RankProcesses(run, task, reservation.devices) as processes:
-            found = yield from followed(lines, lambda: processes.outcome(LOOK))
-        # none of them has got as far as to take the run, and say so there
-        if "problem" in found and reservation.lock.holds():
+            found = yield from follow_events(lines, lambda: processes.outcome(LOOK))
+        # No rank has claimed the run, so none has written the failure.
+        if "problem" in found and reservation.lock.is_held():
             append_event(run_dir, RunFailed(found["problem"], ""))
         raise_problem(found, f"the run {run_dir.name}")
     finally:
@@ -56,11 +64,12 @@ def execute_together(
 
 
 class RankProcesses:
-    """The processes that train a run together, within the block; whoever leaves it early ends them."""
+    """The processes that train a run together. Leaving the block early ends them."""
 
     def __init__(self, run: RemoteRun, task: str, devices: int) -> None:
         self._answer = tempfile.TemporaryFile()  # noqa: SIM115  closed with the block
-        # Not by the working directory, where a person may have files with the names of modules, and which the run's files may be named from.
+        # Import from the project, not from the working directory, where a person may have files
+        # with names of modules. The directory stays: paths of the run may be relative to it.
         paths = {
             "PYTHONSAFEPATH": "1",
             "PYTHONPATH": os.pathsep.join(
@@ -73,7 +82,7 @@ class RankProcesses:
                 "-m",
                 "finetune_core.runs.launch",
                 str(devices),
-                json.dumps(plain_row(run)),
+                json.dumps(run_to_row(run)),
                 task,
             ],
             env=os.environ | paths,
@@ -83,7 +92,11 @@ class RankProcesses:
         )
 
     def outcome(self, patience: float) -> Row | None:
-        """What ``remote.outcome`` was, once they have ended; None where they have not within so many seconds."""
+        """Return the result of ``remote.train_and_report`` once the processes have ended.
+
+        Returns:
+            The result; None if they have not ended within ``patience`` seconds.
+        """
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -103,6 +116,6 @@ class RankProcesses:
         _trace: TracebackType | None,
     ) -> None:
         assert self._process.stdin
-        self._process.stdin.close()  # what ends them, where they have not ended
+        self._process.stdin.close()  # ends processes that have not ended yet
         self._process.wait()
         self._answer.close()

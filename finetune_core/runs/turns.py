@@ -1,4 +1,7 @@
-"""One run per device at a time, whichever programs of this machine train: a run waits for its turn, and can be stopped meanwhile."""
+"""Turns of runs: one run per device at a time, across all programs of this machine.
+
+A run waits for its turn, and can be stopped meanwhile.
+"""
 
 from collections.abc import Generator
 
@@ -7,12 +10,13 @@ from finetune_core.training.events import Event, Progress, RunStopped
 from finetune_core.training.loop import StopRequested
 
 
-def in_turn(
+def wait_for_turn(
     events: Generator[Event, None, None], device: str
 ) -> Generator[Event | None, None, None]:
-    """A run's events, once nothing else uses that kind of device.
+    """Wait for the device, then yield the run's events.
 
-    While it waits it says so once, and then yields None every second: nothing new, but a moment at which it can be stopped.
+    While the run waits, this is reported once. After that None is yielded every second, which is a
+    moment at which the run can be stopped.
     """
     reported = False
     with Turn(device) as turn:

@@ -1,4 +1,7 @@
-"""Sees runs through, a thread for each that trains, a queue before them: in this process, or wherever an executor has them trained."""
+"""Worker that trains queued runs, in one thread per run that trains.
+
+Runs train in this process, or as another executor has them trained.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +25,16 @@ _LOOK = 1.0  # seconds
 
 
 class Worker:
-    """One per process. Runs of one queue of the executor wait for each other; those of different queues do not.
+    """Queues of runs, and the threads that train them; one worker per process.
+
+    Runs of one queue of the executor wait for each other. Runs of different queues do not.
 
     Attributes:
-        executor: who trains them; this process, unless another one is given.
-        roots: the folders that runs may read; empty where they may read all.
-        after: called with each run that has ended, its folder -> a warning for the log, or an empty string.
+        runs_dir: the folder of the runs.
+        roots: the folders that runs may read; empty if they may read all.
+        after: called with the directory of each run that has ended; returns a warning for the log,
+            or an empty string.
+        executor: trains the runs; this process by default.
     """
 
     def __init__(
@@ -43,20 +50,28 @@ class Worker:
         self._changed = Condition()
 
     def submit(self, config: RunConfig, owner: str = "", devices: int = 1) -> str:
-        """Queue a run; returns its id. The same settings of the same owner that wait or train already are not queued again: a second click.
+        """Queue a run.
+
+        The same settings of the same owner that wait or train already are not queued again, so that
+        a second click does nothing.
 
         Args:
-            owner: who asks, where people sign in.
-            devices: on how many of one machine it is to train.
+            config: the settings.
+            owner: the person who asks, where people sign in.
+            devices: number of devices of one machine that the run is to train on.
+
+        Returns:
+            The id of the run.
 
         Raises:
-            ConfigError: when it cannot work, or its pretrained weights are not on this machine: it would wait for its turn, then fail.
-                Then nothing is queued.
+            ConfigError: if the run cannot work, or its pretrained weights are not on this machine:
+                it would wait for its turn, then fail. Then nothing is queued.
         """
         for info in missing_weights([config]):
             raise ConfigError(
                 {
-                    "backbone": f"the weights of {info.name} are not on this machine: download them first"
+                    "backbone": f"the weights of {info.name} are not on this machine: "
+                    "download them first"
                 }
             )
         with self._changed:
@@ -66,30 +81,39 @@ class Worker:
                     one
                     for queue in self._queues.values()
                     for one in queue.all()
-                    if one.config == config and _belongs_to(one, owner)
+                    if one.config == config and _is_owned_by(one, owner)
                 ),
                 None,
             )
-            return same.run_id if same else self._put(self._created(config, owner, devices), config)
+            return (
+                same.run_id
+                if same
+                else self._enqueue(self._create_run(config, owner, devices), config)
+            )
 
     def resume(self, run_id: str, devices: int = 1) -> None:
         """Queue a run that had ended, or was cut off, to go on.
 
         Args:
+            run_id: id of the run.
             devices: as for ``submit``.
 
         Raises:
-            ConfigError, RunError: when it cannot.
+            ConfigError: if the run cannot work any more.
+            RunError: if the run cannot be resumed.
         """
         with self._changed:
             run_dir = self.runs_dir / run_id
-            if is_there(run_dir / CONFIG_FILE):  # else it is refused in other words
+            if is_there(run_dir / CONFIG_FILE):  # else reopen_run reports the error
                 self.executor.check(make_config(read_config(run_dir / CONFIG_FILE)), devices)
             reservation = reopen_run(run_dir, elsewhere=self.executor.elsewhere, devices=devices)
-            self._put(reservation, make_config(read_config(run_dir / CONFIG_FILE)))
+            self._enqueue(reservation, make_config(read_config(run_dir / CONFIG_FILE)))
 
     def waiting(self, run_id: str) -> tuple[int, int] | None:
-        """(place in its queue from 1, how many wait there); None when it does not wait."""
+        """Return the position of a run in its queue, from 1, and the number of waiting runs.
+
+        None stands for a run that does not wait.
+        """
         with self._changed:
             for queue in self._queues.values():
                 ids = [one.run_id for one in queue.waiting]
@@ -98,15 +122,18 @@ class Worker:
         return None
 
     def queues(self) -> list[list[str]]:
-        """Ids of the runs in each queue that is not empty: those that train, then those that wait, in their order."""
+        """Return the ids of the runs in each queue that is not empty.
+
+        Runs that train come first, then those that wait, in order.
+        """
         with self._changed:
             found = [[one.run_id for one in queue.all()] for queue in self._queues.values()]
         return [ids for ids in found if ids]
 
     def move(self, run_id: str, places: int) -> None:
-        """Let a waiting run go later by so many places, or earlier where they are negative; at the end of the queue it stays.
+        """Move a waiting run back by some places, or forward if ``places`` is negative.
 
-        One that does not wait any more is left alone.
+        The run stays within the queue. A run that no longer waits is left alone.
         """
         with self._changed:
             for queue in self._queues.values():
@@ -116,37 +143,41 @@ class Worker:
                     queue.waiting.insert(max(0, at + places), queue.waiting.pop(at))
 
     def cancel(self, run_id: str) -> None:
-        """Take a run that waits out of its queue; one that had never begun is ``cancelled`` then. It can be resumed.
+        """Take a waiting run out of its queue. It can be resumed.
+
+        The status of a run that had never begun is then ``cancelled``.
 
         Raises:
-            RunError: when it does not wait any more, or that cannot be written to its folder.
+            RunError: if the run no longer waits, or the request cannot be written to its directory.
         """
         with self._changed:
-            queued = self._waiting(run_id)
+            queued = self._find_waiting(run_id)
             if queued is None:
                 raise RunError(
-                    f"The run {run_id} does not wait any more, so it was not cancelled. If it trains, stop it."
+                    f"The run {run_id} does not wait any more, so it was not cancelled. "
+                    "If it trains, stop it."
                 )
-            self._leave(queued, pause=False)
-        _end(queued.reservation)
+            self._dequeue(queued, pause=False)
+        _record_stop(queued.reservation)
 
     def stop(self, run_id: str, *, pause: bool = False) -> None:
-        """Stop a run, for now or for good, wherever it is: one that waits leaves its queue, one that trains ends soon, in whichever
-        process.
+        """Stop or pause a run, wherever it is.
+
+        A waiting run leaves its queue. A run that trains ends soon, in whichever process.
 
         Raises:
-            RunError: when the request cannot be written to its folder.
+            RunError: if the request cannot be written to the run directory.
         """
         with self._changed:
-            queued = self._waiting(run_id)
+            queued = self._find_waiting(run_id)
             if queued:
-                self._leave(queued, pause=pause)
+                self._dequeue(queued, pause=pause)
         if queued:
-            _end(queued.reservation)
+            _record_stop(queued.reservation)
         else:
             request_stop(self.runs_dir / run_id, pause=pause)
 
-    def _waiting(self, run_id: str) -> "_Queued | None":
+    def _find_waiting(self, run_id: str) -> "_Queued | None":
         return next(
             (
                 one
@@ -157,80 +188,89 @@ class Worker:
             None,
         )
 
-    def _leave(self, queued: "_Queued", *, pause: bool) -> None:
-        """Take a run out of its queue, once the request to stop it is written: where it cannot be, the run still waits."""
+    def _dequeue(self, queued: "_Queued", *, pause: bool) -> None:
+        """Take a run out of its queue, once the request to stop it is written.
+
+        If the request cannot be written, the run still waits.
+        """
         request_stop(self.runs_dir / queued.run_id, pause=pause)
         for queue in self._queues.values():
             queue.waiting = [one for one in queue.waiting if one is not queued]
 
-    def _created(self, config: RunConfig, owner: str, devices: int) -> Reservation:
+    def _create_run(self, config: RunConfig, owner: str, devices: int) -> Reservation:
         return create_run(
             config, self.runs_dir, owner, elsewhere=self.executor.elsewhere, devices=devices
         )
 
-    def _put(self, reservation: Reservation, config: RunConfig) -> str:
-        name = self.executor.queue_of(config)
+    def _enqueue(self, reservation: Reservation, config: RunConfig) -> str:
+        name = self.executor.queue_name(config)
         queue = self._queues.setdefault(name, _Queue())
         queue.waiting.append(_Queued(reservation, config))
-        self._hire(name, queue)
+        self._start_threads(name, queue)
         self._changed.notify_all()
         return reservation.run_dir.name
 
-    def _hire(self, name: str, queue: "_Queue") -> None:
-        """A thread for each place that there is work for, and, where places can be added, one that looks for them."""
+    def _start_threads(self, name: str, queue: "_Queue") -> None:
+        """Start a thread for each slot that there is work for.
+
+        If the executor can get more slots, one more thread waits for them.
+        """
         wanted = self.executor.places(name) + self.executor.elsewhere
         while queue.threads < min(wanted, len(queue.all())):
             queue.threads += 1
             Thread(
-                target=self._work,
+                target=self._train_queue,
                 args=(name, queue),
                 name=f"training-{name}-{queue.threads}",
                 daemon=True,
             ).start()
 
-    def _work(self, name: str, queue: "_Queue") -> None:
-        """See runs through, one after the other, while a place is free."""
+    def _train_queue(self, name: str, queue: "_Queue") -> None:
+        """Train runs, one after the other, while a slot is free."""
         while True:
             with self._changed:
-                while not self._has_place(name, queue):
+                while not self._has_slot(name, queue):
                     self._changed.wait(_LOOK if queue.waiting else None)
                 queued = queue.waiting.pop(0)
                 queue.training.append(queued)
-                self._hire(name, queue)
-            _drain(queued.run_id, self.executor.execute(queued.reservation, self.roots))
+                self._start_threads(name, queue)
+            _consume(queued.run_id, self.executor.execute(queued.reservation, self.roots))
             if warning := self.after(queued.reservation.run_dir):
                 log.warning("%s", warning)
             with self._changed:
                 queue.training.remove(queued)
 
-    def _has_place(self, name: str, queue: "_Queue") -> bool:
-        """Whether the first run that waits can train; it is not overtaken by one that takes fewer places."""
+    def _has_slot(self, name: str, queue: "_Queue") -> bool:
+        """Return whether the first waiting run can train.
+
+        A run that takes fewer slots does not overtake it.
+        """
         if not queue.waiting:
             return False
         taken = [
-            self.executor.places_of(one.reservation.devices)
+            self.executor.slots_needed(one.reservation.devices)
             for one in (*queue.training, queue.waiting[0])
         ]
         return not queue.training or sum(taken) <= self.executor.places(name)
 
 
-def _drain(run_id: str, events: Iterator[Event]) -> None:
+def _consume(run_id: str, events: Iterator[Event]) -> None:
     try:
         for _ in events:
             pass
     except FinetuneError as error:
         log.warning("run %s failed: %s", run_id, error)
     except Exception:
-        # a bug in one run must not end the queue; it is in the run's events and in the log
+        # A bug in one run must not end the queue. It is in the run's events and in the log.
         log.exception("run %s failed", run_id)
 
 
-def _end(reservation: Reservation) -> None:
-    """Write that a run has ended which was asked to stop before it could begin, or go on."""
-    _drain(reservation.run_dir.name, execute(replace(reservation, has_device=True)))
+def _record_stop(reservation: Reservation) -> None:
+    """Record that a run has ended which was asked to stop before it could begin, or go on."""
+    _consume(reservation.run_dir.name, execute(replace(reservation, has_device=True)))
 
 
-def _belongs_to(queued: "_Queued", owner: str) -> bool:
+def _is_owned_by(queued: "_Queued", owner: str) -> bool:
     try:
         return read_about(queued.reservation.run_dir).owner == owner
     except RunError:  # a damaged file names nobody

@@ -1,4 +1,4 @@
-"""Archives and folders from a browser: what is refused, what is imported, and what stays."""
+"""Import of archives and browser uploads: refusals, imported images, and leftovers."""
 
 import bz2
 import gzip
@@ -47,7 +47,10 @@ KINDS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.comp
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Return a home three folders down: a name that leads out of it still ends up in ``tmp_path``."""
+    """Return a home three folders down.
+
+    A name that leads out of the home still ends up in ``tmp_path``.
+    """
     folder = tmp_path / "far" / "down" / "home"
     monkeypatch.setenv("THAW_HOME", str(folder))
     return folder
@@ -66,7 +69,7 @@ def list_everything(folder):
     return found
 
 
-def files_in(folder):
+def read_files(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in Path(folder).rglob("*")
@@ -81,8 +84,8 @@ def open_files(files):
 
 
 def unpack(archive, name="a.zip", *limits):
-    """Import an archive and return what it became: {path: content}."""
-    return files_in(finish(import_archive(io.BytesIO(archive), name, *limits)))
+    """Import an archive, and return the imported files as {path: content}."""
+    return read_files(finish(import_archive(io.BytesIO(archive), name, *limits)))
 
 
 def assert_refused(start, tmp_path, why):
@@ -141,8 +144,16 @@ def entry(
     """Describe one entry of a ZIP.
 
     Args:
-        says: lies of the directory.
-        local: lies of the entry's own header.
+        name: name of the entry.
+        content: its content.
+        method: its compression method.
+        flags: its flags.
+        mode: its Unix mode.
+        extra: its extra field.
+        packed: packed bytes in place of the packed content.
+        says: false fields of the directory.
+        local: false fields of the entry's own header.
+        offset: false offset of the entry.
     """
     raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogatepass")
     data = PACKERS.get(method, bytes)(content) if packed is None else packed
@@ -152,10 +163,10 @@ def entry(
     return {**true, **(says or {}), **own, "local": {**true, **(local or {})}}
 
 
-def zipped(
+def make_zip(
     *entries, count=None, comment=b"", comment_length=None, shift=0, span=None, disk=0, wide=None
 ):
-    """Write a ZIP of entries; the keywords are lies of its end."""
+    """Write a ZIP of entries. The keywords are false fields of its end record."""
     body, directory = io.BytesIO(), io.BytesIO()
     for one in entries:
         own, offset = one["local"], body.tell() if one["offset"] is None else one["offset"]
@@ -182,7 +193,7 @@ def zipped(
     )
 
 
-def ordinary_zip(files=TWO, compression=zipfile.ZIP_DEFLATED):
+def make_ordinary_zip(files=TWO, compression=zipfile.ZIP_DEFLATED):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         archive.comment = b"Made by hand: PK\5\6, for example."
@@ -233,7 +244,7 @@ def long_name(name):
     return member("././@LongLink", name + b"\0", b"L")
 
 
-def ordinary_tar(files=TWO, form=tarfile.PAX_FORMAT):
+def make_ordinary_tar(files=TWO, form=tarfile.PAX_FORMAT):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
         for name, content in files.items():
@@ -244,7 +255,7 @@ def ordinary_tar(files=TWO, form=tarfile.PAX_FORMAT):
 
 
 def test_hand_made_archives_are_what_the_standard_library_reads():
-    content = zipped(entry("cat/1.jpg"), entry("é.png", b"x", method=0), wide=2)
+    content = make_zip(entry("cat/1.jpg"), entry("é.png", b"x", method=0), wide=2)
     archive = zipfile.ZipFile(io.BytesIO(content))
     assert archive.testzip() is None
     assert archive.namelist() == ["cat/1.jpg", "é.png"]
@@ -292,22 +303,27 @@ PAIRS = {
 }
 
 
-def zip_named(*names):
-    return zipped(*(entry(name, b"" if name.endswith("/") else PIXELS) for name in names))
+def make_zip_of_names(*names):
+    return make_zip(*(entry(name, b"" if name.endswith("/") else PIXELS) for name in names))
 
 
-def tar_named(*names):
-    """Write names into the header where they fit, else into a GNU header."""
+def make_tar_of_names(*names):
+    """Write names into the header if they fit, else into a GNU header."""
     raw = map(encode, names)
     parts = (member(n) if len(n) <= 100 else long_name(n) + member("short") for n in raw)
     return b"".join(parts) + END
 
 
-def pax_named(*names):
+def make_pax_of_names(*names):
     return b"".join(pax(path=encode(name)) + member("short") for name in names) + END
 
 
-WRITERS = {"zip": zip_named, "tar": tar_named, "pax": pax_named, "files": None}
+WRITERS = {
+    "zip": make_zip_of_names,
+    "tar": make_tar_of_names,
+    "pax": make_pax_of_names,
+    "files": None,
+}
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
@@ -332,15 +348,15 @@ LOCATOR = struct.pack("<4sLQL", b"PK\6\7", 0, 0, 1)
 
 
 def zip_one(content=PIXELS, **options):
-    return zipped(entry("a.jpg", content, **options))
+    return make_zip(entry("a.jpg", content, **options))
 
 
 def zip_two(name="a.jpg", content=PIXELS, **options):
-    return zipped(GOOD_ENTRY, entry(name, content, **options))
+    return make_zip(GOOD_ENTRY, entry(name, content, **options))
 
 
 def extra_field(length, *numbers):
-    """Write an extra field of 64-bit numbers that says how long it is."""
+    """Write an extra field of 64-bit numbers that names its own length."""
     return struct.pack(f"<2H{len(numbers)}Q", 1, length, *numbers)
 
 
@@ -350,25 +366,25 @@ def list_entries(count, name="{}.jpg", content=PIXELS):
 
 def nest_entries():
     """Write a ZIP whose second entry lies inside the first one's content."""
-    inner = zipped(entry("b.jpg", method=0))
+    inner = make_zip(entry("b.jpg", method=0))
     first = entry("a.jpg", inner[: inner.index(b"PK\1\2")], method=0)
     second = entry("b.jpg", method=0, offset=30 + len("a.jpg"))
-    return zipped(first, {**second, "local": entry("c")["local"]})
+    return make_zip(first, {**second, "local": entry("c")["local"]})
 
 
 def share_content():
-    """Write a ZIP whose entries all have one and the same content, as a quoted bomb does."""
+    """Write a ZIP whose entries share one content, as a quoted bomb does."""
     quoted = ({**entry("a.jpg", offset=0), "name": b"%d.jpg" % number} for number in range(5))
-    return zipped(entry("a.jpg"), *quoted)
+    return make_zip(entry("a.jpg"), *quoted)
 
 
 ZIPS = {
     "symbolic link": {
-        "symbolic link": zipped(entry("l.jpg", LINK, mode=LINK_MODE)),
+        "symbolic link": make_zip(entry("l.jpg", LINK, mode=LINK_MODE)),
         "link that is no image": zip_two("readme", LINK, mode=LINK_MODE),
     },
     "(both a file and a folder|symbolic link)": {
-        "link, then a file through it": zipped(
+        "link, then a file through it": make_zip(
             entry("out", LINK, method=0, mode=LINK_MODE), entry("out/evil.jpg")
         )
     },
@@ -420,7 +436,7 @@ ZIPS = {
     "more than 200.0 kB": {
         "size far too large": zip_one(says={"size": WIDE - 1}),
         "size in the extra field": zip_one(says={"size": WIDE}, extra=extra_field(8, 1 << 62)),
-        "large in all": zipped(*list_entries(5, content=PIXELS * 14)),
+        "large in all": make_zip(*list_entries(5, content=PIXELS * 14)),
     },
     "Corrupt zip64": {
         "extra field too short": zip_one(
@@ -433,12 +449,12 @@ ZIPS = {
         ),
         "packed too small": zip_one(says={"packed": 100}),
         "garbage for Deflate": zip_one(packed=b"\xff" * 500),
-        "directory too short": zipped(GOOD_ENTRY, entry("a.jpg"), span=58),
-        "locator and hardly more": b"PK\3\4" + LOCATOR + zipped(),
+        "directory too short": make_zip(GOOD_ENTRY, entry("a.jpg"), span=58),
+        "locator and hardly more": b"PK\3\4" + LOCATOR + make_zip(),
     },
     "larger than 50.0 kB|more than 50 times|more than 200": {"bomb": zip_one(ZEROS)},
     "more than 50 times its size": {
-        "bomb of many": zipped(*list_entries(4, content=bytes(40_000)))
+        "bomb of many": make_zip(*list_entries(4, content=bytes(40_000)))
     },
     "“a.jpg” is larger than 50.0 kB": {"one large file": zip_one(PIXELS * 20)},
     "overlap": {
@@ -450,46 +466,46 @@ ZIPS = {
     "overlap|not what its directory says": {
         "an entry inside another": nest_entries(),
         "an entry in the directory": zip_two(offset=3100),
-        "no header at its place": zipped(entry("a.jpg"), entry("b.jpg", offset=2000)),
+        "no header at its place": make_zip(entry("a.jpg"), entry("b.jpg", offset=2000)),
     },
     "more than 20 files": {
-        "too many": zipped(*list_entries(21)),
-        "too many, hidden": zipped(*list_entries(21), count=1),
-        "too many folders": zipped(*list_entries(6, "{}/a/b/c.jpg")),
-        "one folder too many times": zipped(GOOD_ENTRY, *[entry("cat/", b"")] * 20),
-        "claims too many": zipped(GOOD_ENTRY, count=60_000),
-        "claims far too many": zipped(GOOD_ENTRY, wide=1 << 60),
+        "too many": make_zip(*list_entries(21)),
+        "too many, hidden": make_zip(*list_entries(21), count=1),
+        "too many folders": make_zip(*list_entries(6, "{}/a/b/c.jpg")),
+        "one folder too many times": make_zip(GOOD_ENTRY, *[entry("cat/", b"")] * 20),
+        "claims too many": make_zip(GOOD_ENTRY, count=60_000),
+        "claims far too many": make_zip(GOOD_ENTRY, wide=1 << 60),
     },
     "not complete": {
-        "claims more than it has": zipped(GOOD_ENTRY, count=3),
-        "claims fewer than it has": zipped(GOOD_ENTRY, entry("a.jpg"), count=1),
+        "claims more than it has": make_zip(GOOD_ENTRY, count=3),
+        "claims fewer than it has": make_zip(GOOD_ENTRY, entry("a.jpg"), count=1),
     },
     "not where it says": {
-        "directory too long": zipped(GOOD_ENTRY, span=1 << 31),
-        "directory elsewhere": zipped(GOOD_ENTRY, shift=-5),
-        "directory past the end": zipped(GOOD_ENTRY, shift=1 << 30),
-        "something in between": zipped(GOOD_ENTRY).replace(b"PK\5\6", b"xPK\5\6"),
+        "directory too long": make_zip(GOOD_ENTRY, span=1 << 31),
+        "directory elsewhere": make_zip(GOOD_ENTRY, shift=-5),
+        "directory past the end": make_zip(GOOD_ENTRY, shift=1 << 30),
+        "something in between": make_zip(GOOD_ENTRY).replace(b"PK\5\6", b"xPK\5\6"),
     },
     "Bad magic number for central directory": {
-        "directory garbled": zipped(GOOD_ENTRY).replace(b"PK\1\2", b"PK\1\3")
+        "directory garbled": make_zip(GOOD_ENTRY).replace(b"PK\1\2", b"PK\1\3")
     },
     "directory is missing": {
-        "no directory": zipped(GOOD_ENTRY)[:-22],
-        "comment cut": zipped(GOOD_ENTRY, comment=b"hello", comment_length=50),
-        "something after the end": zipped(GOOD_ENTRY) + b"more",
-        "locator without a record": zipped(GOOD_ENTRY).replace(
+        "no directory": make_zip(GOOD_ENTRY)[:-22],
+        "comment cut": make_zip(GOOD_ENTRY, comment=b"hello", comment_length=50),
+        "something after the end": make_zip(GOOD_ENTRY) + b"more",
+        "locator without a record": make_zip(GOOD_ENTRY).replace(
             b"PK\5\6", bytes(56) + LOCATOR + b"PK\5\6"
         ),
     },
     "part of several": {
-        "one part of several": zipped(GOOD_ENTRY, disk=1),
-        "one part of several, with its mark": b"PK\7\x08" + zipped(GOOD_ENTRY, disk=1, shift=4),
+        "one part of several": make_zip(GOOD_ENTRY, disk=1),
+        "one part of several, with its mark": b"PK\7\x08" + make_zip(GOOD_ENTRY, disk=1, shift=4),
     },
     "holds no image": {
-        "empty": zipped(),
-        "no image": zipped(entry("readme.txt"), entry("more.zip", zipped(GOOD_ENTRY))),
-        "only noise": zip_named("__MACOSX/cat/1.jpg", ".hidden/1.jpg", "._1.jpg"),
-        "only a folder": zipped(entry("cat.jpg/", b"")),
+        "empty": make_zip(),
+        "no image": make_zip(entry("readme.txt"), entry("more.zip", make_zip(GOOD_ENTRY))),
+        "only noise": make_zip_of_names("__MACOSX/cat/1.jpg", ".hidden/1.jpg", "._1.jpg"),
+        "only a folder": make_zip(entry("cat.jpg/", b"")),
     },
 }
 
@@ -644,7 +660,7 @@ def test_hostile_tar_is_refused_packed_and_plain(tmp_path, content, why):
 
 
 @contextmanager
-def within_memory(limit):
+def limit_memory(limit):
     tracemalloc.start()
     try:
         yield
@@ -664,7 +680,7 @@ def test_tar_bomb_is_refused_after_a_bounded_part_of_it(tmp_path, kind, name):
     zeros = bytes(16_000_000)
     packed = KINDS[kind](GOOD + (END + zeros if name == "nothing" else member(name, zeros) + END))
     # xz remembers 8 MB by itself
-    with within_memory(14_000_000):
+    with limit_memory(14_000_000):
         assert_archive_refused(
             packed, tmp_path, "more than 200 times its size", f"a.tar{kind}", BOMB_LIMITS
         )
@@ -672,9 +688,9 @@ def test_tar_bomb_is_refused_after_a_bounded_part_of_it(tmp_path, kind, name):
 
 @pytest.mark.parametrize("claim", [16_000_000, 1_900_000])
 def test_zip_bomb_is_refused_after_a_bounded_part_of_it(tmp_path, claim):
-    """One that is honest, and one that claims a size that would pass."""
+    """One bomb names its true size, and one a size that would pass."""
     archive = zip_one(bytes(16_000_000), says={"size": claim})
-    with within_memory(12_000_000):
+    with limit_memory(12_000_000):
         assert_archive_refused(
             archive, tmp_path, "more than 200 times its size|Bad CRC", "a.zip", BOMB_LIMITS
         )
@@ -688,14 +704,14 @@ def test_zip_directory_beyond_reason_is_refused_before_it_is_read(tmp_path):
         file.write(b"PK\3\4")
         file.seek(span)
         file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, span, 0, 0))
-    with within_memory(12_000_000):
+    with limit_memory(12_000_000):
         assert_refused(
             lambda: import_archive(archive, "a.zip"), tmp_path, "directory takes 209.7 MB"
         )
 
 
 def test_xz_dictionary_beyond_reason_is_refused(tmp_path):
-    archive = bytearray(lzma.compress(ordinary_tar()))
+    archive = bytearray(lzma.compress(make_ordinary_tar()))
     archive[16] = 40  # 4 GiB
     archive[20:24] = struct.pack("<L", zlib.crc32(archive[12:20]))
     assert_archive_refused(archive, tmp_path, "[Mm]emory", "a.tar.xz")
@@ -715,7 +731,7 @@ PADDING = [(".gz", False), (".xz", False), (".gz", True), (".bz2", True), (".xz"
 def test_padding_and_empty_streams_are_refused_beyond_reason(tmp_path, monkeypatch, kind, streams):
     monkeypatch.setattr(tars, "_MOST_SILENT", 160_000)
     more = KINDS[kind](b"") if streams else bytes(4096)
-    archive = io.BytesIO(KINDS[kind](ordinary_tar()) + more * (400_000 // len(more)))
+    archive = io.BytesIO(KINDS[kind](make_ordinary_tar()) + more * (400_000 // len(more)))
     start = partial(import_archive, archive, f"a.tar{kind}")
     assert_refused(start, tmp_path, "more than 160.0 kB of padding or empty streams")
     assert archive.tell() < 300_000
@@ -727,11 +743,11 @@ Disk = namedtuple("Disk", "total used free")
 @pytest.mark.parametrize("kind", ["zip", "tar", "files"])
 def test_import_that_does_not_fit_the_disk_is_refused(tmp_path, monkeypatch, kind):
     def measure(path):
-        return Disk(10**12, 10**12, 100_004_000 - sum(map(len, files_in(path).values())))
+        return Disk(10**12, 10**12, 100_004_000 - sum(map(len, read_files(path).values())))
 
     monkeypatch.setattr("shutil.disk_usage", measure)
     files = {"1.jpg": PIXELS * 2, "2.jpg": PIXELS * 2}
-    archive = ordinary_tar(files) if kind == "tar" else ordinary_zip(files)
+    archive = make_ordinary_tar(files) if kind == "tar" else make_ordinary_zip(files)
     assert_refused(
         lambda: (
             import_files(open_files(files), "a", 2)
@@ -746,7 +762,7 @@ def test_import_that_does_not_fit_the_disk_is_refused(tmp_path, monkeypatch, kin
 def test_disk_that_fills_up_meanwhile_is_refused(tmp_path, monkeypatch):
     free = iter([10**12, 10**12, 1000])
     monkeypatch.setattr("shutil.disk_usage", lambda path: Disk(10**12, 0, next(free)))
-    archive = ordinary_zip({f"{number}.jpg": PIXELS for number in range(5)})
+    archive = make_ordinary_zip({f"{number}.jpg": PIXELS for number in range(5)})
     assert_archive_refused(archive, tmp_path, "only 1.0 kB of the disk")
 
 
@@ -796,7 +812,7 @@ def test_archive_that_cannot_be_read_is_refused(tmp_path):
         def read(self, count=-1):
             raise OSError("the cable fell out")
 
-    start = partial(import_archive, Broken(ordinary_zip()), "a.zip")
+    start = partial(import_archive, Broken(make_ordinary_zip()), "a.zip")
     assert_refused(start, tmp_path, "the cable fell out")
 
 
@@ -805,14 +821,14 @@ def test_name_of_the_archive_is_shown_on_one_line(tmp_path, name):
     assert_archive_refused(b"", tmp_path, "damaged", name)
 
 
-ORDINARY = {".zip": ordinary_zip()}
-ORDINARY |= {f".tar{kind}": pack(ordinary_tar()) for kind, pack in KINDS.items()}
+ORDINARY = {".zip": make_ordinary_zip()}
+ORDINARY |= {f".tar{kind}": pack(make_ordinary_tar()) for kind, pack in KINDS.items()}
 
 
 @pytest.mark.parametrize("suffix", ORDINARY)
 def test_archive_cut_short_anywhere_is_refused(tmp_path, suffix):
     archive = ORDINARY[suffix]
-    end = ordinary_tar().rindex(PIXELS[:100]) + 512 if suffix == ".tar" else len(archive) - 1
+    end = make_ordinary_tar().rindex(PIXELS[:100]) + 512 if suffix == ".tar" else len(archive) - 1
     for length in sorted({*range(0, end, end // 20), end}):
         with pytest.raises(DataError, match="damaged, cut short"):
             unpack(archive[:length], f"a{suffix}")
@@ -830,12 +846,12 @@ def test_ordinary_archive_becomes_an_image_folder_whatever_its_name(home, tmp_pa
     for name in (file.name, "a.zip", "a.tar.xz"):
         folder = finish(import_archive(file, name))
         assert folder == home / "data" / f"a-{hashlib.sha256(ORDINARY[suffix]).hexdigest()[:8]}"
-        assert files_in(folder) == TWO
+        assert read_files(folder) == TWO
         assert os.listdir(home / "data") == [folder.name]
 
 
 def pipe_zip():
-    """Write a ZIP to a pipe: sizes stand behind the content."""
+    """Write a ZIP to a pipe, so that sizes follow the content."""
 
     class Pipe(io.RawIOBase):
         written = b""
@@ -861,30 +877,30 @@ def zip_of_wide_fields():
         {"size": WIDE, "packed": WIDE},
         other + extra_field(24, len(PIXELS), len(PIXELS), 0),
     )
-    return zipped(entry("1.jpg", method=0, says=says, offset=WIDE, extra=extra), wide=1)
+    return make_zip(entry("1.jpg", method=0, says=says, offset=WIDE, extra=extra), wide=1)
 
 
 def zip_with_comment_into_its_end():
-    archive = bytearray(zip_named("1.jpg", "2.jpg"))
+    archive = bytearray(make_zip_of_names("1.jpg", "2.jpg"))
     at = archive.rindex(b"PK\1\2") + 32
     archive[at : at + 2] = struct.pack("<H", 22)
     return bytes(archive)
 
 
-def zip_that_says_less():
-    """Write a bomb that is consistent about being none: what comes out is what it says."""
+def make_understating_zip():
+    """Write a bomb that consistently claims to be none. Its content has the size that it names."""
     prefix = {"size": 1000, "crc": zlib.crc32(bytes(1000))}
     packed = entry("1.jpg", bytes(5_000_000), says=prefix)
-    return zipped(packed, entry("2.jpg", bytes(2000), method=0, says=prefix))
+    return make_zip(packed, entry("2.jpg", bytes(2000), method=0, says=prefix))
 
 
 def pack_in_streams(pack):
-    content = ordinary_tar()
+    content = make_ordinary_tar()
     return b"".join([pack(content[:700]), pack(b""), pack(content[700:]), bytes(512)])
 
 
 def tar_with_padding_where_a_piece_ends():
-    content = ordinary_tar({"1.jpg": LARGE[:100_000]})
+    content = make_ordinary_tar({"1.jpg": LARGE[:100_000]})
     first = gzip.compress(content[: (1 << 16) - 23], 0)  # stored, with headers of 23 bytes
     assert len(first) == 1 << 16
     return first + bytes(512) + gzip.compress(content[(1 << 16) - 23 :])
@@ -907,28 +923,34 @@ LYING = entry("1.jpg", local={"size": 7, "packed": 1 << 31, "crc": 0})
 HEADER_FOR_ALL = pax(b"g", comment=b"1234567890abcdef")
 SIZE_OUTSIDE = pax(size=b"%d" % len(PIXELS), mtime=b"1.5") + block("1.jpg") + pad(PIXELS)
 IMPORTED = {
-    "stored ZIP": (lambda: ordinary_zip(FOREIGN, zipfile.ZIP_STORED), FOREIGN),
-    "deflated ZIP": (lambda: ordinary_zip(FOREIGN), FOREIGN),
+    "stored ZIP": (lambda: make_ordinary_zip(FOREIGN, zipfile.ZIP_STORED), FOREIGN),
+    "deflated ZIP": (lambda: make_ordinary_zip(FOREIGN), FOREIGN),
     "ZIP written to a pipe": (pipe_zip, TWO),
     "ZIP with 64-bit fields": (zip_of_wide_fields, {"1.jpg": PIXELS}),
     "comment that runs into the end": (zip_with_comment_into_its_end, PAIR),
-    "more content than it says": (zip_that_says_less, dict.fromkeys(PAIR, bytes(1000))),
-    "entry that lies about itself": (lambda: zipped(LYING, entry("2.jpg")), PAIR),
+    "more content than it says": (make_understating_zip, dict.fromkeys(PAIR, bytes(1000))),
+    "entry that lies about itself": (lambda: make_zip(LYING, entry("2.jpg")), PAIR),
     "empty file, packed into nothing": (
-        lambda: zipped(entry("1.jpg", b"", packed=b""), entry("2.jpg")),
+        lambda: make_zip(entry("1.jpg", b"", packed=b""), entry("2.jpg")),
         PAIR | {"1.jpg": b""},
     ),
-    "UTF-8 name": (lambda: zipped(entry("é.jpg")), {"é.jpg": PIXELS}),
+    "UTF-8 name": (lambda: make_zip(entry("é.jpg")), {"é.jpg": PIXELS}),
     "UTF-8 name that does not say so": (
-        lambda: zipped(entry("é.jpg", flags=0)),
+        lambda: make_zip(entry("é.jpg", flags=0)),
         {"é.jpg": PIXELS},
     ),
-    "DOS name": (lambda: zipped(entry(b"\x82.jpg", flags=0)), {"é.jpg": PIXELS}),
-    "backslashes in a ZIP": (lambda: zip_named("train\\cat\\1.jpg"), {"train/cat/1.jpg": PIXELS}),
-    "backslashes in a TAR": (lambda: tar_named("train\\cat\\1.jpg"), {"train/cat/1.jpg": PIXELS}),
-    "USTAR": (lambda: ordinary_tar(FOREIGN, tarfile.USTAR_FORMAT), FOREIGN),
-    "GNU TAR": (lambda: ordinary_tar(FOREIGN, tarfile.GNU_FORMAT), FOREIGN),
-    "PAX": (lambda: ordinary_tar(FOREIGN), FOREIGN),
+    "DOS name": (lambda: make_zip(entry(b"\x82.jpg", flags=0)), {"é.jpg": PIXELS}),
+    "backslashes in a ZIP": (
+        lambda: make_zip_of_names("train\\cat\\1.jpg"),
+        {"train/cat/1.jpg": PIXELS},
+    ),
+    "backslashes in a TAR": (
+        lambda: make_tar_of_names("train\\cat\\1.jpg"),
+        {"train/cat/1.jpg": PIXELS},
+    ),
+    "USTAR": (lambda: make_ordinary_tar(FOREIGN, tarfile.USTAR_FORMAT), FOREIGN),
+    "GNU TAR": (lambda: make_ordinary_tar(FOREIGN, tarfile.GNU_FORMAT), FOREIGN),
+    "PAX": (lambda: make_ordinary_tar(FOREIGN), FOREIGN),
     "two headers in a chain": (lambda: chain_headers(2), {"cat/1.jpg": PIXELS}),
     "3,000 headers in a chain": (lambda: chain_headers(3000), {"cat/1.jpg": PIXELS}),
     "header for all files": (
@@ -947,15 +969,15 @@ IMPORTED = {
         tar_with_padding_where_a_piece_ends,
         {"1.jpg": LARGE[:100_000]},
     ),
-    "ZIP of several pieces": (lambda: ordinary_zip(PIECES), PIECES),
-    "TAR of several pieces": (lambda: ordinary_tar(PIECES), PIECES),
-    "gzip of several pieces": (lambda: gzip.compress(ordinary_tar(PIECES), 1), PIECES),
-    "bzip2 of several pieces": (lambda: bz2.compress(ordinary_tar(PIECES), 1), PIECES),
+    "ZIP of several pieces": (lambda: make_ordinary_zip(PIECES), PIECES),
+    "TAR of several pieces": (lambda: make_ordinary_tar(PIECES), PIECES),
+    "gzip of several pieces": (lambda: gzip.compress(make_ordinary_tar(PIECES), 1), PIECES),
+    "bzip2 of several pieces": (lambda: bz2.compress(make_ordinary_tar(PIECES), 1), PIECES),
 }
 # What is left in a decompressor at the end of its input is not lost.
 for more in (-1, 0, 1, 258, 5000):
     zeros = {"1.bmp": bytes((1 << 20) + more)}
-    IMPORTED[f"zeros, 1 MiB and {more}"] = partial(ordinary_zip, zeros), zeros
+    IMPORTED[f"zeros, 1 MiB and {more}"] = partial(make_ordinary_zip, zeros), zeros
 
 
 @pytest.mark.parametrize(("make", "expected"), IMPORTED.values(), ids=IMPORTED)
@@ -965,9 +987,9 @@ def test_every_make_of_archive_is_imported_whole(make, expected):
 
 @pytest.mark.fuzz
 def test_zip_with_more_entries_than_a_short_directory_can_count_is_read():
-    """Programs that know no 64-bit fields lose the upper digits."""
+    """Programs without 64-bit fields write the number modulo 2**16."""
     entries = [entry(f"{number}.txt", b"", method=0) for number in range(0x10000)]
-    assert unpack(zipped(*entries, entry("1.jpg"), count=1)) == {"1.jpg": PIXELS}
+    assert unpack(make_zip(*entries, entry("1.jpg"), count=1)) == {"1.jpg": PIXELS}
 
 
 LEFTOVERS = {
@@ -984,8 +1006,8 @@ LEFTOVERS = {
     "__MACOSX/photos/cat/3.jpg": b"x",
 }
 STARTS = {
-    "zip": lambda: import_archive(io.BytesIO(ordinary_zip(LEFTOVERS)), "photos.zip"),
-    "tar": lambda: import_archive(io.BytesIO(ordinary_tar(LEFTOVERS)), "photos.tar"),
+    "zip": lambda: import_archive(io.BytesIO(make_ordinary_zip(LEFTOVERS)), "photos.zip"),
+    "tar": lambda: import_archive(io.BytesIO(make_ordinary_tar(LEFTOVERS)), "photos.tar"),
     "files": lambda: import_files(open_files(LEFTOVERS), "photos", 11),
 }
 
@@ -993,7 +1015,7 @@ STARTS = {
 @pytest.mark.parametrize("kind", STARTS)
 def test_leftovers_of_systems_go_and_a_folder_around_stays(kind):
     folder = finish(STARTS[kind]())
-    assert files_in(folder) == {"photos/cat/1.jpg": PIXELS, "photos/dog/2.PNG": b"2"}
+    assert read_files(folder) == {"photos/cat/1.jpg": PIXELS, "photos/dog/2.PNG": b"2"}
     assert sorted(entry.name for entry in (folder / "photos").iterdir()) == ["cat", "dog"]
 
 
@@ -1009,13 +1031,13 @@ def test_tar_as_the_system_packs_it_is_imported(tmp_path, name, image):
 def test_limits_themselves_are_allowed():
     sizes = {"total_bytes": 9000, "ratio_from_bytes": 9000, "file_bytes": 3000}
     limits = Limits(**sizes, entries=6, ratio=1, depth=3)
-    assert len(unpack(zip_named("a/b/c/1.jpg", "2.jpg", "a/3.jpg"), "a.zip", limits)) == 3
+    assert len(unpack(make_zip_of_names("a/b/c/1.jpg", "2.jpg", "a/3.jpg"), "a.zip", limits)) == 3
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
 def test_folders_and_files_can_be_read_by_others_and_run_by_nobody(mask):
-    archive = zipped(entry("1.jpg", mode=stat.S_IFREG | 0o7777))
+    archive = make_zip(entry("1.jpg", mode=stat.S_IFREG | 0o7777))
     before = os.umask(mask)
     try:
         folder = finish(import_archive(io.BytesIO(archive), "a.zip"))
@@ -1101,7 +1123,7 @@ def test_archives_are_known_by_their_suffix():
 
 def test_progress_is_in_packed_bytes_and_never_goes_back():
     images = {f"{number}.jpg": LARGE[number:][:400_000] for number in range(5)}
-    for archive in (ordinary_zip(images), gzip.compress(ordinary_tar(images), 1)):
+    for archive in (make_ordinary_zip(images), gzip.compress(make_ordinary_tar(images), 1)):
         steps = list(import_archive(io.BytesIO(archive), "a"))
         done = [step.done for step in steps]
         assert {step.total for step in steps} == {len(archive)}
@@ -1113,14 +1135,14 @@ def test_progress_is_in_packed_bytes_and_never_goes_back():
 
 def test_progress_is_seldom_however_many_entries_there_are():
     images = {f"{number}.jpg": b"x" for number in range(400)}
-    for archive in (ordinary_zip(images), ordinary_tar(images)):
+    for archive in (make_ordinary_zip(images), make_ordinary_tar(images)):
         assert 10 < len(list(import_archive(io.BytesIO(archive), "a"))) < 130
 
 
 def test_open_file_stays_open_and_is_read_from_its_beginning():
     file = io.BytesIO(ORDINARY[".tar.gz"])
     file.seek(100)
-    assert files_in(finish(import_archive(file, "a.tgz"))) == TWO
+    assert read_files(finish(import_archive(file, "a.tgz"))) == TWO
     assert not file.closed
 
 
@@ -1164,7 +1186,7 @@ def import_dict(files, name="photos", limits=SMALL):
 
 def test_files_from_a_browser_become_an_image_folder(home):
     folder = import_dict(TWO)
-    assert files_in(folder) == TWO
+    assert read_files(folder) == TWO
     assert folder.parent == home / "data"
     assert folder.name.startswith("photos-")
     assert os.listdir(home / "data") == [folder.name]
@@ -1219,7 +1241,7 @@ FILE_NAME = NAME | NAME.map(lambda name: name + ".jpg")
 
 
 def assert_contained(start):
-    """Run an import that writes into its own folder only, or leaves nothing and says why."""
+    """Run an import that writes only into its own folder, or leaves nothing and gives a reason."""
     with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
         home = Path(root, "far", "down", "home")
         data = home / "data"
@@ -1238,7 +1260,7 @@ def assert_contained(start):
             assert list(data.iterdir()) == [folder]
             paths = list(folder.rglob("*"))
             assert not any(p.is_symlink() or not (p.is_file() or p.is_dir()) for p in paths)
-            assert files_in(folder)
+            assert read_files(folder)
         outside = [path.name for path in Path(root).rglob("*") if not path.is_relative_to(data)]
         assert outside == ["far", "down", "home"]
 
@@ -1254,7 +1276,8 @@ def test_any_names_are_refused_or_stay_in_the_folder(names):
     raw = list(map(encode, names))
     flags = (0x800, 0, 0x800, 0)
     assert_archive_contained(
-        zipped(*(entry(name, flags=flag) for name, flag in zip(raw, flags, strict=False))), names[0]
+        make_zip(*(entry(name, flags=flag) for name, flag in zip(raw, flags, strict=False))),
+        names[0],
     )
     headers = (pax(path=name) if at % 2 else long_name(name) for at, name in enumerate(raw))
     assert_archive_contained(b"".join(header + member("x") for header in headers) + END, names[0])
@@ -1282,7 +1305,7 @@ def test_any_bytes_are_refused_in_words(magic, content):
     st.booleans(),
 )
 def test_any_damage_is_refused_or_harmless(suffix, changes, at_the_edges):
-    """Change bytes anywhere, or where the headers and directories are."""
+    """Change bytes anywhere, or only in headers and directories."""
     archive = bytearray(ORDINARY[suffix])
     for position, value in changes:
         if at_the_edges:

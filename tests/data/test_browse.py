@@ -1,4 +1,4 @@
-"""Walking through folders: never beyond the readable ones, and quickly where folders are large."""
+"""Browsing never leaves the readable folders, and is quick in large ones."""
 
 import pytest
 
@@ -81,8 +81,8 @@ def test_a_folder_of_thousands_is_listed_whole_and_counted_in_part(root, monkeyp
     for number in range(1000):
         (root / f"{number:04}").mkdir()
     fill(root / "0000", *(f"{number}.png" for number in range(30)))
-    monkeypatch.setattr(browse, "_MOST_LOOKED_AT", 20)
-    monkeypatch.setattr(browse, "_MOST_IN_ALL", 25)
+    monkeypatch.setattr(browse, "_MAX_ENTRIES_BELOW", 20)
+    monkeypatch.setattr(browse, "_MAX_ENTRIES", 25)
     fill(root / "0001", *(f"{number}.png" for number in range(4)))
     fill(root / "0002", *(f"{number}.png" for number in range(4)))
     view = view_folder(root, [root])

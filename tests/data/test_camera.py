@@ -1,4 +1,4 @@
-"""What is recorded with a camera: what a browser may send, where it is kept, and how it is split."""
+"""Recordings with a camera: messages of the browser, storage, and splits."""
 
 import base64
 import errno
@@ -36,30 +36,30 @@ from finetune_core.work import finish
 
 
 def jpeg(seed=0, side=64, kind="JPEG"):
-    """A picture of its own for each seed, with shapes that survive scaling."""
+    """Return a different picture for each seed, with shapes that survive scaling."""
     coarse = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(coarse).resize((side, side), Image.Resampling.BILINEAR).save(buffer, kind)
     return buffer.getvalue()
 
 
-def text(content):
+def encode_base64(content):
     return base64.b64encode(content).decode()
 
 
-def sent(**changed):
+def make_message(**changed):
     return {
         "id": "a1",
         "press": "p1",
         "first": 0,
-        "frames": [text(jpeg())],
+        "frames": [encode_base64(jpeg())],
         "recording": "mugs",
         "class": "cup",
     } | changed
 
 
 def press(name, class_name, pictures, recording="mugs", person=""):
-    """One press of the button, in batches as the browser sends them."""
+    """Store the frames of one press of the button, in batches as the browser sends them."""
     for start in range(0, len(pictures), 6):
         folder = store(
             Batch("a1", name, start, tuple(pictures[start : start + 6]), recording, class_name),
@@ -75,19 +75,31 @@ def split_of(folder):
 
 def test_a_batch_is_what_was_sent():
     content = jpeg()
-    batch = read_batch(sent(frames=[text(content)] * 2, first=6))
+    batch = read_batch(make_message(frames=[encode_base64(content)] * 2, first=6))
     assert batch == Batch("a1", "p1", 6, (content, content), "mugs", "cup")
 
 
 HOSTILE = {
-    "no record": [None, "frames", [sent()]],
-    "its id": [sent(id="../a"), sent(press="a/b"), sent(press="a" * 33)],
-    "no text": [sent(press=7), sent(recording=["mugs"]), sent(frames=[7]), sent(**{"class": None})],
-    "number of its first": [sent(first=first) for first in (-1, "0", True, 10**12)],
-    "between 1 and": [sent(frames=frames) for frames in (text(jpeg()), [], [text(jpeg())] * 1000)],
-    "not base64": [sent(frames=["no base64!"]), sent(frames=["ü" * 40])],
-    "cannot be decoded": [sent(frames=[text(one)]) for one in (b"no picture", jpeg()[:-200])],
-    "no JPEG": [sent(frames=[text(one)]) for one in (jpeg(kind="PNG"), jpeg(side=2049))],
+    "no record": [None, "frames", [make_message()]],
+    "its id": [make_message(id="../a"), make_message(press="a/b"), make_message(press="a" * 33)],
+    "no text": [
+        make_message(press=7),
+        make_message(recording=["mugs"]),
+        make_message(frames=[7]),
+        make_message(**{"class": None}),
+    ],
+    "number of its first": [make_message(first=first) for first in (-1, "0", True, 10**12)],
+    "between 1 and": [
+        make_message(frames=frames)
+        for frames in (encode_base64(jpeg()), [], [encode_base64(jpeg())] * 1000)
+    ],
+    "not base64": [make_message(frames=["no base64!"]), make_message(frames=["ü" * 40])],
+    "cannot be decoded": [
+        make_message(frames=[encode_base64(one)]) for one in (b"no picture", jpeg()[:-200])
+    ],
+    "no JPEG": [
+        make_message(frames=[encode_base64(one)]) for one in (jpeg(kind="PNG"), jpeg(side=2049))
+    ],
 }
 
 
@@ -101,7 +113,7 @@ def test_batch_that_is_anything_else_is_refused(words):
 def test_a_hundred_megabytes_are_refused_before_they_are_decoded(monkeypatch):
     monkeypatch.setattr(frames.base64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(DataError, match="larger than"):
-        read_batch(sent(frames=["A" * 100_000_000]))
+        read_batch(make_message(frames=["A" * 100_000_000]))
 
 
 ELSEWHERE = ["../up", "a/b", "a\\b", "/etc", "C:", ".hidden", "..", "", "  ", "a\0b", "a\nb"]

@@ -195,13 +195,13 @@ def test_class_may_be_named_train():
     assert dataset.classes == ("bus", "train")
 
 
-def splits_of(data, **settings):
-    """{id: split}"""
+def get_splits(data, **settings):
+    """Return {id: split}."""
     table = load_dataset(data, **settings).table
     return dict(zip(table["id"], table["split"], strict=True))
 
 
-def darkened(file, target):
+def darken(file, target):
     with Image.open(file) as image:
         image.point(lambda value: value * 0.9).save(target)
 
@@ -209,21 +209,21 @@ def darkened(file, target):
 @pytest.mark.train
 def test_files_that_are_added_move_no_others_and_the_shares_hold(tmp_path):
     folder = image_folder(tmp_path / "x", {"red": 40, "blue": 20})
-    before = splits_of(folder, val_fraction=0.2, test_fraction=0.1)
+    before = get_splits(folder, val_fraction=0.2, test_fraction=0.1)
     for batch in ("early", "late"):
         image_folder(tmp_path / batch, {f"{batch}/red": 40})
         for number, file in enumerate(sorted((tmp_path / batch).glob("*/*/*.png"))):
             shutil.copy(
                 file, folder / "red" / (f"!{number}.png" if batch == "early" else f"z{number}.png")
             )
-        after = splits_of(folder, val_fraction=0.2, test_fraction=0.1)
+        after = get_splits(folder, val_fraction=0.2, test_fraction=0.1)
         assert before.items() <= after.items()
         red = pd.Series(
             [split for name, split in after.items() if name.startswith("red")]
         ).value_counts(normalize=True)
         assert red.round(2).to_dict() == {"train": 0.7, "val": 0.2, "test": 0.1}
         before = after
-    assert splits_of(folder, val_fraction=0.2, test_fraction=0.1) == before
+    assert get_splits(folder, val_fraction=0.2, test_fraction=0.1) == before
 
 
 @pytest.mark.train
@@ -233,37 +233,37 @@ def test_another_rule_is_another_split_and_the_first_one_comes_back(tmp_path):
         for number, file in enumerate(sorted((folder / name).glob("*.png"))):
             file.rename(folder / name / f"{number // 4}_{number}.png")
         shutil.copy(folder / name / "0_0.png", folder / name / "5_copy.png")
-    first, fingerprint = splits_of(folder), load_dataset(folder).fingerprint
+    first, fingerprint = get_splits(folder), load_dataset(folder).fingerprint
     assert load_dataset(folder, split_seed=1).fingerprint != fingerprint
     rules = {"split_seed": 1, "val_fraction": 0.3, "test_fraction": 0.3}
     for rule, value in {**rules, "near_duplicates": "apart", "groups": "{group}_*"}.items():
-        assert splits_of(folder, **{rule: value}) != first
-    assert splits_of(folder) == first
+        assert get_splits(folder, **{rule: value}) != first
+    assert get_splits(folder) == first
 
 
 @pytest.mark.train
 def test_split_that_is_lost_damaged_or_cannot_be_kept_is_the_same_again(tmp_path, monkeypatch):
     folder = image_folder(tmp_path / "x", {"red": 12, "blue": 12})
-    before = splits_of(folder)
+    before = get_splits(folder)
     for file in entry_folder(folder).glob("split-*"):
         file.write_bytes(b"x")
-    assert splits_of(folder) == before
+    assert get_splits(folder) == before
     shutil.rmtree(entry_folder(folder))
-    assert splits_of(folder) == before
+    assert get_splits(folder) == before
     (tmp_path / "file").touch()
     monkeypatch.setenv("THAW_HOME", str(tmp_path / "file" / "home"))
-    assert splits_of(folder) == before
+    assert get_splits(folder) == before
 
 
-def straddling(table):
-    """The groups that lie in more than one split."""
+def find_straddling(table):
+    """Return the groups that lie in more than one split."""
     grouped = table[table["group"] != ""].groupby("group")["split"].nunique()
     return set(grouped[grouped > 1].index)
 
 
 @pytest.fixture
 def patients(tmp_path):
-    """60 images of 12 patients, of whom each has both classes, and one image of nobody."""
+    """Return 60 images of 12 patients, each in both classes, and one image without a group."""
     folder = image_folder(tmp_path / "x", {"red": 30, "blue": 31})
     for name in ("red", "blue"):
         for number, file in enumerate(sorted((folder / name).glob("*.png"))):
@@ -277,8 +277,8 @@ def test_groups_by_a_pattern_never_straddle(patients):
     assert (plain.table["group"] == "").all()
     assert grouped.table["group"].nunique() == 13
     assert grouped.table.set_index("id").loc["blue/030.png", "group"] == ""
-    assert straddling(plain.table.assign(group=grouped.table["group"])) != set()
-    assert straddling(grouped.table) == set()
+    assert find_straddling(plain.table.assign(group=grouped.table["group"])) != set()
+    assert find_straddling(grouped.table) == set()
     assert set(grouped.table["split"]) == {"train", "val", "test"}
 
 
@@ -286,12 +286,12 @@ def test_groups_by_a_pattern_never_straddle(patients):
 def test_groups_hold_when_images_are_added(patients):
     load_dataset(patients, groups="{group}_*")
     for number in range(12):
-        darkened(patients / "red" / "p0_0.png", patients / "red" / f"p{number}_new.png")
+        darken(patients / "red" / "p0_0.png", patients / "red" / f"p{number}_new.png")
     assert (
-        straddling(load_dataset(patients, groups="{group}_*", near_duplicates="apart").table)
+        find_straddling(load_dataset(patients, groups="{group}_*", near_duplicates="apart").table)
         == set()
     )
-    assert straddling(load_dataset(patients, groups="{group}_*").table) == set()
+    assert find_straddling(load_dataset(patients, groups="{group}_*").table) == set()
 
 
 def test_groups_of_a_manifest_never_straddle_and_go_before_the_pattern(patients):
@@ -307,7 +307,7 @@ def test_groups_of_a_manifest_never_straddle_and_go_before_the_pattern(patients)
     for pattern in ("", "{group}_*"):
         dataset = load_dataset(patients / "m.csv", groups=pattern)
         assert dataset.table["group"].nunique() == 7
-        assert straddling(dataset.table) == set()
+        assert find_straddling(dataset.table) == set()
         assert set(dataset.table["split"]) == {"train", "val", "test"}
 
 
@@ -315,24 +315,24 @@ def test_groups_that_a_manifest_names_later_are_kept_together_from_then_on(patie
     files = sorted(file.relative_to(patients).as_posix() for file in patients.glob("*/*.png"))
     table = pd.DataFrame({"path": files, "label": [name.split("/")[0] for name in files]})
     table.to_csv(patients / "m.csv", index=False)
-    before = splits_of(patients / "m.csv")
+    before = get_splits(patients / "m.csv")
     table["group"] = [n % 7 if n < 40 else "" for n in range(len(files))]
     table.to_csv(patients / "m.csv", index=False)
     after = load_dataset(patients / "m.csv")
-    assert straddling(after.table) == set()
+    assert find_straddling(after.table) == set()
     alone = after.table[after.table["group"] == ""]
     assert all(before[row.id] == row.split for row in alone.itertuples())
 
 
 @pytest.fixture
 def folder_with_copies(tmp_path):
-    """60 images, 24 of which have an exact copy or a near-duplicate beside them."""
+    """Return 60 images, 24 of which have an exact copy or a near-duplicate."""
     folder = image_folder(tmp_path / "x", {"red": 30, "blue": 30})
     for name in ("red", "blue"):
         for number in range(12):
             source = folder / name / f"{number:03d}.png"
             target = folder / name / f"copy{number:03d}.png"
-            darkened(source, target) if number % 2 else shutil.copy(source, target)
+            darken(source, target) if number % 2 else shutil.copy(source, target)
     return folder
 
 
@@ -358,10 +358,10 @@ def test_copies_and_near_duplicates_are_on_one_side_unless_they_are_to_be_apart(
 @pytest.mark.train
 def test_copies_that_are_added_join_their_originals(tmp_path):
     folder = image_folder(tmp_path / "x", {"red": 30, "blue": 30})
-    before = splits_of(folder)
+    before = get_splits(folder)
     for number in range(20):
-        darkened(folder / "red" / f"{number:03d}.png", folder / "red" / f"copy{number:03d}.png")
-    after = splits_of(folder)
+        darken(folder / "red" / f"{number:03d}.png", folder / "red" / f"copy{number:03d}.png")
+    after = get_splits(folder)
     assert before.items() <= after.items()
     assert apart(after) == []
 
@@ -369,7 +369,7 @@ def test_copies_that_are_added_join_their_originals(tmp_path):
 def test_given_splits_are_kept_whatever_is_copied(tmp_path):
     image_folder(tmp_path, {"train/red": 10, "train/blue": 10, "val/red": 3, "val/blue": 3})
     shutil.copy(tmp_path / "train/red/000.png", tmp_path / "val/red/copy.png")
-    split = splits_of(tmp_path, groups="{group}.png")
+    split = get_splits(tmp_path, groups="{group}.png")
     assert (split["train/red/000.png"], split["val/red/copy.png"]) == ("train", "val")
 
 
@@ -384,7 +384,7 @@ def test_nothing_but_one_group_a_class_is_said(tmp_path, why):
             shutil.copy(folder / name / "a_0.png", folder / name / f"a_{number}.png")
     with pytest.raises(DataError, match="one group, or nothing but near-duplicates"):
         load_dataset(folder, **why)
-    assert set(splits_of(folder, near_duplicates="apart").values()) == {"train", "val", "test"}
+    assert set(get_splits(folder, near_duplicates="apart").values()) == {"train", "val", "test"}
 
 
 def test_hashes_of_the_table_are_whole(tmp_path):
@@ -397,7 +397,7 @@ def test_hashes_of_the_table_are_whole(tmp_path):
 
 def test_edits_are_applied_after_the_split_and_recorded(tmp_path):
     image_folder(tmp_path, {"red": 12, "blue": 12})
-    before = splits_of(tmp_path)
+    before = get_splits(tmp_path)
     trained = [name for name, split in before.items() if split == "train"]
     edits = (
         Edit(action="exclude", paths=(trained[0],)),
@@ -414,7 +414,7 @@ def test_edits_are_applied_after_the_split_and_recorded(tmp_path):
     assert rows.loc[trained[2], ["class", "label"]].tolist() == ["green", 1]
     after = dict(zip(dataset.table["id"], dataset.table["split"], strict=True))
     assert {name for name in after if after[name] != before[name]} == {trained[1]}
-    assert splits_of(tmp_path) == before
+    assert get_splits(tmp_path) == before
 
 
 def test_fingerprint_changes_with_every_edit_but_an_ignored_finding():

@@ -21,14 +21,14 @@ from finetune_core.errors import ImageError
 from tests.deadline import in_time
 
 
-def encoded(image, kind="PNG", **options):
+def encode_image(image, kind="PNG", **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def quarters():
-    """16 × 8, a different colour in each quarter: red, green / blue, black."""
+    """Return 16 × 8 pixels with a colour per quarter: red, green / blue, black."""
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:4, :8] = (255, 0, 0)
     pixels[:4, 8:] = (0, 255, 0)
@@ -36,10 +36,12 @@ def quarters():
     return Image.fromarray(pixels)
 
 
-def turned(kind, orientation):
+def turn_image(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(quarters(), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    return encode_image(
+        quarters(), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {})
+    )
 
 
 # What has to be done to the stored pixels so that they are shown upright: EXIF's own definition.
@@ -59,13 +61,13 @@ TURNS = {
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_turns_the_pixels(orientation, kind):
     expected = TURNS[orientation](np.asarray(quarters()))
-    np.testing.assert_array_equal(np.asarray(read_image(turned(kind, orientation))), expected)
+    np.testing.assert_array_equal(np.asarray(read_image(turn_image(kind, orientation))), expected)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "TIFF"])
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_a_header_says_the_size_as_shown(orientation, kind):
-    header = read_header(turned(kind, orientation))
+    header = read_header(turn_image(kind, orientation))
     assert (header.width, header.height) == (8, 16)
 
 
@@ -77,7 +79,7 @@ def test_a_png_header_says_the_size_as_shown_where_its_exif_is_in_a_text_chunk()
     text.add_text(
         "Raw profile type exif", f"\nexif\n{len(profile):8d}\n{profile.hex()}\n", zip=True
     )
-    content = encoded(quarters(), pnginfo=text)
+    content = encode_image(quarters(), pnginfo=text)
     header = read_header(content)
     assert (header.width, header.height) == read_image(content).size
 
@@ -85,7 +87,7 @@ def test_a_png_header_says_the_size_as_shown_where_its_exif_is_in_a_text_chunk()
 def test_exif_orientation_of_a_jpeg_is_undone_once():
     exif = Image.Exif()
     exif[0x0112] = 6
-    content = encoded(
+    content = encode_image(
         quarters().resize((64, 32), Image.Resampling.NEAREST), "JPEG", exif=exif, quality=95
     )
     image = read_image(content)
@@ -95,7 +97,7 @@ def test_exif_orientation_of_a_jpeg_is_undone_once():
 
 
 def test_palette_shows_its_colours():
-    image = read_image(encoded(quarters().quantize(4)))
+    image = read_image(encode_image(quarters().quantize(4)))
     assert image.mode == "RGB"
     np.testing.assert_allclose(np.asarray(image, int), np.asarray(quarters(), int), atol=3)
 
@@ -118,37 +120,40 @@ def palette():
 
 
 def ink(*values):
-    return encoded(Image.new("CMYK", (16, 16), values), "JPEG", quality=95)
+    return encode_image(Image.new("CMYK", (16, 16), values), "JPEG", quality=95)
 
 
 WIDE, INF = (0, 257 * 10, 257 * 128, 65535), np.inf
 # Name -> content, and the pixels that are shown.
 SHOWN = {
-    "gray": (encoded(Image.new("L", (4, 4), 77), "JPEG", quality=100), [77]),
-    "transparent palette entry": (encoded(palette(), transparency=0), [255, (200, 100, 50)]),
+    "gray": (encode_image(Image.new("L", (4, 4), 77), "JPEG", quality=100), [77]),
+    "transparent palette entry": (encode_image(palette(), transparency=0), [255, (200, 100, 50)]),
     "transparency": (
-        encoded(row("RGBA", (255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 0, 128))),
+        encode_image(row("RGBA", (255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 0, 128))),
         [(255, 0, 0), 255, 127],
     ),
-    "gray with alpha": (encoded(row("LA", (30, 255), (30, 0))), [30, 255]),
-    "one bit": (encoded(row("1", 0, 255)), [0, 255]),
+    "gray with alpha": (encode_image(row("LA", (30, 255), (30, 0))), [30, 255]),
+    "one bit": (encode_image(row("1", 0, 255)), [0, 255]),
     "printed red": (ink(0, 255, 255, 0), [(255, 0, 0)]),
     "printed black": (ink(0, 0, 0, 255), [0]),
     "no ink": (ink(0, 0, 0, 0), [255]),
-    "16-bit PNG": (encoded(numbers(np.uint16, *WIDE)), [0, 10, 128, 255]),
-    "16-bit TIFF": (encoded(numbers(np.uint16, *WIDE), "TIFF"), [0, 10, 128, 255]),
-    "floats": (encoded(numbers(np.float32, -1, 0, 1), "TIFF"), [0, 128, 255]),
-    "floats of one value": (encoded(numbers(np.float32, 7, 7), "TIFF"), [7, 7]),
+    "16-bit PNG": (encode_image(numbers(np.uint16, *WIDE)), [0, 10, 128, 255]),
+    "16-bit TIFF": (encode_image(numbers(np.uint16, *WIDE), "TIFF"), [0, 10, 128, 255]),
+    "floats": (encode_image(numbers(np.float32, -1, 0, 1), "TIFF"), [0, 128, 255]),
+    "floats of one value": (encode_image(numbers(np.float32, 7, 7), "TIFF"), [7, 7]),
     "floats beyond any range": (
-        encoded(numbers(np.float32, np.nan, -INF, -3e38, 0, 3e38, INF), "TIFF"),
+        encode_image(numbers(np.float32, np.nan, -INF, -3e38, 0, 3e38, INF), "TIFF"),
         [0, 0, 0, 128, 255, 255],
     ),
-    "infinity": (encoded(numbers(np.float32, INF, INF), "TIFF"), [255, 255]),
-    "minus infinity": (encoded(numbers(np.float32, -INF, -INF), "TIFF"), [0, 0]),
-    "no number": (encoded(numbers(np.float32, np.nan, np.nan), "TIFF"), [0, 0]),
-    "16-bit integers of 32 bits": (encoded(numbers(np.int32, 0, 257, 65535), "TIFF"), [0, 1, 255]),
-    "negative integers": (encoded(numbers(np.int32, -100, 0, 155), "TIFF"), [0, 100, 255]),
-    "large integers": (encoded(numbers(np.int32, 0, 1, 2**31 - 1), "TIFF"), [0, 0, 255]),
+    "infinity": (encode_image(numbers(np.float32, INF, INF), "TIFF"), [255, 255]),
+    "minus infinity": (encode_image(numbers(np.float32, -INF, -INF), "TIFF"), [0, 0]),
+    "no number": (encode_image(numbers(np.float32, np.nan, np.nan), "TIFF"), [0, 0]),
+    "16-bit integers of 32 bits": (
+        encode_image(numbers(np.int32, 0, 257, 65535), "TIFF"),
+        [0, 1, 255],
+    ),
+    "negative integers": (encode_image(numbers(np.int32, -100, 0, 155), "TIFF"), [0, 100, 255]),
+    "large integers": (encode_image(numbers(np.int32, 0, 1, 2**31 - 1), "TIFF"), [0, 0, 255]),
 }
 
 
@@ -163,7 +168,7 @@ def test_pixels_of_every_kind_are_shown_in_8_bits_of_rgb(content, expected):
 
 def test_an_animation_shows_its_first_frame():
     frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue", "green")]
-    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    content = encode_image(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert Image.open(io.BytesIO(content)).n_frames == 3
     assert read_image(content).getpixel((2, 2)) == (255, 0, 0)
 
@@ -171,9 +176,10 @@ def test_an_animation_shows_its_first_frame():
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
 def test_a_header_tells_one_frame_from_several(kind):
     frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue", "green")]
-    assert read_header(encoded(frames[0], kind)).frames == 1
+    assert read_header(encode_image(frames[0], kind)).frames == 1
     assert (
-        read_header(encoded(frames[0], kind, save_all=True, append_images=frames[1:])).frames == 2
+        read_header(encode_image(frames[0], kind, save_all=True, append_images=frames[1:])).frames
+        == 2
     )
 
 
@@ -190,7 +196,7 @@ def test_a_header_is_read_without_counting_the_frames_that_follow(monkeypatch):
 
 def test_a_file_and_its_bytes_give_the_same(tmp_path):
     file = tmp_path / "it's <b>an 🦦.png"
-    file.write_bytes(encoded(quarters()))
+    file.write_bytes(encode_image(quarters()))
     np.testing.assert_array_equal(
         np.asarray(read_image(file)), np.asarray(read_image(file.read_bytes()))
     )
@@ -199,14 +205,14 @@ def test_a_file_and_its_bytes_give_the_same(tmp_path):
 
 def several(kind, count):
     frames = [quarters().rotate(90 * number) for number in range(count)]
-    return encoded(
+    return encode_image(
         frames[0], kind, **({"save_all": True, "append_images": frames[1:]} if count > 1 else {})
     )
 
 
 KINDS = {
     **{
-        f"{kind} turned {turn}": turned(kind, turn)
+        f"{kind} turned {turn}": turn_image(kind, turn)
         for kind in ("PNG", "TIFF", "WEBP", "JPEG")
         for turn in (1, 6, 7)
     },
@@ -216,12 +222,12 @@ KINDS = {
         for count in (1, 2, 3)
     },
     **{
-        mode: encoded(quarters().convert(mode), "PNG")
+        mode: encode_image(quarters().convert(mode), "PNG")
         for mode in ("P", "L", "1", "RGBA", "LA", "I;16")
     },
-    "palette of GIF": encoded(quarters().convert("P"), "GIF", transparency=0),
-    "CMYK": encoded(quarters().convert("CMYK"), "JPEG"),
-    "large JPEG": encoded(quarters().resize((640, 320)), "JPEG"),
+    "palette of GIF": encode_image(quarters().convert("P"), "GIF", transparency=0),
+    "CMYK": encode_image(quarters().convert("CMYK"), "JPEG"),
+    "large JPEG": encode_image(quarters().resize((640, 320)), "JPEG"),
 }
 
 
@@ -254,7 +260,7 @@ def test_header_and_image_at_once_fail_as_they_do_apart(kind):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_truncated_file_is_refused_by_name(tmp_path, kind):
     random = np.random.default_rng(0)
-    content = encoded(Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8)), kind)
+    content = encode_image(Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8)), kind)
     file = tmp_path / "half.img"
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(ImageError, match=r"half\.img is damaged or cut short"):
@@ -328,7 +334,7 @@ def test_a_webp_bomb_is_refused_before_pillow_opens_it(tmp_path, monkeypatch, re
 
 @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0", "quality": 90}])
 def test_a_webp_claims_the_size_that_it_has(monkeypatch, options):
-    content = encoded(Image.new("RGB", (300, 700)), "WEBP", **options)
+    content = encode_image(Image.new("RGB", (300, 700)), "WEBP", **options)
     assert read_header(content).width == 300
     monkeypatch.setattr(decode, "MAX_PIXELS", 300 * 700 - 1)
     monkeypatch.setattr(Image, "open", None)
@@ -341,7 +347,7 @@ def test_the_pixel_limit_is_pillows():
 
 
 def test_a_jpeg_read_small_is_at_least_as_large_as_asked():
-    content = encoded(quarters().resize((800, 400)), "JPEG")
+    content = encode_image(quarters().resize((800, 400)), "JPEG")
     image = read_image(content, shorter_side=60)
     assert 60 <= min(image.size) < 400
 
@@ -349,7 +355,7 @@ def test_a_jpeg_read_small_is_at_least_as_large_as_asked():
 def test_a_square_is_the_centre_of_the_image():
     pixels = np.zeros((10, 30, 3), np.uint8)
     pixels[:, 10:20] = 255
-    square = read_square(encoded(Image.fromarray(pixels)), Resize(10))
+    square = read_square(encode_image(Image.fromarray(pixels)), Resize(10))
     assert square.shape == (10, 10, 3)
     assert square.dtype == np.uint8
     np.testing.assert_array_equal(square, 255)
@@ -358,14 +364,14 @@ def test_a_square_is_the_centre_of_the_image():
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 9)])
 def test_a_square_of_any_image(size, fit):
-    square = read_square(encoded(Image.new("RGB", size, "red")), Resize(16, fit=fit))
+    square = read_square(encode_image(Image.new("RGB", size, "red")), Resize(16, fit=fit))
     assert square.shape == (16, 16, 3)
     assert (square == (255, 0, 0)).all(axis=2).any()
 
 
 @pytest.mark.parametrize("size", [(200, 100), (8, 4), (38, 311), (1, 500), (64, 64)])
 def test_a_thumbnail_is_a_square_jpeg_with_the_whole_image_in_its_middle(size):
-    small = Image.open(io.BytesIO(thumbnail(encoded(Image.new("RGB", size, (250, 0, 0))), 64)))
+    small = Image.open(io.BytesIO(thumbnail(encode_image(Image.new("RGB", size, (250, 0, 0))), 64)))
     assert (small.format, small.size) == ("JPEG", (64, 64))
     pixels = np.asarray(small).astype(int)
     expected = [max(1, round(64 * length / max(size))) for length in size]
@@ -380,7 +386,7 @@ def test_a_thumbnail_is_a_square_jpeg_with_the_whole_image_in_its_middle(size):
 
 def test_what_is_beside_a_letterboxed_image_is_neither_white_nor_black():
     small = np.asarray(
-        Image.open(io.BytesIO(thumbnail(encoded(Image.new("RGB", (38, 311), "red")), 160)))
+        Image.open(io.BytesIO(thumbnail(encode_image(Image.new("RGB", (38, 311), "red")), 160)))
     )
     assert (small[:, :20] > 90).all()
     assert (small[:, :20] < 180).all()
@@ -390,7 +396,7 @@ def test_what_is_beside_a_letterboxed_image_is_neither_white_nor_black():
 def test_damage_on_which_pillow_raises_other_than_oserror_is_an_image_error(
     tmp_path, kind, position
 ):
-    content = bytearray(encoded(quarters(), kind))
+    content = bytearray(encode_image(quarters(), kind))
     content[position] = 0
     file = tmp_path / "damaged.img"
     file.write_bytes(content)

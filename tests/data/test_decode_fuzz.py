@@ -1,4 +1,7 @@
-"""Damaged images by the thousand: what comes out of the decoder is an image or an ImageError, and never a warning."""
+"""Thousands of damaged images: the decoder returns an image or raises ImageError.
+
+It never warns.
+"""
 
 import io
 import random
@@ -40,14 +43,14 @@ MAGIC = [
 ]
 
 
-def encoded(image, kind, **options):
+def encode_image(image, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def picture(mode):
-    """24 × 16 with something to see."""
+def make_picture(mode):
+    """Return 24 × 16 pixels that are not uniform."""
     pixels = np.add.outer(np.arange(16) * 9, np.arange(24) * 5).astype(np.uint8)
     return Image.fromarray(np.dstack([pixels, pixels.T.reshape(16, 24), 255 - pixels])).convert(
         mode
@@ -60,29 +63,31 @@ def seeds():
     wide = Image.fromarray(np.arange(384, dtype=np.uint16).reshape(16, 24) * 170)
     frames = {
         "save_all": True,
-        "append_images": [picture("L").convert("RGB").rotate(90 * turn) for turn in (1, 2)],
+        "append_images": [make_picture("L").convert("RGB").rotate(90 * turn) for turn in (1, 2)],
     }
     return {
-        "JPEG": encoded(picture("RGB"), "JPEG", exif=exif),
-        "JPEG, progressive": encoded(picture("RGB"), "JPEG", progressive=True),
-        "JPEG, CMYK": encoded(picture("CMYK"), "JPEG"),
-        "PNG": encoded(picture("RGBA"), "PNG"),
-        "PNG, palette": encoded(picture("P"), "PNG", transparency=3, exif=exif),
-        "PNG, 16 bits": encoded(wide, "PNG"),
-        "WebP": encoded(picture("RGB"), "WEBP", exif=exif),
-        "WebP, lossless": encoded(picture("RGBA"), "WEBP", lossless=True),
-        "WebP, animated": encoded(picture("RGB"), "WEBP", **frames),
-        "TIFF": encoded(picture("RGB"), "TIFF", exif=exif),
-        "TIFF, packed": encoded(picture("RGB"), "TIFF", compression="tiff_lzw"),
-        "TIFF, pages": encoded(picture("L"), "TIFF", compression="tiff_adobe_deflate", **frames),
-        "TIFF, floating point": encoded(
+        "JPEG": encode_image(make_picture("RGB"), "JPEG", exif=exif),
+        "JPEG, progressive": encode_image(make_picture("RGB"), "JPEG", progressive=True),
+        "JPEG, CMYK": encode_image(make_picture("CMYK"), "JPEG"),
+        "PNG": encode_image(make_picture("RGBA"), "PNG"),
+        "PNG, palette": encode_image(make_picture("P"), "PNG", transparency=3, exif=exif),
+        "PNG, 16 bits": encode_image(wide, "PNG"),
+        "WebP": encode_image(make_picture("RGB"), "WEBP", exif=exif),
+        "WebP, lossless": encode_image(make_picture("RGBA"), "WEBP", lossless=True),
+        "WebP, animated": encode_image(make_picture("RGB"), "WEBP", **frames),
+        "TIFF": encode_image(make_picture("RGB"), "TIFF", exif=exif),
+        "TIFF, packed": encode_image(make_picture("RGB"), "TIFF", compression="tiff_lzw"),
+        "TIFF, pages": encode_image(
+            make_picture("L"), "TIFF", compression="tiff_adobe_deflate", **frames
+        ),
+        "TIFF, floating point": encode_image(
             Image.fromarray(np.linspace(-1, 1, 384, dtype=np.float32).reshape(16, 24)), "TIFF"
         ),
-        "GIF": encoded(picture("P"), "GIF"),
-        "GIF, animated": encoded(picture("RGB"), "GIF", **frames),
-        "BMP": encoded(picture("RGB"), "BMP"),
-        "BMP, palette": encoded(picture("P"), "BMP"),
-        "PPM": encoded(picture("RGB"), "PPM"),
+        "GIF": encode_image(make_picture("P"), "GIF"),
+        "GIF, animated": encode_image(make_picture("RGB"), "GIF", **frames),
+        "BMP": encode_image(make_picture("RGB"), "BMP"),
+        "BMP, palette": encode_image(make_picture("P"), "BMP"),
+        "PPM": encode_image(make_picture("RGB"), "PPM"),
     }
 
 
@@ -90,7 +95,7 @@ SEEDS = seeds()
 
 
 def assert_an_image_or_an_error(content):
-    """Every reader of it gives what it promises or raises ImageError in one line."""
+    """Check that every reader returns an image, or raises ImageError in one line."""
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         # they are looked for below, where nothing of pytest's is in the way
         warnings.simplefilter("ignore")
@@ -135,8 +140,8 @@ READERS = (
 )
 
 
-def flipped(content, source):
-    """A few bits flipped, rather in the headers than in the pixels."""
+def flip_bits(content, source):
+    """Flip a few bits, more often in the headers than in the pixels."""
     damaged = bytearray(content)
     for _ in range(source.randint(1, 6)):
         position = source.randrange(
@@ -146,12 +151,12 @@ def flipped(content, source):
     return bytes(damaged)
 
 
-def cut(content, source):
+def truncate(content, source):
     return content[: source.randrange(len(content))]
 
 
-def spliced(content, source):
-    """A stretch of it removed, doubled, made random, or taken from another image."""
+def splice(content, source):
+    """Remove, double, randomise or replace a part of the content."""
     start = source.randrange(len(content))
     end = min(len(content), start + source.randint(1, 40))
     other = SEEDS[source.choice(sorted(SEEDS))]
@@ -171,7 +176,7 @@ def spliced(content, source):
 def test_images_are_good_and_once_damaged_an_image_or_an_error(name):
     for read, is_good in READERS:
         assert is_good(read(SEEDS[name]))
-    for damage in (flipped, cut, spliced):
+    for damage in (flip_bits, truncate, splice):
         source = random.Random(f"{name} {damage.__name__}")
         for _ in range(ROUNDS):
             assert_an_image_or_an_error(damage(SEEDS[name], source))
@@ -272,8 +277,11 @@ for file in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
-def warned(folder):
-    """The warnings that a process of its own prints while it reads every image in a folder: nothing of pytest's hides one."""
+def collect_warnings(folder):
+    """Return the warnings of a process that reads every image in a folder.
+
+    In a process of its own, nothing of pytest's hides a warning.
+    """
     finished = subprocess.run(
         [sys.executable, "-W", "always", "-c", READ_ALL, str(folder)],
         capture_output=True,
@@ -283,8 +291,8 @@ def warned(folder):
     return [line for line in finished.stderr.splitlines() if "Warning: " in line]
 
 
-def long_exif():
-    """A tag that claims to be larger than the file."""
+def make_long_exif():
+    """Return a tag that claims to be larger than the file."""
     content = SEEDS["JPEG"]
     at = content.index(b"Exif\0\0") + 6 + 10
     return content[: at + 4] + struct.pack(">I", 60_000) + content[at + 8 :]
@@ -294,14 +302,14 @@ WARNING = {
     "JPEG whose EXIF ends too early": SEEDS["JPEG"].replace(
         b"MM\0*\0\0\0\x08\0\x01", b"MM\0*\0\0\0\x08\0\x09"
     ),
-    "JPEG with a tag larger than itself": long_exif(),
+    "JPEG with a tag larger than itself": make_long_exif(),
     "TIFF with more entries than a tag may have": SEEDS["TIFF"].replace(
         struct.pack("<HHI", 257, 4, 1), struct.pack("<HHI", 257, 4, 2)
     ),
-    "floating-point TIFF with infinities": encoded(
+    "floating-point TIFF with infinities": encode_image(
         Image.fromarray(np.array([[np.inf, -np.inf, 0, 1]], np.float32)), "TIFF"
     ),
-    "floating-point TIFF with a signalling NaN": encoded(
+    "floating-point TIFF with a signalling NaN": encode_image(
         Image.fromarray(np.array([[0x7F800001, 0]], np.uint32).view(np.float32)), "TIFF"
     ),
 }
@@ -313,8 +321,8 @@ def test_no_warning_of_a_library_gets_out_whatever_is_damaged(tmp_path):
         (tmp_path / name).write_bytes(content)
     for name, content in SEEDS.items():
         source = random.Random(name)
-        for damage in (flipped, cut, spliced):
+        for damage in (flip_bits, truncate, splice):
             for number in range(10):
                 file = tmp_path / f"{name} {damage.__name__} {number}"
                 file.write_bytes(damage(content, source))
-    assert warned(tmp_path) == []
+    assert collect_warnings(tmp_path) == []

@@ -44,8 +44,8 @@ def ignore(kind, *paths):
     return Edit(action="ignore", paths=paths, kind=kind)
 
 
-def applied(*edits):
-    """{id: (class, split)} of what is left."""
+def apply_to_table(*edits):
+    """Return {id: (class, split)} of the images that are left."""
     return {row[0]: tuple(row[1:]) for row in apply_edits(TABLE, edits).to_numpy().tolist()}
 
 
@@ -73,13 +73,13 @@ AS_IT_WAS = {"a": ("x", "train"), "b": ("x", "val"), "c": ("y", "train"), "d": (
     ],
 )
 def test_edits_change_the_images_they_name(edits, changed):
-    assert applied(*edits) == AS_IT_WAS | changed
+    assert apply_to_table(*edits) == AS_IT_WAS | changed
 
 
 def test_excluded_images_are_gone_in_any_order():
-    assert set(applied(exclude("a", "d"))) == {"b", "c"}
-    assert "a" not in applied(exclude("a"), move("val", "a"))
-    assert "a" not in applied(relabel("y", "a"), exclude("a"))
+    assert set(apply_to_table(exclude("a", "d"))) == {"b", "c"}
+    assert "a" not in apply_to_table(exclude("a"), move("val", "a"))
+    assert "a" not in apply_to_table(relabel("y", "a"), exclude("a"))
 
 
 def test_the_columns_keep_their_types():
@@ -91,7 +91,7 @@ def test_the_columns_keep_their_types():
 
 def test_the_table_that_was_given_stays_as_it_is():
     before = TABLE.copy()
-    applied(exclude("a"), move("val", "c"), relabel("x", "d"))
+    apply_to_table(exclude("a"), move("val", "c"), relabel("x", "d"))
     pd.testing.assert_frame_equal(TABLE, before)
 
 
@@ -103,7 +103,7 @@ def test_a_table_whose_index_has_gaps():
 @pytest.mark.parametrize("to", ["", "validation", "holdout"])
 def test_there_are_three_splits_to_move_to(to):
     with pytest.raises(DataError, match="train, val, test"):
-        applied(move(to, "a"))
+        apply_to_table(move(to, "a"))
 
 
 @pytest.fixture
@@ -225,16 +225,16 @@ def test_edits_are_said_in_words_one_by_one_and_together():
     assert edits_in_words([]) == edits_in_words([ignore("dark", "d")]) == ""
 
 
-def renamed(name, to, *before):
+def rename_class(name, to, *before):
     table = apply_edits(TABLE, before)
-    return applied(*before, relabelled_class(table, name, to))
+    return apply_to_table(*before, relabelled_class(table, name, to))
 
 
 def test_renamed_class_is_gone_or_merged_and_its_images_keep_their_split():
-    assert renamed("x", " new ") == AS_IT_WAS | {"a": ("new", "train"), "b": ("new", "val")}
-    assert {row[0] for row in renamed("x", "y").values()} == {"y"}
+    assert rename_class("x", " new ") == AS_IT_WAS | {"a": ("new", "train"), "b": ("new", "val")}
+    assert {row[0] for row in rename_class("x", "y").values()} == {"y"}
     whole = {"a": ("z", "train"), "c": ("z", "train"), "d": ("z", "test")}
-    assert renamed("y", "z", relabel("y", "a")) == AS_IT_WAS | whole
+    assert rename_class("y", "z", relabel("y", "a")) == AS_IT_WAS | whole
 
 
 def test_name_that_no_class_can_have_and_a_class_that_is_gone_are_refused():

@@ -1,4 +1,4 @@
-"""Files that are kept about data sets are input: nobody waits for a FIFO in the place of one."""
+"""Files about data sets are untrusted input: a FIFO in place of one blocks nobody."""
 
 import os
 
@@ -23,7 +23,7 @@ def nested(file):
 
 @pytest.fixture(params=[os.mkfifo, endless, nested, os.mkdir])
 def put(request, tmp_path):
-    """Puts something else in the place of a file of a data set's entry."""
+    """Replace a file of a data set's entry by something else."""
 
     def put(name):
         file = entry_folder(tmp_path) / name

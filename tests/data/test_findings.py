@@ -26,28 +26,28 @@ CLEAN = {
 FROM_FEATURES = {"shift", "label_errors", "outliers"}  # see inspection
 
 
-def picture(size=(40, 32), low=40, high=215):
+def make_picture(size=(40, 32), low=40, high=215):
     return Image.fromarray(
         np.random.default_rng(5).integers(low, high, (size[1], size[0], 3), np.uint8)
     )
 
 
-def cut_short():
+def truncate_image():
     buffer = io.BytesIO()
-    picture((200, 200)).save(buffer, "JPEG")
+    make_picture((200, 200)).save(buffer, "JPEG")
     return buffer.getvalue()[: len(buffer.getvalue()) // 2]
 
 
-def copied(folder, source, target):
+def copy_image(folder, source, target):
     shutil.copy(folder / source, folder / target)
 
 
-def darkened(folder, source, target):
+def darken_image(folder, source, target):
     with Image.open(folder / source) as image:
         image.point(lambda value: value * 0.9).save(folder / target)
 
 
-def emptied(folder, *names):
+def empty_files(folder, *names):
     for name in names:
         shutil.rmtree(folder / name)
 
@@ -57,16 +57,16 @@ def remove_images(folder, numbers):
         (folder / f"train/red/{number:03d}.png").unlink()
 
 
-def made(folder):
+def make_folder(folder):
     folder.mkdir()
     return folder
 
 
-def pale():
-    return picture((40, 32), 226, 256)
+def make_pale_image():
+    return make_picture((40, 32), 226, 256)
 
 
-def sloped():
+def make_sloped_image():
     return Image.fromarray(np.tile(np.linspace(30, 220, 40, dtype=np.uint8), (32, 1))).convert(
         "RGB"
     )
@@ -78,46 +78,49 @@ CAFE, LIST, LOOSE = "train/red/caf\udce9.png", "train/red/list.txt", "train/loos
 # Kind -> what is done to a clean folder, and the paths or classes that are named.
 ERRORS = {
     "unreadable": (lambda f: (f / NEW).write_text("words"), [NEW]),
-    "damaged": (lambda f: (f / JPG).write_bytes(cut_short()), [JPG]),
+    "damaged": (lambda f: (f / JPG).write_bytes(truncate_image()), [JPG]),
     "empty_file": (lambda f: (f / NEW).touch(), [NEW]),
     "missing_file": (lambda f: (f / NEW).symlink_to(f / "gone.png"), [NEW]),
     "outside": (lambda f: (f / NEW).symlink_to(f.parent / "elsewhere.png"), [NEW]),
-    "bad_name": (lambda f: copied(f, FIRST, CAFE), [r"train/red/caf\udce9.png"]),
-    "conflicting_labels": (lambda f: copied(f, FIRST, OTHER), [OTHER, FIRST]),
-    "leakage": (lambda f: copied(f, FIRST, LEAK), [FIRST]),
+    "bad_name": (lambda f: copy_image(f, FIRST, CAFE), [r"train/red/caf\udce9.png"]),
+    "conflicting_labels": (lambda f: copy_image(f, FIRST, OTHER), [OTHER, FIRST]),
+    "leakage": (lambda f: copy_image(f, FIRST, LEAK), [FIRST]),
     "single_class": (
-        lambda f: emptied(f, *(f"{split}/red" for split in ("train", "val", "test"))),
+        lambda f: empty_files(f, *(f"{split}/red" for split in ("train", "val", "test"))),
         ["blue"],
     ),
 }
 WARNINGS = {
-    "no_class": (lambda f: copied(f, FIRST, LOOSE), [LOOSE]),
+    "no_class": (lambda f: copy_image(f, FIRST, LOOSE), [LOOSE]),
     "empty_class": (lambda f: (f / "train/green").mkdir(), ["train/green"]),
     "ignored_folder": (lambda f: shutil.copytree(f / "train", f / "extra"), ["extra"]),
-    "animated": (lambda f: picture().save(f / GIF, save_all=True, append_images=[pale()]), [GIF]),
-    "extreme_aspect": (lambda f: picture((140, 40)).save(f / NEW), [NEW]),
-    "tiny": (lambda f: picture((40, 31)).save(f / NEW), [NEW]),
+    "animated": (
+        lambda f: make_picture().save(f / GIF, save_all=True, append_images=[make_pale_image()]),
+        [GIF],
+    ),
+    "extreme_aspect": (lambda f: make_picture((140, 40)).save(f / NEW), [NEW]),
+    "tiny": (lambda f: make_picture((40, 31)).save(f / NEW), [NEW]),
     "uniform": (lambda f: Image.new("RGB", (40, 32), (99, 120, 60)).save(f / NEW), [NEW]),
-    "dark": (lambda f: picture(low=0, high=35).save(f / NEW), [NEW]),
-    "bright": (lambda f: pale().save(f / NEW), [NEW]),
-    "blurry": (lambda f: sloped().save(f / NEW), [NEW]),
-    "near_leakage": (lambda f: darkened(f, FIRST, LEAK), [LEAK]),
-    "exact_duplicates": (lambda f: copied(f, FIRST, NEW), [NEW]),
-    "class_not_trained": (lambda f: emptied(f, "train/red"), ["red"]),
-    "class_not_validated": (lambda f: emptied(f, "val/red"), ["red"]),
-    "class_not_tested": (lambda f: emptied(f, "test/blue"), ["blue"]),
-    "no_test_split": (lambda f: emptied(f, "test"), []),
+    "dark": (lambda f: make_picture(low=0, high=35).save(f / NEW), [NEW]),
+    "bright": (lambda f: make_pale_image().save(f / NEW), [NEW]),
+    "blurry": (lambda f: make_sloped_image().save(f / NEW), [NEW]),
+    "near_leakage": (lambda f: darken_image(f, FIRST, LEAK), [LEAK]),
+    "exact_duplicates": (lambda f: copy_image(f, FIRST, NEW), [NEW]),
+    "class_not_trained": (lambda f: empty_files(f, "train/red"), ["red"]),
+    "class_not_validated": (lambda f: empty_files(f, "val/red"), ["red"]),
+    "class_not_tested": (lambda f: empty_files(f, "test/blue"), ["blue"]),
+    "no_test_split": (lambda f: empty_files(f, "test"), []),
     "few_images": (lambda f: remove_images(f, range(3)), ["red"]),
     "imbalance": (lambda f: remove_images(f, range(1, 12)), ["blue", "red"]),
     "similar_class_names": (lambda f: (f / "val/red").rename(f / "val/Reds"), ["Reds", "red"]),
 }
 NOTES = {
     "not_an_image": (lambda f: (f / LIST).touch(), [LIST]),
-    "wrong_extension": (lambda f: picture().save(f / JPG, "PNG"), [JPG]),
-    "over_large": (lambda f: picture().resize((5100, 5000)).save(f / JPG), [JPG]),
-    "odd_mode": (lambda f: picture().convert("CMYK").save(f / JPG), [JPG]),
-    "transparent": (lambda f: picture().convert("RGBA").save(f / NEW), [NEW]),
-    "near_duplicates": (lambda f: darkened(f, FIRST, NEW), [NEW]),
+    "wrong_extension": (lambda f: make_picture().save(f / JPG, "PNG"), [JPG]),
+    "over_large": (lambda f: make_picture().resize((5100, 5000)).save(f / JPG), [JPG]),
+    "odd_mode": (lambda f: make_picture().convert("CMYK").save(f / JPG), [JPG]),
+    "transparent": (lambda f: make_picture().convert("RGBA").save(f / NEW), [NEW]),
+    "near_duplicates": (lambda f: darken_image(f, FIRST, NEW), [NEW]),
 }
 PLANTED = [
     (kind, severity, *planted)
@@ -138,19 +141,19 @@ def folder(tmp_path):
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    picture().save(tmp_path / "elsewhere.png")
+    make_picture().save(tmp_path / "elsewhere.png")
 
 
-def found(dataset, kind):
+def find_finding(dataset, kind):
     return next((one for one in dataset.findings if one.kind == kind), None)
 
 
-def inspected(folder, **settings):
+def inspect_folder(folder, **settings):
     return load_dataset(folder, roots=[folder], **settings)
 
 
 def test_a_clean_folder_has_no_findings(folder):
-    assert inspected(folder).findings == ()
+    assert inspect_folder(folder).findings == ()
 
 
 def test_every_kind_is_planted_here_or_found_from_features():
@@ -171,7 +174,7 @@ def test_planted_defect_is_found_said_and_removed_by_its_action(
     if os.name != "posix" and kind in ("bad_name", "missing_file", "outside"):
         pytest.skip("elsewhere names are always Unicode, and links need rights")
     plant(folder)
-    finding = found(inspected(folder), kind)
+    finding = find_finding(inspect_folder(folder), kind)
     assert finding.severity == severity
     assert finding.count == max(1, len(expected))
     assert sorted(finding.classes if kind in OF_CLASSES else finding.paths) == expected
@@ -192,8 +195,8 @@ def test_planted_defect_is_found_said_and_removed_by_its_action(
     assert bool(edits) == bool(KINDS[kind].action)
     if edits:
         assert {edit.kind for edit in edits} == {kind}
-        after = inspected(folder, edits=edits)
-        assert found(after, kind) is None
+        after = inspect_folder(folder, edits=edits)
+        assert find_finding(after, kind) is None
         assert not [one for one in after.findings if one.severity == "error"]
 
 
@@ -227,21 +230,21 @@ def test_ignored_findings_are_answered_until_something_is_added():
 
 
 def rows(*given):
-    """id, class, split, letter of the content, number of the near set."""
+    """Return rows of (id, class, split, letter of the content, number of the near set)."""
     table = pd.DataFrame(given, columns=["id", "class", "split", "content", "near"])
     table["content"] = table["content"].map(ord)
     table["label"] = pd.factorize(table["class"], sort=True)[0]
     return table.assign(closeness=1.0)
 
 
-def copies(table):
+def find_copies(table):
     return {finding.kind: finding for finding in copy_findings(table)}
 
 
 def test_leakage_names_the_split_whose_score_is_inflated():
     kept = [("d", "x", "test", "D", 2), ("e", "x", "test", "E", 3), ("f", "x", "test", "F", 4)]
     leak = ("a", "x", "train", "A", 0), ("b", "x", "val", "A", 0), ("c", "x", "val", "C", 1)
-    finding = copies(rows(*leak, *kept))["leakage"]
+    finding = find_copies(rows(*leak, *kept))["leakage"]
     assert "1 image copied across splits" in finding.message
     too_high = "1 image of validation: its accuracy can come out up to 50.0 % too high"
     assert too_high in finding.message
@@ -249,14 +252,14 @@ def test_leakage_names_the_split_whose_score_is_inflated():
     assert (finding.paths, finding.sets) == (("a",), (("a", "b"),))
     assert finding.notes == {"a": "Training", "b": "Validation"}
     leak = ("a", "x", "val", "A", 0), ("b", "x", "test", "A", 0), ("c", "x", "test", "C", 1)
-    finding = copies(rows(*leak))["leakage"]
+    finding = find_copies(rows(*leak))["leakage"]
     assert "1 image of test: its accuracy can come out up to 50.0 %" in finding.message
     assert finding.paths == ("a",)
 
 
 def test_picture_in_all_three_splits_stays_in_the_test_alone():
     splits = zip("abc", ("test", "val", "train"), strict=True)
-    finding = copies(rows(*((name, "x", split, "A", 0) for name, split in splits)))["leakage"]
+    finding = find_copies(rows(*((name, "x", split, "A", 0) for name, split in splits)))["leakage"]
     for split in ("validation", "test"):
         too_high = f"1 image of {split}: its accuracy can come out up to 100.0 %"
         assert too_high in finding.message
@@ -265,7 +268,7 @@ def test_picture_in_all_three_splits_stays_in_the_test_alone():
 
 def test_near_leaks_move_to_the_training_images():
     alike = ("a", "x", "train", "A", 0), ("b", "x", "val", "B", 0), ("c", "x", "test", "C", 0)
-    finding = copies(rows(*alike, ("d", "x", "test", "D", 1)))["near_leakage"]
+    finding = find_copies(rows(*alike, ("d", "x", "test", "D", 1)))["near_leakage"]
     assert finding.to == {"b": "train", "c": "train"}
     for split, share in (("validation", "100.0"), ("test", "50.0")):
         too_high = f"1 image of {split}: its accuracy could come out up to {share} %"
@@ -282,15 +285,15 @@ def test_near_leaks_move_to_the_training_images():
     ],
 )
 def test_copy_makes_one_finding(second, kind):
-    assert set(copies(rows(("a", "x", "train", "A", 0), ("b", *second, 0)))) == {kind}
+    assert set(find_copies(rows(("a", "x", "train", "A", 0), ("b", *second, 0)))) == {kind}
 
 
 def test_surplus_copies_leave_one_in_each_split_and_a_conflict_names_the_labels():
     splits = zip("abcd", ("train", "train", "val", "val"), strict=True)
     table = rows(*((name, "x", split, "A", 0) for name, split in splits))
-    assert copies(table)["exact_duplicates"].paths == ("b", "d")
+    assert find_copies(table)["exact_duplicates"].paths == ("b", "d")
     labels = ("a", "x", "train", "A", 0), ("b", "y", "val", "A", 0), ("c", "y", "val", "A", 0)
-    conflict = copies(rows(*labels))["conflicting_labels"]
+    conflict = find_copies(rows(*labels))["conflicting_labels"]
     assert conflict.sets == (("a", "b", "c"),)
     assert conflict.notes == {"a": "x", "b": "y", "c": "y"}
 
@@ -306,14 +309,14 @@ CELLS = st.tuples(
     st.lists(CELLS, min_size=1, max_size=12), st.lists(st.integers(0, 3), min_size=6, max_size=6)
 )
 def test_the_actions_on_all_copies_leave_no_leak_and_no_conflict(cells, near_of):
-    """One look, every action it offers on leaks and conflicts: whatever was copied to wherever."""
+    """All proposed actions on leaks and conflicts are taken once, for any copies."""
     table = rows(
         *(
             (f"{n}", label, split, "ABCDEF"[which], near_of[which])
             for n, (label, split, which) in enumerate(cells)
         )
     )
-    offered = copies(table)
+    offered = find_copies(table)
     for kinds in (
         ("conflicting_labels", "leakage", "near_leakage"),
         ("near_leakage",),
@@ -325,7 +328,7 @@ def test_the_actions_on_all_copies_leave_no_leak_and_no_conflict(cells, near_of)
             if kind in offered
             for edit in offered[kind].edits(offered[kind].paths)
         ]
-        after = copies(apply_edits(table, edits))
+        after = find_copies(apply_edits(table, edits))
         assert not set(kinds) & set(after)
 
 
@@ -336,15 +339,18 @@ def test_a_set_is_a_leak_if_and_only_if_it_lies_in_two_splits(cells):
     table = rows(
         *((f"{n}", "x", split, chr(65 + n), near) for n, (_, split, near) in enumerate(cells))
     )
-    finding = copies(table).get("near_leakage")
+    finding = find_copies(table).get("near_leakage")
     torn = {near for near, sides in table.groupby("near")["split"].nunique().items() if sides > 1}
     assert {
         int(table.set_index("id").loc[one[0], "near"]) for one in (finding.sets if finding else ())
     } == torn
 
 
-def names_alike(*names, sizes=None):
-    """The finding on class names, in a data set of one image each, or of as many as are given."""
+def find_similar_names(*names, sizes=None):
+    """Return the finding on class names, and the class of each image.
+
+    The data set has one image, or ``sizes``, per class.
+    """
     classes = sorted(names)
     labels = np.repeat(np.arange(len(classes)), [(sizes or {}).get(name, 1) for name in classes])
     table = pd.DataFrame(
@@ -364,22 +370,22 @@ UNLIKE += ["2020 rose/2021 rose", "-/_", "male/female"]
 
 def test_class_names_are_alike_by_spelling_and_not_by_a_number_or_a_short_word():
     for pair in ALIKE:
-        assert names_alike(*pair.split("/"))[0].classes == tuple(sorted(pair.split("/")))
+        assert find_similar_names(*pair.split("/"))[0].classes == tuple(sorted(pair.split("/")))
     for pair in UNLIKE:
-        assert names_alike(*pair.split("/"))[0] is None
+        assert find_similar_names(*pair.split("/"))[0] is None
 
 
 @pytest.mark.parametrize("sizes", [(9, 5, 1), (1, 9, 5), (5, 1, 9)])
 def test_classes_spelled_in_many_ways_become_the_largest(sizes):
     names = ("cat", "Cats", "c_at")
-    finding, of_image = names_alike(*names, sizes=dict(zip(names, sizes, strict=True)))
+    finding, of_image = find_similar_names(*names, sizes=dict(zip(names, sizes, strict=True)))
     largest = names[sizes.index(9)]
     assert set(finding.to.values()) == {largest}
     assert set(finding.paths) == set(of_image.index[of_image != largest])
 
 
 def test_a_chain_of_spellings_ends_in_one_class():
-    finding, of_image = names_alike(
+    finding, of_image = find_similar_names(
         "abcdef", "abcdefg", "abcdefgh", sizes={"abcdef": 1, "abcdefg": 2, "abcdefgh": 3}
     )
     assert (of_image.to_dict() | dict(finding.to)) == dict.fromkeys(of_image.index, "abcdefgh")
@@ -387,25 +393,25 @@ def test_a_chain_of_spellings_ends_in_one_class():
 
 def test_imbalance_is_about_training_images_and_from_ten_times_on(tmp_path):
     image_folder(tmp_path, {"train/red": 20, "train/blue": 2, "val/red": 1, "val/blue": 2})
-    finding = found(load_dataset(tmp_path), "imbalance")
+    finding = find_finding(load_dataset(tmp_path), "imbalance")
     assert finding.classes == ("red", "blue")
     assert "10 times" in finding.message
     (tmp_path / "train" / "red" / "000.png").unlink()
-    assert found(load_dataset(tmp_path), "imbalance") is None
+    assert find_finding(load_dataset(tmp_path), "imbalance") is None
 
 
 def test_what_most_images_are_like_is_the_nature_of_the_set(tmp_path):
     image_folder(
         tmp_path, {"train/red": 10, "train/blue": 10, "val/red": 2, "val/blue": 2}, size=(24, 24)
     )
-    finding = found(load_dataset(tmp_path), "tiny")
+    finding = find_finding(load_dataset(tmp_path), "tiny")
     assert (finding.severity, finding.count) == ("info", 24)
     assert not finding.bulk  # it would leave nothing
 
 
 def test_a_whole_set_of_long_images_is_warned_of_and_not_excluded_in_one_click(tmp_path):
     image_folder(tmp_path, {"red": 12, "blue": 12}, size=(200, 40))
-    finding = found(load_dataset(tmp_path), "extreme_aspect")
+    finding = find_finding(load_dataset(tmp_path), "extreme_aspect")
     assert (finding.severity, finding.count) == ("warning", 24)
     assert not finding.bulk  # it would leave nothing
 
@@ -416,18 +422,20 @@ def test_a_soft_set_has_no_blurred_images(tmp_path):
             (tmp_path / split / name).mkdir(parents=True)
             for number in range(count):
                 soft = (
-                    picture((4, 4)).rotate(90 * number).resize((64, 64), Image.Resampling.BICUBIC)
+                    make_picture((4, 4))
+                    .rotate(90 * number)
+                    .resize((64, 64), Image.Resampling.BICUBIC)
                 )
                 soft.point(lambda value, by=number: value - by).save(
                     tmp_path / split / name / f"{number}.png"
                 )
-    assert found(load_dataset(tmp_path), "blurry") is None
+    assert find_finding(load_dataset(tmp_path), "blurry") is None
 
 
 def test_the_worst_come_first(folder):
     for name, side in (("a", 20), ("b", 8), ("c", 14)):
-        picture((side, side)).save(folder / "train" / "red" / f"{name}.png")
-    assert found(inspected(folder), "tiny").paths == tuple(
+        make_picture((side, side)).save(folder / "train" / "red" / f"{name}.png")
+    assert find_finding(inspect_folder(folder), "tiny").paths == tuple(
         f"train/red/{name}.png" for name in "bca"
     )
 
@@ -435,16 +443,16 @@ def test_the_worst_come_first(folder):
 def test_gray_images_and_usual_endings_are_not_wrong_and_transparency_is_not_odd(folder):
     usual = {"jpeg": "JPEG", "JPG": "JPEG", "jfif": "JPEG", "tif": "TIFF", "pgm": "PPM"}
     for number, (suffix, kind) in enumerate(usual.items()):
-        gray = picture((40 + number, 32)).convert("L")
+        gray = make_picture((40 + number, 32)).convert("L")
         gray.save(folder / "train" / "red" / f"{number}.{suffix}", kind)
-    picture().convert("L").save(folder / "train" / "red" / "gray.png")
-    dataset = inspected(folder)
-    assert found(dataset, "odd_mode") is None
-    assert found(dataset, "wrong_extension") is None
-    picture((41, 32)).convert("RGBA").save(folder / "train" / "red" / "glass.png")
-    dataset = inspected(folder)
-    assert found(dataset, "odd_mode") is None
-    assert found(dataset, "transparent").notes == {"train/red/glass.png": "41 × 32, RGBA"}
+    make_picture().convert("L").save(folder / "train" / "red" / "gray.png")
+    dataset = inspect_folder(folder)
+    assert find_finding(dataset, "odd_mode") is None
+    assert find_finding(dataset, "wrong_extension") is None
+    make_picture((41, 32)).convert("RGBA").save(folder / "train" / "red" / "glass.png")
+    dataset = inspect_folder(folder)
+    assert find_finding(dataset, "odd_mode") is None
+    assert find_finding(dataset, "transparent").notes == {"train/red/glass.png": "41 × 32, RGBA"}
 
 
 def test_names_are_cut_after_a_few():

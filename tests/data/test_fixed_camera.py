@@ -1,11 +1,14 @@
-"""Images of one camera, which all look alike: copies are found among them, and different parts are not taken for copies."""
+"""Images of one camera, which all look alike.
+
+Copies among them are found, and different parts are not taken for copies.
+"""
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from benchmarks.near_duplicates import LINES, Camera, called, encoded, plant, write_parts
-from finetune_core.data.closeness import ChancePairs, chance_pairs, same_picture
+from finetune_core.data.closeness import ChancePairs, fit_chance_pairs, is_same_image
 from finetune_core.data.dataset import load_dataset
 
 SIZE = (240, 180)
@@ -40,7 +43,7 @@ def picture(seed):
     return Camera(LINES["parts laid by hand"], seed).picture(defect=False)
 
 
-def scratched(image):
+def scratch(image):
     image = image.copy()
     ImageDraw.Draw(image).line((150, 70, 162, 78), fill=(90, 90, 90), width=3)
     return image
@@ -48,7 +51,7 @@ def scratched(image):
 
 @pytest.mark.train
 def test_a_small_scratch_makes_it_another_part(tmp_path):
-    """Among pictures that are unlike both, so that this one place alone can tell."""
+    """All other pictures differ from both, so only the scratch can tell them apart."""
     (tmp_path / "part").mkdir()
     for number in range(30):
         blocks = Image.fromarray(np.random.default_rng(number).integers(0, 256, (6, 8), np.uint8))
@@ -56,7 +59,7 @@ def test_a_small_scratch_makes_it_another_part(tmp_path):
     for number in range(2):
         picture(number).save(tmp_path / "part" / f"{number}.png")
     (tmp_path / "part" / "0-copy.jpg").write_bytes(encoded(picture(0), quality=60))
-    scratched(picture(1)).save(tmp_path / "part" / "1-scratched.png")
+    scratch(picture(1)).save(tmp_path / "part" / "1-scratched.png")
     assert called(tmp_path) == {frozenset(("part/0.png", "part/0-copy.jpg"))}
 
 
@@ -70,9 +73,9 @@ def test_noise_is_spread_and_a_scratch_is_a_peak(seed):
     noisy = [
         np.uint8(np.clip(gray(image) + random.normal(0, 3, (128, 128)), 0, 255)) for _ in range(2)
     ]
-    assert same_picture(*noisy)
-    other = np.uint8(np.clip(gray(scratched(image)) + random.normal(0, 3, (128, 128)), 0, 255))
-    assert not same_picture(noisy[0], other)
+    assert is_same_image(*noisy)
+    other = np.uint8(np.clip(gray(scratch(image)) + random.normal(0, 3, (128, 128)), 0, 255))
+    assert not is_same_image(noisy[0], other)
 
 
 def unit(points):
@@ -85,18 +88,18 @@ def test_pairs_by_chance_are_as_many_as_expected(dimension):
     random = np.random.default_rng(dimension)
     base, ways = random.normal(size=64), random.normal(size=(dimension, 64)) * 0.3
     vectors = unit(base + random.uniform(-1, 1, (1200, dimension)) @ ways)
-    chance = chance_pairs(vectors)
+    chance = fit_chance_pairs(vectors)
     assert chance.dimension == pytest.approx(dimension, rel=0.2)
     apart = np.sqrt(
         np.maximum(0, 2 - 2 * np.triu(vectors @ vectors.T, 1)[np.triu_indices(1200, 1)])
     )
     closest = np.sort(apart)[300]
-    assert 100 < chance.expected(np.array([closest]))[0] < 900
-    assert not chance.outstanding(np.sort(apart)[:1000]).any()
+    assert 100 < chance.expected_pairs(np.array([closest]))[0] < 900
+    assert not chance.is_closer_than_chance(np.sort(apart)[:1000]).any()
 
 
 def test_what_is_far_closer_than_chance_stands_out():
     chance = ChancePairs(images=100, neighbours=20, radius=np.full(100, 0.1), dimension=5.0)
     apart = np.array([0.09, 0.001, 0.08, 0.002])
-    assert chance.outstanding(apart).tolist() == [False, True, False, True]
-    assert 0.002 < chance.farthest() < 0.08
+    assert chance.is_closer_than_chance(apart).tolist() == [False, True, False, True]
+    assert 0.002 < chance.max_copy_distance() < 0.08

@@ -12,8 +12,8 @@ from finetune_core.data.image_stats import THUMB_SIDE, look_at
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 
 
-def photo(size=(160, 120), seed=0):
-    """Light that changes slowly, and things with edges."""
+def draw_photo(size=(160, 120), seed=0):
+    """Draw slow changes of light, and shapes with edges."""
     random = np.random.default_rng(seed)
     image = Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8)).resize(
         size, Image.Resampling.BICUBIC
@@ -27,7 +27,7 @@ def photo(size=(160, 120), seed=0):
     return image
 
 
-def encoded(image, kind, **options):
+def encode_image(image, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -35,17 +35,17 @@ def encoded(image, kind, **options):
 
 @pytest.fixture
 def look(tmp_path):
-    def looked(image, kind="PNG", **options):
-        content = image if isinstance(image, bytes) else encoded(image, kind, **options)
+    def look_at_image(image, kind="PNG", **options):
+        content = image if isinstance(image, bytes) else encode_image(image, kind, **options)
         file = tmp_path / f"picture.{kind.lower()}"
         file.write_bytes(content)
         return look_at(file)
 
-    return looked
+    return look_at_image
 
 
 def test_sound_image_has_no_problem(look):
-    seen = look(photo((160, 120)), "JPEG")
+    seen = look(draw_photo((160, 120)), "JPEG")
     assert (seen.problem, seen.reason) == ("", "")
     assert (seen.width, seen.height, seen.mode, seen.format) == (160, 120, "RGB", "JPEG")
     assert seen.frames == 1
@@ -74,7 +74,7 @@ def test_what_is_no_image_has_a_problem_and_a_thumbnail(tmp_path, put, problem, 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
 def test_an_image_that_is_cut_short_is_damaged_and_its_header_is_known(look, kind):
-    content = encoded(photo(), kind)
+    content = encode_image(draw_photo(), kind)
     seen = look(content[: len(content) // 2], kind)
     assert seen.problem == "damaged"
     assert "picture" in seen.reason
@@ -82,7 +82,7 @@ def test_an_image_that_is_cut_short_is_damaged_and_its_header_is_known(look, kin
 
 
 def test_an_animation_has_more_than_one_frame(look):
-    frames = [photo((30, 20), seed) for seed in range(3)]
+    frames = [draw_photo((30, 20), seed) for seed in range(3)]
     assert look(frames[0], "GIF", save_all=True, append_images=frames[1:]).frames > 1
     assert look(frames[0], "GIF").frames == 1
 
@@ -94,17 +94,17 @@ def test_size_and_thumbnail_are_those_of_the_upright_image(look):
         seen = look(Image.new("RGB", (30, 20)), "JPEG", exif=exif)
         assert (seen.width, seen.height) == size
     exif[0x0112] = 6
-    turned = look(photo().transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
-    assert turned.thumb == look(photo()).thumb
+    turned = look(draw_photo().transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+    assert turned.thumb == look(draw_photo()).thumb
 
 
 def test_equal_bytes_have_equal_content_and_others_do_not(look):
-    one, again = look(photo()), look(photo())
+    one, again = look(draw_photo()), look(draw_photo())
     assert one == again
     others = {
         one.content,
-        look(photo(seed=1)).content,
-        look(photo(), "JPEG").content,
+        look(draw_photo(seed=1)).content,
+        look(draw_photo(), "JPEG").content,
         look(b"x").content,
     }
     assert len(others) == 4
@@ -115,9 +115,9 @@ def test_equal_bytes_have_equal_content_and_others_do_not(look):
 def test_every_mode_is_named_and_has_a_thumbnail(look, mode):
     wide = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
     image = (
-        Image.fromarray(np.asarray(photo().convert("L")).astype(wide[mode]))
+        Image.fromarray(np.asarray(draw_photo().convert("L")).astype(wide[mode]))
         if mode in wide
-        else photo().convert(mode)
+        else draw_photo().convert(mode)
     )
     seen = look(image, {"CMYK": "JPEG", "I": "TIFF", "F": "TIFF"}.get(mode, "PNG"))
     assert (seen.problem, seen.mode) == ("", mode)
@@ -126,14 +126,14 @@ def test_every_mode_is_named_and_has_a_thumbnail(look, mode):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 3), (12, 12)])
 def test_any_shape_has_a_thumbnail_and_finite_numbers(look, size):
-    seen = look(photo(size))
+    seen = look(draw_photo(size))
     assert len(seen.thumb) == 432
     assert np.isfinite([seen.brightness, seen.low, seen.high, seen.contrast, seen.sharpness]).all()
 
 
 def test_a_dark_and_a_bright_version(look):
     dark, usual, bright = (
-        look(photo().point(lambda value, by=by: min(255, value * by + 40 * (by > 1))))
+        look(draw_photo().point(lambda value, by=by: min(255, value * by + 40 * (by > 1))))
         for by in (0.1, 1, 1.6)
     )
     assert dark.brightness < usual.brightness < bright.brightness
@@ -162,7 +162,7 @@ def test_low_and_high_leave_five_in_a_hundred_out(look):
 
 @pytest.mark.parametrize("size", [(96, 96), (400, 300)])
 def test_blur_makes_an_image_less_sharp_at_every_size(look, size):
-    sharp = photo(size)
+    sharp = draw_photo(size)
     levels = [
         look(sharp.filter(ImageFilter.GaussianBlur(share * min(size)))).sharpness
         for share in (0, 0.01, 0.03)
@@ -171,12 +171,15 @@ def test_blur_makes_an_image_less_sharp_at_every_size(look, size):
 
 
 def test_less_contrast_is_not_blur(look):
-    usual, flat = look(photo()), look(photo().point(lambda value: 100 + value // 4))
+    usual, flat = look(draw_photo()), look(draw_photo().point(lambda value: 100 + value // 4))
     assert flat.contrast < usual.contrast / 3
     assert flat.sharpness == pytest.approx(usual.sharpness, rel=0.3)
 
 
-SOUND = [encoded(photo((40, 30)), kind) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")]
+SOUND = [
+    encode_image(draw_photo((40, 30)), kind)
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+]
 
 
 @pytest.mark.fuzz

@@ -18,7 +18,7 @@ from tests.drain import drained
 from tests.factories import image_folder
 
 
-def indexed(data):
+def read_whole_index(data):
     return drained(read_index(data, list_data(data)))[1]
 
 
@@ -28,14 +28,14 @@ def index_file(data):
 
 @pytest.fixture
 def looked(monkeypatch):
-    """The names of the files that were looked at since the list was last cleared."""
+    """Names of the files that were read since the list was last cleared."""
     names = []
 
-    def counted(path):
+    def count_calls(path):
         names.append(path.name)
         return look_at(path)
 
-    monkeypatch.setattr(index, "look_at", counted)
+    monkeypatch.setattr(index, "look_at", count_calls)
     return names
 
 
@@ -44,7 +44,7 @@ def folder(tmp_path):
     return image_folder(tmp_path / "pets", {"red": 6, "blue": 6})
 
 
-def everything_below(root):
+def list_everything(root):
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in root.rglob("*")}
 
 
@@ -63,9 +63,9 @@ def test_a_row_says_what_a_look_says(folder):
 
 
 def test_it_is_kept_below_the_home_and_nothing_is_written_into_the_folder(home, folder):
-    before = everything_below(folder.parent)
-    indexed(folder)
-    assert everything_below(folder.parent) == before
+    before = list_everything(folder.parent)
+    read_whole_index(folder)
+    assert list_everything(folder.parent) == before
     files = [path for path in home.rglob("*") if path.is_file()]
     assert files == [index_file(folder)]
     assert files[0].parent.parent == home / "datasets"
@@ -78,7 +78,7 @@ def test_data_sets_of_one_name_have_entries_of_their_own(tmp_path):
         for number, place in ((1, "a"), (2, "b"))
     )
     assert entry_folder(one) != entry_folder(two)
-    assert [len(indexed(data)) for data in (one, two, one)] == [2, 3, 2]
+    assert [len(read_whole_index(data)) for data in (one, two, one)] == [2, 3, 2]
 
 
 @pytest.mark.parametrize("name", ["x" * 250, "naïve 🦦", "a b/../c d", "-", ".hidden", 'quote"s'])
@@ -92,10 +92,10 @@ def test_entries_have_harmless_names(home, tmp_path, name):
 
 
 def test_second_reading_looks_at_no_file_and_writes_nothing(folder, looked):
-    first = indexed(folder)
+    first = read_whole_index(folder)
     written = index_file(folder).stat().st_mtime_ns
     assert len(looked) == 12
-    second = indexed(folder)
+    second = read_whole_index(folder)
     assert len(looked) == 12
     pd.testing.assert_frame_equal(first, second, check_dtype=False)
     assert index_file(folder).stat().st_mtime_ns == written
@@ -113,10 +113,10 @@ CHANGES = {
 
 @pytest.mark.parametrize(("change", "expected"), CHANGES.values(), ids=CHANGES)
 def test_only_what_changed_is_looked_at(folder, looked, change, expected):
-    indexed(folder)
+    read_whole_index(folder)
     looked.clear()
     change(folder / "red" / "003.png")
-    rows = indexed(folder)
+    rows = read_whole_index(folder)
     assert looked == expected
     listed = list_data(folder).files
     assert rows[["id", "class", "bytes"]].equals(listed[["id", "class", "bytes"]])
@@ -124,16 +124,16 @@ def test_only_what_changed_is_looked_at(folder, looked, change, expected):
     sizes = {row.id: (row.width, row.height) for row in rows.itertuples()}
     seen = {path: look_at(folder / path) for path in listed["id"]}
     assert sizes == {path: (look.width, look.height) for path, look in seen.items()}
-    indexed(folder)
+    read_whole_index(folder)
     assert looked == expected
 
 
 def test_thumbnails_are_read_only_where_they_are_asked_for(folder, looked):
-    assert "thumb" not in indexed(folder)
+    assert "thumb" not in read_whole_index(folder)
     kept = pd.read_parquet(index_file(folder)).set_index("id")["thumb"]
     _, rows = drained(read_index(folder, list_data(folder), thumbs=True))
     assert rows["thumb"].tolist() == kept[rows["id"]].tolist()
-    pd.testing.assert_frame_equal(rows.drop(columns="thumb"), indexed(folder))
+    pd.testing.assert_frame_equal(rows.drop(columns="thumb"), read_whole_index(folder))
     assert len(looked) == 12
 
 
@@ -141,14 +141,14 @@ def test_what_is_seen_of_more_images_than_are_held_as_objects_is_in_their_order(
     folder, monkeypatch
 ):
     monkeypatch.setattr(index, "_AT_ONCE", 5)
-    indexed(folder)
+    read_whole_index(folder)
     image_folder(folder, {"aqua": 7, "green": 6})
-    rows = indexed(folder)
+    rows = read_whole_index(folder)
     assert rows["id"].tolist() == list_data(folder).files["id"].tolist()
     assert rows["content"].tolist() == [look_at(folder / sample).content for sample in rows["id"]]
 
 
-def without_sharpness(content):
+def drop_sharpness(content):
     buffer = io.BytesIO()
     pd.read_parquet(io.BytesIO(content)).drop(columns="sharpness").to_parquet(buffer)
     return buffer.getvalue()
@@ -159,23 +159,23 @@ DAMAGES = {
     "empty": lambda content: b"",
     "text": lambda content: b"not a table",
     "one byte changed": lambda content: content[:400] + bytes([content[400] ^ 255]) + content[401:],
-    "another version": without_sharpness,
+    "another version": drop_sharpness,
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_index_is_made_again(folder, looked, damage):
-    first = indexed(folder)
+    first = read_whole_index(folder)
     file = index_file(folder)
     file.write_bytes(DAMAGES[damage](file.read_bytes()))
     looked.clear()
-    pd.testing.assert_frame_equal(indexed(folder), first)
+    pd.testing.assert_frame_equal(read_whole_index(folder), first)
     assert len(looked) == 12
     assert len(pd.read_parquet(file)) == 12
 
 
 def test_damaged_tables_never_stop_a_reading(tmp_path):
-    """Any changed byte is noticed, or does no harm."""
+    """Any changed byte is noticed, or is harmless."""
     random = np.random.default_rng(0)
     table = pd.DataFrame(
         {"id": [f"red/{n}.png" for n in range(50)], "thumb": [random.bytes(50) for _ in range(50)]}
@@ -216,19 +216,19 @@ def test_a_reading_that_is_interrupted_while_it_compares_has_seen_all(folder, lo
     reading.close()
     looked.clear()
     shutil.copy(folder / "red" / "000.png", folder / "red" / "copy.png")
-    rows = indexed(folder).set_index("id")
+    rows = read_whole_index(folder).set_index("id")
     assert looked == ["copy.png"]
     assert rows.loc["red/copy.png", "near"] == rows.loc["red/000.png", "near"]
 
 
 def test_an_interrupted_second_reading_forgets_nothing(folder, looked):
-    indexed(folder)
+    read_whole_index(folder)
     image_folder(folder, {"green": 6})
     reading = read_index(folder, list_data(folder))
     next(reading)
     reading.close()
     looked.clear()
-    assert len(indexed(folder)) == 18
+    assert len(read_whole_index(folder)) == 18
     assert len(looked) == 5
 
 
@@ -237,7 +237,7 @@ def test_a_home_that_cannot_be_written_does_not_stop_the_reading(
 ):
     (tmp_path / "file").touch()
     monkeypatch.setenv("THAW_HOME", str(tmp_path / "file" / "home"))
-    assert len(indexed(folder)) == len(indexed(folder)) == 12
+    assert len(read_whole_index(folder)) == len(read_whole_index(folder)) == 12
     assert len(looked) == 24
 
 
@@ -246,19 +246,19 @@ def test_a_disk_that_is_full_does_not_stop_the_reading(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    assert len(indexed(folder)) == 12
+    assert len(read_whole_index(folder)) == 12
     assert not index_file(folder).exists()
 
 
 def test_hashes_keep_all_their_bits_on_disk_and_among_new_rows(folder):
     def wrong():
-        rows = indexed(folder)
+        rows = read_whole_index(folder)
         assert rows["content"].dtype == np.uint64
         return [
             row.id for row in rows.itertuples() if row.content != look_at(folder / row.id).content
         ]
 
-    assert (indexed(folder)["content"] > 2**63).any()  # which is where int64 ends
+    assert (read_whole_index(folder)["content"] > 2**63).any()  # which is where int64 ends
     assert wrong() == []  # read back
     image_folder(folder, {"green": 6})
     assert wrong() == []  # old and new ones
@@ -271,18 +271,18 @@ def test_hashes_keep_all_their_bits_on_disk_and_among_new_rows(folder):
 def test_what_is_broken_is_looked_at_once_too(folder, looked):
     (folder / "red" / "broken.png").write_bytes(b"no image")
     (folder / "red" / "empty.png").touch()
-    rows = indexed(folder).set_index("id")
+    rows = read_whole_index(folder).set_index("id")
     assert rows.loc[["red/broken.png", "red/empty.png"], "problem"].tolist() == [
         "unreadable",
         "empty_file",
     ]
     looked.clear()
-    assert len(indexed(folder)) == 14
+    assert len(read_whole_index(folder)) == 14
     assert looked == []
 
 
 def test_a_file_that_could_not_be_opened_is_tried_again(folder, looked, monkeypatch):
-    """A right that was given since changes neither size nor time."""
+    """Granting access changes neither size nor modification time."""
 
     def refuse(path, **settings):
         if path.name == "003.png":
@@ -291,27 +291,27 @@ def test_a_file_that_could_not_be_opened_is_tried_again(folder, looked, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(image_stats, "open_regular", refuse)
-        assert (indexed(folder)["problem"] == "unreadable").sum() == 2
+        assert (read_whole_index(folder)["problem"] == "unreadable").sum() == 2
     looked.clear()
-    assert (indexed(folder)["problem"] == "").all()
+    assert (read_whole_index(folder)["problem"] == "").all()
     assert looked == ["003.png", "003.png"]
 
 
 def test_a_missing_file_makes_nobody_compare_all_images_again(folder, monkeypatch):
     (folder / "m.csv").write_text("path,label\nred/000.png,a\nred/001.png,a\nred/gone.png,a\n")
-    assert indexed(folder / "m.csv")["problem"].tolist() == ["", "", "missing_file"]
+    assert read_whole_index(folder / "m.csv")["problem"].tolist() == ["", "", "missing_file"]
     monkeypatch.setattr(index, "near_sets", lambda *_: pytest.fail("compared again"))
-    assert len(indexed(folder / "m.csv")) == 3
+    assert len(read_whole_index(folder / "m.csv")) == 3
     monkeypatch.undo()
     shutil.copy(folder / "red" / "002.png", folder / "red" / "gone.png")
-    assert (indexed(folder / "m.csv")["problem"] == "").all()
+    assert (read_whole_index(folder / "m.csv")["problem"] == "").all()
 
 
 def test_copies_are_found_among_old_and_new_files(folder):
-    indexed(folder)
+    read_whole_index(folder)
     shutil.copy(folder / "red" / "000.png", folder / "blue" / "copy.png")
-    near = indexed(folder).set_index("id")["near"]
+    near = read_whole_index(folder).set_index("id")["near"]
     assert near["blue/copy.png"] == near["red/000.png"]
     assert near.nunique() == 12
     (folder / "red" / "000.png").unlink()
-    assert indexed(folder)["near"].nunique() == 12
+    assert read_whole_index(folder)["near"].nunique() == 12

@@ -11,8 +11,8 @@ from tests.factories import image_folder
 links = pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
 
 
-def listed(data, **settings):
-    """{id: (class, split)}, and the notes."""
+def list_splits(data, **settings):
+    """Return {id: (class, split)}, and the notes."""
     listing = list_data(data, **settings)
     files = listing.files
     return dict(
@@ -20,7 +20,7 @@ def listed(data, **settings):
     ), set(listing.notes)
 
 
-def classes(data):
+def list_classes(data):
     return sorted(set(list_data(data).files["class"]))
 
 
@@ -49,9 +49,9 @@ def test_a_tree_deeper_than_pythons_recursion_is_listed(tmp_path):
 def test_class_folders_say_the_class_and_no_split(tmp_path):
     image_folder(tmp_path, {"red": 1, "blue/deep/down": 1})
     files = {"blue/deep/down/000.png": ("blue", ""), "red/000.png": ("red", "")}
-    assert listed(tmp_path) == (files, set())
+    assert list_splits(tmp_path) == (files, set())
     image_folder(tmp_path / "one", {"red": 2})
-    assert classes(tmp_path / "one") == ["red"]  # no wrapping
+    assert list_classes(tmp_path / "one") == ["red"]  # no wrapping
 
 
 def test_sizes_and_times_are_the_files_own(tmp_path):
@@ -75,7 +75,7 @@ def test_split_folders_are_known_by_what_people_call_them(tmp_path, folders):
         (tmp_path / folder / "red").mkdir(parents=True)
         (tmp_path / folder / "red" / "a.png").touch()
     names = zip(folders, ("train", "val", "test"), strict=True)
-    files, _ = listed(tmp_path)
+    files, _ = list_splits(tmp_path)
     assert files == {f"{folder}/red/a.png": ("red", split) for folder, split in names}
 
 
@@ -87,8 +87,8 @@ def test_folders_around_a_data_set_are_no_classes(tmp_path, wrapping, inside):
     image_folder(tmp_path / wrapping, inside)
     image_folder(tmp_path, {"__MACOSX": 1})
     (tmp_path / "README.txt").write_text("pets")
-    assert classes(tmp_path) == ["blue", "red"]
-    files, _ = listed(tmp_path)
+    assert list_classes(tmp_path) == ["blue", "red"]
+    files, _ = list_splits(tmp_path)
     assert set(files) == {f"{wrapping}/{folder}/000.png" for folder in inside}
     assert {split for _, split in files.values()} == ({""} if "red" in inside else {"train", "val"})
 
@@ -100,13 +100,13 @@ def test_what_systems_leave_behind_is_passed_over_without_a_word(tmp_path):
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._000.png"):
         (tmp_path / name).touch()
         (tmp_path / "red" / name).touch()
-    assert listed(tmp_path) == ({"red/000.png": ("red", "")}, set())
+    assert list_splits(tmp_path) == ({"red/000.png": ("red", "")}, set())
 
 
 def test_what_is_passed_over_is_noted(tmp_path):
     image_folder(tmp_path, {"train/red": 1, "other": 1, "train/empty": 0, "": 1, "train": 1})
     (tmp_path / "train" / "red" / "notes.txt").touch()
-    files, notes = listed(tmp_path)
+    files, notes = list_splits(tmp_path)
     assert set(files) == {"train/red/000.png"}
     assert notes == {
         ("ignored_folder", "other"),
@@ -122,7 +122,7 @@ def test_endings_of_images_in_any_case(tmp_path):
     suffixes = ["JPG", "jpeg", "jfif", "Png", "webp", "TIFF", "pgm", "gif", "bmp"]
     for suffix in (*suffixes, "txt", "jpgx"):
         (tmp_path / "red" / f"a.{suffix}").touch()
-    assert set(listed(tmp_path)[0]) == {f"red/a.{suffix}" for suffix in suffixes}
+    assert set(list_splits(tmp_path)[0]) == {f"red/a.{suffix}" for suffix in suffixes}
 
 
 OUT_OF_THE_ROOTS = {
@@ -141,11 +141,11 @@ def test_links_that_lead_out_of_the_roots_are_left_out_and_noted(tmp_path, what)
         image_folder(tmp_path / "outside", {"red": 2}),
     )
     (root / linked).symlink_to(outside if what == "a split" else outside / linked)
-    files, notes = listed(root, roots=[root])
+    files, notes = list_splits(root, roots=[root])
     assert {name for name, _ in files.values()} == {"blue"}
     assert ("outside", noted) in notes
     for roots in ([], [root, outside]):
-        files, notes = listed(root, roots=roots)
+        files, notes = list_splits(root, roots=roots)
         assert {name for name, _ in files.values()} == {"blue", "red"}
         assert not notes
 
@@ -154,14 +154,14 @@ def test_links_that_lead_out_of_the_roots_are_left_out_and_noted(tmp_path, what)
 def test_links_to_folders_within_a_class_are_not_followed(tmp_path):
     image_folder(tmp_path, {"red": 1, "blue": 1})
     (tmp_path / "red" / "more").symlink_to(tmp_path / "blue")
-    assert set(listed(tmp_path)[0]) == {"red/000.png", "blue/000.png"}
+    assert set(list_splits(tmp_path)[0]) == {"red/000.png", "blue/000.png"}
 
 
 @links
 def test_links_that_stay_within_the_roots_are_followed(tmp_path):
     image_folder(tmp_path, {"red": 1, "blue": 1})
     (tmp_path / "red" / "again.png").symlink_to(tmp_path / "blue" / "000.png")
-    files, notes = listed(tmp_path, roots=[tmp_path])
+    files, notes = list_splits(tmp_path, roots=[tmp_path])
     assert "red/again.png" in files
     assert not notes
 
@@ -226,7 +226,7 @@ def test_ids_are_relative_to_the_folder_or_to_the_one_the_manifest_lies_in(tmp_p
 
 def test_a_folder_named_like_a_manifest_is_a_folder(tmp_path):
     image_folder(tmp_path / "pets.csv", {"red": 1, "blue": 1})
-    assert classes(tmp_path / "pets.csv") == ["blue", "red"]
+    assert list_classes(tmp_path / "pets.csv") == ["blue", "red"]
     assert image_root(tmp_path / "pets.csv") == tmp_path / "pets.csv"
 
 

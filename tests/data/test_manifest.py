@@ -20,9 +20,9 @@ quick = settings(deadline=None, derandomize=True, database=None, max_examples=10
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a manifest from text, bytes or a table; returns its path."""
+    """Write a manifest from text, bytes or a table, and return its path."""
 
-    def written(content, name="images.csv"):
+    def write_manifest(content, name="images.csv"):
         file = tmp_path / name
         if isinstance(content, bytes):
             file.write_bytes(content)
@@ -32,14 +32,14 @@ def write(tmp_path):
             content.to_parquet(file)
         return file
 
-    return written
+    return write_manifest
 
 
 def rows(file):
     return [tuple(row) for row in read_manifest(file).to_numpy().tolist()]
 
 
-def refused(file):
+def get_refusal(file):
     with pytest.raises(DataError) as caught:
         read_manifest(file)
     return str(caught.value)
@@ -109,7 +109,7 @@ def test_manifest_in_text_is_read_as_it_is_written(write, text, expected):
 
 @pytest.mark.parametrize(("text", "reasons"), REFUSED.items())
 def test_manifest_with_problems_is_refused_with_all_of_them(write, text, reasons):
-    message = refused(write(text))
+    message = get_refusal(write(text))
     assert [reason for reason in reasons if reason not in message] == []
 
 
@@ -131,7 +131,7 @@ def test_a_table_of_far_too_many_columns_is_refused_before_it_is_read(write, nam
     else:
         separator = "\t" if "tsv" in name else ","
         file = write(separator.join(names) + "\n" + separator.join("a" * len(names)) + "\n", name)
-    assert f"has {len(names):,} columns; a manifest has at most 1,000" in refused(file)
+    assert f"has {len(names):,} columns; a manifest has at most 1,000" in get_refusal(file)
     with pytest.raises(DataError, match="columns; a manifest has at most"):
         other_columns(file)
 
@@ -168,9 +168,9 @@ def test_gaps_and_the_index_of_a_parquet_table_are_read(write):
     table = pd.DataFrame({"path": ["a.png", "b.png"], "label": "cat", "group": [7.0, None]})
     assert [row[3] for row in rows(write(table, "images.parquet"))] == ["7", ""]
     missing = table.assign(label=[3.0, None])
-    assert "without a label: 3" in refused(write(missing, "images.parquet"))
+    assert "without a label: 3" in get_refusal(write(missing, "images.parquet"))
     zero = table.assign(path=["a.png", "a\0b.png"])
-    assert "zero byte: 3" in refused(write(zero, "images.parquet"))
+    assert "zero byte: 3" in get_refusal(write(zero, "images.parquet"))
     index = pd.DataFrame({"label": ["cat"]}, index=pd.Index(["a.png"], name="path"))
     assert rows(write(index, "images.parquet")) == [CAT]
 
@@ -202,7 +202,7 @@ def test_lists_and_records_for_a_path_label_or_split_are_refused(tmp_path, colum
     texts = {name: pyarrow.array(["train", "val"]) for name in ("image", "label", "split")}
     for nested in NESTED.values():
         pyarrow.parquet.write_table(pyarrow.table(texts | {column: nested}), file)
-        assert f"images.parquet holds lists or records in {column};" in refused(file)
+        assert f"images.parquet holds lists or records in {column};" in get_refusal(file)
 
 
 @pytest.mark.fuzz
@@ -210,7 +210,7 @@ def test_lists_and_records_for_a_path_label_or_split_are_refused(tmp_path, colum
 def test_a_name_of_fifty_megabytes_is_refused_in_a_line(write, column):
     table = pd.DataFrame({"path": ["a.png", "b.png"], "label": "cat", "group": "one"})
     table.loc[1, column] = "x" * 50_000_000
-    message = refused(write(table, "images.parquet"))
+    message = get_refusal(write(table, "images.parquet"))
     assert "more than 32,767 characters: 3" in message
     assert len(message) < 300
 
@@ -229,7 +229,7 @@ NO_TABLES = {
 @pytest.mark.parametrize("what", NO_TABLES)
 def test_content_that_is_no_table_is_refused_in_a_line(write, what):
     for name in ("images.csv", "images.tsv", "images.parquet"):
-        message = refused(write(NO_TABLES[what], name))
+        message = get_refusal(write(NO_TABLES[what], name))
         assert name in message
         assert len(message.splitlines()) == 1
         assert len(message) < 500
@@ -244,7 +244,7 @@ def test_text_in_parquet_that_is_not_unicode_is_refused(write, tmp_path):
     pyarrow.parquet.write_table(
         pyarrow.table({"path": pyarrow.array(["a.png"]), "label": broken}), file
     )
-    assert "cannot be read as a table" in refused(file)
+    assert "cannot be read as a table" in get_refusal(file)
 
 
 def test_missing_files_are_named_and_manifests_known_by_their_names(tmp_path):

@@ -1,4 +1,4 @@
-"""Which class names speak against mirror images."""
+"""Class names that speak against mirror images."""
 
 import pytest
 

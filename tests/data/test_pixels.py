@@ -23,7 +23,7 @@ def empty_cache():
 
 @pytest.fixture(params=LIMITS)
 def place(request, monkeypatch):
-    """Where decoded images may be kept."""
+    """Limit the cache to memory, disk or nothing."""
     for name, limit in LIMITS[request.param].items():
         monkeypatch.setenv(f"THAW_CACHE_{name}_GB", limit)
     return request.param
@@ -36,7 +36,7 @@ def paths(tmp_path):
 
 
 def decode(paths, side=16, wanted=None, fit="crop"):
-    """(progress, pixels): the one place that knows how decode_pixels is called."""
+    """Return (progress, pixels) of ``decode_pixels``, which only this function calls."""
     wanted = np.arange(len(paths)) if wanted is None else np.array(wanted)
     keys = np.array([look_at(path).content for path in paths], dtype=np.uint64)
     return drained(decode_pixels(paths, keys, wanted, Resize(side, fit=fit)))

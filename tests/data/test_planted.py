@@ -1,4 +1,4 @@
-"""A real data set with defects of every kind planted into it, and whether the quick inspection finds them."""
+"""The quick inspection finds defects of every kind that are planted into a real data set."""
 
 import io
 import shutil
@@ -14,21 +14,21 @@ pytestmark = pytest.mark.train
 CLASSES = [str(digit) for digit in range(10)]
 
 
-def encoded(image, kind="PNG", **options):
+def encode_image(image, kind="PNG", **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 NEARLY = {
-    "-saved-again.jpg": lambda image: encoded(image, "JPEG", quality=60),
-    "-scaled.png": lambda image: encoded(image.resize((48, 48), Image.Resampling.BILINEAR)),
-    "-brightened.png": lambda image: encoded(ImageEnhance.Brightness(image).enhance(1.2)),
+    "-saved-again.jpg": lambda image: encode_image(image, "JPEG", quality=60),
+    "-scaled.png": lambda image: encode_image(image.resize((48, 48), Image.Resampling.BILINEAR)),
+    "-brightened.png": lambda image: encode_image(ImageEnhance.Brightness(image).enhance(1.2)),
 }
 
 
 class Planted:
-    """The digits in train/ and val/, and what was done to them."""
+    """The digits in train/ and val/, and the planted defects."""
 
     def __init__(self, folder, digits):
         self.folder = folder
@@ -61,7 +61,7 @@ class Planted:
 
     def corrupt(self):
         source = self.source()
-        png, jpeg = self.content(source), encoded(self.opened(source), "JPEG")
+        png, jpeg = self.content(source), encode_image(self.opened(source), "JPEG")
         share = self.random.uniform(0.3, 0.95)
         self.plant("damaged", source.replace(".png", "-short.png"), png[: int(len(png) * share)])
         self.plant("damaged", source.replace(".png", "-short.jpg"), jpeg[: int(len(jpeg) * 0.9)])
@@ -96,29 +96,29 @@ class Planted:
             )
 
     def single_ones(self):
-        self.plant("wrong_extension", "train/1/png-inside.jpg", encoded(self.noise()))
-        self.plant("dark", "train/2/night.png", encoded(self.noise(levels=32)))
+        self.plant("wrong_extension", "train/1/png-inside.jpg", encode_image(self.noise()))
+        self.plant("dark", "train/2/night.png", encode_image(self.noise(levels=32)))
         self.plant(
             "bright",
             "train/3/snow.png",
-            encoded(self.noise(levels=28).point(lambda value: 255 - value)),
+            encode_image(self.noise(levels=28).point(lambda value: 255 - value)),
         )
         self.plant(
-            "uniform", "train/4/wall.png", encoded(Image.new("RGB", (64, 64), (140, 150, 160)))
+            "uniform", "train/4/wall.png", encode_image(Image.new("RGB", (64, 64), (140, 150, 160)))
         )
-        self.plant("extreme_aspect", "val/5/banner.png", encoded(self.noise(300)))
-        self.plant("tiny", "train/6/icon.png", encoded(self.noise(16, 16)))
-        film = encoded(
+        self.plant("extreme_aspect", "val/5/banner.png", encode_image(self.noise(300)))
+        self.plant("tiny", "train/6/icon.png", encode_image(self.noise(16, 16)))
+        film = encode_image(
             self.noise(), "GIF", save_all=True, append_images=[self.noise(), self.noise()]
         )
         self.plant("animated", "train/7/film.gif", film)
         self.plant(
             "odd_mode",
             "train/8/print.jpg",
-            encoded(Image.merge("CMYK", [self.noise() for _ in range(4)]), "JPEG"),
+            encode_image(Image.merge("CMYK", [self.noise() for _ in range(4)]), "JPEG"),
         )
         wide = Image.fromarray(self.random.integers(0, 2**16, (64, 64), np.uint16))
-        self.plant("odd_mode", "val/9/scan.png", encoded(wide))
+        self.plant("odd_mode", "val/9/scan.png", encode_image(wide))
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +134,12 @@ def planted(home_of_shared_fixtures, tmp_path_factory):
     return done
 
 
-def finding(dataset, kind):
+def find_finding(dataset, kind):
     return next((one for one in dataset.findings if one.kind == kind), None)
 
 
-def in_one_set(dataset, kind, *paths):
-    return any(set(paths) <= set(one) for one in finding(dataset, kind).sets)
+def is_in_one_set(dataset, kind, *paths):
+    return any(set(paths) <= set(one) for one in find_finding(dataset, kind).sets)
 
 
 SINGLE = ["wrong_extension", "dark", "bright", "uniform", "extreme_aspect", "tiny", "animated"]
@@ -148,12 +148,12 @@ SINGLE = ["wrong_extension", "dark", "bright", "uniform", "extreme_aspect", "tin
 def test_every_defect_is_found_and_no_other(planted):
     dataset, truth = planted.dataset, planted.truth
     for kind in ("damaged", "empty_file", "unreadable"):
-        found = finding(dataset, kind)
+        found = find_finding(dataset, kind)
         assert set(found.paths) == set(truth[kind])
         assert found.count == len(truth[kind]) >= 8
         assert not set(found.paths) & set(dataset.table["id"])
     for kind in (*SINGLE, "odd_mode"):
-        assert set(finding(dataset, kind).paths) == set(truth[kind])
+        assert set(find_finding(dataset, kind).paths) == set(truth[kind])
     accusations = {"few_images", "imbalance", "similar_class_names", "single_class"}
     assert not {one.kind for one in dataset.findings} & accusations
 
@@ -161,19 +161,24 @@ def test_every_defect_is_found_and_no_other(planted):
 def test_every_copy_is_found_and_no_other(planted):
     dataset, truth = planted.dataset, planted.truth
     for kind in ("exact_duplicates", "leakage"):
-        assert all(in_one_set(dataset, kind, *pair) for pair in truth[kind].items())
-    assert finding(dataset, "exact_duplicates").count == len(truth["exact_duplicates"])
-    leaks = finding(dataset, "leakage")
+        assert all(is_in_one_set(dataset, kind, *pair) for pair in truth[kind].items())
+    assert find_finding(dataset, "exact_duplicates").count == len(truth["exact_duplicates"])
+    leaks = find_finding(dataset, "leakage")
     assert set(leaks.paths) == set(truth["leakage"].values())
     share = len(truth["leakage"]) / (dataset.table["split"] == "val").sum()
     assert f"up to {100 * share:.1f} % too high" in leaks.message
     conflicts = truth["conflicting_labels"]
-    assert set(finding(dataset, "conflicting_labels").paths) == {*conflicts, *conflicts.values()}
+    assert set(find_finding(dataset, "conflicting_labels").paths) == {
+        *conflicts,
+        *conflicts.values(),
+    }
     for kind in ("near_duplicates", "near_leakage"):
         assert len(truth[kind]) == 24
-        found = [in_one_set(dataset, kind, *pair) for pair in truth[kind].items()]
+        found = [is_in_one_set(dataset, kind, *pair) for pair in truth[kind].items()]
         assert np.mean(found) >= 0.9
-        others = set(finding(dataset, kind).paths) - set(truth[kind]) - set(truth[kind].values())
+        others = (
+            set(find_finding(dataset, kind).paths) - set(truth[kind]) - set(truth[kind].values())
+        )
         assert len(others) < 0.03 * len(dataset.table)
 
 
@@ -186,4 +191,4 @@ def test_actions_that_are_offered_clean_the_set(planted):
     edits += [edit for one in after.findings for edit in one.edits(one.paths)]
     again = load_dataset(planted.folder, edits=edits)
     for kind in ("near_duplicates", "leakage", "near_leakage"):
-        assert finding(again, kind) is None
+        assert find_finding(again, kind) is None

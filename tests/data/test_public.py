@@ -38,12 +38,15 @@ CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 
 
 def shade(label):
-    """An image's mean says its class."""
+    """Return the mean gray level of a class's images."""
     return 20 + 2 * label
 
 
 def pixels(label, number, width, height):
-    """``[height, width]``: light and dark pixels about the class's mean, in another order in each image."""
+    """Return ``[height, width]`` of light and dark pixels around the class's mean.
+
+    Each image has them in another order.
+    """
     signs = np.random.default_rng([label, number]).permutation(
         np.repeat([-15, 15], width * height // 2)
     )
@@ -74,7 +77,7 @@ def mat(**arrays):
 
 @functools.cache
 def pets():
-    """Four images a breed to train on, two to test on."""
+    """Return four training images and two test images per breed."""
     images, lists = {}, {"trainval": "", "test": ""}
     for label, breed in enumerate(PETS):
         for number in range(6):
@@ -89,7 +92,7 @@ def pets():
 
 @functools.cache
 def flowers():
-    """Two of each to train on, one to validate, one to test on."""
+    """Return two training images, a validation image and a test image per class."""
     numbers = np.arange(1, 4 * 102 + 1)
     labels = (numbers - 1) % 102
     return {
@@ -167,7 +170,7 @@ def md5(content):
 
 
 def point_torchvision_at(name, files, address, monkeypatch):
-    """Let torchvision look for a set's files below ``address``, and expect what is in ``files``."""
+    """Let torchvision download a set's files from ``address``, and expect those in ``files``."""
     if name == "oxford_pets":
         resources = tuple((f"{address}/{file}", md5(content)) for file, content in files.items())
         monkeypatch.setattr(datasets.OxfordIIITPet, "_RESOURCES", resources)
@@ -212,7 +215,7 @@ def point_torchvision_at(name, files, address, monkeypatch):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves ``files``. Where ``gate`` is set to an event, the second half of a file is sent once that happens."""
+    """Serves ``files``. If ``gate`` is set to an event, the second half of a file waits for it."""
 
     daemon_threads = True
     files: dict[str, bytes]
@@ -437,7 +440,7 @@ def test_a_download_larger_than_known_is_never_more_than_all_of_it(published, mo
 
 
 def large(server):
-    """More than the second half of it fits into any buffer on the way."""
+    """The second half of the file is larger than all buffers on the way."""
     server.files = {file: content + bytes(64 << 20) for file, content in server.files.items()}
     return len(next(iter(server.files.values())))
 

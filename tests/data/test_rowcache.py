@@ -37,7 +37,7 @@ def batches(rows=ROWS, size=8):
         yield np.arange(start, min(len(rows), start + size)), rows[start : start + size]
 
 
-def filled(cache, name="t", keys=KEYS, rows=ROWS):
+def fill_table(cache, name="t", keys=KEYS, rows=ROWS):
     return finish(cache.fill(name, keys, batches(rows)))
 
 
@@ -55,7 +55,7 @@ def filled(cache, name="t", keys=KEYS, rows=ROWS):
 def test_rows_come_back_as_they_were(cache, rows, where, monkeypatch):
     if where == "disk":
         monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
-    assert filled(cache, rows=rows) == where
+    assert fill_table(cache, rows=rows) == where
     found = cache.table("t").lookup(KEYS[::-1].copy())
     assert found.where == where
     chosen = found.batch(np.array([0, 5, 3]))
@@ -66,9 +66,9 @@ def test_rows_come_back_as_they_were(cache, rows, where, monkeypatch):
 
 
 def test_rows_of_several_blocks_mix(cache):
-    filled(cache, keys=KEYS[:12], rows=ROWS[:12])
+    fill_table(cache, keys=KEYS[:12], rows=ROWS[:12])
     assert cache.table("t").missing(KEYS).tolist() == [False] * 12 + [True] * 8
-    filled(cache, keys=KEYS[12:], rows=ROWS[12:])
+    fill_table(cache, keys=KEYS[12:], rows=ROWS[12:])
     order = np.array([15, 2, 11, 12])
     assert torch.equal(cache.table("t").lookup(KEYS).batch(order), ROWS[order])
 
@@ -82,14 +82,14 @@ def test_an_abandoned_fill_leaves_nothing(cache, folder, disk_only):
 
 
 def test_another_process_finds_rows_on_disk(cache, folder, disk_only):
-    filled(cache)
+    fill_table(cache)
     again = RowCache(lambda: folder).table("t")
     assert torch.equal(again.lookup(KEYS).batch(np.arange(20)), ROWS)
 
 
 def test_keys_are_distinguished_to_the_last_bit(cache, folder, disk_only):
     keys = np.array([2**63 + 1, 2**64 - 1, 0, 2**63], dtype=np.uint64)
-    filled(cache, keys=keys, rows=ROWS[:4])
+    fill_table(cache, keys=keys, rows=ROWS[:4])
     for one in (cache, RowCache(lambda: folder)):
         table = one.table("t")
         assert torch.equal(table.lookup(keys).batch(np.arange(4)), ROWS[:4])
@@ -97,16 +97,16 @@ def test_keys_are_distinguished_to_the_last_bit(cache, folder, disk_only):
 
 
 def test_of_two_rows_of_a_key_the_newest_counts(cache):
-    filled(cache)
-    filled(cache, keys=KEYS[5:8], rows=ROWS[10:13])
+    fill_table(cache)
+    fill_table(cache, keys=KEYS[5:8], rows=ROWS[10:13])
     assert torch.equal(
         cache.table("t").lookup(KEYS).batch(np.arange(4, 9)), ROWS[[4, 10, 11, 12, 8]]
     )
 
 
 def test_rows_on_a_device_are_those_of_all_blocks_each_once(cache):
-    filled(cache, keys=KEYS[:12], rows=ROWS[:12])
-    filled(cache, keys=KEYS[12:], rows=ROWS[12:])
+    fill_table(cache, keys=KEYS[:12], rows=ROWS[:12])
+    fill_table(cache, keys=KEYS[12:], rows=ROWS[12:])
     lookup = cache.table("t").lookup(np.concatenate([KEYS, KEYS]))
     positions = np.array([25, 3, 17, 5, 13])  # the first is a second time the fourth
     assert lookup.bytes_of(positions) == 4 * lookup.row_bytes
@@ -166,13 +166,13 @@ DAMAGES = {
 @pytest.mark.skipif(os.name != "posix", reason="files that only POSIX has")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_or_foreign_file_is_dropped_and_filled_again(cache, folder, disk_only, damage):
-    filled(cache)
+    fill_table(cache)
     DAMAGES[damage](next(folder.glob("*.rows")))
     again = RowCache(lambda: folder)
     assert again.table("t").missing(KEYS).all()
     if damage in ("flipped bit", "cut short", "no description", "fewer keys"):
         assert os.listdir(folder) == [MARKER]
-    assert filled(again) == "disk"
+    assert fill_table(again) == "disk"
     assert torch.equal(again.table("t").lookup(KEYS).batch(np.arange(20)), ROWS)
 
 
@@ -181,23 +181,23 @@ def test_a_full_disk_means_nowhere_and_leaves_nothing(cache, folder, disk_only, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    assert filled(cache) is None
+    assert fill_table(cache) is None
     assert set(os.listdir(folder)) <= {MARKER}
     assert cache.table("t").missing(KEYS).all()
 
 
 def test_without_room_anywhere_nothing_is_computed(cache, disk_only, monkeypatch):
     monkeypatch.setenv("THAW_CACHE_DISK_GB", "0")
-    assert filled(cache) is None
+    assert fill_table(cache) is None
 
 
 def test_the_least_recently_used_table_makes_room_in_memory(cache, monkeypatch):
     size = ROWS.numel() * 4
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", str(2.5 * size / 1e9))
-    filled(cache, "old")
-    filled(cache, "used")
+    fill_table(cache, "old")
+    fill_table(cache, "used")
     kept = cache.table("old").lookup(KEYS)
-    filled(cache, "new")
+    fill_table(cache, "new")
     assert cache.table("used").missing(KEYS).all()
     assert not cache.table("old").missing(KEYS).any()
     assert cache.held() <= 2.5 * size
@@ -207,8 +207,8 @@ def test_the_least_recently_used_table_makes_room_in_memory(cache, monkeypatch):
 def test_oldest_files_make_room_on_disk_and_are_forgotten(cache, folder, disk_only, monkeypatch):
     size = ROWS.numel() * 4
     monkeypatch.setenv("THAW_CACHE_DISK_GB", str(1.5 * size / 1e9))
-    filled(cache, "old")
-    filled(cache, "new")
+    fill_table(cache, "old")
+    fill_table(cache, "new")
     (file,) = folder.glob("*.rows")
     assert file.name.split("-")[1] == "new"
     assert file.stat().st_size == size
@@ -218,30 +218,30 @@ def test_oldest_files_make_room_on_disk_and_are_forgotten(cache, folder, disk_on
 def test_rows_that_a_run_still_reads_count_towards_the_budget(cache, monkeypatch):
     size = ROWS.numel() * 4
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", str(1.5 * size / 1e9))
-    filled(cache, "first")
+    fill_table(cache, "first")
     reading = cache.table("first").lookup(KEYS)
-    assert filled(cache, "second") == "disk"
+    assert fill_table(cache, "second") == "disk"
     assert torch.equal(reading.batch(np.arange(20)), ROWS)
 
 
 def test_a_table_that_grows_stays_within_the_budget(cache, monkeypatch):
     size = ROWS.numel() * 4
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", str(1.5 * size / 1e9))
-    filled(cache)
-    assert filled(cache, keys=KEYS + np.uint64(100)) == "disk"
+    fill_table(cache)
+    assert fill_table(cache, keys=KEYS + np.uint64(100)) == "disk"
     assert cache.held() == size
     both = cache.table("t").lookup(np.concatenate([KEYS[:2], KEYS[:2] + np.uint64(100)]))
     assert torch.equal(both.batch(np.arange(4)), ROWS[[0, 1, 0, 1]])
 
 
 def test_a_row_that_is_not_there_is_not_read_from_another(cache):
-    filled(cache)
+    fill_table(cache)
     with pytest.raises(KeyError):
         cache.table("t").lookup(np.array([10, 999], dtype=np.uint64)).batch(np.array([0, 1]))
 
 
 def test_old_leftovers_of_killed_processes_are_cleared_away(cache, folder, disk_only):
-    filled(cache)
+    fill_table(cache)
     (folder / "thaw-t-deaddead.part").write_bytes(b"half")
     (folder / "thaw-t-90909090.json").write_text("{}")
     others = {"annotations.json", "download.part", "big.rows", "thaw-notes.json"}
@@ -250,7 +250,7 @@ def test_old_leftovers_of_killed_processes_are_cleared_away(cache, folder, disk_
     for file in folder.iterdir():
         os.utime(file, (0, 0))
     (folder / "thaw-t-a11fea11.part").write_bytes(b"half")
-    filled(cache, "another")
+    fill_table(cache, "another")
     left = {name for name in os.listdir(folder) if name.startswith("thaw-t-")}
     assert len(left) == 3
     assert {name[-5:] for name in left} == {".rows", ".json", ".part"}
@@ -258,7 +258,7 @@ def test_old_leftovers_of_killed_processes_are_cleared_away(cache, folder, disk_
 
 
 def test_no_file_of_somebody_else_is_deleted(tmp_path, disk_only, monkeypatch):
-    """As where THAW_CACHE_DIR names a folder that holds other things, too."""
+    """THAW_CACHE_DIR may name a folder that holds other files, too."""
     monkeypatch.setenv("THAW_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("THAW_CACHE_DISK_GB", str(1.5 * ROWS.numel() * 4 / 1e9))
     names = ["annotations.json", "download.part", "table.rows", "thaw-x-00000000.rows"]
@@ -267,7 +267,7 @@ def test_no_file_of_somebody_else_is_deleted(tmp_path, disk_only, monkeypatch):
         os.utime(tmp_path / name, (0, 0))
     cache = RowCache(paths.rows_dir)
     for name in ("one", "two"):
-        assert filled(cache, name) == "disk"
+        assert fill_table(cache, name) == "disk"
     assert {*names, paths.rows_dir().name} == set(os.listdir(tmp_path))
     assert len(list(paths.rows_dir().glob("*.rows"))) == 1
 
@@ -287,7 +287,7 @@ def link(folder):
 @pytest.mark.parametrize("take", [occupy, link])
 def test_a_folder_of_somebody_else_is_not_used(cache, folder, disk_only, take):
     take(folder)
-    assert filled(cache) is None
+    assert fill_table(cache) is None
     assert (folder / "thaw-t-00000000.rows").read_bytes() == b"mine"
 
 
@@ -298,7 +298,7 @@ def test_a_limit_that_cannot_be_one_names_its_variable(
 ):
     monkeypatch.setenv(variable, said)
     with pytest.raises(ConfigError, match=f"{variable} must be a number of gigabytes"):
-        filled(cache)
+        fill_table(cache)
 
 
 @pytest.mark.train
@@ -309,17 +309,17 @@ def test_tables_are_filled_by_several_threads_at_once(cache, monkeypatch):
     try:
         with ThreadPoolExecutor(4) as pool:
             for number in range(300):
-                filled(cache, f"held{number}", KEYS[:1], ROWS[:1])
+                fill_table(cache, f"held{number}", KEYS[:1], ROWS[:1])
             places = list(
-                pool.map(lambda n: filled(cache, f"t{n}", KEYS[:1], ROWS[:1]), range(400))
+                pool.map(lambda n: fill_table(cache, f"t{n}", KEYS[:1], ROWS[:1]), range(400))
             )
     finally:
         sys.setswitchinterval(before)
     assert places == ["memory"] * 400
 
 
-def rows_named_after(keys):
-    """Rows that tell whose they are: each holds nothing but its key."""
+def make_rows_of_keys(keys):
+    """Return rows that hold nothing but their key."""
     return torch.from_numpy(keys.astype(np.float32))[:, None].expand(-1, 3).contiguous()
 
 
@@ -335,13 +335,13 @@ def test_threads_that_fill_one_table_never_read_each_others_rows(cache, where, m
         own = keys[np.arange(len(keys)) % threads == portion]
         for end in range(images, len(own) + 1, images):
             some, known = own[end - images : end], own[:end]
-            assert finish(cache.fill("t", some, batches(rows_named_after(some)))) == where
+            assert finish(cache.fill("t", some, batches(make_rows_of_keys(some)))) == where
             assert not table.missing(known).any()
             read = table.lookup(known).batch(np.arange(len(known)))
-            assert torch.equal(read, rows_named_after(known))
+            assert torch.equal(read, make_rows_of_keys(known))
             found = table.lookup(keys)
             there = np.flatnonzero(found.places[:, 0] >= 0)
-            assert torch.equal(found.batch(there), rows_named_after(keys[there]))
+            assert torch.equal(found.batch(there), make_rows_of_keys(keys[there]))
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # threads take turns often
@@ -353,7 +353,7 @@ def test_threads_that_fill_one_table_never_read_each_others_rows(cache, where, m
 
 
 def test_no_positions_have_no_rows(cache):
-    filled(cache)
+    fill_table(cache)
     nothing = np.empty(0, int)
     lookup = cache.table("t").lookup(KEYS)
     for held in (lookup, lookup.on(torch.device("cpu"), nothing)):

@@ -17,7 +17,7 @@ from finetune_core.work import finish
 from tests.factories import image_folder
 
 
-def resolved(name):
+def resolve(name):
     return finish(resolve_data(name))
 
 
@@ -26,30 +26,30 @@ def test_the_word_digits_names_the_sample_unless_there_is_such_a_folder(
 ):
     monkeypatch.setattr(sample, "_write_digits", lambda folder: None)
     monkeypatch.chdir(tmp_path)
-    assert resolved("digits") == str(home / "data" / "digits")
+    assert resolve("digits") == str(home / "data" / "digits")
     (tmp_path / "digits").mkdir()
-    assert resolved("digits") == str((tmp_path / "digits").resolve())
+    assert resolve("digits") == str((tmp_path / "digits").resolve())
 
 
 def test_other_names_become_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert resolved("pets") == str((tmp_path / "pets").resolve())
-    assert resolved("~/pets") == str((tmp_path / "pets").resolve())
+    assert resolve("pets") == str((tmp_path / "pets").resolve())
+    assert resolve("~/pets") == str((tmp_path / "pets").resolve())
 
 
 def test_a_public_set_that_is_not_here_says_how_to_get_it(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"fetch cifar10"):
-        resolved("cifar10")
+        resolve("cifar10")
     (home / "data" / "cifar10").mkdir(parents=True)
-    assert resolved("cifar10") == str(home / "data" / "cifar10")
+    assert resolve("cifar10") == str(home / "data" / "cifar10")
 
 
 def test_an_archive_is_what_it_unpacks_to(home, tmp_path):
     image_folder(tmp_path / "images", {"red": 2, "blue": 2})
     archive = shutil.make_archive(str(tmp_path / "pets"), "zip", tmp_path / "images")
-    folder = Path(resolved(archive))
+    folder = Path(resolve(archive))
     assert folder.parent == home / "data"
     assert len(list(folder.glob("*/*.png"))) == 4
     assert imported_folders() == [folder]
@@ -85,7 +85,7 @@ def test_path_in_quotes_or_as_a_file_url_is_that_path(tmp_path, written):
     folder.mkdir()
     name = written.format(path=folder, url=quote(str(folder)))
     assert whole_path(name) == folder
-    assert resolved(name) == str(folder)
+    assert resolve(name) == str(folder)
 
 
 @pytest.mark.parametrize("name", ["'", '"', "it's", "'a", "100%25", "a'b'"])

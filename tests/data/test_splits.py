@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_core.data.splits import TEST, TRAIN, VAL, assign_splits, groups_of
+from finetune_core.data.splits import TEST, TRAIN, VAL, assign_splits, extract_groups
 
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=30)
 COUNTS = st.lists(st.integers(1, 40), min_size=1, max_size=5)
@@ -20,7 +20,7 @@ def images(counts):
     return pd.Series([sample for sample, _ in rows]), pd.Series([label for _, label in rows])
 
 
-def counted(counts, val, test, seed=0):
+def count_by_split(counts, val, test, seed=0):
     ids, labels = images(counts)
     return pd.crosstab(labels, assign_splits(ids, labels, val, test, seed)).reindex(
         columns=[TRAIN, VAL, TEST], fill_value=0
@@ -42,7 +42,7 @@ def counted(counts, val, test, seed=0):
     ],
 )
 def test_shares_hold_within_every_class_and_each_trains(counts, shares, expected):
-    assert counted(counts, *shares).to_numpy().tolist() == expected
+    assert count_by_split(counts, *shares).to_numpy().tolist() == expected
 
 
 def test_a_split_is_known_for_good():
@@ -61,7 +61,7 @@ def test_a_split_is_known_for_good():
 @quick
 @given(COUNTS, FRACTIONS, st.integers(0, 2**31 - 1))
 def test_every_image_has_a_split_and_every_class_trains(counts, fractions, seed):
-    table = counted(counts, *fractions, seed)
+    table = count_by_split(counts, *fractions, seed)
     assert table.sum(axis=1).tolist() == counts
     assert (table[TRAIN] >= 1).all()
     assert ((table[VAL] >= 1) == (table.sum(axis=1) >= 3)).all()
@@ -95,13 +95,13 @@ def test_another_class_does_not_change_the_split_of_the_first():
     assert together[:20].tolist() == alone.tolist()
 
 
-def split_of(ids, labels, *, val=0.2, test=0.1, seed=0, **settings):
-    """{id: split}"""
+def assign(ids, labels, *, val=0.2, test=0.1, seed=0, **settings):
+    """Return {id: split}."""
     ids, labels = pd.Series(ids, dtype="str"), pd.Series(labels)
     return dict(zip(ids, assign_splits(ids, labels, val, test, seed, **settings), strict=True))
 
 
-def numbered(first, last, name="x"):
+def make_numbered_ids(first, last, name="x"):
     return [f"{name}/{number:04d}.png" for number in range(first, last)]
 
 
@@ -112,12 +112,12 @@ def shares(split):
 
 @pytest.mark.parametrize("first", [0, 500])
 def test_images_that_are_added_move_no_others_and_the_shares_hold(first):
-    """New names sort before the old ones, or after them; a second batch is like the first."""
-    ids = numbered(200, 300)
-    split = split_of(ids, ["x"] * 100)
-    for batch in (numbered(first, first + 60), numbered(first + 60, first + 200)):
+    """New names sort before or after the old ones; a second batch is like the first."""
+    ids = make_numbered_ids(200, 300)
+    split = assign(ids, ["x"] * 100)
+    for batch in (make_numbered_ids(first, first + 60), make_numbered_ids(first + 60, first + 200)):
         ids = [*ids, *batch]
-        after = split_of(ids, ["x"] * len(ids), known=split)
+        after = assign(ids, ["x"] * len(ids), known=split)
         assert split.items() <= after.items()
         assert shares(after) == [0.7, 0.2, 0.1]
         assert {after[name] for name in batch} == {TRAIN, VAL, TEST}
@@ -125,61 +125,61 @@ def test_images_that_are_added_move_no_others_and_the_shares_hold(first):
 
 
 def test_a_class_that_is_added_leaves_the_others_as_they_are():
-    ids, more = numbered(0, 50), numbered(0, 50, "y")
-    split = split_of(ids, ["x"] * 50)
-    after = split_of([*ids, *more], ["x"] * 50 + ["y"] * 50, known=split)
+    ids, more = make_numbered_ids(0, 50), make_numbered_ids(0, 50, "y")
+    split = assign(ids, ["x"] * 50)
+    after = assign([*ids, *more], ["x"] * 50 + ["y"] * 50, known=split)
     assert split.items() <= after.items()
     assert shares({name: after[name] for name in more}) == [0.7, 0.2, 0.1]
 
 
 def test_a_class_that_was_too_small_validates_once_there_are_more():
-    split = split_of(numbered(0, 2), ["x"] * 2)
+    split = assign(make_numbered_ids(0, 2), ["x"] * 2)
     assert set(split.values()) == {TRAIN}
-    after = split_of(numbered(0, 3), ["x"] * 3, known=split)
+    after = assign(make_numbered_ids(0, 3), ["x"] * 3, known=split)
     assert after["x/0002.png"] == VAL
 
 
 def test_images_that_went_do_no_harm():
-    split = split_of(numbered(0, 50), ["x"] * 50)
-    after = split_of(numbered(10, 50), ["x"] * 40, known=split)
+    split = assign(make_numbered_ids(0, 50), ["x"] * 50)
+    after = assign(make_numbered_ids(10, 50), ["x"] * 40, known=split)
     assert after.items() <= split.items()
 
 
 def test_known_splits_may_come_as_a_column_with_gaps():
-    ids = numbered(0, 50)
-    split = pd.Series(split_of(ids, ["x"] * 50))
-    after = split_of(ids, ["x"] * 50, known=split.where(np.arange(50) < 40))
+    ids = make_numbered_ids(0, 50)
+    split = pd.Series(assign(ids, ["x"] * 50))
+    after = assign(ids, ["x"] * 50, known=split.where(np.arange(50) < 40))
     assert all(after[name] == split[name] for name in ids[:40])
     assert not pd.Series(after).isna().any()
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"val": 0.3}, {"test": 0.2}])
 def test_another_seed_or_share_is_another_split(other):
-    ids = numbered(0, 100)
-    assert split_of(ids, ["x"] * 100) == split_of(ids, ["x"] * 100)
-    assert split_of(ids, ["x"] * 100) != split_of(ids, ["x"] * 100, **other)
+    ids = make_numbered_ids(0, 100)
+    assert assign(ids, ["x"] * 100) == assign(ids, ["x"] * 100)
+    assert assign(ids, ["x"] * 100) != assign(ids, ["x"] * 100, **other)
 
 
 def test_new_image_of_a_unit_goes_where_the_unit_is():
-    ids = [*numbered(0, 30), "x/new.png"]
-    split = split_of(ids[:30], ["x"] * 30, units=np.arange(30))
+    ids = [*make_numbered_ids(0, 30), "x/new.png"]
+    split = assign(ids[:30], ["x"] * 30, units=np.arange(30))
     for number in range(0, 30, 3):
         units = np.array([*range(30), number])
-        after = split_of(ids, ["x"] * 31, units=units, known=split)
+        after = assign(ids, ["x"] * 31, units=units, known=split)
         assert after["x/new.png"] == split[ids[number]]
 
 
 def test_a_new_image_joins_the_most_where_its_unit_lies_on_both_sides():
     known = {"x/0000.png": TRAIN, "x/0001.png": VAL, "x/0002.png": VAL, "x/0003.png": TRAIN}
-    after = split_of(numbered(0, 5), ["x"] * 5, units=np.array([0, 0, 0, 1, 0]), known=known)
+    after = assign(make_numbered_ids(0, 5), ["x"] * 5, units=np.array([0, 0, 0, 1, 0]), known=known)
     assert after == known | {"x/0004.png": VAL}
 
 
 def test_a_unit_in_two_classes_counts_for_the_one_of_most_of_its_images():
     labels = ["x"] * 10 + ["y"] * 10
     units = np.array([*range(10), 9, 9, *range(10, 18)])  # one of x together with two of y
-    ids = [*numbered(0, 10), *numbered(0, 10, "y")]
-    split = split_of(ids, labels, units=units)
+    ids = [*make_numbered_ids(0, 10), *make_numbered_ids(0, 10, "y")]
+    split = assign(ids, labels, units=units)
     assert split["x/0009.png"] == split["y/0000.png"] == split["y/0001.png"]
 
 
@@ -187,8 +187,13 @@ def test_a_unit_in_two_classes_counts_for_the_one_of_most_of_its_images():
 def test_a_class_of_few_large_groups_trains_and_validates(sizes):
     units = np.repeat(np.arange(len(sizes)), sizes)
     for seed in range(3):
-        split = split_of(
-            numbered(0, len(units)), ["x"] * len(units), units=units, seed=seed, val=0.15, test=0.15
+        split = assign(
+            make_numbered_ids(0, len(units)),
+            ["x"] * len(units),
+            units=units,
+            seed=seed,
+            val=0.15,
+            test=0.15,
         )
         assert {TRAIN, VAL} <= set(split.values())
 
@@ -196,7 +201,7 @@ def test_a_class_of_few_large_groups_trains_and_validates(sizes):
 def test_shares_hold_for_groups_of_many_sizes():
     random = np.random.default_rng(0)
     units = np.repeat(np.arange(200), random.integers(1, 12, 200))
-    split = split_of(numbered(0, len(units)), ["x"] * len(units), units=units)
+    split = assign(make_numbered_ids(0, len(units)), ["x"] * len(units), units=units)
     assert shares(split) == pytest.approx([0.7, 0.2, 0.1], abs=0.01)
 
 
@@ -228,13 +233,13 @@ def test_no_unit_straddles_and_whatever_can_train_and_validate_does(sizes, fract
 @given(st.data(), FRACTIONS, st.integers(0, 1000))
 def test_known_images_keep_their_split_whatever_comes(data, fractions, seed):
     count = data.draw(st.integers(1, 40))
-    ids = pd.Series(numbered(0, count))
+    ids = pd.Series(make_numbered_ids(0, count))
     labels = pd.Series(data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)))
     # across classes, too
     units = np.array(data.draw(st.lists(st.integers(0, 12), min_size=count, max_size=count)))
     then = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
     before = (
-        split_of(
+        assign(
             ids[then],
             labels[then],
             val=fractions[0],
@@ -245,13 +250,13 @@ def test_known_images_keep_their_split_whatever_comes(data, fractions, seed):
         if then.any()
         else {}
     )
-    after = split_of(
+    after = assign(
         ids, labels, val=fractions[0], test=fractions[1], seed=seed, units=units, known=before
     )
     assert before.items() <= after.items()
     assert (ids.map(after).groupby(units).nunique() == 1).all()
     assert (
-        split_of(
+        assign(
             ids, labels, val=fractions[0], test=fractions[1], seed=seed, units=units, known=after
         )
         == after
@@ -281,4 +286,4 @@ def test_known_images_keep_their_split_whatever_comes(data, fractions, seed):
     ],
 )
 def test_groups_from_names(pattern, name, group):
-    assert groups_of(pd.Series([name], dtype="str"), pattern).tolist() == [group]
+    assert extract_groups(pd.Series([name], dtype="str"), pattern).tolist() == [group]

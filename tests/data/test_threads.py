@@ -64,7 +64,7 @@ def blas_threads():
 
 
 def test_whoever_is_the_last_to_need_one_blas_thread_gives_the_others_back():
-    """Two that overlap without one within the other, as two sessions do."""
+    """Two uses overlap, as those of two sessions do, and neither contains the other."""
     with ThreadpoolController().limit(limits=2, user_api="blas"):
         one, other = one_blas_thread(), one_blas_thread()
         one.__enter__()

@@ -12,7 +12,7 @@ from finetune_core.data.entry import load_split
 from finetune_core.training.strategies import BASELINE
 from finetune_core.work import finish
 from pages.shared import camera
-from tests.data.test_camera import jpeg, press, sent, text
+from tests.data.test_camera import encode_base64, jpeg, make_message, press
 from tests.factories import tiny_config, tiny_weights, train, trained_run
 from tests.pages.harness import ANN, open_page, place_run, words
 
@@ -66,7 +66,9 @@ def test_frames_that_arrive_are_kept_and_the_component_hears_of_it(component):
         "answered": "",
         "unstored": "",
     }
-    component.sends = sent(recording="objects", frames=[text(jpeg()), text(jpeg(1))])
+    component.sends = make_message(
+        recording="objects", frames=[encode_base64(jpeg()), encode_base64(jpeg(1))]
+    )
     at.run()
     assert component.data["answered"] == "a1"
     assert frames_by_class(recordings_folder() / "objects") == {
@@ -84,11 +86,11 @@ def test_what_the_disk_could_not_take_is_said_and_sent_again_until_it_is_stored(
             "finetune_core.data.limits.shutil.disk_usage",
             lambda _folder: SimpleNamespace(free=1000),
         )
-        component.sends = sent(recording="objects")
+        component.sends = make_message(recording="objects")
         at.run()
     assert "The latest frames are not stored" in at.error[0].value
     assert (component.data["answered"], component.data["unstored"]) == ("", "a1")
-    component.sends = sent(recording="objects")
+    component.sends = make_message(recording="objects")
     at.run()
     assert not at.error
     assert (component.data["answered"], component.data["unstored"]) == ("a1", "")
@@ -97,7 +99,12 @@ def test_what_the_disk_could_not_take_is_said_and_sent_again_until_it_is_stored(
 
 def test_what_is_not_taken_is_said_and_answered_once(component):
     at = opened(recording_class="cup")
-    for hostile in ({"id": "a1"}, sent(frames=["?"]), sent(**{"class": "../../up"}), "x"):
+    for hostile in (
+        {"id": "a1"},
+        make_message(frames=["?"]),
+        make_message(**{"class": "../../up"}),
+        "x",
+    ):
         component.sends = hostile
         at.run()
         assert len(at.error) == 1
@@ -153,7 +160,7 @@ def test_where_people_sign_in_each_sees_their_own_recordings(component):
     recorded()
     at = open_page("dataset", user=ANN, state={"data_source": "camera", "recording_class": "cup"})
     assert "6 frames" not in words(at)
-    component.sends = sent(recording="objects")
+    component.sends = make_message(recording="objects")
     at.run()
     assert "**cup** · 1 frame ·" in words(at)
     assert len(frames_by_class(recordings_folder() / "objects")["cup"]) == 12
@@ -163,7 +170,7 @@ def test_live_frames_are_answered_with_a_bar_for_each_class(component):
     place_run(trained_run(), "finished")
     at = opened("predict", input_kind="live")
     assert "Turn on the camera" in at.info[0].value
-    component.sends = {"id": "a1", "frames": [text(jpeg())]}
+    component.sends = {"id": "a1", "frames": [encode_base64(jpeg())]}
     at.run()
     assert component.data == {"mode": "live", "answered": "a1", "unstored": ""}
     bars = at.get("progress")

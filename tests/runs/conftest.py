@@ -1,4 +1,4 @@
-"""Events of a small run, as they would be written."""
+"""Events of a small run, as they are written."""
 
 import json
 
@@ -46,17 +46,17 @@ def _lines(*events: Event) -> bytes:
 
 @pytest.fixture(scope="session")
 def started():
-    """Makes the first event of a run of two epochs of ten steps."""
+    """Make the first event of a run of two epochs of ten steps."""
     return _started
 
 
 @pytest.fixture(scope="session")
 def step():
-    """Makes the event of a step: (epoch, step)."""
+    """Make the event of a step, from (epoch, step)."""
     return _step
 
 
 @pytest.fixture(scope="session")
 def lines():
-    """Events -> what ``events.jsonl`` holds."""
+    """Encode events as ``events.jsonl`` does."""
     return _lines

@@ -1,4 +1,4 @@
-"""Whether training was long enough: planted curves of both kinds, and real runs."""
+"""Judgement whether training was long enough, on planted curves of both kinds and real runs."""
 
 from dataclasses import replace
 
@@ -7,10 +7,10 @@ import pytest
 
 from finetune_core.config import make_config
 from finetune_core.runs.convergence import (
+    accumulate_rates,
     judge_run,
     judge_together,
     predict_fall,
-    spent_rates,
 )
 from tests.factories import shared_images, trained_run
 
@@ -18,9 +18,9 @@ SCHEDULES = {"constant": {}, "cosine": {"schedule": "cosine", "warmup_epochs": 1
 
 
 def curve(pace, schedule, epochs, seed):
-    """Losses that fall to 0.4 like exp(-pace * training), with the noise of an epoch."""
+    """Return losses that fall to 0.4 like exp(-pace * training), with the noise of an epoch."""
     settings = {"data": "any", "epochs": epochs, **SCHEDULES[schedule]}
-    spent = spent_rates(make_config(settings), 10, epochs)
+    spent = accumulate_rates(make_config(settings), 10, epochs)
     noise = np.random.default_rng(seed).normal(0, 0.008, epochs)
     return spent, 0.4 + 1.2 * np.exp(-pace * np.array(spent) / spent[-1]) + noise
 
@@ -57,7 +57,7 @@ def test_predicted_fall_is_about_what_a_quarter_more_of_training_brings():
 
 
 def test_spent_rates_of_a_constant_schedule_are_epochs():
-    assert spent_rates(make_config({"data": "any", "epochs": 3}), 7, 3) == [1, 2, 3]
+    assert accumulate_rates(make_config({"data": "any", "epochs": 3}), 7, 3) == [1, 2, 3]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Whatever a run's folder holds, the run is named as damaged, and no other one is affected."""
+"""A run with any damage is named as damaged, and other runs are not affected."""
 
 import json
 import os
@@ -26,7 +26,7 @@ ENDED = events.EpochEnded(1, 1.0, 0.5, 1.0, 0.5, 1.0, 1.0, 2.0, 7)
 
 @pytest.fixture
 def runs(tmp_path, started, step, lines):
-    """Makes a run of one epoch; (name, events of it or their bytes) -> its folder."""
+    """Make the directory of a run of one epoch, from a name and its events or bytes."""
 
     def make(name, content=None):
         run_dir = tmp_path / "runs" / name
@@ -46,7 +46,7 @@ def runs(tmp_path, started, step, lines):
     return make
 
 
-def replaced_by(kind):
+def replace_by(kind):
     def damage(path):
         path.unlink(missing_ok=True)
         match kind:
@@ -71,22 +71,22 @@ def replaced_by(kind):
     return damage
 
 
-def holding(content):
+def replace_content(content):
     return lambda path: path.write_bytes(
         content if isinstance(content, bytes) else content.encode()
     )
 
 
 def config(**changes):
-    return holding(json.dumps(CONFIG | changes))
+    return replace_content(json.dumps(CONFIG | changes))
 
 
 CONFIGS = {
     "missing": lambda path: path.unlink(),
-    "empty": holding(""),
-    "no JSON": holding(b"\xff\xfe{"),
-    "a list": holding("[1]"),
-    "deep": holding('{"data": ' + DEEP),
+    "empty": replace_content(""),
+    "no JSON": replace_content(b"\xff\xfe{"),
+    "a list": replace_content("[1]"),
+    "deep": replace_content('{"data": ' + DEEP),
     "deep and closed": config(epochs=json.loads("[" * 900 + "]" * 900)),
     "larger than can be": lambda path: os.truncate(path, 2**40),
     "not a number": config(learning_rate=float("nan")),
@@ -98,7 +98,7 @@ CONFIGS = {
     "an unknown backbone": config(backbone="resnet1"),
     "of another run": config(strategy="feature_extraction"),
     "a stage that is not there": config(strategy="custom", cut="layer9"),
-    **{kind: replaced_by(kind) for kind in ("folder", "fifo", "loop", "link", "device", "socket")},
+    **{kind: replace_by(kind) for kind in ("folder", "fifo", "loop", "link", "device", "socket")},
 }
 
 
@@ -122,8 +122,8 @@ def line(event, **changes):
     return json.dumps(event.to_json() | {"at": 1.0} | changes).encode() + b"\n"
 
 
-def lined(**changes):
-    """Changes of the line that says how the run began."""
+def change_first_line(**changes):
+    """Return a function that changes the RunStarted line."""
 
     def damage(path):
         first, _, rest = path.read_bytes().partition(b"\n")
@@ -134,20 +134,20 @@ def lined(**changes):
 
 EVENTS = {
     "without its beginning": lambda path: path.write_bytes(path.read_bytes().partition(b"\n")[2]),
-    "no class": lined(classes=[]),
-    "classes of another kind": lined(classes="cat"),
-    "a class twice": lined(classes=["cat", "cat"]),
-    "classes that are numbers": lined(classes=[1, 2]),
-    "no stages": lined(stages=[]),
-    "no steps": lined(steps_per_epoch=0),
-    "more epochs than can be": lined(epochs=10**12),
-    "epochs of another kind": lined(epochs=2.5),
-    "counts without a split": lined(counts={"train": 3}),
-    "no training images": lined(counts={"train": 0, "val": 3}),
-    "a cache somewhere": lined(cache={"where": "cloud"}),
-    "no number": lined(decode_seconds=float("nan")),
-    "a time that never was": lined(at=1e300),
-    "another backbone": lined(backbone="resnet34"),
+    "no class": change_first_line(classes=[]),
+    "classes of another kind": change_first_line(classes="cat"),
+    "a class twice": change_first_line(classes=["cat", "cat"]),
+    "classes that are numbers": change_first_line(classes=[1, 2]),
+    "no stages": change_first_line(stages=[]),
+    "no steps": change_first_line(steps_per_epoch=0),
+    "more epochs than can be": change_first_line(epochs=10**12),
+    "epochs of another kind": change_first_line(epochs=2.5),
+    "counts without a split": change_first_line(counts={"train": 3}),
+    "no training images": change_first_line(counts={"train": 0, "val": 3}),
+    "a cache somewhere": change_first_line(cache={"where": "cloud"}),
+    "no number": change_first_line(decode_seconds=float("nan")),
+    "a time that never was": change_first_line(at=1e300),
+    "another backbone": change_first_line(backbone="resnet34"),
     "deep": lambda path: path.write_bytes(
         b'{"event": "RunStarted", "stages": '
         + DEEP.encode()
@@ -155,8 +155,8 @@ EVENTS = {
         + path.read_bytes().partition(b"\n")[2]
     ),
     "larger than can be": lambda path: os.truncate(path, 2**40),
-    "thousands of lines of nothing": holding(b"\n" * 20_000),
-    **{kind: replaced_by(kind) for kind in ("folder", "fifo", "loop", "link", "device", "socket")},
+    "thousands of lines of nothing": replace_content(b"\n" * 20_000),
+    **{kind: replace_by(kind) for kind in ("folder", "fifo", "loop", "link", "device", "socket")},
 }
 
 
@@ -266,11 +266,11 @@ def test_events_that_were_replaced_or_cut_short_are_read_anew(runs, started, ste
 
 
 ABOUTS = {
-    "no JSON": holding("["),
-    "another kind": holding('{"name": 5}'),
-    "long": holding(json.dumps({"name": "x" * 10_000})),
-    "deep": holding('{"name": ' + DEEP),
-    **{kind: replaced_by(kind) for kind in ("folder", "fifo", "loop", "link", "device")},
+    "no JSON": replace_content("["),
+    "another kind": replace_content('{"name": 5}'),
+    "long": replace_content(json.dumps({"name": "x" * 10_000})),
+    "deep": replace_content('{"name": ' + DEEP),
+    **{kind: replace_by(kind) for kind in ("folder", "fifo", "loop", "link", "device")},
 }
 
 
@@ -304,7 +304,7 @@ def test_a_run_folder_that_is_a_link_is_refused_and_only_the_link_goes_to_the_tr
 @pytest.mark.parametrize("name", ["config.json", "events.jsonl"])
 def test_a_damaged_run_goes_to_the_trash(runs, name):
     run_dir = runs("one")
-    replaced_by("fifo")(run_dir / name)
+    replace_by("fifo")(run_dir / name)
     store = RunStore(run_dir.parent)
     with pytest.raises(RunError, match="only its owner"):
         store.delete("one", "ben")
@@ -325,7 +325,7 @@ def test_a_lock_that_is_no_file_is_neither_opened_nor_waited_for(runs, kind, mon
     # its data are not there
     monkeypatch.setattr("finetune_core.runs.record.check_config", lambda *_, **_named: None)
     run_dir = runs("one")
-    replaced_by(kind)(run_dir / "lock")
+    replace_by(kind)(run_dir / "lock")
     with in_time(kind):
         assert not is_locked(run_dir)
         assert RunStore(run_dir.parent).run("one").status == "stopped"
@@ -343,10 +343,10 @@ def test_other_things_among_the_runs_are_no_runs(runs, tmp_path):
     assert RunStore(run_dir.parent).damaged() == []
 
 
-def bounds_of(schema):
-    """Every number, text, list and object that a JSON schema allows without a bound."""
+def list_unbounded(schema):
+    """Return every number, text, list and object that a JSON schema allows without a bound."""
     if isinstance(schema, list):
-        return [found for one in schema for found in bounds_of(one)]
+        return [found for one in schema for found in list_unbounded(one)]
     if not isinstance(schema, dict):
         return []
     wanted = {
@@ -366,18 +366,18 @@ def bounds_of(schema):
         and any(key not in schema for key in wanted.get(kind, []))
         else []
     )
-    return missing + [found for one in schema.values() for found in bounds_of(one)]
+    return missing + [found for one in schema.values() for found in list_unbounded(one)]
 
 
 @pytest.mark.parametrize("event", events.EVENTS)
 def test_every_field_of_every_event_is_bounded(event):
-    assert bounds_of(TypeAdapter(event).json_schema()) == []
+    assert list_unbounded(TypeAdapter(event).json_schema()) == []
 
 
 def test_looking_at_runs_again_opens_no_file_that_has_not_changed(runs, monkeypatch):
     for number in range(20):
         run_dir = runs(f"run-{number}")
-    replaced_by("fifo")(run_dir / "config.json")
+    replace_by("fifo")(run_dir / "config.json")
     store = RunStore(run_dir.parent)
     before = store.all()
     opened, really = [], os.open

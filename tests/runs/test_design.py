@@ -1,4 +1,4 @@
-"""Which runs a comparison trains, in which order, and what they are forecast to take."""
+"""The runs of a comparison, their order, and their forecast duration."""
 
 from collections import Counter
 

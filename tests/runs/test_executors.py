@@ -1,4 +1,4 @@
-"""Who trains: what can be asked for, and what is refused."""
+"""Choice of an executor, and refusals."""
 
 from types import SimpleNamespace
 
@@ -42,7 +42,7 @@ def test_without_ray_it_is_said_how_to_get_it(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("named", "address"), [("local", ""), ("host:6379", "host:6379")])
 def test_the_app_takes_its_executor_from_the_environment(monkeypatch, named, address):
-    monkeypatch.setattr(RayExecutor, "connect_meanwhile", lambda self: None)
+    monkeypatch.setattr(RayExecutor, "connect_in_background", lambda self: None)
     monkeypatch.setenv("THAW_RAY_ADDRESS", named)
     executor = app_executor()
     assert isinstance(executor, RayExecutor)
@@ -54,8 +54,8 @@ def test_the_app_trains_itself_without(monkeypatch):
     assert isinstance(app_executor(), InProcess)
 
 
-def cluster_of(*machines):
-    """An executor that is connected to machines, each with so many (GPUs, cores)."""
+def connect_cluster(*machines):
+    """Return an executor connected to machines with so many (GPUs, cores) each."""
     executor = RayExecutor()
     nodes = [
         {"id": str(at), "host": f"h{at}", "gpus": gpus, "cpus": cores}
@@ -76,7 +76,7 @@ def cluster_of(*machines):
 def test_a_run_trains_on_as_many_devices_as_the_largest_machine_has(
     machines, device, most, refused
 ):
-    executor, config = cluster_of(*machines), tiny_config(strategy="full", device=device)
+    executor, config = connect_cluster(*machines), tiny_config(strategy="full", device=device)
     executor.check(config, most)
     with pytest.raises(ConfigError, match=refused):
         executor.check(config, most + 1)
@@ -92,15 +92,15 @@ def test_a_run_trains_on_as_many_devices_as_the_largest_machine_has(
     ],
 )
 def test_the_page_offers_as_many_devices_as_the_largest_machine_has(machines, most):
-    assert cluster_of(*machines).most_devices() == most
+    assert connect_cluster(*machines).most_devices() == most
 
 
 def test_what_runs_take_of_a_cluster_is_counted_in_gpus_where_there_are_some():
     assert [
-        cluster_of((2.0, 16.0), (4.0, 64.0)).places(""),
-        cluster_of((2.0, 16.0)).places_of(2),
+        connect_cluster((2.0, 16.0), (4.0, 64.0)).places(""),
+        connect_cluster((2.0, 16.0)).slots_needed(2),
     ] == [6, 2]
     assert [
-        cluster_of((0.0, 8.0), (0.0, 16.0)).places(""),
-        cluster_of((0.0, 8.0)).places_of(2),
+        connect_cluster((0.0, 8.0), (0.0, 16.0)).places(""),
+        connect_cluster((0.0, 8.0)).slots_needed(2),
     ] == [3, 1]

@@ -1,4 +1,4 @@
-"""Finished runs that train further, as copies."""
+"""Training finished runs further, as copies."""
 
 import json
 
@@ -14,8 +14,8 @@ from tests.factories import copy_run, tiny_config, train, trained_run
 from tests.training.equal import check_identical
 
 
-def go_on(run, epochs):
-    """Train a finished run to ``epochs`` in all; return its copy."""
+def train_further(run, epochs):
+    """Train a finished run to ``epochs`` in total, and return its copy."""
     name = extend_run(run, epochs)
     store = RunStore(run.run_dir.parent)
     assert store.run(name).status == "interrupted"
@@ -36,7 +36,7 @@ def finished(tmp_path):
 def test_a_constant_schedule_ends_as_if_it_had_had_all_epochs_from_the_start(finished, tmp_path):
     run = finished(strategy="full", epochs=2)
     before = (run.run_dir / EVENTS_FILE).read_bytes()
-    longer = go_on(run, 4)
+    longer = train_further(run, 4)
     assert (longer.status, len(longer.history.epochs)) == ("finished", 4)
     assert (run.run_dir / EVENTS_FILE).read_bytes() == before
     assert (longer.note, longer.config.epochs) == (f"Goes on with {run.run_id}.", 4)
@@ -46,7 +46,7 @@ def test_a_constant_schedule_ends_as_if_it_had_had_all_epochs_from_the_start(fin
 def test_a_cosine_rises_to_where_it_would_stand_and_falls_to_zero_again(finished):
     auto = ("epochs", "schedule")
     run = finished(strategy="full", epochs=2, schedule="cosine", warmup_epochs=0, auto=auto)
-    longer = go_on(run, 4)
+    longer = train_further(run, 4)
     rates = [row["learning_rate"] for row in longer.history.steps]
     per_epoch = longer.started["steps_per_epoch"]
     assert rates[2 * per_epoch] == pytest.approx(longer.config.learning_rate / 2)
@@ -58,7 +58,7 @@ def test_a_cosine_rises_to_where_it_would_stand_and_falls_to_zero_again(finished
 @pytest.mark.parametrize("strategy", ["gradual_unfreezing", "linear_probe_then_full"])
 def test_stages_thaw_when_they_did(finished, strategy):
     run = finished(strategy=strategy, epochs=6)
-    longer = go_on(run, 8)
+    longer = train_further(run, 8)
     thawed = [[stage["thaw_epoch"] for stage in one.started["stages"]] for one in (run, longer)]
     assert thawed[0] == thawed[1]
 
@@ -86,7 +86,7 @@ def test_a_run_that_stopped_early_ends_as_if_it_had_not_stopped(finished, metric
     assert longer_epochs(run) == 6
     with pytest.raises(RunError, match=f"has {done} epochs already"):
         extend_run(run, done)
-    longer = go_on(run, 6)
+    longer = train_further(run, 6)
     check_identical(
         longer.run_dir, trained_run(**whole, early_stopping=metric, patience=1000).run_dir
     )

@@ -1,4 +1,4 @@
-"""Writing fails: a run says so, what was published loads, and the run can be resumed."""
+"""Failing writes: the run reports them, published files load, and the run can be resumed."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from tests.factories import shared_images, tiny_config
 from tests.training.equal import check_identical
 
 
-def config_of_a_head():
+def head_config():
     return tiny_config(shared_images(red=10, blue=10), strategy="feature_extraction")
 
 
@@ -42,13 +42,13 @@ class Faults:
 def test_a_disk_that_is_full_at_any_call_costs_nothing_that_was_there(tmp_path, monkeypatch, name):
     store = RunStore(tmp_path / "runs")
     faults = Faults(monkeypatch, name)
-    whole = create_run(config_of_a_head(), store.runs_dir)
+    whole = create_run(head_config(), store.runs_dir)
     before = faults.calls
     list(execute(whole))
     calls = faults.calls - before
     assert calls > 5
     for number in range(1, calls + 1):
-        reservation = create_run(config_of_a_head(), store.runs_dir)
+        reservation = create_run(head_config(), store.runs_dir)
         faults.fails = faults.calls + number
         with suppress(TrainingError):
             list(execute(reservation))
@@ -66,8 +66,8 @@ def test_a_disk_that_is_full_at_any_call_costs_nothing_that_was_there(tmp_path, 
 
 
 @contextmanager
-def room_for(most):
-    """Let no file become larger than that many bytes."""
+def limit_file_size(most):
+    """Limit the size of every file."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
@@ -80,8 +80,8 @@ def room_for(most):
 @pytest.mark.parametrize("most", [0, 50])  # nothing of the first event fits, half of it fits
 def test_without_room_for_its_first_event_a_run_fails_and_can_be_resumed(tmp_path, most):
     store = RunStore(tmp_path / "runs")
-    reservation = create_run(config_of_a_head(), store.runs_dir)
-    with room_for(most), pytest.raises(TrainingError, match="Make room"):
+    reservation = create_run(head_config(), store.runs_dir)
+    with limit_file_size(most), pytest.raises(TrainingError, match="Make room"):
         list(execute(reservation))
     assert (reservation.run_dir / "events.jsonl").read_bytes() == b""
     list(execute(reopen_run(reservation.run_dir)))
@@ -89,13 +89,13 @@ def test_without_room_for_its_first_event_a_run_fails_and_can_be_resumed(tmp_pat
 
 
 def test_without_room_for_its_config_no_folder_is_left(tmp_path):
-    with room_for(10), pytest.raises(RunError, match="make room"):
-        create_run(config_of_a_head(), tmp_path / "runs")
+    with limit_file_size(10), pytest.raises(RunError, match="make room"):
+        create_run(head_config(), tmp_path / "runs")
     assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_run_whose_folder_is_deleted_ends_and_is_not_made_again(tmp_path):
-    reservation = create_run(config_of_a_head(), tmp_path / "runs")
+    reservation = create_run(head_config(), tmp_path / "runs")
     training = execute(reservation)
     while not isinstance(next(training), StepEnded):
         pass
@@ -107,7 +107,7 @@ def test_a_run_whose_folder_is_deleted_ends_and_is_not_made_again(tmp_path):
 
 def test_a_folder_whose_name_is_no_unicode_is_refused_before_anything_trains(tmp_path):
     with pytest.raises(RunError, match="Unicode"):
-        create_run(config_of_a_head(), tmp_path / "r\udcff")
+        create_run(head_config(), tmp_path / "r\udcff")
     assert not os.path.lexists(tmp_path / "r\udcff")
 
 
@@ -116,7 +116,7 @@ def test_a_folder_whose_name_is_no_unicode_is_refused_before_anything_trains(tmp
     ["last.safetensors", "best.safetensors", "predictions.parquet", "prediction_history.json"],
 )
 def test_what_a_kill_while_saving_leaves_goes_when_the_run_goes_on(tmp_path, name):
-    run_dir = create_run(config_of_a_head(), tmp_path / "runs").run_dir
+    run_dir = create_run(head_config(), tmp_path / "runs").run_dir
     with replacing(run_dir / name) as file:
         file.write(bytes(1000))
         (half,) = run_dir.glob(".*")

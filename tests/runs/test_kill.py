@@ -1,4 +1,7 @@
-"""kill -9 at any moment: a run can be read, and resumed to the weights of one never killed."""
+"""``kill -9`` at any moment.
+
+The run can be read, and resumed to the weights of an undisturbed run.
+"""
 
 import os
 import signal
@@ -20,7 +23,7 @@ pytestmark = [
 
 
 def train_until(run_dir, moment):
-    """Go on with a run until its process is killed at a moment.
+    """Continue a run until its process is killed at a moment.
 
     The moments are each event, and before and after each file is published or flushed. A checkpoint
     follows every step.
@@ -33,7 +36,7 @@ def train_until(run_dir, moment):
         if passed == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def surrounded(function):
+    def surround(function):
         def call(*arguments, **named):
             pass_moment()
             result = function(*arguments, **named)
@@ -43,13 +46,13 @@ def train_until(run_dir, moment):
         return call
 
     loop.CHECKPOINT_SECONDS = 0
-    files.os.replace, files.os.fsync = surrounded(os.replace), surrounded(os.fsync)
+    files.os.replace, files.os.fsync = surround(os.replace), surround(os.fsync)
     for _ in execute(reopen_run(run_dir)):
         pass_moment()
 
 
 def kill_at(processes, run_dir, moment):
-    """Return whether the process that goes on with the run lived until that moment."""
+    """Return whether the process that continues the run lived until that moment."""
     process = processes.Process(target=train_until, args=(run_dir, moment))
     process.start()
     process.join(300)
@@ -69,7 +72,7 @@ def new_run(config, runs_dir):
 
 
 def check_whole(run, whole):
-    """Check that a run that was killed has become the one that was not."""
+    """Check that a run that was killed equals the undisturbed run."""
     assert run.status == "finished"
     check_identical(run.run_dir, whole.run_dir)
     assert [row["epoch"] for row in run.history.epochs] == [1, 2, 3]
@@ -98,7 +101,7 @@ def test_a_run_that_is_killed_once_is_resumed_to_the_same_weights(processes, tmp
     ],
 )
 def test_a_run_that_is_killed_again_and_again_loses_nothing(processes, tmp_path, changes, step):
-    """Each life is a few moments longer, so that all kinds of moments are hit."""
+    """Each process lives a few moments longer, so that all kinds of moments are hit."""
     config, store = config_of(**changes), RunStore(tmp_path / "runs")
     run_dir, moment, kills = new_run(config, store.runs_dir), 1, 0
     while kill_at(processes, run_dir, moment):

@@ -1,4 +1,4 @@
-"""A run's log says in words what happened; what it needs is kept while the events grow."""
+"""The log of a run as text, and the rows that it needs while the events grow."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Folders of thousands of runs: what a listing holds of a run that has ended, and when it is read again."""
+"""Thousands of runs: memory of a run that has ended, and when it is read again."""
 
 import json
 import weakref
@@ -24,7 +24,7 @@ CONFIG = {"data": "images", "backbone": "resnet18", "strategy": "full", "epochs"
 
 @pytest.fixture
 def run_of(tmp_path, started, lines):
-    """Makes a run folder with those events after the first."""
+    """Make a run directory with the given events after the first."""
 
     def make(name, *events):
         folder = tmp_path / "runs" / name

@@ -1,4 +1,4 @@
-"""A run that tasks train has one owner at a time, whatever happens to processes and machines."""
+"""A run that tasks train has one owner at a time, despite failing processes and machines."""
 
 import json
 import os
@@ -13,19 +13,19 @@ import pytest
 from finetune_core.errors import RunError
 from finetune_core.runs import ownership
 from finetune_core.runs.locks import acquire_lock, is_locked
-from finetune_core.runs.ownership import TakenOver, claim, is_owned, this_process
+from finetune_core.runs.ownership import RunTakenOver, claim, current_holder, is_owned
 from tests.deadline import wait_until
 
 
 def elsewhere(run_dir, number=1, **changes):
-    """The owner's file of a process on another machine."""
-    holder = replace(this_process("task"), host="far", machine="far", **changes)
+    """Write the owner's file of a process on another machine."""
+    holder = replace(current_holder("task"), host="far", machine="far", **changes)
     (run_dir / f"owner-{number}.json").write_text(json.dumps(asdict(holder)))
     return run_dir / f"owner-{number}.json"
 
 
 def hold(run_dir, line):
-    """Own the run, in a process of its own, until it is killed."""
+    """Own the run until this process is killed."""
     owner = claim(run_dir, task="other")
     line.send(owner.number)
     line.poll(300)
@@ -33,7 +33,7 @@ def hold(run_dir, line):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The clock by which owners are stale; ``sleep`` lets it go on."""
+    """Clock by which owners become stale; ``sleep`` advances it."""
 
     class Clock:
         now, time = 0.0, staticmethod(time.time)
@@ -94,11 +94,11 @@ def test_the_run_of_a_killed_process_is_taken_over_at_once(tmp_path, processes):
 def test_a_process_that_has_ended_has_nothing_though_its_parent_has_not_noticed():
     child = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
     seen = psutil.Process(child.pid)
-    holder = replace(this_process(), pid=child.pid, began=seen.create_time())
-    assert holder.runs
+    holder = replace(current_holder(), pid=child.pid, began=seen.create_time())
+    assert holder.is_alive
     seen.kill()
     wait_until(lambda: seen.status() == psutil.STATUS_ZOMBIE)
-    assert not holder.runs
+    assert not holder.is_alive
     child.wait()
 
 
@@ -125,8 +125,8 @@ def test_two_that_wait_for_a_stale_owner_do_not_both_get_the_run(tmp_path, clock
     assert is_owned(tmp_path)
     clock.sleep(ownership.STALE)
     assert not is_owned(tmp_path)
-    first = ownership._take(tmp_path, 1, None, "a", lambda: None)
-    assert ownership._take(tmp_path, 1, None, "b", lambda: None) is None
+    first = ownership._create_next_owner(tmp_path, 1, None, "a", lambda: None)
+    assert ownership._create_next_owner(tmp_path, 1, None, "b", lambda: None) is None
     first.release()
 
 
@@ -139,7 +139,7 @@ def test_an_owner_that_lost_the_run_notices_and_touches_nothing(tmp_path, monkey
     file = elsewhere(tmp_path, 2)
     before = file.read_bytes()
     wait_until(lambda: lost)
-    with pytest.raises(TakenOver, match="taken over"):
+    with pytest.raises(RunTakenOver, match="taken over"):
         owner.check()
     owner.release()
     assert [one.name for one in tmp_path.iterdir()] == ["owner-2.json"]
@@ -151,7 +151,7 @@ def test_one_that_was_suspended_looks_before_it_writes(tmp_path, monkeypatch):
     owner = claim(tmp_path)
     elsewhere(tmp_path, 2)
     monkeypatch.setattr(ownership, "BEAT", -1.0)
-    with pytest.raises(TakenOver):
+    with pytest.raises(RunTakenOver):
         owner.check()
     owner.release()
 
@@ -169,11 +169,11 @@ def test_a_run_is_handed_over_by_an_owner_that_is_still_there(tmp_path):
 def test_a_run_that_a_task_had_can_be_given_to_the_next_one(tmp_path):
     claim(tmp_path, task="first").release()
     lock = acquire_lock(tmp_path)  # as whoever resumes it does
-    number = lock.own()
-    assert lock.own() == number
-    assert lock.holds()
+    number = lock.become_owner()
+    assert lock.become_owner() == number
+    assert lock.is_held()
     task = claim(tmp_path, handed=number, task="second")
-    assert not lock.holds()
+    assert not lock.is_held()
     lock.release()
     assert is_owned(tmp_path)
     task.release()
@@ -191,7 +191,7 @@ def test_a_file_that_is_no_owner_s_counts_while_it_is_new(tmp_path, clock):
 
 @pytest.mark.parametrize("pid", [-5, 0, 2**22 + 1, 2**80])
 def test_a_number_that_no_process_has_is_nobody_s(tmp_path, pid):
-    holder = replace(this_process(), pid=pid)
+    holder = replace(current_holder(), pid=pid)
     (tmp_path / "owner-1.json").write_text(json.dumps(asdict(holder)))
     assert not is_owned(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Runs that Ray trains: on two nodes of this machine, and by a Ray of this machine's own."""
+"""Runs that Ray trains: on two nodes of this machine, and on a local Ray."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def executor(nodes):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As many as a run has on a node."""
+    """Use as many threads as a run has on a node."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -87,7 +87,7 @@ def ray_config(**changes):
 
 @pytest.fixture
 def worker(tmp_path, request):
-    """The queue of the executor that the test asks for."""
+    """Worker whose executor is the one that the test asks for."""
     names = {"executor", "local"} & {*request.fixturenames}
     return Worker(tmp_path / "runs", executor=request.getfixturevalue(*names))
 
@@ -99,22 +99,22 @@ def store(tmp_path):
 
 @pytest.fixture(scope="module")
 def local():
-    """A Ray of this machine's own; a test that ends it leaves the next one to start it anew."""
+    """Local Ray. A test that ends it leaves the next one to start it again."""
     executor = RayExecutor()
     yield executor
     executor.close()
 
 
-def listening(process):
-    """(address, port) of each of its open doors."""
+def list_listening(process):
+    """Return (address, port) of each port that the process listens on."""
     doors = [
         one.laddr for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN
     ]
     return [(door.ip.removeprefix("::ffff:"), door.port) for door in doors]
 
 
-def owner_of(run_dir):
-    """The process that has a run."""
+def read_owner(run_dir):
+    """Return the holder of a run, as its owner's file names it."""
     files = sorted(run_dir.glob("owner-*.json"), key=lambda file: int(file.stem.split("-")[1]))
     return json.loads(files[-1].read_text())
 
@@ -134,8 +134,8 @@ def compare(runs, *more):
     return CliRunner().invoke(app, [*map(str, arguments)])
 
 
-def verdicts(result):
-    """Return what a comparison says, without what is of this machine and moment."""
+def select_verdicts(result):
+    """Return the results of a comparison that do not depend on machine and time."""
     measured = ("arm", "accuracy", "ci_low", "ci_high", "seeds")
     arms = [{name: arm[name] for name in measured if name in arm} for arm in result["arms"]]
     # Of arms that tie, a sentence on strategies names the quicker one.
@@ -147,11 +147,11 @@ def test_a_comparison_on_two_workers_gives_the_verdict_of_one_process(executor, 
     spread = compare(tmp_path / "ray", "--executor", "ray", "--ray-address", nodes.address)
     assert (alone.exit_code, spread.exit_code) == (0, 0), spread.stderr
     ours, theirs = (json.loads(done.stdout) for done in (alone, spread))
-    assert verdicts(ours) == verdicts(theirs)
+    assert select_verdicts(ours) == select_verdicts(theirs)
     processes, by_config = set(), {}
     for run in RunStore(tmp_path / "ray").runs():
         assert run.history.places
-        processes.add(owner_of(run.run_dir)["pid"])
+        processes.add(read_owner(run.run_dir)["pid"])
         by_config[run.config.model_dump_json()] = run.run_dir
     assert len(processes) >= 2
     for run in RunStore(tmp_path / "alone").runs():
@@ -164,7 +164,7 @@ def test_a_run_whose_worker_is_killed_and_that_is_paused_ends_with_the_same_weig
     config = ray_config(epochs=LONG)
     run_id = worker.submit(config)
     wait_for_epochs(store, run_id)
-    os.kill(owner_of(store.runs_dir / run_id)["pid"], signal.SIGKILL)
+    os.kill(read_owner(store.runs_dir / run_id)["pid"], signal.SIGKILL)
     wait_until(lambda: len(store.run(run_id).history.places) == 2)
     wait_for_epochs(store, run_id, more_than=len(store.run(run_id).history.epochs))
     worker.stop(run_id, pause=True)
@@ -215,7 +215,7 @@ def test_what_the_nodes_do_not_see_is_said_before_anything_trains(
 
         def __exit__(self, *_): ...
 
-    monkeypatch.setattr("finetune_core.runs.ray_executor.shown", Shown)
+    monkeypatch.setattr("finetune_core.runs.ray_executor.show_storage", Shown)
     monkeypatch.setattr(executor, "_checked", set())
     reservation = create_run(ray_config(), store.runs_dir, elsewhere=True)
     with pytest.raises(RunError, match="Not every machine") as caught:
@@ -235,12 +235,12 @@ def test_more_devices_than_the_largest_machine_has_are_refused_before_there_is_a
 
 
 def test_a_node_that_dies_changes_nothing(executor, nodes, worker, store):
-    """The last test of the cluster: one node is left."""
+    """The last test of the cluster, which leaves one node."""
     configs = [ray_config(epochs=LONG, seed=seed) for seed in (0, 1)]
     ids = [worker.submit(config) for config in configs]
     wait_for_epochs(store, *ids)
     dying = {one.pid for one in psutil.Process(nodes.processes[1].pid).children(recursive=True)}
-    on_it = [one for one in ids if owner_of(store.runs_dir / one)["pid"] in dying]
+    on_it = [one for one in ids if read_owner(store.runs_dir / one)["pid"] in dying]
     nodes.kill(nodes.processes[1])
     assert len(on_it) == 1
     wait_until(lambda: not worker.queues())
@@ -259,10 +259,10 @@ def test_a_local_ray_does_nothing_for_who_does_not_have_its_token(local):
         for one in psutil.Process(driver._process.pid).children(recursive=True)
         if one.name() == "gcs_server"
     ]
-    [(_, port)] = listening(gcs)
+    [(_, port)] = list_listening(gcs)
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
-    def asked(**auth):
+    def ask(**auth):
         return subprocess.run(
             [sys.executable, "-c", VISITOR, f"127.0.0.1:{port}"],
             # Without this Ray takes 127.0.0.1 for the machine's address on a network, where nobody
@@ -274,22 +274,22 @@ def test_a_local_ray_does_nothing_for_who_does_not_have_its_token(local):
         )
 
     with_none, with_another = (
-        asked(),
-        asked(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32)),
+        ask(),
+        ask(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32)),
     )
     for refused in (with_none, with_another):
         assert refused.returncode == 1
         assert "InvalidAuthToken" in refused.stderr
         assert refused.stdout == ""
-    let_in = asked(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=gcs.environ()["RAY_AUTH_TOKEN"])
+    let_in = ask(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=gcs.environ()["RAY_AUTH_TOKEN"])
     assert let_in.stdout == "a task has run\n", let_in.stderr
 
 
 def other_rank(local, run_dir):
-    """The process of the second rank of a run: not the one that has it."""
-    first = owner_of(run_dir)["pid"]
+    """Return the process of the rank of a run that does not own it."""
+    first = read_owner(run_dir)["pid"]
     family = psutil.Process(local.driver()._process.pid).children(recursive=True)
-    ranks = [one.pid for one in family if one.cmdline()[:1] == ["ray::_rank"]]
+    ranks = [one.pid for one in family if one.cmdline()[:1] == ["ray::_train_rank"]]
     assert first in ranks
     return next(pid for pid in ranks if pid != first)
 
@@ -308,11 +308,11 @@ def test_two_ranks_of_which_each_is_killed_once_end_with_the_weights_without_ray
     run_id = worker.submit(config, devices=2)
     wait_for_epochs(store, run_id)
     other = psutil.Process(other_rank(local, store.runs_dir / run_id))
-    assert {ip for ip, _ in listening(other)} == {"127.0.0.1"}
+    assert {ip for ip, _ in list_listening(other)} == {"127.0.0.1"}
     other.kill()
     wait_until(lambda: len(store.run(run_id).history.places) == 2)
     wait_for_epochs(store, run_id, more_than=len(store.run(run_id).history.epochs))
-    os.kill(owner_of(store.runs_dir / run_id)["pid"], signal.SIGKILL)
+    os.kill(read_owner(store.runs_dir / run_id)["pid"], signal.SIGKILL)
     run = wait_for_end(worker, store, run_id)
     assert run.status == "finished", run.history.end
     assert run.started["ranks"] == 2
@@ -336,7 +336,7 @@ def test_a_run_whose_ray_is_gone_is_interrupted_and_can_be_resumed(local, worker
 
 
 def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(local, store, monkeypatch):
-    """The last test of the local Ray, which ends."""
+    """The last test of the local Ray, which ends it."""
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
     before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
@@ -345,7 +345,7 @@ def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(local, s
     doors = [
         door
         for process in (psutil.Process(driver._process.pid), *family)
-        for door in listening(process)
+        for door in list_listening(process)
     ]
     assert doors
     assert {ip for ip, _ in doors} == {"127.0.0.1"}

@@ -1,4 +1,4 @@
-"""Runs: their folders, how they end and go on, and the queue that trains one after the other."""
+"""Runs: their directories, how they end and continue, and the queue."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def queued(config, store):
-    """A run that nobody trains yet."""
+    """Run that nobody trains yet."""
     reservation = create_run(config, store.runs_dir)
     yield reservation
     reservation.lock.release()
@@ -58,7 +58,7 @@ def stopped_once(tmp_path_factory):
 
 @pytest.fixture
 def stopped(stopped_once, store):
-    """A run that was stopped in its second epoch."""
+    """Run that was stopped in its second epoch."""
     return copy_run(stopped_once, store.runs_dir)
 
 
@@ -71,7 +71,7 @@ def stop_in_second_epoch(config, runs, *, pause=False):
 
 
 def fail_with(error):
-    """Return a ``fit`` that ends with an error after its first event."""
+    """Return a ``fit`` that raises an error after its first event."""
 
     def fit(*_, **__):
         yield events.Progress("index", 1, 1)
@@ -90,7 +90,7 @@ def test_a_run_that_waits_has_its_config_and_says_that_it_has_not_begun(queued, 
 
 
 class Named:
-    """A path whose text is not the path: only ``os.fspath`` gives that."""
+    """Path whose text is not the path: only ``os.fspath`` returns the path."""
 
     def __init__(self, path):
         self.path = path
@@ -276,7 +276,7 @@ def test_a_run_that_goes_on_is_not_opened_twice(stopped, monkeypatch):
 
 @pytest.fixture
 def slow_queue(config, store, monkeypatch, started):
-    """A worker whose first run takes until it is asked to stop; (worker, first run, config)."""
+    """Worker whose first run trains until it is asked to stop; (worker, first run, config)."""
 
     def train_until_stopped(*_, **__):
         yield started(backbone=config.backbone, strategy=config.strategy)
@@ -411,7 +411,7 @@ def test_a_run_is_resumed_while_its_last_process_still_lets_go_of_it(stopped, mo
     taking = locks.FileLock.acquire
 
     def acquire(lock, **options):
-        """Wait for a lock that is let go of meanwhile."""
+        """Wait for a lock that is released meanwhile."""
         threading.Timer(0.1, held.release).start()
         return taking(lock, **options)
 

@@ -1,4 +1,4 @@
-"""Runs that several processes of this machine train: cut off, resumed, stopped, and left alone."""
+"""Runs on several processes of this machine: cut off, resumed, stopped, and without leftovers."""
 
 import shutil
 import tempfile
@@ -10,7 +10,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.runs.record import create_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
-from finetune_core.runs.together import execute_together
+from finetune_core.runs.together import execute_on_devices
 from finetune_core.runs.worker import Worker
 from tests.deadline import wait_until, wait_until_gone
 from tests.factories import shared_images, tiny_config
@@ -38,12 +38,12 @@ def store(tmp_path):
     return RunStore(tmp_path / "runs")
 
 
-def end_of(worker, store, run_id):
+def wait_for_end(worker, store, run_id):
     wait_until(lambda: not worker.queues())
     return store.run(run_id)
 
 
-def ranks_of(process):
+def list_ranks(process):
     return [
         one
         for one in process.children(recursive=True)
@@ -51,7 +51,7 @@ def ranks_of(process):
     ]
 
 
-def listening(processes):
+def list_listening(processes):
     """Return the addresses that processes listen on."""
     found = {
         one.laddr.ip.removeprefix("::ffff:")
@@ -66,7 +66,7 @@ def listening(processes):
 def test_a_run_that_loses_its_processes_goes_on_exactly(worker, store, tmp_path, monkeypatch):
     """A rank is killed, then the launcher, before it can clean up.
 
-    The name of the temporary folder holds a space and a letter that a URI would encode.
+    The name of the temporary folder contains a space and a letter that a URI would encode.
     """
     config = together_config(epochs=40)
     (tmp_path / "whole").mkdir()
@@ -78,11 +78,11 @@ def test_a_run_that_loses_its_processes_goes_on_exactly(worker, store, tmp_path,
     monkeypatch.setattr(tempfile, "tempdir", None)
     run_id = worker.submit(config, devices=2)
     wait_until(lambda: store.run(run_id).history.epochs or not worker.queues())
-    ranks = ranks_of(psutil.Process())
+    ranks = list_ranks(psutil.Process())
     assert len(ranks) == 2
-    assert listening(ranks) == {"127.0.0.1"}
+    assert list_listening(ranks) == {"127.0.0.1"}
     next(one for one in ranks if one.cmdline()[-2:] == ["1", "2"]).kill()
-    run = end_of(worker, store, run_id)
+    run = wait_for_end(worker, store, run_id)
     assert (run.status, run.resumable, run.started["ranks"]) == ("interrupted", True, 2)
     assert run.history.where.startswith("2 devices (gloo), each ")
     wait_until_gone(ranks)
@@ -93,10 +93,10 @@ def test_a_run_that_loses_its_processes_goes_on_exactly(worker, store, tmp_path,
     assert len(family) == 3
     next(one for one in family if "finetune_core.runs.launch" in one.cmdline()).kill()
     wait_until_gone(family)
-    assert end_of(worker, store, run_id).status == "interrupted"
+    assert wait_for_end(worker, store, run_id).status == "interrupted"
     assert not list(folder.iterdir())
     worker.resume(run_id, devices=2)
-    run = end_of(worker, store, run_id)
+    run = wait_for_end(worker, store, run_id)
     assert run.status == "finished", run.history.end
     check_identical(run.run_dir, tmp_path / "whole")
 
@@ -109,7 +109,7 @@ def is_of_a_run(process):
 def test_a_run_that_waits_for_its_device_is_cancelled_by_a_stop(store, device_held):
     device_held("cpu")
     reservation = create_run(together_config(), store.runs_dir, devices=2)
-    for _ in execute_together(reservation):
+    for _ in execute_on_devices(reservation):
         if store.run(reservation.run_dir.name).status == "waiting":
             request_stop(reservation.run_dir)
     assert store.run(reservation.run_dir.name).status == "cancelled"
@@ -129,7 +129,7 @@ def test_ranks_end_with_the_process_that_asked_for_them(store, processes):
     asking.start()
     try:
         wait_until(lambda: not asking.is_alive() or any(run.history.epochs for run in store.runs()))
-        ranks = ranks_of(psutil.Process(asking.pid))
+        ranks = list_ranks(psutil.Process(asking.pid))
         assert len(ranks) == 2
     finally:
         asking.kill()
@@ -142,7 +142,7 @@ def test_ranks_end_with_the_process_that_asked_for_them(store, processes):
 
 def test_processes_that_cannot_start_are_a_failed_run(worker, store, monkeypatch):
     monkeypatch.setattr("finetune_core.runs.together.sys.executable", shutil.which("false"))
-    run = end_of(worker, store, worker.submit(together_config(), devices=2))
+    run = wait_for_end(worker, store, worker.submit(together_config(), devices=2))
     assert run.status == "failed"
     assert "A process of the run has ended" in run.history.end["message"]
 

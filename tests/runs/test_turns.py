@@ -1,4 +1,4 @@
-"""A run waits while another program uses its device, says so, and can be stopped meanwhile."""
+"""A run waits while another program uses its device, reports that, and can be stopped meanwhile."""
 
 import os
 import threading
@@ -13,7 +13,7 @@ from finetune_core.runs.log import log_lines
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
-from finetune_core.runs.turns import in_turn
+from finetune_core.runs.turns import wait_for_turn
 from finetune_core.training import device_turn, events
 from finetune_core.training.device_turn import Turn
 from finetune_core.training.lr_finder import find_rate
@@ -37,15 +37,15 @@ def config():
 
 @pytest.fixture
 def looks(monkeypatch):
-    """Whether the turn had come, for each look at it, in quick succession."""
+    """Record at each look whether the turn had come, with short waits between looks."""
     found, come = [], Turn.come
 
-    def noted(turn):
+    def note(turn):
         found.append(come(turn))
         return found[-1]
 
     monkeypatch.setattr(device_turn, "_POLL", 0.01)
-    monkeypatch.setattr(Turn, "come", noted)
+    monkeypatch.setattr(Turn, "come", note)
     return found
 
 
@@ -59,7 +59,7 @@ def test_waiting_is_a_status_and_one_line_of_the_log_however_long_it_takes(
     thread.start()
     wait_until(lambda: looks.count(False) >= 50)
     run = store.run(reservation.run_dir.name)
-    assert (run.status, run.active, run.history.waits_for_device) == ("waiting", True, True)
+    assert (run.status, run.active, run.history.is_waiting_for_device) == ("waiting", True, True)
     assert len((reservation.run_dir / "events.jsonl").read_text().splitlines()) == 1
     line.send("let go")
     thread.join()
@@ -109,7 +109,7 @@ def test_two_threads_of_a_program_take_turns(looks):
             order.append(name)
             yield events.Progress("decode", 1, 1)
 
-        list(in_turn(result(), "cpu"))
+        list(wait_for_turn(result(), "cpu"))
 
     threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
     for thread in threads:
@@ -122,12 +122,12 @@ def test_two_threads_of_a_program_take_turns(looks):
 def test_where_no_lock_can_be_written_a_run_does_not_wait(home):
     home.rmdir()
     home.write_text("a file in the folder's place")
-    assert list(in_turn(iter([events.RunReopened()]), "cpu")) == [events.RunReopened()]
+    assert list(wait_for_turn(iter([events.RunReopened()]), "cpu")) == [events.RunReopened()]
 
 
 @pytest.fixture
 def on_gpu(gpu, monkeypatch):
-    """What still lay on the GPU, each time that its memory was handed back."""
+    """Record what was still on the GPU each time that its memory was released."""
     left = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1)

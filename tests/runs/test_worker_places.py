@@ -1,4 +1,4 @@
-"""The queue before an executor that trains several runs at a time, with places that come and go."""
+"""The queue of an executor that trains several runs at a time, whose slots come and go."""
 
 from threading import Event, Lock
 
@@ -12,10 +12,10 @@ from tests.factories import shared_images, tiny_config
 
 
 class Somewhere:
-    """Has as many places as it says; a run there goes on until it is let go.
+    """Executor with a given number of slots, whose runs go on until they are released.
 
     Attributes:
-        most: places that were taken at a time.
+        most: largest number of slots that were taken at a time.
     """
 
     elsewhere = True
@@ -24,13 +24,13 @@ class Somewhere:
         self.free, self.going, self.let_go, self.lock = places, [], {}, Lock()
         self.taken = self.most = 0
 
-    def queue_of(self, config):
+    def queue_name(self, config):
         return "somewhere"
 
     def places(self, queue):
         return self.free
 
-    def places_of(self, devices):
+    def slots_needed(self, devices):
         return devices
 
     def check(self, config, devices):
@@ -55,7 +55,7 @@ class Somewhere:
         yield from ()
 
     def has_ended(self):
-        """Let all runs go; whether all have."""
+        """Release all runs, and return whether all have ended."""
         with self.lock:
             for end in self.let_go.values():
                 end.set()
@@ -68,7 +68,7 @@ def place_config(seed=0):
 
 @pytest.fixture
 def submitted(tmp_path):
-    """Make (worker, executor, ids of runs that were given to it)."""
+    """Make (worker, executor, ids of submitted runs)."""
     executors = []
 
     def make(places, runs):
