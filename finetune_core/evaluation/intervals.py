@@ -18,7 +18,8 @@ def wilson(
         share, unit = right / images, quantile**2 / images
         centre = (share + unit / 2) / (1 + unit)
         reach = np.sqrt(unit * (share * (1 - share) + unit / 4)) / (1 + unit)
-    # At the ends, where rounding would leave a trace: no failure allows for all, no success for none.
+    # At the ends, where rounding would leave a trace: no failure allows for all, no success for
+    # none.
     low, high = (
         np.where(right == 0, 0.0, centre - reach),
         np.where(right == images, 1.0, centre + reach),

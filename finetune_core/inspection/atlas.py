@@ -40,7 +40,8 @@ def lay_out(features: np.ndarray) -> Work[np.ndarray]:
             return _flat(reduced)
         layout = TSNE(
             perplexity=min(30, (len(reduced) - 1) / 3),
-            n_jobs=torch.get_num_threads(),  # the cores that this process may use, not all that there are
+            # the cores that this process may use, not all that there are
+            n_jobs=torch.get_num_threads(),
             random_state=0,
             callbacks=note,
             callbacks_every_iters=_EVERY,

@@ -195,7 +195,11 @@ def _label_findings(
         )
     }
     looks = "looks" if len(paths) == 1 else "look"
-    message = f"{things(len(paths), 'image')} ({percent(len(paths) / len(table))}) {looks} like another class, possibly mislabelled. The linear model agrees with {percent(agreed, 0)} of all labels; the lower that share, the more of these are its own mistakes."
+    message = (
+        f"{things(len(paths), 'image')} ({percent(len(paths) / len(table))}) {looks} like another "
+        f"class, possibly mislabelled. The linear model agrees with {percent(agreed, 0)} of all "
+        "labels; the lower that share, the more of these are its own mistakes."
+    )
     sets_shown = tuple(zip(paths, ids[twins], strict=True))
     found = Finding(
         "label_errors",
@@ -235,7 +239,10 @@ def _shift(
             messages.append(f"{SPLIT_WORDS[split].lower()} images with an AUC of {score:.2f}")
     if not messages:
         return auc, None
-    message = f"A linear model distinguishes the training images from {' and '.join(messages)} (0.5: chance level, 1: perfect separation). Metrics on one say less about the other."
+    message = (
+        f"A linear model distinguishes the training images from {' and '.join(messages)} (0.5: "
+        "chance level, 1: perfect separation). Metrics on one say less about the other."
+    )
     return auc, Finding("shift", "warning", message, len(shifted), tuple(shifted))
 
 

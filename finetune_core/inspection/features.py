@@ -101,7 +101,8 @@ def _features(
     # or later blocks have driven out earlier ones
     if table.missing(keys[np.setdiff1d(wanted, list(pixels.failed))]).any():
         raise DataError(
-            "There is no room for the features of these images. Make room on the disk, or let THAW_CACHE_DISK_GB allow more."
+            "There is no room for the features of these images. Make room on the disk, or let "
+            "THAW_CACHE_DISK_GB allow more."
         )
     rows = np.flatnonzero(~table.missing(keys))
     if not len(rows):

@@ -28,10 +28,12 @@ class Inspection:
             self.dataset.table["width"],
             self.dataset.table["height"],
         )
+        who = "the split is part of the data" if dataset.given_splits else "Thaw makes the split"
         return (
-            f"{things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}, "
-            f"{widths.min()}×{heights.min()} to {widths.max()}×{heights.max()} pixels; "
-            f"{'the split is part of the data' if dataset.given_splits else 'Thaw makes the split'}."
+            f"{things(len(dataset.table), 'image')} in "
+            f"{things(len(dataset.classes), 'class', 'classes')}, {widths.min()}×{heights.min()} "
+            f"to {widths.max()}×{heights.max()} pixels; "
+            f"{who}."
         )
 
     def changes(self) -> str:
@@ -67,7 +69,8 @@ class Inspection:
         """The AUC of a classifier between each split and the training images."""
         auc = self.deep.auc if self.deep else {}
         return [
-            f"Training against {SPLIT_WORDS[split].lower()} images, separated by features: AUC {one:.2f} (0.5: chance level)."
+            f"Training against {SPLIT_WORDS[split].lower()} images, separated by features: AUC "
+            f"{one:.2f} (0.5: chance level)."
             for split, one in auc.items()
         ]
 

@@ -34,8 +34,8 @@ ORDERS = {
     "probable": "Probably one class",
 }
 
-# Inverse strength of the penalty. Choosing it by cross-validation takes seconds, this fit a tenth of
-# one. With 50, 200 and 800 labels it was within 2 points of the best of 0.001 to 1.
+# Inverse strength of the penalty. Choosing it by cross-validation takes seconds, this fit a tenth
+# of one. With 50, 200 and 800 labels it was within 2 points of the best of 0.001 to 1.
 _C = 1e-2
 _TOLERANCE = 1e-4
 _DIRECTIONS = 64  # in which images are clustered

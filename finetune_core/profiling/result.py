@@ -220,9 +220,9 @@ class Profile:
         if others:
             best = max(others, key=lambda one: one.gain.value)
             return (
-                f"The validation images chose {name}, which gains nothing measurable ({measured}); "
-                f"{_join_names(best.stages)} gains {_format_gain(best.gain)}. Confirm it with more images "
-                "before you train it."
+                f"The validation images chose {name}, which gains nothing measurable "
+                f"({measured}); {_join_names(best.stages)} gains {_format_gain(best.gain)}. "
+                "Confirm it with more images before you train it."
             )
         text = f"No stage gains anything measurable over a linear probe (best: {name}, {measured})"
         if self._full_is_better and self.full:

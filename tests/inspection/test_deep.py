@@ -146,7 +146,7 @@ def test_most_swapped_labels_are_found_in_a_list_that_is_worth_reading(inspect_d
     assert {edit.action for edit in edits} == {"relabel"}
 
 
-# --- Splits that differ, and outliers -----------------------------------------------------------------------------------
+# --- Splits that differ, and outliers -------------------------------------------------------------
 
 
 CHANGES = {
@@ -223,7 +223,7 @@ def test_of_very_many_images_a_sample_is_mapped(some_digits, monkeypatch):
     pd.testing.assert_frame_equal(report.places, again.places)
 
 
-# --- The whole ----------------------------------------------------------------------------------------------------------
+# --- The whole ------------------------------------------------------------------------------------
 
 
 def test_a_deep_inspection_of_digits(some_digits):

@@ -27,8 +27,8 @@ from finetune_core.work import Work, with_subject
 IMAGES, BUDGET = 2_000, 30.0  # images, minutes
 FEWEST, MOST = 20, MOST_CHOSEN_ON  # images
 UNKNOWN = (
-    "A probe measures the pretrained features as they are. It cannot predict how much fine-tuning will add, which differs from network "
-    "to network; only training shows that."
+    "A probe measures the pretrained features as they are. It cannot predict how much fine-tuning "
+    "will add, which differs from network to network; only training shows that."
 )
 
 
@@ -75,9 +75,10 @@ class Advice:
             else ""
         )
         return (
-            f"Linear probes on the frozen features of {things(len(self.networks), 'network')}, cross-validated in {self.folds} folds of "
-            f"{things(self.images, 'training image')}; validation and test images are not used."
-            f"{copies} The 95 % intervals hold for all stages together, the best one included."
+            f"Linear probes on the frozen features of {things(len(self.networks), 'network')}, "
+            f"cross-validated in {self.folds} folds of {things(self.images, 'training image')}; "
+            f"validation and test images are not used.{copies} The 95 % intervals hold for all "
+            "stages together, the best one included."
         )
 
     def network_rows(self) -> tuple[list[str], list[list[str]]]:

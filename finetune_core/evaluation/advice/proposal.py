@@ -53,7 +53,10 @@ def proposed(
 
 def _best_probe(leaders: Sequence[Candidate], network: NetworkProbes, budget: float) -> Proposal:
     best = leaders[0]
-    reason = f"The best probe: {percent(best.accuracy)} of the held-out images (95 % interval {best.interval}, corrected for choosing the best), on the features of {best.stage}."
+    reason = (
+        f"The best probe: {percent(best.accuracy)} of the held-out images (95 % interval "
+        f"{best.interval}, corrected for choosing the best), on the features of {best.stage}."
+    )
     alike = [one.backbone for one in leaders[1:] if one.like_best]
     if alike:
         reason += f" Not distinguishable from {_listed(alike)}."
@@ -79,13 +82,19 @@ def _second(networks: Sequence[NetworkProbes], first: str, budget: float) -> Pro
     if others:
         reason = f"The best published ImageNet accuracy, {others[0].top1:.1f} %, {within}."
         if stated[0].backbone == first:
-            reason = f"{first} has the best published ImageNet accuracy, too ({stated[0].top1:.1f} %). This is the next, {others[0].top1:.1f} %, {within}."
+            reason = (
+                f"{first} has the best published ImageNet accuracy, too ({stated[0].top1:.1f} %). "
+                f"This is the next, {others[0].top1:.1f} %, {within}."
+            )
         return _proposal(others[0], "published", reason)
     left = [one for one in fitting if one.backbone != first]
     if not left:
         return None
     unknown = "No other network here has" if stated else "None of these networks has"
-    reason = f"{unknown} a published ImageNet accuracy that is stated where its weights come from, so this is the next best probe {within}."
+    reason = (
+        f"{unknown} a published ImageNet accuracy that is stated where its weights come from, so "
+        f"this is the next best probe {within}."
+    )
     return _proposal(left[0], "probe", reason)
 
 

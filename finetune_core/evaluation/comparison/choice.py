@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from finetune_core.evaluation.comparison.arms import Arm
 from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
 
-# A comparison that shows only larger differences advises nothing: ten points, or, of log loss, a tenth less of probability for the true class.
+# A comparison that shows only larger differences advises nothing: ten points, or, of log loss, a
+# tenth less of probability for the true class.
 BLUNT = 0.1
 
 

@@ -106,8 +106,9 @@ class Comparison:
         by = self.measure.size(max(self.optimism, least))
         return (
             f"{quote(self.arms[self.advised].title)} was chosen on these images, so its "
-            f"{metric_text(self.measure, self.split)} is optimistic: choosing the best flatters it by "
-            f"{'about' if self.optimism > least else 'under'} {by} {self.measure.short_unit} (bootstrap)."
+            f"{metric_text(self.measure, self.split)} is optimistic: choosing the best flatters "
+            f"it by {'about' if self.optimism > least else 'under'} {by} "
+            f"{self.measure.short_unit} (bootstrap)."
         )
 
     @property
@@ -127,7 +128,10 @@ class Comparison:
         return tuple(one.arm for one in self.arm_verdicts) or tuple(range(len(self.arms)))
 
     def __repr__(self) -> str:
-        return f"<Comparison of {len(self.arms)} on {things(self.images, f'{self.split} image')}: {self.verdict}>"
+        return (
+            f"<Comparison of {len(self.arms)} on {things(self.images, f'{self.split} image')}: "
+            f"{self.verdict}>"
+        )
 
     def _repr_html_(self) -> str:
         # which reports on comparisons

@@ -54,9 +54,9 @@ def freeze(evidence: Evidence) -> Experiment | None:
     ):
         return None
     reason = (
-        f"The features of {span(steady)} in {describe_score(evidence.own.arms[at])} hardly changed (CKA "
-        f"{STEADY} or more) with {percent(sum(known))} of the gradient, so frozen, with their "
-        "output cached, they would cost less."
+        f"The features of {span(steady)} in {describe_score(evidence.own.arms[at])} hardly "
+        f"changed (CKA {STEADY} or more) with {percent(sum(known))} of the gradient, so frozen, "
+        "with their output cached, they would cost less."
     )
     config = _from_stage(evidence.own.arms[at].config, layers, stage)
     return Experiment("freeze", f"freeze {span(steady)} again", reason, True, (config,))

@@ -71,8 +71,8 @@ def explain_none(evidence: Evidence) -> str:
     if any(evidence.layers):
         return "None stands out: neither the verdicts nor the layer diagnostics ask for one."
     return (
-        "None stands out from the verdicts. The layer diagnostics of the Compare page, once measured, "
-        "say whether to thaw another stage."
+        "None stands out from the verdicts. The layer diagnostics of the Compare page, once "
+        "measured, say whether to thaw another stage."
     )
 
 
@@ -98,7 +98,10 @@ def baseline(evidence: Evidence) -> Experiment | None:
             config for config in lacking if features_of(config) == features_of(arms[at].config)
         )
         if configs and epochs_of(arms[at].config):
-            reason = f"{describe_score(arms[at])} has no linear probe beside it, so what training gained over the frozen features is not known."
+            reason = (
+                f"{describe_score(arms[at])} has no linear probe beside it, so what training "
+                "gained over the frozen features is not known."
+            )
             return Experiment(
                 "baseline", "fit a linear probe as the baseline", reason, False, configs
             )
@@ -114,8 +117,8 @@ def profile(evidence: Evidence) -> Experiment | None:
         started = f"{config.data} {features_of(config)}" in evidence.profiled
         if epochs_of(config) and probed and not started and STRATEGIES[config.strategy].classic:
             reason = (
-                f"{describe_score(arms[at])} trains one stage and all after it. Training each stage "
-                "alone shows which one is worth it."
+                f"{describe_score(arms[at])} trains one stage and all after it. Training each "
+                "stage alone shows which one is worth it."
             )
             what = f"profile the layers of {config.backbone}"
             return Experiment("profile", what, reason, False, ())
@@ -137,8 +140,9 @@ def shift(evidence: Evidence) -> Experiment | None:
             gain, loss = (_gain(side, tuned, frozen) for side in (own, shifted))
             if gain and loss and gain.value > 0 > loss.value:
                 reason = (
-                    f"{quote(arms[tuned].title)} beats {quote(arms[frozen].title)} by {_sized(own, gain)} on their own images, but is "
-                    f"{_sized(own, loss)} worse on {things(shifted.images, 'shifted image')}."
+                    f"{quote(arms[tuned].title)} beats {quote(arms[frozen].title)} by "
+                    f"{_sized(own, gain)} on their own images, but is {_sized(own, loss)} worse "
+                    f"on {things(shifted.images, 'shifted image')}."
                 )
                 return _against_distortion(arms, tuned, reason)
     return None
@@ -161,8 +165,9 @@ def images(evidence: Evidence) -> Experiment | None:
         return None
     before, share = (arms[at].config.train_fraction for at in by_share)
     reason = (
-        f"From {percent(before, 0)} to {percent(share, 0)} of the training images, {quote(arm_titles([arms[many].config])[0])} gained "
-        f"{_sized(evidence.own, gain)}, so its curve still rises."
+        f"From {percent(before, 0)} to {percent(share, 0)} of the training images, "
+        f"{quote(arm_titles([arms[many].config])[0])} gained {_sized(evidence.own, gain)}, so its "
+        "curve still rises."
     )
     if share == 1:
         return Experiment("images", "label more images", reason, False, ())
@@ -203,7 +208,10 @@ def seeds(evidence: Evidence) -> Experiment | None:
         if pair.strategies
         else f"{both} cannot be compared as strategies {counts}."
     )
-    what = f"train {quote(arms[unsure].title)} with seed{'s' if len(new) > 1 else ''} {' and '.join(map(str, new))}"
+    what = (
+        f"train {quote(arms[unsure].title)} with seed{'s' if len(new) > 1 else ''} "
+        f"{' and '.join(map(str, new))}"
+    )
     configs = tuple(change(arms[unsure].config, seed=seed) for seed in new)
     return Experiment("seeds", what, reason, False, configs)
 
@@ -229,9 +237,9 @@ def test_images(evidence: Evidence) -> Experiment | None:
             f"these only one of {size(now)}."
         )
     reason = (
-        f"{describe_score(arms[best])} and {describe_score(arms[rival])} are not distinguishable on "
-        f"{things(images, 'image')}, which leave a larger error (± {size(pair.image_error)} {unit}) "
-        f"than the seeds. {shown}"
+        f"{describe_score(arms[best])} and {describe_score(arms[rival])} are not distinguishable "
+        f"on {things(images, 'image')}, which leave a larger error (± {size(pair.image_error)} "
+        f"{unit}) than the seeds. {shown}"
     )
     return Experiment("test_images", "evaluate on more test images", reason, False, ())
 

@@ -131,13 +131,15 @@ def compare_pairs(
     strategies = [
         strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in places
     ]
-    # A claim about strategies is one about networks, and more: its p is never less. It matters where few images tell sides apart.
+    # A claim about strategies is one about networks, and more: its p is never less. It matters
+    # where few images tell sides apart.
     strategies = [
         one and replace(one, p=max(one.p, other.p))
         for one, other in zip(strategies, networks, strict=True)
     ]
     corrected = holm([claim.p for claim in networks])
-    # Those with one seed so far are counted in: another seed must not take a verdict on others back.
+    # Those with one seed so far are counted in: another seed must not take a verdict on others
+    # back.
     family = [at for at, (a, b) in enumerate(places) if finished[a] and finished[b]]
     wider = dict(
         zip(

@@ -54,7 +54,8 @@ def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Pictur
                 for network, name in zip(networks, predicted, strict=True)
             ]
             said = [
-                f"{'✓' if name == row['label'] else '✗'} {arm.title}: {disagreed.classes[name]} ({percent(row[confidence], 0)})"
+                f"{'✓' if name == row['label'] else '✗'} {arm.title}: {disagreed.classes[name]} "
+                f"({percent(row[confidence], 0)})"
                 for arm, name, confidence in zip(
                     arms, predicted, ("confidence_a", "confidence_b"), strict=True
                 )

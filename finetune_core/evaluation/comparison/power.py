@@ -147,7 +147,8 @@ def _mcnemar_power(images: int, discordance: float, difference: float, level: fl
     counts = np.arange(images + 1)
     weights = binom.pmf(counts, images, discordance)
     counts, weights = counts[weights > 1e-9], weights[weights > 1e-9]
-    # The test says "different" where at most this many of the discordant images go against the majority.
+    # The test says "different" where at most this many of the discordant images go against the
+    # majority.
     against = binom.ppf(level / 2, counts, 0.5)
     against -= binom.cdf(against, counts, 0.5) > level / 2
     ahead = (discordance + difference) / (2 * discordance)

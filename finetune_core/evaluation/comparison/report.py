@@ -27,8 +27,12 @@ from finetune_core.runs.design import depends_on_seed, is_baseline
 
 Headed = Sequence[tuple[str, go.Figure]]
 
-# A file from elsewhere must not load, send or open anything: its own scripts and styles are all it has.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+# A file from elsewhere must not load, send or open anything: its own scripts and styles are all it
+# has.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: "
+    "blob:; base-uri 'none'; form-action 'none'"
+)
 STANDING_WORDS = {
     "taken": "Take this one",
     "best": "Best so far",
@@ -36,20 +40,30 @@ STANDING_WORDS = {
     "worse": "Worse",
     "better": "Better",
 }
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b2733; --paper: #ffffff; --edge: #d3dfe7; --soft: #f2f7fa }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eef4; --paper: #0f171e; --edge: #2d3d4a; --soft: #18242e } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1160px; margin: 0 auto; padding: 24px 16px }
-h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem } h3 { font-size: 1rem }
-.verdict { background: var(--soft); border: 1px solid var(--edge); border-radius: 10px; padding: 16px; font-size: 1.1rem }
-.verdict p { margin: 0 0 4px } summary { cursor: pointer; margin-top: 1rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 0.9rem }
-th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--edge); vertical-align: top }
-th, td:not(:first-child) { white-space: nowrap }
-td:first-child { min-width: 180px }
-.row { display: flex; flex-wrap: wrap; gap: 12px } figure { margin: 0; width: 200px } figcaption { font-size: 0.9rem; overflow-wrap: anywhere }
-.figure { background: #ffffff; border: 1px solid var(--edge); border-radius: 10px; padding: 8px }
-"""
+_STYLE = (
+    "\n"
+    ":root { color-scheme: light dark; --ink: #1b2733; --paper: #ffffff; --edge: #d3dfe7; "
+    "--soft: #f2f7fa }\n"
+    "@media (prefers-color-scheme: dark) { :root { --ink: #e6eef4; --paper: #0f171e; "
+    "--edge: #2d3d4a; --soft: #18242e } }\n"
+    "body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); "
+    "max-width: 1160px; margin: 0 auto; padding: 24px 16px }\n"
+    "h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem } "
+    "h3 { font-size: 1rem }\n"
+    ".verdict { background: var(--soft); border: 1px solid var(--edge); border-radius: 10px; "
+    "padding: 16px; font-size: 1.1rem }\n"
+    ".verdict p { margin: 0 0 4px } summary { cursor: pointer; margin-top: 1rem }\n"
+    ".wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; "
+    "font-size: 0.9rem }\n"
+    "th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--edge); "
+    "vertical-align: top }\n"
+    "th, td:not(:first-child) { white-space: nowrap }\n"
+    "td:first-child { min-width: 180px }\n"
+    ".row { display: flex; flex-wrap: wrap; gap: 12px } figure { margin: 0; width: 200px } "
+    "figcaption { font-size: 0.9rem; overflow-wrap: anywhere }\n"
+    ".figure { background: #ffffff; border: 1px solid var(--edge); border-radius: 10px; "
+    "padding: 8px }\n"
+)
 
 
 def arm_verdict_text(one: ArmVerdict) -> str:
@@ -91,7 +105,8 @@ def report_html(
     ]
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escaped(title)}</title><style>{_STYLE}</style>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>'
+        f"{escaped(title)}</title><style>{_STYLE}</style>"
     )
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
 
@@ -115,11 +130,15 @@ def detail_lines(comparison: Comparison) -> list[str]:
 
 
 _METHOD = (
-    "Method: all runs are evaluated on the same images. These trained models (on new images): exact sign-flip test, which for two models is "
-    "McNemar's, and paired bootstrap over images; for macro F1 and log loss 9,999 random flips, and the bootstrap of the measure itself. The method in general (new images and new seeds): images and seeds are both random (two-way random "
-    "effects, Student's t with Satterthwaite's degrees of freedom), with the seeds' variance pooled over all strategies but those that "
-    "spread clearly more. Each kind of claim is corrected over all pairs (Holm), so that at most one in twenty such comparisons of equal "
-    "strategies finds any difference. Macro F1 counts by its pseudo-values (Dorfman, Berbaum & Metz 1992). Made with Thaw."
+    "Method: all runs are evaluated on the same images. These trained models (on new images): "
+    "exact sign-flip test, which for two models is McNemar's, and paired bootstrap over images; "
+    "for macro F1 and log loss 9,999 random flips, and the bootstrap of the measure itself. The "
+    "method in general (new images and new seeds): images and seeds are both random (two-way "
+    "random effects, Student's t with Satterthwaite's degrees of freedom), with the seeds' "
+    "variance pooled over all strategies but those that spread clearly more. Each kind of claim "
+    "is corrected over all pairs (Holm), so that at most one in twenty such comparisons of equal "
+    "strategies finds any difference. Macro F1 counts by its pseudo-values (Dorfman, Berbaum & "
+    "Metz 1992). Made with Thaw."
 )
 
 _SEEN = (
@@ -158,7 +177,8 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         spread = (
             _why_no_spread(arm)
             if arm.seed_deviation is None
-            else f"{measure.formatted(low)} to {measure.formatted(high)} (± {measure.size(arm.seed_deviation)})"
+            else f"{measure.formatted(low)} to {measure.formatted(high)} (± "
+            f"{measure.size(arm.seed_deviation)})"
         )
         cost = arm.cost
         rows.append(
@@ -204,12 +224,18 @@ def ensemble_in_words(comparison: Comparison) -> str:
     if comparison.ensemble is None:
         return ""
     reached = measured_in_words(comparison.measure, comparison.ensemble)
-    return f"Ensemble of the {len(comparison.arms)} seeds (mean of their probabilities): {comparison.measure.of} {reached}."
+    return (
+        f"Ensemble of the {len(comparison.arms)} seeds (mean of their probabilities): "
+        f"{comparison.measure.of} {reached}."
+    )
 
 
 def measured_in_words(measure: Measure, score: Interval) -> str:
     """A score with its interval."""
-    return f"{measure.formatted(score.value)} ({measure.formatted(score.low)} to {measure.formatted(score.high)})"
+    return (
+        f"{measure.formatted(score.value)} ({measure.formatted(score.low)} to "
+        f"{measure.formatted(score.high)})"
+    )
 
 
 def _gpu_memory(cost: Cost) -> str:
@@ -317,10 +343,14 @@ def _moved(comparison: Comparison, figures: Headed) -> str:
     for arm, layers in known:
         advice = thaw_next(layers)
         lines.append(
-            f"<li><b>{escaped(arm.title)}</b>: {escaped(advice.what)}. {escaped(advice.reason)}</li>"
+            f"<li><b>{escaped(arm.title)}</b>: {escaped(advice.what)}. "
+            f"{escaped(advice.reason)}</li>"
         )
     drawn = "".join(_figure(f"moved-{at}", "h3", *one) for at, one in enumerate(figures))
-    return f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>{''.join(lines)}</ul>{drawn}"
+    return (
+        f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>"
+        f"{''.join(lines)}</ul>{drawn}"
+    )
 
 
 def shift_html(found: ShiftComparison, figure: go.Figure | None = None) -> str:
@@ -331,11 +361,17 @@ def shift_html(found: ShiftComparison, figure: go.Figure | None = None) -> str:
     """
     on = f"On {things(found.shifted.images, 'image')} of {found.other.described}."
     drawn = _figure("shifted", "h3", "In-distribution against shifted", figure) if figure else ""
-    said = f"{paragraphs(on)}{_verdict(found.shifted)}{drawn}{table(*found.in_rows())}{paragraphs(*found.left_out())}{_details(found.shifted)}"
+    said = (
+        f"{paragraphs(on)}{_verdict(found.shifted)}{drawn}{table(*found.in_rows())}"
+        f"{paragraphs(*found.left_out())}{_details(found.shifted)}"
+    )
     return f"<h2>Distribution shift</h2>{said}"
 
 
-_NOT_MEASURED = "Not measured when this report was made: Compare measures it when asked, and then a new report holds it."
+_NOT_MEASURED = (
+    "Not measured when this report was made: Compare measures it when asked, and then a new "
+    "report holds it."
+)
 
 
 def _pictured(pictures: Sequence[Pictured]) -> str:
@@ -344,7 +380,8 @@ def _pictured(pictures: Sequence[Pictured]) -> str:
     rows = []
     for one in pictures:
         images = "".join(
-            f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" alt="{escaped(words)}" width="200">'
+            f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" '
+            f'alt="{escaped(words)}" width="200">'
             f"<figcaption>{escaped(words)}</figcaption></figure>"
             for jpeg, words in one.pictures
         )

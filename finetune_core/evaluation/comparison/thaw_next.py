@@ -72,13 +72,19 @@ def _idle(layers: Layers, cut: str) -> str:
 def _fitted(layers: Layers) -> str:
     if layers.fitted < _FITTED:
         return ""
-    return f" But {percent(layers.fitted, 0)} of the training images are classified correctly as it is, so expect little."
+    return (
+        f" But {percent(layers.fitted, 0)} of the training images are classified correctly as it "
+        "is, so expect little."
+    )
 
 
 def _steady(layers: Layers) -> str:
     if not (steady := steady_stages(layers)):
         return ""
-    return f" The features of {span(steady)} hardly changed (CKA {STEADY} or more): frozen again, with their output cached, training would cost less."
+    return (
+        f" The features of {span(steady)} hardly changed (CKA {STEADY} or more): frozen again, "
+        "with their output cached, training would cost less."
+    )
 
 
 def steady_stages(layers: Layers) -> list[str]:

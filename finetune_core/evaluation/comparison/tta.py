@@ -50,9 +50,9 @@ class Augmented:
         )
         return (
             f"With flips: {accuracy_name(found.split).lower()} {percent(found.accuracy)} on "
-            f"{things(found.images, 'image')}, "
-            f"{points(claim.gain)} points against without (95 % interval {points(claim.low)} to {points(claim.high)}, McNemar p = "
-            f"{claim.p:.2g}): {verdict}."
+            f"{things(found.images, 'image')}, {points(claim.gain)} points against without (95 % "
+            f"interval {points(claim.low)} to {points(claim.high)}, McNemar p = {claim.p:.2g}): "
+            f"{verdict}."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -108,8 +108,9 @@ def flip_warnings(run: Run) -> list[str]:
     found = []
     if names := directional(run.started["classes"]):
         found.append(
-            f"A mirror image may show another class, or none: {some([f'“{name}”' for name in names])} look like directions, letters or "
-            "digits. This is a guess from the names; the paired test on these images decides."
+            "A mirror image may show another class, or none: "
+            f"{some([f'“{name}”' for name in names])} look like directions, letters or digits. "
+            "This is a guess from the names; the paired test on these images decides."
         )
     if run.config.augmentation == "none" and not run.config.averaged:
         found.append(

@@ -65,7 +65,8 @@ def images_below(folder: Path) -> list[tuple[str, Path]]:
         found += [(path.relative_to(folder).as_posix(), path) for path in paths]
     if not found:
         raise DataError(
-            f"{printable_name(folder.name)} holds no image. Thaw reads {', '.join(sorted(EXTENSIONS))}."
+            f"{printable_name(folder.name)} holds no image. Thaw reads "
+            f"{', '.join(sorted(EXTENSIONS))}."
         )
     return found
 

@@ -101,7 +101,8 @@ def explain(
     """
     if predictor.network.members:
         raise RunError(
-            "There is no Grad-CAM for an ensemble: each of its networks has maps of its own. Look at its runs one by one."
+            "There is no Grad-CAM for an ensemble: each of its networks has maps of its own. Look "
+            "at its runs one by one."
         )
     seen = network_input(image, predictor.network.info, predictor.image_size)
     model = copy.deepcopy(predictor.network.model).eval().requires_grad_(False)
@@ -125,7 +126,8 @@ def explain(
     else:
         which = "none of its stages has" if layer is None else f"{layer} does not pass to the head"
         raise RunError(
-            f"There is no Grad-CAM for {predictor.network.info.name}: {which} a spatial feature map."
+            f"There is no Grad-CAM for {predictor.network.info.name}: {which} a spatial feature "
+            "map."
         )
     heat = {
         one: _stretched(each, predictor.image_size)
@@ -192,7 +194,8 @@ def _class_maps(
     picture = nn.Identity()
 
     def through_picture(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-        # No weight needs a gradient, so that the graph begins here, and the stages before cost a forward pass only.
+        # No weight needs a gradient, so that the graph begins here, and the stages before cost a
+        # forward pass only.
         return layout.back(picture(layout.to_map(output).detach().requires_grad_()), output)
 
     handle = model.get_submodule(path).register_forward_hook(through_picture)

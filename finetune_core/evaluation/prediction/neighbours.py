@@ -43,7 +43,9 @@ _LARGEST = 2**31  # bytes
 _MOST = {TRAIN: 10_000, VAL: 2_000}  # images
 _NEAREST = 5  # whose mean distance counts
 _AT_ONCE = 256  # images
-_ERROR = 0.01  # of images like the validation images, the share called unlike; more where there are too few to tell
+# of images like the validation images, the share called unlike; more where there are too few to
+# tell
+_ERROR = 0.01
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,8 @@ def known_neighbourhood(run: Run, looks: Encoder) -> Neighbourhood | None:
         if str(kept["weights"]) != _mark(looks):
             return None
         return _neighbourhood(kept, looks)
-    except Exception:  # none yet, or damaged (then zipfile and NumPy raise nearly anything): it can be computed again
+    # none yet, or damaged (then zipfile and NumPy raise nearly anything): it can be computed again
+    except Exception:
         return None
 
 

@@ -104,5 +104,6 @@ def _check_same_run(run: Run, info: CheckpointInfo) -> None:
     if recorded != wanted or not min(1, epochs) <= info.epoch <= epochs:
         path = checkpoint_path(run.run_dir, BEST)
         raise RunError(
-            f"{path} is damaged: it says that it is of another run, with other classes, images or settings."
+            f"{path} is damaged: it says that it is of another run, with other classes, images or "
+            "settings."
         )

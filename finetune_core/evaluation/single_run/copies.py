@@ -115,7 +115,8 @@ def _of_earlier_runs(
                 found |= exact | near
         except FinetuneError as error:
             problems.append(
-                f"Copies of the training images of the run that it started from were not looked for: {error}"
+                "Copies of the training images of the run that it started from were not looked "
+                f"for: {error}"
             )
             break
     return found, problems

@@ -94,7 +94,10 @@ class Corrupted:
     def name(self) -> str:
         """As a person would call it, in a list: ``Gaussian noise, strong (0.38)``."""
         corruption = CORRUPTIONS[self.corruption]
-        return f"{corruption.title}, {SEVERITIES[self.severity]} ({corruption.severities[self.severity - 1]:g})"
+        return (
+            f"{corruption.title}, {SEVERITIES[self.severity]} "
+            f"({corruption.severities[self.severity - 1]:g})"
+        )
 
     @property
     def described(self) -> str:

@@ -72,7 +72,8 @@ def _bands(
         for right, other in zip(caught.T, wrong.T, strict=True):
             found, false = right / right[-1], other / other[-1]
             found_at.append(np.interp(_GRID, np.append(0, false), np.append(0, found)))
-            # The precision of a recall is that of the first threshold that reaches it, as in average precision.
+            # The precision of a recall is that of the first threshold that reaches it, as in
+            # average precision.
             reached = np.searchsorted(found, _GRID[1:] - 1e-9)
             precision_at.append(right[reached] / (right + other)[reached])
     roc, precision = (np.percentile(some, TAILS, axis=0) for some in (found_at, precision_at))

@@ -72,7 +72,10 @@ def precision_note(run: Run) -> str:
     precision = evaluation_precision(run)
     if precision in (None, "fp32"):
         return ""
-    return f"Computed in {precision}, as the run trained. *Predict* and exported networks compute in fp32, where a few predictions may differ."
+    return (
+        f"Computed in {precision}, as the run trained. *Predict* and exported networks compute in "
+        "fp32, where a few predictions may differ."
+    )
 
 
 def scores(run: Run, split: str) -> Scores:

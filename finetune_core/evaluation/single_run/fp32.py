@@ -77,7 +77,8 @@ def predicted_again(
     images = yield from run_images(run, dict.fromkeys(predicted_splits(run), sys.maxsize), roots)
     if not images.unchanged:
         raise RunError(
-            f"The images, their labels or their split have changed since {run.run_id} was trained. Put them back."
+            f"The images, their labels or their split have changed since {run.run_id} was "
+            "trained. Put them back."
         )
     before = load_predictions(run.run_dir, len(predictor.classes))
     rows = np.concatenate(list(images.rows.values()))

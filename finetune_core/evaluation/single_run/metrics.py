@@ -150,7 +150,8 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     # asked of names first: a column of text refuses to look for a lone surrogate
     if split not in evaluated_splits(table):
         raise RunError(
-            f"The run has no predictions for {split} images; it has {', '.join(evaluated_splits(table))}."
+            f"The run has no predictions for {split} images; it has "
+            f"{', '.join(evaluated_splits(table))}."
         )
     rows = table[table["split"] == split].reset_index(drop=True)
     labels, probabilities, losses = arrays_of(rows)

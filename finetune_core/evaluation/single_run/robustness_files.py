@@ -155,7 +155,8 @@ def _table(
         table = read_table(path, ways, classes)
     except FileNotFoundError:
         raise RunError(
-            f"{run_dir.name}: what it predicts for corrupted images is not kept. Measure its robustness."
+            f"{run_dir.name}: what it predicts for corrupted images is not kept. Measure its "
+            "robustness."
         ) from None
     except (OSError, ValueError) as error:
         raise RunError(
@@ -163,7 +164,8 @@ def _table(
         ) from None
     if of != str(changed).encode():
         raise RunError(
-            f"{run_dir.name}: {path.name} is of an earlier state of the run. Measure its robustness again."
+            f"{run_dir.name}: {path.name} is of an earlier state of the run. Measure its "
+            "robustness again."
         )
     images = [
         table.loc[table["split"] == way, ["id", "label"]].sort_values("id", ignore_index=True)

@@ -72,14 +72,20 @@ class RunEvaluation(Evaluation):
     def details(self) -> list[str]:
         """Calibration, and the slices that clearly differ from the rest."""
         confidence = self.calibrated
-        ece = f"Expected calibration error (ECE) {_error(confidence.before)}, {BINS} bins of equal width"
+        ece = (
+            f"Expected calibration error (ECE) {_error(confidence.before)}, {BINS} bins of equal "
+            "width"
+        )
         if confidence.scaling and confidence.after:
             temperatures = " and ".join(f"{one:.2f}" for one in confidence.scaling.temperatures)
-            ece += f"; {_error(confidence.after)} at temperature {temperatures}, fitted on other images"
+            ece += (
+                f"; {_error(confidence.after)} at temperature {temperatures}, fitted on other "
+                "images"
+            )
         clear = self.slices[self.slices["verdict"].isin(["worse", "better"])]
         return [f"{ece}."] + [
-            f"{row['by']} {row['slice']}: accuracy {percent(row['accuracy'])}, {row['verdict']} than the rest "
-            f"({things(row['images'], 'image')})."
+            f"{row['by']} {row['slice']}: accuracy {percent(row['accuracy'])}, {row['verdict']} "
+            f"than the rest ({things(row['images'], 'image')})."
             for row in clear.to_dict("records")
         ]
 

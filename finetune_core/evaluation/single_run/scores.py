@@ -21,7 +21,8 @@ _MANY, _FEWER_RESAMPLES = 500_000, 200
 LEVEL = 0.95
 TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # percentiles
 _TOP = (3, 5)
-_CELLS = 500_000  # images times resamples that are held at once: what fits into a processor's cache is quickest
+# images times resamples that are held at once: what fits into a processor's cache is quickest
+_CELLS = 500_000
 
 NAMES = {
     "accuracy": "Accuracy",
@@ -41,11 +42,14 @@ NAMES = {
     "ece": f"Expected calibration error (ECE, {BINS} bins)",
 }
 NOT_DEFINED = "not defined"
-# Shares of all images: counts, for which Wilson's interval is better than a bootstrap's where images
-# are few. Accuracy and micro F1 are one number, so they have one interval.
+# Shares of all images: counts, for which Wilson's interval is better than a bootstrap's where
+# images are few. Accuracy and micro F1 are one number, so they have one interval.
 SHARES = ("accuracy", "f1_micro", *(f"top_{k}_accuracy" for k in _TOP))
 _PERCENT = ("f1", "precision", "recall", "ece")  # besides accuracies: shown in percent
-INTERVALS = "Wilson's of accuracy, top-k accuracy and micro F1, percentile bootstrap within classes of the rest"
+INTERVALS = (
+    "Wilson's of accuracy, top-k accuracy and micro F1, percentile bootstrap within classes of "
+    "the rest"
+)
 AREAS = {"roc_auc": "ROC AUC", "average_precision": "Average precision"}  # of one class
 
 

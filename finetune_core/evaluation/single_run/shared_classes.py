@@ -89,10 +89,10 @@ def shared_classes(
     shifted_only = {name: theirs for name, ours, theirs in counts if theirs and not ours}
     if not labels:
         raise RunError(
-            "The run's own images and the shifted ones have no class in common, so there is no drop "
-            f"to measure: its own are of {some(list(own_only))}, the shifted ones of "
-            f"{some(list(shifted_only))}. Use shifted images of the same classes, or another split "
-            "of the run's own images."
+            "The run's own images and the shifted ones have no class in common, so there is no "
+            f"drop to measure: its own are of {some(list(own_only))}, the shifted ones of "
+            f"{some(list(shifted_only))}. Use shifted images of the same classes, or another "
+            "split of the run's own images."
         )
     return SharedClasses(tuple(labels), tuple(classes[at] for at in labels), own_only, shifted_only)
 

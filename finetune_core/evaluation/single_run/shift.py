@@ -67,8 +67,9 @@ def _kept(run: Run, other: OtherData, known: dict[str, Known], roots: Sequence[P
     matched = same_classes(classes, other.table["class"].unique())
     if not matched.labels:
         raise DataError(
-            f"{other.data} has none of the classes of {run.run_id} ({some(classes)}): its own are {some(matched.unknown)}. "
-            "Rename its folders, or rename its classes on the Dataset page."
+            f"{other.data} has none of the classes of {run.run_id} ({some(classes)}): its own are "
+            f"{some(matched.unknown)}. Rename its folders, or rename its classes on the Dataset "
+            "page."
         )
     key = same_images(run)
     if key not in known:
@@ -77,8 +78,8 @@ def _kept(run: Run, other: OtherData, known: dict[str, Known], roots: Sequence[P
     rows = np.flatnonzero(of_class & ~known[key].own)
     if not len(rows):
         raise DataError(
-            f"Every image of {other.data} that has a class of {run.run_id} is an exact copy of one of its own images: "
-            "there is nothing to evaluate on."
+            f"Every image of {other.data} that has a class of {run.run_id} is an exact copy of "
+            "one of its own images: there is nothing to evaluate on."
         )
     shift = _shift(run, other, matched, known[key].copies(of_class))
     yield from on_idle_device(

@@ -166,12 +166,14 @@ def read_shift(run: Run, fingerprint: str) -> Shift:
         )
     if not shift.without_own:
         raise RunError(
-            f"{run.run_id}: {path.name} is of an earlier version of Thaw, which did not leave out copies of the run's own test images "
-            f"({shift.name}). Evaluate the run on that data set again."
+            f"{run.run_id}: {path.name} is of an earlier version of Thaw, which did not leave out "
+            f"copies of the run's own test images ({shift.name}). Evaluate the run on that data "
+            "set again."
         )
     if shift.predictions != predictions_changed(run.run_dir):
         raise RunError(
-            f"{run.run_id}: {path.name} is of an earlier state of the run ({shift.name}). Evaluate the run on that data set again."
+            f"{run.run_id}: {path.name} is of an earlier state of the run ({shift.name}). "
+            "Evaluate the run on that data set again."
         )
     return shift
 

@@ -82,7 +82,10 @@ class ShiftedEvaluation(RunEvaluation):
     def drop_in_words(self) -> str:
         """By how much the accuracy is lower here than on the run's own images, in one sentence."""
         value, low, high = self.drop
-        own = f"{percent(self.own.accuracy)} on {things(self.own.images, f'{SPLIT_WORDS[self.own.split].lower()} image')}"
+        own = (
+            f"{percent(self.own.accuracy)} on "
+            f"{things(self.own.images, f'{SPLIT_WORDS[self.own.split].lower()} image')}"
+        )
         if not self.shared.complete:
             own += f" of the same {things(len(self.shared.names), 'class', 'classes')}"
         how = f"{points(abs(value))} points {'below' if value >= 0 else 'above'} the {own}"
@@ -224,13 +227,14 @@ def left_out_in_words(shift: Shift) -> list[str]:
         )
     if copies.near:
         found.append(
-            f"Contamination: {things(copies.near, 'image')} may be near-copies of training images; they are not left out, and "
-            "can make the accuracy look better than it is."
+            f"Contamination: {things(copies.near, 'image')} may be near-copies of training "
+            "images; they are not left out, and can make the accuracy look better than it is."
         )
     if copies.earlier:
         found.append(
-            f"Contamination: {things(copies.earlier, 'image')} may be copies of training images of a run that this one started from; they "
-            "are not left out, and can make the accuracy look better than it is."
+            f"Contamination: {things(copies.earlier, 'image')} may be copies of training images "
+            "of a run that this one started from; they are not left out, and can make the "
+            "accuracy look better than it is."
         )
     return [*found, *filter(None, [copies.problem])]
 

@@ -71,7 +71,8 @@ def predict_with_flips(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
     """
     if (precision := evaluation_precision(run)) != FINAL_PRECISION:
         raise RunError(
-            f"{run.run_id} was evaluated in {precision or 'a precision that is not recorded'}, and flips are in fp32: evaluate it in fp32 first."
+            f"{run.run_id} was evaluated in {precision or 'a precision that is not recorded'}, "
+            "and flips are in fp32: evaluate it in fp32 first."
         )
     yield from on_idle_device(partial(_predicted, run, roots), FINAL_PRECISION)
 
