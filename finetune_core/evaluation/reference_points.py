@@ -1,9 +1,9 @@
-"""Reference points of a run's accuracy: what others reach on the same images.
+"""Reference points for a run's accuracy on the same images.
 
 - Majority class: the share of the images that belong to the most frequent class of the training
-  images. A classifier that looks at no image reaches it.
-- Linear probe: a finished one on the same features of the same training images. Of several seeds
-  that of the run's own seed comes first, then the newest.
+  images. A classifier that ignores its input reaches this accuracy.
+- Linear probe: a finished run on the same features of the same training images. Among several seeds
+  the run's own seed comes first, then the newest.
 - Best run: the finished run with the best validation accuracy (``best_run``).
 """
 
@@ -23,8 +23,9 @@ class Reference:
     """An accuracy on the same images.
 
     Attributes:
-        title: of a run, how it was trained, in the middle of a sentence.
-        run_id: None of the majority class.
+        value: the accuracy.
+        title: for a run, its training method as text for the middle of a sentence.
+        run_id: None for the majority class.
     """
 
     value: float
@@ -34,13 +35,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class ReferencePoints:
-    """Accuracies to read a run's accuracy against; what is not known is None.
+    """Accuracies to compare a run's accuracy with; None where unknown.
 
     Attributes:
-        split: ``test`` or ``val``: whose images.
-        majority_class: None in runs of earlier versions, which did not record it.
-        linear_probe: None beside a linear probe, too.
-        best_run: None where that is the run itself.
+        split: ``test`` or ``val``: the split whose images are counted.
+        majority_class: None for runs of earlier versions, which did not record it.
+        linear_probe: None also if the run is a linear probe.
+        best_run: None if the run itself is the best.
     """
 
     split: str
@@ -49,7 +50,10 @@ class ReferencePoints:
     best_run: Reference | None = None
 
     def items(self) -> dict[str, Reference]:
-        """Return what is known by its label; a best run that is the linear probe stands once."""
+        """Return the known reference points by label.
+
+        A best run that is the linear probe is listed once.
+        """
         probe, best = self.linear_probe, self.best_run
         if probe and best and probe.run_id == best.run_id:
             best = None
@@ -61,19 +65,19 @@ class ReferencePoints:
         return {label: one for label, one in named.items() if one}
 
     def in_words(self) -> str:
-        """``majority class 10.2 %, linear probe 95.0 %``; empty where nothing is known."""
+        """Return ``majority class 10.2 %, linear probe 95.0 %``; empty if nothing is known."""
         return ", ".join(
             f"{label.lower()}{_title_text(label, one)} {percent(one.value)}"
             for label, one in self.items().items()
         )
 
     def in_sentence(self) -> str:
-        """Return the points as a sentence; empty where nothing is known."""
+        """Return the reference points as a sentence; empty if nothing is known."""
         words = self.in_words()
         return f"On the same {SPLIT_WORDS[self.split].lower()} images: {words}." if words else ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the split, and of each reference ``accuracy, run_id``, or None."""
+        """Return plain values: the split, and for each point ``accuracy, run_id`` or None."""
         known = {
             "majority_class": self.majority_class,
             "linear_probe": self.linear_probe,
@@ -92,11 +96,13 @@ def _title_text(label: str, one: Reference) -> str:
 def reference_points(
     run: Run, runs: Iterable[Run] | None = None, split: str | None = None
 ) -> ReferencePoints:
-    """Return what a run's accuracy is read against.
+    """Return the reference points of a run.
 
     Args:
-        runs: where to look for the linear probe and the best run; those beside the run when None.
-        split: whose images; those of ``run_accuracy`` when None.
+        run: the run.
+        runs: runs to search for the linear probe and the best run; the runs in the same directory
+            if None.
+        split: the split to count images of; that of ``run_accuracy`` if None.
     """
     known = run_accuracy(run)
     split = split or (known.split if known else "val")
@@ -112,7 +118,7 @@ def reference_points(
 
 
 def is_on_same_images(one: Run, other: Run) -> bool:
-    """Return whether two runs are evaluated on the same images, with the same labels."""
+    """Return whether two runs are evaluated on the same images with the same labels."""
     first, second = (run.history.started or {} for run in (one, other))
     if "fingerprint" not in first or "fingerprint" not in second:
         return False
@@ -126,7 +132,7 @@ def is_on_same_images(one: Run, other: Run) -> bool:
 def majority_class(run: Run, split: str) -> Reference | None:
     """Return the share of a split's images that belong to the most frequent training class.
 
-    The first of equally frequent classes is taken, without a look at the split.
+    Among equally frequent classes the first one counts, regardless of the split.
     """
     counts = (run.history.started or {}).get("class_counts") or {}
     train, images = counts.get("train"), counts.get(split)

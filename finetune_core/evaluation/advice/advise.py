@@ -1,4 +1,7 @@
-"""Advice before training: probe every network at every stage on the same images, rank them, and propose two to fine-tune."""
+"""Advice before training: probe networks on the same images, rank them, propose two to fine-tune.
+
+Every network is probed at every stage.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -37,7 +40,7 @@ _COLUMNS = ["Network", "Stage", "Probe", "95 % interval", "Against the best"]
 
 @dataclass(frozen=True)
 class Failed:
-    """A network that could not be probed, and why."""
+    """A network that could not be probed, with the reason."""
 
     backbone: str
     reason: str
@@ -45,16 +48,16 @@ class Failed:
 
 @dataclass(frozen=True)
 class Advice:
-    """What the probes say.
+    """Ranking of the probed networks, with proposals of what to fine-tune.
 
     Attributes:
-        images: training images that were drawn, at most as many as were asked for.
-        folds: of the cross-validation.
+        images: number of training images that were drawn, at most as many as were asked for.
+        folds: number of folds of the cross-validation.
         budget: minutes that fine-tuning one network may take.
         candidates: every stage of every network, the best first.
-        networks: what was measured of each, in the order in which they were named.
-        suggested: what to fine-tune.
-        failed: the networks that could not be probed.
+        networks: measurements of each network, in the order in which the networks were named.
+        suggested: networks to fine-tune.
+        failed: networks that could not be probed.
     """
 
     images: int
@@ -66,7 +69,7 @@ class Advice:
     failed: tuple[Failed, ...]
 
     def in_words(self) -> str:
-        """Return what was measured, in sentences."""
+        """Describe in sentences what was measured."""
         images = self.candidates[0].images if self.candidates else self.images
         groups = self.candidates[0].groups if self.candidates else images
         copies = (
@@ -82,7 +85,7 @@ class Advice:
         )
 
     def network_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per network, by its best stage, the best first."""
+        """Return (columns, rows) with one row per network, by its best stage, the best first."""
         top1 = {
             one.backbone: "not stated" if one.top1 is None else f"{one.top1:.1f} %"
             for one in self.networks
@@ -94,7 +97,7 @@ class Advice:
         return [*_COLUMNS, "ImageNet"], rows
 
     def forecast_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per network, and what a run with each usual strategy takes."""
+        """Return (columns, rows) with one row per network: forecasts of the usual strategies."""
         known = {one.backbone: one.forecasts for one in self.networks}
         rows = [
             [one.backbone, *(_seconds(known[one.backbone].get(strategy)) for strategy in TIMED)]
@@ -103,7 +106,7 @@ class Advice:
         return ["Network", *(STRATEGIES[strategy].title for strategy in TIMED)], rows
 
     def stage_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per network and stage, the best first."""
+        """Return (columns, rows) with one row per network and stage, the best first."""
         rows = [[*_row(at, one), _seconds(one.seconds)] for at, one in enumerate(self.candidates)]
         return [*_COLUMNS, "Training what follows"], rows
 
@@ -120,7 +123,7 @@ class Advice:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as ``advise --json`` prints them."""
+        """Return plain values, as ``advise --json`` prints them."""
         return {
             "images": self.images,
             "folds": self.folds,
@@ -149,20 +152,26 @@ def advise(
     *,
     own_sizes: bool = True,
 ) -> Work[Advice]:
-    """Probe networks on the same training images. One that fails is named with its reason and ends no other.
+    """Probe networks on the same training images, rank their stages, and propose two networks.
+
+    A network that fails is reported with its reason; the others go on.
 
     Args:
+        dataset: the data set; only its training images are used.
         base: the settings of the runs that are forecast and proposed.
-        images: how many training images to probe with at most, of each class its share.
+        backbones: names of the networks.
+        images: maximum number of training images to probe with, sampled in proportion to the
+            classes.
         budget: minutes that fine-tuning one network may take.
-        own_sizes: take images of the size that each network was pretrained on, not of the one in ``base``.
+        own_sizes: resize images to the size that each network was pretrained on instead of the size
+            in ``base``.
 
     Yields:
         Steps of the phases of ``probe_network``, each with its network as the subject.
 
     Raises:
-        ConfigError: when ``images`` or ``budget`` cannot be used, or no network is named.
-        DataError: when there are too few images to cross-validate.
+        ConfigError: if ``images`` or ``budget`` cannot be used, or no network is named.
+        DataError: if there are too few images to cross-validate.
     """
     names = list(dict.fromkeys(backbones))
     _check(names, images, budget)
@@ -194,14 +203,18 @@ def comparison_of(
     seeds: Sequence[int],
     num_images: int | None = None,
 ) -> list[RunConfig]:
-    """The runs that compare the proposals with each other, and each with its linear probe.
+    """Return configs of runs that compare the proposals with each other and with linear probes.
+
+    Each proposal is paired with the linear probe on its own features.
 
     Args:
+        suggested: the proposals.
         base: all other settings.
-        num_images: as ``design`` takes it.
+        seeds: one run per strategy and seed.
+        num_images: number of training images, passed on to ``design``.
 
     Raises:
-        ConfigError: when a config cannot be used.
+        ConfigError: if a config cannot be used.
     """
     configs: list[RunConfig] = []
     for one in suggested:
@@ -223,10 +236,11 @@ def _check(names: Sequence[str], images: int, budget: float) -> None:
 
 
 def _row(at: int, one: Candidate) -> list[str]:
-    """The cells of ``_COLUMNS``.
+    """Return the cells of ``_COLUMNS``.
 
     Args:
-        at: its place in the ranking.
+        at: place of the candidate in the ranking; 0 is the best.
+        one: the candidate.
     """
     standing = "not distinguishable" if one.like_best else f"{one.behind * 100:.1f} points behind"
     return [

@@ -1,4 +1,4 @@
-"""What is measured of one network: a cross-validated linear probe on every stage's features, and the forecast of each usual strategy."""
+"""Measurements of one network: cross-validated linear probes by stage, and training forecasts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,18 +26,21 @@ TIMED = tuple(name for name, strategy in STRATEGIES.items() if strategy.classic 
 
 @dataclass(frozen=True, eq=False)
 class NetworkProbes:
-    """One network on the sampled training images.
+    """Linear probes of one network on the sampled training images, with forecasts.
 
     Attributes:
-        image_size: side of its input, pixels.
-        top1: published ImageNet accuracy of its weights, percent; None where their source states none.
-        ids: of the images, ``[n]``.
+        backbone: name of the network.
+        image_size: side of the input in pixels.
+        top1: published ImageNet accuracy of the weights in percent; None if their source states
+            none.
+        ids: ids of the images, ``[n]``.
         sets: int ``[n]``, equal for near-duplicates and images of one group.
-        stages: input to the last one before the head.
-        right: bool ``[stages, n]``: which images the probe of a stage classifies correctly that has seen neither them nor their
-            near-duplicates.
-        after: by stage, the forecast in seconds of training all that comes after it; None where nothing could be timed.
-        forecasts: strategy of ``TIMED`` -> its forecast in seconds, where it could be timed.
+        stages: names of the stages, from the input to the last one before the head.
+        right: bool ``[stages, n]``: images that the probe of a stage classifies correctly. The
+            probe was fitted without the image and its near-duplicates.
+        after: by stage, the forecast in seconds of training all later stages; None where nothing
+            could be timed.
+        forecasts: strategy of ``TIMED`` -> forecast in seconds, where the strategy could be timed.
     """
 
     backbone: str
@@ -52,7 +55,13 @@ class NetworkProbes:
 
 
 def training_sample(dataset: Dataset, images: int, seed: int) -> Dataset:
-    """The same data set with no more than so many of its training images, of each class its share, and no others."""
+    """Return the data set restricted to a stratified sample of its training images.
+
+    Args:
+        dataset: the data set.
+        images: maximum number of images in the sample.
+        seed: seed of the sample.
+    """
     table = dataset.table
     rows = np.flatnonzero(table["split"] == TRAIN)
     labels, keys = table["label"].to_numpy(), sample_keys(table["id"])
@@ -65,18 +74,25 @@ def training_sample(dataset: Dataset, images: int, seed: int) -> Dataset:
 def probe_network(
     backbone: str, base: RunConfig, dataset: Dataset, sample: Dataset, *, own_size: bool
 ) -> Work[NetworkProbes]:
-    """Fit and time; weights that are not on this machine are downloaded first.
+    """Fit linear probes on every stage of a network, and forecast training by timing short runs.
+
+    Weights that are not on this machine are downloaded first.
 
     Args:
-        base: the settings of the runs that are forecast; its seed is that of the folds.
-        sample: the images to probe with, by ``training_sample``.
-        own_size: take images of the size that the network was pretrained on, not of the one in ``base``.
+        backbone: name of the network.
+        base: the settings of the runs that are forecast; its seed also draws the folds.
+        dataset: the data set that runs would train on.
+        sample: the images to probe with, from ``training_sample``.
+        own_size: resize images to the size that the network was pretrained on instead of the size
+            in ``base``.
 
     Yields:
-        Steps of the phases ``download``, ``decode``, ``features``, ``probe``, ``timing`` and ``device``.
+        Steps of the phases ``download``, ``decode``, ``features``, ``probe``, ``timing`` and
+        ``device``.
 
     Raises:
-        FinetuneError: when its weights cannot be had, or it cannot be cut or cannot take these images.
+        FinetuneError: if the weights cannot be had, or the network cannot be cut or cannot take
+            these images.
     """
     yield from in_phase("download", fetch_description(backbone))
     info = backbone_info(backbone)
@@ -104,10 +120,10 @@ def probe_network(
 def configured(
     base: RunConfig, backbone: str, image_size: int, strategy: str = "last_block"
 ) -> RunConfig:
-    """Return the settings of a run of this network, from its pretrained weights.
+    """Return the settings of a run that fine-tunes this network from its pretrained weights.
 
-    Images are as it was pretrained on them, but for their size and fit. What belongs to the
-    strategy in ``base`` alone is left out: it may name stages of another network.
+    Images are preprocessed as in pretraining, except for size and fit. Settings in ``base`` that
+    belong to its strategy are left out, because they may name stages of another network.
     """
     network = {"backbone": backbone, "weights": PRETRAINED, "from_run": None}
     inputs = {name: setting_of(name).default for name in base.input_settings} | {

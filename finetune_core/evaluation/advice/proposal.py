@@ -1,4 +1,8 @@
-"""Which two networks to fine-tune: the one with the best probe, and the one with the best published accuracy that the time allows."""
+"""Proposal of two networks to fine-tune.
+
+One has the best linear probe. The other has the best published accuracy among those whose forecast
+fits the budget.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +23,12 @@ class Proposal:
     """A network to fine-tune.
 
     Attributes:
-        image_size: that it was probed at, pixels.
-        by: what it is the best by.
+        backbone: name of the network.
+        image_size: side in pixels of the images that the network was probed on.
+        strategy: the strategy to fine-tune with.
+        by: criterion by which the network is the best.
         reason: one or two sentences.
-        seconds: the forecast of ``strategy``; None where it could not be timed.
+        seconds: forecast of ``strategy``; None if it could not be timed.
     """
 
     backbone: str
@@ -36,10 +42,11 @@ class Proposal:
 def proposed(
     candidates: Sequence[Candidate], networks: Sequence[NetworkProbes], budget: float
 ) -> tuple[Proposal, ...]:
-    """Two networks, or one where there is no other that fits.
+    """Propose two networks, or one if no other network fits.
 
     Args:
-        candidates: as ``ranked`` gives them.
+        candidates: the ranking, from ``ranked``.
+        networks: the measurements of each network.
         budget: seconds that fine-tuning one network may take.
     """
     if not candidates:
@@ -67,11 +74,15 @@ def _best_probe(leaders: Sequence[Candidate], network: NetworkProbes, budget: fl
 
 
 def _second(networks: Sequence[NetworkProbes], first: str, budget: float) -> Proposal | None:
-    """The best by published accuracy within the budget, or the next one where that is the first proposal already; the next best probe
-    where no accuracy is published.
+    """Return the network with the best published accuracy within the budget, without the first.
+
+    If the first proposal has the best published accuracy, return the network with the next best. If
+    no accuracy is published, return the network with the next best probe.
 
     Args:
-        networks: the best probe first.
+        networks: the measurements, the best probe first.
+        first: name of the first proposal.
+        budget: seconds that fine-tuning one network may take.
     """
     fitting = [one for one in networks if one.forecasts.get(STRATEGY, budget) <= budget]
     stated = sorted(

@@ -1,10 +1,11 @@
-"""Intervals that hold for all candidates at once, and so for the best of them, too.
+"""Simultaneous confidence intervals of all candidates, valid for the best one, too.
 
-An interval of 95 % for each of eight stages leaves out the true accuracy of the stage that looks
-best far more often than in 5 % of data sets. Simultaneous intervals use the 95 % quantile of the
-largest deviation among all candidates, whose correlation is estimated: they answer the same images
-(Hothorn, Bretz & Westfall 2008, Simultaneous inference in general parametric models). Near-duplicates
-and groups count as clusters. With few clusters the deviations follow Student's t.
+Separate 95 % intervals for each of eight stages would miss the true accuracy of the stage that
+looks best far more often than in 5 % of data sets. Simultaneous intervals use the 95 % quantile of
+the largest deviation among all candidates. The correlation of the candidates is estimated, because
+they classify the same images (Hothorn, Bretz & Westfall 2008, Simultaneous inference in general
+parametric models). Near-duplicates and groups count as clusters. With few clusters the deviations
+follow Student's t.
 """
 
 import numpy as np
@@ -25,7 +26,7 @@ def simultaneous_intervals(right: np.ndarray, sets: np.ndarray) -> tuple[np.ndar
         sets: int ``[n]``, equal for near-duplicates and images of one group.
 
     Returns:
-        Both ends, each ``[candidates]``.
+        The lower and the upper ends, each ``[candidates]``.
     """
     effective = effective_images(right, sets)
     return wilson(right.mean(axis=1) * effective, effective, _quantile(right, sets))
