@@ -1,4 +1,4 @@
-"""Which strategy to take: the cheapest that no other one beats, where there is enough to choose by."""
+"""Choice of a strategy: the cheapest that no other one beats, if the evidence suffices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,15 @@ BLUNT = 0.1
 
 @dataclass(frozen=True)
 class Choice:
-    """What the verdict on all arms rests on; arms by their places.
+    """Basis of the verdict on all arms; arms are given by their indices.
 
     Attributes:
-        comparable: those whose strategies can be compared; none where that are fewer than two.
-        best: the best of these by the metric; of all, where ``comparable`` is empty.
-        alike: those of ``comparable`` that are not distinguishable from the best.
-        unseen: the largest difference to the best that may have gone unseen among these.
-        advised: the cheapest that no other strategy beats; None where there is too little to choose by.
+        comparable: arms whose strategies can be compared; empty if there are fewer than two.
+        best: the best of these by the metric; of all arms if ``comparable`` is empty.
+        alike: arms of ``comparable`` that are not distinguishable from the best.
+        unseen: largest difference to the best that may have gone unseen among ``alike``.
+        advised: the cheapest arm that no other strategy beats; None if the evidence does not
+            suffice.
     """
 
     comparable: tuple[int, ...]
@@ -31,9 +32,9 @@ class Choice:
 
 
 def choose(arms: Sequence[Arm], pairs: Sequence[Pair]) -> Choice:
-    """Choose among the arms; only what is known of strategies counts.
+    """Choose among the arms by the claims about strategies.
 
-    Nothing is chosen beside an arm that has not converged: trained longer, it might be the best.
+    If an arm has not converged, nothing is chosen: trained longer, that arm might be the best.
     """
     comparable = tuple(sorted({at for pair in pairs if pair.strategies for at in (pair.a, pair.b)}))
     if any(arm.is_undertrained for arm in arms):

@@ -1,4 +1,7 @@
-"""Several runs on the same images -> arms, pairs, and a verdict. Runs that differ in nothing but the seed are one arm."""
+"""Comparison of several runs on the same images: arms, pairs, and a verdict.
+
+Runs that differ in nothing but the seed are one arm.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -67,18 +70,26 @@ class Comparison:
 
     Attributes:
         measure: the metric of the comparison.
-        split: ``test`` where all runs have it, else ``val``; of another data set, or of own images made worse, ``shifted``.
-        best: the place of the arm that did best, of those whose strategies can be compared; of all, where none can.
-        advised: of the cheapest arm that no other strategy beats; None where there is too little to choose by.
-        verdict: the answer, its size, what to do.
-        baseline: what training in epochs gained over a linear probe; empty where there is none among the arms.
-        published: orderings of strategies, as published, that the verdicts contradict: a sentence each.
-        arm_verdicts: of each arm; none where there is one strategy only.
-        notes: what has to be known to read it.
+        split: ``test`` if all runs have it, else ``val``; ``shifted`` for another data set, or for
+            corrupted copies of the runs' own images.
+        images: number of images.
+        arms: the arms, shallow training first.
+        pairs: every pair of arms.
+        best: index of the best arm among those whose strategies can be compared; among all arms if
+            none can.
+        advised: index of the cheapest arm that no other strategy beats; None if the evidence does
+            not suffice.
+        verdict: the answer, its size, and what to do.
+        baseline: gain of training in epochs over a linear probe; empty if no arm is one.
+        published: sentences, one for each published ordering of strategies that the verdicts
+            contradict.
+        arm_verdicts: standing of each arm; empty if there is one strategy only.
+        notes: limits of the numbers.
         differing: settings in which arms differ besides the strategy.
-        optimism: how much better the best arm looks for having been chosen on these images; None
-            where none is advised.
-        ensemble: of one strategy alone, whose runs are arms each: the score of their mean probabilities; else None.
+        optimism: how much better the best arm looks because it was chosen on these images; None if
+            none is advised.
+        ensemble: score of the mean probabilities of the runs of a single strategy, whose runs are
+            one arm each; else None.
     """
 
     measure: Measure
@@ -99,7 +110,7 @@ class Comparison:
 
     @property
     def footnote(self) -> str:
-        """A note on the score of the arm that was chosen on these images; empty without one."""
+        """Note on the score of the arm that was chosen on these images; empty without one."""
         if self.advised is None or self.optimism is None:
             return ""
         least = 0.001  # the smallest that is shown
@@ -113,9 +124,9 @@ class Comparison:
 
     @property
     def majority_class(self) -> float | None:
-        """The accuracy of always answering with the most frequent class of the training images.
+        """Accuracy of always predicting the most frequent class of the training images.
 
-        None of other metrics, and where the images are not the whole split.
+        None for other metrics, and if the images are not the whole split.
         """
         run = self.arms[0].runs[0]
         is_whole = run.started["counts"].get(self.split) == self.images
@@ -124,7 +135,10 @@ class Comparison:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Places of the arms as they stand, the one to take or the best first; where none stands before another, as they are."""
+        """Indices of the arms: the advised or best one first, then by verdict.
+
+        Unsorted if there are no verdicts.
+        """
         return tuple(one.arm for one in self.arm_verdicts) or tuple(range(len(self.arms)))
 
     def __repr__(self) -> str:
@@ -144,7 +158,7 @@ class Comparison:
 
         ``runs``, ``arms``, ``pairs``, ``verdict`` and its lines ``answer``, ``size``, ``action``,
         ``baseline``, ``published``, ``images``, ``split``, ``notes``, ``optimism``,
-        ``majority_class``, ``advised`` (None where there is too little to choose by).
+        ``majority_class``, ``advised`` (None if the evidence does not suffice).
         """
         # which describes comparisons
         from finetune_core.evaluation.comparison.as_json import comparison_json
@@ -161,14 +175,17 @@ def compare_runs(
     """Compare runs with each other.
 
     Args:
-        measure: by what, one of ``MEASURES``.
-        on: which images all of them have predicted: the fingerprint of another data set (``predict_shifted``), or their own made worse
-            (``measure_robustness``); their own when None.
-        classes: compare on the images of these only; on all when None.
+        runs: the runs.
+        measure: name of the metric, a key of ``MEASURES``.
+        on: images that all runs have predicted: the fingerprint of another data set
+            (``predict_shifted``), a corruption of their own images (``measure_robustness``), or
+            None for their own images.
+        classes: names of the classes whose images count; all if None.
 
     Raises:
-        ConfigError: when there is no such measure.
-        RunError: when one has no predictions, when their class lists differ, or when they were not evaluated on the same images.
+        ConfigError: if there is no such metric.
+        RunError: if a run has no predictions, the class lists differ, or the runs were not
+            evaluated on the same images.
     """
     metric = measure_of(measure)
     if not runs:
@@ -249,10 +266,14 @@ def compare_runs(
 
 
 def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
-    """The runs of each arm, by seed; the arms' titles; whether all are of one strategy. Shallow training first.
+    """Group runs into arms.
 
-    What did not train to the end is no seed of its strategy: it is an arm with those that ended after as many epochs. Of one
-    strategy alone, each run is an arm.
+    Shallow training comes first. A run that did not train to the end is no seed of its strategy: it
+    forms an arm with the runs that ended after as many epochs. If there is one strategy only, each
+    run is an arm.
+
+    Returns:
+        The runs of each arm by seed, the arms' titles, and whether all runs share one strategy.
     """
     groups: dict[tuple[str, str | None], list[Run]] = {}
     for run in runs:
@@ -280,7 +301,7 @@ def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
 
 
 def _judge_arms(grouped: Sequence[Sequence[Run]]) -> list[Convergence]:
-    """Judge whether the runs of each arm have converged, beside all others."""
+    """Judge whether the runs of each arm have converged, given all runs."""
     runs = [run for group in grouped for run in group]
     judged = dict(
         zip(
@@ -296,9 +317,9 @@ def _judge_arms(grouped: Sequence[Sequence[Run]]) -> list[Convergence]:
 
 
 def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Return the latest of the runs that repeat each other, and the ids of the others.
+    """Return the latest of the runs that repeat each other, and the ids of the other ones.
 
-    The same seed again says nothing new, and would pass for a second seed.
+    Repeating a seed adds no information, and would pass for a second seed.
     """
     latest: dict[tuple[str, str | None], Run] = {}
     for run in sorted(runs, key=lambda run: run.run_id):
@@ -321,7 +342,7 @@ def _summed_up(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) 
 def _ensembled(
     measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str
 ) -> list[Interval | None]:
-    """Of each arm of several networks."""
+    """Return the score of the ensemble of each arm; None for an arm with one network."""
     found: list[Interval | None] = []
     for arm in arms:
         tables = [table[table["split"] == split] for table in map(table_of, arm)]

@@ -1,4 +1,4 @@
-"""Details of a comparison as text: the baseline, how arms stand, the limits of the numbers."""
+"""Details of a comparison as text: the baseline, standings of the arms, limits of the numbers."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
 
 
 def describe_baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
-    """Say what training in epochs gained over each linear probe on the same features.
+    """Describe what training in epochs gained over each linear probe on the same features.
 
     Returns:
         One sentence per probe; empty without one.
@@ -70,9 +70,9 @@ def _describe_baseline(
 def judge_arms(
     arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice
 ) -> tuple[ArmVerdict, ...]:
-    """Judge how each arm stands to the one to take, or, where there is none, to the best.
+    """Judge each arm relative to the advised arm, or to the best arm if none is advised.
 
-    That one comes first, then the better before the worse.
+    The reference arm comes first, then the other arms, the best first.
     """
     first = choice.best if choice.advised is None else choice.advised
     order = sorted(range(len(arms)), key=lambda at: (at != first, -arms[at].rank))
@@ -100,7 +100,7 @@ def list_notes(
     variances: Sequence[SeedVariance | None],
     repeats: Sequence[str],
 ) -> tuple[str, ...]:
-    """List the limits of the numbers."""
+    """List the limits of the numbers, a sentence each."""
     found = []
     if split == VAL and any(epochs_of(arm.config) for arm in arms):
         found.append(

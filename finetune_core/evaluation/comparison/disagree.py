@@ -1,4 +1,4 @@
-"""Two runs on the same images: those that only one of them classifies correctly, the clearest first."""
+"""Disagreement of two runs: images that only one of them classifies correctly, clearest first."""
 
 from dataclasses import dataclass
 
@@ -13,15 +13,19 @@ from finetune_core.runs.store import Run
 
 @dataclass(frozen=True)
 class Disagreement:
-    """What two runs make of the same images.
+    """Predictions of two runs for the same images.
+
+    Images are sorted by how much the probabilities of the true class differ, the largest first.
 
     Attributes:
-        split: ``test`` where both have it, else ``val``.
-        classes: a label is an index into them.
-        only_a, only_b: one row per image that only the one run classifies correctly: ``id, label``, the class that each predicts (``predicted_a``,
-            ``predicted_b``) and its confidence (``confidence_a``, ``confidence_b``, 0…1). The images in which the two give
-            the true class the most different probabilities come first.
-        both, neither: how many images both classify correctly, and neither.
+        split: ``test`` if both runs have it, else ``val``.
+        classes: names; a label is an index into them.
+        only_a: one row per image that only the first run classifies correctly: ``id, label``, the
+            class that each run predicts (``predicted_a``, ``predicted_b``) and its confidence
+            (``confidence_a``, ``confidence_b``, 0…1).
+        only_b: the same columns for the images that only the second run classifies correctly.
+        both: number of images that both classify correctly.
+        neither: number of images that neither classifies correctly.
     """
 
     split: str
@@ -33,14 +37,16 @@ class Disagreement:
 
     @property
     def images(self) -> int:
+        """Number of all images."""
         return len(self.only_a) + len(self.only_b) + self.both + self.neither
 
 
 def disagreement(run_a: Run, run_b: Run) -> Disagreement:
-    """Lay the predictions of two runs side by side.
+    """Join the predictions of two runs image by image.
 
     Raises:
-        RunError: when one has no predictions, when their class lists differ, or when they were not evaluated on the same images.
+        RunError: if a run has no predictions, the class lists differ, or the runs were not
+            evaluated on the same images.
     """
     compare_runs([run_a, run_b])  # refuses runs with other classes or images
     split = TEST if all(TEST in predicted_splits(run) for run in (run_a, run_b)) else VAL

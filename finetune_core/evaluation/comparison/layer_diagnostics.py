@@ -1,11 +1,14 @@
-"""What training moved, stage by stage: weights, features, gradients; and what a frozen stage could still give.
+"""Changes that training made, stage by stage: weights, features and gradients.
 
-- Change: the length of the change of a stage's weights, relative to the weights that it began with.
-- Likeness: linear CKA (Kornblith et al. 2019) between what the stage made of the same images before training and after, debiased,
-  because images are fewer than features (Nguyen et al. 2021). 1: the same but for rotation and scale.
-- Gradient share: of the squared length of the whole gradient, the stage's part, in the mean of the epochs, as the run recorded it.
-- Pull: the length of the gradient at the trained network, relative to the weights, for every stage as if it were free
-  (Auto-RGN, Lee et al. 2023). It says where training would turn to first.
+- Change: norm of the change of a stage's weights, relative to the norm of its initial weights.
+- Likeness: linear CKA (Kornblith et al. 2019) between the stage's features of the same images
+  before and after training. It is debiased, because there are fewer images than features (Nguyen et
+  al. 2021). 1 means equal up to rotation and scale.
+- Gradient share: the stage's part of the squared norm of the whole gradient, averaged over epochs,
+  as the run recorded it.
+- Pull: norm of the gradient at the trained network, relative to the norm of the weights, for every
+  stage as if it were trainable (Auto-RGN, Lee et al. 2023). It shows where further training would
+  act first.
 """
 
 import json
@@ -49,14 +52,17 @@ _FEWEST = 10  # validation images, below which neither probes nor likeness say a
 
 @dataclass(frozen=True)
 class StageMove:
-    """One stage, before and after.
+    """Change of one stage through training.
 
     Attributes:
-        trains: whether the run trained any of it.
-        change: relative change of its weights; the head's from its random start. 0 where frozen.
-        likeness: CKA before and after; None where the network cannot be cut behind this stage, and for the head.
-        gradient_share: 0…1; None where it was not recorded, or frozen.
-        pull: relative gradient at the end, were it free.
+        name: name of the stage.
+        trains: True if the run trained any of its parameters.
+        change: relative change of its weights; for the head, from its random initialisation. 0 if
+            frozen.
+        likeness: CKA before and after; None if the network cannot be cut behind this stage, and for
+            the head.
+        gradient_share: 0…1; None if it was not recorded, or the stage is frozen.
+        pull: relative gradient norm after training, as if the stage were trainable.
     """
 
     name: Name
@@ -69,14 +75,15 @@ class StageMove:
 
 @dataclass(frozen=True)
 class Layers:
-    """What one run moved.
+    """Layer diagnostics of one run.
 
     Attributes:
-        stages: input to head.
-        probes: a linear model on the features of each stage before training, by its accuracy on validation images; empty where
-            there are too few, or where the network cannot be cut.
-        judged: validation images that likeness and probes were computed on.
-        pulled: training images that the pull was computed on; fitted: the share of them that the trained network names right.
+        stages: from the input to the head.
+        probes: linear probes on the features of each stage before training, evaluated on validation
+            images; empty if there are too few images, or the network cannot be cut.
+        judged: number of validation images that likeness and probes were computed on.
+        pulled: number of training images that the pull was computed on.
+        fitted: share of these training images that the trained network classifies correctly.
     """
 
     stages: Annotated[tuple[StageMove, ...], Field(max_length=1000)]
@@ -87,7 +94,7 @@ class Layers:
 
 
 class _Stamped(TypedDict):
-    """Which predictions the run had when it was measured."""
+    """Time stamp of the predictions that the run had when it was measured."""
 
     predictions: Moment
 
@@ -98,7 +105,7 @@ _LARGEST = 2**22  # bytes
 
 @dataclass(frozen=True)
 class _Start:
-    """What a network made of a run's images before training: rows are training images, then validation images."""
+    """Features of a run's images before training; rows are training, then validation images."""
 
     images: RunImages
     stages: tuple[str, ...]
@@ -107,7 +114,10 @@ class _Start:
 
 
 def known_layers(run: Run) -> Layers | None:
-    """What was measured before, unless the run has been trained on since."""
+    """Return the stored diagnostics of a run.
+
+    None if there are none, or the run has been trained on since.
+    """
     try:
         content = read_regular(run.run_dir / _FILE, _LARGEST)
         measured, found = (
@@ -124,22 +134,25 @@ def known_layers(run: Run) -> Layers | None:
 
 
 def measured_run(runs: Sequence[Run]) -> Run:
-    """Whose layers stand for runs that differ in their seeds only: the first that was measured, else the first."""
+    """Return the run that represents an arm: the first with stored diagnostics, else the first."""
     return next((run for run in runs if known_layers(run)), runs[0])
 
 
 def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Work[None]:
-    """Measure what each of the runs moved, on the GPU where nothing uses it, and keep it in its folder. Runs with the same beginning share
-    its features.
+    """Measure the layer diagnostics of each run and store them in its directory.
+
+    An idle GPU is used if there is one. Runs with the same initial network share its features.
 
     Args:
-        roots: when given, images that lie elsewhere are refused.
+        runs: the runs.
+        roots: if given, images outside of these folders are refused.
 
     Yields:
         Steps of the phases ``index``, ``decode``, ``features`` and ``probe``.
 
     Raises:
-        FinetuneError: when a run's images or weights are not there any more, its folder cannot be written to, or it is an ensemble.
+        FinetuneError: if a run's images or weights are missing, its directory cannot be written to,
+            or it is an ensemble.
     """
     yield from on_idle_device(partial(_measured, runs, roots))
 
@@ -168,8 +181,15 @@ def _measured(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Wor
 
 
 def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
-    """Debiased linear CKA of features ``[n, d]`` and ``[n, e]`` of the same ``n > 3`` images: 1 for the same but for rotation and
-    scale, about 0 for unrelated ones; NaN where one of them is the same for all images."""
+    """Return the debiased linear CKA of two sets of features of the same images.
+
+    1 for features that are equal up to rotation and scale, about 0 for unrelated ones. NaN if one
+    of the two is the same for all images.
+
+    Args:
+        one: ``[n, d]``, ``n > 3``.
+        other: ``[n, e]``.
+    """
     grams = [_centred_gram(features.astype(np.float64)) for features in (one, other)]
     cross, first, second = (
         float((a * b).sum()) for a, b in ((grams[0], grams[1]), (grams[0],) * 2, (grams[1],) * 2)
@@ -178,7 +198,11 @@ def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _centred_gram(features: np.ndarray) -> np.ndarray:
-    """U-centred (Székely & Rizzo 2014): sums of products of two of these are proportional to the unbiased HSIC of Song et al. 2012."""
+    """Return the U-centred Gram matrix ``[n, n]`` (Székely & Rizzo 2014).
+
+    The sum of the product of two such matrices is proportional to the unbiased HSIC of Song et al.
+    2012.
+    """
     features = features - features.mean(0)  # changes nothing but the rounding
     gram: np.ndarray = features @ features.T
     np.fill_diagonal(gram, 0.0)
@@ -191,7 +215,7 @@ def _centred_gram(features: np.ndarray) -> np.ndarray:
 
 
 def _beginning(run: Run, begun: Network) -> str:
-    """The same for runs that began with the same network on the same images."""
+    """Return a key that is equal for runs with the same initial network and the same images."""
     config = run.config
     settings = (
         config.data,
@@ -254,7 +278,7 @@ def _moves(run: Run, begun: Network, tuned: Predictor, start: _Start) -> Work[La
 
 
 def _cut(network: Network, tuned: Predictor) -> tuple[PooledStages, tuple[str, ...]]:
-    """The network's stages, on the device that the run's network is on."""
+    """Return the network's stages, on the device of the run's network."""
     network.model.cpu()  # where stages are cut; parts and whole share their modules
     pooled, stages = pooled_stages(network)
     tuned.device.hold(network.model)
@@ -264,7 +288,7 @@ def _cut(network: Network, tuned: Predictor) -> tuple[PooledStages, tuple[str, .
 def _features(
     pooled: PooledStages, network: Network, tuned: Predictor, images: RunImages, rows: np.ndarray
 ) -> Work[tuple[np.ndarray, ...]]:
-    """Float32 ``[n, d]`` for each of the stages."""
+    """Return float32 ``[n, d]`` for each stage."""
     found, done = [], 0
     for batch, inputs in network_inputs(
         network, images.pixels, rows, tuned.image_size, tuned.device
@@ -277,7 +301,12 @@ def _features(
 
 
 def _pulls(tuned: Predictor, images: RunImages) -> Work[tuple[dict[str, float], int, float]]:
-    """Stage -> relative gradient of the mean loss; on how many training images; which share of them is classified correctly."""
+    """Compute the relative gradient of the mean loss for each stage.
+
+    Returns:
+        Stage -> relative gradient norm, the number of training images, and the share of these that
+        is classified correctly.
+    """
     network, device = tuned.network, tuned.device
     rows = images.rows[TRAIN]
     rows = np.sort(np.random.default_rng(0).choice(rows, min(_PULLED, len(rows)), replace=False))
@@ -305,7 +334,7 @@ def _pull(stage: Stage, parameters: dict[str, nn.Parameter]) -> float:
 
 
 def _gradient_shares(run: Run) -> dict[str, float]:
-    """Stage -> its part of the squared gradient, mean over the epochs that recorded it."""
+    """Return stage -> share of the squared gradient norm, mean over the epochs that recorded it."""
     found: dict[str, list[float]] = {}
     measured = [row["stages"] for row in run.history.epochs if row.get("stages")]
     for stages in measured:

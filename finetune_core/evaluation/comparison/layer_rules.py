@@ -1,4 +1,4 @@
-"""Rules for the next experiment that infer from features and gradients which stages to train."""
+"""Rules for the next experiment that infer the stages to train from features and gradients."""
 
 from finetune_core.config import RunConfig
 from finetune_core.evaluation.comparison.costs import depth
@@ -23,9 +23,9 @@ from finetune_core.training.strategies import STRATEGIES
 
 
 def thaw(evidence: Evidence) -> Experiment | None:
-    """Thaw the next stage where the probes of the best measured arm say so.
+    """Propose to thaw the next stage if the probes of the best measured arm suggest it.
 
-    Nothing is said where an arm trained from that stage on.
+    Nothing is proposed if an arm has trained from that stage on.
     """
     at, layers = _best_measured(evidence)
     if layers is None:
@@ -38,7 +38,10 @@ def thaw(evidence: Evidence) -> Experiment | None:
 
 
 def freeze(evidence: Evidence) -> Experiment | None:
-    """Freeze again what trained without effect in the best measured arm: the same for less time."""
+    """Propose to freeze stages of the best measured arm that trained without effect.
+
+    Their output is cached then, so the run takes less time.
+    """
     at, layers = _best_measured(evidence)
     if layers is None:
         return None
@@ -63,9 +66,9 @@ def freeze(evidence: Evidence) -> Experiment | None:
 
 
 def _best_measured(evidence: Evidence) -> tuple[int, Layers | None]:
-    """Return the place and the layers of the best arm whose layers were measured.
+    """Return the index and the layer diagnostics of the best arm that has any.
 
-    Only arms that train everything from one stage on, or a head alone, count.
+    Only arms that train everything from one stage on, or the head alone, count.
     """
     for at in evidence.ranking:
         config, layers = evidence.own.arms[at].config, evidence.layers[at]
@@ -89,9 +92,9 @@ def _has_trained_from(evidence: Evidence, at: int, stage: str) -> bool:
 
 
 def _from_stage(config: RunConfig, layers: Layers, stage: str) -> RunConfig:
-    """Return the same run where everything from this stage on trains.
+    """Return the same settings with everything from this stage on trainable.
 
-    A ready-made strategy is preferred where there is one: it may have been timed.
+    A ready-made strategy is preferred, because it may have been timed.
     """
     names = [one.name for one in layers.stages]
     for name in (name for name, one in STRATEGIES.items() if one.classic):

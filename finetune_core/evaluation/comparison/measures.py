@@ -1,9 +1,11 @@
-"""The metric of a comparison: accuracy, macro F1 or log loss, each as one number per image that is averaged, higher being better.
+"""Metrics of a comparison: accuracy, macro F1 or log loss, as one value per image, higher better.
 
-Log loss is a mean over images already. Macro F1 is not: its numbers are pseudo-values, macro F1 plus what each image adds to it to first
-order (its influence), as in the analysis of areas under ROC curves over cases and readers (Dorfman, Berbaum & Metz 1992). Their mean is
-macro F1 itself, so the statistics of means hold for it: the variance over images, and what a seed adds beyond chance on these images.
-Intervals of networks come from a paired bootstrap of the statistic itself.
+The mean of the values is the metric, or its negative for log loss. Log loss is a mean over images
+already. Macro F1 is not: its values are pseudo-values, macro F1 plus the first-order effect of each
+image on it (its influence), as in the analysis of areas under ROC curves over cases and readers
+(Dorfman, Berbaum & Metz 1992). Their mean is macro F1 itself, so the statistics of means hold for
+it: the variance over images, and what a seed adds beyond chance on these images. Intervals of
+networks come from a paired bootstrap of the statistic itself.
 """
 
 from dataclasses import dataclass
@@ -19,8 +21,11 @@ class Measure:
     """One of ``MEASURES``.
 
     Attributes:
-        share: whether it is a share, shown in percent; its differences in points.
-        lower_is_better: then gains are differences with the other sign.
+        name: key of ``MEASURES``.
+        title: label at the beginning of a sentence.
+        share: True if the values are shares, shown in percent; differences are then shown in
+            points.
+        lower_is_better: True if gains are differences with the opposite sign.
     """
 
     name: str
@@ -30,24 +35,24 @@ class Measure:
 
     @property
     def of(self) -> str:
-        """Its title within a sentence."""
+        """The title within a sentence."""
         return self.title[0].lower() + self.title[1:]
 
     def title_on(self, split: str) -> str:
-        """Return the title, of accuracy with the split whose images are counted."""
+        """Return the title; for accuracy it names the split."""
         return accuracy_name(split) if self.name == "accuracy" else self.title
 
     def formatted(self, value: float) -> str:
-        """A value: ``84.0 %``, ``0.412``."""
+        """Format a value: ``84.0 %``, ``0.412``."""
         return percent(value) if self.share else f"{value:.3f}"
 
     def size(self, difference: float) -> str:
-        """A difference, without its unit: 0.021 -> ``2.1``; of log loss ``0.021``."""
+        """Format a difference without its unit: 0.021 -> ``2.1``; for log loss ``0.021``."""
         return points(difference) if self.share else f"{difference:.3f}".replace("-", "−")
 
     @property
     def short_unit(self) -> str:
-        """The unit of a difference, where the metric is named already."""
+        """The unit of a difference if the metric has been named already."""
         return "points" if self.share else "nats"
 
     @property
@@ -57,11 +62,11 @@ class Measure:
 
     @property
     def most(self) -> float:
-        """The largest difference that there can be."""
+        """The largest possible difference."""
         return 1.0 if self.share else np.inf
 
     def own(self, gain: float, low: float, high: float) -> tuple[float, float, float]:
-        """Turn a gain and its interval into a difference of the measure itself, or a difference into a gain."""
+        """Convert a gain with its interval to a difference of the metric itself, or back."""
         return (-gain, -high, -low) if self.lower_is_better else (gain, low, high)
 
 
@@ -77,10 +82,10 @@ MEASURES = {
 
 
 def measure_of(name: str) -> Measure:
-    """By its name.
+    """Return the metric of that name.
 
     Raises:
-        ConfigError: when there is none of that name.
+        ConfigError: if there is none.
     """
     if name not in MEASURES:
         raise ConfigError({"measure": f"must be one of {', '.join(MEASURES)}, not {name!r}"})
@@ -88,10 +93,14 @@ def measure_of(name: str) -> Measure:
 
 
 def f1_values(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Pseudo-values float ``[networks, n]`` of macro F1 over the classes that are among ``labels``.
+    """Return pseudo-values of macro F1 over the classes that occur in ``labels``.
 
     Args:
-        labels: int ``[n]``. predicted: int ``[networks, n]``.
+        labels: int ``[n]``.
+        predicted: int ``[networks, n]``.
+
+    Returns:
+        Float ``[networks, n]``.
     """
     present, true = np.unique(labels, return_inverse=True)
     values = np.empty(predicted.shape)
@@ -108,10 +117,15 @@ def f1_values(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def f1_of(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Macro F1 ``[resamples]`` of one network, mean over the classes that are among ``labels``.
+    """Return macro F1 of one network in each resample, over the classes that occur in ``labels``.
 
     Args:
-        weights: ``[n, resamples]``, of every class as many as it has images.
+        labels: int ``[n]``.
+        predicted: int ``[n]``.
+        weights: float ``[n, resamples]``; the weights of a class sum to its number of images.
+
+    Returns:
+        Float ``[resamples]``.
     """
     from scipy import sparse
 

@@ -1,5 +1,8 @@
-"""The single most useful next experiment after a comparison, by rules that are asked in order: what is missing or was measured comes before what
-is inferred from features and gradients."""
+"""The single most useful next experiment after a comparison, by the first rule that applies.
+
+Rules about missing runs and measured accuracies come before rules that infer from features and
+gradients.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -44,11 +47,13 @@ def evidence_of(
     shift: ShiftComparison | None = None,
     runs: Sequence[Run] | None = None,
 ) -> Evidence:
-    """What is known of a comparison's runs; nothing is computed anew but verdicts.
+    """Collect what is known of a comparison's runs; nothing is computed anew but verdicts.
 
     Args:
-        shift: the same runs compared on another data set; where there is none, on the first that all of them have predicted.
-        runs: among which a profile is looked for; those in the folder of the first run when None.
+        comparison: the comparison on the runs' own images.
+        shift: the same runs on another data set; if None, on the first one that all runs have
+            predicted.
+        runs: runs to search for a profile; those in the directory of the first run if None.
     """
     layers = tuple(known_layers(measured_run(arm.runs)) for arm in comparison.arms)
     if runs is None:
@@ -60,12 +65,12 @@ def evidence_of(
 
 
 def next_experiment(evidence: Evidence) -> Experiment | None:
-    """By the first of ``RULES`` that has something to say; None where none has."""
+    """Return the experiment of the first rule in ``RULES`` that applies, or None."""
     return next((found for rule in RULES.values() if (found := rule(evidence))), None)
 
 
 def explain_none(evidence: Evidence) -> str:
-    """Say why there is no next experiment, in one or two sentences."""
+    """Explain in one or two sentences why there is no next experiment."""
     if not evidence.ranking:
         return "None: no run here trained to the end, so there is nothing to build on."
     if any(evidence.layers):
@@ -77,7 +82,7 @@ def explain_none(evidence: Evidence) -> str:
 
 
 def converge(evidence: Evidence) -> Experiment | None:
-    """Train the first arm that has not converged twice as long."""
+    """Propose to train the first arm that has not converged twice as long."""
     arms = evidence.own.arms
     for arm in (arms[at] for at in evidence.ranking if arms[at].is_undertrained):
         epochs = min(2 * arm.config.epochs, int(setting_of("epochs").limits["le"]))
@@ -90,7 +95,7 @@ def converge(evidence: Evidence) -> Experiment | None:
 
 
 def baseline(evidence: Evidence) -> Experiment | None:
-    """Fit a linear probe for the best arm that was trained in epochs and lacks one."""
+    """Propose a linear probe for the best arm that was trained in epochs and lacks one."""
     arms = evidence.own.arms
     lacking = lacking_baselines([run.config for arm in arms for run in arm.runs])
     for at in evidence.ranking:
@@ -109,7 +114,7 @@ def baseline(evidence: Evidence) -> Experiment | None:
 
 
 def profile(evidence: Evidence) -> Experiment | None:
-    """Train each stage alone, once a strategy has been compared with the linear probe."""
+    """Propose a profile once a strategy has been compared with the linear probe."""
     arms = evidence.own.arms
     for at in evidence.ranking:
         config = arms[at].config
@@ -126,7 +131,10 @@ def profile(evidence: Evidence) -> Experiment | None:
 
 
 def shift(evidence: Evidence) -> Experiment | None:
-    """LP-FT, or WiSE-FT, where training beat frozen features on images like the training images and lost to them on shifted ones."""
+    """Propose LP-FT or WiSE-FT if training gains in-distribution but loses on shifted images.
+
+    The arm that trained is compared with frozen features on both sides.
+    """
     if not evidence.shift:
         return None
     own, shifted = evidence.shift.matched, evidence.shift.shifted
@@ -149,7 +157,7 @@ def shift(evidence: Evidence) -> Experiment | None:
 
 
 def images(evidence: Evidence) -> Experiment | None:
-    """More images where the best arm gained significantly by the last ones that were added."""
+    """Propose more training images if the last ones that were added helped significantly."""
     arms, ranked = evidence.own.arms, evidence.ranking
     curve = [
         at
@@ -179,9 +187,9 @@ def images(evidence: Evidence) -> Experiment | None:
 
 
 def seeds(evidence: Evidence) -> Experiment | None:
-    """Train more seeds where the best two strategies are not distinguishable for want of seeds.
+    """Propose more seeds if too few seeds keep the best two strategies from being distinguished.
 
-    The seeds are those of the arm whose seeds leave the larger error, never of one that another
+    The seeds are those of the arm whose seeds leave the larger error, never of an arm that another
     seed would not change.
     """
     best, rival = _best_two(evidence)
@@ -217,7 +225,7 @@ def seeds(evidence: Evidence) -> Experiment | None:
 
 
 def test_images(evidence: Evidence) -> Experiment | None:
-    """Evaluate on more images where their error, not that of the seeds, hides a difference."""
+    """Propose more test images if their error, not that of the seeds, hides a difference."""
     best, rival = _best_two(evidence)
     if best is None or rival is None:
         return None
@@ -245,7 +253,7 @@ def test_images(evidence: Evidence) -> Experiment | None:
 
 
 def _best_two(evidence: Evidence) -> tuple[int | None, int | None]:
-    """Return the places of the best arm and of the best one of other settings."""
+    """Return the indices of the best arm and of the best arm with other settings."""
     arms, ranked = evidence.own.arms, evidence.ranking
     if not ranked:
         return None, None
@@ -254,7 +262,7 @@ def _best_two(evidence: Evidence) -> tuple[int | None, int | None]:
 
 
 def _seed_error(arm: Arm) -> float:
-    """Return the standard error that an arm's seeds leave; infinite with one seed."""
+    """Return the standard error due to an arm's seeds; infinite with one seed."""
     if arm.seed_deviation is None or len(arm.members) < 2:
         return math.inf
     return float(arm.seed_deviation / math.sqrt(len(arm.members)))
@@ -284,7 +292,7 @@ HELP = (
 
 
 def _shifted(comparison: Comparison) -> ShiftComparison | None:
-    """The same arms on another data set that all of the runs have predicted; None where there is none."""
+    """Return the same arms on another data set that all runs have predicted; None without one."""
     runs = [run for arm in comparison.arms for run in arm.runs]
     for fingerprint in shifts_of(runs):
         if any(shift_problem(run, fingerprint) for run in runs):
@@ -295,7 +303,10 @@ def _shifted(comparison: Comparison) -> ShiftComparison | None:
 
 
 def _gain(side: Comparison, one: int, other: int) -> Interval | None:
-    """By how much an arm is better than another, higher being better; None where that is not significant."""
+    """Return by how much one arm is better than the other, or None if it is not significant.
+
+    Higher is better for every metric.
+    """
     pair = pair_of(side.pairs, one, other)
     claim = pair.widest.claim
     if not pair.widest.different:
@@ -306,15 +317,17 @@ def _gain(side: Comparison, one: int, other: int) -> Interval | None:
 
 
 def _sized(side: Comparison, gain: Interval) -> str:
-    """``2.1 points (0.4 to 3.8)``; of a loss, too."""
+    """Format the absolute size of a gain: ``2.1 points (0.4 to 3.8)``."""
     size = side.measure.size
     low, high = sorted((abs(gain.low), abs(gain.high)))
     return f"{size(abs(gain.value))} {side.measure.unit} ({size(low)} to {size(high)})"
 
 
 def _against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experiment | None:
-    """LP-FT in the place of an arm, with its seeds; where it cannot run, or was tried, WiSE-FT, which averages and trains nothing; None where
-    that was tried, too."""
+    """Propose LP-FT with the seeds of an arm; WiSE-FT if LP-FT cannot run or was tried.
+
+    WiSE-FT averages weights and trains nothing. None if it was tried, too.
+    """
     arm = arms[tuned]
     tried = any(other.config.strategy == _LP_FT and has_same_features(other, arm) for other in arms)
     if arm.config.epochs > 1 and not tried:
@@ -331,7 +344,7 @@ def _against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experim
 
 
 def _may_distort(arm: Arm) -> bool:
-    """Whether it trained pretrained stages from the first step on."""
+    """Return whether an arm trained pretrained stages from the first step on."""
     return arm.depth.trained_stages > 1 and arm.config.strategy not in (_LP_FT, "from_scratch")
 
 

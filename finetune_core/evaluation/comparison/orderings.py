@@ -1,4 +1,4 @@
-"""Published orderings of strategies, as their help texts cite them, held against what was measured on the user's images."""
+"""Published orderings of strategies, cited in their help texts, against the user's measurements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,14 @@ Axis = Literal["in-distribution", "shifted"]
 
 @dataclass(frozen=True)
 class Ordering:
-    """Which of two strategies is said to be the more accurate.
+    """Published claim that one strategy is more accurate than another.
 
     Attributes:
-        axis: on images like those of the training, or on shifted ones.
-        source: authors and year, as the help text of one of the two cites them.
-        when: the circumstances that it is said of, as the end of a clause; empty where it is said in general.
+        better: the strategy that is said to be more accurate.
+        worse: the other strategy.
+        axis: ``in-distribution`` or ``shifted`` images.
+        source: authors and year, as one of the two help texts cites them.
+        when: conditions of the claim, as the end of a clause; empty if it is general.
     """
 
     better: StrategyName
@@ -76,11 +78,14 @@ ORDERINGS = (
 
 
 def against_published(arms: Sequence[Arm], pairs: Sequence[Pair], split: str) -> tuple[str, ...]:
-    """One sentence per published ordering that the verdict on a pair contradicts: only where that is significant, of accuracy, and
-    between arms that differ in their strategy alone.
+    """Return one sentence per published ordering that a pair contradicts significantly.
+
+    Only accuracy counts, and only arms that differ in nothing but their strategy.
 
     Args:
-        split: on which images the verdicts are.
+        arms: the arms.
+        pairs: their pairs.
+        split: the split that the verdicts are on.
     """
     axis: Axis = "shifted" if split == SHIFTED else "in-distribution"
     found = []
@@ -92,7 +97,10 @@ def against_published(arms: Sequence[Arm], pairs: Sequence[Pair], split: str) ->
 
 
 def _contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str | None:
-    """What was measured against an ordering, in words; None where the pair is another, or nothing that is significant speaks against it."""
+    """Describe what was measured against an ordering.
+
+    None if the pair is another one, or nothing significant contradicts the ordering.
+    """
     first, second = arms[pair.a], arms[pair.b]
     verdict = pair.widest
     gain, low, high = verdict.claim.gain, verdict.claim.low, verdict.claim.high
@@ -114,7 +122,10 @@ def _contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str |
 
 
 def _alike(first: Arm, second: Arm) -> bool:
-    """Whether two arms trained to the end, on as much of the data, with the same network and input, and are not averaged from others."""
+    """Return whether two arms trained to the end on the same task and are not averaged.
+
+    The same task means as much of the data, with the same network and input.
+    """
 
     def task(arm: Arm) -> str:
         return arm.config.model_dump_json(

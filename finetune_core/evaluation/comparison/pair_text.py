@@ -1,4 +1,4 @@
-"""Text about two arms: either claim about them, and where its uncertainty comes from."""
+"""Text about two arms: both claims about them, and the sources of the uncertainty."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,23 +18,24 @@ CLAIMS: dict[About, str] = {
 
 @dataclass(frozen=True)
 class PairText:
-    """Each claim about a pair, in one sentence or two."""
+    """Each claim about a pair in one or two sentences."""
 
     strategies: str
     networks: str
 
     @property
     def both(self) -> str:
+        """Both claims, each with its heading."""
         return f"{CLAIMS['strategies']}: {self.strategies} {CLAIMS['networks']}: {self.networks}"
 
 
 def quote(title: str) -> str:
-    """A strategy's title within a sentence."""
+    """Return a strategy's title in quotation marks."""
     return f"“{title}”"
 
 
 def pair_of(pairs: Sequence[Pair], one: int, other: int) -> Pair:
-    """Return the pair of two arms, whichever comes first."""
+    """Return the pair of two arms in either order."""
     return next(pair for pair in pairs if {pair.a, pair.b} == {one, other})
 
 
@@ -59,7 +60,11 @@ def difference_text(
     """Return ``3.3 points (95 % CI 1.5 to 5.6)``.
 
     Args:
-        of: name the metric beside the unit, unless that is accuracy.
+        measure: the metric.
+        value: the difference.
+        low: lower end of its interval.
+        high: upper end of its interval.
+        of: name the metric beside the unit, unless the metric is accuracy.
     """
     unit = measure.unit if of else measure.short_unit
     size = measure.size
@@ -67,14 +72,14 @@ def difference_text(
 
 
 def unseen_text(measure: Measure, smallest: float) -> str:
-    """Say which differences a comparison could not have shown."""
+    """Describe the differences that a comparison could not have shown."""
     if smallest >= measure.most:
         return "so little evidence can hardly show any difference"
     return f"a difference under {measure.size(smallest)} {measure.unit} would hardly have shown"
 
 
 def describe_errors(pair: Pair) -> str:
-    """Say where the uncertainty comes from, seeds kept apart from images."""
+    """Return the standard errors due to images and due to seeds."""
     size = pair.measure.size
     images = f"± {size(pair.image_error)} from the images"
     if pair.seed_error is None:
@@ -83,7 +88,7 @@ def describe_errors(pair: Pair) -> str:
 
 
 def _describe_claim(titles: Sequence[str], verdict: PairVerdict, pair: Pair) -> str:
-    """Name the better one first."""
+    """Describe a claim; the better arm comes first."""
     (a, b), claim, measure = titles, verdict.claim, pair.measure
     gain, low, high = claim.gain, claim.low, claim.high
     if gain < 0:
@@ -109,12 +114,12 @@ def _why_silent(arm: Arm) -> str:
 
 
 def seeded_arms(arms: Sequence[Arm], pair: Pair) -> list[int]:
-    """Return the places of those arms of a pair that another seed would change."""
+    """Return the indices of those arms of a pair whose result depends on the seed."""
     return [at for at in (pair.a, pair.b) if depends_on_seed(arms[at].config)]
 
 
 def _seeds_needed(arms: Sequence[Arm], pair: Pair) -> str:
-    """Say how many seeds would most likely show a difference that has not shown."""
+    """Return a sentence on how many seeds would probably show a difference; else empty."""
     seeded = seeded_arms(arms, pair)
     if pair.seeds_needed is None or not seeded:
         return ""

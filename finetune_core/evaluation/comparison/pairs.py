@@ -1,4 +1,4 @@
-"""Both claims about each pair of arms, corrected over all pairs, with what they could have shown and what would show more."""
+"""Both claims about each pair of arms, corrected over all pairs, with their power."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,13 +29,16 @@ from finetune_core.evaluation.comparison.strategies import (
 
 @dataclass(frozen=True)
 class PairVerdict:
-    """A claim, and what follows from it.
+    """A claim with its verdict.
 
     Attributes:
-        holm_p: its p, corrected over all pairs of the comparison.
-        different: ``holm_p`` is at most 5 %, and the interval leaves 0 out; of strategies, also that their networks are different.
-        smallest: the smallest true difference that would have shown four times out of five, at the strictest step of Holm's correction.
-        family: pairs that it is corrected for.
+        claim: the claim.
+        holm_p: its p-value, corrected over all pairs of the comparison.
+        different: True if ``holm_p`` is at most 5 % and the interval excludes 0; for strategies,
+            only if their networks are different, too.
+        smallest: the smallest true difference that would have shown four times out of five, at the
+            strictest step of Holm's correction.
+        family: number of pairs that it is corrected for.
     """
 
     claim: Claim
@@ -47,21 +50,30 @@ class PairVerdict:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms, by their places among the arms; everything is of the first less the second.
+    """Two arms; every difference is the first minus the second.
 
     Attributes:
-        networks: about the networks that were trained.
-        strategies: about the strategies; None where one arm cannot speak for its strategy, see ``compare_pairs``.
+        a: index of the first arm.
+        b: index of the second arm.
         measure: the metric of the comparison.
-        mcnemar_p: exact McNemar tests of each network of the first with each of the second, put together by Rüger's rule, which holds
-            under any dependence; it says nothing of other seeds. Of accuracy, regardless of the metric.
+        images: number of images.
+        networks: verdict on the networks that were trained.
+        strategies: verdict on the strategies; None if one arm does not support claims about its
+            strategy, see ``compare_pairs``.
+        mcnemar_p: exact McNemar tests of each network of the first with each of the second,
+            combined by Rüger's rule, which holds under any dependence. It says nothing about other
+            seeds, and is about accuracy whatever the metric.
         mcnemar_share: the share of these tests with a p of at most 5 %.
-        image_error: standard error from the choice of images.
-        seed_error: from the choice of seeds, beyond what images explain; None where ``strategies`` is.
-        seeds_needed: seeds per arm that would most likely show a difference as large as this one; None where it has shown, where
-            it cannot be known, and where seeds alone would not do.
-        only_a, only_b: images that only one of two networks classifies correctly; means over all pairs of networks.
-        sides: (variance, seeds) of each arm; empty where ``strategies`` is None.
+        image_error: standard error due to the sample of images.
+        seed_error: standard error due to the seeds, beyond what images explain; None if
+            ``strategies`` is None.
+        seeds_needed: number of seeds per arm that would most likely show a difference as large as
+            this one. None if it has shown, if the number cannot be known, and if seeds alone would
+            not do.
+        only_a: number of images that only a network of the first arm classifies correctly, mean
+            over all pairs of networks.
+        only_b: the same number for the second arm.
+        sides: (variance, seeds) of each arm; empty if ``strategies`` is None.
     """
 
     a: int
@@ -81,18 +93,21 @@ class Pair:
 
     @property
     def difference(self) -> float:
-        """Mean score of the first less that of the second: of log loss, negative where the first is better."""
+        """Mean score of the first arm minus that of the second.
+
+        For log loss it is negative if the first is better.
+        """
         return self.measure.own(self.networks.claim.gain, 0, 0)[0]
 
     @property
     def widest(self) -> PairVerdict:
-        """About the strategies, where that can be compared, else about the networks."""
+        """The verdict on the strategies if they can be compared, else on the networks."""
         return self.strategies or self.networks
 
     def images_needed(self, difference: float) -> int | None:
         """Return how many images would most likely show ``difference`` between the strategies.
 
-        None where that is not known, or where these many images nearly do, or no number would.
+        None if the number is not known, if these many images nearly do, or if no number would.
         """
         if self.strategies is None:
             return None
@@ -101,11 +116,15 @@ class Pair:
 
 
 def known_variances(arms: Sequence[Answers], alike: Sequence[bool]) -> list[SeedVariance | None]:
-    """What a seed adds in each arm: pooled over those where seeds add alike; every other arm has its own.
+    """Return the seed variance of each arm.
+
+    It is pooled over the arms in ``alike``; every other arm has its own.
 
     Args:
-        alike: for each arm, whether it trained in epochs, to the end. Where a head is fitted in one go a seed adds next to nothing, and
-            would make the others' seeds look as if they added less.
+        arms: the arms.
+        alike: for each arm, whether it trained in epochs, to the end. Where a head is fitted in
+            closed form, a seed adds next to nothing, and would make the seeds of other arms look as
+            if they added less.
     """
     pooled = iter(seed_variances([arm for arm, shares in zip(arms, alike, strict=True) if shares]))
     return [next(pooled) if shares else _own(arm) for arm, shares in zip(arms, alike, strict=True)]
@@ -122,8 +141,11 @@ def compare_pairs(
     """Test every pair of arms.
 
     Args:
-        finished: for each arm, whether its runs trained to the end, so that they can speak for their strategy, given several seeds.
-        variances: of each arm, by ``known_variances``; ``NO_SEED_VARIANCE`` where no seed matters.
+        arms: the arms.
+        finished: for each arm, whether its runs trained to the end, so that they support claims
+            about their strategy, given several seeds.
+        variances: seed variance of each arm, from ``known_variances``; ``NO_SEED_VARIANCE`` if no
+            seed matters.
     """
     places = list(combinations(range(len(arms)), 2))
     variances = [one if ended else None for one, ended in zip(variances, finished, strict=True)]
@@ -162,7 +184,7 @@ def compare_pairs(
 
 @dataclass(frozen=True)
 class _Tested:
-    """A claim with its corrected p and the size of its family."""
+    """A claim with its corrected p-value and the size of its family."""
 
     claim: Claim
     holm_p: float

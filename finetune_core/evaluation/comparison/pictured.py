@@ -1,4 +1,4 @@
-"""What the two networks that matter most looked at in the images on which they disagree: pictures for a report."""
+"""Grad-CAM pictures for a report: images on which the two most important networks disagree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ _MOST = 6  # images: each takes a moment
 
 @dataclass(frozen=True)
 class Pictured:
-    """One image.
+    """One image with its pictures.
 
     Attributes:
-        title: its class and its name.
-        pictures: (JPEG, words below it): the image, then what each network looked at.
+        title: class and name of the image.
+        pictures: (JPEG, caption): the image, then the Grad-CAM of each network.
     """
 
     title: str
@@ -30,8 +30,15 @@ class Pictured:
 
 
 def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Pictured, ...]:
-    """Of the arm to take and the one that comes next: the clearest cases of either side in turn. None where the images or the networks
-    are not there any more, or where the images lie outside ``roots``, when given."""
+    """Explain the clearest disagreements between the advised arm and the next one.
+
+    The two sides alternate. The result is empty if images or networks are missing, or if the images
+    lie outside of ``roots``.
+
+    Args:
+        comparison: the comparison.
+        roots: if given, images outside of these folders are refused.
+    """
     arms = [comparison.arms[at] for at in comparison.order[:2]]
     if len(arms) < 2:
         return ()

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing else: to keep, to send, to open without a network."""
+"""Comparison as one self-contained HTML file: to keep, to send, to open without a network."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ _STYLE = (
 
 
 def arm_verdict_text(one: ArmVerdict) -> str:
-    """Say how an arm stands; what is known of its trained models only says so."""
+    """Describe the standing of an arm; say so if only its trained models are compared."""
     joined = f"; {one.text}" if one.kind == "alike" else f" by {one.text}" if one.text else ""
     text = STANDING_WORDS[one.kind] + joined
     if one.about == "networks" and one.kind != "best":
@@ -83,10 +83,14 @@ def report_html(
     title: str = "Comparison of runs",
     shift: tuple[ShiftComparison, go.Figure] | None = None,
 ) -> str:
-    """The whole comparison: verdict, tables, figures and pictures, plotly's own script among it (about 5 MB).
+    """Return the whole comparison as HTML, including plotly's script (about 5 MB).
 
     Args:
-        figures, moved: (heading, figure); ``moved`` are those of what training moved, none where that was not measured.
+        comparison: the comparison.
+        figures: (heading, figure) of the comparison.
+        moved: (heading, figure) of the layer diagnostics; empty if they were not measured.
+        pictures: images on which networks disagree.
+        title: title of the page.
         shift: the same runs on other images, and the figure of both axes.
     """
     from plotly.offline import get_plotlyjs
@@ -119,7 +123,10 @@ def comparison_html(comparison: Comparison) -> str:
 
 
 def detail_lines(comparison: Comparison) -> list[str]:
-    """List what is known besides the verdict and the tables, which may be of the baseline itself."""
+    """List what is known besides the verdict and the tables.
+
+    The text on the baseline is left out if the baseline itself is advised.
+    """
     advised = comparison.advised
     told = advised is not None and is_baseline(comparison.arms[advised].config)
     return [
@@ -149,7 +156,7 @@ _SEEN = (
 
 
 def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return columns and one row per arm, formatted for a reader, the best first."""
+    """Return columns and one row per arm, formatted as text, the best first."""
     measure = comparison.measure
     accuracy = [] if measure is ACCURACY else [accuracy_name(comparison.split)]
     on_gpu = any(arm.cost.device != "cpu" for arm in comparison.arms)
@@ -211,7 +218,7 @@ def _why_no_spread(arm: Arm) -> str:
 
 
 def footnotes(comparison: Comparison) -> list[str]:
-    """List what has to be known to read the scores of the arms."""
+    """List the notes that are needed to read the scores of the arms."""
     share = comparison.majority_class
     lines = [comparison.footnote, ensemble_in_words(comparison)]
     if share is not None:
@@ -220,7 +227,7 @@ def footnotes(comparison: Comparison) -> list[str]:
 
 
 def ensemble_in_words(comparison: Comparison) -> str:
-    """Of one strategy alone: what the mean of its seeds' probabilities reaches; empty otherwise."""
+    """Return the score of the ensemble of a single strategy's seeds as a sentence; else empty."""
     if comparison.ensemble is None:
         return ""
     reached = measured_in_words(comparison.measure, comparison.ensemble)
@@ -231,7 +238,7 @@ def ensemble_in_words(comparison: Comparison) -> str:
 
 
 def measured_in_words(measure: Measure, score: Interval) -> str:
-    """A score with its interval."""
+    """Format a score with its interval."""
     return (
         f"{measure.formatted(score.value)} ({measure.formatted(score.low)} to "
         f"{measure.formatted(score.high)})"
@@ -253,7 +260,7 @@ def _without_cache(cost: Cost) -> str:
 
 
 def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) with one row per pair."""
+    """Return (columns, rows) with one row per pair."""
     columns = [
         "Pair",
         f"Difference ({comparison.measure.unit})",
@@ -333,7 +340,7 @@ def _pair(text: PairText) -> str:
 
 
 def _moved(comparison: Comparison, figures: Headed) -> str:
-    """What moved, where it was measured, and which stage to thaw next."""
+    """Return the layer diagnostics that were measured, and which stage to thaw next."""
     known = [
         (arm, layers) for arm in comparison.arms if (layers := known_layers(measured_run(arm.runs)))
     ]
@@ -354,10 +361,11 @@ def _moved(comparison: Comparison, figures: Headed) -> str:
 
 
 def shift_html(found: ShiftComparison, figure: go.Figure | None = None) -> str:
-    """The verdict on the other images, and both axes.
+    """Return the verdict on the other images, and both axes, as HTML.
 
     Args:
-        figure: of both axes, on a page that has plotly's script.
+        found: the comparison on both axes.
+        figure: figure of both axes, for a page that includes plotly's script.
     """
     on = f"On {things(found.shifted.images, 'image')} of {found.other.described}."
     drawn = _figure("shifted", "h3", "In-distribution against shifted", figure) if figure else ""

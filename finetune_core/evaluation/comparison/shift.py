@@ -1,4 +1,4 @@
-"""Arms on two axes: on their own images, and on other ones, which are another data set or their own images made worse."""
+"""Comparison on two axes: the runs' own images, and another data set or corrupted images."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,14 +25,18 @@ from finetune_core.runs.store import Run
 
 @dataclass(frozen=True, repr=False)
 class ShiftComparison:
-    """Runs compared on their own images, and on other ones. All have the same arms in the same order, by the same measure.
+    """Runs compared on their own images and on other ones.
+
+    All comparisons have the same arms in the same order, and the same metric.
 
     Attributes:
         own: on all of their own images.
-        matched: on their own images of the classes that both sides have; ``own`` where that is all of them.
+        matched: on their own images of the classes that both sides have; ``own`` if that is all of
+            them.
         shifted: on the other images of these classes.
-        other: which images the other ones are: a data set, as the first run knows it, or the runs' own made worse.
-        shared: the classes that both sides have, and what is left out of either for their sake.
+        other: the other images: a data set, as the first run recorded it, or a corruption of the
+            runs' own images.
+        shared: the classes that both sides have, and what is left out of either side.
     """
 
     own: Comparison
@@ -43,14 +47,20 @@ class ShiftComparison:
 
     @property
     def drops(self) -> tuple[Interval, ...]:
-        """Drop of each arm from its own images to the others of the same classes, with 95 % intervals."""
+        """Drop of each arm from its own to the other images, with 95 % intervals.
+
+        Both sides are images of the same classes.
+        """
         return tuple(
             drop_between(one, other.score)
             for one, other in zip(self.matched.arms, self.shifted.arms, strict=True)
         )
 
     def left_out(self) -> list[str]:
-        """Return what of either side was left out, or is known from training, run by run where that differs."""
+        """Describe what was left out of either side, or is known from training.
+
+        Runs are listed separately if they differ.
+        """
         of_data = (
             left_out_of(_runs(self.shifted), self.other.fingerprint)
             if isinstance(self.other, Shift)
@@ -59,7 +69,7 @@ class ShiftComparison:
         return [*of_data, *self.shared.in_words()]
 
     def in_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per arm, for a reader."""
+        """Return (columns, rows) with one row per arm, formatted as text."""
         return both_axes(self.matched.arms, [arm.score for arm in self.shifted.arms])
 
     def __repr__(self) -> str:
@@ -74,9 +84,10 @@ class ShiftComparison:
     def to_json(self) -> dict[str, Any]:
         """Return plain values.
 
-        The comparison on the other images (``Comparison.to_json``), what these are (``Shift.to_json``),
-        which classes are compared, ``in_distribution`` (``images``, and the ``arms`` on their own images of
-        these classes) and ``drops``: of each arm ``arm, value, low, high``.
+        The comparison on the other images (``Comparison.to_json``), their source
+        (``Shift.to_json``), the classes that are compared, ``in_distribution`` (``images``, and the
+        ``arms`` on their own images of these classes) and ``drops``: ``arm, value, low, high`` of
+        each arm.
         """
         arms = self.matched.arms
         own = {
@@ -100,12 +111,15 @@ def compare_shift(
     """Compare runs on both axes.
 
     Args:
-        on: the other images, which all of them have predicted: the fingerprint of a data set, or their own made worse.
+        runs: the runs.
+        on: the other images, which all runs have predicted: the fingerprint of a data set, or a
+            corruption of their own images.
+        measure: name of the metric, a key of ``MEASURES``.
 
     Raises:
-        ConfigError: when there is no such measure.
-        RunError: when one has not predicted those images, when they did not predict the same images of either, or when both sides have
-            no class in common.
+        ConfigError: if there is no such metric.
+        RunError: if a run has not predicted those images, the runs did not predict the same images
+            of either side, or both sides have no class in common.
     """
     own = compare_runs(runs, measure)
     first = _runs(own)[0]
@@ -124,7 +138,11 @@ def compare_shift(
 def both_axes(
     arms: Sequence[Arm], shifted: Sequence[Interval]
 ) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) with one row per arm, for a reader: its score on its own images, on others, and the drop, with intervals."""
+    """Return (columns, rows) with one row per arm, formatted as text.
+
+    A row has the score on the arm's own images, the score on other images, and the drop, each with
+    its interval.
+    """
     columns = [
         "Strategy",
         "In-distribution",
@@ -154,7 +172,10 @@ def drop_between(arm: Arm, other: Interval) -> Interval:
 
 
 def shifts_of(runs: Sequence[Run]) -> dict[str, Shift]:
-    """Fingerprint -> what is known of it: the data sets that any of the runs has predicted, those of most runs first."""
+    """Return fingerprint -> ``Shift`` of the data sets that any run has predicted.
+
+    The data sets that most runs have predicted come first.
+    """
     found = [shift for run in runs for shift in known_shifts(run)[0]]
     counts: dict[str, int] = {}
     for shift in found:
@@ -165,7 +186,7 @@ def shifts_of(runs: Sequence[Run]) -> dict[str, Shift]:
 
 
 def left_out_of(runs: Sequence[Run], fingerprint: str) -> list[str]:
-    """``left_out_in_words`` of all runs that have predicted a data set, each thing once."""
+    """Return ``left_out_in_words`` of all runs on a data set, without repeated lines."""
     return list(
         dict.fromkeys(
             line for run in runs for line in left_out_in_words(read_shift(run, fingerprint))
@@ -174,7 +195,10 @@ def left_out_of(runs: Sequence[Run], fingerprint: str) -> list[str]:
 
 
 def corruptions_of(comparison: Comparison) -> list[Corrupted]:
-    """Those that were measured for all runs of a comparison, on its split and on as many images."""
+    """Return the corruptions that were measured for all runs of a comparison.
+
+    They must have been measured on its split, on the same number of images.
+    """
     known = [known_robustness(run, comparison.split) for run in _runs(comparison)]
     if len({one.images if one else 0 for one in known}) > 1 or not all(known):
         return []
@@ -182,16 +206,22 @@ def corruptions_of(comparison: Comparison) -> list[Corrupted]:
 
 
 def of_accuracies_only(comparison: Comparison) -> list[Run]:
-    """Runs whose robustness was measured by an earlier version, which kept no predictions: nothing paired can be said of them."""
+    """Return runs whose robustness was measured by an earlier version.
+
+    It stored accuracies but no predictions, so paired tests are impossible.
+    """
     known = [(run, known_robustness(run, comparison.split)) for run in _runs(comparison)]
     return [run for run, one in known if one and not one.predicted]
 
 
 def corrupted_accuracies(comparison: Comparison, which: Corrupted) -> tuple[list[Interval], int]:
-    """Accuracy of each arm on its own images made worse, mean over the seeds, with Wilson's interval for other images; and on how many
-    images. All that is known where some runs are ``of_accuracies_only``.
+    """Return the accuracy of each arm on its corrupted images, and the number of images.
+
+    The accuracy is the mean over the seeds, with Wilson's interval for other images. Nothing more
+    is known if some runs are ``of_accuracies_only``.
 
     Args:
+        comparison: the comparison.
         which: one of ``corruptions_of``.
     """
     found, images = [], 0

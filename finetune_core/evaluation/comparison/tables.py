@@ -1,4 +1,7 @@
-"""The tables of predictions that runs are compared by: of their own images, of another data set, or of their own images made worse."""
+"""Tables of predictions that runs are compared by.
+
+They are of the runs' own images, of another data set, or of corrupted copies of their own images.
+"""
 
 from collections.abc import Collection, Hashable
 from functools import lru_cache
@@ -25,10 +28,14 @@ Images = str | Corrupted | None
 
 
 class Key(NamedTuple):
-    """Which table of a run, as it is now: of the same ``version``, it is the same table.
+    """Key of a table of predictions: equal keys, ``version`` included, mean the same table.
 
     Attributes:
-        labels: only images of these classes; of all when None.
+        run_dir: the run directory.
+        version: changes with the stored predictions.
+        classes: number of classes of the run.
+        images: the images that were predicted.
+        labels: restricts the table to images of these classes; None for all.
     """
 
     run_dir: Path
@@ -39,13 +46,15 @@ class Key(NamedTuple):
 
 
 def key_of(run: Run, images: Images, classes: Collection[str] | None = None) -> Key:
-    """Return which table of predictions is meant.
+    """Return the key of a table of predictions.
 
     Args:
-        classes: names of those whose images count; all when None.
+        run: the run.
+        images: the images that were predicted.
+        classes: names of the classes whose images count; all if None.
 
     Raises:
-        RunError: when the run has not predicted that data set as it is now.
+        RunError: if the run has not predicted that data set in its current state.
     """
     version: Hashable = predictions_changed(run.run_dir)
     if isinstance(images, Corrupted):
@@ -62,10 +71,12 @@ def key_of(run: Run, images: Images, classes: Collection[str] | None = None) -> 
 
 @lru_cache(maxsize=64)
 def table_of(key: Key) -> pd.DataFrame:
-    """``id, split, label, logits``, by id; of other images than the run's own, all of the split ``SHIFTED``.
+    """Return ``id, split, label, logits``, sorted by id.
+
+    The split of other images than the run's own is ``SHIFTED``.
 
     Raises:
-        RunError: when there is none, or it is damaged.
+        RunError: if there is no table, or it is damaged.
     """
     if key.labels is not None:
         table = table_of(key._replace(labels=None))

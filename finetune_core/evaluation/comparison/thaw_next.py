@@ -1,4 +1,4 @@
-"""Which stage of a run to train next: what the probes suggest, and what the run shows of it."""
+"""Stage of a run to train next: suggested by the probes, checked against the run."""
 
 from dataclasses import dataclass
 
@@ -22,12 +22,12 @@ STEADY = 0.98  # CKA of a stage that trained without changing its features
 
 @dataclass(frozen=True)
 class Advice:
-    """What to thaw next.
+    """Stage to thaw next.
 
     Attributes:
-        stage: None where nothing is advised.
+        stage: name of the stage; None if nothing is advised.
         what: the advice in a few words.
-        reason: in one or more sentences.
+        reason: one or more sentences.
     """
 
     stage: str | None
@@ -36,9 +36,10 @@ class Advice:
 
 
 def thaw_next(layers: Layers) -> Advice:
-    """Apply ``suggest_cut`` to a run: advise the stage that it suggests, unless it trains already.
+    """Apply ``suggest_cut`` to a run: advise the suggested stage, unless it trains already.
 
-    Where the first stage that trains hardly did, an earlier one would not either.
+    If the first trained stage hardly trained, an earlier one would not either, so nothing is
+    advised.
     """
     names = [stage.name for stage in layers.stages]
     frozen = [name for name, stage in zip(names, layers.stages, strict=True) if not stage.trains]
@@ -56,7 +57,10 @@ def thaw_next(layers: Layers) -> Advice:
 
 
 def _idle(layers: Layers, cut: str) -> str:
-    """Say that the first stage behind the cut that trains got next to no gradient; else empty."""
+    """Return a sentence if the first stage that trains behind the cut got next to no gradient.
+
+    Empty otherwise.
+    """
     names = [stage.name for stage in layers.stages]
     behind = next((one for one in layers.stages[names.index(cut) :] if one.trains), None)
     if behind is None or behind is layers.stages[-1] or behind.gradient_share is None:
@@ -88,7 +92,10 @@ def _steady(layers: Layers) -> str:
 
 
 def steady_stages(layers: Layers) -> list[str]:
-    """The stages, from the image on, that might as well have stayed frozen: their features are what they were."""
+    """Return the first stages of the network whose features hardly changed.
+
+    They might as well have stayed frozen.
+    """
     steady = []
     for stage in layers.stages[:-1]:
         if stage.likeness is None or stage.likeness < STEADY:
@@ -98,5 +105,5 @@ def steady_stages(layers: Layers) -> list[str]:
 
 
 def span(names: list[str]) -> str:
-    """``stem``, ``stem to layer2``."""
+    """Return ``stem``, ``stem to layer2``."""
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"

@@ -1,4 +1,4 @@
-"""What test-time augmentation is worth: a run with it and without it, on the same images."""
+"""Gain of test-time augmentation: a run with and without it on the same images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +26,11 @@ class Augmented:
     """A split with flips and without.
 
     Attributes:
-        claim: by how much it is more accurate with them; its p is McNemar's, exact.
-        only_with, only_without: images that are classified correctly in that way only.
+        plain: the evaluation without flips.
+        with_flips: the evaluation with flips.
+        claim: gain of accuracy with flips; its p-value is McNemar's, exact.
+        only_with: number of images that are classified correctly with flips only.
+        only_without: number of images that are classified correctly without flips only.
     """
 
     plain: Evaluation
@@ -38,10 +41,11 @@ class Augmented:
 
     @property
     def different(self) -> bool:
+        """True if the two can be distinguished."""
         return is_different(self.claim, self.claim.p)
 
     def in_words(self) -> str:
-        """The accuracy with flips, by how much it differs, and whether that can be told from chance: one sentence."""
+        """Return one sentence: the accuracy with flips, its difference, and the verdict."""
         found, claim = self.with_flips, self.claim
         verdict = (
             ("better" if claim.gain > 0 else "worse")
@@ -56,6 +60,7 @@ class Augmented:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
         found = self.with_flips
         return {
             "split": found.split,
@@ -77,10 +82,12 @@ class Augmented:
 
 
 def augmented(run: Run) -> list[Augmented]:
-    """Each split that the run has predicted, the least biased first; empty where flips were not measured (``predict_with_flips``).
+    """Return each split that the run has predicted, the least biased first.
+
+    Empty if flips were not measured (``predict_with_flips``).
 
     Raises:
-        RunError: when the run has no predictions.
+        RunError: if the run has no predictions.
     """
     table = with_flips(run)
     if table is None:
@@ -92,7 +99,7 @@ def augmented(run: Run) -> list[Augmented]:
 
 
 def tta_json(run: Run) -> dict[str, Any] | None:
-    """All that is known of it, as plain values; None where it was not measured."""
+    """Return all results of test-time augmentation as plain values; None if it was not measured."""
     found = augmented(run)
     if not found:
         return None
@@ -104,7 +111,7 @@ def tta_json(run: Run) -> dict[str, Any] | None:
 
 
 def flip_warnings(run: Run) -> list[str]:
-    """What speaks against mirror images of a run's classes, in sentences."""
+    """Return reasons against mirror images of a run's classes, in sentences."""
     found = []
     if names := directional(run.started["classes"]):
         found.append(

@@ -1,7 +1,7 @@
-"""The verdict on a comparison in three lines: the answer, its size, what to do.
+"""Verdict on a comparison in three lines: the answer, its size, what to do.
 
-It is about the method in general (new images, new seeds) where the arms allow that, else about the
-trained models (new images), and then says so. Everything else that is known stands under *Details*.
+It is about the method in general (new images, new seeds) if the arms allow that. Else it is about
+the trained models (new images), and says so. All other results stand under *Details*.
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ WANTED = BLUNT / 2
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict of a comparison.
+    """Verdict of a comparison.
 
     Attributes:
         answer: one sentence.
-        size: the difference with its 95 % interval; of arms that have not converged, the reason.
+        size: the difference with its 95 % interval; for arms that have not converged, the reason.
         action: what to do next.
     """
 
@@ -42,6 +42,7 @@ class Verdict:
 
     @property
     def lines(self) -> tuple[str, ...]:
+        """The three lines."""
         return self.answer, self.size, self.action
 
     def __str__(self) -> str:
@@ -62,11 +63,15 @@ def state_verdict(
     *,
     one_strategy: bool = False,
 ) -> Verdict:
-    """State the verdict on arms that were evaluated on the same images.
+    """Return the verdict on arms that were evaluated on the same images.
 
     Args:
-        split: of the images.
-        one_strategy: the arms are runs of one strategy, which differ in their seeds only.
+        arms: the arms.
+        pairs: their pairs.
+        choice: the chosen arm.
+        images: number of images.
+        split: the split of the images.
+        one_strategy: True if the arms are runs of one strategy, which differ in their seeds only.
     """
     if undertrained := [arm for arm in arms if arm.is_undertrained]:
         return _not_converged(undertrained)
@@ -82,7 +87,7 @@ def state_verdict(
 
 @dataclass(frozen=True)
 class _View:
-    """The context that all sentences of a verdict share."""
+    """Context that all sentences of a verdict share."""
 
     arms: Sequence[Arm]
     pairs: Sequence[Pair]
@@ -91,7 +96,7 @@ class _View:
 
     @property
     def on(self) -> str:
-        """The images, with their split unless the metric's name has it."""
+        """The images, with their split unless the metric's name includes it."""
         named = self.arms[0].measure is ACCURACY
         kind = "image" if named else f"{SPLIT_WORDS[self.split].lower()} image"
         return f"on {things(self.images, kind)}"
@@ -110,7 +115,7 @@ class _View:
         return max(places, key=lambda at: self.arms[at].rank)
 
     def size(self, first: int, second: int) -> str:
-        """The difference of two arms, first less second, with its interval."""
+        """Describe the difference of two arms, first minus second, with its interval."""
         pair = pair_of(self.pairs, first, second)
         verdict, measure = pair.widest, pair.measure
         claim = verdict.claim
@@ -123,13 +128,13 @@ class _View:
         return f"{text}."
 
     def least_gain(self, first: int, second: int) -> float:
-        """The end of the interval of the first arm's gain that speaks against that arm."""
+        """Return the end of the interval of the first arm's gain that is worst for that arm."""
         pair = pair_of(self.pairs, first, second)
         claim = pair.widest.claim
         return claim.low if pair.a == first else -claim.high
 
     def saving(self, cheap: int, dear: int) -> str:
-        """Return ``: 3.0 s per run instead of 20 s``; empty where nothing is saved."""
+        """Return ``: 3.0 s per run instead of 20 s``; empty if nothing is saved."""
         less, more = (self.arms[at].cost.seconds for at in (cheap, dear))
         return f": {duration(less)} per run instead of {duration(more)}" if less < more else ""
 
@@ -139,7 +144,7 @@ def _among(verdict: PairVerdict) -> str:
 
 
 def _not_converged(arms: Sequence[Arm]) -> Verdict:
-    """Say which arms have not converged, and conclude nothing about layers."""
+    """Return a verdict that names the arms that have not converged, and concludes nothing."""
     reason = arms[0].convergence.reason
     if len(arms) > 1:
         reason = f"{arms[0].title}: {reason}"
@@ -151,7 +156,7 @@ def _not_converged(arms: Sequence[Arm]) -> Verdict:
 
 
 def _one_strategy(view: _View) -> Verdict:
-    """Describe runs of one strategy, each an arm, or a single run."""
+    """Return the verdict on runs of one strategy, one arm each, or on a single run."""
     arms, measure = view.arms, view.arms[0].measure
     action = "Add another strategy to compare it with."
     if len(arms) == 1:
@@ -172,7 +177,7 @@ def _one_strategy(view: _View) -> Verdict:
 
 
 def _trained_models(view: _View, best: int) -> Verdict:
-    """Answer for the trained models, where the methods cannot be compared yet."""
+    """Return a verdict on the trained models, for methods that cannot be compared yet."""
     others = [at for at in range(len(view.arms)) if at != best]
     alike = [at for at in others if not pair_of(view.pairs, best, at).networks.different]
     rival = view.best_of(alike or others)
@@ -189,7 +194,7 @@ def _trained_models(view: _View, best: int) -> Verdict:
 
 
 def _no_clear_winner(view: _View, choice: Choice) -> Verdict:
-    """Say what would sharpen the verdict: more of what the larger error comes from."""
+    """Return a verdict that asks for more of what the larger error comes from."""
     best, rival = choice.best, view.best_of(choice.alike)
     answer = f"No clear winner {view.on}: {_both(view, best, rival)}"
     blunt = pair_of(view.pairs, best, rival)
@@ -220,7 +225,7 @@ def _suggest_more(view: _View, pair: Pair) -> str:
 
 
 def _suggest_seeds(view: _View, pair: Pair, seeded: Sequence[int]) -> str:
-    """Ask for seeds of those arms of a pair that another seed would change."""
+    """Ask for more seeds of those arms of a pair whose result depends on the seed."""
     both = len(seeded) > 1
     whose = "" if both else f" of {view.name(seeded[0])}"
     if not pair.seeds_needed:
@@ -230,7 +235,7 @@ def _suggest_seeds(view: _View, pair: Pair, seeded: Sequence[int]) -> str:
 
 
 def _advise(view: _View, choice: Choice) -> Verdict:
-    """Name the arm to take: the best, or the cheapest that is not distinguishable from it."""
+    """Return a verdict that names the best arm, or the cheapest one not distinguishable from it."""
     take, best = choice.advised, choice.best
     assert take is not None
     others = _compare_too(view, choice)
@@ -250,7 +255,7 @@ def _advise(view: _View, choice: Choice) -> Verdict:
 
 
 def _train_nothing(view: _View, probe: int, rival: int, others: str) -> Verdict:
-    """Say that nothing trained in epochs is worth more than a linear probe."""
+    """Return the verdict that nothing trained in epochs is worth more than a linear probe."""
     does = "better" if pair_of(view.pairs, probe, rival).widest.different else "as well"
     plain = view.arms[probe].title == STRATEGIES[BASELINE].title
     name = f"{'a ' if plain else ''}{view.name(probe)}"
@@ -274,7 +279,7 @@ def _against(view: _View, first: int, second: int) -> str:
 
 
 def _compare_too(view: _View, choice: Choice) -> str:
-    """Ask for what arms lack that cannot be compared in general; empty where none does."""
+    """Ask for what arms lack that cannot be compared in general; empty if none does."""
     silent = [at for at in range(len(view.arms)) if at not in choice.comparable]
     cut = [view.name(at) for at in silent if view.arms[at].unfinished]
     single = [view.name(at) for at in silent if not view.arms[at].unfinished]
