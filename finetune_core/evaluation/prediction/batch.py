@@ -1,4 +1,4 @@
-"""Many images predicted at once: a folder or an archive in, a table out."""
+"""Prediction of many images at once: a folder or an archive in, a table out."""
 
 import csv
 import io
@@ -33,13 +33,13 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for a form
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """What a network takes one file for.
+    """Prediction of one file.
 
     Attributes:
-        file: its name, as it is reported.
-        probabilities: float64 ``[classes]``; None where it could not be read.
-        unlike: whether it is unlike anything in training; None where that is not known.
-        problem: why it could not be read; empty where it could.
+        file: name of the file in reports.
+        probabilities: float64 ``[classes]``; None if the file could not be read.
+        unlike: True if the image is unlike all training images; None if that is not known.
+        problem: reason why the file could not be read; empty if it could.
     """
 
     file: str
@@ -49,10 +49,12 @@ class ImagePrediction:
 
 
 def images_below(folder: Path) -> list[tuple[str, Path]]:
-    """(path below the folder, file) of every image in it and its subfolders, in order; links to folders are not followed.
+    """Return (relative path, file) of every image in a folder and its subfolders, in order.
+
+    Links to folders are not followed.
 
     Raises:
-        DataError: when there is none.
+        DataError: if there is no image.
     """
     found = []
     for parent, folders, files in os.walk(folder):
@@ -72,18 +74,22 @@ def images_below(folder: Path) -> list[tuple[str, Path]]:
 
 
 def unpacking_folder() -> AbstractContextManager[Path]:
-    """A folder to unpack an archive of images into; gone when the block ends."""
+    """Return a context manager for a temporary folder that an archive of images is unpacked to."""
     return staging_folder(data_dir(), "naming")
 
 
 def predict_images(
     predictor: Predictor, images: Sequence[tuple[str, Path]], known: Known | None = None
 ) -> Work[list[ImagePrediction]]:
-    """Predict images, in their order, on the GPU where nothing uses it; files that cannot be read are marked as such.
+    """Predict images in their order, on an idle GPU if there is one.
+
+    Files that cannot be read are marked as such.
 
     Args:
-        images: (name to report it by, file).
-        known: the predictor's encoder and its training images; without them nothing is flagged as unlike.
+        predictor: the network.
+        images: (name in reports, file).
+        known: encoder of the predictor and its training images; without them no image is flagged as
+            unlike.
 
     Yields:
         Steps that count images.
@@ -124,7 +130,7 @@ def _predicted(
 
 @dataclass(frozen=True)
 class Answers:
-    """The predictions of one of several networks for the same images, in the same order."""
+    """Predictions of one network for a list of images that several networks predict."""
 
     title: str
     classes: Sequence[str]
@@ -132,7 +138,7 @@ class Answers:
 
     @property
     def top(self) -> list[str]:
-        """The most likely class of each image; empty where it could not be read."""
+        """The most likely class of each image; empty if it could not be read."""
         return [
             "" if one.probabilities is None else self.classes[int(one.probabilities.argmax())]
             for one in self.predictions
@@ -140,7 +146,10 @@ class Answers:
 
 
 def to_frame(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> pd.DataFrame:
-    """``file, class, probability, unlike, problem``, then the probability of each class; None and NaN where an image could not be read."""
+    """Return a table: ``file, class, probability, unlike, problem``, and each class's probability.
+
+    Probabilities are NaN, and the class is None, if an image could not be read.
+    """
     columns = ["file", *_columns(Answers("", classes, predictions))]
     rows = []
     for one in predictions:
@@ -158,15 +167,19 @@ def to_frame(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> 
 
 
 def to_csv(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> bytes:
-    """``file, class, probability, unlike, problem``, then the probability of each class, as UTF-8.
+    """Return ``file, class, probability, unlike, problem`` and each class's probability as UTF-8.
 
-    Names are a stranger's: what a spreadsheet would take for a formula gets an apostrophe before it (OWASP, CSV injection).
+    Names are untrusted: a cell that a spreadsheet would take for a formula is prefixed by an
+    apostrophe (OWASP, CSV injection).
     """
     return side_by_side_csv([Answers("", classes, predictions)])
 
 
 def side_by_side_csv(answers: Sequence[Answers]) -> bytes:
-    """``to_csv`` of each network, one beside the other, the network's title behind the names of its columns."""
+    """Return ``to_csv`` of several networks side by side.
+
+    The network's title is appended to the names of its columns.
+    """
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(["file", *(column for one in answers for column in _columns(one))])
@@ -193,7 +206,10 @@ def _answer(one: ImagePrediction, classes: Sequence[str]) -> list[str]:
 def _evaluating(
     predictor: Predictor, known: Known | None, compiler: Compiler
 ) -> Callable[[torch.Tensor], list[tuple[np.ndarray, bool | None]]]:
-    """What predicts a batch: the probabilities of each image, and whether it is unlike anything in training."""
+    """Return the function that predicts a batch.
+
+    For each image it returns the probabilities, and whether it is unlike all training images.
+    """
     if known is None:
         forward = compiler.forward(predictor.part)
     else:

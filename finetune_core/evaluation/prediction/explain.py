@@ -1,4 +1,4 @@
-"""Grad-CAM: which parts of an image speak for a class (Selvaraju et al. 2017), by Captum, on a copy of the network."""
+"""Grad-CAM by Captum: the parts of an image that support a class (Selvaraju et al. 2017)."""
 
 import copy
 import io
@@ -30,15 +30,17 @@ _COLORS = np.array(
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a network looks at in one image.
+    """Grad-CAM of one image.
 
     Attributes:
-        picture: JPEG of the image as the network sees it: its centre crop.
-        overlays: class -> JPEG of the same with the heat laid over it.
-        heat: class -> float32 ``[s, s]`` in 0…1 on the network's input; all 0 where nothing speaks for the class.
-        layer: the stage whose output the heat was computed on.
-        cells: side of that map.
-        layers: every stage whose output is a map of more than one cell -> side of the map, input to head.
+        picture: JPEG of the network's input: the centre crop of the image.
+        overlays: class -> JPEG of the input with the heat map as an overlay.
+        heat: class -> float32 ``[s, s]`` in 0…1 on the network's input; all 0 if nothing supports
+            the class.
+        layer: the stage whose output the heat map was computed on.
+        cells: side of that output.
+        layers: every stage whose output is a map of more than one cell -> side of the map, from the
+            input to the head.
         probabilities: float64 ``[classes]``.
     """
 
@@ -52,20 +54,24 @@ class Explanation:
 
     @property
     def coarse(self) -> bool:
-        """Whether the last map is so small that an earlier one is explained by default, if there is one."""
+        """True if the last map is so small that an earlier one is explained by default."""
         return self.layers[next(reversed(self.layers))] <= _COARSE
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a module's output ``[1, …]`` holds a picture: channels first, channels last, or tokens after ``extra`` others."""
+    """Layout of a picture in a module's output ``[1, …]``.
+
+    ``kind`` is ``first`` (channels first), ``last`` (channels last), or ``tokens`` that follow
+    ``extra`` other tokens.
+    """
 
     kind: str
     side: int
     extra: int = 0
 
     def to_map(self, output: torch.Tensor) -> torch.Tensor:
-        """``[n, c, side, side]``."""
+        """Return the output as ``[n, c, side, side]``."""
         if self.kind == "first":
             return output
         if self.kind == "last":
@@ -74,7 +80,10 @@ class _Layout:
         return tokens.reshape(*tokens.shape[:2], self.side, self.side)
 
     def back(self, picture: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """The module's output again; a copy, because what follows may work in place."""
+        """Return a map in the layout of the module's output.
+
+        The map is copied, because later modules may work in place.
+        """
         if self.kind == "first":
             return picture.clone()
         if self.kind == "last":
@@ -85,19 +94,21 @@ class _Layout:
 def explain(
     predictor: Predictor, image: Path | bytes, classes: Sequence[int], layer: str | None = None
 ) -> Explanation:
-    """Lay over an image what in it speaks for each of some classes.
+    """Compute Grad-CAM overlays of an image for some classes.
 
-    The predictor's network is copied, not touched: other threads may use it meanwhile.
+    The predictor's network is copied, not changed, because other threads may use it meanwhile.
 
     Args:
+        predictor: the network.
         image: a file, or its bytes.
-        classes: numbers of the classes to explain.
-        layer: the stage whose output is explained. The last one whose map the head uses when None; where the last map has 2 × 2 cells or
-            fewer, the last one of at least 4 × 4.
+        classes: labels of the classes to explain.
+        layer: the stage whose output is explained. If None, the last stage whose map the head uses.
+            If the last map has 2 × 2 cells or fewer, the last stage of at least 4 × 4.
 
     Raises:
-        ImageError: when the image cannot be read.
-        RunError: when the backbone, or that stage, has no spatial feature map that the head uses; when it is an ensemble.
+        ImageError: if the image cannot be read.
+        RunError: if the backbone, or that stage, has no spatial feature map that the head uses; if
+            the network is an ensemble.
     """
     if predictor.network.members:
         raise RunError(
@@ -141,7 +152,10 @@ def explain(
 
 
 def _by_default(layers: dict[str, int]) -> list[str]:
-    """The stages to explain, the best one first: from the head back, at first past maps that are too small."""
+    """Return the stages to explain in order of preference.
+
+    They go from the head back to the input, past maps that are too small at first.
+    """
     backwards = list(reversed(layers))
     fine = next((at for at, stage in enumerate(backwards) if layers[stage] >= _FINE), 0)
     return backwards[fine:] if backwards and layers[backwards[0]] <= _COARSE else backwards
@@ -150,7 +164,10 @@ def _by_default(layers: dict[str, int]) -> list[str]:
 def _layouts(
     model: nn.Module, paths: Sequence[str], square: torch.Tensor
 ) -> tuple[dict[str, _Layout], np.ndarray]:
-    """Which of the modules yield a picture of more than one cell, in forward order, and the class probabilities."""
+    """Return the layouts of the modules that output a map, and the class probabilities.
+
+    A map has more than one cell. The modules are in forward order.
+    """
     found: dict[str, _Layout] = {}
 
     def look(path: str, output: object) -> None:
@@ -188,7 +205,11 @@ def _layout(output: torch.Tensor) -> _Layout | None:
 def _class_maps(
     model: nn.Module, path: str, layout: _Layout, square: torch.Tensor, classes: Sequence[int]
 ) -> torch.Tensor:
-    """Grad-CAM of each class before its ReLU: float32 ``[classes, side, side]`` on the CPU."""
+    """Return Grad-CAM of each class before its ReLU.
+
+    Returns:
+        Float32 ``[classes, side, side]`` on the CPU.
+    """
     from captum.attr import LayerGradCam  # here: it takes a while to import
 
     picture = nn.Identity()
@@ -210,7 +231,7 @@ def _class_maps(
 
 
 def _stretched(cells: torch.Tensor, side: int) -> np.ndarray:
-    """A map brought to the picture's size and to 0…1."""
+    """Return a map, resized to the picture's size and scaled to 0…1."""
     smooth = F.interpolate(
         cells[None, None], size=(side, side), mode="bilinear", align_corners=False
     )[0, 0]

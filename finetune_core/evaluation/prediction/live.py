@@ -1,4 +1,4 @@
-"""What a network takes a camera's frames for, one after the other."""
+"""Prediction of a camera's frames, one after the other."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ _threads = ThreadPoolExecutor(2, thread_name_prefix="live", initializer=compute_
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one network, for one frame.
+    """Prediction of one network for one frame.
 
     Attributes:
         probabilities: float64 ``[classes]``.
-        unlike: any training image; None where these are not known.
+        unlike: True if the frame is unlike all training images; None if these are not known.
     """
 
     probabilities: np.ndarray
@@ -28,13 +28,15 @@ class Answer:
 
 
 def answer(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
-    """What a network takes a frame for.
+    """Predict a frame.
 
     Args:
-        known: of its training images.
+        predictor: the network.
+        known: encoder of the network and its training images.
+        frame: the image file's bytes.
 
     Raises:
-        ImageError: when the frame cannot be read.
+        ImageError: if the frame cannot be read.
     """
     return _threads.submit(_answer, predictor, known, frame).result()
 

@@ -1,11 +1,13 @@
-"""The training images most like a new one, by what the network makes of them, and whether any is like it at all.
+"""Nearest training images of a new image, and whether it is unlike all of them.
 
-Distances are between the features that the head sees, brought to unit length. An image is called unlike anything in training
-when its distance to the training images is greater than that of nearly all validation images (deep nearest neighbours,
-Sun et al. 2022); how many of those would be called so in error is set beforehand, as in split conformal prediction.
+Distances are between the features that the head sees, scaled to unit length. An image is called
+unlike the training images if its distance to them is greater than that of nearly all validation
+images (deep nearest neighbours, Sun et al. 2022). The share of validation images that would be
+called unlike in error is fixed beforehand, as in split conformal prediction.
 
-Training draws what it has never seen towards the classes that it knows, so the features from before training have a say, too: a network
-that was trained whole on digits knew 3 % of 450 photographs as strangers by its own features alone, and all of them by both.
+Training draws unseen kinds of images towards the known classes, so the features from before
+training count, too. A network that was trained whole on digits recognised 3 % of 450 photographs as
+unlike by its own features alone, and all of them by both.
 """
 
 import copy
@@ -53,7 +55,10 @@ class Encoder:
     """A network cut before its head: images in, features and class probabilities out.
 
     Attributes:
-        start: the same before training; None where training left all but the head as it was.
+        predictor: the whole network.
+        body: the network without its head.
+        head: the head.
+        start: the body before training; None if training changed nothing but the head.
     """
 
     predictor: Predictor
@@ -62,21 +67,24 @@ class Encoder:
     start: Forward | None
 
     def compiled(self, compiler: Compiler) -> "Encoder":
-        """The same, its network's body compiled where that pays."""
+        """Return a copy whose body is compiled if that pays."""
         if not isinstance(self.body, fx.GraphModule):
             return self
         part = Part(self.body, f"{self.predictor.network.info.name} body", lambda: _mark(self))
         return replace(self, body=compiler.forward(part))
 
     def on(self, device: Device) -> "Encoder":
-        """The same on another device."""
+        """Return the encoder on another device."""
         predictor = self.predictor.on(device)
         return self if predictor is self.predictor else encoder(predictor)
 
     def features(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Features, float32 ``[n, parts, d]``, each part of unit length, of normalised images, and probabilities, float64 ``[n, classes]``.
+        """Return features and class probabilities of normalised images.
 
-        The first part is the network's own; the second, where there is one, that from before training.
+        Returns:
+            Features, float32 ``[n, parts, d]``, each part of unit length, and probabilities,
+            float64 ``[n, classes]``. The first part is from the network itself. The second, if
+            there is one, is from the network before training.
         """
         device = self.predictor.device
         images = device.take(images)
@@ -90,10 +98,10 @@ class Encoder:
         return unit.cpu().numpy(), logits.float().cpu().double().softmax(1).numpy()
 
     def look(self, image: Path | bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Features ``[parts, d]`` and probabilities ``[classes]`` of one image.
+        """Return features ``[parts, d]`` and probabilities ``[classes]`` of one image.
 
         Raises:
-            ImageError: when it cannot be read.
+            ImageError: if the image cannot be read.
         """
         seen = network_input(image, self.predictor.network.info, self.predictor.image_size)
         features, probabilities = self.features(seen.tensor[None])
@@ -102,13 +110,15 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """What a run's network makes of its training images.
+    """Features of a run's training images, with usual distances.
 
     Attributes:
-        ids, labels: of the training images, ``[n]``.
-        features: float32 ``[n, parts, d]``, as ``Encoder.features`` gives them.
-        usual: the distances of validation images to the training images, float32 ``[parts, m]``, each row sorted.
-        unchanged: whether these are surely the images that the run was trained on.
+        ids: ids of the training images, ``[n]``.
+        labels: int ``[n]``.
+        features: float32 ``[n, parts, d]``, from ``Encoder.features``.
+        usual: distances of validation images to the training images, float32 ``[parts, m]``, each
+            row sorted.
+        unchanged: True if these are surely the images that the run was trained on.
     """
 
     ids: np.ndarray
@@ -119,26 +129,46 @@ class Neighbourhood:
 
     @property
     def error(self) -> float:
-        """The share of images like the validation images that is called unlike in error, at most: 1 %, or more where they are few."""
+        """Upper bound of the share of validation-like images that is called unlike in error.
+
+        1 %, or more if there are few validation images.
+        """
         parts, count = self.usual.shape
         return max(_ERROR, int(parts) / (int(count) + 1))
 
     @cached_property
     def limits(self) -> np.ndarray:
-        """The distances beyond which an image is unlike anything in training, ``[parts]``; each is allowed its part of the error."""
+        """Distances beyond which an image is unlike the training images, ``[parts]``.
+
+        Each part gets an equal share of the error.
+        """
         parts, count = self.usual.shape
         rank = int(np.ceil((count + 1) * (1 - self.error / parts) - 1e-9))
         return self.usual[:, rank - 1]
 
     def nearest(self, features: np.ndarray, count: int = _NEAREST) -> tuple[np.ndarray, np.ndarray]:
-        """The training images nearest to one image's features ``[parts, d]``, by the network's own: their positions, and their cosine
-        distances (0…2)."""
+        """Return the training images that are nearest by the network's own features.
+
+        Args:
+            features: ``[parts, d]`` of one image.
+            count: number of training images.
+
+        Returns:
+            Positions of the training images, and their cosine distances (0…2).
+        """
         distances = 1 - self.features[:, 0] @ features[0]
         order = np.argsort(distances, kind="stable")[:count]
         return order, distances[order]
 
     def unlike(self, features: np.ndarray) -> np.ndarray:
-        """Boolean ``[m]``: which images ``[m, parts, d]`` are farther from the training images than nearly all validation images."""
+        """Return which images are farther away than nearly all validation images.
+
+        Args:
+            features: ``[m, parts, d]``.
+
+        Returns:
+            Bool ``[m]``.
+        """
         return np.asarray((_distances(features, self.features) > self.limits[:, None]).any(axis=0))
 
 
@@ -146,10 +176,10 @@ Known = tuple[Encoder, Neighbourhood]  # of one network
 
 
 def encoder(predictor: Predictor) -> Encoder:
-    """The predictor's network, cut before its head; the parts are its own.
+    """Cut the predictor's network before its head; its modules are shared, not copied.
 
     Raises:
-        RunError: when it cannot be cut there, or is an ensemble.
+        RunError: if the network cannot be cut there, or is an ensemble.
     """
     network = predictor.network
     if network.members:
@@ -172,7 +202,7 @@ def encoder(predictor: Predictor) -> Encoder:
 
 
 def _moved(predictor: Predictor) -> bool:
-    """Whether training changed anything but the head."""
+    """Return whether training changed anything but the head."""
     network = predictor.network
     now, before = network.model.state_dict(), network.pretrained.state_dict()
     names = [
@@ -185,7 +215,7 @@ def _moved(predictor: Predictor) -> bool:
 
 
 def known_neighbourhood(run: Run, looks: Encoder) -> Neighbourhood | None:
-    """What was kept of an earlier ``compute_neighbourhood`` with these weights."""
+    """Return the stored result of ``compute_neighbourhood`` for these weights, or None."""
     try:
         kept = _arrays(read_regular(run.run_dir / _FILE, _LARGEST))
         if str(kept["weights"]) != _mark(looks):
@@ -197,7 +227,11 @@ def known_neighbourhood(run: Run, looks: Encoder) -> Neighbourhood | None:
 
 
 def _arrays(content: bytes) -> dict[str, np.ndarray]:
-    """What ``np.savez`` wrote; raises nearly anything when it is something else. ``np.load`` would believe any size that a file claims."""
+    """Read arrays that ``np.savez`` wrote.
+
+    Raises nearly anything if the content is something else. ``np.load`` is not used, because it
+    trusts any size that a file claims.
+    """
     found = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for name in ("weights", "ids", "labels", "features", "usual", "unchanged"):
@@ -215,9 +249,10 @@ def _arrays(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _neighbourhood(kept: dict[str, np.ndarray], looks: Encoder) -> Neighbourhood:
-    """
+    """Build a ``Neighbourhood`` from stored arrays.
+
     Raises:
-        ValueError: when the arrays do not belong to this network, or to each other.
+        ValueError: if the arrays do not match this network, or each other.
     """
     ids, labels, features, usual = (kept[name] for name in ("ids", "labels", "features", "usual"))
     side = looks.predictor.image_size
@@ -244,7 +279,7 @@ def _neighbourhood(kept: dict[str, np.ndarray], looks: Encoder) -> Neighbourhood
 
 
 def neighbours_changed(run: Run) -> int:
-    """When a run's neighbourhood was written, in nanoseconds; 0 when there is none."""
+    """Return when a run's neighbourhood was written, in nanoseconds; 0 if there is none."""
     found = regular_file(run.run_dir / _FILE)
     return found.st_mtime_ns if found else 0
 
@@ -252,17 +287,21 @@ def neighbours_changed(run: Run) -> int:
 def compute_neighbourhood(
     run: Run, looks: Encoder, roots: Sequence[Path] = ()
 ) -> Work[Neighbourhood]:
-    """Run the training and validation images through the network once, on the GPU where nothing uses it, and keep what comes out in the
-    run's folder.
+    """Compute features of the training and validation images, and store them in the run directory.
+
+    An idle GPU is used if there is one.
 
     Args:
-        roots: when given, images that lie elsewhere are refused.
+        run: the run.
+        looks: the encoder of its network.
+        roots: if given, images outside of these folders are refused.
 
     Yields:
         Steps of the phases ``index``, ``decode`` and ``features``.
 
     Raises:
-        FinetuneError: when the images are not there any more, may not be read, or the run's folder cannot be written to.
+        FinetuneError: if the images are missing or may not be read, or the run directory cannot be
+            written to.
     """
     images = yield from run_images(run, _MOST, roots)
     train, val = images.rows[TRAIN], images.rows[VAL]
@@ -307,7 +346,15 @@ def _features(looks: Encoder, images: RunImages, rows: np.ndarray) -> Work[np.nd
 
 
 def _distances(features: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """Mean cosine distance of each image ``[m, parts, d]`` to the nearest of the training images ``[n, parts, d]``: float32 ``[parts, m]``."""
+    """Return the mean cosine distance of each image to its nearest training images.
+
+    Args:
+        features: ``[m, parts, d]``.
+        near: ``[n, parts, d]`` of the training images.
+
+    Returns:
+        Float32 ``[parts, m]``.
+    """
     count = min(_NEAREST, len(near))
     found = np.empty((near.shape[1], len(features)), np.float32)
     for part in range(len(found)):
@@ -319,5 +366,5 @@ def _distances(features: np.ndarray, near: np.ndarray) -> np.ndarray:
 
 
 def _mark(looks: Encoder) -> str:
-    """Changes with the network's weights."""
+    """Return a hash of the network's weights."""
     return state_hash(looks.predictor.network.model.state_dict())
