@@ -1,4 +1,4 @@
-"""Images in bins of confidence: what calibration and its error are computed from."""
+"""Binning of images by confidence, for calibration and its error."""
 
 from typing import Literal
 
@@ -14,10 +14,13 @@ Binning = Literal["width", "mass"]
 def bins_of(
     confidence: np.ndarray, binning: Binning = "width", bins: int = BINS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The borders of the bins, and the bin of each image.
+    """Return the edges of the bins, and the bin of each image.
 
     Args:
-        binning: bins of equal ``width`` in confidence, or of equal ``mass`` in images (fewer where confidences are equal).
+        confidence: float ``[n]``.
+        binning: bins of equal ``width`` in confidence, or of equal ``mass`` in images (fewer if
+            confidences are equal).
+        bins: number of bins.
     """
     if binning == "width":
         edges = np.linspace(0, 1, bins + 1)
@@ -28,7 +31,10 @@ def bins_of(
 
 
 def gap_rows(confidence: np.ndarray, correct: np.ndarray, bin_of: np.ndarray) -> sparse.csr_array:
-    """``[bins, n]``: times the images' weights, each bin's part of the calibration error, with its sign."""
+    """Return a sparse matrix ``[bins, n]`` that gives the calibration error of each bin.
+
+    Its product with the images' weights is the contribution of each bin, with its sign.
+    """
     gaps = (correct - confidence) / len(confidence)
     return sparse.csr_array(
         (gaps, (bin_of, np.arange(len(gaps)))), shape=(bin_of.max() + 1, len(gaps))
@@ -36,15 +42,17 @@ def gap_rows(confidence: np.ndarray, correct: np.ndarray, bin_of: np.ndarray) ->
 
 
 def ece_interval(gaps: np.ndarray, drawn: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the expected calibration error, from bootstrap resamples.
+    """Return a 95 % interval of the expected calibration error from bootstrap resamples.
 
-    The error of few images is too large, because chance moves every bin off the line, and that of a resample more so: plain percentiles
-    would miss the true error nearly always where it is small. So the lower end takes off all that chance may have moved the bins (by the
-    triangle inequality the two errors differ by no more), and the upper end is the basic bootstrap's (Davison & Hinkley 1997), which
-    corrects for the bias; it is never below the error itself.
+    The error of few images is too large, because chance moves every bin off the diagonal, and that
+    of a resample is even larger. Plain percentiles would nearly always miss a small true error. So
+    the lower end subtracts all that chance may have moved the bins (by the triangle inequality the
+    two errors differ by no more). The upper end is the basic bootstrap's (Davison & Hinkley 1997),
+    which corrects for the bias. It is never below the error itself.
 
     Args:
-        gaps: ``[bins]``. drawn: ``[bins, resamples]``.
+        gaps: ``[bins]``.
+        drawn: ``[bins, resamples]``.
     """
     error, errors = np.abs(gaps).sum(), np.abs(drawn).sum(0)
     moved = np.abs(drawn - gaps[:, None]).sum(0)

@@ -1,4 +1,4 @@
-"""Which images of another data set a run knows: its own, and those that the runs before it were trained on."""
+"""Copies in another data set of images that a run, or the runs before it, trained on."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,16 +25,18 @@ _MOST_EARLIER = 20  # runs in a chain
 
 @dataclass(frozen=True)
 class Known:
-    """What a run knows of another data set's images: bool ``[n]`` each, of which an image is in the first that holds only.
+    """Copies of a run's images in another data set: bool ``[n]`` each.
+
+    An image belongs to the first category that applies.
 
     Attributes:
         training: exact copies of training images.
         validation: exact copies of validation images.
         test: exact copies of test images.
         near: near-copies of training images.
-        earlier: copies, exact and near ones, of training images of the runs that it started from.
-        problem: what could not be looked for, in words.
-        looked: whether the run's own images could be looked at.
+        earlier: exact and near copies of training images of the runs that the run started from.
+        problem: description of the copies that could not be searched for.
+        looked: True if the run's own images could be read.
     """
 
     training: np.ndarray
@@ -47,11 +49,15 @@ class Known:
 
     @property
     def own(self) -> np.ndarray:
-        """Exact copies of the run's own images, which are left out: they are no other data."""
+        """Exact copies of the run's own images, which are left out."""
         return np.asarray(self.training | self.validation | self.test)
 
     def copies(self, used: np.ndarray) -> Copies:
-        """Of the images that a run's classes leave (bool ``[n]``)."""
+        """Count the copies among the images of the run's classes.
+
+        Args:
+            used: bool ``[n]``, images of the run's classes.
+        """
         earlier = int((self.earlier & used).sum())
         if not self.looked:
             return Copies(None, None, None, None, self.problem, earlier)
@@ -63,16 +69,23 @@ class Known:
 
 
 def same_images(run: Run) -> str:
-    """Equal for runs that have the same images, and started from the same run."""
+    """Return a key that is equal for runs with the same images that started from the same run."""
     config = run.config
     return f"{_which(config)} {config.earlier_run}"
 
 
 def look_for_copies(run: Run, other: OtherData, roots: Sequence[Path] = ()) -> Work[Known]:
-    """Look for copies of the images that a run knows; where those cannot be looked at, that is said, and nothing is left out.
+    """Search another data set for copies of the images that a run has used.
 
-    All images of the training split count, also those that a run on a share of them did not see: runs that are compared then leave
-    out the same. What the runs before it trained on is counted only, for the same reason.
+    If these cannot be read, the result says so, and nothing is left out. All images of the training
+    split count, also those that a run on a share of them did not see, so that compared runs leave
+    out the same images. Copies of training images of earlier runs are only counted, for the same
+    reason.
+
+    Args:
+        run: the run.
+        other: the other data set.
+        roots: if given, data outside of these folders is refused.
 
     Yields:
         Steps of the phases ``index`` and ``copies``.
@@ -101,7 +114,11 @@ def look_for_copies(run: Run, other: OtherData, roots: Sequence[Path] = ()) -> W
 def _of_earlier_runs(
     run: Run, other: OtherData, roots: Sequence[Path]
 ) -> Work[tuple[np.ndarray, list[str]]]:
-    """Bool ``[n]``: copies of what the runs before this one trained on; and what could not be looked for."""
+    """Search for copies of the training images of the runs that this one started from.
+
+    Returns:
+        Bool ``[n]``, and descriptions of the copies that could not be searched for.
+    """
     found, problems = np.zeros(len(other.table), dtype=bool), []
     looked_at = {_which(run.config)}
     for _ in range(_MOST_EARLIER):
@@ -123,7 +140,10 @@ def _of_earlier_runs(
 
 
 def _before(run: Run, roots: Sequence[Path]) -> Run:
-    """The run that a run started from: among those beside it or, where a person may read all there is, wherever its settings say."""
+    """Return the run that a run started from.
+
+    It is a run in the same directory or, if all files may be read, the one at the recorded path.
+    """
     named = Path(run.config.earlier_run or "")
     beside = run.run_dir.parent / named.name
     if is_run_folder(beside) or not roots:
@@ -136,7 +156,7 @@ def _which(config: RunConfig) -> str:
 
 
 def _images(config: RunConfig, roots: Sequence[Path]) -> Work[tuple[Dataset, pd.DataFrame]]:
-    """A run's data set as it is now, and its table with ``thumb``."""
+    """Load a run's data set in its current state, and its table with ``thumb``."""
     if roots:
         check_roots(config.data, roots)
     seen = yield from in_phase(
@@ -149,13 +169,13 @@ def _images(config: RunConfig, roots: Sequence[Path]) -> Work[tuple[Dataset, pd.
 def _copies(
     own: Dataset, table: pd.DataFrame, other: OtherData
 ) -> Work[tuple[np.ndarray, np.ndarray]]:
-    """Bool ``[n]`` each: which of the other images are one of the training images; which are that, or nearly."""
+    """Return bool ``[n]`` each: exact copies of training images; exact or near copies."""
     training, exact = table[table["split"] == TRAIN], _exact(table, TRAIN, other)
     return exact, (yield from in_phase("copies", _near(training, own.root, other)))
 
 
 def _exact(table: pd.DataFrame, split: str, other: OtherData) -> np.ndarray:
-    """Bool ``[n]``: exact copies of a split's images."""
+    """Return bool ``[n]``: exact copies of a split's images."""
     return other.table["content"].isin(table.loc[table["split"] == split, "content"]).to_numpy()
 
 

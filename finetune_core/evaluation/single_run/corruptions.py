@@ -1,4 +1,4 @@
-"""Images made worse, in the manner of Hendrycks & Dietterich 2019: kinds of corruption, each at three severities."""
+"""Image corruptions in the manner of Hendrycks & Dietterich 2019, each at three severities."""
 
 import io
 from collections.abc import Callable
@@ -46,11 +46,14 @@ def _rotation(image: Image.Image, degrees: float, random: np.random.Generator) -
 
 @dataclass(frozen=True)
 class Corruption:
-    """One way to make images worse.
+    """One kind of corruption.
 
     Attributes:
-        severities: mild, middle, strong: the 1st, 3rd and 5th of Hendrycks & Dietterich, who have no rotation.
-        unit: what they are.
+        title: label in a list.
+        severities: mild, middle, strong: the 1st, 3rd and 5th of Hendrycks & Dietterich, who have
+            no rotation.
+        unit: unit of the severities.
+        apply: function of the image, the severity and a random generator.
     """
 
     title: str
@@ -74,11 +77,12 @@ CLEAN = "none"
 
 @dataclass(frozen=True)
 class Corrupted:
-    """The images of a split made worse in one way.
+    """One corruption of the images of a split.
 
     Attributes:
+        split: the split.
         corruption: a key of ``CORRUPTIONS``, or ``CLEAN``.
-        severity: a key of ``SEVERITIES``; 0 of ``CLEAN``.
+        severity: a key of ``SEVERITIES``; 0 for ``CLEAN``.
     """
 
     split: str
@@ -87,12 +91,12 @@ class Corrupted:
 
     @property
     def key(self) -> str:
-        """Tells it apart from the others of its split: ``noise-3``."""
+        """Key within the split: ``noise-3``."""
         return f"{self.corruption}-{self.severity}"
 
     @property
     def name(self) -> str:
-        """As a person would call it, in a list: ``Gaussian noise, strong (0.38)``."""
+        """Label in a list: ``Gaussian noise, strong (0.38)``."""
         corruption = CORRUPTIONS[self.corruption]
         return (
             f"{corruption.title}, {SEVERITIES[self.severity]} "
@@ -101,22 +105,31 @@ class Corrupted:
 
     @property
     def described(self) -> str:
-        """Whose images they are, within a sentence."""
+        """Description within a sentence."""
         return f"the runs' own {SPLIT_WORDS[self.split].lower()} images, made worse: {self.name}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: ``corruption, severity``."""
+        """Return plain values: ``corruption, severity``."""
         return {"corruption": self.corruption, "severity": self.severity}
 
 
 def corrupted(split: str) -> list[Corrupted]:
-    """A split's images in every way that they are made worse, in order; the images as they are come first."""
+    """Return all corruptions of a split in order; the clean images come first."""
     worse = [Corrupted(split, name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
     return [Corrupted(split, CLEAN, 0), *worse]
 
 
 def made_worse(squares: np.ndarray, which: Corrupted, seed: int) -> np.ndarray:
-    """Images uint8 ``[n, side, side, 3]``, corrupted; the same ones for the same seed."""
+    """Corrupt images; the result depends on the seed only.
+
+    Args:
+        squares: uint8 ``[n, side, side, 3]``.
+        which: the corruption.
+        seed: seed of the random generator.
+
+    Returns:
+        Uint8 ``[n, side, side, 3]``.
+    """
     if which.corruption == CLEAN:
         return squares
     corruption = CORRUPTIONS[which.corruption]

@@ -1,4 +1,4 @@
-"""Curves of one split: one class against the rest, and selective prediction: accuracy against coverage."""
+"""Curves of one split: one class against the rest, and accuracy against coverage."""
 
 from dataclasses import dataclass
 
@@ -16,13 +16,15 @@ _GRID = np.linspace(0, 1, 101)  # where bands are worked out
 
 @dataclass(frozen=True)
 class OneVsRest:
-    """A class against all others, by its probability.
+    """Curves of a class against all other classes, by its probability.
 
     Attributes:
-        prevalence: the share of the images that are of the class: what precision is by chance, at any recall.
+        prevalence: the share of the images that are of the class: precision by chance, at any
+            recall.
         roc: ``false_positives, true_positives``, shares.
         recall_precision: ``recall, precision``.
-        roc_band: ``false_positives, low, high``: in between lies the curve of 95 of 100 resamples, point by point.
+        roc_band: ``false_positives, low, high``: contains the curve of 95 of 100 resamples, point
+            by point.
         recall_precision_band: ``recall, low, high``.
     """
 
@@ -36,10 +38,11 @@ class OneVsRest:
 def one_vs_rest(
     result: Evaluation, label: int, resamples: int = BAND_RESAMPLES, seed: int = 0
 ) -> OneVsRest | None:
-    """The curves of a class; None where they are not defined: all images are of this class, or none is.
+    """Return the curves of a class.
 
-    Bands are percentile-bootstrap intervals of what is on the vertical axis (Macskassy & Provost 2004: vertical averaging); images are
-    drawn as for the numbers (``scores.score``).
+    None if they are not defined because all images are of this class, or none is. Bands are
+    percentile bootstrap intervals of the vertical axis (Macskassy & Provost 2004: vertical
+    averaging). Images are drawn as for the numbers (``scores.score``).
     """
     from sklearn.metrics import precision_recall_curve, roc_curve
 
@@ -84,11 +87,14 @@ def _bands(
 
 
 def coverage_curve(result: Evaluation) -> pd.DataFrame:
-    """Selective accuracy against coverage: accuracy on the images that the network is most confident of (El-Yaniv & Wiener 2010).
+    """Return the accuracy on the images with the highest confidence against their share.
+
+    This is selective prediction (El-Yaniv & Wiener 2010).
 
     Returns:
-        ``coverage`` (share of images that get a prediction), ``accuracy`` among those, ``threshold`` (the least confidence among them); the most
-        confident first. Images of equal confidence go together.
+        ``coverage`` (share of images that get a prediction), ``accuracy`` among those,
+        ``threshold`` (the least confidence among them). The most confident come first. Images of
+        equal confidence go together.
     """
     rows = result.predictions.sort_values("confidence", ascending=False)
     confidence, selected = rows["confidence"].to_numpy(), np.arange(1, len(rows) + 1)
@@ -105,7 +111,10 @@ def coverage_curve(result: Evaluation) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class SelectivePrediction:
-    """The images that are classified with at least some confidence; accuracy and interval are NaN where there is none."""
+    """Images that are classified with at least some confidence.
+
+    Accuracy and interval are NaN if there is none.
+    """
 
     images: int
     share: float
@@ -115,14 +124,14 @@ class SelectivePrediction:
 
 
 def selective_prediction(result: Evaluation, threshold: float) -> SelectivePrediction:
-    """What becomes of a split when only images are classified that the network is at least this confident of."""
+    """Return the accuracy on the images of at least this confidence, and their number."""
     kept = result.predictions["correct"][result.predictions["confidence"] >= threshold]
     accuracy, low, high = accuracy_interval(int(kept.sum()), len(kept))
     return SelectivePrediction(len(kept), len(kept) / result.images, accuracy, low, high)
 
 
 def thinned(curve: pd.DataFrame, points: int = _POINTS) -> pd.DataFrame:
-    """At most so many rows, evenly spread, the first and the last among them."""
+    """Return at most ``points`` rows of a curve, evenly spread, with the first and the last row."""
     if len(curve) <= points:
         return curve
     return curve.iloc[np.linspace(0, len(curve) - 1, points).round().astype(int)].reset_index(

@@ -1,4 +1,4 @@
-"""A run -> its evaluation, worked out once for each table of predictions, however often a page asks."""
+"""Evaluation of a run, cached for each table of predictions, because pages ask often."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,19 +32,19 @@ HELD_OUT = "held out: used neither for training nor for model selection"
 
 
 def evaluation(run: Run, split: str | None = None) -> Evaluation:
-    """How a run did on a split; on the least biased one when None.
+    """Return the evaluation of a run on a split, or on the least biased one if None.
 
     Raises:
-        RunError: when the run has no predictions for it.
+        RunError: if the run has no predictions for it.
     """
     return _evaluated(run.run_dir, predictions_changed(run.run_dir), _classes(run), split)
 
 
 def predicted_splits(run: Run) -> list[str]:
-    """The splits that the run has predictions for, the least biased first.
+    """Return the splits that the run has predictions for, the least biased first.
 
     Raises:
-        RunError: when it has none.
+        RunError: if it has none.
     """
     return evaluated_splits(
         _table(run.run_dir, predictions_changed(run.run_dir), len(_classes(run)))
@@ -52,23 +52,28 @@ def predicted_splits(run: Run) -> list[str]:
 
 
 def is_held_out(run: Run, split: str) -> bool:
-    """Return whether a split's images had no part in a run: not in training, nor in its model selection.
+    """Return whether a split's images were used neither for training nor for model selection.
 
-    A head that is fitted without epochs chooses nothing on its validation images either.
+    A head that is fitted without epochs selects nothing on its validation images either.
     """
     return split == TEST or bool(run.history.fitted)
 
 
 def evaluation_precision(run: Run) -> str | None:
-    """The precision that a run's predictions were computed in; of earlier versions, that of the run itself. None where nothing
-    tells."""
+    """Return the precision that a run's predictions were computed in.
+
+    For runs of earlier versions it is that of the training. None if nothing records it.
+    """
     return _precision(run.run_dir, predictions_changed(run.run_dir)) or (
         run.history.started or {}
     ).get("precision")
 
 
 def precision_note(run: Run) -> str:
-    """What to know of a run's predictions where they were not computed in fp32, as networks are used; empty where they were."""
+    """Return a note if the predictions were not computed in fp32; else empty.
+
+    Networks are applied in fp32.
+    """
     precision = evaluation_precision(run)
     if precision in (None, "fp32"):
         return ""
@@ -79,17 +84,19 @@ def precision_note(run: Run) -> str:
 
 
 def scores(run: Run, split: str) -> Scores:
-    """Every number of a split, with its interval; from fewer resamples where images and classes are many.
+    """Return every number of a split with its interval.
+
+    If images and classes are many, fewer resamples are drawn.
 
     Raises:
-        RunError: when the run has no predictions for it.
+        RunError: if the run has no predictions for it.
     """
     evaluation(run, split)
     return _scores(run.run_dir, predictions_changed(run.run_dir), len(_classes(run)), split)
 
 
 def scores_of(result: Evaluation) -> Scores:
-    """The same of an evaluation that is at hand."""
+    """Return every number of an evaluation with its interval."""
     rows = result.predictions
     return _scored(
         rows["label"].to_numpy(), np.stack(rows["probabilities"].tolist()), rows["loss"].to_numpy()
@@ -97,17 +104,20 @@ def scores_of(result: Evaluation) -> Scores:
 
 
 def class_curves(run: Run, split: str, label: int) -> OneVsRest | None:
-    """One class against the others; None where that is not defined.
+    """Return the curves of one class against the rest; None if they are not defined.
 
     Raises:
-        RunError: when the run has no predictions for the split.
+        RunError: if the run has no predictions for the split.
     """
     return _class_curves(run.run_dir, predictions_changed(run.run_dir), _classes(run), split, label)
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Calibration of a split as it is, and scaled by a temperature of other images; None where there are too few of those."""
+    """Calibration of a split before and after temperature scaling.
+
+    ``scaling`` and ``after`` are None if there are too few other images to fit a temperature on.
+    """
 
     before: Calibration
     scaling: Scaling | None
@@ -115,10 +125,10 @@ class Calibrated:
 
 
 def calibrated(run: Run, split: str, binning: Binning = "width") -> Calibrated:
-    """Calibration of a split before and after temperature scaling.
+    """Return the calibration of a split before and after temperature scaling.
 
     Raises:
-        RunError: when the run has no predictions for it.
+        RunError: if the run has no predictions for it.
     """
     evaluation(run, split)
     return _calibrated(
@@ -127,10 +137,10 @@ def calibrated(run: Run, split: str, binning: Binning = "width") -> Calibrated:
 
 
 def sliced(run: Run, split: str) -> tuple[Facts, pd.DataFrame]:
-    """What is known of a split's images, and its accuracy by that.
+    """Return facts about a split's images, and the accuracy in slices by these facts.
 
     Raises:
-        RunError: when the run has no predictions for it.
+        RunError: if the run has no predictions for it.
     """
     changed = predictions_changed(run.run_dir), *facts_changed(run.config.data)
     return _sliced(run.run_dir, changed, _classes(run), split, run.config.data)
@@ -196,7 +206,13 @@ def _calibrated(
 
 
 def calibrated_of(table: pd.DataFrame, split: str, binning: Binning = "width") -> Calibrated:
-    """The same of predictions that are at hand: those of the split, and others to fit a temperature on."""
+    """Return the calibration of a table of predictions before and after temperature scaling.
+
+    Args:
+        table: predictions of the split, and of other images to fit a temperature on.
+        split: the split.
+        binning: as for ``bins_of``.
+    """
     rows, scaled = table[table["split"] == split], scale(table, split)
     labels, logits = rows["label"].to_numpy(), logits_of(rows)
 

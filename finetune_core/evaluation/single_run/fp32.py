@@ -1,4 +1,7 @@
-"""A run's images classified anew: by an exported file, or by its best checkpoint in fp32, where the run was evaluated in bf16."""
+"""New predictions of a run's images: by an exported file, or by the best checkpoint in fp32.
+
+The latter is for runs that were evaluated in bf16.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -30,7 +33,7 @@ from finetune_core.work import Work
 
 
 def can_be_evaluated(run: Run) -> bool:
-    """Whether ``evaluate_in_fp32`` has something to do: the run has ended, evaluated in another precision."""
+    """Return whether a run has ended and was evaluated in another precision than fp32."""
     return (
         run.history.end is not None
         and run.judged
@@ -39,14 +42,17 @@ def can_be_evaluated(run: Run) -> bool:
 
 
 def evaluate_in_fp32(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
-    """Replace the predictions of a run that has ended by those that its best checkpoint makes in fp32, of the same images, on the GPU where
-    nothing uses it.
+    """Replace the predictions of a finished run by those of its best checkpoint in fp32.
+
+    The images stay the same. An idle GPU is used if there is one.
 
     Args:
-        roots: when given, images that lie elsewhere are refused.
+        run: the run.
+        roots: if given, images outside of these folders are refused.
 
     Raises:
-        FinetuneError: when the run goes on, its images have changed or cannot be read, or its checkpoint is damaged.
+        FinetuneError: if the run is active, its images have changed or cannot be read, or its
+            checkpoint is damaged.
     """
     with locked(run.run_dir):
         yield from on_idle_device(partial(_evaluated, run, roots), FINAL_PRECISION)
@@ -66,13 +72,19 @@ def _evaluated(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
 def predicted_again(
     run: Run, predictor: Predictor, answer: Answer, roots: Sequence[Path]
 ) -> Work[pd.DataFrame]:
-    """A table of predictions (``prediction_table``) of the images that a run was evaluated on, by another answer.
+    """Predict the images that a run was evaluated on with another forward function.
 
     Args:
-        roots: when given, images that lie elsewhere are refused.
+        run: the run.
+        predictor: supplies classes and preprocessing.
+        answer: function from inputs to logits.
+        roots: if given, images outside of these folders are refused.
+
+    Returns:
+        A table of predictions (``prediction_table``).
 
     Raises:
-        FinetuneError: when the images have changed since the run was trained, or cannot be read.
+        FinetuneError: if the images have changed since the run was trained, or cannot be read.
     """
     images = yield from run_images(run, dict.fromkeys(predicted_splits(run), sys.maxsize), roots)
     if not images.unchanged:

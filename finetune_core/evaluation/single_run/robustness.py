@@ -1,4 +1,4 @@
-"""How accuracy holds when images get worse: a run's network asked about corrupted images of a split, once."""
+"""Robustness of a run: its accuracy on corrupted images of a split."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -32,17 +32,22 @@ _BATCH = 32
 def measure_robustness(
     run: Run, split: str, seed: int = 0, roots: Sequence[Path] = ()
 ) -> Work[Robustness]:
-    """Ask a run's best network about images of a split that get worse and worse, on the GPU where nothing uses it, and keep the answers in
-    the run's folder.
+    """Predict corrupted images of a split, and store the predictions in the run directory.
+
+    An idle GPU is used if there is one.
 
     Args:
-        roots: when given, images that lie elsewhere are refused.
+        run: the run.
+        split: the split.
+        seed: seed of the sample of images and of the corruptions.
+        roots: if given, images outside of these folders are refused.
 
     Yields:
         Steps that count predictions.
 
     Raises:
-        FinetuneError: when there is no network, no predictions, or none of the images can be read any more.
+        FinetuneError: if there is no network, there are no predictions, or no image can be read any
+            more.
     """
     return (yield from on_idle_device(partial(_measured, run, split, seed, roots), FINAL_PRECISION))
 
@@ -71,7 +76,11 @@ def _measured(
 def _sample(
     run: Run, predictor: Predictor, split: str, seed: int, roots: Sequence[Path]
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Ids, uint8 ``[n, side, side, 3]`` and labels of some images of the split; those that are gone or damaged are passed over."""
+    """Load a sample of the images of a split; missing or damaged images are skipped.
+
+    Returns:
+        Ids, uint8 ``[n, side, side, 3]``, and labels.
+    """
     rows = evaluation(run, split).predictions.sort_values("id")
     chosen = rows.sample(min(MOST_IMAGES, len(rows)), random_state=seed)
     resize = predictor.network.info.resize(predictor.image_size)
@@ -100,7 +109,7 @@ def _square(path: Path, resize: Resize) -> np.ndarray | None:
 
 
 def _logits(predictor: Predictor, forward: Forward, squares: np.ndarray) -> np.ndarray:
-    """Float32 ``[n, classes]``; preprocessing as in validation."""
+    """Return float32 ``[n, classes]``; preprocessing is as in validation."""
     info = predictor.network.info
     images = evaluated(torch.from_numpy(squares).permute(0, 3, 1, 2), predictor.image_size)
     with torch.no_grad(), predictor.device.autocast():

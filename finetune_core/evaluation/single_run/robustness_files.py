@@ -1,4 +1,7 @@
-"""What a run's network predicted for corrupted images: one file for each split, beside ``predictions.parquet``, and input as that is."""
+"""Stored predictions for corrupted images: one file per split, beside ``predictions.parquet``.
+
+The files are untrusted input.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +45,10 @@ class _Row(TypedDict):
 
 
 class _Kept(TypedDict):
-    """What earlier versions kept: for which predictions it was measured, on how many images, and accuracies."""
+    """Content of the files of earlier versions, which stored accuracies only.
+
+    ``predictions`` is the time stamp of the predictions that the run had then.
+    """
 
     predictions: Moment
     images: Count
@@ -57,10 +63,12 @@ class Robustness:
     """Accuracy under corruption.
 
     Attributes:
-        images: how many were drawn from the split; the same ones everywhere.
-        rows: ``corruption`` (a key of ``CORRUPTIONS``, or ``CLEAN``), ``severity`` (0 for none, 1 to 3), ``accuracy, low, high``
-            (95 %, Wilson 1927).
-        predicted: whether the predictions are kept (``corrupted_predictions``): earlier versions kept accuracies only.
+        split: the split.
+        images: number of images that were drawn from the split; the same ones for each corruption.
+        rows: ``corruption`` (a key of ``CORRUPTIONS``, or ``CLEAN``), ``severity`` (0 for none, 1
+            to 3), ``accuracy, low, high`` (95 %, Wilson 1927).
+        predicted: True if the predictions are stored (``corrupted_predictions``): earlier versions
+            stored accuracies only.
     """
 
     split: str
@@ -77,15 +85,18 @@ def save_robustness(
     logits: Sequence[np.ndarray],
     changed: int,
 ) -> Robustness:
-    """Keep what was predicted in the run's folder.
+    """Store predictions in the run directory.
 
     Args:
+        run: the run.
+        split: the split.
+        ids: ids of the images.
         labels: int ``[images]``.
         logits: float ``[images, classes]`` for each of ``corrupted(split)``.
-        changed: ``predictions_changed`` of before the network was read.
+        changed: ``predictions_changed`` from before the network was loaded.
 
     Raises:
-        RunError: when it cannot be written.
+        RunError: if the file cannot be written.
     """
     tables = [
         prediction_table(pd.Series(ids, dtype=object), which.key, labels, one)
@@ -100,7 +111,10 @@ def save_robustness(
 
 
 def known_robustness(run: Run, split: str) -> Robustness | None:
-    """What was measured before, unless the run has been trained on since."""
+    """Return the stored robustness.
+
+    None if it was not measured, or the run has been trained on since.
+    """
     try:
         return _known(*_version(run.run_dir, split, len(run.started["classes"])))
     except RunError:  # none, or damaged: it can be measured again
@@ -108,13 +122,18 @@ def known_robustness(run: Run, split: str) -> Robustness | None:
 
 
 def corrupted_predictions(run_dir: Path, which: Corrupted, classes: int) -> pd.DataFrame:
-    """``id, split, label, logits``, all of the split ``SHIFTED``, by id; a label is an index into the run's classes.
+    """Return ``id, split, label, logits``, sorted by id.
+
+    The split is ``SHIFTED``, and a label is an index into the run's classes.
 
     Args:
-        classes: how many the run has.
+        run_dir: the run directory.
+        which: the corruption.
+        classes: number of classes of the run.
 
     Raises:
-        RunError: when there are none, they are damaged, or of an earlier state of the run.
+        RunError: if there are no predictions, or they are damaged or of an earlier state of the
+            run.
     """
     table = _table(*_version(run_dir, which.split, classes))
     rows = table[table["split"] == which.key].sort_values("id", ignore_index=True)
@@ -122,12 +141,12 @@ def corrupted_predictions(run_dir: Path, which: Corrupted, classes: int) -> pd.D
 
 
 def robustness_changed(run_dir: Path, split: str) -> Stamp | None:
-    """Changes when ``corrupted_predictions`` do; None where there are none."""
+    """Return a stamp that changes with ``corrupted_predictions``; None if there are none."""
     return stamp(_file(run_dir, split))
 
 
 def _version(run_dir: Path, split: str, classes: int) -> tuple[Path, str, int, Stamp | None, int]:
-    """All that ``_table`` depends on."""
+    """Return the arguments of ``_table``: all that its result depends on."""
     return run_dir, split, classes, robustness_changed(run_dir, split), predictions_changed(run_dir)
 
 
@@ -142,12 +161,16 @@ def _known(
 def _table(
     run_dir: Path, split: str, classes: int, _version: Stamp | None, changed: int
 ) -> pd.DataFrame:
-    """
+    """Read the table of predictions for corrupted images.
+
     Args:
-        changed: ``predictions_changed`` of the run as it is now.
+        run_dir: the run directory.
+        split: the split.
+        classes: number of classes of the run.
+        changed: ``predictions_changed`` of the run in its current state.
 
     Raises:
-        RunError: when it is missing, damaged, or of other predictions of the run.
+        RunError: if the file is missing, damaged, or belongs to other predictions of the run.
     """
     path, ways = _file(run_dir, split), [which.key for which in corrupted(split)]
     try:

@@ -1,4 +1,4 @@
-"""All that is known of one split of a run, in one result that prints itself."""
+"""All results on one split of a run, in one object that prints itself."""
 
 from dataclasses import dataclass
 
@@ -28,12 +28,14 @@ from finetune_core.runs.store import Run
 
 @dataclass(frozen=True, repr=False)
 class RunEvaluation(Evaluation):
-    """An evaluation with everything else that is known of the split.
+    """An evaluation with all other results on the split.
 
     Attributes:
+        run: the run.
         scores: every number with its bootstrap interval.
-        slices: accuracy by what is known of the images.
-        robustness: None where nobody has measured it.
+        calibrated: calibration before and after temperature scaling.
+        slices: accuracy in slices by facts about the images.
+        robustness: None if it was not measured.
     """
 
     run: Run
@@ -44,11 +46,11 @@ class RunEvaluation(Evaluation):
 
     @property
     def precision(self) -> str | None:
-        """That the predictions were computed in; None where nothing tells."""
+        """Precision that the predictions were computed in; None if nothing records it."""
         return evaluation_precision(self.run)
 
     def caveats(self) -> list[str]:
-        """What to know before the numbers are read."""
+        """Return notes to read before the numbers."""
         chosen = (
             "The best epoch was chosen on these images, so the numbers are a little optimistic."
         )
@@ -56,21 +58,21 @@ class RunEvaluation(Evaluation):
         return [*notes, *filter(None, [precision_note(self.run).replace("*", "")])]
 
     def reference_points(self) -> ReferencePoints | None:
-        """Return the reference points; None where the images are not all of a run's split."""
+        """Return the reference points; None if the images are not all of a run's split."""
         return reference_points(self.run, split=self.split)
 
     def beside(self) -> str:
-        """The reference points as a sentence; empty where none is known."""
+        """Return the reference points as a sentence; empty if none is known."""
         known = self.reference_points()
         return known.in_sentence() if known else ""
 
     def absences(self) -> str:
-        """Which classes the averages leave out; empty where none."""
+        """Return a sentence on the classes that averages leave out; empty if there is none."""
         missing = ", ".join(self.classes[label] for label in self.scores.absent)
         return f"Without images here, and left out of averages: {missing}." if missing else ""
 
     def details(self) -> list[str]:
-        """Calibration, and the slices that clearly differ from the rest."""
+        """Describe the calibration, and the slices that clearly differ from the rest."""
         confidence = self.calibrated
         ece = (
             f"Expected calibration error (ECE) {_error(confidence.before)}, {BINS} bins of equal "
@@ -90,7 +92,7 @@ class RunEvaluation(Evaluation):
         ]
 
     def robustness_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per corruption; none where it was not measured."""
+        """Return (columns, rows) with one row per corruption; no rows if it was not measured."""
         columns = ["Accuracy under", "clean", "mild", "middle", "strong"]
         if self.robustness is None:
             return columns, []
@@ -118,7 +120,7 @@ def evaluate_run(run: Run, split: str, robustness: Robustness | None) -> RunEval
     """Evaluate a run on a split.
 
     Raises:
-        RunError: when the run has no predictions for it.
+        RunError: if the run has no predictions for it.
     """
     return RunEvaluation(
         **vars(evaluation(run, split)),

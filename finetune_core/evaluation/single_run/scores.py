@@ -1,7 +1,7 @@
-"""The numbers that sum up a split, each with its interval.
+"""Metrics of a split, each with its interval.
 
-Shares of images have Wilson's interval, all others that of a bootstrap, which is written for many
-resamples at once: one column per resample.
+Shares of images have Wilson's interval, all other numbers that of a bootstrap. The bootstrap is
+vectorised over resamples: one column per resample.
 """
 
 from collections.abc import Iterator
@@ -55,13 +55,15 @@ AREAS = {"roc_auc": "ROC AUC", "average_precision": "Average precision"}  # of o
 
 @dataclass(frozen=True)
 class Scores:
-    """What a split is worth in numbers. NaN stands for *not defined*, never for nought.
+    """Metrics of a split. NaN means *not defined*, never 0.
 
     Attributes:
         table: one row per number: ``name`` (a key of ``NAMES``), ``value, low, high``.
-        classes: one row per class: ``roc_auc, average_precision``, and of each ``_low`` and ``_high``.
-        absent: labels of the classes that the split has no image of; averages over classes leave them out.
-        resamples: how many the intervals come from.
+        classes: one row per class: ``roc_auc, average_precision``, and of each ``_low`` and
+            ``_high``.
+        absent: labels of the classes that the split has no image of; averages over classes leave
+            them out.
+        resamples: number of resamples that the intervals are computed from.
     """
 
     table: pd.DataFrame
@@ -70,10 +72,10 @@ class Scores:
     resamples: int
 
     def in_rows(self, split: str) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per number, formatted for a reader.
+        """Return (columns, rows) with one row per number, formatted as text.
 
         Args:
-            split: whose images.
+            split: the split whose images are counted.
         """
         rows = [
             [
@@ -112,7 +114,7 @@ def range_text(name: str, low: float, high: float) -> str:
 
 
 def share_text(value: float) -> str:
-    """To three digits; NaN stands for what is not defined."""
+    """Format a value to three digits; NaN means *not defined*."""
     return NOT_DEFINED if np.isnan(value) else f"{value:.3f}"
 
 
@@ -123,16 +125,19 @@ def score(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Scores:
-    """Compute all numbers of a split, with 95 % intervals.
+    """Compute all metrics of a split with 95 % intervals.
 
-    Those of ``SHARES`` are Wilson's (1927), all others percentiles of a bootstrap (Efron 1979). Images are drawn with replacement *within each class*, so that a class never vanishes: the intervals speak of other images,
-    not of another mix of classes. A class with one image adds no spread.
+    The intervals of ``SHARES`` are Wilson's (1927), all other ones percentiles of a bootstrap
+    (Efron 1979). Images are drawn with replacement *within each class*, so that a class never
+    vanishes: the intervals are about other images, not about another mix of classes. A class with
+    one image adds no spread.
 
     Args:
         labels: int ``[n]``, at least one.
         probabilities: float ``[n, classes]``.
         losses: float ``[n]``, cross-entropy in nats.
         resamples: 0 for no intervals (they are NaN).
+        seed: seed of the resamples.
     """
     parts = _Parts(labels, probabilities, losses)
     value, of_class, gaps = parts.computed(np.ones((len(labels), 1)))
@@ -163,7 +168,10 @@ def score(
 
 
 def _interval(drawn: list[np.ndarray], like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Percentiles over the last axis; NaN where a number is not defined, or nothing was drawn."""
+    """Return percentiles over the last axis.
+
+    NaN if a number is not defined, or nothing was drawn.
+    """
     if not drawn:
         nothing = np.full(like.shape[:-1], np.nan)
         return nothing, nothing
@@ -172,7 +180,11 @@ def _interval(drawn: list[np.ndarray], like: np.ndarray) -> tuple[np.ndarray, np
 
 
 def resampled(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image was drawn, with replacement and within its class: float64 ``[n, some]`` at a time."""
+    """Yield how often each image was drawn, with replacement and within its class.
+
+    Yields:
+        Float64 ``[n, resamples]`` for some of the resamples at a time.
+    """
     random = np.random.default_rng(seed)
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
@@ -191,7 +203,10 @@ def resampled(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndar
 
 
 class _Parts:
-    """What does not change from resample to resample: every number is then a few products with the weights of the images."""
+    """Terms that do not change between resamples.
+
+    Every number is then a few products with the weights of the images.
+    """
 
     def __init__(self, labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray) -> None:
         self.count, self.classes = probabilities.shape
@@ -223,11 +238,15 @@ class _Parts:
         return [name for name in NAMES if name in self.mean_names or not name.startswith("top_")]
 
     def computed(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``[numbers, resamples]`` in the order of ``names``; ``[classes, 2, resamples]``: ROC AUC and average precision; and
-        ``[bins, resamples]``: what each bin adds to the calibration error, with its sign.
+        """Compute all numbers for some resamples.
 
         Args:
-            weights: ``[n, resamples]``; of every class as many as it has images.
+            weights: ``[n, resamples]``; the weights of a class sum to its number of images.
+
+        Returns:
+            ``[numbers, resamples]`` in the order of ``names``; ``[classes, 2, resamples]``: ROC AUC
+            and average precision; ``[bins, resamples]``: contribution of each bin to the
+            calibration error, with its sign.
         """
         means = dict(zip(self.mean_names, self.means @ weights / self.count, strict=True))
         hits, predicted = self.hits @ weights, self.predicted @ weights
@@ -253,7 +272,10 @@ class _Parts:
         return np.stack([found[name] for name in self.names]), of_class, gaps
 
     def _agreement(self, accuracy: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
-        """Beyond chance (Cohen 1960; Gorodkin 2004), from shares; not defined of a single class."""
+        """Return agreement beyond chance (Cohen 1960; Gorodkin 2004) from shares.
+
+        It is not defined for a single class.
+        """
         true, given = self.support / self.count, predicted / self.count
         if self.present.sum() < 2:
             return dict.fromkeys(
@@ -269,16 +291,20 @@ class _Parts:
 
 
 def _mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """Mean over classes of those that are defined; whether one is does not depend on the resample."""
+    """Return the mean over the classes whose value is defined.
+
+    Whether a value is defined does not depend on the resample.
+    """
     defined = values[~np.isnan(values[:, 0])]
     return defined.mean(0) if len(defined) else np.full(values.shape[1], np.nan)
 
 
 class _Ranking:
-    """One class against the rest, by its probability.
+    """One class against the rest, ranked by its probability.
 
-    Between two neighbouring probabilities that images of the class have, the others need not be distinguished: their weights are
-    added up by one sparse product, and what is left to sum over is the images of the class.
+    Between two neighbouring probabilities of images of the class, the other images need not be
+    distinguished. Their weights are added up by one sparse product, and only the images of the
+    class are left to sum over.
     """
 
     def __init__(self, positive: np.ndarray, probability: np.ndarray) -> None:
@@ -299,7 +325,10 @@ class _Ranking:
         )
 
     def areas(self, weights: np.ndarray) -> np.ndarray:
-        """``[2, resamples]``: area under the ROC curve (ties count half), average precision (a step function, as in scikit-learn)."""
+        """Return ``[2, resamples]``: area under the ROC curve, and average precision.
+
+        Ties count half. Average precision is a step function, as in scikit-learn.
+        """
         columns = weights.shape[1]
         if not self.positives:
             return np.full((2, columns), np.nan)
@@ -317,7 +346,10 @@ class _Ranking:
 
 
 def rank_of(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Int ``[n]``: how many classes come before the true one; of equal ones the first goes before, as in ``argmax``."""
+    """Return int ``[n]``: how many classes rank before the true one.
+
+    Of equal probabilities the first class ranks first, as in ``argmax``.
+    """
     own = np.take_along_axis(probabilities, labels[:, None], axis=1)
     before = np.arange(probabilities.shape[1]) < labels[:, None]
     earlier: np.ndarray = (probabilities > own) | ((probabilities == own) & before)

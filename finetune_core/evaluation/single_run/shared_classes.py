@@ -1,8 +1,8 @@
-"""The classes that a run's own images and shifted images have in common.
+"""Classes that a run's own images and shifted images have in common.
 
-A number on images of other classes says how hard those classes are, not what the shift costs. So
-both sides are restricted to the images of the classes that both have; the network still chooses
-among all of its classes.
+An accuracy on images of other classes measures how hard those classes are, not the effect of the
+shift. So both sides are restricted to the images of the classes that both have. The network still
+chooses among all of its classes.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ class SharedClasses:
     """The classes that both sides have images of, and what is left out of either side.
 
     Attributes:
-        labels: of the shared classes, ascending.
-        names: of the shared classes.
-        own_only: class without shifted images -> the run's own images of it.
-        shifted_only: class without own images -> its shifted images.
+        labels: labels of the shared classes, ascending.
+        names: names of the shared classes.
+        own_only: class without shifted images -> number of the run's own images of it.
+        shifted_only: class without own images -> number of shifted images of it.
     """
 
     labels: tuple[int, ...]
@@ -36,11 +36,14 @@ class SharedClasses:
 
     @property
     def complete(self) -> bool:
-        """Return whether both sides have images of the same classes, so that nothing is left out."""
+        """True if both sides have images of the same classes, so that nothing is left out."""
         return not self.own_only and not self.shifted_only
 
     def in_words(self) -> list[str]:
-        """Return which classes are compared and what is left out, in sentences; none if complete."""
+        """Return which classes are compared and what is left out, in sentences.
+
+        Empty if nothing is left out.
+        """
         if self.complete:
             return []
         named = some([f"“{name}”" for name in self.names], _MOST_NAMED)
@@ -59,7 +62,7 @@ class SharedClasses:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values: ``compared_classes``, ``own_only_classes``, ``shifted_only_classes``."""
+        """Return plain values: ``compared_classes, own_only_classes, shifted_only_classes``."""
         return {
             "compared_classes": list(self.names),
             "own_only_classes": self.own_only,
@@ -78,7 +81,7 @@ def shared_classes(
         shifted_labels: int ``[m]``, of the shifted images.
 
     Raises:
-        RunError: when there is no such class.
+        RunError: if there is no such class.
     """
     own, shifted = (
         np.bincount(each, minlength=len(classes)).tolist() for each in (own_labels, shifted_labels)

@@ -1,4 +1,7 @@
-"""A run's best network asked about all images of another data set with the same classes, once for each data set."""
+"""Predictions of a run's best network for another data set with the same classes.
+
+Each data set is predicted once.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,23 +34,29 @@ from finetune_core.work import Work, in_phase, with_subject
 
 
 def predict_shifted(runs: Sequence[Run], data: str, roots: Sequence[Path] = ()) -> Work[str]:
-    """Have runs predict another data set, on the GPU where nothing uses it, and keep the answers in their folders. Those that have
-    predicted it as it is now are not asked again.
+    """Predict another data set with several runs, and store the predictions in their directories.
+
+    An idle GPU is used if there is one. Runs that have predicted the data set in its current state
+    are skipped.
 
     Args:
-        data: as a person names it (``resolve_data``); changes made to it on the Dataset page count.
-        roots: when given, what lies elsewhere is refused, and images that do are left out.
+        runs: the runs.
+        data: the data set as a person names it (``resolve_data``); edits made on the Dataset page
+            count.
+        roots: if given, data outside of these folders is refused, and such images are left out.
 
     Yields:
-        Steps of the phases ``unpack``, ``index``, ``copies``, ``decode`` and ``evaluate``; of several runs, each with the run as the
-        subject.
+        Steps of the phases ``unpack``, ``index``, ``copies``, ``decode`` and ``evaluate``; for
+        several runs, each with the run as the subject.
 
     Returns:
         The data set's fingerprint.
 
     Raises:
-        DataError: when it cannot be read, has none of a run's classes, or nothing but copies of its own images.
-        FinetuneError: when a run has no network or no predictions, or cannot be written to.
+        DataError: if the data set cannot be read, has none of a run's classes, or nothing but
+            copies of its own images.
+        FinetuneError: if a run has no network or no predictions, or its directory cannot be written
+            to.
     """
     other = yield from look_at(data, roots)
     known: dict[str, Known] = {}
@@ -58,10 +67,13 @@ def predict_shifted(runs: Sequence[Run], data: str, roots: Sequence[Path] = ()) 
 
 
 def _kept(run: Run, other: OtherData, known: dict[str, Known], roots: Sequence[Path]) -> Work[None]:
-    """Predict for one run, and keep it.
+    """Predict the data set with one run, and store the predictions.
 
     Args:
-        known: by ``same_images``, what was found before.
+        run: the run.
+        other: the data set.
+        known: copies that were found before, by ``same_images``.
+        roots: if given, data outside of these folders is refused.
     """
     classes = run.started["classes"]
     matched = same_classes(classes, other.table["class"].unique())

@@ -1,4 +1,4 @@
-"""A run on the images of another data set, beside its own test images: the same numbers of both, and by how much the other one is worse."""
+"""Evaluation on another data set beside the run's own images: the same numbers, and their drops."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -54,15 +54,16 @@ LOWER_IS_BETTER = ("log_loss", "brier", "ece")
 class ShiftedEvaluation(RunEvaluation):
     """An evaluation on the images of another data set, beside one on the run's own images.
 
-    Both are restricted to the classes that both have images of. The temperature of ``calibrated`` was
-    fitted on the run's own validation images; ``slices`` are empty.
+    Both are restricted to the classes that both have images of. The temperature of ``calibrated``
+    was fitted on the run's own validation images; ``slices`` are empty.
 
     Attributes:
-        shift: which data set, and what of it is left out.
-        shared: the classes that are compared, and what is left out of either side for their sake.
+        shift: the other data set, and what of it is left out.
+        shared: the classes that are compared, and what is left out of either side.
         own: the same run on its own images; ``robustness`` is that of all its classes.
-        drops: one row per number of ``scores.table`` that both have: ``name``, and by how much it is worse here, ``value, low, high``:
-            own less shifted, or, where lower is better, shifted less own.
+        drops: one row per number of ``scores.table`` that both have: ``name``, and by how much it
+            is worse here, ``value, low, high``: own minus shifted, or, if lower is better, shifted
+            minus own.
     """
 
     shift: Shift
@@ -76,11 +77,11 @@ class ShiftedEvaluation(RunEvaluation):
 
     @property
     def drop(self) -> tuple[float, float, float]:
-        """Of the accuracy, with its 95 % interval (Newcombe 1998)."""
+        """Drop of the accuracy with its 95 % interval (Newcombe 1998)."""
         return drop_of(_accuracy(self.own), _accuracy(self))
 
     def drop_in_words(self) -> str:
-        """By how much the accuracy is lower here than on the run's own images, in one sentence."""
+        """Return text on how much lower the accuracy is here than on the run's own images."""
         value, low, high = self.drop
         own = (
             f"{percent(self.own.accuracy)} on "
@@ -101,7 +102,11 @@ class ShiftedEvaluation(RunEvaluation):
         return None
 
     def score_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per number: in-distribution, shifted, and the drop, each with its interval, for a reader."""
+        """Return (columns, rows) with one row per number, formatted as text.
+
+        A row has the number in-distribution, the number on shifted images, and the drop, each with
+        its interval.
+        """
         columns = [
             "Metric",
             "In-distribution",
@@ -123,7 +128,10 @@ class ShiftedEvaluation(RunEvaluation):
         return columns, rows
 
     def class_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per class that has images here: its recall on both, and the drop; the least recalled first."""
+        """Return (columns, rows) with one row per class that has images here.
+
+        A row has the recall on both sides and the drop. The lowest recall comes first.
+        """
         columns = [
             "Class",
             "Images",
@@ -152,14 +160,16 @@ class ShiftedEvaluation(RunEvaluation):
 
 
 def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> ShiftedEvaluation:
-    """Evaluate what a run has predicted for another data set.
+    """Evaluate a run's predictions for another data set.
 
     Args:
-        split: of its own images, to compare with; the least biased one when None.
+        run: the run.
+        fingerprint: fingerprint of the data set.
+        split: split of the run's own images to compare with; the least biased one if None.
 
     Raises:
-        RunError: when it has not predicted that data set or its own images, when what it predicted is damaged, or when both have no
-            class in common.
+        RunError: if the run has not predicted that data set or its own images, if the predictions
+            are damaged, or if both have no class in common.
     """
     split = split or predicted_splits(run)[0]
     own = evaluate_run(run, split, known_robustness(run, split))
@@ -186,20 +196,21 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
 
 
 def _drop_text(name: str, drop: float) -> str:
-    """Format a drop of a score: of shares in points."""
+    """Format a drop of a score; shares are given in points."""
     return points(drop) if is_percent(name) else share_text(drop).replace("-", "−")
 
 
 def data_of(run: Run, result: Evaluation) -> str:
-    """The data set whose images an evaluation of a run is of."""
+    """Return the data set whose images an evaluation is about."""
     return result.shift.data if isinstance(result, ShiftedEvaluation) else run.config.data
 
 
 def drop_of(own: Measured, shifted: Measured, *, lower_is_better: bool = False) -> Measured:
-    """Return by how much a number is worse on other images: positive where it is, with a 95 % interval.
+    """Return by how much a number is worse on other images, with a 95 % interval.
 
-    The interval is that of two samples that share no image: exact copies of a run's own images are
-    left out of the others. Of its own images made worse it is wider than need be.
+    The drop is positive if it is worse. The interval is that of two samples that share no image,
+    because exact copies of a run's own images are left out of the other data. For corrupted copies
+    of its own images it is wider than necessary.
     """
     return (
         difference_interval(shifted, own) if lower_is_better else difference_interval(own, shifted)
@@ -207,7 +218,10 @@ def drop_of(own: Measured, shifted: Measured, *, lower_is_better: bool = False) 
 
 
 def left_out_in_words(shift: Shift) -> list[str]:
-    """What of the data set was left out, taken for something else, or known from training; nothing where there is nothing to say."""
+    """Describe what of the data set was left out, renamed, or known from training.
+
+    Empty if there is nothing to report.
+    """
     found = []
     if shift.respelled:
         named = ", ".join(f"“{theirs}” as “{ours}”" for theirs, ours in shift.respelled.items())

@@ -1,4 +1,4 @@
-"""Where a run does better or worse: accuracy by what is known of the images, and whether a difference can be distinguished from chance."""
+"""Accuracy in slices of the images, tested against the rest of the split."""
 
 import os
 from collections.abc import Callable
@@ -36,11 +36,12 @@ _SEEN: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of images.
+    """Facts about images.
 
     Attributes:
-        table: one row per image of the split, in the order of its predictions; numbers or str, missing where nothing is known.
-        own: the columns that are a manifest's own.
+        table: one row per image of the split, in the order of its predictions; numbers or str,
+            missing if nothing is known.
+        own: the columns that come from a manifest.
     """
 
     table: pd.DataFrame
@@ -48,7 +49,10 @@ class Facts:
 
 
 def image_facts(data: str | Path, ids: pd.Series) -> Facts:
-    """What the index saw of the images, and what a manifest says of them; columns with one value only are left out."""
+    """Return facts about images from the index and from a manifest.
+
+    Columns with one value only are left out.
+    """
     seen = known_images(data).reindex(ids)
     columns = {name: make(seen) for name, make in _SEEN.items()}
     path = Path(data)
@@ -68,18 +72,20 @@ def image_facts(data: str | Path, ids: pd.Series) -> Facts:
 
 
 def facts_changed(data: str | Path) -> tuple[Stamp | None, Stamp | None]:
-    """Changes when the index or the manifest does that ``image_facts`` reads."""
+    """Return stamps of the index and the manifest that ``image_facts`` reads."""
     return index_changed(data), stamp(Path(os.path.realpath(data)))
 
 
 def slices(result: Evaluation, facts: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy in every slice: quarters of what is measured, the most frequent values of what is named.
+    """Compute the accuracy in every slice.
 
-    A slice is compared with the rest of the split by Fisher's exact test; over all slices the share of false alarms is kept to 5 %
-    (Benjamini & Hochberg 1995). Slices with few images are not compared.
+    Numbers are cut into quarters; of other values, the most frequent ones are slices. A slice is
+    compared with the rest of the split by Fisher's exact test. Over all slices the share of false
+    alarms is kept to 5 % (Benjamini & Hochberg 1995). Slices with few images are not compared.
 
     Returns:
-        ``by, slice, images, accuracy, low, high, verdict``: ``worse``, ``better``, ``no clear difference`` or ``few images``.
+        ``by, slice, images, accuracy, low, high, verdict``: ``worse``, ``better``, ``no clear
+        difference`` or ``few images``.
     """
     correct = result.predictions["correct"].to_numpy()
     rows, chances, better = [], [], []
@@ -104,7 +110,7 @@ def slices(result: Evaluation, facts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cut(values: pd.Series) -> list[tuple[str, np.ndarray]]:
-    """(in words, which images) for each slice of a column."""
+    """Return (label, bool ``[n]``) for each slice of a column."""
     if pd.api.types.is_numeric_dtype(values):
         edges = np.unique(values.quantile(np.linspace(0, 1, _PARTS + 1)).to_numpy())
         if values.nunique() > _PARTS and len(edges) > 2:
@@ -126,7 +132,7 @@ def _cut(values: pd.Series) -> list[tuple[str, np.ndarray]]:
 
 
 def _chance(correct: np.ndarray, inside: np.ndarray) -> float:
-    """P value of the slice against the rest; NaN where either has few images."""
+    """Return the p-value of the slice against the rest; NaN if either has few images."""
     from scipy.stats import fisher_exact
 
     if min(inside.sum(), (~inside).sum()) < FEW:
@@ -150,7 +156,7 @@ def _verdicts(chances: np.ndarray, better: np.ndarray) -> np.ndarray:
 
 
 def _as_numbers(values: pd.Series) -> pd.Series:
-    """Numbers where all that is filled in is one."""
+    """Convert a column to numbers if all its values are numbers; empty cells do not count."""
     numbers = pd.to_numeric(values.mask(values == ""), errors="coerce")
     return numbers if numbers.notna().sum() == (values.notna() & (values != "")).sum() else values
 

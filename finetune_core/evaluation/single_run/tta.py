@@ -1,4 +1,7 @@
-"""Test-time augmentation: the mean of a network's probabilities over an image and its mirror image, kept beside its predictions."""
+"""Test-time augmentation: the mean of the probabilities over an image and its mirror image.
+
+The predictions are stored beside the run's own.
+"""
 
 import json
 from collections.abc import Sequence
@@ -39,7 +42,7 @@ _LONGEST = 1000  # bytes, of what it says
 
 
 class _Kept(TypedDict):
-    """Which predictions the run had when it was asked."""
+    """Time stamp of the run's own predictions."""
 
     predictions: Moment
 
@@ -48,26 +51,30 @@ _KEPT = TypeAdapter(_Kept)
 
 
 def check_tta(how: str) -> None:
-    """
+    """Raise if there is no such augmentation.
+
     Raises:
-        ConfigError: when there is no such augmentation.
+        ConfigError: if there is none.
     """
     if how != FLIPS:
         raise ConfigError({"tta": f"must be {FLIPS}, not {how!r}"})
 
 
 def predict_with_flips(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
-    """Ask a run's best network about the images that it was evaluated on and about their mirror images, on the GPU where nothing uses it, and
-    keep the mean of the probabilities in the run's folder. The run's own predictions stay.
+    """Predict a run's evaluated images and their mirror images, and store the mean probabilities.
+
+    An idle GPU is used if there is one. The run's own predictions stay.
 
     Args:
-        roots: when given, images that lie elsewhere are refused.
+        run: the run.
+        roots: if given, images outside of these folders are refused.
 
     Yields:
         Steps of the phases ``index``, ``decode`` and ``evaluate``.
 
     Raises:
-        FinetuneError: when there is no network, the run was not evaluated in fp32, or its images have changed or cannot be read.
+        FinetuneError: if there is no network, the run was not evaluated in fp32, or its images have
+            changed or cannot be read.
     """
     if (precision := evaluation_precision(run)) != FINAL_PRECISION:
         raise RunError(
@@ -78,7 +85,10 @@ def predict_with_flips(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
 
 
 def with_flips(run: Run) -> pd.DataFrame | None:
-    """``id, split, label, logits`` (logarithm of the mean probabilities); None where it was not measured since the run was trained."""
+    """Return ``id, split, label, logits`` with flips; the logits are logs of mean probabilities.
+
+    None if flips were not measured since the run was trained.
+    """
     path, classes = run.run_dir / _FILE, len(run.started["classes"])
     return _read(path, stamp(path), predictions_changed(run.run_dir), classes)
 
