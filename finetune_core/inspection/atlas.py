@@ -1,4 +1,4 @@
-"""A map: every image a point in the plane, images that a network finds alike side by side (t-SNE, van der Maaten & Hinton 2008)."""
+"""Map of a data set by t-SNE (van der Maaten & Hinton 2008): similar images lie side by side."""
 
 import numpy as np
 import torch
@@ -15,13 +15,13 @@ _STEPS = 750
 
 
 def lay_out(features: np.ndarray) -> Work[np.ndarray]:
-    """Places in the plane for features ``[n, d]``.
+    """Compute positions in the plane for features ``[n, d]``.
 
     Yields:
         Steps of the phase ``map`` that count optimisation steps.
 
     Returns:
-        float32 ``[n, 2]``.
+        Float32 ``[n, 2]``.
     """
     from openTSNE import TSNE  # here: only a deep inspection needs it
 
@@ -55,7 +55,10 @@ def lay_out(features: np.ndarray) -> Work[np.ndarray]:
 
 
 def _flat(reduced: np.ndarray) -> np.ndarray:
-    """Too few images for neighbourhoods, or all alike: the two main directions as they are."""
+    """Return the first two principal components.
+
+    This replaces t-SNE if there are too few images for neighbourhoods, or all are alike.
+    """
     padded = np.zeros((len(reduced), 2), dtype=np.float32)
     padded[:, : min(2, reduced.shape[1])] = reduced[:, :2]
     return padded

@@ -1,4 +1,4 @@
-"""Analysis with embeddings: features once, then findings, a map, and a linear probe by layer."""
+"""Analysis of a data set by embeddings: features once, then findings, a map, and linear probes."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -40,19 +40,24 @@ _FEWEST = 10  # images of a split
 
 @dataclass(frozen=True)
 class DeepReport:
-    """What a backbone's features show in a data set.
+    """Findings about a data set from a backbone's features.
 
     Attributes:
+        backbone: name of the network.
+        image_size: side of the images in pixels.
         fit: how images became squares: ``crop`` or ``pad``.
         findings: possible label errors, splits that differ, outliers.
-        auc: split -> how well a linear model separates it from the training images (0.5: not at all).
-        probes: one per stage, input to head; empty where a split is too small.
+        auc: split -> how well a linear model separates it from the training images (0.5: not at
+            all).
+        probes: one per stage, from the input to the head; empty if a split is too small.
         suggestion: None without probes.
-        strategy: that trains from the suggested stage on; None where no stage is suggested.
-        places: ``id, x, y`` of the map; a sample of the images where there are very many, none where no map was asked for.
-        predictions: by image id, what a linear model that has seen neither it nor its near-duplicates takes it for (see
-            ``class_predictions``): ``predicted`` (class name), ``confidence``, ``label_confidence``.
-        embeddings: of all images, from the stage whose probe is best.
+        strategy: strategy that trains from the suggested stage on; None if no stage is suggested.
+        places: ``id, x, y`` of the map; a sample of the images if there are very many, empty if no
+            map was asked for.
+        predictions: by image id, the prediction of a linear model that was fitted without the image
+            and its near-duplicates (see ``class_predictions``): ``predicted`` (class name),
+            ``confidence``, ``label_confidence``.
+        embeddings: of all images, from the stage with the best probe.
     """
 
     backbone: str
@@ -68,6 +73,7 @@ class DeepReport:
     embeddings: Embeddings
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
         return {
             "backbone": self.backbone,
             "image_size": self.image_size,
@@ -91,20 +97,24 @@ def inspect_deeply(
     *,
     map_too: bool = True,
 ) -> Work[DeepReport]:
-    """Compute every stage's features once, and analyze them.
+    """Compute every stage's features once, and analyse them.
 
     Args:
+        dataset: the data set.
+        backbone: name of the network.
+        image_size: side of the images in pixels.
         fit: how images become squares: ``crop`` or ``pad``.
         map_too: compute the map, which takes long and only a page shows.
 
     Yields:
-        Steps of the phases ``decode``, ``features``, ``probe``, ``labels``, ``shift``, ``outliers`` and ``map``.
+        Steps of the phases ``decode``, ``features``, ``probe``, ``labels``, ``shift``, ``outliers``
+        and ``map``.
 
     Returns:
         A DeepReport.
 
     Raises:
-        FinetuneError: when the features cannot be computed.
+        FinetuneError: if the features cannot be computed.
     """
     features = yield from compute_features(dataset, backbone, image_size, fit)
     table = dataset.table.iloc[features.rows].reset_index(drop=True)

@@ -1,4 +1,7 @@
-"""Each image's features at every stage of a pretrained network, one vector per image: one pass, kept in the activation cache."""
+"""Pooled features of each image at every stage of a pretrained network.
+
+They are computed in one pass, and kept in the activation cache.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -38,9 +41,10 @@ class Features:
     """Pooled features of the images of a data set.
 
     Attributes:
-        rows: int ``[n]``: row numbers of the data set's table; images that could not be decoded again are missing.
-        stages: names, input to the last one before the head.
-        by_stage: float32 ``[n, d]`` for each of them.
+        rows: int ``[n]``: row numbers of the data set's table; images that could not be decoded
+            again are missing.
+        stages: names, from the input to the last one before the head.
+        by_stage: float32 ``[n, d]`` for each stage.
     """
 
     rows: np.ndarray
@@ -49,25 +53,29 @@ class Features:
 
     @property
     def final(self) -> np.ndarray:
-        """What the head would see."""
+        """The features that the head would see."""
         return self.by_stage[-1]
 
 
 def compute_features(
     dataset: Dataset, backbone: str, image_size: int, fit: str = CROP
 ) -> Work[Features]:
-    """Run every image once through a pretrained backbone, on the GPU where nothing uses it.
+    """Run every image once through a pretrained backbone, on an idle GPU if there is one.
 
-    Images that were seen before come from the cache.
+    Features of known images come from the cache.
 
     Args:
+        dataset: the data set.
+        backbone: name of the network.
+        image_size: side of the images in pixels.
         fit: how images become squares: ``crop`` or ``pad``.
 
     Yields:
         Steps of the phases ``decode`` and ``features`` that count images.
 
     Raises:
-        FinetuneError: when the weights are not at hand, the size does not fit, or there is no room for the features.
+        FinetuneError: if the weights are not on this machine, the size does not fit, or there is no
+            room for the features.
     """
     check_image_size(backbone, image_size)
     return (yield from on_idle_device(partial(_features, dataset, backbone, image_size, fit)))
@@ -112,12 +120,18 @@ def _features(
 
 
 class PooledStages(nn.Module):
-    """A network's stages one after the other; yields each one's output as one vector per image, side by side ``[n, sum d]``."""
+    """A network's stages in sequence, which output the pooled output of each stage.
+
+    The outputs are one vector per image and stage, side by side: ``[n, sum d]``.
+    """
 
     def __init__(self, network: Network, parts: Sequence[nn.Module], last: Sequence[int]) -> None:
-        """
+        """Initialise the pooling of each part by a forward pass of an empty image.
+
         Args:
-            last: the number of the last stage in each part.
+            network: the network.
+            parts: its stages, some of them joined.
+            last: the index of the last stage in each part.
         """
         super().__init__()
         self.parts = nn.ModuleList(parts)
@@ -140,10 +154,13 @@ class PooledStages(nn.Module):
 
 
 def pooled_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
-    """The network cut at every stage where it can be, without its head.
+    """Cut a network at every stage boundary where it can be cut, without its head.
+
+    Returns:
+        The stages, and their names.
 
     Raises:
-        DataError: when it can be cut nowhere.
+        DataError: if it cannot be cut anywhere.
     """
     try:
         segments = split_network(network)
@@ -170,8 +187,10 @@ def pooled_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
 def network_inputs(
     network: Network, pixels: Pixels, rows: np.ndarray, image_size: int, device: Device
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """(rows, images as validation feeds them to the network ``[n, 3, s, s]``, on the device), batch by batch, the next one made
-    meanwhile."""
+    """Yield (rows, images) in batches, preprocessed as in validation.
+
+    The images are ``[n, 3, s, s]`` on the device. The next batch is prepared meanwhile.
+    """
     feed = validation_feed(pixels, network.info, image_size, device)
     for batch, loaded in arriving(
         lambda some: (some, feed.load(some)), in_order(rows, _BATCH), device
@@ -180,6 +199,6 @@ def network_inputs(
 
 
 def _table_name(network: Network, device: Device, image_size: int) -> str:
-    """The cache's table for these weights, this size and this arithmetic."""
+    """Return the name of the cache's table for these weights, this size and this arithmetic."""
     trunk = TrunkTables(network, device, image_size).name(len(network.stages), "vectors")
     return f"features-{hashlib.sha256(trunk.encode()).hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""Linear models on features: possible label errors, splits that differ, outliers, and a linear probe for each stage."""
+"""Linear models on features: label errors, splits that differ, outliers, probes by stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +23,12 @@ _FAR_DEVIATIONS = 5.0  # robust deviations of the log distance above its median
 
 @dataclass(frozen=True)
 class Probe:
-    """How well a linear model on one stage's frozen features does on the validation images.
+    """Accuracy of a linear model on one stage's frozen features.
 
     Attributes:
-        accuracy: share of the validation images; error: its standard error.
+        stage: name of the stage.
+        accuracy: share of the validation images that are classified correctly.
+        error: its standard error.
     """
 
     stage: Name
@@ -37,14 +39,18 @@ class Probe:
 def out_of_fold(
     features: np.ndarray, labels: np.ndarray, sets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Class probabilities for every image from a linear head that has seen neither it nor its near-duplicates.
+    """Return class probabilities of every image, predicted out of fold.
+
+    The linear model was fitted without the image and its near-duplicates.
 
     Args:
-        features: ``[n, d]``. labels: int ``[n]``. sets: int ``[n]``, equal for near-duplicates.
+        features: ``[n, d]``.
+        labels: int ``[n]``.
+        sets: int ``[n]``, equal for near-duplicates.
 
     Returns:
-        Probabilities ``[n, k]``, and the ``k`` labels that have enough images. Rows are NaN for images of other classes, and where
-        nothing but its near-duplicates shows an image's class.
+        Probabilities ``[n, k]``, and the ``k`` labels that have enough images. Rows are NaN for
+        images of other classes, and if only near-duplicates of an image show its class.
     """
     values, counts = np.unique(labels, return_counts=True)
     kept = values[counts >= FOLDS]
@@ -65,10 +71,17 @@ def out_of_fold(
 def label_errors(
     probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Confident learning (Northcutt et al. 2021, as in cleanlab): the images that look like another class, most confident first.
+    """Find images that look like another class, the most confident first.
+
+    This is confident learning (Northcutt et al. 2021, as in cleanlab).
+
+    Args:
+        probabilities: from ``out_of_fold``.
+        labels: int ``[n]``.
+        kept: labels of the columns, from ``out_of_fold``.
 
     Returns:
-        Their positions, and the label each one looks like.
+        Positions of the images, and the label that each one looks like.
     """
     from cleanlab.filter import find_label_issues  # here: it takes a second to import
 
@@ -89,7 +102,10 @@ def label_errors(
 
 
 def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> float:
-    """Share of the held-out images (see ``out_of_fold``) whose most likely class is their label; NaN where there is none."""
+    """Return the share of the held-out images whose most likely class is their label.
+
+    See ``out_of_fold``. NaN if there is none.
+    """
     rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
     if not len(rows) or not len(kept):
         return np.nan
@@ -99,11 +115,12 @@ def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -
 def class_predictions(
     probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
 ) -> pd.DataFrame:
-    """What each held-out image (see ``out_of_fold``) is taken for.
+    """Return the prediction for each held-out image (see ``out_of_fold``).
 
     Returns:
-        By position: ``predicted`` (the most likely label), ``confidence`` (its probability), ``label_confidence`` (that of the label
-        given: the self-confidence of confident learning).
+        By position: ``predicted`` (the most likely label), ``confidence`` (its probability),
+        ``label_confidence`` (probability of the given label: the self-confidence of confident
+        learning).
     """
     rows = (
         np.flatnonzero(~np.isnan(probabilities).any(axis=1))
@@ -123,14 +140,18 @@ def class_predictions(
 
 
 def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> tuple[float, float]:
-    """Classifier two-sample test (Lopez-Paz & Oquab 2017): how well a linear model separates two samples, out of fold.
+    """Measure how well a linear model separates two samples, out of fold.
+
+    This is a classifier two-sample test (Lopez-Paz & Oquab 2017).
 
     Args:
-        first, second: features ``[n, d]``, ``[m, d]``. sets: int ``[n + m]``, equal for near-duplicates.
+        first: features ``[n, d]``.
+        second: features ``[m, d]``.
+        sets: int ``[n + m]``, equal for near-duplicates.
 
     Returns:
-        The area under the ROC curve (0.5: they are alike; NaN: too many are near-duplicates), and its standard error if
-        they were.
+        The area under the ROC curve (0.5: they are alike; NaN: too many are near-duplicates), and
+        its standard error under the hypothesis that they are alike.
     """
     which = np.repeat([0, 1], [len(first), len(second)])
     reduced = _reduced(np.concatenate([first, second]))
@@ -149,10 +170,14 @@ def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> t
 
 
 def far_away(stages: Sequence[np.ndarray], sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images far from everything else: positions, the farthest first, and how many robust deviations each is, the mean of all stages.
+    """Find images far from all other images, the farthest first.
 
     Args:
-        stages: features ``[n, d]`` of each. sets: int ``[n]``, equal for near-duplicates: of those only the first one counts.
+        stages: features ``[n, d]`` of each stage.
+        sets: int ``[n]``, equal for near-duplicates, of which only the first one counts.
+
+    Returns:
+        Positions, and the distance of each in robust deviations, the mean over the stages.
     """
     first = np.unique(sets, return_index=True)[1]
     if len(first) <= 4 * _NEIGHBOURS:
@@ -164,9 +189,10 @@ def far_away(stages: Sequence[np.ndarray], sets: np.ndarray) -> tuple[np.ndarray
 
 
 def _remoteness(features: np.ndarray) -> np.ndarray:
-    """How many robust deviations the log of each one's mean distance to the nearest others lies above the median.
+    """Return the log of each image's mean distance to its neighbours, in robust deviations.
 
-    Features are brought to unit length. Scaled one by one, those that hardly ever respond would decide.
+    The deviations are from the median. Features are scaled to unit length. If each feature were
+    scaled separately, those that hardly ever respond would decide.
     """
     unit = normalize(features)
     some = unit[_some(np.arange(len(unit)))]
@@ -192,12 +218,16 @@ def probe(
     train: np.ndarray,
     val: np.ndarray,
 ) -> Probe:
-    """Train a linear model on one stage's features of the training images, and evaluate it on the validation images.
+    """Fit a linear model to one stage's features of training images, and evaluate it on validation.
 
     Args:
+        stage: name of the stage.
+        features: ``[n, d]``.
+        labels: int ``[n]``.
         sets: int ``[n]``, equal for near-duplicates and images of one group, which count once in
             the standard error.
-        train, val: positions.
+        train: positions of the training images.
+        val: positions of the validation images.
     """
     reduced = _reduced(features, fitted_on=train)
     some = _some(train)
@@ -210,7 +240,14 @@ def probe(
 def nearest_of_class(
     features: np.ndarray, labels: np.ndarray, positions: np.ndarray, wanted: np.ndarray
 ) -> np.ndarray:
-    """For each position the one of the wanted class that is nearest to it in feature space."""
+    """Return for each position the nearest image of the wanted class in feature space.
+
+    Args:
+        features: ``[n, d]``.
+        labels: int ``[n]``.
+        positions: int ``[m]``.
+        wanted: int ``[m]``, the class for each position.
+    """
     reduced = _reduced(features)
     found = np.empty(len(positions), dtype=int)
     for label in np.unique(wanted):
@@ -237,10 +274,11 @@ def _some(positions: np.ndarray) -> np.ndarray:
 
 
 def _reduced(features: np.ndarray, fitted_on: np.ndarray | None = None) -> np.ndarray:
-    """Return the main directions of the features ``[n, ≤128]``; labels play no part.
+    """Return the principal components of the features ``[n, ≤128]``, without regard to labels.
 
-    The directions share one scale, that of the first. Scaled one by one, the last ones, mostly
-    noise, would count for as much. Nor are the features scaled one by one before (``logistic.py``).
+    The components share one scale, that of the first. If each were scaled separately, the last
+    ones, mostly noise, would count for as much. Nor are the features scaled separately before
+    (``logistic.py``).
     """
     some = features[_some(np.arange(len(features)) if fitted_on is None else fitted_on)]
     directions = min(_DIMENSIONS, *some.shape)

@@ -15,7 +15,7 @@ class Embeddings:
     """One vector per image.
 
     Attributes:
-        ids: of the images, ``[n]``.
+        ids: ids of the images, ``[n]``.
         vectors: float16 ``[n, d]``, each of unit length.
     """
 
@@ -24,7 +24,7 @@ class Embeddings:
 
     @classmethod
     def of(cls, ids: np.ndarray, features: np.ndarray) -> "Embeddings":
-        """Features ``[n, d]``, brought to unit length."""
+        """Return embeddings of features ``[n, d]``, scaled to unit length."""
         return cls(ids, normalize(features).astype(np.float16))
 
     @cached_property
@@ -33,10 +33,12 @@ class Embeddings:
         return position
 
     def nearest(self, sample: str, count: int) -> list[tuple[str, float]]:
-        """The images nearest to one of them, the nearest first, without itself: id and cosine distance (0…2).
+        """Return (id, cosine distance) of the images nearest to one of them, the nearest first.
+
+        The image itself is left out. Cosine distances are 0…2.
 
         Returns:
-            At most ``count``; none where the image has no embedding.
+            At most ``count`` images; empty if the image has no embedding.
         """
         if sample not in self._position:
             return []

@@ -1,9 +1,9 @@
-"""Which stages to train, by the linear probe of each stage: the one rule that all advice follows.
+"""Suggested stages to train, by the linear probe of each stage: the rule that all advice follows.
 
-The rule is the one-standard-error rule (Breiman et al. 1984): of the stages whose probe is within
-one standard error of the best one, the deepest may stay frozen, and so may all before it. Training
-starts behind it. Where it is the last stage, the probes name none: features that are as good as any
-say nothing about what training would add to them.
+The rule is the one-standard-error rule (Breiman et al. 1984). Among the stages whose probe is
+within one standard error of the best one, the deepest may stay frozen, and so may all stages before
+it. Training starts behind it. If it is the last stage, the probes suggest no stage: features that
+are as good as any say nothing about what training would add to them.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Suggestion:
     """The first stage to train.
 
     Attributes:
-        cut: its name; None where the probes name none.
+        cut: its name; None if the probes suggest none.
         reason: one or more sentences.
     """
 
@@ -31,11 +31,11 @@ class Suggestion:
 
 
 def suggest_cut(probes: Sequence[Probe], stages: Sequence[str]) -> Suggestion:
-    """Suggest to train what follows the deepest stage whose frozen features are as good as any.
+    """Suggest to train all stages behind the deepest one whose frozen features are as good as any.
 
     Args:
-        probes: input to head; one of each stage that could be probed.
-        stages: names of all stages, input to head.
+        probes: from the input to the head, one for each stage that could be probed.
+        stages: names of all stages, from the input to the head.
     """
     if not probes:
         return Suggestion(None, "No linear model could be evaluated on the features of any stage.")
@@ -60,7 +60,7 @@ def deepest_good(probes: Sequence[Probe]) -> Probe:
     """Return the deepest stage whose probe is within one standard error of the best one.
 
     Args:
-        probes: input to head.
+        probes: from the input to the head.
     """
     best = max(probes, key=lambda one: one.accuracy)
     return [one for one in probes if one.accuracy >= best.accuracy - best.error][-1]
@@ -70,7 +70,9 @@ def strategy_from(cut: str, backbone: str, image_size: int | None = None) -> str
     """Return the ready-made strategy that trains from this stage on, or ``custom``.
 
     Args:
-        image_size: of the images; None for the one that the backbone was pretrained on.
+        cut: name of the stage.
+        backbone: name of the network.
+        image_size: side of the images; None for the size that the backbone was pretrained on.
     """
     stages = network_stages(backbone, image_size=image_size)
     at = [stage.name for stage in stages].index(cut)

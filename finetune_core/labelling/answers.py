@@ -24,13 +24,13 @@ _KINDS = {"skip": SKIPPED, "none": NONE_OF_THESE}  # action -> kind of its edit
 
 
 class Answer(BaseModel):
-    """What a person says of one image without a label.
+    """A person's answer about one image without a label.
 
     Attributes:
         path: id of the image.
         label: its class; empty for the other actions.
-        action: ``label``, ``skip``, ``none`` (it is of none of the classes), or ``undo``: take the
-            answer to this image back.
+        action: ``label``, ``skip``, ``none`` (the image is of none of the classes), or ``undo``,
+            which takes back the answer to this image.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -52,7 +52,7 @@ def read_answers(file: Path) -> list[Answer]:
     Label or action may be missing: without an action, the image gets the label.
 
     Raises:
-        DataError: when the file cannot be read, or a line is no answer.
+        DataError: if the file cannot be read, or a line is no answer.
     """
     try:
         text = read_regular(file.resolve(), _LARGEST).decode("utf-8-sig")
@@ -65,18 +65,18 @@ def read_answers(file: Path) -> list[Answer]:
 
 
 def save_answers(data: str | Path, split_of: Mapping[str, str], answers: Sequence[Answer]) -> None:
-    """Keep answers as edits of a data set, in one write.
+    """Store answers as edits of a data set, in one write.
 
-    An image has one answer: a new one replaces the earlier one. An answer that is there already
-    stays as it is, so answers may be sent again.
+    An image has one answer: a new one replaces the earlier one. An equal answer stays as it is, so
+    answers may be sent again.
 
     Args:
         data: folder or manifest of the data set.
-        split_of: id -> split that the image joins, of each image that may be answered.
-        answers: the earliest first.
+        split_of: id -> split that the image joins, for each image that may be answered.
+        answers: the answers, the earliest first.
 
     Raises:
-        DataError: when an image is not among those without labels, or the answers cannot be kept.
+        DataError: if an image is not in the queue, or the answers cannot be stored.
     """
     strange = [answer.path for answer in answers if answer.path not in split_of]
     if strange:
@@ -102,7 +102,7 @@ def save_answers(data: str | Path, split_of: Mapping[str, str], answers: Sequenc
 
 
 def _edit_of(answer: Answer, split: str) -> Edit | None:
-    """Return the edit that keeps an answer; None where it takes one back."""
+    """Return the edit that stores an answer; None if the answer takes one back."""
     if answer.action == "undo":
         return None
     if answer.action == "label":
@@ -118,7 +118,7 @@ def _answers_any(edit: Edit, paths: Mapping[str, Any]) -> bool:
 
 
 def _csv_rows(text: str) -> Iterator[tuple[int, Any]]:
-    """Yield (line, row) without the cells that are empty."""
+    """Yield (line, row) without the empty cells."""
     reader = csv.DictReader(io.StringIO(text, newline=""))
     for row in reader:
         yield reader.line_num, {name: value for name, value in row.items() if value}

@@ -1,8 +1,8 @@
-"""Orders in which unlabelled images are shown: uncertain and diverse, by similarity, by class.
+"""Orders in which unlabelled images are shown: uncertain and diverse, similar, probable.
 
 DropQuery (Gupte et al. 2024, "Revisiting Active Learning in the Era of Vision Foundation Models")
-asks for images whose prediction changes when features are dropped out, and takes from these the
-image nearest to each centre of k-means, so that a batch does not hold the same image many times.
+selects images whose prediction changes under dropout of features. From these it takes the image
+nearest to each centre of k-means, so that a batch does not hold the same image many times.
 """
 
 import numpy as np
@@ -24,15 +24,15 @@ def rank_uncertain_diverse(
     """Rank images by DropQuery: an uncertain and diverse batch, then the rest by uncertainty.
 
     Args:
-        features: float32 ``[n, d]``, what the probe is fitted to.
-        directions: float32 ``[n, m]``, in which images are clustered.
-        probe: the linear probe so far; None where fewer than two classes have labels. Then all
-            images are equally uncertain.
+        features: float32 ``[n, d]``, inputs of the probe.
+        directions: float32 ``[n, m]``, the space in which images are clustered.
+        probe: the current linear probe; None if fewer than two classes have labels. Then all images
+            are equally uncertain.
         batch: number of clusters.
-        seed: of the dropout masks and of k-means.
+        seed: seed of the dropout masks and of k-means.
 
     Returns:
-        int ``[n]``: positions, the first to be labelled first.
+        Int ``[n]``: positions, the first to be labelled first.
     """
     if not len(features):
         return np.arange(0)
@@ -49,7 +49,12 @@ def rank_uncertain_diverse(
 
 
 def rank_similar(features: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Rank images by the cosine of their features ``[n, d]`` and those of one image ``[d]``."""
+    """Rank images by cosine similarity to one image, the most similar first.
+
+    Args:
+        features: ``[n, d]``.
+        wanted: ``[d]``, features of that image.
+    """
     cosine = normalize(features) @ normalize(wanted[None])[0]
     return np.argsort(-cosine, kind="stable")
 
@@ -60,7 +65,7 @@ def rank_probable(shares: np.ndarray) -> np.ndarray:
 
 
 def _disagreement(features: np.ndarray, probe: Linear | None, seed: int) -> np.ndarray:
-    """Number of dropout masks that change the prediction of each image: int ``[n]``."""
+    """Return the number of dropout masks that change the prediction of each image: int ``[n]``."""
     if probe is None:
         return np.full(len(features), _MASKS)
     generator = torch.Generator().manual_seed(seed)
@@ -74,7 +79,7 @@ def _disagreement(features: np.ndarray, probe: Linear | None, seed: int) -> np.n
 
 
 def _margin(features: np.ndarray, probe: Linear | None) -> np.ndarray:
-    """Probability of the likeliest class minus that of the second likeliest: float ``[n]``."""
+    """Return the gap between the two highest class probabilities of each image: float ``[n]``."""
     if probe is None:
         return np.zeros(len(features))
     top = probe.logits(torch.from_numpy(features)).softmax(1).topk(2, dim=1).values
@@ -82,7 +87,7 @@ def _margin(features: np.ndarray, probe: Linear | None) -> np.ndarray:
 
 
 def _nearest_to_centres(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Positions of the point nearest to each centre of k-means, without repeats."""
+    """Return the positions of the points nearest to each centre of k-means, without repeats."""
     means = KMeans(clusters, n_init=1, max_iter=_ITERATIONS, random_state=seed)
     distances = means.fit_transform(points)
     taken: list[int] = []

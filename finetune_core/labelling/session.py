@@ -43,13 +43,13 @@ _DIRECTIONS = 64  # in which images are clustered
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear probe, fitted to the labels so far.
+    """A linear probe, fitted to the current labels.
 
     Attributes:
-        classes: of its outputs.
-        linear: None where fewer than two classes have labels.
+        classes: classes of its outputs.
+        linear: None if fewer than two classes have labels.
         shares: float32 ``[n, classes]``: probabilities for each image of the pool.
-        accuracy: on the validation images of the data set; None without.
+        accuracy: on the validation images of the data set; None without any.
     """
 
     classes: tuple[str, ...]
@@ -60,12 +60,13 @@ class Probe:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a person has said so far of each image of the pool.
+    """Current answers about the images of the pool.
 
     Attributes:
-        classes: str ``[n]``; empty where the image has no label.
-        waiting: bool ``[n]``: without a label, and neither skipped nor without a class.
-        skipped, none: numbers of images.
+        classes: str ``[n]``; empty for an image without a label.
+        waiting: bool ``[n]``: without a label, and neither skipped nor of none of the classes.
+        skipped: number of skipped images.
+        none: number of images of none of the classes.
     """
 
     classes: np.ndarray
@@ -75,6 +76,7 @@ class Labels:
 
     @property
     def count(self) -> int:
+        """Number of labelled images."""
         return int((self.classes != "").sum())
 
 
@@ -83,8 +85,9 @@ class Ranking:
     """The images that wait for a label, in the order to label them in.
 
     Attributes:
-        order: a key of ``ORDERS``. of: the image or class that it is by.
-        labels: those that the probe was fitted to.
+        order: a key of ``ORDERS``.
+        of: the image or class that the order refers to.
+        labels: the labels that the probe was fitted to.
         probe: the linear probe.
         rows: int ``[n]``: positions in the pool, the first to be labelled first.
     """
@@ -98,13 +101,14 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Labelling:
-    """A data set and the images that were added to it without labels, with their features.
+    """A data set and the unlabelled images that were added to it, with their features.
 
     Attributes:
-        root: what ids are relative to.
-        classes: of the data set, and names that no image has yet.
+        root: the folder that ids are relative to.
+        classes: classes of the data set, and names that no image has yet.
         pool: one row per added image that could be decoded (see ``find_pool``).
-        features: float32 ``[n, d]`` of the pool. directions: float32 ``[n, m]``, for clusters.
+        features: float32 ``[n, d]`` of the pool.
+        directions: float32 ``[n, m]`` of the pool, for clusters.
         own: ``id, class, split, group`` of the data set's own images, without added ones.
         own_features: float32 ``[k, d]``.
     """
@@ -119,16 +123,16 @@ class Labelling:
 
     @cached_property
     def split_of(self) -> dict[str, str]:
-        """Id -> split that the image joins, of every image of the pool."""
+        """Id -> split that the image joins, for every image of the pool."""
         return dict(zip(self.pool["id"], self.pool["split"], strict=True))
 
     def classes_with(self, labels: Labels) -> tuple[str, ...]:
-        """Return the classes of the data set, in their places, and those of new labels after them."""
+        """Return the classes of the data set in their order, followed by those of new labels."""
         new = sorted(set(labels.classes) - {""})
         return tuple(dict.fromkeys((*self.classes, *new)))
 
     def labels(self, edits: Sequence[Edit]) -> Labels:
-        """Return what the edits say of the pool."""
+        """Return the labels that the edits give to the pool."""
         table = self.pool[["id"]].assign(split="")
         table["class"] = ""
         classes = np.full(len(table), "", dtype=object)
@@ -171,17 +175,19 @@ class Labelling:
         of: str = "",
         batch: int = BATCH,
     ) -> np.ndarray:
-        """Return the positions of the waiting images in the order in which they are asked for.
+        """Return the positions of the waiting images in the order to label them in.
 
-        Images that were set aside for testing come first, in an order that is random.
+        Images that were set aside for testing come first, in random order.
 
         Args:
+            labels: the current labels.
+            probe: the linear probe.
             order: a key of ``ORDERS``.
-            of: the id of an image of the pool for ``similar``, a class for ``probable``.
+            of: id of an image of the pool for ``similar``, a class for ``probable``.
             batch: number of uncertain and diverse images.
 
         Raises:
-            DataError: when there is no such order, image or class.
+            DataError: if there is no such order, image or class.
         """
         aside = labels.waiting & (self.pool["split"] == TEST).to_numpy()
         first = np.flatnonzero(aside)
@@ -191,7 +197,19 @@ class Labelling:
         return np.concatenate([first, rest[self._ranked(rest, labels, probe, order, of, batch)]])
 
     def rank(self, labels: Labels, order: str = "uncertain", of: str = "") -> Work[Ranking]:
-        """Fit the probe, and rank the waiting images. Arguments and errors as for ``order``."""
+        """Fit the probe, and rank the waiting images.
+
+        Args:
+            labels: the current labels.
+            order: as for ``order``.
+            of: as for ``order``.
+
+        Yields:
+            Steps that count the fit and the order.
+
+        Raises:
+            DataError: as for ``order``.
+        """
         yield Step(0, 2)
         probe = self.fit(labels)
         yield Step(1, 2)
@@ -202,8 +220,8 @@ class Labelling:
     ) -> tuple[list[str | None], list[float | None]]:
         """Return the probe's class for images of the pool, and its probability.
 
-        None where it has no say: for images set aside for testing, whose labels it must not
-        influence, and before two classes have labels.
+        None for images set aside for testing, whose labels the probe must not influence, and before
+        two classes have labels.
         """
         rows = np.asarray(rows, dtype=int)
         if probe.linear is None or not len(rows):
@@ -257,16 +275,24 @@ def prepare_labelling(
     roots: Sequence[Path] = (),
     fit: str = CROP,
 ) -> Work[Labelling]:
-    """Look at the images that were added to a data set, and compute features of all its images.
+    """Find the images that were added to a data set, and compute features of all its images.
 
     Features are kept in the activation cache: only new images are decoded.
+
+    Args:
+        dataset: the data set.
+        unlabelled: the added folders.
+        backbone: name of the network.
+        image_size: side of the images in pixels.
+        roots: if given, folders outside of these are refused.
+        fit: how images become squares: ``crop`` or ``pad``.
 
     Yields:
         Steps of the phases ``index``, ``decode`` and ``features``.
 
     Raises:
-        FinetuneError: when a folder cannot be read, nothing is left to label, or features cannot
-            be computed.
+        FinetuneError: if a folder cannot be read, nothing is left to label, or features cannot be
+            computed.
     """
     pool = yield from in_phase("index", find_pool(dataset, unlabelled, roots))
     if pool.empty:

@@ -1,4 +1,4 @@
-"""A profile found again by its runs alone: which settings, stages and seeds it has."""
+"""Reconstruction of a profile from its runs alone: its settings, stages and seeds."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,12 @@ _OWN = {"stage_rates", "seed", "epochs", "warmup_epochs"}
 
 
 def find_setup(runs: Sequence[Run], data: str, backbone: str) -> Setup | None:
-    """Return what the latest profile of a backbone on a data set was asked for; None without one.
+    """Return the settings of the latest profile of a backbone on a data set; None without one.
 
     Args:
-        runs: the newest first.
+        runs: the runs, the newest first.
+        data: the data set.
+        backbone: name of the network.
     """
     own = [
         run
@@ -65,7 +67,7 @@ def _shared_seeds(long: Sequence[Run]) -> tuple[int, ...]:
 
 
 def _find_full(runs: Sequence[Run], stage: RunConfig) -> RunConfig | None:
-    """Return the settings of full fine-tuning; None before it has begun."""
+    """Return the settings of full fine-tuning; None if no run has them yet."""
     alike = (
         run.config
         for run in runs

@@ -1,7 +1,7 @@
-"""Carries a profile out: round after round, through whoever trains runs.
+"""Execution of a profile, round after round, with a given function that trains runs.
 
 Nothing is stored but the runs themselves: they are ordinary runs, found again by their settings and
-by the fingerprint of their data. So a profile that was interrupted goes on when it is called again.
+by the fingerprint of their data. So an interrupted profile continues when it is called again.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -52,10 +52,12 @@ _EVERYTHING_FOUND = 2**62
 
 @dataclass(frozen=True)
 class Asked:
-    """A profile that somebody asked for.
+    """A requested profile.
 
     Attributes:
-        budget: minutes that it may take, its finished runs not counted; None without a limit.
+        setup: settings of its runs.
+        dataset: the data set.
+        budget: minutes that it may take, not counting its finished runs; None without a limit.
     """
 
     setup: Setup
@@ -68,18 +70,19 @@ class Asked:
 
 
 def profile(asked: Asked, store: RunStore, train: Train, book: SpeedBook) -> Work[Profile]:
-    """Train what is missing, and return the profile.
+    """Train the missing runs, and return the profile.
 
     Args:
-        store: of the folder that the runs are in.
+        asked: the requested profile.
+        store: store of the directory that the runs are in.
         train: trains the wanted runs; those that it leaves unfinished count as failed.
-        book: speeds that a budget is planned by; what is not in there is timed first.
+        book: speeds that a budget is planned by; missing ones are timed first.
 
     Yields:
         Steps of ``train`` and of the timing.
 
     Raises:
-        FinetuneError: when a setting or the data cannot be used, or the probe fails.
+        FinetuneError: if a setting or the data cannot be used, or the probe fails.
     """
     setup, failed = asked.setup, dict[str, RunConfig]()
     parts: Collection[Part] = tuple(PARTS)
@@ -100,7 +103,7 @@ def profile(asked: Asked, store: RunStore, train: Train, book: SpeedBook) -> Wor
 
 
 def current_profile(asked: Asked, store: RunStore) -> Profile | None:
-    """Return the profile as far as its runs are finished; None before the probe."""
+    """Return the profile from the runs that have finished; None before the probe."""
     known = Known(store, asked.dataset)
     if not any(run_of(config) in known for config in asked.setup.probes()):
         return None
@@ -108,12 +111,12 @@ def current_profile(asked: Asked, store: RunStore) -> Profile | None:
 
 
 def count_runs(setup: Setup, known: Mapping[str, Outcome]) -> int:
-    """Return how many runs are still to be trained, at most, if one stage is enough."""
+    """Return the maximum number of runs that are still to be trained if one stage is enough."""
     return len(forecast(setup, known))
 
 
 def forecast_seconds(asked: Asked, store: RunStore, book: SpeedBook) -> float | None:
-    """Return what is still to be trained in seconds; None where a speed is not known."""
+    """Return the time of the runs that are still to be trained; None if a speed is not known."""
     configs = forecast(asked.setup, Known(store, asked.dataset))
     try:
         if not all(book.knows(config, asked.dataset) for config in configs):
@@ -124,7 +127,10 @@ def forecast_seconds(asked: Asked, store: RunStore, book: SpeedBook) -> float | 
 
 
 def _seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook) -> float:
-    """Forecast runs one after the other: only the first of equal frozen stages computes them."""
+    """Forecast the time of runs in sequence.
+
+    Only the first run of those with equal frozen stages computes them.
+    """
     seen: set[str] = set()
     total = 0.0
     for config in configs:
@@ -136,7 +142,10 @@ def _seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook) ->
 
 
 class Known(Mapping[str, Outcome]):
-    """The finished runs on a data set as it stands, by ``run_of``; each is read when it is asked for."""
+    """Finished runs on a data set in its current state, by ``run_of``.
+
+    Each run is read when it is asked for.
+    """
 
     def __init__(self, store: RunStore, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -163,10 +172,10 @@ class Known(Mapping[str, Outcome]):
 
 
 def read_outcome(run: Run) -> Outcome:
-    """Read what a finished run answered.
+    """Read the predictions of a finished run.
 
     Raises:
-        RunError: when its predictions are missing or damaged.
+        RunError: if its predictions are missing or damaged.
     """
     changed, num_classes = predictions_changed(run.run_dir), len(run.started["classes"])
     end = run.history.end or {}
@@ -181,7 +190,10 @@ def read_outcome(run: Run) -> Outcome:
 
 @lru_cache(maxsize=512)  # a page asks for dozens of runs each time that it is drawn
 def _read_answers(run_dir: Path, changed: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which validation images, and which of those that are reported on, a run got right."""
+    """Return which validation images, and which reported images, a run classifies correctly.
+
+    Reported images are the test images, or the validation images without any.
+    """
     table = load_predictions(run_dir, num_classes).sort_values("id", ignore_index=True)
     right = logits_of(table).argmax(axis=1) == table["label"].to_numpy()
     split = table["split"].to_numpy()
@@ -192,13 +204,16 @@ def _read_answers(run_dir: Path, changed: int, num_classes: int) -> tuple[np.nda
 def summarise(
     asked: Asked, store: RunStore, progress: Progress, failed: Mapping[str, RunConfig]
 ) -> Profile:
-    """Put together what the finished runs of a profile say.
+    """Summarise the finished runs of a profile.
 
     Args:
+        asked: the requested profile.
+        store: store of the directory that the runs are in.
+        progress: progress of the profile.
         failed: runs that could not be trained, by ``run_of``.
 
     Raises:
-        RunError: when runs did not answer the same images.
+        RunError: if runs did not predict the same images.
     """
     setup, known = asked.setup, Known(store, asked.dataset)
     groups = _arms(setup, progress, known)
@@ -267,7 +282,7 @@ class _Group:
 
 
 def _arms(setup: Setup, progress: Progress, known: Known) -> list[_Group]:
-    """Return what is reported, each stage once: at full length where it went on."""
+    """Return the groups of runs to report, each stage once: at full length if it went on."""
     seeds = [*setup.seeds, *([] if setup.extra_seed is None else [setup.extra_seed])]
 
     def group(kind: Kind, stages: tuple[str, ...], configs: Iterable[RunConfig]) -> _Group:
@@ -313,13 +328,13 @@ def _judge(known: Known, keys: Sequence[str]) -> dict[str, Convergence]:
 
 
 def _worst(judged: Sequence[Convergence | None]) -> Convergence:
-    """Return the first that has not converged, where there is one, else the first."""
+    """Return the first convergence that has failed, or the first one if none has."""
     found = [one or Convergence(None, "a short run") for one in judged]
     return min(found, key=lambda one: one.converged is not False)
 
 
 def _predictions(setup: Setup, known: Known, groups: Sequence[_Group]) -> tuple[Prediction, ...]:
-    """Return forecasts of each stage's gain, as far as the runs hold them."""
+    """Return forecasts of each stage's gain from the runs."""
     runs = [known.runs[key] for group in groups for key in group.keys]
     layers = known_layers(measured_run(runs)) if runs else None
     probes = {one.stage: one.accuracy for one in layers.probes} if layers else {}

@@ -1,23 +1,23 @@
-"""The rounds of a profile: from the base config and the finished runs, which runs are next.
+"""Rounds of a profile: the next runs, given the base config and the finished runs.
 
-All of it is a pure function, so that an interrupted profile goes on where it was.
+All of it is a pure function, so that an interrupted profile continues where it stopped.
 
 0. The linear probe.
 1. Each stage alone with the head, first seed, for a quarter of the epochs, with the learning rate
    and with three times that. The rate with the lower validation log loss is the stage's from then
    on: what suits a late stage is too small for an early one. The half of the stages with the lower
-   log loss goes on, at least two (successive halving, Jamieson & Talwalkar 2016); of equal ones
-   those with fewer parameters.
+   log loss goes on, at least two (successive halving, Jamieson & Talwalkar 2016); among ties those
+   with fewer parameters.
 2. These at full length, first seed; then the other seeds of the better half of them, at least two.
 3. Greedy forward selection (Kaplun et al. 2023, SubTuning): begin with the stage of the best mean
    validation accuracy among those with all seeds, and add the stage that raises it most while that
    gain is significant on the validation images. The log loss breaks ties. A set that is not better
-   with the first seed is not trained with the others.
+   with the first seed is not trained with the other seeds.
 4. Full fine-tuning as the reference. Its other seeds are trained only if it is at least as accurate
    on the validation images as the selected stages: else it is no candidate.
-5. A third seed of the selected stages, and of full fine-tuning where it is a candidate.
+5. A third seed of the selected stages, and of full fine-tuning if it is a candidate.
 
-Test images are never looked at here.
+Test images are never used here.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -59,15 +59,16 @@ ROUNDS: dict[Round, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Answers of a finished run.
+    """Predictions and cost of a finished run.
 
     Attributes:
-        run_id: of the run.
+        run_id: id of the run.
         val_loss: mean cross-entropy of the validation images, in nats.
         val_correct: bool ``[validation images]``.
         correct: bool ``[images]`` of those that gains are reported on.
-        parameters: how many trained.
-        seconds: that the run took.
+        parameters: number of parameters that trained.
+        seconds: duration of the run.
+        convergence: whether the run has converged.
     """
 
     run_id: str
@@ -87,10 +88,10 @@ class Selected:
     """One step of the greedy selection.
 
     Attributes:
-        stage: that was tried last, the best of its round.
+        stage: the stage that was tried last, the best of its round.
         accuracy: on the validation images, mean over the seeds, with this stage.
-        gain: by how much that is more than before; None of the first stage.
-        kept: whether the stage is trained.
+        gain: increase over the accuracy before; None for the first stage.
+        kept: True if the stage is trained.
     """
 
     stage: str
@@ -101,17 +102,17 @@ class Selected:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a profile is.
+    """Progress of a profile.
 
     Attributes:
-        round: the one that is next, or the last one.
-        wanted: runs of this round that are still to be trained; none when the profile is complete.
+        round: the next round, or the last one.
+        wanted: runs of this round that are still to be trained; empty if the profile is complete.
         stopped: the stages that ended after the short round.
         going_on: the stages that trained at full length.
-        rates: of each stage that trained, as the short round chose it.
-        sets: sets of several stages that were tried, in their order.
+        rates: for each stage that trained, the rate that the short round chose.
+        sets: sets of several stages that were tried, in order.
         path: steps of the selection.
-        chosen: stages that are selected, in the order of the selection.
+        chosen: selected stages, in the order of the selection.
         left_out: parts that did not fit into the budget.
     """
 
@@ -132,15 +133,16 @@ def advance(
     failed: Collection[str] = (),
     parts: Collection[Part] = tuple(PARTS),
 ) -> Progress:
-    """Return how far the profile is, and the runs of the next round.
+    """Return the progress of the profile, and the runs of the next round.
 
     Args:
+        setup: settings of the runs.
         known: the finished runs.
-        failed: runs that could not be trained, by ``run_of``; they are done without.
-        parts: what there is time for. Runs of other parts count where they are finished.
+        failed: runs that could not be trained, by ``run_of``; the profile goes on without them.
+        parts: parts that there is time for. Runs of other parts count if they are finished.
 
     Raises:
-        ConfigError: when the probe or every stage has failed.
+        ConfigError: if the probe or every stage has failed.
     """
     return _Replay(setup, known, failed, parts).progress()
 
@@ -153,7 +155,7 @@ def forecast(
 ) -> list[RunConfig]:
     """Return the runs that are still to be trained, at most, if one stage is enough.
 
-    The stages next to the input are assumed to go on: their runs take longest.
+    The stages next to the input are assumed to go on, because their runs take longest.
     """
     imagined: dict[str, Outcome] = {}
     expected: list[RunConfig] = []
@@ -178,7 +180,10 @@ def fit_budget(
     """Return the parts that fit into what is left of a budget.
 
     Args:
-        seconds: forecasts runs.
+        setup: settings of the runs.
+        known: the finished runs.
+        failed: runs that could not be trained, by ``run_of``.
+        seconds: forecasts the time of runs.
         budget: seconds, for all runs from here on.
     """
     parts = list(PARTS)
@@ -194,11 +199,11 @@ def fit_budget(
 
 
 class _Missing(Exception):
-    """Runs that the next decision rests on are not finished."""
+    """Raised if runs that the next decision depends on are not finished."""
 
 
 class _Replay:
-    """Repeats all decisions of a profile, up to the first one that lacks runs."""
+    """Replay of all decisions of a profile, up to the first one that lacks runs."""
 
     def __init__(
         self,
@@ -237,7 +242,10 @@ class _Replay:
         )
 
     def _place(self, config: RunConfig) -> tuple[int, int]:
-        """Shallow cuts first: a deeper one is computed from them. Without a trunk last."""
+        """Return the sort key of a run: shallow cuts first, runs without a trunk last.
+
+        Features of a deeper cut are computed from those of a shallow one.
+        """
         names = [name for name in self._setup.sizes if name in (config.stage_rates or {})]
         place = self._setup.stages.index(names[0]) if names else 0
         return place or len(self._setup.sizes), config.seed
@@ -270,7 +278,7 @@ class _Replay:
             self._require_runs("third_seeds", self._optional("third_seeds", third))
 
     def _halve(self) -> None:
-        """Choose each stage's rate; stop the stages with the higher log loss after the short round."""
+        """Choose each stage's rate, and stop the stages with the higher log loss."""
         short = self._setup.short
         tried = {
             (stage, rate): short(stage, rate)
@@ -332,7 +340,7 @@ class _Replay:
         return self._setup.alone(stages, seed, self._rates)
 
     def _first_accuracy(self, stages: Collection[str]) -> float:
-        """Return the validation accuracy of the first run of an arm that is finished."""
+        """Return the validation accuracy of the first finished run of an arm."""
         return float(self._find_outcomes(self._arm(stages))[0].val_correct.mean())
 
     def _full_is_candidate(self) -> bool:
@@ -341,7 +349,7 @@ class _Replay:
         return whole is not None and whole.val_correct.mean() >= self._score(self._chosen)[0]
 
     def _require_runs(self, at: Round, configs: Iterable[RunConfig]) -> None:
-        """Go on only if these runs are finished, or have failed."""
+        """Raise ``_Missing`` unless these runs are finished or have failed."""
         self._at = at
         missing = {run_of(config): config for config in configs if not self._outcome(config)}
         self._wanted = [one for key, one in missing.items() if key not in self._failed]
@@ -349,7 +357,7 @@ class _Replay:
             raise _Missing
 
     def _optional(self, part: Part, configs: Iterable[RunConfig]) -> list[RunConfig]:
-        """Return the runs of a part: all where there is time for it, else the finished ones."""
+        """Return the runs of a part: all if there is time for it, else the finished ones."""
         found = list(configs)
         if part in self._parts:
             return found
@@ -376,9 +384,9 @@ class _Replay:
         )
 
     def _is_better(self, stages: Collection[str], others: Collection[str]) -> bool:
-        """Return whether stages beat others on the validation images, by the test of comparisons.
+        """Return whether stages beat other ones on validation images, by the test of comparisons.
 
-        What a seed adds is pooled over all arms of full length.
+        The seed variance is pooled over all arms of full length.
         """
         if self._score(stages)[0] <= self._score(others)[0]:
             return False

@@ -1,4 +1,4 @@
-"""The answer of a profile: one sentence, a table, the path of the selection, JSON."""
+"""Result of a profile: one sentence, a table, the path of the selection, JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,13 +38,14 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class Prediction:
-    """Forecasts of a stage's gain that need no training of their own; None where not known.
+    """Forecasts of a stage's gain that need no training of their own; None if not known.
 
     Attributes:
+        stage: name of the stage.
         probe: accuracy of a linear probe on the stage's pretrained features.
         gradient: norm of its gradient in the first measured step of full fine-tuning, relative to
             the norm of its weights (Auto-RGN, Lee et al. 2023).
-        similarity: of its features before and after full fine-tuning (CKA).
+        similarity: similarity of its features before and after full fine-tuning (CKA).
     """
 
     stage: str
@@ -58,11 +59,16 @@ class ProfileArm:
     """Runs that train the same stages.
 
     Attributes:
-        stages: that train beside the head, in the order of the selection.
+        kind: a key of ``FATES``.
+        stages: stages that train beside the head, in the order of the selection.
+        accuracy: mean accuracy of the runs.
         gain: over the linear probe, with its simultaneous 95 % interval.
-        parameters: that train, the head's included.
-        seconds: of the median run.
-        learning_rates: of each stage that trains.
+        seeds: number of runs.
+        parameters: number of parameters that train, the head's included.
+        seconds: duration of the median run.
+        learning_rates: learning rate of each stage that trains.
+        convergence: of the first run that has not converged if there is one, else of the first run.
+        run_ids: ids of the runs.
     """
 
     kind: Kind
@@ -82,12 +88,12 @@ class ProfileArm:
 
     @property
     def gains(self) -> bool:
-        """Return whether more is gained than other images and seeds explain."""
+        """True if the gain is larger than other images and seeds explain."""
         return self.gain.low > 0 and not self.is_undertrained
 
     @property
     def is_undertrained(self) -> bool:
-        """Return whether the runs support no conclusion; a short one is not asked for one."""
+        """True if the runs support no conclusion; short runs are not expected to."""
         return self.convergence.converged is False and self.kind != "short"
 
 
@@ -96,19 +102,23 @@ class Profile:
     """Gains of training each stage of a backbone on a data set.
 
     Attributes:
-        stages: all that were candidates, input to head.
-        round: the last one, or, of a profile that is not complete, the one that goes on.
-        missing: runs of that round that are not finished.
-        split: of the images that gains are reported on: ``test``, or ``val`` where there are none.
-        groups: clusters of these images: near-duplicates and groups count once.
+        backbone: name of the network.
+        stages: all stages that were candidates, from the input to the head.
+        round: the last round, or, if the profile is not complete, the current one.
+        missing: number of runs of that round that are not finished.
+        split: split of the images that gains are reported on: ``test``, or ``val`` without test
+            images.
+        images: number of these images.
+        groups: number of clusters of these images: near-duplicates and groups count once.
         probe: accuracy of the linear probe.
-        arms: single stages, input to head, then sets of stages, then all stages.
-        chosen: place of the selected stages' arm; None before the selection.
-        against_full: what full fine-tuning gains over the selected stages; None without either.
-        path: of the selection, by validation images.
+        arms: single stages, from the input to the head, then sets of stages, then all stages.
+        chosen: index of the selected stages' arm; None before the selection.
+        against_full: gain of full fine-tuning over the selected stages; None without either.
+        path: steps of the selection, by validation images.
         left_out: parts that did not fit into the budget.
         failed: titles of runs that could not be trained.
-        total_parameters: of the whole network.
+        predictions: forecasts of each stage's gain.
+        total_parameters: number of parameters of the whole network.
     """
 
     backbone: str
@@ -134,7 +144,7 @@ class Profile:
 
     @property
     def is_decided(self) -> bool:
-        """Return whether the stages are selected; what is missing then makes it more certain."""
+        """True if the stages are selected; the missing runs then only add certainty."""
         return self.selected is not None and (
             self.is_complete or self.round in ("full", "third_seeds")
         )
@@ -149,7 +159,7 @@ class Profile:
 
     @property
     def worth_training(self) -> tuple[str, ...]:
-        """The stages to train: none where nothing measurable is gained."""
+        """The stages to train; empty if nothing measurable is gained."""
         if not self.is_decided or self.selected is None or self._probe_errors <= _TOO_FEW:
             return ()
         if self.selected.is_undertrained:  # the gain is there already; full may not be compared
@@ -160,7 +170,7 @@ class Profile:
 
     @property
     def _full_is_better(self) -> bool:
-        """Return whether full fine-tuning gains what the selected stages do not."""
+        """True if full fine-tuning gains more than the selected stages."""
         if self.full is None or self.selected is None or self.full.is_undertrained:
             return False
         if not self.selected.gains:
@@ -169,7 +179,7 @@ class Profile:
 
     @property
     def sentence(self) -> str:
-        """The answer, with what to do."""
+        """The result in one or two sentences, with what to do."""
         selected = self.selected
         if not self.is_decided or selected is None:
             return self._missing
@@ -186,7 +196,7 @@ class Profile:
         return self._gain(selected, name) if selected.gains else self._no_gain(selected, name)
 
     def _describe_undertrained(self, selected: ProfileArm, name: str) -> str:
-        """Say what an undertrained stage gains at least; nothing of how it compares with others."""
+        """Describe the gain of an undertrained stage, without comparing it with other stages."""
         reason = f"has not converged ({selected.convergence.reason})"
         if selected.gain.low <= 0:
             return f"Nothing is concluded: {name} {reason}. Train longer."
@@ -242,7 +252,7 @@ class Profile:
 
     @property
     def _probe_errors(self) -> int:
-        """Images that the probe gets wrong, near-duplicates counted once."""
+        """Number of images that the probe misclassifies; near-duplicates count once."""
         return round((1 - self.probe) * self.groups)
 
     @property
@@ -254,7 +264,7 @@ class Profile:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes on the answer, a sentence each."""
+        """Notes on the result, a sentence each."""
         found = []
         if self.is_decided and not self.is_complete:
             found.append(self._missing)
@@ -284,7 +294,7 @@ class Profile:
         return tuple(found)
 
     def in_words(self) -> str:
-        """Return what the gains were measured on."""
+        """Describe the images that the gains were measured on."""
         kind = "test" if self.split == TEST else "validation"
         copies = (
             f" Near-duplicates and groups count once: {number(self.groups)} of them."
@@ -330,7 +340,7 @@ class Profile:
         return ["Stage", "Validation accuracy with it", "Gain", "Decision"], rows
 
     def prediction_rows(self) -> tuple[list[str], list[list[str]]]:
-        """Return (columns, rows) of forecasts that need no training; no rows where none is known."""
+        """Return (columns, rows) of forecasts that need no training; no rows if none is known."""
         columns = ["Stage", "Probe by layer", "Relative gradient", "Similarity (CKA)"]
         rows = [
             [
@@ -398,7 +408,7 @@ def _arm_json(arm: ProfileArm) -> dict[str, Any]:
 
 
 def _join_names(stages: Sequence[str]) -> str:
-    """``block6``, ``block6 and block5``, ``block6, block5 and stem``."""
+    """Return ``block6``, ``block6 and block5``, ``block6, block5 and stem``."""
     *first, last = stages
     return f"{', '.join(first)} and {last}" if first else last
 
