@@ -1,4 +1,4 @@
-"""Work with a trained network takes the GPU only where nothing uses it, and leaves it empty."""
+"""Use of an idle GPU: work with a trained network takes it only if idle, and leaves it empty."""
 
 from functools import partial
 
@@ -42,7 +42,7 @@ def _unlike(run):
 
 
 def _other_images(run):
-    """Write images of the run's classes that are not its own; return their folder."""
+    """Write images of the run's classes that are not its own, and return their folder."""
     folder = run.run_dir.parent / "others"
     for name in run.started["classes"]:
         (folder / name).mkdir(parents=True)

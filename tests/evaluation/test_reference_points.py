@@ -1,4 +1,4 @@
-"""What a run's accuracy is read against: majority class, linear probe, best run."""
+"""Reference points of a run's accuracy: majority class, linear probe, best run."""
 
 import json
 
@@ -22,7 +22,7 @@ COUNTS = {"train": [60, 20], "val": [5, 5], "test": [2, 8]}
 
 @pytest.fixture
 def finished(tmp_path):
-    """``finished(test, val, …)``: a finished run with these accuracies."""
+    """Return ``finished(test, val, …)``, which makes a finished run with these accuracies."""
     made = []
 
     def make(test=0.8, val=0.8, started=None, status="finished", **settings):

@@ -1,4 +1,4 @@
-"""The map of a data set: places of images by their features."""
+"""Map of a data set: positions of images by their features."""
 
 import threading
 from functools import partial

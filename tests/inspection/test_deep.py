@@ -1,4 +1,7 @@
-"""Real images, with defects planted among them; the linear models by themselves stand in ``test_learned.py``."""
+"""Deep inspection of real images with planted defects.
+
+``test_learned.py`` tests the linear models alone.
+"""
 
 import json
 import shutil
@@ -35,13 +38,13 @@ def no_map(features):
 
 @pytest.fixture
 def unmapped(monkeypatch):
-    """The map takes the most time, and has tests of its own."""
+    """Skip the map, which takes the most time and has tests of its own."""
     monkeypatch.setattr(deep, "lay_out", no_map)
 
 
 @pytest.fixture(scope="module")
 def digits():
-    """Class -> files of the sample, shuffled: they are in the order of who wrote them."""
+    """Return class -> files of the sample, shuffled because they are sorted by writer."""
     random = np.random.default_rng(0)
     return {
         folder.name: random.permutation(sorted(folder.iterdir()))
@@ -50,7 +53,7 @@ def digits():
 
 
 def copied(digits, root, counts, change=None, skip=0):
-    """The first digits of each class below ``root``; ``change`` turns an image into another."""
+    """Copy the first digits of each class below ``root``; ``change`` modifies an image."""
     for name, files in digits.items():
         target = Path(root, name)
         target.mkdir(parents=True, exist_ok=True)
@@ -72,7 +75,7 @@ def some_digits(digits, tmp_path):
 
 @pytest.fixture(scope="module")
 def inspect_digits():
-    """Inspect the whole sample with labels changed by ``{id: label}``."""
+    """Return a function that inspects the whole sample with labels changed by ``{id: label}``."""
     seen = finish(look_through(digits_folder()))
     rules = {"val_fraction": 0.15, "test_fraction": 0.15, "split_seed": 0, "groups": ""}
     rules["near_duplicates"] = "together"
@@ -280,7 +283,7 @@ def test_data_set_without_test_images_is_inspected_too():
 @pytest.mark.train
 @pytest.mark.filterwarnings("ignore:May not flag all label issues")
 def test_classes_of_near_duplicates_are_inspected_too(tmp_path):
-    """A film a class: one scene again and again."""
+    """Each class is a film of one scene."""
     folder = image_folder(tmp_path / "images", {"other": 30})
     random = np.random.default_rng(0)
     for name in ("first", "second"):

@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 def computed(folder, size=32):
-    """(steps, features)."""
+    """Return (steps, features)."""
     return drained(compute_features(load_dataset(folder), LITE, size))
 
 
@@ -60,7 +60,10 @@ def same(ours, theirs):
 
 
 def hooked(network, images, with_class_token=False):
-    """What the last module of each stage but the head yields, averaged over the image by hand, or its class token."""
+    """Return the output of each stage's last module, pooled by hand.
+
+    The output is averaged over the image, or its class token is taken. The head is left out.
+    """
     seen, hooks = {}, []
     for stage in network.stages[:-1]:
         module = network.model.get_submodule(stage.modules[-1])

@@ -1,4 +1,4 @@
-"""Linear models on made-up features; what they find in real images stands in ``test_deep.py``."""
+"""Linear models on made-up features; ``test_deep.py`` tests them on real images."""
 
 import warnings
 
@@ -19,7 +19,7 @@ from finetune_core.inspection.learned import (
 
 
 def blobs(counts, dimensions=3, seed=0, apart=8.0):
-    """(features, labels): ``counts`` images a class, each class around a corner of its own."""
+    """Return (features, labels): ``counts`` images per class, each class around its own corner."""
     random = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(counts)), counts)
     features = random.normal(size=(len(labels), dimensions))
@@ -182,7 +182,7 @@ def test_what_is_only_near_duplicates_cannot_be_compared(sets):
 
 
 def ordinary(count=200, dimensions=32, seed=0):
-    """Features that are never negative, as those of images are."""
+    """Return features that are never negative, like those of images."""
     return np.random.default_rng(seed).gamma(3.0, size=(count, dimensions))
 
 

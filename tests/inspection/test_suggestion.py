@@ -1,4 +1,4 @@
-"""Which stages the linear probes suggest to train."""
+"""Stages that the linear probes suggest to train."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Answers: read from files, kept once and in order, replaced and taken back."""
+"""Answers: read from files, stored once and in order, replaced and taken back."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The three orders on made-up features, where it is known what must come first."""
+"""The three orders on made-up features with a known first image."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Labels of added images: kept as edits, trained on, never evaluated on unless they were set aside."""
+"""Labels of added images: stored as edits, trained on, and evaluated on only if set aside."""
 
 import shutil
 
@@ -29,7 +29,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def loose(tmp_path):
-    """A folder whose images are in no class folders: eight red, then eight blue ones."""
+    """Return a folder of images without class folders: eight red, then eight blue ones."""
     made = image_folder(tmp_path / "made", {"red": 30, "blue": 8})
     loose = tmp_path / "loose"
     (loose / "deeper").mkdir(parents=True)
@@ -42,7 +42,7 @@ def loose(tmp_path):
 
 @pytest.fixture(autouse=True)
 def mean_colours(monkeypatch):
-    """Features are an image's mean colours: no network is needed."""
+    """Replace features by an image's mean colours, which need no network."""
 
     def compute(dataset, backbone, image_size, fit):
         yield Step(0, 1, "features")

@@ -1,4 +1,4 @@
-"""Images without labels that are unpacked, uploaded or recorded: they belong to one data set only."""
+"""Images without labels that are unpacked, uploaded or recorded: they belong to one data set."""
 
 import io
 import zipfile
@@ -37,7 +37,7 @@ def other(data):
 
 @pytest.fixture
 def loose(tmp_path):
-    """Images of no class; they lie where the app may not read."""
+    """Return images of no class in a folder that the app may not read."""
     return sorted(image_folder(tmp_path / "loose", {"blue": 9}).rglob("*.png"))
 
 

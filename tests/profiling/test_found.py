@@ -1,4 +1,4 @@
-"""A profile is found again by its runs alone."""
+"""Reconstruction of a profile from its runs alone."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Simultaneous intervals: do they hold where nothing is gained?"""
+"""Simultaneous intervals: their coverage if nothing is gained."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ IMAGES, TRIALS = 120, 120
 
 
 def share_of_wrong_profiles(effect, copies=1):
-    """Return how often an interval leaves out 0 although no arm differs from the probe."""
+    """Return how often an interval excludes 0 although no arm differs from the probe."""
     random, wrong = np.random.default_rng(0), 0
     sets = np.repeat(np.arange(IMAGES), copies)
     for _ in range(TRIALS):

@@ -1,4 +1,4 @@
-"""The rounds of a profile, from finished runs that are made up."""
+"""Rounds of a profile, from made-up finished runs."""
 
 import numpy as np
 import pytest
@@ -20,20 +20,20 @@ def setup(home_of_shared_fixtures):
 
 
 def outcome(accuracy, loss=1.0):
-    """Return what a run answered that is right on the first images only."""
+    """Return the outcome of a run that is right on the first images only."""
     right = np.arange(IMAGES) < accuracy * IMAGES
     return Outcome("", loss, right, right)
 
 
 class Planted(dict):
-    """Finished runs: every run that was ever wanted, as right as its stages say."""
+    """Finished runs: every run that was ever wanted, with accuracies by its stages."""
 
     def __init__(self, accuracies, losses=None):
         super().__init__()
         self.accuracies, self.losses, self.rounds = accuracies, losses or {}, []
 
     def finish(self, setup, failed=(), parts=tuple(PARTS)):
-        """Train round after round; return the progress at the end."""
+        """Train round after round, and return the progress at the end."""
         while (progress := advance(setup, self, failed, parts)).wanted:
             self.rounds.append((progress.round, progress.wanted))
             for config in progress.wanted:

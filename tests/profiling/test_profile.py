@@ -1,4 +1,4 @@
-"""A profile from the command line to its result: whole, interrupted, cached, without test images."""
+"""Profiles from the command line: whole, interrupted, cached, without test images."""
 
 import json
 
@@ -19,7 +19,7 @@ TIMES = ("seconds", "run_ids", "sentence")
 
 @pytest.fixture(scope="module")
 def data(home_of_shared_fixtures, tmp_path_factory):
-    """Three colours in three splits of their own."""
+    """Write two colours in three given splits."""
     counts = {"train": 12, "val": 8, "test": 10}
     layout = {f"{split}/{hue}": n for split, n in counts.items() for hue in ("red", "green")}
     return image_folder(tmp_path_factory.mktemp("profiled"), layout)
@@ -31,13 +31,13 @@ def options(data, runs, *more, **changes):
 
 @pytest.fixture(scope="module")
 def profiled(data, tmp_path_factory):
-    """Return (folder of runs, JSON) of a profile of three stages."""
+    """Return (directory of runs, JSON) of a profile of three stages."""
     runs = tmp_path_factory.mktemp("runs")
     return runs, thaw_json(*options(data, runs, *STAGES))
 
 
 def but_for_times(result):
-    """Return what two profiles have in common that trained the same."""
+    """Return a profile's result without its times."""
     arms = [{k: v for k, v in arm.items() if k not in TIMES} for arm in result["arms"]]
     return {k: v for k, v in result.items() if k not in TIMES} | {"arms": arms}
 

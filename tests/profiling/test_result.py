@@ -1,4 +1,4 @@
-"""What a profile says, in one sentence."""
+"""Result of a profile in one sentence."""
 
 import pytest
 

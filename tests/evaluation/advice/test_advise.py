@@ -35,7 +35,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def untimed(monkeypatch):
-    """Every strategy takes a minute: to time each of them takes longer than the rest of a test."""
+    """Replace timing, which takes longer than the rest of a test, by one minute per strategy."""
 
     def timed(_config, _dataset, stages):
         yield Step(0, 1, "timing")
@@ -45,7 +45,7 @@ def untimed(monkeypatch):
 
 
 def striped(root, images=24):
-    """Two classes that differ in the direction of their stripes, not in their colours."""
+    """Write two classes that differ in the direction of their stripes, not in their colours."""
     random = np.random.default_rng(0)
     for name in ("across", "down"):
         (root / name).mkdir(parents=True)
@@ -125,7 +125,7 @@ def test_validation_and_test_images_are_never_touched_and_timing_is_kept(folder,
 
 @pytest.mark.train
 def test_a_probe_never_sees_the_image_that_it_is_asked_about(tmp_path, untimed):
-    """Nothing can be learned of noise, but there are enough features to learn it by heart."""
+    """Noise has nothing to learn, but there are enough features to memorise it."""
     random = np.random.default_rng(0)
     for number in range(48):
         target = tmp_path / "noise" / ("across", "down")[number % 2] / f"{number}.png"

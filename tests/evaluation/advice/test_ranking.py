@@ -1,4 +1,4 @@
-"""Ranking and proposals, from probes whose answers are made up."""
+"""Ranking and proposals, from probes with made-up answers."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ IMAGES = 400
 def network(
     name, *accuracies, seconds=60.0, top1=None, images=IMAGES, after=None, last_block=True, copies=1
 ):
-    """One whose stages are right on so many of the images, each on images of its own choice."""
+    """Return probes with these accuracies, each right on images of its own choice."""
     random = np.random.default_rng(len(name) + sum(map(ord, name)))
     right = np.zeros((len(accuracies), images), dtype=bool)
     for row, accuracy in zip(right, accuracies, strict=True):

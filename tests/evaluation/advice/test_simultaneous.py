@@ -1,4 +1,4 @@
-"""Intervals of several candidates: they cover the best of them, and copies count once."""
+"""Simultaneous intervals of several candidates: they cover the best one, and copies count once."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ DRAWS = 120
 
 
 def guesses(random, candidates=8, groups=80, copies=4, alike=0.95, accuracy=0.5):
-    """Answers of correlated candidates that are right by chance, near-duplicates mostly alike."""
+    """Return answers of correlated candidates right by chance; near-duplicates are mostly equal."""
     shared = random.standard_normal(groups)
     own = random.standard_normal((candidates, groups))
     right = (shared + own) / np.sqrt(2) < norm.ppf(accuracy)

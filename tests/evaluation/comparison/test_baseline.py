@@ -1,4 +1,4 @@
-"""What a comparison says of the linear probe, the baseline that training has to beat."""
+"""Text of a comparison on the linear probe, the baseline that training has to beat."""
 
 import pytest
 
@@ -12,7 +12,7 @@ SEEDS = range(3)
 
 
 def runs_of(made_run, **shares):
-    """Three runs of each strategy, right on about that share of the images."""
+    """Make three runs of each strategy, right on about that share of the images."""
     return [
         made_run(
             right(share, seed),
@@ -152,7 +152,7 @@ def test_seeds_of_one_fitted_head_are_one_method_which_is_not_to_be_chosen(made_
 
 @pytest.mark.train
 def test_seeds_of_a_probe_do_not_make_other_seeds_look_alike(made_run):
-    """A probe is the same with every seed: pooled, it would halve the seeds' share."""
+    """A probe is the same with every seed: pooled, it would halve the seeds' variance."""
     trained = [
         made_run(right(share + gain), strategy=name, seed=seed)
         for name, share in (("last_block", 0.85), ("full", 0.80))

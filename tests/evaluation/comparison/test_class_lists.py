@@ -20,7 +20,7 @@ TRAINING_ONLY = {"aaa": ("aaa",), "zzz": ("zzz",), "both": ("aaa", "zzz")}
 
 @pytest.fixture(scope="module")
 def found(home_of_shared_fixtures, tmp_path_factory):
-    """Runs by their names in ``TRAINING_ONLY``, all trained on one path; and another data set."""
+    """Return runs by their names in ``TRAINING_ONLY``, trained on one path; another data set."""
     base = tmp_path_factory.mktemp("classes")
     splits = ("train", "val", "test")
     layout = {f"{split}/{name}": 6 for split in splits for name in ("blue", "red")}

@@ -65,7 +65,7 @@ def test_runs_on_different_images_are_refused_by_name(made_run, other):
 
 
 def test_without_test_images_of_all_the_validation_images_are_used_and_that_is_said(made_run):
-    """A run that was stopped has looked at no test image."""
+    """A stopped run has not seen the test images."""
     stopped = made_run(right(0.8), strategy="full", tested=False, status="stopped")
     compared = compare_runs([made_run(right(0.9)), stopped])
     assert (compared.split, compared.images) == ("val", IMAGES)

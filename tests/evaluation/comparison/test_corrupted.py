@@ -1,4 +1,4 @@
-"""Runs compared on their own images made worse: by the statistics of any other images."""
+"""Comparison of runs on corrupted images, by the statistics of any other images."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,10 @@ NOISE, BLUR = Corrupted("test", "noise", 3), Corrupted("test", "blur", 1)
 
 
 def measured(run, correct, noisy, images=IMAGES):
-    """Keep a run's robustness: ``noisy`` says where it is right at noise 3, ``correct`` elsewhere."""
+    """Save a run's robustness.
+
+    ``noisy`` says which images are right at noise 3, ``correct`` at all other corruptions.
+    """
     labels = np.arange(images) % 2
 
     def logits(answers):
@@ -35,7 +38,7 @@ def measured(run, correct, noisy, images=IMAGES):
 
 @pytest.fixture
 def arms(made_run):
-    """Two strategies, two seeds each: alike on own images, far apart on noisy ones."""
+    """Make two strategies with two seeds each: alike on own images, far apart on noisy ones."""
     shares = {"feature_extraction": 0.8, "full": 0.5}
     return [
         (

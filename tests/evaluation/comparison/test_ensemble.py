@@ -1,4 +1,4 @@
-"""The ensemble of a strategy's seeds: the mean of their probabilities, on the same images."""
+"""Ensemble of a strategy's seeds: the mean of their probabilities on the same images."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_networks_that_agree_are_their_own_ensemble():
 
 
 def by_hand(runs):
-    """Which images the mean of the runs' probabilities gets right."""
+    """Return which images the mean of the runs' probabilities classifies correctly."""
     tables = [load_predictions(run.run_dir) for run in runs]
     tables = [table[table["split"] == "test"].sort_values("id") for table in tables]
     mean = np.mean(

@@ -36,7 +36,7 @@ STRATEGIES = ("feature_extraction", "last_block")
 
 @pytest.fixture(scope="module")
 def trained(home_of_shared_fixtures, tmp_path_factory):
-    """Runs by strategy, measured; and the steps of measuring."""
+    """Return runs by strategy, with measured layers, and the steps of the measurement."""
     runs_dir = tmp_path_factory.mktemp("runs")
     data = shared_images(red=40, green=40, blue=40)
     originals = {name: trained_run(tiny_config(data, strategy=name)) for name in STRATEGIES}
@@ -74,7 +74,7 @@ def test_frozen_stages_have_not_moved_at_all(layers):
 
 
 def start_of(run):
-    """Return the weights that a run of the tiny network began with."""
+    """Return the initial weights of a run of the tiny network."""
     network = build_network(run.config.backbone, run.config.weights, 3, run.config.seed)
     return network.model.state_dict()
 
@@ -262,7 +262,7 @@ def test_a_run_is_advised_to_train_from_the_stage_that_the_probes_suggest():
 
 @pytest.mark.parametrize("accuracies", [PEAK_AT_BLOCK5, RISING, BLOCK6_JUST_BEST])
 def test_a_linear_probe_is_advised_what_the_dataset_page_suggests(accuracies):
-    """Once, the Dataset page said "last block" where the same numbers advised nothing here."""
+    """The Dataset page once said "last block" where the same numbers advised nothing here."""
     layers = made(8, accuracies, error=0.022)
     suggestion = suggest_cut(layers.probes, [stage.name for stage in layers.stages])
     advice = thaw_next(layers)
@@ -289,14 +289,14 @@ def test_the_gradient_of_frozen_stages_plays_no_part_and_its_chart_says_so():
 
 
 def advise(first_trained, **shares):
-    """Return the advice where the stages had ``shares`` of the gradient while they trained."""
+    """Return the advice if the stages had ``shares`` of the gradient while they trained."""
     layers = made(first_trained, PEAK_AT_BLOCK5)
     stages = (replace(one, gradient_share=shares.get(one.name)) for one in layers.stages)
     return thaw_next(replace(layers, stages=tuple(stages)))
 
 
 def test_where_the_stage_behind_hardly_trained_no_earlier_one_is_advised():
-    """Unlike the pull of a frozen stage, this share was measured on what training did."""
+    """Unlike the pull of a frozen stage, this share was measured during training."""
     assert advise(7, block7=0.011, head=0.989).stage == "block6"
     advice = advise(7, block7=0.004, head=0.996)
     assert (advice.stage, advice.what) == (None, "nothing advised")

@@ -105,7 +105,7 @@ def test_random_flips_agree_with_the_exact_test():
 @pytest.mark.parametrize("measure", OTHERS, ids=lambda one: one.name)
 @pytest.mark.parametrize("seeds", [(2, 2), pytest.param((3, 3), marks=pytest.mark.exhaustive)])
 def test_equally_good_arms_are_rarely_called_different(measure, seeds):
-    """Where no seed is better, for networks; where one may be, for strategies."""
+    """Networks are tested without an effect of the seed, strategies with one."""
     random, trials, found = np.random.default_rng(sum(seeds)), 120, np.zeros(2)
     for _ in range(trials):
         arms = measured(measure, *logits_of_arms(random, (0.0, 0.0), seeds, 240), resamples=200)
@@ -125,7 +125,7 @@ def test_equally_good_arms_are_rarely_called_different(measure, seeds):
     [("accuracy", "accuracy"), ("macro_f1", "f1_macro"), ("log_loss", "log_loss")],
 )
 def test_one_network_has_the_interval_of_its_evaluation(made_run, measure, score):
-    """Alone, as a seed of an arm of several, and as an ensemble."""
+    """The interval is the same alone, as a seed of an arm of several, and as an ensemble."""
     runs = [made_run(right(0.9)[:60], seed=seed) for seed in range(2)]
     runs += [made_run(right(0.8)[:60], strategy="full")]
     compared = compare_runs(runs, measure)

@@ -1,4 +1,4 @@
-"""The next experiment: each rule on its own, and their order."""
+"""Next experiment: each rule on its own, and their order."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ EVERY_CLASS = SharedClasses((0, 1), ("cat", "dog"), {}, {})
 
 @pytest.fixture
 def compared(made_run):
-    """``compared(strategy=share, …)``: runs that are right on about that share of the images."""
+    """Return ``compared(strategy=share, …)``, which compares runs right on about these shares."""
 
     def make(seeds=3, runs=(), **shares):
         made = [
@@ -47,7 +47,7 @@ def compared(made_run):
 
 @pytest.fixture
 def shown(compared):
-    """``shown(…)``: the evidence of ``compared(…)``, with layers by strategy."""
+    """Return ``shown(…)``, which gives the evidence of ``compared(…)``, with layers by strategy."""
 
     def make(layers=None, **more):
         return seen(compared(**more), layers=layers)
@@ -63,7 +63,7 @@ def seen(comparison, shifted=None, layers=None):
 
 
 def after_profile(evidence):
-    """Return the evidence as it is once the layers have been profiled."""
+    """Return the evidence after the layers have been profiled."""
     configs = [arm.config for arm in evidence.own.arms]
     profiled = frozenset(f"{one.data} {rules.features_of(one)}" for one in configs)
     return replace(evidence, profiled=profiled)
@@ -209,7 +209,7 @@ def test_after_lp_ft_comes_wise_ft_which_trains_nothing_and_then_nothing(compare
 
 @pytest.fixture
 def fractions(shown, made_run):
-    """``fractions(p25=share, …)``: last block, by the percentage of images trained on."""
+    """Return ``fractions(p25=share, …)``: last block, by the percentage of training images."""
 
     def make(**shares):
         runs = [
@@ -252,7 +252,10 @@ def test_a_curve_that_is_flat_or_is_none_asks_for_no_images(fractions, shown):
 
 @pytest.fixture
 def spread(compared, made_run):
-    """``spread(last_block=(share, …), …)``: the share of the same images that each seed gets right."""
+    """Return ``spread(last_block=(share, …), …)``, which takes the accuracy of each seed.
+
+    All seeds are right on the same images.
+    """
 
     def make(**shares):
         return compared(
@@ -415,7 +418,7 @@ def test_nothing_freezes_again_that_took_part_or_is_frozen(shown, strategy, laye
 
 
 def test_the_rules_are_asked_in_order():
-    """Convergence, the baseline, the profile, seeds, test images; then what is left."""
+    """Convergence, the baseline, the profile, seeds and test images come before the other rules."""
     order = ["converge", "baseline", "profile", "seeds", "test_images"]
     assert list(rules.RULES)[:5] == order
     assert set(list(rules.RULES)[5:]) == {"shift", "images", "thaw", "freeze"}

@@ -1,4 +1,4 @@
-"""The best of several arms looks better on the images that chose it."""
+"""Selection bias: the best of several arms looks better on the images that chose it."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ LABELS = np.arange(200) % 2
 
 
 def equal_arms(random, arms=6):
-    """Return who is right of arms that are all right on 80 % of new images."""
+    """Return float ``[arms, images]`` of arms that are all right on 80 % of new images."""
     return (random.random((arms, len(LABELS))) < 0.8).astype(float)
 
 

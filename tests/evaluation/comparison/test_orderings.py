@@ -1,4 +1,4 @@
-"""What is published of strategies, held against what was measured."""
+"""Published orderings of strategies, compared with measurements."""
 
 from typing import get_args
 
@@ -15,7 +15,7 @@ from tests.evaluation.simulated import IMAGES, right
 
 
 def runs_of(made_run, shares, seeds=3, **settings):
-    """Make runs right on these shares; ``settings`` are those of the last strategy only."""
+    """Make runs right on these shares; ``settings`` apply to the last strategy only."""
     last = list(shares)[-1]
     return [
         made_run(right(share, seed), strategy=name, seed=seed, **(settings if name == last else {}))

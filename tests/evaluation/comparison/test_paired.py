@@ -1,4 +1,4 @@
-"""The claim about networks, and what it shares with the one about strategies."""
+"""Claim about networks, and its shared parts with the claim about strategies."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_bootstrap_is_scipys():
 
 
 def test_mcnemar_looks_at_every_pair_of_networks_where_the_numbers_of_seeds_differ():
-    """One that tested each seed with its partner would see one pair of these six."""
+    """Testing each seed with its partner only would see one pair of these six."""
     a, b = sides(np.random.default_rng(0), (0.9, 0.0), (3, 2), 300, 0.3)
     found = mcnemar_p(a, b)
     assert found.shape == (3, 2)

@@ -1,4 +1,4 @@
-"""The claim about strategies, held to 5 % by simulation, as in ``benchmarks/verdicts.py``."""
+"""Claim about strategies, held to 5 % by simulation, as in ``benchmarks/verdicts.py``."""
 
 from itertools import combinations
 
@@ -32,7 +32,7 @@ def arms_of(random, gains, seeds, images=300, effect=0.3, **more):
 
 
 def called_different(arms, variances):
-    """Which pairs Student's t and Holm's correction call different."""
+    """Return which pairs are different by Student's t and Holm's correction."""
     claims = [
         strategies_claim(arms[a], arms[b], (variances[a], variances[b]))
         for a, b in combinations(range(len(arms)), 2)
@@ -167,7 +167,7 @@ def test_a_true_difference_of_strategies_is_found_at_the_power_stated():
 
 
 def test_two_seeds_and_a_thousand_images_show_five_points():
-    """With each pair's own seeds, clearly different networks would hardly have shown it."""
+    """With each pair's own seed variance, clearly different networks would hardly have shown it."""
     random, pooled, before = np.random.default_rng(3), [], []
     for _ in range(30):
         arms = arms_of(random, (0.85, 0.0), (2, 2), images=1000, effect=0.1)

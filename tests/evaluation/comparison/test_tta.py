@@ -1,4 +1,4 @@
-"""Flips at test time: their mean, the paired test, how they are kept, and warnings."""
+"""Flips at test time: their mean, the paired test, how they are stored, and warnings."""
 
 import json
 import shutil
@@ -98,7 +98,7 @@ def test_a_large_gain_is_told_from_chance_and_a_small_one_is_not(made_run):
 
 
 def keep_as_flips(run, other):
-    """The predictions of another run as if they were those of this one with flips."""
+    """Store the predictions of another run as this run's predictions with flips."""
     from finetune_core.evaluation.single_run import tta
     from finetune_core.training.predictions import predictions_changed, write_table
 

@@ -1,4 +1,4 @@
-"""The verdict in three lines, the claims about pairs, and runs that were stopped."""
+"""Verdict in three lines, claims about pairs, and stopped runs."""
 
 from dataclasses import replace
 
@@ -47,7 +47,7 @@ def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_show
 
 
 def test_what_another_arm_beats_is_not_advised_however_cheap(made_run):
-    """The best varies so much by seed that only the middle one is distinguished from the cheap."""
+    """The best varies so much by seed that only the middle arm differs from the cheap one."""
     swinging = [right(share) for share in (0.84, 0.92, 0.87, 0.90, 0.85)]
     arms = {"last_block": [right(0.83)] * 5, "last_two_blocks": [right(0.86)] * 5, "full": swinging}
     seconds = {"last_block": 1.0, "last_two_blocks": 5.0, "full": 9.0}
@@ -101,7 +101,7 @@ def test_many_strategies_of_one_seed_each_are_not_all_named(made_run):
 
 
 def answers_with(wrong, images=600):
-    """Right on all images but these."""
+    """Return bool ``[images]``: right on all images but these."""
     correct = np.ones(images, bool)
     correct[wrong] = False
     return correct
@@ -109,7 +109,7 @@ def answers_with(wrong, images=600):
 
 @pytest.fixture
 def frozen_and_full(made_run):
-    """Two runs each: all layers are 3.7 points worse with the first seed, 4.1 with both."""
+    """Make two runs each: all layers are 3.7 points worse with the first seed, 4.1 with both."""
     wrong = {
         "feature_extraction": (range(48), range(30)),
         "full": ([*range(24), *range(100, 137)], [*range(24), *range(105, 147)]),
@@ -124,7 +124,7 @@ def frozen_and_full(made_run):
 
 
 def test_a_second_seed_does_not_turn_the_verdict_round(frozen_and_full):
-    """Once, "beats by 3.7" of networks became "not distinguishable" of strategies."""
+    """ "Beats by 3.7" of networks once became "not distinguishable" of strategies."""
     frozen, (first, second) = frozen_and_full
     before, after = compare_runs([*frozen, first]), compare_runs([*frozen, first, second])
     earlier, later = (one.to_json()["pairs"][0] for one in (before, after))
@@ -183,7 +183,7 @@ def test_with_one_arm_of_a_single_seed_the_others_are_compared_as_strategies(
 
 
 def first_right(made_run, images, counts):
-    """Return runs of two seeds of each strategy, which are right on so many images."""
+    """Make runs of two seeds of each strategy, right on that number of images."""
     order = np.random.default_rng(0).permutation(images)
     return [
         made_run(order < count, strategy=name, seed=seed)
@@ -216,7 +216,7 @@ def test_seeds_that_are_far_apart_on_many_images_ask_for_more_seeds_only(made_ru
 
 @pytest.mark.train
 def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
-    """Nor do the runs of an arm differ in their seeds only, where one was stopped."""
+    """The runs of an arm differ in more than their seeds if one was stopped."""
     finished = [made_run(right(0.9, seed), seed=seed) for seed in (0, 1)]
     stopped = made_run(right(0.7), seed=1, status="stopped", epochs=20)
     same = made_run(right(0.7), seed=1, status="stopped")
@@ -238,7 +238,7 @@ def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
 def test_a_stopped_run_changes_nothing_of_what_is_said_of_the_strategies(
     three_strategies, made_run
 ):
-    """It cannot be compared as one, so nothing is corrected for it."""
+    """A stopped run cannot be compared as a strategy, so nothing is corrected for it."""
     alone = compare_runs(three_strategies)
     stopped = [
         made_run(right(share), seed=seed, status="stopped") for seed, share in ((7, 0.3), (8, 0.8))
@@ -302,7 +302,7 @@ def test_one_strategy_alone_is_not_the_one_to_take(made_run):
 
 
 def arms_of(made_run, seeds=3, images=IMAGES, **shares):
-    """Return runs of each strategy, right on about that share of the images."""
+    """Make runs of each strategy, right on about that share of the images."""
     return [
         made_run(
             right(share, seed)[:images],
@@ -364,7 +364,7 @@ def test_a_probe_that_may_be_five_points_worse_is_not_said_to_do_as_well(made_ru
 
 
 def test_the_number_of_images_that_is_asked_for_would_show_five_points():
-    """The same answers, repeated up to that number of images, are tested by the code that ships."""
+    """Equal answers, repeated up to that number of images, are tested by the shipped code."""
     random = np.random.default_rng(1)
     sides = [np.tile(random.random(60) < share, (2, 1)) for share in (0.7, 0.75)]
 

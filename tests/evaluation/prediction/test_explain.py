@@ -22,7 +22,7 @@ SIZE = 64
 
 
 def predictor_of(model, size=SIZE):
-    """A network that is in no catalogue, seen through ResNet-18's preprocessing."""
+    """Return a predictor of a network outside of the catalogue, with ResNet-18's preprocessing."""
     head = find_head(model, size)
     stages, info = derive_stages(model, (head,), size), backbone_info("resnet18")
     network = Network(model.eval(), model, stages, (head,), "", info)
@@ -45,7 +45,10 @@ def noise(side=80):
 
 
 class Brightness(nn.Module):
-    """Class b is more likely the brighter some part of the image is; class a the reverse."""
+    """Network whose class b is more likely the brighter some part of the image is.
+
+    Class a is the reverse.
+    """
 
     def __init__(self):
         super().__init__()

@@ -89,7 +89,7 @@ def test_images_unlike_any_training_image_are_separated_from_the_others(run, loo
 @pytest.mark.train
 @pytest.mark.parametrize(("count", "parts"), [(30, 1), (500, 1), (99, 2)])
 def test_no_more_are_called_unlike_in_error_than_was_set(count, parts):
-    """The share of images like those of the validation split that is called unlike."""
+    """The share is that of images like those of the validation split."""
     random = np.random.default_rng(count)
 
     def unit(number):
@@ -137,7 +137,7 @@ def test_images_outside_the_readable_folders_are_refused(run, looks, tmp_path):
 def test_what_training_has_drawn_towards_a_class_is_still_recognised_by_the_pretrained_features(
     near,
 ):
-    """An image that only the features from before training tell from a class."""
+    """Only the features from before training tell this image from a class."""
     inside = near.features[0].copy()
     assert not near.unlike(inside[None])[0]
     stranger = inside.copy()

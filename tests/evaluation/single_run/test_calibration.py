@@ -9,7 +9,7 @@ from tests.evaluation.simulated import table_of
 
 
 def drawn(count=4000, classes=4, seed=0, factor=1.0):
-    """Return logits and labels that are drawn from them; too sure by ``factor``."""
+    """Return logits and labels that are drawn from them; overconfident by ``factor``."""
     random = np.random.default_rng(seed)
     logits = random.normal(size=(count, classes)) * 2
     labels = (
@@ -123,7 +123,7 @@ def test_one_image_and_equal_confidences_are_binned(binning):
     ],
 )
 def test_the_interval_of_the_error_holds_the_truth_however_well_calibrated(factor, count):
-    """Plain percentiles of a bootstrap never hold the error of a calibrated network."""
+    """Plain percentiles of a bootstrap never contain the error of a calibrated network."""
     logits, labels = drawn(200_000, seed=99, factor=factor)
     truth, trials, held = calibration(logits, labels, resamples=0).ece, 120, 0
     for trial in range(trials):

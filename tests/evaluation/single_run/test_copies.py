@@ -1,4 +1,4 @@
-"""What a run and those before it were trained on is found in another data set."""
+"""Copies in another data set of images that a run and the runs before it were trained on."""
 
 import shutil
 from dataclasses import replace
@@ -28,7 +28,7 @@ def ids(trained_once):
 
 @pytest.fixture
 def child(parent, image_folder, tmp_path):
-    """A run on other images that started from that one."""
+    """Return a run on other images that started from ``parent``."""
     data = str(image_folder(tmp_path / "own", {"red": 9, "blue": 9}))
     config = parent.config.model_copy(update={"data": data, "from_run": str(parent.run_dir)})
     return replace(parent, run_dir=parent.run_dir.with_name("20260101-000000-child"), config=config)
@@ -36,7 +36,7 @@ def child(parent, image_folder, tmp_path):
 
 @pytest.fixture
 def mixed(ids, trained_once, tmp_path):
-    """Darkened test images, four training images of the first run, and nearly a fifth."""
+    """Write darkened test images, four training images of the first run, and a near-copy."""
     folder = darkened(ids["test"], trained_once.data, tmp_path / "mixed")
     copied(ids["train"][:4], trained_once.data, folder)
     lighter = np.asarray(Image.open(trained_once.data / ids["train"][5]), dtype=float) * 0.9

@@ -1,4 +1,4 @@
-"""Predictions and checkpoints are input: a run refuses others by name, before it reads much."""
+"""Damaged predictions and checkpoints: a run refuses them by name, before it reads much."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def finished(home_of_shared_fixtures):
 
 @pytest.fixture(scope="module")
 def stopped(home_of_shared_fixtures, tmp_path_factory):
-    """A run that was stopped in its second epoch."""
+    """Return the directory of a run that was stopped in its second epoch."""
     reservation = create_run(config(), tmp_path_factory.mktemp("stopped"))
     for event in execute(reservation):
         if isinstance(event, events.StepEnded) and event.epoch == 2:
@@ -322,7 +322,7 @@ LASTS = {
 
 @pytest.fixture(scope="module")
 def job(stopped):
-    """What the stopped run would go on with, and its optimizer."""
+    """Return the job that the stopped run would resume with, and its optimizer."""
     config = read_run(stopped).config
     job = finish(prepare(config))
     return job, make_optimizer(config, job.strategy, job.network.stages, job.network.model)

@@ -1,4 +1,4 @@
-"""Kept predictions of corrupted images are input: damaged ones do not count."""
+"""Stored predictions of corrupted images are untrusted input: damaged ones do not count."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def measured(trained_once, tmp_path_factory):
 
 @pytest.fixture
 def stored(measured, tmp_path):
-    """(the run, the file)."""
+    """Return (run, file)."""
     run = read_run(shutil.copytree(measured, tmp_path / "run"))
     return run, run.run_dir / "robustness-test.parquet"
 

@@ -14,7 +14,10 @@ from finetune_core.evaluation.single_run.scores import NAMES, rank_of, score
 
 @st.composite
 def tables(draw):
-    """Labels and logits; few different values make ties, few of many classes make absent ones."""
+    """Draw labels and logits.
+
+    Few different values make ties, few of many classes make absent ones.
+    """
     width, count = draw(st.integers(1, 6)), draw(st.integers(1, 60))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     present = random.choice(width, draw(st.integers(1, width)), replace=False)

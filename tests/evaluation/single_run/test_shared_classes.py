@@ -27,7 +27,7 @@ IMAGES = 80  # of the run's own, every second one a dog
 
 
 def own_correct(cats, dogs):
-    """Right on these shares of the cats and of the dogs."""
+    """Return bool ``[images]``: right on these shares of the cats and of the dogs."""
     correct = np.zeros(IMAGES, bool)
     correct[::2] = np.arange(IMAGES // 2) < cats * IMAGES // 2
     correct[1::2] = np.arange(IMAGES // 2) < dogs * IMAGES // 2
@@ -35,7 +35,7 @@ def own_correct(cats, dogs):
 
 
 def shifted_to(run, labels, correct):
-    """Keep predictions for another data set in the run's folder."""
+    """Store predictions for another data set in the run directory."""
     labels, correct = np.asarray(labels), np.asarray(correct)
     logits = np.eye(2)[np.where(correct, labels, 1 - labels)]
     ids = pd.Series([f"other{at:03d}.png" for at in range(len(labels))])
@@ -55,7 +55,7 @@ def shifted_to(run, labels, correct):
 
 @pytest.fixture
 def hard_dogs(made_run):
-    """A run that is right on all cats and on half of the dogs, and on 27 of 30 shifted cats."""
+    """Make a run right on all cats and half of the dogs, and on 27 of 30 shifted cats."""
     run = made_run(own_correct(cats=1.0, dogs=0.5))
     shifted_to(run, [CAT] * 30, np.arange(30) < 27)
     return run

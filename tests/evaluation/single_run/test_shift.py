@@ -1,4 +1,4 @@
-"""A run asked about the images of another data set."""
+"""Predictions of a run for another data set."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def run(trained_once, tmp_path):
 
 @pytest.fixture(scope="module")
 def ids(trained_once):
-    """Split -> ids of the run's images."""
+    """Return split -> ids of the run's images."""
     table = load_dataset(trained_once.data).table
     return {split: rows["id"].tolist() for split, rows in table.groupby("split")}
 

@@ -1,4 +1,4 @@
-"""Kept predictions of other data sets are input: damage is named and computed anew."""
+"""Stored predictions of other data sets are untrusted input: damage is named and repaired."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from tests.shifted import darkened
 
 @pytest.fixture(scope="module")
 def predicted(trained_once, tmp_path_factory):
-    """(folder of a run, other data set, its fingerprint), predicted once."""
+    """Predict once; return (directory of a run, other data set, its fingerprint)."""
     base = tmp_path_factory.mktemp("predicted")
     (run_dir,) = trained_once.copied(base / "runs", "last_block")
     run = read_run(run_dir)
@@ -40,13 +40,13 @@ def predicted(trained_once, tmp_path_factory):
 
 @pytest.fixture
 def stored(predicted, tmp_path):
-    """(the run, the file, the fingerprint)."""
+    """Return (run, file, fingerprint)."""
     run = read_run(shutil.copytree(predicted[0], tmp_path / "run"))
     return run, run.run_dir / f"shifted-{predicted[2]}.parquet", predicted[2]
 
 
 def with_facts(file, change):
-    """Rewrite what the file says of its data set: ``change`` of what stands there, as bytes."""
+    """Rewrite the facts of a file, given a function that changes them to bytes."""
     table = pq.read_table(file)
     metadata = table.schema.metadata
     said = change(json.loads(metadata[b"thaw.shift"]))

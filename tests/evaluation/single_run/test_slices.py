@@ -14,7 +14,7 @@ from tests.factories import image_folder, tiny_config, train
 
 
 def evaluated(correct):
-    """An evaluation of two classes whose images are right where they are said to be."""
+    """Return an evaluation of two classes that is right where ``correct`` is true."""
     logits = [np.array([1.0, 0.0] if right else [0.0, 1.0]) for right in correct]
     return evaluate(table_of(0, logits, "test"), ("a", "b"))
 
