@@ -23,8 +23,8 @@ def wilson(
         share, unit = right / images, quantile**2 / images
         centre = (share + unit / 2) / (1 + unit)
         reach = np.sqrt(unit * (share * (1 - share) + unit / 4)) / (1 + unit)
-    # At the ends, where rounding would leave a trace: no failure allows for all, no success for
-    # none.
+    # Exact at the ends, where rounding would leave a trace: the interval contains 0 if there is no
+    # success, and 1 if there is no failure.
     low, high = (
         np.where(right == 0, 0.0, centre - reach),
         np.where(right == images, 1.0, centre + reach),

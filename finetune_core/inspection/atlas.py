@@ -23,7 +23,7 @@ def lay_out(features: np.ndarray) -> Work[np.ndarray]:
     Returns:
         Float32 ``[n, 2]``.
     """
-    from openTSNE import TSNE  # here: only a deep inspection needs it
+    from openTSNE import TSNE  # only a deep inspection needs this import
 
     reached, left = [0], [False]
 
@@ -40,7 +40,7 @@ def lay_out(features: np.ndarray) -> Work[np.ndarray]:
             return _flat(reduced)
         layout = TSNE(
             perplexity=min(30, (len(reduced) - 1) / 3),
-            # the cores that this process may use, not all that there are
+            # The cores that this process may use, not all of the machine.
             n_jobs=torch.get_num_threads(),
             random_state=0,
             callbacks=note,

@@ -54,8 +54,8 @@ def effective_images(right: np.ndarray, sets: np.ndarray) -> np.ndarray:
     alone = images * share * (1 - share) * images / (images - 1)
     clustered = (cluster_residuals(right, sets) ** 2).sum(axis=1)
     clustered *= len(sizes) / max(1, len(sizes) - 1)
-    # Where all images or none are correct nothing shows how alike a cluster's images are: count
-    # them as equal (Kish 1965, Survey Sampling).
+    # If all images or none are correct, the similarity within clusters cannot be estimated. Count
+    # the images of a cluster as equal (Kish 1965, Survey Sampling).
     equal = float((sizes**2).sum()) / images
     effect = np.divide(clustered, alone, out=np.full(len(right), equal), where=alone > 0)
     effective: np.ndarray = images / np.maximum(effect, 1.0)

@@ -33,8 +33,8 @@ from finetune_core.models.network import network_stages
 from finetune_core.work import Work
 
 IMAGE_SIZE = 224
-_SHIFTED = 0.6  # area under the curve
-_CLEAR = 3.0  # standard errors
+_SHIFTED = 0.6  # area under the curve above which splits differ
+_CLEAR = 3.0  # standard errors above 0.5
 _FEWEST = 10  # images of a split
 
 
@@ -257,7 +257,7 @@ def _shift(
 
 
 def _outliers(features: Features, table: pd.DataFrame) -> Work[Finding | None]:
-    # the last one alone sees little of what ImageNet does not hold
+    # The last stage alone responds little to content that ImageNet lacks.
     deeper = features.by_stage[len(features.by_stage) // 2 :]
     far, scores = yield from in_background(
         "outliers", partial(far_away, deeper, table["near"].to_numpy())

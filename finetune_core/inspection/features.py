@@ -33,7 +33,7 @@ from finetune_core.work import Work, in_phase
 
 _BATCH = 32
 _USUAL_SIZE = 224  # pixels
-_KEPT_AT_ONCE = 1024  # images: what a pass that is broken off has done so far is not lost
+_KEPT_AT_ONCE = 1024  # images per write, so that an interrupted pass loses little
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _features(
             if (yield from in_phase("features", filling, start, len(needed))) is None:
                 break
     table = CACHE.table(name)
-    # or later blocks have driven out earlier ones
+    # Also checked at the end, because later blocks may have evicted earlier ones.
     if table.missing(keys[np.setdiff1d(wanted, list(pixels.failed))]).any():
         raise DataError(
             "There is no room for the features of these images. Make room on the disk, or let "
@@ -146,6 +146,7 @@ class PooledStages(nn.Module):
                 self.widths.append(pool(images, *self.pooling[-1]).shape[1])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the pooled output of each stage, side by side: ``[n, sum d]``."""
         pooled = []
         for part, pooling in zip(self.parts, self.pooling, strict=True):
             images = part(images)

@@ -16,7 +16,7 @@ from finetune_core.training.events import Length, Name, Share
 from finetune_core.training.folds import FOLDS, stratified_folds
 
 _DIMENSIONS = 128
-_MOST_FITTED = 20_000  # a linear model gains nothing from more, and takes longer
+_MOST_FITTED = 20_000  # images; more take longer and do not improve a linear model
 _NEIGHBOURS = 5
 _FAR_DEVIATIONS = 5.0  # robust deviations of the log distance above its median
 
@@ -83,7 +83,7 @@ def label_errors(
     Returns:
         Positions of the images, and the label that each one looks like.
     """
-    from cleanlab.filter import find_label_issues  # here: it takes a second to import
+    from cleanlab.filter import find_label_issues  # the import takes a second
 
     rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
     given = np.searchsorted(kept, labels[rows])

@@ -18,7 +18,7 @@ from finetune_core.errors import DataError
 from finetune_core.files import problem_with, read_regular
 from finetune_core.formatting import things
 
-SKIPPED, NONE_OF_THESE = "skipped", "none_of_these"  # kinds of the edits that pass an image over
+SKIPPED, NONE_OF_THESE = "skipped", "none_of_these"  # kinds of edits without a label
 _LARGEST = 2**28  # bytes
 _KINDS = {"skip": SKIPPED, "none": NONE_OF_THESE}  # action -> kind of its edit
 
@@ -86,7 +86,7 @@ def save_answers(data: str | Path, split_of: Mapping[str, str], answers: Sequenc
         )
     wanted: dict[str, Edit | None] = {}
     for answer in answers:
-        wanted.pop(answer.path, None)  # the order of edits is that of the last answers
+        wanted.pop(answer.path, None)  # edits are in the order of the last answers
         wanted[answer.path] = _edit_of(answer, split_of[answer.path])
 
     def change(known: Sequence[Edit]) -> list[Edit]:

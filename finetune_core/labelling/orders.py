@@ -15,7 +15,7 @@ from finetune_core.training.logistic import Linear
 BATCH = 10  # images between two fits of the linear probe, and clusters
 _MASKS = 3  # M of the paper
 _DROPPED = 0.75  # share of the features, as in the paper
-_ITERATIONS = 20  # of k-means: a rough place is enough
+_ITERATIONS = 20  # of k-means; rough centres suffice
 
 
 def rank_uncertain_diverse(
@@ -40,7 +40,7 @@ def rank_uncertain_diverse(
     # Ties are broken by the gap between the two most likely classes.
     ranked = np.lexsort((margin, -changed))
     candidates = np.flatnonzero(2 * changed > _MASKS)
-    # Too few change where the probe is sure of nearly all: fill up with the next most uncertain.
+    # Too few change if the probe is certain of nearly all: fill up with the next most uncertain.
     pool = candidates if len(candidates) >= batch else ranked[:batch]
     first = _nearest_to_centres(directions[pool], min(batch, len(pool)), seed)
     chosen = pool[first]

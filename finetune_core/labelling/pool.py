@@ -21,7 +21,7 @@ from finetune_core.errors import DataError
 from finetune_core.files import is_there, problem_with, read_regular, write_bytes
 from finetune_core.work import Work
 
-TEST_SHARE = 0.1  # of the images, where a person sets some aside
+TEST_SHARE = 0.1  # share of the images that is set aside for testing
 _FILE = "unlabelled.json"
 _LARGEST = 2**20  # bytes
 
@@ -210,7 +210,7 @@ def find_pool(
         listing = list_unlabelled(folder, roots)
         rows = yield from read_index(folder, listing)
         rows = rows[rows["problem"] == ""]
-        # Near-duplicates must not be on two sides: the first of them decides for all.
+        # Near-duplicates must be in the same split, so the first one decides for all.
         decides = rows.groupby("near")["content"].transform("min")
         paths = (listing.root / sample for sample in rows["id"])
         found.append(

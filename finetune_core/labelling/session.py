@@ -34,11 +34,11 @@ ORDERS = {
     "probable": "Probably one class",
 }
 
-# Inverse strength of the penalty. Choosing it by cross-validation takes seconds, this fit a tenth
-# of one. With 50, 200 and 800 labels it was within 2 points of the best of 0.001 to 1.
+# Inverse strength of the penalty. Choosing it by cross-validation takes seconds, a single fit a
+# tenth of a second. With 50, 200 and 800 labels it was within 2 points of the best of 0.001 to 1.
 _C = 1e-2
 _TOLERANCE = 1e-4
-_DIRECTIONS = 64  # in which images are clustered
+_DIRECTIONS = 64  # principal components for clustering
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Labelling:
         own = (self.own["split"] == TRAIN).to_numpy()
         names = np.concatenate([self.own["class"].to_numpy()[own], labels.classes[training]])
         values = np.concatenate([self.own_features[own], self.features[training]])
-        # A class that the probe has seen no image of has no output: its share would mean nothing.
+        # A class without images has no output, because its probability would be meaningless.
         classes, targets = np.unique(names.astype(str), return_inverse=True)
         kept = tuple(map(str, classes))
         if len(kept) < 2:
@@ -191,7 +191,7 @@ class Labelling:
         """
         aside = labels.waiting & (self.pool["split"] == TEST).to_numpy()
         first = np.flatnonzero(aside)
-        # the hash of a file's content is as good as random
+        # The hash of a file's content serves as a random order.
         first = first[np.argsort(self.pool["content"].to_numpy()[first])]
         rest = np.flatnonzero(labels.waiting & ~aside)
         return np.concatenate([first, rest[self._ranked(rest, labels, probe, order, of, batch)]])

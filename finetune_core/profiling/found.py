@@ -47,7 +47,8 @@ def find_setup(runs: Sequence[Run], data: str, backbone: str) -> Setup | None:
     }
     full = _find_full(runs, stage)
     seeds = _shared_seeds(long)
-    if len(seeds) < 2 and not (full and seeds):  # the round of the other seeds has not begun
+    # The round of the other seeds has not begun.
+    if len(seeds) < 2 and not (full and seeds):
         seeds = SEEDS
     probe = make_config(stage.model_dump() | stage.for_strategy(BASELINE) | {"seed": seeds[0]})
     full = full or make_config(stage.model_dump() | stage.for_strategy("full"))

@@ -46,7 +46,7 @@ def simultaneous_gains(
     """
     variances = known_variances(arms, [place != fitted for place in range(len(arms))])
     several = [one for one in variances if one]
-    # Where each arm with several seeds stands alone, the largest is the careful choice.
+    # If no arm is pooled, the largest variance is the conservative choice.
     pooled = max(several, key=lambda one: (one.pooled, one.value), default=None)
     seeds = [
         None if place == fitted and own is None else own or pooled

@@ -188,7 +188,7 @@ def read_outcome(run: Run) -> Outcome:
     )
 
 
-@lru_cache(maxsize=512)  # a page asks for dozens of runs each time that it is drawn
+@lru_cache(maxsize=512)  # a page reads dozens of runs each time that it is drawn
 def _read_answers(run_dir: Path, changed: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return which validation images, and which reported images, a run classifies correctly.
 
@@ -224,7 +224,7 @@ def summarise(
     right = [_answers(known, keys) for keys in (probes, *(group.keys for group in groups))]
     if len({one.images for one in right}) > 1:
         raise RunError("The runs of this profile did not answer the same images: train it again.")
-    # As far as the data set knows them: images that are near-duplicates or of one group.
+    # Near-duplicates and groups, as far as the data set records them.
     clusters = dict(zip(asked.dataset.table["id"], sides(asked.dataset.table), strict=True))
     sets = np.array([clusters[sample] for sample in reported["id"]])
     places = {group.stages: place for place, group in enumerate(groups) if group.kind != "full"}
@@ -358,7 +358,7 @@ def _gradients(run: Run) -> dict[str, float]:
     try:
         beginning = beginning_of(run.config, run.started["classes"], run.run_dir)
         stages = stages_of(run.config, len(run.started["classes"]))
-    except FinetuneError:  # its weights are gone
+    except FinetuneError:  # the initial weights are missing
         return {}
     weights = dict(beginning.network.model.named_parameters())
     norms = {

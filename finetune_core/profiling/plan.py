@@ -35,10 +35,10 @@ from finetune_core.profiling.settings import HEAD, Rates, Setup
 from finetune_core.runs.convergence import UNKNOWN, Convergence
 from finetune_core.runs.design import PROFILE_RATES, run_of
 
-_FEWEST = 2  # stages that go on
+_FEWEST = 2  # minimum number of stages that go on
 
 Part = Literal["third_seeds", "full_seeds", "selection", "second_seeds"]
-# in the order in which a budget leaves them out
+# In the order in which a budget leaves them out.
 PARTS: dict[Part, str] = {
     "third_seeds": "a third seed",
     "full_seeds": "the second seed of full fine-tuning",
@@ -193,7 +193,7 @@ def fit_budget(
             break
         others = [one for one in parts if one != part]
         less = seconds(forecast(setup, known, failed, others))
-        if less < left:  # else its runs are finished already
+        if less < left:  # else the runs of the part are finished already
             parts, left = others, less
     return tuple(parts)
 

@@ -45,7 +45,7 @@ def train_queued(
             time.sleep(_LOOK)
             active = [run_id for run_id in active if store.run(run_id).active]
     except GeneratorExit:
-        # Those that wait first, so that none begins when the one that trains stops.
+        # Stop waiting runs first, so that none of them starts when the training one stops.
         for run_id in sorted(active, key=lambda one: worker.waiting(one) is None):
             worker.stop(run_id)
         raise

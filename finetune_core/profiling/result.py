@@ -84,6 +84,7 @@ class ProfileArm:
 
     @property
     def title(self) -> str:
+        """Names of the stages, joined by ``+``."""
         return "all stages" if self.kind == "full" else " + ".join(self.stages)
 
     @property
@@ -140,6 +141,7 @@ class Profile:
 
     @property
     def is_complete(self) -> bool:
+        """True if no run is missing."""
         return not self.missing
 
     @property
@@ -151,10 +153,12 @@ class Profile:
 
     @property
     def selected(self) -> ProfileArm | None:
+        """The arm of the selected stages; None before the selection."""
         return None if self.chosen is None else self.arms[self.chosen]
 
     @property
     def full(self) -> ProfileArm | None:
+        """The arm of full fine-tuning; None without one."""
         return next((arm for arm in self.arms if arm.kind == "full"), None)
 
     @property
@@ -162,7 +166,8 @@ class Profile:
         """The stages to train; empty if nothing measurable is gained."""
         if not self.is_decided or self.selected is None or self._probe_errors <= _TOO_FEW:
             return ()
-        if self.selected.is_undertrained:  # the gain is there already; full may not be compared
+        # The gain counts, but must not be compared with that of full fine-tuning.
+        if self.selected.is_undertrained:
             return self.selected.stages if self.selected.gain.low > 0 else ()
         if self._full_is_better:
             return self.stages

@@ -17,7 +17,7 @@ from finetune_core.training.strategies import BASELINE
 SEEDS = (0, 1)
 HEAD = "head"
 SHORT = 4  # the first round trains for a quarter of the epochs
-Rates = Mapping[str, float]  # stage -> times the learning rate
+Rates = Mapping[str, float]  # stage -> factor on the learning rate
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Setup:
 
     @property
     def stages(self) -> tuple[str, ...]:
+        """Names of the stages that may train."""
         return tuple(self.sizes)
 
     @property
@@ -94,7 +95,7 @@ def set_up(
     ready: dict[str, RunConfig] = {}
     for strategy in (BASELINE, "last_block", "full"):
         (config,) = design(base, [strategy], seeds[:1], num_images=num_images)
-        # What the recipe has chosen is fixed here: that of *custom* is another one.
+        # Fix what the recipe has chosen, because the recipe of *custom* differs.
         can_probe = has_linear_head(config.backbone, config.image_size)
         ready[strategy] = _replace(config, initial_head="probe" if can_probe else "random", auto=())
     whole = stages_of(ready["full"])

@@ -28,7 +28,7 @@ from finetune_core.training.strategies import BASELINE, STRATEGIES
 from finetune_core.work import Work, with_subject
 
 IMAGES, BUDGET = 2_000, 30.0  # images, minutes
-FEWEST, MOST = 20, MOST_CHOSEN_ON  # images
+FEWEST, MOST = 20, MOST_CHOSEN_ON  # limits of the number of images
 UNKNOWN = (
     "A probe measures the pretrained features as they are. It cannot predict how much fine-tuning "
     "will add, which differs from network to network; only training shows that."

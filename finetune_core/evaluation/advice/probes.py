@@ -66,7 +66,8 @@ def training_sample(dataset: Dataset, images: int, seed: int) -> Dataset:
     rows = np.flatnonzero(table["split"] == TRAIN)
     labels, keys = table["label"].to_numpy(), sample_keys(table["id"])
     some = subset(rows, labels, keys, images / len(rows), seed)
-    if len(some) > images:  # shares are rounded, and no class is left out
+    # The sample may be too large: shares are rounded, and no class is left out.
+    if len(some) > images:
         some = np.sort(np.random.default_rng(seed).choice(some, images, replace=False))
     return replace(dataset, table=table.iloc[some].reset_index(drop=True))
 

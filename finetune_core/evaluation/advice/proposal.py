@@ -13,7 +13,7 @@ from finetune_core.evaluation.advice.probes import NetworkProbes
 from finetune_core.evaluation.advice.ranking import Candidate, best_stages
 from finetune_core.formatting import duration, percent
 
-STRATEGY: StrategyName = "last_block"  # that the proposals are fine-tuned with
+STRATEGY: StrategyName = "last_block"  # the proposals are fine-tuned with it
 
 By = Literal["probe", "published"]
 

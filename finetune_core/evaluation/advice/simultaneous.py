@@ -36,13 +36,13 @@ def _quantile(right: np.ndarray, sets: np.ndarray) -> float:
     """Return the 95 % quantile of the largest absolute deviation, in standard errors."""
     residuals = cluster_residuals(right, sets)
     clusters = residuals.shape[1]
-    # Of a share of independent images the variance follows from the share, and is not estimated.
+    # The variance of a share of independent images follows from the share: nothing is estimated.
     freedom = np.inf if clusters == right.shape[1] else max(1, clusters - 1)
     if len(right) == 1:
         tail = (1 + _LEVEL) / 2
         return float(norm.ppf(tail) if np.isinf(freedom) else t.ppf(tail, freedom))
     length = np.linalg.norm(residuals, axis=1, keepdims=True)
-    # A candidate that is right on all images or on none varies by itself.
+    # A candidate that is right on all images or on none has no correlation with others.
     unit = np.divide(residuals, length, out=np.zeros_like(residuals), where=length > 0)
     correlation = unit @ unit.T
     np.fill_diagonal(correlation, 1.0)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from finetune_core.evaluation.comparison.arms import Arm
 from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
 
-# A comparison that shows only larger differences advises nothing: ten points, or, of log loss, a
-# tenth less of probability for the true class.
+# Nothing is advised if only larger differences would have shown: ten points, or, for log loss, a
+# probability of the true class that is a tenth lower.
 BLUNT = 0.1
 
 

@@ -113,7 +113,7 @@ class Comparison:
         """Note on the score of the arm that was chosen on these images; empty without one."""
         if self.advised is None or self.optimism is None:
             return ""
-        least = 0.001  # the smallest that is shown
+        least = 0.001  # the smallest value that is shown
         by = self.measure.size(max(self.optimism, least))
         return (
             f"{quote(self.arms[self.advised].title)} was chosen on these images, so its "
@@ -148,7 +148,7 @@ class Comparison:
         )
 
     def _repr_html_(self) -> str:
-        # which reports on comparisons
+        # Imported here because the module imports this one.
         from finetune_core.evaluation.comparison.report import comparison_html
 
         return comparison_html(self)
@@ -160,7 +160,7 @@ class Comparison:
         ``baseline``, ``published``, ``images``, ``split``, ``notes``, ``optimism``,
         ``majority_class``, ``advised`` (None if the evidence does not suffice).
         """
-        # which describes comparisons
+        # Imported here because the module imports this one.
         from finetune_core.evaluation.comparison.as_json import comparison_json
 
         return comparison_json(self)
@@ -330,7 +330,7 @@ def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     ]
 
 
-@lru_cache(maxsize=16)  # a page asks for the same ones whenever it is redrawn
+@lru_cache(maxsize=16)  # a page asks again whenever it is redrawn
 def _summed_up(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -> list[Answers]:
     tables = [[table_of(run) for run in arm] for arm in arms]
     tables = [[table[table["split"] == split] for table in arm] for arm in tables]

@@ -86,7 +86,7 @@ def disk_bytes(run: Run) -> int:
     """Return the size of the best checkpoint; for an ensemble, of all checkpoints that it keeps."""
     folders = [run.run_dir]
     if run.config.is_ensemble:
-        with suppress(RunError):  # its folder of networks is a link
+        with suppress(RunError):  # the folder of its networks is a link
             folders += member_folders(run.config, run.run_dir)
     kept = [regular_file(checkpoint_path(folder, BEST)) for folder in folders]
     return sum(file.st_size for file in kept if file)

@@ -48,13 +48,13 @@ def disagreement(run_a: Run, run_b: Run) -> Disagreement:
         RunError: if a run has no predictions, the class lists differ, or the runs were not
             evaluated on the same images.
     """
-    compare_runs([run_a, run_b])  # refuses runs with other classes or images
+    compare_runs([run_a, run_b])  # raises if classes or images differ
     split = TEST if all(TEST in predicted_splits(run) for run in (run_a, run_b)) else VAL
     a, b = evaluation(run_a, split), evaluation(run_b, split)
     table = _told(a.predictions).merge(
         _told(b.predictions), on=["id", "label"], suffixes=("_a", "_b"), validate="1:1"
     )
-    # Of two runs with equal settings the comparison looks at the later one only.
+    # The comparison skips the earlier one of two runs with equal settings, so check again.
     if not len(table) == a.images == b.images:
         raise RunError(
             f"{run_a.run_id} and {run_b.run_id} were not evaluated on the same images, so there is "

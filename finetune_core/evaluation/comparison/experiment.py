@@ -78,7 +78,7 @@ def forecast_of(experiment: Experiment, dataset: Dataset, book: SpeedBook) -> Fo
     try:
         one = expected(experiment.configs[0], dataset, book)
         seconds = arm_seconds(experiment.configs, dataset, book)
-    except FinetuneError:  # the network is gone, say: the page that would train it says so
+    except FinetuneError:  # a missing network, for example: the page that would train it says so
         return None
     return replace(one, seconds=sum(seconds)) if one and seconds else None
 

@@ -47,7 +47,7 @@ from finetune_core.work import Step, Work
 _FILE = "layers.json"
 _MOST = {TRAIN: 500, VAL: 300}  # images
 _PULLED = 128  # training images that gradients are computed on
-_FEWEST = 10  # validation images, below which neither probes nor likeness say anything
+_FEWEST = 10  # validation images, below which probes and likeness are meaningless
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _start(run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]) ->
     images = yield from run_images(run, _MOST, roots)
     try:
         pooled, stages = _cut(begun, tuned)
-    except DataError:  # no cut, no features: what is known without them is worth showing
+    except DataError:  # without a cut there are no features, but the rest is worth showing
         return _Start(images, (), (), ())
     train, val = images.rows[TRAIN], images.rows[VAL]
     by_stage = yield from _features(pooled, begun, tuned, images, np.concatenate([train, val]))
@@ -279,7 +279,8 @@ def _moves(run: Run, begun: Network, tuned: Predictor, start: _Start) -> Work[La
 
 def _cut(network: Network, tuned: Predictor) -> tuple[PooledStages, tuple[str, ...]]:
     """Return the network's stages, on the device of the run's network."""
-    network.model.cpu()  # where stages are cut; parts and whole share their modules
+    # Stages are cut on the CPU. The parts share their modules with the whole network.
+    network.model.cpu()
     pooled, stages = pooled_stages(network)
     tuned.device.hold(network.model)
     return tuned.device.hold(pooled), stages
@@ -317,7 +318,8 @@ def _pulls(tuned: Predictor, images: RunImages) -> Work[tuple[dict[str, float], 
     right, done = 0, 0
     for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size, device):
         wanted = labels[batch].to(device.torch_device)
-        logits = model(inputs)  # in fp32: rounding would show in a gradient of a few images
+        # In fp32, because rounding would show in a gradient of a few images.
+        logits = model(inputs)
         (
             nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / len(rows)
         ).backward()

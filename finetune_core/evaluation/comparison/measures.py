@@ -110,7 +110,7 @@ def f1_values(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         hits, total = _counts(right, true, len(present)), np.bincount(true, minlength=len(present))
         total = total + _counts(counted, place, len(present))
         f1 = 2 * hits / total
-        slope = f1 / total  # what one more image of the class, or predicted as it, takes off
+        slope = f1 / total  # loss by one more image of the class, or predicted as the class
         gained = 2 * right / total[true] - slope[true] - np.where(counted, slope[place], 0)
         row[:] = f1.mean() + gained * len(labels) / len(present)
     return values
@@ -131,7 +131,7 @@ def f1_of(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.
 
     present, true = np.unique(labels, return_inverse=True)
     place = np.searchsorted(present, predicted)
-    # a class that has no image here
+    # Predictions of classes without images go into an extra row, which is dropped.
     place[np.take(present, place, mode="clip") != predicted] = len(present)
     shape, images = (len(present) + 1, len(labels)), np.arange(len(labels))
     per_class = (sparse.csr_array((np.ones(len(labels)), (place, images)), shape=shape) @ weights)[

@@ -38,7 +38,7 @@ from finetune_core.runs.design import (
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 
-_SEEDS = 3  # that tell a better strategy from a lucky run
+_SEEDS = 3  # enough to tell a better strategy from a lucky run
 _LP_FT = "linear_probe_then_full"
 
 
@@ -297,7 +297,7 @@ def _shifted(comparison: Comparison) -> ShiftComparison | None:
     for fingerprint in shifts_of(runs):
         if any(shift_problem(run, fingerprint) for run in runs):
             continue
-        with suppress(RunError):  # they left different images out, or have no class in common
+        with suppress(RunError):  # different images were left out, or no class is shared
             return compare_shift(runs, fingerprint, comparison.measure.name)
     return None
 

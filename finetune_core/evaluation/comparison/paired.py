@@ -22,7 +22,7 @@ from scipy.special import log_softmax
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, f1_of, f1_values
 from finetune_core.evaluation.single_run.scores import resampled, resamples_for
 
-LEVEL = 0.05  # the share of "different" verdicts between what does not differ
+LEVEL = 0.05  # share of "different" verdicts among pairs that do not differ
 _DRAWS = 10_000
 _FLIPS, _FLIPS_AT_ONCE = 9_999, 500
 
@@ -58,14 +58,17 @@ class Answers:
 
     @property
     def seeds(self) -> int:
+        """Number of networks."""
         return len(self.correct)
 
     @property
     def images(self) -> int:
+        """Number of images."""
         return int(self.correct.shape[1])
 
     @property
     def mean(self) -> float:
+        """Mean of ``values``."""
         return float(self.by_image.mean())
 
     def alone(self, network: int) -> "Answers":
@@ -243,7 +246,7 @@ def sign_flip_p(units: np.ndarray) -> float:
     if not len(sizes):
         return 1.0
     sizes = sizes // (unit := np.gcd.reduce(sizes))
-    chances = np.ones(1)  # of each sum from -reach to reach, in steps of 2
+    chances = np.ones(1)  # probability of each sum from -reach to reach, in steps of 2
     for size, count in zip(sizes, counts, strict=True):
         steps = np.zeros(size * count + 1)
         steps[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
@@ -261,7 +264,7 @@ def random_flip_p(gained: np.ndarray) -> float:
     return _random_flip_p(gained[gained != 0].astype(np.float32).tobytes())
 
 
-@lru_cache(maxsize=256)  # as for the bootstrap
+@lru_cache(maxsize=256)  # a page asks again whenever it is redrawn
 def _random_flip_p(gained: bytes) -> float:
     values, random = np.frombuffer(gained, np.float32), np.random.default_rng(0)
     if not len(values):
@@ -286,7 +289,7 @@ def bootstrap(gained: np.ndarray, seed: int = 0) -> tuple[float, float]:
     return _bootstrap(tuple(values.tolist()), tuple(counts.tolist()), seed)
 
 
-@lru_cache(maxsize=1024)  # a page asks for the same ones whenever it is redrawn
+@lru_cache(maxsize=1024)  # a page asks again whenever it is redrawn
 def _bootstrap(
     values: tuple[float, ...], counts: tuple[int, ...], seed: int
 ) -> tuple[float, float]:

@@ -153,15 +153,14 @@ def compare_pairs(
     strategies = [
         strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in places
     ]
-    # A claim about strategies is one about networks, and more: its p is never less. It matters
-    # where few images tell sides apart.
+    # A claim about strategies includes the one about networks, so its p-value is never lower. This
+    # matters if few images distinguish the sides.
     strategies = [
         one and replace(one, p=max(one.p, other.p))
         for one, other in zip(strategies, networks, strict=True)
     ]
     corrected = holm([claim.p for claim in networks])
-    # Those with one seed so far are counted in: another seed must not take a verdict on others
-    # back.
+    # Pairs with a single seed count in the family: another seed must not revoke other verdicts.
     family = [at for at, (a, b) in enumerate(places) if finished[a] and finished[b]]
     wider = dict(
         zip(

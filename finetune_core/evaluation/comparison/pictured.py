@@ -13,7 +13,7 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.run_images import run_image
 from finetune_core.formatting import percent
 
-_MOST = 6  # images: each takes a moment
+_MOST = 6  # images, each of which takes a moment
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,6 @@ def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Pictur
                     ((seen[0].picture, "network input"), *maps),
                 )
             )
-    except FinetuneError:  # what was compared is worth a report without them
+    except FinetuneError:  # the comparison is worth a report without pictures
         return ()
     return tuple(found)

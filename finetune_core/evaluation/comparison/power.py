@@ -10,9 +10,9 @@ from finetune_core.evaluation.comparison.measures import ACCURACY, Measure
 from finetune_core.evaluation.comparison.paired import LEVEL, Claim
 from finetune_core.evaluation.comparison.strategies import SeedVariance, t_quantile, total_variance
 
-POWER = 0.80  # with which the smallest difference that could have shown would have shown
-_MOST_SEEDS = 10  # that anybody is asked for
-_MOST_IMAGES = 100  # times as many as there are
+POWER = 0.80  # probability that the smallest difference shows
+_MOST_SEEDS = 10  # nobody is asked for more
+_MOST_IMAGES = 100  # as a multiple of the current number
 
 
 def smallest_seen(
@@ -178,8 +178,7 @@ def _mcnemar_power(images: int, discordance: float, difference: float, level: fl
     counts = np.arange(images + 1)
     weights = binom.pmf(counts, images, discordance)
     counts, weights = counts[weights > 1e-9], weights[weights > 1e-9]
-    # The test says "different" where at most this many of the discordant images go against the
-    # majority.
+    # The test says "different" if at most this many discordant images contradict the majority.
     against = binom.ppf(level / 2, counts, 0.5)
     against -= binom.cdf(against, counts, 0.5) > level / 2
     ahead = (discordance + difference) / (2 * discordance)

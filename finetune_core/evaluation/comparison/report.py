@@ -27,8 +27,8 @@ from finetune_core.runs.design import depends_on_seed, is_baseline
 
 Headed = Sequence[tuple[str, go.Figure]]
 
-# A file from elsewhere must not load, send or open anything: its own scripts and styles are all it
-# has.
+# The file may be opened anywhere, so it must not load, send or open anything but its own scripts
+# and styles.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: "
     "blob:; base-uri 'none'; form-action 'none'"
@@ -398,7 +398,7 @@ def _pictured(pictures: Sequence[Pictured]) -> str:
 
 
 def _figure(name: str, level: str, heading: str, figure: go.Figure) -> str:
-    # By itself, plotly cuts off what the thin margins of a page have no room for.
+    # Without automatic margins plotly cuts off labels at the thin margins of a page.
     whole = (
         go.Figure(figure)
         .update_xaxes(automargin=True)

@@ -76,7 +76,7 @@ class ShiftComparison:
         return f"<{self.own!r}, on {self.other.described}: {self.shifted!r}>"
 
     def _repr_html_(self) -> str:
-        # which reports on comparisons
+        # Imported here because the module imports this one.
         from finetune_core.evaluation.comparison.report import comparison_html, shift_html
 
         return comparison_html(self.own) + shift_html(self)

@@ -56,7 +56,7 @@ from finetune_core.evaluation.comparison.paired import (
 )
 
 OWN = 0.15  # level of the test at which an arm keeps its own variance
-LEFT_OUT = 0.01  # and at which it does not count in the pool either
+LEFT_OUT = 0.01  # level of the test at which an arm is left out of the pool, too
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class SeedVariance:
     spreads_more: bool = False
 
 
-# Of one run whose head is fitted without epochs: with another seed it would be the same.
+# For one run whose head is fitted without epochs: another seed would give an equal run.
 NO_SEED_VARIANCE = SeedVariance(0.0, 0.0, freedom=1, pooled=False)
 
 
@@ -227,7 +227,7 @@ def accuracy_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
         * (share * (1 - share) / worth + quantile**2 / (4 * worth**2)) ** 0.5
         + beyond
     )
-    # At the ends rounding would leave the share itself outside.
+    # At the ends the share itself might lie outside because of rounding.
     low, high = min(share, centre - reach), max(share, centre + reach)
     return Interval(share, max(0.0, low), min(1.0, high))
 
@@ -255,7 +255,7 @@ def p_of_t(difference: float, error: float, freedom: float) -> float:
     """Return the two-sided p-value of Student's t test."""
     from scipy.special import ndtr, stdtr
 
-    if error == 0:  # all images agree: how many there are is a matter of the other test
+    if error == 0:  # all images agree; the test of networks accounts for their number
         return 0.0
     size = -abs(difference) / error
     return float(2 * (ndtr(size) if np.isinf(freedom) else stdtr(freedom, size)))

@@ -23,7 +23,8 @@ from finetune_core.evaluation.single_run.shift_files import (
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import load_predictions, predictions_changed
 
-# the fingerprint of another data set; own images made worse; None: a run's own images
+# The fingerprint of another data set, a corruption of a run's own images, or None for its own
+# images.
 Images = str | Corrupted | None
 
 

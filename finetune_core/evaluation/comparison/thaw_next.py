@@ -6,7 +6,7 @@ from finetune_core.evaluation.comparison.layer_diagnostics import Layers
 from finetune_core.formatting import percent
 from finetune_core.inspection.suggestion import suggest_cut
 
-IDLE = 0.01  # of the gradient, over all epochs: a stage that gets less hardly trains
+IDLE = 0.01  # share of the gradient over all epochs, below which a stage hardly trains
 RULE = (
     "What the probes of the stages suggest, as on the Dataset page: the stage after the deepest "
     "one whose linear model is within one standard error of the best is the first to train. "
@@ -16,8 +16,8 @@ RULE = (
     "it with a comparison."
 )
 _NOTHING = "nothing advised"
-_FITTED = 0.99  # of the training images classified correctly: more freedom would fit them no better
-STEADY = 0.98  # CKA of a stage that trained without changing its features
+_FITTED = 0.99  # training accuracy above which more freedom would not help the fit
+STEADY = 0.98  # CKA above which a trained stage has not changed its features
 
 
 @dataclass(frozen=True)

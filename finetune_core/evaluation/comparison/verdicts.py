@@ -21,8 +21,8 @@ from finetune_core.formatting import SPLIT_WORDS, duration, mid_sentence, number
 from finetune_core.runs.design import is_baseline
 from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
 
-# A difference that matters: more test images are asked to show it, and a linear probe is not said
-# to do as well where one may be hidden.
+# A difference that matters: more test images are requested to show it, and a linear probe is not
+# called as good while such a difference may be hidden.
 WANTED = BLUNT / 2
 
 
@@ -198,7 +198,7 @@ def _no_clear_winner(view: _View, choice: Choice) -> Verdict:
     best, rival = choice.best, view.best_of(choice.alike)
     answer = f"No clear winner {view.on}: {_both(view, best, rival)}"
     blunt = pair_of(view.pairs, best, rival)
-    if blunt.widest.smallest <= BLUNT:  # another pair is why nothing is advised
+    if blunt.widest.smallest <= BLUNT:  # another pair is the reason why nothing is advised
         others = [pair_of(view.pairs, best, at) for at in choice.alike]
         blunt = max(others, key=lambda one: one.widest.smallest)
     return Verdict(
@@ -218,7 +218,7 @@ def _suggest_more(view: _View, pair: Pair) -> str:
         )
     if smallest >= measure.most:
         return "Test more images: so few can hardly show any difference."
-    # Images alone would not do: what seeds add stays.
+    # More images alone do not suffice, because the variance due to seeds stays.
     shown = f"{measure.size(smallest)} {measure.short_unit}"
     seeds = ", train more seeds" if seeded else ""
     return f"Test more images{seeds}: these show no difference under {shown}."

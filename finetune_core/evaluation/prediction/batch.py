@@ -28,7 +28,7 @@ from finetune_core.training.preview import network_input
 from finetune_core.work import Step, Work
 
 _BATCH = 32
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for a formula's beginning
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet reads these as the start of a formula
 
 
 @dataclass(frozen=True)

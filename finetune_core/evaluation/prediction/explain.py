@@ -18,11 +18,11 @@ from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.training.preview import network_input
 
 _SIDE = 320  # pixels of an overlay
-_STRONGEST = 0.65  # how much of the picture the greatest heat covers
-# cells along a side: a map so small says next to nothing of where; one that does
+_STRONGEST = 0.65  # opacity of the highest heat
+# Cells along a side: a map of 2 hardly shows where, a map of 4 does.
 _COARSE, _FINE = (2, 4)
 _MOST_EXTRA_TOKENS = 8  # class token, distillation token, registers
-# Plasma: its light grows evenly from cold to hot, also for the colour-blind and in print.
+# The luminance of Plasma grows evenly from cold to hot, also for the colour-blind and in print.
 _COLORS = np.array(
     [[int(part, 16) for part in (c[1:3], c[3:5], c[5:7])] for c in sequential.Plasma], dtype=float
 )
@@ -131,7 +131,8 @@ def explain(
     asked = _by_default(layers) if layer is None else [layer] if layer in layers else []
     for stage, path in [(one, path) for one in asked for path in reversed(mapped[one])]:
         maps = _class_maps(model, path, layouts[path], square, classes)
-        if maps.any():  # a class token's own block passes nothing to the head from the others
+        # In the last block only the class token reaches the head, so the maps of patches are 0.
+        if maps.any():
             layer = stage
             break
     else:
@@ -210,13 +211,13 @@ def _class_maps(
     Returns:
         Float32 ``[classes, side, side]`` on the CPU.
     """
-    from captum.attr import LayerGradCam  # here: it takes a while to import
+    from captum.attr import LayerGradCam  # the import takes a while
 
     picture = nn.Identity()
 
     def through_picture(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-        # No weight needs a gradient, so that the graph begins here, and the stages before cost a
-        # forward pass only.
+        # No weight needs a gradient, so the graph begins here, and the stages before cost only a
+        # forward pass.
         return layout.back(picture(layout.to_map(output).detach().requires_grad_()), output)
 
     handle = model.get_submodule(path).register_forward_hook(through_picture)

@@ -9,8 +9,8 @@ from finetune_core.evaluation.prediction.neighbours import Known
 from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.training.batches import compute_alone
 
-# One image is too little work to share: on busy cores, threads that share it wait for each other
-# many times longer than it takes.
+# One image is too little work to share between threads: on busy cores they wait for each other
+# many times longer than the work takes.
 _threads = ThreadPoolExecutor(2, thread_name_prefix="live", initializer=compute_alone)
 
 

@@ -43,10 +43,9 @@ from finetune_core.work import Step, Work
 _FILE = "neighbours.npz"
 _LARGEST = 2**31  # bytes
 _MOST = {TRAIN: 10_000, VAL: 2_000}  # images
-_NEAREST = 5  # whose mean distance counts
+_NEAREST = 5  # number of neighbours whose mean distance counts
 _AT_ONCE = 256  # images
-# of images like the validation images, the share called unlike; more where there are too few to
-# tell
+# Share of validation-like images that is called unlike; more if there are too few of them to tell.
 _ERROR = 0.01
 
 
@@ -221,7 +220,8 @@ def known_neighbourhood(run: Run, looks: Encoder) -> Neighbourhood | None:
         if str(kept["weights"]) != _mark(looks):
             return None
         return _neighbourhood(kept, looks)
-    # none yet, or damaged (then zipfile and NumPy raise nearly anything): it can be computed again
+    # There is no file, or it is damaged (then zipfile and NumPy raise nearly anything). It can be
+    # computed again.
     except Exception:
         return None
 

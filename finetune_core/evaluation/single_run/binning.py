@@ -26,7 +26,7 @@ def bins_of(
         edges = np.linspace(0, 1, bins + 1)
     else:
         edges = np.unique(np.quantile(confidence, np.linspace(0, 1, bins + 1)))
-    # A bin holds its upper border, as in Guo et al. 2017; the lowest one both.
+    # A bin includes its upper edge, as in Guo et al. 2017; the lowest bin includes both edges.
     return edges, np.clip(np.searchsorted(edges, confidence, "left") - 1, 0, max(0, len(edges) - 2))
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from finetune_core.formatting import SPLIT_WORDS
 
-_FULL_SIZE = 224  # pixels that lengths are given for
+_FULL_SIZE = 224  # side in pixels of the images that lengths refer to
 
 Corrupt = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 
@@ -39,7 +39,7 @@ def _brightness(image: Image.Image, more: float, _: np.random.Generator) -> Imag
 
 
 def _rotation(image: Image.Image, degrees: float, random: np.random.Generator) -> Image.Image:
-    # Corners take the mean colour: black ones would be a second corruption.
+    # Corners take the mean colour, because black corners would be a second corruption.
     mean = tuple(np.asarray(image).mean((0, 1)).round().astype(int).tolist())
     return image.rotate(degrees * random.choice((-1, 1)), Image.Resampling.BILINEAR, fillcolor=mean)
 

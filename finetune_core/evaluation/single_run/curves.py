@@ -11,7 +11,7 @@ from finetune_core.evaluation.single_run.scores import TAILS, resampled
 
 BAND_RESAMPLES = 300
 _POINTS = 300  # more than a screen shows
-_GRID = np.linspace(0, 1, 101)  # where bands are worked out
+_GRID = np.linspace(0, 1, 101)  # points at which bands are computed
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _bands(
     labels: np.ndarray, positive: np.ndarray, probability: np.ndarray, resamples: int, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     order = np.argsort(-probability, kind="stable")
-    # One point for images of equal probability: they are taken for the class together.
+    # Images of equal probability share one point, because one threshold accepts all of them.
     ends = np.flatnonzero(np.append(np.diff(probability[order]) != 0, True))
     found_at, precision_at = [], []
     for weights in resampled(labels, resamples, seed):

@@ -152,7 +152,7 @@ def _classes(run: Run) -> tuple[str, ...]:
 
 @lru_cache(maxsize=16)
 def _table(run_dir: Path, _changed: int, classes: int) -> pd.DataFrame:
-    # By id, as comparisons sort them: a bootstrap depends on the order of the images.
+    # Sorted by id as in comparisons, because a bootstrap depends on the order of the images.
     return load_predictions(run_dir, classes).sort_values("id", ignore_index=True)
 
 

@@ -155,11 +155,11 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     Raises:
         RunError: if the split was not predicted.
     """
-    # Here: it takes a second to import, which every start of the program would pay.
+    # The import takes a second, which every start of the program would pay.
     from sklearn.metrics import precision_recall_fscore_support
 
     split = split or evaluated_splits(table)[0]
-    # asked of names first: a column of text refuses to look for a lone surrogate
+    # Check the names first: a column of text raises if it is searched for a lone surrogate.
     if split not in evaluated_splits(table):
         raise RunError(
             f"The run has no predictions for {split} images; it has "
@@ -214,7 +214,7 @@ def arrays_of(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     labels = rows["label"].to_numpy()
     logs = log_softmax(logits_of(rows), axis=1)
-    # From the logits: a probability that is too small for a float has a finite loss all the same.
+    # From the logits, because a probability too small for a float still has a finite loss.
     return labels, np.exp(logs), -np.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
 
 
@@ -248,5 +248,5 @@ def _percent(value: float) -> str:
 
 
 def _confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    # scikit-learn's own warns about a single class, which is a legitimate data set here.
+    # scikit-learn's function warns about a single class, which is a legitimate data set here.
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)

@@ -33,10 +33,12 @@ class OtherData:
 
     @property
     def paths(self) -> ImagePaths:
+        """Files of the images, by row of the table."""
         return ImagePaths(self.root, self.table["id"])
 
     @property
     def fingerprint(self) -> str:
+        """Hash of the images' names, content and classes."""
         return fingerprint_of(self.table)
 
 

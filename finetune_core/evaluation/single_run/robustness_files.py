@@ -31,9 +31,9 @@ from finetune_core.training.predictions import (
     write_table,
 )
 
-_FACT = b"thaw.robustness"  # in the file's metadata: of which predictions of the run it is
+_FACT = b"thaw.robustness"  # metadata key: time stamp of the run's own predictions
 _COLUMNS = ["corruption", "severity", "accuracy", "low", "high"]
-_LARGEST = 2**20  # bytes, of what earlier versions kept
+_LARGEST = 2**20  # bytes of a file of earlier versions
 
 
 class _Row(TypedDict):
@@ -117,7 +117,7 @@ def known_robustness(run: Run, split: str) -> Robustness | None:
     """
     try:
         return _known(*_version(run.run_dir, split, len(run.started["classes"])))
-    except RunError:  # none, or damaged: it can be measured again
+    except RunError:  # missing or damaged: it can be measured again
         return _of_earlier_version(run, split)
 
 

@@ -16,12 +16,12 @@ from finetune_core.evaluation.single_run.binning import BINS, bins_of, ece_inter
 from finetune_core.formatting import accuracy_name, percent
 
 RESAMPLES = 1000
-# Of more probabilities, a thousand resamples take many seconds, though intervals are narrow anyway.
+# With more probabilities a thousand resamples take many seconds, and intervals are narrow anyway.
 _MANY, _FEWER_RESAMPLES = 500_000, 200
 LEVEL = 0.95
 TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # percentiles
 _TOP = (3, 5)
-# images times resamples that are held at once: what fits into a processor's cache is quickest
+# Images times resamples that are held at once. Fastest if they fit into the processor's cache.
 _CELLS = 500_000
 
 NAMES = {
@@ -42,8 +42,8 @@ NAMES = {
     "ece": f"Expected calibration error (ECE, {BINS} bins)",
 }
 NOT_DEFINED = "not defined"
-# Shares of all images: counts, for which Wilson's interval is better than a bootstrap's where
-# images are few. Accuracy and micro F1 are one number, so they have one interval.
+# Shares of all images. For these counts Wilson's interval is better than a bootstrap's if images
+# are few. Accuracy and micro F1 are the same number, so they have the same interval.
 SHARES = ("accuracy", "f1_micro", *(f"top_{k}_accuracy" for k in _TOP))
 _PERCENT = ("f1", "precision", "recall", "ece")  # besides accuracies: shown in percent
 INTERVALS = (
@@ -218,7 +218,7 @@ class _Parts:
         place = rank_of(labels, probabilities)
         tops = [k for k in _TOP if k < self.classes]
         squares = (probabilities**2).sum(1) - 2 * probabilities[images, labels] + 1
-        # One row per number that is a mean over images: accuracy first.
+        # One row per number that is a mean over images; accuracy comes first.
         self.means = np.stack([place == 0, *(place < k for k in tops), losses, squares]).astype(
             np.float64
         )
@@ -261,7 +261,7 @@ class _Parts:
             "precision_macro": precision.mean(0),
             "recall_macro": recall,  # the same number
             "f1_macro": f1.mean(0),
-            # every image has one label and gets one: the same number
+            # Equal, because every image has one label and one prediction.
             "f1_micro": means["accuracy"],
             "f1_weighted": (f1 * support[self.present]).sum(0) / self.count,
             **self._agreement(means["accuracy"], predicted),
@@ -283,7 +283,7 @@ class _Parts:
             )
         chance = true @ given
         spread = np.sqrt((1 - true @ true) * np.maximum(1 - (given**2).sum(0), 0))
-        # Who gives every image the same class knows nothing: 0, as in scikit-learn.
+        # A constant prediction contains no information: 0, as in scikit-learn.
         matthews = np.divide(
             accuracy - chance, spread, out=np.zeros_like(accuracy), where=spread > 1e-12
         )

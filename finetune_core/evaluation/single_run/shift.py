@@ -104,7 +104,7 @@ def _shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies) -> 
     return Shift(
         other.data,
         other.fingerprint,
-        # before the network is read: one that is trained on meanwhile is another one
+        # Read before the network: if the run is trained on meanwhile, the stamp is out of date.
         predictions_changed(run.run_dir),
         list(run.started["classes"]),
         matched.respelled,

@@ -30,7 +30,7 @@ from finetune_core.training.predictions import (
 from finetune_core.training.shifted_images import SHIFT_FACTS, SHIFTED_FILE
 
 MOST_LISTED = 100  # data sets per run
-_LARGEST = 2**24  # bytes, of what a file says of its data set
+_LARGEST = 2**24  # bytes of the metadata on the data set
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def shift_problem(run: Run, fingerprint: str) -> str:
     return _damage(run.run_dir, fingerprint, shift_changed(run, fingerprint), classes)
 
 
-@lru_cache(maxsize=1024)  # a page asks whenever it is redrawn
+@lru_cache(maxsize=1024)  # a page asks again whenever it is redrawn
 def _damage(run_dir: Path, fingerprint: str, _version: Stamp | None, classes: int) -> str:
     try:
         shifted_predictions(run_dir, fingerprint, classes)

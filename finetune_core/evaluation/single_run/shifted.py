@@ -73,6 +73,7 @@ class ShiftedEvaluation(RunEvaluation):
 
     @property
     def precision(self) -> str | None:
+        """Precision of the predictions, always fp32."""
         return FINAL_PRECISION
 
     @property
@@ -93,12 +94,15 @@ class ShiftedEvaluation(RunEvaluation):
         return f"{how} (95 % interval of the drop {points(low)} to {points(high)} points)"
 
     def in_words(self) -> str:
+        """Return one line: the accuracy with its interval, the loss, and the drop."""
         return f"{super().in_words()}, {self.drop_in_words()}"
 
     def caveats(self) -> list[str]:
+        """Return notes to read before the numbers, with what was left out."""
         return [*self.own.caveats(), *left_out_in_words(self.shift), *self.shared.in_words()]
 
     def reference_points(self) -> None:
+        """Return None: there are no reference points on other images."""
         return None
 
     def score_rows(self) -> tuple[list[str], list[list[str]]]:

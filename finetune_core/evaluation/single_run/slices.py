@@ -16,9 +16,9 @@ from finetune_core.evaluation.intervals import accuracy_interval
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.files import Stamp, stamp
 
-FEW = 20  # images: below, an interval is wider than anything that it could tell
+FEW = 20  # images, below which an interval is too wide to show anything
 _ALPHA = 0.05
-_PARTS = 4  # of what is measured in numbers
+_PARTS = 4  # slices of a numeric column
 _MOST_VALUES = 10
 _SEEN: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "Shorter side (pixels)": lambda seen: seen[["width", "height"]].min(axis=1),
@@ -60,7 +60,7 @@ def image_facts(data: str | Path, ids: pd.Series) -> Facts:
     if path.is_file() and is_manifest(path):
         try:
             extra = other_columns(path).reindex(ids)
-        except DataError:  # it was changed or taken away since: the run is evaluated without it
+        except DataError:  # the manifest was changed or removed since: evaluate without it
             extra = pd.DataFrame(index=pd.Index(ids))
         own = tuple(name for name in extra.columns if extra[name].nunique() > 1)
         columns = columns | {name: _as_numbers(extra[name]) for name in own}

@@ -37,8 +37,8 @@ from finetune_core.work import Work
 
 FLIPS = "flips"
 _FILE = f"tta-{FLIPS}.parquet"
-_FACTS = b"thaw.tta"  # in the file's metadata
-_LONGEST = 1000  # bytes, of what it says
+_FACTS = b"thaw.tta"  # metadata key
+_LONGEST = 1000  # bytes of that metadata
 
 
 class _Kept(TypedDict):
@@ -114,7 +114,7 @@ def _predicted(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
         ) from None
 
 
-@lru_cache(maxsize=16)  # a page asks whenever it is redrawn
+@lru_cache(maxsize=16)  # a page asks again whenever it is redrawn
 def _read(
     path: Path, _version: Stamp | None, predictions: int, classes: int
 ) -> pd.DataFrame | None:
@@ -126,5 +126,5 @@ def _read(
         ):
             return None
         return read_table(path, (VAL, TEST), classes)
-    except (OSError, ValueError, RunError):  # none, or damaged: it can be measured again
+    except (OSError, ValueError, RunError):  # missing or damaged: it can be measured again
         return None
