@@ -67,7 +67,7 @@ class ReferencePoints:
     def in_words(self) -> str:
         """Return ``majority class 10.2 %, linear probe 95.0 %``; empty if nothing is known."""
         return ", ".join(
-            f"{label.lower()}{_title_text(label, one)} {percent(one.value)}"
+            f"{label.lower()}{_format_title(label, one)} {percent(one.value)}"
             for label, one in self.items().items()
         )
 
@@ -89,7 +89,7 @@ class ReferencePoints:
         }
 
 
-def _title_text(label: str, one: Reference) -> str:
+def _format_title(label: str, one: Reference) -> str:
     return f" ({one.title})" if label == "Best by validation" else ""
 
 
@@ -112,8 +112,8 @@ def reference_points(
     return ReferencePoints(
         split,
         majority_class(run, split),
-        _refer(_linear_probe(run, alike), run, split),
-        _refer(best, run, split),
+        _make_reference(_find_linear_probe(run, alike), run, split),
+        _make_reference(best, run, split),
     )
 
 
@@ -141,7 +141,7 @@ def majority_class(run: Run, split: str) -> Reference | None:
     return Reference(images[train.index(max(train))] / sum(images))
 
 
-def _linear_probe(run: Run, alike: Sequence[Run]) -> Run | None:
+def _find_linear_probe(run: Run, alike: Sequence[Run]) -> Run | None:
     if is_baseline(run.config):
         return None
     images = run.history.started["counts"]["train"] if run.history.started else 0
@@ -158,7 +158,7 @@ def _linear_probe(run: Run, alike: Sequence[Run]) -> Run | None:
     )
 
 
-def _refer(found: Run | None, run: Run, split: str) -> Reference | None:
+def _make_reference(found: Run | None, run: Run, split: str) -> Reference | None:
     if found is None or found.run_id == run.run_id:
         return None
     value = split_accuracy(found, split)

@@ -95,7 +95,7 @@ def run_images(run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()) ->
         rows[TRAIN] = subset(
             rows[TRAIN], table["label"].to_numpy(), keys, config.train_fraction, config.seed
         )
-    rows = {split: _sample(found, most[split]) for split, found in rows.items()}
+    rows = {split: _sample_rows(found, most[split]) for split, found in rows.items()}
     wanted = np.sort(np.concatenate(list(rows.values())))
     keys = table["content"].to_numpy(np.uint64)
     info = input_info(config)
@@ -110,7 +110,7 @@ def run_images(run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()) ->
     )
 
 
-def _sample(rows: np.ndarray, most: int) -> np.ndarray:
+def _sample_rows(rows: np.ndarray, most: int) -> np.ndarray:
     if len(rows) <= most:
         return rows
     return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))

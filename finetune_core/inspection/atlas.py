@@ -5,7 +5,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from finetune_core.inspection.background import in_background
+from finetune_core.inspection.background import run_in_background
 from finetune_core.work import Work
 
 MOST_MAPPED = 10_000
@@ -37,7 +37,7 @@ def lay_out(features: np.ndarray) -> Work[np.ndarray]:
             min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0
         ).fit_transform(some)
         if len(reduced) < 10 or not reduced.any():
-            return _flat(reduced)
+            return _project(reduced)
         layout = TSNE(
             perplexity=min(30, (len(reduced) - 1) / 3),
             # The cores that this process may use, not all of the machine.
@@ -49,12 +49,12 @@ def lay_out(features: np.ndarray) -> Work[np.ndarray]:
         return np.asarray(layout, dtype=np.float32)
 
     try:
-        return (yield from in_background("map", place, lambda: min(reached[0], _STEPS), _STEPS))
+        return (yield from run_in_background("map", place, lambda: min(reached[0], _STEPS), _STEPS))
     finally:
         left[0] = True
 
 
-def _flat(reduced: np.ndarray) -> np.ndarray:
+def _project(reduced: np.ndarray) -> np.ndarray:
     """Return the first two principal components.
 
     This replaces t-SNE if there are too few images for neighbourhoods, or all are alike.

@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 _EVERY = 0.2  # seconds
 
 
-def in_background(
+def run_in_background(
     phase: str, call: Callable[[], Result], done: Callable[[], int] = lambda: 0, total: int = 1
 ) -> Work[Result]:
     """Run a call in a thread, and return its result or raise its exception.

@@ -14,21 +14,21 @@ from finetune_core.data.findings import Finding
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.formatting import SPLIT_WORDS, percent, things
 from finetune_core.inspection.atlas import MOST_MAPPED, lay_out
-from finetune_core.inspection.background import in_background
+from finetune_core.inspection.background import run_in_background
 from finetune_core.inspection.features import Features, compute_features
 from finetune_core.inspection.learned import (
     Probe,
-    agreement,
     class_predictions,
-    far_away,
-    label_errors,
-    nearest_of_class,
-    out_of_fold,
-    probe,
+    find_label_errors,
+    find_nearest_of_class,
+    find_outliers,
+    fit_probe,
+    label_agreement,
+    predict_out_of_fold,
     two_sample_auc,
 )
 from finetune_core.inspection.similar import Embeddings
-from finetune_core.inspection.suggestion import Suggestion, strategy_from, suggest_cut
+from finetune_core.inspection.suggestion import Suggestion, find_strategy, suggest_cut
 from finetune_core.models.network import network_stages
 from finetune_core.work import Work
 
@@ -118,14 +118,14 @@ def inspect_deeply(
     """
     features = yield from compute_features(dataset, backbone, image_size, fit)
     table = dataset.table.iloc[features.rows].reset_index(drop=True)
-    probes = yield from _probes(features, table)
-    telling = features.by_stage[_best(probes)] if probes else features.final
-    labels, predictions = yield from _label_findings(telling, table, dataset.classes)
+    probes = yield from _fit_probes(features, table)
+    telling = features.by_stage[_find_best(probes)] if probes else features.final
+    labels, predictions = yield from _find_label_errors(telling, table, dataset.classes)
     findings = [labels]
-    auc, shifted = yield from _shift(features.final, table)
+    auc, shifted = yield from _find_shift(features.final, table)
     findings.append(shifted)
-    findings.append((yield from _outliers(features, table)))
-    mapped = _mapped(len(table)) if map_too else np.arange(0)
+    findings.append((yield from _find_outliers(features, table)))
+    mapped = _sample_for_map(len(table)) if map_too else np.arange(0)
     places = (yield from lay_out(telling[mapped])) if map_too else np.empty((0, 2), np.float32)
     suggestion = suggest_cut(probes, _stage_names(backbone, image_size)) if probes else None
     cut = suggestion.cut if suggestion else None
@@ -137,7 +137,7 @@ def inspect_deeply(
         auc,
         tuple(probes),
         suggestion,
-        strategy_from(cut, backbone, image_size) if cut else None,
+        find_strategy(cut, backbone, image_size) if cut else None,
         pd.DataFrame({"id": table["id"].to_numpy()[mapped], "x": places[:, 0], "y": places[:, 1]}),
         predictions,
         Embeddings.of(table["id"].to_numpy(), telling),
@@ -148,25 +148,25 @@ def _stage_names(backbone: str, image_size: int) -> list[str]:
     return [stage.name for stage in network_stages(backbone, image_size=image_size)]
 
 
-def _best(probes: list[Probe]) -> int:
+def _find_best(probes: list[Probe]) -> int:
     return int(np.argmax([one.accuracy for one in probes]))
 
 
-def _probes(features: Features, table: pd.DataFrame) -> Work[list[Probe]]:
+def _fit_probes(features: Features, table: pd.DataFrame) -> Work[list[Probe]]:
     train, val = (np.flatnonzero(table["split"] == split) for split in (TRAIN, VAL))
     labels, sets = table["label"].to_numpy(), sides(table)
     if len(val) < _FEWEST or len(np.unique(labels[train])) < 2:
         return []
     probes: list[Probe] = []
     for done, (stage, values) in enumerate(zip(features.stages, features.by_stage, strict=True)):
-        fit = partial(probe, stage, values, labels, sets, train, val)
+        fit = partial(fit_probe, stage, values, labels, sets, train, val)
         probes.append(
-            (yield from in_background("probe", fit, partial(int, done), len(features.stages)))
+            (yield from run_in_background("probe", fit, partial(int, done), len(features.stages)))
         )
     return probes
 
 
-def _label_findings(
+def _find_label_errors(
     features: np.ndarray, table: pd.DataFrame, classes: tuple[str, ...]
 ) -> Work[tuple[Finding | None, pd.DataFrame]]:
     labels, sets = table["label"].to_numpy(), table["near"].to_numpy()
@@ -174,8 +174,8 @@ def _label_findings(
     def find_suspects() -> tuple[
         np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, pd.DataFrame
     ]:
-        probabilities, kept = out_of_fold(features, labels, sets)
-        suspects, alike = label_errors(probabilities, labels, kept)
+        probabilities, kept = predict_out_of_fold(features, labels, sets)
+        suspects, alike = find_label_errors(probabilities, labels, kept)
         shares = (
             probabilities[suspects, np.searchsorted(kept, alike)] if len(suspects) else np.empty(0)
         )
@@ -183,12 +183,12 @@ def _label_findings(
             suspects,
             alike,
             shares,
-            nearest_of_class(features, labels, suspects, alike),
-            agreement(probabilities, labels, kept),
+            find_nearest_of_class(features, labels, suspects, alike),
+            label_agreement(probabilities, labels, kept),
             class_predictions(probabilities, labels, kept),
         )
 
-    suspects, alike, shares, twins, agreed, predictions = yield from in_background(
+    suspects, alike, shares, twins, agreed, predictions = yield from run_in_background(
         "labels", find_suspects
     )
     ids = table["id"].to_numpy()
@@ -225,7 +225,7 @@ def _label_findings(
     return found, predictions
 
 
-def _shift(
+def _find_shift(
     features: np.ndarray, table: pd.DataFrame
 ) -> Work[tuple[dict[str, float], Finding | None]]:
     auc: dict[str, float] = {}
@@ -240,7 +240,7 @@ def _shift(
         compare = partial(
             two_sample_auc, features[train], features[rows], sets[np.concatenate([train, rows])]
         )
-        score, error = yield from in_background("shift", compare)
+        score, error = yield from run_in_background("shift", compare)
         if np.isnan(score):
             continue
         auc[split] = score
@@ -256,11 +256,11 @@ def _shift(
     return auc, Finding("shift", "warning", message, len(shifted), tuple(shifted))
 
 
-def _outliers(features: Features, table: pd.DataFrame) -> Work[Finding | None]:
+def _find_outliers(features: Features, table: pd.DataFrame) -> Work[Finding | None]:
     # The last stage alone responds little to content that ImageNet lacks.
     deeper = features.by_stage[len(features.by_stage) // 2 :]
-    far, scores = yield from in_background(
-        "outliers", partial(far_away, deeper, table["near"].to_numpy())
+    far, scores = yield from run_in_background(
+        "outliers", partial(find_outliers, deeper, table["near"].to_numpy())
     )
     if not len(far):
         return None
@@ -275,7 +275,7 @@ def _outliers(features: Features, table: pd.DataFrame) -> Work[Finding | None]:
     return Finding("outliers", "warning", message, len(paths), paths, notes=notes)
 
 
-def _mapped(count: int) -> np.ndarray:
+def _sample_for_map(count: int) -> np.ndarray:
     if count <= MOST_MAPPED:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, MOST_MAPPED, replace=False))

@@ -78,10 +78,12 @@ def compute_features(
             room for the features.
     """
     check_image_size(backbone, image_size)
-    return (yield from on_idle_device(partial(_features, dataset, backbone, image_size, fit)))
+    return (
+        yield from on_idle_device(partial(_compute_features, dataset, backbone, image_size, fit))
+    )
 
 
-def _features(
+def _compute_features(
     dataset: Dataset, backbone: str, image_size: int, fit: str, device: Device
 ) -> Work[Features]:
     network = build_network(backbone, PRETRAINED, len(dataset.classes), 0, image_size)
@@ -185,7 +187,7 @@ def pooled_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
     return pooled, tuple(network.stages[cut - 1].name for cut in cuts)
 
 
-def network_inputs(
+def iterate_inputs(
     network: Network, pixels: Pixels, rows: np.ndarray, image_size: int, device: Device
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yield (rows, images) in batches, preprocessed as in validation.

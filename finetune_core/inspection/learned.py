@@ -36,7 +36,7 @@ class Probe:
     error: Length
 
 
-def out_of_fold(
+def predict_out_of_fold(
     features: np.ndarray, labels: np.ndarray, sets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return class probabilities of every image, predicted out of fold.
@@ -58,9 +58,11 @@ def out_of_fold(
     probabilities = np.full((len(labels), len(kept)), np.nan)
     if len(kept) < 2:
         return probabilities, kept
-    reduced = _reduced(features[rows])
+    reduced = _reduce(features[rows])
     for fitted, held_out in stratified_folds(labels[rows], sets[rows]):
-        model = _head().fit(reduced[_some(fitted)], labels[rows][_some(fitted)])
+        model = _make_classifier().fit(
+            reduced[_subsample(fitted)], labels[rows][_subsample(fitted)]
+        )
         columns = np.searchsorted(kept, model.classes_)
         held_out = held_out[np.isin(labels[rows[held_out]], model.classes_)]
         probabilities[rows[held_out]] = 0.0
@@ -68,7 +70,7 @@ def out_of_fold(
     return probabilities, kept
 
 
-def label_errors(
+def find_label_errors(
     probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find images that look like another class, the most confident first.
@@ -76,9 +78,9 @@ def label_errors(
     This is confident learning (Northcutt et al. 2021, as in cleanlab).
 
     Args:
-        probabilities: from ``out_of_fold``.
+        probabilities: from ``predict_out_of_fold``.
         labels: int ``[n]``.
-        kept: labels of the columns, from ``out_of_fold``.
+        kept: labels of the columns, from ``predict_out_of_fold``.
 
     Returns:
         Positions of the images, and the label that each one looks like.
@@ -101,10 +103,10 @@ def label_errors(
     return rows[suspects[other]], kept[looks_like[other]]
 
 
-def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> float:
+def label_agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> float:
     """Return the share of the held-out images whose most likely class is their label.
 
-    See ``out_of_fold``. NaN if there is none.
+    See ``predict_out_of_fold``. NaN if there is none.
     """
     rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
     if not len(rows) or not len(kept):
@@ -115,7 +117,7 @@ def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -
 def class_predictions(
     probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
 ) -> pd.DataFrame:
-    """Return the prediction for each held-out image (see ``out_of_fold``).
+    """Return the prediction for each held-out image (see ``predict_out_of_fold``).
 
     Returns:
         By position: ``predicted`` (the most likely label), ``confidence`` (its probability),
@@ -154,10 +156,12 @@ def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> t
         its standard error under the hypothesis that they are alike.
     """
     which = np.repeat([0, 1], [len(first), len(second)])
-    reduced = _reduced(np.concatenate([first, second]))
+    reduced = _reduce(np.concatenate([first, second]))
     scores = np.full(len(which), np.nan)
     for fitted, held_out in stratified_folds(which, sets):
-        model = _head("balanced").fit(reduced[_some(fitted)], which[_some(fitted)])
+        model = _make_classifier("balanced").fit(
+            reduced[_subsample(fitted)], which[_subsample(fitted)]
+        )
         scores[held_out] = model.decision_function(reduced[held_out])
     error = np.sqrt((len(which) + 1) / (12 * len(first) * len(second)))
     judged_rows = ~np.isnan(scores)
@@ -169,7 +173,7 @@ def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> t
     return float(auc), float(error)
 
 
-def far_away(stages: Sequence[np.ndarray], sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_outliers(stages: Sequence[np.ndarray], sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find images far from all other images, the farthest first.
 
     Args:
@@ -182,20 +186,20 @@ def far_away(stages: Sequence[np.ndarray], sets: np.ndarray) -> tuple[np.ndarray
     first = np.unique(sets, return_index=True)[1]
     if len(first) <= 4 * _NEIGHBOURS:
         return first[:0], np.empty(0)
-    score = np.mean([_remoteness(features[first]) for features in stages], axis=0)
+    score = np.mean([_compute_remoteness(features[first]) for features in stages], axis=0)
     order = np.argsort(-score)
     order = order[score[order] > _FAR_DEVIATIONS]
     return first[order], score[order]
 
 
-def _remoteness(features: np.ndarray) -> np.ndarray:
+def _compute_remoteness(features: np.ndarray) -> np.ndarray:
     """Return the log of each image's mean distance to its neighbours, in robust deviations.
 
     The deviations are from the median. Features are scaled to unit length. If each feature were
     scaled separately, those that hardly ever respond would decide.
     """
     unit = normalize(features)
-    some = unit[_some(np.arange(len(unit)))]
+    some = unit[_subsample(np.arange(len(unit)))]
     reduced = (
         PCA(min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0)
         .fit(some)
@@ -210,7 +214,7 @@ def _remoteness(features: np.ndarray) -> np.ndarray:
     return deviations
 
 
-def probe(
+def fit_probe(
     stage: str,
     features: np.ndarray,
     labels: np.ndarray,
@@ -229,15 +233,15 @@ def probe(
         train: positions of the training images.
         val: positions of the validation images.
     """
-    reduced = _reduced(features, fitted_on=train)
-    some = _some(train)
-    right = _head().fit(reduced[some], labels[some]).predict(reduced[val]) == labels[val]
+    reduced = _reduce(features, fitted_on=train)
+    some = _subsample(train)
+    right = _make_classifier().fit(reduced[some], labels[some]).predict(reduced[val]) == labels[val]
     accuracy, images = float(right.mean()), float(effective_images(right[None], sets[val])[0])
     error = np.sqrt(max(accuracy * (1 - accuracy), 1 / images**2) / images)
     return Probe(stage, accuracy, float(error))
 
 
-def nearest_of_class(
+def find_nearest_of_class(
     features: np.ndarray, labels: np.ndarray, positions: np.ndarray, wanted: np.ndarray
 ) -> np.ndarray:
     """Return for each position the nearest image of the wanted class in feature space.
@@ -248,7 +252,7 @@ def nearest_of_class(
         positions: int ``[m]``.
         wanted: int ``[m]``, the class for each position.
     """
-    reduced = _reduced(features)
+    reduced = _reduce(features)
     found = np.empty(len(positions), dtype=int)
     for label in np.unique(wanted):
         members = np.setdiff1d(np.flatnonzero(labels == label), positions)
@@ -263,24 +267,24 @@ def nearest_of_class(
     return found
 
 
-def _head(class_weight: str | None = None) -> LogisticRegression:
+def _make_classifier(class_weight: str | None = None) -> LogisticRegression:
     return LogisticRegression(C=1.0, max_iter=300, class_weight=class_weight)
 
 
-def _some(positions: np.ndarray) -> np.ndarray:
+def _subsample(positions: np.ndarray) -> np.ndarray:
     if len(positions) <= _MOST_FITTED:
         return positions
     return np.sort(np.random.default_rng(0).choice(positions, _MOST_FITTED, replace=False))
 
 
-def _reduced(features: np.ndarray, fitted_on: np.ndarray | None = None) -> np.ndarray:
+def _reduce(features: np.ndarray, fitted_on: np.ndarray | None = None) -> np.ndarray:
     """Return the principal components of the features ``[n, ≤128]``, without regard to labels.
 
     The components share one scale, that of the first. If each were scaled separately, the last
     ones, mostly noise, would count for as much. Nor are the features scaled separately before
     (``logistic.py``).
     """
-    some = features[_some(np.arange(len(features)) if fitted_on is None else fitted_on)]
+    some = features[_subsample(np.arange(len(features)) if fitted_on is None else fitted_on)]
     directions = min(_DIMENSIONS, *some.shape)
     pca = PCA(directions, svd_solver="randomized", random_state=0)
     scale = max(float(pca.fit_transform(some)[:, 0].std()), 1e-6)

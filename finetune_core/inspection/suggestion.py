@@ -39,24 +39,26 @@ def suggest_cut(probes: Sequence[Probe], stages: Sequence[str]) -> Suggestion:
     """
     if not probes:
         return Suggestion(None, "No linear model could be evaluated on the features of any stage.")
-    good, last = deepest_good(probes), probes[-1]
+    good, last = find_deepest_good(probes), probes[-1]
     if good is last:
         return Suggestion(
             None,
             f"No stage's frozen features do better than those of {last.stage}, the last one "
-            f"({_shown(last)}), by more than one standard error, so the probes cannot tell "
-            "whether training any of them helps. Compare the linear probe with the last block.",
+            f"({_format_accuracy(last)}), by more than one standard error, so the probes cannot "
+            "tell whether training any of them helps. Compare the linear probe with the last "
+            "block.",
         )
     cut = stages[stages.index(good.stage) + 1]
     return Suggestion(
         cut,
-        f"A linear model on the frozen features of {good.stage} classifies {_shown(good)} of the "
-        "validation images correctly. All deeper stages do worse than the best by more than one "
-        f"standard error ({percent(last.accuracy)} at the end), so train from {cut} on.",
+        f"A linear model on the frozen features of {good.stage} classifies "
+        f"{_format_accuracy(good)} of the validation images correctly. All deeper stages do worse "
+        f"than the best by more than one standard error ({percent(last.accuracy)} at the end), so "
+        f"train from {cut} on.",
     )
 
 
-def deepest_good(probes: Sequence[Probe]) -> Probe:
+def find_deepest_good(probes: Sequence[Probe]) -> Probe:
     """Return the deepest stage whose probe is within one standard error of the best one.
 
     Args:
@@ -66,7 +68,7 @@ def deepest_good(probes: Sequence[Probe]) -> Probe:
     return [one for one in probes if one.accuracy >= best.accuracy - best.error][-1]
 
 
-def strategy_from(cut: str, backbone: str, image_size: int | None = None) -> str:
+def find_strategy(cut: str, backbone: str, image_size: int | None = None) -> str:
     """Return the ready-made strategy that trains from this stage on, or ``custom``.
 
     Args:
@@ -84,5 +86,5 @@ def strategy_from(cut: str, backbone: str, image_size: int | None = None) -> str
     return "custom"
 
 
-def _shown(probe: Probe) -> str:
+def _format_accuracy(probe: Probe) -> str:
     return f"{percent(probe.accuracy)} ± {points(probe.error)} points"

@@ -56,8 +56,8 @@ def read_answers(file: Path) -> list[Answer]:
     """
     try:
         text = read_regular(file.resolve(), _LARGEST).decode("utf-8-sig")
-        rows = _csv_rows(text) if file.suffix.lower() == ".csv" else _json_rows(text)
-        return [_answer(file, line, row) for line, row in rows]
+        rows = _read_csv_rows(text) if file.suffix.lower() == ".csv" else _read_json_rows(text)
+        return [_parse_answer(file, line, row) for line, row in rows]
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"The answers in {file} cannot be read: {problem_with(file, error)}."
@@ -87,13 +87,13 @@ def save_answers(data: str | Path, split_of: Mapping[str, str], answers: Sequenc
     wanted: dict[str, Edit | None] = {}
     for answer in answers:
         wanted.pop(answer.path, None)  # edits are in the order of the last answers
-        wanted[answer.path] = _edit_of(answer, split_of[answer.path])
+        wanted[answer.path] = _make_edit(answer, split_of[answer.path])
 
     def change(known: Sequence[Edit]) -> list[Edit]:
         kept = [
             edit
             for edit in known
-            if not _answers_any(edit, wanted) or edit == wanted[edit.paths[0]]
+            if not _is_answer_to(edit, wanted) or edit == wanted[edit.paths[0]]
         ]
         there = set(kept)
         return kept + [edit for edit in wanted.values() if edit and edit not in there]
@@ -101,7 +101,7 @@ def save_answers(data: str | Path, split_of: Mapping[str, str], answers: Sequenc
     change_edits(data, change)
 
 
-def _edit_of(answer: Answer, split: str) -> Edit | None:
+def _make_edit(answer: Answer, split: str) -> Edit | None:
     """Return the edit that stores an answer; None if the answer takes one back."""
     if answer.action == "undo":
         return None
@@ -111,26 +111,26 @@ def _edit_of(answer: Answer, split: str) -> Edit | None:
     return Edit(action="ignore", paths=(answer.path,), kind=_KINDS[answer.action])
 
 
-def _answers_any(edit: Edit, paths: Mapping[str, Any]) -> bool:
+def _is_answer_to(edit: Edit, paths: Mapping[str, Any]) -> bool:
     """Return whether an edit is an answer to one of some images."""
     answers = edit.action in ("label", "label_test") or edit.kind in _KINDS.values()
     return answers and len(edit.paths) == 1 and edit.paths[0] in paths
 
 
-def _csv_rows(text: str) -> Iterator[tuple[int, Any]]:
+def _read_csv_rows(text: str) -> Iterator[tuple[int, Any]]:
     """Yield (line, row) without the empty cells."""
     reader = csv.DictReader(io.StringIO(text, newline=""))
     for row in reader:
         yield reader.line_num, {name: value for name, value in row.items() if value}
 
 
-def _json_rows(text: str) -> Iterator[tuple[int, Any]]:
+def _read_json_rows(text: str) -> Iterator[tuple[int, Any]]:
     for line, content in enumerate(text.splitlines(), start=1):
         if content.strip():
             yield line, json.loads(content)
 
 
-def _answer(file: Path, line: int, row: object) -> Answer:
+def _parse_answer(file: Path, line: int, row: object) -> Answer:
     try:
         answer = Answer.model_validate(row)
     except ValidationError as error:

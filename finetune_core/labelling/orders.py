@@ -36,13 +36,13 @@ def rank_uncertain_diverse(
     """
     if not len(features):
         return np.arange(0)
-    changed, margin = _disagreement(features, probe, seed), _margin(features, probe)
+    changed, margin = _count_disagreements(features, probe, seed), _compute_margin(features, probe)
     # Ties are broken by the gap between the two most likely classes.
     ranked = np.lexsort((margin, -changed))
     candidates = np.flatnonzero(2 * changed > _MASKS)
     # Too few change if the probe is certain of nearly all: fill up with the next most uncertain.
     pool = candidates if len(candidates) >= batch else ranked[:batch]
-    first = _nearest_to_centres(directions[pool], min(batch, len(pool)), seed)
+    first = _find_nearest_to_centres(directions[pool], min(batch, len(pool)), seed)
     chosen = pool[first]
     chosen = chosen[np.lexsort((margin[chosen], -changed[chosen]))]
     return np.concatenate([chosen, ranked[~np.isin(ranked, chosen)]])
@@ -64,7 +64,7 @@ def rank_probable(shares: np.ndarray) -> np.ndarray:
     return np.argsort(-shares, kind="stable")
 
 
-def _disagreement(features: np.ndarray, probe: Linear | None, seed: int) -> np.ndarray:
+def _count_disagreements(features: np.ndarray, probe: Linear | None, seed: int) -> np.ndarray:
     """Return the number of dropout masks that change the prediction of each image: int ``[n]``."""
     if probe is None:
         return np.full(len(features), _MASKS)
@@ -78,7 +78,7 @@ def _disagreement(features: np.ndarray, probe: Linear | None, seed: int) -> np.n
     return changed.numpy()
 
 
-def _margin(features: np.ndarray, probe: Linear | None) -> np.ndarray:
+def _compute_margin(features: np.ndarray, probe: Linear | None) -> np.ndarray:
     """Return the gap between the two highest class probabilities of each image: float ``[n]``."""
     if probe is None:
         return np.zeros(len(features))
@@ -86,7 +86,7 @@ def _margin(features: np.ndarray, probe: Linear | None) -> np.ndarray:
     return (top[:, 0] - top[:, 1]).numpy()
 
 
-def _nearest_to_centres(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+def _find_nearest_to_centres(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """Return the positions of the points nearest to each centre of k-means, without repeats."""
     means = KMeans(clusters, n_init=1, max_iter=_ITERATIONS, random_state=seed)
     distances = means.fit_transform(points)

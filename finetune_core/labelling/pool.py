@@ -216,9 +216,11 @@ def find_pool(
         found.append(
             pd.DataFrame(
                 {
-                    "id": [_id_in(dataset.root, path) for path in paths],
+                    "id": [_image_id(dataset.root, path) for path in paths],
                     "content": rows["content"].to_numpy(),
-                    "split": [_split_of(one) if unlabelled.set_aside else TRAIN for one in decides],
+                    "split": [
+                        _draw_split(one) if unlabelled.set_aside else TRAIN for one in decides
+                    ],
                 }
             )
         )
@@ -230,12 +232,12 @@ def find_pool(
     return pool[~known].sort_values("id", ignore_index=True)
 
 
-def _id_in(root: Path, path: Path) -> str:
+def _image_id(root: Path, path: Path) -> str:
     """Return an image's id: its path relative to the root, or its whole path outside of it."""
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def _split_of(content: int) -> str:
+def _draw_split(content: int) -> str:
     """Return the split of an image that may be set aside: pseudo-random, equal on every machine."""
     digest = hashlib.blake2b(f"set aside/{content}".encode(), digest_size=8).digest()
     return TEST if int.from_bytes(digest) < TEST_SHARE * 2**64 else TRAIN

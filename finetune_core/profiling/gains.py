@@ -62,7 +62,7 @@ def simultaneous_gains(
         errors.append(variance**0.5)
         freedoms.append(freedom)
     covariance += _seed_covariance(arms, pairs, seeds)
-    tail = _level(covariance)
+    tail = _tail_level(covariance)
     reach = [
         t_quantile(1 - tail, freedom) * error
         for error, freedom in zip(errors, freedoms, strict=True)
@@ -97,7 +97,7 @@ def _seed_covariance(
     return found
 
 
-def _level(covariance: np.ndarray) -> float:
+def _tail_level(covariance: np.ndarray) -> float:
     """Return the tail of one normal deviate that makes the intervals simultaneous.
 
     The largest of all deviates exceeds it in 2.5 % of cases on each side.

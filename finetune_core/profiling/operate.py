@@ -19,7 +19,7 @@ from finetune_core.data.dataset import Dataset, sides
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.evaluation.comparison.arms import arm_titles
-from finetune_core.evaluation.comparison.costs import cost
+from finetune_core.evaluation.comparison.costs import run_cost
 from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
 from finetune_core.evaluation.comparison.paired import Answers, answers
 from finetune_core.evaluation.single_run.metrics import logits_of
@@ -90,7 +90,7 @@ def profile(asked: Asked, store: RunStore, train: Train, book: SpeedBook) -> Wor
         known = Known(store, asked.dataset)
         needed = forecast(setup, known, (), parts)
         yield from with_subject("", calibrate(needed, asked.dataset, book))
-        seconds = partial(_seconds, dataset=asked.dataset, book=book)
+        seconds = partial(_forecast_seconds, dataset=asked.dataset, book=book)
         parts = fit_budget(setup, known, (), seconds, 60 * asked.budget)
     while True:
         known = Known(store, asked.dataset)
@@ -121,12 +121,12 @@ def forecast_seconds(asked: Asked, store: RunStore, book: SpeedBook) -> float | 
     try:
         if not all(book.knows(config, asked.dataset) for config in configs):
             return None
-        return _seconds(configs, asked.dataset, book)
+        return _forecast_seconds(configs, asked.dataset, book)
     except FinetuneError:  # the page that trains it says so
         return None
 
 
-def _seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook) -> float:
+def _forecast_seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook) -> float:
     """Forecast the time of runs in sequence.
 
     Only the first run of those with equal frozen stages computes them.
@@ -184,7 +184,7 @@ def read_outcome(run: Run) -> Outcome:
         end["val_loss"],
         *_read_answers(run.run_dir, changed, num_classes),
         run.started["trainable_parameters"],
-        cost(run).seconds,
+        run_cost(run).seconds,
     )
 
 
@@ -216,12 +216,12 @@ def summarise(
         RunError: if runs did not predict the same images.
     """
     setup, known = asked.setup, Known(store, asked.dataset)
-    groups = _arms(setup, progress, known)
+    groups = _group_runs(setup, progress, known)
     probes = [run_of(config) for config in setup.probes() if run_of(config) in known]
     reference = load_predictions(known.runs[probes[0]].run_dir).sort_values("id")
     split = TEST if (reference["split"] == TEST).any() else VAL
     reported = reference[reference["split"] == split]
-    right = [_answers(known, keys) for keys in (probes, *(group.keys for group in groups))]
+    right = [_collect_answers(known, keys) for keys in (probes, *(group.keys for group in groups))]
     if len({one.images for one in right}) > 1:
         raise RunError("The runs of this profile did not answer the same images: train it again.")
     # Near-duplicates and groups, as far as the data set records them.
@@ -235,7 +235,9 @@ def summarise(
     if chosen is not None and whole is not None:
         pairs.append((whole + 1, chosen + 1))
     gains = simultaneous_gains(right, pairs, 0, sets) if pairs else []
-    judged = _judge(known, [*probes, *chain(*(g.keys for g in groups if g.kind != "short"))])
+    judged = _judge_convergence(
+        known, [*probes, *chain(*(g.keys for g in groups if g.kind != "short"))]
+    )
     started = known.runs[probes[0]].started
     arms = tuple(
         ProfileArm(
@@ -247,7 +249,7 @@ def summarise(
             known[group.keys[0]].parameters,
             median(known[key].seconds for key in group.keys),
             _learning_rates(known.runs[group.keys[0]].config, group),
-            _worst([judged.get(key) for key in group.keys]),
+            _worst_convergence([judged.get(key) for key in group.keys]),
             tuple(known.runs[key].run_id for key in group.keys),
         )
         for place, (group, one, gain) in enumerate(zip(groups, right[1:], gains, strict=False))
@@ -267,7 +269,7 @@ def summarise(
         progress.path,
         progress.left_out,
         tuple(f"{title}, seed {one.seed}" for title, one in _add_titles(list(failed.values()))),
-        _predictions(setup, known, groups),
+        _collect_predictions(setup, known, groups),
         started["total_parameters"],
     )
 
@@ -281,7 +283,7 @@ class _Group:
     keys: tuple[str, ...]
 
 
-def _arms(setup: Setup, progress: Progress, known: Known) -> list[_Group]:
+def _group_runs(setup: Setup, progress: Progress, known: Known) -> list[_Group]:
     """Return the groups of runs to report, each stage once: at full length if it went on."""
     seeds = [*setup.seeds, *([] if setup.extra_seed is None else [setup.extra_seed])]
 
@@ -317,23 +319,25 @@ def _add_titles(configs: Sequence[RunConfig]) -> list[tuple[str, RunConfig]]:
     return list(zip(arm_titles(configs), configs, strict=True))
 
 
-def _answers(known: Known, keys: Sequence[str]) -> Answers:
+def _collect_answers(known: Known, keys: Sequence[str]) -> Answers:
     return answers(np.stack([known[key].correct for key in keys]))
 
 
-def _judge(known: Known, keys: Sequence[str]) -> dict[str, Convergence]:
+def _judge_convergence(known: Known, keys: Sequence[str]) -> dict[str, Convergence]:
     runs = [known.runs[key] for key in keys]
     judged = judge_together([(run.config, run.history) for run in runs])
     return dict(zip(keys, judged, strict=True))
 
 
-def _worst(judged: Sequence[Convergence | None]) -> Convergence:
+def _worst_convergence(judged: Sequence[Convergence | None]) -> Convergence:
     """Return the first convergence that has failed, or the first one if none has."""
     found = [one or Convergence(None, "a short run") for one in judged]
     return min(found, key=lambda one: one.converged is not False)
 
 
-def _predictions(setup: Setup, known: Known, groups: Sequence[_Group]) -> tuple[Prediction, ...]:
+def _collect_predictions(
+    setup: Setup, known: Known, groups: Sequence[_Group]
+) -> tuple[Prediction, ...]:
     """Return forecasts of each stage's gain from the runs."""
     runs = [known.runs[key] for group in groups for key in group.keys]
     layers = known_layers(measured_run(runs)) if runs else None
@@ -341,7 +345,7 @@ def _predictions(setup: Setup, known: Known, groups: Sequence[_Group]) -> tuple[
     whole = [known.runs[key] for group in groups if group.kind == "full" for key in group.keys]
     moved = known_layers(measured_run(whole)) if whole else None
     likeness = {one.name: one.likeness for one in moved.stages} if moved else {}
-    gradients = _gradients(whole[0]) if whole else {}
+    gradients = _relative_gradients(whole[0]) if whole else {}
     if not (probes or likeness or gradients):
         return ()
     return tuple(
@@ -350,7 +354,7 @@ def _predictions(setup: Setup, known: Known, groups: Sequence[_Group]) -> tuple[
     )
 
 
-def _gradients(run: Run) -> dict[str, float]:
+def _relative_gradients(run: Run) -> dict[str, float]:
     """Return the relative gradient norm of each stage in the first step that was measured."""
     first = next(iter(run.history.measured), None)
     if first is None:

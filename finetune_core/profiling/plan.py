@@ -84,7 +84,7 @@ Outcomes = Mapping[str, Outcome]  # by ``run_of``
 
 
 @dataclass(frozen=True)
-class Selected:
+class SelectionStep:
     """One step of the greedy selection.
 
     Attributes:
@@ -122,7 +122,7 @@ class Progress:
     going_on: tuple[str, ...] = ()
     rates: Rates = field(default_factory=dict)
     sets: tuple[tuple[str, ...], ...] = ()
-    path: tuple[Selected, ...] = ()
+    path: tuple[SelectionStep, ...] = ()
     chosen: tuple[str, ...] = ()
     left_out: tuple[Part, ...] = ()
 
@@ -221,7 +221,7 @@ class _Replay:
         self._rates: dict[str, float] = {}
         self._seeded: set[frozenset[str]] = set()  # sets of stages that train with all seeds
         self._sets: list[tuple[str, ...]] = []
-        self._path: list[Selected] = []
+        self._path: list[SelectionStep] = []
         self._chosen: tuple[str, ...] = ()
 
     def progress(self) -> Progress:
@@ -306,7 +306,7 @@ class _Replay:
         first = self._setup.seeds[0]
         best = max(candidates, key=lambda stage: self._score([stage]))
         self._chosen = (best,)
-        self._path.append(Selected(best, self._score([best])[0], None, True))
+        self._path.append(SelectionStep(best, self._score([best])[0], None, True))
         while rest := [stage for stage in self._going_on if stage not in self._chosen]:
             self._at = "selection"
             runs = {name: self._alone((*self._chosen, name), first) for name in rest}
@@ -325,7 +325,7 @@ class _Replay:
                 self._require_runs("selection", self._arm(larger))
             before, after = self._score(self._chosen)[0], self._score(larger)[0]
             kept = frozenset(larger) in self._seeded and self._is_better(larger, self._chosen)
-            self._path.append(Selected(added, after, after - before, kept))
+            self._path.append(SelectionStep(added, after, after - before, kept))
             if not kept:
                 return
             self._chosen = larger

@@ -49,7 +49,7 @@ def train_queued(
         for run_id in sorted(active, key=lambda one: worker.waiting(one) is None):
             worker.stop(run_id)
         raise
-    if _was_stopped([store.run(run_id) for run_id in run_ids]):
+    if _is_any_stopped([store.run(run_id) for run_id in run_ids]):
         raise TrainingError(STOPPED)
 
 
@@ -65,5 +65,5 @@ def _queue(config: RunConfig, worker: Worker, store: RunStore, owner: str, devic
     return worker.submit(config, owner, devices)
 
 
-def _was_stopped(runs: Sequence[Run]) -> bool:
+def _is_any_stopped(runs: Sequence[Run]) -> bool:
     return any(run.resumable and run.status != "failed" for run in runs)

@@ -8,7 +8,7 @@ from finetune_core.data.splits import TEST, VAL
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.formatting import duration, number, percent, points, things
 from finetune_core.markup import paragraphs, table
-from finetune_core.profiling.plan import PARTS, ROUNDS, Part, Round, Selected
+from finetune_core.profiling.plan import PARTS, ROUNDS, Part, Round, SelectionStep
 from finetune_core.runs.convergence import Convergence
 
 Kind = Literal["short", "stage", "stages", "full"]
@@ -133,7 +133,7 @@ class Profile:
     arms: tuple[ProfileArm, ...]
     chosen: int | None
     against_full: Interval | None
-    path: tuple[Selected, ...]
+    path: tuple[SelectionStep, ...]
     left_out: tuple[Part, ...]
     failed: tuple[str, ...]
     predictions: tuple[Prediction, ...]
@@ -222,7 +222,7 @@ class Profile:
             parts.append(
                 f"full fine-tuning gains {_format_gain(against)} more"
                 if better
-                else f"full fine-tuning loses {_format_gain(_opposite(against))} against it"
+                else f"full fine-tuning loses {_format_gain(_negate(against))} against it"
                 if worse
                 else "full fine-tuning is not better"
             )
@@ -422,7 +422,7 @@ def _format_gain(gain: Interval) -> str:
     return f"{points(gain.value)} points ({points(gain.low)} to {points(gain.high)})"
 
 
-def _opposite(gain: Interval) -> Interval:
+def _negate(gain: Interval) -> Interval:
     return Interval(-gain.value, -gain.high, -gain.low)
 
 

@@ -7,13 +7,13 @@ import pytest
 
 from finetune_core.inspection import learned
 from finetune_core.inspection.learned import (
-    agreement,
     class_predictions,
-    far_away,
-    label_errors,
-    nearest_of_class,
-    out_of_fold,
-    probe,
+    find_label_errors,
+    find_nearest_of_class,
+    find_outliers,
+    fit_probe,
+    label_agreement,
+    predict_out_of_fold,
     two_sample_auc,
 )
 
@@ -28,16 +28,16 @@ def blobs(counts, dimensions=3, seed=0, apart=8.0):
 
 
 def suspects_of(features, labels, sets=None):
-    probabilities, kept = out_of_fold(
+    probabilities, kept = predict_out_of_fold(
         features, labels, np.arange(len(labels)) if sets is None else np.asarray(sets)
     )
-    found, alike = label_errors(probabilities, labels, kept)
+    found, alike = find_label_errors(probabilities, labels, kept)
     return found.tolist(), alike.tolist()
 
 
 def test_every_image_is_predicted_correctly_where_classes_are_far_apart():
     features, labels = blobs([30, 20, 10])
-    probabilities, kept = out_of_fold(features, labels, np.arange(60))
+    probabilities, kept = predict_out_of_fold(features, labels, np.arange(60))
     assert kept.tolist() == [0, 1, 2]
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(60))
     assert (probabilities.argmax(axis=1) == labels).all()
@@ -84,7 +84,7 @@ def test_near_duplicates_with_the_same_wrong_label_do_not_vouch_for_each_other()
 def test_classes_with_fewer_than_five_images_get_no_predictions():
     features, labels = blobs([30, 4, 30])
     labels[0] = 2
-    probabilities, kept = out_of_fold(features, labels, np.arange(64))
+    probabilities, kept = predict_out_of_fold(features, labels, np.arange(64))
     assert kept.tolist() == [0, 2]
     assert np.isnan(probabilities[30:34]).all()
     assert not np.isnan(probabilities[:30]).any()
@@ -124,10 +124,10 @@ def test_features_that_tell_nothing_are_no_problem():
 
 def test_agreement_is_the_share_of_predicted_labels_that_are_likeliest():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [np.nan, np.nan]])
-    assert agreement(probabilities, np.array([4, 7, 7, 4]), np.array([4, 7])) == pytest.approx(
-        2 / 3
-    )
-    assert np.isnan(agreement(np.empty((3, 0)), np.array([0, 1, 2]), np.array([], dtype=int)))
+    assert label_agreement(
+        probabilities, np.array([4, 7, 7, 4]), np.array([4, 7])
+    ) == pytest.approx(2 / 3)
+    assert np.isnan(label_agreement(np.empty((3, 0)), np.array([0, 1, 2]), np.array([], dtype=int)))
 
 
 def test_the_surest_suspects_come_first():
@@ -137,7 +137,7 @@ def test_the_surest_suspects_come_first():
     probabilities[4] = [0.08, 0.02, 0.90]
     probabilities[12] = [0.97, 0.01, 0.02]
     probabilities[29] = [0.03, 0.93, 0.04]
-    found, alike = label_errors(probabilities, given, np.array([3, 7, 9]))
+    found, alike = find_label_errors(probabilities, given, np.array([3, 7, 9]))
     assert found.tolist() == [12, 29, 4]
     assert alike.tolist() == [3, 7, 9]
 
@@ -190,7 +190,7 @@ def test_planted_outliers_are_found_the_farthest_first():
     features = ordinary()
     features[17, 0] += 60
     features[101, 1] += 30
-    found, scores = far_away([features], np.arange(200))
+    found, scores = find_outliers([features], np.arange(200))
     assert found.tolist() == [17, 101]
     assert scores[0] > scores[1] > 5
 
@@ -199,14 +199,14 @@ def test_a_feature_that_hardly_ever_responds_makes_no_outliers():
     features = ordinary()
     features[:, :8] = 0
     features[range(0, 200, 10), np.arange(20) % 8] = 1.0  # each in a feature of its own, and little
-    assert len(far_away([features], np.arange(200))[0]) == 0
+    assert len(find_outliers([features], np.arange(200))[0]) == 0
 
 
 def test_what_is_odd_in_one_stage_alone_is_no_outlier():
     odd, others = ordinary(), [ordinary(seed=seed) for seed in (1, 2, 3)]
     odd[17, 0] += 30
-    assert far_away([odd], np.arange(200))[0].tolist() == [17]
-    assert len(far_away([odd, *others], np.arange(200))[0]) == 0
+    assert find_outliers([odd], np.arange(200))[0].tolist() == [17]
+    assert len(find_outliers([odd, *others], np.arange(200))[0]) == 0
 
 
 def test_copies_of_an_outlier_do_not_hide_it():
@@ -215,9 +215,9 @@ def test_copies_of_an_outlier_do_not_hide_it():
     features[50:60, 3] += 60
     sets = np.arange(200)
     sets[50:60] = 50
-    assert far_away([features], sets)[0].tolist() == [50]
+    assert find_outliers([features], sets)[0].tolist() == [50]
     # taken for ten images, they are no strays
-    assert len(far_away([features], np.arange(200))[0]) == 0
+    assert len(find_outliers([features], np.arange(200))[0]) == 0
 
 
 @pytest.mark.parametrize("draw", ["gamma", "normal", "uniform"])
@@ -229,35 +229,35 @@ def test_even_sets_have_no_outliers(draw):
             if draw == "gamma"
             else getattr(random, draw)(size=(200, 32))
         )
-        assert len(far_away([features], np.arange(200))[0]) == 0
+        assert len(find_outliers([features], np.arange(200))[0]) == 0
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 20])
 def test_tiny_sets_have_no_outliers(count):
-    found, scores = far_away([ordinary(count)], np.arange(count))
+    found, scores = find_outliers([ordinary(count)], np.arange(count))
     assert len(found) == len(scores) == 0
 
 
 def test_equal_features_have_no_outliers():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        assert len(far_away([np.ones((40, 8))], np.arange(40))[0]) == 0
-        assert len(far_away([np.zeros((40, 8))], np.arange(40))[0]) == 0
+        assert len(find_outliers([np.ones((40, 8))], np.arange(40))[0]) == 0
+        assert len(find_outliers([np.zeros((40, 8))], np.arange(40))[0]) == 0
 
 
 def test_a_probe_learns_from_training_images_and_is_evaluated_on_validation_images():
     features, labels = blobs([30, 30])
     train, val = np.arange(0, 60, 2), np.arange(1, 60, 2)
-    perfect = probe("layer1", features, labels, np.arange(60), train, val)
+    perfect = fit_probe("layer1", features, labels, np.arange(60), train, val)
     assert (perfect.stage, perfect.accuracy) == ("layer1", 1.0)
     assert perfect.error == pytest.approx(1 / 30**1.5)  # not 0, which would claim certainty
     wrong = np.where(np.isin(np.arange(60), val), 1 - labels, labels)
-    assert probe("layer1", features, wrong, np.arange(60), train, val).accuracy == 0
+    assert fit_probe("layer1", features, wrong, np.arange(60), train, val).accuracy == 0
 
 
 def test_the_error_of_a_probe_is_the_binomial_one():
     random = np.random.default_rng(0)
-    guessing = probe(
+    guessing = fit_probe(
         "stem",
         random.normal(size=(300, 8)),
         random.integers(0, 2, 300),
@@ -274,9 +274,9 @@ def test_near_duplicates_count_once_in_the_error_of_a_probe():
     random = np.random.default_rng(0)
     features, labels = random.normal(size=(300, 8)), random.integers(0, 2, 300)
     train, val = np.arange(200), np.arange(200, 300)
-    alone = probe("stem", features, labels, np.arange(300), train, val)
+    alone = fit_probe("stem", features, labels, np.arange(300), train, val)
     copies = np.concatenate([train, val.repeat(4)])
-    copied = probe(
+    copied = fit_probe(
         "stem", features[copies], labels[copies], copies, train, np.arange(200, len(copies))
     )
     assert copied.accuracy == alone.accuracy
@@ -286,7 +286,9 @@ def test_near_duplicates_count_once_in_the_error_of_a_probe():
 def test_a_class_that_was_not_trained_counts_as_wrong():
     features, labels = blobs([30, 30, 10])
     assert (
-        probe("stem", features, labels, np.arange(70), np.arange(60), np.arange(50, 70)).accuracy
+        fit_probe(
+            "stem", features, labels, np.arange(70), np.arange(60), np.arange(50, 70)
+        ).accuracy
         == 0.5
     )
 
@@ -300,21 +302,21 @@ def test_suspect_is_shown_beside_the_nearest_sound_image_of_the_other_class(
 ):
     features = np.array([[0, 0], [1, 0], [9, 0], [10, 0], [0.5, 0], [9.5, 5]], np.float32)
     labels = np.array([0, 0, 1, 1, 1, 0])
-    found = nearest_of_class(features, labels, np.array(suspects), np.array(classes))
+    found = find_nearest_of_class(features, labels, np.array(suspects), np.array(classes))
     assert found.tolist()[0] in beside
 
 
 def test_suspects_are_shown_beside_another_suspect_where_a_class_has_no_others():
     features, labels = blobs([4, 2])
-    assert nearest_of_class(features, labels, np.array([0, 4, 5]), np.array([1, 0, 0])).tolist()[
-        0
-    ] in (4, 5)
+    assert find_nearest_of_class(
+        features, labels, np.array([0, 4, 5]), np.array([1, 0, 0])
+    ).tolist()[0] in (4, 5)
 
 
 def test_very_many_images_are_thinned_for_the_fit_and_all_predicted(monkeypatch):
     monkeypatch.setattr(learned, "_MOST_FITTED", 40)
     features, labels = blobs([100, 100])
-    probabilities, _ = out_of_fold(features, labels, np.arange(200))
+    probabilities, _ = predict_out_of_fold(features, labels, np.arange(200))
     assert (probabilities.argmax(axis=1) == labels).all()
 
 

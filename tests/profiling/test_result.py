@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_core.profiling.plan import Selected
+from finetune_core.profiling.plan import SelectionStep
 from tests.profiling.made import FALLING, STAGES, arm, interval, made_profile
 
 
@@ -12,7 +12,7 @@ def full(gain=0.0, judged=None):
 
 
 def rejected(stage):
-    return (Selected("block2", 0.8, None, True), Selected(stage, 0.81, 0.01, False))
+    return (SelectionStep("block2", 0.8, None, True), SelectionStep(stage, 0.81, 0.01, False))
 
 
 def test_a_stage_that_gains_is_named_with_its_size_and_its_price():

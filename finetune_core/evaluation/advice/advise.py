@@ -13,11 +13,11 @@ from finetune_core.errors import ConfigError, FinetuneError, explain_memory_erro
 from finetune_core.evaluation.advice.probes import (
     TIMED,
     NetworkProbes,
-    configured,
+    make_run_config,
     probe_network,
-    training_sample,
+    sample_training_images,
 )
-from finetune_core.evaluation.advice.proposal import Proposal, proposed
+from finetune_core.evaluation.advice.proposal import Proposal, propose_networks
 from finetune_core.evaluation.advice.ranking import Candidate, best_stages, ranked
 from finetune_core.formatting import duration, number, percent, things
 from finetune_core.markup import paragraphs, table
@@ -100,14 +100,19 @@ class Advice:
         """Return (columns, rows) with one row per network: forecasts of the usual strategies."""
         known = {one.backbone: one.forecasts for one in self.networks}
         rows = [
-            [one.backbone, *(_seconds(known[one.backbone].get(strategy)) for strategy in TIMED)]
+            [
+                one.backbone,
+                *(_format_seconds(known[one.backbone].get(strategy)) for strategy in TIMED),
+            ]
             for one in best_stages(self.candidates)
         ]
         return ["Network", *(STRATEGIES[strategy].title for strategy in TIMED)], rows
 
     def stage_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per network and stage, the best first."""
-        rows = [[*_row(at, one), _seconds(one.seconds)] for at, one in enumerate(self.candidates)]
+        rows = [
+            [*_row(at, one), _format_seconds(one.seconds)] for at, one in enumerate(self.candidates)
+        ]
         return [*_COLUMNS, "Training what follows"], rows
 
     def __repr__(self) -> str:
@@ -174,9 +179,9 @@ def advise(
         DataError: if there are too few images to cross-validate.
     """
     names = list(dict.fromkeys(backbones))
-    _check(names, images, budget)
+    _check_arguments(names, images, budget)
     check_classes(dataset)
-    sample = training_sample(dataset, images, base.seed)
+    sample = sample_training_images(dataset, images, base.seed)
     folds = probe_folds(sample.table["label"].to_numpy(), sides(sample.table), base.seed)
     networks: list[NetworkProbes] = []
     failed: list[Failed] = []
@@ -191,7 +196,7 @@ def advise(
         except FinetuneError as error:
             failed.append(Failed(name, str(error)))
     candidates = ranked(networks)
-    suggested = proposed(candidates, networks, 60 * budget)
+    suggested = propose_networks(candidates, networks, 60 * budget)
     return Advice(
         len(sample.table), len(folds), budget, candidates, tuple(networks), suggested, tuple(failed)
     )
@@ -218,12 +223,12 @@ def comparison_of(
     """
     configs: list[RunConfig] = []
     for one in suggested:
-        own = configured(base, one.backbone, one.image_size, one.strategy)
+        own = make_run_config(base, one.backbone, one.image_size, one.strategy)
         configs += design(own, [one.strategy, BASELINE], seeds, num_images=num_images)
     return configs
 
 
-def _check(names: Sequence[str], images: int, budget: float) -> None:
+def _check_arguments(names: Sequence[str], images: int, budget: float) -> None:
     problems = {}
     if not names:
         problems["backbones"] = "name at least one; none has its weights on this machine"
@@ -252,5 +257,5 @@ def _row(at: int, one: Candidate) -> list[str]:
     ]
 
 
-def _seconds(forecast: float | None) -> str:
+def _format_seconds(forecast: float | None) -> str:
     return "not timed" if forecast is None else duration(forecast)

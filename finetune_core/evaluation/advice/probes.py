@@ -54,7 +54,7 @@ class NetworkProbes:
     forecasts: Mapping[str, float]
 
 
-def training_sample(dataset: Dataset, images: int, seed: int) -> Dataset:
+def sample_training_images(dataset: Dataset, images: int, seed: int) -> Dataset:
     """Return the data set restricted to a stratified sample of its training images.
 
     Args:
@@ -83,7 +83,7 @@ def probe_network(
         backbone: name of the network.
         base: the settings of the runs that are forecast; its seed also draws the folds.
         dataset: the data set that runs would train on.
-        sample: the images to probe with, from ``training_sample``.
+        sample: the images to probe with, from ``sample_training_images``.
         own_size: resize images to the size that the network was pretrained on instead of the size
             in ``base``.
 
@@ -97,13 +97,15 @@ def probe_network(
     """
     yield from in_phase("download", fetch_description(backbone))
     info = backbone_info(backbone)
-    config = configured(base, backbone, usual_image_size(backbone) if own_size else base.image_size)
+    config = make_run_config(
+        base, backbone, usual_image_size(backbone) if own_size else base.image_size
+    )
     check_image_size(backbone, config.image_size)  # before anything is downloaded
     if not info.ready:
         yield from in_phase("download", download(info))
     features = yield from compute_features(sample, backbone, config.image_size, config.fit)
-    right = yield from _held_out(features, sample, config.seed)
-    after, forecasts = yield from _timed(config, dataset, features.stages)
+    right = yield from _evaluate_probes(features, sample, config.seed)
+    after, forecasts = yield from _forecast_training(config, dataset, features.stages)
     images = sample.table.iloc[features.rows]
     return NetworkProbes(
         backbone,
@@ -118,7 +120,7 @@ def probe_network(
     )
 
 
-def configured(
+def make_run_config(
     base: RunConfig, backbone: str, image_size: int, strategy: str = "last_block"
 ) -> RunConfig:
     """Return the settings of a run that fine-tunes this network from its pretrained weights.
@@ -134,7 +136,7 @@ def configured(
     return make_config(base.model_dump() | base.for_strategy(strategy) | network | inputs)
 
 
-def _held_out(features: Features, sample: Dataset, seed: int) -> Work[np.ndarray]:
+def _evaluate_probes(features: Features, sample: Dataset, seed: int) -> Work[np.ndarray]:
     table = sample.table.iloc[features.rows]
     labels, sets = torch.tensor(table["label"].to_numpy()), sides(table)
     found = []
@@ -145,7 +147,7 @@ def _held_out(features: Features, sample: Dataset, seed: int) -> Work[np.ndarray
     return np.stack(found)
 
 
-def _timed(
+def _forecast_training(
     config: RunConfig, dataset: Dataset, stages: Sequence[str]
 ) -> Work[tuple[tuple[float | None, ...], dict[str, float]]]:
     names, book = (

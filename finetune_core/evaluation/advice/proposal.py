@@ -39,7 +39,7 @@ class Proposal:
     seconds: float | None
 
 
-def proposed(
+def propose_networks(
     candidates: Sequence[Candidate], networks: Sequence[NetworkProbes], budget: float
 ) -> tuple[Proposal, ...]:
     """Propose two networks, or one if no other network fits.
@@ -53,12 +53,14 @@ def proposed(
         return ()
     known = {network.backbone: network for network in networks}
     leaders = best_stages(candidates)
-    first = _best_probe(leaders, known[leaders[0].backbone], budget)
-    second = _second([known[one.backbone] for one in leaders], first.backbone, budget)
+    first = _propose_best_probe(leaders, known[leaders[0].backbone], budget)
+    second = _propose_second([known[one.backbone] for one in leaders], first.backbone, budget)
     return (first, second) if second else (first,)
 
 
-def _best_probe(leaders: Sequence[Candidate], network: NetworkProbes, budget: float) -> Proposal:
+def _propose_best_probe(
+    leaders: Sequence[Candidate], network: NetworkProbes, budget: float
+) -> Proposal:
     best = leaders[0]
     reason = (
         f"The best probe: {percent(best.accuracy)} of the held-out images (95 % interval "
@@ -66,14 +68,16 @@ def _best_probe(leaders: Sequence[Candidate], network: NetworkProbes, budget: fl
     )
     alike = [one.backbone for one in leaders[1:] if one.like_best]
     if alike:
-        reason += f" Not distinguishable from {_listed(alike)}."
+        reason += f" Not distinguishable from {_join_names(alike)}."
     seconds = network.forecasts.get(STRATEGY)
     if seconds is not None and seconds > budget:
         reason += f" Its forecast, {duration(seconds)}, is above the budget of {budget / 60:g} min."
     return Proposal(network.backbone, network.image_size, STRATEGY, "probe", reason, seconds)
 
 
-def _second(networks: Sequence[NetworkProbes], first: str, budget: float) -> Proposal | None:
+def _propose_second(
+    networks: Sequence[NetworkProbes], first: str, budget: float
+) -> Proposal | None:
     """Return the network with the best published accuracy within the budget, without the first.
 
     If the first proposal has the best published accuracy, return the network with the next best. If
@@ -97,7 +101,7 @@ def _second(networks: Sequence[NetworkProbes], first: str, budget: float) -> Pro
                 f"{first} has the best published ImageNet accuracy, too ({stated[0].top1:.1f} %). "
                 f"This is the next, {others[0].top1:.1f} %, {within}."
             )
-        return _proposal(others[0], "published", reason)
+        return _make_proposal(others[0], "published", reason)
     left = [one for one in fitting if one.backbone != first]
     if not left:
         return None
@@ -106,14 +110,14 @@ def _second(networks: Sequence[NetworkProbes], first: str, budget: float) -> Pro
         f"{unknown} a published ImageNet accuracy that is stated where its weights come from, so "
         f"this is the next best probe {within}."
     )
-    return _proposal(left[0], "probe", reason)
+    return _make_proposal(left[0], "probe", reason)
 
 
-def _proposal(network: NetworkProbes, by: By, reason: str) -> Proposal:
+def _make_proposal(network: NetworkProbes, by: By, reason: str) -> Proposal:
     return Proposal(
         network.backbone, network.image_size, STRATEGY, by, reason, network.forecasts.get(STRATEGY)
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

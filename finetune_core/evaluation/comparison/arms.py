@@ -125,7 +125,7 @@ class ArmVerdict:
     text: str
 
 
-def unfinished(run: Run) -> str | None:
+def describe_ending(run: Run) -> str | None:
     """Return how an unfinished run has ended: ``stopped after 2 of 10 epochs``.
 
     None for a finished run.
@@ -137,8 +137,8 @@ def unfinished(run: Run) -> str | None:
 
 def run_titles(runs: Sequence[Run]) -> list[str]:
     """Return short titles that tell the runs apart and mark unfinished runs."""
-    titles = with_endings(
-        arm_titles([run.config for run in runs]), [unfinished(run) for run in runs]
+    titles = append_endings(
+        arm_titles([run.config for run in runs]), [describe_ending(run) for run in runs]
     )
     if len(set(titles)) < len(titles):
         titles = [
@@ -149,7 +149,7 @@ def run_titles(runs: Sequence[Run]) -> list[str]:
     return titles
 
 
-def with_endings(titles: Sequence[str], endings: Sequence[str | None]) -> list[str]:
+def append_endings(titles: Sequence[str], endings: Sequence[str | None]) -> list[str]:
     """Append to each title how its runs ended, if they did not finish."""
     return [
         f"{title} · {ending}" if ending else title
@@ -166,7 +166,7 @@ def arm_titles(configs: Sequence[RunConfig]) -> list[str]:
     """Return short titles that tell the configs apart."""
     titles = [_strategy_title(config) for config in configs]
     for name in sorted(
-        differing_settings(configs),
+        find_differing_settings(configs),
         key=lambda name: (name not in ("backbone", "train_fraction"), name),
     ):
         if name in STRATEGY_FIELDS or (
@@ -174,7 +174,7 @@ def arm_titles(configs: Sequence[RunConfig]) -> list[str]:
         ):
             continue
         titles = [
-            f"{title} · {_in_short(name, getattr(config, name))}"
+            f"{title} · {_format_setting(name, getattr(config, name))}"
             for title, config in zip(titles, configs, strict=True)
         ]
     return titles
@@ -208,7 +208,7 @@ def _describe_rates(rates: Mapping[str, float]) -> str:
     return ", ".join(named) or "head"
 
 
-def _in_short(name: str, value: Any) -> str:
+def _format_setting(name: str, value: Any) -> str:
     if name == "backbone":
         return str(value)
     if name == "train_fraction":
@@ -226,7 +226,7 @@ def _in_short(name: str, value: Any) -> str:
     )
 
 
-def differing_settings(configs: Sequence[RunConfig]) -> list[str]:
+def find_differing_settings(configs: Sequence[RunConfig]) -> list[str]:
     """Return the names of the settings in which runs differ, without the seed.
 
     A run counts only for settings that have an effect on it. Settings that are left to Thaw in all

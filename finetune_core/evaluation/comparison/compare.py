@@ -18,14 +18,14 @@ from finetune_core.evaluation.comparison.arms import (
     Arm,
     ArmVerdict,
     Member,
+    append_endings,
     arm_order,
     arm_titles,
-    differing_settings,
-    unfinished,
-    with_endings,
+    describe_ending,
+    find_differing_settings,
 )
 from finetune_core.evaluation.comparison.choice import choose
-from finetune_core.evaluation.comparison.costs import cost, run_depth, trunk_rate, usual_cost
+from finetune_core.evaluation.comparison.costs import run_cost, run_depth, trunk_rate, usual_cost
 from finetune_core.evaluation.comparison.details import (
     describe_baselines,
     judge_arms,
@@ -34,7 +34,7 @@ from finetune_core.evaluation.comparison.details import (
 from finetune_core.evaluation.comparison.ensemble import ensemble_score
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, measure_of
 from finetune_core.evaluation.comparison.optimism import selection_optimism
-from finetune_core.evaluation.comparison.orderings import against_published
+from finetune_core.evaluation.comparison.orderings import find_contradictions
 from finetune_core.evaluation.comparison.pair_text import quote
 from finetune_core.evaluation.comparison.paired import Answers, answers, measured
 from finetune_core.evaluation.comparison.pairs import (
@@ -51,7 +51,7 @@ from finetune_core.evaluation.comparison.strategies import (
     measure_interval,
     seed_variances,
 )
-from finetune_core.evaluation.comparison.tables import Images, Key, key_of, table_of
+from finetune_core.evaluation.comparison.tables import Images, Key, load_table, make_key
 from finetune_core.evaluation.comparison.verdicts import Verdict, metric_text, state_verdict
 from finetune_core.evaluation.reference_points import majority_class
 from finetune_core.evaluation.single_run.corruptions import Corrupted
@@ -193,9 +193,9 @@ def compare_runs(
     if early := [run.run_id for run in runs if not run.history.has_predictions]:
         raise RunError(f"There is nothing to compare of {', '.join(early)}: no epoch has ended.")
     check_same_classes(runs)
-    runs, repeats = _without_repeats(runs)
-    keys = {run.run_dir: key_of(run, on, classes) for run in runs}
-    tables = {folder: table_of(key) for folder, key in keys.items()}
+    runs, repeats = _drop_repeats(runs)
+    keys = {run.run_dir: make_key(run, on, classes) for run in runs}
+    tables = {folder: load_table(key) for folder, key in keys.items()}
     split = (
         SHIFTED
         if on
@@ -205,19 +205,21 @@ def compare_runs(
     )
     tables = {folder: table[table["split"] == split] for folder, table in tables.items()}
     check_same_images(runs, tables, on)
-    grouped, titles, one_strategy = _grouped(runs)
+    grouped, titles, one_strategy = _group_runs(runs)
     by_arm = tuple(tuple(keys[run.run_dir] for run in group) for group in grouped)
-    summaries = _summed_up(metric, by_arm, split)
-    finished = [unfinished(group[0]) is None for group in grouped]
+    summaries = _summarise_arms(metric, by_arm, split)
+    finished = [describe_ending(group[0]) is None for group in grouped]
     alike = [
         ended and epochs_of(group[0].config) > 0
         for ended, group in zip(finished, grouped, strict=True)
     ]
     variances = known_variances(summaries, alike)
-    ensembles = _ensembled(metric, by_arm, split)
-    convergence = _judge_arms(grouped)
+    ensembles = _score_ensembles(metric, by_arm, split)
+    convergence = _judge_convergence(grouped)
     arms = tuple(
-        replace(_arm(title, group, answered, variance, runs), ensemble=ensemble, convergence=judged)
+        replace(
+            _make_arm(title, group, answered, variance, runs), ensemble=ensemble, convergence=judged
+        )
         for title, group, answered, variance, ensemble, judged in zip(
             titles, grouped, summaries, variances, ensembles, convergence, strict=True
         )
@@ -238,7 +240,7 @@ def compare_runs(
     arm_verdicts = () if one_strategy else judge_arms(arms, pairs, choice)
     differing = tuple(
         name
-        for name in differing_settings([arm.config for arm in arms])
+        for name in find_differing_settings([arm.config for arm in arms])
         if name not in STRATEGY_FIELDS
     )
     notes = list_notes(split, arms, variances, repeats)
@@ -252,20 +254,22 @@ def compare_runs(
         choice.advised,
         verdict,
         "" if undertrained else describe_baselines(arms, pairs),
-        () if undertrained or isinstance(on, Corrupted) else against_published(arms, pairs, split),
+        ()
+        if undertrained or isinstance(on, Corrupted)
+        else find_contradictions(arms, pairs, split),
         arm_verdicts,
         notes,
         differing,
         None
         if choice.advised is None
-        else _optimism(metric, tuple(by_arm[at] for at in choice.comparable), split),
-        _ensembled(metric, (tuple(chain.from_iterable(by_arm)),), split)[0]
+        else _estimate_optimism(metric, tuple(by_arm[at] for at in choice.comparable), split),
+        _score_ensembles(metric, (tuple(chain.from_iterable(by_arm)),), split)[0]
         if one_strategy
         else None,
     )
 
 
-def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
+def _group_runs(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
     """Group runs into arms.
 
     Shallow training comes first. A run that did not train to the end is no seed of its strategy: it
@@ -277,17 +281,17 @@ def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
     """
     groups: dict[tuple[str, str | None], list[Run]] = {}
     for run in runs:
-        groups.setdefault((arm_of(run.config), unfinished(run)), []).append(run)
+        groups.setdefault((arm_of(run.config), describe_ending(run)), []).append(run)
     grouped = [sorted(group, key=lambda run: run.config.seed) for group in groups.values()]
     grouped.sort(
         key=lambda group: (
             arm_order(group[0].config, run_depth(group[0])),
-            unfinished(group[0]) or "",
+            describe_ending(group[0]) or "",
         )
     )
-    titles = with_endings(
+    titles = append_endings(
         arm_titles([group[0].config for group in grouped]),
-        [unfinished(group[0]) for group in grouped],
+        [describe_ending(group[0]) for group in grouped],
     )
     if len(grouped) > 1:
         return grouped, titles, False
@@ -300,7 +304,7 @@ def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
     )
 
 
-def _judge_arms(grouped: Sequence[Sequence[Run]]) -> list[Convergence]:
+def _judge_convergence(grouped: Sequence[Sequence[Run]]) -> list[Convergence]:
     """Judge whether the runs of each arm have converged, given all runs."""
     runs = [run for group in grouped for run in group]
     judged = dict(
@@ -316,14 +320,14 @@ def _judge_arms(grouped: Sequence[Sequence[Run]]) -> list[Convergence]:
     ]
 
 
-def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+def _drop_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Return the latest of the runs that repeat each other, and the ids of the other ones.
 
     Repeating a seed adds no information, and would pass for a second seed.
     """
     latest: dict[tuple[str, str | None], Run] = {}
     for run in sorted(runs, key=lambda run: run.run_id):
-        latest[run_of(run.config), unfinished(run)] = run
+        latest[run_of(run.config), describe_ending(run)] = run
     kept = {run.run_dir for run in latest.values()}
     return [run for run in runs if run.run_dir in kept], [
         run.run_id for run in runs if run.run_dir not in kept
@@ -331,21 +335,23 @@ def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 
 @lru_cache(maxsize=16)  # a page asks again whenever it is redrawn
-def _summed_up(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -> list[Answers]:
-    tables = [[table_of(run) for run in arm] for arm in arms]
+def _summarise_arms(
+    measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str
+) -> list[Answers]:
+    tables = [[load_table(run) for run in arm] for arm in arms]
     tables = [[table[table["split"] == split] for table in arm] for arm in tables]
     logits = [np.stack([logits_of(table) for table in arm]) for arm in tables]
     return measured(measure, tables[0][0]["label"].to_numpy(), logits)
 
 
 @lru_cache(maxsize=16)
-def _ensembled(
+def _score_ensembles(
     measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str
 ) -> list[Interval | None]:
     """Return the score of the ensemble of each arm; None for an arm with one network."""
     found: list[Interval | None] = []
     for arm in arms:
-        tables = [table[table["split"] == split] for table in map(table_of, arm)]
+        tables = [table[table["split"] == split] for table in map(load_table, arm)]
         logits = np.stack([logits_of(table) for table in tables])
         found.append(
             ensemble_score(measure, tables[0]["label"].to_numpy(), logits) if len(arm) > 1 else None
@@ -354,13 +360,13 @@ def _ensembled(
 
 
 @lru_cache(maxsize=16)
-def _optimism(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -> float:
-    labels = table_of(arms[0][0]).query("split == @split")["label"].to_numpy()
-    values = np.stack([arm.by_image for arm in _summed_up(measure, arms, split)])
+def _estimate_optimism(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -> float:
+    labels = load_table(arms[0][0]).query("split == @split")["label"].to_numpy()
+    values = np.stack([arm.by_image for arm in _summarise_arms(measure, arms, split)])
     return selection_optimism(labels, values, resamples_for(values.size))
 
 
-def _arm(
+def _make_arm(
     title: str,
     group: Sequence[Run],
     answered: Answers,
@@ -373,14 +379,16 @@ def _arm(
             run,
             accuracy_interval(answers(answered.correct[at : at + 1]), None),
             measure_interval(answered.alone(at), None),
-            cost(run, rate),
+            run_cost(run, rate),
         )
         for at, run in enumerate(group)
     )
     deviation = None if answered.seed_variance is None else answered.seed_variance**0.5
     costs = usual_cost([member.cost for member in members])
     score = measure_interval(answered, variance)
-    accuracy = score if answered.measure is ACCURACY else _accuracy(answers(answered.correct))
+    accuracy = (
+        score if answered.measure is ACCURACY else _pooled_accuracy(answers(answered.correct))
+    )
     return Arm(
         title,
         group[0].config,
@@ -391,9 +399,9 @@ def _arm(
         deviation,
         costs,
         run_depth(group[0]),
-        unfinished(group[0]),
+        describe_ending(group[0]),
     )
 
 
-def _accuracy(answered: Answers) -> Interval:
+def _pooled_accuracy(answered: Answers) -> Interval:
     return accuracy_interval(answered, seed_variances([answered])[0])

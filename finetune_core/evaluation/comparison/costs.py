@@ -56,7 +56,7 @@ class Depth:
     whole: bool
 
 
-def cost(run: Run, rate: float | None = None) -> Cost:
+def run_cost(run: Run, rate: float | None = None) -> Cost:
     """Return the cost of a run that has predictions.
 
     Args:
@@ -76,7 +76,7 @@ def cost(run: Run, rate: float | None = None) -> Cost:
             *(row["memory_bytes"] for row in measured),
             (started.get("forecast") or {}).get("memory_bytes", 0),
         ),
-        _most([row["device_bytes"] for row in measured]),
+        _max_known([row["device_bytes"] for row in measured]),
         started["device"],
         disk_bytes(run),
     )
@@ -128,13 +128,13 @@ def usual_cost(costs: Sequence[Cost]) -> Cost:
         median(uncached) if uncached else None,
         costs[0].trainable_parameters,
         max(one.memory_bytes for one in costs),
-        _most([one.device_bytes for one in costs]) if len(devices) == 1 else None,
+        _max_known([one.device_bytes for one in costs]) if len(devices) == 1 else None,
         ", ".join(devices),
         round(median(one.disk_bytes for one in costs)),
     )
 
 
-def _most(measured: Sequence[int | None]) -> int | None:
+def _max_known(measured: Sequence[int | None]) -> int | None:
     """Return the largest value; None if one is not known."""
     known = [one for one in measured if one is not None]
     return max(known) if known and len(known) == len(measured) else None

@@ -8,9 +8,9 @@ from finetune_core.evaluation.comparison.choice import Choice
 from finetune_core.evaluation.comparison.pair_text import (
     CLAIMS,
     difference_text,
-    pair_of,
+    find_pair,
     quote,
-    unseen_text,
+    undetected_text,
 )
 from finetune_core.evaluation.comparison.paired import About
 from finetune_core.evaluation.comparison.pairs import Pair
@@ -43,7 +43,7 @@ def describe_baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
 def _describe_baseline(
     arms: Sequence[Arm], pairs: Sequence[Pair], at: int, trained: Sequence[int]
 ) -> str:
-    between = {place: pair_of(pairs, at, place) for place in trained}
+    between = {place: find_pair(pairs, at, place) for place in trained}
     gains = {
         place: pair.networks.claim.gain * (1 if pair.a == place else -1)
         for place, pair in between.items()
@@ -79,7 +79,7 @@ def judge_arms(
     about: About = "strategies" if choice.comparable else "networks"
     found = [ArmVerdict(first, about, "best" if choice.advised is None else "taken", "")]
     for at in order[1:]:
-        pair = pair_of(pairs, first, at)
+        pair = find_pair(pairs, first, at)
         verdict, measure = pair.widest, pair.measure
         claim = verdict.claim
         gained = claim.gain if pair.a == at else -claim.gain
@@ -88,7 +88,7 @@ def judge_arms(
         text = (
             difference_text(measure, abs(gained), low, high)
             if verdict.different
-            else unseen_text(measure, verdict.smallest)
+            else undetected_text(measure, verdict.smallest)
         )
         found.append(ArmVerdict(at, claim.about, kind, text))
     return tuple(found)

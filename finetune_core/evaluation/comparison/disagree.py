@@ -51,8 +51,8 @@ def disagreement(run_a: Run, run_b: Run) -> Disagreement:
     compare_runs([run_a, run_b])  # raises if classes or images differ
     split = TEST if all(TEST in predicted_splits(run) for run in (run_a, run_b)) else VAL
     a, b = evaluation(run_a, split), evaluation(run_b, split)
-    table = _told(a.predictions).merge(
-        _told(b.predictions), on=["id", "label"], suffixes=("_a", "_b"), validate="1:1"
+    table = _select_columns(a.predictions).merge(
+        _select_columns(b.predictions), on=["id", "label"], suffixes=("_a", "_b"), validate="1:1"
     )
     # The comparison skips the earlier one of two runs with equal settings, so check again.
     if not len(table) == a.images == b.images:
@@ -64,14 +64,14 @@ def disagreement(run_a: Run, run_b: Run) -> Disagreement:
     return Disagreement(
         split,
         a.classes,
-        _clearest_first(table[right_a & ~right_b]),
-        _clearest_first(table[~right_a & right_b]),
+        _sort_by_clarity(table[right_a & ~right_b]),
+        _sort_by_clarity(table[~right_a & right_b]),
         int((right_a & right_b).sum()),
         int((~right_a & ~right_b).sum()),
     )
 
 
-def _told(predictions: pd.DataFrame) -> pd.DataFrame:
+def _select_columns(predictions: pd.DataFrame) -> pd.DataFrame:
     true = [
         row[label]
         for row, label in zip(predictions["probabilities"], predictions["label"], strict=True)
@@ -79,7 +79,7 @@ def _told(predictions: pd.DataFrame) -> pd.DataFrame:
     return predictions[["id", "label", "predicted", "confidence", "correct"]].assign(true=true)
 
 
-def _clearest_first(table: pd.DataFrame) -> pd.DataFrame:
+def _sort_by_clarity(table: pd.DataFrame) -> pd.DataFrame:
     apart = (table["true_a"] - table["true_b"]).abs()
     order = table.assign(apart=apart).sort_values(
         ["apart", "id"], ascending=[False, True], ignore_index=True

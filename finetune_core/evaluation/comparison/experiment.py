@@ -137,6 +137,6 @@ def has_same_features(arm: Arm, other: Arm) -> bool:
     return features_of(arm.config) == features_of(other.config)
 
 
-def change(config: RunConfig, **changes: Any) -> RunConfig:
+def change_config(config: RunConfig, **changes: Any) -> RunConfig:
     """Return a config with some settings changed."""
     return make_config(config.model_dump() | changes)

@@ -30,9 +30,9 @@ from finetune_core.errors import DataError, RunError
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.evaluation.run_images import RunImages, run_images
 from finetune_core.files import read_regular, write_bytes
-from finetune_core.inspection.background import in_background
-from finetune_core.inspection.features import PooledStages, network_inputs, pooled_stages
-from finetune_core.inspection.learned import Probe, probe
+from finetune_core.inspection.background import run_in_background
+from finetune_core.inspection.features import PooledStages, iterate_inputs, pooled_stages
+from finetune_core.inspection.learned import Probe, fit_probe
 from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
 from finetune_core.runs.store import Run
@@ -46,7 +46,7 @@ from finetune_core.work import Step, Work
 
 _FILE = "layers.json"
 _MOST = {TRAIN: 500, VAL: 300}  # images
-_PULLED = 128  # training images that gradients are computed on
+_MOST_PULLED = 128  # training images that gradients are computed on
 _FEWEST = 10  # validation images, below which probes and likeness are meaningless
 
 
@@ -93,18 +93,18 @@ class Layers:
     fitted: Share
 
 
-class _Stamped(TypedDict):
+class _Stamp(TypedDict):
     """Time stamp of the predictions that the run had when it was measured."""
 
     predictions: Moment
 
 
-_LAYERS, _STAMPED = TypeAdapter(Layers), TypeAdapter(_Stamped)
+_LAYERS, _STAMP = TypeAdapter(Layers), TypeAdapter(_Stamp)
 _LARGEST = 2**22  # bytes
 
 
 @dataclass(frozen=True)
-class _Start:
+class _InitialFeatures:
     """Features of a run's images before training; rows are training, then validation images."""
 
     images: RunImages
@@ -121,7 +121,7 @@ def known_layers(run: Run) -> Layers | None:
     try:
         content = read_regular(run.run_dir / _FILE, _LARGEST)
         measured, found = (
-            _STAMPED.validate_json(content, strict=True),
+            _STAMP.validate_json(content, strict=True),
             _LAYERS.validate_json(content, strict=True),
         )
     except (OSError, ValueError):  # none, or damaged: it can be measured again
@@ -154,23 +154,23 @@ def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Work[None
         FinetuneError: if a run's images or weights are missing, its directory cannot be written to,
             or it is an ensemble.
     """
-    yield from on_idle_device(partial(_measured, runs, roots))
+    yield from on_idle_device(partial(_measure_on, runs, roots))
 
 
-def _measured(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Work[None]:
+def _measure_on(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Work[None]:
     if joined := next((run for run in runs if run.config.is_ensemble), None):
         raise RunError(
             f"{joined.run_id} is an ensemble: it has no stages of its own. Measure its runs."
         )
-    starts: dict[str, _Start] = {}
+    starts: dict[str, _InitialFeatures] = {}
     for run in runs:
         changed = predictions_changed(run.run_dir)
         tuned = load_predictor(run, device)
         start = beginning_of(run.config, tuned.classes, run.run_dir).network
-        beginning = _beginning(run, start)
+        beginning = _initial_key(run, start)
         if beginning not in starts:
-            starts[beginning] = yield from _start(run, start, tuned, roots)
-        measured = asdict((yield from _moves(run, start, tuned, starts[beginning])))
+            starts[beginning] = yield from _compute_initial(run, start, tuned, roots)
+        measured = asdict((yield from _compare_stages(run, start, tuned, starts[beginning])))
         try:
             content = json.dumps(measured | {"predictions": changed}).encode()
             write_bytes(run.run_dir / _FILE, content, make_folder=False)
@@ -214,7 +214,7 @@ def _centred_gram(features: np.ndarray) -> np.ndarray:
     return gram
 
 
-def _beginning(run: Run, begun: Network) -> str:
+def _initial_key(run: Run, begun: Network) -> str:
     """Return a key that is equal for runs with the same initial network and the same images."""
     config = run.config
     settings = (
@@ -229,14 +229,18 @@ def _beginning(run: Run, begun: Network) -> str:
     return str((*settings, config.seed if config.train_fraction < 1 else None))
 
 
-def _start(run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]) -> Work[_Start]:
+def _compute_initial(
+    run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]
+) -> Work[_InitialFeatures]:
     images = yield from run_images(run, _MOST, roots)
     try:
-        pooled, stages = _cut(begun, tuned)
+        pooled, stages = _cut_stages(begun, tuned)
     except DataError:  # without a cut there are no features, but the rest is worth showing
-        return _Start(images, (), (), ())
+        return _InitialFeatures(images, (), (), ())
     train, val = images.rows[TRAIN], images.rows[VAL]
-    by_stage = yield from _features(pooled, begun, tuned, images, np.concatenate([train, val]))
+    by_stage = yield from _compute_features(
+        pooled, begun, tuned, images, np.concatenate([train, val])
+    )
     table = images.dataset.table.iloc[np.concatenate([train, val])]
     labels, sets = table["label"].to_numpy(), sides(table)
     places = np.arange(len(labels))
@@ -244,31 +248,35 @@ def _start(run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]) ->
     if len(val) >= _FEWEST and len(np.unique(labels[: len(train)])) > 1:
         for done, (stage, values) in enumerate(zip(stages, by_stage, strict=True)):
             fit = partial(
-                probe, stage, values, labels, sets, places[: len(train)], places[len(train) :]
+                fit_probe, stage, values, labels, sets, places[: len(train)], places[len(train) :]
             )
-            probes.append((yield from in_background("probe", fit, partial(int, done), len(stages))))
-    return _Start(images, stages, by_stage, tuple(probes))
+            probes.append(
+                (yield from run_in_background("probe", fit, partial(int, done), len(stages)))
+            )
+    return _InitialFeatures(images, stages, by_stage, tuple(probes))
 
 
-def _moves(run: Run, begun: Network, tuned: Predictor, start: _Start) -> Work[Layers]:
+def _compare_stages(
+    run: Run, begun: Network, tuned: Predictor, start: _InitialFeatures
+) -> Work[Layers]:
     images, val = start.images, start.images.rows[VAL]
     likeness: dict[str, float] = {}
     if start.stages and len(val) >= _FEWEST:
-        pooled, _ = _cut(tuned.network, tuned)
-        after = yield from _features(pooled, tuned.network, tuned, images, val)
+        pooled, _ = _cut_stages(tuned.network, tuned)
+        after = yield from _compute_features(pooled, tuned.network, tuned, images, val)
         pairs = zip(start.stages, start.by_stage, after, strict=True)
         likeness = {stage: linear_cka(before[-len(val) :], now) for stage, before, now in pairs}
-    pulls, pulled, fitted = yield from _pulls(tuned, images)
-    shares = _gradient_shares(run)
+    pulls, pulled, fitted = yield from _compute_pulls(tuned, images)
+    shares = _mean_gradient_shares(run)
     old, new = (network.model.cpu().state_dict() for network in (begun, tuned.network))
     trains = {row["name"]: row["trains"] for row in run.started["stages"]}
     moves = [
         StageMove(
             stage.name,
             trains[stage.name],
-            _length(new[name] - old[name] for name in stage.parameters)
-            / max(_length(old[name] for name in stage.parameters), 1e-12),
-            _defined(likeness.get(stage.name)),
+            _norm(new[name] - old[name] for name in stage.parameters)
+            / max(_norm(old[name] for name in stage.parameters), 1e-12),
+            _none_if_nan(likeness.get(stage.name)),
             shares.get(stage.name),
             pulls[stage.name],
         )
@@ -277,7 +285,7 @@ def _moves(run: Run, begun: Network, tuned: Predictor, start: _Start) -> Work[La
     return Layers(tuple(moves), start.probes, len(val), pulled, fitted)
 
 
-def _cut(network: Network, tuned: Predictor) -> tuple[PooledStages, tuple[str, ...]]:
+def _cut_stages(network: Network, tuned: Predictor) -> tuple[PooledStages, tuple[str, ...]]:
     """Return the network's stages, on the device of the run's network."""
     # Stages are cut on the CPU. The parts share their modules with the whole network.
     network.model.cpu()
@@ -286,12 +294,12 @@ def _cut(network: Network, tuned: Predictor) -> tuple[PooledStages, tuple[str, .
     return tuned.device.hold(pooled), stages
 
 
-def _features(
+def _compute_features(
     pooled: PooledStages, network: Network, tuned: Predictor, images: RunImages, rows: np.ndarray
 ) -> Work[tuple[np.ndarray, ...]]:
     """Return float32 ``[n, d]`` for each stage."""
     found, done = [], 0
-    for batch, inputs in network_inputs(
+    for batch, inputs in iterate_inputs(
         network, images.pixels, rows, tuned.image_size, tuned.device
     ):
         with torch.no_grad(), tuned.device.autocast():
@@ -301,7 +309,9 @@ def _features(
     return tuple(np.split(np.concatenate(found), np.cumsum(pooled.widths)[:-1], axis=1))
 
 
-def _pulls(tuned: Predictor, images: RunImages) -> Work[tuple[dict[str, float], int, float]]:
+def _compute_pulls(
+    tuned: Predictor, images: RunImages
+) -> Work[tuple[dict[str, float], int, float]]:
     """Compute the relative gradient of the mean loss for each stage.
 
     Returns:
@@ -310,13 +320,15 @@ def _pulls(tuned: Predictor, images: RunImages) -> Work[tuple[dict[str, float], 
     """
     network, device = tuned.network, tuned.device
     rows = images.rows[TRAIN]
-    rows = np.sort(np.random.default_rng(0).choice(rows, min(_PULLED, len(rows)), replace=False))
+    rows = np.sort(
+        np.random.default_rng(0).choice(rows, min(_MOST_PULLED, len(rows)), replace=False)
+    )
     labels = torch.from_numpy(images.dataset.table["label"].to_numpy(np.int64).copy())
     model = network.model.eval().requires_grad_(True)
     slice_before_convolution(model.modules())
     model.zero_grad()
     right, done = 0, 0
-    for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size, device):
+    for batch, inputs in iterate_inputs(network, images.pixels, rows, tuned.image_size, device):
         wanted = labels[batch].to(device.torch_device)
         # In fp32, because rounding would show in a gradient of a few images.
         logits = model(inputs)
@@ -326,16 +338,18 @@ def _pulls(tuned: Predictor, images: RunImages) -> Work[tuple[dict[str, float], 
         right += int((logits.argmax(1) == wanted).sum())
         done += len(batch)
         yield Step(done, len(rows), "features")
-    pulls = {stage.name: _pull(stage, dict(model.named_parameters())) for stage in network.stages}
+    pulls = {
+        stage.name: _compute_pull(stage, dict(model.named_parameters())) for stage in network.stages
+    }
     return pulls, len(rows), right / len(rows)
 
 
-def _pull(stage: Stage, parameters: dict[str, nn.Parameter]) -> float:
+def _compute_pull(stage: Stage, parameters: dict[str, nn.Parameter]) -> float:
     own = [parameters[name] for name in stage.parameters]
-    return _length(one.grad for one in own if one.grad is not None) / max(_length(own), 1e-12)
+    return _norm(one.grad for one in own if one.grad is not None) / max(_norm(own), 1e-12)
 
 
-def _gradient_shares(run: Run) -> dict[str, float]:
+def _mean_gradient_shares(run: Run) -> dict[str, float]:
     """Return stage -> share of the squared gradient norm, mean over the epochs that recorded it."""
     found: dict[str, list[float]] = {}
     measured = [row["stages"] for row in run.history.epochs if row.get("stages")]
@@ -346,11 +360,11 @@ def _gradient_shares(run: Run) -> dict[str, float]:
     return {name: sum(shares) / len(measured) for name, shares in found.items()}
 
 
-def _length(tensors: Any) -> float:
+def _norm(tensors: Any) -> float:
     return float(
         sum(float(tensor.detach().cpu().double().square().sum()) for tensor in tensors) ** 0.5
     )
 
 
-def _defined(value: float | None) -> float | None:
+def _none_if_nan(value: float | None) -> float | None:
     return None if value is None or np.isnan(value) else value

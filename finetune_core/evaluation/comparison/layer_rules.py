@@ -5,7 +5,7 @@ from finetune_core.evaluation.comparison.costs import depth
 from finetune_core.evaluation.comparison.experiment import (
     Evidence,
     Experiment,
-    change,
+    change_config,
     describe_score,
     has_same_features,
     is_only_head,
@@ -14,38 +14,38 @@ from finetune_core.evaluation.comparison.layer_diagnostics import Layers
 from finetune_core.evaluation.comparison.thaw_next import (
     IDLE,
     STEADY,
-    span,
-    steady_stages,
+    find_steady_stages,
+    format_stages,
     thaw_next,
 )
 from finetune_core.formatting import percent
 from finetune_core.training.strategies import STRATEGIES
 
 
-def thaw(evidence: Evidence) -> Experiment | None:
+def propose_thaw(evidence: Evidence) -> Experiment | None:
     """Propose to thaw the next stage if the probes of the best measured arm suggest it.
 
     Nothing is proposed if an arm has trained from that stage on.
     """
-    at, layers = _best_measured(evidence)
+    at, layers = _find_best_measured(evidence)
     if layers is None:
         return None
     advice = thaw_next(layers)
     if advice.stage is None or _has_trained_from(evidence, at, advice.stage):
         return None
-    config = _from_stage(evidence.own.arms[at].config, layers, advice.stage)
+    config = _train_from(evidence.own.arms[at].config, layers, advice.stage)
     return Experiment("thaw", advice.what, advice.reason, True, (config,))
 
 
-def freeze(evidence: Evidence) -> Experiment | None:
+def propose_freeze(evidence: Evidence) -> Experiment | None:
     """Propose to freeze stages of the best measured arm that trained without effect.
 
     Their output is cached then, so the run takes less time.
     """
-    at, layers = _best_measured(evidence)
+    at, layers = _find_best_measured(evidence)
     if layers is None:
         return None
-    steady = steady_stages(layers)
+    steady = find_steady_stages(layers)
     shares = [one.gradient_share for one in layers.stages if one.name in steady and one.trains]
     known = [share for share in shares if share is not None]
     stage = layers.stages[len(steady)].name
@@ -57,15 +57,15 @@ def freeze(evidence: Evidence) -> Experiment | None:
     ):
         return None
     reason = (
-        f"The features of {span(steady)} in {describe_score(evidence.own.arms[at])} hardly "
-        f"changed (CKA {STEADY} or more) with {percent(sum(known))} of the gradient, so frozen, "
-        "with their output cached, they would cost less."
+        f"The features of {format_stages(steady)} in {describe_score(evidence.own.arms[at])} "
+        f"hardly changed (CKA {STEADY} or more) with {percent(sum(known))} of the gradient, so "
+        "frozen, with their output cached, they would cost less."
     )
-    config = _from_stage(evidence.own.arms[at].config, layers, stage)
-    return Experiment("freeze", f"freeze {span(steady)} again", reason, True, (config,))
+    config = _train_from(evidence.own.arms[at].config, layers, stage)
+    return Experiment("freeze", f"freeze {format_stages(steady)} again", reason, True, (config,))
 
 
-def _best_measured(evidence: Evidence) -> tuple[int, Layers | None]:
+def _find_best_measured(evidence: Evidence) -> tuple[int, Layers | None]:
     """Return the index and the layer diagnostics of the best arm that has any.
 
     Only arms that train everything from one stage on, or the head alone, count.
@@ -91,14 +91,14 @@ def _has_trained_from(evidence: Evidence, at: int, stage: str) -> bool:
     )
 
 
-def _from_stage(config: RunConfig, layers: Layers, stage: str) -> RunConfig:
+def _train_from(config: RunConfig, layers: Layers, stage: str) -> RunConfig:
     """Return the same settings with everything from this stage on trainable.
 
     A ready-made strategy is preferred, because it may have been timed.
     """
     names = [one.name for one in layers.stages]
     for name in (name for name, one in STRATEGIES.items() if one.classic):
-        ready = change(config, **config.for_strategy(name))
+        ready = change_config(config, **config.for_strategy(name))
         if depth(ready, names).first_stage == stage:
             return ready
-    return change(config, **config.for_strategy("custom") | {"cut": stage})
+    return change_config(config, **config.for_strategy("custom") | {"cut": stage})

@@ -92,7 +92,7 @@ def measure_of(name: str) -> Measure:
     return MEASURES[name]
 
 
-def f1_values(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def f1_pseudo_values(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Return pseudo-values of macro F1 over the classes that occur in ``labels``.
 
     Args:
@@ -107,8 +107,11 @@ def f1_values(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     for row, given in zip(values, predicted, strict=True):
         place = np.clip(np.searchsorted(present, given), 0, len(present) - 1)
         counted, right = present[place] == given, given == labels
-        hits, total = _counts(right, true, len(present)), np.bincount(true, minlength=len(present))
-        total = total + _counts(counted, place, len(present))
+        hits, total = (
+            _count_classes(right, true, len(present)),
+            np.bincount(true, minlength=len(present)),
+        )
+        total = total + _count_classes(counted, place, len(present))
         f1 = 2 * hits / total
         slope = f1 / total  # loss by one more image of the class, or predicted as the class
         gained = 2 * right / total[true] - slope[true] - np.where(counted, slope[place], 0)
@@ -116,7 +119,7 @@ def f1_values(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return values
 
 
-def f1_of(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def resample_f1(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return macro F1 of one network in each resample, over the classes that occur in ``labels``.
 
     Args:
@@ -145,5 +148,5 @@ def f1_of(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.
     return np.asarray(f1.mean(0))
 
 
-def _counts(which: np.ndarray, place: np.ndarray, classes: int) -> np.ndarray:
+def _count_classes(which: np.ndarray, place: np.ndarray, classes: int) -> np.ndarray:
     return np.bincount(place[which], minlength=classes)

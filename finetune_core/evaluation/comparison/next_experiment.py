@@ -15,14 +15,14 @@ from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.experiment import (
     Evidence,
     Experiment,
-    change,
+    change_config,
     describe_score,
     has_same_features,
     is_only_head,
 )
 from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
-from finetune_core.evaluation.comparison.layer_rules import freeze, thaw
-from finetune_core.evaluation.comparison.pair_text import pair_of, quote, seeded_arms
+from finetune_core.evaluation.comparison.layer_rules import propose_freeze, propose_thaw
+from finetune_core.evaluation.comparison.pair_text import find_pair, find_seeded_arms, quote
 from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift, shifts_of
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.comparison.verdicts import WANTED
@@ -61,7 +61,7 @@ def evidence_of(
     profiled = frozenset(
         f"{run.config.data} {features_of(run.config)}" for run in runs if profiled_stage(run.config)
     )
-    return Evidence(comparison, shift or _shifted(comparison), layers, profiled)
+    return Evidence(comparison, shift or _find_shift_comparison(comparison), layers, profiled)
 
 
 def next_experiment(evidence: Evidence) -> Experiment | None:
@@ -81,20 +81,20 @@ def explain_none(evidence: Evidence) -> str:
     )
 
 
-def converge(evidence: Evidence) -> Experiment | None:
+def propose_longer_training(evidence: Evidence) -> Experiment | None:
     """Propose to train the first arm that has not converged twice as long."""
     arms = evidence.own.arms
     for arm in (arms[at] for at in evidence.ranking if arms[at].is_undertrained):
         epochs = min(2 * arm.config.epochs, int(setting_of("epochs").limits["le"]))
         auto = tuple(name for name in arm.config.auto if name != "epochs")
-        configs = tuple(change(run.config, epochs=epochs, auto=auto) for run in arm.runs)
+        configs = tuple(change_config(run.config, epochs=epochs, auto=auto) for run in arm.runs)
         reason = f"{describe_score(arm)} has not converged: {arm.convergence.reason}."
         what = f"train {quote(arm.title)} for {epochs} epochs"
         return Experiment("converge", what, reason, False, configs)
     return None
 
 
-def baseline(evidence: Evidence) -> Experiment | None:
+def propose_baseline(evidence: Evidence) -> Experiment | None:
     """Propose a linear probe for the best arm that was trained in epochs and lacks one."""
     arms = evidence.own.arms
     lacking = lacking_baselines([run.config for arm in arms for run in arm.runs])
@@ -113,7 +113,7 @@ def baseline(evidence: Evidence) -> Experiment | None:
     return None
 
 
-def profile(evidence: Evidence) -> Experiment | None:
+def propose_profile(evidence: Evidence) -> Experiment | None:
     """Propose a profile once a strategy has been compared with the linear probe."""
     arms = evidence.own.arms
     for at in evidence.ranking:
@@ -130,7 +130,7 @@ def profile(evidence: Evidence) -> Experiment | None:
     return None
 
 
-def shift(evidence: Evidence) -> Experiment | None:
+def propose_lp_ft(evidence: Evidence) -> Experiment | None:
     """Propose LP-FT or WiSE-FT if training gains in-distribution but loses on shifted images.
 
     The arm that trained is compared with frozen features on both sides.
@@ -145,59 +145,61 @@ def shift(evidence: Evidence) -> Experiment | None:
             for at in evidence.ranking
             if is_only_head(arms[at]) and has_same_features(arms[at], arms[tuned])
         ):
-            gain, loss = (_gain(side, tuned, frozen) for side in (own, shifted))
+            gain, loss = (_significant_gain(side, tuned, frozen) for side in (own, shifted))
             if gain and loss and gain.value > 0 > loss.value:
                 reason = (
                     f"{quote(arms[tuned].title)} beats {quote(arms[frozen].title)} by "
-                    f"{_sized(own, gain)} on their own images, but is {_sized(own, loss)} worse "
-                    f"on {things(shifted.images, 'shifted image')}."
+                    f"{_format_gain(own, gain)} on their own images, but is "
+                    f"{_format_gain(own, loss)} worse on "
+                    f"{things(shifted.images, 'shifted image')}."
                 )
-                return _against_distortion(arms, tuned, reason)
+                return _propose_against_distortion(arms, tuned, reason)
     return None
 
 
-def images(evidence: Evidence) -> Experiment | None:
+def propose_more_images(evidence: Evidence) -> Experiment | None:
     """Propose more training images if the last ones that were added helped significantly."""
     arms, ranked = evidence.own.arms, evidence.ranking
     curve = [
         at
         for at in ranked
-        if _but_for_images(arms[at].config) == _but_for_images(arms[ranked[0]].config)
+        if _settings_without_images(arms[at].config)
+        == _settings_without_images(arms[ranked[0]].config)
     ]
     by_share = sorted(curve, key=lambda at: arms[at].config.train_fraction)[-2:]
     if len({arms[at].config.train_fraction for at in by_share}) < 2:
         return None
     few, many = by_share
-    gain = _gain(evidence.own, many, few)
+    gain = _significant_gain(evidence.own, many, few)
     if not gain or gain.value < 0:
         return None
     before, share = (arms[at].config.train_fraction for at in by_share)
     reason = (
         f"From {percent(before, 0)} to {percent(share, 0)} of the training images, "
-        f"{quote(arm_titles([arms[many].config])[0])} gained {_sized(evidence.own, gain)}, so its "
-        "curve still rises."
+        f"{quote(arm_titles([arms[many].config])[0])} gained {_format_gain(evidence.own, gain)}, "
+        "so its curve still rises."
     )
     if share == 1:
         return Experiment("images", "label more images", reason, False, ())
     more = min(1.0, 2 * share)
-    configs = tuple(change(run.config, train_fraction=more) for run in arms[many].runs)
+    configs = tuple(change_config(run.config, train_fraction=more) for run in arms[many].runs)
     return Experiment(
         "images", f"train on {percent(more, 0)} of the training images", reason, False, configs
     )
 
 
-def seeds(evidence: Evidence) -> Experiment | None:
+def propose_more_seeds(evidence: Evidence) -> Experiment | None:
     """Propose more seeds if too few seeds keep the best two strategies from being distinguished.
 
     The seeds are those of the arm whose seeds leave the larger error, never of an arm that another
     seed would not change.
     """
-    best, rival = _best_two(evidence)
+    best, rival = _find_best_two(evidence)
     arms = evidence.own.arms
     if best is None or rival is None:
         return None
-    pair = pair_of(evidence.own.pairs, best, rival)
-    seeded = seeded_arms(arms, pair)
+    pair = find_pair(evidence.own.pairs, best, rival)
+    seeded = find_seeded_arms(arms, pair)
     if not seeded:
         return None
     unsure = max(seeded, key=lambda at: (_seed_error(arms[at]), at == best))
@@ -220,16 +222,16 @@ def seeds(evidence: Evidence) -> Experiment | None:
         f"train {quote(arms[unsure].title)} with seed{'s' if len(new) > 1 else ''} "
         f"{' and '.join(map(str, new))}"
     )
-    configs = tuple(change(arms[unsure].config, seed=seed) for seed in new)
+    configs = tuple(change_config(arms[unsure].config, seed=seed) for seed in new)
     return Experiment("seeds", what, reason, False, configs)
 
 
-def test_images(evidence: Evidence) -> Experiment | None:
+def propose_test_images(evidence: Evidence) -> Experiment | None:
     """Propose more test images if their error, not that of the seeds, hides a difference."""
-    best, rival = _best_two(evidence)
+    best, rival = _find_best_two(evidence)
     if best is None or rival is None:
         return None
-    pair, arms = pair_of(evidence.own.pairs, best, rival), evidence.own.arms
+    pair, arms = find_pair(evidence.own.pairs, best, rival), evidence.own.arms
     if not pair.strategies or pair.strategies.different:
         return None
     if (pair.seed_error or 0.0) > pair.image_error:
@@ -252,7 +254,7 @@ def test_images(evidence: Evidence) -> Experiment | None:
     return Experiment("test_images", "evaluate on more test images", reason, False, ())
 
 
-def _best_two(evidence: Evidence) -> tuple[int | None, int | None]:
+def _find_best_two(evidence: Evidence) -> tuple[int | None, int | None]:
     """Return the indices of the best arm and of the best arm with other settings."""
     arms, ranked = evidence.own.arms, evidence.ranking
     if not ranked:
@@ -269,15 +271,15 @@ def _seed_error(arm: Arm) -> float:
 
 
 RULES: dict[str, Callable[[Evidence], Experiment | None]] = {
-    "converge": converge,
-    "baseline": baseline,
-    "profile": profile,
-    "seeds": seeds,
-    "test_images": test_images,
-    "shift": shift,
-    "images": images,
-    "thaw": thaw,
-    "freeze": freeze,
+    "converge": propose_longer_training,
+    "baseline": propose_baseline,
+    "profile": propose_profile,
+    "seeds": propose_more_seeds,
+    "test_images": propose_test_images,
+    "shift": propose_lp_ft,
+    "images": propose_more_images,
+    "thaw": propose_thaw,
+    "freeze": propose_freeze,
 }
 HELP = (
     "The first of these that applies. Longer training of what has not converged. A linear probe "
@@ -291,7 +293,7 @@ HELP = (
 )
 
 
-def _shifted(comparison: Comparison) -> ShiftComparison | None:
+def _find_shift_comparison(comparison: Comparison) -> ShiftComparison | None:
     """Return the same arms on another data set that all runs have predicted; None without one."""
     runs = [run for arm in comparison.arms for run in arm.runs]
     for fingerprint in shifts_of(runs):
@@ -302,12 +304,12 @@ def _shifted(comparison: Comparison) -> ShiftComparison | None:
     return None
 
 
-def _gain(side: Comparison, one: int, other: int) -> Interval | None:
+def _significant_gain(side: Comparison, one: int, other: int) -> Interval | None:
     """Return by how much one arm is better than the other, or None if it is not significant.
 
     Higher is better for every metric.
     """
-    pair = pair_of(side.pairs, one, other)
+    pair = find_pair(side.pairs, one, other)
     claim = pair.widest.claim
     if not pair.widest.different:
         return None
@@ -316,14 +318,14 @@ def _gain(side: Comparison, one: int, other: int) -> Interval | None:
     return Interval(-claim.gain, -claim.high, -claim.low)
 
 
-def _sized(side: Comparison, gain: Interval) -> str:
+def _format_gain(side: Comparison, gain: Interval) -> str:
     """Format the absolute size of a gain: ``2.1 points (0.4 to 3.8)``."""
     size = side.measure.size
     low, high = sorted((abs(gain.low), abs(gain.high)))
     return f"{size(abs(gain.value))} {side.measure.unit} ({size(low)} to {size(high)})"
 
 
-def _against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experiment | None:
+def _propose_against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experiment | None:
     """Propose LP-FT with the seeds of an arm; WiSE-FT if LP-FT cannot run or was tried.
 
     WiSE-FT averages weights and trains nothing. None if it was tried, too.
@@ -331,7 +333,9 @@ def _against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experim
     arm = arms[tuned]
     tried = any(other.config.strategy == _LP_FT and has_same_features(other, arm) for other in arms)
     if arm.config.epochs > 1 and not tried:
-        configs = tuple(change(run.config, **run.config.for_strategy(_LP_FT)) for run in arm.runs)
+        configs = tuple(
+            change_config(run.config, **run.config.for_strategy(_LP_FT)) for run in arm.runs
+        )
         return Experiment(
             "shift", f"train {quote(STRATEGIES[_LP_FT].title)}", reason, False, configs
         )
@@ -348,5 +352,5 @@ def _may_distort(arm: Arm) -> bool:
     return arm.depth.trained_stages > 1 and arm.config.strategy not in (_LP_FT, "from_scratch")
 
 
-def _but_for_images(config: RunConfig) -> str:
+def _settings_without_images(config: RunConfig) -> str:
     return config.model_dump_json(exclude={"seed", "train_fraction"})

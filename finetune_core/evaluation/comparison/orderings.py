@@ -77,7 +77,7 @@ ORDERINGS = (
 )
 
 
-def against_published(arms: Sequence[Arm], pairs: Sequence[Pair], split: str) -> tuple[str, ...]:
+def find_contradictions(arms: Sequence[Arm], pairs: Sequence[Pair], split: str) -> tuple[str, ...]:
     """Return one sentence per published ordering that a pair contradicts significantly.
 
     Only accuracy counts, and only arms that differ in nothing but their strategy.
@@ -91,12 +91,14 @@ def against_published(arms: Sequence[Arm], pairs: Sequence[Pair], split: str) ->
     found = []
     for ordering in ORDERINGS if all(pair.measure is ACCURACY for pair in pairs) else ():
         for pair in pairs:
-            if ordering.axis == axis and (contradiction := _contradiction(ordering, arms, pair)):
+            if ordering.axis == axis and (
+                contradiction := _describe_contradiction(ordering, arms, pair)
+            ):
                 found.append(contradiction)
     return tuple(found)
 
 
-def _contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str | None:
+def _describe_contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str | None:
     """Describe what was measured against an ordering.
 
     None if the pair is another one, or nothing significant contradicts the ordering.
@@ -108,7 +110,7 @@ def _contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str |
         first, second, gain, low, high = second, first, -gain, -high, -low
     if (first.config.strategy, second.config.strategy) != (ordering.better, ordering.worse):
         return None
-    if not verdict.different or gain > 0 or not _alike(first, second):
+    if not verdict.different or gain > 0 or not _has_same_task(first, second):
         return None
     size, unit, shifted = pair.measure.size, pair.measure.unit, ordering.axis == "shifted"
     when = (
@@ -121,7 +123,7 @@ def _contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str |
     return f"{said}; {on} {what} {size(-gain)} {unit} worse ({size(-high)} to {size(-low)})."
 
 
-def _alike(first: Arm, second: Arm) -> bool:
+def _has_same_task(first: Arm, second: Arm) -> bool:
     """Return whether two arms trained to the end on the same task and are not averaged.
 
     The same task means as much of the data, with the same network and input.

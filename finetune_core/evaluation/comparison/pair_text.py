@@ -34,7 +34,7 @@ def quote(title: str) -> str:
     return f"“{title}”"
 
 
-def pair_of(pairs: Sequence[Pair], one: int, other: int) -> Pair:
+def find_pair(pairs: Sequence[Pair], one: int, other: int) -> Pair:
     """Return the pair of two arms in either order."""
     return next(pair for pair in pairs if {pair.a, pair.b} == {one, other})
 
@@ -45,12 +45,13 @@ def describe_pair(arms: Sequence[Arm], pair: Pair) -> PairText:
     networks = _describe_claim(titles, pair.networks, pair)
     if pair.strategies:
         return PairText(
-            _describe_claim(titles, pair.strategies, pair) + _seeds_needed(arms, pair), networks
+            _describe_claim(titles, pair.strategies, pair) + _describe_seeds_needed(arms, pair),
+            networks,
         )
     silent = [arm for arm in (arms[pair.a], arms[pair.b]) if not arm.speaks]
     if not silent:
         return PairText("not compared: both are the same method, fitted without epochs.", networks)
-    reasons = ", ".join(f"{quote(arm.title)} {_why_silent(arm)}" for arm in silent)
+    reasons = ", ".join(f"{quote(arm.title)} {_explain_silence(arm)}" for arm in silent)
     return PairText(f"not compared yet: {reasons}.", networks)
 
 
@@ -71,7 +72,7 @@ def difference_text(
     return f"{size(value)} {unit} (95 % CI {size(low)} to {size(high)})"
 
 
-def unseen_text(measure: Measure, smallest: float) -> str:
+def undetected_text(measure: Measure, smallest: float) -> str:
     """Describe the differences that a comparison could not have shown."""
     if smallest >= measure.most:
         return "so little evidence can hardly show any difference"
@@ -96,7 +97,7 @@ def _describe_claim(titles: Sequence[str], verdict: PairVerdict, pair: Pair) -> 
     on = f"on these {things(pair.images, 'image')}"
     if verdict.different:
         return f"{a} beats {b} by {difference_text(measure, gain, low, high)} {on}."
-    unseen = unseen_text(measure, verdict.smallest)
+    unseen = undetected_text(measure, verdict.smallest)
     text = f"{a} and {b} are not distinguishable {on}; {unseen}."
     if low > 0 and verdict.family > 1:
         span = f"{measure.size(low)} to {measure.size(high)} {measure.unit}"
@@ -105,7 +106,7 @@ def _describe_claim(titles: Sequence[str], verdict: PairVerdict, pair: Pair) -> 
     return text
 
 
-def _why_silent(arm: Arm) -> str:
+def _explain_silence(arm: Arm) -> str:
     if arm.unfinished:
         return "did not train to the end"
     if arm.is_undertrained:
@@ -113,14 +114,14 @@ def _why_silent(arm: Arm) -> str:
     return "is one average" if arm.config.averaged else "was trained with a single seed"
 
 
-def seeded_arms(arms: Sequence[Arm], pair: Pair) -> list[int]:
+def find_seeded_arms(arms: Sequence[Arm], pair: Pair) -> list[int]:
     """Return the indices of those arms of a pair whose result depends on the seed."""
     return [at for at in (pair.a, pair.b) if depends_on_seed(arms[at].config)]
 
 
-def _seeds_needed(arms: Sequence[Arm], pair: Pair) -> str:
+def _describe_seeds_needed(arms: Sequence[Arm], pair: Pair) -> str:
     """Return a sentence on how many seeds would probably show a difference; else empty."""
-    seeded = seeded_arms(arms, pair)
+    seeded = find_seeded_arms(arms, pair)
     if pair.seeds_needed is None or not seeded:
         return ""
     whose = "each" if len(seeded) > 1 else quote(arms[seeded[0]].title)

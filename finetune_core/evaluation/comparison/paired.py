@@ -19,8 +19,13 @@ from typing import Literal
 import numpy as np
 from scipy.special import log_softmax
 
-from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, f1_of, f1_values
-from finetune_core.evaluation.single_run.scores import resampled, resamples_for
+from finetune_core.evaluation.comparison.measures import (
+    ACCURACY,
+    Measure,
+    f1_pseudo_values,
+    resample_f1,
+)
+from finetune_core.evaluation.single_run.scores import resample, resamples_for
 
 LEVEL = 0.05  # share of "different" verdicts among pairs that do not differ
 _DRAWS = 10_000
@@ -75,7 +80,7 @@ class Answers:
         """Return the answers of one network, given its index."""
         one = slice(network, network + 1)
         drawn = None if self.drawn is None else self.drawn[one]
-        return summed(self.measure, self.correct[one], self.values[one], drawn)
+        return make_answers(self.measure, self.correct[one], self.values[one], drawn)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Claim:
 
 def answers(correct: np.ndarray) -> Answers:
     """Summarise bool ``[seeds, images]`` by accuracy."""
-    return summed(ACCURACY, correct, correct.astype(np.float64), None)
+    return make_answers(ACCURACY, correct, correct.astype(np.float64), None)
 
 
 def measured(
@@ -133,22 +138,22 @@ def measured(
             for one in logits
         ]
     else:
-        values = [f1_values(labels, one) for one in given]
+        values = [f1_pseudo_values(labels, one) for one in given]
     drawn: list[list[np.ndarray]] = [[] for _ in logits]
     count = resamples_for(logits[0][0].size) if resamples is None else resamples
-    for weights in resampled(labels, count, seed):
+    for weights in resample(labels, count, seed):
         for arm, some, one in zip(drawn, given, values, strict=True):
             if measure.name == "log_loss":
                 arm.append(one @ weights / len(labels))
             else:
-                arm.append(np.stack([f1_of(labels, network, weights) for network in some]))
+                arm.append(np.stack([resample_f1(labels, network, weights) for network in some]))
     return [
-        summed(measure, right, one, np.concatenate(some, axis=1))
+        make_answers(measure, right, one, np.concatenate(some, axis=1))
         for right, one, some in zip(correct, values, drawn, strict=True)
     ]
 
 
-def summed(
+def make_answers(
     measure: Measure, correct: np.ndarray, values: np.ndarray, drawn: np.ndarray | None
 ) -> Answers:
     """Return ``Answers`` with the fields that follow from the given ones."""
@@ -193,7 +198,7 @@ def image_variance(gained: np.ndarray) -> float:
     return float(gained.var(ddof=1)) / len(gained) if len(gained) > 1 else 0.0
 
 
-def only_one_right(a: Answers, b: Answers) -> tuple[float, float]:
+def count_only_one_right(a: Answers, b: Answers) -> tuple[float, float]:
     """Count images that only A, and only B, classifies correctly: means over pairs of networks."""
     right_a, right_b = a.correct.mean(0), b.correct.mean(0)
     only_a, only_b = (
@@ -220,7 +225,7 @@ def mcnemar_p(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return p
 
 
-def together(p_values: np.ndarray) -> float:
+def combine_p_values(p_values: np.ndarray) -> float:
     """Combine p-values under any dependence (Rüger 1978).
 
     The combined p is the k-th smallest of K, times K / k; here the median.

@@ -11,15 +11,19 @@ from finetune_core.evaluation.comparison.paired import (
     LEVEL,
     Answers,
     Claim,
+    combine_p_values,
+    count_only_one_right,
     holm,
     image_variance,
     is_different,
     mcnemar_p,
     networks_claim,
-    only_one_right,
-    together,
 )
-from finetune_core.evaluation.comparison.power import images_needed, seeds_needed, smallest_seen
+from finetune_core.evaluation.comparison.power import (
+    images_needed,
+    seeds_needed,
+    smallest_detectable,
+)
 from finetune_core.evaluation.comparison.strategies import (
     SeedVariance,
     seed_variances,
@@ -127,10 +131,13 @@ def known_variances(arms: Sequence[Answers], alike: Sequence[bool]) -> list[Seed
             if they added less.
     """
     pooled = iter(seed_variances([arm for arm, shares in zip(arms, alike, strict=True) if shares]))
-    return [next(pooled) if shares else _own(arm) for arm, shares in zip(arms, alike, strict=True)]
+    return [
+        next(pooled) if shares else _own_variance(arm)
+        for arm, shares in zip(arms, alike, strict=True)
+    ]
 
 
-def _own(arm: Answers) -> SeedVariance | None:
+def _own_variance(arm: Answers) -> SeedVariance | None:
     found = seed_variances([arm])[0]
     return found and replace(found, pooled=False)
 
@@ -170,11 +177,13 @@ def compare_pairs(
         )
     )
     return tuple(
-        _pair(
+        _make_pair(
             place,
             arms,
-            _Tested(networks[at], corrected[at], len(places)),
-            _Tested(claim, wider.get(at, 1.0), len(family)) if (claim := strategies[at]) else None,
+            _TestedClaim(networks[at], corrected[at], len(places)),
+            _TestedClaim(claim, wider.get(at, 1.0), len(family))
+            if (claim := strategies[at])
+            else None,
             variances,
         )
         for at, place in enumerate(places)
@@ -182,7 +191,7 @@ def compare_pairs(
 
 
 @dataclass(frozen=True)
-class _Tested:
+class _TestedClaim:
     """A claim with its corrected p-value and the size of its family."""
 
     claim: Claim
@@ -190,25 +199,25 @@ class _Tested:
     family: int
 
 
-def _pair(
+def _make_pair(
     place: tuple[int, int],
     arms: Sequence[Answers],
-    networks: _Tested,
-    strategies: _Tested | None,
+    networks: _TestedClaim,
+    strategies: _TestedClaim | None,
     variances: Sequence[SeedVariance | None],
 ) -> Pair:
     a, b = (arms[at] for at in place)
-    only_a, only_b = only_one_right(a, b)
+    only_a, only_b = count_only_one_right(a, b)
     tests = mcnemar_p(a.correct, b.correct)
     of_images = image_variance(a.by_image - b.by_image)
     discordance = (
         (only_a + only_b) / a.images if a.measure is ACCURACY and a.seeds == b.seeds == 1 else None
     )
-    narrow = _verdict(networks, a, discordance)
+    narrow = _make_verdict(networks, a, discordance)
     wide, seed_error, needed = None, None, None
     sides: list[tuple[SeedVariance, int]] = []
     if strategies:
-        wide = _verdict(strategies, a)
+        wide = _make_verdict(strategies, a)
         wide = replace(wide, different=wide.different and narrow.different)
         sides = [(variance, arms[at].seeds) for at in place if (variance := variances[at])]
         seed_error = sum(one.value / seeds for one, seeds in sides) ** 0.5
@@ -223,7 +232,7 @@ def _pair(
         a.images,
         narrow,
         wide,
-        together(tests),
+        combine_p_values(tests),
         share,
         of_images**0.5,
         seed_error,
@@ -234,9 +243,11 @@ def _pair(
     )
 
 
-def _verdict(tested: _Tested, arm: Answers, discordance: float | None = None) -> PairVerdict:
+def _make_verdict(
+    tested: _TestedClaim, arm: Answers, discordance: float | None = None
+) -> PairVerdict:
     claim = tested.claim
-    smallest = smallest_seen(claim, arm.images, tested.family, discordance, arm.measure)
+    smallest = smallest_detectable(claim, arm.images, tested.family, discordance, arm.measure)
     return PairVerdict(
         claim, tested.holm_p, is_different(claim, tested.holm_p), smallest, tested.family
     )

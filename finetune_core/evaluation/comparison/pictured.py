@@ -17,7 +17,7 @@ _MOST = 6  # images, each of which takes a moment
 
 
 @dataclass(frozen=True)
-class Pictured:
+class ExplainedImage:
     """One image with its pictures.
 
     Attributes:
@@ -29,7 +29,7 @@ class Pictured:
     pictures: tuple[tuple[bytes, str], ...]
 
 
-def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Pictured, ...]:
+def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[ExplainedImage, ...]:
     """Explain the clearest disagreements between the advised arm and the next one.
 
     The two sides alternate. The result is empty if images or networks are missing, or if the images
@@ -72,7 +72,7 @@ def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Pictur
                 for one, name, words in zip(seen, predicted, said, strict=True)
             ]
             found.append(
-                Pictured(
+                ExplainedImage(
                     f"{disagreed.classes[row['label']]} · {row['id']}",
                     ((seen[0].picture, "network input"), *maps),
                 )

@@ -15,7 +15,7 @@ _MOST_SEEDS = 10  # nobody is asked for more
 _MOST_IMAGES = 100  # as a multiple of the current number
 
 
-def smallest_seen(
+def smallest_detectable(
     claim: Claim,
     images: int,
     pairs: int = 1,
@@ -64,7 +64,7 @@ def seeds_needed(
     pure = max(0.0, of_images - sum(one.chance / seeds for one, seeds in sides))
     begin = min(seeds for _, seeds in sides) + 1
     for count in range(begin, _MOST_SEEDS + 1):
-        then = _with_seeds(sides, count)
+        then = _add_seeds(sides, count)
         expected = pure + sum(one.chance / seeds for one, seeds in then)
         variance, freedom = total_variance(expected, images, then)
         if variance == 0:
@@ -115,7 +115,7 @@ def images_needed(
     return -(-high // digit) * digit
 
 
-def _with_seeds(
+def _add_seeds(
     sides: Sequence[tuple[SeedVariance, int]], count: int
 ) -> list[tuple[SeedVariance, int]]:
     """Return both sides with at least ``count`` seeds.

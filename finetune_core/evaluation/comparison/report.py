@@ -17,7 +17,7 @@ from finetune_core.evaluation.comparison.pair_text import (
     describe_pair,
 )
 from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
-from finetune_core.evaluation.comparison.pictured import Pictured
+from finetune_core.evaluation.comparison.pictured import ExplainedImage
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.comparison.thaw_next import RULE, thaw_next
@@ -79,7 +79,7 @@ def report_html(
     comparison: Comparison,
     figures: Headed,
     moved: Headed = (),
-    pictures: Sequence[Pictured] = (),
+    pictures: Sequence[ExplainedImage] = (),
     title: str = "Comparison of runs",
     shift: tuple[ShiftComparison, go.Figure] | None = None,
 ) -> str:
@@ -99,10 +99,10 @@ def report_html(
         f"<h1>{escaped(title)}</h1>",
         comparison_html(comparison),
         f"<script>{get_plotlyjs()}</script>",
-        *(_figure(f"figure-{at}", "h2", *one) for at, one in enumerate(figures)),
+        *(_figure_html(f"figure-{at}", "h2", *one) for at, one in enumerate(figures)),
         shift_html(*shift) if shift else "",
-        _pictured(pictures),
-        _moved(comparison, moved),
+        _pictures_html(pictures),
+        _layers_html(comparison, moved),
         "<h2>Runs</h2>",
         table(*_runs_table(comparison)),
         f"<p>{escaped(_METHOD)}</p>",
@@ -119,7 +119,7 @@ def comparison_html(comparison: Comparison) -> str:
     """Return the verdict, the strategies in a table, and the details as HTML."""
     notes = paragraphs(*footnotes(comparison))
     strategies = f"<h2>Strategies</h2>{table(*arms_table(comparison))}{notes}"
-    return f"{_verdict(comparison)}{strategies}{_details(comparison)}"
+    return f"{_verdict_html(comparison)}{strategies}{_details_html(comparison)}"
 
 
 def detail_lines(comparison: Comparison) -> list[str]:
@@ -182,7 +182,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     for at, arm in best_first(comparison.arms):
         low, high = arm.range
         spread = (
-            _why_no_spread(arm)
+            _explain_no_spread(arm)
             if arm.seed_deviation is None
             else f"{measure.formatted(low)} to {measure.formatted(high)} (± "
             f"{measure.size(arm.seed_deviation)})"
@@ -197,47 +197,47 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
                 *([percent(arm.accuracy.value)] if accuracy else []),
                 ", ".join(str(member.run.config.seed) for member in arm.members),
                 spread,
-                *([_ensemble(arm)] if ensembles else []),
+                *([_format_ensemble(arm)] if ensembles else []),
                 duration(cost.seconds),
-                _without_cache(cost),
+                _format_uncached_time(cost),
                 number(cost.trainable_parameters),
                 size(cost.memory_bytes),
-                *([_gpu_memory(cost)] if on_gpu else []),
+                *([_format_gpu_memory(cost)] if on_gpu else []),
                 size(cost.disk_bytes),
             ]
         )
     return columns, rows
 
 
-def _ensemble(arm: Arm) -> str:
-    return measured_in_words(arm.measure, arm.ensemble) if arm.ensemble else _why_no_spread(arm)
+def _format_ensemble(arm: Arm) -> str:
+    return format_score(arm.measure, arm.ensemble) if arm.ensemble else _explain_no_spread(arm)
 
 
-def _why_no_spread(arm: Arm) -> str:
+def _explain_no_spread(arm: Arm) -> str:
     return "one seed" if depends_on_seed(arm.config) else "the same"
 
 
 def footnotes(comparison: Comparison) -> list[str]:
     """List the notes that are needed to read the scores of the arms."""
     share = comparison.majority_class
-    lines = [comparison.footnote, ensemble_in_words(comparison)]
+    lines = [comparison.footnote, describe_ensemble(comparison)]
     if share is not None:
         lines.insert(0, f"Always answering with the most frequent class: {percent(share)}.")
     return [line for line in lines if line]
 
 
-def ensemble_in_words(comparison: Comparison) -> str:
+def describe_ensemble(comparison: Comparison) -> str:
     """Return the score of the ensemble of a single strategy's seeds as a sentence; else empty."""
     if comparison.ensemble is None:
         return ""
-    reached = measured_in_words(comparison.measure, comparison.ensemble)
+    reached = format_score(comparison.measure, comparison.ensemble)
     return (
         f"Ensemble of the {len(comparison.arms)} seeds (mean of their probabilities): "
         f"{comparison.measure.of} {reached}."
     )
 
 
-def measured_in_words(measure: Measure, score: Interval) -> str:
+def format_score(measure: Measure, score: Interval) -> str:
     """Format a score with its interval."""
     return (
         f"{measure.formatted(score.value)} ({measure.formatted(score.low)} to "
@@ -245,7 +245,7 @@ def measured_in_words(measure: Measure, score: Interval) -> str:
     )
 
 
-def _gpu_memory(cost: Cost) -> str:
+def _format_gpu_memory(cost: Cost) -> str:
     if cost.device == "cpu":
         return "none"
     if "," in cost.device:
@@ -253,7 +253,7 @@ def _gpu_memory(cost: Cost) -> str:
     return "not measured" if cost.device_bytes is None else size(cost.device_bytes)
 
 
-def _without_cache(cost: Cost) -> str:
+def _format_uncached_time(cost: Cost) -> str:
     if cost.uncached_seconds is None:
         return "not known"
     return duration(cost.uncached_seconds) if cost.uncached_seconds > cost.seconds else "the same"
@@ -275,11 +275,11 @@ def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         [
             f"{comparison.arms[pair.a].title} − {comparison.arms[pair.b].title}",
             pair.measure.size(pair.difference),
-            _span(pair, pair.strategies) if pair.strategies else "not compared yet",
-            _chance(pair.strategies.holm_p) if pair.strategies else "–",
-            _span(pair, pair.networks),
-            _chance(pair.networks.holm_p),
-            _chance(pair.mcnemar_p),
+            _format_interval(pair, pair.strategies) if pair.strategies else "not compared yet",
+            _format_p_value(pair.strategies.holm_p) if pair.strategies else "–",
+            _format_interval(pair, pair.networks),
+            _format_p_value(pair.networks.holm_p),
+            _format_p_value(pair.mcnemar_p),
             describe_errors(pair),
         ]
         for pair in comparison.pairs
@@ -287,12 +287,12 @@ def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-def _span(pair: Pair, verdict: PairVerdict) -> str:
+def _format_interval(pair: Pair, verdict: PairVerdict) -> str:
     _, low, high = pair.measure.own(verdict.claim.gain, verdict.claim.low, verdict.claim.high)
     return f"{pair.measure.size(low)} to {pair.measure.size(high)}"
 
 
-def _chance(p: float) -> str:
+def _format_p_value(p: float) -> str:
     return "under 0.001" if p < 0.001 else f"{p:.2g}"
 
 
@@ -317,14 +317,14 @@ def _runs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     ], rows
 
 
-def _verdict(comparison: Comparison) -> str:
+def _verdict_html(comparison: Comparison) -> str:
     answer, *others = comparison.verdict.lines
     return f'<div class="verdict"><p><b>{escaped(answer)}</b></p>{paragraphs(*others)}</div>'
 
 
-def _details(comparison: Comparison) -> str:
+def _details_html(comparison: Comparison) -> str:
     lines = "".join(
-        f"<li>{_pair(describe_pair(comparison.arms, pair))}</li>" for pair in comparison.pairs
+        f"<li>{_pair_html(describe_pair(comparison.arms, pair))}</li>" for pair in comparison.pairs
     )
     pairs = f"<ul>{lines}</ul>{table(*pairs_table(comparison))}" if lines else ""
     text = paragraphs(*detail_lines(comparison))
@@ -333,13 +333,13 @@ def _details(comparison: Comparison) -> str:
     return f"<details><summary>Details</summary>{text}{pairs}</details>"
 
 
-def _pair(text: PairText) -> str:
+def _pair_html(text: PairText) -> str:
     return "<br>".join(
         f"<b>{title}</b>: {escaped(getattr(text, claim))}" for claim, title in CLAIMS.items()
     )
 
 
-def _moved(comparison: Comparison, figures: Headed) -> str:
+def _layers_html(comparison: Comparison, figures: Headed) -> str:
     """Return the layer diagnostics that were measured, and which stage to thaw next."""
     known = [
         (arm, layers) for arm in comparison.arms if (layers := known_layers(measured_run(arm.runs)))
@@ -353,7 +353,7 @@ def _moved(comparison: Comparison, figures: Headed) -> str:
             f"<li><b>{escaped(arm.title)}</b>: {escaped(advice.what)}. "
             f"{escaped(advice.reason)}</li>"
         )
-    drawn = "".join(_figure(f"moved-{at}", "h3", *one) for at, one in enumerate(figures))
+    drawn = "".join(_figure_html(f"moved-{at}", "h3", *one) for at, one in enumerate(figures))
     return (
         f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>"
         f"{''.join(lines)}</ul>{drawn}"
@@ -368,10 +368,12 @@ def shift_html(found: ShiftComparison, figure: go.Figure | None = None) -> str:
         figure: figure of both axes, for a page that includes plotly's script.
     """
     on = f"On {things(found.shifted.images, 'image')} of {found.other.described}."
-    drawn = _figure("shifted", "h3", "In-distribution against shifted", figure) if figure else ""
+    drawn = (
+        _figure_html("shifted", "h3", "In-distribution against shifted", figure) if figure else ""
+    )
     said = (
-        f"{paragraphs(on)}{_verdict(found.shifted)}{drawn}{table(*found.in_rows())}"
-        f"{paragraphs(*found.left_out())}{_details(found.shifted)}"
+        f"{paragraphs(on)}{_verdict_html(found.shifted)}{drawn}{table(*found.in_rows())}"
+        f"{paragraphs(*found.left_out())}{_details_html(found.shifted)}"
     )
     return f"<h2>Distribution shift</h2>{said}"
 
@@ -382,7 +384,7 @@ _NOT_MEASURED = (
 )
 
 
-def _pictured(pictures: Sequence[Pictured]) -> str:
+def _pictures_html(pictures: Sequence[ExplainedImage]) -> str:
     if not pictures:
         return ""
     rows = []
@@ -397,7 +399,7 @@ def _pictured(pictures: Sequence[Pictured]) -> str:
     return f"<h2>Disagreements</h2><p>{escaped(_SEEN)}</p>{''.join(rows)}"
 
 
-def _figure(name: str, level: str, heading: str, figure: go.Figure) -> str:
+def _figure_html(name: str, level: str, heading: str, figure: go.Figure) -> str:
     # Without automatic margins plotly cuts off labels at the thin margins of a page.
     whole = (
         go.Figure(figure)

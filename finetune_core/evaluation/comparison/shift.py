@@ -8,18 +8,18 @@ from finetune_core.evaluation.comparison.arms import Arm
 from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.strategies import Interval
-from finetune_core.evaluation.comparison.tables import key_of, table_of
+from finetune_core.evaluation.comparison.tables import load_table, make_key
 from finetune_core.evaluation.intervals import wilson
 from finetune_core.evaluation.single_run.corruptions import CLEAN, Corrupted, corrupted
 from finetune_core.evaluation.single_run.robustness_files import Robustness, known_robustness
-from finetune_core.evaluation.single_run.shared_classes import SharedClasses, shared_classes
+from finetune_core.evaluation.single_run.shared_classes import SharedClasses, find_shared_classes
 from finetune_core.evaluation.single_run.shift_files import (
     MOST_LISTED,
     Shift,
     known_shifts,
     read_shift,
 )
-from finetune_core.evaluation.single_run.shifted import drop_of, left_out_in_words
+from finetune_core.evaluation.single_run.shifted import compute_drop, left_out_in_words
 from finetune_core.runs.store import Run
 
 
@@ -52,7 +52,7 @@ class ShiftComparison:
         Both sides are images of the same classes.
         """
         return tuple(
-            drop_between(one, other.score)
+            arm_drop(one, other.score)
             for one, other in zip(self.matched.arms, self.shifted.arms, strict=True)
         )
 
@@ -62,7 +62,7 @@ class ShiftComparison:
         Runs are listed separately if they differ.
         """
         of_data = (
-            left_out_of(_runs(self.shifted), self.other.fingerprint)
+            list_left_out(_list_runs(self.shifted), self.other.fingerprint)
             if isinstance(self.other, Shift)
             else []
         )
@@ -122,9 +122,9 @@ def compare_shift(
             of either side, or both sides have no class in common.
     """
     own = compare_runs(runs, measure)
-    first = _runs(own)[0]
-    own_table, other_table = (table_of(key_of(first, images)) for images in (None, on))
-    shared = shared_classes(
+    first = _list_runs(own)[0]
+    own_table, other_table = (load_table(make_key(first, images)) for images in (None, on))
+    shared = find_shared_classes(
         first.started["classes"],
         own_table.loc[own_table["split"] == own.split, "label"].to_numpy(),
         other_table["label"].to_numpy(),
@@ -158,17 +158,17 @@ def both_axes(
         for one, text in (
             (arm.score, measure.formatted),
             (other, measure.formatted),
-            (drop_between(arm, other), measure.size),
+            (arm_drop(arm, other), measure.size),
         ):
             cells += [text(one.value), f"{text(one.low)} to {text(one.high)}"]
         rows.append(cells)
     return columns, rows
 
 
-def drop_between(arm: Arm, other: Interval) -> Interval:
-    """Return by how much an arm's score is worse on other images, as ``drop_of`` does."""
+def arm_drop(arm: Arm, other: Interval) -> Interval:
+    """Return by how much an arm's score is worse on other images, as ``compute_drop`` does."""
     ends = ((one.value, one.low, one.high) for one in (arm.score, other))
-    return Interval(*drop_of(*ends, lower_is_better=arm.measure.lower_is_better))
+    return Interval(*compute_drop(*ends, lower_is_better=arm.measure.lower_is_better))
 
 
 def shifts_of(runs: Sequence[Run]) -> dict[str, Shift]:
@@ -185,7 +185,7 @@ def shifts_of(runs: Sequence[Run]) -> dict[str, Shift]:
     return {one: by_fingerprint[one] for one in order[:MOST_LISTED]}
 
 
-def left_out_of(runs: Sequence[Run], fingerprint: str) -> list[str]:
+def list_left_out(runs: Sequence[Run], fingerprint: str) -> list[str]:
     """Return ``left_out_in_words`` of all runs on a data set, without repeated lines."""
     return list(
         dict.fromkeys(
@@ -199,7 +199,7 @@ def corruptions_of(comparison: Comparison) -> list[Corrupted]:
 
     They must have been measured on its split, on the same number of images.
     """
-    known = [known_robustness(run, comparison.split) for run in _runs(comparison)]
+    known = [known_robustness(run, comparison.split) for run in _list_runs(comparison)]
     if len({one.images if one else 0 for one in known}) > 1 or not all(known):
         return []
     return [which for which in corrupted(comparison.split) if which.corruption != CLEAN]
@@ -210,7 +210,7 @@ def of_accuracies_only(comparison: Comparison) -> list[Run]:
 
     It stored accuracies but no predictions, so paired tests are impossible.
     """
-    known = [(run, known_robustness(run, comparison.split)) for run in _runs(comparison)]
+    known = [(run, known_robustness(run, comparison.split)) for run in _list_runs(comparison)]
     return [run for run, one in known if one and not one.predicted]
 
 
@@ -228,18 +228,18 @@ def corrupted_accuracies(comparison: Comparison, which: Corrupted) -> tuple[list
     for arm in comparison.arms:
         measured = [one for run in arm.runs if (one := known_robustness(run, which.split))]
         images = measured[0].images
-        share = sum(_accuracy(one, which) for one in measured) / len(measured)
+        share = sum(_corrupted_accuracy(one, which) for one in measured) / len(measured)
         low, high = wilson(share * images, images)
         found.append(Interval(share, float(low), float(high)))
     return found, images
 
 
-def _accuracy(known: Robustness, which: Corrupted) -> float:
+def _corrupted_accuracy(known: Robustness, which: Corrupted) -> float:
     row = (known.rows["corruption"] == which.corruption) & (
         known.rows["severity"] == which.severity
     )
     return float(known.rows.loc[row, "accuracy"].iloc[0])
 
 
-def _runs(comparison: Comparison) -> list[Run]:
+def _list_runs(comparison: Comparison) -> list[Run]:
     return [run for arm in comparison.arms for run in arm.runs]

@@ -100,20 +100,20 @@ def seed_variances(arms: Sequence[Answers]) -> list[SeedVariance | None]:
     found = np.array([arm.seed_variance for arm in several])
     chance = np.array([arm.chance for arm in several])
     freedom = np.array([arm.seeds - 1 for arm in several])
-    odd = _spread_more(found, max(0.0, _mean(found - chance, freedom)) + chance, freedom)
+    odd = _test_spread(found, max(0.0, _weighted_mean(found - chance, freedom)) + chance, freedom)
     kept = odd >= LEFT_OUT
     pooled, shared = (
-        max(0.0, _mean((found - chance)[kept], freedom[kept])),
+        max(0.0, _weighted_mean((found - chance)[kept], freedom[kept])),
         int(freedom[kept].sum()),
     )
     alone = {id(arm) for arm, p in zip(several, odd, strict=True) if p < OWN}
     return [
-        None if arm.seed_variance is None else _of_arm(arm, pooled, shared, id(arm) in alone)
+        None if arm.seed_variance is None else _arm_variance(arm, pooled, shared, id(arm) in alone)
         for arm in arms
     ]
 
 
-def _of_arm(arm: Answers, pooled: float, freedom: int, alone: bool) -> SeedVariance:
+def _arm_variance(arm: Answers, pooled: float, freedom: int, alone: bool) -> SeedVariance:
     if alone:
         return SeedVariance(
             max(0.0, (arm.seed_variance or 0.0) - arm.chance),
@@ -125,7 +125,7 @@ def _of_arm(arm: Answers, pooled: float, freedom: int, alone: bool) -> SeedVaria
     return SeedVariance(pooled, arm.chance, freedom, pooled=True)
 
 
-def _spread_more(found: np.ndarray, expected: np.ndarray, freedom: np.ndarray) -> np.ndarray:
+def _test_spread(found: np.ndarray, expected: np.ndarray, freedom: np.ndarray) -> np.ndarray:
     """Test whether the seeds of each arm spread more than those of all other arms.
 
     Args:
@@ -149,7 +149,7 @@ def _spread_more(found: np.ndarray, expected: np.ndarray, freedom: np.ndarray) -
     return p
 
 
-def _mean(values: np.ndarray, weights: np.ndarray) -> float:
+def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float((values * weights).sum() / weights.sum())
 
 
@@ -171,7 +171,13 @@ def strategies_claim(
     most = a.measure.most
     low, high = max(-most, difference - reach), min(most, difference + reach)
     return Claim(
-        "strategies", difference, low, high, error, freedom, p_of_t(difference, error, freedom)
+        "strategies",
+        difference,
+        low,
+        high,
+        error,
+        freedom,
+        t_test_p_value(difference, error, freedom),
     )
 
 
@@ -251,7 +257,7 @@ def measure_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
     return Interval(value, max(0.0, low), min(arm.measure.most, high))
 
 
-def p_of_t(difference: float, error: float, freedom: float) -> float:
+def t_test_p_value(difference: float, error: float, freedom: float) -> float:
     """Return the two-sided p-value of Student's t test."""
     from scipy.special import ndtr, stdtr
 

@@ -12,12 +12,12 @@ import pandas as pd
 
 from finetune_core.evaluation.single_run.corruptions import Corrupted
 from finetune_core.evaluation.single_run.robustness_files import (
-    corrupted_predictions,
-    robustness_changed,
+    load_corrupted_predictions,
+    robustness_stamp,
 )
 from finetune_core.evaluation.single_run.shift_files import (
     read_shift,
-    shift_changed,
+    shift_stamp,
     shifted_predictions,
 )
 from finetune_core.runs.store import Run
@@ -46,7 +46,7 @@ class Key(NamedTuple):
     labels: tuple[int, ...] | None = None
 
 
-def key_of(run: Run, images: Images, classes: Collection[str] | None = None) -> Key:
+def make_key(run: Run, images: Images, classes: Collection[str] | None = None) -> Key:
     """Return the key of a table of predictions.
 
     Args:
@@ -59,10 +59,10 @@ def key_of(run: Run, images: Images, classes: Collection[str] | None = None) -> 
     """
     version: Hashable = predictions_changed(run.run_dir)
     if isinstance(images, Corrupted):
-        version = version, robustness_changed(run.run_dir, images.split)
+        version = version, robustness_stamp(run.run_dir, images.split)
     elif images:
         read_shift(run, images)
-        version = shift_changed(run, images)
+        version = shift_stamp(run, images)
     names = run.started["classes"]
     labels = None
     if classes is not None:
@@ -71,7 +71,7 @@ def key_of(run: Run, images: Images, classes: Collection[str] | None = None) -> 
 
 
 @lru_cache(maxsize=64)
-def table_of(key: Key) -> pd.DataFrame:
+def load_table(key: Key) -> pd.DataFrame:
     """Return ``id, split, label, logits``, sorted by id.
 
     The split of other images than the run's own is ``SHIFTED``.
@@ -80,11 +80,11 @@ def table_of(key: Key) -> pd.DataFrame:
         RunError: if there is no table, or it is damaged.
     """
     if key.labels is not None:
-        table = table_of(key._replace(labels=None))
+        table = load_table(key._replace(labels=None))
         return table[table["label"].isin(key.labels)].reset_index(drop=True)
     run_dir, _, classes, images, _ = key
     if isinstance(images, Corrupted):
-        return corrupted_predictions(run_dir, images, classes)
+        return load_corrupted_predictions(run_dir, images, classes)
     if images:
         return shifted_predictions(run_dir, images, classes)
     return load_predictions(run_dir, classes).sort_values("id", ignore_index=True)

@@ -44,19 +44,21 @@ def thaw_next(layers: Layers) -> Advice:
     names = [stage.name for stage in layers.stages]
     frozen = [name for name, stage in zip(names, layers.stages, strict=True) if not stage.trains]
     if not [name for name in frozen if name != names[-1]]:
-        return Advice(None, "nothing left to thaw", f"Every stage trains already.{_steady(layers)}")
+        return Advice(
+            None, "nothing left to thaw", f"Every stage trains already.{_describe_steady(layers)}"
+        )
     suggestion = suggest_cut(layers.probes, names)
     if suggestion.cut is None:
         return Advice(None, _NOTHING, suggestion.reason)
     if suggestion.cut not in frozen:
         return Advice(None, _NOTHING, f"{suggestion.reason} This run trains {suggestion.cut}.")
-    if idle := _idle(layers, suggestion.cut):
+    if idle := _describe_idle(layers, suggestion.cut):
         return Advice(None, _NOTHING, f"{suggestion.reason} {idle}")
     what = f"train from {suggestion.cut} on"
-    return Advice(suggestion.cut, what, f"{suggestion.reason}{_fitted(layers)}")
+    return Advice(suggestion.cut, what, f"{suggestion.reason}{_describe_fit(layers)}")
 
 
-def _idle(layers: Layers, cut: str) -> str:
+def _describe_idle(layers: Layers, cut: str) -> str:
     """Return a sentence if the first stage that trains behind the cut got next to no gradient.
 
     Empty otherwise.
@@ -73,7 +75,7 @@ def _idle(layers: Layers, cut: str) -> str:
     )
 
 
-def _fitted(layers: Layers) -> str:
+def _describe_fit(layers: Layers) -> str:
     if layers.fitted < _FITTED:
         return ""
     return (
@@ -82,16 +84,16 @@ def _fitted(layers: Layers) -> str:
     )
 
 
-def _steady(layers: Layers) -> str:
-    if not (steady := steady_stages(layers)):
+def _describe_steady(layers: Layers) -> str:
+    if not (steady := find_steady_stages(layers)):
         return ""
     return (
-        f" The features of {span(steady)} hardly changed (CKA {STEADY} or more): frozen again, "
-        "with their output cached, training would cost less."
+        f" The features of {format_stages(steady)} hardly changed (CKA {STEADY} or more): frozen "
+        "again, with their output cached, training would cost less."
     )
 
 
-def steady_stages(layers: Layers) -> list[str]:
+def find_steady_stages(layers: Layers) -> list[str]:
     """Return the first stages of the network whose features hardly changed.
 
     They might as well have stayed frozen.
@@ -104,6 +106,6 @@ def steady_stages(layers: Layers) -> list[str]:
     return steady
 
 
-def span(names: list[str]) -> str:
+def format_stages(names: list[str]) -> str:
     """Return ``stem``, ``stem to layer2``."""
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"

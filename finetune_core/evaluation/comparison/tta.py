@@ -10,9 +10,9 @@ from finetune_core.data.mirrored import directional
 from finetune_core.evaluation.comparison.paired import (
     Claim,
     answers,
+    count_only_one_right,
     is_different,
     networks_claim,
-    only_one_right,
 )
 from finetune_core.evaluation.single_run.evaluate import evaluation, predicted_splits
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
@@ -93,7 +93,9 @@ def augmented(run: Run) -> list[Augmented]:
     if table is None:
         return []
     return [
-        _of_split(evaluation(run, split), evaluate(table, tuple(run.started["classes"]), split))
+        _compare_split(
+            evaluation(run, split), evaluate(table, tuple(run.started["classes"]), split)
+        )
         for split in predicted_splits(run)
     ]
 
@@ -126,14 +128,14 @@ def flip_warnings(run: Run) -> list[str]:
     return found
 
 
-def _of_split(plain: Evaluation, flipped: Evaluation) -> Augmented:
+def _compare_split(plain: Evaluation, flipped: Evaluation) -> Augmented:
     both = plain.predictions[["id", "correct"]].merge(
         flipped.predictions[["id", "correct"]], on="id", validate="1:1"
     )
     without, having = (
         answers(both[column].to_numpy(bool)[None]) for column in ("correct_x", "correct_y")
     )
-    only_with, only_without = only_one_right(having, without)
+    only_with, only_without = count_only_one_right(having, without)
     return Augmented(
         plain,
         flipped,

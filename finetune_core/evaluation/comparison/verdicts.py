@@ -13,8 +13,8 @@ from finetune_core.evaluation.comparison.choice import BLUNT, Choice
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure
 from finetune_core.evaluation.comparison.pair_text import (
     difference_text,
-    pair_of,
-    seeded_arms,
+    find_pair,
+    find_seeded_arms,
 )
 from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
 from finetune_core.formatting import SPLIT_WORDS, duration, mid_sentence, number, things
@@ -74,19 +74,19 @@ def state_verdict(
         one_strategy: True if the arms are runs of one strategy, which differ in their seeds only.
     """
     if undertrained := [arm for arm in arms if arm.is_undertrained]:
-        return _not_converged(undertrained)
-    view = _View(arms, pairs, images, split)
+        return _state_not_converged(undertrained)
+    view = _Context(arms, pairs, images, split)
     if one_strategy:
-        return _one_strategy(view)
+        return _state_one_strategy(view)
     if not choice.comparable:
-        return _trained_models(view, choice.best)
+        return _state_trained_models(view, choice.best)
     if choice.advised is None:
-        return _no_clear_winner(view, choice)
-    return _advise(view, choice)
+        return _state_no_clear_winner(view, choice)
+    return _state_advice(view, choice)
 
 
 @dataclass(frozen=True)
-class _View:
+class _Context:
     """Context that all sentences of a verdict share."""
 
     arms: Sequence[Arm]
@@ -116,7 +116,7 @@ class _View:
 
     def size(self, first: int, second: int) -> str:
         """Describe the difference of two arms, first minus second, with its interval."""
-        pair = pair_of(self.pairs, first, second)
+        pair = find_pair(self.pairs, first, second)
         verdict, measure = pair.widest, pair.measure
         claim = verdict.claim
         gain, low, high = measure.own(claim.gain, claim.low, claim.high)
@@ -124,12 +124,12 @@ class _View:
             gain, low, high = -gain, -high, -low
         text = f"Difference {difference_text(measure, gain, low, high, of=False)}"
         if not verdict.different and low * high > 0:
-            text += f"; not significant{_among(verdict)}"
+            text += f"; not significant{_describe_family(verdict)}"
         return f"{text}."
 
     def least_gain(self, first: int, second: int) -> float:
         """Return the end of the interval of the first arm's gain that is worst for that arm."""
-        pair = pair_of(self.pairs, first, second)
+        pair = find_pair(self.pairs, first, second)
         claim = pair.widest.claim
         return claim.low if pair.a == first else -claim.high
 
@@ -139,11 +139,11 @@ class _View:
         return f": {duration(less)} per run instead of {duration(more)}" if less < more else ""
 
 
-def _among(verdict: PairVerdict) -> str:
+def _describe_family(verdict: PairVerdict) -> str:
     return f" among {verdict.family} pairs" if verdict.family > 1 else ""
 
 
-def _not_converged(arms: Sequence[Arm]) -> Verdict:
+def _state_not_converged(arms: Sequence[Arm]) -> Verdict:
     """Return a verdict that names the arms that have not converged, and concludes nothing."""
     reason = arms[0].convergence.reason
     if len(arms) > 1:
@@ -155,7 +155,7 @@ def _not_converged(arms: Sequence[Arm]) -> Verdict:
     )
 
 
-def _one_strategy(view: _View) -> Verdict:
+def _state_one_strategy(view: _Context) -> Verdict:
     """Return the verdict on runs of one strategy, one arm each, or on a single run."""
     arms, measure = view.arms, view.arms[0].measure
     action = "Add another strategy to compare it with."
@@ -176,16 +176,19 @@ def _one_strategy(view: _View) -> Verdict:
     )
 
 
-def _trained_models(view: _View, best: int) -> Verdict:
+def _state_trained_models(view: _Context, best: int) -> Verdict:
     """Return a verdict on the trained models, for methods that cannot be compared yet."""
     others = [at for at in range(len(view.arms)) if at != best]
-    alike = [at for at in others if not pair_of(view.pairs, best, at).networks.different]
+    alike = [at for at in others if not find_pair(view.pairs, best, at).networks.different]
     rival = view.best_of(alike or others)
     if alike:
-        answer = f"No clear winner among these trained models {view.on}: {_both(view, best, rival)}"
+        answer = (
+            f"No clear winner among these trained models {view.on}: "
+            f"{_describe_both(view, best, rival)}"
+        )
     else:
         answer = f"Of these trained models, {view.name(best)} is best {view.on}: "
-        answer += _against(view, best, rival)
+        answer += _describe_against(view, best, rival)
     single = any(not arm.unfinished and arm.has_too_few_seeds for arm in view.arms)
     actions = ["Resume the unfinished runs."] if any(arm.unfinished for arm in view.arms) else []
     if single:
@@ -193,22 +196,24 @@ def _trained_models(view: _View, best: int) -> Verdict:
     return Verdict(answer, view.size(best, rival), " ".join(actions))
 
 
-def _no_clear_winner(view: _View, choice: Choice) -> Verdict:
+def _state_no_clear_winner(view: _Context, choice: Choice) -> Verdict:
     """Return a verdict that asks for more of what the larger error comes from."""
     best, rival = choice.best, view.best_of(choice.alike)
-    answer = f"No clear winner {view.on}: {_both(view, best, rival)}"
-    blunt = pair_of(view.pairs, best, rival)
+    answer = f"No clear winner {view.on}: {_describe_both(view, best, rival)}"
+    blunt = find_pair(view.pairs, best, rival)
     if blunt.widest.smallest <= BLUNT:  # another pair is the reason why nothing is advised
-        others = [pair_of(view.pairs, best, at) for at in choice.alike]
+        others = [find_pair(view.pairs, best, at) for at in choice.alike]
         blunt = max(others, key=lambda one: one.widest.smallest)
     return Verdict(
-        answer, view.size(best, rival), _suggest_more(view, blunt) + _compare_too(view, choice)
+        answer,
+        view.size(best, rival),
+        _suggest_more(view, blunt) + _suggest_missing_runs(view, choice),
     )
 
 
-def _suggest_more(view: _View, pair: Pair) -> str:
+def _suggest_more(view: _Context, pair: Pair) -> str:
     measure, smallest = pair.measure, pair.widest.smallest
-    seeded = seeded_arms(view.arms, pair)
+    seeded = find_seeded_arms(view.arms, pair)
     if seeded and (pair.seed_error or 0.0) > pair.image_error:
         return _suggest_seeds(view, pair, seeded)
     if images := pair.images_needed(WANTED):
@@ -224,7 +229,7 @@ def _suggest_more(view: _View, pair: Pair) -> str:
     return f"Test more images{seeds}: these show no difference under {shown}."
 
 
-def _suggest_seeds(view: _View, pair: Pair, seeded: Sequence[int]) -> str:
+def _suggest_seeds(view: _Context, pair: Pair, seeded: Sequence[int]) -> str:
     """Ask for more seeds of those arms of a pair whose result depends on the seed."""
     both = len(seeded) > 1
     whose = "" if both else f" of {view.name(seeded[0])}"
@@ -234,29 +239,29 @@ def _suggest_seeds(view: _View, pair: Pair, seeded: Sequence[int]) -> str:
     return f"Train more seeds{whose}: {needed} would show this difference."
 
 
-def _advise(view: _View, choice: Choice) -> Verdict:
+def _state_advice(view: _Context, choice: Choice) -> Verdict:
     """Return a verdict that names the best arm, or the cheapest one not distinguishable from it."""
     take, best = choice.advised, choice.best
     assert take is not None
-    others = _compare_too(view, choice)
+    others = _suggest_missing_runs(view, choice)
     trained = [at for at in choice.comparable if epochs_of(view.arms[at].config)]
     if is_baseline(view.arms[take].config) and trained:
         rival = view.best_of(trained)
         if view.least_gain(take, rival) > -WANTED:
-            return _train_nothing(view, take, rival, others)
+            return _state_train_nothing(view, take, rival, others)
     if choice.alike:
         rival = best if take != best else view.best_of(choice.alike)
-        answer = f"No difference shown {view.on}: {_both(view, take, rival)}"
+        answer = f"No difference shown {view.on}: {_describe_both(view, take, rival)}"
         action = f"Use {view.name(take)}{view.saving(take, rival)}.{others}"
         return Verdict(answer, view.size(take, rival), action)
     rival = view.best_of([at for at in choice.comparable if at != best])
-    answer = f"{view.arms[take].title} is best {view.on}: {_against(view, take, rival)}"
+    answer = f"{view.arms[take].title} is best {view.on}: {_describe_against(view, take, rival)}"
     return Verdict(answer, view.size(take, rival), f"Use {view.name(take)}.{others}")
 
 
-def _train_nothing(view: _View, probe: int, rival: int, others: str) -> Verdict:
+def _state_train_nothing(view: _Context, probe: int, rival: int, others: str) -> Verdict:
     """Return the verdict that nothing trained in epochs is worth more than a linear probe."""
-    does = "better" if pair_of(view.pairs, probe, rival).widest.different else "as well"
+    does = "better" if find_pair(view.pairs, probe, rival).widest.different else "as well"
     plain = view.arms[probe].title == STRATEGIES[BASELINE].title
     name = f"{'a ' if plain else ''}{view.name(probe)}"
     scores = f"{view.score(probe)} {view.metric} against {view.score(rival)} for {view.name(rival)}"
@@ -267,25 +272,25 @@ def _train_nothing(view: _View, probe: int, rival: int, others: str) -> Verdict:
     )
 
 
-def _both(view: _View, first: int, second: int) -> str:
+def _describe_both(view: _Context, first: int, second: int) -> str:
     scores = [f"{view.score(at)} for {view.name(at)}" for at in (first, second)]
     return f"{view.metric} {', '.join(scores)}."
 
 
-def _against(view: _View, first: int, second: int) -> str:
+def _describe_against(view: _Context, first: int, second: int) -> str:
     return (
         f"{view.metric} {view.score(first)}, against {view.score(second)} for {view.name(second)}."
     )
 
 
-def _compare_too(view: _View, choice: Choice) -> str:
+def _suggest_missing_runs(view: _Context, choice: Choice) -> str:
     """Ask for what arms lack that cannot be compared in general; empty if none does."""
     silent = [at for at in range(len(view.arms)) if at not in choice.comparable]
     cut = [view.name(at) for at in silent if view.arms[at].unfinished]
     single = [view.name(at) for at in silent if not view.arms[at].unfinished]
-    text = f" Train more seeds of {some(single)} to compare {_them(single)}." if single else ""
-    return text + (f" Resume {some(cut)} to compare {_them(cut)}." if cut else "")
+    text = f" Train more seeds of {some(single)} to compare {_pronoun(single)}." if single else ""
+    return text + (f" Resume {some(cut)} to compare {_pronoun(cut)}." if cut else "")
 
 
-def _them(names: Sequence[str]) -> str:
+def _pronoun(names: Sequence[str]) -> str:
     return "it, too" if len(names) == 1 else "them, too"

@@ -96,12 +96,12 @@ def predict_images(
     """
 
     def on(device: Device) -> Work[list[ImagePrediction]]:
-        return _predicted(predictor.on(device), images, known and (known[0].on(device), known[1]))
+        return _predict(predictor.on(device), images, known and (known[0].on(device), known[1]))
 
     return (yield from on_idle_device(on, FINAL_PRECISION))
 
 
-def _predicted(
+def _predict(
     predictor: Predictor, images: Sequence[tuple[str, Path]], known: Known | None
 ) -> Work[list[ImagePrediction]]:
     predictions: list[ImagePrediction] = []
@@ -113,7 +113,7 @@ def _predicted(
             return str(error)
 
     with Compiler(predictor.device, len(images), _BATCH) as compiler:
-        evaluated = _evaluating(predictor, known, compiler)
+        evaluated = _make_forward(predictor, known, compiler)
         for start in range(0, len(images), _BATCH):
             some = list(in_threads(read, images[start : start + _BATCH]))
             squares = [square for _, square in some if not isinstance(square, str)]
@@ -150,7 +150,7 @@ def to_frame(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> 
 
     Probabilities are NaN, and the class is None, if an image could not be read.
     """
-    columns = ["file", *_columns(Answers("", classes, predictions))]
+    columns = ["file", *_column_names(Answers("", classes, predictions))]
     rows = []
     for one in predictions:
         found = one.probabilities
@@ -182,28 +182,28 @@ def side_by_side_csv(answers: Sequence[Answers]) -> bytes:
     """
     text = io.StringIO(newline="")
     table = csv.writer(text)
-    table.writerow(["file", *(column for one in answers for column in _columns(one))])
+    table.writerow(["file", *(column for one in answers for column in _column_names(one))])
     for rows in zip(*(one.predictions for one in answers), strict=True):
-        cells = [_answer(row, one.classes) for row, one in zip(rows, answers, strict=True)]
-        table.writerow([_cell(rows[0].file), *(cell for some in cells for cell in some)])
+        cells = [_format_cells(row, one.classes) for row, one in zip(rows, answers, strict=True)]
+        table.writerow([_escape_formula(rows[0].file), *(cell for some in cells for cell in some)])
     return text.getvalue().encode("utf-8", "replace")
 
 
-def _columns(one: Answers) -> list[str]:
+def _column_names(one: Answers) -> list[str]:
     names = ["class", "probability", "unlike", "problem", *(f"p({name})" for name in one.classes)]
     return [f"{name}, {one.title}" for name in names] if one.title else names
 
 
-def _answer(one: ImagePrediction, classes: Sequence[str]) -> list[str]:
+def _format_cells(one: ImagePrediction, classes: Sequence[str]) -> list[str]:
     unlike = "" if one.unlike is None else "yes" if one.unlike else "no"
     if one.probabilities is None:
-        return ["", "", unlike, _cell(one.problem), *[""] * len(classes)]
+        return ["", "", unlike, _escape_formula(one.problem), *[""] * len(classes)]
     best = int(one.probabilities.argmax())
     chances = [f"{chance:.6f}" for chance in one.probabilities]
-    return [_cell(classes[best]), chances[best], unlike, "", *chances]
+    return [_escape_formula(classes[best]), chances[best], unlike, "", *chances]
 
 
-def _evaluating(
+def _make_forward(
     predictor: Predictor, known: Known | None, compiler: Compiler
 ) -> Callable[[torch.Tensor], list[tuple[np.ndarray, bool | None]]]:
     """Return the function that predicts a batch.
@@ -225,5 +225,5 @@ def _evaluating(
     return evaluated
 
 
-def _cell(text: str) -> str:
+def _escape_formula(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text

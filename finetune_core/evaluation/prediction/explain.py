@@ -119,7 +119,7 @@ def explain(
     model = copy.deepcopy(predictor.network.model).eval().requires_grad_(False)
     square = predictor.device.take(seen.tensor[None])
     stages = {stage.name: stage.modules for stage in predictor.network.stages[:-1]}
-    layouts, probabilities = _layouts(
+    layouts, probabilities = _find_layouts(
         model, [path for paths in stages.values() for path in paths], square
     )
     mapped = {
@@ -128,9 +128,9 @@ def explain(
         if (kept := [path for path in paths if path in layouts])
     }
     layers = {stage: layouts[paths[-1]].side for stage, paths in mapped.items()}
-    asked = _by_default(layers) if layer is None else [layer] if layer in layers else []
+    asked = _default_stages(layers) if layer is None else [layer] if layer in layers else []
     for stage, path in [(one, path) for one in asked for path in reversed(mapped[one])]:
-        maps = _class_maps(model, path, layouts[path], square, classes)
+        maps = _compute_class_maps(model, path, layouts[path], square, classes)
         # In the last block only the class token reaches the head, so the maps of patches are 0.
         if maps.any():
             layer = stage
@@ -142,17 +142,17 @@ def explain(
             "map."
         )
     heat = {
-        one: _stretched(each, predictor.image_size)
+        one: _resize_map(each, predictor.image_size)
         for one, each in zip(classes, maps.clamp(min=0), strict=True)
     }
     picture = Image.fromarray(seen.image).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-    overlays = {one: _jpeg(_laid_over(picture, each)) for one, each in heat.items()}
+    overlays = {one: _encode_jpeg(_blend(picture, each)) for one, each in heat.items()}
     return Explanation(
-        _jpeg(picture), overlays, heat, layer, layouts[path].side, layers, probabilities
+        _encode_jpeg(picture), overlays, heat, layer, layouts[path].side, layers, probabilities
     )
 
 
-def _by_default(layers: dict[str, int]) -> list[str]:
+def _default_stages(layers: dict[str, int]) -> list[str]:
     """Return the stages to explain in order of preference.
 
     They go from the head back to the input, past maps that are too small at first.
@@ -162,7 +162,7 @@ def _by_default(layers: dict[str, int]) -> list[str]:
     return backwards[fine:] if backwards and layers[backwards[0]] <= _COARSE else backwards
 
 
-def _layouts(
+def _find_layouts(
     model: nn.Module, paths: Sequence[str], square: torch.Tensor
 ) -> tuple[dict[str, _Layout], np.ndarray]:
     """Return the layouts of the modules that output a map, and the class probabilities.
@@ -172,7 +172,7 @@ def _layouts(
     found: dict[str, _Layout] = {}
 
     def look(path: str, output: object) -> None:
-        layout = _layout(output) if isinstance(output, torch.Tensor) else None
+        layout = _infer_layout(output) if isinstance(output, torch.Tensor) else None
         if layout:
             found[path] = layout
 
@@ -189,7 +189,7 @@ def _layouts(
     return found, logits[0].float().cpu().double().softmax(0).numpy()
 
 
-def _layout(output: torch.Tensor) -> _Layout | None:
+def _infer_layout(output: torch.Tensor) -> _Layout | None:
     if output.ndim == 4:
         _, first, second, third = output.shape
         if first == second != third:
@@ -203,7 +203,7 @@ def _layout(output: torch.Tensor) -> _Layout | None:
     return None
 
 
-def _class_maps(
+def _compute_class_maps(
     model: nn.Module, path: str, layout: _Layout, square: torch.Tensor, classes: Sequence[int]
 ) -> torch.Tensor:
     """Return Grad-CAM of each class before its ReLU.
@@ -231,7 +231,7 @@ def _class_maps(
     return maps[:, 0].detach().float().cpu()
 
 
-def _stretched(cells: torch.Tensor, side: int) -> np.ndarray:
+def _resize_map(cells: torch.Tensor, side: int) -> np.ndarray:
     """Return a map, resized to the picture's size and scaled to 0…1."""
     smooth = F.interpolate(
         cells[None, None], size=(side, side), mode="bilinear", align_corners=False
@@ -239,7 +239,7 @@ def _stretched(cells: torch.Tensor, side: int) -> np.ndarray:
     return (smooth / smooth.max().clamp(min=1e-12)).numpy()
 
 
-def _laid_over(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+def _blend(picture: Image.Image, heat: np.ndarray) -> Image.Image:
     heat = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BILINEAR)).clip(
         0, 1
     )
@@ -251,7 +251,7 @@ def _laid_over(picture: Image.Image, heat: np.ndarray) -> Image.Image:
     )
 
 
-def _jpeg(picture: Image.Image) -> bytes:
+def _encode_jpeg(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=88)
     return buffer.getvalue()

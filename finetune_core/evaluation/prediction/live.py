@@ -38,10 +38,10 @@ def answer(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
     Raises:
         ImageError: if the frame cannot be read.
     """
-    return _threads.submit(_answer, predictor, known, frame).result()
+    return _threads.submit(_predict_frame, predictor, known, frame).result()
 
 
-def _answer(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
+def _predict_frame(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
     if known is None:
         return Answer(predictor.probabilities([frame])[0], None)
     looks, near = known

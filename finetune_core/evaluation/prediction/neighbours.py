@@ -27,7 +27,7 @@ from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.evaluation.run_images import RunImages, run_images
 from finetune_core.files import read_regular, regular_file, write_bytes
-from finetune_core.inspection.features import network_inputs
+from finetune_core.inspection.features import iterate_inputs
 from finetune_core.models.partition import CannotSplit, trace
 from finetune_core.models.weights import state_hash
 from finetune_core.runs.store import Run
@@ -69,7 +69,9 @@ class Encoder:
         """Return a copy whose body is compiled if that pays."""
         if not isinstance(self.body, fx.GraphModule):
             return self
-        part = Part(self.body, f"{self.predictor.network.info.name} body", lambda: _mark(self))
+        part = Part(
+            self.body, f"{self.predictor.network.info.name} body", lambda: _hash_weights(self)
+        )
         return replace(self, body=compiler.forward(part))
 
     def on(self, device: Device) -> "Encoder":
@@ -168,7 +170,9 @@ class Neighbourhood:
         Returns:
             Bool ``[m]``.
         """
-        return np.asarray((_distances(features, self.features) > self.limits[:, None]).any(axis=0))
+        return np.asarray(
+            (_mean_distances(features, self.features) > self.limits[:, None]).any(axis=0)
+        )
 
 
 Known = tuple[Encoder, Neighbourhood]  # of one network
@@ -190,7 +194,7 @@ def encoder(predictor: Predictor) -> Encoder:
         segments = split_network(network)
         body, head = segments.part(None, last).eval(), segments.part(last, None).eval()
         start = None
-        if _moved(predictor):
+        if _has_changed_body(predictor):
             before = predictor.device.hold(copy.deepcopy(network.pretrained).eval())
             start = trace(before, network.stages, network.image_size).part(None, last).eval()
     except CannotSplit as error:
@@ -200,7 +204,7 @@ def encoder(predictor: Predictor) -> Encoder:
     return Encoder(predictor, body, head, start)
 
 
-def _moved(predictor: Predictor) -> bool:
+def _has_changed_body(predictor: Predictor) -> bool:
     """Return whether training changed anything but the head."""
     network = predictor.network
     now, before = network.model.state_dict(), network.pretrained.state_dict()
@@ -216,17 +220,17 @@ def _moved(predictor: Predictor) -> bool:
 def known_neighbourhood(run: Run, looks: Encoder) -> Neighbourhood | None:
     """Return the stored result of ``compute_neighbourhood`` for these weights, or None."""
     try:
-        kept = _arrays(read_regular(run.run_dir / _FILE, _LARGEST))
-        if str(kept["weights"]) != _mark(looks):
+        kept = _read_arrays(read_regular(run.run_dir / _FILE, _LARGEST))
+        if str(kept["weights"]) != _hash_weights(looks):
             return None
-        return _neighbourhood(kept, looks)
+        return _build_neighbourhood(kept, looks)
     # There is no file, or it is damaged (then zipfile and NumPy raise nearly anything). It can be
     # computed again.
     except Exception:
         return None
 
 
-def _arrays(content: bytes) -> dict[str, np.ndarray]:
+def _read_arrays(content: bytes) -> dict[str, np.ndarray]:
     """Read arrays that ``np.savez`` wrote.
 
     Raises nearly anything if the content is something else. ``np.load`` is not used, because it
@@ -248,7 +252,7 @@ def _arrays(content: bytes) -> dict[str, np.ndarray]:
     return found
 
 
-def _neighbourhood(kept: dict[str, np.ndarray], looks: Encoder) -> Neighbourhood:
+def _build_neighbourhood(kept: dict[str, np.ndarray], looks: Encoder) -> Neighbourhood:
     """Build a ``Neighbourhood`` from stored arrays.
 
     Raises:
@@ -307,17 +311,17 @@ def compute_neighbourhood(
     train, val = images.rows[TRAIN], images.rows[VAL]
     rows = np.concatenate([train, val])
     features = yield from on_idle_device(
-        lambda device: _features(looks.on(device), images, rows), FINAL_PRECISION
+        lambda device: _compute_features(looks.on(device), images, rows), FINAL_PRECISION
     )
     table = images.dataset.table.iloc[train]
     ids, labels = table["id"].to_numpy(str), table["label"].to_numpy(np.int64)
     near = features[: len(train)]
-    usual = np.sort(_distances(features[len(train) :], near), axis=1)
+    usual = np.sort(_mean_distances(features[len(train) :], near), axis=1)
     made = Neighbourhood(ids, labels, near, usual, images.unchanged)
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        weights=_mark(looks),
+        weights=_hash_weights(looks),
         ids=ids,
         labels=labels,
         features=near.astype(np.float16),
@@ -333,10 +337,10 @@ def compute_neighbourhood(
     return made
 
 
-def _features(looks: Encoder, images: RunImages, rows: np.ndarray) -> Work[np.ndarray]:
+def _compute_features(looks: Encoder, images: RunImages, rows: np.ndarray) -> Work[np.ndarray]:
     predictor, found = looks.predictor, []
     done = 0
-    for batch, inputs in network_inputs(
+    for batch, inputs in iterate_inputs(
         predictor.network, images.pixels, rows, predictor.image_size, predictor.device
     ):
         found.append(looks.features(inputs)[0])
@@ -345,7 +349,7 @@ def _features(looks: Encoder, images: RunImages, rows: np.ndarray) -> Work[np.nd
     return np.concatenate(found)
 
 
-def _distances(features: np.ndarray, near: np.ndarray) -> np.ndarray:
+def _mean_distances(features: np.ndarray, near: np.ndarray) -> np.ndarray:
     """Return the mean cosine distance of each image to its nearest training images.
 
     Args:
@@ -365,6 +369,6 @@ def _distances(features: np.ndarray, near: np.ndarray) -> np.ndarray:
     return found
 
 
-def _mark(looks: Encoder) -> str:
+def _hash_weights(looks: Encoder) -> str:
     """Return a hash of the network's weights."""
     return state_hash(looks.predictor.network.model.state_dict())

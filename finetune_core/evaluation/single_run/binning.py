@@ -11,7 +11,7 @@ _TAILS = (2.5, 97.5)  # percentiles
 Binning = Literal["width", "mass"]
 
 
-def bins_of(
+def assign_bins(
     confidence: np.ndarray, binning: Binning = "width", bins: int = BINS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the edges of the bins, and the bin of each image.
@@ -30,7 +30,7 @@ def bins_of(
     return edges, np.clip(np.searchsorted(edges, confidence, "left") - 1, 0, max(0, len(edges) - 2))
 
 
-def gap_rows(confidence: np.ndarray, correct: np.ndarray, bin_of: np.ndarray) -> sparse.csr_array:
+def gap_matrix(confidence: np.ndarray, correct: np.ndarray, bin_of: np.ndarray) -> sparse.csr_array:
     """Return a sparse matrix ``[bins, n]`` that gives the calibration error of each bin.
 
     Its product with the images' weights is the contribution of each bin, with its sign.

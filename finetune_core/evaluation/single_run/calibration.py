@@ -12,12 +12,12 @@ from finetune_core.evaluation.intervals import wilson
 from finetune_core.evaluation.single_run.binning import (
     BINS,
     Binning,
-    bins_of,
+    assign_bins,
     ece_interval,
-    gap_rows,
+    gap_matrix,
 )
 from finetune_core.evaluation.single_run.metrics import logits_of
-from finetune_core.evaluation.single_run.scores import RESAMPLES, resampled
+from finetune_core.evaluation.single_run.scores import RESAMPLES, resample
 
 FEWEST = 30  # images that a temperature is fitted on
 _LOWEST, _HIGHEST = 0.05, 20.0
@@ -85,14 +85,14 @@ def calibration(
     Args:
         logits: float64 ``[n, classes]``.
         labels: int ``[n]``.
-        binning: as for ``bins_of``.
+        binning: as for ``assign_bins``.
         bins: number of bins.
         resamples: number of resamples for the interval of the error; images are drawn as for the
             other numbers (``scores.score``).
     """
     probabilities = softmax(logits, axis=1)
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    edges, bin_of = bins_of(confidence, binning, bins)
+    edges, bin_of = assign_bins(confidence, binning, bins)
     rows = pd.DataFrame({"bin": bin_of, "confidence": confidence, "correct": correct})
     table = rows.groupby("bin").agg(
         confidence=("confidence", "mean"), right=("correct", "sum"), images=("correct", "size")
@@ -102,15 +102,19 @@ def calibration(
     table["accuracy_low"], table["accuracy_high"] = wilson(right, table["images"].to_numpy())
     table.insert(0, "low", edges[table.index])
     table.insert(1, "high", edges[np.minimum(table.index + 1, len(edges) - 1)])
-    gaps = gap_rows(confidence, correct, bin_of)
-    of_bins, drawn = gaps.sum(1), [gaps @ weights for weights in resampled(labels, resamples, 0)]
+    gaps = gap_matrix(confidence, correct, bin_of)
+    of_bins, drawn = gaps.sum(1), [gaps @ weights for weights in resample(labels, resamples, 0)]
     low, high = (
         ece_interval(of_bins, np.concatenate(drawn, axis=1))
         if drawn
         else (float("nan"), float("nan"))
     )
     return Calibration(
-        table.reset_index(drop=True), float(np.abs(of_bins).sum()), low, high, _loss(logits, labels)
+        table.reset_index(drop=True),
+        float(np.abs(of_bins).sum()),
+        low,
+        high,
+        _cross_entropy(logits, labels),
     )
 
 
@@ -122,14 +126,14 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
-        lambda inverse: _loss(logits * inverse, labels),
+        lambda inverse: _cross_entropy(logits * inverse, labels),
         bounds=(1 / _HIGHEST, 1 / _LOWEST),
         method="bounded",
     )
     return float(1 / found.x)
 
 
-def scale(table: pd.DataFrame, split: str) -> Scaling | None:
+def scale_split(table: pd.DataFrame, split: str) -> Scaling | None:
     """Scale the logits of a split by temperatures that were fitted on *other* images.
 
     These are the validation images if the split is another one, else the other half of the split
@@ -148,7 +152,7 @@ def scale(table: pd.DataFrame, split: str) -> Scaling | None:
         return Scaling("val", (temperature,), (len(fitted),), logits / temperature)
     if len(rows) < 2 * FEWEST:
         return None
-    first = _half(rows["id"])
+    first = _draw_half(rows["id"])
     temperatures = tuple(fit_temperature(logits[~half], labels[~half]) for half in (first, ~first))
     at = np.where(first, *temperatures)
     return Scaling(
@@ -156,11 +160,11 @@ def scale(table: pd.DataFrame, split: str) -> Scaling | None:
     )
 
 
-def _half(ids: pd.Series) -> np.ndarray:
+def _draw_half(ids: pd.Series) -> np.ndarray:
     """Return bool ``[n]``: half of the images, drawn by their ids regardless of their order."""
     order = np.random.default_rng(0).permutation(len(ids))
     return (order < len(ids) // 2)[ids.argsort().argsort()]
 
 
-def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
+def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(-np.take_along_axis(log_softmax(logits, axis=1), labels[:, None], axis=1).mean())

@@ -24,7 +24,7 @@ _MOST_EARLIER = 20  # runs in a chain
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownCopies:
     """Copies of a run's images in another data set: bool ``[n]`` each.
 
     An image belongs to the first category that applies.
@@ -68,13 +68,13 @@ class Known:
         return Copies(training, near, validation, test, self.problem, earlier)
 
 
-def same_images(run: Run) -> str:
+def images_key(run: Run) -> str:
     """Return a key that is equal for runs with the same images that started from the same run."""
     config = run.config
-    return f"{_which(config)} {config.earlier_run}"
+    return f"{_data_key(config)} {config.earlier_run}"
 
 
-def look_for_copies(run: Run, other: OtherData, roots: Sequence[Path] = ()) -> Work[Known]:
+def look_for_copies(run: Run, other: OtherData, roots: Sequence[Path] = ()) -> Work[KnownCopies]:
     """Search another data set for copies of the images that a run has used.
 
     If these cannot be read, the result says so, and nothing is left out. All images of the training
@@ -91,27 +91,27 @@ def look_for_copies(run: Run, other: OtherData, roots: Sequence[Path] = ()) -> W
         Steps of the phases ``index`` and ``copies``.
     """
     none = np.zeros(len(other.table), dtype=bool)
-    earlier, problems = yield from _of_earlier_runs(run, other, roots)
+    earlier, problems = yield from _search_earlier_runs(run, other, roots)
     try:
-        own, table = yield from _images(run.config, roots)
+        own, table = yield from _load_images(run.config, roots)
     except FinetuneError as error:
         problems.insert(0, f"Copies of the run's own images were not looked for: {error}")
-        return Known(none, none, none, none, earlier, " ".join(problems), looked=False)
-    exact, near = yield from _copies(own, table, other)
-    validation = _exact(table, VAL, other) & ~exact
-    test = _exact(table, TEST, other) & ~exact & ~validation
+        return KnownCopies(none, none, none, none, earlier, " ".join(problems), looked=False)
+    exact, near = yield from _find_copies(own, table, other)
+    validation = _find_exact_copies(table, VAL, other) & ~exact
+    test = _find_exact_copies(table, TEST, other) & ~exact & ~validation
     known = exact | validation | test
     if own.fingerprint != run.started["fingerprint"]:
         problems.insert(
             0,
             "The run's own images have changed since: copies of its images of now were looked for.",
         )
-    return Known(
+    return KnownCopies(
         exact, validation, test, near & ~known, earlier & ~known & ~near, " ".join(problems)
     )
 
 
-def _of_earlier_runs(
+def _search_earlier_runs(
     run: Run, other: OtherData, roots: Sequence[Path]
 ) -> Work[tuple[np.ndarray, list[str]]]:
     """Search for copies of the training images of the runs that this one started from.
@@ -120,15 +120,17 @@ def _of_earlier_runs(
         Bool ``[n]``, and descriptions of the copies that could not be searched for.
     """
     found, problems = np.zeros(len(other.table), dtype=bool), []
-    looked_at = {_which(run.config)}
+    looked_at = {_data_key(run.config)}
     for _ in range(_MOST_EARLIER):
         if run.config.earlier_run is None:
             break
         try:
-            run = _before(run, roots)
-            if _which(run.config) not in looked_at:
-                looked_at.add(_which(run.config))
-                exact, near = yield from _copies(*(yield from _images(run.config, roots)), other)
+            run = _load_earlier_run(run, roots)
+            if _data_key(run.config) not in looked_at:
+                looked_at.add(_data_key(run.config))
+                exact, near = yield from _find_copies(
+                    *(yield from _load_images(run.config, roots)), other
+                )
                 found |= exact | near
         except FinetuneError as error:
             problems.append(
@@ -139,7 +141,7 @@ def _of_earlier_runs(
     return found, problems
 
 
-def _before(run: Run, roots: Sequence[Path]) -> Run:
+def _load_earlier_run(run: Run, roots: Sequence[Path]) -> Run:
     """Return the run that a run started from.
 
     It is a run in the same directory or, if all files may be read, the one at the recorded path.
@@ -151,11 +153,11 @@ def _before(run: Run, roots: Sequence[Path]) -> Run:
     raise RunError(f"{named.name} is not among the runs any more.")
 
 
-def _which(config: RunConfig) -> str:
+def _data_key(config: RunConfig) -> str:
     return str((config.data, config.split_settings, config.edits))
 
 
-def _images(config: RunConfig, roots: Sequence[Path]) -> Work[tuple[Dataset, pd.DataFrame]]:
+def _load_images(config: RunConfig, roots: Sequence[Path]) -> Work[tuple[Dataset, pd.DataFrame]]:
     """Load a run's data set in its current state, and its table with ``thumb``."""
     if roots:
         check_roots(config.data, roots)
@@ -166,20 +168,20 @@ def _images(config: RunConfig, roots: Sequence[Path]) -> Work[tuple[Dataset, pd.
     return own, own.table.merge(seen.rows[["id", "thumb"]], on="id")
 
 
-def _copies(
+def _find_copies(
     own: Dataset, table: pd.DataFrame, other: OtherData
 ) -> Work[tuple[np.ndarray, np.ndarray]]:
     """Return bool ``[n]`` each: exact copies of training images; exact or near copies."""
-    training, exact = table[table["split"] == TRAIN], _exact(table, TRAIN, other)
-    return exact, (yield from in_phase("copies", _near(training, own.root, other)))
+    training, exact = table[table["split"] == TRAIN], _find_exact_copies(table, TRAIN, other)
+    return exact, (yield from in_phase("copies", _find_near_copies(training, own.root, other)))
 
 
-def _exact(table: pd.DataFrame, split: str, other: OtherData) -> np.ndarray:
+def _find_exact_copies(table: pd.DataFrame, split: str, other: OtherData) -> np.ndarray:
     """Return bool ``[n]``: exact copies of a split's images."""
     return other.table["content"].isin(table.loc[table["split"] == split, "content"]).to_numpy()
 
 
-def _near(training: pd.DataFrame, root: Path, other: OtherData) -> Work[np.ndarray]:
+def _find_near_copies(training: pd.DataFrame, root: Path, other: OtherData) -> Work[np.ndarray]:
     count = len(training)
     both = pd.concat(
         [training[["thumb", "content"]], other.table[["thumb", "content"]]], ignore_index=True

@@ -19,26 +19,26 @@ def _blur(image: Image.Image, sigma: float, _: np.random.Generator) -> Image.Ima
     return image.filter(ImageFilter.GaussianBlur(sigma * image.width / _FULL_SIZE))
 
 
-def _noise(image: Image.Image, spread: float, random: np.random.Generator) -> Image.Image:
+def _add_noise(image: Image.Image, spread: float, random: np.random.Generator) -> Image.Image:
     pixels = np.asarray(image, dtype=np.float64)
     noisy = pixels + random.normal(0, 255 * spread, pixels.shape)
     return Image.fromarray(np.uint8(noisy.clip(0, 255).round()))
 
 
-def _jpeg(image: Image.Image, quality: float, _: np.random.Generator) -> Image.Image:
+def _compress_jpeg(image: Image.Image, quality: float, _: np.random.Generator) -> Image.Image:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=int(quality))
     return Image.open(buffer).convert("RGB")
 
 
-def _brightness(image: Image.Image, more: float, _: np.random.Generator) -> Image.Image:
+def _brighten(image: Image.Image, more: float, _: np.random.Generator) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
     return Image.merge(
         "HSV", (hue, saturation, value.point(lambda level: min(255, round(level + 255 * more))))
     ).convert("RGB")
 
 
-def _rotation(image: Image.Image, degrees: float, random: np.random.Generator) -> Image.Image:
+def _rotate(image: Image.Image, degrees: float, random: np.random.Generator) -> Image.Image:
     # Corners take the mean colour, because black corners would be a second corruption.
     mean = tuple(np.asarray(image).mean((0, 1)).round().astype(int).tolist())
     return image.rotate(degrees * random.choice((-1, 1)), Image.Resampling.BILINEAR, fillcolor=mean)
@@ -65,11 +65,11 @@ class Corruption:
 CORRUPTIONS = {
     "blur": Corruption("Gaussian blur", (1, 3, 6), "pixels, standard deviation at 224", _blur),
     "noise": Corruption(
-        "Gaussian noise", (0.08, 0.18, 0.38), "of the range, standard deviation", _noise
+        "Gaussian noise", (0.08, 0.18, 0.38), "of the range, standard deviation", _add_noise
     ),
-    "jpeg": Corruption("JPEG", (25, 15, 7), "quality", _jpeg),
-    "brightness": Corruption("Brightness", (0.1, 0.3, 0.5), "of the range, brighter", _brightness),
-    "rotation": Corruption("Rotation", (10, 25, 45), "degrees", _rotation),
+    "jpeg": Corruption("JPEG", (25, 15, 7), "quality", _compress_jpeg),
+    "brightness": Corruption("Brightness", (0.1, 0.3, 0.5), "of the range, brighter", _brighten),
+    "rotation": Corruption("Rotation", (10, 25, 45), "degrees", _rotate),
 }
 SEVERITIES = {1: "mild", 2: "middle", 3: "strong"}
 CLEAN = "none"
@@ -119,7 +119,7 @@ def corrupted(split: str) -> list[Corrupted]:
     return [Corrupted(split, CLEAN, 0), *worse]
 
 
-def made_worse(squares: np.ndarray, which: Corrupted, seed: int) -> np.ndarray:
+def corrupt(squares: np.ndarray, which: Corrupted, seed: int) -> np.ndarray:
     """Corrupt images; the result depends on the seed only.
 
     Args:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from finetune_core.evaluation.intervals import accuracy_interval
 from finetune_core.evaluation.single_run.metrics import Evaluation
-from finetune_core.evaluation.single_run.scores import TAILS, resampled
+from finetune_core.evaluation.single_run.scores import TAILS, resample
 
 BAND_RESAMPLES = 300
 _POINTS = 300  # more than a screen shows
@@ -55,20 +55,20 @@ def one_vs_rest(
     precision, recall, _ = precision_recall_curve(positive, probability, drop_intermediate=True)
     return OneVsRest(
         float(positive.mean()),
-        thinned(pd.DataFrame({"false_positives": false, "true_positives": true})),
-        thinned(pd.DataFrame({"recall": recall, "precision": precision})),
-        *_bands(labels, positive, probability, resamples, seed),
+        thin_curve(pd.DataFrame({"false_positives": false, "true_positives": true})),
+        thin_curve(pd.DataFrame({"recall": recall, "precision": precision})),
+        *_compute_bands(labels, positive, probability, resamples, seed),
     )
 
 
-def _bands(
+def _compute_bands(
     labels: np.ndarray, positive: np.ndarray, probability: np.ndarray, resamples: int, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     order = np.argsort(-probability, kind="stable")
     # Images of equal probability share one point, because one threshold accepts all of them.
     ends = np.flatnonzero(np.append(np.diff(probability[order]) != 0, True))
     found_at, precision_at = [], []
-    for weights in resampled(labels, resamples, seed):
+    for weights in resample(labels, resamples, seed):
         weights = weights[order]
         caught = (weights * positive[order, None]).cumsum(0)[ends]
         wrong = weights.cumsum(0)[ends] - caught
@@ -106,7 +106,7 @@ def coverage_curve(result: Evaluation) -> pd.DataFrame:
             "threshold": confidence,
         }
     )
-    return thinned(table[last].reset_index(drop=True))
+    return thin_curve(table[last].reset_index(drop=True))
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def selective_prediction(result: Evaluation, threshold: float) -> SelectivePredi
     return SelectivePrediction(len(kept), len(kept) / result.images, accuracy, low, high)
 
 
-def thinned(curve: pd.DataFrame, points: int = _POINTS) -> pd.DataFrame:
+def thin_curve(curve: pd.DataFrame, points: int = _POINTS) -> pd.DataFrame:
     """Return at most ``points`` rows of a curve, evenly spread, with the first and the last row."""
     if len(curve) <= points:
         return curve

@@ -55,21 +55,21 @@ def evaluate_in_fp32(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
             checkpoint is damaged.
     """
     with locked(run.run_dir):
-        yield from on_idle_device(partial(_evaluated, run, roots), FINAL_PRECISION)
+        yield from on_idle_device(partial(_evaluate, run, roots), FINAL_PRECISION)
 
 
-def _evaluated(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
+def _evaluate(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
     predictor = load_predictor(run, device)
 
     def answer(inputs: torch.Tensor) -> np.ndarray:
         return logits_of(predictor.network.model, inputs, predictor.device)
 
     save_predictions(
-        run.run_dir, (yield from predicted_again(run, predictor, answer, roots)), FINAL_PRECISION
+        run.run_dir, (yield from predict_again(run, predictor, answer, roots)), FINAL_PRECISION
     )
 
 
-def predicted_again(
+def predict_again(
     run: Run, predictor: Predictor, answer: Answer, roots: Sequence[Path]
 ) -> Work[pd.DataFrame]:
     """Predict the images that a run was evaluated on with another forward function.

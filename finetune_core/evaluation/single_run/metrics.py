@@ -74,15 +74,15 @@ class Evaluation:
         rows = []
         for row in self.per_class.to_dict("records"):
             interval = (
-                f"{_percent(row['recall_low'])} to {_percent(row['recall_high'])}"
+                f"{_format_percent(row['recall_low'])} to {_format_percent(row['recall_high'])}"
                 if row["images"]
                 else NOT_DEFINED
             )
             shares = [
-                _percent(row["precision"]),
-                _percent(row["recall"]),
+                _format_percent(row["precision"]),
+                _format_percent(row["recall"]),
                 interval,
-                _percent(row["f1"]),
+                _format_percent(row["f1"]),
             ]
             rows.append(
                 [
@@ -135,7 +135,7 @@ class Evaluation:
         )
 
 
-def evaluated_splits(table: pd.DataFrame) -> list[str]:
+def list_splits(table: pd.DataFrame) -> list[str]:
     """Return the splits that were predicted, the least biased first.
 
     The best epoch was chosen on the validation images.
@@ -158,19 +158,19 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     # The import takes a second, which every start of the program would pay.
     from sklearn.metrics import precision_recall_fscore_support
 
-    split = split or evaluated_splits(table)[0]
+    split = split or list_splits(table)[0]
     # Check the names first: a column of text raises if it is searched for a lone surrogate.
-    if split not in evaluated_splits(table):
+    if split not in list_splits(table):
         raise RunError(
             f"The run has no predictions for {split} images; it has "
-            f"{', '.join(evaluated_splits(table))}."
+            f"{', '.join(list_splits(table))}."
         )
     rows = table[table["split"] == split].reset_index(drop=True)
-    labels, probabilities, losses = arrays_of(rows)
+    labels, probabilities, losses = to_arrays(rows)
     predicted = probabilities.argmax(1)
     correct = predicted == labels
     accuracy, low, high = accuracy_interval(int(correct.sum()), len(rows))
-    confusion = _confusion(labels, predicted, len(classes))
+    confusion = _confusion_matrix(labels, predicted, len(classes))
     every = np.arange(len(classes))
     precision, recall, f1, images = precision_recall_fscore_support(
         labels, predicted, labels=every, zero_division=np.nan
@@ -206,7 +206,7 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     )
 
 
-def arrays_of(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def to_arrays(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the arrays in rows of a table of predictions.
 
     Returns:
@@ -243,10 +243,10 @@ def confusion_order(confusion: np.ndarray) -> list[int]:
     return order
 
 
-def _percent(value: float) -> str:
+def _format_percent(value: float) -> str:
     return NOT_DEFINED if np.isnan(value) else percent(value)
 
 
-def _confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+def _confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     # scikit-learn's function warns about a single class, which is a legitimate data set here.
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)

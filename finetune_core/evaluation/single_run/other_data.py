@@ -42,7 +42,7 @@ class OtherData:
         return fingerprint_of(self.table)
 
 
-def look_at(data: str, roots: Sequence[Path] = ()) -> Work[OtherData]:
+def index_other_data(data: str, roots: Sequence[Path] = ()) -> Work[OtherData]:
     """Index the images of a data set, with the edits that were made to it.
 
     Args:

@@ -44,7 +44,7 @@ class _Row(TypedDict):
     high: Share
 
 
-class _Kept(TypedDict):
+class _EarlierFile(TypedDict):
     """Content of the files of earlier versions, which stored accuracies only.
 
     ``predictions`` is the time stamp of the predictions that the run had then.
@@ -55,7 +55,7 @@ class _Kept(TypedDict):
     rows: Annotated[list[_Row], Field(max_length=100)]
 
 
-_KEPT = TypeAdapter(_Kept)
+_EARLIER_FILE = TypeAdapter(_EarlierFile)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Robustness:
         images: number of images that were drawn from the split; the same ones for each corruption.
         rows: ``corruption`` (a key of ``CORRUPTIONS``, or ``CLEAN``), ``severity`` (0 for none, 1
             to 3), ``accuracy, low, high`` (95 %, Wilson 1927).
-        predicted: True if the predictions are stored (``corrupted_predictions``): earlier versions
-            stored accuracies only.
+        predicted: True if the predictions are stored (``load_corrupted_predictions``): earlier
+            versions stored accuracies only.
     """
 
     split: str
@@ -104,10 +104,10 @@ def save_robustness(
     ]
     table = pd.concat(tables, ignore_index=True)
     try:
-        write_table(_file(run.run_dir, split), table, {_FACT: str(changed).encode()})
+        write_table(_file_path(run.run_dir, split), table, {_FACT: str(changed).encode()})
     except OSError as error:
         raise RunError(f"The result cannot be kept in {run.run_dir}: {error.strerror}.") from None
-    return _summed_up(table, split)
+    return _summarise(table, split)
 
 
 def known_robustness(run: Run, split: str) -> Robustness | None:
@@ -116,12 +116,12 @@ def known_robustness(run: Run, split: str) -> Robustness | None:
     None if it was not measured, or the run has been trained on since.
     """
     try:
-        return _known(*_version(run.run_dir, split, len(run.started["classes"])))
+        return _load_robustness(*_table_key(run.run_dir, split, len(run.started["classes"])))
     except RunError:  # missing or damaged: it can be measured again
-        return _of_earlier_version(run, split)
+        return _load_earlier_version(run, split)
 
 
-def corrupted_predictions(run_dir: Path, which: Corrupted, classes: int) -> pd.DataFrame:
+def load_corrupted_predictions(run_dir: Path, which: Corrupted, classes: int) -> pd.DataFrame:
     """Return ``id, split, label, logits``, sorted by id.
 
     The split is ``SHIFTED``, and a label is an index into the run's classes.
@@ -135,30 +135,30 @@ def corrupted_predictions(run_dir: Path, which: Corrupted, classes: int) -> pd.D
         RunError: if there are no predictions, or they are damaged or of an earlier state of the
             run.
     """
-    table = _table(*_version(run_dir, which.split, classes))
+    table = _load_table(*_table_key(run_dir, which.split, classes))
     rows = table[table["split"] == which.key].sort_values("id", ignore_index=True)
     return rows.assign(split=SHIFTED)
 
 
-def robustness_changed(run_dir: Path, split: str) -> Stamp | None:
-    """Return a stamp that changes with ``corrupted_predictions``; None if there are none."""
-    return stamp(_file(run_dir, split))
+def robustness_stamp(run_dir: Path, split: str) -> Stamp | None:
+    """Return a stamp that changes with ``load_corrupted_predictions``; None if there are none."""
+    return stamp(_file_path(run_dir, split))
 
 
-def _version(run_dir: Path, split: str, classes: int) -> tuple[Path, str, int, Stamp | None, int]:
-    """Return the arguments of ``_table``: all that its result depends on."""
-    return run_dir, split, classes, robustness_changed(run_dir, split), predictions_changed(run_dir)
+def _table_key(run_dir: Path, split: str, classes: int) -> tuple[Path, str, int, Stamp | None, int]:
+    """Return the arguments of ``_load_table``: all that its result depends on."""
+    return run_dir, split, classes, robustness_stamp(run_dir, split), predictions_changed(run_dir)
 
 
 @lru_cache(maxsize=64)  # a page asks for all of a comparison's runs whenever it is redrawn
-def _known(
+def _load_robustness(
     run_dir: Path, split: str, classes: int, version: Stamp | None, changed: int
 ) -> Robustness:
-    return _summed_up(_table(run_dir, split, classes, version, changed), split)
+    return _summarise(_load_table(run_dir, split, classes, version, changed), split)
 
 
 @lru_cache(maxsize=64)
-def _table(
+def _load_table(
     run_dir: Path, split: str, classes: int, _version: Stamp | None, changed: int
 ) -> pd.DataFrame:
     """Read the table of predictions for corrupted images.
@@ -172,7 +172,7 @@ def _table(
     Raises:
         RunError: if the file is missing, damaged, or belongs to other predictions of the run.
     """
-    path, ways = _file(run_dir, split), [which.key for which in corrupted(split)]
+    path, ways = _file_path(run_dir, split), [which.key for which in corrupted(split)]
     try:
         of = fact_of(path, _FACT)
         table = read_table(path, ways, classes)
@@ -201,7 +201,7 @@ def _table(
     return table
 
 
-def _summed_up(table: pd.DataFrame, split: str) -> Robustness:
+def _summarise(table: pd.DataFrame, split: str) -> Robustness:
     rows = []
     for which in corrupted(split):
         some = table[table["split"] == which.key]
@@ -212,10 +212,10 @@ def _summed_up(table: pd.DataFrame, split: str) -> Robustness:
     )
 
 
-def _of_earlier_version(run: Run, split: str) -> Robustness | None:
+def _load_earlier_version(run: Run, split: str) -> Robustness | None:
     try:
         path = run.run_dir / f"robustness-{split}.json"
-        stored = _KEPT.validate_json(read_regular(path, _LARGEST), strict=True)
+        stored = _EARLIER_FILE.validate_json(read_regular(path, _LARGEST), strict=True)
     except (OSError, ValueError):
         return None
     rows = pd.DataFrame(stored["rows"], columns=_COLUMNS)
@@ -227,5 +227,5 @@ def _of_earlier_version(run: Run, split: str) -> Robustness | None:
     return Robustness(split, stored["images"], rows, predicted=False)
 
 
-def _file(run_dir: Path, split: str) -> Path:
+def _file_path(run_dir: Path, split: str) -> Path:
     return run_dir / f"robustness-{split}.parquet"

@@ -10,7 +10,7 @@ from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.calibration import Calibration
 from finetune_core.evaluation.single_run.corruptions import CLEAN, CORRUPTIONS
 from finetune_core.evaluation.single_run.evaluate import (
-    Calibrated,
+    CalibrationPair,
     calibrated,
     evaluation,
     evaluation_precision,
@@ -40,7 +40,7 @@ class RunEvaluation(Evaluation):
 
     run: Run
     scores: Scores
-    calibrated: Calibrated
+    calibrated: CalibrationPair
     slices: pd.DataFrame
     robustness: Robustness | None
 
@@ -75,13 +75,13 @@ class RunEvaluation(Evaluation):
         """Describe the calibration, and the slices that clearly differ from the rest."""
         confidence = self.calibrated
         ece = (
-            f"Expected calibration error (ECE) {_error(confidence.before)}, {BINS} bins of equal "
-            "width"
+            f"Expected calibration error (ECE) {_format_ece(confidence.before)}, {BINS} bins of "
+            "equal width"
         )
         if confidence.scaling and confidence.after:
             temperatures = " and ".join(f"{one:.2f}" for one in confidence.scaling.temperatures)
             ece += (
-                f"; {_error(confidence.after)} at temperature {temperatures}, fitted on other "
+                f"; {_format_ece(confidence.after)} at temperature {temperatures}, fitted on other "
                 "images"
             )
         clear = self.slices[self.slices["verdict"].isin(["worse", "better"])]
@@ -132,5 +132,5 @@ def evaluate_run(run: Run, split: str, robustness: Robustness | None) -> RunEval
     )
 
 
-def _error(one: Calibration) -> str:
+def _format_ece(one: Calibration) -> str:
     return f"{percent(one.ece)} (95 % interval {interval_text(one.ece_low, one.ece_high)})"

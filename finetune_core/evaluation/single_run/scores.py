@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from finetune_core.evaluation.intervals import wilson
-from finetune_core.evaluation.single_run.binning import BINS, bins_of, ece_interval, gap_rows
+from finetune_core.evaluation.single_run.binning import BINS, assign_bins, ece_interval, gap_matrix
 from finetune_core.formatting import accuracy_name, percent
 
 RESAMPLES = 1000
@@ -139,11 +139,11 @@ def score(
         resamples: 0 for no intervals (they are NaN).
         seed: seed of the resamples.
     """
-    parts = _Parts(labels, probabilities, losses)
+    parts = _Precomputed(labels, probabilities, losses)
     value, of_class, gaps = parts.computed(np.ones((len(labels), 1)))
-    drawn = [parts.computed(weights) for weights in resampled(labels, resamples, seed)]
-    low, high = _interval([one for one, _, _ in drawn], value)
-    class_low, class_high = _interval([one for _, one, _ in drawn], of_class)
+    drawn = [parts.computed(weights) for weights in resample(labels, resamples, seed)]
+    low, high = _percentiles([one for one, _, _ in drawn], value)
+    class_low, class_high = _percentiles([one for _, one, _ in drawn], of_class)
     if drawn:
         place = parts.names.index("ece")
         low[place], high[place] = ece_interval(
@@ -167,7 +167,7 @@ def score(
     )
 
 
-def _interval(drawn: list[np.ndarray], like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _percentiles(drawn: list[np.ndarray], like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return percentiles over the last axis.
 
     NaN if a number is not defined, or nothing was drawn.
@@ -179,7 +179,7 @@ def _interval(drawn: list[np.ndarray], like: np.ndarray) -> tuple[np.ndarray, np
     return low, high
 
 
-def resampled(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def resample(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each image was drawn, with replacement and within its class.
 
     Yields:
@@ -202,7 +202,7 @@ def resampled(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndar
         )
 
 
-class _Parts:
+class _Precomputed:
     """Terms that do not change between resamples.
 
     Every number is then a few products with the weights of the images.
@@ -215,7 +215,7 @@ class _Parts:
         self.present = self.support > 0
         images = np.arange(self.count)
         predicted = probabilities.argmax(1)
-        place = rank_of(labels, probabilities)
+        place = rank_true_class(labels, probabilities)
         tops = [k for k in _TOP if k < self.classes]
         squares = (probabilities**2).sum(1) - 2 * probabilities[images, labels] + 1
         # One row per number that is a mean over images; accuracy comes first.
@@ -228,7 +228,7 @@ class _Parts:
         self.hits = sparse.csr_array((np.ones(len(right)), (labels[right], right)), shape=shape)
         self.predicted = sparse.csr_array((np.ones(self.count), (predicted, images)), shape=shape)
         confidence = probabilities[images, predicted]
-        self.gaps = gap_rows(confidence, place == 0, bins_of(confidence)[1])
+        self.gaps = gap_matrix(confidence, place == 0, assign_bins(confidence)[1])
         self.rankings = [
             _Ranking(labels == label, probabilities[:, label]) for label in range(self.classes)
         ]
@@ -265,8 +265,8 @@ class _Parts:
             "f1_micro": means["accuracy"],
             "f1_weighted": (f1 * support[self.present]).sum(0) / self.count,
             **self._agreement(means["accuracy"], predicted),
-            "roc_auc": _mean_of_defined(of_class[:, 0]),
-            "average_precision": _mean_of_defined(of_class[:, 1]),
+            "roc_auc": _mean_defined(of_class[:, 0]),
+            "average_precision": _mean_defined(of_class[:, 1]),
             "ece": np.abs(gaps).sum(0),
         }
         return np.stack([found[name] for name in self.names]), of_class, gaps
@@ -290,7 +290,7 @@ class _Parts:
         return {"matthews_corrcoef": matthews, "cohen_kappa": (accuracy - chance) / (1 - chance)}
 
 
-def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+def _mean_defined(values: np.ndarray) -> np.ndarray:
     """Return the mean over the classes whose value is defined.
 
     Whether a value is defined does not depend on the resample.
@@ -345,7 +345,7 @@ class _Ranking:
         return np.stack([roc, (positive * precision).sum(0) / self.positives])
 
 
-def rank_of(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+def rank_true_class(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return int ``[n]``: how many classes rank before the true one.
 
     Of equal probabilities the first class ranks first, as in ``argmax``.

@@ -70,7 +70,7 @@ class SharedClasses:
         }
 
 
-def shared_classes(
+def find_shared_classes(
     classes: Sequence[str], own_labels: np.ndarray, shifted_labels: np.ndarray
 ) -> SharedClasses:
     """Find the classes that have images on both sides.

@@ -17,8 +17,8 @@ from finetune_core.data.same_classes import SameClasses, same_classes
 from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import DataError
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.single_run.copies import Known, look_for_copies, same_images
-from finetune_core.evaluation.single_run.other_data import OtherData, look_at
+from finetune_core.evaluation.single_run.copies import KnownCopies, images_key, look_for_copies
+from finetune_core.evaluation.single_run.other_data import OtherData, index_other_data
 from finetune_core.evaluation.single_run.shift_files import Copies, Shift, lacking_shift, save_shift
 from finetune_core.runs.store import Run
 from finetune_core.training.answers import answers
@@ -58,21 +58,23 @@ def predict_shifted(runs: Sequence[Run], data: str, roots: Sequence[Path] = ()) 
         FinetuneError: if a run has no network or no predictions, or its directory cannot be written
             to.
     """
-    other = yield from look_at(data, roots)
-    known: dict[str, Known] = {}
+    other = yield from index_other_data(data, roots)
+    known: dict[str, KnownCopies] = {}
     for run in lacking_shift(runs, other.fingerprint):
-        work = _kept(run, other, known, roots)
+        work = _predict_and_save(run, other, known, roots)
         yield from (with_subject(run.run_id, work) if len(runs) > 1 else work)
     return other.fingerprint
 
 
-def _kept(run: Run, other: OtherData, known: dict[str, Known], roots: Sequence[Path]) -> Work[None]:
+def _predict_and_save(
+    run: Run, other: OtherData, known: dict[str, KnownCopies], roots: Sequence[Path]
+) -> Work[None]:
     """Predict the data set with one run, and store the predictions.
 
     Args:
         run: the run.
         other: the data set.
-        known: copies that were found before, by ``same_images``.
+        known: copies that were found before, by ``images_key``.
         roots: if given, data outside of these folders is refused.
     """
     classes = run.started["classes"]
@@ -83,7 +85,7 @@ def _kept(run: Run, other: OtherData, known: dict[str, Known], roots: Sequence[P
             f"{some(matched.unknown)}. Rename its folders, or rename its classes on the Dataset "
             "page."
         )
-    key = same_images(run)
+    key = images_key(run)
     if key not in known:
         known[key] = yield from look_for_copies(run, other, roots)
     of_class = other.table["class"].isin(list(matched.labels)).to_numpy()
@@ -93,13 +95,11 @@ def _kept(run: Run, other: OtherData, known: dict[str, Known], roots: Sequence[P
             f"Every image of {other.data} that has a class of {run.run_id} is an exact copy of "
             "one of its own images: there is nothing to evaluate on."
         )
-    shift = _shift(run, other, matched, known[key].copies(of_class))
-    yield from on_idle_device(
-        partial(_predicted, run, other, rows, matched, shift), FINAL_PRECISION
-    )
+    shift = _make_shift(run, other, matched, known[key].copies(of_class))
+    yield from on_idle_device(partial(_predict, run, other, rows, matched, shift), FINAL_PRECISION)
 
 
-def _shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies) -> Shift:
+def _make_shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies) -> Shift:
     counts = other.table["class"].value_counts()
     return Shift(
         other.data,
@@ -115,7 +115,7 @@ def _shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies) -> 
     )
 
 
-def _predicted(
+def _predict(
     run: Run, other: OtherData, rows: np.ndarray, matched: SameClasses, shift: Shift, device: Device
 ) -> Work[None]:
     predictor = load_predictor(run, device)

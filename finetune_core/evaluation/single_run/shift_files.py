@@ -123,7 +123,7 @@ def save_shift(run: Run, shift: Shift, table: pd.DataFrame) -> None:
     """
     try:
         write_table(
-            _file(run.run_dir, shift.fingerprint),
+            _file_path(run.run_dir, shift.fingerprint),
             table,
             {SHIFT_FACTS: json.dumps(asdict(shift)).encode()},
         )
@@ -141,7 +141,7 @@ def known_shifts(run: Run) -> tuple[list[Shift], list[str]]:
     """
     found: list[tuple[float, Shift]] = []
     problems = []
-    for path in _files(run):
+    for path in _list_files(run):
         try:
             shift = read_shift(run, path.stem.removeprefix("shifted-"))
         except RunError as error:
@@ -158,7 +158,7 @@ def read_shift(run: Run, fingerprint: str) -> Shift:
     Raises:
         RunError: if there is no file, it is damaged, or the run was trained on since.
     """
-    path = _file(run.run_dir, fingerprint)
+    path = _file_path(run.run_dir, fingerprint)
     try:
         said = fact_of(path, SHIFT_FACTS)
         if len(said) > _LARGEST:
@@ -197,16 +197,16 @@ def shifted_predictions(run_dir: Path, fingerprint: str, classes: int) -> pd.Dat
     Raises:
         RunError: if there are no predictions, or they are damaged.
     """
-    path = _file(run_dir, fingerprint)
+    path = _file_path(run_dir, fingerprint)
     try:
         return read_table(path, (SHIFTED,), classes).sort_values("id", ignore_index=True)
     except FileNotFoundError:
         raise RunError(f"{run_dir.name} has not predicted that data set yet.") from None
 
 
-def shift_changed(run: Run, fingerprint: str) -> Stamp | None:
+def shift_stamp(run: Run, fingerprint: str) -> Stamp | None:
     """Return a stamp that changes with ``shifted_predictions``; None if there are none."""
-    return stamp(_file(run.run_dir, fingerprint))
+    return stamp(_file_path(run.run_dir, fingerprint))
 
 
 def lacking_shift(runs: Sequence[Run], fingerprint: str) -> list[Run]:
@@ -220,11 +220,11 @@ def shift_problem(run: Run, fingerprint: str) -> str:
         classes = len(read_shift(run, fingerprint).classes)
     except RunError as error:
         return str(error)
-    return _damage(run.run_dir, fingerprint, shift_changed(run, fingerprint), classes)
+    return _find_damage(run.run_dir, fingerprint, shift_stamp(run, fingerprint), classes)
 
 
 @lru_cache(maxsize=1024)  # a page asks again whenever it is redrawn
-def _damage(run_dir: Path, fingerprint: str, _version: Stamp | None, classes: int) -> str:
+def _find_damage(run_dir: Path, fingerprint: str, _version: Stamp | None, classes: int) -> str:
     try:
         shifted_predictions(run_dir, fingerprint, classes)
     except RunError as error:
@@ -232,11 +232,11 @@ def _damage(run_dir: Path, fingerprint: str, _version: Stamp | None, classes: in
     return ""
 
 
-def _file(run_dir: Path, fingerprint: str) -> Path:
+def _file_path(run_dir: Path, fingerprint: str) -> Path:
     return run_dir / f"shifted-{fingerprint}.parquet"
 
 
-def _files(run: Run) -> list[Path]:
+def _list_files(run: Run) -> list[Path]:
     try:
         names = sorted(
             entry.name for entry in os.scandir(run.run_dir) if SHIFTED_FILE.fullmatch(entry.name)

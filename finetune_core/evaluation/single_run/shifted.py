@@ -12,8 +12,8 @@ import pandas as pd
 from finetune_core.data.splits import SHIFTED
 from finetune_core.evaluation.intervals import difference_interval
 from finetune_core.evaluation.single_run.evaluate import (
-    Calibrated,
-    calibrated_of,
+    CalibrationPair,
+    calibrate_table,
     predicted_splits,
     scores_of,
 )
@@ -28,14 +28,14 @@ from finetune_core.evaluation.single_run.scores import (
     share_text,
     value_text,
 )
-from finetune_core.evaluation.single_run.shared_classes import SharedClasses, shared_classes
+from finetune_core.evaluation.single_run.shared_classes import SharedClasses, find_shared_classes
 from finetune_core.evaluation.single_run.shift_files import (
     Shift,
     read_shift,
-    shift_changed,
+    shift_stamp,
     shifted_predictions,
 )
-from finetune_core.evaluation.single_run.slices import image_facts, slices
+from finetune_core.evaluation.single_run.slices import compute_slices, load_image_facts
 from finetune_core.files import Stamp
 from finetune_core.formatting import SPLIT_WORDS, interval_text, percent, points, things
 from finetune_core.runs.store import Run
@@ -45,7 +45,7 @@ from finetune_core.training.predictions import (
     predictions_changed,
 )
 
-Measured = tuple[float, float, float]  # a value, and the ends of its 95 % interval
+IntervalTuple = tuple[float, float, float]  # a value, and the ends of its 95 % interval
 
 LOWER_IS_BETTER = ("log_loss", "brier", "ece")
 
@@ -79,7 +79,7 @@ class ShiftedEvaluation(RunEvaluation):
     @property
     def drop(self) -> tuple[float, float, float]:
         """Drop of the accuracy with its 95 % interval (Newcombe 1998)."""
-        return drop_of(_accuracy(self.own), _accuracy(self))
+        return compute_drop(_accuracy_interval(self.own), _accuracy_interval(self))
 
     def drop_in_words(self) -> str:
         """Return text on how much lower the accuracy is here than on the run's own images."""
@@ -120,13 +120,13 @@ class ShiftedEvaluation(RunEvaluation):
             "Drop",
             "95 % interval (drop)",
         ]
-        sides = [_by_name(one.scores.table) for one in (self.own, self)]
+        sides = [_group_by_name(one.scores.table) for one in (self.own, self)]
         rows = []
-        for name, drop in _by_name(self.drops).items():
+        for name, drop in _group_by_name(self.drops).items():
             cells = [NAMES[name]]
             for value, low, high in (sides[0][name], sides[1][name]):
                 cells += [value_text(name, value), range_text(name, low, high)]
-            lost, least, most = (_drop_text(name, one) for one in drop)
+            lost, least, most = (_format_drop(name, one) for one in drop)
             span = "" if np.isnan(drop[1]) else f"{least} to {most}"
             rows.append([*cells, f"{lost} points" if is_percent(name) else lost, span])
         return columns, rows
@@ -150,8 +150,8 @@ class ShiftedEvaluation(RunEvaluation):
         )
         rows = []
         for one in both[both["images"] > 0].sort_values(["recall", "class"]).to_dict("records"):
-            here, own = _recall(one), _recall(one, "_own")
-            drop = drop_of(own, here)
+            here, own = _recall_interval(one), _recall_interval(one, "_own")
+            drop = compute_drop(own, here)
             cells = [
                 one["class"],
                 f"{one['images']:,}",
@@ -178,9 +178,9 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
     split = split or predicted_splits(run)[0]
     own = evaluate_run(run, split, known_robustness(run, split))
     shift = read_shift(run, fingerprint)
-    changed = predictions_changed(run.run_dir), shift_changed(run, fingerprint)
+    changed = predictions_changed(run.run_dir), shift_stamp(run, fingerprint)
     shared = _find_shared_classes(run.run_dir, fingerprint, changed, own.classes, split)
-    result, found, confidence = _evaluated(
+    result, found, confidence = _evaluate_shifted(
         run.run_dir, fingerprint, changed, own.classes, shared.labels
     )
     if shared.own_only:
@@ -195,11 +195,11 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
         shift=shift,
         shared=shared,
         own=own,
-        drops=_drops(own, result, found),
+        drops=_compute_drops(own, result, found),
     )
 
 
-def _drop_text(name: str, drop: float) -> str:
+def _format_drop(name: str, drop: float) -> str:
     """Format a drop of a score; shares are given in points."""
     return points(drop) if is_percent(name) else share_text(drop).replace("-", "−")
 
@@ -209,7 +209,9 @@ def data_of(run: Run, result: Evaluation) -> str:
     return result.shift.data if isinstance(result, ShiftedEvaluation) else run.config.data
 
 
-def drop_of(own: Measured, shifted: Measured, *, lower_is_better: bool = False) -> Measured:
+def compute_drop(
+    own: IntervalTuple, shifted: IntervalTuple, *, lower_is_better: bool = False
+) -> IntervalTuple:
     """Return by how much a number is worse on other images, with a 95 % interval.
 
     The drop is positive if it is worse. The interval is that of two samples that share no image,
@@ -266,7 +268,7 @@ def _find_shared_classes(
     split: str,
 ) -> SharedClasses:
     own = load_predictions(run_dir, len(classes))
-    return shared_classes(
+    return find_shared_classes(
         classes,
         own.loc[own["split"] == split, "label"].to_numpy(),
         shifted_predictions(run_dir, fingerprint, len(classes))["label"].to_numpy(),
@@ -279,31 +281,35 @@ def _restrict(run: Run, own: RunEvaluation, shared: SharedClasses) -> RunEvaluat
     result, found, confidence = _evaluate_own(
         run.run_dir, changed, own.classes, own.split, shared.labels
     )
-    facts = image_facts(run.config.data, result.predictions["id"])
+    facts = load_image_facts(run.config.data, result.predictions["id"])
     return replace(
-        own, **vars(result), scores=found, calibrated=confidence, slices=slices(result, facts.table)
+        own,
+        **vars(result),
+        scores=found,
+        calibrated=confidence,
+        slices=compute_slices(result, facts.table),
     )
 
 
 @lru_cache(maxsize=16)
 def _evaluate_own(
     run_dir: Path, _changed: int, classes: tuple[str, ...], split: str, labels: tuple[int, ...]
-) -> tuple[Evaluation, Scores, Calibrated]:
+) -> tuple[Evaluation, Scores, CalibrationPair]:
     """Evaluate a run's own images of some classes; the temperature is fitted on images of all."""
     table = load_predictions(run_dir, len(classes)).sort_values("id", ignore_index=True)
     table = table[(table["split"] != split) | table["label"].isin(labels)].reset_index(drop=True)
     result = evaluate(table, classes, split)
-    return result, scores_of(result), calibrated_of(table, split)
+    return result, scores_of(result), calibrate_table(table, split)
 
 
 @lru_cache(maxsize=16)
-def _evaluated(
+def _evaluate_shifted(
     run_dir: Path,
     fingerprint: str,
     _changed: tuple[int, Stamp | None],
     classes: tuple[str, ...],
     labels: tuple[int, ...],
-) -> tuple[Evaluation, Scores, Calibrated]:
+) -> tuple[Evaluation, Scores, CalibrationPair]:
     """Evaluate the shifted images of some classes, once for each table of predictions."""
     table = shifted_predictions(run_dir, fingerprint, len(classes))
     table = table[table["label"].isin(labels)].reset_index(drop=True)
@@ -312,14 +318,14 @@ def _evaluated(
     return (
         result,
         scores_of(result),
-        calibrated_of(pd.concat([own, table], ignore_index=True), SHIFTED),
+        calibrate_table(pd.concat([own, table], ignore_index=True), SHIFTED),
     )
 
 
-def _drops(own: RunEvaluation, result: Evaluation, found: Scores) -> pd.DataFrame:
+def _compute_drops(own: RunEvaluation, result: Evaluation, found: Scores) -> pd.DataFrame:
     both = own.scores.table.merge(found.table, on="name", suffixes=("", "_shifted"))
     rows = [
-        drop_of(
+        compute_drop(
             (row["value"], row["low"], row["high"]),
             (row["value_shifted"], row["low_shifted"], row["high_shifted"]),
             lower_is_better=row["name"] in LOWER_IS_BETTER,
@@ -331,15 +337,15 @@ def _drops(own: RunEvaluation, result: Evaluation, found: Scores) -> pd.DataFram
     ]
 
 
-def _by_name(table: pd.DataFrame) -> dict[str, Measured]:
+def _group_by_name(table: pd.DataFrame) -> dict[str, IntervalTuple]:
     return {
         row["name"]: (row["value"], row["low"], row["high"]) for row in table.to_dict("records")
     }
 
 
-def _accuracy(result: Evaluation) -> Measured:
+def _accuracy_interval(result: Evaluation) -> IntervalTuple:
     return result.accuracy, result.low, result.high
 
 
-def _recall(row: Mapping[Hashable, Any], whose: str = "") -> Measured:
+def _recall_interval(row: Mapping[Hashable, Any], whose: str = "") -> IntervalTuple:
     return row[f"recall{whose}"], row[f"recall_low{whose}"], row[f"recall_high{whose}"]

@@ -48,7 +48,7 @@ class Facts:
     own: tuple[str, ...]
 
 
-def image_facts(data: str | Path, ids: pd.Series) -> Facts:
+def load_image_facts(data: str | Path, ids: pd.Series) -> Facts:
     """Return facts about images from the index and from a manifest.
 
     Columns with one value only are left out.
@@ -63,7 +63,7 @@ def image_facts(data: str | Path, ids: pd.Series) -> Facts:
         except DataError:  # the manifest was changed or removed since: evaluate without it
             extra = pd.DataFrame(index=pd.Index(ids))
         own = tuple(name for name in extra.columns if extra[name].nunique() > 1)
-        columns = columns | {name: _as_numbers(extra[name]) for name in own}
+        columns = columns | {name: _to_numbers(extra[name]) for name in own}
     table = pd.DataFrame(columns)
     varied = [name for name in table.columns if table[name].nunique() > 1]
     return Facts(
@@ -71,12 +71,12 @@ def image_facts(data: str | Path, ids: pd.Series) -> Facts:
     )
 
 
-def facts_changed(data: str | Path) -> tuple[Stamp | None, Stamp | None]:
-    """Return stamps of the index and the manifest that ``image_facts`` reads."""
+def facts_stamp(data: str | Path) -> tuple[Stamp | None, Stamp | None]:
+    """Return stamps of the index and the manifest that ``load_image_facts`` reads."""
     return index_changed(data), stamp(Path(os.path.realpath(data)))
 
 
-def slices(result: Evaluation, facts: pd.DataFrame) -> pd.DataFrame:
+def compute_slices(result: Evaluation, facts: pd.DataFrame) -> pd.DataFrame:
     """Compute the accuracy in every slice.
 
     Numbers are cut into quarters; of other values, the most frequent ones are slices. A slice is
@@ -90,7 +90,7 @@ def slices(result: Evaluation, facts: pd.DataFrame) -> pd.DataFrame:
     correct = result.predictions["correct"].to_numpy()
     rows, chances, better = [], [], []
     for name in facts.columns:
-        for words, inside in _cut(facts[name]):
+        for words, inside in _cut_column(facts[name]):
             rows.append(
                 (
                     name,
@@ -99,27 +99,29 @@ def slices(result: Evaluation, facts: pd.DataFrame) -> pd.DataFrame:
                     *accuracy_interval(int(correct[inside].sum()), int(inside.sum())),
                 )
             )
-            chances.append(_chance(correct, inside))
+            chances.append(_p_value(correct, inside))
             better.append(
                 correct[inside].mean() > correct[~inside].mean()
                 if 0 < inside.sum() < len(inside)
                 else False
             )
     table = pd.DataFrame(rows, columns=["by", "slice", "images", "accuracy", "low", "high"])
-    return table.assign(verdict=_verdicts(np.array(chances), np.array(better, dtype=bool)))
+    return table.assign(verdict=_judge_slices(np.array(chances), np.array(better, dtype=bool)))
 
 
-def _cut(values: pd.Series) -> list[tuple[str, np.ndarray]]:
+def _cut_column(values: pd.Series) -> list[tuple[str, np.ndarray]]:
     """Return (label, bool ``[n]``) for each slice of a column."""
     if pd.api.types.is_numeric_dtype(values):
         edges = np.unique(values.quantile(np.linspace(0, 1, _PARTS + 1)).to_numpy())
         if values.nunique() > _PARTS and len(edges) > 2:
             parts = pd.cut(values, edges.tolist(), include_lowest=True, labels=False)
-            words = [f"{_number(low)} to {_number(high)}" for low, high in pairwise(edges)]
+            words = [
+                f"{_format_number(low)} to {_format_number(high)}" for low, high in pairwise(edges)
+            ]
             slices_ = [(words[part], (parts == part).to_numpy()) for part in range(len(words))]
         else:
             slices_ = [
-                (_number(value), (values == value).to_numpy())
+                (_format_number(value), (values == value).to_numpy())
                 for value in np.sort(values.dropna().unique())
             ]
     else:
@@ -131,7 +133,7 @@ def _cut(values: pd.Series) -> list[tuple[str, np.ndarray]]:
     return [(words, inside) for words, inside in slices_ if inside.any()]
 
 
-def _chance(correct: np.ndarray, inside: np.ndarray) -> float:
+def _p_value(correct: np.ndarray, inside: np.ndarray) -> float:
     """Return the p-value of the slice against the rest; NaN if either has few images."""
     from scipy.stats import fisher_exact
 
@@ -142,7 +144,7 @@ def _chance(correct: np.ndarray, inside: np.ndarray) -> float:
     return float(fisher_exact(table).pvalue)
 
 
-def _verdicts(chances: np.ndarray, better: np.ndarray) -> np.ndarray:
+def _judge_slices(chances: np.ndarray, better: np.ndarray) -> np.ndarray:
     from scipy.stats import false_discovery_control
 
     verdicts = np.full(len(chances), "few images", dtype=object)
@@ -155,11 +157,11 @@ def _verdicts(chances: np.ndarray, better: np.ndarray) -> np.ndarray:
     return verdicts
 
 
-def _as_numbers(values: pd.Series) -> pd.Series:
+def _to_numbers(values: pd.Series) -> pd.Series:
     """Convert a column to numbers if all its values are numbers; empty cells do not count."""
     numbers = pd.to_numeric(values.mask(values == ""), errors="coerce")
     return numbers if numbers.notna().sum() == (values.notna() & (values != "")).sum() else values
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 100 else f"{value:.3g}"

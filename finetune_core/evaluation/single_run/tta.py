@@ -18,7 +18,7 @@ from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
-from finetune_core.evaluation.single_run.fp32 import predicted_again
+from finetune_core.evaluation.single_run.fp32 import predict_again
 from finetune_core.files import Stamp, stamp
 from finetune_core.models.ensemble import mean_log_probabilities
 from finetune_core.runs.store import Run
@@ -41,13 +41,13 @@ _FACTS = b"thaw.tta"  # metadata key
 _LONGEST = 1000  # bytes of that metadata
 
 
-class _Kept(TypedDict):
+class _Stamp(TypedDict):
     """Time stamp of the run's own predictions."""
 
     predictions: Moment
 
 
-_KEPT = TypeAdapter(_Kept)
+_STAMP = TypeAdapter(_Stamp)
 
 
 def check_tta(how: str) -> None:
@@ -81,7 +81,7 @@ def predict_with_flips(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
             f"{run.run_id} was evaluated in {precision or 'a precision that is not recorded'}, "
             "and flips are in fp32: evaluate it in fp32 first."
         )
-    yield from on_idle_device(partial(_predicted, run, roots), FINAL_PRECISION)
+    yield from on_idle_device(partial(_predict, run, roots), FINAL_PRECISION)
 
 
 def with_flips(run: Run) -> pd.DataFrame | None:
@@ -90,10 +90,10 @@ def with_flips(run: Run) -> pd.DataFrame | None:
     None if flips were not measured since the run was trained.
     """
     path, classes = run.run_dir / _FILE, len(run.started["classes"])
-    return _read(path, stamp(path), predictions_changed(run.run_dir), classes)
+    return _read_predictions(path, stamp(path), predictions_changed(run.run_dir), classes)
 
 
-def _predicted(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
+def _predict(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
     changed, predictor = predictions_changed(run.run_dir), load_predictor(run, device)
 
     def answer(inputs: torch.Tensor) -> np.ndarray:
@@ -103,7 +103,7 @@ def _predicted(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
         ]
         return mean_log_probabilities(np.stack(both))
 
-    table = yield from predicted_again(run, predictor, answer, roots)
+    table = yield from predict_again(run, predictor, answer, roots)
     try:
         write_table(
             run.run_dir / _FILE, table, {_FACTS: json.dumps({"predictions": changed}).encode()}
@@ -115,14 +115,14 @@ def _predicted(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
 
 
 @lru_cache(maxsize=16)  # a page asks again whenever it is redrawn
-def _read(
+def _read_predictions(
     path: Path, _version: Stamp | None, predictions: int, classes: int
 ) -> pd.DataFrame | None:
     try:
         said = fact_of(path, _FACTS)
         if (
             len(said) > _LONGEST
-            or _KEPT.validate_json(said, strict=True)["predictions"] != predictions
+            or _STAMP.validate_json(said, strict=True)["predictions"] != predictions
         ):
             return None
         return read_table(path, (VAL, TEST), classes)

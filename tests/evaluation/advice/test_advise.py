@@ -13,7 +13,7 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.evaluation.advice import probes
 from finetune_core.evaluation.advice.advise import advise, comparison_of
-from finetune_core.evaluation.advice.probes import TIMED, training_sample
+from finetune_core.evaluation.advice.probes import TIMED, sample_training_images
 from finetune_core.evaluation.advice.proposal import Proposal
 from finetune_core.models.network import network_stages
 from finetune_core.training import device_turn, logistic, timing
@@ -41,7 +41,7 @@ def untimed(monkeypatch):
         yield Step(0, 1, "timing")
         return (60.0,) * len(stages), dict.fromkeys(TIMED, 60.0)
 
-    monkeypatch.setattr(probes, "_timed", timed)
+    monkeypatch.setattr(probes, "_forecast_training", timed)
 
 
 def striped(root, images=24):
@@ -138,15 +138,15 @@ def test_a_probe_never_sees_the_image_that_it_is_asked_about(tmp_path, untimed):
 
 def test_the_sample_is_stratified_seeded_and_no_larger_than_asked_for():
     dataset = load_dataset(shared_images(red=60, blue=30, green=12))
-    some, again, other = (training_sample(dataset, 30, seed).table for seed in (0, 0, 1))
+    some, again, other = (sample_training_images(dataset, 30, seed).table for seed in (0, 0, 1))
     assert set(some["split"]) == {TRAIN}
     assert some["id"].tolist() == again["id"].tolist() != other["id"].tolist()
     whole = dataset.table[dataset.table["split"] == TRAIN]["class"].value_counts()
     counts = some["class"].value_counts()
     assert all(abs(counts[name] - 30 * whole[name] / whole.sum()) <= 1 for name in whole.index)
     assert len(some) <= 30
-    assert len(training_sample(dataset, 20, 0).table) <= 20
-    assert len(training_sample(dataset, 5_000, 0).table) == whole.sum()
+    assert len(sample_training_images(dataset, 20, 0).table) <= 20
+    assert len(sample_training_images(dataset, 5_000, 0).table) == whole.sum()
 
 
 @pytest.mark.train

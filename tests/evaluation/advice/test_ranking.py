@@ -5,7 +5,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from finetune_core.evaluation.advice.probes import NetworkProbes
-from finetune_core.evaluation.advice.proposal import proposed
+from finetune_core.evaluation.advice.proposal import propose_networks
 from finetune_core.evaluation.advice.ranking import best_stages, ranked
 from finetune_core.evaluation.comparison.paired import mcnemar_p
 from finetune_core.evaluation.intervals import accuracy_interval
@@ -104,7 +104,7 @@ def test_networks_are_compared_on_the_images_that_all_could_read():
 
 
 def suggestions(networks, budget=120.0):
-    return proposed(ranked(networks), networks, budget)
+    return propose_networks(ranked(networks), networks, budget)
 
 
 def test_the_best_probe_and_the_best_published_accuracy_within_the_budget():
@@ -165,7 +165,7 @@ def test_one_network_or_none_makes_fewer_proposals():
         ([network("b", 0.8, last_block=False)], ["a", "b"]),
     ):
         assert [one.backbone for one in suggestions([best, *others])] == names
-    assert proposed((), (), 60.0) == ()
+    assert propose_networks((), (), 60.0) == ()
 
 
 def test_of_each_network_the_best_stage_leads():

@@ -4,10 +4,10 @@ import pytest
 
 from finetune_core.config import make_config
 from finetune_core.errors import RunError
-from finetune_core.evaluation.comparison.arms import arm_titles, differing_settings
+from finetune_core.evaluation.comparison.arms import arm_titles, find_differing_settings
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.costs import (
-    cost,
+    run_cost,
     run_depth,
     timeline,
     trunk_rate,
@@ -52,8 +52,8 @@ def test_averages_have_no_precision_of_a_training_to_differ_in():
     average = make_config(
         {"data": "x", "precision": "fp32", "averaged": {"how": "soup", "runs": ["a", "b"]}}
     )
-    assert differing_settings([bf16, average]) == ["averaged"]
-    assert differing_settings([bf16, fp32, average]) == ["precision", "averaged"]
+    assert find_differing_settings([bf16, average]) == ["averaged"]
+    assert find_differing_settings([bf16, fp32, average]) == ["precision", "averaged"]
 
 
 @pytest.mark.parametrize("other", [{"names": "other"}, {"data": "/elsewhere"}, {"images": 300}])
@@ -91,12 +91,12 @@ def test_the_same_seed_again_is_no_second_seed(made_run):
 
 def test_costs_come_from_the_folder(made_run):
     run = made_run(right(0.9), seconds=12.0)
-    result = cost(run, 0.1)
+    result = run_cost(run, 0.1)
     assert (result.seconds, result.memory_bytes, result.disk_bytes) == (12.0, 7, 1000)
     assert result.trainable_parameters == 100
     assert result.uncached_seconds == pytest.approx(12.0 + 2 * 250 * 0.1 - 2.0)
     assert [row["seconds"] for row in timeline(run)] == [5.0, 7.0]
-    assert cost(run).uncached_seconds is None
+    assert run_cost(run).uncached_seconds is None
 
 
 def test_memory_that_was_used_again_is_taken_from_the_forecast(made_run):
@@ -104,8 +104,8 @@ def test_memory_that_was_used_again_is_taken_from_the_forecast(made_run):
         made_run(right(0.9), seed=seed, forecast={"memory_bytes": size})
         for seed, size in ((0, 5), (1, 900))
     )
-    assert [cost(run).memory_bytes for run in (first, second)] == [7, 900]
-    assert usual_cost([cost(first), cost(second)]).memory_bytes == 900
+    assert [run_cost(run).memory_bytes for run in (first, second)] == [7, 900]
+    assert usual_cost([run_cost(first), run_cost(second)]).memory_bytes == 900
 
 
 def test_what_the_cache_saved_follows_from_the_deepest_cut_that_was_timed(made_run):
@@ -114,7 +114,7 @@ def test_what_the_cache_saved_follows_from_the_deepest_cut_that_was_timed(made_r
     head, *_, full = runs
     assert [trunk_rate([run], runs) for run in runs] == [0.1, 0.1, 0.05, 0.0]
     assert trunk_rate([head], [head, full]) is None
-    assert cost(full, 0.0).uncached_seconds == cost(full, 0.0).seconds
+    assert run_cost(full, 0.0).uncached_seconds == run_cost(full, 0.0).seconds
 
 
 @pytest.mark.parametrize(

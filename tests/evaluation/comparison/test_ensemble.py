@@ -11,7 +11,7 @@ from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.report import (
     arms_table,
     comparison_html,
-    ensemble_in_words,
+    describe_ensemble,
 )
 from finetune_core.models.ensemble import mean_log_probabilities
 from finetune_core.training.predictions import load_predictions
@@ -74,7 +74,7 @@ def test_of_one_strategy_alone_it_is_that_of_all_its_runs(made_run):
     runs = [made_run(right(0.8, seed), seed=seed) for seed in range(3)]
     comparison = compare_runs(runs)
     assert comparison.ensemble.value == pytest.approx(by_hand(runs).mean())
-    words = ensemble_in_words(comparison)
+    words = describe_ensemble(comparison)
     assert words.startswith("Ensemble of the 3 seeds (mean of their probabilities): accuracy ")
     assert words in comparison_html(comparison)
     assert compare_runs(runs[:1]).ensemble is None

@@ -23,7 +23,7 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.run_images import run_images
 from finetune_core.figures.layer_diagnostics import MEASURES
 from finetune_core.figures.report import moved_figures, whole_report
-from finetune_core.inspection.features import network_inputs
+from finetune_core.inspection.features import iterate_inputs
 from finetune_core.inspection.learned import Probe
 from finetune_core.inspection.suggestion import suggest_cut
 from finetune_core.models.network import build_network
@@ -118,7 +118,7 @@ def test_the_pull_is_the_gradient_of_the_mean_loss_relative_to_the_weights(train
     images = finish(run_images(run, {"train": 500}))
     rows = images.rows["train"]
     assert result.pulled == len(rows)
-    batches = network_inputs(predictor.network, images.pixels, rows, 32, predictor.device)
+    batches = iterate_inputs(predictor.network, images.pixels, rows, 32, predictor.device)
     model = predictor.network.model.eval().requires_grad_(True)
     labels = torch.tensor(images.dataset.table["label"].to_numpy()[rows])
     logits = model(torch.cat([batch for _, batch in batches]))

@@ -11,7 +11,12 @@ from sklearn.metrics import f1_score, log_loss
 
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, f1_of, f1_values
+from finetune_core.evaluation.comparison.measures import (
+    ACCURACY,
+    MEASURES,
+    f1_pseudo_values,
+    resample_f1,
+)
 from finetune_core.evaluation.comparison.paired import (
     LEVEL,
     is_different,
@@ -48,12 +53,12 @@ def test_pseudo_values_have_macro_f1_for_their_mean_and_a_resample_is_scikit_lea
         )
 
     every = np.arange(count)
-    assert f1_values(labels, predicted[None]).mean() == pytest.approx(expected(every))
+    assert f1_pseudo_values(labels, predicted[None]).mean() == pytest.approx(expected(every))
     drawn = np.concatenate(
         [random.choice(np.flatnonzero(labels == one), (labels == one).sum()) for one in present]
     )
     weights = np.bincount(drawn, minlength=count)[:, None].astype(float)
-    assert f1_of(labels, predicted, weights)[0] == pytest.approx(expected(drawn))
+    assert resample_f1(labels, predicted, weights)[0] == pytest.approx(expected(drawn))
 
 
 @pytest.mark.train
@@ -63,7 +68,7 @@ def test_pseudo_values_know_how_macro_f1_varies_over_images():
     for _ in range(400):
         labels = random.integers(0, 3, 300)
         predicted = np.where(random.random(300) < 0.7, labels, random.integers(0, 3, 300))
-        values = f1_values(labels, predicted[None])[0]
+        values = f1_pseudo_values(labels, predicted[None])[0]
         found.append((values.mean(), image_variance(values) ** 0.5))
     values, errors = np.array(found).T
     assert np.mean(errors) == pytest.approx(values.std(), rel=0.1)

@@ -99,7 +99,7 @@ def planned(found):
 
 def test_without_a_baseline_one_linear_probe_comes_next(compared):
     comparison = compared(last_block=0.9, full=0.8)
-    found = rules.baseline(seen(comparison))
+    found = rules.propose_baseline(seen(comparison))
     assert planned(found) == [("linear_probe", 0)]
     accuracy = percent(arm(comparison, "last_block").score.value)
     assert f"“Last block” ({accuracy}) has no linear probe" in found.reason
@@ -107,14 +107,14 @@ def test_without_a_baseline_one_linear_probe_comes_next(compared):
 
 
 def test_with_a_baseline_or_nothing_that_trained_in_epochs_there_is_none_to_fit(shown):
-    assert rules.baseline(shown(last_block=0.9, linear_probe=0.8)) is None
-    assert rules.baseline(shown(prototypes=0.8)) is None
+    assert rules.propose_baseline(shown(last_block=0.9, linear_probe=0.8)) is None
+    assert rules.propose_baseline(shown(prototypes=0.8)) is None
 
 
 def test_the_baseline_is_that_of_the_best_network(shown, made_run):
     changes = {"strategy": "full", "backbone": "resnet18"}
     other = [made_run(right(0.95, seed), seed=seed, **changes) for seed in range(2)]
-    found = rules.baseline(shown(last_block=0.9, runs=other))
+    found = rules.propose_baseline(shown(last_block=0.9, runs=other))
     assert {one.backbone for one in found.configs} == {"resnet18"}
 
 
@@ -123,18 +123,18 @@ def test_the_baseline_is_that_of_the_best_network(shown, made_run):
 
 def test_after_the_baseline_a_profile_comes_next_once(compared):
     comparison = compared(last_block=0.9, linear_probe=0.8)
-    found = rules.profile(seen(comparison))
+    found = rules.propose_profile(seen(comparison))
     assert (found.what, found.configs) == ("profile the layers of efficientnet_lite0", ())
     assert "“Last block”" in found.reason
     config = arm(comparison, "last_block").config
-    assert rules.profile(after_profile(seen(comparison))) is None
+    assert rules.propose_profile(after_profile(seen(comparison))) is None
     other = frozenset({f"elsewhere {rules.features_of(config)}"})
-    assert rules.profile(replace(seen(comparison), profiled=other))
+    assert rules.propose_profile(replace(seen(comparison), profiled=other))
 
 
 def test_without_a_baseline_or_training_in_epochs_there_is_nothing_to_profile(shown):
-    assert rules.profile(shown(last_block=0.9, full=0.8)) is None
-    assert rules.profile(shown(linear_probe=0.9, prototypes=0.8)) is None
+    assert rules.propose_profile(shown(last_block=0.9, full=0.8)) is None
+    assert rules.propose_profile(shown(linear_probe=0.9, prototypes=0.8)) is None
 
 
 def test_runs_of_a_profile_are_found_among_all_runs(compared, made_run):
@@ -143,7 +143,8 @@ def test_runs_of_a_profile_are_found_among_all_runs(compared, made_run):
     alone = made_run(right(0.9), initial_head="probe", **rates)
     plain = made_run(right(0.9), initial_head="random", **rates)
     offered = [
-        rules.profile(rules.evidence_of(comparison, None, runs)) for runs in ([alone], [plain])
+        rules.propose_profile(rules.evidence_of(comparison, None, runs))
+        for runs in ([alone], [plain])
     ]
     assert offered[0] is None
     assert offered[1]
@@ -154,7 +155,7 @@ def test_runs_of_a_profile_are_found_among_all_runs(compared, made_run):
 
 def test_lp_ft_comes_next_where_training_won_on_its_own_images_and_lost_on_shifted_ones(compared):
     own, shifted = compared(linear_probe=0.80, full=0.90), compared(linear_probe=0.80, full=0.60)
-    found = rules.shift(seen(own, shifted))
+    found = rules.propose_lp_ft(seen(own, shifted))
     assert planned(found) == [("linear_probe_then_full", seed) for seed in range(3)]
     for one, run in zip(found.configs, arm(own, "full").runs, strict=True):
         changed = {name for name, value in one if value != getattr(run.config, name)}
@@ -182,18 +183,18 @@ def test_lp_ft_comes_next_where_training_won_on_its_own_images_and_lost_on_shift
 )
 def test_the_shifted_set_says_nothing_otherwise(compared, strategies, own, shifted):
     both = (compared(**dict(zip(strategies, side, strict=True))) for side in (own, shifted))
-    assert rules.shift(seen(*both)) is None
+    assert rules.propose_lp_ft(seen(*both)) is None
 
 
 def test_without_a_shifted_set_nothing_is_said_of_it(shown):
-    assert rules.shift(shown(linear_probe=0.80, full=0.90)) is None
+    assert rules.propose_lp_ft(shown(linear_probe=0.80, full=0.90)) is None
 
 
 @pytest.mark.train
 def test_after_lp_ft_comes_wise_ft_which_trains_nothing_and_then_nothing(compared, made_run):
     tried = {"linear_probe_then_full": 0.85}
     sides = [compared(linear_probe=0.80, full=share, **tried) for share in (0.90, 0.60)]
-    found = rules.shift(seen(*sides))
+    found = rules.propose_lp_ft(seen(*sides))
     what = "average the weights of “Full fine-tuning” with those that it started from (WiSE-FT)"
     assert (found.what, found.configs) == (what, ())
     averaged = {"how": "wise", "runs": [str(arm(sides[0], "full").runs[0].run_dir)]}
@@ -201,7 +202,7 @@ def test_after_lp_ft_comes_wise_ft_which_trains_nothing_and_then_nothing(compare
     with_wise = (
         compare_runs([*(run for one in side.arms for run in one.runs), wise]) for side in sides
     )
-    assert rules.shift(seen(*with_wise)) is None
+    assert rules.propose_lp_ft(seen(*with_wise)) is None
 
 
 # --- more images
@@ -224,7 +225,7 @@ def fractions(shown, made_run):
 
 def test_more_images_come_next_while_the_curve_rises(fractions):
     evidence = fractions(p25=0.7, p40=0.8)
-    found = rules.images(evidence)
+    found = rules.propose_more_images(evidence)
     planned_images = [(one.train_fraction, one.seed) for one in found.configs]
     assert planned_images == [(0.8, seed) for seed in range(3)]
     gain = points(abs(evidence.own.pairs[0].strategies.claim.gain))
@@ -233,18 +234,18 @@ def test_more_images_come_next_while_the_curve_rises(fractions):
 
 
 def test_no_more_than_all_images_can_be_used_and_then_more_have_to_be_labelled(fractions):
-    found = rules.images(fractions(p25=0.7, p60=0.8))
+    found = rules.propose_more_images(fractions(p25=0.7, p60=0.8))
     assert {one.train_fraction for one in found.configs} == {1.0}
-    found = rules.images(fractions(p25=0.6, p50=0.7, p100=0.8))
+    found = rules.propose_more_images(fractions(p25=0.6, p50=0.7, p100=0.8))
     assert (found.configs, found.what) == ((), "label more images")
     assert "From 50 % to 100 %" in found.reason
 
 
 @pytest.mark.train
 def test_a_curve_that_is_flat_or_is_none_asks_for_no_images(fractions, shown):
-    assert rules.images(fractions(p25=0.6, p50=0.800, p100=0.805)) is None
-    assert rules.images(fractions(p50=0.8)) is None
-    assert rules.images(shown(last_block=0.9, full=0.8)) is None
+    assert rules.propose_more_images(fractions(p25=0.6, p50=0.800, p100=0.805)) is None
+    assert rules.propose_more_images(fractions(p50=0.8)) is None
+    assert rules.propose_more_images(shown(last_block=0.9, full=0.8)) is None
 
 
 # --- more seeds
@@ -272,7 +273,7 @@ def spread(compared, made_run):
 def test_seeds_of_the_arm_that_spreads_most_come_next_where_seeds_hide_a_difference(spread):
     shares = {"last_block": (0.75, 0.95), "full": (0.84, 0.85), "feature_extraction": (0.6, 0.6)}
     comparison = spread(**shares)
-    found = rules.seeds(seen(comparison))
+    found = rules.propose_more_seeds(seen(comparison))
     assert planned(found) == [("last_block", 2)]
     assert "not distinguishable with 2 seeds and 2 seeds" in found.reason
     for name in ("last_block", "full"):
@@ -282,7 +283,7 @@ def test_seeds_of_the_arm_that_spreads_most_come_next_where_seeds_hide_a_differe
 
 def test_the_one_with_fewer_seeds_gets_those_that_it_lacks(shown, made_run):
     one_seed = [made_run(right(0.84), strategy="full", seed=1)]
-    found = rules.seeds(shown(last_block=0.85, runs=one_seed))
+    found = rules.propose_more_seeds(shown(last_block=0.85, runs=one_seed))
     assert planned(found) == [("full", 0), ("full", 2)]
     assert found.what == "train “Full fine-tuning” with seeds 0 and 2"
     assert "cannot be compared as strategies" in found.reason
@@ -290,31 +291,34 @@ def test_the_one_with_fewer_seeds_gets_those_that_it_lacks(shown, made_run):
 
 @pytest.mark.train
 def test_three_seeds_averages_or_a_difference_that_has_shown_ask_for_no_more(shown, made_run):
-    assert rules.seeds(shown(seeds=3, last_block=0.850, full=0.845)) is None
-    assert rules.seeds(shown(seeds=2, last_block=0.9, full=0.7)) is None
-    assert rules.seeds(shown(last_block=0.9)) is None
+    assert rules.propose_more_seeds(shown(seeds=3, last_block=0.850, full=0.845)) is None
+    assert rules.propose_more_seeds(shown(seeds=2, last_block=0.9, full=0.7)) is None
+    assert rules.propose_more_seeds(shown(last_block=0.9)) is None
     averaged = {"how": "soup", "runs": ["/runs/one", "/runs/two"]}
     soup = made_run(right(0.851), strategy="last_block", averaged=averaged)
-    assert rules.seeds(shown(last_block=0.85, runs=[soup])) is None
+    assert rules.propose_more_seeds(shown(last_block=0.85, runs=[soup])) is None
 
 
 def test_a_head_that_is_fitted_gets_no_seeds_even_where_it_has_the_fewest(shown, made_run):
     probe = made_run(right(0.84), strategy="linear_probe", seed=0)
     trained = [made_run(right(share), seed=seed) for seed, share in enumerate((0.76, 0.96))]
-    found = rules.seeds(shown(runs=[probe, *trained]))
+    found = rules.propose_more_seeds(shown(runs=[probe, *trained]))
     assert planned(found) == [("last_block", 2)]
     assert "not distinguishable with 2 seeds." in found.reason
     alike = [made_run(right(0.845, seed), seed=seed) for seed in (5, 6)]
     evidence = shown(runs=[probe, *alike])
-    assert rules.seeds(evidence) is None
-    assert rules.test_images(evidence)
+    assert rules.propose_more_seeds(evidence) is None
+    assert rules.propose_test_images(evidence)
 
 
 def test_a_fitted_head_gets_seeds_where_they_draw_its_training_images(shown, made_run):
     half = {"train_fraction": 0.5}
     runs = [made_run(right(0.85, seed), seed=seed, **half) for seed in range(3)]
     runs.append(made_run(right(0.84), strategy="linear_probe", **half))
-    assert planned(rules.seeds(shown(runs=runs))) == [("linear_probe", 1), ("linear_probe", 2)]
+    assert planned(rules.propose_more_seeds(shown(runs=runs))) == [
+        ("linear_probe", 1),
+        ("linear_probe", 2),
+    ]
 
 
 # --- more test images
@@ -322,8 +326,8 @@ def test_a_fitted_head_gets_seeds_where_they_draw_its_training_images(shown, mad
 
 def test_test_images_come_next_where_their_error_hides_a_difference(spread):
     evidence = seen(spread(last_block=(0.85, 0.85, 0.85), full=(0.84, 0.84, 0.84)))
-    assert rules.seeds(evidence) is None
-    found = rules.test_images(evidence)
+    assert rules.propose_more_seeds(evidence) is None
+    found = rules.propose_test_images(evidence)
     assert (found.what, found.configs) == ("evaluate on more test images", ())
     now = evidence.own.pairs[0].strategies.smallest
     assert (
@@ -332,9 +336,11 @@ def test_test_images_come_next_where_their_error_hides_a_difference(spread):
 
 
 def test_test_images_are_not_asked_for_where_a_difference_has_shown_or_seeds_hide_it(spread, shown):
-    assert rules.test_images(seen(spread(last_block=(0.95,) * 3, full=(0.6,) * 3))) is None
-    assert rules.test_images(seen(spread(last_block=(0.75, 0.95), full=(0.84, 0.85)))) is None
-    assert rules.test_images(shown(seeds=1, last_block=0.85, full=0.84)) is None
+    assert rules.propose_test_images(seen(spread(last_block=(0.95,) * 3, full=(0.6,) * 3))) is None
+    assert (
+        rules.propose_test_images(seen(spread(last_block=(0.75, 0.95), full=(0.84, 0.85)))) is None
+    )
+    assert rules.propose_test_images(shown(seeds=1, last_block=0.85, full=0.84)) is None
 
 
 # --- training that has not converged

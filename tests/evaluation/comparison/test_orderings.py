@@ -7,7 +7,7 @@ import pytest
 from finetune_core.config.run_config import StrategyName
 from finetune_core.data.splits import SHIFTED
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.orderings import ORDERINGS, against_published
+from finetune_core.evaluation.comparison.orderings import ORDERINGS, find_contradictions
 from finetune_core.evaluation.comparison.report import comparison_html
 from finetune_core.formatting import points
 from finetune_core.training.strategies import STRATEGIES
@@ -114,7 +114,7 @@ def test_on_shifted_images_only_what_is_said_of_those_counts(made_run):
         },
     )
     compared = compare_runs(runs)
-    [sentence] = against_published(compared.arms, compared.pairs, SHIFTED)
+    [sentence] = find_contradictions(compared.arms, compared.pairs, SHIFTED)
     assert (
         "(LP-FT)” is said to beat “Full fine-tuning” on shifted images (Kumar et al. 2022)"
         in sentence

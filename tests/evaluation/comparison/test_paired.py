@@ -12,15 +12,15 @@ from finetune_core.evaluation.comparison.paired import (
     LEVEL,
     answers,
     bootstrap,
+    combine_p_values,
+    count_only_one_right,
     holm,
     is_different,
     mcnemar_p,
     networks_claim,
-    only_one_right,
     sign_flip_p,
-    together,
 )
-from finetune_core.evaluation.comparison.power import POWER, smallest_seen
+from finetune_core.evaluation.comparison.power import POWER, smallest_detectable
 from tests.evaluation.simulated import most_by_chance, sides
 
 
@@ -71,8 +71,8 @@ def test_mcnemar_looks_at_every_pair_of_networks_where_the_numbers_of_seeds_diff
     for (i, j), p in np.ndenumerate(found):
         only_a, only_b = int((a[i] & ~b[j]).sum()), int((~a[i] & b[j]).sum())
         assert p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
-    assert together(found) == pytest.approx(min(1, np.sort(found, axis=None)[2] * 2))
-    means = only_one_right(answers(a), answers(b))
+    assert combine_p_values(found) == pytest.approx(min(1, np.sort(found, axis=None)[2] * 2))
+    means = count_only_one_right(answers(a), answers(b))
     assert means == pytest.approx(
         (
             np.mean([(one & ~other).sum() for one in a for other in b]),
@@ -117,7 +117,7 @@ def test_the_smallest_difference_of_two_networks_is_found_at_the_power_stated(
 ):
     random, trials, found = np.random.default_rng(5), 1000, 0
     claim = networks_claim(*(answers(side) for side in sides(random, (0, 0), (1, 1), images, 0.0)))
-    least = smallest_seen(claim, images, pairs, discordance)
+    least = smallest_detectable(claim, images, pairs, discordance)
     ahead, behind = (discordance + least) / 2, (discordance - least) / 2
     for only_a, only_b, _ in random.multinomial(
         images, [ahead, behind, 1 - discordance], size=trials
@@ -129,5 +129,5 @@ def test_the_smallest_difference_of_two_networks_is_found_at_the_power_stated(
 def test_so_few_images_can_show_nothing():
     alike = [answers(np.ones((1, 4), bool))] * 2
     claim = networks_claim(*alike)
-    assert (claim.gain, claim.p, smallest_seen(claim, 4, discordance=0.0)) == (0.0, 1.0, 1.0)
+    assert (claim.gain, claim.p, smallest_detectable(claim, 4, discordance=0.0)) == (0.0, 1.0, 1.0)
     assert networks_claim(answers(np.ones((2, 1), bool)), answers(np.zeros((2, 1), bool))).p == 1.0

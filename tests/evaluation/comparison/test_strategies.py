@@ -14,14 +14,14 @@ from finetune_core.evaluation.comparison.paired import (
     is_different,
 )
 from finetune_core.evaluation.comparison.pairs import compare_pairs, known_variances
-from finetune_core.evaluation.comparison.power import POWER, seeds_needed, smallest_seen
+from finetune_core.evaluation.comparison.power import POWER, seeds_needed, smallest_detectable
 from finetune_core.evaluation.comparison.strategies import (
     SeedVariance,
     accuracy_interval,
-    p_of_t,
     seed_variances,
     strategies_claim,
     t_quantile,
+    t_test_p_value,
     total_variance,
 )
 from tests.evaluation.simulated import most_by_chance, sides
@@ -50,7 +50,7 @@ def each_alone(arms):
 def test_students_t_is_scipys():
     for freedom in (1.0, 2.7, 40.0, np.inf):
         assert t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom))
-        assert p_of_t(-0.03, 0.01, freedom) == pytest.approx(2 * stats.t.sf(3, freedom))
+        assert t_test_p_value(-0.03, 0.01, freedom) == pytest.approx(2 * stats.t.sf(3, freedom))
 
 
 def test_pooling_is_the_residual_mean_square_of_an_analysis_of_variance_less_what_images_explain():
@@ -160,7 +160,9 @@ def test_a_true_difference_of_strategies_is_found_at_the_power_stated():
         claims.append(strategies_claim(*arms, tuple(seed_variances(arms))))
     truth, result = (
         np.mean(values)
-        for values in zip(*((one.gain, smallest_seen(one, 540)) for one in claims), strict=True)
+        for values in zip(
+            *((one.gain, smallest_detectable(one, 540)) for one in claims), strict=True
+        )
     )
     assert truth == pytest.approx(result, rel=0.1), "the case is meant to be just big enough"
     assert np.mean([claim.p <= LEVEL for claim in claims]) == pytest.approx(POWER, abs=0.1)
@@ -172,7 +174,7 @@ def test_two_seeds_and_a_thousand_images_show_five_points():
     for _ in range(30):
         arms = arms_of(random, (0.85, 0.0), (2, 2), images=1000, effect=0.1)
         for found, variances in ((pooled, seed_variances(arms)), (before, each_alone(arms))):
-            found.append(smallest_seen(strategies_claim(*arms, tuple(variances)), 1000))
+            found.append(smallest_detectable(strategies_claim(*arms, tuple(variances)), 1000))
     assert np.median(pooled) < 0.06 < 0.09 < np.median(before)
 
 

@@ -4,7 +4,11 @@ import pytest
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 
-from finetune_core.evaluation.single_run.calibration import calibration, fit_temperature, scale
+from finetune_core.evaluation.single_run.calibration import (
+    calibration,
+    fit_temperature,
+    scale_split,
+)
 from tests.evaluation.simulated import table_of
 
 
@@ -67,7 +71,7 @@ def test_a_well_calibrated_network_needs_no_temperature():
 
 def test_the_test_split_is_scaled_by_the_validation_images_alone():
     table = predictions({"val": 2000, "test": 1000})
-    found = scale(table, "test")
+    found = scale_split(table, "test")
     logits, labels = drawn(2000, seed=0, factor=3.0)
     assert (found.source, found.images) == ("val", (2000,))
     assert found.temperatures == (pytest.approx(fit_temperature(logits, labels)),)
@@ -77,34 +81,36 @@ def test_the_test_split_is_scaled_by_the_validation_images_alone():
         calibration(found.logits, test_labels).ece < calibration(test_logits, test_labels).ece / 3
     )
     shuffled = table.assign(label=np.where(table["split"] == "test", 0, table["label"]))
-    assert scale(shuffled, "test").temperatures == found.temperatures  # no look at what is reported
+    assert (
+        scale_split(shuffled, "test").temperatures == found.temperatures
+    )  # no look at what is reported
 
 
 def test_validation_alone_is_scaled_half_by_half():
     table = predictions({"val": 400})
-    found = scale(table, "val")
+    found = scale_split(table, "val")
     assert (found.source, found.images) == ("halves", (200, 200))
     factor = np.stack(table["logits"])[:, 0] / found.logits[:, 0]
     first = np.isclose(factor, found.temperatures[0])
     assert first.sum() == 200
     other, labels = np.stack(table["logits"])[~first], table["label"].to_numpy()[~first]
     assert found.temperatures[0] == pytest.approx(fit_temperature(other, labels))
-    backwards = scale(table.iloc[::-1], "val")
+    backwards = scale_split(table.iloc[::-1], "val")
     # whatever the order of the rows
     np.testing.assert_allclose(backwards.logits[::-1], found.logits)
 
 
 def test_too_few_images_and_a_single_class_are_not_scaled():
-    assert scale(predictions({"val": 5}), "val") is None
-    assert scale(predictions({"val": 5, "test": 20}), "test") is None
-    assert scale(table_of([0] * 99, [[0]] * 99), "val") is None
+    assert scale_split(predictions({"val": 5}), "val") is None
+    assert scale_split(predictions({"val": 5, "test": 20}), "test") is None
+    assert scale_split(table_of([0] * 99, [[0]] * 99), "val") is None
 
 
 def test_images_that_are_all_right_do_not_settle_a_temperature():
     table = predictions({"val": 100, "test": 100})
     table["label"] = [int(row.argmax()) for row in table["logits"]]
-    assert scale(table, "test").at_limit
-    assert not scale(predictions({"val": 100, "test": 100}), "test").at_limit
+    assert scale_split(table, "test").at_limit
+    assert not scale_split(predictions({"val": 100, "test": 100}), "test").at_limit
 
 
 @pytest.mark.parametrize("binning", ["width", "mass"])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from finetune_core.data.dataset import load_dataset
 from finetune_core.evaluation.single_run.copies import look_for_copies
-from finetune_core.evaluation.single_run.other_data import look_at
+from finetune_core.evaluation.single_run.other_data import index_other_data
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
 from tests.shifted import copied, darkened
@@ -45,7 +45,7 @@ def mixed(ids, trained_once, tmp_path):
 
 
 def looked(run, data, roots=()):
-    other = finish(look_at(str(data)))
+    other = finish(index_other_data(str(data)))
     known = finish(look_for_copies(run, other, roots))
     return known, known.copies(np.ones(len(other.table), bool)), other.table["id"]
 

@@ -8,7 +8,7 @@ from finetune_core.evaluation.single_run.curves import (
     coverage_curve,
     one_vs_rest,
     selective_prediction,
-    thinned,
+    thin_curve,
 )
 from finetune_core.evaluation.single_run.metrics import evaluate
 from tests.evaluation.simulated import table_of
@@ -123,6 +123,6 @@ def test_nothing_named_has_no_accuracy():
 
 
 def test_thinning_keeps_both_ends():
-    curve = thinned(pd.DataFrame({"x": range(1000)}), 10)
+    curve = thin_curve(pd.DataFrame({"x": range(1000)}), 10)
     assert len(curve) == 10
     assert (curve["x"].iloc[0], curve["x"].iloc[-1]) == (0, 999)

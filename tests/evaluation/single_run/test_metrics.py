@@ -8,7 +8,7 @@ from scipy.special import softmax
 from sklearn import metrics as oracle
 
 from finetune_core.errors import RunError
-from finetune_core.evaluation.single_run.metrics import confusion_order, evaluate, evaluated_splits
+from finetune_core.evaluation.single_run.metrics import confusion_order, evaluate, list_splits
 from finetune_core.formatting import percent
 from tests.evaluation.simulated import table_of
 
@@ -26,7 +26,7 @@ def table():
 
 
 def test_the_test_split_is_the_one_to_believe(table):
-    assert evaluated_splits(table) == ["test", "val"]
+    assert list_splits(table) == ["test", "val"]
     assert evaluate(table, CLASSES).split == "test"
     assert evaluate(table, CLASSES, "val").images == 40
 

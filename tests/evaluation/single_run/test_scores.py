@@ -9,7 +9,7 @@ from sklearn import metrics as oracle
 from statsmodels.stats.proportion import proportion_confint
 
 from finetune_core.evaluation.single_run.calibration import calibration
-from finetune_core.evaluation.single_run.scores import NAMES, rank_of, score
+from finetune_core.evaluation.single_run.scores import NAMES, rank_true_class, score
 
 
 @st.composite
@@ -128,7 +128,7 @@ def test_only_so_many_guesses_as_leave_something_to_miss(classes, tops):
 
 def test_of_equal_classes_the_first_is_the_one_named():
     even = np.full((3, 3), 1 / 3)
-    assert rank_of(np.array([0, 1, 2]), even).tolist() == [0, 1, 2]
+    assert rank_true_class(np.array([0, 1, 2]), even).tolist() == [0, 1, 2]
 
 
 def test_shares_of_images_have_wilsons_interval_and_equal_numbers_have_equal_ones():

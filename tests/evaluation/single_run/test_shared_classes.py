@@ -8,9 +8,9 @@ from finetune_core.commands.evaluate import evaluation_json
 from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison.shift import compare_shift
 from finetune_core.evaluation.intervals import accuracy_interval, difference_interval
-from finetune_core.evaluation.single_run.metrics import arrays_of
+from finetune_core.evaluation.single_run.metrics import to_arrays
 from finetune_core.evaluation.single_run.scores import score
-from finetune_core.evaluation.single_run.shared_classes import shared_classes
+from finetune_core.evaluation.single_run.shared_classes import find_shared_classes
 from finetune_core.evaluation.single_run.shift_files import Copies, Shift, save_shift
 from finetune_core.evaluation.single_run.shifted import LOWER_IS_BETTER, evaluate_shifted
 from finetune_core.training.predictions import (
@@ -80,7 +80,7 @@ def test_every_metric_is_of_the_same_classes_on_both_sides(hard_dogs):
     found = evaluate_shifted(hard_dogs, MARK)
     own = load_predictions(hard_dogs.run_dir, 2).sort_values("id")
     own = own[(own["split"] == "test") & (own["label"] == CAT)]
-    wanted = score(*arrays_of(own)).table.set_index("name")["value"]
+    wanted = score(*to_arrays(own)).table.set_index("name")["value"]
     drops = found.drops.set_index("name")
     here = found.scores.table.set_index("name")["value"]
     for name, value in wanted.items():
@@ -139,6 +139,6 @@ def test_shifted_images_without_own_ones_of_their_class_are_left_out_too(made_ru
 
 
 def test_where_both_sides_have_all_classes_nothing_is_said():
-    found = shared_classes(("cat", "dog"), np.array([0, 1, 1]), np.array([1, 0]))
+    found = find_shared_classes(("cat", "dog"), np.array([0, 1, 1]), np.array([1, 0]))
     assert found.complete
     assert found.in_words() == []
