@@ -140,7 +140,7 @@ def inspect_deeply(
         find_strategy(cut, backbone, image_size) if cut else None,
         pd.DataFrame({"id": table["id"].to_numpy()[mapped], "x": places[:, 0], "y": places[:, 1]}),
         predictions,
-        Embeddings.of(table["id"].to_numpy(), telling),
+        Embeddings.from_features(table["id"].to_numpy(), telling),
     )
 
 

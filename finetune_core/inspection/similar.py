@@ -23,7 +23,7 @@ class Embeddings:
     vectors: np.ndarray
 
     @classmethod
-    def of(cls, ids: np.ndarray, features: np.ndarray) -> "Embeddings":
+    def from_features(cls, ids: np.ndarray, features: np.ndarray) -> "Embeddings":
         """Return embeddings of features ``[n, d]``, scaled to unit length."""
         return cls(ids, normalize(features).astype(np.float16))
 

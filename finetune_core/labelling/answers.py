@@ -40,7 +40,7 @@ class Answer(BaseModel):
     action: Literal["label", "skip", "none", "undo"] = "label"
 
     @model_validator(mode="after")
-    def _has_one_answer(self) -> Self:
+    def _check_one_answer(self) -> Self:
         if (self.action == "label") != bool(self.label):
             raise ValueError("give either a label, or the action skip, none or undo")
         return self

@@ -165,7 +165,7 @@ class Labelling:
         )
         linear = scale.folded_into(finish(fit))
         shares = linear.logits(torch.from_numpy(self.features)).softmax(1).numpy()
-        return Probe(kept, linear, shares, self._accuracy(linear, kept))
+        return Probe(kept, linear, shares, self._validation_accuracy(linear, kept))
 
     def order(
         self,
@@ -194,7 +194,7 @@ class Labelling:
         # The hash of a file's content serves as a random order.
         first = first[np.argsort(self.pool["content"].to_numpy()[first])]
         rest = np.flatnonzero(labels.waiting & ~aside)
-        return np.concatenate([first, rest[self._ranked(rest, labels, probe, order, of, batch)]])
+        return np.concatenate([first, rest[self._rank_rows(rest, labels, probe, order, of, batch)]])
 
     def rank(self, labels: Labels, order: str = "uncertain", of: str = "") -> Work[Ranking]:
         """Fit the probe, and rank the waiting images.
@@ -240,7 +240,7 @@ class Labelling:
         made = pd.concat([self.own[["id", "class", "split"]], apply_edits(table, edits)])
         return made.rename(columns={"id": "path", "class": "label"})[["path", "label", "split"]]
 
-    def _ranked(
+    def _rank_rows(
         self, rows: np.ndarray, labels: Labels, probe: Probe, order: str, of: str, batch: int
     ) -> np.ndarray:
         if order == "uncertain":
@@ -258,7 +258,7 @@ class Labelling:
             return rank_probable(probe.shares[rows, probe.classes.index(of)])
         raise DataError(f"The order is one of {', '.join(ORDERS)}, not {order!r}.")
 
-    def _accuracy(self, linear: Linear, classes: tuple[str, ...]) -> float | None:
+    def _validation_accuracy(self, linear: Linear, classes: tuple[str, ...]) -> float | None:
         rows = (self.own["split"] == VAL).to_numpy()
         if not rows.any():
             return None

@@ -215,7 +215,7 @@ class _Replay:
         self._setup, self._known, self._failed, self._parts = setup, known, failed, parts
         self._wanted: list[RunConfig] = []
         self._left_out: set[Part] = set()
-        self._at: Round = "probe"
+        self._round: Round = "probe"
         self._stopped: list[str] = []
         self._going_on: list[str] = []
         self._rates: dict[str, float] = {}
@@ -227,10 +227,10 @@ class _Replay:
     def progress(self) -> Progress:
         with suppress(_Missing):
             self._decide()
-        ordered = tuple(sorted(self._wanted, key=self._place))
+        ordered = tuple(sorted(self._wanted, key=self._sort_key))
         left_out = tuple(part for part in PARTS if part in self._left_out)
         return Progress(
-            self._at,
+            self._round,
             ordered,
             tuple(self._stopped),
             tuple(self._going_on),
@@ -241,7 +241,7 @@ class _Replay:
             left_out,
         )
 
-    def _place(self, config: RunConfig) -> tuple[int, int]:
+    def _sort_key(self, config: RunConfig) -> tuple[int, int]:
         """Return the sort key of a run: shallow cuts first, runs without a trunk last.
 
         Features of a deeper cut are computed from those of a shallow one.
@@ -253,29 +253,37 @@ class _Replay:
     def _decide(self) -> None:
         setup = self._setup
         self._require_runs("probe", setup.probes())
-        if not any(map(self._outcome, setup.probes())):
+        if not any(map(self._get_outcome, setup.probes())):
             raise ConfigError({"data": "the linear probe failed, so there is nothing to compare"})
         first, *others = setup.seeds
         self._halve()
         self._require_runs(
-            "full_length", [config for stage in self._going_on for config in self._arm([stage])]
+            "full_length",
+            [config for stage in self._going_on for config in self._arm_configs([stage])],
         )
         self._going_on = [
-            stage for stage in self._going_on if self._find_outcomes(self._arm([stage]))
+            stage for stage in self._going_on if self._find_outcomes(self._arm_configs([stage]))
         ]
         if not self._going_on:
             raise ConfigError({"stages": "the runs of all stages failed"})
-        best = self._better_half({stage: self._alone([stage], first) for stage in self._going_on})
+        best = self._find_better_half(
+            {stage: self._stages_config([stage], first) for stage in self._going_on}
+        )
         self._seeded = {frozenset([stage]) for stage in best}
-        self._require_runs("seeds", [config for stage in best for config in self._arm([stage])])
+        self._require_runs(
+            "seeds", [config for stage in best for config in self._arm_configs([stage])]
+        )
         self._select(best)
         self._require_runs("full", [setup.whole(first)])
-        candidate = self._full_is_candidate()
+        candidate = self._is_full_candidate()
         if candidate:
-            self._require_runs("full", self._optional("full_seeds", map(setup.whole, others)))
+            self._require_runs("full", self._filter_part("full_seeds", map(setup.whole, others)))
         if (seed := setup.extra_seed) is not None:
-            third = [self._alone(self._chosen, seed), *([setup.whole(seed)] if candidate else [])]
-            self._require_runs("third_seeds", self._optional("third_seeds", third))
+            third = [
+                self._stages_config(self._chosen, seed),
+                *([setup.whole(seed)] if candidate else []),
+            ]
+            self._require_runs("third_seeds", self._filter_part("third_seeds", third))
 
     def _halve(self) -> None:
         """Choose each stage's rate, and stop the stages with the higher log loss."""
@@ -286,17 +294,21 @@ class _Replay:
             for rate in PROFILE_RATES
         }
         self._require_runs("short", tried.values())
-        finished = [(one.val_loss, at) for at, run in tried.items() if (one := self._outcome(run))]
+        finished = [
+            (one.val_loss, at) for at, run in tried.items() if (one := self._get_outcome(run))
+        ]
         for _, (stage, rate) in sorted(finished):
             self._rates.setdefault(stage, rate)
-        kept = self._better_half({stage: tried[stage, rate] for stage, rate in self._rates.items()})
+        kept = self._find_better_half(
+            {stage: tried[stage, rate] for stage, rate in self._rates.items()}
+        )
         for stage in self._setup.stages:
             if stage in self._rates:
                 (self._going_on if stage in kept else self._stopped).append(stage)
 
-    def _better_half(self, runs: Mapping[str, RunConfig]) -> list[str]:
+    def _find_better_half(self, runs: Mapping[str, RunConfig]) -> list[str]:
         """Return the half of the stages with the lower validation log loss, at least two."""
-        found = {stage: self._outcome(config) for stage, config in runs.items()}
+        found = {stage: self._get_outcome(config) for stage, config in runs.items()}
         losses = {stage: outcome.val_loss for stage, outcome in found.items() if outcome}
         ranked = sorted(losses, key=lambda stage: (losses[stage], self._setup.sizes[stage]))
         return ranked[: max(_FEWEST, len(ranked) // 2)]
@@ -304,83 +316,83 @@ class _Replay:
     def _select(self, candidates: Sequence[str]) -> None:
         """Add stages while the gain on the validation images is significant."""
         first = self._setup.seeds[0]
-        best = max(candidates, key=lambda stage: self._score([stage]))
+        best = max(candidates, key=lambda stage: self._mean_score([stage]))
         self._chosen = (best,)
-        self._path.append(SelectionStep(best, self._score([best])[0], None, True))
+        self._path.append(SelectionStep(best, self._mean_score([best])[0], None, True))
         while rest := [stage for stage in self._going_on if stage not in self._chosen]:
-            self._at = "selection"
-            runs = {name: self._alone((*self._chosen, name), first) for name in rest}
-            usable = self._optional("selection", runs.values())
+            self._round = "selection"
+            runs = {name: self._stages_config((*self._chosen, name), first) for name in rest}
+            usable = self._filter_part("selection", runs.values())
             if len(usable) < len(runs):
                 return
             self._require_runs("selection", usable)
-            tried = [stage for stage in rest if self._outcome(runs[stage])]
+            tried = [stage for stage in rest if self._get_outcome(runs[stage])]
             if not tried:
                 return
             self._sets += [(*self._chosen, stage) for stage in tried]
-            added = max(tried, key=lambda stage: self._score((*self._chosen, stage)))
+            added = max(tried, key=lambda stage: self._mean_score((*self._chosen, stage)))
             larger = (*self._chosen, added)
             if self._first_accuracy(larger) > self._first_accuracy(self._chosen):
                 self._seeded.add(frozenset(larger))
-                self._require_runs("selection", self._arm(larger))
-            before, after = self._score(self._chosen)[0], self._score(larger)[0]
+                self._require_runs("selection", self._arm_configs(larger))
+            before, after = self._mean_score(self._chosen)[0], self._mean_score(larger)[0]
             kept = frozenset(larger) in self._seeded and self._is_better(larger, self._chosen)
             self._path.append(SelectionStep(added, after, after - before, kept))
             if not kept:
                 return
             self._chosen = larger
 
-    def _arm(self, stages: Collection[str]) -> list[RunConfig]:
+    def _arm_configs(self, stages: Collection[str]) -> list[RunConfig]:
         first, *others = self._setup.seeds
         seeds = others if frozenset(stages) in self._seeded else []
-        more = (self._alone(stages, seed) for seed in seeds)
-        return [self._alone(stages, first), *self._optional("second_seeds", more)]
+        more = (self._stages_config(stages, seed) for seed in seeds)
+        return [self._stages_config(stages, first), *self._filter_part("second_seeds", more)]
 
-    def _alone(self, stages: Collection[str], seed: int) -> RunConfig:
+    def _stages_config(self, stages: Collection[str], seed: int) -> RunConfig:
         return self._setup.alone(stages, seed, self._rates)
 
     def _first_accuracy(self, stages: Collection[str]) -> float:
         """Return the validation accuracy of the first finished run of an arm."""
-        return float(self._find_outcomes(self._arm(stages))[0].val_correct.mean())
+        return float(self._find_outcomes(self._arm_configs(stages))[0].val_correct.mean())
 
-    def _full_is_candidate(self) -> bool:
+    def _is_full_candidate(self) -> bool:
         """Return whether full fine-tuning is as accurate on validation images as the selection."""
-        whole = self._outcome(self._setup.whole(self._setup.seeds[0]))
-        return whole is not None and whole.val_correct.mean() >= self._score(self._chosen)[0]
+        whole = self._get_outcome(self._setup.whole(self._setup.seeds[0]))
+        return whole is not None and whole.val_correct.mean() >= self._mean_score(self._chosen)[0]
 
     def _require_runs(self, at: Round, configs: Iterable[RunConfig]) -> None:
         """Raise ``_Missing`` unless these runs are finished or have failed."""
-        self._at = at
-        missing = {run_of(config): config for config in configs if not self._outcome(config)}
+        self._round = at
+        missing = {run_of(config): config for config in configs if not self._get_outcome(config)}
         self._wanted = [one for key, one in missing.items() if key not in self._failed]
         if self._wanted:
             raise _Missing
 
-    def _optional(self, part: Part, configs: Iterable[RunConfig]) -> list[RunConfig]:
+    def _filter_part(self, part: Part, configs: Iterable[RunConfig]) -> list[RunConfig]:
         """Return the runs of a part: all if there is time for it, else the finished ones."""
         found = list(configs)
         if part in self._parts:
             return found
-        finished = [config for config in found if self._outcome(config)]
+        finished = [config for config in found if self._get_outcome(config)]
         if len(finished) < len(found):
             self._left_out.add(part)
         return finished
 
-    def _outcome(self, config: RunConfig) -> Outcome | None:
+    def _get_outcome(self, config: RunConfig) -> Outcome | None:
         return self._known.get(run_of(config))
 
     def _find_outcomes(self, configs: Iterable[RunConfig]) -> list[Outcome]:
-        return [outcome for config in configs if (outcome := self._outcome(config))]
+        return [outcome for config in configs if (outcome := self._get_outcome(config))]
 
-    def _score(self, stages: Collection[str]) -> tuple[float, float]:
+    def _mean_score(self, stages: Collection[str]) -> tuple[float, float]:
         """Return the mean validation accuracy of an arm, and its negative log loss."""
-        found = self._find_outcomes(self._arm(stages))
+        found = self._find_outcomes(self._arm_configs(stages))
         accuracy = np.mean([one.val_correct.mean() for one in found])
         return float(accuracy), -float(np.mean([one.val_loss for one in found]))
 
-    def _validation_answers(self, stages: Collection[str]) -> Answers:
+    def _collect_validation_answers(self, stages: Collection[str]) -> Answers:
         return answers(
-            np.stack([one.val_correct for one in self._find_outcomes(self._arm(stages))])
+            np.stack([one.val_correct for one in self._find_outcomes(self._arm_configs(stages))])
         )
 
     def _is_better(self, stages: Collection[str], others: Collection[str]) -> bool:
@@ -388,11 +400,11 @@ class _Replay:
 
         The seed variance is pooled over all arms of full length.
         """
-        if self._score(stages)[0] <= self._score(others)[0]:
+        if self._mean_score(stages)[0] <= self._mean_score(others)[0]:
             return False
-        arms = [self._validation_answers(names) for names in (stages, others)]
+        arms = [self._collect_validation_answers(names) for names in (stages, others)]
         alone = [stage for stage in self._going_on if others != (stage,)]
-        rest = [self._validation_answers([stage]) for stage in alone]
+        rest = [self._collect_validation_answers([stage]) for stage in alone]
         variances = known_variances([*arms, *rest], [True] * (len(rest) + 2))[:2]
         (pair,) = compare_pairs(arms, [True, True], variances)
         return pair.widest.different

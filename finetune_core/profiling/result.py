@@ -169,12 +169,12 @@ class Profile:
         # The gain counts, but must not be compared with that of full fine-tuning.
         if self.selected.is_undertrained:
             return self.selected.stages if self.selected.gain.low > 0 else ()
-        if self._full_is_better:
+        if self._is_full_better:
             return self.stages
         return self.selected.stages if self.selected.gains else ()
 
     @property
-    def _full_is_better(self) -> bool:
+    def _is_full_better(self) -> bool:
         """True if full fine-tuning gains more than the selected stages."""
         if self.full is None or self.selected is None or self.full.is_undertrained:
             return False
@@ -187,7 +187,7 @@ class Profile:
         """The result in one or two sentences, with what to do."""
         selected = self.selected
         if not self.is_decided or selected is None:
-            return self._missing
+            return self._missing_text
         if (errors := self._probe_errors) <= _TOO_FEW:
             kind = "test" if self.split == TEST else "validation"
             but = f" but {errors}" if errors else ""
@@ -198,7 +198,11 @@ class Profile:
         name = _join_names(selected.stages)
         if selected.is_undertrained:
             return self._describe_undertrained(selected, name)
-        return self._gain(selected, name) if selected.gains else self._no_gain(selected, name)
+        return (
+            self._describe_gain(selected, name)
+            if selected.gains
+            else self._describe_no_gain(selected, name)
+        )
 
     def _describe_undertrained(self, selected: ProfileArm, name: str) -> str:
         """Describe the gain of an undertrained stage, without comparing it with other stages."""
@@ -211,7 +215,7 @@ class Profile:
             "Train longer to compare it with other stages."
         )
 
-    def _gain(self, selected: ProfileArm, name: str) -> str:
+    def _describe_gain(self, selected: ProfileArm, name: str) -> str:
         alone = " alone" if len(selected.stages) == 1 else ""
         parts = [f"Training {name}{alone} gains {_format_gain(selected.gain)} over a linear probe"]
         if self.path and not self.path[-1].kept:
@@ -226,9 +230,9 @@ class Profile:
                 if worse
                 else "full fine-tuning is not better"
             )
-        return f"{'; '.join(parts)}. {self._advice(selected, name)}"
+        return f"{'; '.join(parts)}. {self._describe_advice(selected, name)}"
 
-    def _no_gain(self, selected: ProfileArm, name: str) -> str:
+    def _describe_no_gain(self, selected: ProfileArm, name: str) -> str:
         low, high = points(selected.gain.low), points(selected.gain.high)
         measured = f"{points(selected.gain.value)} points, {low} to {high}"
         others = [one for one in self.arms if one.gains and one.kind != "full"]
@@ -240,14 +244,14 @@ class Profile:
                 "Confirm it with more images before you train it."
             )
         text = f"No stage gains anything measurable over a linear probe (best: {name}, {measured})"
-        if self._full_is_better and self.full:
+        if self._is_full_better and self.full:
             return (
                 f"{text}; full fine-tuning gains {_format_gain(self.full.gain)}. Train all stages."
             )
         return f"{text}. {NOTHING}"
 
-    def _advice(self, selected: ProfileArm, name: str) -> str:
-        if self._full_is_better:
+    def _describe_advice(self, selected: ProfileArm, name: str) -> str:
+        if self._is_full_better:
             return "Train all stages."
         share = percent(selected.parameters / self.total_parameters, 0)
         time = ""
@@ -261,7 +265,7 @@ class Profile:
         return round((1 - self.probe) * self.groups)
 
     @property
-    def _missing(self) -> str:
+    def _missing_text(self) -> str:
         return (
             f"The profile is not complete: {things(self.missing, 'run')} of the round "
             f"“{ROUNDS[self.round]}” to go."
@@ -272,7 +276,7 @@ class Profile:
         """Notes on the result, a sentence each."""
         found = []
         if self.is_decided and not self.is_complete:
-            found.append(self._missing)
+            found.append(self._missing_text)
         if self.split == VAL:
             found.append(OPTIMISTIC)
         named = [
@@ -314,9 +318,9 @@ class Profile:
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per arm."""
-        return _COLUMNS, [self._row(at, arm) for at, arm in enumerate(self.arms)]
+        return _COLUMNS, [self._format_row(at, arm) for at, arm in enumerate(self.arms)]
 
-    def _row(self, at: int, arm: ProfileArm) -> list[str]:
+    def _format_row(self, at: int, arm: ProfileArm) -> list[str]:
         fate = "selected" if at == self.chosen else FATES[arm.kind]
         if arm.is_undertrained:
             fate += ", not converged"

@@ -85,7 +85,7 @@ class Arm:
         return len(self.members) == 1 and depends_on_seed(self.config)
 
     @property
-    def speaks(self) -> bool:
+    def supports_claims(self) -> bool:
         """True if the arm supports claims about its strategy.
 
         Its runs have trained to the end, long enough, with enough seeds.

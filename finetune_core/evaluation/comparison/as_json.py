@@ -121,7 +121,7 @@ def _claim_json(measure: Measure, verdict: PairVerdict, text: str) -> dict[str, 
     For log loss a negative difference favours the first arm.
     """
     claim = verdict.claim
-    difference, low, high = measure.own(claim.gain, claim.low, claim.high)
+    difference, low, high = measure.to_difference(claim.gain, claim.low, claim.high)
     return {
         "difference": difference,
         "ci_low": low,

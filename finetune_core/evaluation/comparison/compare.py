@@ -378,7 +378,7 @@ def _make_arm(
         Member(
             run,
             accuracy_interval(answers(answered.correct[at : at + 1]), None),
-            measure_interval(answered.alone(at), None),
+            measure_interval(answered.select_network(at), None),
             run_cost(run, rate),
         )
         for at, run in enumerate(group)

@@ -124,7 +124,7 @@ def experiment_json(experiment: Experiment | None, found: Forecast | None) -> di
 
 def describe_score(arm: Arm) -> str:
     """Return ``“Last block” (84.0 %)``."""
-    return f"{quote(arm.title)} ({arm.measure.formatted(arm.score.value)})"
+    return f"{quote(arm.title)} ({arm.measure.format_value(arm.score.value)})"
 
 
 def is_only_head(arm: Arm) -> bool:

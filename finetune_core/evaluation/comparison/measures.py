@@ -42,7 +42,7 @@ class Measure:
         """Return the title; for accuracy it names the split."""
         return accuracy_name(split) if self.name == "accuracy" else self.title
 
-    def formatted(self, value: float) -> str:
+    def format_value(self, value: float) -> str:
         """Format a value: ``84.0 %``, ``0.412``."""
         return percent(value) if self.share else f"{value:.3f}"
 
@@ -61,11 +61,11 @@ class Measure:
         return self.short_unit if self.name == "accuracy" else f"{self.short_unit} of {self.of}"
 
     @property
-    def most(self) -> float:
+    def max_difference(self) -> float:
         """The largest possible difference."""
         return 1.0 if self.share else np.inf
 
-    def own(self, gain: float, low: float, high: float) -> tuple[float, float, float]:
+    def to_difference(self, gain: float, low: float, high: float) -> tuple[float, float, float]:
         """Convert a gain with its interval to a difference of the metric itself, or back."""
         return (-gain, -high, -low) if self.lower_is_better else (gain, low, high)
 

@@ -48,7 +48,7 @@ def describe_pair(arms: Sequence[Arm], pair: Pair) -> PairText:
             _describe_claim(titles, pair.strategies, pair) + _describe_seeds_needed(arms, pair),
             networks,
         )
-    silent = [arm for arm in (arms[pair.a], arms[pair.b]) if not arm.speaks]
+    silent = [arm for arm in (arms[pair.a], arms[pair.b]) if not arm.supports_claims]
     if not silent:
         return PairText("not compared: both are the same method, fitted without epochs.", networks)
     reasons = ", ".join(f"{quote(arm.title)} {_explain_silence(arm)}" for arm in silent)
@@ -74,7 +74,7 @@ def difference_text(
 
 def undetected_text(measure: Measure, smallest: float) -> str:
     """Describe the differences that a comparison could not have shown."""
-    if smallest >= measure.most:
+    if smallest >= measure.max_difference:
         return "so little evidence can hardly show any difference"
     return f"a difference under {measure.size(smallest)} {measure.unit} would hardly have shown"
 

@@ -76,7 +76,7 @@ class Answers:
         """Mean of ``values``."""
         return float(self.by_image.mean())
 
-    def alone(self, network: int) -> "Answers":
+    def select_network(self, network: int) -> "Answers":
         """Return the answers of one network, given its index."""
         one = slice(network, network + 1)
         drawn = None if self.drawn is None else self.drawn[one]
@@ -89,7 +89,8 @@ class Claim:
 
     Attributes:
         about: ``networks`` or ``strategies``.
-        gain: the difference. ``Measure.own`` converts it to the difference A minus B of the metric.
+        gain: the difference. ``Measure.to_difference`` converts it to the difference A minus B of
+            the metric.
         low: lower end of its 95 % interval.
         high: upper end of its 95 % interval.
         error: its standard error.

@@ -101,7 +101,7 @@ class Pair:
 
         For log loss it is negative if the first is better.
         """
-        return self.measure.own(self.networks.claim.gain, 0, 0)[0]
+        return self.measure.to_difference(self.networks.claim.gain, 0, 0)[0]
 
     @property
     def widest(self) -> PairVerdict:

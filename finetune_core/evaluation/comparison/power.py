@@ -38,7 +38,10 @@ def smallest_detectable(
     if discordance is not None:
         return _smallest_mcnemar(images, discordance, LEVEL / pairs)
     least = 1 / images if measure is ACCURACY else 0.0
-    return min(measure.most, max(_noncentrality(claim.freedom, LEVEL / pairs) * claim.error, least))
+    return min(
+        measure.max_difference,
+        max(_noncentrality(claim.freedom, LEVEL / pairs) * claim.error, least),
+    )
 
 
 def seeds_needed(

@@ -184,15 +184,15 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         spread = (
             _explain_no_spread(arm)
             if arm.seed_deviation is None
-            else f"{measure.formatted(low)} to {measure.formatted(high)} (± "
+            else f"{measure.format_value(low)} to {measure.format_value(high)} (± "
             f"{measure.size(arm.seed_deviation)})"
         )
         cost = arm.cost
         rows.append(
             [
                 arm.title + (" ★" if at == comparison.advised else ""),
-                measure.formatted(arm.score.value),
-                f"{measure.formatted(arm.score.low)} to {measure.formatted(arm.score.high)}",
+                measure.format_value(arm.score.value),
+                f"{measure.format_value(arm.score.low)} to {measure.format_value(arm.score.high)}",
                 *([verdicts[at]] if verdicts else []),
                 *([percent(arm.accuracy.value)] if accuracy else []),
                 ", ".join(str(member.run.config.seed) for member in arm.members),
@@ -240,8 +240,8 @@ def describe_ensemble(comparison: Comparison) -> str:
 def format_score(measure: Measure, score: Interval) -> str:
     """Format a score with its interval."""
     return (
-        f"{measure.formatted(score.value)} ({measure.formatted(score.low)} to "
-        f"{measure.formatted(score.high)})"
+        f"{measure.format_value(score.value)} ({measure.format_value(score.low)} to "
+        f"{measure.format_value(score.high)})"
     )
 
 
@@ -288,7 +288,9 @@ def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _format_interval(pair: Pair, verdict: PairVerdict) -> str:
-    _, low, high = pair.measure.own(verdict.claim.gain, verdict.claim.low, verdict.claim.high)
+    _, low, high = pair.measure.to_difference(
+        verdict.claim.gain, verdict.claim.low, verdict.claim.high
+    )
     return f"{pair.measure.size(low)} to {pair.measure.size(high)}"
 
 

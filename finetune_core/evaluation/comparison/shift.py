@@ -156,8 +156,8 @@ def both_axes(
     for arm, other in zip(arms, shifted, strict=True):
         cells, measure = [arm.title], arm.measure
         for one, text in (
-            (arm.score, measure.formatted),
-            (other, measure.formatted),
+            (arm.score, measure.format_value),
+            (other, measure.format_value),
             (arm_drop(arm, other), measure.size),
         ):
             cells += [text(one.value), f"{text(one.low)} to {text(one.high)}"]

@@ -168,7 +168,7 @@ def strategies_claim(
     variance, freedom = total_variance(image_variance(gained), a.images, sides)
     error = variance**0.5
     reach = t_quantile(1 - LEVEL / 2, freedom) * error
-    most = a.measure.most
+    most = a.measure.max_difference
     low, high = max(-most, difference - reach), min(most, difference + reach)
     return Claim(
         "strategies",
@@ -248,13 +248,13 @@ def measure_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
     if arm.measure is ACCURACY:
         return accuracy_interval(arm, variance)
     if arm.seeds == 1 and arm.drawn is not None:
-        return Interval(*arm.measure.own(arm.mean, *percentile_interval(arm.drawn[0])))
+        return Interval(*arm.measure.to_difference(arm.mean, *percentile_interval(arm.drawn[0])))
     total, freedom = image_variance(arm.by_image), np.inf
     if variance is not None and arm.images > 1:
         total, freedom = total_variance(total, arm.images, [(variance, arm.seeds)])
     reach = t_quantile(1 - LEVEL / 2, freedom) * total**0.5
-    value, low, high = arm.measure.own(arm.mean, arm.mean - reach, arm.mean + reach)
-    return Interval(value, max(0.0, low), min(arm.measure.most, high))
+    value, low, high = arm.measure.to_difference(arm.mean, arm.mean - reach, arm.mean + reach)
+    return Interval(value, max(0.0, low), min(arm.measure.max_difference, high))
 
 
 def t_test_p_value(difference: float, error: float, freedom: float) -> float:

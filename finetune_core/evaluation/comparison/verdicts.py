@@ -95,7 +95,7 @@ class _Context:
     split: str
 
     @property
-    def on(self) -> str:
+    def on_images(self) -> str:
         """The images, with their split unless the metric's name includes it."""
         named = self.arms[0].measure is ACCURACY
         kind = "image" if named else f"{SPLIT_WORDS[self.split].lower()} image"
@@ -109,7 +109,7 @@ class _Context:
         return mid_sentence(self.arms[at].title)
 
     def score(self, at: int) -> str:
-        return self.arms[at].measure.formatted(self.arms[at].score.value)
+        return self.arms[at].measure.format_value(self.arms[at].score.value)
 
     def best_of(self, places: Sequence[int]) -> int:
         return max(places, key=lambda at: self.arms[at].rank)
@@ -119,7 +119,7 @@ class _Context:
         pair = find_pair(self.pairs, first, second)
         verdict, measure = pair.widest, pair.measure
         claim = verdict.claim
-        gain, low, high = measure.own(claim.gain, claim.low, claim.high)
+        gain, low, high = measure.to_difference(claim.gain, claim.low, claim.high)
         if pair.a != first:
             gain, low, high = -gain, -high, -low
         text = f"Difference {difference_text(measure, gain, low, high, of=False)}"
@@ -160,16 +160,17 @@ def _state_one_strategy(view: _Context) -> Verdict:
     arms, measure = view.arms, view.arms[0].measure
     action = "Add another strategy to compare it with."
     if len(arms) == 1:
-        low, high = (measure.formatted(end) for end in (arms[0].score.low, arms[0].score.high))
-        answer = f"{arms[0].title}: {view.metric} {view.score(0)} {view.on}."
+        low, high = (measure.format_value(end) for end in (arms[0].score.low, arms[0].score.high))
+        answer = f"{arms[0].title}: {view.metric} {view.score(0)} {view.on_images}."
         return Verdict(answer, f"95 % CI {low} to {high}.", action)
     values = [arm.score.value for arm in arms]
-    least, most = (measure.formatted(value) for value in (min(values), max(values)))
+    least, most = (measure.format_value(value) for value in (min(values), max(values)))
     ended = f", all {arms[0].unfinished}" if arms[0].unfinished else ""
     apart = sum(pair.networks.different for pair in view.pairs)
     told = f"{apart} of {things(len(view.pairs), 'pair')}" if apart else "no two"
     return Verdict(
-        f"One strategy with {len(arms)} seeds{ended}: {view.metric} {least} to {most} {view.on}.",
+        f"One strategy with {len(arms)} seeds{ended}: {view.metric} {least} to {most} "
+        f"{view.on_images}.",
         f"The seeds span {measure.size(max(values) - min(values))} {measure.short_unit}; "
         f"{told} can be told apart.",
         action,
@@ -183,11 +184,11 @@ def _state_trained_models(view: _Context, best: int) -> Verdict:
     rival = view.best_of(alike or others)
     if alike:
         answer = (
-            f"No clear winner among these trained models {view.on}: "
+            f"No clear winner among these trained models {view.on_images}: "
             f"{_describe_both(view, best, rival)}"
         )
     else:
-        answer = f"Of these trained models, {view.name(best)} is best {view.on}: "
+        answer = f"Of these trained models, {view.name(best)} is best {view.on_images}: "
         answer += _describe_against(view, best, rival)
     single = any(not arm.unfinished and arm.has_too_few_seeds for arm in view.arms)
     actions = ["Resume the unfinished runs."] if any(arm.unfinished for arm in view.arms) else []
@@ -199,7 +200,7 @@ def _state_trained_models(view: _Context, best: int) -> Verdict:
 def _state_no_clear_winner(view: _Context, choice: Choice) -> Verdict:
     """Return a verdict that asks for more of what the larger error comes from."""
     best, rival = choice.best, view.best_of(choice.alike)
-    answer = f"No clear winner {view.on}: {_describe_both(view, best, rival)}"
+    answer = f"No clear winner {view.on_images}: {_describe_both(view, best, rival)}"
     blunt = find_pair(view.pairs, best, rival)
     if blunt.widest.smallest <= BLUNT:  # another pair is the reason why nothing is advised
         others = [find_pair(view.pairs, best, at) for at in choice.alike]
@@ -221,7 +222,7 @@ def _suggest_more(view: _Context, pair: Pair) -> str:
             f"Test more images: {number(images)} would show {measure.size(WANTED)} "
             f"{measure.short_unit}."
         )
-    if smallest >= measure.most:
+    if smallest >= measure.max_difference:
         return "Test more images: so few can hardly show any difference."
     # More images alone do not suffice, because the variance due to seeds stays.
     shown = f"{measure.size(smallest)} {measure.short_unit}"
@@ -251,11 +252,13 @@ def _state_advice(view: _Context, choice: Choice) -> Verdict:
             return _state_train_nothing(view, take, rival, others)
     if choice.alike:
         rival = best if take != best else view.best_of(choice.alike)
-        answer = f"No difference shown {view.on}: {_describe_both(view, take, rival)}"
+        answer = f"No difference shown {view.on_images}: {_describe_both(view, take, rival)}"
         action = f"Use {view.name(take)}{view.saving(take, rival)}.{others}"
         return Verdict(answer, view.size(take, rival), action)
     rival = view.best_of([at for at in choice.comparable if at != best])
-    answer = f"{view.arms[take].title} is best {view.on}: {_describe_against(view, take, rival)}"
+    answer = (
+        f"{view.arms[take].title} is best {view.on_images}: {_describe_against(view, take, rival)}"
+    )
     return Verdict(answer, view.size(take, rival), f"Use {view.name(take)}.{others}")
 
 
@@ -266,7 +269,7 @@ def _state_train_nothing(view: _Context, probe: int, rival: int, others: str) ->
     name = f"{'a ' if plain else ''}{view.name(probe)}"
     scores = f"{view.score(probe)} {view.metric} against {view.score(rival)} for {view.name(rival)}"
     return Verdict(
-        f"Train nothing: {view.on} {name} does {does}, {scores}.",
+        f"Train nothing: {view.on_images} {name} does {does}, {scores}.",
         view.size(probe, rival),
         f"Use the {view.name(probe)}{view.saving(probe, rival)}.{others}",
     )

@@ -79,7 +79,7 @@ class _Layout:
         tokens = output[:, self.extra :].transpose(1, 2)
         return tokens.reshape(*tokens.shape[:2], self.side, self.side)
 
-    def back(self, picture: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def from_map(self, picture: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Return a map in the layout of the module's output.
 
         The map is copied, because later modules may work in place.
@@ -218,7 +218,7 @@ def _compute_class_maps(
     def through_picture(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
         # No weight needs a gradient, so the graph begins here, and the stages before cost only a
         # forward pass.
-        return layout.back(picture(layout.to_map(output).detach().requires_grad_()), output)
+        return layout.from_map(picture(layout.to_map(output).detach().requires_grad_()), output)
 
     handle = model.get_submodule(path).register_forward_hook(through_picture)
     try:

@@ -140,8 +140,8 @@ def score(
         seed: seed of the resamples.
     """
     parts = _Precomputed(labels, probabilities, losses)
-    value, of_class, gaps = parts.computed(np.ones((len(labels), 1)))
-    drawn = [parts.computed(weights) for weights in resample(labels, resamples, seed)]
+    value, of_class, gaps = parts.compute(np.ones((len(labels), 1)))
+    drawn = [parts.compute(weights) for weights in resample(labels, resamples, seed)]
     low, high = _percentiles([one for one, _, _ in drawn], value)
     class_low, class_high = _percentiles([one for _, one, _ in drawn], of_class)
     if drawn:
@@ -237,7 +237,7 @@ class _Precomputed:
     def names(self) -> list[str]:
         return [name for name in NAMES if name in self.mean_names or not name.startswith("top_")]
 
-    def computed(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def compute(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Compute all numbers for some resamples.
 
         Args:

@@ -73,7 +73,7 @@ def test_with_one_seed_only_the_networks_can_be_compared(made_run):
     assert [pair["mcnemar_p"], pair["networks"]["p"]] == pytest.approx(
         [mcnemar_p(a[None], b[None])[0, 0]] * 2
     )
-    assert not any(arm.speaks for arm in compared.arms)
+    assert not any(arm.supports_claims for arm in compared.arms)
     gain = points(pair["difference"])
     assert compared.verdict.answer.startswith(
         "Of these trained models, last block is best on 540 images: test accuracy "
@@ -95,7 +95,7 @@ def test_many_strategies_of_one_seed_each_are_not_all_named(made_run):
     compared = compare_runs(
         [made_run(right(0.9, seed), strategy=name) for seed, name in enumerate(names)]
     )
-    assert not any(arm.speaks for arm in compared.arms)
+    assert not any(arm.supports_claims for arm in compared.arms)
     assert compared.verdict.answer.startswith("No clear winner among these trained models on 540 ")
     assert not any(arm.title in compared.verdict.action for arm in compared.arms)
 
@@ -135,7 +135,7 @@ def test_a_second_seed_does_not_turn_the_verdict_round(frozen_and_full):
     assert before.verdict.size == "Difference 3.7 points (95 % CI 1.5 to 5.9)."
     assert "4.1 points" in after.verdict.size
     assert earlier["strategies"] is None
-    assert [arm.title for arm in before.arms if not arm.speaks] == ["Full fine-tuning"]
+    assert [arm.title for arm in before.arms if not arm.supports_claims] == ["Full fine-tuning"]
     assert before.verdict.action.startswith("Train more seeds")
     assert not later["strategies"]["different"]
     assert later["strategies"]["smallest_seen"] < 0.15
@@ -226,7 +226,7 @@ def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
         ("Last block · stopped after 2 of 10 epochs", 1),
     ]
     assert "One strategy" not in compared.verdict.answer
-    assert [arm.speaks for arm in compared.arms] == [True, False]
+    assert [arm.supports_claims for arm in compared.arms] == [True, False]
     assert compared.advised is None
     assert compared.verdict.action == "Resume the unfinished runs."
     assert "stopped after 2 of 10 epochs" in whole_report(compared)
