@@ -62,13 +62,13 @@ class ReferencePoints:
             "Linear probe": probe,
             "Best by validation": best,
         }
-        return {label: one for label, one in named.items() if one}
+        return {label: point for label, point in named.items() if point}
 
     def in_words(self) -> str:
         """Return ``majority class 10.2 %, linear probe 95.0 %``; empty if nothing is known."""
         return ", ".join(
-            f"{label.lower()}{_format_title(label, one)} {percent(one.value)}"
-            for label, one in self.items().items()
+            f"{label.lower()}{_format_title(label, point)} {percent(point.value)}"
+            for label, point in self.items().items()
         )
 
     def in_sentence(self) -> str:
@@ -84,13 +84,13 @@ class ReferencePoints:
             "best_run": self.best_run,
         }
         return {"split": self.split} | {
-            name: {"accuracy": one.value, "run_id": one.run_id} if one else None
-            for name, one in known.items()
+            name: {"accuracy": point.value, "run_id": point.run_id} if point else None
+            for name, point in known.items()
         }
 
 
-def _format_title(label: str, one: Reference) -> str:
-    return f" ({one.title})" if label == "Best by validation" else ""
+def _format_title(label: str, point: Reference) -> str:
+    return f" ({point.title})" if label == "Best by validation" else ""
 
 
 def reference_points(
@@ -107,7 +107,7 @@ def reference_points(
     known = run_accuracy(run)
     split = split or (known.split if known else "val")
     others = RunStore(run.run_dir.parent).runs() if runs is None else runs
-    alike = [one for one in others if is_on_same_images(one, run)]
+    alike = [other for other in others if is_on_same_images(other, run)]
     best = best_run(alike)
     return ReferencePoints(
         split,
@@ -158,13 +158,13 @@ def _find_linear_probe(run: Run, alike: Sequence[Run]) -> Run | None:
     )
 
 
-def _make_reference(found: Run | None, run: Run, split: str) -> Reference | None:
-    if found is None or found.run_id == run.run_id:
+def _make_reference(other: Run | None, run: Run, split: str) -> Reference | None:
+    if other is None or other.run_id == run.run_id:
         return None
-    value = split_accuracy(found, split)
+    value = split_accuracy(other, split)
     if value is None:
         return None
-    title = mid_sentence(run_kind(found.config))
-    if found.config.backbone != run.config.backbone:
-        title += f", {found.config.backbone}"
-    return Reference(value, title, found.run_id)
+    title = mid_sentence(run_kind(other.config))
+    if other.config.backbone != run.config.backbone:
+        title += f", {other.config.backbone}"
+    return Reference(value, title, other.run_id)

@@ -25,17 +25,17 @@ def lay_out(features: np.ndarray) -> Work[np.ndarray]:
     """
     from openTSNE import TSNE  # only a deep inspection needs this import
 
-    reached, left = [0], [False]
+    steps_done, cancelled = [0], [False]
 
-    def note(steps: int, *_: object) -> bool:
-        reached[0] += _EVERY
-        return left[0]
+    def record_progress(steps: int, *_: object) -> bool:
+        steps_done[0] += _EVERY
+        return cancelled[0]
 
-    def place() -> np.ndarray:
-        some = StandardScaler().fit_transform(features)
+    def embed() -> np.ndarray:
+        scaled = StandardScaler().fit_transform(features)
         reduced = PCA(
-            min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0
-        ).fit_transform(some)
+            min(_DIMENSIONS, *scaled.shape), svd_solver="randomized", random_state=0
+        ).fit_transform(scaled)
         if len(reduced) < 10 or not reduced.any():
             return _project(reduced)
         layout = TSNE(
@@ -43,15 +43,17 @@ def lay_out(features: np.ndarray) -> Work[np.ndarray]:
             # The cores that this process may use, not all of the machine.
             n_jobs=torch.get_num_threads(),
             random_state=0,
-            callbacks=note,
+            callbacks=record_progress,
             callbacks_every_iters=_EVERY,
         ).fit(reduced)
         return np.asarray(layout, dtype=np.float32)
 
     try:
-        return (yield from run_in_background("map", place, lambda: min(reached[0], _STEPS), _STEPS))
+        return (
+            yield from run_in_background("map", embed, lambda: min(steps_done[0], _STEPS), _STEPS)
+        )
     finally:
-        left[0] = True
+        cancelled[0] = True
 
 
 def _project(reduced: np.ndarray) -> np.ndarray:

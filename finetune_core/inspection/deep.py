@@ -80,8 +80,8 @@ class DeepReport:
             "fit": self.fit,
             "auc": self.auc,
             "probes": [
-                {"stage": one.stage, "accuracy": one.accuracy, "error": one.error}
-                for one in self.probes
+                {"stage": probe.stage, "accuracy": probe.accuracy, "error": probe.error}
+                for probe in self.probes
             ],
             "suggestion": {"strategy": self.strategy} | vars(self.suggestion)
             if self.suggestion
@@ -119,14 +119,14 @@ def inspect_deeply(
     features = yield from compute_features(dataset, backbone, image_size, fit)
     table = dataset.table.iloc[features.rows].reset_index(drop=True)
     probes = yield from _fit_probes(features, table)
-    telling = features.by_stage[_find_best(probes)] if probes else features.final
-    labels, predictions = yield from _find_label_errors(telling, table, dataset.classes)
+    best_features = features.by_stage[_find_best(probes)] if probes else features.final
+    labels, predictions = yield from _find_label_errors(best_features, table, dataset.classes)
     findings = [labels]
     auc, shifted = yield from _find_shift(features.final, table)
     findings.append(shifted)
     findings.append((yield from _find_outliers(features, table)))
-    mapped = _sample_for_map(len(table)) if map_too else np.arange(0)
-    places = (yield from lay_out(telling[mapped])) if map_too else np.empty((0, 2), np.float32)
+    rows = _sample_for_map(len(table)) if map_too else np.arange(0)
+    places = (yield from lay_out(best_features[rows])) if map_too else np.empty((0, 2), np.float32)
     suggestion = suggest_cut(probes, _stage_names(backbone, image_size)) if probes else None
     cut = suggestion.cut if suggestion else None
     return DeepReport(
@@ -138,9 +138,9 @@ def inspect_deeply(
         tuple(probes),
         suggestion,
         find_strategy(cut, backbone, image_size) if cut else None,
-        pd.DataFrame({"id": table["id"].to_numpy()[mapped], "x": places[:, 0], "y": places[:, 1]}),
+        pd.DataFrame({"id": table["id"].to_numpy()[rows], "x": places[:, 0], "y": places[:, 1]}),
         predictions,
-        Embeddings.from_features(table["id"].to_numpy(), telling),
+        Embeddings.from_features(table["id"].to_numpy(), best_features),
     )
 
 
@@ -149,7 +149,7 @@ def _stage_names(backbone: str, image_size: int) -> list[str]:
 
 
 def _find_best(probes: list[Probe]) -> int:
-    return int(np.argmax([one.accuracy for one in probes]))
+    return int(np.argmax([probe.accuracy for probe in probes]))
 
 
 def _fit_probes(features: Features, table: pd.DataFrame) -> Work[list[Probe]]:
@@ -188,7 +188,7 @@ def _find_label_errors(
             class_predictions(probabilities, labels, kept),
         )
 
-    suspects, alike, shares, twins, agreed, predictions = yield from run_in_background(
+    suspects, alike, shares, twins, agreement, predictions = yield from run_in_background(
         "labels", find_suspects
     )
     ids = table["id"].to_numpy()
@@ -207,11 +207,11 @@ def _find_label_errors(
     looks = "looks" if len(paths) == 1 else "look"
     message = (
         f"{things(len(paths), 'image')} ({percent(len(paths) / len(table))}) {looks} like another "
-        f"class, possibly mislabelled. The linear model agrees with {percent(agreed, 0)} of all "
+        f"class, possibly mislabelled. The linear model agrees with {percent(agreement, 0)} of all "
         "labels; the lower that share, the more of these are its own mistakes."
     )
     sets_shown = tuple(zip(paths, ids[twins], strict=True))
-    found = Finding(
+    finding = Finding(
         "label_errors",
         "warning",
         message,
@@ -222,14 +222,14 @@ def _find_label_errors(
         notes=notes,
         confidence=dict(zip(paths, shares.tolist(), strict=True)),
     )
-    return found, predictions
+    return finding, predictions
 
 
 def _find_shift(
     features: np.ndarray, table: pd.DataFrame
 ) -> Work[tuple[dict[str, float], Finding | None]]:
     auc: dict[str, float] = {}
-    shifted: list[str] = []
+    ids: list[str] = []
     messages: list[str] = []
     train = np.flatnonzero(table["split"] == TRAIN)
     sets = table["near"].to_numpy()
@@ -245,7 +245,7 @@ def _find_shift(
             continue
         auc[split] = score
         if score >= _SHIFTED and score - 0.5 > _CLEAR * error:
-            shifted.extend(table["id"].to_numpy()[rows])
+            ids.extend(table["id"].to_numpy()[rows])
             messages.append(f"{SPLIT_WORDS[split].lower()} images with an AUC of {score:.2f}")
     if not messages:
         return auc, None
@@ -253,7 +253,7 @@ def _find_shift(
         f"A linear model distinguishes the training images from {' and '.join(messages)} (0.5: "
         "chance level, 1: perfect separation). Metrics on one say less about the other."
     )
-    return auc, Finding("shift", "warning", message, len(shifted), tuple(shifted))
+    return auc, Finding("shift", "warning", message, len(ids), tuple(ids))
 
 
 def _find_outliers(features: Features, table: pd.DataFrame) -> Work[Finding | None]:

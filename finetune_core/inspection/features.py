@@ -102,9 +102,9 @@ def _compute_features(
         feed = validation_feed(pixels, network.info, image_size, device)
         forward = compiler.forward(Part(pooled, f"{backbone} pooled", lambda: network.weights_hash))
         for start in range(0, len(needed), _KEPT_AT_ONCE):
-            some = needed[start : start + _KEPT_AT_ONCE]
-            batches = outputs(lambda images: forward(images).float(), device, some, feed)
-            filling = CACHE.fill(name, keys[some], batches)
+            batch = needed[start : start + _KEPT_AT_ONCE]
+            batches = outputs(lambda images: forward(images).float(), device, batch, feed)
+            filling = CACHE.fill(name, keys[batch], batches)
             if (yield from in_phase("features", filling, start, len(needed))) is None:
                 break
     table = CACHE.table(name)

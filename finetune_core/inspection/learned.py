@@ -98,9 +98,9 @@ def find_label_errors(
         return_indices_ranked_by="self_confidence",
         n_jobs=1,
     )
-    looks_like = probabilities[rows][suspects].argmax(axis=1)
-    other = looks_like != given[suspects]
-    return rows[suspects[other]], kept[looks_like[other]]
+    predicted = probabilities[rows][suspects].argmax(axis=1)
+    is_other = predicted != given[suspects]
+    return rows[suspects[is_other]], kept[predicted[is_other]]
 
 
 def label_agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> float:
@@ -132,11 +132,11 @@ def class_predictions(
     held_out = probabilities[rows]
     given = np.searchsorted(kept, labels[rows])
     best = held_out.argmax(axis=1) if len(rows) else rows
-    every = np.arange(len(rows))
+    positions = np.arange(len(rows))
     columns = {
         "predicted": kept[best],
-        "confidence": held_out[every, best],
-        "label_confidence": held_out[every, given],
+        "confidence": held_out[positions, best],
+        "label_confidence": held_out[positions, given],
     }
     return pd.DataFrame(columns, index=rows)
 
@@ -155,19 +155,19 @@ def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> t
         The area under the ROC curve (0.5: they are alike; NaN: too many are near-duplicates), and
         its standard error under the hypothesis that they are alike.
     """
-    which = np.repeat([0, 1], [len(first), len(second)])
+    is_second = np.repeat([0, 1], [len(first), len(second)])
     reduced = _reduce(np.concatenate([first, second]))
-    scores = np.full(len(which), np.nan)
-    for fitted, held_out in stratified_folds(which, sets):
+    scores = np.full(len(is_second), np.nan)
+    for fitted, held_out in stratified_folds(is_second, sets):
         model = _make_classifier("balanced").fit(
-            reduced[_subsample(fitted)], which[_subsample(fitted)]
+            reduced[_subsample(fitted)], is_second[_subsample(fitted)]
         )
         scores[held_out] = model.decision_function(reduced[held_out])
-    error = np.sqrt((len(which) + 1) / (12 * len(first) * len(second)))
+    error = np.sqrt((len(is_second) + 1) / (12 * len(first) * len(second)))
     judged_rows = ~np.isnan(scores)
     auc = (
-        roc_auc_score(which[judged_rows], scores[judged_rows])
-        if len(np.unique(which[judged_rows])) == 2
+        roc_auc_score(is_second[judged_rows], scores[judged_rows])
+        if len(np.unique(is_second[judged_rows])) == 2
         else np.nan
     )
     return float(auc), float(error)
@@ -199,10 +199,10 @@ def _compute_remoteness(features: np.ndarray) -> np.ndarray:
     scaled separately, those that hardly ever respond would decide.
     """
     unit = normalize(features)
-    some = unit[_subsample(np.arange(len(unit)))]
+    sample = unit[_subsample(np.arange(len(unit)))]
     reduced = (
-        PCA(min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0)
-        .fit(some)
+        PCA(min(_DIMENSIONS, *sample.shape), svd_solver="randomized", random_state=0)
+        .fit(sample)
         .transform(unit)
     )
     nearest = NearestNeighbors(n_neighbors=_NEIGHBOURS + 1).fit(reduced)
@@ -234,9 +234,11 @@ def fit_probe(
         val: positions of the validation images.
     """
     reduced = _reduce(features, fitted_on=train)
-    some = _subsample(train)
-    right = _make_classifier().fit(reduced[some], labels[some]).predict(reduced[val]) == labels[val]
-    accuracy, images = float(right.mean()), float(effective_images(right[None], sets[val])[0])
+    sample = _subsample(train)
+    correct = (
+        _make_classifier().fit(reduced[sample], labels[sample]).predict(reduced[val]) == labels[val]
+    )
+    accuracy, images = float(correct.mean()), float(effective_images(correct[None], sets[val])[0])
     error = np.sqrt(max(accuracy * (1 - accuracy), 1 / images**2) / images)
     return Probe(stage, accuracy, float(error))
 
@@ -253,18 +255,18 @@ def find_nearest_of_class(
         wanted: int ``[m]``, the class for each position.
     """
     reduced = _reduce(features)
-    found = np.empty(len(positions), dtype=int)
+    nearest_positions = np.empty(len(positions), dtype=int)
     for label in np.unique(wanted):
         members = np.setdiff1d(np.flatnonzero(labels == label), positions)
         members = members if len(members) else np.flatnonzero(labels == label)
-        here = np.flatnonzero(wanted == label)
+        selected = np.flatnonzero(wanted == label)
         nearest = (
             NearestNeighbors(n_neighbors=1)
             .fit(reduced[members])
-            .kneighbors(reduced[positions[here]])[1][:, 0]
+            .kneighbors(reduced[positions[selected]])[1][:, 0]
         )
-        found[here] = members[nearest]
-    return found
+        nearest_positions[selected] = members[nearest]
+    return nearest_positions
 
 
 def _make_classifier(class_weight: str | None = None) -> LogisticRegression:
@@ -284,9 +286,9 @@ def _reduce(features: np.ndarray, fitted_on: np.ndarray | None = None) -> np.nda
     ones, mostly noise, would count for as much. Nor are the features scaled separately before
     (``logistic.py``).
     """
-    some = features[_subsample(np.arange(len(features)) if fitted_on is None else fitted_on)]
-    directions = min(_DIMENSIONS, *some.shape)
+    sample = features[_subsample(np.arange(len(features)) if fitted_on is None else fitted_on)]
+    directions = min(_DIMENSIONS, *sample.shape)
     pca = PCA(directions, svd_solver="randomized", random_state=0)
-    scale = max(float(pca.fit_transform(some)[:, 0].std()), 1e-6)
-    directed: np.ndarray = pca.transform(features) / scale
-    return directed.astype(np.float32)
+    scale = max(float(pca.fit_transform(sample)[:, 0].std()), 1e-6)
+    components: np.ndarray = pca.transform(features) / scale
+    return components.astype(np.float32)

@@ -31,12 +31,12 @@ class Inspection:
             self.dataset.table["width"],
             self.dataset.table["height"],
         )
-        who = "the split is part of the data" if dataset.given_splits else "Thaw makes the split"
+        origin = "the split is part of the data" if dataset.given_splits else "Thaw makes the split"
         return (
             f"{things(len(dataset.table), 'image')} in "
             f"{things(len(dataset.classes), 'class', 'classes')}, {widths.min()}×{heights.min()} "
             f"to {widths.max()}×{heights.max()} pixels; "
-            f"{who}."
+            f"{origin}."
         )
 
     def changes(self) -> str:
@@ -52,12 +52,17 @@ class Inspection:
 
     def finding_rows(self) -> list[tuple[str, str]]:
         """Return (severity, description) of each finding."""
-        return [(one.severity, f"{KINDS[one.kind].title}. {one.message}") for one in self.findings]
+        return [
+            (finding.severity, f"{KINDS[finding.kind].title}. {finding.message}")
+            for finding in self.findings
+        ]
 
     def probe_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per stage; no rows without probes."""
         probes = self.deep.probes if self.deep else ()
-        rows = [[one.stage, f"{percent(one.accuracy)} ± {percent(one.error)}"] for one in probes]
+        rows = [
+            [probe.stage, f"{percent(probe.accuracy)} ± {percent(probe.error)}"] for probe in probes
+        ]
         return ["Stage", "Validation accuracy of a linear probe"], rows
 
     def advice(self) -> str:
@@ -73,8 +78,8 @@ class Inspection:
         auc = self.deep.auc if self.deep else {}
         return [
             f"Training against {SPLIT_WORDS[split].lower()} images, separated by features: AUC "
-            f"{one:.2f} (0.5: chance level)."
-            for split, one in auc.items()
+            f"{auc_of_split:.2f} (0.5: chance level)."
+            for split, auc_of_split in auc.items()
         ]
 
     def __repr__(self) -> str:

@@ -65,7 +65,7 @@ def find_deepest_good(probes: Sequence[Probe]) -> Probe:
         probes: from the input to the head.
     """
     best = max(probes, key=lambda one: one.accuracy)
-    return [one for one in probes if one.accuracy >= best.accuracy - best.error][-1]
+    return [probe for probe in probes if probe.accuracy >= best.accuracy - best.error][-1]
 
 
 def find_strategy(cut: str, backbone: str, image_size: int | None = None) -> str:
@@ -77,11 +77,11 @@ def find_strategy(cut: str, backbone: str, image_size: int | None = None) -> str
         image_size: side of the images; None for the size that the backbone was pretrained on.
     """
     stages = network_stages(backbone, image_size=image_size)
-    at = [stage.name for stage in stages].index(cut)
+    index = [stage.name for stage in stages].index(cut)
     for name, strategy in STRATEGIES.items():
         if strategy.classic:
             config = make_config({"data": "any", "backbone": backbone, "strategy": name})
-            if cut_index(plan(config, stages)) == at:
+            if cut_index(plan(config, stages)) == index:
                 return name
     return "custom"
 

@@ -78,25 +78,23 @@ def save_answers(data: str | Path, split_of: Mapping[str, str], answers: Sequenc
     Raises:
         DataError: if an image is not in the queue, or the answers cannot be stored.
     """
-    strange = [answer.path for answer in answers if answer.path not in split_of]
-    if strange:
+    unknown = [answer.path for answer in answers if answer.path not in split_of]
+    if unknown:
         raise DataError(
-            f"{things(len(strange), 'answer')} of images that are not in the queue: "
-            f"{some(strange)}. Take paths from the queue."
+            f"{things(len(unknown), 'answer')} of images that are not in the queue: "
+            f"{some(unknown)}. Take paths from the queue."
         )
-    wanted: dict[str, Edit | None] = {}
+    edits: dict[str, Edit | None] = {}
     for answer in answers:
-        wanted.pop(answer.path, None)  # edits are in the order of the last answers
-        wanted[answer.path] = _make_edit(answer, split_of[answer.path])
+        edits.pop(answer.path, None)  # edits are in the order of the last answers
+        edits[answer.path] = _make_edit(answer, split_of[answer.path])
 
     def change(known: Sequence[Edit]) -> list[Edit]:
-        kept = [
-            edit
-            for edit in known
-            if not _is_answer_to(edit, wanted) or edit == wanted[edit.paths[0]]
+        remaining = [
+            edit for edit in known if not _is_answer_to(edit, edits) or edit == edits[edit.paths[0]]
         ]
-        there = set(kept)
-        return kept + [edit for edit in wanted.values() if edit and edit not in there]
+        there = set(remaining)
+        return remaining + [edit for edit in edits.values() if edit and edit not in there]
 
     change_edits(data, change)
 

@@ -73,8 +73,8 @@ def _count_disagreements(features: np.ndarray, probe: Linear | None, seed: int) 
     predicted = probe.logits(values).argmax(1)
     changed = torch.zeros(len(values), dtype=torch.int64)
     for _ in range(_MASKS):
-        kept = torch.rand(values.shape, generator=generator) >= _DROPPED
-        changed += probe.logits(values * kept / (1 - _DROPPED)).argmax(1) != predicted
+        mask = torch.rand(values.shape, generator=generator) >= _DROPPED
+        changed += probe.logits(values * mask / (1 - _DROPPED)).argmax(1) != predicted
     return changed.numpy()
 
 
@@ -90,8 +90,8 @@ def _find_nearest_to_centres(points: np.ndarray, clusters: int, seed: int) -> np
     """Return the positions of the points nearest to each centre of k-means, without repeats."""
     means = KMeans(clusters, n_init=1, max_iter=_ITERATIONS, random_state=seed)
     distances = means.fit_transform(points)
-    taken: list[int] = []
+    positions: list[int] = []
     for cluster in range(clusters):
         order = np.argsort(distances[:, cluster])
-        taken.append(int(next(index for index in order if index not in taken)))
-    return np.array(taken)
+        positions.append(int(next(index for index in order if index not in positions)))
+    return np.array(positions)

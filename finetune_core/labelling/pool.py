@@ -170,8 +170,8 @@ def remove_folder(data: str | Path, folder: str) -> None:
         DataError: if that cannot be stored.
     """
     known = load_unlabelled(data)
-    left = tuple(one for one in known.folders if one != folder)
-    save_unlabelled(data, known.model_copy(update={"folders": left}))
+    folders = tuple(path for path in known.folders if path != folder)
+    save_unlabelled(data, known.model_copy(update={"folders": folders}))
 
 
 def add_class(data: str | Path, name: str) -> None:
@@ -205,28 +205,29 @@ def find_pool(
     Raises:
         DataError: if a folder cannot be read.
     """
-    found = []
+    parts = []
     for folder in unlabelled.folders:
         listing = list_unlabelled(folder, roots)
         rows = yield from read_index(folder, listing)
         rows = rows[rows["problem"] == ""]
         # Near-duplicates must be in the same split, so the first one decides for all.
-        decides = rows.groupby("near")["content"].transform("min")
+        first_content = rows.groupby("near")["content"].transform("min")
         paths = (listing.root / sample for sample in rows["id"])
-        found.append(
+        parts.append(
             pd.DataFrame(
                 {
                     "id": [_image_id(dataset.root, path) for path in paths],
                     "content": rows["content"].to_numpy(),
                     "split": [
-                        _draw_split(one) if unlabelled.set_aside else TRAIN for one in decides
+                        _draw_split(content) if unlabelled.set_aside else TRAIN
+                        for content in first_content
                     ],
                 }
             )
         )
-    if not found:
+    if not parts:
         return pd.DataFrame({"id": [], "content": [], "split": []})
-    pool = pd.concat(found).drop_duplicates("id").drop_duplicates("content")
+    pool = pd.concat(parts).drop_duplicates("id").drop_duplicates("content")
     own = dataset.table[~dataset.table["id"].isin(list(labelled_paths(dataset.edits)))]
     known = pool["id"].isin(own["id"]) | pool["content"].isin(own["content"])
     return pool[~known].sort_values("id", ignore_index=True)

@@ -136,16 +136,16 @@ class Labelling:
         table = self.pool[["id"]].assign(split="")
         table["class"] = ""
         classes = np.full(len(table), "", dtype=object)
-        made = apply_edits(table, edits)
-        classes[made.index] = made["class"]
+        labelled = apply_edits(table, edits)
+        classes[labelled.index] = labelled["class"]
         passed = ignored(edits)
         excluded = {path for edit in edits if edit.action == "exclude" for path in edit.paths}
         skipped, none = (
             self.pool["id"].isin(list(passed.get(kind, ()))).to_numpy() & (classes == "")
             for kind in (SKIPPED, NONE_OF_THESE)
         )
-        gone = skipped | none | self.pool["id"].isin(list(excluded)).to_numpy()
-        return Labels(classes, (classes == "") & ~gone, int(skipped.sum()), int(none.sum()))
+        passed_over = skipped | none | self.pool["id"].isin(list(excluded)).to_numpy()
+        return Labels(classes, (classes == "") & ~passed_over, int(skipped.sum()), int(none.sum()))
 
     def fit(self, labels: Labels) -> Probe:
         """Fit the linear probe to the data set's training images and the labels of the pool."""
@@ -155,17 +155,29 @@ class Labelling:
         values = np.concatenate([self.own_features[own], self.features[training]])
         # A class without images has no output, because its probability would be meaningless.
         classes, targets = np.unique(names.astype(str), return_inverse=True)
-        kept = tuple(map(str, classes))
-        if len(kept) < 2:
-            return Probe(kept, None, np.ones((len(self.pool), len(kept)), np.float32), None)
+        output_classes = tuple(map(str, classes))
+        if len(output_classes) < 2:
+            return Probe(
+                output_classes,
+                None,
+                np.ones((len(self.pool), len(output_classes)), np.float32),
+                None,
+            )
         features = torch.from_numpy(values)
         scale = Scale.of(features)
         fit = fitted(
-            scale.applied(features), torch.from_numpy(targets), len(kept), _C, None, _TOLERANCE
+            scale.applied(features),
+            torch.from_numpy(targets),
+            len(output_classes),
+            _C,
+            None,
+            _TOLERANCE,
         )
         linear = scale.folded_into(finish(fit))
         shares = linear.logits(torch.from_numpy(self.features)).softmax(1).numpy()
-        return Probe(kept, linear, shares, self._validation_accuracy(linear, kept))
+        return Probe(
+            output_classes, linear, shares, self._validation_accuracy(linear, output_classes)
+        )
 
     def order(
         self,
@@ -237,8 +249,8 @@ class Labelling:
         """Return ``path, label, split`` of the data set's own images and of the labelled ones."""
         table = self.pool[["id"]].assign(split="")
         table["class"] = ""
-        made = pd.concat([self.own[["id", "class", "split"]], apply_edits(table, edits)])
-        return made.rename(columns={"id": "path", "class": "label"})[["path", "label", "split"]]
+        labelled = pd.concat([self.own[["id", "class", "split"]], apply_edits(table, edits)])
+        return labelled.rename(columns={"id": "path", "class": "label"})[["path", "label", "split"]]
 
     def _rank_rows(
         self, rows: np.ndarray, labels: Labels, probe: Probe, order: str, of: str, batch: int
@@ -248,10 +260,10 @@ class Labelling:
                 self.features[rows], self.directions[rows], probe.linear, batch, labels.count
             )
         if order == "similar":
-            found = np.flatnonzero((self.pool["id"] == of).to_numpy())
-            if not len(found):
+            matches = np.flatnonzero((self.pool["id"] == of).to_numpy())
+            if not len(matches):
                 raise DataError(f"There is no image {of!r} among those without labels.")
-            return rank_similar(self.features[rows], self.features[found[0]])
+            return rank_similar(self.features[rows], self.features[matches[0]])
         if order == "probable":
             if of not in probe.classes:
                 raise DataError(f"No image has the class {of!r} yet. Label one of it first.")

@@ -45,9 +45,9 @@ def simultaneous_gains(
         sets: int ``[images]``, equal for near-duplicates and images of one group.
     """
     variances = known_variances(arms, [place != fitted for place in range(len(arms))])
-    several = [one for one in variances if one]
+    several = [variance for variance in variances if variance]
     # If no arm is pooled, the largest variance is the conservative choice.
-    pooled = max(several, key=lambda one: (one.pooled, one.value), default=None)
+    pooled = max(several, key=lambda variance: (variance.pooled, variance.value), default=None)
     seeds = [
         None if place == fitted and own is None else own or pooled
         for place, own in enumerate(variances)
@@ -57,7 +57,11 @@ def simultaneous_gains(
     clusters = len(np.unique(sets))
     errors, freedoms = [], []
     for (a, b), of_images in zip(pairs, np.diag(covariance), strict=True):
-        sides = [(one, arms[at].seeds) for at in (a, b) if (one := seeds[at])]
+        sides = [
+            (seed_variance, arms[index].seeds)
+            for index in (a, b)
+            if (seed_variance := seeds[index])
+        ]
         variance, freedom = total_variance(float(of_images), clusters, sides)
         errors.append(variance**0.5)
         freedoms.append(freedom)
@@ -69,8 +73,10 @@ def simultaneous_gains(
     ]
     means = gained.mean(axis=1)
     return [
-        Interval(float(mean), max(-1.0, float(mean - one)), min(1.0, float(mean + one)))
-        for mean, one in zip(means, reach, strict=True)
+        Interval(
+            float(mean), max(-1.0, float(mean - half_width)), min(1.0, float(mean + half_width))
+        )
+        for mean, half_width in zip(means, reach, strict=True)
     ]
 
 
@@ -93,8 +99,8 @@ def _seed_covariance(
     for row, (a, b) in enumerate(pairs):
         signs[row, [a, b]] = 1, -1
     own = [one.value / arm.seeds if one else 0.0 for one, arm in zip(seeds, arms, strict=True)]
-    found: np.ndarray = signs * own @ signs.T
-    return found
+    covariance: np.ndarray = signs * own @ signs.T
+    return covariance
 
 
 def _tail_level(covariance: np.ndarray) -> float:

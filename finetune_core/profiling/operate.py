@@ -135,9 +135,9 @@ def _forecast_seconds(configs: Sequence[RunConfig], dataset: Dataset, book: Spee
     total = 0.0
     for config in configs:
         trunk = next(iter(config.stage_rates or {}), config.strategy)
-        one = expected(config, dataset, book, _EVERYTHING_FOUND if trunk in seen else 0)
+        forecast = expected(config, dataset, book, _EVERYTHING_FOUND if trunk in seen else 0)
         seen.add(trunk)
-        total += one.seconds if one else 0.0
+        total += forecast.seconds if forecast else 0.0
     return total
 
 
@@ -287,23 +287,23 @@ def _group_runs(setup: Setup, progress: Progress, known: Known) -> list[_Group]:
     """Return the groups of runs to report, each stage once: at full length if it went on."""
     seeds = [*setup.seeds, *([] if setup.extra_seed is None else [setup.extra_seed])]
 
-    def group(kind: Kind, stages: tuple[str, ...], configs: Iterable[RunConfig]) -> _Group:
+    def make_group(kind: Kind, stages: tuple[str, ...], configs: Iterable[RunConfig]) -> _Group:
         keys = (run_of(config) for config in configs)
         return _Group(kind, stages, tuple(key for key in keys if key in known))
 
-    found = []
+    groups = []
     for stage in setup.stages:
         if (rate := progress.rates.get(stage)) is None:
             continue
         alone = (setup.alone([stage], seed, progress.rates) for seed in seeds)
-        long = group("stage", (stage,), alone)
-        short = group("short", (stage,), [setup.short(stage, rate)])
-        found.append(long if stage in progress.going_on and long.keys else short)
+        long = make_group("stage", (stage,), alone)
+        short = make_group("short", (stage,), [setup.short(stage, rate)])
+        groups.append(long if stage in progress.going_on and long.keys else short)
     for stages in progress.sets:
         trained = (setup.alone(stages, seed, progress.rates) for seed in seeds)
-        found.append(group("stages", _sort_stages(setup, stages), trained))
-    found.append(group("full", setup.stages, (setup.whole(seed) for seed in seeds)))
-    return [one for one in found if one.keys]
+        groups.append(make_group("stages", _sort_stages(setup, stages), trained))
+    groups.append(make_group("full", setup.stages, (setup.whole(seed) for seed in seeds)))
+    return [group for group in groups if group.keys]
 
 
 def _learning_rates(config: RunConfig, group: _Group) -> dict[str, float]:
@@ -331,8 +331,8 @@ def _judge_convergence(known: Known, keys: Sequence[str]) -> dict[str, Convergen
 
 def _worst_convergence(judged: Sequence[Convergence | None]) -> Convergence:
     """Return the first convergence that has failed, or the first one if none has."""
-    found = [one or Convergence(None, "a short run") for one in judged]
-    return min(found, key=lambda one: one.converged is not False)
+    found = [convergence or Convergence(None, "a short run") for convergence in judged]
+    return min(found, key=lambda convergence: convergence.converged is not False)
 
 
 def _collect_predictions(
@@ -341,10 +341,10 @@ def _collect_predictions(
     """Return forecasts of each stage's gain from the runs."""
     runs = [known.runs[key] for group in groups for key in group.keys]
     layers = known_layers(measured_run(runs)) if runs else None
-    probes = {one.stage: one.accuracy for one in layers.probes} if layers else {}
+    probes = {probe.stage: probe.accuracy for probe in layers.probes} if layers else {}
     whole = [known.runs[key] for group in groups if group.kind == "full" for key in group.keys]
     moved = known_layers(measured_run(whole)) if whole else None
-    likeness = {one.name: one.likeness for one in moved.stages} if moved else {}
+    likeness = {stage.name: stage.likeness for stage in moved.stages} if moved else {}
     gradients = _relative_gradients(whole[0]) if whole else {}
     if not (probes or likeness or gradients):
         return ()

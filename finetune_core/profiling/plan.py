@@ -191,7 +191,7 @@ def fit_budget(
     for part in PARTS:
         if left <= budget:
             break
-        others = [one for one in parts if one != part]
+        others = [other for other in parts if other != part]
         less = seconds(forecast(setup, known, failed, others))
         if less < left:  # else the runs of the part are finished already
             parts, left = others, less
@@ -295,7 +295,9 @@ class _Replay:
         }
         self._require_runs("short", tried.values())
         finished = [
-            (one.val_loss, at) for at, run in tried.items() if (one := self._get_outcome(run))
+            (outcome.val_loss, key)
+            for key, run in tried.items()
+            if (outcome := self._get_outcome(run))
         ]
         for _, (stage, rate) in sorted(finished):
             self._rates.setdefault(stage, rate)
@@ -360,21 +362,21 @@ class _Replay:
         whole = self._get_outcome(self._setup.whole(self._setup.seeds[0]))
         return whole is not None and whole.val_correct.mean() >= self._mean_score(self._chosen)[0]
 
-    def _require_runs(self, at: Round, configs: Iterable[RunConfig]) -> None:
+    def _require_runs(self, current: Round, configs: Iterable[RunConfig]) -> None:
         """Raise ``_Missing`` unless these runs are finished or have failed."""
-        self._round = at
+        self._round = current
         missing = {run_of(config): config for config in configs if not self._get_outcome(config)}
-        self._wanted = [one for key, one in missing.items() if key not in self._failed]
+        self._wanted = [config for key, config in missing.items() if key not in self._failed]
         if self._wanted:
             raise _Missing
 
     def _filter_part(self, part: Part, configs: Iterable[RunConfig]) -> list[RunConfig]:
         """Return the runs of a part: all if there is time for it, else the finished ones."""
-        found = list(configs)
+        part_configs = list(configs)
         if part in self._parts:
-            return found
-        finished = [config for config in found if self._get_outcome(config)]
-        if len(finished) < len(found):
+            return part_configs
+        finished = [config for config in part_configs if self._get_outcome(config)]
+        if len(finished) < len(part_configs):
             self._left_out.add(part)
         return finished
 
@@ -386,9 +388,9 @@ class _Replay:
 
     def _mean_score(self, stages: Collection[str]) -> tuple[float, float]:
         """Return the mean validation accuracy of an arm, and its negative log loss."""
-        found = self._find_outcomes(self._arm_configs(stages))
-        accuracy = np.mean([one.val_correct.mean() for one in found])
-        return float(accuracy), -float(np.mean([one.val_loss for one in found]))
+        outcomes = self._find_outcomes(self._arm_configs(stages))
+        accuracy = np.mean([outcome.val_correct.mean() for outcome in outcomes])
+        return float(accuracy), -float(np.mean([outcome.val_loss for outcome in outcomes]))
 
     def _collect_validation_answers(self, stages: Collection[str]) -> Answers:
         return answers(

@@ -235,9 +235,9 @@ class Profile:
     def _describe_no_gain(self, selected: ProfileArm, name: str) -> str:
         low, high = points(selected.gain.low), points(selected.gain.high)
         measured = f"{points(selected.gain.value)} points, {low} to {high}"
-        others = [one for one in self.arms if one.gains and one.kind != "full"]
+        others = [arm for arm in self.arms if arm.gains and arm.kind != "full"]
         if others:
-            best = max(others, key=lambda one: one.gain.value)
+            best = max(others, key=lambda arm: arm.gain.value)
             return (
                 f"The validation images chose {name}, which gains nothing measurable "
                 f"({measured}); {_join_names(best.stages)} gains {_format_gain(best.gain)}. "
@@ -318,10 +318,10 @@ class Profile:
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per arm."""
-        return _COLUMNS, [self._format_row(at, arm) for at, arm in enumerate(self.arms)]
+        return _COLUMNS, [self._format_row(index, arm) for index, arm in enumerate(self.arms)]
 
-    def _format_row(self, at: int, arm: ProfileArm) -> list[str]:
-        fate = "selected" if at == self.chosen else FATES[arm.kind]
+    def _format_row(self, index: int, arm: ProfileArm) -> list[str]:
+        fate = "selected" if index == self.chosen else FATES[arm.kind]
         if arm.is_undertrained:
             fate += ", not converged"
         return [
@@ -339,12 +339,12 @@ class Profile:
         """Return (columns, rows) with one row per step of the selection."""
         rows = [
             [
-                one.stage,
-                percent(one.accuracy),
-                "" if one.gain is None else points(one.gain),
-                "trains" if one.kept else "no significant gain: left out",
+                step.stage,
+                percent(step.accuracy),
+                "" if step.gain is None else points(step.gain),
+                "trains" if step.kept else "no significant gain: left out",
             ]
-            for one in self.path
+            for step in self.path
         ]
         return ["Stage", "Validation accuracy with it", "Gain", "Decision"], rows
 
@@ -353,12 +353,12 @@ class Profile:
         columns = ["Stage", "Probe by layer", "Relative gradient", "Similarity (CKA)"]
         rows = [
             [
-                one.stage,
-                "–" if one.probe is None else percent(one.probe),
-                "–" if one.gradient is None else f"{one.gradient:.2g}",
-                "–" if one.similarity is None else f"{one.similarity:.2f}",
+                prediction.stage,
+                "–" if prediction.probe is None else percent(prediction.probe),
+                "–" if prediction.gradient is None else f"{prediction.gradient:.2g}",
+                "–" if prediction.similarity is None else f"{prediction.similarity:.2f}",
             ]
-            for one in self.predictions
+            for prediction in self.predictions
         ]
         return columns, rows
 
@@ -390,10 +390,10 @@ class Profile:
             "arms": [_arm_json(arm) for arm in self.arms],
             "selected": None if selected is None else list(selected.stages),
             "full_over_selected": self.against_full and asdict(self.against_full),
-            "path": [asdict(one) for one in self.path],
+            "path": [asdict(step) for step in self.path],
             "left_out": list(self.left_out),
             "failed_runs": list(self.failed),
-            "predictions": [asdict(one) for one in self.predictions],
+            "predictions": [asdict(prediction) for prediction in self.predictions],
             "total_parameters": self.total_parameters,
         }
 

@@ -87,40 +87,41 @@ class Advice:
     def network_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per network, by its best stage, the best first."""
         top1 = {
-            one.backbone: "not stated" if one.top1 is None else f"{one.top1:.1f} %"
-            for one in self.networks
+            network.backbone: "not stated" if network.top1 is None else f"{network.top1:.1f} %"
+            for network in self.networks
         }
         rows = [
-            [*_row(at, one), top1[one.backbone]]
-            for at, one in enumerate(best_stages(self.candidates))
+            [*_row(index, candidate), top1[candidate.backbone]]
+            for index, candidate in enumerate(best_stages(self.candidates))
         ]
         return [*_COLUMNS, "ImageNet"], rows
 
     def forecast_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per network: forecasts of the usual strategies."""
-        known = {one.backbone: one.forecasts for one in self.networks}
+        known = {network.backbone: network.forecasts for network in self.networks}
         rows = [
             [
-                one.backbone,
-                *(_format_seconds(known[one.backbone].get(strategy)) for strategy in TIMED),
+                candidate.backbone,
+                *(_format_seconds(known[candidate.backbone].get(strategy)) for strategy in TIMED),
             ]
-            for one in best_stages(self.candidates)
+            for candidate in best_stages(self.candidates)
         ]
         return ["Network", *(STRATEGIES[strategy].title for strategy in TIMED)], rows
 
     def stage_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per network and stage, the best first."""
         rows = [
-            [*_row(at, one), _format_seconds(one.seconds)] for at, one in enumerate(self.candidates)
+            [*_row(index, candidate), _format_seconds(candidate.seconds)]
+            for index, candidate in enumerate(self.candidates)
         ]
         return [*_COLUMNS, "Training what follows"], rows
 
     def __repr__(self) -> str:
-        return f"<Advice: {', '.join(one.backbone for one in self.suggested) or 'none'}>"
+        return f"<Advice: {', '.join(proposal.backbone for proposal in self.suggested) or 'none'}>"
 
     def _repr_html_(self) -> str:
-        reasons = [f"{one.backbone}: {one.reason}" for one in self.suggested]
-        lacking = [f"{one.backbone}: {one.reason}" for one in self.failed]
+        reasons = [f"{proposal.backbone}: {proposal.reason}" for proposal in self.suggested]
+        lacking = [f"{failure.backbone}: {failure.reason}" for failure in self.failed]
         return (
             table(*self.network_rows())
             + table(*self.forecast_rows())
@@ -133,17 +134,17 @@ class Advice:
             "images": self.images,
             "folds": self.folds,
             "budget_minutes": self.budget,
-            "candidates": [asdict(one) for one in self.candidates],
+            "candidates": [asdict(candidate) for candidate in self.candidates],
             "networks": [
                 {
-                    "backbone": one.backbone,
-                    "imagenet_top1": one.top1,
-                    "forecast_seconds": dict(one.forecasts),
+                    "backbone": network.backbone,
+                    "imagenet_top1": network.top1,
+                    "forecast_seconds": dict(network.forecasts),
                 }
-                for one in self.networks
+                for network in self.networks
             ],
-            "suggested": [asdict(one) for one in self.suggested],
-            "failed": [asdict(one) for one in self.failed],
+            "suggested": [asdict(proposal) for proposal in self.suggested],
+            "failed": [asdict(failure) for failure in self.failed],
             "cannot_predict": UNKNOWN,
         }
 
@@ -222,9 +223,9 @@ def comparison_of(
         ConfigError: if a config cannot be used.
     """
     configs: list[RunConfig] = []
-    for one in suggested:
-        own = make_run_config(base, one.backbone, one.image_size, one.strategy)
-        configs += design(own, [one.strategy, BASELINE], seeds, num_images=num_images)
+    for proposal in suggested:
+        own = make_run_config(base, proposal.backbone, proposal.image_size, proposal.strategy)
+        configs += design(own, [proposal.strategy, BASELINE], seeds, num_images=num_images)
     return configs
 
 
@@ -240,20 +241,24 @@ def _check_arguments(names: Sequence[str], images: int, budget: float) -> None:
         raise ConfigError(problems)
 
 
-def _row(at: int, one: Candidate) -> list[str]:
+def _row(index: int, candidate: Candidate) -> list[str]:
     """Return the cells of ``_COLUMNS``.
 
     Args:
-        at: place of the candidate in the ranking; 0 is the best.
-        one: the candidate.
+        index: place of the candidate in the ranking; 0 is the best.
+        candidate: the candidate.
     """
-    standing = "not distinguishable" if one.like_best else f"{one.behind * 100:.1f} points behind"
+    standing = (
+        "not distinguishable"
+        if candidate.like_best
+        else f"{candidate.behind * 100:.1f} points behind"
+    )
     return [
-        one.backbone,
-        one.stage,
-        percent(one.accuracy),
-        one.interval,
-        standing if at else "best",
+        candidate.backbone,
+        candidate.stage,
+        percent(candidate.accuracy),
+        candidate.interval,
+        standing if index else "best",
     ]
 
 

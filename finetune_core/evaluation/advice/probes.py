@@ -65,11 +65,11 @@ def sample_training_images(dataset: Dataset, images: int, seed: int) -> Dataset:
     table = dataset.table
     rows = np.flatnonzero(table["split"] == TRAIN)
     labels, keys = table["label"].to_numpy(), sample_keys(table["id"])
-    some = subset(rows, labels, keys, images / len(rows), seed)
+    sample = subset(rows, labels, keys, images / len(rows), seed)
     # The sample may be too large: shares are rounded, and no class is left out.
-    if len(some) > images:
-        some = np.sort(np.random.default_rng(seed).choice(some, images, replace=False))
-    return replace(dataset, table=table.iloc[some].reset_index(drop=True))
+    if len(sample) > images:
+        sample = np.sort(np.random.default_rng(seed).choice(sample, images, replace=False))
+    return replace(dataset, table=table.iloc[sample].reset_index(drop=True))
 
 
 def probe_network(
@@ -139,12 +139,12 @@ def make_run_config(
 def _evaluate_probes(features: Features, sample: Dataset, seed: int) -> Work[np.ndarray]:
     table = sample.table.iloc[features.rows]
     labels, sets = torch.tensor(table["label"].to_numpy()), sides(table)
-    found = []
+    correct = []
     for done, values in enumerate(features.by_stage):
         step = Step(done, len(features.stages), "probe")
         fitting = held_out_right(torch.from_numpy(values), labels, sets, len(sample.classes), seed)
-        found.append((yield from as_step(step, fitting)))
-    return np.stack(found)
+        correct.append((yield from as_step(step, fitting)))
+    return np.stack(correct)
 
 
 def _forecast_training(
@@ -158,16 +158,20 @@ def _forecast_training(
         config.model_copy(update={"strategy": "custom", "cut": names[names.index(stage) + 1]})
         for stage in stages
     ]
-    named = [
+    strategies_configs = [
         one
         for one in comparable(config, dataset.split_counts.get(TRAIN, 0))
         if one.strategy in TIMED
     ]
-    yield from in_phase("timing", calibrate([*named, *cuts], dataset, book))
+    yield from in_phase("timing", calibrate([*strategies_configs, *cuts], dataset, book))
 
-    def seconds(one: RunConfig) -> float | None:
-        found = expected(one, dataset, book)
-        return found.seconds if found else None
+    def forecast_seconds(config: RunConfig) -> float | None:
+        forecast = expected(config, dataset, book)
+        return forecast.seconds if forecast else None
 
-    forecasts = {str(one.strategy): taken for one in named if (taken := seconds(one)) is not None}
-    return tuple(map(seconds, cuts)), forecasts
+    forecasts = {
+        str(one.strategy): taken
+        for one in strategies_configs
+        if (taken := forecast_seconds(one)) is not None
+    }
+    return tuple(map(forecast_seconds, cuts)), forecasts

@@ -54,7 +54,9 @@ def propose_networks(
     known = {network.backbone: network for network in networks}
     leaders = best_stages(candidates)
     first = _propose_best_probe(leaders, known[leaders[0].backbone], budget)
-    second = _propose_second([known[one.backbone] for one in leaders], first.backbone, budget)
+    second = _propose_second(
+        [known[candidate.backbone] for candidate in leaders], first.backbone, budget
+    )
     return (first, second) if second else (first,)
 
 
@@ -66,7 +68,7 @@ def _propose_best_probe(
         f"The best probe: {percent(best.accuracy)} of the held-out images (95 % interval "
         f"{best.interval}, corrected for choosing the best), on the features of {best.stage}."
     )
-    alike = [one.backbone for one in leaders[1:] if one.like_best]
+    alike = [candidate.backbone for candidate in leaders[1:] if candidate.like_best]
     if alike:
         reason += f" Not distinguishable from {_join_names(alike)}."
     seconds = network.forecasts.get(STRATEGY)
@@ -88,11 +90,12 @@ def _propose_second(
         first: name of the first proposal.
         budget: seconds that fine-tuning one network may take.
     """
-    fitting = [one for one in networks if one.forecasts.get(STRATEGY, budget) <= budget]
+    fitting = [network for network in networks if network.forecasts.get(STRATEGY, budget) <= budget]
     stated = sorted(
-        (one for one in fitting if one.top1 is not None), key=lambda one: -(one.top1 or 0.0)
+        (network for network in fitting if network.top1 is not None),
+        key=lambda network: -(network.top1 or 0.0),
     )
-    others = [one for one in stated if one.backbone != first]
+    others = [network for network in stated if network.backbone != first]
     within = f"among those whose forecast fits the budget of {budget / 60:g} min"
     if others:
         reason = f"The best published ImageNet accuracy, {others[0].top1:.1f} %, {within}."
@@ -102,7 +105,7 @@ def _propose_second(
                 f"This is the next, {others[0].top1:.1f} %, {within}."
             )
         return _make_proposal(others[0], "published", reason)
-    left = [one for one in fitting if one.backbone != first]
+    left = [network for network in fitting if network.backbone != first]
     if not left:
         return None
     unknown = "No other network here has" if stated else "None of these networks has"

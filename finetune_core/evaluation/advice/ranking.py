@@ -62,36 +62,36 @@ def ranked(networks: Sequence[NetworkProbes]) -> tuple[Candidate, ...]:
 
     Ties are broken by the forecast time, the shortest first.
     """
-    places = [(network, at) for network in networks for at in range(len(network.stages))]
+    places = [(network, index) for network in networks for index in range(len(network.stages))]
     if not places:
         return ()
     shared = reduce(np.intersect1d, [network.ids for network in networks])
     right = np.concatenate([network.right[:, np.isin(network.ids, shared)] for network in networks])
     sets = networks[0].sets[np.isin(networks[0].ids, shared)]
-    seconds = [network.after[at] for network, at in places]
+    seconds = [network.after[index] for network, index in places]
     order = np.lexsort(([np.inf if one is None else one for one in seconds], -right.mean(axis=1)))
     best = int(order[0])
     sums = cluster_sums(right.astype(np.int64), sets)
     corrected = _correct_for_pairs(sums)[best]
     low, high = simultaneous_intervals(right, sets)
     found = []
-    for at in order:
-        network, stage = places[at]
-        p = 1.0 if at == best else float(corrected[at])
+    for index in order:
+        network, stage = places[index]
+        p = 1.0 if index == best else float(corrected[index])
         found.append(
             Candidate(
                 network.backbone,
                 network.stages[stage],
                 network.image_size,
-                float(right[at].mean()),
-                float(low[at]),
-                float(high[at]),
+                float(right[index].mean()),
+                float(low[index]),
+                float(high[index]),
                 network.after[stage],
                 right.shape[1],
                 sums.shape[1],
-                float(right[best].mean() - right[at].mean()),
+                float(right[best].mean() - right[index].mean()),
                 p,
-                not _is_different(sums[best] - sums[at], p),
+                not _is_different(sums[best] - sums[index], p),
             )
         )
     return tuple(found)
@@ -100,8 +100,8 @@ def ranked(networks: Sequence[NetworkProbes]) -> tuple[Candidate, ...]:
 def best_stages(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Return the best stage of each network, in the order of the ranking."""
     first: dict[str, Candidate] = {}
-    for one in candidates:
-        first.setdefault(one.backbone, one)
+    for candidate in candidates:
+        first.setdefault(candidate.backbone, candidate)
     return tuple(first.values())
 
 
@@ -119,7 +119,7 @@ def _correct_for_pairs(sums: np.ndarray) -> np.ndarray:
     return np.minimum(corrected, corrected.T)
 
 
-def _is_different(gained: np.ndarray, p: float) -> bool:
+def _is_different(gain: np.ndarray, p: float) -> bool:
     """Return whether p is at most 5 % and the bootstrap interval over groups excludes 0."""
-    low, high = bootstrap(gained)
+    low, high = bootstrap(gain)
     return p <= LEVEL and not low <= 0 <= high

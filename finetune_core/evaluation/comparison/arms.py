@@ -100,7 +100,7 @@ class Arm:
 
 def best_first(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
     """Return the arms with their indices, sorted by their score."""
-    return sorted(enumerate(arms), key=lambda one: -one[1].rank)
+    return sorted(enumerate(arms), key=lambda entry: -entry[1].rank)
 
 
 Standing = Literal["taken", "best", "alike", "worse", "better"]

@@ -36,11 +36,14 @@ def choose(arms: Sequence[Arm], pairs: Sequence[Pair]) -> Choice:
 
     If an arm has not converged, nothing is chosen: trained longer, that arm might be the best.
     """
-    comparable = tuple(sorted({at for pair in pairs if pair.strategies for at in (pair.a, pair.b)}))
+    comparable = tuple(
+        sorted({index for pair in pairs if pair.strategies for index in (pair.a, pair.b)})
+    )
     if any(arm.is_undertrained for arm in arms):
         comparable = ()
     best = max(
-        comparable or range(len(arms)), key=lambda at: (arms[at].rank, -arms[at].cost.seconds)
+        comparable or range(len(arms)),
+        key=lambda index: (arms[index].rank, -arms[index].cost.seconds),
     )
     if not comparable:
         return Choice((), best, (), 0.0, None)
@@ -51,20 +54,25 @@ def choose(arms: Sequence[Arm], pairs: Sequence[Pair]) -> Choice:
         if verdict.different
     }
     alike = [
-        (at, verdict)
-        for at in comparable
-        if at != best and not (verdict := _find_verdict(verdicts, at, best)).different
+        (index, verdict)
+        for index in comparable
+        if index != best and not (verdict := _find_verdict(verdicts, index, best)).different
     ]
     unseen = max((verdict.smallest for _, verdict in alike), default=0.0)
     advised = min(
-        (at for at in comparable if at not in beaten), key=lambda at: arms[at].cost.seconds
+        (index for index in comparable if index not in beaten),
+        key=lambda index: arms[index].cost.seconds,
     )
     return Choice(
-        comparable, best, tuple(at for at, _ in alike), unseen, None if unseen > BLUNT else advised
+        comparable,
+        best,
+        tuple(index for index, _ in alike),
+        unseen,
+        None if unseen > BLUNT else advised,
     )
 
 
 def _find_verdict(
-    verdicts: dict[tuple[int, int], PairVerdict], one: int, other: int
+    verdicts: dict[tuple[int, int], PairVerdict], first: int, second: int
 ) -> PairVerdict:
-    return verdicts[min(one, other), max(one, other)]
+    return verdicts[min(first, second), max(first, second)]

@@ -139,7 +139,7 @@ class Comparison:
 
         Unsorted if there are no verdicts.
         """
-        return tuple(one.arm for one in self.arm_verdicts) or tuple(range(len(self.arms)))
+        return tuple(verdict.arm for verdict in self.arm_verdicts) or tuple(range(len(self.arms)))
 
     def __repr__(self) -> str:
         return (
@@ -262,7 +262,7 @@ def compare_runs(
         differing,
         None
         if choice.advised is None
-        else _estimate_optimism(metric, tuple(by_arm[at] for at in choice.comparable), split),
+        else _estimate_optimism(metric, tuple(by_arm[index] for index in choice.comparable), split),
         _score_ensembles(metric, (tuple(chain.from_iterable(by_arm)),), split)[0]
         if one_strategy
         else None,
@@ -315,7 +315,10 @@ def _judge_convergence(grouped: Sequence[Sequence[Run]]) -> list[Convergence]:
         )
     )
     return [
-        min((judged[run.run_dir] for run in group), key=lambda one: one.converged is not False)
+        min(
+            (judged[run.run_dir] for run in group),
+            key=lambda convergence: convergence.converged is not False,
+        )
         for group in grouped
     ]
 
@@ -349,14 +352,14 @@ def _score_ensembles(
     measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str
 ) -> list[Interval | None]:
     """Return the score of the ensemble of each arm; None for an arm with one network."""
-    found: list[Interval | None] = []
+    scores: list[Interval | None] = []
     for arm in arms:
         tables = [table[table["split"] == split] for table in map(load_table, arm)]
         logits = np.stack([logits_of(table) for table in tables])
-        found.append(
+        scores.append(
             ensemble_score(measure, tables[0]["label"].to_numpy(), logits) if len(arm) > 1 else None
         )
-    return found
+    return scores
 
 
 @lru_cache(maxsize=16)
@@ -377,11 +380,11 @@ def _make_arm(
     members = tuple(
         Member(
             run,
-            accuracy_interval(answers(answered.correct[at : at + 1]), None),
-            measure_interval(answered.select_network(at), None),
+            accuracy_interval(answers(answered.correct[index : index + 1]), None),
+            measure_interval(answered.select_network(index), None),
             run_cost(run, rate),
         )
-        for at, run in enumerate(group)
+        for index, run in enumerate(group)
     )
     deviation = None if answered.seed_variance is None else answered.seed_variance**0.5
     costs = usual_cost([member.cost for member in members])

@@ -121,23 +121,23 @@ def usual_cost(costs: Sequence[Cost]) -> Cost:
 
     The median is used because the first run of several pays for decoding and trunk alone.
     """
-    uncached = [one.uncached_seconds for one in costs if one.uncached_seconds is not None]
-    devices = sorted({one.device for one in costs})
+    uncached = [cost.uncached_seconds for cost in costs if cost.uncached_seconds is not None]
+    devices = sorted({cost.device for cost in costs})
     return Cost(
-        median(one.seconds for one in costs),
+        median(cost.seconds for cost in costs),
         median(uncached) if uncached else None,
         costs[0].trainable_parameters,
-        max(one.memory_bytes for one in costs),
-        _max_known([one.device_bytes for one in costs]) if len(devices) == 1 else None,
+        max(cost.memory_bytes for cost in costs),
+        _max_known([cost.device_bytes for cost in costs]) if len(devices) == 1 else None,
         ", ".join(devices),
-        round(median(one.disk_bytes for one in costs)),
+        round(median(cost.disk_bytes for cost in costs)),
     )
 
 
-def _max_known(measured: Sequence[int | None]) -> int | None:
+def _max_known(values: Sequence[int | None]) -> int | None:
     """Return the largest value; None if one is not known."""
-    known = [one for one in measured if one is not None]
-    return max(known) if known and len(known) == len(measured) else None
+    known = [value for value in values if value is not None]
+    return max(known) if known and len(known) == len(values) else None
 
 
 def timeline(run: Run) -> list[dict[str, Any]]:

@@ -43,9 +43,11 @@ class Evidence:
         """
         arms = self.own.arms
         trained = (
-            at for at, arm in enumerate(arms) if not arm.unfinished and not arm.config.averaged
+            index
+            for index, arm in enumerate(arms)
+            if not arm.unfinished and not arm.config.averaged
         )
-        return sorted(trained, key=lambda at: -arms[at].rank)
+        return sorted(trained, key=lambda index: -arms[index].rank)
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,19 @@ def forecast_of(experiment: Experiment, dataset: Dataset, book: SpeedBook) -> Fo
     if not experiment.configs:
         return None
     try:
-        one = expected(experiment.configs[0], dataset, book)
+        forecast = expected(experiment.configs[0], dataset, book)
         seconds = arm_seconds(experiment.configs, dataset, book)
     except FinetuneError:  # a missing network, for example: the page that would train it says so
         return None
-    return replace(one, seconds=sum(seconds)) if one and seconds else None
+    return replace(forecast, seconds=sum(seconds)) if forecast and seconds else None
 
 
-def forecast_in_words(found: Forecast | None) -> str:
+def forecast_in_words(forecast: Forecast | None) -> str:
     """Return ``about 2 min 10 s, 1.2 GB``; empty without a forecast."""
     return (
-        f"about {duration(found.seconds)}, {memory(found.memory_bytes, found.device_bytes)}"
-        if found
+        f"about {duration(forecast.seconds)}, "
+        f"{memory(forecast.memory_bytes, forecast.device_bytes)}"
+        if forecast
         else ""
     )
 
@@ -132,9 +135,9 @@ def is_only_head(arm: Arm) -> bool:
     return arm.depth.trained_stages == 1 and arm.config.features_from is None
 
 
-def has_same_features(arm: Arm, other: Arm) -> bool:
+def has_same_features(first: Arm, second: Arm) -> bool:
     """Return whether two arms start from the same features."""
-    return features_of(arm.config) == features_of(other.config)
+    return features_of(first.config) == features_of(second.config)
 
 
 def change_config(config: RunConfig, **changes: Any) -> RunConfig:

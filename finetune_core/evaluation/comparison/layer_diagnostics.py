@@ -120,17 +120,21 @@ def known_layers(run: Run) -> Layers | None:
     """
     try:
         content = read_regular(run.run_dir / _FILE, _LARGEST)
-        measured, found = (
+        stamp, layers = (
             _STAMP.validate_json(content, strict=True),
             _LAYERS.validate_json(content, strict=True),
         )
     except (OSError, ValueError):  # none, or damaged: it can be measured again
         return None
     stages = [stage["name"] for stage in run.started["stages"]] if run.history.started else []
-    known = [stage.name for stage in found.stages] == stages and {
-        one.stage for one in found.probes
+    is_same_network = [stage.name for stage in layers.stages] == stages and {
+        probe.stage for probe in layers.probes
     } <= set(stages)
-    return found if known and measured["predictions"] == predictions_changed(run.run_dir) else None
+    return (
+        layers
+        if is_same_network and stamp["predictions"] == predictions_changed(run.run_dir)
+        else None
+    )
 
 
 def measured_run(runs: Sequence[Run]) -> Run:
@@ -158,19 +162,19 @@ def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Work[None
 
 
 def _measure_on(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Work[None]:
-    if joined := next((run for run in runs if run.config.is_ensemble), None):
+    if ensemble := next((run for run in runs if run.config.is_ensemble), None):
         raise RunError(
-            f"{joined.run_id} is an ensemble: it has no stages of its own. Measure its runs."
+            f"{ensemble.run_id} is an ensemble: it has no stages of its own. Measure its runs."
         )
     starts: dict[str, _InitialFeatures] = {}
     for run in runs:
         changed = predictions_changed(run.run_dir)
-        tuned = load_predictor(run, device)
-        start = beginning_of(run.config, tuned.classes, run.run_dir).network
-        beginning = _initial_key(run, start)
-        if beginning not in starts:
-            starts[beginning] = yield from _compute_initial(run, start, tuned, roots)
-        measured = asdict((yield from _compare_stages(run, start, tuned, starts[beginning])))
+        predictor = load_predictor(run, device)
+        start = beginning_of(run.config, predictor.classes, run.run_dir).network
+        key = _initial_key(run, start)
+        if key not in starts:
+            starts[key] = yield from _compute_initial(run, start, predictor, roots)
+        measured = asdict((yield from _compare_stages(run, start, predictor, starts[key])))
         try:
             content = json.dumps(measured | {"predictions": changed}).encode()
             write_bytes(run.run_dir / _FILE, content, make_folder=False)
@@ -214,7 +218,7 @@ def _centred_gram(features: np.ndarray) -> np.ndarray:
     return gram
 
 
-def _initial_key(run: Run, begun: Network) -> str:
+def _initial_key(run: Run, initial: Network) -> str:
     """Return a key that is equal for runs with the same initial network and the same images."""
     config = run.config
     settings = (
@@ -224,22 +228,22 @@ def _initial_key(run: Run, begun: Network) -> str:
         config.train_fraction,
         config.input_settings,
         config.features_from,
-        begun.weights_hash,
+        initial.weights_hash,
     )
     return str((*settings, config.seed if config.train_fraction < 1 else None))
 
 
 def _compute_initial(
-    run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]
+    run: Run, initial: Network, predictor: Predictor, roots: Sequence[Path]
 ) -> Work[_InitialFeatures]:
     images = yield from run_images(run, _MOST, roots)
     try:
-        pooled, stages = _cut_stages(begun, tuned)
+        pooled, stages = _cut_stages(initial, predictor)
     except DataError:  # without a cut there are no features, but the rest is worth showing
         return _InitialFeatures(images, (), (), ())
     train, val = images.rows[TRAIN], images.rows[VAL]
     by_stage = yield from _compute_features(
-        pooled, begun, tuned, images, np.concatenate([train, val])
+        pooled, initial, predictor, images, np.concatenate([train, val])
     )
     table = images.dataset.table.iloc[np.concatenate([train, val])]
     labels, sets = table["label"].to_numpy(), sides(table)
@@ -257,18 +261,18 @@ def _compute_initial(
 
 
 def _compare_stages(
-    run: Run, begun: Network, tuned: Predictor, start: _InitialFeatures
+    run: Run, initial: Network, predictor: Predictor, start: _InitialFeatures
 ) -> Work[Layers]:
     images, val = start.images, start.images.rows[VAL]
     likeness: dict[str, float] = {}
     if start.stages and len(val) >= _FEWEST:
-        pooled, _ = _cut_stages(tuned.network, tuned)
-        after = yield from _compute_features(pooled, tuned.network, tuned, images, val)
+        pooled, _ = _cut_stages(predictor.network, predictor)
+        after = yield from _compute_features(pooled, predictor.network, predictor, images, val)
         pairs = zip(start.stages, start.by_stage, after, strict=True)
         likeness = {stage: linear_cka(before[-len(val) :], now) for stage, before, now in pairs}
-    pulls, pulled, fitted = yield from _compute_pulls(tuned, images)
+    pulls, pulled, fitted = yield from _compute_pulls(predictor, images)
     shares = _mean_gradient_shares(run)
-    old, new = (network.model.cpu().state_dict() for network in (begun, tuned.network))
+    old, new = (network.model.cpu().state_dict() for network in (initial, predictor.network))
     trains = {row["name"]: row["trains"] for row in run.started["stages"]}
     moves = [
         StageMove(
@@ -280,37 +284,41 @@ def _compare_stages(
             shares.get(stage.name),
             pulls[stage.name],
         )
-        for stage in tuned.network.stages
+        for stage in predictor.network.stages
     ]
     return Layers(tuple(moves), start.probes, len(val), pulled, fitted)
 
 
-def _cut_stages(network: Network, tuned: Predictor) -> tuple[PooledStages, tuple[str, ...]]:
+def _cut_stages(network: Network, predictor: Predictor) -> tuple[PooledStages, tuple[str, ...]]:
     """Return the network's stages, on the device of the run's network."""
     # Stages are cut on the CPU. The parts share their modules with the whole network.
     network.model.cpu()
     pooled, stages = pooled_stages(network)
-    tuned.device.hold(network.model)
-    return tuned.device.hold(pooled), stages
+    predictor.device.hold(network.model)
+    return predictor.device.hold(pooled), stages
 
 
 def _compute_features(
-    pooled: PooledStages, network: Network, tuned: Predictor, images: RunImages, rows: np.ndarray
+    pooled: PooledStages,
+    network: Network,
+    predictor: Predictor,
+    images: RunImages,
+    rows: np.ndarray,
 ) -> Work[tuple[np.ndarray, ...]]:
     """Return float32 ``[n, d]`` for each stage."""
-    found, done = [], 0
+    features, done = [], 0
     for batch, inputs in iterate_inputs(
-        network, images.pixels, rows, tuned.image_size, tuned.device
+        network, images.pixels, rows, predictor.image_size, predictor.device
     ):
-        with torch.no_grad(), tuned.device.autocast():
-            found.append(pooled(inputs).float().cpu().numpy())
+        with torch.no_grad(), predictor.device.autocast():
+            features.append(pooled(inputs).float().cpu().numpy())
         done += len(batch)
         yield Step(done, len(rows), "features")
-    return tuple(np.split(np.concatenate(found), np.cumsum(pooled.widths)[:-1], axis=1))
+    return tuple(np.split(np.concatenate(features), np.cumsum(pooled.widths)[:-1], axis=1))
 
 
 def _compute_pulls(
-    tuned: Predictor, images: RunImages
+    predictor: Predictor, images: RunImages
 ) -> Work[tuple[dict[str, float], int, float]]:
     """Compute the relative gradient of the mean loss for each stage.
 
@@ -318,7 +326,7 @@ def _compute_pulls(
         Stage -> relative gradient norm, the number of training images, and the share of these that
         is classified correctly.
     """
-    network, device = tuned.network, tuned.device
+    network, device = predictor.network, predictor.device
     rows = images.rows[TRAIN]
     rows = np.sort(
         np.random.default_rng(0).choice(rows, min(_MOST_PULLED, len(rows)), replace=False)
@@ -327,37 +335,41 @@ def _compute_pulls(
     model = network.model.eval().requires_grad_(True)
     slice_before_convolution(model.modules())
     model.zero_grad()
-    right, done = 0, 0
-    for batch, inputs in iterate_inputs(network, images.pixels, rows, tuned.image_size, device):
-        wanted = labels[batch].to(device.torch_device)
+    correct, done = 0, 0
+    for batch, inputs in iterate_inputs(network, images.pixels, rows, predictor.image_size, device):
+        targets = labels[batch].to(device.torch_device)
         # In fp32, because rounding would show in a gradient of a few images.
         logits = model(inputs)
         (
-            nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / len(rows)
+            nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / len(rows)
         ).backward()
-        right += int((logits.argmax(1) == wanted).sum())
+        correct += int((logits.argmax(1) == targets).sum())
         done += len(batch)
         yield Step(done, len(rows), "features")
     pulls = {
         stage.name: _compute_pull(stage, dict(model.named_parameters())) for stage in network.stages
     }
-    return pulls, len(rows), right / len(rows)
+    return pulls, len(rows), correct / len(rows)
 
 
 def _compute_pull(stage: Stage, parameters: dict[str, nn.Parameter]) -> float:
     own = [parameters[name] for name in stage.parameters]
-    return _norm(one.grad for one in own if one.grad is not None) / max(_norm(own), 1e-12)
+    return _norm(parameter.grad for parameter in own if parameter.grad is not None) / max(
+        _norm(own), 1e-12
+    )
 
 
 def _mean_gradient_shares(run: Run) -> dict[str, float]:
     """Return stage -> share of the squared gradient norm, mean over the epochs that recorded it."""
-    found: dict[str, list[float]] = {}
+    shares_by_stage: dict[str, list[float]] = {}
     measured = [row["stages"] for row in run.history.epochs if row.get("stages")]
     for stages in measured:
-        total = sum(one["gradient_norm"] ** 2 for one in stages.values())
-        for name, one in stages.items():
-            found.setdefault(name, []).append(one["gradient_norm"] ** 2 / total if total else 0.0)
-    return {name: sum(shares) / len(measured) for name, shares in found.items()}
+        total = sum(stage["gradient_norm"] ** 2 for stage in stages.values())
+        for name, values in stages.items():
+            shares_by_stage.setdefault(name, []).append(
+                values["gradient_norm"] ** 2 / total if total else 0.0
+            )
+    return {name: sum(shares) / len(measured) for name, shares in shares_by_stage.items()}
 
 
 def _norm(tensors: Any) -> float:

@@ -27,13 +27,13 @@ def propose_thaw(evidence: Evidence) -> Experiment | None:
 
     Nothing is proposed if an arm has trained from that stage on.
     """
-    at, layers = _find_best_measured(evidence)
+    index, layers = _find_best_measured(evidence)
     if layers is None:
         return None
     advice = thaw_next(layers)
-    if advice.stage is None or _has_trained_from(evidence, at, advice.stage):
+    if advice.stage is None or _has_trained_from(evidence, index, advice.stage):
         return None
-    config = _train_from(evidence.own.arms[at].config, layers, advice.stage)
+    config = _train_from(evidence.own.arms[index].config, layers, advice.stage)
     return Experiment("thaw", advice.what, advice.reason, True, (config,))
 
 
@@ -42,26 +42,28 @@ def propose_freeze(evidence: Evidence) -> Experiment | None:
 
     Their output is cached then, so the run takes less time.
     """
-    at, layers = _find_best_measured(evidence)
+    index, layers = _find_best_measured(evidence)
     if layers is None:
         return None
     steady = find_steady_stages(layers)
-    shares = [one.gradient_share for one in layers.stages if one.name in steady and one.trains]
+    shares = [
+        stage.gradient_share for stage in layers.stages if stage.name in steady and stage.trains
+    ]
     known = [share for share in shares if share is not None]
     stage = layers.stages[len(steady)].name
     if (
         not known
         or len(known) < len(shares)
         or sum(known) >= IDLE
-        or _has_trained_from(evidence, at, stage)
+        or _has_trained_from(evidence, index, stage)
     ):
         return None
     reason = (
-        f"The features of {format_stages(steady)} in {describe_score(evidence.own.arms[at])} "
+        f"The features of {format_stages(steady)} in {describe_score(evidence.own.arms[index])} "
         f"hardly changed (CKA {STEADY} or more) with {percent(sum(known))} of the gradient, so "
         "frozen, with their output cached, they would cost less."
     )
-    config = _train_from(evidence.own.arms[at].config, layers, stage)
+    config = _train_from(evidence.own.arms[index].config, layers, stage)
     return Experiment("freeze", f"freeze {format_stages(steady)} again", reason, True, (config,))
 
 
@@ -70,23 +72,23 @@ def _find_best_measured(evidence: Evidence) -> tuple[int, Layers | None]:
 
     Only arms that train everything from one stage on, or the head alone, count.
     """
-    for at in evidence.ranking:
-        config, layers = evidence.own.arms[at].config, evidence.layers[at]
+    for index in evidence.ranking:
+        config, layers = evidence.own.arms[index].config, evidence.layers[index]
         cut = (
             STRATEGIES[config.strategy].classic
             or config.cut is not None
-            or is_only_head(evidence.own.arms[at])
+            or is_only_head(evidence.own.arms[index])
         )
         if layers and cut:
-            return at, layers
+            return index, layers
     return 0, None
 
 
-def _has_trained_from(evidence: Evidence, at: int, stage: str) -> bool:
+def _has_trained_from(evidence: Evidence, index: int, stage: str) -> bool:
     """Return whether an arm on the same features trained everything from this stage on."""
     arms = evidence.own.arms
     return any(
-        arm.depth.first_stage == stage and arm.depth.whole and has_same_features(arm, arms[at])
+        arm.depth.first_stage == stage and arm.depth.whole and has_same_features(arm, arms[index])
         for arm in arms
     )
 
@@ -96,8 +98,8 @@ def _train_from(config: RunConfig, layers: Layers, stage: str) -> RunConfig:
 
     A ready-made strategy is preferred, because it may have been timed.
     """
-    names = [one.name for one in layers.stages]
-    for name in (name for name, one in STRATEGIES.items() if one.classic):
+    names = [stage.name for stage in layers.stages]
+    for name in (name for name, strategy in STRATEGIES.items() if strategy.classic):
         ready = change_config(config, **config.for_strategy(name))
         if depth(ready, names).first_stage == stage:
             return ready

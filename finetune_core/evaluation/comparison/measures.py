@@ -148,5 +148,5 @@ def resample_f1(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) 
     return np.asarray(f1.mean(0))
 
 
-def _count_classes(which: np.ndarray, place: np.ndarray, classes: int) -> np.ndarray:
-    return np.bincount(place[which], minlength=classes)
+def _count_classes(mask: np.ndarray, place: np.ndarray, classes: int) -> np.ndarray:
+    return np.bincount(place[mask], minlength=classes)

@@ -84,7 +84,7 @@ def explain_none(evidence: Evidence) -> str:
 def propose_longer_training(evidence: Evidence) -> Experiment | None:
     """Propose to train the first arm that has not converged twice as long."""
     arms = evidence.own.arms
-    for arm in (arms[at] for at in evidence.ranking if arms[at].is_undertrained):
+    for arm in (arms[index] for index in evidence.ranking if arms[index].is_undertrained):
         epochs = min(2 * arm.config.epochs, int(setting_of("epochs").limits["le"]))
         auto = tuple(name for name in arm.config.auto if name != "epochs")
         configs = tuple(change_config(run.config, epochs=epochs, auto=auto) for run in arm.runs)
@@ -98,13 +98,13 @@ def propose_baseline(evidence: Evidence) -> Experiment | None:
     """Propose a linear probe for the best arm that was trained in epochs and lacks one."""
     arms = evidence.own.arms
     lacking = lacking_baselines([run.config for arm in arms for run in arm.runs])
-    for at in evidence.ranking:
+    for index in evidence.ranking:
         configs = tuple(
-            config for config in lacking if features_of(config) == features_of(arms[at].config)
+            config for config in lacking if features_of(config) == features_of(arms[index].config)
         )
-        if configs and epochs_of(arms[at].config):
+        if configs and epochs_of(arms[index].config):
             reason = (
-                f"{describe_score(arms[at])} has no linear probe beside it, so what training "
+                f"{describe_score(arms[index])} has no linear probe beside it, so what training "
                 "gained over the frozen features is not known."
             )
             return Experiment(
@@ -116,13 +116,15 @@ def propose_baseline(evidence: Evidence) -> Experiment | None:
 def propose_profile(evidence: Evidence) -> Experiment | None:
     """Propose a profile once a strategy has been compared with the linear probe."""
     arms = evidence.own.arms
-    for at in evidence.ranking:
-        config = arms[at].config
-        probed = any(is_baseline(arm.config) and has_same_features(arm, arms[at]) for arm in arms)
+    for index in evidence.ranking:
+        config = arms[index].config
+        probed = any(
+            is_baseline(arm.config) and has_same_features(arm, arms[index]) for arm in arms
+        )
         started = f"{config.data} {features_of(config)}" in evidence.profiled
         if epochs_of(config) and probed and not started and STRATEGIES[config.strategy].classic:
             reason = (
-                f"{describe_score(arms[at])} trains one stage and all after it. Training each "
+                f"{describe_score(arms[index])} trains one stage and all after it. Training each "
                 "stage alone shows which one is worth it."
             )
             what = f"profile the layers of {config.backbone}"
@@ -139,11 +141,11 @@ def propose_lp_ft(evidence: Evidence) -> Experiment | None:
         return None
     own, shifted = evidence.shift.matched, evidence.shift.shifted
     arms = evidence.own.arms
-    for tuned in (at for at in evidence.ranking if _may_distort(arms[at])):
+    for tuned in (index for index in evidence.ranking if _may_distort(arms[index])):
         for frozen in (
-            at
-            for at in evidence.ranking
-            if is_only_head(arms[at]) and has_same_features(arms[at], arms[tuned])
+            index
+            for index in evidence.ranking
+            if is_only_head(arms[index]) and has_same_features(arms[index], arms[tuned])
         ):
             gain, loss = (_significant_gain(side, tuned, frozen) for side in (own, shifted))
             if gain and loss and gain.value > 0 > loss.value:
@@ -161,19 +163,19 @@ def propose_more_images(evidence: Evidence) -> Experiment | None:
     """Propose more training images if the last ones that were added helped significantly."""
     arms, ranked = evidence.own.arms, evidence.ranking
     curve = [
-        at
-        for at in ranked
-        if _settings_without_images(arms[at].config)
+        index
+        for index in ranked
+        if _settings_without_images(arms[index].config)
         == _settings_without_images(arms[ranked[0]].config)
     ]
-    by_share = sorted(curve, key=lambda at: arms[at].config.train_fraction)[-2:]
-    if len({arms[at].config.train_fraction for at in by_share}) < 2:
+    by_share = sorted(curve, key=lambda index: arms[index].config.train_fraction)[-2:]
+    if len({arms[index].config.train_fraction for index in by_share}) < 2:
         return None
     few, many = by_share
     gain = _significant_gain(evidence.own, many, few)
     if not gain or gain.value < 0:
         return None
-    before, share = (arms[at].config.train_fraction for at in by_share)
+    before, share = (arms[index].config.train_fraction for index in by_share)
     reason = (
         f"From {percent(before, 0)} to {percent(share, 0)} of the training images, "
         f"{quote(arm_titles([arms[many].config])[0])} gained {_format_gain(evidence.own, gain)}, "
@@ -202,7 +204,7 @@ def propose_more_seeds(evidence: Evidence) -> Experiment | None:
     seeded = find_seeded_arms(arms, pair)
     if not seeded:
         return None
-    unsure = max(seeded, key=lambda at: (_seed_error(arms[at]), at == best))
+    unsure = max(seeded, key=lambda index: (_seed_error(arms[index]), index == best))
     taken = {run.config.seed for run in arms[unsure].runs}
     if (pair.strategies and pair.strategies.different) or len(taken) >= _SEEDS:
         return None
@@ -211,7 +213,7 @@ def propose_more_seeds(evidence: Evidence) -> Experiment | None:
     new = [seed for seed in range(2 * _SEEDS) if seed not in taken][: _SEEDS - len(taken)]
     both = f"{describe_score(arms[best])} and {describe_score(arms[rival])}"
     counts = "with " + " and ".join(
-        things(len(arms[at].members), "seed") for at in (best, rival) if at in seeded
+        things(len(arms[index].members), "seed") for index in (best, rival) if index in seeded
     )
     reason = (
         f"{both} are not distinguishable {counts}."
@@ -259,7 +261,11 @@ def _find_best_two(evidence: Evidence) -> tuple[int | None, int | None]:
     arms, ranked = evidence.own.arms, evidence.ranking
     if not ranked:
         return None, None
-    others = [at for at in ranked[1:] if arm_of(arms[at].config) != arm_of(arms[ranked[0]].config)]
+    others = [
+        index
+        for index in ranked[1:]
+        if arm_of(arms[index].config) != arm_of(arms[ranked[0]].config)
+    ]
     return ranked[0], next(iter(others), None)
 
 
@@ -341,7 +347,7 @@ def _propose_against_distortion(arms: Sequence[Arm], tuned: int, reason: str) ->
         )
     averaged = [other.config.averaged for other in arms if other.config.averaged]
     folders = {str(run.run_dir) for run in arm.runs}
-    if any(one.how == "wise" and folders & set(one.runs) for one in averaged):
+    if any(average.how == "wise" and folders & set(average.runs) for average in averaged):
         return None
     what = f"average the weights of {quote(arm.title)} with those that it started from (WiSE-FT)"
     return Experiment("shift", what, reason, False, ())

@@ -88,14 +88,14 @@ def find_contradictions(arms: Sequence[Arm], pairs: Sequence[Pair], split: str) 
         split: the split that the verdicts are on.
     """
     axis: Axis = "shifted" if split == SHIFTED else "in-distribution"
-    found = []
+    contradictions = []
     for ordering in ORDERINGS if all(pair.measure is ACCURACY for pair in pairs) else ():
         for pair in pairs:
             if ordering.axis == axis and (
                 contradiction := _describe_contradiction(ordering, arms, pair)
             ):
-                found.append(contradiction)
-    return tuple(found)
+                contradictions.append(contradiction)
+    return tuple(contradictions)
 
 
 def _describe_contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str | None:

@@ -34,14 +34,14 @@ def quote(title: str) -> str:
     return f"“{title}”"
 
 
-def find_pair(pairs: Sequence[Pair], one: int, other: int) -> Pair:
+def find_pair(pairs: Sequence[Pair], first: int, second: int) -> Pair:
     """Return the pair of two arms in either order."""
-    return next(pair for pair in pairs if {pair.a, pair.b} == {one, other})
+    return next(pair for pair in pairs if {pair.a, pair.b} == {first, second})
 
 
 def describe_pair(arms: Sequence[Arm], pair: Pair) -> PairText:
     """Describe what is known of two arms."""
-    titles = [quote(arms[at].title) for at in (pair.a, pair.b)]
+    titles = [quote(arms[index].title) for index in (pair.a, pair.b)]
     networks = _describe_claim(titles, pair.networks, pair)
     if pair.strategies:
         return PairText(
@@ -116,7 +116,7 @@ def _explain_silence(arm: Arm) -> str:
 
 def find_seeded_arms(arms: Sequence[Arm], pair: Pair) -> list[int]:
     """Return the indices of those arms of a pair whose result depends on the seed."""
-    return [at for at in (pair.a, pair.b) if depends_on_seed(arms[at].config)]
+    return [index for index in (pair.a, pair.b) if depends_on_seed(arms[index].config)]
 
 
 def _describe_seeds_needed(arms: Sequence[Arm], pair: Pair) -> str:

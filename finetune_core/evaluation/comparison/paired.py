@@ -78,9 +78,9 @@ class Answers:
 
     def select_network(self, network: int) -> "Answers":
         """Return the answers of one network, given its index."""
-        one = slice(network, network + 1)
-        drawn = None if self.drawn is None else self.drawn[one]
-        return make_answers(self.measure, self.correct[one], self.values[one], drawn)
+        rows = slice(network, network + 1)
+        drawn = None if self.drawn is None else self.drawn[rows]
+        return make_answers(self.measure, self.correct[rows], self.values[rows], drawn)
 
 
 @dataclass(frozen=True)

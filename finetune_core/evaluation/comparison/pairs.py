@@ -130,10 +130,12 @@ def known_variances(arms: Sequence[Answers], alike: Sequence[bool]) -> list[Seed
             closed form, a seed adds next to nothing, and would make the seeds of other arms look as
             if they added less.
     """
-    pooled = iter(seed_variances([arm for arm, shares in zip(arms, alike, strict=True) if shares]))
+    pooled = iter(
+        seed_variances([arm for arm, is_alike in zip(arms, alike, strict=True) if is_alike])
+    )
     return [
-        next(pooled) if shares else _own_variance(arm)
-        for arm, shares in zip(arms, alike, strict=True)
+        next(pooled) if is_alike else _own_variance(arm)
+        for arm, is_alike in zip(arms, alike, strict=True)
     ]
 
 
@@ -155,7 +157,9 @@ def compare_pairs(
             seed matters.
     """
     places = list(combinations(range(len(arms)), 2))
-    variances = [one if ended else None for one, ended in zip(variances, finished, strict=True)]
+    variances = [
+        variance if ended else None for variance, ended in zip(variances, finished, strict=True)
+    ]
     networks = [networks_claim(arms[a], arms[b]) for a, b in places]
     strategies = [
         strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in places
@@ -163,16 +167,16 @@ def compare_pairs(
     # A claim about strategies includes the one about networks, so its p-value is never lower. This
     # matters if few images distinguish the sides.
     strategies = [
-        one and replace(one, p=max(one.p, other.p))
-        for one, other in zip(strategies, networks, strict=True)
+        claim and replace(claim, p=max(claim.p, other.p))
+        for claim, other in zip(strategies, networks, strict=True)
     ]
     corrected = holm([claim.p for claim in networks])
     # Pairs with a single seed count in the family: another seed must not revoke other verdicts.
-    family = [at for at, (a, b) in enumerate(places) if finished[a] and finished[b]]
+    family = [index for index, (a, b) in enumerate(places) if finished[a] and finished[b]]
     wider = dict(
         zip(
             family,
-            holm([claim.p if (claim := strategies[at]) else 1.0 for at in family]),
+            holm([claim.p if (claim := strategies[index]) else 1.0 for index in family]),
             strict=True,
         )
     )
@@ -180,13 +184,13 @@ def compare_pairs(
         _make_pair(
             place,
             arms,
-            _TestedClaim(networks[at], corrected[at], len(places)),
-            _TestedClaim(claim, wider.get(at, 1.0), len(family))
-            if (claim := strategies[at])
+            _TestedClaim(networks[index], corrected[index], len(places)),
+            _TestedClaim(claim, wider.get(index, 1.0), len(family))
+            if (claim := strategies[index])
             else None,
             variances,
         )
-        for at, place in enumerate(places)
+        for index, place in enumerate(places)
     )
 
 
@@ -206,7 +210,7 @@ def _make_pair(
     strategies: _TestedClaim | None,
     variances: Sequence[SeedVariance | None],
 ) -> Pair:
-    a, b = (arms[at] for at in place)
+    a, b = (arms[index] for index in place)
     only_a, only_b = count_only_one_right(a, b)
     tests = mcnemar_p(a.correct, b.correct)
     of_images = image_variance(a.by_image - b.by_image)
@@ -219,8 +223,8 @@ def _make_pair(
     if strategies:
         wide = _make_verdict(strategies, a)
         wide = replace(wide, different=wide.different and narrow.different)
-        sides = [(variance, arms[at].seeds) for at in place if (variance := variances[at])]
-        seed_error = sum(one.value / seeds for one, seeds in sides) ** 0.5
+        sides = [(variance, arms[index].seeds) for index in place if (variance := variances[index])]
+        seed_error = sum(variance.value / seeds for variance, seeds in sides) ** 0.5
         if not wide.different:
             needed = seeds_needed(
                 strategies.claim.gain, of_images, a.images, sides, strategies.family

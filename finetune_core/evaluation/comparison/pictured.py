@@ -39,16 +39,17 @@ def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Explai
         comparison: the comparison.
         roots: if given, images outside of these folders are refused.
     """
-    arms = [comparison.arms[at] for at in comparison.order[:2]]
+    arms = [comparison.arms[index] for index in comparison.order[:2]]
     if len(arms) < 2:
         return ()
     runs = [arm.members[0].run for arm in arms]
-    found = []
+    images = []
     try:
-        disagreed = disagreement(*runs)
+        disagreements = disagreement(*runs)
         networks = [load_predictor(run) for run in runs]
         sides = (
-            rows.head(_MOST).to_dict("records") for rows in (disagreed.only_a, disagreed.only_b)
+            rows.head(_MOST).to_dict("records")
+            for rows in (disagreements.only_a, disagreements.only_b)
         )
         rows = [row for pair in zip_longest(*sides) for row in pair if row][:_MOST]
         for row in rows:
@@ -56,27 +57,29 @@ def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Explai
                 run_image(runs[0], row["id"], roots),
                 [int(row["predicted_a"]), int(row["predicted_b"])],
             )
-            seen = [
+            explanations = [
                 explain(network, image, (name,))
                 for network, name in zip(networks, predicted, strict=True)
             ]
-            said = [
-                f"{'✓' if name == row['label'] else '✗'} {arm.title}: {disagreed.classes[name]} "
-                f"({percent(row[confidence], 0)})"
+            captions = [
+                f"{'✓' if name == row['label'] else '✗'} {arm.title}: "
+                f"{disagreements.classes[name]} ({percent(row[confidence], 0)})"
                 for arm, name, confidence in zip(
                     arms, predicted, ("confidence_a", "confidence_b"), strict=True
                 )
             ]
             maps = [
-                (one.overlays[name], words)
-                for one, name, words in zip(seen, predicted, said, strict=True)
+                (explanation.overlays[name], caption)
+                for explanation, name, caption in zip(
+                    explanations, predicted, captions, strict=True
+                )
             ]
-            found.append(
+            images.append(
                 ExplainedImage(
-                    f"{disagreed.classes[row['label']]} · {row['id']}",
-                    ((seen[0].picture, "network input"), *maps),
+                    f"{disagreements.classes[row['label']]} · {row['id']}",
+                    ((explanations[0].picture, "network input"), *maps),
                 )
             )
     except FinetuneError:  # the comparison is worth a report without pictures
         return ()
-    return tuple(found)
+    return tuple(images)

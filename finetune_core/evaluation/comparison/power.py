@@ -64,11 +64,11 @@ def seeds_needed(
     """
     from scipy.stats import nct
 
-    pure = max(0.0, of_images - sum(one.chance / seeds for one, seeds in sides))
+    pure = max(0.0, of_images - sum(variance.chance / seeds for variance, seeds in sides))
     begin = min(seeds for _, seeds in sides) + 1
     for count in range(begin, _MOST_SEEDS + 1):
         then = _add_seeds(sides, count)
-        expected = pure + sum(one.chance / seeds for one, seeds in then)
+        expected = pure + sum(variance.chance / seeds for variance, seeds in then)
         variance, freedom = total_variance(expected, images, then)
         if variance == 0:
             return None
@@ -102,18 +102,20 @@ def images_needed(
         do, or if as many as now do.
     """
 
-    def shows(count: int) -> bool:
+    def is_enough(count: int) -> bool:
         share = images / count
-        then = [(replace(one, chance=one.chance * share), seeds) for one, seeds in sides]
+        then = [
+            (replace(variance, chance=variance.chance * share), seeds) for variance, seeds in sides
+        ]
         variance, freedom = total_variance(of_images * share, count, then)
         return bool(_noncentrality(freedom, LEVEL / pairs) * variance**0.5 <= difference)
 
     low, high = images, _MOST_IMAGES * images
-    if shows(low) or not shows(high):
+    if is_enough(low) or not is_enough(high):
         return None
     while high > 1.02 * low + 1:
         middle = round((low * high) ** 0.5)
-        low, high = (low, middle) if shows(middle) else (middle, high)
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
     digit: int = 10 ** max(0, len(str(high)) - 2)
     return -(-high // digit) * digit
 
@@ -126,10 +128,13 @@ def _add_seeds(
     Further arms that may add to the pooled variance are not counted on.
     """
     more = [max(0, count - seeds) for _, seeds in sides]
-    shared = sum(new for new, (one, _) in zip(more, sides, strict=True) if one.pooled)
+    shared = sum(new for new, (variance, _) in zip(more, sides, strict=True) if variance.pooled)
     return [
-        (replace(one, freedom=one.freedom + (shared if one.pooled else new)), seeds + new)
-        for new, (one, seeds) in zip(more, sides, strict=True)
+        (
+            replace(variance, freedom=variance.freedom + (shared if variance.pooled else new)),
+            seeds + new,
+        )
+        for new, (variance, seeds) in zip(more, sides, strict=True)
     ]
 
 

@@ -66,11 +66,17 @@ _STYLE = (
 )
 
 
-def arm_verdict_text(one: ArmVerdict) -> str:
+def arm_verdict_text(verdict: ArmVerdict) -> str:
     """Describe the standing of an arm; say so if only its trained models are compared."""
-    joined = f"; {one.text}" if one.kind == "alike" else f" by {one.text}" if one.text else ""
-    text = STANDING_WORDS[one.kind] + joined
-    if one.about == "networks" and one.kind != "best":
+    joined = (
+        f"; {verdict.text}"
+        if verdict.kind == "alike"
+        else f" by {verdict.text}"
+        if verdict.text
+        else ""
+    )
+    text = STANDING_WORDS[verdict.kind] + joined
+    if verdict.about == "networks" and verdict.kind != "best":
         return f"{CLAIMS['networks']}: {text[0].lower()}{text[1:]}"
     return text
 
@@ -99,7 +105,7 @@ def report_html(
         f"<h1>{escaped(title)}</h1>",
         comparison_html(comparison),
         f"<script>{get_plotlyjs()}</script>",
-        *(_figure_html(f"figure-{at}", "h2", *one) for at, one in enumerate(figures)),
+        *(_figure_html(f"figure-{index}", "h2", *figure) for index, figure in enumerate(figures)),
         shift_html(*shift) if shift else "",
         _pictures_html(pictures),
         _layers_html(comparison, moved),
@@ -128,9 +134,9 @@ def detail_lines(comparison: Comparison) -> list[str]:
     The text on the baseline is left out if the baseline itself is advised.
     """
     advised = comparison.advised
-    told = advised is not None and is_baseline(comparison.arms[advised].config)
+    is_baseline_advised = advised is not None and is_baseline(comparison.arms[advised].config)
     return [
-        *([comparison.baseline] if comparison.baseline and not told else []),
+        *([comparison.baseline] if comparison.baseline and not is_baseline_advised else []),
         *comparison.published,
         *comparison.notes,
     ]
@@ -177,9 +183,9 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         *(["GPU memory"] if on_gpu else []),
         "On disk",
     ]
-    verdicts = {one.arm: arm_verdict_text(one) for one in comparison.arm_verdicts}
+    verdicts = {verdict.arm: arm_verdict_text(verdict) for verdict in comparison.arm_verdicts}
     rows = []
-    for at, arm in best_first(comparison.arms):
+    for index, arm in best_first(comparison.arms):
         low, high = arm.range
         spread = (
             _explain_no_spread(arm)
@@ -190,10 +196,10 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         cost = arm.cost
         rows.append(
             [
-                arm.title + (" ★" if at == comparison.advised else ""),
+                arm.title + (" ★" if index == comparison.advised else ""),
                 measure.format_value(arm.score.value),
                 f"{measure.format_value(arm.score.low)} to {measure.format_value(arm.score.high)}",
-                *([verdicts[at]] if verdicts else []),
+                *([verdicts[index]] if verdicts else []),
                 *([percent(arm.accuracy.value)] if accuracy else []),
                 ", ".join(str(member.run.config.seed) for member in arm.members),
                 spread,
@@ -355,7 +361,9 @@ def _layers_html(comparison: Comparison, figures: Headed) -> str:
             f"<li><b>{escaped(arm.title)}</b>: {escaped(advice.what)}. "
             f"{escaped(advice.reason)}</li>"
         )
-    drawn = "".join(_figure_html(f"moved-{at}", "h3", *one) for at, one in enumerate(figures))
+    drawn = "".join(
+        _figure_html(f"moved-{index}", "h3", *figure) for index, figure in enumerate(figures)
+    )
     return (
         f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>"
         f"{''.join(lines)}</ul>{drawn}"
@@ -390,14 +398,14 @@ def _pictures_html(pictures: Sequence[ExplainedImage]) -> str:
     if not pictures:
         return ""
     rows = []
-    for one in pictures:
+    for picture in pictures:
         images = "".join(
             f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" '
             f'alt="{escaped(words)}" width="200">'
             f"<figcaption>{escaped(words)}</figcaption></figure>"
-            for jpeg, words in one.pictures
+            for jpeg, words in picture.pictures
         )
-        rows.append(f'<p><b>{escaped(one.title)}</b></p><div class="row">{images}</div>')
+        rows.append(f'<p><b>{escaped(picture.title)}</b></p><div class="row">{images}</div>')
     return f"<h2>Disagreements</h2><p>{escaped(_SEEN)}</p>{''.join(rows)}"
 
 

@@ -76,12 +76,12 @@ def check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on:
     )
 
 
-def _same_source(one: Run, other: Run) -> bool:
+def _same_source(first: Run, second: Run) -> bool:
     """Return whether two runs use the same data set.
 
     File names do not suffice, because two data sets may share them.
     """
     return (
-        one.config.data == other.config.data
-        or one.started["fingerprint"] == other.started["fingerprint"]
+        first.config.data == second.config.data
+        or first.started["fingerprint"] == second.started["fingerprint"]
     )

@@ -52,8 +52,8 @@ class ShiftComparison:
         Both sides are images of the same classes.
         """
         return tuple(
-            arm_drop(one, other.score)
-            for one, other in zip(self.matched.arms, self.shifted.arms, strict=True)
+            arm_drop(arm, other.score)
+            for arm, other in zip(self.matched.arms, self.shifted.arms, strict=True)
         )
 
     def left_out(self) -> list[str]:
@@ -155,19 +155,19 @@ def both_axes(
     rows = []
     for arm, other in zip(arms, shifted, strict=True):
         cells, measure = [arm.title], arm.measure
-        for one, text in (
+        for interval, text in (
             (arm.score, measure.format_value),
             (other, measure.format_value),
             (arm_drop(arm, other), measure.size),
         ):
-            cells += [text(one.value), f"{text(one.low)} to {text(one.high)}"]
+            cells += [text(interval.value), f"{text(interval.low)} to {text(interval.high)}"]
         rows.append(cells)
     return columns, rows
 
 
 def arm_drop(arm: Arm, other: Interval) -> Interval:
     """Return by how much an arm's score is worse on other images, as ``compute_drop`` does."""
-    ends = ((one.value, one.low, one.high) for one in (arm.score, other))
+    ends = ((interval.value, interval.low, interval.high) for interval in (arm.score, other))
     return Interval(*compute_drop(*ends, lower_is_better=arm.measure.lower_is_better))
 
 
@@ -181,8 +181,8 @@ def shifts_of(runs: Sequence[Run]) -> dict[str, Shift]:
     for shift in found:
         counts[shift.fingerprint] = counts.get(shift.fingerprint, 0) + 1
     by_fingerprint = {shift.fingerprint: shift for shift in reversed(found)}
-    order = sorted(counts, key=lambda one: -counts[one])
-    return {one: by_fingerprint[one] for one in order[:MOST_LISTED]}
+    order = sorted(counts, key=lambda fingerprint: -counts[fingerprint])
+    return {fingerprint: by_fingerprint[fingerprint] for fingerprint in order[:MOST_LISTED]}
 
 
 def list_left_out(runs: Sequence[Run], fingerprint: str) -> list[str]:
@@ -200,7 +200,7 @@ def corruptions_of(comparison: Comparison) -> list[Corrupted]:
     They must have been measured on its split, on the same number of images.
     """
     known = [known_robustness(run, comparison.split) for run in _list_runs(comparison)]
-    if len({one.images if one else 0 for one in known}) > 1 or not all(known):
+    if len({robustness.images if robustness else 0 for robustness in known}) > 1 or not all(known):
         return []
     return [which for which in corrupted(comparison.split) if which.corruption != CLEAN]
 
@@ -211,7 +211,7 @@ def of_accuracies_only(comparison: Comparison) -> list[Run]:
     It stored accuracies but no predictions, so paired tests are impossible.
     """
     known = [(run, known_robustness(run, comparison.split)) for run in _list_runs(comparison)]
-    return [run for run, one in known if one and not one.predicted]
+    return [run for run, robustness in known if robustness and not robustness.predicted]
 
 
 def corrupted_accuracies(comparison: Comparison, which: Corrupted) -> tuple[list[Interval], int]:
@@ -224,14 +224,16 @@ def corrupted_accuracies(comparison: Comparison, which: Corrupted) -> tuple[list
         comparison: the comparison.
         which: one of ``corruptions_of``.
     """
-    found, images = [], 0
+    intervals, images = [], 0
     for arm in comparison.arms:
         measured = [one for run in arm.runs if (one := known_robustness(run, which.split))]
         images = measured[0].images
-        share = sum(_corrupted_accuracy(one, which) for one in measured) / len(measured)
+        share = sum(_corrupted_accuracy(robustness, which) for robustness in measured) / len(
+            measured
+        )
         low, high = wilson(share * images, images)
-        found.append(Interval(share, float(low), float(high)))
-    return found, images
+        intervals.append(Interval(share, float(low), float(high)))
+    return intervals, images
 
 
 def _corrupted_accuracy(known: Robustness, which: Corrupted) -> float:

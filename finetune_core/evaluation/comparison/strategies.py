@@ -113,8 +113,8 @@ def seed_variances(arms: Sequence[Answers]) -> list[SeedVariance | None]:
     ]
 
 
-def _arm_variance(arm: Answers, pooled: float, freedom: int, alone: bool) -> SeedVariance:
-    if alone:
+def _arm_variance(arm: Answers, pooled: float, freedom: int, has_own: bool) -> SeedVariance:
+    if has_own:
         return SeedVariance(
             max(0.0, (arm.seed_variance or 0.0) - arm.chance),
             arm.chance,

@@ -64,7 +64,7 @@ def _describe_idle(layers: Layers, cut: str) -> str:
     Empty otherwise.
     """
     names = [stage.name for stage in layers.stages]
-    behind = next((one for one in layers.stages[names.index(cut) :] if one.trains), None)
+    behind = next((stage for stage in layers.stages[names.index(cut) :] if stage.trains), None)
     if behind is None or behind is layers.stages[-1] or behind.gradient_share is None:
         return ""
     if behind.gradient_share >= IDLE:
@@ -98,12 +98,12 @@ def find_steady_stages(layers: Layers) -> list[str]:
 
     They might as well have stayed frozen.
     """
-    steady = []
+    stages = []
     for stage in layers.stages[:-1]:
         if stage.likeness is None or stage.likeness < STEADY:
             break
-        steady.append(stage.name)
-    return steady
+        stages.append(stage.name)
+    return stages
 
 
 def format_stages(names: list[str]) -> str:

@@ -46,29 +46,29 @@ class Augmented:
 
     def in_words(self) -> str:
         """Return one sentence: the accuracy with flips, its difference, and the verdict."""
-        found, claim = self.with_flips, self.claim
+        flipped, claim = self.with_flips, self.claim
         verdict = (
             ("better" if claim.gain > 0 else "worse")
             if self.different
             else "not distinguishable from without"
         )
         return (
-            f"With flips: {accuracy_name(found.split).lower()} {percent(found.accuracy)} on "
-            f"{things(found.images, 'image')}, {points(claim.gain)} points against without (95 % "
+            f"With flips: {accuracy_name(flipped.split).lower()} {percent(flipped.accuracy)} on "
+            f"{things(flipped.images, 'image')}, {points(claim.gain)} points against without (95 % "
             f"interval {points(claim.low)} to {points(claim.high)}, McNemar p = {claim.p:.2g}): "
             f"{verdict}."
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        found = self.with_flips
+        flipped = self.with_flips
         return {
-            "split": found.split,
-            "images": found.images,
-            "accuracy": found.accuracy,
-            "accuracy_low": found.low,
-            "accuracy_high": found.high,
-            "loss": found.loss,
+            "split": flipped.split,
+            "images": flipped.images,
+            "accuracy": flipped.accuracy,
+            "accuracy_low": flipped.low,
+            "accuracy_high": flipped.high,
+            "loss": flipped.loss,
             "accuracy_without": self.plain.accuracy,
             "loss_without": self.plain.loss,
             "difference": self.claim.gain,
@@ -108,24 +108,24 @@ def tta_json(run: Run) -> dict[str, Any] | None:
     return {
         "how": FLIPS,
         "warnings": flip_warnings(run),
-        "splits": [one.to_json() for one in found],
+        "splits": [result.to_json() for result in found],
     }
 
 
 def flip_warnings(run: Run) -> list[str]:
     """Return reasons against mirror images of a run's classes, in sentences."""
-    found = []
+    warnings = []
     if names := directional(run.started["classes"]):
-        found.append(
+        warnings.append(
             "A mirror image may show another class, or none: "
             f"{some([f'“{name}”' for name in names])} look like directions, letters or digits. "
             "This is a guess from the names; the paired test on these images decides."
         )
     if run.config.augmentation == "none" and not run.config.averaged:
-        found.append(
+        warnings.append(
             "It was not trained on mirror images (Augmentation: none), so it may not know them."
         )
-    return found
+    return warnings
 
 
 def _compare_split(plain: Evaluation, flipped: Evaluation) -> Augmented:

@@ -105,14 +105,14 @@ class _Context:
     def metric(self) -> str:
         return metric_text(self.arms[0].measure, self.split)
 
-    def name(self, at: int) -> str:
-        return mid_sentence(self.arms[at].title)
+    def name(self, index: int) -> str:
+        return mid_sentence(self.arms[index].title)
 
-    def score(self, at: int) -> str:
-        return self.arms[at].measure.format_value(self.arms[at].score.value)
+    def score(self, index: int) -> str:
+        return self.arms[index].measure.format_value(self.arms[index].score.value)
 
     def best_of(self, places: Sequence[int]) -> int:
-        return max(places, key=lambda at: self.arms[at].rank)
+        return max(places, key=lambda index: self.arms[index].rank)
 
     def size(self, first: int, second: int) -> str:
         """Describe the difference of two arms, first minus second, with its interval."""
@@ -135,7 +135,7 @@ class _Context:
 
     def saving(self, cheap: int, dear: int) -> str:
         """Return ``: 3.0 s per run instead of 20 s``; empty if nothing is saved."""
-        less, more = (self.arms[at].cost.seconds for at in (cheap, dear))
+        less, more = (self.arms[index].cost.seconds for index in (cheap, dear))
         return f": {duration(less)} per run instead of {duration(more)}" if less < more else ""
 
 
@@ -179,8 +179,8 @@ def _state_one_strategy(view: _Context) -> Verdict:
 
 def _state_trained_models(view: _Context, best: int) -> Verdict:
     """Return a verdict on the trained models, for methods that cannot be compared yet."""
-    others = [at for at in range(len(view.arms)) if at != best]
-    alike = [at for at in others if not find_pair(view.pairs, best, at).networks.different]
+    others = [index for index in range(len(view.arms)) if index != best]
+    alike = [index for index in others if not find_pair(view.pairs, best, index).networks.different]
     rival = view.best_of(alike or others)
     if alike:
         answer = (
@@ -203,7 +203,7 @@ def _state_no_clear_winner(view: _Context, choice: Choice) -> Verdict:
     answer = f"No clear winner {view.on_images}: {_describe_both(view, best, rival)}"
     blunt = find_pair(view.pairs, best, rival)
     if blunt.widest.smallest <= BLUNT:  # another pair is the reason why nothing is advised
-        others = [find_pair(view.pairs, best, at) for at in choice.alike]
+        others = [find_pair(view.pairs, best, index) for index in choice.alike]
         blunt = max(others, key=lambda one: one.widest.smallest)
     return Verdict(
         answer,
@@ -245,7 +245,7 @@ def _state_advice(view: _Context, choice: Choice) -> Verdict:
     take, best = choice.advised, choice.best
     assert take is not None
     others = _suggest_missing_runs(view, choice)
-    trained = [at for at in choice.comparable if epochs_of(view.arms[at].config)]
+    trained = [index for index in choice.comparable if epochs_of(view.arms[index].config)]
     if is_baseline(view.arms[take].config) and trained:
         rival = view.best_of(trained)
         if view.least_gain(take, rival) > -WANTED:
@@ -255,7 +255,7 @@ def _state_advice(view: _Context, choice: Choice) -> Verdict:
         answer = f"No difference shown {view.on_images}: {_describe_both(view, take, rival)}"
         action = f"Use {view.name(take)}{view.saving(take, rival)}.{others}"
         return Verdict(answer, view.size(take, rival), action)
-    rival = view.best_of([at for at in choice.comparable if at != best])
+    rival = view.best_of([index for index in choice.comparable if index != best])
     answer = (
         f"{view.arms[take].title} is best {view.on_images}: {_describe_against(view, take, rival)}"
     )
@@ -276,7 +276,7 @@ def _state_train_nothing(view: _Context, probe: int, rival: int, others: str) ->
 
 
 def _describe_both(view: _Context, first: int, second: int) -> str:
-    scores = [f"{view.score(at)} for {view.name(at)}" for at in (first, second)]
+    scores = [f"{view.score(index)} for {view.name(index)}" for index in (first, second)]
     return f"{view.metric} {', '.join(scores)}."
 
 
@@ -288,9 +288,9 @@ def _describe_against(view: _Context, first: int, second: int) -> str:
 
 def _suggest_missing_runs(view: _Context, choice: Choice) -> str:
     """Ask for what arms lack that cannot be compared in general; empty if none does."""
-    silent = [at for at in range(len(view.arms)) if at not in choice.comparable]
-    cut = [view.name(at) for at in silent if view.arms[at].unfinished]
-    single = [view.name(at) for at in silent if not view.arms[at].unfinished]
+    silent = [index for index in range(len(view.arms)) if index not in choice.comparable]
+    cut = [view.name(index) for index in silent if view.arms[index].unfinished]
+    single = [view.name(index) for index in silent if not view.arms[index].unfinished]
     text = f" Train more seeds of {some(single)} to compare {_pronoun(single)}." if single else ""
     return text + (f" Resume {some(cut)} to compare {_pronoun(cut)}." if cut else "")
 

@@ -56,7 +56,7 @@ def images_below(folder: Path) -> list[tuple[str, Path]]:
     Raises:
         DataError: if there is no image.
     """
-    found = []
+    images = []
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not is_noise(name))
         paths = (
@@ -64,13 +64,13 @@ def images_below(folder: Path) -> list[tuple[str, Path]]:
             for name in sorted(files)
             if not is_noise(name) and Path(name).suffix.lower() in EXTENSIONS
         )
-        found += [(path.relative_to(folder).as_posix(), path) for path in paths]
-    if not found:
+        images += [(path.relative_to(folder).as_posix(), path) for path in paths]
+    if not images:
         raise DataError(
             f"{printable_name(folder.name)} holds no image. Thaw reads "
             f"{', '.join(sorted(EXTENSIONS))}."
         )
-    return found
+    return images
 
 
 def unpacking_folder() -> AbstractContextManager[Path]:
@@ -95,10 +95,10 @@ def predict_images(
         Steps that count images.
     """
 
-    def on(device: Device) -> Work[list[ImagePrediction]]:
+    def predict_on(device: Device) -> Work[list[ImagePrediction]]:
         return _predict(predictor.on(device), images, known and (known[0].on(device), known[1]))
 
-    return (yield from on_idle_device(on, FINAL_PRECISION))
+    return (yield from on_idle_device(predict_on, FINAL_PRECISION))
 
 
 def _predict(
@@ -140,8 +140,10 @@ class Answers:
     def top(self) -> list[str]:
         """The most likely class of each image; empty if it could not be read."""
         return [
-            "" if one.probabilities is None else self.classes[int(one.probabilities.argmax())]
-            for one in self.predictions
+            ""
+            if prediction.probabilities is None
+            else self.classes[int(prediction.probabilities.argmax())]
+            for prediction in self.predictions
         ]
 
 
@@ -152,14 +154,30 @@ def to_frame(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> 
     """
     columns = ["file", *_column_names(Answers("", classes, predictions))]
     rows = []
-    for one in predictions:
-        found = one.probabilities
-        if found is None:
-            rows.append([one.file, None, None, one.unlike, one.problem, *[None] * len(classes)])
-        else:
-            best = int(found.argmax())
+    for prediction in predictions:
+        probabilities = prediction.probabilities
+        if probabilities is None:
             rows.append(
-                [one.file, classes[best], found[best], one.unlike, one.problem, *found.tolist()]
+                [
+                    prediction.file,
+                    None,
+                    None,
+                    prediction.unlike,
+                    prediction.problem,
+                    *[None] * len(classes),
+                ]
+            )
+        else:
+            best = int(probabilities.argmax())
+            rows.append(
+                [
+                    prediction.file,
+                    classes[best],
+                    probabilities[best],
+                    prediction.unlike,
+                    prediction.problem,
+                    *probabilities.tolist(),
+                ]
             )
     return pd.DataFrame(rows, columns=columns).astype(
         dict.fromkeys(["probability", *columns[5:]], "float64")
@@ -182,24 +200,32 @@ def side_by_side_csv(answers: Sequence[Answers]) -> bytes:
     """
     text = io.StringIO(newline="")
     table = csv.writer(text)
-    table.writerow(["file", *(column for one in answers for column in _column_names(one))])
-    for rows in zip(*(one.predictions for one in answers), strict=True):
-        cells = [_format_cells(row, one.classes) for row, one in zip(rows, answers, strict=True)]
+    table.writerow(["file", *(column for answer in answers for column in _column_names(answer))])
+    for rows in zip(*(answer.predictions for answer in answers), strict=True):
+        cells = [
+            _format_cells(row, answer.classes) for row, answer in zip(rows, answers, strict=True)
+        ]
         table.writerow([_escape_formula(rows[0].file), *(cell for some in cells for cell in some)])
     return text.getvalue().encode("utf-8", "replace")
 
 
-def _column_names(one: Answers) -> list[str]:
-    names = ["class", "probability", "unlike", "problem", *(f"p({name})" for name in one.classes)]
-    return [f"{name}, {one.title}" for name in names] if one.title else names
+def _column_names(answers: Answers) -> list[str]:
+    names = [
+        "class",
+        "probability",
+        "unlike",
+        "problem",
+        *(f"p({name})" for name in answers.classes),
+    ]
+    return [f"{name}, {answers.title}" for name in names] if answers.title else names
 
 
-def _format_cells(one: ImagePrediction, classes: Sequence[str]) -> list[str]:
-    unlike = "" if one.unlike is None else "yes" if one.unlike else "no"
-    if one.probabilities is None:
-        return ["", "", unlike, _escape_formula(one.problem), *[""] * len(classes)]
-    best = int(one.probabilities.argmax())
-    chances = [f"{chance:.6f}" for chance in one.probabilities]
+def _format_cells(prediction: ImagePrediction, classes: Sequence[str]) -> list[str]:
+    unlike = "" if prediction.unlike is None else "yes" if prediction.unlike else "no"
+    if prediction.probabilities is None:
+        return ["", "", unlike, _escape_formula(prediction.problem), *[""] * len(classes)]
+    best = int(prediction.probabilities.argmax())
+    chances = [f"{chance:.6f}" for chance in prediction.probabilities]
     return [_escape_formula(classes[best]), chances[best], unlike, "", *chances]
 
 
@@ -213,16 +239,16 @@ def _make_forward(
     if known is None:
         forward = compiler.forward(predictor.part)
     else:
-        looks, near = known[0].compiled(compiler), known[1]
+        encoder, neighbourhood = known[0].compiled(compiler), known[1]
 
-    def evaluated(squares: torch.Tensor) -> list[tuple[np.ndarray, bool | None]]:
+    def evaluate(squares: torch.Tensor) -> list[tuple[np.ndarray, bool | None]]:
         squares = squares.contiguous(memory_format=predictor.device.layout)
         if known is None:
             return [(row, None) for row in predictor.probabilities_of(squares, forward)]
-        features, probabilities = looks.features(squares)
-        return list(zip(probabilities, near.unlike(features).tolist(), strict=True))
+        features, probabilities = encoder.features(squares)
+        return list(zip(probabilities, neighbourhood.unlike(features).tolist(), strict=True))
 
-    return evaluated
+    return evaluate
 
 
 def _escape_formula(text: str) -> str:

@@ -115,9 +115,9 @@ def explain(
             "There is no Grad-CAM for an ensemble: each of its networks has maps of its own. Look "
             "at its runs one by one."
         )
-    seen = network_input(image, predictor.network.info, predictor.image_size)
+    preview = network_input(image, predictor.network.info, predictor.image_size)
     model = copy.deepcopy(predictor.network.model).eval().requires_grad_(False)
-    square = predictor.device.take(seen.tensor[None])
+    square = predictor.device.take(preview.tensor[None])
     stages = {stage.name: stage.modules for stage in predictor.network.stages[:-1]}
     layouts, probabilities = _find_layouts(
         model, [path for paths in stages.values() for path in paths], square
@@ -142,10 +142,10 @@ def explain(
             "map."
         )
     heat = {
-        one: _resize_map(each, predictor.image_size)
-        for one, each in zip(classes, maps.clamp(min=0), strict=True)
+        label: _resize_map(each, predictor.image_size)
+        for label, each in zip(classes, maps.clamp(min=0), strict=True)
     }
-    picture = Image.fromarray(seen.image).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    picture = Image.fromarray(preview.image).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     overlays = {one: _encode_jpeg(_blend(picture, each)) for one, each in heat.items()}
     return Explanation(
         _encode_jpeg(picture), overlays, heat, layer, layouts[path].side, layers, probabilities
@@ -158,7 +158,7 @@ def _default_stages(layers: dict[str, int]) -> list[str]:
     They go from the head back to the input, past maps that are too small at first.
     """
     backwards = list(reversed(layers))
-    fine = next((at for at, stage in enumerate(backwards) if layers[stage] >= _FINE), 0)
+    fine = next((index for index, stage in enumerate(backwards) if layers[stage] >= _FINE), 0)
     return backwards[fine:] if backwards and layers[backwards[0]] <= _COARSE else backwards
 
 
@@ -169,16 +169,16 @@ def _find_layouts(
 
     A map has more than one cell. The modules are in forward order.
     """
-    found: dict[str, _Layout] = {}
+    layouts: dict[str, _Layout] = {}
 
-    def look(path: str, output: object) -> None:
+    def record(path: str, output: object) -> None:
         layout = _infer_layout(output) if isinstance(output, torch.Tensor) else None
         if layout:
-            found[path] = layout
+            layouts[path] = layout
 
     handles = [
         model.get_submodule(path).register_forward_hook(
-            lambda _module, _inputs, output, path=path: look(path, output)
+            lambda _module, _inputs, output, path=path: record(path, output)
         )
         for path in paths
     ]
@@ -186,7 +186,7 @@ def _find_layouts(
         logits = model(square)
     for handle in handles:
         handle.remove()
-    return found, logits[0].float().cpu().double().softmax(0).numpy()
+    return layouts, logits[0].float().cpu().double().softmax(0).numpy()
 
 
 def _infer_layout(output: torch.Tensor) -> _Layout | None:

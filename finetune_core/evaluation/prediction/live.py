@@ -44,6 +44,6 @@ def answer(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
 def _predict_frame(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
     if known is None:
         return Answer(predictor.probabilities([frame])[0], None)
-    looks, near = known
-    features, probabilities = looks.look(frame)
-    return Answer(probabilities, bool(near.unlike(features[None])[0]))
+    encoder, neighbourhood = known
+    features, probabilities = encoder.look(frame)
+    return Answer(probabilities, bool(neighbourhood.unlike(features[None])[0]))

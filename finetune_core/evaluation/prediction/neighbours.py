@@ -104,8 +104,8 @@ class Encoder:
         Raises:
             ImageError: if the image cannot be read.
         """
-        seen = network_input(image, self.predictor.network.info, self.predictor.image_size)
-        features, probabilities = self.features(seen.tensor[None])
+        preview = network_input(image, self.predictor.network.info, self.predictor.image_size)
+        features, probabilities = self.features(preview.tensor[None])
         return features[0], probabilities[0]
 
 
@@ -217,13 +217,13 @@ def _has_changed_body(predictor: Predictor) -> bool:
     return any(not torch.equal(now[name].cpu(), before[name].cpu()) for name in names)
 
 
-def known_neighbourhood(run: Run, looks: Encoder) -> Neighbourhood | None:
+def known_neighbourhood(run: Run, encoder: Encoder) -> Neighbourhood | None:
     """Return the stored result of ``compute_neighbourhood`` for these weights, or None."""
     try:
-        kept = _read_arrays(read_regular(run.run_dir / _FILE, _LARGEST))
-        if str(kept["weights"]) != _hash_weights(looks):
+        arrays = _read_arrays(read_regular(run.run_dir / _FILE, _LARGEST))
+        if str(arrays["weights"]) != _hash_weights(encoder):
             return None
-        return _build_neighbourhood(kept, looks)
+        return _build_neighbourhood(arrays, encoder)
     # There is no file, or it is damaged (then zipfile and NumPy raise nearly anything). It can be
     # computed again.
     except Exception:
@@ -236,7 +236,7 @@ def _read_arrays(content: bytes) -> dict[str, np.ndarray]:
     Raises nearly anything if the content is something else. ``np.load`` is not used, because it
     trusts any size that a file claims.
     """
-    found = {}
+    arrays = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for name in ("weights", "ids", "labels", "features", "usual", "unchanged"):
             entry = archive.getinfo(f"{name}.npy")
@@ -248,44 +248,44 @@ def _read_arrays(content: bytes) -> dict[str, np.ndarray]:
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
                 if fortran or dtype.hasobject:
                     raise ValueError(f"{name} is of another kind")
-                found[name] = np.frombuffer(file.read(), dtype).reshape(shape)
-    return found
+                arrays[name] = np.frombuffer(file.read(), dtype).reshape(shape)
+    return arrays
 
 
-def _build_neighbourhood(kept: dict[str, np.ndarray], looks: Encoder) -> Neighbourhood:
+def _build_neighbourhood(arrays: dict[str, np.ndarray], encoder: Encoder) -> Neighbourhood:
     """Build a ``Neighbourhood`` from stored arrays.
 
     Raises:
         ValueError: if the arrays do not match this network, or each other.
     """
-    ids, labels, features, usual = (kept[name] for name in ("ids", "labels", "features", "usual"))
-    side = looks.predictor.image_size
-    wanted = looks.features(torch.zeros(1, 3, side, side))[0].shape[1:]
+    ids, labels, features, usual = (arrays[name] for name in ("ids", "labels", "features", "usual"))
+    side = encoder.predictor.image_size
+    shape = encoder.features(torch.zeros(1, 3, side, side))[0].shape[1:]
     valid = (
         ids.dtype.kind == "U"
         and labels.dtype.kind == "i"
         and features.dtype.kind == usual.dtype.kind == "f"
         and ids.shape == labels.shape == features.shape[:1]
-        and features.shape[1:] == wanted
-        and usual.shape[:1] == wanted[:1]
+        and features.shape[1:] == shape
+        and usual.shape[:1] == shape[:1]
         and min(ids.size, usual.size) > 0
         and usual.ndim == 2
         and labels.min() >= 0
-        and labels.max() < len(looks.predictor.classes)
+        and labels.max() < len(encoder.predictor.classes)
         and np.isfinite(features).all()
         and np.isfinite(usual).all()
     )
     if not valid:
         raise ValueError("these are no features of training images")
     return Neighbourhood(
-        ids, labels, features.astype(np.float32), np.sort(usual, axis=1), bool(kept["unchanged"])
+        ids, labels, features.astype(np.float32), np.sort(usual, axis=1), bool(arrays["unchanged"])
     )
 
 
 def neighbours_changed(run: Run) -> int:
     """Return when a run's neighbourhood was written, in nanoseconds; 0 if there is none."""
-    found = regular_file(run.run_dir / _FILE)
-    return found.st_mtime_ns if found else 0
+    status = regular_file(run.run_dir / _FILE)
+    return status.st_mtime_ns if status else 0
 
 
 def compute_neighbourhood(
@@ -317,7 +317,7 @@ def compute_neighbourhood(
     ids, labels = table["id"].to_numpy(str), table["label"].to_numpy(np.int64)
     near = features[: len(train)]
     usual = np.sort(_mean_distances(features[len(train) :], near), axis=1)
-    made = Neighbourhood(ids, labels, near, usual, images.unchanged)
+    neighbourhood = Neighbourhood(ids, labels, near, usual, images.unchanged)
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -334,19 +334,19 @@ def compute_neighbourhood(
         raise RunError(
             f"The features of its images cannot be written to {run.run_dir}: {error}."
         ) from None
-    return made
+    return neighbourhood
 
 
-def _compute_features(looks: Encoder, images: RunImages, rows: np.ndarray) -> Work[np.ndarray]:
-    predictor, found = looks.predictor, []
+def _compute_features(encoder: Encoder, images: RunImages, rows: np.ndarray) -> Work[np.ndarray]:
+    predictor, features = encoder.predictor, []
     done = 0
     for batch, inputs in iterate_inputs(
         predictor.network, images.pixels, rows, predictor.image_size, predictor.device
     ):
-        found.append(looks.features(inputs)[0])
+        features.append(encoder.features(inputs)[0])
         done += len(batch)
         yield Step(done, len(rows), "features")
-    return np.concatenate(found)
+    return np.concatenate(features)
 
 
 def _mean_distances(features: np.ndarray, near: np.ndarray) -> np.ndarray:
@@ -360,15 +360,15 @@ def _mean_distances(features: np.ndarray, near: np.ndarray) -> np.ndarray:
         Float32 ``[parts, m]``.
     """
     count = min(_NEAREST, len(near))
-    found = np.empty((near.shape[1], len(features)), np.float32)
-    for part in range(len(found)):
+    distances = np.empty((near.shape[1], len(features)), np.float32)
+    for part in range(len(distances)):
         for start in range(0, len(features), _AT_ONCE):
             likeness = features[start : start + _AT_ONCE, part] @ near[:, part].T
             nearest = np.partition(likeness, len(near) - count, axis=1)[:, len(near) - count :]
-            found[part, start : start + _AT_ONCE] = 1 - nearest.mean(axis=1)
-    return found
+            distances[part, start : start + _AT_ONCE] = 1 - nearest.mean(axis=1)
+    return distances
 
 
-def _hash_weights(looks: Encoder) -> str:
+def _hash_weights(encoder: Encoder) -> str:
     """Return a hash of the network's weights."""
-    return state_hash(looks.predictor.network.model.state_dict())
+    return state_hash(encoder.predictor.network.model.state_dict())

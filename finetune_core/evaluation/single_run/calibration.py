@@ -70,7 +70,9 @@ class Scaling:
 
         Its images do not determine it then.
         """
-        return any(not _LOWEST * 1.01 < one < _HIGHEST * 0.99 for one in self.temperatures)
+        return any(
+            not _LOWEST * 1.01 < temperature < _HIGHEST * 0.99 for temperature in self.temperatures
+        )
 
 
 def calibration(
@@ -143,20 +145,23 @@ def scale_split(table: pd.DataFrame, split: str) -> Scaling | None:
         table: predictions of all splits, from ``load_predictions``.
         split: the split to scale.
     """
-    rows, fitted = table[table["split"] == split], table[table["split"] == VAL]
+    rows, others = table[table["split"] == split], table[table["split"] == VAL]
     logits, labels = logits_of(rows), rows["label"].to_numpy()
     if logits.shape[1] < 2:
         return None
-    if split != VAL and len(fitted) >= FEWEST:
-        temperature = fit_temperature(logits_of(fitted), fitted["label"].to_numpy())
-        return Scaling("val", (temperature,), (len(fitted),), logits / temperature)
+    if split != VAL and len(others) >= FEWEST:
+        temperature = fit_temperature(logits_of(others), others["label"].to_numpy())
+        return Scaling("val", (temperature,), (len(others),), logits / temperature)
     if len(rows) < 2 * FEWEST:
         return None
     first = _draw_half(rows["id"])
     temperatures = tuple(fit_temperature(logits[~half], labels[~half]) for half in (first, ~first))
-    at = np.where(first, *temperatures)
+    temperature_by_image = np.where(first, *temperatures)
     return Scaling(
-        "halves", temperatures, (int((~first).sum()), int(first.sum())), logits / at[:, None]
+        "halves",
+        temperatures,
+        (int((~first).sum()), int(first.sum())),
+        logits / temperature_by_image[:, None],
     )
 
 

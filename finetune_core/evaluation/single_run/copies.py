@@ -62,8 +62,8 @@ class KnownCopies:
         if not self.looked:
             return Copies(None, None, None, None, self.problem, earlier)
         training, near, validation, test = (
-            int((one & used).sum())
-            for one in (self.training, self.near, self.validation, self.test)
+            int((mask & used).sum())
+            for mask in (self.training, self.near, self.validation, self.test)
         )
         return Copies(training, near, validation, test, self.problem, earlier)
 
@@ -119,7 +119,7 @@ def _search_earlier_runs(
     Returns:
         Bool ``[n]``, and descriptions of the copies that could not be searched for.
     """
-    found, problems = np.zeros(len(other.table), dtype=bool), []
+    copies, problems = np.zeros(len(other.table), dtype=bool), []
     looked_at = {_data_key(run.config)}
     for _ in range(_MOST_EARLIER):
         if run.config.earlier_run is None:
@@ -131,14 +131,14 @@ def _search_earlier_runs(
                 exact, near = yield from _find_copies(
                     *(yield from _load_images(run.config, roots)), other
                 )
-                found |= exact | near
+                copies |= exact | near
         except FinetuneError as error:
             problems.append(
                 "Copies of the training images of the run that it started from were not looked "
                 f"for: {error}"
             )
             break
-    return found, problems
+    return copies, problems
 
 
 def _load_earlier_run(run: Run, roots: Sequence[Path]) -> Run:
@@ -146,11 +146,11 @@ def _load_earlier_run(run: Run, roots: Sequence[Path]) -> Run:
 
     It is a run in the same directory or, if all files may be read, the one at the recorded path.
     """
-    named = Path(run.config.earlier_run or "")
-    beside = run.run_dir.parent / named.name
+    recorded = Path(run.config.earlier_run or "")
+    beside = run.run_dir.parent / recorded.name
     if is_run_folder(beside) or not roots:
-        return read_run(beside if is_run_folder(beside) else named)
-    raise RunError(f"{named.name} is not among the runs any more.")
+        return read_run(beside if is_run_folder(beside) else recorded)
+    raise RunError(f"{recorded.name} is not among the runs any more.")
 
 
 def _data_key(config: RunConfig) -> str:
@@ -161,11 +161,11 @@ def _load_images(config: RunConfig, roots: Sequence[Path]) -> Work[tuple[Dataset
     """Load a run's data set in its current state, and its table with ``thumb``."""
     if roots:
         check_roots(config.data, roots)
-    seen = yield from in_phase(
+    survey = yield from in_phase(
         "index", look_through(config.data, roots, thumbs=True, edits=config.edits)
     )
-    own = assemble(config.data, seen, **config.split_settings, edits=config.edits)
-    return own, own.table.merge(seen.rows[["id", "thumb"]], on="id")
+    own = assemble(config.data, survey, **config.split_settings, edits=config.edits)
+    return own, own.table.merge(survey.rows[["id", "thumb"]], on="id")
 
 
 def _find_copies(
@@ -190,7 +190,7 @@ def _find_near_copies(training: pd.DataFrame, root: Path, other: OtherData) -> W
 
     def squares(positions: np.ndarray, side: int) -> Iterator[np.ndarray | None]:
         return gray_squares(
-            [own[at] if at < count else others[at - count] for at in positions], side
+            [own[index] if index < count else others[index - count] for index in positions], side
         )
 
     sets, _ = yield from near_sets(both["thumb"], both["content"].to_numpy(np.uint64), squares)

@@ -115,8 +115,10 @@ class Corrupted:
 
 def corrupted(split: str) -> list[Corrupted]:
     """Return all corruptions of a split in order; the clean images come first."""
-    worse = [Corrupted(split, name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-    return [Corrupted(split, CLEAN, 0), *worse]
+    corruptions = [
+        Corrupted(split, name, severity) for name in CORRUPTIONS for severity in SEVERITIES
+    ]
+    return [Corrupted(split, CLEAN, 0), *corruptions]
 
 
 def corrupt(squares: np.ndarray, which: Corrupted, seed: int) -> np.ndarray:

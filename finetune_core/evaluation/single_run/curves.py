@@ -125,9 +125,9 @@ class SelectivePrediction:
 
 def selective_prediction(result: Evaluation, threshold: float) -> SelectivePrediction:
     """Return the accuracy on the images of at least this confidence, and their number."""
-    kept = result.predictions["correct"][result.predictions["confidence"] >= threshold]
-    accuracy, low, high = accuracy_interval(int(kept.sum()), len(kept))
-    return SelectivePrediction(len(kept), len(kept) / result.images, accuracy, low, high)
+    correct = result.predictions["correct"][result.predictions["confidence"] >= threshold]
+    accuracy, low, high = accuracy_interval(int(correct.sum()), len(correct))
+    return SelectivePrediction(len(correct), len(correct) / result.images, accuracy, low, high)
 
 
 def thin_curve(curve: pd.DataFrame, points: int = _POINTS) -> pd.DataFrame:

@@ -227,12 +227,12 @@ def calibrate_table(table: pd.DataFrame, split: str, binning: Binning = "width")
         split: the split.
         binning: as for ``assign_bins``.
     """
-    rows, scaled = table[table["split"] == split], scale_split(table, split)
+    rows, scaling = table[table["split"] == split], scale_split(table, split)
     labels, logits = rows["label"].to_numpy(), logits_of(rows)
 
-    def calibrated_as(some: np.ndarray) -> Calibration:
-        return calibration(some, labels, binning, resamples=resamples_for(some.size))
+    def calibrate_logits(logits: np.ndarray) -> Calibration:
+        return calibration(logits, labels, binning, resamples=resamples_for(logits.size))
 
     return CalibrationPair(
-        calibrated_as(logits), scaled, calibrated_as(scaled.logits) if scaled else None
+        calibrate_logits(logits), scaling, calibrate_logits(scaling.logits) if scaling else None
     )

@@ -95,9 +95,10 @@ def predict_again(
     before = load_predictions(run.run_dir, len(predictor.classes))
     rows = np.concatenate(list(images.rows.values()))
     rows = rows[images.dataset.table["id"].iloc[rows].isin(before["id"]).to_numpy()]
-    if gone := len(before) - len(rows):
+    if num_missing := len(before) - len(rows):
         raise RunError(
-            f"{things(gone, 'image')} of {run.run_id} cannot be read any more. Put them back."
+            f"{things(num_missing, 'image')} of {run.run_id} cannot be read any more. Put them "
+            "back."
         )
 
     logits = yield from answers(

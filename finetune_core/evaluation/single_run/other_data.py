@@ -56,10 +56,10 @@ def index_other_data(data: str, roots: Sequence[Path] = ()) -> Work[OtherData]:
         DataError: if the data set cannot be read, or has no readable image.
     """
     folder = yield from in_phase("unpack", readable_data(data, roots))
-    seen = yield from in_phase("index", look_through(folder, roots, thumbs=True))
-    readable = seen.rows["problem"] == ""
-    table = apply_edits(seen.rows[readable], load_edits(folder)).assign(split=SHIFTED)
+    survey = yield from in_phase("index", look_through(folder, roots, thumbs=True))
+    readable = survey.rows["problem"] == ""
+    table = apply_edits(survey.rows[readable], load_edits(folder)).assign(split=SHIFTED)
     if table.empty:
         raise DataError(f"None of the images in {folder} can be read, or all of them are excluded.")
     table = table[["id", "class", "split", "content", "thumb"]].sort_values("id", ignore_index=True)
-    return OtherData(folder, seen.listing.root, table, int((~readable).sum()))
+    return OtherData(folder, survey.listing.root, table, int((~readable).sum()))

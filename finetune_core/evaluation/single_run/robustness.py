@@ -116,5 +116,5 @@ def _compute_logits(predictor: Predictor, forward: Forward, squares: np.ndarray)
     images = evaluated(torch.from_numpy(squares).permute(0, 3, 1, 2), predictor.image_size)
     with torch.no_grad(), predictor.device.autocast():
         logits = forward(predictor.device.take(normalised(images, info.mean, info.std)))
-    found: np.ndarray = logits.float().cpu().numpy()
-    return found
+    array: np.ndarray = logits.float().cpu().numpy()
+    return array

@@ -99,8 +99,8 @@ def save_robustness(
         RunError: if the file cannot be written.
     """
     tables = [
-        prediction_table(pd.Series(ids, dtype=object), which.key, labels, one)
-        for which, one in zip(corrupted(split), logits, strict=True)
+        prediction_table(pd.Series(ids, dtype=object), which.key, labels, way_logits)
+        for which, way_logits in zip(corrupted(split), logits, strict=True)
     ]
     table = pd.concat(tables, ignore_index=True)
     try:
@@ -174,7 +174,7 @@ def _load_table(
     """
     path, ways = _file_path(run_dir, split), [which.key for which in corrupted(split)]
     try:
-        of = fact_of(path, _FACT)
+        recorded = fact_of(path, _FACT)
         table = read_table(path, ways, classes)
     except FileNotFoundError:
         raise RunError(
@@ -185,7 +185,7 @@ def _load_table(
         raise RunError(
             f"{run_dir.name}: {problem_with(path, error)}. Measure its robustness again."
         ) from None
-    if of != str(changed).encode():
+    if recorded != str(changed).encode():
         raise RunError(
             f"{run_dir.name}: {path.name} is of an earlier state of the run. Measure its "
             "robustness again."
@@ -204,9 +204,9 @@ def _load_table(
 def _summarise(table: pd.DataFrame, split: str) -> Robustness:
     rows = []
     for which in corrupted(split):
-        some = table[table["split"] == which.key]
-        right = int((logits_of(some).argmax(1) == some["label"].to_numpy()).sum())
-        rows.append((which.corruption, which.severity, *accuracy_interval(right, len(some))))
+        part = table[table["split"] == which.key]
+        right = int((logits_of(part).argmax(1) == part["label"].to_numpy()).sum())
+        rows.append((which.corruption, which.severity, *accuracy_interval(right, len(part))))
     return Robustness(
         split, len(table) // len(rows), pd.DataFrame(rows, columns=_COLUMNS), predicted=True
     )

@@ -79,7 +79,9 @@ class RunEvaluation(Evaluation):
             "equal width"
         )
         if confidence.scaling and confidence.after:
-            temperatures = " and ".join(f"{one:.2f}" for one in confidence.scaling.temperatures)
+            temperatures = " and ".join(
+                f"{temperature:.2f}" for temperature in confidence.scaling.temperatures
+            )
             ece += (
                 f"; {_format_ece(confidence.after)} at temperature {temperatures}, fitted on other "
                 "images"
@@ -100,7 +102,10 @@ class RunEvaluation(Evaluation):
         rows = [
             [
                 corruption.title,
-                *(percent(one) for one in (right[CLEAN, 0], *(right[name, n] for n in (1, 2, 3)))),
+                *(
+                    percent(accuracy)
+                    for accuracy in (right[CLEAN, 0], *(right[name, n] for n in (1, 2, 3)))
+                ),
             ]
             for name, corruption in CORRUPTIONS.items()
         ]
@@ -132,5 +137,8 @@ def evaluate_run(run: Run, split: str, robustness: Robustness | None) -> RunEval
     )
 
 
-def _format_ece(one: Calibration) -> str:
-    return f"{percent(one.ece)} (95 % interval {interval_text(one.ece_low, one.ece_high)})"
+def _format_ece(calibration: Calibration) -> str:
+    return (
+        f"{percent(calibration.ece)} (95 % interval "
+        f"{interval_text(calibration.ece_low, calibration.ece_high)})"
+    )

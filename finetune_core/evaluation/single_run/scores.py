@@ -157,8 +157,8 @@ def score(
         pd.DataFrame({"name": parts.names, "value": value[:, 0], "low": low, "high": high}),
         pd.DataFrame(
             {
-                f"{name}{suffix}": bound[:, at]
-                for at, name in enumerate(AREAS)
+                f"{name}{suffix}": bound[:, index]
+                for index, name in enumerate(AREAS)
                 for suffix, bound in bounds.items()
             }
         ),

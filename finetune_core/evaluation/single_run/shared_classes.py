@@ -48,18 +48,18 @@ class SharedClasses:
             return []
         named = some([f"“{name}”" for name in self.names], _MOST_NAMED)
         count = things(len(self.names), "class", "classes")
-        found = [f"Both sides are compared on the {count} that both have images of: {named}."]
+        sentences = [f"Both sides are compared on the {count} that both have images of: {named}."]
         if self.own_only:
-            found.append(
+            sentences.append(
                 "Left out of the run's own images, because no shifted image is of these classes: "
                 f"{_list_images(self.own_only)}."
             )
         if self.shifted_only:
-            found.append(
+            sentences.append(
                 "Left out of the shifted images, because none of the run's own images here is of "
                 f"these classes: {_list_images(self.shifted_only)}."
             )
-        return found
+        return sentences
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values: ``compared_classes, own_only_classes, shifted_only_classes``."""
@@ -87,7 +87,7 @@ def find_shared_classes(
         np.bincount(each, minlength=len(classes)).tolist() for each in (own_labels, shifted_labels)
     )
     counts = list(zip(classes, own, shifted, strict=True))
-    labels = [at for at, (_, ours, theirs) in enumerate(counts) if ours and theirs]
+    labels = [index for index, (_, ours, theirs) in enumerate(counts) if ours and theirs]
     own_only = {name: ours for name, ours, theirs in counts if ours and not theirs}
     shifted_only = {name: theirs for name, ours, theirs in counts if theirs and not ours}
     if not labels:
@@ -97,7 +97,9 @@ def find_shared_classes(
             f"{some(list(shifted_only))}. Use shifted images of the same classes, or another "
             "split of the run's own images."
         )
-    return SharedClasses(tuple(labels), tuple(classes[at] for at in labels), own_only, shifted_only)
+    return SharedClasses(
+        tuple(labels), tuple(classes[index] for index in labels), own_only, shifted_only
+    )
 
 
 def _list_images(images: dict[str, int]) -> str:

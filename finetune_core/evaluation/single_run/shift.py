@@ -88,14 +88,14 @@ def _predict_and_save(
     key = images_key(run)
     if key not in known:
         known[key] = yield from look_for_copies(run, other, roots)
-    of_class = other.table["class"].isin(list(matched.labels)).to_numpy()
-    rows = np.flatnonzero(of_class & ~known[key].own)
+    has_class = other.table["class"].isin(list(matched.labels)).to_numpy()
+    rows = np.flatnonzero(has_class & ~known[key].own)
     if not len(rows):
         raise DataError(
             f"Every image of {other.data} that has a class of {run.run_id} is an exact copy of "
             "one of its own images: there is nothing to evaluate on."
         )
-    shift = _make_shift(run, other, matched, known[key].copies(of_class))
+    shift = _make_shift(run, other, matched, known[key].copies(has_class))
     yield from on_idle_device(partial(_predict, run, other, rows, matched, shift), FINAL_PRECISION)
 
 

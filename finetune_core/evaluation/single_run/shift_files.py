@@ -139,7 +139,7 @@ def known_shifts(run: Run) -> tuple[list[Shift], list[str]]:
     Returns:
         The data sets, and a description of each file that is of no use.
     """
-    found: list[tuple[float, Shift]] = []
+    shifts: list[tuple[float, Shift]] = []
     problems = []
     for path in _list_files(run):
         try:
@@ -148,8 +148,10 @@ def known_shifts(run: Run) -> tuple[list[Shift], list[str]]:
             problems.append(str(error))
             continue
         with suppress(OSError):
-            found.append((path.lstat().st_mtime, shift))
-    return [shift for _, shift in sorted(found, key=lambda one: one[0], reverse=True)], problems
+            shifts.append((path.lstat().st_mtime, shift))
+    return [
+        shift for _, shift in sorted(shifts, key=lambda entry: entry[0], reverse=True)
+    ], problems
 
 
 def read_shift(run: Run, fingerprint: str) -> Shift:
@@ -160,10 +162,10 @@ def read_shift(run: Run, fingerprint: str) -> Shift:
     """
     path = _file_path(run.run_dir, fingerprint)
     try:
-        said = fact_of(path, SHIFT_FACTS)
-        if len(said) > _LARGEST:
+        facts = fact_of(path, SHIFT_FACTS)
+        if len(facts) > _LARGEST:
             raise ValueError("what it says of its data set is too long")
-        shift: Shift = _SHIFT.validate_json(said, strict=True)
+        shift: Shift = _SHIFT.validate_json(facts, strict=True)
     except FileNotFoundError:
         raise RunError(f"{run.run_id} has not predicted that data set yet.") from None
     except (OSError, ValueError) as error:

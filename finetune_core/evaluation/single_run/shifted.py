@@ -90,8 +90,8 @@ class ShiftedEvaluation(RunEvaluation):
         )
         if not self.shared.complete:
             own += f" of the same {things(len(self.shared.names), 'class', 'classes')}"
-        how = f"{points(abs(value))} points {'below' if value >= 0 else 'above'} the {own}"
-        return f"{how} (95 % interval of the drop {points(low)} to {points(high)} points)"
+        text = f"{points(abs(value))} points {'below' if value >= 0 else 'above'} the {own}"
+        return f"{text} (95 % interval of the drop {points(low)} to {points(high)} points)"
 
     def in_words(self) -> str:
         """Return one line: the accuracy with its interval, the loss, and the drop."""
@@ -120,13 +120,13 @@ class ShiftedEvaluation(RunEvaluation):
             "Drop",
             "95 % interval (drop)",
         ]
-        sides = [_group_by_name(one.scores.table) for one in (self.own, self)]
+        sides = [_group_by_name(evaluation.scores.table) for evaluation in (self.own, self)]
         rows = []
         for name, drop in _group_by_name(self.drops).items():
             cells = [NAMES[name]]
             for value, low, high in (sides[0][name], sides[1][name]):
                 cells += [value_text(name, value), range_text(name, low, high)]
-            lost, least, most = (_format_drop(name, one) for one in drop)
+            lost, least, most = (_format_drop(name, end) for end in drop)
             span = "" if np.isnan(drop[1]) else f"{least} to {most}"
             rows.append([*cells, f"{lost} points" if is_percent(name) else lost, span])
         return columns, rows
@@ -180,7 +180,7 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
     shift = read_shift(run, fingerprint)
     changed = predictions_changed(run.run_dir), shift_stamp(run, fingerprint)
     shared = _find_shared_classes(run.run_dir, fingerprint, changed, own.classes, split)
-    result, found, confidence = _evaluate_shifted(
+    result, shifted_scores, confidence = _evaluate_shifted(
         run.run_dir, fingerprint, changed, own.classes, shared.labels
     )
     if shared.own_only:
@@ -188,14 +188,14 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
     return ShiftedEvaluation(
         **vars(result),
         run=run,
-        scores=found,
+        scores=shifted_scores,
         calibrated=confidence,
         slices=own.slices.iloc[:0],
         robustness=None,
         shift=shift,
         shared=shared,
         own=own,
-        drops=_compute_drops(own, result, found),
+        drops=_compute_drops(own, result, shifted_scores),
     )
 
 
@@ -228,35 +228,37 @@ def left_out_in_words(shift: Shift) -> list[str]:
 
     Empty if there is nothing to report.
     """
-    found = []
+    sentences = []
     if shift.respelled:
         named = ", ".join(f"“{theirs}” as “{ours}”" for theirs, ours in shift.respelled.items())
-        found.append(f"Class names that differ in case or spaces were matched: {named}.")
+        sentences.append(f"Class names that differ in case or spaces were matched: {named}.")
     if shift.unknown:
         named = ", ".join(
             f"“{name}” ({things(count, 'image')})" for name, count in shift.unknown.items()
         )
-        found.append(f"Left out, because the run has no such class: {named}.")
+        sentences.append(f"Left out, because the run has no such class: {named}.")
     if shift.unreadable:
-        found.append(f"Left out, because they cannot be read: {things(shift.unreadable, 'image')}.")
+        sentences.append(
+            f"Left out, because they cannot be read: {things(shift.unreadable, 'image')}."
+        )
     copies = shift.copies
     own = {"training": copies.training, "validation": copies.validation, "test": copies.test}
     if counts := [f"{things(count, f'{split} image')}" for split, count in own.items() if count]:
-        found.append(
+        sentences.append(
             f"Left out, because they are exact copies of the run's own images: {', '.join(counts)}."
         )
     if copies.near:
-        found.append(
+        sentences.append(
             f"Contamination: {things(copies.near, 'image')} may be near-copies of training "
             "images; they are not left out, and can make the accuracy look better than it is."
         )
     if copies.earlier:
-        found.append(
+        sentences.append(
             f"Contamination: {things(copies.earlier, 'image')} may be copies of training images "
             "of a run that this one started from; they are not left out, and can make the "
             "accuracy look better than it is."
         )
-    return [*found, *filter(None, [copies.problem])]
+    return [*sentences, *filter(None, [copies.problem])]
 
 
 @lru_cache(maxsize=64)
@@ -278,14 +280,14 @@ def _find_shared_classes(
 def _restrict(run: Run, own: RunEvaluation, shared: SharedClasses) -> RunEvaluation:
     """Return a run's evaluation on its own images of the shared classes."""
     changed = predictions_changed(run.run_dir)
-    result, found, confidence = _evaluate_own(
+    result, own_scores, confidence = _evaluate_own(
         run.run_dir, changed, own.classes, own.split, shared.labels
     )
     facts = load_image_facts(run.config.data, result.predictions["id"])
     return replace(
         own,
         **vars(result),
-        scores=found,
+        scores=own_scores,
         calibrated=confidence,
         slices=compute_slices(result, facts.table),
     )
@@ -322,8 +324,8 @@ def _evaluate_shifted(
     )
 
 
-def _compute_drops(own: RunEvaluation, result: Evaluation, found: Scores) -> pd.DataFrame:
-    both = own.scores.table.merge(found.table, on="name", suffixes=("", "_shifted"))
+def _compute_drops(own: RunEvaluation, result: Evaluation, shifted_scores: Scores) -> pd.DataFrame:
+    both = own.scores.table.merge(shifted_scores.table, on="name", suffixes=("", "_shifted"))
     rows = [
         compute_drop(
             (row["value"], row["low"], row["high"]),

@@ -53,8 +53,8 @@ def load_image_facts(data: str | Path, ids: pd.Series) -> Facts:
 
     Columns with one value only are left out.
     """
-    seen = known_images(data).reindex(ids)
-    columns = {name: make(seen) for name, make in _SEEN.items()}
+    rows = known_images(data).reindex(ids)
+    columns = {name: make(rows) for name, make in _SEEN.items()}
     path = Path(data)
     own: tuple[str, ...] = ()
     if path.is_file() and is_manifest(path):
@@ -118,19 +118,19 @@ def _cut_column(values: pd.Series) -> list[tuple[str, np.ndarray]]:
             words = [
                 f"{_format_number(low)} to {_format_number(high)}" for low, high in pairwise(edges)
             ]
-            slices_ = [(words[part], (parts == part).to_numpy()) for part in range(len(words))]
+            slices = [(words[part], (parts == part).to_numpy()) for part in range(len(words))]
         else:
-            slices_ = [
+            slices = [
                 (_format_number(value), (values == value).to_numpy())
                 for value in np.sort(values.dropna().unique())
             ]
     else:
         values = values.mask(values == "")
         frequent = values.value_counts().index[:_MOST_VALUES]
-        slices_ = [(str(value), (values == value).to_numpy()) for value in frequent]
-        slices_.append(("all others", (values.notna() & ~values.isin(frequent)).to_numpy()))
-    slices_.append(("not known", values.isna().to_numpy()))
-    return [(words, inside) for words, inside in slices_ if inside.any()]
+        slices = [(str(value), (values == value).to_numpy()) for value in frequent]
+        slices.append(("all others", (values.notna() & ~values.isin(frequent)).to_numpy()))
+    slices.append(("not known", values.isna().to_numpy()))
+    return [(words, inside) for words, inside in slices if inside.any()]
 
 
 def _p_value(correct: np.ndarray, inside: np.ndarray) -> float:

@@ -119,10 +119,10 @@ def _read_predictions(
     path: Path, _version: Stamp | None, predictions: int, classes: int
 ) -> pd.DataFrame | None:
     try:
-        said = fact_of(path, _FACTS)
+        facts = fact_of(path, _FACTS)
         if (
-            len(said) > _LONGEST
-            or _STAMP.validate_json(said, strict=True)["predictions"] != predictions
+            len(facts) > _LONGEST
+            or _STAMP.validate_json(facts, strict=True)["predictions"] != predictions
         ):
             return None
         return read_table(path, (VAL, TEST), classes)
