@@ -146,15 +146,15 @@ def _find_linear_probe(run: Run, alike: Sequence[Run]) -> Run | None:
         return None
     images = run.history.started["counts"]["train"] if run.history.started else 0
     probes = [
-        one
-        for one in alike
-        if one.status == "finished"
-        and is_baseline(one.config)
-        and features_of(one.config) == features_of(run.config)
-        and one.started["counts"]["train"] == images
+        other
+        for other in alike
+        if other.status == "finished"
+        and is_baseline(other.config)
+        and features_of(other.config) == features_of(run.config)
+        and other.started["counts"]["train"] == images
     ]
     return max(
-        probes, key=lambda one: (one.config.seed == run.config.seed, one.run_id), default=None
+        probes, key=lambda other: (other.config.seed == run.config.seed, other.run_id), default=None
     )
 
 

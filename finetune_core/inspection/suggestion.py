@@ -64,7 +64,7 @@ def find_deepest_good(probes: Sequence[Probe]) -> Probe:
     Args:
         probes: from the input to the head.
     """
-    best = max(probes, key=lambda one: one.accuracy)
+    best = max(probes, key=lambda probe: probe.accuracy)
     return [probe for probe in probes if probe.accuracy >= best.accuracy - best.error][-1]
 
 

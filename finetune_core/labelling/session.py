@@ -241,9 +241,11 @@ class Labelling:
         aside = (self.pool["split"] == TEST).to_numpy()[rows]
         best, share = probe.shares[rows].argmax(1), probe.shares[rows].max(1)
         names = [
-            None if test else probe.classes[one] for one, test in zip(best, aside, strict=True)
+            None if test else probe.classes[value] for value, test in zip(best, aside, strict=True)
         ]
-        return names, [None if test else float(one) for one, test in zip(share, aside, strict=True)]
+        return names, [
+            None if test else float(value) for value, test in zip(share, aside, strict=True)
+        ]
 
     def manifest(self, edits: Sequence[Edit]) -> pd.DataFrame:
         """Return ``path, label, split`` of the data set's own images and of the labelled ones."""

@@ -98,7 +98,10 @@ def _seed_covariance(
     signs = np.zeros((len(pairs), len(arms)))
     for row, (a, b) in enumerate(pairs):
         signs[row, [a, b]] = 1, -1
-    own = [one.value / arm.seeds if one else 0.0 for one, arm in zip(seeds, arms, strict=True)]
+    own = [
+        variance.value / arm.seeds if variance else 0.0
+        for variance, arm in zip(seeds, arms, strict=True)
+    ]
     covariance: np.ndarray = signs * own @ signs.T
     return covariance
 

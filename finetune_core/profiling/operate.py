@@ -99,7 +99,9 @@ def profile(asked: Asked, store: RunStore, train: Train, book: SpeedBook) -> Wor
             return summarise(asked, store, progress, failed)
         yield from train(progress)
         known = Known(store, asked.dataset)
-        failed |= {key: one for one in progress.wanted if (key := run_of(one)) not in known}
+        failed |= {
+            key: config for config in progress.wanted if (key := run_of(config)) not in known
+        }
 
 
 def current_profile(asked: Asked, store: RunStore) -> Profile | None:
@@ -222,7 +224,7 @@ def summarise(
     split = TEST if (reference["split"] == TEST).any() else VAL
     reported = reference[reference["split"] == split]
     right = [_collect_answers(known, keys) for keys in (probes, *(group.keys for group in groups))]
-    if len({one.images for one in right}) > 1:
+    if len({arm_answers.images for arm_answers in right}) > 1:
         raise RunError("The runs of this profile did not answer the same images: train it again.")
     # Near-duplicates and groups, as far as the data set records them.
     clusters = dict(zip(asked.dataset.table["id"], sides(asked.dataset.table), strict=True))
@@ -243,16 +245,18 @@ def summarise(
         ProfileArm(
             group.kind,
             progress.chosen if place == chosen else group.stages,
-            one.mean,
+            arm_answers.mean,
             gain,
-            one.seeds,
+            arm_answers.seeds,
             known[group.keys[0]].parameters,
             median(known[key].seconds for key in group.keys),
             _learning_rates(known.runs[group.keys[0]].config, group),
             _worst_convergence([judged.get(key) for key in group.keys]),
             tuple(known.runs[key].run_id for key in group.keys),
         )
-        for place, (group, one, gain) in enumerate(zip(groups, right[1:], gains, strict=False))
+        for place, (group, arm_answers, gain) in enumerate(
+            zip(groups, right[1:], gains, strict=False)
+        )
     )
     return Profile(
         setup.probe.backbone,
@@ -268,7 +272,10 @@ def summarise(
         gains[-1] if both else None,
         progress.path,
         progress.left_out,
-        tuple(f"{title}, seed {one.seed}" for title, one in _add_titles(list(failed.values()))),
+        tuple(
+            f"{title}, seed {arm_answers.seed}"
+            for title, arm_answers in _add_titles(list(failed.values()))
+        ),
         _collect_predictions(setup, known, groups),
         started["total_parameters"],
     )

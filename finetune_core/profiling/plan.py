@@ -159,7 +159,7 @@ def forecast(
     """
     imagined: dict[str, Outcome] = {}
     expected: list[RunConfig] = []
-    images = next((len(one.val_correct) for one in known.values()), 1)
+    images = next((len(outcome.val_correct) for outcome in known.values()), 1)
     while wanted := advance(setup, {**known, **imagined}, failed, parts).wanted:
         expected += wanted
         for config in wanted:
@@ -394,7 +394,9 @@ class _Replay:
 
     def _collect_validation_answers(self, stages: Collection[str]) -> Answers:
         return answers(
-            np.stack([one.val_correct for one in self._find_outcomes(self._arm_configs(stages))])
+            np.stack(
+                [outcome.val_correct for outcome in self._find_outcomes(self._arm_configs(stages))]
+            )
         )
 
     def _is_better(self, stages: Collection[str], others: Collection[str]) -> bool:

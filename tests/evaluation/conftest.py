@@ -8,7 +8,7 @@ from finetune_core.config import make_config
 from finetune_core.runs.history import History
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import prediction_table, save_predictions
-from tests.evaluation.simulated import right
+from tests.evaluation.simulated import draw_correct
 
 STAGES = ("stem", "block1", "block2", "head")
 CLASSES = ("cat", "dog")
@@ -88,7 +88,7 @@ def three_strategies(made_run):
     """Make two seeds each of two equal arms, one of them cheap, and of a worse arm."""
     shares = {"feature_extraction": (0.9, 3.0), "last_block": (0.905, 20.0), "full": (0.7, 60.0)}
     return [
-        made_run(right(share, seed + 10 * at), seconds=seconds, strategy=name, seed=seed)
+        made_run(draw_correct(share, seed + 10 * at), seconds=seconds, strategy=name, seed=seed)
         for at, (name, (share, seconds)) in enumerate(shares.items())
         for seed in (0, 1)
     ]

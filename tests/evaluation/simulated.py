@@ -6,7 +6,7 @@ from scipy.special import expit
 from scipy.stats import binom
 
 
-def sides(random, gains, seeds, images, effect, together=0.0):
+def simulate_arms(random, gains, seeds, images, effect, together=0.0):
     """Return bool ``[seeds, images]`` of each arm: which images it classifies correctly.
 
     Most images are easy, a few are hard, and not the same ones for all arms.
@@ -37,7 +37,7 @@ def sides(random, gains, seeds, images, effect, together=0.0):
     return [arm(*one) for one in zip(gains, seeds, effects, strict=True)]
 
 
-def logits_of_arms(random, gains, seeds, images, effect=0.0, classes=3):
+def simulate_logits(random, gains, seeds, images, effect=0.0, classes=3):
     """Return labels ``[images]``, and logits ``[seeds, images, classes]`` of each arm.
 
     The lead of the true class is the sum of the ease of the image, the arm's gain, and the seed's
@@ -57,7 +57,7 @@ def logits_of_arms(random, gains, seeds, images, effect=0.0, classes=3):
     return labels, [arm(*one) for one in zip(gains, seeds, strict=True)]
 
 
-def most_by_chance(trials, level):
+def max_by_chance(trials, level):
     """Return the number of ``trials`` that a rate of ``level`` exceeds once in a thousand times."""
     return binom.ppf(0.999, trials, level)
 
@@ -65,7 +65,7 @@ def most_by_chance(trials, level):
 IMAGES = 540
 
 
-def right(share, seed=0):
+def draw_correct(share, seed=0):
     """Return bool ``[images]``, true for a share of the images.
 
     The images are the same for the same seed, and nearly the same for other seeds.
@@ -76,11 +76,11 @@ def right(share, seed=0):
     return ease < share
 
 
-def pair_of(result, *names):
+def find_pair(result, *names):
     return next(pair for pair in result["pairs"] if {pair["a"], pair["b"]} == set(names))
 
 
-def table_of(labels, logits, split="val"):
+def make_table(labels, logits, split="val"):
     """Return predictions for images named ``0.png`` and so on."""
     ids = [f"{number}.png" for number in range(len(logits))]
     logits = [np.asarray(row, dtype=float) for row in logits]

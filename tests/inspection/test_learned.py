@@ -18,7 +18,7 @@ from finetune_core.inspection.learned import (
 )
 
 
-def blobs(counts, dimensions=3, seed=0, apart=8.0):
+def draw_blobs(counts, dimensions=3, seed=0, apart=8.0):
     """Return (features, labels): ``counts`` images per class, each class around its own corner."""
     random = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(counts)), counts)
@@ -27,7 +27,7 @@ def blobs(counts, dimensions=3, seed=0, apart=8.0):
     return features.astype(np.float32), labels
 
 
-def suspects_of(features, labels, sets=None):
+def find_suspects(features, labels, sets=None):
     probabilities, kept = predict_out_of_fold(
         features, labels, np.arange(len(labels)) if sets is None else np.asarray(sets)
     )
@@ -36,7 +36,7 @@ def suspects_of(features, labels, sets=None):
 
 
 def test_every_image_is_predicted_correctly_where_classes_are_far_apart():
-    features, labels = blobs([30, 20, 10])
+    features, labels = draw_blobs([30, 20, 10])
     probabilities, kept = predict_out_of_fold(features, labels, np.arange(60))
     assert kept.tolist() == [0, 1, 2]
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(60))
@@ -45,24 +45,24 @@ def test_every_image_is_predicted_correctly_where_classes_are_far_apart():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_swapped_labels_are_found_with_the_class_that_they_look_like(seed):
-    features, labels = blobs([200, 200, 200], seed=seed)
+    features, labels = draw_blobs([200, 200, 200], seed=seed)
     swapped = np.random.default_rng(seed).choice(600, 30, replace=False)
     given = labels.copy()
     given[swapped] = (labels[swapped] + 1) % 3
-    found, alike = suspects_of(features, given)
+    found, alike = find_suspects(features, given)
     assert len(set(found) & set(swapped.tolist())) >= 0.7 * 30
     assert set(found) <= set(swapped.tolist())
     assert alike == labels[found].tolist()
 
 
 def test_clean_labels_are_left_alone():
-    assert suspects_of(*blobs([40, 40, 40])) == ([], [])
+    assert find_suspects(*draw_blobs([40, 40, 40])) == ([], [])
 
 
 def test_two_classes_are_enough():
-    features, labels = blobs([30, 30])
+    features, labels = draw_blobs([30, 30])
     labels[3] = 1
-    assert suspects_of(features, labels) == ([3], [0])
+    assert find_suspects(features, labels) == ([3], [0])
 
 
 def test_near_duplicates_with_the_same_wrong_label_do_not_vouch_for_each_other():
@@ -77,18 +77,18 @@ def test_near_duplicates_with_the_same_wrong_label_do_not_vouch_for_each_other()
         np.concatenate([labels, [1] * 8]),
     )
     copied = set(range(120, 128))
-    assert copied <= set(suspects_of(features, labels, [*range(120), *[120] * 8])[0])
-    assert not copied & set(suspects_of(features, labels)[0])  # taken for eight images, they do
+    assert copied <= set(find_suspects(features, labels, [*range(120), *[120] * 8])[0])
+    assert not copied & set(find_suspects(features, labels)[0])  # taken for eight images, they do
 
 
 def test_classes_with_fewer_than_five_images_get_no_predictions():
-    features, labels = blobs([30, 4, 30])
+    features, labels = draw_blobs([30, 4, 30])
     labels[0] = 2
     probabilities, kept = predict_out_of_fold(features, labels, np.arange(64))
     assert kept.tolist() == [0, 2]
     assert np.isnan(probabilities[30:34]).all()
     assert not np.isnan(probabilities[:30]).any()
-    assert suspects_of(features, labels) == ([0], [0])
+    assert find_suspects(features, labels) == ([0], [0])
 
 
 NOTHING_TO_PREDICT = {
@@ -105,21 +105,21 @@ NOTHING_TO_PREDICT = {
 
 @pytest.mark.parametrize(("counts", "sets"), NOTHING_TO_PREDICT.values(), ids=NOTHING_TO_PREDICT)
 def test_where_nothing_can_be_predicted_nothing_is_found(counts, sets):
-    assert suspects_of(*blobs(counts), [*sets]) == ([], [])
+    assert find_suspects(*draw_blobs(counts), [*sets]) == ([], [])
 
 
 @pytest.mark.filterwarnings("ignore:May not flag all label issues")
 def test_a_class_of_near_duplicates_alone_gets_no_predictions_and_the_others_do():
-    features, labels = blobs([30, 30, 8])
+    features, labels = draw_blobs([30, 30, 8])
     labels[0] = 1
-    assert suspects_of(features, labels, [*range(60), *[60] * 8]) == ([0], [0])
+    assert find_suspects(features, labels, [*range(60), *[60] * 8]) == ([0], [0])
 
 
 def test_features_that_tell_nothing_are_no_problem():
     labels = np.repeat([0, 1], 20)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        assert suspects_of(np.ones((40, 6), np.float32), labels) == ([], [])
+        assert find_suspects(np.ones((40, 6), np.float32), labels) == ([], [])
 
 
 def test_agreement_is_the_share_of_predicted_labels_that_are_likeliest():
@@ -181,13 +181,13 @@ def test_what_is_only_near_duplicates_cannot_be_compared(sets):
     assert error > 0
 
 
-def ordinary(count=200, dimensions=32, seed=0):
+def draw_ordinary(count=200, dimensions=32, seed=0):
     """Return features that are never negative, like those of images."""
     return np.random.default_rng(seed).gamma(3.0, size=(count, dimensions))
 
 
 def test_planted_outliers_are_found_the_farthest_first():
-    features = ordinary()
+    features = draw_ordinary()
     features[17, 0] += 60
     features[101, 1] += 30
     found, scores = find_outliers([features], np.arange(200))
@@ -196,21 +196,21 @@ def test_planted_outliers_are_found_the_farthest_first():
 
 
 def test_a_feature_that_hardly_ever_responds_makes_no_outliers():
-    features = ordinary()
+    features = draw_ordinary()
     features[:, :8] = 0
     features[range(0, 200, 10), np.arange(20) % 8] = 1.0  # each in a feature of its own, and little
     assert len(find_outliers([features], np.arange(200))[0]) == 0
 
 
 def test_what_is_odd_in_one_stage_alone_is_no_outlier():
-    odd, others = ordinary(), [ordinary(seed=seed) for seed in (1, 2, 3)]
+    odd, others = draw_ordinary(), [draw_ordinary(seed=seed) for seed in (1, 2, 3)]
     odd[17, 0] += 30
     assert find_outliers([odd], np.arange(200))[0].tolist() == [17]
     assert len(find_outliers([odd, *others], np.arange(200))[0]) == 0
 
 
 def test_copies_of_an_outlier_do_not_hide_it():
-    features = ordinary()
+    features = draw_ordinary()
     features[50:60] = features[50]
     features[50:60, 3] += 60
     sets = np.arange(200)
@@ -234,7 +234,7 @@ def test_even_sets_have_no_outliers(draw):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 20])
 def test_tiny_sets_have_no_outliers(count):
-    found, scores = find_outliers([ordinary(count)], np.arange(count))
+    found, scores = find_outliers([draw_ordinary(count)], np.arange(count))
     assert len(found) == len(scores) == 0
 
 
@@ -246,7 +246,7 @@ def test_equal_features_have_no_outliers():
 
 
 def test_a_probe_learns_from_training_images_and_is_evaluated_on_validation_images():
-    features, labels = blobs([30, 30])
+    features, labels = draw_blobs([30, 30])
     train, val = np.arange(0, 60, 2), np.arange(1, 60, 2)
     perfect = fit_probe("layer1", features, labels, np.arange(60), train, val)
     assert (perfect.stage, perfect.accuracy) == ("layer1", 1.0)
@@ -284,7 +284,7 @@ def test_near_duplicates_count_once_in_the_error_of_a_probe():
 
 
 def test_a_class_that_was_not_trained_counts_as_wrong():
-    features, labels = blobs([30, 30, 10])
+    features, labels = draw_blobs([30, 30, 10])
     assert (
         fit_probe(
             "stem", features, labels, np.arange(70), np.arange(60), np.arange(50, 70)
@@ -307,7 +307,7 @@ def test_suspect_is_shown_beside_the_nearest_sound_image_of_the_other_class(
 
 
 def test_suspects_are_shown_beside_another_suspect_where_a_class_has_no_others():
-    features, labels = blobs([4, 2])
+    features, labels = draw_blobs([4, 2])
     assert find_nearest_of_class(
         features, labels, np.array([0, 4, 5]), np.array([1, 0, 0])
     ).tolist()[0] in (4, 5)
@@ -315,7 +315,7 @@ def test_suspects_are_shown_beside_another_suspect_where_a_class_has_no_others()
 
 def test_very_many_images_are_thinned_for_the_fit_and_all_predicted(monkeypatch):
     monkeypatch.setattr(learned, "_MOST_FITTED", 40)
-    features, labels = blobs([100, 100])
+    features, labels = draw_blobs([100, 100])
     probabilities, _ = predict_out_of_fold(features, labels, np.arange(200))
     assert (probabilities.argmax(axis=1) == labels).all()
 

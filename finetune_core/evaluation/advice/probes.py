@@ -159,9 +159,9 @@ def _forecast_training(
         for stage in stages
     ]
     strategies_configs = [
-        one
-        for one in comparable(config, dataset.split_counts.get(TRAIN, 0))
-        if one.strategy in TIMED
+        candidate
+        for candidate in comparable(config, dataset.split_counts.get(TRAIN, 0))
+        if candidate.strategy in TIMED
     ]
     yield from in_phase("timing", calibrate([*strategies_configs, *cuts], dataset, book))
 
@@ -170,8 +170,8 @@ def _forecast_training(
         return forecast.seconds if forecast else None
 
     forecasts = {
-        str(one.strategy): taken
-        for one in strategies_configs
-        if (taken := forecast_seconds(one)) is not None
+        str(candidate.strategy): taken
+        for candidate in strategies_configs
+        if (taken := forecast_seconds(candidate)) is not None
     }
     return tuple(map(forecast_seconds, cuts)), forecasts

@@ -69,7 +69,9 @@ def ranked(networks: Sequence[NetworkProbes]) -> tuple[Candidate, ...]:
     right = np.concatenate([network.right[:, np.isin(network.ids, shared)] for network in networks])
     sets = networks[0].sets[np.isin(networks[0].ids, shared)]
     seconds = [network.after[index] for network, index in places]
-    order = np.lexsort(([np.inf if one is None else one for one in seconds], -right.mean(axis=1)))
+    order = np.lexsort(
+        ([np.inf if forecast is None else forecast for forecast in seconds], -right.mean(axis=1))
+    )
     best = int(order[0])
     sums = cluster_sums(right.astype(np.int64), sets)
     corrected = _correct_for_pairs(sums)[best]

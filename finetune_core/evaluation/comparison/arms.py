@@ -218,7 +218,7 @@ def _format_setting(name: str, value: Any) -> str:
     if name == "edits":
         return f"{len(value)} changes to the data"
     if isinstance(value, tuple):
-        return f"{name} {', '.join(f'{one:g}' for one in value)}"
+        return f"{name} {', '.join(f'{number:g}' for number in value)}"
     return (
         f"{name.replace('_', ' ')} {value:g}"
         if isinstance(value, float)

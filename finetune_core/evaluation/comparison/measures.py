@@ -72,8 +72,8 @@ class Measure:
 
 ACCURACY = Measure("accuracy", "Accuracy", share=True)
 MEASURES = {
-    one.name: one
-    for one in (
+    measure.name: measure
+    for measure in (
         ACCURACY,
         Measure("macro_f1", "Macro F1", share=True),
         Measure("log_loss", "Log loss", share=False, lower_is_better=True),

@@ -310,16 +310,16 @@ def _find_shift_comparison(comparison: Comparison) -> ShiftComparison | None:
     return None
 
 
-def _significant_gain(side: Comparison, one: int, other: int) -> Interval | None:
+def _significant_gain(side: Comparison, first: int, second: int) -> Interval | None:
     """Return by how much one arm is better than the other, or None if it is not significant.
 
     Higher is better for every metric.
     """
-    pair = find_pair(side.pairs, one, other)
+    pair = find_pair(side.pairs, first, second)
     claim = pair.widest.claim
     if not pair.widest.different:
         return None
-    if pair.a == one:
+    if pair.a == first:
         return Interval(claim.gain, claim.low, claim.high)
     return Interval(-claim.gain, -claim.high, -claim.low)
 

@@ -129,28 +129,32 @@ def measured(
             ``scores.score`` draws if None. Images are drawn as there, the same for all arms.
         seed: seed of the resamples.
     """
-    given = [one.argmax(2) for one in logits]
-    correct = [one == labels for one in given]
+    predicted = [arm_logits.argmax(2) for arm_logits in logits]
+    correct = [arm_predicted == labels for arm_predicted in predicted]
     if measure is ACCURACY:
-        return [answers(one) for one in correct]
+        return [answers(arm_correct) for arm_correct in correct]
     if measure.name == "log_loss":
         values = [
-            np.take_along_axis(log_softmax(one, axis=2), labels[None, :, None], axis=2)[..., 0]
-            for one in logits
+            np.take_along_axis(log_softmax(arm_logits, axis=2), labels[None, :, None], axis=2)[
+                ..., 0
+            ]
+            for arm_logits in logits
         ]
     else:
-        values = [f1_pseudo_values(labels, one) for one in given]
+        values = [f1_pseudo_values(labels, arm_predicted) for arm_predicted in predicted]
     drawn: list[list[np.ndarray]] = [[] for _ in logits]
     count = resamples_for(logits[0][0].size) if resamples is None else resamples
     for weights in resample(labels, count, seed):
-        for arm, some, one in zip(drawn, given, values, strict=True):
+        for arm_drawn, arm_predicted, arm_values in zip(drawn, predicted, values, strict=True):
             if measure.name == "log_loss":
-                arm.append(one @ weights / len(labels))
+                arm_drawn.append(arm_values @ weights / len(labels))
             else:
-                arm.append(np.stack([resample_f1(labels, network, weights) for network in some]))
+                arm_drawn.append(
+                    np.stack([resample_f1(labels, network, weights) for network in arm_predicted])
+                )
     return [
-        make_answers(measure, right, one, np.concatenate(some, axis=1))
-        for right, one, some in zip(correct, values, drawn, strict=True)
+        make_answers(measure, arm_correct, arm_values, np.concatenate(arm_drawn, axis=1))
+        for arm_correct, arm_values, arm_drawn in zip(correct, values, drawn, strict=True)
     ]
 
 

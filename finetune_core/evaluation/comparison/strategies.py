@@ -191,18 +191,23 @@ def total_variance(
         images: number of images.
         sides: (variance, number of seeds) of each arm.
     """
-    from_seeds = sum(one.value / seeds for one, seeds in sides)
+    from_seeds = sum(side.value / seeds for side, seeds in sides)
     variance = max(
-        of_images + from_seeds, from_seeds + sum(one.chance / seeds for one, seeds in sides)
+        of_images + from_seeds, from_seeds + sum(side.chance / seeds for side, seeds in sides)
     )
-    shared = [one for one, _ in sides if one.pooled]
+    pooled = [side for side, _ in sides if side.pooled]
     parts = [(of_images, images - 1)]
     parts += [
-        (sum((one.value + one.chance) / seeds for one, seeds in sides if one.pooled), one.freedom)
-        for one in shared[:1]
+        (
+            sum((side.value + side.chance) / seeds for side, seeds in sides if side.pooled),
+            first.freedom,
+        )
+        for first in pooled[:1]
     ]
     parts += [
-        ((one.value + one.chance) / seeds, one.freedom) for one, seeds in sides if not one.pooled
+        ((side.value + side.chance) / seeds, side.freedom)
+        for side, seeds in sides
+        if not side.pooled
     ]
     uncertain = sum(part**2 / freedom for part, freedom in parts if freedom > 0)
     return variance, max(1.0, variance**2 / uncertain) if uncertain > 0 else np.inf

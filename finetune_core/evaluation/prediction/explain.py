@@ -129,7 +129,7 @@ def explain(
     }
     layers = {stage: layouts[paths[-1]].side for stage, paths in mapped.items()}
     asked = _default_stages(layers) if layer is None else [layer] if layer in layers else []
-    for stage, path in [(one, path) for one in asked for path in reversed(mapped[one])]:
+    for stage, path in [(name, path) for name in asked for path in reversed(mapped[name])]:
         maps = _compute_class_maps(model, path, layouts[path], square, classes)
         # In the last block only the class token reaches the head, so the maps of patches are 0.
         if maps.any():
@@ -142,11 +142,11 @@ def explain(
             "map."
         )
     heat = {
-        label: _resize_map(each, predictor.image_size)
-        for label, each in zip(classes, maps.clamp(min=0), strict=True)
+        label: _resize_map(map_, predictor.image_size)
+        for label, map_ in zip(classes, maps.clamp(min=0), strict=True)
     }
     picture = Image.fromarray(preview.image).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-    overlays = {one: _encode_jpeg(_blend(picture, each)) for one, each in heat.items()}
+    overlays = {label: _encode_jpeg(_blend(picture, map_)) for label, map_ in heat.items()}
     return Explanation(
         _encode_jpeg(picture), overlays, heat, layer, layouts[path].side, layers, probabilities
     )

@@ -149,12 +149,12 @@ class ShiftedEvaluation(RunEvaluation):
             self.own.per_class, left_index=True, right_index=True, suffixes=("", "_own")
         )
         rows = []
-        for one in both[both["images"] > 0].sort_values(["recall", "class"]).to_dict("records"):
-            here, own = _recall_interval(one), _recall_interval(one, "_own")
+        for row in both[both["images"] > 0].sort_values(["recall", "class"]).to_dict("records"):
+            here, own = _recall_interval(row), _recall_interval(row, "_own")
             drop = compute_drop(own, here)
             cells = [
-                one["class"],
-                f"{one['images']:,}",
+                row["class"],
+                f"{row['images']:,}",
                 percent(here[0]),
                 interval_text(here[1], here[2]),
             ]

@@ -44,7 +44,7 @@ def untimed(monkeypatch):
     monkeypatch.setattr(probes, "_forecast_training", timed)
 
 
-def striped(root, images=24):
+def write_stripes(root, images=24):
     """Write two classes that differ in the direction of their stripes, not in their colours."""
     random = np.random.default_rng(0)
     for name in ("across", "down"):
@@ -77,7 +77,7 @@ def advise_on(folder, *backbones, images=200, base=None, **options):
 
 @pytest.mark.train
 def test_networks_are_probed_at_every_stage_and_ranked(tmp_path):
-    folder = striped(tmp_path / "stripes")
+    folder = write_stripes(tmp_path / "stripes")
     names = (PRETRAINED, tiny_folder(), tiny_folder("test_vit"))
     steps, advice = advise_on(folder, *names)
     assert advice.failed == ()

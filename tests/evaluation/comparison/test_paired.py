@@ -21,7 +21,7 @@ from finetune_core.evaluation.comparison.paired import (
     sign_flip_p,
 )
 from finetune_core.evaluation.comparison.power import POWER, smallest_detectable
-from tests.evaluation.simulated import most_by_chance, sides
+from tests.evaluation.simulated import max_by_chance, simulate_arms
 
 
 @given(some.lists(some.tuples(some.booleans(), some.booleans()), min_size=1, max_size=80))
@@ -65,7 +65,7 @@ def test_bootstrap_is_scipys():
 
 def test_mcnemar_looks_at_every_pair_of_networks_where_the_numbers_of_seeds_differ():
     """Testing each seed with its partner only would see one pair of these six."""
-    a, b = sides(np.random.default_rng(0), (0.9, 0.0), (3, 2), 300, 0.3)
+    a, b = simulate_arms(np.random.default_rng(0), (0.9, 0.0), (3, 2), 300, 0.3)
     found = mcnemar_p(a, b)
     assert found.shape == (3, 2)
     for (i, j), p in np.ndenumerate(found):
@@ -82,14 +82,17 @@ def test_mcnemar_looks_at_every_pair_of_networks_where_the_numbers_of_seeds_diff
 
 
 def test_one_network_a_side_is_mcnemars_test_and_knows_no_seeds():
-    a, b = sides(np.random.default_rng(0), (0.6, 0.0), (1, 1), 400, 0.3)
+    a, b = simulate_arms(np.random.default_rng(0), (0.6, 0.0), (1, 1), 400, 0.3)
     claim = networks_claim(answers(a), answers(b))
     assert (claim.about, claim.freedom) == ("networks", np.inf)
     assert claim.p == pytest.approx(mcnemar_p(a, b)[0, 0])
 
 
 def test_exchanging_the_sides_turns_everything_round():
-    a, b = (answers(side) for side in sides(np.random.default_rng(1), (0.4, 0.0), (2, 3), 300, 0.3))
+    a, b = (
+        answers(side)
+        for side in simulate_arms(np.random.default_rng(1), (0.4, 0.0), (2, 3), 300, 0.3)
+    )
     one, other = networks_claim(a, b), networks_claim(b, a)
     assert (one.gain, one.p) == pytest.approx((-other.gain, other.p))
     # its draws are others
@@ -101,10 +104,10 @@ def test_exchanging_the_sides_turns_everything_round():
 def test_networks_that_are_equally_good_are_rarely_called_different(seeds):
     random, trials = np.random.default_rng(sum(seeds)), 150
     claims = [
-        networks_claim(*(answers(side) for side in sides(random, (0, 0), seeds, 300, 0.0)))
+        networks_claim(*(answers(side) for side in simulate_arms(random, (0, 0), seeds, 300, 0.0)))
         for _ in range(trials)
     ]
-    assert sum(is_different(claim, claim.p) for claim in claims) <= most_by_chance(trials, LEVEL)
+    assert sum(is_different(claim, claim.p) for claim in claims) <= max_by_chance(trials, LEVEL)
 
 
 @pytest.mark.train
@@ -116,7 +119,9 @@ def test_the_smallest_difference_of_two_networks_is_found_at_the_power_stated(
     images, discordance, pairs
 ):
     random, trials, found = np.random.default_rng(5), 1000, 0
-    claim = networks_claim(*(answers(side) for side in sides(random, (0, 0), (1, 1), images, 0.0)))
+    claim = networks_claim(
+        *(answers(side) for side in simulate_arms(random, (0, 0), (1, 1), images, 0.0))
+    )
     least = smallest_detectable(claim, images, pairs, discordance)
     ahead, behind = (discordance + least) / 2, (discordance - least) / 2
     for only_a, only_b, _ in random.multinomial(

@@ -44,7 +44,7 @@ def mixed(ids, trained_once, tmp_path):
     return folder
 
 
-def looked(run, data, roots=()):
+def look_for(run, data, roots=()):
     other = finish(index_other_data(str(data)))
     known = finish(look_for_copies(run, other, roots))
     return known, known.copies(np.ones(len(other.table), bool)), other.table["id"]
@@ -52,7 +52,7 @@ def looked(run, data, roots=()):
 
 @pytest.mark.train
 def test_what_the_run_before_was_trained_on_is_counted_and_said_but_not_left_out(child, mixed, ids):
-    known, copies, names = looked(child, mixed)
+    known, copies, names = look_for(child, mixed)
     assert set(names[known.earlier]) == {*ids["train"][:4], "red/nearly.png"}
     assert not known.own.any()
     assert (copies.training, copies.near, copies.earlier) == (0, 0, 5)
@@ -62,18 +62,18 @@ def test_images_that_both_know_are_the_runs_own(parent, mixed):
     same = replace(
         parent, config=parent.config.model_copy(update={"from_run": str(parent.run_dir)})
     )
-    _, copies, _ = looked(same, mixed)
+    _, copies, _ = look_for(same, mixed)
     assert (copies.training, copies.near, copies.earlier) == (4, 1, 0)
 
 
 def test_training_from_scratch_knows_nothing_of_it(child, mixed):
     config = child.config.model_copy(update={"strategy": "from_scratch"})
-    assert looked(replace(child, config=config), mixed)[1].earlier == 0
+    assert look_for(replace(child, config=config), mixed)[1].earlier == 0
 
 
 def test_a_run_before_that_is_gone_is_said(child, parent, mixed, ids):
     shutil.rmtree(parent.run_dir)
-    known, copies, _ = looked(child, mixed)
+    known, copies, _ = look_for(child, mixed)
     assert not known.earlier.any()
     assert "the run that it started from were not looked for" in copies.problem
     assert copies.training == 0  # its own were
@@ -86,10 +86,10 @@ def test_a_run_elsewhere_and_data_that_may_not_be_read_are_not_looked_into(
     elsewhere = shutil.move(parent.run_dir, tmp_path / "elsewhere")
     config = child.config.model_copy(update={"from_run": str(elsewhere)})
     moved = replace(child, config=config)
-    assert looked(moved, mixed)[1].earlier == 5  # a person reads what they may
-    assert "is not among the runs" in looked(moved, mixed, [tmp_path])[1].problem
+    assert look_for(moved, mixed)[1].earlier == 5  # a person reads what they may
+    assert "is not among the runs" in look_for(moved, mixed, [tmp_path])[1].problem
     shutil.move(elsewhere, parent.run_dir)
-    copies = looked(child, mixed, [tmp_path])[1]
+    copies = look_for(child, mixed, [tmp_path])[1]
     assert copies.earlier == 0
     assert "lies outside the folders" in copies.problem
 
@@ -98,4 +98,4 @@ def test_a_run_elsewhere_and_data_that_may_not_be_read_are_not_looked_into(
 def test_a_circle_of_runs_ends(child, parent, mixed):
     config = parent.config.model_copy(update={"from_run": str(parent.run_dir)})
     (parent.run_dir / "config.json").write_text(config.model_dump_json())
-    assert looked(child, mixed)[1].earlier == 5
+    assert look_for(child, mixed)[1].earlier == 5

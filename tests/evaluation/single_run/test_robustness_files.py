@@ -22,9 +22,9 @@ from finetune_core.work import finish
 from tests.evaluation.single_run.test_damaged_results import (
     SOME_TABLES,
     TABLES,
-    column,
     remove,
-    written,
+    replace_column,
+    write_table,
 )
 
 NOISE = Corrupted("test", "noise", 3)
@@ -78,7 +78,7 @@ def test_nothing_is_predicted_to_read_them(stored, monkeypatch):
 DAMAGE = {name: TABLES[name] for name in SOME_TABLES} | {
     "a way too few": lambda table: table.filter(pa.compute.not_equal(table["split"], "noise-3")),
     "other images in one way": lambda table: table.slice(1),
-    "an unknown way": column(
+    "an unknown way": replace_column(
         "split", lambda ways: pa.array([one.replace("noise", "fog") for one in ways.to_pylist()])
     ),
 }
@@ -89,7 +89,7 @@ def test_what_is_damaged_does_not_count(stored, change):
     run, file = stored
     table = pq.read_table(file)
     facts = {b"thaw.robustness": table.schema.metadata[b"thaw.robustness"]}
-    file.write_bytes(written(change(table).replace_schema_metadata(facts)))
+    file.write_bytes(write_table(change(table).replace_schema_metadata(facts)))
     assert known_robustness(run, "test") is None
     with pytest.raises(RunError, match=r"robustness-test\.parquet is damaged"):
         load_corrupted_predictions(run.run_dir, NOISE, 3)

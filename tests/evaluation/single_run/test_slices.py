@@ -9,14 +9,14 @@ from finetune_core.evaluation.single_run import evaluate as evaluate_module
 from finetune_core.evaluation.single_run.evaluate import sliced
 from finetune_core.evaluation.single_run.metrics import evaluate
 from finetune_core.evaluation.single_run.slices import compute_slices, load_image_facts
-from tests.evaluation.simulated import table_of
+from tests.evaluation.simulated import make_table
 from tests.factories import image_folder, tiny_config, train
 
 
-def evaluated(correct):
+def make_evaluation(correct):
     """Return an evaluation of two classes that is right where ``correct`` is true."""
     logits = [np.array([1.0, 0.0] if right else [0.0, 1.0]) for right in correct]
-    return evaluate(table_of(0, logits, "test"), ("a", "b"))
+    return evaluate(make_table(0, logits, "test"), ("a", "b"))
 
 
 def test_a_true_difference_is_reported_and_chance_is_not():
@@ -26,7 +26,7 @@ def test_a_true_difference_is_reported_and_chance_is_not():
     facts = pd.DataFrame(
         {"light": np.where(dark, "dark", "bright"), "coin": random.choice(["heads", "tails"], 400)}
     )
-    table = compute_slices(evaluated(right), facts).set_index("slice")
+    table = compute_slices(make_evaluation(right), facts).set_index("slice")
     assert table.loc[["dark", "bright", "heads", "tails"], "verdict"].tolist() == [
         "worse",
         "better",
@@ -44,7 +44,7 @@ def test_false_alarms_are_rare():
     for _ in range(40):
         facts = pd.DataFrame({name: random.normal(size=200) for name in "abc"})
         alarms += (
-            compute_slices(evaluated(random.random(200) < 0.8), facts)["verdict"]
+            compute_slices(make_evaluation(random.random(200) < 0.8), facts)["verdict"]
             .isin(["worse", "better"])
             .any()
         )
@@ -54,19 +54,19 @@ def test_false_alarms_are_rare():
 def test_few_images_are_not_compared():
     right = np.array([False] * 5 + [True] * 95)
     table = compute_slices(
-        evaluated(right), pd.DataFrame({"kind": ["rare"] * 5 + ["usual"] * 95})
+        make_evaluation(right), pd.DataFrame({"kind": ["rare"] * 5 + ["usual"] * 95})
     ).set_index("slice")
     # nor are the others compared with those five
     assert table["verdict"].tolist() == ["few images", "few images"]
-    assert compute_slices(evaluated([True]), pd.DataFrame({"kind": ["x"]}))["images"].tolist() == [
-        1
-    ]
-    assert compute_slices(evaluated([True]), pd.DataFrame(index=range(1))).empty
+    assert compute_slices(make_evaluation([True]), pd.DataFrame({"kind": ["x"]}))[
+        "images"
+    ].tolist() == [1]
+    assert compute_slices(make_evaluation([True]), pd.DataFrame(index=range(1))).empty
 
 
 def test_numbers_are_cut_into_quarters_and_every_image_is_in_one():
     table = compute_slices(
-        evaluated([True] * 100),
+        make_evaluation([True] * 100),
         pd.DataFrame({"size": np.arange(100.0), "level": np.arange(100) % 2}),
     )
     assert table.groupby("by")["images"].apply(list).to_dict() == {
@@ -78,7 +78,7 @@ def test_numbers_are_cut_into_quarters_and_every_image_is_in_one():
 
 def test_many_names_and_missing_ones_are_put_together():
     names = [f"n{n % 15:02d}" for n in range(300)] + [""] * 10 + [None] * 10
-    table = compute_slices(evaluated([True] * 320), pd.DataFrame({"name": names})).set_index(
+    table = compute_slices(make_evaluation([True] * 320), pd.DataFrame({"name": names})).set_index(
         "slice"
     )
     assert len(table) == 12
