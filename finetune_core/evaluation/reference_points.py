@@ -73,8 +73,8 @@ class ReferencePoints:
 
     def in_sentence(self) -> str:
         """Return the reference points as a sentence; empty if nothing is known."""
-        words = self.in_words()
-        return f"On the same {SPLIT_WORDS[self.split].lower()} images: {words}." if words else ""
+        text = self.in_words()
+        return f"On the same {SPLIT_WORDS[self.split].lower()} images: {text}." if text else ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values: the split, and for each point ``accuracy, run_id`` or None."""

@@ -99,5 +99,5 @@ def best_before(runs: Iterable[Run], fingerprint: str) -> dict[tuple[str, ...], 
         started = run.history.started or {}
         if not run.config.averaged and started.get("fingerprint") == fingerprint:
             ways.setdefault(way_to_train(run.config), []).append(run)
-    found = {way: best_run(some) for way, some in ways.items()}
-    return {way: run for way, run in found.items() if run}
+    best = {way: best_run(way_runs) for way, way_runs in ways.items()}
+    return {way: run for way, run in best.items() if run}

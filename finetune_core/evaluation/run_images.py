@@ -95,15 +95,17 @@ def run_images(run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()) ->
         rows[TRAIN] = subset(
             rows[TRAIN], table["label"].to_numpy(), keys, config.train_fraction, config.seed
         )
-    rows = {split: _sample_rows(found, most[split]) for split, found in rows.items()}
-    wanted = np.sort(np.concatenate(list(rows.values())))
+    rows = {split: _sample_rows(split_rows, most[split]) for split, split_rows in rows.items()}
+    all_rows = np.sort(np.concatenate(list(rows.values())))
     keys = table["content"].to_numpy(np.uint64)
     info = input_info(config)
-    decoding = decode_pixels(dataset.paths(table), keys, wanted, info.resize(config.image_size))
+    decoding = decode_pixels(dataset.paths(table), keys, all_rows, info.resize(config.image_size))
     pixels = yield from in_phase("decode", decoding)
-    rows = {split: np.setdiff1d(found, list(pixels.failed)) for split, found in rows.items()}
-    for split, found in rows.items():
-        if not len(found):
+    rows = {
+        split: np.setdiff1d(split_rows, list(pixels.failed)) for split, split_rows in rows.items()
+    }
+    for split, split_rows in rows.items():
+        if not len(split_rows):
             raise RunError(f"None of the {split} images of {run.run_id} can be read any more.")
     return RunImages(
         dataset, pixels, rows, dataset.fingerprint == (run.history.started or {}).get("fingerprint")

@@ -92,8 +92,8 @@ def _compute_features(
     device.hold(pooled)
     keys = dataset.table["content"].to_numpy(np.uint64)
     name = _table_name(network, device, image_size)
-    wanted = np.unique(keys, return_index=True)[1]
-    needed = wanted[CACHE.table(name).missing(keys[wanted])]
+    unique_rows = np.unique(keys, return_index=True)[1]
+    needed = unique_rows[CACHE.table(name).missing(keys[unique_rows])]
     paths = dataset.paths(dataset.table)
     decoding = decode_pixels(paths, keys, needed, network.info.resize(image_size))
     pixels = yield from in_phase("decode", decoding)
@@ -109,7 +109,7 @@ def _compute_features(
                 break
     table = CACHE.table(name)
     # Also checked at the end, because later blocks may have evicted earlier ones.
-    if table.missing(keys[np.setdiff1d(wanted, list(pixels.failed))]).any():
+    if table.missing(keys[np.setdiff1d(unique_rows, list(pixels.failed))]).any():
         raise DataError(
             "There is no room for the features of these images. Make room on the disk, or let "
             "THAW_CACHE_DISK_GB allow more."

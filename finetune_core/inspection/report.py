@@ -86,12 +86,12 @@ class Inspection:
         return f"<Inspection: {self.in_words()} {things(len(self.findings), 'finding')}>"
 
     def _repr_html_(self) -> str:
-        found = (
+        findings = (
             table(("Severity", "Finding"), self.finding_rows())
             if self.findings
             else paragraphs("Nothing looks wrong.")
         )
-        parts = [paragraphs(self.in_words(), self.changes()), table(*self.class_rows()), found]
+        parts = [paragraphs(self.in_words(), self.changes()), table(*self.class_rows()), findings]
         if self.deep and self.deep.probes:
             parts += [table(*self.probe_rows()), paragraphs(self.advice())]
         return "".join(parts) + paragraphs(*self.shifts())

@@ -42,13 +42,15 @@ class Embeddings:
         """
         if sample not in self._position:
             return []
-        at = self._position.get_loc(sample)
-        wanted = self.vectors[at].astype(np.float32)
+        position = self._position.get_loc(sample)
+        query = self.vectors[position].astype(np.float32)
         blocks = (
             self.vectors[start : start + _AT_ONCE] for start in range(0, len(self.ids), _AT_ONCE)
         )
-        distances = 1 - np.concatenate([block.astype(np.float32) @ wanted for block in blocks])
+        distances = 1 - np.concatenate([block.astype(np.float32) @ query for block in blocks])
         order = [
-            index for index in np.argsort(distances, kind="stable")[: count + 1] if index != at
+            index
+            for index in np.argsort(distances, kind="stable")[: count + 1]
+            if index != position
         ][:count]
         return [(str(self.ids[index]), max(0.0, float(distances[index]))) for index in order]

@@ -93,8 +93,8 @@ def save_answers(data: str | Path, split_of: Mapping[str, str], answers: Sequenc
         remaining = [
             edit for edit in known if not _is_answer_to(edit, edits) or edit == edits[edit.paths[0]]
         ]
-        there = set(remaining)
-        return remaining + [edit for edit in edits.values() if edit and edit not in there]
+        present = set(remaining)
+        return remaining + [edit for edit in edits.values() if edit and edit not in present]
 
     change_edits(data, change)
 
@@ -133,9 +133,9 @@ def _parse_answer(file: Path, line: int, row: object) -> Answer:
         answer = Answer.model_validate(row)
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
+        location = ".".join(map(str, problem["loc"]))
         reason = problem["msg"].removeprefix("Value error, ")
-        reason = f"{where}: {reason}" if where else reason
+        reason = f"{location}: {reason}" if location else reason
         raise DataError(f"Line {line} of {file}: {reason}.") from None
     if not answer.label.isprintable():
         raise DataError(f"Line {line} of {file}: the label is not printable: {answer.label!r}.")

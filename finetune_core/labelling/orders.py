@@ -48,14 +48,14 @@ def rank_uncertain_diverse(
     return np.concatenate([chosen, ranked[~np.isin(ranked, chosen)]])
 
 
-def rank_similar(features: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def rank_similar(features: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Rank images by cosine similarity to one image, the most similar first.
 
     Args:
         features: ``[n, d]``.
-        wanted: ``[d]``, features of that image.
+        query: ``[d]``, features of that image.
     """
-    cosine = normalize(features) @ normalize(wanted[None])[0]
+    cosine = normalize(features) @ normalize(query[None])[0]
     return np.argsort(-cosine, kind="stable")
 
 

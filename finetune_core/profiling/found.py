@@ -64,7 +64,7 @@ def _shared_seeds(long: Sequence[Run]) -> tuple[int, ...]:
     stages: dict[int, set[str | None]] = {}
     for run in long:
         stages.setdefault(run.config.seed, set()).add(profiled_stage(run.config))
-    return tuple(sorted(seed for seed, found in stages.items() if len(found) > 1))
+    return tuple(sorted(seed for seed, stages_of_seed in stages.items() if len(stages_of_seed) > 1))
 
 
 def _find_full(runs: Sequence[Run], stage: RunConfig) -> RunConfig | None:

@@ -133,12 +133,12 @@ def _forecast_seconds(configs: Sequence[RunConfig], dataset: Dataset, book: Spee
 
     Only the first run of those with equal frozen stages computes them.
     """
-    seen: set[str] = set()
+    trunks: set[str] = set()
     total = 0.0
     for config in configs:
         trunk = next(iter(config.stage_rates or {}), config.strategy)
-        forecast = expected(config, dataset, book, _EVERYTHING_FOUND if trunk in seen else 0)
-        seen.add(trunk)
+        forecast = expected(config, dataset, book, _EVERYTHING_FOUND if trunk in trunks else 0)
+        trunks.add(trunk)
         total += forecast.seconds if forecast else 0.0
     return total
 
@@ -338,8 +338,8 @@ def _judge_convergence(known: Known, keys: Sequence[str]) -> dict[str, Convergen
 
 def _worst_convergence(judged: Sequence[Convergence | None]) -> Convergence:
     """Return the first convergence that has failed, or the first one if none has."""
-    found = [convergence or Convergence(None, "a short run") for convergence in judged]
-    return min(found, key=lambda convergence: convergence.converged is not False)
+    convergences = [convergence or Convergence(None, "a short run") for convergence in judged]
+    return min(convergences, key=lambda convergence: convergence.converged is not False)
 
 
 def _collect_predictions(

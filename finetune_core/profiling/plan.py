@@ -160,9 +160,9 @@ def forecast(
     imagined: dict[str, Outcome] = {}
     expected: list[RunConfig] = []
     images = next((len(outcome.val_correct) for outcome in known.values()), 1)
-    while wanted := advance(setup, {**known, **imagined}, failed, parts).wanted:
-        expected += wanted
-        for config in wanted:
+    while missing := advance(setup, {**known, **imagined}, failed, parts).wanted:
+        expected += missing
+        for config in missing:
             first = next(iter(config.stage_rates or {HEAD: 1.0}))
             place = setup.stages.index(first) if first in setup.sizes else 0
             nothing = np.zeros(images, bool)
@@ -187,14 +187,14 @@ def fit_budget(
         budget: seconds, for all runs from here on.
     """
     parts = list(PARTS)
-    left = seconds(forecast(setup, known, failed, parts))
+    remaining = seconds(forecast(setup, known, failed, parts))
     for part in PARTS:
-        if left <= budget:
+        if remaining <= budget:
             break
         others = [other for other in parts if other != part]
         less = seconds(forecast(setup, known, failed, others))
-        if less < left:  # else the runs of the part are finished already
-            parts, left = others, less
+        if less < remaining:  # else the runs of the part are finished already
+            parts, remaining = others, less
     return tuple(parts)
 
 
@@ -310,8 +310,8 @@ class _Replay:
 
     def _find_better_half(self, runs: Mapping[str, RunConfig]) -> list[str]:
         """Return the half of the stages with the lower validation log loss, at least two."""
-        found = {stage: self._get_outcome(config) for stage, config in runs.items()}
-        losses = {stage: outcome.val_loss for stage, outcome in found.items() if outcome}
+        outcomes = {stage: self._get_outcome(config) for stage, config in runs.items()}
+        losses = {stage: outcome.val_loss for stage, outcome in outcomes.items() if outcome}
         ranked = sorted(losses, key=lambda stage: (losses[stage], self._setup.sizes[stage]))
         return ranked[: max(_FEWEST, len(ranked) // 2)]
 

@@ -170,8 +170,8 @@ def _forecast_training(
         return forecast.seconds if forecast else None
 
     forecasts = {
-        str(candidate.strategy): taken
+        str(candidate.strategy): seconds
         for candidate in strategies_configs
-        if (taken := forecast_seconds(candidate)) is not None
+        if (seconds := forecast_seconds(candidate)) is not None
     }
     return tuple(map(forecast_seconds, cuts)), forecasts

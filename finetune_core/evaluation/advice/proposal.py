@@ -91,29 +91,29 @@ def _propose_second(
         budget: seconds that fine-tuning one network may take.
     """
     fitting = [network for network in networks if network.forecasts.get(STRATEGY, budget) <= budget]
-    stated = sorted(
+    published = sorted(
         (network for network in fitting if network.top1 is not None),
         key=lambda network: -(network.top1 or 0.0),
     )
-    others = [network for network in stated if network.backbone != first]
+    others = [network for network in published if network.backbone != first]
     within = f"among those whose forecast fits the budget of {budget / 60:g} min"
     if others:
         reason = f"The best published ImageNet accuracy, {others[0].top1:.1f} %, {within}."
-        if stated[0].backbone == first:
+        if published[0].backbone == first:
             reason = (
-                f"{first} has the best published ImageNet accuracy, too ({stated[0].top1:.1f} %). "
-                f"This is the next, {others[0].top1:.1f} %, {within}."
+                f"{first} has the best published ImageNet accuracy, too ({published[0].top1:.1f} "
+                f"%). This is the next, {others[0].top1:.1f} %, {within}."
             )
         return _make_proposal(others[0], "published", reason)
-    left = [network for network in fitting if network.backbone != first]
-    if not left:
+    remaining = [network for network in fitting if network.backbone != first]
+    if not remaining:
         return None
-    unknown = "No other network here has" if stated else "None of these networks has"
+    unknown = "No other network here has" if published else "None of these networks has"
     reason = (
         f"{unknown} a published ImageNet accuracy that is stated where its weights come from, so "
         f"this is the next best probe {within}."
     )
-    return _make_proposal(left[0], "probe", reason)
+    return _make_proposal(remaining[0], "probe", reason)
 
 
 def _make_proposal(network: NetworkProbes, by: By, reason: str) -> Proposal:

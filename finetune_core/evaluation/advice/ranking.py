@@ -76,11 +76,11 @@ def ranked(networks: Sequence[NetworkProbes]) -> tuple[Candidate, ...]:
     sums = cluster_sums(right.astype(np.int64), sets)
     corrected = _correct_for_pairs(sums)[best]
     low, high = simultaneous_intervals(right, sets)
-    found = []
+    candidates = []
     for index in order:
         network, stage = places[index]
         p = 1.0 if index == best else float(corrected[index])
-        found.append(
+        candidates.append(
             Candidate(
                 network.backbone,
                 network.stages[stage],
@@ -96,7 +96,7 @@ def ranked(networks: Sequence[NetworkProbes]) -> tuple[Candidate, ...]:
                 not _is_different(sums[best] - sums[index], p),
             )
         )
-    return tuple(found)
+    return tuple(candidates)
 
 
 def best_stages(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

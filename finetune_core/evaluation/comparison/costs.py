@@ -88,8 +88,8 @@ def disk_bytes(run: Run) -> int:
     if run.config.is_ensemble:
         with suppress(RunError):  # the folder of its networks is a link
             folders += member_folders(run.config, run.run_dir)
-    kept = [regular_file(checkpoint_path(folder, BEST)) for folder in folders]
-    return sum(file.st_size for file in kept if file)
+    files = [regular_file(checkpoint_path(folder, BEST)) for folder in folders]
+    return sum(file.st_size for file in files if file)
 
 
 def trunk_rate(arm: Sequence[Run], runs: Sequence[Run]) -> float | None:
@@ -104,14 +104,14 @@ def trunk_rate(arm: Sequence[Run], runs: Sequence[Run]) -> float | None:
     timed: list[float] = [rate for run in arm if (rate := run.started["cache"]["seconds_per_row"])]
     if timed:
         return median(timed)
-    begun = run_depth(arm[0]).trained_stages
+    own_depth = run_depth(arm[0]).trained_stages
     shallower = [
         (-run_depth(run).trained_stages, rate)
         for run in runs
         if (rate := run.started["cache"]["seconds_per_row"])
         and (run.config.backbone, run.config.image_size)
         == (arm[0].config.backbone, arm[0].config.image_size)
-        and run_depth(run).trained_stages >= begun
+        and run_depth(run).trained_stages >= own_depth
     ]
     return max(shallower)[1] if shallower else None
 

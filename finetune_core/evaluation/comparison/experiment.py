@@ -95,7 +95,9 @@ def forecast_in_words(forecast: Forecast | None) -> str:
     )
 
 
-def experiment_json(experiment: Experiment | None, found: Forecast | None) -> dict[str, Any] | None:
+def experiment_json(
+    experiment: Experiment | None, forecast: Forecast | None
+) -> dict[str, Any] | None:
     """Return plain values: ``kind, what, reason, inferred, runs, forecast``.
 
     A run has ``backbone, strategy, cut, train_fraction, epochs, seed``. The forecast has ``seconds,
@@ -110,9 +112,9 @@ def experiment_json(experiment: Experiment | None, found: Forecast | None) -> di
         )
         for config in experiment.configs
     ]
-    forecast = (
-        {name: getattr(found, name) for name in ("seconds", "memory_bytes", "device_bytes")}
-        if found
+    forecast_values = (
+        {name: getattr(forecast, name) for name in ("seconds", "memory_bytes", "device_bytes")}
+        if forecast
         else None
     )
     return {
@@ -121,7 +123,7 @@ def experiment_json(experiment: Experiment | None, found: Forecast | None) -> di
         "reason": experiment.reason,
         "inferred": experiment.inferred,
         "runs": runs,
-        "forecast": forecast,
+        "forecast": forecast_values,
     }
 
 

@@ -104,9 +104,9 @@ def f1_pseudo_values(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """
     present, true = np.unique(labels, return_inverse=True)
     values = np.empty(predicted.shape)
-    for row, given in zip(values, predicted, strict=True):
-        place = np.clip(np.searchsorted(present, given), 0, len(present) - 1)
-        counted, right = present[place] == given, given == labels
+    for row, row_predicted in zip(values, predicted, strict=True):
+        place = np.clip(np.searchsorted(present, row_predicted), 0, len(present) - 1)
+        counted, right = present[place] == row_predicted, row_predicted == labels
         hits, total = (
             _count_classes(right, true, len(present)),
             np.bincount(true, minlength=len(present)),

@@ -205,12 +205,12 @@ def propose_more_seeds(evidence: Evidence) -> Experiment | None:
     if not seeded:
         return None
     unsure = max(seeded, key=lambda index: (_seed_error(arms[index]), index == best))
-    taken = {run.config.seed for run in arms[unsure].runs}
-    if (pair.strategies and pair.strategies.different) or len(taken) >= _SEEDS:
+    used_seeds = {run.config.seed for run in arms[unsure].runs}
+    if (pair.strategies and pair.strategies.different) or len(used_seeds) >= _SEEDS:
         return None
     if pair.seed_error is not None and pair.seed_error <= pair.image_error:
         return None
-    new = [seed for seed in range(2 * _SEEDS) if seed not in taken][: _SEEDS - len(taken)]
+    new = [seed for seed in range(2 * _SEEDS) if seed not in used_seeds][: _SEEDS - len(used_seeds)]
     both = f"{describe_score(arms[best])} and {describe_score(arms[rival])}"
     counts = "with " + " and ".join(
         things(len(arms[index].members), "seed") for index in (best, rival) if index in seeded
@@ -240,18 +240,18 @@ def propose_test_images(evidence: Evidence) -> Experiment | None:
         return None
     size, unit, images = pair.measure.size, pair.measure.unit, evidence.own.images
     now = pair.strategies.smallest
-    wanted = WANTED if now > WANTED else now / 2
-    needed = pair.images_needed(wanted)
-    shown = f"These show a difference of {size(now)} {unit} or more."
+    target = WANTED if now > WANTED else now / 2
+    needed = pair.images_needed(target)
+    power_text = f"These show a difference of {size(now)} {unit} or more."
     if needed:
-        shown = (
-            f"{number(needed)} images would show a difference of {size(wanted)} {unit}, "
+        power_text = (
+            f"{number(needed)} images would show a difference of {size(target)} {unit}, "
             f"these only one of {size(now)}."
         )
     reason = (
         f"{describe_score(arms[best])} and {describe_score(arms[rival])} are not distinguishable "
         f"on {things(images, 'image')}, which leave a larger error (± {size(pair.image_error)} "
-        f"{unit}) than the seeds. {shown}"
+        f"{unit}) than the seeds. {power_text}"
     )
     return Experiment("test_images", "evaluate on more test images", reason, False, ())
 

@@ -116,11 +116,11 @@ def _describe_contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair)
     when = (
         f"{' on shifted images' if shifted else ''}{f' {ordering.when}' if ordering.when else ''}"
     )
-    said = f"{quote(first.title)} is said to beat {quote(second.title)}{when} ({ordering.source})"
+    claim = f"{quote(first.title)} is said to beat {quote(second.title)}{when} ({ordering.source})"
     networks = "networks are" if len(first.members) > 1 else "network is"
     what = "it is" if verdict.claim.about == "strategies" else f"its {networks}"
     on = f"on these {things(pair.images, 'shifted image' if shifted else 'image')}"
-    return f"{said}; {on} {what} {size(-gain)} {unit} worse ({size(-high)} to {size(-low)})."
+    return f"{claim}; {on} {what} {size(-gain)} {unit} worse ({size(-high)} to {size(-low)})."
 
 
 def _has_same_task(first: Arm, second: Arm) -> bool:

@@ -140,8 +140,8 @@ def known_variances(arms: Sequence[Answers], alike: Sequence[bool]) -> list[Seed
 
 
 def _own_variance(arm: Answers) -> SeedVariance | None:
-    found = seed_variances([arm])[0]
-    return found and replace(found, pooled=False)
+    variance = seed_variances([arm])[0]
+    return variance and replace(variance, pooled=False)
 
 
 def compare_pairs(

@@ -236,10 +236,10 @@ def describe_ensemble(comparison: Comparison) -> str:
     """Return the score of the ensemble of a single strategy's seeds as a sentence; else empty."""
     if comparison.ensemble is None:
         return ""
-    reached = format_score(comparison.measure, comparison.ensemble)
+    score = format_score(comparison.measure, comparison.ensemble)
     return (
         f"Ensemble of the {len(comparison.arms)} seeds (mean of their probabilities): "
-        f"{comparison.measure.of} {reached}."
+        f"{comparison.measure.of} {score}."
     )
 
 
@@ -361,12 +361,12 @@ def _layers_html(comparison: Comparison, figures: Headed) -> str:
             f"<li><b>{escaped(arm.title)}</b>: {escaped(advice.what)}. "
             f"{escaped(advice.reason)}</li>"
         )
-    drawn = "".join(
+    figures_html = "".join(
         _figure_html(f"moved-{index}", "h3", *figure) for index, figure in enumerate(figures)
     )
     return (
         f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>"
-        f"{''.join(lines)}</ul>{drawn}"
+        f"{''.join(lines)}</ul>{figures_html}"
     )
 
 
@@ -378,14 +378,14 @@ def shift_html(found: ShiftComparison, figure: go.Figure | None = None) -> str:
         figure: figure of both axes, for a page that includes plotly's script.
     """
     on = f"On {things(found.shifted.images, 'image')} of {found.other.described}."
-    drawn = (
+    figure_html = (
         _figure_html("shifted", "h3", "In-distribution against shifted", figure) if figure else ""
     )
-    said = (
-        f"{paragraphs(on)}{_verdict_html(found.shifted)}{drawn}{table(*found.in_rows())}"
+    content = (
+        f"{paragraphs(on)}{_verdict_html(found.shifted)}{figure_html}{table(*found.in_rows())}"
         f"{paragraphs(*found.left_out())}{_details_html(found.shifted)}"
     )
-    return f"<h2>Distribution shift</h2>{said}"
+    return f"<h2>Distribution shift</h2>{content}"
 
 
 _NOT_MEASURED = (
@@ -401,9 +401,9 @@ def _pictures_html(pictures: Sequence[ExplainedImage]) -> str:
     for picture in pictures:
         images = "".join(
             f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" '
-            f'alt="{escaped(words)}" width="200">'
-            f"<figcaption>{escaped(words)}</figcaption></figure>"
-            for jpeg, words in picture.pictures
+            f'alt="{escaped(caption)}" width="200">'
+            f"<figcaption>{escaped(caption)}</figcaption></figure>"
+            for jpeg, caption in picture.pictures
         )
         rows.append(f'<p><b>{escaped(picture.title)}</b></p><div class="row">{images}</div>')
     return f"<h2>Disagreements</h2><p>{escaped(_SEEN)}</p>{''.join(rows)}"
@@ -411,16 +411,16 @@ def _pictures_html(pictures: Sequence[ExplainedImage]) -> str:
 
 def _figure_html(name: str, level: str, heading: str, figure: go.Figure) -> str:
     # Without automatic margins plotly cuts off labels at the thin margins of a page.
-    whole = (
+    styled = (
         go.Figure(figure)
         .update_xaxes(automargin=True)
         .update_yaxes(automargin=True)
         .update_layout(template="plotly_white")
     )
-    drawn = whole.to_html(
+    html = styled.to_html(
         full_html=False,
         include_plotlyjs=False,
         div_id=name,
         config={"displaylogo": False, "responsive": True},
     )
-    return f'<{level}>{escaped(heading)}</{level}><div class="figure">{drawn}</div>'
+    return f'<{level}>{escaped(heading)}</{level}><div class="figure">{html}</div>'

@@ -176,11 +176,11 @@ def shifts_of(runs: Sequence[Run]) -> dict[str, Shift]:
 
     The data sets that most runs have predicted come first.
     """
-    found = [shift for run in runs for shift in known_shifts(run)[0]]
+    shifts = [shift for run in runs for shift in known_shifts(run)[0]]
     counts: dict[str, int] = {}
-    for shift in found:
+    for shift in shifts:
         counts[shift.fingerprint] = counts.get(shift.fingerprint, 0) + 1
-    by_fingerprint = {shift.fingerprint: shift for shift in reversed(found)}
+    by_fingerprint = {shift.fingerprint: shift for shift in reversed(shifts)}
     order = sorted(counts, key=lambda fingerprint: -counts[fingerprint])
     return {fingerprint: by_fingerprint[fingerprint] for fingerprint in order[:MOST_LISTED]}
 

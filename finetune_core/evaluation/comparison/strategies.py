@@ -97,14 +97,16 @@ def seed_variances(arms: Sequence[Answers]) -> list[SeedVariance | None]:
     several = [arm for arm in arms if arm.seed_variance is not None]
     if not several:
         return [None] * len(arms)
-    found = np.array([arm.seed_variance for arm in several])
+    variances = np.array([arm.seed_variance for arm in several])
     chance = np.array([arm.chance for arm in several])
     freedom = np.array([arm.seeds - 1 for arm in several])
-    odd = _test_spread(found, max(0.0, _weighted_mean(found - chance, freedom)) + chance, freedom)
-    kept = odd >= LEFT_OUT
+    odd = _test_spread(
+        variances, max(0.0, _weighted_mean(variances - chance, freedom)) + chance, freedom
+    )
+    in_pool = odd >= LEFT_OUT
     pooled, shared = (
-        max(0.0, _weighted_mean((found - chance)[kept], freedom[kept])),
-        int(freedom[kept].sum()),
+        max(0.0, _weighted_mean((variances - chance)[in_pool], freedom[in_pool])),
+        int(freedom[in_pool].sum()),
     )
     alone = {id(arm) for arm, p in zip(several, odd, strict=True) if p < OWN}
     return [
@@ -125,11 +127,11 @@ def _arm_variance(arm: Answers, pooled: float, freedom: int, has_own: bool) -> S
     return SeedVariance(pooled, arm.chance, freedom, pooled=True)
 
 
-def _test_spread(found: np.ndarray, expected: np.ndarray, freedom: np.ndarray) -> np.ndarray:
+def _test_spread(variances: np.ndarray, expected: np.ndarray, freedom: np.ndarray) -> np.ndarray:
     """Test whether the seeds of each arm spread more than those of all other arms.
 
     Args:
-        found: variance of the seeds of each arm.
+        variances: variance of the seeds of each arm.
         expected: variance that is expected of each arm.
         freedom: degrees of freedom of each arm.
 
@@ -139,9 +141,9 @@ def _test_spread(found: np.ndarray, expected: np.ndarray, freedom: np.ndarray) -
     """
     from scipy.special import fdtrc
 
-    if len(found) < 2 or not (expected > 0).all():
-        return np.ones(len(found))
-    relative = found / expected * freedom
+    if len(variances) < 2 or not (expected > 0).all():
+        return np.ones(len(variances))
+    relative = variances / expected * freedom
     others, rest = relative.sum() - relative, freedom.sum() - freedom
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = (relative / freedom) / (others / rest)

@@ -102,13 +102,13 @@ def augmented(run: Run) -> list[Augmented]:
 
 def tta_json(run: Run) -> dict[str, Any] | None:
     """Return all results of test-time augmentation as plain values; None if it was not measured."""
-    found = augmented(run)
-    if not found:
+    evaluations = augmented(run)
+    if not evaluations:
         return None
     return {
         "how": FLIPS,
         "warnings": flip_warnings(run),
-        "splits": [result.to_json() for result in found],
+        "splits": [result.to_json() for result in evaluations],
     }
 
 

@@ -167,12 +167,12 @@ def _state_one_strategy(view: _Context) -> Verdict:
     least, most = (measure.format_value(value) for value in (min(values), max(values)))
     ended = f", all {arms[0].unfinished}" if arms[0].unfinished else ""
     apart = sum(pair.networks.different for pair in view.pairs)
-    told = f"{apart} of {things(len(view.pairs), 'pair')}" if apart else "no two"
+    count = f"{apart} of {things(len(view.pairs), 'pair')}" if apart else "no two"
     return Verdict(
         f"One strategy with {len(arms)} seeds{ended}: {view.metric} {least} to {most} "
         f"{view.on_images}.",
         f"The seeds span {measure.size(max(values) - min(values))} {measure.short_unit}; "
-        f"{told} can be told apart.",
+        f"{count} can be told apart.",
         action,
     )
 
@@ -225,9 +225,9 @@ def _suggest_more(view: _Context, pair: Pair) -> str:
     if smallest >= measure.max_difference:
         return "Test more images: so few can hardly show any difference."
     # More images alone do not suffice, because the variance due to seeds stays.
-    shown = f"{measure.size(smallest)} {measure.short_unit}"
+    difference = f"{measure.size(smallest)} {measure.short_unit}"
     seeds = ", train more seeds" if seeded else ""
-    return f"Test more images{seeds}: these show no difference under {shown}."
+    return f"Test more images{seeds}: these show no difference under {difference}."
 
 
 def _suggest_seeds(view: _Context, pair: Pair, seeded: Sequence[int]) -> str:

@@ -115,14 +115,14 @@ def _predict(
     with Compiler(predictor.device, len(images), _BATCH) as compiler:
         evaluated = _make_forward(predictor, known, compiler)
         for start in range(0, len(images), _BATCH):
-            some = list(in_threads(read, images[start : start + _BATCH]))
-            squares = [square for _, square in some if not isinstance(square, str)]
-            found = iter(evaluated(torch.stack(squares)) if squares else ())
+            loaded = list(in_threads(read, images[start : start + _BATCH]))
+            squares = [square for _, square in loaded if not isinstance(square, str)]
+            results = iter(evaluated(torch.stack(squares)) if squares else ())
             predictions += [
                 ImagePrediction(name, None, problem=square)
                 if isinstance(square, str)
-                else ImagePrediction(name, *next(found))
-                for (name, _), square in some
+                else ImagePrediction(name, *next(results))
+                for (name, _), square in loaded
             ]
             yield Step(len(predictions), len(images))
     return predictions
@@ -205,7 +205,9 @@ def side_by_side_csv(answers: Sequence[Answers]) -> bytes:
         cells = [
             _format_cells(row, answer.classes) for row, answer in zip(rows, answers, strict=True)
         ]
-        table.writerow([_escape_formula(rows[0].file), *(cell for some in cells for cell in some)])
+        table.writerow(
+            [_escape_formula(rows[0].file), *(cell for row_cells in cells for cell in row_cells)]
+        )
     return text.getvalue().encode("utf-8", "replace")
 
 

@@ -123,13 +123,13 @@ def explain(
         model, [path for paths in stages.values() for path in paths], square
     )
     mapped = {
-        stage: kept
+        stage: found_paths
         for stage, paths in stages.items()
-        if (kept := [path for path in paths if path in layouts])
+        if (found_paths := [path for path in paths if path in layouts])
     }
     layers = {stage: layouts[paths[-1]].side for stage, paths in mapped.items()}
-    asked = _default_stages(layers) if layer is None else [layer] if layer in layers else []
-    for stage, path in [(name, path) for name in asked for path in reversed(mapped[name])]:
+    candidates = _default_stages(layers) if layer is None else [layer] if layer in layers else []
+    for stage, path in [(name, path) for name in candidates for path in reversed(mapped[name])]:
         maps = _compute_class_maps(model, path, layouts[path], square, classes)
         # In the last block only the class token reaches the head, so the maps of patches are 0.
         if maps.any():

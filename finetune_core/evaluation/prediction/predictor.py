@@ -102,13 +102,13 @@ def _check_same_run(run: Run, info: CheckpointInfo) -> None:
     """
     started = run.history.started or {}
     recorded = (info.backbone, info.classes, info.fingerprint or started.get("fingerprint"))
-    wanted = (
+    expected = (
         run.config.backbone,
         tuple(started.get("classes", info.classes)),
         started.get("fingerprint", recorded[2]),
     )
     epochs = epochs_of(run.config)
-    if recorded != wanted or not min(1, epochs) <= info.epoch <= epochs:
+    if recorded != expected or not min(1, epochs) <= info.epoch <= epochs:
         path = checkpoint_path(run.run_dir, BEST)
         raise RunError(
             f"{path} is damaged: it says that it is of another run, with other classes, images or "

@@ -55,7 +55,7 @@ def ece_interval(gaps: np.ndarray, drawn: np.ndarray) -> tuple[float, float]:
         drawn: ``[bins, resamples]``.
     """
     error, errors = np.abs(gaps).sum(), np.abs(drawn).sum(0)
-    moved = np.abs(drawn - gaps[:, None]).sum(0)
-    low = max(0.0, error - np.percentile(moved, _TAILS[1]))
+    shifts = np.abs(drawn - gaps[:, None]).sum(0)
+    low = max(0.0, error - np.percentile(shifts, _TAILS[1]))
     high = min(1.0, max(error, 2 * error - np.percentile(errors, _TAILS[0])))
     return float(low), float(high)

@@ -127,12 +127,12 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(
+    result = minimize_scalar(
         lambda inverse: _cross_entropy(logits * inverse, labels),
         bounds=(1 / _HIGHEST, 1 / _LOWEST),
         method="bounded",
     )
-    return float(1 / found.x)
+    return float(1 / result.x)
 
 
 def scale_split(table: pd.DataFrame, split: str) -> Scaling | None:

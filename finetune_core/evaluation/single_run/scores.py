@@ -256,7 +256,7 @@ class _Precomputed:
         precision = hits[self.present] / np.maximum(predicted[self.present], 1)
         gaps = self.gaps @ weights
         of_class = np.stack([ranking.areas(weights) for ranking in self.rankings])
-        found = means | {
+        values = means | {
             "balanced_accuracy": recall,
             "precision_macro": precision.mean(0),
             "recall_macro": recall,  # the same number
@@ -269,20 +269,20 @@ class _Precomputed:
             "average_precision": _mean_defined(of_class[:, 1]),
             "ece": np.abs(gaps).sum(0),
         }
-        return np.stack([found[name] for name in self.names]), of_class, gaps
+        return np.stack([values[name] for name in self.names]), of_class, gaps
 
     def _agreement(self, accuracy: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
         """Return agreement beyond chance (Cohen 1960; Gorodkin 2004) from shares.
 
         It is not defined for a single class.
         """
-        true, given = self.support / self.count, predicted / self.count
+        true, predicted_share = self.support / self.count, predicted / self.count
         if self.present.sum() < 2:
             return dict.fromkeys(
                 ("matthews_corrcoef", "cohen_kappa"), np.full(accuracy.shape, np.nan)
             )
-        chance = true @ given
-        spread = np.sqrt((1 - true @ true) * np.maximum(1 - (given**2).sum(0), 0))
+        chance = true @ predicted_share
+        spread = np.sqrt((1 - true @ true) * np.maximum(1 - (predicted_share**2).sum(0), 0))
         # A constant prediction contains no information: 0, as in scikit-learn.
         matthews = np.divide(
             accuracy - chance, spread, out=np.zeros_like(accuracy), where=spread > 1e-12
@@ -340,8 +340,10 @@ class _Ranking:
         else:
             roc = np.full(columns, np.nan)
         caught = positive[::-1].cumsum(0)[::-1]
-        raised = caught + self.negatives - below
-        precision = np.divide(caught, raised, out=np.zeros_like(caught), where=raised > 0)
+        predicted_positive = caught + self.negatives - below
+        precision = np.divide(
+            caught, predicted_positive, out=np.zeros_like(caught), where=predicted_positive > 0
+        )
         return np.stack([roc, (positive * precision).sum(0) / self.positives])
 
 

@@ -150,13 +150,13 @@ class ShiftedEvaluation(RunEvaluation):
         )
         rows = []
         for row in both[both["images"] > 0].sort_values(["recall", "class"]).to_dict("records"):
-            here, own = _recall_interval(row), _recall_interval(row, "_own")
-            drop = compute_drop(own, here)
+            shifted, own = _recall_interval(row), _recall_interval(row, "_own")
+            drop = compute_drop(own, shifted)
             cells = [
                 row["class"],
                 f"{row['images']:,}",
-                percent(here[0]),
-                interval_text(here[1], here[2]),
+                percent(shifted[0]),
+                interval_text(shifted[1], shifted[2]),
             ]
             span = f"{points(drop[1])} to {points(drop[2])}"
             rows.append([*cells, percent(own[0]), points(drop[0]), span])
@@ -349,5 +349,5 @@ def _accuracy_interval(result: Evaluation) -> IntervalTuple:
     return result.accuracy, result.low, result.high
 
 
-def _recall_interval(row: Mapping[Hashable, Any], whose: str = "") -> IntervalTuple:
-    return row[f"recall{whose}"], row[f"recall_low{whose}"], row[f"recall_high{whose}"]
+def _recall_interval(row: Mapping[Hashable, Any], suffix: str = "") -> IntervalTuple:
+    return row[f"recall{suffix}"], row[f"recall_low{suffix}"], row[f"recall_high{suffix}"]

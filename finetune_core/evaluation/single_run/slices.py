@@ -90,11 +90,11 @@ def compute_slices(result: Evaluation, facts: pd.DataFrame) -> pd.DataFrame:
     correct = result.predictions["correct"].to_numpy()
     rows, chances, better = [], [], []
     for name in facts.columns:
-        for words, inside in _cut_column(facts[name]):
+        for label, inside in _cut_column(facts[name]):
             rows.append(
                 (
                     name,
-                    words,
+                    label,
                     int(inside.sum()),
                     *accuracy_interval(int(correct[inside].sum()), int(inside.sum())),
                 )
@@ -115,10 +115,10 @@ def _cut_column(values: pd.Series) -> list[tuple[str, np.ndarray]]:
         edges = np.unique(values.quantile(np.linspace(0, 1, _PARTS + 1)).to_numpy())
         if values.nunique() > _PARTS and len(edges) > 2:
             parts = pd.cut(values, edges.tolist(), include_lowest=True, labels=False)
-            words = [
+            labels = [
                 f"{_format_number(low)} to {_format_number(high)}" for low, high in pairwise(edges)
             ]
-            slices = [(words[part], (parts == part).to_numpy()) for part in range(len(words))]
+            slices = [(labels[part], (parts == part).to_numpy()) for part in range(len(labels))]
         else:
             slices = [
                 (_format_number(value), (values == value).to_numpy())
@@ -130,7 +130,7 @@ def _cut_column(values: pd.Series) -> list[tuple[str, np.ndarray]]:
         slices = [(str(value), (values == value).to_numpy()) for value in frequent]
         slices.append(("all others", (values.notna() & ~values.isin(frequent)).to_numpy()))
     slices.append(("not known", values.isna().to_numpy()))
-    return [(words, inside) for words, inside in slices if inside.any()]
+    return [(label, inside) for label, inside in slices if inside.any()]
 
 
 def _p_value(correct: np.ndarray, inside: np.ndarray) -> float:
