@@ -128,7 +128,7 @@ def test_a_class_token_is_looked_past_to_the_last_map_that_the_head_uses():
     model = VisionTransformer(
         SIZE, 8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=2
     )
-    # torchvision starts it at nought, and then no patch speaks for anything
+    # torchvision initialises it at 0, and then no patch speaks for anything
     nn.init.normal_(model.heads.head.weight)
     explanation = explain(make_predictor(model), draw_noise(), [0, 1])
     assert explanation.cells == 8

@@ -86,7 +86,7 @@ def test_a_band_narrows_with_images_and_holds_its_own_curve():
     )
     assert (narrow["high"] - narrow["low"]).mean() < (wide["high"] - wide["low"]).mean() / 3
     curve = one_vs_rest(make_evaluation(), 1)
-    band = curve.roc_band[1:]  # at nought, a curve goes straight up
+    band = curve.roc_band[1:]  # at 0, a curve goes straight up
     inside = np.interp(
         band["false_positives"], curve.roc["false_positives"], curve.roc["true_positives"]
     )
