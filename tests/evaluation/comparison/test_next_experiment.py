@@ -368,7 +368,7 @@ def test_longer_training_comes_first_for_what_has_not_converged(shown):
 
 def test_the_stage_that_the_probes_name_thaws_next_by_the_ready_made_strategy(shown):
     layers = {"feature_extraction": make_layers(1, FALLING)}
-    found = rules.thaw(shown(feature_extraction=0.8, layers=layers))
+    found = rules.propose_thaw(shown(feature_extraction=0.8, layers=layers))
     [config] = found.configs
     assert config.strategy == "last_block"
     assert (found.what, found.inferred) == ("train from block2 on", True)
@@ -379,7 +379,7 @@ def test_the_stage_that_the_probes_name_thaws_next_by_the_ready_made_strategy(sh
 def test_a_cut_that_no_ready_made_strategy_has_is_a_custom_one(shown):
     names = ("stem", "block1", "block2", "block3", "block4", "head")
     layers = {"last_two_blocks": make_layers(3, FALLING, names=names)}
-    [config] = rules.thaw(shown(last_two_blocks=0.8, layers=layers)).configs
+    [config] = rules.propose_thaw(shown(last_two_blocks=0.8, layers=layers)).configs
     assert (config.strategy, config.cut) == ("custom", "block2")
 
 
@@ -394,7 +394,7 @@ def test_a_cut_that_no_ready_made_strategy_has_is_a_custom_one(shown):
     ids=["tried", "probes rise", "not measured", "frozen elsewhere"],
 )
 def test_nothing_thaws_otherwise(shown, shares, layers):
-    assert rules.thaw(shown(**shares, layers={next(iter(shares)): layers})) is None
+    assert rules.propose_thaw(shown(**shares, layers={next(iter(shares)): layers})) is None
 
 
 def test_what_trained_without_effect_freezes_again(shown):
@@ -403,7 +403,7 @@ def test_what_trained_without_effect_freezes_again(shown):
         replace(one, likeness=0.7) if one.name == "block2" else one for one in measured.stages
     ]
     layers = {"full": replace(measured, stages=tuple(changed))}
-    found = rules.freeze(shown(full=0.8, layers=layers))
+    found = rules.propose_freeze(shown(full=0.8, layers=layers))
     [config] = found.configs
     assert (config.strategy, found.inferred) == ("last_block", True)
     assert found.what == "freeze stem to block1 again"
@@ -424,7 +424,7 @@ def test_what_trained_without_effect_freezes_again(shown):
     ids=["too much of the gradient", "its features changed", "not recorded", "frozen already"],
 )
 def test_nothing_freezes_again_that_took_part_or_is_frozen(shown, strategy, layers):
-    assert rules.freeze(shown(**{strategy: 0.8}, layers={strategy: layers})) is None
+    assert rules.propose_freeze(shown(**{strategy: 0.8}, layers={strategy: layers})) is None
 
 
 # --- together

@@ -139,9 +139,9 @@ def test_a_run_is_sliced_once_until_its_manifest_changes(tmp_path, monkeypatch):
 
     written("camera")
     run, read = train(tiny_config(manifest, epochs=1), tmp_path / "runs"), []
-    really = evaluate_module.image_facts
+    really = evaluate_module.load_image_facts
     monkeypatch.setattr(
-        evaluate_module, "image_facts", lambda *given: read.append(given) or really(*given)
+        evaluate_module, "load_image_facts", lambda *given: read.append(given) or really(*given)
     )
     assert "camera" in sliced(run, "val")[0].own
     sliced(run, "val")
