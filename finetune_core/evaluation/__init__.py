@@ -1,1 +1,5 @@
-"""Runs evaluated: ``prediction`` asks a trained network, ``single_run`` evaluates one run, ``comparison`` compares several."""
+"""Evaluation of runs.
+
+``prediction`` applies a trained network to images, ``single_run`` evaluates one run, ``comparison``
+compares several, ``advice`` ranks backbones before training.
+"""

@@ -1,4 +1,4 @@
-"""Intervals of shares, and of the expected calibration error."""
+"""Confidence intervals of shares and of differences."""
 
 import numpy as np
 
@@ -8,17 +8,23 @@ _QUANTILE = 1.959963984540054  # of the normal distribution, at 97.5 %
 def wilson(
     right: np.ndarray | float, images: np.ndarray | float, quantile: float = _QUANTILE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return intervals (Wilson 1927) of shares ``right / images``; NaN of no images.
+    """Return Wilson's intervals (1927) of shares ``right / images``; NaN where there is no image.
 
     Args:
-        quantile: half the interval's width in standard errors; by default the interval has 95 %.
+        right: numbers of correct images.
+        images: numbers of images.
+        quantile: half the interval's width in standard errors; by default the level is 95 %.
+
+    Returns:
+        The lower and the upper ends.
     """
     right, images = np.asarray(right, dtype=float), np.asarray(images, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):
         share, unit = right / images, quantile**2 / images
         centre = (share + unit / 2) / (1 + unit)
         reach = np.sqrt(unit * (share * (1 - share) + unit / 4)) / (1 + unit)
-    # At the ends, where rounding would leave a trace: no failure allows for all, no success for none.
+    # Exact at the ends, where rounding would leave a trace: the interval contains 0 if there is no
+    # success, and 1 if there is no failure.
     low, high = (
         np.where(right == 0, 0.0, centre - reach),
         np.where(right == images, 1.0, centre + reach),
@@ -27,7 +33,7 @@ def wilson(
 
 
 def accuracy_interval(correct: int, images: int) -> tuple[float, float, float]:
-    """Share, and its 95 % interval (Wilson 1927); NaN of no images."""
+    """Return a share with the ends of its 95 % interval (Wilson 1927); NaN if there is no image."""
     if not images:
         return float("nan"), float("nan"), float("nan")
     low, high = wilson(correct, images)
@@ -37,8 +43,14 @@ def accuracy_interval(correct: int, images: int) -> tuple[float, float, float]:
 def difference_interval(
     one: tuple[float, float, float], other: tuple[float, float, float]
 ) -> tuple[float, float, float]:
-    """``one`` less ``other``, each a value with its 95 % interval, with a 95 % interval, as of samples that have nothing to do with each
-    other: from the two intervals (MOVER, Zou & Donner 2008); of accuracies with Wilson's, Newcombe's (1998). NaN where one is not defined.
+    """Return ``one - other`` with a 95 % interval, for values from independent samples.
+
+    The interval is computed from the two intervals (MOVER, Zou & Donner 2008). For accuracies with
+    Wilson's intervals it is Newcombe's (1998). NaN where a value is not defined.
+
+    Args:
+        one: value and the ends of its 95 % interval.
+        other: value and the ends of its 95 % interval.
     """
     (a, a_low, a_high), (b, b_low, b_high) = one, other
     down, up = np.hypot(a - a_low, b_high - b), np.hypot(a_high - a, b - b_low)

@@ -1,9 +1,9 @@
-"""Reference points of a run's accuracy: what others reach on the same images.
+"""Reference points for a run's accuracy on the same images.
 
 - Majority class: the share of the images that belong to the most frequent class of the training
-  images. A classifier that looks at no image reaches it.
-- Linear probe: a finished one on the same features of the same training images. Of several seeds
-  that of the run's own seed comes first, then the newest.
+  images. A classifier that ignores its input reaches this accuracy.
+- Linear probe: a finished run on the same features of the same training images. Among several seeds
+  the run's own seed comes first, then the newest.
 - Best run: the finished run with the best validation accuracy (``best_run``).
 """
 
@@ -23,8 +23,9 @@ class Reference:
     """An accuracy on the same images.
 
     Attributes:
-        title: of a run, how it was trained, in the middle of a sentence.
-        run_id: None of the majority class.
+        value: the accuracy.
+        title: for a run, its training method as text for the middle of a sentence.
+        run_id: None for the majority class.
     """
 
     value: float
@@ -34,13 +35,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class ReferencePoints:
-    """Accuracies to read a run's accuracy against; what is not known is None.
+    """Accuracies to compare a run's accuracy with; None where unknown.
 
     Attributes:
-        split: ``test`` or ``val``: whose images.
-        majority_class: None in runs of earlier versions, which did not record it.
-        linear_probe: None beside a linear probe, too.
-        best_run: None where that is the run itself.
+        split: ``test`` or ``val``: the split whose images are counted.
+        majority_class: None for runs of earlier versions, which did not record it.
+        linear_probe: None also if the run is a linear probe.
+        best_run: None if the run itself is the best.
     """
 
     split: str
@@ -49,7 +50,10 @@ class ReferencePoints:
     best_run: Reference | None = None
 
     def items(self) -> dict[str, Reference]:
-        """Return what is known by its label; a best run that is the linear probe stands once."""
+        """Return the known reference points by label.
+
+        A best run that is the linear probe is listed once.
+        """
         probe, best = self.linear_probe, self.best_run
         if probe and best and probe.run_id == best.run_id:
             best = None
@@ -58,61 +62,63 @@ class ReferencePoints:
             "Linear probe": probe,
             "Best by validation": best,
         }
-        return {label: one for label, one in named.items() if one}
+        return {label: point for label, point in named.items() if point}
 
     def in_words(self) -> str:
-        """``majority class 10.2 %, linear probe 95.0 %``; empty where nothing is known."""
+        """Return ``majority class 10.2 %, linear probe 95.0 %``; empty if nothing is known."""
         return ", ".join(
-            f"{label.lower()}{_title_text(label, one)} {percent(one.value)}"
-            for label, one in self.items().items()
+            f"{label.lower()}{_format_title(label, point)} {percent(point.value)}"
+            for label, point in self.items().items()
         )
 
     def in_sentence(self) -> str:
-        """Return the points as a sentence; empty where nothing is known."""
-        words = self.in_words()
-        return f"On the same {SPLIT_WORDS[self.split].lower()} images: {words}." if words else ""
+        """Return the reference points as a sentence; empty if nothing is known."""
+        text = self.in_words()
+        return f"On the same {SPLIT_WORDS[self.split].lower()} images: {text}." if text else ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the split, and of each reference ``accuracy, run_id``, or None."""
+        """Return plain values: the split, and for each point ``accuracy, run_id`` or None."""
         known = {
             "majority_class": self.majority_class,
             "linear_probe": self.linear_probe,
             "best_run": self.best_run,
         }
         return {"split": self.split} | {
-            name: {"accuracy": one.value, "run_id": one.run_id} if one else None
-            for name, one in known.items()
+            name: {"accuracy": point.value, "run_id": point.run_id} if point else None
+            for name, point in known.items()
         }
 
 
-def _title_text(label: str, one: Reference) -> str:
-    return f" ({one.title})" if label == "Best by validation" else ""
+def _format_title(label: str, point: Reference) -> str:
+    return f" ({point.title})" if label == "Best by validation" else ""
 
 
 def reference_points(
     run: Run, runs: Iterable[Run] | None = None, split: str | None = None
 ) -> ReferencePoints:
-    """Return what a run's accuracy is read against.
+    """Return the reference points of a run.
 
     Args:
-        runs: where to look for the linear probe and the best run; those beside the run when None.
-        split: whose images; those of ``run_accuracy`` when None.
+        run: the run.
+        runs: runs to search for the linear probe and the best run; the runs in the same directory
+            if None.
+        split: the split to count images of; that of ``run_accuracy`` if None.
     """
     known = run_accuracy(run)
     split = split or (known.split if known else "val")
     others = RunStore(run.run_dir.parent).runs() if runs is None else runs
-    alike = [one for one in others if is_on_same_images(one, run)]
+    alike = [other for other in others if is_on_same_images(other, run)]
     best = best_run(alike)
     return ReferencePoints(
         split,
         majority_class(run, split),
-        _refer(_linear_probe(run, alike), run, split),
-        _refer(best, run, split),
+        _make_reference(_find_linear_probe(run, alike), run, split),
+        _make_reference(best, run, split),
     )
 
 
 def is_on_same_images(one: Run, other: Run) -> bool:
-    """Return whether two runs are evaluated on the same images, with the same labels."""
+    """Return whether two runs are evaluated on the same images with the same labels."""
     first, second = (run.history.started or {} for run in (one, other))
     if "fingerprint" not in first or "fingerprint" not in second:
         return False
@@ -126,7 +132,7 @@ def is_on_same_images(one: Run, other: Run) -> bool:
 def majority_class(run: Run, split: str) -> Reference | None:
     """Return the share of a split's images that belong to the most frequent training class.
 
-    The first of equally frequent classes is taken, without a look at the split.
+    Among equally frequent classes the first one counts, regardless of the split.
     """
     counts = (run.history.started or {}).get("class_counts") or {}
     train, images = counts.get("train"), counts.get(split)
@@ -135,30 +141,30 @@ def majority_class(run: Run, split: str) -> Reference | None:
     return Reference(images[train.index(max(train))] / sum(images))
 
 
-def _linear_probe(run: Run, alike: Sequence[Run]) -> Run | None:
+def _find_linear_probe(run: Run, alike: Sequence[Run]) -> Run | None:
     if is_baseline(run.config):
         return None
     images = run.history.started["counts"]["train"] if run.history.started else 0
     probes = [
-        one
-        for one in alike
-        if one.status == "finished"
-        and is_baseline(one.config)
-        and features_of(one.config) == features_of(run.config)
-        and one.started["counts"]["train"] == images
+        other
+        for other in alike
+        if other.status == "finished"
+        and is_baseline(other.config)
+        and features_of(other.config) == features_of(run.config)
+        and other.started["counts"]["train"] == images
     ]
     return max(
-        probes, key=lambda one: (one.config.seed == run.config.seed, one.run_id), default=None
+        probes, key=lambda other: (other.config.seed == run.config.seed, other.run_id), default=None
     )
 
 
-def _refer(found: Run | None, run: Run, split: str) -> Reference | None:
-    if found is None or found.run_id == run.run_id:
+def _make_reference(other: Run | None, run: Run, split: str) -> Reference | None:
+    if other is None or other.run_id == run.run_id:
         return None
-    value = split_accuracy(found, split)
+    value = split_accuracy(other, split)
     if value is None:
         return None
-    title = mid_sentence(run_kind(found.config))
-    if found.config.backbone != run.config.backbone:
-        title += f", {found.config.backbone}"
-    return Reference(value, title, found.run_id)
+    title = mid_sentence(run_kind(other.config))
+    if other.config.backbone != run.config.backbone:
+        title += f", {other.config.backbone}"
+    return Reference(value, title, other.run_id)

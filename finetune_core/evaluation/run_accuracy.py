@@ -1,4 +1,4 @@
-"""The accuracy that a run is known by, from its events alone, and the best of several runs."""
+"""Headline accuracy of a run, read from its events alone, and the best of several runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,11 @@ class RunAccuracy:
     """An accuracy with its 95 % interval (Wilson 1927).
 
     Attributes:
-        split: whose images; test images where the run has some and has finished.
+        value: the accuracy.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        split: ``test`` if the run has test images and has finished, else ``val``.
+        images: number of images of the split.
     """
 
     value: float
@@ -28,11 +32,11 @@ class RunAccuracy:
 
     @property
     def name(self) -> str:
-        """``Test accuracy`` or ``Validation accuracy``."""
+        """The label: ``Test accuracy`` or ``Validation accuracy``."""
         return accuracy_name(self.split)
 
     def in_words(self) -> str:
-        """``test accuracy 97.8 %``."""
+        """Return text for the middle of a sentence: ``test accuracy 97.8 %``."""
         return f"{self.name.lower()} {percent(self.value)}"
 
 
@@ -62,7 +66,7 @@ def split_accuracy(run: Run, split: str) -> float | None:
 
 
 def best_run(runs: Iterable[Run]) -> Run | None:
-    """Return the finished run with the highest validation accuracy, of equal ones the lowest loss.
+    """Return the finished run with the highest validation accuracy; ties go to the lowest loss.
 
     Test images play no part in the choice, so that the test accuracy of the run is not optimistic.
     """
@@ -76,7 +80,7 @@ def _validation_score(run: Run) -> tuple[float, float]:
 
 
 def way_to_train(config: RunConfig) -> tuple[str, ...]:
-    """Return what is equal for configs of one backbone, first weights and strategy.
+    """Return a key that is equal for configs with equal backbone, initial weights and strategy.
 
     The backbone comes first.
     """
@@ -86,14 +90,14 @@ def way_to_train(config: RunConfig) -> tuple[str, ...]:
 
 
 def best_before(runs: Iterable[Run], fingerprint: str) -> dict[tuple[str, ...], Run]:
-    """Return the best run of each ``way_to_train`` on the data set of that fingerprint.
+    """Return the best run of each ``way_to_train`` on the data set with that fingerprint.
 
-    Averaged weights are no way to train.
+    Runs with averaged weights are left out, because averaging is not a way to train.
     """
     ways: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         started = run.history.started or {}
         if not run.config.averaged and started.get("fingerprint") == fingerprint:
             ways.setdefault(way_to_train(run.config), []).append(run)
-    found = {way: best_run(some) for way, some in ways.items()}
-    return {way: run for way, run in found.items() if run}
+    best = {way: best_run(way_runs) for way, way_runs in ways.items()}
+    return {way: run for way, run in best.items() if run}

@@ -1,4 +1,4 @@
-"""A run -> the images that it was trained and validated with: their files, or found and decoded again."""
+"""Images that a run was trained and validated on: their files, or decoded again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class RunImages:
     """Some of a run's images.
 
     Attributes:
-        dataset: the data set as it stands now.
-        pixels: decoded, by row of its table.
-        rows: split -> rows, in order.
-        unchanged: whether the data set is still the one that the run was given.
+        dataset: the data set in its current state.
+        pixels: decoded images, by row of the data set's table.
+        rows: split -> rows, in ascending order.
+        unchanged: True if the data set still has the fingerprint that the run recorded.
     """
 
     dataset: Dataset
@@ -36,24 +36,27 @@ class RunImages:
 
 
 def run_image(run: Run, sample: str, roots: Sequence[Path] = ()) -> Path:
-    """The file of one of a run's images, as ``data_image`` finds it.
+    """Return the file of one of a run's images, found by ``data_image``.
 
     Raises:
-        DataError: when it may not be read.
+        DataError: if the file may not be read.
     """
     return data_image(run.config.data, sample, roots)
 
 
 def data_image(data: str, sample: str, roots: Sequence[Path] = ()) -> Path:
-    """The file of an image. All that shows or reads single images that a run's folder names gets them here: what that says is input.
+    """Return the file of an image.
+
+    All code that shows or reads single images named by a run directory calls this function, because
+    the names in a run directory are untrusted input.
 
     Args:
-        data: the folder or manifest of its data set.
-        sample: its id.
-        roots: when given, an image that lies elsewhere is refused, links followed.
+        data: the folder or manifest of the data set.
+        sample: id of the image.
+        roots: if given, an image outside of these folders is refused. Links are followed.
 
     Raises:
-        DataError: when it may not be read.
+        DataError: if the file may not be read.
     """
     root = image_root(data)
     file = root / sample
@@ -66,18 +69,19 @@ def data_image(data: str, sample: str, roots: Sequence[Path] = ()) -> Path:
 
 
 def run_images(run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()) -> Work[RunImages]:
-    """Find and decode a run's images, a seeded sample of each split where there are more.
+    """Find and decode a run's images, or a seeded sample of each split that has too many.
 
     Args:
-        most: split -> how many images of it at most; other splits are left out.
-        roots: when given, images that lie elsewhere are refused.
+        run: the run.
+        most: split -> maximum number of images; other splits are left out.
+        roots: if given, images outside of these folders are refused.
 
     Yields:
         Steps of the phases ``index`` and ``decode``.
 
     Raises:
-        DataError: when they may not be read, or are not there.
-        RunError: when none of a split's images can be decoded.
+        DataError: if the images may not be read, or are missing.
+        RunError: if none of a split's images can be decoded.
     """
     config = run.config
     if roots:
@@ -91,22 +95,24 @@ def run_images(run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()) ->
         rows[TRAIN] = subset(
             rows[TRAIN], table["label"].to_numpy(), keys, config.train_fraction, config.seed
         )
-    rows = {split: _sample(found, most[split]) for split, found in rows.items()}
-    wanted = np.sort(np.concatenate(list(rows.values())))
+    rows = {split: _sample_rows(split_rows, most[split]) for split, split_rows in rows.items()}
+    all_rows = np.sort(np.concatenate(list(rows.values())))
     keys = table["content"].to_numpy(np.uint64)
     info = input_info(config)
-    decoding = decode_pixels(dataset.paths(table), keys, wanted, info.resize(config.image_size))
+    decoding = decode_pixels(dataset.paths(table), keys, all_rows, info.resize(config.image_size))
     pixels = yield from in_phase("decode", decoding)
-    rows = {split: np.setdiff1d(found, list(pixels.failed)) for split, found in rows.items()}
-    for split, found in rows.items():
-        if not len(found):
+    rows = {
+        split: np.setdiff1d(split_rows, list(pixels.failed)) for split, split_rows in rows.items()
+    }
+    for split, split_rows in rows.items():
+        if not len(split_rows):
             raise RunError(f"None of the {split} images of {run.run_id} can be read any more.")
     return RunImages(
         dataset, pixels, rows, dataset.fingerprint == (run.history.started or {}).get("fingerprint")
     )
 
 
-def _sample(rows: np.ndarray, most: int) -> np.ndarray:
+def _sample_rows(rows: np.ndarray, most: int) -> np.ndarray:
     if len(rows) <= most:
         return rows
     return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))

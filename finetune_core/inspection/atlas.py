@@ -1,11 +1,11 @@
-"""A map: every image a point in the plane, images that a network finds alike side by side (t-SNE, van der Maaten & Hinton 2008)."""
+"""Map of a data set by t-SNE (van der Maaten & Hinton 2008): similar images lie side by side."""
 
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from finetune_core.inspection.background import in_background
+from finetune_core.inspection.background import run_in_background
 from finetune_core.work import Work
 
 MOST_MAPPED = 10_000
@@ -15,46 +15,52 @@ _STEPS = 750
 
 
 def lay_out(features: np.ndarray) -> Work[np.ndarray]:
-    """Places in the plane for features ``[n, d]``.
+    """Compute positions in the plane for features ``[n, d]``.
 
     Yields:
         Steps of the phase ``map`` that count optimisation steps.
 
     Returns:
-        float32 ``[n, 2]``.
+        Float32 ``[n, 2]``.
     """
-    from openTSNE import TSNE  # here: only a deep inspection needs it
+    from openTSNE import TSNE  # only a deep inspection needs this import
 
-    reached, left = [0], [False]
+    steps_done, cancelled = [0], [False]
 
-    def note(steps: int, *_: object) -> bool:
-        reached[0] += _EVERY
-        return left[0]
+    def record_progress(steps: int, *_: object) -> bool:
+        steps_done[0] += _EVERY
+        return cancelled[0]
 
-    def place() -> np.ndarray:
-        some = StandardScaler().fit_transform(features)
+    def embed() -> np.ndarray:
+        scaled = StandardScaler().fit_transform(features)
         reduced = PCA(
-            min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0
-        ).fit_transform(some)
+            min(_DIMENSIONS, *scaled.shape), svd_solver="randomized", random_state=0
+        ).fit_transform(scaled)
         if len(reduced) < 10 or not reduced.any():
-            return _flat(reduced)
+            return _project(reduced)
         layout = TSNE(
             perplexity=min(30, (len(reduced) - 1) / 3),
-            n_jobs=torch.get_num_threads(),  # the cores that this process may use, not all that there are
+            # The cores that this process may use, not all of the machine.
+            n_jobs=torch.get_num_threads(),
             random_state=0,
-            callbacks=note,
+            callbacks=record_progress,
             callbacks_every_iters=_EVERY,
         ).fit(reduced)
         return np.asarray(layout, dtype=np.float32)
 
     try:
-        return (yield from in_background("map", place, lambda: min(reached[0], _STEPS), _STEPS))
+        return (
+            yield from run_in_background("map", embed, lambda: min(steps_done[0], _STEPS), _STEPS)
+        )
     finally:
-        left[0] = True
+        cancelled[0] = True
 
 
-def _flat(reduced: np.ndarray) -> np.ndarray:
-    """Too few images for neighbourhoods, or all alike: the two main directions as they are."""
+def _project(reduced: np.ndarray) -> np.ndarray:
+    """Return the first two principal components.
+
+    This replaces t-SNE if there are too few images for neighbourhoods, or all are alike.
+    """
     padded = np.zeros((len(reduced), 2), dtype=np.float32)
     padded[:, : min(2, reduced.shape[1])] = reduced[:, :2]
     return padded

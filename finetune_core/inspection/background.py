@@ -1,4 +1,7 @@
-"""Long calls into libraries that report no progress: made in a thread, while whoever waits can draw, or go away."""
+"""Background calls of library functions that report no progress.
+
+A call runs in a thread, so that the waiting caller can redraw, or go away.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -11,12 +14,21 @@ Result = TypeVar("Result")
 _EVERY = 0.2  # seconds
 
 
-def in_background(
+def run_in_background(
     phase: str, call: Callable[[], Result], done: Callable[[], int] = lambda: 0, total: int = 1
 ) -> Work[Result]:
-    """Steps of the phase until the call has returned; returns its result, raises what it raised.
+    """Run a call in a thread, and return its result or raise its exception.
 
     Closing the generator leaves the thread to finish on its own.
+
+    Args:
+        phase: phase of the steps.
+        call: the call.
+        done: returns the progress so far.
+        total: progress at the end.
+
+    Yields:
+        Steps of the phase until the call has returned.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix=phase)
     future = pool.submit(call)

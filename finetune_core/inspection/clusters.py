@@ -1,6 +1,6 @@
-"""Accuracy of images that are not independent of each other: near-duplicates, and images of a group.
+"""Effective sample size for images that are not independent: near-duplicates, and groups.
 
-Such images form clusters, and the sample consists of clusters. A share of images is then as exact
+Such images form clusters, and the sample consists of clusters. A share of images is then as precise
 as that of fewer independent ones, the effective sample size (Korn & Graubard 1998, Confidence
 intervals for proportions with small expected number of positive counts estimated from survey data).
 """
@@ -25,14 +25,14 @@ def cluster_sums(values: np.ndarray, sets: np.ndarray) -> np.ndarray:
 
 
 def cluster_residuals(right: np.ndarray, sets: np.ndarray) -> np.ndarray:
-    """Return by how much each cluster holds more correct images than its size lets expect.
+    """Return the surplus of correct images in each cluster over the number expected for its size.
 
     Args:
         right: bool ``[candidates, n]``.
         sets: as for ``cluster_sums``.
 
     Returns:
-        float ``[candidates, clusters]``. The linearised share of a candidate is their sum, over n.
+        Float ``[candidates, clusters]``. Their sum over n is the linearised share of a candidate.
     """
     return cluster_sums(right - right.mean(axis=1, keepdims=True), sets)
 
@@ -54,8 +54,8 @@ def effective_images(right: np.ndarray, sets: np.ndarray) -> np.ndarray:
     alone = images * share * (1 - share) * images / (images - 1)
     clustered = (cluster_residuals(right, sets) ** 2).sum(axis=1)
     clustered *= len(sizes) / max(1, len(sizes) - 1)
-    # Where all images or none are correct nothing shows how alike a cluster's images are: count
-    # them as equal (Kish 1965, Survey Sampling).
+    # If all images or none are correct, the similarity within clusters cannot be estimated. Count
+    # the images of a cluster as equal (Kish 1965, Survey Sampling).
     equal = float((sizes**2).sum()) / images
     effect = np.divide(clustered, alone, out=np.full(len(right), equal), where=alone > 0)
     effective: np.ndarray = images / np.maximum(effect, 1.0)

@@ -1,4 +1,4 @@
-"""Analysis with embeddings: features once, then findings, a map, and a linear probe by layer."""
+"""Analysis of a data set by embeddings: features once, then findings, a map, and linear probes."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -14,45 +14,50 @@ from finetune_core.data.findings import Finding
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.formatting import SPLIT_WORDS, percent, things
 from finetune_core.inspection.atlas import MOST_MAPPED, lay_out
-from finetune_core.inspection.background import in_background
+from finetune_core.inspection.background import run_in_background
 from finetune_core.inspection.features import Features, compute_features
 from finetune_core.inspection.learned import (
     Probe,
-    agreement,
     class_predictions,
-    far_away,
-    label_errors,
-    nearest_of_class,
-    out_of_fold,
-    probe,
+    find_label_errors,
+    find_nearest_of_class,
+    find_outliers,
+    fit_probe,
+    label_agreement,
+    predict_out_of_fold,
     two_sample_auc,
 )
 from finetune_core.inspection.similar import Embeddings
-from finetune_core.inspection.suggestion import Suggestion, strategy_from, suggest_cut
+from finetune_core.inspection.suggestion import Suggestion, find_strategy, suggest_cut
 from finetune_core.models.network import network_stages
 from finetune_core.work import Work
 
 IMAGE_SIZE = 224
-_SHIFTED = 0.6  # area under the curve
-_CLEAR = 3.0  # standard errors
+_SHIFTED = 0.6  # area under the curve above which splits differ
+_CLEAR = 3.0  # standard errors above 0.5
 _FEWEST = 10  # images of a split
 
 
 @dataclass(frozen=True)
 class DeepReport:
-    """What a backbone's features show in a data set.
+    """Findings about a data set from a backbone's features.
 
     Attributes:
+        backbone: name of the network.
+        image_size: side of the images in pixels.
         fit: how images became squares: ``crop`` or ``pad``.
         findings: possible label errors, splits that differ, outliers.
-        auc: split -> how well a linear model separates it from the training images (0.5: not at all).
-        probes: one per stage, input to head; empty where a split is too small.
+        auc: split -> how well a linear model separates it from the training images (0.5: not at
+            all).
+        probes: one per stage, from the input to the head; empty if a split is too small.
         suggestion: None without probes.
-        strategy: that trains from the suggested stage on; None where no stage is suggested.
-        places: ``id, x, y`` of the map; a sample of the images where there are very many, none where no map was asked for.
-        predictions: by image id, what a linear model that has seen neither it nor its near-duplicates takes it for (see
-            ``class_predictions``): ``predicted`` (class name), ``confidence``, ``label_confidence``.
-        embeddings: of all images, from the stage whose probe is best.
+        strategy: strategy that trains from the suggested stage on; None if no stage is suggested.
+        places: ``id, x, y`` of the map; a sample of the images if there are very many, empty if no
+            map was asked for.
+        predictions: by image id, the prediction of a linear model that was fitted without the image
+            and its near-duplicates (see ``class_predictions``): ``predicted`` (class name),
+            ``confidence``, ``label_confidence``.
+        embeddings: of all images, from the stage with the best probe.
     """
 
     backbone: str
@@ -68,14 +73,15 @@ class DeepReport:
     embeddings: Embeddings
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
         return {
             "backbone": self.backbone,
             "image_size": self.image_size,
             "fit": self.fit,
             "auc": self.auc,
             "probes": [
-                {"stage": one.stage, "accuracy": one.accuracy, "error": one.error}
-                for one in self.probes
+                {"stage": probe.stage, "accuracy": probe.accuracy, "error": probe.error}
+                for probe in self.probes
             ],
             "suggestion": {"strategy": self.strategy} | vars(self.suggestion)
             if self.suggestion
@@ -91,32 +97,36 @@ def inspect_deeply(
     *,
     map_too: bool = True,
 ) -> Work[DeepReport]:
-    """Compute every stage's features once, and analyze them.
+    """Compute every stage's features once, and analyse them.
 
     Args:
+        dataset: the data set.
+        backbone: name of the network.
+        image_size: side of the images in pixels.
         fit: how images become squares: ``crop`` or ``pad``.
         map_too: compute the map, which takes long and only a page shows.
 
     Yields:
-        Steps of the phases ``decode``, ``features``, ``probe``, ``labels``, ``shift``, ``outliers`` and ``map``.
+        Steps of the phases ``decode``, ``features``, ``probe``, ``labels``, ``shift``, ``outliers``
+        and ``map``.
 
     Returns:
         A DeepReport.
 
     Raises:
-        FinetuneError: when the features cannot be computed.
+        FinetuneError: if the features cannot be computed.
     """
     features = yield from compute_features(dataset, backbone, image_size, fit)
     table = dataset.table.iloc[features.rows].reset_index(drop=True)
-    probes = yield from _probes(features, table)
-    telling = features.by_stage[_best(probes)] if probes else features.final
-    labels, predictions = yield from _label_findings(telling, table, dataset.classes)
+    probes = yield from _fit_probes(features, table)
+    best_features = features.by_stage[_find_best(probes)] if probes else features.final
+    labels, predictions = yield from _find_label_errors(best_features, table, dataset.classes)
     findings = [labels]
-    auc, shifted = yield from _shift(features.final, table)
+    auc, shifted = yield from _find_shift(features.final, table)
     findings.append(shifted)
-    findings.append((yield from _outliers(features, table)))
-    mapped = _mapped(len(table)) if map_too else np.arange(0)
-    places = (yield from lay_out(telling[mapped])) if map_too else np.empty((0, 2), np.float32)
+    findings.append((yield from _find_outliers(features, table)))
+    rows = _sample_for_map(len(table)) if map_too else np.arange(0)
+    places = (yield from lay_out(best_features[rows])) if map_too else np.empty((0, 2), np.float32)
     suggestion = suggest_cut(probes, _stage_names(backbone, image_size)) if probes else None
     cut = suggestion.cut if suggestion else None
     return DeepReport(
@@ -127,10 +137,10 @@ def inspect_deeply(
         auc,
         tuple(probes),
         suggestion,
-        strategy_from(cut, backbone, image_size) if cut else None,
-        pd.DataFrame({"id": table["id"].to_numpy()[mapped], "x": places[:, 0], "y": places[:, 1]}),
+        find_strategy(cut, backbone, image_size) if cut else None,
+        pd.DataFrame({"id": table["id"].to_numpy()[rows], "x": places[:, 0], "y": places[:, 1]}),
         predictions,
-        Embeddings.of(table["id"].to_numpy(), telling),
+        Embeddings.from_features(table["id"].to_numpy(), best_features),
     )
 
 
@@ -138,25 +148,25 @@ def _stage_names(backbone: str, image_size: int) -> list[str]:
     return [stage.name for stage in network_stages(backbone, image_size=image_size)]
 
 
-def _best(probes: list[Probe]) -> int:
-    return int(np.argmax([one.accuracy for one in probes]))
+def _find_best(probes: list[Probe]) -> int:
+    return int(np.argmax([probe.accuracy for probe in probes]))
 
 
-def _probes(features: Features, table: pd.DataFrame) -> Work[list[Probe]]:
+def _fit_probes(features: Features, table: pd.DataFrame) -> Work[list[Probe]]:
     train, val = (np.flatnonzero(table["split"] == split) for split in (TRAIN, VAL))
     labels, sets = table["label"].to_numpy(), sides(table)
     if len(val) < _FEWEST or len(np.unique(labels[train])) < 2:
         return []
     probes: list[Probe] = []
     for done, (stage, values) in enumerate(zip(features.stages, features.by_stage, strict=True)):
-        fit = partial(probe, stage, values, labels, sets, train, val)
+        fit = partial(fit_probe, stage, values, labels, sets, train, val)
         probes.append(
-            (yield from in_background("probe", fit, partial(int, done), len(features.stages)))
+            (yield from run_in_background("probe", fit, partial(int, done), len(features.stages)))
         )
     return probes
 
 
-def _label_findings(
+def _find_label_errors(
     features: np.ndarray, table: pd.DataFrame, classes: tuple[str, ...]
 ) -> Work[tuple[Finding | None, pd.DataFrame]]:
     labels, sets = table["label"].to_numpy(), table["near"].to_numpy()
@@ -164,8 +174,8 @@ def _label_findings(
     def find_suspects() -> tuple[
         np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, pd.DataFrame
     ]:
-        probabilities, kept = out_of_fold(features, labels, sets)
-        suspects, alike = label_errors(probabilities, labels, kept)
+        probabilities, kept = predict_out_of_fold(features, labels, sets)
+        suspects, alike = find_label_errors(probabilities, labels, kept)
         shares = (
             probabilities[suspects, np.searchsorted(kept, alike)] if len(suspects) else np.empty(0)
         )
@@ -173,12 +183,12 @@ def _label_findings(
             suspects,
             alike,
             shares,
-            nearest_of_class(features, labels, suspects, alike),
-            agreement(probabilities, labels, kept),
+            find_nearest_of_class(features, labels, suspects, alike),
+            label_agreement(probabilities, labels, kept),
             class_predictions(probabilities, labels, kept),
         )
 
-    suspects, alike, shares, twins, agreed, predictions = yield from in_background(
+    suspects, alike, shares, twins, agreement, predictions = yield from run_in_background(
         "labels", find_suspects
     )
     ids = table["id"].to_numpy()
@@ -195,9 +205,13 @@ def _label_findings(
         )
     }
     looks = "looks" if len(paths) == 1 else "look"
-    message = f"{things(len(paths), 'image')} ({percent(len(paths) / len(table))}) {looks} like another class, possibly mislabelled. The linear model agrees with {percent(agreed, 0)} of all labels; the lower that share, the more of these are its own mistakes."
+    message = (
+        f"{things(len(paths), 'image')} ({percent(len(paths) / len(table))}) {looks} like another "
+        f"class, possibly mislabelled. The linear model agrees with {percent(agreement, 0)} of all "
+        "labels; the lower that share, the more of these are its own mistakes."
+    )
     sets_shown = tuple(zip(paths, ids[twins], strict=True))
-    found = Finding(
+    finding = Finding(
         "label_errors",
         "warning",
         message,
@@ -208,14 +222,14 @@ def _label_findings(
         notes=notes,
         confidence=dict(zip(paths, shares.tolist(), strict=True)),
     )
-    return found, predictions
+    return finding, predictions
 
 
-def _shift(
+def _find_shift(
     features: np.ndarray, table: pd.DataFrame
 ) -> Work[tuple[dict[str, float], Finding | None]]:
     auc: dict[str, float] = {}
-    shifted: list[str] = []
+    ids: list[str] = []
     messages: list[str] = []
     train = np.flatnonzero(table["split"] == TRAIN)
     sets = table["near"].to_numpy()
@@ -226,24 +240,27 @@ def _shift(
         compare = partial(
             two_sample_auc, features[train], features[rows], sets[np.concatenate([train, rows])]
         )
-        score, error = yield from in_background("shift", compare)
+        score, error = yield from run_in_background("shift", compare)
         if np.isnan(score):
             continue
         auc[split] = score
         if score >= _SHIFTED and score - 0.5 > _CLEAR * error:
-            shifted.extend(table["id"].to_numpy()[rows])
+            ids.extend(table["id"].to_numpy()[rows])
             messages.append(f"{SPLIT_WORDS[split].lower()} images with an AUC of {score:.2f}")
     if not messages:
         return auc, None
-    message = f"A linear model distinguishes the training images from {' and '.join(messages)} (0.5: chance level, 1: perfect separation). Metrics on one say less about the other."
-    return auc, Finding("shift", "warning", message, len(shifted), tuple(shifted))
+    message = (
+        f"A linear model distinguishes the training images from {' and '.join(messages)} (0.5: "
+        "chance level, 1: perfect separation). Metrics on one say less about the other."
+    )
+    return auc, Finding("shift", "warning", message, len(ids), tuple(ids))
 
 
-def _outliers(features: Features, table: pd.DataFrame) -> Work[Finding | None]:
-    # the last one alone sees little of what ImageNet does not hold
+def _find_outliers(features: Features, table: pd.DataFrame) -> Work[Finding | None]:
+    # The last stage alone responds little to content that ImageNet lacks.
     deeper = features.by_stage[len(features.by_stage) // 2 :]
-    far, scores = yield from in_background(
-        "outliers", partial(far_away, deeper, table["near"].to_numpy())
+    far, scores = yield from run_in_background(
+        "outliers", partial(find_outliers, deeper, table["near"].to_numpy())
     )
     if not len(far):
         return None
@@ -258,7 +275,7 @@ def _outliers(features: Features, table: pd.DataFrame) -> Work[Finding | None]:
     return Finding("outliers", "warning", message, len(paths), paths, notes=notes)
 
 
-def _mapped(count: int) -> np.ndarray:
+def _sample_for_map(count: int) -> np.ndarray:
     if count <= MOST_MAPPED:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, MOST_MAPPED, replace=False))

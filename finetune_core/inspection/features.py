@@ -1,4 +1,7 @@
-"""Each image's features at every stage of a pretrained network, one vector per image: one pass, kept in the activation cache."""
+"""Pooled features of each image at every stage of a pretrained network.
+
+They are computed in one pass, and kept in the activation cache.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -30,7 +33,7 @@ from finetune_core.work import Work, in_phase
 
 _BATCH = 32
 _USUAL_SIZE = 224  # pixels
-_KEPT_AT_ONCE = 1024  # images: what a pass that is broken off has done so far is not lost
+_KEPT_AT_ONCE = 1024  # images per write, so that an interrupted pass loses little
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,10 @@ class Features:
     """Pooled features of the images of a data set.
 
     Attributes:
-        rows: int ``[n]``: row numbers of the data set's table; images that could not be decoded again are missing.
-        stages: names, input to the last one before the head.
-        by_stage: float32 ``[n, d]`` for each of them.
+        rows: int ``[n]``: row numbers of the data set's table; images that could not be decoded
+            again are missing.
+        stages: names, from the input to the last one before the head.
+        by_stage: float32 ``[n, d]`` for each stage.
     """
 
     rows: np.ndarray
@@ -49,31 +53,37 @@ class Features:
 
     @property
     def final(self) -> np.ndarray:
-        """What the head would see."""
+        """The features that the head would see."""
         return self.by_stage[-1]
 
 
 def compute_features(
     dataset: Dataset, backbone: str, image_size: int, fit: str = CROP
 ) -> Work[Features]:
-    """Run every image once through a pretrained backbone, on the GPU where nothing uses it.
+    """Run every image once through a pretrained backbone, on an idle GPU if there is one.
 
-    Images that were seen before come from the cache.
+    Features of known images come from the cache.
 
     Args:
+        dataset: the data set.
+        backbone: name of the network.
+        image_size: side of the images in pixels.
         fit: how images become squares: ``crop`` or ``pad``.
 
     Yields:
         Steps of the phases ``decode`` and ``features`` that count images.
 
     Raises:
-        FinetuneError: when the weights are not at hand, the size does not fit, or there is no room for the features.
+        FinetuneError: if the weights are not on this machine, the size does not fit, or there is no
+            room for the features.
     """
     check_image_size(backbone, image_size)
-    return (yield from on_idle_device(partial(_features, dataset, backbone, image_size, fit)))
+    return (
+        yield from on_idle_device(partial(_compute_features, dataset, backbone, image_size, fit))
+    )
 
 
-def _features(
+def _compute_features(
     dataset: Dataset, backbone: str, image_size: int, fit: str, device: Device
 ) -> Work[Features]:
     network = build_network(backbone, PRETRAINED, len(dataset.classes), 0, image_size)
@@ -82,8 +92,8 @@ def _features(
     device.hold(pooled)
     keys = dataset.table["content"].to_numpy(np.uint64)
     name = _table_name(network, device, image_size)
-    wanted = np.unique(keys, return_index=True)[1]
-    needed = wanted[CACHE.table(name).missing(keys[wanted])]
+    unique_rows = np.unique(keys, return_index=True)[1]
+    needed = unique_rows[CACHE.table(name).missing(keys[unique_rows])]
     paths = dataset.paths(dataset.table)
     decoding = decode_pixels(paths, keys, needed, network.info.resize(image_size))
     pixels = yield from in_phase("decode", decoding)
@@ -92,16 +102,17 @@ def _features(
         feed = validation_feed(pixels, network.info, image_size, device)
         forward = compiler.forward(Part(pooled, f"{backbone} pooled", lambda: network.weights_hash))
         for start in range(0, len(needed), _KEPT_AT_ONCE):
-            some = needed[start : start + _KEPT_AT_ONCE]
-            batches = outputs(lambda images: forward(images).float(), device, some, feed)
-            filling = CACHE.fill(name, keys[some], batches)
+            batch = needed[start : start + _KEPT_AT_ONCE]
+            batches = outputs(lambda images: forward(images).float(), device, batch, feed)
+            filling = CACHE.fill(name, keys[batch], batches)
             if (yield from in_phase("features", filling, start, len(needed))) is None:
                 break
     table = CACHE.table(name)
-    # or later blocks have driven out earlier ones
-    if table.missing(keys[np.setdiff1d(wanted, list(pixels.failed))]).any():
+    # Also checked at the end, because later blocks may have evicted earlier ones.
+    if table.missing(keys[np.setdiff1d(unique_rows, list(pixels.failed))]).any():
         raise DataError(
-            "There is no room for the features of these images. Make room on the disk, or let THAW_CACHE_DISK_GB allow more."
+            "There is no room for the features of these images. Make room on the disk, or let "
+            "THAW_CACHE_DISK_GB allow more."
         )
     rows = np.flatnonzero(~table.missing(keys))
     if not len(rows):
@@ -111,12 +122,18 @@ def _features(
 
 
 class PooledStages(nn.Module):
-    """A network's stages one after the other; yields each one's output as one vector per image, side by side ``[n, sum d]``."""
+    """A network's stages in sequence, which output the pooled output of each stage.
+
+    The outputs are one vector per image and stage, side by side: ``[n, sum d]``.
+    """
 
     def __init__(self, network: Network, parts: Sequence[nn.Module], last: Sequence[int]) -> None:
-        """
+        """Initialise the pooling of each part by a forward pass of an empty image.
+
         Args:
-            last: the number of the last stage in each part.
+            network: the network.
+            parts: its stages, some of them joined.
+            last: the index of the last stage in each part.
         """
         super().__init__()
         self.parts = nn.ModuleList(parts)
@@ -131,6 +148,7 @@ class PooledStages(nn.Module):
                 self.widths.append(pool(images, *self.pooling[-1]).shape[1])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the pooled output of each stage, side by side: ``[n, sum d]``."""
         pooled = []
         for part, pooling in zip(self.parts, self.pooling, strict=True):
             images = part(images)
@@ -139,10 +157,13 @@ class PooledStages(nn.Module):
 
 
 def pooled_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
-    """The network cut at every stage where it can be, without its head.
+    """Cut a network at every stage boundary where it can be cut, without its head.
+
+    Returns:
+        The stages, and their names.
 
     Raises:
-        DataError: when it can be cut nowhere.
+        DataError: if it cannot be cut anywhere.
     """
     try:
         segments = split_network(network)
@@ -166,11 +187,13 @@ def pooled_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
     return pooled, tuple(network.stages[cut - 1].name for cut in cuts)
 
 
-def network_inputs(
+def iterate_inputs(
     network: Network, pixels: Pixels, rows: np.ndarray, image_size: int, device: Device
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """(rows, images as validation feeds them to the network ``[n, 3, s, s]``, on the device), batch by batch, the next one made
-    meanwhile."""
+    """Yield (rows, images) in batches, preprocessed as in validation.
+
+    The images are ``[n, 3, s, s]`` on the device. The next batch is prepared meanwhile.
+    """
     feed = validation_feed(pixels, network.info, image_size, device)
     for batch, loaded in arriving(
         lambda some: (some, feed.load(some)), in_order(rows, _BATCH), device
@@ -179,6 +202,6 @@ def network_inputs(
 
 
 def _table_name(network: Network, device: Device, image_size: int) -> str:
-    """The cache's table for these weights, this size and this arithmetic."""
+    """Return the name of the cache's table for these weights, this size and this arithmetic."""
     trunk = TrunkTables(network, device, image_size).name(len(network.stages), "vectors")
     return f"features-{hashlib.sha256(trunk.encode()).hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""Linear models on features: possible label errors, splits that differ, outliers, and a linear probe for each stage."""
+"""Linear models on features: label errors, splits that differ, outliers, probes by stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +16,19 @@ from finetune_core.training.events import Length, Name, Share
 from finetune_core.training.folds import FOLDS, stratified_folds
 
 _DIMENSIONS = 128
-_MOST_FITTED = 20_000  # a linear model gains nothing from more, and takes longer
+_MOST_FITTED = 20_000  # images; more take longer and do not improve a linear model
 _NEIGHBOURS = 5
 _FAR_DEVIATIONS = 5.0  # robust deviations of the log distance above its median
 
 
 @dataclass(frozen=True)
 class Probe:
-    """How well a linear model on one stage's frozen features does on the validation images.
+    """Accuracy of a linear model on one stage's frozen features.
 
     Attributes:
-        accuracy: share of the validation images; error: its standard error.
+        stage: name of the stage.
+        accuracy: share of the validation images that are classified correctly.
+        error: its standard error.
     """
 
     stage: Name
@@ -34,17 +36,21 @@ class Probe:
     error: Length
 
 
-def out_of_fold(
+def predict_out_of_fold(
     features: np.ndarray, labels: np.ndarray, sets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Class probabilities for every image from a linear head that has seen neither it nor its near-duplicates.
+    """Return class probabilities of every image, predicted out of fold.
+
+    The linear model was fitted without the image and its near-duplicates.
 
     Args:
-        features: ``[n, d]``. labels: int ``[n]``. sets: int ``[n]``, equal for near-duplicates.
+        features: ``[n, d]``.
+        labels: int ``[n]``.
+        sets: int ``[n]``, equal for near-duplicates.
 
     Returns:
-        Probabilities ``[n, k]``, and the ``k`` labels that have enough images. Rows are NaN for images of other classes, and where
-        nothing but its near-duplicates shows an image's class.
+        Probabilities ``[n, k]``, and the ``k`` labels that have enough images. Rows are NaN for
+        images of other classes, and if only near-duplicates of an image show its class.
     """
     values, counts = np.unique(labels, return_counts=True)
     kept = values[counts >= FOLDS]
@@ -52,9 +58,11 @@ def out_of_fold(
     probabilities = np.full((len(labels), len(kept)), np.nan)
     if len(kept) < 2:
         return probabilities, kept
-    reduced = _reduced(features[rows])
+    reduced = _reduce(features[rows])
     for fitted, held_out in stratified_folds(labels[rows], sets[rows]):
-        model = _head().fit(reduced[_some(fitted)], labels[rows][_some(fitted)])
+        model = _make_classifier().fit(
+            reduced[_subsample(fitted)], labels[rows][_subsample(fitted)]
+        )
         columns = np.searchsorted(kept, model.classes_)
         held_out = held_out[np.isin(labels[rows[held_out]], model.classes_)]
         probabilities[rows[held_out]] = 0.0
@@ -62,15 +70,22 @@ def out_of_fold(
     return probabilities, kept
 
 
-def label_errors(
+def find_label_errors(
     probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Confident learning (Northcutt et al. 2021, as in cleanlab): the images that look like another class, most confident first.
+    """Find images that look like another class, the most confident first.
+
+    This is confident learning (Northcutt et al. 2021, as in cleanlab).
+
+    Args:
+        probabilities: from ``predict_out_of_fold``.
+        labels: int ``[n]``.
+        kept: labels of the columns, from ``predict_out_of_fold``.
 
     Returns:
-        Their positions, and the label each one looks like.
+        Positions of the images, and the label that each one looks like.
     """
-    from cleanlab.filter import find_label_issues  # here: it takes a second to import
+    from cleanlab.filter import find_label_issues  # the import takes a second
 
     rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
     given = np.searchsorted(kept, labels[rows])
@@ -83,13 +98,16 @@ def label_errors(
         return_indices_ranked_by="self_confidence",
         n_jobs=1,
     )
-    looks_like = probabilities[rows][suspects].argmax(axis=1)
-    other = looks_like != given[suspects]
-    return rows[suspects[other]], kept[looks_like[other]]
+    predicted = probabilities[rows][suspects].argmax(axis=1)
+    is_other = predicted != given[suspects]
+    return rows[suspects[is_other]], kept[predicted[is_other]]
 
 
-def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> float:
-    """Share of the held-out images (see ``out_of_fold``) whose most likely class is their label; NaN where there is none."""
+def label_agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> float:
+    """Return the share of the held-out images whose most likely class is their label.
+
+    See ``predict_out_of_fold``. NaN if there is none.
+    """
     rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
     if not len(rows) or not len(kept):
         return np.nan
@@ -99,11 +117,12 @@ def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -
 def class_predictions(
     probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
 ) -> pd.DataFrame:
-    """What each held-out image (see ``out_of_fold``) is taken for.
+    """Return the prediction for each held-out image (see ``predict_out_of_fold``).
 
     Returns:
-        By position: ``predicted`` (the most likely label), ``confidence`` (its probability), ``label_confidence`` (that of the label
-        given: the self-confidence of confident learning).
+        By position: ``predicted`` (the most likely label), ``confidence`` (its probability),
+        ``label_confidence`` (probability of the given label: the self-confidence of confident
+        learning).
     """
     rows = (
         np.flatnonzero(~np.isnan(probabilities).any(axis=1))
@@ -113,66 +132,77 @@ def class_predictions(
     held_out = probabilities[rows]
     given = np.searchsorted(kept, labels[rows])
     best = held_out.argmax(axis=1) if len(rows) else rows
-    every = np.arange(len(rows))
+    positions = np.arange(len(rows))
     columns = {
         "predicted": kept[best],
-        "confidence": held_out[every, best],
-        "label_confidence": held_out[every, given],
+        "confidence": held_out[positions, best],
+        "label_confidence": held_out[positions, given],
     }
     return pd.DataFrame(columns, index=rows)
 
 
 def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> tuple[float, float]:
-    """Classifier two-sample test (Lopez-Paz & Oquab 2017): how well a linear model separates two samples, out of fold.
+    """Measure how well a linear model separates two samples, out of fold.
+
+    This is a classifier two-sample test (Lopez-Paz & Oquab 2017).
 
     Args:
-        first, second: features ``[n, d]``, ``[m, d]``. sets: int ``[n + m]``, equal for near-duplicates.
+        first: features ``[n, d]``.
+        second: features ``[m, d]``.
+        sets: int ``[n + m]``, equal for near-duplicates.
 
     Returns:
-        The area under the ROC curve (0.5: they are alike; NaN: too many are near-duplicates), and its standard error if
-        they were.
+        The area under the ROC curve (0.5: they are alike; NaN: too many are near-duplicates), and
+        its standard error under the hypothesis that they are alike.
     """
-    which = np.repeat([0, 1], [len(first), len(second)])
-    reduced = _reduced(np.concatenate([first, second]))
-    scores = np.full(len(which), np.nan)
-    for fitted, held_out in stratified_folds(which, sets):
-        model = _head("balanced").fit(reduced[_some(fitted)], which[_some(fitted)])
+    is_second = np.repeat([0, 1], [len(first), len(second)])
+    reduced = _reduce(np.concatenate([first, second]))
+    scores = np.full(len(is_second), np.nan)
+    for fitted, held_out in stratified_folds(is_second, sets):
+        model = _make_classifier("balanced").fit(
+            reduced[_subsample(fitted)], is_second[_subsample(fitted)]
+        )
         scores[held_out] = model.decision_function(reduced[held_out])
-    error = np.sqrt((len(which) + 1) / (12 * len(first) * len(second)))
+    error = np.sqrt((len(is_second) + 1) / (12 * len(first) * len(second)))
     judged_rows = ~np.isnan(scores)
     auc = (
-        roc_auc_score(which[judged_rows], scores[judged_rows])
-        if len(np.unique(which[judged_rows])) == 2
+        roc_auc_score(is_second[judged_rows], scores[judged_rows])
+        if len(np.unique(is_second[judged_rows])) == 2
         else np.nan
     )
     return float(auc), float(error)
 
 
-def far_away(stages: Sequence[np.ndarray], sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images far from everything else: positions, the farthest first, and how many robust deviations each is, the mean of all stages.
+def find_outliers(stages: Sequence[np.ndarray], sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find images far from all other images, the farthest first.
 
     Args:
-        stages: features ``[n, d]`` of each. sets: int ``[n]``, equal for near-duplicates: of those only the first one counts.
+        stages: features ``[n, d]`` of each stage.
+        sets: int ``[n]``, equal for near-duplicates, of which only the first one counts.
+
+    Returns:
+        Positions, and the distance of each in robust deviations, the mean over the stages.
     """
     first = np.unique(sets, return_index=True)[1]
     if len(first) <= 4 * _NEIGHBOURS:
         return first[:0], np.empty(0)
-    score = np.mean([_remoteness(features[first]) for features in stages], axis=0)
+    score = np.mean([_compute_remoteness(features[first]) for features in stages], axis=0)
     order = np.argsort(-score)
     order = order[score[order] > _FAR_DEVIATIONS]
     return first[order], score[order]
 
 
-def _remoteness(features: np.ndarray) -> np.ndarray:
-    """How many robust deviations the log of each one's mean distance to the nearest others lies above the median.
+def _compute_remoteness(features: np.ndarray) -> np.ndarray:
+    """Return the log of each image's mean distance to its neighbours, in robust deviations.
 
-    Features are brought to unit length. Scaled one by one, those that hardly ever respond would decide.
+    The deviations are from the median. Features are scaled to unit length. If each feature were
+    scaled separately, those that hardly ever respond would decide.
     """
     unit = normalize(features)
-    some = unit[_some(np.arange(len(unit)))]
+    sample = unit[_subsample(np.arange(len(unit)))]
     reduced = (
-        PCA(min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0)
-        .fit(some)
+        PCA(min(_DIMENSIONS, *sample.shape), svd_solver="randomized", random_state=0)
+        .fit(sample)
         .transform(unit)
     )
     nearest = NearestNeighbors(n_neighbors=_NEIGHBOURS + 1).fit(reduced)
@@ -184,7 +214,7 @@ def _remoteness(features: np.ndarray) -> np.ndarray:
     return deviations
 
 
-def probe(
+def fit_probe(
     stage: str,
     features: np.ndarray,
     labels: np.ndarray,
@@ -192,59 +222,73 @@ def probe(
     train: np.ndarray,
     val: np.ndarray,
 ) -> Probe:
-    """Train a linear model on one stage's features of the training images, and evaluate it on the validation images.
+    """Fit a linear model to one stage's features of training images, and evaluate it on validation.
 
     Args:
+        stage: name of the stage.
+        features: ``[n, d]``.
+        labels: int ``[n]``.
         sets: int ``[n]``, equal for near-duplicates and images of one group, which count once in
             the standard error.
-        train, val: positions.
+        train: positions of the training images.
+        val: positions of the validation images.
     """
-    reduced = _reduced(features, fitted_on=train)
-    some = _some(train)
-    right = _head().fit(reduced[some], labels[some]).predict(reduced[val]) == labels[val]
-    accuracy, images = float(right.mean()), float(effective_images(right[None], sets[val])[0])
+    reduced = _reduce(features, fitted_on=train)
+    sample = _subsample(train)
+    correct = (
+        _make_classifier().fit(reduced[sample], labels[sample]).predict(reduced[val]) == labels[val]
+    )
+    accuracy, images = float(correct.mean()), float(effective_images(correct[None], sets[val])[0])
     error = np.sqrt(max(accuracy * (1 - accuracy), 1 / images**2) / images)
     return Probe(stage, accuracy, float(error))
 
 
-def nearest_of_class(
+def find_nearest_of_class(
     features: np.ndarray, labels: np.ndarray, positions: np.ndarray, wanted: np.ndarray
 ) -> np.ndarray:
-    """For each position the one of the wanted class that is nearest to it in feature space."""
-    reduced = _reduced(features)
-    found = np.empty(len(positions), dtype=int)
+    """Return for each position the nearest image of the wanted class in feature space.
+
+    Args:
+        features: ``[n, d]``.
+        labels: int ``[n]``.
+        positions: int ``[m]``.
+        wanted: int ``[m]``, the class for each position.
+    """
+    reduced = _reduce(features)
+    nearest_positions = np.empty(len(positions), dtype=int)
     for label in np.unique(wanted):
         members = np.setdiff1d(np.flatnonzero(labels == label), positions)
         members = members if len(members) else np.flatnonzero(labels == label)
-        here = np.flatnonzero(wanted == label)
+        selected = np.flatnonzero(wanted == label)
         nearest = (
             NearestNeighbors(n_neighbors=1)
             .fit(reduced[members])
-            .kneighbors(reduced[positions[here]])[1][:, 0]
+            .kneighbors(reduced[positions[selected]])[1][:, 0]
         )
-        found[here] = members[nearest]
-    return found
+        nearest_positions[selected] = members[nearest]
+    return nearest_positions
 
 
-def _head(class_weight: str | None = None) -> LogisticRegression:
+def _make_classifier(class_weight: str | None = None) -> LogisticRegression:
     return LogisticRegression(C=1.0, max_iter=300, class_weight=class_weight)
 
 
-def _some(positions: np.ndarray) -> np.ndarray:
+def _subsample(positions: np.ndarray) -> np.ndarray:
     if len(positions) <= _MOST_FITTED:
         return positions
     return np.sort(np.random.default_rng(0).choice(positions, _MOST_FITTED, replace=False))
 
 
-def _reduced(features: np.ndarray, fitted_on: np.ndarray | None = None) -> np.ndarray:
-    """Return the main directions of the features ``[n, ≤128]``; labels play no part.
+def _reduce(features: np.ndarray, fitted_on: np.ndarray | None = None) -> np.ndarray:
+    """Return the principal components of the features ``[n, ≤128]``, without regard to labels.
 
-    The directions share one scale, that of the first. Scaled one by one, the last ones, mostly
-    noise, would count for as much. Nor are the features scaled one by one before (``logistic.py``).
+    The components share one scale, that of the first. If each were scaled separately, the last
+    ones, mostly noise, would count for as much. Nor are the features scaled separately before
+    (``logistic.py``).
     """
-    some = features[_some(np.arange(len(features)) if fitted_on is None else fitted_on)]
-    directions = min(_DIMENSIONS, *some.shape)
+    sample = features[_subsample(np.arange(len(features)) if fitted_on is None else fitted_on)]
+    directions = min(_DIMENSIONS, *sample.shape)
     pca = PCA(directions, svd_solver="randomized", random_state=0)
-    scale = max(float(pca.fit_transform(some)[:, 0].std()), 1e-6)
-    directed: np.ndarray = pca.transform(features) / scale
-    return directed.astype(np.float32)
+    scale = max(float(pca.fit_transform(sample)[:, 0].std()), 1e-6)
+    components: np.ndarray = pca.transform(features) / scale
+    return components.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is known of a data set before training, in one result that prints itself."""
+"""Results of an inspection of a data set, in one object that prints itself."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,48 +15,58 @@ if TYPE_CHECKING:  # an inspection without features needs no torch
 
 @dataclass(frozen=True)
 class Inspection:
-    """A data set, the findings in it, and what the features of a backbone show; ``deep`` is None where nobody asked."""
+    """A data set, its findings, and the analysis of its features.
+
+    ``deep`` is None if nobody asked for that analysis.
+    """
 
     dataset: Dataset
     findings: tuple[Finding, ...]
     deep: "DeepReport | None"
 
     def in_words(self) -> str:
-        """How many images, of which sizes, and who decides on the split."""
+        """Describe the number and sizes of the images, and the origin of the split."""
         dataset, widths, heights = (
             self.dataset,
             self.dataset.table["width"],
             self.dataset.table["height"],
         )
+        origin = "the split is part of the data" if dataset.given_splits else "Thaw makes the split"
         return (
-            f"{things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}, "
-            f"{widths.min()}×{heights.min()} to {widths.max()}×{heights.max()} pixels; "
-            f"{'the split is part of the data' if dataset.given_splits else 'Thaw makes the split'}."
+            f"{things(len(dataset.table), 'image')} in "
+            f"{things(len(dataset.classes), 'class', 'classes')}, {widths.min()}×{heights.min()} "
+            f"to {widths.max()}×{heights.max()} pixels; "
+            f"{origin}."
         )
 
     def changes(self) -> str:
-        """What was changed by hand; empty where nothing was."""
+        """Describe the edits made by hand; empty if there are none."""
         return f"Changes: {edits_in_words(self.dataset.edits)}." if self.dataset.edits else ""
 
     def class_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per class: its images by split."""
+        """Return (columns, rows) with one row per class: its images by split."""
         counts = self.dataset.counts()
         return ["Class", *counts.columns], [
             [str(name), *(f"{count:,}" for count in row)] for name, row in counts.iterrows()
         ]
 
     def finding_rows(self) -> list[tuple[str, str]]:
-        """(severity, what was found) of each finding."""
-        return [(one.severity, f"{KINDS[one.kind].title}. {one.message}") for one in self.findings]
+        """Return (severity, description) of each finding."""
+        return [
+            (finding.severity, f"{KINDS[finding.kind].title}. {finding.message}")
+            for finding in self.findings
+        ]
 
     def probe_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per stage; none where no probe was fitted."""
+        """Return (columns, rows) with one row per stage; no rows without probes."""
         probes = self.deep.probes if self.deep else ()
-        rows = [[one.stage, f"{percent(one.accuracy)} ± {percent(one.error)}"] for one in probes]
+        rows = [
+            [probe.stage, f"{percent(probe.accuracy)} ± {percent(probe.error)}"] for probe in probes
+        ]
         return ["Stage", "Validation accuracy of a linear probe"], rows
 
     def advice(self) -> str:
-        """Which strategy the probes suggest; empty without probes."""
+        """Return the strategy that the probes suggest, in sentences; empty without probes."""
         suggestion = self.deep.suggestion if self.deep else None
         if self.deep is None or suggestion is None:
             return ""
@@ -64,29 +74,30 @@ class Inspection:
         return suggestion.reason + named
 
     def shifts(self) -> list[str]:
-        """The AUC of a classifier between each split and the training images."""
+        """Describe the AUC of a classifier between each split and the training images."""
         auc = self.deep.auc if self.deep else {}
         return [
-            f"Training against {SPLIT_WORDS[split].lower()} images, separated by features: AUC {one:.2f} (0.5: chance level)."
-            for split, one in auc.items()
+            f"Training against {SPLIT_WORDS[split].lower()} images, separated by features: AUC "
+            f"{auc_of_split:.2f} (0.5: chance level)."
+            for split, auc_of_split in auc.items()
         ]
 
     def __repr__(self) -> str:
         return f"<Inspection: {self.in_words()} {things(len(self.findings), 'finding')}>"
 
     def _repr_html_(self) -> str:
-        found = (
+        findings = (
             table(("Severity", "Finding"), self.finding_rows())
             if self.findings
             else paragraphs("Nothing looks wrong.")
         )
-        parts = [paragraphs(self.in_words(), self.changes()), table(*self.class_rows()), found]
+        parts = [paragraphs(self.in_words(), self.changes()), table(*self.class_rows()), findings]
         if self.deep and self.deep.probes:
             parts += [table(*self.probe_rows()), paragraphs(self.advice())]
         return "".join(parts) + paragraphs(*self.shifts())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as ``inspect --json`` prints them."""
+        """Return plain values, as ``inspect --json`` prints them."""
         dataset, widths, heights = (
             self.dataset,
             self.dataset.table["width"],

@@ -15,7 +15,7 @@ class Embeddings:
     """One vector per image.
 
     Attributes:
-        ids: of the images, ``[n]``.
+        ids: ids of the images, ``[n]``.
         vectors: float16 ``[n, d]``, each of unit length.
     """
 
@@ -23,8 +23,8 @@ class Embeddings:
     vectors: np.ndarray
 
     @classmethod
-    def of(cls, ids: np.ndarray, features: np.ndarray) -> "Embeddings":
-        """Features ``[n, d]``, brought to unit length."""
+    def from_features(cls, ids: np.ndarray, features: np.ndarray) -> "Embeddings":
+        """Return embeddings of features ``[n, d]``, scaled to unit length."""
         return cls(ids, normalize(features).astype(np.float16))
 
     @cached_property
@@ -33,20 +33,24 @@ class Embeddings:
         return position
 
     def nearest(self, sample: str, count: int) -> list[tuple[str, float]]:
-        """The images nearest to one of them, the nearest first, without itself: id and cosine distance (0…2).
+        """Return (id, cosine distance) of the images nearest to one of them, the nearest first.
+
+        The image itself is left out. Cosine distances are 0…2.
 
         Returns:
-            At most ``count``; none where the image has no embedding.
+            At most ``count`` images; empty if the image has no embedding.
         """
         if sample not in self._position:
             return []
-        at = self._position.get_loc(sample)
-        wanted = self.vectors[at].astype(np.float32)
+        position = self._position.get_loc(sample)
+        query = self.vectors[position].astype(np.float32)
         blocks = (
             self.vectors[start : start + _AT_ONCE] for start in range(0, len(self.ids), _AT_ONCE)
         )
-        distances = 1 - np.concatenate([block.astype(np.float32) @ wanted for block in blocks])
+        distances = 1 - np.concatenate([block.astype(np.float32) @ query for block in blocks])
         order = [
-            index for index in np.argsort(distances, kind="stable")[: count + 1] if index != at
+            index
+            for index in np.argsort(distances, kind="stable")[: count + 1]
+            if index != position
         ][:count]
         return [(str(self.ids[index]), max(0.0, float(distances[index]))) for index in order]

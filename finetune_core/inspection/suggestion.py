@@ -1,9 +1,9 @@
-"""Which stages to train, by the linear probe of each stage: the one rule that all advice follows.
+"""Suggested stages to train, by the linear probe of each stage: the rule that all advice follows.
 
-The rule is the one-standard-error rule (Breiman et al. 1984): of the stages whose probe is within
-one standard error of the best one, the deepest may stay frozen, and so may all before it. Training
-starts behind it. Where it is the last stage, the probes name none: features that are as good as any
-say nothing about what training would add to them.
+The rule is the one-standard-error rule (Breiman et al. 1984). Among the stages whose probe is
+within one standard error of the best one, the deepest may stay frozen, and so may all stages before
+it. Training starts behind it. If it is the last stage, the probes suggest no stage: features that
+are as good as any say nothing about what training would add to them.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Suggestion:
     """The first stage to train.
 
     Attributes:
-        cut: its name; None where the probes name none.
+        cut: its name; None if the probes suggest none.
         reason: one or more sentences.
     """
 
@@ -31,56 +31,60 @@ class Suggestion:
 
 
 def suggest_cut(probes: Sequence[Probe], stages: Sequence[str]) -> Suggestion:
-    """Suggest to train what follows the deepest stage whose frozen features are as good as any.
+    """Suggest to train all stages behind the deepest one whose frozen features are as good as any.
 
     Args:
-        probes: input to head; one of each stage that could be probed.
-        stages: names of all stages, input to head.
+        probes: from the input to the head, one for each stage that could be probed.
+        stages: names of all stages, from the input to the head.
     """
     if not probes:
         return Suggestion(None, "No linear model could be evaluated on the features of any stage.")
-    good, last = deepest_good(probes), probes[-1]
+    good, last = find_deepest_good(probes), probes[-1]
     if good is last:
         return Suggestion(
             None,
             f"No stage's frozen features do better than those of {last.stage}, the last one "
-            f"({_shown(last)}), by more than one standard error, so the probes cannot tell "
-            "whether training any of them helps. Compare the linear probe with the last block.",
+            f"({_format_accuracy(last)}), by more than one standard error, so the probes cannot "
+            "tell whether training any of them helps. Compare the linear probe with the last "
+            "block.",
         )
     cut = stages[stages.index(good.stage) + 1]
     return Suggestion(
         cut,
-        f"A linear model on the frozen features of {good.stage} classifies {_shown(good)} of the "
-        "validation images correctly. All deeper stages do worse than the best by more than one "
-        f"standard error ({percent(last.accuracy)} at the end), so train from {cut} on.",
+        f"A linear model on the frozen features of {good.stage} classifies "
+        f"{_format_accuracy(good)} of the validation images correctly. All deeper stages do worse "
+        f"than the best by more than one standard error ({percent(last.accuracy)} at the end), so "
+        f"train from {cut} on.",
     )
 
 
-def deepest_good(probes: Sequence[Probe]) -> Probe:
+def find_deepest_good(probes: Sequence[Probe]) -> Probe:
     """Return the deepest stage whose probe is within one standard error of the best one.
 
     Args:
-        probes: input to head.
+        probes: from the input to the head.
     """
-    best = max(probes, key=lambda one: one.accuracy)
-    return [one for one in probes if one.accuracy >= best.accuracy - best.error][-1]
+    best = max(probes, key=lambda probe: probe.accuracy)
+    return [probe for probe in probes if probe.accuracy >= best.accuracy - best.error][-1]
 
 
-def strategy_from(cut: str, backbone: str, image_size: int | None = None) -> str:
+def find_strategy(cut: str, backbone: str, image_size: int | None = None) -> str:
     """Return the ready-made strategy that trains from this stage on, or ``custom``.
 
     Args:
-        image_size: of the images; None for the one that the backbone was pretrained on.
+        cut: name of the stage.
+        backbone: name of the network.
+        image_size: side of the images; None for the size that the backbone was pretrained on.
     """
     stages = network_stages(backbone, image_size=image_size)
-    at = [stage.name for stage in stages].index(cut)
+    index = [stage.name for stage in stages].index(cut)
     for name, strategy in STRATEGIES.items():
         if strategy.classic:
             config = make_config({"data": "any", "backbone": backbone, "strategy": name})
-            if cut_index(plan(config, stages)) == at:
+            if cut_index(plan(config, stages)) == index:
                 return name
     return "custom"
 
 
-def _shown(probe: Probe) -> str:
+def _format_accuracy(probe: Probe) -> str:
     return f"{percent(probe.accuracy)} ± {points(probe.error)} points"

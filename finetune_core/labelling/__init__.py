@@ -1,1 +1,1 @@
-"""Images without labels: the order in which they are shown, and the answers."""
+"""Labelling of images without labels: the order in which they are shown, and the answers."""

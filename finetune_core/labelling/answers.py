@@ -18,19 +18,19 @@ from finetune_core.errors import DataError
 from finetune_core.files import problem_with, read_regular
 from finetune_core.formatting import things
 
-SKIPPED, NONE_OF_THESE = "skipped", "none_of_these"  # kinds of the edits that pass an image over
+SKIPPED, NONE_OF_THESE = "skipped", "none_of_these"  # kinds of edits without a label
 _LARGEST = 2**28  # bytes
 _KINDS = {"skip": SKIPPED, "none": NONE_OF_THESE}  # action -> kind of its edit
 
 
 class Answer(BaseModel):
-    """What a person says of one image without a label.
+    """A person's answer about one image without a label.
 
     Attributes:
         path: id of the image.
         label: its class; empty for the other actions.
-        action: ``label``, ``skip``, ``none`` (it is of none of the classes), or ``undo``: take the
-            answer to this image back.
+        action: ``label``, ``skip``, ``none`` (the image is of none of the classes), or ``undo``,
+            which takes back the answer to this image.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -40,7 +40,7 @@ class Answer(BaseModel):
     action: Literal["label", "skip", "none", "undo"] = "label"
 
     @model_validator(mode="after")
-    def _has_one_answer(self) -> Self:
+    def _check_one_answer(self) -> Self:
         if (self.action == "label") != bool(self.label):
             raise ValueError("give either a label, or the action skip, none or undo")
         return self
@@ -52,12 +52,12 @@ def read_answers(file: Path) -> list[Answer]:
     Label or action may be missing: without an action, the image gets the label.
 
     Raises:
-        DataError: when the file cannot be read, or a line is no answer.
+        DataError: if the file cannot be read, or a line is no answer.
     """
     try:
         text = read_regular(file.resolve(), _LARGEST).decode("utf-8-sig")
-        rows = _csv_rows(text) if file.suffix.lower() == ".csv" else _json_rows(text)
-        return [_answer(file, line, row) for line, row in rows]
+        rows = _read_csv_rows(text) if file.suffix.lower() == ".csv" else _read_json_rows(text)
+        return [_parse_answer(file, line, row) for line, row in rows]
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"The answers in {file} cannot be read: {problem_with(file, error)}."
@@ -65,44 +65,42 @@ def read_answers(file: Path) -> list[Answer]:
 
 
 def save_answers(data: str | Path, split_of: Mapping[str, str], answers: Sequence[Answer]) -> None:
-    """Keep answers as edits of a data set, in one write.
+    """Store answers as edits of a data set, in one write.
 
-    An image has one answer: a new one replaces the earlier one. An answer that is there already
-    stays as it is, so answers may be sent again.
+    An image has one answer: a new one replaces the earlier one. An equal answer stays as it is, so
+    answers may be sent again.
 
     Args:
         data: folder or manifest of the data set.
-        split_of: id -> split that the image joins, of each image that may be answered.
-        answers: the earliest first.
+        split_of: id -> split that the image joins, for each image that may be answered.
+        answers: the answers, the earliest first.
 
     Raises:
-        DataError: when an image is not among those without labels, or the answers cannot be kept.
+        DataError: if an image is not in the queue, or the answers cannot be stored.
     """
-    strange = [answer.path for answer in answers if answer.path not in split_of]
-    if strange:
+    unknown = [answer.path for answer in answers if answer.path not in split_of]
+    if unknown:
         raise DataError(
-            f"{things(len(strange), 'answer')} of images that are not in the queue: "
-            f"{some(strange)}. Take paths from the queue."
+            f"{things(len(unknown), 'answer')} of images that are not in the queue: "
+            f"{some(unknown)}. Take paths from the queue."
         )
-    wanted: dict[str, Edit | None] = {}
+    edits: dict[str, Edit | None] = {}
     for answer in answers:
-        wanted.pop(answer.path, None)  # the order of edits is that of the last answers
-        wanted[answer.path] = _edit_of(answer, split_of[answer.path])
+        edits.pop(answer.path, None)  # edits are in the order of the last answers
+        edits[answer.path] = _make_edit(answer, split_of[answer.path])
 
     def change(known: Sequence[Edit]) -> list[Edit]:
-        kept = [
-            edit
-            for edit in known
-            if not _answers_any(edit, wanted) or edit == wanted[edit.paths[0]]
+        remaining = [
+            edit for edit in known if not _is_answer_to(edit, edits) or edit == edits[edit.paths[0]]
         ]
-        there = set(kept)
-        return kept + [edit for edit in wanted.values() if edit and edit not in there]
+        present = set(remaining)
+        return remaining + [edit for edit in edits.values() if edit and edit not in present]
 
     change_edits(data, change)
 
 
-def _edit_of(answer: Answer, split: str) -> Edit | None:
-    """Return the edit that keeps an answer; None where it takes one back."""
+def _make_edit(answer: Answer, split: str) -> Edit | None:
+    """Return the edit that stores an answer; None if the answer takes one back."""
     if answer.action == "undo":
         return None
     if answer.action == "label":
@@ -111,33 +109,33 @@ def _edit_of(answer: Answer, split: str) -> Edit | None:
     return Edit(action="ignore", paths=(answer.path,), kind=_KINDS[answer.action])
 
 
-def _answers_any(edit: Edit, paths: Mapping[str, Any]) -> bool:
+def _is_answer_to(edit: Edit, paths: Mapping[str, Any]) -> bool:
     """Return whether an edit is an answer to one of some images."""
     answers = edit.action in ("label", "label_test") or edit.kind in _KINDS.values()
     return answers and len(edit.paths) == 1 and edit.paths[0] in paths
 
 
-def _csv_rows(text: str) -> Iterator[tuple[int, Any]]:
-    """Yield (line, row) without the cells that are empty."""
+def _read_csv_rows(text: str) -> Iterator[tuple[int, Any]]:
+    """Yield (line, row) without the empty cells."""
     reader = csv.DictReader(io.StringIO(text, newline=""))
     for row in reader:
         yield reader.line_num, {name: value for name, value in row.items() if value}
 
 
-def _json_rows(text: str) -> Iterator[tuple[int, Any]]:
+def _read_json_rows(text: str) -> Iterator[tuple[int, Any]]:
     for line, content in enumerate(text.splitlines(), start=1):
         if content.strip():
             yield line, json.loads(content)
 
 
-def _answer(file: Path, line: int, row: object) -> Answer:
+def _parse_answer(file: Path, line: int, row: object) -> Answer:
     try:
         answer = Answer.model_validate(row)
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
+        location = ".".join(map(str, problem["loc"]))
         reason = problem["msg"].removeprefix("Value error, ")
-        reason = f"{where}: {reason}" if where else reason
+        reason = f"{location}: {reason}" if location else reason
         raise DataError(f"Line {line} of {file}: {reason}.") from None
     if not answer.label.isprintable():
         raise DataError(f"Line {line} of {file}: the label is not printable: {answer.label!r}.")

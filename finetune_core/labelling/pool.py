@@ -1,4 +1,4 @@
-"""The images of a data set that wait for a label: those of folders that a person added to it."""
+"""Unlabelled images of a data set, from folders that a person added to it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ from finetune_core.errors import DataError
 from finetune_core.files import is_there, problem_with, read_regular, write_bytes
 from finetune_core.work import Work
 
-TEST_SHARE = 0.1  # of the images, where a person sets some aside
+TEST_SHARE = 0.1  # share of the images that is set aside for testing
 _FILE = "unlabelled.json"
 _LARGEST = 2**20  # bytes
 
 
 class Unlabelled(BaseModel):
-    """What was added to a data set for labelling; kept beside its edits.
+    """Folders that were added to a data set for labelling; stored beside its edits.
 
     Attributes:
         folders: absolute paths.
-        set_aside: whether a random tenth of the images is labelled first, for testing.
+        set_aside: True if a random tenth of the images is labelled first, for testing.
         classes: names that no image has yet.
     """
 
@@ -43,10 +43,10 @@ class Unlabelled(BaseModel):
 
 
 def load_unlabelled(data: str | Path) -> Unlabelled:
-    """Return what was added to a data set for labelling.
+    """Load the folders that were added to a data set for labelling.
 
     Raises:
-        DataError: when the file that holds it is damaged.
+        DataError: if the file that stores them is damaged.
     """
     file = entry_folder(data) / _FILE
     if not is_there(file):
@@ -61,10 +61,10 @@ def load_unlabelled(data: str | Path) -> Unlabelled:
 
 
 def save_unlabelled(data: str | Path, unlabelled: Unlabelled) -> None:
-    """Keep what was added to a data set for labelling.
+    """Store the folders that were added to a data set for labelling.
 
     Raises:
-        DataError: when it cannot be written.
+        DataError: if the file cannot be written.
     """
     file = entry_folder(data) / _FILE
     try:
@@ -76,17 +76,17 @@ def save_unlabelled(data: str | Path, unlabelled: Unlabelled) -> None:
 def add_folder(
     data: str | Path, folder: str, *, set_aside: bool = False, roots: Sequence[Path] = ()
 ) -> Unlabelled:
-    """Add a folder of unlabelled images to a data set. Its files stay where they are.
+    """Add a folder of unlabelled images to a data set. Its files stay in place.
 
     Args:
         data: folder or manifest of the data set.
-        folder: as a person typed it.
-        set_aside: label a random tenth first, for testing. It holds for all folders of the data
-            set, and is left as it is where some were added before.
-        roots: when given, a folder elsewhere is refused.
+        folder: path as a person typed it.
+        set_aside: label a random tenth first, for testing. The setting of the first added folder
+            holds for all folders of the data set.
+        roots: if given, a folder outside of these is refused.
 
     Raises:
-        DataError: when there is no image in it, or it may not be read.
+        DataError: if the folder contains no image, or may not be read.
     """
     path = whole_path(folder)
     if roots:
@@ -107,11 +107,11 @@ def add_folder(
 def add_images(
     data: str | Path, source: str, *, set_aside: bool = False, roots: Sequence[Path] = ()
 ) -> Work[Unlabelled]:
-    """Add a folder of unlabelled images to a data set, or what an archive unpacks to.
+    """Add a folder of unlabelled images, or the content of an archive, to a data set.
 
     Args:
         data: folder or manifest of the data set.
-        source: a folder or an archive, as a person typed it.
+        source: path of a folder or an archive, as a person typed it.
         set_aside: as for ``add_folder``.
         roots: as for ``add_folder``.
 
@@ -119,7 +119,7 @@ def add_images(
         Steps that count bytes while an archive is unpacked.
 
     Raises:
-        DataError: as ``add_folder``, and when an archive is refused.
+        DataError: as for ``add_folder``, and if an archive is refused.
     """
     path = whole_path(source)
     if is_archive(path.name) and path.is_file():
@@ -137,11 +137,11 @@ def add_uploaded(
     set_aside: bool = False,
     roots: Sequence[Path] = (),
 ) -> Work[Unlabelled]:
-    """Add unlabelled images that a browser sends to a data set: images, archives, or both.
+    """Add unlabelled images that a browser uploads to a data set: images, archives, or both.
 
     Args:
         data: folder or manifest of the data set.
-        files: name and content of each.
+        files: name and content of each file.
         set_aside: as for ``add_folder``.
         roots: as for ``add_folder``.
 
@@ -149,7 +149,7 @@ def add_uploaded(
         Steps that count bytes of an archive, or files.
 
     Raises:
-        DataError: when anything is refused; what came before it is added.
+        DataError: if a file is refused; earlier files have been added by then.
     """
     uploads = unlabelled_folder(image_root(data))
     loose = [(name, file) for name, file in files if not is_archive(name)]
@@ -164,21 +164,21 @@ def add_uploaded(
 
 
 def remove_folder(data: str | Path, folder: str) -> None:
-    """Take a folder out of the queue of a data set. Labels of its images are kept.
+    """Remove a folder from the queue of a data set. Labels of its images are kept.
 
     Raises:
-        DataError: when that cannot be kept.
+        DataError: if that cannot be stored.
     """
     known = load_unlabelled(data)
-    left = tuple(one for one in known.folders if one != folder)
-    save_unlabelled(data, known.model_copy(update={"folders": left}))
+    folders = tuple(path for path in known.folders if path != folder)
+    save_unlabelled(data, known.model_copy(update={"folders": folders}))
 
 
 def add_class(data: str | Path, name: str) -> None:
     """Add a class that no image has yet.
 
     Raises:
-        DataError: when no class can have that name, or it cannot be kept.
+        DataError: if no class can have that name, or it cannot be stored.
     """
     name = name.strip()
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
@@ -196,46 +196,49 @@ def find_pool(
 ) -> Work[pd.DataFrame]:
     """Find the images of the added folders, labelled or not.
 
-    Copies of images of the data set are left out, as are copies among the added ones.
+    Copies of images of the data set are left out, and so are copies among the added ones.
 
     Returns:
-        One row per image: ``id`` (as in the data set's table), ``content``, and ``split``: the one
-        that the image joins once it has a label.
+        One row per image: ``id`` (as in the data set's table), ``content``, and ``split``: the
+        split that the image joins once it has a label.
 
     Raises:
-        DataError: when a folder cannot be read.
+        DataError: if a folder cannot be read.
     """
-    found = []
+    parts = []
     for folder in unlabelled.folders:
         listing = list_unlabelled(folder, roots)
         rows = yield from read_index(folder, listing)
         rows = rows[rows["problem"] == ""]
-        # Near-duplicates must not be on two sides: the first of them decides for all.
-        decides = rows.groupby("near")["content"].transform("min")
+        # Near-duplicates must be in the same split, so the first one decides for all.
+        first_content = rows.groupby("near")["content"].transform("min")
         paths = (listing.root / sample for sample in rows["id"])
-        found.append(
+        parts.append(
             pd.DataFrame(
                 {
-                    "id": [_id_in(dataset.root, path) for path in paths],
+                    "id": [_image_id(dataset.root, path) for path in paths],
                     "content": rows["content"].to_numpy(),
-                    "split": [_split_of(one) if unlabelled.set_aside else TRAIN for one in decides],
+                    "split": [
+                        _draw_split(content) if unlabelled.set_aside else TRAIN
+                        for content in first_content
+                    ],
                 }
             )
         )
-    if not found:
+    if not parts:
         return pd.DataFrame({"id": [], "content": [], "split": []})
-    pool = pd.concat(found).drop_duplicates("id").drop_duplicates("content")
+    pool = pd.concat(parts).drop_duplicates("id").drop_duplicates("content")
     own = dataset.table[~dataset.table["id"].isin(list(labelled_paths(dataset.edits)))]
     known = pool["id"].isin(own["id"]) | pool["content"].isin(own["content"])
     return pool[~known].sort_values("id", ignore_index=True)
 
 
-def _id_in(root: Path, path: Path) -> str:
-    """Return an image's id: its path below the root where it lies there, else its whole path."""
+def _image_id(root: Path, path: Path) -> str:
+    """Return an image's id: its path relative to the root, or its whole path outside of it."""
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def _split_of(content: int) -> str:
-    """Return the split of an image that may be set aside: random, but the same on every machine."""
+def _draw_split(content: int) -> str:
+    """Return the split of an image that may be set aside: pseudo-random, equal on every machine."""
     digest = hashlib.blake2b(f"set aside/{content}".encode(), digest_size=8).digest()
     return TEST if int.from_bytes(digest) < TEST_SHARE * 2**64 else TRAIN

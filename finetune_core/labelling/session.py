@@ -34,22 +34,22 @@ ORDERS = {
     "probable": "Probably one class",
 }
 
-# Inverse strength of the penalty. Choosing it by cross-validation takes seconds, this fit a tenth of
-# one. With 50, 200 and 800 labels it was within 2 points of the best of 0.001 to 1.
+# Inverse strength of the penalty. Choosing it by cross-validation takes seconds, a single fit a
+# tenth of a second. With 50, 200 and 800 labels it was within 2 points of the best of 0.001 to 1.
 _C = 1e-2
 _TOLERANCE = 1e-4
-_DIRECTIONS = 64  # in which images are clustered
+_DIRECTIONS = 64  # principal components for clustering
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear probe, fitted to the labels so far.
+    """A linear probe, fitted to the current labels.
 
     Attributes:
-        classes: of its outputs.
-        linear: None where fewer than two classes have labels.
+        classes: classes of its outputs.
+        linear: None if fewer than two classes have labels.
         shares: float32 ``[n, classes]``: probabilities for each image of the pool.
-        accuracy: on the validation images of the data set; None without.
+        accuracy: on the validation images of the data set; None without any.
     """
 
     classes: tuple[str, ...]
@@ -60,12 +60,13 @@ class Probe:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a person has said so far of each image of the pool.
+    """Current answers about the images of the pool.
 
     Attributes:
-        classes: str ``[n]``; empty where the image has no label.
-        waiting: bool ``[n]``: without a label, and neither skipped nor without a class.
-        skipped, none: numbers of images.
+        classes: str ``[n]``; empty for an image without a label.
+        waiting: bool ``[n]``: without a label, and neither skipped nor of none of the classes.
+        skipped: number of skipped images.
+        none: number of images of none of the classes.
     """
 
     classes: np.ndarray
@@ -75,6 +76,7 @@ class Labels:
 
     @property
     def count(self) -> int:
+        """Number of labelled images."""
         return int((self.classes != "").sum())
 
 
@@ -83,8 +85,9 @@ class Ranking:
     """The images that wait for a label, in the order to label them in.
 
     Attributes:
-        order: a key of ``ORDERS``. of: the image or class that it is by.
-        labels: those that the probe was fitted to.
+        order: a key of ``ORDERS``.
+        of: the image or class that the order refers to.
+        labels: the labels that the probe was fitted to.
         probe: the linear probe.
         rows: int ``[n]``: positions in the pool, the first to be labelled first.
     """
@@ -98,13 +101,14 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Labelling:
-    """A data set and the images that were added to it without labels, with their features.
+    """A data set and the unlabelled images that were added to it, with their features.
 
     Attributes:
-        root: what ids are relative to.
-        classes: of the data set, and names that no image has yet.
+        root: the folder that ids are relative to.
+        classes: classes of the data set, and names that no image has yet.
         pool: one row per added image that could be decoded (see ``find_pool``).
-        features: float32 ``[n, d]`` of the pool. directions: float32 ``[n, m]``, for clusters.
+        features: float32 ``[n, d]`` of the pool.
+        directions: float32 ``[n, m]`` of the pool, for clusters.
         own: ``id, class, split, group`` of the data set's own images, without added ones.
         own_features: float32 ``[k, d]``.
     """
@@ -119,29 +123,29 @@ class Labelling:
 
     @cached_property
     def split_of(self) -> dict[str, str]:
-        """Id -> split that the image joins, of every image of the pool."""
+        """Id -> split that the image joins, for every image of the pool."""
         return dict(zip(self.pool["id"], self.pool["split"], strict=True))
 
     def classes_with(self, labels: Labels) -> tuple[str, ...]:
-        """Return the classes of the data set, in their places, and those of new labels after them."""
+        """Return the classes of the data set in their order, followed by those of new labels."""
         new = sorted(set(labels.classes) - {""})
         return tuple(dict.fromkeys((*self.classes, *new)))
 
     def labels(self, edits: Sequence[Edit]) -> Labels:
-        """Return what the edits say of the pool."""
+        """Return the labels that the edits give to the pool."""
         table = self.pool[["id"]].assign(split="")
         table["class"] = ""
         classes = np.full(len(table), "", dtype=object)
-        made = apply_edits(table, edits)
-        classes[made.index] = made["class"]
+        labelled = apply_edits(table, edits)
+        classes[labelled.index] = labelled["class"]
         passed = ignored(edits)
         excluded = {path for edit in edits if edit.action == "exclude" for path in edit.paths}
         skipped, none = (
             self.pool["id"].isin(list(passed.get(kind, ()))).to_numpy() & (classes == "")
             for kind in (SKIPPED, NONE_OF_THESE)
         )
-        gone = skipped | none | self.pool["id"].isin(list(excluded)).to_numpy()
-        return Labels(classes, (classes == "") & ~gone, int(skipped.sum()), int(none.sum()))
+        passed_over = skipped | none | self.pool["id"].isin(list(excluded)).to_numpy()
+        return Labels(classes, (classes == "") & ~passed_over, int(skipped.sum()), int(none.sum()))
 
     def fit(self, labels: Labels) -> Probe:
         """Fit the linear probe to the data set's training images and the labels of the pool."""
@@ -149,19 +153,31 @@ class Labelling:
         own = (self.own["split"] == TRAIN).to_numpy()
         names = np.concatenate([self.own["class"].to_numpy()[own], labels.classes[training]])
         values = np.concatenate([self.own_features[own], self.features[training]])
-        # A class that the probe has seen no image of has no output: its share would mean nothing.
+        # A class without images has no output, because its probability would be meaningless.
         classes, targets = np.unique(names.astype(str), return_inverse=True)
-        kept = tuple(map(str, classes))
-        if len(kept) < 2:
-            return Probe(kept, None, np.ones((len(self.pool), len(kept)), np.float32), None)
+        output_classes = tuple(map(str, classes))
+        if len(output_classes) < 2:
+            return Probe(
+                output_classes,
+                None,
+                np.ones((len(self.pool), len(output_classes)), np.float32),
+                None,
+            )
         features = torch.from_numpy(values)
         scale = Scale.of(features)
         fit = fitted(
-            scale.applied(features), torch.from_numpy(targets), len(kept), _C, None, _TOLERANCE
+            scale.applied(features),
+            torch.from_numpy(targets),
+            len(output_classes),
+            _C,
+            None,
+            _TOLERANCE,
         )
         linear = scale.folded_into(finish(fit))
         shares = linear.logits(torch.from_numpy(self.features)).softmax(1).numpy()
-        return Probe(kept, linear, shares, self._accuracy(linear, kept))
+        return Probe(
+            output_classes, linear, shares, self._validation_accuracy(linear, output_classes)
+        )
 
     def order(
         self,
@@ -171,27 +187,41 @@ class Labelling:
         of: str = "",
         batch: int = BATCH,
     ) -> np.ndarray:
-        """Return the positions of the waiting images in the order in which they are asked for.
+        """Return the positions of the waiting images in the order to label them in.
 
-        Images that were set aside for testing come first, in an order that is random.
+        Images that were set aside for testing come first, in random order.
 
         Args:
+            labels: the current labels.
+            probe: the linear probe.
             order: a key of ``ORDERS``.
-            of: the id of an image of the pool for ``similar``, a class for ``probable``.
+            of: id of an image of the pool for ``similar``, a class for ``probable``.
             batch: number of uncertain and diverse images.
 
         Raises:
-            DataError: when there is no such order, image or class.
+            DataError: if there is no such order, image or class.
         """
         aside = labels.waiting & (self.pool["split"] == TEST).to_numpy()
         first = np.flatnonzero(aside)
-        # the hash of a file's content is as good as random
+        # The hash of a file's content serves as a random order.
         first = first[np.argsort(self.pool["content"].to_numpy()[first])]
         rest = np.flatnonzero(labels.waiting & ~aside)
-        return np.concatenate([first, rest[self._ranked(rest, labels, probe, order, of, batch)]])
+        return np.concatenate([first, rest[self._rank_rows(rest, labels, probe, order, of, batch)]])
 
     def rank(self, labels: Labels, order: str = "uncertain", of: str = "") -> Work[Ranking]:
-        """Fit the probe, and rank the waiting images. Arguments and errors as for ``order``."""
+        """Fit the probe, and rank the waiting images.
+
+        Args:
+            labels: the current labels.
+            order: as for ``order``.
+            of: as for ``order``.
+
+        Yields:
+            Steps that count the fit and the order.
+
+        Raises:
+            DataError: as for ``order``.
+        """
         yield Step(0, 2)
         probe = self.fit(labels)
         yield Step(1, 2)
@@ -202,8 +232,8 @@ class Labelling:
     ) -> tuple[list[str | None], list[float | None]]:
         """Return the probe's class for images of the pool, and its probability.
 
-        None where it has no say: for images set aside for testing, whose labels it must not
-        influence, and before two classes have labels.
+        None for images set aside for testing, whose labels the probe must not influence, and before
+        two classes have labels.
         """
         rows = np.asarray(rows, dtype=int)
         if probe.linear is None or not len(rows):
@@ -211,18 +241,20 @@ class Labelling:
         aside = (self.pool["split"] == TEST).to_numpy()[rows]
         best, share = probe.shares[rows].argmax(1), probe.shares[rows].max(1)
         names = [
-            None if test else probe.classes[one] for one, test in zip(best, aside, strict=True)
+            None if test else probe.classes[value] for value, test in zip(best, aside, strict=True)
         ]
-        return names, [None if test else float(one) for one, test in zip(share, aside, strict=True)]
+        return names, [
+            None if test else float(value) for value, test in zip(share, aside, strict=True)
+        ]
 
     def manifest(self, edits: Sequence[Edit]) -> pd.DataFrame:
         """Return ``path, label, split`` of the data set's own images and of the labelled ones."""
         table = self.pool[["id"]].assign(split="")
         table["class"] = ""
-        made = pd.concat([self.own[["id", "class", "split"]], apply_edits(table, edits)])
-        return made.rename(columns={"id": "path", "class": "label"})[["path", "label", "split"]]
+        labelled = pd.concat([self.own[["id", "class", "split"]], apply_edits(table, edits)])
+        return labelled.rename(columns={"id": "path", "class": "label"})[["path", "label", "split"]]
 
-    def _ranked(
+    def _rank_rows(
         self, rows: np.ndarray, labels: Labels, probe: Probe, order: str, of: str, batch: int
     ) -> np.ndarray:
         if order == "uncertain":
@@ -230,17 +262,17 @@ class Labelling:
                 self.features[rows], self.directions[rows], probe.linear, batch, labels.count
             )
         if order == "similar":
-            found = np.flatnonzero((self.pool["id"] == of).to_numpy())
-            if not len(found):
+            matches = np.flatnonzero((self.pool["id"] == of).to_numpy())
+            if not len(matches):
                 raise DataError(f"There is no image {of!r} among those without labels.")
-            return rank_similar(self.features[rows], self.features[found[0]])
+            return rank_similar(self.features[rows], self.features[matches[0]])
         if order == "probable":
             if of not in probe.classes:
                 raise DataError(f"No image has the class {of!r} yet. Label one of it first.")
             return rank_probable(probe.shares[rows, probe.classes.index(of)])
         raise DataError(f"The order is one of {', '.join(ORDERS)}, not {order!r}.")
 
-    def _accuracy(self, linear: Linear, classes: tuple[str, ...]) -> float | None:
+    def _validation_accuracy(self, linear: Linear, classes: tuple[str, ...]) -> float | None:
         rows = (self.own["split"] == VAL).to_numpy()
         if not rows.any():
             return None
@@ -257,16 +289,24 @@ def prepare_labelling(
     roots: Sequence[Path] = (),
     fit: str = CROP,
 ) -> Work[Labelling]:
-    """Look at the images that were added to a data set, and compute features of all its images.
+    """Find the images that were added to a data set, and compute features of all its images.
 
     Features are kept in the activation cache: only new images are decoded.
+
+    Args:
+        dataset: the data set.
+        unlabelled: the added folders.
+        backbone: name of the network.
+        image_size: side of the images in pixels.
+        roots: if given, folders outside of these are refused.
+        fit: how images become squares: ``crop`` or ``pad``.
 
     Yields:
         Steps of the phases ``index``, ``decode`` and ``features``.
 
     Raises:
-        FinetuneError: when a folder cannot be read, nothing is left to label, or features cannot
-            be computed.
+        FinetuneError: if a folder cannot be read, nothing is left to label, or features cannot be
+            computed.
     """
     pool = yield from in_phase("index", find_pool(dataset, unlabelled, roots))
     if pool.empty:

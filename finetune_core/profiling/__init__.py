@@ -1,1 +1,4 @@
-"""The profile of a backbone on a data set: what training each stage alone gains over the linear probe."""
+"""Profile of a backbone on a data set: the gain of training each stage alone.
+
+Gains are over the linear probe.
+"""

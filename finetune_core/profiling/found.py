@@ -1,4 +1,4 @@
-"""A profile found again by its runs alone: which settings, stages and seeds it has."""
+"""Reconstruction of a profile from its runs alone: its settings, stages and seeds."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,12 @@ _OWN = {"stage_rates", "seed", "epochs", "warmup_epochs"}
 
 
 def find_setup(runs: Sequence[Run], data: str, backbone: str) -> Setup | None:
-    """Return what the latest profile of a backbone on a data set was asked for; None without one.
+    """Return the settings of the latest profile of a backbone on a data set; None without one.
 
     Args:
-        runs: the newest first.
+        runs: the runs, the newest first.
+        data: the data set.
+        backbone: name of the network.
     """
     own = [
         run
@@ -45,7 +47,8 @@ def find_setup(runs: Sequence[Run], data: str, backbone: str) -> Setup | None:
     }
     full = _find_full(runs, stage)
     seeds = _shared_seeds(long)
-    if len(seeds) < 2 and not (full and seeds):  # the round of the other seeds has not begun
+    # The round of the other seeds has not begun.
+    if len(seeds) < 2 and not (full and seeds):
         seeds = SEEDS
     probe = make_config(stage.model_dump() | stage.for_strategy(BASELINE) | {"seed": seeds[0]})
     full = full or make_config(stage.model_dump() | stage.for_strategy("full"))
@@ -61,11 +64,11 @@ def _shared_seeds(long: Sequence[Run]) -> tuple[int, ...]:
     stages: dict[int, set[str | None]] = {}
     for run in long:
         stages.setdefault(run.config.seed, set()).add(profiled_stage(run.config))
-    return tuple(sorted(seed for seed, found in stages.items() if len(found) > 1))
+    return tuple(sorted(seed for seed, stages_of_seed in stages.items() if len(stages_of_seed) > 1))
 
 
 def _find_full(runs: Sequence[Run], stage: RunConfig) -> RunConfig | None:
-    """Return the settings of full fine-tuning; None before it has begun."""
+    """Return the settings of full fine-tuning; None if no run has them yet."""
     alike = (
         run.config
         for run in runs

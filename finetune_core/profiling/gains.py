@@ -1,17 +1,18 @@
-"""Gains over the linear probe, with intervals that hold for all arms at once.
+"""Gains over the linear probe, with simultaneous intervals of all arms.
 
 The gain of an arm is the difference of two mean accuracies, as in
 ``evaluation/comparison/strategies.py``: other images and other seeds would both change it.
 
-- Images: the covariance of the arms' gains, whose images are the same. Near-duplicates and groups
-  count as clusters (``inspection/clusters.py``).
+- Images: the covariance of the arms' gains, which are measured on the same images. Near-duplicates
+  and groups count as clusters (``inspection/clusters.py``).
 - Seeds: what a seed adds beyond chance, pooled over all arms, with its degrees of freedom. The
   probe is fitted and has no such part.
 
-An interval of 95 % for each of eight arms would leave out the best one's true gain far more often
-than in 5 % of profiles. So all intervals have the level at which the largest deviation among them
-stays inside in 95 % of profiles (max-t, Hothorn, Bretz & Westfall 2008). It is found by drawing from
-their joint normal distribution; each interval then takes Student's t with its own degrees of freedom.
+A 95 % interval for each of eight arms would miss the best one's true gain far more often than in 5
+% of profiles. So all intervals have the level at which the largest deviation among them stays
+inside in 95 % of profiles (max-t, Hothorn, Bretz & Westfall 2008). It is found by drawing from
+their joint normal distribution; each interval then takes Student's t with its own degrees of
+freedom.
 """
 
 from collections.abc import Sequence
@@ -38,14 +39,15 @@ def simultaneous_gains(
     """Return the differences of arms' accuracies, with simultaneous 95 % intervals.
 
     Args:
-        pairs: places of two arms each: the difference is that of the first less the second.
-        fitted: place of the arm whose head is fitted.
+        arms: the arms.
+        pairs: indices of two arms each: the difference is the first minus the second.
+        fitted: index of the arm whose head is fitted.
         sets: int ``[images]``, equal for near-duplicates and images of one group.
     """
     variances = known_variances(arms, [place != fitted for place in range(len(arms))])
-    several = [one for one in variances if one]
-    # Where each arm with several seeds stands alone, the largest is the careful choice.
-    pooled = max(several, key=lambda one: (one.pooled, one.value), default=None)
+    several = [variance for variance in variances if variance]
+    # If no arm is pooled, the largest variance is the conservative choice.
+    pooled = max(several, key=lambda variance: (variance.pooled, variance.value), default=None)
     seeds = [
         None if place == fitted and own is None else own or pooled
         for place, own in enumerate(variances)
@@ -55,25 +57,31 @@ def simultaneous_gains(
     clusters = len(np.unique(sets))
     errors, freedoms = [], []
     for (a, b), of_images in zip(pairs, np.diag(covariance), strict=True):
-        sides = [(one, arms[at].seeds) for at in (a, b) if (one := seeds[at])]
+        sides = [
+            (seed_variance, arms[index].seeds)
+            for index in (a, b)
+            if (seed_variance := seeds[index])
+        ]
         variance, freedom = total_variance(float(of_images), clusters, sides)
         errors.append(variance**0.5)
         freedoms.append(freedom)
     covariance += _seed_covariance(arms, pairs, seeds)
-    tail = _level(covariance)
+    tail = _tail_level(covariance)
     reach = [
         t_quantile(1 - tail, freedom) * error
         for error, freedom in zip(errors, freedoms, strict=True)
     ]
     means = gained.mean(axis=1)
     return [
-        Interval(float(mean), max(-1.0, float(mean - one)), min(1.0, float(mean + one)))
-        for mean, one in zip(means, reach, strict=True)
+        Interval(
+            float(mean), max(-1.0, float(mean - half_width)), min(1.0, float(mean + half_width))
+        )
+        for mean, half_width in zip(means, reach, strict=True)
     ]
 
 
 def _image_covariance(gained: np.ndarray, sets: np.ndarray) -> np.ndarray:
-    """Return the covariance ``[pairs, pairs]`` of mean gains when clusters of images are drawn."""
+    """Return the covariance ``[pairs, pairs]`` of mean gains due to sampling clusters of images."""
     residuals = cluster_residuals(gained, sets)
     clusters = residuals.shape[1]
     spread: np.ndarray = residuals @ residuals.T / gained.shape[1] ** 2
@@ -86,17 +94,23 @@ def _seed_covariance(
     pairs: Sequence[tuple[int, int]],
     seeds: Sequence[SeedVariance | None],
 ) -> np.ndarray:
-    """Return what the seeds add to the covariance of mean gains ``[pairs, pairs]``."""
+    """Return the covariance ``[pairs, pairs]`` of mean gains due to the seeds."""
     signs = np.zeros((len(pairs), len(arms)))
     for row, (a, b) in enumerate(pairs):
         signs[row, [a, b]] = 1, -1
-    own = [one.value / arm.seeds if one else 0.0 for one, arm in zip(seeds, arms, strict=True)]
-    found: np.ndarray = signs * own @ signs.T
-    return found
+    own = [
+        variance.value / arm.seeds if variance else 0.0
+        for variance, arm in zip(seeds, arms, strict=True)
+    ]
+    covariance: np.ndarray = signs * own @ signs.T
+    return covariance
 
 
-def _level(covariance: np.ndarray) -> float:
-    """Return the tail of one normal deviate that the largest of all leaves in 2.5 % on each side."""
+def _tail_level(covariance: np.ndarray) -> float:
+    """Return the tail of one normal deviate that makes the intervals simultaneous.
+
+    The largest of all deviates exceeds it in 2.5 % of cases on each side.
+    """
     deviation = np.sqrt(np.diag(covariance))
     scale = np.where(deviation > 0, deviation, 1.0)
     correlation = covariance / np.outer(scale, scale)

@@ -1,7 +1,7 @@
-"""Carries a profile out: round after round, through whoever trains runs.
+"""Execution of a profile, round after round, with a given function that trains runs.
 
 Nothing is stored but the runs themselves: they are ordinary runs, found again by their settings and
-by the fingerprint of their data. So a profile that was interrupted goes on when it is called again.
+by the fingerprint of their data. So an interrupted profile continues when it is called again.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from finetune_core.data.dataset import Dataset, sides
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.evaluation.comparison.arms import arm_titles
-from finetune_core.evaluation.comparison.costs import cost
+from finetune_core.evaluation.comparison.costs import run_cost
 from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
 from finetune_core.evaluation.comparison.paired import Answers, answers
 from finetune_core.evaluation.single_run.metrics import logits_of
@@ -52,10 +52,12 @@ _EVERYTHING_FOUND = 2**62
 
 @dataclass(frozen=True)
 class Asked:
-    """A profile that somebody asked for.
+    """A requested profile.
 
     Attributes:
-        budget: minutes that it may take, its finished runs not counted; None without a limit.
+        setup: settings of its runs.
+        dataset: the data set.
+        budget: minutes that it may take, not counting its finished runs; None without a limit.
     """
 
     setup: Setup
@@ -68,18 +70,19 @@ class Asked:
 
 
 def profile(asked: Asked, store: RunStore, train: Train, book: SpeedBook) -> Work[Profile]:
-    """Train what is missing, and return the profile.
+    """Train the missing runs, and return the profile.
 
     Args:
-        store: of the folder that the runs are in.
+        asked: the requested profile.
+        store: store of the directory that the runs are in.
         train: trains the wanted runs; those that it leaves unfinished count as failed.
-        book: speeds that a budget is planned by; what is not in there is timed first.
+        book: speeds that a budget is planned by; missing ones are timed first.
 
     Yields:
         Steps of ``train`` and of the timing.
 
     Raises:
-        FinetuneError: when a setting or the data cannot be used, or the probe fails.
+        FinetuneError: if a setting or the data cannot be used, or the probe fails.
     """
     setup, failed = asked.setup, dict[str, RunConfig]()
     parts: Collection[Part] = tuple(PARTS)
@@ -87,7 +90,7 @@ def profile(asked: Asked, store: RunStore, train: Train, book: SpeedBook) -> Wor
         known = Known(store, asked.dataset)
         needed = forecast(setup, known, (), parts)
         yield from with_subject("", calibrate(needed, asked.dataset, book))
-        seconds = partial(_seconds, dataset=asked.dataset, book=book)
+        seconds = partial(_forecast_seconds, dataset=asked.dataset, book=book)
         parts = fit_budget(setup, known, (), seconds, 60 * asked.budget)
     while True:
         known = Known(store, asked.dataset)
@@ -96,11 +99,13 @@ def profile(asked: Asked, store: RunStore, train: Train, book: SpeedBook) -> Wor
             return summarise(asked, store, progress, failed)
         yield from train(progress)
         known = Known(store, asked.dataset)
-        failed |= {key: one for one in progress.wanted if (key := run_of(one)) not in known}
+        failed |= {
+            key: config for config in progress.wanted if (key := run_of(config)) not in known
+        }
 
 
 def current_profile(asked: Asked, store: RunStore) -> Profile | None:
-    """Return the profile as far as its runs are finished; None before the probe."""
+    """Return the profile from the runs that have finished; None before the probe."""
     known = Known(store, asked.dataset)
     if not any(run_of(config) in known for config in asked.setup.probes()):
         return None
@@ -108,35 +113,41 @@ def current_profile(asked: Asked, store: RunStore) -> Profile | None:
 
 
 def count_runs(setup: Setup, known: Mapping[str, Outcome]) -> int:
-    """Return how many runs are still to be trained, at most, if one stage is enough."""
+    """Return the maximum number of runs that are still to be trained if one stage is enough."""
     return len(forecast(setup, known))
 
 
 def forecast_seconds(asked: Asked, store: RunStore, book: SpeedBook) -> float | None:
-    """Return what is still to be trained in seconds; None where a speed is not known."""
+    """Return the time of the runs that are still to be trained; None if a speed is not known."""
     configs = forecast(asked.setup, Known(store, asked.dataset))
     try:
         if not all(book.knows(config, asked.dataset) for config in configs):
             return None
-        return _seconds(configs, asked.dataset, book)
+        return _forecast_seconds(configs, asked.dataset, book)
     except FinetuneError:  # the page that trains it says so
         return None
 
 
-def _seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook) -> float:
-    """Forecast runs one after the other: only the first of equal frozen stages computes them."""
-    seen: set[str] = set()
+def _forecast_seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook) -> float:
+    """Forecast the time of runs in sequence.
+
+    Only the first run of those with equal frozen stages computes them.
+    """
+    trunks: set[str] = set()
     total = 0.0
     for config in configs:
         trunk = next(iter(config.stage_rates or {}), config.strategy)
-        one = expected(config, dataset, book, _EVERYTHING_FOUND if trunk in seen else 0)
-        seen.add(trunk)
-        total += one.seconds if one else 0.0
+        forecast = expected(config, dataset, book, _EVERYTHING_FOUND if trunk in trunks else 0)
+        trunks.add(trunk)
+        total += forecast.seconds if forecast else 0.0
     return total
 
 
 class Known(Mapping[str, Outcome]):
-    """The finished runs on a data set as it stands, by ``run_of``; each is read when it is asked for."""
+    """Finished runs on a data set in its current state, by ``run_of``.
+
+    Each run is read when it is asked for.
+    """
 
     def __init__(self, store: RunStore, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -163,10 +174,10 @@ class Known(Mapping[str, Outcome]):
 
 
 def read_outcome(run: Run) -> Outcome:
-    """Read what a finished run answered.
+    """Read the predictions of a finished run.
 
     Raises:
-        RunError: when its predictions are missing or damaged.
+        RunError: if its predictions are missing or damaged.
     """
     changed, num_classes = predictions_changed(run.run_dir), len(run.started["classes"])
     end = run.history.end or {}
@@ -175,13 +186,16 @@ def read_outcome(run: Run) -> Outcome:
         end["val_loss"],
         *_read_answers(run.run_dir, changed, num_classes),
         run.started["trainable_parameters"],
-        cost(run).seconds,
+        run_cost(run).seconds,
     )
 
 
-@lru_cache(maxsize=512)  # a page asks for dozens of runs each time that it is drawn
+@lru_cache(maxsize=512)  # a page reads dozens of runs each time that it is drawn
 def _read_answers(run_dir: Path, changed: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which validation images, and which of those that are reported on, a run got right."""
+    """Return which validation images, and which reported images, a run classifies correctly.
+
+    Reported images are the test images, or the validation images without any.
+    """
     table = load_predictions(run_dir, num_classes).sort_values("id", ignore_index=True)
     right = logits_of(table).argmax(axis=1) == table["label"].to_numpy()
     split = table["split"].to_numpy()
@@ -192,24 +206,27 @@ def _read_answers(run_dir: Path, changed: int, num_classes: int) -> tuple[np.nda
 def summarise(
     asked: Asked, store: RunStore, progress: Progress, failed: Mapping[str, RunConfig]
 ) -> Profile:
-    """Put together what the finished runs of a profile say.
+    """Summarise the finished runs of a profile.
 
     Args:
+        asked: the requested profile.
+        store: store of the directory that the runs are in.
+        progress: progress of the profile.
         failed: runs that could not be trained, by ``run_of``.
 
     Raises:
-        RunError: when runs did not answer the same images.
+        RunError: if runs did not predict the same images.
     """
     setup, known = asked.setup, Known(store, asked.dataset)
-    groups = _arms(setup, progress, known)
+    groups = _group_runs(setup, progress, known)
     probes = [run_of(config) for config in setup.probes() if run_of(config) in known]
     reference = load_predictions(known.runs[probes[0]].run_dir).sort_values("id")
     split = TEST if (reference["split"] == TEST).any() else VAL
     reported = reference[reference["split"] == split]
-    right = [_answers(known, keys) for keys in (probes, *(group.keys for group in groups))]
-    if len({one.images for one in right}) > 1:
+    right = [_collect_answers(known, keys) for keys in (probes, *(group.keys for group in groups))]
+    if len({arm_answers.images for arm_answers in right}) > 1:
         raise RunError("The runs of this profile did not answer the same images: train it again.")
-    # As far as the data set knows them: images that are near-duplicates or of one group.
+    # Near-duplicates and groups, as far as the data set records them.
     clusters = dict(zip(asked.dataset.table["id"], sides(asked.dataset.table), strict=True))
     sets = np.array([clusters[sample] for sample in reported["id"]])
     places = {group.stages: place for place, group in enumerate(groups) if group.kind != "full"}
@@ -220,22 +237,26 @@ def summarise(
     if chosen is not None and whole is not None:
         pairs.append((whole + 1, chosen + 1))
     gains = simultaneous_gains(right, pairs, 0, sets) if pairs else []
-    judged = _judge(known, [*probes, *chain(*(g.keys for g in groups if g.kind != "short"))])
+    judged = _judge_convergence(
+        known, [*probes, *chain(*(g.keys for g in groups if g.kind != "short"))]
+    )
     started = known.runs[probes[0]].started
     arms = tuple(
         ProfileArm(
             group.kind,
             progress.chosen if place == chosen else group.stages,
-            one.mean,
+            arm_answers.mean,
             gain,
-            one.seeds,
+            arm_answers.seeds,
             known[group.keys[0]].parameters,
             median(known[key].seconds for key in group.keys),
             _learning_rates(known.runs[group.keys[0]].config, group),
-            _worst([judged.get(key) for key in group.keys]),
+            _worst_convergence([judged.get(key) for key in group.keys]),
             tuple(known.runs[key].run_id for key in group.keys),
         )
-        for place, (group, one, gain) in enumerate(zip(groups, right[1:], gains, strict=False))
+        for place, (group, arm_answers, gain) in enumerate(
+            zip(groups, right[1:], gains, strict=False)
+        )
     )
     return Profile(
         setup.probe.backbone,
@@ -251,8 +272,11 @@ def summarise(
         gains[-1] if both else None,
         progress.path,
         progress.left_out,
-        tuple(f"{title}, seed {one.seed}" for title, one in _add_titles(list(failed.values()))),
-        _predictions(setup, known, groups),
+        tuple(
+            f"{title}, seed {arm_answers.seed}"
+            for title, arm_answers in _add_titles(list(failed.values()))
+        ),
+        _collect_predictions(setup, known, groups),
         started["total_parameters"],
     )
 
@@ -266,27 +290,27 @@ class _Group:
     keys: tuple[str, ...]
 
 
-def _arms(setup: Setup, progress: Progress, known: Known) -> list[_Group]:
-    """Return what is reported, each stage once: at full length where it went on."""
+def _group_runs(setup: Setup, progress: Progress, known: Known) -> list[_Group]:
+    """Return the groups of runs to report, each stage once: at full length if it went on."""
     seeds = [*setup.seeds, *([] if setup.extra_seed is None else [setup.extra_seed])]
 
-    def group(kind: Kind, stages: tuple[str, ...], configs: Iterable[RunConfig]) -> _Group:
+    def make_group(kind: Kind, stages: tuple[str, ...], configs: Iterable[RunConfig]) -> _Group:
         keys = (run_of(config) for config in configs)
         return _Group(kind, stages, tuple(key for key in keys if key in known))
 
-    found = []
+    groups = []
     for stage in setup.stages:
         if (rate := progress.rates.get(stage)) is None:
             continue
         alone = (setup.alone([stage], seed, progress.rates) for seed in seeds)
-        long = group("stage", (stage,), alone)
-        short = group("short", (stage,), [setup.short(stage, rate)])
-        found.append(long if stage in progress.going_on and long.keys else short)
+        long = make_group("stage", (stage,), alone)
+        short = make_group("short", (stage,), [setup.short(stage, rate)])
+        groups.append(long if stage in progress.going_on and long.keys else short)
     for stages in progress.sets:
         trained = (setup.alone(stages, seed, progress.rates) for seed in seeds)
-        found.append(group("stages", _sort_stages(setup, stages), trained))
-    found.append(group("full", setup.stages, (setup.whole(seed) for seed in seeds)))
-    return [one for one in found if one.keys]
+        groups.append(make_group("stages", _sort_stages(setup, stages), trained))
+    groups.append(make_group("full", setup.stages, (setup.whole(seed) for seed in seeds)))
+    return [group for group in groups if group.keys]
 
 
 def _learning_rates(config: RunConfig, group: _Group) -> dict[str, float]:
@@ -302,31 +326,33 @@ def _add_titles(configs: Sequence[RunConfig]) -> list[tuple[str, RunConfig]]:
     return list(zip(arm_titles(configs), configs, strict=True))
 
 
-def _answers(known: Known, keys: Sequence[str]) -> Answers:
+def _collect_answers(known: Known, keys: Sequence[str]) -> Answers:
     return answers(np.stack([known[key].correct for key in keys]))
 
 
-def _judge(known: Known, keys: Sequence[str]) -> dict[str, Convergence]:
+def _judge_convergence(known: Known, keys: Sequence[str]) -> dict[str, Convergence]:
     runs = [known.runs[key] for key in keys]
     judged = judge_together([(run.config, run.history) for run in runs])
     return dict(zip(keys, judged, strict=True))
 
 
-def _worst(judged: Sequence[Convergence | None]) -> Convergence:
-    """Return the first that has not converged, where there is one, else the first."""
-    found = [one or Convergence(None, "a short run") for one in judged]
-    return min(found, key=lambda one: one.converged is not False)
+def _worst_convergence(judged: Sequence[Convergence | None]) -> Convergence:
+    """Return the first convergence that has failed, or the first one if none has."""
+    convergences = [convergence or Convergence(None, "a short run") for convergence in judged]
+    return min(convergences, key=lambda convergence: convergence.converged is not False)
 
 
-def _predictions(setup: Setup, known: Known, groups: Sequence[_Group]) -> tuple[Prediction, ...]:
-    """Return forecasts of each stage's gain, as far as the runs hold them."""
+def _collect_predictions(
+    setup: Setup, known: Known, groups: Sequence[_Group]
+) -> tuple[Prediction, ...]:
+    """Return forecasts of each stage's gain from the runs."""
     runs = [known.runs[key] for group in groups for key in group.keys]
     layers = known_layers(measured_run(runs)) if runs else None
-    probes = {one.stage: one.accuracy for one in layers.probes} if layers else {}
+    probes = {probe.stage: probe.accuracy for probe in layers.probes} if layers else {}
     whole = [known.runs[key] for group in groups if group.kind == "full" for key in group.keys]
     moved = known_layers(measured_run(whole)) if whole else None
-    likeness = {one.name: one.likeness for one in moved.stages} if moved else {}
-    gradients = _gradients(whole[0]) if whole else {}
+    likeness = {stage.name: stage.likeness for stage in moved.stages} if moved else {}
+    gradients = _relative_gradients(whole[0]) if whole else {}
     if not (probes or likeness or gradients):
         return ()
     return tuple(
@@ -335,7 +361,7 @@ def _predictions(setup: Setup, known: Known, groups: Sequence[_Group]) -> tuple[
     )
 
 
-def _gradients(run: Run) -> dict[str, float]:
+def _relative_gradients(run: Run) -> dict[str, float]:
     """Return the relative gradient norm of each stage in the first step that was measured."""
     first = next(iter(run.history.measured), None)
     if first is None:
@@ -343,7 +369,7 @@ def _gradients(run: Run) -> dict[str, float]:
     try:
         beginning = beginning_of(run.config, run.started["classes"], run.run_dir)
         stages = stages_of(run.config, len(run.started["classes"]))
-    except FinetuneError:  # its weights are gone
+    except FinetuneError:  # the initial weights are missing
         return {}
     weights = dict(beginning.network.model.named_parameters())
     norms = {

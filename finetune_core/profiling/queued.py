@@ -1,4 +1,4 @@
-"""Trains the rounds of a profile through the worker's queue, as the app does."""
+"""Training of the rounds of a profile by the worker's queue, as the app does."""
 
 import time
 from collections.abc import Sequence
@@ -18,17 +18,23 @@ STOPPED = "A run of the profile was stopped. Start the profile again to go on."
 def train_queued(
     progress: Progress, worker: Worker, store: RunStore, owner: str = "", devices: int = 1
 ) -> Work[None]:
-    """Queue the runs of a round and wait until all have ended; stop them when the work is closed.
+    """Queue the runs of a round, and wait until all have ended.
+
+    If the generator is closed, the runs are stopped.
 
     Args:
-        owner, devices: as for ``Worker.submit``.
+        progress: progress of the profile.
+        worker: the worker.
+        store: store of the directory that the runs are in.
+        owner: as for ``Worker.submit``.
+        devices: as for ``Worker.submit``.
 
     Yields:
         Steps that count runs, with the round as their subject.
 
     Raises:
-        ConfigError: when a run cannot be queued.
-        TrainingError: when somebody has stopped a run.
+        ConfigError: if a run cannot be queued.
+        TrainingError: if somebody has stopped a run.
     """
     run_ids = [_queue(config, worker, store, owner, devices) for config in progress.wanted]
     active = run_ids
@@ -39,16 +45,16 @@ def train_queued(
             time.sleep(_LOOK)
             active = [run_id for run_id in active if store.run(run_id).active]
     except GeneratorExit:
-        # Those that wait first, so that none begins when the one that trains stops.
+        # Stop waiting runs first, so that none of them starts when the training one stops.
         for run_id in sorted(active, key=lambda one: worker.waiting(one) is None):
             worker.stop(run_id)
         raise
-    if _was_stopped([store.run(run_id) for run_id in run_ids]):
+    if _is_any_stopped([store.run(run_id) for run_id in run_ids]):
         raise TrainingError(STOPPED)
 
 
 def _queue(config: RunConfig, worker: Worker, store: RunStore, owner: str, devices: int) -> str:
-    """Queue a run, or let one go on that was cut off or stopped; return its id."""
+    """Queue a run, or resume an equal one that was interrupted or stopped, and return its id."""
     same = [run for run in store.runs() if run_of(run.config) == run_of(config)]
     for run in same:
         if run.active:
@@ -59,5 +65,5 @@ def _queue(config: RunConfig, worker: Worker, store: RunStore, owner: str, devic
     return worker.submit(config, owner, devices)
 
 
-def _was_stopped(runs: Sequence[Run]) -> bool:
+def _is_any_stopped(runs: Sequence[Run]) -> bool:
     return any(run.resumable and run.status != "failed" for run in runs)

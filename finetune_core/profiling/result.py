@@ -1,4 +1,4 @@
-"""The answer of a profile: one sentence, a table, the path of the selection, JSON."""
+"""Result of a profile: one sentence, a table, the path of the selection, JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from finetune_core.data.splits import TEST, VAL
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.formatting import duration, number, percent, points, things
 from finetune_core.markup import paragraphs, table
-from finetune_core.profiling.plan import PARTS, ROUNDS, Part, Round, Selected
+from finetune_core.profiling.plan import PARTS, ROUNDS, Part, Round, SelectionStep
 from finetune_core.runs.convergence import Convergence
 
 Kind = Literal["short", "stage", "stages", "full"]
@@ -38,13 +38,14 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class Prediction:
-    """Forecasts of a stage's gain that need no training of their own; None where not known.
+    """Forecasts of a stage's gain that need no training of their own; None if not known.
 
     Attributes:
+        stage: name of the stage.
         probe: accuracy of a linear probe on the stage's pretrained features.
         gradient: norm of its gradient in the first measured step of full fine-tuning, relative to
             the norm of its weights (Auto-RGN, Lee et al. 2023).
-        similarity: of its features before and after full fine-tuning (CKA).
+        similarity: similarity of its features before and after full fine-tuning (CKA).
     """
 
     stage: str
@@ -58,11 +59,16 @@ class ProfileArm:
     """Runs that train the same stages.
 
     Attributes:
-        stages: that train beside the head, in the order of the selection.
+        kind: a key of ``FATES``.
+        stages: stages that train beside the head, in the order of the selection.
+        accuracy: mean accuracy of the runs.
         gain: over the linear probe, with its simultaneous 95 % interval.
-        parameters: that train, the head's included.
-        seconds: of the median run.
-        learning_rates: of each stage that trains.
+        seeds: number of runs.
+        parameters: number of parameters that train, the head's included.
+        seconds: duration of the median run.
+        learning_rates: learning rate of each stage that trains.
+        convergence: of the first run that has not converged if there is one, else of the first run.
+        run_ids: ids of the runs.
     """
 
     kind: Kind
@@ -78,16 +84,17 @@ class ProfileArm:
 
     @property
     def title(self) -> str:
+        """Names of the stages, joined by ``+``."""
         return "all stages" if self.kind == "full" else " + ".join(self.stages)
 
     @property
     def gains(self) -> bool:
-        """Return whether more is gained than other images and seeds explain."""
+        """True if the gain is larger than other images and seeds explain."""
         return self.gain.low > 0 and not self.is_undertrained
 
     @property
     def is_undertrained(self) -> bool:
-        """Return whether the runs support no conclusion; a short one is not asked for one."""
+        """True if the runs support no conclusion; short runs are not expected to."""
         return self.convergence.converged is False and self.kind != "short"
 
 
@@ -96,19 +103,23 @@ class Profile:
     """Gains of training each stage of a backbone on a data set.
 
     Attributes:
-        stages: all that were candidates, input to head.
-        round: the last one, or, of a profile that is not complete, the one that goes on.
-        missing: runs of that round that are not finished.
-        split: of the images that gains are reported on: ``test``, or ``val`` where there are none.
-        groups: clusters of these images: near-duplicates and groups count once.
+        backbone: name of the network.
+        stages: all stages that were candidates, from the input to the head.
+        round: the last round, or, if the profile is not complete, the current one.
+        missing: number of runs of that round that are not finished.
+        split: split of the images that gains are reported on: ``test``, or ``val`` without test
+            images.
+        images: number of these images.
+        groups: number of clusters of these images: near-duplicates and groups count once.
         probe: accuracy of the linear probe.
-        arms: single stages, input to head, then sets of stages, then all stages.
-        chosen: place of the selected stages' arm; None before the selection.
-        against_full: what full fine-tuning gains over the selected stages; None without either.
-        path: of the selection, by validation images.
+        arms: single stages, from the input to the head, then sets of stages, then all stages.
+        chosen: index of the selected stages' arm; None before the selection.
+        against_full: gain of full fine-tuning over the selected stages; None without either.
+        path: steps of the selection, by validation images.
         left_out: parts that did not fit into the budget.
         failed: titles of runs that could not be trained.
-        total_parameters: of the whole network.
+        predictions: forecasts of each stage's gain.
+        total_parameters: number of parameters of the whole network.
     """
 
     backbone: str
@@ -122,7 +133,7 @@ class Profile:
     arms: tuple[ProfileArm, ...]
     chosen: int | None
     against_full: Interval | None
-    path: tuple[Selected, ...]
+    path: tuple[SelectionStep, ...]
     left_out: tuple[Part, ...]
     failed: tuple[str, ...]
     predictions: tuple[Prediction, ...]
@@ -130,37 +141,41 @@ class Profile:
 
     @property
     def is_complete(self) -> bool:
+        """True if no run is missing."""
         return not self.missing
 
     @property
     def is_decided(self) -> bool:
-        """Return whether the stages are selected; what is missing then makes it more certain."""
+        """True if the stages are selected; the missing runs then only add certainty."""
         return self.selected is not None and (
             self.is_complete or self.round in ("full", "third_seeds")
         )
 
     @property
     def selected(self) -> ProfileArm | None:
+        """The arm of the selected stages; None before the selection."""
         return None if self.chosen is None else self.arms[self.chosen]
 
     @property
     def full(self) -> ProfileArm | None:
+        """The arm of full fine-tuning; None without one."""
         return next((arm for arm in self.arms if arm.kind == "full"), None)
 
     @property
     def worth_training(self) -> tuple[str, ...]:
-        """The stages to train: none where nothing measurable is gained."""
+        """The stages to train; empty if nothing measurable is gained."""
         if not self.is_decided or self.selected is None or self._probe_errors <= _TOO_FEW:
             return ()
-        if self.selected.is_undertrained:  # the gain is there already; full may not be compared
+        # The gain counts, but must not be compared with that of full fine-tuning.
+        if self.selected.is_undertrained:
             return self.selected.stages if self.selected.gain.low > 0 else ()
-        if self._full_is_better:
+        if self._is_full_better:
             return self.stages
         return self.selected.stages if self.selected.gains else ()
 
     @property
-    def _full_is_better(self) -> bool:
-        """Return whether full fine-tuning gains what the selected stages do not."""
+    def _is_full_better(self) -> bool:
+        """True if full fine-tuning gains more than the selected stages."""
         if self.full is None or self.selected is None or self.full.is_undertrained:
             return False
         if not self.selected.gains:
@@ -169,10 +184,10 @@ class Profile:
 
     @property
     def sentence(self) -> str:
-        """The answer, with what to do."""
+        """The result in one or two sentences, with what to do."""
         selected = self.selected
         if not self.is_decided or selected is None:
-            return self._missing
+            return self._missing_text
         if (errors := self._probe_errors) <= _TOO_FEW:
             kind = "test" if self.split == TEST else "validation"
             but = f" but {errors}" if errors else ""
@@ -183,10 +198,14 @@ class Profile:
         name = _join_names(selected.stages)
         if selected.is_undertrained:
             return self._describe_undertrained(selected, name)
-        return self._gain(selected, name) if selected.gains else self._no_gain(selected, name)
+        return (
+            self._describe_gain(selected, name)
+            if selected.gains
+            else self._describe_no_gain(selected, name)
+        )
 
     def _describe_undertrained(self, selected: ProfileArm, name: str) -> str:
-        """Say what an undertrained stage gains at least; nothing of how it compares with others."""
+        """Describe the gain of an undertrained stage, without comparing it with other stages."""
         reason = f"has not converged ({selected.convergence.reason})"
         if selected.gain.low <= 0:
             return f"Nothing is concluded: {name} {reason}. Train longer."
@@ -196,7 +215,7 @@ class Profile:
             "Train longer to compare it with other stages."
         )
 
-    def _gain(self, selected: ProfileArm, name: str) -> str:
+    def _describe_gain(self, selected: ProfileArm, name: str) -> str:
         alone = " alone" if len(selected.stages) == 1 else ""
         parts = [f"Training {name}{alone} gains {_format_gain(selected.gain)} over a linear probe"]
         if self.path and not self.path[-1].kept:
@@ -207,32 +226,32 @@ class Profile:
             parts.append(
                 f"full fine-tuning gains {_format_gain(against)} more"
                 if better
-                else f"full fine-tuning loses {_format_gain(_opposite(against))} against it"
+                else f"full fine-tuning loses {_format_gain(_negate(against))} against it"
                 if worse
                 else "full fine-tuning is not better"
             )
-        return f"{'; '.join(parts)}. {self._advice(selected, name)}"
+        return f"{'; '.join(parts)}. {self._describe_advice(selected, name)}"
 
-    def _no_gain(self, selected: ProfileArm, name: str) -> str:
+    def _describe_no_gain(self, selected: ProfileArm, name: str) -> str:
         low, high = points(selected.gain.low), points(selected.gain.high)
         measured = f"{points(selected.gain.value)} points, {low} to {high}"
-        others = [one for one in self.arms if one.gains and one.kind != "full"]
+        others = [arm for arm in self.arms if arm.gains and arm.kind != "full"]
         if others:
-            best = max(others, key=lambda one: one.gain.value)
+            best = max(others, key=lambda arm: arm.gain.value)
             return (
-                f"The validation images chose {name}, which gains nothing measurable ({measured}); "
-                f"{_join_names(best.stages)} gains {_format_gain(best.gain)}. Confirm it with more images "
-                "before you train it."
+                f"The validation images chose {name}, which gains nothing measurable "
+                f"({measured}); {_join_names(best.stages)} gains {_format_gain(best.gain)}. "
+                "Confirm it with more images before you train it."
             )
         text = f"No stage gains anything measurable over a linear probe (best: {name}, {measured})"
-        if self._full_is_better and self.full:
+        if self._is_full_better and self.full:
             return (
                 f"{text}; full fine-tuning gains {_format_gain(self.full.gain)}. Train all stages."
             )
         return f"{text}. {NOTHING}"
 
-    def _advice(self, selected: ProfileArm, name: str) -> str:
-        if self._full_is_better:
+    def _describe_advice(self, selected: ProfileArm, name: str) -> str:
+        if self._is_full_better:
             return "Train all stages."
         share = percent(selected.parameters / self.total_parameters, 0)
         time = ""
@@ -242,11 +261,11 @@ class Profile:
 
     @property
     def _probe_errors(self) -> int:
-        """Images that the probe gets wrong, near-duplicates counted once."""
+        """Number of images that the probe misclassifies; near-duplicates count once."""
         return round((1 - self.probe) * self.groups)
 
     @property
-    def _missing(self) -> str:
+    def _missing_text(self) -> str:
         return (
             f"The profile is not complete: {things(self.missing, 'run')} of the round "
             f"“{ROUNDS[self.round]}” to go."
@@ -254,10 +273,10 @@ class Profile:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes on the answer, a sentence each."""
+        """Notes on the result, a sentence each."""
         found = []
         if self.is_decided and not self.is_complete:
-            found.append(self._missing)
+            found.append(self._missing_text)
         if self.split == VAL:
             found.append(OPTIMISTIC)
         named = [
@@ -284,7 +303,7 @@ class Profile:
         return tuple(found)
 
     def in_words(self) -> str:
-        """Return what the gains were measured on."""
+        """Describe the images that the gains were measured on."""
         kind = "test" if self.split == TEST else "validation"
         copies = (
             f" Near-duplicates and groups count once: {number(self.groups)} of them."
@@ -299,10 +318,10 @@ class Profile:
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per arm."""
-        return _COLUMNS, [self._row(at, arm) for at, arm in enumerate(self.arms)]
+        return _COLUMNS, [self._format_row(index, arm) for index, arm in enumerate(self.arms)]
 
-    def _row(self, at: int, arm: ProfileArm) -> list[str]:
-        fate = "selected" if at == self.chosen else FATES[arm.kind]
+    def _format_row(self, index: int, arm: ProfileArm) -> list[str]:
+        fate = "selected" if index == self.chosen else FATES[arm.kind]
         if arm.is_undertrained:
             fate += ", not converged"
         return [
@@ -320,26 +339,26 @@ class Profile:
         """Return (columns, rows) with one row per step of the selection."""
         rows = [
             [
-                one.stage,
-                percent(one.accuracy),
-                "" if one.gain is None else points(one.gain),
-                "trains" if one.kept else "no significant gain: left out",
+                step.stage,
+                percent(step.accuracy),
+                "" if step.gain is None else points(step.gain),
+                "trains" if step.kept else "no significant gain: left out",
             ]
-            for one in self.path
+            for step in self.path
         ]
         return ["Stage", "Validation accuracy with it", "Gain", "Decision"], rows
 
     def prediction_rows(self) -> tuple[list[str], list[list[str]]]:
-        """Return (columns, rows) of forecasts that need no training; no rows where none is known."""
+        """Return (columns, rows) of forecasts that need no training; no rows if none is known."""
         columns = ["Stage", "Probe by layer", "Relative gradient", "Similarity (CKA)"]
         rows = [
             [
-                one.stage,
-                "–" if one.probe is None else percent(one.probe),
-                "–" if one.gradient is None else f"{one.gradient:.2g}",
-                "–" if one.similarity is None else f"{one.similarity:.2f}",
+                prediction.stage,
+                "–" if prediction.probe is None else percent(prediction.probe),
+                "–" if prediction.gradient is None else f"{prediction.gradient:.2g}",
+                "–" if prediction.similarity is None else f"{prediction.similarity:.2f}",
             ]
-            for one in self.predictions
+            for prediction in self.predictions
         ]
         return columns, rows
 
@@ -371,10 +390,10 @@ class Profile:
             "arms": [_arm_json(arm) for arm in self.arms],
             "selected": None if selected is None else list(selected.stages),
             "full_over_selected": self.against_full and asdict(self.against_full),
-            "path": [asdict(one) for one in self.path],
+            "path": [asdict(step) for step in self.path],
             "left_out": list(self.left_out),
             "failed_runs": list(self.failed),
-            "predictions": [asdict(one) for one in self.predictions],
+            "predictions": [asdict(prediction) for prediction in self.predictions],
             "total_parameters": self.total_parameters,
         }
 
@@ -398,7 +417,7 @@ def _arm_json(arm: ProfileArm) -> dict[str, Any]:
 
 
 def _join_names(stages: Sequence[str]) -> str:
-    """``block6``, ``block6 and block5``, ``block6, block5 and stem``."""
+    """Return ``block6``, ``block6 and block5``, ``block6, block5 and stem``."""
     *first, last = stages
     return f"{', '.join(first)} and {last}" if first else last
 
@@ -407,7 +426,7 @@ def _format_gain(gain: Interval) -> str:
     return f"{points(gain.value)} points ({points(gain.low)} to {points(gain.high)})"
 
 
-def _opposite(gain: Interval) -> Interval:
+def _negate(gain: Interval) -> Interval:
     return Interval(-gain.value, -gain.high, -gain.low)
 
 

@@ -1,7 +1,7 @@
 """Settings of a profile's runs: the probe, stages trained with the head, full fine-tuning.
 
-Every run starts from the probe's head and has the auto recipe of the strategy *last block*, but for
-the rates of its stages; full fine-tuning has its own.
+Every run starts from the probe's head and has the auto recipe of the strategy *last block*, except
+for the rates of its stages; full fine-tuning has its own recipe.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +17,7 @@ from finetune_core.training.strategies import BASELINE
 SEEDS = (0, 1)
 HEAD = "head"
 SHORT = 4  # the first round trains for a quarter of the epochs
-Rates = Mapping[str, float]  # stage -> times the learning rate
+Rates = Mapping[str, float]  # stage -> factor on the learning rate
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Setup:
         probe: the linear probe.
         stage: settings of the runs of stages, those of the strategy *last block*.
         full: full fine-tuning.
-        sizes: parameters of each stage that may train, input to head.
-        seeds: the first is that of the short round.
+        sizes: number of parameters of each stage that may train, from the input to the head.
+        seeds: the seeds; the first is that of the short round.
     """
 
     probe: RunConfig
@@ -40,15 +40,16 @@ class Setup:
 
     @property
     def stages(self) -> tuple[str, ...]:
+        """Names of the stages that may train."""
         return tuple(self.sizes)
 
     @property
     def extra_seed(self) -> int | None:
-        """The seed of the last round; None where each arm has one seed only."""
+        """The seed of the last round; None if each arm has one seed only."""
         return max(self.seeds) + 1 if len(self.seeds) > 1 else None
 
     def probes(self) -> list[RunConfig]:
-        """Return the probes: of one seed, unless the seed draws the training images."""
+        """Return the probes: one seed, unless the training images depend on the seed."""
         seeds = self.seeds if depends_on_seed(self.probe) else self.seeds[:1]
         return [_replace(self.probe, seed=seed) for seed in seeds]
 
@@ -76,25 +77,25 @@ def set_up(
     stages: Sequence[str] = (),
     seeds: Sequence[int] = SEEDS,
 ) -> Setup:
-    """Put the runs' settings together.
+    """Return the settings of a profile's runs.
 
     Args:
         base: all other settings; its strategy does not matter.
-        num_images: training images of the data set, from which the settings in ``base.auto`` follow;
-            None keeps those of ``base``.
-        stages: that may train; all of the backbone where none is named.
-        seeds: of each arm, the first one first.
+        num_images: training images of the data set, from which the settings in ``base.auto``
+            follow; None keeps those of ``base``.
+        stages: stages that may train; all of the backbone if empty.
+        seeds: seeds of each arm, the first one first.
 
     Raises:
-        ConfigError: when a setting or a stage cannot be used.
-        WeightsError: when the backbone is not known.
+        ConfigError: if a setting or a stage cannot be used.
+        WeightsError: if the backbone is not known.
     """
     if not seeds:
         raise ConfigError({"seeds": "name at least one"})
     ready: dict[str, RunConfig] = {}
     for strategy in (BASELINE, "last_block", "full"):
         (config,) = design(base, [strategy], seeds[:1], num_images=num_images)
-        # What the recipe has chosen is fixed here: that of *custom* is another one.
+        # Fix what the recipe has chosen, because the recipe of *custom* differs.
         can_probe = has_linear_head(config.backbone, config.image_size)
         ready[strategy] = _replace(config, initial_head="probe" if can_probe else "random", auto=())
     whole = stages_of(ready["full"])

@@ -1,4 +1,4 @@
-"""Finished runs made by hand: what they cost and whom they got right is up to the test."""
+"""Finished runs made by hand, with given costs and predictions."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from finetune_core.config import make_config
 from finetune_core.runs.history import History
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import prediction_table, save_predictions
-from tests.evaluation.simulated import right
+from tests.evaluation.simulated import draw_correct
 
 STAGES = ("stem", "block1", "block2", "head")
 CLASSES = ("cat", "dog")
@@ -16,7 +16,10 @@ CLASSES = ("cat", "dog")
 
 @pytest.fixture
 def made_run(tmp_path):
-    """``made_run(correct, …)``: a finished run that is right where ``correct`` is true."""
+    """Return ``made_run(correct, …)``, which makes a finished run with these predictions.
+
+    The run is right where ``correct`` is true.
+    """
     made = []
 
     def make(
@@ -82,10 +85,10 @@ def made_run(tmp_path):
 
 @pytest.fixture
 def three_strategies(made_run):
-    """Two seeds each: two that are alike, of which one is cheap, and one that is worse."""
+    """Make two seeds each of two equal arms, one of them cheap, and of a worse arm."""
     shares = {"feature_extraction": (0.9, 3.0), "last_block": (0.905, 20.0), "full": (0.7, 60.0)}
     return [
-        made_run(right(share, seed + 10 * at), seconds=seconds, strategy=name, seed=seed)
+        made_run(draw_correct(share, seed + 10 * at), seconds=seconds, strategy=name, seed=seed)
         for at, (name, (share, seconds)) in enumerate(shares.items())
         for seed in (0, 1)
     ]

@@ -1,4 +1,4 @@
-"""Simulated answers of networks to images, for tests of statistics and of verdicts."""
+"""Simulated predictions of networks, for tests of statistics and of verdicts."""
 
 import numpy as np
 import pandas as pd
@@ -6,14 +6,16 @@ from scipy.special import expit
 from scipy.stats import binom
 
 
-def sides(random, gains, seeds, images, effect, together=0.0):
-    """Return who is right, bool ``[seeds, images]`` of each arm.
+def simulate_arms(random, gains, seeds, images, effect, together=0.0):
+    """Return bool ``[seeds, images]`` of each arm: which images it classifies correctly.
 
     Most images are easy, a few are hard, and not the same ones for all arms.
 
     Args:
+        random: random generator.
         gains: how much better each arm is, in logits.
         seeds: number of seeds of each arm.
+        images: number of images.
         effect: standard deviation of a seed's own gain; one for all arms, or one each.
         together: share of the seeds' variance that equal seeds have in common.
     """
@@ -35,11 +37,11 @@ def sides(random, gains, seeds, images, effect, together=0.0):
     return [arm(*one) for one in zip(gains, seeds, effects, strict=True)]
 
 
-def logits_of_arms(random, gains, seeds, images, effect=0.0, classes=3):
+def simulate_logits(random, gains, seeds, images, effect=0.0, classes=3):
     """Return labels ``[images]``, and logits ``[seeds, images, classes]`` of each arm.
 
-    The true class is ahead by how easy an image is, by the arm's gain, and by the seed's own
-    gain, whose standard deviation is ``effect``.
+    The lead of the true class is the sum of the ease of the image, the arm's gain, and the seed's
+    own gain, whose standard deviation is ``effect``.
     """
     labels, ease = random.integers(0, classes, images), random.normal(1.5, 1, images)
 
@@ -55,28 +57,31 @@ def logits_of_arms(random, gains, seeds, images, effect=0.0, classes=3):
     return labels, [arm(*one) for one in zip(gains, seeds, strict=True)]
 
 
-def most_by_chance(trials, level):
-    """So many of ``trials`` a rate of ``level`` exceeds once in a thousand times."""
+def max_by_chance(trials, level):
+    """Return the number of ``trials`` that a rate of ``level`` exceeds once in a thousand times."""
     return binom.ppf(0.999, trials, level)
 
 
 IMAGES = 540
 
 
-def right(share, seed=0):
-    """Right on a share of the images; the same images for the same seed, but for a few."""
+def draw_correct(share, seed=0):
+    """Return bool ``[images]``, true for a share of the images.
+
+    The images are the same for the same seed, and nearly the same for other seeds.
+    """
     ease = np.random.default_rng(99).random(IMAGES) + np.random.default_rng(seed).normal(
         0, 0.02, IMAGES
     )
     return ease < share
 
 
-def pair_of(result, *names):
+def find_pair(result, *names):
     return next(pair for pair in result["pairs"] if {pair["a"], pair["b"]} == set(names))
 
 
-def table_of(labels, logits, split="val"):
-    """Return predictions for images that are called ``0.png`` and so on."""
+def make_table(labels, logits, split="val"):
+    """Return predictions for images named ``0.png`` and so on."""
     ids = [f"{number}.png" for number in range(len(logits))]
     logits = [np.asarray(row, dtype=float) for row in logits]
     return pd.DataFrame({"id": ids, "split": split, "label": labels, "logits": logits})

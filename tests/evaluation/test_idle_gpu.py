@@ -1,4 +1,4 @@
-"""Work with a trained network takes the GPU only where nothing uses it, and leaves it empty."""
+"""Use of an idle GPU: work with a trained network takes it only if idle, and leaves it empty."""
 
 from functools import partial
 
@@ -28,12 +28,12 @@ def run(tmp_path):
     return read_run(copy_run(original.run_dir, tmp_path / "runs"))
 
 
-def _batch(run):
+def _prepare_batch(run):
     predictor = load_predictor(run)
     return partial(predict_images, predictor, images_below(run.config.data)[:4])
 
 
-def _unlike(run):
+def _prepare_unlike(run):
     looks = encoder(load_predictor(run))
     near = finish(compute_neighbourhood(run, looks))
     return partial(
@@ -41,8 +41,8 @@ def _unlike(run):
     )
 
 
-def _other_images(run):
-    """Write images of the run's classes that are not its own; return their folder."""
+def _write_other_images(run):
+    """Write images of the run's classes that are not its own, and return their folder."""
     folder = run.run_dir.parent / "others"
     for name in run.started["classes"]:
         (folder / name).mkdir(parents=True)
@@ -52,11 +52,11 @@ def _other_images(run):
 
 
 WORK = {
-    "batch": _batch,
-    "batch with neighbours": _unlike,
+    "batch": _prepare_batch,
+    "batch with neighbours": _prepare_unlike,
     "neighbours": lambda run: partial(compute_neighbourhood, run, encoder(load_predictor(run))),
     "robustness": lambda run: partial(measure_robustness, run, "val"),
-    "shift": lambda run: partial(predict_shifted, [run], _other_images(run)),
+    "shift": lambda run: partial(predict_shifted, [run], _write_other_images(run)),
     "fp32": lambda run: partial(evaluate_in_fp32, run),
     "layers": lambda run: partial(measure_layers, [run]),
     "features": lambda run: partial(

@@ -1,4 +1,4 @@
-"""What a run's accuracy is read against: majority class, linear probe, best run."""
+"""Reference points of a run's accuracy: majority class, linear probe, best run."""
 
 import json
 
@@ -22,7 +22,7 @@ COUNTS = {"train": [60, 20], "val": [5, 5], "test": [2, 8]}
 
 @pytest.fixture
 def finished(tmp_path):
-    """``finished(test, val, …)``: a finished run with these accuracies."""
+    """Return ``finished(test, val, …)``, which makes a finished run with these accuracies."""
     made = []
 
     def make(test=0.8, val=0.8, started=None, status="finished", **settings):
@@ -40,20 +40,20 @@ def finished(tmp_path):
     return make
 
 
-def points(run, *others):
+def list_points(run, *others):
     known = reference_points(run, [run, *others])
     return {label: one.value for label, one in known.items().items()}
 
 
 def test_the_majority_class_is_that_of_the_training_images(finished):
     run = finished()
-    assert points(run) == {"Majority class": pytest.approx(0.2)}
+    assert list_points(run) == {"Majority class": pytest.approx(0.2)}
     assert reference_points(run, [], "val").majority_class.value == pytest.approx(0.5)
 
 
 def test_what_an_earlier_version_did_not_record_is_absent(finished):
     run = finished(started={"class_counts": {}})
-    assert points(run) == {}
+    assert list_points(run) == {}
     assert reference_points(run, []).in_sentence() == ""
 
 
@@ -67,18 +67,20 @@ def test_the_probe_is_one_on_the_same_features_of_the_same_images(finished):
         finished(0.64, 0.5, strategy="linear_probe", seed=1),
         finished(0.65, 0.5, strategy="linear_probe", seed=0, learning_rate=0.5),
     ]
-    assert "Linear probe" not in points(run, *probes[:4])
-    assert points(run, *probes)["Linear probe"] == 0.64
-    assert points(run, probes[5])["Linear probe"] == 0.65, "a learning rate does not concern it"
-    assert "Linear probe" not in points(probes[4], *probes)
+    assert "Linear probe" not in list_points(run, *probes[:4])
+    assert list_points(run, *probes)["Linear probe"] == 0.64
+    assert list_points(run, probes[5])["Linear probe"] == 0.65, (
+        "a learning rate does not concern it"
+    )
+    assert "Linear probe" not in list_points(probes[4], *probes)
 
 
 def test_the_best_run_is_chosen_on_validation_and_reported_on_test_images(finished):
     run, lucky, best = finished(0.80, 0.80), finished(0.99, 0.70), finished(0.85, 0.90)
     assert best_run([run, lucky, best]) is best
-    assert points(run, lucky, best)["Best by validation"] == 0.85
-    assert "Best by validation" not in points(best, run, lucky)
-    assert "Best by validation" not in points(
+    assert list_points(run, lucky, best)["Best by validation"] == 0.85
+    assert "Best by validation" not in list_points(best, run, lucky)
+    assert "Best by validation" not in list_points(
         run, finished(0.9, 0.99, started={"fingerprint": "other"})
     )
 

@@ -1,4 +1,4 @@
-"""Single images of runs are found in one place, which refuses those that a server may not show."""
+"""Access to single images of runs, which refuses those that a server may not show."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from finetune_core.figures.report import whole_report
 
 @pytest.fixture
 def places(tmp_path):
-    """The data that may be read, and what lies elsewhere."""
+    """Return a data set that may be read, and an image outside of it."""
     data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
     data.mkdir()
     elsewhere.mkdir()

@@ -1,4 +1,4 @@
-"""The map of a data set: places of images by their features."""
+"""Map of a data set: positions of images by their features."""
 
 import threading
 from functools import partial
@@ -12,11 +12,11 @@ from finetune_core.work import finish
 from tests.drain import drained
 
 
-def draw(count):
+def draw_features(count):
     return np.random.default_rng(0).normal(size=(count, 24)).astype(np.float32)
 
 
-SETS = {f"{count} images": draw(count) for count in (1, 2, 3, 9, 10, 11)}
+SETS = {f"{count} images": draw_features(count) for count in (1, 2, 3, 9, 10, 11)}
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -47,7 +47,7 @@ def test_a_map_that_is_broken_off_stops_its_thread(monkeypatch):
     monkeypatch.setattr("finetune_core.inspection.background._EVERY", 0.01)
     # by itself it would not end today
     monkeypatch.setattr("openTSNE.TSNE", partial(openTSNE.TSNE, n_iter=10**9))
-    work = lay_out(draw(40))
+    work = lay_out(draw_features(40))
     next(step for step in work if step.done > 0)
     thread = next(thread for thread in threading.enumerate() if thread.name.startswith("map"))
     work.close()

@@ -3,7 +3,7 @@ import threading
 import pytest
 
 from finetune_core.inspection import background
-from finetune_core.inspection.background import in_background
+from finetune_core.inspection.background import run_in_background
 from finetune_core.work import Step, finish
 
 
@@ -19,7 +19,7 @@ def test_yields_while_it_waits_and_hands_the_result_on():
         assert go_on.wait(300)
         return "result"
 
-    work = in_background("map", call, lambda: done[0], 7)
+    work = run_in_background("map", call, lambda: done[0], 7)
     assert next(work) == Step(0, 7, "map")
     done[0] = 3
     assert next(work) == Step(3, 7, "map")
@@ -28,7 +28,7 @@ def test_yields_while_it_waits_and_hands_the_result_on():
 
 
 def test_the_call_runs_in_a_thread_of_that_name():
-    assert finish(in_background("labels", lambda: threading.current_thread().name)).startswith(
+    assert finish(run_in_background("labels", lambda: threading.current_thread().name)).startswith(
         "labels"
     )
 
@@ -40,7 +40,7 @@ def test_what_the_call_raises_is_raised_where_it_is_waited_for():
         assert go_on.wait(300)
         raise ZeroDivisionError("broken")
 
-    work = in_background("map", call)
+    work = run_in_background("map", call)
     next(work)
     go_on.set()
     with pytest.raises(ZeroDivisionError, match="broken"):
@@ -49,7 +49,7 @@ def test_what_the_call_raises_is_raised_where_it_is_waited_for():
 
 def test_nothing_begins_before_the_first_step():
     begun = []
-    work = in_background("map", lambda: begun.append(1))
+    work = run_in_background("map", lambda: begun.append(1))
     assert begun == []
     list(work)
     assert begun == [1]
@@ -62,7 +62,7 @@ def test_closing_leaves_the_thread_to_finish():
         go_on.wait(300)
         ended.set()
 
-    work = in_background("map", call)
+    work = run_in_background("map", call)
     next(work)
     work.close()
     assert not ended.is_set(), "it was waited for"

@@ -1,4 +1,4 @@
-"""How many independent images a sample with near-duplicates is worth."""
+"""Effective number of independent images in a sample with near-duplicates."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""Real images, with defects planted among them; the linear models by themselves stand in ``test_learned.py``."""
+"""Deep inspection of real images with planted defects.
+
+``test_learned.py`` tests the linear models alone.
+"""
 
 import json
 import shutil
@@ -24,24 +27,24 @@ from tests.factories import image_folder, shared_images
 LITE = "efficientnet_lite0"
 
 
-def found_in(report, kind):
+def find_finding(report, kind):
     return next((one for one in report.findings if one.kind == kind), None)
 
 
-def no_map(features):
+def skip_map(features):
     return np.zeros((len(features), 2))
     yield
 
 
 @pytest.fixture
 def unmapped(monkeypatch):
-    """The map takes the most time, and has tests of its own."""
-    monkeypatch.setattr(deep, "lay_out", no_map)
+    """Skip the map, which takes the most time and has tests of its own."""
+    monkeypatch.setattr(deep, "lay_out", skip_map)
 
 
 @pytest.fixture(scope="module")
 def digits():
-    """Class -> files of the sample, shuffled: they are in the order of who wrote them."""
+    """Return class -> files of the sample, shuffled because they are sorted by writer."""
     random = np.random.default_rng(0)
     return {
         folder.name: random.permutation(sorted(folder.iterdir()))
@@ -49,8 +52,8 @@ def digits():
     }
 
 
-def copied(digits, root, counts, change=None, skip=0):
-    """The first digits of each class below ``root``; ``change`` turns an image into another."""
+def copy_digits(digits, root, counts, change=None, skip=0):
+    """Copy the first digits of each class below ``root``; ``change`` modifies an image."""
     for name, files in digits.items():
         target = Path(root, name)
         target.mkdir(parents=True, exist_ok=True)
@@ -64,7 +67,7 @@ def copied(digits, root, counts, change=None, skip=0):
 
 @pytest.fixture
 def some_digits(digits, tmp_path):
-    return copied(digits, tmp_path / "digits", 20)
+    return copy_digits(digits, tmp_path / "digits", 20)
 
 
 # --- Wrong labels ---------------------------------------------------------------------------------
@@ -72,7 +75,7 @@ def some_digits(digits, tmp_path):
 
 @pytest.fixture(scope="module")
 def inspect_digits():
-    """Inspect the whole sample with labels changed by ``{id: label}``."""
+    """Return a function that inspects the whole sample with labels changed by ``{id: label}``."""
     seen = finish(look_through(digits_folder()))
     rules = {"val_fraction": 0.15, "test_fraction": 0.15, "split_seed": 0, "groups": ""}
     rules["near_duplicates"] = "together"
@@ -81,7 +84,7 @@ def inspect_digits():
         edits = [Edit(action="relabel", paths=(path,), to=label) for path, label in wrong.items()]
         dataset = assemble(digits_folder(), seen, **rules, edits=edits)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(deep, "lay_out", no_map)
+            patch.setattr(deep, "lay_out", skip_map)
             patch.setattr(deep, "two_sample_auc", lambda *_: (0.5, 1.0))
             return finish(inspect_deeply(dataset, LITE, 64))
 
@@ -93,9 +96,9 @@ def inspect_digits():
 @pytest.mark.train
 def test_clean_digits_have_few_suspects_no_strays_and_like_neighbours(inspect_digits):
     report = inspect_digits({})
-    finding = found_in(report, "label_errors")
+    finding = find_finding(report, "label_errors")
     assert finding is None or finding.count < 0.03 * 1797
-    assert found_in(report, "outliers") is None
+    assert find_finding(report, "outliers") is None
     embeddings = report.embeddings
     some = embeddings.ids[::60]
     same = [sample[0] == other[0] for sample in some for other, _ in embeddings.nearest(sample, 5)]
@@ -112,7 +115,7 @@ def test_most_swapped_labels_are_found_in_a_list_that_is_worth_reading(inspect_d
     report = inspect_digits(
         {path: str((int(label) + random.integers(1, 10)) % 10) for path, label in right.items()}
     )
-    finding = found_in(report, "label_errors")
+    finding = find_finding(report, "label_errors")
     hits = [path for path in finding.paths if path in right]
     assert len(right) == 89
     assert len(hits) >= 0.7 * len(right)
@@ -146,7 +149,7 @@ def test_most_swapped_labels_are_found_in_a_list_that_is_worth_reading(inspect_d
     assert {edit.action for edit in edits} == {"relabel"}
 
 
-# --- Splits that differ, and outliers -----------------------------------------------------------------------------------
+# --- Splits that differ, and outliers -------------------------------------------------------------
 
 
 CHANGES = {
@@ -168,9 +171,9 @@ CHANGES = {
     ],
 )
 def test_a_split_of_other_pictures_is_a_shift(digits, tmp_path, unmapped, change):
-    copied(digits, tmp_path / "train", 12)
-    copied(digits, tmp_path / "val", 4, CHANGES[change], skip=12)
-    copied(digits, tmp_path / "test", 4, skip=16)
+    copy_digits(digits, tmp_path / "train", 12)
+    copy_digits(digits, tmp_path / "val", 4, CHANGES[change], skip=12)
+    copy_digits(digits, tmp_path / "test", 4, skip=16)
     report = finish(inspect_deeply(load_dataset(tmp_path), LITE, 64))
     assert report.auc["val"] > 0.95
     assert report.auc["test"] < 0.7
@@ -192,7 +195,7 @@ def test_strays_among_digits_are_found_first(some_digits, unmapped, size):
     stripes = np.stack([(x // 8 % 2) * 255, (y // 4 % 2) * 200, x * 4], axis=-1)
     Image.fromarray(np.uint8(stripes)).save(some_digits / "7" / "stripes.png")
     report = finish(inspect_deeply(load_dataset(some_digits), LITE, size))
-    finding = found_in(report, "outliers")
+    finding = find_finding(report, "outliers")
     assert set(finding.paths[:4]) == {"0/noise.png", "1/noise.png", "2/noise.png", "7/stripes.png"}
     assert finding.count <= 6
     assert finding.paths[0] in finding.message
@@ -204,13 +207,13 @@ def test_random_split_is_no_shift(some_digits, unmapped):
     dataset = load_dataset(some_digits, val_fraction=0.25, test_fraction=0.25, split_seed=0)
     report = finish(inspect_deeply(dataset, LITE, 64))
     assert set(report.auc) == {"val", "test"}
-    assert found_in(report, "shift") is None
+    assert find_finding(report, "shift") is None
 
 
 @pytest.mark.train
 def test_sets_of_one_kind_have_no_outliers(unmapped):
     report = finish(inspect_deeply(load_dataset(shared_images(red=60, blue=60)), LITE, 64))
-    assert found_in(report, "outliers") is None
+    assert find_finding(report, "outliers") is None
 
 
 @pytest.mark.train
@@ -223,7 +226,7 @@ def test_of_very_many_images_a_sample_is_mapped(some_digits, monkeypatch):
     pd.testing.assert_frame_equal(report.places, again.places)
 
 
-# --- The whole ----------------------------------------------------------------------------------------------------------
+# --- The whole ------------------------------------------------------------------------------------
 
 
 def test_a_deep_inspection_of_digits(some_digits):
@@ -280,7 +283,7 @@ def test_data_set_without_test_images_is_inspected_too():
 @pytest.mark.train
 @pytest.mark.filterwarnings("ignore:May not flag all label issues")
 def test_classes_of_near_duplicates_are_inspected_too(tmp_path):
-    """A film a class: one scene again and again."""
+    """Each class is a film of one scene."""
     folder = image_folder(tmp_path / "images", {"other": 30})
     random = np.random.default_rng(0)
     for name in ("first", "second"):
@@ -293,7 +296,7 @@ def test_classes_of_near_duplicates_are_inspected_too(tmp_path):
             Image.fromarray(np.uint8(frame)).save(folder / name / f"{number}.png")
     dataset = load_dataset(folder)
     assert dataset.table["near"].nunique() == 32
-    finding = found_in(assert_sound(dataset), "label_errors")
+    finding = find_finding(assert_sound(dataset), "label_errors")
     suspects = finding.paths if finding else ()
     assert not [path for path in suspects if path.startswith(("first", "second"))]
 
@@ -316,7 +319,7 @@ def test_plain_pictures_are_inspected_too(tmp_path):
                 tmp_path / name / f"{number}.png"
             )
     report = assert_sound(load_dataset(tmp_path))
-    assert found_in(report, "outliers") is None
+    assert find_finding(report, "outliers") is None
 
 
 def assert_sound(dataset):

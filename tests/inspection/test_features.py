@@ -34,8 +34,8 @@ def folder(tmp_path):
     return image_folder(tmp_path / "images", {"red": 4, "blue": 4, "green": 4})
 
 
-def computed(folder, size=32):
-    """(steps, features)."""
+def compute(folder, size=32):
+    """Return (steps, features)."""
     return drained(compute_features(load_dataset(folder), LITE, size))
 
 
@@ -53,14 +53,17 @@ def test_padded_images_are_seen_whole_and_kept_apart_from_cropped_ones(tmp_path)
         assert np.allclose(found.final[blue], found.final[red], atol=1e-4) == hidden
 
 
-def same(ours, theirs):
+def assert_equal(ours, theirs):
     assert ours.rows.tolist() == theirs.rows.tolist()
     assert ours.stages == theirs.stages
     assert all(np.array_equal(a, b) for a, b in zip(ours.by_stage, theirs.by_stage, strict=True))
 
 
-def hooked(network, images, with_class_token=False):
-    """What the last module of each stage but the head yields, averaged over the image by hand, or its class token."""
+def hook_features(network, images, with_class_token=False):
+    """Return the output of each stage's last module, pooled by hand.
+
+    The output is averaged over the image, or its class token is taken. The head is left out.
+    """
     seen, hooks = {}, []
     for stage in network.stages[:-1]:
         module = network.model.get_submodule(stage.modules[-1])
@@ -74,20 +77,20 @@ def hooked(network, images, with_class_token=False):
     for hook in hooks:
         hook.remove()
     return {
-        name: averaged(output, (2, 3) if output.ndim == 4 else (1,))
+        name: average(output, (2, 3) if output.ndim == 4 else (1,))
         if output.ndim != 3 or not with_class_token
         else output[:, 0]
         for name, output in seen.items()
     }
 
 
-def averaged(output, axes):
+def average(output, axes):
     return output.mean(axes) if output.ndim > 2 else output
 
 
 @pytest.mark.train
 def test_features_are_the_means_of_what_each_stage_yields(folder):
-    _, found = computed(folder, 64)
+    _, found = compute(folder, 64)
     dataset = load_dataset(folder)
     images = torch.stack(
         [
@@ -95,7 +98,7 @@ def test_features_are_the_means_of_what_each_stage_yields(folder):
             for path in dataset.paths(dataset.table)
         ]
     )
-    wanted = hooked(build_network(LITE, "pretrained", 3, seed=0), images)
+    wanted = hook_features(build_network(LITE, "pretrained", 3, seed=0), images)
     assert found.stages == tuple(wanted) == ("stem", *(f"block{n}" for n in range(1, 8)))
     assert found.rows.tolist() == list(range(12))
     for stage, ours in zip(found.stages, found.by_stage, strict=True):
@@ -113,7 +116,7 @@ def test_other_structures_have_one_vector_a_stage_too(backbone, size):
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = dict(zip(stages, pooled(images).split(pooled.widths, dim=1), strict=True))
-    wanted = hooked(network, images, with_class_token=backbone == "vit_b_16")
+    wanted = hook_features(network, images, with_class_token=backbone == "vit_b_16")
     assert stages == tuple(wanted)
     # after the stem, the class token has seen nothing
     for stage in stages if backbone == "resnet18" else stages[1:]:
@@ -133,22 +136,22 @@ def test_features_before_the_head_are_what_the_head_gets():
 
 @pytest.mark.train
 def test_only_images_that_are_new_are_decoded_and_computed(folder, monkeypatch):
-    steps, first = computed(folder)
+    steps, first = compute(folder)
     assert {step.phase for step in steps} == {"decode", "features"}
     assert steps[-1] == Step(12, 12, "features")
     with monkeypatch.context() as patch:
         patch.setattr("finetune_core.data.pixels.read_square", None)
-        steps, second = computed(folder)
+        steps, second = compute(folder)
         assert steps == []
-        same(first, second)
+        assert_equal(first, second)
         (folder / "red").rename(folder / "aardvark")
-        steps, relabelled = computed(folder)
+        steps, relabelled = compute(folder)
         assert steps == []
         assert np.array_equal(np.sort(first.final, axis=0), np.sort(relabelled.final, axis=0))
     image_folder(folder, {"yellow": 3})
     copy = folder / "aardvark" / "copy.png"
     copy.write_bytes((folder / "aardvark" / "000.png").read_bytes())
-    steps, after = computed(folder)
+    steps, after = compute(folder)
     assert [step for step in steps if step.phase == "features"] == [Step(3, 3, "features")]
     assert len(after.rows) == 16
     ids = load_dataset(folder).table["id"].tolist()
@@ -166,7 +169,7 @@ def test_whole_blocks_are_kept_when_it_is_broken_off(folder, monkeypatch):
         10, 12, "features"
     )
     work.close()
-    steps, whole = computed(folder)
+    steps, whole = compute(folder)
     assert [step for step in steps if step.phase == "features"] == [
         Step(5, 7, "features"),
         Step(7, 7, "features"),
@@ -174,7 +177,7 @@ def test_whole_blocks_are_kept_when_it_is_broken_off(folder, monkeypatch):
     CACHE.clear()
     monkeypatch.undo()
     monkeypatch.setattr(device_turn, "choose_device", lambda *_: choose_device("cpu", "fp32"))
-    _, at_once = computed(folder)
+    _, at_once = compute(folder)
     assert whole.final == pytest.approx(at_once.final, rel=1e-4, abs=1e-4)
 
 
@@ -185,32 +188,32 @@ def test_without_room_for_all_it_says_so(folder, monkeypatch, disk):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
     monkeypatch.setenv("THAW_CACHE_DISK_GB", disk)
     with pytest.raises(DataError, match=r"no room for the features.*THAW_CACHE_DISK_GB"):
-        computed(folder)
+        compute(folder)
 
 
 @pytest.mark.train
 def test_on_disk_the_numbers_are_the_same_and_stay(folder, monkeypatch):
-    _, first = computed(folder)
+    _, first = compute(folder)
     CACHE.clear()
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
-    steps, second = computed(folder)
+    steps, second = compute(folder)
     assert steps[-1] == Step(12, 12, "features")
     CACHE.clear()  # as after a restart
-    steps, third = computed(folder)
+    steps, third = compute(folder)
     assert steps == []
-    same(first, second)
-    same(first, third)
+    assert_equal(first, second)
+    assert_equal(first, third)
 
 
 @pytest.mark.train
 def test_another_size_is_another_table(folder):
-    _, small = computed(folder, 32)
-    steps, large = computed(folder, 48)
+    _, small = compute(folder, 32)
+    steps, large = compute(folder, 48)
     assert steps[-1] == Step(12, 12, "features")
     assert not np.allclose(small.final, large.final)
-    steps, again = computed(folder, 32)
+    steps, again = compute(folder, 32)
     assert steps == []
-    same(small, again)
+    assert_equal(small, again)
 
 
 @pytest.mark.train
@@ -250,7 +253,7 @@ def test_swin_is_averaged_over_the_picture_where_rows_are_as_many_as_channels():
         whole = split_network(network).part(None, 1).eval()(images)
         assert whole.shape == (1, 96, 96, 96)
         torch.testing.assert_close(
-            pooled(images)[:, :96], averaged(whole, (1, 2)), rtol=1e-4, atol=1e-5
+            pooled(images)[:, :96], average(whole, (1, 2)), rtol=1e-4, atol=1e-5
         )
 
 
@@ -267,19 +270,19 @@ def test_stages_are_the_cuts_of_a_cached_trunk(backbone, axes):
         found = pooled(images).split(pooled.widths, dim=1)
         for cut, ours in enumerate(found, start=1):
             whole = segments.part(None, cut).eval()(images)
-            torch.testing.assert_close(ours, averaged(whole, axes), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(ours, average(whole, axes), rtol=1e-4, atol=1e-5)
     assert stages == tuple(stage.name for stage in network.stages[:-1])
 
 
 @pytest.mark.train
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
 def test_the_pass_is_compiled_where_that_pays(folder, compiling, monkeypatch):
-    _, eager = computed(folder)
+    _, eager = compute(folder)
     assert compiling.started == 0
     CACHE.clear()
     monkeypatch.setattr(feeding, "_BATCH", 2)
     compiling.result = b"package"
-    _, found = computed(folder)
+    _, found = compute(folder)
     assert (compiling.started, compiling.used) == (1, 1)
     assert isinstance(compiling.module, features.PooledStages)
     for ours, theirs in zip(found.by_stage, eager.by_stage, strict=True):

@@ -1,11 +1,11 @@
-"""Which stages the linear probes suggest to train."""
+"""Stages that the linear probes suggest to train."""
 
 import numpy as np
 import pytest
 
 from finetune_core.config import make_config
 from finetune_core.inspection.learned import Probe
-from finetune_core.inspection.suggestion import strategy_from, suggest_cut
+from finetune_core.inspection.suggestion import find_strategy, suggest_cut
 from finetune_core.models.network import network_stages
 from finetune_core.training.stage_plan import cut_index, plan
 
@@ -36,7 +36,7 @@ def suggest(accuracies, error=0.01, backbone=LITE):
 )
 def test_training_starts_behind_the_deepest_stage_that_is_as_good_as_any(accuracies, strategy, cut):
     assert suggest(accuracies).cut == cut
-    assert strategy_from(cut, LITE) == strategy
+    assert find_strategy(cut, LITE) == strategy
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_every_suggestion_can_be_trained(backbone):
     for first in range(1, last):
         accuracies = np.where(np.arange(last) < first, 0.9, 0.6)
         suggestion = suggest(accuracies, backbone=backbone)
-        name = strategy_from(suggestion.cut, backbone)
+        name = find_strategy(suggestion.cut, backbone)
         cut = {"cut": suggestion.cut} if name == "custom" else {}
         settings = {"data": "any", "backbone": backbone, "strategy": name}
         strategy = plan(make_config(settings | cut), stages)

@@ -1,4 +1,4 @@
-"""Features for tests that do not ask what a network sees."""
+"""Random features for tests that do not depend on a network."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from finetune_core.work import Step
 
 
 def draw_features(dataset, backbone, image_size, fit):
-    """Stand in for ``compute_features``: random features, equal every time."""
+    """Yield random features, equal every time, as a replacement for ``compute_features``."""
     yield Step(0, 1, "features")
     values = np.random.default_rng(0).random((len(dataset.table), 8), dtype=np.float32)
     return Features(np.arange(len(values)), ("stem",), (values,))

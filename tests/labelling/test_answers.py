@@ -1,4 +1,4 @@
-"""Answers: read from files, kept once and in order, replaced and taken back."""
+"""Answers: read from files, stored once and in order, replaced and taken back."""
 
 import json
 
@@ -18,19 +18,23 @@ from finetune_core.labelling.answers import (
 SPLITS = {"a.png": "train", "b.png": "train", "c.png": "test"}
 
 
-def say(path, label="", action="label"):
+def make_answer(path, label="", action="label"):
     return Answer(path=path, label=label, action=action)
 
 
-def kept(data):
+def list_edits(data):
     return [(edit.action, *edit.paths, edit.to or edit.kind) for edit in load_edits(data)]
 
 
 def test_answers_are_kept_in_order_and_once_however_often_they_are_sent(tmp_path):
-    answers = [say("b.png", "red"), say("a.png", action="skip"), say("c.png", "blue")]
+    answers = [
+        make_answer("b.png", "red"),
+        make_answer("a.png", action="skip"),
+        make_answer("c.png", "blue"),
+    ]
     for some in (answers[:1], answers, answers, answers[1:]):
         save_answers(tmp_path, SPLITS, some)
-    assert kept(tmp_path) == [
+    assert list_edits(tmp_path) == [
         ("label", "b.png", "red"),
         ("ignore", "a.png", SKIPPED),
         ("label_test", "c.png", "blue"),
@@ -40,18 +44,27 @@ def test_answers_are_kept_in_order_and_once_however_often_they_are_sent(tmp_path
 def test_a_new_answer_replaces_the_earlier_one_and_undo_takes_it_back(tmp_path):
     other = Edit(action="ignore", paths=("a.png",), kind="dark")
     add_edits(tmp_path, [other])
-    save_answers(tmp_path, SPLITS, [say("a.png", "red"), say("b.png", "red")])
-    save_answers(tmp_path, SPLITS, [say("a.png", action="none")])
-    assert kept(tmp_path)[1:] == [("label", "b.png", "red"), ("ignore", "a.png", NONE_OF_THESE)]
-    save_answers(tmp_path, SPLITS, [say("b.png", action="undo"), say("a.png", action="undo")])
+    save_answers(tmp_path, SPLITS, [make_answer("a.png", "red"), make_answer("b.png", "red")])
+    save_answers(tmp_path, SPLITS, [make_answer("a.png", action="none")])
+    assert list_edits(tmp_path)[1:] == [
+        ("label", "b.png", "red"),
+        ("ignore", "a.png", NONE_OF_THESE),
+    ]
+    save_answers(
+        tmp_path, SPLITS, [make_answer("b.png", action="undo"), make_answer("a.png", action="undo")]
+    )
     assert load_edits(tmp_path) == (other,)
-    save_answers(tmp_path, SPLITS, [say("b.png", "red"), say("b.png", action="undo")])
+    save_answers(
+        tmp_path, SPLITS, [make_answer("b.png", "red"), make_answer("b.png", action="undo")]
+    )
     assert load_edits(tmp_path) == (other,)
 
 
 def test_one_image_that_is_not_in_the_queue_refuses_all_answers(tmp_path):
     with pytest.raises(DataError, match=r"1 answer of .* /etc/passwd"):
-        save_answers(tmp_path, SPLITS, [say("a.png", "red"), say("/etc/passwd", "red")])
+        save_answers(
+            tmp_path, SPLITS, [make_answer("a.png", "red"), make_answer("/etc/passwd", "red")]
+        )
     assert load_edits(tmp_path) == ()
 
 
@@ -67,9 +80,9 @@ def test_csv_and_json_lines_say_the_same(tmp_path, name):
         lines = ["path,label,action,note", '"a, b.png",red,,x', "b.png,,skip,", "c.png,,undo,"]
     (tmp_path / name).write_text("\n".join(lines) + "\n")
     assert read_answers(tmp_path / name) == [
-        say("a, b.png", "red"),
-        say("b.png", action="skip"),
-        say("c.png", action="undo"),
+        make_answer("a, b.png", "red"),
+        make_answer("b.png", action="skip"),
+        make_answer("c.png", action="undo"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The three orders on made-up features, where it is known what must come first."""
+"""The three orders on made-up features with a known first image."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from finetune_core.labelling.orders import (
 from finetune_core.training.logistic import Linear
 
 
-def two_sides(random, count):
+def draw_two_sides(random, count):
     """Return features of images far on either side of a boundary, then of three groups on it."""
     far = random.normal(0, 1, (count, 40)).astype(np.float32)
     far[:, 0] = np.where(np.arange(count) % 2, 60, -60)
@@ -36,7 +36,7 @@ PROBE = Linear(
 
 
 def test_what_changes_under_dropout_comes_first_one_of_each_group():
-    features = two_sides(np.random.default_rng(0), 200)
+    features = draw_two_sides(np.random.default_rng(0), 200)
     ranked = rank_uncertain_diverse(features, features, PROBE, 3, seed=1)
     assert sorted(ranked) == list(range(224))
     assert sorted((ranked[:3] - 200) // 8) == [0, 1, 2]
@@ -46,13 +46,13 @@ def test_what_changes_under_dropout_comes_first_one_of_each_group():
 
 
 def test_without_a_probe_the_first_ones_are_diverse():
-    features = two_sides(np.random.default_rng(0), 0)
+    features = draw_two_sides(np.random.default_rng(0), 0)
     ranked = rank_uncertain_diverse(features, features, None, 3, seed=0)
     assert sorted(ranked[:3] // 8) == [0, 1, 2]
 
 
 def test_a_batch_larger_than_what_is_left_takes_everything():
-    features = two_sides(np.random.default_rng(0), 0)[:4]
+    features = draw_two_sides(np.random.default_rng(0), 0)[:4]
     assert sorted(rank_uncertain_diverse(features, features, PROBE, 10, seed=0)) == [0, 1, 2, 3]
     assert len(rank_uncertain_diverse(features[:0], features[:0], PROBE, 10, seed=0)) == 0
 

@@ -1,4 +1,4 @@
-"""Labels of added images: kept as edits, trained on, never evaluated on unless they were set aside."""
+"""Labels of added images: stored as edits, trained on, and evaluated on only if set aside."""
 
 import shutil
 
@@ -29,7 +29,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def loose(tmp_path):
-    """A folder whose images are in no class folders: eight red, then eight blue ones."""
+    """Return a folder of images without class folders: eight red, then eight blue ones."""
     made = image_folder(tmp_path / "made", {"red": 30, "blue": 8})
     loose = tmp_path / "loose"
     (loose / "deeper").mkdir(parents=True)
@@ -42,7 +42,7 @@ def loose(tmp_path):
 
 @pytest.fixture(autouse=True)
 def mean_colours(monkeypatch):
-    """Features are an image's mean colours: no network is needed."""
+    """Replace features by an image's mean colours, which need no network."""
 
     def compute(dataset, backbone, image_size, fit):
         yield Step(0, 1, "features")
@@ -53,22 +53,22 @@ def mean_colours(monkeypatch):
     monkeypatch.setattr(session, "compute_features", compute)
 
 
-def prepared(data):
+def prepare(data):
     dataset = load_dataset(data, edits=load_edits(data))
     return finish(prepare_labelling(dataset, load_unlabelled(data), "any", 32))
 
 
-def label(path, name, action="label"):
+def make_edit(path, name, action="label"):
     return Edit(action=action, paths=(str(path),), to=name)
 
 
 def test_added_images_wait_and_a_label_makes_them_training_images(data, loose):
     add_folder(data, str(loose))
-    labelling = prepared(data)
+    labelling = prepare(data)
     assert len(labelling.pool) == 16
     blue = [path for path in labelling.pool["id"] if "blue" in path]
     before = load_dataset(data)
-    add_edits(data, [label(path, "blue") for path in blue])
+    add_edits(data, [make_edit(path, "blue") for path in blue])
     after = load_dataset(data, edits=load_edits(data))
     assert after.classes == ("blue", "green", "red")
     added = after.by_id.loc[blue]
@@ -76,7 +76,7 @@ def test_added_images_wait_and_a_label_makes_them_training_images(data, loose):
     assert set(added["split"]) == {"train"}
     kept = after.by_id.loc[before.table["id"], "split"]
     assert kept.tolist() == before.table["split"].tolist()
-    labels = prepared(data).labels(load_edits(data))
+    labels = prepare(data).labels(load_edits(data))
     assert labels.count == 8
     assert labels.waiting.sum() == 8
     assert (loose / "deeper" / "blue0.png").exists()
@@ -84,8 +84,8 @@ def test_added_images_wait_and_a_label_makes_them_training_images(data, loose):
 
 def test_a_label_is_undone_and_its_image_waits_again(data, loose):
     add_folder(data, str(loose))
-    labelling = prepared(data)
-    edit = label(labelling.pool["id"][0], "red")
+    labelling = prepare(data)
+    edit = make_edit(labelling.pool["id"][0], "red")
     add_edits(data, [edit])
     assert not labelling.labels(load_edits(data)).waiting[0]
     remove_edits(data, [edit])
@@ -95,7 +95,7 @@ def test_a_label_is_undone_and_its_image_waits_again(data, loose):
 
 def test_skipped_images_and_those_of_no_class_do_not_wait_and_are_no_data(data, loose):
     add_folder(data, str(loose))
-    labelling = prepared(data)
+    labelling = prepare(data)
     first, second, third = labelling.pool["id"][:3]
     add_edits(
         data,
@@ -113,20 +113,20 @@ def test_skipped_images_and_those_of_no_class_do_not_wait_and_are_no_data(data, 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_what_the_model_chose_cannot_be_evaluated_on(data, loose, split):
     add_folder(data, str(loose))
-    path = prepared(data).pool["id"][0]
-    add_edits(data, [label(path, "red")])
+    path = prepare(data).pool["id"][0]
+    add_edits(data, [make_edit(path, "red")])
     move = Edit(action="move", paths=(path,), to=split)
     with pytest.raises(DataError, match="model chose"):
         add_edits(data, [move])
     assert move not in load_edits(data)
     with pytest.raises(DataError, match="model chose"):  # a run's config is input
-        load_dataset(data, edits=[label(path, "red"), move])
+        load_dataset(data, edits=[make_edit(path, "red"), move])
 
 
 def test_a_random_tenth_is_asked_for_first_and_tests(data, tmp_path):
     many = image_folder(tmp_path / "many", {"any": 200})
     add_folder(data, str(many), set_aside=True)
-    labelling = prepared(data)
+    labelling = prepare(data)
     aside = (labelling.pool["split"] == "test").to_numpy()
     assert 8 <= aside.sum() <= 34
     labels = labelling.labels(())
@@ -137,7 +137,7 @@ def test_a_random_tenth_is_asked_for_first_and_tests(data, tmp_path):
     assert set(names[: aside.sum()]) == {None}  # the model must not influence these labels
     assert None not in names[aside.sum() :]
     path = labelling.pool["id"][order[0]]
-    add_edits(data, [label(path, "red", "label_test")])
+    add_edits(data, [make_edit(path, "red", "label_test")])
     assert load_dataset(data, edits=load_edits(data)).by_id.at[path, "split"] == "test"
     own = labelling.own
     assert labelling.fit(labelling.labels(load_edits(data))).linear is not None
@@ -148,12 +148,12 @@ def test_copies_of_the_data_sets_own_images_do_not_wait(data, loose):
     shutil.copy(data / "red" / "000.png", loose / "copy.png")
     shutil.copy(loose / "red0.png", loose / "twice.png")
     add_folder(data, str(loose))
-    assert len(prepared(data).pool) == 16
+    assert len(prepare(data).pool) == 16
 
 
 def test_the_orders_find_what_is_asked_for(data, loose):
     add_folder(data, str(loose))
-    labelling = prepared(data)
+    labelling = prepare(data)
     labels = labelling.labels(())
     probe = labelling.fit(labels)
     assert probe.classes == ("green", "red")
@@ -175,8 +175,8 @@ def test_the_orders_find_what_is_asked_for(data, loose):
 
 def test_the_manifest_is_read_as_the_same_data_set(data, loose):
     add_folder(data, str(loose))
-    labelling = prepared(data)
-    add_edits(data, [label(labelling.pool["id"][0], "red")])
+    labelling = prepare(data)
+    add_edits(data, [make_edit(labelling.pool["id"][0], "red")])
     labelling.manifest(load_edits(data)).to_csv(data / "manifest.csv", index=False)
     again = load_dataset(data / "manifest.csv")
     ours = load_dataset(data, edits=load_edits(data))
@@ -194,7 +194,7 @@ def test_what_cannot_be_added_is_refused_and_nothing_is_kept(data, loose, tmp_pa
             add_folder(data, str(folder), roots=roots)
     assert load_unlabelled(data) == Unlabelled()
     with pytest.raises(DataError, match="Add a folder"):
-        prepared(data)
+        prepare(data)
 
 
 def test_a_damaged_list_is_named_and_not_forgotten(data, loose):
@@ -206,8 +206,8 @@ def test_a_damaged_list_is_named_and_not_forgotten(data, loose):
 
 def test_labelled_images_outside_of_what_may_be_read_are_left_out(data, loose):
     add_folder(data, str(loose))
-    path = prepared(data).pool["id"][0]
-    found = load_dataset(data, edits=[label(path, "red")], roots=[data])
+    path = prepare(data).pool["id"][0]
+    found = load_dataset(data, edits=[make_edit(path, "red")], roots=[data])
     assert path not in set(found.table["id"])
     assert any(path in finding.paths for finding in found.findings)
 

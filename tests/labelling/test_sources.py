@@ -1,4 +1,4 @@
-"""Images without labels that are unpacked, uploaded or recorded: they belong to one data set only."""
+"""Images without labels that are unpacked, uploaded or recorded: they belong to one data set."""
 
 import io
 import zipfile
@@ -37,7 +37,7 @@ def other(data):
 
 @pytest.fixture
 def loose(tmp_path):
-    """Images of no class; they lie where the app may not read."""
+    """Return images of no class in a folder that the app may not read."""
     return sorted(image_folder(tmp_path / "loose", {"blue": 9}).rglob("*.png"))
 
 
@@ -53,7 +53,7 @@ def roots():
     return data_roots(home_too=False)
 
 
-def waiting(data):
+def list_waiting(data):
     pool = finish(find_pool(load_dataset(data, roots=roots()), load_unlabelled(data), roots()))
     return pool["id"].tolist()
 
@@ -62,7 +62,7 @@ def test_an_archive_is_unpacked_beside_the_data_set_and_its_images_can_be_labell
     archive = data.parent / "holiday.zip"
     archive.write_bytes(pack_zip(loose))
     assert finish(add_images(data, str(archive), roots=roots())) == load_unlabelled(data)
-    ids = waiting(data)
+    ids = list_waiting(data)
     assert len(ids) == len(loose)
     edits = [Edit(action="label", paths=tuple(ids), to="blue")]
     labelled = load_dataset(data, edits=edits, roots=roots())
@@ -75,7 +75,7 @@ def test_uploaded_images_and_archives_are_added_at_once(data, loose):
     uploads = [(f"{number}.png", io.BytesIO(content[number])) for number in (0, 1)]
     uploads.append(("more.zip", io.BytesIO(pack_zip(loose[2:]))))
     assert len(finish(add_uploaded(data, uploads, roots=roots())).folders) == 2
-    assert len(waiting(data)) == len(loose)
+    assert len(list_waiting(data)) == len(loose)
 
 
 def test_what_was_refused_leaves_what_came_before_it(data, loose):
@@ -85,7 +85,7 @@ def test_what_was_refused_leaves_what_came_before_it(data, loose):
     ]
     with pytest.raises(DataError, match=r"bad\.zip was not imported"):
         finish(add_uploaded(data, uploads, roots=roots()))
-    assert len(waiting(data)) == len(loose)
+    assert len(list_waiting(data)) == len(loose)
 
 
 def test_an_archive_outside_of_what_may_be_read_is_not_unpack_zip(data, tmp_path, loose):
@@ -102,7 +102,7 @@ def test_another_data_set_cannot_take_what_was_brought_to_one(data, other, loose
     with pytest.raises(DataError, match="belongs to another data set"):
         add_folder(other, folder, roots=roots())
     assert load_unlabelled(other) == Unlabelled()
-    paths = tuple(waiting(data))
+    paths = tuple(list_waiting(data))
     edits = [Edit(action="label", paths=paths, to="blue")]
     assert not set(paths) & set(load_dataset(other, edits=edits, roots=roots()).table["id"])
     # nor by a manifest that names the files
@@ -120,7 +120,7 @@ def test_recorded_frames_wait_for_a_label(data, loose):
         store_unlabelled(Batch("a", "p1", 0, content[:5], "", ""), folder)
     store_unlabelled(Batch("b", "p1", 5, content[5:], "", ""), folder)
     add_folder(data, str(folder), roots=roots())
-    assert len(waiting(data)) == len(loose)
+    assert len(list_waiting(data)) == len(loose)
     with pytest.raises(DataError, match="no press"):
         store_unlabelled(Batch("c", "", 0, content, "", ""), folder)
     for number in range(len(content), MOST_OF_CLASS):

@@ -172,14 +172,14 @@ def test_mistakes_or_highest_losses(run):
 
 
 def test_a_tab_is_worked_out_only_when_it_is_opened(run):
-    for cached in (evaluate._scores, evaluate._class_curves, evaluate._calibrated):
+    for cached in (evaluate._compute_scores, evaluate._compute_class_curves, evaluate._calibrate):
         cached.cache_clear()
     opened()
     at = opened(view="Slices")
     assert "camera" in at.selectbox(key="by-tested-test").options
     assert [
         one.cache_info().misses
-        for one in (evaluate._scores, evaluate._class_curves, evaluate._calibrated)
+        for one in (evaluate._compute_scores, evaluate._compute_class_curves, evaluate._calibrate)
     ] == [0, 0, 0]
 
 

@@ -1,7 +1,7 @@
-"""Profiles that are made up: what they say is known beforehand."""
+"""Made-up profiles with a known result."""
 
 from finetune_core.evaluation.comparison.strategies import Interval
-from finetune_core.profiling.plan import Selected
+from finetune_core.profiling.plan import SelectionStep
 from finetune_core.profiling.result import Profile, ProfileArm
 from finetune_core.runs.convergence import Convergence
 
@@ -30,9 +30,9 @@ def arm(kind, *stages, gain=0.0, reach=0.02, parameters=200, seconds=40.0, judge
 
 
 def made_profile(*arms, chosen=0, against_full=None, **changes):
-    """Return a complete profile of ``STAGES``; full fine-tuning gains what is given."""
+    """Return a complete profile of ``STAGES`` with the given gain of full fine-tuning."""
     arms = arms or (arm("stage", "block2", gain=0.061),)
-    path = (Selected(arms[chosen].stages[0], 0.8, None, True),)
+    path = (SelectionStep(arms[chosen].stages[0], 0.8, None, True),)
     usual = {
         "backbone": "efficientnet_lite0",
         "stages": STAGES,

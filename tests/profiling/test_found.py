@@ -1,4 +1,4 @@
-"""A profile is found again by its runs alone."""
+"""Reconstruction of a profile from its runs alone."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ def setup(home_of_shared_fixtures):
     return set_up(base.model_copy(update={"auto": ("learning_rate",)}), num_images=100)
 
 
-def made_runs(setup: Setup, rounds=None):
+def make_runs(setup: Setup, rounds=None):
     """Return the runs of the first rounds of a profile as the store lists them."""
     planted = Planted({}, LOSSES)
     planted.finish(setup)
@@ -45,7 +45,7 @@ def find(setup, runs):
 
 
 def test_the_runs_of_a_whole_profile_tell_what_was_asked_for(setup):
-    runs, planted = made_runs(setup)
+    runs, planted = make_runs(setup)
     found = find(setup, runs)
     assert (found.sizes, found.seeds) == (setup.sizes, (0, 1))
     assert advance(found, planted) == advance(setup, planted)
@@ -53,7 +53,7 @@ def test_the_runs_of_a_whole_profile_tell_what_was_asked_for(setup):
 
 
 def test_the_short_round_tells_how_long_the_others_are(setup):
-    runs, _ = made_runs(setup, rounds=2)
+    runs, _ = make_runs(setup, rounds=2)
     found = find(setup, runs)
     rates = {"layer4": 3.0}
     assert run_of(found.alone(["layer4"], 0, rates)) == run_of(setup.alone(["layer4"], 0, rates))
@@ -62,23 +62,23 @@ def test_the_short_round_tells_how_long_the_others_are(setup):
 
 def test_other_seeds_and_fewer_stages_are_found(home_of_shared_fixtures):
     asked = set_up(tiny_config(epochs=12), stages=("layer2", "layer3", "layer4"), seeds=(4, 7, 8))
-    runs, _ = made_runs(asked)
+    runs, _ = make_runs(asked)
     found = find(asked, runs)
     assert (found.stages, found.seeds) == (("layer2", "layer3", "layer4"), (4, 7, 8))
 
 
 def test_a_profile_of_one_seed_is_complete_when_it_ends(home_of_shared_fixtures):
     asked = set_up(tiny_config(epochs=12), seeds=(5,))
-    runs, planted = made_runs(asked)
+    runs, planted = make_runs(asked)
     found = find(asked, runs)
     assert found.seeds == (5,)
     assert advance(found, planted).wanted == ()
-    runs, planted = made_runs(asked, rounds=3)
+    runs, planted = make_runs(asked, rounds=3)
     assert find(asked, runs).seeds == (0, 1), "other seeds may follow"
 
 
 def test_runs_of_other_data_or_another_backbone_are_none_of_it(setup):
-    runs, _ = made_runs(setup)
+    runs, _ = make_runs(setup)
     assert find_setup(runs, "elsewhere", setup.stage.backbone) is None
     assert find_setup(runs, setup.stage.data, "resnet18") is None
     assert find_setup([], setup.stage.data, setup.stage.backbone) is None
@@ -86,5 +86,5 @@ def test_runs_of_other_data_or_another_backbone_are_none_of_it(setup):
 
 def test_the_latest_of_two_profiles_is_shown(setup):
     other = set_up(tiny_config(epochs=12, learning_rate=0.5))
-    newer, older = made_runs(other)[0], made_runs(setup)[0]
+    newer, older = make_runs(other)[0], make_runs(setup)[0]
     assert find(setup, [*newer, *older]).stage.learning_rate == 0.5

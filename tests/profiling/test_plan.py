@@ -1,4 +1,4 @@
-"""The rounds of a profile, from finished runs that are made up."""
+"""Rounds of a profile, from made-up finished runs."""
 
 import numpy as np
 import pytest
@@ -19,21 +19,21 @@ def setup(home_of_shared_fixtures):
     return set_up(tiny_config(epochs=9))
 
 
-def outcome(accuracy, loss=1.0):
-    """Return what a run answered that is right on the first images only."""
+def make_outcome(accuracy, loss=1.0):
+    """Return the outcome of a run that is right on the first images only."""
     right = np.arange(IMAGES) < accuracy * IMAGES
     return Outcome("", loss, right, right)
 
 
 class Planted(dict):
-    """Finished runs: every run that was ever wanted, as right as its stages say."""
+    """Finished runs: every run that was ever wanted, with accuracies by its stages."""
 
     def __init__(self, accuracies, losses=None):
         super().__init__()
         self.accuracies, self.losses, self.rounds = accuracies, losses or {}, []
 
     def finish(self, setup, failed=(), parts=tuple(PARTS)):
-        """Train round after round; return the progress at the end."""
+        """Train round after round, and return the progress at the end."""
         while (progress := advance(setup, self, failed, parts)).wanted:
             self.rounds.append((progress.round, progress.wanted))
             for config in progress.wanted:
@@ -42,23 +42,23 @@ class Planted(dict):
         return progress
 
     def answer(self, config):
-        stages = trained(config) if config.strategy == "custom" else config.strategy
+        stages = trained_stages(config) if config.strategy == "custom" else config.strategy
         loss = self.losses.get(stages, 1.0)
         if isinstance(loss, dict):
             loss = loss[config.stage_rates[stages[0]]]
-        return outcome(self.accuracies.get(stages, 0.5), loss)
+        return make_outcome(self.accuracies.get(stages, 0.5), loss)
 
 
-def trained(config):
+def trained_stages(config):
     return tuple(name for name in config.stage_rates if name != "head")
 
 
-def alone(**values):
+def by_single_stage(**values):
     return {(stage,): value for stage, value in values.items()}
 
 
 PLAIN = dict.fromkeys(STAGES, 1.0)  # every stage has the learning rate itself
-LOSSES = alone(conv1=0.5, layer1=0.9, layer2=0.9, layer3=0.9, layer4=0.4)
+LOSSES = by_single_stage(conv1=0.5, layer1=0.9, layer2=0.9, layer3=0.9, layer4=0.4)
 
 
 def test_every_run_trains_the_named_stages_and_the_head_from_the_probes_head(setup):
@@ -102,14 +102,16 @@ def test_rounds_follow_each_other(setup):
         "third_seeds",
     ]
     short, first, second, selection, *full, third = (configs for _, configs in planted.rounds[1:])
-    tried = {(*trained(config), config.stage_rates[trained(config)[0]]) for config in short}
+    tried = {
+        (*trained_stages(config), config.stage_rates[trained_stages(config)[0]]) for config in short
+    }
     assert tried == {(stage, rate) for stage in STAGES for rate in PROFILE_RATES}
     assert {config.epochs for config in short} == {2}
     for seed, configs in enumerate((first, second)):
         expected = {(stage, seed) for stage in ("conv1", "layer4")}
-        assert {(*trained(config), config.seed) for config in configs} == expected
+        assert {(*trained_stages(config), config.seed) for config in configs} == expected
     assert {config.epochs for config in (*first, *second)} == {9}
-    assert {trained(config) for config in selection} == {("conv1", "layer4")}
+    assert {trained_stages(config) for config in selection} == {("conv1", "layer4")}
     assert [(one.strategy, one.seed) for (one,) in full] == [("full", 0), ("full", 1)]
     assert {(config.strategy, config.seed) for config in third} == {("custom", 2), ("full", 2)}
     assert progress.stopped == ("layer1", "layer2", "layer3")
@@ -117,11 +119,13 @@ def test_rounds_follow_each_other(setup):
 
 def test_only_what_may_be_best_is_trained_with_more_seeds(setup):
     stages = {"layer3": 0.6, "layer4": 0.8}
-    planted = Planted(alone(**stages) | {"full": 0.7}, alone(layer3=0.5, layer4=0.4))
+    planted = Planted(
+        by_single_stage(**stages) | {"full": 0.7}, by_single_stage(layer3=0.5, layer4=0.4)
+    )
     planted.finish(setup)
     runs = [config for _, configs in planted.rounds for config in configs]
     assert [one.seed for one in runs if one.strategy == "full"] == [0]
-    both = [one for one in runs if one.strategy == "custom" and len(trained(one)) == 2]
+    both = [one for one in runs if one.strategy == "custom" and len(trained_stages(one)) == 2]
     assert [one.seed for one in both] == [0]
     assert sorted(one.seed for one in runs if one == setup.alone(["layer4"], one.seed, PLAIN)) == [
         0,
@@ -138,13 +142,15 @@ def test_of_many_stages_a_quarter_is_trained_with_all_seeds(home_of_shared_fixtu
     half = made.stages[: len(made.stages) // 2]
     assert progress.going_on == half
     (second,) = (configs for name, configs in planted.rounds if name == "seeds")
-    assert {trained(config) for config in second} == {(stage,) for stage in half[: len(half) // 2]}
+    assert {trained_stages(config) for config in second} == {
+        (stage,) for stage in half[: len(half) // 2]
+    }
 
 
 def test_a_deeper_cut_follows_the_shallower_one_that_it_is_computed_from(setup):
     planted = Planted({}, LOSSES)
     planted.finish(setup)
-    short = [trained(config)[0] for config in planted.rounds[1][1]]
+    short = [trained_stages(config)[0] for config in planted.rounds[1][1]]
     assert short[::2] == short[1::2] == ["layer1", "layer2", "layer3", "layer4", "conv1"]
 
 
@@ -156,10 +162,10 @@ def test_of_equal_losses_the_stage_with_fewer_parameters_goes_on(setup):
 @pytest.mark.parametrize(
     ("accuracies", "chosen"),
     [
-        (alone(conv1=0.8, layer4=0.6), ("conv1",)),
-        (alone(conv1=0.6, layer4=0.8), ("layer4",)),
-        (alone(conv1=0.6, layer4=0.8) | {("conv1", "layer4"): 0.95}, ("layer4", "conv1")),
-        (alone(conv1=0.6, layer4=0.8) | {("conv1", "layer4"): 0.805}, ("layer4",)),
+        (by_single_stage(conv1=0.8, layer4=0.6), ("conv1",)),
+        (by_single_stage(conv1=0.6, layer4=0.8), ("layer4",)),
+        (by_single_stage(conv1=0.6, layer4=0.8) | {("conv1", "layer4"): 0.95}, ("layer4", "conv1")),
+        (by_single_stage(conv1=0.6, layer4=0.8) | {("conv1", "layer4"): 0.805}, ("layer4",)),
     ],
 )
 def test_a_stage_is_added_only_while_the_gain_is_significant(setup, accuracies, chosen):
@@ -174,10 +180,10 @@ def test_the_log_loss_breaks_ties_of_the_selection(setup):
 
 
 def test_a_profile_goes_on_from_the_runs_that_are_finished(setup):
-    planted = Planted(alone(conv1=0.7), LOSSES)
+    planted = Planted(by_single_stage(conv1=0.7), LOSSES)
     whole = planted.finish(setup)
     for at in range(len(planted)):
-        fewer = Planted(alone(conv1=0.7), LOSSES)
+        fewer = Planted(by_single_stage(conv1=0.7), LOSSES)
         fewer.update(list(planted.items())[:at])
         assert fewer.finish(setup) == whole
         assert {*fewer} == {*planted}
@@ -185,8 +191,8 @@ def test_a_profile_goes_on_from_the_runs_that_are_finished(setup):
 
 
 def test_each_stage_has_the_rate_that_was_better_in_the_short_round(setup):
-    losses = LOSSES | alone(conv1={1.0: 0.6, 3.0: 0.5}, layer1={1.0: 0.7, 3.0: 0.9})
-    accuracies = alone(conv1=0.6, layer4=0.8) | {("conv1", "layer4"): 0.95}
+    losses = LOSSES | by_single_stage(conv1={1.0: 0.6, 3.0: 0.5}, layer1={1.0: 0.7, 3.0: 0.9})
+    accuracies = by_single_stage(conv1=0.6, layer4=0.8) | {("conv1", "layer4"): 0.95}
     planted = Planted(accuracies, losses)
     progress = planted.finish(setup)
     assert progress.rates == PLAIN | {"conv1": 3.0}
@@ -244,7 +250,7 @@ def test_stages_and_seeds_are_checked(home_of_shared_fixtures):
 
 def test_a_forecast_counts_what_is_trained_when_one_stage_is_enough(setup):
     expected = forecast(setup, {})
-    planted = Planted({}, alone(conv1=0.1, layer1=0.2, layer2=1, layer3=1, layer4=1))
+    planted = Planted({}, by_single_stage(conv1=0.1, layer1=0.2, layer2=1, layer3=1, layer4=1))
     planted.finish(setup)
     assert {run_of(config) for config in expected} == {*planted}
     assert forecast(setup, planted) == []

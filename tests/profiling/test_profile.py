@@ -1,4 +1,4 @@
-"""A profile from the command line to its result: whole, interrupted, cached, without test images."""
+"""Profiles from the command line: whole, interrupted, cached, without test images."""
 
 import json
 
@@ -19,25 +19,25 @@ TIMES = ("seconds", "run_ids", "sentence")
 
 @pytest.fixture(scope="module")
 def data(home_of_shared_fixtures, tmp_path_factory):
-    """Three colours in three splits of their own."""
+    """Write two colours in three given splits."""
     counts = {"train": 12, "val": 8, "test": 10}
     layout = {f"{split}/{hue}": n for split, n in counts.items() for hue in ("red", "green")}
     return image_folder(tmp_path_factory.mktemp("profiled"), layout)
 
 
-def options(data, runs, *more, **changes):
+def make_options(data, runs, *more, **changes):
     return ("profile", data, *tiny_options(epochs=3, **changes), "--runs-dir", runs, *more)
 
 
 @pytest.fixture(scope="module")
 def profiled(data, tmp_path_factory):
-    """Return (folder of runs, JSON) of a profile of three stages."""
+    """Return (directory of runs, JSON) of a profile of three stages."""
     runs = tmp_path_factory.mktemp("runs")
-    return runs, thaw_json(*options(data, runs, *STAGES))
+    return runs, thaw_json(*make_options(data, runs, *STAGES))
 
 
-def but_for_times(result):
-    """Return what two profiles have in common that trained the same."""
+def drop_times(result):
+    """Return a profile's result without its times."""
     arms = [{k: v for k, v in arm.items() if k not in TIMES} for arm in result["arms"]]
     return {k: v for k, v in result.items() if k not in TIMES} | {"arms": arms}
 
@@ -76,9 +76,9 @@ def test_its_runs_are_ordinary_runs(profiled):
 def test_a_second_call_trains_nothing_and_says_the_same(data, profiled):
     runs, result = profiled
     before = sorted(runs.iterdir())
-    assert thaw_json(*options(data, runs, *STAGES)) == result
+    assert thaw_json(*make_options(data, runs, *STAGES)) == result
     assert sorted(runs.iterdir()) == before
-    printed = " ".join(thaw(*options(data, runs, *STAGES)).stdout.split())
+    printed = " ".join(thaw(*make_options(data, runs, *STAGES)).stdout.split())
     assert result["sentence"] in printed
 
 
@@ -97,19 +97,19 @@ def test_an_interrupted_profile_goes_on_and_ends_as_one_that_was_not(
         return trained(reservation)
 
     monkeypatch.setattr(train_all, "trained", interrupted)
-    done = thaw(*options(data, tmp_path, *STAGES))
+    done = thaw(*make_options(data, tmp_path, *STAGES))
     assert done.returncode == 1
     assert "The profile was stopped. The same command goes on from there." in done.words
     assert len(RunStore(tmp_path).runs()) == 6 < len(RunStore(runs).runs())
-    again = thaw_json(*options(data, tmp_path, *STAGES))
-    assert but_for_times(again) == but_for_times(result)
+    again = thaw_json(*make_options(data, tmp_path, *STAGES))
+    assert drop_times(again) == drop_times(result)
 
 
 @pytest.mark.train
 def test_without_the_cache_the_profile_is_the_same(data, profiled, tmp_path):
     _, result = profiled
-    plain = thaw_json(*options(data, tmp_path, *STAGES, cache="off"))
-    assert but_for_times(plain) == but_for_times(result)
+    plain = thaw_json(*make_options(data, tmp_path, *STAGES, cache="off"))
+    assert drop_times(plain) == drop_times(result)
 
 
 @pytest.mark.train
@@ -117,7 +117,7 @@ def test_without_test_images_it_says_that_gains_are_optimistic(home_of_shared_fi
     layout = {f"{split}/{hue}": 8 for split in ("train", "val") for hue in ("red", "green")}
     folder = image_folder(tmp_path / "images", layout)
     some = ("--stages", "layer4", "--seeds", "0")
-    result = thaw_json(*options(folder, tmp_path / "runs", *some))
+    result = thaw_json(*make_options(folder, tmp_path / "runs", *some))
     assert (result["split"], result["images"]) == ("val", 16)
     assert any("optimistic" in note for note in result["notes"])
     assert any("With one seed each" in note for note in result["notes"])
@@ -125,7 +125,9 @@ def test_without_test_images_it_says_that_gains_are_optimistic(home_of_shared_fi
 
 @pytest.mark.train
 def test_a_budget_leaves_out_and_says_so(data, tmp_path):
-    result = thaw_json(*options(data, tmp_path, "--stages", "layer3,layer4", "--budget", "0.001"))
+    result = thaw_json(
+        *make_options(data, tmp_path, "--stages", "layer3,layer4", "--budget", "0.001")
+    )
     every = ["third_seeds", "full_seeds", "selection", "second_seeds"]
     # Full fine-tuning that is no candidate has no second seed to leave out.
     assert [part for part in every if part in {*result["left_out"], "full_seeds"}] == every
@@ -144,7 +146,7 @@ def test_a_run_that_breaks_is_done_without(data, profiled, tmp_path, monkeypatch
         return trained(reservation)
 
     monkeypatch.setattr(train_all, "trained", breaking)
-    result = thaw_json(*options(data, tmp_path, *STAGES))
+    result = thaw_json(*make_options(data, tmp_path, *STAGES))
     assert {
         stage for arm in result["arms"] if arm["kind"] != "full" for stage in arm["stages"]
     } == {
@@ -170,7 +172,7 @@ def test_what_the_profile_decides_itself_is_no_option(data, tmp_path):
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_trains(data, tmp_path, given, named):
-    done = thaw(*options(data, tmp_path, *given))
+    done = thaw(*make_options(data, tmp_path, *given))
     assert done.returncode == 2
     assert named in done.words
     assert not RunStore(tmp_path).runs()

@@ -1,26 +1,26 @@
-"""What a profile says, in one sentence."""
+"""Result of a profile in one sentence."""
 
 import pytest
 
-from finetune_core.profiling.plan import Selected
+from finetune_core.profiling.plan import SelectionStep
 from tests.profiling.made import FALLING, STAGES, arm, interval, made_profile
 
 
-def full(gain=0.0, judged=None):
+def make_full(gain=0.0, judged=None):
     more = {"judged": judged} if judged else {}
     return arm("full", *STAGES, gain=gain, parameters=1000, seconds=100.0, **more)
 
 
-def rejected(stage):
-    return (Selected("block2", 0.8, None, True), Selected(stage, 0.81, 0.01, False))
+def reject(stage):
+    return (SelectionStep("block2", 0.8, None, True), SelectionStep(stage, 0.81, 0.01, False))
 
 
 def test_a_stage_that_gains_is_named_with_its_size_and_its_price():
     found = made_profile(
         arm("stage", "block2", gain=0.061, parameters=310),
-        full(0.05),
+        make_full(0.05),
         against_full=interval(-0.011),
-        path=rejected("block1"),
+        path=reject("block1"),
     )
     assert found.sentence == (
         "Training block2 alone gains 6.1 points (4.1 to 8.1) over a linear probe; adding block1 "
@@ -31,7 +31,9 @@ def test_a_stage_that_gains_is_named_with_its_size_and_its_price():
 
 
 def test_where_nothing_is_gained_it_says_train_nothing():
-    found = made_profile(arm("stage", "block2", gain=0.012), full(0.01), against_full=interval(0))
+    found = made_profile(
+        arm("stage", "block2", gain=0.012), make_full(0.01), against_full=interval(0)
+    )
     assert found.sentence == (
         "No stage gains anything measurable over a linear probe (best: block2, 1.2 points, "
         "−0.8 to 3.2). Train nothing: take the linear probe."
@@ -52,20 +54,24 @@ def test_where_the_probe_leaves_too_few_errors_no_training_could_show_a_gain(pro
 
 def test_two_stages_are_named_together():
     both = arm("stages", "block2", "block1", gain=0.1)
-    found = made_profile(both, full(0.1), against_full=interval(0))
+    found = made_profile(both, make_full(0.1), against_full=interval(0))
     assert found.sentence.startswith("Training block2 and block1 gains 10.0 points")
 
 
 def test_full_fine_tuning_that_gains_more_is_advised():
-    found = made_profile(arm("stage", "block2", gain=0.06), full(0.11), against_full=interval(0.05))
+    found = made_profile(
+        arm("stage", "block2", gain=0.06), make_full(0.11), against_full=interval(0.05)
+    )
     assert "full fine-tuning gains 5.0 points (3.0 to 7.0) more. Train all" in found.sentence
     assert found.worth_training == STAGES
-    only = made_profile(arm("stage", "block2", gain=0.0), full(0.05), against_full=interval(0.05))
+    only = made_profile(
+        arm("stage", "block2", gain=0.0), make_full(0.05), against_full=interval(0.05)
+    )
     assert only.sentence.endswith(
         "full fine-tuning gains 5.0 points (3.0 to 7.0). Train all stages."
     )
     worse = made_profile(
-        arm("stage", "block2", gain=0.06), full(0.01), against_full=interval(-0.05)
+        arm("stage", "block2", gain=0.06), make_full(0.01), against_full=interval(-0.05)
     )
     assert "full fine-tuning loses 5.0 points (3.0 to 7.0) against it" in worse.sentence
 
@@ -82,7 +88,7 @@ def test_nothing_is_concluded_about_what_has_not_converged():
     assert found.sentence.startswith("Nothing is concluded: block2 has not converged")
     assert found.worth_training == ()
     other = made_profile(
-        arm("stage", "block2", gain=0.06), full(0.2, FALLING), against_full=interval(0.14)
+        arm("stage", "block2", gain=0.06), make_full(0.2, FALLING), against_full=interval(0.14)
     )
     assert other.worth_training == ("block2",)
     assert "full fine-tuning" not in other.sentence
@@ -92,7 +98,7 @@ def test_nothing_is_concluded_about_what_has_not_converged():
 
 def test_an_undertrained_stage_that_gains_is_named_without_a_word_on_others():
     begun = arm("stage", "block2", gain=0.06, judged=FALLING)
-    found = made_profile(begun, full(0.2), against_full=interval(0.14))
+    found = made_profile(begun, make_full(0.2), against_full=interval(0.14))
     assert found.sentence == (
         "Training block2 gains 6.0 points (4.0 to 8.0) over a linear probe, and has not converged "
         "(its validation loss still falls): it may gain more. Train longer to "

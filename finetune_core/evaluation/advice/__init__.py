@@ -1,1 +1,4 @@
-"""Which backbone and which cut, before anything is trained: cross-validated linear probes, and what training would take."""
+"""Advice before training: which backbone and which cut, by cross-validated linear probes.
+
+The time that training would take is forecast beside them.
+"""

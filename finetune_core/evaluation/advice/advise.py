@@ -1,4 +1,7 @@
-"""Advice before training: probe every network at every stage on the same images, rank them, and propose two to fine-tune."""
+"""Advice before training: probe networks on the same images, rank them, propose two to fine-tune.
+
+Every network is probed at every stage.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,11 +13,11 @@ from finetune_core.errors import ConfigError, FinetuneError, explain_memory_erro
 from finetune_core.evaluation.advice.probes import (
     TIMED,
     NetworkProbes,
-    configured,
+    make_run_config,
     probe_network,
-    training_sample,
+    sample_training_images,
 )
-from finetune_core.evaluation.advice.proposal import Proposal, proposed
+from finetune_core.evaluation.advice.proposal import Proposal, propose_networks
 from finetune_core.evaluation.advice.ranking import Candidate, best_stages, ranked
 from finetune_core.formatting import duration, number, percent, things
 from finetune_core.markup import paragraphs, table
@@ -25,10 +28,10 @@ from finetune_core.training.strategies import BASELINE, STRATEGIES
 from finetune_core.work import Work, with_subject
 
 IMAGES, BUDGET = 2_000, 30.0  # images, minutes
-FEWEST, MOST = 20, MOST_CHOSEN_ON  # images
+FEWEST, MOST = 20, MOST_CHOSEN_ON  # limits of the number of images
 UNKNOWN = (
-    "A probe measures the pretrained features as they are. It cannot predict how much fine-tuning will add, which differs from network "
-    "to network; only training shows that."
+    "A probe measures the pretrained features as they are. It cannot predict how much fine-tuning "
+    "will add, which differs from network to network; only training shows that."
 )
 
 
@@ -37,7 +40,7 @@ _COLUMNS = ["Network", "Stage", "Probe", "95 % interval", "Against the best"]
 
 @dataclass(frozen=True)
 class Failed:
-    """A network that could not be probed, and why."""
+    """A network that could not be probed, with the reason."""
 
     backbone: str
     reason: str
@@ -45,16 +48,16 @@ class Failed:
 
 @dataclass(frozen=True)
 class Advice:
-    """What the probes say.
+    """Ranking of the probed networks, with proposals of what to fine-tune.
 
     Attributes:
-        images: training images that were drawn, at most as many as were asked for.
-        folds: of the cross-validation.
+        images: number of training images that were drawn, at most as many as were asked for.
+        folds: number of folds of the cross-validation.
         budget: minutes that fine-tuning one network may take.
         candidates: every stage of every network, the best first.
-        networks: what was measured of each, in the order in which they were named.
-        suggested: what to fine-tune.
-        failed: the networks that could not be probed.
+        networks: measurements of each network, in the order in which the networks were named.
+        suggested: networks to fine-tune.
+        failed: networks that could not be probed.
     """
 
     images: int
@@ -66,7 +69,7 @@ class Advice:
     failed: tuple[Failed, ...]
 
     def in_words(self) -> str:
-        """Return what was measured, in sentences."""
+        """Describe in sentences what was measured."""
         images = self.candidates[0].images if self.candidates else self.images
         groups = self.candidates[0].groups if self.candidates else images
         copies = (
@@ -75,43 +78,50 @@ class Advice:
             else ""
         )
         return (
-            f"Linear probes on the frozen features of {things(len(self.networks), 'network')}, cross-validated in {self.folds} folds of "
-            f"{things(self.images, 'training image')}; validation and test images are not used."
-            f"{copies} The 95 % intervals hold for all stages together, the best one included."
+            f"Linear probes on the frozen features of {things(len(self.networks), 'network')}, "
+            f"cross-validated in {self.folds} folds of {things(self.images, 'training image')}; "
+            f"validation and test images are not used.{copies} The 95 % intervals hold for all "
+            "stages together, the best one included."
         )
 
     def network_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per network, by its best stage, the best first."""
+        """Return (columns, rows) with one row per network, by its best stage, the best first."""
         top1 = {
-            one.backbone: "not stated" if one.top1 is None else f"{one.top1:.1f} %"
-            for one in self.networks
+            network.backbone: "not stated" if network.top1 is None else f"{network.top1:.1f} %"
+            for network in self.networks
         }
         rows = [
-            [*_row(at, one), top1[one.backbone]]
-            for at, one in enumerate(best_stages(self.candidates))
+            [*_row(index, candidate), top1[candidate.backbone]]
+            for index, candidate in enumerate(best_stages(self.candidates))
         ]
         return [*_COLUMNS, "ImageNet"], rows
 
     def forecast_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per network, and what a run with each usual strategy takes."""
-        known = {one.backbone: one.forecasts for one in self.networks}
+        """Return (columns, rows) with one row per network: forecasts of the usual strategies."""
+        known = {network.backbone: network.forecasts for network in self.networks}
         rows = [
-            [one.backbone, *(_seconds(known[one.backbone].get(strategy)) for strategy in TIMED)]
-            for one in best_stages(self.candidates)
+            [
+                candidate.backbone,
+                *(_format_seconds(known[candidate.backbone].get(strategy)) for strategy in TIMED),
+            ]
+            for candidate in best_stages(self.candidates)
         ]
         return ["Network", *(STRATEGIES[strategy].title for strategy in TIMED)], rows
 
     def stage_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per network and stage, the best first."""
-        rows = [[*_row(at, one), _seconds(one.seconds)] for at, one in enumerate(self.candidates)]
+        """Return (columns, rows) with one row per network and stage, the best first."""
+        rows = [
+            [*_row(index, candidate), _format_seconds(candidate.seconds)]
+            for index, candidate in enumerate(self.candidates)
+        ]
         return [*_COLUMNS, "Training what follows"], rows
 
     def __repr__(self) -> str:
-        return f"<Advice: {', '.join(one.backbone for one in self.suggested) or 'none'}>"
+        return f"<Advice: {', '.join(proposal.backbone for proposal in self.suggested) or 'none'}>"
 
     def _repr_html_(self) -> str:
-        reasons = [f"{one.backbone}: {one.reason}" for one in self.suggested]
-        lacking = [f"{one.backbone}: {one.reason}" for one in self.failed]
+        reasons = [f"{proposal.backbone}: {proposal.reason}" for proposal in self.suggested]
+        lacking = [f"{failure.backbone}: {failure.reason}" for failure in self.failed]
         return (
             table(*self.network_rows())
             + table(*self.forecast_rows())
@@ -119,22 +129,22 @@ class Advice:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as ``advise --json`` prints them."""
+        """Return plain values, as ``advise --json`` prints them."""
         return {
             "images": self.images,
             "folds": self.folds,
             "budget_minutes": self.budget,
-            "candidates": [asdict(one) for one in self.candidates],
+            "candidates": [asdict(candidate) for candidate in self.candidates],
             "networks": [
                 {
-                    "backbone": one.backbone,
-                    "imagenet_top1": one.top1,
-                    "forecast_seconds": dict(one.forecasts),
+                    "backbone": network.backbone,
+                    "imagenet_top1": network.top1,
+                    "forecast_seconds": dict(network.forecasts),
                 }
-                for one in self.networks
+                for network in self.networks
             ],
-            "suggested": [asdict(one) for one in self.suggested],
-            "failed": [asdict(one) for one in self.failed],
+            "suggested": [asdict(proposal) for proposal in self.suggested],
+            "failed": [asdict(failure) for failure in self.failed],
             "cannot_predict": UNKNOWN,
         }
 
@@ -148,25 +158,31 @@ def advise(
     *,
     own_sizes: bool = True,
 ) -> Work[Advice]:
-    """Probe networks on the same training images. One that fails is named with its reason and ends no other.
+    """Probe networks on the same training images, rank their stages, and propose two networks.
+
+    A network that fails is reported with its reason; the others go on.
 
     Args:
+        dataset: the data set; only its training images are used.
         base: the settings of the runs that are forecast and proposed.
-        images: how many training images to probe with at most, of each class its share.
+        backbones: names of the networks.
+        images: maximum number of training images to probe with, sampled in proportion to the
+            classes.
         budget: minutes that fine-tuning one network may take.
-        own_sizes: take images of the size that each network was pretrained on, not of the one in ``base``.
+        own_sizes: resize images to the size that each network was pretrained on instead of the size
+            in ``base``.
 
     Yields:
         Steps of the phases of ``probe_network``, each with its network as the subject.
 
     Raises:
-        ConfigError: when ``images`` or ``budget`` cannot be used, or no network is named.
-        DataError: when there are too few images to cross-validate.
+        ConfigError: if ``images`` or ``budget`` cannot be used, or no network is named.
+        DataError: if there are too few images to cross-validate.
     """
     names = list(dict.fromkeys(backbones))
-    _check(names, images, budget)
+    _check_arguments(names, images, budget)
     check_classes(dataset)
-    sample = training_sample(dataset, images, base.seed)
+    sample = sample_training_images(dataset, images, base.seed)
     folds = probe_folds(sample.table["label"].to_numpy(), sides(sample.table), base.seed)
     networks: list[NetworkProbes] = []
     failed: list[Failed] = []
@@ -181,7 +197,7 @@ def advise(
         except FinetuneError as error:
             failed.append(Failed(name, str(error)))
     candidates = ranked(networks)
-    suggested = proposed(candidates, networks, 60 * budget)
+    suggested = propose_networks(candidates, networks, 60 * budget)
     return Advice(
         len(sample.table), len(folds), budget, candidates, tuple(networks), suggested, tuple(failed)
     )
@@ -193,23 +209,27 @@ def comparison_of(
     seeds: Sequence[int],
     num_images: int | None = None,
 ) -> list[RunConfig]:
-    """The runs that compare the proposals with each other, and each with its linear probe.
+    """Return configs of runs that compare the proposals with each other and with linear probes.
+
+    Each proposal is paired with the linear probe on its own features.
 
     Args:
+        suggested: the proposals.
         base: all other settings.
-        num_images: as ``design`` takes it.
+        seeds: one run per strategy and seed.
+        num_images: number of training images, passed on to ``design``.
 
     Raises:
-        ConfigError: when a config cannot be used.
+        ConfigError: if a config cannot be used.
     """
     configs: list[RunConfig] = []
-    for one in suggested:
-        own = configured(base, one.backbone, one.image_size, one.strategy)
-        configs += design(own, [one.strategy, BASELINE], seeds, num_images=num_images)
+    for proposal in suggested:
+        own = make_run_config(base, proposal.backbone, proposal.image_size, proposal.strategy)
+        configs += design(own, [proposal.strategy, BASELINE], seeds, num_images=num_images)
     return configs
 
 
-def _check(names: Sequence[str], images: int, budget: float) -> None:
+def _check_arguments(names: Sequence[str], images: int, budget: float) -> None:
     problems = {}
     if not names:
         problems["backbones"] = "name at least one; none has its weights on this machine"
@@ -221,21 +241,26 @@ def _check(names: Sequence[str], images: int, budget: float) -> None:
         raise ConfigError(problems)
 
 
-def _row(at: int, one: Candidate) -> list[str]:
-    """The cells of ``_COLUMNS``.
+def _row(index: int, candidate: Candidate) -> list[str]:
+    """Return the cells of ``_COLUMNS``.
 
     Args:
-        at: its place in the ranking.
+        index: place of the candidate in the ranking; 0 is the best.
+        candidate: the candidate.
     """
-    standing = "not distinguishable" if one.like_best else f"{one.behind * 100:.1f} points behind"
+    standing = (
+        "not distinguishable"
+        if candidate.like_best
+        else f"{candidate.behind * 100:.1f} points behind"
+    )
     return [
-        one.backbone,
-        one.stage,
-        percent(one.accuracy),
-        one.interval,
-        standing if at else "best",
+        candidate.backbone,
+        candidate.stage,
+        percent(candidate.accuracy),
+        candidate.interval,
+        standing if index else "best",
     ]
 
 
-def _seconds(forecast: float | None) -> str:
+def _format_seconds(forecast: float | None) -> str:
     return "not timed" if forecast is None else duration(forecast)

@@ -1,4 +1,4 @@
-"""What is measured of one network: a cross-validated linear probe on every stage's features, and the forecast of each usual strategy."""
+"""Measurements of one network: cross-validated linear probes by stage, and training forecasts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,18 +26,21 @@ TIMED = tuple(name for name, strategy in STRATEGIES.items() if strategy.classic 
 
 @dataclass(frozen=True, eq=False)
 class NetworkProbes:
-    """One network on the sampled training images.
+    """Linear probes of one network on the sampled training images, with forecasts.
 
     Attributes:
-        image_size: side of its input, pixels.
-        top1: published ImageNet accuracy of its weights, percent; None where their source states none.
-        ids: of the images, ``[n]``.
+        backbone: name of the network.
+        image_size: side of the input in pixels.
+        top1: published ImageNet accuracy of the weights in percent; None if their source states
+            none.
+        ids: ids of the images, ``[n]``.
         sets: int ``[n]``, equal for near-duplicates and images of one group.
-        stages: input to the last one before the head.
-        right: bool ``[stages, n]``: which images the probe of a stage classifies correctly that has seen neither them nor their
-            near-duplicates.
-        after: by stage, the forecast in seconds of training all that comes after it; None where nothing could be timed.
-        forecasts: strategy of ``TIMED`` -> its forecast in seconds, where it could be timed.
+        stages: names of the stages, from the input to the last one before the head.
+        right: bool ``[stages, n]``: images that the probe of a stage classifies correctly. The
+            probe was fitted without the image and its near-duplicates.
+        after: by stage, the forecast in seconds of training all later stages; None where nothing
+            could be timed.
+        forecasts: strategy of ``TIMED`` -> forecast in seconds, where the strategy could be timed.
     """
 
     backbone: str
@@ -51,42 +54,58 @@ class NetworkProbes:
     forecasts: Mapping[str, float]
 
 
-def training_sample(dataset: Dataset, images: int, seed: int) -> Dataset:
-    """The same data set with no more than so many of its training images, of each class its share, and no others."""
+def sample_training_images(dataset: Dataset, images: int, seed: int) -> Dataset:
+    """Return the data set restricted to a stratified sample of its training images.
+
+    Args:
+        dataset: the data set.
+        images: maximum number of images in the sample.
+        seed: seed of the sample.
+    """
     table = dataset.table
     rows = np.flatnonzero(table["split"] == TRAIN)
     labels, keys = table["label"].to_numpy(), sample_keys(table["id"])
-    some = subset(rows, labels, keys, images / len(rows), seed)
-    if len(some) > images:  # shares are rounded, and no class is left out
-        some = np.sort(np.random.default_rng(seed).choice(some, images, replace=False))
-    return replace(dataset, table=table.iloc[some].reset_index(drop=True))
+    sample = subset(rows, labels, keys, images / len(rows), seed)
+    # The sample may be too large: shares are rounded, and no class is left out.
+    if len(sample) > images:
+        sample = np.sort(np.random.default_rng(seed).choice(sample, images, replace=False))
+    return replace(dataset, table=table.iloc[sample].reset_index(drop=True))
 
 
 def probe_network(
     backbone: str, base: RunConfig, dataset: Dataset, sample: Dataset, *, own_size: bool
 ) -> Work[NetworkProbes]:
-    """Fit and time; weights that are not on this machine are downloaded first.
+    """Fit linear probes on every stage of a network, and forecast training by timing short runs.
+
+    Weights that are not on this machine are downloaded first.
 
     Args:
-        base: the settings of the runs that are forecast; its seed is that of the folds.
-        sample: the images to probe with, by ``training_sample``.
-        own_size: take images of the size that the network was pretrained on, not of the one in ``base``.
+        backbone: name of the network.
+        base: the settings of the runs that are forecast; its seed also draws the folds.
+        dataset: the data set that runs would train on.
+        sample: the images to probe with, from ``sample_training_images``.
+        own_size: resize images to the size that the network was pretrained on instead of the size
+            in ``base``.
 
     Yields:
-        Steps of the phases ``download``, ``decode``, ``features``, ``probe``, ``timing`` and ``device``.
+        Steps of the phases ``download``, ``decode``, ``features``, ``probe``, ``timing`` and
+        ``device``.
 
     Raises:
-        FinetuneError: when its weights cannot be had, or it cannot be cut or cannot take these images.
+        FinetuneError: if the weights cannot be had, or the network cannot be cut or cannot take
+            these images.
     """
     yield from in_phase("download", fetch_description(backbone))
     info = backbone_info(backbone)
-    config = configured(base, backbone, usual_image_size(backbone) if own_size else base.image_size)
+    config = make_run_config(
+        base, backbone, usual_image_size(backbone) if own_size else base.image_size
+    )
     check_image_size(backbone, config.image_size)  # before anything is downloaded
     if not info.ready:
         yield from in_phase("download", download(info))
     features = yield from compute_features(sample, backbone, config.image_size, config.fit)
-    right = yield from _held_out(features, sample, config.seed)
-    after, forecasts = yield from _timed(config, dataset, features.stages)
+    right = yield from _evaluate_probes(features, sample, config.seed)
+    after, forecasts = yield from _forecast_training(config, dataset, features.stages)
     images = sample.table.iloc[features.rows]
     return NetworkProbes(
         backbone,
@@ -101,13 +120,13 @@ def probe_network(
     )
 
 
-def configured(
+def make_run_config(
     base: RunConfig, backbone: str, image_size: int, strategy: str = "last_block"
 ) -> RunConfig:
-    """Return the settings of a run of this network, from its pretrained weights.
+    """Return the settings of a run that fine-tunes this network from its pretrained weights.
 
-    Images are as it was pretrained on them, but for their size and fit. What belongs to the
-    strategy in ``base`` alone is left out: it may name stages of another network.
+    Images are preprocessed as in pretraining, except for size and fit. Settings in ``base`` that
+    belong to its strategy are left out, because they may name stages of another network.
     """
     network = {"backbone": backbone, "weights": PRETRAINED, "from_run": None}
     inputs = {name: setting_of(name).default for name in base.input_settings} | {
@@ -117,18 +136,18 @@ def configured(
     return make_config(base.model_dump() | base.for_strategy(strategy) | network | inputs)
 
 
-def _held_out(features: Features, sample: Dataset, seed: int) -> Work[np.ndarray]:
+def _evaluate_probes(features: Features, sample: Dataset, seed: int) -> Work[np.ndarray]:
     table = sample.table.iloc[features.rows]
     labels, sets = torch.tensor(table["label"].to_numpy()), sides(table)
-    found = []
+    correct = []
     for done, values in enumerate(features.by_stage):
         step = Step(done, len(features.stages), "probe")
         fitting = held_out_right(torch.from_numpy(values), labels, sets, len(sample.classes), seed)
-        found.append((yield from as_step(step, fitting)))
-    return np.stack(found)
+        correct.append((yield from as_step(step, fitting)))
+    return np.stack(correct)
 
 
-def _timed(
+def _forecast_training(
     config: RunConfig, dataset: Dataset, stages: Sequence[str]
 ) -> Work[tuple[tuple[float | None, ...], dict[str, float]]]:
     names, book = (
@@ -139,16 +158,20 @@ def _timed(
         config.model_copy(update={"strategy": "custom", "cut": names[names.index(stage) + 1]})
         for stage in stages
     ]
-    named = [
-        one
-        for one in comparable(config, dataset.split_counts.get(TRAIN, 0))
-        if one.strategy in TIMED
+    strategies_configs = [
+        candidate
+        for candidate in comparable(config, dataset.split_counts.get(TRAIN, 0))
+        if candidate.strategy in TIMED
     ]
-    yield from in_phase("timing", calibrate([*named, *cuts], dataset, book))
+    yield from in_phase("timing", calibrate([*strategies_configs, *cuts], dataset, book))
 
-    def seconds(one: RunConfig) -> float | None:
-        found = expected(one, dataset, book)
-        return found.seconds if found else None
+    def forecast_seconds(config: RunConfig) -> float | None:
+        forecast = expected(config, dataset, book)
+        return forecast.seconds if forecast else None
 
-    forecasts = {str(one.strategy): taken for one in named if (taken := seconds(one)) is not None}
-    return tuple(map(seconds, cuts)), forecasts
+    forecasts = {
+        str(candidate.strategy): seconds
+        for candidate in strategies_configs
+        if (seconds := forecast_seconds(candidate)) is not None
+    }
+    return tuple(map(forecast_seconds, cuts)), forecasts

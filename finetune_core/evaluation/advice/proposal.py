@@ -1,4 +1,8 @@
-"""Which two networks to fine-tune: the one with the best probe, and the one with the best published accuracy that the time allows."""
+"""Proposal of two networks to fine-tune.
+
+One has the best linear probe. The other has the best published accuracy among those whose forecast
+fits the budget.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +13,7 @@ from finetune_core.evaluation.advice.probes import NetworkProbes
 from finetune_core.evaluation.advice.ranking import Candidate, best_stages
 from finetune_core.formatting import duration, percent
 
-STRATEGY: StrategyName = "last_block"  # that the proposals are fine-tuned with
+STRATEGY: StrategyName = "last_block"  # the proposals are fine-tuned with it
 
 By = Literal["probe", "published"]
 
@@ -19,10 +23,12 @@ class Proposal:
     """A network to fine-tune.
 
     Attributes:
-        image_size: that it was probed at, pixels.
-        by: what it is the best by.
+        backbone: name of the network.
+        image_size: side in pixels of the images that the network was probed on.
+        strategy: the strategy to fine-tune with.
+        by: criterion by which the network is the best.
         reason: one or two sentences.
-        seconds: the forecast of ``strategy``; None where it could not be timed.
+        seconds: forecast of ``strategy``; None if it could not be timed.
     """
 
     backbone: str
@@ -33,67 +39,88 @@ class Proposal:
     seconds: float | None
 
 
-def proposed(
+def propose_networks(
     candidates: Sequence[Candidate], networks: Sequence[NetworkProbes], budget: float
 ) -> tuple[Proposal, ...]:
-    """Two networks, or one where there is no other that fits.
+    """Propose two networks, or one if no other network fits.
 
     Args:
-        candidates: as ``ranked`` gives them.
+        candidates: the ranking, from ``ranked``.
+        networks: the measurements of each network.
         budget: seconds that fine-tuning one network may take.
     """
     if not candidates:
         return ()
     known = {network.backbone: network for network in networks}
     leaders = best_stages(candidates)
-    first = _best_probe(leaders, known[leaders[0].backbone], budget)
-    second = _second([known[one.backbone] for one in leaders], first.backbone, budget)
+    first = _propose_best_probe(leaders, known[leaders[0].backbone], budget)
+    second = _propose_second(
+        [known[candidate.backbone] for candidate in leaders], first.backbone, budget
+    )
     return (first, second) if second else (first,)
 
 
-def _best_probe(leaders: Sequence[Candidate], network: NetworkProbes, budget: float) -> Proposal:
+def _propose_best_probe(
+    leaders: Sequence[Candidate], network: NetworkProbes, budget: float
+) -> Proposal:
     best = leaders[0]
-    reason = f"The best probe: {percent(best.accuracy)} of the held-out images (95 % interval {best.interval}, corrected for choosing the best), on the features of {best.stage}."
-    alike = [one.backbone for one in leaders[1:] if one.like_best]
+    reason = (
+        f"The best probe: {percent(best.accuracy)} of the held-out images (95 % interval "
+        f"{best.interval}, corrected for choosing the best), on the features of {best.stage}."
+    )
+    alike = [candidate.backbone for candidate in leaders[1:] if candidate.like_best]
     if alike:
-        reason += f" Not distinguishable from {_listed(alike)}."
+        reason += f" Not distinguishable from {_join_names(alike)}."
     seconds = network.forecasts.get(STRATEGY)
     if seconds is not None and seconds > budget:
         reason += f" Its forecast, {duration(seconds)}, is above the budget of {budget / 60:g} min."
     return Proposal(network.backbone, network.image_size, STRATEGY, "probe", reason, seconds)
 
 
-def _second(networks: Sequence[NetworkProbes], first: str, budget: float) -> Proposal | None:
-    """The best by published accuracy within the budget, or the next one where that is the first proposal already; the next best probe
-    where no accuracy is published.
+def _propose_second(
+    networks: Sequence[NetworkProbes], first: str, budget: float
+) -> Proposal | None:
+    """Return the network with the best published accuracy within the budget, without the first.
+
+    If the first proposal has the best published accuracy, return the network with the next best. If
+    no accuracy is published, return the network with the next best probe.
 
     Args:
-        networks: the best probe first.
+        networks: the measurements, the best probe first.
+        first: name of the first proposal.
+        budget: seconds that fine-tuning one network may take.
     """
-    fitting = [one for one in networks if one.forecasts.get(STRATEGY, budget) <= budget]
-    stated = sorted(
-        (one for one in fitting if one.top1 is not None), key=lambda one: -(one.top1 or 0.0)
+    fitting = [network for network in networks if network.forecasts.get(STRATEGY, budget) <= budget]
+    published = sorted(
+        (network for network in fitting if network.top1 is not None),
+        key=lambda network: -(network.top1 or 0.0),
     )
-    others = [one for one in stated if one.backbone != first]
+    others = [network for network in published if network.backbone != first]
     within = f"among those whose forecast fits the budget of {budget / 60:g} min"
     if others:
         reason = f"The best published ImageNet accuracy, {others[0].top1:.1f} %, {within}."
-        if stated[0].backbone == first:
-            reason = f"{first} has the best published ImageNet accuracy, too ({stated[0].top1:.1f} %). This is the next, {others[0].top1:.1f} %, {within}."
-        return _proposal(others[0], "published", reason)
-    left = [one for one in fitting if one.backbone != first]
-    if not left:
+        if published[0].backbone == first:
+            reason = (
+                f"{first} has the best published ImageNet accuracy, too ({published[0].top1:.1f} "
+                f"%). This is the next, {others[0].top1:.1f} %, {within}."
+            )
+        return _make_proposal(others[0], "published", reason)
+    remaining = [network for network in fitting if network.backbone != first]
+    if not remaining:
         return None
-    unknown = "No other network here has" if stated else "None of these networks has"
-    reason = f"{unknown} a published ImageNet accuracy that is stated where its weights come from, so this is the next best probe {within}."
-    return _proposal(left[0], "probe", reason)
+    unknown = "No other network here has" if published else "None of these networks has"
+    reason = (
+        f"{unknown} a published ImageNet accuracy that is stated where its weights come from, so "
+        f"this is the next best probe {within}."
+    )
+    return _make_proposal(remaining[0], "probe", reason)
 
 
-def _proposal(network: NetworkProbes, by: By, reason: str) -> Proposal:
+def _make_proposal(network: NetworkProbes, by: By, reason: str) -> Proposal:
     return Proposal(
         network.backbone, network.image_size, STRATEGY, by, reason, network.forecasts.get(STRATEGY)
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -1,4 +1,4 @@
-"""The probes of all networks and stages, ranked by accuracy on the same images.
+"""Ranking of the probes of all networks and stages by accuracy on the same images.
 
 Near-duplicates and images of a group are one unit of every interval and test.
 """
@@ -21,17 +21,21 @@ class Candidate:
     """A network up to one of its stages.
 
     Attributes:
-        image_size: side of the network's input, pixels.
-        accuracy, ci_low, ci_high: share of the held-out images, with its 95 % interval. The
-            intervals of all candidates hold together, so that of the best one holds, too.
-        seconds: the forecast of training all that comes after the stage; None where nothing could be timed.
-        images: how many were held out.
-        groups: how many of them are independent: near-duplicates and images of a group count once.
-        behind: by how much the best one is more accurate.
-        p: of there being no difference to the best one: exact sign-flip test over groups (McNemar's
-            test where each is one image), corrected over all pairs of candidates (Holm). 1 of the
-            best one.
-        like_best: whether no difference to the best one shows.
+        backbone: name of the network.
+        stage: name of the last stage that stays frozen.
+        image_size: side of the network's input in pixels.
+        accuracy: share of the held-out images that are classified correctly.
+        ci_low: lower end of the 95 % interval of the accuracy. The intervals of all candidates hold
+            simultaneously, so that of the best candidate holds, too.
+        ci_high: upper end of that interval.
+        seconds: forecast of training all later stages; None if nothing could be timed.
+        images: number of held-out images.
+        groups: number of independent images: near-duplicates and images of a group count once.
+        behind: accuracy of the best candidate minus this one's.
+        p: p-value of no difference to the best candidate: exact sign-flip test over groups
+            (McNemar's test if each group is one image), corrected over all pairs of candidates
+            (Holm). 1 for the best one.
+        like_best: True if no difference to the best candidate is significant.
     """
 
     backbone: str
@@ -49,60 +53,67 @@ class Candidate:
 
     @property
     def interval(self) -> str:
-        """``93.0 to 97.1 %``."""
+        """The 95 % interval as text: ``93.0 to 97.1 %``."""
         return f"{percent(self.ci_low).removesuffix(' %')} to {percent(self.ci_high)}"
 
 
 def ranked(networks: Sequence[NetworkProbes]) -> tuple[Candidate, ...]:
-    """Every stage of every network, the most accurate first, of equally accurate ones the quickest; on the images that all could read."""
-    places = [(network, at) for network in networks for at in range(len(network.stages))]
+    """Rank every stage of every network by accuracy on the images that all networks could read.
+
+    Ties are broken by the forecast time, the shortest first.
+    """
+    places = [(network, index) for network in networks for index in range(len(network.stages))]
     if not places:
         return ()
     shared = reduce(np.intersect1d, [network.ids for network in networks])
     right = np.concatenate([network.right[:, np.isin(network.ids, shared)] for network in networks])
     sets = networks[0].sets[np.isin(networks[0].ids, shared)]
-    seconds = [network.after[at] for network, at in places]
-    order = np.lexsort(([np.inf if one is None else one for one in seconds], -right.mean(axis=1)))
+    seconds = [network.after[index] for network, index in places]
+    order = np.lexsort(
+        ([np.inf if forecast is None else forecast for forecast in seconds], -right.mean(axis=1))
+    )
     best = int(order[0])
     sums = cluster_sums(right.astype(np.int64), sets)
     corrected = _correct_for_pairs(sums)[best]
     low, high = simultaneous_intervals(right, sets)
-    found = []
-    for at in order:
-        network, stage = places[at]
-        p = 1.0 if at == best else float(corrected[at])
-        found.append(
+    candidates = []
+    for index in order:
+        network, stage = places[index]
+        p = 1.0 if index == best else float(corrected[index])
+        candidates.append(
             Candidate(
                 network.backbone,
                 network.stages[stage],
                 network.image_size,
-                float(right[at].mean()),
-                float(low[at]),
-                float(high[at]),
+                float(right[index].mean()),
+                float(low[index]),
+                float(high[index]),
                 network.after[stage],
                 right.shape[1],
                 sums.shape[1],
-                float(right[best].mean() - right[at].mean()),
+                float(right[best].mean() - right[index].mean()),
                 p,
-                not _is_different(sums[best] - sums[at], p),
+                not _is_different(sums[best] - sums[index], p),
             )
         )
-    return tuple(found)
+    return tuple(candidates)
 
 
 def best_stages(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Of each network its best stage, in the order of the ranking."""
+    """Return the best stage of each network, in the order of the ranking."""
     first: dict[str, Candidate] = {}
-    for one in candidates:
-        first.setdefault(one.backbone, one)
+    for candidate in candidates:
+        first.setdefault(candidate.backbone, candidate)
     return tuple(first.values())
 
 
 def _correct_for_pairs(sums: np.ndarray) -> np.ndarray:
-    """Return the p-value of each pair, corrected over all pairs: the best was not known before.
+    """Return the p-value of each pair of candidates, corrected over all pairs (Holm).
+
+    All pairs count because the best candidate was not known beforehand.
 
     Args:
-        sums: int ``[candidates, groups]``, how many images of each group are correct.
+        sums: int ``[candidates, groups]``, the number of correctly classified images in each group.
     """
     pairs = np.triu_indices(len(sums), 1)
     corrected = np.ones((len(sums), len(sums)))
@@ -110,7 +121,7 @@ def _correct_for_pairs(sums: np.ndarray) -> np.ndarray:
     return np.minimum(corrected, corrected.T)
 
 
-def _is_different(gained: np.ndarray, p: float) -> bool:
-    """Return whether p is at most 5 % and the bootstrap interval over groups leaves 0 out."""
-    low, high = bootstrap(gained)
+def _is_different(gain: np.ndarray, p: float) -> bool:
+    """Return whether p is at most 5 % and the bootstrap interval over groups excludes 0."""
+    low, high = bootstrap(gain)
     return p <= LEVEL and not low <= 0 <= high

@@ -1,10 +1,11 @@
-"""Intervals that hold for all candidates at once, and so for the best of them, too.
+"""Simultaneous confidence intervals of all candidates, valid for the best one, too.
 
-An interval of 95 % for each of eight stages leaves out the true accuracy of the stage that looks
-best far more often than in 5 % of data sets. Simultaneous intervals use the 95 % quantile of the
-largest deviation among all candidates, whose correlation is estimated: they answer the same images
-(Hothorn, Bretz & Westfall 2008, Simultaneous inference in general parametric models). Near-duplicates
-and groups count as clusters. With few clusters the deviations follow Student's t.
+Separate 95 % intervals for each of eight stages would miss the true accuracy of the stage that
+looks best far more often than in 5 % of data sets. Simultaneous intervals use the 95 % quantile of
+the largest deviation among all candidates. The correlation of the candidates is estimated, because
+they classify the same images (Hothorn, Bretz & Westfall 2008, Simultaneous inference in general
+parametric models). Near-duplicates and groups count as clusters. With few clusters the deviations
+follow Student's t.
 """
 
 import numpy as np
@@ -25,7 +26,7 @@ def simultaneous_intervals(right: np.ndarray, sets: np.ndarray) -> tuple[np.ndar
         sets: int ``[n]``, equal for near-duplicates and images of one group.
 
     Returns:
-        Both ends, each ``[candidates]``.
+        The lower and the upper ends, each ``[candidates]``.
     """
     effective = effective_images(right, sets)
     return wilson(right.mean(axis=1) * effective, effective, _quantile(right, sets))
@@ -35,13 +36,13 @@ def _quantile(right: np.ndarray, sets: np.ndarray) -> float:
     """Return the 95 % quantile of the largest absolute deviation, in standard errors."""
     residuals = cluster_residuals(right, sets)
     clusters = residuals.shape[1]
-    # Of a share of independent images the variance follows from the share, and is not estimated.
+    # The variance of a share of independent images follows from the share: nothing is estimated.
     freedom = np.inf if clusters == right.shape[1] else max(1, clusters - 1)
     if len(right) == 1:
         tail = (1 + _LEVEL) / 2
         return float(norm.ppf(tail) if np.isinf(freedom) else t.ppf(tail, freedom))
     length = np.linalg.norm(residuals, axis=1, keepdims=True)
-    # A candidate that is right on all images or on none varies by itself.
+    # A candidate that is right on all images or on none has no correlation with others.
     unit = np.divide(residuals, length, out=np.zeros_like(residuals), where=length > 0)
     correlation = unit @ unit.T
     np.fill_diagonal(correlation, 1.0)

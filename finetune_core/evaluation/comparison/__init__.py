@@ -1,1 +1,1 @@
-"""How several runs compare: arms, pairs, verdicts, costs, and what training moved."""
+"""Comparison of several runs: arms, pairs, verdicts, costs, and what training changed."""

@@ -1,4 +1,4 @@
-"""What a comparison is made of: runs, arms (runs that differ in their seeds only), and how arms stand."""
+"""Building blocks of a comparison: runs, arms (runs that differ in their seeds only), standings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ STRATEGY_FIELDS = ("strategy", "cut", "stage_rates", "features_from", "lora_from
 
 @dataclass(frozen=True)
 class Member:
-    """One run of an arm; ``score`` is the metric of the comparison, in its own sense."""
+    """One run of an arm; ``score`` is the value of the comparison's metric."""
 
     run: Run
     accuracy: Interval
@@ -34,12 +34,20 @@ class Arm:
     """Runs that differ in their seeds only.
 
     Attributes:
-        accuracy: mean over seeds; its interval counts images and, with several seeds, seeds.
-        measure: the metric of the comparison. score: of it, in its own sense, as ``accuracy``; the same where that is the metric.
+        title: shortest text that tells the arms apart.
+        config: settings of the first run.
+        members: the runs, by seed.
+        accuracy: mean over seeds. Its interval covers images and, with several seeds, seeds.
+        measure: the metric of the comparison.
+        score: value of the metric, with an interval as for ``accuracy``; equal to it if that is the
+            metric.
         seed_deviation: standard deviation of the seeds' scores; None with one seed.
-        ensemble: the score of the mean probabilities of its networks; None with one.
-        convergence: of the first of its runs that has not converged, where there is one, else of the first.
-        unfinished: how its runs ended, where they did not train to the end: ``stopped after 2 of 10 epochs``. None where they did.
+        cost: usual cost of the runs.
+        depth: depth of the cut.
+        unfinished: the end of the runs that did not train to the end: ``stopped after 2 of 10
+            epochs``. None if they did.
+        ensemble: score of the mean probabilities of the networks; None with one network.
+        convergence: of the first run that has not converged if there is one, else of the first run.
     """
 
     title: str
@@ -57,37 +65,42 @@ class Arm:
 
     @property
     def runs(self) -> list[Run]:
+        """The runs, by seed."""
         return [member.run for member in self.members]
 
     @property
     def range(self) -> tuple[float, float]:
-        """The lowest and the highest score of its runs."""
+        """The lowest and the highest score of the runs."""
         values = [member.score.value for member in self.members]
         return min(values), max(values)
 
     @property
     def rank(self) -> float:
-        """Its score, higher being better."""
+        """The score with its sign chosen so that higher is better."""
         return -self.score.value if self.measure.lower_is_better else self.score.value
 
     @property
     def has_too_few_seeds(self) -> bool:
-        """Return whether its only seed says nothing about its strategy with other seeds."""
+        """True if the only seed says nothing about the strategy with other seeds."""
         return len(self.members) == 1 and depends_on_seed(self.config)
 
     @property
-    def speaks(self) -> bool:
-        """Return whether it can speak for its strategy: trained to the end, long enough, with enough seeds."""
+    def supports_claims(self) -> bool:
+        """True if the arm supports claims about its strategy.
+
+        Its runs have trained to the end, long enough, with enough seeds.
+        """
         return not (self.has_too_few_seeds or self.unfinished or self.is_undertrained)
 
     @property
     def is_undertrained(self) -> bool:
+        """True if a run has not converged."""
         return self.convergence.converged is False
 
 
 def best_first(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
-    """Return the arms with their places, sorted by their score."""
-    return sorted(enumerate(arms), key=lambda one: -one[1].rank)
+    """Return the arms with their indices, sorted by their score."""
+    return sorted(enumerate(arms), key=lambda entry: -entry[1].rank)
 
 
 Standing = Literal["taken", "best", "alike", "worse", "better"]
@@ -95,12 +108,15 @@ Standing = Literal["taken", "best", "alike", "worse", "better"]
 
 @dataclass(frozen=True)
 class ArmVerdict:
-    """How an arm, by its place, stands to the one to take, or, where there is too little to choose by, to the best.
+    """Standing of an arm relative to the advised arm, or to the best arm if none is advised.
 
     Attributes:
-        about: which claim says so: about the strategies, where both can be compared, else about the networks.
-        kind: ``worse`` or ``better`` where the two can be distinguished, else ``alike``.
-        text: by how much, or what would not have shown; empty for the arm itself.
+        arm: index of the arm.
+        about: claim that the verdict rests on: about the strategies if both can be compared, else
+            about the networks.
+        kind: ``worse`` or ``better`` if the two can be distinguished, else ``alike``.
+        text: size of the difference, or the smallest one that would have shown; empty for the
+            reference arm.
     """
 
     arm: int
@@ -109,17 +125,20 @@ class ArmVerdict:
     text: str
 
 
-def unfinished(run: Run) -> str | None:
-    """How a run that has not trained to the end has ended: ``stopped after 2 of 10 epochs``; None of a finished one."""
+def describe_ending(run: Run) -> str | None:
+    """Return how an unfinished run has ended: ``stopped after 2 of 10 epochs``.
+
+    None for a finished run.
+    """
     if run.status == "finished":
         return None
     return f"{run.status} after {len(run.history.epochs)} of {things(run.config.epochs, 'epoch')}"
 
 
 def run_titles(runs: Sequence[Run]) -> list[str]:
-    """What tells the runs apart, as short as can be, and which did not train to the end."""
-    titles = with_endings(
-        arm_titles([run.config for run in runs]), [unfinished(run) for run in runs]
+    """Return short titles that tell the runs apart and mark unfinished runs."""
+    titles = append_endings(
+        arm_titles([run.config for run in runs]), [describe_ending(run) for run in runs]
     )
     if len(set(titles)) < len(titles):
         titles = [
@@ -130,8 +149,8 @@ def run_titles(runs: Sequence[Run]) -> list[str]:
     return titles
 
 
-def with_endings(titles: Sequence[str], endings: Sequence[str | None]) -> list[str]:
-    """Each title, followed by how its runs ended, where that is not at their end."""
+def append_endings(titles: Sequence[str], endings: Sequence[str | None]) -> list[str]:
+    """Append to each title how its runs ended, if they did not finish."""
     return [
         f"{title} · {ending}" if ending else title
         for title, ending in zip(titles, endings, strict=True)
@@ -139,15 +158,15 @@ def with_endings(titles: Sequence[str], endings: Sequence[str | None]) -> list[s
 
 
 def arm_order(config: RunConfig, depth: Depth) -> tuple[str, float, int]:
-    """By what arms are sorted: an arm's place is its colour and its symbol."""
+    """Return the sort key of an arm; the place of an arm determines its colour and symbol."""
     return config.backbone, config.train_fraction, depth.trained_stages
 
 
 def arm_titles(configs: Sequence[RunConfig]) -> list[str]:
-    """What tells the configs apart, as short as can be."""
+    """Return short titles that tell the configs apart."""
     titles = [_strategy_title(config) for config in configs]
     for name in sorted(
-        differing_settings(configs),
+        find_differing_settings(configs),
         key=lambda name: (name not in ("backbone", "train_fraction"), name),
     ):
         if name in STRATEGY_FIELDS or (
@@ -155,7 +174,7 @@ def arm_titles(configs: Sequence[RunConfig]) -> list[str]:
         ):
             continue
         titles = [
-            f"{title} · {_in_short(name, getattr(config, name))}"
+            f"{title} · {_format_setting(name, getattr(config, name))}"
             for title, config in zip(titles, configs, strict=True)
         ]
     return titles
@@ -177,7 +196,10 @@ def _strategy_title(config: RunConfig) -> str:
 
 
 def _describe_rates(rates: Mapping[str, float]) -> str:
-    """``block5, block6 ×3``; the head is named where it alone trains, or at a rate of its own."""
+    """Return ``block5, block6 ×3``.
+
+    The head is named only if it trains alone, or at a rate of its own.
+    """
     named = [
         name if rate == 1 else f"{name} ×{rate:g}"
         for name, rate in rates.items()
@@ -186,7 +208,7 @@ def _describe_rates(rates: Mapping[str, float]) -> str:
     return ", ".join(named) or "head"
 
 
-def _in_short(name: str, value: Any) -> str:
+def _format_setting(name: str, value: Any) -> str:
     if name == "backbone":
         return str(value)
     if name == "train_fraction":
@@ -196,7 +218,7 @@ def _in_short(name: str, value: Any) -> str:
     if name == "edits":
         return f"{len(value)} changes to the data"
     if isinstance(value, tuple):
-        return f"{name} {', '.join(f'{one:g}' for one in value)}"
+        return f"{name} {', '.join(f'{number:g}' for number in value)}"
     return (
         f"{name.replace('_', ' ')} {value:g}"
         if isinstance(value, float)
@@ -204,10 +226,11 @@ def _in_short(name: str, value: Any) -> str:
     )
 
 
-def differing_settings(configs: Sequence[RunConfig]) -> list[str]:
-    """Return the names of the settings, the seed aside, in which runs differ that obey them.
+def find_differing_settings(configs: Sequence[RunConfig]) -> list[str]:
+    """Return the names of the settings in which runs differ, without the seed.
 
-    Settings that are left to Thaw in all of these runs follow from the strategy and are not named.
+    A run counts only for settings that have an effect on it. Settings that are left to Thaw in all
+    of these runs follow from the strategy and are not named.
     """
 
     def differs(name: str) -> bool:

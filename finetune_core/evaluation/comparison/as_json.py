@@ -1,4 +1,4 @@
-"""A comparison as plain values, as ``--json`` prints it."""
+"""Comparison as plain values, as ``--json`` prints them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -88,7 +88,10 @@ def _arm_json(arm: Arm) -> dict[str, Any]:
 
 
 def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
-    """Return both claims under their names, and beside them the widest, which ``about`` names."""
+    """Return both claims under their names, and the wider claim beside them.
+
+    ``about`` names the wider claim.
+    """
     text = describe_pair(arms, pair)
     networks = _claim_json(pair.measure, pair.networks, text.networks)
     strategies = (
@@ -113,12 +116,12 @@ def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
 
 
 def _claim_json(measure: Measure, verdict: PairVerdict, text: str) -> dict[str, Any]:
-    """Return a claim with the difference of the measure itself.
+    """Return a claim with the difference of the metric itself.
 
-    Of log loss a negative difference speaks for the first.
+    For log loss a negative difference favours the first arm.
     """
     claim = verdict.claim
-    difference, low, high = measure.own(claim.gain, claim.low, claim.high)
+    difference, low, high = measure.to_difference(claim.gain, claim.low, claim.high)
     return {
         "difference": difference,
         "ci_low": low,

@@ -1,4 +1,4 @@
-"""Which strategy to take: the cheapest that no other one beats, where there is enough to choose by."""
+"""Choice of a strategy: the cheapest that no other one beats, if the evidence suffices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,20 +6,22 @@ from dataclasses import dataclass
 from finetune_core.evaluation.comparison.arms import Arm
 from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
 
-# A comparison that shows only larger differences advises nothing: ten points, or, of log loss, a tenth less of probability for the true class.
+# Nothing is advised if only larger differences would have shown: ten points, or, for log loss, a
+# probability of the true class that is a tenth lower.
 BLUNT = 0.1
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the verdict on all arms rests on; arms by their places.
+    """Basis of the verdict on all arms; arms are given by their indices.
 
     Attributes:
-        comparable: those whose strategies can be compared; none where that are fewer than two.
-        best: the best of these by the metric; of all, where ``comparable`` is empty.
-        alike: those of ``comparable`` that are not distinguishable from the best.
-        unseen: the largest difference to the best that may have gone unseen among these.
-        advised: the cheapest that no other strategy beats; None where there is too little to choose by.
+        comparable: arms whose strategies can be compared; empty if there are fewer than two.
+        best: the best of these by the metric; of all arms if ``comparable`` is empty.
+        alike: arms of ``comparable`` that are not distinguishable from the best.
+        unseen: largest difference to the best that may have gone unseen among ``alike``.
+        advised: the cheapest arm that no other strategy beats; None if the evidence does not
+            suffice.
     """
 
     comparable: tuple[int, ...]
@@ -30,15 +32,18 @@ class Choice:
 
 
 def choose(arms: Sequence[Arm], pairs: Sequence[Pair]) -> Choice:
-    """Choose among the arms; only what is known of strategies counts.
+    """Choose among the arms by the claims about strategies.
 
-    Nothing is chosen beside an arm that has not converged: trained longer, it might be the best.
+    If an arm has not converged, nothing is chosen: trained longer, that arm might be the best.
     """
-    comparable = tuple(sorted({at for pair in pairs if pair.strategies for at in (pair.a, pair.b)}))
+    comparable = tuple(
+        sorted({index for pair in pairs if pair.strategies for index in (pair.a, pair.b)})
+    )
     if any(arm.is_undertrained for arm in arms):
         comparable = ()
     best = max(
-        comparable or range(len(arms)), key=lambda at: (arms[at].rank, -arms[at].cost.seconds)
+        comparable or range(len(arms)),
+        key=lambda index: (arms[index].rank, -arms[index].cost.seconds),
     )
     if not comparable:
         return Choice((), best, (), 0.0, None)
@@ -49,20 +54,25 @@ def choose(arms: Sequence[Arm], pairs: Sequence[Pair]) -> Choice:
         if verdict.different
     }
     alike = [
-        (at, verdict)
-        for at in comparable
-        if at != best and not (verdict := _find_verdict(verdicts, at, best)).different
+        (index, verdict)
+        for index in comparable
+        if index != best and not (verdict := _find_verdict(verdicts, index, best)).different
     ]
     unseen = max((verdict.smallest for _, verdict in alike), default=0.0)
     advised = min(
-        (at for at in comparable if at not in beaten), key=lambda at: arms[at].cost.seconds
+        (index for index in comparable if index not in beaten),
+        key=lambda index: arms[index].cost.seconds,
     )
     return Choice(
-        comparable, best, tuple(at for at, _ in alike), unseen, None if unseen > BLUNT else advised
+        comparable,
+        best,
+        tuple(index for index, _ in alike),
+        unseen,
+        None if unseen > BLUNT else advised,
     )
 
 
 def _find_verdict(
-    verdicts: dict[tuple[int, int], PairVerdict], one: int, other: int
+    verdicts: dict[tuple[int, int], PairVerdict], first: int, second: int
 ) -> PairVerdict:
-    return verdicts[min(one, other), max(one, other)]
+    return verdicts[min(first, second), max(first, second)]

@@ -1,4 +1,7 @@
-"""Several runs on the same images -> arms, pairs, and a verdict. Runs that differ in nothing but the seed are one arm."""
+"""Comparison of several runs on the same images: arms, pairs, and a verdict.
+
+Runs that differ in nothing but the seed are one arm.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +18,14 @@ from finetune_core.evaluation.comparison.arms import (
     Arm,
     ArmVerdict,
     Member,
+    append_endings,
     arm_order,
     arm_titles,
-    differing_settings,
-    unfinished,
-    with_endings,
+    describe_ending,
+    find_differing_settings,
 )
 from finetune_core.evaluation.comparison.choice import choose
-from finetune_core.evaluation.comparison.costs import cost, run_depth, trunk_rate, usual_cost
+from finetune_core.evaluation.comparison.costs import run_cost, run_depth, trunk_rate, usual_cost
 from finetune_core.evaluation.comparison.details import (
     describe_baselines,
     judge_arms,
@@ -31,7 +34,7 @@ from finetune_core.evaluation.comparison.details import (
 from finetune_core.evaluation.comparison.ensemble import ensemble_score
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, measure_of
 from finetune_core.evaluation.comparison.optimism import selection_optimism
-from finetune_core.evaluation.comparison.orderings import against_published
+from finetune_core.evaluation.comparison.orderings import find_contradictions
 from finetune_core.evaluation.comparison.pair_text import quote
 from finetune_core.evaluation.comparison.paired import Answers, answers, measured
 from finetune_core.evaluation.comparison.pairs import (
@@ -48,7 +51,7 @@ from finetune_core.evaluation.comparison.strategies import (
     measure_interval,
     seed_variances,
 )
-from finetune_core.evaluation.comparison.tables import Images, Key, key_of, table_of
+from finetune_core.evaluation.comparison.tables import Images, Key, load_table, make_key
 from finetune_core.evaluation.comparison.verdicts import Verdict, metric_text, state_verdict
 from finetune_core.evaluation.reference_points import majority_class
 from finetune_core.evaluation.single_run.corruptions import Corrupted
@@ -67,18 +70,26 @@ class Comparison:
 
     Attributes:
         measure: the metric of the comparison.
-        split: ``test`` where all runs have it, else ``val``; of another data set, or of own images made worse, ``shifted``.
-        best: the place of the arm that did best, of those whose strategies can be compared; of all, where none can.
-        advised: of the cheapest arm that no other strategy beats; None where there is too little to choose by.
-        verdict: the answer, its size, what to do.
-        baseline: what training in epochs gained over a linear probe; empty where there is none among the arms.
-        published: orderings of strategies, as published, that the verdicts contradict: a sentence each.
-        arm_verdicts: of each arm; none where there is one strategy only.
-        notes: what has to be known to read it.
+        split: ``test`` if all runs have it, else ``val``; ``shifted`` for another data set, or for
+            corrupted copies of the runs' own images.
+        images: number of images.
+        arms: the arms, shallow training first.
+        pairs: every pair of arms.
+        best: index of the best arm among those whose strategies can be compared; among all arms if
+            none can.
+        advised: index of the cheapest arm that no other strategy beats; None if the evidence does
+            not suffice.
+        verdict: the answer, its size, and what to do.
+        baseline: gain of training in epochs over a linear probe; empty if no arm is one.
+        published: sentences, one for each published ordering of strategies that the verdicts
+            contradict.
+        arm_verdicts: standing of each arm; empty if there is one strategy only.
+        notes: limits of the numbers.
         differing: settings in which arms differ besides the strategy.
-        optimism: how much better the best arm looks for having been chosen on these images; None
-            where none is advised.
-        ensemble: of one strategy alone, whose runs are arms each: the score of their mean probabilities; else None.
+        optimism: how much better the best arm looks because it was chosen on these images; None if
+            none is advised.
+        ensemble: score of the mean probabilities of the runs of a single strategy, whose runs are
+            one arm each; else None.
     """
 
     measure: Measure
@@ -99,22 +110,23 @@ class Comparison:
 
     @property
     def footnote(self) -> str:
-        """A note on the score of the arm that was chosen on these images; empty without one."""
+        """Note on the score of the arm that was chosen on these images; empty without one."""
         if self.advised is None or self.optimism is None:
             return ""
-        least = 0.001  # the smallest that is shown
+        least = 0.001  # the smallest value that is shown
         by = self.measure.size(max(self.optimism, least))
         return (
             f"{quote(self.arms[self.advised].title)} was chosen on these images, so its "
-            f"{metric_text(self.measure, self.split)} is optimistic: choosing the best flatters it by "
-            f"{'about' if self.optimism > least else 'under'} {by} {self.measure.short_unit} (bootstrap)."
+            f"{metric_text(self.measure, self.split)} is optimistic: choosing the best flatters "
+            f"it by {'about' if self.optimism > least else 'under'} {by} "
+            f"{self.measure.short_unit} (bootstrap)."
         )
 
     @property
     def majority_class(self) -> float | None:
-        """The accuracy of always answering with the most frequent class of the training images.
+        """Accuracy of always predicting the most frequent class of the training images.
 
-        None of other metrics, and where the images are not the whole split.
+        None for other metrics, and if the images are not the whole split.
         """
         run = self.arms[0].runs[0]
         is_whole = run.started["counts"].get(self.split) == self.images
@@ -123,14 +135,20 @@ class Comparison:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Places of the arms as they stand, the one to take or the best first; where none stands before another, as they are."""
-        return tuple(one.arm for one in self.arm_verdicts) or tuple(range(len(self.arms)))
+        """Indices of the arms: the advised or best one first, then by verdict.
+
+        Unsorted if there are no verdicts.
+        """
+        return tuple(verdict.arm for verdict in self.arm_verdicts) or tuple(range(len(self.arms)))
 
     def __repr__(self) -> str:
-        return f"<Comparison of {len(self.arms)} on {things(self.images, f'{self.split} image')}: {self.verdict}>"
+        return (
+            f"<Comparison of {len(self.arms)} on {things(self.images, f'{self.split} image')}: "
+            f"{self.verdict}>"
+        )
 
     def _repr_html_(self) -> str:
-        # which reports on comparisons
+        # Imported here because the module imports this one.
         from finetune_core.evaluation.comparison.report import comparison_html
 
         return comparison_html(self)
@@ -140,9 +158,9 @@ class Comparison:
 
         ``runs``, ``arms``, ``pairs``, ``verdict`` and its lines ``answer``, ``size``, ``action``,
         ``baseline``, ``published``, ``images``, ``split``, ``notes``, ``optimism``,
-        ``majority_class``, ``advised`` (None where there is too little to choose by).
+        ``majority_class``, ``advised`` (None if the evidence does not suffice).
         """
-        # which describes comparisons
+        # Imported here because the module imports this one.
         from finetune_core.evaluation.comparison.as_json import comparison_json
 
         return comparison_json(self)
@@ -157,14 +175,17 @@ def compare_runs(
     """Compare runs with each other.
 
     Args:
-        measure: by what, one of ``MEASURES``.
-        on: which images all of them have predicted: the fingerprint of another data set (``predict_shifted``), or their own made worse
-            (``measure_robustness``); their own when None.
-        classes: compare on the images of these only; on all when None.
+        runs: the runs.
+        measure: name of the metric, a key of ``MEASURES``.
+        on: images that all runs have predicted: the fingerprint of another data set
+            (``predict_shifted``), a corruption of their own images (``measure_robustness``), or
+            None for their own images.
+        classes: names of the classes whose images count; all if None.
 
     Raises:
-        ConfigError: when there is no such measure.
-        RunError: when one has no predictions, when their class lists differ, or when they were not evaluated on the same images.
+        ConfigError: if there is no such metric.
+        RunError: if a run has no predictions, the class lists differ, or the runs were not
+            evaluated on the same images.
     """
     metric = measure_of(measure)
     if not runs:
@@ -172,9 +193,9 @@ def compare_runs(
     if early := [run.run_id for run in runs if not run.history.has_predictions]:
         raise RunError(f"There is nothing to compare of {', '.join(early)}: no epoch has ended.")
     check_same_classes(runs)
-    runs, repeats = _without_repeats(runs)
-    keys = {run.run_dir: key_of(run, on, classes) for run in runs}
-    tables = {folder: table_of(key) for folder, key in keys.items()}
+    runs, repeats = _drop_repeats(runs)
+    keys = {run.run_dir: make_key(run, on, classes) for run in runs}
+    tables = {folder: load_table(key) for folder, key in keys.items()}
     split = (
         SHIFTED
         if on
@@ -184,19 +205,21 @@ def compare_runs(
     )
     tables = {folder: table[table["split"] == split] for folder, table in tables.items()}
     check_same_images(runs, tables, on)
-    grouped, titles, one_strategy = _grouped(runs)
+    grouped, titles, one_strategy = _group_runs(runs)
     by_arm = tuple(tuple(keys[run.run_dir] for run in group) for group in grouped)
-    summaries = _summed_up(metric, by_arm, split)
-    finished = [unfinished(group[0]) is None for group in grouped]
+    summaries = _summarise_arms(metric, by_arm, split)
+    finished = [describe_ending(group[0]) is None for group in grouped]
     alike = [
         ended and epochs_of(group[0].config) > 0
         for ended, group in zip(finished, grouped, strict=True)
     ]
     variances = known_variances(summaries, alike)
-    ensembles = _ensembled(metric, by_arm, split)
-    convergence = _judge_arms(grouped)
+    ensembles = _score_ensembles(metric, by_arm, split)
+    convergence = _judge_convergence(grouped)
     arms = tuple(
-        replace(_arm(title, group, answered, variance, runs), ensemble=ensemble, convergence=judged)
+        replace(
+            _make_arm(title, group, answered, variance, runs), ensemble=ensemble, convergence=judged
+        )
         for title, group, answered, variance, ensemble, judged in zip(
             titles, grouped, summaries, variances, ensembles, convergence, strict=True
         )
@@ -217,7 +240,7 @@ def compare_runs(
     arm_verdicts = () if one_strategy else judge_arms(arms, pairs, choice)
     differing = tuple(
         name
-        for name in differing_settings([arm.config for arm in arms])
+        for name in find_differing_settings([arm.config for arm in arms])
         if name not in STRATEGY_FIELDS
     )
     notes = list_notes(split, arms, variances, repeats)
@@ -231,38 +254,44 @@ def compare_runs(
         choice.advised,
         verdict,
         "" if undertrained else describe_baselines(arms, pairs),
-        () if undertrained or isinstance(on, Corrupted) else against_published(arms, pairs, split),
+        ()
+        if undertrained or isinstance(on, Corrupted)
+        else find_contradictions(arms, pairs, split),
         arm_verdicts,
         notes,
         differing,
         None
         if choice.advised is None
-        else _optimism(metric, tuple(by_arm[at] for at in choice.comparable), split),
-        _ensembled(metric, (tuple(chain.from_iterable(by_arm)),), split)[0]
+        else _estimate_optimism(metric, tuple(by_arm[index] for index in choice.comparable), split),
+        _score_ensembles(metric, (tuple(chain.from_iterable(by_arm)),), split)[0]
         if one_strategy
         else None,
     )
 
 
-def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
-    """The runs of each arm, by seed; the arms' titles; whether all are of one strategy. Shallow training first.
+def _group_runs(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
+    """Group runs into arms.
 
-    What did not train to the end is no seed of its strategy: it is an arm with those that ended after as many epochs. Of one
-    strategy alone, each run is an arm.
+    Shallow training comes first. A run that did not train to the end is no seed of its strategy: it
+    forms an arm with the runs that ended after as many epochs. If there is one strategy only, each
+    run is an arm.
+
+    Returns:
+        The runs of each arm by seed, the arms' titles, and whether all runs share one strategy.
     """
     groups: dict[tuple[str, str | None], list[Run]] = {}
     for run in runs:
-        groups.setdefault((arm_of(run.config), unfinished(run)), []).append(run)
+        groups.setdefault((arm_of(run.config), describe_ending(run)), []).append(run)
     grouped = [sorted(group, key=lambda run: run.config.seed) for group in groups.values()]
     grouped.sort(
         key=lambda group: (
             arm_order(group[0].config, run_depth(group[0])),
-            unfinished(group[0]) or "",
+            describe_ending(group[0]) or "",
         )
     )
-    titles = with_endings(
+    titles = append_endings(
         arm_titles([group[0].config for group in grouped]),
-        [unfinished(group[0]) for group in grouped],
+        [describe_ending(group[0]) for group in grouped],
     )
     if len(grouped) > 1:
         return grouped, titles, False
@@ -275,8 +304,8 @@ def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
     )
 
 
-def _judge_arms(grouped: Sequence[Sequence[Run]]) -> list[Convergence]:
-    """Judge whether the runs of each arm have converged, beside all others."""
+def _judge_convergence(grouped: Sequence[Sequence[Run]]) -> list[Convergence]:
+    """Judge whether the runs of each arm have converged, given all runs."""
     runs = [run for group in grouped for run in group]
     judged = dict(
         zip(
@@ -286,56 +315,61 @@ def _judge_arms(grouped: Sequence[Sequence[Run]]) -> list[Convergence]:
         )
     )
     return [
-        min((judged[run.run_dir] for run in group), key=lambda one: one.converged is not False)
+        min(
+            (judged[run.run_dir] for run in group),
+            key=lambda convergence: convergence.converged is not False,
+        )
         for group in grouped
     ]
 
 
-def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Return the latest of the runs that repeat each other, and the ids of the others.
+def _drop_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Return the latest of the runs that repeat each other, and the ids of the other ones.
 
-    The same seed again says nothing new, and would pass for a second seed.
+    Repeating a seed adds no information, and would pass for a second seed.
     """
     latest: dict[tuple[str, str | None], Run] = {}
     for run in sorted(runs, key=lambda run: run.run_id):
-        latest[run_of(run.config), unfinished(run)] = run
+        latest[run_of(run.config), describe_ending(run)] = run
     kept = {run.run_dir for run in latest.values()}
     return [run for run in runs if run.run_dir in kept], [
         run.run_id for run in runs if run.run_dir not in kept
     ]
 
 
-@lru_cache(maxsize=16)  # a page asks for the same ones whenever it is redrawn
-def _summed_up(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -> list[Answers]:
-    tables = [[table_of(run) for run in arm] for arm in arms]
+@lru_cache(maxsize=16)  # a page asks again whenever it is redrawn
+def _summarise_arms(
+    measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str
+) -> list[Answers]:
+    tables = [[load_table(run) for run in arm] for arm in arms]
     tables = [[table[table["split"] == split] for table in arm] for arm in tables]
     logits = [np.stack([logits_of(table) for table in arm]) for arm in tables]
     return measured(measure, tables[0][0]["label"].to_numpy(), logits)
 
 
 @lru_cache(maxsize=16)
-def _ensembled(
+def _score_ensembles(
     measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str
 ) -> list[Interval | None]:
-    """Of each arm of several networks."""
-    found: list[Interval | None] = []
+    """Return the score of the ensemble of each arm; None for an arm with one network."""
+    scores: list[Interval | None] = []
     for arm in arms:
-        tables = [table[table["split"] == split] for table in map(table_of, arm)]
+        tables = [table[table["split"] == split] for table in map(load_table, arm)]
         logits = np.stack([logits_of(table) for table in tables])
-        found.append(
+        scores.append(
             ensemble_score(measure, tables[0]["label"].to_numpy(), logits) if len(arm) > 1 else None
         )
-    return found
+    return scores
 
 
 @lru_cache(maxsize=16)
-def _optimism(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -> float:
-    labels = table_of(arms[0][0]).query("split == @split")["label"].to_numpy()
-    values = np.stack([arm.by_image for arm in _summed_up(measure, arms, split)])
+def _estimate_optimism(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -> float:
+    labels = load_table(arms[0][0]).query("split == @split")["label"].to_numpy()
+    values = np.stack([arm.by_image for arm in _summarise_arms(measure, arms, split)])
     return selection_optimism(labels, values, resamples_for(values.size))
 
 
-def _arm(
+def _make_arm(
     title: str,
     group: Sequence[Run],
     answered: Answers,
@@ -346,16 +380,18 @@ def _arm(
     members = tuple(
         Member(
             run,
-            accuracy_interval(answers(answered.correct[at : at + 1]), None),
-            measure_interval(answered.alone(at), None),
-            cost(run, rate),
+            accuracy_interval(answers(answered.correct[index : index + 1]), None),
+            measure_interval(answered.select_network(index), None),
+            run_cost(run, rate),
         )
-        for at, run in enumerate(group)
+        for index, run in enumerate(group)
     )
     deviation = None if answered.seed_variance is None else answered.seed_variance**0.5
     costs = usual_cost([member.cost for member in members])
     score = measure_interval(answered, variance)
-    accuracy = score if answered.measure is ACCURACY else _accuracy(answers(answered.correct))
+    accuracy = (
+        score if answered.measure is ACCURACY else _pooled_accuracy(answers(answered.correct))
+    )
     return Arm(
         title,
         group[0].config,
@@ -366,9 +402,9 @@ def _arm(
         deviation,
         costs,
         run_depth(group[0]),
-        unfinished(group[0]),
+        describe_ending(group[0]),
     )
 
 
-def _accuracy(answered: Answers) -> Interval:
+def _pooled_accuracy(answered: Answers) -> Interval:
     return accuracy_interval(answered, seed_variances([answered])[0])

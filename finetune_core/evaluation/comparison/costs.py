@@ -1,4 +1,4 @@
-"""What a run cost, read back from its folder: time with and without the cache, memory, disk; and how deep it was cut."""
+"""Cost of a run, read from its directory: time with and without the cache, memory, disk, depth."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,16 +18,18 @@ from finetune_core.training.strategies import STRATEGIES
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run; of several: what is usual.
+    """Cost of one run, or usual cost of several.
 
     Attributes:
-        seconds: all of it, decoding included.
-        uncached_seconds: what it would have taken had the frozen stages run in every epoch; None where it cannot be known.
-        trainable_parameters: of the total.
-        memory_bytes: of the program's memory: what the run's tensors took, or were expected to take, if that is more.
-        device_bytes: of a GPU's memory, which ``memory_bytes`` leaves out; None where the processor trained, or it was not measured.
-        device: the kind of device that trained; all of them, with commas, where several runs used different ones.
-        disk_bytes: the best checkpoint, which holds what trained.
+        seconds: total time, decoding included.
+        uncached_seconds: time if the frozen stages had run in every epoch; None if unknown.
+        trainable_parameters: number of parameters that train.
+        memory_bytes: main memory: measured for the run's tensors, or forecast if that is more.
+        device_bytes: GPU memory, not included in ``memory_bytes``; None if the CPU trained, or
+            nothing was measured.
+        device: kind of the device that trained; all of them, with commas, if several runs used
+            different ones.
+        disk_bytes: size of the best checkpoint, which holds what was trained.
     """
 
     seconds: float
@@ -41,12 +43,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Depth:
-    """How deep a run was cut.
+    """Depth of a run's cut.
 
     Attributes:
-        trained_stages: how many, from the first that trains to the head.
-        first_stage: that first one.
-        whole: whether all of each of them trains.
+        trained_stages: number of stages from the first that trains to the head.
+        first_stage: name of the first stage that trains.
+        whole: True if all parameters of each of these stages train.
     """
 
     trained_stages: int
@@ -54,11 +56,12 @@ class Depth:
     whole: bool
 
 
-def cost(run: Run, rate: float | None = None) -> Cost:
-    """Of a run that has predictions.
+def run_cost(run: Run, rate: float | None = None) -> Cost:
+    """Return the cost of a run that has predictions.
 
     Args:
-        rate: seconds that its frozen stages take for an image, by ``trunk_rate``.
+        run: the run.
+        rate: seconds that its frozen stages take for an image, from ``trunk_rate``.
     """
     history, started = run.history, run.started
     seconds = (history.end or {}).get("seconds") or timeline(run)[-1]["seconds"]
@@ -73,80 +76,88 @@ def cost(run: Run, rate: float | None = None) -> Cost:
             *(row["memory_bytes"] for row in measured),
             (started.get("forecast") or {}).get("memory_bytes", 0),
         ),
-        _most([row["device_bytes"] for row in measured]),
+        _max_known([row["device_bytes"] for row in measured]),
         started["device"],
         disk_bytes(run),
     )
 
 
 def disk_bytes(run: Run) -> int:
-    """Of the best checkpoint; of an ensemble, of all those that it keeps."""
+    """Return the size of the best checkpoint; for an ensemble, of all checkpoints that it keeps."""
     folders = [run.run_dir]
     if run.config.is_ensemble:
-        with suppress(RunError):  # its folder of networks is a link
+        with suppress(RunError):  # the folder of its networks is a link
             folders += member_folders(run.config, run.run_dir)
-    kept = [regular_file(checkpoint_path(folder, BEST)) for folder in folders]
-    return sum(file.st_size for file in kept if file)
+    files = [regular_file(checkpoint_path(folder, BEST)) for folder in folders]
+    return sum(file.st_size for file in files if file)
 
 
 def trunk_rate(arm: Sequence[Run], runs: Sequence[Run]) -> float | None:
-    """Seconds that the frozen stages of an arm take for one image, where a cache spares them; 0 without one; None where nobody timed them.
+    """Return the seconds per image of an arm's frozen stages, which a cache spares.
 
-    What was computed from a shallower cut was never timed from the pixels on: then that of the deepest of the shallower cuts among
-    ``runs``, which is a little too short.
+    0 without a cache; None if nobody timed them. Features that were computed from a shallower cut
+    were never timed from the pixels on. Then the rate of the deepest of the shallower cuts among
+    ``runs`` is returned, which is slightly too low.
     """
     if all(run.started["cache"]["where"] == "off" for run in arm):
         return 0.0
     timed: list[float] = [rate for run in arm if (rate := run.started["cache"]["seconds_per_row"])]
     if timed:
         return median(timed)
-    begun = run_depth(arm[0]).trained_stages
+    own_depth = run_depth(arm[0]).trained_stages
     shallower = [
         (-run_depth(run).trained_stages, rate)
         for run in runs
         if (rate := run.started["cache"]["seconds_per_row"])
         and (run.config.backbone, run.config.image_size)
         == (arm[0].config.backbone, arm[0].config.image_size)
-        and run_depth(run).trained_stages >= begun
+        and run_depth(run).trained_stages >= own_depth
     ]
     return max(shallower)[1] if shallower else None
 
 
 def usual_cost(costs: Sequence[Cost]) -> Cost:
-    """The median time, because the first run of several pays for decoding and trunk alone; the most memory."""
-    uncached = [one.uncached_seconds for one in costs if one.uncached_seconds is not None]
-    devices = sorted({one.device for one in costs})
+    """Return the median time and the most memory.
+
+    The median is used because the first run of several pays for decoding and trunk alone.
+    """
+    uncached = [cost.uncached_seconds for cost in costs if cost.uncached_seconds is not None]
+    devices = sorted({cost.device for cost in costs})
     return Cost(
-        median(one.seconds for one in costs),
+        median(cost.seconds for cost in costs),
         median(uncached) if uncached else None,
         costs[0].trainable_parameters,
-        max(one.memory_bytes for one in costs),
-        _most([one.device_bytes for one in costs]) if len(devices) == 1 else None,
+        max(cost.memory_bytes for cost in costs),
+        _max_known([cost.device_bytes for cost in costs]) if len(devices) == 1 else None,
         ", ".join(devices),
-        round(median(one.disk_bytes for one in costs)),
+        round(median(cost.disk_bytes for cost in costs)),
     )
 
 
-def _most(measured: Sequence[int | None]) -> int | None:
-    """None where one of them is not known."""
-    known = [one for one in measured if one is not None]
-    return max(known) if known and len(known) == len(measured) else None
+def _max_known(values: Sequence[int | None]) -> int | None:
+    """Return the largest value; None if one is not known."""
+    known = [value for value in values if value is not None]
+    return max(known) if known and len(known) == len(values) else None
 
 
 def timeline(run: Run) -> list[dict[str, Any]]:
-    """The run's epochs, with ``seconds`` since it began: what came before the first step counted in."""
+    """Return the run's epochs with ``seconds`` since the run began.
+
+    These include the time before the first step.
+    """
     before = run.started["decode_seconds"] + run.started["cache"]["trunk_seconds"]
     return [row | {"seconds": row["seconds"] + before} for row in run.history.epochs]
 
 
 def depth(config: RunConfig, names: Sequence[str] | None = None) -> Depth:
-    """How deep a config cuts.
+    """Return the depth of a config's cut.
 
     Args:
-        names: of its backbone's stages, where they are known.
+        config: the settings.
+        names: names of the backbone's stages, if known.
 
     Raises:
-        ConfigError: when its strategy does not fit its backbone.
+        ConfigError: if the strategy does not fit the backbone.
     """
     names = names or [stage.name for stage in stages_of(config)]
     rules = STRATEGIES[config.strategy].rules(config, names)
@@ -159,5 +170,5 @@ def depth(config: RunConfig, names: Sequence[str] | None = None) -> Depth:
 
 
 def run_depth(run: Run) -> Depth:
-    """Of a run that has started."""
+    """Return the depth of a run that has started."""
     return depth(run.config, [stage["name"] for stage in run.started["stages"]])

@@ -1,4 +1,4 @@
-"""Details of a comparison as text: the baseline, how arms stand, the limits of the numbers."""
+"""Details of a comparison as text: the baseline, standings of the arms, limits of the numbers."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from finetune_core.evaluation.comparison.choice import Choice
 from finetune_core.evaluation.comparison.pair_text import (
     CLAIMS,
     difference_text,
-    pair_of,
+    find_pair,
     quote,
-    unseen_text,
+    undetected_text,
 )
 from finetune_core.evaluation.comparison.paired import About
 from finetune_core.evaluation.comparison.pairs import Pair
@@ -22,13 +22,13 @@ from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
 
 
 def describe_baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
-    """Say what training in epochs gained over each linear probe on the same features.
+    """Describe what training in epochs gained over each linear probe on the same features.
 
     Returns:
         One sentence per probe; empty without one.
     """
-    found = []
-    for at, probe in enumerate(arms):
+    sentences = []
+    for index, probe in enumerate(arms):
         alike = features_of(probe.config)
         trained = [
             place
@@ -36,30 +36,30 @@ def describe_baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
             if epochs_of(arm.config) and features_of(arm.config) == alike
         ]
         if is_baseline(probe.config) and trained:
-            found.append(_describe_baseline(arms, pairs, at, trained))
-    return " ".join(found)
+            sentences.append(_describe_baseline(arms, pairs, index, trained))
+    return " ".join(sentences)
 
 
 def _describe_baseline(
-    arms: Sequence[Arm], pairs: Sequence[Pair], at: int, trained: Sequence[int]
+    arms: Sequence[Arm], pairs: Sequence[Pair], index: int, trained: Sequence[int]
 ) -> str:
-    between = {place: pair_of(pairs, at, place) for place in trained}
+    between = {place: find_pair(pairs, index, place) for place in trained}
     gains = {
         place: pair.networks.claim.gain * (1 if pair.a == place else -1)
         for place, pair in between.items()
     }
     better = [place for place in trained if between[place].widest.different and gains[place] > 0]
-    plain = arms[at].title == STRATEGIES[BASELINE].title
+    plain = arms[index].title == STRATEGIES[BASELINE].title
     if better:
         best = max(better, key=gains.__getitem__)
         pair = between[best]
         about = pair.widest.claim.about
         of_models = f"{CLAIMS[about]}: " if about == "networks" else ""
-        probe = "the linear probe" if plain else quote(arms[at].title)
+        probe = "the linear probe" if plain else quote(arms[index].title)
         by = f"{pair.measure.size(gains[best])} {pair.measure.unit}"
         return f"{of_models}{quote(arms[best].title)} beats {probe} by {by}."
-    took = duration(arms[at].cost.seconds)
-    probe = "a linear probe that" if plain else f"{quote(arms[at].title)}, which"
+    took = duration(arms[index].cost.seconds)
+    probe = "a linear probe that" if plain else f"{quote(arms[index].title)}, which"
     alike = [place for place in trained if not between[place].widest.different]
     if not alike:
         return f"Everything you trained does worse than {probe} took {took}."
@@ -70,28 +70,28 @@ def _describe_baseline(
 def judge_arms(
     arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice
 ) -> tuple[ArmVerdict, ...]:
-    """Judge how each arm stands to the one to take, or, where there is none, to the best.
+    """Judge each arm relative to the advised arm, or to the best arm if none is advised.
 
-    That one comes first, then the better before the worse.
+    The reference arm comes first, then the other arms, the best first.
     """
     first = choice.best if choice.advised is None else choice.advised
-    order = sorted(range(len(arms)), key=lambda at: (at != first, -arms[at].rank))
+    order = sorted(range(len(arms)), key=lambda index: (index != first, -arms[index].rank))
     about: About = "strategies" if choice.comparable else "networks"
-    found = [ArmVerdict(first, about, "best" if choice.advised is None else "taken", "")]
-    for at in order[1:]:
-        pair = pair_of(pairs, first, at)
+    verdicts = [ArmVerdict(first, about, "best" if choice.advised is None else "taken", "")]
+    for index in order[1:]:
+        pair = find_pair(pairs, first, index)
         verdict, measure = pair.widest, pair.measure
         claim = verdict.claim
-        gained = claim.gain if pair.a == at else -claim.gain
+        gained = claim.gain if pair.a == index else -claim.gain
         kind: Standing = "alike" if not verdict.different else "better" if gained > 0 else "worse"
         low, high = sorted(abs(value) for value in (claim.low, claim.high))
         text = (
             difference_text(measure, abs(gained), low, high)
             if verdict.different
-            else unseen_text(measure, verdict.smallest)
+            else undetected_text(measure, verdict.smallest)
         )
-        found.append(ArmVerdict(at, claim.about, kind, text))
-    return tuple(found)
+        verdicts.append(ArmVerdict(index, claim.about, kind, text))
+    return tuple(verdicts)
 
 
 def list_notes(
@@ -100,14 +100,14 @@ def list_notes(
     variances: Sequence[SeedVariance | None],
     repeats: Sequence[str],
 ) -> tuple[str, ...]:
-    """List the limits of the numbers."""
-    found = []
+    """List the limits of the numbers, a sentence each."""
+    notes = []
     if split == VAL and any(epochs_of(arm.config) for arm in arms):
-        found.append(
+        notes.append(
             "Each run's best epoch was chosen on these validation images, so all numbers are a "
             "little optimistic."
         )
-    found += [
+    notes += [
         f"Not converged: {quote(arm.title)}, {arm.convergence.reason}."
         for arm in [arm for arm in arms if arm.is_undertrained][1:]
     ]
@@ -117,7 +117,7 @@ def list_notes(
         if arm.unfinished
     ]
     if early:
-        found.append(
+        notes.append(
             "Not trained to the end, so compared as separate models, not as seeds of their "
             f"strategy: {'; '.join(early)}."
         )
@@ -128,19 +128,19 @@ def list_notes(
         if (precision := evaluation_precision(run)) not in (None, "fp32")
     ]
     if live and split != SHIFTED:  # those images are predicted in fp32
-        found.append(
+        notes.append(
             "Evaluated during training, not in fp32 as finished runs are, so a few predictions "
             f"may differ: {'; '.join(live)}."
         )
     if any(len(arm.members) < 3 for arm in arms if depends_on_seed(arm.config)):
-        found.append("Three seeds or more for each tell a better strategy from a lucky run.")
-    found += [
+        notes.append("Three seeds or more for each tell a better strategy from a lucky run.")
+    notes += [
         f"The seeds of {quote(arm.title)} spread more than the others', so their own spread counts."
-        for arm, one in zip(arms, variances, strict=True)
-        if one and one.spreads_more
+        for arm, variance in zip(arms, variances, strict=True)
+        if variance and variance.spreads_more
     ]
     if repeats:
-        found.append(
+        notes.append(
             f"Left out, because a later run has the same settings and seed: {', '.join(repeats)}."
         )
-    return tuple(found)
+    return tuple(notes)

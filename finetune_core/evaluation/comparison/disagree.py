@@ -1,4 +1,4 @@
-"""Two runs on the same images: those that only one of them classifies correctly, the clearest first."""
+"""Disagreement of two runs: images that only one of them classifies correctly, clearest first."""
 
 from dataclasses import dataclass
 
@@ -13,15 +13,19 @@ from finetune_core.runs.store import Run
 
 @dataclass(frozen=True)
 class Disagreement:
-    """What two runs make of the same images.
+    """Predictions of two runs for the same images.
+
+    Images are sorted by how much the probabilities of the true class differ, the largest first.
 
     Attributes:
-        split: ``test`` where both have it, else ``val``.
-        classes: a label is an index into them.
-        only_a, only_b: one row per image that only the one run classifies correctly: ``id, label``, the class that each predicts (``predicted_a``,
-            ``predicted_b``) and its confidence (``confidence_a``, ``confidence_b``, 0…1). The images in which the two give
-            the true class the most different probabilities come first.
-        both, neither: how many images both classify correctly, and neither.
+        split: ``test`` if both runs have it, else ``val``.
+        classes: names; a label is an index into them.
+        only_a: one row per image that only the first run classifies correctly: ``id, label``, the
+            class that each run predicts (``predicted_a``, ``predicted_b``) and its confidence
+            (``confidence_a``, ``confidence_b``, 0…1).
+        only_b: the same columns for the images that only the second run classifies correctly.
+        both: number of images that both classify correctly.
+        neither: number of images that neither classifies correctly.
     """
 
     split: str
@@ -33,22 +37,24 @@ class Disagreement:
 
     @property
     def images(self) -> int:
+        """Number of all images."""
         return len(self.only_a) + len(self.only_b) + self.both + self.neither
 
 
 def disagreement(run_a: Run, run_b: Run) -> Disagreement:
-    """Lay the predictions of two runs side by side.
+    """Join the predictions of two runs image by image.
 
     Raises:
-        RunError: when one has no predictions, when their class lists differ, or when they were not evaluated on the same images.
+        RunError: if a run has no predictions, the class lists differ, or the runs were not
+            evaluated on the same images.
     """
-    compare_runs([run_a, run_b])  # refuses runs with other classes or images
+    compare_runs([run_a, run_b])  # raises if classes or images differ
     split = TEST if all(TEST in predicted_splits(run) for run in (run_a, run_b)) else VAL
     a, b = evaluation(run_a, split), evaluation(run_b, split)
-    table = _told(a.predictions).merge(
-        _told(b.predictions), on=["id", "label"], suffixes=("_a", "_b"), validate="1:1"
+    table = _select_columns(a.predictions).merge(
+        _select_columns(b.predictions), on=["id", "label"], suffixes=("_a", "_b"), validate="1:1"
     )
-    # Of two runs with equal settings the comparison looks at the later one only.
+    # The comparison skips the earlier one of two runs with equal settings, so check again.
     if not len(table) == a.images == b.images:
         raise RunError(
             f"{run_a.run_id} and {run_b.run_id} were not evaluated on the same images, so there is "
@@ -58,14 +64,14 @@ def disagreement(run_a: Run, run_b: Run) -> Disagreement:
     return Disagreement(
         split,
         a.classes,
-        _clearest_first(table[right_a & ~right_b]),
-        _clearest_first(table[~right_a & right_b]),
+        _sort_by_clarity(table[right_a & ~right_b]),
+        _sort_by_clarity(table[~right_a & right_b]),
         int((right_a & right_b).sum()),
         int((~right_a & ~right_b).sum()),
     )
 
 
-def _told(predictions: pd.DataFrame) -> pd.DataFrame:
+def _select_columns(predictions: pd.DataFrame) -> pd.DataFrame:
     true = [
         row[label]
         for row, label in zip(predictions["probabilities"], predictions["label"], strict=True)
@@ -73,7 +79,7 @@ def _told(predictions: pd.DataFrame) -> pd.DataFrame:
     return predictions[["id", "label", "predicted", "confidence", "correct"]].assign(true=true)
 
 
-def _clearest_first(table: pd.DataFrame) -> pd.DataFrame:
+def _sort_by_clarity(table: pd.DataFrame) -> pd.DataFrame:
     apart = (table["true_a"] - table["true_b"]).abs()
     order = table.assign(apart=apart).sort_values(
         ["apart", "id"], ascending=[False, True], ignore_index=True

@@ -1,4 +1,4 @@
-"""The ensemble of several networks, from the predictions that they have left: nothing is computed anew."""
+"""Ensemble of several networks, computed from their stored predictions."""
 
 import numpy as np
 
@@ -9,8 +9,15 @@ from finetune_core.models.ensemble import mean_log_probabilities
 
 
 def ensemble_score(measure: Measure, labels: np.ndarray, logits: np.ndarray) -> Interval:
-    """What the ensemble of ``[networks, images, classes]`` reaches, in the measure's own sense, with its 95 % interval for new images: it is
-    one network."""
+    """Return the score of the ensemble with its 95 % interval for new images.
+
+    The interval leaves seeds out, because the ensemble is a single network.
+
+    Args:
+        measure: the metric.
+        labels: int ``[images]``.
+        logits: float ``[networks, images, classes]``.
+    """
     return measure_interval(
         measured(measure, labels, [mean_log_probabilities(logits)[None]])[0], None
     )

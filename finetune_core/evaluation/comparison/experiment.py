@@ -1,4 +1,4 @@
-"""An experiment that follows from a comparison: the evidence, what to run, its forecast."""
+"""Experiment that follows from a comparison: the evidence, its runs, its forecast."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,13 +19,14 @@ from finetune_core.training.speed_book import SpeedBook
 
 @dataclass(frozen=True)
 class Evidence:
-    """The comparison that the rules judge, and what was measured besides.
+    """Input of the rules: the comparison, and further measurements of its runs.
 
     Attributes:
-        shift: the same arms in the same order, on another data set; None where not all have
+        own: the comparison on the runs' own images.
+        shift: the same arms in the same order on another data set; None if some runs have not
             predicted one.
-        layers: of each arm; None where they were not measured.
-        profiled: data and features that runs of a profile started from.
+        layers: layer diagnostics of each arm; None if they were not measured.
+        profiled: keys of data and features that runs of a profile started from.
     """
 
     own: Comparison
@@ -35,15 +36,18 @@ class Evidence:
 
     @property
     def ranking(self) -> list[int]:
-        """Places of the arms that trained to the end, the best first.
+        """Indices of the arms that trained to the end, the best first.
 
-        Averaged weights are left out: they are no training that can be repeated or changed.
+        Averaged weights are left out, because averaging cannot be repeated or changed like a
+        training.
         """
         arms = self.own.arms
         trained = (
-            at for at, arm in enumerate(arms) if not arm.unfinished and not arm.config.averaged
+            index
+            for index, arm in enumerate(arms)
+            if not arm.unfinished and not arm.config.averaged
         )
-        return sorted(trained, key=lambda at: -arms[at].rank)
+        return sorted(trained, key=lambda index: -arms[index].rank)
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,12 @@ class Experiment:
     """A proposal for the next runs.
 
     Attributes:
-        kind: the rule that it follows from, by its name in ``RULES``.
-        what: in a few words. reason: one sentence, with the numbers that it rests on.
-        inferred: from features or gradients, not from accuracies that were measured.
-        configs: of its runs, which differ in their seeds only; empty where Thaw cannot train it.
+        kind: name in ``RULES`` of the rule that proposed it.
+        what: the experiment in a few words.
+        reason: one sentence, with the numbers that it rests on.
+        inferred: True if the proposal rests on features or gradients, not on measured accuracies.
+        configs: settings of the runs, which differ in their seeds only; empty if Thaw cannot train
+            the experiment.
     """
 
     kind: str
@@ -65,33 +71,36 @@ class Experiment:
 
 
 def forecast_of(experiment: Experiment, dataset: Dataset, book: SpeedBook) -> Forecast | None:
-    """Return the time of all runs one after the other, and the memory of one.
+    """Return the forecast time of all runs in sequence, and the memory of one run.
 
-    None where something was not timed, or nothing trains.
+    None if a speed is not known, or nothing trains.
     """
     if not experiment.configs:
         return None
     try:
-        one = expected(experiment.configs[0], dataset, book)
+        forecast = expected(experiment.configs[0], dataset, book)
         seconds = arm_seconds(experiment.configs, dataset, book)
-    except FinetuneError:  # the network is gone, say: the page that would train it says so
+    except FinetuneError:  # a missing network, for example: the page that would train it says so
         return None
-    return replace(one, seconds=sum(seconds)) if one and seconds else None
+    return replace(forecast, seconds=sum(seconds)) if forecast and seconds else None
 
 
-def forecast_in_words(found: Forecast | None) -> str:
-    """``about 2 min 10 s, 1.2 GB``; empty where there is none."""
+def forecast_in_words(forecast: Forecast | None) -> str:
+    """Return ``about 2 min 10 s, 1.2 GB``; empty without a forecast."""
     return (
-        f"about {duration(found.seconds)}, {memory(found.memory_bytes, found.device_bytes)}"
-        if found
+        f"about {duration(forecast.seconds)}, "
+        f"{memory(forecast.memory_bytes, forecast.device_bytes)}"
+        if forecast
         else ""
     )
 
 
-def experiment_json(experiment: Experiment | None, found: Forecast | None) -> dict[str, Any] | None:
+def experiment_json(
+    experiment: Experiment | None, forecast: Forecast | None
+) -> dict[str, Any] | None:
     """Return plain values: ``kind, what, reason, inferred, runs, forecast``.
 
-    A run has ``backbone, strategy, cut, train_fraction, epochs, seed``, the forecast ``seconds,
+    A run has ``backbone, strategy, cut, train_fraction, epochs, seed``. The forecast has ``seconds,
     memory_bytes, device_bytes``, or is None.
     """
     if experiment is None:
@@ -103,9 +112,9 @@ def experiment_json(experiment: Experiment | None, found: Forecast | None) -> di
         )
         for config in experiment.configs
     ]
-    forecast = (
-        {name: getattr(found, name) for name in ("seconds", "memory_bytes", "device_bytes")}
-        if found
+    forecast_values = (
+        {name: getattr(forecast, name) for name in ("seconds", "memory_bytes", "device_bytes")}
+        if forecast
         else None
     )
     return {
@@ -114,22 +123,25 @@ def experiment_json(experiment: Experiment | None, found: Forecast | None) -> di
         "reason": experiment.reason,
         "inferred": experiment.inferred,
         "runs": runs,
-        "forecast": forecast,
+        "forecast": forecast_values,
     }
 
 
 def describe_score(arm: Arm) -> str:
-    """``“Last block” (84.0 %)``."""
-    return f"{quote(arm.title)} ({arm.measure.formatted(arm.score.value)})"
+    """Return ``“Last block” (84.0 %)``."""
+    return f"{quote(arm.title)} ({arm.measure.format_value(arm.score.value)})"
 
 
 def is_only_head(arm: Arm) -> bool:
+    """Return whether the arm trains the head alone, on the backbone's last features."""
     return arm.depth.trained_stages == 1 and arm.config.features_from is None
 
 
-def has_same_features(arm: Arm, other: Arm) -> bool:
-    return features_of(arm.config) == features_of(other.config)
+def has_same_features(first: Arm, second: Arm) -> bool:
+    """Return whether two arms start from the same features."""
+    return features_of(first.config) == features_of(second.config)
 
 
-def change(config: RunConfig, **changes: Any) -> RunConfig:
+def change_config(config: RunConfig, **changes: Any) -> RunConfig:
+    """Return a config with some settings changed."""
     return make_config(config.model_dump() | changes)

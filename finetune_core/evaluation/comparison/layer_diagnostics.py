@@ -1,11 +1,14 @@
-"""What training moved, stage by stage: weights, features, gradients; and what a frozen stage could still give.
+"""Changes that training made, stage by stage: weights, features and gradients.
 
-- Change: the length of the change of a stage's weights, relative to the weights that it began with.
-- Likeness: linear CKA (Kornblith et al. 2019) between what the stage made of the same images before training and after, debiased,
-  because images are fewer than features (Nguyen et al. 2021). 1: the same but for rotation and scale.
-- Gradient share: of the squared length of the whole gradient, the stage's part, in the mean of the epochs, as the run recorded it.
-- Pull: the length of the gradient at the trained network, relative to the weights, for every stage as if it were free
-  (Auto-RGN, Lee et al. 2023). It says where training would turn to first.
+- Change: norm of the change of a stage's weights, relative to the norm of its initial weights.
+- Likeness: linear CKA (Kornblith et al. 2019) between the stage's features of the same images
+  before and after training. It is debiased, because there are fewer images than features (Nguyen et
+  al. 2021). 1 means equal up to rotation and scale.
+- Gradient share: the stage's part of the squared norm of the whole gradient, averaged over epochs,
+  as the run recorded it.
+- Pull: norm of the gradient at the trained network, relative to the norm of the weights, for every
+  stage as if it were trainable (Auto-RGN, Lee et al. 2023). It shows where further training would
+  act first.
 """
 
 import json
@@ -27,9 +30,9 @@ from finetune_core.errors import DataError, RunError
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.evaluation.run_images import RunImages, run_images
 from finetune_core.files import read_regular, write_bytes
-from finetune_core.inspection.background import in_background
-from finetune_core.inspection.features import PooledStages, network_inputs, pooled_stages
-from finetune_core.inspection.learned import Probe, probe
+from finetune_core.inspection.background import run_in_background
+from finetune_core.inspection.features import PooledStages, iterate_inputs, pooled_stages
+from finetune_core.inspection.learned import Probe, fit_probe
 from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
 from finetune_core.runs.store import Run
@@ -43,20 +46,23 @@ from finetune_core.work import Step, Work
 
 _FILE = "layers.json"
 _MOST = {TRAIN: 500, VAL: 300}  # images
-_PULLED = 128  # training images that gradients are computed on
-_FEWEST = 10  # validation images, below which neither probes nor likeness say anything
+_MOST_PULLED = 128  # training images that gradients are computed on
+_FEWEST = 10  # validation images, below which probes and likeness are meaningless
 
 
 @dataclass(frozen=True)
 class StageMove:
-    """One stage, before and after.
+    """Change of one stage through training.
 
     Attributes:
-        trains: whether the run trained any of it.
-        change: relative change of its weights; the head's from its random start. 0 where frozen.
-        likeness: CKA before and after; None where the network cannot be cut behind this stage, and for the head.
-        gradient_share: 0…1; None where it was not recorded, or frozen.
-        pull: relative gradient at the end, were it free.
+        name: name of the stage.
+        trains: True if the run trained any of its parameters.
+        change: relative change of its weights; for the head, from its random initialisation. 0 if
+            frozen.
+        likeness: CKA before and after; None if the network cannot be cut behind this stage, and for
+            the head.
+        gradient_share: 0…1; None if it was not recorded, or the stage is frozen.
+        pull: relative gradient norm after training, as if the stage were trainable.
     """
 
     name: Name
@@ -69,14 +75,15 @@ class StageMove:
 
 @dataclass(frozen=True)
 class Layers:
-    """What one run moved.
+    """Layer diagnostics of one run.
 
     Attributes:
-        stages: input to head.
-        probes: a linear model on the features of each stage before training, by its accuracy on validation images; empty where
-            there are too few, or where the network cannot be cut.
-        judged: validation images that likeness and probes were computed on.
-        pulled: training images that the pull was computed on; fitted: the share of them that the trained network names right.
+        stages: from the input to the head.
+        probes: linear probes on the features of each stage before training, evaluated on validation
+            images; empty if there are too few images, or the network cannot be cut.
+        judged: number of validation images that likeness and probes were computed on.
+        pulled: number of training images that the pull was computed on.
+        fitted: share of these training images that the trained network classifies correctly.
     """
 
     stages: Annotated[tuple[StageMove, ...], Field(max_length=1000)]
@@ -86,19 +93,19 @@ class Layers:
     fitted: Share
 
 
-class _Stamped(TypedDict):
-    """Which predictions the run had when it was measured."""
+class _Stamp(TypedDict):
+    """Time stamp of the predictions that the run had when it was measured."""
 
     predictions: Moment
 
 
-_LAYERS, _STAMPED = TypeAdapter(Layers), TypeAdapter(_Stamped)
+_LAYERS, _STAMP = TypeAdapter(Layers), TypeAdapter(_Stamp)
 _LARGEST = 2**22  # bytes
 
 
 @dataclass(frozen=True)
-class _Start:
-    """What a network made of a run's images before training: rows are training images, then validation images."""
+class _InitialFeatures:
+    """Features of a run's images before training; rows are training, then validation images."""
 
     images: RunImages
     stages: tuple[str, ...]
@@ -107,57 +114,67 @@ class _Start:
 
 
 def known_layers(run: Run) -> Layers | None:
-    """What was measured before, unless the run has been trained on since."""
+    """Return the stored diagnostics of a run.
+
+    None if there are none, or the run has been trained on since.
+    """
     try:
         content = read_regular(run.run_dir / _FILE, _LARGEST)
-        measured, found = (
-            _STAMPED.validate_json(content, strict=True),
+        stamp, layers = (
+            _STAMP.validate_json(content, strict=True),
             _LAYERS.validate_json(content, strict=True),
         )
     except (OSError, ValueError):  # none, or damaged: it can be measured again
         return None
     stages = [stage["name"] for stage in run.started["stages"]] if run.history.started else []
-    known = [stage.name for stage in found.stages] == stages and {
-        one.stage for one in found.probes
+    is_same_network = [stage.name for stage in layers.stages] == stages and {
+        probe.stage for probe in layers.probes
     } <= set(stages)
-    return found if known and measured["predictions"] == predictions_changed(run.run_dir) else None
+    return (
+        layers
+        if is_same_network and stamp["predictions"] == predictions_changed(run.run_dir)
+        else None
+    )
 
 
 def measured_run(runs: Sequence[Run]) -> Run:
-    """Whose layers stand for runs that differ in their seeds only: the first that was measured, else the first."""
+    """Return the run that represents an arm: the first with stored diagnostics, else the first."""
     return next((run for run in runs if known_layers(run)), runs[0])
 
 
 def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Work[None]:
-    """Measure what each of the runs moved, on the GPU where nothing uses it, and keep it in its folder. Runs with the same beginning share
-    its features.
+    """Measure the layer diagnostics of each run and store them in its directory.
+
+    An idle GPU is used if there is one. Runs with the same initial network share its features.
 
     Args:
-        roots: when given, images that lie elsewhere are refused.
+        runs: the runs.
+        roots: if given, images outside of these folders are refused.
 
     Yields:
         Steps of the phases ``index``, ``decode``, ``features`` and ``probe``.
 
     Raises:
-        FinetuneError: when a run's images or weights are not there any more, its folder cannot be written to, or it is an ensemble.
+        FinetuneError: if a run's images or weights are missing, its directory cannot be written to,
+            or it is an ensemble.
     """
-    yield from on_idle_device(partial(_measured, runs, roots))
+    yield from on_idle_device(partial(_measure_on, runs, roots))
 
 
-def _measured(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Work[None]:
-    if joined := next((run for run in runs if run.config.is_ensemble), None):
+def _measure_on(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Work[None]:
+    if ensemble := next((run for run in runs if run.config.is_ensemble), None):
         raise RunError(
-            f"{joined.run_id} is an ensemble: it has no stages of its own. Measure its runs."
+            f"{ensemble.run_id} is an ensemble: it has no stages of its own. Measure its runs."
         )
-    starts: dict[str, _Start] = {}
+    starts: dict[str, _InitialFeatures] = {}
     for run in runs:
         changed = predictions_changed(run.run_dir)
-        tuned = load_predictor(run, device)
-        start = beginning_of(run.config, tuned.classes, run.run_dir).network
-        beginning = _beginning(run, start)
-        if beginning not in starts:
-            starts[beginning] = yield from _start(run, start, tuned, roots)
-        measured = asdict((yield from _moves(run, start, tuned, starts[beginning])))
+        predictor = load_predictor(run, device)
+        start = beginning_of(run.config, predictor.classes, run.run_dir).network
+        key = _initial_key(run, start)
+        if key not in starts:
+            starts[key] = yield from _compute_initial(run, start, predictor, roots)
+        measured = asdict((yield from _compare_stages(run, start, predictor, starts[key])))
         try:
             content = json.dumps(measured | {"predictions": changed}).encode()
             write_bytes(run.run_dir / _FILE, content, make_folder=False)
@@ -168,8 +185,15 @@ def _measured(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Wor
 
 
 def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
-    """Debiased linear CKA of features ``[n, d]`` and ``[n, e]`` of the same ``n > 3`` images: 1 for the same but for rotation and
-    scale, about 0 for unrelated ones; NaN where one of them is the same for all images."""
+    """Return the debiased linear CKA of two sets of features of the same images.
+
+    1 for features that are equal up to rotation and scale, about 0 for unrelated ones. NaN if one
+    of the two is the same for all images.
+
+    Args:
+        one: ``[n, d]``, ``n > 3``.
+        other: ``[n, e]``.
+    """
     grams = [_centred_gram(features.astype(np.float64)) for features in (one, other)]
     cross, first, second = (
         float((a * b).sum()) for a, b in ((grams[0], grams[1]), (grams[0],) * 2, (grams[1],) * 2)
@@ -178,7 +202,11 @@ def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _centred_gram(features: np.ndarray) -> np.ndarray:
-    """U-centred (Székely & Rizzo 2014): sums of products of two of these are proportional to the unbiased HSIC of Song et al. 2012."""
+    """Return the U-centred Gram matrix ``[n, n]`` (Székely & Rizzo 2014).
+
+    The sum of the product of two such matrices is proportional to the unbiased HSIC of Song et al.
+    2012.
+    """
     features = features - features.mean(0)  # changes nothing but the rounding
     gram: np.ndarray = features @ features.T
     np.fill_diagonal(gram, 0.0)
@@ -190,8 +218,8 @@ def _centred_gram(features: np.ndarray) -> np.ndarray:
     return gram
 
 
-def _beginning(run: Run, begun: Network) -> str:
-    """The same for runs that began with the same network on the same images."""
+def _initial_key(run: Run, initial: Network) -> str:
+    """Return a key that is equal for runs with the same initial network and the same images."""
     config = run.config
     settings = (
         config.data,
@@ -200,19 +228,23 @@ def _beginning(run: Run, begun: Network) -> str:
         config.train_fraction,
         config.input_settings,
         config.features_from,
-        begun.weights_hash,
+        initial.weights_hash,
     )
     return str((*settings, config.seed if config.train_fraction < 1 else None))
 
 
-def _start(run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]) -> Work[_Start]:
+def _compute_initial(
+    run: Run, initial: Network, predictor: Predictor, roots: Sequence[Path]
+) -> Work[_InitialFeatures]:
     images = yield from run_images(run, _MOST, roots)
     try:
-        pooled, stages = _cut(begun, tuned)
-    except DataError:  # no cut, no features: what is known without them is worth showing
-        return _Start(images, (), (), ())
+        pooled, stages = _cut_stages(initial, predictor)
+    except DataError:  # without a cut there are no features, but the rest is worth showing
+        return _InitialFeatures(images, (), (), ())
     train, val = images.rows[TRAIN], images.rows[VAL]
-    by_stage = yield from _features(pooled, begun, tuned, images, np.concatenate([train, val]))
+    by_stage = yield from _compute_features(
+        pooled, initial, predictor, images, np.concatenate([train, val])
+    )
     table = images.dataset.table.iloc[np.concatenate([train, val])]
     labels, sets = table["label"].to_numpy(), sides(table)
     places = np.arange(len(labels))
@@ -220,106 +252,131 @@ def _start(run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]) ->
     if len(val) >= _FEWEST and len(np.unique(labels[: len(train)])) > 1:
         for done, (stage, values) in enumerate(zip(stages, by_stage, strict=True)):
             fit = partial(
-                probe, stage, values, labels, sets, places[: len(train)], places[len(train) :]
+                fit_probe, stage, values, labels, sets, places[: len(train)], places[len(train) :]
             )
-            probes.append((yield from in_background("probe", fit, partial(int, done), len(stages))))
-    return _Start(images, stages, by_stage, tuple(probes))
+            probes.append(
+                (yield from run_in_background("probe", fit, partial(int, done), len(stages)))
+            )
+    return _InitialFeatures(images, stages, by_stage, tuple(probes))
 
 
-def _moves(run: Run, begun: Network, tuned: Predictor, start: _Start) -> Work[Layers]:
+def _compare_stages(
+    run: Run, initial: Network, predictor: Predictor, start: _InitialFeatures
+) -> Work[Layers]:
     images, val = start.images, start.images.rows[VAL]
     likeness: dict[str, float] = {}
     if start.stages and len(val) >= _FEWEST:
-        pooled, _ = _cut(tuned.network, tuned)
-        after = yield from _features(pooled, tuned.network, tuned, images, val)
+        pooled, _ = _cut_stages(predictor.network, predictor)
+        after = yield from _compute_features(pooled, predictor.network, predictor, images, val)
         pairs = zip(start.stages, start.by_stage, after, strict=True)
         likeness = {stage: linear_cka(before[-len(val) :], now) for stage, before, now in pairs}
-    pulls, pulled, fitted = yield from _pulls(tuned, images)
-    shares = _gradient_shares(run)
-    old, new = (network.model.cpu().state_dict() for network in (begun, tuned.network))
+    pulls, pulled, fitted = yield from _compute_pulls(predictor, images)
+    shares = _mean_gradient_shares(run)
+    old, new = (network.model.cpu().state_dict() for network in (initial, predictor.network))
     trains = {row["name"]: row["trains"] for row in run.started["stages"]}
     moves = [
         StageMove(
             stage.name,
             trains[stage.name],
-            _length(new[name] - old[name] for name in stage.parameters)
-            / max(_length(old[name] for name in stage.parameters), 1e-12),
-            _defined(likeness.get(stage.name)),
+            _norm(new[name] - old[name] for name in stage.parameters)
+            / max(_norm(old[name] for name in stage.parameters), 1e-12),
+            _none_if_nan(likeness.get(stage.name)),
             shares.get(stage.name),
             pulls[stage.name],
         )
-        for stage in tuned.network.stages
+        for stage in predictor.network.stages
     ]
     return Layers(tuple(moves), start.probes, len(val), pulled, fitted)
 
 
-def _cut(network: Network, tuned: Predictor) -> tuple[PooledStages, tuple[str, ...]]:
-    """The network's stages, on the device that the run's network is on."""
-    network.model.cpu()  # where stages are cut; parts and whole share their modules
+def _cut_stages(network: Network, predictor: Predictor) -> tuple[PooledStages, tuple[str, ...]]:
+    """Return the network's stages, on the device of the run's network."""
+    # Stages are cut on the CPU. The parts share their modules with the whole network.
+    network.model.cpu()
     pooled, stages = pooled_stages(network)
-    tuned.device.hold(network.model)
-    return tuned.device.hold(pooled), stages
+    predictor.device.hold(network.model)
+    return predictor.device.hold(pooled), stages
 
 
-def _features(
-    pooled: PooledStages, network: Network, tuned: Predictor, images: RunImages, rows: np.ndarray
+def _compute_features(
+    pooled: PooledStages,
+    network: Network,
+    predictor: Predictor,
+    images: RunImages,
+    rows: np.ndarray,
 ) -> Work[tuple[np.ndarray, ...]]:
-    """Float32 ``[n, d]`` for each of the stages."""
-    found, done = [], 0
-    for batch, inputs in network_inputs(
-        network, images.pixels, rows, tuned.image_size, tuned.device
+    """Return float32 ``[n, d]`` for each stage."""
+    features, done = [], 0
+    for batch, inputs in iterate_inputs(
+        network, images.pixels, rows, predictor.image_size, predictor.device
     ):
-        with torch.no_grad(), tuned.device.autocast():
-            found.append(pooled(inputs).float().cpu().numpy())
+        with torch.no_grad(), predictor.device.autocast():
+            features.append(pooled(inputs).float().cpu().numpy())
         done += len(batch)
         yield Step(done, len(rows), "features")
-    return tuple(np.split(np.concatenate(found), np.cumsum(pooled.widths)[:-1], axis=1))
+    return tuple(np.split(np.concatenate(features), np.cumsum(pooled.widths)[:-1], axis=1))
 
 
-def _pulls(tuned: Predictor, images: RunImages) -> Work[tuple[dict[str, float], int, float]]:
-    """Stage -> relative gradient of the mean loss; on how many training images; which share of them is classified correctly."""
-    network, device = tuned.network, tuned.device
+def _compute_pulls(
+    predictor: Predictor, images: RunImages
+) -> Work[tuple[dict[str, float], int, float]]:
+    """Compute the relative gradient of the mean loss for each stage.
+
+    Returns:
+        Stage -> relative gradient norm, the number of training images, and the share of these that
+        is classified correctly.
+    """
+    network, device = predictor.network, predictor.device
     rows = images.rows[TRAIN]
-    rows = np.sort(np.random.default_rng(0).choice(rows, min(_PULLED, len(rows)), replace=False))
+    rows = np.sort(
+        np.random.default_rng(0).choice(rows, min(_MOST_PULLED, len(rows)), replace=False)
+    )
     labels = torch.from_numpy(images.dataset.table["label"].to_numpy(np.int64).copy())
     model = network.model.eval().requires_grad_(True)
     slice_before_convolution(model.modules())
     model.zero_grad()
-    right, done = 0, 0
-    for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size, device):
-        wanted = labels[batch].to(device.torch_device)
-        logits = model(inputs)  # in fp32: rounding would show in a gradient of a few images
+    correct, done = 0, 0
+    for batch, inputs in iterate_inputs(network, images.pixels, rows, predictor.image_size, device):
+        targets = labels[batch].to(device.torch_device)
+        # In fp32, because rounding would show in a gradient of a few images.
+        logits = model(inputs)
         (
-            nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / len(rows)
+            nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / len(rows)
         ).backward()
-        right += int((logits.argmax(1) == wanted).sum())
+        correct += int((logits.argmax(1) == targets).sum())
         done += len(batch)
         yield Step(done, len(rows), "features")
-    pulls = {stage.name: _pull(stage, dict(model.named_parameters())) for stage in network.stages}
-    return pulls, len(rows), right / len(rows)
+    pulls = {
+        stage.name: _compute_pull(stage, dict(model.named_parameters())) for stage in network.stages
+    }
+    return pulls, len(rows), correct / len(rows)
 
 
-def _pull(stage: Stage, parameters: dict[str, nn.Parameter]) -> float:
+def _compute_pull(stage: Stage, parameters: dict[str, nn.Parameter]) -> float:
     own = [parameters[name] for name in stage.parameters]
-    return _length(one.grad for one in own if one.grad is not None) / max(_length(own), 1e-12)
+    return _norm(parameter.grad for parameter in own if parameter.grad is not None) / max(
+        _norm(own), 1e-12
+    )
 
 
-def _gradient_shares(run: Run) -> dict[str, float]:
-    """Stage -> its part of the squared gradient, mean over the epochs that recorded it."""
-    found: dict[str, list[float]] = {}
+def _mean_gradient_shares(run: Run) -> dict[str, float]:
+    """Return stage -> share of the squared gradient norm, mean over the epochs that recorded it."""
+    shares_by_stage: dict[str, list[float]] = {}
     measured = [row["stages"] for row in run.history.epochs if row.get("stages")]
     for stages in measured:
-        total = sum(one["gradient_norm"] ** 2 for one in stages.values())
-        for name, one in stages.items():
-            found.setdefault(name, []).append(one["gradient_norm"] ** 2 / total if total else 0.0)
-    return {name: sum(shares) / len(measured) for name, shares in found.items()}
+        total = sum(stage["gradient_norm"] ** 2 for stage in stages.values())
+        for name, values in stages.items():
+            shares_by_stage.setdefault(name, []).append(
+                values["gradient_norm"] ** 2 / total if total else 0.0
+            )
+    return {name: sum(shares) / len(measured) for name, shares in shares_by_stage.items()}
 
 
-def _length(tensors: Any) -> float:
+def _norm(tensors: Any) -> float:
     return float(
         sum(float(tensor.detach().cpu().double().square().sum()) for tensor in tensors) ** 0.5
     )
 
 
-def _defined(value: float | None) -> float | None:
+def _none_if_nan(value: float | None) -> float | None:
     return None if value is None or np.isnan(value) else value

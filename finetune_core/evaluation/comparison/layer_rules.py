@@ -1,11 +1,11 @@
-"""Rules for the next experiment that infer from features and gradients which stages to train."""
+"""Rules for the next experiment that infer the stages to train from features and gradients."""
 
 from finetune_core.config import RunConfig
 from finetune_core.evaluation.comparison.costs import depth
 from finetune_core.evaluation.comparison.experiment import (
     Evidence,
     Experiment,
-    change,
+    change_config,
     describe_score,
     has_same_features,
     is_only_head,
@@ -14,88 +14,93 @@ from finetune_core.evaluation.comparison.layer_diagnostics import Layers
 from finetune_core.evaluation.comparison.thaw_next import (
     IDLE,
     STEADY,
-    span,
-    steady_stages,
+    find_steady_stages,
+    format_stages,
     thaw_next,
 )
 from finetune_core.formatting import percent
 from finetune_core.training.strategies import STRATEGIES
 
 
-def thaw(evidence: Evidence) -> Experiment | None:
-    """Thaw the next stage where the probes of the best measured arm say so.
+def propose_thaw(evidence: Evidence) -> Experiment | None:
+    """Propose to thaw the next stage if the probes of the best measured arm suggest it.
 
-    Nothing is said where an arm trained from that stage on.
+    Nothing is proposed if an arm has trained from that stage on.
     """
-    at, layers = _best_measured(evidence)
+    index, layers = _find_best_measured(evidence)
     if layers is None:
         return None
     advice = thaw_next(layers)
-    if advice.stage is None or _has_trained_from(evidence, at, advice.stage):
+    if advice.stage is None or _has_trained_from(evidence, index, advice.stage):
         return None
-    config = _from_stage(evidence.own.arms[at].config, layers, advice.stage)
+    config = _train_from(evidence.own.arms[index].config, layers, advice.stage)
     return Experiment("thaw", advice.what, advice.reason, True, (config,))
 
 
-def freeze(evidence: Evidence) -> Experiment | None:
-    """Freeze again what trained without effect in the best measured arm: the same for less time."""
-    at, layers = _best_measured(evidence)
+def propose_freeze(evidence: Evidence) -> Experiment | None:
+    """Propose to freeze stages of the best measured arm that trained without effect.
+
+    Their output is cached then, so the run takes less time.
+    """
+    index, layers = _find_best_measured(evidence)
     if layers is None:
         return None
-    steady = steady_stages(layers)
-    shares = [one.gradient_share for one in layers.stages if one.name in steady and one.trains]
+    steady = find_steady_stages(layers)
+    shares = [
+        stage.gradient_share for stage in layers.stages if stage.name in steady and stage.trains
+    ]
     known = [share for share in shares if share is not None]
     stage = layers.stages[len(steady)].name
     if (
         not known
         or len(known) < len(shares)
         or sum(known) >= IDLE
-        or _has_trained_from(evidence, at, stage)
+        or _has_trained_from(evidence, index, stage)
     ):
         return None
     reason = (
-        f"The features of {span(steady)} in {describe_score(evidence.own.arms[at])} hardly changed (CKA "
-        f"{STEADY} or more) with {percent(sum(known))} of the gradient, so frozen, with their "
-        "output cached, they would cost less."
+        f"The features of {format_stages(steady)} in {describe_score(evidence.own.arms[index])} "
+        f"hardly changed (CKA {STEADY} or more) with {percent(sum(known))} of the gradient, so "
+        "frozen, with their output cached, they would cost less."
     )
-    config = _from_stage(evidence.own.arms[at].config, layers, stage)
-    return Experiment("freeze", f"freeze {span(steady)} again", reason, True, (config,))
+    config = _train_from(evidence.own.arms[index].config, layers, stage)
+    return Experiment("freeze", f"freeze {format_stages(steady)} again", reason, True, (config,))
 
 
-def _best_measured(evidence: Evidence) -> tuple[int, Layers | None]:
-    """Return the place and the layers of the best arm whose layers were measured.
+def _find_best_measured(evidence: Evidence) -> tuple[int, Layers | None]:
+    """Return the index and the layer diagnostics of the best arm that has any.
 
-    Only arms that train everything from one stage on, or a head alone, count.
+    Only arms that train everything from one stage on, or the head alone, count.
     """
-    for at in evidence.ranking:
-        config, layers = evidence.own.arms[at].config, evidence.layers[at]
+    for index in evidence.ranking:
+        config, layers = evidence.own.arms[index].config, evidence.layers[index]
         cut = (
             STRATEGIES[config.strategy].classic
             or config.cut is not None
-            or is_only_head(evidence.own.arms[at])
+            or is_only_head(evidence.own.arms[index])
         )
         if layers and cut:
-            return at, layers
+            return index, layers
     return 0, None
 
 
-def _has_trained_from(evidence: Evidence, at: int, stage: str) -> bool:
+def _has_trained_from(evidence: Evidence, index: int, stage: str) -> bool:
     """Return whether an arm on the same features trained everything from this stage on."""
     arms = evidence.own.arms
     return any(
-        arm.depth.first_stage == stage and arm.depth.whole and has_same_features(arm, arms[at])
+        arm.depth.first_stage == stage and arm.depth.whole and has_same_features(arm, arms[index])
         for arm in arms
     )
 
 
-def _from_stage(config: RunConfig, layers: Layers, stage: str) -> RunConfig:
-    """Return the same run where everything from this stage on trains.
+def _train_from(config: RunConfig, layers: Layers, stage: str) -> RunConfig:
+    """Return the same settings with everything from this stage on trainable.
 
-    A ready-made strategy is preferred where there is one: it may have been timed.
+    A ready-made strategy is preferred, because it may have been timed.
     """
-    names = [one.name for one in layers.stages]
-    for name in (name for name, one in STRATEGIES.items() if one.classic):
-        ready = change(config, **config.for_strategy(name))
+    names = [stage.name for stage in layers.stages]
+    for name in (name for name, strategy in STRATEGIES.items() if strategy.classic):
+        ready = change_config(config, **config.for_strategy(name))
         if depth(ready, names).first_stage == stage:
             return ready
-    return change(config, **config.for_strategy("custom") | {"cut": stage})
+    return change_config(config, **config.for_strategy("custom") | {"cut": stage})

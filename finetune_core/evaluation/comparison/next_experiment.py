@@ -1,5 +1,8 @@
-"""The single most useful next experiment after a comparison, by rules that are asked in order: what is missing or was measured comes before what
-is inferred from features and gradients."""
+"""The single most useful next experiment after a comparison, by the first rule that applies.
+
+Rules about missing runs and measured accuracies come before rules that infer from features and
+gradients.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,14 +15,14 @@ from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.experiment import (
     Evidence,
     Experiment,
-    change,
+    change_config,
     describe_score,
     has_same_features,
     is_only_head,
 )
 from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
-from finetune_core.evaluation.comparison.layer_rules import freeze, thaw
-from finetune_core.evaluation.comparison.pair_text import pair_of, quote, seeded_arms
+from finetune_core.evaluation.comparison.layer_rules import propose_freeze, propose_thaw
+from finetune_core.evaluation.comparison.pair_text import find_pair, find_seeded_arms, quote
 from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift, shifts_of
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.comparison.verdicts import WANTED
@@ -35,7 +38,7 @@ from finetune_core.runs.design import (
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 
-_SEEDS = 3  # that tell a better strategy from a lucky run
+_SEEDS = 3  # enough to tell a better strategy from a lucky run
 _LP_FT = "linear_probe_then_full"
 
 
@@ -44,11 +47,13 @@ def evidence_of(
     shift: ShiftComparison | None = None,
     runs: Sequence[Run] | None = None,
 ) -> Evidence:
-    """What is known of a comparison's runs; nothing is computed anew but verdicts.
+    """Collect what is known of a comparison's runs; nothing is computed anew but verdicts.
 
     Args:
-        shift: the same runs compared on another data set; where there is none, on the first that all of them have predicted.
-        runs: among which a profile is looked for; those in the folder of the first run when None.
+        comparison: the comparison on the runs' own images.
+        shift: the same runs on another data set; if None, on the first one that all runs have
+            predicted.
+        runs: runs to search for a profile; those in the directory of the first run if None.
     """
     layers = tuple(known_layers(measured_run(arm.runs)) for arm in comparison.arms)
     if runs is None:
@@ -56,212 +61,231 @@ def evidence_of(
     profiled = frozenset(
         f"{run.config.data} {features_of(run.config)}" for run in runs if profiled_stage(run.config)
     )
-    return Evidence(comparison, shift or _shifted(comparison), layers, profiled)
+    return Evidence(comparison, shift or _find_shift_comparison(comparison), layers, profiled)
 
 
 def next_experiment(evidence: Evidence) -> Experiment | None:
-    """By the first of ``RULES`` that has something to say; None where none has."""
+    """Return the experiment of the first rule in ``RULES`` that applies, or None."""
     return next((found for rule in RULES.values() if (found := rule(evidence))), None)
 
 
 def explain_none(evidence: Evidence) -> str:
-    """Say why there is no next experiment, in one or two sentences."""
+    """Explain in one or two sentences why there is no next experiment."""
     if not evidence.ranking:
         return "None: no run here trained to the end, so there is nothing to build on."
     if any(evidence.layers):
         return "None stands out: neither the verdicts nor the layer diagnostics ask for one."
     return (
-        "None stands out from the verdicts. The layer diagnostics of the Compare page, once measured, "
-        "say whether to thaw another stage."
+        "None stands out from the verdicts. The layer diagnostics of the Compare page, once "
+        "measured, say whether to thaw another stage."
     )
 
 
-def converge(evidence: Evidence) -> Experiment | None:
-    """Train the first arm that has not converged twice as long."""
+def propose_longer_training(evidence: Evidence) -> Experiment | None:
+    """Propose to train the first arm that has not converged twice as long."""
     arms = evidence.own.arms
-    for arm in (arms[at] for at in evidence.ranking if arms[at].is_undertrained):
+    for arm in (arms[index] for index in evidence.ranking if arms[index].is_undertrained):
         epochs = min(2 * arm.config.epochs, int(setting_of("epochs").limits["le"]))
         auto = tuple(name for name in arm.config.auto if name != "epochs")
-        configs = tuple(change(run.config, epochs=epochs, auto=auto) for run in arm.runs)
+        configs = tuple(change_config(run.config, epochs=epochs, auto=auto) for run in arm.runs)
         reason = f"{describe_score(arm)} has not converged: {arm.convergence.reason}."
         what = f"train {quote(arm.title)} for {epochs} epochs"
         return Experiment("converge", what, reason, False, configs)
     return None
 
 
-def baseline(evidence: Evidence) -> Experiment | None:
-    """Fit a linear probe for the best arm that was trained in epochs and lacks one."""
+def propose_baseline(evidence: Evidence) -> Experiment | None:
+    """Propose a linear probe for the best arm that was trained in epochs and lacks one."""
     arms = evidence.own.arms
     lacking = lacking_baselines([run.config for arm in arms for run in arm.runs])
-    for at in evidence.ranking:
+    for index in evidence.ranking:
         configs = tuple(
-            config for config in lacking if features_of(config) == features_of(arms[at].config)
+            config for config in lacking if features_of(config) == features_of(arms[index].config)
         )
-        if configs and epochs_of(arms[at].config):
-            reason = f"{describe_score(arms[at])} has no linear probe beside it, so what training gained over the frozen features is not known."
+        if configs and epochs_of(arms[index].config):
+            reason = (
+                f"{describe_score(arms[index])} has no linear probe beside it, so what training "
+                "gained over the frozen features is not known."
+            )
             return Experiment(
                 "baseline", "fit a linear probe as the baseline", reason, False, configs
             )
     return None
 
 
-def profile(evidence: Evidence) -> Experiment | None:
-    """Train each stage alone, once a strategy has been compared with the linear probe."""
+def propose_profile(evidence: Evidence) -> Experiment | None:
+    """Propose a profile once a strategy has been compared with the linear probe."""
     arms = evidence.own.arms
-    for at in evidence.ranking:
-        config = arms[at].config
-        probed = any(is_baseline(arm.config) and has_same_features(arm, arms[at]) for arm in arms)
+    for index in evidence.ranking:
+        config = arms[index].config
+        probed = any(
+            is_baseline(arm.config) and has_same_features(arm, arms[index]) for arm in arms
+        )
         started = f"{config.data} {features_of(config)}" in evidence.profiled
         if epochs_of(config) and probed and not started and STRATEGIES[config.strategy].classic:
             reason = (
-                f"{describe_score(arms[at])} trains one stage and all after it. Training each stage "
-                "alone shows which one is worth it."
+                f"{describe_score(arms[index])} trains one stage and all after it. Training each "
+                "stage alone shows which one is worth it."
             )
             what = f"profile the layers of {config.backbone}"
             return Experiment("profile", what, reason, False, ())
     return None
 
 
-def shift(evidence: Evidence) -> Experiment | None:
-    """LP-FT, or WiSE-FT, where training beat frozen features on images like the training images and lost to them on shifted ones."""
+def propose_lp_ft(evidence: Evidence) -> Experiment | None:
+    """Propose LP-FT or WiSE-FT if training gains in-distribution but loses on shifted images.
+
+    The arm that trained is compared with frozen features on both sides.
+    """
     if not evidence.shift:
         return None
     own, shifted = evidence.shift.matched, evidence.shift.shifted
     arms = evidence.own.arms
-    for tuned in (at for at in evidence.ranking if _may_distort(arms[at])):
+    for tuned in (index for index in evidence.ranking if _may_distort(arms[index])):
         for frozen in (
-            at
-            for at in evidence.ranking
-            if is_only_head(arms[at]) and has_same_features(arms[at], arms[tuned])
+            index
+            for index in evidence.ranking
+            if is_only_head(arms[index]) and has_same_features(arms[index], arms[tuned])
         ):
-            gain, loss = (_gain(side, tuned, frozen) for side in (own, shifted))
+            gain, loss = (_significant_gain(side, tuned, frozen) for side in (own, shifted))
             if gain and loss and gain.value > 0 > loss.value:
                 reason = (
-                    f"{quote(arms[tuned].title)} beats {quote(arms[frozen].title)} by {_sized(own, gain)} on their own images, but is "
-                    f"{_sized(own, loss)} worse on {things(shifted.images, 'shifted image')}."
+                    f"{quote(arms[tuned].title)} beats {quote(arms[frozen].title)} by "
+                    f"{_format_gain(own, gain)} on their own images, but is "
+                    f"{_format_gain(own, loss)} worse on "
+                    f"{things(shifted.images, 'shifted image')}."
                 )
-                return _against_distortion(arms, tuned, reason)
+                return _propose_against_distortion(arms, tuned, reason)
     return None
 
 
-def images(evidence: Evidence) -> Experiment | None:
-    """More images where the best arm gained significantly by the last ones that were added."""
+def propose_more_images(evidence: Evidence) -> Experiment | None:
+    """Propose more training images if the last ones that were added helped significantly."""
     arms, ranked = evidence.own.arms, evidence.ranking
     curve = [
-        at
-        for at in ranked
-        if _but_for_images(arms[at].config) == _but_for_images(arms[ranked[0]].config)
+        index
+        for index in ranked
+        if _settings_without_images(arms[index].config)
+        == _settings_without_images(arms[ranked[0]].config)
     ]
-    by_share = sorted(curve, key=lambda at: arms[at].config.train_fraction)[-2:]
-    if len({arms[at].config.train_fraction for at in by_share}) < 2:
+    by_share = sorted(curve, key=lambda index: arms[index].config.train_fraction)[-2:]
+    if len({arms[index].config.train_fraction for index in by_share}) < 2:
         return None
     few, many = by_share
-    gain = _gain(evidence.own, many, few)
+    gain = _significant_gain(evidence.own, many, few)
     if not gain or gain.value < 0:
         return None
-    before, share = (arms[at].config.train_fraction for at in by_share)
+    before, share = (arms[index].config.train_fraction for index in by_share)
     reason = (
-        f"From {percent(before, 0)} to {percent(share, 0)} of the training images, {quote(arm_titles([arms[many].config])[0])} gained "
-        f"{_sized(evidence.own, gain)}, so its curve still rises."
+        f"From {percent(before, 0)} to {percent(share, 0)} of the training images, "
+        f"{quote(arm_titles([arms[many].config])[0])} gained {_format_gain(evidence.own, gain)}, "
+        "so its curve still rises."
     )
     if share == 1:
         return Experiment("images", "label more images", reason, False, ())
     more = min(1.0, 2 * share)
-    configs = tuple(change(run.config, train_fraction=more) for run in arms[many].runs)
+    configs = tuple(change_config(run.config, train_fraction=more) for run in arms[many].runs)
     return Experiment(
         "images", f"train on {percent(more, 0)} of the training images", reason, False, configs
     )
 
 
-def seeds(evidence: Evidence) -> Experiment | None:
-    """Train more seeds where the best two strategies are not distinguishable for want of seeds.
+def propose_more_seeds(evidence: Evidence) -> Experiment | None:
+    """Propose more seeds if too few seeds keep the best two strategies from being distinguished.
 
-    The seeds are those of the arm whose seeds leave the larger error, never of one that another
+    The seeds are those of the arm whose seeds leave the larger error, never of an arm that another
     seed would not change.
     """
-    best, rival = _best_two(evidence)
+    best, rival = _find_best_two(evidence)
     arms = evidence.own.arms
     if best is None or rival is None:
         return None
-    pair = pair_of(evidence.own.pairs, best, rival)
-    seeded = seeded_arms(arms, pair)
+    pair = find_pair(evidence.own.pairs, best, rival)
+    seeded = find_seeded_arms(arms, pair)
     if not seeded:
         return None
-    unsure = max(seeded, key=lambda at: (_seed_error(arms[at]), at == best))
-    taken = {run.config.seed for run in arms[unsure].runs}
-    if (pair.strategies and pair.strategies.different) or len(taken) >= _SEEDS:
+    unsure = max(seeded, key=lambda index: (_seed_error(arms[index]), index == best))
+    used_seeds = {run.config.seed for run in arms[unsure].runs}
+    if (pair.strategies and pair.strategies.different) or len(used_seeds) >= _SEEDS:
         return None
     if pair.seed_error is not None and pair.seed_error <= pair.image_error:
         return None
-    new = [seed for seed in range(2 * _SEEDS) if seed not in taken][: _SEEDS - len(taken)]
+    new = [seed for seed in range(2 * _SEEDS) if seed not in used_seeds][: _SEEDS - len(used_seeds)]
     both = f"{describe_score(arms[best])} and {describe_score(arms[rival])}"
     counts = "with " + " and ".join(
-        things(len(arms[at].members), "seed") for at in (best, rival) if at in seeded
+        things(len(arms[index].members), "seed") for index in (best, rival) if index in seeded
     )
     reason = (
         f"{both} are not distinguishable {counts}."
         if pair.strategies
         else f"{both} cannot be compared as strategies {counts}."
     )
-    what = f"train {quote(arms[unsure].title)} with seed{'s' if len(new) > 1 else ''} {' and '.join(map(str, new))}"
-    configs = tuple(change(arms[unsure].config, seed=seed) for seed in new)
+    what = (
+        f"train {quote(arms[unsure].title)} with seed{'s' if len(new) > 1 else ''} "
+        f"{' and '.join(map(str, new))}"
+    )
+    configs = tuple(change_config(arms[unsure].config, seed=seed) for seed in new)
     return Experiment("seeds", what, reason, False, configs)
 
 
-def test_images(evidence: Evidence) -> Experiment | None:
-    """Evaluate on more images where their error, not that of the seeds, hides a difference."""
-    best, rival = _best_two(evidence)
+def propose_test_images(evidence: Evidence) -> Experiment | None:
+    """Propose more test images if their error, not that of the seeds, hides a difference."""
+    best, rival = _find_best_two(evidence)
     if best is None or rival is None:
         return None
-    pair, arms = pair_of(evidence.own.pairs, best, rival), evidence.own.arms
+    pair, arms = find_pair(evidence.own.pairs, best, rival), evidence.own.arms
     if not pair.strategies or pair.strategies.different:
         return None
     if (pair.seed_error or 0.0) > pair.image_error:
         return None
     size, unit, images = pair.measure.size, pair.measure.unit, evidence.own.images
     now = pair.strategies.smallest
-    wanted = WANTED if now > WANTED else now / 2
-    needed = pair.images_needed(wanted)
-    shown = f"These show a difference of {size(now)} {unit} or more."
+    target = WANTED if now > WANTED else now / 2
+    needed = pair.images_needed(target)
+    power_text = f"These show a difference of {size(now)} {unit} or more."
     if needed:
-        shown = (
-            f"{number(needed)} images would show a difference of {size(wanted)} {unit}, "
+        power_text = (
+            f"{number(needed)} images would show a difference of {size(target)} {unit}, "
             f"these only one of {size(now)}."
         )
     reason = (
-        f"{describe_score(arms[best])} and {describe_score(arms[rival])} are not distinguishable on "
-        f"{things(images, 'image')}, which leave a larger error (± {size(pair.image_error)} {unit}) "
-        f"than the seeds. {shown}"
+        f"{describe_score(arms[best])} and {describe_score(arms[rival])} are not distinguishable "
+        f"on {things(images, 'image')}, which leave a larger error (± {size(pair.image_error)} "
+        f"{unit}) than the seeds. {power_text}"
     )
     return Experiment("test_images", "evaluate on more test images", reason, False, ())
 
 
-def _best_two(evidence: Evidence) -> tuple[int | None, int | None]:
-    """Return the places of the best arm and of the best one of other settings."""
+def _find_best_two(evidence: Evidence) -> tuple[int | None, int | None]:
+    """Return the indices of the best arm and of the best arm with other settings."""
     arms, ranked = evidence.own.arms, evidence.ranking
     if not ranked:
         return None, None
-    others = [at for at in ranked[1:] if arm_of(arms[at].config) != arm_of(arms[ranked[0]].config)]
+    others = [
+        index
+        for index in ranked[1:]
+        if arm_of(arms[index].config) != arm_of(arms[ranked[0]].config)
+    ]
     return ranked[0], next(iter(others), None)
 
 
 def _seed_error(arm: Arm) -> float:
-    """Return the standard error that an arm's seeds leave; infinite with one seed."""
+    """Return the standard error due to an arm's seeds; infinite with one seed."""
     if arm.seed_deviation is None or len(arm.members) < 2:
         return math.inf
     return float(arm.seed_deviation / math.sqrt(len(arm.members)))
 
 
 RULES: dict[str, Callable[[Evidence], Experiment | None]] = {
-    "converge": converge,
-    "baseline": baseline,
-    "profile": profile,
-    "seeds": seeds,
-    "test_images": test_images,
-    "shift": shift,
-    "images": images,
-    "thaw": thaw,
-    "freeze": freeze,
+    "converge": propose_longer_training,
+    "baseline": propose_baseline,
+    "profile": propose_profile,
+    "seeds": propose_more_seeds,
+    "test_images": propose_test_images,
+    "shift": propose_lp_ft,
+    "images": propose_more_images,
+    "thaw": propose_thaw,
+    "freeze": propose_freeze,
 }
 HELP = (
     "The first of these that applies. Longer training of what has not converged. A linear probe "
@@ -275,57 +299,64 @@ HELP = (
 )
 
 
-def _shifted(comparison: Comparison) -> ShiftComparison | None:
-    """The same arms on another data set that all of the runs have predicted; None where there is none."""
+def _find_shift_comparison(comparison: Comparison) -> ShiftComparison | None:
+    """Return the same arms on another data set that all runs have predicted; None without one."""
     runs = [run for arm in comparison.arms for run in arm.runs]
     for fingerprint in shifts_of(runs):
         if any(shift_problem(run, fingerprint) for run in runs):
             continue
-        with suppress(RunError):  # they left different images out, or have no class in common
+        with suppress(RunError):  # different images were left out, or no class is shared
             return compare_shift(runs, fingerprint, comparison.measure.name)
     return None
 
 
-def _gain(side: Comparison, one: int, other: int) -> Interval | None:
-    """By how much an arm is better than another, higher being better; None where that is not significant."""
-    pair = pair_of(side.pairs, one, other)
+def _significant_gain(side: Comparison, first: int, second: int) -> Interval | None:
+    """Return by how much one arm is better than the other, or None if it is not significant.
+
+    Higher is better for every metric.
+    """
+    pair = find_pair(side.pairs, first, second)
     claim = pair.widest.claim
     if not pair.widest.different:
         return None
-    if pair.a == one:
+    if pair.a == first:
         return Interval(claim.gain, claim.low, claim.high)
     return Interval(-claim.gain, -claim.high, -claim.low)
 
 
-def _sized(side: Comparison, gain: Interval) -> str:
-    """``2.1 points (0.4 to 3.8)``; of a loss, too."""
+def _format_gain(side: Comparison, gain: Interval) -> str:
+    """Format the absolute size of a gain: ``2.1 points (0.4 to 3.8)``."""
     size = side.measure.size
     low, high = sorted((abs(gain.low), abs(gain.high)))
     return f"{size(abs(gain.value))} {side.measure.unit} ({size(low)} to {size(high)})"
 
 
-def _against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experiment | None:
-    """LP-FT in the place of an arm, with its seeds; where it cannot run, or was tried, WiSE-FT, which averages and trains nothing; None where
-    that was tried, too."""
+def _propose_against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experiment | None:
+    """Propose LP-FT with the seeds of an arm; WiSE-FT if LP-FT cannot run or was tried.
+
+    WiSE-FT averages weights and trains nothing. None if it was tried, too.
+    """
     arm = arms[tuned]
     tried = any(other.config.strategy == _LP_FT and has_same_features(other, arm) for other in arms)
     if arm.config.epochs > 1 and not tried:
-        configs = tuple(change(run.config, **run.config.for_strategy(_LP_FT)) for run in arm.runs)
+        configs = tuple(
+            change_config(run.config, **run.config.for_strategy(_LP_FT)) for run in arm.runs
+        )
         return Experiment(
             "shift", f"train {quote(STRATEGIES[_LP_FT].title)}", reason, False, configs
         )
     averaged = [other.config.averaged for other in arms if other.config.averaged]
     folders = {str(run.run_dir) for run in arm.runs}
-    if any(one.how == "wise" and folders & set(one.runs) for one in averaged):
+    if any(average.how == "wise" and folders & set(average.runs) for average in averaged):
         return None
     what = f"average the weights of {quote(arm.title)} with those that it started from (WiSE-FT)"
     return Experiment("shift", what, reason, False, ())
 
 
 def _may_distort(arm: Arm) -> bool:
-    """Whether it trained pretrained stages from the first step on."""
+    """Return whether an arm trained pretrained stages from the first step on."""
     return arm.depth.trained_stages > 1 and arm.config.strategy not in (_LP_FT, "from_scratch")
 
 
-def _but_for_images(config: RunConfig) -> str:
+def _settings_without_images(config: RunConfig) -> str:
     return config.model_dump_json(exclude={"seed", "train_fraction"})

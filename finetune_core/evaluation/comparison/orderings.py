@@ -1,4 +1,4 @@
-"""Published orderings of strategies, as their help texts cite them, held against what was measured on the user's images."""
+"""Published orderings of strategies, cited in their help texts, against the user's measurements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,14 @@ Axis = Literal["in-distribution", "shifted"]
 
 @dataclass(frozen=True)
 class Ordering:
-    """Which of two strategies is said to be the more accurate.
+    """Published claim that one strategy is more accurate than another.
 
     Attributes:
-        axis: on images like those of the training, or on shifted ones.
-        source: authors and year, as the help text of one of the two cites them.
-        when: the circumstances that it is said of, as the end of a clause; empty where it is said in general.
+        better: the strategy that is said to be more accurate.
+        worse: the other strategy.
+        axis: ``in-distribution`` or ``shifted`` images.
+        source: authors and year, as one of the two help texts cites them.
+        when: conditions of the claim, as the end of a clause; empty if it is general.
     """
 
     better: StrategyName
@@ -75,24 +77,32 @@ ORDERINGS = (
 )
 
 
-def against_published(arms: Sequence[Arm], pairs: Sequence[Pair], split: str) -> tuple[str, ...]:
-    """One sentence per published ordering that the verdict on a pair contradicts: only where that is significant, of accuracy, and
-    between arms that differ in their strategy alone.
+def find_contradictions(arms: Sequence[Arm], pairs: Sequence[Pair], split: str) -> tuple[str, ...]:
+    """Return one sentence per published ordering that a pair contradicts significantly.
+
+    Only accuracy counts, and only arms that differ in nothing but their strategy.
 
     Args:
-        split: on which images the verdicts are.
+        arms: the arms.
+        pairs: their pairs.
+        split: the split that the verdicts are on.
     """
     axis: Axis = "shifted" if split == SHIFTED else "in-distribution"
-    found = []
+    contradictions = []
     for ordering in ORDERINGS if all(pair.measure is ACCURACY for pair in pairs) else ():
         for pair in pairs:
-            if ordering.axis == axis and (contradiction := _contradiction(ordering, arms, pair)):
-                found.append(contradiction)
-    return tuple(found)
+            if ordering.axis == axis and (
+                contradiction := _describe_contradiction(ordering, arms, pair)
+            ):
+                contradictions.append(contradiction)
+    return tuple(contradictions)
 
 
-def _contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str | None:
-    """What was measured against an ordering, in words; None where the pair is another, or nothing that is significant speaks against it."""
+def _describe_contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str | None:
+    """Describe what was measured against an ordering.
+
+    None if the pair is another one, or nothing significant contradicts the ordering.
+    """
     first, second = arms[pair.a], arms[pair.b]
     verdict = pair.widest
     gain, low, high = verdict.claim.gain, verdict.claim.low, verdict.claim.high
@@ -100,21 +110,24 @@ def _contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str |
         first, second, gain, low, high = second, first, -gain, -high, -low
     if (first.config.strategy, second.config.strategy) != (ordering.better, ordering.worse):
         return None
-    if not verdict.different or gain > 0 or not _alike(first, second):
+    if not verdict.different or gain > 0 or not _has_same_task(first, second):
         return None
     size, unit, shifted = pair.measure.size, pair.measure.unit, ordering.axis == "shifted"
     when = (
         f"{' on shifted images' if shifted else ''}{f' {ordering.when}' if ordering.when else ''}"
     )
-    said = f"{quote(first.title)} is said to beat {quote(second.title)}{when} ({ordering.source})"
+    claim = f"{quote(first.title)} is said to beat {quote(second.title)}{when} ({ordering.source})"
     networks = "networks are" if len(first.members) > 1 else "network is"
     what = "it is" if verdict.claim.about == "strategies" else f"its {networks}"
     on = f"on these {things(pair.images, 'shifted image' if shifted else 'image')}"
-    return f"{said}; {on} {what} {size(-gain)} {unit} worse ({size(-high)} to {size(-low)})."
+    return f"{claim}; {on} {what} {size(-gain)} {unit} worse ({size(-high)} to {size(-low)})."
 
 
-def _alike(first: Arm, second: Arm) -> bool:
-    """Whether two arms trained to the end, on as much of the data, with the same network and input, and are not averaged from others."""
+def _has_same_task(first: Arm, second: Arm) -> bool:
+    """Return whether two arms trained to the end on the same task and are not averaged.
+
+    The same task means as much of the data, with the same network and input.
+    """
 
     def task(arm: Arm) -> str:
         return arm.config.model_dump_json(

@@ -1,4 +1,4 @@
-"""Text about two arms: either claim about them, and where its uncertainty comes from."""
+"""Text about two arms: both claims about them, and the sources of the uncertainty."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,38 +18,40 @@ CLAIMS: dict[About, str] = {
 
 @dataclass(frozen=True)
 class PairText:
-    """Each claim about a pair, in one sentence or two."""
+    """Each claim about a pair in one or two sentences."""
 
     strategies: str
     networks: str
 
     @property
     def both(self) -> str:
+        """Both claims, each with its heading."""
         return f"{CLAIMS['strategies']}: {self.strategies} {CLAIMS['networks']}: {self.networks}"
 
 
 def quote(title: str) -> str:
-    """A strategy's title within a sentence."""
+    """Return a strategy's title in quotation marks."""
     return f"“{title}”"
 
 
-def pair_of(pairs: Sequence[Pair], one: int, other: int) -> Pair:
-    """Return the pair of two arms, whichever comes first."""
-    return next(pair for pair in pairs if {pair.a, pair.b} == {one, other})
+def find_pair(pairs: Sequence[Pair], first: int, second: int) -> Pair:
+    """Return the pair of two arms in either order."""
+    return next(pair for pair in pairs if {pair.a, pair.b} == {first, second})
 
 
 def describe_pair(arms: Sequence[Arm], pair: Pair) -> PairText:
     """Describe what is known of two arms."""
-    titles = [quote(arms[at].title) for at in (pair.a, pair.b)]
+    titles = [quote(arms[index].title) for index in (pair.a, pair.b)]
     networks = _describe_claim(titles, pair.networks, pair)
     if pair.strategies:
         return PairText(
-            _describe_claim(titles, pair.strategies, pair) + _seeds_needed(arms, pair), networks
+            _describe_claim(titles, pair.strategies, pair) + _describe_seeds_needed(arms, pair),
+            networks,
         )
-    silent = [arm for arm in (arms[pair.a], arms[pair.b]) if not arm.speaks]
+    silent = [arm for arm in (arms[pair.a], arms[pair.b]) if not arm.supports_claims]
     if not silent:
         return PairText("not compared: both are the same method, fitted without epochs.", networks)
-    reasons = ", ".join(f"{quote(arm.title)} {_why_silent(arm)}" for arm in silent)
+    reasons = ", ".join(f"{quote(arm.title)} {_explain_silence(arm)}" for arm in silent)
     return PairText(f"not compared yet: {reasons}.", networks)
 
 
@@ -59,22 +61,26 @@ def difference_text(
     """Return ``3.3 points (95 % CI 1.5 to 5.6)``.
 
     Args:
-        of: name the metric beside the unit, unless that is accuracy.
+        measure: the metric.
+        value: the difference.
+        low: lower end of its interval.
+        high: upper end of its interval.
+        of: name the metric beside the unit, unless the metric is accuracy.
     """
     unit = measure.unit if of else measure.short_unit
     size = measure.size
     return f"{size(value)} {unit} (95 % CI {size(low)} to {size(high)})"
 
 
-def unseen_text(measure: Measure, smallest: float) -> str:
-    """Say which differences a comparison could not have shown."""
-    if smallest >= measure.most:
+def undetected_text(measure: Measure, smallest: float) -> str:
+    """Describe the differences that a comparison could not have shown."""
+    if smallest >= measure.max_difference:
         return "so little evidence can hardly show any difference"
     return f"a difference under {measure.size(smallest)} {measure.unit} would hardly have shown"
 
 
 def describe_errors(pair: Pair) -> str:
-    """Say where the uncertainty comes from, seeds kept apart from images."""
+    """Return the standard errors due to images and due to seeds."""
     size = pair.measure.size
     images = f"± {size(pair.image_error)} from the images"
     if pair.seed_error is None:
@@ -83,7 +89,7 @@ def describe_errors(pair: Pair) -> str:
 
 
 def _describe_claim(titles: Sequence[str], verdict: PairVerdict, pair: Pair) -> str:
-    """Name the better one first."""
+    """Describe a claim; the better arm comes first."""
     (a, b), claim, measure = titles, verdict.claim, pair.measure
     gain, low, high = claim.gain, claim.low, claim.high
     if gain < 0:
@@ -91,7 +97,7 @@ def _describe_claim(titles: Sequence[str], verdict: PairVerdict, pair: Pair) -> 
     on = f"on these {things(pair.images, 'image')}"
     if verdict.different:
         return f"{a} beats {b} by {difference_text(measure, gain, low, high)} {on}."
-    unseen = unseen_text(measure, verdict.smallest)
+    unseen = undetected_text(measure, verdict.smallest)
     text = f"{a} and {b} are not distinguishable {on}; {unseen}."
     if low > 0 and verdict.family > 1:
         span = f"{measure.size(low)} to {measure.size(high)} {measure.unit}"
@@ -100,7 +106,7 @@ def _describe_claim(titles: Sequence[str], verdict: PairVerdict, pair: Pair) -> 
     return text
 
 
-def _why_silent(arm: Arm) -> str:
+def _explain_silence(arm: Arm) -> str:
     if arm.unfinished:
         return "did not train to the end"
     if arm.is_undertrained:
@@ -108,14 +114,14 @@ def _why_silent(arm: Arm) -> str:
     return "is one average" if arm.config.averaged else "was trained with a single seed"
 
 
-def seeded_arms(arms: Sequence[Arm], pair: Pair) -> list[int]:
-    """Return the places of those arms of a pair that another seed would change."""
-    return [at for at in (pair.a, pair.b) if depends_on_seed(arms[at].config)]
+def find_seeded_arms(arms: Sequence[Arm], pair: Pair) -> list[int]:
+    """Return the indices of those arms of a pair whose result depends on the seed."""
+    return [index for index in (pair.a, pair.b) if depends_on_seed(arms[index].config)]
 
 
-def _seeds_needed(arms: Sequence[Arm], pair: Pair) -> str:
-    """Say how many seeds would most likely show a difference that has not shown."""
-    seeded = seeded_arms(arms, pair)
+def _describe_seeds_needed(arms: Sequence[Arm], pair: Pair) -> str:
+    """Return a sentence on how many seeds would probably show a difference; else empty."""
+    seeded = find_seeded_arms(arms, pair)
     if pair.seeds_needed is None or not seeded:
         return ""
     whose = "each" if len(seeded) > 1 else quote(arms[seeded[0]].title)

@@ -1,12 +1,14 @@
-"""Paired statistics of who is right on the same images: a claim about networks, and what all claims share.
+"""Paired statistics of predictions on the same images: the claim about networks, and shared parts.
 
-Two claims can be made of two arms, and they are not the same:
+Two different claims can be made about two arms:
 
-- *networks*: these trained networks, on new images. Only the images are a sample; the networks are given. Any number of seeds will do.
-- *strategies*: other runs of the same two strategies, on new images. Images and seeds are samples, so both sides need several seeds
-  (``strategies.py``).
+- *networks*: these trained networks on new images. Only the images are a sample; the networks are
+  given. Any number of seeds will do.
+- *strategies*: other runs of the same two strategies on new images. Images and seeds are samples,
+  so both sides need several seeds (``strategies.py``).
 
-A claim about strategies is the wider one. It is only made where the one about the networks holds, too.
+A claim about strategies is the wider one. It is only made if the claim about the networks holds,
+too.
 """
 
 from collections.abc import Sequence
@@ -17,10 +19,15 @@ from typing import Literal
 import numpy as np
 from scipy.special import log_softmax
 
-from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, f1_of, f1_values
-from finetune_core.evaluation.single_run.scores import resampled, resamples_for
+from finetune_core.evaluation.comparison.measures import (
+    ACCURACY,
+    Measure,
+    f1_pseudo_values,
+    resample_f1,
+)
+from finetune_core.evaluation.single_run.scores import resample, resamples_for
 
-LEVEL = 0.05  # the share of "different" verdicts between what does not differ
+LEVEL = 0.05  # share of "different" verdicts among pairs that do not differ
 _DRAWS = 10_000
 _FLIPS, _FLIPS_AT_ONCE = 9_999, 500
 
@@ -29,17 +36,21 @@ About = Literal["networks", "strategies"]
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Who was right: the networks of one arm on the same images.
+    """Correctness of the networks of one arm on the same images.
 
     Attributes:
+        measure: the metric.
         correct: bool ``[seeds, images]``.
-        values: float ``[seeds, images]``: what the measure makes of each answer, higher being better; their means are compared.
-        by_image: float ``[images]``, the mean of ``values`` over the networks; of accuracy, the share of the networks that is right.
-        seed_variance: of the seeds' means (``ddof=1``); None with one seed.
-        chance: the part of ``seed_variance`` that which images there are explains: networks of equal accuracy differ by as much on
-            as few images. The mean square of the interaction of seeds and images, divided by the images.
-        drawn: of another measure than accuracy, its value for each network in each resample ``[seeds, resamples]``; the resamples are the
-            same for all arms.
+        values: float ``[seeds, images]``: value of the metric for each prediction, higher being
+            better; their means are compared.
+        drawn: float ``[seeds, resamples]``: for other metrics than accuracy, the value of each
+            network in each resample. The resamples are the same for all arms.
+        by_image: float ``[images]``, the mean of ``values`` over the networks; for accuracy, the
+            share of the networks that is right.
+        seed_variance: variance of the seeds' means (``ddof=1``); None with one seed.
+        chance: the part of ``seed_variance`` that the sample of images explains: networks of equal
+            accuracy differ by as much on so few images. It is the mean square of the interaction of
+            seeds and images, divided by the number of images.
     """
 
     measure: Measure
@@ -52,32 +63,39 @@ class Answers:
 
     @property
     def seeds(self) -> int:
+        """Number of networks."""
         return len(self.correct)
 
     @property
     def images(self) -> int:
+        """Number of images."""
         return int(self.correct.shape[1])
 
     @property
     def mean(self) -> float:
+        """Mean of ``values``."""
         return float(self.by_image.mean())
 
-    def alone(self, network: int) -> "Answers":
-        """Return the answers of one network, by its place."""
-        one = slice(network, network + 1)
-        drawn = None if self.drawn is None else self.drawn[one]
-        return summed(self.measure, self.correct[one], self.values[one], drawn)
+    def select_network(self, network: int) -> "Answers":
+        """Return the answers of one network, given its index."""
+        rows = slice(network, network + 1)
+        drawn = None if self.drawn is None else self.drawn[rows]
+        return make_answers(self.measure, self.correct[rows], self.values[rows], drawn)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Difference by which A is better than B. Of log loss it is B less A.
+    """Difference by which A is better than B; for log loss B minus A.
 
     Attributes:
-        gain, low, high: with its 95 % interval. ``Measure.own`` turns it into the difference A less B of the metric itself.
+        about: ``networks`` or ``strategies``.
+        gain: the difference. ``Measure.to_difference`` converts it to the difference A minus B of
+            the metric.
+        low: lower end of its 95 % interval.
+        high: upper end of its 95 % interval.
         error: its standard error.
         freedom: degrees of freedom of ``error``; infinite for networks.
-        p: of the hypothesis that there is no difference.
+        p: p-value of no difference.
     """
 
     about: About
@@ -90,8 +108,8 @@ class Claim:
 
 
 def answers(correct: np.ndarray) -> Answers:
-    """Sum up bool ``[seeds, images]``, by accuracy."""
-    return summed(ACCURACY, correct, correct.astype(np.float64), None)
+    """Summarise bool ``[seeds, images]`` by accuracy."""
+    return make_answers(ACCURACY, correct, correct.astype(np.float64), None)
 
 
 def measured(
@@ -101,43 +119,49 @@ def measured(
     resamples: int | None = None,
     seed: int = 0,
 ) -> list[Answers]:
-    """Sum up several arms by a measure.
+    """Summarise several arms by a metric.
 
     Args:
+        measure: the metric.
         labels: int ``[images]``.
-        logits: of each arm, float ``[seeds, images, classes]``.
-        resamples: for the intervals of other measures than accuracy; as many as ``scores.score`` draws when None. Images are drawn as
-            there, the same for all arms.
+        logits: float ``[seeds, images, classes]`` for each arm.
+        resamples: number of resamples for the intervals of other metrics than accuracy; as many as
+            ``scores.score`` draws if None. Images are drawn as there, the same for all arms.
+        seed: seed of the resamples.
     """
-    given = [one.argmax(2) for one in logits]
-    correct = [one == labels for one in given]
+    predicted = [arm_logits.argmax(2) for arm_logits in logits]
+    correct = [arm_predicted == labels for arm_predicted in predicted]
     if measure is ACCURACY:
-        return [answers(one) for one in correct]
+        return [answers(arm_correct) for arm_correct in correct]
     if measure.name == "log_loss":
         values = [
-            np.take_along_axis(log_softmax(one, axis=2), labels[None, :, None], axis=2)[..., 0]
-            for one in logits
+            np.take_along_axis(log_softmax(arm_logits, axis=2), labels[None, :, None], axis=2)[
+                ..., 0
+            ]
+            for arm_logits in logits
         ]
     else:
-        values = [f1_values(labels, one) for one in given]
+        values = [f1_pseudo_values(labels, arm_predicted) for arm_predicted in predicted]
     drawn: list[list[np.ndarray]] = [[] for _ in logits]
     count = resamples_for(logits[0][0].size) if resamples is None else resamples
-    for weights in resampled(labels, count, seed):
-        for arm, some, one in zip(drawn, given, values, strict=True):
+    for weights in resample(labels, count, seed):
+        for arm_drawn, arm_predicted, arm_values in zip(drawn, predicted, values, strict=True):
             if measure.name == "log_loss":
-                arm.append(one @ weights / len(labels))
+                arm_drawn.append(arm_values @ weights / len(labels))
             else:
-                arm.append(np.stack([f1_of(labels, network, weights) for network in some]))
+                arm_drawn.append(
+                    np.stack([resample_f1(labels, network, weights) for network in arm_predicted])
+                )
     return [
-        summed(measure, right, one, np.concatenate(some, axis=1))
-        for right, one, some in zip(correct, values, drawn, strict=True)
+        make_answers(measure, arm_correct, arm_values, np.concatenate(arm_drawn, axis=1))
+        for arm_correct, arm_values, arm_drawn in zip(correct, values, drawn, strict=True)
     ]
 
 
-def summed(
+def make_answers(
     measure: Measure, correct: np.ndarray, values: np.ndarray, drawn: np.ndarray | None
 ) -> Answers:
-    """The parts of ``Answers`` that follow from the others."""
+    """Return ``Answers`` with the fields that follow from the given ones."""
     seeds, images = correct.shape
     by_image, by_seed = values.mean(0), values.mean(1)
     if seeds == 1:
@@ -150,10 +174,11 @@ def summed(
 
 
 def networks_claim(a: Answers, b: Answers) -> Claim:
-    """Of the networks that were trained, each side by its mean, on new images.
+    """Compare the networks that were trained, each side by its mean, on new images.
 
-    p: ``sign_flip_p``, which with one network per side is McNemar's test; of other measures, where no two images are alike, of random
-    flips. Interval: percentile bootstrap over images, of the measure itself.
+    The p-value is that of ``sign_flip_p``, which is McNemar's test for one network per side. For
+    other metrics, whose values differ from image to image, random flips are used. The interval is a
+    percentile bootstrap over images of the metric itself.
     """
     gained = a.by_image - b.by_image
     if a.drawn is None or b.drawn is None:
@@ -174,12 +199,12 @@ def percentile_interval(drawn: np.ndarray) -> tuple[float, float]:
 
 
 def image_variance(gained: np.ndarray) -> float:
-    """Variance of the mean of ``gained`` ``[images]`` when images are drawn anew."""
+    """Return the variance of the mean of ``gained`` ``[images]`` due to the sample of images."""
     return float(gained.var(ddof=1)) / len(gained) if len(gained) > 1 else 0.0
 
 
-def only_one_right(a: Answers, b: Answers) -> tuple[float, float]:
-    """Images that only a network of A classifies correctly, and only one of B: means over all pairs of networks."""
+def count_only_one_right(a: Answers, b: Answers) -> tuple[float, float]:
+    """Count images that only A, and only B, classifies correctly: means over pairs of networks."""
     right_a, right_b = a.correct.mean(0), b.correct.mean(0)
     only_a, only_b = (
         float((one * (1 - other)).sum()) for one, other in ((right_a, right_b), (right_b, right_a))
@@ -188,13 +213,14 @@ def only_one_right(a: Answers, b: Answers) -> tuple[float, float]:
 
 
 def mcnemar_p(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Exact two-sided McNemar tests (1947) of every network of A with every one of B.
+    """Test every network of A against every one of B by the exact two-sided McNemar test (1947).
 
     Args:
-        a, b: bool ``[networks, images]``, right or wrong.
+        a: bool ``[networks of A, images]``, correct or not.
+        b: bool ``[networks of B, images]``, correct or not.
 
     Returns:
-        p ``[networks of A, networks of B]``.
+        P-values ``[networks of A, networks of B]``.
     """
     from scipy.stats import binom
 
@@ -204,16 +230,25 @@ def mcnemar_p(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return p
 
 
-def together(p_values: np.ndarray) -> float:
-    """One p-value of several, under any dependence (Rüger 1978): the k-th smallest of K, times K / k; here the median."""
+def combine_p_values(p_values: np.ndarray) -> float:
+    """Combine p-values under any dependence (Rüger 1978).
+
+    The combined p is the k-th smallest of K, times K / k; here the median.
+    """
     ordered = np.sort(p_values, axis=None)
     middle = -(-len(ordered) // 2)
     return float(min(1.0, ordered[middle - 1] * len(ordered) / middle))
 
 
 def sign_flip_p(units: np.ndarray) -> float:
-    """Exact two-sided p of a sum at least as far from 0 when each of ``units`` (whole numbers, ``[images]``) could as well have
-    had the other sign. For -1, 0 and 1 this is McNemar's test."""
+    """Return the exact two-sided p-value of a sign-flip test of the sum of ``units``.
+
+    Under the hypothesis each unit could equally well have the opposite sign. The p-value is the
+    probability of a sum at least as far from 0. For -1, 0 and 1 this is McNemar's test.
+
+    Args:
+        units: int ``[images]``.
+    """
     from scipy.signal import fftconvolve
     from scipy.stats import binom
 
@@ -221,7 +256,7 @@ def sign_flip_p(units: np.ndarray) -> float:
     if not len(sizes):
         return 1.0
     sizes = sizes // (unit := np.gcd.reduce(sizes))
-    chances = np.ones(1)  # of each sum from -reach to reach, in steps of 2
+    chances = np.ones(1)  # probability of each sum from -reach to reach, in steps of 2
     for size, count in zip(sizes, counts, strict=True):
         steps = np.zeros(size * count + 1)
         steps[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
@@ -231,12 +266,15 @@ def sign_flip_p(units: np.ndarray) -> float:
 
 
 def random_flip_p(gained: np.ndarray) -> float:
-    """``sign_flip_p`` of any numbers ``[images]``: how many of random flips lead at least as far from 0, the observed one among them
-    (Phipson & Smyth 2010)."""
+    """Return the p-value of a sign-flip test for any real values ``[images]``.
+
+    It is the share of random flips whose sum is at least as far from 0. The observed one counts as
+    a flip (Phipson & Smyth 2010).
+    """
     return _random_flip_p(gained[gained != 0].astype(np.float32).tobytes())
 
 
-@lru_cache(maxsize=256)  # as for the bootstrap
+@lru_cache(maxsize=256)  # a page asks again whenever it is redrawn
 def _random_flip_p(gained: bytes) -> float:
     values, random = np.frombuffer(gained, np.float32), np.random.default_rng(0)
     if not len(values):
@@ -252,15 +290,16 @@ def _random_flip_p(gained: bytes) -> float:
 
 
 def bootstrap(gained: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Percentile 95 % interval of the mean of ``gained`` ``[images]`` when images are drawn anew.
+    """Return the percentile 95 % bootstrap interval of the mean of ``gained`` ``[images]``.
 
-    Images with equal values are alike, so that how many of each value are drawn is one multinomial: exact, and quick.
+    Images with equal values are exchangeable, so the number drawn of each value is a multinomial:
+    exact, and quick.
     """
     values, counts = np.unique(gained, return_counts=True)
     return _bootstrap(tuple(values.tolist()), tuple(counts.tolist()), seed)
 
 
-@lru_cache(maxsize=1024)  # a page asks for the same ones whenever it is redrawn
+@lru_cache(maxsize=1024)  # a page asks again whenever it is redrawn
 def _bootstrap(
     values: tuple[float, ...], counts: tuple[int, ...], seed: int
 ) -> tuple[float, float]:
@@ -274,7 +313,7 @@ def _bootstrap(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979) of a family of p-values, in their order."""
+    """Return a family of p-values, corrected by Holm's step-down method (1979), in their order."""
     order, corrected, least = np.argsort(p_values, kind="stable"), [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
@@ -283,5 +322,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def is_different(claim: Claim, corrected_p: float) -> bool:
-    """The verdict: the corrected p is at most 5 %, and the interval leaves 0 out."""
+    """Return whether the corrected p is at most 5 % and the interval excludes 0."""
     return corrected_p <= LEVEL and not claim.low <= 0 <= claim.high

@@ -1,4 +1,4 @@
-"""Both claims about each pair of arms, corrected over all pairs, with what they could have shown and what would show more."""
+"""Both claims about each pair of arms, corrected over all pairs, with their power."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,15 +11,19 @@ from finetune_core.evaluation.comparison.paired import (
     LEVEL,
     Answers,
     Claim,
+    combine_p_values,
+    count_only_one_right,
     holm,
     image_variance,
     is_different,
     mcnemar_p,
     networks_claim,
-    only_one_right,
-    together,
 )
-from finetune_core.evaluation.comparison.power import images_needed, seeds_needed, smallest_seen
+from finetune_core.evaluation.comparison.power import (
+    images_needed,
+    seeds_needed,
+    smallest_detectable,
+)
 from finetune_core.evaluation.comparison.strategies import (
     SeedVariance,
     seed_variances,
@@ -29,13 +33,16 @@ from finetune_core.evaluation.comparison.strategies import (
 
 @dataclass(frozen=True)
 class PairVerdict:
-    """A claim, and what follows from it.
+    """A claim with its verdict.
 
     Attributes:
-        holm_p: its p, corrected over all pairs of the comparison.
-        different: ``holm_p`` is at most 5 %, and the interval leaves 0 out; of strategies, also that their networks are different.
-        smallest: the smallest true difference that would have shown four times out of five, at the strictest step of Holm's correction.
-        family: pairs that it is corrected for.
+        claim: the claim.
+        holm_p: its p-value, corrected over all pairs of the comparison.
+        different: True if ``holm_p`` is at most 5 % and the interval excludes 0; for strategies,
+            only if their networks are different, too.
+        smallest: the smallest true difference that would have shown four times out of five, at the
+            strictest step of Holm's correction.
+        family: number of pairs that it is corrected for.
     """
 
     claim: Claim
@@ -47,21 +54,30 @@ class PairVerdict:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms, by their places among the arms; everything is of the first less the second.
+    """Two arms; every difference is the first minus the second.
 
     Attributes:
-        networks: about the networks that were trained.
-        strategies: about the strategies; None where one arm cannot speak for its strategy, see ``compare_pairs``.
+        a: index of the first arm.
+        b: index of the second arm.
         measure: the metric of the comparison.
-        mcnemar_p: exact McNemar tests of each network of the first with each of the second, put together by Rüger's rule, which holds
-            under any dependence; it says nothing of other seeds. Of accuracy, regardless of the metric.
+        images: number of images.
+        networks: verdict on the networks that were trained.
+        strategies: verdict on the strategies; None if one arm does not support claims about its
+            strategy, see ``compare_pairs``.
+        mcnemar_p: exact McNemar tests of each network of the first with each of the second,
+            combined by Rüger's rule, which holds under any dependence. It says nothing about other
+            seeds, and is about accuracy whatever the metric.
         mcnemar_share: the share of these tests with a p of at most 5 %.
-        image_error: standard error from the choice of images.
-        seed_error: from the choice of seeds, beyond what images explain; None where ``strategies`` is.
-        seeds_needed: seeds per arm that would most likely show a difference as large as this one; None where it has shown, where
-            it cannot be known, and where seeds alone would not do.
-        only_a, only_b: images that only one of two networks classifies correctly; means over all pairs of networks.
-        sides: (variance, seeds) of each arm; empty where ``strategies`` is None.
+        image_error: standard error due to the sample of images.
+        seed_error: standard error due to the seeds, beyond what images explain; None if
+            ``strategies`` is None.
+        seeds_needed: number of seeds per arm that would most likely show a difference as large as
+            this one. None if it has shown, if the number cannot be known, and if seeds alone would
+            not do.
+        only_a: number of images that only a network of the first arm classifies correctly, mean
+            over all pairs of networks.
+        only_b: the same number for the second arm.
+        sides: (variance, seeds) of each arm; empty if ``strategies`` is None.
     """
 
     a: int
@@ -81,18 +97,21 @@ class Pair:
 
     @property
     def difference(self) -> float:
-        """Mean score of the first less that of the second: of log loss, negative where the first is better."""
-        return self.measure.own(self.networks.claim.gain, 0, 0)[0]
+        """Mean score of the first arm minus that of the second.
+
+        For log loss it is negative if the first is better.
+        """
+        return self.measure.to_difference(self.networks.claim.gain, 0, 0)[0]
 
     @property
     def widest(self) -> PairVerdict:
-        """About the strategies, where that can be compared, else about the networks."""
+        """The verdict on the strategies if they can be compared, else on the networks."""
         return self.strategies or self.networks
 
     def images_needed(self, difference: float) -> int | None:
         """Return how many images would most likely show ``difference`` between the strategies.
 
-        None where that is not known, or where these many images nearly do, or no number would.
+        None if the number is not known, if these many images nearly do, or if no number would.
         """
         if self.strategies is None:
             return None
@@ -101,19 +120,28 @@ class Pair:
 
 
 def known_variances(arms: Sequence[Answers], alike: Sequence[bool]) -> list[SeedVariance | None]:
-    """What a seed adds in each arm: pooled over those where seeds add alike; every other arm has its own.
+    """Return the seed variance of each arm.
+
+    It is pooled over the arms in ``alike``; every other arm has its own.
 
     Args:
-        alike: for each arm, whether it trained in epochs, to the end. Where a head is fitted in one go a seed adds next to nothing, and
-            would make the others' seeds look as if they added less.
+        arms: the arms.
+        alike: for each arm, whether it trained in epochs, to the end. Where a head is fitted in
+            closed form, a seed adds next to nothing, and would make the seeds of other arms look as
+            if they added less.
     """
-    pooled = iter(seed_variances([arm for arm, shares in zip(arms, alike, strict=True) if shares]))
-    return [next(pooled) if shares else _own(arm) for arm, shares in zip(arms, alike, strict=True)]
+    pooled = iter(
+        seed_variances([arm for arm, is_alike in zip(arms, alike, strict=True) if is_alike])
+    )
+    return [
+        next(pooled) if is_alike else _own_variance(arm)
+        for arm, is_alike in zip(arms, alike, strict=True)
+    ]
 
 
-def _own(arm: Answers) -> SeedVariance | None:
-    found = seed_variances([arm])[0]
-    return found and replace(found, pooled=False)
+def _own_variance(arm: Answers) -> SeedVariance | None:
+    variance = seed_variances([arm])[0]
+    return variance and replace(variance, pooled=False)
 
 
 def compare_pairs(
@@ -122,73 +150,81 @@ def compare_pairs(
     """Test every pair of arms.
 
     Args:
-        finished: for each arm, whether its runs trained to the end, so that they can speak for their strategy, given several seeds.
-        variances: of each arm, by ``known_variances``; ``NO_SEED_VARIANCE`` where no seed matters.
+        arms: the arms.
+        finished: for each arm, whether its runs trained to the end, so that they support claims
+            about their strategy, given several seeds.
+        variances: seed variance of each arm, from ``known_variances``; ``NO_SEED_VARIANCE`` if no
+            seed matters.
     """
     places = list(combinations(range(len(arms)), 2))
-    variances = [one if ended else None for one, ended in zip(variances, finished, strict=True)]
+    variances = [
+        variance if ended else None for variance, ended in zip(variances, finished, strict=True)
+    ]
     networks = [networks_claim(arms[a], arms[b]) for a, b in places]
     strategies = [
         strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in places
     ]
-    # A claim about strategies is one about networks, and more: its p is never less. It matters where few images tell sides apart.
+    # A claim about strategies includes the one about networks, so its p-value is never lower. This
+    # matters if few images distinguish the sides.
     strategies = [
-        one and replace(one, p=max(one.p, other.p))
-        for one, other in zip(strategies, networks, strict=True)
+        claim and replace(claim, p=max(claim.p, other.p))
+        for claim, other in zip(strategies, networks, strict=True)
     ]
     corrected = holm([claim.p for claim in networks])
-    # Those with one seed so far are counted in: another seed must not take a verdict on others back.
-    family = [at for at, (a, b) in enumerate(places) if finished[a] and finished[b]]
+    # Pairs with a single seed count in the family: another seed must not revoke other verdicts.
+    family = [index for index, (a, b) in enumerate(places) if finished[a] and finished[b]]
     wider = dict(
         zip(
             family,
-            holm([claim.p if (claim := strategies[at]) else 1.0 for at in family]),
+            holm([claim.p if (claim := strategies[index]) else 1.0 for index in family]),
             strict=True,
         )
     )
     return tuple(
-        _pair(
+        _make_pair(
             place,
             arms,
-            _Tested(networks[at], corrected[at], len(places)),
-            _Tested(claim, wider.get(at, 1.0), len(family)) if (claim := strategies[at]) else None,
+            _TestedClaim(networks[index], corrected[index], len(places)),
+            _TestedClaim(claim, wider.get(index, 1.0), len(family))
+            if (claim := strategies[index])
+            else None,
             variances,
         )
-        for at, place in enumerate(places)
+        for index, place in enumerate(places)
     )
 
 
 @dataclass(frozen=True)
-class _Tested:
-    """A claim with its corrected p and the size of its family."""
+class _TestedClaim:
+    """A claim with its corrected p-value and the size of its family."""
 
     claim: Claim
     holm_p: float
     family: int
 
 
-def _pair(
+def _make_pair(
     place: tuple[int, int],
     arms: Sequence[Answers],
-    networks: _Tested,
-    strategies: _Tested | None,
+    networks: _TestedClaim,
+    strategies: _TestedClaim | None,
     variances: Sequence[SeedVariance | None],
 ) -> Pair:
-    a, b = (arms[at] for at in place)
-    only_a, only_b = only_one_right(a, b)
+    a, b = (arms[index] for index in place)
+    only_a, only_b = count_only_one_right(a, b)
     tests = mcnemar_p(a.correct, b.correct)
     of_images = image_variance(a.by_image - b.by_image)
     discordance = (
         (only_a + only_b) / a.images if a.measure is ACCURACY and a.seeds == b.seeds == 1 else None
     )
-    narrow = _verdict(networks, a, discordance)
+    narrow = _make_verdict(networks, a, discordance)
     wide, seed_error, needed = None, None, None
     sides: list[tuple[SeedVariance, int]] = []
     if strategies:
-        wide = _verdict(strategies, a)
+        wide = _make_verdict(strategies, a)
         wide = replace(wide, different=wide.different and narrow.different)
-        sides = [(variance, arms[at].seeds) for at in place if (variance := variances[at])]
-        seed_error = sum(one.value / seeds for one, seeds in sides) ** 0.5
+        sides = [(variance, arms[index].seeds) for index in place if (variance := variances[index])]
+        seed_error = sum(variance.value / seeds for variance, seeds in sides) ** 0.5
         if not wide.different:
             needed = seeds_needed(
                 strategies.claim.gain, of_images, a.images, sides, strategies.family
@@ -200,7 +236,7 @@ def _pair(
         a.images,
         narrow,
         wide,
-        together(tests),
+        combine_p_values(tests),
         share,
         of_images**0.5,
         seed_error,
@@ -211,9 +247,11 @@ def _pair(
     )
 
 
-def _verdict(tested: _Tested, arm: Answers, discordance: float | None = None) -> PairVerdict:
+def _make_verdict(
+    tested: _TestedClaim, arm: Answers, discordance: float | None = None
+) -> PairVerdict:
     claim = tested.claim
-    smallest = smallest_seen(claim, arm.images, tested.family, discordance, arm.measure)
+    smallest = smallest_detectable(claim, arm.images, tested.family, discordance, arm.measure)
     return PairVerdict(
         claim, tested.holm_p, is_different(claim, tested.holm_p), smallest, tested.family
     )

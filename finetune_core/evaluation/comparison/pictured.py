@@ -1,4 +1,4 @@
-"""What the two networks that matter most looked at in the images on which they disagree: pictures for a report."""
+"""Grad-CAM pictures for a report: images on which the two most important networks disagree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,35 +13,43 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.run_images import run_image
 from finetune_core.formatting import percent
 
-_MOST = 6  # images: each takes a moment
+_MOST = 6  # images, each of which takes a moment
 
 
 @dataclass(frozen=True)
-class Pictured:
-    """One image.
+class ExplainedImage:
+    """One image with its pictures.
 
     Attributes:
-        title: its class and its name.
-        pictures: (JPEG, words below it): the image, then what each network looked at.
+        title: class and name of the image.
+        pictures: (JPEG, caption): the image, then the Grad-CAM of each network.
     """
 
     title: str
     pictures: tuple[tuple[bytes, str], ...]
 
 
-def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Pictured, ...]:
-    """Of the arm to take and the one that comes next: the clearest cases of either side in turn. None where the images or the networks
-    are not there any more, or where the images lie outside ``roots``, when given."""
-    arms = [comparison.arms[at] for at in comparison.order[:2]]
+def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[ExplainedImage, ...]:
+    """Explain the clearest disagreements between the advised arm and the next one.
+
+    The two sides alternate. The result is empty if images or networks are missing, or if the images
+    lie outside of ``roots``.
+
+    Args:
+        comparison: the comparison.
+        roots: if given, images outside of these folders are refused.
+    """
+    arms = [comparison.arms[index] for index in comparison.order[:2]]
     if len(arms) < 2:
         return ()
     runs = [arm.members[0].run for arm in arms]
-    found = []
+    images = []
     try:
-        disagreed = disagreement(*runs)
+        disagreements = disagreement(*runs)
         networks = [load_predictor(run) for run in runs]
         sides = (
-            rows.head(_MOST).to_dict("records") for rows in (disagreed.only_a, disagreed.only_b)
+            rows.head(_MOST).to_dict("records")
+            for rows in (disagreements.only_a, disagreements.only_b)
         )
         rows = [row for pair in zip_longest(*sides) for row in pair if row][:_MOST]
         for row in rows:
@@ -49,26 +57,29 @@ def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Pictur
                 run_image(runs[0], row["id"], roots),
                 [int(row["predicted_a"]), int(row["predicted_b"])],
             )
-            seen = [
+            explanations = [
                 explain(network, image, (name,))
                 for network, name in zip(networks, predicted, strict=True)
             ]
-            said = [
-                f"{'✓' if name == row['label'] else '✗'} {arm.title}: {disagreed.classes[name]} ({percent(row[confidence], 0)})"
+            captions = [
+                f"{'✓' if name == row['label'] else '✗'} {arm.title}: "
+                f"{disagreements.classes[name]} ({percent(row[confidence], 0)})"
                 for arm, name, confidence in zip(
                     arms, predicted, ("confidence_a", "confidence_b"), strict=True
                 )
             ]
             maps = [
-                (one.overlays[name], words)
-                for one, name, words in zip(seen, predicted, said, strict=True)
+                (explanation.overlays[name], caption)
+                for explanation, name, caption in zip(
+                    explanations, predicted, captions, strict=True
+                )
             ]
-            found.append(
-                Pictured(
-                    f"{disagreed.classes[row['label']]} · {row['id']}",
-                    ((seen[0].picture, "network input"), *maps),
+            images.append(
+                ExplainedImage(
+                    f"{disagreements.classes[row['label']]} · {row['id']}",
+                    ((explanations[0].picture, "network input"), *maps),
                 )
             )
-    except FinetuneError:  # what was compared is worth a report without them
+    except FinetuneError:  # the comparison is worth a report without pictures
         return ()
-    return tuple(found)
+    return tuple(images)

@@ -1,4 +1,4 @@
-"""What a comparison could have shown, and how many seeds would show what it did not."""
+"""Power of a comparison: differences that would have shown, and seeds or images to show more."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,30 +10,38 @@ from finetune_core.evaluation.comparison.measures import ACCURACY, Measure
 from finetune_core.evaluation.comparison.paired import LEVEL, Claim
 from finetune_core.evaluation.comparison.strategies import SeedVariance, t_quantile, total_variance
 
-POWER = 0.80  # with which the smallest difference that could have shown would have shown
-_MOST_SEEDS = 10  # that anybody is asked for
-_MOST_IMAGES = 100  # times as many as there are
+POWER = 0.80  # probability that the smallest difference shows
+_MOST_SEEDS = 10  # nobody is asked for more
+_MOST_IMAGES = 100  # as a multiple of the current number
 
 
-def smallest_seen(
+def smallest_detectable(
     claim: Claim,
     images: int,
     pairs: int = 1,
     discordance: float | None = None,
     measure: Measure = ACCURACY,
 ) -> float:
-    """The smallest true difference that this comparison would have shown four times out of five.
+    """Return the smallest true difference that would have shown four times out of five.
 
-    Taken at the strictest step of Holm's correction, for ``pairs`` pairs, with the errors that were found, which few seeds tell only
-    roughly: noncentral t. Of two single networks: exact power of McNemar's test.
+    It is taken at the strictest step of Holm's correction for ``pairs`` pairs, with the errors that
+    were found. Few seeds estimate these errors only roughly: noncentral t. For two single networks:
+    exact power of McNemar's test.
 
     Args:
-        discordance: of two single networks, the share of images that they see differently.
+        claim: the claim.
+        images: number of images.
+        pairs: number of pairs that are corrected for.
+        discordance: for two single networks, the share of images that they classify differently.
+        measure: the metric.
     """
     if discordance is not None:
         return _smallest_mcnemar(images, discordance, LEVEL / pairs)
     least = 1 / images if measure is ACCURACY else 0.0
-    return min(measure.most, max(_noncentrality(claim.freedom, LEVEL / pairs) * claim.error, least))
+    return min(
+        measure.max_difference,
+        max(_noncentrality(claim.freedom, LEVEL / pairs) * claim.error, least),
+    )
 
 
 def seeds_needed(
@@ -43,18 +51,24 @@ def seeds_needed(
     sides: Sequence[tuple[SeedVariance, int]],
     pairs: int = 1,
 ) -> int | None:
-    """How many seeds per arm would show ``difference`` four times out of five, were it the true one; None where over ten would not.
+    """Return how many seeds per arm would show ``difference`` four times out of five.
+
+    The difference is assumed to be the true one. None if more than ten would be needed.
 
     Args:
-        of_images: image_variance now. sides: (variance, seeds now) of each arm.
+        difference: the difference.
+        of_images: current ``image_variance``.
+        images: number of images.
+        sides: (variance, current number of seeds) of each arm.
+        pairs: number of pairs that are corrected for.
     """
     from scipy.stats import nct
 
-    pure = max(0.0, of_images - sum(one.chance / seeds for one, seeds in sides))
+    pure = max(0.0, of_images - sum(variance.chance / seeds for variance, seeds in sides))
     begin = min(seeds for _, seeds in sides) + 1
     for count in range(begin, _MOST_SEEDS + 1):
-        then = _with_seeds(sides, count)
-        expected = pure + sum(one.chance / seeds for one, seeds in then)
+        then = _add_seeds(sides, count)
+        expected = pure + sum(variance.chance / seeds for variance, seeds in then)
         variance, freedom = total_variance(expected, images, then)
         if variance == 0:
             return None
@@ -73,48 +87,63 @@ def images_needed(
 ) -> int | None:
     """Return how many images would show ``difference`` four times out of five.
 
-    What images and chance add shrinks with their number, what seeds add stays.
+    The variance due to images and chance shrinks with their number, the variance due to seeds does
+    not.
 
     Args:
-        of_images: image_variance now.
+        difference: the difference, assumed to be the true one.
+        of_images: current ``image_variance``.
+        images: current number of images.
         sides: (variance, seeds) of each arm.
+        pairs: number of pairs that are corrected for.
 
     Returns:
-        At least as many as needed, to two digits; None where a hundred times as many as now would
-        not do, or as many as now do.
+        At least as many as needed, to two digits. None if a hundred times as many as now would not
+        do, or if as many as now do.
     """
 
-    def shows(count: int) -> bool:
+    def is_enough(count: int) -> bool:
         share = images / count
-        then = [(replace(one, chance=one.chance * share), seeds) for one, seeds in sides]
+        then = [
+            (replace(variance, chance=variance.chance * share), seeds) for variance, seeds in sides
+        ]
         variance, freedom = total_variance(of_images * share, count, then)
         return bool(_noncentrality(freedom, LEVEL / pairs) * variance**0.5 <= difference)
 
     low, high = images, _MOST_IMAGES * images
-    if shows(low) or not shows(high):
+    if is_enough(low) or not is_enough(high):
         return None
     while high > 1.02 * low + 1:
         middle = round((low * high) ** 0.5)
-        low, high = (low, middle) if shows(middle) else (middle, high)
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
     digit: int = 10 ** max(0, len(str(high)) - 2)
     return -(-high // digit) * digit
 
 
-def _with_seeds(
+def _add_seeds(
     sides: Sequence[tuple[SeedVariance, int]], count: int
 ) -> list[tuple[SeedVariance, int]]:
-    """Both sides with at least ``count`` seeds; that other arms may add to what is pooled is not counted on."""
+    """Return both sides with at least ``count`` seeds.
+
+    Further arms that may add to the pooled variance are not counted on.
+    """
     more = [max(0, count - seeds) for _, seeds in sides]
-    shared = sum(new for new, (one, _) in zip(more, sides, strict=True) if one.pooled)
+    shared = sum(new for new, (variance, _) in zip(more, sides, strict=True) if variance.pooled)
     return [
-        (replace(one, freedom=one.freedom + (shared if one.pooled else new)), seeds + new)
-        for new, (one, seeds) in zip(more, sides, strict=True)
+        (
+            replace(variance, freedom=variance.freedom + (shared if variance.pooled else new)),
+            seeds + new,
+        )
+        for new, (variance, seeds) in zip(more, sides, strict=True)
     ]
 
 
 @lru_cache(maxsize=512)
 def _noncentrality(freedom: float, level: float) -> float:
-    """How many standard errors a difference must measure for a two-sided t test to find it with ``POWER``."""
+    """Return how many standard errors a difference must measure to be found with ``POWER``.
+
+    The test is a two-sided t test.
+    """
     from scipy.optimize import brentq
     from scipy.stats import nct
 
@@ -129,7 +158,10 @@ def _noncentrality(freedom: float, level: float) -> float:
 
 @lru_cache(maxsize=512)
 def _smallest_mcnemar(images: int, discordance: float, level: float) -> float:
-    """Where the exact power reaches ``POWER``, by bisection; 1 where so few images can show no difference at all."""
+    """Return the difference at which the exact power reaches ``POWER``, by bisection.
+
+    1 if so few images can show no difference at all.
+    """
     low, high = 0.0, 1.0
     if _mcnemar_power(images, 1.0, 1.0, level) < POWER:
         return 1.0
@@ -141,13 +173,20 @@ def _smallest_mcnemar(images: int, discordance: float, level: float) -> float:
 
 
 def _mcnemar_power(images: int, discordance: float, difference: float, level: float) -> float:
-    """Of the exact test, where a share ``discordance`` of images is seen differently, by ``difference`` more often in A's favour."""
+    """Return the power of the exact test.
+
+    Args:
+        images: number of images.
+        discordance: share of images that the two networks classify differently.
+        difference: share by which A is favoured more often.
+        level: level of the test.
+    """
     from scipy.stats import binom
 
     counts = np.arange(images + 1)
     weights = binom.pmf(counts, images, discordance)
     counts, weights = counts[weights > 1e-9], weights[weights > 1e-9]
-    # The test says "different" where at most this many of the discordant images go against the majority.
+    # The test says "different" if at most this many discordant images contradict the majority.
     against = binom.ppf(level / 2, counts, 0.5)
     against -= binom.cdf(against, counts, 0.5) > level / 2
     ahead = (discordance + difference) / (2 * discordance)

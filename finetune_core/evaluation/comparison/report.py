@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing else: to keep, to send, to open without a network."""
+"""Comparison as one self-contained HTML file: to keep, to send, to open without a network."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from finetune_core.evaluation.comparison.pair_text import (
     describe_pair,
 )
 from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
-from finetune_core.evaluation.comparison.pictured import Pictured
+from finetune_core.evaluation.comparison.pictured import ExplainedImage
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.comparison.thaw_next import RULE, thaw_next
@@ -27,8 +27,12 @@ from finetune_core.runs.design import depends_on_seed, is_baseline
 
 Headed = Sequence[tuple[str, go.Figure]]
 
-# A file from elsewhere must not load, send or open anything: its own scripts and styles are all it has.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+# The file may be opened anywhere, so it must not load, send or open anything but its own scripts
+# and styles.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: "
+    "blob:; base-uri 'none'; form-action 'none'"
+)
 STANDING_WORDS = {
     "taken": "Take this one",
     "best": "Best so far",
@@ -36,27 +40,43 @@ STANDING_WORDS = {
     "worse": "Worse",
     "better": "Better",
 }
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b2733; --paper: #ffffff; --edge: #d3dfe7; --soft: #f2f7fa }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eef4; --paper: #0f171e; --edge: #2d3d4a; --soft: #18242e } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1160px; margin: 0 auto; padding: 24px 16px }
-h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem } h3 { font-size: 1rem }
-.verdict { background: var(--soft); border: 1px solid var(--edge); border-radius: 10px; padding: 16px; font-size: 1.1rem }
-.verdict p { margin: 0 0 4px } summary { cursor: pointer; margin-top: 1rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 0.9rem }
-th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--edge); vertical-align: top }
-th, td:not(:first-child) { white-space: nowrap }
-td:first-child { min-width: 180px }
-.row { display: flex; flex-wrap: wrap; gap: 12px } figure { margin: 0; width: 200px } figcaption { font-size: 0.9rem; overflow-wrap: anywhere }
-.figure { background: #ffffff; border: 1px solid var(--edge); border-radius: 10px; padding: 8px }
-"""
+_STYLE = (
+    "\n"
+    ":root { color-scheme: light dark; --ink: #1b2733; --paper: #ffffff; --edge: #d3dfe7; "
+    "--soft: #f2f7fa }\n"
+    "@media (prefers-color-scheme: dark) { :root { --ink: #e6eef4; --paper: #0f171e; "
+    "--edge: #2d3d4a; --soft: #18242e } }\n"
+    "body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); "
+    "max-width: 1160px; margin: 0 auto; padding: 24px 16px }\n"
+    "h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem } "
+    "h3 { font-size: 1rem }\n"
+    ".verdict { background: var(--soft); border: 1px solid var(--edge); border-radius: 10px; "
+    "padding: 16px; font-size: 1.1rem }\n"
+    ".verdict p { margin: 0 0 4px } summary { cursor: pointer; margin-top: 1rem }\n"
+    ".wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; "
+    "font-size: 0.9rem }\n"
+    "th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--edge); "
+    "vertical-align: top }\n"
+    "th, td:not(:first-child) { white-space: nowrap }\n"
+    "td:first-child { min-width: 180px }\n"
+    ".row { display: flex; flex-wrap: wrap; gap: 12px } figure { margin: 0; width: 200px } "
+    "figcaption { font-size: 0.9rem; overflow-wrap: anywhere }\n"
+    ".figure { background: #ffffff; border: 1px solid var(--edge); border-radius: 10px; "
+    "padding: 8px }\n"
+)
 
 
-def arm_verdict_text(one: ArmVerdict) -> str:
-    """Say how an arm stands; what is known of its trained models only says so."""
-    joined = f"; {one.text}" if one.kind == "alike" else f" by {one.text}" if one.text else ""
-    text = STANDING_WORDS[one.kind] + joined
-    if one.about == "networks" and one.kind != "best":
+def arm_verdict_text(verdict: ArmVerdict) -> str:
+    """Describe the standing of an arm; say so if only its trained models are compared."""
+    joined = (
+        f"; {verdict.text}"
+        if verdict.kind == "alike"
+        else f" by {verdict.text}"
+        if verdict.text
+        else ""
+    )
+    text = STANDING_WORDS[verdict.kind] + joined
+    if verdict.about == "networks" and verdict.kind != "best":
         return f"{CLAIMS['networks']}: {text[0].lower()}{text[1:]}"
     return text
 
@@ -65,14 +85,18 @@ def report_html(
     comparison: Comparison,
     figures: Headed,
     moved: Headed = (),
-    pictures: Sequence[Pictured] = (),
+    pictures: Sequence[ExplainedImage] = (),
     title: str = "Comparison of runs",
     shift: tuple[ShiftComparison, go.Figure] | None = None,
 ) -> str:
-    """The whole comparison: verdict, tables, figures and pictures, plotly's own script among it (about 5 MB).
+    """Return the whole comparison as HTML, including plotly's script (about 5 MB).
 
     Args:
-        figures, moved: (heading, figure); ``moved`` are those of what training moved, none where that was not measured.
+        comparison: the comparison.
+        figures: (heading, figure) of the comparison.
+        moved: (heading, figure) of the layer diagnostics; empty if they were not measured.
+        pictures: images on which networks disagree.
+        title: title of the page.
         shift: the same runs on other images, and the figure of both axes.
     """
     from plotly.offline import get_plotlyjs
@@ -81,17 +105,18 @@ def report_html(
         f"<h1>{escaped(title)}</h1>",
         comparison_html(comparison),
         f"<script>{get_plotlyjs()}</script>",
-        *(_figure(f"figure-{at}", "h2", *one) for at, one in enumerate(figures)),
+        *(_figure_html(f"figure-{index}", "h2", *figure) for index, figure in enumerate(figures)),
         shift_html(*shift) if shift else "",
-        _pictured(pictures),
-        _moved(comparison, moved),
+        _pictures_html(pictures),
+        _layers_html(comparison, moved),
         "<h2>Runs</h2>",
         table(*_runs_table(comparison)),
         f"<p>{escaped(_METHOD)}</p>",
     ]
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escaped(title)}</title><style>{_STYLE}</style>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>'
+        f"{escaped(title)}</title><style>{_STYLE}</style>"
     )
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
 
@@ -100,26 +125,33 @@ def comparison_html(comparison: Comparison) -> str:
     """Return the verdict, the strategies in a table, and the details as HTML."""
     notes = paragraphs(*footnotes(comparison))
     strategies = f"<h2>Strategies</h2>{table(*arms_table(comparison))}{notes}"
-    return f"{_verdict(comparison)}{strategies}{_details(comparison)}"
+    return f"{_verdict_html(comparison)}{strategies}{_details_html(comparison)}"
 
 
 def detail_lines(comparison: Comparison) -> list[str]:
-    """List what is known besides the verdict and the tables, which may be of the baseline itself."""
+    """List what is known besides the verdict and the tables.
+
+    The text on the baseline is left out if the baseline itself is advised.
+    """
     advised = comparison.advised
-    told = advised is not None and is_baseline(comparison.arms[advised].config)
+    is_baseline_advised = advised is not None and is_baseline(comparison.arms[advised].config)
     return [
-        *([comparison.baseline] if comparison.baseline and not told else []),
+        *([comparison.baseline] if comparison.baseline and not is_baseline_advised else []),
         *comparison.published,
         *comparison.notes,
     ]
 
 
 _METHOD = (
-    "Method: all runs are evaluated on the same images. These trained models (on new images): exact sign-flip test, which for two models is "
-    "McNemar's, and paired bootstrap over images; for macro F1 and log loss 9,999 random flips, and the bootstrap of the measure itself. The method in general (new images and new seeds): images and seeds are both random (two-way random "
-    "effects, Student's t with Satterthwaite's degrees of freedom), with the seeds' variance pooled over all strategies but those that "
-    "spread clearly more. Each kind of claim is corrected over all pairs (Holm), so that at most one in twenty such comparisons of equal "
-    "strategies finds any difference. Macro F1 counts by its pseudo-values (Dorfman, Berbaum & Metz 1992). Made with Thaw."
+    "Method: all runs are evaluated on the same images. These trained models (on new images): "
+    "exact sign-flip test, which for two models is McNemar's, and paired bootstrap over images; "
+    "for macro F1 and log loss 9,999 random flips, and the bootstrap of the measure itself. The "
+    "method in general (new images and new seeds): images and seeds are both random (two-way "
+    "random effects, Student's t with Satterthwaite's degrees of freedom), with the seeds' "
+    "variance pooled over all strategies but those that spread clearly more. Each kind of claim "
+    "is corrected over all pairs (Holm), so that at most one in twenty such comparisons of equal "
+    "strategies finds any difference. Macro F1 counts by its pseudo-values (Dorfman, Berbaum & "
+    "Metz 1992). Made with Thaw."
 )
 
 _SEEN = (
@@ -130,7 +162,7 @@ _SEEN = (
 
 
 def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return columns and one row per arm, formatted for a reader, the best first."""
+    """Return columns and one row per arm, formatted as text, the best first."""
     measure = comparison.measure
     accuracy = [] if measure is ACCURACY else [accuracy_name(comparison.split)]
     on_gpu = any(arm.cost.device != "cpu" for arm in comparison.arms)
@@ -151,68 +183,75 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         *(["GPU memory"] if on_gpu else []),
         "On disk",
     ]
-    verdicts = {one.arm: arm_verdict_text(one) for one in comparison.arm_verdicts}
+    verdicts = {verdict.arm: arm_verdict_text(verdict) for verdict in comparison.arm_verdicts}
     rows = []
-    for at, arm in best_first(comparison.arms):
+    for index, arm in best_first(comparison.arms):
         low, high = arm.range
         spread = (
-            _why_no_spread(arm)
+            _explain_no_spread(arm)
             if arm.seed_deviation is None
-            else f"{measure.formatted(low)} to {measure.formatted(high)} (± {measure.size(arm.seed_deviation)})"
+            else f"{measure.format_value(low)} to {measure.format_value(high)} (± "
+            f"{measure.size(arm.seed_deviation)})"
         )
         cost = arm.cost
         rows.append(
             [
-                arm.title + (" ★" if at == comparison.advised else ""),
-                measure.formatted(arm.score.value),
-                f"{measure.formatted(arm.score.low)} to {measure.formatted(arm.score.high)}",
-                *([verdicts[at]] if verdicts else []),
+                arm.title + (" ★" if index == comparison.advised else ""),
+                measure.format_value(arm.score.value),
+                f"{measure.format_value(arm.score.low)} to {measure.format_value(arm.score.high)}",
+                *([verdicts[index]] if verdicts else []),
                 *([percent(arm.accuracy.value)] if accuracy else []),
                 ", ".join(str(member.run.config.seed) for member in arm.members),
                 spread,
-                *([_ensemble(arm)] if ensembles else []),
+                *([_format_ensemble(arm)] if ensembles else []),
                 duration(cost.seconds),
-                _without_cache(cost),
+                _format_uncached_time(cost),
                 number(cost.trainable_parameters),
                 size(cost.memory_bytes),
-                *([_gpu_memory(cost)] if on_gpu else []),
+                *([_format_gpu_memory(cost)] if on_gpu else []),
                 size(cost.disk_bytes),
             ]
         )
     return columns, rows
 
 
-def _ensemble(arm: Arm) -> str:
-    return measured_in_words(arm.measure, arm.ensemble) if arm.ensemble else _why_no_spread(arm)
+def _format_ensemble(arm: Arm) -> str:
+    return format_score(arm.measure, arm.ensemble) if arm.ensemble else _explain_no_spread(arm)
 
 
-def _why_no_spread(arm: Arm) -> str:
+def _explain_no_spread(arm: Arm) -> str:
     return "one seed" if depends_on_seed(arm.config) else "the same"
 
 
 def footnotes(comparison: Comparison) -> list[str]:
-    """List what has to be known to read the scores of the arms."""
+    """List the notes that are needed to read the scores of the arms."""
     share = comparison.majority_class
-    lines = [comparison.footnote, ensemble_in_words(comparison)]
+    lines = [comparison.footnote, describe_ensemble(comparison)]
     if share is not None:
         lines.insert(0, f"Always answering with the most frequent class: {percent(share)}.")
     return [line for line in lines if line]
 
 
-def ensemble_in_words(comparison: Comparison) -> str:
-    """Of one strategy alone: what the mean of its seeds' probabilities reaches; empty otherwise."""
+def describe_ensemble(comparison: Comparison) -> str:
+    """Return the score of the ensemble of a single strategy's seeds as a sentence; else empty."""
     if comparison.ensemble is None:
         return ""
-    reached = measured_in_words(comparison.measure, comparison.ensemble)
-    return f"Ensemble of the {len(comparison.arms)} seeds (mean of their probabilities): {comparison.measure.of} {reached}."
+    score = format_score(comparison.measure, comparison.ensemble)
+    return (
+        f"Ensemble of the {len(comparison.arms)} seeds (mean of their probabilities): "
+        f"{comparison.measure.of} {score}."
+    )
 
 
-def measured_in_words(measure: Measure, score: Interval) -> str:
-    """A score with its interval."""
-    return f"{measure.formatted(score.value)} ({measure.formatted(score.low)} to {measure.formatted(score.high)})"
+def format_score(measure: Measure, score: Interval) -> str:
+    """Format a score with its interval."""
+    return (
+        f"{measure.format_value(score.value)} ({measure.format_value(score.low)} to "
+        f"{measure.format_value(score.high)})"
+    )
 
 
-def _gpu_memory(cost: Cost) -> str:
+def _format_gpu_memory(cost: Cost) -> str:
     if cost.device == "cpu":
         return "none"
     if "," in cost.device:
@@ -220,14 +259,14 @@ def _gpu_memory(cost: Cost) -> str:
     return "not measured" if cost.device_bytes is None else size(cost.device_bytes)
 
 
-def _without_cache(cost: Cost) -> str:
+def _format_uncached_time(cost: Cost) -> str:
     if cost.uncached_seconds is None:
         return "not known"
     return duration(cost.uncached_seconds) if cost.uncached_seconds > cost.seconds else "the same"
 
 
 def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) with one row per pair."""
+    """Return (columns, rows) with one row per pair."""
     columns = [
         "Pair",
         f"Difference ({comparison.measure.unit})",
@@ -242,11 +281,11 @@ def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         [
             f"{comparison.arms[pair.a].title} − {comparison.arms[pair.b].title}",
             pair.measure.size(pair.difference),
-            _span(pair, pair.strategies) if pair.strategies else "not compared yet",
-            _chance(pair.strategies.holm_p) if pair.strategies else "–",
-            _span(pair, pair.networks),
-            _chance(pair.networks.holm_p),
-            _chance(pair.mcnemar_p),
+            _format_interval(pair, pair.strategies) if pair.strategies else "not compared yet",
+            _format_p_value(pair.strategies.holm_p) if pair.strategies else "–",
+            _format_interval(pair, pair.networks),
+            _format_p_value(pair.networks.holm_p),
+            _format_p_value(pair.mcnemar_p),
             describe_errors(pair),
         ]
         for pair in comparison.pairs
@@ -254,12 +293,14 @@ def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-def _span(pair: Pair, verdict: PairVerdict) -> str:
-    _, low, high = pair.measure.own(verdict.claim.gain, verdict.claim.low, verdict.claim.high)
+def _format_interval(pair: Pair, verdict: PairVerdict) -> str:
+    _, low, high = pair.measure.to_difference(
+        verdict.claim.gain, verdict.claim.low, verdict.claim.high
+    )
     return f"{pair.measure.size(low)} to {pair.measure.size(high)}"
 
 
-def _chance(p: float) -> str:
+def _format_p_value(p: float) -> str:
     return "under 0.001" if p < 0.001 else f"{p:.2g}"
 
 
@@ -284,14 +325,14 @@ def _runs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     ], rows
 
 
-def _verdict(comparison: Comparison) -> str:
+def _verdict_html(comparison: Comparison) -> str:
     answer, *others = comparison.verdict.lines
     return f'<div class="verdict"><p><b>{escaped(answer)}</b></p>{paragraphs(*others)}</div>'
 
 
-def _details(comparison: Comparison) -> str:
+def _details_html(comparison: Comparison) -> str:
     lines = "".join(
-        f"<li>{_pair(describe_pair(comparison.arms, pair))}</li>" for pair in comparison.pairs
+        f"<li>{_pair_html(describe_pair(comparison.arms, pair))}</li>" for pair in comparison.pairs
     )
     pairs = f"<ul>{lines}</ul>{table(*pairs_table(comparison))}" if lines else ""
     text = paragraphs(*detail_lines(comparison))
@@ -300,14 +341,14 @@ def _details(comparison: Comparison) -> str:
     return f"<details><summary>Details</summary>{text}{pairs}</details>"
 
 
-def _pair(text: PairText) -> str:
+def _pair_html(text: PairText) -> str:
     return "<br>".join(
         f"<b>{title}</b>: {escaped(getattr(text, claim))}" for claim, title in CLAIMS.items()
     )
 
 
-def _moved(comparison: Comparison, figures: Headed) -> str:
-    """What moved, where it was measured, and which stage to thaw next."""
+def _layers_html(comparison: Comparison, figures: Headed) -> str:
+    """Return the layer diagnostics that were measured, and which stage to thaw next."""
     known = [
         (arm, layers) for arm in comparison.arms if (layers := known_layers(measured_run(arm.runs)))
     ]
@@ -317,53 +358,69 @@ def _moved(comparison: Comparison, figures: Headed) -> str:
     for arm, layers in known:
         advice = thaw_next(layers)
         lines.append(
-            f"<li><b>{escaped(arm.title)}</b>: {escaped(advice.what)}. {escaped(advice.reason)}</li>"
+            f"<li><b>{escaped(arm.title)}</b>: {escaped(advice.what)}. "
+            f"{escaped(advice.reason)}</li>"
         )
-    drawn = "".join(_figure(f"moved-{at}", "h3", *one) for at, one in enumerate(figures))
-    return f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>{''.join(lines)}</ul>{drawn}"
+    figures_html = "".join(
+        _figure_html(f"moved-{index}", "h3", *figure) for index, figure in enumerate(figures)
+    )
+    return (
+        f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>"
+        f"{''.join(lines)}</ul>{figures_html}"
+    )
 
 
 def shift_html(found: ShiftComparison, figure: go.Figure | None = None) -> str:
-    """The verdict on the other images, and both axes.
+    """Return the verdict on the other images, and both axes, as HTML.
 
     Args:
-        figure: of both axes, on a page that has plotly's script.
+        found: the comparison on both axes.
+        figure: figure of both axes, for a page that includes plotly's script.
     """
     on = f"On {things(found.shifted.images, 'image')} of {found.other.described}."
-    drawn = _figure("shifted", "h3", "In-distribution against shifted", figure) if figure else ""
-    said = f"{paragraphs(on)}{_verdict(found.shifted)}{drawn}{table(*found.in_rows())}{paragraphs(*found.left_out())}{_details(found.shifted)}"
-    return f"<h2>Distribution shift</h2>{said}"
+    figure_html = (
+        _figure_html("shifted", "h3", "In-distribution against shifted", figure) if figure else ""
+    )
+    content = (
+        f"{paragraphs(on)}{_verdict_html(found.shifted)}{figure_html}{table(*found.in_rows())}"
+        f"{paragraphs(*found.left_out())}{_details_html(found.shifted)}"
+    )
+    return f"<h2>Distribution shift</h2>{content}"
 
 
-_NOT_MEASURED = "Not measured when this report was made: Compare measures it when asked, and then a new report holds it."
+_NOT_MEASURED = (
+    "Not measured when this report was made: Compare measures it when asked, and then a new "
+    "report holds it."
+)
 
 
-def _pictured(pictures: Sequence[Pictured]) -> str:
+def _pictures_html(pictures: Sequence[ExplainedImage]) -> str:
     if not pictures:
         return ""
     rows = []
-    for one in pictures:
+    for picture in pictures:
         images = "".join(
-            f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" alt="{escaped(words)}" width="200">'
-            f"<figcaption>{escaped(words)}</figcaption></figure>"
-            for jpeg, words in one.pictures
+            f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" '
+            f'alt="{escaped(caption)}" width="200">'
+            f"<figcaption>{escaped(caption)}</figcaption></figure>"
+            for jpeg, caption in picture.pictures
         )
-        rows.append(f'<p><b>{escaped(one.title)}</b></p><div class="row">{images}</div>')
+        rows.append(f'<p><b>{escaped(picture.title)}</b></p><div class="row">{images}</div>')
     return f"<h2>Disagreements</h2><p>{escaped(_SEEN)}</p>{''.join(rows)}"
 
 
-def _figure(name: str, level: str, heading: str, figure: go.Figure) -> str:
-    # By itself, plotly cuts off what the thin margins of a page have no room for.
-    whole = (
+def _figure_html(name: str, level: str, heading: str, figure: go.Figure) -> str:
+    # Without automatic margins plotly cuts off labels at the thin margins of a page.
+    styled = (
         go.Figure(figure)
         .update_xaxes(automargin=True)
         .update_yaxes(automargin=True)
         .update_layout(template="plotly_white")
     )
-    drawn = whole.to_html(
+    html = styled.to_html(
         full_html=False,
         include_plotlyjs=False,
         div_id=name,
         config={"displaylogo": False, "responsive": True},
     )
-    return f'<{level}>{escaped(heading)}</{level}><div class="figure">{drawn}</div>'
+    return f'<{level}>{escaped(heading)}</{level}><div class="figure">{html}</div>'

@@ -15,13 +15,13 @@ from finetune_core.runs.store import Run
 
 
 def check_same_classes(runs: Sequence[Run]) -> None:
-    """Check that all runs have one list of classes, in one order.
+    """Check that all runs have the same classes in the same order.
 
     Labels and logits are numbered by that list. Classes without an image among the evaluated ones
-    count, too: they shift the numbers of those behind them.
+    count, too, because they shift the numbers of all later classes.
 
     Raises:
-        RunError: when they do not.
+        RunError: if they differ.
     """
     first = runs[0]
     differences = [
@@ -42,10 +42,10 @@ def check_same_classes(runs: Sequence[Run]) -> None:
 
 
 def check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on: Images) -> None:
-    """Check that all runs, which know the same classes, have predicted the same images.
+    """Check that all runs, which have the same classes, have predicted the same images.
 
     Raises:
-        RunError: when they have not.
+        RunError: if they have not.
     """
     evaluated = {folder: table[["id", "label"]].to_numpy() for folder, table in tables.items()}
     first = evaluated[runs[0].run_dir]
@@ -76,9 +76,12 @@ def check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on:
     )
 
 
-def _same_source(one: Run, other: Run) -> bool:
-    """Two data sets may give their files the same names."""
+def _same_source(first: Run, second: Run) -> bool:
+    """Return whether two runs use the same data set.
+
+    File names do not suffice, because two data sets may share them.
+    """
     return (
-        one.config.data == other.config.data
-        or one.started["fingerprint"] == other.started["fingerprint"]
+        first.config.data == second.config.data
+        or first.started["fingerprint"] == second.started["fingerprint"]
     )

@@ -1,4 +1,4 @@
-"""Arms on two axes: on their own images, and on other ones, which are another data set or their own images made worse."""
+"""Comparison on two axes: the runs' own images, and another data set or corrupted images."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,31 +8,35 @@ from finetune_core.evaluation.comparison.arms import Arm
 from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.strategies import Interval
-from finetune_core.evaluation.comparison.tables import key_of, table_of
+from finetune_core.evaluation.comparison.tables import load_table, make_key
 from finetune_core.evaluation.intervals import wilson
 from finetune_core.evaluation.single_run.corruptions import CLEAN, Corrupted, corrupted
 from finetune_core.evaluation.single_run.robustness_files import Robustness, known_robustness
-from finetune_core.evaluation.single_run.shared_classes import SharedClasses, shared_classes
+from finetune_core.evaluation.single_run.shared_classes import SharedClasses, find_shared_classes
 from finetune_core.evaluation.single_run.shift_files import (
     MOST_LISTED,
     Shift,
     known_shifts,
     read_shift,
 )
-from finetune_core.evaluation.single_run.shifted import drop_of, left_out_in_words
+from finetune_core.evaluation.single_run.shifted import compute_drop, left_out_in_words
 from finetune_core.runs.store import Run
 
 
 @dataclass(frozen=True, repr=False)
 class ShiftComparison:
-    """Runs compared on their own images, and on other ones. All have the same arms in the same order, by the same measure.
+    """Runs compared on their own images and on other ones.
+
+    All comparisons have the same arms in the same order, and the same metric.
 
     Attributes:
         own: on all of their own images.
-        matched: on their own images of the classes that both sides have; ``own`` where that is all of them.
+        matched: on their own images of the classes that both sides have; ``own`` if that is all of
+            them.
         shifted: on the other images of these classes.
-        other: which images the other ones are: a data set, as the first run knows it, or the runs' own made worse.
-        shared: the classes that both sides have, and what is left out of either for their sake.
+        other: the other images: a data set, as the first run recorded it, or a corruption of the
+            runs' own images.
+        shared: the classes that both sides have, and what is left out of either side.
     """
 
     own: Comparison
@@ -43,30 +47,36 @@ class ShiftComparison:
 
     @property
     def drops(self) -> tuple[Interval, ...]:
-        """Drop of each arm from its own images to the others of the same classes, with 95 % intervals."""
+        """Drop of each arm from its own to the other images, with 95 % intervals.
+
+        Both sides are images of the same classes.
+        """
         return tuple(
-            drop_between(one, other.score)
-            for one, other in zip(self.matched.arms, self.shifted.arms, strict=True)
+            arm_drop(arm, other.score)
+            for arm, other in zip(self.matched.arms, self.shifted.arms, strict=True)
         )
 
     def left_out(self) -> list[str]:
-        """Return what of either side was left out, or is known from training, run by run where that differs."""
+        """Describe what was left out of either side, or is known from training.
+
+        Runs are listed separately if they differ.
+        """
         of_data = (
-            left_out_of(_runs(self.shifted), self.other.fingerprint)
+            list_left_out(_list_runs(self.shifted), self.other.fingerprint)
             if isinstance(self.other, Shift)
             else []
         )
         return [*of_data, *self.shared.in_words()]
 
     def in_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per arm, for a reader."""
+        """Return (columns, rows) with one row per arm, formatted as text."""
         return both_axes(self.matched.arms, [arm.score for arm in self.shifted.arms])
 
     def __repr__(self) -> str:
         return f"<{self.own!r}, on {self.other.described}: {self.shifted!r}>"
 
     def _repr_html_(self) -> str:
-        # which reports on comparisons
+        # Imported here because the module imports this one.
         from finetune_core.evaluation.comparison.report import comparison_html, shift_html
 
         return comparison_html(self.own) + shift_html(self)
@@ -74,9 +84,10 @@ class ShiftComparison:
     def to_json(self) -> dict[str, Any]:
         """Return plain values.
 
-        The comparison on the other images (``Comparison.to_json``), what these are (``Shift.to_json``),
-        which classes are compared, ``in_distribution`` (``images``, and the ``arms`` on their own images of
-        these classes) and ``drops``: of each arm ``arm, value, low, high``.
+        The comparison on the other images (``Comparison.to_json``), their source
+        (``Shift.to_json``), the classes that are compared, ``in_distribution`` (``images``, and the
+        ``arms`` on their own images of these classes) and ``drops``: ``arm, value, low, high`` of
+        each arm.
         """
         arms = self.matched.arms
         own = {
@@ -100,17 +111,20 @@ def compare_shift(
     """Compare runs on both axes.
 
     Args:
-        on: the other images, which all of them have predicted: the fingerprint of a data set, or their own made worse.
+        runs: the runs.
+        on: the other images, which all runs have predicted: the fingerprint of a data set, or a
+            corruption of their own images.
+        measure: name of the metric, a key of ``MEASURES``.
 
     Raises:
-        ConfigError: when there is no such measure.
-        RunError: when one has not predicted those images, when they did not predict the same images of either, or when both sides have
-            no class in common.
+        ConfigError: if there is no such metric.
+        RunError: if a run has not predicted those images, the runs did not predict the same images
+            of either side, or both sides have no class in common.
     """
     own = compare_runs(runs, measure)
-    first = _runs(own)[0]
-    own_table, other_table = (table_of(key_of(first, images)) for images in (None, on))
-    shared = shared_classes(
+    first = _list_runs(own)[0]
+    own_table, other_table = (load_table(make_key(first, images)) for images in (None, on))
+    shared = find_shared_classes(
         first.started["classes"],
         own_table.loc[own_table["split"] == own.split, "label"].to_numpy(),
         other_table["label"].to_numpy(),
@@ -124,7 +138,11 @@ def compare_shift(
 def both_axes(
     arms: Sequence[Arm], shifted: Sequence[Interval]
 ) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) with one row per arm, for a reader: its score on its own images, on others, and the drop, with intervals."""
+    """Return (columns, rows) with one row per arm, formatted as text.
+
+    A row has the score on the arm's own images, the score on other images, and the drop, each with
+    its interval.
+    """
     columns = [
         "Strategy",
         "In-distribution",
@@ -137,35 +155,38 @@ def both_axes(
     rows = []
     for arm, other in zip(arms, shifted, strict=True):
         cells, measure = [arm.title], arm.measure
-        for one, text in (
-            (arm.score, measure.formatted),
-            (other, measure.formatted),
-            (drop_between(arm, other), measure.size),
+        for interval, text in (
+            (arm.score, measure.format_value),
+            (other, measure.format_value),
+            (arm_drop(arm, other), measure.size),
         ):
-            cells += [text(one.value), f"{text(one.low)} to {text(one.high)}"]
+            cells += [text(interval.value), f"{text(interval.low)} to {text(interval.high)}"]
         rows.append(cells)
     return columns, rows
 
 
-def drop_between(arm: Arm, other: Interval) -> Interval:
-    """Return by how much an arm's score is worse on other images, as ``drop_of`` does."""
-    ends = ((one.value, one.low, one.high) for one in (arm.score, other))
-    return Interval(*drop_of(*ends, lower_is_better=arm.measure.lower_is_better))
+def arm_drop(arm: Arm, other: Interval) -> Interval:
+    """Return by how much an arm's score is worse on other images, as ``compute_drop`` does."""
+    ends = ((interval.value, interval.low, interval.high) for interval in (arm.score, other))
+    return Interval(*compute_drop(*ends, lower_is_better=arm.measure.lower_is_better))
 
 
 def shifts_of(runs: Sequence[Run]) -> dict[str, Shift]:
-    """Fingerprint -> what is known of it: the data sets that any of the runs has predicted, those of most runs first."""
-    found = [shift for run in runs for shift in known_shifts(run)[0]]
+    """Return fingerprint -> ``Shift`` of the data sets that any run has predicted.
+
+    The data sets that most runs have predicted come first.
+    """
+    shifts = [shift for run in runs for shift in known_shifts(run)[0]]
     counts: dict[str, int] = {}
-    for shift in found:
+    for shift in shifts:
         counts[shift.fingerprint] = counts.get(shift.fingerprint, 0) + 1
-    by_fingerprint = {shift.fingerprint: shift for shift in reversed(found)}
-    order = sorted(counts, key=lambda one: -counts[one])
-    return {one: by_fingerprint[one] for one in order[:MOST_LISTED]}
+    by_fingerprint = {shift.fingerprint: shift for shift in reversed(shifts)}
+    order = sorted(counts, key=lambda fingerprint: -counts[fingerprint])
+    return {fingerprint: by_fingerprint[fingerprint] for fingerprint in order[:MOST_LISTED]}
 
 
-def left_out_of(runs: Sequence[Run], fingerprint: str) -> list[str]:
-    """``left_out_in_words`` of all runs that have predicted a data set, each thing once."""
+def list_left_out(runs: Sequence[Run], fingerprint: str) -> list[str]:
+    """Return ``left_out_in_words`` of all runs on a data set, without repeated lines."""
     return list(
         dict.fromkeys(
             line for run in runs for line in left_out_in_words(read_shift(run, fingerprint))
@@ -174,42 +195,53 @@ def left_out_of(runs: Sequence[Run], fingerprint: str) -> list[str]:
 
 
 def corruptions_of(comparison: Comparison) -> list[Corrupted]:
-    """Those that were measured for all runs of a comparison, on its split and on as many images."""
-    known = [known_robustness(run, comparison.split) for run in _runs(comparison)]
-    if len({one.images if one else 0 for one in known}) > 1 or not all(known):
+    """Return the corruptions that were measured for all runs of a comparison.
+
+    They must have been measured on its split, on the same number of images.
+    """
+    known = [known_robustness(run, comparison.split) for run in _list_runs(comparison)]
+    if len({robustness.images if robustness else 0 for robustness in known}) > 1 or not all(known):
         return []
     return [which for which in corrupted(comparison.split) if which.corruption != CLEAN]
 
 
 def of_accuracies_only(comparison: Comparison) -> list[Run]:
-    """Runs whose robustness was measured by an earlier version, which kept no predictions: nothing paired can be said of them."""
-    known = [(run, known_robustness(run, comparison.split)) for run in _runs(comparison)]
-    return [run for run, one in known if one and not one.predicted]
+    """Return runs whose robustness was measured by an earlier version.
+
+    It stored accuracies but no predictions, so paired tests are impossible.
+    """
+    known = [(run, known_robustness(run, comparison.split)) for run in _list_runs(comparison)]
+    return [run for run, robustness in known if robustness and not robustness.predicted]
 
 
 def corrupted_accuracies(comparison: Comparison, which: Corrupted) -> tuple[list[Interval], int]:
-    """Accuracy of each arm on its own images made worse, mean over the seeds, with Wilson's interval for other images; and on how many
-    images. All that is known where some runs are ``of_accuracies_only``.
+    """Return the accuracy of each arm on its corrupted images, and the number of images.
+
+    The accuracy is the mean over the seeds, with Wilson's interval for other images. Nothing more
+    is known if some runs are ``of_accuracies_only``.
 
     Args:
+        comparison: the comparison.
         which: one of ``corruptions_of``.
     """
-    found, images = [], 0
+    intervals, images = [], 0
     for arm in comparison.arms:
         measured = [one for run in arm.runs if (one := known_robustness(run, which.split))]
         images = measured[0].images
-        share = sum(_accuracy(one, which) for one in measured) / len(measured)
+        share = sum(_corrupted_accuracy(robustness, which) for robustness in measured) / len(
+            measured
+        )
         low, high = wilson(share * images, images)
-        found.append(Interval(share, float(low), float(high)))
-    return found, images
+        intervals.append(Interval(share, float(low), float(high)))
+    return intervals, images
 
 
-def _accuracy(known: Robustness, which: Corrupted) -> float:
+def _corrupted_accuracy(known: Robustness, which: Corrupted) -> float:
     row = (known.rows["corruption"] == which.corruption) & (
         known.rows["severity"] == which.severity
     )
     return float(known.rows.loc[row, "accuracy"].iloc[0])
 
 
-def _runs(comparison: Comparison) -> list[Run]:
+def _list_runs(comparison: Comparison) -> list[Run]:
     return [run for arm in comparison.arms for run in arm.runs]

@@ -1,4 +1,7 @@
-"""The tables of predictions that runs are compared by: of their own images, of another data set, or of their own images made worse."""
+"""Tables of predictions that runs are compared by.
+
+They are of the runs' own images, of another data set, or of corrupted copies of their own images.
+"""
 
 from collections.abc import Collection, Hashable
 from functools import lru_cache
@@ -9,26 +12,31 @@ import pandas as pd
 
 from finetune_core.evaluation.single_run.corruptions import Corrupted
 from finetune_core.evaluation.single_run.robustness_files import (
-    corrupted_predictions,
-    robustness_changed,
+    load_corrupted_predictions,
+    robustness_stamp,
 )
 from finetune_core.evaluation.single_run.shift_files import (
     read_shift,
-    shift_changed,
+    shift_stamp,
     shifted_predictions,
 )
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import load_predictions, predictions_changed
 
-# the fingerprint of another data set; own images made worse; None: a run's own images
+# The fingerprint of another data set, a corruption of a run's own images, or None for its own
+# images.
 Images = str | Corrupted | None
 
 
 class Key(NamedTuple):
-    """Which table of a run, as it is now: of the same ``version``, it is the same table.
+    """Key of a table of predictions: equal keys, ``version`` included, mean the same table.
 
     Attributes:
-        labels: only images of these classes; of all when None.
+        run_dir: the run directory.
+        version: changes with the stored predictions.
+        classes: number of classes of the run.
+        images: the images that were predicted.
+        labels: restricts the table to images of these classes; None for all.
     """
 
     run_dir: Path
@@ -38,21 +46,23 @@ class Key(NamedTuple):
     labels: tuple[int, ...] | None = None
 
 
-def key_of(run: Run, images: Images, classes: Collection[str] | None = None) -> Key:
-    """Return which table of predictions is meant.
+def make_key(run: Run, images: Images, classes: Collection[str] | None = None) -> Key:
+    """Return the key of a table of predictions.
 
     Args:
-        classes: names of those whose images count; all when None.
+        run: the run.
+        images: the images that were predicted.
+        classes: names of the classes whose images count; all if None.
 
     Raises:
-        RunError: when the run has not predicted that data set as it is now.
+        RunError: if the run has not predicted that data set in its current state.
     """
     version: Hashable = predictions_changed(run.run_dir)
     if isinstance(images, Corrupted):
-        version = version, robustness_changed(run.run_dir, images.split)
+        version = version, robustness_stamp(run.run_dir, images.split)
     elif images:
         read_shift(run, images)
-        version = shift_changed(run, images)
+        version = shift_stamp(run, images)
     names = run.started["classes"]
     labels = None
     if classes is not None:
@@ -61,18 +71,20 @@ def key_of(run: Run, images: Images, classes: Collection[str] | None = None) -> 
 
 
 @lru_cache(maxsize=64)
-def table_of(key: Key) -> pd.DataFrame:
-    """``id, split, label, logits``, by id; of other images than the run's own, all of the split ``SHIFTED``.
+def load_table(key: Key) -> pd.DataFrame:
+    """Return ``id, split, label, logits``, sorted by id.
+
+    The split of other images than the run's own is ``SHIFTED``.
 
     Raises:
-        RunError: when there is none, or it is damaged.
+        RunError: if there is no table, or it is damaged.
     """
     if key.labels is not None:
-        table = table_of(key._replace(labels=None))
+        table = load_table(key._replace(labels=None))
         return table[table["label"].isin(key.labels)].reset_index(drop=True)
     run_dir, _, classes, images, _ = key
     if isinstance(images, Corrupted):
-        return corrupted_predictions(run_dir, images, classes)
+        return load_corrupted_predictions(run_dir, images, classes)
     if images:
         return shifted_predictions(run_dir, images, classes)
     return load_predictions(run_dir, classes).sort_values("id", ignore_index=True)

@@ -1,4 +1,4 @@
-"""Which stage of a run to train next: what the probes suggest, and what the run shows of it."""
+"""Stage of a run to train next: suggested by the probes, checked against the run."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from finetune_core.evaluation.comparison.layer_diagnostics import Layers
 from finetune_core.formatting import percent
 from finetune_core.inspection.suggestion import suggest_cut
 
-IDLE = 0.01  # of the gradient, over all epochs: a stage that gets less hardly trains
+IDLE = 0.01  # share of the gradient over all epochs, below which a stage hardly trains
 RULE = (
     "What the probes of the stages suggest, as on the Dataset page: the stage after the deepest "
     "one whose linear model is within one standard error of the best is the first to train. "
@@ -16,18 +16,18 @@ RULE = (
     "it with a comparison."
 )
 _NOTHING = "nothing advised"
-_FITTED = 0.99  # of the training images classified correctly: more freedom would fit them no better
-STEADY = 0.98  # CKA of a stage that trained without changing its features
+_FITTED = 0.99  # training accuracy above which more freedom would not help the fit
+STEADY = 0.98  # CKA above which a trained stage has not changed its features
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to thaw next.
+    """Stage to thaw next.
 
     Attributes:
-        stage: None where nothing is advised.
+        stage: name of the stage; None if nothing is advised.
         what: the advice in a few words.
-        reason: in one or more sentences.
+        reason: one or more sentences.
     """
 
     stage: str | None
@@ -36,29 +36,35 @@ class Advice:
 
 
 def thaw_next(layers: Layers) -> Advice:
-    """Apply ``suggest_cut`` to a run: advise the stage that it suggests, unless it trains already.
+    """Apply ``suggest_cut`` to a run: advise the suggested stage, unless it trains already.
 
-    Where the first stage that trains hardly did, an earlier one would not either.
+    If the first trained stage hardly trained, an earlier one would not either, so nothing is
+    advised.
     """
     names = [stage.name for stage in layers.stages]
     frozen = [name for name, stage in zip(names, layers.stages, strict=True) if not stage.trains]
     if not [name for name in frozen if name != names[-1]]:
-        return Advice(None, "nothing left to thaw", f"Every stage trains already.{_steady(layers)}")
+        return Advice(
+            None, "nothing left to thaw", f"Every stage trains already.{_describe_steady(layers)}"
+        )
     suggestion = suggest_cut(layers.probes, names)
     if suggestion.cut is None:
         return Advice(None, _NOTHING, suggestion.reason)
     if suggestion.cut not in frozen:
         return Advice(None, _NOTHING, f"{suggestion.reason} This run trains {suggestion.cut}.")
-    if idle := _idle(layers, suggestion.cut):
+    if idle := _describe_idle(layers, suggestion.cut):
         return Advice(None, _NOTHING, f"{suggestion.reason} {idle}")
     what = f"train from {suggestion.cut} on"
-    return Advice(suggestion.cut, what, f"{suggestion.reason}{_fitted(layers)}")
+    return Advice(suggestion.cut, what, f"{suggestion.reason}{_describe_fit(layers)}")
 
 
-def _idle(layers: Layers, cut: str) -> str:
-    """Say that the first stage behind the cut that trains got next to no gradient; else empty."""
+def _describe_idle(layers: Layers, cut: str) -> str:
+    """Return a sentence if the first stage that trains behind the cut got next to no gradient.
+
+    Empty otherwise.
+    """
     names = [stage.name for stage in layers.stages]
-    behind = next((one for one in layers.stages[names.index(cut) :] if one.trains), None)
+    behind = next((stage for stage in layers.stages[names.index(cut) :] if stage.trains), None)
     if behind is None or behind is layers.stages[-1] or behind.gradient_share is None:
         return ""
     if behind.gradient_share >= IDLE:
@@ -69,28 +75,37 @@ def _idle(layers: Layers, cut: str) -> str:
     )
 
 
-def _fitted(layers: Layers) -> str:
+def _describe_fit(layers: Layers) -> str:
     if layers.fitted < _FITTED:
         return ""
-    return f" But {percent(layers.fitted, 0)} of the training images are classified correctly as it is, so expect little."
+    return (
+        f" But {percent(layers.fitted, 0)} of the training images are classified correctly as it "
+        "is, so expect little."
+    )
 
 
-def _steady(layers: Layers) -> str:
-    if not (steady := steady_stages(layers)):
+def _describe_steady(layers: Layers) -> str:
+    if not (steady := find_steady_stages(layers)):
         return ""
-    return f" The features of {span(steady)} hardly changed (CKA {STEADY} or more): frozen again, with their output cached, training would cost less."
+    return (
+        f" The features of {format_stages(steady)} hardly changed (CKA {STEADY} or more): frozen "
+        "again, with their output cached, training would cost less."
+    )
 
 
-def steady_stages(layers: Layers) -> list[str]:
-    """The stages, from the image on, that might as well have stayed frozen: their features are what they were."""
-    steady = []
+def find_steady_stages(layers: Layers) -> list[str]:
+    """Return the first stages of the network whose features hardly changed.
+
+    They might as well have stayed frozen.
+    """
+    stages = []
     for stage in layers.stages[:-1]:
         if stage.likeness is None or stage.likeness < STEADY:
             break
-        steady.append(stage.name)
-    return steady
+        stages.append(stage.name)
+    return stages
 
 
-def span(names: list[str]) -> str:
-    """``stem``, ``stem to layer2``."""
+def format_stages(names: list[str]) -> str:
+    """Return ``stem``, ``stem to layer2``."""
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"

@@ -1,4 +1,4 @@
-"""What test-time augmentation is worth: a run with it and without it, on the same images."""
+"""Gain of test-time augmentation: a run with and without it on the same images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +10,9 @@ from finetune_core.data.mirrored import directional
 from finetune_core.evaluation.comparison.paired import (
     Claim,
     answers,
+    count_only_one_right,
     is_different,
     networks_claim,
-    only_one_right,
 )
 from finetune_core.evaluation.single_run.evaluate import evaluation, predicted_splits
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
@@ -26,8 +26,11 @@ class Augmented:
     """A split with flips and without.
 
     Attributes:
-        claim: by how much it is more accurate with them; its p is McNemar's, exact.
-        only_with, only_without: images that are classified correctly in that way only.
+        plain: the evaluation without flips.
+        with_flips: the evaluation with flips.
+        claim: gain of accuracy with flips; its p-value is McNemar's, exact.
+        only_with: number of images that are classified correctly with flips only.
+        only_without: number of images that are classified correctly without flips only.
     """
 
     plain: Evaluation
@@ -38,32 +41,34 @@ class Augmented:
 
     @property
     def different(self) -> bool:
+        """True if the two can be distinguished."""
         return is_different(self.claim, self.claim.p)
 
     def in_words(self) -> str:
-        """The accuracy with flips, by how much it differs, and whether that can be told from chance: one sentence."""
-        found, claim = self.with_flips, self.claim
+        """Return one sentence: the accuracy with flips, its difference, and the verdict."""
+        flipped, claim = self.with_flips, self.claim
         verdict = (
             ("better" if claim.gain > 0 else "worse")
             if self.different
             else "not distinguishable from without"
         )
         return (
-            f"With flips: {accuracy_name(found.split).lower()} {percent(found.accuracy)} on "
-            f"{things(found.images, 'image')}, "
-            f"{points(claim.gain)} points against without (95 % interval {points(claim.low)} to {points(claim.high)}, McNemar p = "
-            f"{claim.p:.2g}): {verdict}."
+            f"With flips: {accuracy_name(flipped.split).lower()} {percent(flipped.accuracy)} on "
+            f"{things(flipped.images, 'image')}, {points(claim.gain)} points against without (95 % "
+            f"interval {points(claim.low)} to {points(claim.high)}, McNemar p = {claim.p:.2g}): "
+            f"{verdict}."
         )
 
     def to_json(self) -> dict[str, Any]:
-        found = self.with_flips
+        """Return plain values."""
+        flipped = self.with_flips
         return {
-            "split": found.split,
-            "images": found.images,
-            "accuracy": found.accuracy,
-            "accuracy_low": found.low,
-            "accuracy_high": found.high,
-            "loss": found.loss,
+            "split": flipped.split,
+            "images": flipped.images,
+            "accuracy": flipped.accuracy,
+            "accuracy_low": flipped.low,
+            "accuracy_high": flipped.high,
+            "loss": flipped.loss,
             "accuracy_without": self.plain.accuracy,
             "loss_without": self.plain.loss,
             "difference": self.claim.gain,
@@ -77,55 +82,60 @@ class Augmented:
 
 
 def augmented(run: Run) -> list[Augmented]:
-    """Each split that the run has predicted, the least biased first; empty where flips were not measured (``predict_with_flips``).
+    """Return each split that the run has predicted, the least biased first.
+
+    Empty if flips were not measured (``predict_with_flips``).
 
     Raises:
-        RunError: when the run has no predictions.
+        RunError: if the run has no predictions.
     """
     table = with_flips(run)
     if table is None:
         return []
     return [
-        _of_split(evaluation(run, split), evaluate(table, tuple(run.started["classes"]), split))
+        _compare_split(
+            evaluation(run, split), evaluate(table, tuple(run.started["classes"]), split)
+        )
         for split in predicted_splits(run)
     ]
 
 
 def tta_json(run: Run) -> dict[str, Any] | None:
-    """All that is known of it, as plain values; None where it was not measured."""
-    found = augmented(run)
-    if not found:
+    """Return all results of test-time augmentation as plain values; None if it was not measured."""
+    evaluations = augmented(run)
+    if not evaluations:
         return None
     return {
         "how": FLIPS,
         "warnings": flip_warnings(run),
-        "splits": [one.to_json() for one in found],
+        "splits": [result.to_json() for result in evaluations],
     }
 
 
 def flip_warnings(run: Run) -> list[str]:
-    """What speaks against mirror images of a run's classes, in sentences."""
-    found = []
+    """Return reasons against mirror images of a run's classes, in sentences."""
+    warnings = []
     if names := directional(run.started["classes"]):
-        found.append(
-            f"A mirror image may show another class, or none: {some([f'“{name}”' for name in names])} look like directions, letters or "
-            "digits. This is a guess from the names; the paired test on these images decides."
+        warnings.append(
+            "A mirror image may show another class, or none: "
+            f"{some([f'“{name}”' for name in names])} look like directions, letters or digits. "
+            "This is a guess from the names; the paired test on these images decides."
         )
     if run.config.augmentation == "none" and not run.config.averaged:
-        found.append(
+        warnings.append(
             "It was not trained on mirror images (Augmentation: none), so it may not know them."
         )
-    return found
+    return warnings
 
 
-def _of_split(plain: Evaluation, flipped: Evaluation) -> Augmented:
+def _compare_split(plain: Evaluation, flipped: Evaluation) -> Augmented:
     both = plain.predictions[["id", "correct"]].merge(
         flipped.predictions[["id", "correct"]], on="id", validate="1:1"
     )
     without, having = (
         answers(both[column].to_numpy(bool)[None]) for column in ("correct_x", "correct_y")
     )
-    only_with, only_without = only_one_right(having, without)
+    only_with, only_without = count_only_one_right(having, without)
     return Augmented(
         plain,
         flipped,

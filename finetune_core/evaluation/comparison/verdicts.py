@@ -1,7 +1,7 @@
-"""The verdict on a comparison in three lines: the answer, its size, what to do.
+"""Verdict on a comparison in three lines: the answer, its size, what to do.
 
-It is about the method in general (new images, new seeds) where the arms allow that, else about the
-trained models (new images), and then says so. Everything else that is known stands under *Details*.
+It is about the method in general (new images, new seeds) if the arms allow that. Else it is about
+the trained models (new images), and says so. All other results stand under *Details*.
 """
 
 from collections.abc import Sequence
@@ -13,26 +13,26 @@ from finetune_core.evaluation.comparison.choice import BLUNT, Choice
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure
 from finetune_core.evaluation.comparison.pair_text import (
     difference_text,
-    pair_of,
-    seeded_arms,
+    find_pair,
+    find_seeded_arms,
 )
 from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
 from finetune_core.formatting import SPLIT_WORDS, duration, mid_sentence, number, things
 from finetune_core.runs.design import is_baseline
 from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
 
-# A difference that matters: more test images are asked to show it, and a linear probe is not said
-# to do as well where one may be hidden.
+# A difference that matters: more test images are requested to show it, and a linear probe is not
+# called as good while such a difference may be hidden.
 WANTED = BLUNT / 2
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict of a comparison.
+    """Verdict of a comparison.
 
     Attributes:
         answer: one sentence.
-        size: the difference with its 95 % interval; of arms that have not converged, the reason.
+        size: the difference with its 95 % interval; for arms that have not converged, the reason.
         action: what to do next.
     """
 
@@ -42,6 +42,7 @@ class Verdict:
 
     @property
     def lines(self) -> tuple[str, ...]:
+        """The three lines."""
         return self.answer, self.size, self.action
 
     def __str__(self) -> str:
@@ -62,27 +63,31 @@ def state_verdict(
     *,
     one_strategy: bool = False,
 ) -> Verdict:
-    """State the verdict on arms that were evaluated on the same images.
+    """Return the verdict on arms that were evaluated on the same images.
 
     Args:
-        split: of the images.
-        one_strategy: the arms are runs of one strategy, which differ in their seeds only.
+        arms: the arms.
+        pairs: their pairs.
+        choice: the chosen arm.
+        images: number of images.
+        split: the split of the images.
+        one_strategy: True if the arms are runs of one strategy, which differ in their seeds only.
     """
     if undertrained := [arm for arm in arms if arm.is_undertrained]:
-        return _not_converged(undertrained)
-    view = _View(arms, pairs, images, split)
+        return _state_not_converged(undertrained)
+    view = _Context(arms, pairs, images, split)
     if one_strategy:
-        return _one_strategy(view)
+        return _state_one_strategy(view)
     if not choice.comparable:
-        return _trained_models(view, choice.best)
+        return _state_trained_models(view, choice.best)
     if choice.advised is None:
-        return _no_clear_winner(view, choice)
-    return _advise(view, choice)
+        return _state_no_clear_winner(view, choice)
+    return _state_advice(view, choice)
 
 
 @dataclass(frozen=True)
-class _View:
-    """The context that all sentences of a verdict share."""
+class _Context:
+    """Context that all sentences of a verdict share."""
 
     arms: Sequence[Arm]
     pairs: Sequence[Pair]
@@ -90,8 +95,8 @@ class _View:
     split: str
 
     @property
-    def on(self) -> str:
-        """The images, with their split unless the metric's name has it."""
+    def on_images(self) -> str:
+        """The images, with their split unless the metric's name includes it."""
         named = self.arms[0].measure is ACCURACY
         kind = "image" if named else f"{SPLIT_WORDS[self.split].lower()} image"
         return f"on {things(self.images, kind)}"
@@ -100,46 +105,46 @@ class _View:
     def metric(self) -> str:
         return metric_text(self.arms[0].measure, self.split)
 
-    def name(self, at: int) -> str:
-        return mid_sentence(self.arms[at].title)
+    def name(self, index: int) -> str:
+        return mid_sentence(self.arms[index].title)
 
-    def score(self, at: int) -> str:
-        return self.arms[at].measure.formatted(self.arms[at].score.value)
+    def score(self, index: int) -> str:
+        return self.arms[index].measure.format_value(self.arms[index].score.value)
 
     def best_of(self, places: Sequence[int]) -> int:
-        return max(places, key=lambda at: self.arms[at].rank)
+        return max(places, key=lambda index: self.arms[index].rank)
 
     def size(self, first: int, second: int) -> str:
-        """The difference of two arms, first less second, with its interval."""
-        pair = pair_of(self.pairs, first, second)
+        """Describe the difference of two arms, first minus second, with its interval."""
+        pair = find_pair(self.pairs, first, second)
         verdict, measure = pair.widest, pair.measure
         claim = verdict.claim
-        gain, low, high = measure.own(claim.gain, claim.low, claim.high)
+        gain, low, high = measure.to_difference(claim.gain, claim.low, claim.high)
         if pair.a != first:
             gain, low, high = -gain, -high, -low
         text = f"Difference {difference_text(measure, gain, low, high, of=False)}"
         if not verdict.different and low * high > 0:
-            text += f"; not significant{_among(verdict)}"
+            text += f"; not significant{_describe_family(verdict)}"
         return f"{text}."
 
     def least_gain(self, first: int, second: int) -> float:
-        """The end of the interval of the first arm's gain that speaks against that arm."""
-        pair = pair_of(self.pairs, first, second)
+        """Return the end of the interval of the first arm's gain that is worst for that arm."""
+        pair = find_pair(self.pairs, first, second)
         claim = pair.widest.claim
         return claim.low if pair.a == first else -claim.high
 
     def saving(self, cheap: int, dear: int) -> str:
-        """Return ``: 3.0 s per run instead of 20 s``; empty where nothing is saved."""
-        less, more = (self.arms[at].cost.seconds for at in (cheap, dear))
+        """Return ``: 3.0 s per run instead of 20 s``; empty if nothing is saved."""
+        less, more = (self.arms[index].cost.seconds for index in (cheap, dear))
         return f": {duration(less)} per run instead of {duration(more)}" if less < more else ""
 
 
-def _among(verdict: PairVerdict) -> str:
+def _describe_family(verdict: PairVerdict) -> str:
     return f" among {verdict.family} pairs" if verdict.family > 1 else ""
 
 
-def _not_converged(arms: Sequence[Arm]) -> Verdict:
-    """Say which arms have not converged, and conclude nothing about layers."""
+def _state_not_converged(arms: Sequence[Arm]) -> Verdict:
+    """Return a verdict that names the arms that have not converged, and concludes nothing."""
     reason = arms[0].convergence.reason
     if len(arms) > 1:
         reason = f"{arms[0].title}: {reason}"
@@ -150,37 +155,41 @@ def _not_converged(arms: Sequence[Arm]) -> Verdict:
     )
 
 
-def _one_strategy(view: _View) -> Verdict:
-    """Describe runs of one strategy, each an arm, or a single run."""
+def _state_one_strategy(view: _Context) -> Verdict:
+    """Return the verdict on runs of one strategy, one arm each, or on a single run."""
     arms, measure = view.arms, view.arms[0].measure
     action = "Add another strategy to compare it with."
     if len(arms) == 1:
-        low, high = (measure.formatted(end) for end in (arms[0].score.low, arms[0].score.high))
-        answer = f"{arms[0].title}: {view.metric} {view.score(0)} {view.on}."
+        low, high = (measure.format_value(end) for end in (arms[0].score.low, arms[0].score.high))
+        answer = f"{arms[0].title}: {view.metric} {view.score(0)} {view.on_images}."
         return Verdict(answer, f"95 % CI {low} to {high}.", action)
     values = [arm.score.value for arm in arms]
-    least, most = (measure.formatted(value) for value in (min(values), max(values)))
+    least, most = (measure.format_value(value) for value in (min(values), max(values)))
     ended = f", all {arms[0].unfinished}" if arms[0].unfinished else ""
     apart = sum(pair.networks.different for pair in view.pairs)
-    told = f"{apart} of {things(len(view.pairs), 'pair')}" if apart else "no two"
+    count = f"{apart} of {things(len(view.pairs), 'pair')}" if apart else "no two"
     return Verdict(
-        f"One strategy with {len(arms)} seeds{ended}: {view.metric} {least} to {most} {view.on}.",
+        f"One strategy with {len(arms)} seeds{ended}: {view.metric} {least} to {most} "
+        f"{view.on_images}.",
         f"The seeds span {measure.size(max(values) - min(values))} {measure.short_unit}; "
-        f"{told} can be told apart.",
+        f"{count} can be told apart.",
         action,
     )
 
 
-def _trained_models(view: _View, best: int) -> Verdict:
-    """Answer for the trained models, where the methods cannot be compared yet."""
-    others = [at for at in range(len(view.arms)) if at != best]
-    alike = [at for at in others if not pair_of(view.pairs, best, at).networks.different]
+def _state_trained_models(view: _Context, best: int) -> Verdict:
+    """Return a verdict on the trained models, for methods that cannot be compared yet."""
+    others = [index for index in range(len(view.arms)) if index != best]
+    alike = [index for index in others if not find_pair(view.pairs, best, index).networks.different]
     rival = view.best_of(alike or others)
     if alike:
-        answer = f"No clear winner among these trained models {view.on}: {_both(view, best, rival)}"
+        answer = (
+            f"No clear winner among these trained models {view.on_images}: "
+            f"{_describe_both(view, best, rival)}"
+        )
     else:
-        answer = f"Of these trained models, {view.name(best)} is best {view.on}: "
-        answer += _against(view, best, rival)
+        answer = f"Of these trained models, {view.name(best)} is best {view.on_images}: "
+        answer += _describe_against(view, best, rival)
     single = any(not arm.unfinished and arm.has_too_few_seeds for arm in view.arms)
     actions = ["Resume the unfinished runs."] if any(arm.unfinished for arm in view.arms) else []
     if single:
@@ -188,22 +197,24 @@ def _trained_models(view: _View, best: int) -> Verdict:
     return Verdict(answer, view.size(best, rival), " ".join(actions))
 
 
-def _no_clear_winner(view: _View, choice: Choice) -> Verdict:
-    """Say what would sharpen the verdict: more of what the larger error comes from."""
+def _state_no_clear_winner(view: _Context, choice: Choice) -> Verdict:
+    """Return a verdict that asks for more of what the larger error comes from."""
     best, rival = choice.best, view.best_of(choice.alike)
-    answer = f"No clear winner {view.on}: {_both(view, best, rival)}"
-    blunt = pair_of(view.pairs, best, rival)
-    if blunt.widest.smallest <= BLUNT:  # another pair is why nothing is advised
-        others = [pair_of(view.pairs, best, at) for at in choice.alike]
+    answer = f"No clear winner {view.on_images}: {_describe_both(view, best, rival)}"
+    blunt = find_pair(view.pairs, best, rival)
+    if blunt.widest.smallest <= BLUNT:  # another pair is the reason why nothing is advised
+        others = [find_pair(view.pairs, best, index) for index in choice.alike]
         blunt = max(others, key=lambda one: one.widest.smallest)
     return Verdict(
-        answer, view.size(best, rival), _suggest_more(view, blunt) + _compare_too(view, choice)
+        answer,
+        view.size(best, rival),
+        _suggest_more(view, blunt) + _suggest_missing_runs(view, choice),
     )
 
 
-def _suggest_more(view: _View, pair: Pair) -> str:
+def _suggest_more(view: _Context, pair: Pair) -> str:
     measure, smallest = pair.measure, pair.widest.smallest
-    seeded = seeded_arms(view.arms, pair)
+    seeded = find_seeded_arms(view.arms, pair)
     if seeded and (pair.seed_error or 0.0) > pair.image_error:
         return _suggest_seeds(view, pair, seeded)
     if images := pair.images_needed(WANTED):
@@ -211,16 +222,16 @@ def _suggest_more(view: _View, pair: Pair) -> str:
             f"Test more images: {number(images)} would show {measure.size(WANTED)} "
             f"{measure.short_unit}."
         )
-    if smallest >= measure.most:
+    if smallest >= measure.max_difference:
         return "Test more images: so few can hardly show any difference."
-    # Images alone would not do: what seeds add stays.
-    shown = f"{measure.size(smallest)} {measure.short_unit}"
+    # More images alone do not suffice, because the variance due to seeds stays.
+    difference = f"{measure.size(smallest)} {measure.short_unit}"
     seeds = ", train more seeds" if seeded else ""
-    return f"Test more images{seeds}: these show no difference under {shown}."
+    return f"Test more images{seeds}: these show no difference under {difference}."
 
 
-def _suggest_seeds(view: _View, pair: Pair, seeded: Sequence[int]) -> str:
-    """Ask for seeds of those arms of a pair that another seed would change."""
+def _suggest_seeds(view: _Context, pair: Pair, seeded: Sequence[int]) -> str:
+    """Ask for more seeds of those arms of a pair whose result depends on the seed."""
     both = len(seeded) > 1
     whose = "" if both else f" of {view.name(seeded[0])}"
     if not pair.seeds_needed:
@@ -229,58 +240,60 @@ def _suggest_seeds(view: _View, pair: Pair, seeded: Sequence[int]) -> str:
     return f"Train more seeds{whose}: {needed} would show this difference."
 
 
-def _advise(view: _View, choice: Choice) -> Verdict:
-    """Name the arm to take: the best, or the cheapest that is not distinguishable from it."""
+def _state_advice(view: _Context, choice: Choice) -> Verdict:
+    """Return a verdict that names the best arm, or the cheapest one not distinguishable from it."""
     take, best = choice.advised, choice.best
     assert take is not None
-    others = _compare_too(view, choice)
-    trained = [at for at in choice.comparable if epochs_of(view.arms[at].config)]
+    others = _suggest_missing_runs(view, choice)
+    trained = [index for index in choice.comparable if epochs_of(view.arms[index].config)]
     if is_baseline(view.arms[take].config) and trained:
         rival = view.best_of(trained)
         if view.least_gain(take, rival) > -WANTED:
-            return _train_nothing(view, take, rival, others)
+            return _state_train_nothing(view, take, rival, others)
     if choice.alike:
         rival = best if take != best else view.best_of(choice.alike)
-        answer = f"No difference shown {view.on}: {_both(view, take, rival)}"
+        answer = f"No difference shown {view.on_images}: {_describe_both(view, take, rival)}"
         action = f"Use {view.name(take)}{view.saving(take, rival)}.{others}"
         return Verdict(answer, view.size(take, rival), action)
-    rival = view.best_of([at for at in choice.comparable if at != best])
-    answer = f"{view.arms[take].title} is best {view.on}: {_against(view, take, rival)}"
+    rival = view.best_of([index for index in choice.comparable if index != best])
+    answer = (
+        f"{view.arms[take].title} is best {view.on_images}: {_describe_against(view, take, rival)}"
+    )
     return Verdict(answer, view.size(take, rival), f"Use {view.name(take)}.{others}")
 
 
-def _train_nothing(view: _View, probe: int, rival: int, others: str) -> Verdict:
-    """Say that nothing trained in epochs is worth more than a linear probe."""
-    does = "better" if pair_of(view.pairs, probe, rival).widest.different else "as well"
+def _state_train_nothing(view: _Context, probe: int, rival: int, others: str) -> Verdict:
+    """Return the verdict that nothing trained in epochs is worth more than a linear probe."""
+    does = "better" if find_pair(view.pairs, probe, rival).widest.different else "as well"
     plain = view.arms[probe].title == STRATEGIES[BASELINE].title
     name = f"{'a ' if plain else ''}{view.name(probe)}"
     scores = f"{view.score(probe)} {view.metric} against {view.score(rival)} for {view.name(rival)}"
     return Verdict(
-        f"Train nothing: {view.on} {name} does {does}, {scores}.",
+        f"Train nothing: {view.on_images} {name} does {does}, {scores}.",
         view.size(probe, rival),
         f"Use the {view.name(probe)}{view.saving(probe, rival)}.{others}",
     )
 
 
-def _both(view: _View, first: int, second: int) -> str:
-    scores = [f"{view.score(at)} for {view.name(at)}" for at in (first, second)]
+def _describe_both(view: _Context, first: int, second: int) -> str:
+    scores = [f"{view.score(index)} for {view.name(index)}" for index in (first, second)]
     return f"{view.metric} {', '.join(scores)}."
 
 
-def _against(view: _View, first: int, second: int) -> str:
+def _describe_against(view: _Context, first: int, second: int) -> str:
     return (
         f"{view.metric} {view.score(first)}, against {view.score(second)} for {view.name(second)}."
     )
 
 
-def _compare_too(view: _View, choice: Choice) -> str:
-    """Ask for what arms lack that cannot be compared in general; empty where none does."""
-    silent = [at for at in range(len(view.arms)) if at not in choice.comparable]
-    cut = [view.name(at) for at in silent if view.arms[at].unfinished]
-    single = [view.name(at) for at in silent if not view.arms[at].unfinished]
-    text = f" Train more seeds of {some(single)} to compare {_them(single)}." if single else ""
-    return text + (f" Resume {some(cut)} to compare {_them(cut)}." if cut else "")
+def _suggest_missing_runs(view: _Context, choice: Choice) -> str:
+    """Ask for what arms lack that cannot be compared in general; empty if none does."""
+    silent = [index for index in range(len(view.arms)) if index not in choice.comparable]
+    cut = [view.name(index) for index in silent if view.arms[index].unfinished]
+    single = [view.name(index) for index in silent if not view.arms[index].unfinished]
+    text = f" Train more seeds of {some(single)} to compare {_pronoun(single)}." if single else ""
+    return text + (f" Resume {some(cut)} to compare {_pronoun(cut)}." if cut else "")
 
 
-def _them(names: Sequence[str]) -> str:
+def _pronoun(names: Sequence[str]) -> str:
     return "it, too" if len(names) == 1 else "them, too"

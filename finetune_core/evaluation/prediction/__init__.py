@@ -1,1 +1,1 @@
-"""What a trained network makes of new images: predictions, explanations, the nearest training images."""
+"""Application of a trained network to new images: predictions, Grad-CAM, nearest neighbours."""

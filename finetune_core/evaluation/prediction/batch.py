@@ -1,4 +1,4 @@
-"""Many images predicted at once: a folder or an archive in, a table out."""
+"""Prediction of many images at once: a folder or an archive in, a table out."""
 
 import csv
 import io
@@ -28,18 +28,18 @@ from finetune_core.training.preview import network_input
 from finetune_core.work import Step, Work
 
 _BATCH = 32
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for a formula's beginning
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet reads these as the start of a formula
 
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """What a network takes one file for.
+    """Prediction of one file.
 
     Attributes:
-        file: its name, as it is reported.
-        probabilities: float64 ``[classes]``; None where it could not be read.
-        unlike: whether it is unlike anything in training; None where that is not known.
-        problem: why it could not be read; empty where it could.
+        file: name of the file in reports.
+        probabilities: float64 ``[classes]``; None if the file could not be read.
+        unlike: True if the image is unlike all training images; None if that is not known.
+        problem: reason why the file could not be read; empty if it could.
     """
 
     file: str
@@ -49,12 +49,14 @@ class ImagePrediction:
 
 
 def images_below(folder: Path) -> list[tuple[str, Path]]:
-    """(path below the folder, file) of every image in it and its subfolders, in order; links to folders are not followed.
+    """Return (relative path, file) of every image in a folder and its subfolders, in order.
+
+    Links to folders are not followed.
 
     Raises:
-        DataError: when there is none.
+        DataError: if there is no image.
     """
-    found = []
+    images = []
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not is_noise(name))
         paths = (
@@ -62,39 +64,44 @@ def images_below(folder: Path) -> list[tuple[str, Path]]:
             for name in sorted(files)
             if not is_noise(name) and Path(name).suffix.lower() in EXTENSIONS
         )
-        found += [(path.relative_to(folder).as_posix(), path) for path in paths]
-    if not found:
+        images += [(path.relative_to(folder).as_posix(), path) for path in paths]
+    if not images:
         raise DataError(
-            f"{printable_name(folder.name)} holds no image. Thaw reads {', '.join(sorted(EXTENSIONS))}."
+            f"{printable_name(folder.name)} holds no image. Thaw reads "
+            f"{', '.join(sorted(EXTENSIONS))}."
         )
-    return found
+    return images
 
 
 def unpacking_folder() -> AbstractContextManager[Path]:
-    """A folder to unpack an archive of images into; gone when the block ends."""
+    """Return a context manager for a temporary folder that an archive of images is unpacked to."""
     return staging_folder(data_dir(), "naming")
 
 
 def predict_images(
     predictor: Predictor, images: Sequence[tuple[str, Path]], known: Known | None = None
 ) -> Work[list[ImagePrediction]]:
-    """Predict images, in their order, on the GPU where nothing uses it; files that cannot be read are marked as such.
+    """Predict images in their order, on an idle GPU if there is one.
+
+    Files that cannot be read are marked as such.
 
     Args:
-        images: (name to report it by, file).
-        known: the predictor's encoder and its training images; without them nothing is flagged as unlike.
+        predictor: the network.
+        images: (name in reports, file).
+        known: encoder of the predictor and its training images; without them no image is flagged as
+            unlike.
 
     Yields:
         Steps that count images.
     """
 
-    def on(device: Device) -> Work[list[ImagePrediction]]:
-        return _predicted(predictor.on(device), images, known and (known[0].on(device), known[1]))
+    def predict_on(device: Device) -> Work[list[ImagePrediction]]:
+        return _predict(predictor.on(device), images, known and (known[0].on(device), known[1]))
 
-    return (yield from on_idle_device(on, FINAL_PRECISION))
+    return (yield from on_idle_device(predict_on, FINAL_PRECISION))
 
 
-def _predicted(
+def _predict(
     predictor: Predictor, images: Sequence[tuple[str, Path]], known: Known | None
 ) -> Work[list[ImagePrediction]]:
     predictions: list[ImagePrediction] = []
@@ -106,16 +113,16 @@ def _predicted(
             return str(error)
 
     with Compiler(predictor.device, len(images), _BATCH) as compiler:
-        evaluated = _evaluating(predictor, known, compiler)
+        evaluated = _make_forward(predictor, known, compiler)
         for start in range(0, len(images), _BATCH):
-            some = list(in_threads(read, images[start : start + _BATCH]))
-            squares = [square for _, square in some if not isinstance(square, str)]
-            found = iter(evaluated(torch.stack(squares)) if squares else ())
+            loaded = list(in_threads(read, images[start : start + _BATCH]))
+            squares = [square for _, square in loaded if not isinstance(square, str)]
+            results = iter(evaluated(torch.stack(squares)) if squares else ())
             predictions += [
                 ImagePrediction(name, None, problem=square)
                 if isinstance(square, str)
-                else ImagePrediction(name, *next(found))
-                for (name, _), square in some
+                else ImagePrediction(name, *next(results))
+                for (name, _), square in loaded
             ]
             yield Step(len(predictions), len(images))
     return predictions
@@ -123,7 +130,7 @@ def _predicted(
 
 @dataclass(frozen=True)
 class Answers:
-    """The predictions of one of several networks for the same images, in the same order."""
+    """Predictions of one network for a list of images that several networks predict."""
 
     title: str
     classes: Sequence[str]
@@ -131,25 +138,46 @@ class Answers:
 
     @property
     def top(self) -> list[str]:
-        """The most likely class of each image; empty where it could not be read."""
+        """The most likely class of each image; empty if it could not be read."""
         return [
-            "" if one.probabilities is None else self.classes[int(one.probabilities.argmax())]
-            for one in self.predictions
+            ""
+            if prediction.probabilities is None
+            else self.classes[int(prediction.probabilities.argmax())]
+            for prediction in self.predictions
         ]
 
 
 def to_frame(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> pd.DataFrame:
-    """``file, class, probability, unlike, problem``, then the probability of each class; None and NaN where an image could not be read."""
-    columns = ["file", *_columns(Answers("", classes, predictions))]
+    """Return a table: ``file, class, probability, unlike, problem``, and each class's probability.
+
+    Probabilities are NaN, and the class is None, if an image could not be read.
+    """
+    columns = ["file", *_column_names(Answers("", classes, predictions))]
     rows = []
-    for one in predictions:
-        found = one.probabilities
-        if found is None:
-            rows.append([one.file, None, None, one.unlike, one.problem, *[None] * len(classes)])
-        else:
-            best = int(found.argmax())
+    for prediction in predictions:
+        probabilities = prediction.probabilities
+        if probabilities is None:
             rows.append(
-                [one.file, classes[best], found[best], one.unlike, one.problem, *found.tolist()]
+                [
+                    prediction.file,
+                    None,
+                    None,
+                    prediction.unlike,
+                    prediction.problem,
+                    *[None] * len(classes),
+                ]
+            )
+        else:
+            best = int(probabilities.argmax())
+            rows.append(
+                [
+                    prediction.file,
+                    classes[best],
+                    probabilities[best],
+                    prediction.unlike,
+                    prediction.problem,
+                    *probabilities.tolist(),
+                ]
             )
     return pd.DataFrame(rows, columns=columns).astype(
         dict.fromkeys(["probability", *columns[5:]], "float64")
@@ -157,56 +185,73 @@ def to_frame(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> 
 
 
 def to_csv(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> bytes:
-    """``file, class, probability, unlike, problem``, then the probability of each class, as UTF-8.
+    """Return ``file, class, probability, unlike, problem`` and each class's probability as UTF-8.
 
-    Names are a stranger's: what a spreadsheet would take for a formula gets an apostrophe before it (OWASP, CSV injection).
+    Names are untrusted: a cell that a spreadsheet would take for a formula is prefixed by an
+    apostrophe (OWASP, CSV injection).
     """
     return side_by_side_csv([Answers("", classes, predictions)])
 
 
 def side_by_side_csv(answers: Sequence[Answers]) -> bytes:
-    """``to_csv`` of each network, one beside the other, the network's title behind the names of its columns."""
+    """Return ``to_csv`` of several networks side by side.
+
+    The network's title is appended to the names of its columns.
+    """
     text = io.StringIO(newline="")
     table = csv.writer(text)
-    table.writerow(["file", *(column for one in answers for column in _columns(one))])
-    for rows in zip(*(one.predictions for one in answers), strict=True):
-        cells = [_answer(row, one.classes) for row, one in zip(rows, answers, strict=True)]
-        table.writerow([_cell(rows[0].file), *(cell for some in cells for cell in some)])
+    table.writerow(["file", *(column for answer in answers for column in _column_names(answer))])
+    for rows in zip(*(answer.predictions for answer in answers), strict=True):
+        cells = [
+            _format_cells(row, answer.classes) for row, answer in zip(rows, answers, strict=True)
+        ]
+        table.writerow(
+            [_escape_formula(rows[0].file), *(cell for row_cells in cells for cell in row_cells)]
+        )
     return text.getvalue().encode("utf-8", "replace")
 
 
-def _columns(one: Answers) -> list[str]:
-    names = ["class", "probability", "unlike", "problem", *(f"p({name})" for name in one.classes)]
-    return [f"{name}, {one.title}" for name in names] if one.title else names
+def _column_names(answers: Answers) -> list[str]:
+    names = [
+        "class",
+        "probability",
+        "unlike",
+        "problem",
+        *(f"p({name})" for name in answers.classes),
+    ]
+    return [f"{name}, {answers.title}" for name in names] if answers.title else names
 
 
-def _answer(one: ImagePrediction, classes: Sequence[str]) -> list[str]:
-    unlike = "" if one.unlike is None else "yes" if one.unlike else "no"
-    if one.probabilities is None:
-        return ["", "", unlike, _cell(one.problem), *[""] * len(classes)]
-    best = int(one.probabilities.argmax())
-    chances = [f"{chance:.6f}" for chance in one.probabilities]
-    return [_cell(classes[best]), chances[best], unlike, "", *chances]
+def _format_cells(prediction: ImagePrediction, classes: Sequence[str]) -> list[str]:
+    unlike = "" if prediction.unlike is None else "yes" if prediction.unlike else "no"
+    if prediction.probabilities is None:
+        return ["", "", unlike, _escape_formula(prediction.problem), *[""] * len(classes)]
+    best = int(prediction.probabilities.argmax())
+    chances = [f"{chance:.6f}" for chance in prediction.probabilities]
+    return [_escape_formula(classes[best]), chances[best], unlike, "", *chances]
 
 
-def _evaluating(
+def _make_forward(
     predictor: Predictor, known: Known | None, compiler: Compiler
 ) -> Callable[[torch.Tensor], list[tuple[np.ndarray, bool | None]]]:
-    """What predicts a batch: the probabilities of each image, and whether it is unlike anything in training."""
+    """Return the function that predicts a batch.
+
+    For each image it returns the probabilities, and whether it is unlike all training images.
+    """
     if known is None:
         forward = compiler.forward(predictor.part)
     else:
-        looks, near = known[0].compiled(compiler), known[1]
+        encoder, neighbourhood = known[0].compiled(compiler), known[1]
 
-    def evaluated(squares: torch.Tensor) -> list[tuple[np.ndarray, bool | None]]:
+    def evaluate(squares: torch.Tensor) -> list[tuple[np.ndarray, bool | None]]:
         squares = squares.contiguous(memory_format=predictor.device.layout)
         if known is None:
             return [(row, None) for row in predictor.probabilities_of(squares, forward)]
-        features, probabilities = looks.features(squares)
-        return list(zip(probabilities, near.unlike(features).tolist(), strict=True))
+        features, probabilities = encoder.features(squares)
+        return list(zip(probabilities, neighbourhood.unlike(features).tolist(), strict=True))
 
-    return evaluated
+    return evaluate
 
 
-def _cell(text: str) -> str:
+def _escape_formula(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text

@@ -1,4 +1,4 @@
-"""What a network takes a camera's frames for, one after the other."""
+"""Prediction of a camera's frames, one after the other."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,17 +9,18 @@ from finetune_core.evaluation.prediction.neighbours import Known
 from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.training.batches import compute_alone
 
-# One image is too little work to share: on busy cores, threads that share it wait for each other many times longer than it takes.
+# One image is too little work to share between threads: on busy cores they wait for each other
+# many times longer than the work takes.
 _threads = ThreadPoolExecutor(2, thread_name_prefix="live", initializer=compute_alone)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one network, for one frame.
+    """Prediction of one network for one frame.
 
     Attributes:
         probabilities: float64 ``[classes]``.
-        unlike: any training image; None where these are not known.
+        unlike: True if the frame is unlike all training images; None if these are not known.
     """
 
     probabilities: np.ndarray
@@ -27,20 +28,22 @@ class Answer:
 
 
 def answer(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
-    """What a network takes a frame for.
+    """Predict a frame.
 
     Args:
-        known: of its training images.
+        predictor: the network.
+        known: encoder of the network and its training images.
+        frame: the image file's bytes.
 
     Raises:
-        ImageError: when the frame cannot be read.
+        ImageError: if the frame cannot be read.
     """
-    return _threads.submit(_answer, predictor, known, frame).result()
+    return _threads.submit(_predict_frame, predictor, known, frame).result()
 
 
-def _answer(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
+def _predict_frame(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
     if known is None:
         return Answer(predictor.probabilities([frame])[0], None)
-    looks, near = known
-    features, probabilities = looks.look(frame)
-    return Answer(probabilities, bool(near.unlike(features[None])[0]))
+    encoder, neighbourhood = known
+    features, probabilities = encoder.look(frame)
+    return Answer(probabilities, bool(neighbourhood.unlike(features[None])[0]))

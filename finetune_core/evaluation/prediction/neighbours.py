@@ -1,11 +1,13 @@
-"""The training images most like a new one, by what the network makes of them, and whether any is like it at all.
+"""Nearest training images of a new image, and whether it is unlike all of them.
 
-Distances are between the features that the head sees, brought to unit length. An image is called unlike anything in training
-when its distance to the training images is greater than that of nearly all validation images (deep nearest neighbours,
-Sun et al. 2022); how many of those would be called so in error is set beforehand, as in split conformal prediction.
+Distances are between the features that the head sees, scaled to unit length. An image is called
+unlike the training images if its distance to them is greater than that of nearly all validation
+images (deep nearest neighbours, Sun et al. 2022). The share of validation images that would be
+called unlike in error is fixed beforehand, as in split conformal prediction.
 
-Training draws what it has never seen towards the classes that it knows, so the features from before training have a say, too: a network
-that was trained whole on digits knew 3 % of 450 photographs as strangers by its own features alone, and all of them by both.
+Training draws unseen kinds of images towards the known classes, so the features from before
+training count, too. A network that was trained whole on digits recognised 3 % of 450 photographs as
+unlike by its own features alone, and all of them by both.
 """
 
 import copy
@@ -25,7 +27,7 @@ from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.evaluation.run_images import RunImages, run_images
 from finetune_core.files import read_regular, regular_file, write_bytes
-from finetune_core.inspection.features import network_inputs
+from finetune_core.inspection.features import iterate_inputs
 from finetune_core.models.partition import CannotSplit, trace
 from finetune_core.models.weights import state_hash
 from finetune_core.runs.store import Run
@@ -41,9 +43,10 @@ from finetune_core.work import Step, Work
 _FILE = "neighbours.npz"
 _LARGEST = 2**31  # bytes
 _MOST = {TRAIN: 10_000, VAL: 2_000}  # images
-_NEAREST = 5  # whose mean distance counts
+_NEAREST = 5  # number of neighbours whose mean distance counts
 _AT_ONCE = 256  # images
-_ERROR = 0.01  # of images like the validation images, the share called unlike; more where there are too few to tell
+# Share of validation-like images that is called unlike; more if there are too few of them to tell.
+_ERROR = 0.01
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,10 @@ class Encoder:
     """A network cut before its head: images in, features and class probabilities out.
 
     Attributes:
-        start: the same before training; None where training left all but the head as it was.
+        predictor: the whole network.
+        body: the network without its head.
+        head: the head.
+        start: the body before training; None if training changed nothing but the head.
     """
 
     predictor: Predictor
@@ -60,21 +66,26 @@ class Encoder:
     start: Forward | None
 
     def compiled(self, compiler: Compiler) -> "Encoder":
-        """The same, its network's body compiled where that pays."""
+        """Return a copy whose body is compiled if that pays."""
         if not isinstance(self.body, fx.GraphModule):
             return self
-        part = Part(self.body, f"{self.predictor.network.info.name} body", lambda: _mark(self))
+        part = Part(
+            self.body, f"{self.predictor.network.info.name} body", lambda: _hash_weights(self)
+        )
         return replace(self, body=compiler.forward(part))
 
     def on(self, device: Device) -> "Encoder":
-        """The same on another device."""
+        """Return the encoder on another device."""
         predictor = self.predictor.on(device)
         return self if predictor is self.predictor else encoder(predictor)
 
     def features(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Features, float32 ``[n, parts, d]``, each part of unit length, of normalised images, and probabilities, float64 ``[n, classes]``.
+        """Return features and class probabilities of normalised images.
 
-        The first part is the network's own; the second, where there is one, that from before training.
+        Returns:
+            Features, float32 ``[n, parts, d]``, each part of unit length, and probabilities,
+            float64 ``[n, classes]``. The first part is from the network itself. The second, if
+            there is one, is from the network before training.
         """
         device = self.predictor.device
         images = device.take(images)
@@ -88,25 +99,27 @@ class Encoder:
         return unit.cpu().numpy(), logits.float().cpu().double().softmax(1).numpy()
 
     def look(self, image: Path | bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Features ``[parts, d]`` and probabilities ``[classes]`` of one image.
+        """Return features ``[parts, d]`` and probabilities ``[classes]`` of one image.
 
         Raises:
-            ImageError: when it cannot be read.
+            ImageError: if the image cannot be read.
         """
-        seen = network_input(image, self.predictor.network.info, self.predictor.image_size)
-        features, probabilities = self.features(seen.tensor[None])
+        preview = network_input(image, self.predictor.network.info, self.predictor.image_size)
+        features, probabilities = self.features(preview.tensor[None])
         return features[0], probabilities[0]
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """What a run's network makes of its training images.
+    """Features of a run's training images, with usual distances.
 
     Attributes:
-        ids, labels: of the training images, ``[n]``.
-        features: float32 ``[n, parts, d]``, as ``Encoder.features`` gives them.
-        usual: the distances of validation images to the training images, float32 ``[parts, m]``, each row sorted.
-        unchanged: whether these are surely the images that the run was trained on.
+        ids: ids of the training images, ``[n]``.
+        labels: int ``[n]``.
+        features: float32 ``[n, parts, d]``, from ``Encoder.features``.
+        usual: distances of validation images to the training images, float32 ``[parts, m]``, each
+            row sorted.
+        unchanged: True if these are surely the images that the run was trained on.
     """
 
     ids: np.ndarray
@@ -117,37 +130,59 @@ class Neighbourhood:
 
     @property
     def error(self) -> float:
-        """The share of images like the validation images that is called unlike in error, at most: 1 %, or more where they are few."""
+        """Upper bound of the share of validation-like images that is called unlike in error.
+
+        1 %, or more if there are few validation images.
+        """
         parts, count = self.usual.shape
         return max(_ERROR, int(parts) / (int(count) + 1))
 
     @cached_property
     def limits(self) -> np.ndarray:
-        """The distances beyond which an image is unlike anything in training, ``[parts]``; each is allowed its part of the error."""
+        """Distances beyond which an image is unlike the training images, ``[parts]``.
+
+        Each part gets an equal share of the error.
+        """
         parts, count = self.usual.shape
         rank = int(np.ceil((count + 1) * (1 - self.error / parts) - 1e-9))
         return self.usual[:, rank - 1]
 
     def nearest(self, features: np.ndarray, count: int = _NEAREST) -> tuple[np.ndarray, np.ndarray]:
-        """The training images nearest to one image's features ``[parts, d]``, by the network's own: their positions, and their cosine
-        distances (0…2)."""
+        """Return the training images that are nearest by the network's own features.
+
+        Args:
+            features: ``[parts, d]`` of one image.
+            count: number of training images.
+
+        Returns:
+            Positions of the training images, and their cosine distances (0…2).
+        """
         distances = 1 - self.features[:, 0] @ features[0]
         order = np.argsort(distances, kind="stable")[:count]
         return order, distances[order]
 
     def unlike(self, features: np.ndarray) -> np.ndarray:
-        """Boolean ``[m]``: which images ``[m, parts, d]`` are farther from the training images than nearly all validation images."""
-        return np.asarray((_distances(features, self.features) > self.limits[:, None]).any(axis=0))
+        """Return which images are farther away than nearly all validation images.
+
+        Args:
+            features: ``[m, parts, d]``.
+
+        Returns:
+            Bool ``[m]``.
+        """
+        return np.asarray(
+            (_mean_distances(features, self.features) > self.limits[:, None]).any(axis=0)
+        )
 
 
 Known = tuple[Encoder, Neighbourhood]  # of one network
 
 
 def encoder(predictor: Predictor) -> Encoder:
-    """The predictor's network, cut before its head; the parts are its own.
+    """Cut the predictor's network before its head; its modules are shared, not copied.
 
     Raises:
-        RunError: when it cannot be cut there, or is an ensemble.
+        RunError: if the network cannot be cut there, or is an ensemble.
     """
     network = predictor.network
     if network.members:
@@ -159,7 +194,7 @@ def encoder(predictor: Predictor) -> Encoder:
         segments = split_network(network)
         body, head = segments.part(None, last).eval(), segments.part(last, None).eval()
         start = None
-        if _moved(predictor):
+        if _has_changed_body(predictor):
             before = predictor.device.hold(copy.deepcopy(network.pretrained).eval())
             start = trace(before, network.stages, network.image_size).part(None, last).eval()
     except CannotSplit as error:
@@ -169,8 +204,8 @@ def encoder(predictor: Predictor) -> Encoder:
     return Encoder(predictor, body, head, start)
 
 
-def _moved(predictor: Predictor) -> bool:
-    """Whether training changed anything but the head."""
+def _has_changed_body(predictor: Predictor) -> bool:
+    """Return whether training changed anything but the head."""
     network = predictor.network
     now, before = network.model.state_dict(), network.pretrained.state_dict()
     names = [
@@ -182,20 +217,26 @@ def _moved(predictor: Predictor) -> bool:
     return any(not torch.equal(now[name].cpu(), before[name].cpu()) for name in names)
 
 
-def known_neighbourhood(run: Run, looks: Encoder) -> Neighbourhood | None:
-    """What was kept of an earlier ``compute_neighbourhood`` with these weights."""
+def known_neighbourhood(run: Run, encoder: Encoder) -> Neighbourhood | None:
+    """Return the stored result of ``compute_neighbourhood`` for these weights, or None."""
     try:
-        kept = _arrays(read_regular(run.run_dir / _FILE, _LARGEST))
-        if str(kept["weights"]) != _mark(looks):
+        arrays = _read_arrays(read_regular(run.run_dir / _FILE, _LARGEST))
+        if str(arrays["weights"]) != _hash_weights(encoder):
             return None
-        return _neighbourhood(kept, looks)
-    except Exception:  # none yet, or damaged (then zipfile and NumPy raise nearly anything): it can be computed again
+        return _build_neighbourhood(arrays, encoder)
+    # There is no file, or it is damaged (then zipfile and NumPy raise nearly anything). It can be
+    # computed again.
+    except Exception:
         return None
 
 
-def _arrays(content: bytes) -> dict[str, np.ndarray]:
-    """What ``np.savez`` wrote; raises nearly anything when it is something else. ``np.load`` would believe any size that a file claims."""
-    found = {}
+def _read_arrays(content: bytes) -> dict[str, np.ndarray]:
+    """Read arrays that ``np.savez`` wrote.
+
+    Raises nearly anything if the content is something else. ``np.load`` is not used, because it
+    trusts any size that a file claims.
+    """
+    arrays = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for name in ("weights", "ids", "labels", "features", "usual", "unchanged"):
             entry = archive.getinfo(f"{name}.npy")
@@ -207,75 +248,80 @@ def _arrays(content: bytes) -> dict[str, np.ndarray]:
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
                 if fortran or dtype.hasobject:
                     raise ValueError(f"{name} is of another kind")
-                found[name] = np.frombuffer(file.read(), dtype).reshape(shape)
-    return found
+                arrays[name] = np.frombuffer(file.read(), dtype).reshape(shape)
+    return arrays
 
 
-def _neighbourhood(kept: dict[str, np.ndarray], looks: Encoder) -> Neighbourhood:
-    """
+def _build_neighbourhood(arrays: dict[str, np.ndarray], encoder: Encoder) -> Neighbourhood:
+    """Build a ``Neighbourhood`` from stored arrays.
+
     Raises:
-        ValueError: when the arrays do not belong to this network, or to each other.
+        ValueError: if the arrays do not match this network, or each other.
     """
-    ids, labels, features, usual = (kept[name] for name in ("ids", "labels", "features", "usual"))
-    side = looks.predictor.image_size
-    wanted = looks.features(torch.zeros(1, 3, side, side))[0].shape[1:]
+    ids, labels, features, usual = (arrays[name] for name in ("ids", "labels", "features", "usual"))
+    side = encoder.predictor.image_size
+    shape = encoder.features(torch.zeros(1, 3, side, side))[0].shape[1:]
     valid = (
         ids.dtype.kind == "U"
         and labels.dtype.kind == "i"
         and features.dtype.kind == usual.dtype.kind == "f"
         and ids.shape == labels.shape == features.shape[:1]
-        and features.shape[1:] == wanted
-        and usual.shape[:1] == wanted[:1]
+        and features.shape[1:] == shape
+        and usual.shape[:1] == shape[:1]
         and min(ids.size, usual.size) > 0
         and usual.ndim == 2
         and labels.min() >= 0
-        and labels.max() < len(looks.predictor.classes)
+        and labels.max() < len(encoder.predictor.classes)
         and np.isfinite(features).all()
         and np.isfinite(usual).all()
     )
     if not valid:
         raise ValueError("these are no features of training images")
     return Neighbourhood(
-        ids, labels, features.astype(np.float32), np.sort(usual, axis=1), bool(kept["unchanged"])
+        ids, labels, features.astype(np.float32), np.sort(usual, axis=1), bool(arrays["unchanged"])
     )
 
 
 def neighbours_changed(run: Run) -> int:
-    """When a run's neighbourhood was written, in nanoseconds; 0 when there is none."""
-    found = regular_file(run.run_dir / _FILE)
-    return found.st_mtime_ns if found else 0
+    """Return when a run's neighbourhood was written, in nanoseconds; 0 if there is none."""
+    status = regular_file(run.run_dir / _FILE)
+    return status.st_mtime_ns if status else 0
 
 
 def compute_neighbourhood(
     run: Run, looks: Encoder, roots: Sequence[Path] = ()
 ) -> Work[Neighbourhood]:
-    """Run the training and validation images through the network once, on the GPU where nothing uses it, and keep what comes out in the
-    run's folder.
+    """Compute features of the training and validation images, and store them in the run directory.
+
+    An idle GPU is used if there is one.
 
     Args:
-        roots: when given, images that lie elsewhere are refused.
+        run: the run.
+        looks: the encoder of its network.
+        roots: if given, images outside of these folders are refused.
 
     Yields:
         Steps of the phases ``index``, ``decode`` and ``features``.
 
     Raises:
-        FinetuneError: when the images are not there any more, may not be read, or the run's folder cannot be written to.
+        FinetuneError: if the images are missing or may not be read, or the run directory cannot be
+            written to.
     """
     images = yield from run_images(run, _MOST, roots)
     train, val = images.rows[TRAIN], images.rows[VAL]
     rows = np.concatenate([train, val])
     features = yield from on_idle_device(
-        lambda device: _features(looks.on(device), images, rows), FINAL_PRECISION
+        lambda device: _compute_features(looks.on(device), images, rows), FINAL_PRECISION
     )
     table = images.dataset.table.iloc[train]
     ids, labels = table["id"].to_numpy(str), table["label"].to_numpy(np.int64)
     near = features[: len(train)]
-    usual = np.sort(_distances(features[len(train) :], near), axis=1)
-    made = Neighbourhood(ids, labels, near, usual, images.unchanged)
+    usual = np.sort(_mean_distances(features[len(train) :], near), axis=1)
+    neighbourhood = Neighbourhood(ids, labels, near, usual, images.unchanged)
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        weights=_mark(looks),
+        weights=_hash_weights(looks),
         ids=ids,
         labels=labels,
         features=near.astype(np.float16),
@@ -288,33 +334,41 @@ def compute_neighbourhood(
         raise RunError(
             f"The features of its images cannot be written to {run.run_dir}: {error}."
         ) from None
-    return made
+    return neighbourhood
 
 
-def _features(looks: Encoder, images: RunImages, rows: np.ndarray) -> Work[np.ndarray]:
-    predictor, found = looks.predictor, []
+def _compute_features(encoder: Encoder, images: RunImages, rows: np.ndarray) -> Work[np.ndarray]:
+    predictor, features = encoder.predictor, []
     done = 0
-    for batch, inputs in network_inputs(
+    for batch, inputs in iterate_inputs(
         predictor.network, images.pixels, rows, predictor.image_size, predictor.device
     ):
-        found.append(looks.features(inputs)[0])
+        features.append(encoder.features(inputs)[0])
         done += len(batch)
         yield Step(done, len(rows), "features")
-    return np.concatenate(found)
+    return np.concatenate(features)
 
 
-def _distances(features: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """Mean cosine distance of each image ``[m, parts, d]`` to the nearest of the training images ``[n, parts, d]``: float32 ``[parts, m]``."""
+def _mean_distances(features: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Return the mean cosine distance of each image to its nearest training images.
+
+    Args:
+        features: ``[m, parts, d]``.
+        near: ``[n, parts, d]`` of the training images.
+
+    Returns:
+        Float32 ``[parts, m]``.
+    """
     count = min(_NEAREST, len(near))
-    found = np.empty((near.shape[1], len(features)), np.float32)
-    for part in range(len(found)):
+    distances = np.empty((near.shape[1], len(features)), np.float32)
+    for part in range(len(distances)):
         for start in range(0, len(features), _AT_ONCE):
             likeness = features[start : start + _AT_ONCE, part] @ near[:, part].T
             nearest = np.partition(likeness, len(near) - count, axis=1)[:, len(near) - count :]
-            found[part, start : start + _AT_ONCE] = 1 - nearest.mean(axis=1)
-    return found
+            distances[part, start : start + _AT_ONCE] = 1 - nearest.mean(axis=1)
+    return distances
 
 
-def _mark(looks: Encoder) -> str:
-    """Changes with the network's weights."""
-    return state_hash(looks.predictor.network.model.state_dict())
+def _hash_weights(encoder: Encoder) -> str:
+    """Return a hash of the network's weights."""
+    return state_hash(encoder.predictor.network.model.state_dict())

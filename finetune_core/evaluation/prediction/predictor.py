@@ -1,4 +1,4 @@
-"""A run's best checkpoint -> a network that names new images."""
+"""Predictor: the network of a run's best checkpoint, applied to new images."""
 
 import copy
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from finetune_core.training.strategies import epochs_of
 
 @dataclass(frozen=True)
 class Predictor:
-    """A fine-tuned network, ready for images."""
+    """A fine-tuned network with its classes and its device."""
 
     network: Network
     classes: tuple[str, ...]
@@ -33,10 +33,10 @@ class Predictor:
     image_size: int
 
     def probabilities(self, images: Sequence[Path | bytes]) -> np.ndarray:
-        """Float64 ``[n, classes]``, one row per image; preprocessing as in validation.
+        """Return float64 ``[n, classes]``, one row per image; preprocessing is as in validation.
 
         Raises:
-            ImageError: when one of them cannot be read.
+            ImageError: if an image cannot be read.
         """
         info = self.network.info
         return self.probabilities_of(
@@ -44,17 +44,21 @@ class Predictor:
         )
 
     def probabilities_of(self, squares: torch.Tensor, forward: Forward | None = None) -> np.ndarray:
-        """The same of normalised images ``[n, 3, image_size, image_size]``.
+        """Return float64 ``[n, classes]`` of normalised images ``[n, 3, image_size, image_size]``.
 
         Args:
-            forward: the network's pass, where it is compiled.
+            squares: the images.
+            forward: compiled forward pass of the network, if there is one.
         """
         logits = logits_of(forward or self.network.model, squares, self.device).astype(np.float64)
         probabilities: np.ndarray = softmax(logits, axis=1)
         return probabilities
 
     def on(self, device: Device) -> "Predictor":
-        """The same on another device: a copy, because others may be using this one."""
+        """Return the predictor on another device.
+
+        The network is copied, because other threads may be using this one.
+        """
         if (device.kind, device.precision) == (self.device.kind, self.device.precision):
             return self
         network = replace(self.network, model=device.hold(copy.deepcopy(self.network.model)))
@@ -62,7 +66,7 @@ class Predictor:
 
     @property
     def part(self) -> Part:
-        """The whole network, to be compiled."""
+        """The whole network as a unit to compile."""
         network = self.network
         return Part(
             network.model,
@@ -72,14 +76,16 @@ class Predictor:
 
 
 def load_predictor(run: Run, device: Device | None = None) -> Predictor:
-    """Put a run's best network together again.
+    """Load a run's best network.
 
     Args:
-        device: the processor when None: a run may need all of a GPU.
+        run: the run.
+        device: the CPU if None, because a run may need all of a GPU.
 
     Raises:
-        RunError: when the run has no checkpoint, it is damaged, or the weights that it began with have changed since.
-        WeightsError: when they are not on this machine.
+        RunError: if the run has no checkpoint, the checkpoint is damaged, or the initial weights
+            have changed since.
+        WeightsError: if the initial weights are not on this machine.
     """
     _check_same_run(run, read_info(run.run_dir, BEST))
     network, info = best_network(run.config, run.run_dir)
@@ -89,20 +95,22 @@ def load_predictor(run: Run, device: Device | None = None) -> Predictor:
 
 
 def _check_same_run(run: Run, info: CheckpointInfo) -> None:
-    """
+    """Raise if a checkpoint belongs to another run.
+
     Raises:
-        RunError: when a checkpoint is of another run.
+        RunError: if it does.
     """
     started = run.history.started or {}
     recorded = (info.backbone, info.classes, info.fingerprint or started.get("fingerprint"))
-    wanted = (
+    expected = (
         run.config.backbone,
         tuple(started.get("classes", info.classes)),
         started.get("fingerprint", recorded[2]),
     )
     epochs = epochs_of(run.config)
-    if recorded != wanted or not min(1, epochs) <= info.epoch <= epochs:
+    if recorded != expected or not min(1, epochs) <= info.epoch <= epochs:
         path = checkpoint_path(run.run_dir, BEST)
         raise RunError(
-            f"{path} is damaged: it says that it is of another run, with other classes, images or settings."
+            f"{path} is damaged: it says that it is of another run, with other classes, images or "
+            "settings."
         )

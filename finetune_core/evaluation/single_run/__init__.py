@@ -1,1 +1,1 @@
-"""How one run did: metrics, curves, calibration, slices, robustness, the evaluation in fp32."""
+"""Evaluation of one run: metrics, curves, calibration, slices, robustness, predictions in fp32."""

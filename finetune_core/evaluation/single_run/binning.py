@@ -1,4 +1,4 @@
-"""Images in bins of confidence: what calibration and its error are computed from."""
+"""Binning of images by confidence, for calibration and its error."""
 
 from typing import Literal
 
@@ -11,24 +11,30 @@ _TAILS = (2.5, 97.5)  # percentiles
 Binning = Literal["width", "mass"]
 
 
-def bins_of(
+def assign_bins(
     confidence: np.ndarray, binning: Binning = "width", bins: int = BINS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The borders of the bins, and the bin of each image.
+    """Return the edges of the bins, and the bin of each image.
 
     Args:
-        binning: bins of equal ``width`` in confidence, or of equal ``mass`` in images (fewer where confidences are equal).
+        confidence: float ``[n]``.
+        binning: bins of equal ``width`` in confidence, or of equal ``mass`` in images (fewer if
+            confidences are equal).
+        bins: number of bins.
     """
     if binning == "width":
         edges = np.linspace(0, 1, bins + 1)
     else:
         edges = np.unique(np.quantile(confidence, np.linspace(0, 1, bins + 1)))
-    # A bin holds its upper border, as in Guo et al. 2017; the lowest one both.
+    # A bin includes its upper edge, as in Guo et al. 2017; the lowest bin includes both edges.
     return edges, np.clip(np.searchsorted(edges, confidence, "left") - 1, 0, max(0, len(edges) - 2))
 
 
-def gap_rows(confidence: np.ndarray, correct: np.ndarray, bin_of: np.ndarray) -> sparse.csr_array:
-    """``[bins, n]``: times the images' weights, each bin's part of the calibration error, with its sign."""
+def gap_matrix(confidence: np.ndarray, correct: np.ndarray, bin_of: np.ndarray) -> sparse.csr_array:
+    """Return a sparse matrix ``[bins, n]`` that gives the calibration error of each bin.
+
+    Its product with the images' weights is the contribution of each bin, with its sign.
+    """
     gaps = (correct - confidence) / len(confidence)
     return sparse.csr_array(
         (gaps, (bin_of, np.arange(len(gaps)))), shape=(bin_of.max() + 1, len(gaps))
@@ -36,18 +42,20 @@ def gap_rows(confidence: np.ndarray, correct: np.ndarray, bin_of: np.ndarray) ->
 
 
 def ece_interval(gaps: np.ndarray, drawn: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the expected calibration error, from bootstrap resamples.
+    """Return a 95 % interval of the expected calibration error from bootstrap resamples.
 
-    The error of few images is too large, because chance moves every bin off the line, and that of a resample more so: plain percentiles
-    would miss the true error nearly always where it is small. So the lower end takes off all that chance may have moved the bins (by the
-    triangle inequality the two errors differ by no more), and the upper end is the basic bootstrap's (Davison & Hinkley 1997), which
-    corrects for the bias; it is never below the error itself.
+    The error of few images is too large, because chance moves every bin off the diagonal, and that
+    of a resample is even larger. Plain percentiles would nearly always miss a small true error. So
+    the lower end subtracts all that chance may have moved the bins (by the triangle inequality the
+    two errors differ by no more). The upper end is the basic bootstrap's (Davison & Hinkley 1997),
+    which corrects for the bias. It is never below the error itself.
 
     Args:
-        gaps: ``[bins]``. drawn: ``[bins, resamples]``.
+        gaps: ``[bins]``.
+        drawn: ``[bins, resamples]``.
     """
     error, errors = np.abs(gaps).sum(), np.abs(drawn).sum(0)
-    moved = np.abs(drawn - gaps[:, None]).sum(0)
-    low = max(0.0, error - np.percentile(moved, _TAILS[1]))
+    shifts = np.abs(drawn - gaps[:, None]).sum(0)
+    low = max(0.0, error - np.percentile(shifts, _TAILS[1]))
     high = min(1.0, max(error, 2 * error - np.percentile(errors, _TAILS[0])))
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Whether a network that says 80 % is right in 80 of 100 cases, and what one number, the temperature, makes of it."""
+"""Calibration of a network's confidence, before and after temperature scaling."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,12 +12,12 @@ from finetune_core.evaluation.intervals import wilson
 from finetune_core.evaluation.single_run.binning import (
     BINS,
     Binning,
-    bins_of,
+    assign_bins,
     ece_interval,
-    gap_rows,
+    gap_matrix,
 )
 from finetune_core.evaluation.single_run.metrics import logits_of
-from finetune_core.evaluation.single_run.scores import RESAMPLES, resampled
+from finetune_core.evaluation.single_run.scores import RESAMPLES, resample
 
 FEWEST = 30  # images that a temperature is fitted on
 _LOWEST, _HIGHEST = 0.05, 20.0
@@ -25,14 +25,18 @@ _LOWEST, _HIGHEST = 0.05, 20.0
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence against accuracy, as the network says it or at a temperature.
+    """Confidence compared with accuracy.
 
     Attributes:
-        bins: one row per bin that has images: ``low, high`` (its borders), ``confidence, accuracy`` (means), ``images``, and the accuracy's
-            95 % interval ``accuracy_low, accuracy_high`` (Wilson 1927).
-        ece: expected calibration error (Naeini et al. 2015): the mean of ``|accuracy - confidence|`` over bins, by images.
-        ece_low, ece_high: its 95 % interval, by ``binning.ece_interval``; NaN without resamples.
-        loss: mean cross-entropy, nats.
+        bins: one row per bin that has images: ``low, high`` (its edges), ``confidence, accuracy``
+            (means), ``images``, and the accuracy's 95 % interval ``accuracy_low, accuracy_high``
+            (Wilson 1927).
+        ece: expected calibration error (Naeini et al. 2015): the mean of ``|accuracy -
+            confidence|`` over bins, weighted by images.
+        ece_low: lower end of its 95 % interval, from ``binning.ece_interval``; NaN without
+            resamples.
+        ece_high: upper end of that interval.
+        loss: mean cross-entropy in nats.
     """
 
     bins: pd.DataFrame
@@ -44,13 +48,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What temperature scaling (Guo et al. 2017) makes of a split. The predicted classes do not change.
+    """Temperature scaling (Guo et al. 2017) of a split. The predicted classes do not change.
 
     Attributes:
-        source: what the temperature was fitted on: ``val``, or ``halves``: each half of the split at the other's temperature.
-        temperatures: one, or one per half. Above 1 the network was overconfident, below 1 underconfident.
-        images: that each was fitted on.
-        logits: float64 ``[n, classes]`` of the split, divided by its temperatures.
+        source: images that the temperature was fitted on: ``val``, or ``halves``: each half of the
+            split is scaled by the other half's temperature.
+        temperatures: one, or one per half. Above 1 the network was overconfident, below 1
+            underconfident.
+        images: number of images that each temperature was fitted on.
+        logits: float64 ``[n, classes]`` of the split, divided by the temperatures.
     """
 
     source: Literal["val", "halves"]
@@ -60,8 +66,13 @@ class Scaling:
 
     @property
     def at_limit(self) -> bool:
-        """Whether a temperature is at the end of the range that is searched: the images that it was fitted on do not settle it."""
-        return any(not _LOWEST * 1.01 < one < _HIGHEST * 0.99 for one in self.temperatures)
+        """True if a temperature is at the end of the search range.
+
+        Its images do not determine it then.
+        """
+        return any(
+            not _LOWEST * 1.01 < temperature < _HIGHEST * 0.99 for temperature in self.temperatures
+        )
 
 
 def calibration(
@@ -71,16 +82,19 @@ def calibration(
     bins: int = BINS,
     resamples: int = RESAMPLES,
 ) -> Calibration:
-    """Compare the confidence of predictions with how often they are right.
+    """Compare the confidence of predictions with their accuracy.
 
     Args:
         logits: float64 ``[n, classes]``.
-        binning: as for ``bins_of``.
-        resamples: for the interval of the error; drawn as for the other numbers (``scores.score``).
+        labels: int ``[n]``.
+        binning: as for ``assign_bins``.
+        bins: number of bins.
+        resamples: number of resamples for the interval of the error; images are drawn as for the
+            other numbers (``scores.score``).
     """
     probabilities = softmax(logits, axis=1)
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    edges, bin_of = bins_of(confidence, binning, bins)
+    edges, bin_of = assign_bins(confidence, binning, bins)
     rows = pd.DataFrame({"bin": bin_of, "confidence": confidence, "correct": correct})
     table = rows.groupby("bin").agg(
         confidence=("confidence", "mean"), right=("correct", "sum"), images=("correct", "size")
@@ -90,59 +104,72 @@ def calibration(
     table["accuracy_low"], table["accuracy_high"] = wilson(right, table["images"].to_numpy())
     table.insert(0, "low", edges[table.index])
     table.insert(1, "high", edges[np.minimum(table.index + 1, len(edges) - 1)])
-    gaps = gap_rows(confidence, correct, bin_of)
-    of_bins, drawn = gaps.sum(1), [gaps @ weights for weights in resampled(labels, resamples, 0)]
+    gaps = gap_matrix(confidence, correct, bin_of)
+    of_bins, drawn = gaps.sum(1), [gaps @ weights for weights in resample(labels, resamples, 0)]
     low, high = (
         ece_interval(of_bins, np.concatenate(drawn, axis=1))
         if drawn
         else (float("nan"), float("nan"))
     )
     return Calibration(
-        table.reset_index(drop=True), float(np.abs(of_bins).sum()), low, high, _loss(logits, labels)
+        table.reset_index(drop=True),
+        float(np.abs(of_bins).sum()),
+        low,
+        high,
+        _cross_entropy(logits, labels),
     )
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature between 0.05 and 20 at which the cross-entropy of these images is least; it is convex in its inverse."""
+    """Return the temperature between 0.05 and 20 that minimises the cross-entropy of these images.
+
+    The cross-entropy is convex in the inverse temperature.
+    """
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(
-        lambda inverse: _loss(logits * inverse, labels),
+    result = minimize_scalar(
+        lambda inverse: _cross_entropy(logits * inverse, labels),
         bounds=(1 / _HIGHEST, 1 / _LOWEST),
         method="bounded",
     )
-    return float(1 / found.x)
+    return float(1 / result.x)
 
 
-def scale(table: pd.DataFrame, split: str) -> Scaling | None:
-    """Scale a split by temperatures that were fitted on *other* images: on the validation images where it is another split,
-    else by two-fold cross-fitting. None where there are too few to fit on, or a single class.
+def scale_split(table: pd.DataFrame, split: str) -> Scaling | None:
+    """Scale the logits of a split by temperatures that were fitted on *other* images.
+
+    These are the validation images if the split is another one, else the other half of the split
+    (two-fold cross-fitting). None if there are too few images to fit on, or a single class.
 
     Args:
-        table: predictions of all splits, as ``load_predictions`` gives them.
+        table: predictions of all splits, from ``load_predictions``.
+        split: the split to scale.
     """
-    rows, fitted = table[table["split"] == split], table[table["split"] == VAL]
+    rows, others = table[table["split"] == split], table[table["split"] == VAL]
     logits, labels = logits_of(rows), rows["label"].to_numpy()
     if logits.shape[1] < 2:
         return None
-    if split != VAL and len(fitted) >= FEWEST:
-        temperature = fit_temperature(logits_of(fitted), fitted["label"].to_numpy())
-        return Scaling("val", (temperature,), (len(fitted),), logits / temperature)
+    if split != VAL and len(others) >= FEWEST:
+        temperature = fit_temperature(logits_of(others), others["label"].to_numpy())
+        return Scaling("val", (temperature,), (len(others),), logits / temperature)
     if len(rows) < 2 * FEWEST:
         return None
-    first = _half(rows["id"])
+    first = _draw_half(rows["id"])
     temperatures = tuple(fit_temperature(logits[~half], labels[~half]) for half in (first, ~first))
-    at = np.where(first, *temperatures)
+    temperature_by_image = np.where(first, *temperatures)
     return Scaling(
-        "halves", temperatures, (int((~first).sum()), int(first.sum())), logits / at[:, None]
+        "halves",
+        temperatures,
+        (int((~first).sum()), int(first.sum())),
+        logits / temperature_by_image[:, None],
     )
 
 
-def _half(ids: pd.Series) -> np.ndarray:
-    """Half of the images, drawn by their ids in any order."""
+def _draw_half(ids: pd.Series) -> np.ndarray:
+    """Return bool ``[n]``: half of the images, drawn by their ids regardless of their order."""
     order = np.random.default_rng(0).permutation(len(ids))
     return (order < len(ids) // 2)[ids.argsort().argsort()]
 
 
-def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
+def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(-np.take_along_axis(log_softmax(logits, axis=1), labels[:, None], axis=1).mean())

@@ -1,4 +1,4 @@
-"""Which images of another data set a run knows: its own, and those that the runs before it were trained on."""
+"""Copies in another data set of images that a run, or the runs before it, trained on."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,17 +24,19 @@ _MOST_EARLIER = 20  # runs in a chain
 
 
 @dataclass(frozen=True)
-class Known:
-    """What a run knows of another data set's images: bool ``[n]`` each, of which an image is in the first that holds only.
+class KnownCopies:
+    """Copies of a run's images in another data set: bool ``[n]`` each.
+
+    An image belongs to the first category that applies.
 
     Attributes:
         training: exact copies of training images.
         validation: exact copies of validation images.
         test: exact copies of test images.
         near: near-copies of training images.
-        earlier: copies, exact and near ones, of training images of the runs that it started from.
-        problem: what could not be looked for, in words.
-        looked: whether the run's own images could be looked at.
+        earlier: exact and near copies of training images of the runs that the run started from.
+        problem: description of the copies that could not be searched for.
+        looked: True if the run's own images could be read.
     """
 
     training: np.ndarray
@@ -47,118 +49,139 @@ class Known:
 
     @property
     def own(self) -> np.ndarray:
-        """Exact copies of the run's own images, which are left out: they are no other data."""
+        """Exact copies of the run's own images, which are left out."""
         return np.asarray(self.training | self.validation | self.test)
 
     def copies(self, used: np.ndarray) -> Copies:
-        """Of the images that a run's classes leave (bool ``[n]``)."""
+        """Count the copies among the images of the run's classes.
+
+        Args:
+            used: bool ``[n]``, images of the run's classes.
+        """
         earlier = int((self.earlier & used).sum())
         if not self.looked:
             return Copies(None, None, None, None, self.problem, earlier)
         training, near, validation, test = (
-            int((one & used).sum())
-            for one in (self.training, self.near, self.validation, self.test)
+            int((mask & used).sum())
+            for mask in (self.training, self.near, self.validation, self.test)
         )
         return Copies(training, near, validation, test, self.problem, earlier)
 
 
-def same_images(run: Run) -> str:
-    """Equal for runs that have the same images, and started from the same run."""
+def images_key(run: Run) -> str:
+    """Return a key that is equal for runs with the same images that started from the same run."""
     config = run.config
-    return f"{_which(config)} {config.earlier_run}"
+    return f"{_data_key(config)} {config.earlier_run}"
 
 
-def look_for_copies(run: Run, other: OtherData, roots: Sequence[Path] = ()) -> Work[Known]:
-    """Look for copies of the images that a run knows; where those cannot be looked at, that is said, and nothing is left out.
+def look_for_copies(run: Run, other: OtherData, roots: Sequence[Path] = ()) -> Work[KnownCopies]:
+    """Search another data set for copies of the images that a run has used.
 
-    All images of the training split count, also those that a run on a share of them did not see: runs that are compared then leave
-    out the same. What the runs before it trained on is counted only, for the same reason.
+    If these cannot be read, the result says so, and nothing is left out. All images of the training
+    split count, also those that a run on a share of them did not see, so that compared runs leave
+    out the same images. Copies of training images of earlier runs are only counted, for the same
+    reason.
+
+    Args:
+        run: the run.
+        other: the other data set.
+        roots: if given, data outside of these folders is refused.
 
     Yields:
         Steps of the phases ``index`` and ``copies``.
     """
     none = np.zeros(len(other.table), dtype=bool)
-    earlier, problems = yield from _of_earlier_runs(run, other, roots)
+    earlier, problems = yield from _search_earlier_runs(run, other, roots)
     try:
-        own, table = yield from _images(run.config, roots)
+        own, table = yield from _load_images(run.config, roots)
     except FinetuneError as error:
         problems.insert(0, f"Copies of the run's own images were not looked for: {error}")
-        return Known(none, none, none, none, earlier, " ".join(problems), looked=False)
-    exact, near = yield from _copies(own, table, other)
-    validation = _exact(table, VAL, other) & ~exact
-    test = _exact(table, TEST, other) & ~exact & ~validation
+        return KnownCopies(none, none, none, none, earlier, " ".join(problems), looked=False)
+    exact, near = yield from _find_copies(own, table, other)
+    validation = _find_exact_copies(table, VAL, other) & ~exact
+    test = _find_exact_copies(table, TEST, other) & ~exact & ~validation
     known = exact | validation | test
     if own.fingerprint != run.started["fingerprint"]:
         problems.insert(
             0,
             "The run's own images have changed since: copies of its images of now were looked for.",
         )
-    return Known(
+    return KnownCopies(
         exact, validation, test, near & ~known, earlier & ~known & ~near, " ".join(problems)
     )
 
 
-def _of_earlier_runs(
+def _search_earlier_runs(
     run: Run, other: OtherData, roots: Sequence[Path]
 ) -> Work[tuple[np.ndarray, list[str]]]:
-    """Bool ``[n]``: copies of what the runs before this one trained on; and what could not be looked for."""
-    found, problems = np.zeros(len(other.table), dtype=bool), []
-    looked_at = {_which(run.config)}
+    """Search for copies of the training images of the runs that this one started from.
+
+    Returns:
+        Bool ``[n]``, and descriptions of the copies that could not be searched for.
+    """
+    copies, problems = np.zeros(len(other.table), dtype=bool), []
+    looked_at = {_data_key(run.config)}
     for _ in range(_MOST_EARLIER):
         if run.config.earlier_run is None:
             break
         try:
-            run = _before(run, roots)
-            if _which(run.config) not in looked_at:
-                looked_at.add(_which(run.config))
-                exact, near = yield from _copies(*(yield from _images(run.config, roots)), other)
-                found |= exact | near
+            run = _load_earlier_run(run, roots)
+            if _data_key(run.config) not in looked_at:
+                looked_at.add(_data_key(run.config))
+                exact, near = yield from _find_copies(
+                    *(yield from _load_images(run.config, roots)), other
+                )
+                copies |= exact | near
         except FinetuneError as error:
             problems.append(
-                f"Copies of the training images of the run that it started from were not looked for: {error}"
+                "Copies of the training images of the run that it started from were not looked "
+                f"for: {error}"
             )
             break
-    return found, problems
+    return copies, problems
 
 
-def _before(run: Run, roots: Sequence[Path]) -> Run:
-    """The run that a run started from: among those beside it or, where a person may read all there is, wherever its settings say."""
-    named = Path(run.config.earlier_run or "")
-    beside = run.run_dir.parent / named.name
+def _load_earlier_run(run: Run, roots: Sequence[Path]) -> Run:
+    """Return the run that a run started from.
+
+    It is a run in the same directory or, if all files may be read, the one at the recorded path.
+    """
+    recorded = Path(run.config.earlier_run or "")
+    beside = run.run_dir.parent / recorded.name
     if is_run_folder(beside) or not roots:
-        return read_run(beside if is_run_folder(beside) else named)
-    raise RunError(f"{named.name} is not among the runs any more.")
+        return read_run(beside if is_run_folder(beside) else recorded)
+    raise RunError(f"{recorded.name} is not among the runs any more.")
 
 
-def _which(config: RunConfig) -> str:
+def _data_key(config: RunConfig) -> str:
     return str((config.data, config.split_settings, config.edits))
 
 
-def _images(config: RunConfig, roots: Sequence[Path]) -> Work[tuple[Dataset, pd.DataFrame]]:
-    """A run's data set as it is now, and its table with ``thumb``."""
+def _load_images(config: RunConfig, roots: Sequence[Path]) -> Work[tuple[Dataset, pd.DataFrame]]:
+    """Load a run's data set in its current state, and its table with ``thumb``."""
     if roots:
         check_roots(config.data, roots)
-    seen = yield from in_phase(
+    survey = yield from in_phase(
         "index", look_through(config.data, roots, thumbs=True, edits=config.edits)
     )
-    own = assemble(config.data, seen, **config.split_settings, edits=config.edits)
-    return own, own.table.merge(seen.rows[["id", "thumb"]], on="id")
+    own = assemble(config.data, survey, **config.split_settings, edits=config.edits)
+    return own, own.table.merge(survey.rows[["id", "thumb"]], on="id")
 
 
-def _copies(
+def _find_copies(
     own: Dataset, table: pd.DataFrame, other: OtherData
 ) -> Work[tuple[np.ndarray, np.ndarray]]:
-    """Bool ``[n]`` each: which of the other images are one of the training images; which are that, or nearly."""
-    training, exact = table[table["split"] == TRAIN], _exact(table, TRAIN, other)
-    return exact, (yield from in_phase("copies", _near(training, own.root, other)))
+    """Return bool ``[n]`` each: exact copies of training images; exact or near copies."""
+    training, exact = table[table["split"] == TRAIN], _find_exact_copies(table, TRAIN, other)
+    return exact, (yield from in_phase("copies", _find_near_copies(training, own.root, other)))
 
 
-def _exact(table: pd.DataFrame, split: str, other: OtherData) -> np.ndarray:
-    """Bool ``[n]``: exact copies of a split's images."""
+def _find_exact_copies(table: pd.DataFrame, split: str, other: OtherData) -> np.ndarray:
+    """Return bool ``[n]``: exact copies of a split's images."""
     return other.table["content"].isin(table.loc[table["split"] == split, "content"]).to_numpy()
 
 
-def _near(training: pd.DataFrame, root: Path, other: OtherData) -> Work[np.ndarray]:
+def _find_near_copies(training: pd.DataFrame, root: Path, other: OtherData) -> Work[np.ndarray]:
     count = len(training)
     both = pd.concat(
         [training[["thumb", "content"]], other.table[["thumb", "content"]]], ignore_index=True
@@ -167,7 +190,7 @@ def _near(training: pd.DataFrame, root: Path, other: OtherData) -> Work[np.ndarr
 
     def squares(positions: np.ndarray, side: int) -> Iterator[np.ndarray | None]:
         return gray_squares(
-            [own[at] if at < count else others[at - count] for at in positions], side
+            [own[index] if index < count else others[index - count] for index in positions], side
         )
 
     sets, _ = yield from near_sets(both["thumb"], both["content"].to_numpy(np.uint64), squares)

@@ -1,4 +1,4 @@
-"""A run -> its evaluation, worked out once for each table of predictions, however often a page asks."""
+"""Evaluation of a run, cached for each table of predictions, because pages ask often."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,17 +9,27 @@ import pandas as pd
 
 from finetune_core.data.splits import TEST
 from finetune_core.evaluation.single_run.binning import Binning
-from finetune_core.evaluation.single_run.calibration import Calibration, Scaling, calibration, scale
+from finetune_core.evaluation.single_run.calibration import (
+    Calibration,
+    Scaling,
+    calibration,
+    scale_split,
+)
 from finetune_core.evaluation.single_run.curves import OneVsRest, one_vs_rest
 from finetune_core.evaluation.single_run.metrics import (
     Evaluation,
-    arrays_of,
     evaluate,
-    evaluated_splits,
+    list_splits,
     logits_of,
+    to_arrays,
 )
 from finetune_core.evaluation.single_run.scores import Scores, resamples_for, score
-from finetune_core.evaluation.single_run.slices import Facts, facts_changed, image_facts, slices
+from finetune_core.evaluation.single_run.slices import (
+    Facts,
+    compute_slices,
+    facts_stamp,
+    load_image_facts,
+)
 from finetune_core.files import Stamp
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import (
@@ -32,174 +42,197 @@ HELD_OUT = "held out: used neither for training nor for model selection"
 
 
 def evaluation(run: Run, split: str | None = None) -> Evaluation:
-    """How a run did on a split; on the least biased one when None.
+    """Return the evaluation of a run on a split, or on the least biased one if None.
 
     Raises:
-        RunError: when the run has no predictions for it.
+        RunError: if the run has no predictions for it.
     """
-    return _evaluated(run.run_dir, predictions_changed(run.run_dir), _classes(run), split)
+    return _evaluate(run.run_dir, predictions_changed(run.run_dir), _class_names(run), split)
 
 
 def predicted_splits(run: Run) -> list[str]:
-    """The splits that the run has predictions for, the least biased first.
+    """Return the splits that the run has predictions for, the least biased first.
 
     Raises:
-        RunError: when it has none.
+        RunError: if it has none.
     """
-    return evaluated_splits(
-        _table(run.run_dir, predictions_changed(run.run_dir), len(_classes(run)))
+    return list_splits(
+        _load_table(run.run_dir, predictions_changed(run.run_dir), len(_class_names(run)))
     )
 
 
 def is_held_out(run: Run, split: str) -> bool:
-    """Return whether a split's images had no part in a run: not in training, nor in its model selection.
+    """Return whether a split's images were used neither for training nor for model selection.
 
-    A head that is fitted without epochs chooses nothing on its validation images either.
+    A head that is fitted without epochs selects nothing on its validation images either.
     """
     return split == TEST or bool(run.history.fitted)
 
 
 def evaluation_precision(run: Run) -> str | None:
-    """The precision that a run's predictions were computed in; of earlier versions, that of the run itself. None where nothing
-    tells."""
-    return _precision(run.run_dir, predictions_changed(run.run_dir)) or (
+    """Return the precision that a run's predictions were computed in.
+
+    For runs of earlier versions it is that of the training. None if nothing records it.
+    """
+    return _load_precision(run.run_dir, predictions_changed(run.run_dir)) or (
         run.history.started or {}
     ).get("precision")
 
 
 def precision_note(run: Run) -> str:
-    """What to know of a run's predictions where they were not computed in fp32, as networks are used; empty where they were."""
+    """Return a note if the predictions were not computed in fp32; else empty.
+
+    Networks are applied in fp32.
+    """
     precision = evaluation_precision(run)
     if precision in (None, "fp32"):
         return ""
-    return f"Computed in {precision}, as the run trained. *Predict* and exported networks compute in fp32, where a few predictions may differ."
+    return (
+        f"Computed in {precision}, as the run trained. *Predict* and exported networks compute in "
+        "fp32, where a few predictions may differ."
+    )
 
 
 def scores(run: Run, split: str) -> Scores:
-    """Every number of a split, with its interval; from fewer resamples where images and classes are many.
+    """Return every number of a split with its interval.
+
+    If images and classes are many, fewer resamples are drawn.
 
     Raises:
-        RunError: when the run has no predictions for it.
+        RunError: if the run has no predictions for it.
     """
     evaluation(run, split)
-    return _scores(run.run_dir, predictions_changed(run.run_dir), len(_classes(run)), split)
+    return _compute_scores(
+        run.run_dir, predictions_changed(run.run_dir), len(_class_names(run)), split
+    )
 
 
 def scores_of(result: Evaluation) -> Scores:
-    """The same of an evaluation that is at hand."""
+    """Return every number of an evaluation with its interval."""
     rows = result.predictions
-    return _scored(
+    return _score_arrays(
         rows["label"].to_numpy(), np.stack(rows["probabilities"].tolist()), rows["loss"].to_numpy()
     )
 
 
 def class_curves(run: Run, split: str, label: int) -> OneVsRest | None:
-    """One class against the others; None where that is not defined.
+    """Return the curves of one class against the rest; None if they are not defined.
 
     Raises:
-        RunError: when the run has no predictions for the split.
+        RunError: if the run has no predictions for the split.
     """
-    return _class_curves(run.run_dir, predictions_changed(run.run_dir), _classes(run), split, label)
+    return _compute_class_curves(
+        run.run_dir, predictions_changed(run.run_dir), _class_names(run), split, label
+    )
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """Calibration of a split as it is, and scaled by a temperature of other images; None where there are too few of those."""
+class CalibrationPair:
+    """Calibration of a split before and after temperature scaling.
+
+    ``scaling`` and ``after`` are None if there are too few other images to fit a temperature on.
+    """
 
     before: Calibration
     scaling: Scaling | None
     after: Calibration | None
 
 
-def calibrated(run: Run, split: str, binning: Binning = "width") -> Calibrated:
-    """Calibration of a split before and after temperature scaling.
+def calibrated(run: Run, split: str, binning: Binning = "width") -> CalibrationPair:
+    """Return the calibration of a split before and after temperature scaling.
 
     Raises:
-        RunError: when the run has no predictions for it.
+        RunError: if the run has no predictions for it.
     """
     evaluation(run, split)
-    return _calibrated(
-        run.run_dir, predictions_changed(run.run_dir), len(_classes(run)), split, binning
+    return _calibrate(
+        run.run_dir, predictions_changed(run.run_dir), len(_class_names(run)), split, binning
     )
 
 
 def sliced(run: Run, split: str) -> tuple[Facts, pd.DataFrame]:
-    """What is known of a split's images, and its accuracy by that.
+    """Return facts about a split's images, and the accuracy in slices by these facts.
 
     Raises:
-        RunError: when the run has no predictions for it.
+        RunError: if the run has no predictions for it.
     """
-    changed = predictions_changed(run.run_dir), *facts_changed(run.config.data)
-    return _sliced(run.run_dir, changed, _classes(run), split, run.config.data)
+    changed = predictions_changed(run.run_dir), *facts_stamp(run.config.data)
+    return _compute_slices(run.run_dir, changed, _class_names(run), split, run.config.data)
 
 
-def _classes(run: Run) -> tuple[str, ...]:
+def _class_names(run: Run) -> tuple[str, ...]:
     return tuple((run.history.started or {}).get("classes", ()))
 
 
 @lru_cache(maxsize=16)
-def _table(run_dir: Path, _changed: int, classes: int) -> pd.DataFrame:
-    # By id, as comparisons sort them: a bootstrap depends on the order of the images.
+def _load_table(run_dir: Path, _changed: int, classes: int) -> pd.DataFrame:
+    # Sorted by id as in comparisons, because a bootstrap depends on the order of the images.
     return load_predictions(run_dir, classes).sort_values("id", ignore_index=True)
 
 
 @lru_cache(maxsize=256)
-def _precision(run_dir: Path, _changed: int) -> str | None:
+def _load_precision(run_dir: Path, _changed: int) -> str | None:
     return predictions_precision(run_dir)
 
 
 @lru_cache(maxsize=16)
-def _evaluated(
+def _evaluate(
     run_dir: Path, changed: int, classes: tuple[str, ...], split: str | None
 ) -> Evaluation:
-    return evaluate(_table(run_dir, changed, len(classes)), classes, split)
+    return evaluate(_load_table(run_dir, changed, len(classes)), classes, split)
 
 
 @lru_cache(maxsize=16)
-def _scores(run_dir: Path, changed: int, classes: int, split: str) -> Scores:
-    table = _table(run_dir, changed, classes)
-    return _scored(*arrays_of(table[table["split"] == split]))
+def _compute_scores(run_dir: Path, changed: int, classes: int, split: str) -> Scores:
+    table = _load_table(run_dir, changed, classes)
+    return _score_arrays(*to_arrays(table[table["split"] == split]))
 
 
-def _scored(labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray) -> Scores:
+def _score_arrays(labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray) -> Scores:
     return score(labels, probabilities, losses, resamples_for(probabilities.size))
 
 
 @lru_cache(maxsize=16)
-def _sliced(
+def _compute_slices(
     run_dir: Path,
     changed: tuple[int, Stamp | None, Stamp | None],
     classes: tuple[str, ...],
     split: str,
     data: str,
 ) -> tuple[Facts, pd.DataFrame]:
-    result = _evaluated(run_dir, changed[0], classes, split)
-    facts = image_facts(data, result.predictions["id"])
-    return facts, slices(result, facts.table)
+    result = _evaluate(run_dir, changed[0], classes, split)
+    facts = load_image_facts(data, result.predictions["id"])
+    return facts, compute_slices(result, facts.table)
 
 
 @lru_cache(maxsize=64)
-def _class_curves(
+def _compute_class_curves(
     run_dir: Path, changed: int, classes: tuple[str, ...], split: str, label: int
 ) -> OneVsRest | None:
-    return one_vs_rest(_evaluated(run_dir, changed, classes, split), label)
+    return one_vs_rest(_evaluate(run_dir, changed, classes, split), label)
 
 
 @lru_cache(maxsize=16)
-def _calibrated(
+def _calibrate(
     run_dir: Path, changed: int, classes: int, split: str, binning: Binning
-) -> Calibrated:
-    return calibrated_of(_table(run_dir, changed, classes), split, binning)
+) -> CalibrationPair:
+    return calibrate_table(_load_table(run_dir, changed, classes), split, binning)
 
 
-def calibrated_of(table: pd.DataFrame, split: str, binning: Binning = "width") -> Calibrated:
-    """The same of predictions that are at hand: those of the split, and others to fit a temperature on."""
-    rows, scaled = table[table["split"] == split], scale(table, split)
+def calibrate_table(table: pd.DataFrame, split: str, binning: Binning = "width") -> CalibrationPair:
+    """Return the calibration of a table of predictions before and after temperature scaling.
+
+    Args:
+        table: predictions of the split, and of other images to fit a temperature on.
+        split: the split.
+        binning: as for ``assign_bins``.
+    """
+    rows, scaling = table[table["split"] == split], scale_split(table, split)
     labels, logits = rows["label"].to_numpy(), logits_of(rows)
 
-    def calibrated_as(some: np.ndarray) -> Calibration:
-        return calibration(some, labels, binning, resamples=resamples_for(some.size))
+    def calibrate_logits(logits: np.ndarray) -> Calibration:
+        return calibration(logits, labels, binning, resamples=resamples_for(logits.size))
 
-    return Calibrated(
-        calibrated_as(logits), scaled, calibrated_as(scaled.logits) if scaled else None
+    return CalibrationPair(
+        calibrate_logits(logits), scaling, calibrate_logits(scaling.logits) if scaling else None
     )

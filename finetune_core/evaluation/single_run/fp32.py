@@ -1,4 +1,7 @@
-"""A run's images classified anew: by an exported file, or by its best checkpoint in fp32, where the run was evaluated in bf16."""
+"""New predictions of a run's images: by an exported file, or by the best checkpoint in fp32.
+
+The latter is for runs that were evaluated in bf16.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -30,7 +33,7 @@ from finetune_core.work import Work
 
 
 def can_be_evaluated(run: Run) -> bool:
-    """Whether ``evaluate_in_fp32`` has something to do: the run has ended, evaluated in another precision."""
+    """Return whether a run has ended and was evaluated in another precision than fp32."""
     return (
         run.history.end is not None
         and run.judged
@@ -39,52 +42,63 @@ def can_be_evaluated(run: Run) -> bool:
 
 
 def evaluate_in_fp32(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
-    """Replace the predictions of a run that has ended by those that its best checkpoint makes in fp32, of the same images, on the GPU where
-    nothing uses it.
+    """Replace the predictions of a finished run by those of its best checkpoint in fp32.
+
+    The images stay the same. An idle GPU is used if there is one.
 
     Args:
-        roots: when given, images that lie elsewhere are refused.
+        run: the run.
+        roots: if given, images outside of these folders are refused.
 
     Raises:
-        FinetuneError: when the run goes on, its images have changed or cannot be read, or its checkpoint is damaged.
+        FinetuneError: if the run is active, its images have changed or cannot be read, or its
+            checkpoint is damaged.
     """
     with locked(run.run_dir):
-        yield from on_idle_device(partial(_evaluated, run, roots), FINAL_PRECISION)
+        yield from on_idle_device(partial(_evaluate, run, roots), FINAL_PRECISION)
 
 
-def _evaluated(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
+def _evaluate(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
     predictor = load_predictor(run, device)
 
     def answer(inputs: torch.Tensor) -> np.ndarray:
         return logits_of(predictor.network.model, inputs, predictor.device)
 
     save_predictions(
-        run.run_dir, (yield from predicted_again(run, predictor, answer, roots)), FINAL_PRECISION
+        run.run_dir, (yield from predict_again(run, predictor, answer, roots)), FINAL_PRECISION
     )
 
 
-def predicted_again(
+def predict_again(
     run: Run, predictor: Predictor, answer: Answer, roots: Sequence[Path]
 ) -> Work[pd.DataFrame]:
-    """A table of predictions (``prediction_table``) of the images that a run was evaluated on, by another answer.
+    """Predict the images that a run was evaluated on with another forward function.
 
     Args:
-        roots: when given, images that lie elsewhere are refused.
+        run: the run.
+        predictor: supplies classes and preprocessing.
+        answer: function from inputs to logits.
+        roots: if given, images outside of these folders are refused.
+
+    Returns:
+        A table of predictions (``prediction_table``).
 
     Raises:
-        FinetuneError: when the images have changed since the run was trained, or cannot be read.
+        FinetuneError: if the images have changed since the run was trained, or cannot be read.
     """
     images = yield from run_images(run, dict.fromkeys(predicted_splits(run), sys.maxsize), roots)
     if not images.unchanged:
         raise RunError(
-            f"The images, their labels or their split have changed since {run.run_id} was trained. Put them back."
+            f"The images, their labels or their split have changed since {run.run_id} was "
+            "trained. Put them back."
         )
     before = load_predictions(run.run_dir, len(predictor.classes))
     rows = np.concatenate(list(images.rows.values()))
     rows = rows[images.dataset.table["id"].iloc[rows].isin(before["id"]).to_numpy()]
-    if gone := len(before) - len(rows):
+    if num_missing := len(before) - len(rows):
         raise RunError(
-            f"{things(gone, 'image')} of {run.run_id} cannot be read any more. Put them back."
+            f"{things(num_missing, 'image')} of {run.run_id} cannot be read any more. Put them "
+            "back."
         )
 
     logits = yield from answers(

@@ -1,4 +1,4 @@
-"""A run's table of predictions -> what it is worth. scikit-learn and scipy do the arithmetic."""
+"""Metrics from a run's table of predictions, computed by scikit-learn and SciPy."""
 
 from dataclasses import dataclass
 
@@ -16,16 +16,23 @@ from finetune_core.markup import paragraphs, table
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a run did on one split.
+    """Metrics of a run on one split.
 
     Attributes:
-        accuracy, low, high: with its 95 % interval (Wilson 1927).
+        split: the split.
+        images: number of images.
+        accuracy: share of the images that are classified correctly.
+        low: lower end of its 95 % interval (Wilson 1927).
+        high: upper end of that interval.
         loss: mean cross-entropy.
+        classes: names; a label is an index into them.
         confusion: int64 ``[classes, classes]``, true class by row.
-        per_class: one row per class: ``class, precision, recall, recall_low, recall_high, f1, images, roc_auc, average_precision``; recall
-            with its 95 % interval (Wilson). NaN where a number is not defined: the split has no image of the class, or, for precision,
-            none was predicted to be of it.
-        predictions: the split's rows with ``predicted, confidence, correct``, ``loss`` (nats) and ``probabilities``.
+        per_class: one row per class: ``class, precision, recall, recall_low, recall_high, f1,
+            images, roc_auc, average_precision``; recall with its 95 % interval (Wilson). NaN if a
+            number is not defined: the split has no image of the class, or, for precision, none was
+            predicted to be of it.
+        predictions: the split's rows with ``predicted, confidence, correct``, ``loss`` (nats) and
+            ``probabilities``.
     """
 
     split: str
@@ -40,7 +47,7 @@ class Evaluation:
     predictions: pd.DataFrame
 
     def in_words(self) -> str:
-        """The accuracy with its interval, and the loss, in one line."""
+        """Return one line: the accuracy with its interval, and the loss."""
         return (
             f"{accuracy_name(self.split)} {percent(self.accuracy)} on "
             f"{things(self.images, 'image')} "
@@ -54,7 +61,7 @@ class Evaluation:
         return paragraphs(self.in_words()) + table(*self.class_table())
 
     def class_table(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per class, formatted for a reader."""
+        """Return (columns, rows) with one row per class, formatted as text."""
         columns = [
             "Class",
             "Precision",
@@ -67,15 +74,15 @@ class Evaluation:
         rows = []
         for row in self.per_class.to_dict("records"):
             interval = (
-                f"{_percent(row['recall_low'])} to {_percent(row['recall_high'])}"
+                f"{_format_percent(row['recall_low'])} to {_format_percent(row['recall_high'])}"
                 if row["images"]
                 else NOT_DEFINED
             )
             shares = [
-                _percent(row["precision"]),
-                _percent(row["recall"]),
+                _format_percent(row["precision"]),
+                _format_percent(row["recall"]),
                 interval,
-                _percent(row["f1"]),
+                _format_percent(row["f1"]),
             ]
             rows.append(
                 [
@@ -95,19 +102,21 @@ class Evaluation:
 
     @property
     def top_losses(self) -> pd.DataFrame:
-        """All predictions, the worst first: an image whose true class was given next to no probability."""
+        """All predictions, the highest loss first."""
         return self.predictions.sort_values(
             ["loss", "id"], ascending=[False, True], ignore_index=True
         )
 
     @property
     def hardest(self) -> pd.DataFrame:
-        """``per_class`` with the classes first that are found least; those without images last."""
+        """``per_class``, sorted by recall; classes without images come last."""
         return self.per_class.sort_values(["recall", "f1", "class"], ignore_index=True)
 
     def cell(self, true: int | None, predicted: int | None) -> pd.DataFrame:
-        """The images of one cell of the confusion matrix, most confident first; of a whole row or column where the other is None, the
-        highest loss first."""
+        """Return the images of one cell of the confusion matrix, the most confident first.
+
+        If one of the labels is None, return the whole row or column, the highest loss first.
+        """
         rows = self.predictions
         for column, label in (("label", true), ("predicted", predicted)):
             rows = rows if label is None else rows[rows[column] == label]
@@ -115,7 +124,7 @@ class Evaluation:
         return rows.sort_values([by, "id"], ascending=[False, True], ignore_index=True)
 
     def confusions(self, count: int) -> pd.DataFrame:
-        """The most frequent confusions: ``true, predicted, images``."""
+        """Return the most frequent confusions: ``true, predicted, images``."""
         wrong = self.confusion - np.diag(np.diag(self.confusion))
         rows, columns = np.nonzero(wrong)
         order = np.argsort(-wrong[rows, columns], kind="stable")[:count]
@@ -126,8 +135,11 @@ class Evaluation:
         )
 
 
-def evaluated_splits(table: pd.DataFrame) -> list[str]:
-    """The splits that were predicted, the least biased first: the best epoch was chosen on the validation images."""
+def list_splits(table: pd.DataFrame) -> list[str]:
+    """Return the splits that were predicted, the least biased first.
+
+    The best epoch was chosen on the validation images.
+    """
     present = set(table["split"])
     return [split for split in (TEST, VAL, SHIFTED) if split in present]
 
@@ -136,28 +148,29 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     """Evaluate one split of a table of predictions.
 
     Args:
-        table: as ``load_predictions`` gives it.
-        classes: names; a label is an index into it.
-        split: which one; the least biased when None.
+        table: from ``load_predictions``.
+        classes: names; a label is an index into them.
+        split: the split; the least biased one if None.
 
     Raises:
-        RunError: when the split was not predicted.
+        RunError: if the split was not predicted.
     """
-    # Here: it takes a second to import, which every start of the program would pay.
+    # The import takes a second, which every start of the program would pay.
     from sklearn.metrics import precision_recall_fscore_support
 
-    split = split or evaluated_splits(table)[0]
-    # asked of names first: a column of text refuses to look for a lone surrogate
-    if split not in evaluated_splits(table):
+    split = split or list_splits(table)[0]
+    # Check the names first: a column of text raises if it is searched for a lone surrogate.
+    if split not in list_splits(table):
         raise RunError(
-            f"The run has no predictions for {split} images; it has {', '.join(evaluated_splits(table))}."
+            f"The run has no predictions for {split} images; it has "
+            f"{', '.join(list_splits(table))}."
         )
     rows = table[table["split"] == split].reset_index(drop=True)
-    labels, probabilities, losses = arrays_of(rows)
+    labels, probabilities, losses = to_arrays(rows)
     predicted = probabilities.argmax(1)
     correct = predicted == labels
     accuracy, low, high = accuracy_interval(int(correct.sum()), len(rows))
-    confusion = _confusion(labels, predicted, len(classes))
+    confusion = _confusion_matrix(labels, predicted, len(classes))
     every = np.arange(len(classes))
     precision, recall, f1, images = precision_recall_fscore_support(
         labels, predicted, labels=every, zero_division=np.nan
@@ -193,23 +206,28 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     )
 
 
-def arrays_of(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels int ``[n]``, probabilities float64 ``[n, classes]`` and cross-entropies ``[n]`` of rows of a table of predictions."""
+def to_arrays(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the arrays in rows of a table of predictions.
+
+    Returns:
+        Labels int ``[n]``, probabilities float64 ``[n, classes]`` and cross-entropies ``[n]``.
+    """
     labels = rows["label"].to_numpy()
     logs = log_softmax(logits_of(rows), axis=1)
-    # From the logits: a probability that is too small for a float has a finite loss all the same.
+    # From the logits, because a probability too small for a float still has a finite loss.
     return labels, np.exp(logs), -np.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
 
 
 def logits_of(rows: pd.DataFrame) -> np.ndarray:
-    """Float64 ``[n, classes]``."""
+    """Return the logits in rows of a table of predictions: float64 ``[n, classes]``."""
     return np.stack(rows["logits"].tolist()).astype(np.float64)
 
 
 def confusion_order(confusion: np.ndarray) -> list[int]:
-    """An order of the classes in which those that are taken for each other stand side by side.
+    """Return an order of the classes that puts confused classes side by side.
 
-    Hierarchical clustering with optimal leaf order (Bar-Joseph et al. 2001); the nearer, the larger the share that is confused.
+    Hierarchical clustering with optimal leaf order (Bar-Joseph et al. 2001); the distance falls
+    with the share that is confused.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
@@ -225,10 +243,10 @@ def confusion_order(confusion: np.ndarray) -> list[int]:
     return order
 
 
-def _percent(value: float) -> str:
+def _format_percent(value: float) -> str:
     return NOT_DEFINED if np.isnan(value) else percent(value)
 
 
-def _confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    # scikit-learn's own warns about a single class, which is a legitimate data set here.
+def _confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    # scikit-learn's function warns about a single class, which is a legitimate data set here.
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)

@@ -1,4 +1,4 @@
-"""Another data set, all of whose images a run is asked about, whatever their split."""
+"""Another data set, all of whose images a run predicts, whatever their split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +17,13 @@ from finetune_core.work import Work, in_phase
 
 @dataclass(frozen=True)
 class OtherData:
-    """Its readable images.
+    """Readable images of another data set.
 
     Attributes:
-        table: one row per image: ``id, class, split, content, thumb``, by id.
-        unreadable: how many files could not be read.
+        data: the folder or manifest.
+        root: the folder that ids are relative to.
+        table: one row per image: ``id, class, split, content, thumb``, sorted by id.
+        unreadable: number of files that could not be read.
     """
 
     data: str
@@ -31,31 +33,33 @@ class OtherData:
 
     @property
     def paths(self) -> ImagePaths:
+        """Files of the images, by row of the table."""
         return ImagePaths(self.root, self.table["id"])
 
     @property
     def fingerprint(self) -> str:
+        """Hash of the images' names, content and classes."""
         return fingerprint_of(self.table)
 
 
-def look_at(data: str, roots: Sequence[Path] = ()) -> Work[OtherData]:
-    """Find the images of a data set, with the changes that were made to it.
+def index_other_data(data: str, roots: Sequence[Path] = ()) -> Work[OtherData]:
+    """Index the images of a data set, with the edits that were made to it.
 
     Args:
-        data: as a person names it (``resolve_data``).
-        roots: when given, what lies elsewhere is refused, and images that do are left out.
+        data: the data set as a person names it (``resolve_data``).
+        roots: if given, data outside of these folders is refused, and such images are left out.
 
     Yields:
         Steps of the phases ``unpack`` and ``index``.
 
     Raises:
-        DataError: when it cannot be read, or has no image that can.
+        DataError: if the data set cannot be read, or has no readable image.
     """
     folder = yield from in_phase("unpack", readable_data(data, roots))
-    seen = yield from in_phase("index", look_through(folder, roots, thumbs=True))
-    readable = seen.rows["problem"] == ""
-    table = apply_edits(seen.rows[readable], load_edits(folder)).assign(split=SHIFTED)
+    survey = yield from in_phase("index", look_through(folder, roots, thumbs=True))
+    readable = survey.rows["problem"] == ""
+    table = apply_edits(survey.rows[readable], load_edits(folder)).assign(split=SHIFTED)
     if table.empty:
         raise DataError(f"None of the images in {folder} can be read, or all of them are excluded.")
     table = table[["id", "class", "split", "content", "thumb"]].sort_values("id", ignore_index=True)
-    return OtherData(folder, seen.listing.root, table, int((~readable).sum()))
+    return OtherData(folder, survey.listing.root, table, int((~readable).sum()))

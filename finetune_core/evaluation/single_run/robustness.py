@@ -1,4 +1,4 @@
-"""How accuracy holds when images get worse: a run's network asked about corrupted images of a split, once."""
+"""Robustness of a run: its accuracy on corrupted images of a split."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,7 +13,7 @@ from finetune_core.data.threads import in_threads
 from finetune_core.errors import ImageError, RunError
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.evaluation.run_images import run_image
-from finetune_core.evaluation.single_run.corruptions import corrupted, made_worse
+from finetune_core.evaluation.single_run.corruptions import corrupt, corrupted
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness_files import Robustness, save_robustness
 from finetune_core.runs.store import Run
@@ -32,27 +32,32 @@ _BATCH = 32
 def measure_robustness(
     run: Run, split: str, seed: int = 0, roots: Sequence[Path] = ()
 ) -> Work[Robustness]:
-    """Ask a run's best network about images of a split that get worse and worse, on the GPU where nothing uses it, and keep the answers in
-    the run's folder.
+    """Predict corrupted images of a split, and store the predictions in the run directory.
+
+    An idle GPU is used if there is one.
 
     Args:
-        roots: when given, images that lie elsewhere are refused.
+        run: the run.
+        split: the split.
+        seed: seed of the sample of images and of the corruptions.
+        roots: if given, images outside of these folders are refused.
 
     Yields:
         Steps that count predictions.
 
     Raises:
-        FinetuneError: when there is no network, no predictions, or none of the images can be read any more.
+        FinetuneError: if there is no network, there are no predictions, or no image can be read any
+            more.
     """
-    return (yield from on_idle_device(partial(_measured, run, split, seed, roots), FINAL_PRECISION))
+    return (yield from on_idle_device(partial(_measure, run, split, seed, roots), FINAL_PRECISION))
 
 
-def _measured(
+def _measure(
     run: Run, split: str, seed: int, roots: Sequence[Path], device: Device
 ) -> Work[Robustness]:
     changed = predictions_changed(run.run_dir)
     predictor = load_predictor(run, device)
-    ids, squares, labels = _sample(run, predictor, split, seed, roots)
+    ids, squares, labels = _load_sample(run, predictor, split, seed, roots)
     ways = corrupted(split)
     logits: list[np.ndarray] = []
     total = len(ways) * len(squares)
@@ -62,23 +67,29 @@ def _measured(
             batches = []
             for start in range(0, len(squares), _BATCH):
                 batch = squares[start : start + _BATCH]
-                batches.append(_logits(predictor, forward, made_worse(batch, which, seed + start)))
+                batches.append(
+                    _compute_logits(predictor, forward, corrupt(batch, which, seed + start))
+                )
                 yield Step(position * len(squares) + start + len(batch), total)
             logits.append(np.concatenate(batches))
     return save_robustness(run, split, ids, labels, logits, changed)
 
 
-def _sample(
+def _load_sample(
     run: Run, predictor: Predictor, split: str, seed: int, roots: Sequence[Path]
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Ids, uint8 ``[n, side, side, 3]`` and labels of some images of the split; those that are gone or damaged are passed over."""
+    """Load a sample of the images of a split; missing or damaged images are skipped.
+
+    Returns:
+        Ids, uint8 ``[n, side, side, 3]``, and labels.
+    """
     rows = evaluation(run, split).predictions.sort_values("id")
     chosen = rows.sample(min(MOST_IMAGES, len(rows)), random_state=seed)
     resize = predictor.network.info.resize(predictor.image_size)
     ids, squares, labels = [], [], []
     with closing(
         in_threads(
-            lambda row: _square(run_image(run, row[0], roots), resize),
+            lambda row: _read_square(run_image(run, row[0], roots), resize),
             list(zip(chosen["id"], chosen["label"], strict=True)),
         )
     ) as read:
@@ -92,18 +103,18 @@ def _sample(
     return ids, np.stack(squares), np.array(labels)
 
 
-def _square(path: Path, resize: Resize) -> np.ndarray | None:
+def _read_square(path: Path, resize: Resize) -> np.ndarray | None:
     try:
         return read_square(path, resize)
     except ImageError:
         return None
 
 
-def _logits(predictor: Predictor, forward: Forward, squares: np.ndarray) -> np.ndarray:
-    """Float32 ``[n, classes]``; preprocessing as in validation."""
+def _compute_logits(predictor: Predictor, forward: Forward, squares: np.ndarray) -> np.ndarray:
+    """Return float32 ``[n, classes]``; preprocessing is as in validation."""
     info = predictor.network.info
     images = evaluated(torch.from_numpy(squares).permute(0, 3, 1, 2), predictor.image_size)
     with torch.no_grad(), predictor.device.autocast():
         logits = forward(predictor.device.take(normalised(images, info.mean, info.std)))
-    found: np.ndarray = logits.float().cpu().numpy()
-    return found
+    array: np.ndarray = logits.float().cpu().numpy()
+    return array

@@ -1,4 +1,7 @@
-"""What a run's network predicted for corrupted images: one file for each split, beside ``predictions.parquet``, and input as that is."""
+"""Stored predictions for corrupted images: one file per split, beside ``predictions.parquet``.
+
+The files are untrusted input.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +31,9 @@ from finetune_core.training.predictions import (
     write_table,
 )
 
-_FACT = b"thaw.robustness"  # in the file's metadata: of which predictions of the run it is
+_FACT = b"thaw.robustness"  # metadata key: time stamp of the run's own predictions
 _COLUMNS = ["corruption", "severity", "accuracy", "low", "high"]
-_LARGEST = 2**20  # bytes, of what earlier versions kept
+_LARGEST = 2**20  # bytes of a file of earlier versions
 
 
 class _Row(TypedDict):
@@ -41,15 +44,18 @@ class _Row(TypedDict):
     high: Share
 
 
-class _Kept(TypedDict):
-    """What earlier versions kept: for which predictions it was measured, on how many images, and accuracies."""
+class _EarlierFile(TypedDict):
+    """Content of the files of earlier versions, which stored accuracies only.
+
+    ``predictions`` is the time stamp of the predictions that the run had then.
+    """
 
     predictions: Moment
     images: Count
     rows: Annotated[list[_Row], Field(max_length=100)]
 
 
-_KEPT = TypeAdapter(_Kept)
+_EARLIER_FILE = TypeAdapter(_EarlierFile)
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,12 @@ class Robustness:
     """Accuracy under corruption.
 
     Attributes:
-        images: how many were drawn from the split; the same ones everywhere.
-        rows: ``corruption`` (a key of ``CORRUPTIONS``, or ``CLEAN``), ``severity`` (0 for none, 1 to 3), ``accuracy, low, high``
-            (95 %, Wilson 1927).
-        predicted: whether the predictions are kept (``corrupted_predictions``): earlier versions kept accuracies only.
+        split: the split.
+        images: number of images that were drawn from the split; the same ones for each corruption.
+        rows: ``corruption`` (a key of ``CORRUPTIONS``, or ``CLEAN``), ``severity`` (0 for none, 1
+            to 3), ``accuracy, low, high`` (95 %, Wilson 1927).
+        predicted: True if the predictions are stored (``load_corrupted_predictions``): earlier
+            versions stored accuracies only.
     """
 
     split: str
@@ -77,93 +85,110 @@ def save_robustness(
     logits: Sequence[np.ndarray],
     changed: int,
 ) -> Robustness:
-    """Keep what was predicted in the run's folder.
+    """Store predictions in the run directory.
 
     Args:
+        run: the run.
+        split: the split.
+        ids: ids of the images.
         labels: int ``[images]``.
         logits: float ``[images, classes]`` for each of ``corrupted(split)``.
-        changed: ``predictions_changed`` of before the network was read.
+        changed: ``predictions_changed`` from before the network was loaded.
 
     Raises:
-        RunError: when it cannot be written.
+        RunError: if the file cannot be written.
     """
     tables = [
-        prediction_table(pd.Series(ids, dtype=object), which.key, labels, one)
-        for which, one in zip(corrupted(split), logits, strict=True)
+        prediction_table(pd.Series(ids, dtype=object), which.key, labels, way_logits)
+        for which, way_logits in zip(corrupted(split), logits, strict=True)
     ]
     table = pd.concat(tables, ignore_index=True)
     try:
-        write_table(_file(run.run_dir, split), table, {_FACT: str(changed).encode()})
+        write_table(_file_path(run.run_dir, split), table, {_FACT: str(changed).encode()})
     except OSError as error:
         raise RunError(f"The result cannot be kept in {run.run_dir}: {error.strerror}.") from None
-    return _summed_up(table, split)
+    return _summarise(table, split)
 
 
 def known_robustness(run: Run, split: str) -> Robustness | None:
-    """What was measured before, unless the run has been trained on since."""
+    """Return the stored robustness.
+
+    None if it was not measured, or the run has been trained on since.
+    """
     try:
-        return _known(*_version(run.run_dir, split, len(run.started["classes"])))
-    except RunError:  # none, or damaged: it can be measured again
-        return _of_earlier_version(run, split)
+        return _load_robustness(*_table_key(run.run_dir, split, len(run.started["classes"])))
+    except RunError:  # missing or damaged: it can be measured again
+        return _load_earlier_version(run, split)
 
 
-def corrupted_predictions(run_dir: Path, which: Corrupted, classes: int) -> pd.DataFrame:
-    """``id, split, label, logits``, all of the split ``SHIFTED``, by id; a label is an index into the run's classes.
+def load_corrupted_predictions(run_dir: Path, which: Corrupted, classes: int) -> pd.DataFrame:
+    """Return ``id, split, label, logits``, sorted by id.
+
+    The split is ``SHIFTED``, and a label is an index into the run's classes.
 
     Args:
-        classes: how many the run has.
+        run_dir: the run directory.
+        which: the corruption.
+        classes: number of classes of the run.
 
     Raises:
-        RunError: when there are none, they are damaged, or of an earlier state of the run.
+        RunError: if there are no predictions, or they are damaged or of an earlier state of the
+            run.
     """
-    table = _table(*_version(run_dir, which.split, classes))
+    table = _load_table(*_table_key(run_dir, which.split, classes))
     rows = table[table["split"] == which.key].sort_values("id", ignore_index=True)
     return rows.assign(split=SHIFTED)
 
 
-def robustness_changed(run_dir: Path, split: str) -> Stamp | None:
-    """Changes when ``corrupted_predictions`` do; None where there are none."""
-    return stamp(_file(run_dir, split))
+def robustness_stamp(run_dir: Path, split: str) -> Stamp | None:
+    """Return a stamp that changes with ``load_corrupted_predictions``; None if there are none."""
+    return stamp(_file_path(run_dir, split))
 
 
-def _version(run_dir: Path, split: str, classes: int) -> tuple[Path, str, int, Stamp | None, int]:
-    """All that ``_table`` depends on."""
-    return run_dir, split, classes, robustness_changed(run_dir, split), predictions_changed(run_dir)
+def _table_key(run_dir: Path, split: str, classes: int) -> tuple[Path, str, int, Stamp | None, int]:
+    """Return the arguments of ``_load_table``: all that its result depends on."""
+    return run_dir, split, classes, robustness_stamp(run_dir, split), predictions_changed(run_dir)
 
 
 @lru_cache(maxsize=64)  # a page asks for all of a comparison's runs whenever it is redrawn
-def _known(
+def _load_robustness(
     run_dir: Path, split: str, classes: int, version: Stamp | None, changed: int
 ) -> Robustness:
-    return _summed_up(_table(run_dir, split, classes, version, changed), split)
+    return _summarise(_load_table(run_dir, split, classes, version, changed), split)
 
 
 @lru_cache(maxsize=64)
-def _table(
+def _load_table(
     run_dir: Path, split: str, classes: int, _version: Stamp | None, changed: int
 ) -> pd.DataFrame:
-    """
+    """Read the table of predictions for corrupted images.
+
     Args:
-        changed: ``predictions_changed`` of the run as it is now.
+        run_dir: the run directory.
+        split: the split.
+        classes: number of classes of the run.
+        changed: ``predictions_changed`` of the run in its current state.
 
     Raises:
-        RunError: when it is missing, damaged, or of other predictions of the run.
+        RunError: if the file is missing, damaged, or belongs to other predictions of the run.
     """
-    path, ways = _file(run_dir, split), [which.key for which in corrupted(split)]
+    path, ways = _file_path(run_dir, split), [which.key for which in corrupted(split)]
     try:
-        of = fact_of(path, _FACT)
+        recorded = fact_of(path, _FACT)
         table = read_table(path, ways, classes)
     except FileNotFoundError:
         raise RunError(
-            f"{run_dir.name}: what it predicts for corrupted images is not kept. Measure its robustness."
+            f"{run_dir.name}: what it predicts for corrupted images is not kept. Measure its "
+            "robustness."
         ) from None
     except (OSError, ValueError) as error:
         raise RunError(
             f"{run_dir.name}: {problem_with(path, error)}. Measure its robustness again."
         ) from None
-    if of != str(changed).encode():
+    if recorded != str(changed).encode():
         raise RunError(
-            f"{run_dir.name}: {path.name} is of an earlier state of the run. Measure its robustness again."
+            f"{run_dir.name}: {path.name} is of an earlier state of the run. Measure its "
+            "robustness again."
         )
     images = [
         table.loc[table["split"] == way, ["id", "label"]].sort_values("id", ignore_index=True)
@@ -176,21 +201,21 @@ def _table(
     return table
 
 
-def _summed_up(table: pd.DataFrame, split: str) -> Robustness:
+def _summarise(table: pd.DataFrame, split: str) -> Robustness:
     rows = []
     for which in corrupted(split):
-        some = table[table["split"] == which.key]
-        right = int((logits_of(some).argmax(1) == some["label"].to_numpy()).sum())
-        rows.append((which.corruption, which.severity, *accuracy_interval(right, len(some))))
+        part = table[table["split"] == which.key]
+        right = int((logits_of(part).argmax(1) == part["label"].to_numpy()).sum())
+        rows.append((which.corruption, which.severity, *accuracy_interval(right, len(part))))
     return Robustness(
         split, len(table) // len(rows), pd.DataFrame(rows, columns=_COLUMNS), predicted=True
     )
 
 
-def _of_earlier_version(run: Run, split: str) -> Robustness | None:
+def _load_earlier_version(run: Run, split: str) -> Robustness | None:
     try:
         path = run.run_dir / f"robustness-{split}.json"
-        stored = _KEPT.validate_json(read_regular(path, _LARGEST), strict=True)
+        stored = _EARLIER_FILE.validate_json(read_regular(path, _LARGEST), strict=True)
     except (OSError, ValueError):
         return None
     rows = pd.DataFrame(stored["rows"], columns=_COLUMNS)
@@ -202,5 +227,5 @@ def _of_earlier_version(run: Run, split: str) -> Robustness | None:
     return Robustness(split, stored["images"], rows, predicted=False)
 
 
-def _file(run_dir: Path, split: str) -> Path:
+def _file_path(run_dir: Path, split: str) -> Path:
     return run_dir / f"robustness-{split}.parquet"

@@ -1,4 +1,4 @@
-"""All that is known of one split of a run, in one result that prints itself."""
+"""All results on one split of a run, in one object that prints itself."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.calibration import Calibration
 from finetune_core.evaluation.single_run.corruptions import CLEAN, CORRUPTIONS
 from finetune_core.evaluation.single_run.evaluate import (
-    Calibrated,
+    CalibrationPair,
     calibrated,
     evaluation,
     evaluation_precision,
@@ -28,27 +28,29 @@ from finetune_core.runs.store import Run
 
 @dataclass(frozen=True, repr=False)
 class RunEvaluation(Evaluation):
-    """An evaluation with everything else that is known of the split.
+    """An evaluation with all other results on the split.
 
     Attributes:
+        run: the run.
         scores: every number with its bootstrap interval.
-        slices: accuracy by what is known of the images.
-        robustness: None where nobody has measured it.
+        calibrated: calibration before and after temperature scaling.
+        slices: accuracy in slices by facts about the images.
+        robustness: None if it was not measured.
     """
 
     run: Run
     scores: Scores
-    calibrated: Calibrated
+    calibrated: CalibrationPair
     slices: pd.DataFrame
     robustness: Robustness | None
 
     @property
     def precision(self) -> str | None:
-        """That the predictions were computed in; None where nothing tells."""
+        """Precision that the predictions were computed in; None if nothing records it."""
         return evaluation_precision(self.run)
 
     def caveats(self) -> list[str]:
-        """What to know before the numbers are read."""
+        """Return notes to read before the numbers."""
         chosen = (
             "The best epoch was chosen on these images, so the numbers are a little optimistic."
         )
@@ -56,35 +58,43 @@ class RunEvaluation(Evaluation):
         return [*notes, *filter(None, [precision_note(self.run).replace("*", "")])]
 
     def reference_points(self) -> ReferencePoints | None:
-        """Return the reference points; None where the images are not all of a run's split."""
+        """Return the reference points; None if the images are not all of a run's split."""
         return reference_points(self.run, split=self.split)
 
     def beside(self) -> str:
-        """The reference points as a sentence; empty where none is known."""
+        """Return the reference points as a sentence; empty if none is known."""
         known = self.reference_points()
         return known.in_sentence() if known else ""
 
     def absences(self) -> str:
-        """Which classes the averages leave out; empty where none."""
+        """Return a sentence on the classes that averages leave out; empty if there is none."""
         missing = ", ".join(self.classes[label] for label in self.scores.absent)
         return f"Without images here, and left out of averages: {missing}." if missing else ""
 
     def details(self) -> list[str]:
-        """Calibration, and the slices that clearly differ from the rest."""
+        """Describe the calibration, and the slices that clearly differ from the rest."""
         confidence = self.calibrated
-        ece = f"Expected calibration error (ECE) {_error(confidence.before)}, {BINS} bins of equal width"
+        ece = (
+            f"Expected calibration error (ECE) {_format_ece(confidence.before)}, {BINS} bins of "
+            "equal width"
+        )
         if confidence.scaling and confidence.after:
-            temperatures = " and ".join(f"{one:.2f}" for one in confidence.scaling.temperatures)
-            ece += f"; {_error(confidence.after)} at temperature {temperatures}, fitted on other images"
+            temperatures = " and ".join(
+                f"{temperature:.2f}" for temperature in confidence.scaling.temperatures
+            )
+            ece += (
+                f"; {_format_ece(confidence.after)} at temperature {temperatures}, fitted on other "
+                "images"
+            )
         clear = self.slices[self.slices["verdict"].isin(["worse", "better"])]
         return [f"{ece}."] + [
-            f"{row['by']} {row['slice']}: accuracy {percent(row['accuracy'])}, {row['verdict']} than the rest "
-            f"({things(row['images'], 'image')})."
+            f"{row['by']} {row['slice']}: accuracy {percent(row['accuracy'])}, {row['verdict']} "
+            f"than the rest ({things(row['images'], 'image')})."
             for row in clear.to_dict("records")
         ]
 
     def robustness_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per corruption; none where it was not measured."""
+        """Return (columns, rows) with one row per corruption; no rows if it was not measured."""
         columns = ["Accuracy under", "clean", "mild", "middle", "strong"]
         if self.robustness is None:
             return columns, []
@@ -92,7 +102,10 @@ class RunEvaluation(Evaluation):
         rows = [
             [
                 corruption.title,
-                *(percent(one) for one in (right[CLEAN, 0], *(right[name, n] for n in (1, 2, 3)))),
+                *(
+                    percent(accuracy)
+                    for accuracy in (right[CLEAN, 0], *(right[name, n] for n in (1, 2, 3)))
+                ),
             ]
             for name, corruption in CORRUPTIONS.items()
         ]
@@ -112,7 +125,7 @@ def evaluate_run(run: Run, split: str, robustness: Robustness | None) -> RunEval
     """Evaluate a run on a split.
 
     Raises:
-        RunError: when the run has no predictions for it.
+        RunError: if the run has no predictions for it.
     """
     return RunEvaluation(
         **vars(evaluation(run, split)),
@@ -124,5 +137,8 @@ def evaluate_run(run: Run, split: str, robustness: Robustness | None) -> RunEval
     )
 
 
-def _error(one: Calibration) -> str:
-    return f"{percent(one.ece)} (95 % interval {interval_text(one.ece_low, one.ece_high)})"
+def _format_ece(calibration: Calibration) -> str:
+    return (
+        f"{percent(calibration.ece)} (95 % interval "
+        f"{interval_text(calibration.ece_low, calibration.ece_high)})"
+    )

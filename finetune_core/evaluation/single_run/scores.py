@@ -1,7 +1,7 @@
-"""The numbers that sum up a split, each with its interval.
+"""Metrics of a split, each with its interval.
 
-Shares of images have Wilson's interval, all others that of a bootstrap, which is written for many
-resamples at once: one column per resample.
+Shares of images have Wilson's interval, all other numbers that of a bootstrap. The bootstrap is
+vectorised over resamples: one column per resample.
 """
 
 from collections.abc import Iterator
@@ -12,16 +12,17 @@ import pandas as pd
 from scipy import sparse
 
 from finetune_core.evaluation.intervals import wilson
-from finetune_core.evaluation.single_run.binning import BINS, bins_of, ece_interval, gap_rows
+from finetune_core.evaluation.single_run.binning import BINS, assign_bins, ece_interval, gap_matrix
 from finetune_core.formatting import accuracy_name, percent
 
 RESAMPLES = 1000
-# Of more probabilities, a thousand resamples take many seconds, though intervals are narrow anyway.
+# With more probabilities a thousand resamples take many seconds, and intervals are narrow anyway.
 _MANY, _FEWER_RESAMPLES = 500_000, 200
 LEVEL = 0.95
 TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # percentiles
 _TOP = (3, 5)
-_CELLS = 500_000  # images times resamples that are held at once: what fits into a processor's cache is quickest
+# Images times resamples that are held at once. Fastest if they fit into the processor's cache.
+_CELLS = 500_000
 
 NAMES = {
     "accuracy": "Accuracy",
@@ -41,23 +42,28 @@ NAMES = {
     "ece": f"Expected calibration error (ECE, {BINS} bins)",
 }
 NOT_DEFINED = "not defined"
-# Shares of all images: counts, for which Wilson's interval is better than a bootstrap's where images
-# are few. Accuracy and micro F1 are one number, so they have one interval.
+# Shares of all images. For these counts Wilson's interval is better than a bootstrap's if images
+# are few. Accuracy and micro F1 are the same number, so they have the same interval.
 SHARES = ("accuracy", "f1_micro", *(f"top_{k}_accuracy" for k in _TOP))
 _PERCENT = ("f1", "precision", "recall", "ece")  # besides accuracies: shown in percent
-INTERVALS = "Wilson's of accuracy, top-k accuracy and micro F1, percentile bootstrap within classes of the rest"
+INTERVALS = (
+    "Wilson's of accuracy, top-k accuracy and micro F1, percentile bootstrap within classes of "
+    "the rest"
+)
 AREAS = {"roc_auc": "ROC AUC", "average_precision": "Average precision"}  # of one class
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a split is worth in numbers. NaN stands for *not defined*, never for nought.
+    """Metrics of a split. NaN means *not defined*, never 0.
 
     Attributes:
         table: one row per number: ``name`` (a key of ``NAMES``), ``value, low, high``.
-        classes: one row per class: ``roc_auc, average_precision``, and of each ``_low`` and ``_high``.
-        absent: labels of the classes that the split has no image of; averages over classes leave them out.
-        resamples: how many the intervals come from.
+        classes: one row per class: ``roc_auc, average_precision``, and of each ``_low`` and
+            ``_high``.
+        absent: labels of the classes that the split has no image of; averages over classes leave
+            them out.
+        resamples: number of resamples that the intervals are computed from.
     """
 
     table: pd.DataFrame
@@ -66,10 +72,10 @@ class Scores:
     resamples: int
 
     def in_rows(self, split: str) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per number, formatted for a reader.
+        """Return (columns, rows) with one row per number, formatted as text.
 
         Args:
-            split: whose images.
+            split: the split whose images are counted.
         """
         rows = [
             [
@@ -108,7 +114,7 @@ def range_text(name: str, low: float, high: float) -> str:
 
 
 def share_text(value: float) -> str:
-    """To three digits; NaN stands for what is not defined."""
+    """Format a value to three digits; NaN means *not defined*."""
     return NOT_DEFINED if np.isnan(value) else f"{value:.3f}"
 
 
@@ -119,22 +125,25 @@ def score(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Scores:
-    """Compute all numbers of a split, with 95 % intervals.
+    """Compute all metrics of a split with 95 % intervals.
 
-    Those of ``SHARES`` are Wilson's (1927), all others percentiles of a bootstrap (Efron 1979). Images are drawn with replacement *within each class*, so that a class never vanishes: the intervals speak of other images,
-    not of another mix of classes. A class with one image adds no spread.
+    The intervals of ``SHARES`` are Wilson's (1927), all other ones percentiles of a bootstrap
+    (Efron 1979). Images are drawn with replacement *within each class*, so that a class never
+    vanishes: the intervals are about other images, not about another mix of classes. A class with
+    one image adds no spread.
 
     Args:
         labels: int ``[n]``, at least one.
         probabilities: float ``[n, classes]``.
         losses: float ``[n]``, cross-entropy in nats.
         resamples: 0 for no intervals (they are NaN).
+        seed: seed of the resamples.
     """
-    parts = _Parts(labels, probabilities, losses)
-    value, of_class, gaps = parts.computed(np.ones((len(labels), 1)))
-    drawn = [parts.computed(weights) for weights in resampled(labels, resamples, seed)]
-    low, high = _interval([one for one, _, _ in drawn], value)
-    class_low, class_high = _interval([one for _, one, _ in drawn], of_class)
+    parts = _Precomputed(labels, probabilities, losses)
+    value, of_class, gaps = parts.compute(np.ones((len(labels), 1)))
+    drawn = [parts.compute(weights) for weights in resample(labels, resamples, seed)]
+    low, high = _percentiles([one for one, _, _ in drawn], value)
+    class_low, class_high = _percentiles([one for _, one, _ in drawn], of_class)
     if drawn:
         place = parts.names.index("ece")
         low[place], high[place] = ece_interval(
@@ -148,8 +157,8 @@ def score(
         pd.DataFrame({"name": parts.names, "value": value[:, 0], "low": low, "high": high}),
         pd.DataFrame(
             {
-                f"{name}{suffix}": bound[:, at]
-                for at, name in enumerate(AREAS)
+                f"{name}{suffix}": bound[:, index]
+                for index, name in enumerate(AREAS)
                 for suffix, bound in bounds.items()
             }
         ),
@@ -158,8 +167,11 @@ def score(
     )
 
 
-def _interval(drawn: list[np.ndarray], like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Percentiles over the last axis; NaN where a number is not defined, or nothing was drawn."""
+def _percentiles(drawn: list[np.ndarray], like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return percentiles over the last axis.
+
+    NaN if a number is not defined, or nothing was drawn.
+    """
     if not drawn:
         nothing = np.full(like.shape[:-1], np.nan)
         return nothing, nothing
@@ -167,8 +179,12 @@ def _interval(drawn: list[np.ndarray], like: np.ndarray) -> tuple[np.ndarray, np
     return low, high
 
 
-def resampled(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image was drawn, with replacement and within its class: float64 ``[n, some]`` at a time."""
+def resample(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each image was drawn, with replacement and within its class.
+
+    Yields:
+        Float64 ``[n, resamples]`` for some of the resamples at a time.
+    """
     random = np.random.default_rng(seed)
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
@@ -186,8 +202,11 @@ def resampled(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndar
         )
 
 
-class _Parts:
-    """What does not change from resample to resample: every number is then a few products with the weights of the images."""
+class _Precomputed:
+    """Terms that do not change between resamples.
+
+    Every number is then a few products with the weights of the images.
+    """
 
     def __init__(self, labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray) -> None:
         self.count, self.classes = probabilities.shape
@@ -196,10 +215,10 @@ class _Parts:
         self.present = self.support > 0
         images = np.arange(self.count)
         predicted = probabilities.argmax(1)
-        place = rank_of(labels, probabilities)
+        place = rank_true_class(labels, probabilities)
         tops = [k for k in _TOP if k < self.classes]
         squares = (probabilities**2).sum(1) - 2 * probabilities[images, labels] + 1
-        # One row per number that is a mean over images: accuracy first.
+        # One row per number that is a mean over images; accuracy comes first.
         self.means = np.stack([place == 0, *(place < k for k in tops), losses, squares]).astype(
             np.float64
         )
@@ -209,7 +228,7 @@ class _Parts:
         self.hits = sparse.csr_array((np.ones(len(right)), (labels[right], right)), shape=shape)
         self.predicted = sparse.csr_array((np.ones(self.count), (predicted, images)), shape=shape)
         confidence = probabilities[images, predicted]
-        self.gaps = gap_rows(confidence, place == 0, bins_of(confidence)[1])
+        self.gaps = gap_matrix(confidence, place == 0, assign_bins(confidence)[1])
         self.rankings = [
             _Ranking(labels == label, probabilities[:, label]) for label in range(self.classes)
         ]
@@ -218,12 +237,16 @@ class _Parts:
     def names(self) -> list[str]:
         return [name for name in NAMES if name in self.mean_names or not name.startswith("top_")]
 
-    def computed(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``[numbers, resamples]`` in the order of ``names``; ``[classes, 2, resamples]``: ROC AUC and average precision; and
-        ``[bins, resamples]``: what each bin adds to the calibration error, with its sign.
+    def compute(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Compute all numbers for some resamples.
 
         Args:
-            weights: ``[n, resamples]``; of every class as many as it has images.
+            weights: ``[n, resamples]``; the weights of a class sum to its number of images.
+
+        Returns:
+            ``[numbers, resamples]`` in the order of ``names``; ``[classes, 2, resamples]``: ROC AUC
+            and average precision; ``[bins, resamples]``: contribution of each bin to the
+            calibration error, with its sign.
         """
         means = dict(zip(self.mean_names, self.means @ weights / self.count, strict=True))
         hits, predicted = self.hits @ weights, self.predicted @ weights
@@ -233,48 +256,55 @@ class _Parts:
         precision = hits[self.present] / np.maximum(predicted[self.present], 1)
         gaps = self.gaps @ weights
         of_class = np.stack([ranking.areas(weights) for ranking in self.rankings])
-        found = means | {
+        values = means | {
             "balanced_accuracy": recall,
             "precision_macro": precision.mean(0),
             "recall_macro": recall,  # the same number
             "f1_macro": f1.mean(0),
-            # every image has one label and gets one: the same number
+            # Equal, because every image has one label and one prediction.
             "f1_micro": means["accuracy"],
             "f1_weighted": (f1 * support[self.present]).sum(0) / self.count,
             **self._agreement(means["accuracy"], predicted),
-            "roc_auc": _mean_of_defined(of_class[:, 0]),
-            "average_precision": _mean_of_defined(of_class[:, 1]),
+            "roc_auc": _mean_defined(of_class[:, 0]),
+            "average_precision": _mean_defined(of_class[:, 1]),
             "ece": np.abs(gaps).sum(0),
         }
-        return np.stack([found[name] for name in self.names]), of_class, gaps
+        return np.stack([values[name] for name in self.names]), of_class, gaps
 
     def _agreement(self, accuracy: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
-        """Beyond chance (Cohen 1960; Gorodkin 2004), from shares; not defined of a single class."""
-        true, given = self.support / self.count, predicted / self.count
+        """Return agreement beyond chance (Cohen 1960; Gorodkin 2004) from shares.
+
+        It is not defined for a single class.
+        """
+        true, predicted_share = self.support / self.count, predicted / self.count
         if self.present.sum() < 2:
             return dict.fromkeys(
                 ("matthews_corrcoef", "cohen_kappa"), np.full(accuracy.shape, np.nan)
             )
-        chance = true @ given
-        spread = np.sqrt((1 - true @ true) * np.maximum(1 - (given**2).sum(0), 0))
-        # Who gives every image the same class knows nothing: 0, as in scikit-learn.
+        chance = true @ predicted_share
+        spread = np.sqrt((1 - true @ true) * np.maximum(1 - (predicted_share**2).sum(0), 0))
+        # A constant prediction contains no information: 0, as in scikit-learn.
         matthews = np.divide(
             accuracy - chance, spread, out=np.zeros_like(accuracy), where=spread > 1e-12
         )
         return {"matthews_corrcoef": matthews, "cohen_kappa": (accuracy - chance) / (1 - chance)}
 
 
-def _mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """Mean over classes of those that are defined; whether one is does not depend on the resample."""
+def _mean_defined(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the classes whose value is defined.
+
+    Whether a value is defined does not depend on the resample.
+    """
     defined = values[~np.isnan(values[:, 0])]
     return defined.mean(0) if len(defined) else np.full(values.shape[1], np.nan)
 
 
 class _Ranking:
-    """One class against the rest, by its probability.
+    """One class against the rest, ranked by its probability.
 
-    Between two neighbouring probabilities that images of the class have, the others need not be distinguished: their weights are
-    added up by one sparse product, and what is left to sum over is the images of the class.
+    Between two neighbouring probabilities of images of the class, the other images need not be
+    distinguished. Their weights are added up by one sparse product, and only the images of the
+    class are left to sum over.
     """
 
     def __init__(self, positive: np.ndarray, probability: np.ndarray) -> None:
@@ -295,7 +325,10 @@ class _Ranking:
         )
 
     def areas(self, weights: np.ndarray) -> np.ndarray:
-        """``[2, resamples]``: area under the ROC curve (ties count half), average precision (a step function, as in scikit-learn)."""
+        """Return ``[2, resamples]``: area under the ROC curve, and average precision.
+
+        Ties count half. Average precision is a step function, as in scikit-learn.
+        """
         columns = weights.shape[1]
         if not self.positives:
             return np.full((2, columns), np.nan)
@@ -307,13 +340,18 @@ class _Ranking:
         else:
             roc = np.full(columns, np.nan)
         caught = positive[::-1].cumsum(0)[::-1]
-        raised = caught + self.negatives - below
-        precision = np.divide(caught, raised, out=np.zeros_like(caught), where=raised > 0)
+        predicted_positive = caught + self.negatives - below
+        precision = np.divide(
+            caught, predicted_positive, out=np.zeros_like(caught), where=predicted_positive > 0
+        )
         return np.stack([roc, (positive * precision).sum(0) / self.positives])
 
 
-def rank_of(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Int ``[n]``: how many classes come before the true one; of equal ones the first goes before, as in ``argmax``."""
+def rank_true_class(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return int ``[n]``: how many classes rank before the true one.
+
+    Of equal probabilities the first class ranks first, as in ``argmax``.
+    """
     own = np.take_along_axis(probabilities, labels[:, None], axis=1)
     before = np.arange(probabilities.shape[1]) < labels[:, None]
     earlier: np.ndarray = (probabilities > own) | ((probabilities == own) & before)

@@ -1,8 +1,8 @@
-"""The classes that a run's own images and shifted images have in common.
+"""Classes that a run's own images and shifted images have in common.
 
-A number on images of other classes says how hard those classes are, not what the shift costs. So
-both sides are restricted to the images of the classes that both have; the network still chooses
-among all of its classes.
+An accuracy on images of other classes measures how hard those classes are, not the effect of the
+shift. So both sides are restricted to the images of the classes that both have. The network still
+chooses among all of its classes.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ class SharedClasses:
     """The classes that both sides have images of, and what is left out of either side.
 
     Attributes:
-        labels: of the shared classes, ascending.
-        names: of the shared classes.
-        own_only: class without shifted images -> the run's own images of it.
-        shifted_only: class without own images -> its shifted images.
+        labels: labels of the shared classes, ascending.
+        names: names of the shared classes.
+        own_only: class without shifted images -> number of the run's own images of it.
+        shifted_only: class without own images -> number of shifted images of it.
     """
 
     labels: tuple[int, ...]
@@ -36,30 +36,33 @@ class SharedClasses:
 
     @property
     def complete(self) -> bool:
-        """Return whether both sides have images of the same classes, so that nothing is left out."""
+        """True if both sides have images of the same classes, so that nothing is left out."""
         return not self.own_only and not self.shifted_only
 
     def in_words(self) -> list[str]:
-        """Return which classes are compared and what is left out, in sentences; none if complete."""
+        """Return which classes are compared and what is left out, in sentences.
+
+        Empty if nothing is left out.
+        """
         if self.complete:
             return []
         named = some([f"“{name}”" for name in self.names], _MOST_NAMED)
         count = things(len(self.names), "class", "classes")
-        found = [f"Both sides are compared on the {count} that both have images of: {named}."]
+        sentences = [f"Both sides are compared on the {count} that both have images of: {named}."]
         if self.own_only:
-            found.append(
+            sentences.append(
                 "Left out of the run's own images, because no shifted image is of these classes: "
                 f"{_list_images(self.own_only)}."
             )
         if self.shifted_only:
-            found.append(
+            sentences.append(
                 "Left out of the shifted images, because none of the run's own images here is of "
                 f"these classes: {_list_images(self.shifted_only)}."
             )
-        return found
+        return sentences
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values: ``compared_classes``, ``own_only_classes``, ``shifted_only_classes``."""
+        """Return plain values: ``compared_classes, own_only_classes, shifted_only_classes``."""
         return {
             "compared_classes": list(self.names),
             "own_only_classes": self.own_only,
@@ -67,7 +70,7 @@ class SharedClasses:
         }
 
 
-def shared_classes(
+def find_shared_classes(
     classes: Sequence[str], own_labels: np.ndarray, shifted_labels: np.ndarray
 ) -> SharedClasses:
     """Find the classes that have images on both sides.
@@ -78,23 +81,25 @@ def shared_classes(
         shifted_labels: int ``[m]``, of the shifted images.
 
     Raises:
-        RunError: when there is no such class.
+        RunError: if there is no such class.
     """
     own, shifted = (
         np.bincount(each, minlength=len(classes)).tolist() for each in (own_labels, shifted_labels)
     )
     counts = list(zip(classes, own, shifted, strict=True))
-    labels = [at for at, (_, ours, theirs) in enumerate(counts) if ours and theirs]
+    labels = [index for index, (_, ours, theirs) in enumerate(counts) if ours and theirs]
     own_only = {name: ours for name, ours, theirs in counts if ours and not theirs}
     shifted_only = {name: theirs for name, ours, theirs in counts if theirs and not ours}
     if not labels:
         raise RunError(
-            "The run's own images and the shifted ones have no class in common, so there is no drop "
-            f"to measure: its own are of {some(list(own_only))}, the shifted ones of "
-            f"{some(list(shifted_only))}. Use shifted images of the same classes, or another split "
-            "of the run's own images."
+            "The run's own images and the shifted ones have no class in common, so there is no "
+            f"drop to measure: its own are of {some(list(own_only))}, the shifted ones of "
+            f"{some(list(shifted_only))}. Use shifted images of the same classes, or another "
+            "split of the run's own images."
         )
-    return SharedClasses(tuple(labels), tuple(classes[at] for at in labels), own_only, shifted_only)
+    return SharedClasses(
+        tuple(labels), tuple(classes[index] for index in labels), own_only, shifted_only
+    )
 
 
 def _list_images(images: dict[str, int]) -> str:

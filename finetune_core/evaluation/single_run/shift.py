@@ -1,4 +1,7 @@
-"""A run's best network asked about all images of another data set with the same classes, once for each data set."""
+"""Predictions of a run's best network for another data set with the same classes.
+
+Each data set is predicted once.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +17,8 @@ from finetune_core.data.same_classes import SameClasses, same_classes
 from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import DataError
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.single_run.copies import Known, look_for_copies, same_images
-from finetune_core.evaluation.single_run.other_data import OtherData, look_at
+from finetune_core.evaluation.single_run.copies import KnownCopies, images_key, look_for_copies
+from finetune_core.evaluation.single_run.other_data import OtherData, index_other_data
 from finetune_core.evaluation.single_run.shift_files import Copies, Shift, lacking_shift, save_shift
 from finetune_core.runs.store import Run
 from finetune_core.training.answers import answers
@@ -31,67 +34,77 @@ from finetune_core.work import Work, in_phase, with_subject
 
 
 def predict_shifted(runs: Sequence[Run], data: str, roots: Sequence[Path] = ()) -> Work[str]:
-    """Have runs predict another data set, on the GPU where nothing uses it, and keep the answers in their folders. Those that have
-    predicted it as it is now are not asked again.
+    """Predict another data set with several runs, and store the predictions in their directories.
+
+    An idle GPU is used if there is one. Runs that have predicted the data set in its current state
+    are skipped.
 
     Args:
-        data: as a person names it (``resolve_data``); changes made to it on the Dataset page count.
-        roots: when given, what lies elsewhere is refused, and images that do are left out.
+        runs: the runs.
+        data: the data set as a person names it (``resolve_data``); edits made on the Dataset page
+            count.
+        roots: if given, data outside of these folders is refused, and such images are left out.
 
     Yields:
-        Steps of the phases ``unpack``, ``index``, ``copies``, ``decode`` and ``evaluate``; of several runs, each with the run as the
-        subject.
+        Steps of the phases ``unpack``, ``index``, ``copies``, ``decode`` and ``evaluate``; for
+        several runs, each with the run as the subject.
 
     Returns:
         The data set's fingerprint.
 
     Raises:
-        DataError: when it cannot be read, has none of a run's classes, or nothing but copies of its own images.
-        FinetuneError: when a run has no network or no predictions, or cannot be written to.
+        DataError: if the data set cannot be read, has none of a run's classes, or nothing but
+            copies of its own images.
+        FinetuneError: if a run has no network or no predictions, or its directory cannot be written
+            to.
     """
-    other = yield from look_at(data, roots)
-    known: dict[str, Known] = {}
+    other = yield from index_other_data(data, roots)
+    known: dict[str, KnownCopies] = {}
     for run in lacking_shift(runs, other.fingerprint):
-        work = _kept(run, other, known, roots)
+        work = _predict_and_save(run, other, known, roots)
         yield from (with_subject(run.run_id, work) if len(runs) > 1 else work)
     return other.fingerprint
 
 
-def _kept(run: Run, other: OtherData, known: dict[str, Known], roots: Sequence[Path]) -> Work[None]:
-    """Predict for one run, and keep it.
+def _predict_and_save(
+    run: Run, other: OtherData, known: dict[str, KnownCopies], roots: Sequence[Path]
+) -> Work[None]:
+    """Predict the data set with one run, and store the predictions.
 
     Args:
-        known: by ``same_images``, what was found before.
+        run: the run.
+        other: the data set.
+        known: copies that were found before, by ``images_key``.
+        roots: if given, data outside of these folders is refused.
     """
     classes = run.started["classes"]
     matched = same_classes(classes, other.table["class"].unique())
     if not matched.labels:
         raise DataError(
-            f"{other.data} has none of the classes of {run.run_id} ({some(classes)}): its own are {some(matched.unknown)}. "
-            "Rename its folders, or rename its classes on the Dataset page."
+            f"{other.data} has none of the classes of {run.run_id} ({some(classes)}): its own are "
+            f"{some(matched.unknown)}. Rename its folders, or rename its classes on the Dataset "
+            "page."
         )
-    key = same_images(run)
+    key = images_key(run)
     if key not in known:
         known[key] = yield from look_for_copies(run, other, roots)
-    of_class = other.table["class"].isin(list(matched.labels)).to_numpy()
-    rows = np.flatnonzero(of_class & ~known[key].own)
+    has_class = other.table["class"].isin(list(matched.labels)).to_numpy()
+    rows = np.flatnonzero(has_class & ~known[key].own)
     if not len(rows):
         raise DataError(
-            f"Every image of {other.data} that has a class of {run.run_id} is an exact copy of one of its own images: "
-            "there is nothing to evaluate on."
+            f"Every image of {other.data} that has a class of {run.run_id} is an exact copy of "
+            "one of its own images: there is nothing to evaluate on."
         )
-    shift = _shift(run, other, matched, known[key].copies(of_class))
-    yield from on_idle_device(
-        partial(_predicted, run, other, rows, matched, shift), FINAL_PRECISION
-    )
+    shift = _make_shift(run, other, matched, known[key].copies(has_class))
+    yield from on_idle_device(partial(_predict, run, other, rows, matched, shift), FINAL_PRECISION)
 
 
-def _shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies) -> Shift:
+def _make_shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies) -> Shift:
     counts = other.table["class"].value_counts()
     return Shift(
         other.data,
         other.fingerprint,
-        # before the network is read: one that is trained on meanwhile is another one
+        # Read before the network: if the run is trained on meanwhile, the stamp is out of date.
         predictions_changed(run.run_dir),
         list(run.started["classes"]),
         matched.respelled,
@@ -102,7 +115,7 @@ def _shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies) -> 
     )
 
 
-def _predicted(
+def _predict(
     run: Run, other: OtherData, rows: np.ndarray, matched: SameClasses, shift: Shift, device: Device
 ) -> Work[None]:
     predictor = load_predictor(run, device)

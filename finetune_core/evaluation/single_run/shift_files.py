@@ -1,4 +1,7 @@
-"""What a run predicted for the images of other data sets: one file for each, beside ``predictions.parquet``, and input as that is."""
+"""Stored predictions for other data sets: one file each, beside ``predictions.parquet``.
+
+The files are untrusted input.
+"""
 
 import json
 import os
@@ -27,21 +30,22 @@ from finetune_core.training.predictions import (
 from finetune_core.training.shifted_images import SHIFT_FACTS, SHIFTED_FILE
 
 MOST_LISTED = 100  # data sets per run
-_LARGEST = 2**24  # bytes, of what a file says of its data set
+_LARGEST = 2**24  # bytes of the metadata on the data set
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Images of the other data set that the run knows from its own.
+    """Numbers of images of the other data set that the run has used.
 
     Attributes:
         training: exact copies of training images, which are left out.
-        near: near-copies of training images, which are not.
+        near: near-copies of training images, which are not left out.
         validation: exact copies of validation images, which are left out.
-        test: exact copies of test images, which are left out: they are not shifted, and a drop from the run's own test images to
-            themselves is none.
-        problem: why images could not be looked at, or not as they were; empty where they could.
-        earlier: copies, exact and near ones, of training images of the runs that it started from, which are not left out.
+        test: exact copies of test images, which are left out: they are not shifted, and a drop from
+            the run's own test images to themselves is none.
+        problem: why images could not be read, or not in their former state; empty if they could.
+        earlier: exact and near copies of training images of the runs that the run started from,
+            which are not left out.
     """
 
     training: Count | None
@@ -54,18 +58,20 @@ class Copies:
 
 @dataclass(frozen=True)
 class Shift:
-    """What a run predicted for another data set, and what of that set it did not.
+    """Another data set that a run has predicted, and which of its images were left out.
 
     Attributes:
         data: its folder or manifest.
-        fingerprint: of the images' names, content and classes.
-        predictions: when the run's own predictions were written; of another moment, they are of another network.
-        classes: the run's.
-        respelled: name of a class there -> here, where they differ in case or spaces.
-        unknown: class that the run has not -> its images, which are left out.
-        unreadable: images that were left out because they cannot be decoded.
-        without_own: whether exact copies of all of the run's own images were left out. Earlier versions left out those of training
-            images only.
+        fingerprint: hash of the images' names, content and classes.
+        predictions: time stamp of the run's own predictions; if it differs, the file is of another
+            network.
+        classes: classes of the run.
+        respelled: name of a class there -> here, if they differ in case or spaces.
+        unknown: class that the run does not have -> number of its images, which are left out.
+        unreadable: number of images that were left out because they cannot be decoded.
+        copies: images that the run has used.
+        without_own: True if exact copies of all of the run's own images were left out. Earlier
+            versions left out those of training images only.
     """
 
     data: Name
@@ -80,16 +86,16 @@ class Shift:
 
     @property
     def name(self) -> str:
-        """The data set as a person would call it, in a list."""
+        """Label of the data set in a list."""
         return Path(self.data).name or self.data
 
     @property
     def described(self) -> str:
-        """Whose images they are, within a sentence."""
+        """Description of the data set within a sentence."""
         return f"another data set, {self.data}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: which data set, and what of it was left out."""
+        """Return plain values: the data set, and what of it was left out."""
         copies = self.copies
         return {
             "data": self.data,
@@ -110,14 +116,14 @@ _SHIFT = TypeAdapter(Shift)
 
 
 def save_shift(run: Run, shift: Shift, table: pd.DataFrame) -> None:
-    """Keep a table of predictions (``prediction_table``, of the split ``SHIFTED``) in the run's folder.
+    """Store a table of predictions (``prediction_table``, split ``SHIFTED``) in the run directory.
 
     Raises:
-        RunError: when it cannot be written.
+        RunError: if the file cannot be written.
     """
     try:
         write_table(
-            _file(run.run_dir, shift.fingerprint),
+            _file_path(run.run_dir, shift.fingerprint),
             table,
             {SHIFT_FACTS: json.dumps(asdict(shift)).encode()},
         )
@@ -128,32 +134,38 @@ def save_shift(run: Run, shift: Shift, table: pd.DataFrame) -> None:
 
 
 def known_shifts(run: Run) -> tuple[list[Shift], list[str]]:
-    """The data sets that the run has predictions for, the latest first; and, in words, which of them are of no use."""
-    found: list[tuple[float, Shift]] = []
+    """Return the data sets that the run has predictions for, the latest first.
+
+    Returns:
+        The data sets, and a description of each file that is of no use.
+    """
+    shifts: list[tuple[float, Shift]] = []
     problems = []
-    for path in _files(run):
+    for path in _list_files(run):
         try:
             shift = read_shift(run, path.stem.removeprefix("shifted-"))
         except RunError as error:
             problems.append(str(error))
             continue
         with suppress(OSError):
-            found.append((path.lstat().st_mtime, shift))
-    return [shift for _, shift in sorted(found, key=lambda one: one[0], reverse=True)], problems
+            shifts.append((path.lstat().st_mtime, shift))
+    return [
+        shift for _, shift in sorted(shifts, key=lambda entry: entry[0], reverse=True)
+    ], problems
 
 
 def read_shift(run: Run, fingerprint: str) -> Shift:
-    """What is known of one of them, without its table.
+    """Return the data set of a file, without reading its table.
 
     Raises:
-        RunError: when there is none, it is damaged, or the run was trained on since.
+        RunError: if there is no file, it is damaged, or the run was trained on since.
     """
-    path = _file(run.run_dir, fingerprint)
+    path = _file_path(run.run_dir, fingerprint)
     try:
-        said = fact_of(path, SHIFT_FACTS)
-        if len(said) > _LARGEST:
+        facts = fact_of(path, SHIFT_FACTS)
+        if len(facts) > _LARGEST:
             raise ValueError("what it says of its data set is too long")
-        shift: Shift = _SHIFT.validate_json(said, strict=True)
+        shift: Shift = _SHIFT.validate_json(facts, strict=True)
     except FileNotFoundError:
         raise RunError(f"{run.run_id} has not predicted that data set yet.") from None
     except (OSError, ValueError) as error:
@@ -166,51 +178,55 @@ def read_shift(run: Run, fingerprint: str) -> Shift:
         )
     if not shift.without_own:
         raise RunError(
-            f"{run.run_id}: {path.name} is of an earlier version of Thaw, which did not leave out copies of the run's own test images "
-            f"({shift.name}). Evaluate the run on that data set again."
+            f"{run.run_id}: {path.name} is of an earlier version of Thaw, which did not leave out "
+            f"copies of the run's own test images ({shift.name}). Evaluate the run on that data "
+            "set again."
         )
     if shift.predictions != predictions_changed(run.run_dir):
         raise RunError(
-            f"{run.run_id}: {path.name} is of an earlier state of the run ({shift.name}). Evaluate the run on that data set again."
+            f"{run.run_id}: {path.name} is of an earlier state of the run ({shift.name}). "
+            "Evaluate the run on that data set again."
         )
     return shift
 
 
 def shifted_predictions(run_dir: Path, fingerprint: str, classes: int) -> pd.DataFrame:
-    """``id, split, label, logits``, all of the split ``SHIFTED``, by id; a label is an index into the run's classes. Whether they are of
-    the run as it is now, ``read_shift`` tells.
+    """Return ``id, split, label, logits``, sorted by id.
+
+    The split is ``SHIFTED``, and a label is an index into the run's classes. ``read_shift`` checks
+    that the predictions are of the run in its current state.
 
     Raises:
-        RunError: when there are none, or they are damaged.
+        RunError: if there are no predictions, or they are damaged.
     """
-    path = _file(run_dir, fingerprint)
+    path = _file_path(run_dir, fingerprint)
     try:
         return read_table(path, (SHIFTED,), classes).sort_values("id", ignore_index=True)
     except FileNotFoundError:
         raise RunError(f"{run_dir.name} has not predicted that data set yet.") from None
 
 
-def shift_changed(run: Run, fingerprint: str) -> Stamp | None:
-    """Changes when ``shifted_predictions`` do; None where there are none."""
-    return stamp(_file(run.run_dir, fingerprint))
+def shift_stamp(run: Run, fingerprint: str) -> Stamp | None:
+    """Return a stamp that changes with ``shifted_predictions``; None if there are none."""
+    return stamp(_file_path(run.run_dir, fingerprint))
 
 
 def lacking_shift(runs: Sequence[Run], fingerprint: str) -> list[Run]:
-    """Those that have not predicted that data set, or whose predictions are of no use."""
+    """Return the runs that have no usable predictions for a data set."""
     return [run for run in runs if shift_problem(run, fingerprint)]
 
 
 def shift_problem(run: Run, fingerprint: str) -> str:
-    """Why a run's predictions for that data set are of no use, in words; empty where they are."""
+    """Return why a run's predictions for a data set are of no use; empty if they are usable."""
     try:
         classes = len(read_shift(run, fingerprint).classes)
     except RunError as error:
         return str(error)
-    return _damage(run.run_dir, fingerprint, shift_changed(run, fingerprint), classes)
+    return _find_damage(run.run_dir, fingerprint, shift_stamp(run, fingerprint), classes)
 
 
-@lru_cache(maxsize=1024)  # a page asks whenever it is redrawn
-def _damage(run_dir: Path, fingerprint: str, _version: Stamp | None, classes: int) -> str:
+@lru_cache(maxsize=1024)  # a page asks again whenever it is redrawn
+def _find_damage(run_dir: Path, fingerprint: str, _version: Stamp | None, classes: int) -> str:
     try:
         shifted_predictions(run_dir, fingerprint, classes)
     except RunError as error:
@@ -218,11 +234,11 @@ def _damage(run_dir: Path, fingerprint: str, _version: Stamp | None, classes: in
     return ""
 
 
-def _file(run_dir: Path, fingerprint: str) -> Path:
+def _file_path(run_dir: Path, fingerprint: str) -> Path:
     return run_dir / f"shifted-{fingerprint}.parquet"
 
 
-def _files(run: Run) -> list[Path]:
+def _list_files(run: Run) -> list[Path]:
     try:
         names = sorted(
             entry.name for entry in os.scandir(run.run_dir) if SHIFTED_FILE.fullmatch(entry.name)

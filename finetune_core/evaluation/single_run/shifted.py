@@ -1,4 +1,4 @@
-"""A run on the images of another data set, beside its own test images: the same numbers of both, and by how much the other one is worse."""
+"""Evaluation on another data set beside the run's own images: the same numbers, and their drops."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -12,8 +12,8 @@ import pandas as pd
 from finetune_core.data.splits import SHIFTED
 from finetune_core.evaluation.intervals import difference_interval
 from finetune_core.evaluation.single_run.evaluate import (
-    Calibrated,
-    calibrated_of,
+    CalibrationPair,
+    calibrate_table,
     predicted_splits,
     scores_of,
 )
@@ -28,14 +28,14 @@ from finetune_core.evaluation.single_run.scores import (
     share_text,
     value_text,
 )
-from finetune_core.evaluation.single_run.shared_classes import SharedClasses, shared_classes
+from finetune_core.evaluation.single_run.shared_classes import SharedClasses, find_shared_classes
 from finetune_core.evaluation.single_run.shift_files import (
     Shift,
     read_shift,
-    shift_changed,
+    shift_stamp,
     shifted_predictions,
 )
-from finetune_core.evaluation.single_run.slices import image_facts, slices
+from finetune_core.evaluation.single_run.slices import compute_slices, load_image_facts
 from finetune_core.files import Stamp
 from finetune_core.formatting import SPLIT_WORDS, interval_text, percent, points, things
 from finetune_core.runs.store import Run
@@ -45,7 +45,7 @@ from finetune_core.training.predictions import (
     predictions_changed,
 )
 
-Measured = tuple[float, float, float]  # a value, and the ends of its 95 % interval
+IntervalTuple = tuple[float, float, float]  # a value, and the ends of its 95 % interval
 
 LOWER_IS_BETTER = ("log_loss", "brier", "ece")
 
@@ -54,15 +54,16 @@ LOWER_IS_BETTER = ("log_loss", "brier", "ece")
 class ShiftedEvaluation(RunEvaluation):
     """An evaluation on the images of another data set, beside one on the run's own images.
 
-    Both are restricted to the classes that both have images of. The temperature of ``calibrated`` was
-    fitted on the run's own validation images; ``slices`` are empty.
+    Both are restricted to the classes that both have images of. The temperature of ``calibrated``
+    was fitted on the run's own validation images; ``slices`` are empty.
 
     Attributes:
-        shift: which data set, and what of it is left out.
-        shared: the classes that are compared, and what is left out of either side for their sake.
+        shift: the other data set, and what of it is left out.
+        shared: the classes that are compared, and what is left out of either side.
         own: the same run on its own images; ``robustness`` is that of all its classes.
-        drops: one row per number of ``scores.table`` that both have: ``name``, and by how much it is worse here, ``value, low, high``:
-            own less shifted, or, where lower is better, shifted less own.
+        drops: one row per number of ``scores.table`` that both have: ``name``, and by how much it
+            is worse here, ``value, low, high``: own minus shifted, or, if lower is better, shifted
+            minus own.
     """
 
     shift: Shift
@@ -72,33 +73,44 @@ class ShiftedEvaluation(RunEvaluation):
 
     @property
     def precision(self) -> str | None:
+        """Precision of the predictions, always fp32."""
         return FINAL_PRECISION
 
     @property
     def drop(self) -> tuple[float, float, float]:
-        """Of the accuracy, with its 95 % interval (Newcombe 1998)."""
-        return drop_of(_accuracy(self.own), _accuracy(self))
+        """Drop of the accuracy with its 95 % interval (Newcombe 1998)."""
+        return compute_drop(_accuracy_interval(self.own), _accuracy_interval(self))
 
     def drop_in_words(self) -> str:
-        """By how much the accuracy is lower here than on the run's own images, in one sentence."""
+        """Return text on how much lower the accuracy is here than on the run's own images."""
         value, low, high = self.drop
-        own = f"{percent(self.own.accuracy)} on {things(self.own.images, f'{SPLIT_WORDS[self.own.split].lower()} image')}"
+        own = (
+            f"{percent(self.own.accuracy)} on "
+            f"{things(self.own.images, f'{SPLIT_WORDS[self.own.split].lower()} image')}"
+        )
         if not self.shared.complete:
             own += f" of the same {things(len(self.shared.names), 'class', 'classes')}"
-        how = f"{points(abs(value))} points {'below' if value >= 0 else 'above'} the {own}"
-        return f"{how} (95 % interval of the drop {points(low)} to {points(high)} points)"
+        text = f"{points(abs(value))} points {'below' if value >= 0 else 'above'} the {own}"
+        return f"{text} (95 % interval of the drop {points(low)} to {points(high)} points)"
 
     def in_words(self) -> str:
+        """Return one line: the accuracy with its interval, the loss, and the drop."""
         return f"{super().in_words()}, {self.drop_in_words()}"
 
     def caveats(self) -> list[str]:
+        """Return notes to read before the numbers, with what was left out."""
         return [*self.own.caveats(), *left_out_in_words(self.shift), *self.shared.in_words()]
 
     def reference_points(self) -> None:
+        """Return None: there are no reference points on other images."""
         return None
 
     def score_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per number: in-distribution, shifted, and the drop, each with its interval, for a reader."""
+        """Return (columns, rows) with one row per number, formatted as text.
+
+        A row has the number in-distribution, the number on shifted images, and the drop, each with
+        its interval.
+        """
         columns = [
             "Metric",
             "In-distribution",
@@ -108,19 +120,22 @@ class ShiftedEvaluation(RunEvaluation):
             "Drop",
             "95 % interval (drop)",
         ]
-        sides = [_by_name(one.scores.table) for one in (self.own, self)]
+        sides = [_group_by_name(evaluation.scores.table) for evaluation in (self.own, self)]
         rows = []
-        for name, drop in _by_name(self.drops).items():
+        for name, drop in _group_by_name(self.drops).items():
             cells = [NAMES[name]]
             for value, low, high in (sides[0][name], sides[1][name]):
                 cells += [value_text(name, value), range_text(name, low, high)]
-            lost, least, most = (_drop_text(name, one) for one in drop)
+            lost, least, most = (_format_drop(name, end) for end in drop)
             span = "" if np.isnan(drop[1]) else f"{least} to {most}"
             rows.append([*cells, f"{lost} points" if is_percent(name) else lost, span])
         return columns, rows
 
     def class_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row per class that has images here: its recall on both, and the drop; the least recalled first."""
+        """Return (columns, rows) with one row per class that has images here.
+
+        A row has the recall on both sides and the drop. The lowest recall comes first.
+        """
         columns = [
             "Class",
             "Images",
@@ -134,14 +149,14 @@ class ShiftedEvaluation(RunEvaluation):
             self.own.per_class, left_index=True, right_index=True, suffixes=("", "_own")
         )
         rows = []
-        for one in both[both["images"] > 0].sort_values(["recall", "class"]).to_dict("records"):
-            here, own = _recall(one), _recall(one, "_own")
-            drop = drop_of(own, here)
+        for row in both[both["images"] > 0].sort_values(["recall", "class"]).to_dict("records"):
+            shifted, own = _recall_interval(row), _recall_interval(row, "_own")
+            drop = compute_drop(own, shifted)
             cells = [
-                one["class"],
-                f"{one['images']:,}",
-                percent(here[0]),
-                interval_text(here[1], here[2]),
+                row["class"],
+                f"{row['images']:,}",
+                percent(shifted[0]),
+                interval_text(shifted[1], shifted[2]),
             ]
             span = f"{points(drop[1])} to {points(drop[2])}"
             rows.append([*cells, percent(own[0]), points(drop[0]), span])
@@ -149,21 +164,23 @@ class ShiftedEvaluation(RunEvaluation):
 
 
 def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> ShiftedEvaluation:
-    """Evaluate what a run has predicted for another data set.
+    """Evaluate a run's predictions for another data set.
 
     Args:
-        split: of its own images, to compare with; the least biased one when None.
+        run: the run.
+        fingerprint: fingerprint of the data set.
+        split: split of the run's own images to compare with; the least biased one if None.
 
     Raises:
-        RunError: when it has not predicted that data set or its own images, when what it predicted is damaged, or when both have no
-            class in common.
+        RunError: if the run has not predicted that data set or its own images, if the predictions
+            are damaged, or if both have no class in common.
     """
     split = split or predicted_splits(run)[0]
     own = evaluate_run(run, split, known_robustness(run, split))
     shift = read_shift(run, fingerprint)
-    changed = predictions_changed(run.run_dir), shift_changed(run, fingerprint)
+    changed = predictions_changed(run.run_dir), shift_stamp(run, fingerprint)
     shared = _find_shared_classes(run.run_dir, fingerprint, changed, own.classes, split)
-    result, found, confidence = _evaluated(
+    result, shifted_scores, confidence = _evaluate_shifted(
         run.run_dir, fingerprint, changed, own.classes, shared.labels
     )
     if shared.own_only:
@@ -171,32 +188,35 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
     return ShiftedEvaluation(
         **vars(result),
         run=run,
-        scores=found,
+        scores=shifted_scores,
         calibrated=confidence,
         slices=own.slices.iloc[:0],
         robustness=None,
         shift=shift,
         shared=shared,
         own=own,
-        drops=_drops(own, result, found),
+        drops=_compute_drops(own, result, shifted_scores),
     )
 
 
-def _drop_text(name: str, drop: float) -> str:
-    """Format a drop of a score: of shares in points."""
+def _format_drop(name: str, drop: float) -> str:
+    """Format a drop of a score; shares are given in points."""
     return points(drop) if is_percent(name) else share_text(drop).replace("-", "−")
 
 
 def data_of(run: Run, result: Evaluation) -> str:
-    """The data set whose images an evaluation of a run is of."""
+    """Return the data set whose images an evaluation is about."""
     return result.shift.data if isinstance(result, ShiftedEvaluation) else run.config.data
 
 
-def drop_of(own: Measured, shifted: Measured, *, lower_is_better: bool = False) -> Measured:
-    """Return by how much a number is worse on other images: positive where it is, with a 95 % interval.
+def compute_drop(
+    own: IntervalTuple, shifted: IntervalTuple, *, lower_is_better: bool = False
+) -> IntervalTuple:
+    """Return by how much a number is worse on other images, with a 95 % interval.
 
-    The interval is that of two samples that share no image: exact copies of a run's own images are
-    left out of the others. Of its own images made worse it is wider than need be.
+    The drop is positive if it is worse. The interval is that of two samples that share no image,
+    because exact copies of a run's own images are left out of the other data. For corrupted copies
+    of its own images it is wider than necessary.
     """
     return (
         difference_interval(shifted, own) if lower_is_better else difference_interval(own, shifted)
@@ -204,35 +224,41 @@ def drop_of(own: Measured, shifted: Measured, *, lower_is_better: bool = False) 
 
 
 def left_out_in_words(shift: Shift) -> list[str]:
-    """What of the data set was left out, taken for something else, or known from training; nothing where there is nothing to say."""
-    found = []
+    """Describe what of the data set was left out, renamed, or known from training.
+
+    Empty if there is nothing to report.
+    """
+    sentences = []
     if shift.respelled:
         named = ", ".join(f"“{theirs}” as “{ours}”" for theirs, ours in shift.respelled.items())
-        found.append(f"Class names that differ in case or spaces were matched: {named}.")
+        sentences.append(f"Class names that differ in case or spaces were matched: {named}.")
     if shift.unknown:
         named = ", ".join(
             f"“{name}” ({things(count, 'image')})" for name, count in shift.unknown.items()
         )
-        found.append(f"Left out, because the run has no such class: {named}.")
+        sentences.append(f"Left out, because the run has no such class: {named}.")
     if shift.unreadable:
-        found.append(f"Left out, because they cannot be read: {things(shift.unreadable, 'image')}.")
+        sentences.append(
+            f"Left out, because they cannot be read: {things(shift.unreadable, 'image')}."
+        )
     copies = shift.copies
     own = {"training": copies.training, "validation": copies.validation, "test": copies.test}
     if counts := [f"{things(count, f'{split} image')}" for split, count in own.items() if count]:
-        found.append(
+        sentences.append(
             f"Left out, because they are exact copies of the run's own images: {', '.join(counts)}."
         )
     if copies.near:
-        found.append(
-            f"Contamination: {things(copies.near, 'image')} may be near-copies of training images; they are not left out, and "
-            "can make the accuracy look better than it is."
+        sentences.append(
+            f"Contamination: {things(copies.near, 'image')} may be near-copies of training "
+            "images; they are not left out, and can make the accuracy look better than it is."
         )
     if copies.earlier:
-        found.append(
-            f"Contamination: {things(copies.earlier, 'image')} may be copies of training images of a run that this one started from; they "
-            "are not left out, and can make the accuracy look better than it is."
+        sentences.append(
+            f"Contamination: {things(copies.earlier, 'image')} may be copies of training images "
+            "of a run that this one started from; they are not left out, and can make the "
+            "accuracy look better than it is."
         )
-    return [*found, *filter(None, [copies.problem])]
+    return [*sentences, *filter(None, [copies.problem])]
 
 
 @lru_cache(maxsize=64)
@@ -244,7 +270,7 @@ def _find_shared_classes(
     split: str,
 ) -> SharedClasses:
     own = load_predictions(run_dir, len(classes))
-    return shared_classes(
+    return find_shared_classes(
         classes,
         own.loc[own["split"] == split, "label"].to_numpy(),
         shifted_predictions(run_dir, fingerprint, len(classes))["label"].to_numpy(),
@@ -254,34 +280,38 @@ def _find_shared_classes(
 def _restrict(run: Run, own: RunEvaluation, shared: SharedClasses) -> RunEvaluation:
     """Return a run's evaluation on its own images of the shared classes."""
     changed = predictions_changed(run.run_dir)
-    result, found, confidence = _evaluate_own(
+    result, own_scores, confidence = _evaluate_own(
         run.run_dir, changed, own.classes, own.split, shared.labels
     )
-    facts = image_facts(run.config.data, result.predictions["id"])
+    facts = load_image_facts(run.config.data, result.predictions["id"])
     return replace(
-        own, **vars(result), scores=found, calibrated=confidence, slices=slices(result, facts.table)
+        own,
+        **vars(result),
+        scores=own_scores,
+        calibrated=confidence,
+        slices=compute_slices(result, facts.table),
     )
 
 
 @lru_cache(maxsize=16)
 def _evaluate_own(
     run_dir: Path, _changed: int, classes: tuple[str, ...], split: str, labels: tuple[int, ...]
-) -> tuple[Evaluation, Scores, Calibrated]:
+) -> tuple[Evaluation, Scores, CalibrationPair]:
     """Evaluate a run's own images of some classes; the temperature is fitted on images of all."""
     table = load_predictions(run_dir, len(classes)).sort_values("id", ignore_index=True)
     table = table[(table["split"] != split) | table["label"].isin(labels)].reset_index(drop=True)
     result = evaluate(table, classes, split)
-    return result, scores_of(result), calibrated_of(table, split)
+    return result, scores_of(result), calibrate_table(table, split)
 
 
 @lru_cache(maxsize=16)
-def _evaluated(
+def _evaluate_shifted(
     run_dir: Path,
     fingerprint: str,
     _changed: tuple[int, Stamp | None],
     classes: tuple[str, ...],
     labels: tuple[int, ...],
-) -> tuple[Evaluation, Scores, Calibrated]:
+) -> tuple[Evaluation, Scores, CalibrationPair]:
     """Evaluate the shifted images of some classes, once for each table of predictions."""
     table = shifted_predictions(run_dir, fingerprint, len(classes))
     table = table[table["label"].isin(labels)].reset_index(drop=True)
@@ -290,14 +320,14 @@ def _evaluated(
     return (
         result,
         scores_of(result),
-        calibrated_of(pd.concat([own, table], ignore_index=True), SHIFTED),
+        calibrate_table(pd.concat([own, table], ignore_index=True), SHIFTED),
     )
 
 
-def _drops(own: RunEvaluation, result: Evaluation, found: Scores) -> pd.DataFrame:
-    both = own.scores.table.merge(found.table, on="name", suffixes=("", "_shifted"))
+def _compute_drops(own: RunEvaluation, result: Evaluation, shifted_scores: Scores) -> pd.DataFrame:
+    both = own.scores.table.merge(shifted_scores.table, on="name", suffixes=("", "_shifted"))
     rows = [
-        drop_of(
+        compute_drop(
             (row["value"], row["low"], row["high"]),
             (row["value_shifted"], row["low_shifted"], row["high_shifted"]),
             lower_is_better=row["name"] in LOWER_IS_BETTER,
@@ -309,15 +339,15 @@ def _drops(own: RunEvaluation, result: Evaluation, found: Scores) -> pd.DataFram
     ]
 
 
-def _by_name(table: pd.DataFrame) -> dict[str, Measured]:
+def _group_by_name(table: pd.DataFrame) -> dict[str, IntervalTuple]:
     return {
         row["name"]: (row["value"], row["low"], row["high"]) for row in table.to_dict("records")
     }
 
 
-def _accuracy(result: Evaluation) -> Measured:
+def _accuracy_interval(result: Evaluation) -> IntervalTuple:
     return result.accuracy, result.low, result.high
 
 
-def _recall(row: Mapping[Hashable, Any], whose: str = "") -> Measured:
-    return row[f"recall{whose}"], row[f"recall_low{whose}"], row[f"recall_high{whose}"]
+def _recall_interval(row: Mapping[Hashable, Any], suffix: str = "") -> IntervalTuple:
+    return row[f"recall{suffix}"], row[f"recall_low{suffix}"], row[f"recall_high{suffix}"]

@@ -1,4 +1,4 @@
-"""Where a run does better or worse: accuracy by what is known of the images, and whether a difference can be distinguished from chance."""
+"""Accuracy in slices of the images, tested against the rest of the split."""
 
 import os
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from finetune_core.evaluation.intervals import accuracy_interval
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.files import Stamp, stamp
 
-FEW = 20  # images: below, an interval is wider than anything that it could tell
+FEW = 20  # images, below which an interval is too wide to show anything
 _ALPHA = 0.05
-_PARTS = 4  # of what is measured in numbers
+_PARTS = 4  # slices of a numeric column
 _MOST_VALUES = 10
 _SEEN: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "Shorter side (pixels)": lambda seen: seen[["width", "height"]].min(axis=1),
@@ -36,30 +36,34 @@ _SEEN: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of images.
+    """Facts about images.
 
     Attributes:
-        table: one row per image of the split, in the order of its predictions; numbers or str, missing where nothing is known.
-        own: the columns that are a manifest's own.
+        table: one row per image of the split, in the order of its predictions; numbers or str,
+            missing if nothing is known.
+        own: the columns that come from a manifest.
     """
 
     table: pd.DataFrame
     own: tuple[str, ...]
 
 
-def image_facts(data: str | Path, ids: pd.Series) -> Facts:
-    """What the index saw of the images, and what a manifest says of them; columns with one value only are left out."""
-    seen = known_images(data).reindex(ids)
-    columns = {name: make(seen) for name, make in _SEEN.items()}
+def load_image_facts(data: str | Path, ids: pd.Series) -> Facts:
+    """Return facts about images from the index and from a manifest.
+
+    Columns with one value only are left out.
+    """
+    rows = known_images(data).reindex(ids)
+    columns = {name: make(rows) for name, make in _SEEN.items()}
     path = Path(data)
     own: tuple[str, ...] = ()
     if path.is_file() and is_manifest(path):
         try:
             extra = other_columns(path).reindex(ids)
-        except DataError:  # it was changed or taken away since: the run is evaluated without it
+        except DataError:  # the manifest was changed or removed since: evaluate without it
             extra = pd.DataFrame(index=pd.Index(ids))
         own = tuple(name for name in extra.columns if extra[name].nunique() > 1)
-        columns = columns | {name: _as_numbers(extra[name]) for name in own}
+        columns = columns | {name: _to_numbers(extra[name]) for name in own}
     table = pd.DataFrame(columns)
     varied = [name for name in table.columns if table[name].nunique() > 1]
     return Facts(
@@ -67,66 +71,70 @@ def image_facts(data: str | Path, ids: pd.Series) -> Facts:
     )
 
 
-def facts_changed(data: str | Path) -> tuple[Stamp | None, Stamp | None]:
-    """Changes when the index or the manifest does that ``image_facts`` reads."""
+def facts_stamp(data: str | Path) -> tuple[Stamp | None, Stamp | None]:
+    """Return stamps of the index and the manifest that ``load_image_facts`` reads."""
     return index_changed(data), stamp(Path(os.path.realpath(data)))
 
 
-def slices(result: Evaluation, facts: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy in every slice: quarters of what is measured, the most frequent values of what is named.
+def compute_slices(result: Evaluation, facts: pd.DataFrame) -> pd.DataFrame:
+    """Compute the accuracy in every slice.
 
-    A slice is compared with the rest of the split by Fisher's exact test; over all slices the share of false alarms is kept to 5 %
-    (Benjamini & Hochberg 1995). Slices with few images are not compared.
+    Numbers are cut into quarters; of other values, the most frequent ones are slices. A slice is
+    compared with the rest of the split by Fisher's exact test. Over all slices the share of false
+    alarms is kept to 5 % (Benjamini & Hochberg 1995). Slices with few images are not compared.
 
     Returns:
-        ``by, slice, images, accuracy, low, high, verdict``: ``worse``, ``better``, ``no clear difference`` or ``few images``.
+        ``by, slice, images, accuracy, low, high, verdict``: ``worse``, ``better``, ``no clear
+        difference`` or ``few images``.
     """
     correct = result.predictions["correct"].to_numpy()
     rows, chances, better = [], [], []
     for name in facts.columns:
-        for words, inside in _cut(facts[name]):
+        for label, inside in _cut_column(facts[name]):
             rows.append(
                 (
                     name,
-                    words,
+                    label,
                     int(inside.sum()),
                     *accuracy_interval(int(correct[inside].sum()), int(inside.sum())),
                 )
             )
-            chances.append(_chance(correct, inside))
+            chances.append(_p_value(correct, inside))
             better.append(
                 correct[inside].mean() > correct[~inside].mean()
                 if 0 < inside.sum() < len(inside)
                 else False
             )
     table = pd.DataFrame(rows, columns=["by", "slice", "images", "accuracy", "low", "high"])
-    return table.assign(verdict=_verdicts(np.array(chances), np.array(better, dtype=bool)))
+    return table.assign(verdict=_judge_slices(np.array(chances), np.array(better, dtype=bool)))
 
 
-def _cut(values: pd.Series) -> list[tuple[str, np.ndarray]]:
-    """(in words, which images) for each slice of a column."""
+def _cut_column(values: pd.Series) -> list[tuple[str, np.ndarray]]:
+    """Return (label, bool ``[n]``) for each slice of a column."""
     if pd.api.types.is_numeric_dtype(values):
         edges = np.unique(values.quantile(np.linspace(0, 1, _PARTS + 1)).to_numpy())
         if values.nunique() > _PARTS and len(edges) > 2:
             parts = pd.cut(values, edges.tolist(), include_lowest=True, labels=False)
-            words = [f"{_number(low)} to {_number(high)}" for low, high in pairwise(edges)]
-            slices_ = [(words[part], (parts == part).to_numpy()) for part in range(len(words))]
+            labels = [
+                f"{_format_number(low)} to {_format_number(high)}" for low, high in pairwise(edges)
+            ]
+            slices = [(labels[part], (parts == part).to_numpy()) for part in range(len(labels))]
         else:
-            slices_ = [
-                (_number(value), (values == value).to_numpy())
+            slices = [
+                (_format_number(value), (values == value).to_numpy())
                 for value in np.sort(values.dropna().unique())
             ]
     else:
         values = values.mask(values == "")
         frequent = values.value_counts().index[:_MOST_VALUES]
-        slices_ = [(str(value), (values == value).to_numpy()) for value in frequent]
-        slices_.append(("all others", (values.notna() & ~values.isin(frequent)).to_numpy()))
-    slices_.append(("not known", values.isna().to_numpy()))
-    return [(words, inside) for words, inside in slices_ if inside.any()]
+        slices = [(str(value), (values == value).to_numpy()) for value in frequent]
+        slices.append(("all others", (values.notna() & ~values.isin(frequent)).to_numpy()))
+    slices.append(("not known", values.isna().to_numpy()))
+    return [(label, inside) for label, inside in slices if inside.any()]
 
 
-def _chance(correct: np.ndarray, inside: np.ndarray) -> float:
-    """P value of the slice against the rest; NaN where either has few images."""
+def _p_value(correct: np.ndarray, inside: np.ndarray) -> float:
+    """Return the p-value of the slice against the rest; NaN if either has few images."""
     from scipy.stats import fisher_exact
 
     if min(inside.sum(), (~inside).sum()) < FEW:
@@ -136,7 +144,7 @@ def _chance(correct: np.ndarray, inside: np.ndarray) -> float:
     return float(fisher_exact(table).pvalue)
 
 
-def _verdicts(chances: np.ndarray, better: np.ndarray) -> np.ndarray:
+def _judge_slices(chances: np.ndarray, better: np.ndarray) -> np.ndarray:
     from scipy.stats import false_discovery_control
 
     verdicts = np.full(len(chances), "few images", dtype=object)
@@ -149,11 +157,11 @@ def _verdicts(chances: np.ndarray, better: np.ndarray) -> np.ndarray:
     return verdicts
 
 
-def _as_numbers(values: pd.Series) -> pd.Series:
-    """Numbers where all that is filled in is one."""
+def _to_numbers(values: pd.Series) -> pd.Series:
+    """Convert a column to numbers if all its values are numbers; empty cells do not count."""
     numbers = pd.to_numeric(values.mask(values == ""), errors="coerce")
     return numbers if numbers.notna().sum() == (values.notna() & (values != "")).sum() else values
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 100 else f"{value:.3g}"

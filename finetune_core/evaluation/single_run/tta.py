@@ -1,4 +1,7 @@
-"""Test-time augmentation: the mean of a network's probabilities over an image and its mirror image, kept beside its predictions."""
+"""Test-time augmentation: the mean of the probabilities over an image and its mirror image.
+
+The predictions are stored beside the run's own.
+"""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +18,7 @@ from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
-from finetune_core.evaluation.single_run.fp32 import predicted_again
+from finetune_core.evaluation.single_run.fp32 import predict_again
 from finetune_core.files import Stamp, stamp
 from finetune_core.models.ensemble import mean_log_probabilities
 from finetune_core.runs.store import Run
@@ -34,55 +37,63 @@ from finetune_core.work import Work
 
 FLIPS = "flips"
 _FILE = f"tta-{FLIPS}.parquet"
-_FACTS = b"thaw.tta"  # in the file's metadata
-_LONGEST = 1000  # bytes, of what it says
+_FACTS = b"thaw.tta"  # metadata key
+_LONGEST = 1000  # bytes of that metadata
 
 
-class _Kept(TypedDict):
-    """Which predictions the run had when it was asked."""
+class _Stamp(TypedDict):
+    """Time stamp of the run's own predictions."""
 
     predictions: Moment
 
 
-_KEPT = TypeAdapter(_Kept)
+_STAMP = TypeAdapter(_Stamp)
 
 
 def check_tta(how: str) -> None:
-    """
+    """Raise if there is no such augmentation.
+
     Raises:
-        ConfigError: when there is no such augmentation.
+        ConfigError: if there is none.
     """
     if how != FLIPS:
         raise ConfigError({"tta": f"must be {FLIPS}, not {how!r}"})
 
 
 def predict_with_flips(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
-    """Ask a run's best network about the images that it was evaluated on and about their mirror images, on the GPU where nothing uses it, and
-    keep the mean of the probabilities in the run's folder. The run's own predictions stay.
+    """Predict a run's evaluated images and their mirror images, and store the mean probabilities.
+
+    An idle GPU is used if there is one. The run's own predictions stay.
 
     Args:
-        roots: when given, images that lie elsewhere are refused.
+        run: the run.
+        roots: if given, images outside of these folders are refused.
 
     Yields:
         Steps of the phases ``index``, ``decode`` and ``evaluate``.
 
     Raises:
-        FinetuneError: when there is no network, the run was not evaluated in fp32, or its images have changed or cannot be read.
+        FinetuneError: if there is no network, the run was not evaluated in fp32, or its images have
+            changed or cannot be read.
     """
     if (precision := evaluation_precision(run)) != FINAL_PRECISION:
         raise RunError(
-            f"{run.run_id} was evaluated in {precision or 'a precision that is not recorded'}, and flips are in fp32: evaluate it in fp32 first."
+            f"{run.run_id} was evaluated in {precision or 'a precision that is not recorded'}, "
+            "and flips are in fp32: evaluate it in fp32 first."
         )
-    yield from on_idle_device(partial(_predicted, run, roots), FINAL_PRECISION)
+    yield from on_idle_device(partial(_predict, run, roots), FINAL_PRECISION)
 
 
 def with_flips(run: Run) -> pd.DataFrame | None:
-    """``id, split, label, logits`` (logarithm of the mean probabilities); None where it was not measured since the run was trained."""
+    """Return ``id, split, label, logits`` with flips; the logits are logs of mean probabilities.
+
+    None if flips were not measured since the run was trained.
+    """
     path, classes = run.run_dir / _FILE, len(run.started["classes"])
-    return _read(path, stamp(path), predictions_changed(run.run_dir), classes)
+    return _read_predictions(path, stamp(path), predictions_changed(run.run_dir), classes)
 
 
-def _predicted(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
+def _predict(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
     changed, predictor = predictions_changed(run.run_dir), load_predictor(run, device)
 
     def answer(inputs: torch.Tensor) -> np.ndarray:
@@ -92,7 +103,7 @@ def _predicted(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
         ]
         return mean_log_probabilities(np.stack(both))
 
-    table = yield from predicted_again(run, predictor, answer, roots)
+    table = yield from predict_again(run, predictor, answer, roots)
     try:
         write_table(
             run.run_dir / _FILE, table, {_FACTS: json.dumps({"predictions": changed}).encode()}
@@ -103,17 +114,17 @@ def _predicted(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
         ) from None
 
 
-@lru_cache(maxsize=16)  # a page asks whenever it is redrawn
-def _read(
+@lru_cache(maxsize=16)  # a page asks again whenever it is redrawn
+def _read_predictions(
     path: Path, _version: Stamp | None, predictions: int, classes: int
 ) -> pd.DataFrame | None:
     try:
-        said = fact_of(path, _FACTS)
+        facts = fact_of(path, _FACTS)
         if (
-            len(said) > _LONGEST
-            or _KEPT.validate_json(said, strict=True)["predictions"] != predictions
+            len(facts) > _LONGEST
+            or _STAMP.validate_json(facts, strict=True)["predictions"] != predictions
         ):
             return None
         return read_table(path, (VAL, TEST), classes)
-    except (OSError, ValueError, RunError):  # none, or damaged: it can be measured again
+    except (OSError, ValueError, RunError):  # missing or damaged: it can be measured again
         return None

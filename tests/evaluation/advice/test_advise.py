@@ -13,7 +13,7 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.evaluation.advice import probes
 from finetune_core.evaluation.advice.advise import advise, comparison_of
-from finetune_core.evaluation.advice.probes import TIMED, training_sample
+from finetune_core.evaluation.advice.probes import TIMED, sample_training_images
 from finetune_core.evaluation.advice.proposal import Proposal
 from finetune_core.models.network import network_stages
 from finetune_core.training import device_turn, logistic, timing
@@ -35,17 +35,17 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def untimed(monkeypatch):
-    """Every strategy takes a minute: to time each of them takes longer than the rest of a test."""
+    """Replace timing, which takes longer than the rest of a test, by one minute per strategy."""
 
     def timed(_config, _dataset, stages):
         yield Step(0, 1, "timing")
         return (60.0,) * len(stages), dict.fromkeys(TIMED, 60.0)
 
-    monkeypatch.setattr(probes, "_timed", timed)
+    monkeypatch.setattr(probes, "_forecast_training", timed)
 
 
-def striped(root, images=24):
-    """Two classes that differ in the direction of their stripes, not in their colours."""
+def write_stripes(root, images=24):
+    """Write two classes that differ in the direction of their stripes, not in their colours."""
     random = np.random.default_rng(0)
     for name in ("across", "down"):
         (root / name).mkdir(parents=True)
@@ -77,7 +77,7 @@ def advise_on(folder, *backbones, images=200, base=None, **options):
 
 @pytest.mark.train
 def test_networks_are_probed_at_every_stage_and_ranked(tmp_path):
-    folder = striped(tmp_path / "stripes")
+    folder = write_stripes(tmp_path / "stripes")
     names = (PRETRAINED, tiny_folder(), tiny_folder("test_vit"))
     steps, advice = advise_on(folder, *names)
     assert advice.failed == ()
@@ -125,7 +125,7 @@ def test_validation_and_test_images_are_never_touched_and_timing_is_kept(folder,
 
 @pytest.mark.train
 def test_a_probe_never_sees_the_image_that_it_is_asked_about(tmp_path, untimed):
-    """Nothing can be learned of noise, but there are enough features to learn it by heart."""
+    """Noise has nothing to learn, but there are enough features to memorise it."""
     random = np.random.default_rng(0)
     for number in range(48):
         target = tmp_path / "noise" / ("across", "down")[number % 2] / f"{number}.png"
@@ -138,15 +138,15 @@ def test_a_probe_never_sees_the_image_that_it_is_asked_about(tmp_path, untimed):
 
 def test_the_sample_is_stratified_seeded_and_no_larger_than_asked_for():
     dataset = load_dataset(shared_images(red=60, blue=30, green=12))
-    some, again, other = (training_sample(dataset, 30, seed).table for seed in (0, 0, 1))
+    some, again, other = (sample_training_images(dataset, 30, seed).table for seed in (0, 0, 1))
     assert set(some["split"]) == {TRAIN}
     assert some["id"].tolist() == again["id"].tolist() != other["id"].tolist()
     whole = dataset.table[dataset.table["split"] == TRAIN]["class"].value_counts()
     counts = some["class"].value_counts()
     assert all(abs(counts[name] - 30 * whole[name] / whole.sum()) <= 1 for name in whole.index)
     assert len(some) <= 30
-    assert len(training_sample(dataset, 20, 0).table) <= 20
-    assert len(training_sample(dataset, 5_000, 0).table) == whole.sum()
+    assert len(sample_training_images(dataset, 20, 0).table) <= 20
+    assert len(sample_training_images(dataset, 5_000, 0).table) == whole.sum()
 
 
 @pytest.mark.train

@@ -1,11 +1,11 @@
-"""Ranking and proposals, from probes whose answers are made up."""
+"""Ranking and proposals, from probes with made-up answers."""
 
 import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
 from finetune_core.evaluation.advice.probes import NetworkProbes
-from finetune_core.evaluation.advice.proposal import proposed
+from finetune_core.evaluation.advice.proposal import propose_networks
 from finetune_core.evaluation.advice.ranking import best_stages, ranked
 from finetune_core.evaluation.comparison.paired import mcnemar_p
 from finetune_core.evaluation.intervals import accuracy_interval
@@ -16,7 +16,7 @@ IMAGES = 400
 def network(
     name, *accuracies, seconds=60.0, top1=None, images=IMAGES, after=None, last_block=True, copies=1
 ):
-    """One whose stages are right on so many of the images, each on images of its own choice."""
+    """Return probes with these accuracies, each right on images of its own choice."""
     random = np.random.default_rng(len(name) + sum(map(ord, name)))
     right = np.zeros((len(accuracies), images), dtype=bool)
     for row, accuracy in zip(right, accuracies, strict=True):
@@ -103,8 +103,8 @@ def test_networks_are_compared_on_the_images_that_all_could_read():
     assert ranked([]) == ()
 
 
-def suggestions(networks, budget=120.0):
-    return proposed(ranked(networks), networks, budget)
+def propose(networks, budget=120.0):
+    return propose_networks(ranked(networks), networks, budget)
 
 
 def test_the_best_probe_and_the_best_published_accuracy_within_the_budget():
@@ -113,14 +113,14 @@ def test_the_best_probe_and_the_best_published_accuracy_within_the_budget():
         network("b", 0.5, top1=80.0),
         network("c", 0.6, top1=85.0, seconds=600.0),
     ]
-    first, second = suggestions(networks)
+    first, second = propose(networks)
     assert (first.backbone, first.by) == ("a", "probe")
     assert (first.strategy, first.seconds) == ("last_block", 60.0)
     assert "90.0 % of the held-out images" in first.reason
     assert (second.backbone, second.by) == ("b", "published")
     assert "80.0 %" in second.reason
     assert "the budget of 2 min" in second.reason
-    assert suggestions(networks, 1000.0)[1].backbone == "c"
+    assert propose(networks, 1000.0)[1].backbone == "c"
 
 
 def test_where_both_are_the_same_network_the_next_one_is_taken_and_said():
@@ -129,17 +129,17 @@ def test_where_both_are_the_same_network_the_next_one_is_taken_and_said():
         network("b", 0.5, top1=70.0),
         network("c", 0.4, top1=80.0),
     ]
-    first, second = suggestions(networks)
+    first, second = propose(networks)
     assert (first.backbone, second.backbone) == ("a", "c")
     assert "a has the best published ImageNet accuracy, too (85.0 %)" in second.reason
     assert "80.0 %" in second.reason
 
 
 def test_where_no_accuracy_is_published_that_is_said_and_the_next_best_probe_taken():
-    first, second = suggestions([network("a", 0.6), network("b", 0.9), network("c", 0.7)])
+    first, second = propose([network("a", 0.6), network("b", 0.9), network("c", 0.7)])
     assert (first.backbone, second.backbone, second.by) == ("b", "c", "probe")
     assert "None of these networks has a published ImageNet accuracy" in second.reason
-    only = suggestions([network("a", 0.6), network("b", 0.9, top1=80.0)])[1]
+    only = propose([network("a", 0.6), network("b", 0.9, top1=80.0)])[1]
     assert (only.backbone, only.by) == ("a", "probe")
     assert "No other network here has" in only.reason
 
@@ -151,7 +151,7 @@ def test_what_is_alike_or_above_the_budget_is_said_of_the_best_probe():
         network("c", 0.89),
         network("d", 0.5),
     ]
-    first, second = suggestions(networks)
+    first, second = propose(networks)
     assert "Not distinguishable from b and c." in first.reason
     assert "10 min 0 s, is above the budget of 2 min" in first.reason
     assert second.backbone == "c"
@@ -164,8 +164,8 @@ def test_one_network_or_none_makes_fewer_proposals():
         ([network("b", 0.8, seconds=600.0)], ["a"]),
         ([network("b", 0.8, last_block=False)], ["a", "b"]),
     ):
-        assert [one.backbone for one in suggestions([best, *others])] == names
-    assert proposed((), (), 60.0) == ()
+        assert [one.backbone for one in propose([best, *others])] == names
+    assert propose_networks((), (), 60.0) == ()
 
 
 def test_of_each_network_the_best_stage_leads():

@@ -1,4 +1,4 @@
-"""Intervals of several candidates: they cover the best of them, and copies count once."""
+"""Simultaneous intervals of several candidates: they cover the best one, and copies count once."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from finetune_core.evaluation.intervals import accuracy_interval, wilson
 DRAWS = 120
 
 
-def guesses(random, candidates=8, groups=80, copies=4, alike=0.95, accuracy=0.5):
-    """Answers of correlated candidates that are right by chance, near-duplicates mostly alike."""
+def draw_guesses(random, candidates=8, groups=80, copies=4, alike=0.95, accuracy=0.5):
+    """Return answers of correlated candidates right by chance; near-duplicates are mostly equal."""
     shared = random.standard_normal(groups)
     own = random.standard_normal((candidates, groups))
     right = (shared + own) / np.sqrt(2) < norm.ppf(accuracy)
@@ -28,7 +28,7 @@ def test_the_interval_of_the_best_covers_its_true_accuracy(data):
     random, truth = np.random.default_rng(0), data.get("accuracy", 0.5)
     covered = alone = 0
     for _ in range(DRAWS):
-        right, sets = guesses(random, **data)
+        right, sets = draw_guesses(random, **data)
         best = right.mean(axis=1).argmax()
         low, high = simultaneous_intervals(right, sets)
         covered += low[best] <= truth <= high[best]
@@ -43,7 +43,7 @@ def test_the_intervals_of_all_hold_together_in_95_percent_of_samples():
     random = np.random.default_rng(1)
     held = 0
     for _ in range(DRAWS):
-        right, sets = guesses(random)
+        right, sets = draw_guesses(random)
         low, high = simultaneous_intervals(right, sets)
         held += ((low <= 0.5) & (high >= 0.5)).all()
     assert held / DRAWS == pytest.approx(0.95, abs=0.05)

@@ -20,7 +20,7 @@ TRAINING_ONLY = {"aaa": ("aaa",), "zzz": ("zzz",), "both": ("aaa", "zzz")}
 
 @pytest.fixture(scope="module")
 def found(home_of_shared_fixtures, tmp_path_factory):
-    """Runs by their names in ``TRAINING_ONLY``, all trained on one path; and another data set."""
+    """Return runs by their names in ``TRAINING_ONLY``, trained on one path; another data set."""
     base = tmp_path_factory.mktemp("classes")
     splits = ("train", "val", "test")
     layout = {f"{split}/{name}": 6 for split in splits for name in ("blue", "red")}
@@ -34,7 +34,7 @@ def found(home_of_shared_fixtures, tmp_path_factory):
     return runs, image_folder(base / "other", {"blue": 5, "red": 5})
 
 
-def names_of(run):
+def class_names(run):
     return list(run.started["classes"])
 
 
@@ -51,7 +51,7 @@ def names_of(run):
 def test_runs_with_other_classes_are_refused_and_the_classes_are_named(found, one, other, said):
     runs, images = found
     pair = [runs[one], runs[other]]
-    assert names_of(pair[0]) != names_of(pair[1])
+    assert class_names(pair[0]) != class_names(pair[1])
     fingerprint = finish(predict_shifted(pair, str(images)))
     for compare in (
         compare_runs,

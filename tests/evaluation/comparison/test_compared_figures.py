@@ -1,4 +1,4 @@
-"""The figures of a comparison: an arm keeps its colour and symbol."""
+"""Figures of a comparison: an arm keeps its colour and symbol."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def right(share, images=200):
 
 @pytest.fixture
 def arms(made_run):
-    """A cheap arm, a better one at a hundred times the cost, and a dear one no better."""
+    """Make a cheap arm, a better one at a hundred times the cost, and a costly one no better."""
     runs = [
         made_run(right(share), seconds=3.0, strategy="feature_extraction", seed=seed)
         for seed, share in ((0, 0.7), (1, 0.72))

@@ -4,10 +4,10 @@ import pytest
 
 from finetune_core.config import make_config
 from finetune_core.errors import RunError
-from finetune_core.evaluation.comparison.arms import arm_titles, differing_settings
+from finetune_core.evaluation.comparison.arms import arm_titles, find_differing_settings
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.costs import (
-    cost,
+    run_cost,
     run_depth,
     timeline,
     trunk_rate,
@@ -16,7 +16,7 @@ from finetune_core.evaluation.comparison.costs import (
 from finetune_core.evaluation.comparison.report import arms_table
 from finetune_core.figures.report import comparison_figures, whole_report
 from tests.documents import missing_in_reference
-from tests.evaluation.simulated import IMAGES, pair_of, right
+from tests.evaluation.simulated import IMAGES, draw_correct, find_pair
 
 
 def test_runs_become_arms_pairs_and_advice(three_strategies):
@@ -28,8 +28,8 @@ def test_runs_become_arms_pairs_and_advice(three_strategies):
         ("Full fine-tuning", [0, 1], 4),
     ]
     assert [run["run_id"] for run in result["runs"]] == [run.run_id for run in three_strategies]
-    assert pair_of(result, "Last block", "Full fine-tuning")["different"]
-    assert not pair_of(result, "Last block", "Feature extraction")["different"]
+    assert find_pair(result, "Last block", "Full fine-tuning")["different"]
+    assert not find_pair(result, "Last block", "Feature extraction")["different"]
     assert result["advised"] == "Feature extraction"
     assert all(
         name in result["answer"] for name in ("feature extraction", "last block", f" {IMAGES} ")
@@ -52,22 +52,22 @@ def test_averages_have_no_precision_of_a_training_to_differ_in():
     average = make_config(
         {"data": "x", "precision": "fp32", "averaged": {"how": "soup", "runs": ["a", "b"]}}
     )
-    assert differing_settings([bf16, average]) == ["averaged"]
-    assert differing_settings([bf16, fp32, average]) == ["precision", "averaged"]
+    assert find_differing_settings([bf16, average]) == ["averaged"]
+    assert find_differing_settings([bf16, fp32, average]) == ["precision", "averaged"]
 
 
 @pytest.mark.parametrize("other", [{"names": "other"}, {"data": "/elsewhere"}, {"images": 300}])
 def test_runs_on_different_images_are_refused_by_name(made_run, other):
-    one = made_run(right(0.9))
-    two = made_run(right(0.9)[: other.pop("images", IMAGES)], strategy="full", **other)
+    one = made_run(draw_correct(0.9))
+    two = made_run(draw_correct(0.9)[: other.pop("images", IMAGES)], strategy="full", **other)
     with pytest.raises(RunError, match=f"not evaluated on the same images.*{two.run_id}"):
         compare_runs([one, two])
 
 
 def test_without_test_images_of_all_the_validation_images_are_used_and_that_is_said(made_run):
-    """A run that was stopped has looked at no test image."""
-    stopped = made_run(right(0.8), strategy="full", tested=False, status="stopped")
-    compared = compare_runs([made_run(right(0.9)), stopped])
+    """A stopped run has not seen the test images."""
+    stopped = made_run(draw_correct(0.8), strategy="full", tested=False, status="stopped")
+    compared = compare_runs([made_run(draw_correct(0.9)), stopped])
     assert (compared.split, compared.images) == ("val", IMAGES)
     assert "optimistic" in compared.notes[0]
     assert {arm.title: (len(arm.members), arm.unfinished) for arm in compared.arms} == {
@@ -81,8 +81,8 @@ def test_without_test_images_of_all_the_validation_images_are_used_and_that_is_s
 
 
 def test_the_same_seed_again_is_no_second_seed(made_run):
-    first, again = made_run(right(0.9)), made_run(right(0.9))
-    other = made_run(right(0.8), strategy="full")
+    first, again = made_run(draw_correct(0.9)), made_run(draw_correct(0.9))
+    other = made_run(draw_correct(0.8), strategy="full")
     compared = compare_runs([first, again, other])
     assert [len(arm.members) for arm in compared.arms] == [1, 1]
     (note,) = (note for note in compared.notes if first.run_id in note)
@@ -90,31 +90,33 @@ def test_the_same_seed_again_is_no_second_seed(made_run):
 
 
 def test_costs_come_from_the_folder(made_run):
-    run = made_run(right(0.9), seconds=12.0)
-    result = cost(run, 0.1)
+    run = made_run(draw_correct(0.9), seconds=12.0)
+    result = run_cost(run, 0.1)
     assert (result.seconds, result.memory_bytes, result.disk_bytes) == (12.0, 7, 1000)
     assert result.trainable_parameters == 100
     assert result.uncached_seconds == pytest.approx(12.0 + 2 * 250 * 0.1 - 2.0)
     assert [row["seconds"] for row in timeline(run)] == [5.0, 7.0]
-    assert cost(run).uncached_seconds is None
+    assert run_cost(run).uncached_seconds is None
 
 
 def test_memory_that_was_used_again_is_taken_from_the_forecast(made_run):
     first, second = (
-        made_run(right(0.9), seed=seed, forecast={"memory_bytes": size})
+        made_run(draw_correct(0.9), seed=seed, forecast={"memory_bytes": size})
         for seed, size in ((0, 5), (1, 900))
     )
-    assert [cost(run).memory_bytes for run in (first, second)] == [7, 900]
-    assert usual_cost([cost(first), cost(second)]).memory_bytes == 900
+    assert [run_cost(run).memory_bytes for run in (first, second)] == [7, 900]
+    assert usual_cost([run_cost(first), run_cost(second)]).memory_bytes == 900
 
 
 def test_what_the_cache_saved_follows_from_the_deepest_cut_that_was_timed(made_run):
     rates = {"feature_extraction": None, "last_block": 0.1, "last_two_blocks": 0.05, "full": None}
-    runs = [made_run(right(0.9), strategy=name, trunk_rate=rate) for name, rate in rates.items()]
+    runs = [
+        made_run(draw_correct(0.9), strategy=name, trunk_rate=rate) for name, rate in rates.items()
+    ]
     head, *_, full = runs
     assert [trunk_rate([run], runs) for run in runs] == [0.1, 0.1, 0.05, 0.0]
     assert trunk_rate([head], [head, full]) is None
-    assert cost(full, 0.0).uncached_seconds == cost(full, 0.0).seconds
+    assert run_cost(full, 0.0).uncached_seconds == run_cost(full, 0.0).seconds
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_what_the_cache_saved_follows_from_the_deepest_cut_that_was_timed(made_r
     ],
 )
 def test_depth_of_the_cut(made_run, settings, expected):
-    result = run_depth(made_run(right(0.9), **settings))
+    result = run_depth(made_run(draw_correct(0.9), **settings))
     assert (result.trained_stages, result.first_stage, result.whole) == expected
 
 
@@ -160,7 +162,7 @@ def test_titles_say_what_tells_the_arms_apart_and_no_more():
 @pytest.mark.train
 def test_the_report_is_one_file_that_asks_for_nothing_and_takes_nothing_for_markup(made_run):
     nasty = "</script><img src=x onerror=alert(1)>"
-    runs = [made_run(right(0.9)), made_run(right(0.8), weights=nasty)]
+    runs = [made_run(draw_correct(0.9)), made_run(draw_correct(0.8), weights=nasty)]
     compared = compare_runs(runs)
     assert nasty in compared.arms[1].title
     page = whole_report(compared)
@@ -175,12 +177,12 @@ def test_the_report_is_one_file_that_asks_for_nothing_and_takes_nothing_for_mark
 
 
 def test_a_gpus_memory_has_a_column_of_its_own(made_run):
-    on_gpu = made_run(right(0.9), device="cuda", device_bytes=3 * 10**9)
-    here = made_run(right(0.8), strategy="full")
+    on_gpu = made_run(draw_correct(0.9), device="cuda", device_bytes=3 * 10**9)
+    here = made_run(draw_correct(0.8), strategy="full")
     columns, rows = arms_table(compare_runs([on_gpu, here]))
     found = [dict(zip(columns, row, strict=True)) for row in rows]
     assert [(row["Memory"], row["GPU memory"]) for row in found] == [
         ("7 B", "3.0 GB"),
         ("7 B", "none"),
     ]
-    assert "GPU memory" not in arms_table(compare_runs([here, made_run(right(0.9))]))[0]
+    assert "GPU memory" not in arms_table(compare_runs([here, made_run(draw_correct(0.9))]))[0]

@@ -1,4 +1,4 @@
-"""Runs compared on their own images made worse: by the statistics of any other images."""
+"""Comparison of runs on corrupted images, by the statistics of any other images."""
 
 import numpy as np
 import pytest
@@ -15,13 +15,16 @@ from finetune_core.evaluation.single_run.corruptions import Corrupted, corrupted
 from finetune_core.evaluation.single_run.robustness_files import save_robustness
 from finetune_core.training.predictions import predictions_changed
 from tests.earlier_robustness import write_accuracies
-from tests.evaluation.simulated import IMAGES, right
+from tests.evaluation.simulated import IMAGES, draw_correct
 
 NOISE, BLUR = Corrupted("test", "noise", 3), Corrupted("test", "blur", 1)
 
 
-def measured(run, correct, noisy, images=IMAGES):
-    """Keep a run's robustness: ``noisy`` says where it is right at noise 3, ``correct`` elsewhere."""
+def save_measured(run, correct, noisy, images=IMAGES):
+    """Save a run's robustness.
+
+    ``noisy`` says which images are right at noise 3, ``correct`` at all other corruptions.
+    """
     labels = np.arange(images) % 2
 
     def logits(answers):
@@ -35,13 +38,13 @@ def measured(run, correct, noisy, images=IMAGES):
 
 @pytest.fixture
 def arms(made_run):
-    """Two strategies, two seeds each: alike on own images, far apart on noisy ones."""
+    """Make two strategies with two seeds each: alike on own images, far apart on noisy ones."""
     shares = {"feature_extraction": 0.8, "full": 0.5}
     return [
         (
-            made_run(right(0.9, seed), strategy=name, seed=seed),
-            right(0.9, seed),
-            right(share, 10 * at + seed),
+            made_run(draw_correct(0.9, seed), strategy=name, seed=seed),
+            draw_correct(0.9, seed),
+            draw_correct(share, 10 * at + seed),
         )
         for at, (name, share) in enumerate(shares.items())
         for seed in (0, 1)
@@ -50,7 +53,7 @@ def arms(made_run):
 
 @pytest.mark.train
 def test_the_verdict_is_that_of_the_same_answers_to_any_images(arms, made_run):
-    runs = [measured(*arm) for arm in arms]
+    runs = [save_measured(*arm) for arm in arms]
     both = compare_shift(runs, NOISE)
     same = compare_runs(
         [
@@ -82,14 +85,14 @@ def test_the_verdict_is_that_of_the_same_answers_to_any_images(arms, made_run):
 @pytest.mark.train
 @pytest.mark.parametrize("measure", ["macro_f1", "log_loss"])
 def test_other_metrics_have_a_verdict_too(arms, measure):
-    both = compare_shift([measured(*arm) for arm in arms], NOISE, measure)
+    both = compare_shift([save_measured(*arm) for arm in arms], NOISE, measure)
     assert both.shifted.measure.name == measure
     assert both.shifted.pairs[0].networks.different
 
 
 @pytest.mark.train
 def test_accuracies_are_the_same_with_and_without_predictions(arms):
-    runs = [measured(*arm) for arm in arms]
+    runs = [save_measured(*arm) for arm in arms]
     comparison = compare_runs(runs)
     assert corruptions_of(comparison) == corrupted("test")[1:]
     assert of_accuracies_only(comparison) == []
@@ -109,9 +112,9 @@ def test_accuracies_are_the_same_with_and_without_predictions(arms):
 
 @pytest.mark.train
 def test_runs_that_could_not_read_the_same_images_are_refused(arms):
-    runs = [measured(*arm) for arm in arms]
+    runs = [save_measured(*arm) for arm in arms]
     run, correct, noisy = arms[0]
-    measured(run, correct, noisy, IMAGES - 1)
+    save_measured(run, correct, noisy, IMAGES - 1)
     assert corruptions_of(compare_runs(runs)) == []
     with pytest.raises(RunError, match="could not be read"):
         compare_shift(runs, NOISE)
@@ -119,9 +122,9 @@ def test_runs_that_could_not_read_the_same_images_are_refused(arms):
 
 @pytest.mark.train
 def test_corrupted_images_are_not_held_against_what_was_published_of_other_data_sets(made_run):
-    wins, loses = right(0.9, 1), right(0.4, 2)
+    wins, loses = draw_correct(0.9, 1), draw_correct(0.4, 2)
     runs = [
-        measured(
+        save_measured(
             made_run(wins, strategy=strategy, seed=seed),
             wins,
             wins if strategy == "full" else loses,

@@ -1,4 +1,4 @@
-"""The ensemble of a strategy's seeds: the mean of their probabilities, on the same images."""
+"""Ensemble of a strategy's seeds: the mean of their probabilities on the same images."""
 
 import json
 
@@ -11,11 +11,11 @@ from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.report import (
     arms_table,
     comparison_html,
-    ensemble_in_words,
+    describe_ensemble,
 )
 from finetune_core.models.ensemble import mean_log_probabilities
 from finetune_core.training.predictions import load_predictions
-from tests.evaluation.simulated import right
+from tests.evaluation.simulated import draw_correct
 
 
 def test_it_is_the_mean_of_probabilities_whatever_the_scale_of_the_logits():
@@ -36,8 +36,8 @@ def test_networks_that_agree_are_their_own_ensemble():
     )
 
 
-def by_hand(runs):
-    """Which images the mean of the runs' probabilities gets right."""
+def correct_by_hand(runs):
+    """Return which images the mean of the runs' probabilities classifies correctly."""
     tables = [load_predictions(run.run_dir) for run in runs]
     tables = [table[table["split"] == "test"].sort_values("id") for table in tables]
     mean = np.mean(
@@ -47,11 +47,11 @@ def by_hand(runs):
 
 
 def test_it_stands_beside_each_strategy_with_its_interval(made_run):
-    block = [made_run(right(0.8, seed), seed=seed) for seed in range(3)]
-    full = [made_run(right(0.7, 10), strategy="full")]
+    block = [made_run(draw_correct(0.8, seed), seed=seed) for seed in range(3)]
+    full = [made_run(draw_correct(0.7, 10), strategy="full")]
     comparison = compare_runs([*block, *full])
     arms = {arm.title: arm for arm in comparison.arms}
-    correct = by_hand(block)
+    correct = correct_by_hand(block)
     found = arms["Last block"].ensemble
     assert found.value == pytest.approx(correct.mean())
     assert (found.low, found.high) == pytest.approx(
@@ -71,10 +71,10 @@ def test_it_stands_beside_each_strategy_with_its_interval(made_run):
 
 
 def test_of_one_strategy_alone_it_is_that_of_all_its_runs(made_run):
-    runs = [made_run(right(0.8, seed), seed=seed) for seed in range(3)]
+    runs = [made_run(draw_correct(0.8, seed), seed=seed) for seed in range(3)]
     comparison = compare_runs(runs)
-    assert comparison.ensemble.value == pytest.approx(by_hand(runs).mean())
-    words = ensemble_in_words(comparison)
+    assert comparison.ensemble.value == pytest.approx(correct_by_hand(runs).mean())
+    words = describe_ensemble(comparison)
     assert words.startswith("Ensemble of the 3 seeds (mean of their probabilities): accuracy ")
     assert words in comparison_html(comparison)
     assert compare_runs(runs[:1]).ensemble is None
@@ -83,7 +83,7 @@ def test_of_one_strategy_alone_it_is_that_of_all_its_runs(made_run):
 
 def test_log_loss_of_an_ensemble_is_lower_than_the_mean_of_its_networks(made_run):
     comparison = compare_runs(
-        [made_run(right(0.8, seed), seed=seed) for seed in range(3)], "log_loss"
+        [made_run(draw_correct(0.8, seed), seed=seed) for seed in range(3)], "log_loss"
     )
     assert comparison.ensemble.value < np.mean([arm.score.value for arm in comparison.arms])
     assert comparison.ensemble.low < comparison.ensemble.value < comparison.ensemble.high

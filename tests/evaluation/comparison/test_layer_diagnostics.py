@@ -23,7 +23,7 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.run_images import run_images
 from finetune_core.figures.layer_diagnostics import MEASURES
 from finetune_core.figures.report import moved_figures, whole_report
-from finetune_core.inspection.features import network_inputs
+from finetune_core.inspection.features import iterate_inputs
 from finetune_core.inspection.learned import Probe
 from finetune_core.inspection.suggestion import suggest_cut
 from finetune_core.models.network import build_network
@@ -36,7 +36,7 @@ STRATEGIES = ("feature_extraction", "last_block")
 
 @pytest.fixture(scope="module")
 def trained(home_of_shared_fixtures, tmp_path_factory):
-    """Runs by strategy, measured; and the steps of measuring."""
+    """Return runs by strategy, with measured layers, and the steps of the measurement."""
     runs_dir = tmp_path_factory.mktemp("runs")
     data = shared_images(red=40, green=40, blue=40)
     originals = {name: trained_run(tiny_config(data, strategy=name)) for name in STRATEGIES}
@@ -73,15 +73,15 @@ def test_frozen_stages_have_not_moved_at_all(layers):
             assert stage.pull > 0, "it would move if it could"
 
 
-def start_of(run):
-    """Return the weights that a run of the tiny network began with."""
+def initial_weights(run):
+    """Return the initial weights of a run of the tiny network."""
     network = build_network(run.config.backbone, run.config.weights, 3, run.config.seed)
     return network.model.state_dict()
 
 
 def test_changes_are_those_of_the_checkpoint(trained, layers):
     run = trained[0]["last_block"]
-    tuned, start = load_predictor(run).network, start_of(run)
+    tuned, start = load_predictor(run).network, initial_weights(run)
     moved = layers["last_block"].stages
     assert [stage.name for stage in moved] == [stage.name for stage in tuned.stages]
     for result, stage in zip(moved, tuned.stages, strict=True):
@@ -118,7 +118,7 @@ def test_the_pull_is_the_gradient_of_the_mean_loss_relative_to_the_weights(train
     images = finish(run_images(run, {"train": 500}))
     rows = images.rows["train"]
     assert result.pulled == len(rows)
-    batches = network_inputs(predictor.network, images.pixels, rows, 32, predictor.device)
+    batches = iterate_inputs(predictor.network, images.pixels, rows, 32, predictor.device)
     model = predictor.network.model.eval().requires_grad_(True)
     labels = torch.tensor(images.dataset.table["label"].to_numpy()[rows])
     logits = model(torch.cat([batch for _, batch in batches]))
@@ -189,12 +189,12 @@ def test_images_that_are_gone_are_named_as_the_reason(trained, tmp_path):
         list(measure_layers([moved]))
 
 
-def features(count, width, seed):
+def draw_features(count, width, seed):
     return np.random.default_rng(seed).normal(size=(count, width))
 
 
 def test_likeness_is_blind_to_rotation_scale_and_offset_only():
-    one = features(40, 12, 0)
+    one = draw_features(40, 12, 0)
     turned = 3 * one @ ortho_group.rvs(12, random_state=1) + 5
     assert linear_cka(one, one) == pytest.approx(1)
     assert linear_cka(one, turned) == pytest.approx(1)
@@ -206,7 +206,8 @@ def test_likeness_is_blind_to_rotation_scale_and_offset_only():
 def test_unrelated_features_are_unlike_although_images_are_fewer():
     """The usual, biased estimate says 0.9 here."""
     result = [
-        linear_cka(features(50, 800, seed), features(50, 800, 100 + seed)) for seed in range(20)
+        linear_cka(draw_features(50, 800, seed), draw_features(50, 800, 100 + seed))
+        for seed in range(20)
     ]
     assert abs(np.mean(result)) < 0.03
 
@@ -221,7 +222,7 @@ def test_likeness_is_built_on_the_unbiased_hsic_of_its_definition():
         ]
         return np.mean(terms)
 
-    one, other = features(7, 3, 0), features(7, 2, 1) + features(7, 3, 0)[:, :2]
+    one, other = draw_features(7, 3, 0), draw_features(7, 2, 1) + draw_features(7, 3, 0)[:, :2]
     grams = one @ one.T, other @ other.T
     cross, first, second = hsic(grams, 7), hsic((grams[0],) * 2, 7), hsic((grams[1],) * 2, 7)
     assert linear_cka(one, other) == pytest.approx(cross / np.sqrt(first * second))
@@ -230,7 +231,7 @@ def test_likeness_is_built_on_the_unbiased_hsic_of_its_definition():
 NAMES = ("stem", "block1", "block2", "block3", "block4", "block5", "block6", "block7")
 
 
-def made(first_trained, accuracies, fitted=0.9, likeness=1.0, error=0.01):
+def make_layers(first_trained, accuracies, fitted=0.9, likeness=1.0, error=0.01):
     moves = (
         StageMove(name, at >= first_trained, 0.1, likeness, None, 0.01 * (1 + at))
         for at, name in enumerate((*NAMES, "head"))
@@ -245,43 +246,43 @@ RISING = (0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96)
 BLOCK6_JUST_BEST = (0.5, 0.6, 0.7, 0.75, 0.78, 0.807, 0.82, 0.77)
 
 
-def stages_in(sentence):
+def find_stages(sentence):
     return {name for name in NAMES if name in sentence}
 
 
 def test_a_run_is_advised_to_train_from_the_stage_that_the_probes_suggest():
-    advice = thaw_next(made(8, PEAK_AT_BLOCK5))
+    advice = thaw_next(make_layers(8, PEAK_AT_BLOCK5))
     assert (advice.stage, advice.what) == ("block6", "train from block6 on")
-    assert stages_in(advice.reason) == {"block5", "block6"}
+    assert find_stages(advice.reason) == {"block5", "block6"}
     assert all(number in advice.reason for number in ("88.0 %", "96.0 %", "± 1.0 points"))
-    assert thaw_next(made(7, PEAK_AT_BLOCK5)).stage == "block6"
-    trains = thaw_next(made(6, PEAK_AT_BLOCK5))
+    assert thaw_next(make_layers(7, PEAK_AT_BLOCK5)).stage == "block6"
+    trains = thaw_next(make_layers(6, PEAK_AT_BLOCK5))
     assert (trains.stage, trains.what) == (None, "nothing advised")
     assert "This run trains block6." in trains.reason
 
 
 @pytest.mark.parametrize("accuracies", [PEAK_AT_BLOCK5, RISING, BLOCK6_JUST_BEST])
 def test_a_linear_probe_is_advised_what_the_dataset_page_suggests(accuracies):
-    """Once, the Dataset page said "last block" where the same numbers advised nothing here."""
-    layers = made(8, accuracies, error=0.022)
+    """The Dataset page once said "last block" where the same numbers advised nothing here."""
+    layers = make_layers(8, accuracies, error=0.022)
     suggestion = suggest_cut(layers.probes, [stage.name for stage in layers.stages])
     advice = thaw_next(layers)
     assert (advice.stage, advice.reason) == (suggestion.cut, suggestion.reason)
 
 
 def test_nothing_is_advised_within_one_standard_error_which_is_the_rule_that_is_printed():
-    assert thaw_next(made(8, (*PEAK_AT_BLOCK5[:7], 0.951))).stage is None
-    assert thaw_next(made(8, (*PEAK_AT_BLOCK5[:7], 0.949))).stage == "block6"
+    assert thaw_next(make_layers(8, (*PEAK_AT_BLOCK5[:7], 0.951))).stage is None
+    assert thaw_next(make_layers(8, (*PEAK_AT_BLOCK5[:7], 0.949))).stage == "block6"
     assert "one standard error" in " ".join(RULE.split())
 
 
 def test_features_that_get_better_to_the_last_frozen_stage_give_no_reason_to_thaw_it():
     for first_trained in (8, 7, 4):
-        assert thaw_next(made(first_trained, RISING)).stage is None
+        assert thaw_next(make_layers(first_trained, RISING)).stage is None
 
 
 def test_the_gradient_of_frozen_stages_plays_no_part_and_its_chart_says_so():
-    pulled = made(8, RISING)
+    pulled = make_layers(8, RISING)
     stages = tuple(replace(stage, pull=stage.pull * 100) for stage in pulled.stages)
     assert thaw_next(replace(pulled, stages=stages)) == thaw_next(pulled)
     help_text = next(measure.help for measure in MEASURES if measure.field == "pull")
@@ -289,14 +290,14 @@ def test_the_gradient_of_frozen_stages_plays_no_part_and_its_chart_says_so():
 
 
 def advise(first_trained, **shares):
-    """Return the advice where the stages had ``shares`` of the gradient while they trained."""
-    layers = made(first_trained, PEAK_AT_BLOCK5)
+    """Return the advice if the stages had ``shares`` of the gradient while they trained."""
+    layers = make_layers(first_trained, PEAK_AT_BLOCK5)
     stages = (replace(one, gradient_share=shares.get(one.name)) for one in layers.stages)
     return thaw_next(replace(layers, stages=tuple(stages)))
 
 
 def test_where_the_stage_behind_hardly_trained_no_earlier_one_is_advised():
-    """Unlike the pull of a frozen stage, this share was measured on what training did."""
+    """Unlike the pull of a frozen stage, this share was measured during training."""
     assert advise(7, block7=0.011, head=0.989).stage == "block6"
     advice = advise(7, block7=0.004, head=0.996)
     assert (advice.stage, advice.what) == (None, "nothing advised")
@@ -307,18 +308,18 @@ def test_where_the_stage_behind_hardly_trained_no_earlier_one_is_advised():
 
 
 def test_little_is_expected_where_everything_is_classified_correctly():
-    assert "expect little" in thaw_next(made(8, PEAK_AT_BLOCK5, fitted=1.0)).reason
-    assert "expect little" not in thaw_next(made(8, PEAK_AT_BLOCK5)).reason
+    assert "expect little" in thaw_next(make_layers(8, PEAK_AT_BLOCK5, fitted=1.0)).reason
+    assert "expect little" not in thaw_next(make_layers(8, PEAK_AT_BLOCK5)).reason
 
 
 def test_without_probes_nothing_is_advised():
-    advice = thaw_next(made(5, ()))
+    advice = thaw_next(make_layers(5, ()))
     assert (advice.stage, advice.what) == (None, "nothing advised")
     assert "No linear model could be evaluated" in advice.reason
 
 
 def test_where_all_trains_the_steady_stages_are_named():
-    advice = thaw_next(made(0, RISING, likeness=0.99))
+    advice = thaw_next(make_layers(0, RISING, likeness=0.99))
     assert (advice.stage, advice.what) == (None, "nothing left to thaw")
     assert "stem to block7" in advice.reason
-    assert "CKA" not in thaw_next(made(0, RISING, likeness=0.5)).reason
+    assert "CKA" not in thaw_next(make_layers(0, RISING, likeness=0.5)).reason

@@ -11,7 +11,12 @@ from sklearn.metrics import f1_score, log_loss
 
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, f1_of, f1_values
+from finetune_core.evaluation.comparison.measures import (
+    ACCURACY,
+    MEASURES,
+    f1_pseudo_values,
+    resample_f1,
+)
 from finetune_core.evaluation.comparison.paired import (
     LEVEL,
     is_different,
@@ -28,7 +33,7 @@ from finetune_core.evaluation.comparison.strategies import (
 )
 from finetune_core.evaluation.single_run.evaluate import scores
 from finetune_core.figures.report import whole_report
-from tests.evaluation.simulated import logits_of_arms, most_by_chance, pair_of, right
+from tests.evaluation.simulated import draw_correct, find_pair, max_by_chance, simulate_logits
 
 OTHERS = [MEASURES["macro_f1"], MEASURES["log_loss"]]
 
@@ -48,12 +53,12 @@ def test_pseudo_values_have_macro_f1_for_their_mean_and_a_resample_is_scikit_lea
         )
 
     every = np.arange(count)
-    assert f1_values(labels, predicted[None]).mean() == pytest.approx(expected(every))
+    assert f1_pseudo_values(labels, predicted[None]).mean() == pytest.approx(expected(every))
     drawn = np.concatenate(
         [random.choice(np.flatnonzero(labels == one), (labels == one).sum()) for one in present]
     )
     weights = np.bincount(drawn, minlength=count)[:, None].astype(float)
-    assert f1_of(labels, predicted, weights)[0] == pytest.approx(expected(drawn))
+    assert resample_f1(labels, predicted, weights)[0] == pytest.approx(expected(drawn))
 
 
 @pytest.mark.train
@@ -63,7 +68,7 @@ def test_pseudo_values_know_how_macro_f1_varies_over_images():
     for _ in range(400):
         labels = random.integers(0, 3, 300)
         predicted = np.where(random.random(300) < 0.7, labels, random.integers(0, 3, 300))
-        values = f1_values(labels, predicted[None])[0]
+        values = f1_pseudo_values(labels, predicted[None])[0]
         found.append((values.mean(), image_variance(values) ** 0.5))
     values, errors = np.array(found).T
     assert np.mean(errors) == pytest.approx(values.std(), rel=0.1)
@@ -71,7 +76,7 @@ def test_pseudo_values_know_how_macro_f1_varies_over_images():
 
 @pytest.mark.parametrize("measure", OTHERS, ids=lambda one: one.name)
 def test_scores_are_scikit_learns_and_the_bootstrap_is_of_the_measure_itself(measure):
-    labels, logits = logits_of_arms(np.random.default_rng(1), (0.0, 1.0), (2, 2), 400)
+    labels, logits = simulate_logits(np.random.default_rng(1), (0.0, 1.0), (2, 2), 400)
     arms = measured(measure, labels, logits)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     for arm, one in zip(arms, probabilities, strict=True):
@@ -105,19 +110,19 @@ def test_random_flips_agree_with_the_exact_test():
 @pytest.mark.parametrize("measure", OTHERS, ids=lambda one: one.name)
 @pytest.mark.parametrize("seeds", [(2, 2), pytest.param((3, 3), marks=pytest.mark.exhaustive)])
 def test_equally_good_arms_are_rarely_called_different(measure, seeds):
-    """Where no seed is better, for networks; where one may be, for strategies."""
+    """Networks are tested without an effect of the seed, strategies with one."""
     random, trials, found = np.random.default_rng(sum(seeds)), 120, np.zeros(2)
     for _ in range(trials):
-        arms = measured(measure, *logits_of_arms(random, (0.0, 0.0), seeds, 240), resamples=200)
+        arms = measured(measure, *simulate_logits(random, (0.0, 0.0), seeds, 240), resamples=200)
         claim = networks_claim(*arms)
         found[0] += is_different(claim, claim.p)
         if min(seeds) > 1:
             arms = measured(
-                measure, *logits_of_arms(random, (0.0, 0.0), seeds, 240, effect=0.3), resamples=2
+                measure, *simulate_logits(random, (0.0, 0.0), seeds, 240, effect=0.3), resamples=2
             )
             wider = strategies_claim(*arms, tuple(seed_variances(arms)))
             found[1] += is_different(wider, wider.p)
-    assert (found <= most_by_chance(trials, LEVEL)).all()
+    assert (found <= max_by_chance(trials, LEVEL)).all()
 
 
 @pytest.mark.parametrize(
@@ -125,9 +130,9 @@ def test_equally_good_arms_are_rarely_called_different(measure, seeds):
     [("accuracy", "accuracy"), ("macro_f1", "f1_macro"), ("log_loss", "log_loss")],
 )
 def test_one_network_has_the_interval_of_its_evaluation(made_run, measure, score):
-    """Alone, as a seed of an arm of several, and as an ensemble."""
-    runs = [made_run(right(0.9)[:60], seed=seed) for seed in range(2)]
-    runs += [made_run(right(0.8)[:60], strategy="full")]
+    """The interval is the same alone, as a seed of an arm of several, and as an ensemble."""
+    runs = [made_run(draw_correct(0.9)[:60], seed=seed) for seed in range(2)]
+    runs += [made_run(draw_correct(0.8)[:60], strategy="full")]
     compared = compare_runs(runs, measure)
     singles = [member for arm in compared.arms for member in arm.members]
     for member in singles:
@@ -142,7 +147,7 @@ def test_one_network_has_the_interval_of_its_evaluation(made_run, measure, score
     assert twice.ensemble.high == pytest.approx(twice.members[0].score.high)
 
 
-def _places(compared, pair):
+def _find_places(compared, pair):
     titles = [arm.title for arm in compared.arms]
     return titles.index(pair["a"]), titles.index(pair["b"])
 
@@ -154,11 +159,11 @@ def test_a_comparison_uses_the_chosen_metric_and_says_so(three_strategies, name)
     result, measure = compared.to_json(), MEASURES[name]
     assert result["measure"] == name
     assert f" test images: {measure.of} " in compared.verdict.answer
-    better = pair_of(result, "Feature extraction", "Full fine-tuning")
+    better = find_pair(result, "Feature extraction", "Full fine-tuning")
     assert better["different"]
     sign = -1 if (better["a"] == "Feature extraction") == measure.lower_is_better else 1
     assert better["difference"] * sign > 0
-    (pair,) = [one for one in compared.pairs if (one.a, one.b) == _places(compared, better)]
+    (pair,) = [one for one in compared.pairs if (one.a, one.b) == _find_places(compared, better)]
     scores_of_both = [compared.arms[at].score.value for at in (pair.a, pair.b)]
     assert pair.difference == pytest.approx(better["difference"])
     assert pair.difference == pytest.approx(scores_of_both[0] - scores_of_both[1])
@@ -174,11 +179,13 @@ def test_a_comparison_uses_the_chosen_metric_and_says_so(three_strategies, name)
 
 
 def test_accuracy_is_the_default_metric(made_run):
-    compared = compare_runs([made_run(right(0.9)), made_run(right(0.8), strategy="full")])
+    compared = compare_runs(
+        [made_run(draw_correct(0.9)), made_run(draw_correct(0.8), strategy="full")]
+    )
     assert compared.measure is ACCURACY
     assert all(arm.score == arm.accuracy for arm in compared.arms)
 
 
 def test_a_measure_that_there_is_not_is_refused(made_run):
     with pytest.raises(ConfigError, match="accuracy, macro_f1, log_loss"):
-        compare_runs([made_run(right(0.9))], "f2")
+        compare_runs([made_run(draw_correct(0.9))], "f2")

@@ -1,4 +1,4 @@
-"""The next experiment: each rule on its own, and their order."""
+"""Next experiment: each rule on its own, and their order."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from finetune_core.inspection.learned import Probe
 from finetune_core.runs.convergence import Convergence
 from finetune_core.runs.design import arm_of
 from tests.evaluation.conftest import STAGES
-from tests.evaluation.simulated import right
+from tests.evaluation.simulated import draw_correct
 
 # accuracy of linear models on the features of the stages
 FALLING, RISING = ((0.6, 0.9, 0.8), (0.6, 0.8, 0.9))
@@ -32,11 +32,11 @@ EVERY_CLASS = SharedClasses((0, 1), ("cat", "dog"), {}, {})
 
 @pytest.fixture
 def compared(made_run):
-    """``compared(strategy=share, …)``: runs that are right on about that share of the images."""
+    """Return ``compared(strategy=share, …)``, which compares runs right on about these shares."""
 
     def make(seeds=3, runs=(), **shares):
         made = [
-            made_run(right(share, seed), strategy=name, seed=seed)
+            made_run(draw_correct(share, seed), strategy=name, seed=seed)
             for name, share in shares.items()
             for seed in range(seeds)
         ]
@@ -47,29 +47,29 @@ def compared(made_run):
 
 @pytest.fixture
 def shown(compared):
-    """``shown(…)``: the evidence of ``compared(…)``, with layers by strategy."""
+    """Return ``shown(…)``, which gives the evidence of ``compared(…)``, with layers by strategy."""
 
     def make(layers=None, **more):
-        return seen(compared(**more), layers=layers)
+        return make_evidence(compared(**more), layers=layers)
 
     return make
 
 
-def seen(comparison, shifted=None, layers=None):
+def make_evidence(comparison, shifted=None, layers=None):
     """Return evidence; ``shifted`` compares the same arms on other images of the same classes."""
     shift = shifted and ShiftComparison(comparison, comparison, shifted, NOISE, EVERY_CLASS)
     found = tuple((layers or {}).get(arm.config.strategy) for arm in comparison.arms)
     return Evidence(comparison, shift, found)
 
 
-def after_profile(evidence):
-    """Return the evidence as it is once the layers have been profiled."""
+def add_profile(evidence):
+    """Return the evidence after the layers have been profiled."""
     configs = [arm.config for arm in evidence.own.arms]
     profiled = frozenset(f"{one.data} {rules.features_of(one)}" for one in configs)
     return replace(evidence, profiled=profiled)
 
 
-def layers_of(trained, accuracies=RISING, shares=None, likeness=1.0, names=STAGES):
+def make_layers(trained, accuracies=RISING, shares=None, likeness=1.0, names=STAGES):
     """Return layers whose last ``trained`` stages train, with ``shares`` of the gradient."""
     moves = tuple(
         StageMove(
@@ -86,11 +86,11 @@ def layers_of(trained, accuracies=RISING, shares=None, likeness=1.0, names=STAGE
     return Layers(moves, tuple(probes), 100, 100, 0.9)
 
 
-def arm(comparison, strategy):
+def find_arm(comparison, strategy):
     return next(one for one in comparison.arms if one.config.strategy == strategy)
 
 
-def planned(found):
+def list_runs(found):
     return [(one.strategy, one.seed) for one in found.configs]
 
 
@@ -99,22 +99,22 @@ def planned(found):
 
 def test_without_a_baseline_one_linear_probe_comes_next(compared):
     comparison = compared(last_block=0.9, full=0.8)
-    found = rules.baseline(seen(comparison))
-    assert planned(found) == [("linear_probe", 0)]
-    accuracy = percent(arm(comparison, "last_block").score.value)
+    found = rules.propose_baseline(make_evidence(comparison))
+    assert list_runs(found) == [("linear_probe", 0)]
+    accuracy = percent(find_arm(comparison, "last_block").score.value)
     assert f"“Last block” ({accuracy}) has no linear probe" in found.reason
     assert not found.inferred
 
 
 def test_with_a_baseline_or_nothing_that_trained_in_epochs_there_is_none_to_fit(shown):
-    assert rules.baseline(shown(last_block=0.9, linear_probe=0.8)) is None
-    assert rules.baseline(shown(prototypes=0.8)) is None
+    assert rules.propose_baseline(shown(last_block=0.9, linear_probe=0.8)) is None
+    assert rules.propose_baseline(shown(prototypes=0.8)) is None
 
 
 def test_the_baseline_is_that_of_the_best_network(shown, made_run):
     changes = {"strategy": "full", "backbone": "resnet18"}
-    other = [made_run(right(0.95, seed), seed=seed, **changes) for seed in range(2)]
-    found = rules.baseline(shown(last_block=0.9, runs=other))
+    other = [made_run(draw_correct(0.95, seed), seed=seed, **changes) for seed in range(2)]
+    found = rules.propose_baseline(shown(last_block=0.9, runs=other))
     assert {one.backbone for one in found.configs} == {"resnet18"}
 
 
@@ -123,27 +123,28 @@ def test_the_baseline_is_that_of_the_best_network(shown, made_run):
 
 def test_after_the_baseline_a_profile_comes_next_once(compared):
     comparison = compared(last_block=0.9, linear_probe=0.8)
-    found = rules.profile(seen(comparison))
+    found = rules.propose_profile(make_evidence(comparison))
     assert (found.what, found.configs) == ("profile the layers of efficientnet_lite0", ())
     assert "“Last block”" in found.reason
-    config = arm(comparison, "last_block").config
-    assert rules.profile(after_profile(seen(comparison))) is None
+    config = find_arm(comparison, "last_block").config
+    assert rules.propose_profile(add_profile(make_evidence(comparison))) is None
     other = frozenset({f"elsewhere {rules.features_of(config)}"})
-    assert rules.profile(replace(seen(comparison), profiled=other))
+    assert rules.propose_profile(replace(make_evidence(comparison), profiled=other))
 
 
 def test_without_a_baseline_or_training_in_epochs_there_is_nothing_to_profile(shown):
-    assert rules.profile(shown(last_block=0.9, full=0.8)) is None
-    assert rules.profile(shown(linear_probe=0.9, prototypes=0.8)) is None
+    assert rules.propose_profile(shown(last_block=0.9, full=0.8)) is None
+    assert rules.propose_profile(shown(linear_probe=0.9, prototypes=0.8)) is None
 
 
 def test_runs_of_a_profile_are_found_among_all_runs(compared, made_run):
     comparison = compared(last_block=0.9, linear_probe=0.8)
     rates = {"stage_rates": {"block7": 1.0, "head": 1.0}, "strategy": "custom"}
-    alone = made_run(right(0.9), initial_head="probe", **rates)
-    plain = made_run(right(0.9), initial_head="random", **rates)
+    alone = made_run(draw_correct(0.9), initial_head="probe", **rates)
+    plain = made_run(draw_correct(0.9), initial_head="random", **rates)
     offered = [
-        rules.profile(rules.evidence_of(comparison, None, runs)) for runs in ([alone], [plain])
+        rules.propose_profile(rules.evidence_of(comparison, None, runs))
+        for runs in ([alone], [plain])
     ]
     assert offered[0] is None
     assert offered[1]
@@ -154,9 +155,9 @@ def test_runs_of_a_profile_are_found_among_all_runs(compared, made_run):
 
 def test_lp_ft_comes_next_where_training_won_on_its_own_images_and_lost_on_shifted_ones(compared):
     own, shifted = compared(linear_probe=0.80, full=0.90), compared(linear_probe=0.80, full=0.60)
-    found = rules.shift(seen(own, shifted))
-    assert planned(found) == [("linear_probe_then_full", seed) for seed in range(3)]
-    for one, run in zip(found.configs, arm(own, "full").runs, strict=True):
+    found = rules.propose_lp_ft(make_evidence(own, shifted))
+    assert list_runs(found) == [("linear_probe_then_full", seed) for seed in range(3)]
+    for one, run in zip(found.configs, find_arm(own, "full").runs, strict=True):
         changed = {name for name, value in one if value != getattr(run.config, name)}
         assert changed == {"strategy"}
     gain, loss = (side.pairs[0].strategies.claim for side in (own, shifted))
@@ -182,26 +183,26 @@ def test_lp_ft_comes_next_where_training_won_on_its_own_images_and_lost_on_shift
 )
 def test_the_shifted_set_says_nothing_otherwise(compared, strategies, own, shifted):
     both = (compared(**dict(zip(strategies, side, strict=True))) for side in (own, shifted))
-    assert rules.shift(seen(*both)) is None
+    assert rules.propose_lp_ft(make_evidence(*both)) is None
 
 
 def test_without_a_shifted_set_nothing_is_said_of_it(shown):
-    assert rules.shift(shown(linear_probe=0.80, full=0.90)) is None
+    assert rules.propose_lp_ft(shown(linear_probe=0.80, full=0.90)) is None
 
 
 @pytest.mark.train
 def test_after_lp_ft_comes_wise_ft_which_trains_nothing_and_then_nothing(compared, made_run):
     tried = {"linear_probe_then_full": 0.85}
     sides = [compared(linear_probe=0.80, full=share, **tried) for share in (0.90, 0.60)]
-    found = rules.shift(seen(*sides))
+    found = rules.propose_lp_ft(make_evidence(*sides))
     what = "average the weights of “Full fine-tuning” with those that it started from (WiSE-FT)"
     assert (found.what, found.configs) == (what, ())
-    averaged = {"how": "wise", "runs": [str(arm(sides[0], "full").runs[0].run_dir)]}
-    wise = made_run(right(0.88), strategy="full", averaged=averaged)
+    averaged = {"how": "wise", "runs": [str(find_arm(sides[0], "full").runs[0].run_dir)]}
+    wise = made_run(draw_correct(0.88), strategy="full", averaged=averaged)
     with_wise = (
         compare_runs([*(run for one in side.arms for run in one.runs), wise]) for side in sides
     )
-    assert rules.shift(seen(*with_wise)) is None
+    assert rules.propose_lp_ft(make_evidence(*with_wise)) is None
 
 
 # --- more images
@@ -209,11 +210,11 @@ def test_after_lp_ft_comes_wise_ft_which_trains_nothing_and_then_nothing(compare
 
 @pytest.fixture
 def fractions(shown, made_run):
-    """``fractions(p25=share, …)``: last block, by the percentage of images trained on."""
+    """Return ``fractions(p25=share, …)``: last block, by the percentage of training images."""
 
     def make(**shares):
         runs = [
-            made_run(right(share, seed), train_fraction=int(name[1:]) / 100, seed=seed)
+            made_run(draw_correct(share, seed), train_fraction=int(name[1:]) / 100, seed=seed)
             for name, share in shares.items()
             for seed in range(3)
         ]
@@ -224,7 +225,7 @@ def fractions(shown, made_run):
 
 def test_more_images_come_next_while_the_curve_rises(fractions):
     evidence = fractions(p25=0.7, p40=0.8)
-    found = rules.images(evidence)
+    found = rules.propose_more_images(evidence)
     planned_images = [(one.train_fraction, one.seed) for one in found.configs]
     assert planned_images == [(0.8, seed) for seed in range(3)]
     gain = points(abs(evidence.own.pairs[0].strategies.claim.gain))
@@ -233,18 +234,18 @@ def test_more_images_come_next_while_the_curve_rises(fractions):
 
 
 def test_no_more_than_all_images_can_be_used_and_then_more_have_to_be_labelled(fractions):
-    found = rules.images(fractions(p25=0.7, p60=0.8))
+    found = rules.propose_more_images(fractions(p25=0.7, p60=0.8))
     assert {one.train_fraction for one in found.configs} == {1.0}
-    found = rules.images(fractions(p25=0.6, p50=0.7, p100=0.8))
+    found = rules.propose_more_images(fractions(p25=0.6, p50=0.7, p100=0.8))
     assert (found.configs, found.what) == ((), "label more images")
     assert "From 50 % to 100 %" in found.reason
 
 
 @pytest.mark.train
 def test_a_curve_that_is_flat_or_is_none_asks_for_no_images(fractions, shown):
-    assert rules.images(fractions(p25=0.6, p50=0.800, p100=0.805)) is None
-    assert rules.images(fractions(p50=0.8)) is None
-    assert rules.images(shown(last_block=0.9, full=0.8)) is None
+    assert rules.propose_more_images(fractions(p25=0.6, p50=0.800, p100=0.805)) is None
+    assert rules.propose_more_images(fractions(p50=0.8)) is None
+    assert rules.propose_more_images(shown(last_block=0.9, full=0.8)) is None
 
 
 # --- more seeds
@@ -252,12 +253,15 @@ def test_a_curve_that_is_flat_or_is_none_asks_for_no_images(fractions, shown):
 
 @pytest.fixture
 def spread(compared, made_run):
-    """``spread(last_block=(share, …), …)``: the share of the same images that each seed gets right."""
+    """Return ``spread(last_block=(share, …), …)``, which takes the accuracy of each seed.
+
+    All seeds are right on the same images.
+    """
 
     def make(**shares):
         return compared(
             runs=[
-                made_run(right(share, arm), strategy=name, seed=seed)
+                made_run(draw_correct(share, arm), strategy=name, seed=seed)
                 for arm, (name, by_seed) in enumerate(shares.items())
                 for seed, share in enumerate(by_seed)
             ]
@@ -269,58 +273,61 @@ def spread(compared, made_run):
 def test_seeds_of_the_arm_that_spreads_most_come_next_where_seeds_hide_a_difference(spread):
     shares = {"last_block": (0.75, 0.95), "full": (0.84, 0.85), "feature_extraction": (0.6, 0.6)}
     comparison = spread(**shares)
-    found = rules.seeds(seen(comparison))
-    assert planned(found) == [("last_block", 2)]
+    found = rules.propose_more_seeds(make_evidence(comparison))
+    assert list_runs(found) == [("last_block", 2)]
     assert "not distinguishable with 2 seeds and 2 seeds" in found.reason
     for name in ("last_block", "full"):
-        assert percent(arm(comparison, name).score.value) in found.reason
+        assert percent(find_arm(comparison, name).score.value) in found.reason
     assert "60." not in found.reason
 
 
 def test_the_one_with_fewer_seeds_gets_those_that_it_lacks(shown, made_run):
-    one_seed = [made_run(right(0.84), strategy="full", seed=1)]
-    found = rules.seeds(shown(last_block=0.85, runs=one_seed))
-    assert planned(found) == [("full", 0), ("full", 2)]
+    one_seed = [made_run(draw_correct(0.84), strategy="full", seed=1)]
+    found = rules.propose_more_seeds(shown(last_block=0.85, runs=one_seed))
+    assert list_runs(found) == [("full", 0), ("full", 2)]
     assert found.what == "train “Full fine-tuning” with seeds 0 and 2"
     assert "cannot be compared as strategies" in found.reason
 
 
 @pytest.mark.train
 def test_three_seeds_averages_or_a_difference_that_has_shown_ask_for_no_more(shown, made_run):
-    assert rules.seeds(shown(seeds=3, last_block=0.850, full=0.845)) is None
-    assert rules.seeds(shown(seeds=2, last_block=0.9, full=0.7)) is None
-    assert rules.seeds(shown(last_block=0.9)) is None
+    assert rules.propose_more_seeds(shown(seeds=3, last_block=0.850, full=0.845)) is None
+    assert rules.propose_more_seeds(shown(seeds=2, last_block=0.9, full=0.7)) is None
+    assert rules.propose_more_seeds(shown(last_block=0.9)) is None
     averaged = {"how": "soup", "runs": ["/runs/one", "/runs/two"]}
-    soup = made_run(right(0.851), strategy="last_block", averaged=averaged)
-    assert rules.seeds(shown(last_block=0.85, runs=[soup])) is None
+    soup = made_run(draw_correct(0.851), strategy="last_block", averaged=averaged)
+    assert rules.propose_more_seeds(shown(last_block=0.85, runs=[soup])) is None
 
 
 def test_a_head_that_is_fitted_gets_no_seeds_even_where_it_has_the_fewest(shown, made_run):
-    probe = made_run(right(0.84), strategy="linear_probe", seed=0)
-    trained = [made_run(right(share), seed=seed) for seed, share in enumerate((0.76, 0.96))]
-    found = rules.seeds(shown(runs=[probe, *trained]))
-    assert planned(found) == [("last_block", 2)]
+    probe = made_run(draw_correct(0.84), strategy="linear_probe", seed=0)
+    trained = [made_run(draw_correct(share), seed=seed) for seed, share in enumerate((0.76, 0.96))]
+    found = rules.propose_more_seeds(shown(runs=[probe, *trained]))
+    assert list_runs(found) == [("last_block", 2)]
     assert "not distinguishable with 2 seeds." in found.reason
-    alike = [made_run(right(0.845, seed), seed=seed) for seed in (5, 6)]
+    alike = [made_run(draw_correct(0.845, seed), seed=seed) for seed in (5, 6)]
     evidence = shown(runs=[probe, *alike])
-    assert rules.seeds(evidence) is None
-    assert rules.test_images(evidence)
+    assert rules.propose_more_seeds(evidence) is None
+    assert rules.propose_test_images(evidence)
 
 
 def test_a_fitted_head_gets_seeds_where_they_draw_its_training_images(shown, made_run):
     half = {"train_fraction": 0.5}
-    runs = [made_run(right(0.85, seed), seed=seed, **half) for seed in range(3)]
-    runs.append(made_run(right(0.84), strategy="linear_probe", **half))
-    assert planned(rules.seeds(shown(runs=runs))) == [("linear_probe", 1), ("linear_probe", 2)]
+    runs = [made_run(draw_correct(0.85, seed), seed=seed, **half) for seed in range(3)]
+    runs.append(made_run(draw_correct(0.84), strategy="linear_probe", **half))
+    assert list_runs(rules.propose_more_seeds(shown(runs=runs))) == [
+        ("linear_probe", 1),
+        ("linear_probe", 2),
+    ]
 
 
 # --- more test images
 
 
 def test_test_images_come_next_where_their_error_hides_a_difference(spread):
-    evidence = seen(spread(last_block=(0.85, 0.85, 0.85), full=(0.84, 0.84, 0.84)))
-    assert rules.seeds(evidence) is None
-    found = rules.test_images(evidence)
+    evidence = make_evidence(spread(last_block=(0.85, 0.85, 0.85), full=(0.84, 0.84, 0.84)))
+    assert rules.propose_more_seeds(evidence) is None
+    found = rules.propose_test_images(evidence)
     assert (found.what, found.configs) == ("evaluate on more test images", ())
     now = evidence.own.pairs[0].strategies.smallest
     assert (
@@ -329,9 +336,15 @@ def test_test_images_come_next_where_their_error_hides_a_difference(spread):
 
 
 def test_test_images_are_not_asked_for_where_a_difference_has_shown_or_seeds_hide_it(spread, shown):
-    assert rules.test_images(seen(spread(last_block=(0.95,) * 3, full=(0.6,) * 3))) is None
-    assert rules.test_images(seen(spread(last_block=(0.75, 0.95), full=(0.84, 0.85)))) is None
-    assert rules.test_images(shown(seeds=1, last_block=0.85, full=0.84)) is None
+    assert (
+        rules.propose_test_images(make_evidence(spread(last_block=(0.95,) * 3, full=(0.6,) * 3)))
+        is None
+    )
+    assert (
+        rules.propose_test_images(make_evidence(spread(last_block=(0.75, 0.95), full=(0.84, 0.85))))
+        is None
+    )
+    assert rules.propose_test_images(shown(seeds=1, last_block=0.85, full=0.84)) is None
 
 
 # --- training that has not converged
@@ -354,8 +367,8 @@ def test_longer_training_comes_first_for_what_has_not_converged(shown):
 
 
 def test_the_stage_that_the_probes_name_thaws_next_by_the_ready_made_strategy(shown):
-    layers = {"feature_extraction": layers_of(1, FALLING)}
-    found = rules.thaw(shown(feature_extraction=0.8, layers=layers))
+    layers = {"feature_extraction": make_layers(1, FALLING)}
+    found = rules.propose_thaw(shown(feature_extraction=0.8, layers=layers))
     [config] = found.configs
     assert config.strategy == "last_block"
     assert (found.what, found.inferred) == ("train from block2 on", True)
@@ -365,32 +378,32 @@ def test_the_stage_that_the_probes_name_thaws_next_by_the_ready_made_strategy(sh
 
 def test_a_cut_that_no_ready_made_strategy_has_is_a_custom_one(shown):
     names = ("stem", "block1", "block2", "block3", "block4", "head")
-    layers = {"last_two_blocks": layers_of(3, FALLING, names=names)}
-    [config] = rules.thaw(shown(last_two_blocks=0.8, layers=layers)).configs
+    layers = {"last_two_blocks": make_layers(3, FALLING, names=names)}
+    [config] = rules.propose_thaw(shown(last_two_blocks=0.8, layers=layers)).configs
     assert (config.strategy, config.cut) == ("custom", "block2")
 
 
 @pytest.mark.parametrize(
     ("shares", "layers"),
     [
-        ({"feature_extraction": 0.8, "last_block": 0.7}, layers_of(1, FALLING)),
-        ({"feature_extraction": 0.8}, layers_of(1)),
+        ({"feature_extraction": 0.8, "last_block": 0.7}, make_layers(1, FALLING)),
+        ({"feature_extraction": 0.8}, make_layers(1)),
         ({"feature_extraction": 0.8}, None),
-        ({"first_block": 0.8}, layers_of(1, FALLING)),
+        ({"first_block": 0.8}, make_layers(1, FALLING)),
     ],
     ids=["tried", "probes rise", "not measured", "frozen elsewhere"],
 )
 def test_nothing_thaws_otherwise(shown, shares, layers):
-    assert rules.thaw(shown(**shares, layers={next(iter(shares)): layers})) is None
+    assert rules.propose_thaw(shown(**shares, layers={next(iter(shares)): layers})) is None
 
 
 def test_what_trained_without_effect_freezes_again(shown):
-    measured = layers_of(4, shares={"stem": 0.001, "block1": 0.003, "block2": 0.5, "head": 0.496})
+    measured = make_layers(4, shares={"stem": 0.001, "block1": 0.003, "block2": 0.5, "head": 0.496})
     changed = [
         replace(one, likeness=0.7) if one.name == "block2" else one for one in measured.stages
     ]
     layers = {"full": replace(measured, stages=tuple(changed))}
-    found = rules.freeze(shown(full=0.8, layers=layers))
+    found = rules.propose_freeze(shown(full=0.8, layers=layers))
     [config] = found.configs
     assert (config.strategy, found.inferred) == ("last_block", True)
     assert found.what == "freeze stem to block1 again"
@@ -400,22 +413,25 @@ def test_what_trained_without_effect_freezes_again(shown):
 @pytest.mark.parametrize(
     ("strategy", "layers"),
     [
-        ("full", layers_of(4, shares={"stem": 0.02, "block1": 0.01, "block2": 0.5, "head": 0.47})),
-        ("full", layers_of(4, shares={"stem": 0.001, "head": 0.999}, likeness=0.9)),
-        ("full", layers_of(4)),
-        ("feature_extraction", layers_of(1, shares={"head": 1.0})),
+        (
+            "full",
+            make_layers(4, shares={"stem": 0.02, "block1": 0.01, "block2": 0.5, "head": 0.47}),
+        ),
+        ("full", make_layers(4, shares={"stem": 0.001, "head": 0.999}, likeness=0.9)),
+        ("full", make_layers(4)),
+        ("feature_extraction", make_layers(1, shares={"head": 1.0})),
     ],
     ids=["too much of the gradient", "its features changed", "not recorded", "frozen already"],
 )
 def test_nothing_freezes_again_that_took_part_or_is_frozen(shown, strategy, layers):
-    assert rules.freeze(shown(**{strategy: 0.8}, layers={strategy: layers})) is None
+    assert rules.propose_freeze(shown(**{strategy: 0.8}, layers={strategy: layers})) is None
 
 
 # --- together
 
 
 def test_the_rules_are_asked_in_order():
-    """Convergence, the baseline, the profile, seeds, test images; then what is left."""
+    """Convergence, the baseline, the profile, seeds and test images come before the other rules."""
     order = ["converge", "baseline", "profile", "seeds", "test_images"]
     assert list(rules.RULES)[:5] == order
     assert set(list(rules.RULES)[5:]) == {"shift", "images", "thaw", "freeze"}
@@ -423,21 +439,21 @@ def test_the_rules_are_asked_in_order():
 
 @pytest.mark.train
 def test_what_was_measured_comes_before_what_is_inferred(compared):
-    falling = {"feature_extraction": layers_of(1, FALLING)}
+    falling = {"feature_extraction": make_layers(1, FALLING)}
     own = compared(linear_probe=0.80, full=0.95)
     shifted = compared(linear_probe=0.80, full=0.60)
     single = compared(seeds=1, linear_probe=0.80, feature_extraction=0.905, full=0.90)
     without_probe = compared(feature_extraction=0.9, full=0.9)
     settled = compared(linear_probe=0.7, feature_extraction=0.9)
     for kind, evidence in (
-        ("baseline", seen(without_probe, layers=falling)),
-        ("profile", seen(own, shifted, falling)),
-        ("shift", after_profile(seen(own, shifted, falling))),
-        ("seeds", after_profile(seen(single, None, falling))),
-        ("thaw", after_profile(seen(settled, None, falling))),
+        ("baseline", make_evidence(without_probe, layers=falling)),
+        ("profile", make_evidence(own, shifted, falling)),
+        ("shift", add_profile(make_evidence(own, shifted, falling))),
+        ("seeds", add_profile(make_evidence(single, None, falling))),
+        ("thaw", add_profile(make_evidence(settled, None, falling))),
     ):
         assert next_experiment(evidence).kind == kind
-    assert next_experiment(after_profile(seen(settled))) is None
+    assert next_experiment(add_profile(make_evidence(settled))) is None
 
 
 def test_as_json_it_names_what_is_new_of_its_runs_which_are_of_one_arm(shown):

@@ -1,4 +1,4 @@
-"""What is published of strategies, held against what was measured."""
+"""Published orderings of strategies, compared with measurements."""
 
 from typing import get_args
 
@@ -7,18 +7,23 @@ import pytest
 from finetune_core.config.run_config import StrategyName
 from finetune_core.data.splits import SHIFTED
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.orderings import ORDERINGS, against_published
+from finetune_core.evaluation.comparison.orderings import ORDERINGS, find_contradictions
 from finetune_core.evaluation.comparison.report import comparison_html
 from finetune_core.formatting import points
 from finetune_core.training.strategies import STRATEGIES
-from tests.evaluation.simulated import IMAGES, right
+from tests.evaluation.simulated import IMAGES, draw_correct
 
 
-def runs_of(made_run, shares, seeds=3, **settings):
-    """Make runs right on these shares; ``settings`` are those of the last strategy only."""
+def make_runs(made_run, shares, seeds=3, **settings):
+    """Make runs right on these shares; ``settings`` apply to the last strategy only."""
     last = list(shares)[-1]
     return [
-        made_run(right(share, seed), strategy=name, seed=seed, **(settings if name == last else {}))
+        made_run(
+            draw_correct(share, seed),
+            strategy=name,
+            seed=seed,
+            **(settings if name == last else {}),
+        )
         for name, share in shares.items()
         for seed in range(seeds)
     ]
@@ -33,7 +38,7 @@ def test_each_ordering_is_of_known_strategies_and_its_source_is_cited_by_their_h
 
 
 def test_a_strategy_that_is_worse_than_it_is_said_to_be_is_named_with_source_and_interval(made_run):
-    compared = compare_runs(runs_of(made_run, {"feature_extraction": 0.90, "last_block": 0.80}))
+    compared = compare_runs(make_runs(made_run, {"feature_extraction": 0.90, "last_block": 0.80}))
     claim = compared.pairs[0].strategies.claim
     loss, low, high = (points(value) for value in (claim.gain, claim.low, claim.high))
     [sentence] = compared.published
@@ -46,8 +51,8 @@ def test_a_strategy_that_is_worse_than_it_is_said_to_be_is_named_with_source_and
 
 
 def test_it_does_not_matter_which_of_the_two_stands_first(made_run):
-    compared = compare_runs(runs_of(made_run, {"full": 0.80, "first_block": 0.70}))
-    turned = compare_runs(runs_of(made_run, {"from_scratch": 0.90, "full": 0.80}))
+    compared = compare_runs(make_runs(made_run, {"full": 0.80, "first_block": 0.70}))
+    turned = compare_runs(make_runs(made_run, {"from_scratch": 0.90, "full": 0.80}))
     assert (
         "“First block” is said to beat “Full fine-tuning” where images differ"
         in compared.published[0]
@@ -66,7 +71,7 @@ def test_it_does_not_matter_which_of_the_two_stands_first(made_run):
     ids=["as published", "not distinguishable", "not published", "of another axis"],
 )
 def test_nothing_is_said_without_a_significant_verdict_against_it(made_run, shares):
-    assert compare_runs(runs_of(made_run, shares)).published == ()
+    assert compare_runs(make_runs(made_run, shares)).published == ()
 
 
 @pytest.mark.train
@@ -78,11 +83,11 @@ def test_nothing_is_said_of_arms_that_differ_in_more_than_the_strategy_or_were_s
         {"image_size": 96},
         {"backbone": "resnet18"},
     ):
-        assert compare_runs(runs_of(made_run, shares, **settings)).published == (), settings
+        assert compare_runs(make_runs(made_run, shares, **settings)).published == (), settings
     for status, said in (("finished", 1), ("stopped", 0)):
         runs = [
-            made_run(right(0.90), strategy="feature_extraction"),
-            made_run(right(0.80), strategy="last_block", status=status),
+            made_run(draw_correct(0.90), strategy="feature_extraction"),
+            made_run(draw_correct(0.80), strategy="last_block", status=status),
         ]
         assert len(compare_runs(runs).published) == said
 
@@ -90,7 +95,7 @@ def test_nothing_is_said_of_arms_that_differ_in_more_than_the_strategy_or_were_s
 def test_published_are_accuracies_so_nothing_is_said_of_other_metrics(made_run):
     assert (
         compare_runs(
-            runs_of(made_run, {"feature_extraction": 0.90, "last_block": 0.80}), "log_loss"
+            make_runs(made_run, {"feature_extraction": 0.90, "last_block": 0.80}), "log_loss"
         ).published
         == ()
     )
@@ -98,13 +103,13 @@ def test_published_are_accuracies_so_nothing_is_said_of_other_metrics(made_run):
 
 def test_with_one_seed_the_networks_speak(made_run):
     [sentence] = compare_runs(
-        runs_of(made_run, {"feature_extraction": 0.90, "last_block": 0.80}, seeds=1)
+        make_runs(made_run, {"feature_extraction": 0.90, "last_block": 0.80}, seeds=1)
     ).published
     assert f"on these {IMAGES} images its network is " in sentence
 
 
 def test_on_shifted_images_only_what_is_said_of_those_counts(made_run):
-    runs = runs_of(
+    runs = make_runs(
         made_run,
         {
             "feature_extraction": 0.95,
@@ -114,7 +119,7 @@ def test_on_shifted_images_only_what_is_said_of_those_counts(made_run):
         },
     )
     compared = compare_runs(runs)
-    [sentence] = against_published(compared.arms, compared.pairs, SHIFTED)
+    [sentence] = find_contradictions(compared.arms, compared.pairs, SHIFTED)
     assert (
         "(LP-FT)” is said to beat “Full fine-tuning” on shifted images (Kumar et al. 2022)"
         in sentence

@@ -1,4 +1,4 @@
-"""The claim about networks, and what it shares with the one about strategies."""
+"""Claim about networks, and its shared parts with the claim about strategies."""
 
 import numpy as np
 import pytest
@@ -12,16 +12,16 @@ from finetune_core.evaluation.comparison.paired import (
     LEVEL,
     answers,
     bootstrap,
+    combine_p_values,
+    count_only_one_right,
     holm,
     is_different,
     mcnemar_p,
     networks_claim,
-    only_one_right,
     sign_flip_p,
-    together,
 )
-from finetune_core.evaluation.comparison.power import POWER, smallest_seen
-from tests.evaluation.simulated import most_by_chance, sides
+from finetune_core.evaluation.comparison.power import POWER, smallest_detectable
+from tests.evaluation.simulated import max_by_chance, simulate_arms
 
 
 @given(some.lists(some.tuples(some.booleans(), some.booleans()), min_size=1, max_size=80))
@@ -64,15 +64,15 @@ def test_bootstrap_is_scipys():
 
 
 def test_mcnemar_looks_at_every_pair_of_networks_where_the_numbers_of_seeds_differ():
-    """One that tested each seed with its partner would see one pair of these six."""
-    a, b = sides(np.random.default_rng(0), (0.9, 0.0), (3, 2), 300, 0.3)
+    """Testing each seed with its partner only would see one pair of these six."""
+    a, b = simulate_arms(np.random.default_rng(0), (0.9, 0.0), (3, 2), 300, 0.3)
     found = mcnemar_p(a, b)
     assert found.shape == (3, 2)
     for (i, j), p in np.ndenumerate(found):
         only_a, only_b = int((a[i] & ~b[j]).sum()), int((~a[i] & b[j]).sum())
         assert p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
-    assert together(found) == pytest.approx(min(1, np.sort(found, axis=None)[2] * 2))
-    means = only_one_right(answers(a), answers(b))
+    assert combine_p_values(found) == pytest.approx(min(1, np.sort(found, axis=None)[2] * 2))
+    means = count_only_one_right(answers(a), answers(b))
     assert means == pytest.approx(
         (
             np.mean([(one & ~other).sum() for one in a for other in b]),
@@ -82,14 +82,17 @@ def test_mcnemar_looks_at_every_pair_of_networks_where_the_numbers_of_seeds_diff
 
 
 def test_one_network_a_side_is_mcnemars_test_and_knows_no_seeds():
-    a, b = sides(np.random.default_rng(0), (0.6, 0.0), (1, 1), 400, 0.3)
+    a, b = simulate_arms(np.random.default_rng(0), (0.6, 0.0), (1, 1), 400, 0.3)
     claim = networks_claim(answers(a), answers(b))
     assert (claim.about, claim.freedom) == ("networks", np.inf)
     assert claim.p == pytest.approx(mcnemar_p(a, b)[0, 0])
 
 
 def test_exchanging_the_sides_turns_everything_round():
-    a, b = (answers(side) for side in sides(np.random.default_rng(1), (0.4, 0.0), (2, 3), 300, 0.3))
+    a, b = (
+        answers(side)
+        for side in simulate_arms(np.random.default_rng(1), (0.4, 0.0), (2, 3), 300, 0.3)
+    )
     one, other = networks_claim(a, b), networks_claim(b, a)
     assert (one.gain, one.p) == pytest.approx((-other.gain, other.p))
     # its draws are others
@@ -101,10 +104,10 @@ def test_exchanging_the_sides_turns_everything_round():
 def test_networks_that_are_equally_good_are_rarely_called_different(seeds):
     random, trials = np.random.default_rng(sum(seeds)), 150
     claims = [
-        networks_claim(*(answers(side) for side in sides(random, (0, 0), seeds, 300, 0.0)))
+        networks_claim(*(answers(side) for side in simulate_arms(random, (0, 0), seeds, 300, 0.0)))
         for _ in range(trials)
     ]
-    assert sum(is_different(claim, claim.p) for claim in claims) <= most_by_chance(trials, LEVEL)
+    assert sum(is_different(claim, claim.p) for claim in claims) <= max_by_chance(trials, LEVEL)
 
 
 @pytest.mark.train
@@ -116,8 +119,10 @@ def test_the_smallest_difference_of_two_networks_is_found_at_the_power_stated(
     images, discordance, pairs
 ):
     random, trials, found = np.random.default_rng(5), 1000, 0
-    claim = networks_claim(*(answers(side) for side in sides(random, (0, 0), (1, 1), images, 0.0)))
-    least = smallest_seen(claim, images, pairs, discordance)
+    claim = networks_claim(
+        *(answers(side) for side in simulate_arms(random, (0, 0), (1, 1), images, 0.0))
+    )
+    least = smallest_detectable(claim, images, pairs, discordance)
     ahead, behind = (discordance + least) / 2, (discordance - least) / 2
     for only_a, only_b, _ in random.multinomial(
         images, [ahead, behind, 1 - discordance], size=trials
@@ -129,5 +134,5 @@ def test_the_smallest_difference_of_two_networks_is_found_at_the_power_stated(
 def test_so_few_images_can_show_nothing():
     alike = [answers(np.ones((1, 4), bool))] * 2
     claim = networks_claim(*alike)
-    assert (claim.gain, claim.p, smallest_seen(claim, 4, discordance=0.0)) == (0.0, 1.0, 1.0)
+    assert (claim.gain, claim.p, smallest_detectable(claim, 4, discordance=0.0)) == (0.0, 1.0, 1.0)
     assert networks_claim(answers(np.ones((2, 1), bool)), answers(np.zeros((2, 1), bool))).p == 1.0

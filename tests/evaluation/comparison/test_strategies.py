@@ -1,4 +1,4 @@
-"""The claim about strategies, held to 5 % by simulation, as in ``benchmarks/verdicts.py``."""
+"""Claim about strategies, held to 5 % by simulation, as in ``benchmarks/verdicts.py``."""
 
 from itertools import combinations
 
@@ -14,25 +14,25 @@ from finetune_core.evaluation.comparison.paired import (
     is_different,
 )
 from finetune_core.evaluation.comparison.pairs import compare_pairs, known_variances
-from finetune_core.evaluation.comparison.power import POWER, seeds_needed, smallest_seen
+from finetune_core.evaluation.comparison.power import POWER, seeds_needed, smallest_detectable
 from finetune_core.evaluation.comparison.strategies import (
     SeedVariance,
     accuracy_interval,
-    p_of_t,
     seed_variances,
     strategies_claim,
     t_quantile,
+    t_test_p_value,
     total_variance,
 )
-from tests.evaluation.simulated import most_by_chance, sides
+from tests.evaluation.simulated import max_by_chance, simulate_arms
 
 
-def arms_of(random, gains, seeds, images=300, effect=0.3, **more):
-    return [answers(side) for side in sides(random, gains, seeds, images, effect, **more)]
+def simulate_answers(random, gains, seeds, images=300, effect=0.3, **more):
+    return [answers(side) for side in simulate_arms(random, gains, seeds, images, effect, **more)]
 
 
-def called_different(arms, variances):
-    """Which pairs Student's t and Holm's correction call different."""
+def find_different(arms, variances):
+    """Return which pairs are different by Student's t and Holm's correction."""
     claims = [
         strategies_claim(arms[a], arms[b], (variances[a], variances[b]))
         for a, b in combinations(range(len(arms)), 2)
@@ -43,18 +43,18 @@ def called_different(arms, variances):
     ]
 
 
-def each_alone(arms):
+def own_variances(arms):
     return [seed_variances([arm])[0] for arm in arms]
 
 
 def test_students_t_is_scipys():
     for freedom in (1.0, 2.7, 40.0, np.inf):
         assert t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom))
-        assert p_of_t(-0.03, 0.01, freedom) == pytest.approx(2 * stats.t.sf(3, freedom))
+        assert t_test_p_value(-0.03, 0.01, freedom) == pytest.approx(2 * stats.t.sf(3, freedom))
 
 
 def test_pooling_is_the_residual_mean_square_of_an_analysis_of_variance_less_what_images_explain():
-    arms = arms_of(np.random.default_rng(4), (0.0, 0.3, 0.6), (4, 2, 3), effect=0.8)
+    arms = simulate_answers(np.random.default_rng(4), (0.0, 0.3, 0.6), (4, 2, 3), effect=0.8)
     residual = sum(arm.correct.mean(1).var(ddof=1) * (arm.seeds - 1) for arm in arms) / 6
     by_chance = sum(arm.chance * (arm.seeds - 1) for arm in arms) / 6
     for one, arm in zip(seed_variances(arms), arms, strict=True):
@@ -73,7 +73,9 @@ def test_where_only_seeds_matter_two_arms_are_compared_by_students_test():
 
 def test_an_arm_whose_seeds_spread_far_more_is_compared_by_its_own_seeds_as_welch_does():
     random = np.random.default_rng(2)
-    arms = arms_of(random, (0, 0, 0, 0), (4, 4, 4, 4), images=1000, effect=(0.05, 0.05, 0.05, 2.0))
+    arms = simulate_answers(
+        random, (0, 0, 0, 0), (4, 4, 4, 4), images=1000, effect=(0.05, 0.05, 0.05, 2.0)
+    )
     variances = seed_variances(arms)
     assert [one.pooled for one in variances] == [True, True, True, False]
     assert variances[3].value + variances[3].chance == pytest.approx(arms[3].seed_variance)
@@ -81,7 +83,7 @@ def test_an_arm_whose_seeds_spread_far_more_is_compared_by_its_own_seeds_as_welc
 
 
 def test_one_seed_says_nothing_of_its_strategy():
-    arms = arms_of(np.random.default_rng(0), (0.6, 0.0, 0.0), (2, 1, 3))
+    arms = simulate_answers(np.random.default_rng(0), (0.6, 0.0, 0.0), (2, 1, 3))
     variances = seed_variances(arms)
     assert variances[1] is None
     assert strategies_claim(arms[0], arms[1], (variances[0], variances[1])) is None
@@ -89,7 +91,7 @@ def test_one_seed_says_nothing_of_its_strategy():
 
 
 def test_one_seeds_luck_with_the_same_seeds_again_is_no_seed_error():
-    sides_of_one = sides(np.random.default_rng(1), (0.4, 0.0), (1, 1), 300, 0.3)
+    sides_of_one = simulate_arms(np.random.default_rng(1), (0.4, 0.0), (1, 1), 300, 0.3)
     variances = seed_variances([answers(np.repeat(side, 3, 0)) for side in sides_of_one])
     assert [one.value for one in variances] == pytest.approx([0, 0], abs=1e-12)
 
@@ -119,9 +121,9 @@ def test_a_a_equal_strategies_with_other_seeds_are_rarely_called_different(seeds
     random, trials = np.random.default_rng(sum(seeds)), 500
     wrong = 0
     for _ in range(trials):
-        arms = arms_of(random, (0,) * len(seeds), seeds, effect=effect, **more)
-        wrong += any(called_different(arms, seed_variances(arms)))
-    assert wrong <= most_by_chance(trials, LEVEL)
+        arms = simulate_answers(random, (0,) * len(seeds), seeds, effect=effect, **more)
+        wrong += any(find_different(arms, seed_variances(arms)))
+    assert wrong <= max_by_chance(trials, LEVEL)
 
 
 @pytest.mark.train
@@ -130,9 +132,9 @@ def test_a_a_over_the_36_pairs_of_nine_strategies():
     random, trials = np.random.default_rng(36), 200
     wrong = 0
     for _ in range(trials):
-        arms = arms_of(random, (0,) * 9, seeds, images=200, effect=0.5)
-        wrong += any(called_different(arms, seed_variances(arms)))
-    assert wrong <= most_by_chance(trials, LEVEL)
+        arms = simulate_answers(random, (0,) * 9, seeds, images=200, effect=0.5)
+        wrong += any(find_different(arms, seed_variances(arms)))
+    assert wrong <= max_by_chance(trials, LEVEL)
 
 
 @pytest.mark.train
@@ -142,10 +144,10 @@ def test_a_a_over_the_36_pairs_of_nine_strategies():
 def test_pooling_finds_true_differences_that_each_pairs_own_seeds_do_not_show(arms, seeds, gain):
     random, trials, found = np.random.default_rng(arms), 60, np.zeros(2)
     for _ in range(trials):
-        drawn = arms_of(random, (gain, *(0,) * (arms - 1)), (seeds,) * arms, effect=0.15)
+        drawn = simulate_answers(random, (gain, *(0,) * (arms - 1)), (seeds,) * arms, effect=0.15)
         found += [
-            any(called_different(drawn, variances)[: arms - 1])
-            for variances in (seed_variances(drawn), each_alone(drawn))
+            any(find_different(drawn, variances)[: arms - 1])
+            for variances in (seed_variances(drawn), own_variances(drawn))
         ]
     pooled, alone = found
     assert pooled - alone > 0.2 * trials
@@ -156,23 +158,25 @@ def test_a_true_difference_of_strategies_is_found_at_the_power_stated():
     random, trials = np.random.default_rng(9), 250
     claims = []
     for _ in range(trials):
-        arms = arms_of(random, (0.75, 0.0), (3, 3), images=540, effect=0.15)
+        arms = simulate_answers(random, (0.75, 0.0), (3, 3), images=540, effect=0.15)
         claims.append(strategies_claim(*arms, tuple(seed_variances(arms))))
     truth, result = (
         np.mean(values)
-        for values in zip(*((one.gain, smallest_seen(one, 540)) for one in claims), strict=True)
+        for values in zip(
+            *((one.gain, smallest_detectable(one, 540)) for one in claims), strict=True
+        )
     )
     assert truth == pytest.approx(result, rel=0.1), "the case is meant to be just big enough"
     assert np.mean([claim.p <= LEVEL for claim in claims]) == pytest.approx(POWER, abs=0.1)
 
 
 def test_two_seeds_and_a_thousand_images_show_five_points():
-    """With each pair's own seeds, clearly different networks would hardly have shown it."""
+    """With each pair's own seed variance, clearly different networks would hardly have shown it."""
     random, pooled, before = np.random.default_rng(3), [], []
     for _ in range(30):
-        arms = arms_of(random, (0.85, 0.0), (2, 2), images=1000, effect=0.1)
-        for found, variances in ((pooled, seed_variances(arms)), (before, each_alone(arms))):
-            found.append(smallest_seen(strategies_claim(*arms, tuple(variances)), 1000))
+        arms = simulate_answers(random, (0.85, 0.0), (2, 2), images=1000, effect=0.1)
+        for found, variances in ((pooled, seed_variances(arms)), (before, own_variances(arms))):
+            found.append(smallest_detectable(strategies_claim(*arms, tuple(variances)), 1000))
     assert np.median(pooled) < 0.06 < 0.09 < np.median(before)
 
 
@@ -206,14 +210,14 @@ def test_accuracy_of_one_run_has_wilsons_interval():
 def test_accuracy_over_seeds_holds_the_truth_nineteen_times_out_of_twenty():
     random, trials = np.random.default_rng(2), 300
     truth = np.mean(
-        [arms_of(random, (0,), (1,), images=4000, effect=0.4)[0].mean for _ in range(300)]
+        [simulate_answers(random, (0,), (1,), images=4000, effect=0.4)[0].mean for _ in range(300)]
     )
     missed = 0
     for _ in range(trials):
-        arms = arms_of(random, (0, 0), (3, 3), effect=0.4)
+        arms = simulate_answers(random, (0, 0), (3, 3), effect=0.4)
         variances = accuracy_interval(arms[0], seed_variances(arms)[0])
         missed += not variances.low <= truth <= variances.high
-    assert missed <= most_by_chance(trials, LEVEL)
+    assert missed <= max_by_chance(trials, LEVEL)
 
 
 def test_perfect_seeds_are_not_certain():
@@ -254,7 +258,7 @@ def test_a_claim_about_strategies_is_never_made_where_the_one_about_their_networ
 
 
 def test_an_arm_that_was_stopped_is_compared_by_its_networks_only():
-    arms = arms_of(np.random.default_rng(0), (1.5, 0.0, 0.0), (3, 3, 3))
+    arms = simulate_answers(np.random.default_rng(0), (1.5, 0.0, 0.0), (3, 3, 3))
     finished = [True, True, False]
     variances = known_variances(arms, finished)
     pairs = compare_pairs(arms, finished, variances)

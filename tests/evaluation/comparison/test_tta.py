@@ -1,4 +1,4 @@
-"""Flips at test time: their mean, the paired test, how they are kept, and warnings."""
+"""Flips at test time: their mean, the paired test, how they are stored, and warnings."""
 
 import json
 import shutil
@@ -88,7 +88,7 @@ def test_a_large_gain_is_told_from_chance_and_a_small_one_is_not(made_run):
     )
     words = []
     for other in (better, alike):
-        keep_as_flips(run, other)
+        save_as_flips(run, other)
         [test, _] = augmented(run)
         words.append((test.different, test.in_words()))
     assert [different for different, _ in words] == [True, False]
@@ -97,8 +97,8 @@ def test_a_large_gain_is_told_from_chance_and_a_small_one_is_not(made_run):
     assert words[1][1].endswith("not distinguishable from without.")
 
 
-def keep_as_flips(run, other):
-    """The predictions of another run as if they were those of this one with flips."""
+def save_as_flips(run, other):
+    """Store the predictions of another run as this run's predictions with flips."""
     from finetune_core.evaluation.single_run import tta
     from finetune_core.training.predictions import predictions_changed, write_table
 

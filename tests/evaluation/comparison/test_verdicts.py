@@ -1,4 +1,4 @@
-"""The verdict in three lines, the claims about pairs, and runs that were stopped."""
+"""Verdict in three lines, claims about pairs, and stopped runs."""
 
 from dataclasses import replace
 
@@ -13,18 +13,18 @@ from finetune_core.evaluation.comparison.report import comparison_html, detail_l
 from finetune_core.figures.report import whole_report
 from finetune_core.formatting import percent
 from finetune_core.runs.convergence import Convergence
-from tests.evaluation.simulated import IMAGES, pair_of, right
+from tests.evaluation.simulated import IMAGES, draw_correct, find_pair
 
 
-def points(value):
+def format_points(value):
     return f"{abs(value) * 100:.1f} points"
 
 
 def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_shown(three_strategies):
     compared = compare_runs(three_strategies)
     result = compared.to_json()
-    better = pair_of(result, "Feature extraction", "Full fine-tuning")
-    by = points(better["difference"])
+    better = find_pair(result, "Feature extraction", "Full fine-tuning")
+    by = format_points(better["difference"])
     for claim in ("strategies", "networks"):
         words = better[claim]["verdict"]
         parts = ("“Feature extraction”", " beats ", "“Full fine-tuning”", by, "95 % CI")
@@ -32,9 +32,9 @@ def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_show
         assert places == sorted(places)
         assert f" {IMAGES} images" in words
         assert words in better["verdict"]
-    alike = pair_of(result, "Feature extraction", "Last block")
+    alike = find_pair(result, "Feature extraction", "Last block")
     assert not alike["different"]
-    unseen = f"under {points(alike['smallest_seen'])}"
+    unseen = f"under {format_points(alike['smallest_seen'])}"
     assert unseen in alike["verdict"]
     # each arm is described against the one to take
     taken, other, worse = compared.arm_verdicts
@@ -47,9 +47,13 @@ def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_show
 
 
 def test_what_another_arm_beats_is_not_advised_however_cheap(made_run):
-    """The best varies so much by seed that only the middle one is distinguished from the cheap."""
-    swinging = [right(share) for share in (0.84, 0.92, 0.87, 0.90, 0.85)]
-    arms = {"last_block": [right(0.83)] * 5, "last_two_blocks": [right(0.86)] * 5, "full": swinging}
+    """The best varies so much by seed that only the middle arm differs from the cheap one."""
+    swinging = [draw_correct(share) for share in (0.84, 0.92, 0.87, 0.90, 0.85)]
+    arms = {
+        "last_block": [draw_correct(0.83)] * 5,
+        "last_two_blocks": [draw_correct(0.86)] * 5,
+        "full": swinging,
+    }
     seconds = {"last_block": 1.0, "last_two_blocks": 5.0, "full": 9.0}
     runs = [
         made_run(correct, seconds=seconds[name], strategy=name, seed=seed)
@@ -59,13 +63,13 @@ def test_what_another_arm_beats_is_not_advised_however_cheap(made_run):
     compared = compare_runs(runs)
     result = compared.to_json()
     assert compared.arms[compared.best].title == "Full fine-tuning"
-    assert not pair_of(result, "Full fine-tuning", "Last block")["different"]
-    assert pair_of(result, "Last two blocks", "Last block")["different"]
+    assert not find_pair(result, "Full fine-tuning", "Last block")["different"]
+    assert find_pair(result, "Last two blocks", "Last block")["different"]
     assert compared.arms[compared.advised].title == "Last two blocks"
 
 
 def test_with_one_seed_only_the_networks_can_be_compared(made_run):
-    a, b = right(0.9), right(0.8, 1)
+    a, b = draw_correct(0.9), draw_correct(0.8, 1)
     compared = compare_runs([made_run(a, strategy="last_block"), made_run(b, strategy="full")])
     pair = compared.to_json()["pairs"][0]
     assert (pair["about"], pair["strategies"]) == ("networks", None)
@@ -73,8 +77,8 @@ def test_with_one_seed_only_the_networks_can_be_compared(made_run):
     assert [pair["mcnemar_p"], pair["networks"]["p"]] == pytest.approx(
         [mcnemar_p(a[None], b[None])[0, 0]] * 2
     )
-    assert not any(arm.speaks for arm in compared.arms)
-    gain = points(pair["difference"])
+    assert not any(arm.supports_claims for arm in compared.arms)
+    gain = format_points(pair["difference"])
     assert compared.verdict.answer.startswith(
         "Of these trained models, last block is best on 540 images: test accuracy "
     )
@@ -93,15 +97,15 @@ def test_with_one_seed_only_the_networks_can_be_compared(made_run):
 def test_many_strategies_of_one_seed_each_are_not_all_named(made_run):
     names = ("feature_extraction", "last_block", "full")
     compared = compare_runs(
-        [made_run(right(0.9, seed), strategy=name) for seed, name in enumerate(names)]
+        [made_run(draw_correct(0.9, seed), strategy=name) for seed, name in enumerate(names)]
     )
-    assert not any(arm.speaks for arm in compared.arms)
+    assert not any(arm.supports_claims for arm in compared.arms)
     assert compared.verdict.answer.startswith("No clear winner among these trained models on 540 ")
     assert not any(arm.title in compared.verdict.action for arm in compared.arms)
 
 
-def answers_with(wrong, images=600):
-    """Right on all images but these."""
+def make_correct(wrong, images=600):
+    """Return bool ``[images]``: right on all images but these."""
     correct = np.ones(images, bool)
     correct[wrong] = False
     return correct
@@ -109,14 +113,14 @@ def answers_with(wrong, images=600):
 
 @pytest.fixture
 def frozen_and_full(made_run):
-    """Two runs each: all layers are 3.7 points worse with the first seed, 4.1 with both."""
+    """Make two runs each: all layers are 3.7 points worse with the first seed, 4.1 with both."""
     wrong = {
         "feature_extraction": (range(48), range(30)),
         "full": ([*range(24), *range(100, 137)], [*range(24), *range(105, 147)]),
     }
     return [
         [
-            made_run(answers_with([*some]), strategy=strategy, seed=seed)
+            made_run(make_correct([*some]), strategy=strategy, seed=seed)
             for seed, some in enumerate(sets)
         ]
         for strategy, sets in wrong.items()
@@ -124,7 +128,7 @@ def frozen_and_full(made_run):
 
 
 def test_a_second_seed_does_not_turn_the_verdict_round(frozen_and_full):
-    """Once, "beats by 3.7" of networks became "not distinguishable" of strategies."""
+    """ "Beats by 3.7" of networks once became "not distinguishable" of strategies."""
     frozen, (first, second) = frozen_and_full
     before, after = compare_runs([*frozen, first]), compare_runs([*frozen, first, second])
     earlier, later = (one.to_json()["pairs"][0] for one in (before, after))
@@ -135,7 +139,7 @@ def test_a_second_seed_does_not_turn_the_verdict_round(frozen_and_full):
     assert before.verdict.size == "Difference 3.7 points (95 % CI 1.5 to 5.9)."
     assert "4.1 points" in after.verdict.size
     assert earlier["strategies"] is None
-    assert [arm.title for arm in before.arms if not arm.speaks] == ["Full fine-tuning"]
+    assert [arm.title for arm in before.arms if not arm.supports_claims] == ["Full fine-tuning"]
     assert before.verdict.action.startswith("Train more seeds")
     assert not later["strategies"]["different"]
     assert later["strategies"]["smallest_seen"] < 0.15
@@ -170,7 +174,7 @@ def test_more_evidence_in_the_same_direction_never_takes_the_claim_about_network
 def test_with_one_arm_of_a_single_seed_the_others_are_compared_as_strategies(
     three_strategies, made_run
 ):
-    single = made_run(right(0.95, 5), strategy="last_two_blocks", seconds=30.0)
+    single = made_run(draw_correct(0.95, 5), strategy="last_two_blocks", seconds=30.0)
     comparison = compare_runs([*three_strategies, single])
     assert comparison.arms[comparison.advised].title == "Feature extraction"
     assert " for feature extraction, " in comparison.verdict.answer
@@ -182,8 +186,8 @@ def test_with_one_arm_of_a_single_seed_the_others_are_compared_as_strategies(
     assert kinds["Full fine-tuning"] == ("strategies", "worse")
 
 
-def first_right(made_run, images, counts):
-    """Return runs of two seeds of each strategy, which are right on so many images."""
+def make_runs_by_count(made_run, images, counts):
+    """Make runs of two seeds of each strategy, right on that number of images."""
     order = np.random.default_rng(0).permutation(images)
     return [
         made_run(order < count, strategy=name, seed=seed)
@@ -194,20 +198,20 @@ def first_right(made_run, images, counts):
 
 def test_so_few_images_advise_nothing_but_more_images(made_run):
     counts = {"last_block": (9, 8), "full": (8, 7)}
-    compared = compare_runs(first_right(made_run, 12, counts))
+    compared = compare_runs(make_runs_by_count(made_run, 12, counts))
     assert compared.verdict.answer.startswith("No clear winner on 12 images: test accuracy 70.8 %")
     assert compared.arms[compared.best].title == "Last block"
     assert [one.kind for one in compared.arm_verdicts] == ["best", "alike"]
     assert compared.to_json()["advised"] is None
     same = {"last_block": (9, 9), "full": (8, 8)}
-    few = compare_runs(first_right(made_run, 12, same)).verdict
+    few = compare_runs(make_runs_by_count(made_run, 12, same)).verdict
     assert few.action.startswith("Test more images: ")
     assert few.action.endswith(" would show 5.0 points.")
 
 
 def test_seeds_that_are_far_apart_on_many_images_ask_for_more_seeds_only(made_run):
     counts = {"last_block": (1300, 1700), "full": (1250, 1600)}
-    compared = compare_runs(first_right(made_run, 2000, counts))
+    compared = compare_runs(make_runs_by_count(made_run, 2000, counts))
     pair = compared.to_json()["pairs"][0]
     assert pair["seed_error"] > pair["image_error"]
     assert compared.verdict.action.startswith("Train more seeds")
@@ -216,17 +220,17 @@ def test_seeds_that_are_far_apart_on_many_images_ask_for_more_seeds_only(made_ru
 
 @pytest.mark.train
 def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
-    """Nor do the runs of an arm differ in their seeds only, where one was stopped."""
-    finished = [made_run(right(0.9, seed), seed=seed) for seed in (0, 1)]
-    stopped = made_run(right(0.7), seed=1, status="stopped", epochs=20)
-    same = made_run(right(0.7), seed=1, status="stopped")
+    """The runs of an arm differ in more than their seeds if one was stopped."""
+    finished = [made_run(draw_correct(0.9, seed), seed=seed) for seed in (0, 1)]
+    stopped = made_run(draw_correct(0.7), seed=1, status="stopped", epochs=20)
+    same = made_run(draw_correct(0.7), seed=1, status="stopped")
     compared = compare_runs([*finished, same])
     assert [(arm.title, len(arm.members)) for arm in compared.arms] == [
         ("Last block", 2),
         ("Last block · stopped after 2 of 10 epochs", 1),
     ]
     assert "One strategy" not in compared.verdict.answer
-    assert [arm.speaks for arm in compared.arms] == [True, False]
+    assert [arm.supports_claims for arm in compared.arms] == [True, False]
     assert compared.advised is None
     assert compared.verdict.action == "Resume the unfinished runs."
     assert "stopped after 2 of 10 epochs" in whole_report(compared)
@@ -238,10 +242,11 @@ def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
 def test_a_stopped_run_changes_nothing_of_what_is_said_of_the_strategies(
     three_strategies, made_run
 ):
-    """It cannot be compared as one, so nothing is corrected for it."""
+    """A stopped run cannot be compared as a strategy, so nothing is corrected for it."""
     alone = compare_runs(three_strategies)
     stopped = [
-        made_run(right(share), seed=seed, status="stopped") for seed, share in ((7, 0.3), (8, 0.8))
+        made_run(draw_correct(share), seed=seed, status="stopped")
+        for seed, share in ((7, 0.3), (8, 0.8))
     ]
     beside = compare_runs([*three_strategies, *stopped])
     assert (beside.verdict.answer, beside.verdict.size) == (
@@ -256,7 +261,9 @@ def test_a_stopped_run_changes_nothing_of_what_is_said_of_the_strategies(
 
 
 def test_runs_of_equal_settings_and_seed_have_titles_of_their_own(made_run):
-    runs = [made_run(right(0.9), status=status) for status in ("stopped", "stopped", "finished")]
+    runs = [
+        made_run(draw_correct(0.9), status=status) for status in ("stopped", "stopped", "finished")
+    ]
     twins = [
         replace(run, run_dir=run.run_dir.with_name(f"{run.run_id[:-4]}{n:04x}"))
         for n, run in enumerate(runs)
@@ -266,14 +273,14 @@ def test_runs_of_equal_settings_and_seed_have_titles_of_their_own(made_run):
 
 def test_stopped_runs_of_many_seeds_say_so(made_run):
     compared = compare_runs(
-        [made_run(right(0.9, seed), seed=seed, status="stopped") for seed in (0, 1)]
+        [made_run(draw_correct(0.9, seed), seed=seed, status="stopped") for seed in (0, 1)]
     )
     assert [arm.unfinished for arm in compared.arms] == ["stopped after 2 of 10 epochs"] * 2
     assert compared.verdict.answer.count("stopped after 2 of 10 epochs") == 1
 
 
 def test_runs_of_one_strategy_are_compared_with_each_other(made_run):
-    compared = compare_runs([made_run(right(0.9, seed), seed=seed) for seed in (0, 1, 2)])
+    compared = compare_runs([made_run(draw_correct(0.9, seed), seed=seed) for seed in (0, 1, 2)])
     assert [arm.title for arm in compared.arms] == [
         f"Last block · seed {seed}" for seed in (0, 1, 2)
     ]
@@ -287,7 +294,7 @@ def test_runs_of_one_strategy_are_compared_with_each_other(made_run):
 
 @pytest.mark.train
 def test_one_strategy_alone_is_not_the_one_to_take(made_run):
-    compared = compare_runs([made_run(right(0.9))])
+    compared = compare_runs([made_run(draw_correct(0.9))])
     assert compared.pairs == compared.arm_verdicts == ()
     accuracy = compared.arms[0].score
     assert (
@@ -301,11 +308,11 @@ def test_one_strategy_alone_is_not_the_one_to_take(made_run):
     assert "★" not in whole_report(compared)
 
 
-def arms_of(made_run, seeds=3, images=IMAGES, **shares):
-    """Return runs of each strategy, right on about that share of the images."""
+def make_runs(made_run, seeds=3, images=IMAGES, **shares):
+    """Make runs of each strategy, right on about that share of the images."""
     return [
         made_run(
-            right(share, seed)[:images],
+            draw_correct(share, seed)[:images],
             strategy=name,
             seed=seed,
             seconds=6.0 if name == "linear_probe" else 30.0,
@@ -316,8 +323,8 @@ def arms_of(made_run, seeds=3, images=IMAGES, **shares):
 
 
 def test_a_clear_winner_is_named_with_its_lead_and_is_to_be_used(made_run):
-    compared = compare_runs(arms_of(made_run, last_block=0.9, full=0.85, linear_probe=0.8))
-    pair = pair_of(compared.to_json(), "Last block", "Full fine-tuning")
+    compared = compare_runs(make_runs(made_run, last_block=0.9, full=0.85, linear_probe=0.8))
+    pair = find_pair(compared.to_json(), "Last block", "Full fine-tuning")
     verdict = compared.verdict
     best, rival = (percent(compared.arms[at].score.value) for at in compared.order[:2])
     assert verdict.answer == (
@@ -325,7 +332,7 @@ def test_a_clear_winner_is_named_with_its_lead_and_is_to_be_used(made_run):
         f"against {rival} for full fine-tuning."
     )
     low, high = (f"{pair[end] * 100:.1f}" for end in ("ci_low", "ci_high"))
-    by = points(pair["difference"])
+    by = format_points(pair["difference"])
     assert verdict.size == f"Difference {by} (95 % CI {low} to {high})."
     assert verdict.action == "Use last block."
     assert str(verdict) == compared.to_json()["verdict"] == " ".join(verdict.lines)
@@ -347,7 +354,7 @@ def test_the_cheapest_that_is_not_distinguishable_is_to_be_used_with_what_it_sav
     ("trained", "does"), [(0.851, "as well"), (0.70, "better")], ids=["alike", "worse"]
 )
 def test_where_nothing_beats_the_linear_probe_it_is_the_answer(made_run, trained, does):
-    compared = compare_runs(arms_of(made_run, linear_probe=0.85, last_block=trained, full=0.6))
+    compared = compare_runs(make_runs(made_run, linear_probe=0.85, last_block=trained, full=0.6))
     verdict = compared.verdict
     assert verdict.answer.startswith(f"Train nothing: on 540 images a linear probe does {does}, ")
     assert verdict.answer.endswith(" for last block.")
@@ -356,7 +363,7 @@ def test_where_nothing_beats_the_linear_probe_it_is_the_answer(made_run, trained
 
 
 def test_a_probe_that_may_be_five_points_worse_is_not_said_to_do_as_well(made_run):
-    compared = compare_runs(arms_of(made_run, images=74, linear_probe=0.67, last_block=0.70))
+    compared = compare_runs(make_runs(made_run, images=74, linear_probe=0.67, last_block=0.70))
     pair = compared.to_json()["pairs"][0]
     assert max(abs(pair["ci_low"]), abs(pair["ci_high"])) > 0.05
     assert compared.advised == 0
@@ -364,7 +371,7 @@ def test_a_probe_that_may_be_five_points_worse_is_not_said_to_do_as_well(made_ru
 
 
 def test_the_number_of_images_that_is_asked_for_would_show_five_points():
-    """The same answers, repeated up to that number of images, are tested by the code that ships."""
+    """Equal answers, repeated up to that number of images, are tested by the shipped code."""
     random = np.random.default_rng(1)
     sides = [np.tile(random.random(60) < share, (2, 1)) for share in (0.7, 0.75)]
 
@@ -391,7 +398,7 @@ def test_an_arm_that_has_not_converged_comes_first_and_nothing_follows_about_lay
             for config, _ in runs
         ],
     )
-    compared = compare_runs(arms_of(made_run, last_block=0.9, full=0.7, linear_probe=0.8))
+    compared = compare_runs(make_runs(made_run, last_block=0.9, full=0.7, linear_probe=0.8))
     assert compared.verdict.lines == (
         "Not trained long enough: last block.",
         "Its validation loss still falls.",
@@ -401,7 +408,7 @@ def test_an_arm_that_has_not_converged_comes_first_and_nothing_follows_about_lay
 
 
 def test_a_loss_is_compared_in_its_own_unit_and_sign(made_run):
-    compared = compare_runs(arms_of(made_run, last_block=0.9, full=0.8), "log_loss")
+    compared = compare_runs(make_runs(made_run, last_block=0.9, full=0.8), "log_loss")
     verdict = compared.verdict
     assert verdict.answer.startswith("Last block is best on 540 test images: log loss 0.4")
     assert verdict.size.startswith("Difference −0.")
@@ -411,7 +418,7 @@ def test_a_loss_is_compared_in_its_own_unit_and_sign(made_run):
 
 def test_validation_accuracy_is_called_that_and_the_note_stands_under_details(made_run):
     runs = [
-        made_run(right(share, seed), strategy=name, seed=seed, tested=False)
+        made_run(draw_correct(share, seed), strategy=name, seed=seed, tested=False)
         for name, share in (("last_block", 0.9), ("full", 0.8))
         for seed in (0, 1)
     ]
@@ -426,7 +433,7 @@ def test_of_many_arms_the_verdict_names_two(made_run):
     rates = [0.01 / 2**power for power in range(12)]
     compared = compare_runs(
         [
-            made_run(right(0.9 - at / 100, seed), learning_rate=rate, seed=seed)
+            made_run(draw_correct(0.9 - at / 100, seed), learning_rate=rate, seed=seed)
             for at, rate in enumerate(rates)
             for seed in (0, 1)
         ]
@@ -450,13 +457,13 @@ def test_only_seeds_of_an_arm_that_trains_in_epochs_are_said_to_spread(made_run)
     """A probe is the same with every seed: it has its own spread, which is none."""
     shares = {"last_block": (0.85, 0.85, 0.86), "full": (0.72, 0.8, 0.9)}
     trained = [
-        made_run(right(share, 7), strategy=name, seed=seed)
+        made_run(draw_correct(share, 7), strategy=name, seed=seed)
         for name, some in shares.items()
         for seed, share in enumerate(some)
     ]
-    probes = [made_run(right(0.8), strategy="linear_probe", seed=seed) for seed in range(3)]
+    probes = [made_run(draw_correct(0.8), strategy="linear_probe", seed=seed) for seed in range(3)]
     stopped = [
-        made_run(right(share), strategy="bias_only", seed=seed, status="stopped")
+        made_run(draw_correct(share), strategy="bias_only", seed=seed, status="stopped")
         for seed, share in enumerate((0.5, 0.9))
     ]
     notes = compare_runs([*trained, *probes, *stopped]).notes

@@ -38,7 +38,7 @@ def predictor(run):
 
 @pytest.fixture
 def strangers(tmp_path):
-    """Forty images in folders, one of them damaged, among things that are no images."""
+    """Write forty images in folders, one of them damaged, among files that are no images."""
     folder = image_folder(tmp_path / "new", {"b/red": 20, "a": 20})
     Path(folder, "b", "red", "003.png").write_bytes(b"hello")
     Path(folder, "notes.txt").write_text("not an image")

@@ -21,31 +21,34 @@ from tests.factories import TINY_BACKBONE
 SIZE = 64
 
 
-def predictor_of(model, size=SIZE):
-    """A network that is in no catalogue, seen through ResNet-18's preprocessing."""
+def make_predictor(model, size=SIZE):
+    """Return a predictor of a network outside of the catalogue, with ResNet-18's preprocessing."""
     head = find_head(model, size)
     stages, info = derive_stages(model, (head,), size), backbone_info("resnet18")
     network = Network(model.eval(), model, stages, (head,), "", info)
     return Predictor(network, ("a", "b"), choose_device("cpu", "fp32"), size)
 
 
-def built(name):
+def build_predictor(name):
     network = build_network(name, "none", 3, seed=0)
     return Predictor(network, ("a", "b", "c"), choose_device("cpu", "fp32"), SIZE)
 
 
-def png(pixels):
+def encode_png(pixels):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def noise(side=80):
-    return png(np.random.default_rng(3).integers(0, 255, (side, side, 3), dtype=np.uint8))
+def draw_noise(side=80):
+    return encode_png(np.random.default_rng(3).integers(0, 255, (side, side, 3), dtype=np.uint8))
 
 
 class Brightness(nn.Module):
-    """Class b is more likely the brighter some part of the image is; class a the reverse."""
+    """Network whose class b is more likely the brighter some part of the image is.
+
+    Class a is the reverse.
+    """
 
     def __init__(self):
         super().__init__()
@@ -65,7 +68,7 @@ class Brightness(nn.Module):
 def test_the_heat_lies_on_the_bright_patch_that_decides_the_class():
     pixels = np.full((SIZE, SIZE, 3), 20, np.uint8)
     pixels[40:56, 8:24] = 255  # resized to 73 pixels and cropped again: nearly where it was
-    explanation = explain(predictor_of(Brightness()), png(pixels), [0, 1])
+    explanation = explain(make_predictor(Brightness()), encode_png(pixels), [0, 1])
     row, column = np.unravel_index(explanation.heat[1].argmax(), explanation.heat[1].shape)
     assert 40 <= row <= 60
     assert 4 <= column <= 24
@@ -87,11 +90,11 @@ def test_the_heat_lies_on_the_bright_patch_that_decides_the_class():
     ],
 )
 def test_real_backbones_are_explained_and_left_exactly_as_they_were(name):
-    predictor = built(name)
+    predictor = build_predictor(name)
     model = predictor.network.model
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     needing = [parameter.requires_grad for parameter in model.parameters()]
-    image = noise()
+    image = draw_noise()
     explanation = explain(predictor, image, [2, 0])
     assert list(explanation.heat) == list(explanation.overlays) == [2, 0]
     for heat in explanation.heat.values():
@@ -110,8 +113,8 @@ def test_real_backbones_are_explained_and_left_exactly_as_they_were(name):
 
 @pytest.mark.train
 def test_threads_get_what_they_would_get_alone():
-    predictor = built(TINY_BACKBONE)
-    images = [noise(side) for side in range(70, 76)]
+    predictor = build_predictor(TINY_BACKBONE)
+    images = [draw_noise(side) for side in range(70, 76)]
     alone = [explain(predictor, image, [0, 1]) for image in images]
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(lambda image: explain(predictor, image, [0, 1]), images))
@@ -125,9 +128,9 @@ def test_a_class_token_is_looked_past_to_the_last_map_that_the_head_uses():
     model = VisionTransformer(
         SIZE, 8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=2
     )
-    # torchvision starts it at nought, and then no patch speaks for anything
+    # torchvision initialises it at 0, and then no patch speaks for anything
     nn.init.normal_(model.heads.head.weight)
-    explanation = explain(predictor_of(model), noise(), [0, 1])
+    explanation = explain(make_predictor(model), draw_noise(), [0, 1])
     assert explanation.cells == 8
     assert max(heat.max() for heat in explanation.heat.values()) == pytest.approx(1)
 
@@ -135,7 +138,7 @@ def test_a_class_token_is_looked_past_to_the_last_map_that_the_head_uses():
 def test_channels_last_are_understood():
     torch.manual_seed(0)
     model = SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4], num_classes=2)
-    explanation = explain(predictor_of(model), noise(), [0, 1])
+    explanation = explain(make_predictor(model), draw_noise(), [0, 1])
     assert explanation.cells == 8
     assert max(heat.max() for heat in explanation.heat.values()) == pytest.approx(1)
 
@@ -144,8 +147,8 @@ def test_channels_last_are_understood():
     ("size", "layer", "cells"), [(64, "layer3", 4), (96, "layer4", 3), (32, "layer2", 4)]
 )
 def test_where_the_last_map_has_four_cells_an_earlier_one_is_explained(size, layer, cells):
-    predictor = replace(built("resnet18"), image_size=size)
-    explanation = explain(predictor, noise(), [0])
+    predictor = replace(build_predictor("resnet18"), image_size=size)
+    explanation = explain(predictor, draw_noise(), [0])
     assert (explanation.layer, explanation.cells) == (layer, cells)
     assert explanation.coarse == (layer != "layer4")
     assert list(explanation.layers)[:4] == ["stem", "layer1", "layer2", "layer3"]
@@ -153,23 +156,25 @@ def test_where_the_last_map_has_four_cells_an_earlier_one_is_explained(size, lay
 
 
 def test_any_layer_can_be_asked_for_and_the_heat_is_computed_on_its_map():
-    predictor = built("resnet18")
-    last, early = (explain(predictor, noise(), [0, 1], layer) for layer in ("layer4", "layer1"))
+    predictor = build_predictor("resnet18")
+    last, early = (
+        explain(predictor, draw_noise(), [0, 1], layer) for layer in ("layer4", "layer1")
+    )
     assert (last.layer, last.cells) == ("layer4", 2)
     assert (early.layer, early.cells) == ("layer1", 16)
     cells = {"stem": 16, "layer1": 16, "layer2": 8, "layer3": 4, "layer4": 2}
     assert early.layers == last.layers == cells
     assert not np.allclose(early.heat[0], last.heat[0])
     with pytest.raises(RunError, match="head does not pass"):
-        explain(predictor, noise(), [0], "head")
+        explain(predictor, draw_noise(), [0], "head")
 
 
 def test_a_network_without_a_picture_inside_is_refused_in_words():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(RunError, match="no Grad-CAM"):
-        explain(predictor_of(model), noise(), [0])
+        explain(make_predictor(model), draw_noise(), [0])
 
 
 def test_what_is_no_image_is_refused():
     with pytest.raises(ImageError):
-        explain(built("resnet18"), b"hello", [0])
+        explain(build_predictor("resnet18"), b"hello", [0])

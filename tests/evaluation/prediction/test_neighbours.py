@@ -38,7 +38,7 @@ def near(run, looks):
     return made
 
 
-def files(run, kind):
+def list_files(run, kind):
     folder = run.run_dir.parent.parent
     return sorted(path for path in type(folder)(run.config.data, kind).glob("*.png"))
 
@@ -62,12 +62,12 @@ def test_a_training_image_is_nearest_to_itself(run, looks, near):
 def test_neighbours_are_of_the_images_own_class(run, looks, near):
     for kind in ("red", "blue", NASTY):
         label = run.history.started["classes"].index(kind)
-        result = [near.nearest(looks.look(file)[0])[0] for file in files(run, kind)[:10]]
+        result = [near.nearest(looks.look(file)[0])[0] for file in list_files(run, kind)[:10]]
         assert (near.labels[np.concatenate(result)] == label).mean() > 0.9
 
 
 def test_the_encoder_says_what_the_network_says(run, looks):
-    some = files(run, "red")[:3]
+    some = list_files(run, "red")[:3]
     result = np.stack([looks.look(file)[1] for file in some])
     np.testing.assert_allclose(result, looks.predictor.probabilities(some), rtol=1e-4, atol=1e-6)
     with pytest.raises(ImageError):
@@ -80,7 +80,7 @@ def test_images_unlike_any_training_image_are_separated_from_the_others(run, loo
     board = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((16, 16)))
     Image.fromarray(np.uint8(255 * board)).save(buffer, "PNG")
     assert near.unlike(looks.look(buffer.getvalue())[0][None]).tolist() == [True]
-    every = [path for kind in ("red", "blue", NASTY) for path in files(run, kind)]
+    every = [path for kind in ("red", "blue", NASTY) for path in list_files(run, kind)]
     known = np.stack([looks.look(path)[0] for path in every])
     assert near.unlike(known).mean() < 0.2, "the limit itself is uncertain: it rests on few images"
     assert near.error == pytest.approx(2 / 19), "18 validation images cannot tell one in a hundred"
@@ -89,7 +89,7 @@ def test_images_unlike_any_training_image_are_separated_from_the_others(run, loo
 @pytest.mark.train
 @pytest.mark.parametrize(("count", "parts"), [(30, 1), (500, 1), (99, 2)])
 def test_no_more_are_called_unlike_in_error_than_was_set(count, parts):
-    """The share of images like those of the validation split that is called unlike."""
+    """The share is that of images like those of the validation split."""
     random = np.random.default_rng(count)
 
     def unit(number):
@@ -137,7 +137,7 @@ def test_images_outside_the_readable_folders_are_refused(run, looks, tmp_path):
 def test_what_training_has_drawn_towards_a_class_is_still_recognised_by_the_pretrained_features(
     near,
 ):
-    """An image that only the features from before training tell from a class."""
+    """Only the features from before training tell this image from a class."""
     inside = near.features[0].copy()
     assert not near.unlike(inside[None])[0]
     stranger = inside.copy()
@@ -149,4 +149,4 @@ def test_what_training_has_drawn_towards_a_class_is_still_recognised_by_the_pret
 def test_a_frozen_network_has_no_other_features_from_before(run, trained_once):
     looks = encoder(load_predictor(read_run(trained_once.feature_extraction)))
     assert looks.start is None
-    assert looks.look(files(run, "red")[0])[0].shape[0] == 1
+    assert looks.look(list_files(run, "red")[0])[0].shape[0] == 1

@@ -4,12 +4,16 @@ import pytest
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 
-from finetune_core.evaluation.single_run.calibration import calibration, fit_temperature, scale
-from tests.evaluation.simulated import table_of
+from finetune_core.evaluation.single_run.calibration import (
+    calibration,
+    fit_temperature,
+    scale_split,
+)
+from tests.evaluation.simulated import make_table
 
 
-def drawn(count=4000, classes=4, seed=0, factor=1.0):
-    """Return logits and labels that are drawn from them; too sure by ``factor``."""
+def draw_logits(count=4000, classes=4, seed=0, factor=1.0):
+    """Return logits and labels that are drawn from them; overconfident by ``factor``."""
     random = np.random.default_rng(seed)
     logits = random.normal(size=(count, classes)) * 2
     labels = (
@@ -18,10 +22,10 @@ def drawn(count=4000, classes=4, seed=0, factor=1.0):
     return logits * factor, labels
 
 
-def predictions(splits, factor=3.0):
+def make_predictions(splits, factor=3.0):
     parts = []
     for seed, (split, count) in enumerate(splits.items()):
-        logits, labels = drawn(count, seed=seed, factor=factor)
+        logits, labels = draw_logits(count, seed=seed, factor=factor)
         ids = [f"{split}/{n}.png" for n in range(count)]
         parts.append(
             pd.DataFrame({"id": ids, "split": split, "label": labels, "logits": list(logits)})
@@ -30,7 +34,7 @@ def predictions(splits, factor=3.0):
 
 
 def test_bins_are_scikit_learns():
-    logits, labels = drawn(factor=2.0)
+    logits, labels = draw_logits(factor=2.0)
     probabilities = softmax(logits, axis=1)
     correct = probabilities.argmax(1) == labels
     for ours, theirs in (("width", "uniform"), ("mass", "quantile")):
@@ -59,52 +63,54 @@ def test_the_error_of_a_known_case():
 
 
 def test_a_well_calibrated_network_needs_no_temperature():
-    logits, labels = drawn(20_000)
+    logits, labels = draw_logits(20_000)
     assert fit_temperature(logits, labels) == pytest.approx(1, abs=0.03)
     assert calibration(logits, labels).ece < 0.015
     assert fit_temperature(logits * 3, labels) == pytest.approx(3, abs=0.1)
 
 
 def test_the_test_split_is_scaled_by_the_validation_images_alone():
-    table = predictions({"val": 2000, "test": 1000})
-    found = scale(table, "test")
-    logits, labels = drawn(2000, seed=0, factor=3.0)
+    table = make_predictions({"val": 2000, "test": 1000})
+    found = scale_split(table, "test")
+    logits, labels = draw_logits(2000, seed=0, factor=3.0)
     assert (found.source, found.images) == ("val", (2000,))
     assert found.temperatures == (pytest.approx(fit_temperature(logits, labels)),)
-    test_logits, test_labels = drawn(1000, seed=1, factor=3.0)
+    test_logits, test_labels = draw_logits(1000, seed=1, factor=3.0)
     np.testing.assert_allclose(found.logits, test_logits / found.temperatures[0])
     assert (
         calibration(found.logits, test_labels).ece < calibration(test_logits, test_labels).ece / 3
     )
     shuffled = table.assign(label=np.where(table["split"] == "test", 0, table["label"]))
-    assert scale(shuffled, "test").temperatures == found.temperatures  # no look at what is reported
+    assert (
+        scale_split(shuffled, "test").temperatures == found.temperatures
+    )  # no look at what is reported
 
 
 def test_validation_alone_is_scaled_half_by_half():
-    table = predictions({"val": 400})
-    found = scale(table, "val")
+    table = make_predictions({"val": 400})
+    found = scale_split(table, "val")
     assert (found.source, found.images) == ("halves", (200, 200))
     factor = np.stack(table["logits"])[:, 0] / found.logits[:, 0]
     first = np.isclose(factor, found.temperatures[0])
     assert first.sum() == 200
     other, labels = np.stack(table["logits"])[~first], table["label"].to_numpy()[~first]
     assert found.temperatures[0] == pytest.approx(fit_temperature(other, labels))
-    backwards = scale(table.iloc[::-1], "val")
+    backwards = scale_split(table.iloc[::-1], "val")
     # whatever the order of the rows
     np.testing.assert_allclose(backwards.logits[::-1], found.logits)
 
 
 def test_too_few_images_and_a_single_class_are_not_scaled():
-    assert scale(predictions({"val": 5}), "val") is None
-    assert scale(predictions({"val": 5, "test": 20}), "test") is None
-    assert scale(table_of([0] * 99, [[0]] * 99), "val") is None
+    assert scale_split(make_predictions({"val": 5}), "val") is None
+    assert scale_split(make_predictions({"val": 5, "test": 20}), "test") is None
+    assert scale_split(make_table([0] * 99, [[0]] * 99), "val") is None
 
 
 def test_images_that_are_all_right_do_not_settle_a_temperature():
-    table = predictions({"val": 100, "test": 100})
+    table = make_predictions({"val": 100, "test": 100})
     table["label"] = [int(row.argmax()) for row in table["logits"]]
-    assert scale(table, "test").at_limit
-    assert not scale(predictions({"val": 100, "test": 100}), "test").at_limit
+    assert scale_split(table, "test").at_limit
+    assert not scale_split(make_predictions({"val": 100, "test": 100}), "test").at_limit
 
 
 @pytest.mark.parametrize("binning", ["width", "mass"])
@@ -123,16 +129,16 @@ def test_one_image_and_equal_confidences_are_binned(binning):
     ],
 )
 def test_the_interval_of_the_error_holds_the_truth_however_well_calibrated(factor, count):
-    """Plain percentiles of a bootstrap never hold the error of a calibrated network."""
-    logits, labels = drawn(200_000, seed=99, factor=factor)
+    """Plain percentiles of a bootstrap never contain the error of a calibrated network."""
+    logits, labels = draw_logits(200_000, seed=99, factor=factor)
     truth, trials, held = calibration(logits, labels, resamples=0).ece, 120, 0
     for trial in range(trials):
-        found = calibration(*drawn(count, seed=trial, factor=factor), resamples=200)
+        found = calibration(*draw_logits(count, seed=trial, factor=factor), resamples=200)
         assert found.ece_low <= found.ece <= found.ece_high
         held += found.ece_low <= truth <= found.ece_high
     assert held / trials >= 0.87
 
 
 def test_without_resamples_the_error_has_no_interval():
-    found = calibration(*drawn(50), resamples=0)
+    found = calibration(*draw_logits(50), resamples=0)
     assert np.isnan([found.ece_low, found.ece_high]).all()

@@ -1,4 +1,4 @@
-"""What a run and those before it were trained on is found in another data set."""
+"""Copies in another data set of images that a run and the runs before it were trained on."""
 
 import shutil
 from dataclasses import replace
@@ -9,7 +9,7 @@ from PIL import Image
 
 from finetune_core.data.dataset import load_dataset
 from finetune_core.evaluation.single_run.copies import look_for_copies
-from finetune_core.evaluation.single_run.other_data import look_at
+from finetune_core.evaluation.single_run.other_data import index_other_data
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
 from tests.shifted import copied, darkened
@@ -28,7 +28,7 @@ def ids(trained_once):
 
 @pytest.fixture
 def child(parent, image_folder, tmp_path):
-    """A run on other images that started from that one."""
+    """Return a run on other images that started from ``parent``."""
     data = str(image_folder(tmp_path / "own", {"red": 9, "blue": 9}))
     config = parent.config.model_copy(update={"data": data, "from_run": str(parent.run_dir)})
     return replace(parent, run_dir=parent.run_dir.with_name("20260101-000000-child"), config=config)
@@ -36,7 +36,7 @@ def child(parent, image_folder, tmp_path):
 
 @pytest.fixture
 def mixed(ids, trained_once, tmp_path):
-    """Darkened test images, four training images of the first run, and nearly a fifth."""
+    """Write darkened test images, four training images of the first run, and a near-copy."""
     folder = darkened(ids["test"], trained_once.data, tmp_path / "mixed")
     copied(ids["train"][:4], trained_once.data, folder)
     lighter = np.asarray(Image.open(trained_once.data / ids["train"][5]), dtype=float) * 0.9
@@ -44,15 +44,15 @@ def mixed(ids, trained_once, tmp_path):
     return folder
 
 
-def looked(run, data, roots=()):
-    other = finish(look_at(str(data)))
+def look_for(run, data, roots=()):
+    other = finish(index_other_data(str(data)))
     known = finish(look_for_copies(run, other, roots))
     return known, known.copies(np.ones(len(other.table), bool)), other.table["id"]
 
 
 @pytest.mark.train
 def test_what_the_run_before_was_trained_on_is_counted_and_said_but_not_left_out(child, mixed, ids):
-    known, copies, names = looked(child, mixed)
+    known, copies, names = look_for(child, mixed)
     assert set(names[known.earlier]) == {*ids["train"][:4], "red/nearly.png"}
     assert not known.own.any()
     assert (copies.training, copies.near, copies.earlier) == (0, 0, 5)
@@ -62,18 +62,18 @@ def test_images_that_both_know_are_the_runs_own(parent, mixed):
     same = replace(
         parent, config=parent.config.model_copy(update={"from_run": str(parent.run_dir)})
     )
-    _, copies, _ = looked(same, mixed)
+    _, copies, _ = look_for(same, mixed)
     assert (copies.training, copies.near, copies.earlier) == (4, 1, 0)
 
 
 def test_training_from_scratch_knows_nothing_of_it(child, mixed):
     config = child.config.model_copy(update={"strategy": "from_scratch"})
-    assert looked(replace(child, config=config), mixed)[1].earlier == 0
+    assert look_for(replace(child, config=config), mixed)[1].earlier == 0
 
 
 def test_a_run_before_that_is_gone_is_said(child, parent, mixed, ids):
     shutil.rmtree(parent.run_dir)
-    known, copies, _ = looked(child, mixed)
+    known, copies, _ = look_for(child, mixed)
     assert not known.earlier.any()
     assert "the run that it started from were not looked for" in copies.problem
     assert copies.training == 0  # its own were
@@ -86,10 +86,10 @@ def test_a_run_elsewhere_and_data_that_may_not_be_read_are_not_looked_into(
     elsewhere = shutil.move(parent.run_dir, tmp_path / "elsewhere")
     config = child.config.model_copy(update={"from_run": str(elsewhere)})
     moved = replace(child, config=config)
-    assert looked(moved, mixed)[1].earlier == 5  # a person reads what they may
-    assert "is not among the runs" in looked(moved, mixed, [tmp_path])[1].problem
+    assert look_for(moved, mixed)[1].earlier == 5  # a person reads what they may
+    assert "is not among the runs" in look_for(moved, mixed, [tmp_path])[1].problem
     shutil.move(elsewhere, parent.run_dir)
-    copies = looked(child, mixed, [tmp_path])[1]
+    copies = look_for(child, mixed, [tmp_path])[1]
     assert copies.earlier == 0
     assert "lies outside the folders" in copies.problem
 
@@ -98,4 +98,4 @@ def test_a_run_elsewhere_and_data_that_may_not_be_read_are_not_looked_into(
 def test_a_circle_of_runs_ends(child, parent, mixed):
     config = parent.config.model_copy(update={"from_run": str(parent.run_dir)})
     (parent.run_dir / "config.json").write_text(config.model_dump_json())
-    assert looked(child, mixed)[1].earlier == 5
+    assert look_for(child, mixed)[1].earlier == 5

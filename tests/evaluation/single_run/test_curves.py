@@ -8,21 +8,21 @@ from finetune_core.evaluation.single_run.curves import (
     coverage_curve,
     one_vs_rest,
     selective_prediction,
-    thinned,
+    thin_curve,
 )
 from finetune_core.evaluation.single_run.metrics import evaluate
-from tests.evaluation.simulated import table_of
+from tests.evaluation.simulated import make_table
 
 
-def evaluated(count=3000, classes=3, seed=0):
+def make_evaluation(count=3000, classes=3, seed=0):
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, count)
     logits = random.normal(size=(count, classes)) + np.eye(classes)[labels]
-    return evaluate(table_of(labels, logits, "test"), tuple("abcdefgh"[:classes]))
+    return evaluate(make_table(labels, logits, "test"), tuple("abcdefgh"[:classes]))
 
 
 def test_few_points_draw_the_same_areas():
-    result = evaluated()
+    result = make_evaluation()
     curve = one_vs_rest(result, 1)
     row = result.per_class.iloc[1]
     assert len(curve.roc) <= 300
@@ -36,13 +36,13 @@ def test_few_points_draw_the_same_areas():
 
 
 def test_a_curve_of_one_class_only_is_not_defined():
-    assert one_vs_rest(evaluated(5, 1), 0) is None
-    assert one_vs_rest(evaluate(table_of([0, 0], [[0, 0]] * 2), ("a", "b")), 1) is None
+    assert one_vs_rest(make_evaluation(5, 1), 0) is None
+    assert one_vs_rest(evaluate(make_table([0, 0], [[0, 0]] * 2), ("a", "b")), 1) is None
 
 
 @pytest.mark.train
 def test_bands_are_those_of_curves_that_scikit_learn_draws_of_resamples():
-    result = evaluated(600)
+    result = make_evaluation(600)
     labels = result.predictions["label"].to_numpy()
     probability = np.stack(result.predictions["probabilities"])[:, 1].round(1)  # ties, too
     result.predictions["probabilities"] = list(np.repeat(probability[:, None], 3, axis=1))
@@ -74,7 +74,7 @@ def test_95_of_100_bands_hold_the_true_curve():
         labels = np.repeat([0, 1], 100)
         score = random.normal(size=200) + 1.5 * labels
         logits = np.stack([np.zeros(200), score], axis=1)
-        result = evaluate(table_of(labels, logits, "test"), ("a", "b"))
+        result = evaluate(make_table(labels, logits, "test"), ("a", "b"))
         row = one_vs_rest(result, 1, resamples=200, seed=trial).roc_band.iloc[20]
         held.append(row["low"] <= norm.cdf(1.5 - norm.isf(0.2)) <= row["high"])
     assert 0.89 <= np.mean(held) <= 0.99
@@ -82,11 +82,11 @@ def test_95_of_100_bands_hold_the_true_curve():
 
 def test_a_band_narrows_with_images_and_holds_its_own_curve():
     wide, narrow = (
-        one_vs_rest(evaluated(count), 1, resamples=100).roc_band for count in (100, 3000)
+        one_vs_rest(make_evaluation(count), 1, resamples=100).roc_band for count in (100, 3000)
     )
     assert (narrow["high"] - narrow["low"]).mean() < (wide["high"] - wide["low"]).mean() / 3
-    curve = one_vs_rest(evaluated(), 1)
-    band = curve.roc_band[1:]  # at nought, a curve goes straight up
+    curve = one_vs_rest(make_evaluation(), 1)
+    band = curve.roc_band[1:]  # at 0, a curve goes straight up
     inside = np.interp(
         band["false_positives"], curve.roc["false_positives"], curve.roc["true_positives"]
     )
@@ -96,7 +96,7 @@ def test_a_band_narrows_with_images_and_holds_its_own_curve():
 
 
 def test_who_names_everything_is_as_accurate_as_ever():
-    result = evaluated()
+    result = make_evaluation()
     curve = coverage_curve(result)
     last = curve.iloc[-1]
     assert (last["coverage"], last["accuracy"]) == (1, pytest.approx(result.accuracy))
@@ -110,19 +110,19 @@ def test_who_names_everything_is_as_accurate_as_ever():
 
 
 def test_images_of_equal_confidence_are_named_together():
-    table = table_of([0, 1, 0, 1], [[1, 0]] * 3 + [[0, 3]])
+    table = make_table([0, 1, 0, 1], [[1, 0]] * 3 + [[0, 3]])
     curve = coverage_curve(evaluate(table, ("a", "b")))
     assert curve["coverage"].tolist() == [0.25, 1.0]
     assert curve["accuracy"].tolist() == [1.0, 0.75]
 
 
 def test_nothing_named_has_no_accuracy():
-    nothing = selective_prediction(evaluated(40), 1.1)
+    nothing = selective_prediction(make_evaluation(40), 1.1)
     assert (nothing.images, nothing.share) == (0, 0)
     assert np.isnan([nothing.accuracy, nothing.low, nothing.high]).all()
 
 
 def test_thinning_keeps_both_ends():
-    curve = thinned(pd.DataFrame({"x": range(1000)}), 10)
+    curve = thin_curve(pd.DataFrame({"x": range(1000)}), 10)
     assert len(curve) == 10
     assert (curve["x"].iloc[0], curve["x"].iloc[-1]) == (0, 999)

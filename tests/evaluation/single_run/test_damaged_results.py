@@ -1,4 +1,4 @@
-"""Predictions and checkpoints are input: a run refuses others by name, before it reads much."""
+"""Damaged predictions and checkpoints: a run refuses them by name, before it reads much."""
 
 import io
 import json
@@ -33,19 +33,19 @@ from tests.factories import shared_images, tiny_config, trained_run
 SETTINGS = {"strategy": "custom", "stage_rates": {"layer3": 0.1, "head": 1.0}, "batch_size": 8}
 
 
-def config():
+def make_config():
     return tiny_config(shared_images(red=10, blue=10, green=10), **SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def finished(home_of_shared_fixtures):
-    return trained_run(config()).run_dir
+    return trained_run(make_config()).run_dir
 
 
 @pytest.fixture(scope="module")
 def stopped(home_of_shared_fixtures, tmp_path_factory):
-    """A run that was stopped in its second epoch."""
-    reservation = create_run(config(), tmp_path_factory.mktemp("stopped"))
+    """Return the directory of a run that was stopped in its second epoch."""
+    reservation = create_run(make_config(), tmp_path_factory.mktemp("stopped"))
     for event in execute(reservation):
         if isinstance(event, events.StepEnded) and event.epoch == 2:
             request_stop(reservation.run_dir)
@@ -64,13 +64,13 @@ def remove(path):
         path.unlink()
 
 
-def written(table, **options):
+def write_table(table, **options):
     buffer = io.BytesIO()
     pq.write_table(table, buffer, **options)
     return buffer.getvalue()
 
 
-def column(name, values):
+def replace_column(name, values):
     def change(table):
         at = table.schema.names.index(name)
         return table.set_column(at, name, values(table[name]) if callable(values) else values)
@@ -78,15 +78,15 @@ def column(name, values):
     return change
 
 
-def logits(change):
+def change_logits(change):
     def apply(values):
         matrix = np.stack(values.to_numpy()).copy()
         return pa.array(list(change(matrix)))
 
-    return column("logits", apply)
+    return replace_column("logits", apply)
 
 
-def with_first(value):
+def set_first(value):
     def change(matrix):
         matrix[0, 0] = value
         return matrix
@@ -97,30 +97,38 @@ def with_first(value):
 TABLES = {
     "no rows": lambda table: table.slice(0, 0),
     "no labels": lambda table: table.drop_columns("label"),
-    "labels that are texts": column("label", lambda labels: pa.array([str(one) for one in labels])),
-    "a label that is no class": column(
+    "labels that are texts": replace_column(
+        "label", lambda labels: pa.array([str(one) for one in labels])
+    ),
+    "a label that is no class": replace_column(
         "label", lambda labels: pa.array([99, *labels.to_pylist()[1:]])
     ),
-    "a negative label": column("label", lambda labels: pa.array([-1, *labels.to_pylist()[1:]])),
-    "a label that is missing": column(
+    "a negative label": replace_column(
+        "label", lambda labels: pa.array([-1, *labels.to_pylist()[1:]])
+    ),
+    "a label that is missing": replace_column(
         "label", lambda labels: pa.array([None, *labels.to_pylist()[1:]])
     ),
-    "an unknown split": column("split", lambda splits: pa.array(["train"] * len(splits))),
+    "an unknown split": replace_column("split", lambda splits: pa.array(["train"] * len(splits))),
     "an image twice": lambda table: pa.concat_tables([table, table.slice(0, 1)]),
-    "an image elsewhere": column(
+    "an image elsewhere": replace_column(
         "id", lambda ids: pa.array(["../../secret.png", *ids.to_pylist()[1:]])
     ),
-    "a name without end": column("id", lambda ids: pa.array(["x" * 100_000, *ids.to_pylist()[1:]])),
-    "numbers for names": column("id", lambda ids: pa.array(range(len(ids)))),
-    "a logit too few": logits(lambda matrix: matrix[:, 1:]),
-    "a logit too many": logits(lambda matrix: np.hstack([matrix, matrix[:, :1]])),
-    "rows of different lengths": column(
+    "a name without end": replace_column(
+        "id", lambda ids: pa.array(["x" * 100_000, *ids.to_pylist()[1:]])
+    ),
+    "numbers for names": replace_column("id", lambda ids: pa.array(range(len(ids)))),
+    "a logit too few": change_logits(lambda matrix: matrix[:, 1:]),
+    "a logit too many": change_logits(lambda matrix: np.hstack([matrix, matrix[:, :1]])),
+    "rows of different lengths": replace_column(
         "logits", lambda rows: pa.array([[1.0] * 4, [1.0] * 2, *rows.to_pylist()[2:]])
     ),
-    "logits that are texts": column("logits", lambda rows: pa.array([["a", "b", "c"]] * len(rows))),
-    "one number for logits": column("logits", lambda rows: pa.array([1.0] * len(rows))),
-    "no number": logits(with_first(np.nan)),
-    "infinity": logits(with_first(np.inf)),
+    "logits that are texts": replace_column(
+        "logits", lambda rows: pa.array([["a", "b", "c"]] * len(rows))
+    ),
+    "one number for logits": replace_column("logits", lambda rows: pa.array([1.0] * len(rows))),
+    "no number": change_logits(set_first(np.nan)),
+    "infinity": change_logits(set_first(np.inf)),
     "another table": lambda _: pa.table({"a": [1]}),
 }
 # one for each step of the check, for files that hold such a table too
@@ -130,7 +138,7 @@ SOME_TABLES = ("no rows", "a negative label", "a logit too few", "no number", "a
 @pytest.mark.parametrize("change", TABLES.values(), ids=TABLES)
 def test_a_table_that_holds_no_predictions_of_this_run_is_refused(run_dir, change):
     file = run_dir / "predictions.parquet"
-    file.write_bytes(written(change(pq.read_table(file))))
+    file.write_bytes(write_table(change(pq.read_table(file))))
     with pytest.raises(RunError, match=r"predictions\.parquet is damaged"):
         evaluation(read_run(run_dir))
 
@@ -141,13 +149,13 @@ def test_a_table_that_would_become_enormous_is_refused_before_it_is_read(run_dir
     many = pa.table(
         {name: table[name].take(pa.array(np.zeros(rows, int))) for name in table.schema.names}
     )
-    file.write_bytes(written(many, compression="zstd"))
+    file.write_bytes(write_table(many, compression="zstd"))
     assert file.stat().st_size < 1e6
     monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(RunError, match="compressed in another way"):
         load_predictions(run_dir)
     monkeypatch.setattr("finetune_core.training.predictions._MOST_LOGITS", 1_000_000)
-    file.write_bytes(written(many))
+    file.write_bytes(write_table(many))
     with pytest.raises(RunError, match="1200000 logits"):
         load_predictions(run_dir)
 
@@ -185,7 +193,7 @@ def test_a_table_of_an_earlier_version_is_read_as_before(run_dir):
     assert now["logits"][0].dtype == np.float32
 
 
-def rewritten(path, change_tensors=lambda tensors: None, **info):
+def rewrite_checkpoint(path, change_tensors=lambda tensors: None, **info):
     """Change a checkpoint in place."""
     tensors, _ = load_tensors(path.parent, path.stem)
     with path.open("rb") as file:
@@ -195,12 +203,12 @@ def rewritten(path, change_tensors=lambda tensors: None, **info):
     save_file(tensors, path, {"info": json.dumps(result | info)})
 
 
-def frozen_one(tensors):
+def change_frozen(tensors):
     name = "layer4.0.conv1.weight"
     tensors[name] = tensors[name] + 1e-4
 
 
-def first(change):
+def change_first(change):
     def apply(tensors):
         key = next(key for key, tensor in tensors.items() if tensor.ndim > 1)
         tensors[key] = change(tensors[key])
@@ -216,16 +224,16 @@ TENSORS = {
         lambda tensors: tensors.update({"conv1.0.weight": torch.zeros(32, 3, 3, 3)}),
         "do not belong there",
     ),
-    "of another shape": (first(lambda tensor: tensor[:1].clone()), "another shape"),
-    "of another type": (first(lambda tensor: tensor.half()), "another shape or type"),
-    "not finite": (first(lambda tensor: torch.full_like(tensor, torch.nan)), "not finite"),
-    "frozen ones that were changed": (frozen_one, "is frozen in this run"),
+    "of another shape": (change_first(lambda tensor: tensor[:1].clone()), "another shape"),
+    "of another type": (change_first(lambda tensor: tensor.half()), "another shape or type"),
+    "not finite": (change_first(lambda tensor: torch.full_like(tensor, torch.nan)), "not finite"),
+    "frozen ones that were changed": (change_frozen, "is frozen in this run"),
 }
 
 
 @pytest.mark.parametrize(("change", "words"), TENSORS.values(), ids=TENSORS)
 def test_a_checkpoint_with_other_tensors_than_the_run_trains_is_refused(run_dir, change, words):
-    rewritten(run_dir / "best.safetensors", change)
+    rewrite_checkpoint(run_dir / "best.safetensors", change)
     with pytest.raises(RunError, match=words):
         load_predictor(read_run(run_dir))
 
@@ -243,7 +251,7 @@ WRONG = {
     ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
 )
 def test_a_checkpoint_that_says_it_is_of_another_run_is_refused(run_dir, name, value):
-    rewritten(run_dir / "best.safetensors", **{name: value})
+    rewrite_checkpoint(run_dir / "best.safetensors", **{name: value})
     with pytest.raises(RunError, match=r"best\.safetensors is damaged"):
         load_predictor(read_run(run_dir))
 
@@ -271,19 +279,19 @@ def test_an_undamaged_run_predicts_as_before(run_dir):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def state(**changes):
+def change_state(**changes):
     def change(path):
         _, info = load_tensors(path.parent, "last")
-        rewritten(path, training_state=info.training_state | changes)
+        rewrite_checkpoint(path, training_state=info.training_state | changes)
 
     return change
 
 
-def tensors(change):
-    return lambda path: rewritten(path, change)
+def change_tensors_of(change):
+    return lambda path: rewrite_checkpoint(path, change)
 
 
-def optimizer_of(shape):
+def resize_optimizer(shape):
     def change(tensors):
         key = next(
             key for key, tensor in tensors.items() if key.endswith("/exp_avg") and tensor.ndim > 1
@@ -294,35 +302,37 @@ def optimizer_of(shape):
 
 
 LASTS = {
-    "no tensors": tensors(lambda tensors: tensors.clear()),
-    "no average was kept": tensors(
+    "no tensors": change_tensors_of(lambda tensors: tensors.clear()),
+    "no average was kept": change_tensors_of(
         lambda tensors: tensors.update({"average/fc.bias": torch.zeros(3)})
     ),
-    "the optimizer's of another shape": tensors(optimizer_of(3)),
-    "half of the optimizer's": tensors(lambda tensors: tensors.pop("optimizer/0/exp_avg")),
-    "of a parameter that is not there": tensors(
+    "the optimizer's of another shape": change_tensors_of(resize_optimizer(3)),
+    "half of the optimizer's": change_tensors_of(
+        lambda tensors: tensors.pop("optimizer/0/exp_avg")
+    ),
+    "of a parameter that is not there": change_tensors_of(
         lambda tensors: tensors.update({"optimizer/9999/step": torch.tensor(1.0)})
     ),
-    "of no parameter": tensors(
+    "of no parameter": change_tensors_of(
         lambda tensors: tensors.update({"optimizer/a/b/c": torch.tensor(1.0)})
     ),
-    "frozen ones that were changed": tensors(frozen_one),
-    "no position": lambda path: rewritten(path, training_state={}),
-    "beyond the end": state(epoch=9),
-    "a step that is not there": state(step=1000),
-    "a step of another kind": state(step="two"),
-    "no number": state(best_accuracy=float("nan")),
-    "no count": state(metrics=None),
-    "a count of other classes": state(
+    "frozen ones that were changed": change_tensors_of(change_frozen),
+    "no position": lambda path: rewrite_checkpoint(path, training_state={}),
+    "beyond the end": change_state(epoch=9),
+    "a step that is not there": change_state(step=1000),
+    "a step of another kind": change_state(step="two"),
+    "no number": change_state(best_accuracy=float("nan")),
+    "no count": change_state(metrics=None),
+    "a count of other classes": change_state(
         metrics={"images": [1], "predicted": [1], "hits": [1], "loss_sum": 1.0}
     ),
-    "a best epoch to come": state(best_epoch=2),
+    "a best epoch to come": change_state(best_epoch=2),
 }
 
 
 @pytest.fixture(scope="module")
 def job(stopped):
-    """What the stopped run would go on with, and its optimizer."""
+    """Return the job that the stopped run would resume with, and its optimizer."""
     config = read_run(stopped).config
     job = finish(prepare(config))
     return job, make_optimizer(config, job.strategy, job.network.stages, job.network.model)

@@ -1,4 +1,4 @@
-"""A run that was stopped while it trained in bf16 can be evaluated in fp32 on request."""
+"""Evaluation in fp32 on request of a run that was stopped while it trained in bf16."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ from tests.factories import copy_run, shared_images, tiny_config
 
 @pytest.fixture(scope="module")
 def stopped_once(native_bf16, home_of_shared_fixtures, tmp_path_factory):
-    """A run that trained in bf16 and was stopped after its first epoch."""
+    """Return a run that trained in bf16 and was stopped after its first epoch."""
     data = shared_images(red=12, blue=12, green=12)
     reservation = create_run(tiny_config(data, precision="bf16"), tmp_path_factory.mktemp("runs"))
     for event in execute(reservation):
@@ -38,7 +38,7 @@ def stopped_once(native_bf16, home_of_shared_fixtures, tmp_path_factory):
 
 @pytest.fixture
 def stopped(stopped_once, tmp_path):
-    """``stopped()``: a copy of the run as it stands now."""
+    """Return ``stopped()``, which reads a copy of the run in its current state."""
     copy = copy_run(stopped_once, tmp_path / "runs")
     return lambda: RunStore(copy.parent).run(copy.name)
 

@@ -8,9 +8,9 @@ from scipy.special import softmax
 from sklearn import metrics as oracle
 
 from finetune_core.errors import RunError
-from finetune_core.evaluation.single_run.metrics import confusion_order, evaluate, evaluated_splits
+from finetune_core.evaluation.single_run.metrics import confusion_order, evaluate, list_splits
 from finetune_core.formatting import percent
-from tests.evaluation.simulated import table_of
+from tests.evaluation.simulated import make_table
 
 CLASSES = ("a", "b", "c", "never seen")
 
@@ -22,11 +22,11 @@ def table():
     logits = random.normal(size=(90, 4)).astype(np.float32)
     logits[np.arange(90), labels] += 1.5
     split = np.array(["val"] * 40 + ["test"] * 50)
-    return table_of(labels, logits, split)
+    return make_table(labels, logits, split)
 
 
 def test_the_test_split_is_the_one_to_believe(table):
-    assert evaluated_splits(table) == ["test", "val"]
+    assert list_splits(table) == ["test", "val"]
     assert evaluate(table, CLASSES).split == "test"
     assert evaluate(table, CLASSES, "val").images == 40
 
@@ -39,7 +39,7 @@ def test_per_class_metrics_are_scikit_learns_and_absent_classes_have_none(width,
     present = random.choice(width, data.draw(st.integers(1, width)), replace=False)
     labels = random.choice(present, count)
     logits = random.integers(-2, 3, (count, width)).astype(np.float32)
-    result = evaluate(table_of(labels, logits, "test"), tuple("abcdef"[:width]))
+    result = evaluate(make_table(labels, logits, "test"), tuple("abcdef"[:width]))
     predicted, every = logits.argmax(1), np.arange(width)
     assert result.accuracy == oracle.accuracy_score(labels, predicted)
     loss = oracle.log_loss(labels, softmax(logits.astype(float), axis=1), labels=every)
@@ -74,7 +74,7 @@ def test_shares_in_the_table_of_classes_are_written_as_everywhere_else(table):
 
 
 def test_wilson_interval_of_a_known_case():
-    table = table_of([0] * 10, [[9, 0]] * 8 + [[0, 9]] * 2)
+    table = make_table([0] * 10, [[9, 0]] * 8 + [[0, 9]] * 2)
     result = evaluate(table, ("a", "b"))
     of_class = result.per_class.iloc[0]
     for interval in ((result.low, result.high), (of_class["recall_low"], of_class["recall_high"])):
@@ -89,13 +89,13 @@ def test_mistakes_come_with_the_most_confident_first(table):
 
 
 def test_a_class_that_was_never_named_has_no_precision():
-    row = evaluate(table_of([0, 1], [[2, 1]] * 2), ("a", "b")).per_class.iloc[1]
+    row = evaluate(make_table([0, 1], [[2, 1]] * 2), ("a", "b")).per_class.iloc[1]
     assert np.isnan(row["precision"])
     assert (row["recall"], row["f1"]) == (0, 0)
 
 
 def test_losses_are_finite_where_probabilities_vanish():
-    result = evaluate(table_of([0, 1], [[0, 2000]] * 2), ("a", "b"))
+    result = evaluate(make_table([0, 1], [[0, 2000]] * 2), ("a", "b"))
     losses = result.top_losses[["id", "loss"]].to_numpy().tolist()
     assert losses == [["0.png", 2000.0], ["1.png", 0.0]]
     assert result.loss == 1000
@@ -138,7 +138,7 @@ def test_any_number_of_classes_has_an_order(classes):
 
 
 def test_a_single_class_is_evaluated_without_a_warning(recwarn):
-    result = evaluate(table_of([0, 0], [[1]] * 2), ("only",))
+    result = evaluate(make_table([0, 0], [[1]] * 2), ("only",))
     assert (result.accuracy, result.loss) == (1.0, 0.0)
     assert not [warning for warning in recwarn if "sklearn" in str(warning.filename)]
 

@@ -1,4 +1,4 @@
-"""Predictions that were not computed in fp32 say so wherever they are evaluated."""
+"""Notes on predictions that were not computed in fp32, wherever they are evaluated."""
 
 import pyarrow.parquet as pq
 import pytest

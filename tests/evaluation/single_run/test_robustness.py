@@ -27,7 +27,7 @@ def run(trained_once, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(run):
-    """Steps and result of measuring the test images."""
+    """Measure the test images; return steps and result."""
     assert known_robustness(run, "test") is None
     return drained(measure_robustness(run, "test"))
 

@@ -1,4 +1,4 @@
-"""Kept predictions of corrupted images are input: damaged ones do not count."""
+"""Stored predictions of corrupted images are untrusted input: damaged ones do not count."""
 
 import os
 import shutil
@@ -14,17 +14,17 @@ from finetune_core.evaluation.single_run.corruptions import Corrupted, corrupted
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import measure_robustness
 from finetune_core.evaluation.single_run.robustness_files import (
-    corrupted_predictions,
     known_robustness,
+    load_corrupted_predictions,
 )
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
 from tests.evaluation.single_run.test_damaged_results import (
     SOME_TABLES,
     TABLES,
-    column,
     remove,
-    written,
+    replace_column,
+    write_table,
 )
 
 NOISE = Corrupted("test", "noise", 3)
@@ -39,7 +39,7 @@ def measured(trained_once, tmp_path_factory):
 
 @pytest.fixture
 def stored(measured, tmp_path):
-    """(the run, the file)."""
+    """Return (run, file)."""
     run = read_run(shutil.copytree(measured, tmp_path / "run"))
     return run, run.run_dir / "robustness-test.parquet"
 
@@ -51,17 +51,17 @@ def test_the_predictions_are_those_behind_the_accuracies_and_the_clean_ones_thos
     run, _ = stored
     rows = known_robustness(run, "test").rows.set_index(["corruption", "severity"])["accuracy"]
     for which in corrupted("test"):
-        table = corrupted_predictions(run.run_dir, which, 3)
+        table = load_corrupted_predictions(run.run_dir, which, 3)
         right = np.stack(table["logits"]).argmax(1) == table["label"]
         assert right.mean() == pytest.approx(rows[which.corruption, which.severity])
         assert set(table["split"]) == {"shifted"}
     own = evaluation(run, "test").predictions.set_index("id")["probabilities"]
-    clean = corrupted_predictions(run.run_dir, Corrupted("test", "none", 0), 3)
+    clean = load_corrupted_predictions(run.run_dir, Corrupted("test", "none", 0), 3)
     logits = np.stack(clean["logits"]).astype(float)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(probabilities, np.stack(own[clean["id"]]), atol=1e-5)
     assert not np.allclose(
-        logits, np.stack(corrupted_predictions(run.run_dir, NOISE, 3)["logits"]), atol=0.1
+        logits, np.stack(load_corrupted_predictions(run.run_dir, NOISE, 3)["logits"]), atol=0.1
     )
 
 
@@ -78,7 +78,7 @@ def test_nothing_is_predicted_to_read_them(stored, monkeypatch):
 DAMAGE = {name: TABLES[name] for name in SOME_TABLES} | {
     "a way too few": lambda table: table.filter(pa.compute.not_equal(table["split"], "noise-3")),
     "other images in one way": lambda table: table.slice(1),
-    "an unknown way": column(
+    "an unknown way": replace_column(
         "split", lambda ways: pa.array([one.replace("noise", "fog") for one in ways.to_pylist()])
     ),
 }
@@ -89,10 +89,10 @@ def test_what_is_damaged_does_not_count(stored, change):
     run, file = stored
     table = pq.read_table(file)
     facts = {b"thaw.robustness": table.schema.metadata[b"thaw.robustness"]}
-    file.write_bytes(written(change(table).replace_schema_metadata(facts)))
+    file.write_bytes(write_table(change(table).replace_schema_metadata(facts)))
     assert known_robustness(run, "test") is None
     with pytest.raises(RunError, match=r"robustness-test\.parquet is damaged"):
-        corrupted_predictions(run.run_dir, NOISE, 3)
+        load_corrupted_predictions(run.run_dir, NOISE, 3)
 
 
 def test_what_is_of_an_earlier_state_of_the_run_does_not_count(stored):
@@ -100,7 +100,7 @@ def test_what_is_of_an_earlier_state_of_the_run_does_not_count(stored):
     os.utime(run.run_dir / "predictions.parquet", ns=(1, 1))
     assert known_robustness(run, "test") is None
     with pytest.raises(RunError, match="earlier state"):
-        corrupted_predictions(run.run_dir, NOISE, 3)
+        load_corrupted_predictions(run.run_dir, NOISE, 3)
 
 
 @pytest.mark.train
@@ -115,7 +115,7 @@ def test_no_link_is_followed_and_no_fifo_waited_for(stored, measured):
         place()
         assert known_robustness(run, "test") is None
         with pytest.raises(RunError, match=r"robustness-test\.parquet is a"):
-            corrupted_predictions(run.run_dir, NOISE, 3)
+            load_corrupted_predictions(run.run_dir, NOISE, 3)
         if place == file.mkdir:
             with pytest.raises(RunError, match="cannot be kept"):
                 finish(measure_robustness(run, "test"))

@@ -8,9 +8,9 @@ from finetune_core.commands.evaluate import evaluation_json
 from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison.shift import compare_shift
 from finetune_core.evaluation.intervals import accuracy_interval, difference_interval
-from finetune_core.evaluation.single_run.metrics import arrays_of
+from finetune_core.evaluation.single_run.metrics import to_arrays
 from finetune_core.evaluation.single_run.scores import score
-from finetune_core.evaluation.single_run.shared_classes import shared_classes
+from finetune_core.evaluation.single_run.shared_classes import find_shared_classes
 from finetune_core.evaluation.single_run.shift_files import Copies, Shift, save_shift
 from finetune_core.evaluation.single_run.shifted import LOWER_IS_BETTER, evaluate_shifted
 from finetune_core.training.predictions import (
@@ -26,16 +26,16 @@ CAT, DOG = 0, 1
 IMAGES = 80  # of the run's own, every second one a dog
 
 
-def own_correct(cats, dogs):
-    """Right on these shares of the cats and of the dogs."""
+def make_correct(cats, dogs):
+    """Return bool ``[images]``: right on these shares of the cats and of the dogs."""
     correct = np.zeros(IMAGES, bool)
     correct[::2] = np.arange(IMAGES // 2) < cats * IMAGES // 2
     correct[1::2] = np.arange(IMAGES // 2) < dogs * IMAGES // 2
     return correct
 
 
-def shifted_to(run, labels, correct):
-    """Keep predictions for another data set in the run's folder."""
+def save_shifted(run, labels, correct):
+    """Store predictions for another data set in the run directory."""
     labels, correct = np.asarray(labels), np.asarray(correct)
     logits = np.eye(2)[np.where(correct, labels, 1 - labels)]
     ids = pd.Series([f"other{at:03d}.png" for at in range(len(labels))])
@@ -55,9 +55,9 @@ def shifted_to(run, labels, correct):
 
 @pytest.fixture
 def hard_dogs(made_run):
-    """A run that is right on all cats and on half of the dogs, and on 27 of 30 shifted cats."""
-    run = made_run(own_correct(cats=1.0, dogs=0.5))
-    shifted_to(run, [CAT] * 30, np.arange(30) < 27)
+    """Make a run right on all cats and half of the dogs, and on 27 of 30 shifted cats."""
+    run = made_run(make_correct(cats=1.0, dogs=0.5))
+    save_shifted(run, [CAT] * 30, np.arange(30) < 27)
     return run
 
 
@@ -80,7 +80,7 @@ def test_every_metric_is_of_the_same_classes_on_both_sides(hard_dogs):
     found = evaluate_shifted(hard_dogs, MARK)
     own = load_predictions(hard_dogs.run_dir, 2).sort_values("id")
     own = own[(own["split"] == "test") & (own["label"] == CAT)]
-    wanted = score(*arrays_of(own)).table.set_index("name")["value"]
+    wanted = score(*to_arrays(own)).table.set_index("name")["value"]
     drops = found.drops.set_index("name")
     here = found.scores.table.set_index("name")["value"]
     for name, value in wanted.items():
@@ -101,8 +101,8 @@ def test_the_json_says_which_classes(hard_dogs):
 @pytest.mark.train
 @pytest.mark.parametrize("measure", ["accuracy", "macro_f1", "log_loss"])
 def test_a_comparison_drops_by_the_same_classes(made_run, hard_dogs, measure):
-    other = made_run(own_correct(cats=0.9, dogs=1.0), strategy="full")
-    shifted_to(other, [CAT] * 30, np.arange(30) < 15)
+    other = made_run(make_correct(cats=0.9, dogs=1.0), strategy="full")
+    save_shifted(other, [CAT] * 30, np.arange(30) < 15)
     both = compare_shift([hard_dogs, other], MARK, measure)
     assert (both.own.images, both.matched.images, both.shifted.images) == (80, 40, 30)
     for arm, drop in zip(both.matched.arms, both.drops, strict=True):
@@ -122,15 +122,15 @@ def test_a_comparison_drops_by_the_same_classes(made_run, hard_dogs, measure):
 
 
 def test_shifted_images_without_own_ones_of_their_class_are_left_out_too(made_run):
-    run = made_run(own_correct(cats=1.0, dogs=0.5))
+    run = made_run(make_correct(cats=1.0, dogs=0.5))
     table = load_predictions(run.run_dir, 2)
     dogs = (table["split"] == "test") & (table["label"] == DOG)
     save_predictions(run.run_dir, table[~dogs], "fp32")
-    shifted_to(run, [CAT] * 10 + [DOG] * 5, [True] * 10 + [False] * 5)
+    save_shifted(run, [CAT] * 10 + [DOG] * 5, [True] * 10 + [False] * 5)
     found = evaluate_shifted(run, MARK)
     assert (found.images, found.accuracy, found.own.images) == (10, 1.0, 40)
     assert "Left out of the shifted images" in " ".join(found.caveats())
-    shifted_to(run, [DOG] * 5, [True] * 5)
+    save_shifted(run, [DOG] * 5, [True] * 5)
     with pytest.raises(RunError, match="no class in common"):
         evaluate_shifted(run, MARK)
     with pytest.raises(RunError, match="no class in common"):
@@ -139,6 +139,6 @@ def test_shifted_images_without_own_ones_of_their_class_are_left_out_too(made_ru
 
 
 def test_where_both_sides_have_all_classes_nothing_is_said():
-    found = shared_classes(("cat", "dog"), np.array([0, 1, 1]), np.array([1, 0]))
+    found = find_shared_classes(("cat", "dog"), np.array([0, 1, 1]), np.array([1, 0]))
     assert found.complete
     assert found.in_words() == []

@@ -1,4 +1,4 @@
-"""A run asked about the images of another data set."""
+"""Predictions of a run for another data set."""
 
 import os
 import shutil
@@ -35,12 +35,12 @@ def run(trained_once, tmp_path):
 
 @pytest.fixture(scope="module")
 def ids(trained_once):
-    """Split -> ids of the run's images."""
+    """Return split -> ids of the run's images."""
     table = load_dataset(trained_once.data).table
     return {split: rows["id"].tolist() for split, rows in table.groupby("split")}
 
 
-def predicted(run, data, **settings):
+def predict_and_evaluate(run, data, **settings):
     return evaluate_shifted(run, finish(predict_shifted([run], str(data), **settings)))
 
 
@@ -50,7 +50,7 @@ def test_the_same_images_in_another_folder_get_the_same_answers(run, ids, traine
     folder = copied(ids["test"], trained_once.data, tmp_path / "same")
     for file in folder.rglob("*.png"):
         file.write_bytes(file.read_bytes() + b"\0")
-    result = predicted(run, folder)
+    result = predict_and_evaluate(run, folder)
     own = evaluation(run, "test")
     assert (result.split, result.images, result.accuracy) == ("shifted", own.images, own.accuracy)
     assert result.confusion.tolist() == own.confusion.tolist()
@@ -118,7 +118,7 @@ def test_classes_are_matched_and_what_is_unknown_or_missing_is_named(
     folder = darkened(samples, trained_once.data, tmp_path / "other", {"red": " RED "})
     darkened(samples[:3], trained_once.data, folder, dict.fromkeys(("red", "blue"), "violet"))
     (folder / "blue" / "broken.png").write_bytes(b"no image")
-    result = predicted(run, folder)
+    result = predict_and_evaluate(run, folder)
     assert (result.images, result.shift.unreadable) == (len(samples), 1)
     assert result.shift.respelled == {" RED ": "red"}
     assert result.shift.unknown == {"violet": 3}
@@ -142,7 +142,7 @@ def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(
     shutil.rmtree(folder / "again")
     lighter = np.asarray(Image.open(trained_once.data / ids["train"][5]), dtype=float) * 0.9
     Image.fromarray(np.uint8(lighter)).save(folder / "red" / "nearly.png")
-    result = predicted(run, folder)
+    result = predict_and_evaluate(run, folder)
     copies = result.shift.copies
     assert (copies.training, copies.near, copies.validation, copies.test) == (4, 1, 2, 3)
     used = set(result.predictions["id"])
@@ -160,7 +160,7 @@ def test_a_run_whose_images_are_gone_says_that_copies_were_not_looked_for(
     folder = darkened(ids["test"], trained_once.data, tmp_path / "dark")
     config = run.config.model_copy(update={"data": str(tmp_path / "gone")})
     (run.run_dir / "config.json").write_text(config.model_dump_json())
-    result = predicted(read_run(run.run_dir), folder)
+    result = predict_and_evaluate(read_run(run.run_dir), folder)
     assert result.images == len(ids["test"])
     assert result.shift.copies.training is None
     assert any("were not looked for" in line for line in result.caveats())
@@ -177,7 +177,7 @@ def test_data_that_nothing_can_be_evaluated_on_are_refused_in_words(
         (tmp_path / "nowhere", "no folder"),
     ):
         with pytest.raises(DataError, match=said):
-            predicted(run, data)
+            predict_and_evaluate(run, data)
     assert known_shifts(run) == ([], [])
 
 
@@ -190,10 +190,10 @@ def test_what_lies_outside_the_readable_folders_is_refused_even_packed(
     roots = [trained_once.data]
     for data in (folder, packed):
         with pytest.raises(DataError, match="lies outside the folders"):
-            predicted(run, data, roots=roots)
+            predict_and_evaluate(run, data, roots=roots)
     inside = shutil.copyfile(packed, tmp_path / "dark.zip")
     roots += [tmp_path, os.environ["THAW_HOME"]]
-    assert predicted(run, inside, roots=roots).images == len(ids["test"])
+    assert predict_and_evaluate(run, inside, roots=roots).images == len(ids["test"])
 
 
 @pytest.mark.train
@@ -204,12 +204,16 @@ def test_splits_of_the_other_data_do_not_count_and_a_manifest_will_do(
     folder = tmp_path / "split"
     darkened(ids["test"][:half], trained_once.data, folder / "train")
     darkened(ids["test"][half:], trained_once.data, folder / "val")
-    result = predicted(run, folder)
+    result = predict_and_evaluate(run, folder)
     assert result.images == len(ids["test"])
     samples = result.predictions["id"]
     rows = [f"{sample},{('blue', 'red')[at % 2]}" for at, sample in enumerate(samples)]
     (folder / "set.csv").write_text("\n".join(["path,label", *rows]))
-    counts = predicted(run, folder / "set.csv").per_class.set_index("class")["images"].to_dict()
+    counts = (
+        predict_and_evaluate(run, folder / "set.csv")
+        .per_class.set_index("class")["images"]
+        .to_dict()
+    )
     assert counts == {"blue": -(-len(rows) // 2), "red": len(rows) // 2, NASTY: 0}
 
 

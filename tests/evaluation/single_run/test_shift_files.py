@@ -1,4 +1,4 @@
-"""Kept predictions of other data sets are input: damage is named and computed anew."""
+"""Stored predictions of other data sets are untrusted input: damage is named and repaired."""
 
 import json
 import os
@@ -23,14 +23,19 @@ from finetune_core.runs.store import read_run
 from finetune_core.work import finish
 from tests.damage import BYTES, KINDS, change_table
 from tests.deadline import in_time
-from tests.evaluation.single_run.test_damaged_results import SOME_TABLES, TABLES, remove, written
+from tests.evaluation.single_run.test_damaged_results import (
+    SOME_TABLES,
+    TABLES,
+    remove,
+    write_table,
+)
 from tests.factories import NASTY
 from tests.shifted import darkened
 
 
 @pytest.fixture(scope="module")
 def predicted(trained_once, tmp_path_factory):
-    """(folder of a run, other data set, its fingerprint), predicted once."""
+    """Predict once; return (directory of a run, other data set, its fingerprint)."""
     base = tmp_path_factory.mktemp("predicted")
     (run_dir,) = trained_once.copied(base / "runs", "last_block")
     run = read_run(run_dir)
@@ -40,18 +45,18 @@ def predicted(trained_once, tmp_path_factory):
 
 @pytest.fixture
 def stored(predicted, tmp_path):
-    """(the run, the file, the fingerprint)."""
+    """Return (run, file, fingerprint)."""
     run = read_run(shutil.copytree(predicted[0], tmp_path / "run"))
     return run, run.run_dir / f"shifted-{predicted[2]}.parquet", predicted[2]
 
 
-def with_facts(file, change):
-    """Rewrite what the file says of its data set: ``change`` of what stands there, as bytes."""
+def rewrite_facts(file, change):
+    """Rewrite the facts of a file, given a function that changes them to bytes."""
     table = pq.read_table(file)
     metadata = table.schema.metadata
     said = change(json.loads(metadata[b"thaw.shift"]))
     raw = said if isinstance(said, bytes) else json.dumps(said).encode()
-    file.write_bytes(written(table.replace_schema_metadata(metadata | {b"thaw.shift": raw})))
+    file.write_bytes(write_table(table.replace_schema_metadata(metadata | {b"thaw.shift": raw})))
 
 
 def test_what_is_stored_is_listed_without_its_table_and_survives_a_copy(
@@ -68,7 +73,7 @@ def test_what_is_stored_is_listed_without_its_table_and_survives_a_copy(
 @pytest.mark.train
 def test_what_an_earlier_version_kept_with_the_runs_own_images_is_predicted_anew(stored, predicted):
     run, file, fingerprint = stored
-    with_facts(file, lambda facts: {k: v for k, v in facts.items() if k != "without_own"})
+    rewrite_facts(file, lambda facts: {k: v for k, v in facts.items() if k != "without_own"})
     [problem] = known_shifts(run)[1]
     assert "earlier version" in problem
     assert finish(predict_shifted([run], str(predicted[1]))) == fingerprint
@@ -81,7 +86,7 @@ def test_a_table_that_holds_no_predictions_is_named_and_computed_anew(stored, pr
     before = shifted_predictions(run.run_dir, fingerprint, 3)
     table = pq.read_table(file)
     facts = {b"thaw.shift": table.schema.metadata[b"thaw.shift"]}
-    file.write_bytes(written(TABLES[name](table).replace_schema_metadata(facts)))
+    file.write_bytes(write_table(TABLES[name](table).replace_schema_metadata(facts)))
     assert lacking_shift([run], fingerprint) == [run]
     with pytest.raises(RunError, match=rf"{file.name} is damaged"):
         evaluate_shifted(run, fingerprint)
@@ -109,7 +114,7 @@ FACTS = {
 @pytest.mark.parametrize("change", FACTS.values(), ids=FACTS)
 def test_facts_that_are_not_this_runs_are_refused(stored, change):
     run, file, fingerprint = stored
-    with_facts(file, change)
+    rewrite_facts(file, change)
     with pytest.raises(RunError, match=rf"{file.name} is damaged"):
         read_shift(run, fingerprint)
     assert known_shifts(run)[0] == []
@@ -168,7 +173,7 @@ def test_what_an_earlier_version_kept_says_nothing_of_the_runs_before(stored):
         said["copies"].pop("earlier")
         return said
 
-    with_facts(file, without)
+    rewrite_facts(file, without)
     assert read_shift(run, fingerprint).copies.earlier == 0
 
 

@@ -8,15 +8,15 @@ from finetune_core.errors import DataError
 from finetune_core.evaluation.single_run import evaluate as evaluate_module
 from finetune_core.evaluation.single_run.evaluate import sliced
 from finetune_core.evaluation.single_run.metrics import evaluate
-from finetune_core.evaluation.single_run.slices import image_facts, slices
-from tests.evaluation.simulated import table_of
+from finetune_core.evaluation.single_run.slices import compute_slices, load_image_facts
+from tests.evaluation.simulated import make_table
 from tests.factories import image_folder, tiny_config, train
 
 
-def evaluated(correct):
-    """An evaluation of two classes whose images are right where they are said to be."""
+def make_evaluation(correct):
+    """Return an evaluation of two classes that is right where ``correct`` is true."""
     logits = [np.array([1.0, 0.0] if right else [0.0, 1.0]) for right in correct]
-    return evaluate(table_of(0, logits, "test"), ("a", "b"))
+    return evaluate(make_table(0, logits, "test"), ("a", "b"))
 
 
 def test_a_true_difference_is_reported_and_chance_is_not():
@@ -26,7 +26,7 @@ def test_a_true_difference_is_reported_and_chance_is_not():
     facts = pd.DataFrame(
         {"light": np.where(dark, "dark", "bright"), "coin": random.choice(["heads", "tails"], 400)}
     )
-    table = slices(evaluated(right), facts).set_index("slice")
+    table = compute_slices(make_evaluation(right), facts).set_index("slice")
     assert table.loc[["dark", "bright", "heads", "tails"], "verdict"].tolist() == [
         "worse",
         "better",
@@ -44,7 +44,7 @@ def test_false_alarms_are_rare():
     for _ in range(40):
         facts = pd.DataFrame({name: random.normal(size=200) for name in "abc"})
         alarms += (
-            slices(evaluated(random.random(200) < 0.8), facts)["verdict"]
+            compute_slices(make_evaluation(random.random(200) < 0.8), facts)["verdict"]
             .isin(["worse", "better"])
             .any()
         )
@@ -53,18 +53,20 @@ def test_false_alarms_are_rare():
 
 def test_few_images_are_not_compared():
     right = np.array([False] * 5 + [True] * 95)
-    table = slices(
-        evaluated(right), pd.DataFrame({"kind": ["rare"] * 5 + ["usual"] * 95})
+    table = compute_slices(
+        make_evaluation(right), pd.DataFrame({"kind": ["rare"] * 5 + ["usual"] * 95})
     ).set_index("slice")
     # nor are the others compared with those five
     assert table["verdict"].tolist() == ["few images", "few images"]
-    assert slices(evaluated([True]), pd.DataFrame({"kind": ["x"]}))["images"].tolist() == [1]
-    assert slices(evaluated([True]), pd.DataFrame(index=range(1))).empty
+    assert compute_slices(make_evaluation([True]), pd.DataFrame({"kind": ["x"]}))[
+        "images"
+    ].tolist() == [1]
+    assert compute_slices(make_evaluation([True]), pd.DataFrame(index=range(1))).empty
 
 
 def test_numbers_are_cut_into_quarters_and_every_image_is_in_one():
-    table = slices(
-        evaluated([True] * 100),
+    table = compute_slices(
+        make_evaluation([True] * 100),
         pd.DataFrame({"size": np.arange(100.0), "level": np.arange(100) % 2}),
     )
     assert table.groupby("by")["images"].apply(list).to_dict() == {
@@ -76,7 +78,9 @@ def test_numbers_are_cut_into_quarters_and_every_image_is_in_one():
 
 def test_many_names_and_missing_ones_are_put_together():
     names = [f"n{n % 15:02d}" for n in range(300)] + [""] * 10 + [None] * 10
-    table = slices(evaluated([True] * 320), pd.DataFrame({"name": names})).set_index("slice")
+    table = compute_slices(make_evaluation([True] * 320), pd.DataFrame({"name": names})).set_index(
+        "slice"
+    )
     assert len(table) == 12
     assert (table.at["all others", "images"], table.at["not known", "images"]) == (100, 20)
 
@@ -104,7 +108,7 @@ def manifest(tmp_path):
 def test_what_the_index_and_a_manifest_know_of_images(manifest):
     load_dataset(manifest)
     ids = pd.Series(["red/001.png", "red/large/000.png", "blue/000.png", "gone.png"])
-    facts = image_facts(str(manifest), ids)
+    facts = load_image_facts(str(manifest), ids)
     assert facts.own == ("camera", "weight")  # not "same", which tells nothing apart
     assert facts.table["Shorter side (pixels)"].tolist()[:3] == [32, 64, 32]
     assert pd.api.types.is_numeric_dtype(facts.table["weight"])
@@ -115,9 +119,9 @@ def test_what_the_index_and_a_manifest_know_of_images(manifest):
 
 def test_data_that_are_gone_leave_nothing_to_slice_by(manifest):
     manifest.unlink()
-    assert image_facts(str(manifest), pd.Series(["red/001.png"])).table.columns.empty
+    assert load_image_facts(str(manifest), pd.Series(["red/001.png"])).table.columns.empty
     manifest.write_text("nothing,of,use\n1,2,3\n")
-    assert image_facts(str(manifest), pd.Series(["red/001.png"])).own == ()
+    assert load_image_facts(str(manifest), pd.Series(["red/001.png"])).own == ()
 
 
 @pytest.mark.train
@@ -135,9 +139,9 @@ def test_a_run_is_sliced_once_until_its_manifest_changes(tmp_path, monkeypatch):
 
     written("camera")
     run, read = train(tiny_config(manifest, epochs=1), tmp_path / "runs"), []
-    really = evaluate_module.image_facts
+    really = evaluate_module.load_image_facts
     monkeypatch.setattr(
-        evaluate_module, "image_facts", lambda *given: read.append(given) or really(*given)
+        evaluate_module, "load_image_facts", lambda *given: read.append(given) or really(*given)
     )
     assert "camera" in sliced(run, "val")[0].own
     sliced(run, "val")
