@@ -1,9 +1,9 @@
-"""How long a newcomer waits from *Try it now* to the verdict on Home.
+"""Waiting time of a newcomer from *Try it now* to the verdict on Home.
 
     python -m benchmarks.first_run
 
-Needs Chromium. Each round starts a server in a folder of its own, waits until Home is drawn and the
-time was estimated, presses, and waits for the example images and for the answer.
+Needs Chromium. Each round starts a server in a directory of its own, waits until Home is drawn and
+the time was estimated, presses the button, and waits for the example images and the verdict.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PATIENCE = 300_000  # milliseconds
 
 
 def press_once(browser: Browser, folder: Path) -> tuple[float, float, str]:
-    """Return the seconds from the press to the images and to the answer, and the answer."""
+    """Return the seconds from the press to the images and to the verdict, and the verdict."""
     with open(folder / "server.log", "wb") as log, app_running(folder, log) as (url, _):
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.set_default_timeout(PATIENCE)

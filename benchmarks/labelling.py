@@ -1,4 +1,4 @@
-"""Does it save labels to ask for uncertain and diverse images? How long does a new order take?
+"""Labels saved by asking for uncertain and diverse images, and the time of a new order.
 
     python -m benchmarks.labelling labels --results labelling.jsonl
     python -m benchmarks.labelling report --results labelling.jsonl
@@ -37,9 +37,10 @@ BAR = 0.6  # share of its labels
 
 
 def load_task(name: str) -> tuple[Labelling, np.ndarray, np.ndarray]:
-    """Return a labelling whose pool are the training images, their classes, and which side each is on.
+    """Return a labelling task, the classes of its pool, and which images are in the pool.
 
-    The data set's own images are the test images, as validation images: the probe's accuracy is on them.
+    The pool holds the training images. The test images serve as validation images, so the probe's
+    accuracy is measured on them.
     """
     dataset = load_dataset(write_set(name, POOL, paths.home() / "benchmarks"))
     features = finish(compute_features(dataset, PACKAGED, SIZE))
@@ -62,7 +63,7 @@ def load_task(name: str) -> tuple[Labelling, np.ndarray, np.ndarray]:
 
 
 def run_side(task: Labelling, truth: np.ndarray, order: str, seed: int) -> list[float]:
-    """Return the test accuracy after the starting labels and after each batch of labels."""
+    """Return the test accuracy after the first labels and after each batch of labels."""
     random = np.random.default_rng(seed)
     labelled = np.zeros(len(truth), dtype=bool)
     for name in task.classes:
@@ -82,6 +83,7 @@ def run_side(task: Labelling, truth: np.ndarray, order: str, seed: int) -> list[
 
 
 def measure_labels(results: Path, sets: list[str], seeds: int) -> None:
+    """Run both sides on each set with each seed, and append the accuracies to a file."""
     for name in sets:
         task, truth, _ = load_task(name)
         for seed in range(seeds):
@@ -92,11 +94,11 @@ def measure_labels(results: Path, sets: list[str], seeds: int) -> None:
             print(name, seed, row["random"][-1], row["uncertain"][-1], flush=True)
 
 
-def labels_needed(row: Any, side: str) -> float:
-    """Return after how many labels a side first has the random side's last accuracy, for good or not.
+def count_needed_labels(row: Any, side: str) -> float:
+    """Return the number of labels after which a side first reaches the target accuracy.
 
     The target is the mean of the random side's last three accuracies, so that one lucky fit does
-    not decide. Infinity where the side never has it.
+    not decide. Returns infinity if the side never reaches the target.
     """
     target = statistics.mean(row["random"][-3:])
     reached = np.flatnonzero(np.array(row[side]) >= target)
@@ -107,14 +109,15 @@ def report(results: Path) -> None:
     """Print the table of docs/labelling.md."""
     rows = pd.DataFrame([json.loads(line) for line in results.read_text().splitlines()])
     print(
-        "| set | seeds | random, 300 labels | same labels, asked for | labels for the same | share |"
+        "| set | seeds | random, 300 labels | same labels, asked for | labels for the same | "
+        "share |"
     )
     print("|---|---|---|---|---|---|")
     for name in dict.fromkeys(rows["set"]):
         some: Any = rows[rows["set"] == name]
         last = some["random"].map(lambda one: statistics.mean(one[-3:]))
         asked = some["uncertain"].map(lambda one: statistics.mean(one[-3:]))
-        needed = some.apply(labels_needed, axis=1, side="uncertain")
+        needed = some.apply(count_needed_labels, axis=1, side="uncertain")
         shares = needed / (some["start"] + BATCH * (some["random"].map(len) - 2))
         inside = int((shares <= BAR).sum())
         print(

@@ -1,11 +1,11 @@
-"""Does a profile name the right stage? Planted tasks, and what a profile costs.
+"""Right answers of profiles on planted tasks, and the cost of a profile.
 
-    python -m benchmarks.profile run --results profile.jsonl      # goes on where it was ended
+    python -m benchmarks.profile run --results profile.jsonl
     python -m benchmarks.profile report --results profile.jsonl
 
-The tasks are those of ``planted.py``. ``report`` counts how often the right stage or "nothing" is
-named, how many last-block runs a profile costs, and how the cheap predictions rank the stages
-(Spearman) against the profile.
+``run`` continues where it was interrupted. The tasks are those of ``planted.py``. ``report`` counts
+how often the right stage or "nothing" is named, and how many last-block runs a profile costs. It
+also prints how well cheap predictions rank the stages (Spearman), compared with the profile.
 """
 
 import argparse
@@ -55,8 +55,11 @@ PREDICTIONS = {
 }
 
 
-def config_of(data: Path, images: int, steps: int, size: int, **changes: Any) -> RunConfig:
-    """Return the settings of all runs of a task: the auto recipe's, but for their number of steps."""
+def make_task_config(data: Path, images: int, steps: int, size: int, **changes: Any) -> RunConfig:
+    """Return a config with the settings of all runs of a task.
+
+    They are those of the auto recipe, except for the number of steps.
+    """
     epochs = max(6, round(steps * 32 / images))
     usual = {
         "data": str(data),
@@ -75,7 +78,7 @@ def config_of(data: Path, images: int, steps: int, size: int, **changes: Any) ->
 
 
 def train(config: RunConfig, runs_dir: Path) -> Run:
-    """Train a run, or return the finished one with the same settings."""
+    """Train a run, or return the finished run with the same settings."""
     store = RunStore(runs_dir)
     for run in store.runs():
         if run.status == "finished" and run_of(run.config) == run_of(config):
@@ -91,13 +94,14 @@ def profile_task(task: Task, args: argparse.Namespace, runs_dir: Path) -> dict[s
     clean = write_set(task.clean, args.clean_images, args.work / "sets")
     whole = {"strategy": "full", "weights": "none"}
     parent = train(
-        config_of(clean, args.clean_images, CLEAN_STEPS, args.size, **whole), args.work / "clean"
+        make_task_config(clean, args.clean_images, CLEAN_STEPS, args.size, **whole),
+        args.work / "clean",
     ).run_dir
     if task.kind == "cut":
         parent = cut_stage(parent, task.change, args.work / "cut")
-    base = config_of(folder, args.images, args.steps, args.size, from_run=str(parent))
+    base = make_task_config(folder, args.images, args.steps, args.size, from_run=str(parent))
     dataset = load_dataset(base.data, **base.split_settings)
-    # Full fine-tuning has a learning rate of its own, which the recipe chooses.
+    # The recipe chooses another learning rate for full fine-tuning.
     rated = base.model_copy(update={"auto": ("learning_rate",)})
     setup = set_up(rated, args.images)
 
@@ -119,9 +123,9 @@ def profile_task(task: Task, args: argparse.Namespace, runs_dir: Path) -> dict[s
 
 
 def measure_answers(setup: Setup, probe: float, runs_dir: Path) -> list[str]:
-    """Train each stage alone at full length, with all rates and seeds; return the right answers.
+    """Measure the right answers by training each stage alone, with all rates and seeds.
 
-    Of a stage's rates the one with the lower validation log loss counts.
+    The stages train at full length. The rate with the lower validation log loss counts for a stage.
     """
     alone = {}
     for stage in setup.stages:
@@ -135,7 +139,7 @@ def measure_answers(setup: Setup, probe: float, runs_dir: Path) -> list[str]:
 
 
 def summarise(found: Profile, last_block: Run, store: RunStore) -> dict[str, Any]:
-    """Return the answer of a profile, and what the cheap predictions say of its stages."""
+    """Return the answer of a profile, and the cheap predictions for its stages."""
     whole = [store.run(run_id) for run_id in found.full.run_ids[:1]] if found.full else []
     finish(measure_layers([last_block, *whole]))
     layers = known_layers(last_block)
@@ -158,7 +162,10 @@ def summarise(found: Profile, last_block: Run, store: RunStore) -> dict[str, Any
 
 
 def name_answer(found: Profile) -> tuple[str, ...]:
-    """Return the stages that a profile names, the best one first; ``undecided`` is no answer."""
+    """Return the stages that a profile names, the best first.
+
+    ``nothing`` means that no stage is worth training. ``undecided`` means that there is no answer.
+    """
     selected = found.selected
     if selected and found.worth_training:
         return selected.stages
@@ -181,7 +188,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def correlate(rows: Sequence[dict[str, Any]], field: str) -> Iterator[float]:
-    """Yield Spearman's rank correlation of a prediction with the gains, one for each task."""
+    """Yield Spearman's rank correlation of a prediction with the gains, for each task."""
     for row in rows:
         stages = [stage for stage in row["gains"] if stage in row[field]]
         gains = [row["gains"][stage] for stage in stages]
@@ -191,7 +198,7 @@ def correlate(rows: Sequence[dict[str, Any]], field: str) -> Iterator[float]:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Print each task's answer, how many are right, the costs and the correlations."""
+    """Print each task's answer, the number of right answers, the costs and the correlations."""
     rows = {row["key"]: row for row in read_results(args.results)}
     tasks = [task for task in plan_tasks() if task.name in rows]
     right = [task for task in tasks if rows[task.name]["named"][0] in rows[task.name]["right"]]
