@@ -102,7 +102,7 @@ def plan_runs(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def train_once(key: dict[str, Any], folder: Path, work: Path) -> dict[str, Any]:
     """Train one run and return its metrics."""
-    usual = {
+    shared = {
         "data": str(folder),
         "backbone": key["backbone"],
         "image_size": 96,
@@ -122,14 +122,14 @@ def train_once(key: dict[str, Any], folder: Path, work: Path) -> dict[str, Any]:
             names = ("set", "images", "backbone", "seed")
             start = str(work / "-".join(str(key[name]) for name in names))
             if not Path(start).exists():
-                probe = make_config(usual | {"strategy": "linear_probe", "seed": 0})
+                probe = make_config(shared | {"strategy": "linear_probe", "seed": 0})
                 reservation = create_run(probe, work / "probes")
                 list(execute(reservation))
                 reservation.run_dir.rename(start)
         settings = make_settings(key["strategy"], key["rate"], key["steps"], key["images"], start)
-    config = fill_auto(make_config(usual | settings), key["images"])
+    config = fill_auto(make_config(shared | settings), key["images"])
     reservation = create_run(config, work / "runs")
-    began = time.process_time()
+    start_time = time.process_time()
     list(execute(reservation))
     run = RunStore(work / "runs").run(reservation.run_dir.name)
     end = run.history.end
@@ -145,17 +145,17 @@ def train_once(key: dict[str, Any], folder: Path, work: Path) -> dict[str, Any]:
         "ece": calibration.ece,
         "best_epoch": end["best_epoch"],
         "epochs": epochs,
-        "seconds": time.process_time() - began,
+        "seconds": time.process_time() - start_time,
     }
 
 
 def sweep(args: argparse.Namespace) -> None:
     """Train the runs that are not in the results file yet."""
     torch.set_num_threads(args.threads)
-    done = {json.dumps(row["key"], sort_keys=True) for row in read_results(args.results)}
+    finished = {json.dumps(row["key"], sort_keys=True) for row in read_results(args.results)}
     for key in plan_runs(args):
         mark = json.dumps(key, sort_keys=True)
-        if mark in done:
+        if mark in finished:
             continue
         folder = write_set(key["set"], key["images"], args.work / "sets", key["seed"])
         with tempfile.TemporaryDirectory(dir=args.work) as runs:
@@ -180,14 +180,14 @@ def group_results(rows: Sequence[dict[str, Any]]) -> dict[Cell, dict[Any, float]
 
     Recipes are named as by ``get_recipe``.
     """
-    found: dict[Cell, dict[Any, list[float]]] = {}
+    accuracies: dict[Cell, dict[Any, list[float]]] = {}
     for row in rows:
         key = row["key"]
         cell = key["set"], key["images"], key["backbone"], key["strategy"]
-        found.setdefault(cell, {}).setdefault(get_recipe(row), []).append(100 * row["test"])
+        accuracies.setdefault(cell, {}).setdefault(get_recipe(row), []).append(100 * row["test"])
     return {
         cell: {recipe: sum(values) / len(values) for recipe, values in recipes.items()}
-        for cell, recipes in found.items()
+        for cell, recipes in accuracies.items()
     }
 
 
@@ -245,18 +245,18 @@ def print_losses(strategy: str, cells: Sequence[dict[Any, float]]) -> None:
 
 def print_calibration(strategy: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print the mean calibration and the mean best epoch of each recipe, where known."""
-    found: dict[Any, list[list[float]]] = {}
+    results: dict[Any, list[list[float]]] = {}
     for row in rows:
         if row["key"]["strategy"] == strategy and "ece" in row and row["epochs"]:
             share = row["best_epoch"] / len(row["epochs"])
             numbers = [100 * row["test"], 100 * row["ece"], row["test_loss"], 100 * share]
-            found.setdefault(get_recipe(row), []).append(numbers)
-    if not found:
+            results.setdefault(get_recipe(row), []).append(numbers)
+    if not results:
         return
     print(f"\n## {strategy}: calibration\n")
     print("| recipe | runs | test accuracy | calibration error | log loss | best epoch after |")
     print("|---|---|---|---|---|---|")
-    for recipe, runs in sorted(found.items(), key=str):
+    for recipe, runs in sorted(results.items(), key=str):
         accuracy, error, loss, share = (
             sum(column) / len(runs) for column in zip(*runs, strict=True)
         )

@@ -28,13 +28,13 @@ def press_once(browser: Browser, folder: Path) -> tuple[float, float, str]:
         page.set_default_timeout(PATIENCE)
         page.goto(url)
         page.get_by_text(re.compile(r"About .+ here\.")).wait_for()
-        began = time.monotonic()
+        start_time = time.monotonic()
         page.get_by_role("button", name="Try it now").click()
         page.get_by_alt_text("Handwritten digit 0").first.wait_for()
-        images = time.monotonic() - began
+        images = time.monotonic() - start_time
         answer = page.get_by_role("heading", name="training the last block")
         answer.wait_for()
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - start_time
         text = answer.inner_text()
         page.close()
     return images, seconds, text
@@ -46,16 +46,16 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    found = []
+    results = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         for number in range(args.rounds):
             with tempfile.TemporaryDirectory() as folder:
                 images, seconds, answer = press_once(browser, Path(folder))
-            found.append((images, seconds))
+            results.append((images, seconds))
             print(f"round {number + 1}: images {images:.1f} s, verdict {seconds:.1f} s: {answer}")
         browser.close()
-    images, seconds = (median(column) for column in zip(*found, strict=True))
+    images, seconds = (median(column) for column in zip(*results, strict=True))
     print(f"median: images {images:.1f} s, verdict {seconds:.1f} s")
 
 

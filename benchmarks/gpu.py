@@ -132,19 +132,19 @@ def job_speeds(
         Training images per second by side, for each round, and the seconds of a training epoch of
         Thaw in the last round.
     """
-    found, epoch = [], 0.0
+    speeds, epoch = [], 0.0
     autocast = Work(
         work.folder, work.network, work.epochs, work.measured, (*work.options, "--autocast")
     )
     for _ in range(rounds):
-        taken = {
+        seconds = {
             PLAIN: run_other(PLAIN, work, strategy)["seconds"],
             AUTOCAST: run_other(PLAIN, autocast, strategy)["seconds"],
         }
         result = run_thaw(work, (strategy,))
-        taken[THAW], epoch = result["seconds"], result["epoch"]
-        found.append({side: work.epochs * images / spent for side, spent in taken.items()})
-    return found, epoch
+        seconds[THAW], epoch = result["seconds"], result["epoch"]
+        speeds.append({side: work.epochs * images / spent for side, spent in seconds.items()})
+    return speeds, epoch
 
 
 def estimate_min_seconds(tail: Tail, images: int, batch: int, bandwidth: float) -> float:
@@ -177,14 +177,15 @@ def measure(
     """Measure the steps and the jobs of one row of the table, and print further numbers."""
     size = fitting_size(network, options.image_size)
     tail = build_tail(network, strategy, device, options.batch, size)
-    taken = time_steps(network, strategy, tail, options.batch, size, device.torch_device)
-    rate = tail.flops / taken[THAW]
+    step_seconds = time_steps(network, strategy, tail, options.batch, size, device.torch_device)
+    rate = tail.flops / step_seconds[THAW]
     share = rate / peaks.matrix[device.precision]
     print(
         f"{NETWORKS[network]}, {STRATEGIES[strategy]}: a step of {options.batch} images takes "
-        f"{taken[PLAIN] * 1e3:.2f} ms plainly, {taken[AUTOCAST] * 1e3:.2f} ms with autocast, "
-        f"{taken[THAW] * 1e3:.2f} ms in Thaw: {rate / 1e12:.3g} TFLOP/s in {device.precision}, "
-        f"{share:.1%} of the peak",
+        f"{step_seconds[PLAIN] * 1e3:.2f} ms plainly, "
+        f"{step_seconds[AUTOCAST] * 1e3:.2f} ms with autocast, "
+        f"{step_seconds[THAW] * 1e3:.2f} ms in Thaw: {rate / 1e12:.3g} TFLOP/s in "
+        f"{device.precision}, {share:.1%} of the peak",
         flush=True,
     )
     shared = ("--network", network, "--image-size", str(size), "--batch", str(options.batch))
@@ -197,10 +198,10 @@ def measure(
     work = Work(folder, network, options.epochs, options.plain_epochs, arguments, settings)
     rounds, epoch = job_speeds(work, strategy, options.rounds, options.train)
     if strategy == "feature_extraction":
-        least = estimate_min_seconds(tail, options.train, options.batch, peaks.bandwidth)
+        minimum = estimate_min_seconds(tail, options.train, options.batch, peaks.bandwidth)
         print(
             f"  an epoch trains for {epoch * 1e3:.1f} ms; at the memory's bandwidth it would "
-            f"be {least * 1e3:.2f} ms",
+            f"be {minimum * 1e3:.2f} ms",
             flush=True,
         )
     speeds = {side: statistics.median(one[side] for one in rounds) for side in rounds[0]}
@@ -244,16 +245,16 @@ def run_suite(arguments: Sequence[str] = ()) -> tuple[str, bool]:
     Returns:
         Its last line, and whether all tests passed.
     """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    lines = (done.stdout + done.stderr).strip().splitlines() or ["pytest printed nothing"]
+    lines = (process.stdout + process.stderr).strip().splitlines() or ["pytest printed nothing"]
     print(*(line for line in lines if line.startswith(("FAILED", "ERROR"))), sep="\n", flush=True)
-    return lines[-1].strip("= "), done.returncode == 0
+    return lines[-1].strip("= "), process.returncode == 0
 
 
 def read_options() -> argparse.Namespace:
@@ -310,13 +311,13 @@ def main() -> None:
         rows = [
             measure(network, name, Path(base), device, peaks, options) for network, name in cases
         ]
-    words, passed = run_suite() if options.suite else ("not run", True)
+    last_line, passed = run_suite() if options.suite else ("not run", True)
     print(
         "",
         f"{describe_machine(device)}: {peaks}. {options.train:,} + {options.val:,} images of "
         f"320 pixels, batch {options.batch}, {options.epochs} epochs, the plain loop with "
         f"{options.workers} workers; whole jobs, {things(options.rounds, 'round')} "
-        f"(`benchmarks/gpu.py`). Tests: {words}.",
+        f"(`benchmarks/gpu.py`). Tests: {last_line}.",
         "",
         *format_table(rows),
         sep="\n",

@@ -49,7 +49,7 @@ def train(data: Path, threads: int = 0, **settings: object) -> tuple[Any, list[A
         environment = os.environ | {"THAW_HOME": home}
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", CHILD, str(data), *options],
             cwd=Path(__file__).resolve().parent.parent,
             env=environment,
@@ -57,7 +57,7 @@ def train(data: Path, threads: int = 0, **settings: object) -> tuple[Any, list[A
             text=True,
             check=True,
         )
-        result, _, peak = done.stdout.strip().rpartition("\n")
+        result, _, peak = process.stdout.strip().rpartition("\n")
         text = Path(json.loads(result)["run_dir"], "events.jsonl").read_text()
     events = [json.loads(line) for line in text.splitlines()]
     first = next(event for event in events if event["event"] == "RunStarted")
@@ -83,9 +83,9 @@ def measure_ranks(data: Path, images: int, side: int, turns: int) -> str:
     settings = {"strategy": "full", "batchnorm": "frozen", "precision": "fp32", "device": "cpu"}
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(turns):
-        for ranks, found in seconds.items():
+        for ranks, epoch_seconds in seconds.items():
             _, epochs, _ = train(data, threads=1, image_size=side, devices=ranks, **settings)
-            found += [epoch["train_seconds"] for epoch in epochs[1:]]
+            epoch_seconds += [epoch["train_seconds"] for epoch in epochs[1:]]
     one, two = map(statistics.median, seconds.values())
     return (
         f"an epoch takes {one:.1f} s on one rank, {two:.1f} s on two: {one / two:.2f} times as "

@@ -208,13 +208,13 @@ def write_set(name: str, num_train: int, root: Path, seed: int = 0) -> Path:
     folder = root / f"{name}-{num_train}-{seed}"
     if folder.exists():
         return folder
-    beside = folder.with_suffix(".part")
+    partial = folder.with_suffix(".part")
     counts = {"train": num_train, "val": max(40, num_train // 5), "test": NUM_TEST}
     for part, count in counts.items():
         random = np.random.default_rng([seed, list(counts).index(part)])
         for number, (label, picture) in enumerate(islice(SETS[name](part, random), count)):
-            target = beside / part / label
+            target = partial / part / label
             target.mkdir(parents=True, exist_ok=True)
             picture.save(target / f"{number:05d}.png")
-    beside.rename(folder)
+    partial.rename(folder)
     return folder

@@ -48,7 +48,9 @@ def load_task(name: str) -> tuple[Labelling, np.ndarray, np.ndarray]:
     values = features.final
     train, test = ((table["split"] == split).to_numpy() for split in (TRAIN, TEST))
     pool = table.loc[train, ["id", "content", "split"]].reset_index(drop=True)
-    own = table.loc[test, ["id", "class", "group"]].assign(split="val").reset_index(drop=True)
+    validation = (
+        table.loc[test, ["id", "class", "group"]].assign(split="val").reset_index(drop=True)
+    )
     directions = PCA(64, svd_solver="randomized", random_state=0).fit_transform(values[train])
     labelling = Labelling(
         dataset.root,
@@ -56,7 +58,7 @@ def load_task(name: str) -> tuple[Labelling, np.ndarray, np.ndarray]:
         pool,
         values[train],
         directions.astype(np.float32),
-        own,
+        validation,
         values[test],
     )
     return labelling, table.loc[train, "class"].to_numpy(dtype=object), train
@@ -75,11 +77,13 @@ def run_side(task: Labelling, truth: np.ndarray, order: str, seed: int) -> list[
         accuracies.append(float(probe.accuracy or 0))
         if labelled.sum() >= LABELS:
             return accuracies
-        waiting = np.flatnonzero(~labelled)
-        asked = (
-            random.permutation(waiting) if order == "random" else task.order(labels, probe, order)
+        unlabelled = np.flatnonzero(~labelled)
+        queue = (
+            random.permutation(unlabelled)
+            if order == "random"
+            else task.order(labels, probe, order)
         )
-        labelled[asked[:BATCH]] = True
+        labelled[queue[:BATCH]] = True
 
 
 def measure_labels(results: Path, sets: list[str], seeds: int) -> None:
@@ -116,12 +120,12 @@ def report(results: Path) -> None:
     for name in dict.fromkeys(rows["set"]):
         some: Any = rows[rows["set"] == name]
         last = some["random"].map(lambda one: statistics.mean(one[-3:]))
-        asked = some["uncertain"].map(lambda one: statistics.mean(one[-3:]))
+        uncertain = some["uncertain"].map(lambda one: statistics.mean(one[-3:]))
         needed = some.apply(count_needed_labels, axis=1, side="uncertain")
         shares = needed / (some["start"] + BATCH * (some["random"].map(len) - 2))
         inside = int((shares <= BAR).sum())
         print(
-            f"| {name} | {len(some)} | {last.mean():.1%} | {asked.mean():.1%} | "
+            f"| {name} | {len(some)} | {last.mean():.1%} | {uncertain.mean():.1%} | "
             f"{needed.median():.0f} ({needed.min():.0f} to {needed.max():.0f}) | "
             f"{shares.median():.0%}; at most {BAR:.0%} in {inside} of {len(some)} |"
         )
@@ -136,7 +140,7 @@ def measure_speed(images: int, features: int, labels: int, classes: int) -> None
     names = np.array([f"class {label}" for label in truth], dtype=object)
     ids = [f"{number}.png" for number in range(images)]
     pool = pd.DataFrame({"id": ids, "content": np.arange(images, dtype=np.uint64), "split": TRAIN})
-    own = pd.DataFrame({"id": [], "class": [], "split": [], "group": []}, dtype=str)
+    validation = pd.DataFrame({"id": [], "class": [], "split": [], "group": []}, dtype=str)
     directions = PCA(64, svd_solver="randomized", random_state=0).fit_transform(values)
     task = Labelling(
         Path(),
@@ -144,18 +148,18 @@ def measure_speed(images: int, features: int, labels: int, classes: int) -> None
         pool,
         values,
         directions.astype(np.float32),
-        own,
+        validation,
         np.empty((0, features), np.float32),
     )
     labelled = np.arange(images) < labels
     state = Labels(np.where(labelled, names, ""), ~labelled, 0, 0)
     seconds = []
     for _ in range(5):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         probe = task.fit(state)
         fitted = time.perf_counter()
         task.order(state, probe)
-        seconds.append((fitted - began, time.perf_counter() - fitted))
+        seconds.append((fitted - start_time, time.perf_counter() - fitted))
     fit, order = (statistics.median(one) for one in zip(*seconds, strict=True))
     print(f"{images:,} images, {labels} labels: fit {fit:.2f} s, order {order:.2f} s")
 

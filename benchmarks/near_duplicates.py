@@ -203,12 +203,12 @@ def plant(folder: Path, count: int, seed: int) -> dict[str, str]:
     random = np.random.default_rng(seed)
     files = sorted(path for path in folder.glob("*/*"))
     truth = {}
-    for number, at in enumerate(random.choice(len(files), count, replace=False)):
+    for number, index in enumerate(random.choice(len(files), count, replace=False)):
         kind = [*COPIES][number % len(COPIES)]
-        copy = files[at].with_name(f"copy{number:03d}-{kind.replace(' ', '-')}.jpg")
-        with Image.open(files[at]) as image:
+        copy = files[index].with_name(f"copy{number:03d}-{kind.replace(' ', '-')}.jpg")
+        with Image.open(files[index]) as image:
             copy.write_bytes(COPIES[kind](image.convert("RGB"), random))
-        truth[str(copy.relative_to(folder))] = str(files[at].relative_to(folder))
+        truth[str(copy.relative_to(folder))] = str(files[index].relative_to(folder))
     return truth
 
 
@@ -220,25 +220,25 @@ def called(folder: Path) -> set[frozenset[str]]:
 
 def measure(name: str, write: Callable[[Path, int], None], copies: int, seeds: int) -> None:
     """Print recall, precision and processor time for one kind of images."""
-    pairs = hits = wrong = planted = 0
+    pairs = hits = false_pairs = planted = 0
     seconds = 0.0
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as top:
             folder = Path(top, "images")
             write(folder, seed)
-            wrong += len(called(folder))
+            false_pairs += len(called(folder))
             truth = {frozenset(pair) for pair in plant(folder, copies, seed).items()}
-            began = time.process_time()
-            found = called(folder)
-            seconds += time.process_time() - began
+            start_time = time.process_time()
+            pairs_found = called(folder)
+            seconds += time.process_time() - start_time
             pairs, hits, planted = (
-                pairs + len(found),
-                hits + len(found & truth),
+                pairs + len(pairs_found),
+                hits + len(pairs_found & truth),
                 planted + len(truth),
             )
     precision = f"{hits / pairs:.3f}" if pairs else "none called"
     print(
-        f"{name:28s} clean: {wrong} pairs called; planted: recall {hits / planted:.3f} "
+        f"{name:28s} clean: {false_pairs} pairs called; planted: recall {hits / planted:.3f} "
         f"({hits} of {planted}), precision {precision} "
         f"({hits} of {pairs}); {seconds / seeds:.1f} s of processor time"
     )

@@ -72,17 +72,17 @@ def visit_pages(page: Page) -> dict[str, list[float]]:
     Returns:
         Page -> seconds until it is drawn, and layout shift.
     """
-    found = {}
+    visits = {}
     for name in NAMES:
         page.evaluate("window.shift = 0")
-        began = float(page.evaluate("performance.now()"))
+        start_time = float(page.evaluate("performance.now()"))
         page.get_by_role("link", name=name, exact=True).click()
         page.get_by_role("heading", name="Thaw" if name == "Home" else name, level=1).wait_for()
         page.locator(SETTLED).wait_for()
-        seconds = (float(page.evaluate("performance.now()")) - began) / 1000
+        seconds = (float(page.evaluate("performance.now()")) - start_time) / 1000
         wait_until_settled(page)
-        found[name] = [seconds, float(page.evaluate("window.shift"))]
-    return found
+        visits[name] = [seconds, float(page.evaluate("window.shift"))]
+    return visits
 
 
 def open_cold(browser: Browser, url: str) -> tuple[Page, float, float]:
@@ -102,7 +102,7 @@ def open_cold(browser: Browser, url: str) -> tuple[Page, float, float]:
 
 def count_content(browser: Browser, url: str, data: str) -> dict[str, list[dict[str, Any]]]:
     """Return height, words and controls by page, one entry for each of ``WIDTHS``."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    content: dict[str, list[dict[str, Any]]] = {}
     for width in WIDTHS:
         page = browser.new_page(viewport={"width": width, "height": 900})
         page.set_default_timeout(PATIENCE)
@@ -111,9 +111,9 @@ def count_content(browser: Browser, url: str, data: str) -> dict[str, list[dict[
             path = "" if name == "Home" else name.lower()
             page.goto(f"{url}/{path}?data={data}")
             wait_until_settled(page)
-            found.setdefault(name, []).append(page.evaluate(CONTENT))
+            content.setdefault(name, []).append(page.evaluate(CONTENT))
         page.close()
-    return found
+    return content
 
 
 def main() -> None:

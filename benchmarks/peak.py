@@ -72,19 +72,19 @@ thread.join()
 def time_run(run: Callable[[], object], device: torch.device) -> float:
     """Return the seconds until ``run`` is done on an otherwise idle device."""
     if device.type == "cuda":
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        began.record()
+        start.record()
         run()
         ended.record()
         ended.synchronize()
-        return float(began.elapsed_time(ended)) / 1e3
+        return float(start.elapsed_time(ended)) / 1e3
     wait = torch.mps.synchronize if device.type == "mps" else lambda: None
     wait()
-    at = time.perf_counter()
+    start_time = time.perf_counter()
     run()
     wait()
-    return time.perf_counter() - at
+    return time.perf_counter() - start_time
 
 
 def time_runs(run: Callable[[], object], device: torch.device) -> list[float]:
@@ -141,8 +141,8 @@ def build_tail(
 
     with FlopCounterMode(display=False) as counter:
         step()
-    trained = sum(p.numel() for p in network.model.parameters() if p.requires_grad)
-    return Tail(step, counter.get_total_flops(), inputs, trained)
+    num_trained = sum(p.numel() for p in network.model.parameters() if p.requires_grad)
+    return Tail(step, counter.get_total_flops(), inputs, num_trained)
 
 
 def compare_step(name: str, batch: int) -> Iterator[str]:
@@ -151,9 +151,9 @@ def compare_step(name: str, batch: int) -> Iterator[str]:
     device = choose_device("cpu", "bf16")
     with patch.object(compute, function):
         plain = build_tail(backbone, strategy, device, batch, size).step
-    ours = build_tail(backbone, strategy, device, batch, size).step
-    plain(), ours()
-    ratio = describe_speedup(partial(time_run, plain, CPU), partial(time_run, ours, CPU))
+    optimised = build_tail(backbone, strategy, device, batch, size).step
+    plain(), optimised()
+    ratio = describe_speedup(partial(time_run, plain, CPU), partial(time_run, optimised, CPU))
     yield f"{name}: {backbone}, {strategy}, {size} pixels: {ratio}"
 
 
@@ -198,10 +198,10 @@ def compare_allocator(batch: int) -> Iterator[str]:
 def describe_speedup(without: Callable[[], float], used: Callable[[], float]) -> str:
     """Measure two functions in turn, and describe the median of the ratios."""
     turns = [(without(), used()) for _ in range(ROUNDS)]
-    before, now = (statistics.median(turn[side] for turn in turns) * 1e3 for side in (0, 1))
-    ratios = sorted(one / other for one, other in turns)
+    slow, fast = (statistics.median(turn[side] for turn in turns) * 1e3 for side in (0, 1))
+    ratios = sorted(first / second for first, second in turns)
     return (
-        f"{before:.1f} ms without, {now:.1f} ms with: {statistics.median(ratios):.2f} times as "
+        f"{slow:.1f} ms without, {fast:.1f} ms with: {statistics.median(ratios):.2f} times as "
         f"fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
 

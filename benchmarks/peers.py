@@ -149,8 +149,8 @@ def prepare_transformers(
         arguments,
         train_dataset=images["train"],
         eval_dataset=images["validation"],
-        compute_metrics=lambda found: {
-            "accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())
+        compute_metrics=lambda output: {
+            "accuracy": float((output.predictions.argmax(1) == output.label_ids).mean())
         },
         callbacks=[MarkEpochs()],
     )
@@ -218,11 +218,11 @@ def main(library: str, folder: str, strategy: str, epochs: int) -> None:
     ends: list[float] = []
     with redirect_stdout(sys.stderr):
         model, fit = PEERS[library][1](
-            folder, strategy, epochs, lambda *_: ends.append(time.perf_counter() - began)
+            folder, strategy, epochs, lambda *_: ends.append(time.perf_counter() - start_time)
         )
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         fit()
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
     # Lightning validates once before the first epoch. Some libraries write a checkpoint at the end.
     ends = [*ends[-epochs:-1], seconds]
     print(

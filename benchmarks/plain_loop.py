@@ -89,7 +89,7 @@ def main(options: argparse.Namespace) -> None:
     optimizer = torch.optim.Adam(filter(lambda p: p.requires_grad, model.parameters()), lr=1e-4)
     train_size, val_size = len(train_loader.dataset), len(val_loader.dataset)  # type: ignore[arg-type]
 
-    began, ends = time.perf_counter(), []
+    start_time, ends = time.perf_counter(), []
     for epoch in range(options.epochs):
         model.train()
         loss_sum, correct = 0.0, 0
@@ -112,7 +112,7 @@ def main(options: argparse.Namespace) -> None:
             f"{correct / train_size:.4f}, validation accuracy {val_correct / val_size:.4f}",
             file=sys.stderr,
         )
-        ends.append(time.perf_counter() - began)
+        ends.append(time.perf_counter() - start_time)
     print(
         json.dumps(
             {"ends": ends, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}

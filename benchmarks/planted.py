@@ -72,7 +72,11 @@ def plan_tasks() -> list[Task]:
         [Task("same", name, name, (NOTHING,)) for name in ("digits", "glyphs", "textures")],
         [Task("noise", "digits", "noise", (NOTHING,), draw=draw) for draw in (1, 2, 3)],
         [Task("labels", name, name, (NOTHING, LAST), "rename") for name in ("digits", "glyphs")],
-        [Task("cut", name, name, (at,), at) for name in ("digits", "glyphs") for at in OUTPUTS],
+        [
+            Task("cut", name, name, (stage,), stage)
+            for name in ("digits", "glyphs")
+            for stage in OUTPUTS
+        ],
         [
             Task("changed", "digits", "digits", change="inverted"),
             Task("changed", "textures", "textures", change="blurred"),
@@ -95,10 +99,10 @@ def write_images(task: Task, num_train: int, root: Path) -> Path:
         return plain
     folder = plain.with_name(f"{plain.name}-{task.change}")
     if not folder.exists():
-        beside = folder.with_suffix(".part")
-        shutil.rmtree(beside, ignore_errors=True)
-        change_images(task.change, plain, beside)
-        beside.rename(folder)
+        partial = folder.with_suffix(".part")
+        shutil.rmtree(partial, ignore_errors=True)
+        change_images(task.change, plain, partial)
+        partial.rename(folder)
     return folder
 
 
@@ -106,17 +110,17 @@ def write_noise(num_train: int, folder: Path, seed: int) -> Path:
     """Write noise with random labels."""
     if folder.exists():
         return folder
-    beside = folder.with_suffix(".part")
-    shutil.rmtree(beside, ignore_errors=True)
+    partial = folder.with_suffix(".part")
+    shutil.rmtree(partial, ignore_errors=True)
     random = np.random.default_rng(seed)
     for part, count in (("train", num_train), ("val", num_train // 5), ("test", num_train)):
         for number in range(count):
             pixels = random.normal(128, 40, (SIDE, SIDE, 3))
-            target = beside / part / f"class {random.integers(2)}"
+            target = partial / part / f"class {random.integers(2)}"
             target.mkdir(parents=True, exist_ok=True)
             picture = Image.fromarray(np.uint8(np.clip(pixels, 0, 255)))
             picture.save(target / f"{number:05d}.png")
-    beside.rename(folder)
+    partial.rename(folder)
     return folder
 
 

@@ -61,7 +61,7 @@ def make_task_config(data: Path, images: int, steps: int, size: int, **changes: 
     They are those of the auto recipe, except for the number of steps.
     """
     epochs = max(6, round(steps * 32 / images))
-    usual = {
+    settings = {
         "data": str(data),
         "backbone": BACKBONE,
         "image_size": size,
@@ -74,7 +74,7 @@ def make_task_config(data: Path, images: int, steps: int, size: int, **changes: 
         "schedule": "cosine",
         "warmup_epochs": round(0.1 * epochs, 1),
     }
-    return make_config(usual | changes)
+    return make_config(settings | changes)
 
 
 def train(config: RunConfig, runs_dir: Path) -> Run:
@@ -110,15 +110,15 @@ def profile_task(task: Task, args: argparse.Namespace, runs_dir: Path) -> dict[s
             train(config, runs_dir)
         yield from ()
 
-    began = time.perf_counter()
-    asked = Asked(setup, dataset)
-    found = finish(profile(asked, RunStore(runs_dir), train_round, SpeedBook()))
-    seconds = time.perf_counter() - began
-    began = time.perf_counter()
+    start_time = time.perf_counter()
+    request = Asked(setup, dataset)
+    result = finish(profile(request, RunStore(runs_dir), train_round, SpeedBook()))
+    seconds = time.perf_counter() - start_time
+    start_time = time.perf_counter()
     last_block = train(base.model_copy(update={"strategy": "last_block"}), runs_dir / "last_block")
-    alone = time.perf_counter() - began
-    right = list(task.right) or measure_answers(setup, found.probe, runs_dir)
-    numbers = summarise(found, last_block, RunStore(runs_dir))
+    alone = time.perf_counter() - start_time
+    right = list(task.right) or measure_answers(setup, result.probe, runs_dir)
+    numbers = summarise(result, last_block, RunStore(runs_dir))
     return numbers | {"right": right, "seconds": seconds, "last_block_seconds": alone}
 
 
@@ -138,21 +138,21 @@ def measure_answers(setup: Setup, probe: float, runs_dir: Path) -> list[str]:
     return measured_answers(alone, probe)
 
 
-def summarise(found: Profile, last_block: Run, store: RunStore) -> dict[str, Any]:
+def summarise(result: Profile, last_block: Run, store: RunStore) -> dict[str, Any]:
     """Return the answer of a profile, and the cheap predictions for its stages."""
-    whole = [store.run(run_id) for run_id in found.full.run_ids[:1]] if found.full else []
-    finish(measure_layers([last_block, *whole]))
+    full_runs = [store.run(run_id) for run_id in result.full.run_ids[:1]] if result.full else []
+    finish(measure_layers([last_block, *full_runs]))
     layers = known_layers(last_block)
     probes: Sequence[Probe] = layers.probes if layers else ()
-    trained = known_layers(whole[0]) if whole else None
+    trained = known_layers(full_runs[0]) if full_runs else None
     moved = trained.stages if trained else ()
-    arms = gain_by_stage(found)
-    gradients = {one.stage: one.gradient for one in found.predictions}
+    arms = gain_by_stage(result)
+    gradients = {one.stage: one.gradient for one in result.predictions}
     return {
-        "named": name_answer(found),
-        "sentence": found.sentence,
-        "selected": found.selected and found.selected.stages,
-        "probe": found.probe,
+        "named": name_answer(result),
+        "sentence": result.sentence,
+        "selected": result.selected and result.selected.stages,
+        "probe": result.probe,
         "gains": {stage: arm.gain.value for stage, arm in arms.items()},
         "low": {stage: arm.gain.low for stage, arm in arms.items()},
         "probes": {one.stage: one.accuracy for one in probes},
@@ -161,13 +161,13 @@ def summarise(found: Profile, last_block: Run, store: RunStore) -> dict[str, Any
     }
 
 
-def name_answer(found: Profile) -> tuple[str, ...]:
+def name_answer(result: Profile) -> tuple[str, ...]:
     """Return the stages that a profile names, the best first.
 
     ``nothing`` means that no stage is worth training. ``undecided`` means that there is no answer.
     """
-    selected = found.selected
-    if selected and found.worth_training:
+    selected = result.selected
+    if selected and result.worth_training:
         return selected.stages
     return ("undecided",) if selected is None or selected.is_undertrained else (NOTHING,)
 
@@ -175,9 +175,9 @@ def name_answer(found: Profile) -> tuple[str, ...]:
 def run(args: argparse.Namespace) -> None:
     """Profile the tasks that are not in the results file yet."""
     torch.set_num_threads(args.threads)
-    done = {row["key"] for row in read_results(args.results)}
+    finished = {row["key"] for row in read_results(args.results)}
     for task in plan_tasks():
-        if task.name in done or (args.kinds and task.kind not in args.kinds):
+        if task.name in finished or (args.kinds and task.kind not in args.kinds):
             continue
         with tempfile.TemporaryDirectory(dir=args.work) as runs_dir:
             numbers = profile_task(task, args, Path(runs_dir))
@@ -211,9 +211,9 @@ def report(args: argparse.Namespace) -> None:
         columns += [" or ".join(row["right"]), "yes" if task in right else "no", f"{cost:.0f}"]
         print(f"| {' | '.join(columns)} |")
     print(f"\nRight: {len(right)} of {len(tasks)}.")
-    found = [rows[task.name] for task in tasks]
+    results = [rows[task.name] for task in tasks]
     for field, title in PREDICTIONS.items():
-        values = list(correlate(found, field))
+        values = list(correlate(results, field))
         if values:
             print(f"Spearman, {title}: {np.mean(values):.2f} on average over {len(values)} tasks.")
 

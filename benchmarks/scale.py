@@ -129,10 +129,10 @@ def write_images(folder: Path, count: int) -> None:
 def generate_images(random: np.random.Generator, of_class: np.ndarray) -> np.ndarray:
     """Return uint8 ``[n, side, side, 3]`` for class colours ``[n, COARSE, COARSE, 3]``."""
     side = int(random.integers(SMALLEST, LARGEST + 1))
-    at = np.arange(COARSE)
-    bilinear = np.maximum(0, 1 - np.abs(np.linspace(0, COARSE - 1, side)[:, None] - at)).astype(
-        np.float32
-    )
+    position = np.arange(COARSE)
+    bilinear = np.maximum(
+        0, 1 - np.abs(np.linspace(0, COARSE - 1, side)[:, None] - position)
+    ).astype(np.float32)
     coarse = 0.4 * of_class + 0.6 * random.integers(0, 256, of_class.shape).astype(np.float32)
     smooth = np.einsum("yi,nijc,xj->nyxc", bilinear, coarse, bilinear, optimize=True)
     smooth += random.integers(-NOISE, NOISE + 1, smooth.shape, np.int8)
@@ -175,13 +175,13 @@ def measure_split(part: Part, data: Path) -> None:
 
     settings = make_config({"data": str(data)}).split_settings
     with part.time_span("open_again"):
-        seen = finish(look_through(data))
+        index = finish(look_through(data))
     with part.time_span("split_and_check"):
-        dataset = assemble(data, seen, **settings, edits=())
+        dataset = assemble(data, index, **settings, edits=())
     with part.time_span("split_and_check_again"):
-        assemble(data, seen, **settings, edits=())
+        assemble(data, index, **settings, edits=())
     with part.time_span("check"):
-        found = [
+        findings = [
             *copy_findings(dataset.table),
             *class_findings(dataset.table, dataset.classes),
             *image_findings(dataset.table),
@@ -189,7 +189,7 @@ def measure_split(part: Part, data: Path) -> None:
     with part.time_span("fingerprint"):
         part.found["split"] = dataset.split_counts
         part.found["fingerprint_is"] = dataset.fingerprint
-    part.found["findings"] = {one.kind: one.count for one in found}
+    part.found["findings"] = {one.kind: one.count for one in findings}
 
 
 def measure_page(part: Part, data: Path) -> None:
@@ -212,23 +212,23 @@ def measure_edits(part: Part, data: Path) -> None:
     from finetune_core.data.edits import add_edits, load_edits, remove_edits, save_edits
 
     settings = make_config({"data": str(data)}).split_settings
-    seen = finish(look_through(data))
-    assemble(data, seen, **settings, edits=())
-    changed = seen.rows["id"].iloc[::SHARE_CHANGED].tolist()
-    made = [
+    index = finish(look_through(data))
+    assemble(data, index, **settings, edits=())
+    changed = index.rows["id"].iloc[::SHARE_CHANGED].tolist()
+    changes = [
         Edit(action="relabel", paths=changed[at : at + A_PAGE], to="class0")
         for at in range(0, len(changed), A_PAGE)
     ]
     with part.time_span("edits_kept"):
-        save_edits(data, made)
+        save_edits(data, changes)
     with part.time_span("edits_read"):
-        known = load_edits(data)
+        loaded = load_edits(data)
     with part.time_span("edits_applied"):
-        assemble(data, seen, **settings, edits=known)
+        assemble(data, index, **settings, edits=loaded)
     with part.time_span("edit_added"):
-        add_edits(data, made[:1])
+        add_edits(data, changes[:1])
     with part.time_span("edit_taken_back"):
-        remove_edits(data, made[:1])
+        remove_edits(data, changes[:1])
     save_edits(data, ())
 
 
@@ -309,7 +309,7 @@ def make_events(steps: int) -> list["Event"]:
 
     each = -(-steps // EPOCHS)
     counts = Counts(train=each * RUN_BATCH, val=200, test=200)
-    found: list[Event] = [
+    result: list[Event] = [
         RunStarted(
             backbone=BACKBONE,
             weights="pretrained",
@@ -343,7 +343,7 @@ def make_events(steps: int) -> list["Event"]:
         epoch, step = number // each + 1, number % each + 1
         watched = measures if number % MEASURED_EVERY == 0 else None
         images, seconds = (number + 1) * RUN_BATCH, 0.1 * (number + 1)
-        found.append(
+        result.append(
             StepEnded(
                 epoch,
                 step,
@@ -359,9 +359,9 @@ def make_events(steps: int) -> list["Event"]:
             )
         )
         if step == each:
-            found.append(EpochEnded(epoch, 0.5, 0.9, 0.6, 0.8, 0.1 * each, 0.5, seconds))
+            result.append(EpochEnded(epoch, 0.5, 0.9, 0.6, 0.8, 0.1 * each, 0.5, seconds))
     return [
-        *found,
+        *result,
         RunFinished(EPOCHS, 1, 0.8, 0.6, 0.8, seconds + 10, evaluation_precision="fp32"),
     ]
 
@@ -408,25 +408,25 @@ def measure_part(name: str, data: Path, home: Path) -> Any:
     """
     command = [sys.executable, "-m", "benchmarks.scale", "--child", name, str(data)]
     environment = os.environ | {"THAW_HOME": str(home)}
-    done = subprocess.run(
+    process = subprocess.run(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def measure_images(count: int, parts: list[str], folder: Path) -> None:
     """Measure parts on generated images, and print the result."""
     write_images(data := folder / f"images-{count}", count)
-    found = {name: measure_part(name, data, folder / f"home-{count}") for name in parts}
-    print(json.dumps({"images": count, **found}), flush=True)
+    results = {name: measure_part(name, data, folder / f"home-{count}") for name in parts}
+    print(json.dumps({"images": count, **results}), flush=True)
 
 
 def measure_runs(count: int, steps: int) -> None:
     """Measure all parts on generated runs, and print the result."""
     with tempfile.TemporaryDirectory() as home:
         write_runs(data := Path(home, "runs"), count, steps)
-        found = {name: measure_part(name, data, Path(home)) for name in RUN_PARTS}
-    print(json.dumps({"runs": count, "steps": steps, **found}), flush=True)
+        results = {name: measure_part(name, data, Path(home)) for name in RUN_PARTS}
+    print(json.dumps({"runs": count, "steps": steps, **results}), flush=True)
 
 
 def main() -> None:

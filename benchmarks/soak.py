@@ -110,13 +110,13 @@ def train_first(data: Path) -> None:
     """Train a run of each backbone, so that the sessions have runs to show."""
     for backbone in BACKBONES:
         own = backbone == BACKBONES[0]
-        given = {
+        changes = {
             "weights": "pretrained" if own else "none",
             "strategy": "last_block" if own else "full",
         }
-        usual = {"data": str(data), "image_size": SIZE, "epochs": 2, "learning_rate": 1e-3}
+        shared = {"data": str(data), "image_size": SIZE, "epochs": 2, "learning_rate": 1e-3}
         for _ in execute(
-            create_run(make_config(usual | given | {"backbone": backbone}), paths.runs_dir())
+            create_run(make_config(shared | changes | {"backbone": backbone}), paths.runs_dir())
         ):
             pass
 
@@ -235,18 +235,18 @@ async def main() -> int:
                     await browser.close()
                 ended = server.poll()
             log.seek(0)
-            wrong = report_problems(sessions, log.read())
-    wrong += [f"the server ended by itself, with status {ended}"] if ended is not None else []
+            problems = report_problems(sessions, log.read())
+    problems += [f"the server ended by itself, with status {ended}"] if ended is not None else []
     print(
         f"{options.minutes:g} minutes; a run was training in {sum(looks) / len(looks):.0%} of the "
         f"time; the server's memory grew from {before / 1e9:.2f} to {after / 1e9:.2f} GB"
     )
     print(
-        "\n".join([f"{len(wrong)} problems:", *wrong])
-        if wrong
+        "\n".join([f"{len(problems)} problems:", *problems])
+        if problems
         else "no exception, no error, nothing given up"
     )
-    return 1 if wrong else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

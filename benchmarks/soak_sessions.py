@@ -122,14 +122,14 @@ Visit = Callable[[Session], Awaitable[None]]
 
 def make_pictures(random: Random, count: int) -> list[FilePayload]:
     """Return digits of random brightness, so that nothing is cached for them."""
-    found = []
+    files = []
     for path in random.sample(sorted(digits_folder().glob("*/*.png")), count):
         buffer = io.BytesIO()
         ImageEnhance.Brightness(Image.open(path)).enhance(random.uniform(0.5, 1.5)).save(
             buffer, "PNG"
         )
-        found.append(FilePayload(name=path.name, mimeType="image/png", buffer=buffer.getvalue()))
-    return found
+        files.append(FilePayload(name=path.name, mimeType="image/png", buffer=buffer.getvalue()))
+    return files
 
 
 def make_data(random: Random, per_class: int = 30) -> Path:
@@ -157,10 +157,10 @@ def save_random_settings(
 
 async def show_images(session: Session) -> None:
     """Predict a few images with one or two runs, and show the nearest training images."""
-    run, beside = session.choose_run(), session.choose_run()
-    await session.open("predict", run=run, beside=[beside])
+    run, second_run = session.choose_run(), session.choose_run()
+    await session.open("predict", run=run, beside=[second_run])
     await session.upload("Images", make_pictures(session.random, 3))
-    columns = 1 if run == beside else 2
+    columns = 1 if run == second_run else 2
     await session.page.get_by_alt_text(re.compile("network input")).nth(3 * columns - 1).wait_for()
     session.done["images shown to a run, or two"] += 1
     await session.press("Show nearest training images")
@@ -176,8 +176,8 @@ async def name_many(session: Session) -> None:
     with zipfile.ZipFile(packed, "w") as archive:
         for one in make_pictures(session.random, 60):
             archive.writestr(one["name"], one["buffer"])
-    given = FilePayload(name="digits.zip", mimeType="application/zip", buffer=packed.getvalue())
-    await session.upload("A ZIP or TAR archive of images", [given])
+    upload = FilePayload(name="digits.zip", mimeType="application/zip", buffer=packed.getvalue())
+    await session.upload("A ZIP or TAR archive of images", [upload])
     await session.find_button(re.compile("^Classify")).click()
     await session.wait_for_text(re.compile("60 images classified"))
     async with session.page.expect_download():
@@ -232,13 +232,13 @@ async def read_comparison(session: Session) -> None:
         )
         await session.wait_until_drawn()
     session.done["comparisons read"] += 1
-    measure, measured = (
+    measure, result = (
         session.find_button(re.compile(r"Measure \d+ runs?")),
         session.page.get_by_text("Which stage to thaw next"),
     )
-    await measure.or_(measured).first.wait_for()
+    await measure.or_(result).first.wait_for()
     await session.press(re.compile(r"Measure \d+ runs?"))
-    await measured.first.wait_for()
+    await result.first.wait_for()
     session.done["layers compared"] += 1
     images = session.page.get_by_text("Images with Grad-CAM")
     if await images.count():
@@ -301,11 +301,11 @@ async def analyze(session: Session) -> None:
 
     Then exclude an image, inspect again, and undo the exclusion.
     """
-    data, chosen = (
+    data, settings_id = (
         remember(make_data(session.random)),
         save_random_settings(session.random, image_size=DEEP_SIZE),
     )
-    await session.open("dataset", data=data, settings=chosen)
+    await session.open("dataset", data=data, settings=settings_id)
     await session.find_button("Compare layers").click()
     await session.wait_for_text(re.compile("Suggested:|No suggestion|too few validation images"))
     session.done["deep inspections"] += 1
@@ -334,10 +334,10 @@ async def queue_run(session: Session) -> None:
         if weights == "none"
         else session.random.choice(["last_block", "linear_probe_then_full", "bias_only"])
     )
-    chosen = save_random_settings(
+    settings_id = save_random_settings(
         session.random, backbone=backbone, weights=weights, strategy=strategy, epochs=8
     )
-    await session.open("configure", data=session.data, settings=chosen)
+    await session.open("configure", data=session.data, settings=settings_id)
     seed = session.page.get_by_label("Seed", exact=True)
     await seed.fill(str(session.random.randrange(10**6)))
     await seed.press("Enter")

@@ -127,7 +127,7 @@ def run_python(command: Sequence[str]) -> dict[str, Any]:
     The process runs in an empty directory, which also holds its caches.
     """
     with tempfile.TemporaryDirectory() as home:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *(part.replace("{work}", home) for part in command)],
             cwd=home,
             env=os.environ
@@ -140,9 +140,9 @@ def run_python(command: Sequence[str]) -> dict[str, Any]:
             text=True,
             check=False,
         )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout)
+    if process.returncode:
+        raise SystemExit(process.stderr)
+    result: dict[str, Any] = json.loads(process.stdout)
     return result
 
 
@@ -163,12 +163,12 @@ def run_other(side: str, work: Work, strategy: str) -> dict[str, Any]:
     """Run the plain loop or a peer. Return ``seconds`` and the number of ``trained`` parameters."""
     arguments = [str(work.folder), strategy, str(work.measured)]
     if side == PLAIN:
-        found = run_python(
+        result = run_python(
             ["-m", "benchmarks.plain_loop", *arguments, "--network", work.network, *work.options]
         )
     else:
-        found = run_python(["-m", "benchmarks.peers", side, *arguments])
-    return found | {"seconds": all_epochs(found["ends"], work.epochs)}
+        result = run_python(["-m", "benchmarks.peers", side, *arguments])
+    return result | {"seconds": all_epochs(result["ends"], work.epochs)}
 
 
 def run_thaw(work: Work, strategies: Sequence[str]) -> dict[str, Any]:
@@ -184,8 +184,8 @@ def run_thaw(work: Work, strategies: Sequence[str]) -> dict[str, Any]:
         "epochs": work.epochs,
         **work.settings,
     }
-    found = run_python(["-c", THAW, json.dumps(settings), ",".join(strategies), "{work}"])
-    return found | {"seconds": found["ends"][-1]}
+    result = run_python(["-c", THAW, json.dumps(settings), ",".join(strategies), "{work}"])
+    return result | {"seconds": result["ends"][-1]}
 
 
 Seconds = tuple[float, float]  # of another side, and of Thaw right after
@@ -209,14 +209,14 @@ def measure_round(
         if strategy not in others:
             others[strategy] = {side: run_other(side, work, strategy) for side in sides}
         result = run_thaw(work, STRATEGIES if job == "comparison" else (job,))
-        trained = {side: found["trained"] for side, found in others[strategy].items()}
+        trained = {side: outcome["trained"] for side, outcome in others[strategy].items()}
         if job == strategy and set(trained.values()) != {result["trained"]}:
             raise SystemExit(
                 f"{work.network}, {job}: Thaw trains {result['trained']:,} parameters, the "
                 f"others {trained}"
             )
-        for side, found in others[strategy].items():
-            measured[job, side] = found["seconds"], result["seconds"]
+        for side, outcome in others[strategy].items():
+            measured[job, side] = outcome["seconds"], result["seconds"]
         print(describe_job(work, job, measured, result), flush=True)
     return measured
 
@@ -254,19 +254,24 @@ def summary(
         rounds: seconds of the other side and of Thaw, for each round.
         size: numbers of training and validation images.
     """
-    wanted = TARGETS_BY_SIZE.get(size) if job == "feature_extraction" else TARGETS[job]
+    target_ratio = TARGETS_BY_SIZE.get(size) if job == "feature_extraction" else TARGETS[job]
     backwards = job == "comparison"
-    ratios = [now / before if backwards else before / now for before, now in rounds]
+    ratios = [
+        our_seconds / their_seconds if backwards else their_seconds / our_seconds
+        for their_seconds, our_seconds in rounds
+    ]
     relation = f"the time of one {BASELINES[job]} of" if backwards else "as fast as"
     target = (
-        f"; {'at most ' if backwards else ''}{wanted:g} wanted"
-        if wanted and (network, side) == ("resnet18", PLAIN)
+        f"; {'at most ' if backwards else ''}{target_ratio:g} wanted"
+        if target_ratio and (network, side) == ("resnet18", PLAIN)
         else ""
     )
-    before, now = (statistics.median(pair[index] for pair in rounds) for index in (0, 1))
+    their_seconds, our_seconds = (
+        statistics.median(pair[index] for pair in rounds) for index in (0, 1)
+    )
     return (
         f"{network}, {job}: {statistics.median(ratios):.2f} times {relation} {side}: "
-        f"{now:.1f} s against {before:.1f} s "
+        f"{our_seconds:.1f} s against {their_seconds:.1f} s "
         f"({min(ratios):.2f} to {max(ratios):.2f} in {things(len(rounds), 'round')}{target})"
     )
 
@@ -274,8 +279,8 @@ def summary(
 def find_peers() -> list[str]:
     """Return the peers that are installed, and print which are not."""
     for library in PEERS:
-        if lacking := find_missing(library):
-            print(f"{library} is left out: not installed ({', '.join(lacking)})", flush=True)
+        if packages := find_missing(library):
+            print(f"{library} is left out: not installed ({', '.join(packages)})", flush=True)
     return [library for library in PEERS if not find_missing(library)]
 
 

@@ -64,8 +64,8 @@ class Race:
 
 def compare_runs(tutorial: dict[str, Any], default: dict[str, Any]) -> Race:
     """Compare two runs, each as printed by ``TRAIN``."""
-    seconds, wanted = tutorial["epochs"][-1]
-    reached = (end for end, accuracy in default["epochs"] if accuracy >= wanted)
+    seconds, target = tutorial["epochs"][-1]
+    reached = (end for end, accuracy in default["epochs"] if accuracy >= target)
     gained = 100 * (default["test"] - tutorial["test"])
     return Race(seconds, tutorial["seconds"], next(reached, math.inf), gained)
 
@@ -74,10 +74,10 @@ def measure_races(
     train: Runner, sets: Sequence[str], images: int, seeds: int, network: str, size: int
 ) -> None:
     """Train both recipes' last block on each set with each seed, and print the races."""
-    found: dict[str, list[Race]] = {name: [] for name in sets}
+    races_by_set: dict[str, list[Race]] = {name: [] for name in sets}
     with tempfile.TemporaryDirectory() as base:
         for seed, name in product(range(seeds), sets):
-            usual = {
+            shared = {
                 "data": str(write_set(name, images, Path(base))),
                 "backbone": network,
                 "image_size": size,
@@ -85,14 +85,14 @@ def measure_races(
             }
             default = {"strategy": "last_block", "auto": following_names()}
             runs = [
-                train(["-c", TRAIN, json.dumps(usual | settings), str(images), "{work}"])
+                train(["-c", TRAIN, json.dumps(shared | settings), str(images), "{work}"])
                 for settings in (tutorial_settings("last_block"), default)
             ]
-            found[name].append(compare_runs(*runs))
-            print(f"{name}, seed {seed}: {describe_races(found[name][-1:])}", flush=True)
-    for name, races in found.items():
+            races_by_set[name].append(compare_runs(*runs))
+            print(f"{name}, seed {seed}: {describe_races(races_by_set[name][-1:])}", flush=True)
+    for name, races in races_by_set.items():
         print(f"{name}: {describe_races(races)}")
-    print(f"all: {describe_races([one for races in found.values() for one in races])}")
+    print(f"all: {describe_races([one for races in races_by_set.values() for one in races])}")
 
 
 def describe_races(races: Sequence[Race]) -> str:

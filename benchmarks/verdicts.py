@@ -66,13 +66,13 @@ def draw_arms(
     Returns:
         The answers of each arm, for each trial.
     """
-    arms, most, images = len(case.seeds), max(case.seeds), case.images
+    arms, max_seeds, images = len(case.seeds), max(case.seeds), case.images
     ease = random.normal(3.5, 3, (trials, 1, 1, images)) + random.normal(
         0, 0.7, (trials, arms, 1, images)
     )
     common, own = (
-        random.normal(size=(trials, 1, most, 1)),
-        random.normal(size=(trials, arms, most, 1)),
+        random.normal(size=(trials, 1, max_seeds, 1)),
+        random.normal(size=(trials, arms, max_seeds, 1)),
     )
     effect = np.array(case.effects)[None, :, None, None] * (
         case.together**0.5 * common + (1 - case.together) ** 0.5 * own
@@ -81,7 +81,7 @@ def draw_arms(
         ease
         + np.array(gains)[None, :, None, None]
         + effect
-        + random.normal(0, 1, (trials, arms, most, images))
+        + random.normal(0, 1, (trials, arms, max_seeds, images))
     )
     if measure is ACCURACY:
         right = random.random(logits.shape) < expit(logits)
@@ -112,13 +112,13 @@ def _make_logits(
     """
     images = np.arange(ahead[0].shape[1])
     labels, likely = random.integers(0, 3, len(images)), random.integers(1, 3, len(images))
-    found = []
+    result = []
     for arm in ahead:
         logits = np.full((*arm.shape, 3), -2.0)
         logits[:, images, (labels + likely) % 3] = 0.0
         logits[:, images, labels] = arm
-        found.append(logits)
-    return labels, found
+        result.append(logits)
+    return labels, result
 
 
 def find_different(arms: Sequence[Answers], variances: Sequence[SeedVariance | None]) -> list[bool]:
@@ -169,28 +169,34 @@ def measure_rates(
     The arm is the first, or any if all gains are equal. The third number is the standard deviation
     of the seeds' scores.
     """
-    which = [0 in pair or len(set(gains)) == 1 for pair in combinations(range(len(case.seeds)), 2)]
-    found, spread = np.zeros(2), 0.0
+    counted = [
+        0 in pair or len(set(gains)) == 1 for pair in combinations(range(len(case.seeds)), 2)
+    ]
+    counts, spread = np.zeros(2), 0.0
     for start in range(0, trials, _BATCH):
         for arms in draw_arms(case, measure, min(_BATCH, trials - start), gains, random):
-            for at, variances in enumerate((seed_variances(arms), estimate_own_variances(arms))):
-                found[at] += any(
-                    apart and wanted
-                    for apart, wanted in zip(find_different(arms, variances), which, strict=True)
+            for column, variances in enumerate(
+                (seed_variances(arms), estimate_own_variances(arms))
+            ):
+                counts[column] += any(
+                    apart and is_counted
+                    for apart, is_counted in zip(
+                        find_different(arms, variances), counted, strict=True
+                    )
                 )
             spread += float(np.mean([arm.seed_variance for arm in arms])) ** 0.5
-    return (*(found / trials), spread / trials)
+    return (*(counts / trials), spread / trials)
 
 
 def estimate_error(
     measure: Measure, arms: int, seeds: int, images: int, trials: int, random: np.random.Generator
 ) -> float:
     """Return how often equally good networks are called different."""
-    case, found = Case("", (seeds,) * arms, (0.0,) * arms, images), 0
+    case, errors = Case("", (seeds,) * arms, (0.0,) * arms, images), 0
     for start in range(0, trials, _BATCH):
         for one in draw_arms(case, measure, min(_BATCH, trials - start), (0.0,) * arms, random):
-            found += any(find_different_networks(one))
-    return found / trials
+            errors += any(find_different_networks(one))
+    return errors / trials
 
 
 def list_cases() -> list[Case]:
@@ -199,19 +205,19 @@ def list_cases() -> list[Case]:
     They vary the numbers of arms and seeds, the seed effects, and violations of the model's
     assumptions.
     """
-    found = [
+    result = [
         Case(f"{arms} arms, {seeds} seeds, effect {effect}", (seeds,) * arms, (effect,) * arms)
         for arms in (2, 3, 9)
         for seeds in (2, 3, 5)
         for effect in (0.1, 0.6)
     ]
     unequal = ((2, 5), (2, 3, 5), (2, 2, 2, 5, 5, 5, 3, 3, 4))
-    found += [
+    result += [
         Case(f"{len(one)} arms, {min(one)} to {max(one)} seeds, effect 0.3", one, (0.3,) * len(one))
         for one in unequal
     ]
     for arms, seeds in ((3, 2), (3, 3), (9, 2)):
-        found.append(
+        result.append(
             Case(
                 f"{arms} arms, {seeds} seeds, half of it shared",
                 (seeds,) * arms,
@@ -221,15 +227,15 @@ def list_cases() -> list[Case]:
         )
         for times in (2, 4):
             effects = (*(0.2,) * (arms - 1), 0.2 * times)
-            found.append(
+            result.append(
                 Case(
                     f"{arms} arms, {seeds} seeds, one spreads {times} times",
                     (seeds,) * arms,
                     effects,
                 )
             )
-    found.append(Case("3 arms, 3 seeds, 2,000 images", (3,) * 3, (0.3,) * 3, images=2000))
-    return found
+    result.append(Case("3 arms, 3 seeds, 2,000 images", (3,) * 3, (0.3,) * 3, images=2000))
+    return result
 
 
 def main(trials: int, gain: float, measure: Measure) -> None:
@@ -257,13 +263,15 @@ def main(trials: int, gain: float, measure: Measure) -> None:
     )
     for case in list_cases():
         arms = len(case.seeds)
-        pooled, own, spread = measure_rates(case, measure, (0.0,) * arms, trials, random)
-        seen, seen_own, _ = measure_rates(
+        error_pooled, error_own, spread = measure_rates(
+            case, measure, (0.0,) * arms, trials, random
+        )
+        power, power_own, _ = measure_rates(
             case, measure, (gain,) + (0.0,) * (arms - 1), max(100, trials // arms), random
         )
         print(
-            f"{case.name:44} {pooled:8.1%} {own:8.1%} {100 * spread:12.1f} {seen:20.0%} "
-            f"{seen_own:8.0%}",
+            f"{case.name:44} {error_pooled:8.1%} {error_own:8.1%} {100 * spread:12.1f} "
+            f"{power:20.0%} {power_own:8.0%}",
             flush=True,
         )
 

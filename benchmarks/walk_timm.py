@@ -121,12 +121,12 @@ def _build(name: str) -> tuple[nn.Module | None, WalkResult]:
     for head in heads:
         replace_head(model, head, CLASSES)
     executions, output = _trace_execution(model, side)
-    found = (
+    problems_found = (
         *_check_coverage(model, stages),
         *_check_order(stages, executions),
         *_check_head(stages, heads, output),
     )
-    return model, WalkResult(name, tuple(stage.name for stage in stages), found)
+    return model, WalkResult(name, tuple(stage.name for stage in stages), problems_found)
 
 
 def _trace_execution(model: nn.Module, side: int) -> tuple[list[str], object]:
@@ -153,26 +153,29 @@ def _trace_execution(model: nn.Module, side: int) -> tuple[list[str], object]:
 
 def _check_coverage(model: nn.Module, stages: Sequence[Stage]) -> list[str]:
     problems = []
-    for kind, there in (
+    for kind, tensors in (
         ("parameters", model.named_parameters()),
         ("buffers", model.named_buffers()),
     ):
         owned = Counter(name for stage in stages for name in getattr(stage, kind))
-        if owned != Counter(name for name, _ in there):
+        if owned != Counter(name for name, _ in tensors):
             problems.append(f"not every one of its {kind} is in exactly one stage")
     return problems
 
 
 def _check_order(stages: Sequence[Stage], executions: Iterable[str]) -> list[str]:
     stage_of = {
-        name.rpartition(".")[0]: at
-        for at, stage in enumerate(stages)
+        name.rpartition(".")[0]: index
+        for index, stage in enumerate(stages)
         for name in stage.parameters
         # Otherwise it belongs to a container, which starts before its members.
         if any(name.startswith(f"{module}.") for module in stage.modules)
     }
     order = [stage_of[path] for path in executions if path in stage_of]
-    late = next((stages[here].name for here, after in pairwise(order) if after < here), None)
+    late = next(
+        (stages[current].name for current, following in pairwise(order) if following < current),
+        None,
+    )
     return [f"after {late} an earlier stage runs again"] if late else []
 
 
@@ -204,7 +207,7 @@ def train_apart(name: str, precision: str) -> str:
         The error, or an empty text.
     """
     code = "import sys; from benchmarks.walk_timm import train; train(*sys.argv[1:])"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, name, precision],
         # Overwrite freed memory, so that kernels that write out of bounds are noticed.
         env=os.environ | {"MALLOC_PERTURB_": "165"},
@@ -212,9 +215,9 @@ def train_apart(name: str, precision: str) -> str:
         capture_output=True,
         text=True,
     )
-    if done.returncode < 0:
-        return signal.Signals(-done.returncode).name
-    return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
+    if process.returncode < 0:
+        return signal.Signals(-process.returncode).name
+    return process.stderr.strip().rpartition("\n")[2] if process.returncode else ""
 
 
 def train(name: str, precision: str) -> None:
@@ -233,8 +236,8 @@ def train(name: str, precision: str) -> None:
     images = torch.randn(2, 3, info.image_size, info.image_size)
     images = images.contiguous(memory_format=device.layout)
     for step in range(2):
-        done = train_step(model, images, torch.arange(2), optimizer, device, step)
-        if not done.gradient_norm.isfinite():
+        outcome = train_step(model, images, torch.arange(2), optimizer, device, step)
+        if not outcome.gradient_norm.isfinite():
             raise ArithmeticError("its gradient is not finite")
 
 
@@ -252,9 +255,9 @@ def complete_table(architectures: Iterable[str], seconds: float) -> None:
         rows = {
             row["architecture"]: (row["body"], row["per_class"]) for row in csv.DictReader(opened)
         }
-    began = time.process_time()
+    start_time = time.process_time()
     for architecture in architectures:
-        if architecture not in rows and time.process_time() - began < seconds:
+        if architecture not in rows and time.process_time() - start_time < seconds:
             body, per_class = count_parameters(architecture)
             rows[architecture] = str(body), str(per_class)
     with file.open("w", encoding="utf-8", newline="") as opened:
@@ -307,16 +310,16 @@ def main() -> None:
         walk_training(options.words)
         return
     torch.set_num_threads(1)  # tensors on the meta device hold no numbers
-    found = [
+    architectures = [
         name
         for name in timm.list_models()
         if not options.words or any(word in name for word in options.words)
     ]
     if options.count:
-        complete_table(found, options.seconds)
+        complete_table(architectures, options.seconds)
         return
     kinds = Counter[str]()
-    for architecture in found:
+    for architecture in architectures:
         walked = walk(f"{timm_networks.TIMM}{architecture}")
         kinds[walked.kind] += 1
         print(json.dumps(asdict(walked) | {"kind": walked.kind}), flush=True)

@@ -27,15 +27,15 @@ def result_of(ordering: Ordering, where: Where, seeds: int, base: Path) -> Resul
     if setup.why_not:
         return Result(ordering, where, seeds, untested(ordering.claims, setup.why_not))
     try:
-        found = collect_predictions(tried(ordering, setup, seeds, base))
+        predictions = collect_predictions(tried(ordering, setup, seeds, base))
     except FinetuneError as error:
         return Result(ordering, where, seeds, untested(ordering.claims, str(error)))
-    return Result(ordering, where, seeds, *judge(ordering.claims, found, ordering.measure))
+    return Result(ordering, where, seeds, *judge(ordering.claims, predictions, ordering.measure))
 
 
-def main(chosen: list[str], where: Where, seeds: int | None, base: Path, as_json: bool) -> None:
+def main(requested: list[str], where: Where, seeds: int | None, base: Path, as_json: bool) -> None:
     """Test orderings and print the results."""
-    orderings = [load(name) for name in chosen or names()]
+    orderings = [load(name) for name in requested or names()]
     results = []
     for ordering in orderings:
         result = result_of(ordering, where, seeds or ordering.seeds, base)

@@ -88,17 +88,17 @@ def drawn(
     images = setup.images
     order = np.random.default_rng(0).permutation(len(table))
     rows = table.sort_values("id", ignore_index=True).iloc[order]
-    before, after = (rows, rows) if not adaptation else _select_sides(rows, adaptation)
+    source, target = (rows, rows) if not adaptation else _select_sides(rows, adaptation)
     # If both sides draw from the same images, the second continues where the first ended.
     shared = adaptation is None or adaptation.kind != "groups"
-    taken = images.source_train + images.source_val
-    found = (
-        _slice_rows(before, _SOURCE, {TRAIN: images.source_train, VAL: images.source_val})
-        if taken
+    num_source = images.source_train + images.source_val
+    parts = (
+        _slice_rows(source, _SOURCE, {TRAIN: images.source_train, VAL: images.source_val})
+        if num_source
         else {}
     )
-    rest = after.iloc[taken:] if shared else after
-    return found | _slice_rows(
+    rest = target.iloc[num_source:] if shared else target
+    return parts | _slice_rows(
         rest, _DATA, {TRAIN: images.train, VAL: images.val, TEST: images.test}
     )
 

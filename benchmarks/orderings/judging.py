@@ -81,15 +81,15 @@ def judge(
     interval and Holm's p) and ``better`` is ahead. With a margin, a claim holds if the whole
     interval lies above minus the margin, and is opposite if the interval lies below.
     """
-    found: dict[Axis, _AxisResult] = {
+    results: dict[Axis, _AxisResult] = {
         axis: _evaluate_axis(one, measure) for axis, one in predictions.items()
     }
     standings = [
-        Standing(arm, axis, score, tuple(found[axis].answers[arm].values.mean(1).tolist()))
-        for axis in found
-        for arm, score in found[axis].scores.items()
+        Standing(arm, axis, score, tuple(results[axis].answers[arm].values.mean(1).tolist()))
+        for axis in results
+        for arm, score in results[axis].scores.items()
     ]
-    return [_judge_claim(claim, found.get(claim.on)) for claim in claims], standings
+    return [_judge_claim(claim, results.get(claim.on)) for claim in claims], standings
 
 
 def overall(judged: Sequence[Judged]) -> Outcome:
@@ -114,14 +114,14 @@ class _AxisResult:
 
 def _evaluate_axis(predictions: Predictions, measure: str) -> _AxisResult:
     arms = list(predictions.logits)
-    answered = measured(measure_of(measure), predictions.labels, list(predictions.logits.values()))
-    variances = known_variances(answered, [arm in predictions.in_steps for arm in arms])
-    pairs = compare_pairs(answered, [True] * len(arms), variances)
+    answers = measured(measure_of(measure), predictions.labels, list(predictions.logits.values()))
+    variances = known_variances(answers, [arm in predictions.in_steps for arm in arms])
+    pairs = compare_pairs(answers, [True] * len(arms), variances)
     return _AxisResult(
-        dict(zip(arms, answered, strict=True)),
+        dict(zip(arms, answers, strict=True)),
         {
             arm: measure_interval(one, variance)
-            for arm, one, variance in zip(arms, answered, variances, strict=True)
+            for arm, one, variance in zip(arms, answers, variances, strict=True)
         },
         {(arms[pair.a], arms[pair.b]): pair.strategies for pair in pairs},
     )

@@ -36,9 +36,9 @@ def arm_configs(
         name: [
             [
                 make_config(
-                    shared | _make_arm_settings(arm, setup, stages) | _make_seeds(arm, seed, at)
+                    shared | _make_arm_settings(arm, setup, stages) | _make_seeds(arm, seed, index)
                 )
-                for at in range(arm.runs)
+                for index in range(arm.runs)
             ]
             for seed in range(seeds)
         ]
@@ -53,8 +53,10 @@ def source_config(ordering: Ordering, setup: Setup, data: Path) -> RunConfig:
     Raises:
         ConfigError: if the config is invalid.
     """
-    own = ordering.adaptation.source_settings if ordering.adaptation else {}
-    return make_config(_make_shared_settings(setup, data) | {"strategy": "full", "seed": 0} | own)
+    settings = ordering.adaptation.source_settings if ordering.adaptation else {}
+    return make_config(
+        _make_shared_settings(setup, data) | {"strategy": "full", "seed": 0} | settings
+    )
 
 
 def block_rates(stages: Sequence[str], block: Block) -> dict[str, float]:
@@ -64,8 +66,8 @@ def block_rates(stages: Sequence[str], block: Block) -> dict[str, float]:
     and the last block the last stage before the head.
     """
     body, head = stages[:-1], stages[-1]
-    chosen = {"first": body[:2], "middle": [body[len(body) // 2]], "last": body[-1:]}[block]
-    return dict.fromkeys([*chosen, head], 1.0)
+    selected = {"first": body[:2], "middle": [body[len(body) // 2]], "last": body[-1:]}[block]
+    return dict.fromkeys([*selected, head], 1.0)
 
 
 def _make_shared_settings(setup: Setup, data: Path) -> dict[str, Any]:
@@ -82,5 +84,5 @@ def _make_arm_settings(arm: Arm, setup: Setup, stages: Sequence[str]) -> dict[st
     return trains | {"learning_rate": rate} | arm.settings
 
 
-def _make_seeds(arm: Arm, seed: int, at: int) -> dict[str, Any]:
-    return {"seed": seed} if arm.runs == 1 else {"seed": seed * arm.runs + at, "head_seed": seed}
+def _make_seeds(arm: Arm, seed: int, index: int) -> dict[str, Any]:
+    return {"seed": seed} if arm.runs == 1 else {"seed": seed * arm.runs + index, "head_seed": seed}

@@ -261,10 +261,12 @@ class Ordering(_Fixed):
 
     @model_validator(mode="after")
     def _check_consistent(self) -> Self:
-        named = {claim.better for claim in self.claims} | {claim.than for claim in self.claims}
-        if unknown := (named | {arm.of for arm in self.arms.values() if arm.of}) - set(self.arms):
+        mentioned = {claim.better for claim in self.claims} | {claim.than for claim in self.claims}
+        if unknown := (mentioned | {arm.of for arm in self.arms.values() if arm.of}) - set(
+            self.arms
+        ):
             raise ValueError(f"there is no arm {', '.join(sorted(unknown))}")
-        if several := {name for name in named if self.arms[name].runs > 1}:
+        if several := {name for name in mentioned if self.arms[name].runs > 1}:
             raise ValueError(
                 f"{', '.join(several)} has several runs of a seed: a claim is about one made "
                 "of them"

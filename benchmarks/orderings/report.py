@@ -97,19 +97,19 @@ def _format_standing(one: Standing) -> str:
 
 
 def _format_claim(one: Judged) -> str:
-    told = one.why
+    text = one.why
     if found := one.difference:
-        told = f"{points(found.value)}, {points(found.low)} to {points(found.high)}"
+        text = f"{points(found.value)}, {points(found.low)} to {points(found.high)}"
     p = "" if one.p is None else f"{one.p:.2g}"
     return (
-        f"| {one.claim.text} | {_AXES[one.claim.on]} | {one.claim.published} | {told} | {p} | "
+        f"| {one.claim.text} | {_AXES[one.claim.on]} | {one.claim.published} | {text} | {p} | "
         f"**{one.outcome}** |"
     )
 
 
 def _collect_numbers(one: Judged) -> dict[str, float | None]:
-    found = one.difference
+    difference = one.difference
     return {
-        name: getattr(found, part) if found else None
+        name: getattr(difference, part) if difference else None
         for name, part in (("difference", "value"), ("low", "low"), ("high", "high"))
     }

@@ -64,7 +64,7 @@ def tried(ordering: Ordering, setup: Setup, seeds: int, base: Path) -> OrderingR
         name: [[_find_or_train(config, store) for config in members] for members in by_seed]
         for name, by_seed in configs.items()
     }
-    made = {
+    combined = {
         name: [_combine_runs(arm.how, members, store) for members in runs[arm.of]]
         for name, arm in ordering.arms.items()
         if arm.of
@@ -74,33 +74,35 @@ def tried(ordering: Ordering, setup: Setup, seeds: int, base: Path) -> OrderingR
         for name, by_seed in runs.items()
         if ordering.arms[name].runs == 1
     }
-    return OrderingRuns(single | made, folders.shifted)
+    return OrderingRuns(single | combined, folders.shifted)
 
 
-def collect_predictions(found: OrderingRuns) -> dict[Axis, Predictions]:
+def collect_predictions(runs_of_arms: OrderingRuns) -> dict[Axis, Predictions]:
     """Return the predictions of all arms by axis.
 
     Raises:
         FinetuneError: if a run's predictions cannot be read or made.
     """
-    every = [run for runs in found.arms.values() for run in runs]
+    all_runs = [run for runs in runs_of_arms.arms.values() for run in runs]
     tables: dict[Axis, dict[Path, pd.DataFrame]] = {
-        "test": {run.run_dir: _load_test_predictions(run) for run in every}
+        "test": {run.run_dir: _load_test_predictions(run) for run in all_runs}
     }
-    if found.shifted:
+    if runs_of_arms.shifted:
         with progress_bar() as bar:
-            fingerprint = show_work(bar, predict_shifted(every, str(found.shifted)))
+            fingerprint = show_work(bar, predict_shifted(all_runs, str(runs_of_arms.shifted)))
         tables["shifted"] = {
             run.run_dir: shifted_predictions(run.run_dir, fingerprint, _count_classes(run))
-            for run in every
+            for run in all_runs
         }
-    in_steps = frozenset(name for name, runs in found.arms.items() if epochs_of(runs[0].config) > 0)
+    in_steps = frozenset(
+        name for name, runs in runs_of_arms.arms.items() if epochs_of(runs[0].config) > 0
+    )
     return {
         axis: Predictions(
             next(iter(of_runs.values()))["label"].to_numpy(np.int64),
             {
                 name: np.stack([logits_of(of_runs[run.run_dir]) for run in runs])
-                for name, runs in found.arms.items()
+                for name, runs in runs_of_arms.arms.items()
             },
             in_steps,
         )
@@ -118,18 +120,20 @@ def _prepare_folders(ordering: Ordering, setup: Setup, base: Path) -> Folders:
 
 def _find_or_train(config: RunConfig, store: RunStore) -> Run:
     """Return the finished run of a config. If there is none, resume or train one."""
-    there = [run for run in store.runs() if run.config == config]
-    if finished := [run for run in there if run.status == "finished"]:
+    existing = [run for run in store.runs() if run.config == config]
+    if finished := [run for run in existing if run.status == "finished"]:
         return finished[0]
     err.print(
         f"{config.averaged.title if config.averaged else config.strategy}, seed {config.seed}"
     )
-    begun = max(
-        (run for run in there if run.resumable),
+    resumable = max(
+        (run for run in existing if run.resumable),
         key=lambda run: len(run.history.epochs),
         default=None,
     )
-    run = trained(reopen_run(begun.run_dir) if begun else create_run(config, store.runs_dir))
+    run = trained(
+        reopen_run(resumable.run_dir) if resumable else create_run(config, store.runs_dir)
+    )
     if run.status == "failed":
         raise RunError(f"{run.run_id} failed: {summary(run)['message']}")
     if run.status != "finished":

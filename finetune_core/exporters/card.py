@@ -137,13 +137,13 @@ def _find_base_model(source: Source) -> str | list[str] | None:
     """
     if source.first_weights != PRETRAINED:
         return None
-    named = [
+    repositories = [
         network.info.repository.partition("@")[0]
         for network in source.networks
         if network.info.repository
     ]
-    found = list(dict.fromkeys(named))
-    return found if len(found) > 1 else next(iter(found), None)
+    unique = list(dict.fromkeys(repositories))
+    return unique if len(unique) > 1 else next(iter(unique), None)
 
 
 def _get_title(source: Source) -> str:
@@ -164,8 +164,8 @@ def _format_heading(source: Source) -> str:
 
 
 def _describe_origin(source: Source) -> str:
-    name, before = source.backbones, (source.run.history.started or {}).get("lineage", ())
-    earlier = f", fine-tuned in {things(len(before), 'run')} before" if before else ""
+    name, lineage = source.backbones, (source.run.history.started or {}).get("lineage", ())
+    earlier = f", fine-tuned in {things(len(lineage), 'run')} before" if lineage else ""
     if source.first_weights == RANDOM:
         return f"The architecture of {name} with random weights, not pretrained{earlier}"
     if source.first_weights == PRETRAINED:
@@ -230,7 +230,7 @@ def _format_recipe(source: Source) -> str:
     )
     rows = {
         "Backbone": f"{source.backbones}{_describe_ending(source.network)}",
-        **({"Lineage": words} if (words := lineage_in_words(started)) else {}),
+        **({"Lineage": lineage} if (lineage := lineage_in_words(started)) else {}),
         "Strategy": run_kind(config)
         if config.is_ensemble
         else f"{run_kind(config)}: {_describe_stages(source)}",
@@ -304,10 +304,12 @@ def _format_setting(name: str, value: Any) -> str:
 def _describe_stages(source: Source) -> str:
     stages = (source.run.history.started or {}).get("stages", [])
     rates = " at {:g} times the rate" if epochs_of(source.run.config) else ""
-    how = "averaged " if source.run.config.averaged else "trained " if rates else "fitted "
-    warm = [f"{stage['name']}{rates.format(stage['rate'])}" for stage in stages if stage["trains"]]
-    cold = [stage["name"] for stage in stages if not stage["trains"]]
-    return how + ", ".join(warm) + ("; frozen " + ", ".join(cold) if cold else "")
+    verb = "averaged " if source.run.config.averaged else "trained " if rates else "fitted "
+    trained = [
+        f"{stage['name']}{rates.format(stage['rate'])}" for stage in stages if stage["trains"]
+    ]
+    frozen = [stage["name"] for stage in stages if not stage["trains"]]
+    return verb + ", ".join(trained) + ("; frozen " + ", ".join(frozen) if frozen else "")
 
 
 def _describe_measurement(source: Source, measured: Measurement | None) -> str:
@@ -329,7 +331,7 @@ def _format_results(source: Source, origin: str) -> str:
         f"{_format_recall(row)} | {_format_share(row['f1'])} | {number(row['images'])} |"
         for row in rows.to_dict(orient="records")
     )
-    left = len(evaluation.per_class) - len(rows)
+    omitted = len(evaluation.per_class) - len(rows)
     return (
         f"## Results\n\n{accuracy_name(evaluation.split)} {percent(evaluation.accuracy)} on "
         f"{things(evaluation.images, 'image')} "
@@ -338,18 +340,18 @@ def _format_results(source: Source, origin: str) -> str:
         f"{_format_scores(source)}\n\n"
         "| Class | Precision | Recall (95 % interval) | F1 | Images "
         f"|\n|---|---|---|---|---|\n{table}"
-        + (f"\n\n{number(left)} more classes are left out of this table." if left else "")
+        + (f"\n\n{number(omitted)} more classes are left out of this table." if omitted else "")
     )
 
 
 def _describe_references(source: Source) -> str:
-    words = reference_points(source.run, split=source.evaluation.split).in_sentence()
-    return f"\n\n{_escape(words)}" if words else ""
+    text = reference_points(source.run, split=source.evaluation.split).in_sentence()
+    return f"\n\n{_escape(text)}" if text else ""
 
 
 def _format_scores(source: Source) -> str:
-    found = scores_of(source.evaluation)
-    rows = found.table[found.table["name"].isin(_SCORE_NAMES)].dropna()
+    scores = scores_of(source.evaluation)
+    rows = scores.table[scores.table["name"].isin(_SCORE_NAMES)].dropna()
     return "| | Value | 95 % interval (bootstrap over images) |\n|---|---|---|\n" + "\n".join(
         f"| {NAMES[row['name']]} | {value_text(row['name'], row['value'])} "
         f"| {range_text(row['name'], row['low'], row['high'])} |"

@@ -93,34 +93,34 @@ def exporting(
         FinetuneError: if the run cannot be exported in this format or the directory cannot be
             written.
     """
-    chosen = _get_format(format)
+    export_format = _get_format(format)
     target = _check_own_folder(run, format) if out is None else _check_new_folder(out)
-    source = None if chosen.events else load_source(run, roots)
+    source = None if export_format.events else load_source(run, roots)
     if (
         source
-        and chosen.has_network
+        and export_format.has_network
         and any(isinstance(module, NearestNeighbours) for module in source.network.model.modules())
     ):
-        which = "one of its networks" if source.network.members else "it"
+        network_name = "one of its networks" if source.network.members else "it"
         raise ExportError(
-            f"{run.run_id} cannot be exported as a plain network: {which} classifies by its "
+            f"{run.run_id} cannot be exported as a plain network: {network_name} classifies by its "
             "nearest training images. A linear probe can."
         )
     measured: Measurement | None = None
     try:
         with staging_folder(target.parent, "export") as staging:
-            made = staging / "new"
-            made.mkdir()
-            checked = chosen.load_writer()(source or run, made)
-            if source and chosen.has_network:
+            new_folder = staging / "new"
+            new_folder.mkdir()
+            checked = export_format.load_writer()(source or run, new_folder)
+            if source and export_format.has_network:
                 checked, measured = yield from checked
-                write_card(source, made, format, measured)
-                shutil.copyfile(_PREDICT_SCRIPT, made / _PREDICT_SCRIPT.name)
+                write_card(source, new_folder, format, measured)
+                shutil.copyfile(_PREDICT_SCRIPT, new_folder / _PREDICT_SCRIPT.name)
             if target.is_dir():
-                copy_folder_mode(target, made)
+                copy_folder_mode(target, new_folder)
             if os.path.lexists(target):
                 target.rename(staging / "old")
-            made.rename(target)
+            new_folder.rename(target)
     except OSError as error:
         if is_out_of_memory(error):
             raise
@@ -159,8 +159,8 @@ def finished_export(run: Run, format: str) -> Path | None:
     origin = (
         run.run_dir / EVENTS_FILE if FORMATS[format].events else checkpoint_path(run.run_dir, BEST)
     )
-    trained = regular_file(origin)
-    return folder if trained and folder.stat().st_mtime_ns >= trained.st_mtime_ns else None
+    checkpoint = regular_file(origin)
+    return folder if checkpoint and folder.stat().st_mtime_ns >= checkpoint.st_mtime_ns else None
 
 
 def zipped(folder: Path, name: str) -> bytes:
@@ -182,13 +182,13 @@ def _list_files(folder: Path) -> list[Path]:
 
 def _check_new_folder(out: Path) -> Path:
     try:
-        target, linked = out.expanduser().resolve(), is_link(out.expanduser())
-        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+        target, is_linked = out.expanduser().resolve(), is_link(out.expanduser())
+        is_taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     except (OSError, RuntimeError, ValueError) as error:
         raise ExportError(f"{out} cannot be written to: {error}.") from None
-    if linked:
+    if is_linked:
         raise ExportError(f"{out} is a link, which is not followed: name the folder itself.")
-    if taken:
+    if is_taken:
         raise ExportError(f"{target} is there already and is not empty: name a new folder.")
     return target
 

@@ -178,11 +178,11 @@ def compare(model: nn.Module, image_size: int, name: str, answer: Answer) -> dic
         images = _make_images(count, image_size)
         with torch.no_grad():
             expected = model(images).numpy()
-        found = answer(images)
-        same = found.shape == expected.shape
+        outputs = answer(images)
+        has_same_shape = outputs.shape == expected.shape
         difference = (
-            float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
-            if same
+            float(np.abs(outputs - expected).max() / max(1.0, np.abs(expected).max()))
+            if has_same_shape
             else math.inf
         )
         if not difference <= TOLERANCE:

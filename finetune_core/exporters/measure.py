@@ -81,15 +81,15 @@ class Measurement:
                 f"{self.file} was not evaluated: {self.reason}. The numbers are the run's "
                 f"own{_describe_precision(self.precision)}."
             )
-        gone = self.run.images - self.evaluation.images
-        left = f" {things(gone, 'image')} could not be read any more." if gone else ""
+        unreadable = self.run.images - self.evaluation.images
+        note = f" {things(unreadable, 'image')} could not be read any more." if unreadable else ""
         name = accuracy_name(self.evaluation.split).lower()
         return (
             f"Evaluated with the exported file ({self.file}): {name} "
             f"{percent(self.evaluation.accuracy)} on {things(self.evaluation.images, 'image')}; "
             f"{number(self.alike)} predictions are the same as in the run ({name} "
             f"{percent(self.run.accuracy)} on "
-            f"{number(self.run.images)}{_describe_precision(self.precision)}).{left}"
+            f"{number(self.run.images)}{_describe_precision(self.precision)}).{note}"
         )
 
 
@@ -128,16 +128,18 @@ def measure(source: Source, file: str, answer: Answer) -> Work[Measurement]:
         source.classes,
         source.evaluation.split,
     )
-    before = source.evaluation.predictions.set_index("id")["predicted"].loc[table["id"]].to_numpy()
-    alike = int((evaluation.predictions["predicted"].to_numpy() == before).sum())
-    return Measurement(file, source.evaluation, precision, evaluation, alike)
+    run_predictions = (
+        source.evaluation.predictions.set_index("id")["predicted"].loc[table["id"]].to_numpy()
+    )
+    num_alike = int((evaluation.predictions["predicted"].to_numpy() == run_predictions).sum())
+    return Measurement(file, source.evaluation, precision, evaluation, num_alike)
 
 
 def _find_evaluated_rows(source: Source, images: RunImages) -> np.ndarray:
     """Return the rows of the run's evaluation whose images can still be read."""
     rows = images.rows[source.evaluation.split]
-    known: pd.Series = (
+    is_evaluated: pd.Series = (
         images.dataset.table["id"].iloc[rows].isin(source.evaluation.predictions["id"])
     )
-    readable: np.ndarray = rows[known.to_numpy()]
+    readable: np.ndarray = rows[is_evaluated.to_numpy()]
     return readable

@@ -74,9 +74,9 @@ def _report_run(run: Run) -> None:
     client = MlflowClient()
     mlflow_run_id, until = _find_or_create_run(client, run)
     new = [
-        Metric(name, value, round(at * 1000), step)
-        for name, value, step, at in _iter_metrics(run)
-        if at > until
+        Metric(name, value, round(timestamp * 1000), step)
+        for name, value, step, timestamp in _iter_metrics(run)
+        if timestamp > until
     ]
     params = [
         Param(name, value if isinstance(value, str) else json.dumps(value))
@@ -91,7 +91,9 @@ def _report_run(run: Run) -> None:
         client.log_batch(mlflow_run_id, metrics=new[start : start + _MAX_METRICS_PER_REQUEST])
     if new:
         client.set_tag(
-            mlflow_run_id, _REPORTED_UNTIL_TAG, repr(max(at for *_, at in _iter_metrics(run)))
+            mlflow_run_id,
+            _REPORTED_UNTIL_TAG,
+            repr(max(timestamp for *_, timestamp in _iter_metrics(run))),
         )
     client.log_text(
         mlflow_run_id, json.dumps(get_shareable_settings(run), indent=2), "settings.json"
@@ -113,14 +115,14 @@ def _find_or_create_run(client: Any, run: Run) -> tuple[str, float]:
     experiment = client.get_experiment_by_name(name)
     number = experiment.experiment_id if experiment else client.create_experiment(name)
     quote = '"' if "'" in run.run_id else "'"
-    for known in client.search_runs(
+    for earlier in client.search_runs(
         [number], f"tags.`{_RUN_ID_TAG}` = {quote}{run.run_id}{quote}", max_results=1
     ):
-        return known.info.run_id, float(known.data.tags.get(_REPORTED_UNTIL_TAG, 0))
-    began = (run.history.started or {}).get("at")
+        return earlier.info.run_id, float(earlier.data.tags.get(_REPORTED_UNTIL_TAG, 0))
+    started_at = (run.history.started or {}).get("at")
     created = client.create_run(
         number,
-        round(began * 1000) if began else None,
+        round(started_at * 1000) if started_at else None,
         {_RUN_ID_TAG: run.run_id},
         run.name or run.run_id,
     )
@@ -130,8 +132,8 @@ def _find_or_create_run(client: Any, run: Run) -> tuple[str, float]:
 def _iter_metrics(run: Run) -> Iterator[Scalar]:
     """Yield loss, scores and stage measurements by epoch, then the final evaluation."""
     for split in ("train", "val"):
-        for tag, value, epoch, at in iter_epoch_scalars(run.history, split):
-            yield f"{split}_{tag.removeprefix('epoch/')}", value, epoch, at
+        for tag, value, epoch, timestamp in iter_epoch_scalars(run.history, split):
+            yield f"{split}_{tag.removeprefix('epoch/')}", value, epoch, timestamp
     for row in run.history.epochs:
         for stage, values in (row.get("stages") or {}).items():
             for name, value in values.items():

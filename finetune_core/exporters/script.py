@@ -75,8 +75,8 @@ def _needs_start(source: Source) -> bool:
 
 
 def _has_fitted_head(source: Source) -> bool:
-    kept = bool((source.run.history.started or {}).get("head_kept"))
-    return fits_initial_head(source.run.config, head_kept=kept)
+    head_kept = bool((source.run.history.started or {}).get("head_kept"))
+    return fits_initial_head(source.run.config, head_kept=head_kept)
 
 
 def _collect_start_tensors(source: Source, dataset: Dataset) -> dict[str, torch.Tensor]:
@@ -293,21 +293,21 @@ def _format_constants(source: Source, facts: set[str]) -> list[str]:
     config, network = source.run.config, source.network
     recipe = build_recipe(config.backbone, config.image_size)
     name = config.backbone.removeprefix(TIMM) if "HUB_WEIGHTS" in facts else recipe["name"]
-    found: dict[str, Any] = {"BACKBONE": name}
+    constants: dict[str, Any] = {"BACKBONE": name}
     if "TORCHVISION" in facts:
-        found["WEIGHTS"] = "DEFAULT" if config.starts_from == PRETRAINED else None
+        constants["WEIGHTS"] = "DEFAULT" if config.starts_from == PRETRAINED else None
     if facts & {"OPTIONS", "TIMM"}:
-        found["OPTIONS"] = recipe["options"]
-    found |= {
+        constants["OPTIONS"] = recipe["options"]
+    constants |= {
         "HEADS": list(network.heads),
         "IMAGE_SIZE": config.image_size,
         "STORED_SIDE": network.info.stored_side(config.image_size),
     }
-    found["INTERPOLATION"] = network.info.interpolation.upper()
+    constants["INTERPOLATION"] = network.info.interpolation.upper()
     if "PADDED" in facts:
-        found["PADDING"] = PADDING
-    found |= {"MEAN": list(network.info.mean), "STD": list(network.info.std)}
-    found |= {
+        constants["PADDING"] = PADDING
+    constants |= {"MEAN": list(network.info.mean), "STD": list(network.info.std)}
+    constants |= {
         "EPOCHS": config.epochs,
         "BATCH_SIZE": config.batch_size,
         "LEARNING_RATE": config.learning_rate,
@@ -321,17 +321,17 @@ def _format_constants(source: Source, facts: set[str]) -> list[str]:
         "EMA": ("EMA", config.ema),
         "STOPS": ("PATIENCE", config.patience),
     }
-    found |= dict(value for fact, value in optional.items() if fact in facts)
+    constants |= dict(value for fact, value in optional.items() if fact in facts)
     if "LORA" in facts:
-        found["LORA_SCALE"] = config.lora_alpha / config.lora_rank
+        constants["LORA_SCALE"] = config.lora_alpha / config.lora_rank
     if config.schedule in ("cosine", "step"):
-        found["WARMUP_EPOCHS"] = config.warmup_epochs
-    found["SEED"] = config.seed
+        constants["WARMUP_EPOCHS"] = config.warmup_epochs
+    constants["SEED"] = config.seed
     if config.head_seed is not None:
-        found["HEAD_SEED"] = config.head_seed
+        constants["HEAD_SEED"] = config.head_seed
     lines = [
         f"{name} = {value!r}".replace("'", '"')
-        for name, value in found.items()
+        for name, value in constants.items()
         if name != "WEIGHTS_FILE"
     ]
     if "FILE" in facts:

@@ -64,17 +64,17 @@ class Source:
         """
         lineage = (self.run.history.started or {}).get("lineage")
         # Unknown for an ensemble whose runs started differently.
-        before = str(lineage[-1]["weights"]) if lineage else "file"
+        first = str(lineage[-1]["weights"]) if lineage else "file"
         if self.network.members and self.run.history.averaged:
             kinds = {
-                before if one["weights"] == "run" else one["weights"]
+                first if one["weights"] == "run" else one["weights"]
                 for one in self.run.history.averaged["parents"]
             }
             return next(kind for kind in ("file", PRETRAINED, RANDOM) if kind in kinds)
         if lineage:
-            return before
-        begun = self.run.config.starts_from
-        return begun if begun in (PRETRAINED, RANDOM) else "file"
+            return first
+        weights = self.run.config.starts_from
+        return weights if weights in (PRETRAINED, RANDOM) else "file"
 
     @property
     def data_name(self) -> str:

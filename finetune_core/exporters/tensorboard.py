@@ -44,8 +44,8 @@ def write_events(run: Run, folder: Path) -> dict[str, Any]:
     }
     for part, scalars in curves.items():
         with SummaryWriter(folder / part) as writer:
-            for tag, value, step, at in scalars:
-                writer.add_scalar(tag, value, step, walltime=at)
+            for tag, value, step, timestamp in scalars:
+                writer.add_scalar(tag, value, step, walltime=timestamp)
             if not part:
                 _write_settings(writer, run)
         _rename_event_files(folder / part)

@@ -29,14 +29,14 @@ def probes_by_stage(
     figure = go.Figure()
     for number, leader in enumerate(leaders):
         by_stage = {one.stage: one for one in candidates if one.backbone == leader.backbone}
-        own = [by_stage[stage] for stage in stages[leader.backbone]]
+        probes = [by_stage[stage] for stage in stages[leader.backbone]]
         color = RUN_COLORS[number]
         figure.add_scatter(
-            x=[at + _OFFSET * (number - (len(leaders) - 1) / 2) for at in range(len(own))],
-            y=[one.accuracy for one in own],
+            x=[index + _OFFSET * (number - (len(leaders) - 1) / 2) for index in range(len(probes))],
+            y=[one.accuracy for one in probes],
             error_y={
-                "array": [one.ci_high - one.accuracy for one in own],
-                "arrayminus": [one.accuracy - one.ci_low for one in own],
+                "array": [one.ci_high - one.accuracy for one in probes],
+                "arrayminus": [one.accuracy - one.ci_low for one in probes],
                 "thickness": 1.2,
                 "width": 2,
                 "color": color,
@@ -45,12 +45,12 @@ def probes_by_stage(
             mode="lines+markers",
             line={"color": color, "width": 2},
             marker={"size": 8, "symbol": SYMBOLS[number]},
-            text=[f"{format_label(one.stage)}: {one.accuracy:{digits}}" for one in own],
+            text=[f"{format_label(one.stage)}: {one.accuracy:{digits}}" for one in probes],
             hovertemplate="%{text}<extra>%{fullData.name}</extra>",
         )
     longest = max((stages[one.backbone] for one in leaders), key=len, default=())
     same = len({tuple(stages[one.backbone]) for one in leaders}) == 1
-    ticks = [format_label(name) if same else str(at + 1) for at, name in enumerate(longest)]
+    ticks = [format_label(name) if same else str(index + 1) for index, name in enumerate(longest)]
     figure.update_xaxes(
         title_text="Stage, input to head",
         tickmode="array",

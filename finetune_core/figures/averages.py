@@ -37,14 +37,14 @@ def mixing_curve(
     ]
     figure = go.Figure(layout={"height": 320, "margin": MARGIN, "legend": LEGEND})
     _add_curve(figure, curve, "validation", VAL_COLOR, "solid", "circle")
-    for at, one in enumerate(shifted, start=1):
+    for index, one in enumerate(shifted, start=1):
         _add_curve(
             figure,
             one["curve"],
             f"shifted: {format_label(Path(one['data']).name)}",
             TEST_COLOR,
             "dot",
-            SYMBOLS[at % len(SYMBOLS)],
+            SYMBOLS[index % len(SYMBOLS)],
         )
     figure.add_vline(
         chosen,

@@ -38,22 +38,22 @@ def make_share_axis(values: Iterable[float]) -> dict[str, Any]:
     }
 
 
-def make_count_axis(most: float) -> dict[str, Any]:
+def make_count_axis(maximum: float) -> dict[str, Any]:
     """Return the ticks of a Plotly axis of counts from 0 to ``most``."""
     return {
         "tickmode": "linear",
         "tick0": 0,
-        "dtick": choose_tick_step(most),
+        "dtick": choose_tick_step(maximum),
         "rangemode": "tozero",
     }
 
 
-def choose_tick_step(most: float) -> int:
+def choose_tick_step(maximum: float) -> int:
     """Return the smallest of 1, 2, 5, 10, 20, 50 … that leaves few ticks from 0 to ``most``."""
     power = 1
     while True:
         for digit in (1, 2, 5):
-            if most <= digit * power * _MAX_TICKS:
+            if maximum <= digit * power * _MAX_TICKS:
                 return digit * power
         power *= 10
 
@@ -75,6 +75,6 @@ def choose_percent_format(values: Iterable[float]) -> str:
 
 
 def _keep_finite(values: Iterable[float]) -> np.ndarray:
-    given = np.asarray(list(values), dtype=float)
-    finite: np.ndarray = given[np.isfinite(given)]
+    array = np.asarray(list(values), dtype=float)
+    finite: np.ndarray = array[np.isfinite(array)]
     return finite

@@ -37,22 +37,22 @@ def accuracies(arms: Sequence[Arm], split: str) -> go.Figure:
     figure, measure = go.Figure(), arms[0].measure
     scores = [(arm.score, [member.score for member in arm.members]) for arm in arms]
     ordered = best_first(arms)
-    lines = {at: line for line, (at, _) in enumerate(ordered)}
-    for at, arm in enumerate(arms):
+    lines = {index: line for line, (index, _) in enumerate(ordered)}
+    for index, arm in enumerate(arms):
         values = [member.score.value for member in arm.members]
         figure.add_scatter(
             x=values,
-            y=[lines[at]] * len(values),
+            y=[lines[index]] * len(values),
             mode="markers",
-            marker={"color": _get_color(at), "size": 7, "opacity": 0.45, "symbol": "circle"},
+            marker={"color": _get_color(index), "size": 7, "opacity": 0.45, "symbol": "circle"},
             hovertemplate="%{text}: %{x}<extra></extra>",
             text=[f"seed {member.run.config.seed}" for member in arm.members],
         )
         figure.add_scatter(
             x=[arm.score.value],
-            y=[lines[at]],
+            y=[lines[index]],
             mode="markers",
-            marker=_make_marker(at),
+            marker=_make_marker(index),
             error_x=_make_error_bars(arm.score),
             hovertemplate=f"{escape(arm.title)}: %{{x}}<extra></extra>",
         )
@@ -76,7 +76,7 @@ def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
     The x axis shows epochs, or seconds since the start of the run.
     """
     figure = go.Figure()
-    for at, arm in enumerate(arms):
+    for index, arm in enumerate(arms):
         for number, member in enumerate(arm.members):
             rows = timeline(member.run)
             if not rows:  # a head fitted without epochs
@@ -85,11 +85,15 @@ def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
                 x=[row[axis] for row in rows],
                 y=[row[f"val_{kind}"] for row in rows],
                 name=escape(arm.title),
-                legendgroup=str(at),
+                legendgroup=str(index),
                 showlegend=number == 0,
                 mode="lines+markers",
-                line={"color": _get_color(at), "width": 2, "dash": _DASHES[at % len(_DASHES)]},
-                marker={"size": 5, "symbol": RUN_SYMBOLS[at % len(RUN_SYMBOLS)]},
+                line={
+                    "color": _get_color(index),
+                    "width": 2,
+                    "dash": _DASHES[index % len(_DASHES)],
+                },
+                marker={"size": 5, "symbol": RUN_SYMBOLS[index % len(RUN_SYMBOLS)]},
                 hovertemplate=f"seed {member.run.config.seed}, %{{x:.3~g}}: "
                 f"%{{y}}<extra>%{{fullData.name}}</extra>",
             )
@@ -122,20 +126,20 @@ def offered_costs(arms: Sequence[Arm]) -> tuple[list[CostName], str]:
     Returns:
         The names of the costs, and the reason. The reason is empty if memory is offered.
     """
-    kinds = sorted({kind for arm in arms for kind in arm.cost.device.split(", ")})
-    measured = all(arm.cost.device_bytes is not None for arm in arms)
+    devices = sorted({kind for arm in arms for kind in arm.cost.device.split(", ")})
+    is_measured = all(arm.cost.device_bytes is not None for arm in arms)
     memory: CostName | None = (
         "memory_bytes"
-        if kinds == ["cpu"]
+        if devices == ["cpu"]
         else "device_bytes"
-        if len(kinds) == 1 and measured
+        if len(devices) == 1 and is_measured
         else None
     )
     reason = ""
-    if len(kinds) > 1:
+    if len(devices) > 1:
         reason = (
             "Memory is not compared: these runs were trained on different devices "
-            f"({', '.join(kinds)})."
+            f"({', '.join(devices)})."
         )
     elif memory is None:
         reason = "Memory is not compared: the GPU's was not measured for all of these runs."
@@ -154,36 +158,36 @@ def pareto(measure: CostName, arms: Sequence[Arm], split: str) -> go.Figure:
     figure = go.Figure()
     front = frontier([(cost, arm.accuracy.value) for cost, arm in zip(costs, arms, strict=True)])
     figure.add_scatter(
-        x=[costs[at] for at in front],
-        y=[arms[at].accuracy.value for at in front],
+        x=[costs[index] for index in front],
+        y=[arms[index].accuracy.value for index in front],
         mode="lines",
         line={"color": OTHER_COLOR, "width": 2, "dash": "dot", "shape": "hv"},
         name="Pareto front",
         hoverinfo="skip",
     )
-    for at, (arm, cost) in enumerate(zip(arms, costs, strict=True)):
+    for index, (arm, cost) in enumerate(zip(arms, costs, strict=True)):
         uncached = _get_uncached_seconds(arm.cost) if measure == "seconds" else None
         if uncached is not None:
             figure.add_scatter(
                 x=[cost, uncached],
                 y=[arm.accuracy.value] * 2,
                 mode="lines+markers",
-                line={"color": _get_color(at), "width": 1},
-                marker=_make_marker(at)
-                | {"symbol": ["circle", f"{_get_symbol(at)}-open"], "size": [0, 13]},
+                line={"color": _get_color(index), "width": 1},
+                marker=_make_marker(index)
+                | {"symbol": ["circle", f"{_get_symbol(index)}-open"], "size": [0, 13]},
                 hovertemplate="without the cache: %{x:.3~g}<extra>%{fullData.name}</extra>",
                 name=escape(arm.title),
-                legendgroup=str(at),
+                legendgroup=str(index),
                 showlegend=False,
             )
         figure.add_scatter(
             x=[cost],
             y=[arm.accuracy.value],
             mode="markers",
-            marker=_make_marker(at),
+            marker=_make_marker(index),
             error_y=_make_error_bars(arm.accuracy),
             name=escape(arm.title),
-            legendgroup=str(at),
+            legendgroup=str(index),
             hovertemplate="%{y} for %{x:.3~g}<extra>%{fullData.name}</extra>",
         )
     figure.update_xaxes(title_text=title, **_make_cost_axis(measure, costs, figure))
@@ -215,12 +219,12 @@ def against_shifted(arms: Sequence[Arm], shifted: Sequence[Interval], title: str
         name="No drop",
         hoverinfo="skip",
     )
-    for at, (arm, other) in enumerate(zip(arms, shifted, strict=True)):
+    for index, (arm, other) in enumerate(zip(arms, shifted, strict=True)):
         figure.add_scatter(
             x=[arm.score.value],
             y=[other.value],
             mode="markers",
-            marker=_make_marker(at),
+            marker=_make_marker(index),
             error_x=_make_error_bars(arm.score),
             error_y=_make_error_bars(other),
             name=escape(arm.title),
@@ -280,26 +284,28 @@ def by_depth(arms: Sequence[Arm], split: str) -> go.Figure | None:
     are left out, because they say nothing about depth. Returns None if all arms train equally many
     stages.
     """
-    cut = [arm for arm in arms if arm.depth.whole and epochs_of(arm.config) and not arm.unfinished]
-    if len({arm.depth.trained_stages for arm in cut}) < 2:
+    comparable = [
+        arm for arm in arms if arm.depth.whole and epochs_of(arm.config) and not arm.unfinished
+    ]
+    if len({arm.depth.trained_stages for arm in comparable}) < 2:
         return None
-    depths = sorted({arm.depth.trained_stages for arm in cut})
+    depths = sorted({arm.depth.trained_stages for arm in comparable})
     figure = _plot_lines(
         arms,
-        cut,
+        comparable,
         # Evenly spaced, because the names need space.
         lambda arm: depths.index(arm.depth.trained_stages),
         lambda arm: (arm.config.backbone, arm.config.train_fraction),
         split,
     )
-    names = {arm.depth.trained_stages: arm.depth.first_stage for arm in cut}
-    one = len({arm.config.backbone for arm in cut}) == 1  # backbones differ in their stages
-    words = [f"{escape(names[count])}<br>({count})" if one else str(count) for count in depths]
+    names = {arm.depth.trained_stages: arm.depth.first_stage for arm in comparable}
+    one = len({arm.config.backbone for arm in comparable}) == 1  # backbones differ in their stages
+    labels = [f"{escape(names[count])}<br>({count})" if one else str(count) for count in depths]
     figure.update_xaxes(
         title_text="First stage that trains (how many train)" if one else "Stages that train",
         tickmode="array",
         tickvals=list(range(len(depths))),
-        ticktext=words,
+        ticktext=labels,
         zeroline=False,
         tickangle=0,
     )
@@ -330,27 +336,29 @@ def by_data(arms: Sequence[Arm], split: str) -> go.Figure | None:
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return the indices of the Pareto-optimal (cost, accuracy) points, the cheapest first."""
-    best, found = -1.0, []
-    for at in sorted(range(len(points)), key=lambda at: (points[at][0], -points[at][1])):
-        if points[at][1] > best:
-            best = points[at][1]
-            found.append(at)
-    return found
+    best, front = -1.0, []
+    for index in sorted(
+        range(len(points)), key=lambda index: (points[index][0], -points[index][1])
+    ):
+        if points[index][1] > best:
+            best = points[index][1]
+            front.append(index)
+    return front
 
 
 def _plot_lines(
     arms: Sequence[Arm],
-    drawn: Sequence[Arm],
-    where: Callable[[Arm], float],
-    group: Callable[[Arm], Hashable],
+    plotted: Sequence[Arm],
+    get_x: Callable[[Arm], float],
+    get_group: Callable[[Arm], Hashable],
     split: str,
 ) -> go.Figure:
     figure = go.Figure()
-    for key in dict.fromkeys(group(arm) for arm in drawn):
-        line = sorted((arm for arm in drawn if group(arm) == key), key=where)
-        at = [arms.index(arm) for arm in line]
+    for key in dict.fromkeys(get_group(arm) for arm in plotted):
+        line = sorted((arm for arm in plotted if get_group(arm) == key), key=get_x)
+        indices = [arms.index(arm) for arm in line]
         figure.add_scatter(
-            x=[where(arm) for arm in line],
+            x=[get_x(arm) for arm in line],
             y=[arm.accuracy.value for arm in line],
             error_y={
                 "type": "data",
@@ -362,8 +370,8 @@ def _plot_lines(
             mode="lines+markers",
             line={"color": OTHER_COLOR, "width": 2},
             marker={
-                "color": [_get_color(n) for n in at],
-                "symbol": [_get_symbol(n) for n in at],
+                "color": [_get_color(n) for n in indices],
+                "symbol": [_get_symbol(n) for n in indices],
                 "size": 13,
                 "opacity": 1,
             },
@@ -371,7 +379,7 @@ def _plot_lines(
             hovertemplate="%{text}: %{y}<extra></extra>",
         )
     figure.update_yaxes(
-        title_text=accuracy_name(split), **make_share_axis(_collect_accuracy_bounds(drawn))
+        title_text=accuracy_name(split), **make_share_axis(_collect_accuracy_bounds(plotted))
     )
     figure.update_layout(height=360, margin=MARGIN, showlegend=False)
     return figure
@@ -417,16 +425,16 @@ def _make_error_bars(interval: Interval) -> dict[str, Any]:
     }
 
 
-def _get_color(at: int) -> str:
-    return RUN_COLORS[at % len(RUN_COLORS)]
+def _get_color(index: int) -> str:
+    return RUN_COLORS[index % len(RUN_COLORS)]
 
 
-def _get_symbol(at: int) -> str:
-    return RUN_SYMBOLS[at % len(RUN_SYMBOLS)]
+def _get_symbol(index: int) -> str:
+    return RUN_SYMBOLS[index % len(RUN_SYMBOLS)]
 
 
-def _make_marker(at: int) -> dict[str, Any]:
-    return {"color": _get_color(at), "size": 13, "symbol": _get_symbol(at)}
+def _make_marker(index: int) -> dict[str, Any]:
+    return {"color": _get_color(index), "size": 13, "symbol": _get_symbol(index)}
 
 
 def _wrap_title(title: str) -> str:

@@ -78,8 +78,8 @@ def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]], epochs: int = 1
         epochs: number of epochs on the axis.
     """
     points = [
-        (title, row["epoch"], row[f"val_{kind}"], True, at)
-        for at, (title, rows) in enumerate(runs)
+        (title, row["epoch"], row[f"val_{kind}"], True, index)
+        for index, (title, rows) in enumerate(runs)
         for row in rows
     ]
     dashes = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])

@@ -27,15 +27,17 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) ->
         classes: names of the classes.
     """
     figure = go.Figure()
-    at = list(range(len(classes)))
+    positions = list(range(len(classes)))
     names = {"train": "Training", "val": "Validation", "test": "Test"}
     for split, values in counts.items():
-        figure.add_bar(x=at, y=list(values), name=names[split], marker_color=SPLIT_COLORS[split])
+        figure.add_bar(
+            x=positions, y=list(values), name=names[split], marker_color=SPLIT_COLORS[split]
+        )
     ticks = [format_label(name) for name in classes]
     if len(classes) <= 60:
-        figure.update_xaxes(tickmode="array", tickvals=at, ticktext=ticks)
-    most = max((sum(of_class) for of_class in zip(*counts.values(), strict=True)), default=0)
-    figure.update_yaxes(title_text="Images", **make_count_axis(most))
+        figure.update_xaxes(tickmode="array", tickvals=positions, ticktext=ticks)
+    maximum = max((sum(of_class) for of_class in zip(*counts.values(), strict=True)), default=0)
+    figure.update_yaxes(title_text="Images", **make_count_axis(maximum))
     figure.update_layout(
         barmode="stack", height=320, margin=MARGIN, legend={"orientation": "h", "y": 1.12}
     )
@@ -108,7 +110,7 @@ def probe_curve(probes: Sequence[Any], cut: str | None) -> go.Figure:
             line={"color": OTHER_COLOR, "width": 2},
             marker={
                 "size": 14,
-                "color": [COLD if at < frozen else WARM for at in range(len(names))],
+                "color": [COLD if index < frozen else WARM for index in range(len(names))],
             },
             text=[format(one.accuracy, digits) for one in probes],
             textposition="top center",

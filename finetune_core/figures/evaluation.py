@@ -62,20 +62,20 @@ def confusion_heatmap(
     totals = counts.sum(axis=0 if shares == "predicted" else 1, keepdims=True)
     values = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     labelled = len(order) <= _MAX_LABELLED
-    words = np.vectorize(_format_percent, otypes=[str])(values)
+    texts = np.vectorize(_format_percent, otypes=[str])(values)
     if shares == "images":
-        values, words = _shade_counts(counts), counts.astype(str)
+        values, texts = _shade_counts(counts), counts.astype(str)
     # Categories are numbers, because Plotly merges equal names and reads "3" as a number.
-    at = list(range(len(order)))
+    positions = list(range(len(order)))
     figure = go.Figure(
         go.Heatmap(
             z=values,
-            x=at,
-            y=at,
+            x=positions,
+            y=positions,
             zmin=0,
             zmax=1,
             colorscale=COLD_SCALE_DARK if dark else COLD_SCALE,
-            text=np.where(counts > 0, words, "") if labelled else None,
+            text=np.where(counts > 0, texts, "") if labelled else None,
             texttemplate="%{text}" if labelled else None,
             hoverinfo="skip",
             showscale=False,
@@ -87,7 +87,7 @@ def confusion_heatmap(
     _add_outline(figure, order, *chosen)
     ticks: dict[str, Any] = {
         "tickmode": "array",
-        "tickvals": at,
+        "tickvals": positions,
         "ticktext": [format_label(classes[one]) for one in order],
     }
     if len(order) > _MAX_NAMED:
@@ -115,8 +115,10 @@ def confusion_heatmap(
 
 def _shade_counts(counts: np.ndarray) -> np.ndarray:
     """Return shades from 0 to 1, by square root, so that one image differs from none."""
-    least, most = _MIN_SHADE, np.sqrt(max(1, counts.max()))
-    shades: np.ndarray = np.where(counts > 0, least + (1 - least) * np.sqrt(counts) / most, 0.0)
+    minimum, maximum = _MIN_SHADE, np.sqrt(max(1, counts.max()))
+    shades: np.ndarray = np.where(
+        counts > 0, minimum + (1 - minimum) * np.sqrt(counts) / maximum, 0.0
+    )
     return shades
 
 
@@ -170,11 +172,11 @@ def _format_percent(share: float) -> str:
 
 def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go.Figure:
     """Plot the probabilities of classes, the most probable on top."""
-    at = list(range(len(names)))
+    positions = list(range(len(names)))
     figure = go.Figure(
         go.Bar(
             x=list(probabilities),
-            y=at,
+            y=positions,
             orientation="h",
             marker_color=[BEST_COLOR, *[OTHER_COLOR] * (len(names) - 1)],
             text=[percent(p) for p in probabilities],
@@ -185,7 +187,7 @@ def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go
     figure.update_yaxes(
         autorange="reversed",
         tickmode="array",
-        tickvals=at,
+        tickvals=positions,
         ticktext=[format_label(name) for name in names],
     )
     figure.update_xaxes(**make_share_axis([0, 1]) | {"range": [0, 1.02]})
@@ -286,7 +288,7 @@ def slice_dots(rows: pd.DataFrame, overall: float, name: str) -> go.Figure:
         overall: accuracy on all images.
         name: name of the accuracy, with its split.
     """
-    at = list(range(len(rows)))
+    positions = list(range(len(rows)))
     names = [
         f"{format_label(name, 24)} ({images:,})"
         for name, images in zip(rows["slice"], rows["images"], strict=True)
@@ -294,7 +296,7 @@ def slice_dots(rows: pd.DataFrame, overall: float, name: str) -> go.Figure:
     figure = go.Figure(
         go.Scatter(
             x=rows["accuracy"],
-            y=at,
+            y=positions,
             mode="markers",
             marker={"size": 11, "color": BEST_COLOR},
             error_x={
@@ -312,7 +314,7 @@ def slice_dots(rows: pd.DataFrame, overall: float, name: str) -> go.Figure:
         **make_share_axis([*rows["low"], *rows["high"], overall]),
     )
     figure.update_yaxes(
-        autorange="reversed", tickmode="array", tickvals=at, ticktext=names, zeroline=False
+        autorange="reversed", tickmode="array", tickvals=positions, ticktext=names, zeroline=False
     )
     figure.update_layout(height=90 + 36 * len(rows), margin=MARGIN)
     return figure

@@ -93,11 +93,12 @@ def by_stage(measure: Measure, runs: Mapping[str, Layers], places: Mapping[str, 
         stages = layers.stages if measure.head else layers.stages[:-1]
         symbol = RUN_SYMBOLS[places[title] % len(RUN_SYMBOLS)]
         points = [
-            (at, getattr(stage, measure.field), stage.trains) for at, stage in enumerate(stages)
+            (index, getattr(stage, measure.field), stage.trains)
+            for index, stage in enumerate(stages)
         ]
         points = [one for one in points if one[1] is not None]
         figure.add_scatter(
-            x=[at for at, _, _ in points],
+            x=[index for index, _, _ in points],
             y=[value for _, value, _ in points],
             name=escape(title),
             mode="lines+markers",
@@ -111,9 +112,9 @@ def by_stage(measure: Measure, runs: Mapping[str, Layers], places: Mapping[str, 
         )
     names = [stage.name for stage in next(iter(runs.values())).stages]
     _set_stage_axis(figure, names if measure.head else names[:-1])
-    drawn = [value for trace in figure.data for value in trace.y]
+    values = [value for trace in figure.data for value in trace.y]
     axis_format = (
-        {"tickformat": PERCENT, "hoverformat": choose_percent_format(drawn)}
+        {"tickformat": PERCENT, "hoverformat": choose_percent_format(values)}
         if measure.percent
         else {"hoverformat": ".3f"}
     )
@@ -129,10 +130,10 @@ def probe_profile(probes: Sequence[Probe], stages: Sequence[str]) -> go.Figure:
         probes: the probes.
         stages: names of all stages, input to head.
     """
-    at = [stages.index(one.stage) for one in probes]
+    positions = [stages.index(one.stage) for one in probes]
     figure = go.Figure(
         go.Scatter(
-            x=at,
+            x=positions,
             y=[one.accuracy for one in probes],
             error_y={"type": "data", "array": [one.error for one in probes], "thickness": 1.5},
             mode="lines+markers",
@@ -149,10 +150,10 @@ def probe_profile(probes: Sequence[Probe], stages: Sequence[str]) -> go.Figure:
 
 
 def _set_stage_axis(figure: go.Figure, names: Sequence[str]) -> None:
-    at = list(range(len(names)))
+    positions = list(range(len(names)))
     ticks = {
         "tickmode": "array",
-        "tickvals": at,
+        "tickvals": positions,
         "ticktext": [format_label(name, 12) for name in names],
     }
     figure.update_xaxes(range=[-0.4, len(names) - 0.6], **ticks)

@@ -19,29 +19,31 @@ def profile_figure(profile: Profile) -> go.Figure:
     nothing was measurable. Hatched bars stopped after the short round. Sets of stages and full
     fine-tuning follow the single stages.
     """
-    alone = gain_by_stage(profile)
+    arm_of_stage = gain_by_stage(profile)
     others = [arm for arm in profile.arms if arm.kind in ("stages", "full")]
     names = [*profile.stages, *(arm.title for arm in others)]
-    arms = [*(alone.get(stage) for stage in profile.stages), *others]
+    arms = [*(arm_of_stage.get(stage) for stage in profile.stages), *others]
     places = [place for place, arm in enumerate(arms) if arm]
-    shown = [arm for arm in arms if arm]
+    tested = [arm for arm in arms if arm]
     figure = make_subplots(
         rows=2, cols=1, row_heights=[0.2, 0.8], shared_xaxes=True, vertical_spacing=0.04
     )
-    most = max((arm.gain.value for arm in shown if arm.gains), default=0.0)
+    max_gain = max((arm.gain.value for arm in tested if arm.gains), default=0.0)
     figure.add_bar(
         x=list(range(len(profile.stages))),
         y=[1] * len(profile.stages),
         width=0.94,
         marker={
-            "color": [_mix_tile_color(alone.get(stage), most) for stage in profile.stages],
+            "color": [
+                _mix_tile_color(arm_of_stage.get(stage), max_gain) for stage in profile.stages
+            ],
             "line": {
-                "color": [_get_line_color(alone.get(stage)) for stage in profile.stages],
+                "color": [_get_line_color(arm_of_stage.get(stage)) for stage in profile.stages],
                 "width": 1,
             },
         },
-        text=[_format_tile(profile, stage, alone.get(stage)) for stage in profile.stages],
-        textfont={"color": [_get_text_color(alone.get(stage)) for stage in profile.stages]},
+        text=[_format_tile(profile, stage, arm_of_stage.get(stage)) for stage in profile.stages],
+        textfont={"color": [_get_text_color(arm_of_stage.get(stage)) for stage in profile.stages]},
         textposition="inside",
         insidetextanchor="middle",
         textangle=0,
@@ -51,21 +53,21 @@ def profile_figure(profile: Profile) -> go.Figure:
     )
     figure.add_bar(
         x=places,
-        y=[100 * arm.gain.value for arm in shown],
+        y=[100 * arm.gain.value for arm in tested],
         width=0.7,
         marker={
-            "color": [_get_bar_color(arm) for arm in shown],
-            "pattern": {"shape": ["/" if arm.kind == "short" else "" for arm in shown]},
+            "color": [_get_bar_color(arm) for arm in tested],
+            "pattern": {"shape": ["/" if arm.kind == "short" else "" for arm in tested]},
         },
         error_y={
             "type": "data",
-            "array": [100 * (arm.gain.high - arm.gain.value) for arm in shown],
-            "arrayminus": [100 * (arm.gain.value - arm.gain.low) for arm in shown],
+            "array": [100 * (arm.gain.high - arm.gain.value) for arm in tested],
+            "arrayminus": [100 * (arm.gain.value - arm.gain.low) for arm in tested],
             "thickness": 1.4,
             "width": 4,
             "color": "#7d8590",
         },
-        customdata=[[_format_hover(arm)] for arm in shown],
+        customdata=[[_format_hover(arm)] for arm in tested],
         hovertemplate="%{customdata[0]}<extra></extra>",
         row=2,
         col=1,
@@ -95,9 +97,9 @@ def describe_profile(profile: Profile) -> str:
     return f"Gain over the linear probe in points, 95 % interval: {'; '.join(parts)}"
 
 
-def _mix_tile_color(arm: ProfileArm | None, most: float) -> str:
+def _mix_tile_color(arm: ProfileArm | None, max_gain: float) -> str:
     """Return a tile's colour, from ice blue to ember by its share of the largest gain."""
-    share = arm.gain.value / most if arm and arm.gains else 0.0
+    share = arm.gain.value / max_gain if arm and arm.gains else 0.0
     share = 0.4 + 0.6 * share if share else 0.0
     mixed = [a + (b - a) * share for a, b in zip(_COLD_TILE, _WARM_TILE, strict=True)]
     return f"rgb({', '.join(f'{value:.0f}' for value in mixed)})"

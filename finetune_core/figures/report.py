@@ -59,14 +59,14 @@ def comparison_figures(comparison: Comparison) -> TitledFigures:
     """Plot accuracy and costs, each figure with its title."""
     arms, split = comparison.arms, comparison.split
     name = accuracy_name(split)
-    found = [
+    figures = [
         (f"{comparison.measure.title_on(split)}, with intervals and seeds", accuracies(arms, split))
     ]
-    found += [
+    figures += [
         (f"{name} against {COSTS[measure][0].lower()}", pareto(measure, arms, split))
         for measure in offered_costs(arms)[0]
     ]
-    found += [
+    figures += [
         (heading, figure)
         for heading, figure in (
             (f"{name} by first stage that trains", by_depth(arms, split)),
@@ -75,12 +75,12 @@ def comparison_figures(comparison: Comparison) -> TitledFigures:
         if figure
     ]
     axes: tuple[tuple[Axis, str], ...] = (("epoch", "by epoch"), ("seconds", "by time"))
-    for axis, words in axes if any(run.history.epochs for arm in arms for run in arm.runs) else ():
-        found += [
-            (f"Validation {kind}, {words}", learning_curves(kind, axis, arms))
+    for axis, title in axes if any(run.history.epochs for arm in arms for run in arm.runs) else ():
+        figures += [
+            (f"Validation {kind}, {title}", learning_curves(kind, axis, arms))
             for kind in ("loss", "accuracy")
         ]
-    return found
+    return figures
 
 
 def moved_figures(comparison: Comparison) -> TitledFigures:
@@ -89,13 +89,13 @@ def moved_figures(comparison: Comparison) -> TitledFigures:
     for arm in comparison.arms:
         if layers := known_layers(measured_run(arm.runs)):
             by_backbone.setdefault(arm.config.backbone, {})[arm.title] = layers
-    places = {arm.title: at for at, arm in enumerate(comparison.arms)}
-    found: TitledFigures = []
+    places = {arm.title: index for index, arm in enumerate(comparison.arms)}
+    figures: TitledFigures = []
     for backbone, measured in by_backbone.items():
         first = next(iter(measured.values()))
         names = [stage.name for stage in first.stages]
         mark = f" ({backbone})" if len(by_backbone) > 1 else ""
         if first.probes:
-            found.append((f"Linear probe by layer{mark}", probe_profile(first.probes, names)))
-        found += [(f"{move.title}{mark}", by_stage(move, measured, places)) for move in MOVES]
-    return found
+            figures.append((f"Linear probe by layer{mark}", probe_profile(first.probes, names)))
+        figures += [(f"{move.title}{mark}", by_stage(move, measured, places)) for move in MOVES]
+    return figures

@@ -76,7 +76,8 @@ def stage_curve(
             strokeDash=alt.StrokeDash(
                 "stage:N",
                 scale=alt.Scale(
-                    domain=names, range=[_DASHES[at % len(_DASHES)] for at in range(len(names))]
+                    domain=names,
+                    range=[_DASHES[index % len(_DASHES)] for index in range(len(names))],
                 ),
                 legend=legend,
                 sort=names,

@@ -24,12 +24,12 @@ def preprocess(path, steps):
         image.draft("RGB", (side, side))
         image.load()
         image = to_rgb(ImageOps.exif_transpose(image))
-    how = Image.Resampling[steps["interpolation"].upper()]
+    resampling = Image.Resampling[steps["interpolation"].upper()]
     if steps["fit"] == "crop":
-        square = ImageOps.fit(image, (side, side), how)
+        square = ImageOps.fit(image, (side, side), resampling)
     else:
         scale = side / max(image.size)
-        image = image.resize([max(1, round(length * scale)) for length in image.size], how)
+        image = image.resize([max(1, round(length * scale)) for length in image.size], resampling)
         square = Image.new("RGB", (side, side), tuple(steps["padding"]))
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     square = np.asarray(square)
@@ -161,16 +161,18 @@ def build_ensemble(members, classes):
         def __init__(self):
             super().__init__()
             self.members = nn.ModuleList(build_model(one, classes) for one in members)
-            for at, one in enumerate(members):
+            for index, one in enumerate(members):
                 if (one["mean"], one["std"]) != (members[0]["mean"], members[0]["std"]):
-                    self.register_buffer(f"scale_{at}", torch.ones(3, 1, 1))
-                    self.register_buffer(f"shift_{at}", torch.zeros(3, 1, 1))
+                    self.register_buffer(f"scale_{index}", torch.ones(3, 1, 1))
+                    self.register_buffer(f"shift_{index}", torch.zeros(3, 1, 1))
 
         def forward(self, images):
             answers = []
-            for at, member in enumerate(self.members):
-                seen = images * getattr(self, f"scale_{at}", 1) + getattr(self, f"shift_{at}", 0)
-                answers.append(member(seen).log_softmax(dim=1))
+            for index, member in enumerate(self.members):
+                inputs = images * getattr(self, f"scale_{index}", 1) + getattr(
+                    self, f"shift_{index}", 0
+                )
+                answers.append(member(inputs).log_softmax(dim=1))
             return torch.stack(answers).logsumexp(dim=0) - np.log(len(answers))
 
     return Ensemble()
