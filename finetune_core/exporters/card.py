@@ -315,7 +315,7 @@ def _describe_stages(source: Source) -> str:
 def _describe_measurement(source: Source, measured: Measurement | None) -> str:
     """Return a sentence on the origin of the scores."""
     if measured:
-        return _escape(measured.in_words())
+        return _escape(measured.to_text())
     precision = evaluation_precision(source.run)
     return (
         "The numbers are those of the run's best "

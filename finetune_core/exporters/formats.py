@@ -54,7 +54,7 @@ class Exported:
                 f"at most {self.checked['largest_difference']:.1g} of the largest "
                 f"({self.checked['tolerance']:g} is allowed)."
             )
-        return [*lines, *([self.measured.in_words()] if self.measured else [])]
+        return [*lines, *([self.measured.to_text()] if self.measured else [])]
 
     def __repr__(self) -> str:
         return f"<Exported: {self.in_words()[0]}>"

@@ -74,7 +74,7 @@ class Measurement:
             "run": run_metrics,
         }
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Return the result, or the reason why there is none, as sentences."""
         if self.evaluation is None:
             return (
