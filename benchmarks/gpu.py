@@ -258,6 +258,7 @@ def run_suite(arguments: Sequence[str] = ()) -> tuple[str, bool]:
 
 
 def read_options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

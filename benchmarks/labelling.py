@@ -32,8 +32,8 @@ from finetune_core.work import finish
 SETS = ("glyphs", "emoji", "shapes", "textures", "photographs")
 POOL, SIZE = 1500, 96  # images, pixels
 STARTING = 2  # labels of each class
-LABELS = 300  # of the random side
-BAR = 0.6  # share of its labels
+LABELS = 300  # a side stops there
+BAR = 0.6  # target share of the random side's labels
 
 
 def load_task(name: str) -> tuple[Labelling, np.ndarray, np.ndarray]:

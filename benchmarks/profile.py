@@ -46,8 +46,8 @@ from finetune_core.runs.store import Run, RunStore
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.work import Work, finish
 
-SEEDS = (0, 1, 2)  # of what is measured without a profile
-CLEAN_STEPS = 1500  # of the network before the profile
+SEEDS = (0, 1, 2)  # for measurements without a profile
+CLEAN_STEPS = 1500  # of the network that the profile starts from
 PREDICTIONS = {
     "gradients": "relative gradient norm",
     "probes": "probe by layer",

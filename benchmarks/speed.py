@@ -49,7 +49,8 @@ JOBS = ("feature_extraction", "last_block", "comparison", "full")
 BASELINES = {"comparison": "last_block"}
 # speed relative to the plain loop, for ResNet-18
 TARGETS = {"last_block": 7.0, "full": 3.0, "comparison": 1.0}
-TARGETS_BY_SIZE = {(2000, 650): 32.0, (10000, 1500): 45.0}  # of feature extraction, by images
+# speed of feature extraction, by numbers of training and validation images
+TARGETS_BY_SIZE = {(2000, 650): 32.0, (10000, 1500): 45.0}
 
 THAW = """
 import json, resource, statistics, sys, time
@@ -285,6 +286,7 @@ def find_peers() -> list[str]:
 
 
 def read_options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

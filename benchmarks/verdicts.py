@@ -36,7 +36,7 @@ from finetune_core.evaluation.comparison.strategies import (
 )
 
 _BATCH = 50  # trials simulated at a time
-_RESAMPLES = 300  # of the bootstrap, where a measure needs one
+_RESAMPLES = 300  # of the bootstrap, if a measure needs one
 
 
 @dataclass(frozen=True)

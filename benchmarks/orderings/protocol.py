@@ -130,7 +130,7 @@ class Adaptation(_Fixed):
 
 
 class Setup(_Fixed):
-    """Where the ordering is tested, or why it cannot be tested there.
+    """Conditions of a test of the ordering, or the reason why it cannot be tested.
 
     Attributes:
         why_not: why the ordering cannot be tested. Empty if it can.

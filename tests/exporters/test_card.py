@@ -30,7 +30,7 @@ def test_the_card_can_be_read_by_hugging_face_and_tells_the_results(tmp_path):
     assert outcome["accuracy"].metric_value == round(result.accuracy, 4)
     assert outcome["accuracy"].dataset_name == colours().name
     assert card.data.pipeline_tag == "image-classification"
-    # of the fine-tuned weights: for a person to choose
+    # A person chooses the licence of the fine-tuned weights.
     assert card.data.license is None
     for part in ("Data", "Recipe", "Results", "Limits", "Licence"):
         assert f"## {part}" in text
@@ -75,5 +75,5 @@ def test_research_only_weights_say_so_first(tmp_path):
     assert licence.index("For research only") < licence.index(r"cc\-by\-nc\-4.0")
     assert ModelCard(text).data.library_name == "timm"
     assert "pretrained on ImageNet" not in text
-    # nobody else's business
+    # Paths of this machine are private.
     assert str(tmp_path) not in text

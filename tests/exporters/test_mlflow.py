@@ -72,7 +72,7 @@ def test_a_run_that_goes_on_later_is_added_to(server, run, tmp_path, monkeypatch
     lines = (run.run_dir / "events.jsonl").read_bytes().splitlines(keepends=True)
     first = next(number for number, line in enumerate(lines) if b'"EpochEnded"' in line) + 1
     (reservation.run_dir / "events.jsonl").write_bytes(b"".join(lines[:first]))
-    # all but the card is there
+    # Everything but the card is reported.
     assert "has no 'best' checkpoint" in report_to_mlflow(reservation.run_dir)
     (result,) = find_reported_runs(server, "mine")
     assert (result.info.run_name, result.data.tags["mlflow.note.content"]) == ("it's", "a note")
