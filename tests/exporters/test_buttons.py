@@ -107,11 +107,11 @@ def test_an_export_that_is_stopped_ends_its_process_and_leaves_nothing(run, monk
 PARENT = """
 import sys
 from pathlib import Path
-from finetune_core.exporters.apart import export_apart
+from finetune_core.exporters.apart import export_in_subprocess
 from finetune_core.runs.store import RunStore
 
 run = Path(sys.argv[1])
-for step in export_apart(RunStore(run.parent).read(run), "onnx"):
+for step in export_in_subprocess(RunStore(run.parent).read(run), "onnx"):
     print(step, flush=True)
     sys.stdin.read()
 """
