@@ -1,1 +1,1 @@
-"""Measurements of speed, memory and statistics. In the checkout: ``python -m benchmarks.NAME``."""
+"""Benchmarks of speed, memory and statistics: ``python -m benchmarks.NAME`` in a checkout."""

@@ -1,13 +1,15 @@
-"""Which learning rate and how many steps suit a strategy: a sweep, and what the default rule loses by it.
+"""Learning rate and number of steps by strategy: a sweep, and the cost of the default rule.
 
-    python -m benchmarks.defaults sweep --results sweep.jsonl     # hours; goes on where it was ended
+    python -m benchmarks.defaults sweep --results sweep.jsonl
     python -m benchmarks.defaults report --results sweep.jsonl
 
-Every run is Thaw's own, on 96 px images of ``image_sets.py``, AdamW with weight decay 0.01, its best
-epoch chosen on validation images. Each seed has images of its own draw. ``report`` compares the test
-accuracy of each recipe with the best of its cell (set, number of images, backbone, strategy): of the
-tutorial's, of the product's default (``--defaults`` trains that), and of the one that is best on
-average over all *other* sets.
+The sweep takes hours and continues where it was interrupted. Every run is an ordinary run of Thaw
+on 96 px images of ``image_sets.py``, with AdamW, weight decay 0.01, and the best epoch chosen on
+validation images. Each seed draws its own images.
+
+``report`` compares the test accuracy of each recipe with the best of its cell (set, number of
+images, backbone, strategy). The recipes are the tutorial's, the product's default (trained with
+``--defaults``), and the recipe that is best on average over all *other* sets.
 """
 
 import argparse
@@ -48,8 +50,18 @@ BATCH = 32
 Cell = tuple[str, int, str, str]  # set, training images, backbone, strategy
 
 
-def settings_of(strategy: str, rate: float, steps: int, images: int, start: str) -> dict[str, Any]:
-    """Return the settings of one run of the sweep; ``start`` is ``random`` or a probe's run."""
+def make_settings(
+    strategy: str, rate: float, steps: int, images: int, start: str
+) -> dict[str, Any]:
+    """Return the settings of one run of the sweep.
+
+    Args:
+        strategy: the strategy.
+        rate: the learning rate.
+        steps: number of steps, rounded to whole epochs.
+        images: number of training images.
+        start: ``random``, or the run directory of a linear probe.
+    """
     epochs = max(4, math.ceil(steps * BATCH / images))
     settings = {
         "strategy": strategy,
@@ -89,8 +101,8 @@ def plan_runs(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def train_once(key: dict[str, Any], folder: Path, work: Path) -> dict[str, Any]:
-    """Train one run and return its numbers."""
-    usual = {
+    """Train one run and return its metrics."""
+    shared = {
         "data": str(folder),
         "backbone": key["backbone"],
         "image_size": 96,
@@ -110,14 +122,14 @@ def train_once(key: dict[str, Any], folder: Path, work: Path) -> dict[str, Any]:
             names = ("set", "images", "backbone", "seed")
             start = str(work / "-".join(str(key[name]) for name in names))
             if not Path(start).exists():
-                probe = make_config(usual | {"strategy": "linear_probe", "seed": 0})
+                probe = make_config(shared | {"strategy": "linear_probe", "seed": 0})
                 reservation = create_run(probe, work / "probes")
                 list(execute(reservation))
                 reservation.run_dir.rename(start)
-        settings = settings_of(key["strategy"], key["rate"], key["steps"], key["images"], start)
-    config = fill_auto(make_config(usual | settings), key["images"])
+        settings = make_settings(key["strategy"], key["rate"], key["steps"], key["images"], start)
+    config = fill_auto(make_config(shared | settings), key["images"])
     reservation = create_run(config, work / "runs")
-    began = time.process_time()
+    start_time = time.process_time()
     list(execute(reservation))
     run = RunStore(work / "runs").run(reservation.run_dir.name)
     end = run.history.end
@@ -133,17 +145,17 @@ def train_once(key: dict[str, Any], folder: Path, work: Path) -> dict[str, Any]:
         "ece": calibration.ece,
         "best_epoch": end["best_epoch"],
         "epochs": epochs,
-        "seconds": time.process_time() - began,
+        "seconds": time.process_time() - start_time,
     }
 
 
 def sweep(args: argparse.Namespace) -> None:
-    """Train what is not in the results file yet."""
+    """Train the runs that are not in the results file yet."""
     torch.set_num_threads(args.threads)
-    done = {json.dumps(row["key"], sort_keys=True) for row in read_results(args.results)}
+    finished = {json.dumps(row["key"], sort_keys=True) for row in read_results(args.results)}
     for key in plan_runs(args):
         mark = json.dumps(key, sort_keys=True)
-        if mark in done:
+        if mark in finished:
             continue
         folder = write_set(key["set"], key["images"], args.work / "sets", key["seed"])
         with tempfile.TemporaryDirectory(dir=args.work) as runs:
@@ -157,50 +169,50 @@ def sweep(args: argparse.Namespace) -> None:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a results file; none where there is no file yet."""
+    """Read the rows of a results file. Return no rows if there is no file yet."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def group_results(rows: Sequence[dict[str, Any]]) -> dict[Cell, dict[Any, float]]:
-    """Return the mean test accuracy over seeds of each recipe, in percent, by cell.
+    """Return the test accuracy of each recipe by cell, in percent, averaged over seeds.
 
-    A recipe is what ``recipe_of`` says.
+    Recipes are named as by ``get_recipe``.
     """
-    found: dict[Cell, dict[Any, list[float]]] = {}
+    accuracies: dict[Cell, dict[Any, list[float]]] = {}
     for row in rows:
         key = row["key"]
         cell = key["set"], key["images"], key["backbone"], key["strategy"]
-        found.setdefault(cell, {}).setdefault(recipe_of(row), []).append(100 * row["test"])
+        accuracies.setdefault(cell, {}).setdefault(get_recipe(row), []).append(100 * row["test"])
     return {
         cell: {recipe: sum(values) / len(values) for recipe, values in recipes.items()}
-        for cell, recipes in found.items()
+        for cell, recipes in accuracies.items()
     }
 
 
-def recipe_of(row: dict[str, Any]) -> Any:
-    """Return ``fit``, ``tutorial``, ``auto``, or initial head, learning rate and steps."""
+def get_recipe(row: dict[str, Any]) -> Any:
+    """Return ``fit``, ``tutorial``, ``auto``, or the tuple (initial head, learning rate, steps)."""
     key = row["key"]
     swept = key["recipe"] == "sweep"
     return (key["start"], key["rate"], key["steps"]) if swept else key["recipe"]
 
 
-def lose_points(recipes: dict[Any, float], recipe: Any) -> float:
-    """Return by how many points a recipe misses the best of its cell's sweep."""
+def compute_deficit(recipes: dict[Any, float], recipe: Any) -> float:
+    """Return the points between a recipe and the best recipe of its cell's sweep."""
     best = max(value for name, value in recipes.items() if isinstance(name, tuple))
     return best - recipes[recipe]
 
 
 def choose_recipe(cells: Sequence[dict[Any, float]]) -> Any:
-    """Return the recipe of the sweep that loses the fewest points on average over cells."""
+    """Return the swept recipe with the smallest mean deficit over cells."""
     swept = [recipe for recipe in cells[0] if isinstance(recipe, tuple)]
     shared = [recipe for recipe in swept if all(recipe in cell for cell in cells)]
-    return min(shared, key=lambda recipe: sum(lose_points(cell, recipe) for cell in cells))
+    return min(shared, key=lambda recipe: sum(compute_deficit(cell, recipe) for cell in cells))
 
 
 def report(args: argparse.Namespace) -> None:
-    """Print what each recipe loses, and what a rule chosen on other sets loses, by strategy."""
+    """Print the deficit of each recipe, and of the recipe chosen on other sets, by strategy."""
     rows = read_results(args.results)
     cells = group_results(rows)
     probes = {cell[:3]: recipes["fit"] for cell, recipes in cells.items() if "fit" in recipes}
@@ -218,13 +230,13 @@ def _is_swept(recipe: Any) -> bool:
 
 
 def print_losses(strategy: str, cells: Sequence[dict[Any, float]]) -> None:
-    """Print how many points each recipe misses the best of a cell by, mean and worst."""
+    """Print the mean and the largest deficit of each recipe."""
     print(f"\n## {strategy}: points below the best recipe of the cell\n")
     print("| initial head | learning rate | steps | cells | mean | worst |")
     print("|---|---|---|---|---|---|")
     swept = sorted({recipe for found in cells for recipe in found if _is_swept(recipe)})
     for recipe in [*swept, "tutorial", "auto"]:
-        losses = [lose_points(found, recipe) for found in cells if recipe in found]
+        losses = [compute_deficit(found, recipe) for found in cells if recipe in found]
         columns = list(recipe) if _is_swept(recipe) else [recipe, "", ""]
         if losses:
             columns += [len(losses), f"{sum(losses) / len(losses):.1f}", f"{max(losses):.1f}"]
@@ -232,32 +244,33 @@ def print_losses(strategy: str, cells: Sequence[dict[Any, float]]) -> None:
 
 
 def print_calibration(strategy: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print the mean calibration and the mean best epoch of each recipe, where they are known."""
-    found: dict[Any, list[list[float]]] = {}
+    """Print the mean calibration and the mean best epoch of each recipe, where known."""
+    results: dict[Any, list[list[float]]] = {}
     for row in rows:
         if row["key"]["strategy"] == strategy and "ece" in row and row["epochs"]:
             share = row["best_epoch"] / len(row["epochs"])
             numbers = [100 * row["test"], 100 * row["ece"], row["test_loss"], 100 * share]
-            found.setdefault(recipe_of(row), []).append(numbers)
-    if not found:
+            results.setdefault(get_recipe(row), []).append(numbers)
+    if not results:
         return
     print(f"\n## {strategy}: calibration\n")
     print("| recipe | runs | test accuracy | calibration error | log loss | best epoch after |")
     print("|---|---|---|---|---|---|")
-    for recipe, runs in sorted(found.items(), key=str):
+    for recipe, runs in sorted(results.items(), key=str):
         accuracy, error, loss, share = (
             sum(column) / len(runs) for column in zip(*runs, strict=True)
         )
         name = recipe if isinstance(recipe, str) else ", ".join(map(str, recipe))
         print(
-            f"| {name} | {len(runs)} | {accuracy:.1f} % | {error:.1f} % | {loss:.3f} | {share:.0f} % |"
+            f"| {name} | {len(runs)} | {accuracy:.1f} % | {error:.1f} % | {loss:.3f} | "
+            f"{share:.0f} % |"
         )
 
 
 def print_left_out(
     own: dict[Cell, dict[Any, float]], probes: dict[tuple[str, int, str], float]
 ) -> None:
-    """Print what the recipe that is best on the other sets loses on each set."""
+    """Print the deficit on each set of the recipe that is best on the other sets."""
     print("\n| left-out set | images | backbone | best on the others | lost | over the probe |")
     print("|---|---|---|---|---|---|")
     losses = []
@@ -267,7 +280,7 @@ def print_left_out(
         for cell, found in own.items():
             if cell[0] != left_out or chosen not in found:
                 continue
-            lost = lose_points(found, chosen)
+            lost = compute_deficit(found, chosen)
             losses.append(lost)
             gain = f"{found[chosen] - probes[cell[:3]]:+.1f}" if cell[:3] in probes else ""
             recipe = ", ".join(map(str, chosen))

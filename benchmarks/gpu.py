@@ -1,8 +1,12 @@
-"""What Thaw makes of this machine's GPU: training steps against its measured matrix peak and memory bandwidth, whole jobs against the
-plain loop (plain_loop.py), the sides alternating, and the whole test suite. What it prints last is for the README.
+r"""Speed of Thaw on this machine's GPU, and the whole test suite.
 
     python -m benchmarks.gpu
-    python -m benchmarks.gpu --device cpu --networks resnet18 --train 64 --val 16 --image-size 64 --batch 8 --no-suite
+    python -m benchmarks.gpu --device cpu --networks resnet18 --train 64 --val 16 \
+        --image-size 64 --batch 8 --no-suite
+
+Training steps are compared with the measured matrix peak and memory bandwidth, whole jobs with the
+plain loop (``plain_loop.py``), alternating between the sides. The last lines are meant for the
+README.
 """
 
 import argparse
@@ -18,8 +22,17 @@ from typing import Any
 import torch
 
 from benchmarks import plain_loop
-from benchmarks.peak import CLASSES, DTYPES, ROUNDS, Tail, matrix_peak, seconds, several, tail_of
-from benchmarks.speed import PLAIN, ROOT, Work, other, thaw, write_images
+from benchmarks.peak import (
+    CLASSES,
+    DTYPES,
+    ROUNDS,
+    Tail,
+    build_tail,
+    measure_matrix_peak,
+    time_run,
+    time_runs,
+)
+from benchmarks.speed import PLAIN, ROOT, Work, run_other, run_thaw, write_images
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import things
 from finetune_core.models.network import check_image_size
@@ -32,11 +45,11 @@ AUTOCAST, THAW = "with autocast", "Thaw"
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the device was seen to do.
+    """Measured peaks of the device.
 
     Attributes:
-        matrix: FLOP/s by precision; "fp32" without TF32.
-        bandwidth: bytes per second of a copy, those read and those written.
+        matrix: precision -> FLOP/s of matrix products. "fp32" is without TF32.
+        bandwidth: bytes per second of a copy, counting reads and writes.
     """
 
     matrix: Mapping[str, float]
@@ -51,12 +64,14 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Row:
-    """One network under one strategy.
+    """Result of one network with one strategy.
 
     Attributes:
-        speeds: training images per second of the whole job, by side: the median of the rounds.
-        ratios: how many times as fast as the plain loop Thaw was, by round.
-        share: of the matrix peak that Thaw's step reaches.
+        network: the network.
+        strategy: the strategy.
+        speeds: side -> training images per second of the whole job, median of the rounds.
+        ratios: speed of Thaw divided by that of the plain loop, by round.
+        share: share of the matrix peak that Thaw's step reaches.
     """
 
     network: str
@@ -66,71 +81,84 @@ class Row:
     share: float
 
 
-def peaks_of(device: torch.device, side: int, copied: int) -> Peaks:
-    """Measure them, with matrices of that side and copies of so many bytes."""
+def measure_peaks(device: torch.device, side: int, copied: int) -> Peaks:
+    """Measure the peaks with matrices of ``side`` rows and copies of ``copied`` bytes."""
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    bandwidth = 2 * copied / min(several(lambda: target.copy_(source), device))
+    bandwidth = 2 * copied / min(time_runs(lambda: target.copy_(source), device))
     return Peaks(
-        {name: matrix_peak(dtype, device, side) for name, dtype in DTYPES.items()}, bandwidth
+        {name: measure_matrix_peak(dtype, device, side) for name, dtype in DTYPES.items()},
+        bandwidth,
     )
 
 
-def plain_step(
+def make_plain_step(
     network: str, strategy: str, batch: int, size: int, device: torch.device, autocast: bool
 ) -> Callable[[], object]:
-    model = plain_loop.build(network, strategy, CLASSES).to(device).train()
+    """Return a function that takes one training step of the plain loop."""
+    model = plain_loop.build_model(network, strategy, CLASSES).to(device).train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     images, labels = (
         torch.randn(batch, 3, size, size, device=device),
         torch.zeros(batch, dtype=torch.long, device=device),
     )
-    return lambda: plain_loop.step(model, images, labels, optimizer, autocast)[0].item()
+    return lambda: plain_loop.train_step(model, images, labels, optimizer, autocast)[0].item()
 
 
-def step_seconds(
+def time_steps(
     network: str, strategy: str, tail: Tail, batch: int, size: int, device: torch.device
 ) -> dict[str, float]:
-    """A training step of each side, the images on the device already: the medians, the sides alternating."""
+    """Return the median seconds of a training step by side, alternating between the sides.
+
+    The images are on the device already.
+    """
     sides = {
-        PLAIN: plain_step(network, strategy, batch, size, device, autocast=False),
-        AUTOCAST: plain_step(network, strategy, batch, size, device, autocast=True),
+        PLAIN: make_plain_step(network, strategy, batch, size, device, autocast=False),
+        AUTOCAST: make_plain_step(network, strategy, batch, size, device, autocast=True),
         THAW: tail.step,
     }
     for step in sides.values():
         step(), step()
-    rounds = [{side: seconds(step, device) for side, step in sides.items()} for _ in range(ROUNDS)]
+    rounds = [{side: time_run(step, device) for side, step in sides.items()} for _ in range(ROUNDS)]
     return {side: statistics.median(one[side] for one in rounds) for side in sides}
 
 
 def job_speeds(
     work: Work, strategy: str, rounds: int, images: int
 ) -> tuple[list[dict[str, float]], float]:
-    """Training images per second of each side's whole job, by round; the seconds that Thaw trains in one epoch, of the last."""
-    found, epoch = [], 0.0
+    """Measure whole jobs in alternating rounds.
+
+    Returns:
+        Training images per second by side, for each round, and the seconds of a training epoch of
+        Thaw in the last round.
+    """
+    speeds, epoch = [], 0.0
     autocast = Work(
         work.folder, work.network, work.epochs, work.measured, (*work.options, "--autocast")
     )
     for _ in range(rounds):
-        taken = {
-            PLAIN: other(PLAIN, work, strategy)["seconds"],
-            AUTOCAST: other(PLAIN, autocast, strategy)["seconds"],
+        seconds = {
+            PLAIN: run_other(PLAIN, work, strategy)["seconds"],
+            AUTOCAST: run_other(PLAIN, autocast, strategy)["seconds"],
         }
-        result = thaw(work, (strategy,))
-        taken[THAW], epoch = result["seconds"], result["epoch"]
-        found.append({side: work.epochs * images / spent for side, spent in taken.items()})
-    return found, epoch
+        result = run_thaw(work, (strategy,))
+        seconds[THAW], epoch = result["seconds"], result["epoch"]
+        speeds.append({side: work.epochs * images / spent for side, spent in seconds.items()})
+    return speeds, epoch
 
 
-def least_seconds(tail: Tail, images: int, batch: int, bandwidth: float) -> float:
-    """The least that a head's epoch takes at that bandwidth: each activation is read once; in each step Adam reads and writes weights,
-    gradients and its two moments, in fp32."""
+def estimate_min_seconds(tail: Tail, images: int, batch: int, bandwidth: float) -> float:
+    """Return the smallest time of a head's epoch that the memory bandwidth allows.
+
+    Each activation is read once. In each step Adam reads and writes weights, gradients and its two
+    moments, in fp32.
+    """
     activations = images * tail.inputs.numel() * tail.inputs.element_size() / batch
     return (activations + -(-images // batch) * 8 * 4 * tail.parameters) / bandwidth
 
 
 def fitting_size(network: str, size: int) -> int:
-    """Image size; 224 pixels for a network that takes no other."""
+    """Return the image size, or 224 if the network does not take it."""
     try:
         check_image_size(network, size)
     except ConfigError:
@@ -146,15 +174,17 @@ def measure(
     peaks: Peaks,
     options: argparse.Namespace,
 ) -> Row:
-    """Time the steps and the jobs of one row of the table, and print what does not go into it."""
+    """Measure the steps and the jobs of one row of the table, and print further numbers."""
     size = fitting_size(network, options.image_size)
-    tail = tail_of(network, strategy, device, options.batch, size)
-    taken = step_seconds(network, strategy, tail, options.batch, size, device.torch_device)
-    rate = tail.flops / taken[THAW]
+    tail = build_tail(network, strategy, device, options.batch, size)
+    step_seconds = time_steps(network, strategy, tail, options.batch, size, device.torch_device)
+    rate = tail.flops / step_seconds[THAW]
     share = rate / peaks.matrix[device.precision]
     print(
-        f"{NETWORKS[network]}, {STRATEGIES[strategy]}: a step of {options.batch} images takes {taken[PLAIN] * 1e3:.2f} ms plainly, "
-        f"{taken[AUTOCAST] * 1e3:.2f} ms with autocast, {taken[THAW] * 1e3:.2f} ms in Thaw: {rate / 1e12:.3g} TFLOP/s in "
+        f"{NETWORKS[network]}, {STRATEGIES[strategy]}: a step of {options.batch} images takes "
+        f"{step_seconds[PLAIN] * 1e3:.2f} ms plainly, "
+        f"{step_seconds[AUTOCAST] * 1e3:.2f} ms with autocast, "
+        f"{step_seconds[THAW] * 1e3:.2f} ms in Thaw: {rate / 1e12:.3g} TFLOP/s in "
         f"{device.precision}, {share:.1%} of the peak",
         flush=True,
     )
@@ -168,19 +198,21 @@ def measure(
     work = Work(folder, network, options.epochs, options.plain_epochs, arguments, settings)
     rounds, epoch = job_speeds(work, strategy, options.rounds, options.train)
     if strategy == "feature_extraction":
-        least = least_seconds(tail, options.train, options.batch, peaks.bandwidth)
+        minimum = estimate_min_seconds(tail, options.train, options.batch, peaks.bandwidth)
         print(
-            f"  an epoch trains for {epoch * 1e3:.1f} ms; at the memory's bandwidth it would be {least * 1e3:.2f} ms",
+            f"  an epoch trains for {epoch * 1e3:.1f} ms; at the memory's bandwidth it would "
+            f"be {minimum * 1e3:.2f} ms",
             flush=True,
         )
     speeds = {side: statistics.median(one[side] for one in rounds) for side in rounds[0]}
     return Row(network, strategy, speeds, [one[THAW] / one[PLAIN] for one in rounds], share)
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """In Markdown."""
+def format_table(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of the table in Markdown."""
     lines = [
-        "| training images per second | plain loop | with autocast | Thaw | times (range) | step, of peak |",
+        "| training images per second | plain loop | with autocast | Thaw | times (range) | "
+        "step, of peak |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -189,37 +221,44 @@ def table(rows: Sequence[Row]) -> list[str]:
             f"{statistics.median(row.ratios):.1f} ({min(row.ratios):.1f} to {max(row.ratios):.1f})"
         )
         lines.append(
-            f"| {NETWORKS[row.network]}, {STRATEGIES[row.strategy]} | {speeds} | {times} | {row.share:.1%} |"
+            f"| {NETWORKS[row.network]}, {STRATEGIES[row.strategy]} | {speeds} | {times} | "
+            f"{row.share:.1%} |"
         )
     return lines
 
 
-def machine(device: Device) -> str:
-    """Device and versions in a line."""
+def describe_machine(device: Device) -> str:
+    """Return the device and the versions in one line."""
     if device.kind != "cuda":
         return f"{device.label}, torch {torch.__version__}"
     properties = torch.cuda.get_device_properties(0)
     return (
-        f"{device.label}, {properties.total_memory / 1e9:.0f} GB, compute capability {properties.major}.{properties.minor}, "
-        f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        f"{device.label}, {properties.total_memory / 1e9:.0f} GB, compute capability "
+        f"{properties.major}.{properties.minor}, torch {torch.__version__}, CUDA "
+        f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
     )
 
 
-def suite(arguments: Sequence[str] = ()) -> tuple[str, bool]:
-    """Run pytest: its last line, and whether all went well. What failed is printed."""
-    done = subprocess.run(
+def run_suite(arguments: Sequence[str] = ()) -> tuple[str, bool]:
+    """Run pytest and print the failures.
+
+    Returns:
+        Its last line, and whether all tests passed.
+    """
+    process = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    lines = (done.stdout + done.stderr).strip().splitlines() or ["pytest printed nothing"]
+    lines = (process.stdout + process.stderr).strip().splitlines() or ["pytest printed nothing"]
     print(*(line for line in lines if line.startswith(("FAILED", "ERROR"))), sep="\n", flush=True)
-    return lines[-1].strip("= "), done.returncode == 0
+    return lines[-1].strip("= "), process.returncode == 0
 
 
 def read_options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -260,8 +299,8 @@ def main() -> None:
         raise SystemExit(
             f"Nothing was measured: {error}. --device cpu runs the same on the processor."
         ) from None
-    print(machine(device), flush=True)
-    peaks = peaks_of(device.torch_device, options.side, options.copied << 20)
+    print(describe_machine(device), flush=True)
+    peaks = measure_peaks(device.torch_device, options.side, options.copied << 20)
     print(peaks, flush=True)
     with tempfile.TemporaryDirectory() as base:
         write_images(Path(base), options.train, options.val)
@@ -273,14 +312,15 @@ def main() -> None:
         rows = [
             measure(network, name, Path(base), device, peaks, options) for network, name in cases
         ]
-    words, passed = suite() if options.suite else ("not run", True)
+    last_line, passed = run_suite() if options.suite else ("not run", True)
     print(
         "",
-        f"{machine(device)}: {peaks}. {options.train:,} + {options.val:,} images of 320 pixels, batch {options.batch}, "
-        f"{options.epochs} epochs, the plain loop with {options.workers} workers; whole jobs, {things(options.rounds, 'round')} "
-        f"(`benchmarks/gpu.py`). Tests: {words}.",
+        f"{describe_machine(device)}: {peaks}. {options.train:,} + {options.val:,} images of "
+        f"320 pixels, batch {options.batch}, {options.epochs} epochs, the plain loop with "
+        f"{options.workers} workers; whole jobs, {things(options.rounds, 'round')} "
+        f"(`benchmarks/gpu.py`). Tests: {last_line}.",
         "",
-        *table(rows),
+        *format_table(rows),
         sep="\n",
     )
     sys.exit(not passed)

@@ -1,11 +1,11 @@
-"""Cost of the same run on 1, 4 and 16 times as many images, or on one and two ranks.
+"""Cost of a run on 1, 4 and 16 times as many images, or on one and two ranks.
 
     python -m benchmarks.growth
     python -m benchmarks.growth --ranks
     python -m benchmarks.growth --ranks --side 224
 
-With ``--ranks``, full fine-tuning on one rank and on two, a thread each, in turns. The machine has
-to be idle: in every step a rank waits for the slower one.
+``--ranks`` alternates full fine-tuning on one rank and on two, with one thread per rank. The
+machine has to be idle, because in every step a rank waits for the slower one.
 """
 
 import argparse
@@ -35,10 +35,12 @@ def train(data: Path, threads: int = 0, **settings: object) -> tuple[Any, list[A
     """Train a run of three epochs in a process of its own, with empty caches.
 
     Args:
-        threads: of each rank; 0 leaves the choice to torch.
+        data: the image folder.
+        threads: of each rank. 0 leaves the choice to torch.
+        settings: further settings of the run.
 
     Returns:
-        Its first event, those that ended an epoch, and the process's largest memory in bytes.
+        The RunStarted event, the EpochEnded events, and the largest memory of the process in bytes.
     """
     options = ["--epochs", "3"]
     for name, value in settings.items():
@@ -47,7 +49,7 @@ def train(data: Path, threads: int = 0, **settings: object) -> tuple[Any, list[A
         environment = os.environ | {"THAW_HOME": home}
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", CHILD, str(data), *options],
             cwd=Path(__file__).resolve().parent.parent,
             env=environment,
@@ -55,7 +57,7 @@ def train(data: Path, threads: int = 0, **settings: object) -> tuple[Any, list[A
             text=True,
             check=True,
         )
-        result, _, peak = done.stdout.strip().rpartition("\n")
+        result, _, peak = process.stdout.strip().rpartition("\n")
         text = Path(json.loads(result)["run_dir"], "events.jsonl").read_text()
     events = [json.loads(line) for line in text.splitlines()]
     first = next(event for event in events if event["event"] == "RunStarted")
@@ -63,24 +65,27 @@ def train(data: Path, threads: int = 0, **settings: object) -> tuple[Any, list[A
 
 
 def measure_images(data: Path, images: int) -> str:
+    """Train on cached features and describe time and memory per image."""
     write_images(data, images, images // 4)
     first, epochs, peak = train(data, strategy="last_block", weights="none", image_size=96)
     cache = first["cache"]
     return (
         f"{images:,} training images: {epochs[-1]['train_seconds'] / images * 1e3:.3f} ms per "
         f"image in a cached epoch, {cache['trunk_seconds'] / (images * 1.25) * 1e3:.2f} ms once "
-        f"for the trunk; cache {cache['bytes'] / 1e6:.0f} MB {cache['where']}, peak {peak / 1e9:.2f} GB"
+        f"for the trunk; cache {cache['bytes'] / 1e6:.0f} MB {cache['where']}, peak "
+        f"{peak / 1e9:.2f} GB"
     )
 
 
 def measure_ranks(data: Path, images: int, side: int, turns: int) -> str:
+    """Train on one rank and on two in turn, and describe the ratio of their times."""
     write_images(data, images, images // 4)
     settings = {"strategy": "full", "batchnorm": "frozen", "precision": "fp32", "device": "cpu"}
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(turns):
-        for ranks, found in seconds.items():
+        for ranks, epoch_seconds in seconds.items():
             _, epochs, _ = train(data, threads=1, image_size=side, devices=ranks, **settings)
-            found += [epoch["train_seconds"] for epoch in epochs[1:]]
+            epoch_seconds += [epoch["train_seconds"] for epoch in epochs[1:]]
     one, two = map(statistics.median, seconds.values())
     return (
         f"an epoch takes {one:.1f} s on one rank, {two:.1f} s on two: {one / two:.2f} times as "

@@ -1,7 +1,7 @@
-"""Labelled image sets that need no network: what a machine with Debian's fonts and Python packages has.
+"""Labelled image sets made from Debian's fonts and Python packages, without a network connection.
 
-Every set is written as ``train/``, ``val/`` and ``test/``. Test images share no font, no emoji and no
-part of a photograph with training images.
+Every set is written as ``train/``, ``val/`` and ``test/``. Test images share no font, no emoji and
+no part of a photograph with training images.
 """
 
 import colorsys
@@ -19,7 +19,7 @@ SIDE = 96  # pixels
 Picture = tuple[str, Image.Image]  # class, image
 FONTS = Path("/usr/share/fonts")
 LETTERS = "ABCDEFGHIJ"
-# first and last code point of the blocks whose members look alike
+# first and last code points of blocks of similar emoji
 EMOJI = {
     "faces": [(0x1F600, 0x1F644), (0x1F910, 0x1F917), (0x1F920, 0x1F92F), (0x1F970, 0x1F97A)],
     "animals": [(0x1F400, 0x1F43C), (0x1F980, 0x1F9AE)],
@@ -42,19 +42,19 @@ PHOTOGRAPHS = {
 PARTS = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}  # of fonts, photographs …
 
 
-def _part(items: list[str], part: str) -> list[str]:
-    """Return a part's share of ``items``, the same in every process."""
+def _select_part(items: list[str], part: str) -> list[str]:
+    """Return the items of a part, the same in every process."""
     ordered = sorted(items, key=lambda item: hashlib.sha256(item.encode()).digest())
     first, last = (round(share * len(ordered)) for share in PARTS[part])
     return ordered[first:last]
 
 
-def _forever(items: list[str], random: np.random.Generator) -> Iterator[str]:
+def _cycle(items: list[str], random: np.random.Generator) -> Iterator[str]:
     while True:
         yield from random.permutation(items).tolist()
 
 
-def _background(random: np.random.Generator) -> Image.Image:
+def _draw_background(random: np.random.Generator) -> Image.Image:
     """Return a smooth patch of two colours with noise."""
     corners = random.integers(0, 256, (2, 2, 3), np.uint8)
     smooth = Image.fromarray(corners).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -62,16 +62,16 @@ def _background(random: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.uint8(np.clip(noisy, 0, 255)))
 
 
-def _colour(random: np.random.Generator) -> tuple[int, ...]:
+def _choose_colour(random: np.random.Generator) -> tuple[int, ...]:
     red, green, blue = colorsys.hsv_to_rgb(random.random(), 0.7, random.uniform(0.5, 1))
     return tuple(round(255 * value) for value in (red, green, blue))
 
 
 def draw_glyphs(part: str, random: np.random.Generator) -> Iterator[Picture]:
-    """Yield the letters A to J, as notMNIST was made: each font in one part only."""
+    """Yield the letters A to J in fonts, as in notMNIST. Each font is in one part only."""
     fonts = [str(path) for path in FONTS.rglob("*") if path.suffix in (".ttf", ".otf", ".t1")]
     usable = [path for path in fonts if "Emoji" not in path and "Symbol" not in path]
-    for path in _forever(_part(usable, part), random):
+    for path in _cycle(_select_part(usable, part), random):
         letter = LETTERS[random.integers(len(LETTERS))]
         layer = Image.new("L", (SIDE, SIDE), 0)
         font = ImageFont.truetype(path, int(random.integers(48, 80)))
@@ -82,14 +82,16 @@ def draw_glyphs(part: str, random: np.random.Generator) -> Iterator[Picture]:
 
 
 def draw_emoji(part: str, random: np.random.Generator) -> Iterator[Picture]:
-    """Yield Noto's emoji by kind, on patches of colour: each emoji in one part only."""
+    """Yield Noto's emoji by kind on patches of colour. Each emoji is in one part only."""
     (path,) = list(FONTS.rglob("NotoColorEmoji.ttf"))[:1]
     font = ImageFont.truetype(str(path), 109)  # the one size that the font has
     kinds = {
-        kind: _part([chr(code) for first, last in blocks for code in range(first, last + 1)], part)
+        kind: _select_part(
+            [chr(code) for first, last in blocks for code in range(first, last + 1)], part
+        )
         for kind, blocks in EMOJI.items()
     }
-    endless = {kind: _forever(items, random) for kind, items in kinds.items()}
+    endless = {kind: _cycle(items, random) for kind, items in kinds.items()}
     while True:
         kind = list(EMOJI)[random.integers(len(EMOJI))]
         character = next(endless[kind])
@@ -100,13 +102,13 @@ def draw_emoji(part: str, random: np.random.Generator) -> Iterator[Picture]:
         side = int(random.integers(48, 84))
         small = layer.resize((side, side), Image.Resampling.LANCZOS)
         small = small.rotate(random.normal(0, 10), Image.Resampling.BICUBIC)
-        picture = _background(random)
+        picture = _draw_background(random)
         left, top = (int(value) for value in random.integers(0, SIDE - side, 2))
         picture.paste(small, (left, top), small)
         yield kind, picture
 
 
-def _polygon(points: int, inner: float, radius: float, turn: float) -> np.ndarray:
+def _make_polygon(points: int, inner: float, radius: float, turn: float) -> np.ndarray:
     angles = turn + np.arange(2 * points) * np.pi / points
     radii = radius * np.where(np.arange(2 * points) % 2, inner, 1.0)
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)
@@ -126,21 +128,21 @@ SHAPES = {
 
 
 def draw_shapes(part: str, random: np.random.Generator) -> Iterator[Picture]:
-    """Yield outlines of any colour, size, place and turn, on patches of colour."""
+    """Yield shapes of any colour, size, position and rotation on patches of colour."""
     while True:
         name = list(SHAPES)[random.integers(len(SHAPES))]
         corners, inner = SHAPES[name]
         radius = random.uniform(16, 38)
-        points = _polygon(corners, inner, radius, random.uniform(0, 2 * np.pi))
+        points = _make_polygon(corners, inner, radius, random.uniform(0, 2 * np.pi))
         middle = random.uniform(radius, SIDE - radius, 2)
-        picture = _background(random)
+        picture = _draw_background(random)
         outline = [tuple(point) for point in points + middle]
-        ImageDraw.Draw(picture).polygon(outline, fill=_colour(random))
+        ImageDraw.Draw(picture).polygon(outline, fill=_choose_colour(random))
         yield name, picture.filter(ImageFilter.GaussianBlur(random.uniform(0, 1.2)))
 
 
 def draw_textures(part: str, random: np.random.Generator) -> Iterator[Picture]:
-    """Yield gratings of eight directions under noise: what the first layers see."""
+    """Yield gratings of eight directions under noise, which first layers can distinguish."""
     rows, columns = np.mgrid[:SIDE, :SIDE]
     while True:
         direction = int(random.integers(8))
@@ -153,7 +155,7 @@ def draw_textures(part: str, random: np.random.Generator) -> Iterator[Picture]:
 
 
 def cut_photographs(part: str, random: np.random.Generator) -> Iterator[Picture]:
-    """Yield patches of scikit-image's photographs: each column of pixels in one part only."""
+    """Yield patches of scikit-image's photographs. Each pixel column is in one part only."""
     skimage = find_spec("skimage")
     if skimage is None or skimage.origin is None:
         raise SystemExit("The photographs are scikit-image's: pip install scikit-image")
@@ -175,7 +177,7 @@ def cut_photographs(part: str, random: np.random.Generator) -> Iterator[Picture]
 
 
 def read_digits(part: str, random: np.random.Generator) -> Iterator[Picture]:
-    """Yield scikit-learn's handwritten digits once each."""
+    """Yield each of scikit-learn's handwritten digits once."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -198,21 +200,21 @@ NUM_TEST = 600  # at most; digits has fewer
 
 
 def write_set(name: str, num_train: int, root: Path, seed: int = 0) -> Path:
-    """Write ``num_train`` training images, a fifth as many for validation, and test images.
+    """Write ``num_train`` training images, a fifth as many validation images, and test images.
 
     Returns:
-        The folder, below ``root``; written before, it is used again.
+        The folder below ``root``. An existing folder is reused.
     """
     folder = root / f"{name}-{num_train}-{seed}"
     if folder.exists():
         return folder
-    beside = folder.with_suffix(".part")
+    partial = folder.with_suffix(".part")
     counts = {"train": num_train, "val": max(40, num_train // 5), "test": NUM_TEST}
     for part, count in counts.items():
         random = np.random.default_rng([seed, list(counts).index(part)])
         for number, (label, picture) in enumerate(islice(SETS[name](part, random), count)):
-            target = beside / part / label
+            target = partial / part / label
             target.mkdir(parents=True, exist_ok=True)
             picture.save(target / f"{number:05d}.png")
-    beside.rename(folder)
+    partial.rename(folder)
     return folder

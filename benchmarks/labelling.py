@@ -1,4 +1,4 @@
-"""Does it save labels to ask for uncertain and diverse images? How long does a new order take?
+"""Labels saved by asking for uncertain and diverse images, and the time of a new order.
 
     python -m benchmarks.labelling labels --results labelling.jsonl
     python -m benchmarks.labelling report --results labelling.jsonl
@@ -32,14 +32,15 @@ from finetune_core.work import finish
 SETS = ("glyphs", "emoji", "shapes", "textures", "photographs")
 POOL, SIZE = 1500, 96  # images, pixels
 STARTING = 2  # labels of each class
-LABELS = 300  # of the random side
-BAR = 0.6  # share of its labels
+LABELS = 300  # a side stops there
+BAR = 0.6  # target share of the random side's labels
 
 
 def load_task(name: str) -> tuple[Labelling, np.ndarray, np.ndarray]:
-    """Return a labelling whose pool are the training images, their classes, and which side each is on.
+    """Return a labelling task, the classes of its pool, and which images are in the pool.
 
-    The data set's own images are the test images, as validation images: the probe's accuracy is on them.
+    The pool holds the training images. The test images serve as validation images, so the probe's
+    accuracy is measured on them.
     """
     dataset = load_dataset(write_set(name, POOL, paths.home() / "benchmarks"))
     features = finish(compute_features(dataset, PACKAGED, SIZE))
@@ -47,7 +48,9 @@ def load_task(name: str) -> tuple[Labelling, np.ndarray, np.ndarray]:
     values = features.final
     train, test = ((table["split"] == split).to_numpy() for split in (TRAIN, TEST))
     pool = table.loc[train, ["id", "content", "split"]].reset_index(drop=True)
-    own = table.loc[test, ["id", "class", "group"]].assign(split="val").reset_index(drop=True)
+    validation = (
+        table.loc[test, ["id", "class", "group"]].assign(split="val").reset_index(drop=True)
+    )
     directions = PCA(64, svd_solver="randomized", random_state=0).fit_transform(values[train])
     labelling = Labelling(
         dataset.root,
@@ -55,14 +58,14 @@ def load_task(name: str) -> tuple[Labelling, np.ndarray, np.ndarray]:
         pool,
         values[train],
         directions.astype(np.float32),
-        own,
+        validation,
         values[test],
     )
     return labelling, table.loc[train, "class"].to_numpy(dtype=object), train
 
 
 def run_side(task: Labelling, truth: np.ndarray, order: str, seed: int) -> list[float]:
-    """Return the test accuracy after the starting labels and after each batch of labels."""
+    """Return the test accuracy after the first labels and after each batch of labels."""
     random = np.random.default_rng(seed)
     labelled = np.zeros(len(truth), dtype=bool)
     for name in task.classes:
@@ -74,14 +77,17 @@ def run_side(task: Labelling, truth: np.ndarray, order: str, seed: int) -> list[
         accuracies.append(float(probe.accuracy or 0))
         if labelled.sum() >= LABELS:
             return accuracies
-        waiting = np.flatnonzero(~labelled)
-        asked = (
-            random.permutation(waiting) if order == "random" else task.order(labels, probe, order)
+        unlabelled = np.flatnonzero(~labelled)
+        queue = (
+            random.permutation(unlabelled)
+            if order == "random"
+            else task.order(labels, probe, order)
         )
-        labelled[asked[:BATCH]] = True
+        labelled[queue[:BATCH]] = True
 
 
 def measure_labels(results: Path, sets: list[str], seeds: int) -> None:
+    """Run both sides on each set with each seed, and append the accuracies to a file."""
     for name in sets:
         task, truth, _ = load_task(name)
         for seed in range(seeds):
@@ -92,11 +98,11 @@ def measure_labels(results: Path, sets: list[str], seeds: int) -> None:
             print(name, seed, row["random"][-1], row["uncertain"][-1], flush=True)
 
 
-def labels_needed(row: Any, side: str) -> float:
-    """Return after how many labels a side first has the random side's last accuracy, for good or not.
+def count_needed_labels(row: Any, side: str) -> float:
+    """Return the number of labels after which a side first reaches the target accuracy.
 
     The target is the mean of the random side's last three accuracies, so that one lucky fit does
-    not decide. Infinity where the side never has it.
+    not decide. Returns infinity if the side never reaches the target.
     """
     target = statistics.mean(row["random"][-3:])
     reached = np.flatnonzero(np.array(row[side]) >= target)
@@ -107,18 +113,19 @@ def report(results: Path) -> None:
     """Print the table of docs/labelling.md."""
     rows = pd.DataFrame([json.loads(line) for line in results.read_text().splitlines()])
     print(
-        "| set | seeds | random, 300 labels | same labels, asked for | labels for the same | share |"
+        "| set | seeds | random, 300 labels | same labels, asked for | labels for the same | "
+        "share |"
     )
     print("|---|---|---|---|---|---|")
     for name in dict.fromkeys(rows["set"]):
         some: Any = rows[rows["set"] == name]
         last = some["random"].map(lambda one: statistics.mean(one[-3:]))
-        asked = some["uncertain"].map(lambda one: statistics.mean(one[-3:]))
-        needed = some.apply(labels_needed, axis=1, side="uncertain")
+        uncertain = some["uncertain"].map(lambda one: statistics.mean(one[-3:]))
+        needed = some.apply(count_needed_labels, axis=1, side="uncertain")
         shares = needed / (some["start"] + BATCH * (some["random"].map(len) - 2))
         inside = int((shares <= BAR).sum())
         print(
-            f"| {name} | {len(some)} | {last.mean():.1%} | {asked.mean():.1%} | "
+            f"| {name} | {len(some)} | {last.mean():.1%} | {uncertain.mean():.1%} | "
             f"{needed.median():.0f} ({needed.min():.0f} to {needed.max():.0f}) | "
             f"{shares.median():.0%}; at most {BAR:.0%} in {inside} of {len(some)} |"
         )
@@ -133,7 +140,7 @@ def measure_speed(images: int, features: int, labels: int, classes: int) -> None
     names = np.array([f"class {label}" for label in truth], dtype=object)
     ids = [f"{number}.png" for number in range(images)]
     pool = pd.DataFrame({"id": ids, "content": np.arange(images, dtype=np.uint64), "split": TRAIN})
-    own = pd.DataFrame({"id": [], "class": [], "split": [], "group": []}, dtype=str)
+    validation = pd.DataFrame({"id": [], "class": [], "split": [], "group": []}, dtype=str)
     directions = PCA(64, svd_solver="randomized", random_state=0).fit_transform(values)
     task = Labelling(
         Path(),
@@ -141,18 +148,18 @@ def measure_speed(images: int, features: int, labels: int, classes: int) -> None
         pool,
         values,
         directions.astype(np.float32),
-        own,
+        validation,
         np.empty((0, features), np.float32),
     )
     labelled = np.arange(images) < labels
     state = Labels(np.where(labelled, names, ""), ~labelled, 0, 0)
     seconds = []
     for _ in range(5):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         probe = task.fit(state)
         fitted = time.perf_counter()
         task.order(state, probe)
-        seconds.append((fitted - began, time.perf_counter() - fitted))
+        seconds.append((fitted - start_time, time.perf_counter() - fitted))
     fit, order = (statistics.median(one) for one in zip(*seconds, strict=True))
     print(f"{images:,} images, {labels} labels: fit {fit:.2f} s, order {order:.2f} s")
 

@@ -1,7 +1,9 @@
-"""How many near-duplicates are found, and how many that are called so are any: parts of a machine before one camera, and digits, each
-with and without planted copies.
+"""Precision and recall of near-duplicates with planted copies.
 
-python -m benchmarks.near_duplicates [--images 300] [--copies 24] [--seeds 3]
+    python -m benchmarks.near_duplicates [--images 300] [--copies 24] [--seeds 3]
+
+The images are parts of a machine before one camera, and digits, each with and without planted
+copies.
 """
 
 import argparse
@@ -26,8 +28,11 @@ class Line:
     """A production line as its camera sees it.
 
     Attributes:
-        pose: how far parts lie from their place, pixels at 320 × 240; they turn by half as many degrees.
-        texture, noise: of each part's surface, and of each picture, gray levels. light: share by which it changes.
+        pose: standard deviation of the position, in pixels at 320 × 240. The rotation varies by
+            half as many degrees.
+        texture: contrast of each part's surface, in gray levels.
+        noise: noise of each picture, in gray levels.
+        light: relative variation of the light.
     """
 
     pose: float
@@ -46,12 +51,13 @@ LINES = {
 
 
 def encoded(image: Image.Image, format: str = "JPEG", quality: int = 92, **options: Any) -> bytes:
+    """Encode an image."""
     buffer = io.BytesIO()
     image.save(buffer, format, quality=quality, **options)
     return buffer.getvalue()
 
 
-def _noisy(image: Image.Image, random: np.random.Generator) -> Image.Image:
+def _add_noise(image: Image.Image, random: np.random.Generator) -> Image.Image:
     pixels = np.asarray(image, dtype=float)
     return Image.fromarray(np.uint8(np.clip(pixels + random.normal(0, 4, pixels.shape), 0, 255)))
 
@@ -62,12 +68,12 @@ COPIES: dict[str, Callable[[Image.Image, np.random.Generator], bytes]] = {
         image.resize([side * 3 // 4 for side in image.size], Image.Resampling.BILINEAR)
     ),
     "brighter": lambda image, _: encoded(ImageEnhance.Brightness(image).enhance(1.15)),
-    "noise": lambda image, random: encoded(_noisy(image, random)),
+    "noise": lambda image, random: encoded(_add_noise(image, random)),
 }
 
 
 class Camera:
-    """Takes pictures of parts, all before one background."""
+    """A camera that takes pictures of parts before one background."""
 
     def __init__(self, line: Line, seed: int, size: tuple[int, int] = (320, 240)) -> None:
         self.line, self.size, self.random = line, size, np.random.default_rng(seed)
@@ -82,27 +88,28 @@ class Camera:
         self.background = np.asarray(coarse, float) + self.random.normal(0, 3, (size[1], size[0]))
 
     def picture(self, *, defect: bool) -> Image.Image:
+        """Take a picture of a part."""
         line, random, (width, height) = self.line, self.random, self.size
-        shape, surface = self._shape(), self._surface(defect)
+        shape, surface = self._draw_shape(), self._draw_surface(defect)
         angle, shift = (
             random.normal(0, line.pose * 0.5),
             random.normal(0, line.pose, 2) * 3 * self.scale,
         )
 
-        def placed(layer: Image.Image) -> np.ndarray:
+        def place(layer: Image.Image) -> np.ndarray:
             turned = layer.rotate(angle, Image.Resampling.BILINEAR, translate=tuple(shift))
             return np.asarray(turned.resize(self.size, Image.Resampling.BOX), float)
 
-        mask = placed(shape) / 255
-        pixels = self.background * (1 - mask) + placed(surface) * mask
+        mask = place(shape) / 255
+        pixels = self.background * (1 - mask) + place(surface) * mask
         pixels *= (1 + random.normal(0, line.light)) * (
             1 + random.normal(0, line.light / 2) * np.linspace(-1, 1, width)
         )
         pixels += random.normal(0, line.noise, (height, width))
         return Image.fromarray(np.uint8(np.clip(pixels, 0, 255))).convert("RGB")
 
-    def _shape(self) -> Image.Image:
-        """A gear with holes, three times as large as it is shown."""
+    def _draw_shape(self) -> Image.Image:
+        """Draw a gear with holes, at three times the size of the picture."""
         width, height = (3 * side for side in self.size)
         layer = Image.new("L", (width, height))
         draw = ImageDraw.Draw(layer)
@@ -127,8 +134,11 @@ class Camera:
             draw.ellipse((x - hole, y - hole, x + hole, y + hole), fill=0)
         return layer
 
-    def _surface(self, defect: bool) -> Image.Image:
-        """Gray levels of the part; a defect is a spot or a scratch of a few hundredths of the picture's width."""
+    def _draw_surface(self, defect: bool) -> Image.Image:
+        """Draw the gray levels of the part.
+
+        A defect is a spot or a scratch of a few hundredths of the picture's width.
+        """
         width, height = (3 * side for side in self.size)
         grain = Image.fromarray(self.random.normal(0, 1, (40, 40)).astype(np.float32)).resize(
             (width, height), Image.Resampling.BICUBIC
@@ -161,7 +171,10 @@ class Camera:
 def write_parts(
     folder: Path, line: Line, count: int, seed: int, size: tuple[int, int] = (320, 240)
 ) -> None:
-    """``count`` pictures of parts, three in ten with a defect, in the classes ``good`` and ``bad``."""
+    """Write ``count`` pictures of parts in the classes ``good`` and ``bad``.
+
+    Three in ten have a defect and are ``bad``.
+    """
     camera = Camera(line, seed, size)
     for number in range(count):
         name = "bad" if number % 10 < 3 else "good"
@@ -172,6 +185,7 @@ def write_parts(
 
 
 def write_digits(folder: Path, count: int, seed: int) -> None:
+    """Write ``count`` random digits."""
     files = sorted(digits_folder().glob("*/*.png"))
     for file in np.random.default_rng(seed).choice(
         np.array(files, dtype=object), count, replace=False
@@ -181,45 +195,51 @@ def write_digits(folder: Path, count: int, seed: int) -> None:
 
 
 def plant(folder: Path, count: int, seed: int) -> dict[str, str]:
-    """Copies of some images beside them, of all kinds in turn; the id of each copy -> that of its original."""
+    """Write copies of some images beside them, of all kinds in turn.
+
+    Returns:
+        Id of each copy -> id of its original.
+    """
     random = np.random.default_rng(seed)
     files = sorted(path for path in folder.glob("*/*"))
     truth = {}
-    for number, at in enumerate(random.choice(len(files), count, replace=False)):
+    for number, index in enumerate(random.choice(len(files), count, replace=False)):
         kind = [*COPIES][number % len(COPIES)]
-        copy = files[at].with_name(f"copy{number:03d}-{kind.replace(' ', '-')}.jpg")
-        with Image.open(files[at]) as image:
+        copy = files[index].with_name(f"copy{number:03d}-{kind.replace(' ', '-')}.jpg")
+        with Image.open(files[index]) as image:
             copy.write_bytes(COPIES[kind](image.convert("RGB"), random))
-        truth[str(copy.relative_to(folder))] = str(files[at].relative_to(folder))
+        truth[str(copy.relative_to(folder))] = str(files[index].relative_to(folder))
     return truth
 
 
 def called(folder: Path) -> set[frozenset[str]]:
-    """All pairs of images that are in one near set."""
+    """Return all pairs of images that Thaw reports as near-duplicates."""
     near = load_dataset(folder).table.groupby("near")["id"].agg(list)
     return {frozenset((one, other)) for ids in near for one in ids for other in ids if one < other}
 
 
 def measure(name: str, write: Callable[[Path, int], None], copies: int, seeds: int) -> None:
-    pairs = hits = wrong = planted = 0
+    """Print recall, precision and processor time for one kind of images."""
+    pairs = hits = false_pairs = planted = 0
     seconds = 0.0
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as top:
             folder = Path(top, "images")
             write(folder, seed)
-            wrong += len(called(folder))
+            false_pairs += len(called(folder))
             truth = {frozenset(pair) for pair in plant(folder, copies, seed).items()}
-            began = time.process_time()
-            found = called(folder)
-            seconds += time.process_time() - began
+            start_time = time.process_time()
+            pairs_found = called(folder)
+            seconds += time.process_time() - start_time
             pairs, hits, planted = (
-                pairs + len(found),
-                hits + len(found & truth),
+                pairs + len(pairs_found),
+                hits + len(pairs_found & truth),
                 planted + len(truth),
             )
     precision = f"{hits / pairs:.3f}" if pairs else "none called"
     print(
-        f"{name:28s} clean: {wrong} pairs called; planted: recall {hits / planted:.3f} ({hits} of {planted}), precision {precision} "
+        f"{name:28s} clean: {false_pairs} pairs called; planted: recall {hits / planted:.3f} "
+        f"({hits} of {planted}), precision {precision} "
         f"({hits} of {pairs}); {seconds / seeds:.1f} s of processor time"
     )
 

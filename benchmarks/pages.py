@@ -1,11 +1,11 @@
-"""How soon each page is there, and how much it shows before anything is unfolded.
+"""Loading time, layout shift and amount of content of each page.
 
     python -m benchmarks.pages --runs 50 --images 10000
 
-Needs Chromium. Starts the app in a folder of its own with generated runs and images, opens Home on
-the cold server, then visits every page by its link. Prints seconds until a page is drawn, the
+Needs Chromium. Starts the app in a directory of its own with generated runs and images, opens Home
+on the cold server, then visits every page by its link. Prints seconds until a page is drawn, the
 cumulative layout shift of a visit, and height, words and controls of each page at 1440 and 390
-pixels. A group of radio buttons, or of segments, counts as one control.
+pixels, with everything folded. A group of radio buttons or segments counts as one control.
 """
 
 import argparse
@@ -44,7 +44,8 @@ CONTENT = """() => {
     const roots = [main, ...hosts.map(element => element.shadowRoot)]
     const all = selector => roots.flatMap(root => [...root.querySelectorAll(selector)])
         .filter(element => element.checkVisibility({visibilityProperty: true}))
-    const aside = "[data-testid=stTooltipIcon], [data-testid=stElementToolbar], .st-key-navigation, "
+    const aside = "[data-testid=stTooltipIcon], [data-testid=stElementToolbar], \
+.st-key-navigation, "
         + "[role=radiogroup], [data-testid=stDataFrame]"
     const single = all("button, input, textarea, select, summary")
         .filter(element => !element.closest(aside) && element.type !== "radio")
@@ -54,42 +55,54 @@ CONTENT = """() => {
 }"""
 
 
-def settle(page: Page) -> float:
-    """Wait until a page has been drawn and stays as it is; return the milliseconds of its clock."""
+def wait_until_settled(page: Page) -> float:
+    """Wait until a page has been drawn and no longer changes.
+
+    Returns:
+        The time of the last change, in milliseconds of the page's clock.
+    """
     page.locator(SETTLED).wait_for()
     page.wait_for_function("performance.now() - window.changed > 1000")
     return float(page.evaluate("window.changed"))
 
 
 def visit_pages(page: Page) -> dict[str, list[float]]:
-    """Go to each page by its link; return seconds and layout shift by name."""
-    found = {}
+    """Visit each page by its link.
+
+    Returns:
+        Page -> seconds until it is drawn, and layout shift.
+    """
+    visits = {}
     for name in NAMES:
         page.evaluate("window.shift = 0")
-        began = float(page.evaluate("performance.now()"))
+        start_time = float(page.evaluate("performance.now()"))
         page.get_by_role("link", name=name, exact=True).click()
         page.get_by_role("heading", name="Thaw" if name == "Home" else name, level=1).wait_for()
         page.locator(SETTLED).wait_for()
-        seconds = (float(page.evaluate("performance.now()")) - began) / 1000
-        settle(page)
-        found[name] = [seconds, float(page.evaluate("window.shift"))]
-    return found
+        seconds = (float(page.evaluate("performance.now()")) - start_time) / 1000
+        wait_until_settled(page)
+        visits[name] = [seconds, float(page.evaluate("window.shift"))]
+    return visits
 
 
 def open_cold(browser: Browser, url: str) -> tuple[Page, float, float]:
-    """Open Home; return the page, and seconds to the first paint and to its last change."""
+    """Open Home on a cold server.
+
+    Returns:
+        The page, and the seconds to its first paint and to its last change.
+    """
     page = browser.new_page(viewport={"width": WIDTHS[0], "height": 900})
     page.set_default_timeout(PATIENCE)
     page.add_init_script(WATCH)
     page.goto(url)
     page.get_by_role("heading", name="Thaw", level=1).wait_for()
-    complete = settle(page) / 1000
+    complete = wait_until_settled(page) / 1000
     return page, float(page.evaluate(PAINTED)) / 1000, complete
 
 
 def count_content(browser: Browser, url: str, data: str) -> dict[str, list[dict[str, Any]]]:
-    """Return what each page shows, by name, one entry for each of ``WIDTHS``."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Return height, words and controls by page, one entry for each of ``WIDTHS``."""
+    content: dict[str, list[dict[str, Any]]] = {}
     for width in WIDTHS:
         page = browser.new_page(viewport={"width": width, "height": 900})
         page.set_default_timeout(PATIENCE)
@@ -97,10 +110,10 @@ def count_content(browser: Browser, url: str, data: str) -> dict[str, list[dict[
         for name in NAMES:
             path = "" if name == "Home" else name.lower()
             page.goto(f"{url}/{path}?data={data}")
-            settle(page)
-            found.setdefault(name, []).append(page.evaluate(CONTENT))
+            wait_until_settled(page)
+            content.setdefault(name, []).append(page.evaluate(CONTENT))
         page.close()
-    return found
+    return content
 
 
 def main() -> None:
@@ -131,7 +144,7 @@ def measure(browser: Browser, url: str, data: str, rounds: int) -> None:
     page, painted, complete = open_cold(browser, url)
     print(f"cold server: first paint {painted:.1f} s, Home complete {complete:.1f} s")
     page.goto(f"{url}/dataset?data={data}")
-    settle(page)
+    wait_until_settled(page)
     visits = [visit_pages(page) for _ in range(rounds)]
     page.close()
     content = count_content(browser, url, data)

@@ -1,10 +1,10 @@
-"""Share of the machine's matrix peak that a training step reaches, and what each optimisation adds.
+"""Share of the machine's matrix peak that a training step reaches, and gains of optimisations.
 
     python -m benchmarks.peak
     python -m benchmarks.peak --without products depthwise compiled allocator
 
-The peak is measured, in the precision of the step. With ``--without``, each optimisation for
-processors is switched off and on in turns, and the ratio of each turn counts.
+The peak is measured in the precision of the step. ``--without`` alternates between rounds with and
+without each optimisation for processors, and compares the ratios of the rounds.
 """
 
 import argparse
@@ -39,7 +39,7 @@ ROUNDS, CLASSES = 9, 10
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CPU = torch.device("cpu")
 
-# Optimisation of a step -> the function in training/compute.py, backbone, strategy, image size.
+# optimisation of a step -> function in training/compute.py, backbone, strategy, image size
 IN_STEPS = {
     "products": ("use_products", "resnet18", "last_block", 224),
     "depthwise": ("keep_depthwise_exact", "efficientnet_lite0", "full", 96),
@@ -69,45 +69,45 @@ thread.join()
 """
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Time ``run`` on a device that has nothing else to do, until the device is done."""
+def time_run(run: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds until ``run`` is done on an otherwise idle device."""
     if device.type == "cuda":
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        began.record()
+        start.record()
         run()
         ended.record()
         ended.synchronize()
-        return float(began.elapsed_time(ended)) / 1e3
+        return float(start.elapsed_time(ended)) / 1e3
     wait = torch.mps.synchronize if device.type == "mps" else lambda: None
     wait()
-    at = time.perf_counter()
+    start_time = time.perf_counter()
     run()
     wait()
-    return time.perf_counter() - at
+    return time.perf_counter() - start_time
 
 
-def several(run: Callable[[], object], device: torch.device) -> list[float]:
-    """Time ``ROUNDS`` runs after one that warms up."""
+def time_runs(run: Callable[[], object], device: torch.device) -> list[float]:
+    """Return the seconds of ``ROUNDS`` runs after one warm-up run."""
     run()
-    return [seconds(run, device) for _ in range(ROUNDS)]
+    return [time_run(run, device) for _ in range(ROUNDS)]
 
 
-def matrix_peak(dtype: torch.dtype, device: torch.device, side: int) -> float:
-    """Measure the FLOP/s of the product of two square matrices, the best of several."""
+def measure_matrix_peak(dtype: torch.dtype, device: torch.device, side: int) -> float:
+    """Return the best FLOP/s of several products of two square matrices."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / min(several(lambda: a @ b, device))
+    return 2 * side**3 / min(time_runs(lambda: a @ b, device))
 
 
 @dataclass(frozen=True)
 class Tail:
-    """The trained part of a network, put together as a run does it.
+    """The trained part of a network, built as in a run.
 
     Attributes:
-        step: one training step on ``inputs``.
-        flops: of a step.
-        inputs: a batch of what the trunk yields, on the device.
-        parameters: numbers that train.
+        step: function that takes one training step on ``inputs``.
+        flops: floating-point operations of a step.
+        inputs: a batch of the trunk's outputs, on the device.
+        parameters: number of trained parameters.
     """
 
     step: Callable[[], object]
@@ -116,9 +116,10 @@ class Tail:
     parameters: int
 
 
-def tail_of(
+def build_tail(
     backbone: str, strategy_name: str, device: Device, batch: int, image_size: int = 224
 ) -> Tail:
+    """Build the tail of a network with random weights, for one strategy."""
     config = make_config({"data": "none", "backbone": backbone, "strategy": strategy_name})
     network = build_network(backbone, "none", CLASSES, 0)
     strategy = plan(config, network.stages)
@@ -140,8 +141,8 @@ def tail_of(
 
     with FlopCounterMode(display=False) as counter:
         step()
-    trained = sum(p.numel() for p in network.model.parameters() if p.requires_grad)
-    return Tail(step, counter.get_total_flops(), inputs, trained)
+    num_trained = sum(p.numel() for p in network.model.parameters() if p.requires_grad)
+    return Tail(step, counter.get_total_flops(), inputs, num_trained)
 
 
 def compare_step(name: str, batch: int) -> Iterator[str]:
@@ -149,15 +150,15 @@ def compare_step(name: str, batch: int) -> Iterator[str]:
     function, backbone, strategy, size = IN_STEPS[name]
     device = choose_device("cpu", "bf16")
     with patch.object(compute, function):
-        plain = tail_of(backbone, strategy, device, batch, size).step
-    ours = tail_of(backbone, strategy, device, batch, size).step
-    plain(), ours()
-    ratio = speedup(partial(seconds, plain, CPU), partial(seconds, ours, CPU))
+        plain = build_tail(backbone, strategy, device, batch, size).step
+    optimised = build_tail(backbone, strategy, device, batch, size).step
+    plain(), optimised()
+    ratio = describe_speedup(partial(time_run, plain, CPU), partial(time_run, optimised, CPU))
     yield f"{name}: {backbone}, {strategy}, {size} pixels: {ratio}"
 
 
 def compare_compiled(batch: int) -> Iterator[str]:
-    """Compare the compiled forward pass through the frozen stages with the eager one."""
+    """Compare the compiled pass through the frozen stages with the eager one."""
     device = choose_device("cpu")
     for backbone in COMPILED:
         ready = backbone_info(backbone).ready
@@ -176,29 +177,31 @@ def compare_compiled(batch: int) -> Iterator[str]:
             process.close()
         with torch.no_grad(), device.autocast():
             eager(), compiled()
-            ratio = speedup(partial(seconds, eager, CPU), partial(seconds, compiled, CPU))
+            ratio = describe_speedup(
+                partial(time_run, eager, CPU), partial(time_run, compiled, CPU)
+            )
         yield f"compiled: {backbone}, {device.precision}: {ratio}; took {process.elapsed:.0f} s"
 
 
 def compare_allocator(batch: int) -> Iterator[str]:
     """Compare fp32 steps of ResNet-18 with and without ``finetune_core/memory.py``."""
 
-    def step_seconds(side: str) -> float:
+    def time_step(side: str) -> float:
         command = [sys.executable, "-c", ALLOCATOR, side, str(batch)]
         root = Path(__file__).resolve().parent.parent
         return float(subprocess.run(command, cwd=root, stdout=subprocess.PIPE, check=True).stdout)
 
-    ratio = speedup(partial(step_seconds, "default"), partial(step_seconds, "tuned"))
+    ratio = describe_speedup(partial(time_step, "default"), partial(time_step, "tuned"))
     yield f"allocator: {ratio}"
 
 
-def speedup(without: Callable[[], float], used: Callable[[], float]) -> str:
-    """Describe the median of the ratios of two times that are measured in turns."""
+def describe_speedup(without: Callable[[], float], used: Callable[[], float]) -> str:
+    """Measure two functions in turn, and describe the median of the ratios."""
     turns = [(without(), used()) for _ in range(ROUNDS)]
-    before, now = (statistics.median(turn[side] for turn in turns) * 1e3 for side in (0, 1))
-    ratios = sorted(one / other for one, other in turns)
+    slow, fast = (statistics.median(turn[side] for turn in turns) * 1e3 for side in (0, 1))
+    ratios = sorted(first / second for first, second in turns)
     return (
-        f"{before:.1f} ms without, {now:.1f} ms with: {statistics.median(ratios):.2f} times as "
+        f"{slow:.1f} ms without, {fast:.1f} ms with: {statistics.median(ratios):.2f} times as "
         f"fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
 
@@ -231,11 +234,11 @@ def main() -> None:
                 print(line, flush=True)
         return
     device = choose_device()
-    peak = matrix_peak(DTYPES[device.precision], device.torch_device, options.side)
+    peak = measure_matrix_peak(DTYPES[device.precision], device.torch_device, options.side)
     print(f"matrix peak in {device.precision}: {peak / 1e9:.0f} GFLOP/s")
     for strategy in ("last_block", "last_two_blocks"):
-        tail = tail_of("resnet18", strategy, device, options.batch, options.image_size)
-        achieved = tail.flops / statistics.median(several(tail.step, device.torch_device))
+        tail = build_tail("resnet18", strategy, device, options.batch, options.image_size)
+        achieved = tail.flops / statistics.median(time_runs(tail.step, device.torch_device))
         print(
             f"{strategy}, ResNet-18 at {options.image_size}: {achieved / 1e9:.0f} GFLOP/s, "
             f"{achieved / peak:.0%} of it"

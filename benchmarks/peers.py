@@ -1,7 +1,9 @@
-"""The work of plain_loop.py on ResNet-18, with Lightning, Hugging Face's Trainer or fastai, each as its documentation has it: its own
-ways to load images, of which as many processes as there are cores, its own loop, validation and checkpoints. Nothing here is Thaw's.
+"""The job of ``plain_loop.py`` on ResNet-18 with Lightning, Hugging Face's Trainer or fastai.
 
-python -m benchmarks.peers LIBRARY FOLDER STRATEGY EPOCHS
+    python -m benchmarks.peers LIBRARY FOLDER STRATEGY EPOCHS
+
+Each side follows the documentation of its library: data loading with one process per core, training
+loop, validation and checkpoints. Nothing here is Thaw's.
 """
 
 import argparse
@@ -31,12 +33,13 @@ Fit = Callable[[], object]
 Mark = Callable[..., None]  # called at the end of each epoch's validation
 
 
-def _train_only(model: nn.Module, prefixes: tuple[str, ...]) -> None:
+def _freeze_others(model: nn.Module, prefixes: tuple[str, ...]) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name.startswith(prefixes)
 
 
-def lightning(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.Module, Fit]:
+def prepare_lightning(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.Module, Fit]:
+    """Return a model and a function that trains it with Lightning."""
     import lightning as L
     from lightning.pytorch.callbacks import LambdaCallback
     from torch.utils.data import DataLoader
@@ -50,7 +53,7 @@ def lightning(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.M
                 "last_block": ("layer4", "fc"),
                 "full": ("",),
             }
-            _train_only(self.model, prefixes[strategy])
+            _freeze_others(self.model, prefixes[strategy])
 
         def training_step(
             self, batch: tuple[torch.Tensor, torch.Tensor], _index: int
@@ -90,7 +93,10 @@ def lightning(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.M
     return model, lambda: trainer.fit(model, train_loader, val_loader)
 
 
-def transformers(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.Module, Fit]:
+def prepare_transformers(
+    folder: str, strategy: str, epochs: int, mark: Mark
+) -> tuple[nn.Module, Fit]:
+    """Return a model and a function that trains it with Hugging Face's Trainer."""
     from datasets import load_dataset
     from transformers import (
         ResNetConfig,
@@ -100,7 +106,7 @@ def transformers(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[n
         TrainingArguments,
     )
 
-    class Marking(TrainerCallback):  # type: ignore[misc]
+    class MarkEpochs(TrainerCallback):  # type: ignore[misc]
         def on_evaluate(self, *_: object, **__: object) -> None:
             mark()
 
@@ -113,13 +119,13 @@ def transformers(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[n
     images = load_dataset("imagefolder", data_dir=folder, cache_dir=os.getcwd()).with_transform(
         prepare
     )
-    # transformers' ResNet-18.
+    # ResNet-18 in transformers
     config = ResNetConfig(
         hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", num_labels=4
     )
     model: nn.Module = ResNetForImageClassification(config)
     last = "resnet.encoder.stages.3"
-    _train_only(
+    _freeze_others(
         model,
         {"feature_extraction": ("classifier",), "last_block": (last, "classifier"), "full": ("",)}[
             strategy
@@ -143,15 +149,16 @@ def transformers(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[n
         arguments,
         train_dataset=images["train"],
         eval_dataset=images["validation"],
-        compute_metrics=lambda found: {
-            "accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())
+        compute_metrics=lambda output: {
+            "accuracy": float((output.predictions.argmax(1) == output.label_ids).mean())
         },
-        callbacks=[Marking()],
+        callbacks=[MarkEpochs()],
     )
     return model, trainer.train
 
 
-def fastai(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.Module, Fit]:
+def prepare_fastai(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.Module, Fit]:
+    """Return a model and a function that trains it with fastai."""
     from fastai.vision.all import (
         Callback,
         CrossEntropyLossFlat,
@@ -165,7 +172,7 @@ def fastai(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.Modu
         params,
     )
 
-    def groups(model: nn.Module) -> list[Any]:
+    def split_groups(model: nn.Module) -> list[Any]:
         *first, last, pooling, head = model.children()
         return [params(nn.Sequential(*first)), params(nn.Sequential(last, pooling)), params(head)]
 
@@ -178,13 +185,14 @@ def fastai(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.Modu
         num_workers=WORKERS,
     )
     model = models.resnet18(num_classes=images.c)
-    # train_bn=False: unlike its default, frozen groups are frozen altogether, as on the other sides.
+    # train_bn=False freezes the BatchNorm layers of frozen groups, as on the other sides. fastai's
+    # default trains them.
     learner = Learner(
         images,
         model,
         loss_func=CrossEntropyLossFlat(),
         metrics=accuracy,
-        splitter=groups,
+        splitter=split_groups,
         train_bn=False,
         wd=0.0,
     )
@@ -192,29 +200,30 @@ def fastai(folder: str, strategy: str, epochs: int, mark: Mark) -> tuple[nn.Modu
     return model, lambda: learner.fit(epochs, RATE, cbs=Callback(after_epoch=mark))
 
 
-# Library -> (the packages that it needs here, the work with it).
+# library -> (packages that it needs here, function that prepares the training)
 PEERS = {
-    "Lightning": (("lightning",), lightning),
-    "HF Trainer": (("transformers", "accelerate", "datasets"), transformers),
-    "fastai": (("fastai",), fastai),
+    "Lightning": (("lightning",), prepare_lightning),
+    "HF Trainer": (("transformers", "accelerate", "datasets"), prepare_transformers),
+    "fastai": (("fastai",), prepare_fastai),
 }
 
 
-def missing(library: str) -> list[str]:
-    """Names of the packages that this library needs here, and lacks."""
+def find_missing(library: str) -> list[str]:
+    """Return the packages that a library needs here and that are not installed."""
     return [package for package in PEERS[library][0] if find_spec(package) is None]
 
 
 def main(library: str, folder: str, strategy: str, epochs: int) -> None:
+    """Train with a library and print the seconds at the end of each epoch as JSON."""
     ends: list[float] = []
     with redirect_stdout(sys.stderr):
         model, fit = PEERS[library][1](
-            folder, strategy, epochs, lambda *_: ends.append(time.perf_counter() - began)
+            folder, strategy, epochs, lambda *_: ends.append(time.perf_counter() - start_time)
         )
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         fit()
-        seconds = time.perf_counter() - began
-    # Lightning validates once before it begins; some write a checkpoint at the end
+        seconds = time.perf_counter() - start_time
+    # Lightning validates once before the first epoch. Some libraries write a checkpoint at the end.
     ends = [*ends[-epochs:-1], seconds]
     print(
         json.dumps(

@@ -1,6 +1,8 @@
-"""The classic tutorial's loop, written plainly: the side that Thaw is measured against. Nothing here is Thaw's.
+"""The training loop of the classic tutorial, against which Thaw is measured.
 
-python -m benchmarks.plain_loop FOLDER STRATEGY EPOCHS
+    python -m benchmarks.plain_loop FOLDER STRATEGY EPOCHS
+
+Nothing here is Thaw's.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, models, transforms
 
-# Network -> strategy -> what the names of the parameters that train begin with.
+# network -> strategy -> prefixes of the names of trained parameters
 TRAINED = {
     "resnet18": {"feature_extraction": ("fc",), "last_block": ("layer4", "fc"), "full": ("",)},
     "efficientnet_lite0": {
@@ -32,8 +34,8 @@ TRAINED = {
 }
 
 
-def build(network: str, strategy: str, classes: int) -> nn.Module:
-    """A network with random weights, the parameters that do not train frozen."""
+def build_model(network: str, strategy: str, classes: int) -> nn.Module:
+    """Build a network with random weights, and freeze the parameters that do not train."""
     if network == "efficientnet_lite0":
         model: nn.Module = timm.create_model("tf_efficientnet_lite0", num_classes=classes)
     else:
@@ -43,8 +45,8 @@ def build(network: str, strategy: str, classes: int) -> nn.Module:
     return model
 
 
-def loaders(options: argparse.Namespace) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Of the training images and of the validation images."""
+def make_loaders(options: argparse.Namespace) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Return the loaders of training images and of validation images."""
     transform = transforms.Compose(
         [
             transforms.Resize((options.image_size, options.image_size)),
@@ -61,14 +63,14 @@ def loaders(options: argparse.Namespace) -> tuple[DataLoader[Any], DataLoader[An
     )
 
 
-def step(
+def train_step(
     model: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
     optimizer: torch.optim.Optimizer,
     autocast: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and outputs of one batch."""
+    """Take a training step on one batch, and return loss and outputs."""
     optimizer.zero_grad()
     with torch.autocast(images.device.type, torch.bfloat16) if autocast else nullcontext():
         outputs = model(images)
@@ -79,20 +81,21 @@ def step(
 
 
 def main(options: argparse.Namespace) -> None:
-    train_loader, val_loader = loaders(options)
+    """Train, and print the seconds at the end of each epoch as JSON."""
+    train_loader, val_loader = make_loaders(options)
     device = torch.device(options.device)
     classes = len(train_loader.dataset.classes)  # type: ignore[attr-defined]
-    model = build(options.network, options.strategy, classes=classes).to(device)
+    model = build_model(options.network, options.strategy, classes=classes).to(device)
     optimizer = torch.optim.Adam(filter(lambda p: p.requires_grad, model.parameters()), lr=1e-4)
     train_size, val_size = len(train_loader.dataset), len(val_loader.dataset)  # type: ignore[arg-type]
 
-    began, ends = time.perf_counter(), []
+    start_time, ends = time.perf_counter(), []
     for epoch in range(options.epochs):
         model.train()
         loss_sum, correct = 0.0, 0
         for images, labels in train_loader:
             images, labels = images.to(device), labels.to(device)
-            loss, outputs = step(model, images, labels, optimizer, options.autocast)
+            loss, outputs = train_step(model, images, labels, optimizer, options.autocast)
             loss_sum += loss.item() * images.size(0)
             correct += (outputs.argmax(1) == labels).sum().item()
         model.eval()
@@ -105,11 +108,11 @@ def main(options: argparse.Namespace) -> None:
                 images, labels = images.to(device), labels.to(device)
                 val_correct += (model(images).argmax(1) == labels).sum().item()
         print(
-            f"epoch {epoch + 1}: loss {loss_sum / train_size:.4f}, accuracy {correct / train_size:.4f}, "
-            f"validation accuracy {val_correct / val_size:.4f}",
+            f"epoch {epoch + 1}: loss {loss_sum / train_size:.4f}, accuracy "
+            f"{correct / train_size:.4f}, validation accuracy {val_correct / val_size:.4f}",
             file=sys.stderr,
         )
-        ends.append(time.perf_counter() - began)
+        ends.append(time.perf_counter() - start_time)
     print(
         json.dumps(
             {"ends": ends, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}

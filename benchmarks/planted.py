@@ -1,14 +1,14 @@
-"""Twenty planted tasks whose answer is known: which stage is worth training, or none.
+"""Twenty planted tasks with a known answer: which stage is worth training, or none.
 
-A small network is trained on clean images, and a profile starts from that run, whose head is kept.
+A small network is trained on clean images. A profile starts from that run and keeps its head.
 
-- same: other images of the same task. Nothing can gain.
-- noise: two classes of noise, labels drawn at random. Nothing can gain.
-- labels: the classes renamed in a circle. The head alone has to change, or the last stage with it.
-- cut: the weights behind one stage's output are zero, so it hands on the same for every image. No
-  other stage can bring back what is lost there.
-- changed: images inverted or blurred, or gratings instead of digits. Which stage gains most is
-  measured: each stage alone at full length, three seeds.
+- same: other images of the same task. No stage can gain.
+- noise: two classes of noise with random labels. No stage can gain.
+- labels: classes renamed in a circle. Only the head has to change, or the last stage with it.
+- cut: zero weights behind one stage's output, so that the output is the same for every image. No
+  other stage can restore what is lost there.
+- changed: images inverted or blurred, or gratings instead of digits. The stage that gains most is
+  measured, by training each stage alone at full length with three seeds.
 """
 
 import shutil
@@ -25,7 +25,7 @@ from finetune_core.training.checkpoints import BEST, load_checkpoint, save_check
 
 BACKBONE = "timm/test_resnet"
 LAST = "layer4"
-# Stages whose whole output comes out of these convolutions, so that it can be cut.
+# Stages whose whole output comes from these convolutions, so that it can be cut.
 OUTPUTS = {
     "conv1": ("conv1.6",),
     "layer2": ("layer2.0.conv2", "layer2.0.downsample.1"),
@@ -44,10 +44,12 @@ class Task:
     """One planted task.
 
     Attributes:
-        clean: the image set that the network is trained on before.
+        kind: kind of the task.
+        clean: the image set that the network is trained on first.
         images: the image set of the profile.
-        right: the answers that are right: names of stages, or ``nothing``; none where it is measured.
-        change: of the images; of a cut, the stage.
+        right: the right answers, which are names of stages or ``nothing``. Empty if the answer is
+            measured.
+        change: change of the images. For a cut, the stage.
         draw: seed of the profile's images.
     """
 
@@ -60,6 +62,7 @@ class Task:
 
     @property
     def name(self) -> str:
+        """Name of the task, for files and results."""
         return "-".join(filter(None, (self.kind, self.images, self.change, str(self.draw))))
 
 
@@ -69,7 +72,11 @@ def plan_tasks() -> list[Task]:
         [Task("same", name, name, (NOTHING,)) for name in ("digits", "glyphs", "textures")],
         [Task("noise", "digits", "noise", (NOTHING,), draw=draw) for draw in (1, 2, 3)],
         [Task("labels", name, name, (NOTHING, LAST), "rename") for name in ("digits", "glyphs")],
-        [Task("cut", name, name, (at,), at) for name in ("digits", "glyphs") for at in OUTPUTS],
+        [
+            Task("cut", name, name, (stage,), stage)
+            for name in ("digits", "glyphs")
+            for stage in OUTPUTS
+        ],
         [
             Task("changed", "digits", "digits", change="inverted"),
             Task("changed", "textures", "textures", change="blurred"),
@@ -84,7 +91,7 @@ def plan_tasks() -> list[Task]:
 
 
 def write_images(task: Task, num_train: int, root: Path) -> Path:
-    """Return the folder of the profile's images, below ``root``."""
+    """Write the profile's images and return their folder, below ``root``."""
     if task.images == "noise":
         return write_noise(num_train, root / f"noise-{num_train}-{task.draw}", task.draw)
     plain = write_set(task.images, num_train, root, task.draw)
@@ -92,28 +99,28 @@ def write_images(task: Task, num_train: int, root: Path) -> Path:
         return plain
     folder = plain.with_name(f"{plain.name}-{task.change}")
     if not folder.exists():
-        beside = folder.with_suffix(".part")
-        shutil.rmtree(beside, ignore_errors=True)
-        change_images(task.change, plain, beside)
-        beside.rename(folder)
+        partial = folder.with_suffix(".part")
+        shutil.rmtree(partial, ignore_errors=True)
+        change_images(task.change, plain, partial)
+        partial.rename(folder)
     return folder
 
 
 def write_noise(num_train: int, folder: Path, seed: int) -> Path:
-    """Write noise whose labels mean nothing."""
+    """Write noise with random labels."""
     if folder.exists():
         return folder
-    beside = folder.with_suffix(".part")
-    shutil.rmtree(beside, ignore_errors=True)
+    partial = folder.with_suffix(".part")
+    shutil.rmtree(partial, ignore_errors=True)
     random = np.random.default_rng(seed)
     for part, count in (("train", num_train), ("val", num_train // 5), ("test", num_train)):
         for number in range(count):
             pixels = random.normal(128, 40, (SIDE, SIDE, 3))
-            target = beside / part / f"class {random.integers(2)}"
+            target = partial / part / f"class {random.integers(2)}"
             target.mkdir(parents=True, exist_ok=True)
             picture = Image.fromarray(np.uint8(np.clip(pixels, 0, 255)))
             picture.save(target / f"{number:05d}.png")
-    beside.rename(folder)
+    partial.rename(folder)
     return folder
 
 
@@ -133,7 +140,7 @@ def change_images(change: str, plain: Path, folder: Path) -> None:
 
 
 def cut_stage(run_dir: Path, stage: str, folder: Path) -> Path:
-    """Copy a run with zeros for the weights behind a stage's output; return the copy."""
+    """Copy a run with zero weights behind a stage's output, and return the copy."""
     copy = folder / f"{run_dir.name}-{stage}"
     if copy.exists():
         return copy
@@ -147,10 +154,13 @@ def cut_stage(run_dir: Path, stage: str, folder: Path) -> Path:
 
 
 def measured_answers(alone: dict[str, float], probe: float) -> list[str]:
-    """Return the stages within a point of the best one; ``nothing`` where that gains under two.
+    """Return the stages within a point of the best stage.
+
+    ``nothing`` is added if the best stage gains less than two points.
 
     Args:
-        alone: mean test accuracy of each stage, trained alone; ``probe`` that of the linear probe.
+        alone: mean test accuracy of each stage, trained alone.
+        probe: test accuracy of the linear probe.
     """
     best = max(alone.values())
     near = [stage for stage, accuracy in alone.items() if accuracy >= best - 0.01]

@@ -1,11 +1,11 @@
-"""Does a profile name the right stage? Planted tasks, and what a profile costs.
+"""Right answers of profiles on planted tasks, and the cost of a profile.
 
-    python -m benchmarks.profile run --results profile.jsonl      # goes on where it was ended
+    python -m benchmarks.profile run --results profile.jsonl
     python -m benchmarks.profile report --results profile.jsonl
 
-The tasks are those of ``planted.py``. ``report`` counts how often the right stage or "nothing" is
-named, how many last-block runs a profile costs, and how the cheap predictions rank the stages
-(Spearman) against the profile.
+``run`` continues where it was interrupted. The tasks are those of ``planted.py``. ``report`` counts
+how often the right stage or "nothing" is named, and how many last-block runs a profile costs. It
+also prints how well cheap predictions rank the stages (Spearman), compared with the profile.
 """
 
 import argparse
@@ -46,8 +46,8 @@ from finetune_core.runs.store import Run, RunStore
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.work import Work, finish
 
-SEEDS = (0, 1, 2)  # of what is measured without a profile
-CLEAN_STEPS = 1500  # of the network before the profile
+SEEDS = (0, 1, 2)  # for measurements without a profile
+CLEAN_STEPS = 1500  # of the network that the profile starts from
 PREDICTIONS = {
     "gradients": "relative gradient norm",
     "probes": "probe by layer",
@@ -55,10 +55,13 @@ PREDICTIONS = {
 }
 
 
-def config_of(data: Path, images: int, steps: int, size: int, **changes: Any) -> RunConfig:
-    """Return the settings of all runs of a task: the auto recipe's, but for their number of steps."""
+def make_task_config(data: Path, images: int, steps: int, size: int, **changes: Any) -> RunConfig:
+    """Return a config with the settings of all runs of a task.
+
+    They are those of the auto recipe, except for the number of steps.
+    """
     epochs = max(6, round(steps * 32 / images))
-    usual = {
+    settings = {
         "data": str(data),
         "backbone": BACKBONE,
         "image_size": size,
@@ -71,11 +74,11 @@ def config_of(data: Path, images: int, steps: int, size: int, **changes: Any) ->
         "schedule": "cosine",
         "warmup_epochs": round(0.1 * epochs, 1),
     }
-    return make_config(usual | changes)
+    return make_config(settings | changes)
 
 
 def train(config: RunConfig, runs_dir: Path) -> Run:
-    """Train a run, or return the finished one with the same settings."""
+    """Train a run, or return the finished run with the same settings."""
     store = RunStore(runs_dir)
     for run in store.runs():
         if run.status == "finished" and run_of(run.config) == run_of(config):
@@ -91,13 +94,14 @@ def profile_task(task: Task, args: argparse.Namespace, runs_dir: Path) -> dict[s
     clean = write_set(task.clean, args.clean_images, args.work / "sets")
     whole = {"strategy": "full", "weights": "none"}
     parent = train(
-        config_of(clean, args.clean_images, CLEAN_STEPS, args.size, **whole), args.work / "clean"
+        make_task_config(clean, args.clean_images, CLEAN_STEPS, args.size, **whole),
+        args.work / "clean",
     ).run_dir
     if task.kind == "cut":
         parent = cut_stage(parent, task.change, args.work / "cut")
-    base = config_of(folder, args.images, args.steps, args.size, from_run=str(parent))
+    base = make_task_config(folder, args.images, args.steps, args.size, from_run=str(parent))
     dataset = load_dataset(base.data, **base.split_settings)
-    # Full fine-tuning has a learning rate of its own, which the recipe chooses.
+    # The recipe chooses another learning rate for full fine-tuning.
     rated = base.model_copy(update={"auto": ("learning_rate",)})
     setup = set_up(rated, args.images)
 
@@ -106,22 +110,22 @@ def profile_task(task: Task, args: argparse.Namespace, runs_dir: Path) -> dict[s
             train(config, runs_dir)
         yield from ()
 
-    began = time.perf_counter()
-    asked = Asked(setup, dataset)
-    found = finish(profile(asked, RunStore(runs_dir), train_round, SpeedBook()))
-    seconds = time.perf_counter() - began
-    began = time.perf_counter()
+    start_time = time.perf_counter()
+    request = Asked(setup, dataset)
+    result = finish(profile(request, RunStore(runs_dir), train_round, SpeedBook()))
+    seconds = time.perf_counter() - start_time
+    start_time = time.perf_counter()
     last_block = train(base.model_copy(update={"strategy": "last_block"}), runs_dir / "last_block")
-    alone = time.perf_counter() - began
-    right = list(task.right) or measure_answers(setup, found.probe, runs_dir)
-    numbers = summarise(found, last_block, RunStore(runs_dir))
+    alone = time.perf_counter() - start_time
+    right = list(task.right) or measure_answers(setup, result.probe, runs_dir)
+    numbers = summarise(result, last_block, RunStore(runs_dir))
     return numbers | {"right": right, "seconds": seconds, "last_block_seconds": alone}
 
 
 def measure_answers(setup: Setup, probe: float, runs_dir: Path) -> list[str]:
-    """Train each stage alone at full length, with all rates and seeds; return the right answers.
+    """Measure the right answers by training each stage alone, with all rates and seeds.
 
-    Of a stage's rates the one with the lower validation log loss counts.
+    The stages train at full length. The rate with the lower validation log loss counts for a stage.
     """
     alone = {}
     for stage in setup.stages:
@@ -134,21 +138,21 @@ def measure_answers(setup: Setup, probe: float, runs_dir: Path) -> list[str]:
     return measured_answers(alone, probe)
 
 
-def summarise(found: Profile, last_block: Run, store: RunStore) -> dict[str, Any]:
-    """Return the answer of a profile, and what the cheap predictions say of its stages."""
-    whole = [store.run(run_id) for run_id in found.full.run_ids[:1]] if found.full else []
-    finish(measure_layers([last_block, *whole]))
+def summarise(result: Profile, last_block: Run, store: RunStore) -> dict[str, Any]:
+    """Return the answer of a profile, and the cheap predictions for its stages."""
+    full_runs = [store.run(run_id) for run_id in result.full.run_ids[:1]] if result.full else []
+    finish(measure_layers([last_block, *full_runs]))
     layers = known_layers(last_block)
     probes: Sequence[Probe] = layers.probes if layers else ()
-    trained = known_layers(whole[0]) if whole else None
+    trained = known_layers(full_runs[0]) if full_runs else None
     moved = trained.stages if trained else ()
-    arms = gain_by_stage(found)
-    gradients = {one.stage: one.gradient for one in found.predictions}
+    arms = gain_by_stage(result)
+    gradients = {one.stage: one.gradient for one in result.predictions}
     return {
-        "named": name_answer(found),
-        "sentence": found.sentence,
-        "selected": found.selected and found.selected.stages,
-        "probe": found.probe,
+        "named": name_answer(result),
+        "sentence": result.sentence,
+        "selected": result.selected and result.selected.stages,
+        "probe": result.probe,
         "gains": {stage: arm.gain.value for stage, arm in arms.items()},
         "low": {stage: arm.gain.low for stage, arm in arms.items()},
         "probes": {one.stage: one.accuracy for one in probes},
@@ -157,10 +161,13 @@ def summarise(found: Profile, last_block: Run, store: RunStore) -> dict[str, Any
     }
 
 
-def name_answer(found: Profile) -> tuple[str, ...]:
-    """Return the stages that a profile names, the best one first; ``undecided`` is no answer."""
-    selected = found.selected
-    if selected and found.worth_training:
+def name_answer(result: Profile) -> tuple[str, ...]:
+    """Return the stages that a profile names, the best first.
+
+    ``nothing`` means that no stage is worth training. ``undecided`` means that there is no answer.
+    """
+    selected = result.selected
+    if selected and result.worth_training:
         return selected.stages
     return ("undecided",) if selected is None or selected.is_undertrained else (NOTHING,)
 
@@ -168,9 +175,9 @@ def name_answer(found: Profile) -> tuple[str, ...]:
 def run(args: argparse.Namespace) -> None:
     """Profile the tasks that are not in the results file yet."""
     torch.set_num_threads(args.threads)
-    done = {row["key"] for row in read_results(args.results)}
+    finished = {row["key"] for row in read_results(args.results)}
     for task in plan_tasks():
-        if task.name in done or (args.kinds and task.kind not in args.kinds):
+        if task.name in finished or (args.kinds and task.kind not in args.kinds):
             continue
         with tempfile.TemporaryDirectory(dir=args.work) as runs_dir:
             numbers = profile_task(task, args, Path(runs_dir))
@@ -181,7 +188,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def correlate(rows: Sequence[dict[str, Any]], field: str) -> Iterator[float]:
-    """Yield Spearman's rank correlation of a prediction with the gains, one for each task."""
+    """Yield Spearman's rank correlation of a prediction with the gains, for each task."""
     for row in rows:
         stages = [stage for stage in row["gains"] if stage in row[field]]
         gains = [row["gains"][stage] for stage in stages]
@@ -191,7 +198,7 @@ def correlate(rows: Sequence[dict[str, Any]], field: str) -> Iterator[float]:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Print each task's answer, how many are right, the costs and the correlations."""
+    """Print each task's answer, the number of right answers, the costs and the correlations."""
     rows = {row["key"]: row for row in read_results(args.results)}
     tasks = [task for task in plan_tasks() if task.name in rows]
     right = [task for task in tasks if rows[task.name]["named"][0] in rows[task.name]["right"]]
@@ -204,9 +211,9 @@ def report(args: argparse.Namespace) -> None:
         columns += [" or ".join(row["right"]), "yes" if task in right else "no", f"{cost:.0f}"]
         print(f"| {' | '.join(columns)} |")
     print(f"\nRight: {len(right)} of {len(tasks)}.")
-    found = [rows[task.name] for task in tasks]
+    results = [rows[task.name] for task in tasks]
     for field, title in PREDICTIONS.items():
-        values = list(correlate(found, field))
+        values = list(correlate(results, field))
         if values:
             print(f"Spearman, {title}: {np.mean(values):.2f} on average over {len(values)} tasks.")
 

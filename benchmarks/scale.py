@@ -1,12 +1,12 @@
-"""Growth of cost with the number of images in a data set, and of runs in a folder.
+"""Growth of cost with the number of images in a data set, and of runs in a directory.
 
     python -m benchmarks.scale --images 10000 100000
     python -m benchmarks.scale --runs 1000 10000
 
-Prints one JSON object per number. Each part of a benchmark runs in a process of its own: for each
-span its seconds of wall clock (``wall_s``) and of processor time (``cpu_s``), and the process's
-largest memory before and after it in MB (``base_mb``, ``peak_mb``). Images and runs are generated;
-runs have settings and events only, neither checkpoints nor predictions.
+Prints one JSON object per number. Each part of a benchmark runs in a process of its own. A part
+reports, for each span, its seconds of wall clock (``wall_s``) and of processor time (``cpu_s``),
+and the largest memory of the process before and after it in MB (``base_mb``, ``peak_mb``). Images
+and runs are generated. Runs have settings and events only, neither checkpoints nor predictions.
 """
 
 import argparse
@@ -29,17 +29,17 @@ import numpy as np
 from finetune_core.config import CONFIG_FILE, config_bytes, make_config
 from finetune_core.work import finish
 
-if TYPE_CHECKING:  # else each part imports what it needs: its memory is measured
+if TYPE_CHECKING:  # at run time each part imports only what it needs, to measure its memory
     from streamlit.testing.v1 import AppTest
 
     from finetune_core.training.events import Event
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES, SMALLEST, LARGEST = 10, 28, 40  # pixels
-COARSE, NOISE = 5, 12  # colours a side, which are blended; gray levels
-BLOCK = 1000  # images of one size: among them an exact copy, and one that is darker
-VALUES, BATCH = 512, 1024  # of a cached row; rows that are read at once
-SHARE_CHANGED, A_PAGE = 10, 24  # every tenth image; images
+COARSE, NOISE = 5, 12  # colours per side, which are blended; gray levels
+BLOCK = 1000  # images of one size, including an exact copy and a darker copy
+VALUES, BATCH = 512, 1024  # values of a cached row; rows per read
+SHARE_CHANGED, A_PAGE = 10, 24  # every tenth image; images per page
 READY = ".ready"
 EPOCHS, MEASURED_EVERY, RUN_BATCH = 8, 10, 32  # of a generated run
 STAGES = ("stem", *(f"block{number}" for number in range(1, 8)), "head")
@@ -47,7 +47,7 @@ BACKBONE, STRATEGY = "efficientnet_lite0", "full"
 
 
 def memory_mb() -> float:
-    """Return the largest size that this process has had."""
+    """Return the peak memory of this process in MB."""
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest / (1e6 if sys.platform == "darwin" else 1e3)
 
@@ -60,6 +60,7 @@ class Part:
 
     @contextmanager
     def time_span(self, name: str) -> Iterator[None]:
+        """Measure a span."""
         wall, cpu = time.perf_counter(), time.process_time()
         yield
         self.found[name] = {
@@ -69,7 +70,7 @@ class Part:
         }
 
 
-def app_at(page: str) -> "AppTest":
+def open_app(page: str) -> "AppTest":
     """Return the app at a page (``pages/runs.py``), to be drawn without a browser."""
     from streamlit.testing.v1 import AppTest
 
@@ -79,7 +80,7 @@ def app_at(page: str) -> "AppTest":
 
 
 def draw(part: Part, app: "AppTest", name: str) -> None:
-    """Draw the page twice, the first time and again, and count what is sent to the browser."""
+    """Draw the page twice, and count the bytes that are sent to the browser."""
     from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
     from streamlit.testing.v1.local_script_runner import LocalScriptRunner
 
@@ -115,21 +116,23 @@ def write_images(folder: Path, count: int) -> None:
     for name in range(CLASSES):
         (folder / f"class{name}").mkdir(parents=True, exist_ok=True)
     for start in range(0, count, BLOCK):
-        images = new_images(random, of_class[np.arange(BLOCK) % CLASSES])
+        images = generate_images(random, of_class[np.arange(BLOCK) % CLASSES])
         images[BLOCK // 4] = images[BLOCK // 4 - CLASSES]
         images[BLOCK // 2] = (images[BLOCK // 2 - CLASSES] * 0.85).astype(np.uint8)
         for number, pixels in enumerate(images[: count - start], start):
-            Path(folder, f"class{number % CLASSES}", f"{number:08d}.png").write_bytes(png(pixels))
+            Path(folder, f"class{number % CLASSES}", f"{number:08d}.png").write_bytes(
+                encode_png(pixels)
+            )
     (folder / READY).touch()
 
 
-def new_images(random: np.random.Generator, of_class: np.ndarray) -> np.ndarray:
-    """Return uint8 ``[n, side, side, 3]`` for the classes' colours ``[n, COARSE, COARSE, 3]``."""
+def generate_images(random: np.random.Generator, of_class: np.ndarray) -> np.ndarray:
+    """Return uint8 ``[n, side, side, 3]`` for class colours ``[n, COARSE, COARSE, 3]``."""
     side = int(random.integers(SMALLEST, LARGEST + 1))
-    at = np.arange(COARSE)
-    bilinear = np.maximum(0, 1 - np.abs(np.linspace(0, COARSE - 1, side)[:, None] - at)).astype(
-        np.float32
-    )
+    position = np.arange(COARSE)
+    bilinear = np.maximum(
+        0, 1 - np.abs(np.linspace(0, COARSE - 1, side)[:, None] - position)
+    ).astype(np.float32)
     coarse = 0.4 * of_class + 0.6 * random.integers(0, 256, of_class.shape).astype(np.float32)
     smooth = np.einsum("yi,nijc,xj->nyxc", bilinear, coarse, bilinear, optimize=True)
     smooth += random.integers(-NOISE, NOISE + 1, smooth.shape, np.int8)
@@ -137,10 +140,10 @@ def new_images(random: np.random.Generator, of_class: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """Encode an RGB image. Pillow takes ten times as long for images this small."""
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Encode an RGB image ten times as fast as Pillow does for images this small."""
     height, width, _ = pixels.shape
-    # each begins with its filter
+    # Each line starts with the number of its filter.
     lines = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -157,28 +160,28 @@ def png(pixels: np.ndarray) -> bytes:
     )
 
 
-def index(part: Part, data: Path) -> None:
-    """Read every file, compare the images, keep the index."""
+def measure_index(part: Part, data: Path) -> None:
+    """Read every file, compare the images, and store the index."""
     from finetune_core.data.dataset import look_through
 
     with part.time_span("index"):
         finish(look_through(data))
 
 
-def split(part: Part, data: Path) -> None:
-    """Open the index again, then split and check, the first time and again."""
+def measure_split(part: Part, data: Path) -> None:
+    """Open the index, then split and check twice."""
     from finetune_core.data.checks import class_findings, copy_findings, image_findings
     from finetune_core.data.dataset import assemble, look_through
 
     settings = make_config({"data": str(data)}).split_settings
     with part.time_span("open_again"):
-        seen = finish(look_through(data))
+        index = finish(look_through(data))
     with part.time_span("split_and_check"):
-        dataset = assemble(data, seen, **settings, edits=())
+        dataset = assemble(data, index, **settings, edits=())
     with part.time_span("split_and_check_again"):
-        assemble(data, seen, **settings, edits=())
+        assemble(data, index, **settings, edits=())
     with part.time_span("check"):
-        found = [
+        findings = [
             *copy_findings(dataset.table),
             *class_findings(dataset.table, dataset.classes),
             *image_findings(dataset.table),
@@ -186,15 +189,15 @@ def split(part: Part, data: Path) -> None:
     with part.time_span("fingerprint"):
         part.found["split"] = dataset.split_counts
         part.found["fingerprint_is"] = dataset.fingerprint
-    part.found["findings"] = {one.kind: one.count for one in found}
+    part.found["findings"] = {one.kind: one.count for one in findings}
 
 
-def page(part: Part, data: Path) -> None:
+def measure_page(part: Part, data: Path) -> None:
     """Draw three views of the Dataset page, without a browser."""
     from finetune_core.data.recent import remember
 
     os.environ["THAW_DATA_ROOTS"] = str(data.parent)
-    app = app_at("pages/dataset.py")
+    app = open_app("pages/dataset.py")
     app.query_params["data"] = remember(str(data))
     views = {"images": "Images", "findings": None, "classes": "Classes and splits"}
     for name, view in views.items():
@@ -202,35 +205,35 @@ def page(part: Part, data: Path) -> None:
         draw(part, app, f"page_{name}")
 
 
-def edits(part: Part, data: Path) -> None:
-    """Relabel a tenth of the images, a page of images per change."""
+def measure_edits(part: Part, data: Path) -> None:
+    """Relabel a tenth of the images, one page of images per change."""
     from finetune_core.config import Edit
     from finetune_core.data.dataset import assemble, look_through
     from finetune_core.data.edits import add_edits, load_edits, remove_edits, save_edits
 
     settings = make_config({"data": str(data)}).split_settings
-    seen = finish(look_through(data))
-    assemble(data, seen, **settings, edits=())
-    changed = seen.rows["id"].iloc[::SHARE_CHANGED].tolist()
-    made = [
+    index = finish(look_through(data))
+    assemble(data, index, **settings, edits=())
+    changed = index.rows["id"].iloc[::SHARE_CHANGED].tolist()
+    changes = [
         Edit(action="relabel", paths=changed[at : at + A_PAGE], to="class0")
         for at in range(0, len(changed), A_PAGE)
     ]
     with part.time_span("edits_kept"):
-        save_edits(data, made)
+        save_edits(data, changes)
     with part.time_span("edits_read"):
-        known = load_edits(data)
+        loaded = load_edits(data)
     with part.time_span("edits_applied"):
-        assemble(data, seen, **settings, edits=known)
+        assemble(data, index, **settings, edits=loaded)
     with part.time_span("edit_added"):
-        add_edits(data, made[:1])
+        add_edits(data, changes[:1])
     with part.time_span("edit_taken_back"):
-        remove_edits(data, made[:1])
+        remove_edits(data, changes[:1])
     save_edits(data, ())
 
 
-def rows(part: Part, data: Path) -> None:
-    """Write cached features of every image to the disk, and read them in a random order."""
+def measure_rows(part: Part, data: Path) -> None:
+    """Write cached features of every image to disk, and read them in random order."""
     import torch
 
     from finetune_core.data.index import known_images
@@ -247,11 +250,11 @@ def rows(part: Part, data: Path) -> None:
             positions = np.arange(start, min(len(keys), start + BATCH))
             yield positions, torch.zeros((len(positions), VALUES), dtype=torch.bfloat16)
 
-    def written() -> None:
+    def write_rows() -> None:
         finish(RowCache(lambda: folder).fill("features", keys, batches()))
 
     with part.time_span("rows_written"):
-        written()
+        write_rows()
     with part.time_span("rows_opened"):
         table = RowCache(lambda: folder).table("features")
     with part.time_span("rows_looked_up"):
@@ -264,12 +267,12 @@ def rows(part: Part, data: Path) -> None:
 
 
 def write_runs(folder: Path, count: int, steps: int) -> None:
-    """Write finished runs of 8 epochs and so many steps, a second apart."""
+    """Write finished runs of 8 epochs and ``steps`` steps, a second apart."""
     from finetune_core.runs.record import EVENTS_FILE
 
     content = b"".join(
         json.dumps(event.to_json() | {"at": 1.7e9 + at}).encode() + b"\n"
-        for at, event in enumerate(events(steps))
+        for at, event in enumerate(make_events(steps))
     )
     for number in range(count):
         minutes, second = divmod(number, 60)
@@ -291,7 +294,7 @@ def write_runs(folder: Path, count: int, steps: int) -> None:
         (run / EVENTS_FILE).write_bytes(content)
 
 
-def events(steps: int) -> list["Event"]:
+def make_events(steps: int) -> list["Event"]:
     """Return the events of one run."""
     from finetune_core.training.events import (
         CacheReport,
@@ -306,7 +309,7 @@ def events(steps: int) -> list["Event"]:
 
     each = -(-steps // EPOCHS)
     counts = Counts(train=each * RUN_BATCH, val=200, test=200)
-    found: list[Event] = [
+    result: list[Event] = [
         RunStarted(
             backbone=BACKBONE,
             weights="pretrained",
@@ -340,7 +343,7 @@ def events(steps: int) -> list["Event"]:
         epoch, step = number // each + 1, number % each + 1
         watched = measures if number % MEASURED_EVERY == 0 else None
         images, seconds = (number + 1) * RUN_BATCH, 0.1 * (number + 1)
-        found.append(
+        result.append(
             StepEnded(
                 epoch,
                 step,
@@ -356,15 +359,15 @@ def events(steps: int) -> list["Event"]:
             )
         )
         if step == each:
-            found.append(EpochEnded(epoch, 0.5, 0.9, 0.6, 0.8, 0.1 * each, 0.5, seconds))
+            result.append(EpochEnded(epoch, 0.5, 0.9, 0.6, 0.8, 0.1 * each, 0.5, seconds))
     return [
-        *found,
+        *result,
         RunFinished(EPOCHS, 1, 0.8, 0.6, 0.8, seconds + 10, evaluation_precision="fp32"),
     ]
 
 
-def listing(part: Part, folder: Path) -> None:
-    """Read all runs, the first time and again."""
+def measure_listing(part: Part, folder: Path) -> None:
+    """Read all runs twice."""
     from finetune_core.runs.store import RunStore
 
     store = RunStore(folder)
@@ -376,48 +379,54 @@ def listing(part: Part, folder: Path) -> None:
     part.found["runs"] = len(runs)
 
 
-def run_pages(part: Part, _: Path) -> None:
+def measure_run_pages(part: Part, _: Path) -> None:
     """Draw the pages Runs and Train."""
     for name in ("runs", "train"):
-        draw(part, app_at(f"pages/{name}.py"), f"page_{name}")
+        draw(part, open_app(f"pages/{name}.py"), f"page_{name}")
 
 
 PARTS: dict[str, Callable[[Part, Path], None]] = {
-    "index": index,
-    "split": split,
-    "page": page,
-    "edits": edits,
-    "rows": rows,
+    "index": measure_index,
+    "split": measure_split,
+    "page": measure_page,
+    "edits": measure_edits,
+    "rows": measure_rows,
 }
-RUN_PARTS: dict[str, Callable[[Part, Path], None]] = {"list": listing, "pages": run_pages}
+RUN_PARTS: dict[str, Callable[[Part, Path], None]] = {
+    "list": measure_listing,
+    "pages": measure_run_pages,
+}
 
 
 def measure_part(name: str, data: Path, home: Path) -> Any:
     """Measure a part in a process of its own.
 
     Args:
-        data: what the part works on.
+        name: name of the part.
+        data: folder that the part works on.
         home: folder of the app's own files.
     """
     command = [sys.executable, "-m", "benchmarks.scale", "--child", name, str(data)]
     environment = os.environ | {"THAW_HOME": str(home)}
-    done = subprocess.run(
+    process = subprocess.run(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def measure_images(count: int, parts: list[str], folder: Path) -> None:
+    """Measure parts on generated images, and print the result."""
     write_images(data := folder / f"images-{count}", count)
-    found = {name: measure_part(name, data, folder / f"home-{count}") for name in parts}
-    print(json.dumps({"images": count, **found}), flush=True)
+    results = {name: measure_part(name, data, folder / f"home-{count}") for name in parts}
+    print(json.dumps({"images": count, **results}), flush=True)
 
 
 def measure_runs(count: int, steps: int) -> None:
+    """Measure all parts on generated runs, and print the result."""
     with tempfile.TemporaryDirectory() as home:
         write_runs(data := Path(home, "runs"), count, steps)
-        found = {name: measure_part(name, data, Path(home)) for name in RUN_PARTS}
-    print(json.dumps({"runs": count, "steps": steps, **found}), flush=True)
+        results = {name: measure_part(name, data, Path(home)) for name in RUN_PARTS}
+    print(json.dumps({"runs": count, "steps": steps, **results}), flush=True)
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Eight browser sessions at once on five pages of the app, while runs train.
+"""Eight concurrent browser sessions on five pages of the app while runs train.
 
     python -m benchmarks.soak --minutes 10
 
-Needs Chromium. Prints what each session has done, the growth of the server's memory, and every
+Needs Chromium. Prints the actions of each session, the growth of the server's memory, and every
 problem: a traceback in the server's log, an exception or error on a page, a failed or damaged run,
-a visit that was given up, a session that did nothing. With a problem the exit status is 1.
+an abandoned visit, a session without actions. With a problem the exit status is 1.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import psutil
 from playwright.async_api import Browser, BrowserContext, async_playwright
 from playwright.async_api import Error as BrowserError
 
-from benchmarks.soak_sessions import BACKBONES, MINUTE, SESSIONS, SIZE, Session, new_data
+from benchmarks.soak_sessions import BACKBONES, MINUTE, SESSIONS, SIZE, Session, make_data
 from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.data.recent import remember
@@ -56,13 +56,18 @@ TRACEBACK = re.compile(
 
 
 def free_port() -> int:
+    """Return a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_until_up(url: str) -> None:
-    """Raise TimeoutError when the app does not answer within a minute."""
+    """Wait until the app answers.
+
+    Raises:
+        TimeoutError: if it does not answer within a minute.
+    """
     for _ in range(200):
         try:
             urllib.request.urlopen(f"{url}/_stcore/health", timeout=2)
@@ -74,7 +79,7 @@ def wait_until_up(url: str) -> None:
 
 @contextmanager
 def app_running(home: str | Path, log: IO[Any]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run the app on a port and in a folder of its own; yield its address and its process."""
+    """Run the app on a free port with its own home. Yield its address and its process."""
     port = free_port()
     command = [
         sys.executable,
@@ -102,16 +107,16 @@ def app_running(home: str | Path, log: IO[Any]) -> Iterator[tuple[str, subproces
 
 
 def train_first(data: Path) -> None:
-    """Train a run of each backbone, so that the sessions have something to look at."""
+    """Train a run of each backbone, so that the sessions have runs to show."""
     for backbone in BACKBONES:
         own = backbone == BACKBONES[0]
-        given = {
+        changes = {
             "weights": "pretrained" if own else "none",
             "strategy": "last_block" if own else "full",
         }
-        usual = {"data": str(data), "image_size": SIZE, "epochs": 2, "learning_rate": 1e-3}
+        shared = {"data": str(data), "image_size": SIZE, "epochs": 2, "learning_rate": 1e-3}
         for _ in execute(
-            create_run(make_config(usual | given | {"backbone": backbone}), paths.runs_dir())
+            create_run(make_config(shared | changes | {"backbone": backbone}), paths.runs_dir())
         ):
             pass
 
@@ -119,6 +124,7 @@ def train_first(data: Path) -> None:
 async def open_session(
     context: BrowserContext, name: str, url: str, data: str, seed: int
 ) -> Session:
+    """Open a browser window of a session."""
     page = await context.new_page()
     page.set_default_timeout(PATIENCE)
     session = Session(
@@ -131,11 +137,12 @@ async def open_session(
     return session
 
 
-async def work(session: Session, pictures: Path | None) -> None:
-    """Make one visit after the other.
+async def make_visits(session: Session, pictures: Path | None) -> None:
+    """Make visits one after the other, without end.
 
     Args:
-        pictures: where to keep what the window shows when a visit is given up.
+        session: the session.
+        pictures: directory for a screenshot of each abandoned visit. None keeps none.
     """
     for visit in cycle(session.visits):
         try:
@@ -150,7 +157,7 @@ async def work(session: Session, pictures: Path | None) -> None:
 
 
 async def watch_training(looks: list[bool]) -> None:
-    """Note every second whether a run is training."""
+    """Record every second whether a run is training."""
     store = RunStore(paths.runs_dir())
     while True:
         looks.append(any(run.status == "running" for run in store.runs()))
@@ -176,13 +183,14 @@ async def soak(
     with suppress(TimeoutError):
         async with asyncio.timeout(60 * options.minutes):
             await asyncio.gather(
-                *(work(session, options.pictures) for session in sessions), watch_training(looks)
+                *(make_visits(session, options.pictures) for session in sessions),
+                watch_training(looks),
             )
     return sessions, looks
 
 
-def summary(sessions: list[Session], log: str) -> list[str]:
-    """Print what was done; return what was wrong."""
+def report_problems(sessions: list[Session], log: str) -> list[str]:
+    """Print the actions of each session, and return the problems."""
     wrong = [f"server's log: {found.strip()}" for found in TRACEBACK.findall(log)]
     for session in sessions:
         done = ", ".join(f"{name} {times}" for name, times in sorted(session.done.items()))
@@ -200,6 +208,7 @@ def summary(sessions: list[Session], log: str) -> list[str]:
 
 
 async def main() -> int:
+    """Run the benchmark and return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -211,7 +220,7 @@ async def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["THAW_HOME"] = home
-        data = new_data(Random(options.seed))
+        data = make_data(Random(options.seed))
         train_first(data)
         with Path(home, "server.log").open("w+") as log:
             with app_running(home, log) as (url, server):
@@ -226,18 +235,18 @@ async def main() -> int:
                     await browser.close()
                 ended = server.poll()
             log.seek(0)
-            wrong = summary(sessions, log.read())
-    wrong += [f"the server ended by itself, with status {ended}"] if ended is not None else []
+            problems = report_problems(sessions, log.read())
+    problems += [f"the server ended by itself, with status {ended}"] if ended is not None else []
     print(
         f"{options.minutes:g} minutes; a run was training in {sum(looks) / len(looks):.0%} of the "
         f"time; the server's memory grew from {before / 1e9:.2f} to {after / 1e9:.2f} GB"
     )
     print(
-        "\n".join([f"{len(wrong)} problems:", *wrong])
-        if wrong
+        "\n".join([f"{len(problems)} problems:", *problems])
+        if problems
         else "no exception, no error, nothing given up"
     )
-    return 1 if wrong else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -1,14 +1,22 @@
-"""Thaw against the tutorial's plain loop (plain_loop.py): the same images, epochs, network and batch, the sides alternating.
+r"""Speed of Thaw against the tutorial's plain loop (``plain_loop.py``).
 
-    python -m benchmarks.speed                          # 2,000 + 650 images, 10 epochs, three rounds: many hours on two cores
-    python -m benchmarks.speed --plain-epochs 2         # the plain loop's epochs all cost the same: run 2, count 10
-    python -m benchmarks.speed --train 10000 --val 1500 --networks resnet18 --jobs feature_extraction --plain-epochs 1
-    python -m benchmarks.speed --to-accuracy --train 500 --size 96     # the default recipe
-    python -m benchmarks.speed --networks resnet18 --peers --plain-epochs 2        # Lightning, HF Trainer and fastai, too (peers.py)
+    python -m benchmarks.speed
+    python -m benchmarks.speed --plain-epochs 2
+    python -m benchmarks.speed --train 10000 --val 1500 --networks resnet18 \
+        --jobs feature_extraction --plain-epochs 1
+    python -m benchmarks.speed --to-accuracy --train 500 --size 96
+    python -m benchmarks.speed --networks resnet18 --peers --plain-epochs 2
 
-Each job runs in a process of its own and with empty caches. All sides' seconds leave imports out; Thaw's hold everything else: indexing,
-decoding, the trunk, the epochs, validation, checkpoints and the fp32 evaluation of the best epoch. Ratios are of one round, where the
-sides ran one after the other; their median and their range over the rounds are what counts.
+All sides have the same images, epochs, network and batch size, and alternate. The default is 2,000
++ 650 images, 10 epochs and three rounds, which takes many hours on two cores. Every epoch of the
+plain loop costs the same, so that ``--plain-epochs 2`` runs two of them and counts ten.
+``--to-accuracy`` measures the default recipe. ``--peers`` adds Lightning, HF Trainer and fastai
+(``peers.py``).
+
+Each job runs in a process of its own with empty caches. Seconds exclude imports on all sides. For
+Thaw they include everything else: indexing, decoding, the trunk, the epochs, validation,
+checkpoints, and the fp32 evaluation of the best epoch. Ratios compare sides within one round, where
+they ran one after the other. Their median and range over the rounds count.
 """
 
 import argparse
@@ -27,7 +35,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.peers import PEERS, missing
+from benchmarks.peers import PEERS, find_missing
 from benchmarks.to_accuracy import measure_races
 from finetune_core.formatting import things
 
@@ -37,11 +45,12 @@ PLAIN = "plain loop"
 NETWORKS = ("resnet18", "efficientnet_lite0")
 RACED = ("digits", "glyphs", "emoji", "shapes", "textures")
 JOBS = ("feature_extraction", "last_block", "comparison", "full")
-# job -> what the others train, where it is not the job itself
+# job -> strategy of the other sides, if it is not the job itself
 BASELINES = {"comparison": "last_block"}
-# times the plain loop's speed, ResNet-18
+# speed relative to the plain loop, for ResNet-18
 TARGETS = {"last_block": 7.0, "full": 3.0, "comparison": 1.0}
-TARGETS_BY_SIZE = {(2000, 650): 32.0, (10000, 1500): 45.0}  # of feature extraction, by images
+# speed of feature extraction, by numbers of training and validation images
+TARGETS_BY_SIZE = {(2000, 650): 32.0, (10000, 1500): 45.0}
 
 THAW = """
 import json, resource, statistics, sys, time
@@ -65,19 +74,23 @@ for strategy in strategies:
     parts[strategy] = time.perf_counter() - at
 ends = [time.perf_counter() - began]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"ends": ends, "trained": trained, "parts": parts, "epoch": epoch, "peak_bytes": peak}))
+print(json.dumps({"ends": ends, "trained": trained, "parts": parts, "epoch": epoch, \
+"peak_bytes": peak}))
 """
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every side does.
+    """Work of every side.
 
     Attributes:
-        folder: holds train/ and val/.
-        measured: how many of the epochs the others run; their seconds are counted up to all of them.
-        options: of plain_loop.py, further ones.
-        settings: of Thaw's config, further ones.
+        folder: image folder with train/ and val/.
+        network: the network.
+        epochs: number of epochs.
+        measured: number of epochs that the other sides run. Their seconds are extrapolated to
+            ``epochs``.
+        options: further options of ``plain_loop.py``.
+        settings: further settings of Thaw's config.
     """
 
     folder: Path
@@ -89,7 +102,10 @@ class Work:
 
 
 def write_images(folder: Path, train: int, val: int) -> None:
-    """JPEGs of 320 × 320 pixels in four classes: smooth colours with some grain, so that they decode like photographs."""
+    """Write JPEGs of 320 × 320 pixels in four classes.
+
+    They consist of smooth colours with some grain, so that they decode like photographs.
+    """
     random = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for number in range(count):
@@ -106,10 +122,13 @@ def write_images(folder: Path, train: int, val: int) -> None:
             )
 
 
-def run(command: Sequence[str]) -> dict[str, Any]:
-    """What a Python process prints as JSON, run in an empty folder that is also the home of its caches."""
+def run_python(command: Sequence[str]) -> dict[str, Any]:
+    """Run a Python process and return what it prints as JSON.
+
+    The process runs in an empty directory, which also holds its caches.
+    """
     with tempfile.TemporaryDirectory() as home:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *(part.replace("{work}", home) for part in command)],
             cwd=home,
             env=os.environ
@@ -122,77 +141,91 @@ def run(command: Sequence[str]) -> dict[str, Any]:
             text=True,
             check=False,
         )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout)
+    if process.returncode:
+        raise SystemExit(process.stderr)
+    result: dict[str, Any] = json.loads(process.stdout)
     return result
 
 
 def all_epochs(ends: Sequence[float], epochs: int) -> float:
-    """Seconds of ``epochs`` epochs, from those at which the measured ones ended: the first also holds what starts a side."""
+    """Extrapolate the seconds of ``epochs`` epochs.
+
+    Args:
+        ends: seconds at the end of each measured epoch. The first also contains the start of a
+            side.
+        epochs: number of epochs.
+    """
     if len(ends) < 2:
         return ends[0] * epochs
     return ends[0] + (ends[-1] - ends[0]) / (len(ends) - 1) * (epochs - 1)
 
 
-def other(side: str, work: Work, strategy: str) -> dict[str, Any]:
-    """The plain loop, or a peer: its ``seconds``, and how many numbers it ``trained``."""
+def run_other(side: str, work: Work, strategy: str) -> dict[str, Any]:
+    """Run the plain loop or a peer. Return ``seconds`` and the number of ``trained`` parameters."""
     arguments = [str(work.folder), strategy, str(work.measured)]
     if side == PLAIN:
-        found = run(
+        result = run_python(
             ["-m", "benchmarks.plain_loop", *arguments, "--network", work.network, *work.options]
         )
     else:
-        found = run(["-m", "benchmarks.peers", side, *arguments])
-    return found | {"seconds": all_epochs(found["ends"], work.epochs)}
+        result = run_python(["-m", "benchmarks.peers", side, *arguments])
+    return result | {"seconds": all_epochs(result["ends"], work.epochs)}
 
 
-def thaw(work: Work, strategies: Sequence[str]) -> dict[str, Any]:
-    """Thaw: its ``seconds`` in all and as ``parts`` by strategy; of the last strategy, how many numbers it ``trained`` and an ``epoch``'s
-    seconds; ``peak_bytes`` of the process."""
+def run_thaw(work: Work, strategies: Sequence[str]) -> dict[str, Any]:
+    """Run Thaw with one or more strategies.
+
+    Returns:
+        ``seconds`` of all strategies, and ``parts`` by strategy. For the last strategy, the number
+        of ``trained`` parameters, and the seconds of an ``epoch``. ``peak_bytes`` of the process.
+    """
     settings = {
         "data": str(work.folder),
         "backbone": work.network,
         "epochs": work.epochs,
         **work.settings,
     }
-    found = run(["-c", THAW, json.dumps(settings), ",".join(strategies), "{work}"])
-    return found | {"seconds": found["ends"][-1]}
+    result = run_python(["-c", THAW, json.dumps(settings), ",".join(strategies), "{work}"])
+    return result | {"seconds": result["ends"][-1]}
 
 
-Seconds = tuple[float, float]  # of another side, and of Thaw right after it
+Seconds = tuple[float, float]  # of another side, and of Thaw right after
 
 
-def measure(
+def measure_round(
     work: Work, jobs: Sequence[str], sides: Sequence[str]
 ) -> dict[tuple[str, str], Seconds]:
-    """One round: the seconds of each (job, side). Prints them.
+    """Run one round and print it.
+
+    Returns:
+        (job, side) -> seconds of the side and of Thaw.
 
     Raises:
-        SystemExit: where a side trains something else than Thaw does.
+        SystemExit: if a side trains other parameters than Thaw.
     """
     measured = {}
     others: dict[str, dict[str, dict[str, Any]]] = {}
     for job in jobs:
         strategy = BASELINES.get(job, job)
         if strategy not in others:
-            others[strategy] = {side: other(side, work, strategy) for side in sides}
-        result = thaw(work, STRATEGIES if job == "comparison" else (job,))
-        trained = {side: found["trained"] for side, found in others[strategy].items()}
+            others[strategy] = {side: run_other(side, work, strategy) for side in sides}
+        result = run_thaw(work, STRATEGIES if job == "comparison" else (job,))
+        trained = {side: outcome["trained"] for side, outcome in others[strategy].items()}
         if job == strategy and set(trained.values()) != {result["trained"]}:
             raise SystemExit(
-                f"{work.network}, {job}: Thaw trains {result['trained']:,} parameters, the others {trained}"
+                f"{work.network}, {job}: Thaw trains {result['trained']:,} parameters, the "
+                f"others {trained}"
             )
-        for side, found in others[strategy].items():
-            measured[job, side] = found["seconds"], result["seconds"]
-        print(described(work, job, measured, result), flush=True)
+        for side, outcome in others[strategy].items():
+            measured[job, side] = outcome["seconds"], result["seconds"]
+        print(describe_job(work, job, measured, result), flush=True)
     return measured
 
 
-def described(
+def describe_job(
     work: Work, job: str, measured: Mapping[tuple[str, str], Seconds], result: Mapping[str, Any]
 ) -> str:
-    """A job of one round in a line."""
+    """Describe a job of one round in a line."""
     times = ", ".join(
         f"{side} {seconds:.1f} s"
         for (other_job, side), (seconds, _) in measured.items()
@@ -202,42 +235,58 @@ def described(
     trained = (
         f"{result['trained']:,} parameters train" if job not in BASELINES else f"of it {parts}"
     )
-    return f"  {work.network}, {job}: {times}, Thaw {result['seconds']:.1f} s; {trained}; peak {result['peak_bytes'] / 1e9:.2f} GB"
+    return (
+        f"  {work.network}, {job}: {times}, Thaw {result['seconds']:.1f} s; {trained}; peak "
+        f"{result['peak_bytes'] / 1e9:.2f} GB"
+    )
 
 
 def summary(
     network: str, job: str, side: str, rounds: Sequence[Seconds], size: tuple[int, int]
 ) -> str:
-    """The rounds of one job against one side in a line; the issue's target where it is about the plain loop.
+    """Describe the rounds of one job against one side in a line.
+
+    The target is added for ResNet-18 against the plain loop.
 
     Args:
-        size: training and validation images.
+        network: the network.
+        job: the job.
+        side: the other side.
+        rounds: seconds of the other side and of Thaw, for each round.
+        size: numbers of training and validation images.
     """
-    wanted = TARGETS_BY_SIZE.get(size) if job == "feature_extraction" else TARGETS[job]
+    target_ratio = TARGETS_BY_SIZE.get(size) if job == "feature_extraction" else TARGETS[job]
     backwards = job == "comparison"
-    ratios = [now / before if backwards else before / now for before, now in rounds]
+    ratios = [
+        our_seconds / their_seconds if backwards else their_seconds / our_seconds
+        for their_seconds, our_seconds in rounds
+    ]
     relation = f"the time of one {BASELINES[job]} of" if backwards else "as fast as"
     target = (
-        f"; {'at most ' if backwards else ''}{wanted:g} wanted"
-        if wanted and (network, side) == ("resnet18", PLAIN)
+        f"; {'at most ' if backwards else ''}{target_ratio:g} wanted"
+        if target_ratio and (network, side) == ("resnet18", PLAIN)
         else ""
     )
-    before, now = (statistics.median(pair[index] for pair in rounds) for index in (0, 1))
+    their_seconds, our_seconds = (
+        statistics.median(pair[index] for pair in rounds) for index in (0, 1)
+    )
     return (
-        f"{network}, {job}: {statistics.median(ratios):.2f} times {relation} {side}: {now:.1f} s against {before:.1f} s "
+        f"{network}, {job}: {statistics.median(ratios):.2f} times {relation} {side}: "
+        f"{our_seconds:.1f} s against {their_seconds:.1f} s "
         f"({min(ratios):.2f} to {max(ratios):.2f} in {things(len(rounds), 'round')}{target})"
     )
 
 
-def present_peers() -> list[str]:
-    """The peers that are installed; says which are not."""
+def find_peers() -> list[str]:
+    """Return the peers that are installed, and print which are not."""
     for library in PEERS:
-        if lacking := missing(library):
-            print(f"{library} is left out: not installed ({', '.join(lacking)})", flush=True)
-    return [library for library in PEERS if not missing(library)]
+        if packages := find_missing(library):
+            print(f"{library} is left out: not installed ({', '.join(packages)})", flush=True)
+    return [library for library in PEERS if not find_missing(library)]
 
 
 def read_options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -272,10 +321,15 @@ def main() -> None:
     options = read_options()
     if options.to_accuracy:
         measure_races(
-            run, RACED, options.train, options.rounds, options.networks.split(",")[-1], options.size
+            run_python,
+            RACED,
+            options.train,
+            options.rounds,
+            options.networks.split(",")[-1],
+            options.size,
         )
         return
-    peers = present_peers() if options.peers else []
+    peers = find_peers() if options.peers else []
     with tempfile.TemporaryDirectory() as base:
         write_images(Path(base), options.train, options.val)
         for network in options.networks.split(","):
@@ -284,7 +338,7 @@ def main() -> None:
             for number in range(options.rounds):
                 print(f"round {number + 1}", flush=True)
                 sides = [PLAIN, *peers] if network == "resnet18" else [PLAIN]
-                for key, seconds in measure(work, options.jobs.split(","), sides).items():
+                for key, seconds in measure_round(work, options.jobs.split(","), sides).items():
                     rounds[key].append(seconds)
             for (job, side), pairs in rounds.items():
                 print(summary(network, job, side, pairs, (options.train, options.val)), flush=True)

@@ -1,12 +1,12 @@
-"""How soon the default recipe is as accurate as the tutorial's ten epochs, both trained by Thaw.
+"""Time until the default recipe is as accurate as the tutorial's ten epochs, both in Thaw.
 
     python -m benchmarks.speed --to-accuracy --train 500 --size 96
 
-Each run is a process of its own with empty caches; the two recipes alternate. Seconds leave imports
-out and hold all else up to the end of an epoch: decoding, the trunk, the initial head, the steps and
-validation. The accuracy to reach is the tutorial's validation accuracy after its last epoch. It is
-timed as a share of the tutorial's training, and of its whole run, which goes on with an evaluation.
-Test accuracy is that of each run's best epoch.
+Each run is a process of its own with empty caches, and the two recipes alternate. Seconds exclude
+imports, and include everything else up to the end of an epoch: decoding, the trunk, the initial
+head, the steps and validation. The accuracy to reach is the tutorial's validation accuracy after
+its last epoch. The time is given as a share of the tutorial's training, and of its whole run, which
+includes an evaluation. Test accuracy is that of each run's best epoch.
 """
 
 import json
@@ -50,9 +50,10 @@ class Race:
     """One pair of runs.
 
     Attributes:
-        tutorial: seconds to the end of the tutorial's last epoch; ``whole`` of its run.
-        reached: seconds until the default is as accurate; infinite where it never is.
-        gained: points of test accuracy, the default's less the tutorial's.
+        tutorial: seconds to the end of the tutorial's last epoch.
+        whole: seconds of the tutorial's whole run.
+        reached: seconds until the default recipe is as accurate. Infinity if it never is.
+        gained: test accuracy of the default minus that of the tutorial, in points.
     """
 
     tutorial: float
@@ -61,10 +62,10 @@ class Race:
     gained: float
 
 
-def race(tutorial: dict[str, Any], default: dict[str, Any]) -> Race:
+def compare_runs(tutorial: dict[str, Any], default: dict[str, Any]) -> Race:
     """Compare two runs, each as printed by ``TRAIN``."""
-    seconds, wanted = tutorial["epochs"][-1]
-    reached = (end for end, accuracy in default["epochs"] if accuracy >= wanted)
+    seconds, target = tutorial["epochs"][-1]
+    reached = (end for end, accuracy in default["epochs"] if accuracy >= target)
     gained = 100 * (default["test"] - tutorial["test"])
     return Race(seconds, tutorial["seconds"], next(reached, math.inf), gained)
 
@@ -73,10 +74,10 @@ def measure_races(
     train: Runner, sets: Sequence[str], images: int, seeds: int, network: str, size: int
 ) -> None:
     """Train both recipes' last block on each set with each seed, and print the races."""
-    found: dict[str, list[Race]] = {name: [] for name in sets}
+    races_by_set: dict[str, list[Race]] = {name: [] for name in sets}
     with tempfile.TemporaryDirectory() as base:
         for seed, name in product(range(seeds), sets):
-            usual = {
+            shared = {
                 "data": str(write_set(name, images, Path(base))),
                 "backbone": network,
                 "image_size": size,
@@ -84,18 +85,18 @@ def measure_races(
             }
             default = {"strategy": "last_block", "auto": following_names()}
             runs = [
-                train(["-c", TRAIN, json.dumps(usual | settings), str(images), "{work}"])
+                train(["-c", TRAIN, json.dumps(shared | settings), str(images), "{work}"])
                 for settings in (tutorial_settings("last_block"), default)
             ]
-            found[name].append(race(*runs))
-            print(f"{name}, seed {seed}: {describe_races(found[name][-1:])}", flush=True)
-    for name, races in found.items():
+            races_by_set[name].append(compare_runs(*runs))
+            print(f"{name}, seed {seed}: {describe_races(races_by_set[name][-1:])}", flush=True)
+    for name, races in races_by_set.items():
         print(f"{name}: {describe_races(races)}")
-    print(f"all: {describe_races([one for races in found.values() for one in races])}")
+    print(f"all: {describe_races([one for races in races_by_set.values() for one in races])}")
 
 
 def describe_races(races: Sequence[Race]) -> str:
-    """Describe races in a line: the median share of the tutorial's time, and its range."""
+    """Describe races in a line: median and range of the share of the tutorial's time."""
     shares = [one.reached / one.tutorial for one in races]
     tutorial = statistics.median(one.tutorial for one in races)
     gains = [one.gained for one in races]

@@ -1,11 +1,14 @@
-"""Do verdicts of a comparison hold what they promise? Simulated arms of equal and of unequal strategies, judged by the code that ships.
+"""Error rates and power of a comparison's verdicts, simulated with the code that ships.
 
-Images: most are easy, a few hard. Each strategy finds other images hard, each seed too, and a seed may be better or worse altogether
-(standard deviation ``seed effect``, logits). First table: how often anything is called different where nothing is (Holm's correction
-over all pairs; 5 % is promised), with the seeds' variance pooled over all arms, as it ships, and with each arm's own. Second: how often
-a strategy that is better by ``--gain`` logits is told from at least one other.
+    python -m benchmarks.verdicts [--trials N] [--gain X] [--measure NAME]
 
-python -m benchmarks.verdicts [--trials N] [--gain X] [--measure NAME]
+Most images are easy, a few are hard. Each strategy finds other images hard, and so does each seed.
+A seed may also be better or worse altogether (standard deviation ``seed effect``, logits).
+
+The first table shows how often anything is called different although nothing is, with Holm's
+correction over all pairs. 5 % is promised. The seeds' variance is pooled over all arms, as in the
+product, or estimated for each arm alone. The second table shows how often a strategy that is better
+by ``--gain`` logits is called different from at least one other.
 """
 
 import argparse
@@ -32,17 +35,20 @@ from finetune_core.evaluation.comparison.strategies import (
     strategies_claim,
 )
 
-_BATCH = 50  # trials drawn at a time
-_RESAMPLES = 300  # of the bootstrap, where a measure needs one
+_BATCH = 50  # trials simulated at a time
+_RESAMPLES = 300  # of the bootstrap, if a measure needs one
 
 
 @dataclass(frozen=True)
 class Case:
-    """Arms that are equally good but for ``gains``.
+    """Arms that are equally good except for ``gains``.
 
     Attributes:
-        seeds: of each arm. effects: what a seed changes, logits, of each arm.
-        together: share of the effect's variance that runs of equal seeds have in common.
+        name: name of the case.
+        seeds: number of seeds of each arm.
+        effects: standard deviation of the seeds' effect of each arm, in logits.
+        images: number of images.
+        together: share of the effect's variance that runs with the same seed have in common.
     """
 
     name: str
@@ -52,17 +58,21 @@ class Case:
     together: float = 0.0
 
 
-def drawn(
+def draw_arms(
     case: Case, measure: Measure, trials: int, gains: Sequence[float], random: np.random.Generator
 ) -> list[list[Answers]]:
-    """The arms of ``trials`` comparisons, summed up by a measure."""
-    arms, most, images = len(case.seeds), max(case.seeds), case.images
+    """Simulate the arms of ``trials`` comparisons.
+
+    Returns:
+        The answers of each arm, for each trial.
+    """
+    arms, max_seeds, images = len(case.seeds), max(case.seeds), case.images
     ease = random.normal(3.5, 3, (trials, 1, 1, images)) + random.normal(
         0, 0.7, (trials, arms, 1, images)
     )
     common, own = (
-        random.normal(size=(trials, 1, most, 1)),
-        random.normal(size=(trials, arms, most, 1)),
+        random.normal(size=(trials, 1, max_seeds, 1)),
+        random.normal(size=(trials, arms, max_seeds, 1)),
     )
     effect = np.array(case.effects)[None, :, None, None] * (
         case.together**0.5 * common + (1 - case.together) ** 0.5 * own
@@ -71,7 +81,7 @@ def drawn(
         ease
         + np.array(gains)[None, :, None, None]
         + effect
-        + random.normal(0, 1, (trials, arms, most, images))
+        + random.normal(0, 1, (trials, arms, max_seeds, images))
     )
     if measure is ACCURACY:
         right = random.random(logits.shape) < expit(logits)
@@ -79,12 +89,12 @@ def drawn(
             [answers(right[trial, arm, :seeds]) for arm, seeds in enumerate(case.seeds)]
             for trial in range(trials)
         ]
-    # Right as often as above: where the true class is ahead.
+    # An answer is right if the true class is ahead, which is as likely as above.
     ahead = logits + random.logistic(size=logits.shape)
     return [
         measured(
             measure,
-            *_of_classes(
+            *_make_logits(
                 [one[:seeds] for one, seeds in zip(trial, case.seeds, strict=True)], random
             ),
             _RESAMPLES,
@@ -93,23 +103,29 @@ def drawn(
     ]
 
 
-def _of_classes(
+def _make_logits(
     ahead: Sequence[np.ndarray], random: np.random.Generator
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Labels and logits of three classes: the true one ahead of a likely wrong one, the third far behind."""
+    """Return labels and logits of three classes.
+
+    The true class is ahead of a likely wrong class by ``ahead``. The third class is far behind.
+    """
     images = np.arange(ahead[0].shape[1])
     labels, likely = random.integers(0, 3, len(images)), random.integers(1, 3, len(images))
-    found = []
+    result = []
     for arm in ahead:
         logits = np.full((*arm.shape, 3), -2.0)
         logits[:, images, (labels + likely) % 3] = 0.0
         logits[:, images, labels] = arm
-        found.append(logits)
-    return labels, found
+        result.append(logits)
+    return labels, result
 
 
-def told_apart(arms: Sequence[Answers], variances: Sequence[SeedVariance | None]) -> list[bool]:
-    """Which pairs of strategies are called different, as ``compare_pairs`` has it; what it also works out would take too long here."""
+def find_different(arms: Sequence[Answers], variances: Sequence[SeedVariance | None]) -> list[bool]:
+    """Return which pairs of strategies are called different.
+
+    The rule is that of ``compare_pairs``, without its other results, which take too long here.
+    """
     places = list(combinations(range(len(arms)), 2))
     claims = [
         claim
@@ -131,8 +147,8 @@ def told_apart(arms: Sequence[Answers], variances: Sequence[SeedVariance | None]
     ]
 
 
-def networks_apart(arms: Sequence[Answers]) -> list[bool]:
-    """Which pairs of networks are called different."""
+def find_different_networks(arms: Sequence[Answers]) -> list[bool]:
+    """Return which pairs of networks are called different."""
     claims = [networks_claim(a, b) for a, b in combinations(arms, 2)]
     return [
         is_different(claim, p)
@@ -140,55 +156,68 @@ def networks_apart(arms: Sequence[Answers]) -> list[bool]:
     ]
 
 
-def alone(arms: Sequence[Answers]) -> list[SeedVariance | None]:
-    """Each arm's variance from its own seeds only."""
+def estimate_own_variances(arms: Sequence[Answers]) -> list[SeedVariance | None]:
+    """Return each arm's variance, estimated from its own seeds only."""
     return [seed_variances([arm])[0] for arm in arms]
 
 
-def rates(
+def measure_rates(
     case: Case, measure: Measure, gains: Sequence[float], trials: int, random: np.random.Generator
 ) -> tuple[float, float, float]:
-    """(pooled, each arm's own): shares of the comparisons in which the first arm, or, where all gains are equal, any arm is told from
-    another. And the standard deviation of the seeds' scores."""
-    which = [0 in pair or len(set(gains)) == 1 for pair in combinations(range(len(case.seeds)), 2)]
-    found, spread = np.zeros(2), 0.0
+    """Return how often an arm is called different, pooled and with own variances.
+
+    The arm is the first, or any if all gains are equal. The third number is the standard deviation
+    of the seeds' scores.
+    """
+    counted = [
+        0 in pair or len(set(gains)) == 1 for pair in combinations(range(len(case.seeds)), 2)
+    ]
+    counts, spread = np.zeros(2), 0.0
     for start in range(0, trials, _BATCH):
-        for arms in drawn(case, measure, min(_BATCH, trials - start), gains, random):
-            for at, variances in enumerate((seed_variances(arms), alone(arms))):
-                found[at] += any(
-                    apart and wanted
-                    for apart, wanted in zip(told_apart(arms, variances), which, strict=True)
+        for arms in draw_arms(case, measure, min(_BATCH, trials - start), gains, random):
+            for column, variances in enumerate(
+                (seed_variances(arms), estimate_own_variances(arms))
+            ):
+                counts[column] += any(
+                    apart and is_counted
+                    for apart, is_counted in zip(
+                        find_different(arms, variances), counted, strict=True
+                    )
                 )
             spread += float(np.mean([arm.seed_variance for arm in arms])) ** 0.5
-    return (*(found / trials), spread / trials)
+    return (*(counts / trials), spread / trials)
 
 
-def network_rate(
+def estimate_error(
     measure: Measure, arms: int, seeds: int, images: int, trials: int, random: np.random.Generator
 ) -> float:
-    """Of networks that are equally good, which differ in what they find hard only."""
-    case, found = Case("", (seeds,) * arms, (0.0,) * arms, images), 0
+    """Return how often equally good networks are called different."""
+    case, errors = Case("", (seeds,) * arms, (0.0,) * arms, images), 0
     for start in range(0, trials, _BATCH):
-        for one in drawn(case, measure, min(_BATCH, trials - start), (0.0,) * arms, random):
-            found += any(networks_apart(one))
-    return found / trials
+        for one in draw_arms(case, measure, min(_BATCH, trials - start), (0.0,) * arms, random):
+            errors += any(find_different_networks(one))
+    return errors / trials
 
 
-def cases() -> list[Case]:
-    """Numbers of arms and seeds, seed effects, and the ways in which the model's assumptions may be wrong."""
-    found = [
+def list_cases() -> list[Case]:
+    """Return the simulated cases.
+
+    They vary the numbers of arms and seeds, the seed effects, and violations of the model's
+    assumptions.
+    """
+    result = [
         Case(f"{arms} arms, {seeds} seeds, effect {effect}", (seeds,) * arms, (effect,) * arms)
         for arms in (2, 3, 9)
         for seeds in (2, 3, 5)
         for effect in (0.1, 0.6)
     ]
     unequal = ((2, 5), (2, 3, 5), (2, 2, 2, 5, 5, 5, 3, 3, 4))
-    found += [
+    result += [
         Case(f"{len(one)} arms, {min(one)} to {max(one)} seeds, effect 0.3", one, (0.3,) * len(one))
         for one in unequal
     ]
     for arms, seeds in ((3, 2), (3, 3), (9, 2)):
-        found.append(
+        result.append(
             Case(
                 f"{arms} arms, {seeds} seeds, half of it shared",
                 (seeds,) * arms,
@@ -198,18 +227,19 @@ def cases() -> list[Case]:
         )
         for times in (2, 4):
             effects = (*(0.2,) * (arms - 1), 0.2 * times)
-            found.append(
+            result.append(
                 Case(
                     f"{arms} arms, {seeds} seeds, one spreads {times} times",
                     (seeds,) * arms,
                     effects,
                 )
             )
-    found.append(Case("3 arms, 3 seeds, 2,000 images", (3,) * 3, (0.3,) * 3, images=2000))
-    return found
+    result.append(Case("3 arms, 3 seeds, 2,000 images", (3,) * 3, (0.3,) * 3, images=2000))
+    return result
 
 
 def main(trials: int, gain: float, measure: Measure) -> None:
+    """Simulate all cases and print the tables."""
     random = np.random.default_rng(0)
     error = (LEVEL * (1 - LEVEL) / trials) ** 0.5
     print(
@@ -218,24 +248,30 @@ def main(trials: int, gain: float, measure: Measure) -> None:
     print("Networks that are equally good, called different: any of the pairs")
     for arms in (2, 3, 9):
         shares = [
-            f"{seeds} a side {network_rate(measure, arms, seeds, 300, max(100, trials // arms), random):.1%}"
+            f"{seeds} a side "
+            f"{estimate_error(measure, arms, seeds, 300, max(100, trials // arms), random):.1%}"
             for seeds in (1, 2, 3, 5)
         ]
         print(f"{arms} arms: {', '.join(shares)}", flush=True)
     print(
-        f"\n{'Strategies':44} equally good: any called different    one better by {gain:g} logits: told apart"
+        f"\n{'Strategies':44} equally good: any called different    one better by {gain:g} "
+        "logits: told apart"
     )
     print(
-        f"{'':44} {'pooled':>8} {'own':>8} {'± ' + ('points' if measure.share else '0.01 nats'):>12} {'pooled':>20} {'own':>8}"
+        f"{'':44} {'pooled':>8} {'own':>8} "
+        f"{'± ' + ('points' if measure.share else '0.01 nats'):>12} {'pooled':>20} {'own':>8}"
     )
-    for case in cases():
+    for case in list_cases():
         arms = len(case.seeds)
-        pooled, own, spread = rates(case, measure, (0.0,) * arms, trials, random)
-        seen, seen_own, _ = rates(
+        error_pooled, error_own, spread = measure_rates(
+            case, measure, (0.0,) * arms, trials, random
+        )
+        power, power_own, _ = measure_rates(
             case, measure, (gain,) + (0.0,) * (arms - 1), max(100, trials // arms), random
         )
         print(
-            f"{case.name:44} {pooled:8.1%} {own:8.1%} {100 * spread:12.1f} {seen:20.0%} {seen_own:8.0%}",
+            f"{case.name:44} {error_pooled:8.1%} {error_own:8.1%} {100 * spread:12.1f} "
+            f"{power:20.0%} {power_own:8.0%}",
             flush=True,
         )
 

@@ -1,11 +1,16 @@
-"""Walks timm's architectures without their weights: which have stages, a head that can be replaced, and cuts between them.
+"""Check timm's architectures without their weights: stages, replaceable head, and cuts.
 
-    python -m benchmarks.walk_timm                  # all of them: a line each, and how many of which kind
+    python -m benchmarks.walk_timm
     python -m benchmarks.walk_timm vit_small convnext
-    python -m benchmarks.walk_timm --count          # completes finetune_core/models/timm_parameters.csv instead
-    python -m benchmarks.walk_timm --train          # two full fine-tuning steps of each family's smallest instead
+    python -m benchmarks.walk_timm --count
+    python -m benchmarks.walk_timm --train
 
-A network that cannot be cut between two stages trains without the cache where its strategy would cut it there.
+Prints a line for each architecture, and how many there are of each kind. ``--count`` completes
+finetune_core/models/timm_parameters.csv instead. ``--train`` takes two full fine-tuning steps with
+the smallest architecture of each family instead.
+
+A network that cannot be cut between two stages trains without the cache if its strategy would cut
+it there.
 """
 
 import argparse
@@ -40,18 +45,19 @@ from finetune_core.training.device import Device
 from finetune_core.training.stage_plan import plan
 
 CLASSES = 7
-UNUSUAL = 1009  # classes: no other dimension of a network is as large as that
+UNUSUAL = 1009  # number of classes that no other dimension of a network equals
 
 
 @dataclass(frozen=True)
-class Walked:
-    """What a walk over one network found.
+class WalkResult:
+    """Result for one network.
 
     Attributes:
-        stages: their names, input to head.
-        problems: what is wrong with them, in words; empty where nothing is.
-        cuts: whether it can be cut before each stage but the first.
-        reason: why it cannot be cut at all; empty where it can.
+        name: name of the network.
+        stages: names of its stages, input to head.
+        problems: problems with the stages or the head. Empty if there are none.
+        cuts: whether the network can be cut before each stage but the first.
+        reason: why it cannot be cut at all. Empty if it can.
     """
 
     name: str
@@ -62,7 +68,7 @@ class Walked:
 
     @property
     def kind(self) -> str:
-        """How well it can be cut."""
+        """The kind of network, by the cuts that are possible."""
         if self.problems:
             return "cannot be used"
         return (
@@ -74,9 +80,9 @@ class Walked:
         )
 
 
-def walk(name: str) -> Walked:
-    """Look at one network, on the meta device."""
-    model, built = _built(name)
+def walk(name: str) -> WalkResult:
+    """Check one network, on the meta device."""
+    model, built = _build(name)
     if model is None or built.problems:
         return built
     try:
@@ -93,12 +99,16 @@ def walk(name: str) -> Walked:
 
 
 def problems(name: str) -> tuple[str, ...]:
-    """What is wrong with a network's stages and its head: half of the walk, without the cuts."""
-    return _built(name)[1].problems
+    """Return the problems with a network's stages and head, without checking the cuts."""
+    return _build(name)[1].problems
 
 
-def _built(name: str) -> tuple[nn.Module | None, Walked]:
-    """A network with a new head, and what is found of it without its cuts; None where it cannot be built."""
+def _build(name: str) -> tuple[nn.Module | None, WalkResult]:
+    """Build a network with a new head, and check it except for its cuts.
+
+    Returns:
+        The network, or None if it cannot be built, and the result.
+    """
     try:
         stages, heads, side = (
             network_stages(name, CLASSES),
@@ -106,21 +116,26 @@ def _built(name: str) -> tuple[nn.Module | None, Walked]:
             backbone_info(name).image_size,
         )
     except FinetuneError as error:
-        return None, Walked(name, problems=(str(error),))
+        return None, WalkResult(name, problems=(str(error),))
     model = create_on_meta(name).eval()
     for head in heads:
         replace_head(model, head, CLASSES)
-    executions, output = _executed(model, side)
-    found = (
-        *_not_covered(model, stages),
-        *_out_of_order(stages, executions),
-        *_wrong_head(stages, heads, output),
+    executions, output = _trace_execution(model, side)
+    problems_found = (
+        *_check_coverage(model, stages),
+        *_check_order(stages, executions),
+        *_check_head(stages, heads, output),
     )
-    return model, Walked(name, tuple(stage.name for stage in stages), found)
+    return model, WalkResult(name, tuple(stage.name for stage in stages), problems_found)
 
 
-def _executed(model: nn.Module, side: int) -> tuple[list[str], object]:
-    """Paths of the modules that hold tensors themselves, each time they run, and what the network answers."""
+def _trace_execution(model: nn.Module, side: int) -> tuple[list[str], object]:
+    """Run a network.
+
+    Returns:
+        Paths of the modules with parameters of their own, in the order in which they run, and the
+        output of the network.
+    """
     executions: list[str] = []
     hooks = [
         module.register_forward_pre_hook(
@@ -136,32 +151,35 @@ def _executed(model: nn.Module, side: int) -> tuple[list[str], object]:
     return executions, output
 
 
-def _not_covered(model: nn.Module, stages: Sequence[Stage]) -> list[str]:
+def _check_coverage(model: nn.Module, stages: Sequence[Stage]) -> list[str]:
     problems = []
-    for kind, there in (
+    for kind, tensors in (
         ("parameters", model.named_parameters()),
         ("buffers", model.named_buffers()),
     ):
         owned = Counter(name for stage in stages for name in getattr(stage, kind))
-        if owned != Counter(name for name, _ in there):
+        if owned != Counter(name for name, _ in tensors):
             problems.append(f"not every one of its {kind} is in exactly one stage")
     return problems
 
 
-def _out_of_order(stages: Sequence[Stage], executions: Iterable[str]) -> list[str]:
+def _check_order(stages: Sequence[Stage], executions: Iterable[str]) -> list[str]:
     stage_of = {
-        name.rpartition(".")[0]: at
-        for at, stage in enumerate(stages)
+        name.rpartition(".")[0]: index
+        for index, stage in enumerate(stages)
         for name in stage.parameters
-        # else it is one of a container, which starts first
+        # Otherwise it belongs to a container, which starts before its members.
         if any(name.startswith(f"{module}.") for module in stage.modules)
     }
     order = [stage_of[path] for path in executions if path in stage_of]
-    late = next((stages[here].name for here, after in pairwise(order) if after < here), None)
+    late = next(
+        (stages[current].name for current, following in pairwise(order) if following < current),
+        None,
+    )
     return [f"after {late} an earlier stage runs again"] if late else []
 
 
-def _wrong_head(stages: Sequence[Stage], heads: Sequence[str], output: object) -> list[str]:
+def _check_head(stages: Sequence[Stage], heads: Sequence[str], output: object) -> list[str]:
     problems = []
     if stages[-1].name != "head" or not all(
         f"{head}.weight" in stages[-1].parameters for head in heads
@@ -173,7 +191,7 @@ def _wrong_head(stages: Sequence[Stage], heads: Sequence[str], output: object) -
 
 
 def smallest(module: str) -> str | None:
-    """Return the architecture with the fewest parameters in a module of timm that classifies, or None."""
+    """Return the classifier with the fewest parameters in a module of timm, or None."""
     names = [name for name in timm.list_models(module=module) if timm_networks.classifies(name)]
     return min(
         names,
@@ -183,30 +201,30 @@ def smallest(module: str) -> str | None:
 
 
 def train_apart(name: str, precision: str) -> str:
-    """Take two full fine-tuning steps in a process of their own.
+    """Take two full fine-tuning steps in a subprocess.
 
     Returns:
-        What went wrong, or an empty text.
+        The error, or an empty text.
     """
     code = "import sys; from benchmarks.walk_timm import train; train(*sys.argv[1:])"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, name, precision],
-        # Freed memory is overwritten, so that a kernel that writes out of bounds is noticed.
+        # Overwrite freed memory, so that kernels that write out of bounds are noticed.
         env=os.environ | {"MALLOC_PERTURB_": "165"},
         cwd=Path(__file__).resolve().parent.parent,
         capture_output=True,
         text=True,
     )
-    if done.returncode < 0:
-        return signal.Signals(-done.returncode).name
-    return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
+    if process.returncode < 0:
+        return signal.Signals(-process.returncode).name
+    return process.stderr.strip().rpartition("\n")[2] if process.returncode else ""
 
 
 def train(name: str, precision: str) -> None:
-    """Take two full fine-tuning steps on the processor, from random weights.
+    """Take two full fine-tuning steps on the CPU, from random weights.
 
     Raises:
-        ArithmeticError: when a gradient is not finite.
+        ArithmeticError: if a gradient is not finite.
     """
     device = Device("cpu", "", precision)
     info = backbone_info(name)
@@ -218,22 +236,29 @@ def train(name: str, precision: str) -> None:
     images = torch.randn(2, 3, info.image_size, info.image_size)
     images = images.contiguous(memory_format=device.layout)
     for step in range(2):
-        done = train_step(model, images, torch.arange(2), optimizer, device, step)
-        if not done.gradient_norm.isfinite():
+        outcome = train_step(model, images, torch.arange(2), optimizer, device, step)
+        if not outcome.gradient_norm.isfinite():
             raise ArithmeticError("its gradient is not finite")
 
 
-def count(architectures: Iterable[str], seconds: float) -> None:
-    """Add to the table what it lacks: how many parameters each architecture has, and how many of them the head has for each class."""
+def complete_table(architectures: Iterable[str], seconds: float) -> None:
+    """Add the missing architectures to the table of parameters.
+
+    The table holds the number of parameters without the head, and of the head per class.
+
+    Args:
+        architectures: names of architectures.
+        seconds: processor time after which no further architecture is counted.
+    """
     file = Path(timm_networks.__file__).with_name("timm_parameters.csv")
     with file.open(encoding="utf-8", newline="") as opened:
         rows = {
             row["architecture"]: (row["body"], row["per_class"]) for row in csv.DictReader(opened)
         }
-    began = time.process_time()
+    start_time = time.process_time()
     for architecture in architectures:
-        if architecture not in rows and time.process_time() - began < seconds:
-            body, per_class = parameters(architecture)
+        if architecture not in rows and time.process_time() - start_time < seconds:
+            body, per_class = count_parameters(architecture)
             rows[architecture] = str(body), str(per_class)
     with file.open("w", encoding="utf-8", newline="") as opened:
         writer = csv.writer(opened, lineterminator="\n")
@@ -241,8 +266,8 @@ def count(architectures: Iterable[str], seconds: float) -> None:
         writer.writerows([name, *rows[name]] for name in sorted(rows))
 
 
-def parameters(architecture: str) -> tuple[int, int]:
-    """(without the head's, the head's for each class)."""
+def count_parameters(architecture: str) -> tuple[int, int]:
+    """Return the number of parameters without the head, and of the head per class."""
     model = create_on_meta(f"{timm_networks.TIMM}{architecture}", classes=UNUSUAL)
     sizes = [tensor.shape for tensor in model.parameters()]
     heads = sum(math.prod(shape) for shape in sizes if shape[:1] == (UNUSUAL,))
@@ -250,7 +275,7 @@ def parameters(architecture: str) -> tuple[int, int]:
 
 
 def walk_training(words: Sequence[str]) -> None:
-    """Print a line for each family's smallest architecture and precision: what went wrong, if anything."""
+    """Print the error, if any, of each family's smallest architecture in each precision."""
     for module in timm.list_modules():
         name = smallest(module)
         if name is None or (words and not any(word in name for word in words)):
@@ -284,17 +309,17 @@ def main() -> None:
     if options.train:
         walk_training(options.words)
         return
-    torch.set_num_threads(1)  # there are no numbers to compute with
-    found = [
+    torch.set_num_threads(1)  # tensors on the meta device hold no numbers
+    architectures = [
         name
         for name in timm.list_models()
         if not options.words or any(word in name for word in options.words)
     ]
     if options.count:
-        count(found, options.seconds)
+        complete_table(architectures, options.seconds)
         return
     kinds = Counter[str]()
-    for architecture in found:
+    for architecture in architectures:
         walked = walk(f"{timm_networks.TIMM}{architecture}")
         kinds[walked.kind] += 1
         print(json.dumps(asdict(walked) | {"kind": walked.kind}), flush=True)

@@ -1,1 +1,4 @@
-"""Published orderings of ways to fine-tune, each a file of data, run as they say and judged by the comparison's own paired verdict."""
+"""Published orderings of fine-tuning strategies, tested as published.
+
+Each ordering is a data file. Its claims are judged by the paired verdict of a comparison.
+"""

@@ -1,9 +1,11 @@
-"""Published orderings of ways to fine-tune: do they hold here? Each is a file of data beside this one, fixed before anything was run.
+"""Test whether published orderings of fine-tuning strategies hold here.
 
-Says of each: reproduced, opposite, not distinguishable, or could not be tested and why. Online it fetches public data sets and pretrained
-weights; offline it takes the digits and packaged networks. Runs are kept in ordinary folders: what has trained is not trained again.
+    python -m benchmarks.orderings [NAME…] [--offline] [--seeds N] [--json]
 
-python -m benchmarks.orderings [NAME…] [--offline] [--seeds N] [--json]
+Each ordering is a data file beside this module, fixed before anything was run. Its outcome is
+reproduced, opposite, not distinguishable, or could not be tested, with the reason. Online, public
+data sets and pretrained weights are fetched. Offline, the digits and packaged networks are used.
+Runs are kept in ordinary run directories and are not trained again.
 """
 
 import argparse
@@ -14,25 +16,26 @@ from pathlib import Path
 from benchmarks.orderings.judging import judge, overall, untested
 from benchmarks.orderings.protocol import Ordering, Where, load, names
 from benchmarks.orderings.report import Result
-from benchmarks.orderings.running import predictions, tried
+from benchmarks.orderings.running import collect_predictions, tried
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.paths import home
 
 
 def result_of(ordering: Ordering, where: Where, seeds: int, base: Path) -> Result:
-    """Try an ordering; what keeps it from being tried is its result."""
+    """Test an ordering. If it cannot be tested, the result holds the reason."""
     setup = ordering.setup(where)
     if setup.why_not:
         return Result(ordering, where, seeds, untested(ordering.claims, setup.why_not))
     try:
-        found = predictions(tried(ordering, setup, seeds, base))
+        predictions = collect_predictions(tried(ordering, setup, seeds, base))
     except FinetuneError as error:
         return Result(ordering, where, seeds, untested(ordering.claims, str(error)))
-    return Result(ordering, where, seeds, *judge(ordering.claims, found, ordering.measure))
+    return Result(ordering, where, seeds, *judge(ordering.claims, predictions, ordering.measure))
 
 
-def main(chosen: list[str], where: Where, seeds: int | None, base: Path, as_json: bool) -> None:
-    orderings = [load(name) for name in chosen or names()]
+def main(requested: list[str], where: Where, seeds: int | None, base: Path, as_json: bool) -> None:
+    """Test orderings and print the results."""
+    orderings = [load(name) for name in requested or names()]
     results = []
     for ordering in orderings:
         result = result_of(ordering, where, seeds or ordering.seeds, base)

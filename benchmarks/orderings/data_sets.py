@@ -1,4 +1,4 @@
-"""The folders that an ordering trains and is tested on: images drawn from one data set, changed as the ordering says."""
+"""Training and test images of an ordering, drawn from one data set and changed as it asks."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -25,7 +25,13 @@ Change = Callable[[Image.Image, int], Image.Image]
 
 @dataclass(frozen=True)
 class Folders:
-    """What the arms train and are tested on; the same test images made worse; what the run before them trained on."""
+    """Image folders of an ordering.
+
+    Attributes:
+        data: images that the arms are trained and tested on.
+        shifted: the same test images, corrupted. None without a shift.
+        source: images that the run before the arms is trained on. None without an adaptation.
+    """
 
     data: Path
     shifted: Path | None
@@ -33,14 +39,19 @@ class Folders:
 
 
 def write_folders(ordering: Ordering, setup: Setup, dataset: Dataset, base: Path) -> Folders:
-    """Write the images, as squares of the side that runs are given, all or nothing; those that are there already are taken, those of
-    another ordering, too: then it shares the runs.
+    """Write the images as squares of the runs' image size. A failure leaves nothing behind.
+
+    Existing folders are reused, also those of another ordering with the same images, so that
+    orderings share their runs.
 
     Raises:
-        DataError: when the data set has too few images, or they cannot be written.
+        DataError: if the data set has too few images or the images cannot be written.
     """
-    told = f"{dataset.fingerprint}{setup.images}{_side(setup)}{ordering.shift}{ordering.adaptation}"
-    folder = base / f"{setup.data}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    key = (
+        f"{dataset.fingerprint}{setup.images}{_get_side(setup)}"
+        f"{ordering.shift}{ordering.adaptation}"
+    )
+    folder = base / f"{setup.data}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         try:
             with staging_folder(base, "writing") as staging:
@@ -48,7 +59,8 @@ def write_folders(ordering: Ordering, setup: Setup, dataset: Dataset, base: Path
                 settle(staging / folder.name, folder)
         except OSError as error:
             raise DataError(
-                f"The images cannot be written to {base}: {error}. Choose another --runs-dir, or make room."
+                f"The images cannot be written to {base}: {error}. Choose another --runs-dir, "
+                "or make room."
             ) from None
     return Folders(
         folder / _DATA,
@@ -60,37 +72,44 @@ def write_folders(ordering: Ordering, setup: Setup, dataset: Dataset, base: Path
 def drawn(
     table: pd.DataFrame, setup: Setup, adaptation: Adaptation | None
 ) -> dict[tuple[str, str], pd.DataFrame]:
-    """(folder, split) -> its images, each in one of them only.
+    """Draw the images of each split. No image is in two of them.
 
     Args:
         table: ``id, class`` of all images.
+        setup: numbers of images.
+        adaptation: how the classes change, or None.
 
     Returns:
-        Tables of ``id, class``, with the class that the ordering gives them.
+        (folder, split) -> table of ``id, class``, with the class that the ordering assigns.
 
     Raises:
-        DataError: when there are too few.
+        DataError: if there are too few images.
     """
     images = setup.images
     order = np.random.default_rng(0).permutation(len(table))
     rows = table.sort_values("id", ignore_index=True).iloc[order]
-    before, after = (rows, rows) if not adaptation else _both_sides(rows, adaptation)
-    # Where both sides draw from the same images, the second goes on where the first has ended.
+    source, target = (rows, rows) if not adaptation else _select_sides(rows, adaptation)
+    # If both sides draw from the same images, the second continues where the first ended.
     shared = adaptation is None or adaptation.kind != "groups"
-    taken = images.source_train + images.source_val
-    found = (
-        _cut(before, _SOURCE, {TRAIN: images.source_train, VAL: images.source_val}) if taken else {}
+    num_source = images.source_train + images.source_val
+    parts = (
+        _slice_rows(source, _SOURCE, {TRAIN: images.source_train, VAL: images.source_val})
+        if num_source
+        else {}
     )
-    rest = after.iloc[taken:] if shared else after
-    return found | _cut(rest, _DATA, {TRAIN: images.train, VAL: images.val, TEST: images.test})
+    rest = target.iloc[num_source:] if shared else target
+    return parts | _slice_rows(
+        rest, _DATA, {TRAIN: images.train, VAL: images.val, TEST: images.test}
+    )
 
 
-def _cut(
+def _slice_rows(
     rows: pd.DataFrame, folder: str, counts: Mapping[str, int]
 ) -> dict[tuple[str, str], pd.DataFrame]:
     if sum(counts.values()) > len(rows):
         raise DataError(
-            f"The ordering takes {sum(counts.values())} images for its {folder}, and there are {len(rows)}."
+            f"The ordering takes {sum(counts.values())} images for its {folder}, and there "
+            f"are {len(rows)}."
         )
     ends = np.cumsum(list(counts.values()))
     return {
@@ -99,10 +118,12 @@ def _cut(
     }
 
 
-def _both_sides(rows: pd.DataFrame, adaptation: Adaptation) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What the first training may see, and what the second."""
+def _select_sides(rows: pd.DataFrame, adaptation: Adaptation) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the images that the first training may use, and those that the second may use."""
     if adaptation.kind == "groups":
-        return _grouped(rows, adaptation, "source"), _grouped(rows, adaptation, "target")
+        return _assign_groups(rows, adaptation, "source"), _assign_groups(
+            rows, adaptation, "target"
+        )
     if adaptation.kind == "mirrored":
         classes = sorted(rows["class"].unique())
         return rows, rows.assign(
@@ -111,7 +132,7 @@ def _both_sides(rows: pd.DataFrame, adaptation: Adaptation) -> tuple[pd.DataFram
     return rows, rows
 
 
-def _grouped(rows: pd.DataFrame, adaptation: Adaptation, side: str) -> pd.DataFrame:
+def _assign_groups(rows: pd.DataFrame, adaptation: Adaptation, side: str) -> pd.DataFrame:
     names = {
         name.casefold(): group
         for group, one in adaptation.groups.items()
@@ -121,20 +142,26 @@ def _grouped(rows: pd.DataFrame, adaptation: Adaptation, side: str) -> pd.DataFr
     return rows.assign(**{"class": groups})[groups.notna()]
 
 
-def _side(setup: Setup) -> int:
+def _get_side(setup: Setup) -> int:
     return int(setup.settings.get("image_size", _USUAL_SIDE))
 
 
 def _write(ordering: Ordering, setup: Setup, dataset: Dataset, folder: Path) -> None:
-    side = _side(setup)
+    side = _get_side(setup)
     adaptation = ordering.adaptation
-    worse = _corrupting(adaptation.corrupted) if adaptation and adaptation.corrupted else _unchanged
+    worse = (
+        _make_corruption(adaptation.corrupted)
+        if adaptation and adaptation.corrupted
+        else _keep_image
+    )
     for (part, split), rows in drawn(dataset.table[["id", "class"]], setup, adaptation).items():
         _write_images(
-            folder / part / split, rows, dataset.root, side, worse if part == _DATA else _unchanged
+            folder / part / split, rows, dataset.root, side, worse if part == _DATA else _keep_image
         )
         if ordering.shift and (part, split) == (_DATA, TEST):
-            _write_images(folder / _SHIFTED, rows, dataset.root, side, _corrupting(ordering.shift))
+            _write_images(
+                folder / _SHIFTED, rows, dataset.root, side, _make_corruption(ordering.shift)
+            )
 
 
 def _write_images(folder: Path, rows: pd.DataFrame, root: Path, side: int, change: Change) -> None:
@@ -145,11 +172,11 @@ def _write_images(folder: Path, rows: pd.DataFrame, root: Path, side: int, chang
         image.save(file)
 
 
-def _unchanged(image: Image.Image, _number: int) -> Image.Image:
+def _keep_image(image: Image.Image, _number: int) -> Image.Image:
     return image
 
 
-def _corrupting(how: Corrupted) -> Change:
+def _make_corruption(how: Corrupted) -> Change:
     def change(image: Image.Image, number: int) -> Image.Image:
         corruption = CORRUPTIONS[how.corruptions[number % len(how.corruptions)]]
         return corruption.apply(

@@ -1,4 +1,4 @@
-"""Does a claim hold? The comparison's own verdict on strategies, from predictions of the same images."""
+"""Outcomes of claims, by the comparison's verdict on strategies for the same images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ Outcome = Literal["reproduced", "opposite", "not distinguishable", "could not be
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the arms said of the same images.
+    """Predictions of the arms for the same images.
 
     Attributes:
         labels: int ``[images]``.
-        logits: of each arm, float ``[seeds, images, classes]``.
-        in_steps: the arms that trained in steps; what a seed adds is estimated over these together.
+        logits: arm -> float ``[seeds, images, classes]``.
+        in_steps: the arms that trained in steps. The seeds' variance is pooled over these.
     """
 
     labels: np.ndarray
@@ -35,9 +35,12 @@ class Judged:
     """A claim and its outcome.
 
     Attributes:
-        difference: of the metric, ``better`` less ``than``, with its 95 % interval for other images and other seeds; None where the
-            claim could not be tested, and ``why`` says why.
-        p: corrected over all pairs of arms (Holm).
+        claim: the claim.
+        outcome: its outcome.
+        difference: metric of ``better`` minus that of ``than``, with its 95 % interval for other
+            images and other seeds. None if the claim could not be tested.
+        p: p-value corrected over all pairs of arms (Holm).
+        why: why the claim could not be tested.
     """
 
     claim: Claim
@@ -49,7 +52,14 @@ class Judged:
 
 @dataclass(frozen=True)
 class Standing:
-    """The metric of an arm on one axis, mean over its seeds, with its 95 % interval; and seed by seed."""
+    """Metric of an arm on one axis.
+
+    Attributes:
+        arm: the arm.
+        on: the axis.
+        score: mean over seeds, with its 95 % interval.
+        seeds: the metric of each seed.
+    """
 
     arm: str
     on: Axis
@@ -58,28 +68,35 @@ class Standing:
 
 
 def untested(claims: Sequence[Claim], why: str) -> list[Judged]:
+    """Return the claims as not tested, with the reason."""
     return [Judged(claim, "could not be tested", why=why) for claim in claims]
 
 
 def judge(
     claims: Sequence[Claim], predictions: Mapping[Axis, Predictions], measure: str = "accuracy"
 ) -> tuple[list[Judged], list[Standing]]:
-    """Judge every claim, and say how each arm stands on each axis.
+    """Judge every claim, and return the score of each arm on each axis.
 
-    Without a margin a claim holds where the comparison calls the strategies different and ``better`` is ahead: the whole interval and
-    Holm's p. With one it holds where the whole interval is above minus the margin, and is reversed where it is below.
+    Without a margin, a claim holds if the comparison calls the strategies different (by the whole
+    interval and Holm's p) and ``better`` is ahead. With a margin, a claim holds if the whole
+    interval lies above minus the margin, and is opposite if the interval lies below.
     """
-    found: dict[Axis, _Axis] = {axis: _axis(one, measure) for axis, one in predictions.items()}
+    results: dict[Axis, _AxisResult] = {
+        axis: _evaluate_axis(one, measure) for axis, one in predictions.items()
+    }
     standings = [
-        Standing(arm, axis, score, tuple(found[axis].answers[arm].values.mean(1).tolist()))
-        for axis in found
-        for arm, score in found[axis].scores.items()
+        Standing(arm, axis, score, tuple(results[axis].answers[arm].values.mean(1).tolist()))
+        for axis in results
+        for arm, score in results[axis].scores.items()
     ]
-    return [_judged(claim, found.get(claim.on)) for claim in claims], standings
+    return [_judge_claim(claim, results.get(claim.on)) for claim in claims], standings
 
 
 def overall(judged: Sequence[Judged]) -> Outcome:
-    """Of the whole ordering: reproduced where every claim is; opposite where any is."""
+    """Return the outcome of a whole ordering.
+
+    It is reproduced if every claim is, and opposite if any claim is.
+    """
     outcomes = {one.outcome for one in judged}
     if not outcomes or outcomes == {"could not be tested"}:
         return "could not be tested"
@@ -89,28 +106,28 @@ def overall(judged: Sequence[Judged]) -> Outcome:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class _AxisResult:
     answers: Mapping[str, Answers]
     scores: Mapping[str, Interval]
     verdicts: Mapping[tuple[str, str], PairVerdict | None]
 
 
-def _axis(predictions: Predictions, measure: str) -> _Axis:
+def _evaluate_axis(predictions: Predictions, measure: str) -> _AxisResult:
     arms = list(predictions.logits)
-    answered = measured(measure_of(measure), predictions.labels, list(predictions.logits.values()))
-    variances = known_variances(answered, [arm in predictions.in_steps for arm in arms])
-    pairs = compare_pairs(answered, [True] * len(arms), variances)
-    return _Axis(
-        dict(zip(arms, answered, strict=True)),
+    answers = measured(measure_of(measure), predictions.labels, list(predictions.logits.values()))
+    variances = known_variances(answers, [arm in predictions.in_steps for arm in arms])
+    pairs = compare_pairs(answers, [True] * len(arms), variances)
+    return _AxisResult(
+        dict(zip(arms, answers, strict=True)),
         {
             arm: measure_interval(one, variance)
-            for arm, one, variance in zip(arms, answered, variances, strict=True)
+            for arm, one, variance in zip(arms, answers, variances, strict=True)
         },
         {(arms[pair.a], arms[pair.b]): pair.strategies for pair in pairs},
     )
 
 
-def _judged(claim: Claim, axis: _Axis | None) -> Judged:
+def _judge_claim(claim: Claim, axis: _AxisResult | None) -> Judged:
     if axis is None:
         return Judged(
             claim, "could not be tested", why=f"there are no predictions on {claim.on} images"
@@ -127,10 +144,12 @@ def _judged(claim: Claim, axis: _Axis | None) -> Judged:
     one, sign = verdict.claim, 1 if forwards else -1
     low, high = sorted((sign * one.low, sign * one.high))
     difference = Interval(sign * one.gain, low, high)
-    return Judged(claim, _outcome(claim, difference, verdict.different), difference, verdict.holm_p)
+    return Judged(
+        claim, _decide_outcome(claim, difference, verdict.different), difference, verdict.holm_p
+    )
 
 
-def _outcome(claim: Claim, difference: Interval, different: bool) -> Outcome:
+def _decide_outcome(claim: Claim, difference: Interval, different: bool) -> Outcome:
     if claim.margin == 0 and not different:
         return "not distinguishable"
     if difference.low > -claim.margin:

@@ -1,4 +1,4 @@
-"""From an ordering to the configs of its runs: nothing is read, written or trained here."""
+"""Run configs of an ordering. Nothing is read, written or trained here."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,22 +18,27 @@ def arm_configs(
     seeds: int,
     source: Path | None = None,
 ) -> dict[str, list[list[RunConfig]]]:
-    """Of every arm that trains, the runs of each seed.
+    """Return the configs of every arm that trains, by seed.
 
     Args:
+        ordering: the ordering.
+        setup: where it is tested.
         data: the folder that the arms train on.
-        stages: names of the backbone's, input to head.
-        source: the run that they go on from, where the ordering has an adaptation.
+        stages: names of the backbone's stages, input to head.
+        seeds: number of seeds.
+        source: the run that the arms start from, if the ordering has an adaptation.
 
     Raises:
-        ConfigError: when one of them cannot be used.
+        ConfigError: if a config is invalid.
     """
-    shared = _shared(setup, data) | ({"from_run": str(source)} if source else {})
+    shared = _make_shared_settings(setup, data) | ({"from_run": str(source)} if source else {})
     return {
         name: [
             [
-                make_config(shared | _of_arm(arm, setup, stages) | _seeds(arm, seed, at))
-                for at in range(arm.runs)
+                make_config(
+                    shared | _make_arm_settings(arm, setup, stages) | _make_seeds(arm, seed, index)
+                )
+                for index in range(arm.runs)
             ]
             for seed in range(seeds)
         ]
@@ -43,27 +48,33 @@ def arm_configs(
 
 
 def source_config(ordering: Ordering, setup: Setup, data: Path) -> RunConfig:
-    """Of the run that all arms go on from: everything trains.
+    """Return the config of the run that all arms start from, which is trained in full.
 
     Raises:
-        ConfigError: when it cannot be used.
+        ConfigError: if the config is invalid.
     """
-    own = ordering.adaptation.source_settings if ordering.adaptation else {}
-    return make_config(_shared(setup, data) | {"strategy": "full", "seed": 0} | own)
+    settings = ordering.adaptation.source_settings if ordering.adaptation else {}
+    return make_config(
+        _make_shared_settings(setup, data) | {"strategy": "full", "seed": 0} | settings
+    )
 
 
 def block_rates(stages: Sequence[str], block: Block) -> dict[str, float]:
-    """Which stages train with a block: the stem and the first stage after it, the one in the middle, or the last; and the head."""
+    """Return the rates of the stages that train with a block, which always include the head.
+
+    The first block is the stem and the stage after it, the middle block the stage in the middle,
+    and the last block the last stage before the head.
+    """
     body, head = stages[:-1], stages[-1]
-    chosen = {"first": body[:2], "middle": [body[len(body) // 2]], "last": body[-1:]}[block]
-    return dict.fromkeys([*chosen, head], 1.0)
+    selected = {"first": body[:2], "middle": [body[len(body) // 2]], "last": body[-1:]}[block]
+    return dict.fromkeys([*selected, head], 1.0)
 
 
-def _shared(setup: Setup, data: Path) -> dict[str, Any]:
+def _make_shared_settings(setup: Setup, data: Path) -> dict[str, Any]:
     return {"data": str(data), "backbone": setup.backbone} | setup.settings
 
 
-def _of_arm(arm: Arm, setup: Setup, stages: Sequence[str]) -> dict[str, Any]:
+def _make_arm_settings(arm: Arm, setup: Setup, stages: Sequence[str]) -> dict[str, Any]:
     trains = (
         {"strategy": "custom", "stage_rates": block_rates(stages, arm.block)}
         if arm.block
@@ -73,5 +84,5 @@ def _of_arm(arm: Arm, setup: Setup, stages: Sequence[str]) -> dict[str, Any]:
     return trains | {"learning_rate": rate} | arm.settings
 
 
-def _seeds(arm: Arm, seed: int, at: int) -> dict[str, Any]:
-    return {"seed": seed} if arm.runs == 1 else {"seed": seed * arm.runs + at, "head_seed": seed}
+def _make_seeds(arm: Arm, seed: int, index: int) -> dict[str, Any]:
+    return {"seed": seed} if arm.runs == 1 else {"seed": seed * arm.runs + index, "head_seed": seed}

@@ -1,4 +1,7 @@
-"""What an ordering is: the claim, who made it, and all that is fixed before anything is run. One file of data each."""
+"""Data model of an ordering: the claim, its authors, and everything fixed before the runs.
+
+Each ordering is one TOML file.
+"""
 
 import tomllib
 from pathlib import Path
@@ -29,7 +32,7 @@ Axis = Literal["test", "shifted"]
 Where = Literal["online", "offline"]
 Block = Literal["first", "middle", "last"]
 
-# what ``plan`` decides
+# settings that ``plan`` sets
 _PLANNED = {
     "data",
     "backbone",
@@ -42,7 +45,7 @@ _PLANNED = {
 }
 
 
-def _known_settings(settings: dict[str, Any]) -> dict[str, Any]:
+def _check_settings(settings: dict[str, Any]) -> dict[str, Any]:
     for name in settings:
         if name in _PLANNED:
             raise ValueError(f"{name} is no setting to be given here")
@@ -53,7 +56,7 @@ def _known_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-Settings = Annotated[dict[str, Any], AfterValidator(_known_settings)]
+Settings = Annotated[dict[str, Any], AfterValidator(_check_settings)]
 
 
 class _Fixed(BaseModel):
@@ -61,7 +64,10 @@ class _Fixed(BaseModel):
 
 
 class Images(_Fixed):
-    """How many images are drawn, without replacement; ``source_…``: of those that the first of two trainings sees."""
+    """Numbers of images, drawn without replacement.
+
+    ``source_train`` and ``source_val`` are images of the first of two trainings.
+    """
 
     train: Count
     val: Count
@@ -71,31 +77,42 @@ class Images(_Fixed):
 
 
 class Corrupted(_Fixed):
-    """Images made worse: each by one of the corruptions, in turn. ``severity`` 1 to 3."""
+    """Corrupted images. The corruptions take turns, with ``severity`` 1 to 3."""
 
     corruptions: tuple[Text, ...] = Field(min_length=1)
     severity: int = Field(ge=1, le=3)
 
     @field_validator("corruptions")
     @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := set(names) - set(CORRUPTIONS):
             raise ValueError(f"there is no corruption {', '.join(sorted(unknown))}")
         return names
 
 
 class Group(_Fixed):
-    """A class made of others: those that the first training sees, and those that the second one does."""
+    """A class that combines classes of the data set.
+
+    Attributes:
+        source: classes in the first training.
+        target: classes in the second training.
+    """
 
     source: tuple[Text, ...] = Field(min_length=1)
     target: tuple[Text, ...] = Field(min_length=1)
 
 
 class Adaptation(_Fixed):
-    """A network is first trained in full on other images (``source``); every arm goes on from it, head included, on changed ones.
+    """A first training in full on other images (``source``), before the arms.
+
+    Every arm starts from that network, including its head, on changed images.
 
     Attributes:
-        kind: ``corrupted`` changes the pixels, ``groups`` what is in a class, ``mirrored`` labels: the first class becomes the last.
+        kind: ``corrupted`` changes the pixels, ``groups`` the members of a class, ``mirrored`` the
+            labels: the first class becomes the last.
+        corrupted: the corruptions, for ``corrupted``.
+        groups: the classes, for ``groups``.
+        source_settings: further settings of the first training.
     """
 
     kind: Literal["corrupted", "groups", "mirrored"]
@@ -104,7 +121,7 @@ class Adaptation(_Fixed):
     source_settings: Settings = {}
 
     @model_validator(mode="after")
-    def _is_told(self) -> Self:
+    def _check_kind(self) -> Self:
         if (self.kind == "corrupted") != (self.corrupted is not None) or (
             self.kind == "groups"
         ) != bool(self.groups):
@@ -113,11 +130,14 @@ class Adaptation(_Fixed):
 
 
 class Setup(_Fixed):
-    """Where the ordering is tried, or why it cannot be.
+    """Conditions of a test of the ordering, or the reason why it cannot be tested.
 
     Attributes:
-        data: as ``fetch`` names it, or ``digits``.
-        settings: of every run (fields of ``RunConfig``).
+        why_not: why the ordering cannot be tested. Empty if it can.
+        data: name of a public data set as in ``fetch``, or ``digits``.
+        backbone: the backbone of all runs.
+        images: numbers of images.
+        settings: settings of every run (fields of ``RunConfig``).
     """
 
     why_not: str = ""
@@ -127,7 +147,7 @@ class Setup(_Fixed):
     settings: Settings = {}
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def _check_complete(self) -> Self:
         images = self.images
         if not self.why_not and not (
             self.data and self.backbone and images.train and images.val and images.test
@@ -144,10 +164,15 @@ class Arm(_Fixed):
     """One way to train.
 
     Attributes:
-        strategy: None where ``block`` says which part trains beside the head, or where the arm is made ``of`` another.
-        of, how: made of another arm's runs of the same seed, without training; ``best``: the one with the highest validation accuracy.
-        runs: of each seed; several have one head and differ in the order of the images and in augmentation.
-        rate: how many times the setup's learning rate.
+        strategy: None if ``block`` names the part that trains besides the head, or if the arm is
+            made from another arm.
+        block: the part that trains besides the head.
+        of: the arm whose runs of the same seed this arm is made from, without training.
+        how: how it is made from them. ``best`` takes the run with the highest validation accuracy.
+        runs: number of runs per seed. They share one head, and differ in the order of the images
+            and in augmentation.
+        rate: factor of the setup's learning rate.
+        settings: further settings of the runs.
     """
 
     strategy: StrategyName | None = None
@@ -159,7 +184,7 @@ class Arm(_Fixed):
     settings: Settings = {}
 
     @model_validator(mode="after")
-    def _is_one_thing(self) -> Self:
+    def _check_one_source(self) -> Self:
         if sum(map(bool, (self.strategy, self.block, self.of))) != 1 or bool(self.of) != bool(
             self.how
         ):
@@ -170,12 +195,17 @@ class Arm(_Fixed):
 
 
 class Claim(_Fixed):
-    """One inequality: the metric of ``better`` is above that of ``than``, or, with a margin, not below it by more than that.
+    """One inequality: the metric of ``better`` is above that of ``than``.
+
+    With a margin, the metric of ``better`` is not below that of ``than`` by more than the margin.
 
     Attributes:
-        on: ``test``: images like those trained on; ``shifted``: the same, corrupted.
-        margin: a share, 0.02 being two points; ours, where the authors say "comparable".
-        published: by how much, where it is known.
+        better: an arm.
+        than: the other arm.
+        on: ``test`` for images like those trained on, ``shifted`` for the same images, corrupted.
+        margin: a share, for example 0.02 for two points. It is ours where the authors say
+            "comparable".
+        published: the published difference, if known.
     """
 
     better: Text
@@ -185,8 +215,8 @@ class Claim(_Fixed):
     published: str = ""
 
     @property
-    def words(self) -> str:
-        """``lp_ft > full``, or, with a margin, ``lora ≥ full − 2 points``."""
+    def text(self) -> str:
+        """The claim as ``lp_ft > full``, or, with a margin, ``lora ≥ full − 2 points``."""
         return (
             f"{self.better} ≥ {self.than} − {100 * self.margin:g} points"
             if self.margin
@@ -198,10 +228,20 @@ class Ordering(_Fixed):
     """A published ordering.
 
     Attributes:
-        claim: in one sentence, as far as it is tried.
-        departures: what is not as the authors did it.
-        measure: the metric, one of ``MEASURES`` that higher is better of.
-        shift: what makes the second axis.
+        name: name of the file.
+        authors: the authors.
+        year: year of publication.
+        title: title of the paper.
+        claim: the claim in one sentence, as far as it is tested.
+        departures: differences from the authors' experiment.
+        measure: the metric, one of ``MEASURES``, higher is better.
+        seeds: number of seeds.
+        shift: the corruptions of the second axis. None if there is no second axis.
+        adaptation: a training before the arms, or None.
+        arms: name -> arm.
+        claims: the claims.
+        online: where the ordering is tested with a connection.
+        offline: where the ordering is tested without a connection.
     """
 
     name: Text
@@ -220,13 +260,16 @@ class Ordering(_Fixed):
     offline: Setup
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        named = {claim.better for claim in self.claims} | {claim.than for claim in self.claims}
-        if unknown := (named | {arm.of for arm in self.arms.values() if arm.of}) - set(self.arms):
+    def _check_consistent(self) -> Self:
+        mentioned = {claim.better for claim in self.claims} | {claim.than for claim in self.claims}
+        if unknown := (mentioned | {arm.of for arm in self.arms.values() if arm.of}) - set(
+            self.arms
+        ):
             raise ValueError(f"there is no arm {', '.join(sorted(unknown))}")
-        if several := {name for name in named if self.arms[name].runs > 1}:
+        if several := {name for name in mentioned if self.arms[name].runs > 1}:
             raise ValueError(
-                f"{', '.join(several)} has several runs of a seed: a claim is about one made of them"
+                f"{', '.join(several)} has several runs of a seed: a claim is about one made "
+                "of them"
             )
         if self.shift is None and any(claim.on == "shifted" for claim in self.claims):
             raise ValueError("a claim on shifted images needs the shift")
@@ -235,19 +278,20 @@ class Ordering(_Fixed):
         return self
 
     def setup(self, where: Where) -> Setup:
+        """Return the setup for ``online`` or ``offline``."""
         return self.online if where == "online" else self.offline
 
 
 def names() -> list[str]:
-    """Of all orderings, in their order."""
+    """Return the names of all orderings, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load(name: str) -> Ordering:
-    """The ordering of that name.
+    """Load an ordering.
 
     Raises:
-        ConfigError: when there is none, or its file is no ordering.
+        ConfigError: if there is none of that name or its file is invalid.
     """
     if name not in names():
         raise ConfigError({"ordering": f"there is no {name!r}; there are {', '.join(names())}"})

@@ -1,4 +1,4 @@
-"""What came of an ordering, as Markdown and as plain values."""
+"""Results of an ordering, as Markdown and as plain values."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,15 @@ _AXES = {"test": "test images", "shifted": "shifted test images"}
 
 @dataclass(frozen=True)
 class Result:
-    """An ordering that was tried, with as many seeds; ``standings`` are empty where it could not be."""
+    """Result of an ordering.
+
+    Attributes:
+        ordering: the ordering.
+        where: ``online`` or ``offline``.
+        seeds: number of seeds.
+        judged: the claims with their outcomes.
+        standings: scores of the arms. Empty if the ordering could not be tested.
+    """
 
     ordering: Ordering
     where: Where
@@ -23,13 +31,13 @@ class Result:
 
     @property
     def why(self) -> str:
-        """Why claims could not be tested; empty where they were."""
+        """The reason why claims could not be tested. Empty if they were."""
         return " ".join(dict.fromkeys(one.why for one in self.judged if one.why)) or (
             self.ordering.setup(self.where).why_not if not self.judged else ""
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; ``low`` and ``high`` are the ends of 95 % intervals, shares."""
+        """Return plain values. ``low`` and ``high`` are the ends of 95 % intervals, as shares."""
         ordering, setup = self.ordering, self.ordering.setup(self.where)
         return {
             "name": ordering.name,
@@ -46,14 +54,14 @@ class Result:
             "claims": [
                 one.claim.model_dump()
                 | {"outcome": one.outcome, "p": one.p, "why": one.why}
-                | _numbers(one)
+                | _collect_numbers(one)
                 for one in self.judged
             ],
             "arms": [asdict(one) for one in self.standings],
         }
 
     def in_words(self) -> str:
-        """As Markdown."""
+        """Return the result as Markdown."""
         ordering, setup = self.ordering, self.ordering.setup(self.where)
         lines = [
             f"## {ordering.name}: {overall(self.judged)}",
@@ -65,37 +73,43 @@ class Result:
             return "\n".join([*lines, f"Could not be tested ({self.where}): {self.why}", ""])
         images = setup.images
         lines += [
-            f"{setup.data}, {setup.backbone}, {images.train} training, {images.val} validation and {images.test} test images, "
-            f"{self.seeds} seeds.",
+            f"{setup.data}, {setup.backbone}, {images.train} training, {images.val} validation "
+            f"and {images.test} test images, {self.seeds} seeds.",
             "",
             "| arm | on | mean, 95 % interval | seed by seed |",
             "|---|---|---|---|",
-            *(_standing_row(one) for one in self.standings),
+            *(_format_standing(one) for one in self.standings),
             "",
             "| claim | on | published | difference, 95 % interval (points) | p (Holm) | outcome |",
             "|---|---|---|---|---|---|",
-            *(_claim_row(one) for one in self.judged),
+            *(_format_claim(one) for one in self.judged),
             "",
         ]
         return "\n".join(lines)
 
 
-def _standing_row(one: Standing) -> str:
+def _format_standing(one: Standing) -> str:
     score, seeds = one.score, " ".join(f"{100 * value:.1f}" for value in one.seeds)
-    return f"| {one.arm} | {_AXES[one.on]} | {percent(score.value)}, {percent(score.low)} to {percent(score.high)} | {seeds} |"
+    return (
+        f"| {one.arm} | {_AXES[one.on]} | {percent(score.value)}, {percent(score.low)} to "
+        f"{percent(score.high)} | {seeds} |"
+    )
 
 
-def _claim_row(one: Judged) -> str:
-    told = one.why
+def _format_claim(one: Judged) -> str:
+    text = one.why
     if found := one.difference:
-        told = f"{points(found.value)}, {points(found.low)} to {points(found.high)}"
+        text = f"{points(found.value)}, {points(found.low)} to {points(found.high)}"
     p = "" if one.p is None else f"{one.p:.2g}"
-    return f"| {one.claim.words} | {_AXES[one.claim.on]} | {one.claim.published} | {told} | {p} | **{one.outcome}** |"
+    return (
+        f"| {one.claim.text} | {_AXES[one.claim.on]} | {one.claim.published} | {text} | {p} | "
+        f"**{one.outcome}** |"
+    )
 
 
-def _numbers(one: Judged) -> dict[str, float | None]:
-    found = one.difference
+def _collect_numbers(one: Judged) -> dict[str, float | None]:
+    difference = one.difference
     return {
-        name: getattr(found, part) if found else None
+        name: getattr(difference, part) if difference else None
         for name, part in (("difference", "value"), ("low", "low"), ("high", "high"))
     }

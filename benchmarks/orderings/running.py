@@ -1,4 +1,4 @@
-"""The runs of an ordering: ordinary run folders, each trained once, and what their networks say of test and of shifted images."""
+"""Runs of an ordering and their predictions of test images and of shifted images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,34 +33,39 @@ from finetune_core.work import in_phase
 
 
 @dataclass(frozen=True)
-class Tried:
-    """The finished runs of an ordering: of each arm that is compared, one per seed; and the folder of shifted images."""
+class OrderingRuns:
+    """Finished runs of an ordering.
+
+    Attributes:
+        arms: arm -> its runs, one per seed.
+        shifted: folder of the shifted images. None without a shift.
+    """
 
     arms: Mapping[str, Sequence[Run]]
     shifted: Path | None
 
 
-def tried(ordering: Ordering, setup: Setup, seeds: int, base: Path) -> Tried:
-    """Get the data and train all runs, but for those that are in ``base`` already.
+def tried(ordering: Ordering, setup: Setup, seeds: int, base: Path) -> OrderingRuns:
+    """Prepare the data and train all runs that are not in ``base`` yet.
 
     Raises:
-        FinetuneError: when data or weights cannot be had, or a run fails.
-        KeyboardInterrupt: when a run was stopped.
+        FinetuneError: if data or weights are not available, or a run fails.
+        KeyboardInterrupt: if a run was stopped.
     """
-    folders = _folders(ordering, setup, base / "data")
+    folders = _prepare_folders(ordering, setup, base / "data")
     store = RunStore(base / "runs")
     source = None
     if folders.source:
-        source = _trained(source_config(ordering, setup, folders.source), store).run_dir
+        source = _find_or_train(source_config(ordering, setup, folders.source), store).run_dir
     stages = [stage.name for stage in stages_of(source_config(ordering, setup, folders.data))]
     configs = arm_configs(ordering, setup, folders.data, stages, seeds, source)
     with_weights([config for arm in configs.values() for seed in arm for config in seed])
     runs = {
-        name: [[_trained(config, store) for config in members] for members in by_seed]
+        name: [[_find_or_train(config, store) for config in members] for members in by_seed]
         for name, by_seed in configs.items()
     }
-    made = {
-        name: [_made(arm.how, members, store) for members in runs[arm.of]]
+    combined = {
+        name: [_combine_runs(arm.how, members, store) for members in runs[arm.of]]
         for name, arm in ordering.arms.items()
         if arm.of
     }
@@ -69,33 +74,35 @@ def tried(ordering: Ordering, setup: Setup, seeds: int, base: Path) -> Tried:
         for name, by_seed in runs.items()
         if ordering.arms[name].runs == 1
     }
-    return Tried(single | made, folders.shifted)
+    return OrderingRuns(single | combined, folders.shifted)
 
 
-def predictions(found: Tried) -> dict[Axis, Predictions]:
-    """Of all arms, on test images and, where the ordering has a shift, on shifted ones.
+def collect_predictions(runs_of_arms: OrderingRuns) -> dict[Axis, Predictions]:
+    """Return the predictions of all arms by axis.
 
     Raises:
-        FinetuneError: when a run's predictions cannot be read or made.
+        FinetuneError: if a run's predictions cannot be read or made.
     """
-    every = [run for runs in found.arms.values() for run in runs]
+    all_runs = [run for runs in runs_of_arms.arms.values() for run in runs]
     tables: dict[Axis, dict[Path, pd.DataFrame]] = {
-        "test": {run.run_dir: _on_test(run) for run in every}
+        "test": {run.run_dir: _load_test_predictions(run) for run in all_runs}
     }
-    if found.shifted:
+    if runs_of_arms.shifted:
         with progress_bar() as bar:
-            fingerprint = show_work(bar, predict_shifted(every, str(found.shifted)))
+            fingerprint = show_work(bar, predict_shifted(all_runs, str(runs_of_arms.shifted)))
         tables["shifted"] = {
-            run.run_dir: shifted_predictions(run.run_dir, fingerprint, _classes(run))
-            for run in every
+            run.run_dir: shifted_predictions(run.run_dir, fingerprint, _count_classes(run))
+            for run in all_runs
         }
-    in_steps = frozenset(name for name, runs in found.arms.items() if epochs_of(runs[0].config) > 0)
+    in_steps = frozenset(
+        name for name, runs in runs_of_arms.arms.items() if epochs_of(runs[0].config) > 0
+    )
     return {
         axis: Predictions(
             next(iter(of_runs.values()))["label"].to_numpy(np.int64),
             {
                 name: np.stack([logits_of(of_runs[run.run_dir]) for run in runs])
-                for name, runs in found.arms.items()
+                for name, runs in runs_of_arms.arms.items()
             },
             in_steps,
         )
@@ -103,7 +110,7 @@ def predictions(found: Tried) -> dict[Axis, Predictions]:
     }
 
 
-def _folders(ordering: Ordering, setup: Setup, base: Path) -> Folders:
+def _prepare_folders(ordering: Ordering, setup: Setup, base: Path) -> Folders:
     with progress_bar() as bar:
         if setup.data in PUBLIC_SETS:
             show_work(bar, in_phase("download", fetch_public(setup.data)))
@@ -111,20 +118,22 @@ def _folders(ordering: Ordering, setup: Setup, base: Path) -> Folders:
     return write_folders(ordering, setup, dataset, base)
 
 
-def _trained(config: RunConfig, store: RunStore) -> Run:
-    """The finished run of a config: the one that is there, or, where none is, that one gone on with or a new one."""
-    there = [run for run in store.runs() if run.config == config]
-    if finished := [run for run in there if run.status == "finished"]:
+def _find_or_train(config: RunConfig, store: RunStore) -> Run:
+    """Return the finished run of a config. If there is none, resume or train one."""
+    existing = [run for run in store.runs() if run.config == config]
+    if finished := [run for run in existing if run.status == "finished"]:
         return finished[0]
     err.print(
         f"{config.averaged.title if config.averaged else config.strategy}, seed {config.seed}"
     )
-    begun = max(
-        (run for run in there if run.resumable),
+    resumable = max(
+        (run for run in existing if run.resumable),
         key=lambda run: len(run.history.epochs),
         default=None,
     )
-    run = trained(reopen_run(begun.run_dir) if begun else create_run(config, store.runs_dir))
+    run = trained(
+        reopen_run(resumable.run_dir) if resumable else create_run(config, store.runs_dir)
+    )
     if run.status == "failed":
         raise RunError(f"{run.run_id} failed: {summary(run)['message']}")
     if run.status != "finished":
@@ -132,17 +141,17 @@ def _trained(config: RunConfig, store: RunStore) -> Run:
     return run
 
 
-def _made(how: str, members: Sequence[Run], store: RunStore) -> Run:
-    """Of the runs of one seed: the best of them, or their average."""
+def _combine_runs(how: str, members: Sequence[Run], store: RunStore) -> Run:
+    """Return the best of the runs of one seed, or their average."""
     if how == "best":
         return max(members, key=lambda run: float(summary(run)["val_accuracy"]))
-    return _trained(averaged_config(how, [run.run_dir for run in members]), store)
+    return _find_or_train(averaged_config(how, [run.run_dir for run in members]), store)
 
 
-def _on_test(run: Run) -> pd.DataFrame:
-    table = load_predictions(run.run_dir, _classes(run))
+def _load_test_predictions(run: Run) -> pd.DataFrame:
+    table = load_predictions(run.run_dir, _count_classes(run))
     return table[table["split"] == TEST].sort_values("id", ignore_index=True)
 
 
-def _classes(run: Run) -> int:
+def _count_classes(run: Run) -> int:
     return len(run.started["classes"])

@@ -1,2 +1,5 @@
-"""A run -> files that work without Thaw: weights, ONNX, torch.export, a training script, a model card; its curves for TensorBoard
-and MLflow. Calls evaluation and before."""
+"""Exports of a run that work without Thaw.
+
+Formats: weights, ONNX, torch.export, a training script, a model card, and curves for TensorBoard
+and MLflow. Imports from evaluation and the packages below it.
+"""

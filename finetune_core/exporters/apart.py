@@ -1,7 +1,8 @@
-"""An export in a process of its own, for an app that trains meanwhile: tracing changes torch's global state.
+"""Exports in a subprocess, because tracing changes torch's global state while the app trains.
 
-``python -m finetune_core.exporters.apart RUN FORMAT [ROOT…]`` exports into the run's own folder, and says how far it is on stdout:
-one JSON list per ``Step``. What goes wrong is said on stderr. It ends when its stdin does: it never outlives the app.
+``python -m finetune_core.exporters.apart RUN FORMAT [ROOT…]`` exports into the run directory.
+It prints one JSON list per ``Step`` to stdout, and errors to stderr. It ends when its stdin is
+closed, so it never outlives the app.
 """
 
 import json
@@ -20,11 +21,14 @@ from finetune_core.work import Step, Work, finish
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
-def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Work[None]:
-    """Export a run in another process, which ends when this generator is closed.
+def export_in_subprocess(run: Run, format: str, roots: Sequence[Path] = ()) -> Work[None]:
+    """Export a run in a subprocess, which ends when this generator is closed.
+
+    Yields:
+        The steps that the subprocess reports.
 
     Raises:
-        ExportError: with what went wrong there.
+        ExportError: if the subprocess fails, with its message.
     """
     command = [
         sys.executable,
@@ -39,7 +43,7 @@ def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Work[None
         subprocess.Popen(
             command,
             cwd=_PROJECT,
-            stdin=subprocess.PIPE,  # held open, and never written to
+            stdin=subprocess.PIPE,  # stays open, nothing is written to it
             stdout=subprocess.PIPE,
             stderr=problems,
             text=True,
@@ -51,30 +55,32 @@ def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Work[None
                 yield Step(*json.loads(line))
         except GeneratorExit:
             process.terminate()
-            process.wait()  # before its stdin is closed, so that it can clear up
+            process.wait()  # before stdin is closed, so that the process can clean up
             raise
         if process.wait():
             problems.seek(0)
-            words = problems.read().strip()
+            message = problems.read().strip()
             raise ExportError(
-                words
+                message
                 or f"The export ended with status {process.returncode}: memory may have run out."
             )
 
 
 def main(run_dir: str, format: str, *roots: str) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # cleanly: half an export leaves nothing
+    """Export a run and print its progress. Exit with the message of an error."""
+    # Exit instead of dying, so that half an export is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         with explain_memory_errors():
             from finetune_core.exporters.formats import exporting
 
         run = RunStore(Path(run_dir).parent).read(Path(run_dir))
-        finish(exporting(run, format, roots=[Path(root) for root in roots]), _report)
+        finish(exporting(run, format, roots=[Path(root) for root in roots]), _print_step)
     except FinetuneError as error:
         sys.exit(str(error))
 
 
-def _report(step: Step) -> None:
+def _print_step(step: Step) -> None:
     sys.stdout.write(f"{json.dumps(step)}\n")
     sys.stdout.flush()
 

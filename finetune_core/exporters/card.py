@@ -1,4 +1,4 @@
-"""A run -> a model card (Mitchell et al. 2019) in Markdown, with Hugging Face's metadata at its top."""
+"""Model cards (Mitchell et al. 2019) in Markdown, with Hugging Face's metadata at the top."""
 
 import math
 import re
@@ -18,8 +18,8 @@ from finetune_core.evaluation.single_run.evaluate import (
 )
 from finetune_core.evaluation.single_run.scores import NAMES, range_text, value_text
 from finetune_core.exporters.catalogue import FORMATS
-from finetune_core.exporters.measure import Measured
-from finetune_core.exporters.sidecar import preprocessing
+from finetune_core.exporters.measure import Measurement
+from finetune_core.exporters.sidecar import describe_preprocessing
 from finetune_core.exporters.source import Source
 from finetune_core.files import write_bytes
 from finetune_core.formatting import (
@@ -49,8 +49,8 @@ from finetune_core.training.strategies import epochs_of, run_kind
 
 CARD = "README.md"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~&])")
-_MOST_CLASSES = 200  # in the table
-_SCORES = (
+_MAX_CLASSES = 200  # rows of the table
+_SCORE_NAMES = (
     "balanced_accuracy",
     "precision_macro",
     "f1_macro",
@@ -65,47 +65,53 @@ _SCORES = (
 
 
 def write_card(
-    source: Source, folder: Path, format: str = "card", measured: Measured | None = None
+    source: Source, folder: Path, format: str = "card", measured: Measurement | None = None
 ) -> dict[str, Any]:
-    """``README.md``: the model card, with how to use what lies beside it."""
-    write_bytes(folder / CARD, card(source, format, measured).encode("utf-8", "replace"))
+    """Write ``README.md``, the model card, with instructions for the files beside it."""
+    write_bytes(folder / CARD, build_card(source, format, measured).encode("utf-8", "replace"))
     return {}
 
 
-def card(source: Source, format: str = "card", measured: Measured | None = None) -> str:
-    """The text of a run's model card.
+def build_card(source: Source, format: str = "card", measured: Measurement | None = None) -> str:
+    """Return the text of a run's model card.
 
     Args:
-        measured: of the exported file that the card goes with: then all its numbers are that file's.
+        source: the run.
+        format: the export format, whose usage is described.
+        measured: measurement of the exported file beside the card. If given, the scores are those
+            of the file instead of the run.
     """
     origin = (
-        f"{_measurement(source, measured)} {precision_note(source.run).replace('*', '')}".strip()
-    )
+        f"{_describe_measurement(source, measured)} {precision_note(source.run).replace('*', '')}"
+    ).strip()
     if measured and measured.evaluation:
         source = replace(source, evaluation=measured.evaluation)
     parts = [
-        _metadata(source),
-        _head(source),
-        _use(source, format),
-        _data(source),
-        _recipe(source),
-        _results(source, origin),
+        _format_metadata(source),
+        _format_heading(source),
+        _format_usage(source, format),
+        _format_data(source),
+        _format_recipe(source),
+        _format_results(source, origin),
     ]
     return (
-        "\n\n".join([*(part for part in parts if part), _limits(source), _licence(source)]) + "\n"
+        "\n\n".join(
+            [*(part for part in parts if part), _format_limits(source), _format_licence(source)]
+        )
+        + "\n"
     )
 
 
-def _metadata(source: Source) -> str:
+def _format_metadata(source: Source) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     evaluation = source.evaluation
     data = source.data_name.encode("utf-8", "replace").decode()
     values = {"accuracy": evaluation.accuracy, "f1": evaluation.per_class["f1"].mean()}
     card = ModelCardData(
-        model_name=_title(source),
+        model_name=_get_title(source),
         library_name="torchvision" if source.network.info.source == "torchvision" else "timm",
-        base_model=_base_model(source),
+        base_model=_find_base_model(source),
         pipeline_tag="image-classification",
         tags=["image-classification", "fine-tuning", *source.backbones.split(", ")],
         eval_results=[
@@ -124,57 +130,64 @@ def _metadata(source: Source) -> str:
     return f"---\n{card.to_yaml()}\n---"
 
 
-def _base_model(source: Source) -> str | list[str] | None:
-    """The repository that the pretrained weights are from; of an ensemble, perhaps several."""
+def _find_base_model(source: Source) -> str | list[str] | None:
+    """Return the Hub repository of the pretrained weights, or None if there is none.
+
+    An ensemble may have several.
+    """
     if source.first_weights != PRETRAINED:
         return None
-    named = [
+    repositories = [
         network.info.repository.partition("@")[0]
         for network in source.networks
         if network.info.repository
     ]
-    found = list(dict.fromkeys(named))
-    return found if len(found) > 1 else next(iter(found), None)
+    unique = list(dict.fromkeys(repositories))
+    return unique if len(unique) > 1 else next(iter(unique), None)
 
 
-def _title(source: Source) -> str:
+def _get_title(source: Source) -> str:
     name = source.run.name or f"{source.backbones} on {source.data_name}"
     return name.encode("utf-8", "replace").decode()
 
 
-def _head(source: Source) -> str:
+def _format_heading(source: Source) -> str:
     evaluation = source.evaluation
     return (
-        f"# {_plain(_title(source))}\n\n"
+        f"# {_escape(_get_title(source))}\n\n"
         f"Classifies images into {things(len(source.classes), 'class', 'classes')}: "
         f"{accuracy_name(evaluation.split).lower()} {percent(evaluation.accuracy)} on "
         f"{things(evaluation.images, 'image')} "
-        f"(95 % interval {interval_text(evaluation.low, evaluation.high)}). {_origin(source)}, fine-tuned with Thaw."
+        f"(95 % interval {interval_text(evaluation.low, evaluation.high)}). "
+        f"{_describe_origin(source)}, fine-tuned with Thaw."
     )
 
 
-def _origin(source: Source) -> str:
-    name, before = source.backbones, (source.run.history.started or {}).get("lineage", ())
-    earlier = f", fine-tuned in {things(len(before), 'run')} before" if before else ""
+def _describe_origin(source: Source) -> str:
+    name, lineage = source.backbones, (source.run.history.started or {}).get("lineage", ())
+    earlier = f", fine-tuned in {things(len(lineage), 'run')} before" if lineage else ""
     if source.first_weights == RANDOM:
         return f"The architecture of {name} with random weights, not pretrained{earlier}"
     if source.first_weights == PRETRAINED:
-        # of which timm publishes many others
+        # timm also publishes weights from other data sets.
         where = "" if source.network.info.source == "timm" else " on ImageNet"
         return f"{name}, pretrained{where}{earlier}"
     return f"{name}, started from a file of weights whose training Thaw does not know{earlier}"
 
 
-def _use(source: Source, format: str) -> str:
+def _format_usage(source: Source, format: str) -> str:
     usage = FORMATS[format].usage.format(size=source.image_size)
     if not usage:
         return ""
     if format == "safetensors" and any(network.features_from for network in source.networks):
-        return f"## Use\n\n{usage} The network ends after a stage, so its structure is in no library: only Thaw can read these weights."
+        return (
+            f"## Use\n\n{usage} The network ends after a stage, so its structure is in no "
+            "library: only Thaw can read these weights."
+        )
     return f"## Use\n\n    python predict.py IMAGE…\n\n{usage} Neither needs Thaw."
 
 
-def _data(source: Source) -> str:
+def _format_data(source: Source) -> str:
     started = source.run.history.started or {}
     counts = ", ".join(
         f"{number(count)} {SPLIT_WORDS[split].lower()}"
@@ -183,24 +196,30 @@ def _data(source: Source) -> str:
     skipped = source.summary["skipped_images"]
     changes = len(source.run.config.edits)
     sentences = [
-        f"{_plain(source.data_name)}: {counts} images (fingerprint `{started.get('fingerprint', '')}`).",
-        f"{things(skipped, 'image')} could not be read and {'was' if skipped == 1 else 'were'} left out."
+        f"{_escape(source.data_name)}: {counts} images (fingerprint "
+        f"`{started.get('fingerprint', '')}`).",
+        f"{things(skipped, 'image')} could not be read and "
+        f"{'was' if skipped == 1 else 'were'} left out."
         if skipped
         else "",
-        f"{things(changes, 'change')} had been made to the data set (images left out, moved or relabelled)."
+        f"{things(changes, 'change')} had been made to the data set (images left out, moved "
+        "or relabelled)."
         if changes
         else "",
-        "Where the images come from, who is in them and under which terms they may be used, Thaw does not know: say so here.",
+        "Where the images come from, who is in them and under which terms they may be used, "
+        "Thaw does not know: say so here.",
     ]
-    steps = preprocessing(source.network.info, source.image_size)
+    steps = describe_preprocessing(source.network.info, source.image_size)
     return (
         f"## Data\n\n{' '.join(filter(None, sentences))}\n\n"
-        f"Preprocessing: {steps['decode']}; {steps['resize']} (resize_to {steps['resize_to']}, {steps['interpolation']}); centre crop to "
-        f"{source.image_size} pixels; divided by 255; mean {_numbers(steps['mean'])}, standard deviation {_numbers(steps['std'])}."
+        f"Preprocessing: {steps['decode']}; {steps['resize']} (resize_to "
+        f"{steps['resize_to']}, {steps['interpolation']}); centre crop to "
+        f"{source.image_size} pixels; divided by 255; mean {_format_numbers(steps['mean'])}, "
+        f"standard deviation {_format_numbers(steps['std'])}."
     )
 
 
-def _recipe(source: Source) -> str:
+def _format_recipe(source: Source) -> str:
     config, summary, started = source.run.config, source.summary, source.run.history.started or {}
     default = type(config).model_fields
     changed = {name for name in default if getattr(config, name) != default[name].default}
@@ -210,13 +229,14 @@ def _recipe(source: Source) -> str:
         else {name for name, one in all_settings().items() if one.stepwise}
     )
     rows = {
-        "Backbone": f"{source.backbones}{_ending(source.network)}",
-        **({"Lineage": words} if (words := lineage_in_words(started)) else {}),
+        "Backbone": f"{source.backbones}{_describe_ending(source.network)}",
+        **({"Lineage": lineage} if (lineage := lineage_in_words(started)) else {}),
         "Strategy": run_kind(config)
         if config.is_ensemble
-        else f"{run_kind(config)}: {_stages(source)}",
-        "Trained": f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} weights",
-        **_training(source),
+        else f"{run_kind(config)}: {_describe_stages(source)}",
+        "Trained": f"{summary['trainable_parameters']:,} of "
+        f"{summary['total_parameters']:,} weights",
+        **_describe_training(source),
         "Image size": f"{config.image_size} pixels",
         "Arithmetic": f"trained in {arithmetic(started)} on {trained_on(started)}"
         if started
@@ -242,14 +262,16 @@ def _recipe(source: Source) -> str:
         "device",
     }
     rows |= {
-        name: _setting(name, getattr(config, name)) for name in default if name in changed - hidden
+        name: _format_setting(name, getattr(config, name))
+        for name in default
+        if name in changed - hidden
     }
     return "## Recipe\n\n| | |\n|---|---|\n" + "\n".join(
-        f"| {_plain(key)} | {_plain(str(value))} |" for key, value in rows.items()
+        f"| {_escape(key)} | {_escape(str(value))} |" for key, value in rows.items()
     )
 
 
-def _ending(network: Network) -> str:
+def _describe_ending(network: Network) -> str:
     return (
         f", up to {network.features_from}, its features averaged over the image"
         if network.features_from
@@ -257,7 +279,7 @@ def _ending(network: Network) -> str:
     )
 
 
-def _training(source: Source) -> dict[str, str]:
+def _describe_training(source: Source) -> dict[str, str]:
     config, fitted = source.run.config, source.run.history.fitted
     if fitted:
         return {"Fit": fitted_in_words(fitted)}
@@ -265,63 +287,71 @@ def _training(source: Source) -> dict[str, str]:
         return {"Averaged": averaged_in_words(averaged)}
     initialized = source.run.history.head_initialized
     return {
-        "Optimizer": f"{config.optimizer}, learning rate {learning_rate_text(config.learning_rate)}, {config.schedule} schedule",
+        "Optimizer": f"{config.optimizer}, "
+        f"learning rate {learning_rate_text(config.learning_rate)}, {config.schedule} schedule",
         **({"Initial head": describe_initial_head(initialized)} if initialized else {}),
-        "Length": f"{source.summary['epochs']} epochs of batches of {config.batch_size}; the best was epoch {source.epoch}",
+        "Length": f"{source.summary['epochs']} epochs of batches of {config.batch_size}; "
+        f"the best was epoch {source.epoch}",
     }
 
 
-def _setting(name: str, value: Any) -> str:
+def _format_setting(name: str, value: Any) -> str:
     if isinstance(value, tuple):
-        return _numbers(list(value))
+        return _format_numbers(list(value))
     return str(value).replace("\\", "/").rpartition("/")[2] if name == "weights" else str(value)
 
 
-def _stages(source: Source) -> str:
+def _describe_stages(source: Source) -> str:
     stages = (source.run.history.started or {}).get("stages", [])
     rates = " at {:g} times the rate" if epochs_of(source.run.config) else ""
-    how = "averaged " if source.run.config.averaged else "trained " if rates else "fitted "
-    warm = [f"{stage['name']}{rates.format(stage['rate'])}" for stage in stages if stage["trains"]]
-    cold = [stage["name"] for stage in stages if not stage["trains"]]
-    return how + ", ".join(warm) + ("; frozen " + ", ".join(cold) if cold else "")
+    verb = "averaged " if source.run.config.averaged else "trained " if rates else "fitted "
+    trained = [
+        f"{stage['name']}{rates.format(stage['rate'])}" for stage in stages if stage["trains"]
+    ]
+    frozen = [stage["name"] for stage in stages if not stage["trains"]]
+    return verb + ", ".join(trained) + ("; frozen " + ", ".join(frozen) if frozen else "")
 
 
-def _measurement(source: Source, measured: Measured | None) -> str:
-    """Where the numbers come from."""
+def _describe_measurement(source: Source, measured: Measurement | None) -> str:
+    """Return a sentence on the origin of the scores."""
     if measured:
-        return _plain(measured.in_words())
+        return _escape(measured.to_text())
     precision = evaluation_precision(source.run)
-    return f"The numbers are those of the run's best checkpoint{f', computed in {precision}' if precision else ''}."
+    return (
+        "The numbers are those of the run's best "
+        f"checkpoint{f', computed in {precision}' if precision else ''}."
+    )
 
 
-def _results(source: Source, origin: str) -> str:
+def _format_results(source: Source, origin: str) -> str:
     evaluation = source.evaluation
-    rows = evaluation.per_class.head(_MOST_CLASSES)
+    rows = evaluation.per_class.head(_MAX_CLASSES)
     table = "\n".join(
-        f"| {_plain(str(row['class']))} | {_share(row['precision'])} | {_recall(row)} | {_share(row['f1'])} "
-        f"| {number(row['images'])} |"
+        f"| {_escape(str(row['class']))} | {_format_share(row['precision'])} | "
+        f"{_format_recall(row)} | {_format_share(row['f1'])} | {number(row['images'])} |"
         for row in rows.to_dict(orient="records")
     )
-    left = len(evaluation.per_class) - len(rows)
+    omitted = len(evaluation.per_class) - len(rows)
     return (
         f"## Results\n\n{accuracy_name(evaluation.split)} {percent(evaluation.accuracy)} on "
         f"{things(evaluation.images, 'image')} "
         f"(95 % interval {interval_text(evaluation.low, evaluation.high)}, Wilson). "
-        f"{origin}{_references(source)}\n\n"
-        f"{_scores(source)}\n\n"
-        f"| Class | Precision | Recall (95 % interval) | F1 | Images |\n|---|---|---|---|---|\n{table}"
-        + (f"\n\n{number(left)} more classes are left out of this table." if left else "")
+        f"{origin}{_describe_references(source)}\n\n"
+        f"{_format_scores(source)}\n\n"
+        "| Class | Precision | Recall (95 % interval) | F1 | Images "
+        f"|\n|---|---|---|---|---|\n{table}"
+        + (f"\n\n{number(omitted)} more classes are left out of this table." if omitted else "")
     )
 
 
-def _references(source: Source) -> str:
-    words = reference_points(source.run, split=source.evaluation.split).in_sentence()
-    return f"\n\n{_plain(words)}" if words else ""
+def _describe_references(source: Source) -> str:
+    text = reference_points(source.run, split=source.evaluation.split).in_sentence()
+    return f"\n\n{_escape(text)}" if text else ""
 
 
-def _scores(source: Source) -> str:
-    found = scores_of(source.evaluation)
-    rows = found.table[found.table["name"].isin(_SCORES)].dropna()
+def _format_scores(source: Source) -> str:
+    scores = scores_of(source.evaluation)
+    rows = scores.table[scores.table["name"].isin(_SCORE_NAMES)].dropna()
     return "| | Value | 95 % interval (bootstrap over images) |\n|---|---|---|\n" + "\n".join(
         f"| {NAMES[row['name']]} | {value_text(row['name'], row['value'])} "
         f"| {range_text(row['name'], row['low'], row['high'])} |"
@@ -329,7 +359,7 @@ def _scores(source: Source) -> str:
     )
 
 
-def _limits(source: Source) -> str:
+def _format_limits(source: Source) -> str:
     evaluation = source.evaluation
     few = [
         str(row["class"])
@@ -339,23 +369,28 @@ def _limits(source: Source) -> str:
     points = [
         f"These images were {HELD_OUT}."
         if is_held_out(source.run, evaluation.split)
-        else "There was no test split: the best epoch was chosen on these images, so the numbers are a little optimistic.",
+        else "There was no test split: the best epoch was chosen on these images, so the numbers "
+        "are a little optimistic.",
         f"The run has not converged: {source.run.convergence.reason}."
         if source.run.convergence.converged is False
         else "",
-        "The numbers hold for images like these. For another camera, place or time they have to be measured again.",
+        "The numbers hold for images like these. For another camera, place or time they have "
+        "to be measured again.",
         "It predicts one of its classes for every image, even if it shows something else.",
-        "Its probabilities were not calibrated; the expected calibration error (ECE) above says how far off they are.",
-        f"Fewer than ten such images of {', '.join(map(_plain, few[:20]))}{' and others' if len(few) > 20 else ''}: "
+        "Its probabilities were not calibrated; the expected calibration error (ECE) above "
+        "says how far off they are.",
+        "Fewer than ten such images of "
+        f"{', '.join(map(_escape, few[:20]))}{' and others' if len(few) > 20 else ''}: "
         "their metrics are uncertain."
         if few
         else "",
-        "It was not tested for fairness between groups of people, nor against images made to mislead it.",
+        "It was not tested for fairness between groups of people, nor against images made to "
+        "mislead it.",
     ]
     return "## Limits\n\n" + "\n".join(f"- {point}" for point in points if point)
 
 
-def _licence(source: Source) -> str:
+def _format_licence(source: Source) -> str:
     warning = (
         "**For research only**: the licence of the pretrained weights rules commercial use out.\n\n"
     )
@@ -364,53 +399,68 @@ def _licence(source: Source) -> str:
         and source.first_weights == PRETRAINED
     )
     terms = " ".join(
-        dict.fromkeys(_known_terms(source, network.info) for network in source.networks)
+        dict.fromkeys(_describe_terms(source, network.info) for network in source.networks)
     )
     return (
         f"## Licence\n\n{warning if research else ''}{terms}\n\n"
-        "The licence of this fine-tuned network is for whoever trained it to choose, within those terms and those "
-        "of the images that it was trained on; Thaw does not know the latter."
+        "The licence of this fine-tuned network is for whoever trained it to choose, within those "
+        "terms and those of the images that it was trained on; Thaw does not know the latter."
     )
 
 
-def _known_terms(source: Source, info: BackboneInfo) -> str:
-    """What is known of the terms of a network's code and weights."""
+def _describe_terms(source: Source, info: BackboneInfo) -> str:
+    """Return what is known about the licence of a network's code and weights."""
     if source.first_weights == RANDOM:
         code = "torchvision, BSD-3-Clause." if info.source == "torchvision" else "timm, Apache-2.0."
-        return f"The network started from random weights, so no one else's weights are in it. The code of {_plain(shared_name(info.name))}: {code}"
+        return (
+            "The network started from random weights, so no one else's weights are in it. The "
+            f"code of {_escape(shared_name(info.name))}: {code}"
+        )
     if source.first_weights != PRETRAINED:
-        return "It was started from a file of weights: their licence is not known to Thaw, and holds for this network, too."
+        return (
+            "It was started from a file of weights: their licence is not known to Thaw, and "
+            "holds for this network, too."
+        )
     if info.source == "packaged":
         return (
-            f"The pretrained weights (the package {info.package}) are Apache-2.0, so is timm's code. "
-            "They were trained on ImageNet, whose images are for non-commercial research; what follows for weights is not settled."
+            f"The pretrained weights (the package {info.package}) are Apache-2.0, so is "
+            "timm's code. They were trained on ImageNet, whose images are for non-commercial "
+            "research; what follows for weights is not settled."
         )
     if info.source == "timm":
-        stated = f"are under {_plain(info.licence)}" if info.licence else "state no licence"
+        stated = f"are under {_escape(info.licence)}" if info.licence else "state no licence"
         where = f" (<{info.page}>)" if info.page else ""
-        return f"timm's code is Apache-2.0. The pretrained weights of {_plain(shared_name(info.name))}{where} {stated}; its terms hold for this network, too."
+        return (
+            "timm's code is Apache-2.0. The pretrained weights of "
+            f"{_escape(shared_name(info.name))}{where} {stated}; its terms hold for this network, "
+            "too."
+        )
     if info.licence:
-        return f"torchvision's code is BSD-3-Clause. These pretrained weights are under {licence_name(info.licence)}: <{info.licence}>."
+        return (
+            "torchvision's code is BSD-3-Clause. These pretrained weights are under "
+            f"{licence_name(info.licence)}: <{info.licence}>."
+        )
     return (
-        "torchvision's code is BSD-3-Clause. Its pretrained weights carry no licence of their own; torchvision says that terms of the "
-        "data that they were trained on (ImageNet: non-commercial research; some sets of weights: others) may hold for them."
+        "torchvision's code is BSD-3-Clause. Its pretrained weights carry no licence of "
+        "their own; torchvision says that terms of the data that they were trained on "
+        "(ImageNet: non-commercial research; some sets of weights: others) may hold for them."
     )
 
 
-def _recall(row: Mapping[Hashable, Any]) -> str:
+def _format_recall(row: Mapping[Hashable, Any]) -> str:
     if math.isnan(row["recall"]):
         return "–"
     return f"{percent(row['recall'])} ({interval_text(row['recall_low'], row['recall_high'])})"
 
 
-def _share(value: float) -> str:
+def _format_share(value: float) -> str:
     return "–" if math.isnan(value) else percent(value)
 
 
-def _numbers(values: list[float]) -> str:
+def _format_numbers(values: list[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _plain(text: str) -> str:
-    """Text that a person or a folder supplied, for Markdown: shown as it is."""
+def _escape(text: str) -> str:
+    """Escape text supplied by a person or a directory, so that Markdown shows it unchanged."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))

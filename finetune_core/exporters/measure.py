@@ -1,4 +1,4 @@
-"""What an exported file is worth: it is asked about every image that its run was evaluated on."""
+"""Accuracy of an exported file on the images that its run was evaluated on."""
 
 import sys
 from dataclasses import dataclass
@@ -17,22 +17,24 @@ from finetune_core.training.answers import Answer, answers
 from finetune_core.training.predictions import prediction_table
 from finetune_core.work import Work
 
-# The folder's place is left out: exports are handed on.
-_NOT_THERE = "the images that the run was evaluated on are not there any more, or may not be read"
-_CHANGED = "the images, their labels or their split have changed since the run was trained"
+# No paths of this machine: exports are passed on to other people.
+_IMAGES_MISSING = (
+    "the images that the run was evaluated on are not there any more, or may not be read"
+)
+_IMAGES_CHANGED = "the images, their labels or their split have changed since the run was trained"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """An exported file's answers.
+class Measurement:
+    """Evaluation of an exported file.
 
     Attributes:
-        file: its name, and what ran it.
-        run: how the run did, by its own predictions.
-        precision: of those; None where it is not known.
-        evaluation: how the file did on the same images; None where that could not be found out.
-        alike: how many of those it gives the same label as the run did.
-        reason: why it was not measured, in words.
+        file: name of the file, and of the runtime.
+        run: evaluation of the run, from its own predictions.
+        precision: precision of the run's predictions. None if unknown.
+        evaluation: evaluation of the file on the same images. None if the images could not be read.
+        alike: number of images with the same prediction as in the run.
+        reason: why the file was not evaluated. Empty if it was.
     """
 
     file: str
@@ -43,7 +45,10 @@ class Measured:
     reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The file's accuracy, or, where it was not measured, the run's and why; plain values."""
+        """Return the file's accuracy as plain values.
+
+        If the file was not evaluated, return the run's accuracy and the reason.
+        """
         evaluation = self.evaluation or self.run
         metrics = {
             "split": evaluation.split,
@@ -52,7 +57,7 @@ class Measured:
             "accuracy_95_percent_interval": [evaluation.low, evaluation.high],
             "loss": evaluation.loss,
         }
-        of_run = {
+        run_metrics = {
             "images": self.run.images,
             "accuracy": self.run.accuracy,
             "precision": self.precision,
@@ -61,33 +66,46 @@ class Measured:
             return metrics | {
                 "measured_on": self.file,
                 "labels_as_in_the_run": self.alike,
-                "run": of_run,
+                "run": run_metrics,
             }
-        return metrics | {"measured_on": None, "not_measured_because": self.reason, "run": of_run}
+        return metrics | {
+            "measured_on": None,
+            "not_measured_because": self.reason,
+            "run": run_metrics,
+        }
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
+        """Return the result, or the reason why there is none, as sentences."""
         if self.evaluation is None:
-            return f"{self.file} was not evaluated: {self.reason}. The numbers are the run's own{_in(self.precision)}."
-        gone = self.run.images - self.evaluation.images
-        left = f" {things(gone, 'image')} could not be read any more." if gone else ""
+            return (
+                f"{self.file} was not evaluated: {self.reason}. The numbers are the run's "
+                f"own{_describe_precision(self.precision)}."
+            )
+        unreadable = self.run.images - self.evaluation.images
+        note = f" {things(unreadable, 'image')} could not be read any more." if unreadable else ""
         name = accuracy_name(self.evaluation.split).lower()
         return (
             f"Evaluated with the exported file ({self.file}): {name} "
             f"{percent(self.evaluation.accuracy)} on {things(self.evaluation.images, 'image')}; "
             f"{number(self.alike)} predictions are the same as in the run ({name} "
-            f"{percent(self.run.accuracy)} on {number(self.run.images)}{_in(self.precision)}).{left}"
+            f"{percent(self.run.accuracy)} on "
+            f"{number(self.run.images)}{_describe_precision(self.precision)}).{note}"
         )
 
 
-def _in(precision: str | None) -> str:
+def _describe_precision(precision: str | None) -> str:
     return f", computed in {precision}" if precision else ""
 
 
-def measure(source: Source, file: str, answer: Answer) -> Work[Measured]:
-    """Ask an exported file about the images that its run was evaluated on, decoded and prepared as *Predict* does.
+def measure(source: Source, file: str, answer: Answer) -> Work[Measurement]:
+    """Evaluate an exported file on the images of the run's evaluation.
+
+    Images are decoded and preprocessed as on the page *Predict*.
 
     Args:
-        file: its name, and what runs it, for people.
+        source: the run.
+        file: name of the file and of the runtime, for display.
+        answer: function that runs the file.
     """
     precision = evaluation_precision(source.run)
     try:
@@ -95,12 +113,12 @@ def measure(source: Source, file: str, answer: Answer) -> Work[Measured]:
             source.run, {source.evaluation.split: sys.maxsize}, source.roots
         )
     except FinetuneError:
-        return Measured(file, source.evaluation, precision, reason=_NOT_THERE)
+        return Measurement(file, source.evaluation, precision, reason=_IMAGES_MISSING)
     if not images.unchanged:
-        return Measured(file, source.evaluation, precision, reason=_CHANGED)
-    rows = _evaluated_rows(source, images)
+        return Measurement(file, source.evaluation, precision, reason=_IMAGES_CHANGED)
+    rows = _find_evaluated_rows(source, images)
     if not len(rows):
-        return Measured(file, source.evaluation, precision, reason=_NOT_THERE)
+        return Measurement(file, source.evaluation, precision, reason=_IMAGES_MISSING)
     logits = yield from answers(
         images.pixels, rows, source.network.info, source.image_size, answer, "measure"
     )
@@ -110,16 +128,18 @@ def measure(source: Source, file: str, answer: Answer) -> Work[Measured]:
         source.classes,
         source.evaluation.split,
     )
-    before = source.evaluation.predictions.set_index("id")["predicted"].loc[table["id"]].to_numpy()
-    alike = int((evaluation.predictions["predicted"].to_numpy() == before).sum())
-    return Measured(file, source.evaluation, precision, evaluation, alike)
+    run_predictions = (
+        source.evaluation.predictions.set_index("id")["predicted"].loc[table["id"]].to_numpy()
+    )
+    num_alike = int((evaluation.predictions["predicted"].to_numpy() == run_predictions).sum())
+    return Measurement(file, source.evaluation, precision, evaluation, num_alike)
 
 
-def _evaluated_rows(source: Source, images: RunImages) -> np.ndarray:
-    """Rows of the data set that the run was evaluated on, and that can still be read."""
+def _find_evaluated_rows(source: Source, images: RunImages) -> np.ndarray:
+    """Return the rows of the run's evaluation whose images can still be read."""
     rows = images.rows[source.evaluation.split]
-    known: pd.Series = (
+    is_evaluated: pd.Series = (
         images.dataset.table["id"].iloc[rows].isin(source.evaluation.predictions["id"])
     )
-    readable: np.ndarray = rows[known.to_numpy()]
+    readable: np.ndarray = rows[is_evaluated.to_numpy()]
     return readable

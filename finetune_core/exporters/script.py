@@ -1,4 +1,7 @@
-"""A run -> one plain PyTorch file that repeats it without Thaw, and the split that it used, as a table beside it."""
+"""Export of a run as one plain PyTorch file that repeats the run without Thaw.
+
+The split is written beside the script, as a table.
+"""
 
 import csv
 import io
@@ -18,7 +21,7 @@ from finetune_core.data.decode import PAD, PADDING
 from finetune_core.data.splits import TEST, TRAIN
 from finetune_core.errors import ExportError
 from finetune_core.exporters.source import Source
-from finetune_core.exporters.template import filled
+from finetune_core.exporters.template import fill_template
 from finetune_core.files import is_file, write_bytes
 from finetune_core.formatting import accuracy_name, percent, things
 from finetune_core.models.catalogue import build_recipe, packages
@@ -36,7 +39,7 @@ _WIDE_MODES = ("I", "F")
 _NO_ALPHA = {"JPEG", "BMP", "PPM"}
 
 _DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}
-_WATCHED = {  # by early stopping: the more the better
+_STOPPING_METRICS = {  # higher is better
     "off": "",
     "val_accuracy": "accuracy",
     "val_loss": "-loss",
@@ -46,35 +49,38 @@ _WATCHED = {  # by early stopping: the more the better
 
 
 def write_script(source: Source, folder: Path) -> dict[str, Any]:
-    """Write ``train.py``, ``split.csv`` and, where the run did not begin with published weights and
-    a random head alone, ``start.safetensors``.
+    """Write ``train.py``, ``split.csv`` and, if needed, ``start.safetensors``.
+
+    ``start.safetensors`` is written unless the run started from published weights and a random
+    head.
 
     Raises:
-        ExportError: when the run has a setting that the script cannot repeat, did not finish, or its images have changed.
-        RunError: when the run's folder lacks what it began with.
+        ExportError: if the run has a setting that the script does not support or has not finished,
+            or if its images have changed.
+        RunError: if the run directory lacks the tensors that the run started from.
     """
-    if problems := unrepeatable(source):
+    if problems := find_unrepeatable(source):
         raise ExportError(f"A script cannot repeat this run: {'; '.join(problems)}.")
-    dataset, rows = _used(source)
-    write_bytes(folder / SPLIT, _table(dataset, rows).encode("utf-8", "surrogateescape"))
-    write_bytes(folder / SCRIPT, script(source, dataset, rows).encode())
+    dataset, rows = _load_used_images(source)
+    write_bytes(folder / SPLIT, _format_split(dataset, rows).encode("utf-8", "surrogateescape"))
+    write_bytes(folder / SCRIPT, build_script(source, dataset, rows).encode())
     if _needs_start(source):
-        write_bytes(folder / START_FILE, save(_beginning(source, dataset)))
+        write_bytes(folder / START_FILE, save(_collect_start_tensors(source, dataset)))
     return {}
 
 
 def _needs_start(source: Source) -> bool:
-    """Return whether a run began with tensors that no script can make."""
+    """Return whether the run started from tensors that a script cannot create."""
     return source.run.config.earlier_run is not None or _has_fitted_head(source)
 
 
 def _has_fitted_head(source: Source) -> bool:
-    kept = bool((source.run.history.started or {}).get("head_kept"))
-    return fits_initial_head(source.run.config, head_kept=kept)
+    head_kept = bool((source.run.history.started or {}).get("head_kept"))
+    return fits_initial_head(source.run.config, head_kept=head_kept)
 
 
-def _beginning(source: Source, dataset: Dataset) -> dict[str, torch.Tensor]:
-    """Return the tensors that the run began with: of an earlier run, and of a fitted head."""
+def _collect_start_tensors(source: Source, dataset: Dataset) -> dict[str, torch.Tensor]:
+    """Return the tensors that the run started from: an earlier run's, and a fitted head's."""
     config, run_dir = source.run.config, source.run.run_dir
     tensors: dict[str, torch.Tensor] = {}
     if config.earlier_run:
@@ -84,8 +90,8 @@ def _beginning(source: Source, dataset: Dataset) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
 
 
-def unrepeatable(source: Source) -> list[str]:
-    """What stands against a script, in words, each with its setting's name; empty when nothing does."""
+def find_unrepeatable(source: Source) -> list[str]:
+    """Return the reasons why a script cannot repeat the run, each with its setting's name."""
     run, config = source.run, source.run.config
     if source.network.members:
         return ["averaged: an ensemble trains nothing that could be repeated; export its runs"]
@@ -96,7 +102,8 @@ def unrepeatable(source: Source) -> list[str]:
     ]
     if config.averaged is None and not epochs_of(config):
         problems.append(
-            "strategy: its head was fitted without epochs, and the script repeats training by epochs"
+            "strategy: its head was fitted without epochs, and the script repeats training "
+            "by epochs"
         )
     if run.status != "finished":
         problems.append(f"the run is {run.status}, not finished (resume it first)")
@@ -106,13 +113,14 @@ def unrepeatable(source: Source) -> list[str]:
         and config.backbone.startswith("densenet")
     ):
         problems.append(
-            "weights: a file for a DenseNet may carry names of an earlier torchvision, which only Thaw translates"
+            "weights: a file for a DenseNet may carry names of an earlier torchvision, which "
+            "only Thaw translates"
         )
     if (
         len(
             {
                 each.batchnorm
-                for each, stage in _plans(source)
+                for each, stage in _plan_stages(source)
                 if not each.frozen and stage.batchnorms
             }
         )
@@ -124,17 +132,17 @@ def unrepeatable(source: Source) -> list[str]:
     return problems
 
 
-def script(source: Source, dataset: Dataset, rows: np.ndarray) -> str:
-    """The text of ``train.py``."""
-    facts = _facts(source, dataset, rows)
+def build_script(source: Source, dataset: Dataset, rows: np.ndarray) -> str:
+    """Return the text of ``train.py``."""
+    facts = _collect_facts(source, dataset, rows)
     texts = {
-        "constants": "\n".join(_constants(source, facts)),
-        "loss": _loss(source.run.config, facts),
+        "constants": "\n".join(_format_constants(source, facts)),
+        "loss": _format_loss_arguments(source.run.config, facts),
         "dtype": _DTYPES.get((source.run.history.started or {}).get("precision", ""), ""),
-        "version": _version(source),
-        "package": _package_import(source),
+        "version": _format_version(source),
+        "package": _format_package_import(source),
         "evaluated": "average" if "EMA" in facts else "model",
-        "watched": _WATCHED[source.run.config.early_stopping],
+        "watched": _STOPPING_METRICS[source.run.config.early_stopping],
         "first_seed": "SEED" if source.run.config.head_seed is None else "HEAD_SEED",
         "score_words": "mean of the classes' " + ("recalls" if "STOP_BALANCED" in facts else "F1"),
         "mixes": ", ".join(
@@ -146,22 +154,23 @@ def script(source: Source, dataset: Dataset, rows: np.ndarray) -> str:
             if alpha
         ),
     }
-    return f'"""{_docstring(source)}"""\n\n' + filled(
+    return f'"""{_format_docstring(source)}"""\n\n' + fill_template(
         _TEMPLATE.read_text(encoding="utf-8"), facts, texts
     )
 
 
-def _used(source: Source) -> tuple[Dataset, np.ndarray]:
-    """The run's data set, and the rows of it that the run used.
+def _load_used_images(source: Source) -> tuple[Dataset, np.ndarray]:
+    """Load the run's data set, and the rows of it that the run used.
 
     Raises:
-        ExportError: when it is not what the run was trained on.
+        ExportError: if the data set has changed since the run was trained.
     """
     config, started = source.run.config, source.run.history.started or {}
     dataset = load_dataset(config.data, **config.split_settings, edits=config.edits)
     if dataset.fingerprint != started.get("fingerprint"):
         raise ExportError(
-            f"The images in {config.data}, their labels or their split have changed since {source.run.run_id} was trained, so a "
+            f"The images in {config.data}, their labels or their split have changed since "
+            f"{source.run.run_id} was trained, so a "
             "script could not repeat it. Train it again, then export it."
         )
     table = dataset.table
@@ -179,13 +188,13 @@ def _used(source: Source) -> tuple[Dataset, np.ndarray]:
     }
     if counts != started.get("counts"):
         raise ExportError(
-            f"{source.run.run_id} left out images that could not be read while it trained; a script would stop at them. Exclude them "
-            "(Dataset page), train again, then export."
+            f"{source.run.run_id} left out images that could not be read while it trained; a "
+            "script would stop at them. Exclude them (Dataset page), train again, then export."
         )
     return dataset, rows
 
 
-def _table(dataset: Dataset, rows: np.ndarray) -> str:
+def _format_split(dataset: Dataset, rows: np.ndarray) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["path", "label", "split"])
@@ -193,14 +202,14 @@ def _table(dataset: Dataset, rows: np.ndarray) -> str:
     return buffer.getvalue()
 
 
-def _plans(source: Source) -> Sequence[tuple[StagePlan, Stage]]:
+def _plan_stages(source: Source) -> Sequence[tuple[StagePlan, Stage]]:
     strategy: Strategy = plan(source.run.config, source.network.stages)
     return list(zip(strategy, source.network.stages, strict=True))
 
 
-def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
-    """Which parts of the template this run uses."""
-    config, model, plans = source.run.config, source.network.model, _plans(source)
+def _collect_facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
+    """Return the names of the conditions in the template that hold for this run."""
+    config, model, plans = source.run.config, source.network.model, _plan_stages(source)
     used = dataset.table.iloc[rows]
     training = int((used["split"] == TRAIN).sum())
     trained = [(each, stage) for each, stage in plans if not each.frozen]
@@ -248,7 +257,7 @@ def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
         "CLIP": config.clip_norm > 0,
         "MIX": mixes,
         "DROPOUT": mixes or any(_is_random(module) for module in model.modules()),
-        # With shares for labels and weights for classes, torch's own mean is another one.
+        # With soft labels and class weights, torch's mean reduction divides by something else.
         "MICRO": config.micro_batch is not None or (mixes and config.class_weights == "balanced"),
         "AUTOCAST": started.get("precision") in _DTYPES,
         "FP16": started.get("precision") == "fp16",
@@ -268,7 +277,7 @@ def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
 
 
 def _is_random(module: nn.Module) -> bool:
-    """Dropout and stochastic depth, under the names of any library."""
+    """Return whether a module is dropout or stochastic depth, of any library."""
     kind = type(module).__name__
     strength = getattr(module, "p", getattr(module, "drop_prob", 0.0))
     if isinstance(module, nn.MultiheadAttention):
@@ -280,25 +289,25 @@ def _is_random(module: nn.Module) -> bool:
     )
 
 
-def _constants(source: Source, facts: set[str]) -> list[str]:
+def _format_constants(source: Source, facts: set[str]) -> list[str]:
     config, network = source.run.config, source.network
     recipe = build_recipe(config.backbone, config.image_size)
     name = config.backbone.removeprefix(TIMM) if "HUB_WEIGHTS" in facts else recipe["name"]
-    found: dict[str, Any] = {"BACKBONE": name}
+    constants: dict[str, Any] = {"BACKBONE": name}
     if "TORCHVISION" in facts:
-        found["WEIGHTS"] = "DEFAULT" if config.starts_from == PRETRAINED else None
+        constants["WEIGHTS"] = "DEFAULT" if config.starts_from == PRETRAINED else None
     if facts & {"OPTIONS", "TIMM"}:
-        found["OPTIONS"] = recipe["options"]
-    found |= {
+        constants["OPTIONS"] = recipe["options"]
+    constants |= {
         "HEADS": list(network.heads),
         "IMAGE_SIZE": config.image_size,
         "STORED_SIDE": network.info.stored_side(config.image_size),
     }
-    found["INTERPOLATION"] = network.info.interpolation.upper()
+    constants["INTERPOLATION"] = network.info.interpolation.upper()
     if "PADDED" in facts:
-        found["PADDING"] = PADDING
-    found |= {"MEAN": list(network.info.mean), "STD": list(network.info.std)}
-    found |= {
+        constants["PADDING"] = PADDING
+    constants |= {"MEAN": list(network.info.mean), "STD": list(network.info.std)}
+    constants |= {
         "EPOCHS": config.epochs,
         "BATCH_SIZE": config.batch_size,
         "LEARNING_RATE": config.learning_rate,
@@ -312,17 +321,17 @@ def _constants(source: Source, facts: set[str]) -> list[str]:
         "EMA": ("EMA", config.ema),
         "STOPS": ("PATIENCE", config.patience),
     }
-    found |= dict(value for fact, value in optional.items() if fact in facts)
+    constants |= dict(value for fact, value in optional.items() if fact in facts)
     if "LORA" in facts:
-        found["LORA_SCALE"] = config.lora_alpha / config.lora_rank
+        constants["LORA_SCALE"] = config.lora_alpha / config.lora_rank
     if config.schedule in ("cosine", "step"):
-        found["WARMUP_EPOCHS"] = config.warmup_epochs
-    found["SEED"] = config.seed
+        constants["WARMUP_EPOCHS"] = config.warmup_epochs
+    constants["SEED"] = config.seed
     if config.head_seed is not None:
-        found["HEAD_SEED"] = config.head_seed
+        constants["HEAD_SEED"] = config.head_seed
     lines = [
         f"{name} = {value!r}".replace("'", '"')
-        for name, value in found.items()
+        for name, value in constants.items()
         if name != "WEIGHTS_FILE"
     ]
     if "FILE" in facts:
@@ -335,19 +344,26 @@ def _constants(source: Source, facts: set[str]) -> list[str]:
         lines.append("BATCHNORM = nn.modules.batchnorm._BatchNorm")
     if "NORMS" in facts:
         lines.append("NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)")
-    return [*lines, *_stages(source, facts)]
+    return [*lines, *_format_stages(source, facts)]
 
 
-def _stages(source: Source, facts: set[str]) -> list[str]:
-    """The table of stages: (name, its modules, share of the learning rate, first epoch that trains)."""
+def _format_stages(source: Source, facts: set[str]) -> list[str]:
+    """Return the lines of the table of stages.
+
+    Each row holds the name, the modules, the learning rate relative to the head's, and the first
+    epoch that trains.
+    """
     parts = "PARTS" in facts
     comment = ", which of its weights train" if parts else ""
     lines = [
-        f"STAGES = [  # name, modules, share of the learning rate (0: frozen), first epoch that trains{comment}"
+        "STAGES = [  # name, modules, share of the learning rate (0: frozen), first epoch "
+        f"that trains{comment}"
     ]
-    for each, stage in _plans(source):
+    for each, stage in _plan_stages(source):
         loose = [
-            name for name in (*stage.parameters, *stage.buffers) if not _inside(name, stage.modules)
+            name
+            for name in (*stage.parameters, *stage.buffers)
+            if not _is_inside(name, stage.modules)
         ]
         rate = 0.0 if each.frozen else each.rate
         row = (
@@ -361,11 +377,11 @@ def _stages(source: Source, facts: set[str]) -> list[str]:
     return [*lines, "]"]
 
 
-def _inside(name: str, paths: Sequence[str]) -> bool:
+def _is_inside(name: str, paths: Sequence[str]) -> bool:
     return any(name.startswith(f"{path}.") for path in paths)
 
 
-def _loss(config: RunConfig, facts: set[str]) -> str:
+def _format_loss_arguments(config: RunConfig, facts: set[str]) -> str:
     arguments = {
         "weight": "weights" if "BALANCED" in facts else "",
         "label_smoothing": repr(config.label_smoothing) if config.label_smoothing else "",
@@ -374,7 +390,7 @@ def _loss(config: RunConfig, facts: set[str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in arguments.items() if value)
 
 
-def _version(source: Source) -> str:
+def _format_version(source: Source) -> str:
     views = ((source.run.history.started or {}).get("cache") or {}).get("views", 0)
     return (
         f"(epoch - 1) % {views}  # as many versions of each image as the run had"
@@ -383,29 +399,29 @@ def _version(source: Source) -> str:
     )
 
 
-def _docstring(source: Source) -> str:
+def _format_docstring(source: Source) -> str:
     summary, evaluation = source.summary, source.evaluation
-    data, run = _harmless(source.data_name), _harmless(source.run.run_id)
+    data, run = _sanitize(source.data_name), _sanitize(source.run.run_id)
     return (
         f"Fine-tunes {summary['backbone']} on {data}: repeats the run {run} without Thaw.\n\n"
         f"    python {SCRIPT} DATA\n\n"
         f"DATA is the folder that the paths in {SPLIT}, beside this file, are relative to. "
         "The run reached\n"
         f"{accuracy_name(evaluation.split).lower()} {percent(evaluation.accuracy)} on "
-        f"{things(evaluation.images, 'image')}. Needs torch, "
-        f"torchvision, numpy, pillow{_also(source)}"
+        f"{things(evaluation.images, 'image')}. Needs torch, torchvision, numpy, "
+        f"pillow{_list_timm_requirements(source)}"
         f"{', safetensors' if _needs_start(source) else ''}.\n"
     )
 
 
-def _harmless(text: str) -> str:
-    """For a docstring that argparse shows: without what could end it, or mean something else in it, as ``%(prog)`` does."""
+def _sanitize(text: str) -> str:
+    """Remove characters that could end a docstring, and break argparse's ``%(prog)`` formats."""
     return "".join(
         letter for letter in text if letter.isprintable() and letter not in '"\\'
     ).replace("%(", "% (")
 
 
-def _also(source: Source) -> str:
+def _list_timm_requirements(source: Source) -> str:
     if source.network.info.source == "torchvision":
         return ""
     return f", timm, {source.network.info.package}" if _is_packaged(source) else ", timm"
@@ -415,7 +431,7 @@ def _is_packaged(source: Source) -> bool:
     return source.network.info.package is not None and source.run.config.starts_from == PRETRAINED
 
 
-def _package_import(source: Source) -> str:
+def _format_package_import(source: Source) -> str:
     if not _is_packaged(source):
         return ""
     package = packages()[source.run.config.backbone]

@@ -1,4 +1,4 @@
-"""What every export starts from: a run's best network on the processor, and what is known of it."""
+"""The input of every export: a run's best network on the CPU, and its evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +24,13 @@ class Source:
     """A run that can be exported.
 
     Attributes:
-        network: with the best epoch's weights, float32, on the processor, in eval mode.
-        epoch: the best one.
-        evaluation: its evaluation on test images, else on validation images, by the run's predictions.
-        roots: when not empty, the only folders whose images may be read.
+        run: the run.
+        network: the network with the weights of the best epoch, float32, on the CPU, in eval mode.
+        classes: names of the classes, in the order of the logits.
+        epoch: the best epoch.
+        evaluation: evaluation on test images, or on validation images if there are no test images,
+            from the run's predictions.
+        roots: the only directories whose images may be read. Empty means all.
     """
 
     run: Run
@@ -39,40 +42,44 @@ class Source:
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """Those of an ensemble; else the one."""
+        """The networks of an ensemble. Otherwise the one network."""
         return self.network.members or (self.network,)
 
     @property
     def backbones(self) -> str:
-        """Their names, as they can be handed on, each once."""
+        """Names of the networks' backbones, without local paths, each once."""
         return ", ".join(dict.fromkeys(shared_name(network.info.name) for network in self.networks))
 
     @property
     def image_size(self) -> int:
+        """Side of the input images, in pixels."""
         return self.run.config.image_size
 
     @property
     def first_weights(self) -> str:
-        """What the network began with, through all runs before this one: ``pretrained``, ``none``, or ``file``; of an ensemble, the first of
-        file, pretrained, none that holds for one of its networks."""
+        """The weights at the start of the first run: ``pretrained``, ``none`` or ``file``.
+
+        Earlier runs that this run started from are followed back. For an ensemble, the first of
+        file, pretrained, none that holds for one of its networks.
+        """
         lineage = (self.run.history.started or {}).get("lineage")
-        # of an ensemble whose runs began differently: not known
-        before = str(lineage[-1]["weights"]) if lineage else "file"
+        # Unknown for an ensemble whose runs started differently.
+        first = str(lineage[-1]["weights"]) if lineage else "file"
         if self.network.members and self.run.history.averaged:
             kinds = {
-                before if one["weights"] == "run" else one["weights"]
+                first if one["weights"] == "run" else one["weights"]
                 for one in self.run.history.averaged["parents"]
             }
             return next(kind for kind in ("file", PRETRAINED, RANDOM) if kind in kinds)
         if lineage:
-            return before
-        begun = self.run.config.starts_from
-        return begun if begun in (PRETRAINED, RANDOM) else "file"
+            return first
+        weights = self.run.config.starts_from
+        return weights if weights in (PRETRAINED, RANDOM) else "file"
 
     @property
     def data_name(self) -> str:
-        """The data set's own name: where it lies is nobody else's business."""
-        return data_name(self.run)
+        """Name of the data set, without its path, which is private."""
+        return get_data_name(self.run)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -81,13 +88,15 @@ class Source:
 
 
 def load_source(run: Run, roots: Sequence[Path] = ()) -> Source:
-    """Put together what a run is exported from.
+    """Load the network and the evaluation of a run to be exported.
 
     Args:
-        roots: when given, images that lie elsewhere are not read.
+        run: the run.
+        roots: the only directories whose images may be read. Empty means all.
 
     Raises:
-        FinetuneError: when the run is going on, has no finished epoch, or its backbone's weights are not here any more.
+        FinetuneError: if the run has not ended or has no finished epoch, or if the weights of its
+            backbone are no longer on this machine.
     """
     if run.active:
         raise ExportError(
@@ -101,26 +110,29 @@ def load_source(run: Run, roots: Sequence[Path] = ()) -> Source:
     )
 
 
-def data_name(run: Run) -> str:
-    """The last part of the path of a run's data, without a manifest's suffix."""
+def get_data_name(run: Run) -> str:
+    """Return the last part of the path of a run's data, without a manifest's suffix."""
     name = run.config.data.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
     return name.removesuffix(".csv").removesuffix(".tsv").removesuffix(".parquet") or "data"
 
 
-def _last_part(path: str) -> str:
+def _get_last_part(path: str) -> str:
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
-def shared_settings(run: Run) -> dict[str, Any]:
-    """A run's settings without where things lie on this machine, and without the names of single images; plain JSON values."""
+def get_shareable_settings(run: Run) -> dict[str, Any]:
+    """Return a run's settings as JSON values, without local paths and names of images."""
     config = run.config
-    weights, earlier = (_last_part(path) for path in (config.weights, config.from_run or ""))
+    weights, earlier = (_get_last_part(path) for path in (config.weights, config.from_run or ""))
     return config.model_dump(mode="json", exclude={"edits"}) | {
-        "data": data_name(run),
+        "data": get_data_name(run),
         "backbone": shared_name(config.backbone),
         "weights": weights,
         "from_run": earlier or None,
         "averaged": config.averaged
-        and {"how": config.averaged.how, "runs": [_last_part(run) for run in config.averaged.runs]},
+        and {
+            "how": config.averaged.how,
+            "runs": [_get_last_part(run) for run in config.averaged.runs],
+        },
         "edits": len(config.edits),
     }

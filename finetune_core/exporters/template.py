@@ -1,4 +1,8 @@
-"""A text with parts that are left out: lines ``#: if NAME``, ``#: else``, ``#: end``, and ``#: NAME`` for a text to be put in."""
+"""A small template language for source code.
+
+``#: if NAME``, ``#: else`` and ``#: end`` on lines of their own enclose optional lines.
+``#: NAME`` within a line stands for an inserted text.
+"""
 
 import re
 from collections.abc import Collection, Mapping
@@ -6,11 +10,16 @@ from collections.abc import Collection, Mapping
 _INSERTION = re.compile(r"#: (\w+)")
 
 
-def filled(template: str, facts: Collection[str], texts: Mapping[str, str]) -> str:
-    """The template with the parts whose condition is among ``facts``, and its insertions.
+def fill_template(template: str, facts: Collection[str], texts: Mapping[str, str]) -> str:
+    """Return the template with its optional lines selected and its texts inserted.
+
+    Args:
+        template: the template.
+        facts: names of the conditions that hold.
+        texts: name -> text to insert.
 
     Raises:
-        KeyError: when a text is missing.
+        KeyError: if a text is missing.
     """
     lines: list[str] = []
     open_parts: list[bool] = []

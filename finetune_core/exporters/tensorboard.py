@@ -1,4 +1,4 @@
-"""A run's events -> event files for TensorBoard, so that people can use the viewer they know."""
+"""Event files for TensorBoard."""
 
 import json
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_core.errors import ExportError
-from finetune_core.exporters.source import shared_settings
+from finetune_core.exporters.source import get_shareable_settings
 from finetune_core.runs.history import History
 from finetune_core.runs.store import Run, summary
 
@@ -17,52 +17,58 @@ Scalar = tuple[str, float, int, float]  # tag, value, step, seconds since 1970
 
 
 def write_events(run: Run, folder: Path) -> dict[str, Any]:
-    """Event files: curves by step and by stage, settings and results in ``folder``; by epoch in its ``train`` and ``validation``.
+    """Write event files of a run.
 
-    Of long runs the older steps are thinned out, as ``History`` has them. Times are those of the run.
+    ``folder`` gets the curves by step and by stage, the settings and the results. Its
+    subdirectories ``train`` and ``validation`` get the curves by epoch. Times are those of the
+    run. In long runs the older steps are thinned out, as in ``History``.
 
     Raises:
-        ExportError: when tensorboard is not installed, or the run has not begun.
+        ExportError: if tensorboard is not installed or the run has not started.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ExportError(
-            "Event files need the package tensorboard, which is not installed: python -m pip install tensorboard"
+            "Event files need the package tensorboard, which is not installed: python -m pip "
+            "install tensorboard"
         ) from None
     if not run.history.started:
         raise ExportError(
             f"The run {run.run_id} has not begun: it has nothing to show in TensorBoard yet."
         )
     curves = {
-        "": by_step(run.history),
-        "train": by_epoch(run.history, "train"),
-        "validation": by_epoch(run.history, "val"),
+        "": iter_step_scalars(run.history),
+        "train": iter_epoch_scalars(run.history, "train"),
+        "validation": iter_epoch_scalars(run.history, "val"),
     }
     for part, scalars in curves.items():
         with SummaryWriter(folder / part) as writer:
-            for tag, value, step, at in scalars:
-                writer.add_scalar(tag, value, step, walltime=at)
+            for tag, value, step, timestamp in scalars:
+                writer.add_scalar(tag, value, step, walltime=timestamp)
             if not part:
-                _describe(writer, run)
-        _rename(folder / part)
+                _write_settings(writer, run)
+        _rename_event_files(folder / part)
     return {}
 
 
-def by_step(history: History) -> Iterator[Scalar]:
-    """Loss, learning rate and gradient norm of single steps, counted over the whole run; the same and the update by stage."""
+def iter_step_scalars(history: History) -> Iterator[Scalar]:
+    """Yield loss, learning rate and gradient norm of steps, then the measurements by stage.
+
+    Steps are counted over the whole run.
+    """
     for row in history.steps:
         for name in ("loss", "learning_rate", "gradient_norm"):
             if name in row and not (name == "gradient_norm" and row["skipped"]):
-                yield f"step/{name}", row[name], step_of(history, row), row["at"]
+                yield f"step/{name}", row[name], get_global_step(history, row), row["at"]
     for row in history.measured:
         for stage, values in row["stages"].items():
             for name, value in values.items():
-                yield f"{name}/{stage}", value, step_of(history, row), row["at"]
+                yield f"{name}/{stage}", value, get_global_step(history, row), row["at"]
 
 
-def by_epoch(history: History, split: str) -> Iterator[Scalar]:
-    """Loss, accuracy, balanced accuracy and macro F1 of ``train`` or ``val``, epoch by epoch."""
+def iter_epoch_scalars(history: History, split: str) -> Iterator[Scalar]:
+    """Yield loss, accuracy, balanced accuracy and macro F1 of ``train`` or ``val`` by epoch."""
     for row in history.epochs:
         values = {
             "loss": row[f"{split}_loss"],
@@ -73,15 +79,15 @@ def by_epoch(history: History, split: str) -> Iterator[Scalar]:
             yield f"epoch/{name}", value, row["epoch"], row["at"]
 
 
-def step_of(history: History, row: dict[str, Any]) -> int:
-    """A step counted from 1 over the whole run."""
+def get_global_step(history: History, row: dict[str, Any]) -> int:
+    """Return the number of a step in the whole run, counted from 1."""
     before = (row["epoch"] - 1) * history.started["steps_per_epoch"] if history.started else 0
     return int(before + row["step"])
 
 
-def _describe(writer: Any, run: Run) -> None:
-    """The settings, as text and as hyperparameters with what came of them."""
-    settings = shared_settings(run)
+def _write_settings(writer: Any, run: Run) -> None:
+    """Write the settings as text, and as hyperparameters with their results."""
+    settings = get_shareable_settings(run)
     writer.add_text(
         "config", "\n".join(f"    {line}" for line in json.dumps(settings, indent=2).splitlines())
     )
@@ -94,7 +100,7 @@ def _describe(writer: Any, run: Run) -> None:
     writer.add_hparams(plain, results, run_name=".")
 
 
-def _rename(folder: Path) -> None:
-    """The names that TensorBoard's writer gives hold the name of this machine."""
+def _rename_event_files(folder: Path) -> None:
+    """Rename the event files, whose names contain the name of this machine."""
     for position, file in enumerate(sorted(folder.glob(f"{_PREFIX}*"))):
         file.rename(file.with_name(f"{_PREFIX}{position}"))

@@ -1,4 +1,4 @@
-"""A run's whole network as safetensors, and the way back into Thaw."""
+"""Export of a run's whole network as safetensors, and its import."""
 
 import os
 from dataclasses import replace
@@ -14,11 +14,11 @@ from typing_extensions import TypedDict
 from finetune_core.errors import ConfigError, ExportError, WeightsError
 from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.exporters.catalogue import FORMATS
-from finetune_core.exporters.measure import Measured, measure
+from finetune_core.exporters.measure import Measurement, measure
 from finetune_core.exporters.sidecar import (
     SIDECAR,
     describe_network,
-    file_hash,
+    hash_file,
     read_sidecar,
     write_sidecar,
 )
@@ -39,7 +39,9 @@ from finetune_core.work import Step, Work
 WEIGHTS = FORMATS["safetensors"].file
 
 
-_Colours = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
+_ChannelValues = Annotated[
+    list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)
+]
 
 
 class _Member(TypedDict):
@@ -47,8 +49,8 @@ class _Member(TypedDict):
 
     backbone: Name
     features_from: NotRequired[Name | None]
-    mean: _Colours
-    std: _Colours
+    mean: _ChannelValues
+    std: _ChannelValues
 
 
 class _Architecture(TypedDict):
@@ -62,12 +64,12 @@ class _Preprocessing(TypedDict):
     resize_to: Annotated[int, Field(ge=32, le=4096)]
     interpolation: NotRequired[Literal["bilinear", "bicubic"]]
     fit: NotRequired[Literal["crop", "pad"]]
-    mean: _Colours
-    std: _Colours
+    mean: _ChannelValues
+    std: _ChannelValues
 
 
 class _Sidecar(TypedDict):
-    """What of a ``model.json`` is needed to name images again."""
+    """The part of ``model.json`` that prediction needs."""
 
     network: _Architecture
     classes: Classes
@@ -78,8 +80,12 @@ class _Sidecar(TypedDict):
 _SIDECAR = TypeAdapter(_Sidecar)
 
 
-def write_safetensors(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measured]]:
-    """``model.safetensors`` (every tensor, frozen ones too) and ``model.json``; returns what was checked and measured."""
+def write_safetensors(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measurement]]:
+    """Write ``model.safetensors``, with all tensors, and ``model.json``.
+
+    Returns:
+        The number of tensors read back identically, and the measurement of the file.
+    """
     yield Step(0, None, "export")
     state = source.network.model.state_dict()
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
@@ -100,35 +106,38 @@ def write_safetensors(source: Source, folder: Path) -> Work[tuple[dict[str, Any]
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder holds an exported network rather than a run."""
+    """Return whether a directory holds an exported network rather than a run."""
     return is_there(folder / SIDECAR)
 
 
 def load_export(folder: Path) -> Predictor:
-    """An exported network, ready for images. Its ``network.pretrained`` is the network itself: an export does not carry the
-    backbone that it came from.
+    """Load an exported network for prediction.
+
+    Its ``network.pretrained`` is the network itself, because an export does not hold the backbone
+    before fine-tuning.
 
     Raises:
-        ExportError: when the folder is no safetensors export, its file is damaged, or its parts do not belong together.
+        ExportError: if the directory is no safetensors export, its file is damaged, or its files do
+            not belong together.
     """
     try:
         sidecar = _SIDECAR.validate_python(read_sidecar(folder), strict=True)
         classes, size = tuple(sidecar["classes"]), sidecar["preprocessing"]["centre_crop_to"]
         expected = sidecar["hashes"].get(WEIGHTS)
-        network = _described(sidecar, len(classes), size)
+        network = _build_network(sidecar, len(classes), size)
     except (ValueError, KeyError, ConfigError, WeightsError) as error:
         raise ExportError(f"{folder}: {problem_with(folder / SIDECAR, error)}.") from None
-    _fill(network.model, folder / WEIGHTS, expected)
+    _load_weights(network.model, folder / WEIGHTS, expected)
     device = choose_device("cpu", "fp32")
     device.hold(network.model.eval())
     return Predictor(network, classes, device, size)
 
 
-def _described(sidecar: _Sidecar, classes: int, size: int) -> Network:
-    """The network that a ``model.json`` describes, without its weights.
+def _build_network(sidecar: _Sidecar, classes: int, size: int) -> Network:
+    """Build the network that a ``model.json`` describes, without its weights.
 
     Raises:
-        ValueError, KeyError, ConfigError, WeightsError: when it cannot be built.
+        ValueError, KeyError, ConfigError, WeightsError: if the network cannot be built.
     """
     architecture, steps, backbone_hash = (
         sidecar["network"],
@@ -137,8 +146,8 @@ def _described(sidecar: _Sidecar, classes: int, size: int) -> Network:
     )
 
     def one(name: str, last: str | None, steps: _Preprocessing) -> Network:
-        info = _prepared(backbone_info(name), steps)
-        model, heads, stages = _empty(name, classes, size, last)
+        info = _apply_preprocessing(backbone_info(name), steps)
+        model, heads, stages = _create_empty(name, classes, size, last)
         return Network(model, model, stages, heads, backbone_hash, info, size, last)
 
     if "members" not in architecture:
@@ -155,11 +164,11 @@ def _described(sidecar: _Sidecar, classes: int, size: int) -> Network:
     )
 
 
-def _prepared(info: BackboneInfo, steps: _Preprocessing) -> BackboneInfo:
-    """A backbone whose images are prepared by these steps.
+def _apply_preprocessing(info: BackboneInfo, steps: _Preprocessing) -> BackboneInfo:
+    """Return a backbone's info with the preprocessing of ``model.json``.
 
     Raises:
-        ValueError: when they cannot be taken.
+        ValueError: if the preprocessing is impossible.
     """
     size, side = steps["centre_crop_to"], steps["resize_to"]
     if side < size or not all(steps["std"]):
@@ -177,13 +186,13 @@ def _prepared(info: BackboneInfo, steps: _Preprocessing) -> BackboneInfo:
     )
 
 
-def _empty(
+def _create_empty(
     name: str, classes: int, size: int, last: str | None
 ) -> tuple[torch.nn.Module, tuple[str, ...], tuple[Stage, ...]]:
-    """A network whose weights are still to be filled in, its heads and its stages.
+    """Create a network, its heads and its stages, without loading weights.
 
     Raises:
-        ConfigError: when it cannot end after stage ``last``.
+        ConfigError: if the network cannot end after stage ``last``.
     """
     with seeded(0):
         model = create(name, size)
@@ -196,18 +205,21 @@ def _empty(
     return model, heads, stages
 
 
-def _fill(model: torch.nn.Module, file: Path, expected: str | None) -> None:
-    """
+def _load_weights(model: torch.nn.Module, file: Path, expected: str | None) -> None:
+    """Load the weights of an exported file into a network.
+
     Raises:
-        ExportError: when the file does not hold this network, or has another hash.
+        ExportError: if the file does not hold this network or has another hash.
     """
     try:
-        os.close(open_regular(file))  # safetensors opens it by its name, and would wait for a FIFO
+        # safetensors opens the file by name, and would wait for a FIFO.
+        os.close(open_regular(file))
         with safe_open(file, "pt") as opened:
             check_tensors(opened, model.state_dict())
-            if file_hash(file) != expected:
+            if hash_file(file) != expected:
                 raise ExportError(
-                    f"{file} is damaged, or belongs to another {SIDECAR}: its hash is not the one written there."
+                    f"{file} is damaged, or belongs to another {SIDECAR}: its hash is not the "
+                    "one written there."
                 )
             put_tensors(model, {key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118  no mapping
     except FileNotFoundError:

@@ -1,1 +1,5 @@
-"""Arrays in, figures out. Cold is frozen, warm is training; each split and each run keeps one colour everywhere."""
+"""Plotly figures and Altair charts, made from arrays.
+
+Cold colours mean frozen, warm colours mean training. Each split and each run keeps its colour in
+all figures.
+"""

@@ -1,4 +1,4 @@
-"""A figure of WiSE-FT: accuracy on the way from one network to another."""
+"""Figure of WiSE-FT: accuracy between two networks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,33 +6,45 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from finetune_core.figures.axes import share_axis
-from finetune_core.figures.style import LEGEND, MARGIN, SYMBOLS, TEST_COLOR, VAL_COLOR, WARM, label
+from finetune_core.figures.axes import make_share_axis
+from finetune_core.figures.style import (
+    LEGEND,
+    MARGIN,
+    SYMBOLS,
+    TEST_COLOR,
+    VAL_COLOR,
+    WARM,
+    format_label,
+)
 from finetune_core.formatting import accuracy_name
 
 
 def mixing_curve(
     curve: Sequence[Mapping[str, Any]], chosen: float, shifted: Sequence[Mapping[str, Any]] = ()
 ) -> go.Figure:
-    """Validation accuracy against the mixing coefficient, the chosen one marked; dotted, that on other data sets.
+    """Plot validation accuracy against the mixing coefficient and mark the chosen one.
+
+    Curves of other data sets are dotted.
 
     Args:
-        curve: ``coefficient, accuracy, loss`` of each point, from the start (0) to the fine-tuned network (1).
+        curve: ``coefficient, accuracy, loss`` of each point, from the initial network (0) to the
+            fine-tuned network (1).
+        chosen: the chosen coefficient.
         shifted: ``data, images, curve`` of each other data set.
     """
     accuracies = [
         point["accuracy"] for one in ({"curve": curve}, *shifted) for point in one["curve"]
     ]
     figure = go.Figure(layout={"height": 320, "margin": MARGIN, "legend": LEGEND})
-    _line(figure, curve, "validation", VAL_COLOR, "solid", "circle")
-    for at, one in enumerate(shifted, start=1):
-        _line(
+    _add_curve(figure, curve, "validation", VAL_COLOR, "solid", "circle")
+    for index, one in enumerate(shifted, start=1):
+        _add_curve(
             figure,
             one["curve"],
-            f"shifted: {label(Path(one['data']).name)}",
+            f"shifted: {format_label(Path(one['data']).name)}",
             TEST_COLOR,
             "dot",
-            SYMBOLS[at % len(SYMBOLS)],
+            SYMBOLS[index % len(SYMBOLS)],
         )
     figure.add_vline(
         chosen,
@@ -43,13 +55,13 @@ def mixing_curve(
     figure.update_xaxes(
         title_text="Mixing coefficient (0: start, 1: fine-tuned)", range=[-0.04, 1.04], dtick=0.1
     )
-    # Shifted images are no validation images: the legend names each curve's own.
+    # Shifted images are not validation images, so the legend names the images of each curve.
     title = "Accuracy" if shifted else accuracy_name("val")
-    figure.update_yaxes(title_text=title, **share_axis(accuracies))
+    figure.update_yaxes(title_text=title, **make_share_axis(accuracies))
     return figure
 
 
-def _line(
+def _add_curve(
     figure: go.Figure,
     curve: Sequence[Mapping[str, Any]],
     name: str,

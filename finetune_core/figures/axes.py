@@ -1,23 +1,30 @@
-"""Axes of numbers: no tick twice, none that cannot be, whole numbers where there are no others; plotly and Altair alike."""
+"""Axes of shares and counts, for Plotly and Altair.
+
+No tick appears twice or shows an impossible value, and counts have whole ticks.
+"""
 
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-PERCENT = "~%"  # d3: as many digits as the ticks differ in, at any zoom: 80%, 100%; 99.5%, 100%
-_MOST_TICKS = 6
-_LEAST_SPAN = 0.01  # of an axis of shares: one point
-_PAD = 0.04  # of the span; less than plotly ever leaves between two ticks
+# d3 format with as many digits as distinguish the ticks at any zoom: 80%, 100%; 99.5%, 100%.
+PERCENT = "~%"
+_MAX_TICKS = 6
+_MIN_SPAN = 0.01  # of an axis of shares: one percentage point
+_PAD = 0.04  # share of the span, less than the smallest gap between two Plotly ticks
 
 
-def share_axis(values: Iterable[float]) -> dict[str, Any]:
-    """A plotly axis on which all ``values`` (0…1, NaN passed over) have room; it ends before a tick below 0 or above 100 %. What a hover
-    text says of it (``%{y}``) has the digits that tell them apart."""
-    finite = _finite(values)
-    hover = hover_percent(finite)
+def make_share_axis(values: Iterable[float]) -> dict[str, Any]:
+    """Return a Plotly axis that contains all ``values``, which are shares.
+
+    NaN and infinity are ignored. The axis ends before a tick below 0 or above 100 %. Hover texts
+    (``%{y}``) have as many digits as distinguish the values.
+    """
+    finite = _keep_finite(values)
+    hover = choose_percent_format(finite)
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
-    missing = max(0.0, _LEAST_SPAN - (high - low))
+    missing = max(0.0, _MIN_SPAN - (high - low))
     low, high = low - missing / 2, high + missing / 2
     if high > 1:
         low, high = low - (high - 1), 1.0
@@ -31,25 +38,33 @@ def share_axis(values: Iterable[float]) -> dict[str, Any]:
     }
 
 
-def whole_axis(most: float) -> dict[str, Any]:
-    """Ticks of a plotly axis of counts, of epochs or of images, that reaches from 0 to ``most``."""
-    return {"tickmode": "linear", "tick0": 0, "dtick": whole_step(most), "rangemode": "tozero"}
+def make_count_axis(maximum: float) -> dict[str, Any]:
+    """Return the ticks of a Plotly axis of counts from 0 to ``most``."""
+    return {
+        "tickmode": "linear",
+        "tick0": 0,
+        "dtick": choose_tick_step(maximum),
+        "rangemode": "tozero",
+    }
 
 
-def whole_step(most: float) -> int:
-    """The least of 1, 2, 5, 10, 20, 50 … that leaves few ticks from 0 to ``most``."""
+def choose_tick_step(maximum: float) -> int:
+    """Return the smallest of 1, 2, 5, 10, 20, 50 … that leaves few ticks from 0 to ``most``."""
     power = 1
     while True:
         for digit in (1, 2, 5):
-            if most <= digit * power * _MOST_TICKS:
+            if maximum <= digit * power * _MAX_TICKS:
                 return digit * power
         power *= 10
 
 
-def hover_percent(values: Iterable[float]) -> str:
-    """A d3 format of shares: one digit after the point, or as many (three at most) as tell ``values`` apart and keep what is not quite 0 or
-    100 % from reading so."""
-    finite = _finite(values)
+def choose_percent_format(values: Iterable[float]) -> str:
+    """Return a d3 format for shares with one to three decimals of a percent.
+
+    The decimals distinguish ``values``, and keep a share just above 0 or below 100 % from being
+    rounded to it.
+    """
+    finite = _keep_finite(values)
     span = finite.max() - finite.min() if len(finite) else 1.0
     digits = 1 if span == 0 or span >= 0.02 else 2 if span >= 0.002 else 3
     inside = finite[(finite > 0) & (finite < 1)]
@@ -59,7 +74,7 @@ def hover_percent(values: Iterable[float]) -> str:
     return f".{digits}%"
 
 
-def _finite(values: Iterable[float]) -> np.ndarray:
-    given = np.asarray(list(values), dtype=float)
-    finite: np.ndarray = given[np.isfinite(given)]
+def _keep_finite(values: Iterable[float]) -> np.ndarray:
+    array = np.asarray(list(values), dtype=float)
+    finite: np.ndarray = array[np.isfinite(array)]
     return finite

@@ -6,16 +6,17 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from finetune_core.figures.axes import hover_percent, share_axis, whole_axis
+from finetune_core.figures.axes import choose_percent_format, make_count_axis, make_share_axis
 from finetune_core.figures.style import BEST_COLOR, LEGEND, MARGIN, OTHER_COLOR, WARM
 from finetune_core.formatting import percent
 
 
 def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
-    """Accuracy against confidence, with the number of images in each bin below.
+    """Plot accuracy against confidence, with the number of images per bin below.
 
     Args:
-        bins: name -> ``confidence, accuracy, accuracy_low, accuracy_high, images`` of each bin; two at most, the first with intervals.
+        bins: name -> table of bins with ``low, high, confidence, accuracy, accuracy_low,
+            accuracy_high, images``. At most two, and intervals are drawn for the first only.
     """
     figure = make_subplots(
         rows=2, cols=1, shared_xaxes=True, row_heights=[0.75, 0.25], vertical_spacing=0.05
@@ -66,12 +67,12 @@ def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
             row=2,
             col=1,
         )
-    figure.update_xaxes(**share_axis([0, 1]))
+    figure.update_xaxes(**make_share_axis([0, 1]))
     figure.update_xaxes(title_text="Confidence", row=2, col=1)
-    figure.update_yaxes(title_text="Accuracy", **share_axis([0, 1]), row=1, col=1)
+    figure.update_yaxes(title_text="Accuracy", **make_share_axis([0, 1]), row=1, col=1)
     figure.update_yaxes(
         title_text="Images",
-        **whole_axis(max(rows["images"].max() for rows in bins.values())),
+        **make_count_axis(max(rows["images"].max() for rows in bins.values())),
         row=2,
         col=1,
     )
@@ -80,21 +81,23 @@ def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
 
 
 def coverage_figure(curve: pd.DataFrame, share: float, accuracy: float) -> go.Figure:
-    """Selective accuracy against coverage; the choice is a point on it.
+    """Plot selective accuracy against coverage and mark the chosen point.
 
     Args:
         curve: ``coverage, accuracy, threshold``.
-        share, accuracy: of the choice; NaN where nothing is predicted.
+        share: coverage of the chosen point.
+        accuracy: accuracy of the chosen point. NaN if nothing is predicted.
     """
     figure = go.Figure()
-    confidence = hover_percent(curve["threshold"])
+    confidence = choose_percent_format(curve["threshold"])
     figure.add_scatter(
         x=curve["coverage"],
         y=curve["accuracy"],
         customdata=curve["threshold"],
         mode="lines+markers" if len(curve) < 30 else "lines",
         line={"color": BEST_COLOR, "width": 2},
-        hovertemplate=f"coverage: %{{x}}<br>selective accuracy: %{{y}}<br>confidence of at least %{{customdata:{confidence}}}<extra></extra>",
+        hovertemplate=f"coverage: %{{x}}<br>selective accuracy: %{{y}}<br>confidence of at least "
+        f"%{{customdata:{confidence}}}<extra></extra>",
     )
     figure.add_scatter(
         x=[share],
@@ -103,9 +106,9 @@ def coverage_figure(curve: pd.DataFrame, share: float, accuracy: float) -> go.Fi
         marker={"size": 14, "color": WARM, "symbol": "diamond"},
         hoverinfo="skip",
     )
-    figure.update_xaxes(title_text="Coverage", **share_axis([0, 1]))
+    figure.update_xaxes(title_text="Coverage", **make_share_axis([0, 1]))
     figure.update_yaxes(
-        title_text="Selective accuracy", **share_axis([*curve["accuracy"], accuracy])
+        title_text="Selective accuracy", **make_share_axis([*curve["accuracy"], accuracy])
     )
     figure.update_layout(height=360, margin=MARGIN, showlegend=False)
     return figure

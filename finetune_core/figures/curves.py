@@ -1,7 +1,7 @@
-"""Curves over a run's epochs or a range test's rates.
+"""Curves over the epochs of a run, or over the rates of a learning-rate range test.
 
-Those that grow while they are looked at are Altair charts: Streamlit updates these in place, while it replaces a Plotly
-chart, which then flickers, whenever its data change.
+Curves that grow while the page is open are Altair charts. Streamlit updates these in place, but
+replaces a Plotly chart whenever its data change, which then flickers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from finetune_core.figures.axes import PERCENT, whole_step
+from finetune_core.figures.axes import PERCENT, choose_tick_step
 from finetune_core.figures.style import RUN_COLORS, TRAIN_COLOR, VAL_COLOR, WARM
 from finetune_core.runs.smoothing import smoothed
 
@@ -37,19 +37,22 @@ _TITLES: dict[Kind, str] = {
 def training_curve(
     kind: Kind, steps: Rows, epochs: Rows, images: int, steps_per_epoch: int, total_epochs: int
 ) -> alt.LayerChart:
-    """One number of a run over its epochs, for training and validation images.
+    """Plot a metric of a run over its epochs, for training and validation images.
 
     Args:
-        steps: StepEnded rows; loss and accuracy are shown as ``smoothed`` over batches, thinned out.
-        epochs: EpochEnded rows; the other numbers are known at the end of each.
-        images: training images in an epoch.
+        kind: the metric.
+        steps: StepEnded rows. Loss and accuracy of batches are ``smoothed`` and thinned out.
+        epochs: EpochEnded rows, which hold the other metrics.
+        images: number of training images in an epoch.
+        steps_per_epoch: number of steps in an epoch.
+        total_epochs: number of epochs on the axis.
     """
     training = SMOOTHED if kind in ("loss", "accuracy") else "Training"
     if kind in ("loss", "accuracy"):
         values = smoothed(steps, kind, images, steps_per_epoch, total_epochs)
         points = [
             (training, row["epoch"] - 1 + row["step"] / steps_per_epoch, value, False, 0)
-            for row, value in _thinned(list(zip(steps, values, strict=True)))
+            for row, value in _thin_out(list(zip(steps, values, strict=True)))
         ]
         points += [("Validation", row["epoch"], row[f"val_{kind}"], True, 0) for row in epochs]
     else:
@@ -60,7 +63,7 @@ def training_curve(
             for row in epochs
             if row.get(scores)
         ]
-    return _curves(
+    return _plot_curves(
         kind,
         points,
         {training: (TRAIN_COLOR, [2, 2]), "Validation": (VAL_COLOR, [1, 0])},
@@ -70,10 +73,16 @@ def training_curve(
 
 
 def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]], epochs: int = 1) -> alt.LayerChart:
-    """Validation loss or accuracy of several runs as they go on; ``runs`` are (title, EpochEnded rows), those of one title alike."""
+    """Plot validation loss or accuracy of several runs as they train.
+
+    Args:
+        kind: the metric.
+        runs: (title, EpochEnded rows). Runs with the same title look alike.
+        epochs: number of epochs on the axis.
+    """
     points = [
-        (title, row["epoch"], row[f"val_{kind}"], True, at)
-        for at, (title, rows) in enumerate(runs)
+        (title, row["epoch"], row[f"val_{kind}"], True, index)
+        for index, (title, rows) in enumerate(runs)
         for row in rows
     ]
     dashes = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
@@ -82,13 +91,16 @@ def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]], epochs: int = 1
         title: (RUN_COLORS[i % len(RUN_COLORS)], dashes[i % len(dashes)])
         for i, title in enumerate(titles)
     }
-    return _curves(kind, points, styles, epochs, 1, alt.Scale(zero=False))
+    return _plot_curves(kind, points, styles, epochs, 1, alt.Scale(zero=False))
 
 
 def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerChart:
-    """Loss or accuracy of several runs by epoch: one colour per run, training dashed, validation solid.
+    """Plot loss or accuracy of several runs by epoch.
+
+    Each run has one colour. Training is dashed, validation solid.
 
     Args:
+        kind: the metric.
         runs: (title, EpochEnded rows), at most ``MOST_OVERLAID``.
     """
     points = [
@@ -101,7 +113,7 @@ def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerCh
     epochs = max([1, *(row["epoch"] for _, rows in runs for row in rows)])
     titles = [title for title, _ in runs]
     base = alt.Chart(data).encode(
-        x=_epoch_axis(epochs),
+        x=_make_epoch_axis(epochs),
         y=alt.Y(
             "value:Q",
             title=_TITLES[kind],
@@ -138,7 +150,7 @@ def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerCh
 def rate_curve(
     rates: Sequence[float], losses: Sequence[float], suggestion: float | None
 ) -> go.Figure:
-    """Loss at ever higher learning rates, and the rate that is suggested."""
+    """Plot the loss against the learning rate of a range test, and the suggested rate."""
     figure = go.Figure(
         go.Scatter(
             x=list(rates),
@@ -160,7 +172,7 @@ def rate_curve(
     return figure
 
 
-def _curves(
+def _plot_curves(
     kind: Kind,
     points: Sequence[tuple[str, float, float, bool, int]],
     styles: Mapping[str, tuple[str, list[int]]],
@@ -168,7 +180,16 @@ def _curves(
     legend_columns: int,
     scale: alt.Scale | None = None,
 ) -> alt.LayerChart:
-    """Lines over epochs; ``points`` are (series, epoch, value, marked, which line of its series), ``styles`` series -> (colour, dash)."""
+    """Plot lines over epochs.
+
+    Args:
+        kind: the metric.
+        points: (series, epoch, value, whether it has a marker, index of the line in its series).
+        styles: series -> (colour, dash).
+        epochs: number of epochs on the axis.
+        legend_columns: number of columns of the legend.
+        scale: of the y axis. None starts at 0.
+    """
     data = pd.DataFrame(points, columns=["series", "epoch", "value", "marked", "line"])
     names = list(styles)
     legend = alt.Legend(
@@ -176,7 +197,7 @@ def _curves(
     )
     percent, title = kind != "loss", _TITLES[kind]
     base = alt.Chart(data).encode(
-        x=_epoch_axis(epochs),
+        x=_make_epoch_axis(epochs),
         y=alt.Y(
             "value:Q",
             title=title,
@@ -205,8 +226,8 @@ def _curves(
     return alt.layer(lines, marks)
 
 
-def _epoch_axis(epochs: int) -> alt.X:
-    ticks = list(range(0, epochs + 1, whole_step(epochs)))
+def _make_epoch_axis(epochs: int) -> alt.X:
+    ticks = list(range(0, epochs + 1, choose_tick_step(epochs)))
     return alt.X(
         "epoch:Q",
         title="Epoch",
@@ -215,8 +236,8 @@ def _epoch_axis(epochs: int) -> alt.X:
     )
 
 
-def _thinned(rows: Sequence[Row]) -> Sequence[Row]:
-    """At most ``_MAX_POINTS`` rows, evenly spaced, the last one among them."""
+def _thin_out(rows: Sequence[Row]) -> Sequence[Row]:
+    """Return at most ``_MAX_POINTS`` rows, evenly spaced, including the last."""
     if len(rows) <= _MAX_POINTS:
         return rows
     return [rows[index] for index in np.linspace(0, len(rows) - 1, _MAX_POINTS).astype(int)]

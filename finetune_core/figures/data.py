@@ -1,4 +1,4 @@
-"""Figures of a data set: its classes, its map, a linear probe by layer."""
+"""Figures of a data set: class counts, map, linear probe by layer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from finetune_core.figures.axes import hover_percent, share_axis, whole_axis
+from finetune_core.figures.axes import choose_percent_format, make_count_axis, make_share_axis
 from finetune_core.figures.style import (
     CLASS_COLORS,
     COLD,
@@ -15,22 +15,29 @@ from finetune_core.figures.style import (
     SPLIT_COLORS,
     SYMBOLS,
     WARM,
-    label,
+    format_label,
 )
 
 
 def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> go.Figure:
-    """Images per class, stacked by split; ``counts`` is split -> one number per class."""
+    """Plot the number of images per class, stacked by split.
+
+    Args:
+        counts: split -> one number per class.
+        classes: names of the classes.
+    """
     figure = go.Figure()
-    at = list(range(len(classes)))
+    positions = list(range(len(classes)))
     names = {"train": "Training", "val": "Validation", "test": "Test"}
     for split, values in counts.items():
-        figure.add_bar(x=at, y=list(values), name=names[split], marker_color=SPLIT_COLORS[split])
-    ticks = [label(name) for name in classes]
+        figure.add_bar(
+            x=positions, y=list(values), name=names[split], marker_color=SPLIT_COLORS[split]
+        )
+    ticks = [format_label(name) for name in classes]
     if len(classes) <= 60:
-        figure.update_xaxes(tickmode="array", tickvals=at, ticktext=ticks)
-    most = max((sum(of_class) for of_class in zip(*counts.values(), strict=True)), default=0)
-    figure.update_yaxes(title_text="Images", **whole_axis(most))
+        figure.update_xaxes(tickmode="array", tickvals=positions, ticktext=ticks)
+    maximum = max((sum(of_class) for of_class in zip(*counts.values(), strict=True)), default=0)
+    figure.update_yaxes(title_text="Images", **make_count_axis(maximum))
     figure.update_layout(
         barmode="stack", height=320, margin=MARGIN, legend={"orientation": "h", "y": 1.12}
     )
@@ -38,11 +45,14 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) ->
 
 
 def feature_map(places: pd.DataFrame, by: str, names: Mapping[str, str]) -> go.Figure:
-    """A point an image, coloured by class or split; a point carries its image's id.
+    """Plot one point per image, coloured by class or split.
+
+    Each point carries the id of its image.
 
     Args:
         places: ``id, x, y`` and the column ``by``.
-        names: value of that column -> what it is called, in the order of the legend.
+        by: the column that chooses the colour.
+        names: value of that column -> its name, in the order of the legend.
     """
     figure = go.Figure()
     for number, (value, name) in enumerate(names.items()):
@@ -55,9 +65,9 @@ def feature_map(places: pd.DataFrame, by: str, names: Mapping[str, str]) -> go.F
             x=rows["x"],
             y=rows["y"],
             mode="markers",
-            name=label(name),
+            name=format_label(name),
             customdata=rows[["id"]].to_numpy(),
-            text=[label(sample, 60) for sample in rows["id"]],
+            text=[format_label(sample, 60) for sample in rows["id"]],
             hovertemplate="%{text}<extra>%{fullData.name}</extra>",
             marker={
                 "size": 6 if len(places) < 3000 else 4,
@@ -76,16 +86,16 @@ def feature_map(places: pd.DataFrame, by: str, names: Mapping[str, str]) -> go.F
 
 
 def probe_curve(probes: Sequence[Any], cut: str | None) -> go.Figure:
-    """Accuracy of a linear probe by stage, with its standard error.
+    """Plot the accuracy of a linear probe by stage, with its standard error.
 
-    Stages that the suggestion trains are warm, all others cold.
+    Stages that the suggestion trains are warm, all other stages cold.
 
     Args:
         probes: ``Probe`` of each stage, input to head.
-        cut: the first stage that the suggestion trains; None where it names none.
+        cut: the first stage that the suggestion trains. None if it names none.
     """
     names = [one.stage for one in probes]
-    digits = hover_percent(one.accuracy for one in probes)
+    digits = choose_percent_format(one.accuracy for one in probes)
     frozen = names.index(cut) if cut in names else len(names)
     figure = go.Figure(
         go.Scatter(
@@ -100,7 +110,7 @@ def probe_curve(probes: Sequence[Any], cut: str | None) -> go.Figure:
             line={"color": OTHER_COLOR, "width": 2},
             marker={
                 "size": 14,
-                "color": [COLD if at < frozen else WARM for at in range(len(names))],
+                "color": [COLD if index < frozen else WARM for index in range(len(names))],
             },
             text=[format(one.accuracy, digits) for one in probes],
             textposition="top center",
@@ -109,6 +119,8 @@ def probe_curve(probes: Sequence[Any], cut: str | None) -> go.Figure:
     )
     figure.update_xaxes(title_text="Stage, input to head", type="category")
     reach = [0.0, *(min(1.0, one.accuracy + one.error) for one in probes)]
-    figure.update_yaxes(title_text="Validation accuracy of a linear probe", **share_axis(reach))
+    figure.update_yaxes(
+        title_text="Validation accuracy of a linear probe", **make_share_axis(reach)
+    )
     figure.update_layout(height=380, margin=MARGIN | {"t": 20})
     return figure

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from finetune_core.evaluation.single_run.curves import OneVsRest
-from finetune_core.figures.axes import share_axis
+from finetune_core.figures.axes import make_share_axis
 from finetune_core.figures.style import (
     BEST_COLOR,
     CLASS_COLORS,
@@ -19,16 +19,16 @@ from finetune_core.figures.style import (
     OTHER_COLOR,
     SYMBOLS,
     WARM,
-    escaped,
-    label,
+    escape,
+    format_label,
 )
 from finetune_core.formatting import percent
 
 Shares = Literal["images", "true", "predicted"]
 
-_MOST_LABELLED_CELLS = 20
-_MOST_NAMED = 40
-_SINGLE_IMAGE = 0.25  # of a colour scale: what one image is shaded by, at least
+_MAX_LABELLED = 20
+_MAX_NAMED = 40
+_MIN_SHADE = 0.25  # of a single image, on the colour scale
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -41,38 +41,41 @@ def confusion_heatmap(
     chosen: tuple[int | None, int | None] = (None, None),
     dark: bool = False,
 ) -> go.Figure:
-    """Draw true classes by row, predicted classes by column.
+    """Plot a confusion matrix, with true classes by row and predicted classes by column.
 
-    Each cell holds an unseen point, because heat maps themselves cannot be selected from; its
-    ``customdata`` is true label times number of classes, plus predicted label.
+    Each cell holds an invisible point, because points of heat maps cannot be selected. The point's
+    ``customdata`` is the true label times the number of classes, plus the predicted label.
 
     Args:
-        shares: what the numbers are: ``images``, or shares of the ``true`` class (row) or the
-            ``predicted`` one (column). Colours are of the numbers: of images on one scale for the
-            whole matrix (``_shade_counts``), of shares from 0 to 1.
-        order: of the classes; as they are when None.
-        chosen: true and predicted label of the cell that is outlined; the whole column, or row, where one of them is None.
-        dark: whether the page is: low values are as dark as it then.
+        confusion: numbers of images, ``[classes, classes]``.
+        classes: names of the classes.
+        shares: ``images``, or shares of the ``true`` class (row) or of the ``predicted`` class
+            (column). Numbers of images share one colour scale over the whole matrix, shares range
+            from 0 to 1.
+        order: order of the classes. None keeps the order of ``classes``.
+        chosen: true and predicted label of the cell to outline. None outlines the whole column or
+            row.
+        dark: whether the page is dark, so that low values are dark, too.
     """
     order = list(range(len(classes))) if order is None else list(order)
     counts = confusion[np.ix_(order, order)]
     totals = counts.sum(axis=0 if shares == "predicted" else 1, keepdims=True)
     values = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    labelled = len(order) <= _MOST_LABELLED_CELLS
-    words = np.vectorize(_short_percent, otypes=[str])(values)
+    labelled = len(order) <= _MAX_LABELLED
+    texts = np.vectorize(_format_percent, otypes=[str])(values)
     if shares == "images":
-        values, words = _shade_counts(counts), counts.astype(str)
-    # Categories are numbered, not named: two names may look the same to plotly, and "3" must not become a number.
-    at = list(range(len(order)))
+        values, texts = _shade_counts(counts), counts.astype(str)
+    # Categories are numbers, because Plotly merges equal names and reads "3" as a number.
+    positions = list(range(len(order)))
     figure = go.Figure(
         go.Heatmap(
             z=values,
-            x=at,
-            y=at,
+            x=positions,
+            y=positions,
             zmin=0,
             zmax=1,
             colorscale=COLD_SCALE_DARK if dark else COLD_SCALE,
-            text=np.where(counts > 0, words, "") if labelled else None,
+            text=np.where(counts > 0, texts, "") if labelled else None,
             texttemplate="%{text}" if labelled else None,
             hoverinfo="skip",
             showscale=False,
@@ -81,15 +84,15 @@ def confusion_heatmap(
         )
     )
     _add_cells(figure, counts, order, classes)
-    _outline(figure, order, *chosen)
+    _add_outline(figure, order, *chosen)
     ticks: dict[str, Any] = {
         "tickmode": "array",
-        "tickvals": at,
-        "ticktext": [label(classes[one]) for one in order],
+        "tickvals": positions,
+        "ticktext": [format_label(classes[one]) for one in order],
     }
-    if len(order) > _MOST_NAMED:
+    if len(order) > _MAX_NAMED:
         ticks = {"showticklabels": False}
-    # Slanting names end at their column: otherwise the last one would be cut off.
+    # Slanting names end at their column. Otherwise the last name would be cut off.
     slant = {"autotickangles": [0, -45, -90]}
     figure.update_xaxes(
         title_text="Predicted", side="bottom", showgrid=False, zeroline=False, **ticks, **slant
@@ -97,7 +100,7 @@ def confusion_heatmap(
     figure.update_yaxes(
         title_text="True", autorange="reversed", showgrid=False, zeroline=False, **ticks
     )
-    # Without a limit to the distance, a click anywhere in a cell finds its point.
+    # Without a distance limit, a click anywhere in a cell selects its point.
     height = min(760, 240 + 26 * len(order))
     figure.update_layout(
         margin=MARGIN,
@@ -111,9 +114,11 @@ def confusion_heatmap(
 
 
 def _shade_counts(counts: np.ndarray) -> np.ndarray:
-    """Shade numbers of images by their square root, 0 to 1; a single image is told from none."""
-    least, most = _SINGLE_IMAGE, np.sqrt(max(1, counts.max()))
-    shades: np.ndarray = np.where(counts > 0, least + (1 - least) * np.sqrt(counts) / most, 0.0)
+    """Return shades from 0 to 1, by square root, so that one image differs from none."""
+    minimum, maximum = _MIN_SHADE, np.sqrt(max(1, counts.max()))
+    shades: np.ndarray = np.where(
+        counts > 0, minimum + (1 - minimum) * np.sqrt(counts) / maximum, 0.0
+    )
     return shades
 
 
@@ -121,7 +126,7 @@ def _add_cells(
     figure: go.Figure, counts: np.ndarray, order: Sequence[int], classes: Sequence[str]
 ) -> None:
     rows, columns = (axis.ravel() for axis in np.indices(counts.shape))
-    names = [escaped(classes[one]) for one in order]
+    names = [escape(classes[one]) for one in order]
     figure.add_scatter(
         x=columns,
         y=rows,
@@ -138,10 +143,10 @@ def _add_cells(
     )
 
 
-def _outline(
+def _add_outline(
     figure: go.Figure, order: Sequence[int], true: int | None, predicted: int | None
 ) -> None:
-    """Drawn as a shape: what plotly itself marks as selected is gone once the figure is drawn anew."""
+    """Outline cells with a shape, because Plotly's own selection is lost on every redraw."""
     if true is None and predicted is None:
         return
     (top, bottom), (left, right) = (
@@ -161,17 +166,17 @@ def _outline(
     )
 
 
-def _short_percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return percent(share, 0).replace(" ", "")
 
 
 def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go.Figure:
-    """Classes with their probabilities, the most probable on top."""
-    at = list(range(len(names)))
+    """Plot the probabilities of classes, the most probable on top."""
+    positions = list(range(len(names)))
     figure = go.Figure(
         go.Bar(
             x=list(probabilities),
-            y=at,
+            y=positions,
             orientation="h",
             marker_color=[BEST_COLOR, *[OTHER_COLOR] * (len(names) - 1)],
             text=[percent(p) for p in probabilities],
@@ -182,16 +187,16 @@ def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go
     figure.update_yaxes(
         autorange="reversed",
         tickmode="array",
-        tickvals=at,
-        ticktext=[label(name) for name in names],
+        tickvals=positions,
+        ticktext=[format_label(name) for name in names],
     )
-    figure.update_xaxes(**share_axis([0, 1]) | {"range": [0, 1.02]})
+    figure.update_xaxes(**make_share_axis([0, 1]) | {"range": [0, 1.02]})
     figure.update_layout(margin=MARGIN, height=60 + 34 * len(names))
     return figure
 
 
 def roc_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
-    """Curves by class with their bands, beside the diagonal of chance."""
+    """Plot ROC curves by class with their bands, and the diagonal of chance."""
     figure = go.Figure()
     figure.add_scatter(
         x=[0, 1],
@@ -204,16 +209,21 @@ def roc_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
     for number, (name, curve) in enumerate(curves.items()):
         _add_band(figure, number, curve.roc_band, "false_positives")
         figure.add_scatter(
-            x=curve.roc["false_positives"], y=curve.roc["true_positives"], **_line(number, name)
+            x=curve.roc["false_positives"],
+            y=curve.roc["true_positives"],
+            **_make_line_style(number, name),
         )
-    return _two_shares(figure, "False positive rate", "True positive rate")
+    return _set_share_axes(figure, "False positive rate", "True positive rate")
 
 
 def recall_precision_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
-    """Curves by class with their bands, drawn as the steps that average precision is the area of; dotted, in the colour of its class:
-    the precision of chance, which is the class's prevalence."""
+    """Plot precision-recall curves by class with their bands.
+
+    The curves are drawn as steps, whose area is the average precision. A dotted line in the colour
+    of the class shows the precision of chance, which is the prevalence of the class.
+    """
     figure = go.Figure()
-    # One entry of the legend for all of them.
+    # One legend entry for the chance levels of all classes.
     chance = {"color": OTHER_COLOR, "width": 1, "dash": "dot"}
     figure.add_scatter(
         x=[None], y=[None], mode="lines", line=chance, name="chance level (prevalence)"
@@ -224,23 +234,23 @@ def recall_precision_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
             x=[0, 1],
             y=[curve.prevalence] * 2,
             mode="lines",
-            line=chance | {"color": _class_color(number)},
+            line=chance | {"color": _get_class_color(number)},
             hovertemplate="chance level: %{y}<extra></extra>",
             legendgroup=str(number),
             showlegend=False,
         )
         points = curve.recall_precision
         figure.add_scatter(
-            x=points["recall"], y=points["precision"], **_line(number, name, shape="vh")
+            x=points["recall"], y=points["precision"], **_make_line_style(number, name, shape="vh")
         )
-    return _two_shares(figure, "Recall", "Precision")
+    return _set_share_axes(figure, "Recall", "Precision")
 
 
-def _line(number: int, name: str, shape: str = "linear") -> dict[str, Any]:
+def _make_line_style(number: int, name: str, shape: str = "linear") -> dict[str, Any]:
     dash = _DASHES[number // len(CLASS_COLORS) % len(_DASHES)]
-    line = {"color": _class_color(number), "width": 2, "dash": dash, "shape": shape}
-    # by number: two names may begin alike
-    legend = {"name": label(name), "legendgroup": str(number)}
+    line = {"color": _get_class_color(number), "width": 2, "dash": dash, "shape": shape}
+    # Grouped by number, because shortened names may be equal.
+    legend = {"name": format_label(name), "legendgroup": str(number)}
     return {"mode": "lines", "line": line, "hovertemplate": "%{x}, %{y}", **legend}
 
 
@@ -249,7 +259,7 @@ def _add_band(figure: go.Figure, number: int, band: pd.DataFrame, x: str) -> Non
         x=pd.concat([band[x], band[x][::-1]]),
         y=pd.concat([band["high"], band["low"][::-1]]),
         fill="toself",
-        fillcolor=_class_color(number),
+        fillcolor=_get_class_color(number),
         opacity=0.15,
         line={"width": 0},
         mode="lines",
@@ -259,33 +269,34 @@ def _add_band(figure: go.Figure, number: int, band: pd.DataFrame, x: str) -> Non
     )
 
 
-def _class_color(number: int) -> str:
+def _get_class_color(number: int) -> str:
     return CLASS_COLORS[number % len(CLASS_COLORS)]
 
 
-def _two_shares(figure: go.Figure, x: str, y: str) -> go.Figure:
-    figure.update_xaxes(title_text=x, **share_axis([0, 1]))
-    figure.update_yaxes(title_text=y, **share_axis([0, 1]))
+def _set_share_axes(figure: go.Figure, x: str, y: str) -> go.Figure:
+    figure.update_xaxes(title_text=x, **make_share_axis([0, 1]))
+    figure.update_yaxes(title_text=y, **make_share_axis([0, 1]))
     figure.update_layout(height=420, margin=MARGIN, legend=LEGEND, showlegend=True)
     return figure
 
 
 def slice_dots(rows: pd.DataFrame, overall: float, name: str) -> go.Figure:
-    """Accuracy of each slice with its interval, beside that of all images.
+    """Plot the accuracy of each slice with its interval, and that of all images.
 
     Args:
         rows: ``slice, images, accuracy, low, high``.
-        name: of the accuracy, with its split.
+        overall: accuracy on all images.
+        name: name of the accuracy, with its split.
     """
-    at = list(range(len(rows)))
+    positions = list(range(len(rows)))
     names = [
-        f"{label(name, 24)} ({images:,})"
+        f"{format_label(name, 24)} ({images:,})"
         for name, images in zip(rows["slice"], rows["images"], strict=True)
     ]
     figure = go.Figure(
         go.Scatter(
             x=rows["accuracy"],
-            y=at,
+            y=positions,
             mode="markers",
             marker={"size": 11, "color": BEST_COLOR},
             error_x={
@@ -300,28 +311,29 @@ def slice_dots(rows: pd.DataFrame, overall: float, name: str) -> go.Figure:
     figure.add_vline(x=overall, line={"color": OTHER_COLOR, "dash": "dot"})
     figure.update_xaxes(
         title_text=f"{name}, with its 95 % interval",
-        **share_axis([*rows["low"], *rows["high"], overall]),
+        **make_share_axis([*rows["low"], *rows["high"], overall]),
     )
     figure.update_yaxes(
-        autorange="reversed", tickmode="array", tickvals=at, ticktext=names, zeroline=False
+        autorange="reversed", tickmode="array", tickvals=positions, ticktext=names, zeroline=False
     )
     figure.update_layout(height=90 + 36 * len(rows), margin=MARGIN)
     return figure
 
 
 def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str], name: str) -> go.Figure:
-    """Accuracy by severity, one line per corruption; all begin with the images as they are.
+    """Plot accuracy by severity, one line per corruption. All start at the clean images.
 
     Args:
-        rows: ``corruption, severity, accuracy, low, high``, the images as they are as ``none``.
+        rows: ``corruption, severity, accuracy, low, high``. Clean images have the corruption
+            ``none``.
         titles: corruption -> its title.
-        name: of the accuracy, with its split.
+        name: name of the accuracy, with its split.
     """
     figure = go.Figure()
     clean = rows[rows["corruption"] == "none"]
     for number, (corruption, title) in enumerate(titles.items()):
         points = pd.concat([clean, rows[rows["corruption"] == corruption]])
-        # A little apart, so that intervals do not hide each other.
+        # Slightly offset, so that intervals do not overlap.
         figure.add_scatter(
             x=points["severity"]
             + (points["severity"] > 0) * 0.06 * (number - (len(titles) - 1) / 2),
@@ -343,6 +355,6 @@ def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str], name: str) -
         ticktext=["clean", "mild", "middle", "strong"],
         range=[-0.15, 3.3],
     )
-    figure.update_yaxes(title_text=name, **share_axis([*rows["low"], *rows["high"]]))
+    figure.update_yaxes(title_text=name, **make_share_axis([*rows["low"], *rows["high"]]))
     figure.update_layout(height=440, margin=MARGIN, legend=LEGEND)
     return figure

@@ -1,43 +1,49 @@
-"""The figure of a profile: the stages as tiles, coloured by what each gains, above bars with intervals."""
+"""Figure of a profile: stages as tiles coloured by their gain, above bars with intervals."""
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from finetune_core.figures.style import COLD, MARGIN, OTHER_COLOR, WARM, label
+from finetune_core.figures.style import COLD, MARGIN, OTHER_COLOR, WARM, format_label
 from finetune_core.formatting import points
 from finetune_core.profiling.result import Profile, ProfileArm, gain_by_stage
 
-# Light tiles with dark words can be read on a light and on a dark page.
+# Light tiles with dark text are readable on light and on dark pages.
 _COLD_TILE, _WARM_TILE = (207, 232, 247), (255, 157, 87)
-_WORDS = {"cold": "#0b3c5d", "warm": "#4a1a00"}
+_TEXT_COLORS = {"cold": "#0b3c5d", "warm": "#4a1a00"}
 
 
 def profile_figure(profile: Profile) -> go.Figure:
-    """Draw the gain of each stage over the linear probe with its simultaneous 95 % interval.
+    """Plot the gain of each stage over the linear probe, with its simultaneous 95 % interval.
 
-    Ember: more is gained than other images and seeds explain. Ice blue: nothing measurable. Hatched:
-    stopped after the short round. Sets of stages and full fine-tuning follow the single stages.
+    Ember means that the gain exceeds what other images and seeds explain. Ice blue means that
+    nothing was measurable. Hatched bars stopped after the short round. Sets of stages and full
+    fine-tuning follow the single stages.
     """
-    alone = gain_by_stage(profile)
+    arm_of_stage = gain_by_stage(profile)
     others = [arm for arm in profile.arms if arm.kind in ("stages", "full")]
     names = [*profile.stages, *(arm.title for arm in others)]
-    arms = [*(alone.get(stage) for stage in profile.stages), *others]
+    arms = [*(arm_of_stage.get(stage) for stage in profile.stages), *others]
     places = [place for place, arm in enumerate(arms) if arm]
-    shown = [arm for arm in arms if arm]
+    tested = [arm for arm in arms if arm]
     figure = make_subplots(
         rows=2, cols=1, row_heights=[0.2, 0.8], shared_xaxes=True, vertical_spacing=0.04
     )
-    most = max((arm.gain.value for arm in shown if arm.gains), default=0.0)
+    max_gain = max((arm.gain.value for arm in tested if arm.gains), default=0.0)
     figure.add_bar(
         x=list(range(len(profile.stages))),
         y=[1] * len(profile.stages),
         width=0.94,
         marker={
-            "color": [_tile(alone.get(stage), most) for stage in profile.stages],
-            "line": {"color": [_line(alone.get(stage)) for stage in profile.stages], "width": 1},
+            "color": [
+                _mix_tile_color(arm_of_stage.get(stage), max_gain) for stage in profile.stages
+            ],
+            "line": {
+                "color": [_get_line_color(arm_of_stage.get(stage)) for stage in profile.stages],
+                "width": 1,
+            },
         },
-        text=[_tile_text(profile, stage, alone.get(stage)) for stage in profile.stages],
-        textfont={"color": [_word_color(alone.get(stage)) for stage in profile.stages]},
+        text=[_format_tile(profile, stage, arm_of_stage.get(stage)) for stage in profile.stages],
+        textfont={"color": [_get_text_color(arm_of_stage.get(stage)) for stage in profile.stages]},
         textposition="inside",
         insidetextanchor="middle",
         textangle=0,
@@ -47,21 +53,21 @@ def profile_figure(profile: Profile) -> go.Figure:
     )
     figure.add_bar(
         x=places,
-        y=[100 * arm.gain.value for arm in shown],
+        y=[100 * arm.gain.value for arm in tested],
         width=0.7,
         marker={
-            "color": [_bar_color(arm) for arm in shown],
-            "pattern": {"shape": ["/" if arm.kind == "short" else "" for arm in shown]},
+            "color": [_get_bar_color(arm) for arm in tested],
+            "pattern": {"shape": ["/" if arm.kind == "short" else "" for arm in tested]},
         },
         error_y={
             "type": "data",
-            "array": [100 * (arm.gain.high - arm.gain.value) for arm in shown],
-            "arrayminus": [100 * (arm.gain.value - arm.gain.low) for arm in shown],
+            "array": [100 * (arm.gain.high - arm.gain.value) for arm in tested],
+            "arrayminus": [100 * (arm.gain.value - arm.gain.low) for arm in tested],
             "thickness": 1.4,
             "width": 4,
             "color": "#7d8590",
         },
-        customdata=[[_hover(arm)] for arm in shown],
+        customdata=[[_format_hover(arm)] for arm in tested],
         hovertemplate="%{customdata[0]}<extra></extra>",
         row=2,
         col=1,
@@ -71,7 +77,7 @@ def profile_figure(profile: Profile) -> go.Figure:
     figure.update_xaxes(
         tickmode="array",
         tickvals=list(range(len(names))),
-        ticktext=[label(name) for name in names],
+        ticktext=[format_label(name) for name in names],
         automargin=True,
         range=[-0.6, len(names) - 0.4],
         row=2,
@@ -83,7 +89,7 @@ def profile_figure(profile: Profile) -> go.Figure:
 
 
 def describe_profile(profile: Profile) -> str:
-    """Return the figure as text, for those who do not see it."""
+    """Return the content of the figure as text, for screen readers."""
     parts = [
         f"{arm.title} {points(arm.gain.value)} ({points(arm.gain.low)} to {points(arm.gain.high)})"
         for arm in profile.arms
@@ -91,37 +97,39 @@ def describe_profile(profile: Profile) -> str:
     return f"Gain over the linear probe in points, 95 % interval: {'; '.join(parts)}"
 
 
-def _tile(arm: ProfileArm | None, most: float) -> str:
-    """Return a tile's colour: from ice blue to ember with the share of the largest gain."""
-    share = arm.gain.value / most if arm and arm.gains else 0.0
+def _mix_tile_color(arm: ProfileArm | None, max_gain: float) -> str:
+    """Return a tile's colour, from ice blue to ember by its share of the largest gain."""
+    share = arm.gain.value / max_gain if arm and arm.gains else 0.0
     share = 0.4 + 0.6 * share if share else 0.0
     mixed = [a + (b - a) * share for a, b in zip(_COLD_TILE, _WARM_TILE, strict=True)]
     return f"rgb({', '.join(f'{value:.0f}' for value in mixed)})"
 
 
-def _line(arm: ProfileArm | None) -> str:
-    return _bar_color(arm) if arm else OTHER_COLOR
+def _get_line_color(arm: ProfileArm | None) -> str:
+    return _get_bar_color(arm) if arm else OTHER_COLOR
 
 
-def _word_color(arm: ProfileArm | None) -> str:
-    return _WORDS["warm" if arm and arm.gains else "cold"]
+def _get_text_color(arm: ProfileArm | None) -> str:
+    return _TEXT_COLORS["warm" if arm and arm.gains else "cold"]
 
 
-def _bar_color(arm: ProfileArm) -> str:
+def _get_bar_color(arm: ProfileArm) -> str:
     return WARM if arm.gains else COLD
 
 
-def _tile_text(profile: Profile, stage: str, arm: ProfileArm | None) -> str:
-    """Return a stage's gain; a tick where it is selected, so that colour is not all.
+def _format_tile(profile: Profile, stage: str, arm: ProfileArm | None) -> str:
+    """Return a stage's gain, with a tick if it is selected, so that colour is not the only sign.
 
-    The axis below has the names: on a phone a tile has no room for them.
+    The names are on the axis below, because a tile has no space for them on a phone.
     """
     tick = "✓<br>" if profile.selected and stage in profile.selected.stages else ""
     gain = "–" if arm is None else f"{arm.gain.value * 100:+.1f}".replace("-", "−")
     return f"<b>{tick}{gain}</b>"
 
 
-def _hover(arm: ProfileArm) -> str:
+def _format_hover(arm: ProfileArm) -> str:
     short = ", short run" if arm.kind == "short" else ""
     low, high = points(arm.gain.low), points(arm.gain.high)
-    return f"{label(arm.title, 40)}{short}: {points(arm.gain.value)} points ({low} to {high})"
+    return (
+        f"{format_label(arm.title, 40)}{short}: {points(arm.gain.value)} points ({low} to {high})"
+    )

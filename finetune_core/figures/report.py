@@ -1,4 +1,4 @@
-"""A whole comparison as one HTML file: its figures, what moved where that was measured, and what two networks looked at."""
+"""A comparison as one HTML file: figures, layer diagnostics, and images with Grad-CAM."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,44 +25,48 @@ from finetune_core.figures.layer_diagnostics import MEASURES as MOVES
 from finetune_core.figures.layer_diagnostics import by_stage, probe_profile
 from finetune_core.formatting import accuracy_name
 
-Headed = list[tuple[str, go.Figure]]
+TitledFigures = list[tuple[str, go.Figure]]
 
 
 def whole_report(
     comparison: Comparison, roots: Sequence[Path] = (), shift: ShiftComparison | None = None
 ) -> str:
-    """The report; takes the moments that two networks need to look at a few images: those in ``roots`` only, when given.
+    """Return the report of a comparison as HTML.
+
+    Two networks look at a few images for the report, which takes a moment.
 
     Args:
-        shift: the same runs on other images.
+        comparison: the comparison.
+        roots: the only directories whose images may be read. Empty means all.
+        shift: comparison of the same runs on other images.
     """
     return report_html(
         comparison,
         comparison_figures(comparison),
         moved_figures(comparison),
         pictured(comparison, roots),
-        shift=(shift, _both_axes(shift)) if shift else None,
+        shift=(shift, _plot_shift(shift)) if shift else None,
     )
 
 
-def _both_axes(shift: ShiftComparison) -> go.Figure:
+def _plot_shift(shift: ShiftComparison) -> go.Figure:
     return against_shifted(
         shift.matched.arms, [arm.score for arm in shift.shifted.arms], shift.other.name
     )
 
 
-def comparison_figures(comparison: Comparison) -> Headed:
-    """The figures of accuracy and its cost, each with its heading."""
+def comparison_figures(comparison: Comparison) -> TitledFigures:
+    """Plot accuracy and costs, each figure with its title."""
     arms, split = comparison.arms, comparison.split
     name = accuracy_name(split)
-    found = [
+    figures = [
         (f"{comparison.measure.title_on(split)}, with intervals and seeds", accuracies(arms, split))
     ]
-    found += [
+    figures += [
         (f"{name} against {COSTS[measure][0].lower()}", pareto(measure, arms, split))
         for measure in offered_costs(arms)[0]
     ]
-    found += [
+    figures += [
         (heading, figure)
         for heading, figure in (
             (f"{name} by first stage that trains", by_depth(arms, split)),
@@ -71,27 +75,27 @@ def comparison_figures(comparison: Comparison) -> Headed:
         if figure
     ]
     axes: tuple[tuple[Axis, str], ...] = (("epoch", "by epoch"), ("seconds", "by time"))
-    for axis, words in axes if any(run.history.epochs for arm in arms for run in arm.runs) else ():
-        found += [
-            (f"Validation {kind}, {words}", learning_curves(kind, axis, arms))
+    for axis, title in axes if any(run.history.epochs for arm in arms for run in arm.runs) else ():
+        figures += [
+            (f"Validation {kind}, {title}", learning_curves(kind, axis, arms))
             for kind in ("loss", "accuracy")
         ]
-    return found
+    return figures
 
 
-def moved_figures(comparison: Comparison) -> Headed:
-    """Of what training moved, backbone by backbone, for the runs that were measured."""
+def moved_figures(comparison: Comparison) -> TitledFigures:
+    """Plot the layer diagnostics of runs that have them, one set of figures per backbone."""
     by_backbone: dict[str, dict[str, Layers]] = {}
     for arm in comparison.arms:
         if layers := known_layers(measured_run(arm.runs)):
             by_backbone.setdefault(arm.config.backbone, {})[arm.title] = layers
-    places = {arm.title: at for at, arm in enumerate(comparison.arms)}
-    found: Headed = []
+    places = {arm.title: index for index, arm in enumerate(comparison.arms)}
+    figures: TitledFigures = []
     for backbone, measured in by_backbone.items():
         first = next(iter(measured.values()))
         names = [stage.name for stage in first.stages]
         mark = f" ({backbone})" if len(by_backbone) > 1 else ""
         if first.probes:
-            found.append((f"Linear probe by layer{mark}", probe_profile(first.probes, names)))
-        found += [(f"{move.title}{mark}", by_stage(move, measured, places)) for move in MOVES]
-    return found
+            figures.append((f"Linear probe by layer{mark}", probe_profile(first.probes, names)))
+        figures += [(f"{move.title}{mark}", by_stage(move, measured, places)) for move in MOVES]
+    return figures

@@ -1,4 +1,4 @@
-"""How each stage moves while a run goes on. Altair, like all curves that grow while they are looked at (``curves.py``)."""
+"""Curves of the change of each stage while a run trains, in Altair (see ``curves.py``)."""
 
 import colorsys
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-_MOST_POINTS = 150  # a stage
+_MAX_POINTS = 150  # per stage
 _DASHES = ([1, 0], [6, 3], [2, 2])
 
 Quantity = Literal["learning_rate", "gradient_norm", "update"]
@@ -26,14 +26,19 @@ def stage_curve(
     steps_per_epoch: int,
     epochs: int,
 ) -> alt.Chart:
-    """One line per stage that trains, over the epochs, on a logarithmic scale: warmer towards the head.
+    """Plot one line per training stage over the epochs, on a logarithmic scale.
+
+    Lines are warmer towards the head.
 
     Args:
-        measured: StepEnded rows with ``stages`` (``training/movement.py``); thinned out.
-        stages: all stages, input to head.
+        quantity: the quantity.
+        measured: StepEnded rows with ``stages`` (``training/movement.py``), which are thinned out.
+        stages: names of all stages, input to head.
+        steps_per_epoch: number of steps in an epoch.
+        epochs: number of epochs on the axis.
     """
     chosen = np.unique(
-        np.linspace(0, len(measured) - 1, min(len(measured), _MOST_POINTS)).astype(int)
+        np.linspace(0, len(measured) - 1, min(len(measured), _MAX_POINTS)).astype(int)
         if measured
         else np.empty(0, int)
     )
@@ -41,7 +46,7 @@ def stage_curve(
         (stage, row["epoch"] - 1 + row["step"] / steps_per_epoch, values[quantity])
         for row in (measured[index] for index in chosen)
         for stage, values in row["stages"].items()
-        if values[quantity] > 0  # there is no place for 0 on this scale
+        if values[quantity] > 0  # the scale is logarithmic
     ]
     data = pd.DataFrame(points, columns=["stage", "epoch", "value"])
     names = [stage for stage in stages if stage in set(data["stage"])]
@@ -64,14 +69,15 @@ def stage_curve(
             ),
             color=alt.Color(
                 "stage:N",
-                scale=alt.Scale(domain=names, range=_warmth(len(names))),
+                scale=alt.Scale(domain=names, range=_make_warm_colors(len(names))),
                 legend=legend,
                 sort=names,
             ),
             strokeDash=alt.StrokeDash(
                 "stage:N",
                 scale=alt.Scale(
-                    domain=names, range=[_DASHES[at % len(_DASHES)] for at in range(len(names))]
+                    domain=names,
+                    range=[_DASHES[index % len(_DASHES)] for index in range(len(names))],
                 ),
                 legend=legend,
                 sort=names,
@@ -87,8 +93,8 @@ def stage_curve(
     return chart
 
 
-def _warmth(count: int) -> list[str]:
-    """From gold to ember red, all of the same lightness: readable on a light and on a dark page."""
+def _make_warm_colors(count: int) -> list[str]:
+    """Return colours from gold to ember red, of a lightness that suits light and dark pages."""
     hues = np.linspace(48, 4, max(count, 2))[-count:] / 360
     colors = [colorsys.hls_to_rgb(hue, 0.5, 0.85) for hue in hues]
     return ["#" + "".join(f"{round(255 * part):02x}" for part in color) for color in colors]

@@ -1,16 +1,17 @@
-"""What all figures share: colours that mean the same everywhere, and names that plotly does not take for markup."""
+"""Colours and styles of all figures, and the escaping of names for Plotly."""
 
 import html
 
 COLD, WARM = "#5aa9d6", "#f08a3c"  # frozen, training
-# distinct in light, dark and for the colour-blind; dashes distinguish them, too
+# Distinct on light and dark pages and for colour-blind people. Dashes distinguish them, too.
 TRAIN_COLOR, VAL_COLOR = ("#8b73d6", "#1fa287")
 TEST_COLOR = "#7d8590"
 SPLIT_COLORS = {"train": TRAIN_COLOR, "val": VAL_COLOR, "test": TEST_COLOR}
-# Runs get neither the cold and warm of stages nor the colours of the splits.
+# Distinct from the colours of stages and splits.
 RUN_COLORS = ("#c2568f", "#a88a12", "#4f6bd8", "#6f9a2e", "#8c5a3c", "#7c8791")
 BEST_COLOR, OTHER_COLOR = "#51677a", "#a9b8c4"
-# Okabe & Ito's colours, which the colour-blind can distinguish, then three more; where there are more lines, they need another sign, too.
+# Okabe & Ito's colours, which colour-blind people can distinguish, and three more. More lines
+# than colours need dashes or symbols, too.
 CLASS_COLORS = (
     "#0072b2",
     "#e69f00",
@@ -24,18 +25,19 @@ CLASS_COLORS = (
     "#7c8791",
 )
 SYMBOLS = ("circle", "diamond", "square", "cross", "x", "triangle-up", "star")
-# Opaque: plotly picks black or white labels by the cell, not by the page behind it. Neither can be read on tones in between.
+# Opaque, because Plotly chooses black or white labels by the cell, not by the page behind it.
+# Medium tones are left out, because neither label is readable on them.
 COLD_SCALE = ((0.0, "#edf5fa"), (0.5, "#93c0d8"), (0.5, "#357ca6"), (1.0, "#0d5c8c"))
 COLD_SCALE_DARK = ((0.0, "#18242e"), (1.0, "#1b78b3"))
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
-MARGIN = {"l": 10, "r": 24, "t": 10, "b": 10}  # right: room for half of the last tick's label
+MARGIN = {"l": 10, "r": 24, "t": 10, "b": 10}  # right: space for half of the last tick label
 
 
-def label(name: str, letters: int = 18) -> str:
-    """An escaped name, cut to so many letters."""
-    return escaped(name if len(name) <= letters else f"{name[: letters - 1]}…")
+def format_label(name: str, letters: int = 18) -> str:
+    """Escape a name and cut it to ``letters`` characters."""
+    return escape(name if len(name) <= letters else f"{name[: letters - 1]}…")
 
 
-def escaped(name: str) -> str:
-    """A name for plotly, which takes tags in labels for markup, but knows no &quot;."""
+def escape(name: str) -> str:
+    """Escape a name for Plotly, which reads tags in labels as markup, but not ``&quot;``."""
     return html.escape(name, quote=False)

@@ -1,4 +1,4 @@
-"""The runs that are exported here, and an interpreter that knows nothing of Thaw."""
+"""Runs to export, and an interpreter that cannot import Thaw."""
 
 import os
 import re
@@ -14,13 +14,13 @@ from finetune_core.exporters.formats import export_run
 from finetune_core.runs.store import read_run
 from tests.factories import copy_run, shared_images, tiny_config, trained_run
 
-# Adam makes whole steps of the last digits, in which a run and its script may differ.
+# A run and its script may differ in the last digits, which Adam turns into whole steps.
 SGD = {"optimizer": "sgd", "learning_rate": 0.02, "batch_size": 8, "val_fraction": 0.25}
 
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread():
-    """Networks this small train faster on one thread than on threads that wait for each other."""
+    """Train on one thread, which is faster than several for networks this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -28,18 +28,21 @@ def one_thread():
 
 
 def colours():
-    """Return images of three classes, one with a name that means something to CSV and Markdown."""
+    """Return an image folder of three classes.
+
+    One name has characters that are special in CSV and Markdown.
+    """
     return shared_images(**{"red": 14, "blue": 14, 'a "b", |c|': 15})
 
 
 def train_shared(**settings):
-    """Train a run on ``colours()`` by SGD, once a session."""
+    """Train a run on ``colours()`` with SGD, once per session."""
     return trained_run(tiny_config(colours(), **SGD | settings))
 
 
 @pytest.fixture(scope="session")
 def run(home_of_shared_fixtures, tmp_path_factory):
-    """A copy of a run of the tiny network; its images were edited."""
+    """A copy of a run of the tiny network, trained on edited images."""
     edits = (
         Edit(action="relabel", paths=("red/000.png",), to="blue"),
         Edit(action="exclude", paths=("red/001.png",)),
@@ -48,7 +51,7 @@ def run(home_of_shared_fixtures, tmp_path_factory):
     return read_run(copy_run(original.run_dir, tmp_path_factory.mktemp("runs")))
 
 
-# Isolated mode finds what is installed, perhaps Thaw too, so its import is blocked by name.
+# Isolated mode finds installed packages, perhaps Thaw too, so its import is blocked by name.
 WITHOUT_THAW = """
 import runpy, sys
 sys.modules["finetune_core"] = None
@@ -62,8 +65,8 @@ else:
 
 
 @pytest.fixture(scope="session")
-def elsewhere(tmp_path_factory):
-    """A function that runs Python code or a script where Thaw cannot be imported."""
+def run_without_thaw(tmp_path_factory):
+    """A function that runs Python code or a script that cannot import Thaw."""
     folder = tmp_path_factory.mktemp("elsewhere")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
@@ -84,8 +87,8 @@ def elsewhere(tmp_path_factory):
     return python
 
 
-def metrics_in(text):
-    """Return losses and accuracy of each epoch, and the test accuracy, as a script printed them."""
+def parse_metrics(text):
+    """Return losses and accuracy of each epoch, and the test accuracy, from printed text."""
     line = r"epoch \d+: loss ([\d.]+), validation loss ([\d.]+), accuracy ([\d.]+)"
     epochs = [tuple(map(float, row)) for row in re.findall(line, text)]
     return epochs, float(re.search(r"test accuracy ([\d.]+)", text)[1])
@@ -110,9 +113,9 @@ def check_style(file):
 
 @pytest.fixture
 def repeat(tmp_path, monkeypatch, capsys):
-    """A function that exports a run's script, runs it, and compares its numbers with the run's.
+    """A function that exports and runs a run's script, and compares its metrics with the run's.
 
-    It returns the script, its names, and the accuracies that it printed of evaluations.
+    It returns the script's path, its namespace, and the accuracies of evaluations that it printed.
     """
 
     def check(run, data=None):
@@ -121,7 +124,7 @@ def repeat(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", arguments)
         names = runpy.run_path(str(file), run_name="__main__")
         text = capsys.readouterr().out
-        output, tested = metrics_in(text)
+        output, tested = parse_metrics(text)
         if run.config.precision != "bf16":
             check_same(output, run)
             assert tested == pytest.approx(run.history.end["test_accuracy"], abs=0.01)

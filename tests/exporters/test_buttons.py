@@ -1,4 +1,4 @@
-"""The page's buttons: made on a click, handed over as a ZIP, said in words where it cannot be."""
+"""Export buttons of the page: export on a click, ZIP download, error messages."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core.errors import ExportError
 from finetune_core.exporters import formats
-from finetune_core.exporters.apart import export_apart
+from finetune_core.exporters.apart import export_in_subprocess
 from finetune_core.work import Step, finish
 from pages.shared.jobs import jobs
 
@@ -33,13 +33,13 @@ def page(run_dir):
 
 @pytest.fixture
 def click(run):
-    """A function that opens the page, clicks a format, and returns the page once that has ended."""
+    """A function that opens the page, clicks a format, and returns the page after the export."""
     shutil.rmtree(run.run_dir / "export", ignore_errors=True)
     at = AppTest.from_function(page, args=(str(run.run_dir),), default_timeout=300).run()
     assert not at.exception
     assert not at.get("download_button")
 
-    def clicked(format):
+    def click_and_wait(format):
         at.button(key=f"export-{run.run_id}-{format}").click().run()
         for job in jobs().all():
             job.wait()
@@ -47,7 +47,7 @@ def click(run):
         assert not at.exception
         return at
 
-    return clicked
+    return click_and_wait
 
 
 @pytest.mark.train
@@ -69,7 +69,9 @@ def test_what_goes_wrong_is_said_on_the_page(click, monkeypatch):
 
 
 def test_graphs_are_made_in_another_process_and_no_other_format(run, monkeypatch):
-    monkeypatch.setattr(formats, "export_apart", lambda _, format, *__: iter([Step(1, 1, format)]))
+    monkeypatch.setattr(
+        formats, "export_in_subprocess", lambda _, format, *__: iter([Step(1, 1, format)])
+    )
     phases = {
         name: {step.phase for step in formats.export_from_app(run, name, [])}
         for name in formats.FORMATS
@@ -80,14 +82,14 @@ def test_graphs_are_made_in_another_process_and_no_other_format(run, monkeypatch
 @pytest.mark.processes
 def test_another_process_exports_or_says_what_is_wrong(run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    steps = list(export_apart(run, "safetensors"))
+    steps = list(export_in_subprocess(run, "safetensors"))
     assert steps[-1] == Step(6, 6, "measure")
     assert (formats.finished_export(run, "safetensors") / "model.safetensors").is_file()
     (run.run_dir / "best.safetensors").rename(run.run_dir / "hidden")
     try:
         assert formats.finished_export(run, "safetensors") is None
         with pytest.raises(ExportError, match="has no 'best' checkpoint"):
-            list(export_apart(run, "safetensors"))
+            list(export_in_subprocess(run, "safetensors"))
     finally:
         (run.run_dir / "hidden").rename(run.run_dir / "best.safetensors")
 
@@ -96,7 +98,7 @@ def test_another_process_exports_or_says_what_is_wrong(run, monkeypatch):
 def test_an_export_that_is_stopped_ends_its_process_and_leaves_nothing(run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     shutil.rmtree(run.run_dir / "export", ignore_errors=True)
-    steps = export_apart(run, "onnx")
+    steps = export_in_subprocess(run, "onnx")
     assert next(steps).phase == "export"
     steps.close()  # returns once the process has ended
     assert not any((run.run_dir / "export").iterdir())
@@ -105,11 +107,11 @@ def test_an_export_that_is_stopped_ends_its_process_and_leaves_nothing(run, monk
 PARENT = """
 import sys
 from pathlib import Path
-from finetune_core.exporters.apart import export_apart
+from finetune_core.exporters.apart import export_in_subprocess
 from finetune_core.runs.store import RunStore
 
 run = Path(sys.argv[1])
-for step in export_apart(RunStore(run.parent).read(run), "onnx"):
+for step in export_in_subprocess(RunStore(run.parent).read(run), "onnx"):
     print(step, flush=True)
     sys.stdin.read()
 """

@@ -13,7 +13,7 @@ from tests.exporters.conftest import SGD, colours, train_shared
 from tests.factories import tiny_config, train
 
 
-def card_of(run, tmp_path):
+def export_card(run, tmp_path):
     return (export_run(run, "card", tmp_path / "card").folder / "README.md").read_text()
 
 
@@ -24,13 +24,13 @@ def test_the_card_can_be_read_by_hugging_face_and_tells_the_results(tmp_path):
         Edit(action="exclude", paths=("red/001.png",)),
     )
     run = train_shared(backbone="efficientnet_lite0", edits=edits)
-    text = card_of(run, tmp_path)
+    text = export_card(run, tmp_path)
     card, result = ModelCard(text), evaluation(run)
     outcome = {one.metric_type: one for one in card.data.eval_results}
     assert outcome["accuracy"].metric_value == round(result.accuracy, 4)
     assert outcome["accuracy"].dataset_name == colours().name
     assert card.data.pipeline_tag == "image-classification"
-    # of the fine-tuned weights: for a person to choose
+    # A person chooses the licence of the fine-tuned weights.
     assert card.data.license is None
     for part in ("Data", "Recipe", "Results", "Limits", "Licence"):
         assert f"## {part}" in text
@@ -52,12 +52,12 @@ def test_the_card_can_be_read_by_hugging_face_and_tells_the_results(tmp_path):
 
 @pytest.mark.train
 def test_the_card_tells_that_the_head_was_fitted_first(tmp_path):
-    text = card_of(train_shared(initial_head="probe", epochs=1), tmp_path)
+    text = export_card(train_shared(initial_head="probe", epochs=1), tmp_path)
     assert "| Initial head | The initial head is a linear probe, fitted to 96 features of" in text
 
 
 def test_random_weights_are_nobodys(tmp_path):
-    text = card_of(train_shared(weights="none", test_fraction=0, epochs=1), tmp_path)
+    text = export_card(train_shared(weights="none", test_fraction=0, epochs=1), tmp_path)
     assert "random weights, not pretrained" in text
     assert "no one else's weights" in text
     assert "a little optimistic" in text
@@ -70,10 +70,10 @@ def test_research_only_weights_say_so_first(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(described))
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "model.safetensors")
     changes = SGD | {"backbone": f"local-dir:{tmp_path}", "epochs": 1}
-    text = card_of(train(tiny_config(colours(), **changes), tmp_path / "runs"), tmp_path)
+    text = export_card(train(tiny_config(colours(), **changes), tmp_path / "runs"), tmp_path)
     licence = text.partition("## Licence")[2]
     assert licence.index("For research only") < licence.index(r"cc\-by\-nc\-4.0")
     assert ModelCard(text).data.library_name == "timm"
     assert "pretrained on ImageNet" not in text
-    # nobody else's business
+    # Paths of this machine are private.
     assert str(tmp_path) not in text

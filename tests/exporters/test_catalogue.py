@@ -1,4 +1,4 @@
-"""An entry in ``FORMATS`` is all that an export format needs, apart from the code that writes and loads it."""
+"""A new export format needs an entry in ``FORMATS`` and the code that writes and loads it."""
 
 import json
 import runpy
@@ -68,8 +68,8 @@ def test_every_entry_has_what_the_other_places_show(monkeypatch):
     guide = (ROOT / "docs" / "guide.md").read_text().partition("## Export")[2].lower()
     for name, form in FORMATS.items():
         assert callable(form.load_writer())
-        assert bool(form.usage) == form.network
+        assert bool(form.usage) == form.has_network
         assert f"``{name}``" in thaw.export.__doc__
         assert name.replace("_", ".") in guide
     loaders = runpy.run_path(str(PREDICT))["LOADERS"]
-    assert set(loaders) == {form.file for form in FORMATS.values() if form.network}
+    assert set(loaders) == {form.file for form in FORMATS.values() if form.has_network}

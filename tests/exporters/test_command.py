@@ -8,12 +8,12 @@ from finetune_core.__main__ import app
 from tests.exporters.conftest import colours
 
 
-def thaw(*arguments):
+def invoke(*arguments):
     return CliRunner().invoke(app, [*map(str, arguments)])
 
 
 def test_export_and_predict_from_what_was_exported(run, tmp_path):
-    done = thaw(
+    done = invoke(
         "export", run.run_dir, "--format", "safetensors", "--output", tmp_path / "out", "--json"
     )
     assert done.exit_code == 0, done.stderr
@@ -21,8 +21,8 @@ def test_export_and_predict_from_what_was_exported(run, tmp_path):
     assert result["files"] == ["README.md", "model.json", "model.safetensors", "predict.py"]
     assert result["checked"]["identical"]
     images = sorted(colours().glob("red/*.png"))[:3]
-    of_run = json.loads(thaw("predict", run.run_dir, *images, "--json").stdout)
-    of_export = json.loads(thaw("predict", result["folder"], *images, "--json").stdout)
+    of_run = json.loads(invoke("predict", run.run_dir, *images, "--json").stdout)
+    of_export = json.loads(invoke("predict", result["folder"], *images, "--json").stdout)
     assert of_export["predictions"] == of_run["predictions"]
 
 
@@ -34,16 +34,16 @@ def test_export_and_predict_from_what_was_exported(run, tmp_path):
     ],
 )
 def test_wrong_requests_end_with_status_2_in_words(run, arguments, words):
-    done = thaw("export", run.run_dir, *arguments)
+    done = invoke("export", run.run_dir, *arguments)
     assert done.exit_code == 2
     assert words in " ".join(done.stderr.split())
 
 
-def run_out(*_, **__):
+def exhaust_memory(*_, **__):
     bytearray(1 << 60)
 
 
-def run_out_within_the_exporter(*_, **__):
+def exhaust_memory_in_exporter(*_, **__):
     try:
         torch.empty(1 << 60)
     except RuntimeError as error:
@@ -54,17 +54,17 @@ def run_out_within_the_exporter(*_, **__):
 @pytest.mark.parametrize(
     ("function", "memory", "format"),
     [
-        ("torch.onnx.export", run_out, "onnx"),
-        ("torch.onnx.export", run_out_within_the_exporter, "onnx"),
-        ("onnx.save", run_out, "onnx"),
-        ("torch.export.export", run_out, "torch_export"),
+        ("torch.onnx.export", exhaust_memory, "onnx"),
+        ("torch.onnx.export", exhaust_memory_in_exporter, "onnx"),
+        ("onnx.save", exhaust_memory, "onnx"),
+        ("torch.export.export", exhaust_memory, "torch_export"),
     ],
 )
 def test_an_export_without_memory_says_so_and_leaves_nothing(
     run, tmp_path, monkeypatch, function, memory, format
 ):
     monkeypatch.setattr(function, memory)
-    done = thaw("export", run.run_dir, "--format", format, "--output", tmp_path / "out")
+    done = invoke("export", run.run_dir, "--format", format, "--output", tmp_path / "out")
     assert done.stderr.startswith("There is not enough memory")
     assert done.exit_code == 1
     assert not list(tmp_path.iterdir())

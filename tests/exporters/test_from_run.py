@@ -1,4 +1,4 @@
-"""Exports of a run that started from another one: they need neither and name its lineage."""
+"""Exports of a run that started from another run: complete without it, and with its lineage."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from tests.factories import copy_run, shared_images, tiny_config, train
 
 @pytest.fixture(scope="module")
 def child(tmp_path_factory):
-    """A run whose parent is gone."""
+    """A run whose parent is deleted."""
     base = tmp_path_factory.mktemp("lineage")
     original = train_shared(backbone=PACKAGED)
     parent = copy_run(original.run_dir, base / "parents")

@@ -1,4 +1,4 @@
-"""What is set for a network's input goes with everything that is exported."""
+"""Input settings of a network are part of all of its exports."""
 
 import json
 import runpy

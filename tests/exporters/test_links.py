@@ -1,4 +1,4 @@
-"""Nothing that a link below a run's folder leads to is written, deleted or handed out."""
+"""Links below a run directory are not followed when exports are written, deleted or packed."""
 
 import dataclasses
 import io
@@ -10,12 +10,12 @@ import zipfile
 import pytest
 
 from finetune_core.errors import ExportError
-from finetune_core.exporters.formats import export_folder, export_run, finished_export, zipped
+from finetune_core.exporters.formats import export_path, export_run, finished_export, zipped
 
 
 @pytest.fixture
-def copied(run, tmp_path):
-    """A copy of the run, and somebody's folder beside it."""
+def run_and_stranger(run, tmp_path):
+    """A copy of the run, and a directory of another user beside it."""
     folder = tmp_path / "runs" / run.run_id
     shutil.copytree(run.run_dir, folder, ignore=shutil.ignore_patterns("export"))
     theirs = tmp_path / "theirs"
@@ -25,28 +25,28 @@ def copied(run, tmp_path):
     return dataclasses.replace(run, run_dir=folder), theirs
 
 
-def untouched(theirs):
+def is_untouched(theirs):
     found = sorted(str(one.relative_to(theirs)) for one in theirs.rglob("*"))
     return found == ["card", "card/thesis.txt", "thesis.txt"]
 
 
 @pytest.mark.parametrize("linked", ["export", "export/card"])
-def test_an_export_through_a_link_is_refused_and_deletes_nothing(copied, linked):
-    run, theirs = copied
+def test_an_export_through_a_link_is_refused_and_deletes_nothing(run_and_stranger, linked):
+    run, theirs = run_and_stranger
     link = run.run_dir / linked
     link.parent.mkdir(exist_ok=True)
     link.symlink_to(theirs)
     with pytest.raises(ExportError, match="is a link"):
         export_run(run, "card")
-    assert untouched(theirs)
+    assert is_untouched(theirs)
     assert finished_export(run, "card") is None
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
 def test_permissions_are_not_changed_through_a_link_in_the_place_of_a_new_export(
-    copied, tmp_path, monkeypatch
+    run_and_stranger, tmp_path, monkeypatch
 ):
-    run, theirs = copied
+    run, theirs = run_and_stranger
     theirs.chmod(0o700)
     (tmp_path / "out").mkdir(mode=0o755)
 
@@ -58,19 +58,19 @@ def test_permissions_are_not_changed_through_a_link_in_the_place_of_a_new_export
     with pytest.raises(ExportError, match="cannot be written"):
         export_run(run, "card", tmp_path / "out")
     assert stat.S_IMODE(theirs.stat().st_mode) == 0o700
-    assert untouched(theirs)
+    assert is_untouched(theirs)
 
 
-def test_a_file_in_the_place_of_an_export_is_replaced(copied):
-    run, _ = copied
-    export_folder(run, "card").parent.mkdir()
-    export_folder(run, "card").write_text("no folder")
+def test_a_file_in_the_place_of_an_export_is_replaced(run_and_stranger):
+    run, _ = run_and_stranger
+    export_path(run, "card").parent.mkdir()
+    export_path(run, "card").write_text("no folder")
     assert finished_export(run, "card") is None
     assert export_run(run, "card").files == ("README.md",)
 
 
-def test_files_that_links_in_an_export_lead_to_are_not_packed(copied):
-    run, theirs = copied
+def test_files_that_links_in_an_export_lead_to_are_not_packed(run_and_stranger):
+    run, theirs = run_and_stranger
     made = export_run(run, "card")
     (made.folder / "notes.txt").symlink_to(theirs / "thesis.txt")
     (made.folder / "more").symlink_to(theirs)

@@ -1,4 +1,4 @@
-"""What a tracking server gets of a run; without MLflow only its absence is tested."""
+"""Reports of runs to MLflow. Without MLflow only the missing package is tested."""
 
 import sys
 
@@ -12,7 +12,7 @@ from tests.exporters.conftest import colours
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A client of a store of its own, which lies in a file."""
+    """A client of a tracking store in a file."""
     mlflow = pytest.importorskip("mlflow")
     address = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
@@ -20,11 +20,11 @@ def server(tmp_path, monkeypatch):
     return mlflow.MlflowClient(address)
 
 
-def reported(server, name="Thaw"):
+def find_reported_runs(server, name="Thaw"):
     return server.search_runs([server.get_experiment_by_name(name).experiment_id])
 
 
-def curve(server, result, metric):
+def get_curve(server, result, metric):
     return [
         (point.step, point.value) for point in server.get_metric_history(result.info.run_id, metric)
     ]
@@ -33,7 +33,7 @@ def curve(server, result, metric):
 def test_a_run_is_reported_once_with_settings_curves_and_card(server, run, tmp_path, capfd):
     assert report_to_mlflow(run.run_dir) == report_to_mlflow(run.run_dir) == ""
     assert capfd.readouterr().out == ""
-    (result,) = reported(server)
+    (result,) = find_reported_runs(server)
     assert result.info.status == "FINISHED"
     assert result.data.tags["thaw.run_id"] == result.info.run_name == run.run_id
     assert result.data.params["learning_rate"] == "0.02"
@@ -41,12 +41,12 @@ def test_a_run_is_reported_once_with_settings_curves_and_card(server, run, tmp_p
     for split in ("train", "val"):
         for metric in ("loss", "accuracy"):
             expected = [(row["epoch"], row[f"{split}_{metric}"]) for row in run.history.epochs]
-            assert curve(server, result, f"{split}_{metric}") == expected
+            assert get_curve(server, result, f"{split}_{metric}") == expected
         expected = [
             (row["epoch"], row[f"{split}_scores"]["macro_f1"]) for row in run.history.epochs
         ]
-        assert curve(server, result, f"{split}_macro_f1") == expected
-    assert len(curve(server, result, "update/head")) == len(run.history.epochs)
+        assert get_curve(server, result, f"{split}_macro_f1") == expected
+    assert len(get_curve(server, result, "update/head")) == len(run.history.epochs)
     for name, metric in (
         ("test_accuracy", "test_accuracy"),
         ("val_accuracy", "final_val_accuracy"),
@@ -72,16 +72,16 @@ def test_a_run_that_goes_on_later_is_added_to(server, run, tmp_path, monkeypatch
     lines = (run.run_dir / "events.jsonl").read_bytes().splitlines(keepends=True)
     first = next(number for number, line in enumerate(lines) if b'"EpochEnded"' in line) + 1
     (reservation.run_dir / "events.jsonl").write_bytes(b"".join(lines[:first]))
-    # all but the card is there
+    # Everything but the card is reported.
     assert "has no 'best' checkpoint" in report_to_mlflow(reservation.run_dir)
-    (result,) = reported(server, "mine")
+    (result,) = find_reported_runs(server, "mine")
     assert (result.info.run_name, result.data.tags["mlflow.note.content"]) == ("it's", "a note")
-    assert len(curve(server, result, "val_loss")) == 1
+    assert len(get_curve(server, result, "val_loss")) == 1
     for name in ("best.safetensors", "predictions.parquet", "events.jsonl"):
         (reservation.run_dir / name).write_bytes((run.run_dir / name).read_bytes())
     assert report_to_mlflow(reservation.run_dir) == ""
-    (result,) = reported(server, "mine")
-    assert curve(server, result, "val_loss") == [
+    (result,) = find_reported_runs(server, "mine")
+    assert get_curve(server, result, "val_loss") == [
         (row["epoch"], row["val_loss"]) for row in run.history.epochs
     ]
 

@@ -1,4 +1,4 @@
-"""Exported files answer as the run does, in Thaw and without it, and state what they are worth."""
+"""Exported files return the run's predictions, with and without Thaw, and state their accuracy."""
 
 import ast
 import csv
@@ -35,9 +35,9 @@ from finetune_core.training.preview import network_input
 from finetune_core.work import finish
 from tests.exporters.conftest import colours, train_shared
 
-NETWORK_FORMATS = [name for name, form in FORMATS.items() if form.network]
+NETWORK_FORMATS = [name for name, form in FORMATS.items() if form.has_network]
 
-# Runs predict.py as a program, and says which libraries it took.
+# Runs predict.py as a program, and prints which libraries it imported.
 ALONE = """
 import runpy, sys
 script, sys.argv = sys.argv[1], sys.argv[1:]
@@ -50,32 +50,32 @@ print([name for name in ("torch", "timm", "finetune_core", "onnxruntime") if sys
 
 
 @pytest.fixture(scope="module")
-def shipped(native_bf16):
-    """A run that trained in bf16, some of whose images have wrong labels."""
+def bf16_run(native_bf16):
+    """A run trained in bf16, with some wrong labels."""
     wrong = tuple(f"red/{number:03d}.png" for number in range(7))
     edits = (Edit(action="relabel", paths=wrong, to="blue"),)
     return train_shared(precision="bf16", test_fraction=0.4, edits=edits, epochs=4)
 
 
 @pytest.fixture(scope="module")
-def exported(shipped, tmp_path_factory):
-    """``exported(format)``: made once."""
+def export_once(bf16_run, tmp_path_factory):
+    """``export_once(format)`` exports the run once per format."""
     base = tmp_path_factory.mktemp("exports")
-    return functools.cache(lambda name: export_run(shipped, name, base / name))
+    return functools.cache(lambda name: export_run(bf16_run, name, base / name))
 
 
 @pytest.fixture(scope="module")
-def inputs(shipped):
-    """The table of predictions, and its images as a network takes them."""
-    table = load_predictions(shipped.run_dir)
-    info = load_predictor(shipped).network.info
+def inputs(bf16_run):
+    """The table of predictions, and the network inputs of its images."""
+    table = load_predictions(bf16_run.run_dir)
+    info = load_predictor(bf16_run).network.info
     images = [network_input(colours() / name, info, 32).tensor for name in table["id"]]
     return table, torch.stack(images)
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """One image of each kind that is decoded in its own way."""
+    """One image of each kind that is decoded differently."""
     folder = tmp_path_factory.mktemp("pictures")
     noise = np.random.default_rng(0).integers(0, 256, (90, 70, 4), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "alpha.png")
@@ -89,8 +89,8 @@ def pictures(tmp_path_factory):
     return [*sorted(folder.iterdir()), colours() / "red" / "008.png"]
 
 
-def logits_of(folder, images):
-    """Ask an exported file, without Thaw where that is possible."""
+def compute_logits(folder, images):
+    """Run an exported file, without Thaw if possible."""
     if (folder / "model.onnx").exists():
         session = onnxruntime.InferenceSession(folder / "model.onnx")
         return session.run(["logits"], {"image": images.numpy()})[0]
@@ -124,32 +124,32 @@ def check_events(folder, run, _):
     )
 
 
-# how formats without a network are opened again
+# checks of formats without a network
 CHECKS = {"script": check_script, "card": check_card, "tensorboard": check_events}
 
 
 @pytest.mark.journey
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_format_opens_again_and_answers_as_the_run(format, exported, shipped, inputs):
+def test_every_format_opens_again_and_answers_as_the_run(format, export_once, bf16_run, inputs):
     table, images = inputs
-    result = exported(format)
+    result = export_once(format)
     assert all((result.folder / file).is_file() for file in result.files)
-    if not FORMATS[format].network:
-        CHECKS[format](result.folder, shipped, table)
+    if not FORMATS[format].has_network:
+        CHECKS[format](result.folder, bf16_run, table)
         return
-    logits, found = np.stack(table["logits"]), logits_of(result.folder, images)
+    logits, found = np.stack(table["logits"]), compute_logits(result.folder, images)
     assert np.abs(found - logits).max() <= 1e-4 * max(1, np.abs(logits).max())
     assert (found.argmax(1) == logits.argmax(1)).all()
 
 
 @pytest.mark.parametrize("format", NETWORK_FORMATS)
 def test_card_and_sidecar_state_the_files_accuracy_and_no_local_path(
-    format, shipped, exported, inputs
+    format, bf16_run, export_once, inputs
 ):
     table, images = inputs
     tested = (table["split"] == "test").to_numpy()
-    folder = exported(format).folder
-    found = logits_of(folder, images[torch.tensor(tested)]).argmax(1)
+    folder = export_once(format).folder
+    found = compute_logits(folder, images[torch.tensor(tested)]).argmax(1)
     accuracy = float((found == table["label"][tested]).mean())
     assert 0.3 < accuracy < 1
     sidecar, text = (folder / "model.json").read_text(), (folder / "README.md").read_text()
@@ -158,7 +158,7 @@ def test_card_and_sidecar_state_the_files_accuracy_and_no_local_path(
     assert (metrics["accuracy"], metrics["images"]) == (accuracy, tested.sum())
     assert metrics["labels_as_in_the_run"] == tested.sum()
     assert metrics["measured_on"].startswith("model.")
-    check_card(folder, shipped, None)
+    check_card(folder, bf16_run, None)
     assert f"test accuracy {percent(accuracy)} on {tested.sum()} images" in text
     assert "Evaluated with the exported file" in text
     assert str(colours().parent) not in sidecar + text
@@ -167,8 +167,8 @@ def test_card_and_sidecar_state_the_files_accuracy_and_no_local_path(
     assert len(result["hashes"]["backbone_weights"]) == 16
 
 
-def test_onnx_takes_any_batch_and_carries_what_it_needs(exported):
-    result = exported("onnx")
+def test_onnx_takes_any_batch_and_carries_what_it_needs(export_once):
+    result = export_once("onnx")
     assert result.checked["batches"] == list(BATCHES)
     assert result.checked["largest_difference"] <= result.checked["tolerance"] == TOLERANCE
     model = onnx.load(result.folder / "model.onnx")
@@ -198,8 +198,8 @@ def test_a_graph_that_answers_otherwise_at_any_batch_size_is_refused():
             compare(model, 8, "it", wrong)
 
 
-def test_safetensors_come_back_into_thaw_bit_for_bit(exported, shipped, pictures):
-    before, after = load_predictor(shipped), load_export(exported("safetensors").folder)
+def test_safetensors_come_back_into_thaw_bit_for_bit(export_once, bf16_run, pictures):
+    before, after = load_predictor(bf16_run), load_export(export_once("safetensors").folder)
     state = after.network.model.state_dict()
     for name, tensor in before.network.model.state_dict().items():
         assert torch.equal(tensor, state[name])
@@ -214,12 +214,12 @@ def test_safetensors_come_back_into_thaw_bit_for_bit(exported, shipped, pictures
     [("onnx", ["onnxruntime"]), ("torch_export", ["torch"]), ("safetensors", ["torch", "timm"])],
 )
 def test_the_example_names_images_as_thaw_does_without_thaw(
-    exported, format, libraries, shipped, pictures, elsewhere
+    export_once, format, libraries, bf16_run, pictures, run_without_thaw
 ):
-    script = exported(format).folder / "predict.py"
-    *lines, used = elsewhere("-c", ALONE, script, *pictures).splitlines()
+    script = export_once(format).folder / "predict.py"
+    *lines, used = run_without_thaw("-c", ALONE, script, *pictures).splitlines()
     assert used == str(libraries)
-    predictor = load_predictor(shipped)
+    predictor = load_predictor(bf16_run)
     expected = predictor.probabilities(pictures)
     result = [json.loads(line) for line in lines]
     assert [row["class"] for row in result] == [predictor.classes[row.argmax()] for row in expected]
@@ -227,12 +227,12 @@ def test_the_example_names_images_as_thaw_does_without_thaw(
 
 
 def test_the_example_leaves_out_what_is_no_image_and_waits_for_nothing(
-    exported, pictures, tmp_path, monkeypatch, capsys
+    export_once, pictures, tmp_path, monkeypatch, capsys
 ):
     os.mkfifo(tmp_path / "fifo.png")
     (tmp_path / "text.png").write_text("no image")
     bad = [str(tmp_path / f"{name}.png") for name in ("fifo", "text", "gone")]
-    script, good = exported("safetensors").folder / "predict.py", str(pictures[-1])
+    script, good = export_once("safetensors").folder / "predict.py", str(pictures[-1])
     monkeypatch.setattr(sys, "argv", ["predict.py", *bad, good])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(script), run_name="__main__")
@@ -242,54 +242,54 @@ def test_the_example_leaves_out_what_is_no_image_and_waits_for_nothing(
     assert [line.split(" cannot be read")[0] for line in err.splitlines()] == bad
 
 
-def test_the_table_of_predictions_holds_what_predict_answers(shipped, inputs):
+def test_the_table_of_predictions_holds_what_predict_answers(bf16_run, inputs):
     table, _ = inputs
     logits = np.stack(table["logits"]).astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    answered = load_predictor(shipped).probabilities([colours() / name for name in table["id"]])
+    answered = load_predictor(bf16_run).probabilities([colours() / name for name in table["id"]])
     np.testing.assert_allclose(answered, expected, atol=1e-4)
 
 
-def test_every_place_says_the_same_number(shipped, inputs):
+def test_every_place_says_the_same_number(bf16_run, inputs):
     table, _ = inputs
-    row, end = summary(shipped), shipped.history.end
+    row, end = summary(bf16_run), bf16_run.history.end
     right = np.stack(table["logits"]).argmax(1) == table["label"].to_numpy()
     for split in ("test", "val"):
         accuracies = [
             row[f"{split}_accuracy"],
             end[f"{split}_accuracy"],
-            evaluation(shipped, split).accuracy,
+            evaluation(bf16_run, split).accuracy,
         ]
         assert accuracies == [right[table["split"] == split].mean()] * 3
     assert (row["precision"], row["evaluation_precision"]) == ("bf16", "fp32")
-    best = shipped.history.epochs[end["best_epoch"] - 1]
+    best = bf16_run.history.epochs[end["best_epoch"] - 1]
     assert row["live_val_accuracy"] == best["val_accuracy"]
 
 
-def test_a_file_that_answers_otherwise_is_stated_as_it_is(shipped, tmp_path, monkeypatch):
+def test_a_file_that_answers_otherwise_is_stated_as_it_is(bf16_run, tmp_path, monkeypatch):
     """The card states the worth of the file where that names the first class for some images."""
-    asked = measure.answers
+    original = measure.answers
 
-    def spoilt(*arguments):
-        logits = yield from asked(*arguments)
+    def spoil_answers(*arguments):
+        logits = yield from original(*arguments)
         logits[logits.argmax(1) > 0] = [9, 0, 0]
         return logits
 
-    monkeypatch.setattr(measure, "answers", spoilt)
-    folder = export_run(shipped, "safetensors", tmp_path / "out").folder
+    monkeypatch.setattr(measure, "answers", spoil_answers)
+    folder = export_run(bf16_run, "safetensors", tmp_path / "out").folder
     result = json.loads((folder / "model.json").read_text())["metrics"]
-    assert result["accuracy"] < result["run"]["accuracy"] == evaluation(shipped).accuracy
+    assert result["accuracy"] < result["run"]["accuracy"] == evaluation(bf16_run).accuracy
     assert result["labels_as_in_the_run"] < result["images"]
-    said = f"test accuracy {percent(result['accuracy'])} on {result['images']} images"
-    assert said in (folder / "README.md").read_text()
+    expected_text = f"test accuracy {percent(result['accuracy'])} on {result['images']} images"
+    assert expected_text in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("why", ["moved", "outside", "changed"])
-def test_without_the_images_the_runs_own_numbers_are_given_as_such(shipped, tmp_path, why):
+def test_without_the_images_the_runs_own_numbers_are_given_as_such(bf16_run, tmp_path, why):
     data, roots = tmp_path / "images", [tmp_path] if why == "outside" else []
-    run = replace(shipped, config=shipped.config.model_copy(update={"data": str(data)}))
+    run = replace(bf16_run, config=bf16_run.config.model_copy(update={"data": str(data)}))
     if why == "outside":
-        run = shipped
+        run = bf16_run
     elif why == "changed":
         shutil.copytree(colours(), data)
         (data / "red" / "003.png").unlink()
@@ -297,31 +297,33 @@ def test_without_the_images_the_runs_own_numbers_are_given_as_such(shipped, tmp_
     text = (tmp_path / "out" / "model.json").read_text()
     result = json.loads(text)["metrics"]
     assert result["measured_on"] is None
-    assert result["accuracy"] == result["run"]["accuracy"] == evaluation(shipped).accuracy
+    assert result["accuracy"] == result["run"]["accuracy"] == evaluation(bf16_run).accuracy
     card = re.sub(r"\\(.)", r"\1", (tmp_path / "out" / "README.md").read_text())
-    said = f"was not evaluated: {result['not_measured_because']}. The numbers are the run's own"
-    assert f"{said}, computed in fp32." in card
+    expected_text = (
+        f"was not evaluated: {result['not_measured_because']}. The numbers are the run's own"
+    )
+    assert f"{expected_text}, computed in fp32." in card
     assert str(data.parent) not in text + card
 
 
 @pytest.mark.parametrize("library", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_library_is_named_with_what_to_install(run, library, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
-    said = f"{library}, which is not installed: python -m pip install"
-    with pytest.raises(ExportError, match=said):
+    expected_text = f"{library}, which is not installed: python -m pip install"
+    with pytest.raises(ExportError, match=expected_text):
         export_run(run, "onnx", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("format", "function", "said"),
+    ("format", "function", "expected_text"),
     [
         ("torch_export", "torch.export.export", r"torch.export \(RuntimeError: This is step 2/3"),
         ("onnx", "torch.onnx.export", r"ONNX \(ValueError: Cannot view a tensor\)\. Export it as"),
     ],
 )
 def test_a_network_that_cannot_be_traced_says_the_first_reason(
-    run, tmp_path, monkeypatch, format, function, said
+    run, tmp_path, monkeypatch, format, function, expected_text
 ):
     def fail(*_, **__):
         cause = ValueError("Cannot view a tensor\nwith these strides")
@@ -329,13 +331,15 @@ def test_a_network_that_cannot_be_traced_says_the_first_reason(
         raise error from (cause if format == "onnx" else None)
 
     monkeypatch.setattr(function, fail)
-    with pytest.raises(ExportError, match=f"timm/test_resnet cannot be exported with {said}"):
+    with pytest.raises(
+        ExportError, match=f"timm/test_resnet cannot be exported with {expected_text}"
+    ):
         export_run(run, format, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_export_is_refused(exported, tmp_path):
-    folder = shutil.copytree(exported("safetensors").folder, tmp_path / "copy")
+def test_a_damaged_export_is_refused(export_once, tmp_path):
+    folder = shutil.copytree(export_once("safetensors").folder, tmp_path / "copy")
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)

@@ -1,4 +1,4 @@
-"""The training script repeats its run, without Thaw and with the same numbers."""
+"""The training script repeats its run without Thaw and with the same metrics."""
 
 import argparse
 import csv
@@ -17,7 +17,7 @@ from finetune_core.exporters import script
 from finetune_core.exporters.formats import export_run
 from finetune_core.runs.store import RunStore
 from finetune_core.training import device
-from tests.exporters.conftest import check_same, colours, metrics_in, train_shared
+from tests.exporters.conftest import check_same, colours, parse_metrics, train_shared
 from tests.factories import copy_run
 
 TORCHVISION = {"backbone": "shufflenet_v2_x0_5", "weights": "none"}
@@ -53,10 +53,10 @@ MANY_SETTINGS = {
 
 
 @pytest.mark.processes
-def test_it_gets_the_same_accuracy_where_thaw_cannot_be_imported(run, elsewhere, tmp_path):
+def test_it_gets_the_same_accuracy_where_thaw_cannot_be_imported(run, run_without_thaw, tmp_path):
     folder = export_run(run, "script", tmp_path / "script").folder
-    printed = elsewhere(folder / "train.py", colours(), "--out", tmp_path / "model.pt")
-    result, tested = metrics_in(printed)
+    printed = run_without_thaw(folder / "train.py", colours(), "--out", tmp_path / "model.pt")
+    result, tested = parse_metrics(printed)
     check_same(result, run)
     assert tested == pytest.approx(run.history.end["test_accuracy"], abs=0.01)
 
@@ -147,12 +147,12 @@ def test_a_setting_without_a_counterpart_is_named(run, monkeypatch):
 
 
 def test_names_cannot_break_out_of_the_docstring():
-    assert script._harmless('a"""\\\nimport os') == "aimport os"
+    assert script._sanitize('a"""\\\nimport os') == "aimport os"
 
 
 @pytest.mark.parametrize("name", ["50% off", "%(prog)d", "%%(prog)s 100%"])
 def test_a_data_set_may_be_named_like_what_argparse_fills_in(name):
     described = argparse.ArgumentParser(
-        prog="train.py", description=script._harmless(name)
+        prog="train.py", description=script._sanitize(name)
     ).format_help()
     assert name.split("(")[0] in described

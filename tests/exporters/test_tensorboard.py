@@ -1,4 +1,4 @@
-"""What TensorBoard's own reader finds in the event files."""
+"""Event files as TensorBoard's own reader sees them."""
 
 import json
 import socket
@@ -26,11 +26,11 @@ def read(folder):
     return EventAccumulator(str(folder)).Reload()
 
 
-def curve(accumulator, tag):
+def get_curve(accumulator, tag):
     return [(event.step, event.value) for event in accumulator.Scalars(tag)]
 
 
-def near(points):
+def approximate(points):
     return [(step, pytest.approx(value, rel=1e-6)) for step, value in points]
 
 
@@ -44,11 +44,11 @@ def test_epochs_are_written_for_both_splits(folder, run, part, split):
         "epoch/macro_f1",
     }
     for name in ("loss", "accuracy"):
-        assert curve(found, f"epoch/{name}") == near(
+        assert get_curve(found, f"epoch/{name}") == approximate(
             [(row["epoch"], row[f"{split}_{name}"]) for row in epochs]
         )
     for name in ("balanced_accuracy", "macro_f1"):
-        assert curve(found, f"epoch/{name}") == near(
+        assert get_curve(found, f"epoch/{name}") == approximate(
             [(row["epoch"], row[f"{split}_scores"][name]) for row in epochs]
         )
     assert [event.wall_time for event in found.Scalars("epoch/loss")] == pytest.approx(
@@ -60,7 +60,7 @@ def test_steps_are_counted_over_the_run_and_stages_written(folder, run):
     found, history = read(folder), run.history
     numbers = range(1, len(history.epochs) * history.started["steps_per_epoch"] + 1)
     for name in ("loss", "learning_rate", "gradient_norm"):
-        assert curve(found, f"step/{name}") == near(
+        assert get_curve(found, f"step/{name}") == approximate(
             zip(numbers, (row[name] for row in history.steps), strict=True)
         )
     training = {stage["name"] for stage in history.started["stages"] if stage["trains"]}
@@ -69,7 +69,7 @@ def test_steps_are_counted_over_the_run_and_stages_written(folder, run):
             tag.partition("/")[2] for tag in found.Tags()["scalars"] if tag.startswith(f"{name}/")
         } == training
         values = [row["stages"]["head"][name] for row in history.measured]
-        assert [value for _, value in curve(found, f"{name}/head")] == pytest.approx(
+        assert [value for _, value in get_curve(found, f"{name}/head")] == pytest.approx(
             values, rel=1e-6
         )
 
@@ -84,7 +84,7 @@ def test_settings_are_there_as_text_and_as_hyperparameters_with_results(folder, 
     hyperparameters = result.session_start_info.hparams
     assert hyperparameters["optimizer"].string_value == "sgd"
     assert hyperparameters["learning_rate"].number_value == run.config.learning_rate
-    assert curve(found, "result/test_accuracy")[0][1] == pytest.approx(
+    assert get_curve(found, "result/test_accuracy")[0][1] == pytest.approx(
         run.history.end["test_accuracy"]
     )
 

@@ -1,16 +1,16 @@
-"""What axes promise before they are drawn; tests/browser/test_figures_drawn.py has plotly itself draw them."""
+"""Axes before they are drawn. ``tests/browser/test_figures_drawn.py`` draws them with Plotly."""
 
 import numpy as np
 import pytest
 
-from finetune_core.figures.axes import hover_percent, share_axis, whole_step
+from finetune_core.figures.axes import choose_percent_format, choose_tick_step, make_share_axis
 
 
 @pytest.mark.parametrize(
     "values", [[0.985, 0.993, 1.0], [0.0, 0.004], [0.2, 0.9], [1.0], [0.0], [0.5], [0.0, 1.0], []]
 )
 def test_an_axis_of_shares_has_room_for_all_and_none_for_a_tick_that_cannot_be(values):
-    low, high = share_axis(values)["range"]
+    low, high = make_share_axis(values)["range"]
     assert low < min(values, default=0.5) <= max(values, default=0.5) < high
     assert high - low >= 0.01
     tick = (high - low) / 10  # plotly has ten at most, so they are at least as far apart
@@ -19,7 +19,7 @@ def test_an_axis_of_shares_has_room_for_all_and_none_for_a_tick_that_cannot_be(v
 
 
 def test_an_axis_of_shares_passes_over_what_is_not_defined():
-    assert share_axis([0.4, np.nan, 0.6, np.inf]) == share_axis([0.4, 0.6])
+    assert make_share_axis([0.4, np.nan, 0.6, np.inf]) == make_share_axis([0.4, 0.6])
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_an_axis_of_shares_passes_over_what_is_not_defined():
     [(0, 1), (1, 1), (6, 1), (7, 2), (12, 2), (30, 5), (60, 10), (100, 20), (12345, 5000)],
 )
 def test_counts_have_few_whole_ticks(most, step):
-    assert whole_step(most) == step
+    assert choose_tick_step(most) == step
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,4 @@ def test_counts_have_few_whole_ticks(most, step):
     ],
 )
 def test_the_label_of_a_point_has_the_digits_that_matter(values, written):
-    assert [format(value, hover_percent(values)) for value in values] == written
+    assert [format(value, choose_percent_format(values)) for value in values] == written

@@ -1,4 +1,4 @@
-"""Several runs' curves in one figure: the colour is the run, the dash is the split."""
+"""Curves of several runs in one figure: colours for runs, dashes for splits."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The figure of a profile."""
+"""Figure of a profile."""
 
 from finetune_core.figures.profile import describe_profile, profile_figure
 from finetune_core.figures.style import COLD, WARM

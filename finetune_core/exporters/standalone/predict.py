@@ -2,8 +2,8 @@
 
     python predict.py IMAGE…
 
-Needs pillow, numpy, and for model.onnx: onnxruntime; for model.pt2: torch; for model.safetensors: torch, safetensors, and
-torchvision or timm, whichever model.json names.
+Needs pillow and numpy. model.onnx also needs onnxruntime, model.pt2 needs torch, and
+model.safetensors needs torch, safetensors, and torchvision or timm, whichever model.json names.
 """
 
 import json
@@ -17,19 +17,19 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def preprocess(path, steps):
-    """An image file -> float32 [3, size, size], as the network was trained on it."""
+    """Read an image file and return float32 [3, size, size], preprocessed as in training."""
     side, size = steps["resize_to"], steps["centre_crop_to"]
     with Image.open(path) as image:
-        # decode a large JPEG at a smaller scale; other formats take no notice
+        # Decode a large JPEG at a smaller scale. Other formats ignore this.
         image.draft("RGB", (side, side))
         image.load()
         image = to_rgb(ImageOps.exif_transpose(image))
-    how = Image.Resampling[steps["interpolation"].upper()]
+    resampling = Image.Resampling[steps["interpolation"].upper()]
     if steps["fit"] == "crop":
-        square = ImageOps.fit(image, (side, side), how)
+        square = ImageOps.fit(image, (side, side), resampling)
     else:
         scale = side / max(image.size)
-        image = image.resize([max(1, round(length * scale)) for length in image.size], how)
+        image = image.resize([max(1, round(length * scale)) for length in image.size], resampling)
         square = Image.new("RGB", (side, side), tuple(steps["padding"]))
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     square = np.asarray(square)
@@ -40,7 +40,11 @@ def preprocess(path, steps):
 
 
 def to_rgb(image):
-    """8-bit RGB: transparency on white, 16-bit gray by its top 8 bits, gray without a fixed range stretched to it."""
+    """Convert an image to 8-bit RGB.
+
+    Transparent pixels become white. 16-bit gray keeps its top 8 bits. Gray without a fixed range is
+    stretched to the full range.
+    """
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         gray = np.asarray(image).astype(np.float64)
         gray[np.isnan(gray)] = -np.inf
@@ -62,12 +66,13 @@ def to_rgb(image):
 
 
 def load(info):
-    """Return a function: float32 [batch, 3, size, size] -> logits [batch, classes]."""
+    """Return a function that maps float32 [batch, 3, size, size] to logits [batch, classes]."""
     name = next(name for name in LOADERS if (FOLDER / name).exists())
     return LOADERS[name](FOLDER / name, info)
 
 
 def load_onnx(file, info):
+    """Return a function that runs model.onnx with onnxruntime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file)
@@ -75,16 +80,19 @@ def load_onnx(file, info):
 
 
 def load_program(file, info):
+    """Return a function that runs model.pt2 with torch."""
     import torch
 
-    return without_gradients(torch.export.load(file).module())
+    return wrap_model(torch.export.load(file).module())
 
 
 def load_weights(file, info):
-    return without_gradients(rebuild(file, info["network"], len(info["classes"])))
+    """Return a function that runs the network with the weights of model.safetensors."""
+    return wrap_model(load_model(file, info["network"], len(info["classes"])))
 
 
-def without_gradients(model):
+def wrap_model(model):
+    """Return a function that runs a model on NumPy arrays, without gradients."""
     import torch
 
     @torch.no_grad()
@@ -97,29 +105,31 @@ def without_gradients(model):
 LOADERS = {"model.onnx": load_onnx, "model.pt2": load_program, "model.safetensors": load_weights}
 
 
-def rebuild(file, network, classes):
-    """Take the network's structure from the library that defines it, and fill it with weights."""
+def load_model(file, network, classes):
+    """Build the network with the library that defines it, and load its weights."""
     from safetensors.torch import load_file
 
     model = (
-        ensemble(network["members"], classes)
+        build_ensemble(network["members"], classes)
         if "members" in network
-        else structure(network, classes)
+        else build_model(network, classes)
     )
-    state = model.state_dict()  # with the versions of its layers, which a file of tensors lacks
+    # The model's own dictionary holds the layers' versions, which a file of tensors lacks.
+    state = model.state_dict()
     state.update(load_file(file))
     model.load_state_dict(state)
     return model.eval()
 
 
-def structure(network, classes):
-    """One network, its weights still to be filled in."""
+def build_model(network, classes):
+    """Build one network without loading its weights."""
     from torch import nn
 
     if "features_from" in network:
         sys.exit(
-            f"This network ends after {network['features_from']}, so its structure is in no library. Export it as ONNX or torch.export to run "
-            "it with this file, or name images with Thaw: python -m finetune_core predict FOLDER IMAGE…"
+            f"This network ends after {network['features_from']}, so its structure is in no "
+            "library. Export it as ONNX or torch.export to run it with this file, or name images "
+            "with Thaw: python -m finetune_core predict FOLDER IMAGE…"
         )
     if network["library"] == "timm":
         import timm
@@ -139,38 +149,43 @@ def structure(network, classes):
     return model
 
 
-def ensemble(members, classes):
-    """Several networks, which answer the logarithm of their mean probabilities. Each gets images normalised as in its training."""
+def build_ensemble(members, classes):
+    """Build an ensemble, whose output is the logarithm of the mean of the probabilities.
+
+    Each network gets images with the normalisation of its own training.
+    """
     import torch
     from torch import nn
 
     class Ensemble(nn.Module):
         def __init__(self):
             super().__init__()
-            self.members = nn.ModuleList(structure(one, classes) for one in members)
-            for at, one in enumerate(members):
+            self.members = nn.ModuleList(build_model(one, classes) for one in members)
+            for index, one in enumerate(members):
                 if (one["mean"], one["std"]) != (members[0]["mean"], members[0]["std"]):
-                    self.register_buffer(f"scale_{at}", torch.ones(3, 1, 1))
-                    self.register_buffer(f"shift_{at}", torch.zeros(3, 1, 1))
+                    self.register_buffer(f"scale_{index}", torch.ones(3, 1, 1))
+                    self.register_buffer(f"shift_{index}", torch.zeros(3, 1, 1))
 
         def forward(self, images):
             answers = []
-            for at, member in enumerate(self.members):
-                seen = images * getattr(self, f"scale_{at}", 1) + getattr(self, f"shift_{at}", 0)
-                answers.append(member(seen).log_softmax(dim=1))
+            for index, member in enumerate(self.members):
+                inputs = images * getattr(self, f"scale_{index}", 1) + getattr(
+                    self, f"shift_{index}", 0
+                )
+                answers.append(member(inputs).log_softmax(dim=1))
             return torch.stack(answers).logsumexp(dim=0) - np.log(len(answers))
 
     return Ensemble()
 
 
 def main():
-    """Print one JSON object per image; returns the exit status: 1 where one could not be read."""
+    """Print one JSON object per image. Return 1 if an image could not be read, otherwise 0."""
     info = json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))
     forward = load(info)
     status = 0
     for path in sys.argv[1:]:
         try:
-            if not Path(path).is_file():  # a FIFO, say, which would be waited for
+            if not Path(path).is_file():  # opening a FIFO would block
                 raise OSError("there is no such file")
             pixels = preprocess(path, info["preprocessing"])
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
