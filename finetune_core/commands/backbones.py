@@ -57,7 +57,8 @@ def print_backbones(rows: list[dict[str, Any]]) -> None:
     )
     if any(row["imagenet_top1"] for row in rows):
         out.print(
-            "ImageNet top-1 is what torchvision states for its own weights; timm and packages state none."
+            "ImageNet top-1 is what torchvision states for its own weights; timm and packages "
+            "state none."
         )
     if not rows:
         out.print("There is none. `python -m finetune_core backbones` lists all.")

@@ -10,7 +10,7 @@ from rich.markup import escape
 from finetune_core.commands.options import option_of
 from finetune_core.commands.terminal import err, progress_bar, show_work
 from finetune_core.config import RunConfig, read_config, setting_of
-from finetune_core.config.metadata import as_number
+from finetune_core.config.metadata import parse_number
 from finetune_core.data.entry import load_split
 from finetune_core.data.sources import resolve_data
 from finetune_core.errors import ConfigError
@@ -65,7 +65,8 @@ def kept_split(data: str | None, as_is: bool) -> dict[str, Any]:
         listed = ", ".join(f"{option_of(name)} {value}" for name, value in kept.items())
         err.print(
             escape(
-                f"Split as it was set in the app (--as-is leaves that out, an option goes before it): {listed}"
+                "Split as it was set in the app (--as-is leaves that out, an option goes before "
+                f"it): {listed}"
             )
         )
     return kept
@@ -94,7 +95,7 @@ def integers(field: str, text: str) -> list[int]:
 
 def shares(field: str, text: str) -> list[float]:
     """``0.1,50%`` -> shares, likewise."""
-    return _numbers(field, text, lambda part: float(as_number(part, share=True)))
+    return _numbers(field, text, lambda part: float(parse_number(part, share=True)))
 
 
 def _numbers(field: str, text: str, read: Callable[[str], Number]) -> list[Number]:

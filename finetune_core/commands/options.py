@@ -19,8 +19,9 @@ from finetune_core.errors import ConfigError, FinetuneError, OutOfMemory, Traini
 from finetune_core.training.strategies import STRATEGIES
 
 DATA_HELP = (
-    "A folder with one subfolder of images per class, an archive of such a folder (.zip, .tar, .tar.gz, …), a manifest (.csv or "
-    ".parquet with columns path and label), the word 'digits', or the name of a fetched public set."
+    "A folder with one subfolder of images per class, an archive of such a folder (.zip, .tar, "
+    ".tar.gz, …), a manifest (.csv or .parquet with columns path and label), the word 'digits', or "
+    "the name of a fetched public set."
 )
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else.")
@@ -29,15 +30,16 @@ AsIs = Annotated[
     bool,
     typer.Option(
         "--as-is",
-        help="Ignore what was set for this data set in the app: its changes, and the split settings that no option gives.",
+        help="Ignore what was set for this data set in the app: its changes, and the split "
+        "settings that no option gives.",
     ),
 ]
 Recipe = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="auto: what has no option follows from the number of training images and the strategy; "
-        "tutorial: the classic numbers, Adam at 0.0001 for 10 epochs. Options win.",
+        help="auto: what has no option follows from the number of training images and the "
+        "strategy; tutorial: the classic numbers, Adam at 0.0001 for 10 epochs. Options win.",
     ),
 ]
 Data = Annotated[str, typer.Argument(help=DATA_HELP)]
@@ -49,7 +51,8 @@ Executor = Annotated[
     typer.Option(
         "--executor",
         metavar="NAME",
-        help="Who trains: here, this process; or ray, tasks of Ray on this machine's devices or a cluster's (needs ray>=2.60).",
+        help="Who trains: here, this process; or ray, tasks of Ray on this machine's devices or a "
+        "cluster's (needs ray>=2.60).",
     ),
 ]
 RayAddress = Annotated[
@@ -57,7 +60,8 @@ RayAddress = Annotated[
     typer.Option(
         "--ray-address",
         metavar="HOST:PORT",
-        help="The head of a Ray cluster, for --executor ray; without one, a Ray of this machine's own is started.",
+        help="The head of a Ray cluster, for --executor ray; without one, a Ray of this machine's "
+        "own is started.",
     ),
 ]
 Devices = Annotated[
@@ -65,7 +69,8 @@ Devices = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Train each run on so many GPUs, or parts of the processor, of one machine, as torchrun would; the same run, to rounding.",
+        help="Train each run on so many GPUs, or parts of the processor, of one machine, as "
+        "torchrun would; the same run, to rounding.",
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
@@ -76,8 +81,8 @@ Command = Callable[..., Any]
 COMPARED = {
     "strategy": (
         "feature_extraction,last_block,full",
-        "Strategies to train; from:STAGE trains everything from that stage on (default feature_extraction,last_block,full, and "
-        "custom where --cut or --stage-rates describe it).",
+        "Strategies to train; from:STAGE trains everything from that stage on (default "
+        "feature_extraction,last_block,full, and custom where --cut or --stage-rates describe it).",
     ),
     "seed": ("0,1,2", "Each strategy is trained once with each (default 0,1,2)."),
     "backbone": ("", "Networks to start from."),
@@ -202,5 +207,5 @@ def _parameter(one: Setting, several: str) -> inspect.Parameter:
 def _help(one: Setting) -> str:
     usual = "auto" if one.follows else one.default
     default = "" if usual in (None, "") else f"default {usual}"
-    details = "; ".join(filter(None, (one.values_in_words, default)))
+    details = "; ".join(filter(None, (one.allowed_values_text, default)))
     return one.help + (f" ({details})" if details else "")

@@ -53,7 +53,8 @@ def predictions_of(
     if is_export(folder):
         if look_at_training:
             raise RunError(
-                f"{folder} is an export: it does not know where its training images are. Give the folder of the run instead."
+                f"{folder} is an export: it does not know where its training images are. Give the "
+                "folder of the run instead."
             )
         predictor, known = load_export(folder), None
     else:

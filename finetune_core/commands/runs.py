@@ -51,7 +51,8 @@ def followed_by(
     if others := [name for name in backbones if name != own]:
         raise ConfigError(
             {
-                "backbone": f"follows from the run to start from: {run.run_id} has {own}, not {', '.join(others)}; leave it out"
+                "backbone": f"follows from the run to start from: {run.run_id} has {own}, not "
+                f"{', '.join(others)}; leave it out"
             }
         )
     return {
@@ -75,7 +76,8 @@ def with_weights(configs: Sequence[RunConfig], *, elsewhere: bool = False) -> No
         check_config(config, elsewhere=elsewhere)
     if missing := missing_weights(configs):
         err.print(
-            f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} first"
+            f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} "
+            "first"
         )
         with progress_bar() as bar:
             show_work(bar, fetch_weights(missing))

@@ -216,8 +216,9 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                     err.print("The backbone starts from random weights.")
                 verb = "are fitted" if event.epochs == 0 and event.trainable_parameters else "train"
                 err.print(
-                    f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of {event.total_parameters:,} parameters "
-                    f"{verb} on {escape(devices_in_words(event.to_json()))} in {arithmetic(event.to_json())}"
+                    f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of "
+                    f"{event.total_parameters:,} parameters {verb} on "
+                    f"{escape(devices_in_words(event.to_json()))} in {arithmetic(event.to_json())}"
                 )
                 if words := lineage_in_words(event.to_json()):
                     err.print(escape(words))

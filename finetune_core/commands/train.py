@@ -160,7 +160,8 @@ def led(
         if ranks.several and devices > 1:
             raise ConfigError(
                 {
-                    "devices": "torchrun says how many: leave this out, or start the command without torchrun"
+                    "devices": "torchrun says how many: leave this out, or start the command "
+                    "without torchrun"
                 }
             )
         if ranks.leads:

@@ -74,7 +74,8 @@ def said_of_training(done: Trained, wanted: int) -> None:
     """On stderr: what did not train."""
     if done.stopped:
         err.print(
-            f"Stopped: {things(len(done.runs), 'run')} of {wanted} trained to the end; --reuse goes on from there."
+            f"Stopped: {things(len(done.runs), 'run')} of {wanted} trained to the end; --reuse "
+            "goes on from there."
         )
     if done.failed:
         err.print(f"{things(len(done.failed), 'run')} of {wanted} failed; the others are compared.")

@@ -139,7 +139,7 @@ def backbone_names() -> tuple[str, ...]:
     installed = [
         name for name, package in _PACKAGES.items() if name == PACKAGED or find_spec(package.module)
     ]
-    return (*installed, *_torchvision_names(), *timm_networks.published())
+    return (*installed, *_torchvision_names(), *timm_networks.list_published())
 
 
 def download_bytes(parameters: int) -> int:
@@ -154,7 +154,7 @@ def found_backbones(word: str) -> list[str]:
 
 def ready_backbones() -> list[str]:
     """Return the backbones whose weights are on this machine."""
-    published = timm_networks.published()
+    published = timm_networks.list_published()
     here = hub.repositories_with(timm_networks.WEIGHTS, published.values())
     return [
         name

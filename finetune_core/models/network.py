@@ -33,7 +33,7 @@ from finetune_core.models.timm_networks import (
     is_timm_name,
     no_head_error,
 )
-from finetune_core.models.truncated import truncated
+from finetune_core.models.truncated import truncate_network
 from finetune_core.models.weights import (
     PRETRAINED,
     RANDOM,
@@ -253,7 +253,7 @@ def ended_after(
         )
     side = image_size or _side_and_version(name, None)[0]
     try:
-        return truncated(
+        return truncate_network(
             model, stages, head_paths(name, image_size)[0], names.index(stage), classes, side
         )
     except CannotSplit as error:

@@ -135,7 +135,7 @@ def is_timm_name(name: str) -> bool:
 
 
 @cache
-def published() -> dict[str, str]:
+def list_published() -> dict[str, str]:
     """Return the classifiers that timm publishes as safetensors.
 
     Returns:

@@ -16,7 +16,7 @@ Places = tuple[int, ...]
 _PREFIXES = {"cls_token", "class_token", "dist_token", "reg_token"}
 
 
-def truncated(
+def truncate_network(
     model: nn.Module, stages: Sequence[Stage], head: str, last: int, classes: int, image_size: int
 ) -> tuple[nn.Module, tuple[Stage, ...]]:
     """Cut a network after stage ``last`` and add pooling and a linear layer.
